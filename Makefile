@@ -1,0 +1,75 @@
+# Two commands for a newcomer: `make serve` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+SHELL  := bash
+.SHELLFLAGS := -o pipefail -ec
+
+# What needs neither model nor processes, without loading what only the other tests need.
+FAST := $(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -m "not model and not story" \
+	--ignore tests/story --ignore tests/hostile/test_schema.py
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test fast check crash bench-quality bench-store lock wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+serve: $(VENV)/.setup  ## set up, then run a gateway and a node with a real model (ARGS="--port 8099")
+	@exec $(BIN)/embedmesh serve $(ARGS)
+
+test: $(VENV)/.setup $(VENV)/.dev  ## everything: rules, stores, engine, real processes, real SDKs
+	$(FAST) $(ARGS)
+	$(BIN)/pytest -m "model or story" $(ARGS)
+
+fast: $(VENV)/.dev  ## the part without model and processes (under 10 s)
+	$(FAST) $(ARGS)
+
+check: $(VENV)/.dev  ## static checks: format, lint, types, import arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+crash: $(VENV)/.setup $(VENV)/.dev  ## kill -9 gateway, node and engine under load; the ledger must still add up (minutes)
+	$(BIN)/python -m bench.crash $(ARGS)
+
+bench-quality: $(VENV)/.setup $(VENV)/.dev  ## parity with sentence-transformers and STS-B, as a table
+	$(BIN)/python -m bench.quality $(ARGS)
+
+bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request
+	$(BIN)/python -m bench.store $(ARGS)
+
+lock:  ## write requirements/*.lock anew (needs uv)
+	requirements/lock.sh
+
+wheel: $(VENV)/.dev  ## build dist/embedmesh-*.whl
+	$(BIN)/python -m hatchling build -t wheel
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache node_modules
+
+# -- set-up: each step leaves a stamp, so that a second run is instant ------------------------------------------------
+
+$(VENV)/bin/pip:
+	@echo "embedmesh: making $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit("embedmesh needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements/install.lock pyproject.toml | $(VENV)/bin/pip
+	@echo "embedmesh: installing pinned, hash-checked dependencies"
+	@$(BIN)/pip install --disable-pip-version-check --require-hashes --no-deps -r requirements/install.lock \
+		| sed -u -n -E 's/^(Collecting [^ ]+|Installing collected packages).*/  \1/p'
+	@$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.setup: $(VENV)/.installed
+	@$(BIN)/embedmesh setup
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.installed
+	@echo "embedmesh: installing what the tests need"
+	@$(BIN)/pip install --disable-pip-version-check --quiet --require-hashes --no-deps -r requirements/dev.lock
+	@touch $@

@@ -1,0 +1,149 @@
+"""What `bench.crash` found: the clients' logs joined, request by request, with the ledger."""
+
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from bench.live import Live
+from embedmesh.settings import secret_path, store_path
+from embedmesh.storage.connect import connect
+from embedmesh.storage.secret import hash_user, load_secret
+
+KINDS = ("gateway", "node", "worker")
+BACK_S_MAX = 3.0  # the promise: a killed service is back by then
+CHECK_S = 120.0  # `ledger check` reads the whole store
+APART = "apart"  # the user of requests that are not part of the load
+
+
+class Delivered(NamedTuple):
+    """A 200 that a client has read to its last byte."""
+
+    user: str
+    cost: int
+
+
+class Back(NamedTuple):
+    """Seconds from a kill to the first 200 of a request that was sent after it; None if it never came."""
+
+    kind: str
+    seconds: float | None
+
+
+class Books(msgspec.Struct):
+    """What the ledger says once everything has stopped. `usage` has (hash of the user, cost) of each charge."""
+
+    ok: bool
+    usage: list[tuple[str, int]]
+    recovered: int
+    expired: int
+    open: int
+
+
+class Figures(msgspec.Struct):
+    """What was found. Money in nano-USD, times in seconds."""
+
+    kills: int
+    seconds: float
+    delivered: int
+    refused: dict[str, int]
+    wrong_replies: int
+    back_s: dict[str, dict[str, float]]
+    never_back: int
+    delivered_nanousd: int
+    captured_nanousd: int
+    charged_not_delivered: int
+    charged_twice: int
+    charged_another_cost: int
+    delivered_not_charged: int
+    delivered_not_charged_nanousd: int
+    released_at_a_start: int
+    expired: int
+    left_open: int
+    ledger_check_ok: bool
+    internal_errors_logged: int
+
+    def broken(self) -> list[str]:
+        """What does not hold, in words; nothing when all is well."""
+        slowest = max((each["max"] for each in self.back_s.values()), default=0.0)
+        said = {
+            f"{self.charged_not_delivered} charges for replies that no client got": self.charged_not_delivered,
+            f"{self.charged_twice} replies were charged twice": self.charged_twice,
+            f"{self.charged_another_cost} charges differ from what the reply said": self.charged_another_cost,
+            "more replies went uncharged than were in flight at crashes": self.delivered_not_charged
+            > self.released_at_a_start,
+            "the sums do not agree": self.captured_nanousd + self.delivered_not_charged_nanousd
+            != self.delivered_nanousd,
+            f"{self.wrong_replies} replies were wrong": self.wrong_replies,
+            f"after {self.never_back} kills the service did not come back": self.never_back,
+            f"the service was away for {slowest:.2f} s": slowest > BACK_S_MAX,
+            "`ledger check` found something": not self.ledger_check_ok,
+            f"{self.left_open} holds are still open": self.left_open,
+            f"{self.expired} holds had to expire": self.expired,
+            f"{self.internal_errors_logged} internal errors were logged": self.internal_errors_logged,
+            "nothing was delivered": not self.delivered,
+        }
+        return [words for words, wrong in said.items() if wrong]
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """How many, their median and their maximum."""
+    return {"kills": len(seconds), "median": statistics.median(seconds), "max": max(seconds)}
+
+
+def read_books(live: Live) -> Books:
+    """The ledger after the stop: checked by the command, then read row by row."""
+    command = [sys.executable, "-m", "embedmesh", "ledger", "check", "--json", "--data-dir", str(live.data_dir)]
+    checked = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=CHECK_S)
+    db = connect(store_path(live.data_dir), busy_s=5, read_only=True)
+    try:
+        ends = dict(db.execute("SELECT coalesce(ended_by, 'open'), count(*) FROM holds GROUP BY 1"))
+        rows = db.execute("SELECT user_hash, cost FROM usage").fetchall()
+    finally:
+        db.close()
+    return Books(
+        ok=checked.returncode == 0 and msgspec.json.decode(checked.stdout)["ok"],
+        usage=rows,
+        recovered=ends.get("recover", 0),
+        expired=ends.get("expire", 0),
+        open=ends.get("open", 0),
+    )
+
+
+def join(
+    live: Live, delivered: Sequence[Delivered], refused: Counter[str], wrong: int, backs: Sequence[Back], seconds: float
+) -> Figures:
+    """Clients' logs against the ledger. Requests of the user APART are no part of it."""
+    books = read_books(live)
+    secret = load_secret(secret_path(live.data_dir))
+    apart = hash_user(secret, APART)
+    charges = [(user, cost) for user, cost in books.usage if user != apart]
+    charged = {user for user, _ in charges}
+    read = {hash_user(secret, each.user): each.cost for each in delivered}
+    unpaid = [cost for user, cost in read.items() if user not in charged]
+    took = {kind: [b.seconds for b in backs if b.kind == kind and b.seconds is not None] for kind in KINDS}
+    return Figures(
+        kills=len(backs),
+        seconds=seconds,
+        delivered=len(read),
+        refused=dict(refused.most_common()),
+        wrong_replies=wrong,
+        back_s={kind: summary(each) for kind, each in took.items() if each},
+        never_back=sum(back.seconds is None for back in backs),
+        delivered_nanousd=sum(read.values()),
+        captured_nanousd=sum(cost for _, cost in charges),
+        charged_not_delivered=len(charged - read.keys()),
+        charged_twice=len(charges) - len(charged),
+        charged_another_cost=sum(read.get(user, cost) != cost for user, cost in charges),
+        delivered_not_charged=len(unpaid),
+        delivered_not_charged_nanousd=sum(unpaid),
+        released_at_a_start=books.recovered,
+        expired=books.expired,
+        left_open=books.open,
+        ledger_check_ok=books.ok,
+        internal_errors_logged=live.log.read_text(errors="replace").count("internal error"),
+    )

@@ -1,0 +1,231 @@
+"""How good the engine's vectors are, on the default model: `python -m bench.quality [--json]`.
+
+Three questions, each answered against something outside the engine:
+
+* parity: how far from sentence-transformers in fp32, on our own texts of every length and many scripts;
+* batch invariance: how far a text's vector moves when other texts share its batch;
+* STS-B captions: rank correlation of cosines with human judgement (needs outside data; left out where that is absent).
+
+`tests/engine/test_parity.py` holds the same figures to their bounds.
+"""
+
+import asyncio
+import csv
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from embedmesh.engine.admit import Admission
+from embedmesh.engine.folder import digest, read_folder
+from embedmesh.engine.frames import Load
+from embedmesh.engine.supervise import Supervisor
+from embedmesh.engine.tokens import ModelTokenizer
+from tests.data import find_model_folder, find_outside_data
+from tests.engine.goldens import Goldens, read_goldens
+
+Vectors = NDArray[np.float32]
+Ids = list[list[int]]
+Embed = Callable[[Ids], Awaitable[Vectors]]
+"""Token ids, special tokens not yet added, to one unit vector an input, in input order."""
+
+STSB = "stsb_captions_ccbysa.tsv"
+MIX_SIZES = (2, 3, 5, 8, 13, 21, 180)  # texts, from a pair to many batches
+CALLS_AT_ONCE = 12  # callers whose texts may share a batch
+UNPLANNED_MAX = 13  # texts; of those mixes, what is also run as one batch of some 3,000 padded tokens
+QUEUE_TOKENS_MAX = 600_000  # a node's default
+ANSWER_S = 60.0  # far more than any call here takes; a hung engine must end the run, not hang it
+SEED = 20_261_122
+
+
+class Distance(msgspec.Struct, frozen=True):
+    """How far apart two arrays of unit vectors are, component by component."""
+
+    max_abs: float
+    mean_abs: float
+    cosine_min: float
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """Every figure. `spearman` is in percent, by split; None where the outside data is absent."""
+
+    texts: int
+    tokens: int
+    parity: Distance
+    batch_invariance: Distance
+    spearman: dict[str, float] | None
+
+
+class Engine(NamedTuple):
+    """A started engine. `embed` plans batches as a node does; `one_batch` runs all its inputs together as they are."""
+
+    embed: Embed
+    one_batch: Embed
+    tokenizer: ModelTokenizer
+
+
+class Pair(NamedTuple):
+    """Two sentences and how alike people found them, 0 to 5."""
+
+    split: str  # dev or test
+    left: str
+    right: str
+    score: float
+
+
+@asynccontextmanager
+async def started(folder: Path) -> AsyncIterator[Engine]:
+    """The engine of a node, worker process included, on the model in a folder."""
+    model = read_folder(folder)
+    tokenizer = ModelTokenizer(folder, model.max_tokens)
+    load = Load(str(folder), digest(folder), model.width, model.max_tokens, threads=0)
+    supervisor = Supervisor(load, on_start=lambda: None)
+    line = Admission(supervisor.run, tokens_max=QUEUE_TOKENS_MAX, on_batch=lambda plan, seconds: None)
+
+    async def embed(ids: Ids) -> Vectors:
+        async with asyncio.timeout(ANSWER_S):
+            return as_array(await line.embed([tokenizer.with_specials(each) for each in ids]))
+
+    async def one_batch(ids: Ids) -> Vectors:
+        sequences = [tokenizer.with_specials(each) for each in ids]
+        async with asyncio.timeout(ANSWER_S):
+            return as_array(await supervisor.run(sequences, len(ids), max(map(len, sequences))))
+
+    dispatching = asyncio.create_task(line.dispatch())
+    try:
+        await supervisor.start()
+        yield Engine(embed, one_batch, tokenizer)
+    finally:
+        dispatching.cancel()
+        await supervisor.stop()
+
+
+def as_array(vectors: Sequence[bytes]) -> Vectors:
+    """Little-endian float32 of equal width as rows."""
+    return np.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), -1)
+
+
+def distance(ours: Vectors, theirs: Vectors) -> Distance:
+    """How far `ours` is from `theirs`, row by row; both (rows, width)."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{ours.shape} and {theirs.shape} do not compare")
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return Distance(float(np.abs(a - b).max()), float(np.abs(a - b).mean()), float(cosines.min()))
+
+
+def ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Ranks from 0; equal values share the mean of their places."""
+    _, place, times = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    last = np.cumsum(times) - 1
+    means: NDArray[np.float64] = (last - (times - 1) / 2)[place]
+    return means
+
+
+def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Rank correlation, -1 to 1: Pearson's correlation of the ranks."""
+    return float(np.corrcoef(ranks(ours), ranks(theirs))[0, 1])
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The STS-B captions, in the file's order."""
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [Pair(row["split"], row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
+
+
+def golden_ids(tokenizer: ModelTokenizer, goldens: Goldens) -> Ids:
+    """Ids of the golden texts, cut at the end to what the model takes, special tokens not yet added."""
+    return [ids[: goldens.max_tokens - tokenizer.specials] for ids in tokenizer.ids(goldens.texts)]
+
+
+async def one_by_one(engine: Engine, ids: Ids) -> Vectors:
+    """Each text alone in its batch."""
+    return np.concatenate([await engine.embed([each]) for each in ids])
+
+
+async def mixed(engine: Engine, ids: Ids, alone: Vectors, dice: Random) -> Distance:
+    """How far vectors move from `alone` (one row an input) when each shares its batch with others by dice."""
+
+    def some(count: int) -> list[int]:
+        return [dice.randrange(len(ids)) for _ in range(count)]
+
+    planned = [some(size) for size in MIX_SIZES]
+    unplanned = [some(size) for size in MIX_SIZES if size <= UNPLANNED_MAX]  # from 3 to 256 tokens side by side
+    at_once = [some(dice.randint(1, 4)) for _ in range(CALLS_AT_ONCE)]
+    answers = [await engine.embed([ids[at] for at in mix]) for mix in planned]
+    answers += [await engine.one_batch([ids[at] for at in mix]) for mix in unplanned]
+    answers += await asyncio.gather(*(engine.embed([ids[at] for at in mix]) for mix in at_once))
+    return distance(np.concatenate(answers), alone[np.concatenate(planned + unplanned + at_once)])
+
+
+async def agreement(engine: Engine, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Spearman's rank correlation of cosines with people's scores, in percent: of `dev`, `test` and `all`."""
+    left = await engine.embed(engine.tokenizer.ids([pair.left for pair in pairs]))
+    right = await engine.embed(engine.tokenizer.ids([pair.right for pair in pairs]))
+    cosines = (left * right).sum(axis=1)
+
+    def percent(of: Sequence[int]) -> float:
+        return 100 * spearman([cosines[at] for at in of], [pairs[at].score for at in of])
+
+    places = range(len(pairs))
+    splits = {name: [at for at in places if pairs[at].split == name] for name in ("dev", "test")}
+    return {name: percent(of) for name, of in splits.items()} | {"all": percent(places)}
+
+
+async def measure(folder: Path) -> Quality:
+    """Every figure of the model in a folder."""
+    goldens, stsb = read_goldens(), find_outside_data(STSB)
+    async with started(folder) as engine:
+        ids = golden_ids(engine.tokenizer, goldens)
+        alone = await one_by_one(engine, ids)
+        return Quality(
+            texts=len(ids),
+            tokens=sum(goldens.tokens),
+            parity=distance(alone, goldens.vectors),
+            batch_invariance=await mixed(engine, ids, alone, Random(SEED)),
+            spearman=await agreement(engine, read_pairs(stsb)) if stsb else None,
+        )
+
+
+def show(quality: Quality) -> None:
+    """The figures for a person."""
+    table = Table("what", "figure", title=f"{quality.texts} texts of {quality.tokens} tokens")
+    for name, found in (("sentence-transformers fp32", quality.parity), ("batch neighbours", quality.batch_invariance)):
+        table.add_row(f"{name}: max abs difference", f"{found.max_abs:.1e}")
+        table.add_row(f"{name}: mean abs difference", f"{found.mean_abs:.1e}")
+        table.add_row(f"{name}: smallest cosine", f"{found.cosine_min:.7f}")
+    for split, percent in (quality.spearman or {}).items():
+        table.add_row(f"STS-B captions, {split}: Spearman", f"{percent:.2f}")
+    if quality.spearman is None:
+        table.add_row("STS-B captions", f"left out: no {STSB} here")
+    Console().print(table)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    if not set(arguments) <= {"--json"}:
+        print("usage: python -m bench.quality [--json]", file=sys.stderr)
+        return 2
+    folder = find_model_folder()
+    if folder is None:
+        print("the default model's files are not here; run `embedmesh setup` first", file=sys.stderr)
+        return 1
+    quality = asyncio.run(measure(folder))
+    if "--json" in arguments:
+        print(msgspec.json.encode(quality).decode())
+    else:
+        show(quality)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

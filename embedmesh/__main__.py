@@ -1,0 +1,5 @@
+"""`python -m embedmesh`."""
+
+from embedmesh.cli import main
+
+main()

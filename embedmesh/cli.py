@@ -1,0 +1,23 @@
+"""The program's entry. Nothing heavy is imported before Ctrl-C is watched for: not even click."""
+
+import sys
+
+from embedmesh.commands import EXIT_INTERRUPTED, importing
+
+
+def main() -> None:
+    """The console script. A set-up error is one line, an interruption none; neither shows a traceback."""
+    with importing():
+        import click
+
+        from embedmesh.commands.group import cli
+        from embedmesh.process import EXIT_SETUP
+        from embedmesh.rules.errors import SetupError
+
+    try:
+        cli()
+    except SetupError as error:
+        click.echo(f"embedmesh: {error}", err=True)
+        sys.exit(EXIT_SETUP)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

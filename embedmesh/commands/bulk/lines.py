@@ -1,0 +1,174 @@
+"""Lines of a file or pipe, and batches of them, without ever holding the whole input.
+
+Every batch carries the SHA-256 of all input up to its end. That is how a later run knows that it goes on with the same
+input: the beginning is read and hashed again, which costs a second per gigabyte, and nothing needs to be stored.
+"""
+
+import asyncio
+import hashlib
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+import orjson
+
+from embedmesh.commands.telling import WrongUsage
+from embedmesh.rules.embeddings import BODY_BYTES_MAX
+
+CHUNK_BYTES = 256 * 1024  # a few thousand short lines a read
+LINE_BYTES_MAX = BODY_BYTES_MAX - 64 * 1024  # what a request body can hold beside its other members
+BATCH_BYTES_MAX = 1024 * 1024  # a quarter of what a body may have; a larger one waits longer for its last byte
+OVERWRITE = " Give the same input to go on, or --overwrite to begin anew."
+BOM = b"\xef\xbb\xbf"
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a line has no vector. Never holds the line's text."""
+
+    code: str
+    message: str
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Lines that are asked for together. `lines` holds each text as JSON, or why it cannot be asked for.
+
+    `first` is the index (from 0) of the first line; `digest` and `end_bytes` tell of the input up to the last one.
+    """
+
+    first: int
+    lines: list[bytes | Refusal]
+    digest: str
+    end_bytes: int
+
+
+class Splitter:
+    """Cuts chunks into lines. `digest` and `end_bytes` always tell of the input up to the line given last."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._kept: list[bytes] = []
+        self._line_bytes = 0
+        self.end_bytes = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex."""
+        return self._hash.hexdigest()
+
+    def feed(self, chunk: bytes) -> Iterator[bytes | None]:
+        """Each line that ends in `chunk`, its end included; None for one longer than LINE_BYTES_MAX. Take them all."""
+        start = 0
+        while (newline := chunk.find(b"\n", start)) != -1:
+            self._keep(chunk[start : newline + 1])
+            yield self._cut()
+            start = newline + 1
+        self._keep(chunk[start:])
+
+    def end(self) -> Iterator[bytes | None]:
+        """The last line, where it has no end of line."""
+        if self._line_bytes:
+            yield self._cut()
+
+    def _keep(self, piece: bytes) -> None:
+        self._hash.update(piece)
+        self.end_bytes += len(piece)
+        self._line_bytes += len(piece)
+        if self._line_bytes <= LINE_BYTES_MAX:
+            self._kept.append(piece)
+        else:
+            self._kept.clear()
+
+    def _cut(self) -> bytes | None:
+        line = b"".join(self._kept) if self._line_bytes <= LINE_BYTES_MAX else None
+        self._kept.clear()
+        self._line_bytes = 0
+        return line
+
+
+def as_json_text(line: bytes | None, field: str | None, *, first: bool = False) -> bytes | Refusal:
+    """The line's text as a JSON string; with `field`, the line is a JSON object and the text is that member."""
+    if line is None:
+        return Refusal("line_too_long", f"the line is longer than {LINE_BYTES_MAX:,} bytes")
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    if first:
+        line = line.removeprefix(BOM)
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return Refusal("not_utf8", "the line is not UTF-8")
+    if field is not None and text:
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return Refusal("invalid_json", "the line is not JSON")
+        if not isinstance(value, dict) or not isinstance(value.get(field), str):
+            return Refusal("missing_field", f"the line has no text in the member {field!r}")
+        text = value[field]
+    if not text:
+        return Refusal("empty_input", "there is no text to embed")
+    encoded = orjson.dumps(text)
+    if len(encoded) > LINE_BYTES_MAX:  # control characters take six bytes in JSON
+        return Refusal("line_too_long", f"the text takes more than {LINE_BYTES_MAX:,} bytes in JSON")
+    return encoded
+
+
+async def read_chunks(fd: int) -> AsyncIterator[bytes]:
+    """What a file, pipe or terminal gives, chunk by chunk. Waiting for a pipe leaves the event loop free."""
+    regular = stat.S_ISREG(os.fstat(fd).st_mode)
+    while True:
+        if not regular:
+            await _readable(fd)
+        chunk = os.read(fd, CHUNK_BYTES)
+        if not chunk:
+            return
+        yield chunk
+
+
+async def read_batches(
+    chunks: AsyncIterator[bytes], *, field: str | None, inputs_max: int, skip: int = 0, skip_digest: str = ""
+) -> AsyncIterator[Batch]:
+    """Batches of at most `inputs_max` lines and about BATCH_BYTES_MAX bytes, in input order.
+
+    The first `skip` lines are passed over. Raises WrongUsage where they are not those that `skip_digest` tells of.
+    """
+    splitter = Splitter()
+    index = 0
+    lines: list[bytes | Refusal] = []
+    size_bytes = 0
+    async for line in _each_line(chunks, splitter):
+        index += 1
+        if index <= skip:
+            if index == skip and splitter.digest != skip_digest:
+                raise WrongUsage(f"The first {skip:,} lines of the input are not those of the run before.{OVERWRITE}")
+            continue
+        lines.append(as_json_text(line, field, first=index == 1))
+        size_bytes += len(line or b"")
+        if len(lines) >= inputs_max or size_bytes >= BATCH_BYTES_MAX:
+            yield Batch(index - len(lines), lines, splitter.digest, splitter.end_bytes)
+            lines, size_bytes = [], 0
+    if index < skip:
+        raise WrongUsage(f"The input has {index:,} lines; the run before had read {skip:,}.{OVERWRITE}")
+    if lines:
+        yield Batch(index - len(lines), lines, splitter.digest, splitter.end_bytes)
+
+
+async def _each_line(chunks: AsyncIterator[bytes], splitter: Splitter) -> AsyncIterator[bytes | None]:
+    async for chunk in chunks:
+        for line in splitter.feed(chunk):
+            yield line
+    for line in splitter.end():
+        yield line
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    try:
+        loop.add_reader(fd, ready.set)
+    except PermissionError:  # /dev/null and its like are always readable, and cannot be waited for
+        return
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)

@@ -1,0 +1,228 @@
+"""Where vectors are written, so that a run that was stopped anywhere can go on.
+
+After each batch the rows are made durable, then a checkpoint beside the output says how far they go. The next run cuts
+off what was written after the checkpoint (a torn row, a batch without one) and goes on from there. Until there is a row
+to write, nothing of an earlier run is touched and nothing new stays behind.
+
+A line without a vector keeps its row: `"embedding":null` and why in JSON, NaN in .npy. Rows and lines stay in step.
+"""
+
+import contextlib
+import fcntl
+import os
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import orjson
+from numpy.lib import format as npy_format
+
+from embedmesh.commands.bulk.checkpoint import Checkpoint, Settings, read_checkpoint, save_checkpoint
+from embedmesh.commands.bulk.client import Stopped, Vector
+from embedmesh.commands.bulk.lines import OVERWRITE, Refusal
+from embedmesh.commands.telling import WrongUsage
+
+SUFFIXES = (".npy", ".jsonl", ".ndjson")
+NPY_HEADER_BYTES = 128  # numpy leaves room for the row count to grow, so the length does not depend on it
+
+
+class Output(Protocol):
+    """Rows go in, in line order."""
+
+    done: Checkpoint
+
+    def write(self, outcomes: list[Vector | Refusal], digest: str) -> None:
+        """Append a row a line; `digest` tells of the input up to the last. Raises Stopped, OSError."""
+        ...
+
+    def finish(self) -> None:
+        """All is written: give the output its name, and note that it is complete."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file; what was not checkpointed is lost. A file that was made for nothing is removed."""
+        ...
+
+
+def open_output(target: Path | None, settings: Settings, *, overwrite: bool) -> Output:
+    """Output for `target`: .npy or else JSON lines; None is stdout, which cannot be resumed. Raises WrongUsage.
+
+    For a target that is finished already, ask `finished_before` first.
+    """
+    if target is None:
+        return _Stdout(settings)
+    try:
+        return (_NpyFile if target.suffix == ".npy" else _JsonlFile)(target, settings, overwrite)
+    except OSError as error:
+        raise WrongUsage(f"{target} cannot be written ({error.strerror}). Choose another --output.") from None
+
+
+class _Stdout:
+    def __init__(self, settings: Settings) -> None:
+        self.done = Checkpoint(settings)
+
+    def write(self, outcomes: list[Vector | Refusal], digest: str) -> None:
+        sys.stdout.buffer.write(_json_rows(self.done.lines, outcomes))
+        sys.stdout.buffer.flush()
+        self.done.lines += len(outcomes)
+        self.done.refused += _refused(outcomes)
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _File:
+    """What both formats share: the lock, the checkpoint, and cutting back to it."""
+
+    def __init__(self, target: Path, settings: Settings, overwrite: bool) -> None:
+        self._target = target
+        self._written = self._written_at(target)
+        self._is_new = not self._written.exists()
+        self._is_begun = False
+        before = None if overwrite or self._is_new else read_checkpoint(target, settings)
+        if not overwrite and before is None and _size(target):
+            raise WrongUsage(
+                f"{target} is there already, and nothing tells which run made it and whether it is complete."
+                " Choose another --output, or --overwrite it."
+            )
+        self._rows: BinaryIO = os.fdopen(os.open(self._written, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            self._lock()
+            self.done = self._resumed(settings) if before else Checkpoint(settings)
+        except BaseException:
+            self._rows.close()
+            raise
+
+    def _written_at(self, target: Path) -> Path:
+        return target
+
+    def _head(self) -> bytes:
+        return b""
+
+    def _encode(self, outcomes: list[Vector | Refusal]) -> bytes:
+        return _json_rows(self.done.lines, outcomes)
+
+    def write(self, outcomes: list[Vector | Refusal], digest: str) -> None:
+        self._begin()
+        rows = self._encode(outcomes)
+        self._rows.write(rows)
+        self._rows.flush()
+        os.fsync(self._rows.fileno())
+        self.done.lines += len(outcomes)
+        self.done.refused += _refused(outcomes)
+        self.done.size_bytes += len(rows)
+        self.done.digest = digest
+        save_checkpoint(self._target, self.done)
+
+    def finish(self) -> None:
+        self._begin()
+        os.fsync(self._rows.fileno())
+        self._complete()
+
+    def close(self) -> None:
+        if self._is_new and not self._is_begun:
+            self._written.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk was told already, and the checkpoint stands before it
+            self._rows.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._is_taken() from None
+        opened = os.fstat(self._rows.fileno())
+        if not (self._written.exists() and os.path.samestat(opened, self._written.stat())):
+            raise self._is_taken()  # it ended just now, and has removed or renamed the file that we opened
+
+    def _is_taken(self) -> WrongUsage:
+        return WrongUsage(f"Another `embedmesh embed` is writing {self._target}. Wait for it to end.")
+
+    def _resumed(self, settings: Settings) -> Checkpoint:
+        """The checkpoint, read again: now that the lock is ours nobody changes it."""
+        done = read_checkpoint(self._target, settings) or Checkpoint(settings)
+        if _size(self._written) < done.size_bytes:
+            raise WrongUsage(f"{self._written} is shorter than its checkpoint says.{OVERWRITE}")
+        return done
+
+    def _begin(self) -> None:
+        """Before the first row: cut back to the checkpoint, or make one of an output with no rows."""
+        if self._is_begun:
+            return
+        self._is_begun = True
+        self._rows.truncate(self.done.size_bytes)
+        self._rows.seek(self.done.size_bytes)
+        if self.done.size_bytes == 0:
+            self._rows.write(self._head())
+            self.done.size_bytes = len(self._head())
+            save_checkpoint(self._target, self.done)
+
+    def _complete(self) -> None:
+        self.done.finished = True
+        save_checkpoint(self._target, self.done)
+
+
+class _JsonlFile(_File):
+    """`{"index":0,"embedding":[...]}` a line."""
+
+
+class _NpyFile(_File):
+    """A float32 array (lines, width), written as OUT.npy.part; the header gets its row count at the end."""
+
+    def _written_at(self, target: Path) -> Path:
+        return target.with_name(target.name + ".part")
+
+    def _head(self) -> bytes:
+        return _npy_header(0, 0)
+
+    def _encode(self, outcomes: list[Vector | Refusal]) -> bytes:
+        width = self.done.width or next((len(row) for row in outcomes if not isinstance(row, Refusal)), None)
+        if width is None:
+            return b""  # rows of NaN wait until a first vector says how wide they are
+        unwritten = 0 if self.done.width else self.done.lines
+        self.done.width = width
+        rows = np.full((unwritten + len(outcomes), width), np.nan, "<f4")
+        for number, outcome in enumerate(outcomes, unwritten):
+            if not isinstance(outcome, Refusal):
+                if len(outcome) != width:
+                    raise Stopped(f"The endpoint's vectors changed from {width} to {len(outcome)} components.")
+                rows[number] = outcome
+        return rows.tobytes()
+
+    def finish(self) -> None:
+        self._begin()
+        self._rows.seek(0)
+        self._rows.write(_npy_header(self.done.lines, self.done.width or 0))
+        self._rows.flush()
+        os.fsync(self._rows.fileno())
+        self._written.replace(self._target)
+        self._complete()
+
+
+def _npy_header(rows: int, width: int) -> bytes:
+    buffer = BytesIO()
+    npy_format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, width)})
+    assert buffer.tell() == NPY_HEADER_BYTES
+    return buffer.getvalue()
+
+
+def _json_rows(first: int, outcomes: list[Vector | Refusal]) -> bytes:
+    rows: list[bytes] = []
+    for index, outcome in enumerate(outcomes, first):
+        row: dict[str, object] = {"index": index, "embedding": outcome}
+        if isinstance(outcome, Refusal):
+            row |= {"embedding": None, "error": {"code": outcome.code, "message": outcome.message}}
+        rows.append(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+    return b"".join(rows)
+
+
+def _refused(outcomes: list[Vector | Refusal]) -> int:
+    return sum(isinstance(outcome, Refusal) for outcome in outcomes)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

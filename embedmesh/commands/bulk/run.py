@@ -1,0 +1,57 @@
+"""The story of a run: read a batch, ask for it while others are being asked for, write in input order."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from embedmesh.commands.bulk.client import Client, Vector
+from embedmesh.commands.bulk.lines import Batch, Refusal
+from embedmesh.commands.bulk.output import Output
+
+IN_FLIGHT_MAX = 4  # two keep one node and the network both busy; four feed a second node, and bound the memory
+
+Asked = tuple[Batch, asyncio.Task[list[Vector | Refusal]]]
+Report = Callable[[Batch, list[Vector | Refusal]], None]
+
+
+async def run(batches: AsyncIterator[Batch], client: Client, output: Output, report: Report) -> None:
+    """Embed and write every batch; `report` hears of each that is written.
+
+    Raises Stopped and whatever the input and output raise. Whatever ends it, batches that are answered already, and
+    so paid for, are still written.
+    """
+    asked: deque[Asked] = deque()
+    try:
+        async for batch in batches:
+            asked.append((batch, asyncio.create_task(_embed(batch, client))))
+            if len(asked) >= IN_FLIGHT_MAX:
+                await _write_first(asked, output, report)
+        while asked:
+            await _write_first(asked, output, report)
+    except BaseException as error:
+        if not isinstance(error, OSError):  # an output that failed is not tried again
+            while asked and _is_answered(asked[0][1]):
+                await _write_first(asked, output, report)
+        raise
+    finally:
+        for _, task in asked:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in asked), return_exceptions=True)
+
+
+async def _embed(batch: Batch, client: Client) -> list[Vector | Refusal]:
+    """Ask for the lines that have a text; the others keep their refusals."""
+    vectors = iter(await client.embed([line for line in batch.lines if isinstance(line, bytes)]))
+    return [next(vectors) if isinstance(line, bytes) else line for line in batch.lines]
+
+
+async def _write_first(asked: deque[Asked], output: Output, report: Report) -> None:
+    batch, task = asked[0]
+    outcomes = await task
+    asked.popleft()
+    output.write(outcomes, batch.digest)
+    report(batch, outcomes)
+
+
+def _is_answered(task: asyncio.Task[list[Vector | Refusal]]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None

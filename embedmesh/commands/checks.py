@@ -1,0 +1,189 @@
+"""What `embedmesh doctor` looks at, one function a thing: what it found and, where it is not well, what to do.
+
+Nothing is changed, and nothing leaves this machine but the questions to the endpoint of bootstrap.json.
+"""
+
+import os
+import platform
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from embedmesh.assets import ASSETS, assets_dir, wrong_files
+from embedmesh.catalogue import load_catalogue
+from embedmesh.engine.folder import digest
+from embedmesh.rules.errors import SetupError
+from embedmesh.storage.connect import SQLITE_VERSION_MIN
+
+State = Literal["ok", "warn", "fail"]
+
+MEMORY_FAIL_BYTES = 512 * 1024 * 1024  # a gateway (120 MB) and a node (320 MB) do not fit
+MEMORY_WARN_BYTES = 1024 * 1024 * 1024  # they fit, with nothing to spare for bursts
+DISK_FAIL_BYTES = 100 * 1024 * 1024  # the store could soon not write a hold
+DISK_WARN_BYTES = 1024 * 1024 * 1024
+PYTHON_MIN = (3, 11)
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that was looked at. `todo` is empty where it is well."""
+
+    name: str
+    state: State
+    found: str
+    todo: str = ""
+
+
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+    """PYTHON_MIN is the oldest that we are tested with."""
+    found = ".".join(map(str, version))
+    if version < PYTHON_MIN:
+        return Check("python", "fail", found, "Install Python 3.11 or newer and make the environment anew.")
+    return Check("python", "ok", found)
+
+
+def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+    """Which vector instructions there are: they decide the speed, nothing else."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return Check("cpu", "ok", f"{cores} cores, {platform.machine()}")
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
+    known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "BF16", "avx512_vnni": "VNNI", "amx_tile": "AMX"}
+    found = f"{cores} cores, {' '.join(word for flag, word in known.items() if flag in flags) or platform.machine()}"
+    if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
+        return Check("cpu", "warn", found, "It works, slowly: without AVX2 expect a quarter of the usual speed.")
+    return Check("cpu", "ok", found)
+
+
+def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
+    """What could be had now without swapping."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return Check("memory", "ok", "not known on this system")
+    found = f"{available / 1e9:.1f} GB available"
+    if available < MEMORY_FAIL_BYTES:
+        return Check("memory", "fail", found, "A gateway and a node need 0.5 GB. End other programs or add memory.")
+    if available < MEMORY_WARN_BYTES:
+        return Check("memory", "warn", found, "Just enough for a gateway and a node; 1 GB is comfortable.")
+    return Check("memory", "ok", found)
+
+
+def check_disk(data_dir: Path) -> Check:
+    """Room where the store is, or will be."""
+    usage = shutil.disk_usage(_existing(data_dir))
+    if usage.total == 0:  # no disk at all, such as /proc; the check of the data folder says more
+        return Check("disk", "ok", f"not known for {data_dir}")
+    free = usage.free
+    found = f"{free / 1e9:.1f} GB free at {data_dir}"
+    if free < DISK_FAIL_BYTES:
+        return Check("disk", "fail", found, "Free some space, or choose --data-dir on another disk.")
+    if free < DISK_WARN_BYTES:
+        return Check("disk", "warn", found, "The store grows with every request. Free some space soon.")
+    return Check("disk", "ok", found)
+
+
+def check_sqlite() -> Check:
+    """The SQLite that the store uses, which is not Python's own."""
+    try:
+        from pysqlite3 import sqlite_version
+    except ImportError:
+        return Check("sqlite", "fail", "pysqlite3 is not installed", "Install embedmesh again with its dependencies.")
+    if tuple(int(part) for part in sqlite_version.split(".")) < SQLITE_VERSION_MIN:
+        return Check("sqlite", "fail", sqlite_version, "It may corrupt the store. Run: pip install -U pysqlite3")
+    return Check("sqlite", "ok", sqlite_version)
+
+
+def check_assets() -> list[Check]:
+    """What set-up fetches, every byte of it."""
+    folder = assets_dir()
+    checks = []
+    for asset in ASSETS:
+        wrong = wrong_files(asset, folder)
+        if not wrong:
+            checks.append(Check(asset.name, "ok", "present, hashes right"))
+            continue
+        there = [file.path for file in wrong if (folder / file.path).exists()]
+        found = f"damaged: {', '.join(there)}" if there else "not fetched"
+        todo = "Run `embedmesh setup`." if asset.needed else "Run `embedmesh setup`; until then token ids are refused."
+        checks.append(Check(asset.name, "fail" if asset.needed else "warn", found, todo))
+    return checks
+
+
+def check_catalogue(file: Path) -> list[Check]:
+    """The operator's catalogue, and each model's folder against the digest that is written there."""
+    try:
+        models = load_catalogue(file, assets=assets_dir()).models
+    except SetupError as error:
+        return [Check("catalogue", "fail", str(error), "Mend the file; docs/reference/catalogue.md describes it.")]
+    checks = [Check("catalogue", "ok", f"{len(models)} models")]
+    for model in models:
+        name = f"model {model.id}"
+        if not Path(model.folder).is_dir():
+            checks.append(Check(name, "fail", f"no folder {model.folder}", "Put the model there or mend `folder`."))
+            continue
+        try:
+            right = digest(Path(model.folder)) == model.digest
+        except SetupError as error:
+            checks.append(Check(name, "fail", str(error), "Fetch the model again."))
+            continue
+        todo = "Fetch the model again, or write down the digest if you meant to change it."
+        checks.append(
+            Check(name, "ok", "digest right") if right else Check(name, "fail", "its files have another digest", todo)
+        )
+    return checks
+
+
+def check_data_dir(data_dir: Path) -> Check:
+    """Writable by us, and closed to others: keys and the ledger lie there."""
+    place = _existing(data_dir)
+    if not place.is_dir():
+        return Check("data folder", "fail", f"{place} is a file, not a folder", "Choose another --data-dir.")
+    try:
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        todo = "Mend its owner and permissions, or choose another --data-dir."
+        return Check("data folder", "fail", f"{place} is not writable ({error.strerror})", todo)
+    if place != data_dir.absolute():
+        return Check("data folder", "ok", f"{data_dir} will be made by the first `embedmesh serve`")
+    files = [data_dir, *(path for path in sorted(data_dir.iterdir()) if path.is_file())]
+    open_to_others = [path.name for path in files if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if not open_to_others:
+        return Check("data folder", "ok", f"{data_dir}, private")
+    has_secrets = (data_dir / "bootstrap.json").exists()
+    return Check(
+        "data folder",
+        "fail" if has_secrets else "warn",
+        f"other users may enter or read: {', '.join(open_to_others[:5])}",
+        f"Run: chmod -R go= '{data_dir}'",
+    )
+
+
+def check_port(host: str, port: int, ours: bool) -> Check:
+    """Whether `serve` can listen there; `ours` says that our own gateway has answered on it."""
+    where = f"{host} port {port}"
+    if ours:
+        return Check("port", "ok", f"{where}: our gateway listens")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+    except OSError as error:
+        return Check("port", "fail", f"{where}: {error.strerror}", "Choose another by --port, or end what uses it.")
+    return Check("port", "ok", f"{where}: free")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())

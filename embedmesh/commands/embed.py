@@ -1,0 +1,194 @@
+"""`embedmesh embed`: a file of texts in, a file of vectors out."""
+
+import asyncio
+import hashlib
+import os
+import random
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import click
+
+from embedmesh.commands.bulk.checkpoint import Checkpoint, finished_before
+from embedmesh.commands.bulk.client import CONNECT_S, REQUEST_S, Client, NothingListens, RequestRefused, Stopped
+from embedmesh.commands.bulk.lines import read_batches, read_chunks
+from embedmesh.commands.bulk.output import SUFFIXES, Output, open_output
+from embedmesh.commands.bulk.report import Report
+from embedmesh.commands.bulk.run import IN_FLIGHT_MAX, run
+from embedmesh.commands.endpoint import Endpoint, find_endpoint
+from embedmesh.commands.options import WholeNumber
+from embedmesh.commands.telling import WrongUsage
+from embedmesh.rules.embeddings import INPUTS_MAX
+from embedmesh.settings import default_data_dir
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+EXIT_REFUSED_LINES = 1
+EXITS = {"finished": 0, "refused": 2, "stopped": 3, "unreachable": 78, "interrupted": 130, "closed": 141}
+
+HELP = """Embed a text a line, from FILE or standard input.
+
+The output has a row for every line, in order: JSON lines {"index":0,"embedding":[...]}, or a float32 array (lines,
+width) where the name ends in .npy. A line that cannot be embedded does not stop the others: its row is
+{"index":6,"embedding":null,"error":{...}}, or NaN, and its number is told.
+
+A run that was stopped goes on where it was when the same command is run again; OUT.state beside the output remembers
+how far it got, and that it is complete. --truncate end cuts texts that are longer than the model takes; otherwise such
+lines are refused.
+
+\b
+Examples:
+  embedmesh embed texts.txt -o vectors.jsonl
+  embedmesh embed texts.txt -o vectors.npy --truncate end
+  embedmesh embed articles.jsonl --field body -o articles.npy
+  zcat texts.gz | embedmesh embed - | head -1
+  embedmesh embed q.txt -o q.jsonl --url https://host.example/v1 \\
+      --api-key-file key.txt --input-type query
+
+\b
+Exit status:
+  0    every line was embedded
+  1    finished; some lines were refused
+  2    wrong usage: an option, the input or the output must change
+  3    stopped in the middle (the line on stderr says why); run it again to go on
+  78   the set-up must be mended first: no endpoint, no key, nothing listens
+  130  interrupted; run it again to go on
+  141  the reader of standard output has gone
+"""
+
+
+@click.command(help=HELP)
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default="-")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, allow_dash=True),
+    default="-",
+    callback=lambda _ctx, _param, output: _known(output),
+    help="OUT.jsonl, OUT.npy.",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model to embed with.")
+@click.option("--field", help="The lines are JSON objects; embed this member of each.")
+@click.option("--dimensions", type=WholeNumber(1), help="Keep the first so many components, at unit length.")
+@click.option("--input-type", type=click.Choice(["query", "document"]), help="Use the model's own prompt for these.")
+@click.option("--truncate", type=click.Choice(["none", "end", "start"]), help="What to cut from too long texts.")
+@click.option("--batch", type=WholeNumber(1, INPUTS_MAX), default=128, show_default=True, help="Lines a request.")
+@click.option("--overwrite", is_flag=True, help="Begin anew, whatever the output holds.")
+@click.option("--url", help="Endpoint, as http://127.0.0.1:8080/v1. Also EMBEDMESH_BASE_URL.")
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the key. Or: EMBEDMESH_API_KEY.")
+@click.option("--data-dir", type=click.Path(path_type=Path), default=default_data_dir, help="Where bootstrap.json is.")
+@click.option("--json", "as_json", is_flag=True, help="Sum up as JSON: on stdout, or on stderr if vectors go there.")
+def embed(
+    file: Path,
+    output: Path,
+    field: str | None,
+    batch: int,
+    overwrite: bool,
+    url: str | None,
+    api_key_file: Path | None,
+    data_dir: Path,
+    as_json: bool,
+    **members: Any,
+) -> None:
+    target = None if str(output) == "-" else output
+    settings = {**members, "field": field}
+    with _opened(file) as source:
+        if target is not None and not overwrite and (before := finished_before(target, settings)):
+            _check_same_input(source, before, target)
+            Report(None, target).complete_before(before.lines, before.refused, as_json)
+            sys.exit(EXIT_REFUSED_LINES if before.refused else 0)
+        endpoint = find_endpoint(url, api_key_file, data_dir)
+        rows = open_output(target, settings, overwrite=overwrite)
+        given = {name: value for name, value in members.items() if value is not None}
+        job = Job(source.fileno(), rows, endpoint, given, field, batch)
+        try:
+            with Report(_size(job.source), target) as report:
+                ended = _work_and_tell(job, report)
+            report.summary(ended, as_json)
+        finally:
+            rows.close()
+    sys.exit(EXIT_REFUSED_LINES if ended == "finished" and rows.done.refused else EXITS[ended])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to embed: `source` is a file descriptor, `members` those of every request beside the input."""
+
+    source: int
+    rows: Output
+    endpoint: Endpoint
+    members: dict[str, str | int]
+    field: str | None
+    batch: int
+
+
+def _work_and_tell(job: Job, report: Report) -> str:
+    """Do the job and say what stopped it, if anything did; returns a key of EXITS."""
+    report.begin(job.rows.done.lines, job.rows.done.refused)
+    try:
+        asyncio.run(_work(job, report))
+    except KeyboardInterrupt:
+        report.stopped_before(job.rows.done.lines, "interrupted")
+        return "interrupted"
+    except NothingListens as nobody:
+        report.say(f"embedmesh: {nobody}")
+        return "unreachable"
+    except Stopped as stopped:
+        if isinstance(stopped, RequestRefused) and not job.rows.done.lines:
+            report.say(f"embedmesh: {stopped}")
+            return "refused"
+        report.stopped_before(job.rows.done.lines, str(stopped))
+        return "stopped"
+    except BrokenPipeError:  # `| head -1` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes stdout at exit
+        return "closed"
+    except OSError as error:
+        report.stopped_before(job.rows.done.lines, f"input or output failed ({error.strerror})")
+        return "stopped"
+    return "finished"
+
+
+async def _work(job: Job, report: Report) -> None:
+    done = job.rows.done
+    chunks = read_chunks(job.source)
+    batches = read_batches(chunks, field=job.field, inputs_max=job.batch, skip=done.lines, skip_digest=done.digest)
+    timeout = aiohttp.ClientTimeout(total=REQUEST_S, sock_connect=CONNECT_S)
+    connector = aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        client = Client(session, job.endpoint, job.members, hears=report, dice=random.Random())
+        await run(batches, client, job.rows, report.written)
+    job.rows.finish()
+
+
+def _opened(file: Path) -> IO[bytes]:
+    """The file unbuffered, since its descriptor is read; standard input for `-`. Raises WrongUsage."""
+    if str(file) == "-":
+        return open(0, "rb", buffering=0, closefd=False)
+    try:
+        return file.open("rb", buffering=0)
+    except OSError as error:
+        raise WrongUsage(f"{file} cannot be read ({error.strerror}).") from None
+
+
+def _known(output: Path) -> Path:
+    if str(output) != "-" and output.suffix not in SUFFIXES:
+        raise click.BadParameter(f"{output.name} must end in {', '.join(SUFFIXES)}, or be - for standard output.")
+    return output
+
+
+def _check_same_input(source: IO[bytes], before: Checkpoint, target: Path) -> None:
+    """Raise WrongUsage where the input is not the one that `target` was made of."""
+    if hashlib.file_digest(source, "sha256").hexdigest() != before.digest:  # type: ignore[arg-type]  # raw, not buffered
+        raise WrongUsage(
+            f"{target} is complete, with {before.lines:,} lines of another input."
+            " Choose another --output, or --overwrite it."
+        )
+
+
+def _size(fd: int) -> int | None:
+    """Bytes of a file, for the progress bar; None for a pipe or terminal."""
+    status = os.fstat(fd)
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -1,0 +1,141 @@
+"""`embedmesh models`: what the catalogue has, and what a folder would be in it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from embedmesh.assets import assets_dir
+from embedmesh.catalogue import load_catalogue
+from embedmesh.commands.books import json_option
+from embedmesh.commands.telling import print_json
+from embedmesh.rules.models import Model
+from embedmesh.rules.money import format_usd
+
+catalogue_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--catalogue",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="EMBEDMESH_CATALOGUE",
+    help="TOML file. Default: the built-in catalogue.",
+)
+
+
+@click.group()
+def models() -> None:
+    """Show the catalogue's models; describe and check model folders."""
+
+
+@models.command("list")
+@catalogue_option
+@json_option
+def list_(catalogue: Path | None, as_json: bool) -> None:
+    """List the catalogue's models and whether their files are here.
+
+    \b
+    Example:
+      embedmesh models list --catalogue ./models.toml
+    """
+    found = load_catalogue(catalogue, assets=assets_dir()).models
+    if as_json:
+        print_json([_as_json(model) for model in found])
+        return
+    for model in found:
+        there = "present" if _present(model) else "missing: run `embedmesh setup`, or mend the catalogue's `folder`"
+        click.echo(f"{model.id}  ({', '.join(model.aliases) or 'no alias'})")
+        click.echo(f"  {there}")
+        click.echo(
+            f"  width {model.width}, at most {model.max_tokens} tokens, {format_usd(model.price)} a million tokens"
+        )
+        click.echo(f"  token ids are read as {model.token_ids}; tier {model.tier}")
+        click.echo(f"  {model.folder}")
+
+
+@models.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@json_option
+def inspect(folder: Path, as_json: bool) -> None:
+    """Print the entry that a model folder would have in a catalogue.
+
+    \b
+    Examples:
+      embedmesh models inspect ~/models/bge-small-en >> models.toml
+      embedmesh serve --catalogue models.toml
+    """
+    from embedmesh.engine.folder import digest, read_folder
+
+    read = read_folder(folder.absolute())
+    entry: dict[str, object] = {
+        "id": folder.absolute().name,
+        "folder": str(folder.absolute()),
+        "width": read.width,
+        "max_tokens": read.max_tokens,
+        "digest": digest(folder),
+        "token_ids": "cl100k",
+    }
+    prompts = {role: text for role, text in read.prompts.items() if role in ("query", "document")}
+    if as_json:
+        print_json({**entry, "prompts": prompts})
+        return
+    click.echo("[[models]]")
+    for name, value in entry.items():
+        click.echo(f"{name} = {_toml(value)}")
+    if prompts:
+        click.echo("prompts = { " + ", ".join(f"{role} = {_toml(text)}" for role, text in prompts.items()) + " }")
+    click.echo("# price = 10_000_000  # nano-USD per million tokens; else the file's [defaults]", err=False)
+
+
+@models.command()
+@catalogue_option
+@json_option
+def check(catalogue: Path | None, as_json: bool) -> None:
+    """Compare every model's files with the catalogue's digests.
+
+    The exit status is 1 if one differs or is missing.
+
+    \b
+    Example:
+      embedmesh models check
+    """
+    from embedmesh.engine.folder import digest
+    from embedmesh.rules.errors import SetupError
+
+    results = []
+    for model in load_catalogue(catalogue, assets=assets_dir()).models:
+        try:
+            state = "ok" if digest(Path(model.folder)) == model.digest else "other files than the catalogue's"
+        except SetupError as error:
+            state = str(error)
+        results.append({"id": model.id, "state": state})
+    if as_json:
+        print_json(results)
+    else:
+        for result in results:
+            click.echo(f"{result['id']}: {result['state']}")
+    sys.exit(0 if all(result["state"] == "ok" for result in results) else 1)
+
+
+def _present(model: Model) -> bool:
+    return (Path(model.folder) / "config.json").exists()
+
+
+def _as_json(model: Model) -> dict[str, object]:
+    return {
+        "id": model.id,
+        "aliases": model.aliases,
+        "tier": model.tier,
+        "width": model.width,
+        "max_tokens": model.max_tokens,
+        "price_nanousd_per_million_tokens": model.price,
+        "token_ids": model.token_ids,
+        "digest": model.digest,
+        "folder": model.folder,
+        "present": _present(model),
+    }
+
+
+def _toml(value: object) -> str:
+    """A number or a string in TOML (a JSON string is a basic string)."""
+    import orjson
+
+    return orjson.dumps(value).decode()

@@ -1,0 +1,94 @@
+"""Command-line options made from the settings: one place says what a setting is, its default and its words."""
+
+import types
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+import msgspec
+
+from embedmesh.settings import ENV_PREFIX, default_data_dir
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+HIDDEN = {"listen_fd", "lifeline_fd"}  # handed on by our own supervisor
+
+
+class WholeNumber(click.IntRange):
+    """A whole number within bounds, both included. Refuses others by naming the bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            bounds = f"from {self.min} to {self.max}" if self.max is not None else f"of at least {self.min}"
+            self.fail(f"must be a whole number {bounds}, not {value!r}.", param, ctx)
+
+
+def settings_options(settings: type[msgspec.Struct], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """A decorator that adds an option for each setting of a struct that has a description, but for those `without`."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(_options(settings, without)):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _options(settings: type[msgspec.Struct], without: Collection[str]) -> list[Callable[[Command], Command]]:
+    hints = get_type_hints(settings, include_extras=True)
+    made = []
+    for field in msgspec.structs.fields(settings):
+        hint = hints[field.name]
+        description = _description(hint)
+        if field.name in without or (description is None and field.name not in HIDDEN):
+            continue
+        kind, several = _kind(hint)
+        default: Any = None if field.default is msgspec.NODEFAULT else field.default
+        if field.name == "data_dir":
+            default = default_data_dir
+        made.append(
+            click.option(
+                "--" + field.name.replace("_", "-"),
+                field.name,
+                type=kind,
+                multiple=several,
+                default=default,
+                required=field.required and field.name != "data_dir",
+                envvar=None if field.name in HIDDEN else ENV_PREFIX + field.name.upper(),
+                hidden=field.name in HIDDEN,
+                show_default="the user data folder" if field.name == "data_dir" else bool(default),
+                help=description,
+            )
+        )
+    return made
+
+
+def _description(hint: Any) -> str | None:
+    for meta in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+        if isinstance(meta, msgspec.Meta):
+            return meta.description
+    return None
+
+
+def _kind(hint: Any) -> tuple[click.ParamType[Any], bool]:
+    """Click's type of a setting, and whether it may be given several times."""
+    meta = next((m for m in get_args(hint)[1:] if isinstance(m, msgspec.Meta)), None) if _annotated(hint) else None
+    bare = get_args(hint)[0] if _annotated(hint) else hint
+    several = get_origin(bare) is tuple
+    if several or get_origin(bare) in (Union, types.UnionType):
+        bare = get_args(bare)[0]
+    if bare is int:
+        return (WholeNumber(_whole(meta.ge), _whole(meta.le)) if meta else click.INT), several
+    if bare is Path:
+        return click.Path(path_type=Path), several
+    return click.STRING, several
+
+
+def _whole(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)
+
+
+def _annotated(hint: Any) -> bool:
+    return get_origin(hint) is Annotated

@@ -1,0 +1,114 @@
+"""`embedmesh serve`, `gateway` and `node`: the programs that keep running."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from embedmesh.commands import importing
+from embedmesh.commands.options import settings_options
+from embedmesh.settings import Credentials, GatewaySettings, NodeSettings
+
+SERVE_HELP = """Run a working endpoint: a gateway and a node on this machine.
+
+The first start makes an account with credit, an API key and an admin key, and writes them to bootstrap.json in the
+data directory (readable by you only). Ctrl-C lets running requests end, then stops everything.
+
+\b
+Examples:
+  embedmesh serve
+  embedmesh serve --port 8099 --data-dir ./data
+  EMBEDMESH_PORT=8099 embedmesh serve
+  embedmesh serve --json > ready.json     # one line of JSON is written there once it is ready
+"""
+
+
+@click.command("serve", help=SERVE_HELP)
+@settings_options(GatewaySettings, without=["nodes"])  # it has a node of its own
+@settings_options(NodeSettings, without=["uds", "catalogue", "lifeline_fd"])  # these are the supervisor's to say
+@click.option("--json", "as_json", is_flag=True, help="Say what happens as JSON lines on standard output.")
+def serve(as_json: bool, threads: int, queue_tokens_max: int, **settings: Any) -> None:
+    with importing():
+        from embedmesh import supervisor
+
+    gateway = GatewaySettings(**settings)
+    node = NodeSettings(uds=Path("unused"), threads=threads, queue_tokens_max=queue_tokens_max)
+    teller = _Teller(gateway.data_dir, as_json)
+    sys.exit(supervisor.main(gateway, node, say=teller.say, on_ready=teller.ready))
+
+
+@click.command("gateway")
+@settings_options(GatewaySettings)
+def gateway(**settings: Any) -> None:
+    """Run a gateway alone, in front of nodes that run already.
+
+    \b
+    Example:
+      embedmesh gateway --data-dir ./data --nodes unix:/run/embedmesh/node.sock
+    """
+    from embedmesh import gateway as program
+
+    sys.exit(program.main(GatewaySettings(**settings)))
+
+
+@click.command("node")
+@settings_options(NodeSettings)
+def node(**settings: Any) -> None:
+    """Run a node alone: it embeds what gateways send it.
+
+    It loads the catalogue's models and serves them on a Unix socket.
+
+    \b
+    Example:
+      embedmesh node --uds /run/embedmesh/node.sock --threads 4
+    """
+    from embedmesh import node as program
+    from embedmesh.assets import assets_dir
+    from embedmesh.catalogue import load_catalogue
+    from embedmesh.process import EXIT_SETUP
+    from embedmesh.rules.errors import SetupError
+
+    asked = NodeSettings(**settings)
+    try:
+        models = tuple(load_catalogue(asked.catalogue, assets=assets_dir()).models)
+    except SetupError as error:
+        click.echo(f"embedmesh node: {error}", err=True)
+        sys.exit(EXIT_SETUP)
+    sys.exit(program.main(msgspec.structs.replace(asked, models=models)))
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """What `serve` says: lines for a person, or JSON lines."""
+
+    data_dir: Path
+    as_json: bool
+
+    def say(self, line: str) -> None:
+        if not self.as_json:
+            click.echo(f"embedmesh: {line}", err=True)
+
+    def ready(self, credentials: Credentials) -> None:
+        path = self.data_dir.absolute() / "bootstrap.json"
+        if self.as_json:
+            told = {"event": "ready", "base_url": credentials.base_url, "bootstrap": str(path)}
+            click.echo(json.dumps(told))
+            return
+        root = credentials.base_url.removesuffix("/v1")
+        key = f'$(sed -n \'s/.*"api_key": *"\\([^"]*\\)".*/\\1/p\' \'{path}\')'
+        click.echo(f"""
+  Ready: {credentials.base_url}
+
+  curl {credentials.base_url}/embeddings \\
+    -H "Authorization: Bearer {key}" \\
+    -H "Content-Type: application/json" \\
+    -d '{{"model": "all-MiniLM-L6-v2", "input": "Hello, world"}}'
+
+  Keys: {path} (readable by you only)
+  Docs: {root}/docs
+  Stop: Ctrl-C
+""")

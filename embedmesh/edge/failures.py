@@ -1,0 +1,79 @@
+"""The one table that maps failures to HTTP, and the error envelope (contract section 3)."""
+
+import math
+import random
+
+import orjson
+from aiohttp import web
+
+from embedmesh.rules import errors
+from embedmesh.rules.errors import Failure
+
+REQUEST = "invalid_request_error"
+SERVER = "server_error"
+
+TABLE: dict[type[Failure], tuple[int, str]] = {
+    errors.InvalidJson: (400, REQUEST),
+    errors.MalformedHttp: (400, REQUEST),
+    errors.MissingParameter: (400, REQUEST),
+    errors.UnknownParameter: (400, REQUEST),
+    errors.InvalidType: (400, REQUEST),
+    errors.InvalidValue: (400, REQUEST),
+    errors.EmptyInput: (400, REQUEST),
+    errors.TooManyInputs: (400, REQUEST),
+    errors.ContextLengthExceeded: (400, REQUEST),
+    errors.MaxTokensPerRequest: (400, REQUEST),
+    errors.InvalidApiKey: (401, "authentication_error"),
+    errors.InsufficientScope: (403, "permission_error"),
+    errors.ModelNotFound: (404, REQUEST),
+    errors.NotFound: (404, REQUEST),
+    errors.MethodNotAllowed: (405, REQUEST),
+    errors.RequestTimeout: (408, REQUEST),
+    errors.BodyTooLarge: (413, REQUEST),
+    errors.UnsupportedMediaType: (415, REQUEST),
+    errors.InsufficientQuota: (429, "insufficient_quota"),
+    errors.InternalError: (500, SERVER),
+    errors.BadNodeResponse: (502, SERVER),
+    errors.NoNodeAvailable: (503, SERVER),
+    errors.Overloaded: (503, SERVER),
+    errors.StoreUnavailable: (503, SERVER),
+    errors.DeadlineExceeded: (504, SERVER),
+}
+
+RETRY_AFTER_S = 1.0  # a restarted node is back in about this time
+
+
+def status_and_type(failure: Failure) -> tuple[int, str]:
+    """The HTTP status and the envelope's `type`; a failure that is not in the table is a bug of ours."""
+    return TABLE.get(type(failure), (500, SERVER))
+
+
+def envelope(failure: Failure) -> bytes:
+    """The JSON body of a failure: always the same four members."""
+    _, kind = status_and_type(failure)
+    error = {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}
+    return orjson.dumps({"error": error})
+
+
+def hint_headers(failure: Failure) -> dict[str, str]:
+    """The headers that tell a client what to do next."""
+    status, _ = status_and_type(failure)
+    if isinstance(failure, errors.MethodNotAllowed):
+        return {"Allow": ", ".join(failure.allowed)}
+    if isinstance(failure, errors.InvalidApiKey):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(failure, errors.InsufficientQuota):
+        return {"x-should-retry": "false"}
+    if status in (429, 503):
+        # Jitter, so that all who were refused together do not come back together.
+        base = failure.retry_after_s if isinstance(failure, errors.Overloaded) else RETRY_AFTER_S
+        wait_s = base * (1 + random.random())
+        return {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    return {}
+
+
+def failure_response(failure: Failure) -> web.Response:
+    """The whole answer to a request that failed."""
+    status, _ = status_and_type(failure)
+    headers = hint_headers(failure) | {"Content-Type": "application/json"}
+    return web.Response(status=status, body=envelope(failure), headers=headers)

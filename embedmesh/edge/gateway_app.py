@@ -1,0 +1,166 @@
+"""The gateway's routes. Each adapts HTTP to one call of the flow; no rule lives here."""
+
+import functools
+from collections.abc import Callable
+
+import orjson
+from aiohttp import web
+
+from embedmesh import __version__
+from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
+from embedmesh.edge.openapi import docs_page, document
+from embedmesh.edge.receive import BodyBudget, read_json_body
+from embedmesh.edge.server import REST, Handler, HttpServer, Routes, deliver
+from embedmesh.fleet.registry import Registry
+from embedmesh.flow.handle import World, handle
+from embedmesh.flow.identify import METRICS_SCOPES, identify
+from embedmesh.rules.embeddings import BODY_BYTES_MAX
+from embedmesh.rules.errors import Failure, ModelNotFound, Overloaded
+from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Reply
+
+EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
+JSON = {"Content-Type": "application/json"}
+
+
+class GatewayApp:
+    """Routes over a `World`. Bounds what is handled at one time; more is refused at once."""
+
+    def __init__(
+        self,
+        world: World,
+        registry: Registry,
+        *,
+        in_flight_max: int,
+        bodies: BodyBudget,
+        gauges: Callable[[], dict[str, float]],
+    ) -> None:
+        self._world = world
+        self._registry = registry
+        self._in_flight = 0
+        self._in_flight_max = in_flight_max
+        self._bodies = bodies
+        self.metrics = Metrics(lambda: {"in_flight": self._in_flight, **gauges()})
+        self._openapi = orjson.dumps(document(__version__))
+        self._docs, self._docs_csp = docs_page()
+        self.server = HttpServer(self.routes(), on_internal_error=self.metrics.internal_errors.inc)
+
+    def routes(self) -> Routes:
+        """Every path and method there is. What is not here is refused."""
+        return {
+            "/v1/embeddings": {"POST": self._embeddings},
+            "/v1/models": {"GET": self._for_key(self._models)},
+            "/v1/models/*": {"GET": self._for_key(self._model)},
+            "/metrics": {"GET": self._for_key(self._metrics, *METRICS_SCOPES)},
+            "/health": {"GET": self._health},
+            "/readyz": {"GET": self._readyz},
+            "/openapi.json": {"GET": self._openapi_json},
+            "/docs": {"GET": self._docs_html},
+        }
+
+    def _for_key(self, handler: Handler, *any_of: str) -> Handler:
+        @functools.wraps(handler)
+        async def checked(request: web.BaseRequest) -> web.StreamResponse:
+            identify(request.headers.get("Authorization"), self._world.keys, *any_of)
+            return await handler(request)
+
+        return checked
+
+    async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
+        began = self._world.clock.monotonic()
+        response = web.Response(headers=JSON)
+
+        taken = 0
+
+        async def receive() -> bytes:
+            nonlocal taken
+            if self._in_flight > self._in_flight_max:
+                raise Overloaded("This gateway is handling as many requests as it may. Try again shortly.")
+            body = await read_json_body(request, BODY_BYTES_MAX, self._bodies)
+            taken = len(body)
+            return body
+
+        async def hand_over(reply: Reply) -> None:
+            response.headers.update(reply.headers)
+            response.body = reply.body
+            await deliver(request, response, WRITE_REPLY_S)
+
+        self._in_flight += 1
+        code = "dropped"  # the caller went, or a bug of ours
+        try:
+            outcome = await handle(self._world, request.headers.get("Authorization"), receive, hand_over)
+            code = "ok"
+        except Failure as failure:
+            code = failure.code
+            raise
+        finally:
+            self._in_flight -= 1
+            self._bodies.give_back(taken)
+            self.metrics.requests.labels(code).inc()
+        self.metrics.seconds.observe(self._world.clock.monotonic() - began)
+        self.metrics.tokens.labels(outcome.model).inc(outcome.tokens)
+        self.metrics.nanousd.labels(outcome.model).inc(outcome.cost_nanousd)
+        return response
+
+    async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
+        served = [model for model in self._world.catalogue.models if self._registry.serves(model)]
+        return _json({"object": "list", "data": [self._described(model) for model in served]})
+
+    async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
+        model = self._world.catalogue.find(request[REST])
+        if model is None or not self._registry.serves(model):
+            raise ModelNotFound("No node serves a model of that name now. GET /v1/models lists those that are served.")
+        return _json(self._described(model))
+
+    def _described(self, model: Model) -> dict[str, object]:
+        return {
+            "id": model.id,
+            "object": "model",
+            "created": 0,
+            "owned_by": "embedmesh",
+            "aliases": model.aliases,
+            "tier": model.tier,
+            "width": model.width,
+            "max_tokens": model.max_tokens,
+            "price_nanousd_per_million_tokens": model.price,
+            "nodes": len(self._registry.ready(model)),
+        }
+
+    async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json({"message": "ok"})
+
+    async def _readyz(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Ready means: money can be held, and something was really embedded just now."""
+        reasons = []
+        if not self._world.ledger.healthy():
+            reasons.append("the store does not take writes")
+        since_s = self._registry.seconds_since_right_answer()
+        if since_s is None:
+            reasons.append("no node has embedded anything yet")
+        elif since_s > EMBEDDED_WITHIN_S:
+            reasons.append(f"no node has embedded anything for {since_s:.0f} s")
+        elif not any(self._registry.serves(model) for model in self._world.catalogue.models):
+            reasons.append("no node is ready")
+        if reasons:
+            return _json({"ready": False, "reasons": reasons}, status=503)
+        return _json({"ready": True, "reasons": []})
+
+    async def _openapi_json(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=self._openapi, headers=JSON)
+
+    async def _docs_html(self, request: web.BaseRequest) -> web.StreamResponse:
+        headers = {
+            "Content-Type": "text/html; charset=utf-8",
+            "Content-Security-Policy": self._docs_csp,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        return web.Response(body=self._docs, headers=headers)
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(value), headers=JSON)

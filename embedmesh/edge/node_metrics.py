@@ -1,0 +1,69 @@
+"""What a node counts, for Prometheus. Models are the only label: nothing of a caller is ever in a metric."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from embedmesh.engine.plan import Plan
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class NodeMetrics:
+    """One registry of its own, so that two nodes in one test do not meet."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+
+        def counter(name: str, words: str) -> Counter:
+            return Counter(f"embedmesh_node_{name}", words, ["model"], registry=self._registry)
+
+        def gauge(name: str, words: str) -> Gauge:
+            return Gauge(f"embedmesh_node_{name}", words, ["model"], registry=self._registry)
+
+        def seconds(name: str, words: str) -> Histogram:
+            return Histogram(f"embedmesh_node_{name}", words, ["model"], registry=self._registry, buckets=SECONDS)
+
+        self._texts = counter("texts", "Texts embedded and answered")
+        self._tokens = counter("tokens", "Tokens embedded and answered, special tokens included")
+        self._refused = counter("refused", "Calls refused because the queue was full")
+        self._starts = counter("engine_starts", "Starts of the engine process; more than one means it failed")
+        self._padded = counter("padded_tokens", "Tokens computed, padding included")
+        self._call_seconds = seconds("call_seconds", "From a call's body to its answer")
+        self._batch_seconds = seconds("batch_seconds", "One forward pass, as the node sees it")
+        self._waiting = gauge("queue_tokens", "Padded tokens that wait for their batch")
+        self._ready = gauge("ready", "1 while the model embedded something within the last two seconds")
+        self._internal_errors = Counter(
+            "embedmesh_node_internal_errors", "Requests that ended in a bug of ours", registry=self._registry
+        )
+
+    def answered(self, model: str, texts: int, tokens: int, seconds: float) -> None:
+        """A call got its vectors."""
+        self._texts.labels(model).inc(texts)
+        self._tokens.labels(model).inc(tokens)
+        self._call_seconds.labels(model).observe(seconds)
+
+    def refused(self, model: str) -> None:
+        """A call found the queue full."""
+        self._refused.labels(model).inc()
+
+    def started(self, model: str) -> None:
+        """An engine process was started."""
+        self._starts.labels(model).inc()
+
+    def batch(self, model: str, plan: Plan, seconds: float) -> None:
+        """A batch was computed."""
+        self._padded.labels(model).inc(plan.rows * plan.length)
+        self._batch_seconds.labels(model).observe(seconds)
+
+    def internal_error(self) -> None:
+        """A request ended in a bug of ours."""
+        self._internal_errors.inc()
+
+    def state(self, model: str, *, waiting_tokens: int, ready: bool) -> None:
+        """What is true now, just before it is read."""
+        self._waiting.labels(model).set(waiting_tokens)
+        self._ready.labels(model).set(int(ready))
+
+    def text(self) -> tuple[bytes, str]:
+        """The page and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST

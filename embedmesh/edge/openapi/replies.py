@@ -1,0 +1,108 @@
+"""What routes answer: replies with their headers, and failures narrowed to what a route really gives."""
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from embedmesh.edge.failures import TABLE, hint_headers
+from embedmesh.edge.openapi.schemas import Json, ref, unique
+from embedmesh.rules import errors
+from embedmesh.rules.errors import Failure
+
+Failures = tuple[type[Failure], ...]
+
+STATUS_WORDS = {
+    400: "The request is wrong.",
+    401: "The API key is missing or not valid.",
+    403: "The API key may not do this.",
+    404: "There is no such thing here.",
+    405: "The path does not take this method.",
+    408: "The request did not arrive in time.",
+    409: "The request contradicts an earlier one.",
+    413: "The body is too large.",
+    415: "The body is not plain JSON.",
+    429: "A limit of the account is reached.",
+    500: "A bug of ours. Trying again may help.",
+    502: "Every node tried answered wrongly.",
+    503: "It cannot be done right now. Try again shortly.",
+    504: "It took longer than it may.",
+}
+
+HEADERS = {
+    "x-request-id": "Names this exchange; the request's own `x-request-id`, if it sent one, else a new one.",
+    "openai-processing-ms": "How long the gateway took, in milliseconds.",
+    "x-embedmesh-cost-nanousd": "What was charged, in nano-USD (1e-9 USD).",
+    "x-embedmesh-node": "The node that computed the vectors.",
+    "x-embedmesh-truncated": "How many inputs were cut, as `truncate` asked.",
+    "Content-Security-Policy": "Allows this page's own script and style, by hash, and nothing else.",
+    "Retry-After": "Seconds to wait before trying again, with jitter.",
+    "retry-after-ms": "The same wait in milliseconds.",
+    "x-should-retry": "`false`: trying again will fail the same way.",
+    "Allow": "The methods that this path takes.",
+    "WWW-Authenticate": "`Bearer`: how to send the key.",
+}
+COUNTS = {
+    "openai-processing-ms",
+    "x-embedmesh-cost-nanousd",
+    "x-embedmesh-truncated",
+    "Retry-After",
+    "retry-after-ms",
+}
+
+
+def reply(description: str, content_type: str, schema: Json, headers: Iterable[str] = ()) -> Json:
+    """A reply of one content type; `x-request-id` is always among its headers."""
+    return {
+        "description": description,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *headers)},
+        "content": {content_type: {"schema": schema}},
+    }
+
+
+def json_reply(description: str, schema: str, headers: Iterable[str] = ()) -> Json:
+    """A JSON reply of a named schema."""
+    return reply(description, "application/json", ref(schema), headers)
+
+
+def failure_responses(failures: Failures) -> dict[int, Json]:
+    """One response a status: the envelope, narrowed to the types and codes that this route gives with it."""
+    by_status = sorted(failures, key=_status)
+    return {status: _failure_response(status, tuple(group)) for status, group in groupby(by_status, key=_status)}
+
+
+def _failure_response(status: int, failures: Failures) -> Json:
+    narrowed = {
+        "type": {"enum": unique(TABLE[failure][1] for failure in failures)},
+        "code": {"enum": unique(failure.code for failure in failures)},
+    }
+    schema = {"allOf": [ref("Error"), {"properties": {"error": {"properties": narrowed}}}]}
+    headers = unique(name for failure in failures for name in _hints(failure))
+    return reply(STATUS_WORDS[status], "application/json", schema, headers)
+
+
+def failure_row(failure: type[Failure]) -> Json:
+    """A failure for people: the line of the error table that the documentation page shows."""
+    status, kind = TABLE[failure]
+    return {
+        "status": status,
+        "code": failure.code,
+        "type": kind,
+        "meaning": (failure.__doc__ or "").split(". ")[0].rstrip(".") + ".",
+        "retry": failure.retry.value,
+        "headers": list(_hints(failure)),
+    }
+
+
+def _status(failure: type[Failure]) -> int:
+    return TABLE[failure][0]
+
+
+def _hints(failure: type[Failure]) -> Json:
+    """The headers that such a failure leaves with."""
+    sample = errors.MethodNotAllowed("", allowed=()) if failure is errors.MethodNotAllowed else failure("")
+    return dict(hint_headers(sample))
+
+
+def header(name: str) -> Json:
+    """One entry of `components.headers`."""
+    schema = {"type": "integer", "minimum": 0} if name in COUNTS else {"type": "string"}
+    return {"description": HEADERS[name], "schema": schema}

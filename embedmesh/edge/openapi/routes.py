@@ -1,0 +1,181 @@
+"""The routes, in the order in which a reader wants them, and what each may answer."""
+
+import base64
+import struct
+from typing import Any
+
+from embedmesh.edge.failures import TABLE
+from embedmesh.edge.openapi.replies import Failures, failure_responses, json_reply, reply
+from embedmesh.edge.openapi.schemas import Json, ref
+from embedmesh.edge.pages.samples import EXAMPLE_MODEL, SAMPLES
+from embedmesh.flow.handle import EMBED_SCOPE
+from embedmesh.flow.identify import METRICS_SCOPES
+from embedmesh.rules import errors
+from embedmesh.rules.embeddings import BODY_BYTES_MAX, INPUTS_MAX, REQUEST_TOKENS_MAX
+
+EMBEDDING_HEADERS = ("openai-processing-ms", "x-embedmesh-cost-nanousd", "x-embedmesh-node", "x-embedmesh-truncated")
+
+ANY_ROUTE: Failures = (errors.MalformedHttp, errors.RequestTimeout, errors.InternalError)
+ANY_KEY: Failures = (errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
+SCOPED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
+# A client may resolve an id such as `..` before it sends it, and then asks for another path.
+ONE_MODEL: Failures = (errors.ModelNotFound, errors.NotFound, *ANY_KEY)
+OFF_THE_MAP: Failures = (errors.NotFound, errors.MethodNotAllowed)  # no route gives these; every other path does
+EMBEDDINGS: Failures = tuple(failure for failure in TABLE if failure not in OFF_THE_MAP)
+
+
+def paths() -> Json:
+    """Path -> method -> what it takes and gives."""
+    return {
+        "/v1/embeddings": {"post": _create_embeddings()},
+        "/v1/models": {
+            "get": _operation(
+                "listModels",
+                "Models",
+                "List models",
+                "The models that live nodes serve now. Any API key of this gateway may ask.",
+                {200: json_reply("The models.", "ModelList")},
+                ANY_KEY,
+                scopes=(),
+            )
+        },
+        "/v1/models/{id}": {
+            "get": _operation(
+                "getModel",
+                "Models",
+                "Get a model",
+                "One model, by id, alias, or either with a precision suffix. Send a slash in it as `/` or `%2F`.",
+                {200: json_reply("The model.", "Model")},
+                ONE_MODEL,
+                scopes=(),
+            )
+            | {
+                "parameters": [
+                    {
+                        "name": "id",
+                        "in": "path",
+                        "required": True,
+                        "description": "The model's id or alias.",
+                        "schema": {"type": "string", "minLength": 1},
+                        "example": EXAMPLE_MODEL,
+                    }
+                ]
+            }
+        },
+        "/health": {
+            "get": _operation(
+                "getHealth",
+                "Operations",
+                "Is the process up?",
+                "Answers as long as the process does.",
+                {200: json_reply("It is.", "Health")},
+                ANY_ROUTE,
+            )
+        },
+        "/readyz": {
+            "get": _operation(
+                "getReadiness",
+                "Operations",
+                "Can it do its work?",
+                "Ready means: the store takes writes, and a node really embedded something in the last 15 seconds.",
+                {200: json_reply("Ready.", "Readiness"), 503: json_reply("Not ready, and why.", "Readiness")},
+                ANY_ROUTE,
+            )
+        },
+        "/metrics": {
+            "get": _operation(
+                "getMetrics",
+                "Operations",
+                "Metrics",
+                "Counters and gauges in Prometheus' text format. Needs the admin key or a key with scope `metrics`.",
+                {200: reply("The metrics.", "text/plain", {"type": "string"})},
+                SCOPED_KEY,
+                scopes=METRICS_SCOPES,
+            )
+        },
+        "/openapi.json": {
+            "get": _operation(
+                "getOpenapi",
+                "About",
+                "This document",
+                "The OpenAPI 3.1 document of this API.",
+                {200: reply("The document.", "application/json", {"type": "object"})},
+                ANY_ROUTE,
+            )
+        },
+        "/docs": {
+            "get": _operation(
+                "getDocs",
+                "About",
+                "The documentation page",
+                "This API to read and to try in a browser. Loads nothing from elsewhere.",
+                {200: reply("The page.", "text/html", {"type": "string"}, ("Content-Security-Policy",))},
+                ANY_ROUTE,
+            )
+        },
+    }
+
+
+def _create_embeddings() -> Json:
+    inputs = ["Good morning", "Guten Morgen"]
+    request = {"model": EXAMPLE_MODEL, "input": inputs, "dimensions": 4}
+    vectors = [(0.5, -0.5, 0.5, 0.5), (0.5, -0.5, 0.5, -0.5)]  # exact in float32 and of unit length
+    as_base64 = [base64.b64encode(struct.pack("<4f", *vector)).decode("ascii") for vector in vectors]
+    created = json_reply("One vector for each input, in input order.", "EmbeddingList", EMBEDDING_HEADERS)
+    created["content"]["application/json"]["examples"] = {
+        "float": {"summary": "Numbers", "value": _example_reply([list(vector) for vector in vectors])},
+        "base64": {"summary": "The same, with `encoding_format: base64`", "value": _example_reply(as_base64)},
+    }
+    operation = _operation(
+        "createEmbeddings",
+        "Embeddings",
+        "Create embeddings",
+        f"One vector for each input. A request takes at most {INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} tokens and "
+        f"{BODY_BYTES_MAX // 1024**2} MiB of plain JSON. A member that is null counts as not given. You pay for the "
+        "tokens that were embedded, special tokens included, and only for what was delivered.",
+        {200: created},
+        EMBEDDINGS,
+        scopes=(EMBED_SCOPE,),
+    )
+    operation["requestBody"] = {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": ref("EmbeddingRequest"),
+                "examples": {"two": {"summary": "Two texts, four dimensions", "value": request}},
+            }
+        },
+    }
+    operation["x-codeSamples"] = SAMPLES
+    return operation
+
+
+def _example_reply(embeddings: list[Any]) -> Json:
+    data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(embeddings)]
+    return {
+        "object": "list",
+        "data": data,
+        "model": EXAMPLE_MODEL,
+        "usage": {"prompt_tokens": 9, "total_tokens": 9},
+    }
+
+
+def _operation(
+    name: str,
+    tag: str,
+    summary: str,
+    description: str,
+    replies: dict[int, Json],
+    failures: Failures,
+    scopes: tuple[str, ...] | None = None,
+) -> Json:
+    """One method of a path. Without `scopes` it needs no key; with none of them, any; else a key with one of them."""
+    responses = failure_responses(failures) | replies
+    return {
+        "operationId": name,
+        "tags": [tag],
+        "summary": summary,
+        "description": description,
+        "security": [] if scopes is None else [{"bearerAuth": [scope]} for scope in scopes] or [{"bearerAuth": []}],
+        "responses": {str(status): responses[status] for status in sorted(responses)},
+    }

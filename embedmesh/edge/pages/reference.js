@@ -1,0 +1,166 @@
+// The reference, drawn from the OpenAPI document.
+
+const SAMPLE_ORIGIN = "http://127.0.0.1:8080"; // what the document's samples say; the reader's gateway is put in its place
+
+/** What a `$ref` stands for. */
+function resolve(api, node) {
+  if (!node.$ref) return node;
+  return node.$ref
+    .split("/")
+    .slice(1)
+    .reduce((at, name) => at[name], api);
+}
+
+/** A schema's type and bounds in words. */
+function typeInWords(schema) {
+  if (schema.enum)
+    return schema.enum
+      .filter((value) => value !== null)
+      .map((value) => JSON.stringify(value))
+      .join(" | ");
+  if (schema.oneOf) return schema.oneOf.map(typeInWords).join(" | ");
+  const types = [schema.type].flat().filter((type) => type !== "null");
+  if (types[0] === "array")
+    return `array of ${typeInWords(schema.items).replace(/^(array|string|integer|number)\b/, "$1s")}`;
+  const bounds = [
+    schema.minimum !== undefined && schema.minimum > 0 ? `≥ ${schema.minimum}` : null,
+    schema.maxLength ? `at most ${schema.maxLength} characters` : null,
+  ];
+  return [types.join(" | "), ...bounds.filter(Boolean)].join(", ");
+}
+
+function drawSamples(api) {
+  const samples = api.paths["/v1/embeddings"].post["x-codeSamples"];
+  const entries = samples.map(({ label, source }) => [
+    label,
+    codeBlock(source.trimEnd().replaceAll(SAMPLE_ORIGIN, BASE), `the ${label} example`),
+  ]);
+  byId("samples").replaceChildren(tabs("sample", "Client", entries));
+}
+
+function drawRoutes(api) {
+  const routes = Object.entries(api.paths).flatMap(([path, methods]) =>
+    Object.entries(methods).map(([method, operation]) => [path, method, operation]),
+  );
+  const groups = api.tags.map(({ name, description }) => {
+    const members = routes.filter(([, , operation]) => operation.tags.includes(name));
+    return [el("h3", {}, name, el("small", {}, description)), ...members.map((route) => drawRoute(api, ...route))];
+  });
+  byId("route-list").replaceChildren(...groups.flat());
+}
+
+function drawRoute(api, path, method, operation) {
+  const summary = el(
+    "summary",
+    {},
+    el("span", { class: `method ${method}` }, method.toUpperCase()),
+    el("code", { class: "path" }, path),
+    el("span", { class: "what" }, operation.summary),
+    el("span", { class: "who" }, whoMay(api, operation)),
+  );
+  const parameters = (operation.parameters ?? []).map((parameter) => [
+    el("code", {}, parameter.name),
+    `in the ${parameter.in}`,
+    prose(parameter.description),
+  ]);
+  const answers = Object.entries(operation.responses).map(([status, response]) => [
+    statusPill(Number(status)),
+    answerInWords(api, response),
+    codeList(Object.keys(response.headers).filter((name) => name !== "x-request-id")),
+  ]);
+  return el(
+    "details",
+    { class: "route" },
+    summary,
+    el("p", {}, prose(operation.description)),
+    operation.requestBody ? el("p", {}, "Body: see ", el("a", { href: "#members" }, "Request"), ".") : null,
+    parameters.length
+      ? table(`Parameters of ${path}`, ["Parameter", "Where", "Meaning"], parameters, { stacks: true })
+      : null,
+    table(`Answers of ${method} ${path}`, ["Status", "Meaning", "Headers"], answers, { stacks: true }),
+  );
+}
+
+function whoMay(api, operation) {
+  const needs = operation.security ?? api.security;
+  if (!needs.length) return "open to all";
+  const scopes = needs.flatMap((need) => need.bearerAuth);
+  return scopes.length ? `key with scope ${scopes.join(" or ")}` : "any key";
+}
+
+/** A response's description, and the codes that its envelope may carry. */
+function answerInWords(api, response) {
+  const schema = Object.values(response.content)[0].schema;
+  const narrowed = schema.allOf?.[1].properties.error.properties.code.enum;
+  return [response.description, narrowed ? el("div", {}, codeList(narrowed)) : null];
+}
+
+function codeList(names) {
+  return names.flatMap((name) => [el("code", {}, name), " "]);
+}
+
+function statusPill(status) {
+  const mood = status < 300 ? "good" : status < 500 ? "warn" : "bad";
+  return el("span", { class: `pill ${mood}` }, String(status));
+}
+
+function drawMembers(api) {
+  const schema = api.components.schemas.EmbeddingRequest;
+  const cards = Object.entries(schema.properties).map(([name, member]) =>
+    el(
+      "div",
+      { class: "member" },
+      el(
+        "dt",
+        {},
+        el("code", {}, name),
+        schema.required.includes(name) ? el("span", { class: "pill warn" }, "required") : null,
+        member.default !== undefined
+          ? el("span", { class: "pill" }, `default ${JSON.stringify(member.default)}`)
+          : null,
+      ),
+      el("dd", {}, el("p", {}, prose(member.description)), el("p", { class: "type" }, memberType(name, member))),
+    ),
+  );
+  byId("member-list").replaceChildren(el("dl", {}, cards));
+}
+
+/** A pattern says nothing to people: `truncate` takes its three words in any case. */
+function memberType(name, member) {
+  return member.pattern ? `"none" | "end" | "start", in any case` : typeInWords(member);
+}
+
+/** JSON over several lines, with arrays of numbers each on one. */
+function readableJson(value) {
+  return JSON.stringify(value, null, 2).replace(/\[[-\d.,\s]+\]/g, (numbers) =>
+    numbers.replace(/\s+/g, " ").replace("[ ", "[").replace(" ]", "]"),
+  );
+}
+
+function drawReply(api) {
+  const created = api.paths["/v1/embeddings"].post.responses["200"];
+  const examples = Object.entries(created.content["application/json"].examples).map(([encoding, { value }]) => [
+    encoding,
+    codeBlock(readableJson(value), `the example reply in ${encoding}`),
+  ]);
+  byId("reply-examples").replaceChildren(tabs("reply", "Encoding", examples));
+  const rows = Object.entries(created.headers).map(([name, header]) => [
+    el("code", {}, name),
+    prose(resolve(api, header).description),
+  ]);
+  byId("header-list").replaceChildren(table("Headers of a reply", ["Header", "Meaning"], rows, { stacks: true }));
+}
+
+const RETRY_IN_WORDS = { useless: "Will not help", later: "May help after a pause" };
+
+function drawErrors(api) {
+  const rows = api["x-embedmesh-errors"].map((failure) => [
+    statusPill(failure.status),
+    [el("code", {}, failure.code), el("div", { class: "muted small" }, failure.type)],
+    prose(failure.meaning),
+    [RETRY_IN_WORDS[failure.retry], failure.headers.length ? el("div", {}, codeList(failure.headers)) : null],
+  ]);
+  byId("error-list").replaceChildren(
+    table("Errors", ["Status", "Code", "When", "Trying again"], rows, { stacks: true }),
+  );
+}

@@ -1,0 +1,99 @@
+"""A first request in every client that must work unmodified. Each is whole: it runs as it stands.
+
+`ORIGIN` stands where the reader's own gateway belongs; the documentation page puts its own origin there. Keys come
+from the environment, so that nobody pastes one into a file.
+"""
+
+ORIGIN = "http://127.0.0.1:8080"  # where `embedmesh serve` listens unless told otherwise
+EXAMPLE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+CURL = f"""\
+curl {ORIGIN}/v1/embeddings \\
+  -H "Authorization: Bearer $EMBEDMESH_API_KEY" \\
+  -H "Content-Type: application/json" \\
+  -d '{{"model": "{EXAMPLE_MODEL}",
+       "input": ["Good morning", "Guten Morgen"]}}'
+"""
+
+OPENAI_PYTHON = f"""\
+# pip install openai
+import os
+
+from openai import OpenAI
+
+client = OpenAI(
+    base_url="{ORIGIN}/v1",
+    api_key=os.environ["EMBEDMESH_API_KEY"],
+)
+reply = client.embeddings.create(
+    model="{EXAMPLE_MODEL}",
+    input=["Good morning", "Guten Morgen"],
+)
+
+for item in reply.data:
+    print(item.index, len(item.embedding), item.embedding[:4])
+"""
+
+OPENAI_NODE = f"""\
+// npm install openai
+import OpenAI from "openai";
+
+const client = new OpenAI({{
+  baseURL: "{ORIGIN}/v1",
+  apiKey: process.env.EMBEDMESH_API_KEY,
+}});
+const reply = await client.embeddings.create({{
+  model: "{EXAMPLE_MODEL}",
+  input: ["Good morning", "Guten Morgen"],
+}});
+
+for (const item of reply.data) {{
+  console.log(item.index, item.embedding.length, item.embedding.slice(0, 4));
+}}
+"""
+
+ATOMA_PYTHON = f"""\
+# pip install atoma-sdk
+import os
+
+from atoma_sdk import AtomaSDK
+
+with AtomaSDK(
+    server_url="{ORIGIN}",
+    bearer_auth=os.environ["EMBEDMESH_API_KEY"],
+) as atoma:
+    reply = atoma.embeddings.create(
+        model="{EXAMPLE_MODEL}",
+        input_=["Good morning", "Guten Morgen"],
+    )
+
+for item in reply.data:
+    print(item.index, len(item.embedding), item.embedding[:4])
+"""
+
+ATOMA_NODE = f"""\
+// npm install atoma-sdk
+import {{ AtomaSDK }} from "atoma-sdk";
+
+const atoma = new AtomaSDK({{
+  serverURL: "{ORIGIN}",
+  bearerAuth: process.env.EMBEDMESH_API_KEY,
+}});
+const reply = await atoma.embeddings.create({{
+  model: "{EXAMPLE_MODEL}",
+  input: ["Good morning", "Guten Morgen"],
+}});
+
+for (const item of reply.data) {{
+  console.log(item.index, item.embedding.length, item.embedding.slice(0, 4));
+}}
+"""
+
+SAMPLES = [
+    {"lang": "shell", "label": "curl", "source": CURL},
+    {"lang": "python", "label": "openai · Python", "source": OPENAI_PYTHON},
+    {"lang": "javascript", "label": "openai · Node", "source": OPENAI_NODE},
+    {"lang": "python", "label": "atoma-sdk · Python", "source": ATOMA_PYTHON},
+    {"lang": "javascript", "label": "atoma-sdk · Node", "source": ATOMA_NODE},
+]
+"""In the form of the `x-codeSamples` extension, which other documentation tools read, too."""

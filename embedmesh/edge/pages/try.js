@@ -1,0 +1,214 @@
+// The form that sends real requests. The key lives in its input field and nowhere else.
+
+const TEXTS_SHOWN_MAX = 50; // rows of the table of vectors; more would only be scrolled past
+const COMPONENTS_SHOWN = 6; // enough to see that it is a vector
+const SIMILARITIES_MIN = 2; // texts, below which there is nothing to compare
+const SIMILARITIES_MAX = 6; // texts, above which the matrix is wider than a phone
+const RAW_CHARS_SHOWN_MAX = 4000; // of a raw reply
+
+class UnsendableKey extends Error {}
+
+let apiErrors = []; // the document's error table, to say whether trying again helps
+
+/** Headers that name the caller. Throws what a person can act on where the key cannot even be sent. */
+function authorization() {
+  const key = byId("key").value.trim();
+  if (!isSendable(key)) throw new UnsendableKey();
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+/** Offer the models that are served now. Silent without a key. */
+async function offerModels() {
+  const asked = byId("key").value.trim();
+  if (!asked) return;
+  const hint = byId("model-hint");
+  try {
+    const response = await fetch(`${BASE}/v1/models`, { headers: authorization() });
+    const text = await response.text();
+    if (byId("key").value.trim() !== asked) return; // another key was typed meanwhile
+    if (!response.ok) {
+      const message = envelopeOf(text)?.message ?? `The list of models could not be had (${response.status}).`;
+      hint.replaceChildren(...prose(message));
+      return;
+    }
+    showModels(JSON.parse(text).data);
+  } catch (error) {
+    hint.textContent = whyNoAnswer(error);
+  }
+}
+
+function showModels(models) {
+  const names = models.flatMap((model) => [model.id, ...model.aliases]);
+  byId("models").replaceChildren(...names.map((name) => el("option", { value: name })));
+  const model = models[0];
+  if (!model) {
+    byId("model-hint").textContent = "No node serves a model right now.";
+    return;
+  }
+  if (!byId("model").value) byId("model").value = model.id;
+  const price = dollars(model.price_nanousd_per_million_tokens);
+  const facts = `${model.width} components, up to ${model.max_tokens} tokens a text, ${price} a million tokens`;
+  byId("model-hint").textContent =
+    models.length === 1 ? `${facts}.` : `${models.length} models; ${model.id}: ${facts}.`;
+}
+
+function whyNoAnswer(error) {
+  return error instanceof UnsendableKey
+    ? "The key has characters that no key has. Copy it again."
+    : "The gateway could not be reached, or the connection broke. Is it running?";
+}
+
+async function send(event) {
+  event.preventDefault();
+  const button = byId("send");
+  if (button.disabled) return;
+  const texts = textsOf(byId("texts").value);
+  const asked = {
+    model: byId("model").value.trim(),
+    texts,
+    encoding: byId("encoding").value,
+    dimensions: byId("dimensions").value,
+  };
+  button.disabled = true;
+  button.textContent = "Sending…";
+  const began = performance.now();
+  try {
+    const response = await fetch(`${BASE}/v1/embeddings`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", ...authorization() },
+      body: JSON.stringify(requestBody(asked)),
+    });
+    const text = await response.text();
+    showAnswer(response, text, performance.now() - began, texts);
+  } catch (error) {
+    const heading = el("p", { class: "status" }, el("strong", {}, "No answer"));
+    showResult(false, heading, el("p", {}, whyNoAnswer(error)));
+    announce(whyNoAnswer(error));
+  } finally {
+    button.disabled = false;
+    button.textContent = "Create embeddings";
+  }
+}
+
+function showAnswer(response, text, tookMs, texts) {
+  const words = response.statusText || (response.ok ? "OK" : "Refused");
+  const status = el(
+    "p",
+    { class: "status" },
+    statusPill(response.status),
+    el("strong", {}, words),
+    el("span", { class: "muted" }, `after ${tookMs.toFixed(1)} ms`),
+  );
+  const reply = response.ok ? replyOf(text) : null;
+  const parts = reply ? showVectors(response, reply, texts) : showRefusal(response, text);
+  const raw = text.length > RAW_CHARS_SHOWN_MAX ? `${text.slice(0, RAW_CHARS_SHOWN_MAX)}…` : text;
+  const headers = [...response.headers].map(([name, value]) => `${name}: ${value}`).join("\n");
+  const whole = codeBlock(`${headers}\n\n${raw}`, "the raw reply");
+  showResult(
+    reply !== null,
+    status,
+    ...parts,
+    el("details", { class: "raw" }, el("summary", {}, "Raw reply"), whole),
+  );
+  announce(reply ? `${reply.data.length} vectors received` : `Refused with status ${response.status}`);
+}
+
+function showResult(good, heading, ...parts) {
+  byId("result").replaceChildren(el("div", { class: good ? "card" : "card refusal" }, heading, ...parts));
+  heading.scrollIntoView({ block: "nearest" });
+}
+
+function showVectors(response, reply, texts) {
+  const header = (name) => response.headers.get(name);
+  const vectors = reply.data.map((item) => components(item.embedding));
+  const cost = header("x-embedmesh-cost-nanousd");
+  const facts = [
+    ["Tokens", reply.usage.total_tokens],
+    ["Cost", cost === null ? null : dollars(cost)],
+    ["In the gateway", header("openai-processing-ms") && `${header("openai-processing-ms")} ms`],
+    ["Width", vectors[0].length],
+    ["Texts cut", header("x-embedmesh-truncated")],
+    ["Node", header("x-embedmesh-node")],
+    ["Request id", header("x-request-id")],
+  ];
+  const shown = vectors
+    .slice(0, TEXTS_SHOWN_MAX)
+    .map((vector, index) => [
+      String(index + 1),
+      el("span", { class: "text" }, texts[index] ?? ""),
+      el("code", { class: "numbers" }, firstNumbers(vector)),
+    ]);
+  const left = vectors.length - shown.length;
+  return [
+    factList(facts),
+    table("Vectors", ["#", "Text", "Vector"], shown),
+    left > 0 ? el("p", { class: "muted" }, `and ${left} more`) : null,
+    ...showSimilarities(vectors, texts),
+  ];
+}
+
+function firstNumbers(vector) {
+  const numbers = vector.slice(0, COMPONENTS_SHOWN).map((value) => value.toFixed(4).replace("-", "−").padStart(7));
+  return vector.length > COMPONENTS_SHOWN ? `${numbers.join("  ")}  …` : numbers.join("  ");
+}
+
+/** How alike the texts are, each with each; nothing where that cannot be read. */
+function showSimilarities(vectors, texts) {
+  if (vectors.length < SIMILARITIES_MIN || vectors.length > SIMILARITIES_MAX) return [];
+  const rows = similarities(vectors).map((row, index) =>
+    el("tr", {}, el("th", { scope: "row", title: texts[index] }, String(index + 1)), row.map(heatCell)),
+  );
+  const numbers = texts.map((text, index) => el("th", { scope: "col", title: text }, String(index + 1)));
+  const head = el("thead", {}, el("tr", {}, el("td"), numbers));
+  return [
+    el("h3", {}, "Cosine similarity"),
+    el(
+      "table",
+      { class: "heat", "aria-label": "Cosine similarity of each text with each" },
+      head,
+      el("tbody", {}, rows),
+    ),
+  ];
+}
+
+function heatCell(value) {
+  const cell = el("td", {}, value.toFixed(2).replace("-", "−"));
+  cell.style.setProperty("--heat", `${Math.round(60 * Math.max(0, value))}%`);
+  return cell;
+}
+
+function showRefusal(response, text) {
+  const error = envelopeOf(text);
+  if (!error) return [el("p", {}, "The answer is not in this gateway's form. Is there a proxy in between?")];
+  const known = apiErrors.find((row) => row.status === response.status && row.code === error.code);
+  const wait = response.headers.get("Retry-After");
+  const facts = [
+    ["Code", error.code],
+    ["Type", error.type],
+    ["Member", error.param],
+    ["Trying again", known && RETRY_IN_WORDS[known.retry] + (wait ? `, ${wait} s` : "")],
+    ["Request id", response.headers.get("x-request-id")],
+  ];
+  return [el("p", { class: "message" }, prose(error.message)), factList(facts)];
+}
+
+function factList(facts) {
+  const known = facts.filter(([, value]) => value !== null && value !== undefined);
+  const entries = known.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value))));
+  return el("dl", { class: "facts" }, entries);
+}
+
+function readyTheForm() {
+  byId("try-form").addEventListener("submit", send);
+  byId("key").addEventListener("change", offerModels);
+  byId("texts").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("try-form").requestSubmit();
+  });
+  const show = byId("show-key");
+  show.addEventListener("click", () => {
+    const hidden = byId("key").type === "password";
+    byId("key").type = hidden ? "text" : "password";
+    show.textContent = hidden ? "Hide" : "Show";
+    show.setAttribute("aria-pressed", String(hidden));
+  });
+}

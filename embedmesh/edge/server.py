@@ -1,0 +1,256 @@
+"""The HTTP server under gateway and node: aiohttp's strict parser, our own deadlines, one error envelope.
+
+No Python server bounds slow heads and slow bodies by itself, and each has its own words for what its parser refuses.
+This module adds what is missing: a deadline for the head, a deadline and a size for the body, a bound on connections,
+and the envelope for every refusal, the parser's own included.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import socket
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import unquote
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMethod
+from aiohttp.web_protocol import RequestHandler
+
+from embedmesh.edge.failures import envelope, failure_response, hint_headers, status_and_type
+from embedmesh.rules import errors
+from embedmesh.rules.errors import Failure
+
+log = logging.getLogger("embedmesh.http")
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Routes = Mapping[str, Mapping[str, Handler]]
+"""Path -> method -> handler. A path that ends in `/*` takes one last segment more, which may hold slashes."""
+
+HEAD_S = 10.0  # a head is a few hundred bytes; ten seconds is a very bad line
+KEEP_ALIVE_S = 75.0  # longer than common proxies keep an idle connection, so that they close first
+LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
+DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may take"
+CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
+HEAD_BYTES_MAX = 8_190  # a line or field; a bearer key has 50
+BACKLOG = 1_024  # connections that may wait while a gateway restarts
+
+REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
+REST = web.RequestKey("rest", str)  # of the path, behind a route's `*`
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+SERVER = {"Server": "embedmesh"}
+
+
+class Protocol(RequestHandler):
+    """One connection: aiohttp's, with a deadline for each head and our envelope for what the parser refuses."""
+
+    def __init__(
+        self, manager: web.Server, *, head_s: float, on_internal_error: Callable[[], None], **options: Any
+    ) -> None:
+        super().__init__(manager, **options)
+        self._on_internal_error = on_internal_error
+        self._head_s = head_s
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # "Delivered" means: in the kernel. With no room in the buffer, drain() waits for just that.
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
+        self._start_head_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._awaits_head():
+            if self._head_timer is None:  # the first bytes of a head that is not whole yet
+                self._start_head_timer()
+        elif self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def _awaits_head(self) -> bool:
+        nothing_yet = self._request_count == 0  # true even before aiohttp's own task has begun to wait
+        return not self._messages and (nothing_yet or self._waiter is not None)
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self._loop.call_later(self._head_s, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.transport is None or not self._awaits_head():
+            return
+        late = errors.RequestTimeout(f"The request's head did not arrive within {self._head_s:.0f} s.")
+        self.transport.write(_raw_response(late))
+        self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The parser refused. Its own words may quote the request, so they are not repeated."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("part of an answer is already sent")
+        if isinstance(exc, ConnectionError):
+            raise exc  # the caller went; nobody is to blame
+        if status >= 500:
+            self._on_internal_error()
+            log.error("internal error: %s at %s", type(exc).__name__, _place(exc))
+            failure: Failure = errors.InternalError("Something went wrong on our side. Trying again may help.")
+        elif isinstance(exc, BadHttpMethod):
+            failure = errors.MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
+        else:
+            failure = errors.MalformedHttp(
+                "The HTTP request could not be parsed: wrong request line, headers or framing."
+            )
+        response = failure_response(failure)
+        response.headers.update({"x-request-id": own_request_id(), **SERVER})
+        response.force_close()
+        return response
+
+
+class HttpServer:
+    """Serves `routes` on listening sockets.
+
+    `on_internal_error` is told of each request that ended in a bug of ours, for a metric that should stay at 0.
+    """
+
+    def __init__(
+        self, routes: Routes, *, on_internal_error: Callable[[], None] = lambda: None, head_s: float = HEAD_S
+    ) -> None:
+        self._exact = {path: methods for path, methods in routes.items() if not path.endswith("/*")}
+        self._prefixed = {path[:-1]: methods for path, methods in routes.items() if path.endswith("/*")}
+        self._on_internal_error = on_internal_error
+        self._server = _Server(
+            self._handle,
+            handler_cancellation=True,
+            lingering_time=LINGER_S,
+            head_s=head_s,
+            on_internal_error=on_internal_error,
+        )
+        self._listeners: list[asyncio.Server] = []
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve on a bound socket, TCP or Unix. May be called for several sockets."""
+        loop = asyncio.get_running_loop()
+        create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+        self._listeners.append(await create(self._server, sock=sock, backlog=BACKLOG))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more connections, let running requests end for at most `timeout_s` seconds, close the rest."""
+        for listener in self._listeners:
+            listener.close()
+        self._server.pre_shutdown()
+        await self._server.shutdown(max(timeout_s, DRAIN_MIN_S))
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        asked = request.headers.get("x-request-id", "")
+        request[REQUEST_ID] = asked if SANE_REQUEST_ID.fullmatch(asked) else own_request_id()
+        try:
+            response = await self._route(request)(request)
+        except Failure as failure:
+            response = failure_response(failure)
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last resort: told briefly, logged by type and place
+            log.error("internal error: %s at %s [%s]", type(error).__name__, _place(error), request[REQUEST_ID])
+            self._on_internal_error()
+            response = failure_response(
+                errors.InternalError("Something went wrong on our side. Trying again may help; quote the x-request-id.")
+            )
+        if not response.prepared:
+            response.headers.update({"x-request-id": request[REQUEST_ID], **SERVER})
+            if response.status in (408, 413):
+                response.force_close()
+        return response
+
+    def _route(self, request: web.BaseRequest) -> Handler:
+        if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            raise errors.MalformedHttp("The only transfer coding that is read here is `chunked`.")
+        path = request.rel_url.raw_path
+        methods = self._exact.get(path)
+        if methods is None:
+            for prefix, candidates in self._prefixed.items():
+                if path.startswith(prefix) and len(path) > len(prefix):
+                    methods = candidates
+                    request[REST] = unquote(path[len(prefix) :])
+        if methods is None:
+            raise errors.NotFound("There is nothing at this path. The API is described at /docs and /openapi.json.")
+        handler = methods.get(request.method)
+        if handler is None:
+            allowed = tuple(sorted(methods))
+            raise errors.MethodNotAllowed(f"This path takes {' and '.join(allowed)} only.", allowed=allowed)
+        return handler
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return Protocol(
+            self,
+            loop=self._loop,
+            keepalive_timeout=KEEP_ALIVE_S,
+            max_line_size=HEAD_BYTES_MAX,
+            max_field_size=HEAD_BYTES_MAX,
+            auto_decompress=False,
+            access_log=None,
+            **self._kwargs,
+        )
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self._connections) > CONNECTIONS_MAX:
+            transport.abort()
+
+
+async def deliver(request: web.BaseRequest, response: web.Response, deadline_s: float) -> None:
+    """Write a whole response; returns when its last byte is in the kernel.
+
+    Raises ConnectionError when the caller has gone, or does not read within `deadline_s`.
+    """
+    response.headers.update({"x-request-id": request[REQUEST_ID], **SERVER})
+    try:
+        async with asyncio.timeout(deadline_s):
+            await response.prepare(request)
+            await response.write_eof()
+            await request.writer.drain()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the caller did not read the reply in time") from None
+    if request.transport is None or request.transport.get_write_buffer_size() > 0:
+        raise ConnectionResetError("the caller went before the reply's last byte was sent")
+
+
+def own_request_id() -> str:
+    """An id for a request that brought none."""
+    return "req_" + secrets.token_hex(12)
+
+
+def _raw_response(failure: Failure) -> bytes:
+    status, _ = status_and_type(failure)
+    body = envelope(failure)
+    headers: dict[str, Any] = {
+        "Content-Type": "application/json",
+        "Content-Length": len(body),
+        "Connection": "close",
+        "x-request-id": own_request_id(),
+        **SERVER,
+        **hint_headers(failure),
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n".encode("ascii") + body
+
+
+def _place(error: BaseException | None) -> str:
+    """`module.py:line` where an exception began: enough to find it, and no values."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "?"

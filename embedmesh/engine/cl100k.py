@@ -1,0 +1,44 @@
+"""Token ids of OpenAI's `cl100k_base` back into text. OpenAI's clients may send ids instead of texts.
+
+Decoding needs only the table of ranks (one line a token: base64 of its bytes, a space, its id); no merging of pairs.
+"""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedmesh.rules.errors import SetupError
+
+RANKS = 100_256
+SPECIALS = {100_257: "<|endoftext|>", 100_258: "<|fim_prefix|>", 100_259: "<|fim_middle|>", 100_260: "<|fim_suffix|>"}
+SPECIALS[100_276] = "<|endofprompt|>"
+
+
+class Cl100k:
+    """Implements the port `Decoder`."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the ranks. Raises SetupError if the file is missing or is no table of them.
+
+        That it is the one that OpenAI publishes is for whoever names it to see to: `embedmesh.assets` knows its hash.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError:
+            raise SetupError("The cl100k ranks cannot be read. Run `embedmesh setup`.") from None
+        try:
+            self._bytes = [base64.b64decode(line.partition(b" ")[0]) for line in content.splitlines()]
+        except ValueError:  # no base64
+            self._bytes = []
+        if len(self._bytes) != RANKS:
+            raise SetupError("The cl100k ranks file is damaged. Run `embedmesh setup` to fetch it anew.")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; bytes that are no UTF-8 become U+FFFD. Raises ValueError for a wrong id."""
+        try:
+            return b"".join([self._bytes[token] for token in ids]).decode("utf-8", errors="replace")
+        except IndexError:
+            wrong = next(token for token in ids if token >= RANKS)
+        if wrong in SPECIALS:
+            raise ValueError(f"{wrong} is a special token of cl100k_base; special tokens are not accepted.")
+        raise ValueError(f"{wrong} is not a token id of cl100k_base, the vocabulary that this model takes ids of.")

@@ -1,0 +1,119 @@
+"""Which sequences run next, together. Plain decisions over lengths: nothing here waits, or knows what a text is.
+
+Sequences of like length run together, so that little is computed for padding, and at most 1,024 padded tokens at once:
+larger batches are no faster on a CPU and make everybody wait. A call that fits into one batch is *small*, any other is
+*bulk*. While both kinds wait they take turns, so that a query waits for at most one batch of somebody's bulk work, and
+bulk work keeps at least every other turn. Within a kind the oldest call leads until it is done: whoever asks expects to
+wait for the tokens that were there before, and taking bulk calls in turns would let them all finish at the end. Small
+calls share a batch where lengths are alike.
+
+The shapes that can come out are few (`shapes` lists them), because a CPU engine keeps compiled kernels for each.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+BATCH_TOKENS_MAX = 1_024  # padded; measured best on 2 cores, about 55 ms of a 22 M parameter model
+BATCH_ROWS_MAX = 64  # the shortest texts are as fast as they get with that many
+LOOK_AHEAD_CALLS = 256  # twice the rows of any batch; looking further costs more than it finds
+WASTE_TOKENS_MAX = 16  # a row's padding may cost as much as a batch of its own would: about a millisecond
+LENGTH_STEPS = ((32, 4), (64, 8), (256, 16), (1_024, 32))  # (up to so many tokens, in steps of)
+LENGTH_STEP_ABOVE = 128
+
+
+class Row(NamedTuple):
+    """One sequence that waits: its padded length, and which input of its call it is."""
+
+    length: int
+    place: int
+
+
+class Work:
+    """What is left to run of one call, longest first."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        """`lengths` are tokens of each input, special tokens included."""
+        self.rows = sorted((Row(pad_length(n), place) for place, n in enumerate(lengths)), reverse=True)
+        self.tokens = sum(row.length for row in self.rows)
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether it needs more than one batch."""
+        return self.tokens > BATCH_TOKENS_MAX
+
+    def remove(self, places: set[int]) -> None:
+        """Take out what a batch has taken."""
+        self.rows = [row for row in self.rows if row.place not in places]
+        self.tokens = sum(row.length for row in self.rows)
+
+
+class Plan(NamedTuple):
+    """The next batch: its shape, and the call (by position in the line) and input of each row that is not padding."""
+
+    rows: int
+    length: int
+    members: list[tuple[int, int]]
+    bulk: bool
+
+
+def next_batch(line: Sequence[Work], *, last_was_bulk: bool) -> Plan | None:
+    """What to run next for the calls in `line`, oldest first; None when nothing waits. Changes nothing."""
+    small = next((at for at, work in enumerate(line) if work.rows and not work.is_bulk), None)
+    bulk = next((at for at, work in enumerate(line) if work.is_bulk), None)
+    if bulk is not None and (small is None or not last_was_bulk):
+        return _plan(line, bulk, [bulk], bulk=True)
+    if small is not None:
+        others = range(small, min(len(line), small + LOOK_AHEAD_CALLS))
+        return _plan(line, small, [at for at in others if not line[at].is_bulk], bulk=False)
+    return None
+
+
+def _plan(line: Sequence[Work], leader: int, sharing: Sequence[int], *, bulk: bool) -> Plan:
+    """A batch as long as the leader's longest row, filled with rows that are not much shorter."""
+    length = line[leader].rows[0].length
+    shortest = length - max(WASTE_TOKENS_MAX, length // 8)
+    rows_max = _rows_max(length)
+    members: list[tuple[int, int]] = []
+    for at in sharing:
+        alike = (row.place for row in line[at].rows if shortest <= row.length <= length)
+        members += [(at, place) for place, _ in zip(alike, range(rows_max - len(members)), strict=False)]
+        if len(members) == rows_max:
+            break
+    rows = _rows(len(members), rows_max)
+    return Plan(rows, length, members[:rows], bulk)
+
+
+def pad_length(tokens: int) -> int:
+    """Tokens of a row once padded: in steps of about an eighth, so that lengths stay few and padding small."""
+    step = next((step for up_to, step in LENGTH_STEPS if tokens <= up_to), LENGTH_STEP_ABOVE)
+    return -(-tokens // step) * step
+
+
+def _rows_max(length: int) -> int:
+    return min(BATCH_ROWS_MAX, max(1, BATCH_TOKENS_MAX // length))
+
+
+def _rows(waiting: int, rows_max: int) -> int:
+    """How many rows the batch gets: all that fit, or a power of four below half of that; at most a quarter is padding.
+
+    The rest waits for the next batch. That costs little: half a batch already keeps all cores busy.
+    """
+    if waiting >= rows_max:
+        return rows_max
+    rows = 1
+    while rows * 4 * 2 <= rows_max and waiting >= rows * 3:
+        rows *= 4
+    return rows
+
+
+def shape_rows(count: int, length: int) -> int:
+    """The fewest rows of the shapes of that length that take `count` sequences; the rest is padding."""
+    rows_max = _rows_max(length)
+    return min(rows for rows in {_rows(n, rows_max) for n in range(1, rows_max + 1)} if rows >= count)
+
+
+def shapes(max_tokens: int) -> Iterator[tuple[int, int]]:
+    """Every (rows, length) that can come out for a model of `max_tokens`."""
+    for length in sorted({pad_length(tokens) for tokens in range(1, max_tokens + 1)}):
+        rows_max = _rows_max(length)
+        yield from ((rows, length) for rows in sorted({_rows(n, rows_max) for n in range(1, rows_max + 1)}))

@@ -1,0 +1,91 @@
+"""The child process that owns one compiled model: `python -m embedmesh.engine.worker FD`.
+
+It may crash, hang or be killed at any moment, so it holds nothing that anybody would miss. It ends when its socket
+closes, and the kernel kills it when its parent dies while it computes: it never outlives its node.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from embedmesh.engine import frames
+from embedmesh.engine.compiled import CompiledModel
+from embedmesh.engine.folder import Folder, digest, read_folder
+from embedmesh.engine.frames import Batch, Failed, Load, Ready, Refused, Vectors
+from embedmesh.rules.errors import SetupError
+
+PR_SET_PDEATHSIG = 1
+OOM_SCORE = 500  # short of memory, the kernel shall take the worker, which comes back in a second
+
+
+def main(fd: int) -> None:
+    """Load what the first message names, then answer batches until the socket closes."""
+    begun = time.monotonic()
+    _tie_to_parent()
+    sock = socket.socket(fileno=fd)
+    load = frames.receive(sock, Load)
+    if load is None:
+        return
+    try:
+        model = _load(load)
+    except SetupError as error:
+        sock.sendall(frames.encode(Refused(str(error))))
+        return
+    sock.sendall(frames.encode(Ready(load_ms=round((time.monotonic() - begun) * 1000))))
+    while (batch := frames.receive(sock, Batch)) is not None:
+        sock.sendall(frames.encode(_answer(model, batch)))
+
+
+def _load(load: Load) -> CompiledModel:
+    path = Path(load.folder)
+    if digest(path) != load.digest:
+        raise SetupError(
+            f"Model folder {path.name} is not the model that the catalogue names (its digest differs). "
+            "Run `embedmesh setup` to fetch it again, or correct the catalogue."
+        )
+    folder = read_folder(path)
+    _compare(load, folder)
+    return CompiledModel(folder, load.threads)
+
+
+def _compare(load: Load, folder: Folder) -> None:
+    """The catalogue and the folder must agree on what a caller can see."""
+    name = folder.path.name
+    if load.width != folder.width:
+        raise SetupError(f"The catalogue gives {name} a width of {load.width}; its folder says {folder.width}.")
+    if load.max_tokens > folder.max_tokens:
+        raise SetupError(f"The catalogue gives {name} {load.max_tokens} tokens; its folder allows {folder.max_tokens}.")
+
+
+def _answer(model: CompiledModel, batch: Batch) -> Vectors | Failed:
+    try:
+        vectors = model.run(batch.sequences, batch.rows, batch.length)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the node replaces this process
+        return Failed(batch.number, type(error).__name__)
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    if not np.all(np.isfinite(squares) & (squares > 0)):
+        return Failed(batch.number, "not_finite_or_zero")
+    return Vectors(batch.number, vectors.astype("<f4", copy=False).tobytes())
+
+
+def _tie_to_parent() -> None:
+    # The node drains on these and then closes our socket; a terminal or an init system sends them to the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+    except OSError:
+        return  # not Linux, or not allowed: then the kernel chooses by size, which is mostly the worker too
+
+
+if __name__ == "__main__":
+    # Without tidying up: OpenVINO's threads may be in any state, and there is nothing to save.
+    main(int(sys.argv[1]))
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""Which nodes there are, how they are, and which to ask."""

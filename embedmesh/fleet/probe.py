@@ -1,0 +1,116 @@
+"""Health is a verified embedding. One task a node asks for one: rarely while callers' own requests show that it works,
+often while it is out."""
+
+import asyncio
+import logging
+from typing import Protocol
+
+from embedmesh.fleet.registry import Node, Registry
+from embedmesh.rules.embeddings import Counted, EmbedReply, ServedModels
+from embedmesh.rules.errors import NodeFailure, NodeTooSlow, WrongAnswer
+from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.ports import Candidate, Catalogue, Clock, Tokenizer, Verify
+
+log = logging.getLogger("embedmesh.fleet")
+
+READY_EVERY_S = 5.0  # a third of the 15 s within which /readyz wants a real embedding
+OUT_EVERY_S = 0.25  # a node that comes back should not wait for us
+PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
+PATIENCE_S = 5.0  # a node that starts together with us is ready in one
+PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
+
+
+class ProbeClient(Protocol):
+    """What a probe needs of the node client."""
+
+    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedReply: ...
+
+    async def served(self, address: str) -> ServedModels: ...
+
+
+class Prober:
+    """Keeps one node's state true. `run` never returns; cancel it."""
+
+    def __init__(
+        self,
+        node: Node,
+        registry: Registry,
+        catalogue: Catalogue,
+        tokenizers: dict[str, Tokenizer],
+        client: ProbeClient,
+        clock: Clock,
+        verify: Verify,
+    ) -> None:
+        self._node = node
+        self._registry = registry
+        self._catalogue = catalogue
+        self._client = client
+        self._clock = clock
+        self._verify = verify
+        self._probes = {
+            model_id: Counted(ids=ids, tokens=len(ids[0]) + tokenizer.specials)
+            for model_id, tokenizer in tokenizers.items()
+            for ids in [tokenizer.ids([PROBE_TEXT])]
+        }
+        self._told: set[str] = set()
+        self._told_unproven = False
+        self._began = clock.monotonic()
+
+    async def run(self) -> None:
+        """Probe for ever."""
+        while True:
+            before = self._node.state
+            if before is not NodeState.READY or self._quiet_s() >= READY_EVERY_S:
+                await self.probe()
+            self._tell(before)
+            await asyncio.sleep(READY_EVERY_S / 5 if self._node.state is NodeState.READY else OUT_EVERY_S)
+
+    def _tell(self, before: NodeState) -> None:
+        """Say when the state has changed, and once why a new node gets no work."""
+        now = self._node.state
+        if now is before and (now is not NodeState.UNPROVEN or self._told_unproven):
+            return
+        if now is NodeState.READY:
+            log.info("node %s is ready", self._node.node_id)
+        elif now is NodeState.EJECTED or self._clock.monotonic() - self._began > PATIENCE_S:
+            self._told_unproven = True
+            log.warning("node %s is %s (%s)", self._node.node_id, now.value, self._node.last_failure)
+
+    async def probe(self) -> None:
+        """One probe: what does it serve, and does each such model really embed?"""
+        began = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(PROBE_S):
+                models = self._known(await self._client.served(self._node.address))
+                for model in models:
+                    counted = self._probes[model.id]
+                    candidate = Candidate(self._node.node_id, self._node.address, PROBE_S)
+                    self._verify(await self._client.embed(candidate, model, counted.ids), model, counted)
+            if not models:
+                raise WrongAnswer("the node serves no model of the catalogue")
+        except NodeFailure as failure:
+            self._registry.failed(self._node, failure)
+        except TimeoutError:
+            self._registry.failed(self._node, NodeTooSlow("the probe's deadline passed"))
+        else:
+            self._registry.answered_right(self._node, [model.id for model in models])
+            tokens = sum(self._probes[model.id].tokens for model in models)
+            if self._node.load.outstanding == 0:
+                self._node.load.learn(tokens, self._clock.monotonic() - began)
+
+    def _known(self, served: ServedModels) -> list[Model]:
+        """The catalogue's models among those offered; an offer with another digest is another model."""
+        models = []
+        for offer in served.data:
+            model = self._catalogue.find(offer.id)
+            if model is not None and model.digest == offer.digest and model.width == offer.width:
+                models.append(model)
+            elif offer.id not in self._told:
+                self._told.add(offer.id)
+                log.warning("node %s offers a model that is not the catalogue's: ignored", self._node.node_id)
+        return models
+
+    def _quiet_s(self) -> float:
+        last = self._node.last_right_answer
+        return float("inf") if last is None else self._clock.monotonic() - last

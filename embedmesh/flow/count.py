@@ -1,0 +1,95 @@
+"""How many tokens a call is, in the model's own vocabulary, and the ids that the node will embed.
+
+The gateway's count is what is charged, so it counts exactly what is sent: prompt added, input cut, special tokens in.
+"""
+
+import asyncio
+
+from embedmesh.rules.embeddings import REQUEST_TOKENS_MAX, Call, Counted
+from embedmesh.rules.errors import ContextLengthExceeded, InvalidValue, MaxTokensPerRequest
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Decoder, Tokenizer
+
+INLINE_CHARS_MAX = 4_096  # about half a millisecond; anything longer is counted off the event loop
+CHARS_PER_ID = 4  # of cl100k, on average
+
+
+async def count(call: Call, model: Model, tokenizer: Tokenizer, cl100k: Decoder | None) -> Counted:
+    """Token ids and their number. Raises a CallerFailure that names the input at fault."""
+    if sum(map(len, call.texts)) + sum(map(len, call.ids)) * CHARS_PER_ID <= INLINE_CHARS_MAX:
+        return count_now(call, model, tokenizer, cl100k)
+    return await asyncio.to_thread(count_now, call, model, tokenizer, cl100k)
+
+
+def count_now(call: Call, model: Model, tokenizer: Tokenizer, cl100k: Decoder | None) -> Counted:
+    """The same, without leaving the calling thread."""
+    prompt = model.prompts.get(call.role, "") if call.role else ""
+    if call.texts:
+        ids = tokenizer.ids([prompt + text for text in call.texts])
+    elif model.token_ids == "native":
+        _check_native(call, tokenizer)
+        before = tokenizer.ids([prompt])[0] if prompt else []
+        ids = [before + tokens for tokens in call.ids]
+    else:
+        ids = tokenizer.ids([prompt + text for text in _decode(call, cl100k)])
+
+    room = model.max_tokens - tokenizer.specials
+    truncated = 0
+    for index, tokens in enumerate(ids):
+        if len(tokens) <= room:
+            continue
+        if call.truncate == "none":
+            raise ContextLengthExceeded(
+                f"This input has {len(tokens) + tokenizer.specials} tokens; the model takes at most "
+                f'{model.max_tokens}. Shorten it, or send "truncate": "end".',
+                param=_name(call, index),
+            )
+        truncated += 1
+        if call.truncate == "end":
+            ids[index] = tokens[:room]
+        else:
+            kept = len(tokenizer.ids([prompt])[0]) if prompt else 0
+            ids[index] = tokens[:kept] + tokens[len(tokens) - (room - kept) :]
+
+    total = sum(map(len, ids)) + tokenizer.specials * len(ids)
+    if total > REQUEST_TOKENS_MAX:
+        raise MaxTokensPerRequest(
+            f"All inputs together have {total:,} tokens; one request takes {REQUEST_TOKENS_MAX:,}. Split it.",
+            param="input",
+        )
+    return Counted(ids=ids, tokens=total, truncated=truncated)
+
+
+def _check_native(call: Call, tokenizer: Tokenizer) -> None:
+    for index, tokens in enumerate(call.ids):
+        for token in tokens:
+            if token >= tokenizer.vocab_size:
+                raise InvalidValue(
+                    f"{token} is no token id of this model: its vocabulary has {tokenizer.vocab_size:,} ids.",
+                    param=_name(call, index),
+                )
+            if token in tokenizer.special_ids:
+                raise InvalidValue(
+                    f"{token} is a special token; the model adds its special tokens by itself.",
+                    param=_name(call, index),
+                )
+
+
+def _decode(call: Call, cl100k: Decoder | None) -> list[str]:
+    if cl100k is None:
+        raise InvalidValue(
+            "This server cannot read token ids: its cl100k ranks are not installed (`embedmesh setup` fetches them). "
+            "Send the text itself.",
+            param="input",
+        )
+    texts = []
+    for index, tokens in enumerate(call.ids):
+        try:
+            texts.append(cl100k.decode(tokens))
+        except ValueError as error:
+            raise InvalidValue(str(error), param=_name(call, index)) from None
+    return texts
+
+
+def _name(call: Call, index: int) -> str:
+    return "input" if call.single else f"input.{index}"

@@ -1,0 +1,70 @@
+"""The story of one `POST /v1/embeddings`, top to bottom.
+
+Identity before the body is read; validation before money; money before any node; delivery before the charge.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from embedmesh.flow.count import count
+from embedmesh.flow.forward import forward, time_allowed_s
+from embedmesh.flow.hold import held, place_hold
+from embedmesh.flow.identify import identify
+from embedmesh.flow.respond import respond
+from embedmesh.flow.validate import validate
+from embedmesh.flow.verify import verify
+from embedmesh.rules.holds import Charge
+from embedmesh.rules.money import cost_nanousd
+from embedmesh.rules.ports import Catalogue, Clock, Decoder, Deliver, Fleet, Keys, Ledger, NodeClient, Tokenizer
+
+EMBED_SCOPE = "embeddings"
+
+
+class World(msgspec.Struct, frozen=True):
+    """Everything outside that the story touches. `hash_user` keys and hashes the member `user`."""
+
+    keys: Keys
+    catalogue: Catalogue
+    tokenizers: Mapping[str, Tokenizer]  # by model id
+    cl100k: Decoder | None
+    ledger: Ledger
+    fleet: Fleet
+    client: NodeClient
+    clock: Clock
+    hash_user: Callable[[str], str]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What was delivered and charged, for the metrics."""
+
+    model: str
+    tokens: int
+    cost_nanousd: int
+
+
+async def handle(
+    world: World, authorization: str | None, receive: Callable[[], Awaitable[bytes]], deliver: Deliver
+) -> Outcome:
+    """Answer one request. Raises a Failure that the edge turns into the envelope; then nothing was charged."""
+    began = world.clock.monotonic()
+    caller = identify(authorization, world.keys, EMBED_SCOPE)
+    call, model = validate(await receive(), world.catalogue)
+    counted = await count(call, model, world.tokenizers[model.id], world.cl100k)
+    cost = cost_nanousd(counted.tokens, model.price)
+    within_s = time_allowed_s(model, counted.tokens, world.fleet)
+    until = world.clock.monotonic() + within_s
+    async with held(world.ledger, place_hold(caller, cost, within_s, world.clock)) as bill:
+        left_s = until - world.clock.monotonic()
+        answer = await forward(model, counted, left_s, world.fleet, world.client, world.clock, verify)
+        reply = respond(call, counted, answer, cost, world.clock.monotonic() - began)
+        await deliver(reply)
+        bill.charge = Charge(
+            cost_nanousd=cost,
+            tokens=counted.tokens,
+            model=model.id,
+            key_id=caller.key_id,
+            node_id=answer.node_id,
+            user_hash=world.hash_user(call.user) if call.user is not None else None,
+        )
+    return Outcome(model=model.id, tokens=counted.tokens, cost_nanousd=cost)

@@ -1,0 +1,241 @@
+"""The members of a request, one by one: the rule for each and its documentation in one table.
+
+The OpenAPI page is generated from `MEMBERS`, so that what it says is what is checked.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+from embedmesh.rules.embeddings import INPUTS_MAX, USER_CHARS_MAX, Encoding, Role, Truncate
+from embedmesh.rules.errors import EmptyInput, InvalidType, InvalidValue, TooManyInputs
+
+ROLES: dict[str, Role] = {
+    "query": "query",
+    "document": "document",
+    "search_query": "query",  # Cohere
+    "search_document": "document",  # Cohere
+    "passage": "document",  # NVIDIA NIM
+}
+
+
+def _model(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidType(f"`model` must be a string, not {_kind(value)}.", param="model")
+    return value
+
+
+def _input(value: object) -> str | list[Any]:
+    if isinstance(value, str):
+        if not value:
+            raise EmptyInput("`input` must not be an empty string.", param="input")
+        return value
+    if not isinstance(value, list):
+        raise InvalidType(
+            f"`input` must be a string, an array of strings, or token ids, not {_kind(value)}.", param="input"
+        )
+    if not value:
+        raise EmptyInput("`input` must not be an empty array.", param="input")
+    match value[0]:
+        case bool():
+            raise InvalidType("`input.0` must be a string or token ids, not a boolean.", param="input.0")
+        case str():
+            _check_strings(value)
+        case int():
+            _check_ids(value, "input.{}")
+        case list():
+            _check_arrays(value)
+        case other:
+            raise InvalidType(f"`input.0` must be a string or token ids, not {_kind(other)}.", param="input.0")
+    return value
+
+
+def _check_strings(texts: list[Any]) -> None:
+    _check_how_many(texts)
+    for index, text in enumerate(texts):
+        if type(text) is not str:
+            raise _mixed(index, text, "a string")
+        if not text:
+            raise EmptyInput(f"`input.{index}` must not be an empty string.", param=f"input.{index}")
+
+
+def _check_arrays(arrays: list[Any]) -> None:
+    _check_how_many(arrays)
+    for index, ids in enumerate(arrays):
+        if type(ids) is not list:
+            raise _mixed(index, ids, "an array of token ids")
+        if not ids:
+            raise EmptyInput(f"`input.{index}` must not be an empty array.", param=f"input.{index}")
+        _check_ids(ids, f"input.{index}")
+
+
+def _check_ids(ids: list[Any], name: str) -> None:
+    for index, token in enumerate(ids):
+        if type(token) is not int:
+            raise InvalidType(
+                f"`{name.format(index)}`: a token id must be an integer, not {_kind(token)}.", param=name.format(index)
+            )
+        if token < 0:
+            raise InvalidValue(f"`{name.format(index)}`: a token id is not negative.", param=name.format(index))
+
+
+def _check_how_many(inputs: list[Any]) -> None:
+    if len(inputs) > INPUTS_MAX:
+        raise TooManyInputs(
+            f"`input` has {len(inputs):,} entries; one request takes at most {INPUTS_MAX:,}. Split it.", param="input"
+        )
+
+
+def _mixed(index: int, value: object, expected: str) -> InvalidType:
+    return InvalidType(
+        f"`input.{index}` must be {expected} like the entries before it, not {_kind(value)}.", param=f"input.{index}"
+    )
+
+
+def _encoding_format(value: object) -> Encoding:
+    return cast(Encoding, _one_of("encoding_format", value, ("float", "base64")))
+
+
+def _dimensions(value: object) -> int:
+    if type(value) is not int:
+        raise InvalidType(f"`dimensions` must be an integer, not {_kind(value)}.", param="dimensions")
+    if value < 1:
+        raise InvalidValue("`dimensions` must be at least 1.", param="dimensions")
+    return value
+
+
+def _user(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidType(f"`user` must be a string, not {_kind(value)}.", param="user")
+    if len(value) > USER_CHARS_MAX:
+        raise InvalidValue(f"`user` must have at most {USER_CHARS_MAX} characters.", param="user")
+    return value
+
+
+def _input_type(value: object) -> Role:
+    return ROLES[_one_of("input_type", value, tuple(ROLES))]
+
+
+def _truncate_member(value: object) -> Truncate:
+    return cast(
+        Truncate,
+        _one_of("truncate", value.lower() if isinstance(value, str) else value, ("none", "end", "start")),
+    )
+
+
+def _truncation(value: object) -> Truncate:
+    if not isinstance(value, bool):
+        raise InvalidType(f"`truncation` must be true or false, not {_kind(value)}.", param="truncation")
+    return "end" if value else "none"
+
+
+class Member(NamedTuple):
+    """One member of the request: how it is checked, and how the OpenAPI page describes it."""
+
+    check: Callable[[object], Any]
+    schema: dict[str, Any]
+
+
+MEMBERS: dict[str, Member] = {
+    "model": Member(
+        _model,
+        {
+            "type": "string",
+            "description": "A served model, an alias of it, or either with a precision suffix such as `:exact`.",
+            "examples": ["sentence-transformers/all-MiniLM-L6-v2"],
+        },
+    ),
+    "input": Member(
+        _input,
+        {
+            "description": "A text, an array of texts, an array of token ids, or an array of such arrays.",
+            "oneOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "minItems": 1, "maxItems": INPUTS_MAX, "items": {"type": "string", "minLength": 1}},
+                {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": INPUTS_MAX,
+                    "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+                },
+            ],
+            "examples": ["The quick brown fox jumped over the lazy dog"],
+        },
+    ),
+    "encoding_format": Member(
+        _encoding_format,
+        {
+            "type": ["string", "null"],
+            "enum": ["float", "base64", None],
+            "default": "float",
+            "description": "`base64` is little-endian float32 in the padded standard alphabet.",
+        },
+    ),
+    "dimensions": Member(
+        _dimensions,
+        {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "description": "Keep the first n components, scaled back to unit length.",
+        },
+    ),
+    "user": Member(
+        _user,
+        {
+            "type": ["string", "null"],
+            "maxLength": USER_CHARS_MAX,
+            "description": "Your own id of the person behind the call; only a keyed hash of it is kept.",
+        },
+    ),
+    "input_type": Member(
+        _input_type,
+        {
+            "type": ["string", "null"],
+            "enum": [*ROLES, None],
+            "description": "The role of the texts; chooses the model's own prompt, if it has one.",
+        },
+    ),
+    "truncate": Member(
+        _truncate_member,
+        {
+            "type": ["string", "null"],
+            "pattern": "^([nN][oO][nN][eE]|[eE][nN][dD]|[sS][tT][aA][rR][tT])$",
+            "default": "none",
+            "description": "What to cut from an input that is longer than the model takes: `none` refuses it.",
+        },
+    ),
+    "truncation": Member(
+        _truncation,
+        {"type": ["boolean", "null"], "description": "`true` means `truncate: end`, `false` means `truncate: none`."},
+    ),
+}
+
+
+def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> str:
+    if not isinstance(value, str):
+        raise InvalidType(f"`{name}` must be a string, not {_kind(value)}.", param=name)
+    if value not in accepted:
+        raise InvalidValue(f"`{name}` must be one of {', '.join(accepted)}.", param=name)
+    return value
+
+
+Kind = Literal["null", "a boolean", "an integer", "a number", "a string", "an array", "an object"]
+
+
+def _kind(value: object) -> Kind:
+    """The JSON type of a value, in words."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int():
+            return "an integer"
+        case float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

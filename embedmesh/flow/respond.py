@@ -1,0 +1,51 @@
+"""The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or forwarded as
+the base64 they came in."""
+
+import base64
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+
+from embedmesh.rules.embeddings import Call, Counted
+from embedmesh.rules.ports import Answer, Reply
+
+Matrix = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def respond(call: Call, counted: Counted, answer: Answer, cost: int, seconds: float) -> Reply:
+    """Status 200: `seconds` is how long we took; `cost` is what will be charged, in nano-USD."""
+    vectors: list[Any]
+    if call.dimensions is None and call.encoding == "base64":
+        vectors = answer.vectors
+    else:
+        matrix = np.frombuffer(b"".join(answer.raw), dtype="<f4").reshape(len(answer.raw), -1)
+        if call.dimensions is not None:
+            matrix = shorten(matrix, call.dimensions)
+        as_floats = call.encoding == "float"
+        vectors = list(matrix) if as_floats else [base64.b64encode(row.tobytes()).decode("ascii") for row in matrix]
+    body = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
+        "model": call.model,
+        "usage": {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens},
+    }
+    headers = {
+        "openai-processing-ms": str(math.ceil(seconds * 1000)),
+        "x-embedmesh-cost-nanousd": str(cost),
+        "x-embedmesh-node": answer.node_id,
+        "x-embedmesh-truncated": str(counted.truncated),
+    }
+    return Reply(headers=headers, body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def shorten(matrix: Matrix, dimensions: int) -> Matrix:
+    """The first components of each row, scaled back to unit length. Shape (n, width) in, (n, dimensions) out."""
+    if dimensions == matrix.shape[1]:
+        return matrix
+    head = matrix[:, :dimensions].astype(np.float64)
+    norms = np.linalg.norm(head, axis=1, keepdims=True)
+    norms[norms == 0] = 1.0  # a vector whose first components are all zero stays as it is
+    shortened: Matrix = (head / norms).astype("<f4")
+    return shortened

@@ -1,0 +1,150 @@
+"""Composition root of a gateway: the only place that builds its things and knows them all."""
+
+import asyncio
+import functools
+import logging
+import random
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from embedmesh.assets import assets_dir, find_cl100k
+from embedmesh.catalogue import Catalogue, load_catalogue
+from embedmesh.edge.gateway_app import GatewayApp
+from embedmesh.edge.node_client import UNIX, NodePool
+from embedmesh.edge.receive import BodyBudget
+from embedmesh.engine.cl100k import Cl100k
+from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.fleet.probe import Prober
+from embedmesh.fleet.registry import Registry
+from embedmesh.flow.expire import expire
+from embedmesh.flow.handle import World
+from embedmesh.flow.verify import verify
+from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit, stop_event
+from embedmesh.rules.clock import SystemClock
+from embedmesh.rules.errors import SetupError
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.ports import Tokenizer
+from embedmesh.settings import GatewaySettings, secret_path, store_path
+from embedmesh.storage.secret import hash_user, load_secret
+from embedmesh.storage.sqlite import SqliteStore
+
+log = logging.getLogger("embedmesh.gateway")
+
+DRAIN_S = 30.0  # as long as an ordinary request may take
+EXIT_SOFTWARE = 70  # EX_SOFTWARE: an fsync failed, or a bug of ours: start anew and verify
+
+
+def main(settings: GatewaySettings) -> int:
+    """Run a gateway until it is told to stop. Returns the exit code."""
+    log_to_stderr()
+    raise_file_limit()
+    try:
+        return uvloop.run(_run(settings))
+    except SetupError as error:
+        print(f"embedmesh gateway: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
+        return EXIT_SETUP
+
+
+async def _run(settings: GatewaySettings) -> int:
+    clock = SystemClock()
+    stop = stop_event(settings.lifeline_fd)
+    listener = listening_socket(settings)
+    catalogue = load_catalogue(settings.catalogue, assets=assets_dir())
+    tokenizers = tokenizers_of(catalogue)
+    exit_code = EXIT_OK
+
+    def store_lost(reason: str) -> None:
+        nonlocal exit_code
+        log.critical("the store is lost (%s): nothing more is acknowledged; starting anew", reason)
+        exit_code = EXIT_SOFTWARE
+        stop.set()
+
+    secret = load_secret(secret_path(settings.data_dir), store=store_path(settings.data_dir))
+    path, owner = store_path(settings.data_dir), new_id("gw", clock)
+    opening = asyncio.create_task(
+        SqliteStore.open(path, clock=clock, key_secret=secret, owner=owner, on_fatal=store_lost)
+    )
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([opening, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if not opening.done():  # told to stop while another gateway, that drains, still has the store
+        opening.cancel()
+        stopped.cancel()
+        await asyncio.gather(opening, stopped, return_exceptions=True)
+        return EXIT_OK
+    store = opening.result()
+    ranks = find_cl100k()
+    registry = Registry(clock, random.Random())
+    pool = NodePool()
+    world = World(
+        keys=store,
+        catalogue=catalogue,
+        tokenizers=tokenizers,
+        cl100k=Cl100k(ranks) if ranks is not None else None,
+        ledger=store,
+        fleet=registry,
+        client=pool,
+        clock=clock,
+        hash_user=functools.partial(hash_user, secret),
+    )
+    app = GatewayApp(
+        world,
+        registry,
+        in_flight_max=settings.in_flight_max,
+        bodies=BodyBudget(settings.body_bytes_total_max),
+        gauges=lambda: gauges(store, registry),
+    )
+    background = [asyncio.create_task(expire(store, clock))]
+    for number, address in enumerate(settings.nodes):
+        if not address.startswith(UNIX):
+            raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
+        node = registry.add("local" if len(settings.nodes) == 1 else f"local-{number}", address)
+        prober = Prober(node, registry, catalogue, tokenizers, pool, clock, verify)
+        background.append(asyncio.create_task(prober.run()))
+    await app.server.start(listener)
+    quieten_gc()
+    log.info("gateway listens on port %d", listener.getsockname()[1])
+
+    await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)
+    if not stopped.done():  # nothing of these ends by itself
+        broken = next(task for task in background if task.done())
+        log.critical("a background task ended (%s); starting anew", type(broken.exception()).__name__)
+        exit_code = EXIT_SOFTWARE
+    log.info("gateway drains")
+    await app.server.drain(DRAIN_S if exit_code == EXIT_OK else 0.0)
+    for task in (stopped, *background):
+        task.cancel()
+    await asyncio.gather(stopped, *background, return_exceptions=True)
+    await store.close()
+    pool.close()
+    return exit_code
+
+
+def listening_socket(settings: GatewaySettings) -> socket.socket:
+    """The inherited socket, or a new one. Raises SetupError when the port is taken."""
+    if settings.listen_fd is not None:
+        return socket.socket(fileno=settings.listen_fd)
+    return bind(settings.host, settings.port)
+
+
+def tokenizers_of(catalogue: Catalogue) -> dict[str, Tokenizer]:
+    """Each model's own tokenizer, by model id. Raises SetupError for a folder without one and a prompt without end."""
+    tokenizers: dict[str, Tokenizer] = {}
+    for model in catalogue.models:
+        tokenizer = ModelTokenizer(Path(model.folder), model.max_tokens)
+        for role, prompt in model.prompts.items():
+            if len(tokenizer.ids([prompt])[0]) + tokenizer.specials >= model.max_tokens:
+                raise SetupError(f"The prompt `{role}` of {model.id} leaves no room for a text. Mend the catalogue.")
+        tokenizers[model.id] = tokenizer
+    return tokenizers
+
+
+def gauges(store: SqliteStore, registry: Registry) -> dict[str, float]:
+    """What /metrics shows of the store and the nodes."""
+    values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
+    values["nodes_ready"] = sum(node.state.value == "ready" for node in registry)
+    values["tokens_outstanding"] = sum(node.load.outstanding for node in registry)
+    return values

@@ -1,0 +1,74 @@
+"""What gateway and node have in common as processes: signals, the lifeline, limits, logging, exit codes."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+
+from embedmesh.rules.errors import SetupError
+
+EXIT_OK = 0
+EXIT_SETUP = 78  # EX_CONFIG: starting again will not help; a person must mend something
+
+
+def quieten_gc() -> None:
+    """After start-up: what lives now lives for ever, and young garbage is collected in larger heaps (p99 / 2)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def raise_file_limit() -> None:
+    """Each connection is a file descriptor; the soft limit is often 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def log_to_stderr() -> None:
+    """Lines for a person or a collector: time, level, what. Never a text, a key or a body."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+def stop_event(lifeline_fd: int | None) -> asyncio.Event:
+    """Set on SIGTERM or SIGINT, or when the pipe that our supervisor holds open is closed because it died."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if lifeline_fd is not None:
+
+        def readable() -> None:
+            if not os.read(lifeline_fd, 1):
+                loop.remove_reader(lifeline_fd)
+                stop.set()
+
+        loop.add_reader(lifeline_fd, readable)
+    return stop
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket. Raises SetupError, in one line that says what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen()
+    except OSError as error:
+        sock.close()
+        if isinstance(error, socket.gaierror):
+            raise SetupError(f"there is no address {host} on this machine. Mend --host.") from None
+        reason = os.strerror(error.errno or 0)
+        raise SetupError(
+            f"cannot listen on {host} port {port} ({reason}). Stop what uses it, or choose another with --port"
+            ' (with make: ARGS="--port 8099").'
+        ) from None
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,59 @@
+"""A hold's life. Every hold ends exactly once: captured or released.
+
+A hold sets aside money for one request before any node is asked. It is written durably first, so that no work is done
+for money that is not there, and no crash can lose track of it.
+"""
+
+from enum import Enum
+
+import msgspec
+
+
+class HoldState(Enum):
+    """Where a hold stands. `CAPTURED` and `RELEASED` are final."""
+
+    OPEN = "open"
+    CAPTURED = "captured"
+    RELEASED = "released"
+
+
+class HoldEnd(Enum):
+    """What ends a hold."""
+
+    CAPTURE = "capture"  # the reply's last byte was handed to the caller's socket
+    RELEASE = "release"  # no reply was delivered
+    EXPIRE = "expire"  # its deadline passed without a word from its gateway
+    RECOVER = "recover"  # its gateway died; whatever was in flight is not charged
+
+
+MOVES: dict[tuple[HoldState, HoldEnd], HoldState] = {
+    (HoldState.OPEN, HoldEnd.CAPTURE): HoldState.CAPTURED,
+    (HoldState.OPEN, HoldEnd.RELEASE): HoldState.RELEASED,
+    (HoldState.OPEN, HoldEnd.EXPIRE): HoldState.RELEASED,
+    (HoldState.OPEN, HoldEnd.RECOVER): HoldState.RELEASED,
+}
+"""What is not in this table cannot happen; the store's SQL is checked against it by a test."""
+
+WRITE_REPLY_S = 20.0  # as long as a body may take to arrive, a reply may take to leave
+HOLD_GRACE_S = 5.0  # for the commit of the capture itself, and clocks that differ
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """Money set aside for one request. `hold_id` is our own request id; deadline is Unix time in milliseconds."""
+
+    hold_id: str
+    account_id: str
+    amount_nanousd: int
+    deadline_ms: int
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """What a captured hold was for. `cost_nanousd` is at most the hold's amount; the usage record keeps the rest."""
+
+    cost_nanousd: int
+    tokens: int
+    model: str
+    key_id: str
+    node_id: str
+    user_hash: str | None = None
+    payable_nanousd: int = 0  # the node's share of the cost

@@ -1,0 +1,26 @@
+"""Money is integers of nano-USD (1e-9 USD). Prices are nano-USD per one million tokens."""
+
+TOKENS_PER_PRICE_UNIT = 1_000_000
+NANOUSD_PER_USD = 1_000_000_000
+AMOUNT_MAX_NANOUSD = 2**62  # fits SQLite's and PostgreSQL's signed 64-bit integers with a bit to spare
+
+
+def cost_nanousd(tokens: int, price: int) -> int:
+    """What `tokens` cost at `price` (nano-USD per million tokens), rounded up once, so that no request is free."""
+    return -(-tokens * price // TOKENS_PER_PRICE_UNIT)
+
+
+def parse_usd(text: str) -> int:
+    """Nano-USD of a decimal USD amount like `12.5` (at most 9 decimals; no floats on the way). Raises ValueError."""
+    sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text)
+    whole, _, fraction = digits.partition(".")
+    if not (whole + fraction).isascii() or not (whole + fraction).isdigit() or len(fraction) > 9 or len(whole) > 9:
+        raise ValueError("not an amount of US dollars: use digits with at most 9 decimals, as in 12.50")
+    return sign * (int(whole or "0") * NANOUSD_PER_USD + int(fraction.ljust(9, "0") or "0"))
+
+
+def format_usd(nanousd: int) -> str:
+    """`$12.50` for humans; all nine decimals where they are needed."""
+    whole, fraction = divmod(abs(nanousd), NANOUSD_PER_USD)
+    decimals = f"{fraction:09d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if nanousd < 0 else ''}${whole:,}.{decimals}"

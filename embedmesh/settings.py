@@ -1,0 +1,98 @@
+"""Every setting: typed, documented, shown by --help, and listed in docs/reference/settings.md.
+
+A setting is given on the command line (`--port 8099`) or in the environment (`EMBEDMESH_PORT=8099`); the command line
+wins.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import platformdirs
+from msgspec import Meta
+
+from embedmesh.rules.embeddings import BODY_BYTES_MAX
+from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Model
+
+ENV_PREFIX = "EMBEDMESH_"
+
+
+def default_data_dir() -> Path:
+    """Where accounts, keys and the ledger live unless told otherwise: the platform's user data folder."""
+    return Path(os.environ.get(ENV_PREFIX + "DATA_DIR") or platformdirs.user_data_path("embedmesh"))
+
+
+def store_path(data_dir: Path) -> Path:
+    """The embedded store's file."""
+    return data_dir / "embedmesh.db"
+
+
+def secret_path(data_dir: Path) -> Path:
+    """The secret that key hashes are keyed with; apart from the store, so that a stolen store opens nothing."""
+    return data_dir / "key.secret"
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway can be told."""
+
+    host: Annotated[str, Meta(description="Address to listen on. Behind a proxy on another machine: 0.0.0.0.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(description="Port to listen on; 0 takes any free one.", ge=0, le=65535)] = 8080
+    data_dir: Annotated[Path, Meta(description="Folder for the store, keys and run files; made with mode 0700.")]
+    catalogue: Annotated[
+        Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
+    ] = None
+    nodes: Annotated[
+        tuple[str, ...], Meta(description="Addresses of nodes of our own, as unix:/path/to/socket. May be repeated.")
+    ] = ()
+    in_flight_max: Annotated[
+        int, Meta(description="Requests handled at one time; more get a 503 at once.", ge=1, le=65_536)
+    ] = 1_024
+    body_bytes_total_max: Annotated[
+        int, Meta(description="Bytes of request bodies held in memory at one time; more get a 503.", ge=BODY_BYTES_MAX)
+    ] = 512 * 1024 * 1024
+    listen_fd: int | None = None  # from our supervisor: a listening socket that outlives this process
+    lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node can be told."""
+
+    uds: Annotated[Path, Meta(description="Unix socket to serve on; made with mode 0600.")]
+    catalogue: Annotated[
+        Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
+    ] = None
+    models: tuple[Model, ...] = ()  # read from the catalogue
+    threads: Annotated[int, Meta(description="Threads of the engine; 0 takes all cores.", ge=0, le=1024)] = 0
+    queue_tokens_max: Annotated[
+        int, Meta(description="Tokens that may wait in the node; more are refused at once with 429.", ge=1024)
+    ] = 600_000
+    lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
+
+
+BOOTSTRAP = "bootstrap.json"
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """`bootstrap.json`: what the first start made, for the person at this machine (mode 0600)."""
+
+    base_url: str
+    api_key: str
+    admin_key: str
+    account: str
+
+
+def read_bootstrap(data_dir: Path) -> Credentials | None:
+    """What the first start wrote in `data_dir`; None where there was none. Raises SetupError, in one line."""
+    file = data_dir / BOOTSTRAP
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Credentials)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise SetupError(f"{file} cannot be read ({error.strerror}). Run as the user who started the server.") from None
+    except msgspec.DecodeError:
+        raise SetupError(f"{file} is damaged. Restore it, or move it away: the next start makes new keys.") from None

@@ -1,0 +1,62 @@
+"""Files that must be whole, private, and there after a power cut: a draft is written beside, synced, then named."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+DRAFT_SUFFIX = ".part"
+
+
+def make_draft(path: Path) -> tuple[Path, int]:
+    """A new file (mode 0600) beside `path`, and its descriptor: to be written, synced, and then named `path`.
+
+    What processes that died meanwhile have left of theirs is removed. Raises OSError.
+    """
+    _remove_stale_drafts(path)
+    draft = path.with_name(f"{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
+    # O_EXCL and O_NOFOLLOW: never into a file, or through a link, that somebody else has put there.
+    return draft, os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+
+def write_draft(path: Path, content: bytes) -> Path:
+    """A whole draft of `path`, on disk. Raises OSError; then there is none."""
+    draft, descriptor = make_draft(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        draft.unlink()
+        raise
+    return draft
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on disk.
+
+    Not for a store in use: closing its file would drop the locks that SQLite has on it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale_drafts(path: Path) -> None:
+    for draft in path.parent.glob(f"{path.name}.*{DRAFT_SUFFIX}"):
+        process = draft.name[len(path.name) + 1 : -len(DRAFT_SUFFIX)]
+        if process.isdecimal() and (int(process) == os.getpid() or not _is_alive(int(process))):
+            with suppress(FileNotFoundError):
+                draft.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

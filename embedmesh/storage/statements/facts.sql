@@ -1,0 +1,16 @@
+-- name: find_fact
+-- One fact about this store.
+SELECT value FROM facts WHERE name = :name;
+
+-- name: insert_fact
+-- Note a fact about this store, unless it is noted already.
+INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING;
+
+-- name: delete_fact
+-- Forget a fact about this store.
+DELETE FROM facts WHERE name = :name;
+
+-- name: write_probe
+-- Write something that means nothing, to learn whether the store can be written at all.
+INSERT INTO facts (name, value) VALUES ('probed_ms', :now_ms)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value;

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Write the two lock files anew: every version pinned and hashed, no package index named. Needs `uv` (pip install uv).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+lock() { uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+    --override requirements/overrides.txt "$@"; }
+lock pyproject.toml requirements/build.in -o requirements/install.lock
+lock pyproject.toml requirements/dev.in -c requirements/install.lock -o requirements/dev.lock

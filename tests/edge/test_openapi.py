@@ -1,0 +1,287 @@
+"""The OpenAPI document says what the gateway does: same routes, same members, same failures, same headers."""
+
+import base64
+import json
+import re
+import shlex
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from embedmesh import __version__
+from embedmesh.edge.failures import TABLE
+from embedmesh.edge.gateway_app import GatewayApp
+from embedmesh.edge.openapi import document
+from embedmesh.edge.pages.samples import CURL, ORIGIN, SAMPLES
+from embedmesh.edge.receive import BodyBudget
+from embedmesh.flow.members import MEMBERS
+from embedmesh.flow.validate import validate
+from embedmesh.rules.errors import CallerFailure, NodeBusy, NodeTooSlow, WrongAnswer
+from embedmesh.rules.ports import Caller
+from tests.edge.http import Raw, request, send, serving
+from tests.flow.world import CATALOGUE, GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world
+
+METRICS_KEY = "em_metrics"
+API = document(__version__)
+EMBEDDINGS = API["paths"]["/v1/embeddings"]["post"]
+ON_EVERY_REPLY = {"content-type", "content-length", "date", "server", "connection"}  # HTTP's own, not the API's
+
+
+class KeyRingWithMetrics:
+    """The scripted world's keys, and one that may read metrics."""
+
+    def __init__(self, keys: Any) -> None:
+        self._keys = keys
+
+    def find(self, token: str) -> Caller | None:
+        return Caller("acct", "key_m", frozenset({"metrics"})) if token == METRICS_KEY else self._keys.find(token)
+
+
+def make_app(nodes: ScriptedNodes | None = None, *, count: int = 1) -> GatewayApp:
+    world = make_world(nodes, nodes=count)
+    world = msgspec.structs.replace(world, keys=KeyRingWithMetrics(world.keys))
+    return GatewayApp(world, world.fleet, in_flight_max=100, bodies=BodyBudget(10**8), gauges=dict)
+
+
+def errors_by(schema: dict[str, Any], value: object) -> list[str]:
+    """What a schema of the document says against a value."""
+    whole = {"allOf": [schema], "components": API["components"]}
+    return [error.message for error in Draft202012Validator(whole).iter_errors(value)]
+
+
+def test_it_is_a_valid_openapi_31_document() -> None:
+    assert API["openapi"].startswith("3.1")
+    assert [str(error) for error in OpenAPIV31SpecValidator(json.loads(json.dumps(API))).iter_errors()] == []
+
+
+async def test_every_route_is_documented_and_every_documented_route_exists() -> None:
+    there = {(path.replace("/*", "/{id}"), m.lower()) for path, ms in make_app().routes().items() for m in ms}
+    documented = {(path, method) for path, methods in API["paths"].items() for method in methods}
+    assert documented == there
+
+
+async def test_a_route_needs_a_key_exactly_where_the_document_says_so() -> None:
+    async with serving(make_app().server) as port:
+        for path, methods in API["paths"].items():
+            for method, operation in methods.items():
+                reply = await send(port, request(method.upper(), path.format(id="tiny"), key=None))
+                assert (reply.status == 401) == bool(operation["security"]), path
+
+
+# -- what is sent --------------------------------------------------------------------------------------------------
+
+
+ACCEPTED = [
+    {"model": "tiny", "input": "a"},
+    {"model": "tiny", "input": ["a", "b"]},
+    {"model": "tiny", "input": [1, 2]},
+    {"model": "tiny", "input": [[1], [2, 3]]},
+    {"model": "tiny", "input": "a", "encoding_format": "base64", "dimensions": 4, "user": "u"},
+    {"model": "tiny", "input": "a", "encoding_format": None, "dimensions": None, "user": None, "truncate": None},
+    {"model": "tiny", "input": "a", "input_type": "search_query", "truncate": "END"},
+    {"model": "tiny", "input": "a", "truncation": True},
+    {"model": "tiny", "input": ["a"] * 2048},
+]
+REFUSED: list[object] = [
+    [],
+    "a",
+    {"input": "a"},
+    {"model": "tiny"},
+    {"model": None, "input": "a"},
+    {"model": "tiny", "input": None},
+    {"model": "tiny", "input": ""},
+    {"model": "tiny", "input": []},
+    {"model": "tiny", "input": ["a", ""]},
+    {"model": "tiny", "input": ["a", 1]},
+    {"model": "tiny", "input": [1, "a"]},
+    {"model": "tiny", "input": [[1], []]},
+    {"model": "tiny", "input": [True]},
+    {"model": "tiny", "input": [-1]},
+    {"model": "tiny", "input": {"text": "a"}},
+    {"model": "tiny", "input": ["a"] * 2049},
+    {"model": "tiny", "input": "a", "encoding_format": "int8"},
+    {"model": "tiny", "input": "a", "dimensions": 0},
+    {"model": "tiny", "input": "a", "dimensions": True},
+    {"model": "tiny", "input": "a", "user": "u" * 513},
+    {"model": "tiny", "input": "a", "input_type": "clustering"},
+    {"model": "tiny", "input": "a", "truncate": "middle"},
+    {"model": "tiny", "input": "a", "truncation": "yes"},
+    {"model": "tiny", "input": "a", "temperature": 1},
+]
+
+
+@pytest.mark.parametrize("body", REFUSED + ACCEPTED, ids=lambda body: json.dumps(body)[:60])
+def test_the_schema_refuses_what_the_gateway_refuses(body: object) -> None:
+    """One table makes both; this holds its checks and its schemas to each other."""
+    try:
+        validate(json.dumps(body).encode(), CATALOGUE)
+        accepted = True
+    except CallerFailure:
+        accepted = False
+    assert accepted == (body in ACCEPTED)
+    assert (errors_by({"$ref": "#/components/schemas/EmbeddingRequest"}, body) == []) == accepted
+
+
+def test_every_member_is_documented() -> None:
+    schema = API["components"]["schemas"]["EmbeddingRequest"]
+    assert list(schema["properties"]) == list(MEMBERS)
+    assert all(member["description"] for member in schema["properties"].values())
+
+
+# -- what is answered ----------------------------------------------------------------------------------------------
+
+
+def check_reply(path: str, method: str, reply: Raw) -> None:
+    """Status, headers, content type and body are all as documented."""
+    answers = API["paths"][path][method]["responses"]
+    assert str(reply.status) in answers, f"{reply.status} is not documented for {path}"
+    answer = answers[str(reply.status)]
+    content_type = reply.headers["content-type"].partition(";")[0]
+    [documented_type] = answer["content"]
+    assert content_type == documented_type
+    sent = set(reply.headers) - ON_EVERY_REPLY
+    documented = {name.lower() for name in answer["headers"]}
+    if reply.status == 200:
+        assert sent - {"x-content-type-options", "referrer-policy"} == documented
+    else:
+        assert sent <= documented
+        assert "x-request-id" in sent
+    value = json.loads(reply.body) if content_type == "application/json" else reply.body.decode()
+    assert errors_by(answer["content"][documented_type]["schema"], value) == []
+
+
+BODY = b'{"model":"tiny","input":["abc","d"]}'
+POSTED = [
+    (request(body=BODY), 200),
+    (request(body=b'{"model":"tiny","input":"abc","encoding_format":"base64","dimensions":2}'), 200),
+    (request(body=b"{"), 400),
+    (request(body=b'{"model":"tiny","input":"abcdefghi"}'), 400),
+    (b"POST /v1/embeddings HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+    (request(body=BODY, key=None), 401),
+    (request(body=BODY, key=SCOPELESS_KEY), 403),
+    (request(body=b'{"model":"no","input":"a"}'), 404),
+    (request(body=b" " * (4 * 1024 * 1024 + 1)), 413),
+    (request(body=BODY, content_type="text/plain"), 415),
+    (request(body=BODY, key=POOR_KEY), 429),
+]
+
+
+@pytest.mark.parametrize("raw, status", POSTED, ids=[f"{status}-{number}" for number, (_, status) in enumerate(POSTED)])
+async def test_real_answers_to_embedding_requests_are_as_documented(raw: bytes, status: int) -> None:
+    async with serving(make_app().server) as port:
+        reply = await send(port, raw)
+    assert reply.status == status
+    check_reply("/v1/embeddings", "post", reply)
+
+
+@pytest.mark.parametrize(
+    "failure, status", [(WrongAnswer("x"), 502), (NodeBusy("x"), 503), (NodeTooSlow("x"), 504), (RuntimeError(), 500)]
+)
+async def test_real_failures_behind_the_gateway_are_as_documented(failure: Exception, status: int) -> None:
+    async with serving(make_app(ScriptedNodes(failure)).server) as port:
+        reply = await send(port, request(body=BODY))
+    assert reply.status == status
+    check_reply("/v1/embeddings", "post", reply)
+
+
+GOT = [
+    ("/v1/models", "/v1/models", GOOD_KEY, 200),
+    ("/v1/models", "/v1/models", "em_wrong", 401),
+    ("/v1/models", "/v1/models", SCOPELESS_KEY, 200),
+    ("/v1/models/{id}", "/v1/models/acme/tiny", GOOD_KEY, 200),
+    ("/v1/models/{id}", "/v1/models/acme%2Ftiny", GOOD_KEY, 200),
+    ("/v1/models/{id}", "/v1/models/no", GOOD_KEY, 404),
+    ("/v1/models/{id}", "/v1/models/tiny", SCOPELESS_KEY, 200),
+    ("/metrics", "/metrics", METRICS_KEY, 200),
+    ("/metrics", "/metrics", GOOD_KEY, 403),
+    ("/metrics", "/metrics", None, 401),
+    ("/health", "/health", None, 200),
+    ("/readyz", "/readyz", None, 200),
+    ("/openapi.json", "/openapi.json", None, 200),
+    ("/docs", "/docs", None, 200),
+]
+
+
+@pytest.mark.parametrize("path, asked, key, status", GOT)
+async def test_real_answers_to_reads_are_as_documented(path: str, asked: str, key: str | None, status: int) -> None:
+    async with serving(make_app().server) as port:
+        reply = await send(port, request("GET", asked, key=key))
+    assert reply.status == status
+    check_reply(path, "get", reply)
+
+
+async def test_a_gateway_without_nodes_says_so_as_documented() -> None:
+    async with serving(make_app(count=0).server) as port:
+        reply = await send(port, request("GET", "/readyz", key=None))
+        assert reply.status == 503
+        check_reply("/readyz", "get", reply)
+        check_reply("/v1/embeddings", "post", await send(port, request(body=BODY)))
+
+
+def test_every_failure_is_in_the_error_table_and_every_code_on_some_route() -> None:
+    assert [(row["status"], row["type"], row["code"]) for row in API["x-embedmesh-errors"]] == [
+        (status, kind, failure.code) for failure, (status, kind) in TABLE.items()
+    ]
+    assert all(row["meaning"].endswith(".") and len(row["meaning"]) > 10 for row in API["x-embedmesh-errors"])
+    on_routes = set(re.findall(r'"([a-z_]+)"', json.dumps([EMBEDDINGS, API["paths"]["/v1/models/{id}"]])))
+    assert {failure.code for failure in TABLE} - on_routes == {"method_not_allowed"}
+    assert "`method_not_allowed`" in API["info"]["description"]
+
+
+# -- the page that this product was created from, and the examples ---------------------------------------------------
+
+
+def _needs(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+COUNT = {"type": "integer", "minimum": 0}
+ORIGINAL_REPLY = _needs(
+    object={"type": "string"},
+    model={"type": "string"},
+    data={
+        "type": "array",
+        "items": _needs(
+            object={"type": "string"},
+            index=COUNT,
+            embedding={"type": "array", "items": {"type": "number", "format": "float"}},
+        ),
+    },
+    usage=_needs(prompt_tokens=COUNT, total_tokens=COUNT),
+)
+"""The 200 schema of `reference/create_embeddings_openapi.yaml`, restated. It knows no base64."""
+
+
+def test_the_original_schema_accepts_our_example_reply() -> None:
+    examples = EMBEDDINGS["responses"]["200"]["content"]["application/json"]["examples"]
+    Draft202012Validator(ORIGINAL_REPLY).validate(examples["float"]["value"])
+    for example in examples.values():
+        assert errors_by({"$ref": "#/components/schemas/EmbeddingList"}, example["value"]) == []
+
+
+def test_the_base64_example_holds_the_same_unit_vectors() -> None:
+    examples = EMBEDDINGS["responses"]["200"]["content"]["application/json"]["examples"]
+    numbers, encoded = (examples[name]["value"]["data"] for name in ("float", "base64"))
+    for plain, packed in zip(numbers, encoded, strict=True):
+        assert list(struct.unpack("<4f", base64.b64decode(packed["embedding"]))) == plain["embedding"]
+        assert sum(component**2 for component in plain["embedding"]) == 1.0
+
+
+def test_the_example_request_is_accepted() -> None:
+    for example in EMBEDDINGS["requestBody"]["content"]["application/json"]["examples"].values():
+        assert errors_by({"$ref": "#/components/schemas/EmbeddingRequest"}, example["value"]) == []
+
+
+def test_the_samples_are_whole_and_name_the_origin_once() -> None:
+    assert [sample["source"].count(ORIGIN) for sample in SAMPLES] == [1] * len(SAMPLES)
+    assert all("EMBEDMESH_API_KEY" in sample["source"] for sample in SAMPLES)
+    for sample in SAMPLES:
+        if sample["lang"] == "python":
+            compile(sample["source"], sample["label"], "exec")
+    words = shlex.split(CURL)
+    body = json.loads(words[words.index("-d") + 1])
+    assert errors_by({"$ref": "#/components/schemas/EmbeddingRequest"}, body) == []

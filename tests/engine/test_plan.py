@@ -1,0 +1,120 @@
+"""Which sequences run together, as tables: nothing here waits."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedmesh.engine.plan import BATCH_ROWS_MAX, BATCH_TOKENS_MAX, Work, next_batch, pad_length, shapes
+
+
+@pytest.mark.parametrize(
+    ("tokens", "padded"),
+    [(1, 4), (4, 4), (5, 8), (32, 32), (33, 40), (64, 64), (65, 80), (129, 144), (256, 256), (257, 288), (1025, 1152)],
+)
+def test_lengths_are_padded_in_steps(tokens: int, padded: int) -> None:
+    assert pad_length(tokens) == padded
+
+
+@pytest.mark.parametrize(
+    ("calls", "last_was_bulk", "rows", "length", "members"),
+    [
+        # A lone text runs at once and alone.
+        ([[10]], False, 1, 12, [(0, 0)]),
+        # Small calls share a batch; three quarters full is full enough.
+        ([[10], [12], [9]], False, 4, 12, [(0, 0), (1, 0), (2, 0)]),
+        # Two of four is not: the older goes first.
+        ([[10], [12]], False, 1, 12, [(0, 0)]),
+        # A longer text does not stretch an older, shorter one's batch; much shorter ones do not fill a long one's.
+        ([[10], [200]], False, 1, 12, [(0, 0)]),
+        ([[200], [10], [10], [10]], False, 1, 208, [(0, 0)]),
+        # Longest first within a call.
+        ([[5, 250, 6]], False, 1, 256, [(0, 1)]),
+        # Bulk takes what fits of its longest.
+        ([[250] * 9], False, 4, 256, [(0, 8), (0, 7), (0, 6), (0, 5)]),
+        # Bulk and small take turns, whoever came first.
+        ([[250] * 9, [10]], False, 4, 256, [(0, 8), (0, 7), (0, 6), (0, 5)]),
+        ([[250] * 9, [10]], True, 1, 12, [(1, 0)]),
+        ([[10], [250] * 9], False, 4, 256, [(1, 8), (1, 7), (1, 6), (1, 5)]),
+        # Bulk never fills the batch of a small call: that would make the small call wait.
+        ([[250], [250] * 9], True, 1, 256, [(0, 0)]),
+        # Nobody else waits, so bulk goes on.
+        ([[250] * 9], True, 4, 256, [(0, 8), (0, 7), (0, 6), (0, 5)]),
+        # A text longer than the budget runs alone.
+        ([[3000]], False, 1, 3072, [(0, 0)]),
+    ],
+)
+def test_the_next_batch(
+    calls: list[list[int]], last_was_bulk: bool, rows: int, length: int, members: list[tuple[int, int]]
+) -> None:
+    plan = next_batch([Work(lengths) for lengths in calls], last_was_bulk=last_was_bulk)
+    assert plan is not None
+    assert (plan.rows, plan.length, plan.members) == (rows, length, members)
+
+
+def test_nothing_waits() -> None:
+    assert next_batch([], last_was_bulk=False) is None
+
+
+LENGTHS = st.lists(st.integers(1, 256), min_size=1, max_size=60)
+
+
+@given(calls=st.lists(LENGTHS, min_size=1, max_size=8))
+def test_everything_runs_once_in_few_shapes(calls: list[list[int]]) -> None:
+    """Whatever waits: each input is in exactly one batch, fits into it, and no batch has a shape out of the list."""
+    allowed = set(shapes(256))
+    line = [(at, Work(lengths)) for at, lengths in enumerate(calls)]
+    seen: list[tuple[int, int]] = []
+    bulk = False
+    while plan := next_batch([work for _, work in line], last_was_bulk=bulk):
+        assert (plan.rows, plan.length) in allowed
+        assert 0 < len(plan.members) <= plan.rows <= BATCH_ROWS_MAX
+        assert plan.rows * plan.length <= BATCH_TOKENS_MAX
+        for at, place in plan.members:
+            call, work = line[at]
+            assert calls[call][place] <= plan.length
+            seen.append((call, place))
+            work.remove({place})
+        bulk = plan.bulk
+    assert sorted(seen) == [(call, place) for call, lengths in enumerate(calls) for place in range(len(lengths))]
+
+
+def test_the_shapes_are_few() -> None:
+    """Each costs about a megabyte of kernels in the default model."""
+    assert len(list(shapes(256))) <= 72
+
+
+def test_a_short_query_waits_for_one_batch_of_bulk_work() -> None:
+    """However much bulk work stands before it."""
+    line = [Work([250] * 2048), Work([200] * 2048), Work([10])]
+    first = next_batch(line, last_was_bulk=True)
+    assert first is not None
+    assert first.members == [(2, 0)]
+
+
+@pytest.mark.parametrize("last_was_bulk", [False, True])
+def test_the_oldest_bulk_call_leads_until_it_is_done(last_was_bulk: bool) -> None:
+    """A younger one gets nothing before, even where it has longer texts."""
+    line = [Work([200] * 40), Work([250] * 40), Work([250] * 40)]
+    served: list[int] = []
+    while line[0].is_bulk:
+        plan = next_batch(line, last_was_bulk=last_was_bulk)
+        assert plan is not None
+        served += [at for at, _ in plan.members]
+        line[0].remove({place for _, place in plan.members})
+    assert set(served) == {0}
+
+
+def test_bulk_work_gets_every_other_turn() -> None:
+    """However many short queries come: here a new one with every batch."""
+    bulk = Work([250] * 16)
+    turns: list[str] = []
+    last = False
+    while bulk.rows and len(turns) < 100:
+        plan = next_batch([bulk, Work([10])], last_was_bulk=last)
+        assert plan is not None
+        if plan.members[0][0] == 0:
+            bulk.remove({place for _, place in plan.members})
+        turns.append("query" if plan.members[0][0] else "bulk")
+        last = plan.bulk
+    # The last fits into one batch, so it is small by now, and older than the query.
+    assert turns == ["bulk", "query", "bulk", "query", "bulk", "bulk"]

@@ -1,0 +1,210 @@
+"""A real worker process on a small model, killed, stopped and poisoned: nobody waits for ever, and it comes back."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedmesh.engine.folder import digest
+from embedmesh.engine.frames import Load
+from embedmesh.engine.process import WorkerProcess
+from embedmesh.engine.supervise import READY_S, Supervisor
+from embedmesh.rules.errors import NodeBroke, SetupError
+from tests.engine.tiny import POISON, make_folder, make_weights, textbook
+
+pytestmark = pytest.mark.story
+
+GOOD = [2, 5, 6, 7, 3]
+BACK_S = 10.0  # a second on a quiet machine; tests share theirs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "tiny")
+
+
+@asynccontextmanager
+async def supervising(folder: Path, **changes: object) -> AsyncIterator[Supervisor]:
+    members = {"digest": digest(folder), "width": 16, "max_tokens": 48} | changes
+    load = Load(folder=str(folder), threads=1, **members)  # type: ignore[arg-type]
+    supervisor = Supervisor(load, on_start=lambda: None)
+    try:
+        yield supervisor
+    finally:
+        await supervisor.stop()
+
+
+async def embed(supervisor: Supervisor, ids: list[int]) -> np.ndarray:
+    async with asyncio.timeout(3 * BACK_S):
+        (vector,) = await supervisor.run([ids], 1, 8)
+    return np.frombuffer(vector, "<f4")
+
+
+def workers_of_ours() -> set[str]:
+    """Ids of worker processes that this process has started and not yet seen the end of."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return {child for child in children if "engine.worker" in Path(f"/proc/{child}/cmdline").read_text()}
+
+
+def is_right(vector: np.ndarray) -> bool:
+    expected = textbook(GOOD, make_weights(), pooling="mean", normalize=True)
+    return bool(np.abs(vector - expected).max() <= 1e-5)
+
+
+async def until_ready(supervisor: Supervisor, ready: bool) -> float:
+    """Seconds until `ready()` says so."""
+    begun = time.monotonic()
+    while supervisor.ready() is not ready:
+        assert time.monotonic() - begun < BACK_S
+        await asyncio.sleep(0.02)
+    return time.monotonic() - begun
+
+
+async def test_it_embeds_and_leaves_nothing_behind(folder: Path) -> None:
+    async with supervising(folder) as supervisor:
+        assert not supervisor.ready()
+        await supervisor.start()
+        assert supervisor.ready()
+        assert is_right(await embed(supervisor, GOOD))
+        pid = supervisor.pid
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"digest": "0" * 64}, "not the model that the catalogue names"),
+        ({"width": 17}, "width of 17"),
+        ({"max_tokens": 49}, "49 tokens"),
+    ],
+)
+async def test_a_folder_that_is_not_the_catalogue_s_is_refused(
+    folder: Path, changes: dict[str, object], says: str
+) -> None:
+    async with supervising(folder, **changes) as supervisor:
+        with pytest.raises(SetupError) as refused:
+            await supervisor.start()
+    assert says in str(refused.value)
+
+
+async def test_a_worker_killed_between_batches_costs_nobody_anything(folder: Path) -> None:
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        for _ in range(3):
+            assert supervisor.pid is not None
+            os.kill(supervisor.pid, signal.SIGKILL)
+            assert is_right(await embed(supervisor, GOOD))
+
+
+async def test_a_worker_that_hangs_is_replaced(folder: Path) -> None:
+    """The batch that met it is answered by the next one."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGSTOP)
+        assert is_right(await embed(supervisor, GOOD))
+
+
+async def test_ready_tells_the_truth_and_idle_workers_come_back(folder: Path) -> None:
+    """Nobody asks for anything: probes notice, and mend it."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        keeper = asyncio.create_task(supervisor.keep())
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGSTOP)
+        assert await until_ready(supervisor, False) <= READY_S + 0.25
+        await until_ready(supervisor, True)
+        keeper.cancel()
+
+
+async def test_a_poisoned_text_gets_an_error_and_others_their_vectors(folder: Path) -> None:
+    """Its vector is not a number; no caller may ever see one."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        with pytest.raises(NodeBroke):
+            await embed(supervisor, [2, POISON, 3])
+        assert is_right(await embed(supervisor, GOOD))
+
+
+@pytest.mark.parametrize("at", [0, 3])
+async def test_a_poisoned_text_is_found_in_its_batch(folder: Path, at: int) -> None:
+    """Its own place is empty; the others of its batch get their right vectors."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        batch = [GOOD] * 4
+        batch[at] = [2, POISON, 3]
+        vectors = await supervisor.run_each(batch, 4, 8)
+    assert [place for place, vector in enumerate(vectors) if vector is None] == [at]
+    assert all(is_right(np.frombuffer(vector, "<f4")) for vector in vectors if vector is not None)
+
+
+async def test_a_model_that_has_gone_is_down_at_once_and_comes_back_with_its_files(folder: Path) -> None:
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        config = (folder / "config.json").read_bytes()
+        (folder / "config.json").unlink()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        with pytest.raises(NodeBroke):
+            await embed(supervisor, GOOD)
+        assert supervisor.down
+        assert not supervisor.ready()
+        (folder / "config.json").write_bytes(config)
+        keeper = asyncio.create_task(supervisor.keep())
+        await until_ready(supervisor, True)
+        assert is_right(await embed(supervisor, GOOD))
+        keeper.cancel()
+
+
+async def test_a_cancelled_batch_ends_its_worker(folder: Path) -> None:
+    """Its answer would otherwise be taken for the next batch's."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        before = supervisor.pid
+        assert before is not None
+        os.kill(before, signal.SIGSTOP)
+        batch = asyncio.create_task(supervisor.run([GOOD], 1, 8))
+        await asyncio.sleep(0.1)
+        batch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await batch
+        assert is_right(await embed(supervisor, GOOD))
+        assert supervisor.pid != before
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_start_that_is_cancelled_leaves_no_process(folder: Path, turns: int) -> None:
+    """Wherever it was: also before the socket had its streams."""
+    load = Load(folder=str(folder), digest=digest(folder), width=16, max_tokens=48, threads=1)
+    start = asyncio.create_task(WorkerProcess.start(load, BACK_S))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert workers_of_ours() == set()
+
+
+async def test_a_worker_killed_while_it_loads_costs_nobody_anything(folder: Path) -> None:
+    """A start that failed once is no reason to turn callers away."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        batch = asyncio.create_task(embed(supervisor, GOOD))
+        loading: set[str] = set()
+        while not loading:
+            await asyncio.sleep(0.01)
+            loading = workers_of_ours()
+        os.kill(int(loading.pop()), signal.SIGKILL)
+        assert is_right(await batch)
+        assert not supervisor.down

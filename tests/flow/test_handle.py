@@ -1,0 +1,170 @@
+"""The whole story over scripted edges: the order of the steps, and that every hold ends once."""
+
+import asyncio
+import json
+
+import pytest
+
+from embedmesh.flow.handle import World, handle
+from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
+from embedmesh.rules.ports import Reply
+from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, right_reply
+
+BODY = b'{"model":"tiny","input":"abc"}'
+COST = 8  # five tokens at 1.5 nano-USD each, rounded up
+
+
+async def ask(world: World, body: bytes = BODY, key: str | None = GOOD_KEY, *, deliver=None) -> list[Reply]:
+    delivered: list[Reply] = []
+
+    async def receive() -> bytes:
+        return body
+
+    async def take(reply: Reply) -> None:
+        delivered.append(reply)
+
+    await handle(world, f"Bearer {key}" if key else None, receive, deliver or take)
+    return delivered
+
+
+async def test_a_good_request_is_held_answered_delivered_and_then_charged() -> None:
+    world = make_world()
+
+    async def deliver(reply: Reply) -> None:
+        assert world.ledger.log == [("hold", COST)], "nothing is charged before delivery"
+        assert json.loads(reply.body)["usage"]["prompt_tokens"] == 5
+
+    await ask(world, deliver=deliver)
+    assert world.ledger.log == [("hold", COST), ("capture", COST)]
+
+
+@pytest.mark.parametrize("key", [None, "", "em_unknown", "x" * 600, "em good"])
+async def test_a_wrong_key_is_refused_before_the_body_is_read(key: str | None) -> None:
+    async def receive() -> bytes:
+        raise AssertionError("the body was read")
+
+    with pytest.raises(Failure) as refused:
+        await handle(make_world(), f"Bearer {key}" if key is not None else None, receive, deliver=None)
+    assert refused.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize("header", ["em_good", "Basic em_good", "Bearer", "Bearer  ", "em_good Bearer"])
+async def test_only_a_bearer_header_identifies(header: str) -> None:
+    async def receive() -> bytes:
+        raise AssertionError("the body was read")
+
+    with pytest.raises(Failure, match="missing or not valid"):
+        await handle(make_world(), header, receive, deliver=None)
+
+
+async def test_a_key_without_the_scope_is_told_so() -> None:
+    with pytest.raises(Failure) as refused:
+        await ask(make_world(), key=SCOPELESS_KEY)
+    assert refused.value.code == "insufficient_scope"
+
+
+@pytest.mark.parametrize("body", [b"{", b"{}", b'{"model":"no","input":"a"}', b'{"model":"tiny","input":"abcdefghij"}'])
+async def test_a_wrong_request_costs_nothing_and_reaches_no_node(body: bytes) -> None:
+    nodes = ScriptedNodes()
+    world = make_world(nodes)
+    with pytest.raises(Failure):
+        await ask(world, body)
+    assert world.ledger.log == []
+    assert nodes.asked == []
+
+
+async def test_without_money_no_node_is_asked() -> None:
+    nodes = ScriptedNodes()
+    with pytest.raises(Failure) as refused:
+        await ask(make_world(nodes), key=POOR_KEY)
+    assert refused.value.code == "insufficient_quota"
+    assert nodes.asked == []
+
+
+FAILING = [
+    # what every node does, what the caller hears
+    (NodeBusy("busy"), "overloaded"),
+    (NodeBroke("broke"), "no_node_available"),
+    (NodeUnreachable("gone"), "no_node_available"),
+    (NodeRefused("400"), "bad_node_response"),
+    (WrongAnswer("wrong"), "bad_node_response"),
+    (NodeTooSlow("slow"), "deadline_exceeded"),
+]
+
+
+@pytest.mark.parametrize(("failure", "code"), FAILING)
+async def test_when_every_node_fails_the_caller_is_told_and_not_charged(failure: Failure, code: str) -> None:
+    nodes = ScriptedNodes(failure, failure, failure, failure)
+    world = make_world(nodes, nodes=4)
+    with pytest.raises(Failure) as refused:
+        await ask(world)
+    assert refused.value.code == code
+    assert world.ledger.log == [("hold", COST), ("release", COST)]
+    asked = [node_id for node_id, _ in nodes.asked]
+    assert len(asked) == 3, "at most three attempts"
+    assert len(set(asked)) == 3, "on distinct nodes"
+
+
+async def test_a_second_node_answers_under_the_same_hold() -> None:
+    nodes = ScriptedNodes(NodeBroke("broke"), right_reply([[1], [2]]))
+    world = make_world(nodes, nodes=3)
+    delivered = await ask(world)
+    assert len(nodes.asked) == 3, "a broken node and a wrong answer, then a right one"
+    assert len(delivered) == 1
+    assert world.ledger.log == [("hold", COST), ("capture", COST)]
+
+
+async def test_without_a_node_there_is_nothing_to_pay() -> None:
+    world = make_world(nodes=0)
+    with pytest.raises(Failure) as refused:
+        await ask(world)
+    assert refused.value.code == "no_node_available"
+    assert world.ledger.log == []
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), TimeoutError(), asyncio.CancelledError(), RuntimeError()])
+async def test_a_reply_that_is_not_delivered_is_not_charged(error: BaseException) -> None:
+    async def deliver(reply: Reply) -> None:
+        raise error
+
+    world = make_world()
+    with pytest.raises(type(error)):
+        await ask(world, deliver=deliver)
+    assert world.ledger.log == [("hold", COST), ("release", COST)]
+
+
+async def test_a_caller_that_goes_while_a_node_works_is_not_charged_and_leaves_no_load_behind() -> None:
+    nodes = ScriptedNodes(asyncio.CancelledError())
+    world = make_world(nodes)
+    with pytest.raises(asyncio.CancelledError):
+        await ask(world)
+    assert world.ledger.log == [("hold", COST), ("release", COST)]
+    assert [node.load.outstanding for node in world.fleet] == [0]
+
+
+async def test_a_request_ends_before_its_hold_however_loaded_the_fleet_becomes_meanwhile() -> None:
+    """Both deadlines are one decision: else the sweep could release a hold whose request is still being answered."""
+
+    class Silent(ScriptedNodes):
+        async def embed(self, *asked):
+            await asyncio.sleep(3_600)
+
+    world = make_world(Silent())
+    place = world.ledger.hold
+
+    async def place_slowly_while_others_arrive(hold) -> None:
+        await place(hold)
+        world.fleet.began("n0", 100_000_000)
+        world.clock.now = hold.deadline_ms / 1000 - 20.0  # what is left is for writing the reply
+
+    world.ledger.hold = place_slowly_while_others_arrive
+    with pytest.raises(Failure, match="took longer than it may"):
+        async with asyncio.timeout(5):
+            await ask(world)
+    assert world.ledger.log == [("hold", COST), ("release", COST)]
+
+
+async def test_the_node_gets_ids_written_anew_and_never_the_callers_bytes() -> None:
+    nodes = ScriptedNodes()
+    await ask(make_world(nodes), b'{ "model" : "tiny", "input" : "\\u0061bc", "user": "me" }')
+    assert nodes.asked == [("n0", [[4, 5, 6]])]

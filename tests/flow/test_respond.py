@@ -1,0 +1,80 @@
+"""The reply says the same numbers in either encoding, and its shortened vectors have unit length."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedmesh.flow.respond import respond, shorten
+from embedmesh.rules.embeddings import Call, Counted
+from embedmesh.rules.ports import Answer
+from tests.flow.world import vector_for
+
+IDS = [[1, 2], [3]]
+RAW = [vector_for(ids).tobytes() for ids in IDS]
+ANSWER = Answer([base64.b64encode(raw).decode() for raw in RAW], RAW, "n0")
+COUNTED = Counted(ids=IDS, tokens=7, truncated=1)
+
+
+def vectors(call: Call) -> list[np.ndarray]:
+    body = json.loads(respond(call, COUNTED, ANSWER, 70, 0.0123).body)
+    assert body["object"] == "list"
+    assert body["model"] == call.model
+    assert body["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    assert [item["index"] for item in body["data"]] == [0, 1]
+    assert {item["object"] for item in body["data"]} == {"embedding"}
+    found = [item["embedding"] for item in body["data"]]
+    if call.encoding == "base64":
+        return [np.frombuffer(base64.b64decode(each), "<f4") for each in found]
+    return [np.array(each, "<f4") for each in found]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_the_vectors_are_the_nodes_to_the_bit(encoding: str) -> None:
+    for vector, raw in zip(vectors(Call("tiny", texts=["a"], encoding=encoding)), RAW, strict=True):
+        assert vector.tobytes() == raw
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_shortened_vectors_are_the_first_components_at_unit_length(encoding: str, dimensions: int) -> None:
+    for vector, raw in zip(
+        vectors(Call("tiny", texts=["a"], encoding=encoding, dimensions=dimensions)), RAW, strict=True
+    ):
+        head = np.frombuffer(raw, "<f4")[:dimensions].astype(np.float64)
+        assert vector == pytest.approx(head / np.linalg.norm(head), abs=1e-7)
+        assert np.linalg.norm(vector.astype(np.float64)) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_full_width_is_left_as_it_is() -> None:
+    for vector, raw in zip(vectors(Call("tiny", texts=["a"], dimensions=4)), RAW, strict=True):
+        assert vector.tobytes() == raw
+
+
+def test_headers_tell_cost_node_and_cuts() -> None:
+    headers = respond(Call("tiny", texts=["a"]), COUNTED, ANSWER, 70, 0.0123).headers
+    assert headers == {
+        "openai-processing-ms": "13",
+        "x-embedmesh-cost-nanousd": "70",
+        "x-embedmesh-node": "n0",
+        "x-embedmesh-truncated": "1",
+    }
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=4, max_size=4))
+def test_floats_are_the_shortest_decimals_that_give_back_the_same_float32(components: list[float]) -> None:
+    vector = np.array(components, "<f4")
+    answer = Answer([""], [vector.tobytes()], "n0")
+    body = respond(Call("tiny", texts=["a"]), Counted(ids=[[1]], tokens=3), answer, 1, 0.0).body
+    printed = body.split(b'"embedding":[')[1].split(b"]")[0].split(b",")
+    for text, component in zip(printed, vector, strict=True):
+        assert np.float32(float(text)).tobytes() == component.tobytes()
+        assert len(text.lstrip(b"-").replace(b".", b"").split(b"e")[0].strip(b"0")) <= 9
+
+
+def test_a_vector_that_starts_with_zeros_stays_finite() -> None:
+    matrix = np.array([[0, 0, 1, 0]], "<f4")
+    assert shorten(matrix, 2).tolist() == [[0, 0]]

@@ -1,0 +1,143 @@
+"""A small world for the flow: real steps over scripted edges (a node that answers by rule, a ledger in a dict)."""
+
+import base64
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from embedmesh.catalogue import Catalogue
+from embedmesh.fleet.registry import Registry
+from embedmesh.flow.handle import World
+from embedmesh.rules.embeddings import EmbedItem, EmbedReply, EmbedUsage
+from embedmesh.rules.errors import Failure, InsufficientQuota
+from embedmesh.rules.holds import Charge, Hold, HoldEnd
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Caller, Candidate
+
+MODEL = Model(
+    id="acme/tiny",
+    folder="/nowhere",
+    width=4,
+    max_tokens=8,
+    price=1_500_000,
+    digest="0" * 64,
+    aliases=("tiny",),
+    prompts={"query": "q: "},
+)
+NATIVE = Model(id="acme/native", folder="/nowhere", width=4, max_tokens=8, price=1, digest="1" * 64, token_ids="native")
+CATALOGUE = Catalogue((MODEL, NATIVE))
+GOOD_KEY = "em_good"
+POOR_KEY = "em_poor"
+SCOPELESS_KEY = "em_scopeless"
+
+
+class LetterTokenizer:
+    """One token a letter: `a` is 1, `b` is 2 and so on; 0 and 31 are special, two are added to each input."""
+
+    specials = 2
+    vocab_size = 32
+    special_ids = frozenset({0, 31})
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[ord(letter) % 31 for letter in text] for text in texts]
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def unix_ms(self) -> int:
+        return int(self.now * 1000)
+
+
+class Shift3:
+    """A foreign vocabulary: id 3 is `a`."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if any(token > 30 for token in ids):
+            raise ValueError("31 is no token id of this test.")
+        return "".join(chr(ord("a") + token - 3) for token in ids)
+
+
+class KeyRing:
+    def find(self, token: str) -> Caller | None:
+        return {
+            GOOD_KEY: Caller("acct", "key_1", frozenset({"embeddings"})),
+            POOR_KEY: Caller("poor", "key_2", frozenset({"embeddings"})),
+            SCOPELESS_KEY: Caller("acct", "key_3", frozenset()),
+        }.get(token)
+
+
+@dataclass
+class MemoryLedger:
+    """Says what happened, in order."""
+
+    log: list[tuple[str, int]] = field(default_factory=list)
+
+    async def hold(self, hold: Hold) -> None:
+        if hold.account_id == "poor":
+            raise InsufficientQuota("no money")
+        self.log.append(("hold", hold.amount_nanousd))
+
+    def capture(self, hold: Hold, charge: Charge) -> None:
+        self.log.append(("capture", charge.cost_nanousd))
+
+    def release(self, hold: Hold, why: HoldEnd) -> None:
+        self.log.append(("release", hold.amount_nanousd))
+
+    def healthy(self) -> bool:
+        return True
+
+
+def vector_for(ids: list[int]) -> np.ndarray:
+    """What the scripted node answers for some ids: a unit vector that depends on all of them."""
+    seed = sum((position + 1) * token for position, token in enumerate(ids))
+    vector = np.random.default_rng(seed).standard_normal(4)
+    return (vector / np.linalg.norm(vector)).astype("<f4")
+
+
+def right_reply(ids: list[list[int]]) -> EmbedReply:
+    tokens = sum(map(len, ids)) + 2 * len(ids)
+    data = [EmbedItem(i, base64.b64encode(vector_for(each).tobytes()).decode()) for i, each in enumerate(ids)]
+    return EmbedReply(data=data, model="acme/tiny", usage=EmbedUsage(tokens, tokens))
+
+
+class ScriptedNodes:
+    """Answers by a script: each step is a failure to raise, a reply to give, or None for the right reply."""
+
+    def __init__(self, *script: Failure | EmbedReply | BaseException | None) -> None:
+        self._script = itertools.chain(script, itertools.repeat(None))
+        self.asked: list[tuple[str, list[list[int]]]] = []
+
+    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedReply:
+        self.asked.append((candidate.node_id, ids))
+        step = next(self._script)
+        if isinstance(step, BaseException):
+            raise step
+        return step or right_reply(ids)
+
+
+def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: Shift3 | None = None) -> World:
+    clock = Clock()
+    registry = Registry(clock, random.Random(7))
+    for number in range(nodes):
+        registry.answered_right(registry.add(f"n{number}", "unix:/nowhere"), [m.id for m in CATALOGUE.models])
+    return World(
+        keys=KeyRing(),
+        catalogue=CATALOGUE,
+        tokenizers={m.id: LetterTokenizer() for m in CATALOGUE.models},
+        cl100k=decoder,
+        ledger=MemoryLedger(),
+        fleet=registry,
+        client=client or ScriptedNodes(),
+        clock=clock,
+        hash_user=lambda user: "hash",
+    )

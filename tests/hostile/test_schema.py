@@ -1,0 +1,222 @@
+"""Two documents against the running endpoint: our own OpenAPI, and the facts of the API that we were created from.
+
+`reference_schema.json` restates those facts, so that this runs anywhere; where the original is at hand, the two must
+agree. Every request that it allows is accepted, but for the exceptions that the contract names (EXCEPTIONS).
+"""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi.checks import (
+    allow_header_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from bench.live import MODEL, Live, http_request
+from embedmesh.rules.embeddings import INPUTS_MAX, USER_CHARS_MAX
+from tests.data import outside_data
+
+pytestmark = [pytest.mark.model, pytest.mark.story]
+
+Json = dict[str, Any]
+
+OWN_EXAMPLES = 150  # requests for each operation and mode; a few seconds
+REFERENCE_EXAMPLES = 200
+WIDTH = 384
+TEXT_CHARS_MAX = 120  # surely fewer tokens than the model takes, whatever the characters
+TOKEN_ID_MAX = 1_000  # single characters and short words of cl100k
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+    allow_header_conformance,
+]
+OPERATIONS = [
+    ("/v1/embeddings", "POST"),
+    ("/v1/models", "GET"),
+    ("/v1/models/{id}", "GET"),
+    ("/health", "GET"),
+    ("/readyz", "GET"),
+    ("/metrics", "GET"),
+    ("/openapi.json", "GET"),
+    ("/docs", "GET"),
+]
+REFERENCE: Json = json.loads(Path(__file__).with_name("reference_schema.json").read_bytes())["$defs"]
+ORIGINAL = "../reference/create_embeddings_openapi.yaml"
+SAYS_NOTHING = {"description", "example", "format"}  # of a schema's members, those that allow and forbid nothing
+
+some = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": [*HealthCheck]}
+
+
+# -- our own document ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(live: Live) -> BaseSchema:
+    with live.wire() as wire:
+        return schemathesis.openapi.from_dict(wire.ask(http_request("GET", "/openapi.json")).json())
+
+
+def test_every_operation_is_tried(own: BaseSchema) -> None:
+    documented = {(path, method.upper()) for path, methods in own.raw_schema["paths"].items() for method in methods}
+    assert documented == set(OPERATIONS)
+
+
+RIGHT = [(path, method, GenerationMode.POSITIVE) for path, method in OPERATIONS]
+WRONG = [(path, method, GenerationMode.NEGATIVE) for path, method in OPERATIONS if method == "POST" or "{" in path]
+
+
+@pytest.mark.parametrize(("path", "method", "mode"), [*RIGHT, *WRONG])
+@pytest.mark.parametrize("key", ["admin", "none"])
+def test_replies_are_as_documented(
+    live: Live, own: BaseSchema, path: str, method: str, mode: GenerationMode, key: str
+) -> None:
+    """Whatever is sent, the answer's status, type, headers and body are among those that the document lists."""
+    operation = own[path][method]
+    headers = {"Authorization": f"Bearer {live.credentials.admin_key}"} if key == "admin" else {}
+    root = live.base_url.removesuffix("/v1")
+    varied = key == "admin" and (method == "POST" or "{" in path)
+
+    @settings(max_examples=OWN_EXAMPLES if varied else 1, **some)
+    @given(data=st.data())
+    def try_it(data: st.DataObject) -> None:
+        case = data.draw(operation.as_strategy(generation_mode=mode))
+        case.call_and_validate(base_url=root, headers=headers, checks=CHECKS)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tool's own
+        try_it()
+
+
+def test_what_the_document_allows_is_accepted(live: Live, own: BaseSchema) -> None:
+    """For a served model and inputs that it has room for; its replies are as documented, base64 and floats alike."""
+    document = copy.deepcopy(own.raw_schema)
+    members = document["components"]["schemas"]["EmbeddingRequest"]["properties"]
+    members["model"]["const"] = MODEL
+    members["dimensions"]["maximum"] = WIDTH
+    text, texts, ids, many_ids = members["input"]["oneOf"]
+    text["maxLength"] = texts["items"]["maxLength"] = ids["maxItems"] = TEXT_CHARS_MAX
+    many_ids["items"]["maxItems"] = TEXT_CHARS_MAX
+    ids["items"]["maximum"] = many_ids["items"]["items"]["maximum"] = TOKEN_ID_MAX
+    operation = schemathesis.openapi.from_dict(document)["/v1/embeddings"]["POST"]
+    headers = {"Authorization": f"Bearer {live.api_key}"}
+    statuses: list[int] = []
+
+    @settings(max_examples=OWN_EXAMPLES, **some)
+    @given(data=st.data())
+    def accepted(data: st.DataObject) -> None:
+        case = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+        reply = case.call_and_validate(base_url=live.base_url.removesuffix("/v1"), headers=headers, checks=CHECKS)
+        statuses.append(reply.status_code)
+        if reply.status_code != 200:
+            assert refused_knowingly(case.body), (case.body, reply.text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accepted()
+    assert statuses.count(200) > len(statuses) / 4  # most others have a 1.0 somewhere
+
+
+def refused_knowingly(asked: Json) -> bool:
+    """What a schema cannot say: 1.0 is no integer to us, and two members may contradict each other."""
+    flat = [asked.get("dimensions")]
+    for one in asked["input"] if isinstance(asked["input"], list) else []:
+        flat += one if isinstance(one, list) else [one]
+    return any(isinstance(each, float) for each in flat) or None not in (asked.get("truncate"), asked.get("truncation"))
+
+
+# -- the API that we were created from -------------------------------------------------------------------------------
+
+EXCEPTIONS: dict[str, Json] = {
+    "model": {"type": "string", "const": MODEL},
+    "input": {
+        "oneOf": [
+            {"type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX},
+            {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": INPUTS_MAX,
+                "items": {"type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX},
+            },
+        ]
+    },
+    "encoding_format": {"type": ["string", "null"], "enum": ["float", None]},  # its reply knows no base64
+    "dimensions": {"type": ["integer", "null"], "minimum": 1, "maximum": WIDTH},
+    "user": {"type": ["string", "null"], "maxLength": USER_CHARS_MAX},
+}
+
+
+def narrowed(request: Json) -> Json:
+    """The request's schema without what the contract refuses knowingly: members that it does not name among it."""
+    schema = copy.deepcopy(request)
+    assert schema["properties"].keys() == EXCEPTIONS.keys()
+    schema["properties"] = EXCEPTIONS
+    schema["additionalProperties"] = False
+    return schema
+
+
+def test_every_request_that_the_reference_allows_is_accepted(live: Live) -> None:
+    """And every reply of floats validates against it."""
+    response = Draft202012Validator(REFERENCE["response"])
+    allowed = Draft202012Validator(REFERENCE["request"])
+    body = {"required": True, "content": {"application/json": {"schema": narrowed(REFERENCE["request"])}}}
+    paths = {"/v1/embeddings": {"post": {"requestBody": body, "responses": {"200": {"description": "ok"}}}}}
+    document = {"openapi": "3.1.0", "info": {"title": "reference", "version": "1"}, "paths": paths}
+    operation = schemathesis.openapi.from_dict(document)["/v1/embeddings"]["POST"]
+    members: set[str] = set()
+
+    @settings(max_examples=REFERENCE_EXAMPLES, **some)
+    @given(data=st.data())
+    def accepted(data: st.DataObject) -> None:
+        asked = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE)).body
+        allowed.validate(asked)  # else the narrowing would be a widening
+        members.update(name for name, value in asked.items() if value is not None)
+        reply = wire.ask(live.embed(asked))
+        if isinstance(asked.get("dimensions"), float):  # an integer to JSON Schema; the contract refuses floats
+            assert (reply.status, reply.code) == (400, "invalid_type")
+            return
+        assert reply.status == 200, (asked, reply.body)
+        response.validate(reply.json())
+        assert len(reply.json()["data"]) == (1 if isinstance(asked["input"], str) else len(asked["input"]))
+
+    with live.wire() as wire:
+        accepted()
+    assert members == set(EXCEPTIONS)
+
+
+def test_the_restatement_agrees_with_the_original() -> None:
+    original = yaml.safe_load(outside_data(ORIGINAL).read_bytes())["components"]["schemas"]
+    assert bare(original, original["CreateEmbeddingRequest"]) == REFERENCE["request"]
+    assert bare(original, original["CreateEmbeddingResponse"]) == REFERENCE["response"]
+
+
+def bare(schemas: Json, node: Any, *, names: bool = False) -> Any:
+    """A schema with its references resolved, and without what says nothing. `names`: the keys are members' names."""
+    if isinstance(node, list):
+        return [bare(schemas, each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node and not names:
+        return bare(schemas, schemas[node["$ref"].rpartition("/")[2]])
+    return {
+        name: bare(schemas, value, names=name == "properties")
+        for name, value in node.items()
+        if names or name not in SAYS_NOTHING
+    }

@@ -1,0 +1,197 @@
+"""The operator's side: accounts, credits, the check, the backup."""
+
+from pathlib import Path
+
+import pytest
+
+from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, StoreUnavailable
+from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
+from embedmesh.storage.check import PROMISES
+from embedmesh.storage.connect import connect
+from embedmesh.storage.sqlite import SqliteStore
+from tests.storage.shop import SECRET, Shop, charge
+
+
+@pytest.mark.parametrize(
+    "account_id", ["", "node:x", "a b", "é", "x" * 65, "a", "revenue", "credit_source", "-a", "a\n"]
+)
+def test_an_account_id_is_plain_and_new(shop: Shop, account_id: str) -> None:
+    """Ids that are taken, or could be taken for one of our own accounts, are refused."""
+    with pytest.raises(InvalidValue):
+        shop.books.create_account(account_id)
+    assert {account.account_id for account in shop.books.accounts()} == {"a", "revenue", "credit_source"}
+
+
+def test_a_reference_applies_once(shop: Shop) -> None:
+    """The same payment told twice is credited once; a reference cannot be used for something else."""
+    shop.books.create_account("b")
+    assert shop.books.credit("a", 500, "invoice 7")
+    assert not shop.books.credit("a", 500, "invoice 7")
+    for account, amount in (("a", 501), ("a", -500), ("b", 500)):
+        with pytest.raises(InvalidValue, match="another credit"):
+            shop.books.credit(account, amount, "invoice 7")
+    assert shop.money() == (500, 0)
+    assert shop.books.account("b").balance_nanousd == 0
+
+
+@pytest.mark.parametrize(
+    ("account", "amount", "reference", "failure"),
+    [
+        ("nobody", 1, "x", NotFound),
+        ("revenue", 1, "x", InvalidValue),
+        ("a", 0, "x", InvalidValue),
+        ("a", 1, "", InvalidValue),
+        ("a", 1, "x" * 256, InvalidValue),
+        ("a", AMOUNT_MAX_NANOUSD + 1, "x", InvalidValue),
+        ("a", AMOUNT_MAX_NANOUSD, "x", InvalidValue),  # with the 100 that are there it would be too much
+        ("a", -61, "x", InsufficientQuota),  # 100, of which 40 are held
+    ],
+)
+async def test_a_credit_that_makes_no_sense_changes_nothing(
+    shop: Shop, store: SqliteStore, account: str, amount: int, reference: str, failure: type[Failure]
+) -> None:
+    """A refused credit says why, and no entry is written."""
+    shop.credit(100)
+    await store.hold(shop.new_hold(40))
+    with pytest.raises(failure):
+        shop.books.credit(account, amount, reference)
+    assert shop.money() == (100, 40)
+    assert shop.books.check().tallies["transfers"] == 1
+
+
+async def test_money_that_is_not_held_can_be_taken_back(shop: Shop, store: SqliteStore) -> None:
+    """A correction is a new transfer the other way."""
+    shop.credit(100)
+    await store.hold(shop.new_hold(40))
+    assert shop.books.credit("a", -60, "refund 1")
+    assert shop.money() == (40, 40)
+    assert shop.books.account("a").available_nanousd == 0
+    shop.assert_right()
+
+
+BREAKING = {
+    "transfers_sum_to_zero": ["UPDATE entries SET amount = amount + 1 WHERE account_id = 'revenue'"],
+    "entries_have_transfers": ["INSERT INTO entries VALUES ('revenue', 1, 0)"],
+    "everything_sums_to_zero": ["UPDATE entries SET amount = amount + 1 WHERE account_id = 'revenue'"],
+    "balance_is_sum_of_entries": ["UPDATE accounts SET balance = balance + 1 WHERE account_id = 'revenue'"],
+    "held_is_sum_of_open_holds": ["UPDATE accounts SET held = held - 1 WHERE account_id = 'a'"],
+    "available_is_not_negative": ["UPDATE accounts SET held = balance + 1 WHERE account_id = 'a'"],
+    "holds_end_once": ["UPDATE holds SET captured = amount + 1 WHERE state = 'captured'"],
+    "captured_holds_are_charged": ["DELETE FROM transfers WHERE kind = 'charge'"],
+    "captured_holds_have_usage": ["DELETE FROM usage"],
+    "payables_are_recorded": ["UPDATE usage SET payable = payable - 1"],
+    "references_are_whole": ["INSERT INTO usage VALUES ('none', 'a', 'k', 'm', 'n', 1, 1, 0, NULL, 0)"],
+    "file_is_whole": [
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = replace(sql, '(deadline_ms)', '(created_ms)') WHERE name = 'holds_open'",
+    ],
+}
+
+
+def test_every_promise_has_a_way_to_break_it() -> None:
+    """The table above covers the whole check."""
+    assert set(BREAKING) == set(PROMISES)
+
+
+@pytest.mark.parametrize("promise", BREAKING)
+async def test_the_check_sees_each_broken_promise(shop: Shop, store: SqliteStore, promise: str) -> None:
+    """A store that is right passes; one that somebody broke with the schema's defences down is named for it."""
+    shop.credit(1_000)
+    paid, open_hold = shop.new_hold(100), shop.new_hold(50)
+    await store.hold(paid)
+    await store.hold(open_hold)
+    store.capture(paid, charge(80, payable=30))
+    await store.drain()
+    report = shop.books.check()
+    assert report.ok
+    assert report.tallies["holds_captured"] == report.tallies["holds_open"] == 1
+    db = connect(shop.path, busy_s=1)
+    db.execute("PRAGMA foreign_keys = OFF")
+    db.execute("PRAGMA ignore_check_constraints = ON")
+    for (trigger,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        db.execute(f"DROP TRIGGER {trigger}")
+    for statement in BREAKING[promise]:
+        db.execute(statement)
+    db.close()
+    report = shop.books.check()
+    assert not report.ok
+    assert promise in {broken.promise for broken in report.broken}
+
+
+async def test_a_backup_is_a_whole_store(shop: Shop, store: SqliteStore, tmp_path: Path) -> None:
+    """A copy taken while a gateway writes can be put in its place: it passes the check and has everything durable."""
+    shop.credit(1_000)
+    _, token = shop.books.create_key("a", ["embeddings"])
+    paid, in_flight = shop.new_hold(100), shop.new_hold(200)
+    await store.hold(paid)
+    await store.hold(in_flight)
+    store.capture(paid, charge(70))
+    await store.drain()
+    copy = tmp_path / "copy.db"
+    shop.books.backup(copy)
+    await store.hold(shop.new_hold(1))  # after it: not in the copy
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.glob("*.part")) == []
+    restored = await shop.open(copy)
+    try:
+        assert restored.stats.recovered == 1
+        assert restored.find(token) is not None
+        with shop.books.open(copy, clock=shop.clock, key_secret=SECRET) as books:
+            assert books.check().ok
+            account = books.account("a")
+            assert (account.balance_nanousd, account.held_nanousd) == (930, 0)
+    finally:
+        await restored.close()
+
+
+def test_a_backup_that_cannot_be_written_leaves_nothing(shop: Shop, tmp_path: Path) -> None:
+    """Where there is no such folder, or a folder is in its place, there is a plain refusal."""
+    with pytest.raises(StoreUnavailable):
+        shop.books.backup(tmp_path / "nowhere" / "copy.db")
+    target = tmp_path / "folder"
+    target.mkdir()
+    with pytest.raises(StoreUnavailable):
+        shop.books.backup(target, overwrite=True)
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_a_backup_overwrites_only_when_told(shop: Shop, tmp_path: Path) -> None:
+    """An earlier backup, or any file, stays as it was unless its owner says that it may go."""
+    target = tmp_path / "copy.db"
+    target.write_bytes(b"dear to me")
+    with pytest.raises(InvalidValue, match="there already"):
+        shop.books.backup(target)
+    assert target.read_bytes() == b"dear to me"
+    shop.books.backup(target, overwrite=True)
+    assert target.read_bytes().startswith(b"SQLite format 3")
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock"])
+async def test_a_backup_is_never_written_over_the_store(
+    shop: Shop, store: SqliteStore, tmp_path: Path, suffix: str, overwrite: bool
+) -> None:
+    """Whatever the path: its own, by a detour, or a link; the store goes on."""
+    file = shop.path.with_name(shop.path.name + suffix)
+    link, other_name = tmp_path / "link", tmp_path / "other"
+    link.symlink_to(file)
+    other_name.hardlink_to(file)
+    for target in (file, file.parent / ".." / file.parent.name / file.name, link, other_name):
+        with pytest.raises(InvalidValue, match="the store itself"):
+            shop.books.backup(target, overwrite=overwrite)
+    shop.credit(10)
+    await store.hold(shop.new_hold(10))
+    shop.assert_right()
+
+
+def test_the_books_say_when_the_store_is_locked(shop: Shop) -> None:
+    """A statement that another writer keeps from running is a StoreUnavailable, not the driver's error."""
+    db = connect(shop.path, busy_s=1)
+    db.execute("BEGIN IMMEDIATE")
+    shop.books._db.execute("PRAGMA busy_timeout = 1")  # the real wait is seconds
+    with pytest.raises(StoreUnavailable):
+        shop.books.create_account("b")
+    db.execute("ROLLBACK")
+    db.close()
+    assert isinstance(shop.books.create_account("b").created_ms, int)

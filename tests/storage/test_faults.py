@@ -1,0 +1,403 @@
+"""Locks, full and read-only disks, disks that hang or lie: nothing is lost, nothing unheld goes on."""
+
+import asyncio
+import errno
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pysqlite3.dbapi2 as driver
+import pytest
+
+from embedmesh.rules.errors import InsufficientQuota, SetupError, StoreUnavailable
+from embedmesh.storage.connect import connect
+from embedmesh.storage.sqlite import SqliteStore
+from embedmesh.storage.writer import CHECKPOINT_COMMITS, PROBE_AFTER_S, QUEUE_WRITES_MAX, Writer
+from embedmesh.storage.writes import Capture, PlaceHold, Stats
+from tests.storage.shop import Shop, charge, crash_image
+
+RECOVERS_S = 1.5  # the store tries at least every second; half a second for a slow machine
+
+
+@contextmanager
+def locked(shop: Shop) -> Iterator[None]:
+    """Another process writes."""
+    db = connect(shop.path, busy_s=1)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
+        db.close()
+
+
+@contextmanager
+def full_disk(shop: Shop) -> Iterator[None]:
+    """No file may grow past what the WAL has now: the kernel refuses the write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    wal = shop.path.with_name(shop.path.name + "-wal")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def until_healthy(store: SqliteStore | Writer) -> None:
+    async with asyncio.timeout(RECOVERS_S):
+        while not store.healthy():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_short_lock_only_delays(shop: Shop, store: SqliteStore) -> None:
+    """While another process writes for a moment, holds wait, and the event loop does not."""
+    shop.credit(1_000)
+    with locked(shop):
+        task = asyncio.create_task(store.hold(shop.new_hold(10)))
+        began = time.monotonic()
+        turns = 0
+        while time.monotonic() - began < 0.1:
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert turns > 20
+        assert not task.done()
+    await task
+    assert store.healthy()
+
+
+@pytest.mark.story
+async def test_a_long_lock_refuses_holds_and_keeps_captures(shop: Shop, store: SqliteStore) -> None:
+    """Within 2 s holds are refused; captures wait, and are written once the lock is gone; reads go on."""
+    shop.credit(1_000)
+    _, token = shop.books.create_key("a", ["embeddings"])
+    hold = shop.new_hold(100)
+    await store.hold(hold)
+    with locked(shop):
+        store.capture(hold, charge(60))
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await store.hold(shop.new_hold(10))
+        assert time.monotonic() - began < 2.0
+        assert not store.healthy()
+        assert store.find(token) is not None
+    await until_healthy(store)
+    assert await store.drain() == 0
+    assert shop.money() == (940, 0)
+
+
+@pytest.mark.story
+async def test_a_full_disk(shop: Shop, store: SqliteStore) -> None:
+    """Holds are refused within 2 s, captures are kept, and the store comes back by itself."""
+    shop.credit(10_000)
+    holds = [shop.new_hold(100) for _ in range(10)]
+    await asyncio.gather(*map(store.hold, holds))
+    with full_disk(shop):
+        for hold in holds:
+            store.capture(hold, charge(60))
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await store.hold(shop.new_hold(10))
+        assert time.monotonic() - began < 2.0
+        assert not store.healthy()
+    await until_healthy(store)
+    await store.hold(shop.new_hold(10))
+    assert shop.money() == (9_400, 10)
+    assert store.stats.captured == 10
+    assert shop.fatal == []
+    shop.assert_right()
+
+
+@pytest.mark.story
+async def test_a_store_that_is_read_only_for_a_while(shop: Shop) -> None:
+    """The same with a store that cannot be written: it is tried again without any request."""
+    shop.credit(1_000)
+    db = connect(shop.path, busy_s=0, read_only=True)
+    writer = Writer(db, shop.clock, Stats(), lambda: None, shop.fatal.append)
+    place = PlaceHold(hold := shop.new_hold(100), "me")
+    writer.submit(place)
+    with pytest.raises(StoreUnavailable):
+        await place.outcome
+    assert not writer.healthy()
+    writer.submit(Capture(hold, charge(1)))
+    await asyncio.sleep(0)
+    assert writer.waiting() == 1
+    db.execute("PRAGMA query_only = 0")
+    await until_healthy(writer)
+    assert writer.waiting() == 0
+    assert shop.money() == (1_000, 0)
+    await writer.close()
+    db.close()
+
+
+@pytest.mark.story
+async def test_an_idle_store_notices_a_full_disk(shop: Shop, store: SqliteStore) -> None:
+    """The sweep has nothing to write, and writes something; the store comes back without being asked for anything."""
+    await store.expire(shop.clock.now_ms)
+    with full_disk(shop):
+        await store.expire(shop.clock.now_ms)  # it wrote a moment ago
+        assert store.healthy()
+        shop.clock.skipped_s += PROBE_AFTER_S
+        with pytest.raises(StoreUnavailable):
+            await store.expire(shop.clock.now_ms)
+        assert not store.healthy()
+    await until_healthy(store)
+    probed = shop.books._db.execute("SELECT count(*) FROM facts WHERE name = 'probed_ms'").fetchone()
+    assert probed == (1,)
+
+
+async def test_a_busy_store_is_not_probed(shop: Shop, store: SqliteStore) -> None:
+    """What was written just now is proof enough; a hold that is refused writes nothing and is none."""
+    shop.credit(1)
+    shop.clock.skipped_s += PROBE_AFTER_S / 2
+    await store.hold(shop.new_hold(1))
+    shop.clock.skipped_s += PROBE_AFTER_S / 2 + 0.1
+    await store.expire(shop.clock.now_ms)
+    find = "SELECT count(*) FROM facts WHERE name = 'probed_ms'"
+    assert shop.books._db.execute(find).fetchone() == (0,)
+    with pytest.raises(InsufficientQuota):
+        await store.hold(shop.new_hold(1))
+    shop.clock.skipped_s += PROBE_AFTER_S / 2
+    await store.expire(shop.clock.now_ms)
+    assert shop.books._db.execute(find).fetchone() == (1,)
+
+
+class SlowDisk:
+    """A connection whose COMMIT (or checkpoint) waits, as on a disk that does not answer, or fails."""
+
+    def __init__(self, db: Any, waits: str = "COMMIT") -> None:
+        self.db = db
+        self.waits = waits
+        self.answers = threading.Event()
+        self.error: driver.Error | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.db, name)
+
+    def execute(self, statement: str, *values: Any) -> Any:
+        if statement.startswith(self.waits):
+            self.answers.wait()
+            if self.error is not None:
+                raise self.error
+        return self.db.execute(statement, *values)
+
+
+def disk_error(name: str) -> driver.OperationalError:
+    error = driver.OperationalError("disk I/O error")
+    error.sqlite_errorname = name
+    return error
+
+
+def wal_sync_fails() -> None:
+    raise OSError(errno.EIO, "the disk is broken")
+
+
+@pytest.mark.story
+async def test_a_disk_that_hangs(shop: Shop) -> None:
+    """A hold is refused within 2 s though its COMMIT still runs; should that succeed, the money is free again."""
+    shop.credit(1_000)
+    slow = SlowDisk(connect(shop.path, busy_s=0))
+    store = SqliteStore(
+        connect(shop.path, busy_s=0, read_only=True),
+        slow,
+        (os.open(os.devnull, os.O_RDONLY), os.open(f"{shop.path}-wal", os.O_RDONLY)),
+        clock=shop.clock,
+        key_secret=bytes(32),
+        owner="me",
+        on_fatal=shop.fatal.append,
+        stats=Stats(),
+    )
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await store.hold(shop.new_hold(100))
+    assert time.monotonic() - began < 2.2
+    await asyncio.sleep(0.05)
+    assert not store.healthy()
+    slow.answers.set()
+    await until_healthy(store)
+    assert await store.drain() == 0
+    assert store.stats.holds == store.stats.released == 1
+    assert shop.money() == (1_000, 0)
+    await store.close()
+
+
+async def test_after_a_failed_fsync_nothing_is_acknowledged(shop: Shop) -> None:
+    """The process is told to end; holds are refused at once; nothing is tried again."""
+    shop.credit(1_000)
+    slow = SlowDisk(connect(shop.path, busy_s=0))
+    slow.error = disk_error("SQLITE_IOERR")
+    slow.answers.set()
+    writer = Writer(slow, shop.clock, Stats(), wal_sync_fails, shop.fatal.append)
+    place = PlaceHold(shop.new_hold(100), "me")
+    writer.submit(place)
+    with pytest.raises(StoreUnavailable):
+        await place.outcome
+    assert len(shop.fatal) == 1
+    slow.error = None
+    assert not writer.healthy()
+    with pytest.raises(StoreUnavailable):
+        writer.submit(PlaceHold(shop.new_hold(1), "me"))
+    await writer.drained()
+    await writer.close()
+    slow.db.close()
+    assert shop.money() == (1_000, 0)
+
+
+@pytest.mark.parametrize(("error", "ends"), [("SQLITE_IOERR", True), ("SQLITE_FULL", False), (None, False)])
+async def test_the_wal_is_checkpointed(shop: Shop, error: str | None, ends: bool) -> None:
+    """Every so many commits the WAL goes into the database; a full disk only puts that off, a broken one ends us."""
+    shop.credit(1_000)
+    slow = SlowDisk(connect(shop.path, busy_s=0), waits="PRAGMA wal_checkpoint")
+    slow.error = disk_error(error) if error else None
+    slow.answers.set()
+    slow.execute("PRAGMA wal_autocheckpoint = 0")
+    writer = Writer(slow, shop.clock, Stats(), lambda: None, shop.fatal.append)
+    before = shop.path.stat().st_size
+    for _ in range(CHECKPOINT_COMMITS - 1):
+        writer.submit(place := PlaceHold(shop.new_hold(0), "me"))
+        await place.outcome
+    assert shop.path.stat().st_size == before
+    writer.submit(place := PlaceHold(shop.new_hold(0), "me"))
+    await place.outcome
+    writer.submit(place := PlaceHold(shop.new_hold(0), "me"))
+    if ends:
+        with pytest.raises(StoreUnavailable):
+            await place.outcome
+    else:
+        await place.outcome
+    assert bool(shop.fatal) == ends
+    assert (shop.path.stat().st_size > before) == (error is None)
+    await writer.close()
+    slow.db.close()
+
+
+class Bug:
+    """A write that breaks in a way that nobody foresaw."""
+
+    kept = True
+
+    def apply(self, db: Any, now_ms: int) -> None:
+        raise RuntimeError("a bug of ours")
+
+    def committed(self, stats: Stats) -> None: ...
+
+    def failed(self, reason: str) -> None: ...
+
+    def refused(self, error: Exception) -> None: ...
+
+
+async def test_a_writer_that_breaks_says_so(shop: Shop, store: SqliteStore) -> None:
+    """A bug inside the writer ends the process loudly: nobody waits for a writer that is gone."""
+    shop.credit(100)
+    place = asyncio.create_task(store.hold(shop.new_hold(10)))
+    await asyncio.sleep(0)
+    store._writer.submit(Bug())
+    with pytest.raises(StoreUnavailable):
+        await place
+    assert len(shop.fatal) == 1
+    assert "RuntimeError" in shop.fatal[0]
+    assert not store.healthy()
+    with pytest.raises(StoreUnavailable):
+        await store.hold(shop.new_hold(10))
+    with pytest.raises(StoreUnavailable):
+        await store.expire(shop.clock.now_ms)
+
+
+async def test_keys_that_cannot_be_looked_up(shop: Shop, store: SqliteStore) -> None:
+    """A store that cannot be read is a StoreUnavailable, never a key that is said to be wrong."""
+    _, token = shop.books.create_key("a", ["embeddings"])
+    db = connect(shop.path, busy_s=1)
+    db.execute("ALTER TABLE keys RENAME TO lost")
+    db.close()
+    with pytest.raises(StoreUnavailable):
+        store.find(token)
+
+
+async def test_a_store_that_cannot_be_written_at_start(shop: Shop) -> None:
+    """A gateway does not start on a full disk; it says so in one line, and starts once there is room."""
+    store = await shop.open()
+    for _ in range(20):
+        await store.hold(shop.new_hold(0))
+    image = crash_image(shop.path, shop.path.parent / "crash")
+    await store.close()
+    with full_disk(shop), pytest.raises(SetupError):
+        await shop.open(image)
+    heir = await shop.open(image)
+    assert heir.stats.recovered == 20
+    await heir.close()
+
+
+async def test_a_full_queue_refuses_holds_and_takes_captures(shop: Shop, store: SqliteStore) -> None:
+    """What waits is bounded: holds are refused at once, a release is left to the sweep, a capture is never refused."""
+    shop.credit(100_000)
+    paid, lost = shop.new_hold(1), shop.new_hold(1)
+    await store.hold(paid)
+    await store.hold(lost)
+    tasks = [asyncio.create_task(store.hold(shop.new_hold(1))) for _ in range(QUEUE_WRITES_MAX + 5)]
+    await asyncio.sleep(0)  # all have been asked, none was written
+    store.capture(paid, charge(1))
+    store.release(lost)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    assert len(refused) == 5
+    assert all(isinstance(outcome, StoreUnavailable) for outcome in refused)
+    await store.drain()
+    assert (store.stats.captured, store.stats.released) == (1, 0)
+
+
+VICTIM = """
+import asyncio, os, sys, time
+from pathlib import Path
+from tests.storage.shop import Shop
+from embedmesh.rules.errors import SetupError, StoreUnavailable
+
+async def main():
+    shop = Shop(Path(sys.argv[1]))
+    shop.credit(1000)
+    store = await shop.open()
+    await store.hold(shop.new_hold(1))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        await store.hold(shop.new_hold(1))
+        print("acknowledged", flush=True)
+    except StoreUnavailable:
+        print("refused", len(shop.fatal), flush=True)
+    os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+def test_a_real_failed_fsync(tmp_path: Path) -> None:
+    """When the kernel says that an fsync failed, the hold is refused and the process is told to end."""
+    victim = subprocess.Popen(
+        [sys.executable, "-c", VICTIM, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert victim.stdin is not None and victim.stdout is not None
+    with victim, victim.stdin, victim.stdout:
+        assert victim.stdout.readline() == "ready\n"
+        try:
+            tracer = subprocess.Popen(
+                ["strace", "-f", "-p", str(victim.pid), "-e", "inject=fsync,fdatasync:error=EIO"],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        except FileNotFoundError:
+            victim.kill()
+            pytest.skip("strace is not installed: nothing else makes one process's fsync fail")
+        assert tracer.stderr is not None
+        with tracer, tracer.stderr:
+            attached = tracer.stderr.readline()
+            if "attached" not in attached:
+                victim.kill()
+                pytest.skip(f"this system does not let one process trace another: {attached.strip()}")
+            victim.stdin.write("\n")
+            victim.stdin.flush()
+            assert victim.stdout.readline() == "refused 1\n"

@@ -1,0 +1,129 @@
+"""Which bearer keys are good: looked up every time, stored as keyed hashes only."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedmesh.rules.errors import InvalidValue, NotFound
+from embedmesh.rules.ports import Caller
+from embedmesh.storage.sqlite import SqliteStore
+from embedmesh.storage.tokens import checksum, make_token, well_formed
+from tests.storage.shop import Shop
+
+GOOD = "em_" + "0123456789abcdefABCDEFghijklMNOP"
+GOOD += checksum(GOOD)
+
+
+async def test_a_key_finds_its_caller_until_it_is_revoked(shop: Shop, store: SqliteStore) -> None:
+    """A key is good from the moment it is made until the moment it is revoked, in another process or not."""
+    key, token = shop.books.create_key("a", ["embeddings", "keys"], name="laptop")
+    assert store.find(token) == Caller("a", key.key_id, frozenset({"embeddings", "keys"}))
+    assert shop.books.revoke_key(key.key_id)
+    assert store.find(token) is None
+    assert not shop.books.revoke_key(key.key_id)
+    assert [known.revoked_ms for known in shop.books.list_keys("a")] == [shop.clock.now_ms]
+
+
+async def test_a_key_expires(shop: Shop, store: SqliteStore) -> None:
+    """A key with an end is good before it and not from then on."""
+    _, token = shop.books.create_key("a", ["embeddings"], expires_ms=shop.clock.now_ms + 10)
+    shop.clock.now_ms += 9
+    assert store.find(token) is not None
+    shop.clock.now_ms += 1
+    assert store.find(token) is None
+
+
+async def test_a_well_formed_key_of_nobody_is_not_found(store: SqliteStore) -> None:
+    """Whoever knows how keys are made still has none."""
+    assert store.find(make_token("em")) is None
+    assert store.find(make_token("em_admin")) is None
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "em_",
+        "_" + GOOD[3:],
+        GOOD[:-1],
+        GOOD + "0",
+        GOOD[3:],
+        "sk_" + GOOD[3:],
+        "em_admin_" + GOOD[3:],
+        GOOD.swapcase(),
+        GOOD[:5] + ("a" if GOOD[5] != "a" else "b") + GOOD[6:],
+        GOOD[:5] + "_" + GOOD[6:],
+        GOOD[:5] + "é" + GOOD[6:],
+        GOOD[:5] + "\x00" + GOOD[6:],
+        GOOD + "\n",
+        "em_" + "٣" * 38,
+        "x" * 1_000_000,
+        "\ud800" * 41,
+    ],
+)
+def test_junk_dies_without_a_query(token: str) -> None:
+    """What is not a key of ours is known as such from its text alone."""
+    assert well_formed(GOOD)
+    assert not well_formed(token)
+
+
+@given(st.text(alphabet=st.characters(codec="ascii"), max_size=60))
+def test_the_checksum_is_six_letters_or_digits(text: str) -> None:
+    """Whatever is checked, the checksum has its six characters and depends on the text."""
+    assert len(checksum(text)) == 6
+    assert checksum(text).isalnum()
+    assert checksum(text) != checksum(text + "x")
+
+
+async def test_no_key_is_ever_on_disk(shop: Shop, store: SqliteStore) -> None:
+    """Neither a key nor its random part is in any file of the store."""
+    _, token = shop.books.create_key("a", ["embeddings"])
+    _, admin = shop.books.create_key("a", ["admin"])
+    assert admin.startswith("em_admin_")
+    assert store.find(token)
+    on_disk = b"".join(file.read_bytes() for file in shop.path.parent.iterdir())
+    assert b"embeddings" in on_disk  # the rows are there
+    for secret in (token, admin):
+        assert secret.rpartition("_")[2][:12].encode() not in on_disk
+
+
+@pytest.mark.parametrize(
+    ("account", "scopes", "name", "failure"),
+    [
+        ("nobody", ["embeddings"], "", NotFound),
+        ("a", [], "", InvalidValue),
+        ("a", ["everything"], "", InvalidValue),
+        ("a", ["embeddings"], "n" * 129, InvalidValue),
+    ],
+)
+def test_a_key_that_makes_no_sense_is_not_made(
+    shop: Shop, account: str, scopes: list[str], name: str, failure: type[Exception]
+) -> None:
+    """A key belongs to an account and may do something that exists."""
+    with pytest.raises(failure):
+        shop.books.create_key(account, scopes, name=name)
+    assert shop.books.list_keys() == []
+
+
+def test_a_key_made_by_another_process_is_found(shop: Shop, tmp_path: Path) -> None:
+    """The command line can make a key while a gateway runs."""
+    script = (
+        "import sys; from pathlib import Path; from tests.storage.shop import *\n"
+        "books = Books.open(Path(sys.argv[1]), clock=HandClock(), key_secret=SECRET)\n"
+        "print(books.create_key('a', ['embeddings'])[1])"
+    )
+
+    async def look() -> None:
+        store = await shop.open()
+        made = subprocess.run(
+            [sys.executable, "-c", script, str(shop.path)], capture_output=True, text=True, check=True
+        )
+        assert store.find(made.stdout.strip()) is not None
+        await store.close()
+
+    asyncio.run(look())

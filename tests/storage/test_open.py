@@ -1,0 +1,270 @@
+"""Opening the store: whatever is wrong is one line that says what to do."""
+
+import asyncio
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from embedmesh.bootstrap import bootstrap, open_books
+from embedmesh.rules.errors import SetupError
+from embedmesh.storage.books import Books
+from embedmesh.storage.connect import LOCK_POLL_S, check_version, connect, migrate
+from embedmesh.storage.files import write_draft
+from embedmesh.storage.secret import SECRET_BYTES, hash_user, load_secret
+from embedmesh.storage.sql import HERE, load, migrations
+from embedmesh.storage.sqlite import SqliteStore
+from tests.storage.shop import SECRET, HandClock, Shop
+
+HOLDS, KEYS = load("holds.sql"), load("keys.sql")
+
+
+@pytest.mark.parametrize("version", [(3, 7, 0), (3, 40, 1), (3, 51, 2)])
+def test_an_sqlite_that_can_corrupt_a_wal_is_refused(version: tuple[int, ...]) -> None:
+    """Versions before 3.51.3 are refused by name."""
+    with pytest.raises(SetupError, match=r"3\.51\.3 or newer"):
+        check_version(version)
+    check_version((3, 51, 3))
+    check_version()
+
+
+def test_what_is_written_is_synced(shop: Shop) -> None:
+    """Every connection uses the WAL with synchronous FULL, and minds references."""
+    db = connect(shop.path, busy_s=1)
+    found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
+    db.close()
+    assert found == ["wal", 2, 1]
+
+
+async def test_a_gateway_that_still_drains_is_waited_for(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Without blocking the event loop, on which the first may be closing; it is told once. One who gives up is gone."""
+    first = await shop.open()
+    given_up = asyncio.create_task(shop.open(lock_wait_s=60))
+    second = asyncio.create_task(shop.open(lock_wait_s=60))
+    await asyncio.sleep(3 * LOCK_POLL_S)
+    assert not second.done()
+    assert [record.message for record in caplog.records].count(
+        "another gateway uses the store: waiting up to 60 s for it to end"
+    ) == 2
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    await first.close()
+    async with asyncio.timeout(60):
+        await (await second).close()
+
+
+async def test_a_store_has_one_gateway(shop: Shop) -> None:
+    """A second gateway is refused while the first lives longer than it waits, and welcome after it."""
+    first = await shop.open()
+    with pytest.raises(SetupError, match="Another gateway"):
+        await shop.open()
+    await first.close()
+    await (await shop.open()).close()
+
+
+def test_another_secret_is_refused(shop: Shop) -> None:
+    """With another secret no key would be found: better not to start."""
+    with pytest.raises(SetupError, match="key secret"):
+        Books.open(shop.path, clock=shop.clock, key_secret=bytes(32))
+
+
+async def test_a_gateway_with_another_secret_is_refused(shop: Shop) -> None:
+    """The same for a gateway; the lock is free again afterwards."""
+    with pytest.raises(SetupError, match="key secret"):
+        await SqliteStore.open(shop.path, clock=shop.clock, key_secret=bytes(32), owner="me")
+    await (await shop.open()).close()
+
+
+def test_only_who_starts_a_gateway_migrates(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line of a newer program leaves the store of an older gateway alone, and says what to do."""
+    scripts = [*migrations(), "CREATE TABLE later (x);"]
+    monkeypatch.setattr("embedmesh.storage.connect.migrations", lambda: scripts)
+    with pytest.raises(SetupError, match=r"version 1; this program needs 2: restart `embedmesh serve`"):
+        Books.open(shop.path, clock=shop.clock, key_secret=SECRET)
+    assert shop.books._db.execute("PRAGMA user_version").fetchone() == (1,)
+    Books.open(shop.path, clock=shop.clock, key_secret=SECRET, migrating=True).close()
+    Books.open(shop.path, clock=shop.clock, key_secret=SECRET).close()
+
+
+def test_a_store_from_the_future_is_refused(shop: Shop) -> None:
+    """An older program leaves a newer store alone."""
+    db = connect(shop.path, busy_s=1)
+    db.execute(f"PRAGMA user_version = {len(migrations()) + 1}")
+    db.close()
+    with pytest.raises(SetupError, match="newer embedmesh"):
+        Books.open(shop.path, clock=shop.clock, key_secret=SECRET)
+
+
+def test_migrations_run_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A script that fails half-way leaves the store at the version before it."""
+    db = connect(tmp_path / "x.db", busy_s=1)
+    scripts = ["CREATE TABLE a (x);", "CREATE TABLE b (x);\nCREATE TABLE a (x);"]
+    with pytest.raises(SetupError, match="already exists"):
+        migrate(db, tmp_path, scripts)
+    assert db.execute("SELECT name FROM sqlite_schema").fetchall() == [("a",)]
+    assert db.execute("PRAGMA user_version").fetchone() == (1,)
+    migrate(db, tmp_path, [scripts[0], "CREATE TABLE b (x);", "INSERT INTO b VALUES (1);"])
+    migrate(db, tmp_path, [scripts[0], "CREATE TABLE b (x);", "INSERT INTO b VALUES (1);"])
+    assert db.execute("SELECT x FROM b").fetchall() == [(1,)]
+    db.close()
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    """Whatever the umask, nobody else can read the folder or any file in it."""
+    before = os.umask(0)
+    try:
+        shop = Shop(tmp_path)
+        load_secret(shop.path.parent / "key.secret", store=tmp_path / "none")
+        shop.credit(1)
+        assert shop.path.parent.stat().st_mode & 0o777 == 0o700
+        files = sorted(shop.path.parent.iterdir())
+        assert [file.name for file in files] == ["key.secret", "store.db", "store.db-shm", "store.db-wal"]
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        shop.books.close()
+    finally:
+        os.umask(before)
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    """A file of something else is left as it is."""
+    path = tmp_path / "store.db"
+    path.write_bytes(b"not a database, by far" * 100)
+    with pytest.raises(SetupError, match="Cannot open the store"):
+        Books.open(path, clock=HandClock(), key_secret=SECRET)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(SetupError):
+        Books.open(path, clock=HandClock(), key_secret=SECRET)
+    with pytest.raises(SetupError, match="data-dir"):
+        Books.open(Path("/proc/nowhere/store.db"), clock=HandClock(), key_secret=SECRET)
+
+
+def test_the_secret_is_made_once(tmp_path: Path) -> None:
+    """The first start makes it; every later one reads the same."""
+    path = tmp_path / "data" / "key.secret"
+    store = path.parent / "store.db"
+    secret = load_secret(path, store=store)
+    assert len(secret) == SECRET_BYTES
+    assert load_secret(path, store=store) == secret
+    assert [file.name for file in path.parent.iterdir()] == ["key.secret"]
+
+
+def test_a_lost_secret_is_not_made_anew(shop: Shop) -> None:
+    """With a new one no key of the store would be found; and who only reads makes none."""
+    path = shop.path.with_name("key.secret")
+    for store in (shop.path, None):
+        with pytest.raises(SetupError, match=r"key.secret is missing: restore it from where you keep it"):
+            load_secret(path, store=store)
+    assert not path.exists()
+
+
+def test_the_first_start_is_no_later_one(tmp_path: Path) -> None:
+    """It makes secret, store and credentials; a later start, or the command line, makes no second secret."""
+    assert bootstrap(tmp_path, "http://here/v1") == bootstrap(tmp_path, "http://here/v1")
+    open_books(tmp_path).close()
+    (tmp_path / "key.secret").unlink()
+    with pytest.raises(SetupError, match=r"key.secret is missing"):
+        open_books(tmp_path)
+    (tmp_path / "bootstrap.json").unlink()
+    with pytest.raises(SetupError, match=r"key.secret is missing"):
+        bootstrap(tmp_path, "http://here/v1")
+    assert not (tmp_path / "key.secret").exists()
+
+
+def test_a_secret_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that we may not enter is one line, not a traceback (root may enter all: so the system is scripted)."""
+
+    def refuse(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(SetupError, match="Permission denied"):
+        load_secret(tmp_path / "key.secret", store=tmp_path / "store.db")
+    with pytest.raises(SetupError, match="Permission denied"):
+        bootstrap(tmp_path, "http://here/v1")
+
+
+def test_drafts_of_the_dead_are_removed(tmp_path: Path) -> None:
+    """One of a living process, or a file that only looks like one, stays; a link in a draft's place is not followed."""
+    path = tmp_path / "secret"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f"secret.{dead.pid}.part", f"secret.{os.getppid()}.part", "secret.mine.part", "other"):
+        (tmp_path / name).write_bytes(b"old")
+    (tmp_path / f"secret.{os.getpid()}.part").symlink_to(tmp_path / "other")
+    write_draft(path, b"new").replace(path)
+    assert path.read_bytes() == b"new"
+    assert (tmp_path / "other").read_bytes() == b"old"
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"secret", f"secret.{os.getppid()}.part", "secret.mine.part", "other"}
+
+
+def test_a_new_name_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the secret has its name, its folder is synced: or a power cut takes the name, and with it every key."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    load_secret(tmp_path / "key.secret", store=tmp_path / "store.db")
+    assert synced[0].parent == synced[-1] == tmp_path
+    synced.clear()
+    bootstrap(tmp_path, "http://here/v1")
+    assert synced[-1] == tmp_path
+    assert synced[-2].name.startswith("bootstrap.json.")
+
+
+@pytest.mark.parametrize(("content", "mode", "says"), [(b"short", 0o600, "32 bytes"), (bytes(32), 0o640, "chmod 600")])
+def test_a_secret_that_is_none_is_refused(tmp_path: Path, content: bytes, mode: int, says: str) -> None:
+    """A damaged secret, or one that others can read, is refused with what to do."""
+    path = tmp_path / "key.secret"
+    path.write_bytes(content)
+    path.chmod(mode)
+    with pytest.raises(SetupError, match=says):
+        load_secret(path)
+
+
+def test_a_user_is_kept_as_a_keyed_hash() -> None:
+    """The same user gives the same hash under one secret only; any text that JSON can carry is taken."""
+    assert hash_user(SECRET, "ann") == hash_user(SECRET, "ann") != hash_user(bytes(32), "ann")
+    assert len(hash_user(SECRET, "\ud800")) == 32
+
+
+@pytest.mark.parametrize("file", ["accounts.sql", "check.sql", "facts.sql", "holds.sql", "keys.sql", "reports.sql"])
+def test_every_statement_has_a_name_and_a_sentence(file: str, shop: Shop) -> None:
+    """Each statement is introduced by a sentence, and SQLite can prepare it."""
+    text = (HERE / "statements" / file).read_text(encoding="utf-8")
+    for piece in text.split("-- name: ")[1:]:
+        _, sentence, *_ = piece.splitlines()
+        assert sentence.startswith("-- ")
+        assert sentence.endswith(".")
+    db = connect(shop.path, busy_s=1)
+    for statement in load(file).values():
+        db.execute(f"EXPLAIN {statement}", _Anything())
+    db.close()
+
+
+REQUEST_PATH = HOLDS | {"find_key": KEYS["find_key"]}
+del REQUEST_PATH["recover_holds"]  # run once, at start
+
+
+@pytest.mark.parametrize("name", REQUEST_PATH)
+def test_no_request_reads_a_whole_table(name: str, shop: Shop) -> None:
+    """However many rows there are, a statement on a request's path finds its own through an index."""
+    db = connect(shop.path, busy_s=1)
+    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {REQUEST_PATH[name]}", _Anything())]
+    db.close()
+    assert [step for step in plan if step.startswith("SCAN")] == []
+
+
+class _Anything(dict[str, int]):
+    """A value for every parameter."""
+
+    def __missing__(self, name: str) -> int:
+        return 0

@@ -1,0 +1,172 @@
+"""The catalogue is read strictly: what is wrong is refused with the name of file and member, what is right is found."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedmesh.catalogue import FILE_BYTES_MAX, load_catalogue, parse_catalogue
+from embedmesh.engine.folder import digest, read_folder
+from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Model
+from tests.data import model_folder
+
+ENTRY = f"""
+[[models]]
+id = "org/m"
+aliases = ["m", "qwen:0.6b"]
+folder = "f"
+width = 8
+max_tokens = 16
+price = 5
+digest = "{"0" * 64}"
+"""
+SECOND = ENTRY.replace("org/m", "org/n").replace('["m", "qwen:0.6b"]', "[]")
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "catalogue.md"
+
+
+def load(text: str) -> tuple[Model, ...]:
+    return parse_catalogue(text, name="models.toml", base=Path("/base")).models
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "object missing required field `models`"),
+        ("[[", "models.toml is not TOML"),
+        ("a = " + "[" * 100_000, "models.toml is not TOML: it is nested too deep"),
+        ("models = []", "models: expected `array` of length >= 1"),
+        ("models = 3", "models: expected `array`, got `int`"),
+        (ENTRY + "colour = 1", "models[0]: object contains unknown field `colour`"),
+        (ENTRY + "[other]", "object contains unknown field `other`"),
+        (ENTRY + "[defaults]\nwidth = 1", "defaults: object contains unknown field `width`"),
+        (ENTRY.replace("width = 8", ""), "models[0]: object missing required field `width`"),
+        (ENTRY.replace("width = 8", "width = 0"), "models[0].width: expected `int` >= 1"),
+        (ENTRY.replace("width = 8", "width = 65537"), "models[0].width: expected `int` <= 65536"),
+        (ENTRY.replace("width = 8", "width = true"), "models[0].width: expected `int`, got `bool`"),
+        (ENTRY.replace("width = 8", "width = 8.0"), "models[0].width: expected `int`, got `float`"),
+        (ENTRY.replace("tokens = 16", "tokens = 2"), "models[0].max_tokens: expected `int` >= 3"),
+        (ENTRY.replace("price = 5", "price = -1"), "models[0].price: expected `int` >= 0"),
+        (ENTRY.replace("price = 5", "price = 0.01"), "models[0].price: expected `int | null`, got `float`"),
+        (ENTRY.replace("price = 5", f"price = {10**18}"), "models[0].price: expected `int` <= "),
+        (ENTRY.replace("price = 5", ""), "models[0].price is missing, and [defaults] has no price either"),
+        (ENTRY.replace("0" * 64, "abc"), "models[0].digest: expected `str` matching regex"),
+        (ENTRY.replace('"f"', '""'), "models[0].folder: expected `str` of length >= 1"),
+        (ENTRY.replace('"org/m"', '"a b"'), "models[0].id: a name has 1 to 200 of the characters"),
+        (ENTRY.replace('"org/m"', '""'), "models[0].id: a name has 1 to 200 of the characters"),
+        (ENTRY.replace('"org/m"', '"m:fast"'), "models[0].id: a name must not end in a tier"),
+        (ENTRY.replace('["m",', '["x:int8",'), "models[0].aliases[0]: a name must not end in a tier"),
+        (ENTRY + 'tier = "slow"', "models[0].tier: invalid enum value 'slow'"),
+        (ENTRY + 'token_ids = "o200k"', "models[0].token_ids: invalid enum value 'o200k'"),
+        (ENTRY + '[models.prompts]\nsearch = "x"', "models[0].prompts: invalid enum value 'search'"),
+        (ENTRY + ENTRY, "models[1].id is org/m, as models[0].id is"),
+        (ENTRY + SECOND.replace("[]", '["m"]'), "models[1].aliases[0] is m, as models[0].aliases[0] is"),
+        (ENTRY + SECOND.replace("[]", '["org/m"]'), "models[1].aliases[0] is org/m, as models[0].id is"),
+        (ENTRY.replace('["m",', '["org/m",'), "models[0].aliases[0] is org/m, as models[0].id is"),
+        (ENTRY.replace('["m",', '["qwen:0.6b",'), "models[0].aliases[1] is qwen:0.6b, as models[0].aliases[0] is"),
+    ],
+)
+def test_what_is_refused(text: str, says: str) -> None:
+    """One line with the file's name and the member's place."""
+    with pytest.raises(SetupError) as refused:
+        load(text)
+    assert "models.toml" in str(refused.value)
+    assert says in str(refused.value)
+
+
+def test_what_a_full_entry_means() -> None:
+    """Every member arrives; the folder is relative to the file; the default price is for those without one."""
+    more = '[models.prompts]\nquery = "Q: "\n[defaults]\nprice = 7\n'
+    first, second = load(ENTRY + SECOND.replace("price = 5", 'token_ids = "native"\ntier = "int8"') + more)
+    assert first == Model(
+        id="org/m",
+        folder="/base/f",
+        width=8,
+        max_tokens=16,
+        price=5,
+        digest="0" * 64,
+        aliases=("m", "qwen:0.6b"),
+    )
+    assert (second.price, second.token_ids, second.tier, second.prompts) == (7, "native", "int8", {"query": "Q: "})
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        ("org/m", "org/m"),
+        ("m", "org/m"),
+        ("m:exact", "org/m"),
+        ("org/m:exact", "org/m"),
+        ("qwen:0.6b", "org/m"),
+        ("qwen:0.6b:exact", "org/m"),
+        ("m:fast", None),
+        ("m:exact:exact", None),
+        ("m:", None),
+        (":exact", None),
+        ("", None),
+        ("M", None),
+        ("qwen", None),
+        ("org/n:int8", "org/n"),
+        ("org/n:exact", None),
+    ],
+)
+def test_finding(name: str, found: str | None) -> None:
+    """By id, by alias, and either with the tier that the entry has; nothing else."""
+    text = ENTRY + SECOND + 'tier = "int8"'
+    model = parse_catalogue(text, name="models.toml", base=Path("/base")).find(name)
+    assert (model.id if model else None) == found
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=50))
+def test_any_text_is_refused_in_words(text: str) -> None:
+    """What is no catalogue is a SetupError, whatever it is."""
+    with pytest.raises(SetupError):
+        load(text)
+
+
+def test_the_built_in_catalogue() -> None:
+    """It has the default model, under both names, in the folder where set-up puts it."""
+    catalogue = load_catalogue(None, assets=Path("/assets"))
+    [model] = catalogue.models
+    assert model is catalogue.find("all-MiniLM-L6-v2") is catalogue.find("sentence-transformers/all-MiniLM-L6-v2")
+    assert (model.folder, model.width, model.max_tokens) == ("/assets/all-MiniLM-L6-v2", 384, 256)
+    assert (model.price, model.token_ids, model.tier) == (10_000_000, "cl100k", "exact")
+
+
+@pytest.mark.model
+def test_the_built_in_catalogue_tells_the_truth() -> None:
+    """Digest and width are those of the files that set-up fetches."""
+    folder = model_folder()
+    [model] = load_catalogue(None, assets=folder.parent).models
+    assert digest(folder) == model.digest
+    assert read_folder(folder).max_tokens == model.max_tokens
+
+
+def test_an_operators_file(tmp_path: Path) -> None:
+    """It replaces the built-in one; folders are relative to it; what cannot be read is named."""
+    file = tmp_path / "models.toml"
+    file.write_text(ENTRY)
+    [model] = load_catalogue(file, assets=Path("/assets")).models
+    assert model.folder == str(tmp_path / "f")
+    file.write_bytes(b"\xff")
+    with pytest.raises(SetupError, match="is not UTF-8"):
+        load_catalogue(file, assets=Path("/assets"))
+    file.write_bytes(b"#" * (FILE_BYTES_MAX + 1))
+    with pytest.raises(SetupError, match="is larger than"):
+        load_catalogue(file, assets=Path("/assets"))
+    with pytest.raises(SetupError, match="cannot be read"):
+        load_catalogue(tmp_path / "absent.toml", assets=Path("/assets"))
+
+
+def test_the_reference_names_every_member_and_its_example_loads() -> None:
+    """docs/reference/catalogue.md is what the code does."""
+    page = REFERENCE.read_text()
+    example = page.split("```toml\n")[1].split("```")[0]
+    models = load(example)
+    assert {member for entry in tomllib.loads(example)["models"] for member in entry} <= set(Model.__struct_fields__)
+    assert len(models) == 2
+    for member in Model.__struct_fields__:
+        assert f"| `{member}` |" in page
