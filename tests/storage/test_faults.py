@@ -1,6 +1,7 @@
 """Locks, full and read-only disks, disks that hang or lie: nothing is lost, nothing unheld goes on."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -375,29 +376,39 @@ asyncio.run(main())
 """
 
 
+STRACE = ["strace", "-f", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO"]
+STRACE_S = 30.0  # it takes a few milliseconds; a tracer that loses its victim must fail this test, not hang the run
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End it whatever it does: waiting for a process that a tracer has stopped would never end."""
+    process.kill()
+    process.wait(STRACE_S)
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
 def test_a_real_failed_fsync(tmp_path: Path) -> None:
     """When the kernel says that an fsync failed, the hold is refused and the process is told to end."""
-    victim = subprocess.Popen(
-        [sys.executable, "-c", VICTIM, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert victim.stdin is not None and victim.stdout is not None
-    with victim, victim.stdin, victim.stdout:
+    with contextlib.ExitStack() as started:
+        victim = subprocess.Popen(
+            [sys.executable, "-c", VICTIM, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.callback(kill, victim)
+        assert victim.stdin is not None and victim.stdout is not None
         assert victim.stdout.readline() == "ready\n"
+        trace, told = tmp_path / "trace", tmp_path / "told"
         try:
-            tracer = subprocess.Popen(
-                ["strace", "-f", "-p", str(victim.pid), "-e", "inject=fsync,fdatasync:error=EIO"],
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            with told.open("w") as stream:
+                tracer = subprocess.Popen([*STRACE, "-o", str(trace), "-p", str(victim.pid)], stderr=stream, text=True)
         except FileNotFoundError:
-            victim.kill()
             pytest.skip("strace is not installed: nothing else makes one process's fsync fail")
-        assert tracer.stderr is not None
-        with tracer, tracer.stderr:
-            attached = tracer.stderr.readline()
-            if "attached" not in attached:
-                victim.kill()
-                pytest.skip(f"this system does not let one process trace another: {attached.strip()}")
-            victim.stdin.write("\n")
-            victim.stdin.flush()
-            assert victim.stdout.readline() == "refused 1\n"
+        started.callback(kill, tracer)
+        while "attached" not in told.read_text():
+            if tracer.poll() is not None:
+                pytest.skip(f"this system does not let one process trace another: {told.read_text().strip()}")
+            time.sleep(0.01)
+        answer, _ = victim.communicate("\n", timeout=STRACE_S)
+        assert answer == "refused 1\n"
+        assert "EIO" in trace.read_text()
