@@ -12,7 +12,7 @@ FAST := $(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -m "not model and
 	--ignore tests/story --ignore tests/hostile/test_schema.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash bench-quality bench-store lock wheel clean
+.PHONY: help serve test fast check crash wedge soak bench-engine bench-quality bench-store lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,15 @@ crash: $(VENV)/.setup $(VENV)/.dev  ## kill -9 gateway, node and engine under lo
 
 bench-quality: $(VENV)/.setup $(VENV)/.dev  ## parity with sentence-transformers and STS-B, as a table
 	$(BIN)/python -m bench.quality $(ARGS)
+
+bench-engine: $(VENV)/.setup $(VENV)/.dev  ## the engine beside its peers: speed, latency, start, memory (minutes)
+	$(BIN)/python -m bench.engine $(ARGS)
+
+wedge: $(VENV)/.setup $(VENV)/.dev  ## break the engine in every way under load; nobody may wait or be told wrong (minutes)
+	$(BIN)/python -m bench.wedge $(ARGS)
+
+soak: $(VENV)/.setup $(VENV)/.dev  ## 100,000 texts through a node; memory must not grow (minutes)
+	$(BIN)/python -m bench.soak $(ARGS)
 
 bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request
 	$(BIN)/python -m bench.store $(ARGS)

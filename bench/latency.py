@@ -170,7 +170,7 @@ def ask_mixed(live: Live, console: Console) -> None:
     dice = Random(SEED)
     with live.wire() as wire:
         for number in track(range(MIXED_REQUESTS), "mixed requests", console=console):
-            texts = [" ".join(["word"] * dice.choice(WORDS_A_TEXT)) for _ in range(dice.choice(SIZES))]
+            texts = [f"{dice.random()} " + "word " * dice.choice(WORDS_A_TEXT) for _ in range(dice.choice(SIZES))]
             encoding = "float" if number % 2 else "base64"
             reply = wire.ask(live.embed({"input": texts, "encoding_format": encoding, "truncate": "end"}))
             assert reply.status == 200, reply.body

@@ -1,19 +1,25 @@
 """How good the engine's vectors are, on the default model: `python -m bench.quality [--json]`.
 
-Three questions, each answered against something outside the engine:
+Four questions, the first three of the tier `exact` and each answered against something outside the engine:
 
 * parity: how far from sentence-transformers in fp32, on our own texts of every length and many scripts;
 * batch invariance: how far a text's vector moves when other texts share its batch;
-* STS-B captions: rank correlation of cosines with human judgement (needs outside data; left out where that is absent).
+* STS-B captions: rank correlation of cosines with human judgement (needs outside data; left out where that is absent);
+* tiers: how far `fast` and `int8` are from `exact` on text that int8 was not calibrated on, and how they rank the
+  captions. Only tiers that this CPU can run; a model without `int8.json` gets one in a copy of its folder.
 
 `tests/engine/test_parity.py` holds the same figures to their bounds.
 """
 
 import asyncio
 import csv
+import os
+import shutil
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -22,13 +28,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from embedmesh.engine import int8
 from embedmesh.engine.admit import Admission
 from embedmesh.engine.folder import digest, read_folder
+from embedmesh.engine.found import library_text, package_text, spread
 from embedmesh.engine.frames import Load
+from embedmesh.engine.precision import tiers_here
+from embedmesh.engine.quantize import compare, quantize
 from embedmesh.engine.supervise import Supervisor
 from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.rules.models import Tier
 from tests.data import find_model_folder, find_outside_data
 from tests.engine.goldens import Goldens, read_goldens
 
@@ -43,6 +55,10 @@ CALLS_AT_ONCE = 12  # callers whose texts may share a batch
 UNPLANNED_MAX = 13  # texts; of those mixes, what is also run as one batch of some 3,000 padded tokens
 QUEUE_TOKENS_MAX = 600_000  # a node's default
 ANSWER_S = 60.0  # far more than any call here takes; a hung engine must end the run, not hang it
+CALIBRATION_TEXTS = 900  # more than quantize reads
+FOREIGN_TEXTS = 800  # whose neighbours are compared; all pairs of them
+CALL_TEXTS = 100  # that a call asks for
+FOREIGN = "descriptions and licences of installed packages"
 SEED = 20_261_122
 
 
@@ -54,6 +70,13 @@ class Distance(msgspec.Struct, frozen=True):
     cosine_min: float
 
 
+class TierQuality(msgspec.Struct, frozen=True):
+    """How far a tier is from exact, and its own `spearman` as in Quality."""
+
+    moved: int8.Quality
+    spearman: dict[str, float] | None
+
+
 class Quality(msgspec.Struct, frozen=True):
     """Every figure. `spearman` is in percent, by split; None where the outside data is absent."""
 
@@ -62,6 +85,7 @@ class Quality(msgspec.Struct, frozen=True):
     parity: Distance
     batch_invariance: Distance
     spearman: dict[str, float] | None
+    tiers: dict[str, TierQuality]
 
 
 class Engine(NamedTuple):
@@ -82,13 +106,13 @@ class Pair(NamedTuple):
 
 
 @asynccontextmanager
-async def started(folder: Path) -> AsyncIterator[Engine]:
+async def started(folder: Path, tier: Tier = "exact") -> AsyncIterator[Engine]:
     """The engine of a node, worker process included, on the model in a folder."""
     model = read_folder(folder)
     tokenizer = ModelTokenizer(folder, model.max_tokens)
-    load = Load(str(folder), digest(folder), model.width, model.max_tokens, threads=0)
+    load = Load(str(folder), digest(folder), model.width, model.max_tokens, threads=0, tier=tier)
     supervisor = Supervisor(load, on_start=lambda: None)
-    line = Admission(supervisor.run, tokens_max=QUEUE_TOKENS_MAX, on_batch=lambda plan, seconds: None)
+    line = Admission(supervisor.run_each, tokens_max=QUEUE_TOKENS_MAX, on_batch=lambda plan, seconds: None)
 
     async def embed(ids: Ids) -> Vectors:
         async with asyncio.timeout(ANSWER_S):
@@ -181,19 +205,66 @@ async def agreement(engine: Engine, pairs: Sequence[Pair]) -> dict[str, float]:
     return {name: percent(of) for name, of in splits.items()} | {"all": percent(places)}
 
 
+def cut_ids(tokenizer: ModelTokenizer, texts: Sequence[str]) -> Ids:
+    """Ids of texts, cut at the end to what the model takes, special tokens not yet added."""
+    return [ids[: tokenizer.max_tokens - tokenizer.specials] for ids in tokenizer.ids(texts)]
+
+
+async def foreign_vectors(engine: Engine) -> Vectors:
+    """Vectors of text of another kind than int8 is calibrated on."""
+    ids = cut_ids(engine.tokenizer, spread(package_text(), FOREIGN_TEXTS))
+    calls = [ids[at : at + CALL_TEXTS] for at in range(0, len(ids), CALL_TEXTS)]
+    return np.concatenate([await engine.embed(each) for each in calls])
+
+
+@contextmanager
+def with_int8(folder: Path) -> Iterator[Path]:
+    """The folder if it has an `int8.json`, else a copy, of links, that has."""
+    if (folder / int8.FILE).exists():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as parent:
+        copy = Path(parent) / folder.name
+        shutil.copytree(folder, copy, copy_function=os.symlink)
+        model = read_folder(copy)
+        tokenizer = ModelTokenizer(copy, model.max_tokens)
+        some, other = spread(library_text(), CALIBRATION_TEXTS), spread(package_text(), FOREIGN_TEXTS)
+        calibration, judged = (list(map(tokenizer.with_specials, cut_ids(tokenizer, texts))) for texts in (some, other))
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(f"making {int8.FILE}")
+            show_step = partial(_show_step, bar, task)
+            int8.write(copy, quantize(model, calibration, judged, FOREIGN, threads=0, on_progress=show_step))
+        yield copy
+
+
+def _show_step(bar: Progress, task: TaskID, done: int, steps: int) -> None:
+    bar.update(task, completed=done, total=steps)
+
+
+async def measure_tier(folder: Path, tier: Tier, exact: Vectors, stsb: Path | None) -> TierQuality:
+    """A tier against `exact`, the foreign vectors of the tier of that name."""
+    async with started(folder, tier) as engine:
+        return TierQuality(
+            moved=compare(exact, await foreign_vectors(engine), FOREIGN),
+            spearman=await agreement(engine, read_pairs(stsb)) if stsb else None,
+        )
+
+
 async def measure(folder: Path) -> Quality:
     """Every figure of the model in a folder."""
     goldens, stsb = read_goldens(), find_outside_data(STSB)
     async with started(folder) as engine:
         ids = golden_ids(engine.tokenizer, goldens)
         alone = await one_by_one(engine, ids)
-        return Quality(
-            texts=len(ids),
-            tokens=sum(goldens.tokens),
-            parity=distance(alone, goldens.vectors),
-            batch_invariance=await mixed(engine, ids, alone, Random(SEED)),
-            spearman=await agreement(engine, read_pairs(stsb)) if stsb else None,
-        )
+        parity = distance(alone, goldens.vectors)
+        invariance = await mixed(engine, ids, alone, Random(SEED))
+        agreed = await agreement(engine, read_pairs(stsb)) if stsb else None
+        exact = await foreign_vectors(engine)
+    tiers: dict[str, TierQuality] = {}
+    for tier in tiers_here()[1:]:
+        with with_int8(folder) if tier == "int8" else nullcontext(folder) as place:
+            tiers[tier] = await measure_tier(place, tier, exact, stsb)
+    return Quality(len(ids), sum(goldens.tokens), parity, invariance, agreed, tiers)
 
 
 def show(quality: Quality) -> None:
@@ -205,6 +276,12 @@ def show(quality: Quality) -> None:
         table.add_row(f"{name}: smallest cosine", f"{found.cosine_min:.7f}")
     for split, percent in (quality.spearman or {}).items():
         table.add_row(f"STS-B captions, {split}: Spearman", f"{percent:.2f}")
+    for tier, measured in quality.tiers.items():
+        moved = measured.moved
+        table.add_row(f"{tier}: cosine to exact, mean and least", f"{moved.cosine_mean:.5f} {moved.cosine_min:.5f}")
+        table.add_row(f"{tier}: of 10 nearest of {moved.texts} texts the same", f"{moved.top10_overlap:.2f} %")
+        for split, percent in (measured.spearman or {}).items():
+            table.add_row(f"{tier}: STS-B captions, {split}: Spearman", f"{percent:.2f}")
     if quality.spearman is None:
         table.add_row("STS-B captions", f"left out: no {STSB} here")
     Console().print(table)

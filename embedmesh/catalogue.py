@@ -6,6 +6,7 @@ operator replaces it whole.
 
 import re
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, cast
@@ -32,7 +33,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     folder: Annotated[str, Meta(min_length=1)]
     width: Annotated[int, Meta(ge=1, le=WIDTH_MAX)]
-    max_tokens: Annotated[int, Meta(ge=3, le=REQUEST_TOKENS_MAX)]  # two special tokens and one of the text
+    max_tokens: Annotated[int, Meta(ge=1, le=REQUEST_TOKENS_MAX)]
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     price: Price | None = None
     aliases: tuple[str, ...] = ()
@@ -51,21 +52,25 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Catalogue:
-    """The models that may be served, findable by id, alias, and either with a tier suffix."""
+    """The models that may be served, findable by id, alias, and either with a tier suffix.
 
-    def __init__(self, models: tuple[Model, ...]) -> None:
-        """`models` must not share names; `load_catalogue` has checked that."""
+    A name without a suffix means the first model of that name, so that nobody's numbers change when a tier is added.
+    `written` are those of `models` that somebody asked for by an entry of their own.
+    """
+
+    def __init__(self, models: tuple[Model, ...], *, written: tuple[Model, ...] | None = None) -> None:
+        """Names are unique in each tier; `load_catalogue` has checked that."""
         self.models = models
-        self._by_name = {name: model for model in models for name in (model.id, *model.aliases)}
+        self.written = models if written is None else written
+        self._by_name: dict[str, Model] = {}
+        for model in models:
+            for name in _plain_names(model):
+                self._by_name.setdefault(f"{name}:{model.tier}", model)
+                self._by_name.setdefault(name, model)
 
     def find(self, name: str) -> Model | None:
-        """The model called `name`, or None. `name:fast` is found only where the entry's tier is fast."""
-        model = self._by_name.get(name)
-        if model is not None:
-            return model
-        plain, _, suffix = name.rpartition(":")
-        model = self._by_name.get(plain)
-        return model if model is not None and model.tier == suffix else None
+        """The model called `name`, or None."""
+        return self._by_name.get(name)
 
 
 def load_catalogue(file: Path | None, *, assets: Path) -> Catalogue:
@@ -90,9 +95,10 @@ def parse_catalogue(text: str, *, name: str, base: Path) -> Catalogue:
         raise SetupError(f"{name} is not TOML: it is nested too deep.") from None
     except msgspec.ValidationError as error:
         raise SetupError(f"{name}: {_place_first(str(error))}.") from None
-    models = tuple(_model(entry, number, written.defaults, name, base) for number, entry in enumerate(written.models))
+    models = [_model(entry, number, written.defaults, name, base) for number, entry in enumerate(written.models)]
     _refuse_shared_names(models, name)
-    return Catalogue(models)
+    named = _with_tiers(models)
+    return Catalogue((*named, *_fast_ones(named)), written=named)
 
 
 def _read(file: Path) -> str:
@@ -135,15 +141,45 @@ def _model(entry: _Entry, number: int, defaults: _Defaults, name: str, base: Pat
     )
 
 
-def _refuse_shared_names(models: tuple[Model, ...], name: str) -> None:
-    owners: dict[str, str] = {}
+def _with_tiers(written: Sequence[Model]) -> tuple[Model, ...]:
+    """The same, an id that comes again under the name of its tier."""
+    seen: set[str] = set()
+    named = []
+    for model in written:
+        named.append(_in_tier(model, model.tier) if model.id in seen else model)
+        seen.add(model.id)
+    return tuple(named)
+
+
+def _fast_ones(written: Sequence[Model]) -> tuple[Model, ...]:
+    """Each exact model in the fast tier, where that has no entry: the same weights in other arithmetic need none."""
+    there = {(name, model.tier) for model in written for name in _plain_names(model)}
+    exact = [model for model in written if model.tier == "exact" and (_plain_names(model)[0], "fast") not in there]
+    return tuple(_in_tier(model, "fast") for model in exact)
+
+
+def _in_tier(model: Model, tier: Tier) -> Model:
+    plain, *aliases = (f"{name}:{tier}" for name in _plain_names(model))
+    return msgspec.structs.replace(model, id=plain, aliases=tuple(aliases), tier=tier)
+
+
+def _plain_names(model: Model) -> list[str]:
+    """Id and aliases, no tier suffix."""
+    return [name.removesuffix(f":{model.tier}") for name in (model.id, *model.aliases)]
+
+
+def _refuse_shared_names(models: Sequence[Model], name: str) -> None:
+    """A name may stand once; entries of one id, which must differ in their tier, may share their aliases."""
+    owners: dict[str, tuple[str, str]] = {}  # name -> id of the model that has it, and where that stands
+    places: dict[tuple[str, str], str] = {}  # name and tier -> where it stands
     for number, model in enumerate(models):
         members = [("id", model.id), *((f"aliases[{i}]", alias) for i, alias in enumerate(model.aliases))]
         for member, called in members:
             place = f"models[{number}].{member}"
-            if called in owners:
-                raise SetupError(f"{name}: {place} is {called}, as {owners[called]} is. Every name may stand once.")
-            owners[called] = place
+            owner, first = owners.setdefault(called, (model.id, place))
+            other = first if owner != model.id else places.setdefault((called, model.tier), place)
+            if other != place:
+                raise SetupError(f"{name}: {place} is {called}, as {other} is. Every name may stand once in a tier.")
 
 
 def _place_first(message: str) -> str:

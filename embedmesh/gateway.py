@@ -133,8 +133,12 @@ def listening_socket(settings: GatewaySettings) -> socket.socket:
 def tokenizers_of(catalogue: Catalogue) -> dict[str, Tokenizer]:
     """Each model's own tokenizer, by model id. Raises SetupError for a folder without one and a prompt without end."""
     tokenizers: dict[str, Tokenizer] = {}
+    by_folder: dict[tuple[str, int], Tokenizer] = {}  # the tiers of a model share one
     for model in catalogue.models:
-        tokenizer = ModelTokenizer(Path(model.folder), model.max_tokens)
+        tokenizer = by_folder.get((model.folder, model.max_tokens))
+        if tokenizer is None:
+            tokenizer = ModelTokenizer(Path(model.folder), model.max_tokens)
+            by_folder[model.folder, model.max_tokens] = tokenizer
         for role, prompt in model.prompts.items():
             if len(tokenizer.ids([prompt])[0]) + tokenizer.specials >= model.max_tokens:
                 raise SetupError(f"The prompt `{role}` of {model.id} leaves no room for a text. Mend the catalogue.")

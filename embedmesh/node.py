@@ -1,27 +1,31 @@
-"""Composition root of a node: models, their engines, HTTP on a Unix socket."""
+"""Composition root of a node: models, their engines, HTTP on a Unix socket, a TCP port, or both."""
 
 import asyncio
+import contextlib
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 
 import uvloop
 
+from embedmesh.catalogue import Catalogue
 from embedmesh.edge.node_app import NodeApp
 from embedmesh.edge.node_metrics import NodeMetrics
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import HttpServer
 from embedmesh.edge.unix_socket import bind_unix, remove_unix
+from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
-from embedmesh.process import EXIT_OK, EXIT_SETUP, log_to_stderr, quieten_gc, raise_file_limit, stop_event
+from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit, stop_event
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Model
 from embedmesh.settings import NodeSettings
 
 DRAIN_S = 8.0  # a supervisor kills after ten; calls that need longer have other nodes to go to
 BODIES_BYTES_MAX = 64 * 1024 * 1024  # sixteen of the largest; decoded ids take some ten times that
 
 
-def main(settings: NodeSettings) -> int:
+def main(settings: NodeSettings, catalogue: Catalogue) -> int:
     """Serve until SIGTERM, SIGINT or the end of the lifeline.
 
     Returns the exit code: 0, or 78 after one line on standard error that says what must be mended.
@@ -29,59 +33,81 @@ def main(settings: NodeSettings) -> int:
     log_to_stderr()
     raise_file_limit()
     try:
-        uvloop.run(serve(settings))
+        uvloop.run(serve(settings, catalogue))
     except SetupError as error:
         sys.stderr.write(f"embedmesh node: {error}\n")
         return EXIT_SETUP
     return EXIT_OK
 
 
-async def serve(settings: NodeSettings) -> None:
+async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
     """The node's life. It listens at once and is ready when its engines are. Raises SetupError."""
-    if not settings.models:
-        raise SetupError("There is no model to serve: name one in the catalogue.")
+    chosen = choose_models(settings, catalogue)
+    check_doors(settings)
     metrics = NodeMetrics()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as executor:
-        served = [
-            Served(
-                model,
-                threads=settings.threads,
-                queue_tokens_max=settings.queue_tokens_max,
-                executor=executor,
-                on_batch=partial(metrics.batch, model.id),
-                on_start=partial(metrics.started, model.id),
-            )
-            for model in settings.models
-        ]
-        app = NodeApp(served, metrics, BodyBudget(BODIES_BYTES_MAX))
-        server = HttpServer(app.routes(), on_internal_error=metrics.internal_error)
-        stop = stop_event(settings.lifeline_fd)
-        await server.start(bind_unix(settings.uds))
-        inode = settings.uds.lstat().st_ino
-        keeping = asyncio.gather(*(one.keep() for one in served))
-        loading = asyncio.gather(*(one.start() for one in served))
+
+    def make(model: Model) -> Served:
+        return Served(
+            model,
+            threads=settings.threads,
+            queue_tokens_max=settings.queue_tokens_max,
+            on_batch=partial(metrics.batch, model.id),
+            on_start=partial(metrics.started, model.id),
+        )
+
+    models = LoadedModels(make)
+    app = NodeApp(models, catalogue, metrics, BodyBudget(BODIES_BYTES_MAX))
+    stop = stop_event(settings.lifeline_fd)
+    servers: list[HttpServer] = []
+    with contextlib.ExitStack() as doors:
+        if settings.uds is not None:
+            servers.append(HttpServer(app.routes(), on_internal_error=metrics.internal_error))
+            sock = bind_unix(settings.uds)
+            doors.callback(remove_unix, settings.uds, settings.uds.lstat().st_ino)
+            await servers[-1].start(sock)
+        if settings.standalone:
+            servers.append(HttpServer(app.public_routes(settings.api_key), on_internal_error=metrics.internal_error))
+            await servers[-1].start(bind(settings.host, settings.port))
+        loading = asyncio.gather(*(models.load(model) for model in chosen))
         try:
             await _until(stop, loading)
             quieten_gc()
-            await _until(stop, keeping)
+            await _until(stop, models.broken)
         finally:
-            await server.drain(DRAIN_S)  # the engines still work: what is queued is answered
-            await _cancel(loading, keeping)
-            for one in served:
-                await one.stop()
-            remove_unix(settings.uds, inode)
+            # The engines still work: what is queued is answered.
+            await asyncio.gather(*(server.drain(DRAIN_S) for server in servers))
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            await models.stop()
 
 
-async def _until(stop: asyncio.Event, work: asyncio.Future[list[None]]) -> None:
+def choose_models(settings: NodeSettings, catalogue: Catalogue) -> list[Model]:
+    """What the node serves from its start: what it was told, else all that the catalogue writes down."""
+    chosen = list(_find(settings.model, catalogue)) or list(catalogue.written)
+    return list({model.id: model for model in chosen}.values())
+
+
+def _find(names: tuple[str, ...], catalogue: Catalogue) -> Iterator[Model]:
+    for name in names:
+        model = catalogue.find(name)
+        if model is None:
+            known = ", ".join(model.id for model in catalogue.models)
+            raise SetupError(f"There is no model {name!r} in the catalogue; it has {known}. Mend --model.")
+        yield model
+
+
+def check_doors(settings: NodeSettings) -> None:
+    """Somebody must be able to ask, and on a port nobody without the key."""
+    if settings.uds is None and not settings.standalone:
+        raise SetupError("Say where to serve: --uds PATH for a gateway, or --standalone for a port of its own.")
+    if settings.standalone and not settings.api_key:
+        raise SetupError("A node on a port of its own needs --api-key, or EMBEDMESH_API_KEY in the environment.")
+
+
+async def _until(stop: asyncio.Event, work: asyncio.Future[None] | asyncio.Future[list[None]]) -> None:
     """Wait for the work to end, and raise what it raises; or for being told to stop, and leave the work alone."""
     stopped = asyncio.create_task(stop.wait())
     work.add_done_callback(lambda _: stopped.cancel())
     await asyncio.wait([stopped])
     if work.done():
         work.result()
-
-
-async def _cancel(*work: asyncio.Future[list[None]]) -> None:
-    for one in work:
-        one.cancel()
-    await asyncio.gather(*work, return_exceptions=True)

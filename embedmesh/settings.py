@@ -14,7 +14,6 @@ from msgspec import Meta
 
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.models import Model
 
 ENV_PREFIX = "EMBEDMESH_"
 
@@ -61,15 +60,26 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a node can be told."""
 
-    uds: Annotated[Path, Meta(description="Unix socket to serve on; made with mode 0600.")]
+    uds: Annotated[Path | None, Meta(description="Unix socket to serve gateways on; made with mode 0600.")] = None
     catalogue: Annotated[
         Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
     ] = None
-    models: tuple[Model, ...] = ()  # read from the catalogue
+    model: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Model to serve, with a tier suffix such as `:fast` if wanted. May be repeated. Default: all."
+        ),
+    ] = ()
     threads: Annotated[int, Meta(description="Threads of the engine; 0 takes all cores.", ge=0, le=1024)] = 0
     queue_tokens_max: Annotated[
         int, Meta(description="Tokens that may wait in the node; more are refused at once with 429.", ge=1024)
     ] = 600_000
+    standalone: Annotated[bool, Meta(description="Serve callers directly, without a gateway, on a port.")] = False
+    host: Annotated[str, Meta(description="With --standalone: address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(description="With --standalone: port to listen on.", ge=0, le=65535)] = 8081
+    api_key: Annotated[
+        str, Meta(description="With --standalone: the bearer key that callers need. Better given in the environment.")
+    ] = ""
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
 
 

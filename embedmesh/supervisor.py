@@ -180,6 +180,8 @@ def _gateway_arguments(settings: GatewaySettings, node_socket: Path, listen_fd: 
 def _node_arguments(node: NodeSettings, gateway: GatewaySettings, node_socket: Path, lifeline_fd: int) -> list[str]:
     arguments = ["node", "--uds", str(node_socket), "--lifeline-fd", str(lifeline_fd)]
     arguments += ["--threads", str(node.threads), "--queue-tokens-max", str(node.queue_tokens_max)]
+    for name in node.model:
+        arguments += ["--model", name]
     return arguments + (["--catalogue", str(gateway.catalogue)] if gateway.catalogue else [])
 
 

@@ -3,6 +3,7 @@
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,7 +48,7 @@ def load(text: str) -> tuple[Model, ...]:
         (ENTRY.replace("width = 8", "width = 65537"), "models[0].width: expected `int` <= 65536"),
         (ENTRY.replace("width = 8", "width = true"), "models[0].width: expected `int`, got `bool`"),
         (ENTRY.replace("width = 8", "width = 8.0"), "models[0].width: expected `int`, got `float`"),
-        (ENTRY.replace("tokens = 16", "tokens = 2"), "models[0].max_tokens: expected `int` >= 3"),
+        (ENTRY.replace("tokens = 16", "tokens = 0"), "models[0].max_tokens: expected `int` >= 1"),
         (ENTRY.replace("price = 5", "price = -1"), "models[0].price: expected `int` >= 0"),
         (ENTRY.replace("price = 5", "price = 0.01"), "models[0].price: expected `int | null`, got `float`"),
         (ENTRY.replace("price = 5", f"price = {10**18}"), "models[0].price: expected `int` <= "),
@@ -79,7 +80,7 @@ def test_what_is_refused(text: str, says: str) -> None:
 def test_what_a_full_entry_means() -> None:
     """Every member arrives; the folder is relative to the file; the default price is for those without one."""
     more = '[models.prompts]\nquery = "Q: "\n[defaults]\nprice = 7\n'
-    first, second = load(ENTRY + SECOND.replace("price = 5", 'token_ids = "native"\ntier = "int8"') + more)
+    first, second, fast = load(ENTRY + SECOND.replace("price = 5", 'token_ids = "native"\ntier = "int8"') + more)
     assert first == Model(
         id="org/m",
         folder="/base/f",
@@ -90,6 +91,7 @@ def test_what_a_full_entry_means() -> None:
         aliases=("m", "qwen:0.6b"),
     )
     assert (second.price, second.token_ids, second.tier, second.prompts) == (7, "native", "int8", {"query": "Q: "})
+    assert fast == msgspec.structs.replace(first, id="org/m:fast", aliases=("m:fast", "qwen:0.6b:fast"), tier="fast")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,12 @@ def test_what_a_full_entry_means() -> None:
         ("org/m:exact", "org/m"),
         ("qwen:0.6b", "org/m"),
         ("qwen:0.6b:exact", "org/m"),
-        ("m:fast", None),
+        ("m:fast", "org/m:fast"),
+        ("org/m:fast", "org/m:fast"),
+        ("qwen:0.6b:fast", "org/m:fast"),
+        ("m:int8", None),
+        ("org/n", "org/n"),
+        ("org/n:fast", None),
         ("m:exact:exact", None),
         ("m:", None),
         (":exact", None),
@@ -113,10 +120,36 @@ def test_what_a_full_entry_means() -> None:
     ],
 )
 def test_finding(name: str, found: str | None) -> None:
-    """By id, by alias, and either with the tier that the entry has; nothing else."""
+    """By id, by alias, and either with a tier: the entry's, or fast for an exact one; nothing else."""
     text = ENTRY + SECOND + 'tier = "int8"'
     model = parse_catalogue(text, name="models.toml", base=Path("/base")).find(name)
     assert (model.id if model else None) == found
+
+
+def test_tiers_of_one_model() -> None:
+    """Entries of one id share their names; a name alone means the first, whatever comes later."""
+    int8 = ENTRY.replace('"f"', '"f8"') + 'tier = "int8"\n'
+    catalogue = parse_catalogue(ENTRY + int8, name="models.toml", base=Path("/base"))
+    assert [model.id for model in catalogue.written] == ["org/m", "org/m:int8"]
+    assert [model.id for model in catalogue.models] == ["org/m", "org/m:int8", "org/m:fast"]
+    assert {name: catalogue.find(name).tier for name in ("m", "m:int8", "org/m:int8", "qwen:0.6b:fast", "m:exact")} == {
+        "m": "exact",
+        "m:int8": "int8",
+        "org/m:int8": "int8",
+        "qwen:0.6b:fast": "fast",
+        "m:exact": "exact",
+    }
+    reversed_ = parse_catalogue(int8 + ENTRY, name="models.toml", base=Path("/base"))
+    assert (reversed_.find("m").tier, reversed_.find("org/m:exact").id) == ("int8", "org/m:exact")
+    with pytest.raises(SetupError, match="Every name may stand once in a tier"):
+        parse_catalogue(ENTRY + int8 + int8, name="models.toml", base=Path("/base"))
+
+
+def test_an_entry_of_its_own_for_the_fast_tier() -> None:
+    """It takes the place of the one that would be there without."""
+    text = ENTRY + ENTRY.replace("price = 5", 'price = 3\ntier = "fast"')
+    catalogue = parse_catalogue(text, name="models.toml", base=Path("/base"))
+    assert [(model.id, model.price) for model in catalogue.models] == [("org/m", 5), ("org/m:fast", 3)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -130,7 +163,7 @@ def test_any_text_is_refused_in_words(text: str) -> None:
 def test_the_built_in_catalogue() -> None:
     """It has the default model, under both names, in the folder where set-up puts it."""
     catalogue = load_catalogue(None, assets=Path("/assets"))
-    [model] = catalogue.models
+    [model] = catalogue.written
     assert model is catalogue.find("all-MiniLM-L6-v2") is catalogue.find("sentence-transformers/all-MiniLM-L6-v2")
     assert (model.folder, model.width, model.max_tokens) == ("/assets/all-MiniLM-L6-v2", 384, 256)
     assert (model.price, model.token_ids, model.tier) == (10_000_000, "cl100k", "exact")
@@ -140,7 +173,7 @@ def test_the_built_in_catalogue() -> None:
 def test_the_built_in_catalogue_tells_the_truth() -> None:
     """Digest and width are those of the files that set-up fetches."""
     folder = model_folder()
-    [model] = load_catalogue(None, assets=folder.parent).models
+    [model] = load_catalogue(None, assets=folder.parent).written
     assert digest(folder) == model.digest
     assert read_folder(folder).max_tokens == model.max_tokens
 
@@ -149,7 +182,7 @@ def test_an_operators_file(tmp_path: Path) -> None:
     """It replaces the built-in one; folders are relative to it; what cannot be read is named."""
     file = tmp_path / "models.toml"
     file.write_text(ENTRY)
-    [model] = load_catalogue(file, assets=Path("/assets")).models
+    [model] = load_catalogue(file, assets=Path("/assets")).written
     assert model.folder == str(tmp_path / "f")
     file.write_bytes(b"\xff")
     with pytest.raises(SetupError, match="is not UTF-8"):
@@ -167,6 +200,11 @@ def test_the_reference_names_every_member_and_its_example_loads() -> None:
     example = page.split("```toml\n")[1].split("```")[0]
     models = load(example)
     assert {member for entry in tomllib.loads(example)["models"] for member in entry} <= set(Model.__struct_fields__)
-    assert len(models) == 2
+    assert [model.id for model in models] == [
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "my-org/search-model",
+        "sentence-transformers/all-MiniLM-L6-v2:fast",
+        "my-org/search-model:fast",
+    ]
     for member in Model.__struct_fields__:
         assert f"| `{member}` |" in page

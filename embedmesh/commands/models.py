@@ -3,15 +3,18 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 
 from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.books import json_option
+from embedmesh.commands.node_socket import ask
 from embedmesh.commands.telling import print_json
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import format_usd
+from embedmesh.settings import default_data_dir
 
 catalogue_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--catalogue",
@@ -23,7 +26,7 @@ catalogue_option: Callable[[Callable[..., None]], Callable[..., None]] = click.o
 
 @click.group()
 def models() -> None:
-    """Show the catalogue's models; describe and check model folders."""
+    """Show the catalogue's models; describe, check, fetch and quantize model folders; load them into a node."""
 
 
 @models.command("list")
@@ -36,7 +39,7 @@ def list_(catalogue: Path | None, as_json: bool) -> None:
     Example:
       embedmesh models list --catalogue ./models.toml
     """
-    found = load_catalogue(catalogue, assets=assets_dir()).models
+    found = load_catalogue(catalogue, assets=assets_dir()).written
     if as_json:
         print_json([_as_json(model) for model in found])
         return
@@ -62,16 +65,49 @@ def inspect(folder: Path, as_json: bool) -> None:
       embedmesh models inspect ~/models/bge-small-en >> models.toml
       embedmesh serve --catalogue models.toml
     """
+    print_entry(folder.absolute(), folder.absolute().name, as_json)
+
+
+@models.command()
+@click.argument("name")
+@click.option(
+    "--models-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="EMBEDMESH_MODELS_DIR",
+    help="Where fetched models are kept. Default: `models` in the user data folder.",
+)
+@click.option("--offline", is_flag=True, envvar="HF_HUB_OFFLINE", help="Take only what is here; open no connection.")
+@json_option
+def fetch(name: str, models_dir: Path | None, offline: bool, as_json: bool) -> None:
+    """Fetch a model from a Hugging Face hub, and print its entry for a catalogue.
+
+    NAME is organisation/model, with @ and a branch, tag or commit if wanted. What is here already is not fetched again.
+    This is the only command that asks a hub for anything. HF_ENDPOINT and HF_TOKEN name another hub and who asks.
+
+    \b
+    Examples:
+      embedmesh models fetch intfloat/multilingual-e5-small >> models.toml
+      embedmesh serve --catalogue models.toml
+    """
+    from embedmesh.hub import find_model
+
+    folder = find_model(name, models_dir=models_dir or default_data_dir() / "models", offline=offline)
+    print_entry(folder, name.partition("@")[0], as_json)
+
+
+def print_entry(folder: Path, model_id: str, as_json: bool, tier: str = "exact") -> None:
+    """What a catalogue would say of a folder, as TOML or JSON."""
     from embedmesh.engine.folder import digest, read_folder
 
-    read = read_folder(folder.absolute())
+    read = read_folder(folder)
     entry: dict[str, object] = {
-        "id": folder.absolute().name,
-        "folder": str(folder.absolute()),
+        "id": model_id,
+        "folder": str(folder),
         "width": read.width,
         "max_tokens": read.max_tokens,
         "digest": digest(folder),
         "token_ids": "cl100k",
+        "tier": tier,
     }
     prompts = {role: text for role, text in read.prompts.items() if role in ("query", "document")}
     if as_json:
@@ -82,7 +118,7 @@ def inspect(folder: Path, as_json: bool) -> None:
         click.echo(f"{name} = {_toml(value)}")
     if prompts:
         click.echo("prompts = { " + ", ".join(f"{role} = {_toml(text)}" for role, text in prompts.items()) + " }")
-    click.echo("# price = 10_000_000  # nano-USD per million tokens; else the file's [defaults]", err=False)
+    click.echo("# price = 10_000_000  # nano-USD per million tokens; else the file's [defaults]")
 
 
 @models.command()
@@ -101,7 +137,7 @@ def check(catalogue: Path | None, as_json: bool) -> None:
     from embedmesh.rules.errors import SetupError
 
     results = []
-    for model in load_catalogue(catalogue, assets=assets_dir()).models:
+    for model in load_catalogue(catalogue, assets=assets_dir()).written:
         try:
             state = "ok" if digest(Path(model.folder)) == model.digest else "other files than the catalogue's"
         except SetupError as error:
@@ -115,8 +151,57 @@ def check(catalogue: Path | None, as_json: bool) -> None:
     sys.exit(0 if all(result["state"] == "ok" for result in results) else 1)
 
 
+node_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--node",
+    type=click.Path(path_type=Path),
+    help="The node's Unix socket. Default: that of `embedmesh serve` in the default data directory.",
+)
+
+
+@models.command()
+@click.argument("name")
+@node_option
+@json_option
+def load(name: str, node: Path | None, as_json: bool) -> None:
+    """Have a running node serve one more model of its catalogue.
+
+    Gateways send it work within five seconds. It is not remembered: the next start serves what --model says.
+
+    \b
+    Example:
+      embedmesh models load all-MiniLM-L6-v2:fast
+    """
+    loaded = ask(node or _default_node(), "POST", "/v1/models", {"model": name})
+    if as_json:
+        print_json(loaded)
+    else:
+        click.echo(f"{loaded['id']} is served now, in the tier {loaded['tier']}.")
+
+
+@models.command()
+@click.argument("name")
+@node_option
+@json_option
+def unload(name: str, node: Path | None, as_json: bool) -> None:
+    """Have a running node serve a model no more, once its last calls are answered.
+
+    \b
+    Example:
+      embedmesh models unload all-MiniLM-L6-v2:fast
+    """
+    gone = ask(node or _default_node(), "DELETE", f"/v1/models/{quote(name, safe='')}")
+    if as_json:
+        print_json(gone)
+    else:
+        click.echo(f"{gone['id']} is no longer served.")
+
+
+def _default_node() -> Path:
+    return default_data_dir() / "run" / "node.sock"
+
+
 def _present(model: Model) -> bool:
-    return (Path(model.folder) / "config.json").exists()
+    return (Path(model.folder) / "modules.json").exists() or (Path(model.folder) / "config.json").exists()
 
 
 def _as_json(model: Model) -> dict[str, object]:

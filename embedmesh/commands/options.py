@@ -53,6 +53,7 @@ def _options(settings: type[msgspec.Struct], without: Collection[str]) -> list[C
                 "--" + field.name.replace("_", "-"),
                 field.name,
                 type=kind,
+                is_flag=kind is click.BOOL,
                 multiple=several,
                 default=default,
                 required=field.required and field.name != "data_dir",
@@ -81,6 +82,8 @@ def _kind(hint: Any) -> tuple[click.ParamType[Any], bool]:
         bare = get_args(bare)[0]
     if bare is int:
         return (WholeNumber(_whole(meta.ge), _whole(meta.le)) if meta else click.INT), several
+    if bare is bool:
+        return click.BOOL, several
     if bare is Path:
         return click.Path(path_type=Path), several
     return click.STRING, several

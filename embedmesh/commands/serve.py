@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from embedmesh.commands import importing
 from embedmesh.commands.options import settings_options
@@ -27,16 +26,19 @@ Examples:
 """
 
 
+SUPERVISORS = ["uds", "catalogue", "lifeline_fd", "standalone", "host", "port", "api_key"]  # its to say, not the user's
+
+
 @click.command("serve", help=SERVE_HELP)
 @settings_options(GatewaySettings, without=["nodes"])  # it has a node of its own
-@settings_options(NodeSettings, without=["uds", "catalogue", "lifeline_fd"])  # these are the supervisor's to say
+@settings_options(NodeSettings, without=SUPERVISORS)
 @click.option("--json", "as_json", is_flag=True, help="Say what happens as JSON lines on standard output.")
-def serve(as_json: bool, threads: int, queue_tokens_max: int, **settings: Any) -> None:
+def serve(as_json: bool, threads: int, queue_tokens_max: int, model: tuple[str, ...], **settings: Any) -> None:
     with importing():
         from embedmesh import supervisor
 
     gateway = GatewaySettings(**settings)
-    node = NodeSettings(uds=Path("unused"), threads=threads, queue_tokens_max=queue_tokens_max)
+    node = NodeSettings(threads=threads, queue_tokens_max=queue_tokens_max, model=model)
     teller = _Teller(gateway.data_dir, as_json)
     sys.exit(supervisor.main(gateway, node, say=teller.say, on_ready=teller.ready))
 
@@ -58,13 +60,16 @@ def gateway(**settings: Any) -> None:
 @click.command("node")
 @settings_options(NodeSettings)
 def node(**settings: Any) -> None:
-    """Run a node alone: it embeds what gateways send it.
+    """Run a node: it embeds what gateways send it, or, alone, what callers do.
 
-    It loads the catalogue's models and serves them on a Unix socket.
+    It loads the catalogue's models and serves them on a Unix socket for gateways, on a port for callers, or on both.
+    What it serves can be changed while it runs (embedmesh models load).
 
     \b
-    Example:
+    Examples:
       embedmesh node --uds /run/embedmesh/node.sock --threads 4
+      EMBEDMESH_API_KEY=... embedmesh node --standalone --port 8081
+      embedmesh node --uds ./node.sock --model all-MiniLM-L6-v2 --model all-MiniLM-L6-v2:fast
     """
     from embedmesh import node as program
     from embedmesh.assets import assets_dir
@@ -74,11 +79,11 @@ def node(**settings: Any) -> None:
 
     asked = NodeSettings(**settings)
     try:
-        models = tuple(load_catalogue(asked.catalogue, assets=assets_dir()).models)
+        catalogue = load_catalogue(asked.catalogue, assets=assets_dir())
     except SetupError as error:
         click.echo(f"embedmesh node: {error}", err=True)
         sys.exit(EXIT_SETUP)
-    sys.exit(program.main(msgspec.structs.replace(asked, models=models)))
+    sys.exit(program.main(asked, catalogue))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from aiohttp import web
 from embedmesh import __version__
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
-from embedmesh.edge.receive import BodyBudget, read_json_body
+from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.server import REST, Handler, HttpServer, Routes, deliver
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.handle import World, handle
@@ -77,7 +77,7 @@ class GatewayApp:
             nonlocal taken
             if self._in_flight > self._in_flight_max:
                 raise Overloaded("This gateway is handling as many requests as it may. Try again shortly.")
-            body = await read_json_body(request, BODY_BYTES_MAX, self._bodies)
+            body = await read_body(request, BODY_BYTES_MAX, self._bodies)
             taken = len(body)
             return body
 

@@ -1,56 +1,122 @@
-"""The node's HTTP: the node protocol (docs/reference/node-protocol.md) over whatever socket it is given."""
+"""The node's HTTP: the public form for those who use a node alone, the compact one for its gateways.
 
+docs/reference/node-protocol.md describes both. What a caller may send in the public form, and what comes back, is
+decided by the same code as in a gateway.
+"""
+
+import asyncio
+import functools
+import hmac
 import time
-from base64 import b64encode
-from collections.abc import Sequence
 
 import msgspec
+import orjson
 from aiohttp import web
 
+from embedmesh.assets import find_cl100k
+from embedmesh.catalogue import Catalogue
 from embedmesh.edge.failures import failure_response
 from embedmesh.edge.node_metrics import NodeMetrics
-from embedmesh.edge.receive import BodyBudget, read_json_body
-from embedmesh.edge.server import Routes
+from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
+from embedmesh.edge.server import REST, Handler, Routes
+from embedmesh.engine.cl100k import Cl100k
+from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
+from embedmesh.flow.count import count
+from embedmesh.flow.identify import identify
+from embedmesh.flow.respond import respond
+from embedmesh.flow.validate import validate
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import (
     BODY_BYTES_MAX,
-    EmbedItem,
-    EmbedReply,
-    EmbedRequest,
-    EmbedUsage,
+    COMPACT,
+    Call,
+    Counted,
+    EmbedIds,
+    EmbedVectors,
     ServedModel,
     ServedModels,
+    unpack_ids,
 )
+from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Answer, Caller
 
-JSON = {"Content-Type": "application/json"}
+JSON = {"Content-Type": JSON_TYPE}
 TOO_MANY_REQUESTS = 429  # what the protocol says of a full queue; the public API has its own number for it
+SELF = "self"  # x-embedmesh-node of a node that is asked directly
+NOT_SERVED = "This node does not serve that model; GET /v1/models lists what it serves."
+
+
+class LoadRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /v1/models`: an id or alias of the node's catalogue, tier suffix included."""
+
+    model: str
+
+
+class OneKey:
+    """The one API key of a node that is used alone. Implements the port `Keys`."""
+
+    def __init__(self, api_key: str) -> None:
+        self._key = api_key.encode()
+        self._caller = Caller("node", "node", frozenset())
+
+    def find(self, token: str) -> Caller | None:
+        """The caller, if the token is the key."""
+        return self._caller if hmac.compare_digest(token.encode("utf-8", "replace"), self._key) else None
 
 
 class NodeApp:
-    """Handlers over the models of one node."""
+    """Handlers over the models of one node. `catalogue` is what may be loaded while it runs."""
 
-    def __init__(self, served: Sequence[Served], metrics: NodeMetrics, bodies: BodyBudget) -> None:
-        self._served = served
-        self._by_name = {name: one for one in served for name in (one.model.id, *one.model.aliases)}
+    def __init__(self, models: LoadedModels, catalogue: Catalogue, metrics: NodeMetrics, bodies: BodyBudget) -> None:
+        self._models = models
+        self._catalogue = catalogue
         self._metrics = metrics
         self._bodies = bodies
+        self._cl100k: Cl100k | None = None
+        self._decode_ids = msgspec.msgpack.Decoder(EmbedIds).decode
 
     def routes(self) -> Routes:
-        """Path -> method -> handler."""
+        """Path -> method -> handler, for a socket that only the node's owner may open."""
         return {
             "/v1/embeddings": {"POST": self.embeddings},
-            "/v1/models": {"GET": self.models},
+            "/v1/tokenize": {"POST": self.tokenize},
+            "/v1/models": {"GET": self.models, "POST": self.load},
+            "/v1/models/*": {"GET": self.model, "DELETE": self.unload},
             "/health": {"GET": self.health},
             "/readyz": {"GET": self.readyz},
             "/metrics": {"GET": self.show_metrics},
         }
 
+    def public_routes(self, api_key: str) -> Routes:
+        """The same for those who hold the key of a node that is used alone; what it serves is its owner's to say."""
+        keys = OneKey(api_key)
+
+        def with_key(handler: Handler) -> Handler:
+            @functools.wraps(handler)
+            async def checked(request: web.BaseRequest) -> web.StreamResponse:
+                identify(request.headers.get("Authorization"), keys)
+                return await handler(request)
+
+            return checked
+
+        return {
+            "/v1/embeddings": {"POST": with_key(self.embeddings)},
+            "/v1/tokenize": {"POST": with_key(self.tokenize)},
+            "/v1/models": {"GET": with_key(self.models)},
+            "/v1/models/*": {"GET": with_key(self.model)},
+            "/health": {"GET": self.health},
+            "/readyz": {"GET": self.readyz},
+            "/metrics": {"GET": with_key(self.show_metrics)},
+        }
+
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """Embed. A caller who hangs up cancels this, and its waiting work leaves the queue."""
-        body = await read_json_body(request, BODY_BYTES_MAX, self._bodies)
+        compact = request.content_type == COMPACT
+        body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT if compact else JSON_TYPE)
         try:
-            return await self._embed(decode_request(body))
+            return await (self._embed_compact(body) if compact else self._embed_public(body))
         except errors.Overloaded as failure:
             response = failure_response(failure)
             response.set_status(TOO_MANY_REQUESTS)
@@ -58,27 +124,88 @@ class NodeApp:
         finally:
             self._bodies.give_back(len(body))
 
-    async def _embed(self, asked: EmbedRequest) -> web.Response:
-        begun = time.monotonic()
-        served = self._by_name.get(asked.model)
-        if served is None:
-            message = "This node does not serve that model; GET /v1/models lists what it serves."
-            raise errors.ModelNotFound(message, param="model")
-        sequences = await served.prepare(asked.input)
+    async def tokenize(self, request: web.BaseRequest) -> web.StreamResponse:
+        """What the model would be given: takes what /v1/embeddings takes, and answers with ids in place of vectors."""
+        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
         try:
-            vectors = await served.embed(sequences)
+            call, served, counted = await self._read(body)
+        finally:
+            self._bodies.give_back(len(body))
+        ids = [served.tokenizer.with_specials(each) for each in counted.ids]
+        data = [{"object": "tokens", "index": at, "token_ids": each} for at, each in enumerate(ids)]
+        usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
+        return _json({"object": "list", "data": data, "model": call.model, "usage": usage})
+
+    async def _embed_compact(self, body: bytes) -> web.Response:
+        begun = time.monotonic()
+        try:
+            asked = self._decode_ids(body)
+            ids = unpack_ids(asked)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+            raise errors.InvalidType("The body is not an embeddings request of the node protocol.") from None
+        served = self._models.find(asked.model)
+        if served is None:
+            raise errors.ModelNotFound(NOT_SERVED, param="model")
+        tokens = served.check(ids)
+        data = await self._embed(served, ids, tokens, begun)
+        return web.Response(body=msgspec.msgpack.encode(EmbedVectors(tokens, data)), headers={"Content-Type": COMPACT})
+
+    async def _embed_public(self, body: bytes) -> web.Response:
+        begun = time.monotonic()
+        call, served, counted = await self._read(body)
+        data = await self._embed(served, counted.ids, counted.tokens, begun)
+        answer = Answer(data=data, width=served.model.width, node_id=SELF)
+        reply = respond(call, counted, answer, time.monotonic() - begun)
+        return web.Response(body=reply.body, headers=JSON | reply.headers)
+
+    async def _read(self, body: bytes) -> tuple[Call, Served, Counted]:
+        """A request of the public form. Raises a CallerFailure."""
+        call, model = validate(body, Catalogue(tuple(one.model for one in self._models)))
+        served = self._models.find(model.id)
+        assert served is not None  # nothing waited since the catalogue was made of what is served
+        if call.ids and model.token_ids == "cl100k" and self._cl100k is None:
+            self._cl100k = await asyncio.to_thread(_load_cl100k)
+        return call, served, await count(call, model, served.tokenizer, self._cl100k)
+
+    async def _embed(self, served: Served, ids: list[list[int]], tokens: int, begun: float) -> bytes:
+        try:
+            data = await served.embed(ids)
         except errors.Overloaded:
             self._metrics.refused(served.model.id)
             raise
-        tokens = sum(map(len, sequences))
-        self._metrics.answered(served.model.id, len(vectors), tokens, time.monotonic() - begun)
-        items = [EmbedItem(at, b64encode(vector).decode("ascii")) for at, vector in enumerate(vectors)]
-        return _json(EmbedReply(items, asked.model, EmbedUsage(tokens, tokens)))
+        self._metrics.answered(served.model.id, len(ids), tokens, time.monotonic() - begun)
+        return data
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
         """What this node serves. The digest is the catalogue's, which the worker has compared with the files."""
-        models = [one.model for one in self._served]
-        return _json(ServedModels([ServedModel(m.id, m.width, m.max_tokens, m.digest, m.tier) for m in models]))
+        return _json(ServedModels([_described(one.model) for one in self._models]))
+
+    async def model(self, request: web.BaseRequest) -> web.StreamResponse:
+        """One of them."""
+        return _json(_described(self._served(request[REST]).model))
+
+    async def load(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Serve one model more; answers once a first text was embedded."""
+        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
+        self._bodies.give_back(len(body))
+        try:
+            name = msgspec.json.decode(body, type=LoadRequest).model
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise errors.InvalidJson('The body must be JSON like {"model": "an-id:fast"}.') from None
+        model = self._catalogue.find(name)
+        if model is None:
+            raise errors.ModelNotFound("The node's catalogue has no model of that name.", param="model")
+        try:
+            await self._models.load(model)
+        except SetupError as error:
+            raise errors.InvalidValue(str(error), param="model") from None
+        return _json(_described(model))
+
+    async def unload(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Stop serving a model; answers once its last calls were answered and its memory is free."""
+        served = self._served(request[REST])
+        await self._models.unload(served.model.id)
+        return _json({"id": served.model.id, "object": "model", "deleted": True})
 
     async def health(self, request: web.BaseRequest) -> web.StreamResponse:
         """200 while the process answers."""
@@ -86,32 +213,35 @@ class NodeApp:
 
     async def readyz(self, request: web.BaseRequest) -> web.StreamResponse:
         """200 while each model embedded something within the last two seconds; else 503 and which did not."""
-        waiting = [one.model.id for one in self._served if not one.ready()]
+        waiting = [one.model.id for one in self._models if not one.ready()]
         if waiting:
             raise errors.NoNodeAvailable(f"Not ready: {', '.join(waiting)}.")
         return _json({"message": "ready"})
 
     async def show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         """Prometheus text."""
-        for one in self._served:
+        for one in self._models:
             self._metrics.state(one.model.id, waiting_tokens=one.waiting_tokens, ready=one.ready())
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
+    def _served(self, name: str) -> Served:
+        model = Catalogue(tuple(one.model for one in self._models)).find(name)
+        served = self._models.find(model.id) if model is not None else None
+        if served is None:
+            raise errors.ModelNotFound(NOT_SERVED)
+        return served
 
-def decode_request(body: bytes) -> EmbedRequest:
-    """The request in a body. Raises InvalidJson, InvalidType or InvalidValue, without quoting the body."""
-    try:
-        asked = msgspec.json.decode(body, type=EmbedRequest)
-    except msgspec.ValidationError:
-        raise errors.InvalidType("The body is not an embeddings request of the node protocol.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise errors.InvalidJson("The body is not JSON.") from None
-    if asked.encoding_format != "base64":
-        message = 'A node answers in base64; leave encoding_format out or set it to "base64".'
-        raise errors.InvalidValue(message, param="encoding_format")
-    return asked
+
+def _described(model: Model) -> ServedModel:
+    return ServedModel(model.id, model.width, model.max_tokens, model.digest, model.tier, aliases=model.aliases)
+
+
+def _load_cl100k() -> Cl100k | None:
+    ranks = find_cl100k()
+    return Cl100k(ranks) if ranks is not None else None
 
 
 def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), headers=JSON)
+    body = msgspec.json.encode(value) if isinstance(value, msgspec.Struct) else orjson.dumps(value)
+    return web.Response(body=body, headers=JSON)

@@ -12,7 +12,7 @@ import httptools
 import msgspec
 
 from embedmesh.rules.deadlines import CONNECT_S
-from embedmesh.rules.embeddings import EmbedReply, EmbedRequest, ServedModels
+from embedmesh.rules.embeddings import COMPACT, EmbedVectors, ServedModels, pack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeUnreachable, WrongAnswer
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Candidate
@@ -20,8 +20,8 @@ from embedmesh.rules.ports import Candidate
 IDLE_MAX = 64  # kept connections a node; more than a node works on at one time
 HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 300
 SMALL_REPLY_BYTES_MAX = 1024 * 1024  # a list of models
-BYTES_PER_ITEM = 96  # around one vector: index, punctuation, and room to spare
-BYTES_PER_REPLY = 4_096
+BYTES_PER_COMPONENT = 4
+BYTES_PER_REPLY = 4_096  # around the vectors, or of a refusal
 
 UNIX = "unix:"
 
@@ -31,15 +31,14 @@ class NodePool:
 
     def __init__(self) -> None:
         self._idle: dict[str, list[_Connection]] = {}
-        self._encode = msgspec.json.Encoder().encode
-        self._decode_reply = msgspec.json.Decoder(EmbedReply).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode_reply = msgspec.msgpack.Decoder(EmbedVectors).decode
         self._decode_models = msgspec.json.Decoder(ServedModels).decode
 
-    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedReply:
+    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedVectors:
         """One call for vectors. Raises a NodeFailure; the answer is not yet checked against the question."""
-        body = self._encode(EmbedRequest(model=model.id, input=list(ids)))
-        base64_bytes = -(-model.width * 4 // 3) * 4
-        limit = len(ids) * (base64_bytes + BYTES_PER_ITEM) + BYTES_PER_REPLY
+        body = self._encode(pack_ids(model.id, ids))
+        limit = len(ids) * model.width * BYTES_PER_COMPONENT + BYTES_PER_REPLY
         status, reply = await self._exchange(candidate.address, "POST", "/v1/embeddings", body, limit)
         _check_status(status)
         try:
@@ -65,8 +64,7 @@ class NodePool:
 
     async def _exchange(self, address: str, method: str, path: str, body: bytes, limit: int) -> tuple[int, bytes]:
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode("ascii")
         idle = self._idle.setdefault(address, [])
         while idle:
@@ -110,7 +108,7 @@ async def _connect(address: str) -> "_Connection":
 def _check_status(status: int) -> None:
     if status == 200:
         return
-    if status in (408, 429, 503):
+    if status in (404, 408, 429, 503):  # 404: it has unloaded the model, and we have not heard of it yet
         raise NodeBusy(f"the node answered {status}")
     if 400 <= status < 500:
         raise NodeRefused(f"the node answered {status}")

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from embedmesh.rules import errors
 
+JSON_TYPE = "application/json"
 BODY_S = 20.0  # 4 MiB in 20 s is 1.7 Mbit/s
 
 
@@ -25,15 +26,20 @@ class BodyBudget:
         self._free_bytes += size
 
 
-async def read_json_body(
-    request: web.BaseRequest, limit_bytes: int, budget: BodyBudget, *, body_s: float = BODY_S
+async def read_body(
+    request: web.BaseRequest,
+    limit_bytes: int,
+    budget: BodyBudget,
+    *,
+    content_type: str = JSON_TYPE,
+    body_s: float = BODY_S,
 ) -> bytes:
-    """The whole body of a request that says it is plain JSON; its bytes stay taken from `budget`.
+    """The whole body of a request that says it is plain JSON, or what else; its bytes stay taken from `budget`.
 
     Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout, Overloaded; then nothing stays taken. The deadline is
     for the whole body, not for each read: a sender that drips a byte a second is as late as one that sends nothing.
     """
-    if request.content_type != "application/json":
+    if request.content_type != content_type:
         raise errors.UnsupportedMediaType("Send the body as JSON, with the header Content-Type: application/json.")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise errors.UnsupportedMediaType("Send the body uncompressed, without a Content-Encoding header.")

@@ -60,6 +60,9 @@ class Admission:
         self._last_was_bulk = False
         self._speed = SPEED_START
         self.waiting_tokens: int = 0
+        self._open: set[Call] = set()  # not answered yet, waiting or running
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def embed(self, sequences: list[list[int]]) -> list[bytes]:
         """One vector a sequence, in order. Raises Overloaded at once, or NodeFailure.
@@ -68,16 +71,29 @@ class Admission:
         """
         call = Call(sequences)
         if self._line and self.waiting_tokens + call.work.tokens > self._tokens_max:
-            wait_s = min(self.waiting_tokens / self._speed, RETRY_AFTER_MAX_S)
+            wait_s = min(self.expected_s(0), RETRY_AFTER_MAX_S)
             raise Overloaded("More text is waiting here than may wait. Try again shortly.", retry_after_s=wait_s)
         self._line.append(call)
+        self._open.add(call)
+        self._idle.clear()
         self.waiting_tokens += call.work.tokens
         self._arrived.set()
         try:
             await call.done
         finally:
             self._leave(call)
+            self._open.remove(call)
+            if not self._open:
+                self._idle.set()
         return [vector for vector in call.vectors if vector is not None]
+
+    async def idle(self) -> None:
+        """Wait until every call is answered."""
+        await self._idle.wait()
+
+    def expected_s(self, tokens: int) -> float:
+        """Seconds until a call of so many tokens would be done, behind all that waits."""
+        return (self.waiting_tokens + tokens) / self._speed
 
     async def dispatch(self) -> None:
         """Run batch after batch until cancelled."""
@@ -89,9 +105,9 @@ class Admission:
             else:
                 await self._run_one(plan)
 
-    def fail_waiting(self, failure: NodeFailure) -> None:
-        """End every call that waits: the model will not be back soon."""
-        for call in self._line:
+    def fail_all(self, failure: NodeFailure) -> None:
+        """End every call that is not answered: the model will not be back soon."""
+        for call in self._open:
             call.fail(failure)
 
     async def _run_one(self, plan: Plan) -> None:

@@ -3,31 +3,35 @@
 import ctypes
 import gc
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
+from embedmesh.engine import int8
 from embedmesh.engine.folder import Folder
 from embedmesh.engine.models import build_graph
-from embedmesh.engine.safetensors import WeightsFile
+from embedmesh.engine.precision import check_cpu, compile_graph
+from embedmesh.engine.safetensors import Weights
+from embedmesh.rules.models import Tier
 
-WEIGHTS_FILE = "model.safetensors"
-KERNELS_CACHED_MAX = 1_024  # of each kind; the planner's shapes are far fewer, so that no kernel is made twice
 RELEASE_EVERY_TOKENS = 8_192  # half a second of work, and about a millisecond to map the pages again
 
 
 class CompiledModel:
-    """fp32 on the CPU. Not for two threads at one time."""
+    """A model in one tier on the CPU. Not for two threads at one time."""
 
-    def __init__(self, folder: Folder, threads: int) -> None:
+    def __init__(self, folder: Folder, threads: int, tier: Tier = "exact") -> None:
         """Build, compile, embed a first token, free what is not needed any more. Raises SetupError.
 
-        `threads` 0 leaves their number to OpenVINO.
+        `threads` 0 leaves their number to OpenVINO. What a tier means and needs: `embedmesh.engine.precision`.
         """
-        self._weights = WeightsFile(folder.path / WEIGHTS_FILE)
-        compiled = ov.Core().compile_model(build_graph(folder, self._weights), "CPU", _options(threads))
-        self._request = compiled.create_infer_request()
+        check_cpu(tier)
+        self._weights = Weights(folder.transformer)
+        graph = build_graph(folder, self._weights)
+        if tier == "int8":
+            int8.insert(graph, int8.read(folder.path), folder.path.name)
+        self._request = compile_graph(graph, threads, tier).create_infer_request()
         self._tokens_since_release = 0
         self._shapes: set[tuple[int, int]] = set()
         self.run([[0]], rows=1, length=4)
@@ -42,10 +46,14 @@ class CompiledModel:
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = 1.0
+        # Out of memory, OpenVINO may return at once and leave the last batch's vectors where these should be.
+        self._request.get_output_tensor(0).data.fill(np.nan)
         self._request.infer([ids, mask], share_inputs=True)
         self._release_pages(rows, length)
-        vectors: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data[: len(sequences)].copy()
-        return vectors
+        output: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
+        if len(output) != rows:
+            raise RuntimeError("the batch did not run")
+        return output[: len(sequences)].copy()
 
     def _release_pages(self, rows: int, length: int) -> None:
         """Give pages of the weights file back now and then: it is 90 MB, and little of it is in use at one time.
@@ -60,17 +68,12 @@ class CompiledModel:
             self._weights.release_pages()
 
 
-def _options(threads: int) -> dict[str, object]:
-    """One stream over all threads: as fast as two streams, with half the latency and memory.
-
-    The precision is always said: OpenVINO's default depends on the machine, and so would the vectors.
-    """
-    options: dict[str, object] = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "EXECUTION_MODE_HINT": "ACCURACY",
-        "NUM_STREAMS": 1,
-        "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_CACHED_MAX,
-    }
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    return options
+def pad(sequences: Sequence[Sequence[int]], rows: int, length: int) -> list[npt.NDArray[Any]]:
+    """What a graph takes, both [rows, length]: ids (int32), and the mask (float32) that is 1 for tokens."""
+    ids = np.zeros((rows, length), np.int32)
+    mask = np.zeros((rows, length), np.float32)
+    mask[len(sequences) :, 0] = 1.0  # a padding row has one token, so that its mean is a number
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1.0
+    return [ids, mask]

@@ -1,194 +1,202 @@
 """A model folder in Hugging Face layout, read into one struct. What is not known is refused by name, never guessed.
 
 Wrong pooling or a forgotten lower-casing gives vectors that look fine and are useless, so every member that changes
-them is either understood here or refused.
+them is either understood here, in `modules.py` or by the builder of the architecture, or refused.
 """
 
-import hashlib
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from embedmesh.engine.digest import digest
+from embedmesh.engine.jsonfile import Members, count, only_known, read_object, text
+from embedmesh.engine.layout import KINDS, SENTENCE_FILES, SENTENCES_FILE, Kind, Source, find_first, find_source
+from embedmesh.engine.modules import FILE as MODULES_FILE
+from embedmesh.engine.modules import Dense, Modules, Pooling, read_modules
+from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
 
-Pooling = Literal["mean", "cls"]
+__all__ = ["Dense", "Folder", "Pooling", "digest", "read_folder"]
 
-CONFIG_BYTES_MAX = 1024 * 1024  # the largest config.json in use has some 30 kB
-HASH_CHUNK_BYTES = 1024 * 1024
+STATIC_TOKENS_MAX = 8_192  # a table has no longest text of its own; this is what the longest encoders take
+STATIC_TOKENS = 512  # what Model2Vec takes when its config does not say
+NAMELESS_TOKENS_MIN = 10**9  # a tokenizer that knows no bound writes 10**30 or the largest of some integer type
 
-POOLING_FLAGS: dict[str, Pooling | None] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": None,
-    "pooling_mode_mean_sqrt_len_tokens": None,
-    "pooling_mode_weightedmean_tokens": None,
-    "pooling_mode_lasttoken": None,
+SENTENCE_KNOWN: dict[str, tuple[object, ...]] = {
+    "max_seq_length": (),
+    "do_lower_case": (None, True, False),
+    "transformer_task": ("feature-extraction",),
+    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
+    "module_output_name": ("token_embeddings",),
+    "unpad_inputs": (None, True, False),  # how batches are laid out, not what is computed
+    **dict.fromkeys(("processing_kwargs", "model_args", "tokenizer_args", "config_args"), (None, {})),
+    **dict.fromkeys(("model_kwargs", "processor_kwargs", "config_kwargs"), (None, {})),
+    **dict.fromkeys(("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"), (None,)),
 }
-"""The flags of a Pooling config. None: known to others, not to us."""
-
-POOLING_REST = {"word_embedding_dimension", "include_prompt"}
-TRANSFORMER_KNOWN = {"max_seq_length", "do_lower_case"}
+SENTENCES_KNOWN: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("__version__", "prompts", "similarity_fn_name", "requirements"), ()),
+    "default_prompt_name": (None,),
+    "truncate_dim": (None,),
+    "model_type": ("SentenceTransformer",),
+}
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names for one role, in the order in which they count
 
 
 class Folder(msgspec.Struct, frozen=True):
-    """What a model folder says. `max_tokens` bounds one input, special tokens included."""
+    """What a model folder says.
+
+    `transformer`: the folder of config.json, weights and tokenizer; often `path` itself.
+    `source`: what the graph is made from; "safetensors" by a builder, "onnx" by OpenVINO's reader, "static" by look-up.
+    `config`: the members of config.json. `width` is that of the final vectors. `vocab_size`: ids that have a row.
+    `max_tokens` bounds one input, special tokens included.
+    `lowercase`: the tokenizer is expected to lower-case. `drops_unknown`: unknown tokens are left out (Model2Vec).
+    """
 
     path: Path
+    transformer: Path
+    source: Source
     model_type: str
     config: dict[str, Any]
     pooling: Pooling
+    dense: tuple[Dense, ...]
     normalize: bool
     width: int
+    vocab_size: int
     max_tokens: int
     prompts: dict[str, str]
+    lowercase: bool = False
+    drops_unknown: bool = False
 
 
 def read_folder(path: Path) -> Folder:
-    """Read and check all but weights and tokenizer. Raises SetupError, in one line, for what is not understood."""
-    config = _read_object(path / "config.json")
-    model_type = _text(config, "model_type", path)
-    transformer, pooling_path, normalize = _read_modules(path)
-    pooling = _read_pooling(path / pooling_path / "config.json")
-    sentence = _read_object(path / transformer / "sentence_bert_config.json", absent_is_empty=True)
-    if unknown := set(sentence) - TRANSFORMER_KNOWN:
-        raise _refused(path, f"sentence_bert_config.json has {sorted(unknown)[0]!r}")
-    if sentence.get("do_lower_case"):
-        raise _refused(path, "sentence_bert_config.json asks for do_lower_case")
-    positions = _count(config, "max_position_embeddings", path)
-    max_tokens = _count(sentence, "max_seq_length", path) if sentence.get("max_seq_length") else positions
-    if max_tokens > positions:
-        raise SetupError(f"Model folder {path.name}: max_seq_length {max_tokens} exceeds its {positions} positions.")
+    """Read and check all but the tokenizer and encoders' weights. Raises SetupError, in one line, for the unknown."""
+    first, static = find_first(path)
+    return _read_static(path, first) if static else _read_encoder(path, first)
+
+
+def _read_encoder(path: Path, transformer: Path) -> Folder:
+    config = read_object(transformer / "config.json")
+    model_type = text(config, "model_type", path)
+    source = find_source(path, transformer, model_type)
+    kind = KINDS.get(model_type, Kind())
+    hidden = count(config, _spelling(config, kind.width), path)
+    modules = read_modules(path, hidden)
+    sentence = _read_sentence(path, transformer)
     return Folder(
         path=path,
+        transformer=transformer,
+        source=source,
         model_type=model_type,
         config=config,
-        pooling=pooling,
-        normalize=normalize,
-        width=_count(config, "hidden_size", path),
-        max_tokens=max_tokens,
+        pooling=modules.pooling,
+        dense=modules.dense,
+        normalize=modules.normalize,
+        width=modules.dense[-1].outputs if modules.dense else hidden,
+        vocab_size=count(config, "vocab_size", path),
+        max_tokens=_read_max_tokens(
+            path, transformer, sentence, _positions(config, kind, path), known=model_type in KINDS
+        ),
         prompts=_read_prompts(path),
+        lowercase=bool(sentence.get("do_lower_case")),
     )
 
 
-def digest(path: Path) -> str:
-    """SHA-256, in hex, over what decides a model's vectors.
+def _read_static(path: Path, table: Path) -> Folder:
+    """A table of one vector a token, as Model2Vec writes it ("embeddings") or as sentence-transformers does.
 
-    Hashed is one line a file, `SHA256-OF-FILE␠relative/name\\n`, the lines sorted, of those of these files that exist:
-    `config.json`, `modules.json`, `sentence_bert_config.json`, `config_sentence_transformers.json`, `tokenizer.json`,
-    every `*.safetensors` of the folder, and `config.json` and `*.safetensors` of each module folder that `modules.json`
-    names. Takes about 60 ms for 90 MB, and reads all of it: the worker calls this at load.
+    Model2Vec also cuts texts after so many *characters* as `max_length` tokens usually have; that is not done here.
     """
-    if not any(path.glob("*.safetensors")):
-        raise SetupError(f"Model folder {path.name} has no weights (*.safetensors). Run `embedmesh setup`.")
-    lines = sorted(f"{_hash_file(file)} {file.relative_to(path).as_posix()}\n" for file in _deciding_files(path))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    weights = Weights(table)
+    model2vec = weights.has("embeddings")
+    rows, width = _table_shape(weights, "embeddings" if model2vec else "embedding.weight", path)
+    config = read_object(table / "config.json", absent_is_empty=not model2vec)
+    only_known({"normalize": config.get("normalize", False)}, {"normalize": (True, False)}, "config.json", path)
+    modules: Modules | None = None
+    if (path / MODULES_FILE).is_file():
+        modules = read_modules(path, None)
+    normalize = bool(config.get("normalize", False)) if model2vec or modules is None else modules.normalize
+    if modules is not None and modules.normalize != normalize:
+        raise SetupError(f"Model folder {path.name}: config.json and {MODULES_FILE} disagree on the normalisation.")
+    given = config.get("max_length", STATIC_TOKENS) if model2vec else None
+    return Folder(
+        path=path,
+        transformer=table,
+        source="static",
+        model_type="model2vec",
+        config=config,
+        pooling="mean",
+        dense=(),
+        normalize=normalize,
+        width=width,
+        vocab_size=math.prod(weights.entry("mapping").shape) if weights.has("mapping") else rows,
+        max_tokens=STATIC_TOKENS_MAX if given is None else count(config | {"max_length": given}, "max_length", path),
+        prompts=_read_prompts(path),
+        drops_unknown=model2vec,
+    )
 
 
-def _deciding_files(path: Path) -> list[Path]:
-    names = ["config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"]
-    files = {path / name for name in [*names, "tokenizer.json"]} | set(path.glob("*.safetensors"))
-    for _, module in _list_modules(path):
-        files |= {path / module / "config.json", *(path / module).glob("*.safetensors")}
-    return [file for file in files if file.is_file()]
+def _table_shape(weights: Weights, name: str, path: Path) -> tuple[int, int]:
+    if not weights.has(name):
+        raise SetupError(f"Model folder {path.name} has no table of vectors in safetensors. Fetch the model again.")
+    shape = weights.entry(name).shape
+    if len(shape) != 2 or not all(shape):
+        raise SetupError(f"Model folder {path.name}: the tensor {name} is no table.")
+    return shape[0], shape[1]
 
 
-def _hash_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise SetupError(f"Cannot read model file {path.name}: {error.strerror}. Run `embedmesh setup`.") from None
+def _spelling(config: Members, names: tuple[str, ...]) -> str:
+    return next((name for name in names if name in config), names[0])
 
 
-def _read_modules(path: Path) -> tuple[str, str, bool]:
-    """The folders of Transformer and Pooling, and whether vectors are normalised."""
-    modules = _list_modules(path)
-    kinds = [kind for kind, _ in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise _refused(path, f"modules.json lists {' + '.join(kinds) or 'nothing'}")
-    if modules[0][1] not in ("", "."):
-        raise _refused(path, "modules.json keeps its Transformer in a folder of its own")
-    return modules[0][1], modules[1][1], len(modules) == 3
+def _positions(config: Members, kind: Kind, path: Path) -> int | None:
+    """How many tokens have a position; None where config.json does not say."""
+    name = _spelling(config, kind.positions)
+    if config.get(name) is None:
+        return None
+    padding = config.get("pad_token_id", 1)
+    lost = (padding if type(padding) is int else 1) + 1 if kind.reserved else 0
+    return count({name: config[name] - lost} if type(config[name]) is int else config, name, path)
 
 
-def _list_modules(path: Path) -> list[tuple[str, str]]:
-    """(kind, folder) of each module, in order."""
-    listed = _read_json(path / "modules.json")
-    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
-        raise SetupError(f"Model folder {path.name}: modules.json is not a list of modules.")
-    modules = []
-    for module in listed:
-        package, _, kind = _text(module, "type", path).rpartition(".")
-        where = module.get("path")
-        if package.partition(".")[0] != "sentence_transformers" or not isinstance(where, str):
-            raise _refused(path, f"modules.json has a module of type {module.get('type')!r}")
-        if where.startswith("/") or ".." in Path(where).parts:
-            raise _refused(path, "modules.json points outside of the folder")
-        modules.append((kind, where))
-    return modules
+def _read_sentence(path: Path, transformer: Path) -> Members:
+    file = next((transformer / name for name in SENTENCE_FILES if (transformer / name).is_file()), None)
+    if file is None:
+        return {}
+    sentence = read_object(file)
+    only_known(sentence, SENTENCE_KNOWN, file.name, path)
+    return sentence
 
 
-def _read_pooling(path: Path) -> Pooling:
-    config = _read_object(path)
-    name = path.parent.parent
-    if unknown := set(config) - set(POOLING_FLAGS) - POOLING_REST:
-        raise _refused(name, f"the pooling config has {sorted(unknown)[0]!r}")
-    if config.get("include_prompt", True) is not True:
-        raise _refused(name, "the pooling config leaves the prompt out of the pooling")
-    chosen = [flag for flag in POOLING_FLAGS if config.get(flag)]
-    pooling = POOLING_FLAGS[chosen[0]] if len(chosen) == 1 else None
-    if pooling is None:
-        raise _refused(name, f"its pooling is {' + '.join(chosen) or 'none'}")
-    return pooling
+def _read_max_tokens(path: Path, transformer: Path, sentence: Members, positions: int | None, *, known: bool) -> int:
+    """`max_seq_length`, else what the tokenizer's config and the positions allow, as in sentence-transformers.
+
+    Of an architecture that is not `known` nobody tells how many positions it keeps for itself: the tokenizer must say.
+    """
+    if sentence.get("max_seq_length") is not None:
+        asked = count(sentence, "max_seq_length", path)
+        if positions is not None and asked > positions:
+            raise SetupError(f"Model folder {path.name}: max_seq_length {asked} exceeds its {positions} positions.")
+        return asked
+    tokenizer = read_object(transformer / "tokenizer_config.json", absent_is_empty=True)
+    given = tokenizer.get("model_max_length")
+    bound = given if type(given) is int and 0 < given < NAMELESS_TOKENS_MIN else None
+    limits = [limit for limit in (bound, positions if known or bound else None) if limit is not None]
+    if not limits:
+        raise SetupError(
+            f"Model folder {path.name} does not say how many tokens an input may have: add max_seq_length to "
+            f"{SENTENCE_FILES[0]}."
+        )
+    return min(limits)
 
 
 def _read_prompts(path: Path) -> dict[str, str]:
-    config = _read_object(path / "config_sentence_transformers.json", absent_is_empty=True)
-    if config.get("default_prompt_name") is not None:
-        raise _refused(path, "config_sentence_transformers.json has a default prompt")
+    config = read_object(path / SENTENCES_FILE, absent_is_empty=True)
+    only_known(config, SENTENCES_KNOWN, SENTENCES_FILE, path)
     try:
-        return msgspec.convert(config.get("prompts") or {}, dict[str, str])
+        prompts = msgspec.convert(config.get("prompts") or {}, dict[str, str])
     except msgspec.ValidationError:
         raise SetupError(f"Model folder {path.name}: the prompts are not texts by name.") from None
-
-
-def _read_object(path: Path, *, absent_is_empty: bool = False) -> dict[str, Any]:
-    if absent_is_empty and not path.exists():
-        return {}
-    value = _read_json(path)
-    if not isinstance(value, dict):
-        raise SetupError(f"Model file {path.name} is not a JSON object.")
-    return value
-
-
-def _read_json(path: Path) -> object:
-    try:
-        with path.open("rb") as file:
-            text = file.read(CONFIG_BYTES_MAX + 1)
-    except OSError as error:
-        raise SetupError(f"Cannot read model file {path.name}: {error.strerror}. Run `embedmesh setup`.") from None
-    if len(text) > CONFIG_BYTES_MAX:
-        raise SetupError(f"Model file {path.name} is larger than {CONFIG_BYTES_MAX:,} bytes: not a config.")
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise SetupError(f"Model file {path.name} is not JSON: fetch the model again.") from None
-
-
-def _text(config: dict[str, Any], member: str, path: Path) -> str:
-    value = config.get(member)
-    if not isinstance(value, str):
-        raise SetupError(f"Model folder {path.name}: {member} is missing or not a string.")
-    return value
-
-
-def _count(config: dict[str, Any], member: str, path: Path) -> int:
-    value = config.get(member)
-    if type(value) is not int or value < 1:
-        raise SetupError(f"Model folder {path.name}: {member} is missing or not a positive integer.")
-    return value
-
-
-def _refused(path: Path, what: str) -> SetupError:
-    return SetupError(f"Model folder {path.name} cannot be served: {what}, which this version does not know.")
+    document = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), None)
+    return prompts if document is None else prompts | {"document": document}

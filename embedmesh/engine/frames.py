@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import msgspec
 
+from embedmesh.rules.models import Tier
+
 FRAME_BYTES_MAX = 16 * 1024 * 1024  # a batch of 128 vectors of 16,384 components is 8 MiB; ids are far less
 LENGTH_BYTES = 4
 
@@ -25,6 +27,7 @@ class Load(msgspec.Struct, frozen=True):
     width: int
     max_tokens: int
     threads: int
+    tier: Tier = "exact"
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -49,10 +52,11 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Vectors(msgspec.Struct, frozen=True, tag="vectors"):
-    """Worker to node: little-endian float32, [len(sequences), width], every vector finite and not zero."""
+    """Worker to node: little-endian float32, [len(sequences), width]. `bad` are the rows not finite or all zero."""
 
     number: int
     data: bytes
+    bad: list[int] = []
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -8,8 +8,11 @@ from embedmesh.rules.errors import NodeBroke
 
 FAILURES_MAX = 8  # each costs a start of the worker; one sequence among 64 is found after six
 
-RunOnce = Callable[[list[list[int]], int, int], Awaitable[list[bytes]]]
-"""Token ids of some sequences, and the shape (rows, length) they run in -> one vector each, or NodeBroke."""
+RunOnce = Callable[[list[list[int]], int, int], Awaitable[list[bytes | None]]]
+"""Token ids of some sequences, and the shape (rows, length) they run in -> one vector each, or NodeBroke.
+
+None in place of a vector: it was not finite, or all zero.
+"""
 
 
 async def isolate(

@@ -4,13 +4,15 @@ Sequences of like length run together, so that little is computed for padding, a
 larger batches are no faster on a CPU and make everybody wait. A call that fits into one batch is *small*, any other is
 *bulk*. While both kinds wait they take turns, so that a query waits for at most one batch of somebody's bulk work, and
 bulk work keeps at least every other turn. Within a kind the oldest call leads until it is done: whoever asks expects to
-wait for the tokens that were there before, and taking bulk calls in turns would let them all finish at the end. Small
-calls share a batch where lengths are alike.
+wait for the tokens that were there before, and taking bulk calls in turns would let them all finish at the end. Room
+that the leader leaves goes to rows of like length of other calls: in a bulk call's batch to any, so that its last
+batches are as full as its first; in a small call's to small ones only, since a fuller batch would make it wait.
 
 The shapes that can come out are few (`shapes` lists them), because a CPU engine keeps compiled kernels for each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 BATCH_TOKENS_MAX = 1_024  # padded; measured best on 2 cores, about 55 ms of a 22 M parameter model
@@ -61,20 +63,20 @@ def next_batch(line: Sequence[Work], *, last_was_bulk: bool) -> Plan | None:
     small = next((at for at, work in enumerate(line) if work.rows and not work.is_bulk), None)
     bulk = next((at for at, work in enumerate(line) if work.is_bulk), None)
     if bulk is not None and (small is None or not last_was_bulk):
-        return _plan(line, bulk, [bulk], bulk=True)
+        return _plan(line, bulk, (at for at in range(min(len(line), LOOK_AHEAD_CALLS)) if at != bulk), bulk=True)
     if small is not None:
-        others = range(small, min(len(line), small + LOOK_AHEAD_CALLS))
-        return _plan(line, small, [at for at in others if not line[at].is_bulk], bulk=False)
+        others = (at for at in range(small + 1, small + LOOK_AHEAD_CALLS) if at < len(line) and not line[at].is_bulk)
+        return _plan(line, small, others, bulk=False)
     return None
 
 
-def _plan(line: Sequence[Work], leader: int, sharing: Sequence[int], *, bulk: bool) -> Plan:
-    """A batch as long as the leader's longest row, filled with rows that are not much shorter."""
+def _plan(line: Sequence[Work], leader: int, others: Iterable[int], *, bulk: bool) -> Plan:
+    """A batch as long as the leader's longest row, filled with its and others' rows that are not much shorter."""
     length = line[leader].rows[0].length
     shortest = length - max(WASTE_TOKENS_MAX, length // 8)
     rows_max = _rows_max(length)
     members: list[tuple[int, int]] = []
-    for at in sharing:
+    for at in chain([leader], others):
         alike = (row.place for row in line[at].rows if shortest <= row.length <= length)
         members += [(at, place) for place, _ in zip(alike, range(rows_max - len(members)), strict=False)]
         if len(members) == rows_max:

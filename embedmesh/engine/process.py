@@ -69,11 +69,11 @@ class WorkerProcess:
         """The process id, for operators and tests."""
         return self._process.pid
 
-    async def run(self, batch: Batch, deadline_s: float) -> bytes:
-        """float32 of all vectors of the batch, one after the other. Raises WorkerBroke; being cancelled is as bad."""
+    async def run(self, batch: Batch, deadline_s: float) -> Vectors:
+        """The vectors of the batch. Raises WorkerBroke; being cancelled is as bad."""
         answer = await self._ask(batch, deadline_s)
         if isinstance(answer, Vectors) and answer.number == batch.number:
-            return answer.data
+            return answer
         raise WorkerBroke(answer.why if isinstance(answer, Failed) else "answered out of turn")
 
     def kill(self) -> None:

@@ -1,11 +1,14 @@
-"""Weights from a safetensors file, by memory map. The file is input: every number in it is checked before it is used.
+"""Weights from safetensors files, by memory map. The files are input: every number in them is checked before use.
 
 Layout: 8 bytes of little-endian header length, a JSON header of name -> {dtype, shape, data_offsets}, then the data.
+A large model is cut into shards; `model.safetensors.index.json` then says which tensor is in which file.
 """
 
 import math
 import mmap
+import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,10 +16,17 @@ import numpy.typing as npt
 
 from embedmesh.rules.errors import SetupError
 
-HEADER_BYTES_MAX = 16 * 1024 * 1024  # some 100 bytes a tensor; the format's own bound is 100 MB
-LENGTH_BYTES = 8
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
-Weights = dict[str, npt.NDArray[np.float32]]
+HEADER_BYTES_MAX = 16 * 1024 * 1024  # some 100 bytes a tensor; the format's own bound is 100 MB
+SHARDS_MAX = 64  # published models that a CPU can serve have some 10
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")  # a file of the folder, and not hidden
+LENGTH_BYTES = 8
+FLOATS: dict[str, type] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # each is a float32 without a loss
+INTEGERS: dict[str, type] = {"I64": np.int64, "I32": np.int32, "I8": np.int8}
+
+Array = npt.NDArray[np.float32]
 
 
 class Entry(msgspec.Struct):
@@ -27,39 +37,133 @@ class Entry(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-class WeightsFile:
-    """The tensors of one file. Arrays are views into the map: pages are read when touched and belong to the file.
+class Index(msgspec.Struct):
+    """What `model.safetensors.index.json` says: the file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
+class Weights:
+    """The tensors of a folder. F32 arrays are views into a map: pages are read when touched and belong to the file.
 
     The map is private and copy-on-write, since graphs take no read-only arrays; nothing here ever writes to it.
     """
 
+    def __init__(self, folder: Path) -> None:
+        """`folder` holds `model.safetensors`, or the index and its shards; with neither, every `get` is refused.
+
+        Raises SetupError in one line when a file is missing, cut short or not safetensors.
+        """
+        self._root = ""
+        self._folder = folder.name
+        self._files = [_File(folder / name) for name in weight_files(folder)]
+        self._tensors: dict[str, _File] = {}
+        for file in self._files:
+            for name in file.entries:
+                if name in self._tensors:
+                    raise SetupError(f"The weights of {folder.name} cannot be used: two files hold {name}.")
+                self._tensors[name] = file
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return self._root + name in self._tensors
+
+    def entry(self, name: str) -> Entry:
+        """What the file says of the tensor `name`. Raises SetupError when there is none."""
+        return self._find(name).entries[self._root + name]
+
+    def get(self, name: str, *shape: int) -> Array:
+        """The tensor `name` in float32, which must have just this shape. Raises SetupError otherwise."""
+        return self._find(name).get(self._root + name, shape)
+
+    def integers(self, name: str, *shape: int) -> npt.NDArray[np.int64]:
+        """A tensor of integers, of just this shape. Raises SetupError otherwise."""
+        return self._find(name).integers(self._root + name, shape)
+
+    def rooted(self, anchor: str) -> "Weights":
+        """The same weights by names without their common prefix: the one in front of `anchor` ("", "bert.", "model.").
+
+        Raises SetupError when no tensor is called so, or several are.
+        """
+        roots = [name.removesuffix(anchor) for name in self._tensors if ("." + name).endswith("." + anchor)]
+        if len(roots) != 1:
+            found = "there are several tensors" if roots else "there is no tensor"
+            raise SetupError(f"The weights of {self._folder} cannot be used: {found} {anchor}.")
+        view = object.__new__(Weights)
+        view.__dict__.update(self.__dict__, _root=roots[0])
+        return view
+
+    def _find(self, name: str) -> "_File":
+        file = self._tensors.get(self._root + name)
+        if file is None:
+            missing = f"there is no tensor {self._root}{name}" if self._files else f"there is no {FILE}"
+            raise SetupError(f"The weights of {self._folder} cannot be used: {missing}. Fetch the model again.")
+        return file
+
+    def release_pages(self) -> None:
+        """Give the pages back; they are read again from the files if they are touched. Arrays stay valid."""
+        for file in self._files:
+            file.release_pages()
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of the files that hold the folder's weights; none when there are no safetensors. Raises SetupError."""
+    if (folder / FILE).is_file():
+        return [FILE]
+    try:
+        with (folder / INDEX).open("rb") as file:
+            text = file.read(HEADER_BYTES_MAX)  # cut short it is no JSON
+    except OSError:
+        return []
+    try:
+        names = sorted(set(msgspec.json.decode(text, type=Index).weight_map.values()))
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise SetupError(f"Model file {INDEX} is not an index of tensors: fetch the model again.") from None
+    if len(names) > SHARDS_MAX:
+        raise SetupError(f"Model file {INDEX} names {len(names)} shards; at most {SHARDS_MAX} are read.")
+    for name in names:
+        if not SHARD_NAME.fullmatch(name):
+            raise SetupError(
+                f"Model file {INDEX} names a shard that is no safetensors file of the folder: {name[:80]!r}."
+            )
+    return names
+
+
+class _File:
+    """One safetensors file."""
+
     def __init__(self, path: Path) -> None:
-        """Raises SetupError in one line when the file is missing, cut short or not safetensors."""
         self._name = path.name
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError):
-            raise SetupError(f"Cannot read the weights {path.name}. Run `embedmesh setup`.") from None
-        self._data_start, self._entries = self._read_header()
+            raise SetupError(f"Cannot read the weights {path.name}. Fetch the model again.") from None
+        self._data_start, self.entries = self._read_header()
 
-    def get(self, name: str, *shape: int) -> npt.NDArray[np.float32]:
-        """The float32 tensor `name`, which must have just this shape. Raises SetupError otherwise."""
-        entry = self._entries.get(name)
-        if entry is None:
-            raise self._broken(f"has no tensor {name}")
-        if entry.dtype != "F32":
-            raise self._broken(f"holds {name} as {entry.dtype}, and only F32 is supported")
+    def get(self, name: str, shape: tuple[int, ...]) -> Array:
+        dtype, raw = self._raw(name, shape, FLOATS)
+        if dtype == "BF16":  # the upper half of a float32
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        return np.require(raw, np.float32, ["ALIGNED"])
+
+    def integers(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        return self._raw(name, shape, INTEGERS)[1].astype(np.int64)
+
+    def _raw(self, name: str, shape: tuple[int, ...], known: dict[str, type]) -> tuple[str, npt.NDArray[Any]]:
+        entry = self.entries[name]
+        if entry.dtype not in known:
+            raise self._broken(f"holds {name} as {entry.dtype}, and only {', '.join(known)} are supported")
         if tuple(entry.shape) != shape:
             raise self._broken(f"holds {name} with shape {entry.shape}, and the config asks for {list(shape)}")
         start, end = entry.data_offsets
         count = math.prod(shape)
-        if not 0 <= start <= end <= len(self._map) - self._data_start or end - start != count * 4:
+        item = np.dtype(known[entry.dtype])
+        if not 0 <= start <= end <= len(self._map) - self._data_start or end - start != count * item.itemsize:
             raise self._broken(f"gives {name} a place that is not its size")
-        return np.frombuffer(self._map, np.float32, count, self._data_start + start).reshape(shape)
+        return entry.dtype, np.frombuffer(self._map, item, count, self._data_start + start).reshape(shape)
 
     def release_pages(self) -> None:
-        """Give the pages back; they are read again from the file if they are touched. Arrays stay valid."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def _read_header(self) -> tuple[int, dict[str, Entry]]:

@@ -2,8 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable
 from pathlib import Path
 
 from embedmesh.engine.admit import Admission
@@ -14,11 +13,10 @@ from embedmesh.engine.process import WorkerBroke
 from embedmesh.engine.supervise import Supervisor
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules import errors
+from embedmesh.rules.deadlines import request_s
 from embedmesh.rules.embeddings import INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.errors import NodeBroke, SetupError
 from embedmesh.rules.models import Model
-
-INLINE_CHARS = 2_000  # about half a millisecond to tokenise; less than that is not worth a change of thread
 
 
 def usable_cores() -> int:
@@ -37,23 +35,18 @@ class Served:
         *,
         threads: int,
         queue_tokens_max: int,
-        executor: Executor,
         on_batch: Callable[[Plan, float], None] = lambda plan, seconds: None,
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
-        """Reads the tokenizer; raises SetupError. `executor` tokenises long texts, off the event loop.
-
-        `threads` of the engine; 0 takes all cores that this process may run on.
-        """
+        """Reads the tokenizer; raises SetupError. `threads` of the engine; 0 takes all cores that we may run on."""
         self.model = model
         folder = Path(model.folder)
-        self._tokenizer = ModelTokenizer(folder, model.max_tokens)
-        if self._tokenizer.vocab_size > read_folder(folder).config.get("vocab_size", 0):
+        self.tokenizer = ModelTokenizer(folder, model.max_tokens)
+        if self.tokenizer.vocab_size > read_folder(folder).vocab_size:
             raise SetupError(
                 f"The tokenizer of {folder.name} knows more tokens than its weights: fetch the model again."
             )
-        self._executor = executor
-        load = Load(str(folder), model.digest, model.width, model.max_tokens, threads or usable_cores())
+        load = Load(str(folder), model.digest, model.width, model.max_tokens, threads or usable_cores(), model.tier)
         self._supervisor = Supervisor(load, on_start=on_start)
         self._loaded = asyncio.Event()
         self._admission = Admission(self._run, tokens_max=queue_tokens_max, on_batch=on_batch)
@@ -77,73 +70,76 @@ class Served:
             tasks.create_task(self._supervisor.keep())
 
     async def stop(self) -> None:
-        """End the worker."""
+        """End the worker. Calls that still wait are told so."""
+        self._admission.fail_all(NodeBroke("The node no longer serves this model."))
         await self._supervisor.stop()
 
     def ready(self) -> bool:
         """Whether a forward pass succeeded just now."""
         return self._supervisor.ready()
 
+    async def idle(self) -> None:
+        """Wait until every call is answered."""
+        await self._admission.idle()
+
     @property
     def waiting_tokens(self) -> int:
         """Padded tokens that wait for their batch."""
         return self._admission.waiting_tokens
 
-    async def prepare(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
-        """What the model is given for each text or list of native ids, special tokens added.
+    def check(self, ids: list[list[int]]) -> int:
+        """Tokens of a call from a gateway, special tokens included. Raises a CallerFailure that names the input.
 
-        Raises a CallerFailure that names the input. Special tokens may be among the ids, as they come from texts that
-        spell them; an empty list is what a text of white space has become.
+        Special tokens may be among the ids, as they come from texts that spell them; an empty list is what a text of
+        white space has become.
         """
-        if not inputs:
+        if not ids:
             raise errors.EmptyInput("There is nothing to embed.", param="input")
-        if len(inputs) > INPUTS_MAX:
+        if len(ids) > INPUTS_MAX:
             raise errors.TooManyInputs(f"At most {INPUTS_MAX:,} inputs are taken at once.", param="input")
-        texts = [one for one in inputs if isinstance(one, str)]
-        tokenised = iter(await self._tokenise(texts))
-        sequences = []
-        for at, one in enumerate(inputs):
-            ids = next(tokenised) if isinstance(one, str) else one
-            self._check(at, one, ids)
-            sequences.append(self._tokenizer.with_specials(ids))
-        if sum(map(len, sequences)) > REQUEST_TOKENS_MAX:
+        room = self.model.max_tokens - self.tokenizer.specials
+        for at, one in enumerate(ids):
+            if not one and not self.tokenizer.specials:
+                raise errors.EmptyInput("This input has no token that the model knows.", param=f"input.{at}")
+            if one and max(one) >= self.tokenizer.vocab_size:
+                message = f"Token ids of this model are 0 to {self.tokenizer.vocab_size - 1}."
+                raise errors.InvalidValue(message, param=f"input.{at}")
+            if len(one) > room:
+                message = (
+                    f"This input has {len(one) + self.tokenizer.specials} tokens; the model takes "
+                    f"{self.model.max_tokens}, special tokens included."
+                )
+                raise errors.ContextLengthExceeded(message, param=f"input.{at}")
+        tokens = sum(map(len, ids)) + self.tokenizer.specials * len(ids)
+        if tokens > REQUEST_TOKENS_MAX:
             message = (
                 f"The inputs have more than {REQUEST_TOKENS_MAX:,} tokens in all. Split them over several requests."
             )
             raise errors.MaxTokensPerRequest(message, param="input")
-        return sequences
+        return tokens
 
-    async def embed(self, sequences: list[list[int]]) -> list[bytes]:
-        """One vector a sequence: little-endian float32. Raises Overloaded, or NodeBroke when the engine is down."""
+    async def embed(self, ids: list[list[int]]) -> bytes:
+        """Little-endian float32, [len(ids), width], of checked ids without special tokens. Equal ones are run once.
+
+        Raises Overloaded at once, NodeBroke when the engine is down, DeadlineExceeded.
+        """
+        places: dict[tuple[int, ...], int] = {}
+        order = [places.setdefault(tuple(each), len(places)) for each in ids]
+        sequences = [self.tokenizer.with_specials(each) for each in places]
         await self._loaded.wait()
         if self._supervisor.down:
             raise NodeBroke("The engine is down and is being restarted.")
-        return await self._admission.embed(sequences)
+        try:
+            async with asyncio.timeout(request_s(self._admission.expected_s(sum(map(len, sequences))))):
+                vectors = await self._admission.embed(sequences)
+        except TimeoutError:
+            raise errors.DeadlineExceeded("The call took longer than it may. Send fewer or shorter inputs.") from None
+        return b"".join([vectors[place] for place in order])
 
     async def _run(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes | None]:
         try:
             return await self._supervisor.run_each(sequences, rows, length)
         except NodeBroke as failure:
             if self._supervisor.down:
-                self._admission.fail_waiting(failure)
+                self._admission.fail_all(failure)
             raise
-
-    async def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        if sum(map(len, texts)) <= INLINE_CHARS:
-            return self._tokenizer.ids(texts)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._tokenizer.ids, texts)
-
-    def _check(self, at: int, given: str | list[int], ids: list[int]) -> None:
-        if given == "":
-            raise errors.EmptyInput("This input is empty.", param=f"input.{at}")
-        if ids and not (min(ids) >= 0 and max(ids) < self._tokenizer.vocab_size):
-            message = f"Token ids of this model are 0 to {self._tokenizer.vocab_size - 1}."
-            raise errors.InvalidValue(message, param=f"input.{at}")
-        tokens = len(ids) + self._tokenizer.specials
-        if tokens > self.model.max_tokens:
-            message = (
-                f"This input has {tokens} tokens; the model takes {self.model.max_tokens}, special tokens included."
-            )
-            raise errors.ContextLengthExceeded(message, param=f"input.{at}")

@@ -1,8 +1,9 @@
 """Keeps one worker process alive and honest: a deadline for each batch, a new process after any failure.
 
-A batch is tried on at most two processes; if both fail, halves of it are, to find what broke them (isolate). When no
-process will start, the model is *down* and says so at once, so that nobody waits for what does not come; `keep` goes on
-trying, with pauses.
+A batch is tried on at most two processes. What is not a finite vector on the second either is its text's own fault, and
+the others of the batch are good; if the second process breaks too, halves of the batch are tried, to find what broke it
+(isolate). When no process will start, the model is *down* and says so at once, so that nobody waits for what does not
+come; `keep` goes on trying, with pauses.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from embedmesh.engine.frames import Batch, Load
+from embedmesh.engine.frames import Batch, Load, Vectors
 from embedmesh.engine.isolate import isolate
 from embedmesh.engine.plan import pad_length
 from embedmesh.engine.process import WorkerBroke, WorkerProcess
@@ -22,6 +23,8 @@ from embedmesh.rules.errors import NodeBroke, SetupError
 
 log = logging.getLogger("embedmesh.engine")
 
+LATE = 3.0  # a batch that takes so many times what the last one's speed promises is no proof of life any more
+SPEED_TOKENS_MIN = 128  # smaller batches are slower a token, and never take long
 READY_S = 1.75  # a forward pass this young proves the model; "the truth within 2 s" leaves the rest for the asking
 PROBE_S = 0.5  # an idle model is probed this often: 2 ms of work each
 DEADLINE_BASE_S = 2.0  # first kernels of a shape, and a machine that is busy with other things
@@ -48,6 +51,8 @@ class Supervisor:
         self._turn = asyncio.Lock()
         self._numbers = itertools.count()
         self._proved_at = float("-inf")
+        self._expected_s = 0.0  # of the batch that runs, by the speed of those before it
+        self._tokens_per_s = float("inf")
         self._starts_in_vain = 0  # since the last good batch
         self._failed_starts = 0  # since the last process that loaded
         self.down: bool = False
@@ -59,32 +64,41 @@ class Supervisor:
             await self._try_once([[0]], 1, pad_length(1))
 
     def ready(self) -> bool:
-        """Whether a forward pass succeeded just now."""
-        return self._monotonic() - self._proved_at <= READY_S
+        """Whether a forward pass succeeded just now, or one that takes long is still in its time."""
+        return self._monotonic() - self._proved_at <= max(READY_S, LATE * self._expected_s)
 
     async def run_each(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes | None]:
         """Like `run`, but a sequence that breaks the engine gives None, and the others their vectors.
 
-        Raises NodeBroke when it is the only one, or the model is down.
+        Raises NodeBroke when it is the only one and broke the process, or the model is down.
         """
         try:
-            return [*await self.run(sequences, rows, length)]
+            return await self._run(sequences, rows, length)
         except NodeBroke:
             if len(sequences) == 1 or self.down:
                 raise
         ends = self._monotonic() + ISOLATE_S_MAX
-        run_once = functools.partial(self.run, tries_max=1)
+        run_once = functools.partial(self._run, tries_max=1)
         return await isolate(sequences, length, run_once, lambda: not self.down and self._monotonic() < ends)
 
-    async def run(self, sequences: list[list[int]], rows: int, length: int, *, tries_max: int = TRIES) -> list[bytes]:
-        """One little-endian float32 vector a sequence. Raises NodeBroke after `tries_max` processes failed on it."""
+    async def run(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes]:
+        """One little-endian float32 vector a sequence. Raises NodeBroke after two processes failed on it."""
+        vectors = await self._run(sequences, rows, length)
+        good = [vector for vector in vectors if vector is not None]
+        if len(good) < len(vectors):
+            raise NodeBroke("The node could not embed this: what comes out is not a finite vector.")
+        return good
+
+    async def _run(
+        self, sequences: list[list[int]], rows: int, length: int, *, tries_max: int = TRIES
+    ) -> list[bytes | None]:
         tries = 0
         while tries < tries_max:
             async with self._turn:
                 try:
                     await self._ensure()
                     tries += 1
-                    return await self._try_once(sequences, rows, length)
+                    return await self._try_once(sequences, rows, length, last=tries == tries_max)
                 except (WorkerBroke, SetupError) as error:
                     self._note_failure(error)
             if self.down:
@@ -128,21 +142,33 @@ class Supervisor:
         self._failed_starts = 0
         self.down = False
 
-    async def _try_once(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes]:
+    async def _try_once(
+        self, sequences: list[list[int]], rows: int, length: int, *, last: bool = False
+    ) -> list[bytes | None]:
+        """One attempt. Vectors that are not finite condemn the process, or on the `last` attempt their texts."""
         worker = self._worker
         if worker is None:
             raise WorkerBroke("is not there")
         batch = Batch(next(self._numbers), rows, length, sequences)
+        begun = self._monotonic()
+        self._expected_s = rows * length / self._tokens_per_s
         try:
-            data = await worker.run(batch, self._deadline_s(rows * length))
-            vectors = _cut(data, len(sequences), self._load.width)
+            answer = await worker.run(batch, self._deadline_s(rows * length))
+            vectors = _cut(answer, len(sequences), self._load.width)
+            if answer.bad and not last:
+                raise WorkerBroke("gave vectors that are not finite")
         except BaseException:
             self._worker = None
             worker.kill()
             await asyncio.shield(worker.gone())
             raise
-        self._proved_at = self._monotonic()
-        self._starts_in_vain = 0
+        finally:
+            self._expected_s = 0.0
+        if any(vector is not None for vector in vectors):
+            self._proved_at = self._monotonic()
+            self._starts_in_vain = 0
+            if rows * length >= SPEED_TOKENS_MIN:
+                self._tokens_per_s = rows * length / max(self._proved_at - begun, 1e-6)
         return vectors
 
     def _note_failure(self, error: Exception) -> None:
@@ -154,11 +180,13 @@ class Supervisor:
         return DEADLINE_BASE_S + tokens * self._weights_bytes / 2 / FLOPS_MIN
 
 
-def _cut(data: bytes, count: int, width: int) -> list[bytes]:
+def _cut(answer: Vectors, count: int, width: int) -> list[bytes | None]:
+    """One vector a sequence; None for those that are not finite."""
     size = width * 4
-    if len(data) != count * size:
+    if len(answer.data) != count * size:
         raise WorkerBroke("answered with another number of components than asked")
-    return [data[start : start + size] for start in range(0, len(data), size)]
+    bad = set(answer.bad)
+    return [None if at in bad else answer.data[at * size : (at + 1) * size] for at in range(count)]
 
 
 def _weights_bytes(folder: Path) -> int:

@@ -8,45 +8,100 @@ that what was counted is what is embedded.
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
 
+from embedmesh.engine.folder import Folder, read_folder
+from embedmesh.engine.jsonfile import read_object
 from embedmesh.rules.errors import SetupError
 
 PROBE = "a"  # any text will do that every vocabulary knows
+CAPITALS = "THE QUICK ÄÖÉ ΔΩ ЖЯ"  # in scripts that have capitals
+OTHER_FILES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 
 
 class ModelTokenizer:
     """One model's tokenizer. `max_tokens` bounds one input, special tokens included; it is kept here, not enforced."""
 
-    def __init__(self, folder: Path, max_tokens: int) -> None:
-        """Raises SetupError when the file is missing, broken, or adds special tokens in a way we do not know."""
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise SetupError(f"Model folder {folder.name} has no tokenizer.json. Run `embedmesh setup`.")
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception:  # noqa: BLE001 - the library raises bare Exception
-            raise SetupError(f"The tokenizer.json of {folder.name} is broken: fetch the model again.") from None
+    def __init__(self, path: Path, max_tokens: int) -> None:
+        """Raises SetupError when the folder is not understood, or its tokenizer.json is missing, broken, or adds
+        special tokens in a way we do not know.
+        """
+        folder = read_folder(path)
+        tokenizer = _read(folder)
+        _check_case(folder, tokenizer)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
-        self._head, self._tail = _find_specials(tokenizer, folder.name)
+        added = tokenizer.get_added_tokens_decoder()
+        self._dropped = _find_unknown(tokenizer) if folder.drops_unknown else None
+        self._head, self._tail = ([], []) if folder.source == "static" else _find_specials(tokenizer, path.name)
         self.max_tokens = max_tokens
         self.specials: int = len(self._head) + len(self._tail)
-        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        added = tokenizer.get_added_tokens_decoder()
+        self.vocab_size: int = max(tokenizer.get_vocab_size(with_added_tokens=True), *(at + 1 for at in added), 0)
         self.special_ids: frozenset[int] = frozenset(token_id for token_id, token in added.items() if token.special)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text: no special tokens, no padding, no truncation. Lets other threads run meanwhile."""
+        """Token ids of each text: no special tokens, no padding, no truncation. Lets other threads run meanwhile.
+
+        A text that a static model knows no word of has none.
+        """
         if len(texts) == 1:
-            return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [one.ids for one in encoded]
+            found = [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
+        else:
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            found = [one.ids for one in encoded]
+        if self._dropped is None:
+            return found
+        return [[token for token in ids if token != self._dropped] for ids in found]
 
     def with_specials(self, ids: Sequence[int]) -> list[int]:
         """What the model is really given for `ids`."""
         return [*self._head, *ids, *self._tail]
+
+
+class _Unigram(msgspec.Struct):
+    unk_id: int | None = None
+
+
+class _Saved(msgspec.Struct):
+    model: _Unigram
+
+
+def _read(folder: Folder) -> Tokenizer:
+    file = folder.transformer / "tokenizer.json"
+    if not file.is_file():
+        other = next((name for name in OTHER_FILES if (folder.transformer / name).is_file()), None)
+        raise SetupError(
+            f"Model folder {folder.path.name} has no tokenizer.json. "
+            + (f"Convert its {other} with transformers, which saves one." if other else "Fetch the model again.")
+        )
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception:  # noqa: BLE001 - the library raises bare Exception
+        raise SetupError(f"The tokenizer.json of {folder.path.name} is broken: fetch the model again.") from None
+
+
+def _check_case(folder: Folder, tokenizer: Tokenizer) -> None:
+    """Other programs change the tokenizer's lower-casing by what configs say. We do not: it must be so already."""
+    normalizer = tokenizer.normalizer
+    lowers = normalizer is not None and normalizer.normalize_str(CAPITALS) == normalizer.normalize_str(CAPITALS.lower())
+    config = read_object(folder.transformer / "tokenizer_config.json", absent_is_empty=True)
+    asked = config.get("do_lower_case") if isinstance(normalizer, BertNormalizer) else None
+    if (folder.lowercase and not lowers) or (isinstance(asked, bool) and asked != lowers):
+        raise SetupError(
+            f"Model folder {folder.path.name}: a config's do_lower_case is not what tokenizer.json does. Save the "
+            "tokenizer again with the normalizer that is meant."
+        )
+
+
+def _find_unknown(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for what the vocabulary does not know, if there is one."""
+    if hasattr(tokenizer.model, "unk_token"):
+        token = tokenizer.model.unk_token
+        return None if token is None else tokenizer.token_to_id(token)
+    return msgspec.json.decode(tokenizer.to_str(), type=_Saved).model.unk_id
 
 
 def _find_specials(tokenizer: Tokenizer, name: str) -> tuple[list[int], list[int]]:

@@ -51,7 +51,7 @@ def _load(load: Load) -> CompiledModel:
         )
     folder = read_folder(path)
     _compare(load, folder)
-    return CompiledModel(folder, load.threads)
+    return CompiledModel(folder, load.threads, load.tier)
 
 
 def _compare(load: Load, folder: Folder) -> None:
@@ -69,9 +69,8 @@ def _answer(model: CompiledModel, batch: Batch) -> Vectors | Failed:
     except Exception as error:  # noqa: BLE001 - whatever it is, the node replaces this process
         return Failed(batch.number, type(error).__name__)
     squares = np.einsum("ij,ij->i", vectors, vectors)
-    if not np.all(np.isfinite(squares) & (squares > 0)):
-        return Failed(batch.number, "not_finite_or_zero")
-    return Vectors(batch.number, vectors.astype("<f4", copy=False).tobytes())
+    bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
+    return Vectors(batch.number, vectors.astype("<f4", copy=False).tobytes(), bad.tolist())
 
 
 def _tie_to_parent() -> None:

@@ -6,7 +6,7 @@ import logging
 from typing import Protocol
 
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.rules.embeddings import Counted, EmbedReply, ServedModels
+from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow, WrongAnswer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
@@ -24,7 +24,7 @@ PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
 class ProbeClient(Protocol):
     """What a probe needs of the node client."""
 
-    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedReply: ...
+    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedVectors: ...
 
     async def served(self, address: str) -> ServedModels: ...
 
@@ -56,13 +56,16 @@ class Prober:
         self._told: set[str] = set()
         self._told_unproven = False
         self._began = clock.monotonic()
+        self._probed_at = float("-inf")
 
     async def run(self) -> None:
         """Probe for ever."""
         while True:
             before = self._node.state
-            if before is not NodeState.READY or self._quiet_s() >= READY_EVERY_S:
+            if before is not NodeState.READY:
                 await self.probe()
+            elif self._clock.monotonic() - self._probed_at >= READY_EVERY_S:
+                await self.probe(only_new=self._quiet_s() < READY_EVERY_S)
             self._tell(before)
             await asyncio.sleep(READY_EVERY_S / 5 if self._node.state is NodeState.READY else OUT_EVERY_S)
 
@@ -77,27 +80,36 @@ class Prober:
             self._told_unproven = True
             log.warning("node %s is %s (%s)", self._node.node_id, now.value, self._node.last_failure)
 
-    async def probe(self) -> None:
-        """One probe: what does it serve, and does each such model really embed?"""
-        began = self._clock.monotonic()
+    async def probe(self, *, only_new: bool = False) -> None:
+        """One probe: what does it serve, and does each such model really embed?
+
+        `only_new` leaves out the models whose answers to callers prove them already: a busy node has better to do.
+        """
+        began = self._probed_at = self._clock.monotonic()
+        tokens = 0
         try:
             async with asyncio.timeout(PROBE_S):
                 models = self._known(await self._client.served(self._node.address))
+                if not models:
+                    raise WrongAnswer("the node serves no model of the catalogue")
                 for model in models:
-                    counted = self._probes[model.id]
-                    candidate = Candidate(self._node.node_id, self._node.address, PROBE_S)
-                    self._verify(await self._client.embed(candidate, model, counted.ids), model, counted)
-            if not models:
-                raise WrongAnswer("the node serves no model of the catalogue")
+                    if not (only_new and model.id in self._node.models):
+                        tokens += await self._embed(model)
         except NodeFailure as failure:
             self._registry.failed(self._node, failure)
         except TimeoutError:
             self._registry.failed(self._node, NodeTooSlow("the probe's deadline passed"))
         else:
             self._registry.answered_right(self._node, [model.id for model in models])
-            tokens = sum(self._probes[model.id].tokens for model in models)
-            if self._node.load.outstanding == 0:
+            if tokens and self._node.load.outstanding == 0:
                 self._node.load.learn(tokens, self._clock.monotonic() - began)
+
+    async def _embed(self, model: Model) -> int:
+        """A verified embedding, and its tokens. Raises a NodeFailure."""
+        counted = self._probes[model.id]
+        candidate = Candidate(self._node.node_id, self._node.address, PROBE_S)
+        self._verify(await self._client.embed(candidate, model, counted.ids), model, counted)
+        return counted.tokens
 
     def _known(self, served: ServedModels) -> list[Model]:
         """The catalogue's models among those offered; an offer with another digest is another model."""

@@ -6,7 +6,7 @@ The gateway's count is what is charged, so it counts exactly what is sent: promp
 import asyncio
 
 from embedmesh.rules.embeddings import REQUEST_TOKENS_MAX, Call, Counted
-from embedmesh.rules.errors import ContextLengthExceeded, InvalidValue, MaxTokensPerRequest
+from embedmesh.rules.errors import ContextLengthExceeded, EmptyInput, InvalidValue, MaxTokensPerRequest
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Decoder, Tokenizer
 
@@ -36,6 +36,8 @@ def count_now(call: Call, model: Model, tokenizer: Tokenizer, cl100k: Decoder | 
     room = model.max_tokens - tokenizer.specials
     truncated = 0
     for index, tokens in enumerate(ids):
+        if not tokens and not tokenizer.specials:
+            raise EmptyInput("This input has no token that the model knows.", param=_name(call, index))
         if len(tokens) <= room:
             continue
         if call.truncate == "none":

@@ -66,8 +66,8 @@ async def _attempt(candidate: Candidate, model: Model, counted: Counted, client:
             reply = await client.embed(candidate, model, counted.ids)
     except TimeoutError:
         raise NodeTooSlow("the attempt's deadline passed") from None
-    raw = verify(reply, model, counted)
-    return Answer(vectors=[item.embedding for item in reply.data], raw=raw, node_id=candidate.node_id)
+    verify(reply, model, counted)
+    return Answer(data=reply.data, width=model.width, node_id=candidate.node_id)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ async def handle(
     async with held(world.ledger, place_hold(caller, cost, within_s, world.clock)) as bill:
         left_s = until - world.clock.monotonic()
         answer = await forward(model, counted, left_s, world.fleet, world.client, world.clock, verify)
-        reply = respond(call, counted, answer, cost, world.clock.monotonic() - began)
+        reply = respond(call, counted, answer, world.clock.monotonic() - began, cost=cost)
         await deliver(reply)
         bill.charge = Charge(
             cost_nanousd=cost,

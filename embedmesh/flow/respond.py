@@ -1,5 +1,4 @@
-"""The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or forwarded as
-the base64 they came in."""
+"""The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or as base64."""
 
 import base64
 import math
@@ -14,17 +13,15 @@ from embedmesh.rules.ports import Answer, Reply
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def respond(call: Call, counted: Counted, answer: Answer, cost: int, seconds: float) -> Reply:
-    """Status 200: `seconds` is how long we took; `cost` is what will be charged, in nano-USD."""
-    vectors: list[Any]
-    if call.dimensions is None and call.encoding == "base64":
-        vectors = answer.vectors
-    else:
-        matrix = np.frombuffer(b"".join(answer.raw), dtype="<f4").reshape(len(answer.raw), -1)
-        if call.dimensions is not None:
-            matrix = shorten(matrix, call.dimensions)
-        as_floats = call.encoding == "float"
-        vectors = list(matrix) if as_floats else [base64.b64encode(row.tobytes()).decode("ascii") for row in matrix]
+def respond(call: Call, counted: Counted, answer: Answer, seconds: float, *, cost: int | None = None) -> Reply:
+    """Status 200: `seconds` is how long we took; `cost` is what will be charged, in nano-USD, where anything is."""
+    matrix: Matrix = np.frombuffer(answer.data, dtype="<f4").reshape(-1, answer.width)
+    if call.dimensions is not None:
+        matrix = shorten(matrix, call.dimensions)
+    as_floats = call.encoding == "float"
+    vectors: list[Any] = (
+        list(matrix) if as_floats else [base64.b64encode(row.tobytes()).decode("ascii") for row in matrix]
+    )
     body = {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
@@ -33,10 +30,11 @@ def respond(call: Call, counted: Counted, answer: Answer, cost: int, seconds: fl
     }
     headers = {
         "openai-processing-ms": str(math.ceil(seconds * 1000)),
-        "x-embedmesh-cost-nanousd": str(cost),
         "x-embedmesh-node": answer.node_id,
         "x-embedmesh-truncated": str(counted.truncated),
     }
+    if cost is not None:
+        headers["x-embedmesh-cost-nanousd"] = str(cost)
     return Reply(headers=headers, body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
 
 

@@ -3,6 +3,10 @@
 The node protocol is written down in docs/reference/node-protocol.md; the structs here are its messages.
 """
 
+import sys
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
 from typing import Literal
 
 import msgspec
@@ -13,6 +17,7 @@ Truncate = Literal["none", "end", "start"]
 
 INPUTS_MAX = 2_048  # what OpenAI's API takes in one request
 REQUEST_TOKENS_MAX = 300_000  # what OpenAI's API takes in one request
+COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds and EmbedVectors
 BODY_BYTES_MAX = 4 * 1024 * 1024  # 300,000 tokens of ordinary text are about 1.5 MB; JSON escapes may double that
 USER_CHARS_MAX = 512
 
@@ -42,12 +47,54 @@ class Counted(msgspec.Struct, frozen=True):
     truncated: int = 0
 
 
-class EmbedRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Gateway to node. An input is a text, or token ids of the model's own vocabulary; the node adds special tokens."""
+class EmbedIds(msgspec.Struct, forbid_unknown_fields=True):
+    """Gateway to node, in MessagePack: token ids of the model's own vocabulary; the node adds the special tokens.
+
+    Both members are little-endian uint32: how many ids each input has, and the ids of all of them, one after another.
+    """
 
     model: str
-    input: list[str | list[int]]
-    encoding_format: Encoding = "base64"
+    lengths: bytes
+    ids: bytes
+
+
+class EmbedVectors(msgspec.Struct):
+    """Node to gateway, in MessagePack: `data` is little-endian float32, a row of the model's width an input, in order.
+
+    `tokens` counts all that was asked, special tokens included.
+    """
+
+    tokens: int
+    data: bytes
+
+
+def pack_ids(model: str, ids: Sequence[Sequence[int]]) -> EmbedIds:
+    """The message that asks for vectors of some inputs' ids."""
+    return EmbedIds(model, _uint32([len(each) for each in ids]), _uint32(list(chain.from_iterable(ids))))
+
+
+def unpack_ids(asked: EmbedIds) -> list[list[int]]:
+    """The ids of each input. Raises ValueError where the lengths do not add up to the ids."""
+    lengths, ids = (_from_uint32(member) for member in (asked.lengths, asked.ids))
+    if sum(lengths) != len(ids):
+        raise ValueError("the lengths do not add up to the ids")
+    ends = list(accumulate(lengths, initial=0))
+    return [ids[start:end] for start, end in pairwise(ends)]
+
+
+def _uint32(values: list[int]) -> bytes:
+    numbers = array("I", values)
+    if sys.byteorder != "little":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _from_uint32(data: bytes) -> list[int]:
+    numbers = array("I")
+    numbers.frombytes(data)  # ValueError where it is no multiple of four
+    if sys.byteorder != "little":
+        numbers.byteswap()
+    return numbers.tolist()
 
 
 class EmbedItem(msgspec.Struct):
@@ -66,7 +113,7 @@ class EmbedUsage(msgspec.Struct):
 
 
 class EmbedReply(msgspec.Struct):
-    """Node to gateway, in input order."""
+    """The public API's reply with base64, as a client of ours reads it."""
 
     data: list[EmbedItem]
     model: str
@@ -82,7 +129,10 @@ class ServedModel(msgspec.Struct):
     max_tokens: int
     digest: str
     tier: str
+    aliases: tuple[str, ...] = ()
     object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "embedmesh"
 
 
 class ServedModels(msgspec.Struct):

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from embedmesh.rules.embeddings import Counted, EmbedReply
+from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
 from embedmesh.rules.models import Model
@@ -152,21 +152,21 @@ class Fleet(Protocol):
 class NodeClient(Protocol):
     """One exchange with one node."""
 
-    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedReply:
+    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedVectors:
         """What the node says, not yet checked. Raises a NodeFailure."""
         ...
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A checked answer: for each input its vector's base64 as the node wrote it, and its raw little-endian float32."""
+    """A checked answer: little-endian float32, `width` components an input, row after row."""
 
-    vectors: list[str]
-    raw: list[bytes]
+    data: bytes
+    width: int
     node_id: str
 
 
-Verify = Callable[[EmbedReply, Model, Counted], list[bytes]]
-"""The raw float32 bytes of each vector of a right answer; raises WrongAnswer for any other."""
+Verify = Callable[[EmbedVectors, Model, Counted], None]
+"""Returns for a right answer; raises WrongAnswer for any other."""
 
 
 class Reply(msgspec.Struct, frozen=True):

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from embedmesh.edge.node_client import NodePool
+from embedmesh.rules.embeddings import EmbedIds, unpack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, NodeUnreachable, WrongAnswer
 from embedmesh.rules.ports import Candidate
 from tests.flow.world import MODEL, right_reply
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 IDS = [[1, 2], [3]]
-GOOD = msgspec.json.encode(right_reply(IDS))
+GOOD = msgspec.msgpack.encode(right_reply(IDS))
 
 
 def http(body: bytes, status: str = "200 OK", extra: str = "") -> bytes:
@@ -67,11 +68,10 @@ async def test_ids_go_out_and_the_reply_comes_back(tmp_path: Path) -> None:
         assert await NodePool().embed(candidate, MODEL, IDS) == right_reply(IDS)
     head, _, body = seen[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/embeddings HTTP/1.1\r\n")
-    assert msgspec.json.decode(body) == {
-        "model": "acme/tiny",
-        "input": [[1, 2], [3]],
-        "encoding_format": "base64",
-    }
+    assert b"Content-Type: application/vnd.embedmesh.v2+msgpack\r\n" in head
+    asked = msgspec.msgpack.decode(body, type=EmbedIds)
+    assert (asked.model, unpack_ids(asked)) == ("acme/tiny", IDS)
+    assert asked.ids == b"\1\0\0\0\2\0\0\0\3\0\0\0"
 
 
 async def test_a_chunked_reply_and_one_that_drips_are_put_together(tmp_path: Path) -> None:
@@ -95,12 +95,13 @@ WRONG = [
     (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", WrongAnswer),
     (http(b"not json"), WrongAnswer),
     (http(b"{}"), WrongAnswer),
-    (http(b"[" * 100_000), WrongAnswer),
-    (http(b'{"data":"\xff"}'), WrongAnswer),
+    (http(b"\x91" * 3_000), WrongAnswer),
+    (http(b"\x82\xa6tokens\x07\xa4data\xa4abcd"), WrongAnswer),
+    (http(b"\x82\xa6tokens\xca\x7f\xc0\x00\x00\xa4data\xc4\x00"), WrongAnswer),
     (http(b"", "429 Too Many Requests"), NodeBusy),
     (http(b"", "503 Service Unavailable"), NodeBusy),
     (http(b"", "400 Bad Request"), NodeRefused),
-    (http(b"", "404 Not Found"), NodeRefused),
+    (http(b"", "404 Not Found"), NodeBusy),
     (http(b"", "500 Internal Server Error"), NodeBroke),
     (http(b"", "302 Found", "Location: http://127.0.0.1/\r\n"), NodeBroke),
     (http(b"x" * 1_000_000), WrongAnswer),
@@ -132,7 +133,7 @@ async def test_a_connection_that_breaks_is_told_at_once(tmp_path: Path, cut: int
 async def test_a_large_reply_that_comes_in_one_read_is_right(tmp_path: Path) -> None:
     """The cap on the head is for the head: 2,000 vectors behind it are no sign of a hostile node."""
     many = [[1]] * 2_000
-    async with node(tmp_path, always(http(msgspec.json.encode(right_reply(many))))) as candidate:
+    async with node(tmp_path, always(http(msgspec.msgpack.encode(right_reply(many))))) as candidate:
         assert await NodePool().embed(candidate, MODEL, many) == right_reply(many)
 
 

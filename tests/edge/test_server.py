@@ -7,7 +7,7 @@ import time
 import pytest
 from aiohttp import web
 
-from embedmesh.edge.receive import BodyBudget, read_json_body
+from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.server import REST, HttpServer, deliver
 from embedmesh.rules.errors import Failure
 from tests.edge.http import Raw, read_reply, request, send, serving
@@ -38,7 +38,7 @@ class Echo:
         self.bugs += 1
 
     async def echo(self, asked: web.BaseRequest) -> web.StreamResponse:
-        body = await read_json_body(asked, LIMIT, self.budget, body_s=SHORT_S)
+        body = await read_body(asked, LIMIT, self.budget, body_s=SHORT_S)
         self.budget.give_back(len(body))
         return web.Response(body=body, headers={"Content-Type": "application/json"})
 

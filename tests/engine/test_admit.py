@@ -161,7 +161,8 @@ async def test_who_broke_a_batch_fails_alone() -> None:
     assert outcomes[3] == [b"\x04"]
 
 
-async def test_what_waits_can_be_failed_at_once() -> None:
+async def test_all_that_is_not_answered_can_be_failed_at_once() -> None:
+    """Also a call whose batch is running: nobody may come to tell it."""
     engine = Engine()
     async with admitting(engine) as admission:
         engine.free.clear()
@@ -169,9 +170,23 @@ async def test_what_waits_can_be_failed_at_once() -> None:
         await settle()
         waiting = asyncio.create_task(admission.embed([[2] * 10]))
         await settle()
-        admission.fail_waiting(NodeBroke("down"))
-        with pytest.raises(NodeBroke):
-            await waiting
+        admission.fail_all(NodeBroke("down"))
+        outcomes = await asyncio.gather(waiting, running, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [NodeBroke, NodeBroke]
         engine.free.set()
-        assert await running == [b"\x01"]
+        await admission.idle()
         assert admission.waiting_tokens == 0
+
+
+async def test_idle_waits_for_the_last_answer() -> None:
+    engine = Engine()
+    async with admitting(engine) as admission:
+        await admission.idle()
+        engine.free.clear()
+        running = asyncio.create_task(admission.embed([[1] * 10]))
+        idle = asyncio.create_task(admission.idle())
+        await settle()
+        assert not idle.done()
+        engine.free.set()
+        await running
+        await idle

@@ -34,9 +34,9 @@ def test_vectors_are_the_textbook_s(tmp_path: Path, pooling: str, normalize: boo
     ("members", "says"),
     [
         ({"model_type": "llama"}, "'llama'"),
-        ({"hidden_act": "relu"}, "'relu'"),
-        ({"position_embedding_type": "relative_key"}, "absolute positions"),
-        ({"is_decoder": True}, "encoders"),
+        ({"hidden_act": "mish"}, "'mish'"),
+        ({"position_embedding_type": "relative_key"}, "'relative_key'"),
+        ({"is_decoder": True}, "is_decoder"),
         ({"num_attention_heads": 3}, "num_attention_heads"),
         ({"num_hidden_layers": 3}, "no tensor encoder.layer.2"),
         ({"intermediate_size": 25}, "shape"),

@@ -37,6 +37,9 @@ def test_lengths_are_padded_in_steps(tokens: int, padded: int) -> None:
         ([[10], [250] * 9], False, 4, 256, [(1, 8), (1, 7), (1, 6), (1, 5)]),
         # Bulk never fills the batch of a small call: that would make the small call wait.
         ([[250], [250] * 9], True, 1, 256, [(0, 0)]),
+        # What a bulk call's long rows leave free goes to rows of like length of any other.
+        ([[250, 250, *[10] * 200], [250] * 9, [245]], False, 4, 256, [(0, 1), (0, 0), (1, 8), (1, 7)]),
+        ([[250, *[10] * 200], [100] * 5, [245] * 3], False, 4, 256, [(0, 0), (2, 2), (2, 1), (2, 0)]),
         # Nobody else waits, so bulk goes on.
         ([[250] * 9], True, 4, 256, [(0, 8), (0, 7), (0, 6), (0, 5)]),
         # A text longer than the budget runs alone.

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -31,10 +32,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def supervising(folder: Path, **changes: object) -> AsyncIterator[Supervisor]:
+async def supervising(
+    folder: Path, *, on_start: Callable[[int], None] = lambda number: None, **changes: object
+) -> AsyncIterator[Supervisor]:
     members = {"digest": digest(folder), "width": 16, "max_tokens": 48} | changes
     load = Load(folder=str(folder), threads=1, **members)  # type: ignore[arg-type]
-    supervisor = Supervisor(load, on_start=lambda: None)
+    supervisor = Supervisor(load, on_start=lambda: on_start(1))
     try:
         yield supervisor
     finally:
@@ -145,6 +148,41 @@ async def test_a_poisoned_text_is_found_in_its_batch(folder: Path, at: int) -> N
         vectors = await supervisor.run_each(batch, 4, 8)
     assert [place for place, vector in enumerate(vectors) if vector is None] == [at]
     assert all(is_right(np.frombuffer(vector, "<f4")) for vector in vectors if vector is not None)
+
+
+async def test_what_is_not_finite_costs_one_process(folder: Path) -> None:
+    """The second says the same, so it is the texts: their places are empty, and no halves are tried."""
+    starts = []
+    async with supervising(folder, on_start=starts.append) as supervisor:
+        await supervisor.start()
+        batch = [[2, POISON, 3] if at in (1, 40) else GOOD for at in range(64)]
+        vectors = await supervisor.run_each(batch, 64, 8)
+        assert [place for place, vector in enumerate(vectors) if vector is None] == [1, 40]
+        assert all(is_right(np.frombuffer(vector, "<f4")) for vector in vectors if vector is not None)
+        assert is_right(await embed(supervisor, GOOD))
+    assert len(starts) == 2
+
+
+async def test_an_exception_in_the_worker_costs_nobody_else_anything(folder: Path) -> None:
+    """Here the one of a wrong shape: four sequences for two rows."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        with pytest.raises(NodeBroke):
+            await supervisor.run([GOOD] * 4, 2, 8)
+        assert is_right(await embed(supervisor, GOOD))
+
+
+async def test_a_worker_without_memory_is_replaced(folder: Path) -> None:
+    """It may have no byte more than it has: what it cannot run, another one does."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        assert supervisor.pid is not None
+        pages = int(Path(f"/proc/{supervisor.pid}/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE")
+        resource.prlimit(supervisor.pid, resource.RLIMIT_AS, (limit, limit))
+        for rows in range(1, 400, 20):
+            vectors = await supervisor.run([GOOD] * rows, rows, 48)
+            assert all(is_right(np.frombuffer(vector, "<f4")) for vector in vectors)
 
 
 async def test_a_model_that_has_gone_is_down_at_once_and_comes_back_with_its_files(folder: Path) -> None:

@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
 from tests.data import model_folder, outside_data
-from tests.engine.tiny import make_folder
+from tests.engine.tiny import make_folder, write_json, write_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,121 @@ def test_the_file_s_own_cut_and_padding_do_not_count(tmp_path: Path) -> None:
     assert len(tokenizer.ids(["w1 " * 100])[0]) == 100
     assert [len(ids) for ids in tokenizer.ids(["w1", "w1 w2"])] == [1, 2]
     assert tokenizer.with_specials([7]) == [2, 7, 3]
+
+
+def save(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    folder = make_folder(tmp_path / "tiny")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def unigram() -> Tokenizer:
+    """As XLM-RoBERTa has it."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("▁ab", -4.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def byte_pairs(processor: processors.PostProcessor | None, *, prefix_space: bool) -> Tokenizer:
+    """As RoBERTa (with its own processor) and ModernBERT (with a template) have it."""
+    words = ["<s>", "<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "Ġab"]
+    tokenizer = Tokenizer(models.BPE({word: at for at, word in enumerate(words)}, [("a", "b"), ("Ġ", "ab")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>"])
+    if processor is not None:
+        tokenizer.post_processor = processor
+    return tokenizer
+
+
+TEMPLATE = processors.TemplateProcessing(single="<s> <s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+KINDS = {
+    "Unigram": (unigram(), [0], [2]),
+    "BPE of RoBERTa": (byte_pairs(processors.RobertaProcessing(("</s>", 2), ("<s>", 0)), prefix_space=True), [0], [2]),
+    "BPE with a template": (byte_pairs(TEMPLATE, prefix_space=False), [0, 0], [2]),
+    "nothing added": (byte_pairs(None, prefix_space=False), [], []),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_are_found_for_every_kind_of_tokenizer(tmp_path: Path, kind: str) -> None:
+    """For texts of all sorts, what is put around the plain ids is what the library itself would have put there."""
+    theirs, head, tail = KINDS[kind]
+    ours = ModelTokenizer(save(tmp_path, theirs), 48)
+    assert (ours.with_specials([]), ours.specials) == ([*head, *tail], len(head) + len(tail))
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.text(st.sampled_from("ab ▁Ä中\n<s>/"), max_size=12), min_size=1, max_size=3))
+    def agree_on(texts: list[str]) -> None:
+        agree((ours, theirs), texts)
+
+    agree_on()
+
+
+def test_ids_behind_a_gap_count_for_the_vocabulary(tmp_path: Path) -> None:
+    """An added token may have any id; the vocabulary reaches up to the highest."""
+    folder = make_folder(tmp_path / "tiny")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"][-1]["id"] = 90
+    content["model"]["vocab"]["[SEP]"] = 90
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert ModelTokenizer(folder, 48).vocab_size == 91
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "sentence", "tokenizer", "fits"),
+    [
+        (normalizers.BertNormalizer(lowercase=True), True, None, True),
+        (normalizers.BertNormalizer(lowercase=True), True, True, True),
+        (normalizers.BertNormalizer(lowercase=True), False, False, False),
+        (normalizers.BertNormalizer(lowercase=False), False, False, True),
+        (normalizers.BertNormalizer(lowercase=False), False, True, False),
+        (normalizers.BertNormalizer(lowercase=False), True, None, False),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()]), True, None, True),
+        (normalizers.NFC(), True, None, False),
+        (normalizers.NFC(), False, True, True),  # only a BERT tokenizer reads that member
+        (None, True, None, False),
+        (None, False, None, True),
+    ],
+)
+def test_lower_casing_that_is_asked_for_must_be_in_the_tokenizer(
+    tmp_path: Path, normalizer: normalizers.Normalizer | None, sentence: bool, tokenizer: bool | None, fits: bool
+) -> None:
+    changed = unigram()
+    if normalizer is not None:
+        changed.normalizer = normalizer
+    folder = save(tmp_path, changed)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": sentence})
+    write_json(folder / "tokenizer_config.json", {} if tokenizer is None else {"do_lower_case": tokenizer})
+    if fits:
+        ModelTokenizer(folder, 48)
+    else:
+        with pytest.raises(SetupError, match="do_lower_case"):
+            ModelTokenizer(folder, 48)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "sentencepiece.bpe.model"])
+def test_a_tokenizer_in_another_form_has_to_be_converted(tmp_path: Path, name: str) -> None:
+    folder = make_folder(tmp_path / "tiny")
+    (folder / "tokenizer.json").rename(folder / name)
+    with pytest.raises(SetupError, match=rf"no tokenizer\.json\. Convert its {name}"):
+        ModelTokenizer(folder, 48)
+
+
+@pytest.mark.parametrize("unk_id", [3, None])
+def test_unknown_pieces_of_a_static_unigram_model_are_dropped(tmp_path: Path, unk_id: int | None) -> None:
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("a", -3.0)]
+    folder = save(tmp_path, Tokenizer(models.Unigram(pieces, unk_id=unk_id, byte_fallback=False)))
+    write_json(folder / "modules.json", [{"type": "sentence_transformers.models.StaticEmbedding", "path": "."}])
+    write_json(folder / "config.json", {"model_type": "model2vec"})
+    write_safetensors(folder / "model.safetensors", {"embeddings": np.zeros((5, 2), np.float32)})
+    assert ModelTokenizer(folder, 48).ids(["aaa", "aa"]) == [[4, 4, 4], [4, 4]]
+    if unk_id is not None:
+        assert ModelTokenizer(folder, 48).ids(["aza"]) == [[4, 4]]
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])

@@ -33,7 +33,25 @@ CONFIG = {
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
 }
+POOLING_FLAGS = {
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "last": "pooling_mode_lasttoken",
+    "max": "pooling_mode_max_tokens",
+    "weighted_mean": "pooling_mode_weightedmean_tokens",
+}
 Weights = dict[str, npt.NDArray[np.float32]]
+
+
+DTYPES = {
+    "float32": "F32",
+    "float16": "F16",
+    "uint16": "BF16",  # numpy has none of its own
+    "float64": "F64",
+    "int64": "I64",
+    "int32": "I32",
+    "int8": "I8",
+}
 
 
 def make_folder(path: Path, *, pooling: str = "mean", normalize: bool = True, max_seq_length: int = 48) -> Path:
@@ -44,9 +62,8 @@ def make_folder(path: Path, *, pooling: str = "mean", normalize: bool = True, ma
     folders = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": folders[kind]} for kind in kinds]
     write_json(path / "modules.json", modules)
-    flag = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
     (path / "1_Pooling").mkdir(exist_ok=True)
-    write_json(path / "1_Pooling" / "config.json", {"word_embedding_dimension": 16, flag: True})
+    write_json(path / "1_Pooling" / "config.json", {"word_embedding_dimension": 16, POOLING_FLAGS[pooling]: True})
     write_json(path / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
     _make_tokenizer().save(str(path / "tokenizer.json"))
     write_safetensors(path / "model.safetensors", make_weights())
@@ -125,12 +142,23 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def write_safetensors(path: Path, weights: Weights) -> None:
+def add_module(folder: Path, kind: str, config: dict[str, Any]) -> Path:
+    """One more module behind the last, in a folder of its own, which is returned."""
+    listed = json.loads((folder / "modules.json").read_text())
+    where = f"{len(listed)}_{kind}"
+    write_json(folder / "modules.json", [*listed, {"type": f"sentence_transformers.models.{kind}", "path": where}])
+    (folder / where).mkdir()
+    write_json(folder / where / "config.json", config)
+    return folder / where
+
+
+def write_safetensors(path: Path, weights: dict[str, npt.NDArray[Any]]) -> None:
     """The format as its specification says, by hand, so that the reader is not tested against itself."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, array in weights.items():
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        dtype = DTYPES[array.dtype.name]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -15,12 +15,12 @@ from tests.flow.world import vector_for
 
 IDS = [[1, 2], [3]]
 RAW = [vector_for(ids).tobytes() for ids in IDS]
-ANSWER = Answer([base64.b64encode(raw).decode() for raw in RAW], RAW, "n0")
+ANSWER = Answer(b"".join(RAW), 4, "n0")
 COUNTED = Counted(ids=IDS, tokens=7, truncated=1)
 
 
 def vectors(call: Call) -> list[np.ndarray]:
-    body = json.loads(respond(call, COUNTED, ANSWER, 70, 0.0123).body)
+    body = json.loads(respond(call, COUNTED, ANSWER, 0.0123, cost=70).body)
     assert body["object"] == "list"
     assert body["model"] == call.model
     assert body["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
@@ -55,7 +55,7 @@ def test_the_full_width_is_left_as_it_is() -> None:
 
 
 def test_headers_tell_cost_node_and_cuts() -> None:
-    headers = respond(Call("tiny", texts=["a"]), COUNTED, ANSWER, 70, 0.0123).headers
+    headers = respond(Call("tiny", texts=["a"]), COUNTED, ANSWER, 0.0123, cost=70).headers
     assert headers == {
         "openai-processing-ms": "13",
         "x-embedmesh-cost-nanousd": "70",
@@ -64,11 +64,16 @@ def test_headers_tell_cost_node_and_cuts() -> None:
     }
 
 
+def test_where_nothing_is_charged_no_header_speaks_of_it() -> None:
+    headers = respond(Call("tiny", texts=["a"]), COUNTED, ANSWER, 0.0123).headers
+    assert "x-embedmesh-cost-nanousd" not in headers
+
+
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=4, max_size=4))
 def test_floats_are_the_shortest_decimals_that_give_back_the_same_float32(components: list[float]) -> None:
     vector = np.array(components, "<f4")
-    answer = Answer([""], [vector.tobytes()], "n0")
-    body = respond(Call("tiny", texts=["a"]), Counted(ids=[[1]], tokens=3), answer, 1, 0.0).body
+    answer = Answer(vector.tobytes(), 4, "n0")
+    body = respond(Call("tiny", texts=["a"]), Counted(ids=[[1]], tokens=3), answer, 0.0).body
     printed = body.split(b'"embedding":[')[1].split(b"]")[0].split(b",")
     for text, component in zip(printed, vector, strict=True):
         assert np.float32(float(text)).tobytes() == component.tobytes()

@@ -1,6 +1,5 @@
 """A small world for the flow: real steps over scripted edges (a node that answers by rule, a ledger in a dict)."""
 
-import base64
 import itertools
 import random
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.handle import World
-from embedmesh.rules.embeddings import EmbedItem, EmbedReply, EmbedUsage
+from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
 from embedmesh.rules.models import Model
@@ -104,20 +103,19 @@ def vector_for(ids: list[int]) -> np.ndarray:
     return (vector / np.linalg.norm(vector)).astype("<f4")
 
 
-def right_reply(ids: list[list[int]]) -> EmbedReply:
+def right_reply(ids: list[list[int]]) -> EmbedVectors:
     tokens = sum(map(len, ids)) + 2 * len(ids)
-    data = [EmbedItem(i, base64.b64encode(vector_for(each).tobytes()).decode()) for i, each in enumerate(ids)]
-    return EmbedReply(data=data, model="acme/tiny", usage=EmbedUsage(tokens, tokens))
+    return EmbedVectors(tokens=tokens, data=b"".join(vector_for(each).tobytes() for each in ids))
 
 
 class ScriptedNodes:
     """Answers by a script: each step is a failure to raise, a reply to give, or None for the right reply."""
 
-    def __init__(self, *script: Failure | EmbedReply | BaseException | None) -> None:
+    def __init__(self, *script: Failure | EmbedVectors | BaseException | None) -> None:
         self._script = itertools.chain(script, itertools.repeat(None))
         self.asked: list[tuple[str, list[list[int]]]] = []
 
-    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedReply:
+    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedVectors:
         self.asked.append((candidate.node_id, ids))
         step = next(self._script)
         if isinstance(step, BaseException):

@@ -1,16 +1,21 @@
 """An operator's own catalogue: several models on one node, prompts, native token ids, prices of their own."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.tokens import ModelTokenizer
 from tests.data import model_folder
 from tests.story.conftest import Serve
 from tests.story.endpoint import Endpoint
 
 DIGEST = "8b15441b4c169b78dcc3f86d491663fade918ca0772dae0b58d0eba4f681d569"
+EMBEDMESH = [sys.executable, "-m", "embedmesh"]
 TEXT = "The harbour lights went out one by one."
 
 CATALOGUE = """
@@ -80,3 +85,40 @@ def test_two_models_on_one_node(endpoint: Endpoint) -> None:
     assert endpoint.ask(input=TEXT, model="ids").headers["x-embedmesh-cost-nanousd"] == "0"
     endpoint.check_ledger()
     assert endpoint.stop() == 0
+
+
+@pytest.mark.skipif("fast" not in tiers_here(), reason="this CPU has no bfloat16 instructions")
+def test_a_tier_is_chosen_by_name_and_comes_and_goes(serve: Serve) -> None:
+    """Served where it was asked for only; close to the exact numbers, other than they, and never in their place."""
+    endpoint = serve().wait_ready()
+    plain = "sentence-transformers/all-MiniLM-L6-v2"
+    socket = ["--node", str(endpoint.data_dir / "run" / "node.sock")]
+
+    def served() -> dict[str, str]:
+        return {model["id"]: model["tier"] for model in endpoint.get("/v1/models", endpoint.api_key).json()["data"]}
+
+    def until(expected: dict[str, str]) -> None:
+        ends = time.monotonic() + 15  # the gateway asks every five seconds
+        while served() != expected:
+            assert time.monotonic() < ends, served()
+            time.sleep(0.05)
+
+    assert served() == {plain: "exact"}
+    refused = endpoint.ask(input=TEXT, model="all-MiniLM-L6-v2:fast")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_node_available")
+    exact = vector(endpoint, TEXT, model="all-MiniLM-L6-v2")
+
+    run = subprocess.run(
+        [*EMBEDMESH, "models", "load", "all-MiniLM-L6-v2:fast", *socket], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout) == (0, f"{plain}:fast is served now, in the tier fast.\n")
+    until({plain: "exact", f"{plain}:fast": "fast"})
+    fast = vector(endpoint, TEXT, model="all-MiniLM-L6-v2:fast")
+    assert 0.999 < fast @ exact / np.linalg.norm(fast) / np.linalg.norm(exact) < 1 - 1e-7
+    assert (vector(endpoint, TEXT, model="all-MiniLM-L6-v2:exact") == exact).all()
+
+    run = subprocess.run([*EMBEDMESH, "models", "unload", f"{plain}:fast", *socket], capture_output=True, text=True)
+    assert run.returncode == 0
+    assert endpoint.ask(input=TEXT, model="all-MiniLM-L6-v2:fast").status_code == 503
+    until({plain: "exact"})
+    assert (vector(endpoint, TEXT, model="all-MiniLM-L6-v2") == exact).all()

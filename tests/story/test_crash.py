@@ -13,7 +13,9 @@ from tests.story.conftest import Note
 from tests.story.endpoint import Endpoint, wait_until
 
 BACK_S = 3.0  # from the kill to the first vector
-LONG = ["one two three four five six seven eight nine ten " * 10] * 100  # 10,200 tokens: about a second
+LONG = [
+    f"number {at}: " + "one two three four five six seven eight nine ten " * 10 for at in range(100)
+]  # about a second
 QUESTION = "are you back?"
 ANSWER_NANOUSD = 60  # what one vector of QUESTION costs: 6 tokens at 10 nano-USD
 PARTS = ("gateway", "node", "worker")

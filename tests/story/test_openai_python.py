@@ -162,7 +162,7 @@ async def test_fifty_at_once(endpoint: Endpoint) -> None:
 def test_hanging_up_costs_nothing_and_leaves_nothing(client: OpenAI, endpoint: Endpoint) -> None:
     """A client that gives up in the middle is not charged, and those behind it do not wait for its work."""
     before = endpoint.account().balance_nanousd
-    much = ["one two three four five six seven eight nine ten " * 15] * 600  # 92,000 tokens: many seconds
+    much = [f"{at} " + "one two three four five six seven eight nine ten " * 15 for at in range(600)]  # many seconds
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.5).embeddings.create(model=MODEL, input=much)
     began = time.monotonic()
@@ -176,7 +176,9 @@ async def test_hanging_up_async(endpoint: Endpoint) -> None:
     """The same when a task is cancelled."""
     before = endpoint.account().balance_nanousd
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key, max_retries=0) as client:
-        task = asyncio.create_task(client.embeddings.create(model=MODEL, input=["some more words " * 60] * 200))
+        task = asyncio.create_task(
+            client.embeddings.create(model=MODEL, input=[f"{at} " + "some more words " * 60 for at in range(200)])
+        )
         await asyncio.sleep(0.3)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

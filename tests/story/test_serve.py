@@ -23,7 +23,9 @@ from tests.story.endpoint import MODEL, WIDTH, Endpoint, run, wait_until
 
 WARM_S = 6.0  # the promise is 2.5 s on a quiet machine; the rest is for a busy one
 ALONE_S = 5.0  # how long children may outlive a supervisor that was killed
-LONG = ["one two three four five six seven eight nine ten " * 10] * 100  # 10,200 tokens: about a second
+LONG = [
+    f"number {at}: " + "one two three four five six seven eight nine ten " * 10 for at in range(100)
+]  # about a second
 
 
 def mode(path: Path) -> int:
@@ -200,7 +202,7 @@ def test_a_second_ctrl_c_does_not_wait(serve: Serve) -> None:
     one = serve().wait_ready()
     before = one.account().balance_nanousd
     with ThreadPoolExecutor(1) as pool:
-        reply = pool.submit(one.ask, input=LONG * 4)
+        reply = pool.submit(one.ask, input=[f"{turn} {text}" for turn in range(4) for text in LONG])
         wait_until("the request runs", lambda: one.metric("embedmesh_tokens_outstanding") > 20_000, 10)
         one.process.send_signal(signal.SIGINT)
         wait_until("it says that it drains", lambda: "drains" in one.log.read_text(), 5)

@@ -1,25 +1,56 @@
-"""Architectures: one file each, and the one table that maps `model_type` of config.json to it.
-
-A builder turns a folder and its weights into an OpenVINO graph with two inputs, `ids` (int32, [rows, length]) and
-`mask` (float32, [rows, length], 1 for a token and 0 for padding), and one output, the vectors (float32, [rows, width]).
-"""
+"""Architectures: one file each, and the one table that maps `model_type` of config.json to it."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import openvino as ov
+from openvino import opset13 as op
 
 from embedmesh.engine.folder import Folder
-from embedmesh.engine.models import bert
-from embedmesh.engine.safetensors import WeightsFile
-from embedmesh.rules.errors import SetupError
+from embedmesh.engine.models import bert, distilbert, gte, modernbert, mpnet, nomic_bert, onnx, roberta, static
+from embedmesh.engine.models.pooling import dense, normalize, pool
+from embedmesh.engine.safetensors import Weights
 
-BUILDERS: dict[str, Callable[[Folder, WeightsFile], ov.Model]] = {"bert": bert.build}
+Builder = Callable[[dict[str, Any], Weights, ov.Output, ov.Output], ov.Output]
+"""config.json, weights, ids (int32, [rows, length]) and mask (float32, [rows, length], 1 for a token and 0 for padding)
+-> token states (float32, [rows, length, hidden]). Raises SetupError for a variant that is not known."""
+
+BUILDERS: dict[str, Builder] = {
+    "bert": bert.build,
+    "camembert": roberta.build,
+    "distilbert": distilbert.build,
+    "gte": gte.build,
+    "modernbert": modernbert.build,
+    "mpnet": mpnet.build,
+    "new": gte.build,
+    "nomic_bert": nomic_bert.build,
+    "roberta": roberta.build,
+    "xlm-roberta": roberta.build,
+}
 
 
-def build_graph(folder: Folder, weights: WeightsFile) -> ov.Model:
-    """The graph of a folder, pooling included. Raises SetupError for an architecture that is not in the table."""
-    builder = BUILDERS.get(folder.model_type)
-    if builder is None:
-        known = ", ".join(sorted(BUILDERS))
-        raise SetupError(f"Model type {folder.model_type!r} is not supported; this version knows: {known}.")
-    return builder(folder, weights)
+def build_graph(folder: Folder, weights: Weights) -> ov.Model:
+    """The graph of a folder: inputs `ids` and `mask` as a Builder takes them, and the vectors (float32, [rows, width]).
+
+    Raises SetupError for a variant of the architecture that is not known, and for weights that do not fit.
+    """
+    ids = op.parameter([-1, -1], np.int32, name="ids")
+    mask = op.parameter([-1, -1], np.float32, name="mask")
+    states = _build_states(folder, weights, ids.output(0), mask.output(0))
+    vectors = pool(states, mask.output(0), folder.pooling)
+    for layer in folder.dense:
+        vectors = dense(vectors, layer)
+    if folder.normalize:
+        vectors = normalize(vectors)
+    return ov.Model([vectors], [ids, mask], folder.model_type)
+
+
+def _build_states(folder: Folder, weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+    match folder.source:
+        case "onnx":
+            return onnx.build(folder, ids, mask)
+        case "static":
+            return static.build(weights, ids)
+        case "safetensors":
+            return BUILDERS[folder.model_type](folder.config, weights, ids, mask)

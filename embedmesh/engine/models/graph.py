@@ -1,15 +1,26 @@
 """The few graph pieces that encoders share, in the words of their papers."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as op
 
-from embedmesh.engine.folder import Pooling
+from embedmesh.engine.safetensors import Weights
 
 Array = npt.NDArray[np.float32]
 MASKED = -1e4  # added to a score, its exp() is exactly 0 in float32
-NORM_EPS = 1e-12  # as torch.nn.functional.normalize has it
+
+ACTIVATIONS: dict[str, Callable[[ov.Output], ov.Node]] = {
+    "gelu": lambda x: op.gelu(x, "erf"),
+    "gelu_new": lambda x: op.gelu(x, "tanh"),
+    "gelu_pytorch_tanh": lambda x: op.gelu(x, "tanh"),
+    "relu": op.relu,
+    "silu": op.swish,
+    "swish": op.swish,
+}
+"""The config's word -> what it does."""
 
 
 def weight(array: Array) -> ov.Output:
@@ -27,35 +38,74 @@ def axes(*values: int) -> ov.Output:
     return op.constant(np.array(values, np.int64)).output(0)
 
 
-def linear(x: ov.Output, kernel: Array, bias: Array) -> ov.Output:
+def activate(x: ov.Output, name: str) -> ov.Output:
+    """One of `ACTIVATIONS`."""
+    return ACTIVATIONS[name](x).output(0)
+
+
+def linear(x: ov.Output, kernel: Array, bias: Array | None) -> ov.Output:
     """x · kernelᵀ + bias."""
-    return op.add(op.matmul(x, weight(kernel), False, True), weight(bias)).output(0)
+    product = op.matmul(x, weight(kernel), False, True)
+    return (product if bias is None else op.add(product, weight(bias))).output(0)
 
 
-def layer_norm(x: ov.Output, scale: Array, shift: Array, eps: float) -> ov.Output:
-    """Layer normalisation over the last axis."""
-    normal = op.mvn(x, axes(-1), True, eps, "inside_sqrt")
-    return op.add(op.multiply(normal, weight(scale)), weight(shift)).output(0)
+def dense(x: ov.Output, weights: Weights, name: str, outputs: int, inputs: int, *, bias: bool = True) -> ov.Output:
+    """The linear layer `name`: its `.weight`, and its `.bias` where it has one."""
+    kernel = weights.get(f"{name}.weight", outputs, inputs)
+    return linear(x, kernel, weights.get(f"{name}.bias", outputs) if bias else None)
 
 
-def attention(q: ov.Output, k: ov.Output, v: ov.Output, mask: ov.Output, heads: int) -> ov.Output:
-    """Multi-head attention of [rows, length, width] tensors; `mask` is 1 for tokens, [rows, length]."""
-    score_mask = op.multiply(op.subtract(small(1.0), op.unsqueeze(mask, axes(1, 2))), small(MASKED))
+def packed(
+    x: ov.Output, weights: Weights, name: str, parts: int, outputs: int, inputs: int, *, bias: bool
+) -> list[ov.Output]:
+    """The `parts` linear layers, each `outputs` wide, whose rows the tensor `name` holds one below the other."""
+    kernels = np.split(weights.get(f"{name}.weight", parts * outputs, inputs), parts)
+    biases = np.split(weights.get(f"{name}.bias", parts * outputs), parts) if bias else [None] * parts
+    return [linear(x, kernel, one) for kernel, one in zip(kernels, biases, strict=True)]
 
-    def split(x: ov.Output) -> ov.Output:
-        return op.transpose(op.reshape(x, axes(0, 0, heads, -1), True), axes(0, 2, 1, 3)).output(0)
 
-    out = op.scaled_dot_product_attention(split(q), split(k), split(v), score_mask)
+def layer_norm(x: ov.Output, weights: Weights, name: str, width: int, eps: float, *, bias: bool = True) -> ov.Output:
+    """The layer normalisation `name` over the last axis."""
+    normal = op.multiply(op.mvn(x, axes(-1), True, eps, "inside_sqrt"), weight(weights.get(f"{name}.weight", width)))
+    return (op.add(normal, weight(weights.get(f"{name}.bias", width))) if bias else normal).output(0)
+
+
+def add(x: ov.Output, y: ov.Output) -> ov.Output:
+    """x + y."""
+    return op.add(x, y).output(0)
+
+
+def places(ids: ov.Output) -> ov.Output:
+    """0, 1, 2 ... up to the length of `ids` [rows, length], as int32."""
+    length = op.gather(op.shape_of(ids, "i32"), op.constant(np.int32(1)), op.constant(np.int32(0)))
+    return op.range(op.constant(np.int32(0)), length, op.constant(np.int32(1)), "i32").output(0)
+
+
+def rows_at(table: Array, at: ov.Output) -> ov.Output:
+    """Rows of a constant table. Past its end the last is taken, since padding may reach further than any text."""
+    return op.gather(weight(table), op.minimum(at, op.constant(np.int32(len(table) - 1))), axes(0)).output(0)
+
+
+def score_mask(mask: ov.Output) -> ov.Output:
+    """What to add to attention scores, [rows, 1, 1, length], so that padding gets no attention."""
+    return op.multiply(op.subtract(small(1.0), op.unsqueeze(mask, axes(1, 2))), small(MASKED)).output(0)
+
+
+def distances(ids: ov.Output) -> ov.Output:
+    """Key's place minus query's place, int32 [length, length], made while the model runs."""
+    place = places(ids)
+    return op.subtract(op.unsqueeze(place, axes(0)), op.unsqueeze(place, axes(1))).output(0)
+
+
+def split_heads(x: ov.Output, heads: int) -> ov.Output:
+    """[rows, length, width] to [rows, heads, length, width / heads]."""
+    return op.transpose(op.reshape(x, axes(0, 0, heads, -1), True), axes(0, 2, 1, 3)).output(0)
+
+
+def attention(q: ov.Output, k: ov.Output, v: ov.Output, scores_plus: ov.Output) -> ov.Output:
+    """Scaled dot-product attention of [rows, heads, length, head] tensors, back to [rows, length, width].
+
+    `scores_plus` is added to the scaled scores: a mask, a bias of positions, or both.
+    """
+    out = op.scaled_dot_product_attention(q, k, v, scores_plus)
     return op.reshape(op.transpose(out, axes(0, 2, 1, 3)), axes(0, 0, -1), True).output(0)
-
-
-def pool(states: ov.Output, mask: ov.Output, pooling: Pooling, normalize: bool) -> ov.Output:
-    """Token states [rows, length, width] to vectors [rows, width]."""
-    if pooling == "cls":
-        vectors = op.gather(states, op.constant(np.int64(0)), op.constant(np.int64(1)))
-    else:
-        sums = op.squeeze(op.matmul(op.unsqueeze(mask, axes(1)), states, False, False), axes(1))
-        vectors = op.divide(sums, op.reduce_sum(mask, axes(1), True))
-    if normalize:
-        vectors = op.normalize_l2(vectors, axes(1), NORM_EPS, "max")
-    return vectors.output(0)

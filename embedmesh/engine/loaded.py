@@ -1,0 +1,83 @@
+"""The models that a node serves now. They may come and go while it runs."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from embedmesh.engine.served import Served
+from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Model
+
+MODELS_MAX = 16  # each is a process of 200 MB or more
+UNLOAD_S = 30.0  # as long as an ordinary call may take
+
+
+class _Loaded(NamedTuple):
+    served: Served
+    keeping: asyncio.Task[None]
+
+
+class LoadedModels:
+    """By id. `make` builds what serves a model, and raises SetupError where its folder cannot be served."""
+
+    def __init__(self, make: Callable[[Model], Served]) -> None:
+        self._make = make
+        self._loaded: dict[str, _Loaded] = {}
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends, with its exception, when what keeps a model alive has ended: a bug of ours."""
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter([one.served for one in self._loaded.values()])
+
+    def find(self, model_id: str) -> Served | None:
+        """What serves the model of that id, be it still loading; or None."""
+        loaded = self._loaded.get(model_id)
+        return loaded.served if loaded is not None else None
+
+    async def load(self, model: Model) -> None:
+        """Serve a model. Calls for it wait from now on; returns once a first text was embedded.
+
+        Raises SetupError, and then does not serve it. Harmless where it is served already.
+        """
+        if model.id in self._loaded:
+            return
+        if len(self._loaded) >= MODELS_MAX:
+            raise SetupError(f"A node serves at most {MODELS_MAX} models. Unload one, or start another node.")
+        served = self._make(model)
+        keeping = asyncio.create_task(served.keep())
+        keeping.add_done_callback(self._kept)
+        self._loaded[model.id] = _Loaded(served, keeping)
+        try:
+            await served.start()
+        except BaseException:
+            self._loaded.pop(model.id, None)
+            await _end(served, keeping)
+            raise
+
+    async def unload(self, model_id: str, within_s: float = UNLOAD_S) -> None:
+        """Take no more calls for a model, answer those that wait, for at most so long, and end its worker."""
+        loaded = self._loaded.pop(model_id, None)
+        if loaded is None:
+            return
+        try:
+            async with asyncio.timeout(within_s):
+                await loaded.served.idle()
+        except TimeoutError:
+            pass  # who still waits will be told that the engine is gone
+        finally:
+            await _end(*loaded)
+
+    async def stop(self) -> None:
+        """End every worker at once."""
+        for model_id in list(self._loaded):
+            await self.unload(model_id, within_s=0.0)
+
+    def _kept(self, keeping: asyncio.Task[None]) -> None:
+        if not keeping.cancelled() and not self.broken.done():
+            self.broken.set_exception(keeping.exception() or RuntimeError("a model is no longer kept"))
+
+
+async def _end(served: Served, keeping: asyncio.Task[None]) -> None:
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await served.stop()

@@ -1,0 +1,167 @@
+"""`modules.json`, as sentence-transformers writes it: what happens to token states until they are a vector.
+
+Its spellings before and after version 6 are both read. What would change vectors and is not understood is refused.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from embedmesh.engine.jsonfile import Members, count, only_known, read_json, read_object, refused, text
+from embedmesh.rules.errors import SetupError
+
+Pooling = Literal["mean", "cls", "last", "max", "weighted_mean"]
+Activation = Literal["identity", "tanh", "gelu", "relu"]
+
+FILE = "modules.json"
+MODULES_MAX = 16  # published models have at most five
+
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""How a Pooling config says its mode before version 6: a flag a mode."""
+
+POOLINGS: dict[str, Pooling] = {
+    "cls": "cls",
+    "mean": "mean",
+    "max": "max",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last",
+}
+"""The modes of version 6 that are served."""
+
+POOLING_KNOWN: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(POOLING_FLAGS, ()),
+    "pooling_mode": (),
+    "word_embedding_dimension": (),
+    "embedding_dimension": (),
+    "include_prompt": (),
+}
+
+ACTIVATIONS: dict[str, Activation] = {
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.ReLU": "relu",
+}
+NAMES_KNOWN: dict[str, tuple[object, ...]] = {
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding",),
+}
+DENSE_KNOWN: dict[str, tuple[object, ...]] = {
+    **NAMES_KNOWN,
+    "in_features": (),
+    "out_features": (),
+    "bias": (True, False),
+    "activation_function": (),
+    "use_residual": (False,),
+}
+
+
+class Dense(msgspec.Struct, frozen=True):
+    """A linear layer behind the pooling; `model.safetensors` of its folder has `linear.weight` and `linear.bias`."""
+
+    path: Path
+    inputs: int
+    outputs: int
+    activation: Activation
+    bias: bool
+
+
+class Modules(msgspec.Struct, frozen=True):
+    """What `modules.json` lists. `first` is the folder of the transformer, or of the table of a static model."""
+
+    first: Path
+    static: bool
+    pooling: Pooling
+    dense: tuple[Dense, ...]
+    normalize: bool
+
+
+def read_modules(path: Path, width: int | None) -> Modules:
+    """Read and check `modules.json` and the configs that it points to. Raises SetupError.
+
+    `width` is that of token states, None for a static model; the widths of all modules must follow from it.
+    """
+    listed = list_modules(path)
+    kinds = [kind for kind, _ in listed]
+    ends = 1 if kinds[-1:] == ["Normalize"] else 0
+    start = ["StaticEmbedding"] if width is None else ["Transformer", "Pooling"]
+    middle = kinds[len(start) : len(kinds) - ends]
+    if kinds[: len(start)] != start or any(kind != "Dense" for kind in middle):
+        raise refused(path, f"{FILE} lists {' + '.join(kinds) or 'nothing'}")
+    dense = tuple(_read_dense(path / where) for kind, where in listed if kind == "Dense")
+    if ends:
+        only_known(_config(path / listed[-1][1]), NAMES_KNOWN, "the normalisation's config", path)
+    pooling: Pooling = "mean"
+    if width is not None:
+        pooling = _read_pooling(path, path / listed[1][1], width)
+        for layer in dense:
+            if layer.inputs != width:
+                raise SetupError(f"Model folder {path.name}: a dense layer takes {layer.inputs} of {width} components.")
+            width = layer.outputs
+    elif dense:
+        raise refused(path, f"{FILE} lists {' + '.join(kinds)}")
+    return Modules(path / listed[0][1], width is None, pooling, dense, bool(ends))
+
+
+def list_modules(path: Path) -> list[tuple[str, str]]:
+    """(kind, folder) of each module, in order. Raises SetupError."""
+    if not (path / FILE).is_file():
+        raise SetupError(
+            f"Model folder {path.name} has no {FILE}, which says how token states become a vector: add the one of "
+            "sentence-transformers (its pooling is never guessed)."
+        )
+    listed = read_json(path / FILE)
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise SetupError(f"Model folder {path.name}: {FILE} is not a list of modules.")
+    if len(listed) > MODULES_MAX:
+        raise refused(path, f"{FILE} lists {len(listed)} modules")
+    return [_module(module, path) for module in listed]
+
+
+def _module(module: Members, path: Path) -> tuple[str, str]:
+    package, _, kind = text(module, "type", path).rpartition(".")
+    where = module.get("path")
+    if package.partition(".")[0] != "sentence_transformers" or not isinstance(where, str):
+        raise refused(path, f"{FILE} has a module of type {module.get('type')!r}")
+    if where.startswith("/") or ".." in Path(where).parts:
+        raise refused(path, f"{FILE} points outside of the folder")
+    if module.get("kwargs"):
+        raise refused(path, f"{FILE} gives its {kind} arguments of its own")
+    return kind, where
+
+
+def _config(folder: Path) -> Members:
+    return read_object(folder / "config.json", absent_is_empty=True)
+
+
+def _read_pooling(path: Path, folder: Path, width: int) -> Pooling:
+    config = read_object(folder / "config.json")
+    only_known(config, POOLING_KNOWN, "the pooling config", path)
+    if config.get("include_prompt", True) is not True:
+        raise refused(path, "the pooling config leaves the prompt out of the pooling")
+    for name in ("word_embedding_dimension", "embedding_dimension"):
+        if config.get(name, width) != width:
+            raise SetupError(f"Model folder {path.name}: the pooling's {name} is not the {width} of its model.")
+    modes = config.get("pooling_mode", [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)])
+    names = [str(mode) for mode in modes] if isinstance(modes, list) else [str(modes)]
+    if len(names) != 1 or names[0] not in POOLINGS:
+        raise refused(path, f"its pooling is {' + '.join(names) or 'none'}")
+    return POOLINGS[names[0]]
+
+
+def _read_dense(folder: Path) -> Dense:
+    config = read_object(folder / "config.json")
+    only_known(config, DENSE_KNOWN, "a dense layer's config", folder)
+    activation = ACTIVATIONS.get(text(config, "activation_function", folder))
+    if activation is None:
+        raise refused(folder, f"its activation is {config['activation_function']!r}")
+    outputs = count(config, "out_features", folder)
+    return Dense(folder, count(config, "in_features", folder), outputs, activation, config.get("bias", True))

@@ -1,0 +1,73 @@
+"""The tiers: which numbers a graph is computed in, and what a CPU must have for that. Never chosen by the machine.
+
+* exact: float32 throughout.
+* fast: bfloat16 products, summed in float32. OpenVINO says that it can do so wherever there is AVX-512, and then
+  imitates it slowly; asked for here is the instruction itself.
+* int8: as fast, but most linear layers multiply 8-bit integers, as `int8.json` in the model folder says. Their sums are
+  exact 32-bit integers on a CPU with VNNI or AMX; older instructions saturate at 16 bits, so such CPUs are refused.
+
+So vectors of a tier differ between CPUs only as sums in float32 do by their order, never by a choice made silently.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import openvino as ov
+
+from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import TIERS, Tier
+
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # as Linux names what multiplies bfloat16 in hardware
+INT8_FLAGS = {"avx512_vnni", "amx_int8"}  # and 8-bit integers into 32-bit sums
+KERNELS_CACHED_MAX = 1_024  # of each kind; the planner's shapes are far fewer, so that no kernel is made twice
+HINTS: dict[Tier, str] = {"exact": "f32", "fast": "bf16", "int8": "bf16"}
+
+
+def tiers_here() -> tuple[Tier, ...]:
+    """The tiers that this CPU has the instructions for, in the order of TIERS."""
+    return tuple(tier for tier in TIERS if not _missing(tier))
+
+
+def check_cpu(tier: Tier) -> None:
+    """Raises SetupError, in one line, where this CPU lacks what the tier is made of."""
+    if missing := _missing(tier):
+        raise SetupError(f"This CPU cannot serve the tier {tier!r}: it has no {missing}. Serve the tier 'exact' here.")
+
+
+def compile_graph(graph: ov.Model, threads: int, tier: Tier) -> ov.CompiledModel:
+    """Compiled for the CPU. Raises SetupError where this CPU cannot do it. For int8 the graph says what is 8 bits.
+
+    One stream over all threads: as fast as two streams, with half the latency and memory. `threads` 0 leaves their
+    number to OpenVINO. The precision is always said: its default depends on the machine, and so would the vectors.
+    """
+    check_cpu(tier)
+    options: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": HINTS[tier],
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "NUM_STREAMS": 1,
+        "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_CACHED_MAX,
+    }
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return ov.Core().compile_model(graph, "CPU", options)
+
+
+def _missing(tier: Tier) -> str:
+    """In words what this CPU lacks for a tier; nothing if it has all."""
+    flags = _cpu_flags()
+    if tier != "exact" and not flags & BF16_FLAGS:
+        return "bfloat16 instructions (AVX512_BF16 or AMX)"
+    if tier == "int8" and not flags & INT8_FLAGS:
+        return "8-bit integer instructions (AVX512_VNNI or AMX)"
+    return ""
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """What Linux says that the CPU can do; elsewhere nothing is known, and nothing but exact is served."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split()[2:]) for line in lines if line.startswith("flags")), frozenset())

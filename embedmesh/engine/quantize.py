@@ -1,0 +1,189 @@
+"""Making `int8.json`: which linear layers may become 8-bit integers, and in which ranges. For a tool, not for a node.
+
+Three steps over token ids of ordinary text, none of which needs labels or training:
+
+1. The exact graph runs over half of the text, and every channel of every input of linear layers leaves its smallest and
+   largest value.
+2. Each input alone is made 8 bits, and the other half of the text tells how far the vectors move: one minus the mean
+   cosine. Errors of that size add up.
+3. The inputs that move them most stay in bfloat16, until the rest together is expected to move them by LOSS_MAX.
+
+What comes out is then measured as it will be served, on text of another kind.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from embedmesh.engine.compiled import pad
+from embedmesh.engine.folder import Folder
+from embedmesh.engine.int8 import Array, Input, Quality, Range, Ranges, find_inputs, quantize_inputs, weights_digest
+from embedmesh.engine.models import build_graph
+from embedmesh.engine.plan import BATCH_TOKENS_MAX, pad_length
+from embedmesh.engine.precision import check_cpu, compile_graph
+from embedmesh.engine.safetensors import Weights
+from embedmesh.rules.errors import SetupError
+
+Sequences = Sequence[Sequence[int]]
+
+LOSS_MAX = 7e-4  # of the mean cosine; measured: top-10 overlap is then above 97 %
+SMOOTHING = 0.75  # how much of a channel's size moves into the weights; more fits the calibration text too closely
+ONE_SIDED = 8  # an input that reaches so many times further up than down (behind a GELU) is not shifted: it has a floor
+NEAREST = 10  # neighbours whose agreement is measured
+TEXTS_MIN = 2 * (NEAREST + 1)
+RANGE_TOKENS_MAX = 20_000  # extremes hardly grow beyond
+LOSS_TOKENS_MAX = 4_000  # a pass a linear input: seconds for 22 M parameters, minutes for 560 M
+JUDGED_TEXTS_MAX = 1_000  # bounds the table of all pairs
+SMALLEST = 1e-6  # what a channel that is always 0 counts as
+
+
+def quantize(
+    folder: Folder,
+    sequences: Sequences,
+    judged: Sequences,
+    on: str,
+    *,
+    threads: int,
+    on_progress: Callable[[int, int], None],
+) -> Ranges:
+    """Ranges from `sequences`, judged on `judged`: token ids, special tokens included, of two kinds of text.
+
+    `on` says in words what the latter is. `on_progress` is told (steps done, steps in all). Raises SetupError where
+    this CPU cannot serve int8, for a model without linear layers, and for too little text.
+    """
+    check_cpu("int8")
+    if min(len(sequences), len(judged)) < TEXTS_MIN:
+        raise SetupError(f"There is too little text to measure with: {TEXTS_MIN} texts are the least, on each side.")
+    weights = Weights(folder.transformer)
+    graph = build_graph(folder, weights)
+    inputs = find_inputs(graph)
+    if not inputs:
+        raise SetupError(f"{folder.path.name} has no linear layers that could be made 8 bits.")
+    steps = len(inputs) + 2
+    ranges = _find_ranges(graph, inputs, _first(sequences[::2], RANGE_TOKENS_MAX), threads)
+    on_progress(1, steps)
+    losses = []
+    probes = _first(sequences[1::2], LOSS_TOKENS_MAX)
+    exact = _embed(compile_graph(build_graph(folder, weights), threads, "exact"), probes)
+    for number, chosen in enumerate(ranges):
+        trial = build_graph(folder, weights)
+        quantize_inputs(find_inputs(trial), [chosen if at == number else None for at in range(len(inputs))])
+        moved = _embed(compile_graph(trial, threads, "exact"), probes)
+        losses.append(1 - float(_cosines(exact, moved).mean()))
+        on_progress(number + 2, steps)
+    kept = _worst(losses)
+    chosen_ranges = [None if number in kept else each for number, each in enumerate(ranges)]
+    judged = judged[:JUDGED_TEXTS_MAX]
+    right = _embed(compile_graph(build_graph(folder, weights), threads, "exact"), judged)
+    small = build_graph(folder, weights)
+    quantize_inputs(find_inputs(small), chosen_ranges)
+    quality = compare(right, _embed(compile_graph(small, threads, "int8"), judged), on)
+    on_progress(steps, steps)
+    return Ranges(format=1, weights=weights_digest(inputs), inputs=chosen_ranges, quality=quality)
+
+
+def compare(exact: Array, other: Array, on: str) -> Quality:
+    """How far `other` is from `exact`, vectors [texts, width] of the same texts, more than NEAREST of them."""
+    cosines = _cosines(exact, other)
+    pairs = zip(nearest(exact), nearest(other), strict=True)
+    same = [len(set(ours) & set(theirs)) for ours, theirs in pairs]
+    return Quality(
+        texts=len(cosines),
+        on=on,
+        cosine_mean=round(float(cosines.mean()), 6),
+        cosine_min=round(float(cosines.min()), 6),
+        top10_overlap=round(100 * float(np.mean(same)) / NEAREST, 2),
+    )
+
+
+def nearest(vectors: Array) -> list[list[int]]:
+    """Of each text the NEAREST others by cosine."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    alike = unit @ unit.T
+    np.fill_diagonal(alike, -np.inf)
+    found: list[list[int]] = np.argpartition(-alike, NEAREST, axis=1)[:, :NEAREST].tolist()
+    return found
+
+
+def _find_ranges(graph: ov.Model, inputs: Sequence[Input], sequences: Sequences, threads: int) -> list[Range]:
+    """The range of each input over the tokens of `sequences`; one batch of one input's values is in memory at once."""
+    graph.add_outputs([each.source for each in inputs])
+    kernels = [np.concatenate([np.abs(kernel) for kernel in each.kernels]).max(axis=0) for each in inputs]
+    request = compile_graph(graph, threads, "exact").create_infer_request()
+    lows = [np.full(kernel.shape, np.inf, np.float32) for kernel in kernels]
+    highs = [-low for low in lows]
+    for places in _batches(sequences):
+        ids, mask = pad([sequences[place] for place in places], len(places), _length(sequences, places))
+        request.infer([ids, mask], share_inputs=True)
+        for number in range(len(inputs)):
+            values = request.get_output_tensor(number + 1).data
+            values = values[mask > 0] if values.ndim == mask.ndim + 1 else values.reshape(-1, values.shape[-1])
+            lows[number] = np.minimum(lows[number], values.min(axis=0))
+            highs[number] = np.maximum(highs[number], values.max(axis=0))
+    return [_range(*found) for found in zip(lows, highs, kernels, strict=True)]
+
+
+def _range(low: Array, high: Array, kernel: Array) -> Range:
+    """The range of an input from its channels' extremes and the largest weight that each channel meets."""
+    shifts = -low.min() * ONE_SIDED > high.max()
+    shift = (low + high) / 2 if shifts else np.zeros_like(low)
+    size = np.maximum(np.maximum(high - shift, shift - low), SMALLEST)
+    scale = size**SMOOTHING / np.maximum(kernel, SMALLEST) ** (1 - SMOOTHING)
+    scale /= np.exp(np.log(scale).mean())
+    return Range(
+        low=float(((low - shift) / scale).min()),
+        high=float(((high - shift) / scale).max()),
+        scale=_numbers(scale),
+        shift=_numbers(shift) if shifts else [],
+    )
+
+
+def _worst(losses: Sequence[float]) -> set[int]:
+    """The fewest, largest losses without which the rest adds up to at most LOSS_MAX."""
+    order = sorted(range(len(losses)), key=lambda number: losses[number])
+    sums = np.cumsum([max(losses[number], 0.0) for number in order])
+    return {number for number, total in zip(order, sums, strict=True) if total > LOSS_MAX}
+
+
+def _embed(compiled: ov.CompiledModel, sequences: Sequences) -> Array:
+    """Vectors [len(sequences), width]."""
+    request = compiled.create_infer_request()
+    vectors: dict[int, Array] = {}
+    for places in _batches(sequences):
+        ids, mask = pad([sequences[place] for place in places], len(places), _length(sequences, places))
+        request.infer([ids, mask], share_inputs=True)
+        vectors |= dict(zip(places, request.get_output_tensor(0).data.copy(), strict=True))
+    return np.array([vectors[place] for place in range(len(sequences))])
+
+
+def _batches(sequences: Sequences) -> Iterator[list[int]]:
+    """The places of sequences that run together: of like length, BATCH_TOKENS_MAX padded tokens at most."""
+    left = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
+    while left:
+        rows = max(1, BATCH_TOKENS_MAX // pad_length(len(sequences[left[-1]])))
+        yield left[-rows:]
+        del left[-rows:]
+
+
+def _length(sequences: Sequences, places: Sequence[int]) -> int:
+    return pad_length(max(len(sequences[place]) for place in places))
+
+
+def _first(sequences: Sequences, tokens_max: int) -> Sequences:
+    """As many of the first as have `tokens_max` tokens together, at least one."""
+    total = np.cumsum([len(sequence) for sequence in sequences])
+    return sequences[: max(1, int((total <= tokens_max).sum()))]
+
+
+def _cosines(ours: Array, theirs: Array) -> npt.NDArray[np.float64]:
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    cosines: npt.NDArray[np.float64] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return cosines
+
+
+def _numbers(values: npt.NDArray[Any]) -> list[float]:
+    """Six digits are more than 8 bits need, and half the file."""
+    return [float(f"{value:.6g}") for value in values]
