@@ -58,7 +58,7 @@ wheel: $(VENV)/.dev  ## build dist/embedmesh-*.whl
 	$(BIN)/python -m hatchling build -t wheel
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache node_modules
+	rm -rf $(VENV) .bench bench/results dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache node_modules
 
 # -- set-up: each step leaves a stamp, so that a second run is instant ------------------------------------------------
 

@@ -11,6 +11,7 @@ from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.books import json_option
 from embedmesh.commands.node_socket import ask
+from embedmesh.commands.quantize import quantize
 from embedmesh.commands.telling import print_json
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import format_usd
@@ -93,6 +94,9 @@ def fetch(name: str, models_dir: Path | None, offline: bool, as_json: bool) -> N
 
     folder = find_model(name, models_dir=models_dir or default_data_dir() / "models", offline=offline)
     print_entry(folder, name.partition("@")[0], as_json)
+
+
+models.add_command(quantize)
 
 
 def print_entry(folder: Path, model_id: str, as_json: bool, tier: str = "exact") -> None:

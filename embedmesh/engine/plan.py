@@ -37,11 +37,7 @@ class Work:
         """`lengths` are tokens of each input, special tokens included."""
         self.rows = sorted((Row(pad_length(n), place) for place, n in enumerate(lengths)), reverse=True)
         self.tokens = sum(row.length for row in self.rows)
-
-    @property
-    def is_bulk(self) -> bool:
-        """Whether it needs more than one batch."""
-        return self.tokens > BATCH_TOKENS_MAX
+        self.is_bulk = self.tokens > BATCH_TOKENS_MAX  # for good: a tail that became small would go before queries
 
     def remove(self, places: set[int]) -> None:
         """Take out what a batch has taken."""
@@ -61,7 +57,7 @@ class Plan(NamedTuple):
 def next_batch(line: Sequence[Work], *, last_was_bulk: bool) -> Plan | None:
     """What to run next for the calls in `line`, oldest first; None when nothing waits. Changes nothing."""
     small = next((at for at, work in enumerate(line) if work.rows and not work.is_bulk), None)
-    bulk = next((at for at, work in enumerate(line) if work.is_bulk), None)
+    bulk = next((at for at, work in enumerate(line) if work.rows and work.is_bulk), None)
     if bulk is not None and (small is None or not last_was_bulk):
         return _plan(line, bulk, (at for at in range(min(len(line), LOOK_AHEAD_CALLS)) if at != bulk), bulk=True)
     if small is not None:

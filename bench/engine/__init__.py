@@ -1,0 +1,1 @@
+"""The engine's speed beside other people's, in one interleaved run: `python -m bench.engine`."""
