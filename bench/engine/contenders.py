@@ -65,7 +65,7 @@ class Contender(Protocol):
         """[len(texts), width], in order."""
 
     def memory_mb(self) -> tuple[float, float]:
-        """Resident memory of all its processes, and how much of it is anonymous, in MB (1e6 bytes)."""
+        """Memory of all its processes, and how much of it is anonymous, in MB (1e6 bytes)."""
 
     def stop(self) -> None:
         """End its processes."""
@@ -89,15 +89,18 @@ class Process:
         return Broke(f"{what}; it said: {lines[-1][:LOG_WORDS_MAX] if lines else 'nothing'}")
 
     def memory_mb(self) -> tuple[float, float]:
-        """Resident, and of that anonymous, of the child and whatever it started, in MB (1e6 bytes)."""
+        """Resident, and of that anonymous, of the child and whatever it started, in MB (1e6 bytes).
+
+        A page that several processes share counts once: each has its part of it (PSS).
+        """
         resident = anonymous = 0
         for folder in Path("/proc").iterdir():
             with suppress(OSError, ValueError):  # no process, or it has just ended
                 if os.getsid(int(folder.name)) == self.popen.pid:
-                    _, pages, shared, *_ = map(int, (folder / "statm").read_text().split())
-                    resident, anonymous = resident + pages, anonymous + pages - shared
-        page_mb = os.sysconf("SC_PAGE_SIZE") / 1e6
-        return resident * page_mb, anonymous * page_mb
+                    lines = (folder / "smaps_rollup").read_text().splitlines()[1:]
+                    kb = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
+                    resident, anonymous = resident + kb["Pss"], anonymous + kb["Pss_Anon"]
+        return resident * 1.024e-3, anonymous * 1.024e-3
 
     def stop(self) -> None:
         """Ask it to end, then make it."""

@@ -24,7 +24,6 @@ from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
 from embedmesh.flow.count import count
 from embedmesh.flow.identify import identify
-from embedmesh.flow.respond import respond
 from embedmesh.flow.validate import validate
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import (
@@ -151,6 +150,8 @@ class NodeApp:
         return web.Response(body=msgspec.msgpack.encode(EmbedVectors(tokens, data)), headers={"Content-Type": COMPACT})
 
     async def _embed_public(self, body: bytes) -> web.Response:
+        from embedmesh.flow.respond import respond  # brings numpy, 15 MB that a node behind gateways can do without
+
         begun = time.monotonic()
         call, served, counted = await self._read(body)
         data = await self._embed(served, counted.ids, counted.tokens, begun)

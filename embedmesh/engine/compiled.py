@@ -15,7 +15,7 @@ from embedmesh.engine.precision import check_cpu, compile_graph
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.models import Tier
 
-RELEASE_EVERY_TOKENS = 8_192  # half a second of work, and about a millisecond to map the pages again
+RELEASE_EVERY_TOKENS = 2_048  # 0.1 to 0.3 s of work, and less than a millisecond to map its pages again
 
 
 class CompiledModel:

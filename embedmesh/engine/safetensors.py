@@ -4,17 +4,23 @@ Layout: 8 bytes of little-endian header length, a JSON header of name -> {dtype,
 A large model is cut into shards; `model.safetensors.index.json` then says which tensor is in which file.
 """
 
+from __future__ import annotations
+
 import math
 import mmap
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from embedmesh.rules.errors import SetupError
+
+if TYPE_CHECKING:  # a node reads headers only, and has 15 MB less without numpy
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float32]
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,10 +29,8 @@ HEADER_BYTES_MAX = 16 * 1024 * 1024  # some 100 bytes a tensor; the format's own
 SHARDS_MAX = 64  # published models that a CPU can serve have some 10
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")  # a file of the folder, and not hidden
 LENGTH_BYTES = 8
-FLOATS: dict[str, type] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # each is a float32 without a loss
-INTEGERS: dict[str, type] = {"I64": np.int64, "I32": np.int32, "I8": np.int8}
-
-Array = npt.NDArray[np.float32]
+FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # each is a float32 without a loss
+INTEGERS = {"I64": "<i8", "I32": "<i4", "I8": "<i1"}
 
 
 class Entry(msgspec.Struct):
@@ -80,7 +84,7 @@ class Weights:
         """A tensor of integers, of just this shape. Raises SetupError otherwise."""
         return self._find(name).integers(self._root + name, shape)
 
-    def rooted(self, anchor: str) -> "Weights":
+    def rooted(self, anchor: str) -> Weights:
         """The same weights by names without their common prefix: the one in front of `anchor` ("", "bert.", "model.").
 
         Raises SetupError when no tensor is called so, or several are.
@@ -93,7 +97,7 @@ class Weights:
         view.__dict__.update(self.__dict__, _root=roots[0])
         return view
 
-    def _find(self, name: str) -> "_File":
+    def _find(self, name: str) -> _File:
         file = self._tensors.get(self._root + name)
         if file is None:
             missing = f"there is no tensor {self._root}{name}" if self._files else f"there is no {FILE}"
@@ -142,15 +146,19 @@ class _File:
         self._data_start, self.entries = self._read_header()
 
     def get(self, name: str, shape: tuple[int, ...]) -> Array:
+        import numpy as np
+
         dtype, raw = self._raw(name, shape, FLOATS)
         if dtype == "BF16":  # the upper half of a float32
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return np.require(raw, np.float32, ["ALIGNED"])
 
     def integers(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-        return self._raw(name, shape, INTEGERS)[1].astype(np.int64)
+        return self._raw(name, shape, INTEGERS)[1].astype("<i8")
 
-    def _raw(self, name: str, shape: tuple[int, ...], known: dict[str, type]) -> tuple[str, npt.NDArray[Any]]:
+    def _raw(self, name: str, shape: tuple[int, ...], known: dict[str, str]) -> tuple[str, npt.NDArray[Any]]:
+        import numpy as np
+
         entry = self.entries[name]
         if entry.dtype not in known:
             raise self._broken(f"holds {name} as {entry.dtype}, and only {', '.join(known)} are supported")
