@@ -27,7 +27,7 @@ catalogue_option: Callable[[Callable[..., None]], Callable[..., None]] = click.o
 
 @click.group()
 def models() -> None:
-    """Show the catalogue's models; describe, check, fetch and quantize model folders; load them into a node."""
+    """Show, check, fetch, quantize and load models."""
 
 
 @models.command("list")
@@ -80,9 +80,9 @@ def inspect(folder: Path, as_json: bool) -> None:
 @click.option("--offline", is_flag=True, envvar="HF_HUB_OFFLINE", help="Take only what is here; open no connection.")
 @json_option
 def fetch(name: str, models_dir: Path | None, offline: bool, as_json: bool) -> None:
-    """Fetch a model from a Hugging Face hub, and print its entry for a catalogue.
+    """Fetch a model from a hub; print its catalogue entry.
 
-    NAME is organisation/model, with @ and a branch, tag or commit if wanted. What is here already is not fetched again.
+    NAME is the organisation/model of a Hugging Face hub, with @ and a branch, tag or commit if wanted. What is here already is not fetched again.
     This is the only command that asks a hub for anything. HF_ENDPOINT and HF_TOKEN name another hub and who asks.
 
     \b
@@ -187,7 +187,9 @@ def load(name: str, node: Path | None, as_json: bool) -> None:
 @node_option
 @json_option
 def unload(name: str, node: Path | None, as_json: bool) -> None:
-    """Have a running node serve a model no more, once its last calls are answered.
+    """Have a running node serve a model no more.
+
+    It answers the calls that wait first.
 
     \b
     Example:

@@ -149,7 +149,7 @@ def progress() -> Iterator[rich.progress.Progress]:
 def quantize(
     name: str, output: Path | None, text: Path | None, catalogue: Path | None, threads: int, as_json: bool
 ) -> None:
-    """Make a folder for the int8 tier of a model, and print its entry for a catalogue.
+    """Make a folder for the int8 tier; print its catalogue entry.
 
     NAME is a model of the catalogue, or a folder. The layers that bear it get 8-bit integers, the rest stays in
     bfloat16. How far the vectors are from the exact ones is measured on text foreign to the calibration, printed, and

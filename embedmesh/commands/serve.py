@@ -60,7 +60,7 @@ def gateway(**settings: Any) -> None:
 @click.command("node")
 @settings_options(NodeSettings)
 def node(**settings: Any) -> None:
-    """Run a node: it embeds what gateways send it, or, alone, what callers do.
+    """Run a node: it embeds for gateways, or alone for callers.
 
     It loads the catalogue's models and serves them on a Unix socket for gateways, on a port for callers, or on both.
     What it serves can be changed while it runs (embedmesh models load).

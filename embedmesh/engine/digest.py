@@ -4,7 +4,7 @@ import hashlib
 import mmap
 from pathlib import Path
 
-from embedmesh.engine.jsonfile import read_object, text
+from embedmesh.engine.jsonfile import FETCH_AGAIN, read_object, text
 from embedmesh.engine.layout import INT8_FILE, SENTENCE_FILES, SENTENCES_FILE, find_first, find_onnx, find_source
 from embedmesh.engine.modules import FILE as MODULES_FILE
 from embedmesh.engine.modules import list_modules
@@ -71,4 +71,4 @@ def _hash_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise SetupError(f"Cannot read model file {path.name}: {error.strerror}. Fetch the model again.") from None
+        raise SetupError(f"Cannot read model file {path.name}: {error.strerror}. {FETCH_AGAIN}") from None

@@ -7,6 +7,7 @@ import msgspec
 
 from embedmesh.rules.errors import SetupError
 
+FETCH_AGAIN = "Fetch the model again; the default one: `embedmesh setup`."
 CONFIG_BYTES_MAX = 1024 * 1024  # the largest config.json in use has some 30 kB
 
 Members = dict[str, Any]
@@ -28,7 +29,7 @@ def read_json(path: Path) -> object:
         with path.open("rb") as file:
             text = file.read(CONFIG_BYTES_MAX + 1)
     except OSError as error:
-        raise SetupError(f"Cannot read model file {path.name}: {error.strerror}. Fetch the model again.") from None
+        raise SetupError(f"Cannot read model file {path.name}: {error.strerror}. {FETCH_AGAIN}") from None
     if len(text) > CONFIG_BYTES_MAX:
         raise SetupError(f"Model file {path.name} is larger than {CONFIG_BYTES_MAX:,} bytes: not a config.")
     try:

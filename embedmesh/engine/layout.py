@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from embedmesh.engine.jsonfile import read_object, refused
+from embedmesh.engine.jsonfile import FETCH_AGAIN, read_object, refused
 from embedmesh.engine.modules import FILE as MODULES_FILE
 from embedmesh.engine.modules import list_modules
 from embedmesh.engine.safetensors import weight_files
@@ -78,8 +78,8 @@ def find_source(path: Path, transformer: Path, model_type: str) -> Literal["safe
             f"safetensors this version knows {', '.join(KINDS)}."
         )
     raise SetupError(
-        f"Model folder {path.name} has no weights that are read: model.safetensors or model.onnx. Fetch the model "
-        "again, or convert its weights to safetensors."
+        f"Model folder {path.name} has no weights that are read: model.safetensors or model.onnx. {FETCH_AGAIN} "
+        "Pickled weights must be converted to safetensors."
     )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import msgspec
 import numpy as np
-import openai
 import pytest
 
 from embedmesh.edge.unix_socket import bind_unix
@@ -372,6 +371,8 @@ def free_port() -> int:
 
 
 def test_a_node_alone_serves_the_openai_sdk_and_nobody_without_its_key(model: Model, tmp_path: Path) -> None:
+    import openai  # takes a second, which the tests that are collected only need not spend
+
     port = free_port()
     node = Node(model, tmp_path / "n.sock", standalone=True, port=port, api_key="a-key-of-ours")
     try:

@@ -125,7 +125,7 @@ TANH = "torch.nn.modules.activation.Tanh"
         (lambda folder: write_json(folder / "modules.json", [{}] * 17), "17 modules"),
         (edit("config.json", model_type="electra"), "'electra' is not supported without a model.onnx"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors or model.onnx"),
-        (pickled, "convert its weights"),
+        (pickled, "Pickled weights must be converted"),
         (no_length, "how many tokens"),
         (lambda folder: write_json(folder / "config_sentence_transformers.json", {"prompts": {"q": 1}}), "prompts"),
     ],
