@@ -82,8 +82,9 @@ def inspect(folder: Path, as_json: bool) -> None:
 def fetch(name: str, models_dir: Path | None, offline: bool, as_json: bool) -> None:
     """Fetch a model from a hub; print its catalogue entry.
 
-    NAME is the organisation/model of a Hugging Face hub, with @ and a branch, tag or commit if wanted. What is here already is not fetched again.
-    This is the only command that asks a hub for anything. HF_ENDPOINT and HF_TOKEN name another hub and who asks.
+    NAME is the organisation/model of a Hugging Face hub, with @ and a branch, tag or commit if wanted. What is here
+    already is not fetched again. This is the only command that asks a hub for anything. HF_ENDPOINT and HF_TOKEN name
+    another hub and who asks.
 
     \b
     Examples:

@@ -206,6 +206,7 @@ class NodeApp:
         """Stop serving a model; answers once its last calls were answered and its memory is free."""
         served = self._served(request[REST])
         await self._models.unload(served.model.id)
+        self._metrics.forget(served.model.id)
         return _json({"id": served.model.id, "object": "model", "deleted": True})
 
     async def health(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -64,6 +64,11 @@ class NodeMetrics:
         self._waiting.labels(model).set(waiting_tokens)
         self._ready.labels(model).set(int(ready))
 
+    def forget(self, model: str) -> None:
+        """A model is no longer served; its counts stay, as counts do."""
+        for gauge in (self._waiting, self._ready):
+            gauge.remove_by_labels({"model": model})
+
     def text(self) -> tuple[bytes, str]:
         """The page and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -39,7 +39,9 @@ class LoadedModels:
 
         Raises SetupError, and then does not serve it. Harmless where it is served already.
         """
-        if model.id in self._loaded:
+        already = self._loaded.get(model.id)
+        if already is not None:
+            await already.served.loaded()
             return
         if len(self._loaded) >= MODELS_MAX:
             raise SetupError(f"A node serves at most {MODELS_MAX} models. Unload one, or start another node.")

@@ -4,21 +4,24 @@ Sequences of like length run together, so that little is computed for padding, a
 larger batches are no faster on a CPU and make everybody wait. A call that fits into one batch is *small*, any other is
 *bulk*. While both kinds wait they take turns, so that a query waits for at most one batch of somebody's bulk work, and
 bulk work keeps at least every other turn. Within a kind the oldest call leads until it is done: whoever asks expects to
-wait for the tokens that were there before, and taking bulk calls in turns would let them all finish at the end. Room
-that the leader leaves goes to rows of like length of other calls: in a bulk call's batch to any, so that its last
-batches are as full as its first; in a small call's to small ones only, since a fuller batch would make it wait.
+wait for the tokens that were there before, and taking bulk calls in turns would let them all finish at the end. A
+batch is as long as its leader's longest row and takes the rows that come next in length, its own and other calls': in a
+bulk call's batch anybody's, so that its last batches are as full as its first; in a small call's only those of small
+ones, since a fuller batch would make it wait.
 
 The shapes that can come out are few (`shapes` lists them), because a CPU engine keeps compiled kernels for each.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 BATCH_TOKENS_MAX = 1_024  # padded; measured best on 2 cores, about 55 ms of a 22 M parameter model
 BATCH_ROWS_MAX = 64  # the shortest texts are as fast as they get with that many
 LOOK_AHEAD_CALLS = 256  # twice the rows of any batch; looking further costs more than it finds
-WASTE_TOKENS_MAX = 16  # a row's padding may cost as much as a batch of its own would: about a millisecond
+BATCH_COST_TOKENS = 24  # what a batch costs besides its tokens, in tokens: 1 to 2 ms in every tier
+CANDIDATES = 4  # rows looked at, in fullest batches; more find no better batch
 LENGTH_STEPS = ((32, 4), (64, 8), (256, 16), (1_024, 32))  # (up to so many tokens, in steps of)
 LENGTH_STEP_ABOVE = 128
 
@@ -67,18 +70,28 @@ def next_batch(line: Sequence[Work], *, last_was_bulk: bool) -> Plan | None:
 
 
 def _plan(line: Sequence[Work], leader: int, others: Iterable[int], *, bulk: bool) -> Plan:
-    """A batch as long as the leader's longest row, filled with its and others' rows that are not much shorter."""
+    """A batch as long as the leader's longest row, with as many rows, its own and others', as pay best.
+
+    What a batch pays is the tokens that were waiting, over those that it computes; so rows much shorter than the first
+    are left for a batch of their own length as soon as that costs less than padding them.
+    """
     length = line[leader].rows[0].length
-    shortest = length - max(WASTE_TOKENS_MAX, length // 8)
     rows_max = _rows_max(length)
-    members: list[tuple[int, int]] = []
+    found: list[
+        tuple[int, int, int]
+    ] = []  # negative length, call, place: the longest first, the leader's before others'
     for at in chain([leader], others):
-        alike = (row.place for row in line[at].rows if shortest <= row.length <= length)
-        members += [(at, place) for place, _ in zip(alike, range(rows_max - len(members)), strict=False)]
-        if len(members) == rows_max:
+        rows = line[at].rows
+        first = bisect_left(rows, -length, key=lambda row: -row.length)
+        found += [(-row.length, at, row.place) for row in rows[first : first + rows_max]]
+        if len(found) >= CANDIDATES * rows_max:
             break
-    rows = _rows(len(members), rows_max)
-    return Plan(rows, length, members[:rows], bulk)
+    found.sort(key=lambda row: row[0])
+    totals = list(accumulate(-negative for negative, _, _ in found))
+    best = max(
+        _row_counts(rows_max), key=lambda rows: totals[min(rows, len(found)) - 1] / (rows * length + BATCH_COST_TOKENS)
+    )
+    return Plan(best, length, [(at, place) for _, at, place in found[:best]], bulk)
 
 
 def pad_length(tokens: int) -> int:
@@ -91,27 +104,21 @@ def _rows_max(length: int) -> int:
     return min(BATCH_ROWS_MAX, max(1, BATCH_TOKENS_MAX // length))
 
 
-def _rows(waiting: int, rows_max: int) -> int:
-    """How many rows the batch gets: all that fit, or a power of four below half of that; at most a quarter is padding.
-
-    The rest waits for the next batch. That costs little: half a batch already keeps all cores busy.
-    """
-    if waiting >= rows_max:
-        return rows_max
-    rows = 1
-    while rows * 4 * 2 <= rows_max and waiting >= rows * 3:
-        rows *= 4
-    return rows
+def _row_counts(rows_max: int) -> list[int]:
+    """How many rows a batch may have: all that fit, or a power of four up to half of that. Few, for there are kernels
+    for each."""
+    counts = [1]
+    while counts[-1] * 4 * 2 <= rows_max:
+        counts.append(counts[-1] * 4)
+    return counts if rows_max == 1 else [*counts, rows_max]
 
 
 def shape_rows(count: int, length: int) -> int:
     """The fewest rows of the shapes of that length that take `count` sequences; the rest is padding."""
-    rows_max = _rows_max(length)
-    return min(rows for rows in {_rows(n, rows_max) for n in range(1, rows_max + 1)} if rows >= count)
+    return min(rows for rows in _row_counts(_rows_max(length)) if rows >= count)
 
 
 def shapes(max_tokens: int) -> Iterator[tuple[int, int]]:
     """Every (rows, length) that can come out for a model of `max_tokens`."""
     for length in sorted({pad_length(tokens) for tokens in range(1, max_tokens + 1)}):
-        rows_max = _rows_max(length)
-        yield from ((rows, length) for rows in sorted({_rows(n, rows_max) for n in range(1, rows_max + 1)}))
+        yield from ((rows, length) for rows in _row_counts(_rows_max(length)))

@@ -62,6 +62,10 @@ class Served:
         finally:
             self._loaded.set()  # also in vain: whoever waits is told that it is down
 
+    async def loaded(self) -> None:
+        """Wait until `start` has ended, be it well or in vain."""
+        await self._loaded.wait()
+
     async def keep(self) -> None:
         """Answer calls and keep the worker alive once it is loaded, until cancelled."""
         await self._loaded.wait()

@@ -339,6 +339,8 @@ def test_models_come_and_go_while_it_runs(model: Model, tmp_path: Path) -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
         assert node.readyz() == 200  # of what is left
+        assert 'embedmesh_node_ready{model="tests/other"}' in node.http.get("/metrics").text
+        assert 'embedmesh_node_ready{model="tests/tiny"}' not in node.http.get("/metrics").text
         assert node.http.delete("/v1/models/tiny").status_code == 404
     finally:
         assert node.end()[0] == 0

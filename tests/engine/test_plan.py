@@ -40,6 +40,11 @@ def test_lengths_are_padded_in_steps(tokens: int, padded: int) -> None:
         # What a bulk call's long rows leave free goes to rows of like length of any other.
         ([[250, 250, *[10] * 200], [250] * 9, [245]], False, 4, 256, [(0, 1), (0, 0), (1, 8), (1, 7)]),
         ([[250, *[10] * 200], [100] * 5, [245] * 3], False, 4, 256, [(0, 0), (2, 2), (2, 1), (2, 0)]),
+        # Rows that would be mostly padding wait for a batch of their own length.
+        ([[24, *[8] * 40]], False, 1, 24, [(0, 0)]),
+        ([[24] * 3 + [8] * 30], False, 4, 24, [(0, 2), (0, 1), (0, 0), (0, 32)]),
+        # The longest go together, whoever's they are; of equals the leader's first.
+        ([[24, 8], [24, 20], [24, 8], [24]], False, 4, 24, [(0, 0), (1, 0), (2, 0), (3, 0)]),
         # Nobody else waits, so bulk goes on.
         ([[250] * 9], True, 4, 256, [(0, 8), (0, 7), (0, 6), (0, 5)]),
         # A text longer than the budget runs alone.

@@ -1,0 +1,82 @@
+"""`embedmesh models`: quantize leaves the model alone and makes all or nothing; fetch says what it may not do."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from embedmesh.catalogue import parse_catalogue
+from embedmesh.commands.models import models
+from embedmesh.engine.folder import digest
+from embedmesh.engine.precision import tiers_here
+from embedmesh.rules.errors import SetupError
+from tests.engine.tiny import make_folder
+
+TEXTS = "".join(f"w{n % 50} w{n * 7 % 50} w{n * 3 % 50}\n\n" for n in range(120))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(models, [str(argument) for argument in arguments])
+
+
+@pytest.mark.story
+@pytest.mark.skipif("int8" not in tiers_here(), reason="this CPU has no 8-bit integer instructions")
+def test_quantize_makes_a_folder_beside_the_model(tmp_path: Path) -> None:
+    """Its entry loads as the same id's int8 tier; the model's own folder is as it was."""
+    folder, text = make_folder(tmp_path / "tiny"), tmp_path / "ours.txt"
+    text.write_text(TEXTS)
+    before = digest(folder)
+    done = run("quantize", folder, "--text", text)
+    assert done.exit_code == 0, done.output
+    assert "top-10 overlap" in done.stderr
+    made = tmp_path / "tiny-int8"
+    assert json.loads((made / "int8.json").read_text())["quality"]["texts"] == 60
+    assert (digest(folder), (folder / "int8.json").exists()) == (before, False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.txt", "tiny", "tiny-int8"]
+
+    exact = run("inspect", folder).stdout
+    catalogue = parse_catalogue("[defaults]\nprice = 1\n" + exact + done.stdout, name="m.toml", base=tmp_path)
+    small = catalogue.find("tiny:int8")
+    assert small is not None
+    assert (small.folder, small.digest, small.tier) == (str(made), digest(made), "int8")
+
+    again = run("quantize", folder, "--text", text)
+    assert isinstance(again.exception, SetupError)
+    assert "is there already" in str(again.exception)
+
+
+@pytest.mark.story
+def test_quantize_leaves_nothing_where_it_cannot(tmp_path: Path) -> None:
+    """Here: too little text to measure with."""
+    folder, text = make_folder(tmp_path / "tiny"), tmp_path / "ours.txt"
+    text.write_text("w1\nw2\n")
+    done = run("quantize", folder, "--text", text)
+    assert isinstance(done.exception, SetupError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.txt", "tiny"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["quantize", "no-such-model"], "neither a model of the catalogue nor a folder"),
+        (["fetch", "acme/model", "--offline", "--models-dir", "here"], "offline mode forbids to fetch it"),
+        (["fetch", "nowhere", "--models-dir", "here"], "no name of a hub either"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert isinstance(done.exception, SetupError)
+    assert says in str(done.exception)
+
+
+def test_fetch_takes_a_folder_that_is_here(tmp_path: Path) -> None:
+    """And prints its entry, prompts and all, as inspect does."""
+    make_folder(tmp_path / "acme" / "tiny")
+    fetched = run("fetch", "acme/tiny", "--models-dir", tmp_path, "--offline", "--json")
+    assert fetched.exit_code == 0, fetched.output
+    entry = json.loads(fetched.stdout)
+    assert (entry["id"], entry["width"], entry["tier"]) == ("acme/tiny", 16, "exact")

@@ -1,0 +1,49 @@
+"""What the benches say of what they measured: verdicts, arithmetic and slopes, on figures that are known."""
+
+import pytest
+
+from bench.engine.figures import Spread, Target, targets
+from bench.engine.flops import flops
+from bench.soak import growth_mb
+
+MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
+
+
+@pytest.mark.parametrize(
+    ("found", "at_least", "verdict"),
+    [
+        (2.0, True, "reached"),
+        (1.85, True, "within 10 %"),
+        (1.7, True, "missed"),
+        (2.0, False, "reached"),
+        (2.15, False, "within 10 %"),
+        (2.3, False, "missed"),
+    ],
+)
+def test_a_verdict_is_the_medians(found: float, at_least: bool, verdict: str) -> None:
+    assert Target("what", 2.0, at_least, Spread(found, 0.0, 99.0)).verdict == verdict
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    """A round in which the whole machine was slow tells the same ratio as the others."""
+    times = {
+        "exact": {corpus: [1.0, 10.0, 1.0] for corpus in "SMX"},
+        "FastEmbed": {corpus: [3.0, 30.0, 4.0] for corpus in "SMX"},
+    }
+    found = {target.what: target.found for target in targets(times, [], None, 0.0, {})}
+    assert found["exact over FastEmbed, X"] == Spread(3.0, 3.0, 4.0)
+    assert found["exact over sentence-transformers, X"] is None
+
+
+def test_the_arithmetic_of_a_text() -> None:
+    """all-MiniLM-L6-v2, by hand: 21.2 million operations a token in the layers' matrices, and attention on top."""
+    matrices = 6 * 2 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert flops(MINILM, [1]) == matrices + 6 * 4 * 384
+    assert flops(MINILM, [100, 1]) == 101 * matrices + (100 * 100 + 1) * 6 * 4 * 384
+
+
+def test_growth_is_the_slope_of_the_second_half() -> None:
+    """Warm-up does not count; 2 MB for 10,000 texts after it."""
+    warm = [(texts, 0.0, texts / 10.0) for texts in range(0, 1_000, 100)]
+    late = [(texts, 0.0, 100.0 + texts * 2e-4) for texts in range(1_000, 20_001, 500)]
+    assert growth_mb([*warm, *late]) == pytest.approx(2.0, rel=0.01)
