@@ -18,7 +18,7 @@ from typing import Any
 
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.jsonfile import read_object
-from embedmesh.engine.layout import KINDS, ONNX_FILES, SENTENCE_FILES, SENTENCES_FILE, find_first
+from embedmesh.engine.layout import KINDS, ONNX_FILES, SENTENCE_FILES, SENTENCES_FILE, check_weights, find_first
 from embedmesh.engine.modules import FILE as MODULES_FILE
 from embedmesh.engine.modules import list_modules
 from embedmesh.engine.safetensors import INDEX
@@ -91,7 +91,7 @@ def _fetch(repo: str, revision: str | None, place: Path, models_dir: Path) -> No
         snapshot.take(name for name in snapshot.files if _is_config(name))
         try:
             _take_weights(snapshot)
-            read_folder(snapshot.folder)
+            check_weights(snapshot.folder, read_folder(snapshot.folder).transformer)
         except _NotFetched:
             raise
         except SetupError:

@@ -5,7 +5,15 @@ import mmap
 from pathlib import Path
 
 from embedmesh.engine.jsonfile import FETCH_AGAIN, read_object, text
-from embedmesh.engine.layout import INT8_FILE, SENTENCE_FILES, SENTENCES_FILE, find_first, find_onnx, find_source
+from embedmesh.engine.layout import (
+    INT8_FILE,
+    SENTENCE_FILES,
+    SENTENCES_FILE,
+    check_weights,
+    find_first,
+    find_onnx,
+    find_source,
+)
 from embedmesh.engine.modules import FILE as MODULES_FILE
 from embedmesh.engine.modules import list_modules
 from embedmesh.engine.safetensors import INDEX
@@ -38,6 +46,7 @@ def _deciding_files(path: Path) -> set[Path]:
     files = {path / MODULES_FILE, path / SENTENCES_FILE, path / INT8_FILE}
     for folder in folders:
         files |= {*(folder / name for name in names), *folder.glob("*.safetensors")}
+    check_weights(path, first)
     if not static:
         model_type = text(read_object(first / "config.json"), "model_type", path)
         if find_source(path, first, model_type) == "onnx":

@@ -66,21 +66,29 @@ def _is_model2vec(path: Path) -> bool:
 
 
 def find_source(path: Path, transformer: Path, model_type: str) -> Literal["safetensors", "onnx"]:
-    """Safetensors where the architecture is known, else an .onnx file. Never pickled weights."""
-    there = bool(weight_files(transformer))
-    if there and model_type in KINDS:
+    """Safetensors where the architecture is known, else an .onnx file. Never pickled weights.
+
+    That the weights are there is for `check_weights` to say: a gateway, which only counts, needs none.
+    """
+    if model_type in KINDS and weight_files(transformer):
         return "safetensors"
     if find_onnx(transformer) is not None:
         return "onnx"
-    if there or model_type not in KINDS:
+    if model_type not in KINDS:
         raise SetupError(
             f"Model folder {path.name}: the model type {model_type!r} is not supported without a model.onnx; from "
             f"safetensors this version knows {', '.join(KINDS)}."
         )
-    raise SetupError(
-        f"Model folder {path.name} has no weights that are read: model.safetensors or model.onnx. {FETCH_AGAIN} "
-        "Pickled weights must be converted to safetensors."
-    )
+    return "safetensors"
+
+
+def check_weights(path: Path, transformer: Path) -> None:
+    """Raises SetupError where a folder has nothing that a graph could be made from."""
+    if not weight_files(transformer) and find_onnx(transformer) is None:
+        raise SetupError(
+            f"Model folder {path.name} has no weights that are read: model.safetensors or model.onnx. {FETCH_AGAIN} "
+            "Pickled weights must be converted to safetensors."
+        )
 
 
 def find_onnx(transformer: Path) -> Path | None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.engine.layout import KINDS
+from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
 from tests.engine.tiny import CONFIG, POOLING_FLAGS, add_module, make_folder, write_json, write_safetensors
 
@@ -73,6 +74,15 @@ ST = "sentence_transformers.models."
 TANH = "torch.nn.modules.activation.Tanh"
 
 
+def test_without_weights_a_folder_counts_and_is_not_served(tmp_path: Path) -> None:
+    """A gateway needs a model's tokenizer only; a worker starts with the digest, which asks for the weights."""
+    folder = make_folder(tmp_path / "tiny")
+    pickled(folder)
+    assert ModelTokenizer(folder, read_folder(folder).max_tokens).ids(["w1"]) == [[5]]
+    with pytest.raises(SetupError, match="no weights that are read.*Pickled weights must be converted"):
+        digest(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -124,8 +134,6 @@ TANH = "torch.nn.modules.activation.Tanh"
         (kwargs_in_modules, "arguments of its own"),
         (lambda folder: write_json(folder / "modules.json", [{}] * 17), "17 modules"),
         (edit("config.json", model_type="electra"), "'electra' is not supported without a model.onnx"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors or model.onnx"),
-        (pickled, "Pickled weights must be converted"),
         (no_length, "how many tokens"),
         (lambda folder: write_json(folder / "config_sentence_transformers.json", {"prompts": {"q": 1}}), "prompts"),
     ],
