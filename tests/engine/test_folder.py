@@ -79,7 +79,7 @@ def test_without_weights_a_folder_counts_and_is_not_served(tmp_path: Path) -> No
     folder = make_folder(tmp_path / "tiny")
     pickled(folder)
     assert ModelTokenizer(folder, read_folder(folder).max_tokens).ids(["w1"]) == [[5]]
-    with pytest.raises(SetupError, match="no weights that are read.*Pickled weights must be converted"):
+    with pytest.raises(SetupError, match=r"no weights that are read.*Pickled weights must be converted"):
         digest(folder)
 
 
