@@ -40,15 +40,9 @@ class CompiledModel:
 
     def run(self, sequences: Sequence[Sequence[int]], rows: int, length: int) -> npt.NDArray[np.float32]:
         """Vectors [len(sequences), width] of token ids, special tokens included. The model sees `rows` x `length`."""
-        ids = np.zeros((rows, length), np.int32)
-        mask = np.zeros((rows, length), np.float32)
-        mask[len(sequences) :, 0] = 1.0  # a padding row has one token, so that its mean is a number
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = sequence
-            mask[row, : len(sequence)] = 1.0
         # Out of memory, OpenVINO may return at once and leave the last batch's vectors where these should be.
         self._request.get_output_tensor(0).data.fill(np.nan)
-        self._request.infer([ids, mask], share_inputs=True)
+        self._request.infer(pad(sequences, rows, length), share_inputs=True)
         self._release_pages(rows, length)
         output: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
         if len(output) != rows:
