@@ -23,8 +23,8 @@ ONNX_LOCATION = b"\x0a\x08location\x12"  # how ONNX (protobuf) says in which fil
 ONNX_LOCATION_BYTES_MAX = 127  # one byte of length
 
 
-def digest(path: Path, *, int8: bool = True) -> str:
-    """SHA-256, in hex, over what decides a model's vectors; without `int8`, over what it was before it was quantised.
+def digest(path: Path) -> str:
+    """SHA-256, in hex, over what decides a model's vectors.
 
     Hashed is one line a file, `SHA256-OF-FILE␠relative/name\\n`, the lines sorted, of those of these files that exist:
     `modules.json`, `config_sentence_transformers.json` and `int8.json`; of the folder itself and of each one that
@@ -32,8 +32,7 @@ def digest(path: Path, *, int8: bool = True) -> str:
     every `*.safetensors`; and, where the graph is made from it, the `.onnx` file with the files of tensors beside it.
     Takes about 60 ms for 90 MB, and reads all of it: the worker calls this at load.
     """
-    files = _deciding_files(path) - (set() if int8 else {path / INT8_FILE})
-    lines = sorted(f"{_hash_file(file)} {file.relative_to(path).as_posix()}\n" for file in files)
+    lines = sorted(f"{_hash_file(file)} {file.relative_to(path).as_posix()}\n" for file in _deciding_files(path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
