@@ -4,12 +4,12 @@ from pathlib import Path
 
 import msgspec
 
+from embedmesh.files import sync, write_draft
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.money import NANOUSD_PER_USD
 from embedmesh.settings import BOOTSTRAP, Credentials, read_bootstrap, secret_path, store_path
 from embedmesh.storage.books import Books
-from embedmesh.storage.files import sync, write_draft
 from embedmesh.storage.secret import load_secret
 
 ACCOUNT = "local"

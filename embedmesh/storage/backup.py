@@ -4,9 +4,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from embedmesh.files import make_draft, sync
 from embedmesh.rules.errors import InvalidValue
 from embedmesh.storage.connect import Db
-from embedmesh.storage.files import make_draft, sync
 
 STORE_SUFFIXES = ("", "-wal", "-shm", ".lock")  # the files of a store that is in use
 

@@ -5,9 +5,9 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from embedmesh.files import sync, write_draft
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.connect import Db
-from embedmesh.storage.files import sync, write_draft
 from embedmesh.storage.sql import load
 
 SECRET_BYTES = 32

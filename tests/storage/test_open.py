@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from embedmesh.bootstrap import bootstrap, open_books
+from embedmesh.files import write_draft
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books import Books
 from embedmesh.storage.connect import LOCK_POLL_S, check_version, connect, migrate
-from embedmesh.storage.files import write_draft
 from embedmesh.storage.secret import SECRET_BYTES, hash_user, load_secret
 from embedmesh.storage.sql import HERE, load, migrations
 from embedmesh.storage.sqlite import SqliteStore
