@@ -32,12 +32,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from embedmesh.edge.node_client import NodePool
+from embedmesh.edge.node_client import OwnLink
+from embedmesh.edge.wire import unix_dialler
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.rules.deadlines import REQUEST_MIN_S
+from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Candidate
+from embedmesh.rules.ports import Part
 from tests.data import find_model_folder
 
 POISON = 6  # [unused5] in BERT's vocabulary: no text gives it
@@ -83,8 +85,8 @@ class Rig:
     def __init__(self, process: subprocess.Popen[bytes], model: Model, uds: Path) -> None:
         self.process = process
         self.model = model
-        self.node = Candidate("n", f"unix:{uds}", 0.1)
-        self.pool = NodePool()
+        self.wires = unix_dialler(str(uds))
+        self.link = OwnLink(self.wires)
         self.dice = Random(SEED)
         self.texts = [
             [1_000 + self.dice.randrange(20_000) for _ in range(self.dice.choice((6, 30, 90)))] for _ in range(64)
@@ -104,16 +106,21 @@ class Rig:
 
     async def ask(self, which: list[int]) -> np.ndarray:
         """The vectors of some of the texts, [len(which), width]."""
-        reply = await self.pool.embed(self.node, self.model, [self.texts[at] for at in which])
+        reply = await self.embed([self.texts[at] for at in which])
         return np.frombuffer(reply.data, "<f4").reshape(len(which), self.model.width)
 
     async def ready(self) -> bool:
         """What /readyz says."""
         try:
-            status, _ = await self.pool._exchange(self.node.address, "GET", "/readyz", b"", 10_000)
+            reply = await self.wires.exchange(lambda: b"GET /readyz HTTP/1.1\r\nHost: node\r\n\r\n", 10_000)
         except NodeFailure:
             return False
-        return status == 200
+        return reply.status == 200
+
+    async def embed(self, ids: list[list[int]]) -> EmbedVectors:
+        """What the node says to these ids."""
+        part = Part("n", tuple(range(len(ids))), 0, 0.1)
+        return await self.link.embed(part, self.model, Counted(lengths=[0] * len(ids), ids=ids))
 
     async def call_for_ever(self) -> None:
         """One caller: asks, checks, asks again."""
@@ -155,13 +162,13 @@ async def starve(rig: Rig) -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
     lengths = [3 + 7 * n for n in range(35)]  # shapes that it may not have met
     fresh = [[2_000 + n] * n for n in lengths]
-    await rig.pool.embed(rig.node, rig.model, fresh)  # innocent too: it must be answered
+    await rig.embed(fresh)  # innocent too: it must be answered
 
 
 async def poison(rig: Rig) -> None:
     """A text whose vector is not a number, among others."""
     try:
-        await rig.pool.embed(rig.node, rig.model, [[POISON]])
+        await rig.embed([[POISON]])
     except NodeFailure:
         return
     raise RuntimeError("a vector that is not a number was delivered")

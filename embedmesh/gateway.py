@@ -14,12 +14,14 @@ import uvloop
 from embedmesh.assets import assets_dir, find_cl100k
 from embedmesh.catalogue import Catalogue, load_catalogue
 from embedmesh.edge.gateway_app import GatewayApp
-from embedmesh.edge.node_client import UNIX, NodePool
+from embedmesh.edge.node_client import NodeClients, OwnLink
 from embedmesh.edge.receive import BodyBudget
+from embedmesh.edge.wire import unix_dialler
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.fleet.line import Line
 from embedmesh.fleet.probe import Prober
-from embedmesh.fleet.registry import Registry
+from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World
 from embedmesh.flow.verify import verify
@@ -34,6 +36,7 @@ from embedmesh.storage.sqlite import SqliteStore
 
 log = logging.getLogger("embedmesh.gateway")
 
+UNIX = "unix:"
 DRAIN_S = 30.0  # as long as an ordinary request may take
 EXIT_SOFTWARE = 70  # EX_SOFTWARE: an fsync failed, or a bug of ours: start anew and verify
 
@@ -77,16 +80,17 @@ async def _run(settings: GatewaySettings) -> int:
         return EXIT_OK
     store = opening.result()
     ranks = find_cl100k()
-    registry = Registry(clock, random.Random())
-    pool = NodePool()
+    registry = Registry(clock)
+    line = Line(registry, clock, random.Random(), asyncio.get_running_loop().call_later)
+    clients = NodeClients()
     world = World(
         keys=store,
         catalogue=catalogue,
         tokenizers=tokenizers,
         cl100k=Cl100k(ranks) if ranks is not None else None,
         ledger=store,
-        fleet=registry,
-        client=pool,
+        fleet=line,
+        client=clients,
         clock=clock,
         hash_user=functools.partial(hash_user, secret),
     )
@@ -95,14 +99,16 @@ async def _run(settings: GatewaySettings) -> int:
         registry,
         in_flight_max=settings.in_flight_max,
         bodies=BodyBudget(settings.body_bytes_total_max),
-        gauges=lambda: gauges(store, registry),
+        gauges=lambda: gauges(store, line),
     )
     background = [asyncio.create_task(expire(store, clock))]
     for number, address in enumerate(settings.nodes):
         if not address.startswith(UNIX):
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
-        node = registry.add("local" if len(settings.nodes) == 1 else f"local-{number}", address)
-        prober = Prober(node, registry, catalogue, tokenizers, pool, clock, verify)
+        node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
+        clients.add(node_id, OwnLink(unix_dialler(address.removeprefix(UNIX))))
+        node = registry.add(Node(node_id, address, trusted=True))
+        prober = Prober(node, registry, catalogue, tokenizers, clients, clock, verify)
         background.append(asyncio.create_task(prober.run()))
     await app.server.start(listener)
     quieten_gc()
@@ -119,7 +125,7 @@ async def _run(settings: GatewaySettings) -> int:
         task.cancel()
     await asyncio.gather(stopped, *background, return_exceptions=True)
     await store.close()
-    pool.close()
+    clients.close()
     return exit_code
 
 
@@ -146,9 +152,10 @@ def tokenizers_of(catalogue: Catalogue) -> dict[str, Tokenizer]:
     return tokenizers
 
 
-def gauges(store: SqliteStore, registry: Registry) -> dict[str, float]:
+def gauges(store: SqliteStore, line: Line) -> dict[str, float]:
     """What /metrics shows of the store and the nodes."""
     values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
-    values["nodes_ready"] = sum(node.state.value == "ready" for node in registry)
-    values["tokens_outstanding"] = sum(node.load.outstanding for node in registry)
+    values["nodes_ready"] = sum(node.state.value == "ready" for node in line.registry)
+    values["tokens_outstanding"] = sum(node.load.tokens for node in line.registry)
+    values["tokens_waiting"] = line.waiting_tokens
     return values

@@ -104,12 +104,12 @@ class GatewayApp:
         return response
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
-        served = [model for model in self._world.catalogue.models if self._registry.serves(model)]
+        served = [model for model in self._world.catalogue.models if self._registry.ready(model.id)]
         return _json({"object": "list", "data": [self._described(model) for model in served]})
 
     async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
         model = self._world.catalogue.find(request[REST])
-        if model is None or not self._registry.serves(model):
+        if model is None or not self._registry.ready(model.id):
             raise ModelNotFound("No node serves a model of that name now. GET /v1/models lists those that are served.")
         return _json(self._described(model))
 
@@ -124,7 +124,7 @@ class GatewayApp:
             "width": model.width,
             "max_tokens": model.max_tokens,
             "price_nanousd_per_million_tokens": model.price,
-            "nodes": len(self._registry.ready(model)),
+            "nodes": len(self._registry.ready(model.id)),
         }
 
     async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -143,7 +143,7 @@ class GatewayApp:
             reasons.append("no node has embedded anything yet")
         elif since_s > EMBEDDED_WITHIN_S:
             reasons.append(f"no node has embedded anything for {since_s:.0f} s")
-        elif not any(self._registry.serves(model) for model in self._world.catalogue.models):
+        elif not any(self._registry.ready(model.id) for model in self._world.catalogue.models):
             reasons.append("no node is ready")
         if reasons:
             return _json({"ready": False, "reasons": reasons}, status=503)

@@ -39,7 +39,7 @@ from embedmesh.rules.embeddings import (
 )
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Caller
+from embedmesh.rules.ports import Answer, Caller, Share
 
 JSON = {"Content-Type": JSON_TYPE}
 TOO_MANY_REQUESTS = 429  # what the protocol says of a full queue; the public API has its own number for it
@@ -130,7 +130,7 @@ class NodeApp:
             call, served, counted = await self._read(body)
         finally:
             self._bodies.give_back(len(body))
-        ids = [served.tokenizer.with_specials(each) for each in counted.ids]
+        ids = [served.tokenizer.with_specials(each) for each in counted.ids or ()]
         data = [{"object": "tokens", "index": at, "token_ids": each} for at, each in enumerate(ids)]
         usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
         return _json({"object": "list", "data": data, "model": call.model, "usage": usage})
@@ -154,8 +154,9 @@ class NodeApp:
 
         begun = time.monotonic()
         call, served, counted = await self._read(body)
+        assert counted.ids is not None  # there was a tokenizer
         data = await self._embed(served, counted.ids, counted.tokens, begun)
-        answer = Answer(data=data, width=served.model.width, node_id=SELF)
+        answer = Answer(data, served.model.width, counted.tokens, (Share(SELF, counted.tokens),))
         reply = respond(call, counted, answer, time.monotonic() - begun)
         return web.Response(body=reply.body, headers=JSON | reply.headers)
 

@@ -56,6 +56,17 @@ class ModelTokenizer:
             return found
         return [[token for token in ids if token != self._dropped] for ids in found]
 
+    def clip(self, text: str, tokens: int, *, end: bool) -> str:
+        """The piece of `text` that its first `tokens` tokens stand for, or its last where its `end` is to be kept.
+
+        Cut inside a word the piece may have other tokens than the text had there.
+        """
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = [span for token, span in zip(encoded.ids, encoded.offsets, strict=True) if token != self._dropped]
+        if len(spans) <= tokens:
+            return text
+        return text[spans[-tokens][0] :] if end else text[: spans[tokens - 1][1]]
+
     def with_specials(self, ids: Sequence[int]) -> list[int]:
         """What the model is really given for `ids`."""
         return [*self._head, *ids, *self._tail]

@@ -1,25 +1,98 @@
 """How loaded a node is and how fast it has been: measured apart from choosing.
 
-The cost of an embedding is known before it is sent, so what is learned is the node's speed, not its latency: a mean of
-latencies is misled by the mix of sizes. Each finished attempt is one point (tokens ahead of its end, seconds); a
-straight line through the recent ones gives the fixed cost and the tokens per second.
+The cost of an embedding is known before it is sent, so what is learned is a node's speed, not its latency: a mean of
+latencies is misled by the mix of sizes, and by how much else was waiting. What counts is the time a node was busy and
+what it got done in it, in whatever order: each stretch of busy time gives one point (tokens a part, seconds a part),
+and a straight line through the recent points gives the fixed cost of a part and the tokens per second.
 """
 
 from dataclasses import dataclass
 
 FORGET = 0.95  # weight of the past at each new point: about the last twenty count
-PRIOR_TOKENS_PER_S = 5_000.0  # a slow machine's exact vectors; replaced by what is measured
+PRIOR_TOKENS_PER_S = 1_000.0  # a busy small machine; replaced by what is measured as soon as a node is ready
 PRIOR_FIXED_S = 0.005
-PRIOR_WEIGHT = 0.5  # half a measurement
+PRIOR_TOKENS = 1_000.0  # the prior is two points: a part without tokens, and one of so many
+PRIOR_WEIGHT = 0.5  # half a measurement each
 TOKENS_PER_S_MIN = 50.0  # slower than any machine worth asking; keeps an outlier from closing a node for minutes
 TOKENS_PER_S_MAX = 10_000_000.0
+STRETCH_PARTS = 8  # busy time is cut into points after so many parts,
+STRETCH_S = 0.25  # or so many seconds: while a node is never idle it is learned from, too
+ALIKE = 0.2  # points whose sizes spread by less than this part of their mean say nothing of the slope
+
+
+class Load:
+    """One node's outstanding work and learned speed. Tokens and seconds; `now` is on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.tokens = 0  # outstanding: sent by us and not answered
+        self.parts = 0
+        self.bulk_parts = 0  # those of them that are of requests which were cut
+        self.others_tokens = 0  # what the node says is waiting there for other gateways
+        self._since = 0.0  # when it began what it is busy with now: its last answer, or when it ceased to be idle
+        self._stretch_parts = 0
+        self._stretch_tokens = 0
+        self._stretch_s = 0.0
+        self._line = _Line()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """As fast as it is once it runs: without the fixed cost."""
+        return 1.0 / self._line.per_token_s
+
+    @property
+    def fixed_s(self) -> float:
+        """What a part costs besides its tokens."""
+        return self._line.fixed_s
+
+    def remaining_s(self, now: float) -> float:
+        """Until what is outstanding would be done.
+
+        Past the time that it should have taken a node gets worse the longer it says nothing, as a wedged one must not
+        look idle.
+        """
+        work_s = self._line.seconds(self.parts, self.tokens) + self.others_tokens * self._line.per_token_s
+        elapsed_s = now - self._since if self.parts else 0.0
+        return abs(work_s - elapsed_s)
+
+    def finish_s(self, tokens: int, now: float) -> float:
+        """Until a part of so many tokens more would be done, after what is outstanding."""
+        return self.remaining_s(now) + self._line.seconds(1, tokens)
+
+    def began(self, tokens: int, now: float, *, bulk: bool = False) -> None:
+        """A part was sent."""
+        self.bulk_parts += bulk
+        if not self.parts:
+            self._since = now
+        self.parts += 1
+        self.tokens += tokens
+
+    def ended(self, tokens: int, now: float, *, well: bool, bulk: bool = False) -> None:
+        """A part ended; only what ended well says how fast the node is."""
+        self.bulk_parts -= bulk
+        self.parts -= 1
+        self.tokens -= tokens
+        if well:
+            self._stretch_parts += 1
+            self._stretch_tokens += tokens
+            self._stretch_s += now - self._since
+            if not self.parts or self._stretch_parts >= STRETCH_PARTS or self._stretch_s >= STRETCH_S:
+                self._line.add(self._stretch_tokens / self._stretch_parts, self._stretch_s / self._stretch_parts)
+                self._forget_stretch()
+        elif not self.parts:
+            self._forget_stretch()
+        self._since = now
+
+    def _forget_stretch(self) -> None:
+        self._stretch_parts = self._stretch_tokens = 0
+        self._stretch_s = 0.0
 
 
 @dataclass
-class Load:
-    """One node's outstanding work and learned speed. Tokens and seconds."""
+class _Line:
+    """A weighted straight line through (tokens, seconds) of single parts. Old points fade."""
 
-    outstanding: int = 0
+    fixed_s: float = PRIOR_FIXED_S
+    per_token_s: float = 1.0 / PRIOR_TOKENS_PER_S
     _weight: float = 0.0
     _tokens: float = 0.0
     _seconds: float = 0.0
@@ -27,34 +100,31 @@ class Load:
     _tokens_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        for tokens in (0.0, 2 * PRIOR_TOKENS_PER_S):
-            self._add(PRIOR_WEIGHT, tokens, PRIOR_FIXED_S + tokens / PRIOR_TOKENS_PER_S)
+        for tokens in (0.0, PRIOR_TOKENS):
+            self._sum(PRIOR_WEIGHT, tokens, PRIOR_FIXED_S + tokens / PRIOR_TOKENS_PER_S)
 
-    def finish_s(self, tokens: int) -> float:
-        """Seconds until `tokens` more would be done, after what is outstanding."""
-        fixed_s, per_token_s = self.line()
-        return fixed_s + (self.outstanding + tokens) * per_token_s
+    def seconds(self, parts: int, tokens: int) -> float:
+        """What so much should take."""
+        return parts * self.fixed_s + tokens * self.per_token_s
 
-    def learn(self, tokens_ahead: int, seconds: float) -> None:
-        """An attempt ended well: it and what was ahead of it were `tokens_ahead` tokens and took `seconds`."""
+    def add(self, tokens: float, seconds: float) -> None:
+        """One more point. Where all points are of like size the slope stays what it was, and the fixed cost moves."""
         self._weight *= FORGET
         self._tokens *= FORGET
         self._seconds *= FORGET
         self._tokens_squared *= FORGET
         self._tokens_seconds *= FORGET
-        self._add(1.0, float(tokens_ahead), seconds)
+        self._sum(1.0, tokens, seconds)
+        mean_tokens, mean_s = self._tokens / self._weight, self._seconds / self._weight
+        spread = self._tokens_squared / self._weight - mean_tokens**2
+        together = self._tokens_seconds / self._weight - mean_tokens * mean_s
+        kept = (ALIKE * mean_tokens) ** 2 + 1.0
+        slope = (together + kept * self.per_token_s) / (max(spread, 0.0) + kept)
+        slope = min(slope, mean_s / mean_tokens if mean_tokens else slope)  # or the fixed cost would be negative
+        self.per_token_s = min(max(slope, 1 / TOKENS_PER_S_MAX), 1 / TOKENS_PER_S_MIN)
+        self.fixed_s = max(0.0, mean_s - self.per_token_s * mean_tokens)
 
-    def line(self) -> tuple[float, float]:
-        """The fixed cost in seconds, and seconds per token (weighted least squares, kept within sane bounds)."""
-        spread = self._weight * self._tokens_squared - self._tokens**2
-        slope = 0.0
-        if spread > 0:
-            slope = (self._weight * self._tokens_seconds - self._tokens * self._seconds) / spread
-        slope = min(max(slope, 1 / TOKENS_PER_S_MAX), 1 / TOKENS_PER_S_MIN)
-        fixed_s = max(0.0, (self._seconds - slope * self._tokens) / self._weight)
-        return fixed_s, slope
-
-    def _add(self, weight: float, tokens: float, seconds: float) -> None:
+    def _sum(self, weight: float, tokens: float, seconds: float) -> None:
         self._weight += weight
         self._tokens += weight * tokens
         self._seconds += weight * seconds

@@ -2,6 +2,7 @@
 often while it is out."""
 
 import asyncio
+import contextlib
 import logging
 from typing import Protocol
 
@@ -10,23 +11,26 @@ from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow, WrongAnswer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Candidate, Catalogue, Clock, Tokenizer, Verify
+from embedmesh.rules.ports import Catalogue, Clock, Part, Tokenizer, Verify
 
 log = logging.getLogger("embedmesh.fleet")
 
 READY_EVERY_S = 5.0  # a third of the 15 s within which /readyz wants a real embedding
 OUT_EVERY_S = 0.25  # a node that comes back should not wait for us
 PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
+MEASURE_S = 10.0  # a thousand tokens
 PATIENCE_S = 5.0  # a node that starts together with us is ready in one
+SPEED_INPUTS, SPEED_TOKENS = 16, 64  # of the one large probe that a node gets when it is ready: a batch of our engine
+SPECIALS_MAX = 8  # that a model may add to a text: of one whose tokenizer is not here
 PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
 
 
 class ProbeClient(Protocol):
     """What a probe needs of the node client."""
 
-    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedVectors: ...
+    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors: ...
 
-    async def served(self, address: str) -> ServedModels: ...
+    async def served(self, node_id: str) -> ServedModels: ...
 
 
 class Prober:
@@ -48,11 +52,8 @@ class Prober:
         self._client = client
         self._clock = clock
         self._verify = verify
-        self._probes = {
-            model_id: Counted(ids=ids, tokens=len(ids[0]) + tokenizer.specials)
-            for model_id, tokenizer in tokenizers.items()
-            for ids in [tokenizer.ids([PROBE_TEXT])]
-        }
+        self._probes = {model.id: _counted([PROBE_TEXT], model, tokenizers.get(model.id)) for model in catalogue.models}
+        self._tokenizers = tokenizers
         self._told: set[str] = set()
         self._told_unproven = False
         self._began = clock.monotonic()
@@ -67,6 +68,8 @@ class Prober:
             elif self._clock.monotonic() - self._probed_at >= READY_EVERY_S:
                 await self.probe(only_new=self._quiet_s() < READY_EVERY_S)
             self._tell(before)
+            if before is NodeState.UNPROVEN and self._node.state is NodeState.READY:
+                await self.measure()
             await asyncio.sleep(READY_EVERY_S / 5 if self._node.state is NodeState.READY else OUT_EVERY_S)
 
     def _tell(self, before: NodeState) -> None:
@@ -85,31 +88,45 @@ class Prober:
 
         `only_new` leaves out the models whose answers to callers prove them already: a busy node has better to do.
         """
-        began = self._probed_at = self._clock.monotonic()
-        tokens = 0
+        self._probed_at = self._clock.monotonic()
         try:
             async with asyncio.timeout(PROBE_S):
-                models = self._known(await self._client.served(self._node.address))
+                models = self._known(await self._client.served(self._node.node_id))
                 if not models:
                     raise WrongAnswer("the node serves no model of the catalogue")
                 for model in models:
                     if not (only_new and model.id in self._node.models):
-                        tokens += await self._embed(model)
+                        await self._embed(model, self._probes[model.id])
         except NodeFailure as failure:
             self._registry.failed(self._node, failure)
         except TimeoutError:
             self._registry.failed(self._node, NodeTooSlow("the probe's deadline passed"))
         else:
             self._registry.answered_right(self._node, [model.id for model in models])
-            if tokens and self._node.load.outstanding == 0:
-                self._node.load.learn(tokens, self._clock.monotonic() - began)
 
-    async def _embed(self, model: Model) -> int:
-        """A verified embedding, and its tokens. Raises a NodeFailure."""
-        counted = self._probes[model.id]
-        candidate = Candidate(self._node.node_id, self._node.address, PROBE_S)
-        self._verify(await self._client.embed(candidate, model, counted.ids), model, counted)
-        return counted.tokens
+    async def measure(self) -> None:
+        """One larger embedding, so that a new node's speed is known before callers' large requests come."""
+        model = next((model for model in self._catalogue.models if model.id in self._node.models), None)
+        if model is None:
+            return
+        words = PROBE_TEXT.split()
+        repeats = min(SPEED_TOKENS, model.max_tokens) // (2 * len(words))  # a word may be two tokens
+        texts = [" ".join(words[at:] + each * repeats) for each in (words, words[::-1]) for at in range(len(words))]
+        counted = _counted(texts[:SPEED_INPUTS], model, self._tokenizers.get(model.id))
+        with contextlib.suppress(NodeFailure, TimeoutError):  # it is proven already; callers' requests will tell
+            async with asyncio.timeout(MEASURE_S):
+                await self._embed(model, counted)
+
+    async def _embed(self, model: Model, counted: Counted) -> None:
+        """A verified embedding, from which the node's speed is learned. Raises a NodeFailure."""
+        part = Part(self._node.node_id, tuple(range(len(counted.lengths))), counted.tokens, PROBE_S)
+        load, well = self._node.load, False
+        load.began(part.tokens, self._clock.monotonic())
+        try:
+            self._verify(await self._client.embed(part, model, counted), model, part, counted.exact)
+            well = True
+        finally:
+            load.ended(part.tokens, self._clock.monotonic(), well=well)
 
     def _known(self, served: ServedModels) -> list[Model]:
         """The catalogue's models among those offered; an offer with another digest is another model."""
@@ -126,3 +143,11 @@ class Prober:
     def _quiet_s(self) -> float:
         last = self._node.last_right_answer
         return float("inf") if last is None else self._clock.monotonic() - last
+
+
+def _counted(texts: list[str], model: Model, tokenizer: Tokenizer | None) -> Counted:
+    """What callers' texts would be counted as; see flow.count."""
+    if tokenizer is None:
+        return Counted(lengths=[len(text) + SPECIALS_MAX for text in texts], texts=texts, exact=False)
+    ids = tokenizer.ids(texts)
+    return Counted(lengths=[len(each) + tokenizer.specials for each in ids], ids=ids, texts=texts)

@@ -1,110 +1,208 @@
 """The nodes a gateway knows: their states, their load, what they serve. Decides; never waits.
 
 Each node's life is the table `embedmesh.rules.nodes.MOVES`. A node gets work only after it has given a verified
-embedding, and again only after another one once it was ejected.
+embedding, and again only after another one once it was ejected; then it is on trial: one part at a time, and the first
+failure puts it out again, each time for longer.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from embedmesh.fleet.choose import choose
 from embedmesh.fleet.load import Load
-from embedmesh.rules.errors import Failure, NodeBusy, NodeUnreachable
-from embedmesh.rules.models import Model
-from embedmesh.rules.nodes import FAILURES_TO_EJECT, MOVES, NodeEvent, NodeState
-from embedmesh.rules.ports import Candidate, Clock, Dice
+from embedmesh.rules.embeddings import INPUTS_MAX
+from embedmesh.rules.errors import Failure, NodeBusy, NodeUnreachable, WrongAnswer
+from embedmesh.rules.nodes import (
+    FAILURES_TO_EJECT,
+    MOVES,
+    RECENT_ANSWERS,
+    RECENT_FAILURES_TO_EJECT,
+    RECENT_WRONG,
+    WRONG_TO_QUARANTINE,
+    NodeEvent,
+    NodeState,
+)
+from embedmesh.rules.ports import Clock
+
+BULK_PARTS_MAX = 2  # large parts on one node: one that runs, and one that waits behind it
+IN_FLIGHT_PARTS_MAX = 64  # on one node: more than an engine batches together; each is a connection
+WINDOW_SMALL_S = 0.1  # of work that a node may have for small parts: a batch that runs and one that waits
+WINDOW_BULK_S = 0.02  # the next large part is sent when the last is as good as done: the later, the better informed
+PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # for a node that said 429 or 503, whatever it asked for
+TRIAL_ANSWERS = 3  # right ones in a row, one part at a time, before an ejected node is trusted with more
+OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a node stays out that is ejected a second time, and at most
+FORGIVEN_S = 600.0  # after so long without an ejection the next one is the first again
+PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to what is expected of a node whose last attempts failed
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """One node as this gateway sees it. `models` are ids of the catalogue that it serves with the right digest."""
 
     node_id: str
     address: str
+    kind: str = "local"  # local, remote, dialled or upstream
+    trusted: bool = False  # its word decides when two others disagree
+    inputs_max: int = INPUTS_MAX  # what it takes in one call
+    in_flight_max: int = IN_FLIGHT_PARTS_MAX
+    weight: float = 1.0
+    asks: dict[str, int] = field(default_factory=dict)  # by model: nano-USD per million tokens
+    reads_ids: bool = True  # whether it takes token ids of the model's own vocabulary, or texts only
     state: NodeState = NodeState.UNPROVEN
+    draining: bool = False
     models: frozenset[str] = frozenset()
-    failures_in_a_row: int = 0
-    last_right_answer: float | None = None  # on the monotonic clock
-    last_failure: str = "not asked yet"  # for operators
     load: Load = field(default_factory=Load)
+    failures_in_a_row: int = 0
+    trial: int = 0  # right answers to go until it is trusted with more than one part
+    paused_until: float = 0.0  # on the monotonic clock, as all times here
+    ejections: int = 0  # of late
+    out_until: float = 0.0
+    ejected_at: float = float("-inf")
+    last_right_answer: float | None = None
+    last_failure: str = "not asked yet"  # for operators
+    counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, failures by name, canaries, receipts
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_ANSWERS))  # whether attempts failed
+    wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
+
+    def room(self, remaining_s: float, now: float, *, small: bool) -> bool:
+        """Whether it may be sent one more part now, with `remaining_s` of work there."""
+        load = self.load
+        if now < self.paused_until or load.parts >= (1 if self.trial else self.in_flight_max):
+            return False
+        if not load.parts:
+            return True
+        if small:
+            return remaining_s <= WINDOW_SMALL_S + load.fixed_s
+        return load.bulk_parts < BULK_PARTS_MAX and remaining_s <= WINDOW_BULK_S + load.fixed_s
+
+    @property
+    def penalty_s(self) -> float:
+        """What is added to the time expected of it: a node that fails fast would look idle."""
+        if not self.failures_in_a_row:
+            return 0.0
+        return float(min(PENALTY_FIRST_S * 2 ** (self.failures_in_a_row - 1), PENALTY_MAX_S))
 
 
 class Registry:
-    """Implements the port `Fleet`."""
+    """All nodes, by id. `on_change` is called when the nodes that get work have changed."""
 
-    def __init__(self, clock: Clock, dice: Dice) -> None:
-        self._nodes: dict[str, Node] = {}
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._dice = dice
+        self._nodes: dict[str, Node] = {}
+        self._ready: dict[str, list[Node]] = {}  # by model; made when asked for, dropped when anything changes
+        self.on_change: Callable[[], None] = lambda: None
 
-    def add(self, node_id: str, address: str) -> Node:
-        """A new node, unproven."""
-        node = self._nodes[node_id] = Node(node_id, address)
+    def add(self, node: Node) -> Node:
+        """A new node, or another one in the place of the node of that id."""
+        self._nodes[node.node_id] = node
+        self._changed()
         return node
 
+    def remove(self, node_id: str) -> None:
+        """Forget a node. Its running attempts end as they end."""
+        if self._nodes.pop(node_id, None) is not None:
+            self._changed()
+
+    def find(self, node_id: str) -> Node | None:
+        """The node of that id."""
+        return self._nodes.get(node_id)
+
     def __iter__(self) -> Iterator[Node]:
-        return iter(self._nodes.values())
+        return iter(list(self._nodes.values()))
 
-    def ready(self, model: Model) -> list[Node]:
+    def ready(self, model_id: str) -> list[Node]:
         """The nodes that get work for this model."""
-        return [node for node in self if node.state is NodeState.READY and model.id in node.models]
+        ready = self._ready.get(model_id)
+        if ready is None:
+            ready = self._ready[model_id] = [
+                node
+                for node in self._nodes.values()
+                if node.state is NodeState.READY and not node.draining and model_id in node.models
+            ]
+        return ready
 
-    def serves(self, model: Model) -> bool:
-        return bool(self.ready(model))
+    def drain(self, node: Node, draining: bool = True) -> None:
+        """Give a node no more work, or again."""
+        node.draining = draining
+        self._changed()
 
-    def pick(self, model: Model, tokens: int, tried: Collection[str]) -> Candidate | None:
-        return choose(
-            [
-                Candidate(node.node_id, node.address, node.load.finish_s(tokens))
-                for node in self.ready(model)
-                if node.node_id not in tried
-            ],
-            self._dice,
-        )
-
-    def began(self, node_id: str, tokens: int) -> None:
-        self._nodes[node_id].load.outstanding += tokens
-
-    def abandoned(self, node_id: str, tokens: int) -> None:
-        self._nodes[node_id].load.outstanding -= tokens
-
-    def ended(self, node_id: str, tokens: int, seconds: float, failure: Failure | None) -> None:
-        node = self._nodes[node_id]
-        ahead = node.load.outstanding
-        node.load.outstanding -= tokens
-        if failure is None:
-            node.load.learn(ahead, seconds)
-            self.answered_right(node, node.models)
-        else:
-            self.failed(node, failure)
-
-    def answered_right(self, node: Node, models: Iterable[str]) -> None:
-        """A verified embedding: the only way in, and back in."""
-        node.models = frozenset(models)
+    def answered_right(self, node: Node, models: Iterable[str] | None = None) -> None:
+        """A verified embedding: the only way in, and back in. `models` are what it is known to serve now."""
+        now = self._clock.monotonic()
         node.failures_in_a_row = 0
-        node.last_right_answer = self._clock.monotonic()
-        self._move(node, NodeEvent.RIGHT_ANSWER)
+        node.last_right_answer = now
+        node.recent.append(False)
+        node.wrong.append(False)
+        if models is not None and node.models != (served := frozenset(models)):
+            node.models = served
+            self._changed()
+        if node.state is NodeState.READY:
+            node.trial = max(0, node.trial - 1)
+        elif now >= node.out_until:
+            node.trial = TRIAL_ANSWERS if node.state is NodeState.EJECTED else 0
+            node.recent.clear()
+            self._move(node, NodeEvent.RIGHT_ANSWER)
 
     def failed(self, node: Node, failure: Failure) -> None:
         """An attempt or a probe went wrong. Refused load is no failure."""
+        now = self._clock.monotonic()
+        node.counts[type(failure).__name__] += 1
         if isinstance(failure, NodeBusy):
+            node.paused_until = now + min(max(failure.retry_after_s, PAUSE_MIN_S), PAUSE_MAX_S)
             return
         node.last_failure = f"{type(failure).__name__}: {failure.message}"
         node.failures_in_a_row += 1
+        node.recent.append(True)
+        node.wrong.append(isinstance(failure, WrongAnswer))
+        bad = (
+            node.trial > 0
+            or node.failures_in_a_row >= FAILURES_TO_EJECT
+            or sum(node.recent) >= RECENT_FAILURES_TO_EJECT
+        )
         if isinstance(failure, NodeUnreachable):
             self._move(node, NodeEvent.UNREACHABLE)
-        elif node.failures_in_a_row >= FAILURES_TO_EJECT and self._may_eject():
+        elif sum(node.wrong) >= WRONG_TO_QUARANTINE and not node.trusted:
+            self.quarantine(node, "too many of its answers failed a check")
+        elif bad and self._may_eject(node):
             self._move(node, NodeEvent.FAILURES)
+
+    def quarantine(self, node: Node, why: str) -> None:
+        """It gave wrong vectors: no work until it is readmitted."""
+        node.last_failure = why
+        self._move(node, NodeEvent.WRONG_ANSWERS)
+
+    def readmit(self, node: Node) -> None:
+        """An operator, or a run of right answers, says that it is well; it still has to prove itself once."""
+        node.wrong.clear()
+        node.recent.clear()
+        node.failures_in_a_row = 0
+        node.ejections = 0
+        node.out_until = 0.0
+        self._move(node, NodeEvent.READMITTED)
 
     def seconds_since_right_answer(self) -> float | None:
         """Since any node really embedded something; None when none ever did."""
         times = [node.last_right_answer for node in self if node.last_right_answer is not None]
         return self._clock.monotonic() - max(times) if times else None
 
-    def _may_eject(self) -> bool:
+    def _may_eject(self, node: Node) -> bool:
         """For slowness and errors never more than half: where all seem bad, it may be us, or the load."""
-        out = sum(node.state is NodeState.EJECTED for node in self)
+        out = sum(each.state is NodeState.EJECTED for each in self if each is not node)
         return 2 * (out + 1) <= len(self._nodes)
 
     def _move(self, node: Node, event: NodeEvent) -> None:
-        node.state = MOVES[node.state, event]
+        before = node.state
+        node.state = MOVES[before, event]
+        if node.state is before:
+            return
+        if node.state is NodeState.EJECTED:
+            now = self._clock.monotonic()
+            node.ejections = node.ejections + 1 if now - node.ejected_at < FORGIVEN_S else 1
+            node.ejected_at = now
+            wait_s = OUT_FIRST_S * 2 ** (node.ejections - 2) if node.ejections > 1 else 0.0
+            node.out_until = now + min(wait_s, OUT_MAX_S)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._ready.clear()
+        self.on_change()

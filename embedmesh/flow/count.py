@@ -12,26 +12,32 @@ from embedmesh.rules.ports import Decoder, Tokenizer
 
 INLINE_CHARS_MAX = 4_096  # about half a millisecond; anything longer is counted off the event loop
 CHARS_PER_ID = 4  # of cl100k, on average
+SPECIALS_MAX = 8  # special tokens that a model may add to an input; two or three in all that we know
 
 
-async def count(call: Call, model: Model, tokenizer: Tokenizer, cl100k: Decoder | None) -> Counted:
-    """Token ids and their number. Raises a CallerFailure that names the input at fault."""
+async def count(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted:
+    """Token ids and their number. Raises a CallerFailure that names the input at fault.
+
+    Without a tokenizer the bytes of each text are taken as a bound of its tokens.
+    """
     if sum(map(len, call.texts)) + sum(map(len, call.ids)) * CHARS_PER_ID <= INLINE_CHARS_MAX:
         return count_now(call, model, tokenizer, cl100k)
     return await asyncio.to_thread(count_now, call, model, tokenizer, cl100k)
 
 
-def count_now(call: Call, model: Model, tokenizer: Tokenizer, cl100k: Decoder | None) -> Counted:
+def count_now(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted:
     """The same, without leaving the calling thread."""
     prompt = model.prompts.get(call.role, "") if call.role else ""
-    if call.texts:
-        ids = tokenizer.ids([prompt + text for text in call.texts])
-    elif model.token_ids == "native":
+    if tokenizer is None:
+        return _bound(call, prompt, _texts(call, model, cl100k))
+    texts: list[str] | None = None
+    if call.ids and model.token_ids == "native":
         _check_native(call, tokenizer)
         before = tokenizer.ids([prompt])[0] if prompt else []
         ids = [before + tokens for tokens in call.ids]
     else:
-        ids = tokenizer.ids([prompt + text for text in _decode(call, cl100k)])
+        texts = [prompt + text for text in _texts(call, model, cl100k)]
+        ids = tokenizer.ids(texts)
 
     room = model.max_tokens - tokenizer.specials
     truncated = 0
@@ -47,19 +53,39 @@ def count_now(call: Call, model: Model, tokenizer: Tokenizer, cl100k: Decoder | 
                 param=_name(call, index),
             )
         truncated += 1
-        if call.truncate == "end":
-            ids[index] = tokens[:room]
-        else:
-            kept = len(tokenizer.ids([prompt])[0]) if prompt else 0
-            ids[index] = tokens[:kept] + tokens[len(tokens) - (room - kept) :]
+        kept = len(tokenizer.ids([prompt])[0]) if prompt and call.truncate == "start" else 0
+        at_end = call.truncate == "start"
+        ids[index] = tokens[:kept] + tokens[len(tokens) - (room - kept) :] if at_end else tokens[:room]
+        if texts is not None:
+            clipped = tokenizer.clip(texts[index], room - kept, end=at_end)
+            texts[index] = prompt + clipped if kept else clipped
 
-    total = sum(map(len, ids)) + tokenizer.specials * len(ids)
-    if total > REQUEST_TOKENS_MAX:
+    lengths = [len(tokens) + tokenizer.specials for tokens in ids]
+    if (total := sum(lengths)) > REQUEST_TOKENS_MAX:
         raise MaxTokensPerRequest(
             f"All inputs together have {total:,} tokens; one request takes {REQUEST_TOKENS_MAX:,}. Split it.",
             param="input",
         )
-    return Counted(ids=ids, tokens=total, truncated=truncated)
+    return Counted(lengths=lengths, ids=ids, texts=texts, truncated=truncated)
+
+
+def _bound(call: Call, prompt: str, texts: list[str]) -> Counted:
+    """For a model without a tokenizer here: no token stands for less than a byte, special ones aside."""
+    if call.truncate != "none":
+        raise InvalidValue(
+            "This model's tokens cannot be counted here, so its inputs cannot be cut. Shorten them yourself.",
+            param="truncate",
+        )
+    texts = [prompt + text for text in texts]
+    return Counted(lengths=[len(text.encode()) + SPECIALS_MAX for text in texts], texts=texts, exact=False)
+
+
+def _texts(call: Call, model: Model, cl100k: Decoder | None) -> list[str]:
+    if call.texts:
+        return call.texts
+    if model.token_ids == "native":
+        raise InvalidValue("Token ids of this model cannot be checked here. Send the text itself.", param="input")
+    return _decode(call, cl100k)
 
 
 def _check_native(call: Call, tokenizer: Tokenizer) -> None:

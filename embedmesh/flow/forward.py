@@ -1,25 +1,29 @@
-"""Ask a node; when it fails, ask another. The caller's hold covers all attempts, and is charged once."""
+"""Ask nodes until every input has its vector. The caller's hold covers all attempts, and is charged once.
+
+The fleet says which inputs go to which node, and when; here they are asked, and what fails goes back in line.
+"""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
 
-from embedmesh.rules.deadlines import ATTEMPTS_MAX, attempt_s, request_s
-from embedmesh.rules.embeddings import Counted
+from embedmesh.rules.deadlines import attempt_s, request_s
+from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import (
     BadNodeResponse,
     DeadlineExceeded,
     Failure,
+    InvalidValue,
     NodeBusy,
     NodeFailure,
     NodeRefused,
     NodeTooSlow,
     NoNodeAvailable,
     Overloaded,
+    UpstreamRefused,
     WrongAnswer,
 )
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Candidate, Clock, Fleet, NodeClient, Verify
+from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify
 
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
@@ -27,63 +31,151 @@ def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
 
     Raises NoNodeAvailable: with nobody to ask there is nothing to hold money for.
     """
-    candidate = fleet.pick(model, tokens, ())
-    if candidate is None:
+    expected_s = fleet.expected_s(model, tokens)
+    if expected_s is None:
         raise _told_to_caller(None)
-    return request_s(candidate.expected_s)
+    return request_s(expected_s)
 
 
 async def forward(
-    model: Model, counted: Counted, within_s: float, fleet: Fleet, client: NodeClient, clock: Clock, verify: Verify
+    model: Model, counted: Counted, account_id: str, within_s: float, fleet: Fleet, client: NodeClient, verify: Verify
 ) -> Answer:
-    """A right answer from the node that would be done first, or from the next.
+    """Right answers to all inputs, from the nodes that would be done first, or from the next.
 
-    Raises NoNodeAvailable, Overloaded, BadNodeResponse or DeadlineExceeded.
+    Raises NoNodeAvailable, Overloaded, BadNodeResponse, InvalidValue or DeadlineExceeded.
     """
-    tried: list[str] = []
-    last: NodeFailure | None = None
+    asking = Asking(model, counted, client, verify)
+    place = fleet.enter(model, counted, account_id, asking)
     try:
         async with asyncio.timeout(within_s):
-            while len(tried) < ATTEMPTS_MAX:
-                candidate = fleet.pick(model, counted.tokens, tried)
-                if candidate is None:
-                    break
-                tried.append(candidate.node_id)
-                try:
-                    with _watched(fleet, candidate.node_id, counted.tokens, clock):
-                        return await _attempt(candidate, model, counted, client, verify)
-                except NodeFailure as failure:
-                    last = failure
+            return await asking.answer(place)
     except TimeoutError:
         raise DeadlineExceeded("The request took longer than it may. Send fewer or shorter inputs at once.") from None
-    raise _told_to_caller(last)
+    finally:
+        place.leave()
+        await asking.stop(place)
 
 
-async def _attempt(candidate: Candidate, model: Model, counted: Counted, client: NodeClient, verify: Verify) -> Answer:
-    """One attempt on one node. Raises a NodeFailure."""
-    try:
-        async with asyncio.timeout(attempt_s(candidate.expected_s)):
-            reply = await client.embed(candidate, model, counted.ids)
-    except TimeoutError:
-        raise NodeTooSlow("the attempt's deadline passed") from None
-    verify(reply, model, counted)
-    return Answer(data=reply.data, width=model.width, node_id=candidate.node_id)
+class Asking:
+    """One request's attempts. Implements the port `Asker`."""
+
+    def __init__(self, model: Model, counted: Counted, client: NodeClient, verify: Verify) -> None:
+        self._model = model
+        self._counted = counted
+        self._client = client
+        self._verify = verify
+        self._parts: deque[Part] = deque()  # to be asked
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._answers = _Answers(len(counted.lengths), model.width * 4)
+        self._failure: BaseException | None = None  # a Failure, or a bug of ours
+        self._news: asyncio.Future[None] | None = None  # what `answer` waits for
+
+    def take(self, part: Part) -> None:
+        self._parts.append(part)
+        self._tell()
+
+    def give_up(self, last: NodeFailure | None) -> None:
+        self._failure = _told_to_caller(last)
+        self._tell()
+
+    async def answer(self, place: Place) -> Answer:
+        """All of it. Raises a Failure."""
+        while True:
+            while self._parts and self._failure is None:
+                part = self._parts.popleft()
+                if len(part.places) == len(self._counted.lengths):
+                    await self._ask(place, part)  # the ordinary case: one part, and nothing else to do meanwhile
+                else:
+                    task = asyncio.create_task(self._ask(place, part))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._done)
+            if self._failure is not None:
+                raise self._failure
+            if self._answers.missing == 0:
+                return self._answers.whole(self._model.width)
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+
+    async def stop(self, place: Place) -> None:
+        """Ask nothing more: running attempts are broken off, which tells their nodes."""
+        while self._parts:
+            place.abandoned(self._parts.popleft())
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _ask(self, place: Place, part: Part) -> None:
+        """One attempt. Its failure is the request's, unless another node will be asked."""
+        try:
+            reply = await self._attempt(part)
+        except NodeFailure as failure:
+            if not place.ended(part, failure):
+                self._failure = self._failure or _told_to_caller(failure)
+        except BaseException:
+            place.abandoned(part)  # the caller went, or the request's own deadline passed
+            raise
+        else:
+            place.ended(part, None)
+            self._answers.put(part, reply)
+
+    async def _attempt(self, part: Part) -> EmbedVectors:
+        try:
+            async with asyncio.timeout(attempt_s(part.expected_s)):
+                reply = await self._client.embed(part, self._model, self._counted)
+        except TimeoutError:
+            raise NodeTooSlow("the attempt's deadline passed") from None
+        self._verify(reply, self._model, part, self._counted.exact)
+        return reply
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self._failure = self._failure or task.exception()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
 
-@contextmanager
-def _watched(fleet: Fleet, node_id: str, tokens: int, clock: Clock) -> Iterator[None]:
-    """The fleet learns that an attempt began and how it ended, whatever happens."""
-    began = clock.monotonic()
-    fleet.began(node_id, tokens)
-    try:
-        yield
-    except NodeFailure as failure:
-        fleet.ended(node_id, tokens, clock.monotonic() - began, failure)
-        raise
-    except BaseException:
-        fleet.abandoned(node_id, tokens)  # the caller went, or the request's own deadline passed
-        raise
-    fleet.ended(node_id, tokens, clock.monotonic() - began, None)
+class _Answers:
+    """Rows of vectors by their input's place, and who made them."""
+
+    def __init__(self, inputs: int, row_bytes: int) -> None:
+        self.missing = inputs
+        self._inputs = inputs
+        self._in_order = tuple(range(inputs))
+        self._row_bytes = row_bytes
+        self._data: bytes | bytearray = b""
+        self._tokens = 0
+        self._by_node: dict[tuple[str, int], int] = {}
+
+    def put(self, part: Part, reply: EmbedVectors) -> None:
+        """The checked answer to a part."""
+        if part.places == self._in_order:
+            self._data = reply.data
+        else:
+            self._scatter(part.places, reply.data)
+        self.missing -= len(part.places)
+        self._tokens += reply.tokens
+        node = part.node_id, part.ask
+        self._by_node[node] = self._by_node.get(node, 0) + reply.tokens
+
+    def whole(self, width: int) -> Answer:
+        """All rows in order."""
+        most_first = sorted(self._by_node.items(), key=lambda each: -each[1])
+        shares = tuple(Share(node_id, tokens, ask) for (node_id, ask), tokens in most_first)
+        return Answer(data=bytes(self._data), width=width, tokens=self._tokens, shares=shares)
+
+    def _scatter(self, places: tuple[int, ...], data: bytes) -> None:
+        size = self._row_bytes
+        if not self._data:
+            self._data = bytearray(self._inputs * size)
+        assert isinstance(self._data, bytearray)
+        rows, target = memoryview(data), memoryview(self._data)
+        for at, place in enumerate(places):
+            target[place * size : (place + 1) * size] = rows[at * size : (at + 1) * size]
 
 
 def _told_to_caller(last: NodeFailure | None) -> Failure:
@@ -93,6 +185,10 @@ def _told_to_caller(last: NodeFailure | None) -> Failure:
             return Overloaded("Every node is full of work. Try again shortly.")
         case NodeTooSlow():
             return DeadlineExceeded("No node answered in time. Try again.")
+        case UpstreamRefused():
+            return InvalidValue(
+                "The server that runs this model refused the inputs as wrong. Are they too long for it?", param="input"
+            )
         case WrongAnswer() | NodeRefused():
             return BadNodeResponse("No node gave a right answer, so none was delivered. Try again.")
         case _:

@@ -14,9 +14,20 @@ from embedmesh.flow.identify import identify
 from embedmesh.flow.respond import respond
 from embedmesh.flow.validate import validate
 from embedmesh.flow.verify import verify
-from embedmesh.rules.holds import Charge
-from embedmesh.rules.money import cost_nanousd
-from embedmesh.rules.ports import Catalogue, Clock, Decoder, Deliver, Fleet, Keys, Ledger, NodeClient, Tokenizer
+from embedmesh.rules.holds import Charge, Payable
+from embedmesh.rules.money import cost_nanousd, payable_nanousd
+from embedmesh.rules.ports import (
+    Answer,
+    Catalogue,
+    Clock,
+    Decoder,
+    Deliver,
+    Fleet,
+    Keys,
+    Ledger,
+    NodeClient,
+    Tokenizer,
+)
 
 EMBED_SCOPE = "embeddings"
 
@@ -33,6 +44,7 @@ class World(msgspec.Struct, frozen=True):
     client: NodeClient
     clock: Clock
     hash_user: Callable[[str], str]
+    ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -50,21 +62,34 @@ async def handle(
     began = world.clock.monotonic()
     caller = identify(authorization, world.keys, EMBED_SCOPE)
     call, model = validate(await receive(), world.catalogue)
-    counted = await count(call, model, world.tokenizers[model.id], world.cl100k)
-    cost = cost_nanousd(counted.tokens, model.price)
+    counted = await count(call, model, world.tokenizers.get(model.id), world.cl100k)
+    bound = cost_nanousd(counted.tokens, model.price)
     within_s = time_allowed_s(model, counted.tokens, world.fleet)
     until = world.clock.monotonic() + within_s
-    async with held(world.ledger, place_hold(caller, cost, within_s, world.clock)) as bill:
+    async with held(world.ledger, place_hold(caller, bound, within_s, world.clock)) as bill:
         left_s = until - world.clock.monotonic()
-        answer = await forward(model, counted, left_s, world.fleet, world.client, world.clock, verify)
+        answer = await forward(model, counted, caller.account_id, left_s, world.fleet, world.client, verify)
+        cost = cost_nanousd(answer.tokens, model.price)  # the bound itself, where tokens were counted exactly
         reply = respond(call, counted, answer, world.clock.monotonic() - began, cost=cost)
         await deliver(reply)
         bill.charge = Charge(
             cost_nanousd=cost,
-            tokens=counted.tokens,
+            tokens=answer.tokens,
             model=model.id,
             key_id=caller.key_id,
-            node_id=answer.node_id,
+            node_id=answer.shares[0].node_id,
+            payables=_payables(answer, cost, world.ask_max),
             user_hash=world.hash_user(call.user) if call.user is not None else None,
         )
-    return Outcome(model=model.id, tokens=counted.tokens, cost_nanousd=cost)
+    return Outcome(model=model.id, tokens=answer.tokens, cost_nanousd=cost)
+
+
+def _payables(answer: Answer, cost: int, ask_max: int | None) -> tuple[Payable, ...]:
+    """What each node gets; nothing where it asks for nothing."""
+    gets: dict[str, int] = {}  # a node may have changed its ask between two parts
+    left = cost
+    for share in answer.shares:
+        nanousd = payable_nanousd(share.tokens, share.ask, ask_max, left)
+        gets[share.node_id] = gets.get(share.node_id, 0) + nanousd
+        left -= nanousd
+    return tuple(Payable(node_id, nanousd) for node_id, nanousd in gets.items() if nanousd)

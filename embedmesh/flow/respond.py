@@ -10,6 +10,8 @@ import orjson
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.ports import Answer, Reply
 
+NODES_SHOWN_MAX = 8  # in a header; the ledger has all
+
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -26,11 +28,11 @@ def respond(call: Call, counted: Counted, answer: Answer, seconds: float, *, cos
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
         "model": call.model,
-        "usage": {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens},
+        "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
     }
     headers = {
         "openai-processing-ms": str(math.ceil(seconds * 1000)),
-        "x-embedmesh-node": answer.node_id,
+        "x-embedmesh-node": ",".join(share.node_id for share in answer.shares[:NODES_SHOWN_MAX]),
         "x-embedmesh-truncated": str(counted.truncated),
     }
     if cost is not None:

@@ -5,20 +5,24 @@ Order needs no check of its own: a compact answer has nothing but its order.
 
 import numpy as np
 
-from embedmesh.rules.embeddings import Counted, EmbedVectors
+from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import WrongAnswer
 from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Part
 
 BYTES_PER_COMPONENT = 4
 
 
-def verify(reply: EmbedVectors, model: Model, counted: Counted) -> None:
-    """Returns for a right answer, else raises WrongAnswer saying which check failed (never with values)."""
-    if len(reply.data) != len(counted.ids) * model.width * BYTES_PER_COMPONENT:
+def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
+    """Returns for a right answer, else raises WrongAnswer saying which check failed (never with values).
+
+    Where our count is only a bound (not `exact`), the node's has to be above zero and within it.
+    """
+    if len(reply.data) != len(part.places) * model.width * BYTES_PER_COMPONENT:
         raise WrongAnswer("the node answered with another number of components than asked")
-    if reply.tokens != counted.tokens:
+    if reply.tokens != part.tokens if exact else not 0 < reply.tokens <= part.tokens:
         raise WrongAnswer("the node counted other tokens than we did")
-    vectors = np.frombuffer(reply.data, dtype="<f4").reshape(len(counted.ids), model.width)
+    vectors = np.frombuffer(reply.data, dtype="<f4").reshape(len(part.places), model.width)
     squares = np.einsum("ij,ij->i", vectors, vectors)  # one pass; NaN and infinity survive into the sum
     if not np.isfinite(squares).all():
         raise WrongAnswer("a vector has a component that is not finite")

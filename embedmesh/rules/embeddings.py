@@ -37,14 +37,24 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """A call in the model's own token ids, special tokens not yet added.
+    """What will be embedded, and how many tokens each input is, special tokens included.
 
-    `tokens` counts what will really be embedded, special tokens included; `truncated` how many inputs were cut.
+    `ids` are in the model's own vocabulary, special tokens not yet added; `texts` are the same inputs, prompt included,
+    for servers that take only texts. One of them may be missing: texts where the caller sent the model's own ids, ids
+    where nobody here has the model's tokenizer. Then `exact` is false and the lengths are upper bounds. `truncated`
+    says how many inputs were cut.
     """
 
-    ids: list[list[int]]
-    tokens: int
+    lengths: list[int]
+    ids: list[list[int]] | None = None
+    texts: list[str] | None = None
     truncated: int = 0
+    exact: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Of all inputs."""
+        return sum(self.lengths)
 
 
 class EmbedIds(msgspec.Struct, forbid_unknown_fields=True):

@@ -245,7 +245,11 @@ class NodeBroke(NodeFailure):
 
 
 class NodeBusy(NodeFailure):
-    """The node refused more load (429 or 503): load, not failure."""
+    """The node refused more load (429 or 503): load, not failure. `retry_after_s` is what it asked for, in seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NodeTooSlow(NodeFailure):
@@ -254,6 +258,10 @@ class NodeTooSlow(NodeFailure):
 
 class NodeRefused(NodeFailure):
     """The node says the request is wrong though the gateway found it right: they disagree about the model."""
+
+
+class UpstreamRefused(NodeFailure):
+    """A server that is not ours says the request is wrong: it may know better than we do what its model takes."""
 
 
 class WrongAnswer(NodeFailure):

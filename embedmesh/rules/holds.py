@@ -47,8 +47,18 @@ class Hold(msgspec.Struct, frozen=True):
     deadline_ms: int
 
 
+class Payable(msgspec.Struct, frozen=True):
+    """What a node gets of a captured hold."""
+
+    node_id: str
+    nanousd: int
+
+
 class Charge(msgspec.Struct, frozen=True):
-    """What a captured hold was for. `cost_nanousd` is at most the hold's amount; the usage record keeps the rest."""
+    """What a captured hold was for. `cost_nanousd` is at most the hold's amount; the usage record keeps the rest.
+
+    `node_id` is the node that did most of it; `payables`, at most one a node, are together at most the cost.
+    """
 
     cost_nanousd: int
     tokens: int
@@ -56,4 +66,4 @@ class Charge(msgspec.Struct, frozen=True):
     key_id: str
     node_id: str
     user_hash: str | None = None
-    payable_nanousd: int = 0  # the node's share of the cost
+    payables: tuple[Payable, ...] = ()

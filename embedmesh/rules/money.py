@@ -10,6 +10,13 @@ def cost_nanousd(tokens: int, price: int) -> int:
     return -(-tokens * price // TOKENS_PER_PRICE_UNIT)
 
 
+def payable_nanousd(tokens: int, ask: int, cap: int | None, left_nanousd: int) -> int:
+    """What a node gets for `tokens`: what it asks, at most the operator's `cap` (both nano-USD per million tokens), and
+    at most what is left of the caller's cost.
+    """
+    return min(cost_nanousd(tokens, ask if cap is None else min(ask, cap)), left_nanousd)
+
+
 def parse_usd(text: str) -> int:
     """Nano-USD of a decimal USD amount like `12.5` (at most 9 decimals; no floats on the way). Raises ValueError."""
     sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text)

@@ -1,12 +1,12 @@
 """What the flow needs of the world, as protocols. Whatever decides takes its clock, dice and store as arguments."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from embedmesh.rules.embeddings import Counted, EmbedVectors
-from embedmesh.rules.errors import Failure
+from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
 from embedmesh.rules.models import Model
 
@@ -108,6 +108,10 @@ class Tokenizer(Protocol):
         """One list of ids a text, without special tokens. May take long: call it off the event loop for long texts."""
         ...
 
+    def clip(self, text: str, tokens: int, *, end: bool) -> str:
+        """The piece of `text` that its first `tokens` tokens stand for, or its last where its `end` is to be kept."""
+        ...
+
 
 class Decoder(Protocol):
     """Turns token ids of a foreign vocabulary back into text."""
@@ -117,12 +121,46 @@ class Decoder(Protocol):
         ...
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """A node that may take the work, and when it would be done: seconds from now, from its load and learned speed."""
+class Part(msgspec.Struct, frozen=True, eq=False):
+    """Some inputs of a request, for one node: what one attempt asks for.
+
+    `places` says which inputs; `tokens` counts theirs; `expected_s` is when the node should be done, in seconds from
+    when the part was given to it; `ask` is what the node wants for it, in nano-USD per million tokens.
+    """
 
     node_id: str
-    address: str
+    places: tuple[int, ...]
+    tokens: int
     expected_s: float
+    ask: int = 0
+
+
+class Asker(Protocol):
+    """Who waits in line for nodes. Called back at once or later; must not wait."""
+
+    def take(self, part: Part) -> None:
+        """These inputs are to be asked of that node now. Whoever takes a part says how it `ended`."""
+        ...
+
+    def give_up(self, last: NodeFailure | None) -> None:
+        """No node is left for some of the inputs; `last` is why the last one failed, if any was asked."""
+        ...
+
+
+class Place(Protocol):
+    """A request's place in line."""
+
+    def ended(self, part: Part, failure: NodeFailure | None) -> bool:
+        """A part was answered right, or failed. Whether what failed waits in line again, for another node."""
+        ...
+
+    def abandoned(self, part: Part) -> None:
+        """A part was given up for a reason that says nothing about the node. In place of `ended`."""
+        ...
+
+    def leave(self) -> None:
+        """Want no more parts. Those that were taken still end."""
+        ...
 
 
 class Fleet(Protocol):
@@ -132,41 +170,45 @@ class Fleet(Protocol):
         """Whether a live node serves the model now."""
         ...
 
-    def pick(self, model: Model, tokens: int, tried: Collection[str]) -> Candidate | None:
-        """The live node that would be done first, those already tried left out; None when there is none."""
+    def expected_s(self, model: Model, tokens: int) -> float | None:
+        """Seconds until a request of so many tokens would be done, behind all that waits; None without a node."""
         ...
 
-    def began(self, node_id: str, tokens: int) -> None:
-        """An attempt of that many tokens is on its way."""
-        ...
-
-    def ended(self, node_id: str, tokens: int, seconds: float, failure: Failure | None) -> None:
-        """It ended: well, or with what went wrong. Called once for each `began`, also when the caller has gone."""
-        ...
-
-    def abandoned(self, node_id: str, tokens: int) -> None:
-        """It was given up for a reason that says nothing about the node. In place of `ended`."""
+    def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Place:
+        """Stand in line. Parts come at once where a node has room. Raises Overloaded. End by leaving the place."""
         ...
 
 
 class NodeClient(Protocol):
     """One exchange with one node."""
 
-    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedVectors:
-        """What the node says, not yet checked. Raises a NodeFailure."""
+    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors:
+        """What the node says of a part of what was counted, not yet checked. Raises a NodeFailure."""
         ...
 
 
+class Share(msgspec.Struct, frozen=True):
+    """What one node did of a request, and what it wants for it, in nano-USD per million tokens."""
+
+    node_id: str
+    tokens: int
+    ask: int = 0
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """A checked answer: little-endian float32, `width` components an input, row after row."""
+    """A checked answer: little-endian float32, `width` components an input, row after row.
+
+    `tokens` were really embedded; `shares` says by whom, the node that did most first.
+    """
 
     data: bytes
     width: int
-    node_id: str
+    tokens: int
+    shares: tuple[Share, ...]
 
 
-Verify = Callable[[EmbedVectors, Model, Counted], None]
-"""Returns for a right answer; raises WrongAnswer for any other."""
+Verify = Callable[[EmbedVectors, Model, Part, bool], None]
+"""Answer, model, what was asked, and whether its tokens were counted exactly or are a bound. Raises WrongAnswer."""
 
 
 class Reply(msgspec.Struct, frozen=True):

@@ -140,10 +140,10 @@ class Capture(_Kept):
         account_id = self.hold.account_id
         move = {"account_id": account_id, "amount": charge.cost_nanousd, "hold_id": hold_id, "now_ms": now_ms}
         db.execute(HOLDS["insert_charge"], move)
-        if charge.payable_nanousd:
-            node = f"node:{charge.node_id}"
+        for payable in charge.payables:
+            node = f"node:{payable.node_id}"
             db.execute(ACCOUNTS["insert_account"], {"account_id": node, "kind": "node", "now_ms": now_ms})
-            db.execute(HOLDS["insert_payable"], move | {"account_id": node, "amount": charge.payable_nanousd})
+            db.execute(HOLDS["insert_payable"], move | {"account_id": node, "amount": payable.nanousd})
         db.execute(
             HOLDS["insert_usage"],
             {
@@ -154,7 +154,7 @@ class Capture(_Kept):
                 "node_id": charge.node_id,
                 "tokens": charge.tokens,
                 "cost": charge.cost_nanousd,
-                "payable": charge.payable_nanousd,
+                "payable": sum(payable.nanousd for payable in charge.payables),
                 "user_hash": charge.user_hash,
                 "day": now_ms // MS_PER_DAY,
             },

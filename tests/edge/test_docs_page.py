@@ -64,7 +64,7 @@ def test_the_policy_allows_this_script_and_this_style_and_nothing_else() -> None
 
 async def test_the_gateway_serves_it_with_that_policy() -> None:
     world = make_world()
-    app = GatewayApp(world, world.fleet, in_flight_max=1, bodies=BodyBudget(1), gauges=dict)
+    app = GatewayApp(world, world.fleet.registry, in_flight_max=1, bodies=BodyBudget(1), gauges=dict)
     async with serving(app.server) as port:
         reply = await send(port, request("GET", "/docs", key=None))
     assert (reply.status, reply.body) == (200, HTML)

@@ -11,6 +11,7 @@ import pytest
 from embedmesh.edge.failures import TABLE
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.receive import BodyBudget
+from embedmesh.fleet.registry import Node
 from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavailable, WrongAnswer
 from embedmesh.rules.ports import Caller
 from tests.edge.http import request, send, serving
@@ -22,7 +23,11 @@ BODY = b'{"model":"tiny","input":["abc","d"]}'
 def make_app(nodes: ScriptedNodes | None = None, *, in_flight_max: int = 100, count: int = 1) -> GatewayApp:
     world = make_world(nodes, nodes=count)
     return GatewayApp(
-        world, world.fleet, in_flight_max=in_flight_max, bodies=BodyBudget(10**8), gauges=lambda: {"nodes_ready": 1}
+        world,
+        world.fleet.registry,
+        in_flight_max=in_flight_max,
+        bodies=BodyBudget(10**8),
+        gauges=lambda: {"nodes_ready": 1},
     )
 
 
@@ -146,7 +151,7 @@ async def test_readyz_wants_a_real_embedding_of_the_last_15_seconds() -> None:
     app = make_app(count=0)
     async with running(app) as port:
         assert (await send(port, request("GET", "/readyz", key=None))).status == 503
-        app._registry.answered_right(app._registry.add("n0", "unix:/nowhere"), ["acme/tiny"])
+        app._registry.answered_right(app._registry.add(Node("n0", "unix:/nowhere")), ["acme/tiny"])
         assert (await send(port, request("GET", "/readyz", key=None))).status == 200
         app._world.clock.now += 15.1
         late = await send(port, request("GET", "/readyz", key=None))
@@ -172,7 +177,7 @@ async def test_models_are_those_that_live_nodes_serve() -> None:
         }
         for path in ("/v1/models/acme/tiny", "/v1/models/acme%2Ftiny", "/v1/models/tiny", "/v1/models/tiny:exact"):
             assert json.loads((await send(port, request("GET", path))).body) == listed["data"][0]
-        next(iter(app._registry)).models = frozenset({"acme/native"})
+        app._registry.answered_right(next(iter(app._registry)), ["acme/native"])
         listed = json.loads((await send(port, request("GET", "/v1/models"))).body)
         assert [model["id"] for model in listed["data"]] == ["acme/native"]
         assert (await send(port, request("GET", "/v1/models/acme/tiny"))).status == 404

@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from embedmesh.edge.node_client import NodePool
-from embedmesh.rules.embeddings import EmbedIds, unpack_ids
+from embedmesh.edge.node_client import NodeClients, OwnLink
+from embedmesh.edge.wire import unix_dialler
+from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, unpack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, NodeUnreachable, WrongAnswer
-from embedmesh.rules.ports import Candidate
+from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, right_reply
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -30,7 +31,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 @asynccontextmanager
-async def node(folder: Path, script: Script) -> AsyncIterator[Candidate]:
+async def node(folder: Path, script: Script) -> AsyncIterator[OwnLink]:
     path = folder / "n.sock"
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,9 +44,17 @@ async def node(folder: Path, script: Script) -> AsyncIterator[Candidate]:
 
     server = await asyncio.start_unix_server(serve, path)
     try:
-        yield Candidate("n0", f"unix:{path}", 0.1)
+        link = OwnLink(unix_dialler(str(path)))
+        yield link
+        link.close()
     finally:
         server.close()
+
+
+async def embed(link: OwnLink, ids: list[list[int]] = IDS) -> EmbedVectors:
+    lengths = [len(each) + 2 for each in ids]
+    part = Part("n0", tuple(range(len(ids))), sum(lengths), 0.1)
+    return await link.embed(part, MODEL, Counted(lengths=lengths, ids=ids))
 
 
 def always(reply: bytes) -> Script:
@@ -64,8 +73,8 @@ async def test_ids_go_out_and_the_reply_comes_back(tmp_path: Path) -> None:
         seen.append(await read_request(reader))
         writer.write(http(GOOD))
 
-    async with node(tmp_path, script) as candidate:
-        assert await NodePool().embed(candidate, MODEL, IDS) == right_reply(IDS)
+    async with node(tmp_path, script) as link:
+        assert await embed(link) == right_reply(IDS)
     head, _, body = seen[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/embeddings HTTP/1.1\r\n")
     assert b"Content-Type: application/vnd.embedmesh.v2+msgpack\r\n" in head
@@ -85,8 +94,8 @@ async def test_a_chunked_reply_and_one_that_drips_are_put_together(tmp_path: Pat
             await asyncio.sleep(0.001)
         writer.write(b"0\r\n\r\n")
 
-    async with node(tmp_path, script) as candidate:
-        assert await NodePool().embed(candidate, MODEL, IDS) == right_reply(IDS)
+    async with node(tmp_path, script) as link:
+        assert await embed(link) == right_reply(IDS)
 
 
 WRONG = [
@@ -113,9 +122,9 @@ WRONG = [
 async def test_what_is_not_the_protocol_is_a_failure_of_the_node(
     tmp_path: Path, reply: bytes, failure: type[NodeFailure]
 ) -> None:
-    async with node(tmp_path, always(reply)) as candidate:
+    async with node(tmp_path, always(reply)) as link:
         with pytest.raises(failure):
-            await NodePool().embed(candidate, MODEL, IDS)
+            await embed(link)
 
 
 @pytest.mark.parametrize("cut", [0, 10, 60, len(http(GOOD)) - 1])
@@ -124,23 +133,46 @@ async def test_a_connection_that_breaks_is_told_at_once(tmp_path: Path, cut: int
         await read_request(reader)
         writer.write(http(GOOD)[:cut])
 
-    async with node(tmp_path, script) as candidate:
+    async with node(tmp_path, script) as link:
         with pytest.raises(NodeBroke):
             async with asyncio.timeout(2):
-                await NodePool().embed(candidate, MODEL, IDS)
+                await embed(link)
 
 
 async def test_a_large_reply_that_comes_in_one_read_is_right(tmp_path: Path) -> None:
     """The cap on the head is for the head: 2,000 vectors behind it are no sign of a hostile node."""
     many = [[1]] * 2_000
-    async with node(tmp_path, always(http(msgspec.msgpack.encode(right_reply(many))))) as candidate:
-        assert await NodePool().embed(candidate, MODEL, many) == right_reply(many)
+    async with node(tmp_path, always(http(msgspec.msgpack.encode(right_reply(many))))) as link:
+        assert await embed(link, many) == right_reply(many)
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
-    for address in (f"unix:{tmp_path}/none.sock", "http://127.0.0.1:1/", "/etc/passwd"):
+    with pytest.raises(NodeUnreachable):
+        await embed(OwnLink(unix_dialler(f"{tmp_path}/none.sock")))
+
+
+async def test_a_node_that_was_removed_is_unreachable(tmp_path: Path) -> None:
+    clients = NodeClients()
+    async with node(tmp_path, always(http(GOOD))) as link:
+        clients.add("n0", link)
+        part = Part("n0", (1,), 3, 0.1)
+        await clients.embed(part, MODEL, Counted(lengths=[4, 3], ids=IDS))
+        clients.remove("n0")
         with pytest.raises(NodeUnreachable):
-            await NodePool().embed(Candidate("n0", address, 0.1), MODEL, IDS)
+            await clients.embed(part, MODEL, Counted(lengths=[4, 3], ids=IDS))
+
+
+async def test_a_part_asks_for_its_own_inputs_in_its_own_order(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await read_request(reader))
+        writer.write(http(GOOD))
+
+    async with node(tmp_path, script) as link:
+        await link.embed(Part("n0", (2, 0), 5, 0.1), MODEL, Counted(lengths=[3, 9, 4], ids=[[7], [8] * 7, [9, 9]]))
+    asked = msgspec.msgpack.decode(seen[0].partition(b"\r\n\r\n")[2], type=EmbedIds)
+    assert unpack_ids(asked) == [[9, 9], [7]]
 
 
 async def test_connections_are_kept_and_one_that_died_while_idle_is_replaced_unseen(tmp_path: Path) -> None:
@@ -153,12 +185,10 @@ async def test_connections_are_kept_and_one_that_died_while_idle_is_replaced_uns
             await read_request(reader)
             writer.write(http(GOOD))
 
-    pool = NodePool()
-    async with node(tmp_path, script) as candidate:
+    async with node(tmp_path, script) as link:
         for _ in range(9):
-            assert await pool.embed(candidate, MODEL, IDS) == right_reply(IDS)
+            assert await embed(link) == right_reply(IDS)
     assert connections == 3
-    pool.close()
 
 
 async def test_giving_up_closes_the_connection_so_that_the_node_can_stop(tmp_path: Path) -> None:
@@ -169,10 +199,10 @@ async def test_giving_up_closes_the_connection_so_that_the_node_can_stop(tmp_pat
         assert await reader.read() == b""
         closed.set()
 
-    async with node(tmp_path, script) as candidate:
+    async with node(tmp_path, script) as link:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
-                await NodePool().embed(candidate, MODEL, IDS)
+                await embed(link)
         async with asyncio.timeout(2):
             await closed.wait()
 
@@ -188,11 +218,10 @@ async def test_a_node_that_speaks_unasked_is_not_believed_next_time(tmp_path: Pa
         writer.write(http(b'{"poison":1}'))
         await read_request(reader)
 
-    pool = NodePool()
-    async with node(tmp_path, script) as candidate:
-        await pool.embed(candidate, MODEL, IDS)
+    async with node(tmp_path, script) as link:
+        await embed(link)
         await asyncio.sleep(0.1)
-        assert await pool.embed(candidate, MODEL, IDS) == right_reply(IDS)
+        assert await embed(link) == right_reply(IDS)
 
 
 async def test_two_replies_in_one_packet_are_no_answer_for_two(tmp_path: Path) -> None:
@@ -201,8 +230,7 @@ async def test_two_replies_in_one_packet_are_no_answer_for_two(tmp_path: Path) -
         writer.write(http(GOOD) + http(b'{"poison":1}'))
         await read_request(reader)
 
-    pool = NodePool()
-    async with node(tmp_path, script) as candidate:
+    async with node(tmp_path, script) as link:
         for _ in range(2):
             with suppress(NodeFailure):
-                assert await pool.embed(candidate, MODEL, IDS) == right_reply(IDS)
+                assert await embed(link) == right_reply(IDS)

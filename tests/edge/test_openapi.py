@@ -44,7 +44,7 @@ class KeyRingWithMetrics:
 def make_app(nodes: ScriptedNodes | None = None, *, count: int = 1) -> GatewayApp:
     world = make_world(nodes, nodes=count)
     world = msgspec.structs.replace(world, keys=KeyRingWithMetrics(world.keys))
-    return GatewayApp(world, world.fleet, in_flight_max=100, bodies=BodyBudget(10**8), gauges=dict)
+    return GatewayApp(world, world.fleet.registry, in_flight_max=100, bodies=BodyBudget(10**8), gauges=dict)
 
 
 def errors_by(schema: dict[str, Any], value: object) -> list[str]:

@@ -1,44 +1,57 @@
-"""Nodes get work after a verified embedding, lose it by the table of moves, and the one that is done first is asked."""
+"""Nodes get work after a verified embedding, lose it by the table of moves, and come back step by step."""
 
-import random
 from collections import Counter
 
 import pytest
 
-from embedmesh.fleet.choose import choose
-from embedmesh.fleet.load import PRIOR_TOKENS_PER_S, Load
-from embedmesh.fleet.registry import Registry
+from embedmesh.fleet.registry import OUT_FIRST_S, TRIAL_ANSWERS, Node, Registry
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable, WrongAnswer
 from embedmesh.rules.nodes import MOVES, NodeEvent, NodeState
-from embedmesh.rules.ports import Candidate
 from tests.flow.world import MODEL, NATIVE, Clock
 
 
-def ready_registry(nodes: int = 2) -> Registry:
-    registry = Registry(Clock(), random.Random(1))
+def ready_registry(nodes: int = 2, clock: Clock | None = None) -> Registry:
+    registry = Registry(clock or Clock())
     for number in range(nodes):
-        registry.answered_right(registry.add(f"n{number}", "unix:/nowhere"), [MODEL.id])
+        registry.answered_right(registry.add(Node(f"n{number}", "unix:/nowhere")), [MODEL.id])
     return registry
 
 
-def state(registry: Registry) -> NodeState:
-    return next(iter(registry)).state
+def first(registry: Registry) -> Node:
+    return next(iter(registry))
+
+
+def suffer(registry: Registry, spell: list[Exception | None]) -> None:
+    for failure in spell:
+        if failure is None:
+            registry.answered_right(first(registry))
+        else:
+            registry.failed(first(registry), failure)
 
 
 def test_every_move_of_a_node_is_in_the_table() -> None:
     assert set(MOVES) == {(state, event) for state in NodeState for event in NodeEvent}
 
 
+def test_a_quarantine_ends_by_readmission_only() -> None:
+    ends = {event for event in NodeEvent if MOVES[NodeState.QUARANTINED, event] is not NodeState.QUARANTINED}
+    assert ends == {NodeEvent.READMITTED}
+    assert MOVES[NodeState.QUARANTINED, NodeEvent.READMITTED] is NodeState.UNPROVEN, "and then it proves itself again"
+
+
 def test_a_node_gets_work_only_after_a_verified_embedding() -> None:
-    registry = Registry(Clock(), random.Random(1))
-    node = registry.add("n0", "unix:/nowhere")
-    assert registry.pick(MODEL, 10, ()) is None
+    registry = Registry(Clock())
+    node = registry.add(Node("n0", "unix:/nowhere"))
+    assert registry.ready(MODEL.id) == []
     registry.answered_right(node, [MODEL.id])
-    candidate = registry.pick(MODEL, 10, ())
-    assert candidate is not None
-    assert candidate.node_id == "n0"
-    assert registry.pick(NATIVE, 10, ()) is None, "it does not serve that model"
-    assert registry.pick(MODEL, 10, ("n0",)) is None, "it was tried"
+    assert registry.ready(MODEL.id) == [node]
+    assert registry.ready(NATIVE.id) == [], "it does not serve that model"
+    registry.drain(node)
+    assert registry.ready(MODEL.id) == [], "it is about to leave"
+    registry.drain(node, draining=False)
+    assert registry.ready(MODEL.id) == [node]
+    registry.remove("n0")
+    assert registry.ready(MODEL.id) == []
 
 
 SPELLS = [
@@ -49,76 +62,102 @@ SPELLS = [
     ([NodeBroke("x")] * 3, NodeState.EJECTED),
     ([WrongAnswer("x"), NodeBroke("x"), WrongAnswer("x")], NodeState.EJECTED),
     ([NodeBroke("x"), NodeBroke("x"), None, NodeBroke("x")], NodeState.READY),
+    ([NodeBroke("x"), None] * 9, NodeState.READY),
+    ([NodeBroke("x"), None] * 9 + [NodeBroke("x")], NodeState.EJECTED),
     ([NodeBusy("x")] * 10, NodeState.READY),
     ([NodeUnreachable("x"), None], NodeState.READY),
+    ([WrongAnswer("x"), None, None, WrongAnswer("x")], NodeState.READY),
+    ([WrongAnswer("x"), None, None] * 3, NodeState.QUARANTINED),
+    ([WrongAnswer("x")] * 3 + [None] * 10, NodeState.QUARANTINED),
+    ([WrongAnswer("x"), *[None] * 99] * 3, NodeState.READY),
 ]
 
 
 @pytest.mark.parametrize(("spell", "after"), SPELLS)
-def test_a_node_is_ejected_for_failures_and_not_for_load(spell, after) -> None:
+def test_a_node_is_out_for_failures_and_wrong_answers_and_not_for_load(spell, after) -> None:
     registry = ready_registry()
-    for failure in spell:
-        registry.began("n0", 5)
-        registry.ended("n0", 5, 0.01, failure)
-    assert state(registry) is after
-    assert next(iter(registry)).load.outstanding == 0
+    suffer(registry, spell)
+    assert first(registry).state is after
+
+
+def test_a_node_that_the_operator_trusts_is_never_quarantined_for_broken_answers() -> None:
+    registry = ready_registry()
+    first(registry).trusted = True
+    suffer(registry, [WrongAnswer("x")] * 3)
+    assert first(registry).state is NodeState.EJECTED
 
 
 def test_for_errors_never_more_than_half_are_ejected() -> None:
     """Where all seem bad it may be us, or the load; a node that nobody reaches is out all the same."""
     registry = ready_registry(nodes=4)
-    for number in range(4):
+    for node in registry:
         for _ in range(3):
-            registry.began(f"n{number}", 5)
-            registry.ended(f"n{number}", 5, 0.01, NodeBroke("x"))
+            registry.failed(node, NodeBroke("x"))
     assert [node.state for node in registry] == [NodeState.EJECTED] * 2 + [NodeState.READY] * 2
     for node in registry:
         registry.failed(node, NodeUnreachable("x"))
     assert {node.state for node in registry} == {NodeState.EJECTED}
 
 
+def test_after_an_ejection_a_node_is_on_trial_and_each_time_stays_out_for_longer() -> None:
+    registry = ready_registry(clock=(clock := Clock()))
+    node = first(registry)
+    suffer(registry, [NodeBroke("x")] * 3 + [None])
+    assert (node.state, node.trial) == (NodeState.READY, TRIAL_ANSWERS), "the first time it is back at once"
+    node.load.began(10, clock.now)
+    assert not node.room(0.0, clock.now, small=True), "on trial it has one part at a time"
+    node.load.ended(10, clock.now, well=True)
+    suffer(registry, [NodeBroke("x")])
+    assert node.state is NodeState.EJECTED, "one failure on trial is enough"
+    suffer(registry, [None])
+    assert node.state is NodeState.EJECTED, "too early"
+    clock.now += OUT_FIRST_S
+    suffer(registry, [None] * (1 + TRIAL_ANSWERS))
+    assert (node.state, node.trial) == (NodeState.READY, 0)
+    suffer(registry, [NodeBroke("x")] * 3)
+    clock.now += OUT_FIRST_S
+    suffer(registry, [None])
+    assert node.state is NodeState.EJECTED, "the third time it stays out twice as long"
+    clock.now += OUT_FIRST_S
+    suffer(registry, [None])
+    assert node.state is NodeState.READY
+
+
+@pytest.mark.parametrize(("asked_s", "paused_s"), [(0.0, 0.05), (0.3, 0.3), (60.0, 1.0)])
+def test_a_node_that_says_429_gets_a_pause_within_bounds(asked_s: float, paused_s: float) -> None:
+    registry = ready_registry(clock=(clock := Clock()))
+    suffer(registry, [NodeBusy("x", retry_after_s=asked_s)])
+    node = first(registry)
+    assert not node.room(0.0, clock.now + paused_s - 0.01, small=True)
+    assert node.room(0.0, clock.now + paused_s + 0.01, small=True)
+
+
+def test_failures_make_a_node_less_wanted_before_they_eject_it() -> None:
+    registry = ready_registry()
+    node = first(registry)
+    penalties = []
+    for _ in range(8):
+        node.failures_in_a_row += 1
+        penalties.append(node.penalty_s)
+    assert penalties == [0.25, 0.5, 1, 2, 4, 8, 8, 8]
+
+
 def test_the_time_since_a_right_answer_is_known() -> None:
-    registry = Registry(clock := Clock(), random.Random(1))
+    registry = Registry(clock := Clock())
     assert registry.seconds_since_right_answer() is None
-    registry.answered_right(registry.add("n0", "unix:/nowhere"), [MODEL.id])
+    registry.answered_right(registry.add(Node("n0", "unix:/nowhere")), [MODEL.id])
     clock.now += 7
     assert registry.seconds_since_right_answer() == 7
 
 
-def test_the_node_that_would_be_done_first_is_asked_and_ties_are_broken_by_dice() -> None:
-    slow, first, second = Candidate("slow", "", 0.2), Candidate("a", "", 0.100), Candidate("b", "", 0.101)
-    asked = Counter(choose([slow, first, second], dice).node_id for dice in [random.Random(3)] for _ in range(1000))
-    assert asked["slow"] == 0
-    assert abs(asked["a"] - asked["b"]) < 120
-    assert choose([], random.Random()) is None
-
-
-@pytest.mark.parametrize(("tokens_per_s", "fixed_s"), [(15_000, 0.003), (200, 0.05), (400_000, 0.001)])
-def test_a_nodes_speed_and_fixed_cost_are_learned_from_a_mix_of_sizes(tokens_per_s: float, fixed_s: float) -> None:
-    dice = random.Random(5)
-    load = Load()
-    for _ in range(200):
-        tokens = dice.choice([8, 60, 300, 5_000])
-        load.learn(tokens, (fixed_s + tokens / tokens_per_s) * dice.uniform(0.95, 1.05))
-    assert load.finish_s(10_000) == pytest.approx(fixed_s + 10_000 / tokens_per_s, rel=0.1)
-    load.outstanding = 10_000
-    assert load.finish_s(10_000) == pytest.approx(fixed_s + 20_000 / tokens_per_s, rel=0.1)
-
-
-def test_small_probes_alone_do_not_invent_a_speed() -> None:
-    """A hundred probes of a dozen tokens say little of bulk: the estimate stays within reach of the prior."""
-    load = Load()
-    for _ in range(100):
-        load.learn(12, 0.004)
-    assert 0.0 < load.finish_s(12) < 0.02
-    assert load.finish_s(100_000) <= 2 * 100_000 / 50
-
-
-def test_one_outlier_does_not_close_a_node() -> None:
-    load = Load()
-    for _ in range(50):
-        load.learn(100, 0.01)
-        load.learn(1_000, 0.08)
-    load.learn(10, 5.0)
-    assert load.finish_s(100) < 2.0
-    assert 0 < load.finish_s(1) <= load.finish_s(int(PRIOR_TOKENS_PER_S))
+def test_who_waits_is_told_of_every_change_in_who_gets_work() -> None:
+    told: Counter[str] = Counter()
+    registry = Registry(Clock())
+    registry.on_change = lambda: told.update(["change"])
+    node = registry.add(Node("n0", "unix:/nowhere"))
+    registry.answered_right(node, [MODEL.id])
+    before = told["change"]
+    registry.answered_right(node, [MODEL.id])
+    assert told["change"] == before, "nothing new"
+    registry.failed(node, NodeUnreachable("x"))
+    assert told["change"] == before + 1

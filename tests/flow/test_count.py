@@ -38,6 +38,8 @@ COUNTED = [
 def test_tokens_are_those_really_embedded(call, model, ids, tokens, truncated) -> None:
     counted = count_now(call, model, TOKENIZER, Shift3())
     assert (counted.ids, counted.tokens, counted.truncated) == (ids, tokens, truncated)
+    if counted.texts is not None:
+        assert TOKENIZER.ids(counted.texts) == ids, "who takes texts gets the same inputs"
 
 
 REFUSED = [

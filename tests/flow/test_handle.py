@@ -139,7 +139,7 @@ async def test_a_caller_that_goes_while_a_node_works_is_not_charged_and_leaves_n
     with pytest.raises(asyncio.CancelledError):
         await ask(world)
     assert world.ledger.log == [("hold", COST), ("release", COST)]
-    assert [node.load.outstanding for node in world.fleet] == [0]
+    assert [node.load.tokens for node in world.fleet.registry] == [0]
 
 
 async def test_a_request_ends_before_its_hold_however_loaded_the_fleet_becomes_meanwhile() -> None:
@@ -154,7 +154,8 @@ async def test_a_request_ends_before_its_hold_however_loaded_the_fleet_becomes_m
 
     async def place_slowly_while_others_arrive(hold) -> None:
         await place(hold)
-        world.fleet.began("n0", 100_000_000)
+        for node in world.fleet.registry:
+            node.load.began(100_000_000, world.clock.now)
         world.clock.now = hold.deadline_ms / 1000 - 20.0  # what is left is for writing the reply
 
     world.ledger.hold = place_slowly_while_others_arrive

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from embedmesh.flow.respond import respond, shorten
 from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.ports import Answer
+from embedmesh.rules.ports import Answer, Share
 from tests.flow.world import vector_for
 
 IDS = [[1, 2], [3]]
 RAW = [vector_for(ids).tobytes() for ids in IDS]
-ANSWER = Answer(b"".join(RAW), 4, "n0")
-COUNTED = Counted(ids=IDS, tokens=7, truncated=1)
+ANSWER = Answer(b"".join(RAW), 4, 7, (Share("n0", 7),))
+COUNTED = Counted(lengths=[4, 3], ids=IDS, truncated=1)
 
 
 def vectors(call: Call) -> list[np.ndarray]:
@@ -72,8 +72,8 @@ def test_where_nothing_is_charged_no_header_speaks_of_it() -> None:
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=4, max_size=4))
 def test_floats_are_the_shortest_decimals_that_give_back_the_same_float32(components: list[float]) -> None:
     vector = np.array(components, "<f4")
-    answer = Answer(vector.tobytes(), 4, "n0")
-    body = respond(Call("tiny", texts=["a"]), Counted(ids=[[1]], tokens=3), answer, 0.0).body
+    answer = Answer(vector.tobytes(), 4, 3, (Share("n0", 3),))
+    body = respond(Call("tiny", texts=["a"]), Counted(lengths=[3], ids=[[1]]), answer, 0.0).body
     printed = body.split(b'"embedding":[')[1].split(b"]")[0].split(b",")
     for text, component in zip(printed, vector, strict=True):
         assert np.float32(float(text)).tobytes() == component.tobytes()

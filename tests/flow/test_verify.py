@@ -1,15 +1,18 @@
 """No wrong answer leaves: each check has an answer that only it refuses."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 from embedmesh.flow.verify import verify
-from embedmesh.rules.embeddings import Counted, EmbedVectors
+from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import WrongAnswer
+from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, right_reply
 
 IDS = [[1, 2], [3]]
-COUNTED = Counted(ids=IDS, tokens=7)
+PART = Part("n0", (0, 1), 7, 0.1)
 
 
 def reply(*components: float, tokens: int = 7) -> EmbedVectors:
@@ -17,7 +20,13 @@ def reply(*components: float, tokens: int = 7) -> EmbedVectors:
 
 
 def test_a_right_answer_passes() -> None:
-    verify(right_reply(IDS), MODEL, COUNTED)
+    verify(right_reply(IDS), MODEL, PART, True)
+
+
+@pytest.mark.parametrize(("tokens", "right"), [(0, False), (1, True), (7, True), (8, False), (-1, False)])
+def test_where_our_count_is_a_bound_the_nodes_lies_within(tokens: int, right: bool) -> None:
+    with nullcontext() if right else pytest.raises(WrongAnswer):
+        verify(reply(*GOOD, *GOOD, tokens=tokens), MODEL, PART, False)
 
 
 GOOD = (0.6, 0.8, 0, 0)
@@ -40,4 +49,4 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_answer_is_refused(what: str) -> None:
     with pytest.raises(WrongAnswer):
-        verify(WRONG[what], MODEL, COUNTED)
+        verify(WRONG[what], MODEL, PART, True)

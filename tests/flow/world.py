@@ -1,5 +1,6 @@
 """A small world for the flow: real steps over scripted edges (a node that answers by rule, a ledger in a dict)."""
 
+import asyncio
 import itertools
 import random
 from collections.abc import Sequence
@@ -8,13 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedmesh.catalogue import Catalogue
-from embedmesh.fleet.registry import Registry
+from embedmesh.fleet.line import Line
+from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.handle import World
-from embedmesh.rules.embeddings import EmbedVectors
+from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, Candidate
+from embedmesh.rules.ports import Caller, Part
 
 MODEL = Model(
     id="acme/tiny",
@@ -42,6 +44,9 @@ class LetterTokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(letter) % 31 for letter in text] for text in texts]
+
+    def clip(self, text: str, tokens: int, *, end: bool) -> str:
+        return text[len(text) - tokens :] if end else text[:tokens]
 
 
 class Clock:
@@ -115,8 +120,9 @@ class ScriptedNodes:
         self._script = itertools.chain(script, itertools.repeat(None))
         self.asked: list[tuple[str, list[list[int]]]] = []
 
-    async def embed(self, candidate: Candidate, model: Model, ids: list[list[int]]) -> EmbedVectors:
-        self.asked.append((candidate.node_id, ids))
+    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors:
+        ids = [counted.ids[place] for place in part.places]
+        self.asked.append((part.node_id, ids))
         step = next(self._script)
         if isinstance(step, BaseException):
             raise step
@@ -125,16 +131,16 @@ class ScriptedNodes:
 
 def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: Shift3 | None = None) -> World:
     clock = Clock()
-    registry = Registry(clock, random.Random(7))
+    registry = Registry(clock)
     for number in range(nodes):
-        registry.answered_right(registry.add(f"n{number}", "unix:/nowhere"), [m.id for m in CATALOGUE.models])
+        registry.answered_right(registry.add(Node(f"n{number}", "unix:/nowhere")), [m.id for m in CATALOGUE.models])
     return World(
         keys=KeyRing(),
         catalogue=CATALOGUE,
         tokenizers={m.id: LetterTokenizer() for m in CATALOGUE.models},
         cl100k=decoder,
         ledger=MemoryLedger(),
-        fleet=registry,
+        fleet=Line(registry, clock, random.Random(7), lambda s, f: asyncio.get_running_loop().call_later(s, f)),
         client=client or ScriptedNodes(),
         clock=clock,
         hash_user=lambda user: "hash",

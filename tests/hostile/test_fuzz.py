@@ -218,7 +218,7 @@ def assert_polite(raw: bytes, said: Sequence[Raw]) -> None:
 async def test_raw_bytes_at_the_port() -> None:
     dice = Random(SEED)
     world = make_world()
-    app = GatewayApp(world, world.fleet, in_flight_max=100, bodies=BodyBudget(10**8), gauges=dict)
+    app = GatewayApp(world, world.fleet.registry, in_flight_max=100, bodies=BodyBudget(10**8), gauges=dict)
     async with serving(app.server) as port:
         statuses: set[int] = set()
         for _ in range(TRIES // AT_ONCE):

@@ -22,7 +22,7 @@ BODIES_BYTES = 10**8
 async def gateway(nodes: ScriptedNodes) -> AsyncIterator[tuple[GatewayApp, int]]:
     """The real gateway over scripted nodes, on a port."""
     world = make_world(nodes)
-    app = GatewayApp(world, world.fleet, in_flight_max=8, bodies=BodyBudget(BODIES_BYTES), gauges=dict)
+    app = GatewayApp(world, world.fleet.registry, in_flight_max=8, bodies=BodyBudget(BODIES_BYTES), gauges=dict)
     async with serving(app.server) as port:
         yield app, port
 

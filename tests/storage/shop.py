@@ -4,7 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from embedmesh.rules.holds import Charge, Hold
+from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.storage.books import Books
 from embedmesh.storage.sqlite import SqliteStore
 
@@ -65,7 +65,13 @@ class Shop:
 
 def charge(cost: int, payable: int = 0) -> Charge:
     return Charge(
-        cost_nanousd=cost, tokens=7, model="m", key_id="key_1", node_id="n1", user_hash=None, payable_nanousd=payable
+        cost_nanousd=cost,
+        tokens=7,
+        model="m",
+        key_id="key_1",
+        node_id="n1",
+        user_hash=None,
+        payables=(Payable("n1", payable),) if payable else (),
     )
 
 

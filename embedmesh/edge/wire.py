@@ -1,0 +1,296 @@
+"""The gateway's HTTP/1.1 towards nodes: a small keep-alive pool on httptools.
+
+A general client costs five to a hundred times as much per request (docs/decisions/0004-node-client.md). This one
+speaks what we need and no more: whole requests, replies with a Content-Length or chunked, a cap on head and body.
+Deadlines are the caller's: cancelling an exchange closes its connection, which tells the node to stop.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Protocol, cast
+
+import httptools
+
+from embedmesh.rules.deadlines import CONNECT_S
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable, WrongAnswer
+
+IDLE_MAX = 64  # kept connections a node; as many as it is sent parts at one time
+HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 1,000
+HEADERS_MAX = 64  # of a reply; ours have ten
+
+
+class Reply(NamedTuple):
+    """A node's whole answer. Header names are in lower case; of one that comes twice the last counts."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+class Wires(Protocol):
+    """The connections to one server."""
+
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> Reply:
+        """Send a request, get its reply, whose body has at most `limit` bytes. Raises a NodeFailure.
+
+        `build` makes the request's bytes; it is called again where a connection had been closed while it lay idle.
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop every idle connection."""
+        ...
+
+
+class Dialler:
+    """Connections that we open, and keep for the next exchange."""
+
+    def __init__(self, dial: Callable[[], Awaitable["Connection"]]) -> None:
+        self._dial = dial
+        self._idle: list[Connection] = []
+        self._closed = False
+
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> Reply:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                try:
+                    return await self._on(connection, build(), limit)
+                except NodeBroke:
+                    if connection.heard:
+                        raise
+                    # It was closed while it lay idle: the node restarted. Embedding twice does no harm.
+        return await self._on(await self._dial(), build(), limit)
+
+    def close(self) -> None:
+        self._closed = True
+        for connection in self._idle:
+            connection.abort()
+        self._idle.clear()
+
+    async def _on(self, connection: "Connection", request: bytes, limit: int) -> Reply:
+        reply = await exchange_on(connection, request, limit)
+        if connection.usable and len(self._idle) < IDLE_MAX and not self._closed:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+        return reply
+
+
+class Inbound:
+    """Connections that the other side opened, because nobody can reach it: it offers them, we use them in turns."""
+
+    def __init__(self) -> None:
+        self._idle: deque[Connection] = deque()
+        self._waiting: deque[asyncio.Future[Connection]] = deque()
+
+    def offer(self, connection: "Connection") -> None:
+        """A connection is free to be used."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        if len(self._idle) >= IDLE_MAX:
+            connection.abort()
+        else:
+            self._idle.append(connection)
+
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> Reply:
+        while True:
+            connection = await self._free()
+            try:
+                reply = await exchange_on(connection, build(), limit)
+            except NodeBroke:
+                if connection.heard:
+                    raise
+                if not self._idle:
+                    raise NodeUnreachable("the node's own connection was closed") from None
+                continue  # it had been cut while it lay idle, which nobody told us
+            if connection.usable:
+                self.offer(connection)
+            return reply
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.popleft().abort()
+
+    async def _free(self) -> "Connection":
+        while self._idle:
+            connection = self._idle.pop()  # the one that was used last is the least likely to have been cut
+            if connection.usable:
+                return connection
+        waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await waiter
+        except TimeoutError:
+            raise NodeUnreachable("the node has no connection of its own to us") from None
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+
+async def exchange_on(connection: "Connection", request: bytes, limit: int) -> Reply:
+    """One exchange on one connection, which is closed if anything goes wrong: also when the caller has gone, so that
+    the node sees it and drops the work.
+    """
+    try:
+        return await connection.exchange(request, limit)
+    except BaseException:
+        connection.abort()
+        raise
+
+
+def unix_dialler(path: str) -> Dialler:
+    """To a server on a Unix socket."""
+
+    async def dial() -> Connection:
+        return await _connected(lambda loop: loop.create_unix_connection(Connection, path))
+
+    return Dialler(dial)
+
+
+def tcp_dialler(
+    ip: str, port: int, tls: ssl.SSLContext | None = None, *, certificate: bytes | None = None, name: str | None = None
+) -> Dialler:
+    """To a server at an IP address, with TLS where a context is given. Nothing is resolved here.
+
+    `certificate` is the one that the server must show, in DER; `name` is the host that its certificate must be for.
+    """
+
+    async def dial() -> Connection:
+        connection = await _connected(
+            lambda loop: loop.create_connection(
+                Connection, ip, port, ssl=tls, server_hostname=(name or "") if tls is not None else None
+            )
+        )
+        if certificate is not None and connection.certificate() != certificate:
+            connection.abort()
+            raise NodeUnreachable("the node shows another certificate than it registered")
+        return connection
+
+    return Dialler(dial)
+
+
+async def _connected(
+    connect: Callable[[asyncio.AbstractEventLoop], Awaitable[tuple[Any, "Connection"]]],
+) -> "Connection":
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, connection = await connect(asyncio.get_running_loop())
+    except (OSError, TimeoutError):  # ssl.SSLError is an OSError
+        raise NodeUnreachable("the node does not accept connections") from None
+    return connection
+
+
+def retry_after_s(headers: dict[bytes, bytes]) -> float:
+    """What a refusal says of when to come again, in seconds; 0 where it does not say."""
+    try:
+        return max(0.0, float(headers.get(b"retry-after", b"0")))
+    except ValueError:
+        return 0.0  # a date: our own shortest pause will do
+
+
+def busy(reply: Reply) -> NodeBusy:
+    """A refusal of load as what it is."""
+    return NodeBusy(f"the node answered {reply.status}", retry_after_s=retry_after_s(reply.headers))
+
+
+class Connection(asyncio.Protocol):
+    """One connection, one exchange at a time."""
+
+    def __init__(self) -> None:
+        self.usable = True
+        self.heard = False  # whether a byte of the current reply has come
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[Reply] | None = None
+        self._parser: Any = None
+        self._limit = 0
+        self._size = 0
+        self._chunks: list[bytes] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._in_head = True
+        self._complete = False
+
+    async def exchange(self, request: bytes, limit: int) -> Reply:
+        """Send a request; its reply. Raises NodeBroke or WrongAnswer."""
+        if self._transport is None:
+            raise NodeBroke("the node closed the connection")
+        self._parser = httptools.HttpResponseParser(self)
+        self._limit, self._size, self._chunks, self._headers = limit, 0, [], {}
+        self._in_head, self._complete, self.heard = True, False, False
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def abort(self) -> None:
+        """Close at once."""
+        self.usable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def certificate(self) -> bytes | None:
+        """What the other side showed, in DER; None without TLS."""
+        ssl_object = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+        return ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # by how we connect
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiter is None or self._waiter.done():
+            self.abort()  # a node speaks only when asked
+            return
+        self.heard = True
+        self._size += len(data)
+        if self._size > self._limit + HEAD_BYTES_MAX:
+            self._fail(WrongAnswer("the node's reply is larger than any right one"))
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._fail(WrongAnswer("the node's reply is not HTTP"))
+        if self._in_head and self._size > HEAD_BYTES_MAX:  # only now: one read may bring the head and a large body
+            self._fail(WrongAnswer("the head of the node's reply is larger than any right one"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.usable = False
+        self._transport = None
+        self._fail(NodeBroke("the node closed the connection"))
+
+    def _fail(self, failure: Exception) -> None:
+        self.usable = False
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(failure)
+
+    # -- httptools callbacks
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self.usable = False  # more than was asked for: it must not become the next answer
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._headers) < HEADERS_MAX:
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+
+    def on_body(self, body: bytes) -> None:
+        self._chunks.append(body)
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+        if not self._parser.should_keep_alive():
+            self.usable = False
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(Reply(self._parser.get_status_code(), self._headers, b"".join(self._chunks)))

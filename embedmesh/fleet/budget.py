@@ -1,0 +1,43 @@
+"""How many attempts beyond the first a gateway may make: enough to hide a broken node, too few to double a load."""
+
+from collections import deque
+
+from embedmesh.rules.ports import Clock
+
+SPAN_S = 10  # whole seconds
+SHARE = 0.10  # of the requests in that span
+A_SECOND_MIN = 10  # so that a quiet gateway may retry at all
+
+
+class RetryBudget:
+    """Counts requests and further attempts over the last SPAN_S seconds (contract section 5)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seconds: deque[list[int]] = deque()  # [second, requests, retries], the newest last; at most SPAN_S
+        self._requests = 0
+        self._retries = 0
+
+    def request(self) -> None:
+        """A request came."""
+        self._now()[1] += 1
+        self._requests += 1
+
+    def take(self) -> bool:
+        """Whether one more attempt may be made; it counts as made then."""
+        now = self._now()
+        if self._retries >= max(SHARE * self._requests, A_SECOND_MIN * SPAN_S):
+            return False
+        now[2] += 1
+        self._retries += 1
+        return True
+
+    def _now(self) -> list[int]:
+        second = int(self._clock.monotonic())
+        if not self._seconds or self._seconds[-1][0] != second:
+            self._seconds.append([second, 0, 0])
+        while self._seconds[0][0] <= second - SPAN_S:
+            _, requests, retries = self._seconds.popleft()
+            self._requests -= requests
+            self._retries -= retries
+        return self._seconds[-1]

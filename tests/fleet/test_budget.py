@@ -1,0 +1,27 @@
+"""Further attempts are a tenth of the requests, or ten a second where that is more; the past is forgotten."""
+
+from embedmesh.fleet.budget import A_SECOND_MIN, SPAN_S, RetryBudget
+from tests.flow.world import Clock
+
+
+def taken(budget: RetryBudget, tries: int) -> int:
+    return sum(budget.take() for _ in range(tries))
+
+
+def test_a_quiet_gateway_has_ten_a_second() -> None:
+    budget = RetryBudget(clock := Clock())
+    assert taken(budget, 1_000) == A_SECOND_MIN * SPAN_S
+    clock.now += SPAN_S
+    assert taken(budget, 1_000) == A_SECOND_MIN * SPAN_S
+
+
+def test_a_busy_gateway_has_a_tenth_of_its_requests() -> None:
+    budget = RetryBudget(clock := Clock())
+    for _ in range(SPAN_S):
+        for _ in range(1_000):
+            budget.request()
+        clock.now += 1
+    clock.now -= 1
+    assert taken(budget, 10_000) == 1_000
+    clock.now += 2 * SPAN_S
+    assert taken(budget, 10_000) == A_SECOND_MIN * SPAN_S
