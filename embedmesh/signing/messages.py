@@ -82,16 +82,17 @@ class RequestSigner:
             f"Signature-Input: em={params}\r\nSignature: em={signature}\r\n"
         )
         asked = _asked(method, path, digest, self._node_id, request_id, signature)
-        return SignedRequest(self._mac, asked, headers.encode("ascii"))
+        return SignedRequest(self._mac, asked, digest, headers.encode("ascii"))
 
 
 class SignedRequest:
-    """`headers` are ready to be put into an HTTP/1.1 head: five lines, each ended by CR LF."""
+    """`headers` are ready to be put into an HTTP/1.1 head: five lines, each ended by CR LF. `digest` is the body's."""
 
-    __slots__ = ("_asked", "_mac", "headers")
+    __slots__ = ("_asked", "_mac", "digest", "headers")
 
-    def __init__(self, mac: "Mac", asked: str, headers: bytes) -> None:
+    def __init__(self, mac: "Mac", asked: str, digest: str, headers: bytes) -> None:
         self.headers = headers
+        self.digest = digest
         self._asked = asked
         self._mac = mac
 

@@ -7,29 +7,13 @@ request id is a string, the digests are binary.
 
 import hashlib
 from collections.abc import Iterable
-from typing import Annotated
 
 import msgspec
 
-DIGEST_BYTES = 32
+from embedmesh.rules.membership import DIGEST_BYTES, Receipt
+
 NO_RECEIPTS = bytes(DIGEST_BYTES)
 PURPOSE = b"receipts"  # that a node's identity signs a head for
-REQUEST_ID_CHARS_MAX = 64
-NUMBER_MAX = 10**15 - 1  # what an integer in a header may be (RFC 9651), and exact wherever JSON is read
-
-Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
-Whole = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
-
-
-class Receipt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One reply. Both digests are SHA-256 of a body. Limits hold where it is decoded."""
-
-    number: Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)]  # from 1, without gaps
-    request_id: Annotated[str, msgspec.Meta(max_length=REQUEST_ID_CHARS_MAX)]
-    request_digest: Digest
-    reply_digest: Digest
-    tokens: Whole
-    time_ms: Whole
 
 
 class Chain:

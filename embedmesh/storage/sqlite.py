@@ -26,6 +26,7 @@ from embedmesh.storage.connect import (
     make_file,
     migrate,
 )
+from embedmesh.storage.nodes import NodeBooks
 from embedmesh.storage.secret import FACTS, check_secret
 from embedmesh.storage.sql import load
 from embedmesh.storage.tokens import hash_token, well_formed
@@ -66,6 +67,7 @@ class SqliteStore:
         self._key_secret = key_secret
         self._owner = owner
         self._writer = Writer(writes, clock, stats, partial(os.fdatasync, self._wal), on_fatal)
+        self.nodes = NodeBooks(reads, self._writer, clock, key_secret)
 
     @classmethod
     async def open(

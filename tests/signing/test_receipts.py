@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.signing.receipts import NO_RECEIPTS, Chain, Receipt, head_message, replay
+from embedmesh.rules.membership import Receipt
+from embedmesh.signing.receipts import NO_RECEIPTS, Chain, head_message, replay
 
 FIRST = Receipt(1, "req_1", b"a" * 32, b"b" * 32, 300, 1_700_000_000_000)
 SECOND = Receipt(2, "req_2", b"c" * 32, b"d" * 32, 7, 1_700_000_000_001)

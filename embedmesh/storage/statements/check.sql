@@ -67,10 +67,11 @@ FROM holds LEFT JOIN usage USING (hold_id)
 WHERE (state = 'captured') <> (cost IS NOT NULL) OR cost <> captured OR usage.account_id <> holds.account_id;
 
 -- name: payables_are_recorded
--- A node was given exactly the share that the usage record says.
-SELECT 'hold ' || usage.hold_id, 'payable ' || payable || ', moved ' || coalesce(amount, 0)
+-- The nodes were given together exactly what the usage record says.
+SELECT 'hold ' || usage.hold_id, 'payable ' || payable || ', moved ' || coalesce(sum(amount), 0)
 FROM usage LEFT JOIN transfers ON transfers.hold_id = usage.hold_id AND kind = 'payable'
-WHERE payable <> coalesce(amount, 0);
+GROUP BY usage.hold_id
+HAVING payable <> coalesce(sum(amount), 0);
 
 -- name: references_are_whole
 -- Every row that a row refers to exists.

@@ -1,0 +1,214 @@
+"""Where a node says it can be reached, and which IPs the gateway may connect to for it.
+
+A node's address is hostile input: who writes it chooses what our machine connects to. Three steps, each distrustful:
+
+- `parse` is a small grammar of our own. URL libraries disagree about odd text, and their disagreement is the attack;
+  here odd text is refused, and the gateway works with the parts, never with the text.
+- `Policy` has its own table of what is not the public internet. `ipaddress.is_global` is no such filter: it is true of
+  `64:ff9b::a9fe:a9fe`, the cloud's metadata service seen through NAT64.
+- `resolve` looks a name up once and gives one IP, as judged. The caller connects to that IP and never looks again: the
+  second answer may be another.
+"""
+
+import asyncio
+import ipaddress
+import re
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+ADDRESS_CHARS_MAX = 300  # scheme, the longest DNS name and a port take 267
+NAME_CHARS_MAX = 253  # DNS
+PORT_MAX = 65_535
+PORTS = {"https": 443, "http": 80}  # where none is said
+RESULTS_MAX = 16  # of a look-up; a node has one or two, the rest is somebody's game
+LOOKUP_S = 2.0  # registration is rare and may wait; a name that takes longer would be no good node
+
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]  # host and port to IPs, in text
+Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# The first row that holds an address names it. The last three rows are all IPv6 outside 2000::/3, the only part that is
+# given out; rows before them are there for the name.
+DENIED: Sequence[tuple[Network, str]] = [
+    (ipaddress.ip_network(network), what)
+    for network, what in (
+        ("0.0.0.0/8", "an address of this network"),  # connects to this machine on Linux
+        ("10.0.0.0/8", "a private address"),
+        ("100.64.0.0/10", "an address behind a carrier's NAT"),  # also Alibaba's metadata, 100.100.100.200
+        ("127.0.0.0/8", "a loopback address"),
+        ("168.63.129.16/32", "an address of the cloud's own services"),  # Azure's, in the midst of public ones
+        ("169.254.0.0/16", "a link-local address"),  # also most clouds' metadata, 169.254.169.254
+        ("172.16.0.0/12", "a private address"),
+        ("192.0.0.0/24", "an address reserved for protocols"),  # also Oracle's metadata, 192.0.0.192
+        ("192.0.2.0/24", "an address for documentation"),
+        ("192.88.99.0/24", "a 6to4 relay"),
+        ("192.168.0.0/16", "a private address"),
+        ("198.18.0.0/15", "an address for benchmarks"),
+        ("198.51.100.0/24", "an address for documentation"),
+        ("203.0.113.0/24", "an address for documentation"),
+        ("224.0.0.0/4", "a multicast address"),
+        ("240.0.0.0/4", "a reserved address"),  # broadcast included
+        ("2001::/23", "an address reserved for protocols"),  # Teredo, which holds an IPv4 address; ORCHID
+        ("2001:db8::/32", "an address for documentation"),
+        ("2002::/16", "a 6to4 address"),  # holds an IPv4 address
+        ("3fff::/20", "an address for documentation"),
+        ("::/128", "an address of this network"),
+        ("::1/128", "a loopback address"),
+        ("::ffff:0:0/96", "an IPv4 address in the form of IPv6"),
+        ("::/96", "an IPv4 address in the form of IPv6"),
+        ("64:ff9b::/96", "a NAT64 address"),  # holds an IPv4 address
+        ("64:ff9b:1::/48", "a NAT64 address"),
+        ("fc00::/7", "a private address"),  # also the metadata of AWS, fd00:ec2::254
+        ("fe80::/10", "a link-local address"),
+        ("fec0::/10", "a private address"),  # site-local: withdrawn, but routed where it was set up
+        ("ff00::/8", "a multicast address"),
+        ("::/3", "an address outside the public internet"),
+        ("4000::/2", "an address outside the public internet"),
+        ("8000::/1", "an address outside the public internet"),
+    )
+]
+
+_CHARACTERS = re.compile(r"[A-Za-z0-9.:/\[\]-]*")
+_SHAPE = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[A-Za-z0-9.-]*)(?::([0-9]*))?/?")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NUMBER = re.compile(r"[0-9-]+|0x[0-9a-f]*")  # as a last label, to some resolvers the whole is an IPv4 address: 0x7f.1
+_CIDR = re.compile(r"[0-9A-Fa-f:.]+/(0|[1-9][0-9]{0,2})")  # no netmask, no zone
+
+
+class AddressRefused(ValueError):
+    """The gateway does not connect there. Says why in words, and never which IP was found."""
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A well-formed address in parts. `host` is a lower-case DNS name, or an IP in its one canonical form."""
+
+    tls: bool
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """The address in full; `parse` takes it back to the same parts."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+
+def parse(text: str) -> Endpoint:
+    """The parts of an address. Raises ValueError, whose message is for the node's operator and repeats nothing."""
+    if len(text) > ADDRESS_CHARS_MAX:
+        raise ValueError(f"The address is longer than {ADDRESS_CHARS_MAX} characters.")
+    if not _CHARACTERS.fullmatch(text):
+        raise ValueError("The address holds more than letters, digits, brackets and . : / -, which is all it may hold.")
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in PORTS:
+        raise ValueError("The address does not begin with https:// or http:// (in lower case).")
+    shape = _SHAPE.fullmatch(rest)
+    if shape is None:
+        raise ValueError("The address is not https://HOST:PORT and nothing more; an IPv6 address stands in brackets.")
+    host, port = shape.groups()
+    return Endpoint(tls=scheme == "https", host=_host(host), port=PORTS[scheme] if port is None else _port(port))
+
+
+def _port(digits: str) -> int:
+    if not _PORT.fullmatch(digits) or int(digits) > PORT_MAX:
+        raise ValueError(f"The port is not a number from 1 to {PORT_MAX} without leading zeros.")
+    return int(digits)
+
+
+def _host(text: str) -> str:
+    if text.startswith("["):
+        ip = _ip(text[1:-1])
+        if not isinstance(ip, ipaddress.IPv6Address):
+            raise ValueError("What stands in brackets is not an IPv6 address.")
+        return str(ip)
+    if _ip(text):
+        return text  # four decimals: they have one form only
+    name = text.lower().removesuffix(".")
+    labels = name.split(".")
+    if len(name) > NAME_CHARS_MAX or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError("The host is neither an IP address nor a DNS name.")
+    if _NUMBER.fullmatch(labels[-1]):
+        raise ValueError("The host ends in a number, but is not four decimals from 0 to 255 without leading zeros.")
+    return name
+
+
+def _ip(text: str) -> Ip | None:
+    """The IP that is written there, if one is. One with a zone is none: a zone is a network card of ours."""
+    written = str(text)  # the library makes addresses of integers and bytes too, and look-ups are not to be trusted
+    try:
+        return None if "%" in written else ipaddress.ip_address(written)
+    except ValueError:
+        return None
+
+
+class Policy:
+    """Which IPs may be connected to: the public internet, and the networks that the operator's allow-list names.
+
+    An IPv4 address in the form of IPv6 is an IPv6 address here. It is never unwrapped, so an allowed `10.0.0.0/8` does
+    not allow `::ffff:10.0.0.1`.
+    """
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self._allowed = [_network(text) for text in allowed]
+
+    def permits(self, ip: str) -> bool:
+        """Whether the gateway may connect to this IP for a node. What is no IP is not permitted."""
+        return self.refusal(ip) is None
+
+    def permits_plain(self, ip: str) -> bool:
+        """Whether it may do so without TLS: only inside a network that the allow-list names."""
+        address = _ip(ip)
+        return address is not None and any(address in network for network in self._allowed)
+
+    def refusal(self, ip: str) -> str | None:
+        """What this IP is that is not permitted, in words ("a private address"); None where it is permitted."""
+        address = _ip(ip)
+        if address is None:
+            return "no IP address"
+        if self.permits_plain(ip):
+            return None
+        return next((what for network, what in DENIED if address in network), None)
+
+
+def _network(text: str) -> Network:
+    if not _CIDR.fullmatch(text):
+        raise ValueError(f"{text!r} is not a network in the form 10.0.0.0/8 or fd00::/8.")
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network: an address whose bits after the prefix are zero.") from None
+
+
+async def resolve(endpoint: Endpoint, policy: Policy, lookup: Lookup) -> str:
+    """The one IP to connect to from now on. Raises AddressRefused.
+
+    All that a name resolves to must be permitted: one public and one private IP are an attack or a mistake.
+    """
+    literal = _ip(endpoint.host) is not None
+    found = [endpoint.host] if literal else await _look_up(endpoint, lookup)
+    for ip in found:
+        what = policy.refusal(ip)
+        if what is not None:
+            raise AddressRefused(f"The host {'is' if literal else 'resolves to'} {what}.")
+        if not endpoint.tls and not policy.permits_plain(ip):
+            raise AddressRefused("Plain http is not permitted there: use https.")
+    return str(_ip(found[0]))  # as it was judged, not as it was written
+
+
+async def _look_up(endpoint: Endpoint, lookup: Lookup) -> Sequence[str]:
+    try:
+        found = (await lookup(endpoint.host, endpoint.port))[:RESULTS_MAX]
+    except OSError as failure:  # a deadline that passed is one too
+        raise AddressRefused("The host could not be looked up.") from failure
+    if not found:
+        raise AddressRefused("The host resolves to no address.")
+    return found
+
+
+async def system_lookup(host: str, port: int, *, within_s: float = LOOKUP_S) -> list[str]:
+    """What this machine's resolver says. Raises OSError; TimeoutError after `within_s`."""
+    async with asyncio.timeout(within_s):
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]

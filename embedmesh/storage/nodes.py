@@ -1,0 +1,209 @@
+"""Nodes and invites in the store. Reads are plain; writes wait until they are durable."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pysqlite3.dbapi2 as driver
+
+from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.membership import Offer, Standing
+from embedmesh.rules.ports import Clock
+from embedmesh.storage.connect import Db
+from embedmesh.storage.sealed import Seal
+from embedmesh.storage.sql import load
+from embedmesh.storage.writer import Writer
+from embedmesh.storage.writes import Stats
+
+NODES = load("nodes.sql")
+PENDING_MAX = 100  # nodes that nobody has said yes to; the oldest goes for the newest
+INVITES_SHOWN_MAX = 1_000
+WRITE_S_MAX = 1.5  # as for a hold
+NO_RECEIPTS = bytes(32)
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as it is kept. `secret` is the session keys, or an upstream server's bearer token; never shown."""
+
+    node_id: str
+    small_id: int = 0  # given by the store
+    kind: str = "own"
+    standing: Standing
+    public_key: bytes | None = None
+    address: str = ""
+    ip: str = ""  # what the address resolved to when it was registered: only this is connected to
+    certificate: bytes = b""
+    country: str = ""
+    offers: tuple[Offer, ...] = ()
+    inputs_max: int
+    secret: bytes = b""
+    trusted: bool = False
+    weight: float = 1.0
+    draining: bool = False
+    quarantined: str = ""  # why, where it is
+    receipts_count: int = 0
+    receipts_head: bytes = NO_RECEIPTS
+    created_ms: int = 0
+    registered_ms: int = 0
+
+
+class InviteRow(msgspec.Struct, frozen=True):
+    """A join token as it may be shown: not the token."""
+
+    invite_id: str
+    note: str
+    created_ms: int
+    expires_ms: int
+    used_ms: int | None
+    node_id: str | None
+
+
+class NodeBooks:
+    """The nodes of one store."""
+
+    def __init__(self, reads: Db, writer: Writer, clock: Clock, key_secret: bytes) -> None:
+        self._reads = reads
+        self._writer = writer
+        self._clock = clock
+        self._seal = Seal(key_secret)
+
+    def all(self) -> list[NodeRecord]:
+        """Every node that is known, removed ones too."""
+        return [self._record(row) for row in self._read(NODES["list_nodes"], {})]
+
+    def invites(self) -> list[InviteRow]:
+        """Join tokens, the newest first."""
+        return [InviteRow(*row) for row in self._read(NODES["list_invites"], {"rows_max": INVITES_SHOWN_MAX})]
+
+    def invite(self, invite_id: str, node_id: str) -> bytes | None:
+        """What checks the proof of an invite that this node may use, or has used; None where there is none."""
+        asked = {"invite_id": invite_id, "node_id": node_id, "now_ms": self._clock.unix_ms()}
+        rows = self._read(NODES["find_invite"], asked)
+        return self._seal.open(rows[0][0], what="invite", whose=invite_id) if rows else None
+
+    async def save(self, record: NodeRecord) -> int:
+        """Keep a node as it is now; its small id. Raises StoreUnavailable."""
+        row = msgspec.structs.asdict(record)
+        row.pop("small_id")
+        row["standing"] = record.standing.value
+        row["offers"] = msgspec.json.encode(record.offers).decode()
+        row["sealed"] = self._seal.close(row.pop("secret"), what="node", whose=record.node_id)
+
+        def write(db: Db, now_ms: int) -> int:
+            if record.standing is Standing.PENDING and _first(db, "count_pending") >= PENDING_MAX:
+                db.execute(NODES["forget_oldest_pending"])
+            return int(db.execute(NODES["save_node"], row).fetchall()[0][0])
+
+        return await self._write(write)
+
+    async def note_receipts(self, node_id: str, count: int, head: bytes) -> None:
+        """Remember how far a node's log was checked. Raises StoreUnavailable."""
+        row = {"node_id": node_id, "receipts_count": count, "receipts_head": head}
+        await self._write(lambda db, now_ms: db.execute(NODES["note_receipts"], row).rowcount)
+
+    async def add_invite(self, invite_id: str, verifier: bytes, note: str, expires_ms: int) -> None:
+        """Keep a new join token. Raises StoreUnavailable."""
+        sealed = self._seal.close(verifier, what="invite", whose=invite_id)
+        row = {"invite_id": invite_id, "sealed": sealed, "note": note, "expires_ms": expires_ms}
+        await self._write(lambda db, now_ms: db.execute(NODES["insert_invite"], row | {"now_ms": now_ms}).rowcount)
+
+    async def use_invite(self, invite_id: str, node_id: str) -> bool:
+        """Whether this node is the one that used it up: now, or before. Raises StoreUnavailable."""
+
+        def write(db: Db, now_ms: int) -> int:
+            row = {"invite_id": invite_id, "node_id": node_id, "now_ms": now_ms}
+            used = int(db.execute(NODES["use_invite"], row).rowcount)
+            return used or len(db.execute(NODES["find_invite"], row).fetchall())
+
+        return bool(await self._write(write))
+
+    async def revoke_invite(self, invite_id: str) -> bool:
+        """End an invite; False where it is not open. Raises StoreUnavailable."""
+        row = {"invite_id": invite_id}
+        return bool(
+            await self._write(lambda db, now_ms: db.execute(NODES["revoke_invite"], row | {"now_ms": now_ms}).rowcount)
+        )
+
+    def _record(self, row: tuple[Any, ...]) -> NodeRecord:
+        (
+            node_id,
+            small_id,
+            kind,
+            standing,
+            public_key,
+            address,
+            ip,
+            certificate,
+            country,
+            offers,
+            inputs_max,
+            sealed,
+        ) = row[:12]
+        trusted, weight, draining, quarantined, count, head, created_ms, registered_ms = row[12:]
+        return NodeRecord(
+            node_id=node_id,
+            small_id=small_id,
+            kind=kind,
+            standing=Standing(standing),
+            public_key=public_key,
+            address=address,
+            ip=ip,
+            certificate=certificate,
+            country=country,
+            offers=msgspec.json.decode(offers, type=tuple[Offer, ...]),
+            inputs_max=inputs_max,
+            secret=self._seal.open(sealed, what="node", whose=node_id),
+            trusted=bool(trusted),
+            weight=weight,
+            draining=bool(draining),
+            quarantined=quarantined,
+            receipts_count=count,
+            receipts_head=head,
+            created_ms=created_ms,
+            registered_ms=registered_ms,
+        )
+
+    def _read(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        try:
+            return list(self._reads.execute(statement, values).fetchall())
+        except driver.Error:
+            raise StoreUnavailable("The nodes cannot be looked up now; try again soon.") from None
+
+    async def _write(self, write: Callable[[Db, int], int]) -> int:
+        one = _Change(write)
+        self._writer.submit(one)
+        try:
+            async with asyncio.timeout(WRITE_S_MAX):
+                return await one.outcome
+        except TimeoutError:
+            raise StoreUnavailable("The store did not answer in time; try again soon.") from None
+
+
+class _Change:
+    """A change of nodes or invites. Implements the protocol `Write`; not kept: whoever asked asks again."""
+
+    kept = False
+
+    def __init__(self, write: Callable[[Db, int], int]) -> None:
+        self._write = write
+        self._result = 0
+        self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def apply(self, db: Db, now_ms: int) -> None:
+        self._result = self._write(db, now_ms)
+
+    def committed(self, stats: Stats) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(self._result)
+
+    def failed(self, reason: str) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(StoreUnavailable(reason))
+
+    def refused(self, error: Exception) -> None:
+        self.failed("The store refused the change.")
+
+
+def _first(db: Db, name: str) -> int:
+    return int(db.execute(NODES[name]).fetchall()[0][0])

@@ -1,0 +1,61 @@
+-- name: list_nodes
+-- All nodes, oldest first.
+SELECT
+    node_id, small_id, kind, standing, public_key, address, ip, certificate, country, offers, inputs_max, sealed, trusted,
+    weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
+FROM nodes ORDER BY small_id;
+
+-- name: count_pending
+-- How many nodes wait for an operator's word.
+SELECT count(*) FROM nodes WHERE standing = 'pending';
+
+-- name: forget_oldest_pending
+-- Make room for another one that asks to join.
+DELETE FROM nodes WHERE node_id = (
+    SELECT node_id FROM nodes WHERE standing = 'pending' ORDER BY registered_ms LIMIT 1
+);
+
+-- name: save_node
+-- A node as it is now; a new one gets the next small id.
+INSERT INTO nodes (
+    node_id, small_id, kind, standing, public_key, address, ip, certificate, country, offers, inputs_max, sealed, trusted,
+    weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
+) VALUES (
+    :node_id, (SELECT coalesce(max(small_id), 0) + 1 FROM nodes), :kind, :standing, :public_key, :address, :ip,
+    :certificate, :country, :offers, :inputs_max, :sealed, :trusted, :weight, :draining, :quarantined, :receipts_count,
+    :receipts_head, :created_ms, :registered_ms
+)
+ON CONFLICT (node_id) DO UPDATE SET
+    standing = excluded.standing, address = excluded.address, ip = excluded.ip, certificate = excluded.certificate,
+    country = excluded.country, offers = excluded.offers, inputs_max = excluded.inputs_max, sealed = excluded.sealed,
+    trusted = excluded.trusted, weight = excluded.weight, draining = excluded.draining,
+    quarantined = excluded.quarantined, receipts_count = excluded.receipts_count,
+    receipts_head = excluded.receipts_head, registered_ms = excluded.registered_ms
+RETURNING small_id;
+
+-- name: note_receipts
+-- How far a node's log of answers was checked.
+UPDATE nodes SET receipts_count = :receipts_count, receipts_head = :receipts_head WHERE node_id = :node_id;
+
+-- name: insert_invite
+-- Keep what shows that a node holds a join token.
+INSERT INTO invites (invite_id, sealed, note, created_ms, expires_ms)
+VALUES (:invite_id, :sealed, :note, :now_ms, :expires_ms);
+
+-- name: find_invite
+-- An invite that can still be used, or that this very node has used.
+SELECT sealed FROM invites
+WHERE invite_id = :invite_id AND (node_id = :node_id OR (used_ms IS NULL AND expires_ms > :now_ms));
+
+-- name: use_invite
+-- Use an invite up; nothing is changed where another node was faster.
+UPDATE invites SET used_ms = :now_ms, node_id = :node_id
+WHERE invite_id = :invite_id AND used_ms IS NULL AND expires_ms > :now_ms;
+
+-- name: revoke_invite
+-- End an invite that nobody has used.
+UPDATE invites SET expires_ms = :now_ms WHERE invite_id = :invite_id AND used_ms IS NULL AND expires_ms > :now_ms;
+
+-- name: list_invites
+-- All invites, newest first.
+SELECT invite_id, note, created_ms, expires_ms, used_ms, node_id FROM invites ORDER BY created_ms DESC LIMIT :rows_max;
