@@ -6,19 +6,27 @@ import logging
 import random
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvloop
 
 from embedmesh.assets import assets_dir, find_cl100k
 from embedmesh.catalogue import Catalogue, load_catalogue
-from embedmesh.edge.gateway_app import GatewayApp
+from embedmesh.edge.admin_api import AdminApi
+from embedmesh.edge.gateway_app import GatewayApp, for_admins
+from embedmesh.edge.members import Members
 from embedmesh.edge.node_client import NodeClients, OwnLink
+from embedmesh.edge.nodes_api import NodesApi
 from embedmesh.edge.receive import BodyBudget
+from embedmesh.edge.registration import Registrar
 from embedmesh.edge.wire import unix_dialler
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.fleet.addresses import Policy, system_lookup
+from embedmesh.fleet.choose import POLICIES
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
@@ -31,12 +39,15 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Tokenizer
 from embedmesh.settings import GatewaySettings, secret_path, store_path
+from embedmesh.signing.identity import Identity, fingerprint
+from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secret import hash_user, load_secret
 from embedmesh.storage.sqlite import SqliteStore
 
 log = logging.getLogger("embedmesh.gateway")
 
 UNIX = "unix:"
+IDENTITY = b"embedmesh gateway identity"  # what of the key secret the gateway's identity is
 DRAIN_S = 30.0  # as long as an ordinary request may take
 EXIT_SOFTWARE = 70  # EX_SOFTWARE: an fsync failed, or a bug of ours: start anew and verify
 
@@ -81,8 +92,20 @@ async def _run(settings: GatewaySettings) -> int:
     store = opening.result()
     ranks = find_cl100k()
     registry = Registry(clock)
-    line = Line(registry, clock, random.Random(), asyncio.get_running_loop().call_later)
+    policy = POLICIES[settings.policy]
+    line = Line(registry, clock, random.Random(), asyncio.get_running_loop().call_later, policy=policy)
     clients = NodeClients()
+    identity = Identity.from_seed(secret, IDENTITY)
+    gateway_fingerprint = fingerprint(identity.public_key)
+    members = Members(store.nodes, registry, clients, catalogue, tokenizers, clock, verify, gateway_fingerprint)
+    bodies = BodyBudget(settings.body_bytes_total_max)
+    registrar = Registrar(
+        identity, Nonces(secret), store.nodes, members, node_policy(settings.node_networks), system_lookup, clock
+    )
+    apis = [
+        NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
+        for_admins(store, AdminApi(members, registry, store.nodes, bodies, clock, identity.public_key).routes()),
+    ]
     world = World(
         keys=store,
         catalogue=catalogue,
@@ -93,23 +116,26 @@ async def _run(settings: GatewaySettings) -> int:
         client=clients,
         clock=clock,
         hash_user=functools.partial(hash_user, secret),
+        ask_max=settings.ask_max,
     )
     app = GatewayApp(
         world,
         registry,
         in_flight_max=settings.in_flight_max,
-        bodies=BodyBudget(settings.body_bytes_total_max),
+        bodies=bodies,
         gauges=lambda: gauges(store, line),
+        more=apis,
     )
-    background = [asyncio.create_task(expire(store, clock))]
+    background: list[asyncio.Future[Any]] = [asyncio.create_task(expire(store, clock)), members.broken]
     for number, address in enumerate(settings.nodes):
         if not address.startswith(UNIX):
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
         node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
-        clients.add(node_id, OwnLink(unix_dialler(address.removeprefix(UNIX))))
+        clients.add(node_id, OwnLink(unix_dialler(address.removeprefix(UNIX)), clock))
         node = registry.add(Node(node_id, address, trusted=True))
         prober = Prober(node, registry, catalogue, tokenizers, clients, clock, verify)
         background.append(asyncio.create_task(prober.run()))
+    members.start()
     await app.server.start(listener)
     quieten_gc()
     log.info("gateway listens on port %d", listener.getsockname()[1])
@@ -124,9 +150,18 @@ async def _run(settings: GatewaySettings) -> int:
     for task in (stopped, *background):
         task.cancel()
     await asyncio.gather(stopped, *background, return_exceptions=True)
+    await members.stop()
     await store.close()
     clients.close()
     return exit_code
+
+
+def node_policy(networks: Sequence[str]) -> Policy:
+    """Which addresses nodes may have. Raises SetupError."""
+    try:
+        return Policy(networks)
+    except ValueError as error:
+        raise SetupError(f"{error} Mend --node-networks.") from None
 
 
 def listening_socket(settings: GatewaySettings) -> socket.socket:

@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -20,6 +21,9 @@ from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, log_to_stderr, quieten_
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 from embedmesh.settings import NodeSettings
+
+if TYPE_CHECKING:
+    from embedmesh.edge.member_node import MemberNode
 
 DRAIN_S = 8.0  # a supervisor kills after ten; calls that need longer have other nodes to go to
 BODIES_BYTES_MAX = 64 * 1024 * 1024  # sixteen of the largest; decoded ids take some ten times that
@@ -56,9 +60,11 @@ async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
         )
 
     models = LoadedModels(make)
-    app = NodeApp(models, catalogue, metrics, BodyBudget(BODIES_BYTES_MAX))
+    bodies = BodyBudget(BODIES_BYTES_MAX)
+    app = NodeApp(models, catalogue, metrics, bodies)
     stop = stop_event(settings.lifeline_fd)
     servers: list[HttpServer] = []
+    member = _member(settings, models, app, bodies, metrics) if settings.gateway else None
     with contextlib.ExitStack() as doors:
         if settings.uds is not None:
             servers.append(HttpServer(app.routes(), on_internal_error=metrics.internal_error))
@@ -68,17 +74,33 @@ async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
         if settings.standalone:
             servers.append(HttpServer(app.public_routes(settings.api_key), on_internal_error=metrics.internal_error))
             await servers[-1].start(bind(settings.host, settings.port))
+        if member is not None:
+            await member.listen()
         loading = asyncio.gather(*(models.load(model) for model in chosen))
+        tasks: list[asyncio.Future[Any]] = [loading]
         try:
             await _until(stop, loading)
             quieten_gc()
-            await _until(stop, models.broken)
+            if member is not None and not stop.is_set():
+                tasks.append(asyncio.create_task(member.run()))
+            await _until(stop, models.broken, *tasks[1:])
         finally:
             # The engines still work: what is queued is answered.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if member is not None:
+                await member.stop(DRAIN_S)
             await asyncio.gather(*(server.drain(DRAIN_S) for server in servers))
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
             await models.stop()
+
+
+def _member(
+    settings: NodeSettings, models: LoadedModels, app: NodeApp, bodies: BodyBudget, metrics: NodeMetrics
+) -> "MemberNode":
+    from embedmesh.edge.member_node import MemberNode  # brings TLS and an HTTP client along
+
+    return MemberNode(settings, models, app, bodies, metrics.internal_error)
 
 
 def choose_models(settings: NodeSettings, catalogue: Catalogue) -> list[Model]:
@@ -98,16 +120,20 @@ def _find(names: tuple[str, ...], catalogue: Catalogue) -> Iterator[Model]:
 
 def check_doors(settings: NodeSettings) -> None:
     """Somebody must be able to ask, and on a port nobody without the key."""
-    if settings.uds is None and not settings.standalone:
-        raise SetupError("Say where to serve: --uds PATH for a gateway, or --standalone for a port of its own.")
+    if settings.uds is None and not settings.standalone and not settings.gateway:
+        raise SetupError(
+            "Say whom to serve: --gateway URL --join TOKEN to join a gateway, --standalone for a port of its own, or "
+            "--uds PATH for a gateway on this machine."
+        )
     if settings.standalone and not settings.api_key:
         raise SetupError("A node on a port of its own needs --api-key, or EMBEDMESH_API_KEY in the environment.")
 
 
-async def _until(stop: asyncio.Event, work: asyncio.Future[None] | asyncio.Future[list[None]]) -> None:
-    """Wait for the work to end, and raise what it raises; or for being told to stop, and leave the work alone."""
+async def _until(stop: asyncio.Event, *works: asyncio.Future[Any]) -> None:
+    """Wait for one of the works to end, and raise what it raises; or for being told to stop, and leave them alone."""
     stopped = asyncio.create_task(stop.wait())
-    work.add_done_callback(lambda _: stopped.cancel())
-    await asyncio.wait([stopped])
-    if work.done():
-        work.result()
+    await asyncio.wait([stopped, *works], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    for work in works:
+        if work.done():
+            work.result()

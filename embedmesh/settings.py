@@ -5,8 +5,9 @@ wins.
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import platformdirs
@@ -47,6 +48,22 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     nodes: Annotated[
         tuple[str, ...], Meta(description="Addresses of nodes of our own, as unix:/path/to/socket. May be repeated.")
     ] = ()
+    node_networks: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Private network where nodes may be, such as 10.0.0.0/8; http is taken there. May be repeated."
+        ),
+    ] = ()
+    policy: Annotated[
+        Literal["fastest", "cheapest", "weighted"], Meta(description="Which of the nodes that could do it is asked.")
+    ] = "fastest"
+    ask_max: Annotated[
+        int | None,
+        Meta(description="The most that a node is paid, in nano-USD per million tokens. Default: what it asks.", ge=0),
+    ] = None
+    hedge: Annotated[
+        bool, Meta(description="Ask an idle second node where a short request takes far longer than it should.")
+    ] = False
     in_flight_max: Annotated[
         int, Meta(description="Requests handled at one time; more get a 503 at once.", ge=1, le=65_536)
     ] = 1_024
@@ -60,6 +77,25 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a node can be told."""
 
+    gateway: Annotated[str, Meta(description="Gateway to join and embed for, as http://HOST:PORT or https://HOST.")] = (
+        ""
+    )
+    join: Annotated[
+        str,
+        Meta(description="Join token that `embedmesh nodes invite` printed at the gateway. Needed once."),
+    ] = ""
+    address: Annotated[
+        str,
+        Meta(description="Where that gateway can reach this node: https://HOST:PORT. Without it the node dials out."),
+    ] = ""
+    listen: Annotated[
+        str, Meta(description="With --address: HOST:PORT to listen on. Default: every address, and the address's port.")
+    ] = ""
+    country: Annotated[str, Meta(description="With --gateway: where this node is, in two letters.")] = ""
+    price: Annotated[
+        int, Meta(description="With --gateway: what this node asks, in nano-USD per million tokens.", ge=0)
+    ] = 0
+    data_dir: Annotated[Path, Meta(description="Folder for the node's identity; made with mode 0700.")]
     uds: Annotated[Path | None, Meta(description="Unix socket to serve gateways on; made with mode 0600.")] = None
     catalogue: Annotated[
         Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
@@ -81,6 +117,19 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description="With --standalone: the bearer key that callers need. Better given in the environment.")
     ] = ""
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
+
+
+def as_arguments(settings: msgspec.Struct, *, without: Collection[str]) -> list[str]:
+    """The command line that says the same, for a child process. Settings that are at their default are left out."""
+    arguments: list[str] = []
+    for field in msgspec.structs.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in without or value == field.default:
+            continue
+        option = "--" + field.name.replace("_", "-")
+        for one in value if isinstance(value, tuple) else (value,):
+            arguments += [option] if one is True else [option, str(one)]
+    return arguments
 
 
 BOOTSTRAP = "bootstrap.json"

@@ -24,7 +24,7 @@ from embedmesh.bootstrap import bootstrap
 from embedmesh.catalogue import load_catalogue
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind
 from embedmesh.rules.errors import SetupError
-from embedmesh.settings import Credentials, GatewaySettings, NodeSettings
+from embedmesh.settings import Credentials, GatewaySettings, NodeSettings, as_arguments
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
 RESTART_MAX_S = 1.0  # a child that keeps dying should not heat the machine, nor keep callers waiting for 3 s
@@ -170,19 +170,14 @@ async def _tell_when_ready(host: str, port: int, tell: Callable[[], None]) -> No
 
 
 def _gateway_arguments(settings: GatewaySettings, node_socket: Path, listen_fd: int, lifeline_fd: int) -> list[str]:
-    arguments = ["gateway", "--data-dir", str(settings.data_dir), "--nodes", f"unix:{node_socket}"]
-    arguments += ["--listen-fd", str(listen_fd), "--lifeline-fd", str(lifeline_fd)]
-    arguments += ["--in-flight-max", str(settings.in_flight_max)]
-    arguments += ["--body-bytes-total-max", str(settings.body_bytes_total_max)]
-    return arguments + (["--catalogue", str(settings.catalogue)] if settings.catalogue else [])
+    ours = ["--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), "--lifeline-fd", str(lifeline_fd)]
+    return ["gateway", *ours, *as_arguments(settings, without=("host", "port"))]
 
 
 def _node_arguments(node: NodeSettings, gateway: GatewaySettings, node_socket: Path, lifeline_fd: int) -> list[str]:
-    arguments = ["node", "--uds", str(node_socket), "--lifeline-fd", str(lifeline_fd)]
-    arguments += ["--threads", str(node.threads), "--queue-tokens-max", str(node.queue_tokens_max)]
-    for name in node.model:
-        arguments += ["--model", name]
-    return arguments + (["--catalogue", str(gateway.catalogue)] if gateway.catalogue else [])
+    ours = ["--uds", str(node_socket), "--lifeline-fd", str(lifeline_fd)]
+    catalogue = ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
+    return ["node", *ours, *catalogue, *as_arguments(node, without=("data_dir",))]
 
 
 def _kill(children: list[Child]) -> None:

@@ -34,8 +34,8 @@ def find_endpoint(url: str | None, key_file: Path | None, data_dir: Path) -> End
             f"No endpoint is known: there is no {BOOTSTRAP} in {data_dir}."
             " Start one with `embedmesh serve`, or give --url and --api-key-file."
         )
-    base_url = _checked(base_url)
-    key = _read_key(key_file) if key_file else os.environ.get("EMBEDMESH_API_KEY")
+    base_url = checked_url(base_url)
+    key = read_key(key_file) if key_file else os.environ.get("EMBEDMESH_API_KEY")
     if not key and local and base_url == local.base_url.rstrip("/"):
         key = local.api_key
     if not key:
@@ -45,7 +45,8 @@ def find_endpoint(url: str | None, key_file: Path | None, data_dir: Path) -> End
     return Endpoint(base_url, key)
 
 
-def _checked(base_url: str) -> str:
+def checked_url(base_url: str) -> str:
+    """A gateway's address as it is used. Raises SetupError."""
     try:
         parts = urlsplit(base_url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -56,7 +57,8 @@ def _checked(base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def _read_key(file: Path) -> str:
+def read_key(file: Path) -> str:
+    """The key in a file. Raises SetupError."""
     try:
         with file.open("rb") as stream:
             return stream.read(KEY_FILE_BYTES_MAX).decode("ascii").strip()

@@ -16,6 +16,7 @@ COMMANDS = {
     "embed": "embedmesh.commands.embed:embed",
     "doctor": "embedmesh.commands.doctor:doctor",
     "models": "embedmesh.commands.models:models",
+    "nodes": "embedmesh.commands.nodes:nodes",
     "accounts": "embedmesh.commands.accounts:accounts",
     "keys": "embedmesh.commands.keys:keys",
     "ledger": "embedmesh.commands.ledger:ledger",

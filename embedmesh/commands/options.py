@@ -3,7 +3,7 @@
 import types
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
@@ -80,6 +80,8 @@ def _kind(hint: Any) -> tuple[click.ParamType[Any], bool]:
     several = get_origin(bare) is tuple
     if several or get_origin(bare) in (Union, types.UnionType):
         bare = get_args(bare)[0]
+    if get_origin(bare) is Literal:
+        return click.Choice(get_args(bare)), several
     if bare is int:
         return (WholeNumber(_whole(meta.ge), _whole(meta.le)) if meta else click.INT), several
     if bare is bool:

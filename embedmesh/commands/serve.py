@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from embedmesh.commands import importing
 from embedmesh.commands.options import settings_options
@@ -26,7 +27,8 @@ Examples:
 """
 
 
-SUPERVISORS = ["uds", "catalogue", "lifeline_fd", "standalone", "host", "port", "api_key"]  # its to say, not the user's
+OURS = ["threads", "queue_tokens_max", "model"]  # what the user says of the node; the rest is the supervisor's
+SUPERVISORS = [field.name for field in msgspec.structs.fields(NodeSettings) if field.name not in OURS]
 
 
 @click.command("serve", help=SERVE_HELP)
@@ -38,7 +40,7 @@ def serve(as_json: bool, threads: int, queue_tokens_max: int, model: tuple[str, 
         from embedmesh import supervisor
 
     gateway = GatewaySettings(**settings)
-    node = NodeSettings(threads=threads, queue_tokens_max=queue_tokens_max, model=model)
+    node = NodeSettings(data_dir=gateway.data_dir, threads=threads, queue_tokens_max=queue_tokens_max, model=model)
     teller = _Teller(gateway.data_dir, as_json)
     sys.exit(supervisor.main(gateway, node, say=teller.say, on_ready=teller.ready))
 
@@ -62,11 +64,14 @@ def gateway(**settings: Any) -> None:
 def node(**settings: Any) -> None:
     """Run a node: it embeds for gateways, or alone for callers.
 
-    It loads the catalogue's models and serves them on a Unix socket for gateways, on a port for callers, or on both.
+    It loads the catalogue's models and serves them to the gateway that it joins (over its own connections, or at its
+    --address), on a Unix socket for a gateway on this machine, or on a port for callers without any gateway.
     What it serves can be changed while it runs (embedmesh models load).
 
     \b
     Examples:
+      embedmesh node --gateway https://gw.example --join emj_...
+      embedmesh node --gateway http://10.0.0.5:8080 --address https://10.0.0.7:8443   # joined before
       embedmesh node --uds /run/embedmesh/node.sock --threads 4
       EMBEDMESH_API_KEY=... embedmesh node --standalone --port 8081
       embedmesh node --uds ./node.sock --model all-MiniLM-L6-v2 --model all-MiniLM-L6-v2:fast

@@ -1,7 +1,7 @@
 """The gateway's routes. Each adapts HTTP to one call of the flow; no rule lives here."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 from aiohttp import web
@@ -18,9 +18,10 @@ from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import Failure, ModelNotFound, Overloaded
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Reply
+from embedmesh.rules.ports import Keys, Reply
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
+ADMIN_SCOPE = "admin"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -35,7 +36,10 @@ class GatewayApp:
         in_flight_max: int,
         bodies: BodyBudget,
         gauges: Callable[[], dict[str, float]],
+        more: Sequence[Routes] = (),
     ) -> None:
+        """`more` are the routes of nodes and operators."""
+        self._more = more
         self._world = world
         self._registry = registry
         self._in_flight = 0
@@ -48,7 +52,7 @@ class GatewayApp:
 
     def routes(self) -> Routes:
         """Every path and method there is. What is not here is refused."""
-        return {
+        routes: dict[str, Mapping[str, Handler]] = {
             "/v1/embeddings": {"POST": self._embeddings},
             "/v1/models": {"GET": self._for_key(self._models)},
             "/v1/models/*": {"GET": self._for_key(self._model)},
@@ -58,14 +62,12 @@ class GatewayApp:
             "/openapi.json": {"GET": self._openapi_json},
             "/docs": {"GET": self._docs_html},
         }
+        for each in self._more:
+            routes |= each
+        return routes
 
     def _for_key(self, handler: Handler, *any_of: str) -> Handler:
-        @functools.wraps(handler)
-        async def checked(request: web.BaseRequest) -> web.StreamResponse:
-            identify(request.headers.get("Authorization"), self._world.keys, *any_of)
-            return await handler(request)
-
-        return checked
+        return with_key(self._world.keys, handler, *any_of)
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         began = self._world.clock.monotonic()
@@ -160,6 +162,25 @@ class GatewayApp:
             "Referrer-Policy": "no-referrer",
         }
         return web.Response(body=self._docs, headers=headers)
+
+
+def with_key(keys: Keys, handler: Handler, *any_of: str) -> Handler:
+    """The handler, for those whose key has one of the scopes, where any are named."""
+
+    @functools.wraps(handler)
+    async def checked(request: web.BaseRequest) -> web.StreamResponse:
+        identify(request.headers.get("Authorization"), keys, *any_of)
+        return await handler(request)
+
+    return checked
+
+
+def for_admins(keys: Keys, routes: Routes) -> Routes:
+    """All of these routes, for keys with the scope `admin` only."""
+    return {
+        path: {method: with_key(keys, handler, ADMIN_SCOPE) for method, handler in methods.items()}
+        for path, methods in routes.items()
+    }
 
 
 def _json(value: object, status: int = 200) -> web.Response:

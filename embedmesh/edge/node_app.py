@@ -115,11 +115,11 @@ class NodeApp:
         compact = request.content_type == COMPACT
         body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT if compact else JSON_TYPE)
         try:
-            return await (self._embed_compact(body) if compact else self._embed_public(body))
+            if compact:
+                return (await self.embed_compact(body))[0]
+            return await self._embed_public(body)
         except errors.Overloaded as failure:
-            response = failure_response(failure)
-            response.set_status(TOO_MANY_REQUESTS)
-            return response
+            return _too_many(failure)
         finally:
             self._bodies.give_back(len(body))
 
@@ -135,7 +135,8 @@ class NodeApp:
         usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
         return _json({"object": "list", "data": data, "model": call.model, "usage": usage})
 
-    async def _embed_compact(self, body: bytes) -> web.Response:
+    async def embed_compact(self, body: bytes) -> tuple[web.Response, int]:
+        """The answer to a request of the compact form, and how many tokens were embedded. Raises a Failure."""
         begun = time.monotonic()
         try:
             asked = self._decode_ids(body)
@@ -146,8 +147,12 @@ class NodeApp:
         if served is None:
             raise errors.ModelNotFound(NOT_SERVED, param="model")
         tokens = served.check(ids)
-        data = await self._embed(served, ids, tokens, begun)
-        return web.Response(body=msgspec.msgpack.encode(EmbedVectors(tokens, data)), headers={"Content-Type": COMPACT})
+        try:
+            data = await self._embed(served, ids, tokens, begun)
+        except errors.Overloaded as failure:
+            return _too_many(failure), 0
+        answer = msgspec.msgpack.encode(EmbedVectors(tokens, data))
+        return web.Response(body=answer, headers={"Content-Type": COMPACT}), tokens
 
     async def _embed_public(self, body: bytes) -> web.Response:
         from embedmesh.flow.respond import respond  # brings numpy, 15 MB that a node behind gateways can do without
@@ -180,6 +185,10 @@ class NodeApp:
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
         """What this node serves. The digest is the catalogue's, which the worker has compared with the files."""
+        return self.listed()
+
+    def listed(self) -> web.Response:
+        """All models that are served."""
         return _json(ServedModels([_described(one.model) for one in self._models]))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -234,6 +243,12 @@ class NodeApp:
         if served is None:
             raise errors.ModelNotFound(NOT_SERVED)
         return served
+
+
+def _too_many(failure: errors.Overloaded) -> web.Response:
+    response = failure_response(failure)
+    response.set_status(TOO_MANY_REQUESTS)
+    return response
 
 
 def _described(model: Model) -> ServedModel:

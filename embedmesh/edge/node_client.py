@@ -3,6 +3,7 @@
 docs/reference/node-protocol.md. How a node is reached, and whether both sides sign what they say, is its link's.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -10,8 +11,10 @@ import msgspec
 from embedmesh.edge.wire import Reply, Wires, busy
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, ServedModels, pack_ids
 from embedmesh.rules.errors import NodeBroke, NodeRefused, NodeUnreachable, WrongAnswer
+from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
+from embedmesh.rules.ports import Clock, Part
+from embedmesh.signing.messages import RequestSigner, SignedRequest, Unauthenticated
 
 SMALL_REPLY_BYTES_MAX = 1024 * 1024  # a list of models
 BYTES_PER_COMPONENT = 4
@@ -21,7 +24,7 @@ BYTES_PER_REPLY = 4_096  # around the vectors, or of a refusal
 class Link(Protocol):
     """One node as a gateway talks to it."""
 
-    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors:
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         """Vectors for a part. Raises a NodeFailure; the answer is not yet checked against the question."""
         ...
 
@@ -50,8 +53,8 @@ class NodeClients:
         if (link := self._links.pop(node_id, None)) is not None:
             link.close()
 
-    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors:
-        return await self._link(part.node_id).embed(part, model, counted)
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+        return await self._link(part.node_id).embed(part, model, counted, request_id)
 
     async def served(self, node_id: str) -> ServedModels:
         """What a node offers. Raises a NodeFailure."""
@@ -69,28 +72,66 @@ class NodeClients:
         return link
 
 
-class OwnLink:
-    """A node of our making, over some wires."""
+Answered = Callable[[str, str, str, int], None]
+"""Told of each answer: request id, digests of request and reply as in `Content-Digest`, tokens."""
 
-    def __init__(self, wires: Wires) -> None:
+
+class Signing:
+    """How what we say to one node is signed, and what it says is checked."""
+
+    def __init__(self, signer: RequestSigner, clock: Clock, answered: Answered) -> None:
+        self._signer = signer
+        self._clock = clock
+        self.answered = answered
+
+    def new_session(self, signer: RequestSigner) -> None:
+        """Sign under another session from now on; who waits for an answer still checks it under the old one."""
+        self._signer = signer
+
+    def sign(self, method: str, path: str, body: bytes, request_id: str) -> SignedRequest:
+        """Sign a request."""
+        return self._signer.sign(method, path, body, request_id, self._now_s())
+
+    def check(self, signed: SignedRequest, reply: Reply) -> None:
+        """Raises WrongAnswer where the reply is not the node's to this very request."""
+        try:
+            signed.check_reply(reply.status, reply.body, reply.headers, self._now_s())
+        except Unauthenticated as refused:
+            raise WrongAnswer(f"the node's reply is not signed as agreed ({refused.reason})") from None
+
+    def _now_s(self) -> int:
+        return self._clock.unix_ms() // 1000
+
+
+class OwnLink:
+    """A node of our making, over some wires; signed, where it is not on a socket that only we may open."""
+
+    def __init__(self, wires: Wires, clock: Clock, signing: Signing | None = None) -> None:
         self._wires = wires
+        self._clock = clock
+        self._signing = signing
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode_reply = msgspec.msgpack.Decoder(EmbedVectors).decode
         self._decode_models = msgspec.json.Decoder(ServedModels).decode
 
-    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors:
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.ids is not None  # the line gives us no other work
         asked = [counted.ids[place] for place in part.places]
         body = self._encode(pack_ids(model.id, asked))
         limit = len(asked) * model.width * BYTES_PER_COMPONENT + BYTES_PER_REPLY
-        reply = await self._exchange("POST", "/v1/embeddings", body, limit)
+        reply, signed = await self._exchange("POST", "/v1/embeddings", body, limit, request_id)
         try:
-            return self._decode_reply(reply.body)
+            vectors = self._decode_reply(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the node's reply is not of the protocol's form") from None
+        if self._signing is not None and signed is not None:
+            reply_digest = reply.headers[b"content-digest"].decode("ascii")
+            self._signing.answered(request_id, signed.digest, reply_digest, vectors.tokens)
+        return vectors
 
     async def served(self) -> ServedModels:
-        reply = await self._exchange("GET", "/v1/models", b"", SMALL_REPLY_BYTES_MAX)
+        request_id = new_id("req", self._clock)
+        reply, _ = await self._exchange("GET", "/v1/models", b"", SMALL_REPLY_BYTES_MAX, request_id)
         try:
             return self._decode_models(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -99,18 +140,25 @@ class OwnLink:
     def close(self) -> None:
         self._wires.close()
 
-    async def _exchange(self, method: str, path: str, body: bytes, limit: int) -> Reply:
-        """A reply of status 200. Raises a NodeFailure."""
+    async def _exchange(
+        self, method: str, path: str, body: bytes, limit: int, request_id: str
+    ) -> tuple[Reply, SignedRequest | None]:
+        """A reply of status 200, and the request that it answers. Raises a NodeFailure."""
+        signed: SignedRequest | None = None
 
         def build() -> bytes:
-            head = (
-                f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\nContent-Length: {len(body)}\r\n"
-            )
-            return head.encode("ascii") + b"\r\n" + body
+            nonlocal signed
+            if self._signing is not None:
+                signed = self._signing.sign(method, path, body, request_id)
+            head = f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n"
+            end = b"Content-Length: %d\r\n\r\n" % len(body)
+            return head.encode("ascii") + (signed.headers if signed is not None else b"") + end + body
 
         reply = await self._wires.exchange(build, limit)
-        check_status(reply)
-        return reply
+        check_status(reply)  # a refusal needs no signature: whoever could forge it could as well cut the connection
+        if self._signing is not None and signed is not None:
+            self._signing.check(signed, reply)
+        return reply, signed
 
 
 def check_status(reply: Reply) -> None:

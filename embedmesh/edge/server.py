@@ -10,10 +10,11 @@ import logging
 import re
 import secrets
 import socket
+import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -32,6 +33,7 @@ Routes = Mapping[str, Mapping[str, Handler]]
 
 HEAD_S = 10.0  # a head is a few hundred bytes; ten seconds is a very bad line
 KEEP_ALIVE_S = 75.0  # longer than common proxies keep an idle connection, so that they close first
+PATIENCE_S = 7 * 86_400.0  # on connections of our own making: their other side closes them
 LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may take"
 CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
@@ -48,18 +50,28 @@ class Protocol(RequestHandler):
     """One connection: aiohttp's, with a deadline for each head and our envelope for what the parser refuses."""
 
     def __init__(
-        self, manager: web.Server, *, head_s: float, on_internal_error: Callable[[], None], **options: Any
+        self,
+        manager: web.Server,
+        *,
+        head_s: float,
+        on_internal_error: Callable[[], None],
+        patient: bool = False,
+        **options: Any,
     ) -> None:
+        """A `patient` one may lie idle before its first request, and between two, for as long as it is open."""
         super().__init__(manager, **options)
         self._on_internal_error = on_internal_error
         self._head_s = head_s
+        self._patient = patient
         self._head_timer: asyncio.TimerHandle | None = None
+        self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         # "Delivered" means: in the kernel. With no room in the buffer, drain() waits for just that.
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
-        self._start_head_timer()
+        if not self._patient:
+            self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -73,6 +85,8 @@ class Protocol(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
+        if not self.lost.done():
+            self.lost.set_result(None)
         super().connection_lost(exc)
 
     def _awaits_head(self) -> bool:
@@ -139,11 +153,23 @@ class HttpServer:
         )
         self._listeners: list[asyncio.Server] = []
 
-    async def start(self, sock: socket.socket) -> None:
-        """Serve on a bound socket, TCP or Unix. May be called for several sockets."""
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Serve on a bound socket, TCP or Unix, with TLS where a context is given. May be called for several."""
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._listeners.append(await create(self._server, sock=sock, backlog=BACKLOG))
+        self._listeners.append(await create(self._server, sock=sock, backlog=BACKLOG, ssl=tls))
+
+    def adopt(self, transport: asyncio.Transport, data: bytes = b"") -> asyncio.Future[None]:
+        """Serve on a connection that we have opened ourselves, where `data` has come already.
+
+        The future ends when the connection does.
+        """
+        protocol = self._server.patient()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if data:
+            protocol.data_received(data)
+        return protocol.lost
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more connections, let running requests end for at most `timeout_s` seconds, close the rest."""
@@ -194,14 +220,21 @@ class HttpServer:
 
 class _Server(web.Server):
     def __call__(self) -> RequestHandler:
+        return self._protocol(keepalive_timeout=KEEP_ALIVE_S)
+
+    def patient(self) -> Protocol:
+        """For a connection that waits for its next request as long as it lives."""
+        return self._protocol(keepalive_timeout=PATIENCE_S, patient=True)
+
+    def _protocol(self, **more: Any) -> Protocol:
         return Protocol(
             self,
             loop=self._loop,
-            keepalive_timeout=KEEP_ALIVE_S,
             max_line_size=HEAD_BYTES_MAX,
             max_field_size=HEAD_BYTES_MAX,
             auto_decompress=False,
             access_log=None,
+            **more,
             **self._kwargs,
         )
 
@@ -228,6 +261,21 @@ async def deliver(request: web.BaseRequest, response: web.Response, deadline_s: 
         raise ConnectionResetError("the caller did not read the reply in time") from None
     if request.transport is None or request.transport.get_write_buffer_size() > 0:
         raise ConnectionResetError("the caller went before the reply's last byte was sent")
+
+
+async def hand_over(request: web.BaseRequest, protocol: asyncio.Protocol, answer: bytes) -> NoReturn:
+    """Write `answer` and give the connection to another protocol; this server forgets it. Ends by being cancelled."""
+    handler, transport = request.protocol, request.transport
+    if transport is None or handler.transport is None:
+        raise ConnectionResetError("the caller went")
+    transport.set_write_buffer_limits()
+    transport.write(answer)
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    handler.transport = None  # or it would close it now
+    handler.connection_lost(None)
+    await asyncio.Event().wait()
+    raise AssertionError("a connection that was given away is answered no more")
 
 
 def own_request_id() -> str:

@@ -91,6 +91,11 @@ class Admission:
         """Wait until every call is answered."""
         await self._idle.wait()
 
+    @property
+    def tokens_per_s(self) -> float:
+        """The running mean of padded tokens a second."""
+        return self._speed
+
     def expected_s(self, tokens: int) -> float:
         """Seconds until a call of so many tokens would be done, behind all that waits."""
         return (self.waiting_tokens + tokens) / self._speed

@@ -91,6 +91,11 @@ class Served:
         """Padded tokens that wait for their batch."""
         return self._admission.waiting_tokens
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Padded tokens a second of late."""
+        return self._admission.tokens_per_s
+
     def check(self, ids: list[list[int]]) -> int:
         """Tokens of a call from a gateway, special tokens included. Raises a CallerFailure that names the input.
 

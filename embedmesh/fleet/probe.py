@@ -9,6 +9,7 @@ from typing import Protocol
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow, WrongAnswer
+from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Part, Tokenizer, Verify
@@ -28,7 +29,7 @@ PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
 class ProbeClient(Protocol):
     """What a probe needs of the node client."""
 
-    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors: ...
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors: ...
 
     async def served(self, node_id: str) -> ServedModels: ...
 
@@ -123,7 +124,8 @@ class Prober:
         load, well = self._node.load, False
         load.began(part.tokens, self._clock.monotonic())
         try:
-            self._verify(await self._client.embed(part, model, counted), model, part, counted.exact)
+            reply = await self._client.embed(part, model, counted, new_id("req", self._clock))
+            self._verify(reply, model, part, counted.exact)
             well = True
         finally:
             load.ended(part.tokens, self._clock.monotonic(), well=well)

@@ -84,13 +84,14 @@ class Node:
 
 
 class Registry:
-    """All nodes, by id. `on_change` is called when the nodes that get work have changed."""
+    """All nodes, by id. `on_change` is called when the nodes that get work have changed, `on_quarantine` for each."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._nodes: dict[str, Node] = {}
         self._ready: dict[str, list[Node]] = {}  # by model; made when asked for, dropped when anything changes
         self.on_change: Callable[[], None] = lambda: None
+        self.on_quarantine: Callable[[Node, str], None] = lambda node, why: None
 
     def add(self, node: Node) -> Node:
         """A new node, or another one in the place of the node of that id."""
@@ -168,8 +169,10 @@ class Registry:
 
     def quarantine(self, node: Node, why: str) -> None:
         """It gave wrong vectors: no work until it is readmitted."""
-        node.last_failure = why
-        self._move(node, NodeEvent.WRONG_ANSWERS)
+        if node.state is not NodeState.QUARANTINED:
+            node.last_failure = why
+            self._move(node, NodeEvent.WRONG_ANSWERS)
+            self.on_quarantine(node, why)
 
     def readmit(self, node: Node) -> None:
         """An operator, or a run of right answers, says that it is well; it still has to prove itself once."""

@@ -22,6 +22,7 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
+from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify
 
@@ -38,14 +39,14 @@ def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
 
 
 async def forward(
-    model: Model, counted: Counted, account_id: str, within_s: float, fleet: Fleet, client: NodeClient, verify: Verify
+    model: Model, counted: Counted, held: Hold, within_s: float, fleet: Fleet, client: NodeClient, verify: Verify
 ) -> Answer:
     """Right answers to all inputs, from the nodes that would be done first, or from the next.
 
     Raises NoNodeAvailable, Overloaded, BadNodeResponse, InvalidValue or DeadlineExceeded.
     """
-    asking = Asking(model, counted, client, verify)
-    place = fleet.enter(model, counted, account_id, asking)
+    asking = Asking(model, counted, held.hold_id, client, verify)
+    place = fleet.enter(model, counted, held.account_id, asking)
     try:
         async with asyncio.timeout(within_s):
             return await asking.answer(place)
@@ -59,8 +60,9 @@ async def forward(
 class Asking:
     """One request's attempts. Implements the port `Asker`."""
 
-    def __init__(self, model: Model, counted: Counted, client: NodeClient, verify: Verify) -> None:
+    def __init__(self, model: Model, counted: Counted, request_id: str, client: NodeClient, verify: Verify) -> None:
         self._model = model
+        self._request_id = request_id
         self._counted = counted
         self._client = client
         self._verify = verify
@@ -122,7 +124,7 @@ class Asking:
     async def _attempt(self, part: Part) -> EmbedVectors:
         try:
             async with asyncio.timeout(attempt_s(part.expected_s)):
-                reply = await self._client.embed(part, self._model, self._counted)
+                reply = await self._client.embed(part, self._model, self._counted, self._request_id)
         except TimeoutError:
             raise NodeTooSlow("the attempt's deadline passed") from None
         self._verify(reply, self._model, part, self._counted.exact)

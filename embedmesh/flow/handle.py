@@ -66,9 +66,10 @@ async def handle(
     bound = cost_nanousd(counted.tokens, model.price)
     within_s = time_allowed_s(model, counted.tokens, world.fleet)
     until = world.clock.monotonic() + within_s
-    async with held(world.ledger, place_hold(caller, bound, within_s, world.clock)) as bill:
+    hold = place_hold(caller, bound, within_s, world.clock)
+    async with held(world.ledger, hold) as bill:
         left_s = until - world.clock.monotonic()
-        answer = await forward(model, counted, caller.account_id, left_s, world.fleet, world.client, verify)
+        answer = await forward(model, counted, hold, left_s, world.fleet, world.client, verify)
         cost = cost_nanousd(answer.tokens, model.price)  # the bound itself, where tokens were counted exactly
         reply = respond(call, counted, answer, world.clock.monotonic() - began, cost=cost)
         await deliver(reply)

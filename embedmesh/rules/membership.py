@@ -12,7 +12,10 @@ from msgspec import Meta
 
 from embedmesh.rules.embeddings import INPUTS_MAX
 
-VERSION = 1  # of these messages
+VERSION: Literal[1] = 1  # of these messages
+STATEMENT = b"statement"  # what a node's identity signs a registration for,
+CHALLENGE = b"challenge"  # both identities the challenge and its answer,
+TRANSCRIPT = b"transcript"  # and a gateway's the session
 NONCE_S = 60  # how long a gateway's nonce is good for, and how far clocks may differ
 HEARTBEAT_S = 2.0  # between two reports; three that are missing are a node that has gone
 SESSION_S = 12 * 3600.0  # a new session key is agreed twice a day (contract section 5: daily)

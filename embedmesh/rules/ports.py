@@ -182,8 +182,11 @@ class Fleet(Protocol):
 class NodeClient(Protocol):
     """One exchange with one node."""
 
-    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors:
-        """What the node says of a part of what was counted, not yet checked. Raises a NodeFailure."""
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+        """What the node says of a part of what was counted, not yet checked. Raises a NodeFailure.
+
+        `request_id` is our own, the hold's; it is the same for all parts and attempts of a request.
+        """
         ...
 
 

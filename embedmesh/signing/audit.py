@@ -57,6 +57,8 @@ class Audit:
 
         A log that begins anew (the node has lost it) is followed from its beginning.
         """
+        if not receipts and not signed.count:
+            return Checked(0, 0, 0)  # it has lost its log, and nothing is in the new one
         first = receipts[0].number if receipts else self.count + 1
         chain = Chain(self.head, self.count) if first == self.count + 1 else Chain()
         for receipt in receipts:

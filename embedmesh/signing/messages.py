@@ -171,7 +171,7 @@ class RequestChecker:
         if not known.window.admit(instance, int(counter, 16), now_s):
             raise Unauthenticated("replay")
         asked = _asked(method, path, digest, node_id, request_id, signature.removeprefix("em="))
-        return CheckedRequest(known.mac, asked, request_id)
+        return CheckedRequest(known.mac, asked, request_id, digest)
 
     def _find(self, key_id: str, now_s: int) -> "_Known":
         newest, before = self._newest, self._before
@@ -183,12 +183,13 @@ class RequestChecker:
 
 
 class CheckedRequest:
-    """A genuine request, to be answered under the session that it came under."""
+    """A genuine request, to be answered under the session that it came under. `digest` is its body's."""
 
-    __slots__ = ("_asked", "_mac", "request_id")
+    __slots__ = ("_asked", "_mac", "digest", "request_id")
 
-    def __init__(self, mac: "Mac", asked: str, request_id: str) -> None:
+    def __init__(self, mac: "Mac", asked: str, request_id: str, digest: str) -> None:
         self.request_id = request_id
+        self.digest = digest
         self._asked = asked
         self._mac = mac
 

@@ -10,6 +10,7 @@ import pytest
 
 from embedmesh.edge.node_client import NodeClients, OwnLink
 from embedmesh.edge.wire import unix_dialler
+from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, unpack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, NodeUnreachable, WrongAnswer
 from embedmesh.rules.ports import Part
@@ -44,7 +45,7 @@ async def node(folder: Path, script: Script) -> AsyncIterator[OwnLink]:
 
     server = await asyncio.start_unix_server(serve, path)
     try:
-        link = OwnLink(unix_dialler(str(path)))
+        link = OwnLink(unix_dialler(str(path)), SystemClock())
         yield link
         link.close()
     finally:
@@ -54,7 +55,7 @@ async def node(folder: Path, script: Script) -> AsyncIterator[OwnLink]:
 async def embed(link: OwnLink, ids: list[list[int]] = IDS) -> EmbedVectors:
     lengths = [len(each) + 2 for each in ids]
     part = Part("n0", tuple(range(len(ids))), sum(lengths), 0.1)
-    return await link.embed(part, MODEL, Counted(lengths=lengths, ids=ids))
+    return await link.embed(part, MODEL, Counted(lengths=lengths, ids=ids), "req_1")
 
 
 def always(reply: bytes) -> Script:
@@ -148,7 +149,7 @@ async def test_a_large_reply_that_comes_in_one_read_is_right(tmp_path: Path) -> 
 
 async def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(NodeUnreachable):
-        await embed(OwnLink(unix_dialler(f"{tmp_path}/none.sock")))
+        await embed(OwnLink(unix_dialler(f"{tmp_path}/none.sock"), SystemClock()))
 
 
 async def test_a_node_that_was_removed_is_unreachable(tmp_path: Path) -> None:
@@ -156,10 +157,10 @@ async def test_a_node_that_was_removed_is_unreachable(tmp_path: Path) -> None:
     async with node(tmp_path, always(http(GOOD))) as link:
         clients.add("n0", link)
         part = Part("n0", (1,), 3, 0.1)
-        await clients.embed(part, MODEL, Counted(lengths=[4, 3], ids=IDS))
+        await clients.embed(part, MODEL, Counted(lengths=[4, 3], ids=IDS), "req_1")
         clients.remove("n0")
         with pytest.raises(NodeUnreachable):
-            await clients.embed(part, MODEL, Counted(lengths=[4, 3], ids=IDS))
+            await clients.embed(part, MODEL, Counted(lengths=[4, 3], ids=IDS), "req_1")
 
 
 async def test_a_part_asks_for_its_own_inputs_in_its_own_order(tmp_path: Path) -> None:
@@ -170,7 +171,9 @@ async def test_a_part_asks_for_its_own_inputs_in_its_own_order(tmp_path: Path) -
         writer.write(http(GOOD))
 
     async with node(tmp_path, script) as link:
-        await link.embed(Part("n0", (2, 0), 5, 0.1), MODEL, Counted(lengths=[3, 9, 4], ids=[[7], [8] * 7, [9, 9]]))
+        await link.embed(
+            Part("n0", (2, 0), 5, 0.1), MODEL, Counted(lengths=[3, 9, 4], ids=[[7], [8] * 7, [9, 9]]), "req_1"
+        )
     asked = msgspec.msgpack.decode(seen[0].partition(b"\r\n\r\n")[2], type=EmbedIds)
     assert unpack_ids(asked) == [[9, 9], [7]]
 

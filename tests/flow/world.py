@@ -120,7 +120,7 @@ class ScriptedNodes:
         self._script = itertools.chain(script, itertools.repeat(None))
         self.asked: list[tuple[str, list[list[int]]]] = []
 
-    async def embed(self, part: Part, model: Model, counted: Counted) -> EmbedVectors:
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         ids = [counted.ids[place] for place in part.places]
         self.asked.append((part.node_id, ids))
         step = next(self._script)

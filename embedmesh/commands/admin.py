@@ -1,0 +1,70 @@
+"""Asking a running gateway's admin API, for the commands."""
+
+import http.client
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import click
+
+from embedmesh.commands.endpoint import checked_url, read_key
+from embedmesh.process import EXIT_SETUP
+from embedmesh.rules.errors import SetupError
+from embedmesh.settings import BOOTSTRAP, read_bootstrap
+
+ANSWER_S = 30.0
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Admin:
+    """One gateway, asked with a key that has the scope `admin`."""
+
+    def __init__(self, base_url: str, key: str) -> None:
+        self.base_url = base_url
+        self._key = key
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The answer, decoded. Says what is wrong and exits where there is none, or a refusal."""
+        parts = urlsplit(self.base_url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_S)
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        try:
+            where = parts.path + quote(path)
+            connection.request(method, where, json.dumps(body) if body is not None else None, headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            click.echo(f"No gateway answers on {self.base_url} ({error}). Is `embedmesh serve` running?", err=True)
+            sys.exit(EXIT_SETUP)
+        finally:
+            connection.close()
+        if response.status != 200:
+            click.echo(answer["error"]["message"], err=True)
+            sys.exit(1)
+        return answer
+
+
+def find_admin(url: str | None, key_file: Path | None, data_dir: Path) -> Admin:
+    """What the command line says, else EMBEDMESH_BASE_URL and EMBEDMESH_ADMIN_KEY, else bootstrap.json in `data_dir`.
+
+    Raises SetupError that says what to give.
+    """
+    local = read_bootstrap(data_dir)
+    base_url = url or os.environ.get("EMBEDMESH_BASE_URL") or (local.base_url if local else None)
+    if not base_url:
+        raise SetupError(
+            f"No gateway is known: there is no {BOOTSTRAP} in {data_dir}."
+            " Start one with `embedmesh serve`, or give --url and --admin-key-file."
+        )
+    base_url = checked_url(base_url)
+    key = read_key(key_file) if key_file else os.environ.get("EMBEDMESH_ADMIN_KEY")
+    if not key and local and base_url == local.base_url.rstrip("/"):
+        key = local.admin_key
+    if not key:
+        raise SetupError(f"No admin key is known for {base_url}. Give --admin-key-file or set EMBEDMESH_ADMIN_KEY.")
+    return Admin(base_url, key)

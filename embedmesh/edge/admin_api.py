@@ -1,0 +1,235 @@
+"""`/v1/admin`: what an operator sees and says. Every route needs a key with the scope `admin`."""
+
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+from aiohttp import web
+
+from embedmesh.edge.members import Member, Members
+from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
+from embedmesh.edge.server import REST, Routes
+from embedmesh.fleet.registry import Node, Registry
+from embedmesh.rules import errors
+from embedmesh.rules.membership import Standing
+from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.ports import Clock
+from embedmesh.signing.invites import make_invite, verifier
+from embedmesh.storage.nodes import NodeBooks, NodeRecord
+
+T = TypeVar("T")
+
+JSON = {"Content-Type": JSON_TYPE}
+BODY_BYTES_MAX = 64 * 1024
+INVITE_S_MAX = 30 * 86_400
+INVITE_S = 3_600
+NOTE_CHARS_MAX = 128
+WEIGHT_MAX = 1e6
+
+ACTIONS: dict[str, dict[str, object]] = {
+    "approve": {"standing": Standing.ADMITTED},
+    "drain": {"draining": True},
+    "resume": {"draining": False},
+    "readmit": {"quarantined": ""},
+    "remove": {"standing": Standing.REMOVED, "secret": b""},
+    "trust": {"trusted": True},
+    "distrust": {"trusted": False},
+}
+"""`POST /v1/admin/nodes/{id}/ACTION` -> what changes in the node's record."""
+
+
+class InviteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/invites`."""
+
+    expires_in_s: int = INVITE_S
+    note: str = ""
+
+
+class WeightRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/nodes/{id}/weight`."""
+
+    weight: float
+
+
+class AdminApi:
+    """Handlers for operators. `public_key` is this gateway's, which invites pin."""
+
+    def __init__(
+        self,
+        members: Members,
+        registry: Registry,
+        books: NodeBooks,
+        bodies: BodyBudget,
+        clock: Clock,
+        public_key: bytes,
+    ) -> None:
+        self._members = members
+        self._registry = registry
+        self._books = books
+        self._bodies = bodies
+        self._clock = clock
+        self._public_key = public_key
+
+    def routes(self) -> Routes:
+        """The paths for operators."""
+        return {
+            "/v1/admin/nodes": {"GET": self.nodes},
+            "/v1/admin/nodes/*": {"GET": self.node, "POST": self.act},
+            "/v1/admin/invites": {"GET": self.invites, "POST": self.invite},
+            "/v1/admin/invites/*": {"DELETE": self.revoke},
+        }
+
+    async def nodes(self, request: web.BaseRequest) -> web.StreamResponse:
+        """All nodes: those of the store, and this machine's own."""
+        return _json({"object": "list", "data": self._all()})
+
+    async def node(self, request: web.BaseRequest) -> web.StreamResponse:
+        """One node, by its id or small id."""
+        return _json(self._one(request[REST]))
+
+    async def act(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Say something of a node: approve, drain, resume, readmit, remove, trust, distrust, weight."""
+        name, _, action = request[REST].rpartition("/")
+        body = await self._body(request)
+        record = self._find(name)
+        if action == "weight":
+            weight = _decode(body, WeightRequest).weight
+            if not 0 < weight <= WEIGHT_MAX:
+                raise errors.InvalidValue(f"A weight is above 0 and at most {WEIGHT_MAX:g}.", param="weight")
+            change: dict[str, object] = {"weight": weight}
+        elif action in ACTIONS:
+            change = ACTIONS[action]
+        else:
+            raise errors.NotFound(f"One can say {', '.join(ACTIONS)} or weight of a node.")
+        if action == "approve" and record.standing is Standing.REMOVED:
+            raise errors.InvalidValue("A removed node stays removed. Let it join with a new identity.")
+        await self._members.change(record.node_id, **change)
+        return _json(self._one(record.node_id))
+
+    async def invites(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Join tokens, without the tokens."""
+        now_ms = self._clock.unix_ms()
+        shown = []
+        for row in self._books.invites():
+            state = "used" if row.used_ms is not None else "open" if row.expires_ms > now_ms else "expired"
+            shown.append({**msgspec.structs.asdict(row), "state": state})
+        return _json({"object": "list", "data": shown})
+
+    async def invite(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A new join token. It is shown once."""
+        body = await self._body(request)
+        asked = _decode(body, InviteRequest) if body else InviteRequest()
+        if not 0 < asked.expires_in_s <= INVITE_S_MAX:
+            raise errors.InvalidValue(f"A token is good for 1 to {INVITE_S_MAX:,} seconds.", param="expires_in_s")
+        if len(asked.note) > NOTE_CHARS_MAX:
+            raise errors.InvalidValue(f"A note has at most {NOTE_CHARS_MAX} characters.", param="note")
+        made = make_invite(self._public_key)
+        expires_ms = self._clock.unix_ms() + asked.expires_in_s * 1000
+        await self._books.add_invite(made.invite_id, verifier(made.secret), asked.note, expires_ms)
+        return _json({"invite_id": made.invite_id, "token": made.text, "expires_ms": expires_ms})
+
+    async def revoke(self, request: web.BaseRequest) -> web.StreamResponse:
+        """End a join token that nobody has used."""
+        if not await self._books.revoke_invite(request[REST]):
+            raise errors.NotFound("There is no open invite of that id.")
+        return _json({"invite_id": request[REST], "revoked": True})
+
+    def _all(self) -> list[dict[str, Any]]:
+        kept = {record.node_id: record for record in self._members.records()}
+        own = [self._described(None, node) for node in self._registry if node.node_id not in kept]
+        return own + [self._described(record, self._registry.find(record.node_id)) for record in kept.values()]
+
+    def _one(self, name: str) -> dict[str, Any]:
+        node = self._registry.find(name)
+        if node is not None and node.kind == "local":
+            return self._described(None, node)
+        record = self._find(name)
+        return self._described(record, self._registry.find(record.node_id))
+
+    def _find(self, name: str) -> NodeRecord:
+        if name.isdecimal():
+            for record in self._members.records():
+                if record.small_id == int(name):
+                    return record
+        return self._members.record(name)
+
+    def _described(self, record: NodeRecord | None, node: Node | None) -> dict[str, Any]:
+        member = self._members.alive(record.node_id) if record is not None else None
+        return {**_kept(record), **(_live(node, member, self._clock) if node is not None else {"state": None})}
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        if not request.can_read_body:
+            return b""
+        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
+        self._bodies.give_back(len(body))
+        return body
+
+
+def _kept(record: NodeRecord | None) -> dict[str, Any]:
+    """What the store knows of a node."""
+    if record is None:
+        return {"small_id": None, "standing": "admitted"}
+    return {
+        "node_id": record.node_id,
+        "small_id": record.small_id,
+        "kind": record.kind,
+        "standing": record.standing.value,
+        "address": record.address or None,
+        "country": record.country or None,
+        "offers": msgspec.to_builtins(record.offers),
+        "trusted": record.trusted,
+        "weight": record.weight,
+        "draining": record.draining,
+        "quarantined": record.quarantined or None,
+        "created_ms": record.created_ms,
+        "registered_ms": record.registered_ms,
+    }
+
+
+def _live(node: Node, member: Member | None, clock: Clock) -> dict[str, Any]:
+    """What this gateway sees of a node now."""
+    now = clock.monotonic()
+    counts = dict(node.counts)
+    troubled = node.last_right_answer is None or node.failures_in_a_row > 0
+
+    def named(prefix: str, *names: str) -> dict[str, int]:
+        return {name: counts.pop(f"{prefix}_{name}", 0) for name in names}
+
+    return {
+        "node_id": node.node_id,
+        "kind": node.kind,
+        "address": node.address,
+        "state": "draining" if node.draining and node.state is NodeState.READY else node.state.value,
+        "models": sorted(node.models),
+        "trusted": node.trusted,
+        "weight": node.weight,
+        "draining": node.draining,
+        "tokens_outstanding": node.load.tokens,
+        "parts_outstanding": node.load.parts,
+        "tokens_per_s": round(node.load.tokens_per_s),
+        "fixed_ms": round(node.load.fixed_s * 1000, 2),
+        "answers": counts.pop("answers", 0),
+        "tokens": counts.pop("tokens", 0),
+        "canaries": named("canaries", "passed", "failed", "disputed"),
+        "receipts_seen": named("receipts", "matched", "unmatched", "false", "refused"),
+        "failures": counts,
+        "last_failure": node.last_failure if troubled else None,
+        "last_answer_s_ago": _ago(node.last_right_answer, now),
+        "receipts": member.audit.count if member is not None else 0,
+        "last_heartbeat_s_ago": _ago(member.seen if member is not None else None, now),
+    }
+
+
+def _ago(when: float | None, now: float) -> float | None:
+    return None if when is None else round(now - when, 1)
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.InvalidValue(f"The body is not what this path takes: {error}.") from None
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=orjson.dumps(value), headers=JSON)

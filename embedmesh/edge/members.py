@@ -1,0 +1,257 @@
+"""The nodes of a gateway, alive: for each that was admitted a link to talk by, a place in the fleet, and its probes.
+
+What is kept of a node is a record in the store; what is made of it here is gone with the process, and made again from
+the records at the next start.
+"""
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+
+import msgspec
+
+from embedmesh.edge.node_client import NodeClients, OwnLink, Signing
+from embedmesh.edge.wire import Dialler, Inbound, tcp_dialler
+from embedmesh.fleet.addresses import parse
+from embedmesh.fleet.probe import Prober
+from embedmesh.fleet.registry import Node, Registry
+from embedmesh.rules.errors import NotFound, StoreUnavailable
+from embedmesh.rules.membership import Standing
+from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.ports import Catalogue, Clock, Tokenizer, Verify
+from embedmesh.signing.audit import Audit
+from embedmesh.signing.certificates import pinned_context
+from embedmesh.signing.messages import RequestChecker, RequestSigner
+from embedmesh.signing.session import Session, Sessions
+from embedmesh.storage.nodes import NodeBooks, NodeRecord
+
+log = logging.getLogger("embedmesh.fleet")
+
+DIALLED_IN_FLIGHT_MAX = 16  # as many connections as a node that dials out keeps open
+DIALS_OUT = ""  # in place of an address
+
+
+@dataclass(eq=False)
+class Member:
+    """One admitted node of our making."""
+
+    record: NodeRecord
+    node: Node
+    wires: Dialler | Inbound
+    signing: Signing
+    checker: RequestChecker
+    audit: Audit
+    probing: asyncio.Task[None]
+    seen: float | None = None  # its last heartbeat, on the monotonic clock
+
+
+class Members:
+    """By node id. `gateway` is the fingerprint of our identity."""
+
+    def __init__(
+        self,
+        books: NodeBooks,
+        registry: Registry,
+        clients: NodeClients,
+        catalogue: Catalogue,
+        tokenizers: dict[str, Tokenizer],
+        clock: Clock,
+        verify: Verify,
+        gateway: str,
+    ) -> None:
+        self._books = books
+        self._registry = registry
+        self._clients = clients
+        self._catalogue = catalogue
+        self._tokenizers = tokenizers
+        self._clock = clock
+        self._verify = verify
+        self._gateway = gateway
+        self._instance = secrets.token_hex(8)
+        self._records: dict[str, NodeRecord] = {}
+        self._alive: dict[str, Member] = {}
+        self._saving: set[asyncio.Task[None]] = set()
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends, with its exception, when what keeps a node's state true has ended: a bug of ours."""
+        registry.on_quarantine = self._quarantined
+
+    def start(self) -> None:
+        """All admitted nodes of the store. Those whose session it still has get work once they answer a probe."""
+        for record in self._books.all():
+            self._records[record.node_id] = record
+            if record.kind == "own" and record.standing is Standing.ADMITTED and record.secret:
+                self._join(record, _sessions(record.secret))
+
+    async def stop(self) -> None:
+        """Probe nobody any more."""
+        tasks = [member.probing for member in self._alive.values()] + list(self._saving)
+        for member in self._alive.values():
+            member.probing.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- looking
+
+    def records(self) -> list[NodeRecord]:
+        """All nodes that are known, oldest first."""
+        return list(self._records.values())
+
+    def record(self, node_id: str) -> NodeRecord:
+        """One of them. Raises NotFound."""
+        if (record := self._records.get(node_id)) is None:
+            raise NotFound("There is no node of that id. `embedmesh nodes list` shows them.")
+        return record
+
+    def by_key(self, public_key: bytes) -> NodeRecord | None:
+        """The node whose identity this is."""
+        return next((record for record in self._records.values() if record.public_key == public_key), None)
+
+    def alive(self, node_id: str) -> Member | None:
+        """The admitted node of that id, if it has ever registered."""
+        return self._alive.get(node_id)
+
+    # -- changing
+
+    async def save(self, record: NodeRecord) -> NodeRecord:
+        """Keep a node as it is now. Raises StoreUnavailable; then nothing has changed."""
+        small_id = await self._books.save(record)
+        record = msgspec.structs.replace(record, small_id=small_id)
+        self._records[record.node_id] = record
+        return record
+
+    async def admit(self, record: NodeRecord, sessions: Sessions) -> NodeRecord:
+        """A node has registered, for the first time or again. Raises StoreUnavailable."""
+        record = await self.save(msgspec.structs.replace(record, secret=_pack(sessions)))
+        member = self._alive.get(record.node_id)
+        if member is None or _way(member.record) != _way(record):
+            self._leave(record.node_id)
+            self._join(record, sessions)
+            return record
+        member.record = record
+        member.signing.new_session(RequestSigner(sessions.of_gateway, record.node_id, self._instance))
+        member.checker.add(sessions.of_node, self._now_s())
+        member.node.asks = _asks(record)
+        member.node.inputs_max = record.inputs_max
+        self._registry.drain(member.node, record.draining)  # it is back, if it had said that it leaves
+        return record
+
+    async def move(self, record: NodeRecord) -> NodeRecord:
+        """An admitted node has another address. Raises StoreUnavailable."""
+        record = await self.save(record)
+        self._leave(record.node_id)
+        if record.secret:
+            self._join(record, _sessions(record.secret))
+        return record
+
+    async def change(self, node_id: str, **members: object) -> NodeRecord:
+        """An operator's word on a node, kept and followed. Raises NotFound and StoreUnavailable."""
+        record = await self.save(msgspec.structs.replace(self.record(node_id), **members))
+        member = self._alive.get(node_id)
+        if member is None:
+            return record
+        member.record = record
+        if record.standing is not Standing.ADMITTED:
+            self._leave(node_id)
+            return record
+        member.node.trusted, member.node.weight = record.trusted, record.weight
+        if member.node.draining != record.draining:
+            self._registry.drain(member.node, record.draining)
+        if not record.quarantined and member.node.state is NodeState.QUARANTINED:
+            self._registry.readmit(member.node)
+        return record
+
+    def _join(self, record: NodeRecord, sessions: Sessions) -> None:
+        assert record.public_key is not None
+        signer = RequestSigner(sessions.of_gateway, record.node_id, self._instance)
+        checker = RequestChecker(record.node_id)
+        checker.add(sessions.of_node, self._now_s())
+        audit = Audit(
+            record.node_id,
+            record.public_key,
+            self._gateway,
+            count=record.receipts_count,
+            head=record.receipts_head,
+        )
+        signing = Signing(signer, self._clock, audit.answered)
+        wires = _wires(record)
+        node = Node(
+            record.node_id,
+            record.address or "(dials out)",
+            kind="remote" if record.address else "dialled",
+            trusted=record.trusted,
+            inputs_max=record.inputs_max,
+            weight=record.weight,
+            asks=_asks(record),
+            draining=record.draining,
+            state=NodeState.QUARANTINED if record.quarantined else NodeState.UNPROVEN,
+        )
+        if not record.address:
+            node.in_flight_max = DIALLED_IN_FLIGHT_MAX
+        self._clients.add(record.node_id, OwnLink(wires, self._clock, signing))
+        self._registry.add(node)
+        prober = Prober(
+            node, self._registry, self._catalogue, self._tokenizers, self._clients, self._clock, self._verify
+        )
+        probing = asyncio.create_task(prober.run())
+        probing.add_done_callback(self._ended)
+        self._alive[record.node_id] = Member(record, node, wires, signing, checker, audit, probing)
+
+    def _leave(self, node_id: str) -> None:
+        member = self._alive.pop(node_id, None)
+        if member is not None:
+            member.probing.cancel()
+            self._registry.remove(node_id)
+            self._clients.remove(node_id)
+
+    def _quarantined(self, node: Node, why: str) -> None:
+        """Remember it over a restart; if the store does not take it now, the node is found out again."""
+        log.warning("node %s is quarantined: %s", node.node_id, why)
+        if node.node_id in self._alive:
+            task = asyncio.create_task(self._remember_quarantine(node.node_id, why))
+            self._saving.add(task)
+            task.add_done_callback(self._saving.discard)
+
+    async def _remember_quarantine(self, node_id: str, why: str) -> None:
+        try:
+            await self.change(node_id, quarantined=why)
+        except StoreUnavailable:
+            log.warning("the quarantine of node %s could not be written down", node_id)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and not self.broken.done():
+            self.broken.set_exception(task.exception() or RuntimeError("a node is no longer probed"))
+
+    def _now_s(self) -> int:
+        return self._clock.unix_ms() // 1000
+
+
+def _wires(record: NodeRecord) -> Dialler | Inbound:
+    if not record.address:
+        return Inbound()
+    endpoint = parse(record.address)
+    tls = pinned_context(record.certificate) if endpoint.tls else None
+    return tcp_dialler(record.ip, endpoint.port, tls, certificate=record.certificate if endpoint.tls else None)
+
+
+def _way(record: NodeRecord) -> tuple[object, ...]:
+    """What decides how a node is reached."""
+    return record.address, record.ip, record.certificate
+
+
+def _asks(record: NodeRecord) -> dict[str, int]:
+    return {offer.id: offer.price for offer in record.offers}
+
+
+class _Kept(msgspec.Struct, array_like=True):
+    of_gateway: tuple[str, bytes]
+    of_node: tuple[str, bytes]
+
+
+def _pack(sessions: Sessions) -> bytes:
+    both = [(session.key_id, session.key) for session in sessions]
+    return msgspec.msgpack.encode(_Kept(*both))
+
+
+def _sessions(secret: bytes) -> Sessions:
+    kept = msgspec.msgpack.decode(secret, type=_Kept)
+    return Sessions(Session(*kept.of_gateway), Session(*kept.of_node))

@@ -1,0 +1,169 @@
+"""`/v1/nodes`: what nodes say to a gateway about themselves. Each handler adapts HTTP to the registrar or the members.
+
+A registration is signed by the node's identity; a heartbeat, a farewell and a dialled connection under the session that
+was agreed then.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from embedmesh.edge.members import Member, Members
+from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
+from embedmesh.edge.registration import Registrar
+from embedmesh.edge.server import REST, Routes, hand_over
+from embedmesh.edge.wire import Connection, Inbound
+from embedmesh.fleet.registry import Registry
+from embedmesh.rules import errors
+from embedmesh.rules.membership import BODY_BYTES_MAX, Heartbeat, HeartbeatReply, Registration
+from embedmesh.rules.ports import Clock
+from embedmesh.signing.messages import CheckedRequest, Unauthenticated
+from embedmesh.storage.nodes import NodeBooks
+
+log = logging.getLogger("embedmesh.fleet")
+
+JSON = {"Content-Type": JSON_TYPE}
+UPGRADE = "embedmesh-node"  # the protocol that a node which dials out asks for
+SWITCHING = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n".encode("ascii")
+BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
+
+T = TypeVar("T")
+
+
+class AtomaRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The three-field registration of `atoma-sdk`."""
+
+    data: dict[str, Any]
+    signature: str
+
+
+class NodesApi:
+    """Handlers of `/v1/nodes` over a registrar and the members."""
+
+    def __init__(
+        self,
+        registrar: Registrar,
+        members: Members,
+        registry: Registry,
+        books: NodeBooks,
+        bodies: BodyBudget,
+        clock: Clock,
+    ) -> None:
+        self._registrar = registrar
+        self._members = members
+        self._registry = registry
+        self._books = books
+        self._bodies = bodies
+        self._clock = clock
+
+    def routes(self) -> Routes:
+        """The paths for nodes."""
+        return {
+            "/v1/nodes": {"GET": self.greet, "POST": self.register},
+            "/v1/nodes/*": {"GET": self.dial, "POST": self.speak},
+        }
+
+    async def greet(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Who this gateway is, and a nonce for a registration."""
+        return _json(self._registrar.greet())
+
+    async def register(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Join, or come back with what has changed; in our form, or in the three fields of `atoma-sdk`."""
+        body = await self._body(request)
+        if b'"data"' in body[:200] and b'"statement"' not in body:
+            asked = _decode(body, AtomaRegistration)
+            record = await self._registrar.move(asked.data, asked.signature)
+            return _json({"message": f"Node {record.small_id} is registered at its new address."})
+        return _json(await self._registrar.register(_decode(body, Registration)))
+
+    async def speak(self, request: web.BaseRequest) -> web.StreamResponse:
+        """`/v1/nodes/{id}/heartbeat` and `/v1/nodes/{id}/drain`."""
+        node_id, _, what = request[REST].partition("/")
+        handlers: dict[str, Callable[[Member, bytes], Awaitable[bytes]]] = {
+            "heartbeat": self._heartbeat,
+            "drain": self._drain,
+        }
+        handler = handlers.get(what)
+        if handler is None:
+            raise errors.NotFound("A node says heartbeat or drain here.")
+        body = await self._body(request)
+        member, checked = self._check(request, node_id, body)
+        answer = await handler(member, body)
+        headers = checked.sign_reply(200, answer, 0, self._now_s())
+        response = web.Response(body=answer, headers=JSON)
+        response.headers.extend(headers)
+        return response
+
+    async def dial(self, request: web.BaseRequest) -> web.StreamResponse:
+        """`/v1/nodes/{id}/dial`: a node that nobody can reach gives us a connection to ask it over."""
+        node_id, _, what = request[REST].partition("/")
+        if what != "dial" or request.headers.get("Upgrade", "").lower() != UPGRADE:
+            raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
+        member, _ = self._check(request, node_id, b"")
+        wires = member.wires
+        if not isinstance(wires, Inbound):
+            raise errors.InvalidValue("This node is registered with an address. Join without one to dial out.")
+        connection = Connection()
+        asyncio.get_running_loop().call_soon(wires.offer, connection)  # once it has been handed over
+        await hand_over(request, connection, SWITCHING)
+
+    async def _heartbeat(self, member: Member, body: bytes) -> bytes:
+        beat = _decode(body, Heartbeat)
+        member.seen = self._clock.monotonic()
+        load = member.node.load
+        load.others_tokens = max(0, beat.tokens_waiting - load.tokens)
+        if beat.head is not None:
+            try:
+                checked = member.audit.check(beat.receipts, beat.head, self._clock.unix_ms())
+            except ValueError as error:
+                member.node.counts["receipts_refused"] += 1
+                log.warning("node %s: its log is refused: %s", member.node.node_id, error)
+            else:
+                member.node.counts["receipts_matched"] += checked.matched
+                member.node.counts["receipts_unmatched"] += checked.unmatched
+                member.node.counts["receipts_false"] += checked.false
+                if checked.false:
+                    self._registry.quarantine(member.node, "its receipts are not of what it answered")
+                if beat.receipts:
+                    await self._books.note_receipts(member.node.node_id, member.audit.count, member.audit.head)
+        return msgspec.json.encode(HeartbeatReply(member.audit.count + 1))
+
+    async def _drain(self, member: Member, body: bytes) -> bytes:
+        """It is about to leave: no more work for it, until it registers again."""
+        self._registry.drain(member.node)
+        log.info("node %s leaves", member.node.node_id)
+        return b"{}"
+
+    def _check(self, request: web.BaseRequest, node_id: str, body: bytes) -> tuple[Member, CheckedRequest]:
+        member = self._members.alive(node_id)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        try:
+            if member is None:
+                raise Unauthenticated("key")
+            path = request.rel_url.raw_path
+            return member, member.checker.check(request.method, path, body, headers, self._now_s())
+        except Unauthenticated:
+            raise errors.InvalidApiKey("This is not signed under a session of that node. Register anew.") from None
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
+        self._bodies.give_back(len(body))
+        return body
+
+    def _now_s(self) -> int:
+        return self._clock.unix_ms() // 1000
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.InvalidValue(f"The body is not of the protocol's form: {error}.") from None
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), headers=JSON)

@@ -1,0 +1,231 @@
+"""How a node comes to be one of ours: who it is, whether it may, where it is, and a key that both share.
+
+In this order, each step before anything that the next one risks: the nonce is ours and new; the statement is signed by
+the identity that it names; an operator has said yes (by an invite, or by name); the address is one that we may connect
+to; whoever answers there, with that certificate, is that identity. Only then a session key is agreed and the node gets
+its first probe. docs/reference/node-protocol.md tells it from the node's side.
+"""
+
+import asyncio
+import logging
+import secrets
+
+import msgspec
+
+from embedmesh.edge.members import Members
+from embedmesh.edge.wire import tcp_dialler
+from embedmesh.fleet.addresses import AddressRefused, Lookup, Policy, parse, resolve
+from embedmesh.rules import errors
+from embedmesh.rules.errors import NodeFailure
+from embedmesh.rules.membership import (
+    CHALLENGE,
+    NONCE_S,
+    STATEMENT,
+    TRANSCRIPT,
+    Challenge,
+    ChallengeAnswer,
+    Greeting,
+    Registration,
+    Standing,
+    Statement,
+    Welcome,
+)
+from embedmesh.rules.ports import Clock
+from embedmesh.signing import atoma
+from embedmesh.signing.certificates import is_certificate, pinned_context
+from embedmesh.signing.identity import Identity, node_id, verify
+from embedmesh.signing.invites import check_proof
+from embedmesh.signing.nonces import Nonces
+from embedmesh.signing.session import Ephemeral, transcript
+from embedmesh.storage.nodes import NodeBooks, NodeRecord
+
+log = logging.getLogger("embedmesh.fleet")
+
+CHALLENGE_S = 4.0  # a name is looked up, a connection made, one small exchange
+REPLY_BYTES_MAX = 4_096
+AT_ONE_TIME_MAX = 8  # registrations that look at an address; each may keep a thread of the resolver busy
+
+
+class Registrar:
+    """Registers nodes for one gateway, whose identity is `identity`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        nonces: Nonces,
+        books: NodeBooks,
+        members: Members,
+        policy: Policy,
+        lookup: Lookup,
+        clock: Clock,
+    ) -> None:
+        self._identity = identity
+        self._nonces = nonces
+        self._books = books
+        self._members = members
+        self._policy = policy
+        self._lookup = lookup
+        self._clock = clock
+        self._looking = asyncio.Semaphore(AT_ONE_TIME_MAX)
+
+    def greet(self) -> Greeting:
+        """Who we are, and a nonce."""
+        return Greeting(self._identity.public_key, self._nonces.make(self._now_s()))
+
+    async def register(self, asked: Registration) -> Welcome:
+        """Take a node in, or take it back with what has changed. Raises a CallerFailure that says what to mend."""
+        statement = self._read(asked)
+        known = self._members.by_key(statement.public_key)
+        if known is not None and known.standing is Standing.REMOVED:
+            raise errors.InsufficientScope("This node was removed by the operator of this gateway.")
+        admitted = known is not None and known.standing is Standing.ADMITTED
+        if not admitted:
+            admitted = await self._is_invited(asked, node_id(statement.public_key))
+        if not admitted:
+            return await self._note_pending(statement, known)
+        ip = await self._find(statement.address, statement.certificate, statement.public_key)
+        return await self._admit(statement, known, ip)
+
+    async def move(self, data: dict[str, object], signature: str) -> NodeRecord:
+        """The three fields of an Atoma node: an admitted node has another address. Raises a CallerFailure."""
+        try:
+            public_key = atoma.check(data, signature)
+        except ValueError as error:
+            raise errors.InvalidValue(f"This is no registration: {error}.", param="signature") from None
+        known = self._members.by_key(public_key)
+        if known is None or known.standing is not Standing.ADMITTED or known.small_id != data["node_small_id"]:
+            raise errors.InsufficientScope("No admitted node has this key and this small id.")
+        address = str(data["public_address"])
+        ip = await self._find(address, known.certificate, public_key)
+        record = msgspec.structs.replace(known, address=address, ip=ip, country=str(data["country"])[:2].upper())
+        return await self._members.move(record)
+
+    def _read(self, asked: Registration) -> Statement:
+        try:
+            statement = msgspec.json.decode(asked.statement, type=Statement)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            message = f"The statement is not of the protocol's form: {error}."
+            raise errors.InvalidValue(message, param="statement") from None
+        if not verify(statement.public_key, STATEMENT, asked.statement, asked.signature):
+            raise errors.InvalidApiKey("The statement is not signed by the key that it names.")
+        if abs(self._clock.unix_ms() - statement.time_ms) > NONCE_S * 1000:
+            raise errors.InvalidValue("The node's clock and the gateway's differ by more than a minute: set them.")
+        if not self._nonces.take(statement.nonce, self._now_s()):
+            raise errors.InvalidApiKey("The nonce is not one of this gateway's, or was used. GET /v1/nodes gives one.")
+        return statement
+
+    async def _is_invited(self, asked: Registration, of: str) -> bool:
+        """Whether it shows an invite, which is used up then. A wrong one is refused, none is no invitation."""
+        if asked.invite_id is None or asked.proof is None:
+            return False
+        verifier = self._books.invite(asked.invite_id, of)
+        if verifier is None or not check_proof(verifier, asked.statement, asked.proof):
+            raise errors.InvalidApiKey("The join token is not valid, was used by another node, or has expired.")
+        if not await self._books.use_invite(asked.invite_id, of):
+            raise errors.InvalidApiKey("The join token was used by another node just now.")
+        return True
+
+    async def _note_pending(self, statement: Statement, known: NodeRecord | None) -> Welcome:
+        """Somebody unknown asks: an operator may say yes. Nothing is connected to."""
+        now_ms = self._clock.unix_ms()
+        record = NodeRecord(
+            node_id=node_id(statement.public_key),
+            standing=Standing.PENDING,
+            public_key=statement.public_key,
+            address=statement.address,
+            country=statement.country,
+            offers=statement.offers,
+            inputs_max=statement.inputs_max,
+            created_ms=known.created_ms if known is not None else now_ms,
+            registered_ms=now_ms,
+        )
+        record = await self._members.save(record)
+        if known is None:
+            log.info("node %s asks to join: `embedmesh nodes approve %s`", record.node_id, record.node_id)
+        return Welcome(node_id=record.node_id, small_id=record.small_id, standing="pending")
+
+    async def _find(self, address: str, certificate: bytes, public_key: bytes) -> str:
+        """The IP of an address at which that very node answers; nothing for one that dials out."""
+        if not address:
+            return ""
+        try:
+            endpoint = parse(address)
+            if endpoint.tls and not is_certificate(certificate):
+                raise errors.InvalidValue("The certificate is not one that can be pinned (CA:FALSE, DER).")
+            async with self._looking, asyncio.timeout(CHALLENGE_S):
+                ip = await resolve(endpoint, self._policy, self._lookup)
+                await self._challenge(ip, endpoint.port, address, certificate if endpoint.tls else b"", public_key)
+        except AddressRefused as refused:
+            raise errors.InvalidValue(f"The address is refused. {refused}", param="address") from None
+        except ValueError as error:
+            raise errors.InvalidValue(f"The address is not one. {error}", param="address") from None
+        except (NodeFailure, TimeoutError):
+            raise errors.InvalidValue(
+                "Nobody answers at the node's address as the node that registered it. Can this gateway reach it? A "
+                "node without a reachable address joins without one, and dials out.",
+                param="address",
+            ) from None
+        return ip
+
+    async def _challenge(self, ip: str, port: int, address: str, certificate: bytes, public_key: bytes) -> None:
+        nonce = secrets.token_bytes(32)
+        signature = self._identity.sign(CHALLENGE, nonce)
+        body = msgspec.json.encode(Challenge(nonce, self._identity.public_key, signature))
+        head = "POST /v1/challenge HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode("ascii") + body
+        tls = pinned_context(certificate) if certificate else None
+        wires = tcp_dialler(ip, port, tls, certificate=certificate or None)
+        try:
+            reply = await wires.exchange(lambda: request, REPLY_BYTES_MAX)
+        finally:
+            wires.close()
+        try:
+            answer = msgspec.json.decode(reply.body, type=ChallengeAnswer) if reply.status == 200 else None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            answer = None
+        if answer is None or not verify(public_key, CHALLENGE, nonce + address.encode(), answer.signature):
+            raise NodeFailure("somebody else answers there")
+
+    async def _admit(self, statement: Statement, known: NodeRecord | None, ip: str) -> Welcome:
+        now_ms = self._clock.unix_ms()
+        changes = {
+            "standing": Standing.ADMITTED,
+            "address": statement.address,
+            "ip": ip,
+            "certificate": statement.certificate,
+            "country": statement.country,
+            "offers": statement.offers,
+            "inputs_max": statement.inputs_max,
+            "registered_ms": now_ms,
+        }
+        if known is None:
+            known = NodeRecord(
+                node_id=node_id(statement.public_key),
+                standing=Standing.ADMITTED,
+                public_key=statement.public_key,
+                inputs_max=statement.inputs_max,
+                created_ms=now_ms,
+            )
+        ephemeral = Ephemeral()
+        agreed = transcript(
+            node_public=statement.ephemeral,
+            gateway_public=ephemeral.public,
+            node_id=known.node_id,
+            gateway_public_key=self._identity.public_key,
+            nonce=statement.nonce,
+        )
+        try:
+            sessions = ephemeral.agree(statement.ephemeral, agreed)
+        except ValueError:
+            raise errors.InvalidValue("The node's half of the session key is not one.", param="ephemeral") from None
+        record = await self._members.admit(msgspec.structs.replace(known, **changes), sessions)
+        return Welcome(
+            node_id=record.node_id,
+            small_id=record.small_id,
+            standing="admitted",
+            ephemeral=ephemeral.public,
+            signature=self._identity.sign(TRANSCRIPT, agreed),
+        )
+
+    def _now_s(self) -> int:
+        return self._clock.unix_ms() // 1000

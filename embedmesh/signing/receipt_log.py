@@ -1,0 +1,130 @@
+"""The file in which a node keeps what it answered, until its gateway has checked it.
+
+Frames of two bytes of length and MessagePack. The first is the base, `[count, head]`: what was checked before this file
+begins. Each further one is a receipt. A frame that a crash cut off is dropped. The file is written through to the
+system with each heartbeat, not to the disk: a power cut may lose the last seconds, and then the log begins anew.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from embedmesh.files import write_draft
+from embedmesh.rules.errors import SetupError
+from embedmesh.rules.membership import RECEIPTS_A_BEAT, Receipt
+from embedmesh.signing.receipts import NO_RECEIPTS, Chain
+
+FILE_BYTES_MAX = 4 * 1024 * 1024  # thirty thousand receipts; rewritten without what was checked when it is larger
+LENGTH_BYTES = 2
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some receipts, one after another, and the log's count and head after the last of them."""
+
+    receipts: tuple[Receipt, ...]
+    count: int
+    head: bytes
+
+
+class ReceiptLog:
+    """One node's log towards its gateway."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the file (mode 0600). Raises SetupError."""
+        self._path = path
+        try:
+            if not path.exists():
+                write_draft(path, _frame((0, NO_RECEIPTS))).replace(path)
+            self._base, self._kept = _read(path)
+            self._chain = Chain(
+                self._kept[-1][1] if self._kept else self._base.head, self._base.count + len(self._kept)
+            )
+            self._file = path.open("ab")
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            raise SetupError(f"The receipts {path} cannot be used ({error}). Move the file away.") from None
+
+    @property
+    def count(self) -> int:
+        """Receipts so far."""
+        return self._chain.count
+
+    def add(self, request_id: str, request_digest: bytes, reply_digest: bytes, tokens: int, time_ms: int) -> int:
+        """Log an answer; its receipt's number."""
+        receipt = Receipt(self.count + 1, request_id, request_digest, reply_digest, tokens, time_ms)
+        self._chain.add(receipt)
+        self._kept.append((receipt, self._chain.head))
+        self._file.write(_frame(receipt))
+        return receipt.number
+
+    def page(self, first: int) -> Page:
+        """At most RECEIPTS_A_BEAT receipts from number `first` on, as much as is wanted of them."""
+        self._file.flush()
+        start = first - self._base.count - 1
+        some = [self._kept[at] for at in range(start, min(start + RECEIPTS_A_BEAT, len(self._kept)))]
+        if not some:
+            return Page((), self.count, self._chain.head)
+        return Page(tuple(receipt for receipt, _ in some), some[-1][0].number, some[-1][1])
+
+    def wanted_from(self, first: int) -> int:
+        """The gateway has checked all before number `first`. Returns the number that it is to be sent next.
+
+        That is another one where this log has less than that, or no longer has it: then it begins anew.
+        """
+        if not self._base.count < first <= self.count + 1:
+            self._begin_anew()
+            return 1
+        head = self._base.head
+        while self._kept and self._kept[0][0].number < first:
+            _, head = self._kept.popleft()
+        self._base = Chain(head, first - 1)
+        if self._file.tell() > FILE_BYTES_MAX:
+            self._rewrite()
+        return first
+
+    def close(self) -> None:
+        """Write it through."""
+        self._file.close()
+
+    def _begin_anew(self) -> None:
+        self._base, self._chain = Chain(), Chain()
+        self._kept.clear()
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        frames = b"".join(_frame(receipt) for receipt, _ in self._kept)
+        self._file.close()
+        write_draft(self._path, _frame((self._base.count, self._base.head)) + frames).replace(self._path)
+        self._file = self._path.open("ab")
+
+
+def _read(path: Path) -> tuple[Chain, deque[tuple[Receipt, bytes]]]:
+    data = path.read_bytes()
+    frames = list(_frames(data))
+    count, head = msgspec.msgpack.decode(frames[0], type=tuple[int, bytes]) if frames else (0, NO_RECEIPTS)
+    chain, kept = Chain(head, count), deque[tuple[Receipt, bytes]]()
+    for frame in frames[1:]:
+        receipt = msgspec.msgpack.decode(frame, type=Receipt)
+        chain.add(receipt)
+        kept.append((receipt, chain.head))
+    whole = sum(LENGTH_BYTES + len(frame) for frame in frames)
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return Chain(head, count), kept
+
+
+def _frames(data: bytes) -> Iterator[bytes]:
+    at = 0
+    while at + LENGTH_BYTES <= len(data):
+        end = at + LENGTH_BYTES + int.from_bytes(data[at : at + LENGTH_BYTES], "big")
+        if end > len(data):
+            return
+        yield data[at + LENGTH_BYTES : end]
+        at = end
+
+
+def _frame(value: object) -> bytes:
+    body = msgspec.msgpack.encode(value)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
