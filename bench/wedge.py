@@ -35,6 +35,7 @@ from rich.table import Table
 from embedmesh.edge.node_client import OwnLink
 from embedmesh.edge.wire import unix_dialler
 from embedmesh.engine.folder import digest, read_folder
+from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
@@ -86,7 +87,7 @@ class Rig:
         self.process = process
         self.model = model
         self.wires = unix_dialler(str(uds))
-        self.link = OwnLink(self.wires)
+        self.link = OwnLink(self.wires, SystemClock())
         self.dice = Random(SEED)
         self.texts = [
             [1_000 + self.dice.randrange(20_000) for _ in range(self.dice.choice((6, 30, 90)))] for _ in range(64)
@@ -120,7 +121,7 @@ class Rig:
     async def embed(self, ids: list[list[int]]) -> EmbedVectors:
         """What the node says to these ids."""
         part = Part("n", tuple(range(len(ids))), 0, 0.1)
-        return await self.link.embed(part, self.model, Counted(lengths=[0] * len(ids), ids=ids))
+        return await self.link.embed(part, self.model, Counted(lengths=[0] * len(ids), ids=ids), "req_0")
 
     async def call_for_ever(self) -> None:
         """One caller: asks, checks, asks again."""

@@ -26,6 +26,7 @@ from embedmesh.edge.wire import unix_dialler
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.fleet.addresses import Policy, system_lookup
+from embedmesh.fleet.canary import Canaries
 from embedmesh.fleet.choose import POLICIES
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.probe import Prober
@@ -93,11 +94,16 @@ async def _run(settings: GatewaySettings) -> int:
     ranks = find_cl100k()
     registry = Registry(clock)
     policy = POLICIES[settings.policy]
-    line = Line(registry, clock, random.Random(), asyncio.get_running_loop().call_later, policy=policy)
+    line = Line(
+        registry, clock, random.Random(), asyncio.get_running_loop().call_later, policy=policy, hedge=settings.hedge
+    )
     clients = NodeClients()
     identity = Identity.from_seed(secret, IDENTITY)
     gateway_fingerprint = fingerprint(identity.public_key)
     members = Members(store.nodes, registry, clients, catalogue, tokenizers, clock, verify, gateway_fingerprint)
+    canaries = Canaries(
+        registry, line, clients, catalogue, tokenizers, clock, random.Random(), verify, on_readmit=members.readmitted
+    )
     bodies = BodyBudget(settings.body_bytes_total_max)
     registrar = Registrar(
         identity, Nonces(secret), store.nodes, members, node_policy(settings.node_networks), system_lookup, clock
@@ -114,6 +120,7 @@ async def _run(settings: GatewaySettings) -> int:
         ledger=store,
         fleet=line,
         client=clients,
+        witness=canaries,
         clock=clock,
         hash_user=functools.partial(hash_user, secret),
         ask_max=settings.ask_max,
@@ -126,7 +133,11 @@ async def _run(settings: GatewaySettings) -> int:
         gauges=lambda: gauges(store, line),
         more=apis,
     )
-    background: list[asyncio.Future[Any]] = [asyncio.create_task(expire(store, clock)), members.broken]
+    background: list[asyncio.Future[Any]] = [
+        asyncio.create_task(expire(store, clock)),
+        asyncio.create_task(canaries.run()),
+        members.broken,
+    ]
     for number, address in enumerate(settings.nodes):
         if not address.startswith(UNIX):
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
@@ -150,6 +161,7 @@ async def _run(settings: GatewaySettings) -> int:
     for task in (stopped, *background):
         task.cancel()
     await asyncio.gather(stopped, *background, return_exceptions=True)
+    await canaries.stop()
     await members.stop()
     await store.close()
     clients.close()

@@ -7,7 +7,9 @@ the records at the next start.
 import asyncio
 import logging
 import secrets
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -207,15 +209,24 @@ class Members:
         """Remember it over a restart; if the store does not take it now, the node is found out again."""
         log.warning("node %s is quarantined: %s", node.node_id, why)
         if node.node_id in self._alive:
-            task = asyncio.create_task(self._remember_quarantine(node.node_id, why))
-            self._saving.add(task)
-            task.add_done_callback(self._saving.discard)
+            self._remember(self._remember_quarantine(node.node_id, why))
+
+    def _remember(self, saving: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(saving)
+        self._saving.add(task)
+        task.add_done_callback(self._saving.discard)
 
     async def _remember_quarantine(self, node_id: str, why: str) -> None:
         try:
             await self.change(node_id, quarantined=why)
         except StoreUnavailable:
             log.warning("the quarantine of node %s could not be written down", node_id)
+
+    def readmitted(self, node: Node) -> None:
+        """Its quarantine has ended by right answers: remember that, too."""
+        log.info("node %s is readmitted: its answers have been right for a while", node.node_id)
+        if node.node_id in self._alive:
+            self._remember(self._remember_quarantine(node.node_id, ""))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and not self.broken.done():

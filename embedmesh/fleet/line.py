@@ -32,6 +32,9 @@ LOOK_AHEAD = 32  # requests that are tried in vain before those behind them have
 REQUEST_TOKENS = 16  # what a request costs besides its tokens, in tokens, so that tiny ones are not free
 WAITING_TOKENS_MAX = 20_000_000  # of one model: 80 MB of ids, and ten minutes of thirty thousand tokens a second
 FLOW_BASE = 8  # requests are of like size when their tokens have as many digits to this base
+OURS = ""  # in place of an account: work that nobody asked for
+HEDGE_TOKENS_MAX = 256  # larger work is not done twice
+HEDGE_LATE, HEDGE_AFTER_S = 2.0, 0.02  # a short request is late after so many times what it should take, and so long
 LOOK_AGAIN_MIN_S, LOOK_AGAIN_MAX_S = 0.001, 0.02  # a node that is about to be free, or one that says nothing
 
 CallLater = Callable[[float, Callable[[], None]], object]
@@ -76,7 +79,14 @@ class Work:
         return self.line.ended(self, part, failure)
 
     def abandoned(self, part: Part) -> None:
+        self.taken.pop(part, None)
         self.line.abandoned(part)
+
+    def hedge_after_s(self, part: Part) -> float | None:
+        return self.line.hedge_after_s(part)
+
+    def hedge(self, part: Part) -> None:
+        self.line.hedge(self, part)
 
     def leave(self) -> None:
         self.line.leave(self)
@@ -93,7 +103,10 @@ class Line:
         call_later: CallLater,
         *,
         policy: Policy = fastest,
+        hedge: bool = False,
     ) -> None:
+        """With `hedge` an idle node is asked, too, where a short request is late."""
+        self._hedge = hedge
         self.registry = registry
         self._clock = clock
         self._dice = dice
@@ -127,12 +140,9 @@ class Line:
         self._budget.request()
         return self._enter(model, counted, account_id, asker, frozenset())
 
-    def enter_behind(self, model: Model, counted: Counted, asker: Asker, avoid: frozenset[str]) -> Work | None:
-        """For work of our own that may wait: enter only where nobody waits, and never on the nodes to `avoid`."""
-        waiting = self._waiting.get(model.id)
-        if waiting is not None and waiting.heap:
-            return None
-        return self._enter(model, counted, "", asker, avoid)
+    def repeat(self, model: Model, counted: Counted, asker: Asker, avoid: frozenset[str]) -> Work:
+        """Stand in line for work of our own, with a share like an account's, and never on the nodes to `avoid`."""
+        return self._enter(model, counted, OURS, asker, avoid)
 
     def leave(self, work: Work) -> None:
         """It wants no more parts."""
@@ -153,6 +163,8 @@ class Line:
             self.assign()
             return False
         self.registry.failed(node, failure)
+        if any(other.places == part.places for other in work.taken):
+            return True  # another node was asked the same, and still works on it
         again = not work.left and self._may_try_again(work, part, rest, failure)
         if again:
             waiting = self._waiting.setdefault(work.model_id, _Waiting())
@@ -165,6 +177,30 @@ class Line:
                 waiting.push(work)
         self.assign()
         return again
+
+    def hedge_after_s(self, part: Part) -> float | None:
+        """How long to wait for a part before another node is asked, too; None to wait for this one only."""
+        if not self._hedge or part.tokens > HEDGE_TOKENS_MAX:
+            return None
+        return HEDGE_LATE * part.expected_s + HEDGE_AFTER_S
+
+    def hedge(self, work: Work, part: Part) -> None:
+        """A part is late: an idle node gets it, too, if there is one and the budget allows it."""
+        rest = work.taken.get(part)
+        if rest is None or work.left:
+            return
+        tried = Rest(part.places, part.tokens, rest.tried | {part.node_id}, rest.attempts)
+        now = self._clock.monotonic()
+        idle = [
+            node
+            for node in self.registry.ready(work.model_id)
+            if not node.load.parts and node.room(0.0, now, small=True) and _can(node, work, tried)
+        ]
+        if not idle or not self._budget.take():
+            return
+        spot = min((_Spot(node, now) for node in idle), key=lambda spot: spot.finish_s(part.tokens))
+        spot.node.counts["hedges"] += 1
+        work.asker.take(self._bind(work, tried, spot, part.tokens, now))
 
     def abandoned(self, part: Part) -> None:
         """A part was given up for a reason that says nothing about the node."""
@@ -259,6 +295,8 @@ class Line:
             if spot is None:
                 return
             part = self._bind(work, rest, spot, tokens_max, now)
+            left = rest.places[len(part.places) :]
+            work.rests[:1] = [Rest(left, rest.tokens - part.tokens, rest.tried, rest.attempts)] if left else []
             waiting.tokens -= part.tokens
             waiting.now = max(waiting.now, work.start_tag)
             work.asker.take(part)
@@ -302,10 +340,6 @@ class Line:
             ask=node.asks.get(work.model_id, 0),
         )
         work.taken[part] = rest
-        if taken.inputs == len(rest.places):
-            del work.rests[0]
-        else:
-            work.rests[0] = Rest(rest.places[taken.inputs :], rest.tokens - taken.tokens, rest.tried, rest.attempts)
         self._running[part] = node, not work.whole
         node.load.began(taken.tokens, now, bulk=not work.whole)
         spot.look(now)

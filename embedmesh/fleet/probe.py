@@ -17,6 +17,7 @@ from embedmesh.rules.ports import Catalogue, Clock, Part, Tokenizer, Verify
 log = logging.getLogger("embedmesh.fleet")
 
 READY_EVERY_S = 5.0  # a third of the 15 s within which /readyz wants a real embedding
+OUT = (NodeState.UNPROVEN, NodeState.EJECTED)
 OUT_EVERY_S = 0.25  # a node that comes back should not wait for us
 PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
 MEASURE_S = 10.0  # a thousand tokens
@@ -64,14 +65,16 @@ class Prober:
         """Probe for ever."""
         while True:
             before = self._node.state
-            if before is not NodeState.READY:
+            if before is NodeState.QUARANTINED:
+                await self._look()  # its probes are compared with another node's answers: see canary
+            elif before is not NodeState.READY:
                 await self.probe()
             elif self._clock.monotonic() - self._probed_at >= READY_EVERY_S:
                 await self.probe(only_new=self._quiet_s() < READY_EVERY_S)
             self._tell(before)
             if before is NodeState.UNPROVEN and self._node.state is NodeState.READY:
                 await self.measure()
-            await asyncio.sleep(READY_EVERY_S / 5 if self._node.state is NodeState.READY else OUT_EVERY_S)
+            await asyncio.sleep(OUT_EVERY_S if self._node.state in OUT else READY_EVERY_S / 5)
 
     def _tell(self, before: NodeState) -> None:
         """Say when the state has changed, and once why a new node gets no work."""
@@ -83,6 +86,14 @@ class Prober:
         elif now is NodeState.EJECTED or self._clock.monotonic() - self._began > PATIENCE_S:
             self._told_unproven = True
             log.warning("node %s is %s (%s)", self._node.node_id, now.value, self._node.last_failure)
+
+    async def _look(self) -> None:
+        """Learn what a quarantined node serves, where that is not known from before."""
+        if not self._node.models:
+            with contextlib.suppress(NodeFailure, TimeoutError):
+                async with asyncio.timeout(PROBE_S):
+                    models = self._known(await self._client.served(self._node.node_id))
+                    self._node.models = frozenset(model.id for model in models)
 
     async def probe(self, *, only_new: bool = False) -> None:
         """One probe: what does it serve, and does each such model really embed?

@@ -55,6 +55,7 @@ class Node:
     failures_in_a_row: int = 0
     trial: int = 0  # right answers to go until it is trusted with more than one part
     paused_until: float = 0.0  # on the monotonic clock, as all times here
+    fresh_answers: int = 0  # since it was admitted, or readmitted: the first are looked at more closely
     ejections: int = 0  # of late
     out_until: float = 0.0
     ejected_at: float = float("-inf")
@@ -180,6 +181,7 @@ class Registry:
         node.recent.clear()
         node.failures_in_a_row = 0
         node.ejections = 0
+        node.fresh_answers = 0
         node.out_until = 0.0
         self._move(node, NodeEvent.READMITTED)
 

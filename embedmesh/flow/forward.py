@@ -24,7 +24,7 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify
+from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify, Witness
 
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
@@ -39,13 +39,20 @@ def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
 
 
 async def forward(
-    model: Model, counted: Counted, held: Hold, within_s: float, fleet: Fleet, client: NodeClient, verify: Verify
+    model: Model,
+    counted: Counted,
+    held: Hold,
+    within_s: float,
+    fleet: Fleet,
+    client: NodeClient,
+    verify: Verify,
+    witness: Witness,
 ) -> Answer:
     """Right answers to all inputs, from the nodes that would be done first, or from the next.
 
     Raises NoNodeAvailable, Overloaded, BadNodeResponse, InvalidValue or DeadlineExceeded.
     """
-    asking = Asking(model, counted, held.hold_id, client, verify)
+    asking = Asking(model, counted, held.hold_id, client, verify, witness)
     place = fleet.enter(model, counted, held.account_id, asking)
     try:
         async with asyncio.timeout(within_s):
@@ -60,12 +67,21 @@ async def forward(
 class Asking:
     """One request's attempts. Implements the port `Asker`."""
 
-    def __init__(self, model: Model, counted: Counted, request_id: str, client: NodeClient, verify: Verify) -> None:
+    def __init__(
+        self,
+        model: Model,
+        counted: Counted,
+        request_id: str,
+        client: NodeClient,
+        verify: Verify,
+        witness: Witness,
+    ) -> None:
         self._model = model
-        self._request_id = request_id
         self._counted = counted
+        self._request_id = request_id
         self._client = client
         self._verify = verify
+        self._witness = witness
         self._parts: deque[Part] = deque()  # to be asked
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = _Answers(len(counted.lengths), model.width * 4)
@@ -85,12 +101,15 @@ class Asking:
         while True:
             while self._parts and self._failure is None:
                 part = self._parts.popleft()
-                if len(part.places) == len(self._counted.lengths):
+                hedge_after_s = place.hedge_after_s(part)
+                if len(part.places) == len(self._counted.lengths) and hedge_after_s is None:
                     await self._ask(place, part)  # the ordinary case: one part, and nothing else to do meanwhile
-                else:
-                    task = asyncio.create_task(self._ask(place, part))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._done)
+                    continue
+                task = asyncio.create_task(self._ask(place, part))
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+                if hedge_after_s is not None:
+                    asyncio.get_running_loop().call_later(hedge_after_s, place.hedge, part)
             if self._failure is not None:
                 raise self._failure
             if self._answers.missing == 0:
@@ -119,7 +138,8 @@ class Asking:
             raise
         else:
             place.ended(part, None)
-            self._answers.put(part, reply)
+            if self._answers.put(part, reply):
+                self._witness.answered(self._model, self._counted, part, reply)
 
     async def _attempt(self, part: Part) -> EmbedVectors:
         try:
@@ -153,8 +173,10 @@ class _Answers:
         self._tokens = 0
         self._by_node: dict[tuple[str, int], int] = {}
 
-    def put(self, part: Part, reply: EmbedVectors) -> None:
-        """The checked answer to a part."""
+    def put(self, part: Part, reply: EmbedVectors) -> bool:
+        """The checked answer to a part. False where another node's came first."""
+        if not self.missing:
+            return False
         if part.places == self._in_order:
             self._data = reply.data
         else:
@@ -163,6 +185,7 @@ class _Answers:
         self._tokens += reply.tokens
         node = part.node_id, part.ask
         self._by_node[node] = self._by_node.get(node, 0) + reply.tokens
+        return True
 
     def whole(self, width: int) -> Answer:
         """All rows in order."""

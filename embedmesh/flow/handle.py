@@ -27,6 +27,7 @@ from embedmesh.rules.ports import (
     Ledger,
     NodeClient,
     Tokenizer,
+    Witness,
 )
 
 EMBED_SCOPE = "embeddings"
@@ -42,6 +43,7 @@ class World(msgspec.Struct, frozen=True):
     ledger: Ledger
     fleet: Fleet
     client: NodeClient
+    witness: Witness
     clock: Clock
     hash_user: Callable[[str], str]
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
@@ -69,7 +71,7 @@ async def handle(
     hold = place_hold(caller, bound, within_s, world.clock)
     async with held(world.ledger, hold) as bill:
         left_s = until - world.clock.monotonic()
-        answer = await forward(model, counted, hold, left_s, world.fleet, world.client, verify)
+        answer = await forward(model, counted, hold, left_s, world.fleet, world.client, verify, world.witness)
         cost = cost_nanousd(answer.tokens, model.price)  # the bound itself, where tokens were counted exactly
         reply = respond(call, counted, answer, world.clock.monotonic() - began, cost=cost)
         await deliver(reply)

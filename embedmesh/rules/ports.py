@@ -158,6 +158,14 @@ class Place(Protocol):
         """A part was given up for a reason that says nothing about the node. In place of `ended`."""
         ...
 
+    def hedge_after_s(self, part: Part) -> float | None:
+        """How long to wait for a part before another node is asked, too; None to wait for this one only."""
+        ...
+
+    def hedge(self, part: Part) -> None:
+        """A part is late: perhaps another node gets it, too."""
+        ...
+
     def leave(self) -> None:
         """Want no more parts. Those that were taken still end."""
         ...
@@ -196,6 +204,14 @@ class Share(msgspec.Struct, frozen=True):
     node_id: str
     tokens: int
     ask: int = 0
+
+
+class Witness(Protocol):
+    """Sees what nodes answer to callers."""
+
+    def answered(self, model: Model, counted: Counted, part: Part, reply: EmbedVectors) -> None:
+        """A right answer, as far as one can tell by itself. Must not wait."""
+        ...
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -329,6 +329,71 @@ def test_a_node_that_says_nothing_does_not_keep_what_waits_for_it() -> None:
     assert request.ended_well_at is not None
 
 
+# -- hedging ----------------------------------------------------------------------------------------------------------
+
+
+def hedging(*tokens_per_s: float) -> World:
+    world = World(*tokens_per_s)
+    world.line._hedge = True
+    return world
+
+
+def test_a_late_short_request_is_asked_of_an_idle_node_too_and_whoever_is_first_counts() -> None:
+    world = hedging(10_000, 9_000)
+    request = world.ask(100, held=True)
+    (part,) = request.parts
+    after_s = request.place.hedge_after_s(part)
+    assert after_s is not None
+    assert after_s > 2 * part.expected_s
+    request.place.hedge(part)
+    assert request.nodes == ["n0", "n1"]
+    assert request.parts[1].places == part.places
+    request.end(request.parts[1])
+    request.place.abandoned(part)
+    request.place.leave()
+    assert request.answered == [0]
+    assert [node.load.parts for node in world.registry] == [0, 0]
+
+
+def test_a_hedged_part_that_fails_is_not_asked_again_while_its_twin_works() -> None:
+    world = hedging(10_000, 9_000, 100)
+    request = world.ask(100, held=True, fails=lambda part: NodeBroke("x") if part.node_id == "n0" else None)
+    request.place.hedge(request.parts[0])
+    request.end(request.parts[0])
+    assert len(request.parts) == 2
+    assert not request.gave_up
+    request.end(request.parts[1])
+    assert request.answered == [0]
+
+
+def test_where_both_of_a_hedge_fail_a_third_node_is_asked() -> None:
+    world = hedging(10_000, 9_000, 8_000)
+    request = world.ask(100, held=True, fails=lambda part: NodeBroke("x") if len(request.parts) < 3 else None)
+    request.place.hedge(request.parts[0])
+    request.end(request.parts[0])
+    request.end(request.parts[1])
+    assert sorted(request.nodes) == ["n0", "n1", "n2"]
+
+
+@pytest.mark.parametrize("why", ["off", "large", "nobody idle", "no budget", "it has ended"])
+def test_no_second_node_is_asked(why: str) -> None:
+    world = hedging(10_000, 9_000)
+    world.line._hedge = why != "off"
+    request = world.ask(300 if why == "large" else 100, held=True)
+    (part,) = request.parts
+    if why in ("off", "large"):
+        assert request.place.hedge_after_s(part) is None
+        return
+    if why == "nobody idle":
+        fill(world)
+    while why == "no budget" and world.line._budget.take():
+        pass
+    if why == "it has ended":
+        request.end(part)
+    request.place.hedge(part)
+    assert request.parts == [part]
+
+
 # -- who can do what --------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +423,7 @@ def test_above_a_hundred_nodes_two_are_looked_at_and_work_still_spreads() -> Non
     assert len({request.nodes[0] for request in requests}) > 75
 
 
-def test_work_of_our_own_comes_only_where_nobody_waits_and_avoids_nodes() -> None:
+def test_work_of_our_own_avoids_the_nodes_that_it_is_about() -> None:
     world = World(10_000, 10_000)
     counted = Counted(lengths=[5], ids=[[]], texts=[""])
 
@@ -370,10 +435,9 @@ def test_work_of_our_own_comes_only_where_nobody_waits_and_avoids_nodes() -> Non
 
         def give_up(self, last: NodeFailure | None) -> None: ...
 
-    assert world.line.enter_behind(MODEL, counted, Canary(), frozenset({"n0"})) is not None
-    assert taken[0].node_id == "n1"
-    fill(world)
-    assert world.line.enter_behind(MODEL, counted, Canary(), frozenset({"n0"})) is None
+    for _ in range(20):
+        world.line.repeat(MODEL, counted, Canary(), frozenset({"n0"}))
+    assert {part.node_id for part in taken} == {"n1"}
 
 
 # -- whatever happens -------------------------------------------------------------------------------------------------

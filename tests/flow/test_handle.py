@@ -114,6 +114,31 @@ async def test_a_second_node_answers_under_the_same_hold() -> None:
     assert world.ledger.log == [("hold", COST), ("capture", COST)]
 
 
+async def test_with_hedging_the_first_right_answer_is_delivered_and_the_other_is_broken_off() -> None:
+    broken_off: list[str] = []
+
+    class OneHangs(ScriptedNodes):
+        async def embed(self, part, *asked):
+            if not self.asked:
+                self.asked.append((part.node_id, []))
+                try:
+                    await asyncio.sleep(3_600)
+                except asyncio.CancelledError:
+                    broken_off.append(part.node_id)
+                    raise
+            return await super().embed(part, *asked)
+
+    nodes = OneHangs()
+    world = make_world(nodes, nodes=2)
+    world.fleet._hedge = True
+    delivered = await ask(world)
+    assert len(delivered) == 1
+    assert [node_id for node_id, _ in nodes.asked][:1] == broken_off
+    assert len({node_id for node_id, _ in nodes.asked}) == 2
+    assert world.ledger.log == [("hold", COST), ("capture", COST)], "the caller pays once"
+    assert [node.load.parts for node in world.fleet.registry] == [0, 0]
+
+
 async def test_without_a_node_there_is_nothing_to_pay() -> None:
     world = make_world(nodes=0)
     with pytest.raises(Failure) as refused:

@@ -129,6 +129,12 @@ class ScriptedNodes:
         return step or right_reply(ids)
 
 
+class Bystander:
+    """Sees all answers, and minds none."""
+
+    def answered(self, model: Model, counted: Counted, part: Part, reply: EmbedVectors) -> None: ...
+
+
 def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: Shift3 | None = None) -> World:
     clock = Clock()
     registry = Registry(clock)
@@ -142,6 +148,7 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
         ledger=MemoryLedger(),
         fleet=Line(registry, clock, random.Random(7), lambda s, f: asyncio.get_running_loop().call_later(s, f)),
         client=client or ScriptedNodes(),
+        witness=Bystander(),
         clock=clock,
         hash_user=lambda user: "hash",
     )

@@ -1,0 +1,265 @@
+"""Are the vectors the model's? Some answers are asked for again, of another node, and compared.
+
+The node cannot tell which: the second request is like any other, and comes after the first was answered. Where two
+nodes disagree, a node that the operator trusts decides, and whoever differs from it is quarantined. A quarantined node
+gets probes that are compared in the same way; a long enough run of right ones readmits it.
+
+Nothing here delays a caller: it happens after the answer. Canaries are at the operator's cost.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+
+from embedmesh.fleet.line import Line
+from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
+from embedmesh.rules.deadlines import REQUEST_MIN_S, attempt_s
+from embedmesh.rules.embeddings import Counted, EmbedVectors
+from embedmesh.rules.errors import NodeFailure, NodeTooSlow, Overloaded
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.models import Model, Tier
+from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Place, Tokenizer, Verify
+
+log = logging.getLogger("embedmesh.fleet")
+
+FIRST_ANSWERS = 500  # of a node, since it was admitted or readmitted: looked at more closely (contract section 5)
+FIRST_SHARE, SHARE = 0.10, 0.01
+AT_ONE_TIME_MAX = 8  # canaries; more are not begun, so that they never become a load of their own
+INPUTS_MAX = 8  # of a part that are compared: a node that lies about some of them is found a little later
+PROBATION_EVERY_S = 15.0
+PROBATION_RUN = 20  # right answers in a row that end a quarantine: five minutes
+PROBE_TOKENS = (4, 40)  # of a probe, at least and at most
+
+Matrix = np.ndarray[Any, np.dtype[np.float32]]
+
+COSINE_MIN: dict[Tier, float] = {"exact": 0.995, "fast": 0.995, "int8": 0.96}
+"""How alike two honest answers are at least. Honest bfloat16 and float32 differ by less than 0.001 (docs/choosing.md);
+int8 kernels differ by the CPU; noise of a twentieth of a component's size is already at 0.7."""
+
+
+class Canaries:
+    """Implements the port `Witness`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        line: Line,
+        client: NodeClient,
+        catalogue: Catalogue,
+        tokenizers: dict[str, Tokenizer],
+        clock: Clock,
+        dice: Dice,
+        verify: Verify,
+        on_readmit: Callable[[Node], None] = lambda node: None,
+    ) -> None:
+        """`on_readmit` is told of each node whose quarantine has ended by right answers."""
+        self._registry = registry
+        self._line = line
+        self._client = client
+        self._catalogue = catalogue
+        self._tokenizers = tokenizers
+        self._clock = clock
+        self._dice = dice
+        self._verify = verify
+        self._on_readmit = on_readmit
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._right_in_a_row: dict[str, int] = {}  # of quarantined nodes
+
+    def answered(self, model: Model, counted: Counted, part: Part, reply: EmbedVectors) -> None:
+        """A caller gets this answer. Perhaps another node is asked the same."""
+        node = self._registry.find(part.node_id)
+        if node is None or node.trusted or len(self._tasks) >= AT_ONE_TIME_MAX:
+            return
+        node.fresh_answers += 1
+        share = FIRST_SHARE if node.fresh_answers <= FIRST_ANSWERS else SHARE
+        if self._dice.random() >= share or len(self._registry.ready(model.id)) < 2:
+            return
+        places = self._some(counted, part)
+        rows = _rows(reply, model.width)[places]
+        asked = _only(counted, [part.places[at] for at in places])
+        self._spawn(self._compare(model, asked, node, rows))
+
+    async def run(self) -> None:
+        """Probe quarantined nodes for ever."""
+        while True:
+            await asyncio.sleep(PROBATION_EVERY_S)
+            for node in self._registry:
+                if node.state is NodeState.QUARANTINED:
+                    self._spawn(self._probe(node))
+
+    async def stop(self) -> None:
+        """Compare no more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _compare(self, model: Model, asked: Counted, first: Node, said: Matrix) -> None:
+        """What a second node says, and whom a trusted one believes if they differ."""
+        second, again = await self._ask(model, asked, avoid={first.node_id})
+        if second is None or again is None:
+            return
+        if _alike(said, again, model.tier):
+            for node in (first, second):
+                node.counts["canaries_passed"] += 1
+            return
+        third, truth = (second, again) if second.trusted else await self._ask_trusted(model, asked, first, second)
+        if third is None or truth is None:
+            for node in (first, second):
+                node.counts["canaries_disputed"] += 1
+            log.warning("nodes %s and %s disagree, and no trusted node can tell", first.node_id, second.node_id)
+            return
+        for node, vectors in ((first, said), (second, again)):
+            if _alike(vectors, truth, model.tier):
+                node.counts["canaries_passed"] += 1
+            elif not node.trusted:
+                node.counts["canaries_failed"] += 1
+                self._registry.quarantine(node, "its vectors are not the model's")
+
+    async def _probe(self, node: Node) -> None:
+        """One question to a quarantined node and to a trusted one."""
+        model = next((model for model in self._catalogue.models if model.id in node.models), None)
+        if model is None:
+            return
+        asked = self._question(model)
+        truth_of, truth = await self._ask_trusted(model, asked, node)
+        if truth_of is None or truth is None:
+            return
+        part = Part(node.node_id, (0,), asked.tokens, 1.0)
+        try:
+            async with asyncio.timeout(attempt_s(1.0)):
+                reply = await self._client.embed(part, model, asked, new_id("req", self._clock))
+            self._verify(reply, model, part, asked.exact)
+            right = _alike(_rows(reply, model.width), truth, model.tier)
+        except (NodeFailure, TimeoutError):
+            right = False
+        node.counts["canaries_passed" if right else "canaries_failed"] += 1
+        run = self._right_in_a_row[node.node_id] = self._right_in_a_row.get(node.node_id, 0) + 1 if right else 0
+        if run >= PROBATION_RUN:
+            del self._right_in_a_row[node.node_id]
+            self._registry.readmit(node)
+            self._on_readmit(node)
+
+    async def _ask_trusted(self, model: Model, asked: Counted, *but: Node) -> tuple[Node, Matrix] | tuple[None, None]:
+        ready = self._registry.ready(model.id)
+        avoid = {node.node_id for node in (*ready, *but) if not node.trusted or node in but}
+        if all(node.node_id in avoid for node in ready):
+            return None, None
+        return await self._ask(model, asked, avoid=avoid)
+
+    async def _ask(self, model: Model, asked: Counted, avoid: set[str]) -> tuple[Node, Matrix] | tuple[None, None]:
+        """Who answered, and what; nobody where nobody could."""
+        asking = _Asking()
+        try:
+            async with asyncio.timeout(REQUEST_MIN_S):
+                place = self._line.repeat(model, asked, asking, frozenset(avoid))
+                try:
+                    return await self._attempt(place, asking, model, asked)
+                finally:
+                    place.leave()
+                    asking.stop(place)
+        except (TimeoutError, Overloaded):
+            return None, None
+
+    async def _attempt(
+        self, place: Place, asking: "_Asking", model: Model, asked: Counted
+    ) -> tuple[Node, Matrix] | tuple[None, None]:
+        while (part := await asking.next()) is not None:
+            try:
+                try:
+                    async with asyncio.timeout(attempt_s(part.expected_s)):
+                        reply = await self._client.embed(part, model, asked, new_id("req", self._clock))
+                except TimeoutError:
+                    raise NodeTooSlow("the attempt's deadline passed") from None
+                self._verify(reply, model, part, asked.exact)
+            except NodeFailure as failure:
+                if not place.ended(part, failure):
+                    break
+            except BaseException:
+                place.abandoned(part)
+                raise
+            else:
+                place.ended(part, None)
+                node = self._registry.find(part.node_id)
+                return (node, _rows(reply, model.width)) if node is not None else (None, None)
+        return None, None
+
+    def _some(self, counted: Counted, part: Part) -> list[int]:
+        """Which of a part's inputs are compared: some, by dice, as much as one node gets whole."""
+        left = list(range(len(part.places)))
+        some: list[int] = []
+        tokens = 0
+        while left and len(some) < INPUTS_MAX:
+            at = left.pop(int(self._dice.random() * len(left)))
+            tokens += counted.lengths[part.places[at]]
+            if some and tokens > WHOLE_TOKENS_MAX:
+                break
+            some.append(at)
+        return some
+
+    def _question(self, model: Model) -> Counted:
+        """Something that nobody has asked before: random words of the vocabulary."""
+        tokenizer = self._tokenizers.get(model.id)
+        count = PROBE_TOKENS[0] + int(self._dice.random() * (PROBE_TOKENS[1] - PROBE_TOKENS[0]))
+        if tokenizer is None:
+            text = " ".join(str(int(self._dice.random() * 10_000)) for _ in range(count))
+            return Counted(lengths=[len(text) + 8], texts=[text], exact=False)
+        ids: list[int] = []
+        while len(ids) < min(count, model.max_tokens - tokenizer.specials):
+            token = int(self._dice.random() * tokenizer.vocab_size)
+            if token not in tokenizer.special_ids:
+                ids.append(token)
+        return Counted(lengths=[len(ids) + tokenizer.specials], ids=[ids])
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Asking:
+    """One question's place in line. Implements the port `Asker`."""
+
+    def __init__(self) -> None:
+        self._parts: asyncio.Queue[Part | None] = asyncio.Queue()
+
+    def take(self, part: Part) -> None:
+        self._parts.put_nowait(part)
+
+    def give_up(self, last: NodeFailure | None) -> None:
+        self._parts.put_nowait(None)
+
+    async def next(self) -> Part | None:
+        """The part to ask, or None when no node is left."""
+        return await self._parts.get()
+
+    def stop(self, place: Place) -> None:
+        """Parts that came too late."""
+        while not self._parts.empty():
+            if (part := self._parts.get_nowait()) is not None:
+                place.abandoned(part)
+
+
+def _rows(reply: EmbedVectors, width: int) -> Matrix:
+    return np.frombuffer(reply.data, "<f4").reshape(-1, width)
+
+
+def _only(counted: Counted, places: Sequence[int]) -> Counted:
+    """Some inputs of what was counted."""
+    return Counted(
+        lengths=[counted.lengths[at] for at in places],
+        ids=None if counted.ids is None else [counted.ids[at] for at in places],
+        texts=None if counted.texts is None else [counted.texts[at] for at in places],
+        exact=counted.exact,
+    )
+
+
+def _alike(one: Matrix, other: Matrix, tier: Tier) -> bool:
+    """Whether every vector points where its fellow does. Shape (n, width) each; none is zero."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    cosines = np.einsum("ij,ij->i", a, b) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return bool((cosines >= COSINE_MIN[tier]).all())
