@@ -7,6 +7,7 @@ import orjson
 from aiohttp import web
 
 from embedmesh import __version__
+from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
 from embedmesh.edge.receive import BodyBudget, read_body
@@ -46,6 +47,7 @@ class GatewayApp:
         self._in_flight_max = in_flight_max
         self._bodies = bodies
         self.metrics = Metrics(lambda: {"in_flight": self._in_flight, **gauges()})
+        self.metrics.registry.register(FleetCollector(registry))
         self._openapi = orjson.dumps(document(__version__))
         self._docs, self._docs_csp = docs_page()
         self.server = HttpServer(self.routes(), on_internal_error=self.metrics.internal_errors.inc)

@@ -1,10 +1,12 @@
 """The file in which a node keeps what it answered, until its gateway has checked it.
 
 Frames of two bytes of length and MessagePack. The first is the base, `[count, head]`: what was checked before this file
-begins. Each further one is a receipt. A frame that a crash cut off is dropped. The file is written through to the
-system with each heartbeat, not to the disk: a power cut may lose the last seconds, and then the log begins anew.
+begins. Each further one is a receipt. The file is written through to the system with each heartbeat, not to the disk: a
+crash may cut its end off and a power cut spoil it. What is no receipt any more is dropped with all that follows; where
+that leaves less than the gateway has checked, the log begins anew.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,9 +37,12 @@ class ReceiptLog:
         """Opens or makes the file (mode 0600). Raises SetupError."""
         self._path = path
         try:
-            if not path.exists():
+            data = path.read_bytes() if path.exists() else b""
+            self._base, self._kept, whole = _read(data)
+            if not whole:
                 write_draft(path, _frame((0, NO_RECEIPTS))).replace(path)
-            self._base, self._kept = _read(path)
+            elif whole < len(data):
+                os.truncate(path, whole)
             self._chain = Chain(
                 self._kept[-1][1] if self._kept else self._base.head, self._base.count + len(self._kept)
             )
@@ -99,20 +104,24 @@ class ReceiptLog:
         self._file = self._path.open("ab")
 
 
-def _read(path: Path) -> tuple[Chain, deque[tuple[Receipt, bytes]]]:
-    data = path.read_bytes()
-    frames = list(_frames(data))
-    count, head = msgspec.msgpack.decode(frames[0], type=tuple[int, bytes]) if frames else (0, NO_RECEIPTS)
-    chain, kept = Chain(head, count), deque[tuple[Receipt, bytes]]()
-    for frame in frames[1:]:
-        receipt = msgspec.msgpack.decode(frame, type=Receipt)
-        chain.add(receipt)
+def _read(data: bytes) -> tuple[Chain, deque[tuple[Receipt, bytes]], int]:
+    """Base and receipts, and how many bytes of the data they are. Raises where the base is none."""
+    kept = deque[tuple[Receipt, bytes]]()
+    frames = _frames(data)
+    first = next(frames, None)
+    if first is None:
+        return Chain(), kept, 0
+    count, head = msgspec.msgpack.decode(first, type=tuple[int, bytes])
+    chain, whole = Chain(head, count), LENGTH_BYTES + len(first)
+    for frame in frames:
+        try:
+            receipt = msgspec.msgpack.decode(frame, type=Receipt)
+            chain.add(receipt)
+        except (msgspec.DecodeError, ValueError):
+            break
         kept.append((receipt, chain.head))
-    whole = sum(LENGTH_BYTES + len(frame) for frame in frames)
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return Chain(head, count), kept
+        whole += LENGTH_BYTES + len(frame)
+    return Chain(head, count), kept, whole
 
 
 def _frames(data: bytes) -> Iterator[bytes]:

@@ -1,0 +1,64 @@
+"""What a gateway tells Prometheus of its nodes. The labels are node ids and words of our own."""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from embedmesh.fleet.registry import Node, Registry
+from embedmesh.rules.nodes import NodeState
+
+NODES_SHOWN_MAX = 1_000  # each has some twenty series
+COUNTERS = {
+    "answers": "Parts answered right",
+    "tokens": "Tokens of those",
+    "hedges": "Parts got because another was late",
+}
+RESULTS = {"canaries": "Repeated answers by result", "receipts": "Receipts checked by result"}
+
+
+class FleetCollector(Collector):
+    """Reads the registry when Prometheus asks."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        nodes = list(self._registry)[:NODES_SHOWN_MAX]
+        yield from _gauges(nodes)
+        for name, words in COUNTERS.items():
+            family = CounterMetricFamily(f"embedmesh_node_{name}", words, labels=["node"])
+            for node in nodes:
+                family.add_metric([node.node_id], node.counts[name])
+            yield family
+        for name, words in RESULTS.items():
+            family = CounterMetricFamily(f"embedmesh_node_{name}", words, labels=["node", "result"])
+            for node in nodes:
+                for key, count in _named(node, f"{name}_"):
+                    family.add_metric([node.node_id, key], count)
+            yield family
+        kinds = ["node", "kind"]
+        family = CounterMetricFamily("embedmesh_node_failures", "Failed attempts and probes by kind", labels=kinds)
+        for node in nodes:
+            for key, count in node.counts.items():
+                if key[0].isupper():  # a failure's own name
+                    family.add_metric([node.node_id, key], count)
+        yield family
+
+
+def _gauges(nodes: list[Node]) -> Iterator[Metric]:
+    state = GaugeMetricFamily("embedmesh_node_state", "1 for the state that the node is in", labels=["node", "state"])
+    tokens = GaugeMetricFamily("embedmesh_node_tokens_outstanding", "Tokens asked and not answered", labels=["node"])
+    speed = GaugeMetricFamily("embedmesh_node_tokens_per_second", "Learned speed", labels=["node"])
+    for node in nodes:
+        for each in NodeState:
+            state.add_metric([node.node_id, each.value], float(node.state is each))
+        tokens.add_metric([node.node_id], node.load.tokens)
+        speed.add_metric([node.node_id], node.load.tokens_per_s)
+    yield from (state, tokens, speed)
+
+
+def _named(node: Node, prefix: str) -> Iterator[tuple[str, int]]:
+    for key, count in node.counts.items():
+        if key.startswith(prefix):
+            yield key.removeprefix(prefix), count
