@@ -31,10 +31,10 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     """`[[models]]` as it is written; `Model` says what each member means."""
 
     id: str
-    folder: Annotated[str, Meta(min_length=1)]
     width: Annotated[int, Meta(ge=1, le=WIDTH_MAX)]
     max_tokens: Annotated[int, Meta(ge=1, le=REQUEST_TOKENS_MAX)]
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    folder: Annotated[str, Meta(min_length=1)] | None = None
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     price: Price | None = None
     aliases: tuple[str, ...] = ()
     token_ids: TokenIds = "cl100k"
@@ -127,13 +127,15 @@ def _model(entry: _Entry, number: int, defaults: _Defaults, name: str, base: Pat
     price = entry.price if entry.price is not None else defaults.price
     if price is None:
         raise SetupError(f"{name}: {place}.price is missing, and [defaults] has no price either.")
+    if (entry.folder is None) != (entry.digest is None):
+        raise SetupError(f"{name}: {place} has one of folder and digest: write both, or neither for a foreign model.")
     return Model(
         id=entry.id,
-        folder=str(base / Path(entry.folder).expanduser()),
+        folder=str(base / Path(entry.folder).expanduser()) if entry.folder is not None else "",
         width=entry.width,
         max_tokens=entry.max_tokens,
         price=price,
-        digest=entry.digest,
+        digest=entry.digest or "",
         aliases=entry.aliases,
         token_ids=entry.token_ids,
         prompts=cast(dict[str, str], entry.prompts),
@@ -154,7 +156,11 @@ def _with_tiers(written: Sequence[Model]) -> tuple[Model, ...]:
 def _fast_ones(written: Sequence[Model]) -> tuple[Model, ...]:
     """Each exact model in the fast tier, where that has no entry: the same weights in other arithmetic need none."""
     there = {(name, model.tier) for model in written for name in _plain_names(model)}
-    exact = [model for model in written if model.tier == "exact" and (_plain_names(model)[0], "fast") not in there]
+    exact = [
+        model
+        for model in written
+        if model.tier == "exact" and not model.foreign and (_plain_names(model)[0], "fast") not in there
+    ]
     return tuple(_in_tier(model, "fast") for model in exact)
 
 

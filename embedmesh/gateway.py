@@ -110,7 +110,9 @@ async def _run(settings: GatewaySettings) -> int:
     )
     apis = [
         NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
-        for_admins(store, AdminApi(members, registry, store.nodes, bodies, clock, identity.public_key).routes()),
+        for_admins(
+            store, AdminApi(members, registry, store.nodes, bodies, clock, catalogue, identity.public_key).routes()
+        ),
     ]
     world = World(
         keys=store,
@@ -188,6 +190,8 @@ def tokenizers_of(catalogue: Catalogue) -> dict[str, Tokenizer]:
     tokenizers: dict[str, Tokenizer] = {}
     by_folder: dict[tuple[str, int], Tokenizer] = {}  # the tiers of a model share one
     for model in catalogue.models:
+        if model.foreign:
+            continue
         tokenizer = by_folder.get((model.folder, model.max_tokens))
         if tokenizer is None:
             tokenizer = ModelTokenizer(Path(model.folder), model.max_tokens)

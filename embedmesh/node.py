@@ -105,7 +105,9 @@ def _member(
 
 def choose_models(settings: NodeSettings, catalogue: Catalogue) -> list[Model]:
     """What the node serves from its start: what it was told, else all that the catalogue writes down."""
-    chosen = list(_find(settings.model, catalogue)) or list(catalogue.written)
+    chosen = list(_find(settings.model, catalogue)) or [model for model in catalogue.written if not model.foreign]
+    if not chosen:
+        raise SetupError("The catalogue has no model whose files are here: only other servers run them.")
     return list({model.id: model for model in chosen}.values())
 
 
@@ -115,6 +117,8 @@ def _find(names: tuple[str, ...], catalogue: Catalogue) -> Iterator[Model]:
         if model is None:
             known = ", ".join(model.id for model in catalogue.models)
             raise SetupError(f"There is no model {name!r} in the catalogue; it has {known}. Mend --model.")
+        if model.foreign:
+            raise SetupError(f"The files of {name!r} are not here: only other servers run it. Mend --model.")
         yield model
 
 

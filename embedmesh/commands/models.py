@@ -46,13 +46,16 @@ def list_(catalogue: Path | None, as_json: bool) -> None:
         return
     for model in found:
         there = "present" if _present(model) else "missing: run `embedmesh setup`, or mend the catalogue's `folder`"
+        if model.foreign:
+            there = "foreign: run by other servers (`embedmesh nodes add`)"
         click.echo(f"{model.id}  ({', '.join(model.aliases) or 'no alias'})")
         click.echo(f"  {there}")
         click.echo(
             f"  width {model.width}, at most {model.max_tokens} tokens, {format_usd(model.price)} a million tokens"
         )
         click.echo(f"  token ids are read as {model.token_ids}; tier {model.tier}")
-        click.echo(f"  {model.folder}")
+        if not model.foreign:
+            click.echo(f"  {model.folder}")
 
 
 @models.command()
@@ -143,6 +146,8 @@ def check(catalogue: Path | None, as_json: bool) -> None:
 
     results = []
     for model in load_catalogue(catalogue, assets=assets_dir()).written:
+        if model.foreign:
+            continue
         try:
             state = "ok" if digest(Path(model.folder)) == model.digest else "other files than the catalogue's"
         except SetupError as error:
@@ -208,7 +213,9 @@ def _default_node() -> Path:
 
 
 def _present(model: Model) -> bool:
-    return (Path(model.folder) / "modules.json").exists() or (Path(model.folder) / "config.json").exists()
+    return not model.foreign and (
+        (Path(model.folder) / "modules.json").exists() or (Path(model.folder) / "config.json").exists()
+    )
 
 
 def _as_json(model: Model) -> dict[str, object]:
@@ -221,7 +228,7 @@ def _as_json(model: Model) -> dict[str, object]:
         "price_nanousd_per_million_tokens": model.price,
         "token_ids": model.token_ids,
         "digest": model.digest,
-        "folder": model.folder,
+        "folder": model.folder or None,
         "present": _present(model),
     }
 

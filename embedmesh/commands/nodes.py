@@ -1,5 +1,6 @@
 """`embedmesh nodes`: which nodes a gateway has, how they are, and what its operator says of them."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import click
 
 from embedmesh.commands.admin import Admin, find_admin
 from embedmesh.commands.books import data_dir_option, json_option, when
+from embedmesh.commands.endpoint import read_key
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.telling import print_json, print_table
 
@@ -133,6 +135,70 @@ def invites(url: str | None, admin_key_file: Path | None, data_dir: Path, as_jso
         for one in found
     ]
     print_table(("invite", "state", "created", "expires", "used by", "note"), rows)
+
+
+@nodes.command()
+@click.argument("address")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="Model of the catalogue that it runs, as MODEL or MODEL=WHAT-IT-CALLS-IT. Repeatable.",
+)
+@click.option("--name", default="", help="What to call it. Default: its host and port.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File with the bearer token that it wants.")
+@click.option("--batch", type=WholeNumber(1, 2048), default=32, show_default=True, help="Inputs that it takes at once.")
+@click.option("--parallel", type=WholeNumber(1, 64), default=16, show_default=True, help="Calls at one time.")
+@click.option("--prefix", default="", help="Words that it wants before every text.")
+@click.option("--trusted", is_flag=True, help="Its vectors decide when two others disagree.")
+@gateway_options
+def add(
+    address: str,
+    models: tuple[str, ...],
+    name: str,
+    token_file: Path | None,
+    batch: int,
+    parallel: int,
+    prefix: str,
+    trusted: bool,
+    url: str | None,
+    admin_key_file: Path | None,
+    data_dir: Path,
+    as_json: bool,
+) -> None:
+    """Use a server of another make as a node: TEI, vLLM, Infinity, Ollama, llama.cpp, any OpenAI-compatible URL.
+
+    It is asked over plain HTTP or HTTPS, without signatures. Saying it again changes what was said.
+
+    \b
+    Examples:
+      embedmesh nodes add http://10.0.0.7:8080 --model all-MiniLM-L6-v2=sentence-transformers/all-MiniLM-L6-v2
+      embedmesh nodes add https://api.openai.com --model text-embedding-3-small --token-file openai.key --batch 2048
+    """
+    asked = {
+        "address": address,
+        "models": [_upstream_model(model, prefix) for model in models],
+        "name": name,
+        "token": read_key(token_file) if token_file else "",
+        "inputs_max": batch,
+        "in_flight_max": parallel,
+        "trusted": trusted,
+    }
+    admin = find_admin(url, admin_key_file, data_dir)
+    found = admin.ask("POST", "/admin/nodes", asked)
+    if as_json:
+        print_json(found)
+    elif found["state"] == "ready":
+        click.echo(f"Node {found['node_id']} is ready.")
+    else:
+        click.echo(f"Node {found['node_id']} is noted, and has not embedded yet: {found['last_failure']}.", err=True)
+        sys.exit(1)
+
+
+def _upstream_model(text: str, prefix: str) -> dict[str, str]:
+    model, _, theirs = text.partition("=")
+    return {"id": model, "name": theirs, "prefix": prefix}
 
 
 @nodes.command()

@@ -32,7 +32,7 @@ class Source(NamedTuple):
 def find_source(name: str, catalogue: Path | None) -> Source:
     """A model of the catalogue, or a folder. Raises SetupError."""
     model = load_catalogue(catalogue, assets=assets_dir()).find(name)
-    if model is not None:
+    if model is not None and not model.foreign:
         return Source(Path(model.folder), model.id.removesuffix(f":{model.tier}"))
     folder = Path(name).expanduser().absolute()
     if folder.is_dir():

@@ -1,19 +1,24 @@
 """`/v1/admin`: what an operator sees and says. Every route needs a key with the scope `admin`."""
 
-from typing import Any, TypeVar
+import asyncio
+import re
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import orjson
 from aiohttp import web
+from msgspec import Meta
 
-from embedmesh.edge.members import Member, Members
+from embedmesh.edge.members import UPSTREAM, Member, Members
 from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
 from embedmesh.edge.server import REST, Routes
+from embedmesh.edge.upstream_client import parse_url
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules import errors
-from embedmesh.rules.membership import Standing
+from embedmesh.rules.embeddings import INPUTS_MAX
+from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Clock
+from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.signing.invites import make_invite, verifier
 from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
@@ -25,6 +30,8 @@ INVITE_S_MAX = 30 * 86_400
 INVITE_S = 3_600
 NOTE_CHARS_MAX = 128
 WEIGHT_MAX = 1e6
+READY_S, READY_LOOK_S = 5.0, 0.1  # a server that is there embeds within one
+UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 ACTIONS: dict[str, dict[str, object]] = {
     "approve": {"standing": Standing.ADMITTED},
@@ -51,6 +58,27 @@ class WeightRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: float
 
 
+class UpstreamModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A catalogue model that a server runs: what it calls it, wants before each text, and costs."""
+
+    id: str
+    name: Annotated[str, Meta(max_length=200)] = ""
+    prefix: Annotated[str, Meta(max_length=1_024)] = ""
+    price: Annotated[int, Meta(ge=0, le=10**15)] = 0
+
+
+class UpstreamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/nodes`: a server of another make. `name` is its node id."""
+
+    address: Annotated[str, Meta(max_length=300)]
+    models: Annotated[tuple[UpstreamModel, ...], Meta(min_length=1, max_length=64)]
+    name: Annotated[str, Meta(max_length=64)] = ""
+    token: Annotated[str, Meta(max_length=4_096)] = ""
+    inputs_max: Annotated[int, Meta(ge=1, le=INPUTS_MAX)] = 32
+    in_flight_max: Annotated[int, Meta(ge=1, le=64)] = 16
+    trusted: bool = False
+
+
 class AdminApi:
     """Handlers for operators. `public_key` is this gateway's, which invites pin."""
 
@@ -61,8 +89,10 @@ class AdminApi:
         books: NodeBooks,
         bodies: BodyBudget,
         clock: Clock,
+        catalogue: Catalogue,
         public_key: bytes,
     ) -> None:
+        self._catalogue = catalogue
         self._members = members
         self._registry = registry
         self._books = books
@@ -73,7 +103,7 @@ class AdminApi:
     def routes(self) -> Routes:
         """The paths for operators."""
         return {
-            "/v1/admin/nodes": {"GET": self.nodes},
+            "/v1/admin/nodes": {"GET": self.nodes, "POST": self.add},
             "/v1/admin/nodes/*": {"GET": self.node, "POST": self.act},
             "/v1/admin/invites": {"GET": self.invites, "POST": self.invite},
             "/v1/admin/invites/*": {"DELETE": self.revoke},
@@ -82,6 +112,18 @@ class AdminApi:
     async def nodes(self, request: web.BaseRequest) -> web.StreamResponse:
         """All nodes: those of the store, and this machine's own."""
         return _json({"object": "list", "data": self._all()})
+
+    async def add(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Use a server of another make as a node, or change what was said of it. It gets work once it embeds."""
+        asked = _decode(await self._body(request), UpstreamRequest)
+        record = self._upstream(asked)
+        await self._members.add_upstream(record)
+        for _ in range(int(READY_S / READY_LOOK_S)):  # so that the answer says whether it works
+            node = self._registry.find(record.node_id)
+            if node is None or node.state is NodeState.READY:
+                break
+            await asyncio.sleep(READY_LOOK_S)
+        return _json(self._one(record.node_id))
 
     async def node(self, request: web.BaseRequest) -> web.StreamResponse:
         """One node, by its id or small id."""
@@ -133,6 +175,41 @@ class AdminApi:
         if not await self._books.revoke_invite(request[REST]):
             raise errors.NotFound("There is no open invite of that id.")
         return _json({"invite_id": request[REST], "revoked": True})
+
+    def _upstream(self, asked: UpstreamRequest) -> NodeRecord:
+        """The record of what an operator says of a server. Raises InvalidValue."""
+        place = parse_url(asked.address)
+        name = asked.name or f"{place.host}:{place.port}"
+        known = next((one for one in self._members.records() if one.node_id == name), None)
+        if not UPSTREAM_NAME.fullmatch(name) or (known is not None and known.kind != UPSTREAM):
+            raise errors.InvalidValue(
+                "A server's name has 1 to 64 of A-Z a-z 0-9 . _ : -, and is no node's.", param="name"
+            )
+        if known is None and self._registry.find(name) is not None:
+            raise errors.InvalidValue("There is a node of that name.", param="name")
+        if not asked.token.isascii() or not asked.token.isprintable() or " " in asked.token:
+            raise errors.InvalidValue("The token has characters that no bearer token has.", param="token")
+        return NodeRecord(
+            node_id=name,
+            kind=UPSTREAM,
+            standing=Standing.ADMITTED,
+            address=asked.address,
+            offers=tuple(self._offer(model) for model in asked.models),
+            inputs_max=asked.inputs_max,
+            in_flight_max=asked.in_flight_max,
+            secret=asked.token.encode("ascii"),
+            trusted=asked.trusted,
+            created_ms=known.created_ms if known is not None else self._clock.unix_ms(),
+            registered_ms=self._clock.unix_ms(),
+        )
+
+    def _offer(self, asked: UpstreamModel) -> Offer:
+        model = self._catalogue.find(asked.id)
+        if model is None:
+            raise errors.InvalidValue(f"The catalogue has no model {asked.id[:200]}.", param="models")
+        return Offer(
+            model.id, model.width, model.max_tokens, model.digest, model.tier, asked.price, asked.name, asked.prefix
+        )
 
     def _all(self) -> list[dict[str, Any]]:
         kept = {record.node_id: record for record in self._members.records()}
@@ -210,6 +287,7 @@ def _live(node: Node, member: Member | None, clock: Clock) -> dict[str, Any]:
         "fixed_ms": round(node.load.fixed_s * 1000, 2),
         "answers": counts.pop("answers", 0),
         "tokens": counts.pop("tokens", 0),
+        "hedges": counts.pop("hedges", 0),
         "canaries": named("canaries", "passed", "failed", "disputed"),
         "receipts_seen": named("receipts", "matched", "unmatched", "false", "refused"),
         "failures": counts,

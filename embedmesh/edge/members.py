@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.edge.node_client import NodeClients, OwnLink, Signing
+from embedmesh.edge.node_client import Link, NodeClients, OwnLink, Signing
+from embedmesh.edge.upstream_client import UpstreamLink, parse_url
 from embedmesh.edge.wire import Dialler, Inbound, tcp_dialler
 from embedmesh.fleet.addresses import parse
 from embedmesh.fleet.probe import Prober
@@ -31,7 +32,7 @@ from embedmesh.storage.nodes import NodeBooks, NodeRecord
 log = logging.getLogger("embedmesh.fleet")
 
 DIALLED_IN_FLIGHT_MAX = 16  # as many connections as a node that dials out keeps open
-DIALS_OUT = ""  # in place of an address
+UPSTREAM = "upstream"
 
 
 @dataclass(eq=False)
@@ -73,6 +74,7 @@ class Members:
         self._instance = secrets.token_hex(8)
         self._records: dict[str, NodeRecord] = {}
         self._alive: dict[str, Member] = {}
+        self._upstreams: dict[str, asyncio.Task[None]] = {}  # what probes them
         self._saving: set[asyncio.Task[None]] = set()
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with its exception, when what keeps a node's state true has ended: a bug of ours."""
@@ -82,14 +84,19 @@ class Members:
         """All admitted nodes of the store. Those whose session it still has get work once they answer a probe."""
         for record in self._books.all():
             self._records[record.node_id] = record
-            if record.kind == "own" and record.standing is Standing.ADMITTED and record.secret:
+            if record.standing is not Standing.ADMITTED:
+                continue
+            if record.kind == UPSTREAM:
+                self._join_upstream(record)
+            elif record.secret:
                 self._join(record, _sessions(record.secret))
 
     async def stop(self) -> None:
         """Probe nobody any more."""
-        tasks = [member.probing for member in self._alive.values()] + list(self._saving)
-        for member in self._alive.values():
-            member.probing.cancel()
+        probing = [member.probing for member in self._alive.values()] + list(self._upstreams.values())
+        tasks = [*probing, *self._saving]
+        for task in probing:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- looking
@@ -116,8 +123,10 @@ class Members:
 
     async def save(self, record: NodeRecord) -> NodeRecord:
         """Keep a node as it is now. Raises StoreUnavailable; then nothing has changed."""
-        small_id = await self._books.save(record)
-        record = msgspec.structs.replace(record, small_id=small_id)
+        saved = await self._books.save(record)
+        if saved.forgotten is not None:
+            self._records.pop(saved.forgotten, None)
+        record = msgspec.structs.replace(record, small_id=saved.small_id)
         self._records[record.node_id] = record
         return record
 
@@ -137,6 +146,13 @@ class Members:
         self._registry.drain(member.node, record.draining)  # it is back, if it had said that it leaves
         return record
 
+    async def add_upstream(self, record: NodeRecord) -> NodeRecord:
+        """A server of another make, on the operator's word. Raises StoreUnavailable."""
+        record = await self.save(record)
+        self._leave(record.node_id)
+        self._join_upstream(record)
+        return record
+
     async def move(self, record: NodeRecord) -> NodeRecord:
         """An admitted node has another address. Raises StoreUnavailable."""
         record = await self.save(record)
@@ -148,18 +164,19 @@ class Members:
     async def change(self, node_id: str, **members: object) -> NodeRecord:
         """An operator's word on a node, kept and followed. Raises NotFound and StoreUnavailable."""
         record = await self.save(msgspec.structs.replace(self.record(node_id), **members))
-        member = self._alive.get(node_id)
-        if member is None:
+        node = self._registry.find(node_id)
+        if node is None:
             return record
-        member.record = record
         if record.standing is not Standing.ADMITTED:
             self._leave(node_id)
             return record
-        member.node.trusted, member.node.weight = record.trusted, record.weight
-        if member.node.draining != record.draining:
-            self._registry.drain(member.node, record.draining)
-        if not record.quarantined and member.node.state is NodeState.QUARANTINED:
-            self._registry.readmit(member.node)
+        if (member := self._alive.get(node_id)) is not None:
+            member.record = record
+        node.trusted, node.weight = record.trusted, record.weight
+        if node.draining != record.draining:
+            self._registry.drain(node, record.draining)
+        if not record.quarantined and node.state is NodeState.QUARANTINED:
+            self._registry.readmit(node)
         return record
 
     def _join(self, record: NodeRecord, sessions: Sessions) -> None:
@@ -176,39 +193,42 @@ class Members:
         )
         signing = Signing(signer, self._clock, audit.answered)
         wires = _wires(record)
-        node = Node(
-            record.node_id,
-            record.address or "(dials out)",
-            kind="remote" if record.address else "dialled",
-            trusted=record.trusted,
-            inputs_max=record.inputs_max,
-            weight=record.weight,
-            asks=_asks(record),
-            draining=record.draining,
-            state=NodeState.QUARANTINED if record.quarantined else NodeState.UNPROVEN,
-        )
+        node = _node(record, "remote" if record.address else "dialled")
         if not record.address:
             node.in_flight_max = DIALLED_IN_FLIGHT_MAX
-        self._clients.add(record.node_id, OwnLink(wires, self._clock, signing))
+        probing = self._begin(node, OwnLink(wires, self._clock, signing))
+        self._alive[record.node_id] = Member(record, node, wires, signing, checker, audit, probing)
+
+    def _join_upstream(self, record: NodeRecord) -> None:
+        node = _node(record, UPSTREAM)
+        node.reads_ids = False
+        token = record.secret.decode("ascii")
+        link = UpstreamLink(parse_url(record.address), record.offers, self._catalogue, token)
+        self._upstreams[record.node_id] = self._begin(node, link)
+
+    def _begin(self, node: Node, link: Link) -> asyncio.Task[None]:
+        """Into the fleet; it gets work once it has answered a probe."""
+        self._clients.add(node.node_id, link)
         self._registry.add(node)
         prober = Prober(
             node, self._registry, self._catalogue, self._tokenizers, self._clients, self._clock, self._verify
         )
         probing = asyncio.create_task(prober.run())
         probing.add_done_callback(self._ended)
-        self._alive[record.node_id] = Member(record, node, wires, signing, checker, audit, probing)
+        return probing
 
     def _leave(self, node_id: str) -> None:
         member = self._alive.pop(node_id, None)
-        if member is not None:
-            member.probing.cancel()
+        probing = member.probing if member is not None else self._upstreams.pop(node_id, None)
+        if probing is not None:
+            probing.cancel()
             self._registry.remove(node_id)
             self._clients.remove(node_id)
 
     def _quarantined(self, node: Node, why: str) -> None:
         """Remember it over a restart; if the store does not take it now, the node is found out again."""
         log.warning("node %s is quarantined: %s", node.node_id, why)
-        if node.node_id in self._alive:
+        if node.node_id in self._records:
             self._remember(self._remember_quarantine(node.node_id, why))
 
     def _remember(self, saving: Coroutine[Any, Any, None]) -> None:
@@ -225,7 +245,7 @@ class Members:
     def readmitted(self, node: Node) -> None:
         """Its quarantine has ended by right answers: remember that, too."""
         log.info("node %s is readmitted: its answers have been right for a while", node.node_id)
-        if node.node_id in self._alive:
+        if node.node_id in self._records:
             self._remember(self._remember_quarantine(node.node_id, ""))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -234,6 +254,21 @@ class Members:
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
+
+
+def _node(record: NodeRecord, kind: str) -> Node:
+    return Node(
+        record.node_id,
+        record.address or "(dials out)",
+        kind=kind,
+        trusted=record.trusted,
+        inputs_max=record.inputs_max,
+        in_flight_max=record.in_flight_max,
+        weight=record.weight,
+        asks=_asks(record),
+        draining=record.draining,
+        state=NodeState.QUARANTINED if record.quarantined else NodeState.UNPROVEN,
+    )
 
 
 def _wires(record: NodeRecord) -> Dialler | Inbound:

@@ -155,9 +155,14 @@ def unix_dialler(path: str) -> Dialler:
 
 
 def tcp_dialler(
-    ip: str, port: int, tls: ssl.SSLContext | None = None, *, certificate: bytes | None = None, name: str | None = None
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None = None,
+    *,
+    certificate: bytes | None = None,
+    name: str | None = None,
 ) -> Dialler:
-    """To a server at an IP address, with TLS where a context is given. Nothing is resolved here.
+    """To a server, with TLS where a context is given. For a node `host` is the IP that was judged, and nothing else.
 
     `certificate` is the one that the server must show, in DER; `name` is the host that its certificate must be for.
     """
@@ -165,7 +170,7 @@ def tcp_dialler(
     async def dial() -> Connection:
         connection = await _connected(
             lambda loop: loop.create_connection(
-                Connection, ip, port, ssl=tls, server_hostname=(name or "") if tls is not None else None
+                Connection, host, port, ssl=tls, server_hostname=(name or "") if tls is not None else None
             )
         )
         if certificate is not None and connection.certificate() != certificate:

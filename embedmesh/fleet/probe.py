@@ -21,6 +21,7 @@ OUT = (NodeState.UNPROVEN, NodeState.EJECTED)
 OUT_EVERY_S = 0.25  # a node that comes back should not wait for us
 PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
 MEASURE_S = 10.0  # a thousand tokens
+MEASURE_EVERY_S = 30.0  # of a node that gets no work: a fifth of a per cent of a slow node's time
 PATIENCE_S = 5.0  # a node that starts together with us is ready in one
 SPEED_INPUTS, SPEED_TOKENS = 16, 64  # of the one large probe that a node gets when it is ready: a batch of our engine
 SPECIALS_MAX = 8  # that a model may add to a text: of one whose tokenizer is not here
@@ -60,6 +61,8 @@ class Prober:
         self._told_unproven = False
         self._began = clock.monotonic()
         self._probed_at = float("-inf")
+        self._measured_at = clock.monotonic()
+        self._answers_seen = 0
 
     async def run(self) -> None:
         """Probe for ever."""
@@ -72,7 +75,7 @@ class Prober:
             elif self._clock.monotonic() - self._probed_at >= READY_EVERY_S:
                 await self.probe(only_new=self._quiet_s() < READY_EVERY_S)
             self._tell(before)
-            if before is NodeState.UNPROVEN and self._node.state is NodeState.READY:
+            if self._node.state is NodeState.READY and self._wants_measuring(before):
                 await self.measure()
             await asyncio.sleep(OUT_EVERY_S if self._node.state in OUT else READY_EVERY_S / 5)
 
@@ -86,6 +89,13 @@ class Prober:
         elif now is NodeState.EJECTED or self._clock.monotonic() - self._began > PATIENCE_S:
             self._told_unproven = True
             log.warning("node %s is %s (%s)", self._node.node_id, now.value, self._node.last_failure)
+
+    def _wants_measuring(self, before: NodeState) -> bool:
+        """A new node's speed is not known, and what was learned of one that gets no work may not be true any more."""
+        if self._node.counts["answers"] != self._answers_seen:
+            self._answers_seen = self._node.counts["answers"]
+            self._measured_at = self._clock.monotonic()  # by callers' requests
+        return before is not NodeState.READY or self._clock.monotonic() - self._measured_at >= MEASURE_EVERY_S
 
     async def _look(self) -> None:
         """Learn what a quarantined node serves, where that is not known from before."""
@@ -118,6 +128,7 @@ class Prober:
 
     async def measure(self) -> None:
         """One larger embedding, so that a new node's speed is known before callers' large requests come."""
+        self._measured_at = self._clock.monotonic()
         model = next((model for model in self._catalogue.models if model.id in self._node.models), None)
         if model is None:
             return

@@ -47,7 +47,10 @@ class Greeting(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A model that a node offers. `price` is what it asks, in nano-USD per million tokens."""
+    """A model that a node offers. `price` is what it asks, in nano-USD per million tokens.
+
+    Of an upstream server: `name` is what it calls the model, `prefix` what it wants before every text.
+    """
 
     id: Annotated[str, Meta(max_length=200)]
     width: Annotated[int, Meta(ge=1, le=65_536)]
@@ -55,6 +58,8 @@ class Offer(msgspec.Struct, frozen=True):
     digest: Annotated[str, Meta(max_length=64)]
     tier: Literal["exact", "fast", "int8"]
     price: Whole = 0
+    name: Annotated[str, Meta(max_length=200)] = ""
+    prefix: Annotated[str, Meta(max_length=1_024)] = ""
 
 
 class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

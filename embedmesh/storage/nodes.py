@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import pysqlite3.dbapi2 as driver
@@ -22,6 +22,8 @@ INVITES_SHOWN_MAX = 1_000
 WRITE_S_MAX = 1.5  # as for a hold
 NO_RECEIPTS = bytes(32)
 
+T = TypeVar("T")
+
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One node as it is kept. `secret` is the session keys, or an upstream server's bearer token; never shown."""
@@ -37,6 +39,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     country: str = ""
     offers: tuple[Offer, ...] = ()
     inputs_max: int
+    in_flight_max: int = 64
     secret: bytes = b""
     trusted: bool = False
     weight: float = 1.0
@@ -46,6 +49,13 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     receipts_head: bytes = NO_RECEIPTS
     created_ms: int = 0
     registered_ms: int = 0
+
+
+class Saved(NamedTuple):
+    """What the store made of a node: its small id, and which pending node it forgot to make room, if one."""
+
+    small_id: int
+    forgotten: str | None
 
 
 class InviteRow(msgspec.Struct, frozen=True):
@@ -82,18 +92,21 @@ class NodeBooks:
         rows = self._read(NODES["find_invite"], asked)
         return self._seal.open(rows[0][0], what="invite", whose=invite_id) if rows else None
 
-    async def save(self, record: NodeRecord) -> int:
-        """Keep a node as it is now; its small id. Raises StoreUnavailable."""
+    async def save(self, record: NodeRecord) -> Saved:
+        """Keep a node as it is now, its receipts apart (see note_receipts). Raises StoreUnavailable."""
         row = msgspec.structs.asdict(record)
         row.pop("small_id")
         row["standing"] = record.standing.value
         row["offers"] = msgspec.json.encode(record.offers).decode()
         row["sealed"] = self._seal.close(row.pop("secret"), what="node", whose=record.node_id)
 
-        def write(db: Db, now_ms: int) -> int:
-            if record.standing is Standing.PENDING and _first(db, "count_pending") >= PENDING_MAX:
-                db.execute(NODES["forget_oldest_pending"])
-            return int(db.execute(NODES["save_node"], row).fetchall()[0][0])
+        def write(db: Db, now_ms: int) -> Saved:
+            forgotten = None
+            if record.standing is Standing.PENDING:
+                others = db.execute(NODES["count_other_pending"], row).fetchone()[0]
+                if others >= PENDING_MAX:
+                    forgotten = db.execute(NODES["forget_oldest_pending"], row).fetchall()[0][0]
+            return Saved(db.execute(NODES["save_node"], row).fetchall()[0][0], forgotten)
 
         return await self._write(write)
 
@@ -138,9 +151,10 @@ class NodeBooks:
             country,
             offers,
             inputs_max,
+            in_flight_max,
             sealed,
-        ) = row[:12]
-        trusted, weight, draining, quarantined, count, head, created_ms, registered_ms = row[12:]
+        ) = row[:13]
+        trusted, weight, draining, quarantined, count, head, created_ms, registered_ms = row[13:]
         return NodeRecord(
             node_id=node_id,
             small_id=small_id,
@@ -153,6 +167,7 @@ class NodeBooks:
             country=country,
             offers=msgspec.json.decode(offers, type=tuple[Offer, ...]),
             inputs_max=inputs_max,
+            in_flight_max=in_flight_max,
             secret=self._seal.open(sealed, what="node", whose=node_id),
             trusted=bool(trusted),
             weight=weight,
@@ -170,7 +185,7 @@ class NodeBooks:
         except driver.Error:
             raise StoreUnavailable("The nodes cannot be looked up now; try again soon.") from None
 
-    async def _write(self, write: Callable[[Db, int], int]) -> int:
+    async def _write(self, write: Callable[[Db, int], T]) -> T:
         one = _Change(write)
         self._writer.submit(one)
         try:
@@ -180,15 +195,15 @@ class NodeBooks:
             raise StoreUnavailable("The store did not answer in time; try again soon.") from None
 
 
-class _Change:
+class _Change(Generic[T]):
     """A change of nodes or invites. Implements the protocol `Write`; not kept: whoever asked asks again."""
 
     kept = False
 
-    def __init__(self, write: Callable[[Db, int], int]) -> None:
+    def __init__(self, write: Callable[[Db, int], T]) -> None:
         self._write = write
-        self._result = 0
-        self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._result: T
+        self.outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
     def apply(self, db: Db, now_ms: int) -> None:
         self._result = self._write(db, now_ms)
@@ -203,7 +218,3 @@ class _Change:
 
     def refused(self, error: Exception) -> None:
         self.failed("The store refused the change.")
-
-
-def _first(db: Db, name: str) -> int:
-    return int(db.execute(NODES[name]).fetchall()[0][0])

@@ -34,7 +34,7 @@ class Seal:
             return b""
         try:
             return self._aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _context(what, whose))
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # too short to be one
             raise ValueError("this was sealed for something else, or was changed") from None
 
 

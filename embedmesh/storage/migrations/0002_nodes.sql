@@ -4,6 +4,11 @@
 DROP INDEX transfers_once_a_hold;
 CREATE UNIQUE INDEX transfers_once_a_hold ON transfers (hold_id, kind, target_id) WHERE hold_id IS NOT NULL;
 
+-- So that a hold still has one charge.
+CREATE TRIGGER transfers_charge_to_revenue BEFORE INSERT ON transfers
+WHEN NEW.kind = 'charge' AND NEW.target_id <> 'revenue'
+BEGIN SELECT RAISE(ABORT, 'a charge goes to revenue'); END;
+
 -- Nodes that asked to join, and servers of other makes. What a node says of itself is in `offers` (JSON) as it was last
 -- signed; `sealed` is the session key, or a server's bearer token, encrypted under the key secret.
 CREATE TABLE nodes (
@@ -18,6 +23,7 @@ CREATE TABLE nodes (
     country TEXT NOT NULL,
     offers TEXT NOT NULL,
     inputs_max INTEGER NOT NULL CHECK (inputs_max > 0),
+    in_flight_max INTEGER NOT NULL CHECK (in_flight_max > 0),
     sealed BLOB NOT NULL,
     trusted INTEGER NOT NULL DEFAULT 0,
     weight REAL NOT NULL DEFAULT 1.0 CHECK (weight >= 0),

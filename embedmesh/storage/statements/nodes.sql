@@ -1,36 +1,36 @@
 -- name: list_nodes
 -- All nodes, oldest first.
 SELECT
-    node_id, small_id, kind, standing, public_key, address, ip, certificate, country, offers, inputs_max, sealed, trusted,
-    weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
+    node_id, small_id, kind, standing, public_key, address, ip, certificate, country, offers, inputs_max,
+    in_flight_max, sealed, trusted, weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
 FROM nodes ORDER BY small_id;
 
--- name: count_pending
--- How many nodes wait for an operator's word.
-SELECT count(*) FROM nodes WHERE standing = 'pending';
+-- name: count_other_pending
+-- How many nodes but this one wait for an operator's word.
+SELECT count(*) FROM nodes WHERE standing = 'pending' AND node_id <> :node_id;
 
 -- name: forget_oldest_pending
--- Make room for another one that asks to join.
+-- Make room for this one that asks to join.
 DELETE FROM nodes WHERE node_id = (
-    SELECT node_id FROM nodes WHERE standing = 'pending' ORDER BY registered_ms LIMIT 1
-);
+    SELECT node_id FROM nodes WHERE standing = 'pending' AND node_id <> :node_id ORDER BY registered_ms LIMIT 1
+)
+RETURNING node_id;
 
 -- name: save_node
--- A node as it is now; a new one gets the next small id.
+-- A node as it is now; a new one gets the next small id. What was checked of its receipts only note_receipts changes.
 INSERT INTO nodes (
-    node_id, small_id, kind, standing, public_key, address, ip, certificate, country, offers, inputs_max, sealed, trusted,
-    weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
+    node_id, small_id, kind, standing, public_key, address, ip, certificate, country, offers, inputs_max,
+    in_flight_max, sealed, trusted, weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
 ) VALUES (
     :node_id, (SELECT coalesce(max(small_id), 0) + 1 FROM nodes), :kind, :standing, :public_key, :address, :ip,
-    :certificate, :country, :offers, :inputs_max, :sealed, :trusted, :weight, :draining, :quarantined, :receipts_count,
-    :receipts_head, :created_ms, :registered_ms
+    :certificate, :country, :offers, :inputs_max, :in_flight_max, :sealed, :trusted, :weight, :draining, :quarantined,
+    :receipts_count, :receipts_head, :created_ms, :registered_ms
 )
 ON CONFLICT (node_id) DO UPDATE SET
     standing = excluded.standing, address = excluded.address, ip = excluded.ip, certificate = excluded.certificate,
-    country = excluded.country, offers = excluded.offers, inputs_max = excluded.inputs_max, sealed = excluded.sealed,
-    trusted = excluded.trusted, weight = excluded.weight, draining = excluded.draining,
-    quarantined = excluded.quarantined, receipts_count = excluded.receipts_count,
-    receipts_head = excluded.receipts_head, registered_ms = excluded.registered_ms
+    country = excluded.country, offers = excluded.offers, inputs_max = excluded.inputs_max,
+    in_flight_max = excluded.in_flight_max, sealed = excluded.sealed, trusted = excluded.trusted, weight = excluded.weight, draining = excluded.draining,
+    quarantined = excluded.quarantined, registered_ms = excluded.registered_ms
 RETURNING small_id;
 
 -- name: note_receipts

@@ -1,0 +1,187 @@
+"""Servers of other makes as nodes: TEI, vLLM, Infinity, llama.cpp, Ollama, anything with an OpenAI `/v1/embeddings`.
+
+They get texts and answer JSON, unsigned: they are trusted as far as the operator says. What can be checked is: order,
+strict base64 or numbers, width, finite, not zero, and a size bound on the whole.
+"""
+
+import binascii
+import json
+import ssl
+import sys
+from array import array
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from embedmesh.edge.wire import Dialler, Reply, busy, tcp_dialler
+from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
+from embedmesh.rules.errors import InvalidValue, NodeBroke, UpstreamRefused, WrongAnswer
+from embedmesh.rules.membership import Offer
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Catalogue, Part
+
+BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, the longest of our peers' spellings; base64 has 5.4
+BYTES_PER_INPUT = 512  # around each vector
+BYTES_PER_REPLY = 16_384
+PORTS = {"http": 80, "https": 443}
+WRONG_REQUEST = (400, 413, 414, 422)
+URL_CHARS_MAX = 300
+
+
+class Item(msgspec.Struct):
+    """One vector: base64 of little-endian float32, or numbers."""
+
+    embedding: str | list[float]
+    index: int
+
+
+class Usage(msgspec.Struct):
+    """Tokens, as the server counts."""
+
+    prompt_tokens: int = 0
+
+
+class Embeddings(msgspec.Struct):
+    """The reply, as much of it as we look at."""
+
+    data: list[Item]
+    usage: Usage | None = None
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a server is: what `parse_url` makes of the operator's word."""
+
+    tls: bool
+    host: str
+    port: int
+    path: str  # before `/embeddings`, without a slash at its end
+
+
+def parse_url(url: str) -> Place:
+    """`http://HOST:PORT` or `https://HOST/some/v1`; `/v1` is added where no path is given. Raises InvalidValue."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or PORTS.get(parts.scheme, 0)
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    sane = url.isascii() and url.isprintable() and " " not in url and len(url) <= URL_CHARS_MAX
+    if not sane or not port or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidValue("A server's address is like http://10.0.0.7:8080 or https://host/v1.", param="address")
+    return Place(parts.scheme == "https", parts.hostname, port, parts.path.rstrip("/") or "/v1")
+
+
+def dialler(place: Place) -> Dialler:
+    """Connections to the server. The operator named it: no policy, but its certificate must be good for its name."""
+    tls = ssl.create_default_context() if place.tls else None
+    return tcp_dialler(place.host, place.port, tls, name=place.host)
+
+
+class UpstreamLink:
+    """One server. `offers` say which catalogue models it runs, and what it calls them. Implements `Link`."""
+
+    def __init__(self, place: Place, offers: tuple[Offer, ...], catalogue: Catalogue, token: str) -> None:
+        self._wires = dialler(place)
+        self._offers = {offer.id: offer for offer in offers}
+        self._catalogue = catalogue
+        self._base64: bool | None = None  # whether it knows `encoding_format`; learned by asking
+        self._decode = msgspec.json.Decoder(Embeddings).decode
+        host = place.host if place.port in PORTS.values() else f"{place.host}:{place.port}"
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+        self._head = (
+            f"POST {place.path}/embeddings HTTP/1.1\r\nHost: {host}\r\n{authorization}"
+            "Content-Type: application/json\r\nAccept: application/json\r\n"
+        )
+
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+        assert counted.texts is not None  # the line gives us no other work
+        offer = self._offers.get(model.id)
+        if offer is None:
+            raise NodeBroke("the server is not said to run this model")
+        texts = [offer.prefix + counted.texts[place] for place in part.places]
+        limit = len(texts) * (model.width * BYTES_PER_COMPONENT + BYTES_PER_INPUT) + BYTES_PER_REPLY
+        asked: dict[str, Any] = {"model": offer.name or offer.id, "input": texts}
+        reply = await self._ask(asked, limit)
+        try:
+            answer = self._decode(reply.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise WrongAnswer("the server's reply is not of OpenAI's form") from None
+        data = _in_order(answer.data, len(texts), model.width)
+        return EmbedVectors(_tokens(answer, part, counted.exact), data)
+
+    async def served(self) -> ServedModels:
+        """What the operator says that it serves: there is no list that all of these servers have."""
+        models = [model for offer in self._offers.values() if (model := self._catalogue.find(offer.id)) is not None]
+        return ServedModels(
+            [ServedModel(model.id, model.width, model.max_tokens, model.digest, model.tier) for model in models]
+        )
+
+    def close(self) -> None:
+        self._wires.close()
+
+    async def _ask(self, asked: dict[str, Any], limit: int) -> Reply:
+        """A 200. The first time without knowing whether `encoding_format` is known there."""
+        if self._base64 is not False:
+            reply = await self._exchange(asked | {"encoding_format": "base64"}, limit)
+            if self._base64 or reply.status not in WRONG_REQUEST:
+                self._base64 = self._base64 or reply.status == 200
+                return _checked(reply)
+        reply = await self._exchange(asked, limit)
+        if reply.status == 200:
+            self._base64 = False
+        return _checked(reply)
+
+    async def _exchange(self, asked: dict[str, Any], limit: int) -> Reply:
+        body = json.dumps(asked, ensure_ascii=False).encode()
+        request = f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
+        return await self._wires.exchange(lambda: request, limit)
+
+
+def _checked(reply: Reply) -> Reply:
+    if reply.status == 200:
+        return reply
+    if reply.status in (408, 429, 503):
+        raise busy(reply)
+    if reply.status in WRONG_REQUEST:
+        raise UpstreamRefused(f"the server answered {reply.status}")
+    if reply.status in (401, 403):
+        raise NodeBroke(f"the server answered {reply.status}: is its token right?")
+    raise NodeBroke(f"the server answered {reply.status}")
+
+
+def _in_order(items: list[Item], count: int, width: int) -> bytes:
+    """The vectors as float32, by index. Raises WrongAnswer unless every index is there once."""
+    rows: list[bytes | None] = [None] * count
+    for item in items:
+        if not 0 <= item.index < count or rows[item.index] is not None:
+            raise WrongAnswer("the server's indexes are not those of the inputs, once each")
+        rows[item.index] = _row(item.embedding, width)
+    if len(items) != count:
+        raise WrongAnswer("the server answered with another number of vectors than asked")
+    return b"".join(row for row in rows if row is not None)
+
+
+def _row(embedding: str | list[float], width: int) -> bytes:
+    if isinstance(embedding, str):
+        try:
+            row = binascii.a2b_base64(embedding, strict_mode=True)
+        except binascii.Error:
+            raise WrongAnswer("a vector is not strict base64") from None
+    else:
+        try:
+            numbers = array("f", embedding)
+        except OverflowError:
+            raise WrongAnswer("a component is no float32") from None
+        if sys.byteorder != "little":
+            numbers.byteswap()
+        row = numbers.tobytes()
+    if len(row) != width * 4:
+        raise WrongAnswer("a vector has another width than the catalogue's")
+    return row
+
+
+def _tokens(answer: Embeddings, part: Part, exact: bool) -> int:
+    """Ours where we have counted; else the server's, capped by our bound, and the bound where it does not say."""
+    if exact or answer.usage is None or answer.usage.prompt_tokens <= 0:
+        return part.tokens
+    return min(answer.usage.prompt_tokens, part.tokens)
