@@ -19,13 +19,14 @@ from embedmesh.edge.wire import Dialler, Inbound, tcp_dialler
 from embedmesh.fleet.addresses import parse
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.rules.errors import NotFound, StoreUnavailable
+from embedmesh.rules.errors import InsufficientScope, NotFound, StoreUnavailable
 from embedmesh.rules.membership import Standing
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Tokenizer, Verify
 from embedmesh.signing.audit import Audit
 from embedmesh.signing.certificates import pinned_context
-from embedmesh.signing.messages import RequestChecker, RequestSigner
+from embedmesh.signing.identity import node_id as node_id_of
+from embedmesh.signing.messages import RequestChecker
 from embedmesh.signing.session import Session, Sessions
 from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
@@ -76,6 +77,7 @@ class Members:
         self._alive: dict[str, Member] = {}
         self._upstreams: dict[str, asyncio.Task[None]] = {}  # what probes them
         self._saving: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()  # of records: nobody's word is lost to another's that began earlier
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with its exception, when what keeps a node's state true has ended: a bug of ours."""
         registry.on_quarantine = self._quarantined
@@ -121,7 +123,80 @@ class Members:
 
     # -- changing
 
-    async def save(self, record: NodeRecord) -> NodeRecord:
+    async def note_pending(self, public_key: bytes, **said: object) -> NodeRecord:
+        """Somebody asks to join, or asks again: an operator may say yes. Raises StoreUnavailable."""
+        async with self._changing:
+            known = self.by_key(public_key)
+            if known is not None and known.standing is not Standing.PENDING:
+                return known  # the operator was faster
+            record = await self._save(self._said(known, public_key, said))
+        if known is None:
+            log.info("node %s asks to join: `embedmesh nodes approve %s`", record.node_id, record.node_id)
+        return record
+
+    async def admit(self, public_key: bytes, sessions: Sessions, **said: object) -> NodeRecord:
+        """A node has registered, for the first time or again. Raises InsufficientScope and StoreUnavailable."""
+        async with self._changing:
+            record = self._said(self.by_key(public_key), public_key, said)
+            record = msgspec.structs.replace(record, standing=Standing.ADMITTED, secret=_pack(sessions))
+            record = await self._save(record)
+            self._join(record, sessions)
+            member = self._alive[record.node_id]
+            if member.node.draining != record.draining:
+                self._registry.drain(member.node, record.draining)  # it is back, if it had said that it leaves
+            return record
+
+    async def move(self, public_key: bytes, **said: object) -> NodeRecord:
+        """An admitted node has another address. Raises InsufficientScope and StoreUnavailable."""
+        async with self._changing:
+            record = await self._save(self._said(self.by_key(public_key), public_key, said))
+            if record.secret:
+                self._join(record, _sessions(record.secret))
+            return record
+
+    async def add_upstream(self, record: NodeRecord) -> NodeRecord:
+        """A server of another make, on the operator's word. Raises StoreUnavailable."""
+        async with self._changing:
+            record = await self._save(record)
+            self._leave(record.node_id)
+            self._join_upstream(record)
+            return record
+
+    async def change(self, node_id: str, **members: object) -> NodeRecord:
+        """An operator's word on a node, kept and followed. Raises NotFound and StoreUnavailable."""
+        async with self._changing:
+            record = await self._save(msgspec.structs.replace(self.record(node_id), **members))
+            node = self._registry.find(node_id)
+            if node is None:
+                return record
+            if record.standing is not Standing.ADMITTED:
+                self._leave(node_id)
+                return record
+            if (member := self._alive.get(node_id)) is not None:
+                member.record = record
+            node.trusted, node.weight = record.trusted, record.weight
+            if node.draining != record.draining:
+                self._registry.drain(node, record.draining)
+            if members.get("quarantined") == "" and node.state is NodeState.QUARANTINED:
+                self._registry.readmit(node)
+            return record
+
+    def _said(self, known: NodeRecord | None, public_key: bytes, said: dict[str, object]) -> NodeRecord:
+        """A node's record with what it says of itself; what operators say of it stays. Raises InsufficientScope."""
+        now_ms = self._clock.unix_ms()
+        if known is None:
+            known = NodeRecord(
+                node_id=node_id_of(public_key),
+                standing=Standing.PENDING,
+                public_key=public_key,
+                inputs_max=1,
+                created_ms=now_ms,
+            )
+        if known.standing is Standing.REMOVED:
+            raise InsufficientScope("This node was removed by the operator of this gateway.")
+        return msgspec.structs.replace(known, registered_ms=now_ms, **said)
+
+    async def _save(self, record: NodeRecord) -> NodeRecord:
         """Keep a node as it is now. Raises StoreUnavailable; then nothing has changed."""
         saved = await self._books.save(record)
         if saved.forgotten is not None:
@@ -130,74 +205,36 @@ class Members:
         self._records[record.node_id] = record
         return record
 
-    async def admit(self, record: NodeRecord, sessions: Sessions) -> NodeRecord:
-        """A node has registered, for the first time or again. Raises StoreUnavailable."""
-        record = await self.save(msgspec.structs.replace(record, secret=_pack(sessions)))
+    def _join(self, record: NodeRecord, sessions: Sessions) -> None:
+        """A link to it and a place in the fleet, or what it has of these with what is new."""
+        assert record.public_key is not None
         member = self._alive.get(record.node_id)
         if member is None or _way(member.record) != _way(record):
-            self._leave(record.node_id)
-            self._join(record, sessions)
-            return record
+            member = self._connect(record, record.public_key, member)
         member.record = record
-        member.signing.new_session(RequestSigner(sessions.of_gateway, record.node_id, self._instance))
+        member.signing.add(sessions.of_gateway)
         member.checker.add(sessions.of_node, self._now_s())
         member.node.asks = _asks(record)
         member.node.inputs_max = record.inputs_max
-        self._registry.drain(member.node, record.draining)  # it is back, if it had said that it leaves
-        return record
 
-    async def add_upstream(self, record: NodeRecord) -> NodeRecord:
-        """A server of another make, on the operator's word. Raises StoreUnavailable."""
-        record = await self.save(record)
+    def _connect(self, record: NodeRecord, public_key: bytes, before: Member | None) -> Member:
+        """A node at a new place. What was agreed with it `before`, and seen of it, it takes along."""
         self._leave(record.node_id)
-        self._join_upstream(record)
-        return record
-
-    async def move(self, record: NodeRecord) -> NodeRecord:
-        """An admitted node has another address. Raises StoreUnavailable."""
-        record = await self.save(record)
-        self._leave(record.node_id)
-        if record.secret:
-            self._join(record, _sessions(record.secret))
-        return record
-
-    async def change(self, node_id: str, **members: object) -> NodeRecord:
-        """An operator's word on a node, kept and followed. Raises NotFound and StoreUnavailable."""
-        record = await self.save(msgspec.structs.replace(self.record(node_id), **members))
-        node = self._registry.find(node_id)
-        if node is None:
-            return record
-        if record.standing is not Standing.ADMITTED:
-            self._leave(node_id)
-            return record
-        if (member := self._alive.get(node_id)) is not None:
-            member.record = record
-        node.trusted, node.weight = record.trusted, record.weight
-        if node.draining != record.draining:
-            self._registry.drain(node, record.draining)
-        if not record.quarantined and node.state is NodeState.QUARANTINED:
-            self._registry.readmit(node)
-        return record
-
-    def _join(self, record: NodeRecord, sessions: Sessions) -> None:
-        assert record.public_key is not None
-        signer = RequestSigner(sessions.of_gateway, record.node_id, self._instance)
-        checker = RequestChecker(record.node_id)
-        checker.add(sessions.of_node, self._now_s())
-        audit = Audit(
-            record.node_id,
-            record.public_key,
-            self._gateway,
-            count=record.receipts_count,
-            head=record.receipts_head,
-        )
-        signing = Signing(signer, self._clock, audit.answered)
+        if before is not None:
+            signing, checker, audit = before.signing, before.checker, before.audit
+        else:
+            count, head = record.receipts_count, record.receipts_head
+            audit = Audit(record.node_id, public_key, self._gateway, count=count, head=head)
+            signing = Signing(record.node_id, self._instance, self._clock, audit.answered)
+            checker = RequestChecker(record.node_id)
         wires = _wires(record)
         node = _node(record, "remote" if record.address else "dialled")
         if not record.address:
             node.in_flight_max = DIALLED_IN_FLIGHT_MAX
         probing = self._begin(node, OwnLink(wires, self._clock, signing))
-        self._alive[record.node_id] = Member(record, node, wires, signing, checker, audit, probing)
+        member = Member(record, node, wires, signing, checker, audit, probing)
+        self._alive[record.node_id] = member
+        return member
 
     def _join_upstream(self, record: NodeRecord) -> None:
         node = _node(record, UPSTREAM)

@@ -15,6 +15,7 @@ from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock, Part
 from embedmesh.signing.messages import RequestSigner, SignedRequest, Unauthenticated
+from embedmesh.signing.session import Session
 
 SMALL_REPLY_BYTES_MAX = 1024 * 1024  # a list of models
 BYTES_PER_COMPONENT = 4
@@ -77,20 +78,33 @@ Answered = Callable[[str, str, str, int], None]
 
 
 class Signing:
-    """How what we say to one node is signed, and what it says is checked."""
+    """How what we say to one node is signed, and what it says is checked. `instance` names this process."""
 
-    def __init__(self, signer: RequestSigner, clock: Clock, answered: Answered) -> None:
-        self._signer = signer
+    def __init__(self, node_id: str, instance: str, clock: Clock, answered: Answered) -> None:
+        self._node_id = node_id
+        self._instance = instance
         self._clock = clock
+        self._session = ""
+        self._newest: RequestSigner | None = None
+        self._before: RequestSigner | None = None
         self.answered = answered
 
-    def new_session(self, signer: RequestSigner) -> None:
-        """Sign under another session from now on; who waits for an answer still checks it under the old one."""
-        self._signer = signer
+    def add(self, session: Session) -> None:
+        """Sign under this session from now on; who waits for an answer still checks it under its own."""
+        if session.key_id != self._session:  # or its counter would begin again
+            self._session, self._before = session.key_id, self._newest
+            self._newest = RequestSigner(session, self._node_id, self._instance)
 
-    def sign(self, method: str, path: str, body: bytes, request_id: str) -> SignedRequest:
-        """Sign a request."""
-        return self._signer.sign(method, path, body, request_id, self._now_s())
+    @property
+    def has_before(self) -> bool:
+        """Whether there was a session before the newest."""
+        return self._before is not None
+
+    def sign(self, method: str, path: str, body: bytes, request_id: str, *, before: bool = False) -> SignedRequest:
+        """Sign a request under the newest session, or under the one before."""
+        signer = self._before if before else self._newest
+        assert signer is not None  # a link is made with a session
+        return signer.sign(method, path, body, request_id, self._now_s())
 
     def check(self, signed: SignedRequest, reply: Reply) -> None:
         """Raises WrongAnswer where the reply is not the node's to this very request."""
@@ -144,20 +158,25 @@ class OwnLink:
         self, method: str, path: str, body: bytes, limit: int, request_id: str
     ) -> tuple[Reply, SignedRequest | None]:
         """A reply of status 200, and the request that it answers. Raises a NodeFailure."""
+        signing = self._signing
         signed: SignedRequest | None = None
+        before = False
 
         def build() -> bytes:
             nonlocal signed
-            if self._signing is not None:
-                signed = self._signing.sign(method, path, body, request_id)
+            if signing is not None:
+                signed = signing.sign(method, path, body, request_id, before=before)
             head = f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n"
             end = b"Content-Length: %d\r\n\r\n" % len(body)
             return head.encode("ascii") + (signed.headers if signed is not None else b"") + end + body
 
         reply = await self._wires.exchange(build, limit)
+        if reply.status == 401 and signing is not None and signing.has_before:
+            before = True  # we know of a new session a little earlier than the node
+            reply = await self._wires.exchange(build, limit)
         check_status(reply)  # a refusal needs no signature: whoever could forge it could as well cut the connection
-        if self._signing is not None and signed is not None:
-            self._signing.check(signed, reply)
+        if signing is not None and signed is not None:
+            signing.check(signed, reply)
         return reply, signed
 
 

@@ -7,7 +7,7 @@ its first probe. docs/reference/node-protocol.md tells it from the node's side.
 """
 
 import asyncio
-import logging
+import re
 import secrets
 
 import msgspec
@@ -19,6 +19,7 @@ from embedmesh.rules import errors
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.membership import (
     CHALLENGE,
+    HEARTBEAT_S,
     NONCE_S,
     STATEMENT,
     TRANSCRIPT,
@@ -39,10 +40,9 @@ from embedmesh.signing.nonces import Nonces
 from embedmesh.signing.session import Ephemeral, transcript
 from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
-log = logging.getLogger("embedmesh.fleet")
-
 CHALLENGE_S = 4.0  # a name is looked up, a connection made, one small exchange
 REPLY_BYTES_MAX = 4_096
+COUNTRY_CODE = re.compile("[A-Z]{2}")
 AT_ONE_TIME_MAX = 8  # registrations that look at an address; each may keep a thread of the resolver busy
 
 
@@ -58,6 +58,8 @@ class Registrar:
         policy: Policy,
         lookup: Lookup,
         clock: Clock,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._identity = identity
         self._nonces = nonces
@@ -66,6 +68,7 @@ class Registrar:
         self._policy = policy
         self._lookup = lookup
         self._clock = clock
+        self._heartbeat_s = heartbeat_s
         self._looking = asyncio.Semaphore(AT_ONE_TIME_MAX)
 
     def greet(self) -> Greeting:
@@ -82,9 +85,9 @@ class Registrar:
         if not admitted:
             admitted = await self._is_invited(asked, node_id(statement.public_key))
         if not admitted:
-            return await self._note_pending(statement, known)
+            return await self._note_pending(statement)
         ip = await self._find(statement.address, statement.certificate, statement.public_key)
-        return await self._admit(statement, known, ip)
+        return await self._admit(statement, ip)
 
     async def move(self, data: dict[str, object], signature: str) -> NodeRecord:
         """The three fields of an Atoma node: an admitted node has another address. Raises a CallerFailure."""
@@ -97,8 +100,10 @@ class Registrar:
             raise errors.InsufficientScope("No admitted node has this key and this small id.")
         address = str(data["public_address"])
         ip = await self._find(address, known.certificate, public_key)
-        record = msgspec.structs.replace(known, address=address, ip=ip, country=str(data["country"])[:2].upper())
-        return await self._members.move(record)
+        country = str(data["country"]).upper()
+        if not COUNTRY_CODE.fullmatch(country):  # a name: of which no code can be guessed
+            country = known.country
+        return await self._members.move(public_key, address=address, ip=ip, country=country)
 
     def _read(self, asked: Registration) -> Statement:
         try:
@@ -125,23 +130,9 @@ class Registrar:
             raise errors.InvalidApiKey("The join token was used by another node just now.")
         return True
 
-    async def _note_pending(self, statement: Statement, known: NodeRecord | None) -> Welcome:
+    async def _note_pending(self, statement: Statement) -> Welcome:
         """Somebody unknown asks: an operator may say yes. Nothing is connected to."""
-        now_ms = self._clock.unix_ms()
-        record = NodeRecord(
-            node_id=node_id(statement.public_key),
-            standing=Standing.PENDING,
-            public_key=statement.public_key,
-            address=statement.address,
-            country=statement.country,
-            offers=statement.offers,
-            inputs_max=statement.inputs_max,
-            created_ms=known.created_ms if known is not None else now_ms,
-            registered_ms=now_ms,
-        )
-        record = await self._members.save(record)
-        if known is None:
-            log.info("node %s asks to join: `embedmesh nodes approve %s`", record.node_id, record.node_id)
+        record = await self._members.note_pending(statement.public_key, **_said(statement))
         return Welcome(node_id=record.node_id, small_id=record.small_id, standing="pending")
 
     async def _find(self, address: str, certificate: bytes, public_key: bytes) -> str:
@@ -186,31 +177,12 @@ class Registrar:
         if answer is None or not verify(public_key, CHALLENGE, nonce + address.encode(), answer.signature):
             raise NodeFailure("somebody else answers there")
 
-    async def _admit(self, statement: Statement, known: NodeRecord | None, ip: str) -> Welcome:
-        now_ms = self._clock.unix_ms()
-        changes = {
-            "standing": Standing.ADMITTED,
-            "address": statement.address,
-            "ip": ip,
-            "certificate": statement.certificate,
-            "country": statement.country,
-            "offers": statement.offers,
-            "inputs_max": statement.inputs_max,
-            "registered_ms": now_ms,
-        }
-        if known is None:
-            known = NodeRecord(
-                node_id=node_id(statement.public_key),
-                standing=Standing.ADMITTED,
-                public_key=statement.public_key,
-                inputs_max=statement.inputs_max,
-                created_ms=now_ms,
-            )
+    async def _admit(self, statement: Statement, ip: str) -> Welcome:
         ephemeral = Ephemeral()
         agreed = transcript(
             node_public=statement.ephemeral,
             gateway_public=ephemeral.public,
-            node_id=known.node_id,
+            node_id=node_id(statement.public_key),
             gateway_public_key=self._identity.public_key,
             nonce=statement.nonce,
         )
@@ -218,14 +190,26 @@ class Registrar:
             sessions = ephemeral.agree(statement.ephemeral, agreed)
         except ValueError:
             raise errors.InvalidValue("The node's half of the session key is not one.", param="ephemeral") from None
-        record = await self._members.admit(msgspec.structs.replace(known, **changes), sessions)
+        said = _said(statement) | {"ip": ip, "certificate": statement.certificate}
+        record = await self._members.admit(statement.public_key, sessions, **said)
         return Welcome(
             node_id=record.node_id,
             small_id=record.small_id,
             standing="admitted",
             ephemeral=ephemeral.public,
             signature=self._identity.sign(TRANSCRIPT, agreed),
+            heartbeat_s=self._heartbeat_s,
         )
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
+
+
+def _said(statement: Statement) -> dict[str, object]:
+    """What a node says of itself, as members of its record."""
+    return {
+        "address": statement.address,
+        "country": statement.country,
+        "offers": statement.offers,
+        "inputs_max": statement.inputs_max,
+    }

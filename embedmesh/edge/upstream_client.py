@@ -62,7 +62,7 @@ def parse_url(url: str) -> Place:
     """`http://HOST:PORT` or `https://HOST/some/v1`; `/v1` is added where no path is given. Raises InvalidValue."""
     try:
         parts = urlsplit(url)
-        port = parts.port or PORTS.get(parts.scheme, 0)
+        port = PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
     except ValueError:
         parts, port = urlsplit(""), 0
     sane = url.isascii() and url.isprintable() and " " not in url and len(url) <= URL_CHARS_MAX

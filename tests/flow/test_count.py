@@ -1,10 +1,12 @@
 """What is counted is what is embedded: prompts, cuts and special tokens included; ids are never guessed."""
 
+import msgspec
 import pytest
 
-from embedmesh.flow.count import count, count_now
+from embedmesh.flow.count import SPECIALS_MAX, count, count_now
 from embedmesh.rules.embeddings import REQUEST_TOKENS_MAX, Call
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.models import Model
 from tests.flow.world import MODEL, NATIVE, LetterTokenizer, Shift3
 
 TOKENIZER = LetterTokenizer()
@@ -91,3 +93,21 @@ async def test_long_texts_are_counted_off_the_event_loop() -> None:
     seen.clear()
     await count(Call("m", texts=["a"]), MODEL, Telling(), None)
     assert seen == {True}
+
+
+FOREIGN = Model(id="acme/foreign", width=4, max_tokens=8, price=1, prompts={"query": "q: "})
+
+
+async def test_without_a_tokenizer_bytes_bound_the_tokens_and_texts_are_what_is_sent() -> None:
+    counted = await count(Call("m", texts=["abc", "\u00e4"], role="query"), FOREIGN, None, None)
+    assert (counted.texts, counted.ids, counted.exact) == (["q: abc", "q: \u00e4"], None, False)
+    assert counted.lengths == [6 + SPECIALS_MAX, 5 + SPECIALS_MAX]
+
+
+@pytest.mark.parametrize(
+    ("call", "param"), [(Call("m", texts=["abc"], truncate="end"), "truncate"), (Call("m", ids=[[3]]), "input")]
+)
+def test_without_a_tokenizer_nothing_is_cut_and_no_id_is_guessed(call: Call, param: str) -> None:
+    with pytest.raises(Failure) as refused:
+        count_now(call, msgspec.structs.replace(FOREIGN, token_ids="native"), None, None)
+    assert refused.value.param == param
