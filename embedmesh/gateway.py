@@ -29,6 +29,7 @@ from embedmesh.fleet.addresses import Policy, system_lookup
 from embedmesh.fleet.canary import Canaries
 from embedmesh.fleet.choose import POLICIES
 from embedmesh.fleet.line import Line
+from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.expire import expire
@@ -145,7 +146,7 @@ async def _run(settings: GatewaySettings) -> int:
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
         node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
         clients.add(node_id, OwnLink(unix_dialler(address.removeprefix(UNIX)), clock))
-        node = registry.add(Node(node_id, address, trusted=True))
+        node = registry.add(Node(node_id, address, trusted=True, load=Load(interleaves=True)))
         prober = Prober(node, registry, catalogue, tokenizers, clients, clock, verify)
         background.append(asyncio.create_task(prober.run()))
     members.start()

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from embedmesh.fleet.budget import RetryBudget
 from embedmesh.fleet.choose import FULL_SCAN_NODES_MAX, Option, Policy, fastest
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.fleet.spread import cut, in_order, part_tokens_max, stays_whole
+from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, part_tokens_max, stays_whole
 from embedmesh.rules.deadlines import ATTEMPTS_MAX
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeUnreachable, Overloaded
@@ -131,7 +131,8 @@ class Line:
             return None
         now = self._clock.monotonic()
         waiting = self._waiting[model.id].tokens if model.id in self._waiting else 0
-        alone_s = min(node.load.finish_s(tokens, now) + node.penalty_s for node in nodes)
+        small = tokens <= WHOLE_TOKENS_MAX
+        alone_s = min(node.load.finish_s(tokens, now, small=small) + node.penalty_s for node in nodes)
         if not waiting:
             return alone_s
         return max(alone_s, (waiting + tokens) / sum(node.load.tokens_per_s for node in nodes))
@@ -198,7 +199,7 @@ class Line:
         ]
         if not idle or not self._budget.take():
             return
-        spot = min((_Spot(node, now) for node in idle), key=lambda spot: spot.finish_s(part.tokens))
+        spot = min((_Spot(node, now) for node in idle), key=lambda spot: spot.finish_s(part.tokens, True))
         spot.node.counts["hedges"] += 1
         work.asker.take(self._bind(work, tried, spot, part.tokens, now))
 
@@ -320,7 +321,7 @@ class Line:
         for spot, room in zip(spots, rooms, strict=True):
             limit = rest.tokens if work.whole else part_tokens_max(rest.tokens, spot.tokens_per_s, free_speed)
             limits.append(limit)
-            finish_s = spot.finish_s(min(limit, rest.tokens))
+            finish_s = spot.finish_s(min(limit, rest.tokens), work.whole)
             options.append(Option(spot.node, finish_s, room, spot.node.asks.get(work.model_id, 0)))
         horizon_s = (outstanding + ahead + (0 if work.whole else rest.tokens)) / speed
         chosen = self._policy(options, horizon_s, self._dice)
@@ -336,7 +337,7 @@ class Line:
             node_id=node.node_id,
             places=rest.places[: taken.inputs],
             tokens=taken.tokens,
-            expected_s=spot.finish_s(taken.tokens),
+            expected_s=spot.finish_s(taken.tokens, work.whole),
             ask=node.asks.get(work.model_id, 0),
         )
         work.taken[part] = rest
@@ -429,21 +430,21 @@ class _Spot:
 
     def look(self, now: float) -> None:
         """Its load has changed."""
-        self._remaining_s = self.node.load.remaining_s(now)
+        self._remaining_s = (self.node.load.remaining_s(now), self.node.load.remaining_s(now, small=True))
 
     def room(self, now: float, small: bool) -> bool:
-        return self.node.room(self._remaining_s, now, small=small)
+        return self.node.room(self._remaining_s[small], now, small=small)
 
     def able(self, work: Work, rest: Rest) -> bool:
         return _can(self.node, work, rest)
 
-    def finish_s(self, tokens: int) -> float:
-        return self._remaining_s + self.node.load.fixed_s + tokens / self.tokens_per_s + self._penalty_s
+    def finish_s(self, tokens: int, small: bool) -> float:
+        return self._remaining_s[small] + self.node.load.fixed_s + tokens / self.tokens_per_s + self._penalty_s
 
     @property
     def room_in_s(self) -> float:
         """When a large part may be sent next, if all goes as expected."""
-        return self._remaining_s - self.node.load.fixed_s
+        return self._remaining_s[False] - self.node.load.fixed_s
 
 
 def _can(node: Node, work: Work, rest: Rest) -> bool:

@@ -15,18 +15,25 @@ PRIOR_TOKENS = 1_000.0  # the prior is two points: a part without tokens, and on
 PRIOR_WEIGHT = 0.5  # half a measurement each
 TOKENS_PER_S_MIN = 50.0  # slower than any machine worth asking; keeps an outlier from closing a node for minutes
 TOKENS_PER_S_MAX = 10_000_000.0
+BATCH_TOKENS = 1_024  # of our engine: what a short call waits for at a node that interleaves
 STRETCH_PARTS = 8  # busy time is cut into points after so many parts,
 STRETCH_S = 0.25  # or so many seconds: while a node is never idle it is learned from, too
 ALIKE = 0.2  # points whose sizes spread by less than this part of their mean say nothing of the slope
 
 
 class Load:
-    """One node's outstanding work and learned speed. Tokens and seconds; `now` is on the monotonic clock."""
+    """One node's outstanding work and learned speed. Tokens and seconds; `now` is on the monotonic clock.
 
-    def __init__(self) -> None:
+    A node that `interleaves` runs short calls between the batches of large ones, as ours do (docs/reference/
+    node-protocol.md): they wait for one batch there, not for all that came before.
+    """
+
+    def __init__(self, *, interleaves: bool = False) -> None:
+        self.interleaves = interleaves
         self.tokens = 0  # outstanding: sent by us and not answered
         self.parts = 0
-        self.bulk_parts = 0  # those of them that are of requests which were cut
+        self.bulk_tokens = 0  # those of them that are of requests which were cut
+        self.bulk_parts = 0
         self.others_tokens = 0  # what the node says is waiting there for other gateways
         self._since = 0.0  # when it began what it is busy with now: its last answer, or when it ceased to be idle
         self._stretch_parts = 0
@@ -44,23 +51,31 @@ class Load:
         """What a part costs besides its tokens."""
         return self._line.fixed_s
 
-    def remaining_s(self, now: float) -> float:
-        """Until what is outstanding would be done.
+    def remaining_s(self, now: float, *, small: bool = False) -> float:
+        """Until the node would begin with what it is sent now: a `small` part, or one of a large request.
 
         Past the time that it should have taken a node gets worse the longer it says nothing, as a wedged one must not
         look idle.
         """
         work_s = self._line.seconds(self.parts, self.tokens) + self.others_tokens * self._line.per_token_s
         elapsed_s = now - self._since if self.parts else 0.0
-        return abs(work_s - elapsed_s)
+        if not small or not self.interleaves or not self.bulk_parts:
+            return abs(work_s - elapsed_s)
+        batch_s = min(self.bulk_tokens, BATCH_TOKENS) * self._line.per_token_s
+        return self.small_s() + batch_s + max(0.0, elapsed_s - work_s)
 
-    def finish_s(self, tokens: int, now: float) -> float:
-        """Until a part of so many tokens more would be done, after what is outstanding."""
-        return self.remaining_s(now) + self._line.seconds(1, tokens)
+    def small_s(self) -> float:
+        """How long its small parts will take, those of large requests left out."""
+        return self._line.seconds(self.parts - self.bulk_parts, self.tokens - self.bulk_tokens)
+
+    def finish_s(self, tokens: int, now: float, *, small: bool = False) -> float:
+        """Until a part of so many tokens more would be done."""
+        return self.remaining_s(now, small=small) + self._line.seconds(1, tokens)
 
     def began(self, tokens: int, now: float, *, bulk: bool = False) -> None:
         """A part was sent."""
         self.bulk_parts += bulk
+        self.bulk_tokens += tokens if bulk else 0
         if not self.parts:
             self._since = now
         self.parts += 1
@@ -69,6 +84,7 @@ class Load:
     def ended(self, tokens: int, now: float, *, well: bool, bulk: bool = False) -> None:
         """A part ended; only what ended well says how fast the node is."""
         self.bulk_parts -= bulk
+        self.bulk_tokens -= tokens if bulk else 0
         self.parts -= 1
         self.tokens -= tokens
         if well:

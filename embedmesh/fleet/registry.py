@@ -66,14 +66,15 @@ class Node:
     wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
 
     def room(self, remaining_s: float, now: float, *, small: bool) -> bool:
-        """Whether it may be sent one more part now, with `remaining_s` of work there."""
+        """Whether it may be sent one more part now, with `remaining_s` until it would begin with it."""
         load = self.load
         if now < self.paused_until or load.parts >= (1 if self.trial else self.in_flight_max):
             return False
         if not load.parts:
             return True
         if small:
-            return remaining_s <= WINDOW_SMALL_S + load.fixed_s
+            ahead_s = load.small_s() if load.interleaves else remaining_s
+            return ahead_s <= WINDOW_SMALL_S + load.fixed_s
         return load.bulk_parts < BULK_PARTS_MAX and remaining_s <= WINDOW_BULK_S + load.fixed_s
 
     @property
