@@ -12,7 +12,7 @@ FAST := $(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -m "not model and
 	--ignore tests/story --ignore tests/hostile/test_schema.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash wedge soak bench-engine bench-quality bench-store lock wheel clean
+.PHONY: help serve test fast check crash wedge soak bench-engine bench-quality bench-fleet bench-store lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,10 @@ wedge: $(VENV)/.setup $(VENV)/.dev  ## break the engine in every way under load;
 
 soak: $(VENV)/.setup $(VENV)/.dev  ## 100,000 texts through a node; memory must not grow (minutes)
 	$(BIN)/python -m bench.soak $(ARGS)
+
+bench-fleet: $(VENV)/.setup $(VENV)/.dev  ## choosing among unequal nodes beside other routers, and two real nodes (minutes)
+	$(BIN)/python -m bench.choosing $(ARGS)
+	$(BIN)/python -m bench.choosing.real
 
 bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request
 	$(BIN)/python -m bench.store $(ARGS)
