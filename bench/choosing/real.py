@@ -1,4 +1,4 @@
-"""`python -m bench.choosing.real [--rounds N]`: two real nodes, one a core, on one large request; beside one of them alone.
+"""`python -m bench.choosing.real [--rounds N]`: two real nodes, one a core, on one large request; beside one alone.
 
 The gateway and this client share the two cores with the nodes; where one node works alone, the other core is theirs.
 """
