@@ -12,7 +12,7 @@ FAST := $(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -m "not model and
 	--ignore tests/story --ignore tests/hostile/test_schema.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash wedge soak bench-engine bench-quality bench-fleet bench-store lock wheel clean
+.PHONY: help serve test fast check crash fault wedge soak sim bench-engine bench-quality bench-fleet bench-store upstreams lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,11 +36,17 @@ check: $(VENV)/.dev  ## static checks: format, lint, types, import arrows
 crash: $(VENV)/.setup $(VENV)/.dev  ## kill -9 gateway, node and engine under load; the ledger must still add up (minutes)
 	$(BIN)/python -m bench.crash $(ARGS)
 
+sim: $(VENV)/.dev  ## the line beside other routers, in virtual time: waits, fairness, idle nodes (2 minutes)
+	$(BIN)/python -m bench.sim $(ARGS)
+
 bench-quality: $(VENV)/.setup $(VENV)/.dev  ## parity with sentence-transformers and STS-B, as a table
 	$(BIN)/python -m bench.quality $(ARGS)
 
 bench-engine: $(VENV)/.setup $(VENV)/.dev  ## the engine beside its peers: speed, latency, start, memory (minutes)
 	$(BIN)/python -m bench.engine $(ARGS)
+
+fault: $(VENV)/.setup $(VENV)/.dev  ## nodes that lie, hang, break and vanish under load; no caller may notice (minutes)
+	$(BIN)/python -m bench.fault $(ARGS)
 
 wedge: $(VENV)/.setup $(VENV)/.dev  ## break the engine in every way under load; nobody may wait or be told wrong (minutes)
 	$(BIN)/python -m bench.wedge $(ARGS)
@@ -51,6 +57,9 @@ soak: $(VENV)/.setup $(VENV)/.dev  ## 100,000 texts through a node; memory must 
 bench-fleet: $(VENV)/.setup $(VENV)/.dev  ## choosing among unequal nodes beside other routers, and two real nodes (minutes)
 	$(BIN)/python -m bench.choosing $(ARGS)
 	$(BIN)/python -m bench.choosing.real
+
+upstreams: $(VENV)/.setup $(VENV)/.dev  ## real servers of other makes (infinity, llama.cpp) as nodes (minutes; installs them in .bench)
+	$(BIN)/python -m bench.upstreams $(ARGS)
 
 bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request
 	$(BIN)/python -m bench.store $(ARGS)

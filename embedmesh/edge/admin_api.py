@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 from msgspec import Meta
 
-from embedmesh.edge.members import UPSTREAM, Member, Members
+from embedmesh.edge.members import DIALLED, UPSTREAM, Member, Members, kind_of
 from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
 from embedmesh.edge.server import REST, Routes
 from embedmesh.edge.upstream_client import parse_url
@@ -30,7 +30,9 @@ INVITE_S_MAX = 30 * 86_400
 INVITE_S = 3_600
 NOTE_CHARS_MAX = 128
 WEIGHT_MAX = 1e6
+LOCAL = "local"
 READY_S, READY_LOOK_S = 5.0, 0.1  # a server that is there embeds within one
+SMALL_ID = re.compile("[0-9]{1,15}")
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 ACTIONS: dict[str, dict[str, object]] = {
@@ -43,6 +45,10 @@ ACTIONS: dict[str, dict[str, object]] = {
     "distrust": {"trusted": False},
 }
 """`POST /v1/admin/nodes/{id}/ACTION` -> what changes in the node's record."""
+
+
+OF_THE_LOCAL_NODE = ("drain", "resume")
+"""What can be said of this machine's own node, until the gateway starts anew: the rest of it is in the settings."""
 
 
 class InviteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,6 +139,12 @@ class AdminApi:
         """Say something of a node: approve, drain, resume, readmit, remove, trust, distrust, weight."""
         name, _, action = request[REST].rpartition("/")
         body = await self._body(request)
+        node = self._registry.find(name)
+        if node is not None and node.kind == LOCAL:
+            if action not in OF_THE_LOCAL_NODE:
+                raise errors.InvalidValue("This machine's own node can be drained and resumed, no more.")
+            self._registry.drain(node, action == "drain")
+            return _json(self._one(name))
         record = self._find(name)
         if action == "weight":
             weight = _decode(body, WeightRequest).weight
@@ -218,13 +230,13 @@ class AdminApi:
 
     def _one(self, name: str) -> dict[str, Any]:
         node = self._registry.find(name)
-        if node is not None and node.kind == "local":
+        if node is not None and node.kind == LOCAL:
             return self._described(None, node)
         record = self._find(name)
         return self._described(record, self._registry.find(record.node_id))
 
     def _find(self, name: str) -> NodeRecord:
-        if name.isdecimal():
+        if SMALL_ID.fullmatch(name):
             for record in self._members.records():
                 if record.small_id == int(name):
                     return record
@@ -249,7 +261,7 @@ def _kept(record: NodeRecord | None) -> dict[str, Any]:
     return {
         "node_id": record.node_id,
         "small_id": record.small_id,
-        "kind": record.kind,
+        "kind": kind_of(record),
         "standing": record.standing.value,
         "address": record.address or None,
         "country": record.country or None,
@@ -275,7 +287,7 @@ def _live(node: Node, member: Member | None, clock: Clock) -> dict[str, Any]:
     return {
         "node_id": node.node_id,
         "kind": node.kind,
-        "address": node.address,
+        "address": node.address if node.kind != DIALLED else None,
         "state": "draining" if node.draining and node.state is NodeState.READY else node.state.value,
         "models": sorted(node.models),
         "trusted": node.trusted,

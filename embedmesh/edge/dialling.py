@@ -56,15 +56,14 @@ class DialOut:
             try:
                 async with asyncio.timeout(UPGRADE_S):
                     transport, rest = await self._dial(node_id, sign)
-                lost = self._server.adopt(transport, rest)
+                await self._server.adopt(transport, rest)
                 pause = AGAIN_MIN_S
-                await lost
             except (OSError, TimeoutError, ValueError):
-                await asyncio.sleep(pause * (0.75 + secrets.randbelow(500) / 1000))
                 pause = min(2 * pause, AGAIN_MAX_S)
             finally:
                 if transport is not None and not transport.is_closing():
                     transport.close()
+            await asyncio.sleep(pause * (0.75 + secrets.randbelow(500) / 1000))  # also where it was taken, and ended
 
     async def _dial(self, node_id: str, sign: Sign) -> tuple[asyncio.Transport, bytes]:
         """An upgraded connection, and what has already come on it. Raises OSError and ValueError."""

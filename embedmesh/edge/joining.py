@@ -1,7 +1,7 @@
 """A node's side of its membership: it joins, says every two seconds how it is, and says farewell before it leaves.
 
 Whatever happens to the gateway, the node goes on serving and tries again. Only what a person has to mend ends it: a
-join token that is not valid, an address that is refused, a removal.
+join token that is not valid, an address that is refused when it joins, a removal.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from embedmesh.rules.embeddings import INPUTS_MAX
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.membership import (
+    RECEIPTS_A_BEAT,
     SESSION_S,
     STATEMENT,
     TRANSCRIPT,
@@ -55,7 +56,8 @@ AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # before the n-th try in a row to register
 PENDING_S = 5.0  # between two questions whether an operator has said yes
 FAREWELL_S = 3.0  # a gateway that does not answer will notice by itself
 REPLY_BYTES_MAX = 64 * 1024
-STATUS_REFUSED = (400, 403)  # what trying again does not change
+REMOVED = 403
+TO_BE_MENDED = (400, 401)  # of the first registration; later ones were right once, and may be again
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -152,7 +154,7 @@ class Joining:
                 try:
                     welcome = await self._register()
                 except Refused as refused:
-                    if refused.status in STATUS_REFUSED or (refused.status == 401 and self._signer is None):
+                    if refused.status == REMOVED or (refused.status in TO_BE_MENDED and self._signer is None):
                         raise SetupError(f"The gateway refuses this node: {refused}") from None
                     failures += 1
                     log.warning("the gateway does not take this node now: %s", refused)
@@ -230,8 +232,9 @@ class Joining:
         """Heartbeats until the session is old, what is offered has changed, or the gateway knows us no more."""
         began, offered, missed = self._clock.monotonic(), self._offers(), 0
         wanted: int | None = None
+        more = False
         while self._clock.monotonic() - began < SESSION_S and self._offers() == offered:
-            await asyncio.sleep(every_s)
+            await asyncio.sleep(0 if more else every_s)
             try:
                 reply = await self._beat(wanted)
             except Refused as refused:
@@ -242,7 +245,10 @@ class Joining:
                 missed += 1
             else:
                 missed = 0
-                wanted = self._receipts.wanted_from(reply.receipts_from)
+                sent, wanted = wanted, self._receipts.wanted_from(reply.receipts_from)
+                more = sent is not None and sent < wanted <= self._receipts.count - RECEIPTS_A_BEAT
+            if missed:
+                wanted, more = None, False  # whether it has our last receipts is not known
             if missed == 1:
                 log.warning("the gateway %s does not answer; trying on", self._known.url)
 

@@ -140,7 +140,8 @@ def _parse(address: str) -> Endpoint:
 def _listen(settings: NodeSettings) -> tuple[str, int]:
     """Host and port to listen on."""
     if not settings.listen:
-        return EVERYWHERE, _parse(settings.address).port
+        place = _parse(settings.address)
+        return "::" if ":" in place.host else EVERYWHERE, place.port
     host, _, port = settings.listen.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) <= 65_535:
         raise SetupError("Give --listen as HOST:PORT, such as 0.0.0.0:8443.")

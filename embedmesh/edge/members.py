@@ -33,7 +33,8 @@ from embedmesh.storage.nodes import NodeBooks, NodeRecord
 log = logging.getLogger("embedmesh.fleet")
 
 DIALLED_IN_FLIGHT_MAX = 16  # as many connections as a node that dials out keeps open
-UPSTREAM = "upstream"
+REMOTE, DIALLED, UPSTREAM = "remote", "dialled", "upstream"
+"""Kinds of nodes: at an address, over their own connections, of another make."""
 
 
 @dataclass(eq=False)
@@ -228,7 +229,8 @@ class Members:
             signing = Signing(record.node_id, self._instance, self._clock, audit.answered)
             checker = RequestChecker(record.node_id)
         wires = _wires(record)
-        node = _node(record, "remote" if record.address else "dialled")
+        node = _node(record)
+        node.load.interleaves = True
         if not record.address:
             node.in_flight_max = DIALLED_IN_FLIGHT_MAX
         probing = self._begin(node, OwnLink(wires, self._clock, signing))
@@ -237,7 +239,7 @@ class Members:
         return member
 
     def _join_upstream(self, record: NodeRecord) -> None:
-        node = _node(record, UPSTREAM)
+        node = _node(record)
         node.reads_ids = False
         token = record.secret.decode("ascii")
         link = UpstreamLink(parse_url(record.address), record.offers, self._catalogue, token)
@@ -293,11 +295,18 @@ class Members:
         return self._clock.unix_ms() // 1000
 
 
-def _node(record: NodeRecord, kind: str) -> Node:
+def kind_of(record: NodeRecord) -> str:
+    """REMOTE, DIALLED or UPSTREAM."""
+    if record.kind == UPSTREAM:
+        return UPSTREAM
+    return REMOTE if record.address else DIALLED
+
+
+def _node(record: NodeRecord) -> Node:
     return Node(
         record.node_id,
         record.address or "(dials out)",
-        kind=kind,
+        kind=kind_of(record),
         trusted=record.trusted,
         inputs_max=record.inputs_max,
         in_flight_max=record.in_flight_max,

@@ -68,8 +68,10 @@ class Protocol(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # "Delivered" means: in the kernel. With no room in the buffer, drain() waits for just that.
-        cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
+        # "Delivered" means: in the kernel. With no room in the buffer, drain() waits for just that. Over TLS a limit of
+        # 0 would pause us when the buffer is empty, too, and nobody would wake us again.
+        high = 0 if transport.get_extra_info("ssl_object") is None else 1
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=high, low=0)
         if not self._patient:
             self._start_head_timer()
 

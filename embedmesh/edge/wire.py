@@ -85,18 +85,21 @@ class Inbound:
     def __init__(self) -> None:
         self._idle: deque[Connection] = deque()
         self._waiting: deque[asyncio.Future[Connection]] = deque()
+        self._closed = False
 
     def offer(self, connection: "Connection") -> None:
         """A connection is free to be used."""
+        if self._closed:
+            connection.abort()
+            return
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(connection)
                 return
-        if len(self._idle) >= IDLE_MAX:
-            connection.abort()
-        else:
-            self._idle.append(connection)
+        self._idle.append(connection)
+        if len(self._idle) > IDLE_MAX:
+            self._idle.popleft().abort()  # not the newest: others have been cut while they lay idle, some unnoticed
 
     async def exchange(self, build: Callable[[], bytes], limit: int) -> Reply:
         while True:
@@ -114,8 +117,12 @@ class Inbound:
             return reply
 
     def close(self) -> None:
+        self._closed = True
         while self._idle:
             self._idle.popleft().abort()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(NodeUnreachable("the node was removed, or is elsewhere now"))
 
     async def _free(self) -> "Connection":
         while self._idle:

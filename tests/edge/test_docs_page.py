@@ -179,6 +179,25 @@ def test_every_route_member_header_and_error_is_drawn() -> None:
     assert "undefined" not in "".join(drawn.values())
 
 
+def test_routes_of_nodes_and_operators_stand_aside_behind_those_of_callers() -> None:
+    """Who makes an application sees its own routes first, and of the others two lines that open."""
+    api = document(__version__)
+    groups, asides, body = run_script(
+        "drawRoutes(given);"
+        "const groups = elements['route-list'].children;"
+        "const asides = groups.filter((node) => node.attributes.class === 'aside');"
+        "const named = (node) => node.children[0].textContent;"
+        "return [groups.map((node) => node.tag), asides.map(named), asides[0].textContent];",
+        api,
+    )
+    inside = [tag["name"] for tag in api["tags"] if "x-embedmesh-aside" in tag]
+    assert [name.startswith(tag) for name, tag in zip(asides, inside, strict=True)] == [True] * 2
+    assert groups[-2:] == ["details", "details"]
+    assert groups[0] == "h3"
+    for member in ("statement", "tokens_waiting", "signed by the node"):
+        assert member in body
+
+
 @pytest.mark.parametrize(
     "code, given, expected",
     [

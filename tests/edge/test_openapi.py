@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import struct
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,16 +15,23 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from embedmesh import __version__
+from embedmesh.edge.admin_api import ACTIONS
 from embedmesh.edge.failures import TABLE
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.openapi import document
 from embedmesh.edge.pages.samples import CURL, ORIGIN, SAMPLES
 from embedmesh.edge.receive import BodyBudget
+from embedmesh.fleet.registry import Node
 from embedmesh.flow.members import MEMBERS
 from embedmesh.flow.validate import validate
 from embedmesh.rules.errors import CallerFailure, NodeBusy, NodeTooSlow, WrongAnswer
+from embedmesh.rules.membership import Heartbeat, SignedHead
 from embedmesh.rules.ports import Caller
+from embedmesh.signing import atoma
+from embedmesh.signing.invites import Invite
+from embedmesh.signing.receipts import PURPOSE, head_message
 from tests.edge.http import Raw, request, send, serving
+from tests.edge.mesh import Applicant, Gateway, gateway, memory_folder
 from tests.flow.world import CATALOGUE, GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world
 
 METRICS_KEY = "em_metrics"
@@ -58,18 +67,50 @@ def test_it_is_a_valid_openapi_31_document() -> None:
     assert [str(error) for error in OpenAPIV31SpecValidator(json.loads(json.dumps(API))).iter_errors()] == []
 
 
-async def test_every_route_is_documented_and_every_documented_route_exists() -> None:
-    there = {(path.replace("/*", "/{id}"), m.lower()) for path, ms in make_app().routes().items() for m in ms}
-    documented = {(path, method) for path, methods in API["paths"].items() for method in methods}
+@pytest.fixture
+async def complete() -> AsyncIterator[Gateway]:
+    """A whole gateway: callers', nodes' and operators' routes."""
+    with memory_folder() as folder:
+        async with gateway(folder) as made:
+            yield made
+
+
+def route_of(path: str, routes: Collection[str]) -> str:
+    """Which of the gateway's routes takes a documented path: just that one, or one that ends in `/*`."""
+    return path if path in routes else next(each for each in routes if each[-1] == "*" and path.startswith(each[:-1]))
+
+
+async def test_every_route_is_documented_and_every_documented_route_exists(complete: Gateway) -> None:
+    """One route may be several documented paths: what a node or an operator says is the last part of it."""
+    routes = complete.app.routes()
+    there = {(path, method.lower()) for path, methods in routes.items() for method in methods}
+    documented = {(route_of(path, routes), method) for path, methods in API["paths"].items() for method in methods}
     assert documented == there
 
 
-async def test_a_route_needs_a_key_exactly_where_the_document_says_so() -> None:
-    async with serving(make_app().server) as port:
-        for path, methods in API["paths"].items():
-            for method, operation in methods.items():
-                reply = await send(port, request(method.upper(), path.format(id="tiny"), key=None))
-                assert (reply.status == 401) == bool(operation["security"]), path
+async def test_every_action_of_an_operator_is_documented() -> None:
+    [_, action] = API["paths"]["/v1/admin/nodes/{node_id}/{action}"]["post"]["parameters"]
+    assert action["schema"]["enum"] == [*ACTIONS, "weight"]
+
+
+async def test_a_route_needs_a_key_or_a_signature_exactly_where_the_document_says_so(complete: Gateway) -> None:
+    for path, methods in API["paths"].items():
+        asked = re.sub(r"{\w+}", "tiny", path)
+        for method, operation in methods.items():
+            body = b"{}" if method == "post" else b""
+            raw = request(method.upper(), asked, body, key=None, upgrade="embedmesh-node")
+            reply = await send(complete.port, raw)
+            assert (reply.status == 401) == bool(operation["security"]), path
+            if reply.status == 401:
+                check_reply(path, method, reply)
+
+
+async def test_each_tag_has_routes_and_callers_come_first() -> None:
+    used = [operation["tags"][0] for methods in API["paths"].values() for operation in methods.values()]
+    assert list(dict.fromkeys(used)) == [tag["name"] for tag in API["tags"]]
+    assert [tag["name"] for tag in API["tags"] if tag.get("x-embedmesh-aside")] == ["Nodes", "Administration"]
+    names = [operation["operationId"] for methods in API["paths"].values() for operation in methods.values()]
+    assert len(names) == len(set(names))
 
 
 # -- what is sent --------------------------------------------------------------------------------------------------
@@ -220,6 +261,89 @@ async def test_a_gateway_without_nodes_says_so_as_documented() -> None:
         assert reply.status == 503
         check_reply("/readyz", "get", reply)
         check_reply("/v1/embeddings", "post", await send(port, request(body=BODY)))
+
+
+async def test_real_answers_to_nodes_are_as_documented(complete: Gateway, tmp_path: Path) -> None:
+    """A greeting, a registration that is refused, pending and admitted, reports, a farewell; what is sent fits, too."""
+    node = Applicant(complete, tmp_path)
+
+    async def check(path: str, method: str, raw: bytes, status: int) -> None:
+        reply = await send(complete.port, raw)
+        assert reply.status == status, reply.body
+        check_reply(path, method, reply)
+
+    async def registration(invite: Invite | None, **changes: Any) -> bytes:
+        body = msgspec.json.encode((await node.registration(invite, **changes))[0])
+        assert errors_by({"$ref": "#/components/schemas/Registration"}, json.loads(body)) == []
+        statement = json.loads(base64.b64decode(json.loads(body)["statement"]))
+        assert errors_by({"$ref": "#/components/schemas/Statement"}, statement) == []
+        return request("POST", "/v1/nodes", body, key=None)
+
+    invite = await complete.invite()
+    await check("/v1/nodes", "get", request("GET", "/v1/nodes", key=None), 200)
+    await check("/v1/nodes", "post", await registration(None), 200)
+    await check("/v1/nodes", "post", await registration(None, nonce=b"n"), 401)
+    await check("/v1/nodes", "post", await registration(invite, address="https://10.0.0.1"), 400)
+    await check("/v1/nodes", "post", await registration(invite), 200)
+    await check("/v1/nodes", "post", request("POST", "/v1/nodes", b"{", key=None), 400)
+    await check("/v1/nodes", "post", request("POST", "/v1/nodes", b"{}", key=None, content_type="text/plain"), 415)
+    data = {"node_small_id": 1, "public_address": "https://10.0.0.1", "country": "DE"}
+    three_fields = {"data": data, "signature": atoma.sign(node.identity, data)}
+    assert errors_by({"$ref": "#/components/schemas/AtomaRegistration"}, three_fields) == []
+    await check("/v1/nodes", "post", request("POST", "/v1/nodes", json.dumps(three_fields).encode(), key=None), 400)
+    await node.join()
+    beat = msgspec.json.encode(Heartbeat(1, 2.0, (), node_head(node)))
+    assert errors_by({"$ref": "#/components/schemas/Heartbeat"}, json.loads(beat)) == []
+    for what, body, status in (("heartbeat", beat, 200), ("heartbeat", b"{}", 400), ("drain", b"{}", 200)):
+        raw = node.signed("POST", f"/v1/nodes/{node.node_id}/{what}", body)
+        await check(f"/v1/nodes/{{node_id}}/{what}", "post", raw, status)
+    raw = node.signed("GET", f"/v1/nodes/{node.node_id}/dial", b"")
+    await check("/v1/nodes/{node_id}/dial", "get", raw, 404)
+    await complete.act(node.node_id, "remove")
+    await check("/v1/nodes", "post", await registration(None), 403)
+
+
+def node_head(node: Applicant) -> SignedHead:
+    """Of its empty log."""
+    message = head_message(node.node_id, node.gateway.fingerprint, 0, bytes(32), 0)
+    return SignedHead(0, bytes(32), 0, node.identity.sign(PURPOSE, message))
+
+
+async def test_real_answers_to_operators_are_as_documented(complete: Gateway, tmp_path: Path) -> None:
+    """Of nodes of every kind and standing; each schema of a node allows what is there and nothing else."""
+    node, pending = Applicant(complete, tmp_path), Applicant(complete, tmp_path, "pending")
+    await pending.join()
+    complete.registry.add(Node("local", "unix:/nowhere"))
+    async with node.member():
+        one, action, invites = "/v1/admin/nodes/{node_id}", "/v1/admin/nodes/{node_id}/{action}", "/v1/admin/invites"
+        asked: list[tuple[str, str, str, object, int]] = [
+            ("/v1/admin/nodes", "get", "/nodes", None, 200),
+            ("/v1/admin/nodes", "post", "/nodes", {"address": "junk", "models": [{"id": "acme/tiny"}]}, 400),
+            (one, "get", f"/nodes/{node.node_id}", None, 200),
+            (one, "get", f"/nodes/{pending.node_id}", None, 200),
+            (one, "get", "/nodes/local", None, 200),
+            (one, "get", "/nodes/none", None, 404),
+            (action, "post", f"/nodes/{node.node_id}/trust", None, 200),
+            (action, "post", f"/nodes/{node.node_id}/weight", {"weight": 2}, 200),
+            (action, "post", f"/nodes/{node.node_id}/weight", {"weight": 0}, 400),
+            (action, "post", "/nodes/local/drain", None, 200),
+            (action, "post", "/nodes/none/drain", None, 404),
+            (action, "post", f"/nodes/{node.node_id}/remove", None, 200),
+            (invites, "get", "/invites", None, 200),
+            (invites, "post", "/invites", {"expires_in_s": 60, "note": "n"}, 200),
+            (invites, "post", "/invites", None, 200),
+            (invites, "post", "/invites", {"expires_in_s": 0}, 400),
+            (invites + "/{invite_id}", "delete", "/invites/none", None, 404),
+        ]
+        for path, method, real, body, status in asked:
+            reply = await complete.admin(method.upper(), real, body)
+            assert reply.status == status, (real, reply.body)
+            check_reply(path, method, reply)
+        [open_one, *_] = json.loads((await complete.admin("GET", "/invites")).body)["data"]
+        reply = await complete.admin("DELETE", f"/invites/{open_one['invite_id']}")
+        check_reply(invites + "/{invite_id}", "delete", reply)
+        raw = request("GET", "/v1/admin/nodes", key=complete.key("embeddings"))
+        check_reply("/v1/admin/nodes", "get", await send(complete.port, raw))
 
 
 def test_every_failure_is_in_the_error_table_and_every_code_on_some_route() -> None:

@@ -239,7 +239,9 @@ def test_a_user_is_kept_as_a_keyed_hash() -> None:
     assert len(hash_user(SECRET, "\ud800")) == 32
 
 
-@pytest.mark.parametrize("file", ["accounts.sql", "check.sql", "facts.sql", "holds.sql", "keys.sql", "reports.sql"])
+@pytest.mark.parametrize(
+    "file", ["accounts.sql", "check.sql", "facts.sql", "holds.sql", "keys.sql", "nodes.sql", "reports.sql"]
+)
 def test_every_statement_has_a_name_and_a_sentence(file: str, shop: Shop) -> None:
     """Each statement is introduced by a sentence, and SQLite can prepare it."""
     text = (HERE / "statements" / file).read_text(encoding="utf-8")

@@ -1,16 +1,19 @@
 """The OpenAPI 3.1 document of the gateway's public API.
 
-Nothing is said twice: request members come from the table that validates them, failures and their retry headers from
-the table that maps them to HTTP. A test holds the routes to the gateway's own route table.
+Nothing is said twice: request members come from the table that validates them or the struct that decodes them, failures
+and their retry headers from the table that maps them to HTTP. A test holds the routes to the gateway's own route table.
 """
 
 from embedmesh.edge.failures import TABLE
 from embedmesh.edge.openapi.replies import HEADERS, failure_row, header
 from embedmesh.edge.openapi.routes import paths
-from embedmesh.edge.openapi.schemas import Json, schemas
+from embedmesh.edge.openapi.schemas import schemas
+from embedmesh.edge.openapi.shapes import Json
 from embedmesh.edge.pages import docs_page
 
 __all__ = ["docs_page", "document"]
+
+ASIDE = "x-embedmesh-aside"  # of a tag: not for those who make applications
 
 
 def document(version: str) -> Json:
@@ -34,12 +37,20 @@ def document(version: str) -> Json:
             {"name": "Models", "description": "What live nodes serve now."},
             {"name": "Operations", "description": "For whoever runs this gateway."},
             {"name": "About", "description": "The API, described."},
+            {"name": "Nodes", "description": "What nodes say to this gateway, signed.", ASIDE: True},
+            {"name": "Administration", "description": "For keys with the scope `admin`.", ASIDE: True},
         ],
         "security": [{"bearerAuth": []}],
         "paths": paths(),
         "components": {
             "securitySchemes": {
-                "bearerAuth": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer YOUR_KEY`."}
+                "bearerAuth": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer YOUR_KEY`."},
+                "nodeSignature": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "Signature",
+                    "description": "RFC 9421, `hmac-sha256` under the session that the node agreed when it registered.",
+                },
             },
             "headers": {name: header(name) for name in HEADERS},
             "schemas": schemas(),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from embedmesh.edge.failures import TABLE, hint_headers
-from embedmesh.edge.openapi.schemas import Json, ref, unique
+from embedmesh.edge.openapi.shapes import Json, ref, unique
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
 
@@ -39,6 +39,10 @@ HEADERS = {
     "x-should-retry": "`false`: trying again will fail the same way.",
     "Allow": "The methods that this path takes.",
     "WWW-Authenticate": "`Bearer`: how to send the key.",
+    "Content-Digest": "SHA-256 of the body (RFC 9530).",
+    "Embedmesh-Receipt": "Always 0 here: only a node's own answers have receipts.",
+    "Signature-Input": "What the signature covers (RFC 9421).",
+    "Signature": "By the gateway, under the session with this node.",
 }
 COUNTS = {
     "openai-processing-ms",

@@ -1,12 +1,14 @@
-"""The routes, in the order in which a reader wants them, and what each may answer."""
+"""The routes, in the order in which a reader wants them: callers' first, then the operations, nodes' and operators'."""
 
 import base64
 import struct
 from typing import Any
 
 from embedmesh.edge.failures import TABLE
-from embedmesh.edge.openapi.replies import Failures, failure_responses, json_reply, reply
-from embedmesh.edge.openapi.schemas import Json, ref
+from embedmesh.edge.openapi.fleet import admin_paths, node_paths
+from embedmesh.edge.openapi.operations import ANY_KEY, ANY_ROUTE, SCOPED_KEY, operation, parameter
+from embedmesh.edge.openapi.replies import Failures, json_reply, reply
+from embedmesh.edge.openapi.shapes import Json, ref
 from embedmesh.edge.pages.samples import EXAMPLE_MODEL, SAMPLES
 from embedmesh.flow.handle import EMBED_SCOPE
 from embedmesh.flow.identify import METRICS_SCOPES
@@ -15,9 +17,6 @@ from embedmesh.rules.embeddings import BODY_BYTES_MAX, INPUTS_MAX, REQUEST_TOKEN
 
 EMBEDDING_HEADERS = ("openai-processing-ms", "x-embedmesh-cost-nanousd", "x-embedmesh-node", "x-embedmesh-truncated")
 
-ANY_ROUTE: Failures = (errors.MalformedHttp, errors.RequestTimeout, errors.InternalError)
-ANY_KEY: Failures = (errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
-SCOPED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
 # A client may resolve an id such as `..` before it sends it, and then asks for another path.
 ONE_MODEL: Failures = (errors.ModelNotFound, errors.NotFound, *ANY_KEY)
 OFF_THE_MAP: Failures = (errors.NotFound, errors.MethodNotAllowed)  # no route gives these; every other path does
@@ -26,10 +25,14 @@ EMBEDDINGS: Failures = tuple(failure for failure in TABLE if failure not in OFF_
 
 def paths() -> Json:
     """Path -> method -> what it takes and gives."""
+    return _caller_paths() | node_paths() | admin_paths()
+
+
+def _caller_paths() -> Json:
     return {
         "/v1/embeddings": {"post": _create_embeddings()},
         "/v1/models": {
-            "get": _operation(
+            "get": operation(
                 "listModels",
                 "Models",
                 "List models",
@@ -40,7 +43,7 @@ def paths() -> Json:
             )
         },
         "/v1/models/{id}": {
-            "get": _operation(
+            "get": operation(
                 "getModel",
                 "Models",
                 "Get a model",
@@ -49,21 +52,10 @@ def paths() -> Json:
                 ONE_MODEL,
                 scopes=(),
             )
-            | {
-                "parameters": [
-                    {
-                        "name": "id",
-                        "in": "path",
-                        "required": True,
-                        "description": "The model's id or alias.",
-                        "schema": {"type": "string", "minLength": 1},
-                        "example": EXAMPLE_MODEL,
-                    }
-                ]
-            }
+            | {"parameters": [parameter("id", "The model's id or alias.", EXAMPLE_MODEL)]}
         },
         "/health": {
-            "get": _operation(
+            "get": operation(
                 "getHealth",
                 "Operations",
                 "Is the process up?",
@@ -73,7 +65,7 @@ def paths() -> Json:
             )
         },
         "/readyz": {
-            "get": _operation(
+            "get": operation(
                 "getReadiness",
                 "Operations",
                 "Can it do its work?",
@@ -83,7 +75,7 @@ def paths() -> Json:
             )
         },
         "/metrics": {
-            "get": _operation(
+            "get": operation(
                 "getMetrics",
                 "Operations",
                 "Metrics",
@@ -94,7 +86,7 @@ def paths() -> Json:
             )
         },
         "/openapi.json": {
-            "get": _operation(
+            "get": operation(
                 "getOpenapi",
                 "About",
                 "This document",
@@ -104,7 +96,7 @@ def paths() -> Json:
             )
         },
         "/docs": {
-            "get": _operation(
+            "get": operation(
                 "getDocs",
                 "About",
                 "The documentation page",
@@ -126,7 +118,7 @@ def _create_embeddings() -> Json:
         "float": {"summary": "Numbers", "value": _example_reply([list(vector) for vector in vectors])},
         "base64": {"summary": "The same, with `encoding_format: base64`", "value": _example_reply(as_base64)},
     }
-    operation = _operation(
+    created_by = operation(
         "createEmbeddings",
         "Embeddings",
         "Create embeddings",
@@ -137,7 +129,7 @@ def _create_embeddings() -> Json:
         EMBEDDINGS,
         scopes=(EMBED_SCOPE,),
     )
-    operation["requestBody"] = {
+    created_by["requestBody"] = {
         "required": True,
         "content": {
             "application/json": {
@@ -146,8 +138,8 @@ def _create_embeddings() -> Json:
             }
         },
     }
-    operation["x-codeSamples"] = SAMPLES
-    return operation
+    created_by["x-codeSamples"] = SAMPLES
+    return created_by
 
 
 def _example_reply(embeddings: list[Any]) -> Json:
@@ -157,25 +149,4 @@ def _example_reply(embeddings: list[Any]) -> Json:
         "data": data,
         "model": EXAMPLE_MODEL,
         "usage": {"prompt_tokens": 9, "total_tokens": 9},
-    }
-
-
-def _operation(
-    name: str,
-    tag: str,
-    summary: str,
-    description: str,
-    replies: dict[int, Json],
-    failures: Failures,
-    scopes: tuple[str, ...] | None = None,
-) -> Json:
-    """One method of a path. Without `scopes` it needs no key; with none of them, any; else a key with one of them."""
-    responses = failure_responses(failures) | replies
-    return {
-        "operationId": name,
-        "tags": [tag],
-        "summary": summary,
-        "description": description,
-        "security": [] if scopes is None else [{"bearerAuth": [scope]} for scope in scopes] or [{"bearerAuth": []}],
-        "responses": {str(status): responses[status] for status in sorted(responses)},
     }

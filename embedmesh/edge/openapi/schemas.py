@@ -1,52 +1,37 @@
 """The shapes of what is sent and answered."""
 
-from collections.abc import Iterable
-from typing import Any
-
 from embedmesh.edge.failures import TABLE
+from embedmesh.edge.openapi.fleet_schemas import fleet_schemas
+from embedmesh.edge.openapi.shapes import COUNT, TEXT, Json, list_of, ref, unique, whole
 from embedmesh.flow.members import MEMBERS
 from embedmesh.rules.embeddings import INPUTS_MAX
 from embedmesh.rules.models import TIERS
 
-Json = dict[str, Any]
-
-
-def ref(schema: str) -> Json:
-    """A reference to one of `schemas`."""
-    return {"$ref": f"#/components/schemas/{schema}"}
-
-
-def _object(properties: Json, **more: Any) -> Json:
-    """An object whose members are always all there."""
-    return {"type": "object", "required": list(properties), "properties": properties, **more}
-
 
 def schemas() -> Json:
     """All of them, by name."""
-    count = {"type": "integer", "minimum": 0}
-    text = {"type": "string"}
-    return {
+    return fleet_schemas() | {
         "EmbeddingRequest": {
             "type": "object",
             "required": ["model", "input"],
             "additionalProperties": False,
             "properties": {name: member.schema for name, member in MEMBERS.items()},
         },
-        "EmbeddingList": _object(
+        "EmbeddingList": whole(
             {
                 "object": {"const": "list"},
                 "data": {"type": "array", "minItems": 1, "maxItems": INPUTS_MAX, "items": ref("Embedding")},
                 "model": {"type": "string", "description": "As the request named it."},
-                "usage": _object(
-                    {"prompt_tokens": count, "total_tokens": count},
+                "usage": whole(
+                    {"prompt_tokens": COUNT, "total_tokens": COUNT},
                     description="Tokens really embedded, special tokens included.",
                 ),
             }
         ),
-        "Embedding": _object(
+        "Embedding": whole(
             {
                 "object": {"const": "embedding"},
-                "index": {**count, "description": "The position of the input."},
+                "index": {**COUNT, "description": "The position of the input."},
                 "embedding": {
                     "oneOf": [
                         {"type": "array", "minItems": 1, "items": {"type": "number"}},
@@ -56,14 +41,14 @@ def schemas() -> Json:
                 },
             }
         ),
-        "ModelList": _object({"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}),
-        "Model": _object(
+        "ModelList": list_of("Model"),
+        "Model": whole(
             {
-                "id": text,
+                "id": TEXT,
                 "object": {"const": "model"},
-                "created": {**count, "description": "Unix time in seconds; 0 where it is not known."},
-                "owned_by": text,
-                "aliases": {"type": "array", "items": text, "description": "Other names that requests may use."},
+                "created": {**COUNT, "description": "Unix time in seconds; 0 where it is not known."},
+                "owned_by": TEXT,
+                "aliases": {"type": "array", "items": TEXT, "description": "Other names that requests may use."},
                 "tier": {"enum": list(TIERS), "description": "The precision of the arithmetic."},
                 "width": {"type": "integer", "minimum": 1, "description": "Components of a vector."},
                 "max_tokens": {
@@ -71,20 +56,20 @@ def schemas() -> Json:
                     "minimum": 1,
                     "description": "Of one input, special tokens included.",
                 },
-                "price_nanousd_per_million_tokens": {**count, "description": "Nano-USD (1e-9 USD) a million tokens."},
-                "nodes": {**count, "description": "Live nodes that serve it."},
+                "price_nanousd_per_million_tokens": {**COUNT, "description": "Nano-USD (1e-9 USD) a million tokens."},
+                "nodes": {**COUNT, "description": "Live nodes that serve it."},
             }
         ),
-        "Health": _object({"message": {"const": "ok"}}),
-        "Readiness": _object(
+        "Health": whole({"message": {"const": "ok"}}),
+        "Readiness": whole(
             {
                 "ready": {"type": "boolean"},
-                "reasons": {"type": "array", "items": text, "description": "Why it is not; empty when it is."},
+                "reasons": {"type": "array", "items": TEXT, "description": "Why it is not; empty when it is."},
             }
         ),
-        "Error": _object(
+        "Error": whole(
             {
-                "error": _object(
+                "error": whole(
                     {
                         "message": {"type": "string", "description": "What is wrong, where, and what to do."},
                         "type": {"enum": unique(kind for _, kind in TABLE.values())},
@@ -97,8 +82,3 @@ def schemas() -> Json:
             additionalProperties=False,
         ),
     }
-
-
-def unique(values: Iterable[str]) -> list[str]:
-    """Each once, in order."""
-    return list(dict.fromkeys(values))

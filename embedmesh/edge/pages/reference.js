@@ -18,7 +18,13 @@ function typeInWords(schema) {
       .filter((value) => value !== null)
       .map((value) => JSON.stringify(value))
       .join(" | ");
-  if (schema.oneOf) return schema.oneOf.map(typeInWords).join(" | ");
+  if (schema.$ref) return schema.$ref.split("/").at(-1);
+  const several = schema.oneOf ?? schema.anyOf;
+  if (several)
+    return several
+      .map(typeInWords)
+      .filter((words) => words)
+      .join(" | ");
   const types = [schema.type].flat().filter((type) => type !== "null");
   if (types[0] === "array")
     return `array of ${typeInWords(schema.items).replace(/^(array|string|integer|number)\b/, "$1s")}`;
@@ -42,9 +48,13 @@ function drawRoutes(api) {
   const routes = Object.entries(api.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, operation]) => [path, method, operation]),
   );
-  const groups = api.tags.map(({ name, description }) => {
-    const members = routes.filter(([, , operation]) => operation.tags.includes(name));
-    return [el("h3", {}, name, el("small", {}, description)), ...members.map((route) => drawRoute(api, ...route))];
+  const groups = api.tags.map((tag) => {
+    const members = routes.filter(([, , operation]) => operation.tags.includes(tag.name));
+    const drawn = members.map((route) => drawRoute(api, ...route));
+    const heading = el("h3", {}, tag.name, el("small", {}, tag.description));
+    if (!tag["x-embedmesh-aside"]) return [heading, ...drawn];
+    // Nodes and operators know what they look for; who makes an application need not scroll past it.
+    return [el("details", { class: "aside" }, el("summary", {}, heading), drawn)];
   });
   byId("route-list").replaceChildren(...groups.flat());
 }
@@ -66,14 +76,14 @@ function drawRoute(api, path, method, operation) {
   const answers = Object.entries(operation.responses).map(([status, response]) => [
     statusPill(Number(status)),
     answerInWords(api, response),
-    codeList(Object.keys(response.headers).filter((name) => name !== "x-request-id")),
+    codeList(Object.keys(response.headers ?? {}).filter((name) => name !== "x-request-id")),
   ]);
   return el(
     "details",
     { class: "route" },
     summary,
     el("p", {}, prose(operation.description)),
-    operation.requestBody ? el("p", {}, "Body: see ", el("a", { href: "#members" }, "Request"), ".") : null,
+    ...drawBody(api, path, operation),
     parameters.length
       ? table(`Parameters of ${path}`, ["Parameter", "Where", "Meaning"], parameters, { stacks: true })
       : null,
@@ -81,17 +91,41 @@ function drawRoute(api, path, method, operation) {
   );
 }
 
+/** What is sent: the request of this page has a part of its own, others show their members here. */
+function drawBody(api, path, operation) {
+  if (!operation.requestBody) return [];
+  const { schema } = operation.requestBody.content["application/json"];
+  if (schema.$ref?.endsWith("/EmbeddingRequest"))
+    return [el("p", {}, "Body: see ", el("a", { href: "#members" }, "Request"), ".")];
+  return (schema.anyOf ?? [schema]).flatMap((form) => drawForm(api, path, form));
+}
+
+function drawForm(api, path, form) {
+  const { description, properties, required } = resolve(api, form);
+  if (!properties) return [el("p", {}, "Body: an empty object.")];
+  const rows = Object.entries(properties).map(([name, member]) => [
+    el("code", {}, name),
+    typeInWords(member),
+    required.includes(name) ? "required" : "",
+  ]);
+  return [
+    el("p", {}, "Body: ", prose(description)),
+    table(`Body of ${path}`, ["Member", "Type", ""], rows, { stacks: true }),
+  ];
+}
+
 function whoMay(api, operation) {
   const needs = operation.security ?? api.security;
   if (!needs.length) return "open to all";
+  if (needs.some((need) => need.nodeSignature)) return "signed by the node";
   const scopes = needs.flatMap((need) => need.bearerAuth);
   return scopes.length ? `key with scope ${scopes.join(" or ")}` : "any key";
 }
 
 /** A response's description, and the codes that its envelope may carry. */
 function answerInWords(api, response) {
-  const schema = Object.values(response.content)[0].schema;
-  const narrowed = schema.allOf?.[1].properties.error.properties.code.enum;
+  const schema = Object.values(response.content ?? {})[0]?.schema;
+  const narrowed = schema?.allOf?.[1].properties.error.properties.code.enum;
   return [response.description, narrowed ? el("div", {}, codeList(narrowed)) : null];
 }
 

@@ -1,0 +1,250 @@
+"""What was found, and what it should have been."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench.fault import pair
+from bench.fault.load import Asked
+from bench.fault.pair import Found
+from bench.faultnode.modes import MODES
+
+LIAR_ANSWERS_MAX = 300  # until it is quarantined
+DEAD_S_MAX = 15.0  # until a node that hangs is out
+P99_RATIO_MAX = 1.2  # with the bad node out, over the good ones alone
+RATIO_MIN = 0.9  # of a dialled node's throughput
+NEIGHBOURS = 3  # cells on either side whose seconds before count as one's own: the machine is not always equally fast
+
+
+class Times(msgspec.Struct, frozen=True):
+    """Of some requests, in milliseconds."""
+
+    count: int
+    p50: float
+    p99: float
+
+    @classmethod
+    def of(cls, records: Sequence[Asked]) -> "Times":
+        """Of those that were served."""
+        took = sorted(1000 * asked.took_s for asked in records if asked.served)
+        if len(took) < 2:
+            return cls(len(took), *([took[0]] * 2 if took else [0.0] * 2))
+        return cls(len(took), statistics.median(took), statistics.quantiles(took, n=100, method="inclusive")[98])
+
+
+class Window(Times, frozen=True):
+    """Of one second of load."""
+
+    @staticmethod
+    def median_p99(windows: Sequence["Window"]) -> float:
+        """One slow second is the machine; half of them are us."""
+        return statistics.median(window.p99 for window in windows)
+
+
+class Row(msgspec.Struct):
+    """One cell. `before` are the good nodes alone, `after` the same with the bad one out."""
+
+    name: str
+    mode: str
+    share: float
+    via: str
+    third: bool
+    requests: int
+    served: int
+    refused: dict[str, int]
+    wrong: int
+    wrong_when_out: int
+    became: str
+    out_s: float | None
+    out_answers: int | None
+    answers: int
+    came_back: bool
+    before: list[Window]
+    during: Times
+    after: list[Window]
+    failures: dict[str, int]
+    state: str
+    last_failure: str | None
+    honest_out: int
+    honest_failed: int
+    users: list[str] = []  # of its requests; dropped once they are joined with the ledger
+    charged: int = 0
+    charged_wrongly: int = 0  # served without exactly one charge of the cost that was told, or charged and not served
+    base_p99: float = 0.0  # before, of it and its neighbours
+
+    @property
+    def after_p99(self) -> float | None:
+        """Median of its seconds."""
+        return Window.median_p99(self.after) if self.after else None
+
+    def missed(self) -> list[str]:
+        """Which targets, in words."""
+        mode = MODES[self.mode]
+        out_s = self.out_s if self.out_s is not None else float("inf")
+        answers = self.out_answers if self.out_answers is not None else self.answers
+        lies, ratio = mode.family == "lies", (self.after_p99 or 0.0) / (self.base_p99 or 1.0)
+        late = lies and (self.became != "quarantined" or answers > LIAR_ANSWERS_MAX)
+        always = self.share == 1.0
+        said = {
+            f"{self.requests - self.served} of {self.requests} callers not served": self.served < self.requests,
+            f"{self.wrong} wrong vectors, which nothing but a canary can see": bool(self.wrong) and lies,
+            f"{self.wrong} wrong vectors": bool(self.wrong) and not lies,
+            f"{self.wrong_when_out} wrong vectors once it was out": bool(self.wrong_when_out),
+            f"{self.charged_wrongly} charges are wrong": bool(self.charged_wrongly),
+            f"not quarantined after {answers} answers": late,
+            f"out only after {out_s:.1f} s": mode.family == "dead" and always and out_s > DEAD_S_MAX,
+            f"p99 is {ratio:.2f} times what it was, with the node out": ratio > P99_RATIO_MAX,
+            f"{self.honest_out} honest nodes were put out": bool(self.honest_out or self.honest_failed),
+            "an honest node was put out": mode.family == "well" and self.out_s is not None,
+        }
+        return [words for words, wrong in said.items() if wrong]
+
+
+class Whole(msgspec.Struct):
+    """One thing done to a whole node under load."""
+
+    name: str
+    requests: int
+    failed: int
+    refused: dict[str, int]
+    worst_ms: float
+    wrong: int
+    users: list[str] = []
+    charged: int = 0
+    charged_wrongly: int = 0
+
+    def missed(self) -> list[str]:
+        """Which targets, in words."""
+        said = {
+            f"{self.failed} of {self.requests} callers saw an error": self.failed,
+            f"{self.wrong} wrong vectors": self.wrong,
+            f"{self.charged_wrongly} charges are wrong": self.charged_wrongly,
+        }
+        return [words for words, wrong in said.items() if wrong]
+
+
+class Saturated(msgspec.Struct):
+    """Requests a second of as many callers as a node can take: one with an address, one that dials out."""
+
+    name: str
+    address_per_s: float
+    dialled_per_s: float
+    ratios: list[float]
+    failed: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """The median of the rounds'."""
+        return statistics.median(self.ratios)
+
+    def missed(self) -> list[str]:
+        """Which targets, in words."""
+        said = {
+            f"a node that dials out has {self.ratio:.2f} of the throughput": self.ratio < RATIO_MIN,
+            f"{self.failed} callers saw an error": self.failed > 0,
+        }
+        return [words for words, wrong in said.items() if wrong]
+
+
+class Figures(msgspec.Struct):
+    """All of it."""
+
+    seconds: float
+    load_average: float
+    rows: list[Row]
+    wholes: list[Whole]
+    saturated: list[Saturated]
+    ledger_ok: bool
+    open_holds: int
+    internal_errors: int
+    pair: Found | None = None
+
+    def missed(self) -> list[str]:
+        """Every target that was missed, with where; nothing when all is well."""
+        said = [f"{row.name} {row.share:g}: {words}" for row in self.rows for words in row.missed()]
+        said += [f"{one.name}: {words}" for one in (*self.wholes, *self.saturated) for words in one.missed()]
+        ends = {
+            "`ledger check` found something": not self.ledger_ok,
+            f"{self.open_holds} holds are still open": self.open_holds,
+            f"{self.internal_errors} internal errors were logged": self.internal_errors,
+            "an honest node in another tier would have been quarantined": self.pair is not None and self.pair.below,
+        }
+        return said + [words for words, wrong in ends.items() if wrong]
+
+
+def set_bases(rows: Sequence[Row]) -> None:
+    """What p99 is to be compared with: the median of the seconds before, a row's own and its neighbours'."""
+    for at, row in enumerate(rows):
+        near = [other for other in rows[max(0, at - NEIGHBOURS) : at + NEIGHBOURS + 1] if other.third == row.third]
+        row.base_p99 = Window.median_p99([window for other in near for window in other.before])
+
+
+def show(figures: Figures, console: Console) -> None:
+    """Tables for a person, the verdict last."""
+    table = Table(
+        *("mode", "share", "served %", "wrong", "charges", "out s", "answers", "p50/p99 before", "during", "after"),
+        *("failed attempts", "at the end"),
+        title=f"{figures.seconds:.0f} s at a load average of {figures.load_average:.1f}; times in ms",
+    )
+    for row in figures.rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    if figures.wholes:
+        table = Table("done under load", "requests", "failed", "slowest ms", "wrong vectors", "charges")
+        for one in figures.wholes:
+            charges = f"{one.charged:,}" + (f", {one.charged_wrongly} wrong" if one.charged_wrongly else "")
+            table.add_row(
+                one.name, f"{one.requests:,}", str(one.failed), f"{one.worst_ms:.0f}", str(one.wrong), charges
+            )
+        console.print(table)
+    if figures.saturated:
+        table = Table("at saturation", "with an address, requests/s", "dials out", "ratio")
+        for each in figures.saturated:
+            table.add_row(each.name, f"{each.address_per_s:,.0f}", f"{each.dialled_per_s:,.0f}", f"{each.ratio:.2f}")
+        console.print(table)
+    if figures.pair is not None:
+        console.print("\n".join(pair.told(figures.pair)), markup=False, highlight=False)
+    missed = figures.missed()
+    console.print("MISSED:\n  " + "\n  ".join(missed) if missed else "All targets reached.", markup=False)
+
+
+def line(row: Row) -> str:
+    """A row in a line, as it is found."""
+    served = 100 * row.served / max(1, row.requests)
+    out = f"{row.became} after {row.out_s:.1f} s, {row.out_answers} answers" if row.out_s is not None else "stays"
+    return f"{row.name:26} {row.share:<4g} {served:6.2f} % served, {row.wrong:4} wrong, {out}"
+
+
+def _cells(row: Row) -> list[str]:
+    before = f"{statistics.median(window.p50 for window in row.before):.0f}/{row.base_p99:.0f}"
+    after = "-"
+    if row.after:
+        after = f"{statistics.median(window.p50 for window in row.after):.0f}/{row.after_p99:.0f}"
+    state = row.state + (" (was out, came back)" if row.came_back else "")
+    charges = f"{row.charged:,}" + (f", {row.charged_wrongly} wrong" if row.charged_wrongly else "")
+    return [
+        row.name,
+        f"{row.share:g}" + (" dialled" if row.via == "dials out" else ""),
+        f"{100 * row.served / max(1, row.requests):.2f}",
+        str(row.wrong),
+        charges,
+        "-" if row.out_s is None else f"{row.out_s:.1f}",
+        str(row.answers) if row.out_answers is None else str(row.out_answers),
+        before,
+        f"{row.during.p50:.0f}/{row.during.p99:.0f}",
+        after,
+        ", ".join(f"{name} {count}" for name, count in row.failures.items()) or "-",
+        state,
+    ]
+
+
+def as_json(figures: Figures) -> dict[str, Any]:
+    """For programs: without the names of single requests."""
+    found: dict[str, Any] = msgspec.to_builtins(figures)
+    for each in (*found["rows"], *found["wholes"]):
+        del each["users"]
+    return {"ok": not figures.missed(), "missed": figures.missed(), **found}

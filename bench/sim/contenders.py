@@ -1,0 +1,294 @@
+"""Who takes the requests: a router of others in front of the servers, our line, or somebody who knows everything."""
+
+import bisect
+import heapq
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from bench.sim.routers import Router
+from bench.sim.servers import Server
+from bench.sim.workload import Request
+from bench.sim.world import World
+from embedmesh.fleet.line import Line, Work
+from embedmesh.fleet.load import Load
+from embedmesh.fleet.probe import OUT_EVERY_S, PROBE_S, SPEED_INPUTS, SPEED_TOKENS
+from embedmesh.fleet.registry import Node, Registry
+from embedmesh.rules.deadlines import ATTEMPTS_MAX, attempt_s
+from embedmesh.rules.embeddings import Counted
+from embedmesh.rules.errors import NodeFailure, NodeTooSlow
+from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.ports import Part
+
+MODEL = Model(id="sim/model", width=4, max_tokens=256, price=1)
+PROBE_TOKENS = 12
+START_S = 2.0  # before the first request: nodes are proven and measured
+
+
+class Contender:
+    """Takes requests; sees to it that each is ended once."""
+
+    def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
+        self.world = world
+        self.servers = servers
+        self.dice = Random(seed)
+        self.waited: list[tuple[float, float]] = []  # in front of the servers
+        self.cpu_ns = 0
+
+    def arrive(self, request: Request) -> None:
+        raise NotImplementedError
+
+    def over(self) -> None:
+        """All is done: say so by AssertionError if it is not."""
+
+    def _end(self, request: Request, *, well: bool) -> None:
+        assert request.ended_at < 0, "a request is answered once"
+        request.ended_at = self.world.now
+        request.failed = not well
+
+
+class Routed(Contender):
+    """A router of others. What fails is asked of another node, three at most."""
+
+    def __init__(
+        self, make: Callable[[int, Random], Router], world: World, servers: Sequence[Server], seed: int
+    ) -> None:
+        super().__init__(world, servers, seed)
+        self._router = make(len(servers), self.dice)
+
+    def arrive(self, request: Request) -> None:
+        world, router = self.world, self._router
+        now = world.now
+        number = router.pick(request.tokens, request.tried, now)
+        router.began(number, request.tokens, now)
+
+        def done(failure: NodeFailure | None) -> None:
+            router.ended(number, request.tokens, world.now, world.now - now, failure is None)
+            if failure is None:
+                self._end(request, well=True)
+                return
+            request.tried.add(number)
+            if len(request.tried) < min(ATTEMPTS_MAX, len(self.servers)):
+                self.arrive(request)
+            else:
+                self._end(request, well=False)
+
+        self.servers[number].ask(request.tokens, done)
+
+
+class Lined(Contender):
+    """`embedmesh.fleet.line.Line`, the very thing, in front of nodes that it has to get to know."""
+
+    def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
+        super().__init__(world, servers, seed)
+        self.registry = Registry(world)
+        self.line = Line(self.registry, world, self.dice, self._call_later)
+        self.taken: list[tuple[Asking, Part]] = []  # to be asked as soon as the line has done
+        self._by_id = {f"n{server.number}": server for server in servers}
+        for node_id, server in self._by_id.items():
+            node = self.registry.add(Node(node_id, "", load=Load(interleaves=server.interleaves)))
+            self._probe(node, PROBE_TOKENS, lambda node=node: self._probe(node, SPEED_INPUTS * SPEED_TOKENS))
+
+    def arrive(self, request: Request) -> None:
+        Asking(self, request)
+
+    def over(self) -> None:
+        assert not self.line.waiting_tokens, "nothing waits"
+        assert all(not node.load.parts and not node.load.tokens for node in self.registry), "no load is left behind"
+
+    def tell(self, what: Callable[[], object]) -> None:
+        """Tell the line something; ask the nodes what it says then. Counts the time that it takes us to decide."""
+        began = time.process_time_ns()
+        what()
+        self.cpu_ns += time.process_time_ns() - began
+        taken, self.taken = self.taken, []
+        for asking, part in taken:
+            asking.ask(part, self._by_id[part.node_id])
+
+    def failed(self, node_id: str) -> None:
+        """After a node's failure: once it is out it is probed, as `embedmesh.fleet.probe.Prober` does."""
+        node = self.registry.find(node_id)
+        assert node is not None
+        if node.state is NodeState.EJECTED and not node.draining:
+            node.draining = True  # stands for: a prober is at work
+            self.world.call_later(OUT_EVERY_S, lambda: self._probe(node, PROBE_TOKENS))
+
+    def _probe(self, node: Node, tokens: int, then: Callable[[], None] = lambda: None) -> None:
+        """A small embedding. `then` is done after a right answer."""
+        node.load.began(tokens, self.world.now)
+        began = self.world.now
+
+        def done(failure: NodeFailure | None) -> None:
+            late = self.world.now - began > PROBE_S
+            node.load.ended(tokens, self.world.now, well=failure is None and not late)
+            if failure is None and not late:
+                node.draining = False
+                self.tell(lambda: self.registry.answered_right(node, [MODEL.id]))
+                then()
+            if node.state is not NodeState.READY:
+                if failure is not None:
+                    self.tell(lambda: self.registry.failed(node, failure))
+                node.draining = True
+                self.world.call_later(OUT_EVERY_S, lambda: self._probe(node, tokens))
+
+        self._by_id[node.node_id].ask(tokens, done)
+
+    def _call_later(self, seconds: float, what: Callable[[], None]) -> None:
+        self.world.call_later(seconds, lambda: self.tell(what))
+
+
+class Asking:
+    """One request in our line, as `embedmesh.flow.forward.Asking` is. Implements the port `Asker`."""
+
+    def __init__(self, lined: Lined, request: Request) -> None:
+        self._lined = lined
+        self._request = request
+        self._answered = bytearray(len(request.lengths))
+        self._missing = len(request.lengths)
+        self._unasked = self._missing  # inputs that nobody is asked for now
+        self._unasked_since = lined.world.now
+        self._place: Work | None = None
+        counted = Counted(lengths=request.lengths, ids=[], texts=[])
+        lined.tell(lambda: self._enter(counted))
+
+    def _enter(self, counted: Counted) -> None:
+        self._place = self._lined.line.enter(MODEL, counted, self._request.account, self)
+
+    def take(self, part: Part) -> None:
+        self._unasked -= len(part.places)
+        if not self._unasked and self._lined.world.now > self._unasked_since:
+            self._lined.waited.append((self._unasked_since, self._lined.world.now))
+        self._lined.taken.append((self, part))
+
+    def give_up(self, last: NodeFailure | None) -> None:
+        self._failed()
+
+    def ask(self, part: Part, server: Server) -> None:
+        world = self._lined.world
+        over = False
+
+        def done(failure: NodeFailure | None) -> None:
+            nonlocal over
+            if not over:
+                over = True
+                self._ended(part, failure)
+
+        job = server.ask(part.tokens, done)
+
+        def too_late() -> None:
+            if not over:
+                server.give_up(job)
+                done(NodeTooSlow("late"))
+
+        world.call_later(attempt_s(part.expected_s), too_late)
+
+    def _ended(self, part: Part, failure: NodeFailure | None) -> None:
+        place = self._place
+        assert place is not None
+        again = False
+        if failure is not None:
+            if not self._unasked:
+                self._unasked_since = self._lined.world.now
+            self._unasked += len(part.places)
+
+        def ended() -> None:
+            nonlocal again
+            again = place.ended(part, failure)
+
+        self._lined.tell(ended)
+        if failure is not None:
+            self._lined.failed(part.node_id)
+            if not again:
+                self._failed()
+            return
+        for at in part.places:
+            assert not self._answered[at], "an input is answered once"
+            self._answered[at] = 1
+        self._missing -= len(part.places)
+        if not self._missing and not self._request.failed:
+            self._lined._end(self._request, well=True)
+
+    def _failed(self) -> None:
+        if not self._request.failed:
+            self._lined._end(self._request, well=False)
+            if self._place is not None:
+                self._place.leave()
+
+
+class Oracle(Contender):
+    """What could be had by one who knows each node's speed and end of work, has no wire, and no account to be fair to:
+    one line in front of all, the request with least left to do first (Schrage, 1968), given out in small pieces."""
+
+    def __init__(self, world: World, servers: Sequence[Server], seed: int, *, first_come: bool = False) -> None:
+        super().__init__(world, servers, seed)
+        self._line: list[tuple[float, int, _Rest]] = []
+        self._idle = sorted(servers, key=lambda server: server.tokens_per_s)  # the fastest last
+        self._speed = sum(server.tokens_per_s for server in servers)
+        self._first_come = first_come
+
+    def arrive(self, request: Request) -> None:
+        self._wait(_Rest(request, request.tokens, 0, self.world.now))
+        self._give()
+
+    def _wait(self, rest: "_Rest") -> None:
+        heapq.heappush(self._line, (rest.request.at if self._first_come else rest.left, rest.request.number, rest))
+
+    def _give(self) -> None:
+        """Work for whoever is idle, as long as that makes it sooner."""
+        aside = []
+        ahead = 0
+        while self._line and self._idle:
+            _, _, rest = heapq.heappop(self._line)
+            if not self._place(rest, ahead):
+                ahead += rest.left
+                aside.append(rest)
+                if len(aside) > 8:
+                    break
+        for rest in aside:
+            self._wait(rest)
+
+    def _place(self, rest: "_Rest", ahead: int) -> bool:
+        """Whether all of it, or a piece, was given out."""
+        now = self.world.now
+        server = self._idle[-1]
+        whole = rest.request.tokens <= WHOLE_TOKENS
+        idle_speed = sum(each.tokens_per_s for each in self._idle)
+        share = rest.left * server.tokens_per_s / idle_speed
+        piece = rest.left if whole else int(max(PIECE_TOKENS, min(share, server.tokens_per_s * PIECE_S)))
+        piece = min(piece, rest.left)
+        takes_s = server.fixed_s + piece / server.tokens_per_s
+        busy = [each for each in self.servers if each.busy and each.tokens_per_s > server.tokens_per_s]
+        if busy:
+            soonest_s = min(each.ends_at - now + each.fixed_s + piece / each.tokens_per_s for each in busy)
+            running = sum((each.ends_at - now) * each.tokens_per_s for each in self.servers if each.busy)
+            if takes_s > max(soonest_s, (running + ahead + rest.left) / self._speed):
+                return False
+        self._idle.pop()
+        rest.left -= piece
+        rest.out += 1
+        if rest.left:
+            self._wait(rest)
+        elif now > rest.since:
+            self.waited.append((rest.since, now))
+        server.ask(piece, lambda failure: self._done(rest, server))
+        return True
+
+    def _done(self, rest: "_Rest", server: Server) -> None:
+        bisect.insort(self._idle, server, key=lambda each: each.tokens_per_s)
+        rest.out -= 1
+        if not rest.left and not rest.out:
+            self._end(rest.request, well=True)
+        self._give()
+
+
+WHOLE_TOKENS, PIECE_TOKENS, PIECE_S = 1_024, 512, 0.1  # an oracle's pieces
+
+
+@dataclass(eq=False, slots=True)
+class _Rest:
+    request: Request
+    left: int  # tokens that nobody was given
+    out: int  # pieces at nodes
+    since: float

@@ -1,0 +1,1 @@
+"""Real servers of other makes behind our gateway: `make upstreams`."""

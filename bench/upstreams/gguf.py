@@ -1,0 +1,135 @@
+"""A float32 GGUF of a BERT sentence-embedding folder, for llama.cpp. `python -m bench.upstreams.gguf FOLDER OUT.gguf`.
+
+Keys and tensors are those that llama.cpp's own converter writes.
+"""
+
+import json
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+U32, I32, F32, BOOL, STR, ARR = 4, 5, 6, 7, 8, 9
+ALIGN = 32
+TOP = {
+    "embeddings.word_embeddings.weight": "token_embd.weight",
+    "embeddings.position_embeddings.weight": "position_embd.weight",
+    "embeddings.token_type_embeddings.weight": "token_types.weight",
+    "embeddings.LayerNorm": "token_embd_norm",
+}
+LAYER = {
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
+
+
+def gguf_name(name: str) -> str | None:
+    """What llama.cpp calls a tensor; None for one that it does not want."""
+    name = name.removeprefix("bert.")
+    if name in TOP:
+        return TOP[name]
+    stem, _, kind = name.rpartition(".")
+    if stem in TOP:
+        return f"{TOP[stem]}.{kind}"
+    if stem.startswith("encoder.layer."):
+        _, _, number, rest = stem.split(".", 3)
+        return f"blk.{number}.{LAYER[rest]}.{kind}"
+    return None  # position_ids, pooler, heads
+
+
+def text(value: str) -> bytes:
+    """A string as GGUF writes it."""
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def field(key: str, kind: int, value: Any) -> bytes:
+    """A key and its value."""
+    head = text(key) + struct.pack("<I", kind)
+    if kind == STR:
+        return head + text(value)
+    return head + struct.pack({U32: "<I", F32: "<f", BOOL: "<?"}[kind], value)
+
+
+def array(key: str, kind: int, values: Sequence[Any]) -> bytes:
+    """A key and its values."""
+    head = text(key) + struct.pack("<IIQ", ARR, kind, len(values))
+    return head + (b"".join(map(text, values)) if kind == STR else struct.pack(f"<{len(values)}i", *values))
+
+
+def convert(folder: Path, out: Path) -> None:
+    """Write the file, whole."""
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    normal = tokenizer["normalizer"]
+    vocab = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
+    special = {item["content"]: item["id"] for item in tokenizer["added_tokens"] if item["special"]}
+    assert [number for _, number in vocab] == list(range(config["vocab_size"]))
+    assert (tokenizer["model"]["type"], normal["type"]) == ("WordPiece", "BertNormalizer")
+
+    def phantom(token: str) -> str:
+        return token if token in special else token[2:] if token.startswith("##") else "\u2581" + token
+
+    fields = [
+        field("general.architecture", STR, "bert"),
+        field("general.type", STR, "model"),
+        field("general.name", STR, folder.name),
+        field("bert.block_count", U32, config["num_hidden_layers"]),
+        field("bert.context_length", U32, config["max_position_embeddings"]),
+        field("bert.embedding_length", U32, config["hidden_size"]),
+        field("bert.feed_forward_length", U32, config["intermediate_size"]),
+        field("bert.attention.head_count", U32, config["num_attention_heads"]),
+        field("bert.attention.layer_norm_epsilon", F32, config["layer_norm_eps"]),
+        field("general.file_type", U32, 0),
+        field("bert.attention.causal", BOOL, False),
+        field("bert.pooling_type", U32, 2 if pooling["pooling_mode_cls_token"] else 1),  # 1: mean
+        field("general.quantization_version", U32, 2),
+        field("tokenizer.ggml.token_type_count", U32, config["type_vocab_size"]),
+        field("tokenizer.ggml.model", STR, "bert"),
+        field("tokenizer.ggml.pre", STR, "jina-v2-en"),  # llama.cpp's name of BERT's pre-tokenizer
+        array("tokenizer.ggml.tokens", STR, [phantom(token) for token, _ in vocab]),
+        array("tokenizer.ggml.token_type", I32, [3 if token in special else 1 for token, _ in vocab]),
+        field("tokenizer.ggml.bos_token_id", U32, special["[CLS]"]),
+        field("tokenizer.ggml.eos_token_id", U32, special["[SEP]"]),
+        field("tokenizer.ggml.unknown_token_id", U32, special["[UNK]"]),
+        field("tokenizer.ggml.seperator_token_id", U32, special["[SEP]"]),
+        field("tokenizer.ggml.padding_token_id", U32, special["[PAD]"]),
+        field("tokenizer.ggml.mask_token_id", U32, special["[MASK]"]),
+        field("tokenizer.ggml.add_bos_token", BOOL, True),
+        field("tokenizer.ggml.add_eos_token", BOOL, True),
+        field("tokenizer.ggml.add_sep_token", BOOL, False),
+        field("tokenizer.ggml.normalizer.lowercase", BOOL, normal["lowercase"]),
+    ]
+    with (folder / "model.safetensors").open("rb") as file:
+        weights = file.read()
+    (size,) = struct.unpack("<Q", weights[:8])
+    tensors = []
+    for name, about in json.loads(weights[8 : 8 + size]).items():
+        ours = None if name == "__metadata__" else gguf_name(name)
+        if ours:
+            assert about["dtype"] == "F32", about
+            begin, end = about["data_offsets"]
+            tensors.append((ours, about["shape"], weights[8 + size + begin : 8 + size + end]))
+    infos, at = [], 0
+    for name, shape, data in tensors:
+        infos.append(text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), 0, at))  # 0: F32
+        at += -(-len(data) // ALIGN) * ALIGN
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields + infos)
+    part = out.with_name(out.name + ".part")
+    with part.open("wb") as file:
+        file.write(head + bytes(-len(head) % ALIGN))
+        for _, _, data in tensors:
+            file.write(data + bytes(-len(data) % ALIGN))
+    part.rename(out)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

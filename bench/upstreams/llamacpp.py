@@ -1,0 +1,28 @@
+"""Run by the peer's own Python: llama.cpp's HTTP server, which xllamacpp has inside. `GGUF PORT KEY`."""
+
+import signal
+import sys
+
+import xllamacpp  # type: ignore[import-not-found]
+
+SLOTS, SLOT_TOKENS = 4, 256  # calls at one time; what the model takes
+
+gguf, port, key = sys.argv[1:]
+params = xllamacpp.CommonParams()
+params.model.path = gguf
+params.hostnames = ["127.0.0.1"]
+params.port = int(port)
+params.embedding = True
+params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+params.n_parallel = SLOTS
+params.kv_unified = False
+params.n_ctx = SLOTS * SLOT_TOKENS
+params.n_batch = params.n_ubatch = SLOTS * SLOT_TOKENS
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.offline = True
+params.ui = False
+params.warmup = False
+params.api_keys = [key]
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+server = xllamacpp.Server(params)
+signal.sigwait({signal.SIGTERM, signal.SIGINT})

@@ -1,0 +1,43 @@
+"""What is said of every method of a path in the same way."""
+
+from embedmesh.edge.openapi.replies import Failures, failure_responses
+from embedmesh.edge.openapi.shapes import Json
+from embedmesh.rules import errors
+
+ANY_ROUTE: Failures = (errors.MalformedHttp, errors.RequestTimeout, errors.InternalError)
+ANY_KEY: Failures = (errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
+SCOPED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
+
+
+def operation(
+    name: str,
+    tag: str,
+    summary: str,
+    description: str,
+    replies: dict[int, Json],
+    failures: Failures,
+    scopes: tuple[str, ...] | None = None,
+) -> Json:
+    """One method of a path. Without `scopes` it needs no key; with none of them, any; else a key with one of them."""
+    responses = failure_responses(failures) | replies
+    return {
+        "operationId": name,
+        "tags": [tag],
+        "summary": summary,
+        "description": description,
+        "security": [] if scopes is None else [{"bearerAuth": [scope]} for scope in scopes] or [{"bearerAuth": []}],
+        "responses": {str(status): responses[status] for status in sorted(responses)},
+    }
+
+
+def parameter(name: str, description: str, example: str) -> Json:
+    """A part of the path."""
+    schema = {"type": "string", "minLength": 1}
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": schema,
+        "example": example,
+    }
