@@ -105,6 +105,7 @@ async def _run(settings: GatewaySettings) -> int:
     canaries = Canaries(
         registry, line, clients, catalogue, tokenizers, clock, random.Random(), verify, on_readmit=members.readmitted
     )
+    members.vouch = canaries.vouch
     bodies = BodyBudget(settings.body_bytes_total_max)
     registrar = Registrar(
         identity, Nonces(secret), store.nodes, members, node_policy(settings.node_networks), system_lookup, clock

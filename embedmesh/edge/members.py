@@ -7,7 +7,7 @@ the records at the next start.
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,8 @@ class Members:
         self._changing = asyncio.Lock()  # of records: nobody's word is lost to another's that began earlier
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with its exception, when what keeps a node's state true has ended: a bug of ours."""
+        self.vouch: Callable[[Node], Awaitable[bool]] = _anybody
+        """Whether a new node may get callers' work."""
         registry.on_quarantine = self._quarantined
 
     def start(self) -> None:
@@ -250,7 +252,14 @@ class Members:
         self._clients.add(node.node_id, link)
         self._registry.add(node)
         prober = Prober(
-            node, self._registry, self._catalogue, self._tokenizers, self._clients, self._clock, self._verify
+            node,
+            self._registry,
+            self._catalogue,
+            self._tokenizers,
+            self._clients,
+            self._clock,
+            self._verify,
+            lambda newcomer: self.vouch(newcomer),
         )
         probing = asyncio.create_task(prober.run())
         probing.add_done_callback(self._ended)
@@ -300,6 +309,10 @@ def kind_of(record: NodeRecord) -> str:
     if record.kind == UPSTREAM:
         return UPSTREAM
     return REMOTE if record.address else DIALLED
+
+
+async def _anybody(node: Node) -> bool:
+    return True
 
 
 def _node(record: NodeRecord) -> Node:

@@ -29,10 +29,13 @@ log = logging.getLogger("embedmesh.fleet")
 
 FIRST_ANSWERS = 500  # of a node, since it was admitted or readmitted: looked at more closely (contract section 5)
 FIRST_SHARE, SHARE = 0.10, 0.01
+SEVERAL_SHARE = 0.25  # of the first ones with more than one input: rarer, more is at stake, and no more is asked again
+TRUSTED_SHARE = 0.5  # of canaries for which a trusted node is asked: many that lie alike would vouch for each other
 AT_ONE_TIME_MAX = 8  # canaries; more are not begun, so that they never become a load of their own
 INPUTS_MAX = 8  # of a part that are compared: a node that lies about some of them is found a little later
 PROBATION_EVERY_S = 15.0
 PROBATION_RUN = 20  # right answers in a row that end a quarantine: five minutes
+VOUCH_INPUTS = 12  # so many that an order shows, and that they are no small request
 PROBE_TOKENS = (4, 40)  # of a probe, at least and at most
 
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
@@ -76,13 +79,15 @@ class Canaries:
         if node is None or node.trusted or len(self._tasks) >= AT_ONE_TIME_MAX:
             return
         node.fresh_answers += 1
-        share = FIRST_SHARE if node.fresh_answers <= FIRST_ANSWERS else SHARE
+        first_share = SEVERAL_SHARE if len(part.places) > 1 else FIRST_SHARE
+        share = first_share if node.fresh_answers <= FIRST_ANSWERS else SHARE
         if self._dice.random() >= share or len(self._registry.ready(model.id)) < 2:
             return
+        ask_trusted = self._dice.random() >= 1.0 - TRUSTED_SHARE
         places = self._some(counted, part)
         rows = _rows(reply, model.width)[places]
         asked = _only(counted, [part.places[at] for at in places])
-        self._spawn(self._compare(model, asked, node, rows))
+        self._spawn(self._compare(model, asked, node, rows, ask_trusted=ask_trusted))
 
     async def run(self) -> None:
         """Probe quarantined nodes for ever."""
@@ -98,9 +103,11 @@ class Canaries:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _compare(self, model: Model, asked: Counted, first: Node, said: Matrix) -> None:
+    async def _compare(self, model: Model, asked: Counted, first: Node, said: Matrix, *, ask_trusted: bool) -> None:
         """What a second node says, and whom a trusted one believes if they differ."""
-        second, again = await self._ask(model, asked, avoid={first.node_id})
+        second, again = await self._ask_trusted(model, asked, first) if ask_trusted else (None, None)
+        if second is None:  # there is no trusted one, or it does not answer
+            second, again = await self._ask(model, asked, avoid={first.node_id})
         if second is None or again is None:
             return
         if _alike(said, again, model.tier):
@@ -129,7 +136,32 @@ class Canaries:
         truth_of, truth = await self._ask_trusted(model, asked, node)
         if truth_of is None or truth is None:
             return
-        part = Part(node.node_id, (0,), asked.tokens, 1.0)
+        right = await self._agrees(node, model, asked, truth)
+        run = self._right_in_a_row[node.node_id] = self._right_in_a_row.get(node.node_id, 0) + 1 if right else 0
+        if run >= PROBATION_RUN:
+            del self._right_in_a_row[node.node_id]
+            self._registry.readmit(node)
+            self._on_readmit(node)
+
+    async def vouch(self, node: Node) -> bool:
+        """Whether a newcomer may get callers' work: a trusted node, if there is one, says the same to some questions.
+
+        One that does not is quarantined. A node with other weights, or another order of rows, is found here, before
+        anybody gets a vector of it; one that means to deceive is left to the canaries.
+        """
+        model = next((model for model in self._catalogue.models if model.id in node.models), None)
+        if node.trusted or model is None:
+            return True
+        asked = _together([self._question(model) for _ in range(VOUCH_INPUTS)])
+        truth_of, truth = await self._ask_trusted(model, asked, node)
+        if truth_of is None or truth is None or await self._agrees(node, model, asked, truth):
+            return True
+        self._registry.quarantine(node, "its first vectors are not the model's")
+        return False
+
+    async def _agrees(self, node: Node, model: Model, asked: Counted, truth: Matrix) -> bool:
+        """Whether a node answers some inputs as it should. Counted."""
+        part = Part(node.node_id, tuple(range(len(asked.lengths))), asked.tokens, 1.0)
         try:
             async with asyncio.timeout(attempt_s(1.0)):
                 reply = await self._client.embed(part, model, asked, new_id("req", self._clock))
@@ -138,11 +170,7 @@ class Canaries:
         except (NodeFailure, TimeoutError):
             right = False
         node.counts["canaries_passed" if right else "canaries_failed"] += 1
-        run = self._right_in_a_row[node.node_id] = self._right_in_a_row.get(node.node_id, 0) + 1 if right else 0
-        if run >= PROBATION_RUN:
-            del self._right_in_a_row[node.node_id]
-            self._registry.readmit(node)
-            self._on_readmit(node)
+        return right
 
     async def _ask_trusted(self, model: Model, asked: Counted, *but: Node) -> tuple[Node, Matrix] | tuple[None, None]:
         ready = self._registry.ready(model.id)
@@ -246,6 +274,14 @@ class _Asking:
 
 def _rows(reply: EmbedVectors, width: int) -> Matrix:
     return np.frombuffer(reply.data, "<f4").reshape(-1, width)
+
+
+def _together(questions: Sequence[Counted]) -> Counted:
+    """Several questions of one input as one."""
+    ids = [each for one in questions for each in one.ids or ()]
+    texts = [each for one in questions for each in one.texts or ()]
+    lengths = [length for one in questions for length in one.lengths]
+    return Counted(lengths=lengths, ids=ids or None, texts=texts or None, exact=questions[0].exact)
 
 
 def _only(counted: Counted, places: Sequence[int]) -> Counted:

@@ -16,7 +16,7 @@ Nothing here waits: parts are handed to callbacks, time and dice are arguments.
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from embedmesh.fleet.budget import RetryBudget
 from embedmesh.fleet.choose import FULL_SCAN_NODES_MAX, Option, Policy, fastest
@@ -26,6 +26,7 @@ from embedmesh.rules.deadlines import ATTEMPTS_MAX
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeUnreachable, Overloaded
 from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Asker, Clock, Dice, Part
 
 LOOK_AHEAD = 32  # requests that are tried in vain before those behind them have to wait, too
@@ -33,6 +34,7 @@ REQUEST_TOKENS = 16  # what a request costs besides its tokens, in tokens, so th
 WAITING_TOKENS_MAX = 20_000_000  # of one model: 80 MB of ids, and ten minutes of thirty thousand tokens a second
 FLOW_BASE = 8  # requests are of like size when their tokens have as many digits to this base
 OURS = ""  # in place of an account: work that nobody asked for
+REFUSALS_MAX = 8  # of one part, by nodes that are full or gone: each is told of by one request or a few, not by all
 HEDGE_TOKENS_MAX = 256  # larger work is not done twice
 HEDGE_LATE, HEDGE_AFTER_S = 2.0, 0.02  # a short request is late after so many times what it should take, and so long
 LOOK_AGAIN_MIN_S, LOOK_AGAIN_MAX_S = 0.001, 0.02  # a node that is about to be free, or one that says nothing
@@ -49,6 +51,7 @@ class Rest:
     tokens: int
     tried: frozenset[str] = frozenset()
     attempts: int = 0
+    refusals: int = 0  # by nodes that had not begun: no attempts
 
 
 @dataclass(eq=False)
@@ -170,7 +173,14 @@ class Line:
         if again:
             waiting = self._waiting.setdefault(work.model_id, _Waiting())
             waiting.tokens += part.tokens
-            tried = Rest(part.places, part.tokens, rest.tried | {part.node_id}, rest.attempts + 1)
+            begun = _had_begun(failure)
+            tried = Rest(
+                part.places,
+                part.tokens,
+                rest.tried | {part.node_id},
+                rest.attempts + begun,
+                rest.refusals + (not begun),
+            )
             waits = bool(work.rests)
             work.rests.insert(0, tried)
             if not waits:
@@ -190,7 +200,7 @@ class Line:
         rest = work.taken.get(part)
         if rest is None or work.left:
             return
-        tried = Rest(part.places, part.tokens, rest.tried | {part.node_id}, rest.attempts)
+        tried = Rest(part.places, part.tokens, rest.tried | {part.node_id}, rest.attempts, rest.refusals)
         now = self._clock.monotonic()
         idle = [
             node
@@ -297,7 +307,7 @@ class Line:
                 return
             part = self._bind(work, rest, spot, tokens_max, now)
             left = rest.places[len(part.places) :]
-            work.rests[:1] = [Rest(left, rest.tokens - part.tokens, rest.tried, rest.attempts)] if left else []
+            work.rests[:1] = [replace(rest, places=left, tokens=rest.tokens - part.tokens)] if left else []
             waiting.tokens -= part.tokens
             waiting.now = max(waiting.now, work.start_tag)
             work.asker.take(part)
@@ -357,10 +367,13 @@ class Line:
         tried = Rest(part.places, part.tokens, rest.tried | {part.node_id})
         if all(not _can(node, work, tried) for node in self.registry.ready(work.model_id)):
             return False
+        if not _had_begun(failure):
+            return rest.refusals + 1 < REFUSALS_MAX
         if rest.attempts + 1 >= ATTEMPTS_MAX:
             return False
-        no_work_had_begun = isinstance(failure, NodeBusy | NodeUnreachable)
-        return no_work_had_begun or self._budget.take()
+        node = self.registry.find(part.node_id)
+        lost = node is None or node.state is not NodeState.READY  # with its node: no more than that had in flight
+        return lost or self._budget.take()
 
     def _give_up(self, work: Work, waiting: "_Waiting") -> None:
         waiting.tokens -= work.tokens
@@ -452,6 +465,11 @@ def _can(node: Node, work: Work, rest: Rest) -> bool:
     if node.node_id in rest.tried:
         return False
     return not (work.needs_texts if node.reads_ids else work.needs_ids)
+
+
+def _had_begun(failure: NodeFailure) -> bool:
+    """Whether the node may have worked on it."""
+    return not isinstance(failure, NodeBusy | NodeUnreachable)
 
 
 def _digits(tokens: int) -> int:

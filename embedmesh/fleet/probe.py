@@ -4,6 +4,7 @@ often while it is out."""
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from embedmesh.fleet.registry import Node, Registry
@@ -17,8 +18,7 @@ from embedmesh.rules.ports import Catalogue, Clock, Part, Tokenizer, Verify
 log = logging.getLogger("embedmesh.fleet")
 
 READY_EVERY_S = 5.0  # a third of the 15 s within which /readyz wants a real embedding
-OUT = (NodeState.UNPROVEN, NodeState.EJECTED)
-OUT_EVERY_S = 0.25  # a node that comes back should not wait for us
+OUT_EVERY_S = 0.25  # a node that is out, or has just failed, should not wait for us
 PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
 MEASURE_S = 10.0  # a thousand tokens
 MEASURE_EVERY_S = 30.0  # of a node that gets no work: a fifth of a per cent of a slow node's time
@@ -36,6 +36,10 @@ class ProbeClient(Protocol):
     async def served(self, node_id: str) -> ServedModels: ...
 
 
+async def _by_itself(node: Node) -> bool:
+    return True
+
+
 class Prober:
     """Keeps one node's state true. `run` never returns; cancel it."""
 
@@ -48,8 +52,11 @@ class Prober:
         client: ProbeClient,
         clock: Clock,
         verify: Verify,
+        vouch: Callable[[Node], Awaitable[bool]] = _by_itself,
     ) -> None:
+        """`vouch` says of a new node, once it embeds, whether it may get callers' work."""
         self._node = node
+        self._vouch = vouch
         self._registry = registry
         self._catalogue = catalogue
         self._client = client
@@ -63,21 +70,29 @@ class Prober:
         self._probed_at = float("-inf")
         self._measured_at = clock.monotonic()
         self._answers_seen = 0
+        self._measuring: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Probe for ever."""
+        try:
+            await self._run()
+        finally:
+            if self._measuring is not None:
+                self._measuring.cancel()
+
+    async def _run(self) -> None:
         while True:
             before = self._node.state
             if before is NodeState.QUARANTINED:
                 await self._look()  # its probes are compared with another node's answers: see canary
-            elif before is not NodeState.READY:
+            elif before is not NodeState.READY or self._node.doubt:
                 await self.probe()
             elif self._clock.monotonic() - self._probed_at >= READY_EVERY_S:
                 await self.probe(only_new=self._quiet_s() < READY_EVERY_S)
             self._tell(before)
             if self._node.state is NodeState.READY and self._wants_measuring(before):
-                await self.measure()
-            await asyncio.sleep(OUT_EVERY_S if self._node.state in OUT else READY_EVERY_S / 5)
+                self._measuring = asyncio.create_task(self.measure())  # a node that hangs in it must be probed, too
+            await asyncio.sleep(READY_EVERY_S / 5 if before is NodeState.QUARANTINED else OUT_EVERY_S)
 
     def _tell(self, before: NodeState) -> None:
         """Say when the state has changed, and once why a new node gets no work."""
@@ -111,6 +126,7 @@ class Prober:
         `only_new` leaves out the models whose answers to callers prove them already: a busy node has better to do.
         """
         self._probed_at = self._clock.monotonic()
+        embedded = False
         try:
             async with asyncio.timeout(PROBE_S):
                 models = self._known(await self._client.served(self._node.node_id))
@@ -119,12 +135,21 @@ class Prober:
                 for model in models:
                     if not (only_new and model.id in self._node.models):
                         await self._embed(model, self._probes[model.id])
+                        embedded = True
         except NodeFailure as failure:
             self._registry.failed(self._node, failure)
         except TimeoutError:
             self._registry.failed(self._node, NodeTooSlow("the probe's deadline passed"))
         else:
-            self._registry.answered_right(self._node, [model.id for model in models])
+            served = [model.id for model in models]
+            if self._node.state is NodeState.UNPROVEN:
+                self._node.models = frozenset(served)  # it gets no work by that yet
+                if not await self._vouch(self._node):
+                    return
+            if embedded:
+                self._registry.answered_right(self._node, served)
+            else:
+                self._registry.serves(self._node, served)  # it says so, and no more
 
     async def measure(self) -> None:
         """One larger embedding, so that a new node's speed is known before callers' large requests come."""
@@ -141,7 +166,11 @@ class Prober:
                 await self._embed(model, counted)
 
     async def _embed(self, model: Model, counted: Counted) -> None:
-        """A verified embedding, from which the node's speed is learned. Raises a NodeFailure."""
+        """A verified embedding, from which the node's speed is learned. Raises a NodeFailure.
+
+        Not while it is out: then a connection has to be made first, and the node may have just begun.
+        """
+        learns = self._node.state is NodeState.READY
         part = Part(self._node.node_id, tuple(range(len(counted.lengths))), counted.tokens, PROBE_S)
         load, well = self._node.load, False
         load.began(part.tokens, self._clock.monotonic())
@@ -150,7 +179,7 @@ class Prober:
             self._verify(reply, model, part, counted.exact)
             well = True
         finally:
-            load.ended(part.tokens, self._clock.monotonic(), well=well)
+            load.ended(part.tokens, self._clock.monotonic(), well=well and learns)
 
     def _known(self, served: ServedModels) -> list[Model]:
         """The catalogue's models among those offered; an offer with another digest is another model."""

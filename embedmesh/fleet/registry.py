@@ -14,6 +14,7 @@ from embedmesh.rules.embeddings import INPUTS_MAX
 from embedmesh.rules.errors import Failure, NodeBusy, NodeUnreachable, WrongAnswer
 from embedmesh.rules.nodes import (
     FAILURES_TO_EJECT,
+    FAILURES_TO_EJECT_LAST,
     MOVES,
     RECENT_ANSWERS,
     RECENT_FAILURES_TO_EJECT,
@@ -31,8 +32,10 @@ WINDOW_BULK_S = 0.02  # the next large part is sent when the last is as good as 
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # for a node that said 429 or 503, whatever it asked for
 TRIAL_ANSWERS = 3  # right ones in a row, one part at a time, before an ejected node is trusted with more
 OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a node stays out that is ejected a second time, and at most
+WORKS_S = 6.0  # a right answer so young shows that a node works: it is asked every five, be it by us
 FORGIVEN_S = 600.0  # after so long without an ejection the next one is the first again
-PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to what is expected of a node whose last attempts failed
+PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to what is expected of a node while it is in doubt
+DOUBT = (1, 4, 16)  # right answers that end it, after one failure of late, two, and more: a probe or so, or seconds
 
 
 @dataclass(eq=False)
@@ -53,6 +56,7 @@ class Node:
     models: frozenset[str] = frozenset()
     load: Load = field(default_factory=Load)
     failures_in_a_row: int = 0
+    doubt: int = 0  # right answers to go until it is asked like others again: it has failed
     trial: int = 0  # right answers to go until it is trusted with more than one part
     paused_until: float = 0.0  # on the monotonic clock, as all times here
     fresh_answers: int = 0  # since it was admitted, or readmitted: the first are looked at more closely
@@ -80,9 +84,9 @@ class Node:
     @property
     def penalty_s(self) -> float:
         """What is added to the time expected of it: a node that fails fast would look idle."""
-        if not self.failures_in_a_row:
+        if not self.doubt:
             return 0.0
-        return float(min(PENALTY_FIRST_S * 2 ** (self.failures_in_a_row - 1), PENALTY_MAX_S))
+        return float(min(PENALTY_FIRST_S * 2 ** max(sum(self.recent) - 1, 0), PENALTY_MAX_S))
 
 
 class Registry:
@@ -133,18 +137,25 @@ class Registry:
         """A verified embedding: the only way in, and back in. `models` are what it is known to serve now."""
         now = self._clock.monotonic()
         node.failures_in_a_row = 0
+        node.doubt = max(0, node.doubt - 1)
         node.last_right_answer = now
         node.recent.append(False)
         node.wrong.append(False)
-        if models is not None and node.models != (served := frozenset(models)):
-            node.models = served
-            self._changed()
+        if models is not None:
+            self.serves(node, models)
         if node.state is NodeState.READY:
             node.trial = max(0, node.trial - 1)
         elif now >= node.out_until:
             node.trial = TRIAL_ANSWERS if node.state is NodeState.EJECTED else 0
             node.recent.clear()
+            node.doubt = 0
             self._move(node, NodeEvent.RIGHT_ANSWER)
+
+    def serves(self, node: Node, models: Iterable[str]) -> None:
+        """What a node says that it serves now; whether it does is another question."""
+        if node.models != (served := frozenset(models)):
+            node.models = served
+            self._changed()
 
     def failed(self, node: Node, failure: Failure) -> None:
         """An attempt or a probe went wrong. Refused load is no failure."""
@@ -156,6 +167,7 @@ class Registry:
         node.last_failure = f"{type(failure).__name__}: {failure.message}"
         node.failures_in_a_row += 1
         node.recent.append(True)
+        node.doubt = DOUBT[min(sum(node.recent), len(DOUBT)) - 1]
         node.wrong.append(isinstance(failure, WrongAnswer))
         bad = (
             node.trial > 0
@@ -180,7 +192,7 @@ class Registry:
         """An operator, or a run of right answers, says that it is well; it still has to prove itself once."""
         node.wrong.clear()
         node.recent.clear()
-        node.failures_in_a_row = 0
+        node.failures_in_a_row = node.doubt = 0
         node.ejections = 0
         node.fresh_answers = 0
         node.out_until = 0.0
@@ -192,9 +204,21 @@ class Registry:
         return self._clock.monotonic() - max(times) if times else None
 
     def _may_eject(self, node: Node) -> bool:
-        """For slowness and errors never more than half: where all seem bad, it may be us, or the load."""
+        """For slowness and errors never more than half: where all seem bad, it may be us, or the load.
+
+        Beyond half only one that has answered nothing for a while, and only while another one works.
+        """
         out = sum(each.state is NodeState.EJECTED for each in self if each is not node)
-        return 2 * (out + 1) <= len(self._nodes)
+        if 2 * (out + 1) <= len(self._nodes):
+            return True
+        return node.failures_in_a_row >= FAILURES_TO_EJECT_LAST and any(
+            self._works(each) for each in self if each is not node
+        )
+
+    def _works(self, node: Node) -> bool:
+        last = node.last_right_answer
+        recent = last is not None and self._clock.monotonic() - last < WORKS_S
+        return recent and node.state is NodeState.READY and not node.draining and not node.doubt
 
     def _move(self, node: Node, event: NodeEvent) -> None:
         before = node.state

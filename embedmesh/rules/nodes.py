@@ -46,6 +46,7 @@ MOVES: dict[tuple[NodeState, NodeEvent], NodeState] = {
 }
 
 FAILURES_TO_EJECT = 3  # one slow answer is noise, two may be; three in a row are the node
+FAILURES_TO_EJECT_LAST = 6  # in a row, where half of the nodes are out already
 RECENT_ANSWERS = 20  # attempts that are looked back at,
 RECENT_FAILURES_TO_EJECT = 10  # of which so many may not have failed, in a row or not
 WRONG_TO_QUARANTINE = 3  # answers that failed a check within the last RECENT_WRONG: one may be a broken cable

@@ -54,6 +54,7 @@ class Rig:
         line = Line(self.registry, clock, random.Random(1), lambda s, f: asyncio.get_running_loop().call_later(s, f))
         self.readmitted: list[str] = []
         self.share = 0.0  # of the dice: below every share
+        self.shares: list[float] = []  # what it throws first
         self.canaries = Canaries(
             self.registry,
             line,
@@ -70,6 +71,8 @@ class Rig:
             self.registry.answered_right(node, [WIDE.id])
 
     def random(self) -> float:
+        if self.shares:
+            return self.shares.pop(0)
         return self.share
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
@@ -133,6 +136,24 @@ async def test_two_liars_that_agree_are_found_out_by_the_judge_once_one_of_them_
     for number in range(40):
         await rig.answer("one" if number % 2 else "two", [1, 2, number])
     assert rig.state("one") is rig.state("two") is NodeState.QUARANTINED
+
+
+async def test_many_that_lie_alike_do_not_vouch_for_each_other_for_long() -> None:
+    """For every second canary a trusted node is asked, however few of them there are."""
+    rig = Rig("judge", judge=right, **{f"n{number}": constant for number in range(20)})
+    rig.shares = [0.0, 0.5]
+    await rig.answer("n3")
+    assert rig.state("n3") is NodeState.QUARANTINED
+    assert rig.asked == ["n3", "judge"]
+
+
+async def test_answers_to_several_inputs_are_looked_at_more_closely() -> None:
+    rig = Rig("judge", one=right, judge=right)
+    rig.share = 0.2
+    await rig.answer("one", [1])
+    assert rig.node("one").counts["canaries_passed"] == 0
+    await rig.answer("one", [1], [2])
+    assert rig.node("one").counts["canaries_passed"] == 1
 
 
 @pytest.mark.parametrize("cosine", [0.996, 0.9999])
@@ -207,3 +228,26 @@ async def test_a_run_of_right_answers_readmits_and_a_wrong_one_begins_it_anew(qu
     assert rig.readmitted == ["liar"]
     assert rig.state("liar") is NodeState.UNPROVEN, "it proves itself as a new node does"
     assert rig.node("liar").fresh_answers == 0, "and is looked at as closely"
+
+
+@pytest.mark.parametrize("lie", LIARS.values(), ids=LIARS)
+async def test_a_newcomer_that_lies_gets_no_work(lie: Vectors) -> None:
+    """A trusted node is asked the same before anybody gets a vector of it."""
+    rig = Rig("judge", newcomer=lie, judge=right)
+    rig.node("newcomer").state = NodeState.UNPROVEN
+    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.share = 0.3
+    assert not await rig.canaries.vouch(rig.node("newcomer"))
+    assert rig.state("newcomer") is NodeState.QUARANTINED
+
+
+async def test_a_newcomer_that_is_right_or_cannot_be_compared_gets_work() -> None:
+    rig = Rig("judge", newcomer=right, judge=right)
+    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.share = 0.3
+    assert await rig.canaries.vouch(rig.node("newcomer"))
+    assert rig.node("newcomer").counts["canaries_passed"] == 1
+    alone = Rig("", newcomer=constant)
+    alone.canaries._catalogue = rig.canaries._catalogue
+    alone.share = 0.3
+    assert await alone.canaries.vouch(alone.node("newcomer"))

@@ -137,7 +137,8 @@ def test_failures_make_a_node_less_wanted_before_they_eject_it() -> None:
     node = first(registry)
     penalties = []
     for _ in range(8):
-        node.failures_in_a_row += 1
+        node.recent.append(True)
+        node.doubt = 1
         penalties.append(node.penalty_s)
     assert penalties == [0.25, 0.5, 1, 2, 4, 8, 8, 8]
 

@@ -252,13 +252,46 @@ def test_what_fails_is_asked_elsewhere_and_never_of_the_same_node() -> None:
     assert request.answered == [0]
 
 
-@pytest.mark.parametrize("failure", [NodeBroke("x"), NodeBusy("x"), NodeUnreachable("x")])
-def test_at_most_three_nodes_are_asked(failure: NodeFailure) -> None:
-    world = World(*[10_000] * 5)
+@pytest.mark.parametrize(("failure", "asked"), [(NodeBroke("x"), 3), (NodeBusy("x"), 8), (NodeUnreachable("x"), 8)])
+def test_at_most_three_nodes_are_asked_and_some_more_may_refuse(failure: NodeFailure, asked: int) -> None:
+    world = World(*[10_000] * 10)
     request = world.ask(10, fails=lambda part: failure)
     world.run()
-    assert len(set(request.nodes)) == len(request.parts) == 3
+    assert len(set(request.nodes)) == len(request.parts) == asked
     assert request.gave_up == [failure]
+
+
+@pytest.mark.parametrize("failure", [NodeBusy("x"), NodeUnreachable("x")])
+def test_nodes_that_refuse_do_not_keep_the_one_that_works_from_being_asked(failure: NodeFailure) -> None:
+    for seed in range(20):
+        world = World(*[10_000] * 5, seed=seed)
+        request = world.ask(10, fails=lambda part: failure if part.node_id != "n4" else None)
+        world.run()
+        assert request.answered == [0]
+
+
+def test_what_is_lost_with_its_nodes_needs_little_budget() -> None:
+    """Power fails where four of six nodes are: whatever they had in flight is asked elsewhere."""
+    world = World(*[2_000] * 6)
+    gone = {"n0", "n1", "n2", "n3"}
+
+    def ask() -> Request:
+        def fails(part: Part) -> NodeFailure | None:
+            if part.node_id not in gone:
+                return None
+            return NodeBroke("x") if len(request.parts) == 1 else NodeUnreachable("x")
+
+        request = world.ask(10, fails=fails)
+        return request
+
+    requests = [ask() for _ in range(120)]
+    left = 0
+    while world.line._budget.take():
+        left += 1
+    world.line._budget._retries -= 12  # a few failures of each node, until it is known to be out
+    world.run()
+    assert left == 100
+    assert all(request.answered == [0] for request in requests)
 
 
 def test_one_failed_part_is_asked_again_and_the_rest_is_kept() -> None:

@@ -101,8 +101,9 @@ async def test_when_every_node_fails_the_caller_is_told_and_not_charged(failure:
     assert refused.value.code == code
     assert world.ledger.log == [("hold", COST), ("release", COST)]
     asked = [node_id for node_id, _ in nodes.asked]
-    assert len(asked) == 3, "at most three attempts"
-    assert len(set(asked)) == 3, "on distinct nodes"
+    begun = not isinstance(failure, NodeBusy | NodeUnreachable)
+    assert len(asked) == (3 if begun else 4), "at most three attempts; who refuses at once has made none"
+    assert len(set(asked)) == len(asked), "on distinct nodes"
 
 
 async def test_a_second_node_answers_under_the_same_hold() -> None:
