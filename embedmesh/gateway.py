@@ -24,6 +24,7 @@ from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.registration import Registrar
 from embedmesh.edge.wire import unix_dialler
 from embedmesh.engine.cl100k import Cl100k
+from embedmesh.engine.folder import read_folder
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.fleet.addresses import Policy, system_lookup
 from embedmesh.fleet.canary import Canaries
@@ -101,7 +102,17 @@ async def _run(settings: GatewaySettings) -> int:
     clients = NodeClients()
     identity = Identity.from_seed(secret, IDENTITY)
     gateway_fingerprint = fingerprint(identity.public_key)
-    members = Members(store.nodes, registry, clients, catalogue, tokenizers, clock, verify, gateway_fingerprint)
+    members = Members(
+        store.nodes,
+        registry,
+        clients,
+        catalogue,
+        tokenizers,
+        clock,
+        verify,
+        gateway_fingerprint,
+        normalizing_models(catalogue),
+    )
     canaries = Canaries(
         registry, line, clients, catalogue, tokenizers, clock, random.Random(), verify, on_readmit=members.readmitted
     )
@@ -203,6 +214,12 @@ def tokenizers_of(catalogue: Catalogue) -> dict[str, Tokenizer]:
                 raise SetupError(f"The prompt `{role}` of {model.id} leaves no room for a text. Mend the catalogue.")
         tokenizers[model.id] = tokenizer
     return tokenizers
+
+
+def normalizing_models(catalogue: Catalogue) -> frozenset[str]:
+    """The models whose folders say that their vectors have unit length."""
+    here = [model for model in catalogue.models if not model.foreign]
+    return frozenset(model.id for model in here if read_folder(Path(model.folder)).normalize)
 
 
 def gauges(store: SqliteStore, line: Line) -> dict[str, float]:

@@ -7,7 +7,7 @@ the records at the next start.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,10 @@ class Members:
         clock: Clock,
         verify: Verify,
         gateway: str,
+        normalizing: Collection[str] = (),
     ) -> None:
+        """`normalizing` are the models whose vectors have unit length."""
+        self._normalizing = normalizing
         self._books = books
         self._registry = registry
         self._clients = clients
@@ -244,7 +247,7 @@ class Members:
         node = _node(record)
         node.reads_ids = False
         token = record.secret.decode("ascii")
-        link = UpstreamLink(parse_url(record.address), record.offers, self._catalogue, token)
+        link = UpstreamLink(parse_url(record.address), record.offers, self._catalogue, token, self._normalizing)
         self._upstreams[record.node_id] = self._begin(node, link)
 
     def _begin(self, node: Node, link: Link) -> asyncio.Task[None]:

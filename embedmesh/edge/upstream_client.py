@@ -9,10 +9,12 @@ import json
 import ssl
 import sys
 from array import array
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+import numpy as np
 
 from embedmesh.edge.wire import Dialler, Reply, busy, tcp_dialler
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
@@ -25,6 +27,7 @@ BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, the longest of our peers
 BYTES_PER_INPUT = 512  # around each vector
 BYTES_PER_REPLY = 16_384
 PORTS = {"http": 80, "https": 443}
+UNIT_OFF_MAX = 1e-3  # what half floats may make of it
 WRONG_REQUEST = (400, 413, 414, 422)
 URL_CHARS_MAX = 300
 
@@ -80,7 +83,16 @@ def dialler(place: Place) -> Dialler:
 class UpstreamLink:
     """One server. `offers` say which catalogue models it runs, and what it calls them. Implements `Link`."""
 
-    def __init__(self, place: Place, offers: tuple[Offer, ...], catalogue: Catalogue, token: str) -> None:
+    def __init__(
+        self,
+        place: Place,
+        offers: tuple[Offer, ...],
+        catalogue: Catalogue,
+        token: str,
+        normalizing: Collection[str] = (),
+    ) -> None:
+        """`normalizing` are models whose vectors have unit length: some servers leave that out."""
+        self._normalizing = normalizing
         self._wires = dialler(place)
         self._offers = {offer.id: offer for offer in offers}
         self._catalogue = catalogue
@@ -107,6 +119,8 @@ class UpstreamLink:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the server's reply is not of OpenAI's form") from None
         data = _in_order(answer.data, len(texts), model.width)
+        if model.id in self._normalizing:
+            data = _unit(data, model.width)
         return EmbedVectors(_tokens(answer, part, counted.exact), data)
 
     async def served(self) -> ServedModels:
@@ -178,6 +192,16 @@ def _row(embedding: str | list[float], width: int) -> bytes:
     if len(row) != width * 4:
         raise WrongAnswer("a vector has another width than the catalogue's")
     return row
+
+
+def _unit(data: bytes, width: int) -> bytes:
+    """The same vectors with length 1, where any is not of about that length already."""
+    rows = np.frombuffer(data, "<f4").reshape(-1, width)
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    if not (np.abs(norms - 1.0) > UNIT_OFF_MAX).any():
+        return data
+    norms[norms == 0] = 1.0  # found out by the check that follows
+    return (rows / norms).astype("<f4").tobytes()
 
 
 def _tokens(answer: Embeddings, part: Part, exact: bool) -> int:

@@ -179,6 +179,13 @@ async def test_where_nobody_here_can_count_the_servers_usage_counts_within_our_b
         assert (await link(port, FOREIGN).embed(part, FOREIGN, counted, "req_1")).tokens == tokens
 
 
+async def test_vectors_of_a_model_that_normalizes_have_unit_length_whatever_the_server_does() -> None:
+    async with server(lambda asked: ok(floats([7 * each for each in VECTORS]))) as (port, _):
+        one = link(port)
+        one._normalizing = {MODEL.id}
+        assert np.allclose(rows(await one.embed(PART, MODEL, COUNTED, "req_1")), VECTORS, atol=1e-7)
+
+
 async def test_what_it_serves_is_what_the_operator_said() -> None:
     (served,) = (await link(1).served()).data
     assert (served.id, served.width, served.digest) == (MODEL.id, MODEL.width, MODEL.digest)
