@@ -201,7 +201,8 @@ def _unit(data: bytes, width: int) -> bytes:
     if not (np.abs(norms - 1.0) > UNIT_OFF_MAX).any():
         return data
     norms[norms == 0] = 1.0  # found out by the check that follows
-    return (rows / norms).astype("<f4").tobytes()
+    unit: bytes = (rows / norms).astype("<f4").tobytes()
+    return unit
 
 
 def _tokens(answer: Embeddings, part: Part, exact: bool) -> int:

@@ -52,8 +52,12 @@ def ok(reply: Any) -> Reply:
 async def server(answer: Callable[[Asked], Reply]) -> AsyncIterator[tuple[int, list[Asked]]]:
     """A server on loopback that answers by rule, and what it was asked."""
     asked: list[Asked] = []
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
         while True:
             try:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -74,6 +78,9 @@ async def server(answer: Callable[[Asked], Reply]) -> AsyncIterator[tuple[int, l
         yield listening.sockets[0].getsockname()[1], asked
     finally:
         listening.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
 
 
 def link(port: int, model: Model = MODEL, token: str = "", **offer: str) -> UpstreamLink:
