@@ -84,6 +84,12 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(description="Join token that `embedmesh nodes invite` printed at the gateway. Needed once."),
     ] = ""
+    gateway_key: Annotated[
+        str,
+        Meta(
+            description="In place of a token: the fingerprint that `embedmesh nodes key` prints; then wait for approval"
+        ),
+    ] = ""
     address: Annotated[
         str,
         Meta(description="Where that gateway can reach this node: https://HOST:PORT. Without it the node dials out."),

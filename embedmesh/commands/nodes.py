@@ -1,5 +1,6 @@
 """`embedmesh nodes`: which nodes a gateway has, how they are, and what its operator says of them."""
 
+import base64
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,27 @@ The token is good for one node, until {when(made["expires_ms"])} UTC; later star
         click.echo(
             "Another machine cannot reach this address: name the gateway's own, and serve with --host.", err=True
         )
+
+
+@nodes.command()
+@gateway_options
+def key(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
+    """Print the fingerprint of the gateway's key, for nodes that join without a token and are approved.
+
+    \b
+    Example:
+      embedmesh nodes key
+    """
+    from embedmesh.signing.identity import fingerprint
+
+    admin = find_admin(url, admin_key_file, data_dir)
+    found = fingerprint(base64.b64decode(admin.ask("GET", "/nodes")["gateway_key"]))
+    if as_json:
+        print_json({"fingerprint": found})
+        return
+    click.echo(found)
+    root = admin.base_url.removesuffix("/v1")
+    click.echo(f"At the node: embedmesh node --gateway {root} --gateway-key {found}", err=True)
 
 
 @nodes.command()

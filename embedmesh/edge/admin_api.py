@@ -305,9 +305,16 @@ def _live(node: Node, member: Member | None, clock: Clock) -> dict[str, Any]:
         "failures": counts,
         "last_failure": node.last_failure if troubled else None,
         "last_answer_s_ago": _ago(node.last_right_answer, now),
+        "reported": _reported(member),
         "receipts": member.audit.count if member is not None else 0,
         "last_heartbeat_s_ago": _ago(member.seen if member is not None else None, now),
     }
+
+
+def _reported(member: Member | None) -> dict[str, Any] | None:
+    """What the node said of itself in its last heartbeat."""
+    beat = member.reported if member is not None else None
+    return None if beat is None else {"tokens_waiting": beat.tokens_waiting, "tokens_per_s": round(beat.tokens_per_s)}
 
 
 def _ago(when: float | None, now: float) -> float | None:

@@ -36,6 +36,7 @@ class DialOut:
         self._url = url
         self._server = server
         self._tasks: list[asyncio.Task[None]] = []
+        self.leaving = False  # then nothing is dialled any more
 
     def start(self, node_id: str, sign: Sign) -> None:
         """Dial, and dial again whenever a connection ends. Does nothing when it has begun already."""
@@ -43,7 +44,7 @@ class DialOut:
             self._tasks = [asyncio.create_task(self._keep(node_id, sign)) for _ in range(CONNECTIONS)]
 
     async def stop(self) -> None:
-        """Dial no more."""
+        """Dial no more, and end what is open."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -51,7 +52,7 @@ class DialOut:
 
     async def _keep(self, node_id: str, sign: Sign) -> None:
         pause = AGAIN_MIN_S
-        while True:
+        while not self.leaving:
             transport: asyncio.Transport | None = None
             try:
                 async with asyncio.timeout(UPGRADE_S):

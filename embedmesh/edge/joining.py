@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ ANSWER_S = 10.0  # of one exchange with the gateway; a registration includes its
 AGAIN_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # before the n-th try in a row to register
 PENDING_S = 5.0  # between two questions whether an operator has said yes
 FAREWELL_S = 3.0  # a gateway that does not answer will notice by itself
+FINGERPRINT = re.compile(r"[A-Za-z0-9_-]{43}")
 REPLY_BYTES_MAX = 64 * 1024
 REMOVED = 403
 TO_BE_MENDED = (400, 401)  # of the first registration; later ones were right once, and may be again
@@ -90,19 +92,27 @@ class Refused(Exception):
         self.status = status
 
 
-def find_gateway(file: Path, url: str, invite: Invite | None) -> Known:
-    """The gateway to belong to: the token's, or the one that this node joined before. Raises SetupError."""
+def find_gateway(file: Path, url: str, invite: Invite | None, key: str = "") -> Known:
+    """The gateway to belong to: the token's, the one of the fingerprint `key`, or the one that was joined before.
+
+    Raises SetupError.
+    """
     url = url.rstrip("/").removesuffix("/v1")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.path or parts.query:
         raise SetupError(f"{url} is no gateway's address: use http://HOST:PORT or https://HOST. Mend --gateway.")
     if invite is not None:
         return Known(url, invite.fingerprint)
+    if key:
+        if not FINGERPRINT.fullmatch(key):
+            raise SetupError("A gateway's fingerprint has 43 characters. Mend --gateway-key.")
+        return Known(url, key)
     try:
         known = msgspec.json.decode(file.read_bytes(), type=Known)
     except FileNotFoundError:
         raise SetupError(
-            "This node has not joined a gateway yet: give --join TOKEN, which `embedmesh nodes invite` prints there."
+            "This node has not joined a gateway yet: give --join TOKEN, which `embedmesh nodes invite` prints there, "
+            "or --gateway-key, and have its operator approve the node."
         ) from None
     except (OSError, msgspec.DecodeError):
         raise SetupError(f"{file} cannot be read. Move it away and join anew with --join.") from None
@@ -177,6 +187,11 @@ class Joining:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FAREWELL_S)) as self._http:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, Refused, ValueError):
                     await self._say("drain", b"{}")
+
+    def dial_no_more(self) -> None:
+        """Open no further connections for the gateway; those that are there stay."""
+        if self._dial_out is not None:
+            self._dial_out.leaving = True
 
     async def hang_up(self) -> None:
         """End the connections that we opened for the gateway: once all is answered."""

@@ -52,7 +52,7 @@ class MemberNode:
         """Reads or makes the node's files. Raises SetupError."""
         files = _files(settings.data_dir)
         invite = _invite(settings.join)
-        known = find_gateway(files.gateway, settings.gateway, invite)
+        known = find_gateway(files.gateway, settings.gateway, invite, settings.gateway_key)
         identity = Identity.load(files.identity)
         clock = SystemClock()
         self._settings = settings
@@ -96,6 +96,7 @@ class MemberNode:
     async def stop(self, drain_s: float) -> None:
         """Say farewell, answer what is running, close the doors."""
         await self._joining.leave()
+        self._joining.dial_no_more()
         await self._server.drain(drain_s)
         await self._joining.hang_up()
         self._receipts.close()

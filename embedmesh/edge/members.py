@@ -20,7 +20,7 @@ from embedmesh.fleet.addresses import parse
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.errors import InsufficientScope, NotFound, StoreUnavailable
-from embedmesh.rules.membership import Standing
+from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Tokenizer, Verify
 from embedmesh.signing.audit import Audit
@@ -49,6 +49,7 @@ class Member:
     audit: Audit
     probing: asyncio.Task[None]
     seen: float | None = None  # its last heartbeat, on the monotonic clock
+    reported: Heartbeat | None = None  # what it said then
 
 
 class Members:
@@ -97,7 +98,8 @@ class Members:
             if record.kind == UPSTREAM:
                 self._join_upstream(record)
             elif record.secret:
-                self._join(record, _sessions(record.secret))
+                member = self._join(record, _sessions(record.secret))
+                member.checker.not_before_s = self._now_s()  # it does not remember what it has seen
 
     async def stop(self) -> None:
         """Probe nobody any more."""
@@ -146,8 +148,8 @@ class Members:
             record = self._said(self.by_key(public_key), public_key, said)
             record = msgspec.structs.replace(record, standing=Standing.ADMITTED, secret=_pack(sessions))
             record = await self._save(record)
-            self._join(record, sessions)
-            member = self._alive[record.node_id]
+            member = self._join(record, sessions)
+            member.checker.not_before_s = 0
             if member.node.draining != record.draining:
                 self._registry.drain(member.node, record.draining)  # it is back, if it had said that it leaves
             return record
@@ -211,7 +213,7 @@ class Members:
         self._records[record.node_id] = record
         return record
 
-    def _join(self, record: NodeRecord, sessions: Sessions) -> None:
+    def _join(self, record: NodeRecord, sessions: Sessions) -> Member:
         """A link to it and a place in the fleet, or what it has of these with what is new."""
         assert record.public_key is not None
         member = self._alive.get(record.node_id)
@@ -222,6 +224,7 @@ class Members:
         member.checker.add(sessions.of_node, self._now_s())
         member.node.asks = _asks(record)
         member.node.inputs_max = record.inputs_max
+        return member
 
     def _connect(self, record: NodeRecord, public_key: bytes, before: Member | None) -> Member:
         """A node at a new place. What was agreed with it `before`, and seen of it, it takes along."""

@@ -23,6 +23,7 @@ from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
 
 CHALLENGE_BYTES_MAX = 4_096
+STRANGER = "This node answers its own gateways only."
 
 
 class NodeDoor:
@@ -63,19 +64,19 @@ class NodeDoor:
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt."""
+        checked = self._check(request)  # before a byte of the body is read: strangers get no room here
         body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
         try:
-            checked = self._check(request, body)
+            self._check_body(checked, body)
             response, tokens = await self._app.embed_compact(body)
         finally:
             self._bodies.give_back(len(body))
-        if tokens:
-            return self._signed(checked, response, body=body, tokens=tokens)
-        return response
+        return self._signed(checked, response, tokens=tokens) if tokens else response
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
         """What this node serves, signed."""
-        checked = self._check(request, b"")
+        checked = self._check(request)
+        self._check_body(checked, b"")
         return self._signed(checked, self._app.listed())
 
     async def challenge(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -88,21 +89,25 @@ class NodeDoor:
             raise errors.InvalidType("The body is not a challenge of the node protocol.") from None
         mine = fingerprint(asked.gateway_key) == self._gateway
         if not mine or not verify(asked.gateway_key, CHALLENGE, asked.nonce, asked.signature):
-            raise errors.InvalidApiKey("This node answers its own gateways only.")
+            raise errors.InvalidApiKey(STRANGER)
         signature = self._identity.sign(CHALLENGE, asked.nonce + self._address.encode())
         answer = msgspec.json.encode(ChallengeAnswer(signature))
         return web.Response(body=answer, headers={"Content-Type": JSON_TYPE})
 
-    def _check(self, request: web.BaseRequest, body: bytes) -> CheckedRequest:
+    def _check(self, request: web.BaseRequest) -> CheckedRequest:
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:
-            return self._checker.check(request.method, request.rel_url.raw_path, body, headers, self._now_s())
+            return self._checker.check_head(request.method, request.rel_url.raw_path, headers, self._now_s())
         except Unauthenticated:
-            raise errors.InvalidApiKey("This node answers its own gateways only.") from None
+            raise errors.InvalidApiKey(STRANGER) from None
 
-    def _signed(
-        self, checked: CheckedRequest, response: web.Response, *, body: bytes = b"", tokens: int = 0
-    ) -> web.Response:
+    def _check_body(self, checked: CheckedRequest, body: bytes) -> None:
+        try:
+            checked.check_body(body, self._now_s())
+        except Unauthenticated:
+            raise errors.InvalidApiKey(STRANGER) from None
+
+    def _signed(self, checked: CheckedRequest, response: web.Response, *, tokens: int = 0) -> web.Response:
         """The response with its signature; one that embedded something is logged, too."""
         reply = response.body
         assert isinstance(reply, bytes)

@@ -19,7 +19,7 @@ from embedmesh.edge.server import REST, Routes, hand_over
 from embedmesh.edge.wire import Connection, Inbound
 from embedmesh.fleet.registry import Registry
 from embedmesh.rules import errors
-from embedmesh.rules.membership import BODY_BYTES_MAX, Heartbeat, HeartbeatReply, Registration
+from embedmesh.rules.membership import BODY_BYTES_MAX, HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
 from embedmesh.rules.ports import Clock
 from embedmesh.signing.messages import CheckedRequest, Unauthenticated
 from embedmesh.storage.nodes import NodeBooks
@@ -74,7 +74,7 @@ class NodesApi:
     async def register(self, request: web.BaseRequest) -> web.StreamResponse:
         """Join, or come back with what has changed; in our form, or in the three fields of `atoma-sdk`."""
         body = await self._body(request)
-        if b'"data"' in body[:200] and b'"statement"' not in body:
+        if "data" in _decode(body, dict[str, msgspec.Raw]):
             asked = _decode(body, AtomaRegistration)
             record = await self._registrar.move(asked.data, asked.signature)
             return _json({"message": f"Node {record.small_id} is registered at its new address."})
@@ -115,7 +115,9 @@ class NodesApi:
         beat = _decode(body, Heartbeat)
         member.seen = self._clock.monotonic()
         load = member.node.load
-        load.others_tokens = max(0, beat.tokens_waiting - load.tokens)
+        until = self._clock.monotonic() + BEATS_MISSED_MAX * HEARTBEAT_S
+        load.others_say(max(0, beat.tokens_waiting - load.tokens), until)
+        member.reported = beat
         if beat.head is not None:
             try:
                 checked = member.audit.check(beat.receipts, beat.head, self._clock.unix_ms())

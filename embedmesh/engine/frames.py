@@ -110,7 +110,10 @@ def _receive_exactly(sock: socket.socket, count: int) -> bytes | None:
     buffer = bytearray(count)
     view = memoryview(buffer)
     while view:
-        got = sock.recv_into(view)
+        try:
+            got = sock.recv_into(view)
+        except ConnectionResetError:  # killed while there was something unread
+            return None
         if got == 0:
             return None
         view = view[got:]

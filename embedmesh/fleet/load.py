@@ -34,7 +34,10 @@ class Load:
         self.parts = 0
         self.bulk_tokens = 0  # those of them that are of requests which were cut
         self.bulk_parts = 0
-        self.others_tokens = 0  # what the node says is waiting there for other gateways
+        self._others = (
+            0,
+            0.0,
+        )  # tokens that wait there for other gateways, as the node says, and until when that counts
         self._since = 0.0  # when it began what it is busy with now: its last answer, or when it ceased to be idle
         self._stretch_parts = 0
         self._stretch_tokens = 0
@@ -57,7 +60,9 @@ class Load:
         Past the time that it should have taken a node gets worse the longer it says nothing, as a wedged one must not
         look idle.
         """
-        work_s = self._line.seconds(self.parts, self.tokens) + self.others_tokens * self._line.per_token_s
+        others_tokens, until = self._others
+        tokens = self.tokens + (others_tokens if now < until else 0)
+        work_s = self._line.seconds(self.parts, tokens)
         elapsed_s = now - self._since if self.parts else 0.0
         if not small or not self.interleaves or not self.bulk_parts:
             return abs(work_s - elapsed_s)
@@ -71,6 +76,10 @@ class Load:
     def finish_s(self, tokens: int, now: float, *, small: bool = False) -> float:
         """Until a part of so many tokens more would be done."""
         return self.remaining_s(now, small=small) + self._line.seconds(1, tokens)
+
+    def others_say(self, tokens: int, until: float) -> None:
+        """The node has so many tokens for other gateways; its word is good for a while."""
+        self._others = tokens, until
 
     def began(self, tokens: int, now: float, *, bulk: bool = False) -> None:
         """A part was sent."""

@@ -124,10 +124,12 @@ class SignedRequest:
 class RequestChecker:
     """Checks requests that carry one node's id: a node those for it, a gateway those from it.
 
-    It remembers what it has seen, so a session must not outlive it: after a restart agree a new one.
+    It remembers what it has seen, so a session must not outlive it. Where one does, over a restart, set `not_before_s`
+    to when that was: nothing that was signed earlier is taken then.
     """
 
     def __init__(self, node_id: str) -> None:
+        self.not_before_s = 0  # Unix time
         self._node_id = node_id
         self._newest: _Known | None = None
         self._before: _Known | None = None
@@ -145,6 +147,12 @@ class RequestChecker:
 
         `path` as it stood in the request line, not decoded. Header names in lower case.
         """
+        checked = self.check_head(method, path, headers, now_s)
+        checked.check_body(body, now_s)
+        return checked
+
+    def check_head(self, method: str, path: str, headers: Mapping[str, str], now_s: int) -> "CheckedRequest":
+        """The same before the body is there. The request counts only once `check_body` has accepted that, too."""
         try:
             digest = headers["content-digest"]
             node_id = headers["embedmesh-node"]
@@ -161,17 +169,15 @@ class RequestChecker:
             raise Unauthenticated("node")
         known = self._find(key_id, now_s)
         _check_time(created, now_s)
+        if int(created) < self.not_before_s:
+            raise Unauthenticated("time")
         try:
             base = _request_base(method, path, digest, node_id, request_id, signature_input.removeprefix("em="))
         except UnicodeEncodeError:
             raise Unauthenticated("malformed") from None
         _check_signature(known.mac, base, signature)
-        if digest != content_digest(body):
-            raise Unauthenticated("digest")
-        if not known.window.admit(instance, int(counter, 16), now_s):
-            raise Unauthenticated("replay")
         asked = _asked(method, path, digest, node_id, request_id, signature.removeprefix("em="))
-        return CheckedRequest(known.mac, asked, request_id, digest)
+        return CheckedRequest(known, asked, request_id, digest, instance, int(counter, 16))
 
     def _find(self, key_id: str, now_s: int) -> "_Known":
         newest, before = self._newest, self._before
@@ -185,13 +191,23 @@ class RequestChecker:
 class CheckedRequest:
     """A genuine request, to be answered under the session that it came under. `digest` is its body's."""
 
-    __slots__ = ("_asked", "_mac", "digest", "request_id")
+    __slots__ = ("_asked", "_counter", "_instance", "_known", "_mac", "digest", "request_id")
 
-    def __init__(self, mac: "Mac", asked: str, request_id: str, digest: str) -> None:
+    def __init__(self, known: "_Known", asked: str, request_id: str, digest: str, instance: str, counter: int) -> None:
         self.request_id = request_id
         self.digest = digest
         self._asked = asked
-        self._mac = mac
+        self._known = known
+        self._mac = known.mac
+        self._instance = instance
+        self._counter = counter
+
+    def check_body(self, body: bytes, now_s: int) -> None:
+        """Raises Unauthenticated where it is not the body that was signed, or the request was accepted before."""
+        if self.digest != content_digest(body):
+            raise Unauthenticated("digest")
+        if not self._known.window.admit(self._instance, self._counter, now_s):
+            raise Unauthenticated("replay")
 
     def sign_reply(self, status: int, body: bytes, receipt_number: int, now_s: int) -> list[tuple[str, str]]:
         """The headers that sign a reply. Receipts count from 1; 0 says that this reply has none."""

@@ -349,10 +349,10 @@ async def test_a_caller_that_goes_stops_the_work(gw: Gateway, tmp_path: Path, ad
         await until("it is measured", lambda: member.node.load.parts == 0)
         node.engine.open.clear()
         calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(3)]
-        await until("they run", lambda: node.engine.running == 3)
+        await until("they run", lambda: node.engine.running >= 3)
         for one in calls:
             one.cancel()
-        await until("they are dropped", lambda: node.engine.dropped == 3)
+        await until("they are dropped", lambda: node.engine.dropped >= 3)
         node.engine.open.set()
         if not address:
             await until("it has dialled again", lambda: len(member.wires._idle) == dialling.CONNECTIONS)

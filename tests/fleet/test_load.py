@@ -110,5 +110,6 @@ def test_what_failed_teaches_nothing_and_leaves_nothing_outstanding() -> None:
 def test_what_waits_there_for_other_gateways_is_before_us() -> None:
     load = Load()
     alone = load.finish_s(100, 0.0)
-    load.others_tokens = 5_000
-    assert load.finish_s(100, 0.0) == pytest.approx(alone + 5_000 / PRIOR_TOKENS_PER_S)
+    load.others_say(5_000, until=6.0)
+    assert load.finish_s(100, 5.9) == pytest.approx(alone + 5_000 / PRIOR_TOKENS_PER_S)
+    assert load.finish_s(100, 6.1) == alone, "an old word does not count"

@@ -102,6 +102,7 @@ def _node() -> Json:
         "tokens": COUNT,
         "hedges": COUNT,
         "canaries": whole(dict.fromkeys(("passed", "failed", "disputed"), COUNT)),
+        "reported": or_null(whole({"tokens_waiting": COUNT, "tokens_per_s": COUNT})),
         "receipts": COUNT | {"description": "How far its log was checked."},
         "receipts_seen": whole(dict.fromkeys(("matched", "unmatched", "false", "refused"), COUNT)),
         "failures": {"type": "object", "additionalProperties": COUNT},
