@@ -31,7 +31,7 @@ CHECKOUT = Path(__file__).parent.parent.parent
 RESULTS = CHECKOUT / "bench" / "results"
 PICTURE = CHECKOUT / "docs" / "fleet-sim.svg"
 PLOTTED_LOADS = (50, 70, 90)
-WIDTH_MIN = 132  # of the tables
+WIDTH_MIN = 150  # of the tables
 
 
 def simulate(

@@ -5,6 +5,7 @@ import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from bench.sim.routers import Router
@@ -89,7 +90,7 @@ class Lined(Contender):
         self._by_id = {f"n{server.number}": server for server in servers}
         for node_id, server in self._by_id.items():
             node = self.registry.add(Node(node_id, "", load=Load(interleaves=server.interleaves)))
-            self._probe(node, PROBE_TOKENS, lambda node=node: self._probe(node, SPEED_INPUTS * SPEED_TOKENS))
+            self._probe(node, PROBE_TOKENS, partial(self._probe, node, SPEED_INPUTS * SPEED_TOKENS))
 
     def arrive(self, request: Request) -> None:
         Asking(self, request)
@@ -272,18 +273,32 @@ class Oracle(Contender):
             self._wait(rest)
         elif now > rest.since:
             self.waited.append((rest.since, now))
-        server.ask(piece, lambda failure: self._done(rest, server))
+        server.ask(piece, lambda failure: self._done(rest, piece, server, failure))
         return True
 
-    def _done(self, rest: "_Rest", server: Server) -> None:
-        bisect.insort(self._idle, server, key=lambda each: each.tokens_per_s)
+    def _done(self, rest: "_Rest", piece: int, server: Server, failure: NodeFailure | None) -> None:
         rest.out -= 1
-        if not rest.left and not rest.out:
+        if failure is not None:
+            waits = rest.left > 0
+            rest.left += piece
+            if not waits:
+                self._wait(rest)
+        elif not rest.left and not rest.out:
             self._end(rest.request, well=True)
+        self._back(server)
         self._give()
+
+    def _back(self, server: Server) -> None:
+        """It may be given work again, once it lives."""
+        if server.alive:
+            bisect.insort(self._idle, server, key=lambda each: each.tokens_per_s)
+            self._give()
+        else:
+            self.world.call_later(LOOKS_EVERY_S, lambda: self._back(server))
 
 
 WHOLE_TOKENS, PIECE_TOKENS, PIECE_S = 1_024, 512, 0.1  # an oracle's pieces
+LOOKS_EVERY_S = 0.05  # whether a dead node lives again
 
 
 @dataclass(eq=False, slots=True)

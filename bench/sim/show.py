@@ -37,12 +37,13 @@ def verdict(figures: Figures) -> str:
 
 def _table(scenario: str, cells: list[Cell]) -> Table:
     title = f"{scenario}: {cells[0].requests:,} requests"
-    table = Table("load", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("load", no_wrap=True)
     table.add_column("who chooses", no_wrap=True)
-    for words in ("p50", "p99", "p99.9", "small: p50", "p99", "p99.9"):
-        table.add_column(words, justify="right")
-    for words in ("light : noisy", "Jain", "busy", "wasted", "failed", "µs"):
-        table.add_column(words, justify="right")
+    for words in ("p50", "p99", "p99.9", "small p50", "small p99", "small p99.9"):
+        table.add_column(words, justify="right", no_wrap=True)
+    for words in ("fairness", "Jain", "busy", "wasted", "failed", "µs"):
+        table.add_column(words, justify="right", no_wrap=True)
     load = cells[0].load
     for cell in cells:
         if cell.load != load:
