@@ -13,8 +13,8 @@ from bench.faultnode.acts import PHASE_S
 from bench.faultnode.modes import MODES
 
 BEFORE_S, AFTER_S, MORE_S = 1, 2, 5  # seconds of load: good nodes alone, the bad one out, and again if in doubt
-CALM_S = 0.4  # that a new node works well before it is told not to
-SETTLE_S = 0.4  # after it is out: what had been sent to it is asked again
+CALM_S = 0.3  # that a new node works well before it is told not to
+SETTLE_S = 0.3  # after it is out: what had been sent to it is asked again
 WATCH_S, WATCH_STAYS_S, WATCH_DEAD_S, WATCH_LIES_S = 8.0, 5.0, 16.0, 14.0  # how long it is waited for that it is out
 LOOK_S = 0.05
 GOOD, BAD = Speed(), Speed(24_000.0, 1.6)  # the bad one is faster, and so it is asked before the others
@@ -52,7 +52,7 @@ def plan(only: Sequence[str], *, quick: bool) -> list[Cell]:
             if mode.in_part
         ]
         cells += [Cell(name, copies=2) for name in ("hang", "error-500", "wedge", "other-model")]
-        cells += [Cell(name, copies=3) for name in ("busy-429", "reset")]
+        cells += [Cell("reset", copies=2), Cell("busy-429", copies=3)]
         cells += [Cell("hang", spare_probes=True), Cell("error-500", spare_probes=True)]
         cells += [Cell(name, third=True, at_once=True) for name in ("other-model", "wrong-order", "lie-on-large")]
     if only:
@@ -236,6 +236,7 @@ class Bench:
             share=cell.share,
             via="dials out" if cell.dials_out else "address",
             third=cell.third,
+            at_once=cell.at_once,
             requests=len(records),
             served=sum(asked.served for asked in records),
             refused=dict(Counter(asked.said for asked in records if not asked.served)),

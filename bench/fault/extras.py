@@ -12,7 +12,7 @@ from bench.fault.rig import Node, Rig, Speed
 
 CALM_S, SEEN_S = 1.0, 3.0  # before it happens, and after
 CALLERS = 96  # more than one node gets at one time
-ROUNDS, ROUND_S, WARM_S = 3, 1.5, 0.3
+ROUNDS, ROUND_S, WARM_S = 4, 1.0, 0.3
 FAST, REAL = Speed(1_000_000.0, 0.1), Speed(15_000.0, 2.0)
 
 
@@ -55,8 +55,8 @@ async def saturate(
     await rig.act(healthy, "drain")
     rates: list[list[float]] = [[], []]
     failed = 0
-    for _ in range(ROUNDS):
-        for node, found in zip(nodes, rates, strict=True):
+    for number in range(ROUNDS):
+        for node, found in list(zip(nodes, rates, strict=True))[:: -1 if number % 2 else 1]:  # each is first in turns
             await rig.act(node, "resume")
             rate, lost = await _rate(client, pool, size, f"s{name}".replace(" ", ""))
             await rig.act(node, "drain")

@@ -16,6 +16,7 @@ from bench.faultnode.modes import MODES
 LIAR_ANSWERS_MAX = 300  # until it is quarantined
 DEAD_S_MAX = 15.0  # until a node that hangs is out
 P99_RATIO_MAX = 1.2  # with the bad node out, over the good ones alone
+FULL_RATIO_MAX = 2.0  # beside a node that refuses all: each second one request may find out that it still does
 RATIO_MIN = 0.9  # of a dialled node's throughput
 NEIGHBOURS = 3  # cells on either side whose seconds before count as one's own: the machine is not always equally fast
 
@@ -53,6 +54,7 @@ class Row(msgspec.Struct):
     share: float
     via: str
     third: bool
+    at_once: bool
     requests: int
     served: int
     refused: dict[str, int]
@@ -81,23 +83,29 @@ class Row(msgspec.Struct):
         """Median of its seconds."""
         return Window.median_p99(self.after) if self.after else None
 
+    @property
+    def turned(self) -> bool:
+        """Whether it began to lie when it had long been trusted with work: no check can see that, only a canary."""
+        return MODES[self.mode].family == "lies" and not self.at_once
+
     def missed(self) -> list[str]:
         """Which targets, in words."""
         mode = MODES[self.mode]
         out_s = self.out_s if self.out_s is not None else float("inf")
         answers = self.out_answers if self.out_answers is not None else self.answers
         lies, ratio = mode.family == "lies", (self.after_p99 or 0.0) / (self.base_p99 or 1.0)
+        full = self.during.p99 / (self.base_p99 or 1.0) if mode.family == "busy" else 0.0
         late = lies and (self.became != "quarantined" or answers > LIAR_ANSWERS_MAX)
         always = self.share == 1.0
         said = {
             f"{self.requests - self.served} of {self.requests} callers not served": self.served < self.requests,
-            f"{self.wrong} wrong vectors, which nothing but a canary can see": bool(self.wrong) and lies,
-            f"{self.wrong} wrong vectors": bool(self.wrong) and not lies,
+            f"{self.wrong} wrong vectors": bool(self.wrong) and not self.turned,
             f"{self.wrong_when_out} wrong vectors once it was out": bool(self.wrong_when_out),
             f"{self.charged_wrongly} charges are wrong": bool(self.charged_wrongly),
             f"not quarantined after {answers} answers": late,
             f"out only after {out_s:.1f} s": mode.family == "dead" and always and out_s > DEAD_S_MAX,
             f"p99 is {ratio:.2f} times what it was, with the node out": ratio > P99_RATIO_MAX,
+            f"p99 is {full:.2f} times what it was, beside a node that is full": full > FULL_RATIO_MAX,
             f"{self.honest_out} honest nodes were put out": bool(self.honest_out or self.honest_failed),
             "an honest node was put out": mode.family == "well" and self.out_s is not None,
         }
@@ -208,6 +216,10 @@ def show(figures: Figures, console: Console) -> None:
         console.print(table)
     if figures.pair is not None:
         console.print("\n".join(pair.told(figures.pair)), markup=False, highlight=False)
+    turned = [row for row in figures.rows if row.turned and row.wrong]
+    if turned:
+        told = ", ".join(f"{row.name} {row.share:g}: {row.wrong}" for row in turned)
+        console.print(f"Wrong vectors of nodes that turned, until a canary found them: {told}.", markup=False)
     missed = figures.missed()
     console.print("MISSED:\n  " + "\n  ".join(missed) if missed else "All targets reached.", markup=False)
 

@@ -42,19 +42,23 @@ MODES: dict[str, Mode] = {
     "drip": Mode("answers right, one byte every 0.2 s", "dead", acts.drip),
     "garbage": Mode("answers 2,000 random bytes", "wrong", acts.garbage),
     "html": Mode("answers a web page with status 200", "forged", acts.html),
-    "wrong-dimension": Mode("rows lack their last component", "wrong", rows=lambda t, r, n: (r[:, :-1], n)),
+    "wrong-dimension": Mode(
+        "rows lack their last component", "wrong", rows=lambda t, r, n: (r[:, :-1], n), in_part=False
+    ),
     "wrong-count": Mode("one row too few or too many", "wrong", rows=acts.wrong_count),
     "wrong-order": Mode("rows moved on by one place", "lies", rows=lambda t, r, n: (np.roll(r, 1, axis=0), n)),
     "duplicate": Mode("the first row for every input", "lies", rows=lambda t, r, n: (np.repeat(r[:1], len(r), 0), n)),
     "nan": Mode("one component is not a number", "wrong", rows=acts.spoilt(float("nan"))),
-    "inf": Mode("one component is infinite", "wrong", rows=acts.spoilt(float("inf"))),
-    "zero": Mode("one row is all zeros", "wrong", rows=acts.zero),
+    "inf": Mode("one component is infinite", "wrong", rows=acts.spoilt(float("inf")), in_part=False),
+    "zero": Mode("one row is all zeros", "wrong", rows=acts.zero, in_part=False),
     "oversize": Mode("a body of 64 MB", "wrong", acts.oversize),
     "wrong-tokens": Mode("counts one token more", "wrong", rows=lambda t, r, n: (r, n + 1)),
     "wrong-signature": Mode("one character of the signature is another", "forged", signed=acts.wrong_signature),
     "no-signature": Mode("the reply is not signed", "forged", signed=acts.no_signature),
     "replayed-signature": Mode("repeats the first reply, signature and all", "forged", signed=acts.replayed),
-    "other-session": Mode("signs under a key that was never agreed", "forged", signed=acts.other_session),
+    "other-session": Mode(
+        "signs under a key that was never agreed", "forged", signed=acts.other_session, in_part=False
+    ),
     "other-model": Mode("vectors of another model", "lies", rows=acts.other_model),
     "noise": Mode("each component moved by 0.05, then back to unit length", "lies", rows=acts.noise),
     "constant": Mode(
@@ -64,7 +68,9 @@ MODES: dict[str, Mode] = {
         "vectors of another model where a request has more than 8 inputs", "lies", rows=acts.lie_on_large
     ),
     "busy-429": Mode("429 with Retry-After", "busy", acts.refusal(429, "overloaded", Retry_After=str(RETRY_AFTER_S))),
-    "busy-503": Mode("503 with Retry-After", "busy", acts.refusal(503, "overloaded", Retry_After=str(RETRY_AFTER_S))),
+    "busy-503": Mode(
+        "503 with Retry-After", "busy", acts.refusal(503, "overloaded", Retry_After=str(RETRY_AFTER_S)), in_part=False
+    ),
     "error-500": Mode("500 at once", "refuses", acts.refusal(500, "internal_error")),
     "refuse-400": Mode("400 at once, to requests that are right", "refuses", acts.refusal(400, "invalid_value")),
     "reset": Mode("a TCP reset when the request has come", "cuts", acts.reset),

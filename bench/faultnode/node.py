@@ -1,8 +1,8 @@
 """The node itself: our doors, our way to join and to sign, around a scripted model and a mode."""
 
-import contextlib
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -141,9 +141,10 @@ class FaultDoor(NodeDoor):
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt: right, or as the mode has it."""
+        checked = self._check(request)
         body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
         self._bodies.give_back(len(body))
-        checked = self._check(request, body)
+        self._check_body(checked, body)
         asked = self._decode(body)
         model, ids = self._scripted.find(asked.model), unpack_ids(asked)
         mode = self._scripted.faults.draw(ids)
@@ -155,11 +156,12 @@ class FaultDoor(NodeDoor):
                 return web.Response(status=429, headers={"Retry-After": "1"})
             packed = msgspec.msgpack.encode(EmbedVectors(tokens, rows.tobytes()))
             response = web.Response(body=packed, headers={"Content-Type": COMPACT})
-            return self._sign(checked, response, body, tokens, mode.receipt_tokens)
+            return self._sign(checked, response, tokens, mode.receipt_tokens)
 
         def resign(response: web.Response, session: Session) -> None:
             assert isinstance(response.body, bytes)
-            forged = CheckedRequest(Mac(session), checked._asked, checked.request_id, checked.digest)
+            forged = copy(checked)
+            forged._mac = Mac(session)
             response.headers.update(forged.sign_reply(200, response.body, self._receipts.count, self._now_s()))
 
         turn = Turn(request, ids, self._scripted.faults.state, lambda: answer(MODES["honest"]), resign)
@@ -170,14 +172,12 @@ class FaultDoor(NodeDoor):
             mode.signed(turn, response)
         return response
 
-    def _sign(
-        self, checked: CheckedRequest, response: web.Response, body: bytes, tokens: int, extra: int
-    ) -> web.Response:
+    def _sign(self, checked: CheckedRequest, response: web.Response, tokens: int, extra: int) -> web.Response:
         receipts = self._receipts
         assert isinstance(receipts, FaultReceipts)
         receipts.extra_tokens = extra
         try:
-            return self._signed(checked, response, body=body, tokens=tokens)
+            return self._signed(checked, response, tokens=tokens)
         finally:
             receipts.extra_tokens = 0
 
@@ -251,8 +251,8 @@ class FaultNode:
 
     async def stop(self) -> None:
         """Say farewell, answer what is running, close the doors."""
-        with contextlib.suppress(TimeoutError):
-            await self._joining.leave()
+        await self._joining.leave()
+        self._joining.dial_no_more()
         await self.server.drain(DRAIN_S)
         await self._joining.hang_up()
         self.receipts.close()

@@ -12,10 +12,11 @@ from bench.sim.routers import Router
 from bench.sim.servers import Server
 from bench.sim.workload import Request
 from bench.sim.world import World
-from embedmesh.fleet.line import Line, Work
+from embedmesh.fleet.line import Line
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import OUT_EVERY_S, PROBE_S, SPEED_INPUTS, SPEED_TOKENS
 from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.waiting import Work
 from embedmesh.rules.deadlines import ATTEMPTS_MAX, attempt_s
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow

@@ -7,8 +7,9 @@ from random import Random
 
 import numpy as np
 
-from embedmesh.fleet.choose import FULL_SCAN_NODES_MAX, TIE
+from embedmesh.fleet.choose import TIE
 from embedmesh.fleet.load import Load
+from embedmesh.fleet.spots import FULL_SCAN_NODES_MAX
 
 Nobody: Set[int] = frozenset()
 

@@ -11,7 +11,6 @@ from embedmesh.rules.ports import Dice
 
 TIE = 1.05  # nodes within five percent of the best are equal: the estimate is no better than that
 PATIENCE_S = 1.0  # how much later a cheaper, or weightier, node may be done than the fastest
-FULL_SCAN_NODES_MAX = 100  # above, two at random are looked at: nearly as good, and the cost does not grow
 
 
 class Option(NamedTuple):

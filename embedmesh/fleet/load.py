@@ -3,7 +3,9 @@
 The cost of an embedding is known before it is sent, so what is learned is a node's speed, not its latency: a mean of
 latencies is misled by the mix of sizes, and by how much else was waiting. What counts is the time a node was busy and
 what it got done in it, in whatever order: each stretch of busy time gives one point (tokens a part, seconds a part),
-and a straight line through the recent points gives the fixed cost of a part and the tokens per second.
+and a straight line through the recent points gives the fixed cost of a part and the tokens per second. A stretch ends
+where the *oldest* outstanding part ends: what short parts that passed a large one got done in a stretch is known, but
+not how much of the large one, so no stretch may end in the middle of it.
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ FORGET = 0.95  # weight of the past at each new point: about the last twenty cou
 PRIOR_TOKENS_PER_S = 1_000.0  # a busy small machine; replaced by what is measured as soon as a node is ready
 PRIOR_FIXED_S = 0.005
 PRIOR_TOKENS = 1_000.0  # the prior is two points: a part without tokens, and one of so many
-PRIOR_WEIGHT = 0.01  # so that the first measurement replaces it
+PRIOR_WEIGHT = 0.001  # so that the first measurement replaces it
 TOKENS_PER_S_MIN = 50.0  # slower than any machine worth asking; keeps an outlier from closing a node for minutes
 TOKENS_PER_S_MAX = 10_000_000.0
 BATCH_TOKENS = 1_024  # of our engine: what a short call waits for at a node that interleaves
@@ -34,11 +36,11 @@ class Load:
         self.parts = 0
         self.bulk_tokens = 0  # those of them that are of requests which were cut
         self.bulk_parts = 0
-        self._others = (
-            0,
-            0.0,
-        )  # tokens that wait there for other gateways, as the node says, and until when that counts
-        self._since = 0.0  # when it began what it is busy with now: its last answer, or when it ceased to be idle
+        self._others = (0, 0.0)  # what the node says it has for other gateways, in tokens; and until when that counts
+        self._sent: list[int] = []  # tokens of what is outstanding, the oldest first
+        self._since = 0.0  # when the oldest was begun: when the one before it ended, or when the node ceased to be idle
+        self._passed_parts = 0  # what has ended since then: short parts that passed it
+        self._passed_tokens = 0
         self._stretch_parts = 0
         self._stretch_tokens = 0
         self._stretch_s = 0.0
@@ -61,8 +63,8 @@ class Load:
         look idle.
         """
         others_tokens, until = self._others
-        tokens = self.tokens + (others_tokens if now < until else 0)
-        work_s = self._line.seconds(self.parts, tokens)
+        tokens = self.tokens + self._passed_tokens + (others_tokens if now < until else 0)
+        work_s = self._line.seconds(self.parts + self._passed_parts, tokens)
         elapsed_s = now - self._since if self.parts else 0.0
         if not small or not self.interleaves or not self.bulk_parts:
             return abs(work_s - elapsed_s)
@@ -89,6 +91,7 @@ class Load:
             self._since = now
         self.parts += 1
         self.tokens += tokens
+        self._sent.append(tokens)
 
     def ended(self, tokens: int, now: float, *, well: bool, bulk: bool = False) -> None:
         """A part ended; only what ended well says how fast the node is."""
@@ -96,15 +99,22 @@ class Load:
         self.bulk_tokens -= tokens if bulk else 0
         self.parts -= 1
         self.tokens -= tokens
+        was_oldest = self._sent[0] == tokens
+        self._sent.remove(tokens)  # the oldest of that size
+        self._passed_parts += well
+        self._passed_tokens += tokens if well else 0
+        if well and not was_oldest:
+            return
         if well:
-            self._stretch_parts += 1
-            self._stretch_tokens += tokens
+            self._stretch_parts += self._passed_parts
+            self._stretch_tokens += self._passed_tokens
             self._stretch_s += now - self._since
             if not self.parts or self._stretch_parts >= STRETCH_PARTS or self._stretch_s >= STRETCH_S:
                 self._line.add(self._stretch_tokens / self._stretch_parts, self._stretch_s / self._stretch_parts)
                 self._forget_stretch()
         elif not self.parts:
             self._forget_stretch()
+        self._passed_parts = self._passed_tokens = 0
         self._since = now
 
     def _forget_stretch(self) -> None:

@@ -28,7 +28,7 @@ from embedmesh.rules.ports import Clock
 BULK_PARTS_MAX = 2  # large parts on one node: one that runs, and one that waits behind it
 IN_FLIGHT_PARTS_MAX = 64  # on one node: more than an engine batches together; each is a connection
 WINDOW_SMALL_S = 0.1  # of work that a node may have for small parts: a batch that runs and one that waits
-WINDOW_BULK_S = 0.02  # the next large part is sent when the last is as good as done: the later, the better informed
+WINDOW_BULK_S = 0.01  # the next large part is sent when the last is as good as done: the later, the better informed
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # for a node that said 429 or 503, whatever it asked for
 TRIAL_ANSWERS = 3  # right ones in a row, one part at a time, before an ejected node is trusted with more
 OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a node stays out that is ejected a second time, and at most

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WHOLE_TOKENS_MAX = 1_024  # one batch of our engine: cutting it would not make it sooner
-PART_S = 0.25  # of a node's time: short enough to change plans, long enough that a part's fixed cost is small beside it
+PART_S = 0.15  # of a node's time: short enough to change plans, long enough that a part's fixed cost is small beside it
+PART_TOKENS_LEAST = 256  # but to a slow node, where a whole batch would keep others waiting for long
 PART_TOKENS_MIN = 1_024  # smaller parts of a large request would be computed less well than whole batches
 
 
@@ -35,7 +36,9 @@ def stays_whole(tokens: int, inputs: int, inputs_max: int) -> bool:
 def part_tokens_max(left: int, tokens_per_s: float, free_tokens_per_s: float) -> int:
     """Tokens for a node of that speed: its share of what is `left` among the free nodes, within bounds."""
     share = left * tokens_per_s / free_tokens_per_s if free_tokens_per_s > 0 else left
-    return int(max(PART_TOKENS_MIN, min(share, tokens_per_s * PART_S)))
+    longest = tokens_per_s * PART_S
+    least = min(PART_TOKENS_MIN, max(PART_TOKENS_LEAST, longest))
+    return int(max(least, min(share, longest)))
 
 
 def cut(lengths: Sequence[int], places: Sequence[int], tokens_max: int, inputs_max: int) -> Cut:

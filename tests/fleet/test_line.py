@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.fleet.line import LOOK_AHEAD, Line, Work
+from embedmesh.fleet.line import LOOK_AHEAD, Line
 from embedmesh.fleet.registry import IN_FLIGHT_PARTS_MAX, Node, Registry
 from embedmesh.fleet.spread import PART_S, PART_TOKENS_MIN
+from embedmesh.fleet.waiting import Work
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable
 from embedmesh.rules.ports import Part

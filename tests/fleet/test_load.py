@@ -44,6 +44,35 @@ def test_from_a_node_that_is_never_idle(tokens_per_s: float, fixed_s: float) -> 
     assert load.finish_s(10_000, now) == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.parametrize(("tokens_per_s", "fixed_s"), SPEEDS)
+def test_from_a_node_where_short_parts_pass_large_ones(tokens_per_s: float, fixed_s: float) -> None:
+    """Two large parts are always outstanding, and short ones run between the batches of the first."""
+    dice, load, now = random.Random(5), Load(interleaves=True), 0.0
+    large: deque[int] = deque()
+    for _ in range(100):
+        while len(large) < 2:
+            large.append(dice.choice([600, 3_000, 8_000]))
+            load.began(large[-1], now, bulk=True)
+        left = large[0]
+        while left > 0:
+            batch = min(left, 1_024)
+            left -= batch
+            now += batch / tokens_per_s
+            if left > 0 and dice.random() < 0.5:
+                load.began(13, now)
+                now += fixed_s + 13 / tokens_per_s
+                load.ended(13, now, well=True)
+        now += fixed_s
+        load.ended(large.popleft(), now, well=True, bulk=True)
+    assert load.tokens_per_s == pytest.approx(tokens_per_s, rel=0.1)
+    outstanding = sum(large)
+    assert load.remaining_s(now) == pytest.approx(fixed_s + outstanding / tokens_per_s, rel=0.1)
+    now += 0.5 * outstanding / tokens_per_s
+    load.began(13, now)
+    load.ended(13, now + 0.001, well=True)
+    assert load.remaining_s(now) == pytest.approx(fixed_s + 0.5 * outstanding / tokens_per_s, rel=0.3)
+
+
 def test_parts_of_one_size_leave_the_slope_within_reason() -> None:
     """A hundred probes of a dozen tokens say little of bulk: the estimate stays within reach of the prior."""
     load, now = Load(), 0.0

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.fleet.spread import PART_S, PART_TOKENS_MIN, WHOLE_TOKENS_MAX, cut, in_order, part_tokens_max
+from embedmesh.fleet.spread import (
+    PART_S,
+    PART_TOKENS_LEAST,
+    PART_TOKENS_MIN,
+    WHOLE_TOKENS_MAX,
+    cut,
+    in_order,
+    part_tokens_max,
+)
 
 ORDER = [
     ([5, 9, 7], 2_048, [0, 1, 2]),  # whole: as it came
@@ -23,10 +31,10 @@ PARTS = [
     # left, speed, speed of all that are free, tokens
     (100_000, 10_000, 10_000, 10_000 * PART_S),
     (100_000, 10_000, 40_000, 10_000 * PART_S),
-    (6_000, 10_000, 20_000, 2_500),  # not all to the first of two
-    (3_000, 10_000, 20_000, 1_500),
+    (2_800, 10_000, 20_000, 1_400),  # not all to the first of two
     (100, 10_000, 10_000, PART_TOKENS_MIN),
-    (100_000, 100, 100, PART_TOKENS_MIN),
+    (100_000, 4_000, 4_000, 4_000 * PART_S),  # a slow node's parts are smaller than a batch,
+    (100_000, 100, 100, PART_TOKENS_LEAST),  # within reason
 ]
 
 
