@@ -64,7 +64,7 @@ FATES = (
     Scenario("8 equal, one 10x slower for a while", EQUAL_8, loads=(70,), befalls=slows),
     Scenario("8 equal, one away for a while", EQUAL_8, loads=(70,), befalls=dies),
     Scenario("8 equal, the noisy account floods", EQUAL_8, loads=(70,), flood=3.0),
-    Scenario("8 unequal, nodes that take turns", UNEQUAL_8, requests=500, loads=(70,), kind=Turns),
+    Scenario("8 unequal, nodes that take turns", UNEQUAL_8, loads=(70, 90), kind=Turns),
 )
 CONTENDERS: dict[str, Callable[[World, Sequence[Server], int], Contender]] = {
     **{name: partial(Routed, make) for name, make in ROUTERS.items()},
