@@ -24,8 +24,8 @@ test: $(VENV)/.setup $(VENV)/.dev  ## everything: rules, stores, engine, real pr
 	$(FAST) $(ARGS)
 	$(BIN)/pytest -m "model or story" $(ARGS)
 
-fast: $(VENV)/.dev  ## the part without model and processes (under 10 s)
-	$(FAST) $(ARGS)
+fast: $(VENV)/.dev  ## what decides: rules, flow, fleet, signing (under 10 s)
+	$(FAST) tests/rules tests/flow tests/fleet tests/signing $(ARGS)
 
 check: $(VENV)/.dev  ## static checks: format, lint, types, import arrows
 	$(BIN)/ruff format --check .

@@ -375,6 +375,7 @@ async def test_a_node_that_dials_out_answers_as_many_calls_as_it_has_connections
         await until("they run", lambda: node.engine.running == dialling.CONNECTIONS)
         with pytest.raises(NodeUnreachable):
             await gw.embed(node.name)
+        monkeypatch.setattr(wire, "CONNECT_S", 10.0)
         late = asyncio.create_task(gw.embed(node.name))
         await asyncio.sleep(0)
         node.engine.open.set()
