@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bench.fault.figures import Row, Times, Window
+from bench.fault.figures import NEIGHBOURS, Row, Times, Window
 from bench.fault.load import Load
 from bench.fault.rig import Node, Rig, Speed
 from bench.faultnode.acts import PHASE_S
@@ -123,6 +123,7 @@ class Bench:
         self._load = load
         self._good: list[Node] = []
         self._seed = 0
+        self._before: list[tuple[float, float]] = []
         self._next: asyncio.Task[list[Node]] | None = None
 
     async def begin(self) -> None:
@@ -143,6 +144,7 @@ class Bench:
         await self._third(cell.third)
         bad = await (self._next or asyncio.create_task(self._start(cell)))
         before = [await load.second() for _ in range(BEFORE_S)]
+        self._before += before
         self._next = asyncio.create_task(self._start(following)) if following is not None else None
         if cell.at_once:
             await self._order(cell, bad)
@@ -157,7 +159,7 @@ class Bench:
         try:
             await self._until_out(cell, watch, begun)
             out = loop.time() if watch.all_out else None
-            after = await self._after(before) if out is not None else []
+            after = await self._after() if out is not None else []
         finally:
             await watch.stop()
         ended = loop.time()
@@ -182,6 +184,7 @@ class Bench:
 
     async def _third(self, wanted: bool) -> None:
         if wanted and len(self._good) == 1:
+            self._before.clear()  # two good nodes are faster than one
             third = await self._rig.start(GOOD)
             await self._rig.join(third)
             self._good.append(third)
@@ -192,18 +195,20 @@ class Bench:
         limit_s = {"dead": WATCH_DEAD_S, "lies": WATCH_LIES_S}.get(family, WATCH_S if quits else WATCH_STAYS_S)
         if cell.mode == "slow-start":
             limit_s += PHASE_S
+        if cell.spare_probes:
+            limit_s = WATCH_S
         loop = asyncio.get_running_loop()
         while loop.time() - begun < limit_s and not (quits and watch.all_out):
             await asyncio.sleep(LOOK_S)
         if watch.all_out:
             await asyncio.sleep(SETTLE_S)
 
-    async def _after(self, before: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    async def _after(self) -> list[tuple[float, float]]:
         """Seconds without the bad node; more of them where its absence seems to cost something."""
         load = self._load
         after = [await load.second() for _ in range(AFTER_S)]
         await load.answered(after[-1][1])
-        if self._p99(after) > DOUBT * self._p99(before):
+        if self._p99(after) > DOUBT * self._p99(self._before[-2 * NEIGHBOURS :]):
             after += [await load.second() for _ in range(MORE_S)]
         return after
 
@@ -237,6 +242,7 @@ class Bench:
             via="dials out" if cell.dials_out else "address",
             third=cell.third,
             at_once=cell.at_once,
+            spares_probes=cell.spare_probes,
             requests=len(records),
             served=sum(asked.served for asked in records),
             refused=dict(Counter(asked.said for asked in records if not asked.served)),

@@ -55,6 +55,7 @@ class Row(msgspec.Struct):
     via: str
     third: bool
     at_once: bool
+    spares_probes: bool
     requests: int
     served: int
     refused: dict[str, int]
@@ -96,7 +97,7 @@ class Row(msgspec.Struct):
         lies, ratio = mode.family == "lies", (self.after_p99 or 0.0) / (self.base_p99 or 1.0)
         full = self.during.p99 / (self.base_p99 or 1.0) if mode.family == "busy" else 0.0
         late = lies and (self.became != "quarantined" or answers > LIAR_ANSWERS_MAX)
-        always = self.share == 1.0
+        always = self.share == 1.0 and not self.spares_probes  # its probes say that it works
         said = {
             f"{self.requests - self.served} of {self.requests} callers not served": self.served < self.requests,
             f"{self.wrong} wrong vectors": bool(self.wrong) and not self.turned,

@@ -23,10 +23,10 @@ class RetryBudget:
         self._now()[1] += 1
         self._requests += 1
 
-    def take(self) -> bool:
-        """Whether one more attempt may be made; it counts as made then."""
+    def take(self, share: float = 1.0) -> bool:
+        """Whether one more attempt may be made; it counts as made then. What can be done without has but a `share`."""
         now = self._now()
-        if self._retries >= max(SHARE * self._requests, A_SECOND_MIN * SPAN_S):
+        if self._retries >= share * max(SHARE * self._requests, A_SECOND_MIN * SPAN_S):
             return False
         now[2] += 1
         self._retries += 1

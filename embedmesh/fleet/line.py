@@ -30,6 +30,7 @@ WAITING_TOKENS_MAX = 20_000_000  # of one model: 80 MB of ids, and ten minutes o
 OURS = ""  # in place of an account: work that nobody asked for
 REFUSALS_MAX = 8  # of one part, by nodes that are full or gone: each is told of by one request or a few, not by all
 HEDGE_TOKENS_MAX = 256  # larger work is not done twice
+HEDGE_BUDGET = 0.5  # of what may be retried: when many are late, those that fail still have to be asked elsewhere
 HEDGE_LATE, HEDGE_AFTER_S = 2.0, 0.02  # a short request is late after so many times what it should take, and so long
 LOOK_AGAIN_MIN_S, LOOK_AGAIN_MAX_S = 0.001, 0.02  # a node that is about to be free, or one that says nothing
 
@@ -150,7 +151,7 @@ class Line:
             for node in self.registry.ready(work.model_id)
             if not node.load.parts and node.room(0.0, now, small=True) and work.can(node, tried)
         ]
-        if not idle or not self._budget.take():
+        if not idle or not self._budget.take(HEDGE_BUDGET):
             return
         spot = min((Spot(node, now) for node in idle), key=lambda spot: spot.finish_s(part.tokens, True))
         spot.node.counts["hedges"] += 1

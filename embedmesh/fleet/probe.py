@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from embedmesh.fleet.registry import Node, Registry
+from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow, WrongAnswer
 from embedmesh.rules.ids import new_id
@@ -128,7 +129,7 @@ class Prober:
         self._probed_at = self._clock.monotonic()
         embedded = False
         try:
-            async with asyncio.timeout(PROBE_S):
+            async with asyncio.timeout(self._patience_s()):
                 models = self._known(await self._client.served(self._node.node_id))
                 if not models:
                     raise WrongAnswer("the node serves no model of the catalogue")
@@ -150,6 +151,13 @@ class Prober:
                 self._registry.answered_right(self._node, served)
             else:
                 self._registry.serves(self._node, served)  # it says so, and no more
+
+    def _patience_s(self) -> float:
+        """As much as callers have, where it is known how fast the node is."""
+        if self._node.state is NodeState.UNPROVEN:
+            return PROBE_S
+        load, tokens = self._node.load, max(counted.tokens for counted in self._probes.values())
+        return min(PROBE_S, attempt_s(load.fixed_s + tokens / load.tokens_per_s))
 
     async def measure(self) -> None:
         """One larger embedding, so that a new node's speed is known before callers' large requests come."""

@@ -35,7 +35,7 @@ OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a node stays out that is ejected 
 WORKS_S = 6.0  # a right answer so young shows that a node works: it is asked every five, be it by us
 FORGIVEN_S = 600.0  # after so long without an ejection the next one is the first again
 PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to what is expected of a node while it is in doubt
-DOUBT = (1, 4, 16)  # right answers that end it, after one failure of late, two, and more: a probe or so, or seconds
+DOUBT = (1, 4, 16, 64, 256)  # right answers that end it, by failures of late: a probe or so, or a minute of them
 
 
 @dataclass(eq=False)
@@ -139,9 +139,10 @@ class Registry:
         node.failures_in_a_row = 0
         node.doubt = max(0, node.doubt - 1)
         node.last_right_answer = now
-        node.recent.append(False)
         node.wrong.append(False)
-        if models is not None:
+        if models is None:
+            node.recent.append(False)  # by a caller's request: who answers nothing but probes stays in doubt for longer
+        else:
             self.serves(node, models)
         if node.state is NodeState.READY:
             node.trial = max(0, node.trial - 1)

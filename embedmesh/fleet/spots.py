@@ -29,6 +29,8 @@ class Spot:
         if load.interleaves and load.bulk_parts:
             self._small_s = load.remaining_s(now, small=True)
         self.room = self.node.room(self._bulk_s, now, small=False), self.node.room(self._small_s, now, small=True)
+        paused_s = self.node.paused_until - now  # or all would wait for a node that is full
+        self._bulk_s, self._small_s = max(self._bulk_s, paused_s), max(self._small_s, paused_s)
 
     def finish_s(self, tokens: int, small: bool) -> float:
         """When it would be done with so many tokens more, in seconds from now."""

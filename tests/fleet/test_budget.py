@@ -15,6 +15,12 @@ def test_a_quiet_gateway_has_ten_a_second() -> None:
     assert taken(budget, 1_000) == A_SECOND_MIN * SPAN_S
 
 
+def test_what_can_be_done_without_leaves_the_rest() -> None:
+    budget = RetryBudget(Clock())
+    assert sum(budget.take(0.5) for _ in range(1_000)) == A_SECOND_MIN * SPAN_S // 2
+    assert taken(budget, 1_000) == A_SECOND_MIN * SPAN_S // 2
+
+
 def test_a_busy_gateway_has_a_tenth_of_its_requests() -> None:
     budget = RetryBudget(clock := Clock())
     for _ in range(SPAN_S):

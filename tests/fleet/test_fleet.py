@@ -143,6 +143,20 @@ def test_failures_make_a_node_less_wanted_before_they_eject_it() -> None:
     assert penalties == [0.25, 0.5, 1, 2, 4, 8, 8, 8]
 
 
+def test_a_node_that_answers_nothing_but_probes_is_asked_less_and_less() -> None:
+    """Each caller's request that it fails costs it more right answers to probes than the one before."""
+    registry = ready_registry()
+    node = first(registry)
+    probes = []
+    for _ in range(5):
+        registry.failed(node, NodeBroke("x"))
+        probes.append(0)
+        while node.penalty_s:
+            registry.answered_right(node, [MODEL.id])
+            probes[-1] += 1
+    assert probes == [1, 4, 16, 64, 256]
+
+
 def test_the_time_since_a_right_answer_is_known() -> None:
     registry = Registry(clock := Clock())
     assert registry.seconds_since_right_answer() is None

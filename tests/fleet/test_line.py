@@ -271,6 +271,17 @@ def test_nodes_that_refuse_do_not_keep_the_one_that_works_from_being_asked(failu
         assert request.answered == [0]
 
 
+def test_nobody_waits_for_a_node_that_is_full_while_a_slower_one_is_free() -> None:
+    world = World(20_000, 10_000)
+    refused = world.ask(10, fails=lambda part: NodeBusy("x", retry_after_s=1.0) if part.node_id == "n0" else None)
+    began = world.now
+    world.run(until=began + 0.1)
+    after = world.ask(10)
+    world.run()
+    assert (refused.nodes, after.nodes) == (["n0", "n1"], ["n1"])
+    assert world.now - began < 0.2
+
+
 def test_what_is_lost_with_its_nodes_needs_little_budget() -> None:
     """Power fails where four of six nodes are: whatever they had in flight is asked elsewhere."""
     world = World(*[2_000] * 6)
