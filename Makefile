@@ -7,10 +7,6 @@ ARGS   ?=
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -ec
 
-# What needs neither model nor processes, without loading what only the other tests need.
-FAST := $(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -m "not model and not story" \
-	--ignore tests/story --ignore tests/hostile/test_schema.py
-
 .DEFAULT_GOAL := help
 .PHONY: help serve test fast check crash fault wedge soak sim bench-engine bench-quality bench-fleet bench-store upstreams lock wheel clean
 
@@ -21,11 +17,11 @@ serve: $(VENV)/.setup  ## set up, then run a gateway and a node with a real mode
 	@exec $(BIN)/embedmesh serve $(ARGS)
 
 test: $(VENV)/.setup $(VENV)/.dev  ## everything: rules, stores, engine, real processes, real SDKs
-	$(FAST) $(ARGS)
-	$(BIN)/pytest -m "model or story" $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/story $(ARGS)
+	$(BIN)/pytest tests/story $(ARGS)
 
 fast: $(VENV)/.dev  ## what decides: rules, flow, fleet, signing (under 10 s)
-	$(FAST) tests/rules tests/flow tests/fleet tests/signing $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis tests/rules tests/flow tests/fleet tests/signing $(ARGS)
 
 check: $(VENV)/.dev  ## static checks: format, lint, types, import arrows
 	$(BIN)/ruff format --check .

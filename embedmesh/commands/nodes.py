@@ -114,7 +114,9 @@ The token is good for one node, until {when(made["expires_ms"])} UTC; later star
 @nodes.command()
 @gateway_options
 def key(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """Print the fingerprint of the gateway's key, for nodes that join without a token and are approved.
+    """Print the fingerprint of the gateway's key.
+
+    For nodes that join without a token and are approved: they know by it that they talk to this gateway.
 
     \b
     Example:
@@ -135,7 +137,7 @@ def key(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: b
 @nodes.command()
 @gateway_options
 def invites(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """List the join tokens that were made, without the tokens themselves.
+    """List the invites, without their tokens.
 
     \b
     Example:
@@ -189,9 +191,9 @@ def add(
     data_dir: Path,
     as_json: bool,
 ) -> None:
-    """Use a server of another make as a node: TEI, vLLM, Infinity, Ollama, llama.cpp, any OpenAI-compatible URL.
+    """Use a server of another make as a node.
 
-    It is asked over plain HTTP or HTTPS, without signatures. Saying it again changes what was said.
+    TEI, vLLM, Infinity, Ollama, llama.cpp, or any OpenAI-compatible URL. It is asked over plain HTTP or HTTPS, without signatures. Saying it again changes what was said.
 
     \b
     Examples:
@@ -240,7 +242,9 @@ def approve(node: str, url: str | None, admin_key_file: Path | None, data_dir: P
 @click.argument("node")
 @gateway_options
 def drain(node: str, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """Give a node no more work, so that it can be stopped; `resume` takes it back.
+    """Give a node no more work, so that it can be stopped.
+
+    `resume` takes it back.
 
     \b
     Example:
@@ -313,7 +317,7 @@ def trust(
 def weight(
     node: str, share: float, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool
 ) -> None:
-    """Set a node's weight: how often it is asked, beside others, under `--policy weighted`.
+    """Set a node's weight: its share under --policy weighted.
 
     \b
     Example:

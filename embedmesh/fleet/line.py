@@ -19,7 +19,7 @@ from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, part_tokens_
 from embedmesh.fleet.waiting import Rest, Waiting, Work
 from embedmesh.rules.deadlines import ATTEMPTS_MAX
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeUnreachable, Overloaded
+from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, Overloaded
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Asker, Clock, Dice, Part
@@ -102,7 +102,7 @@ class Line:
 
     def ended(self, work: Work, part: Part, failure: NodeFailure | None) -> bool:
         """A part of it was answered right, or failed. Whether what failed waits again."""
-        node = self._end(part, well=failure is None)
+        node = self._end(part, well=failure is None, late=isinstance(failure, NodeTooSlow))
         rest = work.taken.pop(part)
         if failure is None:
             node.counts["answers"] += 1
@@ -298,9 +298,9 @@ class Line:
         spot.look(now)
         return part
 
-    def _end(self, part: Part, *, well: bool) -> Node:
+    def _end(self, part: Part, *, well: bool, late: bool = False) -> Node:
         node, bulk = self._running.pop(part)
-        node.load.ended(part.tokens, self._clock.monotonic(), well=well, bulk=bulk)
+        node.load.ended(part.tokens, self._clock.monotonic(), well=well, bulk=bulk, late=late)
         return node
 
     def _may_try_again(self, work: Work, part: Part, rest: Rest, failure: NodeFailure) -> bool:

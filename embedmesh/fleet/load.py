@@ -20,6 +20,8 @@ TOKENS_PER_S_MAX = 10_000_000.0
 BATCH_TOKENS = 1_024  # of our engine: what a short call waits for at a node that interleaves
 STRETCH_PARTS = 8  # busy time is cut into points after so many parts,
 STRETCH_S = 0.25  # or so many seconds: while a node is never idle it is learned from, too
+SURPRISE = 4.0  # a point so many times above or below the line counts as that much: a stall is not a node's speed
+BEYOND = 4.0  # past the largest parts seen, tokens cost at least this part of what they cost there, fixed cost included
 ALIKE = 0.2  # points whose sizes spread by less than this part of their mean say nothing of the slope
 
 
@@ -93,8 +95,8 @@ class Load:
         self.tokens += tokens
         self._sent.append(tokens)
 
-    def ended(self, tokens: int, now: float, *, well: bool, bulk: bool = False) -> None:
-        """A part ended; only what ended well says how fast the node is."""
+    def ended(self, tokens: int, now: float, *, well: bool, bulk: bool = False, late: bool = False) -> None:
+        """A part ended; only what ended well says how fast the node is, and what was `late` that it is slower."""
         self.bulk_parts -= bulk
         self.bulk_tokens -= tokens if bulk else 0
         self.parts -= 1
@@ -105,6 +107,9 @@ class Load:
         self._passed_tokens += tokens if well else 0
         if well and not was_oldest:
             return
+        if late and was_oldest:
+            parts = self._passed_parts + 1
+            self._line.add_at_least((self._passed_tokens + tokens) / parts, (now - self._since) / parts)
         if well:
             self._stretch_parts += self._passed_parts
             self._stretch_tokens += self._passed_tokens
@@ -133,17 +138,29 @@ class _Line:
     _seconds: float = 0.0
     _tokens_squared: float = 0.0
     _tokens_seconds: float = 0.0
+    _large_tokens: float = 0.0  # the last point that was at least half as large as any before it
+    _large_s: float = 0.0
 
     def __post_init__(self) -> None:
         for tokens in (0.0, PRIOR_TOKENS):
             self._sum(PRIOR_WEIGHT, tokens, PRIOR_FIXED_S + tokens / PRIOR_TOKENS_PER_S)
 
-    def seconds(self, parts: int, tokens: int) -> float:
+    def seconds(self, parts: float, tokens: float) -> float:
         """What so much should take."""
         return parts * self.fixed_s + tokens * self.per_token_s
 
+    def add_at_least(self, tokens: float, seconds: float) -> None:
+        """A point that would have lain higher: nobody waited for it to end."""
+        if seconds > self.seconds(1, tokens):
+            self.add(tokens, seconds)
+
     def add(self, tokens: float, seconds: float) -> None:
         """One more point. Where all points are of like size the slope stays what it was, and the fixed cost moves."""
+        if self._weight > 0.5:  # else nothing was measured yet
+            expected_s = self.seconds(1, tokens)
+            seconds = min(max(seconds, expected_s / SURPRISE), expected_s * SURPRISE)
+        if tokens >= self._large_tokens / 2:
+            self._large_tokens, self._large_s = tokens, seconds
         self._weight *= FORGET
         self._tokens *= FORGET
         self._seconds *= FORGET
@@ -156,6 +173,7 @@ class _Line:
         kept = (ALIKE * mean_tokens) ** 2 + 1.0
         slope = (together + kept * self.per_token_s) / (max(spread, 0.0) + kept)
         slope = min(slope, mean_s / mean_tokens if mean_tokens else slope)  # or the fixed cost would be negative
+        slope = max(slope, self._large_s / self._large_tokens / BEYOND if self._large_tokens else slope)
         self.per_token_s = min(max(slope, 1 / TOKENS_PER_S_MAX), 1 / TOKENS_PER_S_MIN)
         self.fixed_s = max(0.0, mean_s - self.per_token_s * mean_tokens)
 

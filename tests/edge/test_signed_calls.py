@@ -363,7 +363,6 @@ async def test_a_node_that_dials_out_answers_as_many_calls_as_it_has_connections
     gw: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At one time; the next waits for a free one, not longer than a connection may take."""
-    monkeypatch.setattr(wire, "CONNECT_S", 0.1)
     async with real_node(tmp_path, gw, await gw.invite()) as node:
         await gw.until_ready(node.name)
         member = gw.members.alive(node.name)
@@ -373,9 +372,9 @@ async def test_a_node_that_dials_out_answers_as_many_calls_as_it_has_connections
         node.engine.open.clear()
         calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(dialling.CONNECTIONS)]
         await until("they run", lambda: node.engine.running == dialling.CONNECTIONS)
-        with pytest.raises(NodeUnreachable):
+        with monkeypatch.context() as patched, pytest.raises(NodeUnreachable):
+            patched.setattr(wire, "CONNECT_S", 0.1)
             await gw.embed(node.name)
-        monkeypatch.setattr(wire, "CONNECT_S", 10.0)
         late = asyncio.create_task(gw.embed(node.name))
         await asyncio.sleep(0)
         node.engine.open.set()

@@ -99,6 +99,25 @@ def test_one_outlier_does_not_close_a_node() -> None:
     assert 0 < load.finish_s(1, now) <= load.finish_s(int(PRIOR_TOKENS_PER_S), now)
 
 
+def test_short_parts_that_stall_do_not_make_long_ones_look_free() -> None:
+    """As when a worker is replaced under a question: a line through such points has no slope."""
+    load, now = Load(), 0.0
+    now = work(load, now, 512, 0.13)
+    for seconds in (0.01, 0.01, 0.7, 0.7, 0.7):
+        now = work(load, now, 6, seconds)
+        assert load.finish_s(10_000, now) > 10_000 / 512 * 0.13 / 5
+
+
+def test_what_was_given_up_as_late_is_expected_to_take_longer_next_time() -> None:
+    load, now = Load(), 0.0
+    for _ in range(50):
+        now = work(load, now, 100, 0.01)
+    expected_s = load.finish_s(10_000, now)
+    load.began(10_000, now)
+    load.ended(10_000, now + 9 * expected_s, well=False, late=True)
+    assert load.finish_s(10_000, now) > 2 * expected_s
+
+
 def test_a_node_that_turns_slow_is_known_within_a_few_seconds_of_its_work() -> None:
     load, now = Load(), 0.0
     for _ in range(200):

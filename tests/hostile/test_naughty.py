@@ -17,9 +17,9 @@ from tests.data import outside_data
 pytestmark = [pytest.mark.model, pytest.mark.story]
 
 WIDTH = 384
-BATCHES = (2, 7, 64, 515)  # texts a request; the last takes all
+BATCHES = (7, 515)  # texts a request; the last takes all
 SAME = 1e-6  # a text alone and in any batch
-FREE_HEADERS = ("x-request-id", "X-Anything")  # any legal value will do
+FREE_HEADER = "x-request-id"  # any legal value will do
 NAME_CHARS_MAX = 64  # of an unknown member's name, in the refusal
 
 Vectors = NDArray[np.float64]
@@ -125,15 +125,15 @@ def test_as_a_member_name_only_the_short_start_is_said_back(live: Live, strings:
             assert len(text) <= NAME_CHARS_MAX or text[: NAME_CHARS_MAX + 1] not in error["message"]
 
 
-@pytest.mark.parametrize("header", ["Authorization", "x-request-id", "Content-Type", "Content-Encoding", "X-Anything"])
+@pytest.mark.parametrize("header", ["Authorization", "x-request-id", "Content-Type", "Content-Encoding"])
 def test_as_a_header(live: Live, texts: Sequence[str], header: str) -> None:
-    """The parser, or the route, refuses in the envelope; a header that means nothing to us may hold anything legal."""
+    """The parser, or the route, refuses in the envelope; a caller's request id may be anything legal."""
     messages = set()
     for text in texts:
         with live.wire() as wire:
             reply = ask_with_header(wire, live, header, text)
         if reply.status == 200:
-            assert header in FREE_HEADERS, text
+            assert header == FREE_HEADER, text
         else:
             codes = ("invalid_value", "invalid_api_key", "unsupported_media_type")
             messages.add(assert_refused(reply, text, *codes))
