@@ -79,7 +79,7 @@ async def measure(only: list[str], place: Path, *, quick: bool, options: tuple[s
                 for cell, following in zip(cells, [*cells[1:], None], strict=True):
                     bar.update(task, description=f"{cell.name} {cell.share:g}")
                     rows.append(await bench.run(cell, following))
-                    bar.console.print(line(rows[-1]), highlight=False)
+                    bar.console.print(line(rows[-1]), highlight=False, soft_wrap=True)
                     bar.advance(task)
                 for name, number, dials_out, count in LOSSES if more else ():
                     bar.update(task, description=name)
