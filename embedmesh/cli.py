@@ -7,6 +7,13 @@ from embedmesh.commands import EXIT_INTERRUPTED, importing
 
 def main() -> None:
     """The console script. A set-up error is one line, an interruption none; neither shows a traceback."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # also in the moment when the usual handler has just been put back
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _run() -> None:
     with importing():
         import click
 
@@ -19,5 +26,3 @@ def main() -> None:
     except SetupError as error:
         click.echo(f"embedmesh: {error}", err=True)
         sys.exit(EXIT_SETUP)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)

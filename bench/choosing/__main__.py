@@ -52,19 +52,18 @@ async def run(loads: Sequence[float], seconds: float, rounds: int, progress: Pro
                 per_contender: dict[str, list[Answered]] = {}
                 for number in range(rounds):
                     planned = arrivals(texts, load * sum(SPEEDS), seconds, SEED + number)
-                    for peer in (None, *PEERS):
+                    for at, peer in enumerate((None, *PEERS)):
                         name = peer.name if peer is not None else OURS
                         progress.update(task, description=f"load {load:.0%}: {name}")
                         if name not in missing:
                             try:
-                                took = await contend(
-                                    peer, rig, planned, ports, place / f"{load}-{number}-{len(per_contender)}"
-                                )
+                                took = await contend(peer, rig, planned, ports, place / f"{load}-{number}-{at}")
                                 per_contender.setdefault(name, []).extend(took)
                             except NotInstalled as why:
                                 progress.console.print(f"{name} is left out: {why}")
                                 missing.add(name)
                         progress.advance(task)
+                        progress.console.print(f"load {load:.0%}, round {number + 1}: {name} done", soft_wrap=True)
                 figures[load] = {name: summary(answered) for name, answered in per_contender.items()}
     return figures
 
@@ -159,7 +158,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m bench.choosing", description=__doc__.split("\n\n")[0])
     parser.add_argument("--load", type=float, nargs="+", default=[0.7, 0.9], help="of what the nodes can do together")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of arrivals, a round")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals, a round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

@@ -104,7 +104,7 @@ def _row(text: str) -> np.ndarray:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m bench.choosing.real", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     console = Console()
     one_s, two_s = uvloop.run(measure(asked.rounds, console))

@@ -14,11 +14,14 @@ from bench.faultnode.acts import Turn
 from bench.faultnode.modes import MODES, Mode
 from bench.faultnode.node import Scripted
 from bench.faultnode.scripted import Vectors
+from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.server import Routes
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 
 JSON = {"Content-Type": "application/json"}
+
+BODIES_BYTES_MAX = 256 * 1024 * 1024  # together: other routers send everything at once
 
 
 class Asked(msgspec.Struct):
@@ -34,6 +37,7 @@ class OpenAiForm:
 
     def __init__(self, scripted: Scripted) -> None:
         self._scripted = scripted
+        self._bodies = BodyBudget(BODIES_BYTES_MAX)
 
     def routes(self) -> Routes:
         """Paths as servers of that form have them."""
@@ -45,9 +49,8 @@ class OpenAiForm:
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """JSON in; base64 or floats out."""
-        body = await request.read()
-        if len(body) > BODY_BYTES_MAX:
-            raise errors.BodyTooLarge("Too large.")
+        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
+        self._bodies.give_back(len(body))
         try:
             asked = msgspec.json.decode(body, type=Asked)
             model = self._scripted.find(asked.model)

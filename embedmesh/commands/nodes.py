@@ -193,7 +193,8 @@ def add(
 ) -> None:
     """Use a server of another make as a node.
 
-    TEI, vLLM, Infinity, Ollama, llama.cpp, or any OpenAI-compatible URL. It is asked over plain HTTP or HTTPS, without signatures. Saying it again changes what was said.
+    TEI, vLLM, Infinity, Ollama, llama.cpp, or any OpenAI-compatible URL. It is asked over plain HTTP or HTTPS, without
+    signatures. Saying it again changes what was said.
 
     \b
     Examples:

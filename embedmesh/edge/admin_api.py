@@ -2,15 +2,15 @@
 
 import asyncio
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
-import orjson
 from aiohttp import web
 from msgspec import Meta
 
+from embedmesh.edge.bodies import decoded, json_reply
 from embedmesh.edge.members import DIALLED, UPSTREAM, Member, Members, kind_of
-from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
+from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.server import REST, Routes
 from embedmesh.edge.upstream_client import parse_url
 from embedmesh.fleet.registry import Node, Registry
@@ -22,9 +22,6 @@ from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.signing.invites import make_invite, verifier
 from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
-T = TypeVar("T")
-
-JSON = {"Content-Type": JSON_TYPE}
 BODY_BYTES_MAX = 64 * 1024
 INVITE_S_MAX = 30 * 86_400
 INVITE_S = 3_600
@@ -117,11 +114,11 @@ class AdminApi:
 
     async def nodes(self, request: web.BaseRequest) -> web.StreamResponse:
         """All nodes: those of the store, and this machine's own."""
-        return _json({"object": "list", "data": self._all()})
+        return json_reply({"object": "list", "data": self._all()})
 
     async def add(self, request: web.BaseRequest) -> web.StreamResponse:
         """Use a server of another make as a node, or change what was said of it. It gets work once it embeds."""
-        asked = _decode(await self._body(request), UpstreamRequest)
+        asked = decoded(await self._body(request), UpstreamRequest)
         record = self._upstream(asked)
         await self._members.add_upstream(record)
         for _ in range(int(READY_S / READY_LOOK_S)):  # so that the answer says whether it works
@@ -129,11 +126,11 @@ class AdminApi:
             if node is None or node.state is NodeState.READY:
                 break
             await asyncio.sleep(READY_LOOK_S)
-        return _json(self._one(record.node_id))
+        return json_reply(self._one(record.node_id))
 
     async def node(self, request: web.BaseRequest) -> web.StreamResponse:
         """One node, by its id or small id."""
-        return _json(self._one(request[REST]))
+        return json_reply(self._one(request[REST]))
 
     async def act(self, request: web.BaseRequest) -> web.StreamResponse:
         """Say something of a node: approve, drain, resume, readmit, remove, trust, distrust, weight."""
@@ -144,10 +141,10 @@ class AdminApi:
             if action not in OF_THE_LOCAL_NODE:
                 raise errors.InvalidValue("This machine's own node can be drained and resumed, no more.")
             self._registry.drain(node, action == "drain")
-            return _json(self._one(name))
+            return json_reply(self._one(name))
         record = self._find(name)
         if action == "weight":
-            weight = _decode(body, WeightRequest).weight
+            weight = decoded(body, WeightRequest).weight
             if not 0 < weight <= WEIGHT_MAX:
                 raise errors.InvalidValue(f"A weight is above 0 and at most {WEIGHT_MAX:g}.", param="weight")
             change: dict[str, object] = {"weight": weight}
@@ -158,7 +155,7 @@ class AdminApi:
         if action == "approve" and record.standing is Standing.REMOVED:
             raise errors.InvalidValue("A removed node stays removed. Let it join with a new identity.")
         await self._members.change(record.node_id, **change)
-        return _json(self._one(record.node_id))
+        return json_reply(self._one(record.node_id))
 
     async def invites(self, request: web.BaseRequest) -> web.StreamResponse:
         """Join tokens, without the tokens."""
@@ -167,12 +164,12 @@ class AdminApi:
         for row in self._books.invites():
             state = "used" if row.used_ms is not None else "open" if row.expires_ms > now_ms else "expired"
             shown.append({**msgspec.structs.asdict(row), "state": state})
-        return _json({"object": "list", "data": shown})
+        return json_reply({"object": "list", "data": shown})
 
     async def invite(self, request: web.BaseRequest) -> web.StreamResponse:
         """A new join token. It is shown once."""
         body = await self._body(request)
-        asked = _decode(body, InviteRequest) if body else InviteRequest()
+        asked = decoded(body, InviteRequest) if body else InviteRequest()
         if not 0 < asked.expires_in_s <= INVITE_S_MAX:
             raise errors.InvalidValue(f"A token is good for 1 to {INVITE_S_MAX:,} seconds.", param="expires_in_s")
         if len(asked.note) > NOTE_CHARS_MAX:
@@ -180,13 +177,13 @@ class AdminApi:
         made = make_invite(self._public_key)
         expires_ms = self._clock.unix_ms() + asked.expires_in_s * 1000
         await self._books.add_invite(made.invite_id, verifier(made.secret), asked.note, expires_ms)
-        return _json({"invite_id": made.invite_id, "token": made.text, "expires_ms": expires_ms})
+        return json_reply({"invite_id": made.invite_id, "token": made.text, "expires_ms": expires_ms})
 
     async def revoke(self, request: web.BaseRequest) -> web.StreamResponse:
         """End a join token that nobody has used."""
         if not await self._books.revoke_invite(request[REST]):
             raise errors.NotFound("There is no open invite of that id.")
-        return _json({"invite_id": request[REST], "revoked": True})
+        return json_reply({"invite_id": request[REST], "revoked": True})
 
     def _upstream(self, asked: UpstreamRequest) -> NodeRecord:
         """The record of what an operator says of a server. Raises InvalidValue."""
@@ -319,14 +316,3 @@ def _reported(member: Member | None) -> dict[str, Any] | None:
 
 def _ago(when: float | None, now: float) -> float | None:
     return None if when is None else round(now - when, 1)
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.InvalidValue(f"The body is not what this path takes: {error}.") from None
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=orjson.dumps(value), headers=JSON)

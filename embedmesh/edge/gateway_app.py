@@ -7,6 +7,7 @@ import orjson
 from aiohttp import web
 
 from embedmesh import __version__
+from embedmesh.edge.bodies import JSON, json_reply
 from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
@@ -23,7 +24,6 @@ from embedmesh.rules.ports import Keys, Reply
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 ADMIN_SCOPE = "admin"
-JSON = {"Content-Type": "application/json"}
 
 
 class GatewayApp:
@@ -109,13 +109,13 @@ class GatewayApp:
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         served = [model for model in self._world.catalogue.models if self._registry.ready(model.id)]
-        return _json({"object": "list", "data": [self._described(model) for model in served]})
+        return json_reply({"object": "list", "data": [self._described(model) for model in served]})
 
     async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
         model = self._world.catalogue.find(request[REST])
         if model is None or not self._registry.ready(model.id):
             raise ModelNotFound("No node serves a model of that name now. GET /v1/models lists those that are served.")
-        return _json(self._described(model))
+        return json_reply(self._described(model))
 
     def _described(self, model: Model) -> dict[str, object]:
         return {
@@ -135,7 +135,7 @@ class GatewayApp:
         return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
-        return _json({"message": "ok"})
+        return json_reply({"message": "ok"})
 
     async def _readyz(self, request: web.BaseRequest) -> web.StreamResponse:
         """Ready means: money can be held, and something was really embedded just now."""
@@ -150,8 +150,8 @@ class GatewayApp:
         elif not any(self._registry.ready(model.id) for model in self._world.catalogue.models):
             reasons.append("no node is ready")
         if reasons:
-            return _json({"ready": False, "reasons": reasons}, status=503)
-        return _json({"ready": True, "reasons": []})
+            return json_reply({"ready": False, "reasons": reasons}, status=503)
+        return json_reply({"ready": True, "reasons": []})
 
     async def _openapi_json(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=self._openapi, headers=JSON)
@@ -183,7 +183,3 @@ def for_admins(keys: Keys, routes: Routes) -> Routes:
         path: {method: with_key(keys, handler, ADMIN_SCOPE) for method, handler in methods.items()}
         for path, methods in routes.items()
     }
-
-
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(value), headers=JSON)

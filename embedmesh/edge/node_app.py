@@ -10,11 +10,11 @@ import hmac
 import time
 
 import msgspec
-import orjson
 from aiohttp import web
 
 from embedmesh.assets import find_cl100k
 from embedmesh.catalogue import Catalogue
+from embedmesh.edge.bodies import JSON, json_reply
 from embedmesh.edge.failures import failure_response
 from embedmesh.edge.node_metrics import NodeMetrics
 from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
@@ -41,7 +41,6 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Caller, Share
 
-JSON = {"Content-Type": JSON_TYPE}
 TOO_MANY_REQUESTS = 429  # what the protocol says of a full queue; the public API has its own number for it
 SELF = "self"  # x-embedmesh-node of a node that is asked directly
 NOT_SERVED = "This node does not serve that model; GET /v1/models lists what it serves."
@@ -133,7 +132,7 @@ class NodeApp:
         ids = [served.tokenizer.with_specials(each) for each in counted.ids or ()]
         data = [{"object": "tokens", "index": at, "token_ids": each} for at, each in enumerate(ids)]
         usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
-        return _json({"object": "list", "data": data, "model": call.model, "usage": usage})
+        return json_reply({"object": "list", "data": data, "model": call.model, "usage": usage})
 
     async def embed_compact(self, body: bytes) -> tuple[web.Response, int]:
         """The answer to a request of the compact form, and how many tokens were embedded. Raises a Failure."""
@@ -189,11 +188,11 @@ class NodeApp:
 
     def listed(self) -> web.Response:
         """All models that are served."""
-        return _json(ServedModels([_described(one.model) for one in self._models]))
+        return json_reply(ServedModels([_described(one.model) for one in self._models]))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
         """One of them."""
-        return _json(_described(self._served(request[REST]).model))
+        return json_reply(_described(self._served(request[REST]).model))
 
     async def load(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one model more; answers once a first text was embedded."""
@@ -210,25 +209,25 @@ class NodeApp:
             await self._models.load(model)
         except SetupError as error:
             raise errors.InvalidValue(str(error), param="model") from None
-        return _json(_described(model))
+        return json_reply(_described(model))
 
     async def unload(self, request: web.BaseRequest) -> web.StreamResponse:
         """Stop serving a model; answers once its last calls were answered and its memory is free."""
         served = self._served(request[REST])
         await self._models.unload(served.model.id)
         self._metrics.forget(served.model.id)
-        return _json({"id": served.model.id, "object": "model", "deleted": True})
+        return json_reply({"id": served.model.id, "object": "model", "deleted": True})
 
     async def health(self, request: web.BaseRequest) -> web.StreamResponse:
         """200 while the process answers."""
-        return _json({"message": "ok"})
+        return json_reply({"message": "ok"})
 
     async def readyz(self, request: web.BaseRequest) -> web.StreamResponse:
         """200 while each model embedded something within the last two seconds; else 503 and which did not."""
         waiting = [one.model.id for one in self._models if not one.ready()]
         if waiting:
             raise errors.NoNodeAvailable(f"Not ready: {', '.join(waiting)}.")
-        return _json({"message": "ready"})
+        return json_reply({"message": "ready"})
 
     async def show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         """Prometheus text."""
@@ -258,8 +257,3 @@ def _described(model: Model) -> ServedModel:
 def _load_cl100k() -> Cl100k | None:
     ranks = find_cl100k()
     return Cl100k(ranks) if ranks is not None else None
-
-
-def _json(value: object) -> web.Response:
-    body = msgspec.json.encode(value) if isinstance(value, msgspec.Struct) else orjson.dumps(value)
-    return web.Response(body=body, headers=JSON)

@@ -7,13 +7,14 @@ was agreed then.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from embedmesh.edge.bodies import JSON, decoded, json_reply
 from embedmesh.edge.members import Member, Members
-from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
+from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.registration import Registrar
 from embedmesh.edge.server import REST, Routes, hand_over
 from embedmesh.edge.wire import Connection, Inbound
@@ -26,12 +27,9 @@ from embedmesh.storage.nodes import NodeBooks
 
 log = logging.getLogger("embedmesh.fleet")
 
-JSON = {"Content-Type": JSON_TYPE}
 UPGRADE = "embedmesh-node"  # the protocol that a node which dials out asks for
 SWITCHING = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n".encode("ascii")
 BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
-
-T = TypeVar("T")
 
 
 class AtomaRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,16 +67,16 @@ class NodesApi:
 
     async def greet(self, request: web.BaseRequest) -> web.StreamResponse:
         """Who this gateway is, and a nonce for a registration."""
-        return _json(self._registrar.greet())
+        return json_reply(self._registrar.greet())
 
     async def register(self, request: web.BaseRequest) -> web.StreamResponse:
         """Join, or come back with what has changed; in our form, or in the three fields of `atoma-sdk`."""
         body = await self._body(request)
-        if "data" in _decode(body, dict[str, msgspec.Raw]):
-            asked = _decode(body, AtomaRegistration)
+        if "data" in decoded(body, dict[str, msgspec.Raw]):
+            asked = decoded(body, AtomaRegistration)
             record = await self._registrar.move(asked.data, asked.signature)
-            return _json({"message": f"Node {record.small_id} is registered at its new address."})
-        return _json(await self._registrar.register(_decode(body, Registration)))
+            return json_reply({"message": f"Node {record.small_id} is registered at its new address."})
+        return json_reply(await self._registrar.register(decoded(body, Registration)))
 
     async def speak(self, request: web.BaseRequest) -> web.StreamResponse:
         """`/v1/nodes/{id}/heartbeat` and `/v1/nodes/{id}/drain`."""
@@ -112,7 +110,7 @@ class NodesApi:
         await hand_over(request, connection, SWITCHING)
 
     async def _heartbeat(self, member: Member, body: bytes) -> bytes:
-        beat = _decode(body, Heartbeat)
+        beat = decoded(body, Heartbeat)
         member.seen = self._clock.monotonic()
         load = member.node.load
         until = self._clock.monotonic() + BEATS_MISSED_MAX * HEARTBEAT_S
@@ -158,14 +156,3 @@ class NodesApi:
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.InvalidValue(f"The body is not of the protocol's form: {error}.") from None
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), headers=JSON)

@@ -1,9 +1,10 @@
 """How a node comes to be one of ours: who it is, whether it may, where it is, and a key that both share.
 
-In this order, each step before anything that the next one risks: the nonce is ours and new; the statement is signed by
-the identity that it names; an operator has said yes (by an invite, or by name); the address is one that we may connect
-to; whoever answers there, with that certificate, is that identity. Only then a session key is agreed and the node gets
-its first probe. docs/reference/node-protocol.md tells it from the node's side.
+In this order, each step before anything that the next one risks: the statement is signed by the identity that it
+names; it is of this minute, and its nonce ours and new; an operator has said yes (by an invite, or by name); the
+address is one that we may connect to; whoever answers there, with that certificate, is that identity. Only then a
+session key is agreed and the node gets its first probe. docs/reference/node-protocol.md tells it from the node's
+side.
 """
 
 import asyncio
