@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from embedmesh.fleet.line import Line
+from embedmesh.fleet.probe import PROBE_TEXT, count
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.deadlines import REQUEST_MIN_S, attempt_s
@@ -36,6 +37,7 @@ INPUTS_MAX = 8  # of a part that are compared: a node that lies about some of th
 PROBATION_EVERY_S = 15.0
 PROBATION_RUN = 20  # right answers in a row that end a quarantine: five minutes
 VOUCH_INPUTS = 12  # so many that an order shows, and that they are no small request
+PROBE_WORDS = PROBE_TEXT.split()
 PROBE_TOKENS = (4, 40)  # of a probe, at least and at most
 
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
@@ -132,7 +134,7 @@ class Canaries:
         model = next((model for model in self._catalogue.models if model.id in node.models), None)
         if model is None:
             return
-        asked = self._question(model)
+        asked = self._question(model, node)
         truth_of, truth = await self._ask_trusted(model, asked, node)
         if truth_of is None or truth is None:
             return
@@ -152,7 +154,7 @@ class Canaries:
         model = next((model for model in self._catalogue.models if model.id in node.models), None)
         if node.trusted or model is None:
             return True
-        asked = _together([self._question(model) for _ in range(VOUCH_INPUTS)])
+        asked = _together([self._question(model, node) for _ in range(VOUCH_INPUTS)])
         truth_of, truth = await self._ask_trusted(model, asked, node)
         if truth_of is None or truth is None or await self._agrees(node, model, asked, truth):
             return True
@@ -229,19 +231,25 @@ class Canaries:
             some.append(at)
         return some
 
-    def _question(self, model: Model) -> Counted:
-        """Something that nobody has asked before: random words of the vocabulary."""
+    def _question(self, model: Model, node: Node) -> Counted:
+        """Something that nobody has asked before: random words of the vocabulary, or of a text for who reads no ids."""
         tokenizer = self._tokenizers.get(model.id)
-        count = PROBE_TOKENS[0] + int(self._dice.random() * (PROBE_TOKENS[1] - PROBE_TOKENS[0]))
-        if tokenizer is None:
-            text = " ".join(str(int(self._dice.random() * 10_000)) for _ in range(count))
-            return Counted(lengths=[len(text) + 8], texts=[text], exact=False)
+        words = PROBE_TOKENS[0] + int(self._dice.random() * (PROBE_TOKENS[1] - PROBE_TOKENS[0]))
+        if tokenizer is None or not node.reads_ids:
+            text = " ".join(self._word() for _ in range(words))
+            if tokenizer is not None:  # all questions together have to stay whole, whatever a word is in tokens
+                text = tokenizer.clip(text, min(words, model.max_tokens - tokenizer.specials), end=False)
+            return count([text], model, tokenizer)
         ids: list[int] = []
-        while len(ids) < min(count, model.max_tokens - tokenizer.specials):
+        while len(ids) < min(words, model.max_tokens - tokenizer.specials):
             token = int(self._dice.random() * tokenizer.vocab_size)
             if token not in tokenizer.special_ids:
                 ids.append(token)
         return Counted(lengths=[len(ids) + tokenizer.specials], ids=[ids])
+
+    def _word(self) -> str:
+        at = int(self._dice.random() * 2 * len(PROBE_WORDS))
+        return PROBE_WORDS[at] if at < len(PROBE_WORDS) else str(int(self._dice.random() * 10_000))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -63,7 +63,7 @@ class Prober:
         self._client = client
         self._clock = clock
         self._verify = verify
-        self._probes = {model.id: _counted([PROBE_TEXT], model, tokenizers.get(model.id)) for model in catalogue.models}
+        self._probes = {model.id: count([PROBE_TEXT], model, tokenizers.get(model.id)) for model in catalogue.models}
         self._tokenizers = tokenizers
         self._told: set[str] = set()
         self._told_unproven = False
@@ -168,7 +168,7 @@ class Prober:
         words = PROBE_TEXT.split()
         repeats = min(SPEED_TOKENS, model.max_tokens) // (2 * len(words))  # a word may be two tokens
         texts = [" ".join(words[at:] + each * repeats) for each in (words, words[::-1]) for at in range(len(words))]
-        counted = _counted(texts[:SPEED_INPUTS], model, self._tokenizers.get(model.id))
+        counted = count(texts[:SPEED_INPUTS], model, self._tokenizers.get(model.id))
         with contextlib.suppress(NodeFailure, TimeoutError):  # it is proven already; callers' requests will tell
             async with asyncio.timeout(MEASURE_S):
                 await self._embed(model, counted)
@@ -206,7 +206,7 @@ class Prober:
         return float("inf") if last is None else self._clock.monotonic() - last
 
 
-def _counted(texts: list[str], model: Model, tokenizer: Tokenizer | None) -> Counted:
+def count(texts: list[str], model: Model, tokenizer: Tokenizer | None) -> Counted:
     """What callers' texts would be counted as; see flow.count."""
     if tokenizer is None:
         return Counted(lengths=[len(text) + SPECIALS_MAX for text in texts], texts=texts, exact=False)

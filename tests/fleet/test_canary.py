@@ -251,3 +251,26 @@ async def test_a_newcomer_that_is_right_or_cannot_be_compared_gets_work() -> Non
     alone.canaries._catalogue = rig.canaries._catalogue
     alone.share = 0.3
     assert await alone.canaries.vouch(alone.node("newcomer"))
+
+
+@pytest.mark.parametrize(("vectors", "gets_work"), [(right, True), (constant, False)])
+async def test_who_reads_texts_only_is_asked_in_texts(vectors: Vectors, gets_work: bool) -> None:
+    """A server of another make, as a newcomer and from quarantine; the trusted node is asked the same in token ids."""
+
+    class Reads(Rig):
+        async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+            if part.node_id == "newcomer":
+                assert counted.texts is not None
+                counted = Counted(lengths=counted.lengths, ids=LetterTokenizer().ids(counted.texts))
+            return await super().embed(part, model, counted, request_id)
+
+    rig = Reads("judge", newcomer=vectors, judge=right)
+    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.shares = [random.Random(2).random() for _ in range(2_000)]
+    newcomer = rig.node("newcomer")
+    newcomer.reads_ids = False
+    assert await rig.canaries.vouch(newcomer) is gets_work
+    rig.registry.quarantine(newcomer, "of a test")
+    for _ in range(PROBATION_RUN):
+        await rig.canaries._probe(newcomer)
+    assert (newcomer.state is NodeState.UNPROVEN) is gets_work
