@@ -3,15 +3,14 @@
 import asyncio
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.engine.install import HOME, NotInstalled
+from bench.engine.install import HOME, NotInstalled, install_one
 from bench.fault.rig import HOST, free_port
+from bench.health import healthy
 
 ROUTER = "sglang-router==0.3.2"
 START_S = 30.0
@@ -58,17 +57,7 @@ def install(program: str) -> None:
         if shutil.which("nginx") is None:
             raise NotInstalled("there is no nginx here: install your system's package")
         return
-    home = HOME / "sglang-router"
-    if (home / ROUTER).exists():
-        return
-    for command in (
-        [sys.executable, "-m", "venv", "--clear", str(home)],
-        [str(home / "bin" / "pip"), "install", "--disable-pip-version-check", "--quiet", ROUTER],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise NotInstalled(f"{ROUTER} does not install: {(done.stderr.strip() or 'no words').splitlines()[-1]}")
-    (home / ROUTER).touch()
+    install_one("sglang-router", ROUTER)
 
 
 @asynccontextmanager
@@ -83,7 +72,7 @@ async def running(peer: Peer, nodes: Sequence[int], folder: Path) -> AsyncIterat
             *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        await _listens(port, process)
+        await healthy(port, process, START_S)
         yield port
     finally:
         with suppress(ProcessLookupError):
@@ -114,18 +103,3 @@ def _router(peer: Peer, nodes: Sequence[int], port: int) -> list[str]:
     ]
     command += ["--prometheus-port", str(free_port()), "--log-level", "error", "--request-timeout-secs", "600"]
     return [*command, "--worker-urls", *workers]
-
-
-async def _listens(port: int, process: asyncio.subprocess.Process) -> None:
-    """Until it answers /health with anything, and a little longer: a router looks at its workers first."""
-    begun = time.monotonic()
-    while time.monotonic() - begun < START_S and process.returncode is None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            status = await reader.readline()
-            writer.close()
-            if b" 200 " in status:
-                return
-        await asyncio.sleep(0.1)
-    raise NotInstalled("it does not start")

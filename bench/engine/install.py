@@ -46,6 +46,16 @@ def install(peer: str) -> None:
     stamp.write_text(wanted)
 
 
+def install_one(peer: str, requirement: str) -> None:
+    """Make an environment with one pinned program, unless it is there already. Raises NotInstalled."""
+    stamp = HOME / peer / requirement
+    if stamp.exists():
+        return
+    _run([sys.executable, "-m", "venv", "--clear", str(HOME / peer)])
+    _run([str(python_of(peer)), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", requirement])
+    stamp.touch()
+
+
 def build_shim() -> Path:
     """A library that, loaded before MKL, makes it use AVX-512 on any CPU that has it. Raises NotInstalled."""
     source, library = HOME / "mkl_avx512.c", HOME / "mkl_avx512.so"

@@ -3,15 +3,14 @@
 import asyncio
 import os
 import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.engine.install import HOME, NotInstalled, install, python_of
+from bench.engine.install import HOME, install, install_one, python_of
 from bench.fault.rig import HOST, free_port
+from bench.health import healthy
 from bench.upstreams.gguf import convert
 
 XLLAMACPP = "xllamacpp==2026.10.11549"
@@ -40,7 +39,7 @@ async def running(name: str, model: Path) -> AsyncIterator[Server]:
             *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True
         )
     try:
-        await _answers(port, process)
+        await healthy(port, process, START_S)
         yield Server(name, port, process)
     finally:
         with suppress(ProcessLookupError):
@@ -61,31 +60,8 @@ def _infinity(model: Path, port: int) -> list[str]:
 
 def _llamacpp(model: Path, port: int) -> list[str]:
     python = python_of("xllamacpp")
-    stamp = HOME / "xllamacpp" / XLLAMACPP
-    if not stamp.exists():
-        for step in (
-            [sys.executable, "-m", "venv", "--clear", str(HOME / "xllamacpp")],
-            [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", XLLAMACPP],
-        ):
-            done = subprocess.run(step, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            if done.returncode:
-                raise NotInstalled(f"{XLLAMACPP}: {(done.stderr.strip() or 'no words').splitlines()[-1]}")
-        stamp.touch()
+    install_one("xllamacpp", XLLAMACPP)
     gguf = HOME / f"{model.name}.gguf"
     if not gguf.exists():
         convert(model, gguf)
     return [str(python), str(Path(__file__).with_name("llamacpp.py")), str(gguf), str(port), KEY]
-
-
-async def _answers(port: int, process: asyncio.subprocess.Process) -> None:
-    begun = time.monotonic()
-    while time.monotonic() - begun < START_S and process.returncode is None:
-        with suppress(OSError):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            status = await reader.readline()
-            writer.close()
-            if b" 200 " in status:
-                return
-        await asyncio.sleep(0.2)
-    raise NotInstalled("it does not start; see its log in .bench")

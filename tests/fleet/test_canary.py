@@ -274,3 +274,19 @@ async def test_who_reads_texts_only_is_asked_in_texts(vectors: Vectors, gets_wor
     for _ in range(PROBATION_RUN):
         await rig.canaries._probe(newcomer)
     assert (newcomer.state is NodeState.UNPROVEN) is gets_work
+
+
+async def test_a_comparison_that_breaks_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """By its kind alone; callers do not notice."""
+    rig = Rig("judge", honest=right, judge=right)
+
+    def broken(ids: list[int]) -> np.ndarray:
+        raise LookupError("a caller's words")
+
+    rig.nodes["judge"] = broken
+    with pytest.raises(LookupError):
+        await rig.answer("honest")
+    await asyncio.sleep(0)
+    assert "a comparison ended (LookupError)" in caplog.text
+    assert "words" not in caplog.messages[-1]
+    assert not rig.canaries._tasks
