@@ -59,8 +59,9 @@ bench-fleet: $(VENV)/.setup $(VENV)/.dev  ## choosing among unequal nodes beside
 upstreams: $(VENV)/.setup $(VENV)/.dev  ## real servers of other makes (infinity, llama.cpp) as nodes (minutes; installs them in .bench)
 	$(BIN)/python -m bench.upstreams $(ARGS)
 
-bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request
+bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request, on SQLite and PostgreSQL
 	$(BIN)/python -m bench.store $(ARGS)
+	$(BIN)/python -m bench.store --store postgres $(ARGS)
 
 lock:  ## write requirements/*.lock anew (needs uv)
 	requirements/lock.sh

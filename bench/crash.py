@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench.crash_join import APART, KINDS, Back, Delivered, Figures, join
+from bench.crash_join import APART, KINDS, POSTGRES, Back, Delivered, Figures, join
 from bench.live import REPLY_S, Live, Reply, Wire, serving
+from bench.postgres import Server
 
 GIVE_UP_S = 30.0  # a service that is not back by then will not be
 CALM_S = (0.05, 1.0)  # load between two kills: long enough for whatever state a kill may find
@@ -111,19 +112,37 @@ def learn(live: Live, dice: Random, *, texts: int = 60) -> dict[str, np.ndarray]
     return known
 
 
-def kill(live: Live, kind: str) -> float:
+def kill(live: Live, kind: str, dice: Random) -> float:
     """kill -9, once there is such a process; the moment when it was dead."""
     until = time.monotonic() + GIVE_UP_S
-    while (pid := live.pids().get(kind)) is None:
+    while (pid := _find(live, kind, dice)) is None:
         if time.monotonic() > until:
             raise RuntimeError(f"there is no {kind} to kill")
         time.sleep(PAUSE_S)
+    kill_process(pid)
+    return time.monotonic()
+
+
+def kill_process(pid: int) -> None:
+    """kill -9; returns when it is dead."""
     os.kill(pid, signal.SIGKILL)
-    killed = time.monotonic()
     with contextlib.suppress(OSError, IndexError):
         while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
             time.sleep(POLL_S)
-    return killed
+
+
+def kill_postgres(server: Server) -> float:
+    """kill -9 of the server; the moment when a new one takes connections."""
+    kill_process(server.pid)
+    server.start_again()
+    return time.monotonic()
+
+
+def _find(live: Live, kind: str, dice: Random) -> int | None:
+    if kind != "gateway":
+        return live.pids().get(kind)
+    gateways = live.gateways()
+    return dice.choice(gateways) if gateways else None
 
 
 def back_after(live: Live, killed: float) -> float | None:
@@ -152,20 +171,26 @@ def clients(live: Live, seed: int, known: dict[str, np.ndarray]) -> Iterator[lis
             client.join(REPLY_S + 1)
 
 
-def measure(kills: int, seed: int, console: Console) -> Figures:
+def measure(kills: int, seed: int, workers: int, server: Server | None, console: Console) -> Figures:
     """The whole run: `kills` of each kind, in an order and at moments by dice."""
     dice = Random(seed)
-    order = list(KINDS * kills)
+    order = list((KINDS if server is None else (*KINDS, POSTGRES)) * kills)
     dice.shuffle(order)
     bar = Progress(TextColumn("kill -9"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     backs: list[Back] = []
-    with serving() as live:
+    environment = {"EMBEDMESH_STORE": server.new()} if server is not None else {}
+    with serving(["--workers", str(workers)], environment) as live:
         known = learn(live, dice)
         began = time.monotonic()
         with clients(live, seed, known) as working, bar:
             for kind in bar.track(order):
                 time.sleep(dice.uniform(*CALM_S))
-                backs.append(Back(kind, back_after(live, kill(live, kind))))
+                if kind == POSTGRES:
+                    assert server is not None
+                    killed = kill_postgres(server)
+                else:
+                    killed = kill(live, kind, dice)
+                backs.append(Back(kind, back_after(live, killed)))
         seconds = time.monotonic() - began
         live.stop()
         refused = sum((client.refused for client in working), Counter())
@@ -196,11 +221,20 @@ def show(figures: Figures, console: Console) -> None:
 def main(arguments: list[str]) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m bench.crash", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=50, help="of each of gateway, node and engine worker")
+    parser.add_argument("--kills", type=int, default=50, help="of each kind: gateway, node, engine worker, PostgreSQL")
     parser.add_argument("--seed", type=int, default=1, help="of order, moments and load")
+    parser.add_argument("--store", choices=("sqlite", POSTGRES), default="sqlite", help="kill -9 of its server, too")
+    parser.add_argument("--workers", type=int, default=0, help="gateways (default: 1 on SQLite, 2 on PostgreSQL)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     asked: Any = parser.parse_args(arguments)
-    figures = measure(asked.kills, asked.seed, Console(stderr=True))
+    with contextlib.ExitStack() as stack:
+        server = None
+        if asked.store == POSTGRES:
+            from bench.postgres import serving as serving_postgres
+
+            server = stack.enter_context(serving_postgres(on_disk=True))
+        workers = asked.workers or (2 if server is not None else 1)
+        figures = measure(asked.kills, asked.seed, workers, server, Console(stderr=True))
     if asked.json:
         print(msgspec.json.encode({"ok": not figures.broken(), **msgspec.structs.asdict(figures)}).decode())
     else:

@@ -1,5 +1,6 @@
 """What `bench.crash` found: the clients' logs joined, request by request, with the ledger."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from typing import NamedTuple
 import msgspec
 
 from bench.live import Live
-from embedmesh.settings import secret_path, store_path
-from embedmesh.storage.connect import connect
-from embedmesh.storage.secret import hash_user, load_secret
+from embedmesh.settings import secret_path
+from embedmesh.storage.engines import engine_of
+from embedmesh.storage.secret import hash_user, read_secret
 
 KINDS = ("gateway", "node", "worker")
+POSTGRES = "postgres"  # and that, where the store is on a server
 BACK_S_MAX = 3.0  # the promise: a killed service is back by then
 CHECK_S = 120.0  # `ledger check` reads the whole store
 APART = "apart"  # the user of requests that are not part of the load
@@ -98,10 +100,12 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 def read_books(live: Live) -> Books:
     """The ledger after the stop: checked by the command, then read row by row."""
     command = [sys.executable, "-m", "embedmesh", "ledger", "check", "--json", "--data-dir", str(live.data_dir)]
-    checked = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=CHECK_S)
-    db = connect(store_path(live.data_dir), busy_s=5, read_only=True)
+    checked = subprocess.run(
+        command, stdout=subprocess.PIPE, check=False, timeout=CHECK_S, env=os.environ | live.environment
+    )
+    db = engine_of(live.store).connect(busy_s=5, read_only=True)
     try:
-        ends = dict(db.execute("SELECT coalesce(ended_by, 'open'), count(*) FROM holds GROUP BY 1"))
+        ends = dict(db.execute("SELECT coalesce(ended_by, 'open'), count(*) FROM holds GROUP BY 1").fetchall())
         rows = db.execute("SELECT user_hash, cost FROM usage").fetchall()
     finally:
         db.close()
@@ -119,13 +123,14 @@ def join(
 ) -> Figures:
     """Clients' logs against the ledger. Requests of the user APART are no part of it."""
     books = read_books(live)
-    secret = load_secret(secret_path(live.data_dir))
+    secret = read_secret(secret_path(live.data_dir))
     apart = hash_user(secret, APART)
     charges = [(user, cost) for user, cost in books.usage if user != apart]
     charged = {user for user, _ in charges}
     read = {hash_user(secret, each.user): each.cost for each in delivered}
     unpaid = [cost for user, cost in read.items() if user not in charged]
-    took = {kind: [b.seconds for b in backs if b.kind == kind and b.seconds is not None] for kind in KINDS}
+    kinds = (*KINDS, POSTGRES)
+    took = {kind: [b.seconds for b in backs if b.kind == kind and b.seconds is not None] for kind in kinds}
     return Figures(
         kills=len(backs),
         seconds=seconds,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from embedmesh.settings import Credentials
+from embedmesh.settings import Credentials, store_path
 
 MODEL = "all-MiniLM-L6-v2"
 START_S = 60.0  # a warm start takes one; a busy machine and a cold disk some more
@@ -132,6 +132,12 @@ class Live:
     credentials: Credentials
     data_dir: Path
     log: Path
+    environment: Mapping[str, str]
+
+    @property
+    def store(self) -> str | Path:
+        """Where its store is."""
+        return self.environment.get("EMBEDMESH_STORE") or store_path(self.data_dir)
 
     @property
     def api_key(self) -> str:
@@ -158,8 +164,12 @@ class Live:
         """A new connection to the gateway."""
         return Wire(self.address, timeout_s)
 
+    def gateways(self) -> list[int]:
+        """The process ids of those that live now: one for each of `--workers`."""
+        return [pid for pid, (parent, name) in _processes().items() if (parent, name) == (self.process.pid, "gateway")]
+
     def pids(self) -> dict[str, int]:
-        """Those of `gateway`, `node` and `worker` that live now."""
+        """Those of `gateway` (one of them), `node` and `worker` that live now."""
         table = _processes()
         children = {name: pid for pid, (parent, name) in table.items() if parent == self.process.pid}
         workers = {name: pid for pid, (parent, name) in table.items() if parent == children.get("node")}
@@ -182,13 +192,15 @@ class Live:
 
 
 @contextmanager
-def serving(arguments: Sequence[str] = ()) -> Iterator[Live]:
+def serving(arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Iterator[Live]:
     """A `serve` on a free port, with a new data directory that is removed in the end. Raises RuntimeError."""
+    environment = environment or {}
     with tempfile.TemporaryDirectory(prefix="embedmesh-live-") as folder:
         data_dir, log = Path(folder) / "data", Path(folder) / "log"
         command = [sys.executable, "-m", "embedmesh", "serve", "--json", "--port", "0", "--data-dir", str(data_dir)]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMESH_")}
         kept |= {name: value for name, value in os.environ.items() if name == "EMBEDMESH_ASSETS_DIR"}
+        kept |= environment
         with log.open("wb") as errors:
             process = subprocess.Popen([*command, *arguments], env=kept, stdout=subprocess.PIPE, stderr=errors)
         watchdog = _kill_after(process, START_S)
@@ -200,7 +212,7 @@ def serving(arguments: Sequence[str] = ()) -> Iterator[Live]:
                 raise RuntimeError(f"serve did not become ready: {log.read_text(errors='replace')[-2000:]}")
             ready = msgspec.json.decode(line)
             credentials = msgspec.json.decode(Path(ready["bootstrap"]).read_bytes(), type=Credentials)
-            live = Live(process, ready["base_url"], credentials, data_dir, log)
+            live = Live(process, ready["base_url"], credentials, data_dir, log, environment)
             yield live
             live.stop()
         finally:

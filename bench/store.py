@@ -1,12 +1,13 @@
 """What a durable hold costs: holds a second with many callers, and the time a hold adds at 200 requests a second.
 
-    python bench/store.py [--json] [--folder DIR]
+    python -m bench.store [--store postgres] [--json] [--folder DIR]
 
 The folder should be on the disk that the store will live on: the fsync of that disk is most of what is measured.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -19,7 +20,8 @@ import uvloop
 from embedmesh.rules.holds import Charge, Hold
 from embedmesh.rules.ids import new_id
 from embedmesh.storage.books import Books
-from embedmesh.storage.sqlite import SqliteStore
+from embedmesh.storage.db import Engine
+from embedmesh.storage.store import Store
 
 SECRET = bytes(32)
 PRICE = 100  # nano-USD a hold
@@ -40,11 +42,16 @@ class WallClock:
 CLOCK = WallClock()
 
 
+def secret(engine: Engine) -> bytes:
+    """The same for every store."""
+    return SECRET
+
+
 def new_hold() -> Hold:
     return Hold(new_id("req", CLOCK), "bench", PRICE, CLOCK.unix_ms() + MS_A_MINUTE)
 
 
-async def one_request(store: SqliteStore) -> float:
+async def one_request(store: Store) -> float:
     """Hold, then capture. Seconds until the hold was durable."""
     hold = new_hold()
     began = time.perf_counter()
@@ -54,7 +61,7 @@ async def one_request(store: SqliteStore) -> float:
     return took
 
 
-async def throughput(store: SqliteStore, callers: int, seconds: float) -> dict[str, float]:
+async def throughput(store: Store, callers: int, seconds: float) -> dict[str, float]:
     """`callers` loops of hold and capture, as fast as they go."""
     took: list[float] = []
     until = time.perf_counter() + seconds
@@ -78,7 +85,7 @@ async def throughput(store: SqliteStore, callers: int, seconds: float) -> dict[s
     }
 
 
-async def latency(store: SqliteStore, per_s: int, seconds: float) -> dict[str, float]:
+async def latency(store: Store, per_s: int, seconds: float) -> dict[str, float]:
     """Requests at an even rate, whatever the store does meanwhile."""
     tasks = []
     began = time.perf_counter()
@@ -106,46 +113,54 @@ def fsync_ms(folder: Path) -> float:
     return 1000 * statistics.median(took)
 
 
-def find_us(store: SqliteStore, token: str, times: int = 20_000) -> float:
+async def find_us(store: Store, token: str, times: int = 20_000) -> float:
     """Microseconds to find, or not to find, a key."""
     began = time.perf_counter()
     for _ in range(times):
-        store.find(token)
+        await store.keys.find(token)
     return 1e6 * (time.perf_counter() - began) / times
 
 
-async def measure(folder: Path, seconds: float) -> dict[str, object]:
-    path = folder / "store.db"
-    with Books.open(path, clock=CLOCK, key_secret=SECRET) as books:
-        books.create_account("bench")
-        books.credit("bench", 10**15, "bench")
-        _, token = books.create_key("bench", ["embeddings"])
-    store = await SqliteStore.open(path, clock=CLOCK, key_secret=SECRET, owner="bench")
+async def measure(folder: Path, url: str | None, seconds: float) -> dict[str, object]:
+    place: str | Path = url or folder / "store.db"
+    with Books.open(place, clock=CLOCK, secret=secret) as books:
+        books.accounts.create("bench")
+        books.accounts.credit("bench", 10**15, "bench")
+        _, token = books.keys.create("bench", ["embeddings"])
+    store = await Store.open(place, folder=folder, clock=CLOCK, secret=secret)
     figures: dict[str, object] = {
         "fsync_ms": fsync_ms(folder),
         "throughput": [await throughput(store, callers, seconds) for callers in (1, 32, 64)],
         "latency": await latency(store, 200, 2 * seconds),
-        "find_key_us": find_us(store, token),
-        "find_junk_us": find_us(store, "em_" + "x" * 38),
+        "find_key_us": await find_us(store, token),
+        "find_junk_us": await find_us(store, "em_" + "x" * 38),
     }
     await store.close()
-    with Books.open(path, clock=CLOCK, key_secret=SECRET) as books:
+    with Books.open(place, clock=CLOCK, secret=secret) as books:
         began = time.perf_counter()
         report = books.check()
         figures["check"] = {"ok": report.ok, "seconds": time.perf_counter() - began, **report.tallies}
-    figures["bytes_per_request"] = path.stat().st_size / max(1, report.tallies["holds_captured"])
+    if isinstance(place, Path):
+        figures["bytes_per_request"] = place.stat().st_size / max(1, report.tallies["holds_captured"])
     return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="which kind")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure (default: the temporary one)")
     parser.add_argument("--seconds", type=float, default=2.0, help="a measurement")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:  # noqa: SIM117 - one line would be too long
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            figures = runner.run(measure(Path(folder), args.seconds))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=args.folder))
+        url = None
+        if args.store == "postgres":
+            from bench.postgres import serving
+
+            url = stack.enter_context(serving(on_disk=True)).new()
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        figures = runner.run(measure(Path(folder), url, args.seconds))
     if args.json:
         print(json.dumps(figures))
         return

@@ -33,19 +33,21 @@ from embedmesh.fleet.line import Line
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
+from embedmesh.flow.again import Twins
 from embedmesh.flow.expire import expire
-from embedmesh.flow.handle import World
+from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.verify import verify
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit, stop_event
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Tokenizer
-from embedmesh.settings import GatewaySettings, secret_path, store_path
+from embedmesh.settings import GatewaySettings, secret_path, store_place
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
-from embedmesh.storage.secret import hash_user, load_secret
-from embedmesh.storage.sqlite import SqliteStore
+from embedmesh.storage.secret import claim_of, hash_user, load_secret
+from embedmesh.storage.store import Store
+from embedmesh.storage.topics import NODES
+from embedmesh.storage.upkeep import Retention
 
 log = logging.getLogger("embedmesh.gateway")
 
@@ -80,19 +82,25 @@ async def _run(settings: GatewaySettings) -> int:
         exit_code = EXIT_SOFTWARE
         stop.set()
 
-    secret = load_secret(secret_path(settings.data_dir), store=store_path(settings.data_dir))
-    path, owner = store_path(settings.data_dir), new_id("gw", clock)
     opening = asyncio.create_task(
-        SqliteStore.open(path, clock=clock, key_secret=secret, owner=owner, on_fatal=store_lost)
+        Store.open(
+            store_place(settings),
+            folder=settings.data_dir,
+            clock=clock,
+            secret=functools.partial(load_secret, secret_path(settings.data_dir)),
+            retention=Retention(usage_days=settings.keep_usage_days),
+            on_fatal=store_lost,
+        )
     )
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([opening, stopped], return_when=asyncio.FIRST_COMPLETED)
-    if not opening.done():  # told to stop while another gateway, that drains, still has the store
+    if not opening.done():  # told to stop while another gateway is alone with the store
         opening.cancel()
         stopped.cancel()
         await asyncio.gather(opening, stopped, return_exceptions=True)
         return EXIT_OK
     store = opening.result()
+    secret = store.key_secret
     ranks = find_cl100k()
     registry = Registry(clock)
     policy = POLICIES[settings.policy]
@@ -124,11 +132,13 @@ async def _run(settings: GatewaySettings) -> int:
     apis = [
         NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
         for_admins(
-            store, AdminApi(members, registry, store.nodes, bodies, clock, catalogue, identity.public_key).routes()
+            store.keys, AdminApi(members, registry, store.nodes, bodies, clock, catalogue, identity.public_key).routes()
         ),
     ]
     world = World(
-        keys=store,
+        keys=store.keys,
+        allowances=store.allowances,
+        prices=store.prices,
         catalogue=catalogue,
         tokenizers=tokenizers,
         cl100k=Cl100k(ranks) if ranks is not None else None,
@@ -137,7 +147,9 @@ async def _run(settings: GatewaySettings) -> int:
         client=clients,
         witness=canaries,
         clock=clock,
+        twins=Twins(give_up),
         hash_user=functools.partial(hash_user, secret),
+        claim_of=functools.partial(claim_of, secret),
         ask_max=settings.ask_max,
     )
     app = GatewayApp(
@@ -150,6 +162,7 @@ async def _run(settings: GatewaySettings) -> int:
     )
     background: list[asyncio.Future[Any]] = [
         asyncio.create_task(expire(store, clock)),
+        *(asyncio.ensure_future(each) for each in store.background()),
         asyncio.create_task(canaries.run()),
         members.broken,
     ]
@@ -161,7 +174,8 @@ async def _run(settings: GatewaySettings) -> int:
         node = registry.add(Node(node_id, address, trusted=True, load=Load(interleaves=True)))
         prober = Prober(node, registry, catalogue, tokenizers, clients, clock, verify)
         background.append(asyncio.create_task(prober.run()))
-    members.start()
+    store.topics.on(NODES, members.changed_elsewhere)
+    await members.start()
     await app.server.start(listener)
     quieten_gc()
     log.info("gateway listens on port %d", listener.getsockname()[1])
@@ -176,6 +190,7 @@ async def _run(settings: GatewaySettings) -> int:
     for task in (stopped, *background):
         task.cancel()
     await asyncio.gather(stopped, *background, return_exceptions=True)
+    await world.twins.stop()
     await canaries.stop()
     await members.stop()
     await store.close()
@@ -222,7 +237,7 @@ def normalizing_models(catalogue: Catalogue) -> frozenset[str]:
     return frozenset(model.id for model in here if read_folder(Path(model.folder)).normalize)
 
 
-def gauges(store: SqliteStore, line: Line) -> dict[str, float]:
+def gauges(store: Store, line: Line) -> dict[str, float]:
     """What /metrics shows of the store and the nodes."""
     values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
     values["nodes_ready"] = sum(node.state.value == "ready" for node in line.registry)

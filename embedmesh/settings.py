@@ -29,6 +29,11 @@ def store_path(data_dir: Path) -> Path:
     return data_dir / "embedmesh.db"
 
 
+def store_place(settings: "GatewaySettings") -> str | Path:
+    """Where the store is: what the setting says, or the file in the data directory."""
+    return settings.store or store_path(settings.data_dir)
+
+
 def secret_path(data_dir: Path) -> Path:
     """The secret that key hashes are keyed with; apart from the store, so that a stolen store opens nothing."""
     return data_dir / "key.secret"
@@ -42,6 +47,17 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     )
     port: Annotated[int, Meta(description="Port to listen on; 0 takes any free one.", ge=0, le=65535)] = 8080
     data_dir: Annotated[Path, Meta(description="Folder for the store, keys and run files; made with mode 0700.")]
+    store: Annotated[
+        str,
+        Meta(
+            description="Store of accounts, keys and the ledger: postgresql://USER@HOST/DATABASE for many gateways, or "
+            "a file's path. Default: embedmesh.db in the data directory."
+        ),
+    ] = ""
+    keep_usage_days: Annotated[
+        int | None,
+        Meta(description="Days that a request's usage record is kept; sums and money stay. Default: for ever.", ge=1),
+    ] = None
     catalogue: Annotated[
         Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
     ] = None
@@ -70,6 +86,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_total_max: Annotated[
         int, Meta(description="Bytes of request bodies held in memory at one time; more get a 503.", ge=BODY_BYTES_MAX)
     ] = 512 * 1024 * 1024
+    workers: Annotated[
+        int,
+        Meta(
+            description="Gateway processes that share the port and the store; more than one on several cores.",
+            ge=1,
+            le=64,
+        ),
+    ] = 1
     listen_fd: int | None = None  # from our supervisor: a listening socket that outlives this process
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
 

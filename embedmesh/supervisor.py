@@ -24,7 +24,7 @@ from embedmesh.bootstrap import bootstrap
 from embedmesh.catalogue import load_catalogue
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind
 from embedmesh.rules.errors import SetupError
-from embedmesh.settings import Credentials, GatewaySettings, NodeSettings, as_arguments
+from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, as_arguments, store_place
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
 RESTART_MAX_S = 1.0  # a child that keeps dying should not heat the machine, nor keep callers waiting for 3 s
@@ -45,6 +45,7 @@ class Child:
     arguments: list[str]
     pass_fds: tuple[int, ...]
     stop_s: float
+    environment: dict[str, str]
     process: asyncio.subprocess.Process | None = None
     started: float = 0.0
     delay_s: float = RESTART_FIRST_S
@@ -60,6 +61,7 @@ class Child:
             pass_fds=self.pass_fds,
             start_new_session=True,
             stdin=asyncio.subprocess.DEVNULL,
+            env=os.environ | self.environment,
         )
 
     async def stop(self) -> None:
@@ -101,12 +103,17 @@ async def _run(
     host, port = sock.getsockname()[:2]
     lifeline_out, lifeline_in = os.pipe()
     children = [
-        Child("node", _node_arguments(node, gateway, node_socket, lifeline_out), (lifeline_out,), STOP_NODE_S),
-        Child(
-            "gateway",
-            _gateway_arguments(gateway, node_socket, sock.fileno(), lifeline_out),
-            (lifeline_out, sock.fileno()),
-            STOP_GATEWAY_S,
+        Child("node", _node_arguments(node, gateway, node_socket, lifeline_out), (lifeline_out,), STOP_NODE_S, {}),
+        *(
+            Child(
+                "gateway" if gateway.workers == 1 else f"gateway {number}",
+                _gateway_arguments(gateway, node_socket, sock.fileno(), lifeline_out),
+                (lifeline_out, sock.fileno()),
+                STOP_GATEWAY_S,
+                # Not on its command line, which everybody on this machine can read.
+                {ENV_PREFIX + "STORE": gateway.store} if gateway.store else {},
+            )
+            for number in range(1, gateway.workers + 1)
         ),
     ]
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,8 +123,8 @@ async def _run(
     exit_codes: list[int] = []
     try:
         await children[0].start()  # the slower one first; the store is opened while the model loads
-        credentials = bootstrap(gateway.data_dir, base_url(host, port))
-        await children[1].start()
+        credentials = bootstrap(gateway.data_dir, base_url(host, port), store_place(gateway))
+        await asyncio.gather(*(child.start() for child in children[1:]))
         keepers = [asyncio.create_task(_keep(child, say)) for child in children]
         stopping = asyncio.create_task(stop.wait())
         tasks = [stopping, *keepers, asyncio.create_task(_tell_when_ready(host, port, lambda: on_ready(credentials)))]
@@ -171,7 +178,7 @@ async def _tell_when_ready(host: str, port: int, tell: Callable[[], None]) -> No
 
 def _gateway_arguments(settings: GatewaySettings, node_socket: Path, listen_fd: int, lifeline_fd: int) -> list[str]:
     ours = ["--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), "--lifeline-fd", str(lifeline_fd)]
-    return ["gateway", *ours, *as_arguments(settings, without=("host", "port"))]
+    return ["gateway", *ours, *as_arguments(settings, without=("host", "port", "store", "workers"))]
 
 
 def _node_arguments(node: NodeSettings, gateway: GatewaySettings, node_socket: Path, lifeline_fd: int) -> list[str]:

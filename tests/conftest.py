@@ -1,8 +1,44 @@
 """For every test: no setting of the person who runs them leaks in."""
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from bench.postgres import Server
 
 KEPT = {"EMBEDMESH_ASSETS_DIR", "EMBEDMESH_TEST_DATA"}  # where files are, not how we behave
 
 for name in [name for name in os.environ if name.startswith("EMBEDMESH_") and name not in KEPT]:
     del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Server"]:
+    """A real server."""
+    from bench.postgres import serving
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def made_database(postgres: "Server") -> str:
+    """The name of a database with a store in it, to be copied."""
+    from bench.postgres import TEMPLATE
+    from embedmesh.storage.books import Books
+    from tests.storage.shop import HandClock, secret
+
+    postgres.run(f"CREATE DATABASE {TEMPLATE}")
+    Books.open(postgres.url(TEMPLATE), clock=HandClock(), secret=secret).close()
+    return TEMPLATE
+
+
+@pytest.fixture
+def database(postgres: "Server", made_database: str) -> Iterator[str]:
+    """The address of a database with a store that nothing has happened in."""
+    url = postgres.new(made_database)
+    yield url
+    postgres.drop(url)

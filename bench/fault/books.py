@@ -12,8 +12,8 @@ from bench.fault.figures import Row, Whole
 from bench.fault.load import Asked
 from bench.fault.rig import Rig
 from embedmesh.settings import secret_path, store_path
-from embedmesh.storage.connect import connect
-from embedmesh.storage.secret import hash_user, load_secret
+from embedmesh.storage.secret import hash_user, read_secret
+from embedmesh.storage.sqlite import SqliteEngine
 
 CHECK_S = 120.0
 
@@ -31,9 +31,9 @@ async def check(rig: Rig) -> Checked:
     process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
     async with asyncio.timeout(CHECK_S):
         said, _ = await process.communicate()
-    db = connect(store_path(rig.data_dir), busy_s=5, read_only=True)
+    db = SqliteEngine(store_path(rig.data_dir)).connect(busy_s=5, read_only=True)
     try:
-        (left,) = db.execute("SELECT count(*) FROM holds WHERE ended_by IS NULL").fetchone()
+        ((left,),) = db.execute("SELECT count(*) FROM holds WHERE ended_by IS NULL").fetchall()
     finally:
         db.close()
     return Checked(process.returncode == 0 and bool(msgspec.json.decode(said)["ok"]), left)
@@ -41,7 +41,7 @@ async def check(rig: Rig) -> Checked:
 
 def join(rig: Rig, found: Iterable[Row | Whole], records: Sequence[Asked]) -> None:
     """Put into each figure how many of its requests were charged, and how many wrongly."""
-    db = connect(store_path(rig.data_dir), busy_s=5, read_only=True)
+    db = SqliteEngine(store_path(rig.data_dir)).connect(busy_s=5, read_only=True)
     try:
         rows = db.execute("SELECT user_hash, cost FROM usage").fetchall()
     finally:
@@ -49,7 +49,7 @@ def join(rig: Rig, found: Iterable[Row | Whole], records: Sequence[Asked]) -> No
     charges: defaultdict[str, list[int]] = defaultdict(list)
     for user_hash, cost in rows:
         charges[user_hash].append(cost)
-    secret = load_secret(secret_path(rig.data_dir))
+    secret = read_secret(secret_path(rig.data_dir))
     asked = {each.user: each for each in records}
     for one in found:
         for user in one.users:

@@ -8,7 +8,7 @@ import click
 from embedmesh.commands.books import books_of, data_dir_option, iso_time, json_option
 from embedmesh.commands.telling import print_json, print_table
 from embedmesh.rules.money import format_usd, parse_usd
-from embedmesh.storage.books import Account
+from embedmesh.storage.books.accounts import Account
 
 CUSTOMER = "customer"  # the kind of an account that pays; all others are our own bookkeeping
 
@@ -33,8 +33,8 @@ def show(account: str | None, data_dir: Path, as_json: bool) -> None:
       embedmesh accounts show local --json
     """
     with books_of(data_dir) as books:
-        shown = [books.account(account)] if account else books.accounts()
-    shown.sort(key=lambda each: each.kind != CUSTOMER)
+        shown = [books.accounts.find(account)] if account else books.accounts.list()
+    shown = sorted(shown, key=lambda each: each.kind != CUSTOMER)
     if as_json:
         print_json([_as_json(each) for each in shown])
         return
@@ -63,8 +63,8 @@ def credit(account: str, usd: str, reference: str | None, data_dir: Path, as_jso
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="USD") from None
     with books_of(data_dir) as books:
-        applied = books.credit(account, amount, reference or f"cli-{secrets.token_hex(8)}")
-        after = books.account(account)
+        applied = books.accounts.credit(account, amount, reference or f"cli-{secrets.token_hex(8)}")
+        after = books.accounts.find(account)
     if as_json:
         print_json({"applied": applied, **_as_json(after)})
         return

@@ -1,5 +1,6 @@
 """What the commands on accounts, keys and the ledger have in common: the data directory, and money in words."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,11 +28,18 @@ json_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option
 
 @contextmanager
 def books_of(data_dir: Path) -> Iterator[Books]:
-    """The books in a data directory that has a store. A failure becomes one line for the person at the terminal."""
-    if not store_path(data_dir).exists():
-        raise SetupError(f"There is no store in {data_dir}. Start `embedmesh serve` once, or name another --data-dir.")
+    """The books that belong to a data directory: of the store in it, or of the one that EMBEDMESH_STORE names.
+
+    A failure becomes one line for the person at the terminal.
+    """
+    store = os.environ.get(ENV_PREFIX + "STORE") or store_path(data_dir)
+    if isinstance(store, Path) and not store.exists():
+        raise SetupError(
+            f"There is no store in {data_dir}. Start `embedmesh serve` once, name another --data-dir, or set "
+            "EMBEDMESH_STORE."
+        )
     try:
-        with open_books(data_dir) as books:
+        with open_books(data_dir, store) as books:
             yield books
     except Failure as failure:
         raise click.ClickException(failure.message) from None

@@ -19,7 +19,7 @@ from embedmesh.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.catalogue import load_catalogue
 from embedmesh.engine.folder import digest
 from embedmesh.rules.errors import SetupError
-from embedmesh.storage.connect import SQLITE_VERSION_MIN
+from embedmesh.storage.sqlite import SQLITE_VERSION_MIN
 
 State = Literal["ok", "warn", "fail"]
 

@@ -8,7 +8,7 @@ import click
 from embedmesh.commands.books import books_of, data_dir_option, iso_time, json_option, when
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.telling import print_json, print_table
-from embedmesh.storage.books import SCOPES, Key
+from embedmesh.storage.books.keys import SCOPES, Key
 
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -35,7 +35,7 @@ def create(account: str, name: str, scopes: tuple[str, ...], days: int | None, d
     """
     expires_ms = int(time.time() * 1000) + days * DAY_MS if days else None
     with books_of(data_dir) as books:
-        key, token = books.create_key(account, scopes or ("embeddings",), name=name, expires_ms=expires_ms)
+        key, token = books.keys.create(account, scopes or ("embeddings",), name=name, expires_ms=expires_ms)
     if as_json:
         print_json({"key": token, **_as_json(key)})
         return
@@ -56,8 +56,8 @@ def list_(account: str | None, data_dir: Path, as_json: bool) -> None:
     """
     with books_of(data_dir) as books:
         if account is not None:
-            books.account(account)  # one that is not there fails, instead of having no keys
-        found = books.list_keys(account)
+            books.accounts.find(account)  # one that is not there fails, instead of having no keys
+        found = books.keys.list(account)
     if as_json:
         print_json([_as_json(key) for key in found])
         return
@@ -88,10 +88,10 @@ def revoke(key_id: str, data_dir: Path, as_json: bool) -> None:
       embedmesh keys revoke key_019aa0b4c0de…
     """
     with books_of(data_dir) as books:
-        key = next((key for key in books.list_keys() if key.key_id == key_id), None)
+        key = next((key for key in books.keys.list() if key.key_id == key_id), None)
         if key is None:
             raise click.ClickException(f"There is no key {key_id}. `embedmesh keys list` shows them.")
-        if not books.revoke_key(key_id):
+        if not books.keys.revoke(key_id):
             raise click.ClickException(f"Key {_named(key)} was revoked before.")
     if as_json:
         print_json({"revoked": True, "key_id": key_id})

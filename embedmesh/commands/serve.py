@@ -46,7 +46,7 @@ def serve(as_json: bool, threads: int, queue_tokens_max: int, model: tuple[str, 
 
 
 @click.command("gateway")
-@settings_options(GatewaySettings)
+@settings_options(GatewaySettings, without=["workers"])
 def gateway(**settings: Any) -> None:
     """Run a gateway alone, in front of nodes that run already.
 

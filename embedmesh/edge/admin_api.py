@@ -161,7 +161,7 @@ class AdminApi:
         """Join tokens, without the tokens."""
         now_ms = self._clock.unix_ms()
         shown = []
-        for row in self._books.invites():
+        for row in await self._books.invites():
             state = "used" if row.used_ms is not None else "open" if row.expires_ms > now_ms else "expired"
             shown.append({**msgspec.structs.asdict(row), "state": state})
         return json_reply({"object": "list", "data": shown})

@@ -31,7 +31,9 @@ TABLE: dict[type[Failure], tuple[int, str]] = {
     errors.RequestTimeout: (408, REQUEST),
     errors.BodyTooLarge: (413, REQUEST),
     errors.UnsupportedMediaType: (415, REQUEST),
+    errors.IdempotencyConflict: (409, REQUEST),
     errors.InsufficientQuota: (429, "insufficient_quota"),
+    errors.RateLimited: (429, "rate_limit_error"),
     errors.InternalError: (500, SERVER),
     errors.BadNodeResponse: (502, SERVER),
     errors.NoNodeAvailable: (503, SERVER),
@@ -41,6 +43,7 @@ TABLE: dict[type[Failure], tuple[int, str]] = {
 }
 
 RETRY_AFTER_S = 1.0  # a restarted node is back in about this time
+JITTER_S = 0.25  # after a minute that is over
 
 
 def status_and_type(failure: Failure) -> tuple[int, str]:
@@ -62,12 +65,15 @@ def hint_headers(failure: Failure) -> dict[str, str]:
         return {"Allow": ", ".join(failure.allowed)}
     if isinstance(failure, errors.InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(failure, errors.InsufficientQuota):
+    if isinstance(failure, errors.InsufficientQuota | errors.IdempotencyConflict):
         return {"x-should-retry": "false"}
     if status in (429, 503):
         # Jitter, so that all who were refused together do not come back together.
-        base = failure.retry_after_s if isinstance(failure, errors.Overloaded) else RETRY_AFTER_S
-        wait_s = base * (1 + random.random())
+        if isinstance(failure, errors.RateLimited):  # it can be had then, and not before
+            wait_s = failure.retry_after_s + JITTER_S * random.random()
+        else:
+            base = failure.retry_after_s if isinstance(failure, errors.Overloaded) else RETRY_AFTER_S
+            wait_s = base * (1 + random.random())
         return {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
     return {}
 

@@ -14,16 +14,19 @@ from embedmesh.edge.openapi import docs_page, document
 from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.server import REST, Handler, HttpServer, Routes, deliver
 from embedmesh.fleet.registry import Registry
+from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES, identify
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import Failure, ModelNotFound, Overloaded
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Keys, Reply
+from embedmesh.rules.ports import Caller, Keys, Reply
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 ADMIN_SCOPE = "admin"
+RETRIES_DIGITS_MAX = 4
+CALLER = web.RequestKey("caller", Caller)  # who asks, on routes that need a key
 
 
 class GatewayApp:
@@ -93,7 +96,7 @@ class GatewayApp:
         self._in_flight += 1
         code = "dropped"  # the caller went, or a bug of ours
         try:
-            outcome = await handle(self._world, request.headers.get("Authorization"), receive, hand_over)
+            outcome = await handle(self._world, _asked(request), receive, hand_over)
             code = "ok"
         except Failure as failure:
             code = failure.code
@@ -166,12 +169,23 @@ class GatewayApp:
         return web.Response(body=self._docs, headers=headers)
 
 
+def _asked(request: web.BaseRequest) -> Asked:
+    """What the headers of an embedding request say."""
+    headers = request.headers
+    retries = headers.get("x-stainless-retry-count", "")
+    return Asked(
+        headers.get("Authorization"),
+        headers.get("Idempotency-Key"),
+        int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,
+    )
+
+
 def with_key(keys: Keys, handler: Handler, *any_of: str) -> Handler:
     """The handler, for those whose key has one of the scopes, where any are named."""
 
     @functools.wraps(handler)
     async def checked(request: web.BaseRequest) -> web.StreamResponse:
-        identify(request.headers.get("Authorization"), keys, *any_of)
+        request[CALLER] = await identify(request.headers.get("Authorization"), keys, *any_of)
         return await handler(request)
 
     return checked

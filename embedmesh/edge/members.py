@@ -89,17 +89,28 @@ class Members:
         """Whether a new node may get callers' work."""
         registry.on_quarantine = self._quarantined
 
-    def start(self) -> None:
-        """All admitted nodes of the store. Those whose session it still has get work once they answer a probe."""
-        for record in self._books.all():
-            self._records[record.node_id] = record
-            if record.standing is not Standing.ADMITTED:
-                continue
-            if record.kind == UPSTREAM:
-                self._join_upstream(record)
-            elif record.secret:
-                member = self._join(record, _sessions(record.secret))
-                member.checker.not_before_s = self._now_s()  # it does not remember what it has seen
+    async def start(self) -> None:
+        """All admitted nodes of the store. Those whose session it still has get work once they answer a probe.
+
+        Raises StoreUnavailable.
+        """
+        await self.reload()
+
+    def changed_elsewhere(self) -> None:
+        """Some gateway of the store has changed a node, perhaps this one: see what it was."""
+        self._remember(self._reload_if_possible())
+
+    async def reload(self) -> None:
+        """Follow what other gateways of the store have made of nodes. Raises StoreUnavailable."""
+        async with self._changing:
+            records = {record.node_id: record for record in await self._books.all()}
+            for gone in self._records.keys() - records.keys():
+                del self._records[gone]  # it never was more than pending
+            for record in records.values():
+                known = self._records.get(record.node_id)
+                if known is None or not _same(known, record):
+                    self._records[record.node_id] = record
+                    self._follow(record, known)
 
     async def stop(self) -> None:
         """Probe nobody any more."""
@@ -137,7 +148,7 @@ class Members:
             known = self.by_key(public_key)
             if known is not None and known.standing is not Standing.PENDING:
                 return known  # the operator was faster
-            record = await self._save(self._said(known, public_key, said))
+            record = await self._update(node_id_of(public_key), lambda kept: self._said(kept, public_key, said))
         if known is None:
             log.info("node %s asks to join: `embedmesh nodes approve %s`", record.node_id, record.node_id)
         return record
@@ -145,9 +156,11 @@ class Members:
     async def admit(self, public_key: bytes, sessions: Sessions, **said: object) -> NodeRecord:
         """A node has registered, for the first time or again. Raises InsufficientScope and StoreUnavailable."""
         async with self._changing:
-            record = self._said(self.by_key(public_key), public_key, said)
-            record = msgspec.structs.replace(record, standing=Standing.ADMITTED, secret=_pack(sessions))
-            record = await self._save(record)
+            now = {"standing": Standing.ADMITTED, "secret": _pack(sessions)}
+            record = await self._update(
+                node_id_of(public_key),
+                lambda kept: msgspec.structs.replace(self._said(kept, public_key, said), **now),
+            )
             member = self._join(record, sessions)
             member.checker.not_before_s = 0
             if member.node.draining != record.draining:
@@ -157,7 +170,7 @@ class Members:
     async def move(self, public_key: bytes, **said: object) -> NodeRecord:
         """An admitted node has another address. Raises InsufficientScope and StoreUnavailable."""
         async with self._changing:
-            record = await self._save(self._said(self.by_key(public_key), public_key, said))
+            record = await self._update(node_id_of(public_key), lambda kept: self._said(kept, public_key, said))
             if record.secret:
                 self._join(record, _sessions(record.secret))
             return record
@@ -165,7 +178,7 @@ class Members:
     async def add_upstream(self, record: NodeRecord) -> NodeRecord:
         """A server of another make, on the operator's word. Raises StoreUnavailable."""
         async with self._changing:
-            record = await self._save(record)
+            record = await self._update(record.node_id, lambda kept: record)
             self._leave(record.node_id)
             self._join_upstream(record)
             return record
@@ -173,19 +186,11 @@ class Members:
     async def change(self, node_id: str, **members: object) -> NodeRecord:
         """An operator's word on a node, kept and followed. Raises NotFound and StoreUnavailable."""
         async with self._changing:
-            record = await self._save(msgspec.structs.replace(self.record(node_id), **members))
+            self.record(node_id)
+            record = await self._update(node_id, lambda kept: msgspec.structs.replace(_there(kept), **members))
+            self._heed(record)
             node = self._registry.find(node_id)
-            if node is None:
-                return record
-            if record.standing is not Standing.ADMITTED:
-                self._leave(node_id)
-                return record
-            if (member := self._alive.get(node_id)) is not None:
-                member.record = record
-            node.trusted, node.weight = record.trusted, record.weight
-            if node.draining != record.draining:
-                self._registry.drain(node, record.draining)
-            if members.get("quarantined") == "" and node.state is NodeState.QUARANTINED:
+            if node is not None and members.get("quarantined") == "" and node.state is NodeState.QUARANTINED:
                 self._registry.readmit(node)
             return record
 
@@ -204,14 +209,59 @@ class Members:
             raise InsufficientScope("This node was removed by the operator of this gateway.")
         return msgspec.structs.replace(known, registered_ms=now_ms, **said)
 
-    async def _save(self, record: NodeRecord) -> NodeRecord:
-        """Keep a node as it is now. Raises StoreUnavailable; then nothing has changed."""
-        saved = await self._books.save(record)
+    async def _update(self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord]) -> NodeRecord:
+        """Keep what becomes of a node. Raises StoreUnavailable and what `change` does; then nothing has changed."""
+        saved = await self._books.update(node_id, change)
         if saved.forgotten is not None:
             self._records.pop(saved.forgotten, None)
-        record = msgspec.structs.replace(record, small_id=saved.small_id)
-        self._records[record.node_id] = record
-        return record
+        self._records[node_id] = saved.record
+        return saved.record
+
+    def _follow(self, record: NodeRecord, known: NodeRecord | None) -> None:
+        """Make of a node what its record says, which another gateway has written, or this one before it was started."""
+        if record.standing is Standing.ADMITTED:
+            if record.kind == UPSTREAM:
+                if known is None or _server(known) != _server(record):
+                    self._leave(record.node_id)
+                    self._join_upstream(record)
+            elif record.secret and (known is None or known.secret != record.secret or _way(known) != _way(record)):
+                member = self._join(record, _sessions(record.secret))
+                if known is None:
+                    member.checker.not_before_s = self._now_s()  # it does not remember what it has seen
+        self._heed(record)
+        node = self._registry.find(record.node_id)
+        if node is None or known is None or known.quarantined == record.quarantined:
+            return
+        if record.quarantined and node.state is not NodeState.QUARANTINED:
+            self._registry.quarantine(node, record.quarantined)
+        elif not record.quarantined and node.state is NodeState.QUARANTINED:
+            self._registry.readmit(node)
+
+    def _heed(self, record: NodeRecord) -> None:
+        """What operators say of a node that is alive here."""
+        node = self._registry.find(record.node_id)
+        if node is None:
+            return
+        if record.standing is not Standing.ADMITTED:
+            self._leave(record.node_id)
+            return
+        if (member := self._alive.get(record.node_id)) is not None:
+            member.record = record
+        node.trusted, node.weight = record.trusted, record.weight
+        if node.draining != record.draining:
+            self._registry.drain(node, record.draining)
+
+    async def refresh_audit(self, member: Member) -> None:
+        """Another gateway may have followed the node's log further. Raises StoreUnavailable."""
+        kept = await self._books.one(member.record.node_id)
+        if kept is not None:
+            member.audit.move_to(kept.receipts_count, kept.receipts_head)
+
+    async def _reload_if_possible(self) -> None:
+        try:
+            await self.reload()
+        except StoreUnavailable:
+            log.warning("what became of nodes elsewhere could not be read; it is at their next change")
 
     def _join(self, record: NodeRecord, sessions: Sessions) -> Member:
         """A link to it and a place in the fleet, or what it has of these with what is new."""
@@ -282,7 +332,8 @@ class Members:
     def _quarantined(self, node: Node, why: str) -> None:
         """Remember it over a restart; if the store does not take it now, the node is found out again."""
         log.warning("node %s is quarantined: %s", node.node_id, why)
-        if node.node_id in self._records:
+        record = self._records.get(node.node_id)
+        if record is not None and not record.quarantined:
             self._remember(self._remember_quarantine(node.node_id, why))
 
     def _remember(self, saving: Coroutine[Any, Any, None]) -> None:
@@ -315,6 +366,23 @@ def kind_of(record: NodeRecord) -> str:
     if record.kind == UPSTREAM:
         return UPSTREAM
     return REMOTE if record.address else DIALLED
+
+
+def _same(one: NodeRecord, other: NodeRecord) -> bool:
+    """But for how far the node's log was followed."""
+    unread = {"receipts_count": 0, "receipts_head": b""}
+    return msgspec.structs.replace(one, **unread) == msgspec.structs.replace(other, **unread)
+
+
+def _there(record: NodeRecord | None) -> NodeRecord:
+    if record is None:
+        raise NotFound("There is no node of that id. `embedmesh nodes list` shows them.")
+    return record
+
+
+def _server(record: NodeRecord) -> tuple[object, ...]:
+    """What decides how a server of another make is asked."""
+    return record.address, record.offers, record.secret, record.inputs_max, record.in_flight_max
 
 
 async def _anybody(node: Node) -> bool:

@@ -59,7 +59,7 @@ class OneKey:
         self._key = api_key.encode()
         self._caller = Caller("node", "node", frozenset())
 
-    def find(self, token: str) -> Caller | None:
+    async def find(self, token: str) -> Caller | None:
         """The caller, if the token is the key."""
         return self._caller if hmac.compare_digest(token.encode("utf-8", "replace"), self._key) else None
 
@@ -94,7 +94,7 @@ class NodeApp:
         def with_key(handler: Handler) -> Handler:
             @functools.wraps(handler)
             async def checked(request: web.BaseRequest) -> web.StreamResponse:
-                identify(request.headers.get("Authorization"), keys)
+                await identify(request.headers.get("Authorization"), keys)
                 return await handler(request)
 
             return checked
@@ -161,7 +161,7 @@ class NodeApp:
         assert counted.ids is not None  # there was a tokenizer
         data = await self._embed(served, counted.ids, counted.tokens, begun)
         answer = Answer(data, served.model.width, counted.tokens, (Share(SELF, counted.tokens),))
-        reply = respond(call, counted, answer, time.monotonic() - begun)
+        reply = respond(call, counted.truncated, answer, time.monotonic() - begun)
         return web.Response(body=reply.body, headers=JSON | reply.headers)
 
     async def _read(self, body: bytes) -> tuple[Call, Served, Counted]:

@@ -117,6 +117,8 @@ class NodesApi:
         load.others_say(max(0, beat.tokens_waiting - load.tokens), until)
         member.reported = beat
         if beat.head is not None:
+            if beat.receipts and beat.receipts[0].number != member.audit.count + 1:
+                await self._members.refresh_audit(member)
             try:
                 checked = member.audit.check(beat.receipts, beat.head, self._clock.unix_ms())
             except ValueError as error:

@@ -124,7 +124,7 @@ class Registrar:
         """Whether it shows an invite, which is used up then. A wrong one is refused, none is no invitation."""
         if asked.invite_id is None or asked.proof is None:
             return False
-        verifier = self._books.invite(asked.invite_id, of)
+        verifier = await self._books.invite(asked.invite_id, of)
         if verifier is None or not check_proof(verifier, asked.statement, asked.proof):
             raise errors.InvalidApiKey("The join token is not valid, was used by another node, or has expired.")
         if not await self._books.use_invite(asked.invite_id, of):

@@ -1,23 +1,30 @@
 """The story of one `POST /v1/embeddings`, top to bottom.
 
-Identity before the body is read; validation before money; money before any node; delivery before the charge.
+Identity and its rate before the body is read; validation before money; money before any node; delivery before the
+charge.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
+from embedmesh.flow.again import Asked, Kept, Twins, check_key, check_room, pack, unpack
 from embedmesh.flow.count import count
 from embedmesh.flow.forward import forward, time_allowed_s
-from embedmesh.flow.hold import held, place_hold
-from embedmesh.flow.identify import identify
-from embedmesh.flow.respond import respond
+from embedmesh.flow.hold import Held, hold_money
+from embedmesh.flow.identify import identify, may_use
+from embedmesh.flow.respond import limit_headers, respond
 from embedmesh.flow.validate import validate
 from embedmesh.flow.verify import verify
-from embedmesh.rules.holds import Charge, Payable
+from embedmesh.rules.embeddings import Call, Counted
+from embedmesh.rules.holds import Charge, Claim, Payable
+from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
 from embedmesh.rules.ports import (
+    Allowances,
     Answer,
+    Caller,
     Catalogue,
     Clock,
     Decoder,
@@ -26,17 +33,24 @@ from embedmesh.rules.ports import (
     Keys,
     Ledger,
     NodeClient,
+    Prices,
+    Reply,
     Tokenizer,
     Witness,
 )
 
 EMBED_SCOPE = "embeddings"
+REPLAYED = {"idempotent-replayed": "true"}
 
 
 class World(msgspec.Struct, frozen=True):
-    """Everything outside that the story touches. `hash_user` keys and hashes the member `user`."""
+    """Everything outside that the story touches. `hash_user` keys and hashes the member `user`, `claim_of` an
+    `Idempotency-Key` with its body.
+    """
 
     keys: Keys
+    allowances: Allowances
+    prices: Prices
     catalogue: Catalogue
     tokenizers: Mapping[str, Tokenizer]  # by model id
     cl100k: Decoder | None
@@ -45,11 +59,22 @@ class World(msgspec.Struct, frozen=True):
     client: NodeClient
     witness: Witness
     clock: Clock
+    twins: "Twins[Done]"
     hash_user: Callable[[str], str]
+    claim_of: Callable[[str, bytes], Claim]
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Done(NamedTuple):
+    """A reply that can be delivered. The money is held for it still, unless it was paid before."""
+
+    reply: Reply
+    held: Held | None
+    charge: Charge | None
+    kept: bytes | None  # for those who ask again
+
+
+class Outcome(NamedTuple):
     """What was delivered and charged, for the metrics."""
 
     model: str
@@ -57,25 +82,77 @@ class Outcome(msgspec.Struct, frozen=True):
     cost_nanousd: int
 
 
-async def handle(
-    world: World, authorization: str | None, receive: Callable[[], Awaitable[bytes]], deliver: Deliver
-) -> Outcome:
+class _Request(NamedTuple):
+    """One request, with all that was found out of it before any money is held."""
+
+    began: float
+    caller: Caller
+    call: Call
+    model: Model
+    counted: Counted
+    claim: Claim | None
+
+
+async def handle(world: World, asked: Asked, receive: Callable[[], Awaitable[bytes]], deliver: Deliver) -> Outcome:
     """Answer one request. Raises a Failure that the edge turns into the envelope; then nothing was charged."""
     began = world.clock.monotonic()
-    caller = identify(authorization, world.keys, EMBED_SCOPE)
-    call, model = validate(await receive(), world.catalogue)
+    caller = await identify(asked.authorization, world.keys, EMBED_SCOPE)
+    await world.allowances.take_request(caller)
+    body = await receive()
+    call, model = validate(body, world.catalogue)
+    may_use(caller, model)
     counted = await count(call, model, world.tokenizers.get(model.id), world.cl100k)
-    bound = cost_nanousd(counted.tokens, model.price)
+    await world.allowances.take_tokens(caller, counted.tokens)
+    claim = None
+    if asked.idempotency_key is not None:
+        check_key(asked.idempotency_key)
+        check_room(model, counted, await world.ledger.kept_bytes(caller.account_id))
+        claim = world.claim_of(asked.idempotency_key, body)
+    request = _Request(began, caller, call, model, counted, claim)
+
+    async def hand_over(done: Done) -> None:
+        reply = done.reply
+        await deliver(Reply({**reply.headers, **limit_headers(world.allowances.left(caller))}, reply.body))
+        if done.held is not None and done.charge is not None:
+            done.held.capture(done.charge, done.kept)
+
+    if asked.retries is None or claim is not None:
+        done = await _work(world, request)
+        try:
+            await hand_over(done)
+        finally:
+            give_up(done)
+    else:
+        done = await world.twins.work(
+            caller.key_id, body, again=asked.retries > 0, begin=lambda: _work(world, request), deliver=hand_over
+        )
+    charge = done.charge
+    return Outcome(model.id, charge.tokens if charge else 0, charge.cost_nanousd if charge else 0)
+
+
+def give_up(done: Done) -> None:
+    """What was not delivered is not charged. Changes nothing after a delivery."""
+    if done.held is not None:
+        done.held.release()
+
+
+async def _work(world: World, request: _Request) -> Done:
+    """Hold the money, have the inputs embedded and write the reply; or find one that was kept. Raises a Failure."""
+    _, caller, call, model, counted, claim = request
+    price = world.prices.of(model, caller.account_id)
     within_s = time_allowed_s(model, counted.tokens, world.fleet)
     until = world.clock.monotonic() + within_s
-    hold = place_hold(caller, bound, within_s, world.clock)
-    async with held(world.ledger, hold) as bill:
+    bound = cost_nanousd(counted.tokens, price)
+    held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim)
+    if isinstance(held, bytes):
+        kept = unpack(held)  # made of what the ledger kept: delivered and paid before
+        return Done(_reply(world, request, kept, REPLAYED), None, None, None)
+    try:
         left_s = until - world.clock.monotonic()
-        answer = await forward(model, counted, hold, left_s, world.fleet, world.client, verify, world.witness)
-        cost = cost_nanousd(answer.tokens, model.price)  # the bound itself, where tokens were counted exactly
-        reply = respond(call, counted, answer, world.clock.monotonic() - began, cost=cost)
-        await deliver(reply)
-        bill.charge = Charge(
+        answer = await forward(model, counted, held.hold, left_s, world.fleet, world.client, verify, world.witness)
+        cost = cost_nanousd(answer.tokens, price)  # the bound itself, where tokens were counted exactly
+        kept = Kept(answer, cost, counted.truncated)
+        charge = Charge(
             cost_nanousd=cost,
             tokens=answer.tokens,
             model=model.id,
@@ -83,8 +160,18 @@ async def handle(
             node_id=answer.shares[0].node_id,
             payables=_payables(answer, cost, world.ask_max),
             user_hash=world.hash_user(call.user) if call.user is not None else None,
+            price=price,
         )
-    return Outcome(model=model.id, tokens=answer.tokens, cost_nanousd=cost)
+        return Done(_reply(world, request, kept), held, charge, pack(kept) if claim is not None else None)
+    except BaseException:
+        held.release()
+        raise
+
+
+def _reply(world: World, request: _Request, kept: Kept, more: Mapping[str, str] | None = None) -> Reply:
+    seconds = world.clock.monotonic() - request.began
+    reply = respond(request.call, kept.truncated, kept.answer, seconds, cost=kept.cost)
+    return Reply({**reply.headers, **(more or {})}, reply.body)
 
 
 def _payables(answer: Answer, cost: int, ask_max: int | None) -> tuple[Payable, ...]:

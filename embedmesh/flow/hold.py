@@ -1,42 +1,86 @@
 """Money set aside for one request, and the promise that this ends once."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
 
-from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Hold, HoldEnd
+from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
+from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Caller, Clock, Ledger
 
-
-class Bill:
-    """What the hold will be charged for. Without a charge it is released."""
-
-    charge: Charge | None = None
+LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, for the reply of a twin that is under way; the last again and again
+OPEN = "open"
 
 
-def place_hold(caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
-    """A hold of `cost` nano-USD that lasts as long as the request may, and its reply may take to leave."""
+class Held:
+    """A hold that is durable. It ends once: whatever is said after that changes nothing."""
+
+    def __init__(self, ledger: Ledger, hold: Hold) -> None:
+        self.hold = hold
+        self._ledger = ledger
+        self._ended = False
+
+    def capture(self, charge: Charge, reply: bytes | None = None) -> None:
+        """The reply was delivered."""
+        if not self._ended:
+            self._ended = True
+            self._ledger.capture(self.hold, charge, reply)
+
+    def release(self) -> None:
+        """No reply was delivered."""
+        if not self._ended:
+            self._ended = True
+            self._ledger.release(self.hold, HoldEnd.RELEASE)
+
+
+async def hold_money(
+    ledger: Ledger, caller: Caller, cost: int, within_s: float, clock: Clock, claim: Claim | None = None
+) -> Held | bytes:
+    """Hold `cost` nano-USD for as long as the request may take, and its reply to leave.
+
+    For a request with an `Idempotency-Key`, its `claim`: the reply that was kept of the one that had it before, if
+    there was one. One that is still under way is waited for, up to `within_s`; where it ends without a reply this one
+    takes its place. Raises InsufficientQuota, RateLimited, StoreUnavailable, IdempotencyConflict or DeadlineExceeded.
+    """
+    until = clock.monotonic() + within_s
+    while True:
+        hold = _new(caller, cost, within_s, clock)
+        twin = await ledger.hold(hold, claim)
+        if twin is None or claim is None:
+            return Held(ledger, hold)
+        reply = await _reply_of(twin, ledger, hold, claim, until, clock)
+        if reply is not None:
+            return reply
+
+
+async def _reply_of(
+    twin: Twin | None, ledger: Ledger, hold: Hold, claim: Claim, until: float, clock: Clock
+) -> bytes | None:
+    """The reply of the request that has the claim, once it is delivered; None where it ended without one."""
+    looks = iter(LOOK_AGAIN_S)
+    pause_s = 0.0
+    while twin is not None:
+        if twin.body_hash != claim.body_hash:
+            raise IdempotencyConflict(
+                "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
+            )
+        if twin.reply is not None:
+            return twin.reply
+        if clock.monotonic() > until:
+            raise DeadlineExceeded("The first request with this Idempotency-Key is still under way. Try again later.")
+        pause_s = next(looks, pause_s)
+        await asyncio.sleep(pause_s)
+        if twin.state != OPEN:
+            return None  # it failed, or its gateway died
+        twin = await ledger.twin(hold, claim)
+    return None
+
+
+def _new(caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
     lasts_s = within_s + WRITE_REPLY_S + HOLD_GRACE_S
     return Hold(
         hold_id=new_id("req", clock),
         account_id=caller.account_id,
         amount_nanousd=cost,
         deadline_ms=clock.unix_ms() + int(lasts_s * 1000),
+        key_id=caller.key_id,
     )
-
-
-@asynccontextmanager
-async def held(ledger: Ledger, hold: Hold) -> AsyncIterator[Bill]:
-    """Durably hold the money, then capture it if the block set a charge, else release it, whatever happened.
-
-    Raises InsufficientQuota or StoreUnavailable before the block runs.
-    """
-    bill = Bill()
-    await ledger.hold(hold)
-    try:
-        yield bill
-    finally:
-        if bill.charge is not None:
-            ledger.capture(hold, bill.charge)
-        else:
-            ledger.release(hold, HoldEnd.RELEASE)

@@ -1,22 +1,29 @@
 """Who asks. One message for every wrong key, so that nothing about keys can be probed."""
 
 from embedmesh.rules.errors import InsufficientScope, InvalidApiKey
+from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller, Keys
 
 METRICS_SCOPES = ("metrics", "admin")
 HEADER_CHARS_MAX = 512  # our keys have about 50; anything longer is not one of ours
 
 
-def identify(authorization: str | None, keys: Keys, *any_of: str) -> Caller:
+async def identify(authorization: str | None, keys: Keys, *any_of: str) -> Caller:
     """The caller behind an `Authorization: Bearer` header. Its key has one of the scopes, where any are named.
 
-    Raises InvalidApiKey or InsufficientScope.
+    Raises InvalidApiKey, InsufficientScope or StoreUnavailable.
     """
     scheme, _, token = (authorization or "").partition(" ")
     good = scheme.lower() == "bearer" and 0 < len(token) <= HEADER_CHARS_MAX
-    caller = keys.find(token.strip()) if good else None
+    caller = await keys.find(token.strip()) if good else None
     if caller is None:
         raise InvalidApiKey("The API key is missing or not valid. Send it as `Authorization: Bearer YOUR_KEY`.")
     if any_of and caller.scopes.isdisjoint(any_of):
         raise InsufficientScope(f"This API key may not do this: it lacks the scope `{any_of[0]}`.")
     return caller
+
+
+def may_use(caller: Caller, model: Model) -> None:
+    """Raise InsufficientScope where the caller's key is for other models."""
+    if caller.models is not None and model.id not in caller.models:
+        raise InsufficientScope("This API key may not use this model. Ask for one that may, or use another model.")

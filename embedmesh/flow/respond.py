@@ -2,21 +2,22 @@
 
 import base64
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import orjson
 
-from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.ports import Answer, Reply
+from embedmesh.rules.embeddings import Call
+from embedmesh.rules.ports import Allowance, Answer, Reply
 
 NODES_SHOWN_MAX = 8  # in a header; the ledger has all
 
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def respond(call: Call, counted: Counted, answer: Answer, seconds: float, *, cost: int | None = None) -> Reply:
-    """Status 200: `seconds` is how long we took; `cost` is what will be charged, in nano-USD, where anything is."""
+def respond(call: Call, truncated: int, answer: Answer, seconds: float, *, cost: int | None = None) -> Reply:
+    """Status 200: so many inputs were `truncated`, we took `seconds`; `cost` is in nano-USD, where anything costs."""
     matrix: Matrix = np.frombuffer(answer.data, dtype="<f4").reshape(-1, answer.width)
     if call.dimensions is not None:
         matrix = shorten(matrix, call.dimensions)
@@ -33,11 +34,21 @@ def respond(call: Call, counted: Counted, answer: Answer, seconds: float, *, cos
     headers = {
         "openai-processing-ms": str(math.ceil(seconds * 1000)),
         "x-embedmesh-node": ",".join(share.node_id for share in answer.shares[:NODES_SHOWN_MAX]),
-        "x-embedmesh-truncated": str(counted.truncated),
+        "x-embedmesh-truncated": str(truncated),
     }
     if cost is not None:
         headers["x-embedmesh-cost-nanousd"] = str(cost)
     return Reply(headers=headers, body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def limit_headers(left: Iterable[Allowance]) -> dict[str, str]:
+    """What is left of the limits that the caller's key has; nothing for one that has none."""
+    headers = {}
+    for one in left:
+        headers[f"x-ratelimit-limit-{one.what}"] = str(one.limit)
+        headers[f"x-ratelimit-remaining-{one.what}"] = str(max(0, one.left))
+        headers[f"x-ratelimit-reset-{one.what}"] = f"{one.reset_s:.3f}s"
+    return headers
 
 
 def shorten(matrix: Matrix, dimensions: int) -> Matrix:

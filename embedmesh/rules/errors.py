@@ -170,6 +170,23 @@ class InsufficientQuota(CallerFailure):
     code = "insufficient_quota"
 
 
+class RateLimited(CallerFailure):
+    """The key has asked as often, or for as much, as it may. `retry_after_s` is when it may again, in seconds."""
+
+    code = "rate_limit_exceeded"
+    retry = Retry.LATER
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class IdempotencyConflict(CallerFailure):
+    """The `Idempotency-Key` was used for another body."""
+
+    code = "idempotency_conflict"
+
+
 # -- a node, or we, failed -----------------------------------------------------------------------------------------
 
 

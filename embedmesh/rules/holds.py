@@ -45,6 +45,23 @@ class Hold(msgspec.Struct, frozen=True):
     account_id: str
     amount_nanousd: int
     deadline_ms: int
+    key_id: str | None = None
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """That a request came with an `Idempotency-Key`: keyed hashes of that key and of the body, 32 bytes each."""
+
+    key_hash: bytes
+    body_hash: bytes
+
+
+class Twin(msgspec.Struct, frozen=True):
+    """The request that came first with an `Idempotency-Key`: where its hold stands, and its reply once it is kept."""
+
+    body_hash: bytes
+    hold_id: str
+    state: str
+    reply: bytes | None
 
 
 class Payable(msgspec.Struct, frozen=True):
@@ -57,7 +74,8 @@ class Payable(msgspec.Struct, frozen=True):
 class Charge(msgspec.Struct, frozen=True):
     """What a captured hold was for. `cost_nanousd` is at most the hold's amount; the usage record keeps the rest.
 
-    `node_id` is the node that did most of it; `payables`, at most one a node, are together at most the cost.
+    `node_id` is the node that did most of it; `payables`, at most one a node, are together at most the cost. `price` is
+    in nano-USD per million tokens.
     """
 
     cost_nanousd: int
@@ -66,4 +84,5 @@ class Charge(msgspec.Struct, frozen=True):
     key_id: str
     node_id: str
     user_hash: str | None = None
+    price: int | None = None
     payables: tuple[Payable, ...] = ()

@@ -7,7 +7,7 @@ import msgspec
 
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
-from embedmesh.rules.holds import Charge, Hold, HoldEnd
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.models import Model
 
 
@@ -32,17 +32,23 @@ class Dice(Protocol):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks: a key of an account, and what that key may do."""
+    """Who asks: a key of an account, and what that key may do.
+
+    `models` are those that it may use, by id; None is: all. None of a limit is: no limit.
+    """
 
     account_id: str
     key_id: str
     scopes: frozenset[str]
+    models: frozenset[str] | None = None
+    requests_a_minute: int | None = None
+    tokens_a_minute: int | None = None
 
 
 class Keys(Protocol):
     """Which bearer keys are good now."""
 
-    def find(self, token: str) -> Caller | None:
+    async def find(self, token: str) -> Caller | None:
         """The caller behind a key, or None whatever is wrong with it. Malformed keys die without a query.
 
         Raises StoreUnavailable where keys cannot be looked up.
@@ -50,18 +56,63 @@ class Keys(Protocol):
         ...
 
 
+class Allowance(msgspec.Struct, frozen=True):
+    """A limit of a key, `requests` or `tokens` a minute: what is left of it, and seconds until it is whole again."""
+
+    what: str
+    limit: int
+    left: int
+    reset_s: float
+
+
+class Allowances(Protocol):
+    """How often a key may ask, and for how many tokens, in a minute. Nothing that was taken is given back."""
+
+    async def take_request(self, caller: Caller) -> None:
+        """Raises RateLimited or StoreUnavailable."""
+        ...
+
+    async def take_tokens(self, caller: Caller, tokens: int) -> None:
+        """Raises RateLimited or StoreUnavailable."""
+        ...
+
+    def left(self, caller: Caller) -> tuple[Allowance, ...]:
+        """What is left now of each limit that the key has, as far as this gateway knows."""
+        ...
+
+
+class Prices(Protocol):
+    """What tokens cost."""
+
+    def of(self, model: Model, account_id: str) -> int:
+        """Nano-USD per million tokens of a model, for an account, now."""
+        ...
+
+
 class Ledger(Protocol):
     """Holds and what becomes of them. Amounts are nano-USD."""
 
-    async def hold(self, hold: Hold) -> None:
-        """Durably set money aside, or raise InsufficientQuota or StoreUnavailable; then nothing stays held.
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
+        """Durably set money aside, or raise InsufficientQuota, RateLimited or StoreUnavailable; nothing is held then.
 
-        Nor when it is cancelled: the caller may go while the hold is being written.
+        Nor when it is cancelled: the caller may go while the hold is being written. Nor where another request answers
+        for the `claim` already: that one is returned.
         """
         ...
 
-    def capture(self, hold: Hold, charge: Charge) -> None:
-        """End an open hold by charging it; written with the next batch, in order after its hold."""
+    async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+        """The request that answers for a claim of the hold's account now. Raises StoreUnavailable."""
+        ...
+
+    async def kept_bytes(self, account_id: str) -> int:
+        """How many bytes of an account's replies are kept. Raises StoreUnavailable."""
+        ...
+
+    def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
+        """End an open hold by charging it; written with the next batch, in order after its hold.
+
+        `reply` is kept with it, for the claim that the hold was placed with.
+        """
         ...
 
     def release(self, hold: Hold, why: HoldEnd) -> None:

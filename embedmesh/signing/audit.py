@@ -46,6 +46,10 @@ class Audit:
         """Of the log up to there."""
         return self._chain.head
 
+    def move_to(self, count: int, head: bytes) -> None:
+        """Follow the log from there on: another gateway has checked what is before."""
+        self._chain = Chain(head, count)
+
     def answered(self, request_id: str, request_digest: str, reply_digest: str, tokens: int) -> None:
         """Remember an answer. Digests as in `Content-Digest`."""
         if len(self._answers) >= REMEMBERED_MAX:

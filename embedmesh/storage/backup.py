@@ -6,7 +6,7 @@ from pathlib import Path
 
 from embedmesh.files import make_draft, sync
 from embedmesh.rules.errors import InvalidValue
-from embedmesh.storage.connect import Db
+from embedmesh.storage.db import Db
 
 STORE_SUFFIXES = ("", "-wal", "-shm", ".lock")  # the files of a store that is in use
 
@@ -36,7 +36,7 @@ def backup(db: Db, target: Path, *, overwrite: bool) -> None:
 
 def _refuse_the_store_itself(db: Db, target: Path) -> None:
     """By place and by file: a link to the store is the store."""
-    _, _, store = db.execute("PRAGMA database_list").fetchone()
+    _, _, store = db.execute("PRAGMA database_list").fetchall()[0]
     for suffix in STORE_SUFFIXES:
         ours = Path(store + suffix)
         if target.resolve() == ours.resolve() or (target.exists() and ours.exists() and target.samefile(ours)):

@@ -4,17 +4,24 @@ import logging
 import time
 
 import msgspec
-import pysqlite3.dbapi2 as driver
+import pysqlite3.dbapi2 as sqlite
 
-from embedmesh.storage.connect import Db
+from embedmesh.storage import chain
+from embedmesh.storage.db import Db
 from embedmesh.storage.sql import load
+from embedmesh.storage.sqlite import SqliteDb
 
 BROKEN_ROWS_MAX = 20  # listed for each promise: enough to see what is wrong
 RECOVERED_ROWS_MAX = 100  # listed, the latest; `tallies` has their number
 PROMISES = load("check.sql")
+QUICK_CHECK = load("check_sqlite.sql")["quick_check"]
+OF_THE_STORE = {  # what only one kind of store can be asked
+    "sqlite": {name: statement for name, statement in load("check_sqlite.sql").items() if name != "quick_check"},
+    "postgres": load("check_postgres.sql"),
+}
+CHAIN_HOLDS = "chain_holds"
 LIST_RECOVERED = load("reports.sql")["list_recovered"]
 COUNT_TALLIES = load("reports.sql")["count_tallies"]
-QUICK_CHECK = load("reports.sql")["quick_check"]
 
 # What a write that the disk lost would break, cheapest first: 0.03 s for 100,000 holds; the file's check takes 0.2 s.
 SUMS = (
@@ -47,12 +54,13 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 class CheckReport(msgspec.Struct, frozen=True):
-    """`promises` were looked at; the ledger is right when nothing is `broken`."""
+    """`promises` were looked at; the ledger is right when nothing is `broken`. `head` is the end of the chain."""
 
     promises: list[str]
     broken: list[Broken]
     tallies: dict[str, int]
     recovered: list[Recovered]
+    head: chain.Head
 
     @property
     def ok(self) -> bool:
@@ -62,36 +70,41 @@ class CheckReport(msgspec.Struct, frozen=True):
 
 def check(db: Db) -> CheckReport:
     """Look at everything. Reads the whole store; writers are not disturbed. Raises the driver's errors."""
-    db.execute("BEGIN")
+    promises = PROMISES | OF_THE_STORE[db.dialect]
+    db.begin_reading()
     try:
         broken = [
             Broken(promise, subject, detail)
-            for promise, statement in PROMISES.items()
+            for promise, statement in promises.items()
             for subject, detail in db.execute(statement).fetchmany(BROKEN_ROWS_MAX)
         ]
+        head, torn = chain.follow(db)
+        if torn is not None:
+            broken.append(Broken(CHAIN_HOLDS, "chain", torn))
         counted = db.execute(COUNT_TALLIES)
         names = [column[0] for column in counted.description]
-        tallies = dict(zip(names, counted.fetchone(), strict=True))
+        tallies = dict(zip(names, counted.fetchall()[0], strict=True))
         recovered = [Recovered(*row) for row in db.execute(LIST_RECOVERED, {"rows_max": RECOVERED_ROWS_MAX})]
     finally:
-        db.execute("ROLLBACK")
-    return CheckReport(promises=list(PROMISES), broken=broken, tallies=tallies, recovered=recovered)
+        db.rollback()
+    return CheckReport([*promises, CHAIN_HOLDS], broken, tallies, recovered, head)
 
 
 def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:
-    """Look at what a crash or a lost write may have broken: sums, then the file. Raises the driver's errors.
+    """Look at what a crash or a lost write may have broken in an SQLite store: sums, then the file. Raises ERRORS.
 
     What is not done after `seconds_max` is left to `check`, and that is logged.
     """
+    assert isinstance(db, SqliteDb)
     ends_s = time.monotonic() + seconds_max
-    db.set_progress_handler(lambda: time.monotonic() > ends_s, VERIFY_STEPS)
+    db.connection.set_progress_handler(lambda: time.monotonic() > ends_s, VERIFY_STEPS)
     try:
         for promise in SUMS:
             if rows := db.execute(PROMISES[promise]).fetchmany(BROKEN_ROWS_MAX):
                 return [Broken(promise, subject, detail) for subject, detail in rows]
         found = [text for (text,) in db.execute(QUICK_CHECK).fetchmany(BROKEN_ROWS_MAX)]
         return [Broken("file_is_whole", "file", text) for text in found if text != "ok"]
-    except driver.DatabaseError as error:
+    except sqlite.DatabaseError as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_CORRUPT"):
             return [Broken("file_is_whole", "file", str(error))]
@@ -100,4 +113,4 @@ def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:
         logger.warning("the store is large: run `embedmesh ledger check` for all that was not looked at now")
         return []
     finally:
-        db.set_progress_handler(None, 0)
+        db.connection.set_progress_handler(None, 0)

@@ -1,25 +1,21 @@
 """Nodes and invites in the store. Reads are plain; writes wait until they are durable."""
 
-import asyncio
-from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
-import pysqlite3.dbapi2 as driver
 
-from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.errors import Failure
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.connect import Db
+from embedmesh.storage.db import Db
+from embedmesh.storage.reads import Reads
 from embedmesh.storage.sealed import Seal
 from embedmesh.storage.sql import load
-from embedmesh.storage.writer import Writer
-from embedmesh.storage.writes import Stats
 
 NODES = load("nodes.sql")
 PENDING_MAX = 100  # nodes that nobody has said yes to; the oldest goes for the newest
 INVITES_SHOWN_MAX = 1_000
-WRITE_S_MAX = 1.5  # as for a hold
 NO_RECEIPTS = bytes(32)
 
 T = TypeVar("T")
@@ -52,9 +48,9 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Saved(NamedTuple):
-    """What the store made of a node: its small id, and which pending node it forgot to make room, if one."""
+    """A node as it is kept now, and which pending node was forgotten to make room, if one was."""
 
-    small_id: int
+    record: NodeRecord
     forgotten: str | None
 
 
@@ -69,60 +65,94 @@ class InviteRow(msgspec.Struct, frozen=True):
     node_id: str | None
 
 
-class NodeBooks:
-    """The nodes of one store."""
+class Written(Protocol):
+    """Does something with the next batch of a store, once it is durable."""
 
-    def __init__(self, reads: Db, writer: Writer, clock: Clock, key_secret: bytes) -> None:
+    def __call__(self, write: Callable[[Db, int], T]) -> Awaitable[T]: ...
+
+
+class NodeBooks:
+    """The nodes of one store. Every method raises StoreUnavailable."""
+
+    def __init__(self, reads: Reads, written: Written, clock: Clock, key_secret: bytes) -> None:
         self._reads = reads
-        self._writer = writer
+        self._write = written
         self._clock = clock
         self._seal = Seal(key_secret)
 
-    def all(self) -> list[NodeRecord]:
+    async def all(self) -> list[NodeRecord]:
         """Every node that is known, removed ones too."""
-        return [self._record(row) for row in self._read(NODES["list_nodes"], {})]
+        return [self._record(row) for row in await self._reads.ask(NODES["list_nodes"], {})]
 
-    def invites(self) -> list[InviteRow]:
+    async def invites(self) -> list[InviteRow]:
         """Join tokens, the newest first."""
-        return [InviteRow(*row) for row in self._read(NODES["list_invites"], {"rows_max": INVITES_SHOWN_MAX})]
+        rows = await self._reads.ask(NODES["list_invites"], {"rows_max": INVITES_SHOWN_MAX})
+        return [InviteRow(*row) for row in rows]
 
-    def invite(self, invite_id: str, node_id: str) -> bytes | None:
+    async def invite(self, invite_id: str, node_id: str) -> bytes | None:
         """What checks the proof of an invite that this node may use, or has used; None where there is none."""
         asked = {"invite_id": invite_id, "node_id": node_id, "now_ms": self._clock.unix_ms()}
-        rows = self._read(NODES["find_invite"], asked)
+        rows = await self._reads.ask(NODES["find_invite"], asked)
         return self._seal.open(rows[0][0], what="invite", whose=invite_id) if rows else None
 
+    async def one(self, node_id: str) -> NodeRecord | None:
+        """A node as it is kept now."""
+        rows = await self._reads.ask(NODES["one_node"], {"node_id": node_id})
+        return self._record(rows[0]) if rows else None
+
     async def save(self, record: NodeRecord) -> Saved:
-        """Keep a node as it is now, its receipts apart (see note_receipts). Raises StoreUnavailable."""
+        """Keep a node as it is now, its receipts apart (see note_receipts)."""
+        return await self._write(lambda db, now_ms: self._keep(db, record))
+
+    async def update(self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord]) -> Saved:
+        """Keep what `change` makes of a node as it is kept now; no other gateway's change comes in between.
+
+        Raises what `change` raises, a Failure; then nothing has changed.
+        """
+
+        def write(db: Db, now_ms: int) -> Saved | Failure:
+            db.execute(NODES["lock_node"], {"node_id": node_id})
+            rows = db.execute(NODES["one_node"], {"node_id": node_id}).fetchall()
+            try:
+                record = change(self._record(rows[0]) if rows else None)
+            except Failure as failure:
+                return failure
+            return self._keep(db, record)
+
+        saved = await self._write(write)
+        if isinstance(saved, Failure):
+            raise saved
+        return saved
+
+    def _keep(self, db: Db, record: NodeRecord) -> Saved:
         row = msgspec.structs.asdict(record)
         row.pop("small_id")
         row["standing"] = record.standing.value
+        row["trusted"], row["draining"] = int(record.trusted), int(record.draining)
         row["offers"] = msgspec.json.encode(record.offers).decode()
         row["sealed"] = self._seal.close(row.pop("secret"), what="node", whose=record.node_id)
 
-        def write(db: Db, now_ms: int) -> Saved:
-            forgotten = None
-            if record.standing is Standing.PENDING:
-                others = db.execute(NODES["count_other_pending"], row).fetchone()[0]
-                if others >= PENDING_MAX:
-                    forgotten = db.execute(NODES["forget_oldest_pending"], row).fetchall()[0][0]
-            return Saved(db.execute(NODES["save_node"], row).fetchall()[0][0], forgotten)
-
-        return await self._write(write)
+        forgotten = None
+        if record.standing is Standing.PENDING:
+            others = db.execute(NODES["count_other_pending"], row).fetchall()
+            if others[0][0] >= PENDING_MAX:
+                forgotten = db.execute(NODES["forget_oldest_pending"], row).fetchall()[0][0]
+        small_id = db.execute(NODES["save_node"], row).fetchall()[0][0]
+        return Saved(msgspec.structs.replace(record, small_id=small_id), forgotten)
 
     async def note_receipts(self, node_id: str, count: int, head: bytes) -> None:
-        """Remember how far a node's log was checked. Raises StoreUnavailable."""
+        """Remember how far a node's log was checked."""
         row = {"node_id": node_id, "receipts_count": count, "receipts_head": head}
         await self._write(lambda db, now_ms: db.execute(NODES["note_receipts"], row).rowcount)
 
     async def add_invite(self, invite_id: str, verifier: bytes, note: str, expires_ms: int) -> None:
-        """Keep a new join token. Raises StoreUnavailable."""
+        """Keep a new join token."""
         sealed = self._seal.close(verifier, what="invite", whose=invite_id)
         row = {"invite_id": invite_id, "sealed": sealed, "note": note, "expires_ms": expires_ms}
         await self._write(lambda db, now_ms: db.execute(NODES["insert_invite"], row | {"now_ms": now_ms}).rowcount)
 
     async def use_invite(self, invite_id: str, node_id: str) -> bool:
-        """Whether this node is the one that used it up: now, or before. Raises StoreUnavailable."""
+        """Whether this node is the one that used it up: now, or before."""
 
         def write(db: Db, now_ms: int) -> int:
             row = {"invite_id": invite_id, "node_id": node_id, "now_ms": now_ms}
@@ -132,7 +162,7 @@ class NodeBooks:
         return bool(await self._write(write))
 
     async def revoke_invite(self, invite_id: str) -> bool:
-        """End an invite; False where it is not open. Raises StoreUnavailable."""
+        """End an invite; False where it is not open."""
         row = {"invite_id": invite_id}
         return bool(
             await self._write(lambda db, now_ms: db.execute(NODES["revoke_invite"], row | {"now_ms": now_ms}).rowcount)
@@ -178,43 +208,3 @@ class NodeBooks:
             created_ms=created_ms,
             registered_ms=registered_ms,
         )
-
-    def _read(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-        try:
-            return list(self._reads.execute(statement, values).fetchall())
-        except driver.Error:
-            raise StoreUnavailable("The nodes cannot be looked up now; try again soon.") from None
-
-    async def _write(self, write: Callable[[Db, int], T]) -> T:
-        one = _Change(write)
-        self._writer.submit(one)
-        try:
-            async with asyncio.timeout(WRITE_S_MAX):
-                return await one.outcome
-        except TimeoutError:
-            raise StoreUnavailable("The store did not answer in time; try again soon.") from None
-
-
-class _Change(Generic[T]):
-    """A change of nodes or invites. Implements the protocol `Write`; not kept: whoever asked asks again."""
-
-    kept = False
-
-    def __init__(self, write: Callable[[Db, int], T]) -> None:
-        self._write = write
-        self._result: T
-        self.outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-    def apply(self, db: Db, now_ms: int) -> None:
-        self._result = self._write(db, now_ms)
-
-    def committed(self, stats: Stats) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(self._result)
-
-    def failed(self, reason: str) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(StoreUnavailable(reason))
-
-    def refused(self, error: Exception) -> None:
-        self.failed("The store refused the change.")

@@ -2,29 +2,38 @@
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from embedmesh.files import sync, write_draft
 from embedmesh.rules.errors import SetupError
-from embedmesh.storage.connect import Db
+from embedmesh.rules.holds import Claim
+from embedmesh.storage.db import Db, Engine
 from embedmesh.storage.sql import load
 
 SECRET_BYTES = 32
 FACTS = load("facts.sql")
 
 
-def load_secret(path: Path, *, store: Path | None = None) -> bytes:
+SecretOf = Callable[[Engine], bytes]
+"""Finds the secret of a store."""
+
+
+def load_secret(path: Path, engine: Engine) -> bytes:
     """The secret in the file. Raises SetupError.
 
-    It is made (mode 0600) only where a `store` is named that is not there yet: with another secret than its own no
-    key of a store would be found.
+    It is made (mode 0600) only where there is no store yet: with another secret than its own no key of a store would be
+    found.
     """
     try:
         if path.exists():
-            return _read(path)
-        if store is None or store.exists():
-            raise SetupError(f"{path.name} is missing: restore it from where you keep it, to {path.parent}.")
+            return read_secret(path)
+        if not engine.is_new():
+            raise SetupError(
+                f"{path.name} is missing. It belongs to the store {engine.shown}: copy it from another gateway of that "
+                f"store, or from where you keep it, to {path.parent}."
+            )
         return _make(path)
     except OSError as error:
         raise SetupError(f"Cannot use the key secret {path}: {error.strerror}.") from None
@@ -50,7 +59,17 @@ def hash_user(secret: bytes, user: str) -> str:
     return hashlib.blake2b(text, key=secret, digest_size=16, person=b"user").hexdigest()
 
 
-def _read(path: Path) -> bytes:
+def claim_of(secret: bytes, key: str, body: bytes) -> Claim:
+    """What is kept of an `Idempotency-Key` and the body that it came with: keyed hashes."""
+    text = key.encode("utf-8", "surrogatepass")
+    return Claim(
+        hashlib.blake2b(text, key=secret, digest_size=32, person=b"idempotency key").digest(),
+        hashlib.blake2b(body, key=secret, digest_size=32, person=b"body").digest(),
+    )
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret in a file that is there. Raises SetupError."""
     if path.stat().st_mode & 0o077:
         raise SetupError(f"Others can read the key secret {path}: run `chmod 600` on it.")
     secret = path.read_bytes()
@@ -69,4 +88,4 @@ def _make(path: Path) -> bytes:
     finally:
         draft.unlink()
     sync(path.parent)
-    return _read(path)
+    return read_secret(path)

@@ -1,6 +1,8 @@
 """Statements and migrations, read from their files.
 
-A statements file is a list of `-- name: word`, a comment of one sentence, and one statement.
+A statements file is a list of `-- name: word`, a comment of one sentence, and one statement, for both kinds of stores:
+values are named (`:amount`), several rows come as JSON (`json_each(:rows)` and `value ->> 'member'`). What only one
+kind of store understands is in a file of its own (`check_sqlite.sql`).
 """
 
 import re
@@ -24,9 +26,8 @@ def load(file: str) -> dict[str, str]:
 
 
 @cache
-def migrations() -> list[str]:
-    """Migration scripts; the first brings an empty file to version 1, and so on."""
-    scripts = sorted(
-        (entry for entry in (HERE / "migrations").iterdir() if entry.name.endswith(".sql")), key=lambda e: e.name
-    )
-    return [script.read_text(encoding="utf-8") for script in scripts]
+def migrations(dialect: str) -> dict[int, str]:
+    """Migration scripts by the version that they bring a store to; the first makes it of nothing."""
+    scripts = (HERE / "migrations" / dialect).iterdir()
+    named = {int(entry.name.partition("_")[0]): entry for entry in scripts if entry.name.endswith(".sql")}
+    return {version: named[version].read_text(encoding="utf-8") for version in sorted(named)}

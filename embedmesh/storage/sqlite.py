@@ -1,217 +1,213 @@
-"""The gateway's side of the store: rules.ports.Keys and rules.ports.Ledger over one SQLite file.
+"""A store in one SQLite file: its version, pragmas, file modes, and the lock that its gateways share.
 
-Two connections: one writes, in batches (see writer); one reads, so that nobody waits for a COMMIT to learn who asks.
+Whatever is wrong here is a SetupError: one line that says what to do.
 """
 
 import asyncio
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pysqlite3.dbapi2 as driver
 
-from embedmesh.rules.errors import SetupError, StoreUnavailable
-from embedmesh.rules.holds import Charge, Hold, HoldEnd
-from embedmesh.rules.ports import Caller, Clock
-from embedmesh.storage.check import verify
-from embedmesh.storage.connect import (
-    LOCK_WAIT_S,
-    OPEN_BUSY_S,
-    Db,
-    check_version,
-    connect,
-    lock_for_gateway,
-    make_file,
-    migrate,
-)
-from embedmesh.storage.nodes import NodeBooks
-from embedmesh.storage.secret import FACTS, check_secret
-from embedmesh.storage.sql import load
-from embedmesh.storage.tokens import hash_token, well_formed
-from embedmesh.storage.writer import Writer
-from embedmesh.storage.writes import EXPIRED_HOLDS_MAX, HOLDS, Capture, Expire, PlaceHold, Release, Stats
+from embedmesh.rules.errors import SetupError
+from embedmesh.storage.backup import backup
+from embedmesh.storage.db import Cursor, Db, Row
 
-HOLD_S_MAX = 1.5  # a hold that is not durable by then is refused; the caller is told within 2 s (contract section 4)
-DRAIN_S_MAX = 5.0  # a disk that does not answer must not keep us from ending; the next start recovers
-
-FIND_KEY = load("keys.sql")["find_key"]
-RUNNING = "gateway_running"  # a fact of the store from its opening until all was written and it was closed
+SQLITE_VERSION_MIN = (3, 51, 3)  # 3.7.0 to 3.51.2 can corrupt a WAL that two connections write
+WAL_BYTES_KEPT = 64 * 1024 * 1024  # a WAL that grew behind a long read is cut back to this
+STATEMENTS_CACHED = 128  # prepared ones, a connection; we have about fifty
+OPEN_BUSY_S = 5.0  # another process may be migrating, or checkpointing a large WAL
+LOCK_WAIT_S = 30.0  # another gateway may be bringing a large store to this version, or verifying it
+LOCK_POLL_S = 0.1  # between two looks at the lock
 
 
-def _ignore(reason: str) -> None:
-    """For those who look at `healthy` instead."""
+def check_version(version: tuple[int, ...] = driver.sqlite_version_info) -> None:
+    """Refuse an SQLite that can corrupt a WAL."""
+    if version < SQLITE_VERSION_MIN:
+        found, needed = (".".join(map(str, v)) for v in (version, SQLITE_VERSION_MIN))
+        raise SetupError(f"SQLite {found} can corrupt the store: {needed} or newer is needed; reinstall pysqlite3.")
 
 
-class SqliteStore:
-    """The embedded store of one gateway. `stats` counts what became durable."""
-
-    def __init__(
-        self,
-        reads: Db,
-        writes: Db,
-        descriptors: tuple[int, int],
-        *,
-        clock: Clock,
-        key_secret: bytes,
-        owner: str,
-        on_fatal: Callable[[str], None],
-        stats: Stats,
-    ) -> None:
-        self.stats = stats
-        self._reads = reads
-        self._writes = writes
-        self._lock, self._wal = descriptors
-        self._clock = clock
-        self._key_secret = key_secret
-        self._owner = owner
-        self._writer = Writer(writes, clock, stats, partial(os.fdatasync, self._wal), on_fatal)
-        self.nodes = NodeBooks(reads, self._writer, clock, key_secret)
-
-    @classmethod
-    async def open(
-        cls,
-        path: Path,
-        *,
-        clock: Clock,
-        key_secret: bytes,
-        owner: str,
-        on_fatal: Callable[[str], None] = _ignore,
-        lock_wait_s: float = LOCK_WAIT_S,
-    ) -> "SqliteStore":
-        """Open or make the store, take its lock, release what a dead gateway left open. Raises SetupError.
-
-        A gateway that still drains is waited for, up to `lock_wait_s`. After one that did not close the store, the
-        ledger is verified first.
-        `owner` names this gateway in the holds that it places. `on_fatal(reason)` is called once if the disk can no
-        longer be trusted; the process should then exit without a word to its callers.
-        """
-        check_version()
-        make_file(path)
-        lock = await lock_for_gateway(path, lock_wait_s)
-        opened: list[Db] = []
-        try:
-            opened.append(writes := connect(path, busy_s=OPEN_BUSY_S))
-            migrate(writes, path)
-            stats = Stats(recovered=_prepare(writes, key_secret, clock.unix_ms()))
-            writes.execute("PRAGMA busy_timeout = 0")  # the writer waits by itself, without blocking the event loop
-            writes.execute("PRAGMA wal_autocheckpoint = 0")  # the writer checkpoints by itself, and sees the errors
-            opened.append(reads := connect(path, busy_s=0, read_only=True))
-            wal = os.open(f"{path}-wal", os.O_RDONLY)  # the kernel tells it of every failed write-back from now on
-        except BaseException:
-            for db in opened:
-                db.close()
-            os.close(lock)
-            raise
-        return cls(
-            reads, writes, (lock, wal), clock=clock, key_secret=key_secret, owner=owner, on_fatal=on_fatal, stats=stats
-        )
-
-    def find(self, token: str) -> Caller | None:
-        """The caller behind a key, or None whatever is wrong with it. Read every time: a revoked key dies at once."""
-        if not well_formed(token):
-            return None
-        key = {"token_hash": hash_token(token, self._key_secret), "now_ms": self._clock.unix_ms()}
-        try:
-            row = self._reads.execute(FIND_KEY, key).fetchone()
-        except driver.Error:
-            raise StoreUnavailable("API keys cannot be looked up now; try again soon.") from None
-        if row is None:
-            return None
-        account_id, key_id, scopes = row
-        return Caller(account_id=account_id, key_id=key_id, scopes=frozenset(scopes.split()))
-
-    async def hold(self, hold: Hold) -> None:
-        """Durably set money aside, or raise InsufficientQuota or StoreUnavailable; then nothing stays held."""
-        write = PlaceHold(hold, self._owner)
-        self._writer.submit(write)
-        try:
-            async with asyncio.timeout(HOLD_S_MAX):
-                await write.outcome
-        except TimeoutError:
-            self._give_back(write)
-            raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
-        except asyncio.CancelledError:
-            self._give_back(write)
-            raise
-
-    def capture(self, hold: Hold, charge: Charge) -> None:
-        """End an open hold by charging it; written with the next batch, and kept until it is durable.
-
-        Bounded without a limit of its own: there is at most one for each hold that became durable.
-        """
-        self._writer.submit(Capture(hold, charge))
-
-    def release(self, hold: Hold, why: HoldEnd = HoldEnd.RELEASE) -> None:
-        """End an open hold without charging; written with the next batch. Harmless after a capture.
-
-        When too much is waiting already it is left to the sweep, which releases the hold at its deadline.
-        """
-        if not self._writer.full():
-            self._writer.submit(Release(hold, why))
-
-    async def expire(self, now_ms: int) -> int:
-        """Release every hold whose deadline is before `now_ms`; returns how many. Raises StoreUnavailable."""
-        total = 0
-        while True:
-            sweep = Expire(now_ms)
-            self._writer.submit(sweep)
-            try:
-                async with asyncio.timeout(HOLD_S_MAX):
-                    expired = await sweep.outcome
-            except TimeoutError:
-                raise StoreUnavailable("The ledger did not answer in time; the next sweep tries again.") from None
-            total += expired
-            if expired < EXPIRED_HOLDS_MAX:
-                return total
-
-    def healthy(self) -> bool:
-        """Whether the store took the last thing it was asked to write."""
-        return self._writer.healthy()
-
-    async def drain(self) -> int:
-        """Wait until everything queued is durable, at most DRAIN_S_MAX; returns how many writes still are not."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S_MAX):
-                await self._writer.drained()
-        return self._writer.waiting()
-
-    async def close(self) -> None:
-        """Drain, then let go of the files and the lock."""
-        lost = await self.drain()
-        sound = self._writer.healthy()
-        await self._writer.close()
-        if sound and not lost:
-            with suppress(driver.Error):  # then the next start verifies, for nothing
-                self._writes.execute(FACTS["delete_fact"], {"name": RUNNING})
-        self._reads.close()
-        self._writes.close()
-        os.close(self._wal)
-        os.close(self._lock)
-
-    def _give_back(self, write: PlaceHold) -> None:
-        if write.covered:  # its batch is at the disk: should it become durable, this follows it
-            self.release(write.hold)
-
-
-def _prepare(db: Db, key_secret: bytes, now_ms: int) -> int:
-    """Check the secret, verify the ledger if the last gateway died, and release what it left open.
-
-    Returns how many holds that were.
-    """
+def make_file(path: Path) -> None:
+    """Make the file (mode 0600), and its folder (mode 0700), where they are missing."""
     try:
-        db.execute("BEGIN IMMEDIATE")
-        check_secret(db, key_secret)
-        opened = db.execute(FACTS["insert_fact"], {"name": RUNNING, "value": str(now_ms)})
-        if opened.rowcount == 0 and (broken := verify(db)):
-            first = broken[0]
-            raise SetupError(
-                f"The ledger does not add up after a crash ({first.promise}: {first.subject}: {first.detail}): "
-                "keep the store's files, see `embedmesh ledger check`, and restore a backup."
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # never opened here then: closing it would drop the locks of this process
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # -wal and -shm get the same mode
+    except OSError as error:
+        raise SetupError(f"Cannot write the store {path}: {error.strerror}. Choose another --data-dir.") from None
+
+
+class SqliteDb:
+    """One connection. Implements the protocol `Db`."""
+
+    dialect = "sqlite"
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection  # the driver has no types
+
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self.connection.in_transaction)
+
+    def begin(self) -> None:
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def begin_reading(self) -> None:
+        self.connection.execute("BEGIN")
+
+    def commit(self) -> None:
+        self.connection.execute("COMMIT").fetchall()  # an unread row would keep the statement open
+
+    def rollback(self) -> None:
+        self.connection.execute("ROLLBACK")
+
+    def execute(self, statement: str, values: Mapping[str, Any] | None = None) -> Cursor:
+        return cast(Cursor, self.connection.execute(statement, {} if values is None else values))
+
+    def later(self, statement: str, values: Mapping[str, Any]) -> Callable[[], Sequence[Row]]:
+        found = self.connection.execute(statement, values).fetchall()  # an unread row would refuse the COMMIT
+        return lambda: cast(Sequence[Row], found)
+
+    def lock_accounts(self, account_ids: set[str]) -> None:
+        """Nothing to do: there is one writer at a time."""
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class SqliteEngine:
+    """A store in a file. Implements the protocol `Engine`."""
+
+    dialect = "sqlite"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shown = str(path)
+
+    def connect(self, *, busy_s: float, read_only: bool = False) -> SqliteDb:
+        """A connection that waits up to `busy_s` seconds for other writers; the file is made where it is missing."""
+        check_version()
+        make_file(self.path)
+        db = None
+        try:
+            db = driver.connect(
+                self.path,
+                timeout=busy_s,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=STATEMENTS_CACHED,
             )
-        recovered = db.execute(HOLDS["recover_holds"], {"now_ms": now_ms}).rowcount
-        db.execute("COMMIT")
-    except driver.Error as error:
-        raise SetupError(f"The store cannot be written: {error}. Is its disk full or read-only?") from None
-    return int(recovered)
+            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise SetupError(
+                    f"The store {self.path} cannot use a write-ahead log (mode {mode}): is it on a network disk?"
+                )
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA recursive_triggers = ON")  # or REPLACE would delete rows behind the triggers' back
+            db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+            db.execute(f"PRAGMA query_only = {int(read_only)}")
+        except BaseException as error:
+            if db is not None:
+                db.close()
+            if isinstance(error, driver.Error):
+                raise SetupError(
+                    f"Cannot open the store {self.path}: {error}. Is it one, and is its disk well?"
+                ) from None
+            raise
+        return SqliteDb(db)
+
+    def is_new(self) -> bool:
+        return not self.path.exists()
+
+    def version(self, db: Db) -> int:
+        row = db.execute("PRAGMA user_version").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def run_script(self, db: Db, script: str, version: int) -> None:
+        try:
+            db.execute("PRAGMA foreign_keys = OFF")  # a table that is made anew is away for a moment
+            db.begin()
+            if self.version(db) < version:
+                for statement in _statements(script):
+                    db.execute(statement)
+                if (broken := db.execute("PRAGMA foreign_key_check").fetchone()) is not None:
+                    raise SetupError(
+                        f"The store {self.path} has a row of {broken[0]} that refers to none: see a backup."
+                    )
+                db.execute(f"PRAGMA user_version = {version}")
+            db.commit()
+        except driver.Error as error:
+            raise SetupError(f"Cannot bring the store {self.path} to this program's version: {error}.") from None
+        finally:
+            if db.in_transaction:
+                db.rollback()
+            db.execute("PRAGMA foreign_keys = ON")
+
+    def backup(self, db: Db, target: Path, *, overwrite: bool) -> None:
+        backup(db, target, overwrite=overwrite)
+
+
+class GatewayLock:
+    """Says that a gateway uses the store. `alone` while no other can: then what dead ones left can be mended."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SetupError."""
+        self._path = path
+        try:
+            self._descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise SetupError(f"Cannot write {path}.lock: {error.strerror}. Choose another --data-dir.") from None
+        self.alone = False
+
+    async def take(self, wait_s: float) -> None:
+        """Alone if no other gateway is there, else with it; one that is alone is waited for. Raises SetupError."""
+        try:
+            self.alone = self._try(fcntl.LOCK_EX)
+            if self.alone:
+                return
+            async with asyncio.timeout(wait_s):
+                while not self._try(fcntl.LOCK_SH):  # noqa: ASYNC110 - no other process can set an event of ours
+                    await asyncio.sleep(LOCK_POLL_S)
+        except TimeoutError:
+            raise SetupError(
+                f"Another gateway is busy with the store {self._path}: wait for it, or choose another --data-dir."
+            ) from None
+        except OSError as error:
+            raise SetupError(f"Cannot lock {self._path}.lock: {error.strerror}. Is it on a network disk?") from None
+
+    async def share(self, wait_s: float) -> None:
+        """No longer alone."""
+        if self.alone:
+            self.alone = False
+            async with asyncio.timeout(wait_s):  # for a moment there is no lock, and another may be alone
+                while not self._try(fcntl.LOCK_SH):  # noqa: ASYNC110
+                    await asyncio.sleep(LOCK_POLL_S)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _try(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The script cut into statements (`executescript` would commit between them)."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if driver.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        yield statement  # SQLite names what is wrong with it

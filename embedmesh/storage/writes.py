@@ -1,24 +1,22 @@
-"""What can be written to the ledger, and what each write means.
+"""What can be written to a store, and how several writes become one transaction.
 
-A write is applied inside a batch's transaction, in its own savepoint, and learns later whether the batch became
-durable. Its `apply` may run again in a later batch, if the first one failed: nothing of it was kept then.
+Writes of one kind are applied together: a few statements for all of them. Should the store refuse one of them, the
+batch begins anew, with each write in a savepoint of its own, so that only that one is refused. Whether the transaction
+became durable they learn later; a write may be applied again, if nothing was kept of what it did before.
 """
 
 import asyncio
 import logging
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from embedmesh.rules.errors import InsufficientQuota, InternalError, StoreUnavailable
-from embedmesh.rules.holds import Charge, Hold, HoldEnd
-from embedmesh.storage.connect import Db
-from embedmesh.storage.sql import load
+from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.storage.db import REFUSALS, Db, name_of
 
-HOLDS = load("holds.sql")
-ACCOUNTS = load("accounts.sql")
-EXPIRED_HOLDS_MAX = 256  # a batch: about two milliseconds of the event loop
-MS_PER_DAY = 86_400_000
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ class Stats(msgspec.Struct):
     """What became durable since the store was opened, and what was refused."""
 
     holds: int = 0
-    holds_refused: int = 0  # the balance did not cover them
+    holds_refused: int = 0  # the account did not cover them, or the key had no room
     captured: int = 0
     released: int = 0
     expired: int = 0
@@ -44,17 +42,28 @@ class Write(Protocol):
     """One thing to write."""
 
     kept: bool  # whether it is written again after a batch that failed, until it is durable
+    rank: int  # of its kind: the lower are applied first, so that money is free before it is held again
 
-    def apply(self, db: Db, now_ms: int) -> None:
-        """Run the statements. Raises the driver's errors."""
+    def prepare(self, db: Db, now_ms: int) -> set[str]:
+        """Look at what is to be done; the accounts whose money it moves. Nothing is written yet."""
+        ...
+
+    @classmethod
+    def apply_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
+        """Run the statements of some writes of this kind, in their order. Raises the drivers' errors."""
+        ...
+
+    @classmethod
+    def settle_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
+        """The batch is durable: find out what became of some writes of this kind. Raises the drivers' errors."""
         ...
 
     def committed(self, stats: Stats) -> None:
-        """The batch is durable."""
+        """The batch is durable, and what became of this write is found out."""
         ...
 
     def failed(self, reason: str) -> None:
-        """The batch is not durable, and this write is not kept."""
+        """The batch is not durable, or nobody knows, and this write is not kept."""
         ...
 
     def refused(self, error: Exception) -> None:
@@ -62,152 +71,89 @@ class Write(Protocol):
         ...
 
 
-class PlaceHold:
-    """Set money aside. `outcome` becomes whether the balance covered it, or StoreUnavailable."""
+def apply_batch(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
+    """Apply a batch inside the transaction that is open. Raises the drivers' errors."""
+    _lock(db, now_ms, batch)
+    for kind, writes in _by_kind(batch):
+        kind.apply_all(db, now_ms, writes)
+
+
+def apply_each(db: Db, now_ms: int, batch: Sequence[Write]) -> list[Write]:
+    """The same where one of them is refused: each in a savepoint. Returns those that were not refused."""
+    _lock(db, now_ms, batch)
+    applied = []
+    for kind, writes in _by_kind(batch):
+        for write in writes:
+            db.execute("SAVEPOINT one_write")
+            try:
+                kind.apply_all(db, now_ms, [write])
+            except REFUSALS as error:
+                db.execute("ROLLBACK TO one_write")
+                logger.error("the store refused a %s: %s", kind.__name__, name_of(error))
+                write.refused(error)
+            else:
+                applied.append(write)
+            db.execute("RELEASE one_write")
+    return applied
+
+
+def settle_batch(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
+    """Once it is durable, find out what became of each. Raises the drivers' errors."""
+    for kind, writes in _by_kind(batch):
+        kind.settle_all(db, now_ms, writes)
+
+
+def _lock(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
+    accounts: set[str] = set()
+    for write in batch:
+        accounts |= write.prepare(db, now_ms)
+    if accounts:
+        db.lock_accounts(accounts)
+
+
+def _by_kind(batch: Sequence[Write]) -> list[tuple[type[Write], list[Write]]]:
+    """In the order of their ranks; those of one kind in the order in which they came."""
+    in_order = sorted(batch, key=lambda write: (write.rank, type(write).__name__))
+    return [(kind, list(writes)) for kind, writes in groupby(in_order, key=type)]
+
+
+def as_rows(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Values for a statement that takes several rows."""
+    return {"rows": msgspec.json.encode(rows).decode()}
+
+
+class Change(Generic[T]):
+    """Anything else: a function of the connection, and what it found. Not kept: whoever asked asks again."""
 
     kept = False
+    rank = 1
 
-    def __init__(self, hold: Hold, owner: str) -> None:
-        self.hold = hold
-        self.owner = owner
-        self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.covered = False
+    def __init__(self, write: Callable[[Db, int], T], accounts: frozenset[str] = frozenset()) -> None:
+        """`accounts` are those whose money it moves, or that it has to itself."""
+        self._write = write
+        self._accounts = accounts
+        self._result: T
+        self.outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
-    def apply(self, db: Db, now_ms: int) -> None:
-        if self.outcome.done():
-            return  # whoever asked has gone: place nothing
-        cursor = db.execute(
-            HOLDS["place_hold"],
-            {
-                "hold_id": self.hold.hold_id,
-                "account_id": self.hold.account_id,
-                "amount": self.hold.amount_nanousd,
-                "owner": self.owner,
-                "now_ms": now_ms,
-                "deadline_ms": self.hold.deadline_ms,
-            },
-        )
-        self.covered = cursor.rowcount == 1
+    def prepare(self, db: Db, now_ms: int) -> set[str]:
+        return set(self._accounts)
+
+    @classmethod
+    def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[Change[Any]]") -> None:
+        for one in writes:
+            one._result = one._write(db, now_ms)
+
+    @classmethod
+    def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[Change[Any]]") -> None:
+        """Known already."""
 
     def committed(self, stats: Stats) -> None:
-        stats.holds += self.covered
-        if self.outcome.done():
-            return
-        if self.covered:
-            self.outcome.set_result(None)
-        else:
-            stats.holds_refused += 1
-            self.outcome.set_exception(InsufficientQuota("Your balance does not cover this request: add credit."))
+        if not self.outcome.done():
+            self.outcome.set_result(self._result)
 
     def failed(self, reason: str) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(StoreUnavailable(reason))
 
     def refused(self, error: Exception) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(InternalError("The ledger refused to hold money for this request."))
-
-
-class _Kept:
-    """A write that nobody waits for and that must not be lost."""
-
-    kept = True
-
-    def failed(self, reason: str) -> None:
-        raise AssertionError("a kept write is tried until it is durable")
-
-    def refused(self, error: Exception) -> None:
-        """Counted and logged by the writer; the sweep will release the hold."""
-
-
-class Capture(_Kept):
-    """End an open hold by charging it: customer to revenue, and the node's share from there to the node."""
-
-    def __init__(self, hold: Hold, charge: Charge) -> None:
-        self.hold = hold
-        self.charge = charge
-        self.captured = False
-        self.late = False
-
-    def apply(self, db: Db, now_ms: int) -> None:
-        hold_id, charge = self.hold.hold_id, self.charge
-        cursor = db.execute(HOLDS["capture_hold"], {"hold_id": hold_id, "cost": charge.cost_nanousd, "now_ms": now_ms})
-        self.captured = cursor.rowcount == 1
-        if not self.captured:
-            found = db.execute(HOLDS["hold_state"], {"hold_id": hold_id}).fetchone()
-            self.late = found != ("captured",)
-            return
-        account_id = self.hold.account_id
-        move = {"account_id": account_id, "amount": charge.cost_nanousd, "hold_id": hold_id, "now_ms": now_ms}
-        db.execute(HOLDS["insert_charge"], move)
-        for payable in charge.payables:
-            node = f"node:{payable.node_id}"
-            db.execute(ACCOUNTS["insert_account"], {"account_id": node, "kind": "node", "now_ms": now_ms})
-            db.execute(HOLDS["insert_payable"], move | {"account_id": node, "amount": payable.nanousd})
-        db.execute(
-            HOLDS["insert_usage"],
-            {
-                "hold_id": hold_id,
-                "account_id": account_id,
-                "key_id": charge.key_id,
-                "model": charge.model,
-                "node_id": charge.node_id,
-                "tokens": charge.tokens,
-                "cost": charge.cost_nanousd,
-                "payable": sum(payable.nanousd for payable in charge.payables),
-                "user_hash": charge.user_hash,
-                "day": now_ms // MS_PER_DAY,
-            },
-        )
-
-    def committed(self, stats: Stats) -> None:
-        stats.captured += self.captured
-        if self.late:
-            stats.late_captures += 1
-            logger.warning("hold %s had ended before it was captured: delivered, not charged", self.hold.hold_id)
-
-
-class Release(_Kept):
-    """End an open hold without charging. Nothing happens to one that has ended."""
-
-    def __init__(self, hold: Hold, why: HoldEnd) -> None:
-        self.hold = hold
-        self.why = why
-        self.released = 0
-
-    def apply(self, db: Db, now_ms: int) -> None:
-        move = {"hold_id": self.hold.hold_id, "ended_by": self.why.value, "now_ms": now_ms}
-        self.released = db.execute(HOLDS["release_hold"], move).rowcount
-
-    def committed(self, stats: Stats) -> None:
-        stats.released += self.released
-
-
-class Expire:
-    """Release holds past their deadline, up to EXPIRED_HOLDS_MAX of them. `outcome` becomes how many, once durable.
-
-    Not kept: the next sweep finds the same holds.
-    """
-
-    kept = False
-
-    def __init__(self, until_ms: int) -> None:
-        self.until_ms = until_ms
-        self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.expired = 0
-
-    def apply(self, db: Db, now_ms: int) -> None:
-        move = {"now_ms": self.until_ms, "holds_max": EXPIRED_HOLDS_MAX}
-        self.expired = db.execute(HOLDS["expire_holds"], move).rowcount
-
-    def committed(self, stats: Stats) -> None:
-        stats.expired += self.expired
-        if not self.outcome.done():
-            self.outcome.set_result(self.expired)
-
-    def failed(self, reason: str) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(StoreUnavailable(reason))
-
-    def refused(self, error: Exception) -> None:
-        self.failed("The ledger refused the sweep.")
+        self.failed("The store refused the change.")

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from embedmesh.bootstrap import bootstrap, open_books
 from embedmesh.commands.group import cli
+from embedmesh.settings import store_path
 
 Run = Callable[..., Result]
 
@@ -112,7 +113,7 @@ def test_a_backup_replaces_an_older_one_only_when_asked(run: Run, data_dir: Path
     assert done.exit_code == 0, done.output
     (target.parent / "key.secret").write_bytes((data_dir / "key.secret").read_bytes())
     (target.parent / "key.secret").chmod(0o600)
-    with open_books(target.parent) as books:
+    with open_books(target.parent, store_path(target.parent)) as books:
         assert books.check().ok
 
 

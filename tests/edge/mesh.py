@@ -6,6 +6,7 @@ is written by hand (`Applicant`), which says whatever a test wants said.
 
 import asyncio
 import contextlib
+import functools
 import random
 import socket
 import ssl
@@ -33,7 +34,8 @@ from embedmesh.edge.server import HttpServer
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.flow.handle import World
+from embedmesh.flow.again import Twins
+from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.verify import verify
 from embedmesh.gateway import IDENTITY
 from embedmesh.rules.embeddings import (
@@ -58,7 +60,9 @@ from embedmesh.signing.nonces import Nonces
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Ephemeral, Sessions, transcript
 from embedmesh.storage.books import Books
-from embedmesh.storage.sqlite import SqliteStore
+from embedmesh.storage.secret import claim_of
+from embedmesh.storage.store import Store
+from embedmesh.storage.topics import NODES
 from tests.edge.http import Raw, request, send
 from tests.flow.world import CATALOGUE, MODEL, Bystander, LetterTokenizer, right_reply
 
@@ -113,9 +117,7 @@ class Gateway:
 
     port: int
 
-    def __init__(
-        self, store: SqliteStore, books: Books, clock: Clock, policy: Policy, lookup: Lookup, beat_s: float
-    ) -> None:
+    def __init__(self, store: Store, books: Books, clock: Clock, policy: Policy, lookup: Lookup, beat_s: float) -> None:
         self.store = store
         self.clock = clock
         self.identity = Identity.from_seed(SECRET, IDENTITY)
@@ -137,7 +139,9 @@ class Gateway:
         )
         call_later = asyncio.get_running_loop().call_later
         world = World(
-            keys=store,
+            keys=store.keys,
+            allowances=store.allowances,
+            prices=store.prices,
             catalogue=CATALOGUE,
             tokenizers=tokenizers,
             cl100k=None,
@@ -146,7 +150,9 @@ class Gateway:
             client=self.clients,
             witness=Bystander(),
             clock=clock,
+            twins=Twins(give_up),
             hash_user=lambda user: "hash",
+            claim_of=functools.partial(claim_of, SECRET),
         )
         self.app = GatewayApp(
             world,
@@ -154,7 +160,7 @@ class Gateway:
             in_flight_max=1_000,
             bodies=bodies,
             gauges=dict,
-            more=[nodes_api.routes(), for_admins(store, admin_api.routes())],
+            more=[nodes_api.routes(), for_admins(store.keys, admin_api.routes())],
         )
         self.books = books
         self.keys: dict[str, str] = {}
@@ -168,7 +174,7 @@ class Gateway:
         """A key with these scopes."""
         name = " ".join(scopes)
         if name not in self.keys:
-            self.keys[name] = self.books.create_key("a", scopes)[1]
+            self.keys[name] = self.books.keys.create("a", scopes)[1]
         return self.keys[name]
 
     async def invite(self, *, lasts_s: float = 3_600) -> Invite:
@@ -236,20 +242,23 @@ async def gateway(
     """A gateway on the store in `folder`."""
     clock, path = Clock(), folder / "embedmesh.db"
     first = not path.exists()
-    with Books.open(path, clock=clock, key_secret=SECRET) as books:
+    with Books.open(path, clock=clock, secret=lambda engine: SECRET) as books:
         if first:
-            books.create_account("a")
-            books.credit("a", 10**12, "test")
-        store = await SqliteStore.open(path, clock=clock, key_secret=SECRET, owner="gw")
+            books.accounts.create("a")
+            books.accounts.credit("a", 10**12, "test")
+        store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
         made = Gateway(store, books, clock, Policy(networks), lookup, beat_s)
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]
-        made.members.start()
+        await made.members.start()
+        store.topics.on(NODES, made.members.changed_elsewhere)
+        watching = asyncio.ensure_future(store.topics.watch())
         await made.app.server.start(sock)
         try:
             yield made
         finally:
+            watching.cancel()
             await made.end()
 
 

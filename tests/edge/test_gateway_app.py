@@ -134,7 +134,7 @@ async def test_a_store_that_takes_no_writes_is_told_and_shows_in_readyz() -> Non
     app = make_app(nodes)
     ledger = app._world.ledger
 
-    async def refuse(hold) -> None:
+    async def refuse(hold, claim=None) -> None:
         raise StoreUnavailable("the store is away")
 
     ledger.hold, ledger.healthy = refuse, lambda: False
@@ -203,9 +203,11 @@ async def test_more_requests_than_may_be_in_flight_are_refused_at_once() -> None
 async def test_metrics_count_outcomes_without_naming_anybody() -> None:
     app = make_app()
     find = app._world.keys.find
-    app._world.keys.find = lambda token: (
-        Caller("acct", "key_m", frozenset({"metrics"})) if token == "em_m" else find(token)
-    )
+
+    async def find_another(token: str) -> Caller | None:
+        return Caller("acct", "key_m", frozenset({"metrics"})) if token == "em_m" else await find(token)
+
+    app._world.keys.find = find_another
     async with running(app) as port:
         await send(port, request(body=BODY))
         await send(port, request(body=b"{"))
@@ -225,6 +227,7 @@ async def test_every_code_of_the_table_is_of_the_contracts_list() -> None:
         "too_many_inputs", "context_length_exceeded", "max_tokens_per_request", "invalid_api_key",
         "insufficient_scope", "model_not_found", "not_found", "method_not_allowed", "request_timeout",
         "body_too_large", "unsupported_media_type", "insufficient_quota", "bad_node_response", "no_node_available",
-        "overloaded", "store_unavailable", "deadline_exceeded", "internal_error",
+        "overloaded", "store_unavailable", "deadline_exceeded", "internal_error", "rate_limit_exceeded",
+        "idempotency_conflict",
     }  # fmt: skip
     assert {kind.code for kind in TABLE} == codes

@@ -218,10 +218,10 @@ async def test_receipts_are_held_against_what_was_seen(gw: Gateway, applicant: A
         receipts = await with_receipts(applicant)
         assert await report(applicant, receipts, head_of(applicant, receipts)) == 4
         assert (node.counts["receipts_matched"], node.counts["receipts_unmatched"]) == (3, 0)
-        kept = next(one for one in gw.store.nodes.all() if one.node_id == applicant.node_id)
+        kept = next(one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id)
         assert (kept.receipts_count, kept.receipts_head) == (3, replay(bytes(32), receipts))
         await gw.act(applicant.node_id, "trust")
-        kept = next(one for one in gw.store.nodes.all() if one.node_id == applicant.node_id)
+        kept = next(one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id)
         assert kept.receipts_count == 3
 
 
@@ -255,7 +255,7 @@ async def test_a_false_receipt_quarantines_the_node(gw: Gateway, applicant: Appl
         assert (node.counts["receipts_false"], node.state) == (1, NodeState.QUARANTINED)
         await until(
             "it is written down",
-            lambda: next(one for one in gw.store.nodes.all() if one.node_id == applicant.node_id).quarantined,
+            lambda: gw.members.record(applicant.node_id).quarantined,
         )
 
 

@@ -46,8 +46,10 @@ class KeyRingWithMetrics:
     def __init__(self, keys: Any) -> None:
         self._keys = keys
 
-    def find(self, token: str) -> Caller | None:
-        return Caller("acct", "key_m", frozenset({"metrics"})) if token == METRICS_KEY else self._keys.find(token)
+    async def find(self, token: str) -> Caller | None:
+        if token == METRICS_KEY:
+            return Caller("acct", "key_m", frozenset({"metrics"}))
+        return await self._keys.find(token)
 
 
 def make_app(nodes: ScriptedNodes | None = None, *, count: int = 1) -> GatewayApp:

@@ -224,7 +224,7 @@ async def test_an_approval_is_not_lost_to_a_node_that_asks_at_that_moment(gw: Ga
         await gw.members.change(applicant.node_id, standing=Standing.ADMITTED)
         await asking
         assert gw.members.record(applicant.node_id).standing is Standing.ADMITTED
-        [kept] = [one for one in gw.store.nodes.all() if one.node_id == applicant.node_id]
+        [kept] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
         assert kept.standing is Standing.ADMITTED
         await gw.members.change(applicant.node_id, standing=Standing.PENDING)
 
@@ -241,7 +241,7 @@ async def test_a_removed_node_is_not_taken_back(gw: Gateway, applicant: Applican
         says(await gw.admin("POST", f"/nodes/{applicant.node_id}/approve"), 400, "stays removed")
         with pytest.raises(NodeUnreachable):
             await gw.embed(applicant.node_id)
-        [kept] = [one for one in gw.store.nodes.all() if one.node_id == applicant.node_id]
+        [kept] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
         assert (kept.standing, kept.secret) == (Standing.REMOVED, b"")
 
 
@@ -274,7 +274,7 @@ async def test_what_an_operator_says_while_a_node_registers_is_not_lost(gw: Gate
             await gw.act(applicant.node_id, "trust")
             await asking
             record = gw.members.record(applicant.node_id)
-            [kept] = [one for one in gw.store.nodes.all() if one.node_id == applicant.node_id]
+            [kept] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
             assert (record.draining, record.trusted) == (kept.draining, kept.trusted) == (True, True)
             assert record == kept
             await gw.act(applicant.node_id, "resume")
@@ -290,4 +290,4 @@ async def test_nodes_that_nobody_knows_fill_no_memory(gw: Gateway, tmp_path: Pat
         await asyncio.sleep(0.001)
     pending = {one.node_id for one in gw.members.records() if one.standing is Standing.PENDING}
     assert pending == {one.node_id for one in several[-3:]}
-    assert {one.node_id for one in gw.store.nodes.all()} == {one.node_id for one in gw.members.records()}
+    assert {one.node_id for one in await gw.store.nodes.all()} == {one.node_id for one in gw.members.records()}

@@ -279,7 +279,7 @@ async def test_wrong_answers_quarantine_a_node_until_it_is_readmitted(gw: Gatewa
         change.clear()
 
         def kept() -> str:
-            return next(one.quarantined for one in gw.store.nodes.all() if one.node_id == applicant.node_id)
+            return next(one.quarantined for one in gw.members.records() if one.node_id == applicant.node_id)
 
         assert "failed a check" in await until("it is written down", kept)
         await applicant.join(**applicant.place)

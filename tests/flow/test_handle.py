@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
 from embedmesh.rules.ports import Reply
@@ -23,7 +24,7 @@ async def ask(world: World, body: bytes = BODY, key: str | None = GOOD_KEY, *, d
     async def take(reply: Reply) -> None:
         delivered.append(reply)
 
-    await handle(world, f"Bearer {key}" if key else None, receive, deliver or take)
+    await handle(world, Asked(f"Bearer {key}" if key else None), receive, deliver or take)
     return delivered
 
 
@@ -44,7 +45,7 @@ async def test_a_wrong_key_is_refused_before_the_body_is_read(key: str | None) -
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:
-        await handle(make_world(), f"Bearer {key}" if key is not None else None, receive, deliver=None)
+        await handle(make_world(), Asked(f"Bearer {key}" if key is not None else None), receive, deliver=None)
     assert refused.value.code == "invalid_api_key"
 
 
@@ -54,7 +55,7 @@ async def test_only_a_bearer_header_identifies(header: str) -> None:
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure, match="missing or not valid"):
-        await handle(make_world(), header, receive, deliver=None)
+        await handle(make_world(), Asked(header), receive, deliver=None)
 
 
 async def test_a_key_without_the_scope_is_told_so() -> None:
@@ -178,8 +179,8 @@ async def test_a_request_ends_before_its_hold_however_loaded_the_fleet_becomes_m
     world = make_world(Silent())
     place = world.ledger.hold
 
-    async def place_slowly_while_others_arrive(hold) -> None:
-        await place(hold)
+    async def place_slowly_while_others_arrive(hold, claim=None) -> None:
+        await place(hold, claim)
         for node in world.fleet.registry:
             node.load.began(100_000_000, world.clock.now)
         world.clock.now = hold.deadline_ms / 1000 - 20.0  # what is left is for writing the reply

@@ -20,7 +20,7 @@ COUNTED = Counted(lengths=[4, 3], ids=IDS, truncated=1)
 
 
 def vectors(call: Call) -> list[np.ndarray]:
-    body = json.loads(respond(call, COUNTED, ANSWER, 0.0123, cost=70).body)
+    body = json.loads(respond(call, COUNTED.truncated, ANSWER, 0.0123, cost=70).body)
     assert body["object"] == "list"
     assert body["model"] == call.model
     assert body["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
@@ -55,7 +55,7 @@ def test_the_full_width_is_left_as_it_is() -> None:
 
 
 def test_headers_tell_cost_node_and_cuts() -> None:
-    headers = respond(Call("tiny", texts=["a"]), COUNTED, ANSWER, 0.0123, cost=70).headers
+    headers = respond(Call("tiny", texts=["a"]), COUNTED.truncated, ANSWER, 0.0123, cost=70).headers
     assert headers == {
         "openai-processing-ms": "13",
         "x-embedmesh-cost-nanousd": "70",
@@ -65,7 +65,7 @@ def test_headers_tell_cost_node_and_cuts() -> None:
 
 
 def test_where_nothing_is_charged_no_header_speaks_of_it() -> None:
-    headers = respond(Call("tiny", texts=["a"]), COUNTED, ANSWER, 0.0123).headers
+    headers = respond(Call("tiny", texts=["a"]), COUNTED.truncated, ANSWER, 0.0123).headers
     assert "x-embedmesh-cost-nanousd" not in headers
 
 
@@ -73,7 +73,7 @@ def test_where_nothing_is_charged_no_header_speaks_of_it() -> None:
 def test_floats_are_the_shortest_decimals_that_give_back_the_same_float32(components: list[float]) -> None:
     vector = np.array(components, "<f4")
     answer = Answer(vector.tobytes(), 4, 3, (Share("n0", 3),))
-    body = respond(Call("tiny", texts=["a"]), Counted(lengths=[3], ids=[[1]]), answer, 0.0).body
+    body = respond(Call("tiny", texts=["a"]), 0, answer, 0.0).body
     printed = body.split(b'"embedding":[')[1].split(b"]")[0].split(b",")
     for text, component in zip(printed, vector, strict=True):
         assert np.float32(float(text)).tobytes() == component.tobytes()

@@ -11,12 +11,13 @@ import numpy as np
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.flow.handle import World
+from embedmesh.flow.again import Twins
+from embedmesh.flow.handle import World, give_up
 from embedmesh.rules.embeddings import Counted, EmbedVectors
-from embedmesh.rules.errors import Failure, InsufficientQuota
-from embedmesh.rules.holds import Charge, Hold, HoldEnd
+from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, Part
+from embedmesh.rules.ports import Allowance, Caller, Part
 
 MODEL = Model(
     id="acme/tiny",
@@ -33,6 +34,8 @@ CATALOGUE = Catalogue((MODEL, NATIVE))
 GOOD_KEY = "em_good"
 POOR_KEY = "em_poor"
 SCOPELESS_KEY = "em_scopeless"
+NARROW_KEY = "em_narrow"
+METERED_KEY = "em_metered"
 
 
 class LetterTokenizer:
@@ -72,12 +75,44 @@ class Shift3:
 
 
 class KeyRing:
-    def find(self, token: str) -> Caller | None:
+    async def find(self, token: str) -> Caller | None:
         return {
             GOOD_KEY: Caller("acct", "key_1", frozenset({"embeddings"})),
             POOR_KEY: Caller("poor", "key_2", frozenset({"embeddings"})),
             SCOPELESS_KEY: Caller("acct", "key_3", frozenset()),
+            NARROW_KEY: Caller("acct", "key_4", frozenset({"embeddings"}), frozenset({NATIVE.id})),
+            METERED_KEY: Caller("acct", "key_5", frozenset({"embeddings"}), None, 2, 12),
         }.get(token)
+
+
+class Allowed:
+    """Counts, and refuses what is over a limit."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, int] = {"requests": 0, "tokens": 0}
+
+    async def take_request(self, caller: Caller) -> None:
+        self.take("requests", 1, caller.requests_a_minute)
+
+    async def take_tokens(self, caller: Caller, tokens: int) -> None:
+        self.take("tokens", tokens, caller.tokens_a_minute)
+
+    def take(self, what: str, amount: int, limit: int | None) -> None:
+        if limit is not None:
+            if self.taken[what] + amount > limit:
+                raise RateLimited("too much", retry_after_s=7.0)
+            self.taken[what] += amount
+
+    def left(self, caller: Caller) -> tuple[Allowance, ...]:
+        limits = {"requests": caller.requests_a_minute, "tokens": caller.tokens_a_minute}
+        return tuple(
+            Allowance(what, limit, limit - self.taken[what], 7.0) for what, limit in limits.items() if limit is not None
+        )
+
+
+class CataloguePrices:
+    def of(self, model: Model, account_id: str) -> int:
+        return model.price
 
 
 @dataclass
@@ -85,17 +120,40 @@ class MemoryLedger:
     """Says what happened, in order."""
 
     log: list[tuple[str, int]] = field(default_factory=list)
+    claims: dict[bytes, Twin] = field(default_factory=dict)
+    kept: int = 0
 
-    async def hold(self, hold: Hold) -> None:
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
         if hold.account_id == "poor":
             raise InsufficientQuota("no money")
+        if claim is not None:
+            twin = self.claims.get(claim.key_hash)
+            if twin is not None and (
+                twin.reply is not None or twin.state == "open" or twin.body_hash != claim.body_hash
+            ):
+                return twin
+            self.claims[claim.key_hash] = Twin(claim.body_hash, hold.hold_id, "open", None)
         self.log.append(("hold", hold.amount_nanousd))
+        return None
 
-    def capture(self, hold: Hold, charge: Charge) -> None:
+    async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+        return self.claims.get(claim.key_hash)
+
+    async def kept_bytes(self, account_id: str) -> int:
+        return self.kept
+
+    def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
         self.log.append(("capture", charge.cost_nanousd))
+        self.end(hold, "captured", reply)
 
     def release(self, hold: Hold, why: HoldEnd) -> None:
         self.log.append(("release", hold.amount_nanousd))
+        self.end(hold, "released", None)
+
+    def end(self, hold: Hold, state: str, reply: bytes | None) -> None:
+        for key, twin in self.claims.items():
+            if twin.hold_id == hold.hold_id:
+                self.claims[key] = Twin(twin.body_hash, twin.hold_id, state, reply)
 
     def healthy(self) -> bool:
         return True
@@ -142,6 +200,8 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
         registry.answered_right(registry.add(Node(f"n{number}", "unix:/nowhere")), [m.id for m in CATALOGUE.models])
     return World(
         keys=KeyRing(),
+        allowances=Allowed(),
+        prices=CataloguePrices(),
         catalogue=CATALOGUE,
         tokenizers={m.id: LetterTokenizer() for m in CATALOGUE.models},
         cl100k=decoder,
@@ -150,5 +210,7 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
         client=client or ScriptedNodes(),
         witness=Bystander(),
         clock=clock,
+        twins=Twins(give_up),
         hash_user=lambda user: "hash",
+        claim_of=lambda key, body: Claim(key.encode(), body),
     )

@@ -1,4 +1,4 @@
-"""Fixtures: a real store in a folder of its own."""
+"""Fixtures: a real store of each kind, in a folder or a database of its own."""
 
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedmesh.storage.sqlite import SqliteStore
+from embedmesh.storage.store import Store
 from tests.storage.shop import Shop
 
 
@@ -18,15 +18,25 @@ def tmp_path() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    """A store of each kind."""
+    url = request.getfixturevalue("database") if request.param == "postgres" else None
+    shop = Shop(tmp_path, url)
+    yield shop
+    shop.books.close()
+
+
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
+def file_shop(tmp_path: Path) -> Iterator[Shop]:
+    """A store in a file: for what only a file can suffer."""
     shop = Shop(tmp_path)
     yield shop
     shop.books.close()
 
 
 @pytest.fixture
-async def store(shop: Shop) -> AsyncIterator[SqliteStore]:
+async def store(shop: Shop) -> AsyncIterator[Store]:
     store = await shop.open()
     yield store
     await store.close()

@@ -1,12 +1,17 @@
-"""A real store in a folder of its own, with a clock that the test moves."""
+"""A real store in a folder of its own, or in a database of its own, with a clock that the test moves."""
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.storage.books import Books
-from embedmesh.storage.sqlite import SqliteStore
+from embedmesh.storage.db import Db, Engine
+from embedmesh.storage.engines import engine_of
+from embedmesh.storage.store import Store
+from embedmesh.storage.upkeep import Retention
 
 SECRET = bytes(range(32))
 START_MS = 1_800_000_000_000
@@ -27,48 +32,69 @@ class HandClock:
         return self.now_ms
 
 
+def secret(engine: Engine) -> bytes:
+    """The key secret of every store of the tests."""
+    return SECRET
+
+
 class Shop:
     """One store, its books, and shorthands: amounts are nano-USD, `a` is the only customer."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "data" / "store.db"
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        """At a `postgresql://` address, or in a file of the folder."""
+        self.folder = folder / "data"
+        self.path = self.folder / "store.db"
+        self.place = url or self.path
         self.clock = HandClock()
         self.fatal: list[str] = []
-        self.books = Books.open(self.path, clock=self.clock, key_secret=SECRET)
-        self.books.create_account("a")
+        self.books = Books.open(self.place, clock=self.clock, secret=secret)
+        self.books.accounts.create("a")
         self._numbers = iter(range(10**6))
 
     def credit(self, amount: int) -> None:
-        assert self.books.credit("a", amount, f"payment {next(self._numbers)}")
+        assert self.books.accounts.credit("a", amount, f"payment {next(self._numbers)}")
 
-    async def open(self, path: Path | None = None, *, lock_wait_s: float = 0.0) -> SqliteStore:
-        return await SqliteStore.open(
-            path or self.path,
+    async def open(
+        self, path: Path | None = None, *, lock_wait_s: float = 0.0, retention: Retention | None = None
+    ) -> Store:
+        """A gateway's side of it; several may be open."""
+        return await Store.open(
+            path or self.place,
+            folder=path.parent if path else self.folder,
             clock=self.clock,
-            key_secret=SECRET,
-            owner="me",
+            secret=secret,
             on_fatal=self.fatal.append,
             lock_wait_s=lock_wait_s,
+            retention=retention,
         )
 
-    def new_hold(self, amount: int) -> Hold:
-        return Hold(f"req_{next(self._numbers):06}", "a", amount, self.clock.now_ms + LASTS_MS)
+    @contextmanager
+    def by_hand(self) -> Iterator[Db]:
+        """What somebody with a shell could do to the store."""
+        db = engine_of(self.place).connect(busy_s=1)
+        try:
+            yield db
+        finally:
+            db.close()
+
+    def new_hold(self, amount: int, key_id: str | None = None) -> Hold:
+        return Hold(f"req_{next(self._numbers):06}", "a", amount, self.clock.now_ms + LASTS_MS, key_id)
 
     def money(self) -> tuple[int, int]:
         """Balance and held of the customer."""
-        account = self.books.account("a")
+        account = self.books.accounts.find("a")
         return account.balance_nanousd, account.held_nanousd
 
     def assert_right(self) -> None:
         assert self.books.check().broken == []
 
 
-def charge(cost: int, payable: int = 0) -> Charge:
+def charge(cost: int, payable: int = 0, *, key_id: str = "key_1") -> Charge:
     return Charge(
         cost_nanousd=cost,
         tokens=7,
         model="m",
-        key_id="key_1",
+        key_id=key_id,
         node_id="n1",
         user_hash=None,
         payables=(Payable("n1", payable),) if payable else (),

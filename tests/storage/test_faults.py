@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import errno
-import os
 import resource
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,21 @@ import pysqlite3.dbapi2 as driver
 import pytest
 
 from embedmesh.rules.errors import InsufficientQuota, SetupError, StoreUnavailable
-from embedmesh.storage.connect import connect
-from embedmesh.storage.sqlite import SqliteStore
-from embedmesh.storage.writer import CHECKPOINT_COMMITS, PROBE_AFTER_S, QUEUE_WRITES_MAX, Writer
-from embedmesh.storage.writes import Capture, PlaceHold, Stats
+from embedmesh.rules.holds import Hold, HoldEnd
+from embedmesh.storage.hold_writes import EndHold, PlaceHold
+from embedmesh.storage.medium import CHECKPOINT_COMMITS, SqliteMedium
+from embedmesh.storage.sqlite import SqliteDb, SqliteEngine
+from embedmesh.storage.store import Store
+from embedmesh.storage.writer import PROBE_AFTER_S, QUEUE_WRITES_MAX, Writer
+from embedmesh.storage.writes import Stats
 from tests.storage.shop import Shop, charge, crash_image
+
+
+@pytest.fixture
+def shop(file_shop: Shop) -> Shop:
+    """All of this is about files."""
+    return file_shop
+
 
 RECOVERS_S = 1.5  # the store tries at least every second; half a second for a slow machine
 
@@ -30,12 +39,12 @@ RECOVERS_S = 1.5  # the store tries at least every second; half a second for a s
 @contextmanager
 def locked(shop: Shop) -> Iterator[None]:
     """Another process writes."""
-    db = connect(shop.path, busy_s=1)
-    db.execute("BEGIN IMMEDIATE")
+    db = SqliteEngine(shop.path).connect(busy_s=1)
+    db.begin()
     try:
         yield
     finally:
-        db.execute("ROLLBACK")
+        db.rollback()
         db.close()
 
 
@@ -51,13 +60,13 @@ def full_disk(shop: Shop) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def until_healthy(store: SqliteStore | Writer) -> None:
+async def until_healthy(store: Store | Writer) -> None:
     async with asyncio.timeout(RECOVERS_S):
         while not store.healthy():
             await asyncio.sleep(0.01)
 
 
-async def test_a_short_lock_only_delays(shop: Shop, store: SqliteStore) -> None:
+async def test_a_short_lock_only_delays(shop: Shop, store: Store) -> None:
     """While another process writes for a moment, holds wait, and the event loop does not."""
     shop.credit(1_000)
     with locked(shop):
@@ -74,10 +83,10 @@ async def test_a_short_lock_only_delays(shop: Shop, store: SqliteStore) -> None:
 
 
 @pytest.mark.story
-async def test_a_long_lock_refuses_holds_and_keeps_captures(shop: Shop, store: SqliteStore) -> None:
+async def test_a_long_lock_refuses_holds_and_keeps_captures(shop: Shop, store: Store) -> None:
     """Within 2 s holds are refused; captures wait, and are written once the lock is gone; reads go on."""
     shop.credit(1_000)
-    _, token = shop.books.create_key("a", ["embeddings"])
+    _, token = shop.books.keys.create("a", ["embeddings"])
     hold = shop.new_hold(100)
     await store.hold(hold)
     with locked(shop):
@@ -87,14 +96,14 @@ async def test_a_long_lock_refuses_holds_and_keeps_captures(shop: Shop, store: S
             await store.hold(shop.new_hold(10))
         assert time.monotonic() - began < 2.0
         assert not store.healthy()
-        assert store.find(token) is not None
+        assert await store.keys.find(token) is not None
     await until_healthy(store)
     assert await store.drain() == 0
     assert shop.money() == (940, 0)
 
 
 @pytest.mark.story
-async def test_a_full_disk(shop: Shop, store: SqliteStore) -> None:
+async def test_a_full_disk(shop: Shop, store: Store) -> None:
     """Holds are refused within 2 s, captures are kept, and the store comes back by itself."""
     shop.credit(10_000)
     holds = [shop.new_hold(100) for _ in range(10)]
@@ -119,14 +128,14 @@ async def test_a_full_disk(shop: Shop, store: SqliteStore) -> None:
 async def test_a_store_that_is_read_only_for_a_while(shop: Shop) -> None:
     """The same with a store that cannot be written: it is tried again without any request."""
     shop.credit(1_000)
-    db = connect(shop.path, busy_s=0, read_only=True)
-    writer = Writer(db, shop.clock, Stats(), lambda: None, shop.fatal.append)
-    place = PlaceHold(hold := shop.new_hold(100), "me")
+    db = SqliteEngine(shop.path).connect(busy_s=0, read_only=True)
+    writer = make_writer(db, shop)
+    place = new_place(hold := shop.new_hold(100))
     writer.submit(place)
     with pytest.raises(StoreUnavailable):
         await place.outcome
     assert not writer.healthy()
-    writer.submit(Capture(hold, charge(1)))
+    writer.submit(EndHold(hold, HoldEnd.CAPTURE, charge(1)))
     await asyncio.sleep(0)
     assert writer.waiting() == 1
     db.execute("PRAGMA query_only = 0")
@@ -138,7 +147,7 @@ async def test_a_store_that_is_read_only_for_a_while(shop: Shop) -> None:
 
 
 @pytest.mark.story
-async def test_an_idle_store_notices_a_full_disk(shop: Shop, store: SqliteStore) -> None:
+async def test_an_idle_store_notices_a_full_disk(shop: Shop, store: Store) -> None:
     """The sweep has nothing to write, and writes something; the store comes back without being asked for anything."""
     await store.expire(shop.clock.now_ms)
     with full_disk(shop):
@@ -153,40 +162,48 @@ async def test_an_idle_store_notices_a_full_disk(shop: Shop, store: SqliteStore)
     assert probed == (1,)
 
 
-async def test_a_busy_store_is_not_probed(shop: Shop, store: SqliteStore) -> None:
-    """What was written just now is proof enough; a hold that is refused writes nothing and is none."""
+async def test_a_store_is_probed_once_in_a_while(shop: Shop, store: Store) -> None:
+    """Not with every batch: a row that means nothing is written after a few seconds, and only once somebody asks."""
     shop.credit(1)
-    shop.clock.skipped_s += PROBE_AFTER_S / 2
     await store.hold(shop.new_hold(1))
-    shop.clock.skipped_s += PROBE_AFTER_S / 2 + 0.1
-    await store.expire(shop.clock.now_ms)
     find = "SELECT count(*) FROM facts WHERE name = 'probed_ms'"
     assert shop.books._db.execute(find).fetchone() == (0,)
-    with pytest.raises(InsufficientQuota):
+    shop.clock.skipped_s += PROBE_AFTER_S + 0.1
+    with pytest.raises(InsufficientQuota):  # which writes nothing else
         await store.hold(shop.new_hold(1))
-    shop.clock.skipped_s += PROBE_AFTER_S / 2
-    await store.expire(shop.clock.now_ms)
     assert shop.books._db.execute(find).fetchone() == (1,)
 
 
-class SlowDisk:
+def make_writer(db: SqliteDb, shop: Shop, sync_wal: Callable[[], None] = lambda: None) -> Writer:
+    return Writer(SqliteMedium(db, shop.clock, sync_wal), shop.clock, Stats(), shop.fatal.append)
+
+
+def new_place(hold: Hold) -> PlaceHold:
+    return PlaceHold(hold, "me", None, lambda hold: None)
+
+
+class SlowDisk(SqliteDb):
     """A connection whose COMMIT (or checkpoint) waits, as on a disk that does not answer, or fails."""
 
-    def __init__(self, db: Any, waits: str = "COMMIT") -> None:
-        self.db = db
+    def __init__(self, db: SqliteDb, waits: str = "COMMIT") -> None:
+        super().__init__(db.connection)
         self.waits = waits
         self.answers = threading.Event()
         self.error: driver.Error | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.db, name)
+    def execute(self, statement: str, values: Any = None) -> Any:
+        self.wait(statement)
+        return super().execute(statement, values)
 
-    def execute(self, statement: str, *values: Any) -> Any:
+    def commit(self) -> None:
+        self.wait("COMMIT")
+        super().commit()
+
+    def wait(self, statement: str) -> None:
         if statement.startswith(self.waits):
             self.answers.wait()
             if self.error is not None:
                 raise self.error
-        return self.db.execute(statement, *values)
 
 
 def disk_error(name: str) -> driver.OperationalError:
@@ -203,17 +220,9 @@ def wal_sync_fails() -> None:
 async def test_a_disk_that_hangs(shop: Shop) -> None:
     """A hold is refused within 2 s though its COMMIT still runs; should that succeed, the money is free again."""
     shop.credit(1_000)
-    slow = SlowDisk(connect(shop.path, busy_s=0))
-    store = SqliteStore(
-        connect(shop.path, busy_s=0, read_only=True),
-        slow,
-        (os.open(os.devnull, os.O_RDONLY), os.open(f"{shop.path}-wal", os.O_RDONLY)),
-        clock=shop.clock,
-        key_secret=bytes(32),
-        owner="me",
-        on_fatal=shop.fatal.append,
-        stats=Stats(),
-    )
+    store = await shop.open()
+    slow = SlowDisk(store._writer._medium._db)
+    store._writer._medium._db = slow
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await store.hold(shop.new_hold(100))
@@ -231,11 +240,11 @@ async def test_a_disk_that_hangs(shop: Shop) -> None:
 async def test_after_a_failed_fsync_nothing_is_acknowledged(shop: Shop) -> None:
     """The process is told to end; holds are refused at once; nothing is tried again."""
     shop.credit(1_000)
-    slow = SlowDisk(connect(shop.path, busy_s=0))
+    slow = SlowDisk(SqliteEngine(shop.path).connect(busy_s=0))
     slow.error = disk_error("SQLITE_IOERR")
     slow.answers.set()
-    writer = Writer(slow, shop.clock, Stats(), wal_sync_fails, shop.fatal.append)
-    place = PlaceHold(shop.new_hold(100), "me")
+    writer = make_writer(slow, shop, wal_sync_fails)
+    place = new_place(shop.new_hold(100))
     writer.submit(place)
     with pytest.raises(StoreUnavailable):
         await place.outcome
@@ -243,10 +252,10 @@ async def test_after_a_failed_fsync_nothing_is_acknowledged(shop: Shop) -> None:
     slow.error = None
     assert not writer.healthy()
     with pytest.raises(StoreUnavailable):
-        writer.submit(PlaceHold(shop.new_hold(1), "me"))
+        writer.submit(new_place(shop.new_hold(1)))
     await writer.drained()
     await writer.close()
-    slow.db.close()
+    slow.close()
     assert shop.money() == (1_000, 0)
 
 
@@ -254,19 +263,19 @@ async def test_after_a_failed_fsync_nothing_is_acknowledged(shop: Shop) -> None:
 async def test_the_wal_is_checkpointed(shop: Shop, error: str | None, ends: bool) -> None:
     """Every so many commits the WAL goes into the database; a full disk only puts that off, a broken one ends us."""
     shop.credit(1_000)
-    slow = SlowDisk(connect(shop.path, busy_s=0), waits="PRAGMA wal_checkpoint")
+    slow = SlowDisk(SqliteEngine(shop.path).connect(busy_s=0), waits="PRAGMA wal_checkpoint")
     slow.error = disk_error(error) if error else None
     slow.answers.set()
     slow.execute("PRAGMA wal_autocheckpoint = 0")
-    writer = Writer(slow, shop.clock, Stats(), lambda: None, shop.fatal.append)
+    writer = make_writer(slow, shop)
     before = shop.path.stat().st_size
     for _ in range(CHECKPOINT_COMMITS - 1):
-        writer.submit(place := PlaceHold(shop.new_hold(0), "me"))
+        writer.submit(place := new_place(shop.new_hold(0)))
         await place.outcome
     assert shop.path.stat().st_size == before
-    writer.submit(place := PlaceHold(shop.new_hold(0), "me"))
+    writer.submit(place := new_place(shop.new_hold(0)))
     await place.outcome
-    writer.submit(place := PlaceHold(shop.new_hold(0), "me"))
+    writer.submit(place := new_place(shop.new_hold(0)))
     if ends:
         with pytest.raises(StoreUnavailable):
             await place.outcome
@@ -275,16 +284,20 @@ async def test_the_wal_is_checkpointed(shop: Shop, error: str | None, ends: bool
     assert bool(shop.fatal) == ends
     assert (shop.path.stat().st_size > before) == (error is None)
     await writer.close()
-    slow.db.close()
+    slow.close()
 
 
 class Bug:
     """A write that breaks in a way that nobody foresaw."""
 
     kept = True
+    rank = 0
 
-    def apply(self, db: Any, now_ms: int) -> None:
+    def prepare(self, db: Any, now_ms: int) -> set[str]:
         raise RuntimeError("a bug of ours")
+
+    @classmethod
+    def apply_all(cls, db: Any, now_ms: int, writes: Any) -> None: ...
 
     def committed(self, stats: Stats) -> None: ...
 
@@ -293,7 +306,7 @@ class Bug:
     def refused(self, error: Exception) -> None: ...
 
 
-async def test_a_writer_that_breaks_says_so(shop: Shop, store: SqliteStore) -> None:
+async def test_a_writer_that_breaks_says_so(shop: Shop, store: Store) -> None:
     """A bug inside the writer ends the process loudly: nobody waits for a writer that is gone."""
     shop.credit(100)
     place = asyncio.create_task(store.hold(shop.new_hold(10)))
@@ -310,14 +323,14 @@ async def test_a_writer_that_breaks_says_so(shop: Shop, store: SqliteStore) -> N
         await store.expire(shop.clock.now_ms)
 
 
-async def test_keys_that_cannot_be_looked_up(shop: Shop, store: SqliteStore) -> None:
+async def test_keys_that_cannot_be_looked_up(shop: Shop, store: Store) -> None:
     """A store that cannot be read is a StoreUnavailable, never a key that is said to be wrong."""
-    _, token = shop.books.create_key("a", ["embeddings"])
-    db = connect(shop.path, busy_s=1)
+    _, token = shop.books.keys.create("a", ["embeddings"])
+    db = SqliteEngine(shop.path).connect(busy_s=1)
     db.execute("ALTER TABLE keys RENAME TO lost")
     db.close()
     with pytest.raises(StoreUnavailable):
-        store.find(token)
+        await store.keys.find(token)
 
 
 async def test_a_store_that_cannot_be_written_at_start(shop: Shop) -> None:
@@ -334,7 +347,7 @@ async def test_a_store_that_cannot_be_written_at_start(shop: Shop) -> None:
     await heir.close()
 
 
-async def test_a_full_queue_refuses_holds_and_takes_captures(shop: Shop, store: SqliteStore) -> None:
+async def test_a_full_queue_refuses_holds_and_takes_captures(shop: Shop, store: Store) -> None:
     """What waits is bounded: holds are refused at once, a release is left to the sweep, a capture is never refused."""
     shop.credit(100_000)
     paid, lost = shop.new_hold(1), shop.new_hold(1)
@@ -356,6 +369,8 @@ VICTIM = """
 import asyncio, os, sys, time
 from pathlib import Path
 from tests.storage.shop import Shop
+
+
 from embedmesh.rules.errors import SetupError, StoreUnavailable
 
 async def main():

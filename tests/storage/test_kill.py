@@ -5,11 +5,17 @@ import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.storage.shop import Shop
+
+
+@pytest.fixture
+def shop(file_shop: Shop) -> Shop:
+    """All of this is about files."""
+    return file_shop
+
 
 pytestmark = pytest.mark.story
 
@@ -21,9 +27,11 @@ import asyncio, os, sys
 from pathlib import Path
 from tests.storage.shop import *
 
+
+
 async def main():
     clock = HandClock()
-    store = await SqliteStore.open(Path(sys.argv[1]), clock=clock, key_secret=SECRET, owner="victim")
+    store = await Store.open(Path(sys.argv[1]), folder=Path(sys.argv[1]).parent, clock=clock, secret=secret)
     tell = lambda *words: os.write(1, (" ".join(words) + "\\n").encode())  # one write: whole, or not there
 
     async def spender(name):
@@ -47,9 +55,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_kill_9(tmp_path: Path, round_: int) -> None:
+def test_kill_9(shop: Shop, round_: int) -> None:
     """Every acknowledged hold is there, everything drained is final, and the ledger is right after the next start."""
-    shop = Shop(tmp_path)
     shop.credit(10**9)
     with subprocess.Popen(
         [sys.executable, "-c", VICTIM, str(shop.path), str(round_)], stdout=subprocess.PIPE, text=True
@@ -65,8 +72,8 @@ def test_kill_9(tmp_path: Path, round_: int) -> None:
     held = {hold_id for verb, hold_id in words if verb == "held"}
     drained = {hold_id for verb, hold_id in words if verb == "drained"}
 
-    db = shop.books._db
-    before = dict(db.execute("SELECT hold_id, state FROM holds").fetchall())
+    with shop.by_hand() as db:
+        before = dict(db.execute("SELECT hold_id, state FROM holds").fetchall())
     assert held <= before.keys()
     assert all(before[hold_id] != "open" for hold_id in drained)
     assert len(before) - len(held) <= 8  # at most one unacknowledged a spender
@@ -81,4 +88,3 @@ def test_kill_9(tmp_path: Path, round_: int) -> None:
     captured = sum(state == "captured" for state in before.values())
     assert shop.money() == (10**9 - 7 * captured, 0)
     shop.assert_right()
-    shop.books.close()

@@ -3,15 +3,14 @@
 import asyncio
 import itertools
 
-import pysqlite3.dbapi2 as driver
 import pytest
 
 from embedmesh.rules.errors import InsufficientQuota, InternalError
 from embedmesh.rules.holds import MOVES, HoldEnd, HoldState
-from embedmesh.storage.connect import connect
-from embedmesh.storage.sqlite import SqliteStore
-from embedmesh.storage.writes import EXPIRED_HOLDS_MAX
-from tests.storage.shop import LASTS_MS, SECRET, Shop, charge, crash_image
+from embedmesh.storage.db import REFUSALS
+from embedmesh.storage.hold_writes import EXPIRED_HOLDS_MAX
+from embedmesh.storage.store import Store
+from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ from tests.storage.shop import LASTS_MS, SECRET, Shop, charge, crash_image
     ],
 )
 async def test_what_becomes_of_a_hold(
-    shop: Shop, store: SqliteStore, amount: int, then: list[str], balance: int, held: int
+    shop: Shop, store: Store, amount: int, then: list[str], balance: int, held: int
 ) -> None:
     """A hold on a balance of 100 ends once; whatever comes after that changes nothing."""
     shop.credit(100)
@@ -63,7 +62,7 @@ async def test_what_becomes_of_a_hold(
     shop.assert_right()
 
 
-async def test_counts_tell_what_happened(shop: Shop, store: SqliteStore) -> None:
+async def test_counts_tell_what_happened(shop: Shop, store: Store) -> None:
     """Every outcome is counted once: also a capture that came too late, which is never charged."""
     shop.credit(100)
     captured, released, expired, late = (shop.new_hold(10) for _ in range(4))
@@ -85,7 +84,7 @@ async def test_counts_tell_what_happened(shop: Shop, store: SqliteStore) -> None
     assert (stats.late_captures, stats.broken_writes, stats.failed_batches) == (1, 0, 0)
 
 
-async def test_money_for_ten_lets_exactly_ten_spend(shop: Shop, store: SqliteStore) -> None:
+async def test_money_for_ten_lets_exactly_ten_spend(shop: Shop, store: Store) -> None:
     """Of 64 at once with money for 10, exactly 10 get it, whatever the order; the commits are shared."""
     shop.credit(1_000)
     for _ in range(10):
@@ -102,7 +101,7 @@ async def test_money_for_ten_lets_exactly_ten_spend(shop: Shop, store: SqliteSto
     shop.assert_right()
 
 
-async def test_a_node_gets_its_share(shop: Shop, store: SqliteStore) -> None:
+async def test_a_node_gets_its_share(shop: Shop, store: Store) -> None:
     """The customer pays the cost; the node's share comes out of it, the rest is revenue."""
     shop.credit(1_000)
     for _ in range(2):
@@ -110,12 +109,12 @@ async def test_a_node_gets_its_share(shop: Shop, store: SqliteStore) -> None:
         await store.hold(hold)
         store.capture(hold, charge(100, payable=30))
     await store.drain()
-    balances = {account.account_id: account.balance_nanousd for account in shop.books.accounts()}
-    assert balances == {"a": 800, "revenue": 140, "node:n1": 60, "credit_source": -1_000}
+    balances = {account.account_id: account.balance_nanousd for account in shop.books.accounts.list()}
+    assert balances == {"a": 800, "revenue": 140, "node:n1": 60, "credit_source": -1_000, "payouts": 0}
     shop.assert_right()
 
 
-async def test_one_bad_write_does_not_sink_the_others(shop: Shop, store: SqliteStore) -> None:
+async def test_one_bad_write_does_not_sink_the_others(shop: Shop, store: Store) -> None:
     """A write that the store's rules refuse is counted; the batch around it becomes durable."""
     shop.credit(1_000)
     first, twin, last = shop.new_hold(1), shop.new_hold(2), shop.new_hold(3)
@@ -128,7 +127,7 @@ async def test_one_bad_write_does_not_sink_the_others(shop: Shop, store: SqliteS
     shop.assert_right()
 
 
-async def test_a_caller_that_goes_while_its_hold_is_written_leaves_nothing_held(shop: Shop, store: SqliteStore) -> None:
+async def test_a_caller_that_goes_while_its_hold_is_written_leaves_nothing_held(shop: Shop, store: Store) -> None:
     """Whenever the caller's task is cancelled, the money is free again once the queue is written."""
     shop.credit(1_000)
     for pauses in range(12):  # from before the batch begins until after it is durable
@@ -147,7 +146,7 @@ async def test_a_caller_that_goes_while_its_hold_is_written_leaves_nothing_held(
     shop.assert_right()
 
 
-async def test_a_sweep_releases_any_number_of_holds(shop: Shop, store: SqliteStore) -> None:
+async def test_a_sweep_releases_any_number_of_holds(shop: Shop, store: Store) -> None:
     """A sweep goes on until no hold is past its deadline, a bounded number at a time; live ones stay."""
     shop.credit(10_000)
     count = 2 * EXPIRED_HOLDS_MAX + 1
@@ -160,8 +159,10 @@ async def test_a_sweep_releases_any_number_of_holds(shop: Shop, store: SqliteSto
     assert shop.money() == (10_000, 5)
 
 
-async def test_a_dead_gateways_holds_are_released_and_listed(shop: Shop, store: SqliteStore) -> None:
+async def test_a_dead_gateways_holds_are_released_and_listed(file_shop: Shop) -> None:
     """After a crash nothing stays held, what was durable stays, and what was in flight is counted and listed."""
+    shop = file_shop
+    store = await shop.open()
     shop.credit(1_000)
     paid, in_flight = shop.new_hold(100), shop.new_hold(200)
     await store.hold(paid)
@@ -176,19 +177,20 @@ async def test_a_dead_gateways_holds_are_released_and_listed(shop: Shop, store: 
         heir.capture(in_flight, charge(200))
         await heir.drain()
         assert heir.stats.late_captures == 1
-        with shop.books.open(image, clock=shop.clock, key_secret=SECRET) as books:
-            account = books.account("a")
+        with shop.books.open(image, clock=shop.clock, secret=secret) as books:
+            account = books.accounts.find("a")
             assert (account.balance_nanousd, account.held_nanousd) == (940, 0)
             report = books.check()
             assert report.ok
             assert [row.hold_id for row in report.recovered] == [in_flight.hold_id]
     finally:
         await heir.close()
+        await store.close()
 
 
 @pytest.mark.parametrize(("state", "end", "after"), list(itertools.product(HoldState, HoldEnd, HoldState)))
 async def test_sql_allows_exactly_the_moves_of_the_table(
-    shop: Shop, store: SqliteStore, state: HoldState, end: HoldEnd, after: HoldState
+    shop: Shop, store: Store, state: HoldState, end: HoldEnd, after: HoldState
 ) -> None:
     """Whoever writes to the file, a hold makes the moves of rules.holds.MOVES and no other."""
     shop.credit(100)
@@ -199,18 +201,29 @@ async def test_sql_allows_exactly_the_moves_of_the_table(
     elif state is HoldState.RELEASED:
         store.release(hold)
     await store.drain()
-    db = connect(shop.path, busy_s=1)
     captured = 10 if after is HoldState.CAPTURED else None
-    move = (after.value, end.value, captured, 0 if after is not HoldState.OPEN else None, hold.hold_id)
-    update = "UPDATE holds SET state = ?, ended_by = ?, captured = ?, ended_ms = ? WHERE hold_id = ?"
-    try:
+    move = {"state": after.value, "end": end.value, "captured": captured, "hold_id": hold.hold_id}
+    move["ended_ms"] = 0 if after is not HoldState.OPEN else None
+    update = (
+        "UPDATE holds SET state = :state, ended_by = :end, captured = :captured, ended_ms = :ended_ms "
+        "WHERE hold_id = :hold_id"
+    )
+    with shop.by_hand() as db:
         if MOVES.get((state, end)) is after:
             assert db.execute(update, move).rowcount == 1
         else:
-            with pytest.raises(driver.IntegrityError):
+            with pytest.raises(REFUSALS):
                 db.execute(update, move)
-    finally:
-        db.close()
+
+
+ACCOUNT = "INSERT INTO accounts (account_id, kind, balance, held, created_ms) VALUES"
+ENTRY = "INSERT INTO entries (account_id, transfer_id, amount) VALUES"
+HOLD = (
+    "INSERT INTO holds (hold_id, account_id, amount, state, ended_by, owner, created_ms, deadline_ms, ended_ms) VALUES"
+)
+TRANSFER = (
+    "INSERT INTO transfers (transfer_id, kind, source_id, target_id, amount, hold_id, reference, created_ms) VALUES"
+)
 
 
 @pytest.mark.parametrize(
@@ -220,42 +233,70 @@ async def test_sql_allows_exactly_the_moves_of_the_table(
         ("DELETE FROM entries", "append-only"),
         ("UPDATE transfers SET amount = 0", "append-only"),
         ("DELETE FROM transfers", "append-only"),
-        ("REPLACE INTO transfers SELECT * FROM transfers", "append-only"),
-        ("INSERT INTO entries VALUES ('revenue', 1, 5)", "one side of its transfer"),
-        ("INSERT INTO entries VALUES ('a', 99, 5)", "one side of its transfer"),
-        ("UPDATE accounts SET held = balance + 1 WHERE account_id = 'a'", "CHECK"),
-        ("UPDATE accounts SET balance = held - 1 WHERE account_id = 'a'", "CHECK"),
+        (f"{ENTRY} ('revenue', 1, 5)", "one side of its transfer"),
+        (f"{ENTRY} ('a', 99, 5)", "one side of its transfer|entries_transfer_id_fkey"),
+        ("UPDATE accounts SET held = balance + 1 WHERE account_id = 'a'", "CHECK|accounts_check"),
+        ("UPDATE accounts SET balance = held - 1 WHERE account_id = 'a'", "CHECK|accounts_check"),
+        ("UPDATE accounts SET credit_limit = 1 WHERE account_id = 'revenue'", "CHECK|accounts_check"),
         ("UPDATE accounts SET kind = 'node'", "keeps its id"),
         ("DELETE FROM accounts", "never deleted"),
-        ("INSERT INTO accounts VALUES ('b', 'customer', 5, 0, 0)", "starts empty"),
-        ("UPDATE holds SET amount = 1", "keeps its terms"),
+        (f"{ACCOUNT} ('b', 'customer', 5, 0, 0)", "starts empty"),
+        ("UPDATE holds SET amount = 1", "keeps its terms|ends once"),
         ("DELETE FROM holds", "never deleted"),
         ("UPDATE usage SET cost = 1", "append-only"),
-        ("DELETE FROM usage", "append-only"),
-        ("INSERT INTO transfers VALUES (99, 'charge', 'a', 'revenue', 10, 'req_000001', NULL, 0)", "UNIQUE"),
-        ("INSERT INTO transfers VALUES (99, 'charge', 'a', 'revenue', 11, 'req_000001', NULL, 0)", "hold captured"),
-        ("INSERT INTO transfers VALUES (99, 'credit', 'credit_source', 'a', 5, NULL, 'payment 0', 0)", "UNIQUE"),
-        ("INSERT INTO transfers VALUES (99, 'credit', 'credit_source', 'a', -5, NULL, 'x', 0)", "CHECK"),
-        ("INSERT INTO transfers VALUES (99, 'credit', 'a', 'a', 5, NULL, 'x', 0)", "CHECK"),
-        ("INSERT INTO transfers VALUES (99, 'credit', 'credit_source', 'nobody', 5, NULL, 'x', 0)", "FOREIGN KEY"),
-        ("INSERT INTO transfers VALUES (99, 'credit', 'a', 'credit_source', 91, NULL, 'x', 0)", "CHECK"),
-        ("INSERT INTO holds VALUES ('h', 'a', 91, 'open', NULL, NULL, 'me', 0, 0, NULL)", "CHECK"),
-        ("INSERT INTO holds VALUES ('h', 'a', -1, 'open', NULL, NULL, 'me', 0, 0, NULL)", "CHECK"),
-        ("INSERT INTO holds VALUES ('h', 'a', 1, 'released', 'release', NULL, 'me', 0, 0, 0)", "starts open"),
+        ("DELETE FROM usage", "kept until"),
+        ("DELETE FROM usage_days", "sums of usage"),
+        (f"{TRANSFER} (99, 'charge', 'a', 'revenue', 10, 'req_000001', NULL, 0)", "UNIQUE|once_a_hold"),
+        (f"{TRANSFER} (99, 'charge', 'a', 'revenue', 11, 'req_000001', NULL, 0)", "hold captured"),
+        (f"{TRANSFER} (99, 'charge', 'a', 'payouts', 10, 'req_000001', NULL, 0)", "hold captured"),
+        (f"{TRANSFER} (99, 'payable', 'revenue', 'a', 1, 'req_000001', NULL, 0)", "to a node"),
+        (f"{TRANSFER} (99, 'payable', 'a', 'node:n1', 1, 'req_000001', NULL, 0)", "from revenue"),
+        (f"{TRANSFER} (99, 'refund', 'revenue', 'a', 11, 'req_000001', 'x', 0)", "at most what its hold captured"),
+        (f"{TRANSFER} (99, 'refund', 'payouts', 'a', 1, 'req_000001', 'x', 0)", "at most what its hold captured"),
+        (f"{TRANSFER} (99, 'payout', 'node:n1', 'payouts', 3, NULL, 'x', 0)", "what a node has"),
+        (f"{TRANSFER} (99, 'payout', 'revenue', 'payouts', 1, NULL, 'x', 0)", "what a node has"),
+        (f"{TRANSFER} (99, 'credit', 'credit_source', 'a', 5, NULL, 'payment 0', 0)", "UNIQUE|reference"),
+        (f"{TRANSFER} (99, 'credit', 'credit_source', 'a', -5, NULL, 'x', 0)", "CHECK|amount_check"),
+        (f"{TRANSFER} (99, 'credit', 'a', 'a', 5, NULL, 'x', 0)", "between the credit source"),
+        (f"{TRANSFER} (99, 'credit', 'credit_source', 'nobody', 5, NULL, 'x', 0)", "between the credit source"),
+        (f"{TRANSFER} (99, 'credit', 'credit_source', 'revenue', 5, NULL, 'x', 0)", "between the credit source"),
+        (f"{TRANSFER} (99, 'credit', 'a', 'credit_source', 91, NULL, 'x', 0)", "CHECK|accounts_check"),
+        (f"{TRANSFER} (0, 'credit', 'credit_source', 'a', 5, NULL, 'x', 0)", "after all blocks"),
+        ("UPDATE blocks SET created_ms = 0", "append-only"),
+        ("DELETE FROM blocks", "append-only"),
+        (f"{HOLD} ('h', 'a', 1, 'released', 'release', 'me', 0, 0, 0)", "starts open"),
     ],
 )
-async def test_the_file_defends_itself(shop: Shop, store: SqliteStore, tampering: str, says: str) -> None:
+async def test_the_store_defends_itself(shop: Shop, store: Store, tampering: str, says: str) -> None:
     """No statement, from whatever program, can break a promise that the schema makes."""
     shop.credit(100)
     hold = shop.new_hold(10)
     await store.hold(hold)
-    store.capture(hold, charge(10))
+    store.capture(hold, charge(10, payable=2))
     await store.drain()
-    db = connect(shop.path, busy_s=1)
-    try:
-        with pytest.raises(driver.IntegrityError, match=says):
-            db.execute(tampering)
-    finally:
-        db.close()
+    assert await store.extend_chain() == 3
+    with shop.by_hand() as db, pytest.raises(REFUSALS, match=says):
+        db.execute(tampering)
     assert shop.money() == (90, 0)
     shop.assert_right()
+
+
+@pytest.mark.parametrize("amount", [91, -1])
+async def test_a_hold_without_cover_is_never_a_row(shop: Shop, store: Store, amount: int) -> None:
+    """Whoever inserts it: too much leaves no row, and less than nothing is refused."""
+    shop.credit(90)
+    with shop.by_hand() as db:
+        try:
+            placed = db.execute(f"{HOLD} ('h', 'a', {amount}, 'open', NULL, 'me', 0, 0, NULL)").rowcount
+        except REFUSALS:
+            placed = 0
+    assert placed == 0
+    assert shop.money() == (90, 0)
+    shop.assert_right()
+
+
+async def test_a_replaced_row_is_refused(file_shop: Shop) -> None:
+    """SQLite's REPLACE deletes a row: the triggers see that."""
+    file_shop.credit(1)
+    with file_shop.by_hand() as db, pytest.raises(REFUSALS, match="append-only"):
+        db.execute("REPLACE INTO transfers SELECT * FROM transfers")

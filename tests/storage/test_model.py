@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from embedmesh.rules.errors import InsufficientQuota
 from embedmesh.rules.holds import MOVES, Hold, HoldEnd, HoldState
 from embedmesh.storage.books import Books
-from tests.storage.shop import LASTS_MS, SECRET, Shop, charge, crash_image
+from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
 
 AMOUNTS = st.integers(0, 120)
 
@@ -140,8 +140,9 @@ class Life(RuleBasedStateMachine):
         self.queued = []
         self.model.crash()
         self.model.late = 0  # counted anew by each process
-        self.shop.path = image
-        self.shop.books = Books.open(image, clock=self.shop.clock, key_secret=SECRET)
+        self.shop.path = self.shop.place = image
+        self.shop.folder = image.parent
+        self.shop.books = Books.open(image, clock=self.shop.clock, secret=secret)
         self.store = self.runner.run(self.shop.open())
 
     @invariant()

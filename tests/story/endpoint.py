@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedmesh.bootstrap import open_books
-from embedmesh.storage.books import Account
+from embedmesh.settings import store_path
+from embedmesh.storage.books.accounts import Account
 
 COMMAND = (sys.executable, "-m", "embedmesh")
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -136,8 +137,8 @@ class Endpoint:
         """An account once nothing of it is held any more: all that was charged for is written down."""
 
         def settled() -> Account | None:
-            with open_books(self.data_dir) as books:
-                account = books.account(account_id)
+            with open_books(self.data_dir, store_path(self.data_dir)) as books:
+                account = books.accounts.find(account_id)
             return account if account.held_nanousd == 0 else None
 
         return wait_until(f"nothing of {account_id} is held", settled, SETTLE_S)

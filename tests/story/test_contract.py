@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from embedmesh.bootstrap import open_books
+from embedmesh.settings import store_path
 from tests.engine.goldens import read_goldens
 from tests.story.endpoint import MODEL, SAME, WIDTH, Endpoint, Vectors
 
@@ -25,12 +26,12 @@ LAST_256 = "hello" + " hello" * 253
 @pytest.fixture(scope="module")
 def keys(endpoint: Endpoint) -> dict[str, tuple[str, str]]:
     """Keys of an account without money, and with other scopes: name -> (id, key)."""
-    with open_books(endpoint.data_dir) as books:
-        books.create_account("poor")
+    with open_books(endpoint.data_dir, store_path(endpoint.data_dir)) as books:
+        books.accounts.create("poor")
         made = {
-            "of a poor account": books.create_key("poor", ("embeddings",)),
-            "for metrics only": books.create_key("local", ("metrics",)),
-            "to be revoked": books.create_key("local", ("embeddings",)),
+            "of a poor account": books.keys.create("poor", ("embeddings",)),
+            "for metrics only": books.keys.create("local", ("metrics",)),
+            "to be revoked": books.keys.create("local", ("embeddings",)),
         }
     return {name: (key.key_id, token) for name, (key, token) in made.items()}
 
@@ -148,8 +149,10 @@ def test_without_money(endpoint: Endpoint, keys: dict[str, tuple[str, str]]) -> 
     assert refused.headers["x-should-retry"] == "false"
     assert endpoint.account("poor").balance_nanousd == 0
 
-    with open_books(endpoint.data_dir) as books:  # enough for three tokens, [CLS] x [SEP], and not for four
-        books.credit("poor", 3 * PRICE_NANOUSD, "story")
+    with open_books(
+        endpoint.data_dir, store_path(endpoint.data_dir)
+    ) as books:  # enough for three tokens, [CLS] x [SEP], and not for four
+        books.accounts.credit("poor", 3 * PRICE_NANOUSD, "story")
     statuses = [
         endpoint.ask(input=text, headers={"Authorization": f"Bearer {poor}"}).status_code for text in ("x x", "x", "x")
     ]
@@ -182,8 +185,8 @@ def test_a_revoked_key(endpoint: Endpoint, keys: dict[str, tuple[str, str]]) -> 
     key_id, token = keys["to be revoked"]
     headers = {"Authorization": f"Bearer {token}"}
     assert endpoint.ask(input="x", headers=headers).status_code == 200
-    with open_books(endpoint.data_dir) as books:
-        assert books.revoke_key(key_id)
+    with open_books(endpoint.data_dir, store_path(endpoint.data_dir)) as books:
+        assert books.keys.revoke(key_id)
     time.sleep(REVOKED_WITHIN_S)
     assert endpoint.ask(input="x", headers=headers).status_code == 401
 

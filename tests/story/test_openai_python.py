@@ -11,6 +11,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from embedmesh.bootstrap import open_books
+from embedmesh.settings import store_path
 from tests.story.endpoint import MODEL, SAME, WIDTH, Endpoint, Vectors
 
 TEXTS = ["hello world", "Ein Satz auf Deutsch.", "日本語の文"]
@@ -188,9 +189,9 @@ async def test_hanging_up_async(endpoint: Endpoint) -> None:
 
 def test_without_money(endpoint: Endpoint) -> None:
     """No money is the client's RateLimitError with the code that OpenAI uses; it does not try again."""
-    with open_books(endpoint.data_dir) as books:
-        books.create_account("penniless")
-        _, key = books.create_key("penniless", ("embeddings",))
+    with open_books(endpoint.data_dir, store_path(endpoint.data_dir)) as books:
+        books.accounts.create("penniless")
+        _, key = books.keys.create("penniless", ("embeddings",))
     before = endpoint.metric(REFUSED_FOR_QUOTA)
     with (
         OpenAI(base_url=endpoint.base_url, api_key=key, max_retries=3) as client,

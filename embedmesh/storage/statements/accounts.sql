@@ -4,17 +4,24 @@ INSERT INTO accounts (account_id, kind, created_ms) VALUES (:account_id, :kind, 
 
 -- name: find_account
 -- One account.
-SELECT account_id, kind, balance, held, created_ms FROM accounts WHERE account_id = :account_id;
+SELECT account_id, kind, balance, held, created_ms, credit_limit FROM accounts WHERE account_id = :account_id;
 
 -- name: list_accounts
--- All accounts, oldest first.
-SELECT account_id, kind, balance, held, created_ms FROM accounts ORDER BY created_ms, account_id;
+-- Accounts, oldest first, from one on.
+SELECT account_id, kind, balance, held, created_ms, credit_limit FROM accounts
+WHERE (created_ms, account_id) > (CAST(:after_ms AS BIGINT), CAST(:after_id AS TEXT))
+ORDER BY created_ms, account_id LIMIT :rows_max;
 
--- name: insert_credit
--- Move money between the credit source and a customer, under an outside reference that applies once.
-INSERT INTO transfers (kind, source_id, target_id, amount, reference, created_ms)
-VALUES ('credit', :source_id, :target_id, :amount, :reference, :now_ms);
+-- name: set_credit_limit
+-- How much a customer may owe; nothing is changed where it owes more already.
+UPDATE accounts SET credit_limit = :credit_limit
+WHERE account_id = :account_id AND kind = 'customer' AND balance + CAST(:credit_limit AS BIGINT) >= held;
 
--- name: find_credit
--- The credit that was applied under a reference.
-SELECT source_id, target_id, amount FROM transfers WHERE reference = :reference;
+-- name: insert_referenced
+-- Move money under an outside reference that applies once: a credit, a refund, a payout.
+INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, reference, created_ms)
+VALUES (:kind, :source_id, :target_id, :amount, :hold_id, :reference, :now_ms);
+
+-- name: find_reference
+-- What was applied under a reference.
+SELECT kind, source_id, target_id, amount, hold_id FROM transfers WHERE reference = :reference;

@@ -3,16 +3,16 @@
 
 -- name: transfers_sum_to_zero
 -- The entries of a transfer are exactly its two sides.
-SELECT 'transfer ' || transfer_id, 'entries: ' || count(entries.amount) || ', sum ' || coalesce(sum(entries.amount), 'none')
+SELECT 'transfer ' || transfer_id, 'entries: ' || count(entries.amount) || ', sum ' || coalesce(CAST(sum(entries.amount) AS TEXT), 'none')
 FROM transfers LEFT JOIN entries USING (transfer_id)
 GROUP BY transfer_id
-HAVING count(entries.amount) <> 2 OR sum(entries.amount) <> 0 OR max(entries.amount) <> transfers.amount;
+HAVING count(entries.amount) <> 2 OR sum(entries.amount) <> 0 OR max(entries.amount) <> max(transfers.amount);
 
 -- name: entries_have_transfers
 -- Every entry belongs to a transfer of its account.
 SELECT 'entry of account ' || account_id, 'transfer ' || transfer_id || ' is not one of this account'
 FROM entries LEFT JOIN transfers USING (transfer_id)
-WHERE account_id IS NOT source_id AND account_id IS NOT target_id;
+WHERE account_id IS DISTINCT FROM source_id AND account_id IS DISTINCT FROM target_id;
 
 -- name: everything_sums_to_zero
 -- All entries together are zero.
@@ -22,31 +22,31 @@ SELECT 'all entries', 'sum ' || sum(amount) FROM entries HAVING sum(amount) <> 0
 -- An account's balance is the sum of its entries.
 SELECT 'account ' || account_id, 'balance ' || balance || ', entries ' || coalesce(sum(amount), 0)
 FROM accounts LEFT JOIN entries USING (account_id)
-GROUP BY account_id
+GROUP BY account_id, balance
 HAVING balance <> coalesce(sum(amount), 0);
 
 -- name: held_is_sum_of_open_holds
 -- What an account has held is the sum of its open holds.
 SELECT 'account ' || account_id, 'held ' || held || ', open holds ' || coalesce(sum(amount), 0)
-FROM accounts LEFT JOIN (SELECT account_id, amount FROM holds WHERE state = 'open') USING (account_id)
-GROUP BY account_id
+FROM accounts LEFT JOIN (SELECT account_id, amount FROM holds WHERE state = 'open') AS open USING (account_id)
+GROUP BY account_id, held
 HAVING held <> coalesce(sum(amount), 0);
 
 -- name: available_is_not_negative
--- No customer has less than is held.
-SELECT 'account ' || account_id, 'balance ' || balance || ', held ' || held
+-- No customer has less than is held, its credit limit counted in.
+SELECT 'account ' || account_id, 'balance ' || balance || ', credit limit ' || credit_limit || ', held ' || held
 FROM accounts
-WHERE held < 0 OR (kind = 'customer' AND balance < held);
+WHERE held < 0 OR (kind = 'customer' AND balance + credit_limit < held);
 
 -- name: holds_end_once
 -- A hold's state, its end and its times agree, and it captured at most its amount.
 SELECT 'hold ' || hold_id, 'state ' || state || ', ended by ' || coalesce(ended_by, 'nothing')
-    || ', captured ' || coalesce(captured, 'nothing') || ' of ' || amount
+    || ', captured ' || coalesce(CAST(captured AS TEXT), 'nothing') || ' of ' || amount
 FROM holds
 WHERE NOT coalesce(
     CASE state
         WHEN 'open' THEN ended_by IS NULL AND ended_ms IS NULL AND captured IS NULL
-        WHEN 'captured' THEN ended_by IS 'capture' AND ended_ms IS NOT NULL AND captured BETWEEN 0 AND amount
+        WHEN 'captured' THEN ended_by = 'capture' AND ended_ms IS NOT NULL AND captured BETWEEN 0 AND amount
         WHEN 'released' THEN ended_by IN ('release', 'expire', 'recover') AND ended_ms IS NOT NULL AND captured IS NULL
     END,
     FALSE
@@ -57,27 +57,48 @@ WHERE NOT coalesce(
 SELECT 'hold ' || holds.hold_id, 'state ' || state || ', charges ' || count(transfer_id)
 FROM holds LEFT JOIN transfers ON transfers.hold_id = holds.hold_id AND kind = 'charge'
 GROUP BY holds.hold_id
-HAVING count(transfer_id) <> (state = 'captured')
-    OR (state = 'captured' AND (transfers.amount <> captured OR source_id <> holds.account_id));
+HAVING count(transfer_id) <> CASE state WHEN 'captured' THEN 1 ELSE 0 END
+    OR (state = 'captured' AND (max(transfers.amount) <> captured OR max(source_id) <> holds.account_id));
 
 -- name: captured_holds_have_usage
--- A hold was captured if and only if it has a usage record, with the same cost.
-SELECT 'hold ' || holds.hold_id, 'state ' || state || ', usage ' || coalesce(cost, 'none')
+-- A hold was captured if and only if it has a usage record, with the same cost, as long as such records are kept.
+SELECT 'hold ' || holds.hold_id, 'state ' || state || ', usage ' || coalesce(CAST(cost AS TEXT), 'none')
 FROM holds LEFT JOIN usage USING (hold_id)
-WHERE (state = 'captured') <> (cost IS NOT NULL) OR cost <> captured OR usage.account_id <> holds.account_id;
+WHERE (
+    (state = 'captured') <> (cost IS NOT NULL) OR cost <> captured OR usage.account_id <> holds.account_id
+) AND coalesce(ended_ms / 86400000, 0)
+    >= coalesce((SELECT CAST(value AS BIGINT) FROM facts WHERE name = 'usage_kept_from_day'), 0);
 
 -- name: payables_are_recorded
 -- The nodes were given together exactly what the usage record says.
 SELECT 'hold ' || usage.hold_id, 'payable ' || payable || ', moved ' || coalesce(sum(amount), 0)
 FROM usage LEFT JOIN transfers ON transfers.hold_id = usage.hold_id AND kind = 'payable'
-GROUP BY usage.hold_id
+GROUP BY usage.hold_id, payable
 HAVING payable <> coalesce(sum(amount), 0);
 
--- name: references_are_whole
--- Every row that a row refers to exists.
-SELECT "table" || ' row ' || coalesce(rowid, '?'), 'refers to a row of ' || parent || ' that is missing'
-FROM pragma_foreign_key_check;
+-- name: refunds_are_of_charges
+-- A hold's refunds are together at most what it captured, and went to its own account.
+SELECT 'hold ' || holds.hold_id, 'captured ' || coalesce(CAST(captured AS TEXT), 'nothing') || ', refunds ' || sum(transfers.amount)
+FROM transfers JOIN holds USING (hold_id)
+WHERE kind = 'refund'
+GROUP BY holds.hold_id, captured, account_id
+HAVING sum(transfers.amount) > coalesce(captured, 0) OR min(target_id) <> account_id OR max(target_id) <> account_id;
 
--- name: file_is_whole
--- SQLite finds no damage in the file.
-SELECT 'file', integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok';
+-- name: usage_adds_up
+-- The sums by day are at least what the records that are kept add up to; and exactly, where all of a day's are kept.
+SELECT 'usage of key ' || key_id, 'day ' || day || ', model ' || model || ': sum ' || cost || ', records ' || recorded
+FROM usage_days JOIN (
+    SELECT key_id, day, model, sum(cost) AS recorded FROM usage GROUP BY key_id, day, model
+) AS records USING (key_id, day, model)
+WHERE cost <> recorded
+    AND day >= coalesce((SELECT CAST(value AS BIGINT) FROM facts WHERE name = 'usage_kept_from_day'), 0);
+
+-- name: customers_were_charged_what_they_used
+-- All sums of usage together are all charges together.
+SELECT 'all usage', 'usage ' || used || ', charges ' || charged
+FROM (
+    SELECT
+        (SELECT coalesce(sum(cost), 0) FROM usage_days) AS used,
+        (SELECT coalesce(sum(amount), 0) FROM transfers WHERE kind = 'charge') AS charged
+) AS both_sums
+WHERE used <> charged;

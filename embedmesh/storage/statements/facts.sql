@@ -6,11 +6,19 @@ SELECT value FROM facts WHERE name = :name;
 -- Note a fact about this store, unless it is noted already.
 INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING;
 
+-- name: set_fact
+-- Note a fact about this store, whatever was noted before.
+INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+
 -- name: delete_fact
 -- Forget a fact about this store.
 DELETE FROM facts WHERE name = :name;
 
 -- name: write_probe
 -- Write something that means nothing, to learn whether the store can be written at all.
-INSERT INTO facts (name, value) VALUES ('probed_ms', :now_ms)
+INSERT INTO facts (name, value) VALUES ('probed_ms', CAST(:now_ms AS TEXT))
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+
+-- name: topics
+-- What has changed how often.
+SELECT topic, version FROM topics;

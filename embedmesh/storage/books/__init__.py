@@ -1,0 +1,87 @@
+"""The operator's side of the store: plain calls that block, for the command line and, in a thread, the admin API.
+
+accounts    who has money, credit, payouts
+keys        bearer keys and what they may do
+prices      what tokens cost, from when on, for whom
+reports     what happened: usage, entries, statements, one request explained
+session     the connection that they share
+
+They have a connection of their own and work while gateways run; each write then waits for the gateways' batches.
+"""
+
+from pathlib import Path
+from types import TracebackType
+
+from embedmesh.rules.ports import Clock
+from embedmesh.storage.books.accounts import AccountBooks
+from embedmesh.storage.books.keys import KeyBooks
+from embedmesh.storage.books.prices import PriceBooks
+from embedmesh.storage.books.reports import Reports
+from embedmesh.storage.books.session import Session, translated
+from embedmesh.storage.check import CheckReport, check
+from embedmesh.storage.db import Db, Engine
+from embedmesh.storage.engines import engine_of
+from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
+from embedmesh.storage.secret import SecretOf, check_secret
+from embedmesh.storage.sqlite import OPEN_BUSY_S
+
+
+class Books:
+    """The books of one store. A context manager; `close` lets go of it."""
+
+    def __init__(self, engine: Engine, db: Db, clock: Clock, key_secret: bytes) -> None:
+        self._engine = engine
+        self._db = db
+        self._session = Session(db, clock)
+        self.accounts = AccountBooks(self._session)
+        self.keys = KeyBooks(self._session, self.accounts, key_secret)
+        self.prices = PriceBooks(self._session, self.accounts)
+        self.reports = Reports(self._session, self.accounts)
+
+    @classmethod
+    def open(cls, place: str | Path, *, clock: Clock, secret: SecretOf, migrating: bool = False) -> "Books":
+        """Open or make the store. Raises SetupError, or StoreUnavailable if it cannot be written now.
+
+        A store of another version is refused unless `migrating`: a gateway of that version may be using it.
+        """
+        engine = engine_of(place)
+        key_secret = secret(engine)
+        db = engine.connect(busy_s=OPEN_BUSY_S)
+        try:
+            if migrating or is_empty(engine, db):
+                migrate(engine, db)
+            else:
+                refuse_another_version(engine, db)
+            books = cls(engine, db, clock, key_secret)
+            with books._session.transaction():
+                check_secret(db, key_secret)
+        except BaseException:
+            db.close()
+            raise
+        return books
+
+    def __enter__(self) -> "Books":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._db.close()
+
+    def check(self) -> CheckReport:
+        """Look at every promise of the ledger. Raises StoreUnavailable if the store cannot be read."""
+        with translated():
+            return check(self._db)
+
+    def backup(self, target: Path, *, overwrite: bool = False) -> None:
+        """Write a consistent copy to a file of mode 0600. Raises StoreUnavailable; then there is no new file.
+
+        Raises InvalidValue for a target that is the store itself, or that is there already and not to `overwrite`; and
+        for a store that its server backs up.
+        """
+        with translated():
+            self._engine.backup(self._db, target, overwrite=overwrite)

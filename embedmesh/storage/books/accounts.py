@@ -1,0 +1,189 @@
+"""Accounts: who has how much money, how much may be owed, and what comes from outside and goes there."""
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
+from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, format_usd
+from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.hold_writes import REVENUE, node_account
+from embedmesh.storage.sql import load
+
+ACCOUNTS = load("accounts.sql")
+REPORTS = load("reports.sql")
+ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a colon would name one of our own accounts
+REFERENCE_CHARS_MAX = 255
+CUSTOMER, CREDIT_SOURCE, PAYOUTS = "customer", "credit_source", "payouts"
+
+
+class Account(msgspec.Struct, frozen=True):
+    """Where money is. Amounts are nano-USD."""
+
+    account_id: str
+    kind: str
+    balance_nanousd: int
+    held_nanousd: int
+    created_ms: int
+    credit_limit_nanousd: int = 0
+
+    @property
+    def available_nanousd(self) -> int:
+        """What may be held for further requests."""
+        return self.balance_nanousd + self.credit_limit_nanousd - self.held_nanousd
+
+
+class Payable(msgspec.Struct, frozen=True):
+    """What a node has earned and was not paid out, in nano-USD."""
+
+    node_id: str
+    balance_nanousd: int
+
+
+class AccountBooks:
+    """Accounts of one store. Every method raises StoreUnavailable, too."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def create(self, account_id: str, *, credit_limit_nanousd: int = 0) -> Account:
+        """Make a customer's account, prepaid or postpaid. Raises InvalidValue: the id is taken, or none."""
+        if not ACCOUNT_ID.fullmatch(account_id):
+            raise InvalidValue("An account id has 1 to 64 letters, digits, dots, dashes or underscores.", param="id")
+        with self._session.transaction():
+            row = {"account_id": account_id, "kind": CUSTOMER, "now_ms": self._session.clock.unix_ms()}
+            if self._session.run(ACCOUNTS["insert_account"], row).rowcount == 0:
+                raise InvalidValue(f"There is an account {account_id} already.", param="id")
+            if credit_limit_nanousd:
+                self._set_limit(account_id, credit_limit_nanousd)
+            return self.find(account_id)
+
+    def find(self, account_id: str) -> Account:
+        """One account. Raises NotFound."""
+        row = self._session.row(ACCOUNTS["find_account"], {"account_id": account_id})
+        if row is None:
+            raise NotFound(f"There is no account {account_id[:64]}.")
+        return Account(*row)
+
+    def list(self, *, after: Account | None = None, rows_max: int = ROWS_MAX) -> Sequence[Account]:
+        """Accounts, oldest first, our own and the nodes' among them; from `after` on."""
+        asked = (
+            {"after_ms": after.created_ms, "after_id": after.account_id} if after else {"after_ms": -1, "after_id": ""}
+        )
+        rows = self._session.rows(ACCOUNTS["list_accounts"], asked | {"rows_max": rows_max})
+        return [Account(*row) for row in rows]
+
+    def set_credit_limit(self, account_id: str, limit_nanousd: int) -> Account:
+        """How much a customer may owe; 0 is prepaid. Raises NotFound, InvalidValue."""
+        with self._session.transaction(account_id):
+            self._customer(account_id)
+            self._set_limit(account_id, limit_nanousd)
+            return self.find(account_id)
+
+    def credit(self, account_id: str, amount_nanousd: int, reference: str) -> bool:
+        """Give (or, when negative, take back) money, once for each reference: False if that was applied before.
+
+        Raises NotFound, InsufficientQuota (more is to be taken back than is available) and InvalidValue (a reference
+        that was used for something else; no customer; an amount of nothing or too much).
+        """
+        if not 0 < abs(amount_nanousd) <= AMOUNT_MAX_NANOUSD:
+            raise InvalidValue(
+                f"A credit is an amount other than zero, at most {format_usd(AMOUNT_MAX_NANOUSD)}.", param="amount"
+            )
+        source, target = (CREDIT_SOURCE, account_id) if amount_nanousd > 0 else (account_id, CREDIT_SOURCE)
+        with self._session.transaction(account_id, CREDIT_SOURCE):
+            account = self._customer(account_id)
+            if self._applied("credit", source, target, abs(amount_nanousd), None, reference):
+                return False
+            if account.available_nanousd + amount_nanousd < 0:
+                has = format_usd(account.available_nanousd)
+                raise InsufficientQuota(
+                    f"{account_id} has {has} available; {format_usd(-amount_nanousd)} cannot be taken back."
+                )
+            if account.balance_nanousd + amount_nanousd > AMOUNT_MAX_NANOUSD:
+                raise InvalidValue(
+                    f"{account_id} would have more than an account can: {format_usd(AMOUNT_MAX_NANOUSD)}."
+                )
+            self._move("credit", source, target, abs(amount_nanousd), None, reference)
+            return True
+
+    def refund(self, hold_id: str, amount_nanousd: int | None, reference: str) -> tuple[bool, int]:
+        """Give back what a request cost, or some of it, once for each reference; the nodes keep what they have got.
+
+        Whether that was done now, and how much it was. None is all that was not given back yet. Raises NotFound,
+        InvalidValue.
+        """
+        hold = self._session.row(REPORTS["one_hold"], {"hold_id": hold_id})
+        if hold is None or hold[4] != "captured":
+            raise NotFound(f"No request {hold_id[:64]} was charged.")
+        account_id, captured = hold[1], hold[6]
+        with self._session.transaction(account_id, REVENUE):
+            before = self._session.row(ACCOUNTS["find_reference"], {"reference": reference})
+            if before is not None and before[::4] == ("refund", hold_id) and amount_nanousd in (None, before[3]):
+                return False, int(before[3])
+            moved = self._session.rows(REPORTS["transfers_of_hold"], {"hold_id": hold_id})
+            left = captured - sum(amount for _, kind, _, _, amount, _, _ in moved if kind == "refund")
+            amount = left if amount_nanousd is None else amount_nanousd
+            if self._applied("refund", REVENUE, account_id, amount, hold_id, reference):
+                return False, amount
+            if not 0 < amount <= left:
+                raise InvalidValue(f"{format_usd(left)} of this request can be given back.", param="amount")
+            self._move("refund", REVENUE, account_id, amount, hold_id, reference)
+            return True, amount
+
+    def payables(self) -> Sequence[Payable]:
+        """What each node has earned and was not paid out."""
+        rows = self._session.rows(REPORTS["payables"])
+        return [Payable(account_id.partition(":")[2], balance) for account_id, balance in rows]
+
+    def pay_out(self, node_id: str, amount_nanousd: int, reference: str) -> bool:
+        """Note that a node's operator was paid, once for each reference: False if that was noted before.
+
+        Raises NotFound, InvalidValue.
+        """
+        account_id = node_account(node_id)
+        with self._session.transaction(account_id, PAYOUTS):
+            account = self.find(account_id)
+            if self._applied("payout", account_id, PAYOUTS, amount_nanousd, None, reference):
+                return False
+            if not 0 < amount_nanousd <= account.balance_nanousd:
+                raise InvalidValue(
+                    f"{node_id[:64]} has earned {format_usd(account.balance_nanousd)} that was not paid out.",
+                    param="amount",
+                )
+            self._move("payout", account_id, PAYOUTS, amount_nanousd, None, reference)
+            return True
+
+    def _customer(self, account_id: str) -> Account:
+        account = self.find(account_id)
+        if account.kind != CUSTOMER:
+            raise InvalidValue(f"{account_id} is no customer's account.")
+        return account
+
+    def _set_limit(self, account_id: str, limit_nanousd: int) -> None:
+        if not 0 <= limit_nanousd <= AMOUNT_MAX_NANOUSD:
+            raise InvalidValue(
+                f"A credit limit is at most {format_usd(AMOUNT_MAX_NANOUSD)}.", param="credit_limit_nanousd"
+            )
+        row = {"account_id": account_id, "credit_limit": limit_nanousd}
+        if self._session.run(ACCOUNTS["set_credit_limit"], row).rowcount == 0:
+            account = self.find(account_id)
+            owed = format_usd(account.held_nanousd - account.balance_nanousd)
+            raise InvalidValue(f"{account_id} owes {owed}, running requests included.", param="credit_limit_nanousd")
+
+    def _applied(self, kind: str, source: str, target: str, amount: int, hold_id: str | None, reference: str) -> bool:
+        """Whether this very transfer was made under the reference. Raises InvalidValue where another was."""
+        if not 0 < len(reference) <= REFERENCE_CHARS_MAX or "\0" in reference:
+            raise InvalidValue(f"A reference has 1 to {REFERENCE_CHARS_MAX} characters.", param="reference")
+        before = self._session.row(ACCOUNTS["find_reference"], {"reference": reference})
+        if before is None:
+            return False
+        if tuple(before) != (kind, source, target, amount, hold_id):
+            raise InvalidValue("That reference was used for something else.", param="reference")
+        return True
+
+    def _move(self, kind: str, source: str, target: str, amount: int, hold_id: str | None, reference: str) -> None:
+        row = {"kind": kind, "source_id": source, "target_id": target, "amount": amount, "hold_id": hold_id}
+        now_ms = self._session.clock.unix_ms()
+        self._session.run(ACCOUNTS["insert_referenced"], row | {"reference": reference, "now_ms": now_ms})

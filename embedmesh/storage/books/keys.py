@@ -1,0 +1,188 @@
+"""Bearer keys: who may ask, for what, how often, for how much, until when. Only a keyed hash of a key is kept."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from embedmesh.rules.errors import InvalidValue, NotFound
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
+from embedmesh.storage.books.accounts import AccountBooks
+from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.sql import load
+from embedmesh.storage.tokens import hash_token, make_token
+
+KEYS = load("keys.sql")
+SCOPES = frozenset({"embeddings", "keys", "metrics", "admin"})
+NAME_CHARS_MAX = 128
+MODELS_MAX = 64
+MODEL_CHARS_MAX = 200
+LIMIT_MAX = 10**12  # of requests or tokens a minute, or at one time
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key may do, besides its scopes. None is: no limit; no models: all. Budgets are nano-USD, days are UTC."""
+
+    models: tuple[str, ...] = ()
+    requests_a_minute: int | None = None
+    tokens_a_minute: int | None = None
+    concurrency: int | None = None
+    budget_day: int | None = None
+    budget_month: int | None = None
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A bearer key as we know it: never the key itself. Times are Unix milliseconds."""
+
+    key_id: str
+    account_id: str
+    name: str
+    scopes: tuple[str, ...]
+    created_ms: int
+    expires_ms: int | None = None
+    revoked_ms: int | None = None
+    limits: Limits = Limits()
+    rotated_to: str | None = None
+    last_used_ms: int | None = None
+
+
+class KeyBooks:
+    """Keys of one store. Every method raises StoreUnavailable, too."""
+
+    def __init__(self, session: Session, accounts: AccountBooks, key_secret: bytes) -> None:
+        self._session = session
+        self._accounts = accounts
+        self._key_secret = key_secret
+
+    def create(
+        self,
+        account_id: str,
+        scopes: Iterable[str],
+        *,
+        name: str = "",
+        expires_ms: int | None = None,
+        limits: Limits | None = None,
+    ) -> tuple[Key, str]:
+        """A new key and its token, which nobody can show again. Raises NotFound, InvalidValue."""
+        key = Key(
+            key_id=new_id("key", self._session.clock),
+            account_id=account_id,
+            name=name,
+            scopes=tuple(sorted(set(scopes))),
+            created_ms=self._session.clock.unix_ms(),
+            expires_ms=expires_ms,
+            limits=limits or Limits(),
+        )
+        with self._session.transaction():
+            self._accounts.find(account_id)
+            return key, self._insert(key)
+
+    def find(self, key_id: str, *, account_id: str | None = None) -> Key:
+        """One key, of one account where it is named. Raises NotFound."""
+        row = self._session.row(KEYS["one_key"], {"key_id": key_id})
+        if row is None or account_id not in (None, row[1]):
+            raise NotFound(f"There is no key {key_id[:64]}.")
+        return _key(row)
+
+    def list(
+        self, account_id: str | None = None, *, after: Key | None = None, rows_max: int = ROWS_MAX
+    ) -> Sequence[Key]:
+        """The keys of one account, or all; revoked and expired ones too. Oldest first, from `after` on."""
+        start = {"after_ms": after.created_ms, "after_id": after.key_id} if after else {"after_ms": -1, "after_id": ""}
+        rows = self._session.rows(KEYS["list_keys"], start | {"account_id": account_id, "rows_max": rows_max})
+        return [_key(row) for row in rows]
+
+    def change(self, key_id: str, **changes: Any) -> Key:
+        """Another `name`, `expires_ms` or `limits` for a key. Raises NotFound, InvalidValue (it was revoked)."""
+        with self._session.transaction():
+            key = msgspec.structs.replace(self.find(key_id), **changes)
+            _check(key)
+            if self._session.run(KEYS["change_key"], _columns(key)).rowcount == 0:
+                raise InvalidValue(f"Key {key_id} is revoked.")
+            return key
+
+    def revoke(self, key_id: str) -> bool:
+        """Make a key useless at once; False if there is no such key or it was revoked before."""
+        with self._session.transaction():
+            row = {"key_id": key_id, "now_ms": self._session.clock.unix_ms()}
+            return self._session.run(KEYS["revoke_key"], row).rowcount == 1
+
+    def rotate(self, key_id: str, *, overlap_s: int) -> tuple[Key, str]:
+        """A new key that may do what this one may, which ends later. Raises NotFound, InvalidValue."""
+        now_ms = self._session.clock.unix_ms()
+        with self._session.transaction():
+            old = self.find(key_id)
+            new = msgspec.structs.replace(
+                old, key_id=new_id("key", self._session.clock), created_ms=now_ms, last_used_ms=None, rotated_to=None
+            )
+            ends = {
+                "key_id": key_id,
+                "rotated_to": new.key_id,
+                "now_ms": now_ms,
+                "expires_ms": now_ms + overlap_s * 1000,
+            }
+            if self._session.run(KEYS["rotate_key"], ends).rowcount == 0:
+                raise InvalidValue(f"Key {key_id} is revoked, expired, or was rotated before.")
+            return new, self._insert(new)
+
+    def _insert(self, key: Key) -> str:
+        _check(key)
+        token = make_token("em_admin" if "admin" in key.scopes else "em")
+        row = _columns(key) | {
+            "account_id": key.account_id,
+            "token_hash": hash_token(token, self._key_secret),
+            "scopes": " ".join(key.scopes),
+            "now_ms": key.created_ms,
+        }
+        self._session.run(KEYS["insert_key"], row)
+        return token
+
+
+def _check(key: Key) -> None:
+    """Raise InvalidValue for a key that cannot be."""
+    if not key.scopes or not SCOPES.issuperset(key.scopes):
+        raise InvalidValue(f"A key has at least one of the scopes {', '.join(sorted(SCOPES))}.", param="scopes")
+    if len(key.name) > NAME_CHARS_MAX or "\0" in key.name:
+        raise InvalidValue(f"A key's name has at most {NAME_CHARS_MAX} characters.", param="name")
+    limits = key.limits
+    if len(limits.models) > MODELS_MAX or any(
+        not 0 < len(model) <= MODEL_CHARS_MAX or not model.isprintable() for model in limits.models
+    ):
+        raise InvalidValue(f"A key may be for at most {MODELS_MAX} models, each named by its id.", param="models")
+    for name in ("requests_a_minute", "tokens_a_minute", "concurrency"):
+        value = getattr(limits, name)
+        if value is not None and not 0 < value <= LIMIT_MAX:
+            raise InvalidValue(f"`{name}` is at least 1 and at most {LIMIT_MAX:,}.", param=name)
+    for name in ("budget_day", "budget_month"):
+        value = getattr(limits, name)
+        if value is not None and not 0 <= value <= AMOUNT_MAX_NANOUSD:
+            raise InvalidValue(f"`{name}` is at least 0 and at most {AMOUNT_MAX_NANOUSD:,} nano-USD.", param=name)
+
+
+def _columns(key: Key) -> dict[str, Any]:
+    row = {"key_id": key.key_id, "name": key.name, "expires_ms": key.expires_ms}
+    return row | msgspec.structs.asdict(key.limits) | {"models": "\n".join(key.limits.models)}
+
+
+def _key(row: Sequence[Any]) -> Key:
+    key_id, account_id, name, scopes, created, expires, revoked, models, rpm, tpm, at_once, day, month, to, used = row
+    return Key(
+        key_id=key_id,
+        account_id=account_id,
+        name=name,
+        scopes=tuple(scopes.split()),
+        created_ms=created,
+        expires_ms=expires,
+        revoked_ms=revoked,
+        limits=Limits(
+            models=tuple(models.split("\n")) if models else (),
+            requests_a_minute=rpm,
+            tokens_a_minute=tpm,
+            concurrency=at_once,
+            budget_day=day,
+            budget_month=month,
+        ),
+        rotated_to=to,
+        last_used_ms=used,
+    )

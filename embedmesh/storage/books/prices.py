@@ -1,0 +1,66 @@
+"""What tokens cost: a price of a model holds from a moment on, for one account or for all, until another follows."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from embedmesh.rules.errors import InvalidValue
+from embedmesh.storage.books.accounts import AccountBooks
+from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.sql import load
+
+PRICES = load("prices.sql")
+PRICE_MAX = 10**15  # nano-USD per million tokens: a dollar a token
+MODEL_CHARS_MAX = 200
+
+
+class Price(msgspec.Struct, frozen=True):
+    """Nano-USD per million tokens of a model, for an account or for all (None). Times are Unix milliseconds."""
+
+    price_id: int
+    model: str
+    account_id: str | None
+    price: int
+    from_ms: int
+    to_ms: int | None
+
+
+class PriceBooks:
+    """Prices of one store. Every method raises StoreUnavailable, too."""
+
+    def __init__(self, session: Session, accounts: AccountBooks) -> None:
+        self._session = session
+        self._accounts = accounts
+
+    def set(self, model: str, price: int, *, account_id: str | None = None, from_ms: int | None = None) -> Price:
+        """A new price, from now or a later moment on. Raises NotFound (no such account), InvalidValue."""
+        self._check(model, account_id)
+        if not 0 <= price <= PRICE_MAX:
+            raise InvalidValue(f"A price is 0 to {PRICE_MAX:,} nano-USD per million tokens.", param="price")
+        now_ms = self._session.clock.unix_ms()
+        begins = now_ms if from_ms is None else from_ms
+        if begins < now_ms:
+            raise InvalidValue("A price cannot begin in the past: what was bought is paid.", param="from_ms")
+        row = {"model": model, "account_id": account_id, "price": price, "from_ms": begins, "now_ms": now_ms}
+        with self._session.transaction():
+            self._session.run(PRICES["end_price"], row)
+            (price_id,) = self._session.rows(PRICES["insert_price"], row)[0]
+        return Price(price_id, model, account_id, price, begins, None)
+
+    def end(self, model: str, *, account_id: str | None = None) -> bool:
+        """Let what was set end now: then the price for all counts, or the catalogue's. False where none was set."""
+        self._check(model, account_id)
+        row = {"model": model, "account_id": account_id, "from_ms": self._session.clock.unix_ms()}
+        with self._session.transaction():
+            return self._session.run(PRICES["end_price"], row).rowcount == 1
+
+    def list(self, model: str | None = None, *, rows_max: int = ROWS_MAX) -> Sequence[Price]:
+        """Of all times, the latest first; of one model, or all."""
+        rows = self._session.rows(PRICES["list_prices"], {"model": model, "rows_max": rows_max})
+        return [Price(*row) for row in rows]
+
+    def _check(self, model: str, account_id: str | None) -> None:
+        if not 0 < len(model) <= MODEL_CHARS_MAX or not model.isprintable():
+            raise InvalidValue("Name the model by its id.", param="model")
+        if account_id is not None:
+            self._accounts.find(account_id)

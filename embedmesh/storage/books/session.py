@@ -1,0 +1,65 @@
+"""One connection for all books: statements and transactions, with the drivers' errors in our words."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.ports import Clock
+from embedmesh.storage.db import ERRORS, Cursor, Db, Row
+
+ROWS_MAX = 1_000  # of one page
+
+
+class Session:
+    """Not for several threads at one time. Every method raises StoreUnavailable."""
+
+    def __init__(self, db: Db, clock: Clock) -> None:
+        self.clock = clock
+        self._db = db
+
+    def run(self, statement: str, values: Mapping[str, Any] | None = None) -> Cursor:
+        """One statement."""
+        with translated():
+            return self._db.execute(statement, values or {})
+
+    def rows(self, statement: str, values: Mapping[str, Any] | None = None) -> Sequence[Row]:
+        """What a statement found."""
+        with translated():
+            return self._db.execute(statement, values or {}).fetchall()
+
+    def row(self, statement: str, values: Mapping[str, Any] | None = None) -> Row | None:
+        """What a statement found, if anything, that can only find one."""
+        with translated():
+            return self._db.execute(statement, values or {}).fetchone()
+
+    @contextmanager
+    def transaction(self, *accounts: str) -> Iterator[None]:
+        """All of it, or nothing. `accounts` are those whose money it moves."""
+        with translated():
+            self._db.begin()
+        try:
+            if accounts:
+                with translated():
+                    self._db.lock_accounts(set(accounts))
+            yield
+            with translated():
+                self._db.commit()
+        finally:
+            if self._db.in_transaction:
+                with translated():
+                    self._db.rollback()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """The drivers' and the system's errors, in our words."""
+    try:
+        yield
+    except ERRORS as error:
+        reason = str(error).strip().splitlines()
+        raise StoreUnavailable(
+            f"The store did not do it ({reason[0] if reason else type(error).__name__}); nothing was changed."
+        ) from None
+    except OSError as error:
+        raise StoreUnavailable(f"The store did not do it ({error.strerror}); nothing was changed.") from None

@@ -1,0 +1,20 @@
+-- name: lock_chain
+-- Every transfer touches one of these: who has them knows that none is under way.
+SELECT account_id FROM accounts WHERE account_id IN ('revenue', 'credit_source', 'payouts');
+
+-- name: last_block
+-- Where the chain ends.
+SELECT last_transfer, hash FROM blocks ORDER BY last_transfer DESC LIMIT 1;
+
+-- name: unchained
+-- Transfers that no block covers yet, in their order.
+SELECT transfer_id, kind, source_id, target_id, amount, hold_id, reference, created_ms FROM transfers
+WHERE transfer_id > :last_transfer ORDER BY transfer_id LIMIT :rows_max;
+
+-- name: insert_block
+-- Cover them.
+INSERT INTO blocks (last_transfer, transfers, hash, created_ms) VALUES (:last_transfer, :transfers, :hash, :now_ms);
+
+-- name: all_blocks
+-- The whole chain, from its beginning.
+SELECT last_transfer, transfers, hash FROM blocks ORDER BY last_transfer;

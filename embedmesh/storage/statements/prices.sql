@@ -1,0 +1,22 @@
+-- name: current_prices
+-- All prices that hold at a moment: for a model, of one account or of all. The latest that has begun counts.
+SELECT model, account_id, price, price_id FROM prices
+WHERE from_ms <= CAST(:now_ms AS BIGINT) AND (to_ms IS NULL OR to_ms > CAST(:now_ms AS BIGINT))
+ORDER BY from_ms, price_id;
+
+-- name: end_price
+-- Let the price that has no end yet end.
+UPDATE prices SET to_ms = CASE WHEN from_ms > CAST(:from_ms AS BIGINT) THEN from_ms ELSE CAST(:from_ms AS BIGINT) END
+WHERE model = :model AND to_ms IS NULL AND account_id IS NOT DISTINCT FROM CAST(:account_id AS TEXT);
+
+-- name: insert_price
+-- A price from a moment on.
+INSERT INTO prices (model, account_id, price, from_ms, created_ms)
+VALUES (:model, :account_id, :price, :from_ms, :now_ms)
+RETURNING price_id;
+
+-- name: list_prices
+-- Prices of all times, of one model or of all, the latest first.
+SELECT price_id, model, account_id, price, from_ms, to_ms FROM prices
+WHERE (CAST(:model AS TEXT) IS NULL OR model = :model)
+ORDER BY from_ms DESC, price_id DESC LIMIT :rows_max;

@@ -1,0 +1,364 @@
+"""The gateway's side of the store: rules.ports.Keys, Ledger, Prices and Allowances, over either kind of store.
+
+One connection writes, in batches (see writer); others read. Any number of gateways may use one store: what they have to
+agree about is in it, and what one remembers of it, it forgets when another changes it (see topics).
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from embedmesh.rules.errors import SetupError, StoreUnavailable
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.ports import Clock
+from embedmesh.storage import chain
+from embedmesh.storage.allowances import Allowances
+from embedmesh.storage.check import verify
+from embedmesh.storage.db import ERRORS, Db, OnFatal
+from embedmesh.storage.engines import engine_of
+from embedmesh.storage.hold_writes import CLAIMS, EXPIRED_HOLDS_MAX, HOLDS, EndHold, Expire, PlaceHold, end_holds
+from embedmesh.storage.instance import Instance, take_instance
+from embedmesh.storage.keyring import KeyRing
+from embedmesh.storage.medium import PostgresMedium, SqliteMedium
+from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
+from embedmesh.storage.nodes import NodeBooks
+from embedmesh.storage.postgres import PostgresDb, PostgresEngine
+from embedmesh.storage.pricing import PriceList
+from embedmesh.storage.reads import PostgresReads, Reads, SqliteReads
+from embedmesh.storage.sealed import Seal
+from embedmesh.storage.secret import FACTS, SecretOf, check_secret
+from embedmesh.storage.sqlite import LOCK_WAIT_S, OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
+from embedmesh.storage.topics import Bell, Listener, Timer, Topics
+from embedmesh.storage.upkeep import Retention, upkeep
+from embedmesh.storage.writer import Medium, Writer
+from embedmesh.storage.writes import Change, Stats, Write
+
+HOLD_S_MAX = 1.5  # a hold that is not durable by then is refused; the caller is told within 2 s (contract section 4)
+DRAIN_S_MAX = 5.0  # a disk that does not answer must not keep us from ending; the next start recovers
+REPLY = "idempotent reply"
+
+RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it open
+
+T = TypeVar("T")
+
+
+def _ignore(reason: str) -> None:
+    """For those who look at `healthy` instead."""
+
+
+class Store:
+    """The store of one gateway. `stats` counts what became durable."""
+
+    def __init__(
+        self,
+        opened: "_Opened",
+        *,
+        clock: Clock,
+        key_secret: bytes,
+        retention: Retention,
+        on_fatal: OnFatal,
+    ) -> None:
+        self._opened = opened
+        self._clock = clock
+        self._retention = retention
+        self.key_secret = key_secret
+        self._seal = Seal(key_secret)
+        self.stats = Stats(recovered=opened.recovered)
+        self._reads = opened.reads
+        self._writer = Writer(opened.medium(clock), clock, self.stats, on_fatal)
+        self.topics = Topics(self._reads, opened.bell)
+        self.keys = KeyRing(self._reads, self._writer, self.topics, clock, key_secret)
+        self.prices = PriceList(self._reads, self.topics, clock)
+        self.allowances = Allowances(self._written, clock)
+        self.nodes = NodeBooks(self._reads, self._written, clock, key_secret)
+
+    @classmethod
+    async def open(
+        cls,
+        place: str | Path,
+        *,
+        folder: Path,
+        clock: Clock,
+        secret: SecretOf,
+        retention: Retention | None = None,
+        on_fatal: OnFatal = _ignore,
+        lock_wait_s: float = LOCK_WAIT_S,
+    ) -> "Store":
+        """Open or make the store, and release what this gateway left open before. Raises SetupError.
+
+        `place` is an SQLite file or a `postgresql://` address; `folder` keeps this gateway's name. A gateway that is
+        alone on an SQLite store brings it to this version, verifies it where another did not close it, and releases
+        whatever dead ones left open. `on_fatal(reason)` is called once if the disk can no longer be trusted; the
+        process should then exit without a word to its callers.
+        """
+        engine = engine_of(place)
+        instance = take_instance(folder, clock)
+        try:
+            key_secret = await asyncio.to_thread(secret, engine)
+            if isinstance(engine, SqliteEngine):
+                opened = await _open_sqlite(engine, instance, key_secret, clock, lock_wait_s)
+            else:
+                assert isinstance(engine, PostgresEngine)
+                opened = await asyncio.to_thread(_open_postgres, engine, instance, key_secret, clock)
+        except BaseException:
+            instance.close()
+            raise
+        store = cls(opened, clock=clock, key_secret=key_secret, retention=retention or Retention(), on_fatal=on_fatal)
+        try:
+            await store.topics.look()
+            await store.prices.look()
+        except StoreUnavailable as error:
+            await store.close()
+            raise SetupError(error.message) from None
+        return store
+
+    def background(self) -> Collection[Awaitable[None]]:
+        """What has to run as long as the gateway does."""
+        return self.topics.watch(), self.keys.note_uses(), self.prices.watch(), upkeep(self, self._clock)
+
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
+        """Durably set money aside, or raise a Failure; then nothing stays held. Nor where there is a twin."""
+        write = PlaceHold(hold, self._opened.instance.name, claim, self.release)
+        self._writer.submit(write)
+        try:
+            async with asyncio.timeout(HOLD_S_MAX):
+                twin = await write.outcome
+        except TimeoutError:
+            raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
+        return self._unsealed(twin) if twin is not None else None
+
+    async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+        """The request that answers for an Idempotency-Key now. Raises StoreUnavailable."""
+        asked = {"account_id": hold.account_id, "key_hash": claim.key_hash}
+        rows = await self._reads.ask(CLAIMS["find_claim"], asked)
+        return self._unsealed(Twin(*rows[0])) if rows else None
+
+    async def kept_bytes(self, account_id: str) -> int:
+        """How much of an account's replies is kept. Raises StoreUnavailable."""
+        rows = await self._reads.ask(CLAIMS["kept_bytes"], {"account_id": account_id})
+        return int(rows[0][0]) if rows else 0
+
+    def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
+        """End an open hold by charging it; written with the next batch, and kept until it is durable.
+
+        Bounded without a limit of its own: there is at most one for each hold that became durable.
+        """
+        sealed = self._seal.close(reply, what=REPLY, whose=hold.hold_id) if reply is not None else None
+        self._writer.submit(EndHold(hold, HoldEnd.CAPTURE, charge, sealed))
+
+    def release(self, hold: Hold, why: HoldEnd = HoldEnd.RELEASE) -> None:
+        """End an open hold without charging; written with the next batch. Harmless after a capture.
+
+        When too much is waiting already it is left to the sweep, which releases the hold at its deadline.
+        """
+        if not self._writer.full():
+            self._writer.submit(EndHold(hold, why))
+
+    async def expire(self, now_ms: int) -> int:
+        """Release every hold whose deadline is before `now_ms`; returns how many. Raises StoreUnavailable."""
+        total = 0
+        while True:
+            sweep = Expire(now_ms)
+            expired = await self._done(sweep, sweep.outcome)
+            total += expired
+            if expired < EXPIRED_HOLDS_MAX:
+                return total
+
+    async def extend_chain(self) -> int:
+        """Cover every transfer that no block covers yet; how many that were. Raises StoreUnavailable."""
+        total = 0
+        while True:
+            covered = await self._written(chain.extend, chain.LOCKED)
+            total += covered
+            if covered < chain.TRANSFERS_A_BLOCK:
+                return total
+
+    async def forget(self) -> int:
+        """Delete what is older than it is kept; how many rows. Raises StoreUnavailable."""
+        return await self._retention.apply(self._written, self._clock)
+
+    def healthy(self) -> bool:
+        """Whether the store took the last thing it was asked to write."""
+        return self._writer.healthy()
+
+    async def drain(self) -> int:
+        """Wait until everything queued is durable, at most DRAIN_S_MAX; returns how many writes still are not."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S_MAX):
+                await self._writer.drained()
+        return self._writer.waiting()
+
+    async def close(self) -> None:
+        """Drain, then let go of the store."""
+        self.keys.note_uses_now()
+        lost = await self.drain()
+        sound = self._writer.healthy()
+        await self._writer.close()
+        self._opened.close(clean=sound and not lost)
+
+    async def _written(self, write: Callable[[Db, int], T], accounts: frozenset[str] = frozenset()) -> T:
+        """Do something with the next batch, once it is durable. Raises StoreUnavailable."""
+        change = Change(write, accounts)
+        return await self._done(change, change.outcome)
+
+    async def _done(self, write: Write, outcome: "asyncio.Future[T]") -> T:
+        self._writer.submit(write)
+        try:
+            async with asyncio.timeout(HOLD_S_MAX):
+                return await outcome
+        except TimeoutError:
+            raise StoreUnavailable("The store did not answer in time; try again soon.") from None
+
+    def _unsealed(self, twin: Twin) -> Twin:
+        if twin.reply is None:
+            return twin
+        reply = self._seal.open(twin.reply, what=REPLY, whose=twin.hold_id)
+        return Twin(twin.body_hash, twin.hold_id, twin.state, reply)
+
+
+class _Opened:
+    """The connections of a store that was opened, and what has to be let go of at the end."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        recovered: int,
+        reads: Reads,
+        bell: Bell,
+        medium: Callable[[Clock], Medium],
+        close: Callable[[bool], None],
+    ) -> None:
+        self.instance = instance
+        self.recovered = recovered
+        self.reads = reads
+        self.bell = bell
+        self.medium = medium
+        self._close = close
+
+    def close(self, *, clean: bool) -> None:
+        """`clean`: all was written."""
+        self.bell.close()
+        self.reads.close()
+        self._close(clean)
+        self.instance.close()
+
+
+async def _open_sqlite(
+    engine: SqliteEngine, instance: Instance, key_secret: bytes, clock: Clock, lock_wait_s: float
+) -> _Opened:
+    lock: GatewayLock | None = None
+    opened: list[SqliteDb] = []
+    try:
+        opened.append(writes := engine.connect(busy_s=OPEN_BUSY_S))
+        lock = GatewayLock(engine.path)
+        await lock.take(lock_wait_s)
+        running = f"{RUNNING} {instance.name}"
+        if lock.alone:
+            migrate(engine, writes)
+        else:
+            refuse_another_version(engine, writes)
+        recovered = _prepare(writes, instance.name, running, key_secret, clock.unix_ms(), alone=lock.alone)
+        writes.execute("PRAGMA busy_timeout = 0")  # the writer waits by itself, without blocking the event loop
+        writes.execute("PRAGMA wal_autocheckpoint = 0")  # the writer checkpoints by itself, and sees the errors
+        opened.append(reads := engine.connect(busy_s=0, read_only=True))
+        wal = os.open(f"{engine.path}-wal", os.O_RDONLY)  # the kernel tells it of every failed write-back from now on
+        await lock.share(lock_wait_s)
+    except BaseException:
+        for db in opened:
+            db.close()
+        if lock is not None:
+            lock.close()
+        raise
+
+    def close(clean: bool) -> None:
+        if clean:
+            with suppress(*ERRORS):  # then the next start verifies, for nothing
+                writes.execute(FACTS["delete_fact"], {"name": running})
+        writes.close()
+        os.close(wal)
+        lock.close()
+
+    def medium(clock: Clock) -> Medium:
+        return SqliteMedium(writes, clock, partial(os.fdatasync, wal))
+
+    return _Opened(instance, recovered, SqliteReads(reads), Timer(), medium, close)
+
+
+def _open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes, clock: Clock) -> _Opened:
+    opened: list[PostgresDb] = []
+    try:
+        opened.append(writes := engine.connect())
+        if is_empty(engine, writes):
+            migrate(engine, writes)
+        else:
+            refuse_another_version(engine, writes)
+        opened.append(listening := engine.connect())
+        while not _named(listening, instance.name):
+            instance.rename(new_id("gw", clock))
+        recovered = _prepare(writes, instance.name, None, key_secret, clock.unix_ms(), alone=False)
+    except BaseException:
+        for db in opened:
+            db.close()
+        raise
+    return _Opened(
+        instance,
+        recovered,
+        PostgresReads(engine),
+        Listener(engine, listening),
+        lambda clock: PostgresMedium(engine, writes),
+        lambda clean: None,
+    )
+
+
+def _named(db: PostgresDb, name: str) -> bool:
+    """Have a name for as long as the session lasts, if no other gateway of the store has it."""
+    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
+    return db.execute("SELECT pg_try_advisory_lock(:number)", {"number": number}).fetchone() == (True,)
+
+
+def _prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> int:
+    """Check the secret, verify an SQLite ledger if a gateway died, and release what it left open.
+
+    `alone`: no other gateway is there, so that all open holds are dead ones'. Returns how many were released.
+    """
+    try:
+        db.begin()
+        check_secret(db, key_secret)
+        if running is not None:
+            _verify(db, running, now_ms, alone=alone)
+        if alone:
+            left = db.execute(HOLDS["open_holds"]).fetchall()
+        else:
+            left = db.execute(HOLDS["holds_of_owner"], {"owner": owner}).fetchall()
+        if left:
+            db.lock_accounts({account_id for _, account_id in left})
+        rows = [{"hold_id": hold_id, "ended_by": HoldEnd.RECOVER.value} for hold_id, _ in left]
+        recovered = len(end_holds(db, now_ms, rows))
+        db.commit()
+    except ERRORS as error:
+        raise SetupError(f"The store cannot be written: {error}. Is its disk full or read-only?") from None
+    finally:
+        if db.in_transaction:
+            db.rollback()
+    return recovered
+
+
+def _verify(db: Db, running: str, now_ms: int, *, alone: bool) -> None:
+    """After gateways that did not close the store: look at what a lost write may have broken. Raises SetupError."""
+    left = db.execute("SELECT name FROM facts WHERE name LIKE :like", {"like": f"{RUNNING}%"}).fetchall()
+    if alone and left and (broken := verify(db)):
+        first = broken[0]
+        raise SetupError(
+            f"The ledger does not add up after a crash ({first.promise}: {first.subject}: {first.detail}): "
+            "keep the store's files, see `embedmesh ledger check`, and restore a backup."
+        )
+    if alone:
+        for (name,) in left:
+            db.execute(FACTS["delete_fact"], {"name": name})
+    db.execute(FACTS["set_fact"], {"name": running, "value": str(now_ms)})
