@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from embedmesh.rules.errors import Failure, InsufficientQuota, InternalError, RateLimited, StoreUnavailable
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Twin
 from embedmesh.rules.money import format_usd
 from embedmesh.storage.db import Db, Row
 from embedmesh.storage.sql import load
@@ -51,11 +51,12 @@ class PlaceHold:
     @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[PlaceHold]") -> None:
         placing: list[PlaceHold] = []
+        claimed: dict[tuple[str, bytes], Twin] = {}  # by this batch: their holds are not there yet
         for write in writes:
             write._placed, write._covered, write._twin, write._refusal = None, False, None, None
             if write.outcome.done():
                 continue  # whoever asked has gone: place nothing
-            write._twin = write._find_twin(db, now_ms)
+            write._twin = write._find_twin(db, now_ms, claimed)
             if write._twin is None:
                 placing.append(write)
         if not placing:
@@ -110,10 +111,13 @@ class PlaceHold:
             "deadline_ms": self.hold.deadline_ms,
         }
 
-    def _find_twin(self, db: Db, now_ms: int) -> Twin | None:
+    def _find_twin(self, db: Db, now_ms: int, claimed: dict[tuple[str, bytes], Twin]) -> Twin | None:
         """The request that has the same Idempotency-Key already; None where this one has it now, or there is none."""
         if self._claim is None:
             return None
+        place = self.hold.account_id, self._claim.key_hash
+        if place in claimed:
+            return claimed[place]
         claim = {
             "account_id": self.hold.account_id,
             "key_hash": self._claim.key_hash,
@@ -123,6 +127,7 @@ class PlaceHold:
             "kept_from_ms": now_ms - CLAIM_S * 1000,
         }
         if db.execute(CLAIMS["claim"], claim).fetchall():
+            claimed[place] = Twin(self._claim.body_hash, self.hold.hold_id, HoldState.OPEN.value, None)
             return None
         row = db.execute(CLAIMS["find_claim"], claim).fetchone()
         assert row is not None

@@ -77,8 +77,8 @@ class Shop:
         finally:
             db.close()
 
-    def new_hold(self, amount: int, key_id: str | None = None) -> Hold:
-        return Hold(f"req_{next(self._numbers):06}", "a", amount, self.clock.now_ms + LASTS_MS, key_id)
+    def new_hold(self, amount: int, key_id: str | None = None, *, account_id: str = "a") -> Hold:
+        return Hold(f"req_{next(self._numbers):06}", account_id, amount, self.clock.now_ms + LASTS_MS, key_id)
 
     def money(self) -> tuple[int, int]:
         """Balance and held of the customer."""

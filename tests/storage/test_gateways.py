@@ -1,0 +1,206 @@
+"""Several gateways on one store: they agree about money, keys, limits and who is alive."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from embedmesh.rules.errors import InsufficientQuota, RateLimited, SetupError
+from embedmesh.rules.ports import Caller
+from embedmesh.storage.instance import take_instance
+from embedmesh.storage.store import Store
+from embedmesh.storage.topics import KEYS, NODES, PRICES
+from tests.storage.shop import LASTS_MS, Shop, charge
+
+GATEWAYS = 3
+SEEN_S = 1.0  # what one gateway is told, the others know within a second
+
+
+@pytest.fixture
+async def stores(shop: Shop) -> AsyncIterator[list[Store]]:
+    async with AsyncExitStack() as stack:
+        opened = []
+        for _ in range(GATEWAYS):
+            store = await shop.open(lock_wait_s=5)
+            stack.push_async_callback(store.close)
+            watching = asyncio.ensure_future(store.topics.watch())
+            stack.callback(watching.cancel)
+            opened.append(store)
+        yield opened
+
+
+async def test_money_for_ten_lets_exactly_ten_spend_over_all_gateways(shop: Shop, stores: list[Store]) -> None:
+    """Whoever asks whom: not one too many, not one too few, round after round."""
+    shop.credit(1_000)
+    for round_ in range(10):
+        holds = [shop.new_hold(100) for _ in range(64)]
+        asked = [stores[number % GATEWAYS] for number in range(64)]
+        placing = [store.hold(hold) for store, hold in zip(asked, holds, strict=True)]
+        outcomes = await asyncio.gather(*placing, return_exceptions=True)
+        good = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        assert len(good) == 10, round_
+        assert all(isinstance(outcome, InsufficientQuota) for outcome in outcomes if outcome is not None)
+        for number in good:
+            asked[number].release(holds[number])
+        await asyncio.gather(*(store.drain() for store in stores))
+        assert shop.money() == (1_000, 0)
+    shop.assert_right()
+
+
+async def test_gateways_that_charge_at_the_same_time_add_up(shop: Shop, stores: list[Store]) -> None:
+    """The same customer and the same nodes, in whatever order their batches want them."""
+    shop.credit(10_000)
+    holds = [shop.new_hold(10) for _ in range(120)]
+    await asyncio.gather(*(stores[number % GATEWAYS].hold(hold) for number, hold in enumerate(holds)))
+    for number, hold in enumerate(holds):
+        stores[(number + 1) % GATEWAYS].capture(hold, charge(10, payable=3))  # by another than has placed it
+    await asyncio.gather(*(store.drain() for store in stores))
+    assert shop.money() == (10_000 - 1_200, 0)
+    assert shop.books.accounts.find("node:n1").balance_nanousd == 360
+    assert [store.stats.failed_batches for store in stores] == [0] * GATEWAYS
+    shop.assert_right()
+
+
+async def test_a_revoked_key_is_useless_everywhere_within_a_second(shop: Shop, stores: list[Store]) -> None:
+    """Each gateway remembers keys, and forgets them when it hears of a change."""
+    key, token = shop.books.keys.create("a", ["embeddings"])
+    for store in stores:
+        assert await store.keys.find(token) is not None
+    revoked = time.monotonic()
+    shop.books.keys.revoke(key.key_id)
+    for store in stores:
+        while await store.keys.find(token) is not None:
+            assert time.monotonic() - revoked < SEEN_S
+            await asyncio.sleep(0.01)
+
+
+async def test_what_changes_is_told_to_all(shop: Shop, stores: list[Store]) -> None:
+    """Keys, prices and nodes, each by its own topic; what is not changed is not told."""
+    heard: list[str] = []
+    for topic in (KEYS, NODES, PRICES):
+        stores[0].topics.on(topic, lambda topic=topic: heard.append(topic))  # type: ignore[misc]
+    key, _ = shop.books.keys.create("a", ["embeddings"])
+    await asyncio.sleep(2 * 0.25 + 0.1)
+    assert heard == []  # nobody can have remembered a new key
+    shop.books.prices.set("m", 7)
+    shop.books.keys.change(key.key_id, name="other", expires_ms=shop.clock.now_ms + 5)
+    ends = time.monotonic() + SEEN_S
+    while set(heard) != {KEYS, PRICES} and time.monotonic() < ends:
+        await asyncio.sleep(0.01)
+    assert set(heard) == {KEYS, PRICES}
+
+
+async def test_a_gateway_that_starts_anew_releases_its_own_holds_only(shop: Shop) -> None:
+    """What others have under way goes on; theirs is released by whoever sweeps, once its deadline is over."""
+    shop.credit(1_000)
+    async with AsyncExitStack() as stack:
+        other = await shop.open(lock_wait_s=5)
+        stack.push_async_callback(other.close)
+        dying = await shop.open(lock_wait_s=5)
+        live, left = shop.new_hold(100), shop.new_hold(10)
+        await other.hold(live)
+        await dying.hold(left)
+        dead = dying._opened.instance.name
+        await dying._writer.close()  # as if it were killed: nothing is written any more
+        dying._opened.close(clean=False)
+        heir = await shop.open(lock_wait_s=5)
+        stack.push_async_callback(heir.close)
+        assert heir._opened.instance.name == dead
+        assert heir.stats.recovered == 1
+        assert shop.money() == (1_000, 100)
+        shop.clock.now_ms += LASTS_MS + 1
+        assert await heir.expire(shop.clock.now_ms) == 1
+        assert shop.money() == (1_000, 0)
+        other.capture(live, charge(50))
+        await other.drain()
+        assert other.stats.late_captures == 1
+    shop.assert_right()
+
+
+def test_a_copied_data_directory_is_another_gateway(shop: Shop) -> None:
+    """Else two machines would release each other's holds."""
+    first = take_instance(shop.folder, shop.clock)
+    first.close()
+    again = take_instance(shop.folder, shop.clock)
+    assert again.name == first.name
+    second = take_instance(shop.folder, shop.clock)  # while the first runs
+    assert second.name != first.name
+    again.close()
+    copy = shop.folder.with_name("copy")
+    shutil.copytree(shop.folder, copy)
+    copied = take_instance(copy, shop.clock)
+    assert copied.name not in (first.name, second.name)
+    copied.close()
+    second.close()
+
+
+@pytest.mark.parametrize("name", ["gateway-0.lock"])
+def test_a_folder_that_cannot_be_written_is_a_setup_error(shop: Shop, name: str) -> None:
+    (shop.folder / name).mkdir(parents=True)
+    with pytest.raises(SetupError, match="data-dir"):
+        take_instance(shop.folder, shop.clock)
+
+
+@pytest.mark.parametrize(("what", "amount"), [("requests", 1), ("tokens", 1), ("tokens", 13)])
+async def test_a_limit_holds_over_all_gateways(shop: Shop, stores: list[Store], what: str, amount: int) -> None:
+    """Never more than the limit; and at most what the others have taken and not spent too little: a lease each."""
+    limit = 320
+    caller = Caller("a", "key_1", frozenset(), None, *((limit, None) if what == "requests" else (None, limit)))
+    passed = 0
+    for number in range(3 * limit // amount):
+        store = stores[number * 7 % GATEWAYS]
+        try:
+            if what == "requests":
+                await store.allowances.take_request(caller)
+            else:
+                await store.allowances.take_tokens(caller, amount)
+        except RateLimited as failure:
+            assert 0 < failure.retry_after_s <= 60
+        else:
+            passed += amount
+    lease = max(limit // 16, amount)
+    assert limit - GATEWAYS * lease <= passed <= limit
+    shop.clock.now_ms += 60_000  # a new minute
+    await stores[0].allowances.take_request(caller)
+    await stores[0].allowances.take_tokens(caller, amount)
+
+
+async def test_what_is_left_of_a_limit_is_told(shop: Shop, stores: list[Store]) -> None:
+    """Limit, what is left and seconds until the minute is over; as far as a gateway has heard of the others."""
+    store, other = stores[0], stores[1]
+    caller = Caller("a", "key_1", frozenset(), None, 160, None)
+    assert [(one.what, one.limit, one.left) for one in store.allowances.left(caller)] == [("requests", 160, 160)]
+    for _ in range(3):
+        await store.allowances.take_request(caller)
+    [left] = store.allowances.left(caller)
+    assert (left.left, left.reset_s) == (157, 60 - shop.clock.now_ms % 60_000 / 1000)
+    await other.allowances.take_request(caller)
+    assert [one.left for one in other.allowances.left(caller)] == [149]  # the first has ten of them
+    assert store.allowances.left(Caller("a", "key_2", frozenset())) == ()
+
+
+async def test_a_limit_that_is_changed_counts_what_was_spent(shop: Shop, store: Store) -> None:
+    """Lower: at once. Higher: the rest is there."""
+    caller = Caller("a", "key_1", frozenset(), None, 2, None)
+    await store.allowances.take_request(caller)
+    await store.allowances.take_request(caller)
+    with pytest.raises(RateLimited, match="Wait for the next"):
+        await store.allowances.take_request(caller)
+    higher = Caller("a", "key_1", frozenset(), None, 3, None)
+    await store.allowances.take_request(higher)
+    with pytest.raises(RateLimited):
+        await store.allowances.take_request(higher)
+    with pytest.raises(RateLimited, match="split it"):
+        await store.allowances.take_tokens(Caller("a", "key_1", frozenset(), None, None, 5), 6)
+
+
+async def test_many_at_once_take_one_lease(shop: Shop, store: Store) -> None:
+    """Requests of one key that come together do not each ask the store."""
+    caller = Caller("a", "key_1", frozenset(), None, 1_600, None)
+    before = store.stats.writes
+    await asyncio.gather(*(store.allowances.take_request(caller) for _ in range(100)))
+    await store.drain()
+    assert store.stats.writes - before == 1

@@ -1,0 +1,295 @@
+"""What a key may do: at one time, a day, a month; and what its account may owe. Decided where the hold is written."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, RateLimited
+from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.hold_writes import MS_PER_DAY, first_day_of_month
+from embedmesh.storage.store import Store
+from tests.storage.shop import LASTS_MS, Shop, charge
+
+
+def key_of(shop: Shop, **limits: Any) -> str:
+    key, _ = shop.books.keys.create("a", ["embeddings"], limits=Limits(**limits))
+    return key.key_id
+
+
+async def spend(shop: Shop, store: Store, key_id: str, amount: int) -> None:
+    """Hold and capture."""
+    hold = shop.new_hold(amount, key_id)
+    await store.hold(hold)
+    store.capture(hold, charge(amount, key_id=key_id))
+    await store.drain()
+
+
+async def refused(shop: Shop, store: Store, key_id: str, amount: int) -> Failure:
+    with pytest.raises(Failure) as failure:
+        await store.hold(shop.new_hold(amount, key_id))
+    return failure.value
+
+
+async def test_a_key_has_so_many_requests_at_one_time(shop: Shop, store: Store) -> None:
+    """The next is let in when one ends, however; another key of the account is not touched."""
+    shop.credit(1_000)
+    key_id = key_of(shop, concurrency=2)
+    first, second = shop.new_hold(1, key_id), shop.new_hold(1, key_id)
+    outcomes = await asyncio.gather(
+        store.hold(first), store.hold(second), store.hold(shop.new_hold(1, key_id)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [type(None), type(None), RateLimited]
+    assert "2 requests under way" in str(outcomes[2])
+    await store.hold(shop.new_hold(1, key_of(shop)))
+    store.release(first)
+    await store.hold(shop.new_hold(1, key_id))
+    shop.clock.now_ms += LASTS_MS + 1
+    await store.expire(shop.clock.now_ms)
+    await store.hold(shop.new_hold(1, key_id))
+    shop.assert_right()
+
+
+@pytest.mark.parametrize(("period", "limit"), [("day", "budget_day"), ("month", "budget_month")])
+async def test_a_key_has_a_budget(shop: Shop, store: Store, period: str, limit: str) -> None:
+    """What is spent and what is held together; to the last nano-dollar, and whole again in the next period."""
+    shop.credit(10_000)
+    key_id = key_of(shop, **{limit: 100})
+    await spend(shop, store, key_id, 60)
+    held = shop.new_hold(40, key_id)
+    await store.hold(held)
+    failure = await refused(shop, store, key_id, 1)
+    assert isinstance(failure, InsufficientQuota)
+    assert f"budget of $0.0000001 a {period}" in failure.message
+    assert "$0.00 is left" in failure.message
+    store.release(held)
+    await spend(shop, store, key_id, 40)
+    assert isinstance(await refused(shop, store, key_id, 1), InsufficientQuota)
+    shop.clock.now_ms = next_start_ms(shop.clock.now_ms, period) - 1
+    assert isinstance(await refused(shop, store, key_id, 1), InsufficientQuota)
+    shop.clock.now_ms += 1
+    await spend(shop, store, key_id, 100)
+    shop.assert_right()
+
+
+def next_start_ms(now_ms: int, period: str) -> int:
+    if period == "day":
+        return (now_ms // MS_PER_DAY + 1) * MS_PER_DAY
+    now = datetime.fromtimestamp(now_ms / 1000, UTC)
+    after = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    return int(after.timestamp() * 1000)
+
+
+async def test_a_budget_of_nothing_lets_free_models_through(shop: Shop, store: Store) -> None:
+    shop.credit(10)
+    key_id = key_of(shop, budget_day=0)
+    await store.hold(shop.new_hold(0, key_id))
+    assert isinstance(await refused(shop, store, key_id, 1), InsufficientQuota)
+
+
+async def test_a_budget_is_held_to_over_a_batch(shop: Shop, store: Store) -> None:
+    """Many at once with budget for five: five."""
+    shop.credit(10_000)
+    key_id = key_of(shop, budget_day=50)
+    holds = [shop.new_hold(10, key_id) for _ in range(30)]
+    outcomes = await asyncio.gather(*map(store.hold, holds), return_exceptions=True)
+    assert sum(outcome is None for outcome in outcomes) == 5
+    assert store.stats.holds_refused == 25
+
+
+@pytest.mark.parametrize(
+    ("moment", "day"),
+    [
+        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)),
+        (datetime(2026, 2, 28, 23, 59, 59, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)),
+        (datetime(2028, 2, 29, tzinfo=UTC), datetime(2028, 2, 1, tzinfo=UTC)),
+        (datetime(2026, 12, 31, 12, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)),
+    ],
+)
+def test_the_first_day_of_a_month(moment: datetime, day: datetime) -> None:
+    assert first_day_of_month(int(moment.timestamp() * 1000)) == day.timestamp() * 1000 / MS_PER_DAY
+
+
+# -- accounts that may owe ----------------------------------------------------------------------------------------------
+
+
+async def test_a_postpaid_account_owes_up_to_its_limit(shop: Shop, store: Store) -> None:
+    """Not a nano-dollar more; and the limit cannot be put below what is owed or held."""
+    accounts = shop.books.accounts
+    assert accounts.set_credit_limit("a", 100).available_nanousd == 100
+    await spend(shop, store, "key_1", 70)
+    hold = shop.new_hold(30)
+    await store.hold(hold)
+    with pytest.raises(InsufficientQuota, match=r"\$0.00 is available"):
+        await store.hold(shop.new_hold(1))
+    with pytest.raises(InvalidValue, match=r"owes \$0.0000001"):
+        accounts.set_credit_limit("a", 99)
+    store.release(hold)
+    await store.drain()
+    assert accounts.set_credit_limit("a", 70).available_nanousd == 0
+    shop.credit(70)
+    assert accounts.set_credit_limit("a", 0).available_nanousd == 0
+    shop.assert_right()
+
+
+@pytest.mark.parametrize(
+    ("account", "limit", "failure"),
+    [("nobody", 1, NotFound), ("revenue", 1, InvalidValue), ("a", -1, InvalidValue), ("a", 2**62 + 1, InvalidValue)],
+)
+def test_a_limit_that_makes_no_sense_is_refused(shop: Shop, account: str, limit: int, failure: type[Exception]) -> None:
+    with pytest.raises(failure):
+        shop.books.accounts.set_credit_limit(account, limit)
+
+
+def test_an_account_can_begin_postpaid(shop: Shop) -> None:
+    assert shop.books.accounts.create("b", credit_limit_nanousd=5).available_nanousd == 5
+
+
+async def test_an_account_that_is_none_is_not_charged(shop: Shop, store: Store) -> None:
+    """Our own accounts hold nothing, and neither does one that is not there."""
+    shop.credit(100)
+    for account_id in ("revenue", "nobody"):
+        with pytest.raises(InsufficientQuota):
+            await store.hold(shop.new_hold(0, account_id=account_id))
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_may_be_rotated_with_an_overlap(shop: Shop, store: Store) -> None:
+    """The new one may do the same; the old one is good until the overlap is over, and cannot be rotated again."""
+    keys = shop.books.keys
+    old, old_token = keys.create("a", ["embeddings"], name="n", limits=Limits(concurrency=3, models=("m",)))
+    new, new_token = keys.rotate(old.key_id, overlap_s=10)
+    assert (new.name, new.scopes, new.limits, new.account_id) == (old.name, old.scopes, old.limits, "a")
+    assert keys.find(old.key_id).rotated_to == new.key_id
+    with pytest.raises(InvalidValue, match="rotated before"):
+        keys.rotate(old.key_id, overlap_s=10)
+    shop.clock.now_ms += 9_999
+    found = [await store.keys.find(token) for token in (old_token, new_token)]
+    assert [one.key_id for one in found if one] == [old.key_id, new.key_id]
+    assert found[1] is not None and found[1].models == frozenset({"m"})
+    shop.clock.now_ms += 1
+    assert await store.keys.find(old_token) is None
+    assert await store.keys.find(new_token) is not None
+
+
+def test_a_rotation_never_makes_a_key_live_longer(shop: Shop) -> None:
+    keys = shop.books.keys
+    old, _ = keys.create("a", ["embeddings"], expires_ms=shop.clock.now_ms + 5)
+    keys.rotate(old.key_id, overlap_s=10)
+    assert keys.find(old.key_id).expires_ms == shop.clock.now_ms + 5
+    revoked, _ = keys.create("a", ["embeddings"])
+    keys.revoke(revoked.key_id)
+    expired, _ = keys.create("a", ["embeddings"], expires_ms=shop.clock.now_ms)
+    for key in (revoked, expired):
+        with pytest.raises(InvalidValue):
+            keys.rotate(key.key_id, overlap_s=10)
+    with pytest.raises(NotFound):
+        keys.rotate("key_none", overlap_s=10)
+
+
+async def test_a_key_can_be_changed(shop: Shop, store: Store) -> None:
+    """Its limits from then on are others; a revoked key stays as it is."""
+    keys = shop.books.keys
+    key, token = keys.create("a", ["embeddings"])
+    assert (await store.keys.find(token)).requests_a_minute is None  # type: ignore[union-attr]
+    changed = keys.change(key.key_id, limits=Limits(requests_a_minute=5), name="five")
+    assert keys.find(key.key_id, account_id="a") == changed
+    await store.topics.look()
+    assert (await store.keys.find(token)).requests_a_minute == 5  # type: ignore[union-attr]
+    keys.revoke(key.key_id)
+    with pytest.raises(InvalidValue, match="revoked"):
+        keys.change(key.key_id, name="six")
+    with pytest.raises(NotFound):
+        keys.find(key.key_id, account_id="b")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"requests_a_minute": 0},
+        {"tokens_a_minute": -1},
+        {"concurrency": 10**12 + 1},
+        {"budget_day": -1},
+        {"budget_month": 2**62 + 1},
+        {"models": ("",)},
+        {"models": ("a\nb",)},
+        {"models": ("m" * 201,)},
+        {"models": ("m",) * 65},
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(shop: Shop, limits: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue) as failure:
+        shop.books.keys.create("a", ["embeddings"], limits=Limits(**limits))
+    assert failure.value.param == next(iter(limits))
+    assert shop.books.keys.list() == []
+
+
+async def test_last_use_is_written_down_lazily(shop: Shop, store: Store) -> None:
+    """Not with each request; the latest moment stays, whoever writes last."""
+    keys = shop.books.keys
+    key, token = keys.create("a", ["embeddings"])
+    await store.keys.find(token)
+    shop.clock.now_ms += 7
+    await store.keys.find(token)
+    assert keys.find(key.key_id).last_used_ms is None
+    store.keys.note_uses_now()
+    await store.drain()
+    assert keys.find(key.key_id).last_used_ms == shop.clock.now_ms
+    later = shop.clock.now_ms
+    shop.clock.now_ms -= 5
+    await store.keys.find(token)
+    store.keys.note_uses_now()
+    await store.drain()
+    assert keys.find(key.key_id).last_used_ms == later
+
+
+def test_keys_and_accounts_come_in_pages(shop: Shop) -> None:
+    """Each once, the oldest first."""
+    made = []
+    for _ in range(5):
+        shop.clock.now_ms += 1
+        made.append(shop.books.keys.create("a", ["embeddings"])[0])
+    first = shop.books.keys.list("a", rows_max=3)
+    assert [*first, *shop.books.keys.list("a", after=first[-1], rows_max=3)] == made
+    everyone = shop.books.accounts.list()
+    page = shop.books.accounts.list(rows_max=2)
+    assert [*page, *shop.books.accounts.list(after=page[-1])] == everyone
+
+
+async def test_a_key_that_is_remembered_is_not_asked_for(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known keys and unknown ones; the oldest goes where there are too many, and a change while one looks is not lost."""
+    monkeypatch.setattr("embedmesh.storage.keyring.KNOWN_MAX", 2)
+    asked = []
+    ask = store._reads.ask
+
+    async def counting(statement: str, values: Any) -> Any:
+        asked.append(values)
+        return await ask(statement, values)
+
+    monkeypatch.setattr(store._reads, "ask", counting)
+    tokens = [shop.books.keys.create("a", ["embeddings"])[1] for _ in range(3)]
+    for token in (tokens[0], tokens[0], tokens[1], tokens[0], tokens[1]):
+        assert await store.keys.find(token) is not None
+    assert len(asked) == 2
+    await store.keys.find(tokens[2])
+    await store.keys.find(tokens[1])
+    assert len(asked) == 3
+    await store.keys.find(tokens[0])  # it had to go
+    assert len(asked) == 4
+
+    async def changed_meanwhile(statement: str, values: Any) -> Any:
+        rows = await ask(statement, values)
+        store.keys._forget()
+        return rows
+
+    monkeypatch.setattr(store._reads, "ask", changed_meanwhile)
+    store.keys._forget()
+    await store.keys.find(tokens[0])
+    monkeypatch.setattr(store._reads, "ask", counting)
+    await store.keys.find(tokens[0])
+    assert len(asked) == 5
