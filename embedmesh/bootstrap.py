@@ -39,7 +39,8 @@ def _bootstrap(path: Path, data_dir: Path, base_url: str, store: str | Path) -> 
             credentials = msgspec.structs.replace(credentials, base_url=base_url)
             _write(path, credentials)
         return credentials
-    with open_books(data_dir, store, migrating=True) as books:
+    ours = "://" not in str(store)  # a server's store may be in use by gateways of an older version
+    with open_books(data_dir, store, migrating=ours) as books:
         with suppress(InvalidValue):  # it is there: stopped half-way before, or made by another gateway of the store
             books.accounts.create(ACCOUNT)
         books.accounts.credit(ACCOUNT, CREDIT_NANOUSD, "bootstrap")

@@ -13,6 +13,7 @@ import sys
 from embedmesh.rules.errors import SetupError
 
 EXIT_OK = 0
+EXIT_AGAIN = 75  # EX_TEMPFAIL: something that we need is away; starting again may help
 EXIT_SETUP = 78  # EX_CONFIG: starting again will not help; a person must mend something
 
 

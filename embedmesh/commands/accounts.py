@@ -1,13 +1,15 @@
-"""`embedmesh accounts`: who has how much money."""
+"""`embedmesh accounts`: who has how much money, and how much may be owed."""
 
 import secrets
 from pathlib import Path
 
 import click
 
-from embedmesh.commands.books import books_of, data_dir_option, iso_time, json_option
+from embedmesh.commands.books import books_of, data_dir_option, every, iso_time, json_option
+from embedmesh.commands.options import SIGNED_USD, USD
+from embedmesh.commands.statement import statement
 from embedmesh.commands.telling import print_json, print_table
-from embedmesh.rules.money import format_usd, parse_usd
+from embedmesh.rules.money import format_usd
 from embedmesh.storage.books.accounts import Account
 
 CUSTOMER = "customer"  # the kind of an account that pays; all others are our own bookkeeping
@@ -15,7 +17,54 @@ CUSTOMER = "customer"  # the kind of an account that pays; all others are our ow
 
 @click.group()
 def accounts() -> None:
-    """Show accounts and give them credit."""
+    """Make accounts, show them, and give them credit."""
+
+
+accounts.add_command(statement)
+
+
+@accounts.command()
+@click.argument("account")
+@click.option("--credit-limit", type=USD, default="0", help="USD that it may owe: postpaid. Default: 0, prepaid.")
+@data_dir_option
+@json_option
+def create(account: str, credit_limit: int, data_dir: Path, as_json: bool) -> None:
+    """Make a customer's account, prepaid or postpaid.
+
+    \b
+    Examples:
+      embedmesh accounts create search-team
+      embedmesh accounts create partner --credit-limit 200
+    """
+    with books_of(data_dir) as books:
+        made = books.accounts.create(account, credit_limit_nanousd=credit_limit)
+    if as_json:
+        print_json(_as_json(made))
+        return
+    click.echo(f"{account} is there: {_terms(made)}.")
+
+
+@accounts.command()
+@click.argument("account")
+@click.argument("usd", type=USD)
+@data_dir_option
+@json_option
+def limit(account: str, usd: int, data_dir: Path, as_json: bool) -> None:
+    """Let an account owe up to USD; 0 makes it prepaid.
+
+    Below what it owes already, running requests included, no limit can be set.
+
+    \b
+    Examples:
+      embedmesh accounts limit partner 500
+      embedmesh accounts limit partner 0
+    """
+    with books_of(data_dir) as books:
+        after = books.accounts.set_credit_limit(account, usd)
+    if as_json:
+        print_json(_as_json(after))
+        return
+    click.echo(f"{account} is {_terms(after)}; {format_usd(after.available_nanousd)} available.")
 
 
 @accounts.command()
@@ -33,24 +82,24 @@ def show(account: str | None, data_dir: Path, as_json: bool) -> None:
       embedmesh accounts show local --json
     """
     with books_of(data_dir) as books:
-        shown = [books.accounts.find(account)] if account else books.accounts.list()
+        shown = [books.accounts.find(account)] if account else every(lambda after: books.accounts.list(after=after))
     shown = sorted(shown, key=lambda each: each.kind != CUSTOMER)
     if as_json:
         print_json([_as_json(each) for each in shown])
         return
-    amounts = ("balance", "held", "available")
+    amounts = ("balance", "held", "credit limit", "available")
     print_table(("account", "kind", *amounts), [_as_row(each) for each in shown], right=amounts)
 
 
 @accounts.command(context_settings={"ignore_unknown_options": True})  # or -5 would be an option
 @click.argument("account")
-@click.argument("usd")
+@click.argument("usd", type=SIGNED_USD)
 @click.option(
     "--reference", help="Your own id of this payment: the same reference is applied once. Default: a new one."
 )
 @data_dir_option
 @json_option
-def credit(account: str, usd: str, reference: str | None, data_dir: Path, as_json: bool) -> None:
+def credit(account: str, usd: int, reference: str | None, data_dir: Path, as_json: bool) -> None:
     """Give an account USD of credit, as 12.50; -12.50 takes it back.
 
     \b
@@ -58,25 +107,32 @@ def credit(account: str, usd: str, reference: str | None, data_dir: Path, as_jso
       embedmesh accounts credit local 25 --reference invoice-2026-118
       embedmesh accounts credit local -5
     """
-    try:
-        amount = parse_usd(usd)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="USD") from None
     with books_of(data_dir) as books:
-        applied = books.accounts.credit(account, amount, reference or f"cli-{secrets.token_hex(8)}")
+        applied = books.accounts.credit(account, usd, reference or f"cli-{secrets.token_hex(8)}")
         after = books.accounts.find(account)
     if as_json:
         print_json({"applied": applied, **_as_json(after)})
         return
-    done = f"{format_usd(abs(amount))} {'credited' if amount > 0 else 'taken back'}"
+    done = f"{format_usd(abs(usd))} {'credited' if usd > 0 else 'taken back'}"
     what = done if applied else "Nothing done: that reference was applied before"
     click.echo(f"{what}; {account} has {format_usd(after.available_nanousd)} available.")
 
 
+def _terms(account: Account) -> str:
+    owed = account.credit_limit_nanousd
+    return f"postpaid, up to {format_usd(owed)}" if owed else "prepaid"
+
+
 def _as_row(account: Account) -> tuple[str, ...]:
-    amounts = (account.balance_nanousd, account.held_nanousd, account.available_nanousd)
     kind = account.kind if account.kind == CUSTOMER else f"internal: {account.kind.replace('_', ' ')}"
-    return (account.account_id, kind, *map(format_usd, amounts))
+    return (
+        account.account_id,
+        kind,
+        format_usd(account.balance_nanousd),
+        format_usd(account.held_nanousd),
+        format_usd(account.credit_limit_nanousd) if account.kind == CUSTOMER else "-",
+        format_usd(account.available_nanousd),
+    )
 
 
 def _as_json(account: Account) -> dict[str, object]:
@@ -85,6 +141,7 @@ def _as_json(account: Account) -> dict[str, object]:
         "kind": account.kind,
         "balance_nanousd": account.balance_nanousd,
         "held_nanousd": account.held_nanousd,
+        "credit_limit_nanousd": account.credit_limit_nanousd,
         "available_nanousd": account.available_nanousd,
         "created": iso_time(account.created_ms),
     }

@@ -6,18 +6,34 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import click
 
+from embedmesh.commands.books import data_dir_option, json_option
 from embedmesh.commands.endpoint import checked_url, read_key
 from embedmesh.process import EXIT_SETUP
 from embedmesh.rules.errors import SetupError
 from embedmesh.settings import BOOTSTRAP, read_bootstrap
 
 ANSWER_S = 30.0
-F = TypeVar("F", bound=Callable[..., Any])
+
+
+def gateway_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which gateway is asked, and with which key."""
+    for option in (
+        json_option,
+        data_dir_option,
+        click.option(
+            "--admin-key-file",
+            type=click.Path(path_type=Path),
+            help="File with a key that has the scope `admin`. Default: EMBEDMESH_ADMIN_KEY, else bootstrap.json's.",
+        ),
+        click.option("--url", help="The gateway, as http://HOST:PORT/v1. Default: bootstrap.json's."),
+    ):
+        command = option(command)
+    return command
 
 
 class Admin:

@@ -19,8 +19,9 @@ COMMANDS = {
     "nodes": "embedmesh.commands.nodes:nodes",
     "accounts": "embedmesh.commands.accounts:accounts",
     "keys": "embedmesh.commands.keys:keys",
+    "prices": "embedmesh.commands.prices:prices",
     "ledger": "embedmesh.commands.ledger:ledger",
-    "store": "embedmesh.commands.ledger:store",
+    "store": "embedmesh.commands.store:store",
     "gateway": "embedmesh.commands.serve:gateway",
     "node": "embedmesh.commands.serve:node",
 }

@@ -1,13 +1,18 @@
-"""Command-line options made from the settings: one place says what a setting is, its default and its words."""
+"""Command-line options made from the settings: one place says what a setting is, its default and its words.
+
+And the kinds of values that several commands take: whole numbers within bounds, amounts, times.
+"""
 
 import types
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 import msgspec
 
+from embedmesh.rules.money import parse_usd
 from embedmesh.settings import ENV_PREFIX, default_data_dir
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -23,6 +28,47 @@ class WholeNumber(click.IntRange):
         except click.BadParameter:
             bounds = f"from {self.min} to {self.max}" if self.max is not None else f"of at least {self.min}"
             self.fail(f"must be a whole number {bounds}, not {value!r}.", param, ctx)
+
+
+class Usd(click.ParamType[int]):
+    """An amount of US dollars, as 12.50; becomes nano-USD. Below 0 only where it is `signed`."""
+
+    name = "usd"
+
+    def __init__(self, *, signed: bool = False) -> None:
+        self._signed = signed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            amount = parse_usd(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+        if amount < 0 and not self._signed:
+            self.fail("must not be below 0.", param, ctx)
+        return amount
+
+
+class Moment(click.ParamType[int]):
+    """A day or a time, UTC unless it says otherwise; becomes Unix milliseconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+            return int(moment.timestamp() * 1000)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no time: write 2026-12-01 or 2026-12-01T08:00:00Z.", param, ctx)
+
+
+USD = Usd()
+SIGNED_USD = Usd(signed=True)
+MOMENT = Moment()
 
 
 def settings_options(settings: type[msgspec.Struct], *, without: Collection[str] = ()) -> Callable[[Command], Command]:

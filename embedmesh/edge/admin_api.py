@@ -8,9 +8,10 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from embedmesh.edge.bodies import decoded, json_reply
-from embedmesh.edge.members import DIALLED, UPSTREAM, Member, Members, kind_of
-from embedmesh.edge.receive import BodyBudget, read_body
+from embedmesh.edge.bodies import decoded, json_reply, small_body
+from embedmesh.edge.member_records import DIALLED, UPSTREAM, kind_of
+from embedmesh.edge.members import Member, Members
+from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import REST, Routes
 from embedmesh.edge.upstream_client import parse_url
 from embedmesh.fleet.registry import Node, Registry
@@ -22,7 +23,6 @@ from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.signing.invites import make_invite, verifier
 from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
-BODY_BYTES_MAX = 64 * 1024
 INVITE_S_MAX = 30 * 86_400
 INVITE_S = 3_600
 NOTE_CHARS_MAX = 128
@@ -244,11 +244,7 @@ class AdminApi:
         return {**_kept(record), **(_live(node, member, self._clock) if node is not None else {"state": None})}
 
     async def _body(self, request: web.BaseRequest) -> bytes:
-        if not request.can_read_body:
-            return b""
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
-        self._bodies.give_back(len(body))
-        return body
+        return await small_body(request, self._bodies)
 
 
 def _kept(record: NodeRecord | None) -> dict[str, Any]:

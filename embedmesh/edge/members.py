@@ -13,10 +13,20 @@ from typing import Any
 
 import msgspec
 
+from embedmesh.edge.member_records import (
+    UPSTREAM,
+    asks_of,
+    node_of,
+    pack_sessions,
+    same,
+    server_of,
+    sessions_of,
+    way_to,
+    wires_of,
+)
 from embedmesh.edge.node_client import Link, NodeClients, OwnLink, Signing
 from embedmesh.edge.upstream_client import UpstreamLink, parse_url
-from embedmesh.edge.wire import Dialler, Inbound, tcp_dialler
-from embedmesh.fleet.addresses import parse
+from embedmesh.edge.wire import Dialler, Inbound
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.errors import InsufficientScope, NotFound, StoreUnavailable
@@ -24,17 +34,14 @@ from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Tokenizer, Verify
 from embedmesh.signing.audit import Audit
-from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.identity import node_id as node_id_of
 from embedmesh.signing.messages import RequestChecker
-from embedmesh.signing.session import Session, Sessions
+from embedmesh.signing.session import Sessions
 from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
 log = logging.getLogger("embedmesh.fleet")
 
 DIALLED_IN_FLIGHT_MAX = 16  # as many connections as a node that dials out keeps open
-REMOTE, DIALLED, UPSTREAM = "remote", "dialled", "upstream"
-"""Kinds of nodes: at an address, over their own connections, of another make."""
 
 
 @dataclass(eq=False)
@@ -108,7 +115,7 @@ class Members:
                 del self._records[gone]  # it never was more than pending
             for record in records.values():
                 known = self._records.get(record.node_id)
-                if known is None or not _same(known, record):
+                if known is None or not same(known, record):
                     self._records[record.node_id] = record
                     self._follow(record, known)
 
@@ -156,7 +163,7 @@ class Members:
     async def admit(self, public_key: bytes, sessions: Sessions, **said: object) -> NodeRecord:
         """A node has registered, for the first time or again. Raises InsufficientScope and StoreUnavailable."""
         async with self._changing:
-            now = {"standing": Standing.ADMITTED, "secret": _pack(sessions)}
+            now = {"standing": Standing.ADMITTED, "secret": pack_sessions(sessions)}
             record = await self._update(
                 node_id_of(public_key),
                 lambda kept: msgspec.structs.replace(self._said(kept, public_key, said), **now),
@@ -172,7 +179,7 @@ class Members:
         async with self._changing:
             record = await self._update(node_id_of(public_key), lambda kept: self._said(kept, public_key, said))
             if record.secret:
-                self._join(record, _sessions(record.secret))
+                self._join(record, sessions_of(record.secret))
             return record
 
     async def add_upstream(self, record: NodeRecord) -> NodeRecord:
@@ -221,11 +228,11 @@ class Members:
         """Make of a node what its record says, which another gateway has written, or this one before it was started."""
         if record.standing is Standing.ADMITTED:
             if record.kind == UPSTREAM:
-                if known is None or _server(known) != _server(record):
+                if known is None or server_of(known) != server_of(record):
                     self._leave(record.node_id)
                     self._join_upstream(record)
-            elif record.secret and (known is None or known.secret != record.secret or _way(known) != _way(record)):
-                member = self._join(record, _sessions(record.secret))
+            elif record.secret and (known is None or known.secret != record.secret or way_to(known) != way_to(record)):
+                member = self._join(record, sessions_of(record.secret))
                 if known is None:
                     member.checker.not_before_s = self._now_s()  # it does not remember what it has seen
         self._heed(record)
@@ -267,12 +274,12 @@ class Members:
         """A link to it and a place in the fleet, or what it has of these with what is new."""
         assert record.public_key is not None
         member = self._alive.get(record.node_id)
-        if member is None or _way(member.record) != _way(record):
+        if member is None or way_to(member.record) != way_to(record):
             member = self._connect(record, record.public_key, member)
         member.record = record
         member.signing.add(sessions.of_gateway)
         member.checker.add(sessions.of_node, self._now_s())
-        member.node.asks = _asks(record)
+        member.node.asks = asks_of(record)
         member.node.inputs_max = record.inputs_max
         return member
 
@@ -286,8 +293,8 @@ class Members:
             audit = Audit(record.node_id, public_key, self._gateway, count=count, head=head)
             signing = Signing(record.node_id, self._instance, self._clock, audit.answered)
             checker = RequestChecker(record.node_id)
-        wires = _wires(record)
-        node = _node(record)
+        wires = wires_of(record)
+        node = node_of(record)
         node.load.interleaves = True
         if not record.address:
             node.in_flight_max = DIALLED_IN_FLIGHT_MAX
@@ -297,7 +304,7 @@ class Members:
         return member
 
     def _join_upstream(self, record: NodeRecord) -> None:
-        node = _node(record)
+        node = node_of(record)
         node.reads_ids = False
         token = record.secret.decode("ascii")
         link = UpstreamLink(parse_url(record.address), record.offers, self._catalogue, token, self._normalizing)
@@ -361,76 +368,11 @@ class Members:
         return self._clock.unix_ms() // 1000
 
 
-def kind_of(record: NodeRecord) -> str:
-    """REMOTE, DIALLED or UPSTREAM."""
-    if record.kind == UPSTREAM:
-        return UPSTREAM
-    return REMOTE if record.address else DIALLED
-
-
-def _same(one: NodeRecord, other: NodeRecord) -> bool:
-    """But for how far the node's log was followed."""
-    unread = {"receipts_count": 0, "receipts_head": b""}
-    return msgspec.structs.replace(one, **unread) == msgspec.structs.replace(other, **unread)
-
-
 def _there(record: NodeRecord | None) -> NodeRecord:
     if record is None:
         raise NotFound("There is no node of that id. `embedmesh nodes list` shows them.")
     return record
 
 
-def _server(record: NodeRecord) -> tuple[object, ...]:
-    """What decides how a server of another make is asked."""
-    return record.address, record.offers, record.secret, record.inputs_max, record.in_flight_max
-
-
 async def _anybody(node: Node) -> bool:
     return True
-
-
-def _node(record: NodeRecord) -> Node:
-    return Node(
-        record.node_id,
-        record.address or "(dials out)",
-        kind=kind_of(record),
-        trusted=record.trusted,
-        inputs_max=record.inputs_max,
-        in_flight_max=record.in_flight_max,
-        weight=record.weight,
-        asks=_asks(record),
-        draining=record.draining,
-        state=NodeState.QUARANTINED if record.quarantined else NodeState.UNPROVEN,
-    )
-
-
-def _wires(record: NodeRecord) -> Dialler | Inbound:
-    if not record.address:
-        return Inbound()
-    endpoint = parse(record.address)
-    tls = pinned_context(record.certificate) if endpoint.tls else None
-    return tcp_dialler(record.ip, endpoint.port, tls, certificate=record.certificate if endpoint.tls else None)
-
-
-def _way(record: NodeRecord) -> tuple[object, ...]:
-    """What decides how a node is reached."""
-    return record.address, record.ip, record.certificate
-
-
-def _asks(record: NodeRecord) -> dict[str, int]:
-    return {offer.id: offer.price for offer in record.offers}
-
-
-class _Kept(msgspec.Struct, array_like=True):
-    of_gateway: tuple[str, bytes]
-    of_node: tuple[str, bytes]
-
-
-def _pack(sessions: Sessions) -> bytes:
-    both = [(session.key_id, session.key) for session in sessions]
-    return msgspec.msgpack.encode(_Kept(*both))
-
-
-def _sessions(secret: bytes) -> Sessions:
-    kept = msgspec.msgpack.decode(secret, type=_Kept)
-    return Sessions(Session(*kept.of_gateway), Session(*kept.of_node))

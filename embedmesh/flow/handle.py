@@ -162,7 +162,8 @@ async def _work(world: World, request: _Request) -> Done:
             user_hash=world.hash_user(call.user) if call.user is not None else None,
             price=price,
         )
-        return Done(_reply(world, request, kept), held, charge, pack(kept) if claim is not None else None)
+        ours = {"x-embedmesh-request": held.hold.hold_id}
+        return Done(_reply(world, request, kept, ours), held, charge, pack(kept) if claim is not None else None)
     except BaseException:
         held.release()
         raise

@@ -290,3 +290,7 @@ class WrongAnswer(NodeFailure):
 
 class SetupError(Exception):
     """This machine or set-up must be mended first. The message is one line that says what to do."""
+
+
+class StoreAway(SetupError):
+    """The store's server does not answer: it may soon, so that trying again may help."""

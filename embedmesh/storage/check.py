@@ -70,23 +70,28 @@ class CheckReport(msgspec.Struct, frozen=True):
 
 def check(db: Db) -> CheckReport:
     """Look at everything. Reads the whole store; writers are not disturbed. Raises the driver's errors."""
-    promises = PROMISES | OF_THE_STORE[db.dialect]
     db.begin_reading()
     try:
-        broken = [
-            Broken(promise, subject, detail)
-            for promise, statement in promises.items()
-            for subject, detail in db.execute(statement).fetchmany(BROKEN_ROWS_MAX)
-        ]
-        head, torn = chain.follow(db)
-        if torn is not None:
-            broken.append(Broken(CHAIN_HOLDS, "chain", torn))
-        counted = db.execute(COUNT_TALLIES)
-        names = [column[0] for column in counted.description]
-        tallies = dict(zip(names, counted.fetchall()[0], strict=True))
-        recovered = [Recovered(*row) for row in db.execute(LIST_RECOVERED, {"rows_max": RECOVERED_ROWS_MAX})]
+        return check_within(db)
     finally:
         db.rollback()
+
+
+def check_within(db: Db) -> CheckReport:
+    """The same inside a transaction that is open."""
+    promises = PROMISES | OF_THE_STORE[db.dialect]
+    broken = [
+        Broken(promise, subject, detail)
+        for promise, statement in promises.items()
+        for subject, detail in db.execute(statement).fetchmany(BROKEN_ROWS_MAX)
+    ]
+    head, torn = chain.follow(db)
+    if torn is not None:
+        broken.append(Broken(CHAIN_HOLDS, "chain", torn))
+    counted = db.execute(COUNT_TALLIES)
+    names = [column[0] for column in counted.description]
+    tallies = dict(zip(names, counted.fetchall()[0], strict=True))
+    recovered = [Recovered(*row) for row in db.execute(LIST_RECOVERED, {"rows_max": RECOVERED_ROWS_MAX})]
     return CheckReport([*promises, CHAIN_HOLDS], broken, tallies, recovered, head)
 
 

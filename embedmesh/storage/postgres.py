@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from embedmesh.rules.errors import InvalidValue, SetupError
+from embedmesh.rules.errors import InvalidValue, SetupError, StoreAway
 from embedmesh.storage.db import Cursor, Db, Row
 from embedmesh.storage.sql import load
 
@@ -155,7 +155,7 @@ class PostgresEngine:
         self.shown = f"postgresql://{parts.hostname or 'localhost'}{parts.path}"
 
     def connect(self, *, busy_s: float = 0.0, read_only: bool = False, planning: bool = False) -> PostgresDb:
-        """A session; one for `planning` may choose any plan. Raises SetupError where no server answers as it should."""
+        """A session; one for `planning` may choose any plan. Raises StoreAway (no server answers), SetupError."""
         settings = dict(SESSION)
         if planning:
             settings = {name: value for name, value in settings.items() if not name.startswith("enable_")}
@@ -174,7 +174,7 @@ class PostgresEngine:
                 connection.close()
                 raise
         except psycopg.Error as error:
-            raise SetupError(
+            raise StoreAway(
                 f"Cannot use the store {self.shown} ({_first_line(error)}): is EMBEDMESH_STORE right, and does its "
                 "server run?"
             ) from None

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from embedmesh.rules.errors import SetupError, StoreUnavailable
+from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Clock
@@ -115,7 +115,7 @@ class Store:
             await store.prices.look()
         except StoreUnavailable as error:
             await store.close()
-            raise SetupError(error.message) from None
+            raise StoreAway(error.message) from None
         return store
 
     def background(self) -> Collection[Awaitable[None]]:
@@ -342,10 +342,12 @@ def _prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms:
         recovered = len(end_holds(db, now_ms, rows))
         db.commit()
     except ERRORS as error:
-        raise SetupError(f"The store cannot be written: {error}. Is its disk full or read-only?") from None
+        away = StoreAway if db.dialect == "postgres" else SetupError
+        raise away(f"The store cannot be written: {error}. Is its disk full or read-only?") from None
     finally:
-        if db.in_transaction:
-            db.rollback()
+        with suppress(*ERRORS):
+            if db.in_transaction:
+                db.rollback()
     return recovered
 
 

@@ -40,7 +40,7 @@ def secret(engine: Engine) -> bytes:
 class Shop:
     """One store, its books, and shorthands: amounts are nano-USD, `a` is the only customer."""
 
-    def __init__(self, folder: Path, url: str | None = None) -> None:
+    def __init__(self, folder: Path, url: str | None = None, *, new: bool = True) -> None:
         """At a `postgresql://` address, or in a file of the folder."""
         self.folder = folder / "data"
         self.path = self.folder / "store.db"
@@ -48,7 +48,8 @@ class Shop:
         self.clock = HandClock()
         self.fatal: list[str] = []
         self.books = Books.open(self.place, clock=self.clock, secret=secret)
-        self.books.accounts.create("a")
+        if new:
+            self.books.accounts.create("a")
         self._numbers = iter(range(10**6))
 
     def credit(self, amount: int) -> None:

@@ -111,7 +111,7 @@ def test_the_first_day_of_a_month(moment: datetime, day: datetime) -> None:
     assert first_day_of_month(int(moment.timestamp() * 1000)) == day.timestamp() * 1000 / MS_PER_DAY
 
 
-# -- accounts that may owe ----------------------------------------------------------------------------------------------
+# -- accounts that may owe ---------------------------------------------------------------------------------------------
 
 
 async def test_a_postpaid_account_owes_up_to_its_limit(shop: Shop, store: Store) -> None:
@@ -262,7 +262,7 @@ def test_keys_and_accounts_come_in_pages(shop: Shop) -> None:
 async def test_a_key_that_is_remembered_is_not_asked_for(
     shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Known keys and unknown ones; the oldest goes where there are too many, and a change while one looks is not lost."""
+    """Known keys and unknown ones; the oldest goes where there are too many; no change is missed."""
     monkeypatch.setattr("embedmesh.storage.keyring.KNOWN_MAX", 2)
     asked = []
     ask = store._reads.ask

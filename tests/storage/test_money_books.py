@@ -64,6 +64,11 @@ async def test_a_price_begins_when_it_is_said_to(shop: Shop, store: Store) -> No
     await store.prices.look()
     assert store.prices.of(MODEL, "a") == 2
     prices.set("m", 3, from_ms=begins + 500)
+    assert prices.end("m")  # both: the one that holds, and the one that was to follow
+    await store.prices.look()
+    assert store.prices.of(MODEL, "a") == 100
+    assert not prices.end("m")
+    prices.set("m", 3, from_ms=begins + 500)
     prices.set("m", 4)
     shop.clock.now_ms += 600
     await store.prices.look()
@@ -223,7 +228,7 @@ async def test_a_request_is_explained(shop: Shop, store: Store) -> None:
         shop.books.reports.explain("req_none")
 
 
-# -- the chain and what is deleted ---------------------------------------------------------------------------------------
+# -- the chain and what is deleted -------------------------------------------------------------------------------------
 
 
 async def test_the_chain_covers_every_transfer_once(shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ class AccountBooks:
     def _set_limit(self, account_id: str, limit_nanousd: int) -> None:
         if not 0 <= limit_nanousd <= AMOUNT_MAX_NANOUSD:
             raise InvalidValue(
-                f"A credit limit is at most {format_usd(AMOUNT_MAX_NANOUSD)}.", param="credit_limit_nanousd"
+                f"A credit limit is $0.00 to {format_usd(AMOUNT_MAX_NANOUSD)}.", param="credit_limit_nanousd"
             )
         row = {"account_id": account_id, "credit_limit": limit_nanousd}
         if self._session.run(ACCOUNTS["set_credit_limit"], row).rowcount == 0:

@@ -48,11 +48,14 @@ class PriceBooks:
         return Price(price_id, model, account_id, price, begins, None)
 
     def end(self, model: str, *, account_id: str | None = None) -> bool:
-        """Let what was set end now: then the price for all counts, or the catalogue's. False where none was set."""
+        """Let what was set end now, what was to begin later too: then the price for all counts, or the catalogue's.
+
+        False where none was set.
+        """
         self._check(model, account_id)
         row = {"model": model, "account_id": account_id, "from_ms": self._session.clock.unix_ms()}
         with self._session.transaction():
-            return self._session.run(PRICES["end_price"], row).rowcount == 1
+            return self._session.run(PRICES["end_price"], row).rowcount > 0
 
     def list(self, model: str | None = None, *, rows_max: int = ROWS_MAX) -> Sequence[Price]:
         """Of all times, the latest first; of one model, or all."""

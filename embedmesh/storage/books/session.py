@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import ERRORS, Cursor, Db, Row
 
@@ -56,6 +56,8 @@ def translated() -> Iterator[None]:
     """The drivers' and the system's errors, in our words."""
     try:
         yield
+    except UnicodeEncodeError:
+        raise InvalidValue("A text here has a character that is none (half of a surrogate pair).") from None
     except ERRORS as error:
         reason = str(error).strip().splitlines()
         raise StoreUnavailable(

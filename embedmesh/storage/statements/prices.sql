@@ -5,9 +5,10 @@ WHERE from_ms <= CAST(:now_ms AS BIGINT) AND (to_ms IS NULL OR to_ms > CAST(:now
 ORDER BY from_ms, price_id;
 
 -- name: end_price
--- Let the price that has no end yet end.
+-- Let the price that holds at a moment end then, and those that were to begin later never begin.
 UPDATE prices SET to_ms = CASE WHEN from_ms > CAST(:from_ms AS BIGINT) THEN from_ms ELSE CAST(:from_ms AS BIGINT) END
-WHERE model = :model AND to_ms IS NULL AND account_id IS NOT DISTINCT FROM CAST(:account_id AS TEXT);
+WHERE model = :model AND account_id IS NOT DISTINCT FROM CAST(:account_id AS TEXT)
+    AND (to_ms IS NULL OR (to_ms > CAST(:from_ms AS BIGINT) AND to_ms > from_ms));
 
 -- name: insert_price
 -- A price from a moment on.

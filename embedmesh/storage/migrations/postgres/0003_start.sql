@@ -368,8 +368,8 @@ CREATE TABLE prices (
 CREATE UNIQUE INDEX prices_one_at_a_time ON prices (model, coalesce(account_id, '')) WHERE to_ms IS NULL;
 CREATE INDEX prices_of_model ON prices (model, account_id, from_ms);
 
-CREATE TRIGGER prices_end_once BEFORE UPDATE ON prices FOR EACH ROW
-WHEN (OLD.to_ms IS NOT NULL OR NEW.to_ms IS NULL OR OLD.price_id <> NEW.price_id OR OLD.model <> NEW.model
+CREATE TRIGGER prices_only_end BEFORE UPDATE ON prices FOR EACH ROW
+WHEN (NEW.to_ms > OLD.to_ms OR NEW.to_ms IS NULL OR OLD.price_id <> NEW.price_id OR OLD.model <> NEW.model
     OR OLD.account_id IS DISTINCT FROM NEW.account_id OR OLD.price <> NEW.price OR OLD.from_ms <> NEW.from_ms)
 EXECUTE FUNCTION refuse('a price only ends');
 CREATE TRIGGER prices_stay BEFORE DELETE ON prices FOR EACH ROW EXECUTE FUNCTION refuse('prices are kept');

@@ -1,0 +1,29 @@
+"""Names of models as people write them, and the full ids that keys and prices of the store have."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from embedmesh.assets import assets_dir
+from embedmesh.catalogue import load_catalogue
+from embedmesh.commands.telling import WrongUsage
+
+
+def model_ids(names: Iterable[str], catalogue: Path | None) -> tuple[str, ...]:
+    """The ids of models of the catalogue, each once. Raises WrongUsage for one that is not there, and SetupError."""
+    known = load_catalogue(catalogue, assets=assets_dir())
+    found: dict[str, None] = {}
+    for name in names:
+        model = known.find(name)
+        if model is None:
+            raise WrongUsage(
+                f"There is no model {name} in the catalogue. `embedmesh models list` shows its models; name the "
+                "catalogue that your gateways serve by --catalogue."
+            )
+        found[model.id] = None
+    return tuple(found)
+
+
+def model_id(name: str, catalogue: Path | None) -> str:
+    """The id of the model that is called so, or the name itself: a price may outlive its model. Raises SetupError."""
+    model = load_catalogue(catalogue, assets=assets_dir()).find(name)
+    return name if model is None else model.id

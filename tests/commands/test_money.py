@@ -1,0 +1,301 @@
+"""Accounts, keys, prices, refunds, payouts and statements by command, on SQLite and on PostgreSQL."""
+
+import asyncio
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from embedmesh.bootstrap import bootstrap, open_books
+from embedmesh.commands.group import cli
+from embedmesh.commands.statement import COLUMNS, plain_usd
+from embedmesh.rules.clock import SystemClock
+from embedmesh.rules.holds import Charge, Hold, Payable
+from embedmesh.settings import secret_path, store_path
+from embedmesh.storage.migrate import migrate
+from embedmesh.storage.secret import load_secret
+from embedmesh.storage.sql import migrations
+from embedmesh.storage.sqlite import SqliteEngine
+from embedmesh.storage.store import Store
+
+Run = Callable[..., Result]
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+MONTH = time.strftime("%Y-%m", time.gmtime())
+SERVED = {
+    "req_free": None,
+    "req_paid": Charge(
+        cost_nanousd=140,
+        tokens=7,
+        model=MODEL,
+        key_id="key_1",
+        node_id="n1",
+        price=20_000_000,
+        payables=(Payable("n1", 40),),
+    ),
+}
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    bootstrap(tmp_path / "data", "http://127.0.0.1:8080/v1")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(data_dir: Path) -> Run:
+    return run_in(data_dir)
+
+
+def run_in(data_dir: Path) -> Run:
+    return lambda *words: CliRunner().invoke(cli, [*map(str, words), "--data-dir", str(data_dir)])
+
+
+def make_secret(data_dir: Path) -> None:
+    """The one of the stores that tests/conftest.py makes."""
+    file = data_dir / "key.secret"
+    file.write_bytes(bytes(range(32)))
+    file.chmod(0o600)
+
+
+def told(result: Result) -> str:
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def shown(result: Result) -> Any:
+    return json.loads(told(result))
+
+
+def serve_some(data_dir: Path, place: Path | str, account: str) -> None:
+    """What a gateway does: one request is charged, with a share for node n1, another is not; both are chained."""
+
+    async def both() -> None:
+        secret = partial(load_secret, secret_path(data_dir))
+        store = await Store.open(place, folder=data_dir, clock=SystemClock(), secret=secret, on_fatal=pytest.fail)
+        try:
+            for hold_id, paid in SERVED.items():
+                hold = Hold(hold_id, account, 200, SystemClock().unix_ms() + 60_000, "key_1")
+                await store.hold(hold)
+                if paid is None:
+                    store.release(hold)
+                else:
+                    store.capture(hold, paid)
+            await store.drain()
+            await store.extend_chain()
+        finally:
+            await store.close()
+
+    asyncio.run(both())
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        ("accounts create team", 0, "team is there: prepaid.\n"),
+        ("accounts create local", 1, "There is an account local already."),
+        ("accounts create team --credit-limit -1", 2, "must not be below 0"),
+        ("accounts limit local 5.50", 0, "local is postpaid, up to $5.50; $105.50 available.\n"),
+        ("accounts limit revenue 1", 1, "revenue is no customer's account."),
+        ("accounts statement local 2026-13", 1, "A month is written as in 2026-11."),
+        ("accounts statement nobody 2026-11", 1, "There is no account nobody."),
+        ("accounts statement local 2026-11 --out /none/of/it.csv", 1, "Cannot write /none/of/it.csv: No such file"),
+        ("keys create --model nothing", 2, "There is no model nothing in the catalogue."),
+        ("keys change key_none --days 1", 1, "There is no key key_none. `embedmesh keys list` shows them."),
+        ("keys change key_none", 2, "Say what to change"),
+        ("keys change key_none --days 1 --never-expires", 2, "not both"),
+        ("prices set all-MiniLM-L6-v2 0.02", 0, f"A million tokens of {MODEL} cost $0.02 for all accounts from "),
+        ("prices set nothing 0.02", 2, "There is no model nothing in the catalogue."),
+        ("prices set all-MiniLM-L6-v2 0.02 --from 2020-01-01", 1, "cannot begin in the past"),
+        ("prices set all-MiniLM-L6-v2 0.02 --from soon", 2, "'soon' is no time: write 2026-12-01"),
+        ("prices end all-MiniLM-L6-v2", 1, f"No price of {MODEL} is set for all accounts."),
+        ("ledger explain req_none", 1, "The ledger knows no request req_none."),
+        ("ledger refund req_none --reference r", 1, "No request req_none was charged."),
+        (f"ledger check --head {'0' * 63}", 2, "a head is 64 of the digits"),
+        ("nodes payables", 0, "node  to be paid\n"),
+        ("nodes pay n1 1 --reference r", 1, "n1 has earned nothing yet."),
+        ("accounts credit local 1 --reference \udcff", 1, "a character that is none"),
+        ("store migrate", 0, "Nothing was to be done: "),
+    ],
+)
+def test_what_commands_say(run: Run, words: str, status: int, says: str) -> None:
+    """A line that says what was done, or what is wrong; 1 for what the store refuses, 2 for wrong usage."""
+    result = run(*words.split())
+    assert result.exit_code == status, result.output
+    assert says in result.output
+    assert not result.stdout or status == 0
+
+
+def test_a_limit_below_what_is_owed(run: Run, data_dir: Path) -> None:
+    """What was lent cannot be called back by a smaller limit."""
+    told(run("accounts", "create", "team", "--credit-limit", 1))
+    serve_some(data_dir, store_path(data_dir), "team")
+    refused = run("accounts", "limit", "team", 0)
+    assert refused.exit_code == 1
+    assert refused.stderr == "Error: team owes $0.00000014, running requests included.\n"
+
+
+def test_a_key_is_limited_changed_and_rotated(run: Run) -> None:
+    """What is not named stays; --no-limits takes all away first; the new key may do what the old one may."""
+    limits = ("--model", "all-MiniLM-L6-v2", "--requests-a-minute", 600, "--budget-month", 50)
+    made = shown(run("keys", "create", "--name", "ci", *limits, "--json"))
+    assert made["limits"] == {
+        "models": [MODEL],
+        "requests_a_minute": 600,
+        "tokens_a_minute": None,
+        "concurrency": None,
+        "budget_day": None,
+        "budget_month": 50_000_000_000,
+    }
+    key_id = made["key_id"]
+    said = told(run("keys", "change", key_id, "--concurrency", 4, "--days", 3))
+    assert "Limits: 600 requests/min, 4 at once, $50.00/month, all-MiniLM-L6-v2. Expires: 20" in said
+    said = told(run("keys", "change", key_id, "--no-limits", "--tokens-a-minute", 1000, "--never-expires"))
+    assert said.endswith("(ci) is changed. Limits: 1,000 tokens/min. Expires: never.\n")
+    assert "1,000 tokens/min" in told(run("keys", "list", "local"))
+    rotated = shown(run("keys", "rotate", key_id, "--overlap", 2, "--json"))
+    limits_left = {name: value for name, value in rotated["limits"].items() if value}
+    assert limits_left == {"tokens_a_minute": 1000}
+    assert rotated["key"] != made["key"] and rotated["expires"] is None
+    old = next(key for key in shown(run("keys", "list", "--json")) if key["key_id"] == key_id)
+    assert (old["state"], old["rotated_to"], old["expires"]) == ("active", rotated["key_id"], rotated["old_expires"])
+    again = run("keys", "rotate", key_id)
+    assert (again.exit_code, again.stdout) == (1, "") and "was rotated before" in again.stderr
+    assert told(run("keys", "rotate", rotated["key_id"], "--overlap", 0)).startswith("em_")
+    assert run("keys", "rotate", rotated["key_id"]).exit_code == 1
+
+
+def test_more_keys_than_a_page(run: Run, data_dir: Path) -> None:
+    """All are listed, and the last one can be revoked."""
+    with open_books(data_dir, store_path(data_dir)) as books:
+        last = [books.keys.create("local", ["embeddings"])[0].key_id for _ in range(1_010)][-1]
+    assert len(shown(run("keys", "list", "--json"))) == 1_012
+    told(run("keys", "revoke", last))
+
+
+def test_prices_of_all_times(run: Run) -> None:
+    """What counts now, what is to come, what is over; a price that never began was withdrawn."""
+    told(run("accounts", "create", "partner"))
+    for usd, more in ((0.02, ()), (0.03, ("--from", "2999-12-01T08:00:00+08:00")), (0.01, ("--account", "partner"))):
+        told(run("prices", "set", "all-MiniLM-L6-v2", usd, *more))
+    told(run("prices", "end", "all-MiniLM-L6-v2", "--account", "partner"))
+    found = shown(run("prices", "list", MODEL, "--json"))
+    assert [(one["account"], one["price_nanousd_per_million_tokens"], one["state"]) for one in found] == [
+        (None, 30_000_000, "to come"),
+        ("partner", 10_000_000, "over"),
+        (None, 20_000_000, "in force"),
+    ]
+    assert found[0]["from"] == found[2]["to"] == "2999-12-01T00:00:00Z"
+    assert shown(run("prices", "list", "another", "--json")) == []
+    said = told(run("prices", "end", "all-MiniLM-L6-v2"))
+    assert said.endswith("has ended, and what was to follow it is withdrawn.\n")
+    assert {one["state"] for one in shown(run("prices", "list", MODEL, "--json"))} == {"over", "withdrawn"}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_month_of_a_team(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Everything once, on either store: money comes, is spent, explained, given back, paid out, and adds up."""
+    data_dir = tmp_path / "data"
+    place: str | Path = store_path(data_dir)
+    if kind == "postgres":
+        place = request.getfixturevalue("database")
+        monkeypatch.setenv("EMBEDMESH_STORE", str(place))
+        data_dir.mkdir(mode=0o700)
+        make_secret(data_dir)
+    bootstrap(data_dir, "http://127.0.0.1:8080/v1", place)
+    run = run_in(data_dir)
+    assert told(run("store", "migrate")).startswith("Nothing was to be done: ")
+    told(run("accounts", "create", "team", "--credit-limit", 2))
+    told(run("accounts", "credit", "team", 1, "--reference", "=1+1"))
+    key = shown(run("keys", "create", "team", "--model", "all-MiniLM-L6-v2", "--json"))
+    told(run("keys", "rotate", key["key_id"]))
+    told(run("prices", "set", "all-MiniLM-L6-v2", "0.02", "--account", "team"))
+    serve_some(data_dir, place, "team")
+    head = shown(run("ledger", "check", "--json"))["head"]
+    assert head["transfers"] == 4
+
+    story = told(run("ledger", "explain", "req_paid")).splitlines()
+    assert story[0] == "Request req_paid of team, with key_1"
+    assert [line[27:] for line in story[2:]] == [
+        "the reply was delivered, and $0.00000014 of it charged",
+        f"for 7 tokens of {MODEL} at $0.02 a million, by node n1",
+        "charge: $0.00000014 from team to revenue",
+        "payable: $0.00000004 from revenue to node:n1",
+    ]
+    assert "no reply was delivered: released" in told(run("ledger", "explain", "req_free"))
+    explained = shown(run("ledger", "explain", "req_paid", "--json"))
+    assert (explained["state"], explained["captured"], explained["held"]) == ("captured", 140, 200)
+
+    refund = ("ledger", "refund", "req_paid", "0.00000004", "--reference", "ticket 1")
+    assert told(run(*refund)) == "$0.00000004 given back; team has $2.9999999 available.\n"
+    assert told(run(*refund)).startswith("Nothing done: ")
+    assert shown(run("ledger", "refund", "req_paid", "--reference", "ticket 2", "--json"))["amount_nanousd"] == 100
+    refused = run("ledger", "refund", "req_paid", "--reference", "ticket 3")
+    assert "$0.00 of this request can be given back." in refused.stderr
+
+    assert shown(run("nodes", "payables", "--json")) == [{"node": "n1", "payable_nanousd": 40}]
+    pay = ("nodes", "pay", "n1", "0.00000003", "--reference", "wire 1")
+    assert told(run(*pay)) == "$0.00000003 paid out; n1 is to be paid $0.00000001.\n"
+    assert told(run(*pay)).startswith("Nothing done: ")
+    assert "n1 has earned $0.00000001" in run("nodes", "pay", "n1", 1, "--reference", "wire 2").stderr
+
+    rows = list(csv.DictReader(io.StringIO(told(run("accounts", "statement", "team", MONTH)))))
+    assert [(row["kind"], row["amount_usd"], row["balance_nanousd"], row["reference"]) for row in rows] == [
+        ("opening balance", "", "0", ""),
+        ("credit", "1.000000000", "1000000000", "'=1+1"),
+        ("charge", "-0.000000140", "999999860", ""),
+        ("refund", "0.000000040", "999999900", "ticket 1"),
+        ("refund", "0.000000100", "1000000000", "ticket 2"),
+        ("closing balance", "", "1000000000", ""),
+    ]
+    assert list(rows[2].values())[6:] == ["req_paid", "", "key_1", MODEL, "7", "20000000"]
+    file = tmp_path / "team.json"
+    words = ("accounts", "statement", "team", MONTH, "--format", "json", "--out", file)
+    told(run(*words))
+    written = json.loads(file.read_text())
+    assert shown(run(*words[:4], "--json"))[:-1] == written[:-1]
+    assert [row["balance_nanousd"] for row in written] == [int(row["balance_nanousd"]) for row in rows]
+    assert tuple(written[0]) == COLUMNS and file.stat().st_mode & 0o777 == 0o600
+    assert run(*words).exit_code == 2 and told(run(*words, "--overwrite")) == ""
+
+    done = told(run("ledger", "check", "--head", head["hash"]))
+    assert done.startswith("The money adds up: ")
+    assert done.endswith(f"chain: 4 transfers in 1 blocks, head {head['hash']}\n")
+    other = run("ledger", "check", "--head", "1" * 64)
+    assert other.exit_code == 1 and other.stdout.startswith("THE CHAIN HAS NO HEAD 1111")
+    assert run("ledger", "check", "--head", "1" * 64, "--json").exit_code == 1
+
+
+def test_a_store_of_an_older_version_is_migrated_when_told(tmp_path: Path) -> None:
+    """Other commands say what to do; migrating says from where to where it went, and does it once."""
+    engine = SqliteEngine(store_path(tmp_path))
+    db = engine.connect(busy_s=0)
+    scripts = {number: script for number, script in migrations("sqlite").items() if number < 3}
+    migrate(engine, db, scripts)
+    db.close()
+    make_secret(tmp_path)
+    run = run_in(tmp_path)
+    assert "There is no store at " in str(run_in(tmp_path / "elsewhere")("accounts", "show").exception)
+    assert not (tmp_path / "elsewhere").exists()
+    assert "run `embedmesh store migrate`" in str(run("accounts", "show").exception)
+    assert " from version 2 to " in told(run("store", "migrate"))
+    assert told(run("store", "migrate")).startswith("Nothing was to be done: ")
+    assert run("accounts", "show").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("nanousd", "text"),
+    [(0, "0.000000000"), (-20, "-0.000000020"), (2**62, "4611686018.427387904"), (12_500_000_000, "12.500000000")],
+)
+def test_plain_amounts(nanousd: int, text: str) -> None:
+    """All nine decimals, no sign of a currency, no separators."""
+    assert plain_usd(nanousd) == text

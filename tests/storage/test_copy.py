@@ -1,0 +1,115 @@
+"""`store copy`: from a file to a server, all of it or nothing."""
+
+from typing import Any
+
+import pytest
+
+from embedmesh.rules.errors import InvalidValue, StoreUnavailable
+from embedmesh.rules.holds import Claim
+from embedmesh.rules.membership import Standing
+from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.copy import TABLES, copy
+from embedmesh.storage.engines import engine_of
+from embedmesh.storage.nodes import NodeRecord
+from embedmesh.storage.postgres import PostgresEngine
+from embedmesh.storage.sqlite import SqliteEngine
+from tests.storage.shop import Shop, charge
+
+
+def quiet(table: str, copied: int, total: int) -> None:
+    """Nobody watches."""
+
+
+async def full(shop: Shop) -> str:
+    """A store with something of everything; a token of one of its keys."""
+    store = await shop.open()
+    shop.credit(1_000)
+    shop.books.accounts.create("b", credit_limit_nanousd=5)
+    _, token = shop.books.keys.create("a", ["embeddings"], limits=Limits(requests_a_minute=5, models=("m",)))
+    paid, left = shop.new_hold(100), shop.new_hold(50)
+    await store.hold(paid, Claim(b"k" * 32, b"b" * 32))
+    await store.hold(left)
+    store.capture(paid, charge(90, payable=30), b"the reply")
+    await store.drain()
+    shop.books.accounts.refund(paid.hold_id, 5, "sorry")
+    shop.books.accounts.pay_out("n1", 10, "paid")
+    shop.books.prices.set("m", 7)
+    caller = await store.keys.find(token)
+    assert caller is not None
+    await store.allowances.take_request(caller)
+    record = NodeRecord(node_id="n1", standing=Standing.ADMITTED, public_key=bytes(32), inputs_max=1, secret=b"session")
+    await store.nodes.save(record)
+    await store.nodes.add_invite("i", b"verifier", "note", shop.clock.now_ms + 1)
+    await store.extend_chain()
+    await store.close()
+    return token
+
+
+async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) -> None:
+    """Money, keys, nodes with their secrets, kept replies, the chain; the next transfer, price and hold are taken."""
+    shop = file_shop
+    token = await full(shop)
+    before = shop.books.check()
+    copied = await copy(SqliteEngine(shop.path), PostgresEngine(database), quiet)
+    assert set(copied.rows) == set(TABLES) and all(copied.rows.values())
+    assert copied.head == before.head.hash
+    moved = Shop(shop.folder.parent, database, new=False)
+    assert moved.money() == shop.money() == (915, 50)
+    assert moved.books.accounts.list() == shop.books.accounts.list()
+    assert moved.books.keys.list() == shop.books.keys.list()
+    assert moved.books.prices.list() == shop.books.prices.list()
+    store = await moved.open()
+    assert store.stats.recovered == 1  # the same data directory: it is the same gateway
+    assert await store.keys.find(token) is not None
+    [record] = await store.nodes.all()
+    assert record.secret == b"session"
+    twin = await store.twin(moved.new_hold(1), Claim(b"k" * 32, b"b" * 32))
+    assert twin is not None and twin.reply == b"the reply"
+    moved.books.accounts.credit("a", 1, "after")
+    moved.books.prices.set("m", 8)
+    assert await store.extend_chain() == 1
+    await store.close()
+    moved.assert_right()
+    moved.books.close()
+
+
+async def test_a_store_in_use_is_not_copied(file_shop: Shop, database: str) -> None:
+    store = await file_shop.open()
+    with pytest.raises(InvalidValue, match="stop it first"):
+        await copy(SqliteEngine(file_shop.path), PostgresEngine(database), quiet)
+    await store.close()
+
+
+async def test_a_database_with_accounts_is_not_written_over(file_shop: Shop, database: str) -> None:
+    await full(file_shop)
+    target = Shop(file_shop.folder.parent / "other", database)
+    target.books.close()
+    with pytest.raises(InvalidValue, match="has accounts already"):
+        await copy(SqliteEngine(file_shop.path), PostgresEngine(database), quiet)
+
+
+async def test_there_must_be_a_store(file_shop: Shop, database: str) -> None:
+    with pytest.raises(InvalidValue, match="There is no store"):
+        await copy(SqliteEngine(file_shop.folder / "none.db"), PostgresEngine(database), quiet)
+
+
+@pytest.mark.parametrize(
+    ("breaking", "says", "failure"),
+    [
+        ("UPDATE accounts SET balance = balance + 1 WHERE account_id = 'a'", "old store is not right", InvalidValue),
+        ("UPDATE keys SET scopes = 'a' || char(0)", "did not take it", StoreUnavailable),
+    ],
+)
+async def test_a_store_that_is_not_right_is_not_copied(
+    file_shop: Shop, database: str, breaking: str, says: str, failure: type[Exception]
+) -> None:
+    """Nothing is left of the attempt."""
+    await full(file_shop)
+    with file_shop.by_hand() as db:
+        db.execute(breaking)
+    with pytest.raises(failure, match=says):
+        await copy(SqliteEngine(file_shop.path), PostgresEngine(database), quiet)
+    db = engine_of(database).connect(busy_s=1)
+    rows: Any = db.execute("SELECT count(*) FROM accounts WHERE kind = 'customer'").fetchall()
+    assert rows == [(0,)]
+    db.close()
