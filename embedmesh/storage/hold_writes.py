@@ -176,6 +176,8 @@ class EndHold:
         self.why = why
         self.charge = charge
         self._reply = reply
+        self._captured: Callable[[], Sequence[Row]] | None = None  # which holds were captured with this one
+        self._released: Callable[[], Sequence[Row]] | None = None
         self._ended = False
         self._late = False
 
@@ -189,23 +191,30 @@ class EndHold:
         first: dict[str, EndHold] = {}
         for write in writes:
             write._ended = write._late = False
+            write._captured = write._released = None
             first.setdefault(write.hold.hold_id, write)  # a hold ends once: whoever came first says how
         charged = {hold_id: write for hold_id, write in first.items() if write.charge is not None}
-        others = [
-            {"hold_id": hold_id, "ended_by": write.why.value} for hold_id, write in first.items() if not write.charge
-        ]
-        for hold_id in end_holds(db, now_ms, others):
-            first[hold_id]._ended = True
+        others = [write for write in first.values() if write.charge is None]
+        if others:
+            rows = [{"hold_id": write.hold.hold_id, "ended_by": write.why.value} for write in others]
+            released = db.later(HOLDS["release_holds"], as_rows(rows) | {"now_ms": now_ms})
+            for write in others:
+                write._released = released
         if charged:
             _charge(db, now_ms, charged)
-        for write in writes:
-            earlier = first[write.hold.hold_id]
-            if earlier is not write and write.charge is not None:
-                write._late = earlier.charge is None or earlier._late
 
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[EndHold]") -> None:
-        """Known already."""
+        found: dict[int, set[str]] = {}
+        for write in writes:
+            ended = write._captured or write._released
+            if ended is not None:
+                if id(ended) not in found:
+                    found[id(ended)] = {hold_id for (hold_id,) in ended()}
+                write._ended = write.hold.hold_id in found[id(ended)]
+            if write.charge is not None and not write._ended:
+                state = db.execute(HOLDS["hold_state"], {"hold_id": write.hold.hold_id}).fetchone()
+                write._late = state != ("captured",)
 
     def committed(self, stats: Stats) -> None:
         if self.charge is None:
@@ -287,17 +296,15 @@ def first_day_of_month(now_ms: int) -> int:
 
 
 def _charge(db: Db, now_ms: int, writes: dict[str, EndHold]) -> None:
-    """Capture those of some holds that are open, and write down all that follows from it."""
+    """Capture those of some holds that are open, and write down all that follows from it; for the others nothing.
+
+    None of these statements waits for what another has found: they are sent together.
+    """
     wanted = [{"hold_id": hold_id, "cost": _of(write).cost_nanousd} for hold_id, write in writes.items()]
-    captured = db.execute(HOLDS["capture_holds"], as_rows(wanted) | {"now_ms": now_ms}).fetchall()
-    for (hold_id,) in captured:
-        writes[hold_id]._ended = True
+    captured = db.later(HOLDS["capture_holds"], as_rows(wanted) | {"now_ms": now_ms})
     transfers, usage, nodes = [], [], set()
     for hold_id, write in writes.items():
-        if not write._ended:
-            found = db.execute(HOLDS["hold_state"], {"hold_id": hold_id}).fetchone()
-            write._late = found != ("captured",)
-            continue
+        write._captured = captured
         charge, account_id = _of(write), write.hold.account_id
         nodes |= {node_account(payable.node_id) for payable in charge.payables}
         transfers.append(_transfer("charge", account_id, REVENUE, charge.cost_nanousd, hold_id))
@@ -324,9 +331,8 @@ def _charge(db: Db, now_ms: int, writes: dict[str, EndHold]) -> None:
     if nodes:
         made = as_rows([{"account_id": node} for node in sorted(nodes)])
         db.execute(HOLDS["insert_nodes"], made | {"now_ms": now_ms})
-    if usage:
-        db.execute(HOLDS["insert_transfers"], as_rows(transfers) | {"now_ms": now_ms})
-        db.execute(HOLDS["insert_usage"], as_rows(usage) | {"day": now_ms // MS_PER_DAY})
+    db.execute(HOLDS["insert_transfers"], as_rows(transfers) | {"now_ms": now_ms})
+    db.execute(HOLDS["insert_usage"], as_rows(usage) | {"day": now_ms // MS_PER_DAY})
 
 
 def _of(write: EndHold) -> Charge:

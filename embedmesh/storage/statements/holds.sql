@@ -47,21 +47,26 @@ WHERE true ORDER BY value ->> 'account_id'
 ON CONFLICT DO NOTHING;
 
 -- name: insert_transfers
--- Move captured holds' costs from the customers to revenue, and the nodes' shares from there to the nodes.
+-- Move captured holds' costs from the customers to revenue, and the nodes' shares from there to the nodes. A hold that is
+-- captured and not charged yet is one that was captured just now.
 INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, created_ms)
 SELECT
     value ->> 'kind', value ->> 'source_id', value ->> 'target_id', CAST(value ->> 'amount' AS BIGINT),
     value ->> 'hold_id', CAST(:now_ms AS BIGINT)
-FROM json_each(:rows);
+FROM json_each(:rows)
+WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND state = 'captured')
+    AND NOT EXISTS (SELECT 1 FROM transfers AS t WHERE t.hold_id = value ->> 'hold_id' AND t.kind = 'charge');
 
 -- name: insert_usage
--- Record what captured holds were for.
+-- Record what captured holds were for; once.
 INSERT INTO usage (hold_id, account_id, key_id, model, node_id, tokens, price, cost, payable, user_hash, day)
 SELECT
     value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', value ->> 'model', value ->> 'node_id',
     CAST(value ->> 'tokens' AS BIGINT), CAST(value ->> 'price' AS BIGINT), CAST(value ->> 'cost' AS BIGINT),
     CAST(value ->> 'payable' AS BIGINT), value ->> 'user_hash', CAST(:day AS BIGINT)
-FROM json_each(:rows);
+FROM json_each(:rows)
+WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND state = 'captured')
+    AND NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.hold_id = value ->> 'hold_id');
 
 -- name: why_no_room
 -- What a hold of `amount` would have met: what the account has available, and the key's limits with what is in use.
