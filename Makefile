@@ -10,7 +10,7 @@ SHELL  := bash
 TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash fault wedge soak sim bench-engine bench-quality bench-fleet bench-store upstreams lock wheel clean
+.PHONY: help serve test fast check crash spenders scale fault wedge soak sim bench-engine bench-quality bench-fleet bench-store upstreams lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,8 +31,16 @@ check: $(VENV)/.dev  ## static checks: format, lint, types, import arrows
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-crash: $(VENV)/.setup $(VENV)/.dev  ## kill -9 gateway, node and engine under load; the ledger must still add up (minutes)
+crash: $(VENV)/.setup $(VENV)/.dev  ## kill -9 gateways, node, engine and PostgreSQL under load; the ledger must still add up (minutes)
 	$(BIN)/python -m bench.crash $(ARGS)
+	$(BIN)/python -m bench.crash --store postgres $(ARGS)
+
+spenders: $(VENV)/.setup $(VENV)/.dev  ## 64 callers with money for 10 over three gateways, 200 rounds; exactly 10 are served (minutes)
+	$(BIN)/python -m bench.spenders $(ARGS)
+
+scale: $(VENV)/.dev  ## a million accounts and ten million entries: no question of a request may get slower (minutes, 10 GB)
+	$(BIN)/python -m bench.scale $(ARGS)
+	$(BIN)/python -m bench.scale --store postgres $(ARGS)
 
 sim: $(VENV)/.dev  ## the line beside other routers, in virtual time: waits, fairness, idle nodes (2 minutes)
 	$(BIN)/python -m bench.sim $(ARGS)

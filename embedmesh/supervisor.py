@@ -33,6 +33,7 @@ STOP_GATEWAY_S = 35.0  # its own drain, and a little
 STOP_NODE_S = 10.0
 SOCKET_PATH_BYTES_MAX = 100  # Linux allows 108, macOS 104
 POLL_READY_S = 0.05
+LOOKS_A_WORKER = 8  # workers share the socket: nobody can ask all of them, but they take turns
 
 Say = Callable[[str], None]
 
@@ -127,7 +128,9 @@ async def _run(
         await asyncio.gather(*(child.start() for child in children[1:]))
         keepers = [asyncio.create_task(_keep(child, say)) for child in children]
         stopping = asyncio.create_task(stop.wait())
-        tasks = [stopping, *keepers, asyncio.create_task(_tell_when_ready(host, port, lambda: on_ready(credentials)))]
+        looks = 1 if gateway.workers == 1 else LOOKS_A_WORKER * gateway.workers
+        telling = _tell_when_ready(host, port, looks, lambda: on_ready(credentials))
+        tasks = [stopping, *keepers, asyncio.create_task(telling)]
         done, _ = await asyncio.wait([stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
         exit_codes = [task.result() for task in done if task in keepers]
     finally:
@@ -160,8 +163,9 @@ async def _keep(child: Child, say: Say) -> int:
         await child.start()
 
 
-async def _tell_when_ready(host: str, port: int, tell: Callable[[], None]) -> None:
-    """Call `tell` once /readyz says 200: a model has really embedded something."""
+async def _tell_when_ready(host: str, port: int, looks: int, tell: Callable[[], None]) -> None:
+    """Call `tell` once /readyz says 200 so many times in a row: whichever worker answers has really embedded."""
+    right = 0
     if host in ("0.0.0.0", "::"):  # noqa: S104 - not bound here, only recognised
         host = "127.0.0.1"
     while True:
@@ -170,9 +174,12 @@ async def _tell_when_ready(host: str, port: int, tell: Callable[[], None]) -> No
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             status = await reader.readline()
             writer.close()
-            if b" 200 " in status:
+            right = right + 1 if b" 200 " in status else 0
+            if right >= looks:
                 tell()
                 return
+            if right:
+                continue
         await asyncio.sleep(POLL_READY_S)
 
 
