@@ -1,6 +1,7 @@
 """Composition root of a gateway: the only place that builds its things and knows them all."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import random
@@ -14,10 +15,16 @@ import msgspec
 import uvloop
 
 from embedmesh.assets import assets_dir, find_cl100k
+from embedmesh.bootstrap import open_books
 from embedmesh.catalogue import Catalogue, load_catalogue
+from embedmesh.edge.account_api import AccountApi
 from embedmesh.edge.admin_api import AdminApi
-from embedmesh.edge.gateway_app import GatewayApp, for_admins
+from embedmesh.edge.books_thread import BooksThread
+from embedmesh.edge.callers import for_admins
+from embedmesh.edge.gateway_app import GatewayApp
+from embedmesh.edge.keys_api import KeysApi
 from embedmesh.edge.members import Members
+from embedmesh.edge.money_api import MoneyApi
 from embedmesh.edge.node_client import NodeClients, OwnLink
 from embedmesh.edge.nodes_api import NodesApi
 from embedmesh.edge.receive import BodyBudget
@@ -37,9 +44,19 @@ from embedmesh.flow.again import Twins
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.verify import verify
-from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit, stop_event
+from embedmesh.process import (
+    EXIT_AGAIN,
+    EXIT_OK,
+    EXIT_SETUP,
+    bind,
+    log_to_stderr,
+    quieten_gc,
+    raise_file_limit,
+    stop_event,
+)
 from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.errors import SetupError
+from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
+from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Tokenizer
 from embedmesh.settings import GatewaySettings, secret_path, store_place
 from embedmesh.signing.identity import Identity, fingerprint
@@ -53,6 +70,7 @@ log = logging.getLogger("embedmesh.gateway")
 
 UNIX = "unix:"
 IDENTITY = b"embedmesh gateway identity"  # what of the key secret the gateway's identity is
+READY_S, READY_LOOK_S = 1.0, 0.01  # a node that runs answers its first probe within milliseconds
 DRAIN_S = 30.0  # as long as an ordinary request may take
 EXIT_SOFTWARE = 70  # EX_SOFTWARE: an fsync failed, or a bug of ours: start anew and verify
 
@@ -65,7 +83,7 @@ def main(settings: GatewaySettings) -> int:
         return uvloop.run(_run(settings))
     except SetupError as error:
         print(f"embedmesh gateway: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
-        return EXIT_SETUP
+        return EXIT_AGAIN if isinstance(error, StoreAway) else EXIT_SETUP
 
 
 async def _run(settings: GatewaySettings) -> int:
@@ -129,11 +147,16 @@ async def _run(settings: GatewaySettings) -> int:
     registrar = Registrar(
         identity, Nonces(secret), store.nodes, members, node_policy(settings.node_networks), system_lookup, clock
     )
+    books = BooksThread(functools.partial(open_books, settings.data_dir, store_place(settings)))
+    operators = (
+        AdminApi(members, registry, store.nodes, bodies, clock, catalogue, identity.public_key),
+        KeysApi(books, bodies, clock, catalogue),
+        MoneyApi(books, bodies, catalogue),
+    )
     apis = [
         NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
-        for_admins(
-            store.keys, AdminApi(members, registry, store.nodes, bodies, clock, catalogue, identity.public_key).routes()
-        ),
+        AccountApi(store.keys, books, bodies, clock, catalogue).routes(),
+        *(for_admins(store.keys, api.routes()) for api in operators),
     ]
     world = World(
         keys=store.keys,
@@ -175,7 +198,12 @@ async def _run(settings: GatewaySettings) -> int:
         prober = Prober(node, registry, catalogue, tokenizers, clients, clock, verify)
         background.append(asyncio.create_task(prober.run()))
     store.topics.on(NODES, members.changed_elsewhere)
-    await members.start()
+    try:
+        await members.start()
+    except StoreUnavailable as error:
+        raise StoreAway(error.message) from None
+    if settings.nodes:
+        await until_ready(registry)
     await app.server.start(listener)
     quieten_gc()
     log.info("gateway listens on port %d", listener.getsockname()[1])
@@ -193,9 +221,18 @@ async def _run(settings: GatewaySettings) -> int:
     await world.twins.stop()
     await canaries.stop()
     await members.stop()
+    await books.close()
     await store.close()
     clients.close()
     return exit_code
+
+
+async def until_ready(registry: Registry) -> None:
+    """Callers who wait to be let in are better off than callers who are told that no node is ready; for a moment."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READY_S):
+            while not any(node.state is NodeState.READY for node in registry):  # noqa: ASYNC110 - probes tell nobody
+                await asyncio.sleep(READY_LOOK_S)
 
 
 def node_policy(networks: Sequence[str]) -> Policy:

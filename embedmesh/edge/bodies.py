@@ -5,12 +5,22 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from embedmesh.edge.receive import JSON_TYPE
+from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
 from embedmesh.rules import errors
 
 JSON = {"Content-Type": JSON_TYPE}
+SMALL_BYTES_MAX = 64 * 1024
 
 T = TypeVar("T")
+
+
+async def small_body(request: web.BaseRequest, budget: BodyBudget) -> bytes:
+    """The whole body of a request for a small route; nothing where it brings none. Raises what `read_body` raises."""
+    if not request.can_read_body:
+        return b""
+    body = await read_body(request, SMALL_BYTES_MAX, budget)
+    budget.give_back(len(body))
+    return body
 
 
 def decoded(body: bytes, kind: type[T]) -> T:

@@ -1,6 +1,5 @@
 """The gateway's routes. Each adapts HTTP to one call of the flow; no rule lives here."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import orjson
@@ -8,6 +7,7 @@ from aiohttp import web
 
 from embedmesh import __version__
 from embedmesh.edge.bodies import JSON, json_reply
+from embedmesh.edge.callers import with_key
 from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
@@ -16,17 +16,15 @@ from embedmesh.edge.server import REST, Handler, HttpServer, Routes, deliver
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
-from embedmesh.flow.identify import METRICS_SCOPES, identify
+from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import Failure, ModelNotFound, Overloaded
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, Keys, Reply
+from embedmesh.rules.ports import Reply
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
-ADMIN_SCOPE = "admin"
 RETRIES_DIGITS_MAX = 4
-CALLER = web.RequestKey("caller", Caller)  # who asks, on routes that need a key
 
 
 class GatewayApp:
@@ -42,7 +40,7 @@ class GatewayApp:
         gauges: Callable[[], dict[str, float]],
         more: Sequence[Routes] = (),
     ) -> None:
-        """`more` are the routes of nodes and operators."""
+        """`more` are the routes of nodes, operators and accounts."""
         self._more = more
         self._world = world
         self._registry = registry
@@ -178,22 +176,3 @@ def _asked(request: web.BaseRequest) -> Asked:
         headers.get("Idempotency-Key"),
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,
     )
-
-
-def with_key(keys: Keys, handler: Handler, *any_of: str) -> Handler:
-    """The handler, for those whose key has one of the scopes, where any are named."""
-
-    @functools.wraps(handler)
-    async def checked(request: web.BaseRequest) -> web.StreamResponse:
-        request[CALLER] = await identify(request.headers.get("Authorization"), keys, *any_of)
-        return await handler(request)
-
-    return checked
-
-
-def for_admins(keys: Keys, routes: Routes) -> Routes:
-    """All of these routes, for keys with the scope `admin` only."""
-    return {
-        path: {method: with_key(keys, handler, ADMIN_SCOPE) for method, handler in methods.items()}
-        for path, methods in routes.items()
-    }

@@ -19,12 +19,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 from aiohttp import web
 
+from embedmesh.edge.account_api import AccountApi
 from embedmesh.edge.admin_api import AdminApi
-from embedmesh.edge.gateway_app import GatewayApp, for_admins
+from embedmesh.edge.books_thread import BooksThread
+from embedmesh.edge.callers import for_admins
+from embedmesh.edge.gateway_app import GatewayApp
+from embedmesh.edge.keys_api import KeysApi
 from embedmesh.edge.member_node import MemberNode
 from embedmesh.edge.members import Members
+from embedmesh.edge.money_api import MoneyApi
 from embedmesh.edge.node_client import NodeClients
 from embedmesh.edge.node_door import NodeDoor
 from embedmesh.edge.nodes_api import NodesApi
@@ -71,6 +77,7 @@ LOOPBACK = ("127.0.0.0/8",)
 BEAT_S = 0.02
 WITHIN_S = 5.0  # a few milliseconds; the rest is for a busy machine
 IDS = [[1, 2], [3]]
+ON_EACH_STORE = pytest.mark.parametrize("gw", ["sqlite", "postgres"], indirect=True, scope="module")
 
 
 @contextmanager
@@ -117,8 +124,19 @@ class Gateway:
 
     port: int
 
-    def __init__(self, store: Store, books: Books, clock: Clock, policy: Policy, lookup: Lookup, beat_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        books: Books,
+        open_books: Callable[[], Books],
+        clock: Clock,
+        policy: Policy,
+        lookup: Lookup,
+        beat_s: float,
+    ) -> None:
+        """`books` are the test's own; the gateway opens its own with `open_books`."""
         self.store = store
+        self.books_thread = BooksThread(open_books)
         self.clock = clock
         self.identity = Identity.from_seed(SECRET, IDENTITY)
         self.fingerprint = fingerprint(self.identity.public_key)
@@ -134,9 +152,12 @@ class Gateway:
             self.identity, self.nonces, store.nodes, self.members, policy, lookup, clock, heartbeat_s=beat_s
         )
         nodes_api = NodesApi(registrar, self.members, self.registry, store.nodes, bodies, clock)
-        admin_api = AdminApi(
-            self.members, self.registry, store.nodes, bodies, clock, CATALOGUE, self.identity.public_key
+        operators = (
+            AdminApi(self.members, self.registry, store.nodes, bodies, clock, CATALOGUE, self.identity.public_key),
+            KeysApi(self.books_thread, bodies, clock, CATALOGUE),
+            MoneyApi(self.books_thread, bodies, CATALOGUE),
         )
+        account_api = AccountApi(store.keys, self.books_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
         world = World(
             keys=store.keys,
@@ -160,7 +181,11 @@ class Gateway:
             in_flight_max=1_000,
             bodies=bodies,
             gauges=dict,
-            more=[nodes_api.routes(), for_admins(store.keys, admin_api.routes())],
+            more=[
+                nodes_api.routes(),
+                account_api.routes(),
+                *(for_admins(store.keys, api.routes()) for api in operators),
+            ],
         )
         self.books = books
         self.keys: dict[str, str] = {}
@@ -184,10 +209,14 @@ class Gateway:
         await self.store.nodes.add_invite(made.invite_id, verifier(made.secret), "", expires_ms)
         return made
 
+    async def ask(self, method: str, path: str, body: object = None, *, key: str | None, **headers: str) -> Raw:
+        """Ask anything, with a key or without."""
+        encoded = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
+        return await send(self.port, request(method, path, encoded, key=key, **headers))
+
     async def admin(self, method: str, path: str, body: object = None) -> Raw:
         """Ask the admin API."""
-        encoded = b"" if body is None else msgspec.json.encode(body)
-        return await send(self.port, request(method, f"/v1/admin{path}", encoded, key=self.key("admin")))
+        return await self.ask(method, f"/v1/admin{path}", body, key=self.key("admin"))
 
     async def act(self, name: str, action: str) -> dict[str, Any]:
         """Say something of a node; it must be done."""
@@ -226,6 +255,7 @@ class Gateway:
         self.clients.close()
         await self.app.server.drain(within_s)
         await self.members.stop()
+        await self.books_thread.close()
         await self.store.close()
         assert bugs == (0, False)
 
@@ -238,16 +268,21 @@ async def gateway(
     lookup: Lookup = system_lookup,
     port: int = 0,
     beat_s: float = BEAT_S,
+    store_url: str | None = None,
 ) -> AsyncIterator[Gateway]:
-    """A gateway on the store in `folder`."""
-    clock, path = Clock(), folder / "embedmesh.db"
-    first = not path.exists()
-    with Books.open(path, clock=clock, secret=lambda engine: SECRET) as books:
+    """A gateway on the store in `folder`, or on a new one at a `postgresql://` address."""
+    clock, path = Clock(), store_url or folder / "embedmesh.db"
+    first = isinstance(path, str) or not path.exists()
+
+    def open_books() -> Books:
+        return Books.open(path, clock=clock, secret=lambda engine: SECRET)
+
+    with open_books() as books:
         if first:
             books.accounts.create("a")
             books.accounts.credit("a", 10**12, "test")
         store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
-        made = Gateway(store, books, clock, Policy(networks), lookup, beat_s)
+        made = Gateway(store, books, open_books, clock, Policy(networks), lookup, beat_s)
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]

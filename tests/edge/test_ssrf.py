@@ -153,7 +153,9 @@ async def test_nor_by_the_form_of_atoma(strict: Gateway, canaries: Canaries, tmp
     one = Applicant(strict, tmp_path)
     await one.join(await strict.invite())
     record = msgspec.structs.replace(strict.members.record(one.node_id), certificate=one.certificate)
-    strict.members._records[one.node_id] = record  # or it would be refused for having none
+    await strict.store.nodes.save(record)  # or it would be refused for having none
+    await strict.members.reload()
+    record = strict.members.record(one.node_id)
     for address, why in towards(canaries, FORBIDDEN)[::3]:
         data = {"node_small_id": one.welcome.small_id, "public_address": address, "country": "DE"}
         body = json.dumps({"data": data, "signature": atoma.sign(one.identity, data)}).encode()

@@ -99,6 +99,9 @@ async def test_no_key_is_ever_on_disk(shop: Shop, store: Store) -> None:
     ("account", "scopes", "name", "failure"),
     [
         ("nobody", ["embeddings"], "", NotFound),
+        ("revenue", ["embeddings"], "", InvalidValue),
+        ("a\0", ["embeddings"], "", InvalidValue),
+        ("a", ["embeddings"], "\0", InvalidValue),
         ("a", [], "", InvalidValue),
         ("a", ["everything"], "", InvalidValue),
         ("a", ["embeddings"], "n" * 129, InvalidValue),

@@ -35,6 +35,7 @@ def document(version: str) -> Json:
         "tags": [
             {"name": "Embeddings", "description": "Texts in, vectors out."},
             {"name": "Models", "description": "What live nodes serve now."},
+            {"name": "Account", "description": "What an account has, what it used, and its keys."},
             {"name": "Operations", "description": "For whoever runs this gateway."},
             {"name": "About", "description": "The API, described."},
             {"name": "Nodes", "description": "What nodes say to this gateway, signed.", ASIDE: True},

@@ -1,7 +1,7 @@
 """The routes for nodes, which sign what they say, and for operators, whose key has the scope `admin`."""
 
 from embedmesh.edge.admin_api import ACTIONS, OF_THE_LOCAL_NODE
-from embedmesh.edge.openapi.operations import ANY_ROUTE, SCOPED_KEY, operation, parameter
+from embedmesh.edge.openapi.operations import ANY_ROUTE, SCOPED_KEY, body, operation, parameter
 from embedmesh.edge.openapi.replies import Failures, json_reply, reply
 from embedmesh.edge.openapi.shapes import Json, ref
 from embedmesh.rules import errors
@@ -169,11 +169,6 @@ def signed(name: str, summary: str, description: str, replies: dict[int, Json]) 
 def by_operator(name: str, summary: str, description: str, replies: dict[int, Json], failures: Failures) -> Json:
     """With a key that has the scope `admin`."""
     return operation(name, ADMINISTRATION, summary, description, replies, failures, scopes=ADMIN)
-
-
-def body(schema: Json, *, required: bool = True) -> Json:
-    """What is sent."""
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 def which_node() -> Json:

@@ -1,12 +1,8 @@
 """The shapes of what nodes and operators send and get. Where a struct decodes it, its schema is the struct's own."""
 
-import inspect
-
-import msgspec
-
 from embedmesh.edge.admin_api import InviteRequest, UpstreamRequest, WeightRequest
 from embedmesh.edge.nodes_api import AtomaRegistration
-from embedmesh.edge.openapi.shapes import COUNT, FLAG, NUMBER, TEXT, Json, list_of, or_null, ref, whole
+from embedmesh.edge.openapi.shapes import COUNT, FLAG, NUMBER, TEXT, Json, list_of, of_structs, or_null, ref, whole
 from embedmesh.rules.membership import (
     Greeting,
     Heartbeat,
@@ -59,10 +55,7 @@ def fleet_schemas() -> Json:
 
 
 def _of_structs() -> Json:
-    _, made = msgspec.json.schema_components(STRUCTS, ref_template="#/components/schemas/{name}")
-    for schema in made.values():
-        del schema["title"]  # the name that it has already
-        schema["description"] = inspect.cleandoc(schema["description"])
+    made = of_structs(STRUCTS)
     inside = {"contentMediaType": "application/json", "contentSchema": ref("Statement")}
     made["Registration"]["properties"]["statement"] |= inside
     made["AtomaRegistration"]["properties"]["data"] = whole(

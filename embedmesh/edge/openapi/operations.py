@@ -41,3 +41,13 @@ def parameter(name: str, description: str, example: str) -> Json:
         "schema": schema,
         "example": example,
     }
+
+
+def query(name: str, description: str, schema: Json, *, required: bool = False) -> Json:
+    """A parameter of the query."""
+    return {"name": name, "in": "query", "required": required, "description": description, "schema": schema}
+
+
+def body(schema: Json, *, required: bool = True) -> Json:
+    """What is sent."""
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}

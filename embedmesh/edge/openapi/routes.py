@@ -5,17 +5,28 @@ import struct
 from typing import Any
 
 from embedmesh.edge.failures import TABLE
+from embedmesh.edge.openapi.account import account_paths
 from embedmesh.edge.openapi.fleet import admin_paths, node_paths
+from embedmesh.edge.openapi.money import money_paths
 from embedmesh.edge.openapi.operations import ANY_KEY, ANY_ROUTE, SCOPED_KEY, operation, parameter
 from embedmesh.edge.openapi.replies import Failures, json_reply, reply
 from embedmesh.edge.openapi.shapes import Json, ref
 from embedmesh.edge.pages.samples import EXAMPLE_MODEL, SAMPLES
+from embedmesh.flow.again import KEY_CHARS_MAX
 from embedmesh.flow.handle import EMBED_SCOPE
 from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import BODY_BYTES_MAX, INPUTS_MAX, REQUEST_TOKENS_MAX
 
-EMBEDDING_HEADERS = ("openai-processing-ms", "x-embedmesh-cost-nanousd", "x-embedmesh-node", "x-embedmesh-truncated")
+EMBEDDING_HEADERS = (
+    "openai-processing-ms",
+    "x-embedmesh-cost-nanousd",
+    "x-embedmesh-node",
+    "x-embedmesh-request",
+    "x-embedmesh-truncated",
+    *(f"x-ratelimit-{part}-{what}" for what in ("requests", "tokens") for part in ("limit", "remaining", "reset")),
+    "idempotent-replayed",
+)
 
 # A client may resolve an id such as `..` before it sends it, and then asks for another path.
 ONE_MODEL: Failures = (errors.ModelNotFound, errors.NotFound, *ANY_KEY)
@@ -25,7 +36,7 @@ EMBEDDINGS: Failures = tuple(failure for failure in TABLE if failure not in OFF_
 
 def paths() -> Json:
     """Path -> method -> what it takes and gives."""
-    return _caller_paths() | node_paths() | admin_paths()
+    return _caller_paths() | account_paths() | _process_paths() | node_paths() | admin_paths() | money_paths()
 
 
 def _caller_paths() -> Json:
@@ -54,6 +65,11 @@ def _caller_paths() -> Json:
             )
             | {"parameters": [parameter("id", "The model's id or alias.", EXAMPLE_MODEL)]}
         },
+    }
+
+
+def _process_paths() -> Json:
+    return {
         "/health": {
             "get": operation(
                 "getHealth",
@@ -129,6 +145,7 @@ def _create_embeddings() -> Json:
         EMBEDDINGS,
         scopes=(EMBED_SCOPE,),
     )
+    created_by["parameters"] = [_idempotency_key()]
     created_by["requestBody"] = {
         "required": True,
         "content": {
@@ -140,6 +157,18 @@ def _create_embeddings() -> Json:
     }
     created_by["x-codeSamples"] = SAMPLES
     return created_by
+
+
+def _idempotency_key() -> Json:
+    return {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "The same key with the same body gives the same reply for a day, and is charged once; with "
+        "another body it is refused with 409 `idempotency_conflict`. It is the account's, whichever of its keys asks.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+        "example": "order-1729",
+    }
 
 
 def _example_reply(embeddings: list[Any]) -> Json:

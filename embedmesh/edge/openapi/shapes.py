@@ -1,7 +1,10 @@
 """What schemas are made of."""
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 Json = dict[str, Any]
 
@@ -24,6 +27,21 @@ def whole(properties: Json, **more: Any) -> Json:
 def list_of(schema: str) -> Json:
     """A list of things, as the API answers one."""
     return whole({"object": {"const": "list"}, "data": {"type": "array", "items": ref(schema)}})
+
+
+def page_of(schema: str, **more: Json) -> Json:
+    """One page of such a list."""
+    listed = list_of(schema)["properties"] | {"has_more": FLAG | {"description": "Whether there is another page."}}
+    return whole(listed | more)
+
+
+def of_structs(structs: Sequence[type[msgspec.Struct]]) -> Json:
+    """The schemas of what structs decode, by name."""
+    _, made = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    for schema in made.values():
+        del schema["title"]  # the name that it has already
+        schema["description"] = inspect.cleandoc(schema["description"])
+    return made
 
 
 def or_null(schema: Json) -> Json:

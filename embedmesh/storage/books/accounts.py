@@ -77,7 +77,7 @@ class AccountBooks:
     def set_credit_limit(self, account_id: str, limit_nanousd: int) -> Account:
         """How much a customer may owe; 0 is prepaid. Raises NotFound, InvalidValue."""
         with self._session.transaction(account_id):
-            self._customer(account_id)
+            self.customer(account_id)
             self._set_limit(account_id, limit_nanousd)
             return self.find(account_id)
 
@@ -93,7 +93,7 @@ class AccountBooks:
             )
         source, target = (CREDIT_SOURCE, account_id) if amount_nanousd > 0 else (account_id, CREDIT_SOURCE)
         with self._session.transaction(account_id, CREDIT_SOURCE):
-            account = self._customer(account_id)
+            account = self.customer(account_id)
             if self._applied("credit", source, target, abs(amount_nanousd), None, reference):
                 return False
             if account.available_nanousd + amount_nanousd < 0:
@@ -155,7 +155,8 @@ class AccountBooks:
             self._move("payout", account_id, PAYOUTS, amount_nanousd, None, reference)
             return True
 
-    def _customer(self, account_id: str) -> Account:
+    def customer(self, account_id: str) -> Account:
+        """One account, of somebody who pays. Raises NotFound, InvalidValue."""
         account = self.find(account_id)
         if account.kind != CUSTOMER:
             raise InvalidValue(f"{account_id} is no customer's account.")

@@ -75,7 +75,7 @@ class KeyBooks:
             limits=limits or Limits(),
         )
         with self._session.transaction():
-            self._accounts.find(account_id)
+            self._accounts.customer(account_id)
             return key, self._insert(key)
 
     def find(self, key_id: str, *, account_id: str | None = None) -> Key:

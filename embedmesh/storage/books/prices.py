@@ -66,4 +66,4 @@ class PriceBooks:
         if not 0 < len(model) <= MODEL_CHARS_MAX or not model.isprintable():
             raise InvalidValue("Name the model by its id.", param="model")
         if account_id is not None:
-            self._accounts.find(account_id)
+            self._accounts.customer(account_id)

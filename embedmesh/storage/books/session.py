@@ -12,7 +12,7 @@ ROWS_MAX = 1_000  # of one page
 
 
 class Session:
-    """Not for several threads at one time. Every method raises StoreUnavailable."""
+    """Not for several threads at one time. Its methods raise StoreUnavailable; InvalidValue for a text that is none."""
 
     def __init__(self, db: Db, clock: Clock) -> None:
         self.clock = clock
@@ -21,17 +21,17 @@ class Session:
     def run(self, statement: str, values: Mapping[str, Any] | None = None) -> Cursor:
         """One statement."""
         with translated():
-            return self._db.execute(statement, values or {})
+            return self._db.execute(statement, _plain(values))
 
     def rows(self, statement: str, values: Mapping[str, Any] | None = None) -> Sequence[Row]:
         """What a statement found."""
         with translated():
-            return self._db.execute(statement, values or {}).fetchall()
+            return self._db.execute(statement, _plain(values)).fetchall()
 
     def row(self, statement: str, values: Mapping[str, Any] | None = None) -> Row | None:
         """What a statement found, if anything, that can only find one."""
         with translated():
-            return self._db.execute(statement, values or {}).fetchone()
+            return self._db.execute(statement, _plain(values)).fetchone()
 
     @contextmanager
     def transaction(self, *accounts: str) -> Iterator[None]:
@@ -49,6 +49,13 @@ class Session:
             if self._db.in_transaction:
                 with translated():
                     self._db.rollback()
+
+
+def _plain(values: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The values. Raises InvalidValue where a text has a NUL, which PostgreSQL cannot keep."""
+    if values and any(isinstance(value, str) and "\0" in value for value in values.values()):
+        raise InvalidValue("A text here has a NUL character.")
+    return values or {}
 
 
 @contextmanager

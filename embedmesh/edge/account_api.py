@@ -1,0 +1,154 @@
+"""`/v1/account`: what an account sees of itself with any of its keys, and the keys that a key of it can make."""
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from aiohttp import web
+
+from embedmesh.edge.bodies import decoded, json_reply, small_body
+from embedmesh.edge.books_thread import BooksThread
+from embedmesh.edge.callers import ADMIN_SCOPE, CALLER, for_keys
+from embedmesh.edge.key_bodies import OwnKeyRequest
+from embedmesh.edge.keys_api import list_keys, revoke
+from embedmesh.edge.queries import day, number, page, query_of, rest_of, rows_of
+from embedmesh.edge.receive import BodyBudget
+from embedmesh.edge.server import Routes
+from embedmesh.edge.shown import shown, shown_account, shown_key
+from embedmesh.rules.errors import InsufficientScope, InvalidApiKey, InvalidValue
+from embedmesh.rules.ports import Catalogue, Clock, Keys
+from embedmesh.storage.books import Books
+from embedmesh.storage.books.keys import SCOPES, Key, Limits
+from embedmesh.storage.books.reports import ENTRY_MAX, Usage
+
+KEYS_SCOPE = "keys"
+USAGE_DAYS = 30  # where nobody says how many
+USAGE_DAYS_MAX = 366
+USAGE_ROWS_MAX = 10_000  # a day, model and key each
+EPOCH = date(1970, 1, 1)
+OWN = ("id", "balance_nanousd", "held_nanousd", "credit_limit_nanousd", "available_nanousd")
+NUMBERS = ("requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
+
+
+class AccountApi:
+    """Handlers for callers. Each sees the account of its own key, and no other."""
+
+    def __init__(self, keys: Keys, books: BooksThread, bodies: BodyBudget, clock: Clock, catalogue: Catalogue) -> None:
+        self._keys = keys
+        self._books = books
+        self._bodies = bodies
+        self._clock = clock
+        self._catalogue = catalogue
+
+    def routes(self) -> Routes:
+        """The paths for callers: some for any key, some for those with the scope `keys`."""
+        own = {
+            "/v1/account": {"GET": self.account},
+            "/v1/account/usage": {"GET": self.usage},
+            "/v1/account/entries": {"GET": self.entries},
+        }
+        keys = {
+            "/v1/account/keys": {"GET": self.keys, "POST": self.create},
+            "/v1/account/keys/*": {"DELETE": self.revoke},
+        }
+        return {**for_keys(self._keys, own), **for_keys(self._keys, keys, KEYS_SCOPE)}
+
+    async def account(self, request: web.BaseRequest) -> web.StreamResponse:
+        """What there is, what is held, and what may be spent."""
+        account_id = request[CALLER].account_id
+        row = shown_account(await self._books.ask(lambda books: books.accounts.find(account_id)))
+        return json_reply({name: row[name] for name in OWN})
+
+    async def usage(self, request: web.BaseRequest) -> web.StreamResponse:
+        """What was used, by day, model and key."""
+        account_id = request[CALLER].account_id
+        query = query_of(request, "from", "to")
+        last = day(query, "to", datetime.fromtimestamp(self._clock.unix_ms() / 1000, UTC).date())
+        first = day(query, "from", last - timedelta(USAGE_DAYS - 1))
+        days = (last - first).days + 1
+        if not 1 <= days <= USAGE_DAYS_MAX:
+            raise InvalidValue(f"From `from` to `to` are 1 to {USAGE_DAYS_MAX} days, both included.", param="from")
+        span = (first - EPOCH).days, (last - EPOCH).days
+        found: Sequence[Usage] = await self._books.ask(
+            lambda books: books.reports.usage(account_id, *span, rows_max=USAGE_ROWS_MAX + 1)
+        )
+        listed = page(found, USAGE_ROWS_MAX, _shown_usage)
+        return json_reply({**listed, "from": first.isoformat(), "to": last.isoformat()})
+
+    async def entries(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A page of what came and went, the latest first."""
+        account_id = request[CALLER].account_id
+        query = query_of(request, "before", "limit")
+        before, limit = number(query, "before", ENTRY_MAX, most=ENTRY_MAX), rows_of(query)
+        found = await self._books.ask(
+            lambda books: books.reports.entries(account_id, before=before, rows_max=limit + 1)
+        )
+        listed = page(found, limit, shown)
+        return json_reply({**listed, "next": found[limit - 1].entry_id if listed["has_more"] else None})
+
+    async def keys(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A page of the account's keys."""
+        account_id = request[CALLER].account_id
+        query = query_of(request, "limit", "after")
+        limit = rows_of(query)
+        found = await self._books.ask(lambda books: list_keys(books, account_id, query.get("after"), limit))
+        return json_reply(page(found, limit, self._shown))
+
+    async def create(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A new key of the account. It is shown once, and can do no more than the one that makes it."""
+        caller = request[CALLER]
+        asked = decoded(await small_body(request, self._bodies), OwnKeyRequest)
+        limits = asked.limits.over(Limits(), self._catalogue)
+
+        def make(books: Books) -> tuple[Key, str]:
+            own = books.keys.find(caller.key_id)
+            if own.revoked_ms is not None:  # just now
+                raise InvalidApiKey("The API key was revoked.")
+            check_narrower(own, asked.scopes, asked.expires_ms, limits)
+            return books.keys.create(
+                own.account_id, asked.scopes, name=asked.name, expires_ms=asked.expires_ms, limits=limits
+            )
+
+        return json_reply(self._shown(*await self._books.ask(make)))
+
+    async def revoke(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Make a key of the account useless at once; harmless where it was revoked before."""
+        caller, key_id = request[CALLER], rest_of(request)
+
+        def end(books: Books) -> Key:
+            scopes = books.keys.find(key_id, account_id=caller.account_id).scopes
+            if ADMIN_SCOPE in scopes and ADMIN_SCOPE not in caller.scopes:
+                raise InsufficientScope("A key with the scope `admin` is revoked by the operator, or by such a key.")
+            return revoke(books, key_id, caller.account_id)
+
+        return json_reply(self._shown(await self._books.ask(end)))
+
+    def _shown(self, key: Key, token: str | None = None) -> dict[str, Any]:
+        return shown_key(key, self._clock.unix_ms(), token)
+
+
+def check_narrower(own: Key, scopes: Sequence[str], expires_ms: int | None, limits: Limits) -> None:
+    """Raise InsufficientScope, which says what it is, where a new key could do what the key that makes it cannot."""
+    if ADMIN_SCOPE in scopes:
+        raise InsufficientScope("No key gets the scope `admin` here. The operator makes such keys.", param="scopes")
+    for scope in sorted(SCOPES.intersection(scopes).difference(own.scopes)):
+        raise InsufficientScope(f"This API key cannot give the scope `{scope}`: it lacks it itself.", param="scopes")
+    if own.limits.models and not (limits.models and set(limits.models) <= set(own.limits.models)):
+        raise InsufficientScope(
+            f"A key that this one makes is for models of its own: {', '.join(own.limits.models)}.",
+            param="limits.models",
+        )
+    for name in NUMBERS:
+        _check_number(f"limits.{name}", getattr(own.limits, name), getattr(limits, name))
+    _check_number("expires_ms", own.expires_ms, expires_ms)
+
+
+def _check_number(name: str, own: int | None, asked: int | None) -> None:
+    """None is: no limit."""
+    if own is not None and (asked is None or asked > own):
+        raise InsufficientScope(f"`{name}` of a key that this one makes is at most its own: {own}.", param=name)
+
+
+def _shown_usage(row: Usage) -> dict[str, Any]:
+    rest = shown(row)
+    return {"date": (EPOCH + timedelta(rest.pop("day"))).isoformat(), **rest}

@@ -1,0 +1,73 @@
+"""What is sent about keys, by operators and by accounts themselves."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from embedmesh.rules.errors import ModelNotFound
+from embedmesh.rules.ports import Catalogue
+from embedmesh.storage.books.keys import Limits
+
+OVERLAP_S = 86_400
+OVERLAP_S_MAX = 30 * 86_400
+
+Id = Annotated[str, Meta(pattern="^[!-~]{1,128}$")]
+UnixMs = Annotated[int, Meta(ge=0, le=10**15)]
+
+
+class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a key may do, besides its scopes; null, or no models, is: no limit. Budgets are nano-USD, days are UTC.
+
+    What is not named stays as it was; a new key has no limit then.
+    """
+
+    models: tuple[str, ...] | UnsetType | None = UNSET
+    requests_a_minute: int | UnsetType | None = UNSET
+    tokens_a_minute: int | UnsetType | None = UNSET
+    concurrency: int | UnsetType | None = UNSET
+    budget_day: int | UnsetType | None = UNSET
+    budget_month: int | UnsetType | None = UNSET
+
+    def over(self, before: Limits, catalogue: Catalogue) -> Limits:
+        """The limits of before, but for what is named here. Raises ModelNotFound."""
+        named = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not UNSET}
+        if "models" in named:
+            named["models"] = tuple(dict.fromkeys(_model_id(name, catalogue) for name in named["models"] or ()))
+        return msgspec.structs.replace(before, **named)
+
+
+class OwnKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/account/keys`."""
+
+    scopes: Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)]
+    name: str = ""
+    expires_ms: UnixMs | None = None
+    limits: KeyLimits = KeyLimits()
+
+
+class KeyRequest(OwnKeyRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/admin/keys`."""
+
+    account: Id
+
+
+class KeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/admin/keys/{id}`. What is not named stays as it is."""
+
+    name: str | UnsetType = UNSET
+    expires_ms: UnixMs | UnsetType | None = UNSET
+    limits: KeyLimits | UnsetType = UNSET
+
+
+class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/keys/{id}/rotate`: how much longer the old key is good."""
+
+    overlap_s: Annotated[int, Meta(ge=0, le=OVERLAP_S_MAX)] = OVERLAP_S
+
+
+def _model_id(name: str, catalogue: Catalogue) -> str:
+    model = catalogue.find(name)
+    if model is None:
+        raise ModelNotFound("The catalogue has no model of that name.", param="limits.models")
+    return model.id

@@ -1,0 +1,155 @@
+"""The books, asked from the event loop: one call at a time, few that wait, none for long; opened anew if it fails."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from embedmesh.edge.books_thread import WAITING_MAX, BooksThread
+from embedmesh.rules.errors import NotFound, Overloaded, SetupError, StoreUnavailable
+
+
+class FakeBooks:
+    """Counts how often it was opened and closed. `fails` are what the next openings raise."""
+
+    opened = 0
+    closed = 0
+
+    def __init__(self) -> None:
+        self.fails: list[Exception] = []
+
+    def open(self) -> Any:
+        if self.fails:
+            raise self.fails.pop()
+        self.opened += 1
+        return self
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@asynccontextmanager
+async def thread_over(books: FakeBooks, **options: float) -> AsyncIterator[BooksThread]:
+    thread = BooksThread(books.open, **options)
+    try:
+        yield thread
+    finally:
+        await thread.close()
+
+
+def failing(error: Exception) -> Any:
+    def do(books: object) -> None:
+        raise error
+
+    return do
+
+
+async def test_all_calls_are_made_in_one_thread_with_books_that_the_first_one_opened() -> None:
+    books = FakeBooks()
+    async with thread_over(books) as thread:
+        assert books.opened == 0
+        threads = await asyncio.gather(*(thread.ask(lambda _: threading.get_ident()) for _ in range(20)))
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
+    assert (books.opened, books.closed) == (1, 1)
+
+
+@pytest.mark.parametrize("error", [NotFound("no"), ValueError("a bug")])
+async def test_what_a_call_raises_is_raised_and_the_books_stay_open(error: Exception) -> None:
+    books = FakeBooks()
+    async with thread_over(books) as thread:
+        with pytest.raises(type(error), match=str(error)):
+            await thread.ask(failing(error))
+        await thread.ask(lambda _: None)
+        assert (books.opened, books.closed) == (1, 0)
+
+
+async def test_the_books_are_opened_anew_after_the_store_failed_and_its_words_are_not_told() -> None:
+    """They may name a path or an address."""
+    books = FakeBooks()
+    async with thread_over(books) as thread:
+        with pytest.raises(StoreUnavailable) as failure:
+            await thread.ask(failing(StoreUnavailable("/secret/place is full")))
+        assert "secret" not in failure.value.message
+        assert await thread.ask(lambda opened: opened) is books
+        assert (books.opened, books.closed) == (2, 1)
+
+
+async def test_old_books_are_used_while_new_ones_cannot_be_opened() -> None:
+    """A store that cannot be written may still be read."""
+    books = FakeBooks()
+    async with thread_over(books) as thread:
+        with pytest.raises(StoreUnavailable):
+            await thread.ask(failing(StoreUnavailable("read-only")))
+        books.fails = [SetupError("read-only")]
+        assert await thread.ask(lambda opened: opened) is books
+        assert (books.opened, books.closed) == (1, 0)
+        await thread.ask(lambda _: None)
+        assert (books.opened, books.closed) == (2, 1)
+
+
+async def test_books_that_cannot_be_opened_are_an_unavailable_store_until_they_can() -> None:
+    books = FakeBooks()
+    books.fails = [SetupError("/secret/place"), StoreUnavailable("/secret/place")]
+    async with thread_over(books) as thread:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable) as failure:
+                await thread.ask(lambda _: None)
+            assert "secret" not in failure.value.message
+        await thread.ask(lambda _: None)
+
+
+async def test_more_calls_than_may_wait_are_refused() -> None:
+    gate = threading.Event()
+    async with thread_over(FakeBooks()) as thread:
+        waiting = [asyncio.create_task(thread.ask(lambda _: gate.wait())) for _ in range(WAITING_MAX)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await thread.ask(lambda _: None)
+        gate.set()
+        assert all(await asyncio.gather(*waiting))
+        await thread.ask(lambda _: None)
+
+
+async def test_a_call_that_takes_long_is_given_up_and_so_are_those_behind_it_which_are_never_made() -> None:
+    gate, made = threading.Event(), []
+    async with thread_over(FakeBooks(), answer_s=0.05) as thread:
+        slow = asyncio.create_task(thread.ask(lambda _: gate.wait()))
+        behind = asyncio.create_task(thread.ask(lambda _: made.append("behind")))
+        for each in (slow, behind):
+            with pytest.raises(StoreUnavailable, match="may be done still"):
+                await each
+        gate.set()
+        await thread.ask(lambda _: made.append("after"))
+    assert made == ["after"]
+
+
+async def test_a_call_whose_caller_went_ends_in_the_thread_before_the_next_begins() -> None:
+    gate, begun, ended = threading.Event(), threading.Event(), []
+
+    def slow(_: object) -> None:
+        begun.set()
+        gate.wait()
+        ended.append("slow")
+
+    async with thread_over(FakeBooks()) as thread:
+        gone = asyncio.create_task(thread.ask(slow))
+        await asyncio.to_thread(begun.wait)
+        gone.cancel()
+        after = asyncio.create_task(thread.ask(lambda _: ended.append("after")))
+        await asyncio.sleep(0.01)
+        gate.set()
+        await after
+    assert ended == ["slow", "after"]
+
+
+async def test_nothing_is_asked_after_the_end() -> None:
+    books = FakeBooks()
+    async with thread_over(books) as thread:
+        await thread.ask(lambda _: None)
+    with pytest.raises(StoreUnavailable):
+        await thread.ask(lambda _: None)
+    assert (books.opened, books.closed) == (1, 1)
