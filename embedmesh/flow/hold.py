@@ -72,7 +72,7 @@ async def _reply_of(
         if twin.state != OPEN:
             return None  # it failed, or its gateway died
         twin = await ledger.twin(hold, claim)
-    return None
+    return None  # its hold was refused, or it was forgotten
 
 
 def _new(caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:

@@ -8,6 +8,7 @@ import msgspec
 from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, format_usd
 from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.db import Row
 from embedmesh.storage.hold_writes import REVENUE, node_account
 from embedmesh.storage.sql import load
 
@@ -15,6 +16,7 @@ ACCOUNTS = load("accounts.sql")
 REPORTS = load("reports.sql")
 ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a colon would name one of our own accounts
 REFERENCE_CHARS_MAX = 255
+USED = "That reference was used for something else."
 CUSTOMER, CREDIT_SOURCE, PAYOUTS = "customer", "credit_source", "payouts"
 
 
@@ -94,7 +96,7 @@ class AccountBooks:
         source, target = (CREDIT_SOURCE, account_id) if amount_nanousd > 0 else (account_id, CREDIT_SOURCE)
         with self._session.transaction(account_id, CREDIT_SOURCE):
             account = self.customer(account_id)
-            if self._applied("credit", source, target, abs(amount_nanousd), None, reference):
+            if self._applied("credit", source, target, abs(amount_nanousd), reference):
                 return False
             if account.available_nanousd + amount_nanousd < 0:
                 has = format_usd(account.available_nanousd)
@@ -119,14 +121,14 @@ class AccountBooks:
             raise NotFound(f"No request {hold_id[:64]} was charged.")
         account_id, captured = hold[1], hold[6]
         with self._session.transaction(account_id, REVENUE):
-            before = self._session.row(ACCOUNTS["find_reference"], {"reference": reference})
-            if before is not None and before[::4] == ("refund", hold_id) and amount_nanousd in (None, before[3]):
-                return False, int(before[3])
+            before = self._used(reference)
+            if before is not None:
+                if before[::4] == ("refund", hold_id) and amount_nanousd in (None, before[3]):
+                    return False, int(before[3])
+                raise InvalidValue(USED, param="reference")
             moved = self._session.rows(REPORTS["transfers_of_hold"], {"hold_id": hold_id})
             left = captured - sum(amount for _, kind, _, _, amount, _, _ in moved if kind == "refund")
             amount = left if amount_nanousd is None else amount_nanousd
-            if self._applied("refund", REVENUE, account_id, amount, hold_id, reference):
-                return False, amount
             if not 0 < amount <= left:
                 raise InvalidValue(f"{format_usd(left)} of this request can be given back.", param="amount")
             self._move("refund", REVENUE, account_id, amount, hold_id, reference)
@@ -145,7 +147,7 @@ class AccountBooks:
         account_id = node_account(node_id)
         with self._session.transaction(account_id, PAYOUTS):
             account = self.find(account_id)
-            if self._applied("payout", account_id, PAYOUTS, amount_nanousd, None, reference):
+            if self._applied("payout", account_id, PAYOUTS, amount_nanousd, reference):
                 return False
             if not 0 < amount_nanousd <= account.balance_nanousd:
                 raise InvalidValue(
@@ -173,15 +175,19 @@ class AccountBooks:
             owed = format_usd(account.held_nanousd - account.balance_nanousd)
             raise InvalidValue(f"{account_id} owes {owed}, running requests included.", param="credit_limit_nanousd")
 
-    def _applied(self, kind: str, source: str, target: str, amount: int, hold_id: str | None, reference: str) -> bool:
-        """Whether this very transfer was made under the reference. Raises InvalidValue where another was."""
-        if not 0 < len(reference) <= REFERENCE_CHARS_MAX or "\0" in reference:
+    def _used(self, reference: str) -> Row | None:
+        """What was done under a reference. Raises InvalidValue where it is none."""
+        if not 0 < len(reference) <= REFERENCE_CHARS_MAX:
             raise InvalidValue(f"A reference has 1 to {REFERENCE_CHARS_MAX} characters.", param="reference")
-        before = self._session.row(ACCOUNTS["find_reference"], {"reference": reference})
+        return self._session.row(ACCOUNTS["find_reference"], {"reference": reference})
+
+    def _applied(self, kind: str, source: str, target: str, amount: int, reference: str) -> bool:
+        """Whether this very transfer was made under the reference. Raises InvalidValue where another was."""
+        before = self._used(reference)
         if before is None:
             return False
-        if tuple(before) != (kind, source, target, amount, hold_id):
-            raise InvalidValue("That reference was used for something else.", param="reference")
+        if tuple(before) != (kind, source, target, amount, None):
+            raise InvalidValue(USED, param="reference")
         return True
 
     def _move(self, kind: str, source: str, target: str, amount: int, hold_id: str | None, reference: str) -> None:
