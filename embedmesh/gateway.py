@@ -24,7 +24,7 @@ from embedmesh.edge.callers import for_admins
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.keys_api import KeysApi
 from embedmesh.edge.members import Members
-from embedmesh.edge.money_api import MoneyApi
+from embedmesh.edge.money_api import CHECK_S, CHECKS_MAX, MoneyApi
 from embedmesh.edge.node_client import NodeClients, OwnLink
 from embedmesh.edge.nodes_api import NodesApi
 from embedmesh.edge.receive import BodyBudget
@@ -147,11 +147,13 @@ async def _run(settings: GatewaySettings) -> int:
     registrar = Registrar(
         identity, Nonces(secret), store.nodes, members, node_policy(settings.node_networks), system_lookup, clock
     )
-    books = BooksThread(functools.partial(open_books, settings.data_dir, store_place(settings)))
+    opening_books = functools.partial(open_books, settings.data_dir, store_place(settings))
+    books = BooksThread(opening_books)
+    checks = BooksThread(opening_books, answer_s=CHECK_S, waiting_max=CHECKS_MAX)
     operators = (
         AdminApi(members, registry, store.nodes, bodies, clock, catalogue, identity.public_key),
         KeysApi(books, bodies, clock, catalogue),
-        MoneyApi(books, bodies, catalogue),
+        MoneyApi(books, checks, bodies, catalogue),
     )
     apis = [
         NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
@@ -221,7 +223,7 @@ async def _run(settings: GatewaySettings) -> int:
     await world.twins.stop()
     await canaries.stop()
     await members.stop()
-    await books.close()
+    await asyncio.gather(books.close(), checks.close())
     await store.close()
     clients.close()
     return exit_code

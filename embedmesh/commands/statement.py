@@ -36,7 +36,7 @@ COLUMNS = (
     "price_nanousd_per_million_tokens",
 )
 NUMBERS = frozenset({"amount_usd", "balance_usd"})  # ours, though they are text
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run, or read as a number
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a spreadsheet, here or in Japan, would run or compute
 
 
 @click.command()
@@ -85,7 +85,7 @@ def rows(books: Books, account: str, month: str) -> Iterator[Row]:
 
 def write_csv(file: IO[str], found: Iterable[Row]) -> None:
     """As spreadsheets read it; no cell can be taken for a formula."""
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(file, lineterminator="\r\n")  # both are quoted in a cell then, and none begins a row
     writer.writerow(COLUMNS)
     writer.writerows([_cell(name, row[name]) for name in COLUMNS] for row in found)
 

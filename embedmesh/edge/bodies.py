@@ -1,5 +1,6 @@
 """Bodies of JSON: what operators and nodes send, and what every small route answers."""
 
+import re
 from typing import TypeVar
 
 import msgspec
@@ -10,6 +11,8 @@ from embedmesh.rules import errors
 
 JSON = {"Content-Type": JSON_TYPE}
 SMALL_BYTES_MAX = 64 * 1024
+PLACE, FIELD = re.compile(r"`\$\.([^`]+)`$"), re.compile("field `([^`]+)`")  # where msgspec says that it is wrong
+PLACE_CHARS_MAX = 64
 
 T = TypeVar("T")
 
@@ -24,13 +27,20 @@ async def small_body(request: web.BaseRequest, budget: BodyBudget) -> bytes:
 
 
 def decoded(body: bytes, kind: type[T]) -> T:
-    """A body of that form. Raises InvalidValue, which says where it is another."""
+    """A body of that form. Raises InvalidValue, which says where it is another, and names the member."""
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.InvalidValue(f"The body is not what this path takes: {error}.") from None
+        said = str(error)
+        raise errors.InvalidValue(f"The body is not what this path takes: {said}.", param=_member(said)) from None
 
 
 def json_reply(value: object, status: int = 200) -> web.Response:
     """Anything that msgspec can write."""
     return web.Response(status=status, body=msgspec.json.encode(value), headers=JSON)
+
+
+def _member(said: str) -> str | None:
+    """Which member it is about, as in `limits.models.3`; None for the body itself."""
+    found = PLACE.search(said) or FIELD.search(said)
+    return re.sub(r"\[(\d+)\]", r".\1", found[1])[:PLACE_CHARS_MAX] if found else None

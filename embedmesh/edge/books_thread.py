@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import TypeVar
 
 from embedmesh.rules.errors import Overloaded, SetupError, StoreUnavailable
@@ -20,22 +22,27 @@ T = TypeVar("T")
 class BooksThread:
     """One call at a time. The books are opened by the first call, and anew after the store did not do one."""
 
-    def __init__(self, open_books: Callable[[], Books], *, answer_s: float = ANSWER_S) -> None:
+    def __init__(
+        self, open_books: Callable[[], Books], *, answer_s: float = ANSWER_S, waiting_max: int = WAITING_MAX
+    ) -> None:
         self._open = open_books
         self._answer_s = answer_s
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
+        self._waiting_max = waiting_max
         self._books: Books | None = None  # this and the next are the thread's
         self._doubted = False
         self._turn = asyncio.Semaphore()
         self._waiting = 0
         self._closed = False
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # A daemon, as no thread of an executor is: what hangs in the store must not keep the process from ending.
+        threading.Thread(target=self._work_on, name="books", daemon=True).start()
 
     async def ask(self, do: Callable[[Books], T]) -> T:
         """What `do` makes of the books. Raises what it raises, Overloaded, and StoreUnavailable.
 
         A call that has begun ends in the thread, whether or not somebody waits for it still.
         """
-        if self._waiting >= WAITING_MAX:
+        if self._waiting >= self._waiting_max:
             raise Overloaded("As many questions to the store are waiting as may. Try again shortly.")
         self._waiting += 1
         deadline = asyncio.timeout(self._answer_s)
@@ -53,20 +60,37 @@ class BooksThread:
             self._waiting -= 1
 
     async def close(self) -> None:
-        """Let go of the store. What is under way is waited for, as long as a caller would."""
+        """Let go of the store. What is under way is waited for, but not for long."""
         self._closed = True
-        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._let_go)
-        self._thread.shutdown(wait=False)
-        await asyncio.wait([closing], timeout=self._answer_s)
+        closing = self._begin(self._let_go)
+        self._work.put(None)
+        await asyncio.wait([closing], timeout=min(self._answer_s, ANSWER_S))
 
     async def _in_turn(self, do: Callable[[Books], T]) -> T:
         await self._turn.acquire()
         if self._closed:
             self._turn.release()
             raise StoreUnavailable("This gateway is stopping. Try again shortly.")
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._do, do)
+        running = self._begin(lambda: self._do(do))
         running.add_done_callback(lambda _: self._turn.release())  # not before: the thread may be long about it
         return await asyncio.shield(running)
+
+    def _begin(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+        """Have it done by the thread."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                done.set_exception(error)
+
+        self._work.put(run)
+        return asyncio.wrap_future(done)
+
+    def _work_on(self) -> None:
+        while (run := self._work.get()) is not None:
+            run()
 
     def _do(self, do: Callable[[Books], T]) -> T:
         try:

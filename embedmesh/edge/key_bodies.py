@@ -6,13 +6,16 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.rules.errors import ModelNotFound
+from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.rules.ports import Catalogue
-from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.books.keys import LIMIT_MAX, Limits
 
 OVERLAP_S = 86_400
 OVERLAP_S_MAX = 30 * 86_400
 
 Id = Annotated[str, Meta(pattern="^[!-~]{1,128}$")]
+Number = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
+Budget = Annotated[int, Meta(ge=0, le=AMOUNT_MAX_NANOUSD)]
 UnixMs = Annotated[int, Meta(ge=0, le=10**15)]
 
 
@@ -23,11 +26,11 @@ class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     models: tuple[str, ...] | UnsetType | None = UNSET
-    requests_a_minute: int | UnsetType | None = UNSET
-    tokens_a_minute: int | UnsetType | None = UNSET
-    concurrency: int | UnsetType | None = UNSET
-    budget_day: int | UnsetType | None = UNSET
-    budget_month: int | UnsetType | None = UNSET
+    requests_a_minute: Number | UnsetType | None = UNSET
+    tokens_a_minute: Number | UnsetType | None = UNSET
+    concurrency: Number | UnsetType | None = UNSET
+    budget_day: Budget | UnsetType | None = UNSET
+    budget_month: Budget | UnsetType | None = UNSET
 
     def over(self, before: Limits, catalogue: Catalogue) -> Limits:
         """The limits of before, but for what is named here. Raises ModelNotFound."""

@@ -19,6 +19,9 @@ from embedmesh.storage.books import Books
 from embedmesh.storage.books.accounts import REFERENCE_CHARS_MAX, Account
 from embedmesh.storage.books.session import ROWS_MAX
 
+CHECK_S = 60.0  # a million requests; a proxy waits no longer
+CHECKS_MAX = 2  # one that runs, one that waits
+
 Reference = Annotated[str, Meta(min_length=1, max_length=REFERENCE_CHARS_MAX, pattern=r"^[^\x00]*$")]
 
 
@@ -67,10 +70,11 @@ class PriceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MoneyApi:
-    """Handlers for operators."""
+    """Handlers for operators. `checks` are books for what takes long, so that nobody else waits for it."""
 
-    def __init__(self, books: BooksThread, bodies: BodyBudget, catalogue: Catalogue) -> None:
+    def __init__(self, books: BooksThread, checks: BooksThread, bodies: BodyBudget, catalogue: Catalogue) -> None:
         self._books = books
+        self._checks = checks
         self._bodies = bodies
         self._catalogue = catalogue
 
@@ -184,7 +188,7 @@ class MoneyApi:
 
     async def check(self, request: web.BaseRequest) -> web.StreamResponse:
         """Look at every promise of the ledger. For a large store `embedmesh ledger check` has more time."""
-        report = await self._books.ask(lambda books: books.check())
+        report = await self._checks.ask(lambda books: books.check())
         return json_reply({"ok": report.ok, **msgspec.to_builtins(report)})
 
     def _model_id(self, name: str) -> str:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from embedmesh.bootstrap import bootstrap, open_books
 from embedmesh.commands.group import cli
-from embedmesh.commands.statement import COLUMNS, plain_usd
+from embedmesh.commands.statement import COLUMNS, plain_usd, write_csv
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.settings import secret_path, store_path
@@ -299,3 +299,22 @@ def test_a_store_of_an_older_version_is_migrated_when_told(tmp_path: Path) -> No
 def test_plain_amounts(nanousd: int, text: str) -> None:
     """All nine decimals, no sign of a currency, no separators."""
     assert plain_usd(nanousd) == text
+
+
+@pytest.mark.parametrize("first", "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+def test_no_text_of_a_statement_can_be_run_by_a_spreadsheet(first: str) -> None:
+    """The last four are the wide forms of the first, which some spreadsheets take for them."""
+    file = io.StringIO(newline="")
+    write_csv(file, [dict.fromkeys(COLUMNS) | {"reference": f"{first}1+1", "amount_usd": "-1.0"}])
+    _, cells = csv.reader(io.StringIO(file.getvalue(), newline=""))
+    assert cells[COLUMNS.index("reference")] == f"'{first}1+1"
+    assert cells[COLUMNS.index("amount_usd")] == "-1.0"
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_no_text_of_a_statement_begins_a_row(end: str) -> None:
+    """It would be the first cell of it, and could be a formula."""
+    file = io.StringIO(newline="")
+    write_csv(file, [dict.fromkeys(COLUMNS) | {"reference": f"paid{end}=1+1"}])
+    _, cells = csv.reader(io.StringIO(file.getvalue(), newline=""))
+    assert cells[COLUMNS.index("reference")] == f"paid{end}=1+1"

@@ -137,6 +137,7 @@ class Gateway:
         """`books` are the test's own; the gateway opens its own with `open_books`."""
         self.store = store
         self.books_thread = BooksThread(open_books)
+        self.checks_thread = BooksThread(open_books)
         self.clock = clock
         self.identity = Identity.from_seed(SECRET, IDENTITY)
         self.fingerprint = fingerprint(self.identity.public_key)
@@ -155,7 +156,7 @@ class Gateway:
         operators = (
             AdminApi(self.members, self.registry, store.nodes, bodies, clock, CATALOGUE, self.identity.public_key),
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
-            MoneyApi(self.books_thread, bodies, CATALOGUE),
+            MoneyApi(self.books_thread, self.checks_thread, bodies, CATALOGUE),
         )
         account_api = AccountApi(store.keys, self.books_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
@@ -255,7 +256,7 @@ class Gateway:
         self.clients.close()
         await self.app.server.drain(within_s)
         await self.members.stop()
-        await self.books_thread.close()
+        await asyncio.gather(self.books_thread.close(), self.checks_thread.close())
         await self.store.close()
         assert bugs == (0, False)
 

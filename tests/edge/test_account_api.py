@@ -185,6 +185,16 @@ async def test_a_key_of_another_account_is_not_there(gw: Gateway) -> None:
     assert gw.books.keys.find(other.key_id).revoked_ms is None
 
 
+async def test_an_operators_key_is_not_revoked_here(gw: Gateway) -> None:
+    """Whoever finds a customer's key does not lock the operator out; a key of the operator may end another."""
+    customer = Customer(gw)
+    key_id, token = customer.key("admin", "keys")
+    says(await customer.ask("DELETE", f"/v1/account/keys/{key_id}"), 403, "operator")
+    assert (await gw.ask("GET", "/v1/admin/payables", key=token)).status == 200
+    customer.token = token
+    assert told(await customer.ask("DELETE", f"/v1/account/keys/{key_id}"))["state"] == "revoked"
+
+
 OWN = Limits(
     models=(MODEL.id,), requests_a_minute=10, tokens_a_minute=10, concurrency=10, budget_day=10, budget_month=10
 )

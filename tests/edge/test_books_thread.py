@@ -1,6 +1,8 @@
 """The books, asked from the event loop: one call at a time, few that wait, none for long; opened anew if it fails."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -153,3 +155,26 @@ async def test_nothing_is_asked_after_the_end() -> None:
     with pytest.raises(StoreUnavailable):
         await thread.ask(lambda _: None)
     assert (books.opened, books.closed) == (1, 1)
+
+
+STUCK = """
+import asyncio, threading
+from embedmesh.edge.books_thread import BooksThread
+from embedmesh.rules.errors import StoreUnavailable
+
+async def main():
+    thread = BooksThread(object, answer_s=0.05)
+    try:
+        await thread.ask(lambda _: threading.Event().wait())
+    except StoreUnavailable:
+        print("given up", flush=True)
+    await thread.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_call_that_never_ends_does_not_keep_the_process_from_ending() -> None:
+    """A gateway that has to start anew must not wait for a disk that does not answer, or for a check of all money."""
+    ran = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=20, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "given up\n", "")

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -358,3 +359,39 @@ async def test_a_request_is_explained_refunded_and_its_node_paid(gw: Gateway, ap
     says(await gw.admin("POST", "/payouts", payout | {"reference": f"{account} 2"}), 400, "not paid out")
     report = told(await gw.admin("GET", "/ledger"))
     assert (report["ok"], report["broken"]) == (True, [])
+
+
+async def test_nobody_waits_for_a_check_of_the_ledger(gw: Gateway) -> None:
+    """It reads the whole store: seconds, where that is large."""
+    gate = threading.Event()
+    running = asyncio.create_task(gw.checks_thread.ask(lambda _: gate.wait()))
+    check = asyncio.create_task(gw.admin("GET", "/ledger"))
+    try:
+        told(await gw.admin("GET", "/accounts/a"))
+        assert not check.done()
+    finally:
+        gate.set()
+    assert told(await check)["ok"] and await running
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/accounts", {"id": ""}, "id"),
+        ("/accounts", {"credit_limit_nanousd": 1}, "id"),
+        ("/accounts", {"id": "a", "surprise": 1}, "surprise"),
+        ("/accounts", [], None),
+        ("/accounts/a", {"credit_limit_nanousd": -1}, "credit_limit_nanousd"),
+        ("/accounts/a/credits", {"amount_nanousd": "1", "reference": "r"}, "amount_nanousd"),
+        ("/accounts/a/credits", {"amount_nanousd": 1, "reference": ""}, "reference"),
+        ("/keys", {"account": "a", "scopes": ["embeddings"], "limits": {"concurrency": 0}}, "limits.concurrency"),
+        ("/keys", {"account": "a", "scopes": ["embeddings"], "limits": {"budget_day": -1}}, "limits.budget_day"),
+        ("/keys", {"account": "a", "scopes": ["embeddings", 1]}, "scopes.1"),
+        ("/prices", {"model": "tiny", "price": -1}, "price"),
+        ("/prices", {"model": "tiny", "price": 1, "from_ms": 1}, "from_ms"),
+    ],
+)
+async def test_a_refusal_names_the_member_as_it_was_sent(
+    gw: Gateway, path: str, body: object, param: str | None
+) -> None:
+    assert (await gw.admin("POST", path, body)).error["param"] == param

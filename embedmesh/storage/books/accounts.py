@@ -91,7 +91,8 @@ class AccountBooks:
         """
         if not 0 < abs(amount_nanousd) <= AMOUNT_MAX_NANOUSD:
             raise InvalidValue(
-                f"A credit is an amount other than zero, at most {format_usd(AMOUNT_MAX_NANOUSD)}.", param="amount"
+                f"A credit is an amount other than zero, at most {format_usd(AMOUNT_MAX_NANOUSD)}.",
+                param="amount_nanousd",
             )
         source, target = (CREDIT_SOURCE, account_id) if amount_nanousd > 0 else (account_id, CREDIT_SOURCE)
         with self._session.transaction(account_id, CREDIT_SOURCE):
@@ -130,7 +131,7 @@ class AccountBooks:
             left = captured - sum(amount for _, kind, _, _, amount, _, _ in moved if kind == "refund")
             amount = left if amount_nanousd is None else amount_nanousd
             if not 0 < amount <= left:
-                raise InvalidValue(f"{format_usd(left)} of this request can be given back.", param="amount")
+                raise InvalidValue(f"{format_usd(left)} of this request can be given back.", param="amount_nanousd")
             self._move("refund", REVENUE, account_id, amount, hold_id, reference)
             return True, amount
 

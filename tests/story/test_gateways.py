@@ -1,0 +1,126 @@
+"""Two gateways of one machine on PostgreSQL, with a real model: they agree, and one may die without the other."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from bench.postgres import Server
+from tests.story.endpoint import Endpoint, run, wait_until
+
+SEEN_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Iterator[Endpoint]:
+    url = postgres.new()
+    one = Endpoint(tmp_path_factory.mktemp("pair") / "data", "--workers", 2, EMBEDMESH_STORE=url).wait_ready()
+    one.store = url  # type: ignore[attr-defined]
+    yield one
+    one.kill_all()
+
+
+def command(pair: Endpoint, *arguments: object) -> object:
+    """A command on the same store, as JSON."""
+    store: str = pair.store  # type: ignore[attr-defined]
+    done = run(*arguments, "--json", "--data-dir", pair.data_dir, EMBEDMESH_STORE=store)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+def post(pair: Endpoint, key: str, text: str = "hello", **headers: str) -> httpx.Response:
+    """On a connection of its own: whichever gateway takes it."""
+    return httpx.post(
+        f"{pair.base_url}/embeddings",
+        json={"model": "all-MiniLM-L6-v2", "input": text},
+        headers={"Authorization": f"Bearer {key}", **headers},
+        timeout=20,
+    )
+
+
+def gateways(pair: Endpoint) -> list[int]:
+    """Process ids."""
+    return [pid for pid, role in pair.processes().items() if role == "gateway"]
+
+
+def made(pair: Endpoint, *limits: object) -> dict[str, str]:
+    key = command(pair, "keys", "create", *limits)
+    assert isinstance(key, dict)
+    return key
+
+
+def test_there_are_two_and_the_address_of_the_store_is_not_on_their_command_lines(pair: Endpoint) -> None:
+    assert len(gateways(pair)) == 2
+    for pid in gateways(pair):
+        assert "postgresql" not in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_key_made_by_a_command_is_good_at_once_and_useless_within_a_second_of_its_end(pair: Endpoint) -> None:
+    key = made(pair)
+    assert [post(pair, key["key"]).status_code for _ in range(8)] == [200] * 8
+    command(pair, "keys", "revoke", key["key_id"])
+    revoked = time.monotonic()
+    wait_until("it is useless", lambda: [post(pair, key["key"]).status_code for _ in range(8)] == [401] * 8, 5)
+    assert time.monotonic() - revoked < SEEN_S + 0.5  # eight requests take their time
+
+
+def test_a_limit_holds_over_both(pair: Endpoint) -> None:
+    """Never more than the limit in one minute; the headers count down."""
+    key = made(pair, "--requests-a-minute", 8)["key"]
+    if time.time() % 60 > 50:
+        time.sleep(60 - time.time() % 60)  # one minute of the clock is what is looked at
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: post(pair, key), range(24)))
+    assert Counter(reply.status_code for reply in replies) == {200: 8, 429: 16}
+    refused = next(reply for reply in replies if reply.status_code == 429)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 0 < int(refused.headers["retry-after-ms"]) <= 60_250
+    left = [int(reply.headers["x-ratelimit-remaining-requests"]) for reply in replies if reply.status_code == 200]
+    assert min(left) == 0 and max(left) <= 7
+
+
+def test_an_idempotency_key_gives_the_same_reply_wherever_it_comes_in(pair: Endpoint) -> None:
+    """One charge; another body is a conflict."""
+    key = made(pair)["key"]
+    with ThreadPoolExecutor(6) as pool:
+        replies = list(pool.map(lambda _: post(pair, key, "once", **{"Idempotency-Key": "k 1"}), range(12)))
+    assert {reply.status_code for reply in replies} == {200}
+    assert len({reply.content for reply in replies}) == 1
+    fresh = [reply for reply in replies if "idempotent-replayed" not in reply.headers]
+    assert len(fresh) == 1
+    told = command(pair, "ledger", "explain", fresh[0].headers["x-embedmesh-request"])
+    assert isinstance(told, dict) and told["state"] == "captured"
+    conflict = post(pair, key, "twice", **{"Idempotency-Key": "k 1"})
+    assert (conflict.status_code, conflict.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert conflict.headers["x-should-retry"] == "false"
+
+
+def test_a_gateway_that_dies_is_not_missed(pair: Endpoint) -> None:
+    """Connections that the dead one had break; an SDK tries again, and all are served; the money adds up."""
+    client = OpenAI(base_url=pair.base_url, api_key=pair.api_key, max_retries=3)
+    victim = gateways(pair)[0]
+    with ThreadPoolExecutor(4) as pool:
+        asking = [
+            pool.submit(client.embeddings.create, model="all-MiniLM-L6-v2", input=f"text {number}")
+            for number in range(200)
+        ]
+        time.sleep(0.2)
+        os.kill(victim, signal.SIGKILL)
+        assert all(len(each.result(30).data[0].embedding) == 384 for each in asking)
+    wait_until("there are two again", lambda: len(set(gateways(pair)) - {victim}) == 2, 10)
+    wait_until("nothing is held", lambda: command(pair, "accounts", "show", "local")[0]["held_nanousd"] == 0, 10)
+    report = command(pair, "ledger", "check")
+    assert isinstance(report, dict) and report["ok"], report
+
+
+def test_it_ends_well(pair: Endpoint) -> None:
+    assert pair.stop() == 0
+    assert b"internal error" not in pair.log.read_bytes()
