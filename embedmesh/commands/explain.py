@@ -24,7 +24,9 @@ ENDS = {
 @data_dir_option
 @json_option
 def explain(request_id: str, data_dir: Path, as_json: bool) -> None:
-    """Tell what the ledger knows of a request: held, ended, what for, and every move of money.
+    """Tell what the ledger knows of a request.
+
+    When it was held and ended, what for, and every move of money.
 
     \b
     Examples:

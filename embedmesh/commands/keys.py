@@ -139,7 +139,9 @@ def change(
 @data_dir_option
 @json_option
 def rotate(key_id: str, overlap: int, data_dir: Path, as_json: bool) -> None:
-    """Make a key that takes another's place, with the same name, scopes, limits and expiry.
+    """Make a key that takes another's place.
+
+    It has the same name, scopes, limits and expiry.
 
     Both are good for a while, so that nobody who uses the old one is refused before he has the new one.
 
@@ -166,7 +168,7 @@ def rotate(key_id: str, overlap: int, data_dir: Path, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def revoke(key_id: str, data_dir: Path, as_json: bool) -> None:
-    """Make a key useless, on every gateway of this store within a second.
+    """Make a key useless, everywhere within a second.
 
     \b
     Example:

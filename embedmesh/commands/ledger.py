@@ -28,7 +28,7 @@ def _as_head(context: click.Context, option: click.Parameter, text: str | None) 
 
 @click.group()
 def ledger() -> None:
-    """Check that the money is right, explain what was charged, and give it back.
+    """Check that the money is right; explain charges, refund them.
 
     The ledger is every movement of money in the store: credits to accounts, holds for running requests, charges for
     delivered ones. Each is written twice, once where it comes from and once where it goes to, so it can be checked.

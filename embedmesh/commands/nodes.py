@@ -14,7 +14,7 @@ from embedmesh.commands.telling import print_json, print_table
 
 @click.group()
 def nodes() -> None:
-    """Invite nodes, look after them, see how they are, and what they have earned."""
+    """Invite nodes, look after them, and pay them."""
 
 
 for command in (add, invite, invites, key, pay, payables):

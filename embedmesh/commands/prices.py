@@ -31,7 +31,9 @@ def prices() -> None:
 @data_dir_option
 @json_option
 def list_(model: str | None, catalogue: Path | None, data_dir: Path, as_json: bool) -> None:
-    """List the prices that were set, of a model or of all; past and coming ones too.
+    """List the prices that were set.
+
+    Of a model or of all; past and coming ones too.
 
     \b
     Example:
@@ -75,7 +77,9 @@ def set_(
     data_dir: Path,
     as_json: bool,
 ) -> None:
-    """Let a million tokens of a model cost USD, from now or a later time on, on every gateway within a second.
+    """Set what a million tokens of a model cost, in USD.
+
+    From now or a later time on; on every gateway within a second.
 
     What was bought before keeps its price.
 

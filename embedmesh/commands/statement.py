@@ -56,7 +56,9 @@ def statement(
     data_dir: Path,
     as_json: bool,
 ) -> None:
-    """Write an account's statement of MONTH, as 2026-11 (UTC): a line an entry, with the balance after it.
+    """Write an account's statement of a month.
+
+    MONTH is as 2026-11 (UTC). A line an entry, with the balance after it.
 
     The first line has the balance at the month's beginning, the last one that at its end, or now. Amounts stand in
     USD with all nine decimals, and in nano-USD. What was bought is told as long as usage is kept.

@@ -10,10 +10,10 @@ import pytest
 
 from embedmesh.storage.books.keys import Limits
 from tests.edge.http import Raw
-from tests.edge.mesh import ON_EACH_STORE, Applicant, Gateway, says, until
+from tests.edge.mesh import Applicant, Gateway, says, until
 from tests.flow.world import MODEL, NATIVE
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), ON_EACH_STORE]
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # over a file; test_money_api.py asks both kinds of stores
 
 NUMBERS = itertools.count()
 FAR_MS = 4_000_000_000_000

@@ -1,0 +1,109 @@
+"""The simulation of lives (`make lives`): a few worlds are right, the same seed is the same world, bugs are found."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pysqlite3.dbapi2 as driver
+import pytest
+
+from bench.lives.world import Template, folder_in_memory, live
+from embedmesh.flow.hold import Held
+from embedmesh.storage import hold_writes, store
+from embedmesh.storage.writes import Write
+
+LIVES = 30
+WORLDS_MAX = 30  # within so many a bug is found
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Template]:
+    with tempfile.TemporaryDirectory(prefix="embedmesh-lives-", dir=folder_in_memory()) as folder:
+        yield Template(Path(folder))
+
+
+def found(template: Template, what: str) -> bool:
+    """Whether that is what goes wrong in one of some worlds."""
+    worlds = (live(seed, template, LIVES) for seed in range(100, 100 + WORLDS_MAX))
+    return any(what in "\n".join(world.wrong) for world in worlds)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_world_keeps_all_promises(template: Template, seed: int) -> None:
+    """See `python -m bench.lives --only SEED` for one that does not."""
+    assert live(seed, template, LIVES).wrong == []
+
+
+def test_the_same_seed_is_the_same_world(template: Template) -> None:
+    """To the last step and byte, so that what was found can be looked at."""
+    first, second, other = (live(seed, template, LIVES) for seed in (7, 7, 8))
+    assert first.trace == second.trace
+    assert first.digest == second.digest != other.digest
+    assert first.seen == second.seen
+
+
+def test_it_finds_a_charge_that_does_not_end_a_hold(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given up after its delivery must stay charged."""
+
+    def capture(held: Any, charge: Any, reply: bytes | None = None) -> None:
+        held.release()
+        held._ledger.capture(held.hold, charge, reply)
+
+    monkeypatch.setattr(Held, "capture", capture)
+    assert found(template, "ended by release")
+
+
+def test_it_finds_a_key_that_is_charged_twice(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second request with an Idempotency-Key must not take it from one that was paid."""
+    claim = hold_writes.CLAIMS["claim"]
+    anyway = claim[: claim.index("WHERE claims")] + "WHERE true RETURNING hold_id"
+    monkeypatch.setitem(hold_writes.CLAIMS, "claim", anyway)
+    assert found(template, "more than once")
+
+
+def test_it_finds_holds_without_money(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the condition of a hold the store's last check refuses it, and the caller is told of a bug of ours."""
+
+    def copy(place: Path) -> None:
+        Template.copy(template, place)
+        db = driver.connect(place, isolation_level=None)
+        db.execute("DROP TRIGGER holds_need_room")
+        db.execute(
+            "CREATE TRIGGER holds_need_room BEFORE INSERT ON holds BEGIN "
+            "UPDATE accounts SET held = held + NEW.amount WHERE account_id = NEW.account_id; END"
+        )
+        db.close()
+
+    monkeypatch.setattr(template, "copy", copy)
+    assert found(template, "The ledger refused to hold money")
+
+
+def test_it_finds_a_lost_capture(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch that failed did not write has to be written by the next."""
+
+    def keep(writer: Any) -> None:
+        waiting: Sequence[Write] = [*writer._batch, *writer._queue]
+        writer._batch, writer._applied = [], []
+        writer._queue.clear()
+        for write in waiting:
+            if not write.kept:
+                write.failed("The ledger cannot be written now; try again soon.")
+
+    monkeypatch.setattr(store.Writer, "_keep_what_must_be", keep)
+    assert found(template, "never charged")
+
+
+def test_it_finds_a_recovery_that_does_nothing(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dead gateway left open is released when it comes back, not only by the sweep."""
+    for name in ("holds_of_owner", "open_holds"):
+        monkeypatch.setitem(hold_writes.HOLDS, name, hold_writes.HOLDS[name].rstrip(";") + " AND false")
+    assert found(template, "of its last life open")
+
+
+def test_it_finds_a_recovery_that_takes_from_the_living(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holds of gateways that live are theirs."""
+    everybodys = hold_writes.HOLDS["open_holds"].rstrip(";") + " AND :owner <> ''"
+    monkeypatch.setitem(hold_writes.HOLDS, "holds_of_owner", everybodys)
+    assert found(template, "(recover)")
