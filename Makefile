@@ -10,7 +10,7 @@ SHELL  := bash
 TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash spenders scale fault wedge soak sim bench-engine bench-quality bench-fleet bench-store upstreams lock wheel clean
+.PHONY: help serve test fast check crash spenders scale mutate fault wedge soak sim lives bench-engine bench-quality bench-fleet bench-store upstreams lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,12 +38,18 @@ crash: $(VENV)/.setup $(VENV)/.dev  ## kill -9 gateways, node, engine and Postgr
 spenders: $(VENV)/.setup $(VENV)/.dev  ## 64 callers with money for 10 over three gateways, 200 rounds; exactly 10 are served (minutes)
 	$(BIN)/python -m bench.spenders $(ARGS)
 
+mutate: $(VENV)/.dev  ## change the ledger, holds, keys and limits in every small way: does any test notice? (half an hour)
+	$(BIN)/python -m bench.mutate $(ARGS)
+
 scale: $(VENV)/.dev  ## a million accounts and ten million entries: no question of a request may get slower (minutes, 10 GB)
 	$(BIN)/python -m bench.scale $(ARGS)
 	$(BIN)/python -m bench.scale --store postgres $(ARGS)
 
 sim: $(VENV)/.dev  ## the line beside other routers, in virtual time: waits, fairness, idle nodes (2 minutes)
 	$(BIN)/python -m bench.sim $(ARGS)
+
+lives: $(VENV)/.dev  ## 10,000 requests' lives in virtual time, with gateways that die at any await (1 minute)
+	$(BIN)/python -m bench.lives $(ARGS)
 
 bench-quality: $(VENV)/.setup $(VENV)/.dev  ## parity with sentence-transformers and STS-B, as a table
 	$(BIN)/python -m bench.quality $(ARGS)
