@@ -1,8 +1,8 @@
 """Does any test notice when the ledger, holds, keys or limits are changed? `make mutate`, or `python -m bench.mutate`.
 
 Every small change (a mutant) of the modules below is tried against the tests that run through it, on SQLite. What no
-test notices survives. The score is the share that was noticed; exit code 1 below SCORE_MIN. A run takes half an hour; it
-goes on where it was stopped (`--anew` begins again), and lists what survived (`--survivors`).
+test notices survives. The score is the share that was noticed; exit code 1 below SCORE_MIN. A run takes half an hour;
+it goes on where it was stopped (`--anew` begins again), and lists what survived (`--survivors`).
 """
 
 import argparse

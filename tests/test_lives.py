@@ -13,7 +13,7 @@ from embedmesh.flow.hold import Held
 from embedmesh.storage import hold_writes, store
 from embedmesh.storage.writes import Write
 
-LIVES = 30
+LIVES = 25
 WORLDS_MAX = 30  # within so many a bug is found
 SEEDS = (1, 2, 3)
 

@@ -187,14 +187,26 @@ async def test_a_limit_that_is_changed_counts_what_was_spent(shop: Shop, store: 
     caller = Caller("a", "key_1", frozenset(), None, 2, None)
     await store.allowances.take_request(caller)
     await store.allowances.take_request(caller)
-    with pytest.raises(RateLimited, match="Wait for the next"):
+    with pytest.raises(RateLimited) as told:
         await store.allowances.take_request(caller)
+    assert told.value.message == (
+        "This API key may use 2 requests a minute; 0 of this minute's are left. Wait for the next."
+    )
+    assert told.value.retry_after_s == 60 - shop.clock.now_ms % 60_000 / 1000
     higher = Caller("a", "key_1", frozenset(), None, 3, None)
     await store.allowances.take_request(higher)
     with pytest.raises(RateLimited):
         await store.allowances.take_request(higher)
-    with pytest.raises(RateLimited, match="split it"):
-        await store.allowances.take_tokens(Caller("a", "key_1", frozenset(), None, None, 5), 6)
+    metered = Caller("a", "key_1", frozenset(), None, None, 5_000)
+    with pytest.raises(RateLimited) as told:
+        await store.allowances.take_tokens(metered, 6_000)
+    assert told.value.message == (
+        "This API key may use 5,000 tokens a minute; 5,000 of this minute's are left. "
+        "This request alone has 6,000: split it."
+    )
+    await store.allowances.take_tokens(metered, 5_000)  # to the last one
+    with pytest.raises(RateLimited, match="0 of this minute"):
+        await store.allowances.take_tokens(metered, 1)
 
 
 async def test_many_at_once_take_one_lease(shop: Shop, store: Store) -> None:
