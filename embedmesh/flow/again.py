@@ -107,7 +107,7 @@ class Twins(Generic[R]):
         """
         place = key_id, hashlib.blake2b(body, digest_size=16).digest()
         shared = self._shared.get(place) if again else None
-        if shared is None:
+        if shared is None or _failed(shared.task):  # a failure is told once: what comes after it is tried anew
             shared = self._shared[place] = _Shared(asyncio.ensure_future(begin()))
             shared.task.add_done_callback(_heard)
         elif (timer := self._lingering.pop(shared, None)) is not None:
@@ -131,8 +131,7 @@ class Twins(Generic[R]):
         await asyncio.sleep(0)
 
     def _left(self, place: tuple[str, bytes], shared: _Shared[R]) -> None:
-        failed = shared.task.done() and (shared.task.cancelled() or shared.task.exception() is not None)
-        if shared.delivered or failed or len(self._lingering) >= LINGERING_MAX:
+        if shared.delivered or _failed(shared.task) or len(self._lingering) >= LINGERING_MAX:
             self._forget(place, shared)
             self._end(shared)
             return
@@ -156,6 +155,11 @@ class Twins(Generic[R]):
             shared.task.cancel()
         elif not shared.task.cancelled() and shared.task.exception() is None:
             self._give_up(shared.task.result())
+
+
+def _failed(task: "asyncio.Task[R]") -> bool:
+    """Whether it has ended without a result."""
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _heard(task: "asyncio.Task[R]") -> None:

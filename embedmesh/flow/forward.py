@@ -5,6 +5,7 @@ The fleet says which inputs go to which node, and when; here they are asked, and
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from embedmesh.rules.deadlines import attempt_s, request_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
@@ -84,7 +85,7 @@ class Asking:
         self._witness = witness
         self._parts: deque[Part] = deque()  # to be asked
         self._tasks: set[asyncio.Task[None]] = set()
-        self._answers = _Answers(len(counted.lengths), model.width * 4)
+        self._answers = _Answers(counted.lengths, model.width * 4)
         self._failure: BaseException | None = None  # a Failure, or a bug of ours
         self._news: asyncio.Future[None] | None = None  # what `answer` waits for
 
@@ -162,29 +163,42 @@ class Asking:
 
 
 class _Answers:
-    """Rows of vectors by their input's place, and who made them."""
+    """Rows of vectors by their input's place, and who made them. Each input is answered once, by whoever is first."""
 
-    def __init__(self, inputs: int, row_bytes: int) -> None:
-        self.missing = inputs
-        self._inputs = inputs
-        self._in_order = tuple(range(inputs))
+    def __init__(self, lengths: Sequence[int], row_bytes: int) -> None:
+        self._lengths = lengths
+        self._in_order = tuple(range(len(lengths)))
+        self._unanswered = set(self._in_order)
         self._row_bytes = row_bytes
         self._data: bytes | bytearray = b""
         self._tokens = 0
         self._by_node: dict[tuple[str, int], int] = {}
 
+    @property
+    def missing(self) -> int:
+        """How many inputs have no answer yet."""
+        return len(self._unanswered)
+
     def put(self, part: Part, reply: EmbedVectors) -> bool:
-        """The checked answer to a part. False where another node's came first."""
-        if not self.missing:
+        """The checked answer to a part. False where all of it had come from other nodes before.
+
+        A hedge may be of some of a part's inputs only: of what is answered twice, the first answer counts.
+        """
+        fresh = [at for at, place in enumerate(part.places) if place in self._unanswered]
+        if not fresh:
             return False
-        if part.places == self._in_order:
+        whole = len(fresh) == len(part.places)
+        if whole and part.places == self._in_order:
             self._data = reply.data
         else:
-            self._scatter(part.places, reply.data)
-        self.missing -= len(part.places)
-        self._tokens += reply.tokens
+            self._scatter(part.places, reply.data, fresh)
+        self._unanswered.difference_update(part.places)
+        tokens = reply.tokens
+        if not whole:
+            tokens = min(tokens, sum(self._lengths[part.places[at]] for at in fresh))
+        self._tokens += tokens
         node = part.node_id, part.ask
-        self._by_node[node] = self._by_node.get(node, 0) + reply.tokens
+        self._by_node[node] = self._by_node.get(node, 0) + tokens
         return True
 
     def whole(self, width: int) -> Answer:
@@ -193,13 +207,14 @@ class _Answers:
         shares = tuple(Share(node_id, tokens, ask) for (node_id, ask), tokens in most_first)
         return Answer(data=bytes(self._data), width=width, tokens=self._tokens, shares=shares)
 
-    def _scatter(self, places: tuple[int, ...], data: bytes) -> None:
+    def _scatter(self, places: tuple[int, ...], data: bytes, fresh: Sequence[int]) -> None:
         size = self._row_bytes
         if not self._data:
-            self._data = bytearray(self._inputs * size)
+            self._data = bytearray(len(self._in_order) * size)
         assert isinstance(self._data, bytearray)
         rows, target = memoryview(data), memoryview(self._data)
-        for at, place in enumerate(places):
+        for at in fresh:
+            place = places[at]
             target[place * size : (place + 1) * size] = rows[at * size : (at + 1) * size]
 
 

@@ -155,6 +155,11 @@ class PlaceHold:
                     f"This API key's budget of {format_usd(budget)} a {period} (UTC) does not cover this request: "
                     f"{format_usd(max(0, budget - spent - held))} is left."
                 )
+        if available >= amount:  # another gateway has ended something since
+            return RateLimited(
+                "There was no room for this request a moment ago, and there is now. Try again.",
+                retry_after_s=CONCURRENCY_AGAIN_S,
+            )
         return InsufficientQuota(
             f"The account's balance does not cover this request: it needs {format_usd(amount)}, and "
             f"{format_usd(max(0, available))} is available. Add credit."

@@ -267,8 +267,8 @@ async def _open_sqlite(
         writes.execute("PRAGMA busy_timeout = 0")  # the writer waits by itself, without blocking the event loop
         writes.execute("PRAGMA wal_autocheckpoint = 0")  # the writer checkpoints by itself, and sees the errors
         opened.append(reads := engine.connect(busy_s=0, read_only=True))
-        wal = os.open(f"{engine.path}-wal", os.O_RDONLY)  # the kernel tells it of every failed write-back from now on
         await lock.share(lock_wait_s)
+        wal = os.open(f"{engine.path}-wal", os.O_RDONLY)  # the kernel tells it of every failed write-back from now on
     except BaseException:
         for db in opened:
             db.close()

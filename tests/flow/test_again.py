@@ -262,6 +262,20 @@ async def test_a_failure_is_told_to_all_and_remembered_by_nobody() -> None:
     assert [what for what, _ in world.ledger.log] == ["hold", "release", "hold", "capture"]
 
 
+async def test_a_failure_that_nobody_heard_is_not_told_to_the_retry() -> None:
+    """The work failed after its caller had gone: the retry is tried anew."""
+    world = make_world(ScriptedNodes(NodeBroke("x"), None))
+    gate = Gate(world)
+    first = asyncio.create_task(ask(world, retries=0))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.sleep(0.01)
+    gate.open.set()
+    await asyncio.sleep(0.02)
+    await ask(world, retries=1)
+    assert [what for what, _ in world.ledger.log] == ["hold", "release", "hold", "capture"]
+
+
 async def test_when_the_gateway_ends_nothing_lingers() -> None:
     world = make_world()
     with pytest.raises(ConnectionResetError):

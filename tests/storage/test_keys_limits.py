@@ -8,7 +8,7 @@ import pytest
 
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, RateLimited
 from embedmesh.storage.books.keys import Limits
-from embedmesh.storage.hold_writes import MS_PER_DAY, first_day_of_month
+from embedmesh.storage.hold_writes import MS_PER_DAY, PlaceHold, end_holds, first_day_of_month
 from embedmesh.storage.store import Store
 from tests.storage.shop import LASTS_MS, Shop, charge
 
@@ -79,6 +79,25 @@ def next_start_ms(now_ms: int, period: str) -> int:
     now = datetime.fromtimestamp(now_ms / 1000, UTC)
     after = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
     return int(after.timestamp() * 1000)
+
+
+async def test_where_there_is_room_again_a_caller_is_told_to_try_again(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is looked for after the commit: another gateway may have ended a hold since."""
+    shop.credit(100)
+    first = shop.new_hold(100)
+    await store.hold(first)
+    settle = PlaceHold.settle_all
+
+    def after_another(db: Any, now_ms: int, writes: Any) -> None:
+        end_holds(db, now_ms, [{"hold_id": first.hold_id, "ended_by": "release"}])
+        settle(db, now_ms, writes)
+
+    monkeypatch.setattr(PlaceHold, "settle_all", after_another)
+    failure = await refused(shop, store, "key_1", 1)
+    assert isinstance(failure, RateLimited)
+    assert failure.message == "There was no room for this request a moment ago, and there is now. Try again."
 
 
 async def test_a_budget_of_nothing_lets_free_models_through(shop: Shop, store: Store) -> None:

@@ -82,4 +82,4 @@ SELECT
         WHERE usage_days.key_id = :key_id AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT)),
     (SELECT CAST(coalesce(sum(amount), 0) AS BIGINT) FROM holds WHERE holds.key_id = :key_id AND state = 'open')
 FROM accounts LEFT JOIN keys ON keys.key_id = :key_id
-WHERE accounts.account_id = :account_id;
+WHERE accounts.account_id = :account_id AND accounts.kind = 'customer';

@@ -1,0 +1,1 @@
+"""Thousands of lives of requests, under one scheduler that a seed decides: see `__main__`."""

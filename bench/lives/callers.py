@@ -1,0 +1,111 @@
+"""Callers: they ask, hang up, and ask again, with or without an `Idempotency-Key`, this gateway or another."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+from bench.lives.gateway import Exchange, Gateway, Traits
+from bench.lives.journal import Errand, Journal
+from bench.lives.loop import Loop
+from embedmesh.flow.again import Asked
+from embedmesh.rules.errors import Failure, Retry
+from embedmesh.rules.ports import Reply
+
+SHARE_ODDS = 0.35  # of a caller to do what another does, too: the same key, the same body
+OTHER_BODY_ODDS = 0.04  # of those: the same Idempotency-Key for something else, by mistake
+TRIES_MAX = 5
+PATIENCE_S = 40.0
+AGAIN_S = (0.01, 0.5, 1.0, 2.0)  # as SDKs wait
+
+
+class Station:
+    """Where a gateway runs; another one starts there when it has ended."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.gateway: Gateway | None = None
+
+
+def make_errands(dice: random.Random, keys: Sequence[tuple[str, str, str]], number: int) -> list[Errand]:
+    """What is to be asked. `keys` are accounts, key ids and tokens."""
+    errands: list[Errand] = []
+    for _ in range(number):
+        with_idem = [errand for errand in errands if errand.idem is not None]
+        if with_idem and dice.random() < SHARE_ODDS:
+            errand = dice.choice(with_idem)
+            if dice.random() < OTHER_BODY_ODDS:
+                body, tokens = _body(dice, len(errands))
+                errand = errand._replace(body=body, tokens=tokens)
+            errands.append(errand)
+            continue
+        account, key_id, token = dice.choice(keys)
+        body, tokens = _body(dice, len(errands))
+        how = dice.random()
+        idem = f"idem-{len(errands)}" if how < 0.45 else None
+        errands.append(Errand(account, key_id, token, body, tokens, idem, sdk=how > 0.3))
+    return errands
+
+
+def _body(dice: random.Random, number: int) -> tuple[bytes, int]:
+    """A body like no other, and its tokens."""
+    words = ["abcdef"[: 1 + int(dice.random() * 6)] for _ in range(1 + int(dice.random() ** 3 * 6))]
+    quoted = ",".join(f'"{word}"' for word in words)
+    body = f'{{"model":"tiny","input":[{quoted}],"user":"u{number}"}}'
+    return body.encode(), sum(map(len, words)) + 2 * len(words)
+
+
+class Callers:
+    """Everybody who asks in one world."""
+
+    def __init__(
+        self, stations: Sequence[Station], loop: Loop, dice: random.Random, traits: Traits, journal: Journal
+    ) -> None:
+        self._stations = stations
+        self._loop = loop
+        self._dice = dice
+        self._traits = traits
+        self._journal = journal
+
+    async def live(self, number: int, errand: Errand) -> None:
+        """One life: from arrival to its end."""
+        dice = self._dice
+        await asyncio.sleep(dice.random() * self._traits.spans_s)
+        sticks_to = dice.choice(self._stations)  # SDKs keep a connection, so that a retry often finds its first try
+        for tried in range(TRIES_MAX):
+            if tried:
+                await asyncio.sleep(AGAIN_S[min(tried, len(AGAIN_S)) - 1] * (0.75 + 0.5 * dice.random()))
+            station = sticks_to if dice.random() < 0.6 else dice.choice(self._stations)
+            gateway = station.gateway
+            if gateway is None or not gateway.serves:
+                self._journal.seen["refused connections"] += 1
+                await asyncio.sleep(dice.random())
+                continue
+            self._journal.say(self._loop.now, f"c{number}", f"asks {gateway.name}, try {tried}, {errand.idem}")
+            retries = tried if errand.sdk else None
+            asked = Asked(f"Bearer {errand.token}", errand.idem, retries)
+            told = await self._hear(gateway, gateway.ask(number, errand, asked))
+            if isinstance(told, Reply):
+                self._journal.seen["replies"] += 1
+                if errand.idem is None or dice.random() < 0.8:
+                    return
+                continue  # it has lost what it was told
+            if isinstance(told, Failure):
+                self._journal.seen[told.code] += 1
+                if told.retry is Retry.USELESS and dice.random() < 0.7:
+                    return
+            else:
+                self._journal.seen["broken connections"] += 1
+
+    async def _hear(self, gateway: Gateway, exchange: Exchange) -> Reply | Failure | None:
+        """What it is told, if it does not hang up before."""
+        dice = self._dice
+        leaves = dice.random() < self._traits.leave_odds
+        patience_s = dice.random() ** 3 * 3.0 if leaves else PATIENCE_S
+        try:
+            async with asyncio.timeout(patience_s):
+                return await asyncio.shield(exchange.told)
+        except TimeoutError:
+            self._journal.seen["hang-ups"] += 1
+            self._journal.say(self._loop.now, f"c{exchange.attempt.life}", "hangs up")
+            gateway.hang_up(exchange)
+            return None

@@ -1,0 +1,79 @@
+"""What happened in one world, as those outside the gateways saw it; the judge compares it with the ledger."""
+
+import hashlib
+from collections import Counter
+from typing import NamedTuple
+
+import msgspec
+
+from embedmesh.rules.errors import Failure
+
+
+class Errand(NamedTuple):
+    """What a caller wants: one body, with one key of an account."""
+
+    account: str
+    key_id: str
+    token: str
+    body: bytes
+    tokens: int
+    idem: str | None
+    sdk: bool  # an SDK that tells how often it has tried
+
+
+class Delivery(NamedTuple):
+    """A reply whose last byte a caller got."""
+
+    at: float
+    life: int
+    errand: Errand
+    gateway: str
+    hold_id: str | None  # None for one that was kept of an earlier request
+    cost: int
+    body: bytes
+
+
+class Attempt(msgspec.Struct):
+    """One request to one gateway. `failure` is what the caller was told, where it was told anything."""
+
+    life: int
+    errand: Errand
+    gateway: str
+    began: float
+    ended: float | None = None
+    failure: Failure | None = None
+
+
+class Taken(NamedTuple):
+    """What a key was granted of its minute."""
+
+    key_id: str
+    minute: int
+    what: str
+    amount: int
+    limit: int
+
+
+class Journal:
+    """Everything that was seen, and a trace of it for people."""
+
+    def __init__(self) -> None:
+        self.trace: list[str] = []
+        self.deliveries: list[Delivery] = []
+        self.attempts: list[Attempt] = []
+        self.taken: list[Taken] = []
+        self.credited: Counter[str] = Counter()  # by account, in the operator's books
+        self.refunded: Counter[str] = Counter()
+        self.prices: list[int] = []
+        self.revoked: dict[str, float] = {}  # by key, when that was durable
+        self.died: dict[str, float] = {}  # gateways that did not stop in peace
+        self.wrong: list[str] = []  # found on the way
+        self.seen: Counter[str] = Counter()
+
+    def say(self, at: float, who: str, what: str) -> None:
+        """For the trace."""
+        self.trace.append(f"{at:11.6f} {who:<6} {what}")
+
+    def digest(self) -> str:
+        """The same for the same trace."""
+        return hashlib.blake2b("\n".join(self.trace).encode(), digest_size=16).hexdigest()

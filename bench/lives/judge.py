@@ -1,0 +1,207 @@
+"""What must be true after a world: the ledger against what callers got, and against itself."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import orjson
+
+from bench.lives.journal import Delivery, Journal
+from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
+from embedmesh.rules.money import cost_nanousd
+from embedmesh.storage.books import Books
+from embedmesh.storage.books.keys import Key
+
+IN_FLIGHT_S_MAX = 30.0  # a capture is durable in milliseconds, or after the disk's trouble
+REVOKED_S = 1.0
+BALANCE = "The account's balance"
+
+
+class Judge:
+    """Looks at one world that has ended. `limits` are the credit limits by account."""
+
+    def __init__(
+        self, books: Books, journal: Journal, start_ms: int, keys: dict[str, Key], limits: dict[str, int]
+    ) -> None:
+        self._books = books
+        self._journal = journal
+        self._start_ms = start_ms
+        self._keys = keys
+        self._limits = limits
+        ask = "SELECT hold_id, account_id, key_id, amount, state, ended_by, captured, created_ms, ended_ms FROM holds"
+        self._holds = {row[0]: row[1:] for row in books._db.execute(ask).fetchall()}
+        self._by_hold: dict[str, list[Delivery]] = defaultdict(list)
+        for each in journal.deliveries:
+            if each.hold_id is not None:
+                self._by_hold[each.hold_id].append(each)
+        self.lost = 0  # delivered and not charged: in flight at a crash
+
+    def wrong(self) -> list[str]:
+        """Everything that is not as it must be."""
+        found = list(self._journal.wrong)
+        found += [str(each) for each in self._books.check().broken]
+        looks = self._right, self._captured, self._delivered, self._idempotent, self._money
+        limits = self._minutes, self._at_once, self._budgets, self._refusals, self._revoked
+        for look in (*looks, *limits):
+            found += look()
+        return found
+
+    def _right(self) -> Iterator[str]:
+        for each in self._journal.deliveries:
+            reply, asked = orjson.loads(each.body), orjson.loads(each.errand.body)
+            vectors = [one["embedding"] for one in reply["data"]]
+            if len(vectors) != len(asked["input"]) or not all(map(any, vectors)):
+                yield f"life {each.life} got vectors that nobody made: {vectors}"
+            if (told := reply["usage"]["prompt_tokens"]) != each.errand.tokens:
+                yield f"life {each.life} was told of {told} tokens, not {each.errand.tokens}"
+
+    def _captured(self) -> Iterator[str]:
+        for hold_id, (_, _, _, state, _, captured, _, _) in self._holds.items():
+            got = self._by_hold.get(hold_id, [])
+            if state == "open":
+                yield f"{hold_id} is still open"
+            if state == "captured" and not got:
+                yield f"{hold_id} was captured, and nobody got its reply"
+            if state == "captured" and any(each.cost != captured for each in got):
+                yield f"{hold_id} captured {captured}, its replies said {[each.cost for each in got]}"
+            if len({each.body for each in got}) > 1:
+                yield f"{hold_id} has replies that differ"
+
+    def _delivered(self) -> Iterator[str]:
+        recovered = sum(hold[4] in ("recover", "expire") for hold in self._holds.values())
+        for hold_id, got in self._by_hold.items():
+            hold = self._holds.get(hold_id)
+            if hold is None:
+                yield f"{hold_id} was delivered, and the ledger does not know it"
+                continue
+            if hold[3] == "captured":
+                continue
+            self.lost += 1
+            first = min(got)
+            died = max(self._journal.died.get(each.gateway, -1.0) for each in got)
+            if hold[4] not in ("recover", "expire"):
+                yield f"{hold_id} was delivered by {first.gateway} at {first.at:.6f}, and ended by {hold[4]}"
+            elif not first.at <= died <= first.at + IN_FLIGHT_S_MAX:
+                yield f"{hold_id} was delivered by {first.gateway} at {first.at:.6f}, and never charged ({hold[4]})"
+        if self.lost > recovered:
+            yield f"{self.lost} were lost, of {recovered} that were in flight at a crash"
+
+    def _idempotent(self) -> Iterator[str]:
+        paid: dict[tuple[str, str], dict[str, Delivery]] = defaultdict(dict)
+        for hold_id, got in self._by_hold.items():
+            errand = got[0].errand
+            if errand.idem is not None and hold_id in self._holds and self._holds[hold_id][3] == "captured":
+                paid[errand.account, errand.idem][hold_id] = got[0]
+        for (account, idem), holds in paid.items():
+            if len(holds) > 1:
+                yield f"{account} paid more than once for {idem}: {sorted(holds)}"
+        for each in self._journal.deliveries:
+            if each.hold_id is not None:
+                continue
+            assert each.errand.idem is not None
+            first = list(paid[each.errand.account, each.errand.idem].values())
+            if [(one.body, one.cost, one.errand.body) for one in first] != [(each.body, each.cost, each.errand.body)]:
+                yield f"life {each.life} got another reply than was paid for {each.errand.idem}"
+        bodies: dict[tuple[str, str | None], set[bytes]] = defaultdict(set)
+        for attempt in self._journal.attempts:
+            bodies[attempt.errand.account, attempt.errand.idem].add(attempt.errand.body)
+        for attempt in self._journal.attempts:
+            asked = bodies[attempt.errand.account, attempt.errand.idem]
+            if isinstance(attempt.failure, IdempotencyConflict) and len(asked) < 2:
+                yield f"life {attempt.life} was told of a conflict that was none"
+
+    def _money(self) -> Iterator[str]:
+        for account, limit in self._limits.items():
+            spent = sum(hold[5] or 0 for hold in self._holds.values() if hold[0] == account)
+            should = self._journal.credited[account] + self._journal.refunded[account] - spent
+            has = self._books.accounts.find(account)
+            if has.balance_nanousd != should or has.balance_nanousd < -limit or has.held_nanousd:
+                yield f"{account} has {has.balance_nanousd}, held {has.held_nanousd}; it should have {should}"
+
+    def _minutes(self) -> Iterator[str]:
+        sums: dict[tuple[str, int, str, int], int] = defaultdict(int)
+        for each in self._journal.taken:
+            sums[each.key_id, each.minute, each.what, each.limit] += each.amount
+        for (key_id, minute, what, limit), amount in sums.items():
+            if amount > limit:
+                yield f"{key_id} had {amount} {what} in minute {minute}, of {limit}"
+
+    def _at_once(self) -> Iterator[str]:
+        for key_id, key in self._keys.items():
+            if (most := key.limits.concurrency) is None:
+                continue
+            changes = []
+            for hold in self._holds.values():
+                if hold[1] == key_id and hold[7] is not None:
+                    changes += [(hold[6], 1), (hold[7], -1)]
+            now = 0
+            for at, change in sorted(changes):
+                now += change
+                if now > most:
+                    yield f"{key_id} had {now} requests under way at {at - self._start_ms} ms, of {most}"
+                    break
+
+    def _budgets(self) -> Iterator[str]:
+        ask = "SELECT key_id, day, sum(cost) FROM usage_days GROUP BY key_id, day"
+        rows = self._books._db.execute(ask).fetchall()
+        for key_id, day, cost in rows:
+            budget = self._keys[key_id].limits.budget_day
+            if budget is not None and cost > budget:
+                yield f"{key_id} spent {cost} on day {day}, of {budget}"
+
+    def _refusals(self) -> Iterator[str]:
+        """Who was told that there is no money, though there was, at every moment of the request."""
+        for attempt in self._journal.attempts:
+            failure = attempt.failure
+            if not isinstance(failure, InsufficientQuota) or attempt.ended is None:
+                continue
+            if not failure.message.startswith(BALANCE):
+                if not any(
+                    limit is not None
+                    for limit in (self._keys[attempt.errand.key_id].limits.budget_day,
+                                  self._keys[attempt.errand.key_id].limits.budget_month)
+                ):  # fmt: skip
+                    yield f"life {attempt.life} met a budget that its key has not: {failure.message}"
+                continue
+            account = attempt.errand.account
+            from_ms = self._start_ms + int(attempt.began * 1000) - 1
+            to_ms = self._start_ms + int(attempt.ended * 1000) + 1
+            cost = max(cost_nanousd(attempt.errand.tokens, price) for price in self._journal.prices)
+            least = self._least_available(account, from_ms, to_ms)
+            if least >= cost:
+                yield (
+                    f"life {attempt.life} was refused at {attempt.ended:.6f} by {attempt.gateway}: it needed at most "
+                    f"{cost}, and {least} were available all the time ({failure.message})"
+                )
+
+    def _least_available(self, account: str, from_ms: int, to_ms: int) -> int:
+        changes: list[tuple[int, int]] = []
+        for owner, _, amount, _, _, captured, created_ms, ended_ms in self._holds.values():
+            if owner == account:
+                changes.append((created_ms, -amount))
+                if ended_ms is not None:
+                    changes.append((ended_ms, amount - (captured or 0)))
+        ask = """
+            SELECT created_ms, source_id, amount FROM transfers
+            WHERE (hold_id IS NULL AND :a IN (source_id, target_id)) OR (kind = 'refund' AND target_id = :a)
+        """
+        for created_ms, source, amount in self._books._db.execute(ask, {"a": account}).fetchall():
+            changes.append((created_ms, -amount if source == account else amount))
+        now = least = self._limits[account]
+        changes.sort()  # within a millisecond what is taken comes first
+        for at, change in changes:
+            if at > to_ms:
+                break
+            now += change
+            least = now if at < from_ms else min(least, now)
+        return least
+
+    def _revoked(self) -> Iterator[str]:
+        held = {each.life: each for each in self._journal.deliveries}
+        for attempt in self._journal.attempts:
+            since = self._journal.revoked.get(attempt.errand.key_id)
+            if since is None or attempt.began < since + REVOKED_S:
+                continue
+            got = held.get(attempt.life)
+            if got is not None and got.at >= attempt.began:
+                late_s = attempt.began - since
+                yield f"life {attempt.life} used {attempt.errand.key_id} {late_s:.3f} s after it was revoked"

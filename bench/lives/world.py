@@ -1,0 +1,279 @@
+"""One world: a store, gateways, callers and an operator, all drawn from one seed, and what was wrong in the end."""
+
+import asyncio
+import itertools
+import os
+import random
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.lives.callers import Callers, Station, make_errands
+from bench.lives.disk import Disk
+from bench.lives.gateway import Gateway, Traits
+from bench.lives.journal import Journal
+from bench.lives.judge import Judge
+from bench.lives.loop import Clock, Loop
+from bench.lives.operator import Operator
+from embedmesh.rules import ids
+from embedmesh.storage import check, store, tokens
+from embedmesh.storage.books import Books
+from embedmesh.storage.books.keys import Key, Limits
+from tests.flow.world import MODEL
+from tests.storage.shop import START_MS, secret
+
+DAY_MS = 86_400_000
+DRAWN_STEPS_MAX = 2_000  # a gateway that is killed has run at most so many
+DEADLINES_S = 70.0  # no hold lasts longer; and ten seconds more
+CALM_S = 6.0  # until nobody speaks to anybody any more, and sweeps have been made
+NEVER_HEARD = "Future exception was never retrieved"  # whoever was to hear it is dead, or has stopped
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What became of one world."""
+
+    seed: int
+    lives: int
+    wrong: list[str]
+    trace: list[str]
+    digest: str
+    virtual_s: float
+    steps: int
+    seen: dict[str, int]
+
+
+class Template:
+    """An empty store of this version, to be copied for each world: migrating takes longer than living."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "template.db"
+        loop = Loop(random.Random(0), 0.0)
+        with _seeded(random.Random(0)):
+            Books.open(self._path, clock=Clock(loop, START_MS), secret=secret, migrating=True).close()
+        loop.close()
+
+    def copy(self, place: Path) -> None:
+        """For one world."""
+        place.parent.mkdir(mode=0o700)
+        shutil.copyfile(self._path, place)
+        place.chmod(0o600)
+
+
+def draw(dice: random.Random, lives: int) -> Traits:
+    """What kind of world it is: most are a bit bad in every way, some are well in some ways."""
+
+    def odds(most: float, well: float = 0.3) -> float:
+        return 0.0 if dice.random() < well else dice.random() * most
+
+    near_midnight = dice.random() < 0.2
+    start_ms = START_MS + int(dice.random() * DAY_MS)
+    if near_midnight:
+        start_ms = (START_MS // DAY_MS + 1) * DAY_MS - int(dice.random() * 40_000)
+    return Traits(
+        start_ms=start_ms,
+        gateways=1 + int(dice.random() * 3),
+        lives=lives,
+        spans_s=1.0 + dice.random() ** 2 * 60.0,
+        disorder=0.0 if dice.random() < 0.2 else dice.random(),
+        nodes=1 + int(dice.random() * 3),
+        inputs_max=None if dice.random() < 0.6 else 1 + int(dice.random() * 3),
+        hedge=dice.random() < 0.4,
+        ask=0 if dice.random() < 0.3 else int(dice.random() * 2_000_000),
+        bad_odds=odds(0.3),
+        slow_odds=odds(0.2),
+        broken_odds=odds(0.03),
+        kill_odds=odds(0.9, 0.15),
+        leave_odds=odds(0.5),
+        undeliverable_odds=odds(0.1),
+    )
+
+
+def live(seed: int, template: Template, lives: int = 50) -> Ended:
+    """The whole world of a seed."""
+    dice = random.Random(seed)
+    traits = draw(dice, lives)
+    folder = template.folder / f"world-{seed}"
+    template.copy(folder / "store.db")
+    try:
+        with _seeded(random.Random(seed)):
+            return _World(seed, dice, traits, folder).run()
+    finally:
+        shutil.rmtree(folder)
+
+
+class _World:
+    def __init__(self, seed: int, dice: random.Random, traits: Traits, folder: Path) -> None:
+        self.seed, self.dice, self.traits, self.folder = seed, dice, traits, folder
+        self.journal = Journal()
+        self.loop = Loop(dice, traits.disorder)
+        self.clock = Clock(self.loop, traits.start_ms)
+        self.disk = Disk(self.loop, dice, traits.broken_odds)
+        self.place = folder / "store.db"
+        self.stations = [Station(f"g{number}") for number in range(traits.gateways)]
+        self.ending = False  # nothing more goes wrong
+        self.over = False
+        self.keys: dict[str, Key] = {}
+        self.limits: dict[str, int] = {}
+        self.tokens: list[tuple[str, str, str]] = []
+
+    def run(self) -> Ended:
+        lost = 0
+        self.journal.say(0.0, "world", f"{self.traits}")
+        with Books.open(self.place, clock=self.clock, secret=secret) as books:
+            books._db.execute("PRAGMA busy_timeout = 0")  # who waits, waits in virtual time
+            self._found(books)
+            try:
+                self.loop.run_until_complete(self._live(books))
+            except Exception as error:  # noqa: BLE001 - of the loop itself, or of this simulation
+                self.journal.wrong.append(f"the world ended by {type(error).__name__}: {error}")
+            self.journal.wrong += [each for each in self.loop.complaints if NEVER_HEARD not in each]
+            try:
+                judge = Judge(books, self.journal, self.traits.start_ms, self.keys, self.limits)
+                wrong = judge.wrong()
+                lost = judge.lost
+            finally:
+                with _quiet():
+                    self.loop.bury()
+        self.journal.say(self.loop.now, "world", f"ends after {self.loop.steps} steps, dice {self.dice.random()}")
+        return Ended(
+            seed=self.seed,
+            lives=self.traits.lives,
+            wrong=wrong,
+            trace=self.journal.trace,
+            digest=self.journal.digest(),
+            virtual_s=self.loop.now,
+            steps=self.loop.steps,
+            seen=dict(self.journal.seen + self.disk.seen + Counter({"lost in flight": lost})),
+        )
+
+    def _found(self, books: Books) -> None:
+        """Accounts with little money, keys with limits and without."""
+        dice = self.dice
+        self.journal.prices.append(MODEL.price)
+        for number in range(1 + int(dice.random() * 3)):
+            account = f"a{number}"
+            limit = int(dice.random() * 200) if dice.random() < 0.3 else 0
+            books.accounts.create(account, credit_limit_nanousd=limit)
+            self.limits[account] = limit
+            amount = 1 + int(dice.random() ** 2 * 1_000)
+            books.accounts.credit(account, amount, f"first of {account}")
+            self.journal.credited[account] += amount
+            for _ in range(1 + int(dice.random() * 2)):
+                limits = Limits(
+                    requests_a_minute=self._maybe(0.2, 5, 40),
+                    tokens_a_minute=self._maybe(0.15, 60, 600),
+                    concurrency=self._maybe(0.25, 1, 5),
+                    budget_day=self._maybe(0.2, 50, 400),
+                    budget_month=self._maybe(0.2, 50, 600),
+                )
+                key, token = books.keys.create(account, ["embeddings"], limits=limits)
+                self.keys[key.key_id] = key
+                self.tokens.append((account, key.key_id, token))
+                self.journal.say(0.0, "world", f"{account} has {amount} and {limit}, {key.key_id}: {limits}")
+
+    def _maybe(self, odds: float, least: int, most: int) -> int | None:
+        return least + int(self.dice.random() * (most - least)) if self.dice.random() < odds else None
+
+    async def _live(self, books: Books) -> None:
+        running = [asyncio.create_task(self._keep(station)) for station in self.stations]
+        callers = Callers(self.stations, self.loop, self.dice, self.traits, self.journal)
+        errands = make_errands(self.dice, self.tokens, self.traits.lives)
+        operator = Operator(
+            books, self.stations, self.disk, self.loop, self.dice, self.traits, self.journal,
+            list(self.limits), list(self.keys),
+        )  # fmt: skip
+        await asyncio.gather(
+            operator.work(int(self.dice.random() * 25)),
+            *(callers.live(number, errand) for number, errand in enumerate(errands)),
+        )
+        self.ending = True
+        self.disk.mend()
+        for station in self.stations:
+            if station.gateway is not None:
+                station.gateway.dies_at = None
+        await asyncio.sleep(CALM_S)
+        self.loop.now += DEADLINES_S  # as if all machines had been asleep
+        await asyncio.sleep(CALM_S)
+        self.over = True
+        for station in self.stations:
+            if station.gateway is None or not station.gateway.serves:
+                self.journal.wrong.append(f"{station.name} did not come back")
+            else:
+                station.gateway.stop()
+        await asyncio.gather(*running)
+
+    async def _keep(self, station: Station) -> None:
+        """A gateway is running here, until the world ends."""
+        dice = self.dice
+        for life in itertools.count(1):
+            dies = not self.ending and dice.random() < self.traits.kill_odds
+            station.gateway = Gateway(
+                f"{station.name}.{life}", self.place, self.folder / station.name, self.loop, self.clock, dice,
+                self.traits, self.journal, 1 + int(dice.random() ** 2 * DRAWN_STEPS_MAX) if dies else None,
+            )  # fmt: skip
+            await station.gateway.ended
+            if self.over:
+                return
+            await asyncio.sleep(0.05 + dice.random() ** 3 * 4.0)
+
+
+class _Secrets:
+    """In place of the module `secrets`: the same ids and keys for the same seed."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.choice = dice.choice
+        self._dice = dice
+
+    def token_hex(self, size: int) -> str:
+        return self._dice.randbytes(size).hex()
+
+
+class _Time:
+    """In place of the module `time`, where work is bounded by real time."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return 0.0
+
+
+@contextmanager
+def _seeded(dice: random.Random) -> Iterator[None]:
+    """No chance and no time but ours; and nobody waits for a lock in earnest."""
+    changed: list[tuple[Any, str, Any]] = [
+        (ids, "secrets", _Secrets(dice)),
+        (tokens, "secrets", _Secrets(dice)),
+        (check, "time", _Time),
+        (store, "OPEN_BUSY_S", 0.0),
+    ]
+    before = [(where, name, getattr(where, name)) for where, name, _ in changed]
+    for where, name, value in changed:
+        setattr(where, name, value)
+    try:
+        yield
+    finally:
+        for where, name, value in before:
+            setattr(where, name, value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Coroutines of dead processes are closed: what they say then is of no interest."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def folder_in_memory() -> Path:
+    """Where files cost nothing, if there is such a place."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else Path(os.environ.get("TMPDIR", "/tmp"))
