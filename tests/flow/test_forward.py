@@ -23,7 +23,10 @@ def answer(node: str, *places: int) -> tuple[Part, EmbedVectors]:
 PARTS = [("a", (0, 1)), ("b", (2, 3)), ("c", (0, 1)), ("d", (0,)), ("e", (3, 2))]
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(PARTS)), ids=lambda order: "".join(part[0] for part in order))
+ORDERS = list(itertools.permutations(PARTS))
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: "".join(part[0] for part in order))
 def test_no_input_stays_empty_and_none_is_counted_twice(order: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
     """Two parts, a hedge of each, and one of half a part: in whatever order they answer."""
     answers, first = _Answers(LENGTHS, 4 * WIDTH), {}
