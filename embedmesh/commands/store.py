@@ -94,7 +94,8 @@ def copy(target: str, data_dir: Path, as_json: bool) -> None:
 
     All of it, or nothing. TARGET is the postgresql:// address of a new database. Stop the server first. Before
     anything is kept, every promise of the ledger is looked at in the new store, and the totals of each table are held
-    against the old one's. The file stays as it was; from then on start with EMBEDMESH_STORE set to TARGET, and with the same key.secret.
+    against the old one's. The file stays as it was; from then on start with EMBEDMESH_STORE set to TARGET, and with
+    the same key.secret.
 
     \b
     Example:

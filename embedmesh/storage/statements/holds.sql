@@ -9,17 +9,18 @@ WHERE true
 RETURNING hold_id;
 
 -- name: capture_holds
--- End open holds by capturing part or all of them.
+-- End open holds by capturing part or all of them. Open is said so that holds are found by their id: PostgreSQL would
+-- rather read an index of open ones, which is full of those that have just ended.
 UPDATE holds SET state = 'captured', ended_by = 'capture', captured = CAST(value ->> 'cost' AS BIGINT), ended_ms = :now_ms
 FROM json_each(:rows)
-WHERE hold_id = value ->> 'hold_id' AND state = 'open'
+WHERE hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
 RETURNING hold_id;
 
 -- name: release_holds
 -- End open holds without charging.
 UPDATE holds SET state = 'released', ended_by = value ->> 'ended_by', ended_ms = :now_ms
 FROM json_each(:rows)
-WHERE hold_id = value ->> 'hold_id' AND state = 'open'
+WHERE hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
 RETURNING hold_id;
 
 -- name: overdue_holds

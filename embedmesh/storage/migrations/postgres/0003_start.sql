@@ -218,9 +218,10 @@ EXECUTE FUNCTION refuse('transfers are append-only');
 CREATE FUNCTION move_balances() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (
-        SELECT 1 FROM added LEFT JOIN transfers USING (transfer_id)
-        WHERE added.amount IS DISTINCT FROM
-            CASE added.account_id WHEN source_id THEN -transfers.amount WHEN target_id THEN transfers.amount END
+        SELECT 1 FROM added WHERE amount IS DISTINCT FROM (
+            SELECT CASE added.account_id WHEN source_id THEN -transfers.amount WHEN target_id THEN transfers.amount END
+            FROM transfers WHERE transfers.transfer_id = added.transfer_id
+        )
     ) THEN
         RAISE EXCEPTION 'an entry is one side of its transfer' USING ERRCODE = 'check_violation';
     END IF;
