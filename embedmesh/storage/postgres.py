@@ -26,7 +26,7 @@ SESSION = {
     "statement_timeout": "30000",  # ms; of the writer's none takes a tenth of a second
     "idle_in_transaction_session_timeout": "3000",  # ms; a gateway that was stopped must not keep others' locks
     "TimeZone": "UTC",
-    # Only point statements are run, and triggers keep their plans: one made while a table was small would read all of it.
+    # Only point statements are run; triggers keep their plans: one made while a table was small reads all of it later.
     # For the same reason statements are not prepared: kept plans cost ten times as much after a minute; a plan 0.1 ms.
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
