@@ -22,7 +22,7 @@ from bench.lives.judge import Judge
 from bench.lives.loop import Clock, Loop
 from bench.lives.operator import Operator
 from embedmesh.rules import ids
-from embedmesh.storage import check, store, tokens
+from embedmesh.storage import check, opening, tokens
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key, Limits
 from tests.flow.world import MODEL
@@ -250,7 +250,7 @@ def _seeded(dice: random.Random) -> Iterator[None]:
         (ids, "secrets", _Secrets(dice)),
         (tokens, "secrets", _Secrets(dice)),
         (check, "time", _Time),
-        (store, "OPEN_BUSY_S", 0.0),
+        (opening, "OPEN_BUSY_S", 0.0),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in changed]
     for where, name, value in changed:

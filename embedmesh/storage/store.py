@@ -5,45 +5,36 @@ agree about is in it, and what one remembers of it, it forgets when another chan
 """
 
 import asyncio
-import hashlib
-import os
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
+from embedmesh.rules.errors import StoreAway, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
-from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Clock
 from embedmesh.storage import chain
 from embedmesh.storage.allowances import Allowances
-from embedmesh.storage.check import verify
-from embedmesh.storage.db import ERRORS, Db, OnFatal
+from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.hold_writes import CLAIMS, EXPIRED_HOLDS_MAX, HOLDS, EndHold, Expire, PlaceHold, end_holds
-from embedmesh.storage.instance import Instance, take_instance
+from embedmesh.storage.hold_writes import CLAIMS, EXPIRED_HOLDS_MAX, EndHold, Expire, PlaceHold
+from embedmesh.storage.instance import take_instance
 from embedmesh.storage.keyring import KeyRing
-from embedmesh.storage.medium import PostgresMedium, SqliteMedium
-from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
 from embedmesh.storage.nodes import NodeBooks
-from embedmesh.storage.postgres import PostgresDb, PostgresEngine
+from embedmesh.storage.opening import Opened, open_postgres, open_sqlite
+from embedmesh.storage.postgres import PostgresEngine
 from embedmesh.storage.pricing import PriceList
-from embedmesh.storage.reads import PostgresReads, Reads, SqliteReads
 from embedmesh.storage.sealed import Seal
-from embedmesh.storage.secret import FACTS, SecretOf, check_secret
-from embedmesh.storage.sqlite import LOCK_WAIT_S, OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
-from embedmesh.storage.topics import Bell, Listener, Timer, Topics
+from embedmesh.storage.secret import SecretOf
+from embedmesh.storage.sqlite import LOCK_WAIT_S, SqliteEngine
+from embedmesh.storage.topics import Topics
 from embedmesh.storage.upkeep import Retention, upkeep
-from embedmesh.storage.writer import Medium, Writer
+from embedmesh.storage.writer import Writer
 from embedmesh.storage.writes import Change, Stats, Write
 
 HOLD_S_MAX = 1.5  # a hold that is not durable by then is refused; the caller is told within 2 s (contract section 4)
 DRAIN_S_MAX = 5.0  # a disk that does not answer must not keep us from ending; the next start recovers
 REPLY = "idempotent reply"
-
-RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it open
 
 T = TypeVar("T")
 
@@ -57,7 +48,7 @@ class Store:
 
     def __init__(
         self,
-        opened: "_Opened",
+        opened: "Opened",
         *,
         clock: Clock,
         key_secret: bytes,
@@ -102,10 +93,10 @@ class Store:
         try:
             key_secret = await asyncio.to_thread(secret, engine)
             if isinstance(engine, SqliteEngine):
-                opened = await _open_sqlite(engine, instance, key_secret, clock, lock_wait_s)
+                opened = await open_sqlite(engine, instance, key_secret, clock, lock_wait_s)
             else:
                 assert isinstance(engine, PostgresEngine)
-                opened = await asyncio.to_thread(_open_postgres, engine, instance, key_secret, clock)
+                opened = await asyncio.to_thread(open_postgres, engine, instance, key_secret, clock)
         except BaseException:
             instance.close()
             raise
@@ -220,147 +211,3 @@ class Store:
             return twin
         reply = self._seal.open(twin.reply, what=REPLY, whose=twin.hold_id)
         return Twin(twin.body_hash, twin.hold_id, twin.state, reply)
-
-
-class _Opened:
-    """The connections of a store that was opened, and what has to be let go of at the end."""
-
-    def __init__(
-        self,
-        instance: Instance,
-        recovered: int,
-        reads: Reads,
-        bell: Bell,
-        medium: Callable[[Clock], Medium],
-        close: Callable[[bool], None],
-    ) -> None:
-        self.instance = instance
-        self.recovered = recovered
-        self.reads = reads
-        self.bell = bell
-        self.medium = medium
-        self._close = close
-
-    def close(self, *, clean: bool) -> None:
-        """`clean`: all was written."""
-        self.bell.close()
-        self.reads.close()
-        self._close(clean)
-        self.instance.close()
-
-
-async def _open_sqlite(
-    engine: SqliteEngine, instance: Instance, key_secret: bytes, clock: Clock, lock_wait_s: float
-) -> _Opened:
-    lock: GatewayLock | None = None
-    opened: list[SqliteDb] = []
-    try:
-        opened.append(writes := engine.connect(busy_s=OPEN_BUSY_S))
-        lock = GatewayLock(engine.path)
-        await lock.take(lock_wait_s)
-        running = f"{RUNNING} {instance.name}"
-        if lock.alone:
-            migrate(engine, writes)
-        else:
-            refuse_another_version(engine, writes)
-        recovered = _prepare(writes, instance.name, running, key_secret, clock.unix_ms(), alone=lock.alone)
-        writes.execute("PRAGMA busy_timeout = 0")  # the writer waits by itself, without blocking the event loop
-        writes.execute("PRAGMA wal_autocheckpoint = 0")  # the writer checkpoints by itself, and sees the errors
-        opened.append(reads := engine.connect(busy_s=0, read_only=True))
-        await lock.share(lock_wait_s)
-        wal = os.open(f"{engine.path}-wal", os.O_RDONLY)  # the kernel tells it of every failed write-back from now on
-    except BaseException:
-        for db in opened:
-            db.close()
-        if lock is not None:
-            lock.close()
-        raise
-
-    def close(clean: bool) -> None:
-        if clean:
-            with suppress(*ERRORS):  # then the next start verifies, for nothing
-                writes.execute(FACTS["delete_fact"], {"name": running})
-        writes.close()
-        os.close(wal)
-        lock.close()
-
-    def medium(clock: Clock) -> Medium:
-        return SqliteMedium(writes, clock, partial(os.fdatasync, wal))
-
-    return _Opened(instance, recovered, SqliteReads(reads), Timer(), medium, close)
-
-
-def _open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes, clock: Clock) -> _Opened:
-    opened: list[PostgresDb] = []
-    try:
-        opened.append(writes := engine.connect())
-        if is_empty(engine, writes):
-            migrate(engine, writes)
-        else:
-            refuse_another_version(engine, writes)
-        opened.append(listening := engine.connect())
-        while not _named(listening, instance.name):
-            instance.rename(new_id("gw", clock))
-        recovered = _prepare(writes, instance.name, None, key_secret, clock.unix_ms(), alone=False)
-    except BaseException:
-        for db in opened:
-            db.close()
-        raise
-    return _Opened(
-        instance,
-        recovered,
-        PostgresReads(engine),
-        Listener(engine, listening),
-        lambda clock: PostgresMedium(engine, writes),
-        lambda clean: None,
-    )
-
-
-def _named(db: PostgresDb, name: str) -> bool:
-    """Have a name for as long as the session lasts, if no other gateway of the store has it."""
-    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-    return db.execute("SELECT pg_try_advisory_lock(:number)", {"number": number}).fetchone() == (True,)
-
-
-def _prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> int:
-    """Check the secret, verify an SQLite ledger if a gateway died, and release what it left open.
-
-    `alone`: no other gateway is there, so that all open holds are dead ones'. Returns how many were released.
-    """
-    try:
-        db.begin()
-        check_secret(db, key_secret)
-        if running is not None:
-            _verify(db, running, now_ms, alone=alone)
-        if alone:
-            left = db.execute(HOLDS["open_holds"]).fetchall()
-        else:
-            left = db.execute(HOLDS["holds_of_owner"], {"owner": owner}).fetchall()
-        if left:
-            db.lock_accounts({account_id for _, account_id in left})
-        rows = [{"hold_id": hold_id, "ended_by": HoldEnd.RECOVER.value} for hold_id, _ in left]
-        recovered = len(end_holds(db, now_ms, rows))
-        db.commit()
-    except ERRORS as error:
-        away = StoreAway if db.dialect == "postgres" else SetupError
-        raise away(f"The store cannot be written: {error}. Is its disk full or read-only?") from None
-    finally:
-        with suppress(*ERRORS):
-            if db.in_transaction:
-                db.rollback()
-    return recovered
-
-
-def _verify(db: Db, running: str, now_ms: int, *, alone: bool) -> None:
-    """After gateways that did not close the store: look at what a lost write may have broken. Raises SetupError."""
-    left = db.execute("SELECT name FROM facts WHERE name LIKE :like", {"like": f"{RUNNING}%"}).fetchall()
-    if alone and left and (broken := verify(db)):
-        first = broken[0]
-        raise SetupError(
-            f"The ledger does not add up after a crash ({first.promise}: {first.subject}: {first.detail}): "
-            "keep the store's files, see `embedmesh ledger check`, and restore a backup."
-        )
-    if alone:
-        for (name,) in left:
-            db.execute(FACTS["delete_fact"], {"name": name})
-    db.execute(FACTS["set_fact"], {"name": running, "value": str(now_ms)})

@@ -6,8 +6,9 @@ import pytest
 
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.check import verify
+from embedmesh.storage.opening import RUNNING
 from embedmesh.storage.sqlite import SqliteEngine
-from embedmesh.storage.store import RUNNING, Store
+from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge, crash_image
 
 
