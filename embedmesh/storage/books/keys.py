@@ -90,7 +90,11 @@ class KeyBooks:
     ) -> Sequence[Key]:
         """The keys of one account, or all; revoked and expired ones too. Oldest first, from `after` on."""
         start = {"after_ms": after.created_ms, "after_id": after.key_id} if after else {"after_ms": -1, "after_id": ""}
-        rows = self._session.rows(KEYS["list_keys"], start | {"account_id": account_id, "rows_max": rows_max})
+        asked = start | {"rows_max": rows_max}
+        if account_id is None:
+            rows = self._session.rows(KEYS["list_keys"], asked)
+        else:
+            rows = self._session.rows(KEYS["keys_of_account"], asked | {"account_id": account_id})
         return [_key(row) for row in rows]
 
     def change(self, key_id: str, **changes: Any) -> Key:

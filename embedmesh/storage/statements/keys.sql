@@ -38,13 +38,21 @@ SELECT
 FROM keys WHERE key_id = :key_id;
 
 -- name: list_keys
--- Keys of one account, or of all when none is named, oldest first, from one on.
+-- Keys of all accounts, oldest first, from one on.
 SELECT
     key_id, account_id, name, scopes, created_ms, expires_ms, revoked_ms, models, requests_a_minute, tokens_a_minute,
     concurrency, budget_day, budget_month, rotated_to, last_used_ms
 FROM keys
-WHERE (CAST(:account_id AS TEXT) IS NULL OR account_id = :account_id)
-    AND (created_ms, key_id) > (CAST(:after_ms AS BIGINT), CAST(:after_id AS TEXT))
+WHERE (created_ms, key_id) > (CAST(:after_ms AS BIGINT), CAST(:after_id AS TEXT))
+ORDER BY created_ms, key_id LIMIT :rows_max;
+
+-- name: keys_of_account
+-- Keys of one account, oldest first, from one on.
+SELECT
+    key_id, account_id, name, scopes, created_ms, expires_ms, revoked_ms, models, requests_a_minute, tokens_a_minute,
+    concurrency, budget_day, budget_month, rotated_to, last_used_ms
+FROM keys
+WHERE account_id = :account_id AND (created_ms, key_id) > (CAST(:after_ms AS BIGINT), CAST(:after_id AS TEXT))
 ORDER BY created_ms, key_id LIMIT :rows_max;
 
 -- name: note_use

@@ -59,7 +59,8 @@ CREATE TABLE keys (
     rotated_to TEXT,
     last_used_ms BIGINT
 );
-CREATE INDEX keys_of_account ON keys (account_id, created_ms);
+CREATE INDEX keys_of_account ON keys (account_id, created_ms, key_id);
+CREATE INDEX keys_by_age ON keys (created_ms, key_id);
 
 CREATE TRIGGER keys_stay BEFORE DELETE ON keys FOR EACH ROW
 EXECUTE FUNCTION refuse('keys are revoked, and kept for their usage');

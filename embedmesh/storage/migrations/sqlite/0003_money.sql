@@ -59,7 +59,8 @@ ALTER TABLE keys ADD COLUMN budget_day INTEGER CHECK (budget_day >= 0);
 ALTER TABLE keys ADD COLUMN budget_month INTEGER CHECK (budget_month >= 0);
 ALTER TABLE keys ADD COLUMN rotated_to TEXT;
 ALTER TABLE keys ADD COLUMN last_used_ms INTEGER;
-CREATE INDEX keys_of_account ON keys (account_id, created_ms);
+CREATE INDEX keys_of_account ON keys (account_id, created_ms, key_id);
+CREATE INDEX keys_by_age ON keys (created_ms, key_id);
 
 CREATE TRIGGER keys_stay BEFORE DELETE ON keys
 BEGIN SELECT RAISE(ABORT, 'keys are revoked, and kept for their usage'); END;
