@@ -58,7 +58,7 @@ async def copy(source: SqliteEngine, target: PostgresEngine, say: Say) -> Copied
         raise InvalidValue(f"There is no store {source.shown}.")
     old = source.connect(busy_s=OPEN_BUSY_S)
     lock = GatewayLock(source.path)
-    new = target.connect()
+    new = target.connect(planning=True)
     try:
         await lock.take(0.0)
         if not lock.alone:

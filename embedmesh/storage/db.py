@@ -89,8 +89,8 @@ class Engine(Protocol):
     dialect: str
     shown: str
 
-    def connect(self, *, busy_s: float, read_only: bool = False) -> Db:
-        """A connection; the place is made where it is missing and can be."""
+    def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> Db:
+        """A connection; the place is made where it is missing and can be. One for `planning` may read whole tables."""
         ...
 
     def is_new(self) -> bool:

@@ -34,6 +34,7 @@ SESSION = {
     "enable_bitmapscan": "off",  # a plain index scan marks what it finds dead, for those that come after it
     "jit": "off",
 }
+CHECK_MS_MAX = "3600000"  # an hour: the check of a large ledger reads all of it
 KEEPALIVE: dict[str, Any] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -161,6 +162,7 @@ class PostgresEngine:
         settings = dict(SESSION)
         if planning:
             settings = {name: value for name, value in settings.items() if not name.startswith("enable_")}
+            settings["statement_timeout"] = CHECK_MS_MAX
         if read_only:
             settings["default_transaction_read_only"] = "on"
         try:

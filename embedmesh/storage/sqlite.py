@@ -89,7 +89,7 @@ class SqliteEngine:
         self.path = path
         self.shown = str(path)
 
-    def connect(self, *, busy_s: float, read_only: bool = False) -> SqliteDb:
+    def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> SqliteDb:
         """A connection that waits up to `busy_s` seconds for other writers; the file is made where it is missing."""
         check_version()
         make_file(self.path)

@@ -46,7 +46,7 @@ class Books:
         """
         engine = engine_of(place)
         key_secret = secret(engine)
-        db = engine.connect(busy_s=OPEN_BUSY_S)
+        db = engine.connect(busy_s=OPEN_BUSY_S, planning=True)
         try:
             if migrating or is_empty(engine, db):
                 migrate(engine, db)

@@ -85,7 +85,7 @@ GROUP BY holds.hold_id, captured, account_id
 HAVING sum(transfers.amount) > coalesce(captured, 0) OR min(target_id) <> account_id OR max(target_id) <> account_id;
 
 -- name: usage_adds_up
--- The sums by day are at least what the records that are kept add up to; and exactly, where all of a day's are kept.
+-- The sums by day are what the records add up to, for days whose records are all kept.
 SELECT 'usage of key ' || key_id, 'day ' || day || ', model ' || model || ': sum ' || cost || ', records ' || recorded
 FROM usage_days JOIN (
     SELECT key_id, day, model, sum(cost) AS recorded FROM usage GROUP BY key_id, day, model
