@@ -146,7 +146,7 @@ class Registry:
             self.serves(node, models)
         if node.state is NodeState.READY:
             node.trial = max(0, node.trial - 1)
-        elif now >= node.out_until:
+        elif now >= node.out_until or not self._others_work(node):
             node.trial = TRIAL_ANSWERS if node.state is NodeState.EJECTED else 0
             node.recent.clear()
             node.doubt = 0
@@ -214,6 +214,12 @@ class Registry:
             return True
         return node.failures_in_a_row >= FAILURES_TO_EJECT_LAST and any(
             self._works(each) for each in self if each is not node
+        )
+
+    def _others_work(self, node: Node) -> bool:
+        """Whether others do for now what it would do: a node that stays out is missed where nobody does."""
+        return all(
+            any(self._works(each) for each in self.ready(model_id) if each is not node) for model_id in node.models
         )
 
     def _works(self, node: Node) -> bool:

@@ -116,11 +116,58 @@ def test_after_an_ejection_a_node_is_on_trial_and_each_time_stays_out_for_longer
     assert (node.state, node.trial) == (NodeState.READY, 0)
     suffer(registry, [NodeBroke("x")] * 3)
     clock.now += OUT_FIRST_S
+    registry.answered_right(list(registry)[1])
     suffer(registry, [None])
     assert node.state is NodeState.EJECTED, "the third time it stays out twice as long"
     clock.now += OUT_FIRST_S
     suffer(registry, [None])
     assert node.state is NodeState.READY
+
+
+def replaced(registry: Registry) -> Node:
+    """The second node, which serves what the first does, and works."""
+    second = list(registry)[1]
+    registry.answered_right(second)
+    return second
+
+
+def alone(registry: Registry) -> None:
+    registry.remove("n1")
+
+
+def other_is_out(registry: Registry) -> None:
+    registry.failed(replaced(registry), NodeUnreachable("x"))
+
+
+def other_leaves(registry: Registry) -> None:
+    registry.drain(replaced(registry))
+
+
+def other_serves_something_else(registry: Registry) -> None:
+    registry.serves(replaced(registry), [NATIVE.id])
+
+
+@pytest.mark.parametrize(
+    ("others", "after"),
+    [
+        (replaced, NodeState.EJECTED),
+        (alone, NodeState.READY),
+        (other_is_out, NodeState.READY),
+        (other_leaves, NodeState.READY),
+        (other_serves_something_else, NodeState.READY),
+    ],
+)
+def test_a_node_that_died_often_stays_out_only_while_others_do_its_work(others, after) -> None:
+    registry = ready_registry(clock=Clock())
+    for _ in range(8):
+        registry.failed(first(registry), NodeUnreachable("x"))
+        first(registry).out_until, out_until = 0.0, first(registry).out_until
+        suffer(registry, [None])
+        first(registry).out_until = out_until
+    registry.failed(first(registry), NodeUnreachable("x"))
+    others(registry)
+    suffer(registry, [None])
+    assert first(registry).state is after
 
 
 @pytest.mark.parametrize(("asked_s", "paused_s"), [(0.0, 0.05), (0.3, 0.3), (60.0, 1.0)])
