@@ -34,6 +34,7 @@ check: $(VENV)/.dev  ## static checks: format, lint, types, import arrows
 crash: $(VENV)/.setup $(VENV)/.dev  ## kill -9 gateways, node, engine and PostgreSQL under load; the ledger must still add up (minutes)
 	$(BIN)/python -m bench.crash $(ARGS)
 	$(BIN)/python -m bench.crash --store postgres $(ARGS)
+	$(BIN)/python -m bench.crash --store postgres --receipts --kills 10 $(ARGS)
 
 spenders: $(VENV)/.setup $(VENV)/.dev  ## 64 callers with money for 10 over three gateways, 200 rounds; exactly 10 are served (minutes)
 	$(BIN)/python -m bench.spenders $(ARGS)

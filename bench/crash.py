@@ -6,6 +6,7 @@ ledger keeps):
 * every captured charge is one that a client has read to its last byte, at the cost that its header named;
 * every reply that was read is captured, but for replies in flight when a gateway died: at most as many as the ledger
   released at its next start;
+* with `--receipts`, a second node's log of what it answered agrees with both (see crash_receipts);
 * every reply is right, and the service is back within BACK_S_MAX of each kill, without help.
 
 Exit code 0 only if all of it holds.
@@ -32,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench.crash_join import APART, KINDS, POSTGRES, Back, Delivered, Figures, join
+from bench.crash_receipts import NETWORKS, joining
 from bench.live import REPLY_S, Live, Reply, Wire, serving
 from bench.postgres import Server
 
@@ -39,6 +41,7 @@ GIVE_UP_S = 30.0  # a service that is not back by then will not be
 CALM_S = (0.05, 1.0)  # load between two kills: long enough for whatever state a kill may find
 CLIENTS = 6
 PAUSE_S = 0.05  # of a client that was refused; told to wait a second, most wait longer
+LOG_SHOWN_CHARS = 2_000  # its end, where the bench breaks off
 POLL_S = 0.005  # between two looks at a process, and two questions whether it is back
 SIZES = (1, 1, 1, 1, 1, 2, 8, 8, 32)  # texts a request: mostly one, sometimes a tenth of a second of work
 WORDS = ("river", "stone", "light", "market", "engine", "winter", "paper", "garden", "silver", "number", "letter")
@@ -79,7 +82,9 @@ class Client(threading.Thread):
             self.refused[f"{reply.status} {reply.code}"] += 1
             time.sleep(PAUSE_S)
             return
-        self.delivered.append(Delivered(user, int(reply.headers["x-embedmesh-cost-nanousd"])))
+        said = reply.headers
+        cost, request_id = int(said["x-embedmesh-cost-nanousd"]), said["x-embedmesh-request"]
+        self.delivered.append(Delivered(user, cost, request_id, said["x-embedmesh-node"]))
         right = [self._known[text] for text in texts]
         found = vectors_of(reply)
         if len(found) != len(right) or max(map(difference, found, right)) > VECTOR_ERROR_MAX:
@@ -117,7 +122,8 @@ def kill(live: Live, kind: str, dice: Random) -> float:
     until = time.monotonic() + GIVE_UP_S
     while (pid := _find(live, kind, dice)) is None:
         if time.monotonic() > until:
-            raise RuntimeError(f"there is no {kind} to kill")
+            said = live.log.read_text(errors="replace")[-LOG_SHOWN_CHARS:]
+            raise RuntimeError(f"there is no {kind} to kill; {said}")
         time.sleep(PAUSE_S)
     kill_process(pid)
     return time.monotonic()
@@ -171,7 +177,7 @@ def clients(live: Live, seed: int, known: dict[str, np.ndarray]) -> Iterator[lis
             client.join(REPLY_S + 1)
 
 
-def measure(kills: int, seed: int, workers: int, server: Server | None, console: Console) -> Figures:
+def measure(kills: int, seed: int, workers: int, server: Server | None, receipts: bool, console: Console) -> Figures:
     """The whole run: `kills` of each kind, in an order and at moments by dice."""
     dice = Random(seed)
     order = list((KINDS if server is None else (*KINDS, POSTGRES)) * kills)
@@ -179,7 +185,9 @@ def measure(kills: int, seed: int, workers: int, server: Server | None, console:
     bar = Progress(TextColumn("kill -9"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     backs: list[Back] = []
     environment = {"EMBEDMESH_STORE": server.new()} if server is not None else {}
-    with serving(["--workers", str(workers)], environment) as live:
+    with contextlib.ExitStack() as stack:
+        live = stack.enter_context(serving(["--workers", str(workers), "--node-networks", NETWORKS], environment))
+        member = stack.enter_context(joining(live)) if receipts else None
         known = learn(live, dice)
         began = time.monotonic()
         with clients(live, seed, known) as working, bar:
@@ -192,10 +200,12 @@ def measure(kills: int, seed: int, workers: int, server: Server | None, console:
                     killed = kill(live, kind, dice)
                 backs.append(Back(kind, back_after(live, killed)))
         seconds = time.monotonic() - began
+        if member is not None:
+            member.stop()
         live.stop()
         refused = sum((client.refused for client in working), Counter())
         delivered = [each for client in working for each in client.delivered]
-        return join(live, delivered, refused, sum(client.wrong for client in working), backs, seconds)
+        return join(live, delivered, refused, sum(client.wrong for client in working), backs, seconds, member)
 
 
 def show(figures: Figures, console: Console) -> None:
@@ -207,8 +217,11 @@ def show(figures: Figures, console: Console) -> None:
         back.add_row(kind, f"{each['kills']:.0f}", f"{each['median']:.2f}", f"{each['max']:.2f}")
     console.print(back)
     table = Table("what", "figure")
-    for name, value in msgspec.structs.asdict(figures).items():
-        if isinstance(value, dict):
+    receipts = msgspec.structs.asdict(figures.receipts) if figures.receipts is not None else {}
+    for name, value in (
+        msgspec.structs.asdict(figures) | {f"receipts: {name}": n for name, n in receipts.items()}
+    ).items():
+        if not isinstance(value, int | float):
             continue
         table.add_row(name.replace("_", " "), f"{value:,.0f}" if isinstance(value, float) else f"{value:,}")
     for kind, count in figures.refused.items():
@@ -225,6 +238,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of order, moments and load")
     parser.add_argument("--store", choices=("sqlite", POSTGRES), default="sqlite", help="kill -9 of its server, too")
     parser.add_argument("--workers", type=int, default=0, help="gateways (default: 1 on SQLite, 2 on PostgreSQL)")
+    parser.add_argument("--receipts", action="store_true", help="with a second node, whose log is joined, too")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     asked: Any = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
@@ -234,9 +248,9 @@ def main(arguments: list[str]) -> int:
 
             server = stack.enter_context(serving_postgres(on_disk=True))
         workers = asked.workers or (2 if server is not None else 1)
-        figures = measure(asked.kills, asked.seed, workers, server, Console(stderr=True))
+        figures = measure(asked.kills, asked.seed, workers, server, asked.receipts, Console(stderr=True))
     if asked.json:
-        print(msgspec.json.encode({"ok": not figures.broken(), **msgspec.structs.asdict(figures)}).decode())
+        print(msgspec.json.encode({"ok": not figures.broken(), **msgspec.to_builtins(figures)}).decode())
     else:
         show(figures, Console())
     return 1 if figures.broken() else 0

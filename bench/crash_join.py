@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from bench.crash_receipts import Joined, Member, join_receipts
 from bench.live import Live
 from embedmesh.settings import secret_path
 from embedmesh.storage.engines import engine_of
@@ -27,6 +28,8 @@ class Delivered(NamedTuple):
 
     user: str
     cost: int
+    request_id: str  # the ledger's
+    node_id: str  # that made most of it
 
 
 class Back(NamedTuple):
@@ -37,10 +40,10 @@ class Back(NamedTuple):
 
 
 class Books(msgspec.Struct):
-    """What the ledger says once everything has stopped. `usage` has (hash of the user, cost) of each charge."""
+    """What the ledger says once everything has stopped. `usage` has (hash of the user, cost, request id)."""
 
     ok: bool
-    usage: list[tuple[str, int]]
+    usage: list[tuple[str, int, str]]
     recovered: int
     expired: int
     open: int
@@ -68,6 +71,8 @@ class Figures(msgspec.Struct):
     left_open: int
     ledger_check_ok: bool
     internal_errors_logged: int
+    charged_another_request: int
+    receipts: Joined | None = None
 
     def broken(self) -> list[str]:
         """What does not hold, in words; nothing when all is well."""
@@ -88,7 +93,10 @@ class Figures(msgspec.Struct):
             f"{self.expired} holds had to expire": self.expired,
             f"{self.internal_errors_logged} internal errors were logged": self.internal_errors_logged,
             "nothing was delivered": not self.delivered,
+            f"{self.charged_another_request} replies name another request": self.charged_another_request,
         }
+        if self.receipts is not None:
+            said |= {f"{count} {words}": count for words, count in self.receipts.broken().items()}
         return [words for words, wrong in said.items() if wrong]
 
 
@@ -106,7 +114,7 @@ def read_books(live: Live) -> Books:
     db = engine_of(live.store).connect(busy_s=5, read_only=True)
     try:
         ends = dict(db.execute("SELECT coalesce(ended_by, 'open'), count(*) FROM holds GROUP BY 1").fetchall())
-        rows = db.execute("SELECT user_hash, cost FROM usage").fetchall()
+        rows = db.execute("SELECT user_hash, cost, hold_id FROM usage").fetchall()
     finally:
         db.close()
     return Books(
@@ -119,14 +127,20 @@ def read_books(live: Live) -> Books:
 
 
 def join(
-    live: Live, delivered: Sequence[Delivered], refused: Counter[str], wrong: int, backs: Sequence[Back], seconds: float
+    live: Live,
+    delivered: Sequence[Delivered],
+    refused: Counter[str],
+    wrong: int,
+    backs: Sequence[Back],
+    seconds: float,
+    member: Member | None,
 ) -> Figures:
-    """Clients' logs against the ledger. Requests of the user APART are no part of it."""
+    """Clients' logs against the ledger, and a node's, if any. Requests of the user APART are no part of it."""
     books = read_books(live)
     secret = read_secret(secret_path(live.data_dir))
     apart = hash_user(secret, APART)
-    charges = [(user, cost) for user, cost in books.usage if user != apart]
-    charged = {user for user, _ in charges}
+    charges = [(user, cost) for user, cost, _ in books.usage if user != apart]
+    charged = {user: request_id for user, _, request_id in books.usage if user != apart}
     read = {hash_user(secret, each.user): each.cost for each in delivered}
     unpaid = [cost for user, cost in read.items() if user not in charged]
     kinds = (*KINDS, POSTGRES)
@@ -141,7 +155,7 @@ def join(
         never_back=sum(back.seconds is None for back in backs),
         delivered_nanousd=sum(read.values()),
         captured_nanousd=sum(cost for _, cost in charges),
-        charged_not_delivered=len(charged - read.keys()),
+        charged_not_delivered=len(charged.keys() - read.keys()),
         charged_twice=len(charges) - len(charged),
         charged_another_cost=sum(read.get(user, cost) != cost for user, cost in charges),
         delivered_not_charged=len(unpaid),
@@ -151,4 +165,10 @@ def join(
         left_open=books.open,
         ledger_check_ok=books.ok,
         internal_errors_logged=live.log.read_text(errors="replace").count("internal error"),
+        charged_another_request=sum(
+            charged.get(hash_user(secret, each.user), each.request_id) != each.request_id for each in delivered
+        ),
+        receipts=None
+        if member is None
+        else join_receipts(live, member, [(each.request_id, each.node_id) for each in delivered]),
     )

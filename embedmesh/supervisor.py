@@ -120,17 +120,23 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     say("starting the gateway and a node; loading the model")
+    ready = asyncio.Event()
     tasks: list[asyncio.Task[bool] | asyncio.Task[int] | asyncio.Task[None]] = []
     exit_codes: list[int] = []
     try:
         await children[0].start()  # the slower one first; the store is opened while the model loads
         credentials = bootstrap(gateway.data_dir, base_url(host, port), store_place(gateway))
         await asyncio.gather(*(child.start() for child in children[1:]))
-        keepers = [asyncio.create_task(_keep(child, say)) for child in children]
+        keepers = [asyncio.create_task(_keep(child, say, ready)) for child in children]
         stopping = asyncio.create_task(stop.wait())
         looks = 1 if gateway.workers == 1 else LOOKS_A_WORKER * gateway.workers
-        telling = _tell_when_ready(host, port, looks, lambda: on_ready(credentials))
-        tasks = [stopping, *keepers, asyncio.create_task(telling)]
+
+        def tell() -> None:
+            ready.set()
+            on_ready(credentials)
+
+        telling = asyncio.create_task(_tell_when_ready(host, port, looks, tell))
+        tasks = [stopping, *keepers, telling]
         done, _ = await asyncio.wait([stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
         exit_codes = [task.result() for task in done if task in keepers]
     finally:
@@ -148,12 +154,16 @@ async def _run(
     return int(exit_codes[0]) if exit_codes else EXIT_OK
 
 
-async def _keep(child: Child, say: Say) -> int:
-    """Start a child again whenever it dies. Returns the exit code of one that cannot run on this set-up."""
+async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:
+    """Start a child again whenever it dies. Returns the exit code of one that cannot run on this set-up.
+
+    A set-up that all have worked on is not given up: what is in the way now (an engine killed for want of memory while
+    it started, a file that is away for a moment) may pass, and the others go on answering.
+    """
     while True:
         assert child.process is not None
         code = await child.process.wait()
-        if code == EXIT_SETUP:
+        if code == EXIT_SETUP and not ready.is_set():
             return code
         if time.monotonic() - child.started > HEALTHY_AFTER_S:
             child.delay_s = RESTART_FIRST_S

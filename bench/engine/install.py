@@ -39,10 +39,10 @@ def install(peer: str) -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     pip = [str(python_of(peer)), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    _run([sys.executable, "-m", "venv", "--clear", str(HOME / peer)])
+    run_step([sys.executable, "-m", "venv", "--clear", str(HOME / peer)])
     if peer in NEED_TORCH:
-        _run([*pip, TORCH])
-    _run([*pip, "--require-hashes", "--no-deps", "-r", str(lock)])
+        run_step([*pip, TORCH])
+    run_step([*pip, "--require-hashes", "--no-deps", "-r", str(lock)])
     stamp.write_text(wanted)
 
 
@@ -51,8 +51,8 @@ def install_one(peer: str, requirement: str) -> None:
     stamp = HOME / peer / requirement
     if stamp.exists():
         return
-    _run([sys.executable, "-m", "venv", "--clear", str(HOME / peer)])
-    _run([str(python_of(peer)), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", requirement])
+    run_step([sys.executable, "-m", "venv", "--clear", str(HOME / peer)])
+    run_step([str(python_of(peer)), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", requirement])
     stamp.touch()
 
 
@@ -61,7 +61,7 @@ def build_shim() -> Path:
     source, library = HOME / "mkl_avx512.c", HOME / "mkl_avx512.so"
     HOME.mkdir(exist_ok=True)
     source.write_text(SHIM)
-    _run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)])
+    run_step(["cc", "-shared", "-fPIC", "-o", str(library), str(source)])
     return library
 
 
@@ -73,14 +73,14 @@ def onnx_folder(model: Path) -> Path:
         for file in model.glob("*.json"):
             (folder / file.name).write_bytes(file.read_bytes())
         part = folder / "model.onnx.part"
-        _run(
+        run_step(
             [str(python_of("sentence-transformers")), str(Path(__file__).with_name("export.py")), str(model), str(part)]
         )
         part.rename(folder / "model.onnx")
     return folder
 
 
-def _run(command: list[str]) -> None:
+def run_step(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -116,9 +116,10 @@ class NodesApi:
         until = self._clock.monotonic() + BEATS_MISSED_MAX * HEARTBEAT_S
         load.others_say(max(0, beat.tokens_waiting - load.tokens), until)
         member.reported = beat
+        asks = beat.head is None  # from where on we want its receipts: what it is told of, it forgets
+        if asks or (beat.receipts and beat.receipts[0].number != member.audit.count + 1):
+            await self._members.refresh_audit(member)
         if beat.head is not None:
-            if beat.receipts and beat.receipts[0].number != member.audit.count + 1:
-                await self._members.refresh_audit(member)
             try:
                 checked = member.audit.check(beat.receipts, beat.head, self._clock.unix_ms())
             except ValueError as error:

@@ -225,6 +225,15 @@ async def test_receipts_are_held_against_what_was_seen(gw: Gateway, applicant: A
         assert kept.receipts_count == 3
 
 
+async def test_a_node_is_told_how_far_any_gateway_has_checked(gw: Gateway, applicant: Applicant) -> None:
+    """It forgets what was checked: told of less, it would have to begin its log anew."""
+    async with applicant.member():
+        receipts = await with_receipts(applicant)
+        await gw.store.nodes.note_receipts(applicant.node_id, 3, replay(bytes(32), receipts))  # by another gateway
+        reply = await applicant.say("heartbeat", Heartbeat(0, 0.0))
+        assert msgspec.json.decode(reply.body, type=HeartbeatReply).receipts_from == 4
+
+
 REFUSED: dict[str, Callable[[Applicant, tuple[Receipt, ...]], tuple[tuple[Receipt, ...], SignedHead]]] = {
     "a gap": lambda one, log: ((log[0], log[2]), head_of(one, log)),
     "fewer than the head says": lambda one, log: (log[:2], head_of(one, log)),

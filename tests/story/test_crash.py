@@ -104,6 +104,18 @@ def end_of(one: Endpoint, texts: list[str]) -> tuple[str, int]:
     return str(reply.status_code), int(reply.headers.get("x-embedmesh-cost-nanousd", 0))
 
 
+def test_an_engine_that_is_killed_while_it_starts_is_started_again(victim: Endpoint) -> None:
+    """A set-up that has worked is not given up, whatever stands in its way just now."""
+    wait_until("an answer", lambda: answers(victim), 4 * BACK_S)
+    os.kill(victim.pid("node") or 0, signal.SIGKILL)
+    wait_until("the new node is there", lambda: victim.pid("node") is not None, BACK_S)
+    wait_until("its engine starts", lambda: victim.pid("worker") is not None, BACK_S)
+    os.kill(victim.pid("worker") or 0, signal.SIGKILL)
+    wait_until("an answer", lambda: answers(victim), 4 * BACK_S)
+    assert "while it started" in victim.log.read_text()
+    victim.check_ledger()
+
+
 def test_without_its_node_it_says_so(victim: Endpoint) -> None:
     """While no node can come back: 503 with a time to wait, not ready, but alive. Then all is well by itself."""
     wait_until("an answer", lambda: answers(victim), 4 * BACK_S)
