@@ -66,7 +66,7 @@ async def running(peer: Peer, nodes: Sequence[int], folder: Path) -> AsyncIterat
     install(peer.program)
     port = free_port()
     folder.mkdir()
-    command = _nginx(peer, nodes, folder, port) if peer.program == "nginx" else _router(peer, nodes, port)
+    command = nginx_config(peer.option, nodes, folder, port) if peer.program == "nginx" else _router(peer, nodes, port)
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -80,9 +80,10 @@ async def running(peer: Peer, nodes: Sequence[int], folder: Path) -> AsyncIterat
         await process.wait()
 
 
-def _nginx(peer: Peer, nodes: Sequence[int], folder: Path, port: int) -> list[str]:
+def nginx_config(method: str, nodes: Sequence[int], folder: Path, port: int) -> list[str]:
+    """Write nginx's configuration into `folder`; the command that runs it in the foreground, with one worker."""
     servers = " ".join(f"server {HOST}:{node} max_fails=0;" for node in nodes)
-    config = NGINX.format(folder=folder, method=peer.option, servers=servers, host=HOST, port=port, body=BODY_MB_MAX)
+    config = NGINX.format(folder=folder, method=method, servers=servers, host=HOST, port=port, body=BODY_MB_MAX)
     (folder / "nginx.conf").write_text(config)
     return ["nginx", "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
 

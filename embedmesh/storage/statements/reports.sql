@@ -20,11 +20,14 @@ WHERE account_id = :account_id AND day BETWEEN :from_day AND :to_day
 ORDER BY day DESC, model, key_id LIMIT :rows_max;
 
 -- name: entries_of_account
--- An account's entries before one, the latest first.
-SELECT entries.transfer_id, kind, entries.amount, source_id, target_id, hold_id, reference, created_ms
-FROM entries JOIN transfers USING (transfer_id)
-WHERE entries.account_id = :account_id AND entries.transfer_id < CAST(:before AS BIGINT)
-ORDER BY entries.transfer_id DESC LIMIT :rows_max;
+-- An account's entries before one, the latest first. The page is found before the transfers are looked at: a planner that
+-- knows both tables only by their sizes may begin with the other one, which has millions of rows of other accounts.
+SELECT transfer_id, kind, page.amount, source_id, target_id, hold_id, reference, created_ms
+FROM (
+    SELECT transfer_id, amount FROM entries WHERE account_id = :account_id AND transfer_id < CAST(:before AS BIGINT)
+    ORDER BY transfer_id DESC LIMIT :rows_max
+) AS page JOIN transfers USING (transfer_id)
+ORDER BY transfer_id DESC;
 
 -- name: statement_of_account
 -- An account's entries in a span of time, in their order, from one on, with what was bought.
