@@ -22,9 +22,9 @@ events {{ worker_connections 4096; }}
 http {{
   access_log off; client_max_body_size {body}m; client_body_buffer_size {body}m; client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  upstream nodes {{ zone nodes 64k; {method} {servers} keepalive 64; }}
+  upstream nodes {{ zone nodes 64k; {method} {servers} keepalive 64; keepalive_requests 1000000000; }}
   server {{
-    listen {host}:{port};
+    listen {host}:{port}; keepalive_requests 1000000000;
     location / {{
       proxy_pass http://nodes; proxy_http_version 1.1; proxy_set_header Connection "";
       proxy_read_timeout 600s; proxy_send_timeout 600s; proxy_buffers 64 64k; proxy_buffer_size 64k;

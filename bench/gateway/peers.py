@@ -1,0 +1,85 @@
+"""The other gateways, each in front of the same cheap node: how to install and start them, and how to ask them.
+
+None counts tokens or holds money here: nginx and vllm-router cannot, LiteLLM runs without its database and checks its
+one key, and Portkey takes its settings from the request.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.choosing.peers import nginx_config
+from bench.engine.install import HOME, LOCKS, NotInstalled, install, python_of, run_step
+from bench.fault.rig import HOST, free_port
+from bench.live import MODEL
+
+KEY = "sk-bench"
+PORTKEY = HOME / "portkey"
+START_S = 90.0  # LiteLLM takes ten to forty
+LITELLM = """
+model_list:
+  - model_name: {model}
+    litellm_params: {{model: openai/{model}, api_base: "http://{host}:{node}/v1", api_key: none}}
+litellm_settings: {{telemetry: false, drop_params: false}}
+"""
+
+
+class Started(NamedTuple):
+    """How to start a gateway that listens on `port`, and what requests to it need."""
+
+    port: int
+    command: Sequence[str]
+    headers: Mapping[str, str] = {}
+    environment: Mapping[str, str] = {}
+    key: str | None = None
+
+
+def nginx(folder: Path, node: int) -> Started:
+    """One worker, connections to the node kept."""
+    if shutil.which("nginx") is None:
+        raise NotInstalled("there is no nginx here: install your system's package")
+    port = free_port()
+    return Started(port, nginx_config("", [node], folder, port))
+
+
+def vllm_router(folder: Path, node: int) -> Started:
+    """With one thread for its work, on one core as all others."""
+    install("vllm-router")
+    port = free_port()
+    options = ["--worker-urls", f"http://{HOST}:{node}", "--policy", "round_robin", "--log-level", "error"]
+    options += ["--host", HOST, "--port", str(port), "--prometheus-port", str(free_port())]
+    return Started(port, [str(python_of("vllm-router")), "-m", "vllm_router.launch_router", *options])
+
+
+def litellm(folder: Path, node: int) -> Started:
+    """One worker, no database, one key."""
+    install("litellm")
+    port, config = free_port(), folder / "litellm.yaml"
+    config.write_text(LITELLM.format(model=MODEL, host=HOST, node=node))
+    program = str(HOME / "litellm" / "bin" / "litellm")
+    offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MASTER_KEY": KEY}
+    options = ["--config", str(config), "--host", HOST, "--port", str(port), "--telemetry", "False"]
+    return Started(port, [program, *options], environment=offline, key=KEY)
+
+
+def portkey(folder: Path, node: int) -> Started:
+    """Without its console."""
+    if shutil.which("npm") is None:
+        raise NotInstalled("there is no npm here: install your system's package")
+    lock = LOCKS / "portkey" / "package-lock.json"
+    stamp = PORTKEY / lock.name
+    if not stamp.exists() or stamp.read_bytes() != lock.read_bytes() or not (PORTKEY / "node_modules").exists():
+        PORTKEY.mkdir(parents=True, exist_ok=True)
+        shutil.copy(LOCKS / "portkey" / "package.json", PORTKEY)
+        shutil.copy(lock, PORTKEY)
+        run_step(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(PORTKEY)])
+    port = free_port()
+    program = PORTKEY / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+    asked = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"http://{HOST}:{node}/v1"}
+    environment = {"TRUSTED_CUSTOM_HOSTS": HOST}
+    return Started(port, ["node", str(program), f"--port={port}", "--headless"], asked, environment, KEY)
+
+
+PEERS = {"nginx": nginx, "vllm-router": vllm_router, "LiteLLM": litellm, "Portkey": portkey}
+"""By the name that is shown."""
