@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, cost_nanousd, format_usd, parse_usd
+from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, cost_nanousd, format_usd, parse_usd, payable_nanousd
 
 TOKENS = st.integers(1, 300_000)
 PRICES = st.integers(0, 10**13)
@@ -45,6 +45,24 @@ def test_splitting_a_request_never_makes_it_cheaper(first: int, second: int, pri
 
 
 @pytest.mark.parametrize(
+    ("ask", "cap", "left", "payable"),
+    [
+        (30, None, 100, 60),
+        (30, 40, 100, 60),  # it asks for less than it may get
+        (30, 20, 100, 40),
+        (30, 0, 100, 0),
+        (30, None, 59, 59),  # the caller pays no more
+        (30, 20, 39, 39),
+    ],
+)
+def test_a_node_gets_what_it_asks_within_the_cap_and_what_is_left(
+    ask: int, cap: int | None, left: int, payable: int
+) -> None:
+    """For two million tokens: the least of the three."""
+    assert payable_nanousd(2_000_000, ask, cap, left) == payable
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -68,14 +86,16 @@ def test_splitting_a_request_never_makes_it_cheaper(first: int, second: int, pri
 )
 def test_what_is_no_amount_is_refused(text: str) -> None:
     """Only plain decimal digits with at most nine decimals are an amount."""
-    with pytest.raises(ValueError, match="not an amount"):
+    with pytest.raises(ValueError) as told:
         parse_usd(text)
+    assert str(told.value) == "not an amount of US dollars: use digits with at most 9 decimals, as in 12.50"
 
 
 @pytest.mark.parametrize(
     ("text", "nanousd", "shown"),
     [
         ("0", 0, "$0.00"),
+        ("12", 12_000_000_000, "$12.00"),
         ("12.5", 12_500_000_000, "$12.50"),
         ("-0.000000001", -1, "-$0.000000001"),
         (".5", 500_000_000, "$0.50"),

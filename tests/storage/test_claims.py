@@ -34,13 +34,21 @@ async def test_who_comes_second_finds_the_first(shop: Shop, store: Store) -> Non
 
 
 async def test_of_many_at_once_one_is_the_first(shop: Shop, store: Store) -> None:
-    """In one batch or in several."""
+    """In one batch or in several; only the first is counted as placed."""
     shop.credit(1_000)
     holds = [shop.new_hold(10) for _ in range(20)]
     found = await asyncio.gather(*(store.hold(hold, CLAIM) for hold in holds))
     [first] = [hold for hold, twin in zip(holds, found, strict=True) if twin is None]
-    assert {twin.hold_id for twin in found if twin is not None} == {first.hold_id}
+    assert {twin for twin in found if twin is not None} == {Twin(CLAIM.body_hash, first.hold_id, "open", None)}
     assert shop.money() == (1_000, 10)
+    assert store.stats.holds == 1
+
+
+async def test_keys_that_come_together_do_not_answer_for_each_other(shop: Shop, store: Store) -> None:
+    shop.credit(100)
+    claims = [CLAIM, Claim(b"l" * 32, CLAIM.body_hash)]
+    assert await asyncio.gather(*(store.hold(shop.new_hold(10), claim) for claim in claims)) == [None, None]
+    assert shop.money() == (100, 20)
 
 
 @pytest.mark.parametrize("end", ["release", "expire", "no money", "a day"])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.ports import Caller
 from embedmesh.storage.store import Store
-from embedmesh.storage.tokens import checksum, make_token, well_formed
-from tests.storage.shop import Shop
+from embedmesh.storage.tokens import PREFIXES, checksum, hash_token, make_token, well_formed
+from tests.storage.shop import SECRET, Shop
 
 GOOD = "em_" + "0123456789abcdefABCDEFghijklMNOP"
 GOOD += checksum(GOOD)
@@ -71,6 +71,25 @@ def test_junk_dies_without_a_query(token: str) -> None:
     """What is not a key of ours is known as such from its text alone."""
     assert well_formed(GOOD)
     assert not well_formed(token)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_key_that_was_made_is_well_formed(prefix: str) -> None:
+    assert well_formed(make_token(prefix))
+
+
+@pytest.mark.parametrize(
+    "start", ["sk_" + GOOD[3:35], GOOD[:34], GOOD[:35] + "0", GOOD[:34] + "-", "_" + GOOD[3:35], GOOD[3:35]]
+)
+def test_a_right_checksum_alone_makes_no_key(start: str) -> None:
+    """Another prefix, another length, or a character that no key has."""
+    assert not well_formed(start + checksum(start))
+
+
+def test_the_stored_form_of_a_key_is_the_same_in_every_release() -> None:
+    """Else all keys of all stores would be good for nothing; without the secret it cannot be told."""
+    assert hash_token(GOOD, SECRET).hex() == "3fdb5a071f930a2c5c6c913df60b694e5e72b36e0c0d2637e4f7cf7f3968d4f9"
+    assert hash_token(GOOD, bytes(32)).hex() == "3eb542f8c45eebd3a017b4fc0a6c4cbb5a075dcacfd931f38b6f09a5df1f2a8b"
 
 
 @given(st.text(alphabet=st.characters(codec="ascii"), max_size=60))

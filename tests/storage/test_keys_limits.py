@@ -1,7 +1,8 @@
 """What a key may do: at one time, a day, a month; and what its account may owe. Decided where the hold is written."""
 
 import asyncio
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -32,8 +33,11 @@ async def refused(shop: Shop, store: Store, key_id: str, amount: int) -> Failure
     return failure.value
 
 
-async def test_a_key_has_so_many_requests_at_one_time(shop: Shop, store: Store) -> None:
+async def test_a_key_has_so_many_requests_at_one_time(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The next is let in when one ends, however; another key of the account is not touched."""
+    monkeypatch.setattr("embedmesh.storage.hold_writes.CONCURRENCY_AGAIN_S", 2.5)
     shop.credit(1_000)
     key_id = key_of(shop, concurrency=2)
     first, second = shop.new_hold(1, key_id), shop.new_hold(1, key_id)
@@ -42,6 +46,7 @@ async def test_a_key_has_so_many_requests_at_one_time(shop: Shop, store: Store) 
     )
     assert [type(outcome) for outcome in outcomes] == [type(None), type(None), RateLimited]
     assert "2 requests under way" in str(outcomes[2])
+    assert isinstance(outcomes[2], RateLimited) and outcomes[2].retry_after_s == 2.5
     await store.hold(shop.new_hold(1, key_of(shop)))
     store.release(first)
     await store.hold(shop.new_hold(1, key_id))
@@ -95,9 +100,21 @@ async def test_where_there_is_room_again_a_caller_is_told_to_try_again(
         settle(db, now_ms, writes)
 
     monkeypatch.setattr(PlaceHold, "settle_all", after_another)
-    failure = await refused(shop, store, "key_1", 1)
+    monkeypatch.setattr("embedmesh.storage.hold_writes.CONCURRENCY_AGAIN_S", 2.5)
+    failure = await refused(shop, store, "key_1", 100)
     assert isinstance(failure, RateLimited)
     assert failure.message == "There was no room for this request a moment ago, and there is now. Try again."
+    assert failure.retry_after_s == 2.5
+
+
+async def test_who_has_the_budget_and_not_the_money_is_told_of_the_money(shop: Shop, store: Store) -> None:
+    """A budget covers a request to its last nano-dollar."""
+    shop.credit(99)
+    failure = await refused(shop, store, key_of(shop, budget_day=100), 100)
+    assert failure.message == (
+        "The account's balance does not cover this request: it needs $0.0000001, and $0.000000099 is available. "
+        "Add credit."
+    )
 
 
 async def test_a_budget_of_nothing_lets_free_models_through(shop: Shop, store: Store) -> None:
@@ -128,6 +145,21 @@ async def test_a_budget_is_held_to_over_a_batch(shop: Shop, store: Store) -> Non
 )
 def test_the_first_day_of_a_month(moment: datetime, day: datetime) -> None:
     assert first_day_of_month(int(moment.timestamp() * 1000)) == day.timestamp() * 1000 / MS_PER_DAY
+
+
+@pytest.mark.parametrize("zone", ["UTC+11", "UTC-14"])
+def test_a_month_begins_in_utc_wherever_the_machine_stands(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eleven hours behind, or fourteen ahead: a local month began long after, or long before."""
+    try:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("TZ", zone)
+            time.tzset()
+            for month in (1, 2):
+                begins = datetime(2026, month, 1, tzinfo=UTC)
+                for moment in (begins, begins + timedelta(days=27, hours=23, minutes=59)):
+                    assert first_day_of_month(int(moment.timestamp() * 1000)) * 86_400 == begins.timestamp()
+    finally:
+        time.tzset()
 
 
 # -- accounts that may owe ---------------------------------------------------------------------------------------------
@@ -169,8 +201,9 @@ async def test_an_account_that_is_none_is_not_charged(shop: Shop, store: Store) 
     """Our own accounts hold nothing, and neither does one that is not there."""
     shop.credit(100)
     for account_id in ("revenue", "nobody"):
-        with pytest.raises(InsufficientQuota):
+        with pytest.raises(InsufficientQuota) as told:
             await store.hold(shop.new_hold(0, account_id=account_id))
+        assert told.value.message == "This account cannot be charged."
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

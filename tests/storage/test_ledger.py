@@ -84,6 +84,24 @@ async def test_counts_tell_what_happened(shop: Shop, store: Store) -> None:
     assert (stats.late_captures, stats.broken_writes, stats.failed_batches) == (1, 0, 0)
 
 
+async def test_each_capture_that_came_too_late_is_counted_and_logged(
+    shop: Shop, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its hold's id: the operator can find out what was delivered for nothing."""
+    shop.credit(100)
+    holds = [shop.new_hold(10), shop.new_hold(10)]
+    for hold in holds:
+        await store.hold(hold)
+        store.release(hold)
+        await store.drain()
+        store.capture(hold, charge(10))
+        await store.drain()
+    assert (store.stats.late_captures, store.stats.captured) == (2, 0)
+    assert caplog.messages == [
+        f"hold {hold.hold_id} had ended before it was captured: delivered, not charged" for hold in holds
+    ]
+
+
 async def test_money_for_ten_lets_exactly_ten_spend(shop: Shop, store: Store) -> None:
     """Of 64 at once with money for 10, exactly 10 get it, whatever the order; the commits are shared."""
     shop.credit(1_000)
@@ -155,7 +173,7 @@ async def test_a_sweep_releases_any_number_of_holds(shop: Shop, store: Store) ->
     live = shop.new_hold(5)
     await store.hold(live)
     assert await store.expire(shop.clock.now_ms) == 0  # not past it yet
-    assert await store.expire(shop.clock.now_ms + 1) == count
+    assert await store.expire(shop.clock.now_ms + 1) == count == store.stats.expired
     assert shop.money() == (10_000, 5)
 
 

@@ -2,12 +2,13 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
-from embedmesh.storage.books.reports import month_span_ms
+from embedmesh.storage.books.reports import Bought, month_span_ms
 from embedmesh.storage.hold_writes import MS_PER_DAY
 from embedmesh.storage.store import Store
 from embedmesh.storage.upkeep import Retention
@@ -226,6 +227,17 @@ async def test_a_request_is_explained(shop: Shop, store: Store) -> None:
     assert (open_one.state, open_one.bought, open_one.moves) == ("open", None, ())
     with pytest.raises(NotFound):
         shop.books.reports.explain("req_none")
+
+
+async def test_what_was_bought_is_written_down(shop: Shop, store: Store) -> None:
+    """All of it: also the price, and the caller's own user where it named one."""
+    shop.credit(100)
+    hold = shop.new_hold(10)
+    await store.hold(hold)
+    store.capture(hold, msgspec.structs.replace(charge(9, payable=3), price=1_250_000, user_hash="u1"))
+    await store.drain()
+    bought = Bought("key_1", "m", "n1", tokens=7, price=1_250_000, cost=9, payable=3, user_hash="u1")
+    assert shop.books.reports.explain(hold.hold_id).bought == bought
 
 
 # -- the chain and what is deleted -------------------------------------------------------------------------------------

@@ -46,6 +46,19 @@ async def test_a_hold_pays_each_node_once(shop: Shop, store: Store, payables: tu
     shop.assert_right()
 
 
+async def test_holds_that_end_together_pay_new_nodes_each(shop: Shop, store: Store) -> None:
+    """Every node of a batch that is paid for the first time has an account from then on."""
+    shop.credit(1_000)
+    holds = [shop.new_hold(10), shop.new_hold(10)]
+    await asyncio.gather(*map(store.hold, holds))
+    store.capture(holds[0], split(10, Payable("n1", 3)))
+    store.capture(holds[1], split(10, Payable("n2", 4)))
+    await store.drain()
+    balances = {one.account_id: one.balance_nanousd for one in shop.books.accounts.list()}
+    assert (balances["node:n1"], balances["node:n2"], balances["revenue"]) == (3, 4, 13)
+    shop.assert_right()
+
+
 async def test_many_holds_pay_the_same_two_nodes(shop: Shop, store: Store) -> None:
     """Once a hold is not once a node."""
     shop.credit(1_000)

@@ -3,10 +3,11 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from embedmesh.rules.errors import InternalError, SetupError, StoreUnavailable
-from embedmesh.rules.holds import Hold, HoldEnd
+from embedmesh.rules.errors import InsufficientQuota, InternalError, SetupError, StoreUnavailable
+from embedmesh.rules.holds import Hold, HoldEnd, Payable
 from embedmesh.storage import instance
 from embedmesh.storage.hold_writes import EndHold, Expire, PlaceHold
 from embedmesh.storage.instance import take_instance
@@ -102,6 +103,46 @@ async def test_a_hold_that_was_given_up_when_it_is_durable_is_given_back() -> No
     refused.outcome.cancel()
     refused.committed(stats)
     assert len(given_back) == 1
+
+
+@pytest.mark.parametrize("applied", [False, True])
+async def test_a_hold_whose_batch_failed_is_given_back_where_the_store_may_have_it(
+    file_shop: Shop, applied: bool
+) -> None:
+    """Nobody knows once its statement was run; before that there is nothing to give back."""
+    given_back: list[Hold] = []
+    write = PlaceHold(HOLD, "me", None, given_back.append)
+    if applied:
+        with file_shop.by_hand() as db:
+            PlaceHold.apply_all(db, file_shop.clock.now_ms, [write])
+    write.failed("the disk is full")
+    with pytest.raises(StoreUnavailable, match="the disk is full"):
+        await write.outcome
+    assert given_back == ([HOLD] if applied else [])
+
+
+async def test_who_has_gone_before_the_batch_is_passed_over(shop: Shop, store: Store) -> None:
+    """Nothing is held for it, and nothing given back; those behind it are told what became of theirs."""
+    shop.credit(100)
+    given_back: list[Hold] = []
+    gone, live, poor = (PlaceHold(shop.new_hold(60), "me", None, given_back.append) for _ in range(3))
+    gone.outcome.cancel()
+    for write in (gone, live, poor):
+        store._writer.submit(write)
+    assert await live.outcome is None
+    with pytest.raises(InsufficientQuota):
+        await poor.outcome
+    assert (store.stats.commits, store.stats.holds, given_back) == (1, 1, [])
+    assert shop.money() == (100, 60)
+
+
+def test_the_end_of_a_hold_names_the_accounts_whose_money_it_moves(file_shop: Shop) -> None:
+    """A charge goes to revenue, and from there to each node that has a share; a release stays with the customer."""
+    shares = (Payable("n1", 1), Payable("n2", 1))
+    with file_shop.by_hand() as db:
+        capture = EndHold(HOLD, HoldEnd.CAPTURE, msgspec.structs.replace(charge(9), payables=shares))
+        assert capture.prepare(db, 0) == {"a", "revenue", "node:n1", "node:n2"}
+        assert EndHold(HOLD, HoldEnd.RELEASE).prepare(db, 0) == {"a"}
 
 
 async def test_junk_is_no_key_and_asks_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

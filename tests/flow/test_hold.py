@@ -1,0 +1,127 @@
+"""The money of one request: what its hold says, that it ends once, and the wait for the reply of a twin."""
+
+import re
+from collections.abc import Callable
+from itertools import repeat
+
+import pytest
+
+from embedmesh.flow.hold import Held, hold_money
+from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.ports import Caller
+from tests.flow.world import Clock
+
+CALLER = Caller("acct", "key_1", frozenset())
+HOLD = Hold("req_1", "acct", 7, 0)
+CHARGE = Charge(cost_nanousd=5, tokens=1, model="m", key_id="key_1", node_id="n1")
+CLAIM = Claim(b"k" * 32, b"b" * 32)
+UNDER_WAY = Twin(CLAIM.body_hash, "req_0", "open", None)
+DONE = Twin(CLAIM.body_hash, "req_0", "captured", b"the reply")
+OF_ANOTHER_BODY = Twin(b"c" * 32, "req_0", "open", None)
+
+
+class TwinLedger:
+    """Finds the twins of a script, one a question; remembers what it was asked and how holds ended."""
+
+    def __init__(self, *found: Twin | None) -> None:
+        self._found = iter(found)
+        self.asked: list[tuple[str, Hold]] = []
+        self.ended: list[tuple[object, ...]] = []
+
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
+        self.asked.append(("hold", hold))
+        return next(self._found)
+
+    async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+        self.asked.append(("twin", hold))
+        return next(self._found)
+
+    def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
+        self.ended.append((hold, charge, reply))
+
+    def release(self, hold: Hold, why: HoldEnd) -> None:
+        self.ended.append((hold, why))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def pauses(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made: they take no time, and move the clock."""
+    made: list[float] = []
+
+    async def sleep(pause_s: float) -> None:
+        made.append(pause_s)
+        clock.now += pause_s
+
+    monkeypatch.setattr("embedmesh.flow.hold.asyncio.sleep", sleep)
+    return made
+
+
+async def test_a_hold_says_whose_it_is_and_lasts_until_the_reply_has_left(clock: Clock) -> None:
+    """As long as the request may take, 20 seconds for its reply to leave, and 5 of grace."""
+    held = await hold_money(TwinLedger(None), CALLER, 7, 30.0, clock)
+    assert isinstance(held, Held)
+    assert re.fullmatch("req_[0-9a-f]{32}", held.hold.hold_id)
+    assert held.hold == Hold(held.hold.hold_id, "acct", 7, clock.unix_ms() + 55_000, "key_1")
+
+
+@pytest.mark.parametrize(
+    ("end", "written"),
+    [
+        (lambda held: held.release(), (HOLD, HoldEnd.RELEASE)),
+        (lambda held: held.capture(CHARGE, b"the reply"), (HOLD, CHARGE, b"the reply")),
+    ],
+    ids=["release", "capture"],
+)
+def test_whatever_is_said_after_the_end_changes_nothing(
+    end: Callable[[Held], None], written: tuple[object, ...]
+) -> None:
+    ledger = TwinLedger()
+    held = Held(ledger, HOLD)
+    end(held)
+    held.release()
+    held.capture(CHARGE)
+    assert ledger.ended == [written]
+
+
+async def test_who_waits_asks_less_and_less_often(clock: Clock, pauses: list[float]) -> None:
+    """For the twin of its own hold, as often as it takes; no other hold is placed."""
+    ledger = TwinLedger(*repeat(UNDER_WAY, 6), DONE)
+    assert await hold_money(ledger, CALLER, 7, 30.0, clock, CLAIM) == DONE.reply
+    own = ledger.asked[0][1]
+    assert own.account_id == "acct"
+    assert ledger.asked == [("hold", own), *[("twin", own)] * 6]
+    assert pauses == [0.02, 0.05, 0.1, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_a_reply_is_waited_for_to_the_last_moment(
+    clock: Clock, pauses: list[float], monkeypatch: pytest.MonkeyPatch, in_time: bool
+) -> None:
+    """At the very end of its time a request looks once more, and after it no more."""
+    monkeypatch.setattr("embedmesh.flow.hold.LOOK_AGAIN_S", (0.5,))
+    ledger = TwinLedger(UNDER_WAY, UNDER_WAY, UNDER_WAY, DONE if in_time else UNDER_WAY)
+    if in_time:
+        assert await hold_money(ledger, CALLER, 7, 1.0, clock, CLAIM) == DONE.reply
+    else:
+        with pytest.raises(DeadlineExceeded) as told:
+            await hold_money(ledger, CALLER, 7, 1.0, clock, CLAIM)
+        assert told.value.message == (
+            "The first request with this Idempotency-Key is still under way. Try again later."
+        )
+    assert pauses == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("found", [[OF_ANOTHER_BODY], [UNDER_WAY, OF_ANOTHER_BODY]], ids=["at once", "meanwhile"])
+async def test_a_key_that_another_body_has_is_a_conflict(clock: Clock, pauses: list[float], found: list[Twin]) -> None:
+    """Whether it had it when the request came, or has got it since."""
+    with pytest.raises(IdempotencyConflict) as told:
+        await hold_money(TwinLedger(*found), CALLER, 7, 30.0, clock, CLAIM)
+    assert told.value.message == (
+        "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
+    )

@@ -1,0 +1,63 @@
+"""A key's minute at one gateway: when it begins anew, and what is told of it."""
+
+import pytest
+
+from embedmesh.rules.errors import RateLimited
+from embedmesh.rules.ports import Allowance, Caller
+from embedmesh.storage.store import Store
+from tests.storage.shop import Shop
+
+
+def limited(*, requests: int | None = None, tokens: int | None = None) -> Caller:
+    return Caller("a", "key_1", frozenset(), None, requests, tokens)
+
+
+async def refusal(store: Store, caller: Caller, tokens: int) -> str:
+    with pytest.raises(RateLimited) as told:
+        await store.allowances.take_tokens(caller, tokens)
+    return told.value.message
+
+
+async def test_a_minute_is_the_clocks(shop: Shop, store: Store) -> None:
+    """What was taken counts to its last millisecond; the time until then is told; with the next all is there again."""
+    caller = limited(requests=1)
+    shop.clock.now_ms += 1_500
+    await store.allowances.take_request(caller)
+    for now_ms, reset_s in ((1_501, 58.499), (59_999, 0.001)):
+        shop.clock.now_ms += now_ms - shop.clock.now_ms % 60_000
+        with pytest.raises(RateLimited) as told:
+            await store.allowances.take_request(caller)
+        assert told.value.retry_after_s == reset_s
+        assert store.allowances.left(caller) == (Allowance("requests", 1, 0, reset_s),)
+    shop.clock.now_ms += 1
+    assert store.allowances.left(caller) == (Allowance("requests", 1, 1, 60.0),)
+    await store.allowances.take_request(caller)
+
+
+async def test_requests_and_tokens_are_counted_apart(store: Store) -> None:
+    """Each is told, in tokens of whole numbers, and may be taken to the last one."""
+    caller = limited(requests=10, tokens=100)
+    await store.allowances.take_request(caller)
+    await store.allowances.take_tokens(caller, 1)
+    assert store.allowances.left(caller) == (Allowance("requests", 10, 9, 60.0), Allowance("tokens", 100, 99, 60.0))
+    await store.allowances.take_tokens(caller, 99)
+    assert [one.left for one in store.allowances.left(caller)] == [9, 0]
+
+
+async def test_who_asks_for_more_than_is_left_is_told_what_would_help(store: Store) -> None:
+    """A request that fits into a minute may wait for the next; one that never will has to be split."""
+    caller = limited(tokens=5_000)
+    await store.allowances.take_tokens(caller, 1)
+    assert await refusal(store, caller, 5_000) == (
+        "This API key may use 5,000 tokens a minute; 4,999 of this minute's are left. Wait for the next."
+    )
+    assert await refusal(store, caller, 5_001) == (
+        "This API key may use 5,000 tokens a minute; 4,999 of this minute's are left. "
+        "This request alone has 5,001: split it."
+    )
+
+
+async def test_what_was_spent_before_a_limit_was_changed_is_told_of(store: Store) -> None:
+    """The new limit's minute has what the old one's left of it."""
+    await store.allowances.take_tokens(limited(tokens=1_600), 1_000)
+    assert "; 200 of this minute's are left." in await refusal(store, limited(tokens=1_200), 1_300)

@@ -1,0 +1,104 @@
+"""For how long a key is remembered, all that is known of it, and the note of when it was used."""
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+
+from embedmesh.rules.ports import Caller
+from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.keyring import KNOWN_S, UNKNOWN_S
+from embedmesh.storage.store import Store
+from embedmesh.storage.tokens import make_token
+from embedmesh.storage.writes import Change
+from tests.storage.shop import Shop
+
+
+@pytest.fixture
+def shop(file_shop: Shop) -> Shop:
+    """All of this is about what a gateway has in memory."""
+    return file_shop
+
+
+@pytest.fixture
+def asked(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the store is asked for keys, one each time."""
+    made: list[str] = []
+    ask = store._reads.ask
+
+    async def counting(statement: str, values: Any) -> Any:
+        made.append(statement)
+        return await ask(statement, values)
+
+    monkeypatch.setattr(store._reads, "ask", counting)
+    return made
+
+
+@pytest.fixture
+def standing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """Spans are as long as the test says."""
+    monkeypatch.setattr(shop.clock, "monotonic", lambda: 1_000.0 + shop.clock.skipped_s)
+    return shop
+
+
+@pytest.mark.parametrize(("good", "span_s"), [(True, KNOWN_S), (False, UNKNOWN_S)])
+async def test_a_key_is_remembered_for_so_long(
+    standing: Shop, store: Store, asked: list[str], good: bool, span_s: float
+) -> None:
+    """A good one, and for a shorter time that there is none: it might be made any moment."""
+    token = standing.books.keys.create("a", ["embeddings"])[1] if good else make_token("em")
+    for skipped_s, times in ((0.0, 1), (span_s, 1), (span_s + 0.001, 2)):
+        standing.clock.skipped_s = skipped_s
+        assert (await store.keys.find(token) is not None) == good
+        assert len(asked) == times
+
+
+async def test_a_key_that_is_looked_up_again_takes_no_others_place(
+    standing: Shop, store: Store, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often one that is none is tried, a good key stays remembered."""
+    monkeypatch.setattr("embedmesh.storage.keyring.KNOWN_MAX", 2)
+    good, unknown = standing.books.keys.create("a", ["embeddings"])[1], make_token("em")
+    for _ in range(3):
+        await store.keys.find(good)
+        await store.keys.find(unknown)
+        standing.clock.skipped_s += UNKNOWN_S + 0.001
+    assert len(asked) == 4
+
+
+async def test_all_that_a_key_may_do_is_known(shop: Shop, store: Store) -> None:
+    """Its models by their ids, which may have spaces, and both its rates."""
+    limits = Limits(models=("acme/one two", "m"), requests_a_minute=5, tokens_a_minute=700)
+    key, token = shop.books.keys.create("a", ["embeddings"], limits=limits)
+    models = frozenset({"acme/one two", "m"})
+    assert await store.keys.find(token) == Caller("a", key.key_id, frozenset({"embeddings"}), models, 5, 700)
+
+
+@pytest.mark.parametrize(("used", "healthy", "written"), [(True, True, 1), (False, True, 0), (True, False, 0)])
+async def test_uses_are_noted_where_there_are_some_and_the_store_is_there(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch, used: bool, healthy: bool, written: int
+) -> None:
+    submitted: list[object] = []
+    monkeypatch.setattr(store._writer, "submit", submitted.append)
+    monkeypatch.setattr(store._writer, "healthy", lambda: healthy)
+    if used:
+        await store.keys.find(shop.books.keys.create("a", ["embeddings"])[1])
+    store.keys.note_uses_now()
+    assert len(submitted) == written
+
+
+async def test_a_note_that_could_not_be_written_troubles_nobody(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it: the loop is not told of an error that was never looked at."""
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    submitted: list[Change[int]] = []
+    monkeypatch.setattr(store._writer, "submit", submitted.append)
+    await store.keys.find(shop.books.keys.create("a", ["embeddings"])[1])
+    store.keys.note_uses_now()
+    submitted.pop().failed("the disk is full")
+    await asyncio.sleep(0)
+    gc.collect()
+    assert told == []
