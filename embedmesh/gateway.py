@@ -24,6 +24,7 @@ from embedmesh.edge.callers import for_admins
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.keys_api import KeysApi
 from embedmesh.edge.members import Members
+from embedmesh.edge.merging import MergingLink
 from embedmesh.edge.money_api import CHECK_S, CHECKS_MAX, MoneyApi
 from embedmesh.edge.node_client import NodeClients, OwnLink
 from embedmesh.edge.nodes_api import NodesApi
@@ -195,7 +196,7 @@ async def _run(settings: GatewaySettings) -> int:
         if not address.startswith(UNIX):
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
         node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
-        clients.add(node_id, OwnLink(unix_dialler(address.removeprefix(UNIX)), clock))
+        clients.add(node_id, MergingLink(OwnLink(unix_dialler(address.removeprefix(UNIX)), clock)))
         node = registry.add(Node(node_id, address, trusted=True, load=Load(interleaves=True)))
         prober = Prober(node, registry, catalogue, tokenizers, clients, clock, verify)
         background.append(asyncio.create_task(prober.run()))

@@ -8,23 +8,23 @@ from aiohttp import web
 from embedmesh import __version__
 from embedmesh.edge.bodies import JSON, json_reply
 from embedmesh.edge.callers import with_key
+from embedmesh.edge.exchange import Exchange, GeneralExchange
 from embedmesh.edge.fleet_metrics import FleetCollector
+from embedmesh.edge.lane import Lane
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
-from embedmesh.edge.receive import BodyBudget, read_body
-from embedmesh.edge.server import REST, Handler, HttpServer, Routes, deliver
+from embedmesh.edge.receive import BodyBudget
+from embedmesh.edge.server import REST, Handler, HttpServer, Routes
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
-from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import Failure, ModelNotFound, Overloaded
-from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Reply
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 RETRIES_DIGITS_MAX = 4
+EMBEDDINGS_LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
 
 
 class GatewayApp:
@@ -51,7 +51,11 @@ class GatewayApp:
         self.metrics.registry.register(FleetCollector(registry))
         self._openapi = orjson.dumps(document(__version__))
         self._docs, self._docs_csp = docs_page()
-        self.server = HttpServer(self.routes(), on_internal_error=self.metrics.internal_errors.inc)
+        self.server = HttpServer(
+            self.routes(),
+            on_internal_error=self.metrics.internal_errors.inc,
+            lane=Lane(EMBEDDINGS_LINE, self._embed, bodies),
+        )
 
     def routes(self) -> Routes:
         """Every path and method there is. What is not here is refused."""
@@ -73,40 +77,35 @@ class GatewayApp:
         return with_key(self._world.keys, handler, *any_of)
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
-        began = self._world.clock.monotonic()
         response = web.Response(headers=JSON)
+        exchange = GeneralExchange(request, self._bodies, response)
+        try:
+            await self._embed(exchange)
+        finally:
+            exchange.end()
+        return response
 
-        taken = 0
-
-        async def receive() -> bytes:
-            nonlocal taken
-            if self._in_flight > self._in_flight_max:
-                raise Overloaded("This gateway is handling as many requests as it may. Try again shortly.")
-            body = await read_body(request, BODY_BYTES_MAX, self._bodies)
-            taken = len(body)
-            return body
-
-        async def hand_over(reply: Reply) -> None:
-            response.headers.update(reply.headers)
-            response.body = reply.body
-            await deliver(request, response, WRITE_REPLY_S)
-
+    async def _embed(self, exchange: Exchange) -> None:
+        began = self._world.clock.monotonic()
         self._in_flight += 1
         code = "dropped"  # the caller went, or a bug of ours
+
+        async def receive() -> bytes:
+            if self._in_flight > self._in_flight_max:
+                raise Overloaded("This gateway is handling as many requests as it may. Try again shortly.")
+            return await exchange.body()
+
         try:
-            outcome = await handle(self._world, _asked(request), receive, hand_over)
+            outcome = await handle(self._world, _asked(exchange), receive, exchange.deliver)
             code = "ok"
         except Failure as failure:
             code = failure.code
             raise
         finally:
             self._in_flight -= 1
-            self._bodies.give_back(taken)
-            self.metrics.requests.labels(code).inc()
-        self.metrics.seconds.observe(self._world.clock.monotonic() - began)
-        self.metrics.tokens.labels(outcome.model).inc(outcome.tokens)
-        self.metrics.nanousd.labels(outcome.model).inc(outcome.cost_nanousd)
-        return response
+            self.metrics.ended(code)
+        seconds = self._world.clock.monotonic() - began
+        self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd, seconds)
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         served = [model for model in self._world.catalogue.models if self._registry.ready(model.id)]
@@ -167,12 +166,11 @@ class GatewayApp:
         return web.Response(body=self._docs, headers=headers)
 
 
-def _asked(request: web.BaseRequest) -> Asked:
+def _asked(exchange: Exchange) -> Asked:
     """What the headers of an embedding request say."""
-    headers = request.headers
-    retries = headers.get("x-stainless-retry-count", "")
+    retries = exchange.header("x-stainless-retry-count") or ""
     return Asked(
-        headers.get("Authorization"),
-        headers.get("Idempotency-Key"),
+        exchange.header("authorization"),
+        exchange.header("idempotency-key"),
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,
     )

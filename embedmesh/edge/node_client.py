@@ -3,7 +3,7 @@
 docs/reference/node-protocol.md. How a node is reached, and whether both sides sign what they say, is its link's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -130,7 +130,10 @@ class OwnLink:
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.ids is not None  # the line gives us no other work
-        asked = [counted.ids[place] for place in part.places]
+        return await self.embed_ids(model, [counted.ids[place] for place in part.places], request_id)
+
+    async def embed_ids(self, model: Model, asked: Sequence[Sequence[int]], request_id: str) -> EmbedVectors:
+        """Vectors for inputs that are no part of one request."""
         body = self._encode(pack_ids(model.id, asked))
         limit = len(asked) * model.width * BYTES_PER_COMPONENT + BYTES_PER_REPLY
         reply, signed = await self._exchange("POST", "/v1/embeddings", body, limit, request_id)

@@ -7,13 +7,10 @@ and the envelope for every refusal, the parser's own included.
 
 import asyncio
 import logging
-import re
-import secrets
 import socket
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote
 
@@ -21,7 +18,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod
 from aiohttp.web_protocol import RequestHandler
 
-from embedmesh.edge.failures import envelope, failure_response, hint_headers, status_and_type
+from embedmesh.edge.failures import failure_response
+from embedmesh.edge.lane import Explain, Lane, LaneExchange, begin
+from embedmesh.edge.rendering import SERVER, failure_bytes, own_request_id, request_id_of
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
 
@@ -42,12 +41,13 @@ BACKLOG = 1_024  # connections that may wait while a gateway restarts
 
 REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
 REST = web.RequestKey("rest", str)  # of the path, behind a route's `*`
-SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-SERVER = {"Server": "embedmesh"}
 
 
 class Protocol(RequestHandler):
-    """One connection: aiohttp's, with a deadline for each head and our envelope for what the parser refuses."""
+    """One connection: aiohttp's, with a deadline for each head and our envelope for what the parser refuses.
+
+    With a `lane` the requests that it is for never reach aiohttp, as long as nothing else has come on this connection.
+    """
 
     def __init__(
         self,
@@ -56,6 +56,8 @@ class Protocol(RequestHandler):
         head_s: float,
         on_internal_error: Callable[[], None],
         patient: bool = False,
+        lane: Lane | None = None,
+        explain: Explain,
         **options: Any,
     ) -> None:
         """A `patient` one may lie idle before its first request, and between two, for as long as it is open."""
@@ -63,6 +65,9 @@ class Protocol(RequestHandler):
         self._on_internal_error = on_internal_error
         self._head_s = head_s
         self._patient = patient
+        self._lane = lane
+        self._explain = explain
+        self._exchange: LaneExchange | None = None  # on the lane, now
         self._head_timer: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -76,17 +81,36 @@ class Protocol(RequestHandler):
             self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.feed(data)
+            return
+        if self._lane is not None and not self._close and self.transport is not None:
+            self._exchange = begin(self._lane, self.transport, data, self._explain, self._lane_ended)
+            if self._exchange is not None:
+                self._stop_head_timer()
+                return
+            self._lane = None  # the parser has bytes now; where its next request begins only it knows
         super().data_received(data)
         if self._awaits_head():
             if self._head_timer is None:  # the first bytes of a head that is not whole yet
                 self._start_head_timer()
-        elif self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        else:
+            self._stop_head_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._exchange is not None:
+            self._exchange.resume_writing()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        if self._exchange is not None:
+            await self._exchange.stopped(timeout or DRAIN_MIN_S)
+        await super().shutdown(timeout)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        self._stop_head_timer()
+        if self._exchange is not None:
+            self._exchange.lost()
         if not self.lost.done():
             self.lost.set_result(None)
         super().connection_lost(exc)
@@ -94,6 +118,29 @@ class Protocol(RequestHandler):
     def _awaits_head(self) -> bool:
         nothing_yet = self._request_count == 0  # true even before aiohttp's own task has begun to wait
         return not self._messages and (nothing_yet or self._waiter is not None)
+
+    def _lane_ended(self, after: bytes) -> None:
+        """The connection is idle again, or begins with what came `after`."""
+        self._exchange = None
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._close:
+            self.transport.close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if after:
+            self.transport.resume_reading()
+            self.data_received(after)
+
+    def _process_keepalive(self) -> None:
+        if self._exchange is not None:  # busy: it is looked at again when it may have been idle for that long
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _start_head_timer(self) -> None:
         self._head_timer = self._loop.call_later(self._head_s, self._head_is_late)
@@ -103,7 +150,7 @@ class Protocol(RequestHandler):
         if self.transport is None or not self._awaits_head():
             return
         late = errors.RequestTimeout(f"The request's head did not arrive within {self._head_s:.0f} s.")
-        self.transport.write(_raw_response(late))
+        self.transport.write(failure_bytes(late, own_request_id(), close=True))
         self.force_close()
 
     def handle_error(
@@ -141,7 +188,12 @@ class HttpServer:
     """
 
     def __init__(
-        self, routes: Routes, *, on_internal_error: Callable[[], None] = lambda: None, head_s: float = HEAD_S
+        self,
+        routes: Routes,
+        *,
+        on_internal_error: Callable[[], None] = lambda: None,
+        head_s: float = HEAD_S,
+        lane: Lane | None = None,
     ) -> None:
         self._exact = {path: methods for path, methods in routes.items() if not path.endswith("/*")}
         self._prefixed = {path[:-1]: methods for path, methods in routes.items() if path.endswith("/*")}
@@ -152,6 +204,8 @@ class HttpServer:
             lingering_time=LINGER_S,
             head_s=head_s,
             on_internal_error=on_internal_error,
+            lane=lane,
+            explain=self.explain,
         )
         self._listeners: list[asyncio.Server] = []
 
@@ -181,25 +235,26 @@ class HttpServer:
         await self._server.shutdown(max(timeout_s, DRAIN_MIN_S))
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        asked = request.headers.get("x-request-id", "")
-        request[REQUEST_ID] = asked if SANE_REQUEST_ID.fullmatch(asked) else own_request_id()
+        request[REQUEST_ID] = request_id_of(request.headers.get("x-request-id"))
         try:
             response = await self._route(request)(request)
-        except Failure as failure:
-            response = failure_response(failure)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001 - the last resort: told briefly, logged by type and place
-            log.error("internal error: %s at %s [%s]", type(error).__name__, _place(error), request[REQUEST_ID])
-            self._on_internal_error()
-            response = failure_response(
-                errors.InternalError("Something went wrong on our side. Trying again may help; quote the x-request-id.")
-            )
+            response = failure_response(self.explain(error, request[REQUEST_ID]))
         if not response.prepared:
             response.headers.update({"x-request-id": request[REQUEST_ID], **SERVER})
             if response.status in (408, 413):
                 response.force_close()
         return response
+
+    def explain(self, error: Exception, request_id: str) -> Failure:
+        """What the caller is told of what a handler raised; a bug of ours is logged and counted."""
+        if isinstance(error, Failure):
+            return error
+        log.error("internal error: %s at %s [%s]", type(error).__name__, _place(error), request_id)
+        self._on_internal_error()
+        return errors.InternalError("Something went wrong on our side. Trying again may help; quote the x-request-id.")
 
     def _route(self, request: web.BaseRequest) -> Handler:
         if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
@@ -278,26 +333,6 @@ async def hand_over(request: web.BaseRequest, protocol: asyncio.Protocol, answer
     handler.connection_lost(None)
     await asyncio.Event().wait()
     raise AssertionError("a connection that was given away is answered no more")
-
-
-def own_request_id() -> str:
-    """An id for a request that brought none."""
-    return "req_" + secrets.token_hex(12)
-
-
-def _raw_response(failure: Failure) -> bytes:
-    status, _ = status_and_type(failure)
-    body = envelope(failure)
-    headers: dict[str, Any] = {
-        "Content-Type": "application/json",
-        "Content-Length": len(body),
-        "Connection": "close",
-        "x-request-id": own_request_id(),
-        **SERVER,
-        **hint_headers(failure),
-    }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n".encode("ascii") + body
 
 
 def _place(error: BaseException | None) -> str:

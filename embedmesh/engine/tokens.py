@@ -7,6 +7,7 @@ that what was counted is what is embedded.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 from tokenizers import Tokenizer
@@ -14,6 +15,7 @@ from tokenizers.normalizers import BertNormalizer
 
 from embedmesh.engine.folder import Folder, read_folder
 from embedmesh.engine.jsonfile import read_object
+from embedmesh.engine.words import words_of
 from embedmesh.rules.errors import SetupError
 
 PROBE = "a"  # any text will do that every vocabulary knows
@@ -34,6 +36,7 @@ class ModelTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
+        self._words = words_of(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
         self._dropped = _find_unknown(tokenizer) if folder.drops_unknown else None
         self._head, self._tail = ([], []) if folder.source == "static" else _find_specials(tokenizer, path.name)
@@ -47,14 +50,26 @@ class ModelTokenizer:
 
         A text that a static model knows no word of has none.
         """
-        if len(texts) == 1:
-            found = [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
-        else:
-            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-            found = [one.ids for one in encoded]
+        found = self._find(texts)
         if self._dropped is None:
             return found
         return [[token for token in ids if token != self._dropped] for ids in found]
+
+    def _find(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._words is None:
+            return self._encode(texts)
+        found = [self._words.ids(text) for text in texts]
+        others = [at for at, ids in enumerate(found) if ids is None]
+        if others:
+            for at, ids in zip(others, self._encode([texts[at] for at in others]), strict=True):
+                found[at] = ids
+        return cast(list[list[int]], found)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if len(texts) == 1:
+            return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [one.ids for one in encoded]
 
     def clip(self, text: str, tokens: int, *, end: bool) -> str:
         """The piece of `text` that its first `tokens` tokens stand for, or its last where its `end` is to be kept.

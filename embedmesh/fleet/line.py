@@ -8,7 +8,7 @@ Nothing here waits: parts are handed to callbacks, time and dice are arguments.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from embedmesh.fleet.budget import RetryBudget
@@ -24,6 +24,7 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Asker, Clock, Dice, Part
 
+SOON_S = 1.0  # a request may take thirty at least: sooner is as good
 LOOK_AHEAD = 4  # requests that are tried in vain before those behind them have to wait, too
 SKIP_MAX = 64  # and so many more that would be tried in vain, since too little is ahead of them for a slow node
 WAITING_TOKENS_MAX = 20_000_000  # of one model: 80 MB of ids, and ten minutes of thirty thousand tokens a second
@@ -77,6 +78,10 @@ class Line:
             return None
         now = self._clock.monotonic()
         waiting = self._waiting[model.id].tokens if model.id in self._waiting else 0
+        if not waiting and tokens <= WHOLE_TOKENS_MAX:
+            any_s = Spot(nodes[0], now).finish_s(tokens, True)
+            if any_s <= SOON_S:
+                return any_s  # no other node's answer would make a difference to anybody
         spots = look_at(nodes, None, now, self._dice)
         alone_s = min(spot.finish_s(tokens, tokens <= WHOLE_TOKENS_MAX) for spot in spots)
         if not waiting:
@@ -170,7 +175,7 @@ class Line:
 
     def assign(self, freed: Node | None = None) -> None:
         """Give out whatever can be given. Called whenever something has changed that may matter: a node is `freed`."""
-        if self._assigning:
+        if self._assigning or not self._waiting:
             return  # an asker that leaves or gives up frees no node
         self._assigning = True
         try:
@@ -186,8 +191,8 @@ class Line:
         nodes = self.registry.ready(model.id)
         inputs_max = max((node.inputs_max for node in nodes), default=1)
         lengths, tokens = counted.lengths, counted.tokens
-        waiting = self._waiting.setdefault(model.id, Waiting())
-        if waiting.tokens + tokens > WAITING_TOKENS_MAX and waiting.heap:
+        waiting = self._waiting.get(model.id)
+        if waiting is not None and waiting.tokens + tokens > WAITING_TOKENS_MAX and waiting.heap:
             raise Overloaded("More text is waiting here than may wait. Try again shortly.", retry_after_s=5.0)
         work = Work(
             line=self,
@@ -200,11 +205,26 @@ class Line:
             rests=[Rest(tuple(in_order(lengths, inputs_max)), tokens, avoid)],
             number=next(self._numbers),
         )
+        idle = waiting is None
+        waiting = waiting or Waiting()
+        waiting.tokens += tokens
+        if idle and not self._assigning and self._place_at_once(work, nodes, waiting):
+            return work
+        self._waiting[model.id] = waiting
         waiting.tag(work, account_id, tokens)
         waiting.push(work)
-        waiting.tokens += tokens
         self.assign()
         return work
+
+    def _place_at_once(self, work: Work, nodes: Sequence[Node], waiting: Waiting) -> bool:
+        """Where nobody waits there is no order to keep. Whether all of it could be given out."""
+        now = self._clock.monotonic()
+        self._assigning = True
+        try:
+            self._place(work, look_at(nodes, None, now, self._dice), 0, now, waiting, small=work.whole)
+        finally:
+            self._assigning = False
+        return not work.rests
 
     def _assign(self, model_id: str, waiting: Waiting, freed: Node | None) -> None:
         now = self._clock.monotonic()
@@ -260,6 +280,8 @@ class Line:
         self, work: Work, rest: Rest, spots: list[Spot], ahead: int, small: bool
     ) -> tuple[Spot | None, int, float]:
         """Which node, and at most how many tokens of the rest it gets; if none, how many had to be ahead for one."""
+        if len(spots) == 1 and work.whole and spots[0].room[small]:
+            return spots[0], rest.tokens, 0.0
         speed = free_speed = 0.0
         outstanding = 0
         for spot in spots:

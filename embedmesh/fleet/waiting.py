@@ -35,7 +35,7 @@ class Keeper(Protocol):
     def leave(self, work: "Work") -> None: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Rest:
     """Inputs of a request that nobody is asked for now; `tried` nodes shall not be asked."""
 
@@ -46,7 +46,7 @@ class Rest:
     refusals: int = 0  # by nodes that had not begun: no attempts
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Work:
     """One request in line. Implements the port `Place`."""
 

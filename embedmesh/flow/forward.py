@@ -26,6 +26,7 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify, Witness
+from embedmesh.rules.within import within
 
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
@@ -53,11 +54,10 @@ async def forward(
 
     Raises NoNodeAvailable, Overloaded, BadNodeResponse, InvalidValue or DeadlineExceeded.
     """
-    asking = Asking(model, counted, held.hold_id, client, verify, witness)
+    asking = Asking(model, counted, held.hold_id, client, verify, witness, within_s)
     place = fleet.enter(model, counted, held.account_id, asking)
     try:
-        async with asyncio.timeout(within_s):
-            return await asking.answer(place)
+        return await asking.answer(place)
     except TimeoutError:
         raise DeadlineExceeded("The request took longer than it may. Send fewer or shorter inputs at once.") from None
     finally:
@@ -76,7 +76,11 @@ class Asking:
         client: NodeClient,
         verify: Verify,
         witness: Witness,
+        within_s: float,
     ) -> None:
+        """All of it may take `within_s` seconds."""
+        self._time = asyncio.get_running_loop().time
+        self._until = self._time() + within_s
         self._model = model
         self._counted = counted
         self._request_id = request_id
@@ -98,7 +102,7 @@ class Asking:
         self._tell()
 
     async def answer(self, place: Place) -> Answer:
-        """All of it. Raises a Failure."""
+        """All of it. Raises a Failure, or TimeoutError when the request's time has passed."""
         while True:
             while self._parts and self._failure is None:
                 part = self._parts.popleft()
@@ -116,7 +120,8 @@ class Asking:
             if self._answers.missing == 0:
                 return self._answers.whole(self._model.width)
             self._news = asyncio.get_running_loop().create_future()
-            await self._news
+            with within(self._left_s()):
+                await self._news
 
     async def stop(self, place: Place) -> None:
         """Ask nothing more: running attempts are broken off, which tells their nodes."""
@@ -143,13 +148,19 @@ class Asking:
                 self._witness.answered(self._model, self._counted, part, reply)
 
     async def _attempt(self, part: Part) -> EmbedVectors:
+        left_s, attempt_within_s = self._left_s(), attempt_s(part.expected_s)
         try:
-            async with asyncio.timeout(attempt_s(part.expected_s)):
+            with within(min(left_s, attempt_within_s)):
                 reply = await self._client.embed(part, self._model, self._counted, self._request_id)
         except TimeoutError:
+            if left_s < attempt_within_s:
+                raise  # the request's own time has passed
             raise NodeTooSlow("the attempt's deadline passed") from None
         self._verify(reply, self._model, part, self._counted.exact)
         return reply
+
+    def _left_s(self) -> float:
+        return max(0.0, self._until - self._time())
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -112,7 +112,9 @@ async def handle(world: World, asked: Asked, receive: Callable[[], Awaitable[byt
 
     async def hand_over(done: Done) -> None:
         reply = done.reply
-        await deliver(Reply({**reply.headers, **limit_headers(world.allowances.left(caller))}, reply.body))
+        if left := world.allowances.left(caller):
+            reply = Reply({**reply.headers, **limit_headers(left)}, reply.body)
+        await deliver(reply)
         if done.held is not None and done.charge is not None:
             done.held.capture(done.charge, done.kept)
 
@@ -171,8 +173,7 @@ async def _work(world: World, request: _Request) -> Done:
 
 def _reply(world: World, request: _Request, kept: Kept, more: Mapping[str, str] | None = None) -> Reply:
     seconds = world.clock.monotonic() - request.began
-    reply = respond(request.call, kept.truncated, kept.answer, seconds, cost=kept.cost)
-    return Reply({**reply.headers, **(more or {})}, reply.body)
+    return respond(request.call, kept.truncated, kept.answer, seconds, cost=kept.cost, more=more)
 
 
 def _payables(answer: Answer, cost: int, ask_max: int | None) -> tuple[Payable, ...]:

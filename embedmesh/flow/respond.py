@@ -1,8 +1,8 @@
 """The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or as base64."""
 
-import base64
 import math
-from collections.abc import Iterable
+from binascii import b2a_base64
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,29 +16,51 @@ NODES_SHOWN_MAX = 8  # in a header; the ledger has all
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def respond(call: Call, truncated: int, answer: Answer, seconds: float, *, cost: int | None = None) -> Reply:
-    """Status 200: so many inputs were `truncated`, we took `seconds`; `cost` is in nano-USD, where anything costs."""
-    matrix: Matrix = np.frombuffer(answer.data, dtype="<f4").reshape(-1, answer.width)
-    if call.dimensions is not None:
-        matrix = shorten(matrix, call.dimensions)
-    as_floats = call.encoding == "float"
-    vectors: list[Any] = (
-        list(matrix) if as_floats else [base64.b64encode(row.tobytes()).decode("ascii") for row in matrix]
+def respond(
+    call: Call,
+    truncated: int,
+    answer: Answer,
+    seconds: float,
+    *,
+    cost: int | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Reply:
+    """Status 200: so many inputs were `truncated`, we took `seconds`; `cost` is in nano-USD, where anything costs.
+
+    `more` are further headers.
+    """
+    data, width = answer.data, answer.width
+    if call.dimensions is not None and call.dimensions != width:
+        width = call.dimensions
+        data = shorten(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width), width).tobytes()
+    vectors = _as_floats(data, width) if call.encoding == "float" else _as_base64(data, width)
+    items = [b'{"object":"embedding","index":%d,"embedding":%b}' % each for each in enumerate(vectors)]
+    body = b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
+        b",".join(items),
+        orjson.dumps(call.model),
+        answer.tokens,
+        answer.tokens,
     )
-    body = {
-        "object": "list",
-        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
-        "model": call.model,
-        "usage": {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
-    }
     headers = {
         "openai-processing-ms": str(math.ceil(seconds * 1000)),
-        "x-embedmesh-node": ",".join(share.node_id for share in answer.shares[:NODES_SHOWN_MAX]),
+        "x-embedmesh-node": ",".join([share.node_id for share in answer.shares[:NODES_SHOWN_MAX]]),
         "x-embedmesh-truncated": str(truncated),
     }
     if cost is not None:
         headers["x-embedmesh-cost-nanousd"] = str(cost)
-    return Reply(headers=headers, body=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
+    if more is not None:
+        headers |= more
+    return Reply(headers=headers, body=body)
+
+
+def _as_floats(data: bytes, width: int) -> Iterator[bytes]:
+    matrix: Matrix = np.frombuffer(data, dtype="<f4").reshape(-1, width)
+    return (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in matrix)
+
+
+def _as_base64(data: bytes, width: int) -> Iterator[bytes]:
+    size = width * 4
+    return (b'"%b"' % b2a_base64(data[at : at + size], newline=False) for at in range(0, len(data), size))
 
 
 def limit_headers(left: Iterable[Allowance]) -> dict[str, str]:
@@ -53,8 +75,6 @@ def limit_headers(left: Iterable[Allowance]) -> dict[str, str]:
 
 def shorten(matrix: Matrix, dimensions: int) -> Matrix:
     """The first components of each row, scaled back to unit length. Shape (n, width) in, (n, dimensions) out."""
-    if dimensions == matrix.shape[1]:
-        return matrix
     head = matrix[:, :dimensions].astype(np.float64)
     norms = np.linalg.norm(head, axis=1, keepdims=True)
     norms[norms == 0] = 1.0  # a vector whose first components are all zero stays as it is

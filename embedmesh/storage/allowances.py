@@ -63,6 +63,8 @@ class Allowances:
             await self._take(caller.key_id, "tokens", tokens, caller.tokens_a_minute)
 
     def left(self, caller: Caller) -> tuple[Allowance, ...]:
+        if caller.requests_a_minute is None and caller.tokens_a_minute is None:
+            return ()
         minute, reset_s = self._now()
         limits = {"requests": caller.requests_a_minute, "tokens": caller.tokens_a_minute}
         found = []

@@ -34,19 +34,18 @@ class KeyRing:
         self._writer = writer
         self._clock = clock
         self._key_secret = key_secret
-        self._known: dict[bytes, _Known] = {}
+        self._known: dict[str, _Known] = {}  # by the key as it was sent: a request has it in memory anyway
         self._changes = 0  # of keys that were heard of
         self._used: dict[str, int] = {}  # key id -> when, in Unix milliseconds; not written down yet
         topics.on(KEYS, self._forget)
 
     async def find(self, token: str) -> Caller | None:
         """The caller behind a key, or None whatever is wrong with it. Raises StoreUnavailable."""
-        if not well_formed(token):
-            return None
-        token_hash = hash_token(token, self._key_secret)
-        known = self._known.get(token_hash)
+        known = self._known.get(token)
         if known is None or known.until < self._clock.monotonic():
-            known = await self._look_up(token_hash)
+            if not well_formed(token):
+                return None
+            known = await self._look_up(token)
         now_ms = self._clock.unix_ms()
         if known.caller is None or (known.expires_ms is not None and known.expires_ms <= now_ms):
             return None
@@ -72,17 +71,17 @@ class KeyRing:
         except StoreUnavailable:
             self._used = used | self._used
 
-    async def _look_up(self, token_hash: bytes) -> _Known:
+    async def _look_up(self, token: str) -> _Known:
         changes = self._changes
-        rows = await self._reads.ask(STATEMENTS["find_key"], {"token_hash": token_hash})
+        rows = await self._reads.ask(STATEMENTS["find_key"], {"token_hash": hash_token(token, self._key_secret)})
         now = self._clock.monotonic()
         nobody = _Known(None, None, now + UNKNOWN_S)
         found = _Known(_caller(rows[0]), rows[0][3], now + KNOWN_S) if rows else nobody
         if changes == self._changes:  # else what was read may be old already
-            self._known.pop(token_hash, None)
+            self._known.pop(token, None)
             while len(self._known) >= KNOWN_MAX:
                 del self._known[next(iter(self._known))]
-            self._known[token_hash] = found
+            self._known[token] = found
         return found
 
     def _forget(self) -> None:

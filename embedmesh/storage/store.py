@@ -13,6 +13,7 @@ from typing import TypeVar
 from embedmesh.rules.errors import StoreAway, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.within import within
 from embedmesh.storage import chain
 from embedmesh.storage.allowances import Allowances
 from embedmesh.storage.db import Db, OnFatal
@@ -118,7 +119,7 @@ class Store:
         write = PlaceHold(hold, self._opened.instance.name, claim, self.release)
         self._writer.submit(write)
         try:
-            async with asyncio.timeout(HOLD_S_MAX):
+            with within(HOLD_S_MAX):
                 twin = await write.outcome
         except TimeoutError:
             raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None

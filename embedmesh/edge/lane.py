@@ -1,0 +1,252 @@
+"""The lane: one kind of request, as clients really send it, without what a general HTTP server does for each.
+
+A request takes the lane where its head is whole in one read and says nothing that two parsers could read in two ways:
+the exact request line, every field once, well-formed ASCII, a Content-Length and no other framing (see `read_head`).
+Everything else is left, byte for byte, to the general server behind it, and so is what follows on that connection. So
+nothing here is lenient: what the lane takes means the same to both, which tests/edge/test_lane.py compares.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from embedmesh.edge.receive import BODY_S, BodyBudget
+from embedmesh.edge.rendering import failure_bytes, json_response, request_id_of
+from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
+from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.ports import Reply
+
+HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
+BODY_BYTES_MAX = 256 * 1024  # beside the work for larger ones the general server's part does not matter
+FIELDS_MAX = 64  # an SDK sends twenty
+AFTER_BYTES_MAX = 64 * 1024  # of further requests, sent before this one is answered; then we stop reading
+LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
+
+FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[!-~](?:[\t -~]*[!-~])?)?)[ \t]*")
+SEEN_MAX, SEEN_BYTES_MAX = 2_048, 256  # lines of heads that are remembered: nearly all of a client's are the same again
+LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
+JSON = re.compile(r"application/json(?:; ?charset=utf-8)?", re.IGNORECASE)
+OTHER_WAYS = frozenset(("transfer-encoding", "content-encoding", "expect", "upgrade", "trailer", "te"))
+"""Fields that ask for more than the lane does."""
+
+Explain = Callable[[Exception, str], Failure]
+"""What the caller is told of what a handler raised, and in the reply to which request id. A bug of ours is counted."""
+
+
+class Head(NamedTuple):
+    """Of a request. Names of fields are in lower case; the body begins at `end` and has `length` bytes."""
+
+    fields: Mapping[str, str]
+    end: int
+    length: int
+
+
+def read_head(data: bytes, line: bytes) -> Head | None:
+    """The head of a request that begins with `line`; None for whatever is not exactly of the lane's form."""
+    if not data.startswith(line):
+        return None
+    end = data.find(b"\r\n\r\n", len(line) - 2, HEAD_BYTES_MAX)
+    if end < 0:
+        return None
+    lines = data[len(line) : end].split(b"\r\n")
+    try:
+        fields = dict([_seen.get(each) or _read_field(each) for each in lines])
+    except ValueError:
+        return None
+    if not len(fields) == len(lines) <= FIELDS_MAX:
+        return None
+    length = fields.get("content-length", "")
+    right = (
+        "host" in fields
+        and OTHER_WAYS.isdisjoint(fields)
+        and fields.get("connection", "keep-alive").lower() == "keep-alive"
+        and LENGTH.fullmatch(length)
+        and int(length) <= BODY_BYTES_MAX
+        and JSON.fullmatch(fields.get("content-type", ""))
+    )
+    return Head(fields, end + 4, int(length)) if right else None
+
+
+_seen: dict[bytes, tuple[str, str]] = {}
+
+
+def _read_field(line: bytes) -> tuple[str, str]:
+    """Name and value. Raises ValueError for a line that is not well-formed."""
+    field = FIELD.fullmatch(line)
+    if field is None:
+        raise ValueError
+    read = field[1].decode("ascii").lower(), field[2].decode("ascii")
+    if len(line) <= SEEN_BYTES_MAX:
+        if len(_seen) >= SEEN_MAX:
+            del _seen[next(iter(_seen))]
+        _seen[line] = read
+    return read
+
+
+class Lane:
+    """What the lanes of all connections have in common. Requests that begin with `line` are for `handle`.
+
+    `handle` delivers a reply, or raises. What it raises is told to the caller; `explain` says how.
+    """
+
+    def __init__(
+        self,
+        line: bytes,
+        handle: "Callable[[LaneExchange], Awaitable[None]]",
+        bodies: BodyBudget,
+    ) -> None:
+        self.line = line
+        self.handle = handle
+        self.bodies = bodies
+
+
+class LaneExchange:
+    """One request on one connection. Implements `Exchange`."""
+
+    def __init__(
+        self, lane: Lane, transport: asyncio.Transport, head: Head, explain: Explain, on_end: Callable[[bytes], None]
+    ) -> None:
+        """`on_end` is told, once this is over, of the bytes that came after it. Takes the body's room at once."""
+        lane.bodies.take(head.length)
+        self._lane = lane
+        self._transport = transport
+        self._explain = explain
+        self._on_end = on_end
+        self._fields = head.fields
+        self._length = self._missing = head.length
+        self._chunks: list[bytes] = []
+        self._after = b""
+        self._whole: asyncio.Future[None] | None = None  # `body` waits for it
+        self._drained: asyncio.Future[None] | None = None  # `deliver` waits for it
+        self._answered = False
+        self._last = False  # on this connection
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.request_id = request_id_of(head.fields.get("x-request-id"))
+        self._task = self._loop.create_task(self._run())
+
+    # -- for the handler
+
+    def header(self, name: str) -> str | None:
+        return self._fields.get(name)
+
+    async def body(self) -> bytes:
+        if self._missing:
+            self._whole = self._loop.create_future()
+            self._timer = self._loop.call_later(BODY_S, self._body_is_late)
+            await self._whole
+            self._timer.cancel()
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+    async def deliver(self, reply: Reply) -> None:
+        await self._write(json_response(200, self.request_id, reply.headers, reply.body))
+
+    # -- for the connection
+
+    def feed(self, data: bytes) -> None:
+        """More bytes have come."""
+        if self._missing:
+            part, data = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
+            self._missing -= len(part)
+            if not self._answered:
+                self._chunks.append(part)
+            if not self._missing:
+                self._all_is_here()
+        if data:
+            self._after += data
+            if len(self._after) > AFTER_BYTES_MAX:
+                self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """What was written is in the kernel."""
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def lost(self) -> None:
+        """The connection is gone, and whoever asked."""
+        self._last = True
+        self._task.cancel()
+        if self._task.done():  # it was waiting for the rest of a body that nobody needs
+            self._end()
+
+    async def stopped(self, timeout_s: float) -> None:
+        """Wait for it to end, for at most so long; then break it off."""
+        self._last = True
+        await asyncio.wait([self._task], timeout=timeout_s)
+        self._task.cancel()
+
+    # -- its life
+
+    async def _run(self) -> None:
+        try:
+            await self._lane.handle(self)
+        except (asyncio.CancelledError, ConnectionError):
+            self._break_off()
+            return
+        except Exception as error:  # noqa: BLE001 - explained to the caller, and counted where it is a bug of ours
+            failure = self._explain(error, self.request_id)
+            self._last = self._last or isinstance(failure, RequestTimeout)
+            try:
+                await self._write(failure_bytes(failure, self.request_id, close=self._last))
+            except (asyncio.CancelledError, ConnectionError):
+                self._break_off()
+                return
+        self._answered = True
+        self._chunks.clear()
+        if self._missing and not self._last:
+            self._timer = self._loop.call_later(LINGER_S, self._break_off)
+        else:
+            self._end()
+
+    async def _write(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            raise ConnectionResetError("the caller went before the reply was sent")
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size():
+            self._drained = self._loop.create_future()
+            late = self._loop.call_later(WRITE_REPLY_S, self._transport.abort)
+            try:
+                await self._drained
+            finally:
+                late.cancel()
+            if self._transport.is_closing() or self._transport.get_write_buffer_size():
+                raise ConnectionResetError("the caller went before the reply's last byte was sent")
+
+    def _all_is_here(self) -> None:
+        if self._whole is not None and not self._whole.done():
+            self._whole.set_result(None)
+        if self._answered:
+            self._end()
+
+    def _body_is_late(self) -> None:
+        if self._whole is not None and not self._whole.done():
+            self._whole.set_exception(RequestTimeout(f"The request's body did not arrive within {BODY_S:.0f} s."))
+
+    def _break_off(self) -> None:
+        self._transport.abort()
+        self._end()
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._lane.bodies.give_back(self._length)
+        self._length = 0
+        if self._last:
+            self._transport.close()
+        self._on_end(self._after)
+
+
+def begin(
+    lane: Lane, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+) -> LaneExchange | None:
+    """A request on the lane, where the data begins one; None where the general server is to have it."""
+    head = read_head(data, lane.line)
+    if head is None:
+        return None
+    try:
+        exchange = LaneExchange(lane, transport, head, explain, on_end)
+    except Overloaded:
+        return None  # there is no room for its body: told by the other way
+    exchange.feed(data[head.end :])
+    return exchange

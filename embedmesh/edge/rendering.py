@@ -1,0 +1,43 @@
+"""What every reply of ours says, and replies as the bytes of HTTP/1.1."""
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp.helpers import rfc822_formatted_time
+
+from embedmesh.edge.failures import envelope, hint_headers, status_and_type
+from embedmesh.edge.receive import JSON_TYPE
+from embedmesh.rules.errors import Failure
+from embedmesh.rules.ids import random_hex
+
+SERVER = {"Server": "embedmesh"}
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+def request_id_of(asked: str | None) -> str:
+    """The caller's `x-request-id` where it is sane, else one of our own."""
+    return asked if asked is not None and SANE_REQUEST_ID.fullmatch(asked) else own_request_id()
+
+
+def own_request_id() -> str:
+    """An id for a request that brought none."""
+    return "req_" + random_hex()
+
+
+def json_response(status: int, request_id: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    """A whole response with a JSON body, in one piece."""
+    more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    head = (
+        f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n"
+        f"Date: {rfc822_formatted_time()}\r\nServer: embedmesh\r\nx-request-id: {request_id}\r\n{more}\r\n"
+    )
+    return head.encode("ascii") + body
+
+
+def failure_bytes(failure: Failure, request_id: str, *, close: bool) -> bytes:
+    """The whole response to a request that failed; with `close` it is the connection's last."""
+    status, _ = status_and_type(failure)
+    headers = hint_headers(failure) | ({"Connection": "close"} if close else {})
+    return json_response(status, request_id, headers, envelope(failure))
