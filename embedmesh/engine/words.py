@@ -24,6 +24,7 @@ class _Part(msgspec.Struct):
 
 class _Added(msgspec.Struct):
     content: str
+    rstrip: bool = False
 
 
 class _Saved(msgspec.Struct):
@@ -79,7 +80,7 @@ class Words:
         for word in words:
             end += len(word) + 1
             first = at
-            while at < len(tokens) and tokens[at][1][0] < end:
+            while at < len(tokens) and tokens[at][1][1] < end:  # by its end: `lstrip` tokens begin with a space
                 at += 1
             found[word] = tuple(token for token, _ in tokens[first:at])
         return found
@@ -92,6 +93,6 @@ def words_of(tokenizer: Tokenizer) -> Words | None:
     kinds = tuple(part.type if part is not None else None for part in parts)
     if kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer"):
         return None
-    if any(token.content.split() != [token.content] for token in saved.added_tokens):
-        return None  # one with white space in it is found before any cut
+    if any(token.rstrip or token.content.split() != [token.content] for token in saved.added_tokens):
+        return None  # one that takes in white space is found before any cut
     return Words(tokenizer)
