@@ -146,17 +146,17 @@ class LaneExchange:
 
     def feed(self, data: bytes) -> None:
         """More bytes have come."""
-        if self._missing:
-            part, data = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
+        part, after = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
+        if after:
+            self._after += after
+            if len(self._after) > AFTER_BYTES_MAX:
+                self._transport.pause_reading()
+        if part:
             self._missing -= len(part)
             if not self._answered:
                 self._chunks.append(part)
             if not self._missing:
                 self._all_is_here()
-        if data:
-            self._after += data
-            if len(self._after) > AFTER_BYTES_MAX:
-                self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """What was written is in the kernel."""
