@@ -10,7 +10,7 @@ SHELL  := bash
 TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash spenders scale mutate fault wedge soak sim lives bench-engine bench-quality bench-fleet bench-gateway bench-store upstreams lock wheel clean
+.PHONY: help serve test fast check crash spenders scale mutate fault wedge soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-store upstreams lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,9 @@ upstreams: $(VENV)/.setup $(VENV)/.dev  ## real servers of other makes (infinity
 
 bench-gateway: $(VENV)/.setup $(VENV)/.dev  ## the gateway's own cost in stages, beside nginx, vllm-router, LiteLLM and Portkey (minutes; installs them in .bench)
 	$(BIN)/python -m bench.gateway $(ARGS)
+
+guard: $(VENV)/.setup $(VENV)/.dev  ## has a request become dearer? each stage of the gateway over mere forwarding (a minute)
+	$(BIN)/python -m bench.gateway.guard $(ARGS)
 
 bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request, on SQLite and PostgreSQL
 	$(BIN)/python -m bench.store $(ARGS)
