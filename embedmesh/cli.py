@@ -22,7 +22,13 @@ def _run() -> None:
         from embedmesh.rules.errors import SetupError
 
     try:
-        cli()
+        code = cli.main(standalone_mode=False)  # or click says "Aborted!" where Ctrl-C comes between two of its steps
     except SetupError as error:
         click.echo(f"embedmesh: {error}", err=True)
         sys.exit(EXIT_SETUP)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)

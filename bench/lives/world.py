@@ -225,14 +225,10 @@ class _World:
 
 
 class _Secrets:
-    """In place of the module `secrets`: the same ids and keys for the same seed."""
+    """In place of the module `secrets`: the same keys for the same seed."""
 
     def __init__(self, dice: random.Random) -> None:
         self.choice = dice.choice
-        self._dice = dice
-
-    def token_hex(self, size: int) -> str:
-        return self._dice.randbytes(size).hex()
 
 
 class _Time:
@@ -247,7 +243,7 @@ class _Time:
 def _seeded(dice: random.Random) -> Iterator[None]:
     """No chance and no time but ours; and nobody waits for a lock in earnest."""
     changed: list[tuple[Any, str, Any]] = [
-        (ids, "secrets", _Secrets(dice)),
+        (ids, "random_hex", lambda: dice.randbytes(ids.RANDOM_BYTES).hex()),
         (tokens, "secrets", _Secrets(dice)),
         (check, "time", _Time),
         (opening, "OPEN_BUSY_S", 0.0),

@@ -67,7 +67,7 @@ class MergingLink:
             self._calls += 1
             task = asyncio.get_running_loop().create_task(self._call(batch))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, batch))
             for asked in batch:
                 asked.answer.add_done_callback(partial(_forsaken, task, batch))
 
@@ -99,19 +99,22 @@ class MergingLink:
         except Exception as error:  # noqa: BLE001 - a bug of ours: told to all who wait for it, who count it
             for asked in batch:
                 _fail(asked, error)
-        finally:
-            for asked in batch:  # where this was broken off
+
+    def _ended(self, batch: list[_Asked], task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # perhaps before its first step
+            for asked in batch:
                 _fail(asked, NodeUnreachable("the node was removed, or nobody waits for it"))
-            self._calls -= 1
-            self._call_next()
+        self._calls -= 1
+        self._call_next()
 
     async def _alone(self, asked: _Asked) -> None:
         if asked.answer.done():
             return
         try:
             answer = await self._link.embed(asked.part, asked.model, asked.counted, asked.request_id)
-        except NodeFailure as failure:
-            _fail(asked, failure)
+        except Exception as error:  # noqa: BLE001 - as in `_call`; the others get their answers
+            _fail(asked, error)
         else:
             if not asked.answer.done():
                 asked.answer.set_result(answer)
@@ -140,7 +143,7 @@ def _fail(asked: _Asked, failure: Exception) -> None:
         asked.answer.set_exception(failure)
 
 
-def _forsaken(task: "asyncio.Task[None]", batch: list[_Asked], answer: "asyncio.Future[EmbedVectors]") -> None:
-    """Everybody who waited for a call has gone: the node is told to stop."""
-    if answer.cancelled() and all(asked.answer.done() for asked in batch):
+def _forsaken(task: "asyncio.Task[None]", batch: list[_Asked], _: "asyncio.Future[EmbedVectors]") -> None:
+    """Nobody waits for a call any more: where it is still under way, the node is told to stop."""
+    if not task.done() and all(asked.answer.done() for asked in batch):
         task.cancel()

@@ -3,6 +3,7 @@
 import asyncio
 from array import array
 from collections.abc import Sequence
+from hashlib import blake2b
 from random import Random
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import pytest
 from embedmesh.edge.merging import CALLS, MERGED_TOKENS_MAX, SMALL_TOKENS_MAX, MergingLink
 from embedmesh.edge.node_client import OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL
@@ -24,7 +25,7 @@ BAD = 666  # an id that the node cannot digest
 
 def row(ids: Sequence[int]) -> bytes:
     """A vector that only these ids have."""
-    return array("f", [float(sum(ids)), float(len(ids)), *[0.0] * (MODEL.width - 2)]).tobytes()
+    return blake2b(array("I", ids).tobytes(), digest_size=MODEL.width * 4).digest()
 
 
 class Node:
@@ -237,6 +238,188 @@ async def test_closed_it_leaves_nobody_waiting() -> None:
         found = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(each, NodeFailure) for each in found)
     await rig.node.let(1)
+    rig.quiet()
+
+
+async def test_closed_before_a_call_has_begun_it_leaves_nobody_waiting() -> None:
+    """The call's task is cancelled before its first step, and is counted no more."""
+    rig = await busy()
+    task = await rig.ask([10])
+    rig.tasks[0].cancel()
+    while not rig.link._tasks:
+        await asyncio.sleep(0)
+    rig.link.close()
+    async with asyncio.timeout(2):
+        found = await asyncio.gather(task, return_exceptions=True)
+    assert [type(each) for each in found] == [NodeUnreachable]
+    assert len(rig.node.calls) == CALLS, "it had not begun"
+    await rig.node.let(1)
+    rig.quiet()
+
+
+async def test_a_bug_in_one_that_is_asked_again_is_told_to_that_one() -> None:
+    """The call of several fails by the node; of the single ones that follow, one meets a bug."""
+    rig = await busy()
+    rig.node.spoil = {"tokens": True}
+    good, other = await rig.ask([10]), await rig.ask([30])
+    await rig.node.let(0)
+    await rig.node.let(CALLS)
+    assert rig.node.calls[CALLS + 1 :] == [[[10]], [[30]]]
+    rig.node.gates[CALLS + 2].set_exception(bug := RuntimeError("a bug"))
+    await settled()
+    assert other.exception() is bug
+    assert not good.done(), "it is still asked"
+    await rig.node.let(CALLS + 1)
+    right(good, [10])
+    await rig.node.let(1)
+    rig.quiet()
+
+
+async def test_who_gave_up_while_asked_again_holds_up_nobody() -> None:
+    """Once the others have their answers, the node is told to stop, and the next call can begin."""
+    rig = await busy()
+    rig.node.spoil = {"tokens": True}
+    first, second = await rig.ask([10]), await rig.ask([20])
+    await rig.node.let(0)
+    await rig.node.let(CALLS)
+    assert rig.node.calls[CALLS + 1 :] == [[[10]], [[20]]]
+    first.cancel()
+    await settled()
+    third = await rig.ask([30])
+    assert rig.node.cancelled == 0
+    await rig.node.let(CALLS + 2)
+    right(second, [20])
+    await settled()
+    assert (rig.node.cancelled, rig.node.calls[-1]) == (1, [[30]])
+    await rig.node.let(CALLS + 3)
+    right(third, [30])
+    await rig.node.let(1)
+    rig.quiet()
+
+
+async def test_who_gave_up_is_not_asked_again() -> None:
+    rig = await busy()
+    rig.node.spoil = {"rows": True}
+    first, second = await rig.ask([10]), await rig.ask([20])
+    await rig.node.let(0)
+    first.cancel()
+    rig.node.holds = False
+    await rig.node.let(CALLS)
+    right(second, [20])
+    assert rig.node.calls[CALLS:] == [[[10], [20]], [[20]]]
+    await rig.node.let(1)
+    rig.quiet()
+
+
+async def test_of_a_request_that_waited_alone_the_failure_is_its_own() -> None:
+    """Nothing is asked twice of it."""
+    rig = await busy()
+    bad = await rig.ask([BAD])
+    rig.node.holds = False
+    await rig.node.let(0)
+    assert isinstance(bad.exception(), NodeBroke)
+    assert rig.node.calls[CALLS:] == [[[BAD]]]
+    await rig.node.let(1)
+    rig.quiet()
+
+
+@pytest.mark.parametrize("error", [NodeBroke("x"), RuntimeError("a bug")])
+async def test_a_failure_of_a_call_at_once_lets_the_next_begin(error: Exception) -> None:
+    rig = await busy()
+    waiting = await rig.ask([10])
+    rig.node.gates[0].set_exception(error)
+    await settled()
+    assert rig.tasks[0].exception() is error
+    assert rig.node.calls[CALLS:] == [[[10]]]
+    await rig.node.let(1)
+    await rig.node.let(2)
+    right(waiting, [10])
+    rig.quiet()
+
+
+async def test_limits_are_met_exactly() -> None:
+    """A request of SMALL_TOKENS_MAX is small, and one call takes as many as make MERGED_TOKENS_MAX."""
+    assert MERGED_TOKENS_MAX % SMALL_TOKENS_MAX == 0
+    rig = await busy()
+    full = [[number] * (SMALL_TOKENS_MAX - SPECIALS) for number in range(MERGED_TOKENS_MAX // SMALL_TOKENS_MAX)]
+    tasks = [await rig.ask(ids) for ids in [*full, [9]]]
+    assert len(rig.node.calls) == CALLS
+    await rig.node.let(0)
+    assert rig.node.calls[CALLS:] == [full]
+    await rig.node.let(1)
+    assert rig.node.calls[CALLS + 1 :] == [[[9]]]
+    for gate in (2, 3):
+        await rig.node.let(gate)
+    for task, ids in zip(tasks, [*full, [9]], strict=True):
+        right(task, ids)
+    rig.quiet()
+
+
+async def test_of_a_request_only_the_inputs_of_the_part_are_asked_in_the_parts_order() -> None:
+    rig = await busy()
+    counted = Counted(lengths=[3, 4, 5], ids=[[1], [2, 2], [3, 3, 3]])
+    part = Part("n1", (2, 0), 8, 1.0)
+    cut = asyncio.create_task(rig.link.embed(part, MODEL, counted, "req_1"))
+    await settled()
+    whole = await rig.ask([40])
+    await rig.node.let(0)
+    assert rig.node.calls[CALLS:] == [[[3, 3, 3], [1], [40]]]
+    await rig.node.let(1)
+    await rig.node.let(2)
+    right(cut, [3, 3, 3], [1])
+    right(whole, [40])
+    rig.quiet()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_a_node_does_everybody_gets_the_own_rows_or_what_failed_for_them(seed: int) -> None:
+    """Of a call that failed by the node only those are told whom it was for alone; of a bug, all that it was for."""
+    rig, dice = Rig(), Random(seed)
+    raised: list[tuple[Exception, set[int]]] = []  # and the first ids of all inputs of that call: each is one's own
+
+    async def weather(model: Model, asked: list[list[int]], request_id: str) -> EmbedVectors:
+        assert sum(len(ids) + SPECIALS for ids in asked) <= MERGED_TOKENS_MAX
+        rig.node.calls.append(asked)
+        for _ in range(dice.randrange(12)):
+            await asyncio.sleep(0)
+        owners = {ids[0] for ids in asked}
+        kind = dice.choice([None, None, None, NodeBusy, NodeBroke, NodeUnreachable, WrongAnswer, RuntimeError])
+        if kind is not None:
+            raised.append((kind("x"), owners))
+            raise raised[-1][0]
+        odd = len(owners) > 1 and dice.random() < 0.2
+        tokens = sum(len(ids) + SPECIALS for ids in asked)
+        return EmbedVectors(tokens + odd, b"".join(map(row, asked)))
+
+    rig.node.embed_ids = weather  # type: ignore[method-assign]
+
+    async def one(owner: int) -> None:
+        inputs = [[owner, *dice.choices(range(99), k=dice.randrange(150))] for _ in range(dice.randint(1, 3))]
+        for _ in range(dice.randrange(200)):
+            await asyncio.sleep(0)
+        lengths = [len(ids) + SPECIALS for ids in inputs]
+        part = Part("n1", tuple(range(len(inputs))), sum(lengths), 1.0)
+        model = OTHER if dice.random() < 0.1 else MODEL
+        task = asyncio.create_task(rig.link.embed(part, model, Counted(lengths=lengths, ids=inputs), "req_1"))
+        if dice.random() < 0.2:
+            for _ in range(dice.randrange(30)):
+                await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait([task])
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            right(task, *inputs)
+            return
+        (owners,) = [owners for each, owners in raised if each is error]
+        assert owner in owners
+        assert owners == {owner} or isinstance(error, RuntimeError)
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(one(owner) for owner in range(1_000, 1_150)))
+    await settled()
+    assert max(len({ids[0] for ids in call}) for call in rig.node.calls) > 3
     rig.quiet()
 
 
