@@ -23,12 +23,16 @@ FIELDS_MAX = 64  # an SDK sends twenty
 AFTER_BYTES_MAX = 64 * 1024  # of further requests, sent before this one is answered; then we stop reading
 LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
 
-FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[!-~](?:[\t -~]*[!-~])?)?)[ \t]*")
+FIELD = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+((?:[!-~](?:[\t -~]*[!-~])?)?)[ \t]*"
+)  # `*+`: or 8 kB of spaces take a second
 SEEN_MAX, SEEN_BYTES_MAX = 2_048, 256  # lines of heads that are remembered: nearly all of a client's are the same again
 LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
 JSON = re.compile(r"application/json(?:; ?charset=utf-8)?", re.IGNORECASE)
-OTHER_WAYS = frozenset(("transfer-encoding", "content-encoding", "expect", "upgrade", "trailer", "te"))
-"""Fields that ask for more than the lane does."""
+OTHER_WAYS = frozenset(
+    "transfer-encoding content-encoding expect upgrade trailer te proxy-connection sec-websocket-key1".split()
+)
+"""Fields that ask for more than the lane does, or mean something of their own to the general server."""
 
 Explain = Callable[[Exception, str], Failure]
 """What the caller is told of what a handler raised, and in the reply to which request id. A bug of ours is counted."""
@@ -119,6 +123,7 @@ class LaneExchange:
         self._after = b""
         self._whole: asyncio.Future[None] | None = None  # `body` waits for it
         self._drained: asyncio.Future[None] | None = None  # `deliver` waits for it
+        self._replied = False  # or has begun to
         self._answered = False
         self._last = False  # on this connection
         self._timer: asyncio.TimerHandle | None = None
@@ -140,6 +145,7 @@ class LaneExchange:
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
     async def deliver(self, reply: Reply) -> None:
+        self._replied = True
         await self._write(json_response(200, self.request_id, reply.headers, reply.body))
 
     # -- for the connection
@@ -186,6 +192,9 @@ class LaneExchange:
             return
         except Exception as error:  # noqa: BLE001 - explained to the caller, and counted where it is a bug of ours
             failure = self._explain(error, self.request_id)
+            if self._replied:  # a second answer would be taken for that to the next request
+                self._break_off()
+                return
             self._last = self._last or isinstance(failure, RequestTimeout)
             try:
                 await self._write(failure_bytes(failure, self.request_id, close=self._last))
@@ -194,7 +203,8 @@ class LaneExchange:
                 return
         self._answered = True
         self._chunks.clear()
-        if self._missing and not self._last:
+        if self._missing and not self._transport.is_closing():
+            self._give_back()
             self._timer = self._loop.call_later(LINGER_S, self._break_off)
         else:
             self._end()
@@ -205,13 +215,14 @@ class LaneExchange:
         self._transport.write(data)
         if self._transport.get_write_buffer_size():
             self._drained = self._loop.create_future()
-            late = self._loop.call_later(WRITE_REPLY_S, self._transport.abort)
+            late = self._loop.call_later(WRITE_REPLY_S, self._reply_is_late)
             try:
                 await self._drained
             finally:
                 late.cancel()
-            if self._transport.is_closing() or self._transport.get_write_buffer_size():
-                raise ConnectionResetError("the caller went before the reply's last byte was sent")
+        # A write that has failed leaves nothing in the buffer, and closes.
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
+            raise ConnectionResetError("the caller went before the reply's last byte was sent")
 
     def _all_is_here(self) -> None:
         if self._whole is not None and not self._whole.done():
@@ -223,6 +234,11 @@ class LaneExchange:
         if self._whole is not None and not self._whole.done():
             self._whole.set_exception(RequestTimeout(f"The request's body did not arrive within {BODY_S:.0f} s."))
 
+    def _reply_is_late(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_exception(ConnectionResetError("the caller did not read the reply in time"))
+        self._transport.abort()
+
     def _break_off(self) -> None:
         self._transport.abort()
         self._end()
@@ -230,11 +246,14 @@ class LaneExchange:
     def _end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._lane.bodies.give_back(self._length)
-        self._length = 0
+        self._give_back()
         if self._last:
             self._transport.close()
         self._on_end(self._after)
+
+    def _give_back(self) -> None:
+        self._lane.bodies.give_back(self._length)
+        self._length = 0
 
 
 def begin(

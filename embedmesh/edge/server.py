@@ -316,7 +316,8 @@ async def deliver(request: web.BaseRequest, response: web.Response, deadline_s: 
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("the caller did not read the reply in time") from None
-    if request.transport is None or request.transport.get_write_buffer_size() > 0:
+    transport = request.transport  # one that is closing has failed to write
+    if transport is None or transport.is_closing() or transport.get_write_buffer_size() > 0:
         raise ConnectionResetError("the caller went before the reply's last byte was sent")
 
 

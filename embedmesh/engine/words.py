@@ -11,9 +11,10 @@ from itertools import chain
 import msgspec
 from tokenizers import Tokenizer
 
-WORDS_MAX = 32_768  # in each of two generations; some 10 MB in all, and more than anybody's active vocabulary
+WORDS_MAX = 32_768  # in each of two generations; 20 MB of prose in all, and 100 MB of the worst there is
 LEARNT_MAX = 4_096  # of one text; who sends more new words than that sends no prose
 WORD_CHARS_MAX = 64  # longer ones come once
+WORD_TOKENS_MAX = 16  # so do words of more tokens, which would take ten times the memory of others
 
 PLAIN = re.compile(r"[\t\n\r -~]*")  # its white space is what `str.split` and BERT's normalizer both take for it
 
@@ -69,7 +70,9 @@ class Words:
             return known
         if len(self._young) + len(known) > WORDS_MAX:
             self._young, self._old = {}, self._young
-        self._young |= {word: ids for word, ids in known.items() if len(word) <= WORD_CHARS_MAX}
+        self._young |= {
+            word: ids for word, ids in known.items() if len(word) <= WORD_CHARS_MAX and len(ids) <= WORD_TOKENS_MAX
+        }
         return known
 
     def _find(self, words: list[str]) -> dict[str, tuple[int, ...]]:

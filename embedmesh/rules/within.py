@@ -25,9 +25,9 @@ class within:
         self._task, self._cancelling, self._late = task, task.cancelling(), False
         watch = _watches.get(loop)
         if watch is None:
-            watch = _watches[loop] = _Watch(loop)
+            watch = _watches[loop] = _Watch()
         self._watch = watch
-        self._tick = watch.add(self, self._seconds)
+        self._tick = watch.add(self, self._seconds, loop)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -43,43 +43,41 @@ class within:
 
 
 class _Watch:
-    """The deadlines of one event loop, by the tick at which they are due."""
+    """The deadlines of one event loop, by the tick at which they are due. Holds nothing that would keep the loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._time = loop.time
-        self._call_later = loop.call_later
+    def __init__(self) -> None:
         self._due: dict[int, set[within]] = {}
         self._next = 0  # the tick at which the timer comes; 0 while there is none
 
-    def add(self, one: within, seconds: float) -> int:
-        now = self._time()
+    def add(self, one: within, seconds: float, loop: asyncio.AbstractEventLoop) -> int:
+        now = loop.time()
         tick = int((now + seconds) / TICK_S) + 1
         due = self._due.get(tick)
         if due is None:
             due = self._due[tick] = set()
         due.add(one)
         if not self._next or tick < self._next:
-            self._wake_at(tick, now)
+            self._wake_at(tick, now, loop)
         return tick
 
     def drop(self, one: within, tick: int) -> None:
         if (due := self._due.get(tick)) is not None:
             due.discard(one)
 
-    def _wake_at(self, tick: int, now: float) -> None:
+    def _wake_at(self, tick: int, now: float, loop: asyncio.AbstractEventLoop) -> None:
         self._next = tick
-        self._call_later(max(tick * TICK_S - now, 0.0), self._wake, tick)
+        loop.call_later(max(tick * TICK_S - now, 0.0), self._wake, tick, loop)
 
-    def _wake(self, tick: int) -> None:
+    def _wake(self, tick: int, loop: asyncio.AbstractEventLoop) -> None:
         if tick != self._next:
             return  # an earlier one took its place
-        now = self._time()
+        now = loop.time()
         for passed in [each for each, due in self._due.items() if each * TICK_S <= now or not due]:
             for one in self._due.pop(passed):
                 one.end()
         self._next = 0
         if self._due:
-            self._wake_at(min(self._due), now)
+            self._wake_at(min(self._due), now, loop)
 
 
 _watches: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch] = WeakKeyDictionary()

@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -10,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import BPE, WordPiece
-from tokenizers.normalizers import BertNormalizer, Lowercase
+from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
+from tokenizers.normalizers import BertNormalizer, Lowercase, Sequence
 from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
 
 from embedmesh.engine import words as module
 from embedmesh.engine.tokens import ModelTokenizer
-from embedmesh.engine.words import LEARNT_MAX, WORD_CHARS_MAX, WORDS_MAX, Words, words_of
+from embedmesh.engine.words import LEARNT_MAX, WORD_CHARS_MAX, WORD_TOKENS_MAX, WORDS_MAX, Words, words_of
 from tests.data import find_model_folder
 
 PIECES = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", "un", "##believ", "##able", "river", "##s", "don", "'", "t"]
@@ -52,14 +53,14 @@ def whole(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("make", [tiny, real])
-def test_ids_of_random_texts_are_the_tokenizers(make: object) -> None:
+def test_ids_of_random_texts_are_the_tokenizers(make: Callable[[], Tokenizer]) -> None:
     """Of fragments in any order, with and without white space between them."""
-    tokenizer = make()  # type: ignore[operator]
+    tokenizer = make()
     words = words_of(tokenizer)
     assert words is not None
     dice = Random(7)
     known = [*FRAGMENTS, *map(chr, range(32, 127))]
-    for _ in range(4_000):
+    for _ in range(2_500):
         text = "".join(dice.choices(known, k=dice.randint(0, 14)))
         ids = words.ids(text)
         assert ids is None if "é" in text else ids == whole(tokenizer, text), text
@@ -74,6 +75,67 @@ def test_whatever_is_given_it_is_right_or_left_to_the_tokenizer(text: str) -> No
 
 TINY = tiny()
 SHARED = Words(TINY)
+
+
+NASTY = [
+    "",
+    " ",
+    "\t\n\r \r\n",
+    "[MASK]",
+    "[MASK][MASK] [MASK]",
+    "un[MASK]able",
+    " [MASK] ",
+    "river\t[MASK]\nriver  [MASK]  un[SEP] [SEP]un",
+    "[mask] [ MASK ] [MASK",
+    "## ##s s## river##s # ###",
+    "don't ... (river), a-b_c/d~e^f`g",
+    string.printable[:95],
+    "a" * 100,
+    "a" * 101,
+    "a" * 101 + "." + "b" * 100 + " river",
+    "river " * 3_000,
+    "x" * 20_000,
+    " " * 20_000 + "rivers",
+    "<mask> x<mask><mask> <mask>\n<mask>y <MASK>",
+]
+
+
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+@pytest.mark.parametrize("make", [tiny, real])
+def test_nasty_texts_have_the_tokenizers_ids(make: Callable[[], Tokenizer], text: str) -> None:
+    """When they are new, among others, and when they are remembered."""
+    tokenizer = make()
+    words = words_of(tokenizer)
+    assert words is not None
+    for given_text in (text, text, f"un {text} river", f"x{text}\ty"):
+        assert words.ids(given_text) == whole(tokenizer, given_text)
+
+
+@given(st.text(alphabet=[*map(chr, range(32, 127)), "\t", "\n", "\r"]))
+def test_any_printable_ascii_is_known_word_by_word(text: str) -> None:
+    assert SHARED.ids(text) == whole(TINY, text)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"lstrip": True}, {"single_word": True}, {"normalized": True}, {"normalized": True, "lstrip": True}],
+    ids=str,
+)
+def test_added_tokens_of_any_kind_belong_to_their_word(how: dict[str, bool]) -> None:
+    tokenizer = tiny()
+    tokenizer.add_tokens([AddedToken("<mask>", **({"normalized": False} | how))])
+    words = words_of(tokenizer)
+    assert words is not None
+    dice = Random(11)
+    for _ in range(1_000):
+        text = "".join(dice.choices(["<mask>", "<MASK>", "<mask", " ", "\n", "river", "un", "[MASK]", "."], k=8))
+        assert words.ids(text) == whole(tokenizer, text), text
+
+
+def test_an_added_token_that_takes_in_the_space_behind_it_is_left_to_the_tokenizer() -> None:
+    tokenizer = tiny()
+    tokenizer.add_tokens([AddedToken("<mask>", rstrip=True)])
+    assert words_of(tokenizer) is None
 
 
 @pytest.mark.parametrize("character", ["\0", "\x0b", "\x0c", "\x1c", "\x7f", "\xa0", "é", "\u200b", "日"])
@@ -107,20 +169,56 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WORDS_MAX > LEARNT_MAX
 
 
-def test_long_words_and_texts_of_new_words_are_not_remembered() -> None:
+def test_many_new_words_do_not_fill_the_memory() -> None:
+    """At the limits that we ship: each generation is made anew more than once."""
     words = Words(TINY)
-    text = " ".join(["x" * WORD_CHARS_MAX, "y" * (WORD_CHARS_MAX + 1)])
-    assert words.ids(text) == whole(TINY, text)
-    assert list(words._young) == ["x" * WORD_CHARS_MAX]
+    made_anew = 0
+    for start in range(0, 3 * WORDS_MAX, LEARNT_MAX - 1):
+        before = words._old
+        words.ids(" ".join(["river", *(str(number) for number in range(start, start + LEARNT_MAX - 1))]))
+        made_anew += words._old is not before
+        assert max(len(words._young), len(words._old)) <= WORDS_MAX
+        assert "river" in words._young
+    assert made_anew >= 2
+    assert words.ids("river rivers 7") == whole(TINY, "river rivers 7"), "the last one had been forgotten"
+
+
+def test_what_is_used_of_the_old_generation_comes_into_the_young_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not looked up in the tokenizer again."""
+    monkeypatch.setattr(module, "WORDS_MAX", 4)
+    words = Words(TINY)
+    words.ids("river un")
+    words.ids("a b c")
+    assert (set(words._young), set(words._old)) == ({"a", "b", "c"}, {"river", "un"})
+    monkeypatch.setattr(words, "_find", lambda missing: {} if not missing else pytest.fail(f"{missing} were known"))
+    assert words.ids("river a") == whole(TINY, "river a")
+    assert "river" in words._young
+
+
+def test_long_words_and_texts_of_new_words_are_not_remembered() -> None:
+    """A word is long by its letters or by its tokens; a number that is not in the vocabulary is one token."""
+    words = Words(TINY)
+    unknown = "1" * WORD_CHARS_MAX
+    text = " ".join(["%" * WORD_TOKENS_MAX, "%" * (WORD_TOKENS_MAX + 1), unknown, unknown + "1"])
+    for _ in range(2):
+        assert words.ids(text) == whole(TINY, text)
+        assert set(words._young) == {"%" * WORD_TOKENS_MAX, unknown}
     many = " ".join(f"w{each}" for each in range(LEARNT_MAX + 1))
     assert words.ids(many) == whole(TINY, many)
-    assert len(words._young) == 1
+    assert len(words._young) == 2
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"model": BPE()}, {"normalizer": Lowercase()}, {"pre_tokenizer": Whitespace()}],
-    ids=["BPE", "another normalizer", "another cut"],
+    [
+        {"model": BPE()},
+        {"model": Unigram()},
+        {"model": WordLevel({"[UNK]": 0}, unk_token="[UNK]")},
+        {"normalizer": Lowercase()},
+        {"normalizer": Sequence([BertNormalizer()])},
+        {"pre_tokenizer": Whitespace()},
+    ],
+    ids=["BPE", "Unigram", "whole words", "another normalizer", "several normalizers", "another cut"],
 )
 def test_other_tokenizers_are_left_alone(changed: dict[str, object]) -> None:
     assert words_of(tiny(**changed)) is None

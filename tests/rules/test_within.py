@@ -1,15 +1,19 @@
 """A coarse deadline ends what takes too long, and nothing else."""
 
 import asyncio
+import gc
 import time
+import weakref
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from embedmesh.rules import within as module
 from embedmesh.rules.within import TICK_S, within
 
-pytestmark = pytest.mark.asyncio
-
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 LATE_S = 0.25  # a busy machine; a quiet one is two ticks late
 
 
@@ -33,6 +37,25 @@ async def test_it_ends_what_takes_too_long_and_not_earlier() -> None:
         await sleeps(5, 0.1)
     assert 0.1 <= time.monotonic() - began < 0.1 + LATE_S
     assert kept() == 0
+
+
+@LOOPS
+def test_it_is_at_most_two_ticks_late(new_loop: NewLoop) -> None:
+    """The best of some: what a busy machine adds is not its own."""
+
+    async def lateness() -> float:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await sleeps(5, 0.03)
+        return time.monotonic() - began - 0.03
+
+    async def some() -> list[float]:
+        return [await lateness() for _ in range(6)]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        late = runner.run(some())
+    assert min(late) >= -0.001  # uvloop's clock has milliseconds
+    assert min(late) <= 2 * TICK_S
 
 
 async def test_what_ends_before_is_left_alone() -> None:
@@ -92,3 +115,104 @@ async def test_a_sooner_deadline_does_not_wait_for_a_later_one() -> None:
         await sleeps(5, 0.05)
     assert time.monotonic() - began < 0.05 + LATE_S
     await slow
+
+
+@LOOPS
+def test_of_many_none_ends_early_and_nothing_is_kept(new_loop: NewLoop) -> None:
+    async def one(number: int) -> None:
+        within_s = 0.02 + number % 7 * 0.015
+        began = time.monotonic()
+        if number % 2:
+            with pytest.raises(TimeoutError):
+                await sleeps(5, within_s)
+            assert time.monotonic() - began >= within_s - 0.001
+        else:
+            await sleeps(0, within_s)
+
+    async def many() -> None:
+        await asyncio.gather(*map(one, range(200)))
+        await asyncio.sleep(4 * TICK_S)
+        watch = module._watches[asyncio.get_running_loop()]
+        assert (watch._due, watch._next) == ({}, 0)
+        assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(many())
+
+
+async def test_what_ends_early_leaves_its_place_when_the_timer_next_comes() -> None:
+    """Under load each tick has deadlines that nobody waits for any more."""
+    for number in range(50):
+        await sleeps(0, 0.02 + number * TICK_S)
+    await asyncio.sleep(4 * TICK_S)
+    watch = module._watches[asyncio.get_running_loop()]
+    assert not watch._due
+
+
+async def test_two_that_pass_at_one_time_end_as_the_outer_one() -> None:
+    inner_ended = False
+    with pytest.raises(TimeoutError), within(0.03):
+        with within(0.03):
+            await asyncio.sleep(5)
+        inner_ended = True
+    task = asyncio.current_task()
+    assert task is not None
+    assert (inner_ended, task.cancelling()) == (False, 0)
+    await asyncio.sleep(3 * TICK_S)  # nothing comes later
+
+
+async def test_what_is_raised_inside_is_what_is_raised() -> None:
+    with pytest.raises(KeyError), within(5):
+        raise KeyError
+    with pytest.raises(KeyError), within(0.02):
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            raise KeyError from None
+    task = asyncio.current_task()
+    assert task is not None and task.cancelling() == 0
+    assert kept() == 0
+
+
+async def test_a_time_that_is_over_ends_the_first_wait() -> None:
+    for seconds in (0.0, -1.0):
+        with pytest.raises(TimeoutError):
+            await sleeps(5, seconds)
+        with within(seconds):
+            pass
+
+
+async def test_it_goes_together_with_the_standard_one() -> None:
+    with within(5), pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.03):
+            await asyncio.sleep(5)
+    async with asyncio.timeout(5):
+        with pytest.raises(TimeoutError):
+            await sleeps(5, 0.03)
+
+
+@LOOPS
+def test_each_loop_has_its_own_and_is_not_kept(new_loop: NewLoop) -> None:
+    """One after another, and with a deadline that has not passed when the loop ends."""
+
+    async def use() -> "weakref.ref[asyncio.AbstractEventLoop]":
+        with pytest.raises(TimeoutError):
+            await sleeps(5, 0.02)
+        await sleeps(0, 60)
+        return weakref.ref(asyncio.get_running_loop())
+
+    loops = []
+    for _ in range(2):
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            loops.append(runner.run(use()))
+        del runner
+    gc.collect()
+    assert [each() for each in loops] == [None, None]
+
+
+def test_two_loops_that_take_turns_do_not_disturb_each_other() -> None:
+    with asyncio.Runner() as one, asyncio.Runner() as other:
+        for runner in (one, other, one, other):
+            with pytest.raises(TimeoutError):
+                runner.run(sleeps(5, 0.02))
+            runner.run(sleeps(0, 0.02))
