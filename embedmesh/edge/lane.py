@@ -29,9 +29,8 @@ FIELD = re.compile(
 SEEN_MAX, SEEN_BYTES_MAX = 2_048, 256  # lines of heads that are remembered: nearly all of a client's are the same again
 LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
 JSON = re.compile(r"application/json(?:; ?charset=utf-8)?", re.IGNORECASE)
-OTHER_WAYS = frozenset(
-    "transfer-encoding content-encoding expect upgrade trailer te proxy-connection sec-websocket-key1".split()
-)
+FRAMING = frozenset(("transfer-encoding", "content-encoding", "expect", "upgrade", "trailer", "te"))
+OTHER_WAYS = FRAMING | {"proxy-connection", "sec-websocket-key1"}
 """Fields that ask for more than the lane does, or mean something of their own to the general server."""
 
 Explain = Callable[[Exception, str], Failure]
