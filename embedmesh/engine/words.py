@@ -7,6 +7,7 @@ join and drop characters, so other texts are left to the tokenizer. A word costs
 import re
 from collections.abc import Iterable
 from itertools import chain
+from threading import Lock
 
 import msgspec
 from tokenizers import Tokenizer
@@ -42,6 +43,7 @@ class Words:
         self._encode = tokenizer.encode
         self._young: dict[str, tuple[int, ...]] = {}
         self._old: dict[str, tuple[int, ...]] = {}
+        self._changing = Lock()  # long texts are counted in threads; who only looks up needs none
 
     def ids(self, text: str) -> list[int] | None:
         """Token ids of a text, special tokens aside; None for a text that has to be looked at as a whole."""
@@ -68,11 +70,11 @@ class Words:
         known |= self._find(missing)
         if len(known) > LEARNT_MAX:
             return known
-        if len(self._young) + len(known) > WORDS_MAX:
-            self._young, self._old = {}, self._young
-        self._young |= {
-            word: ids for word, ids in known.items() if len(word) <= WORD_CHARS_MAX and len(ids) <= WORD_TOKENS_MAX
-        }
+        kept = {word: ids for word, ids in known.items() if len(word) <= WORD_CHARS_MAX and len(ids) <= WORD_TOKENS_MAX}
+        with self._changing:
+            if len(self._young) + len(kept) > WORDS_MAX:
+                self._young, self._old = {}, self._young
+            self._young.update(kept)
         return known
 
     def _find(self, words: list[str]) -> dict[str, tuple[int, ...]]:
@@ -98,4 +100,6 @@ def words_of(tokenizer: Tokenizer) -> Words | None:
         return None
     if any(token.rstrip or token.content.split() != [token.content] for token in saved.added_tokens):
         return None  # one that takes in white space is found before any cut
+    if not all(tokenizer.normalizer.normalize_str(token.content) for token in saved.added_tokens):
+        return None  # one of which nothing is left may be found anywhere, white space too
     return Words(tokenizer)

@@ -2,6 +2,7 @@
 
 import json
 import string
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from embedmesh.engine import words as module
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.engine.words import LEARNT_MAX, WORD_CHARS_MAX, WORD_TOKENS_MAX, WORDS_MAX, Words, words_of
 from tests.data import find_model_folder
+from tests.engine.tiny import make_folder
 
 PIECES = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", "un", "##believ", "##able", "river", "##s", "don", "'", "t"]
 SPECIALS = PIECES[:5]
@@ -111,9 +113,17 @@ def test_nasty_texts_have_the_tokenizers_ids(make: Callable[[], Tokenizer], text
         assert words.ids(given_text) == whole(tokenizer, given_text)
 
 
-@given(st.text(alphabet=[*map(chr, range(32, 127)), "\t", "\n", "\r"]))
-def test_any_printable_ascii_is_known_word_by_word(text: str) -> None:
-    assert SHARED.ids(text) == whole(TINY, text)
+@pytest.fixture(scope="module", params=[tiny, real])
+def both(request: pytest.FixtureRequest) -> tuple[Words, Tokenizer]:
+    """What remembers the words of all texts of a test, and the tokenizer itself."""
+    tokenizer = request.param()
+    return Words(tokenizer), tokenizer
+
+
+@given(text=st.text(alphabet=[*map(chr, range(32, 127)), "\t", "\n", "\r"]))
+def test_any_printable_ascii_is_known_word_by_word(both: tuple[Words, Tokenizer], text: str) -> None:
+    words, tokenizer = both
+    assert words.ids(text) == whole(tokenizer, text)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +148,14 @@ def test_an_added_token_that_takes_in_the_space_behind_it_is_left_to_the_tokeniz
     assert words_of(tokenizer) is None
 
 
+@pytest.mark.parametrize("how", [{}, {"lstrip": True}, {"single_word": True}], ids=str)
+def test_an_added_token_of_which_normalizing_leaves_nothing_is_left_to_the_tokenizer(how: dict[str, bool]) -> None:
+    """The tokenizer finds it between any two characters, and takes in white space that belongs to no word."""
+    tokenizer = tiny()
+    tokenizer.add_tokens([AddedToken("\xad", normalized=True, **how)])
+    assert words_of(tokenizer) is None
+
+
 @pytest.mark.parametrize("character", ["\0", "\x0b", "\x0c", "\x1c", "\x7f", "\xa0", "é", "\u200b", "日"])
 def test_other_characters_are_left_to_the_tokenizer(character: str) -> None:
     """Normalizers drop them, join over them, or take them for white space."""
@@ -155,6 +173,32 @@ def test_a_models_ids_are_the_librarys_for_mixed_texts() -> None:
     assert model.ids(texts) == expected
     assert [model.ids([text])[0] for text in texts] == expected
     assert model.ids(texts) == expected, "and again, remembered"
+
+
+def test_a_tiny_models_ids_are_the_librarys_for_mixed_texts(tmp_path: Path) -> None:
+    """Those that are left to the tokenizer come back in their places, one or several, first or last."""
+    folder = make_folder(tmp_path / "tiny")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    model, dice = ModelTokenizer(folder, 48), Random(5)
+    known = [
+        "w1 w2",
+        "W3\tw4",
+        "",
+        " ",
+        "w5\xa0w6",
+        "w7\0",
+        "w8\x0bw9",
+        "\x0c",
+        "w1\x7f",
+        "wé w2",
+        "[SEP] w3",
+        "w" * 101,
+    ]
+    for _ in range(100):
+        texts = dice.choices(known, k=dice.randint(1, 5))
+        assert model.ids(texts) == [whole(tokenizer, text) for text in texts]
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +284,23 @@ def test_two_threads_may_use_it_at_one_time() -> None:
     expected = [whole(TINY, text) for text in texts]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(words.ids, texts * 5)) == expected * 5
+
+
+def test_threads_that_learn_at_one_time_keep_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORDS_MAX", 100)
+    words = Words(TINY)
+
+    def learn(number: int) -> int:
+        text = " ".join(str(each) for each in range(number * 40, number * 40 + 40))
+        assert words.ids(text) == whole(TINY, text)
+        return max(len(words._young), len(words._old))
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            most = max(pool.map(learn, range(2_000)))
+    finally:
+        sys.setswitchinterval(usual)
+    assert most <= 100
+    assert words._young is not words._old
