@@ -125,3 +125,12 @@ async def test_a_key_that_another_body_has_is_a_conflict(clock: Clock, pauses: l
     assert told.value.message == (
         "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
     )
+
+
+async def test_a_twin_that_is_gone_makes_room(clock: Clock, pauses: list[float]) -> None:
+    """Its hold was refused, or it was forgotten: this request takes its place."""
+    ledger = TwinLedger(UNDER_WAY, None, None)
+    held = await hold_money(ledger, CALLER, 7, 30.0, clock, CLAIM)
+    assert isinstance(held, Held)
+    assert [what for what, _ in ledger.asked] == ["hold", "twin", "hold"]
+    assert len(pauses) == 1
