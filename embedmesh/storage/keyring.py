@@ -60,9 +60,9 @@ class KeyRing:
 
     def note_uses_now(self) -> None:
         """With the next batch, if the store takes it."""
-        used, self._used = self._used, {}
-        if not used or not self._writer.healthy():
+        if not self._used or not self._writer.healthy():
             return
+        used, self._used = self._used, {}
         rows = as_rows([{"key_id": key_id, "used_ms": used_ms} for key_id, used_ms in sorted(used.items())])
         write: Change[int] = Change(lambda db, now_ms: db.execute(STATEMENTS["note_use"], rows).rowcount)
         write.outcome.add_done_callback(lambda outcome: outcome.exception())  # nobody waits for it

@@ -12,7 +12,7 @@ import pytest
 
 from embedmesh.edge.merging import CALLS, MERGED_TOKENS_MAX, SMALL_TOKENS_MAX, MergingLink
 from embedmesh.edge.node_client import OwnLink
-from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
+from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Part
@@ -20,6 +20,7 @@ from tests.flow.world import MODEL
 
 SPECIALS = 2
 OTHER = msgspec.structs.replace(MODEL, id="acme/other")
+SERVED = ServedModels([ServedModel(MODEL.id, MODEL.width, MODEL.max_tokens, MODEL.digest, "fp32")])
 BAD = 666  # an id that the node cannot digest
 
 
@@ -35,6 +36,7 @@ class Node:
         self.calls: list[list[list[int]]] = []
         self.gates: list[asyncio.Future[None]] = []
         self.cancelled = 0
+        self.closed = 0
         self.holds = True
         self.spoil: dict[str, Any] = {}
 
@@ -61,10 +63,10 @@ class Node:
         return EmbedVectors(sum(len(ids) + SPECIALS for ids in asked) + extra, rows)
 
     async def served(self) -> ServedModels:
-        return ServedModels([])
+        return SERVED
 
     def close(self) -> None:
-        """Nothing is open."""
+        self.closed += 1
 
     async def let(self, which: int) -> None:
         self.gates[which].set_result(None)
@@ -241,6 +243,14 @@ async def test_closed_it_leaves_nobody_waiting() -> None:
     rig.quiet()
 
 
+async def test_what_a_node_serves_and_its_end_are_the_links_below() -> None:
+    rig = Rig()
+    assert await rig.link.served() is SERVED
+    rig.link.close()
+    assert rig.node.closed == 1
+    rig.quiet()
+
+
 async def test_closed_before_a_call_has_begun_it_leaves_nobody_waiting() -> None:
     """The call's task is cancelled before its first step, and is counted no more."""
     rig = await busy()
@@ -291,6 +301,25 @@ async def test_who_gave_up_while_asked_again_holds_up_nobody() -> None:
     right(second, [20])
     await settled()
     assert (rig.node.cancelled, rig.node.calls[-1]) == (1, [[30]])
+    await rig.node.let(CALLS + 3)
+    right(third, [30])
+    await rig.node.let(1)
+    rig.quiet()
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_does_not_end_the_call() -> None:
+    """Of those that are asked again one gave up, and is answered first: the call counts until the other is answered."""
+    rig = await busy()
+    rig.node.spoil = {"tokens": True}
+    first, second = await rig.ask([10]), await rig.ask([20])
+    await rig.node.let(0)
+    await rig.node.let(CALLS)
+    first.cancel()
+    await rig.node.let(CALLS + 1)
+    third = await rig.ask([30])
+    assert rig.node.calls[CALLS + 1 :] == [[[10]], [[20]]], "there are as many calls as may be"
+    await rig.node.let(CALLS + 2)
+    right(second, [20])
     await rig.node.let(CALLS + 3)
     right(third, [30])
     await rig.node.let(1)

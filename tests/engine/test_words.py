@@ -2,11 +2,12 @@
 
 import json
 import string
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from random import Random
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 from hypothesis import given
@@ -286,21 +287,26 @@ def test_two_threads_may_use_it_at_one_time() -> None:
         assert list(pool.map(words.ids, texts * 5)) == expected * 5
 
 
+class Meeting(dict[str, tuple[int, ...]]):
+    """Who asks how much is in it waits until a second one asks, or for a moment where nobody else may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = Barrier(2)
+
+    def __len__(self) -> int:
+        length = super().__len__()
+        with suppress(BrokenBarrierError):
+            self.both.wait(0.3)
+        return length
+
+
 def test_threads_that_learn_at_one_time_keep_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for the words of either, and not of both."""
     monkeypatch.setattr(module, "WORDS_MAX", 100)
     words = Words(TINY)
-
-    def learn(number: int) -> int:
-        text = " ".join(str(each) for each in range(number * 40, number * 40 + 40))
-        assert words.ids(text) == whole(TINY, text)
-        return max(len(words._young), len(words._old))
-
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            most = max(pool.map(learn, range(2_000)))
-    finally:
-        sys.setswitchinterval(usual)
-    assert most <= 100
-    assert words._young is not words._old
+    words._young = Meeting()
+    texts = [" ".join(str(each) for each in range(start, start + 60)) for start in (100, 200)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(words.ids, texts)) == [whole(TINY, text) for text in texts]
+    assert [len(list(known)) for known in (words._young, words._old)] == [60, 60]

@@ -102,3 +102,19 @@ async def test_a_note_that_could_not_be_written_troubles_nobody(
     await asyncio.sleep(0)
     gc.collect()
     assert told == []
+
+
+async def test_uses_are_kept_while_the_store_takes_no_writes(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are written down once it does again."""
+    _, token = shop.books.keys.create("a", ["embeddings"])
+    found = await store.keys.find(token)
+    assert found is not None
+    with monkeypatch.context() as away:
+        away.setattr(store._writer, "healthy", lambda: False)
+        store.keys.note_uses_now()
+    assert list(store.keys._used) == [found.key_id]
+    store.keys.note_uses_now()
+    await store.drain()
+    assert not store.keys._used
