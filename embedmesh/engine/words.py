@@ -13,7 +13,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 WORDS_MAX = 32_768  # in each of two generations; 20 MB of prose in all, and 100 MB of the worst there is
-LEARNT_MAX = 4_096  # of one text; who sends more new words than that sends no prose
+LEARNT_MAX = 4_096  # different words of a text that has a new one; a text with more of them is no prose
 WORD_CHARS_MAX = 64  # longer ones come once
 WORD_TOKENS_MAX = 16  # so do words of more tokens, which would take ten times the memory of others
 
