@@ -4,7 +4,7 @@ STAGE is one of STAGES, each of which does all that those before it do, or ALONE
 """
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import embedmesh.edge.gateway_app as edge
@@ -14,7 +14,7 @@ from embedmesh.cli import main as cli
 from embedmesh.edge.node_client import OwnLink, Signing
 from embedmesh.edge.wire import Wires
 from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import Outcome, World
+from embedmesh.flow.handle import Outcome, Receive, World
 from embedmesh.flow.respond import respond
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
@@ -56,11 +56,9 @@ class NoLedger:
         pass
 
 
-async def only_forward(
-    world: World, asked: Asked, receive: Callable[[], Awaitable[bytes]], deliver: Deliver
-) -> Outcome:
+async def only_forward(world: World, asked: Asked, receive: Receive, deliver: Deliver) -> Outcome:
     """The body is read and not looked at; the node is asked for one vector, which is not checked."""
-    await receive()
+    await receive("")
     model = world.catalogue.models[0]
     counted = Counted(lengths=[TOKENS], ids=IDS)
     part = Part(node_id="local", places=(0,), tokens=TOKENS, expected_s=1.0)

@@ -13,13 +13,13 @@ from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.lane import Lane
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
-from embedmesh.edge.receive import BodyBudget
+from embedmesh.edge.receive import BodyBudget, Room
 from embedmesh.edge.server import REST, Handler, HttpServer, Routes
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
-from embedmesh.rules.errors import Failure, ModelNotFound, Overloaded
+from embedmesh.rules.errors import Failure, ModelNotFound
 from embedmesh.rules.models import Model
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
@@ -44,10 +44,9 @@ class GatewayApp:
         self._more = more
         self._world = world
         self._registry = registry
-        self._in_flight = 0
-        self._in_flight_max = in_flight_max
+        self._room = Room(in_flight_max)
         self._bodies = bodies
-        self.metrics = Metrics(lambda: {"in_flight": self._in_flight, **gauges()})
+        self.metrics = Metrics(lambda: {"in_flight": self._room.taken, **gauges()})
         self.metrics.registry.register(FleetCollector(registry))
         self._openapi = orjson.dumps(document(__version__))
         self._docs, self._docs_csp = docs_page()
@@ -87,12 +86,14 @@ class GatewayApp:
 
     async def _embed(self, exchange: Exchange) -> None:
         began = self._world.clock.monotonic()
-        self._in_flight += 1
+        self._room.comes()
+        account: str | None = None
         code = "dropped"  # the caller went, or a bug of ours
 
-        async def receive() -> bytes:
-            if self._in_flight > self._in_flight_max:
-                raise Overloaded("This gateway is handling as many requests as it may. Try again shortly.")
+        async def receive(account_id: str) -> bytes:
+            nonlocal account
+            account = account_id
+            self._room.admit(account_id)
             return await exchange.body()
 
         try:
@@ -102,7 +103,7 @@ class GatewayApp:
             code = failure.code
             raise
         finally:
-            self._in_flight -= 1
+            self._room.goes(account)
             self.metrics.ended(code)
         seconds = self._world.clock.monotonic() - began
         self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd, seconds)

@@ -1,6 +1,7 @@
 """A request's body: in time, not too large, not too many at once, and plain JSON by its own word."""
 
 import asyncio
+from collections import Counter
 
 from aiohttp import web
 
@@ -8,6 +9,39 @@ from embedmesh.rules import errors
 
 JSON_TYPE = "application/json"
 BODY_S = 20.0  # 4 MiB in 20 s is 1.7 Mbit/s
+ACCOUNT_SHARE = (
+    4  # times what is free is the most that one account has: alone four fifths, two of them four ninths each
+)
+
+
+class Room:
+    """Requests that are handled at one time. Each `comes` and `goes`; its account is known in between.
+
+    However many one account sends, others find room: dynamic thresholds (Choudhury and Hahne, 1998).
+    """
+
+    def __init__(self, requests_max: int) -> None:
+        self._max = requests_max
+        self.taken = 0
+        self._accounts: Counter[str] = Counter()
+
+    def comes(self) -> None:
+        """Somebody asks."""
+        self.taken += 1
+
+    def admit(self, account_id: str) -> None:
+        """It is this account. Raises Overloaded where it should not go on; it has to be told to go all the same."""
+        self._accounts[account_id] += 1
+        if self._accounts[account_id] > ACCOUNT_SHARE * (self._max - self.taken + 1):
+            raise errors.Overloaded("This gateway is handling as many requests as it may. Try again shortly.")
+
+    def goes(self, account_id: str | None) -> None:
+        """It has ended. None where it was not admitted."""
+        self.taken -= 1
+        if account_id is not None:
+            self._accounts[account_id] -= 1
+            if not self._accounts[account_id]:
+                del self._accounts[account_id]
 
 
 class BodyBudget:

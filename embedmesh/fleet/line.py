@@ -13,10 +13,11 @@ from dataclasses import replace
 
 from embedmesh.fleet.budget import RetryBudget
 from embedmesh.fleet.choose import TIE, Option, Policy, fastest
+from embedmesh.fleet.patience import check_patience
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.spots import Spot, look_at
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, part_tokens_max, stays_whole
-from embedmesh.fleet.waiting import Rest, Waiting, Work
+from embedmesh.fleet.waiting import Rest, Waiting, Work, size_of
 from embedmesh.rules.deadlines import ATTEMPTS_MAX
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, Overloaded
@@ -72,22 +73,23 @@ class Line:
     def serves(self, model: Model) -> bool:
         return bool(self.registry.ready(model.id))
 
-    def expected_s(self, model: Model, tokens: int) -> float | None:
+    def expected_s(self, model: Model, tokens: int, account_id: str) -> float | None:
         nodes = self.registry.ready(model.id)
         if not nodes:
             return None
         now = self._clock.monotonic()
-        waiting = self._waiting[model.id].tokens if model.id in self._waiting else 0
-        if not waiting and tokens <= WHOLE_TOKENS_MAX:
+        waiting = self._waiting.get(model.id)
+        if waiting is None and tokens <= WHOLE_TOKENS_MAX:
             any_s = Spot(nodes[0], now).finish_s(tokens, True)
             if any_s <= SOON_S:
                 return any_s  # no other node's answer would make a difference to anybody
         spots = look_at(nodes, None, now, self._dice)
         alone_s = min(spot.finish_s(tokens, tokens <= WHOLE_TOKENS_MAX) for spot in spots)
-        if not waiting:
+        if waiting is None:
             return alone_s
+        check_patience(waiting, account_id, tokens, spots, len(nodes))
         all_tokens_per_s = sum(spot.tokens_per_s for spot in spots) * len(nodes) / len(spots)
-        return max(alone_s, (waiting + tokens) / all_tokens_per_s)
+        return max(alone_s, (waiting.tokens + tokens) / all_tokens_per_s)
 
     def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Work:
         self._budget.request()
@@ -102,7 +104,7 @@ class Line:
         work.left = True
         waiting = self._waiting.get(work.model_id)
         if work.rests and waiting is not None:
-            waiting.tokens -= work.tokens
+            waiting.remove(work, work.tokens, len(work.rests))
             work.rests.clear()
 
     def ended(self, work: Work, part: Part, failure: NodeFailure | None) -> bool:
@@ -121,7 +123,7 @@ class Line:
         again = not work.left and self._may_try_again(work, part, rest, failure)
         if again:
             waiting = self._waiting.setdefault(work.model_id, Waiting())
-            waiting.tokens += part.tokens
+            waiting.add(work, part.tokens)
             begun = _had_begun(failure)
             tried = Rest(
                 part.places,
@@ -197,6 +199,8 @@ class Line:
         work = Work(
             line=self,
             model_id=model.id,
+            account_id=account_id,
+            size=size_of(tokens),
             lengths=lengths,
             asker=asker,
             whole=stays_whole(tokens, len(lengths), inputs_max),
@@ -207,11 +211,11 @@ class Line:
         )
         idle = waiting is None
         waiting = waiting or Waiting()
-        waiting.tokens += tokens
+        waiting.add(work, tokens)
         if idle and not self._assigning and self._place_at_once(work, nodes, waiting):
             return work
         self._waiting[model.id] = waiting
-        waiting.tag(work, account_id, tokens)
+        waiting.tag(work, tokens)
         waiting.push(work)
         self.assign()
         return work
@@ -271,7 +275,7 @@ class Line:
             part = self._bind(work, rest, spot, tokens_max, now)
             left = rest.places[len(part.places) :]
             work.rests[:1] = [replace(rest, places=left, tokens=rest.tokens - part.tokens)] if left else []
-            waiting.tokens -= part.tokens
+            waiting.remove(work, part.tokens, not left)
             waiting.now = max(waiting.now, work.start_tag)
             work.asker.take(part)
         return 0.0
@@ -340,7 +344,7 @@ class Line:
         return lost or self._budget.take()
 
     def _give_up(self, work: Work, waiting: Waiting) -> None:
-        waiting.tokens -= work.tokens
+        waiting.remove(work, work.tokens, len(work.rests))
         work.rests.clear()
         work.asker.give_up(work.last)
 

@@ -37,6 +37,10 @@ class Spot:
         before_s = self._small_s if small else self._bulk_s
         return before_s + self._fixed_s + tokens * self._per_token_s + self._penalty_s
 
+    def work_s(self, parts: int, tokens: int) -> float:
+        """How long it works on so many parts with so many tokens in all."""
+        return parts * self._fixed_s + tokens * self._per_token_s
+
     @property
     def room_in_s(self) -> float:
         """When a large part may be sent next, if all goes as expected."""

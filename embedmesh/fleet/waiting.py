@@ -52,6 +52,8 @@ class Work:
 
     line: Keeper
     model_id: str
+    account_id: str
+    size: int  # see `size_of`
     lengths: Sequence[int]
     asker: Asker
     whole: bool  # whether one node gets all of it
@@ -93,6 +95,14 @@ class Work:
         return not (self.needs_texts if node.reads_ids else self.needs_ids)
 
 
+@dataclass(slots=True)
+class Backlog:
+    """What one account has in line."""
+
+    rests: int = 0
+    tokens: int = 0
+
+
 class Waiting:
     """One model's line."""
 
@@ -101,12 +111,42 @@ class Waiting:
         self.tokens = 0
         self.now = 0.0  # how far the line has come: the largest start tag that was served
         self._flows: dict[tuple[str, int], float] = {}  # the finish tag of the last request of each
+        self._backlogs: dict[str, dict[int, Backlog]] = {}  # by account and size; none that is empty
 
-    def tag(self, work: Work, account_id: str, tokens: int) -> None:
+    def add(self, work: Work, tokens: int) -> None:
+        """One rest of a request waits."""
+        self.tokens += tokens
+        backlog = self._backlogs.setdefault(work.account_id, {}).setdefault(work.size, Backlog())
+        backlog.rests += 1
+        backlog.tokens += tokens
+
+    def remove(self, work: Work, tokens: int, rests: int) -> None:
+        """So many of its tokens, and of its rests, wait no more."""
+        self.tokens -= tokens
+        sizes = self._backlogs[work.account_id]
+        backlog = sizes[work.size]
+        backlog.rests -= rests
+        backlog.tokens -= tokens
+        if not backlog.rests:
+            del sizes[work.size]
+            if not sizes:
+                del self._backlogs[work.account_id]
+
+    def ahead_of(self, account_id: str, tokens: int) -> Backlog:
+        """What an account has in line that a request of so many tokens more would not pass."""
+        size = size_of(tokens)
+        before = [each for other, each in self._backlogs.get(account_id, {}).items() if other <= size]
+        return Backlog(sum(each.rests for each in before), sum(each.tokens for each in before))
+
+    def accounts_with(self, account_id: str) -> int:
+        """How many accounts have something in line, once this one has."""
+        return len(self._backlogs) + (account_id not in self._backlogs)
+
+    def tag(self, work: Work, tokens: int) -> None:
         """A new request's place in the order."""
         if len(self._flows) >= FLOWS_MAX:
             self._flows = {flow: tag for flow, tag in self._flows.items() if tag > self.now}
-        flow = (account_id, _digits(tokens))
+        flow = (work.account_id, work.size)
         work.start_tag = max(self.now, self._flows.get(flow, 0.0))
         work.finish_tag = self._flows[flow] = work.start_tag + REQUEST_TOKENS + tokens
 
@@ -119,7 +159,8 @@ class Waiting:
         return heapq.heappop(self.heap)[2]
 
 
-def _digits(tokens: int) -> int:
+def size_of(tokens: int) -> int:
+    """Requests of the same are of like size."""
     digits = 0
     while tokens:
         tokens //= FLOW_BASE

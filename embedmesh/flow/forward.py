@@ -29,12 +29,12 @@ from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share,
 from embedmesh.rules.within import within
 
 
-def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
+def time_allowed_s(model: Model, tokens: int, account_id: str, fleet: Fleet) -> float:
     """Seconds that a request may take from now on, all attempts together. Decided once: its hold lasts as long.
 
-    Raises NoNodeAvailable: with nobody to ask there is nothing to hold money for.
+    Raises NoNodeAvailable, with nobody to ask there is nothing to hold money for; or Overloaded.
     """
-    expected_s = fleet.expected_s(model, tokens)
+    expected_s = fleet.expected_s(model, tokens, account_id)
     if expected_s is None:
         raise _told_to_caller(None)
     return request_s(expected_s)

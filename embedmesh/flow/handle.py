@@ -42,6 +42,9 @@ from embedmesh.rules.ports import (
 EMBED_SCOPE = "embeddings"
 REPLAYED = {"idempotent-replayed": "true"}
 
+Receive = Callable[[str], Awaitable[bytes]]
+"""The body of a request of this account. Raises Overloaded where there is no room for it."""
+
 
 class World(msgspec.Struct, frozen=True):
     """Everything outside that the story touches. `hash_user` keys and hashes the member `user`, `claim_of` an
@@ -93,12 +96,12 @@ class _Request(NamedTuple):
     claim: Claim | None
 
 
-async def handle(world: World, asked: Asked, receive: Callable[[], Awaitable[bytes]], deliver: Deliver) -> Outcome:
+async def handle(world: World, asked: Asked, receive: Receive, deliver: Deliver) -> Outcome:
     """Answer one request. Raises a Failure that the edge turns into the envelope; then nothing was charged."""
     began = world.clock.monotonic()
     caller = await identify(asked.authorization, world.keys, EMBED_SCOPE)
     await world.allowances.take_request(caller)
-    body = await receive()
+    body = await receive(caller.account_id)
     call, model = validate(body, world.catalogue)
     may_use(caller, model)
     counted = await count(call, model, world.tokenizers.get(model.id), world.cl100k)
@@ -142,7 +145,7 @@ async def _work(world: World, request: _Request) -> Done:
     """Hold the money, have the inputs embedded and write the reply; or find one that was kept. Raises a Failure."""
     _, caller, call, model, counted, claim = request
     price = world.prices.of(model, caller.account_id)
-    within_s = time_allowed_s(model, counted.tokens, world.fleet)
+    within_s = time_allowed_s(model, counted.tokens, caller.account_id, world.fleet)
     until = world.clock.monotonic() + within_s
     bound = cost_nanousd(counted.tokens, price)
     held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim)

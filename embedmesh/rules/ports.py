@@ -229,8 +229,11 @@ class Fleet(Protocol):
         """Whether a live node serves the model now."""
         ...
 
-    def expected_s(self, model: Model, tokens: int) -> float | None:
-        """Seconds until a request of so many tokens would be done, behind all that waits; None without a node."""
+    def expected_s(self, model: Model, tokens: int, account_id: str) -> float | None:
+        """Seconds until a request of so many tokens would be done, behind all that waits; None without a node.
+
+        Raises Overloaded where too much of the account's is waiting already.
+        """
         ...
 
     def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Place:

@@ -28,7 +28,7 @@ async def ask(
     """The reply; ConnectionResetError where it was `lost` on its way."""
     delivered: list[Reply] = []
 
-    async def receive() -> bytes:
+    async def receive(account_id: str) -> bytes:
         return body
 
     async def deliver(reply: Reply) -> None:
@@ -328,7 +328,7 @@ async def test_the_rate_is_looked_at_before_the_body_and_tokens_before_money() -
         await ask(world, b'{"model":"tiny","input":["abcde","abcde"]}', api_key=METERED_KEY)
     await ask(world, api_key=METERED_KEY)
 
-    async def receive() -> bytes:
+    async def receive(account_id: str) -> bytes:
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:

@@ -18,7 +18,7 @@ COST = 8  # five tokens at 1.5 nano-USD each, rounded up
 async def ask(world: World, body: bytes = BODY, key: str | None = GOOD_KEY, *, deliver=None) -> list[Reply]:
     delivered: list[Reply] = []
 
-    async def receive() -> bytes:
+    async def receive(account_id: str) -> bytes:
         return body
 
     async def take(reply: Reply) -> None:
@@ -41,7 +41,7 @@ async def test_a_good_request_is_held_answered_delivered_and_then_charged() -> N
 
 @pytest.mark.parametrize("key", [None, "", "em_unknown", "x" * 600, "em good"])
 async def test_a_wrong_key_is_refused_before_the_body_is_read(key: str | None) -> None:
-    async def receive() -> bytes:
+    async def receive(account_id: str) -> bytes:
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:
@@ -51,7 +51,7 @@ async def test_a_wrong_key_is_refused_before_the_body_is_read(key: str | None) -
 
 @pytest.mark.parametrize("header", ["em_good", "Basic em_good", "Bearer", "Bearer  ", "em_good Bearer"])
 async def test_only_a_bearer_header_identifies(header: str) -> None:
-    async def receive() -> bytes:
+    async def receive(account_id: str) -> bytes:
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure, match="missing or not valid"):
