@@ -81,7 +81,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         bool, Meta(description="Ask an idle second node where a short request takes far longer than it should.")
     ] = False
     in_flight_max: Annotated[
-        int, Meta(description="Requests handled at one time; more get a 503 at once.", ge=1, le=65_536)
+        int,
+        Meta(
+            description="Requests handled at one time, by one account four fifths of them; more get a 503 at once.",
+            ge=1,
+            le=65_536,
+        ),
     ] = 1_024
     body_bytes_total_max: Annotated[
         int, Meta(description="Bytes of request bodies held in memory at one time; more get a 503.", ge=BODY_BYTES_MAX)

@@ -86,15 +86,15 @@ class GatewayApp:
 
     async def _embed(self, exchange: Exchange) -> None:
         began = self._world.clock.monotonic()
-        self._room.comes()
-        account: str | None = None
+        account = ""
         code = "dropped"  # the caller went, or a bug of ours
 
         async def receive(account_id: str) -> bytes:
             nonlocal account
+            body = await exchange.body()  # before there is room for it: bodies that never end would fill it
+            self._room.enter(account_id)
             account = account_id
-            self._room.admit(account_id)
-            return await exchange.body()
+            return body
 
         try:
             outcome = await handle(self._world, _asked(exchange), receive, exchange.deliver)
@@ -103,7 +103,8 @@ class GatewayApp:
             code = failure.code
             raise
         finally:
-            self._room.goes(account)
+            if account:
+                self._room.leave(account)
             self.metrics.ended(code)
         seconds = self._world.clock.monotonic() - began
         self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd, seconds)

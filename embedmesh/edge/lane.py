@@ -110,15 +110,16 @@ class LaneExchange:
     def __init__(
         self, lane: Lane, transport: asyncio.Transport, head: Head, explain: Explain, on_end: Callable[[bytes], None]
     ) -> None:
-        """`on_end` is told, once this is over, of the bytes that came after it. Takes the body's room at once."""
-        lane.bodies.take(head.length)
+        """`on_end` is told, once this is over, of the bytes that came after it."""
         self._lane = lane
         self._transport = transport
         self._explain = explain
         self._on_end = on_end
         self._fields = head.fields
-        self._length = self._missing = head.length
+        self._missing = head.length
+        self._taken = 0  # of the room for bodies
         self._chunks: list[bytes] = []
+        self._no_room: Overloaded | None = None
         self._after = b""
         self._whole: asyncio.Future[None] | None = None  # `body` waits for it
         self._drained: asyncio.Future[None] | None = None  # `deliver` waits for it
@@ -136,11 +137,13 @@ class LaneExchange:
         return self._fields.get(name)
 
     async def body(self) -> bytes:
-        if self._missing:
+        if self._missing and self._no_room is None:
             self._whole = self._loop.create_future()
             self._timer = self._loop.call_later(BODY_S, self._body_is_late)
             await self._whole
             self._timer.cancel()
+        if self._no_room is not None:
+            raise self._no_room
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
     async def deliver(self, reply: Reply) -> None:
@@ -158,8 +161,8 @@ class LaneExchange:
                 self._transport.pause_reading()
         if part:
             self._missing -= len(part)
-            if not self._answered:
-                self._chunks.append(part)
+            if not self._answered and self._no_room is None:
+                self._keep(part)
             if not self._missing:
                 self._all_is_here()
 
@@ -223,11 +226,24 @@ class LaneExchange:
         if self._transport.is_closing() or self._transport.get_write_buffer_size():
             raise ConnectionResetError("the caller went before the reply's last byte was sent")
 
+    def _keep(self, part: bytes) -> None:
+        try:
+            self._lane.bodies.take(len(part))
+        except Overloaded as refused:
+            self._no_room = refused
+            self._wake()
+        else:
+            self._taken += len(part)
+            self._chunks.append(part)
+
     def _all_is_here(self) -> None:
-        if self._whole is not None and not self._whole.done():
-            self._whole.set_result(None)
+        self._wake()
         if self._answered:
             self._end()
+
+    def _wake(self) -> None:
+        if self._whole is not None and not self._whole.done():
+            self._whole.set_result(None)
 
     def _body_is_late(self) -> None:
         if self._whole is not None and not self._whole.done():
@@ -251,8 +267,8 @@ class LaneExchange:
         self._on_end(self._after)
 
     def _give_back(self) -> None:
-        self._lane.bodies.give_back(self._length)
-        self._length = 0
+        self._lane.bodies.give_back(self._taken)
+        self._taken = 0
 
 
 def begin(
@@ -262,9 +278,6 @@ def begin(
     head = read_head(data, lane.line)
     if head is None:
         return None
-    try:
-        exchange = LaneExchange(lane, transport, head, explain, on_end)
-    except Overloaded:
-        return None  # there is no room for its body: told by the other way
+    exchange = LaneExchange(lane, transport, head, explain, on_end)
     exchange.feed(data[head.end :])
     return exchange

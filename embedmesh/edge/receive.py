@@ -15,33 +15,31 @@ ACCOUNT_SHARE = (
 
 
 class Room:
-    """Requests that are handled at one time. Each `comes` and `goes`; its account is known in between.
+    """Requests that are handled at one time.
 
     However many one account sends, others find room: dynamic thresholds (Choudhury and Hahne, 1998).
     """
 
     def __init__(self, requests_max: int) -> None:
-        self._max = requests_max
+        self._free = requests_max
         self.taken = 0
         self._accounts: Counter[str] = Counter()
 
-    def comes(self) -> None:
-        """Somebody asks."""
-        self.taken += 1
-
-    def admit(self, account_id: str) -> None:
-        """It is this account. Raises Overloaded where it should not go on; it has to be told to go all the same."""
-        self._accounts[account_id] += 1
-        if self._accounts[account_id] > ACCOUNT_SHARE * (self._max - self.taken + 1):
+    def enter(self, account_id: str) -> None:
+        """One more of an account. Raises Overloaded where it should not go on."""
+        if self._accounts[account_id] >= ACCOUNT_SHARE * self._free:
             raise errors.Overloaded("This gateway is handling as many requests as it may. Try again shortly.")
+        self._accounts[account_id] += 1
+        self.taken += 1
+        self._free -= 1
 
-    def goes(self, account_id: str | None) -> None:
-        """It has ended. None where it was not admitted."""
+    def leave(self, account_id: str) -> None:
+        """It has ended."""
         self.taken -= 1
-        if account_id is not None:
-            self._accounts[account_id] -= 1
-            if not self._accounts[account_id]:
-                del self._accounts[account_id]
+        self._free += 1
+        self._accounts[account_id] -= 1
+        if not self._accounts[account_id]:
+            del self._accounts[account_id]
 
 
 class BodyBudget:

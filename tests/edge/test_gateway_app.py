@@ -200,6 +200,18 @@ async def test_more_requests_than_may_be_in_flight_are_refused_at_once() -> None
         assert [reply.status for reply in await asyncio.gather(*waiting)] == [200, 200]
 
 
+async def test_bodies_that_do_not_end_keep_nobody_out() -> None:
+    async with running(make_app(in_flight_max=2)) as port:
+        half = request(body=BODY)[:-5]
+        stalled = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+        for _, writer in stalled:
+            writer.write(half)
+        await asyncio.sleep(0.05)
+        assert (await send(port, request(body=BODY))).status == 200
+        for _, writer in stalled:
+            writer.close()
+
+
 async def test_metrics_count_outcomes_without_naming_anybody() -> None:
     app = make_app()
     find = app._world.keys.find

@@ -707,14 +707,32 @@ async def test_a_bug_after_the_reply_is_counted_and_adds_nothing_to_it() -> None
 
 
 @on_each_loop
-async def test_without_room_for_its_body_the_general_server_says_so() -> None:
+@pytest.mark.parametrize("apart", [0, 1, len(BODY) - 1])
+async def test_without_room_for_its_body_it_is_told_so(apart: int) -> None:
     service = Service()
-    service.bodies.take(ROOM)
+    service.bodies.take(ROOM - apart)  # so much may come yet
+    whole = request(body=BODY)
     async with connected(service) as (reader, writer):
-        writer.write(request(body=BODY))
+        writer.write(whole[: len(whole) - len(BODY) + apart])
+        await asyncio.sleep(0.02)
+        writer.write(whole[len(whole) - len(BODY) + apart :])
         refused = await answer(reader)
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
-    assert (service.on_lane, service.taken()) == (0, ROOM)
+        await until(lambda: service.taken() == ROOM - apart)
+        service.bodies.give_back(ROOM - apart)
+        writer.write(whole)
+        assert (await answer(reader)).body == BODY
+    assert (service.on_lane, service.taken()) == (2, 0)
+
+
+@on_each_loop
+async def test_only_what_has_come_of_a_body_takes_room() -> None:
+    service = Service()
+    async with connected(service) as (_, writer):
+        writer.write(request(body=b"x" * 100_000)[: 200 - 100_000])
+        await until(lambda: service.on_lane == 1 and service.taken() > 0)
+        assert service.taken() == 200
+    await until(lambda: service.taken() == 0)
 
 
 HEAD_S = 0.15
