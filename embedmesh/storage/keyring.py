@@ -1,4 +1,4 @@
-"""Which bearer keys are good now: remembered for a while, and forgotten as soon as any is changed anywhere."""
+"""Which bearer keys are good now: remembered for a while, forgotten once a key or an account's cache is changed."""
 
 import asyncio
 from typing import NamedTuple

@@ -216,5 +216,5 @@ class AccountBooks:
 
 
 def _account(row: Row) -> Account:
-    *rest, cache = row
-    return Account(*rest, cache=CachePolicy(cache))
+    account_id, kind, balance, held, created_ms, credit_limit, cache = row
+    return Account(account_id, kind, balance, held, created_ms, credit_limit, CachePolicy(cache))
