@@ -1,4 +1,4 @@
-"""`embedmesh accounts`: who has how much money, and how much may be owed."""
+"""`embedmesh accounts`: who has how much money, how much may be owed, and what answers from the cache cost."""
 
 import secrets
 from pathlib import Path
@@ -9,10 +9,17 @@ from embedmesh.commands.books import books_of, data_dir_option, every, iso_time,
 from embedmesh.commands.options import SIGNED_USD, USD
 from embedmesh.commands.statement import statement
 from embedmesh.commands.telling import print_json, print_table
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.money import format_usd
 from embedmesh.storage.books.accounts import Account
 
 CUSTOMER = "customer"  # the kind of an account that pays; all others are our own bookkeeping
+CACHE = click.Choice([policy.value for policy in CachePolicy])
+IN_WORDS = {
+    CachePolicy.OFF: "its answers never come from memory",
+    CachePolicy.CHARGED: "its answers may come from memory, and cost the same then",
+    CachePolicy.FREE: "its answers may come from memory, and cost nothing then",
+}
 
 
 @click.group()
@@ -26,22 +33,30 @@ accounts.add_command(statement)
 @accounts.command()
 @click.argument("account")
 @click.option("--credit-limit", type=USD, default="0", help="USD that it may owe: postpaid. Default: 0, prepaid.")
+@click.option(
+    "--cache",
+    type=CACHE,
+    default=CachePolicy.OFF.value,
+    help="Whether answers may come from memory where the same text was embedded before with the same model and "
+    "options: charged as any, or free. Default: off.",
+)
 @data_dir_option
 @json_option
-def create(account: str, credit_limit: int, data_dir: Path, as_json: bool) -> None:
+def create(account: str, credit_limit: int, cache: str, data_dir: Path, as_json: bool) -> None:
     """Make a customer's account, prepaid or postpaid.
 
     \b
     Examples:
       embedmesh accounts create search-team
-      embedmesh accounts create partner --credit-limit 200
+      embedmesh accounts create partner --credit-limit 200 --cache charged
     """
     with books_of(data_dir) as books:
-        made = books.accounts.create(account, credit_limit_nanousd=credit_limit)
+        made = books.accounts.create(account, credit_limit_nanousd=credit_limit, cache=CachePolicy(cache))
     if as_json:
         print_json(_as_json(made))
         return
-    click.echo(f"{account} is there: {_terms(made)}.")
+    cached = "" if made.cache is CachePolicy.OFF else f"; {IN_WORDS[made.cache]}"
+    click.echo(f"{account} is there: {_terms(made)}{cached}.")
 
 
 @accounts.command()
@@ -67,6 +82,30 @@ def limit(account: str, usd: int, data_dir: Path, as_json: bool) -> None:
     click.echo(f"{account} is {_terms(after)}; {format_usd(after.available_nanousd)} available.")
 
 
+@accounts.command("cache")
+@click.argument("account")
+@click.argument("policy", type=CACHE)
+@data_dir_option
+@json_option
+def cache_(account: str, policy: str, data_dir: Path, as_json: bool) -> None:
+    """Say whether an account's answers may come from memory, and what they cost then.
+
+    They may where the same text was embedded before with the same model and options. `charged`: such an answer costs
+    as much as any; `free`: it costs nothing; `off`: none comes from memory. On every gateway within a second.
+
+    \b
+    Examples:
+      embedmesh accounts cache search-team free
+      embedmesh accounts cache search-team off
+    """
+    with books_of(data_dir) as books:
+        after = books.accounts.set_cache(account, CachePolicy(policy))
+    if as_json:
+        print_json(_as_json(after))
+        return
+    click.echo(f"{account}: {IN_WORDS[after.cache]}.")
+
+
 @accounts.command()
 @click.argument("account", required=False)
 @data_dir_option
@@ -88,7 +127,7 @@ def show(account: str | None, data_dir: Path, as_json: bool) -> None:
         print_json([_as_json(each) for each in shown])
         return
     amounts = ("balance", "held", "credit limit", "available")
-    print_table(("account", "kind", *amounts), [_as_row(each) for each in shown], right=amounts)
+    print_table(("account", "kind", *amounts, "cache"), [_as_row(each) for each in shown], right=amounts)
 
 
 @accounts.command(context_settings={"ignore_unknown_options": True})  # or -5 would be an option
@@ -132,6 +171,7 @@ def _as_row(account: Account) -> tuple[str, ...]:
         format_usd(account.held_nanousd),
         format_usd(account.credit_limit_nanousd) if account.kind == CUSTOMER else "-",
         format_usd(account.available_nanousd),
+        account.cache if account.kind == CUSTOMER else "-",
     )
 
 
@@ -143,5 +183,6 @@ def _as_json(account: Account) -> dict[str, object]:
         "held_nanousd": account.held_nanousd,
         "credit_limit_nanousd": account.credit_limit_nanousd,
         "available_nanousd": account.available_nanousd,
+        "cache": account.cache,
         "created": iso_time(account.created_ms),
     }

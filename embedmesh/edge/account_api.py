@@ -26,7 +26,7 @@ USAGE_DAYS = 30  # where nobody says how many
 USAGE_DAYS_MAX = 366
 USAGE_ROWS_MAX = 10_000  # a day, model and key each
 EPOCH = date(1970, 1, 1)
-OWN = ("id", "balance_nanousd", "held_nanousd", "credit_limit_nanousd", "available_nanousd")
+OWN = ("id", "balance_nanousd", "held_nanousd", "credit_limit_nanousd", "available_nanousd", "cache")
 NUMBERS = ("requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
 
 
@@ -54,7 +54,7 @@ class AccountApi:
         return {**for_keys(self._keys, own), **for_keys(self._keys, keys, KEYS_SCOPE)}
 
     async def account(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What there is, what is held, and what may be spent."""
+        """What there is, what is held, what may be spent, and whether answers may come from the cache."""
         account_id = request[CALLER].account_id
         row = shown_account(await self._books.ask(lambda books: books.accounts.find(account_id)))
         return json_reply({name: row[name] for name in OWN})

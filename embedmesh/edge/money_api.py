@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.edge.bodies import decoded, json_reply, small_body
 from embedmesh.edge.books_thread import BooksThread
@@ -13,6 +13,7 @@ from embedmesh.edge.queries import page, query_of, rest_of, rows_of
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import Routes
 from embedmesh.edge.shown import shown, shown_account
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InvalidValue, ModelNotFound, NotFound
 from embedmesh.rules.ports import Catalogue
 from embedmesh.storage.books import Books
@@ -30,12 +31,14 @@ class AccountRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: str
     credit_limit_nanousd: int = 0
+    cache: CachePolicy = CachePolicy.OFF
 
 
-class CreditLimitRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/admin/accounts/{id}`: how much it may owe; 0 is: prepaid."""
+class AccountChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/accounts/{id}`: either or both. What is not named stays as it is."""
 
-    credit_limit_nanousd: int
+    credit_limit_nanousd: int | UnsetType = UNSET
+    cache: CachePolicy | UnsetType = UNSET
 
 
 class CreditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,8 +107,10 @@ class MoneyApi:
     async def create(self, request: web.BaseRequest) -> web.StreamResponse:
         """A customer's new account."""
         asked = decoded(await small_body(request, self._bodies), AccountRequest)
-        limit = asked.credit_limit_nanousd
-        made = await self._books.ask(lambda books: books.accounts.create(asked.id, credit_limit_nanousd=limit))
+        limit, cache = asked.credit_limit_nanousd, asked.cache
+        made = await self._books.ask(
+            lambda books: books.accounts.create(asked.id, credit_limit_nanousd=limit, cache=cache)
+        )
         return json_reply(shown_account(made))
 
     async def account(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -114,7 +119,7 @@ class MoneyApi:
         return json_reply(shown_account(await self._books.ask(lambda books: books.accounts.find(account_id))))
 
     async def act(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Let an account owe more or less, or give it money."""
+        """Change what holds for an account, or give it money."""
         account_id, _, what = rest_of(request).partition("/")
         body = await small_body(request, self._bodies)
         if what == "credits":
@@ -123,9 +128,12 @@ class MoneyApi:
             applied = await self._books.ask(lambda books: books.accounts.credit(account_id, amount, asked.reference))
             return json_reply(_moved(applied, amount, asked.reference))
         if what:
-            raise NotFound("An account takes a credit limit, or credits.")
-        limit = decoded(body, CreditLimitRequest).credit_limit_nanousd
-        changed = await self._books.ask(lambda books: books.accounts.set_credit_limit(account_id, limit))
+            raise NotFound("An account takes changes, or credits.")
+        members = msgspec.structs.asdict(decoded(body, AccountChange))
+        named = {name: value for name, value in members.items() if value is not UNSET}
+        if not named:
+            raise InvalidValue("Name what to change: `credit_limit_nanousd`, `cache`, or both.")
+        changed = await self._books.ask(lambda books: books.accounts.change(account_id, **named))
         return json_reply(shown_account(changed))
 
     async def prices(self, request: web.BaseRequest) -> web.StreamResponse:

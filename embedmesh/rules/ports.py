@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
@@ -34,7 +35,7 @@ class Dice(Protocol):
 class Caller(msgspec.Struct, frozen=True):
     """Who asks: a key of an account, and what that key may do.
 
-    `models` are those that it may use, by id; None is: all. None of a limit is: no limit.
+    `models` are those that it may use, by id; None is: all. None of a limit is: no limit. `cache` is the account's.
     """
 
     account_id: str
@@ -43,6 +44,7 @@ class Caller(msgspec.Struct, frozen=True):
     models: frozenset[str] | None = None
     requests_a_minute: int | None = None
     tokens_a_minute: int | None = None
+    cache: CachePolicy = CachePolicy.OFF
 
 
 class Keys(Protocol):

@@ -1,8 +1,9 @@
-"""Which bearer keys are good now: remembered for a while, and forgotten as soon as any key is changed anywhere."""
+"""Which bearer keys are good now: remembered for a while, forgotten once a key or an account's cache is changed."""
 
 import asyncio
 from typing import NamedTuple
 
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.ports import Caller, Clock
 from embedmesh.storage.db import Row
@@ -90,7 +91,7 @@ class KeyRing:
 
 
 def _caller(row: Row) -> Caller:
-    account_id, key_id, scopes, _, models, requests_a_minute, tokens_a_minute = row
+    account_id, key_id, scopes, _, models, requests_a_minute, tokens_a_minute, cache = row
     return Caller(
         account_id=account_id,
         key_id=key_id,
@@ -98,4 +99,5 @@ def _caller(row: Row) -> Caller:
         models=frozenset(models.split("\n")) if models else None,
         requests_a_minute=requests_a_minute,
         tokens_a_minute=tokens_a_minute,
+        cache=CachePolicy(cache),
     )

@@ -104,6 +104,17 @@ def serve_some(data_dir: Path, place: Path | str, account: str) -> None:
         ("accounts create team --credit-limit -1", 2, "must not be below 0"),
         ("accounts limit local 5.50", 0, "local is postpaid, up to $5.50; $105.50 available.\n"),
         ("accounts limit revenue 1", 1, "revenue is no customer's account."),
+        (
+            "accounts create team --cache charged",
+            0,
+            "prepaid; its answers may come from memory, and cost the same then.\n",
+        ),
+        ("accounts create team --cache on", 2, "'on' is not one of 'off', 'charged', 'free'"),
+        ("accounts cache local free", 0, "local: its answers may come from memory, and cost nothing then.\n"),
+        ("accounts cache local off", 0, "local: its answers never come from memory.\n"),
+        ("accounts cache local on", 2, "'on' is not one of 'off', 'charged', 'free'"),
+        ("accounts cache revenue free", 1, "revenue is no customer's account."),
+        ("accounts cache nobody free", 1, "There is no account nobody."),
         ("accounts statement local 2026-13", 1, "A month is written as in 2026-11."),
         ("accounts statement nobody 2026-11", 1, "There is no account nobody."),
         ("accounts statement local 2026-11 --out /none/of/it.csv", 1, "Cannot write /none/of/it.csv: No such file"),
@@ -140,6 +151,25 @@ def test_a_limit_below_what_is_owed(run: Run, data_dir: Path) -> None:
     refused = run("accounts", "limit", "team", 0)
     assert refused.exit_code == 1
     assert refused.stderr == "Error: team owes $0.00000014, running requests included.\n"
+
+
+def test_the_cache_of_an_account_is_shown(run: Run) -> None:
+    """In JSON wherever an account is, and as the last column; accounts of our own have none."""
+    assert shown(run("accounts", "create", "team", "--json"))["cache"] == "off"
+    assert shown(run("accounts", "create", "other", "--cache", "charged", "--json"))["cache"] == "charged"
+    assert shown(run("accounts", "cache", "team", "free", "--json"))["cache"] == "free"
+    assert shown(run("accounts", "limit", "team", 1, "--json"))["cache"] == "free"
+    lines = [line.split() for line in told(run("accounts", "show")).splitlines()]
+    last = {line[0]: line[-1] for line in lines}
+    assert last == {
+        "account": "cache",
+        "local": "off",
+        "other": "charged",
+        "team": "free",
+        "revenue": "-",
+        "credit_source": "-",
+        "payouts": "-",
+    }
 
 
 def test_a_key_is_limited_changed_and_rotated(run: Run) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.storage.books.keys import Limits
 from tests.edge.http import Raw
 from tests.edge.mesh import Applicant, Gateway, says, until
@@ -86,13 +87,14 @@ async def test_any_key_sees_its_account_and_only_one_with_the_scope_keys_sees_ke
 
 async def test_an_account_sees_what_it_has_and_what_it_may_spend(gw: Gateway) -> None:
     customer = Customer(gw, credit=5)
-    gw.books.accounts.set_credit_limit(customer.account, 3)
+    gw.books.accounts.change(customer.account, credit_limit_nanousd=3, cache=CachePolicy.FREE)
     assert told(await customer.ask("GET", "/v1/account")) == {
         "id": customer.account,
         "balance_nanousd": 5,
         "held_nanousd": 0,
         "credit_limit_nanousd": 3,
         "available_nanousd": 8,
+        "cache": "free",
     }
 
 

@@ -103,6 +103,7 @@ async def test_a_body_of_another_form_is_refused(gw: Gateway, path: str, body: b
         ("GET", "/accounts/%C3%28", None),
         ("GET", "/accounts?after=none", None),
         ("POST", "/accounts/none", {"credit_limit_nanousd": 1}),
+        ("POST", "/accounts/none", {"cache": "free"}),
         ("POST", "/accounts/none/credits", {"amount_nanousd": 1, "reference": "none"}),
         ("POST", "/accounts/a/debits", {"amount_nanousd": 1, "reference": "none"}),
         ("GET", "/keys/none", None),
@@ -152,6 +153,13 @@ HUGE = 2**70
         ("POST", "/accounts", {"id": "fresh", "credit_limit_nanousd": HUGE}),
         ("POST", "/accounts/a", {"credit_limit_nanousd": -1}),
         ("POST", f"/accounts/{REVENUE}", {"credit_limit_nanousd": 1}),
+        ("POST", f"/accounts/{REVENUE}", {"cache": "free"}),
+        ("POST", "/accounts", {"id": "fresh", "cache": "on"}),
+        ("POST", "/accounts/a", {"cache": "on"}),
+        ("POST", "/accounts/a", {"cache": None}),
+        ("POST", "/accounts/a", {"cache": "free", "credit_limit_nanousd": -1}),
+        ("POST", "/accounts/a", {"cache": "free", "credit_limit_nanousd": None}),
+        ("POST", "/accounts/a", {}),
         ("POST", "/accounts/a/credits", {"amount_nanousd": 0, "reference": "r"}),
         ("POST", "/accounts/a/credits", {"amount_nanousd": HUGE, "reference": "r"}),
         ("POST", "/accounts/a/credits", {"amount_nanousd": -HUGE, "reference": "r"}),
@@ -210,9 +218,29 @@ async def test_an_account_is_made_shown_and_may_owe_as_much_as_it_is_told(gw: Ga
         "held_nanousd": 0,
         "credit_limit_nanousd": 7,
         "available_nanousd": 7,
+        "cache": "off",
     }
     changed = told(await gw.admin("POST", f"/accounts/{name}", {"credit_limit_nanousd": 0}))
     assert (changed["credit_limit_nanousd"], changed["available_nanousd"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "limit", "cache"),
+    [
+        ({"cache": "free"}, 7, "free"),
+        ({"cache": "off"}, 7, "off"),
+        ({"credit_limit_nanousd": 3}, 3, "charged"),
+        ({"credit_limit_nanousd": 3, "cache": "free"}, 3, "free"),
+    ],
+)
+async def test_what_is_not_named_of_an_account_stays(
+    gw: Gateway, change: dict[str, object], limit: int, cache: str
+) -> None:
+    name = await new_account(gw, credit_limit_nanousd=7, cache="charged")
+    assert told(await gw.admin("GET", f"/accounts/{name}"))["cache"] == "charged"
+    for method, body in (("POST", change), ("GET", None)):
+        account = told(await gw.admin(method, f"/accounts/{name}", body))
+        assert (account["credit_limit_nanousd"], account["cache"]) == (limit, cache)
 
 
 async def test_a_credit_is_applied_once_for_each_reference_and_can_be_taken_back(gw: Gateway) -> None:
@@ -382,6 +410,8 @@ async def test_nobody_waits_for_a_check_of_the_ledger(gw: Gateway) -> None:
         ("/accounts", {"id": "a", "surprise": 1}, "surprise"),
         ("/accounts", [], None),
         ("/accounts/a", {"credit_limit_nanousd": -1}, "credit_limit_nanousd"),
+        ("/accounts/a", {"cache": "on"}, "cache"),
+        ("/accounts/a", {}, None),
         ("/accounts/a/credits", {"amount_nanousd": "1", "reference": "r"}, "amount_nanousd"),
         ("/accounts/a/credits", {"amount_nanousd": 1, "reference": ""}, "reference"),
         ("/keys", {"account": "a", "scopes": ["embeddings"], "limits": {"concurrency": 0}}, "limits.concurrency"),

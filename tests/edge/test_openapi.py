@@ -391,6 +391,8 @@ async def test_real_answers_about_accounts_and_money_are_as_documented(complete:
         (one, "get", f"{accounts}/b", None, 200),
         (one, "get", f"{accounts}/none", None, 404),
         (one, "post", f"{accounts}/b", {"credit_limit_nanousd": 1}, 200),
+        (one, "post", f"{accounts}/b", {"cache": "free"}, 200),
+        (one, "post", f"{accounts}/b", {}, 400),
         (one + "/credits", "post", f"{accounts}/b/credits", credit, 200),
         (one + "/credits", "post", f"{accounts}/b/credits", credit | {"amount_nanousd": -9, "reference": "s"}, 429),
         (keys, "get", f"{keys}?account=a&limit=1", None, 200),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, StoreUnavailable
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.storage.db import Db
@@ -25,6 +26,32 @@ def test_an_account_id_is_plain_and_new(shop: Shop, account_id: str) -> None:
         "credit_source",
         "payouts",
     }
+
+
+def test_an_account_has_the_cache_that_it_is_told(shop: Shop) -> None:
+    """None, unless somebody says otherwise; its credit limit is another matter."""
+    accounts = shop.books.accounts
+    assert {account.cache for account in accounts.list()} == {CachePolicy.OFF}
+    for policy in (CachePolicy.FREE, CachePolicy.CHARGED, CachePolicy.OFF):
+        assert accounts.create(f"with-{policy}", cache=policy).cache is policy
+        assert accounts.set_cache("a", policy).cache is policy
+        assert accounts.set_credit_limit("a", 5) == accounts.find("a")
+        assert accounts.find("a").cache is policy
+    after = accounts.change("a", credit_limit_nanousd=7, cache=CachePolicy.FREE)
+    assert (after.credit_limit_nanousd, after.cache) == (7, CachePolicy.FREE)
+    shop.assert_right()
+
+
+def test_a_cache_of_nobody_who_pays_is_refused(shop: Shop) -> None:
+    """And a change that is refused in part is no change."""
+    accounts = shop.books.accounts
+    with pytest.raises(NotFound, match="no account nobody"):
+        accounts.set_cache("nobody", CachePolicy.FREE)
+    with pytest.raises(InvalidValue, match="revenue is no customer"):
+        accounts.set_cache("revenue", CachePolicy.OFF)
+    with pytest.raises(InvalidValue):
+        accounts.change("a", credit_limit_nanousd=-1, cache=CachePolicy.FREE)
+    assert {account.cache for account in accounts.list()} == {CachePolicy.OFF}
 
 
 def test_a_reference_applies_once(shop: Shop) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.rules.holds import Claim
 from embedmesh.rules.membership import Standing
@@ -24,7 +25,7 @@ async def full(shop: Shop) -> str:
     """A store with something of everything; a token of one of its keys."""
     store = await shop.open()
     shop.credit(1_000)
-    shop.books.accounts.create("b", credit_limit_nanousd=5)
+    shop.books.accounts.create("b", credit_limit_nanousd=5, cache=CachePolicy.FREE)
     _, token = shop.books.keys.create("a", ["embeddings"], limits=Limits(requests_a_minute=5, models=("m",)))
     paid, left = shop.new_hold(100), shop.new_hold(50)
     await store.hold(paid, Claim(b"k" * 32, b"b" * 32))
@@ -56,6 +57,7 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     moved = Shop(shop.folder.parent, database, new=False)
     assert moved.money() == shop.money() == (915, 50)
     assert moved.books.accounts.list() == shop.books.accounts.list()
+    assert moved.books.accounts.find("b").cache is CachePolicy.FREE
     assert moved.books.keys.list() == shop.books.keys.list()
     assert moved.books.prices.list() == shop.books.prices.list()
     store = await moved.open()

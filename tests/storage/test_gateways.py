@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, RateLimited, SetupError
 from embedmesh.rules.ports import Caller
 from embedmesh.storage.instance import take_instance
@@ -75,6 +76,41 @@ async def test_a_revoked_key_is_useless_everywhere_within_a_second(shop: Shop, s
         while await store.keys.find(token) is not None:
             assert time.monotonic() - revoked < SEEN_S
             await asyncio.sleep(0.01)
+
+
+async def test_another_cache_of_an_account_is_heard_of_everywhere_within_a_second(
+    shop: Shop, stores: list[Store]
+) -> None:
+    """Each gateway remembers it with the account's keys."""
+    _, token = shop.books.keys.create("a", ["embeddings"])
+    for policy in (CachePolicy.OFF, CachePolicy.FREE, CachePolicy.CHARGED, CachePolicy.OFF):
+        changed = time.monotonic()
+        shop.books.accounts.set_cache("a", policy)
+        for store in stores:
+            while (found := await store.keys.find(token)) is None or found.cache is not policy:
+                assert time.monotonic() - changed < SEEN_S
+                await asyncio.sleep(0.01)
+
+
+async def test_keys_are_remembered_while_money_moves(shop: Shop, store: Store) -> None:
+    """Only another cache makes gateways forget them: no hold, charge, credit or limit, nor the same cache again."""
+
+    def version() -> int:
+        with shop.by_hand() as db:
+            return int(db.execute("SELECT version FROM topics WHERE topic = 'keys'").fetchall()[0][0])
+
+    before = version()
+    shop.credit(1_000)
+    hold = shop.new_hold(100)
+    await store.hold(hold)
+    store.capture(hold, charge(90, payable=30))
+    await store.drain()
+    shop.books.accounts.set_credit_limit("a", 5)
+    shop.books.accounts.set_cache("a", CachePolicy.OFF)
+    shop.books.accounts.create("b", cache=CachePolicy.FREE)
+    assert version() == before
+    shop.books.accounts.set_cache("a", CachePolicy.FREE)
+    assert version() == before + 1
 
 
 async def test_what_changes_is_told_to_all(shop: Shop, stores: list[Store]) -> None:

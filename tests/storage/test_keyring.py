@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.ports import Caller
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.keyring import KNOWN_S, UNKNOWN_S
@@ -68,11 +69,13 @@ async def test_a_key_that_is_looked_up_again_takes_no_others_place(
 
 
 async def test_all_that_a_key_may_do_is_known(shop: Shop, store: Store) -> None:
-    """Its models by their ids, which may have spaces, and both its rates."""
+    """Its models by their ids, which may have spaces, both its rates, and its account's cache."""
+    shop.books.accounts.set_cache("a", CachePolicy.CHARGED)
     limits = Limits(models=("acme/one two", "m"), requests_a_minute=5, tokens_a_minute=700)
     key, token = shop.books.keys.create("a", ["embeddings"], limits=limits)
     models = frozenset({"acme/one two", "m"})
-    assert await store.keys.find(token) == Caller("a", key.key_id, frozenset({"embeddings"}), models, 5, 700)
+    scopes = frozenset({"embeddings"})
+    assert await store.keys.find(token) == Caller("a", key.key_id, scopes, models, 5, 700, CachePolicy.CHARGED)
 
 
 @pytest.mark.parametrize(("used", "healthy", "written"), [(True, True, 1), (False, True, 0), (True, False, 0)])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.postgres import Server
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books import Books
 from embedmesh.storage.db import REFUSALS
@@ -12,7 +13,7 @@ from embedmesh.storage.engines import engine_of
 from embedmesh.storage.migrate import migrate, newest
 from embedmesh.storage.sql import migrations
 from embedmesh.storage.sqlite import SqliteEngine
-from tests.storage.shop import Shop, charge, secret
+from tests.storage.shop import HandClock, Shop, charge, secret
 
 SCRIPTS = migrations("sqlite")
 TRADE = """
@@ -58,6 +59,7 @@ async def test_a_gateway_brings_an_older_store_to_this_version(old: Shop) -> Non
         assert balances == {"a": 910, "node:n1": 30, "revenue": 60, "credit_source": -1_000, "payouts": 0}
         [used] = old.books.reports.usage("a", 0, 10)
         assert (used.requests, used.tokens, used.cost) == (1, 7, 90)
+        assert {one.cache for one in old.books.accounts.list()} == {CachePolicy.OFF}
         assert await store.extend_chain() == 3
         old.assert_right()
         hold = old.new_hold(10)
@@ -127,15 +129,36 @@ def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: Server) -> No
     """The same there."""
     engine = engine_of(postgres.new())
     db = engine.connect(busy_s=1)
-    start = migrations("postgres")[3]
+    scripts = migrations("postgres")
+    known = max(scripts)
     with pytest.raises(SetupError, match="already exists"):
-        migrate(engine, db, {3: start, 4: "CREATE TABLE b (x INT); CREATE TABLE accounts (x INT);"})
-    assert engine.version(db) == 3
-    migrate(engine, db, {3: "no", 4: "CREATE TABLE b (x INT);"})
-    assert engine.version(db) == 4
+        migrate(engine, db, {**scripts, known + 1: "CREATE TABLE b (x INT); CREATE TABLE accounts (x INT);"})
+    assert engine.version(db) == known
+    migrate(engine, db, {known: "no", known + 1: "CREATE TABLE b (x INT);"})
+    assert engine.version(db) == known + 1
     with pytest.raises(SetupError, match="newer embedmesh"):
         migrate(engine, db)
     db.close()
+
+
+@pytest.mark.parametrize("version", sorted(migrations("postgres"))[:-1])
+def test_an_older_store_of_postgresql_keeps_what_it_has(postgres: Server, version: int) -> None:
+    """Money, keys and every promise are as before; answers come from no cache."""
+    engine = engine_of(url := postgres.new())
+    db = engine.connect(busy_s=1)
+    scripts = migrations("postgres")
+    migrate(engine, db, {number: script for number, script in scripts.items() if number <= version})
+    db.connection.execute(TRADE.replace("zeroblob(32)", "decode(repeat('00', 32), 'hex')"))
+    db.close()
+    with pytest.raises(SetupError, match="embedmesh store migrate"):
+        Books.open(url, clock=HandClock(), secret=secret)
+    with Books.open(url, clock=HandClock(), secret=secret, migrating=True) as books:
+        found = {one.account_id: (one.balance_nanousd, one.held_nanousd, one.cache) for one in books.accounts.list()}
+        assert found["a"] == (910, 100, CachePolicy.OFF) and found["node:n1"] == (30, 0, CachePolicy.OFF)
+        assert [key.key_id for key in books.keys.list()] == ["key_1"]
+        assert books.check().broken == []
+        assert books.accounts.set_cache("a", CachePolicy.FREE).cache is CachePolicy.FREE
+    postgres.drop(url)
 
 
 def test_both_kinds_of_stores_have_the_same_tables(shop: Shop, tmp_path: Path, database: str) -> None:

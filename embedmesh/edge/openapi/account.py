@@ -28,7 +28,8 @@ def account_paths() -> Json:
                 "getAccount",
                 TAG,
                 "What your account has",
-                "Its balance, what is held for running requests, and what may be spent. With any of its keys.",
+                "Its balance, what is held for running requests, what may be spent, and whether answers may come from "
+                "the cache. With any of its keys.",
                 {200: json_reply("The account.", "OwnAccount")},
                 (errors.Overloaded, *ANY_KEY),
                 scopes=(),

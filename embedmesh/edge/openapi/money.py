@@ -43,19 +43,19 @@ def _account_paths() -> Json:
             "get": by_operator(
                 "getAnAccount",
                 "Get an account",
-                "What it has, holds and may owe.",
+                "What it has, holds and may owe, and whether its answers may come from the cache.",
                 {200: json_reply("The account.", "Account")},
                 ONE,
             )
             | which,
             "post": by_operator(
-                "setCreditLimit",
-                "Set an account's credit limit",
-                "How much it may owe; not less than it owes now.",
+                "changeAccount",
+                "Change an account",
+                "How much it may owe, not less than it owes now; and whether its answers may come from the cache.",
                 {200: json_reply("The account.", "Account")},
                 TO_ONE,
             )
-            | body(ref("CreditLimitRequest"))
+            | body(ref("AccountChange"))
             | which,
         },
         "/v1/admin/accounts/{account_id}/credits": {

@@ -2,8 +2,8 @@
 
 from embedmesh.edge.key_bodies import KeyChange, KeyLimits, KeyRequest, OwnKeyRequest, RotateRequest
 from embedmesh.edge.money_api import (
+    AccountChange,
     AccountRequest,
-    CreditLimitRequest,
     CreditRequest,
     PayoutRequest,
     PriceRequest,
@@ -14,7 +14,7 @@ from embedmesh.storage.books.keys import SCOPES
 
 STRUCTS = (
     AccountRequest,
-    CreditLimitRequest,
+    AccountChange,
     CreditRequest,
     RefundRequest,
     PayoutRequest,
@@ -28,11 +28,14 @@ STRUCTS = (
 AMOUNT: Json = {"type": "integer", "description": "Nano-USD (1e-9 USD); below 0 what went."}
 PRICE: Json = COUNT | {"description": "Nano-USD a million tokens."}
 AVAILABLE: Json = {"type": "integer", "description": "What may be held for further requests: all that is not held."}
+CACHE = ref("CachePolicy")
 
 
 def money_schemas() -> Json:
     """All of them, by name."""
-    return of_structs(STRUCTS) | _accounts() | _keys() | _reports()
+    asked = of_structs(STRUCTS)
+    asked["AccountChange"]["minProperties"] = 1
+    return asked | _accounts() | _keys() | _reports()
 
 
 def _accounts() -> Json:
@@ -44,8 +47,8 @@ def _accounts() -> Json:
     }
     kind = {"type": "string", "description": "`customer`, `node`, or what our own accounts are for."}
     return {
-        "OwnAccount": whole({"id": TEXT, **amounts}),
-        "Account": whole({"id": TEXT, "kind": kind, **amounts, "created_ms": COUNT}),
+        "OwnAccount": whole({"id": TEXT, **amounts, "cache": CACHE}),
+        "Account": whole({"id": TEXT, "kind": kind, **amounts, "cache": CACHE, "created_ms": COUNT}),
         "AccountPage": page_of("Account"),
         "Moved": whole(
             {

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, format_usd
 from embedmesh.storage.books.session import ROWS_MAX, Session
@@ -29,6 +30,7 @@ class Account(msgspec.Struct, frozen=True):
     held_nanousd: int
     created_ms: int
     credit_limit_nanousd: int = 0
+    cache: CachePolicy = CachePolicy.OFF
 
     @property
     def available_nanousd(self) -> int:
@@ -49,13 +51,16 @@ class AccountBooks:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def create(self, account_id: str, *, credit_limit_nanousd: int = 0) -> Account:
+    def create(
+        self, account_id: str, *, credit_limit_nanousd: int = 0, cache: CachePolicy = CachePolicy.OFF
+    ) -> Account:
         """Make a customer's account, prepaid or postpaid. Raises InvalidValue: the id is taken, or none."""
         if not ACCOUNT_ID.fullmatch(account_id):
             raise InvalidValue("An account id has 1 to 64 letters, digits, dots, dashes or underscores.", param="id")
         with self._session.transaction():
-            row = {"account_id": account_id, "kind": CUSTOMER, "now_ms": self._session.clock.unix_ms()}
-            if self._session.run(ACCOUNTS["insert_account"], row).rowcount == 0:
+            row = {"account_id": account_id, "kind": CUSTOMER, "cache": cache.value}
+            now_ms = self._session.clock.unix_ms()
+            if self._session.run(ACCOUNTS["insert_account"], row | {"now_ms": now_ms}).rowcount == 0:
                 raise InvalidValue(f"There is an account {account_id} already.", param="id")
             if credit_limit_nanousd:
                 self._set_limit(account_id, credit_limit_nanousd)
@@ -66,7 +71,7 @@ class AccountBooks:
         row = self._session.row(ACCOUNTS["find_account"], {"account_id": account_id})
         if row is None:
             raise NotFound(f"There is no account {account_id[:64]}.")
-        return Account(*row)
+        return _account(row)
 
     def list(self, *, after: Account | None = None, rows_max: int = ROWS_MAX) -> Sequence[Account]:
         """Accounts, oldest first, our own and the nodes' among them; from `after` on."""
@@ -74,13 +79,26 @@ class AccountBooks:
             {"after_ms": after.created_ms, "after_id": after.account_id} if after else {"after_ms": -1, "after_id": ""}
         )
         rows = self._session.rows(ACCOUNTS["list_accounts"], asked | {"rows_max": rows_max})
-        return [Account(*row) for row in rows]
+        return [_account(row) for row in rows]
 
     def set_credit_limit(self, account_id: str, limit_nanousd: int) -> Account:
         """How much a customer may owe; 0 is prepaid. Raises NotFound, InvalidValue."""
+        return self.change(account_id, credit_limit_nanousd=limit_nanousd)
+
+    def set_cache(self, account_id: str, cache: CachePolicy) -> Account:
+        """Whether a customer's answers may come from the cache. Raises NotFound, InvalidValue."""
+        return self.change(account_id, cache=cache)
+
+    def change(
+        self, account_id: str, *, credit_limit_nanousd: int | None = None, cache: CachePolicy | None = None
+    ) -> Account:
+        """Both of it, or nothing; None stays as it is. Raises NotFound, InvalidValue."""
         with self._session.transaction(account_id):
             self.customer(account_id)
-            self._set_limit(account_id, limit_nanousd)
+            if credit_limit_nanousd is not None:
+                self._set_limit(account_id, credit_limit_nanousd)
+            if cache is not None:
+                self._session.run(ACCOUNTS["set_cache"], {"account_id": account_id, "cache": cache.value})
             return self.find(account_id)
 
     def credit(self, account_id: str, amount_nanousd: int, reference: str) -> bool:
@@ -195,3 +213,8 @@ class AccountBooks:
         row = {"kind": kind, "source_id": source, "target_id": target, "amount": amount, "hold_id": hold_id}
         now_ms = self._session.clock.unix_ms()
         self._session.run(ACCOUNTS["insert_referenced"], row | {"reference": reference, "now_ms": now_ms})
+
+
+def _account(row: Row) -> Account:
+    account_id, kind, balance, held, created_ms, credit_limit, cache = row
+    return Account(account_id, kind, balance, held, created_ms, credit_limit, CachePolicy(cache))

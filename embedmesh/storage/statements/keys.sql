@@ -1,6 +1,7 @@
 -- name: find_key
--- The key of a hash, if it is not revoked: whose it is and what it may do, until when.
-SELECT account_id, key_id, scopes, expires_ms, models, requests_a_minute, tokens_a_minute FROM keys
+-- The key of a hash, if it is not revoked: whose it is and what it may do, until when; and the account's cache.
+SELECT account_id, key_id, scopes, expires_ms, models, requests_a_minute, tokens_a_minute, cache
+FROM keys JOIN accounts USING (account_id)
 WHERE token_hash = :token_hash AND revoked_ms IS NULL;
 
 -- name: insert_key
