@@ -42,6 +42,7 @@ from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.again import Twins
+from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.verify import verify
@@ -174,6 +175,7 @@ async def _run(settings: GatewaySettings) -> int:
         witness=canaries,
         clock=clock,
         twins=Twins(give_up),
+        cache=VectorCache(settings.cache_bytes_max, registry.believed),
         hash_user=functools.partial(hash_user, secret),
         claim_of=functools.partial(claim_of, secret),
         ask_max=settings.ask_max,
@@ -183,7 +185,7 @@ async def _run(settings: GatewaySettings) -> int:
         registry,
         in_flight_max=settings.in_flight_max,
         bodies=bodies,
-        gauges=lambda: gauges(store, line),
+        gauges=lambda: gauges(store, line, world.cache),
         more=apis,
     )
     background: list[asyncio.Future[Any]] = [
@@ -277,10 +279,11 @@ def normalizing_models(catalogue: Catalogue) -> frozenset[str]:
     return frozenset(model.id for model in here if read_folder(Path(model.folder)).normalize)
 
 
-def gauges(store: Store, line: Line) -> dict[str, float]:
-    """What /metrics shows of the store and the nodes."""
+def gauges(store: Store, line: Line, cache: VectorCache) -> dict[str, float]:
+    """What /metrics shows of the store, the nodes and the cache."""
     values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
     values["nodes_ready"] = sum(node.state.value == "ready" for node in line.registry)
     values["tokens_outstanding"] = sum(node.load.tokens for node in line.registry)
     values["tokens_waiting"] = line.waiting_tokens
+    values |= {"cache_bytes": cache.bytes, "cache_hits": cache.hits, "cache_misses": cache.misses}
     return values

@@ -91,6 +91,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_total_max: Annotated[
         int, Meta(description="Bytes of request bodies held in memory at one time; more get a 503.", ge=BODY_BYTES_MAX)
     ] = 512 * 1024 * 1024
+    cache_bytes_max: Annotated[
+        int,
+        Meta(
+            description="Bytes of vectors that a gateway process remembers for accounts whose `cache` is on.",
+            ge=0,
+            le=2**40,
+        ),
+    ] = 64 * 1024 * 1024
     workers: Annotated[
         int,
         Meta(

@@ -114,6 +114,11 @@ class Registry:
         """The node of that id."""
         return self._nodes.get(node_id)
 
+    def believed(self, node_id: str) -> bool:
+        """Whether a node is known here, and has not been found to answer wrongly."""
+        node = self._nodes.get(node_id)
+        return node is not None and node.state is not NodeState.QUARANTINED
+
     def __iter__(self) -> Iterator[Node]:
         return iter(list(self._nodes.values()))
 

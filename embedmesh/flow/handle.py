@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from embedmesh.flow.again import Asked, Kept, Twins, check_key, check_room, pack, unpack
+from embedmesh.flow.cache import Remembered, VectorCache
 from embedmesh.flow.count import count
 from embedmesh.flow.forward import forward, time_allowed_s
 from embedmesh.flow.hold import Held, hold_money
@@ -17,8 +18,10 @@ from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.respond import limit_headers, respond
 from embedmesh.flow.validate import validate
 from embedmesh.flow.verify import verify
+from embedmesh.rules.caching import CachePolicy
+from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.holds import Charge, Claim, Payable
+from embedmesh.rules.holds import Charge, Claim, Hold, Payable
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
 from embedmesh.rules.ports import (
@@ -63,6 +66,7 @@ class World(msgspec.Struct, frozen=True):
     witness: Witness
     clock: Clock
     twins: "Twins[Done]"
+    cache: VectorCache
     hash_user: Callable[[str], str]
     claim_of: Callable[[str, bytes], Claim]
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
@@ -145,17 +149,23 @@ async def _work(world: World, request: _Request) -> Done:
     """Hold the money, have the inputs embedded and write the reply; or find one that was kept. Raises a Failure."""
     _, caller, call, model, counted, claim = request
     price = world.prices.of(model, caller.account_id)
-    within_s = time_allowed_s(model, counted.tokens, caller.account_id, world.fleet)
+    found = None
+    if caller.cache is not CachePolicy.OFF:
+        found = world.cache.look(caller.account_id, model, counted)
+    missing = found.missing if found is not None and found.inputs else counted
+    within_s = REQUEST_MIN_S
+    if missing.lengths:
+        within_s = time_allowed_s(model, missing.tokens, caller.account_id, world.fleet)
+    free = found.tokens if found is not None and caller.cache is CachePolicy.FREE else 0
     until = world.clock.monotonic() + within_s
-    bound = cost_nanousd(counted.tokens, price)
+    bound = cost_nanousd(counted.tokens - free, price)
     held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim)
     if isinstance(held, bytes):
         kept = unpack(held)  # made of what the ledger kept: delivered and paid before
         return Done(_reply(world, request, kept, REPLAYED), None, None, None)
     try:
-        left_s = until - world.clock.monotonic()
-        answer = await forward(model, counted, held.hold, left_s, world.fleet, world.client, verify, world.witness)
-        cost = cost_nanousd(answer.tokens, price)  # the bound itself, where tokens were counted exactly
+        answer = await _answer(world, request, missing, found, held.hold, until)
+        cost = cost_nanousd(answer.tokens - free, price)  # the bound itself, where tokens were counted exactly
         kept = Kept(answer, cost, counted.truncated)
         charge = Charge(
             cost_nanousd=cost,
@@ -168,10 +178,28 @@ async def _work(world: World, request: _Request) -> Done:
             price=price,
         )
         ours = {"x-embedmesh-request": held.hold.hold_id}
+        if found is not None:
+            ours["x-embedmesh-cached"] = str(found.inputs)
         return Done(_reply(world, request, kept, ours), held, charge, pack(kept) if claim is not None else None)
     except BaseException:
         held.release()
         raise
+
+
+async def _answer(
+    world: World, request: _Request, missing: Counted, found: Remembered | None, hold: Hold, until: float
+) -> Answer:
+    """The vectors of all inputs, of which those that are `missing` have to be embedded. Raises a Failure."""
+    account_id, model = request.caller.account_id, request.model
+    answer = None
+    if missing.lengths:
+        left_s = until - world.clock.monotonic()
+        answer = await forward(model, missing, hold, left_s, world.fleet, world.client, verify, world.witness)
+        if found is None:
+            return answer
+        world.cache.keep(account_id, model, missing, answer)
+    assert found is not None
+    return found.join(answer, model.width)
 
 
 def _reply(world: World, request: _Request, kept: Kept, more: Mapping[str, str] | None = None) -> Reply:

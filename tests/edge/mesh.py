@@ -41,6 +41,7 @@ from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.again import Twins
+from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.verify import verify
 from embedmesh.gateway import IDENTITY
@@ -173,6 +174,7 @@ class Gateway:
             witness=Bystander(),
             clock=clock,
             twins=Twins(give_up),
+            cache=VectorCache(10**6, self.registry.believed),
             hash_user=lambda user: "hash",
             claim_of=functools.partial(claim_of, SECRET),
         )

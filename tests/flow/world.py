@@ -12,6 +12,7 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.again import Twins
+from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.handle import World, give_up
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
@@ -211,6 +212,7 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
         witness=Bystander(),
         clock=clock,
         twins=Twins(give_up),
+        cache=VectorCache(10**6, registry.believed),
         hash_user=lambda user: "hash",
         claim_of=lambda key, body: Claim(key.encode(), body),
     )

@@ -30,8 +30,9 @@ STATUS_WORDS = {
 HEADERS = {
     "x-request-id": "Names this exchange; the request's own `x-request-id`, if it sent one, else a new one.",
     "openai-processing-ms": "How long the gateway took, in milliseconds.",
+    "x-embedmesh-cached": "How many inputs' vectors were known already, where the account's `cache` is on.",
     "x-embedmesh-cost-nanousd": "What was charged, in nano-USD (1e-9 USD).",
-    "x-embedmesh-node": "The node that computed the vectors.",
+    "x-embedmesh-node": "Which nodes computed the vectors, the one with most first; `cache` where they were known.",
     "x-embedmesh-request": "Our own id of the request, as the ledger tells it; not on a reply that was kept.",
     "x-embedmesh-truncated": "How many inputs were cut, as `truncate` asked.",
     "x-ratelimit-limit-requests": "Requests a minute that the key may make, where it has such a limit.",
@@ -54,6 +55,7 @@ HEADERS = {
 }
 COUNTS = {
     "openai-processing-ms",
+    "x-embedmesh-cached",
     "x-embedmesh-cost-nanousd",
     "x-embedmesh-truncated",
     "x-ratelimit-limit-requests",

@@ -20,6 +20,7 @@ from embedmesh.rules.embeddings import BODY_BYTES_MAX, INPUTS_MAX, REQUEST_TOKEN
 
 EMBEDDING_HEADERS = (
     "openai-processing-ms",
+    "x-embedmesh-cached",
     "x-embedmesh-cost-nanousd",
     "x-embedmesh-node",
     "x-embedmesh-request",

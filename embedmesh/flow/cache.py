@@ -1,0 +1,142 @@
+"""Vectors that accounts have asked us to remember: what was embedded once for one of them is not embedded again for it.
+
+A vector is found by the account, the model with its digest, and the token ids, which say all else that a vector depends
+on: text, prompt, truncation. Nothing of one account is ever found for another, not even by how long an answer takes. In
+memory are the vectors and keyed hashes; texts are not.
+"""
+
+import os
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgspec
+
+from embedmesh.rules.embeddings import Counted
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Answer, Share
+
+CACHED = "cache"  # in place of a node's id
+ENTRY_BYTES = 400  # of an entry beside its vector's components
+KEY_BYTES = 16
+COMPONENT_BYTES = 4
+
+Believes = Callable[[str], bool]
+"""Whether a node's answers are still to be believed: it is known, and has not been found to lie."""
+
+
+class _Entry(NamedTuple):
+    row: bytes
+    node_ids: tuple[str, ...]  # who may have made it
+
+
+class Remembered:
+    """What is known already of one request's inputs."""
+
+    def __init__(self, counted: Counted, rows: list[bytes | None]) -> None:
+        """`rows` are vectors in full width, None for those that are not known."""
+        self._counted = counted
+        self._rows = rows
+        self.inputs = sum(row is not None for row in rows)
+        self.tokens = sum(length for length, row in zip(counted.lengths, rows, strict=True) if row is not None)
+
+    @property
+    def missing(self) -> Counted:
+        """The other inputs, in their order."""
+        unknown = [at for at, row in enumerate(self._rows) if row is None]
+        counted = self._counted
+        return Counted(
+            lengths=[counted.lengths[at] for at in unknown],
+            ids=[counted.ids[at] for at in unknown] if counted.ids is not None else None,
+            texts=[counted.texts[at] for at in unknown] if counted.texts is not None else None,
+            truncated=counted.truncated,
+        )
+
+    def join(self, answer: Answer | None, width: int) -> Answer:
+        """All vectors in order: what is known, and the nodes' answer to what is not."""
+        if answer is None:
+            rows = b"".join(row for row in self._rows if row is not None)
+            return Answer(rows, width, self.tokens, (Share(CACHED, self.tokens),))
+        others = _rows_of(answer)
+        data = b"".join(next(others) if row is None else row for row in self._rows)
+        shares = answer.shares
+        if self.tokens:
+            shares = tuple(sorted((*shares, Share(CACHED, self.tokens)), key=lambda share: -share.tokens))
+        return Answer(data, width, answer.tokens + self.tokens, shares)
+
+
+class VectorCache:
+    """At most `bytes_max` bytes. What an account has not asked for for longest goes first, of the one that has most."""
+
+    def __init__(self, bytes_max: int, believes: Believes) -> None:
+        self._bytes_max = bytes_max
+        self._believes = believes
+        self._secret = os.urandom(32)  # or callers could choose texts whose hashes are equal
+        self._accounts: dict[str, OrderedDict[bytes, _Entry]] = {}
+        self._bytes_of: dict[str, int] = {}
+        self.bytes = self.hits = self.misses = 0
+
+    def look(self, account_id: str, model: Model, counted: Counted) -> Remembered | None:
+        """What is known of the inputs; None where nothing can be, as their tokens are not known exactly."""
+        if counted.ids is None or not counted.exact:
+            return None
+        entries = self._accounts.get(account_id)
+        if entries is None:
+            rows: list[bytes | None] = [None] * len(counted.ids)
+        else:
+            rows = [self._find(account_id, entries, key) for key in self._keys(account_id, model, counted.ids)]
+        found = Remembered(counted, rows)
+        self.hits += found.inputs
+        self.misses += len(rows) - found.inputs
+        return found
+
+    def keep(self, account_id: str, model: Model, counted: Counted, answer: Answer) -> None:
+        """Remember the right answer to some inputs."""
+        assert counted.ids is not None  # or `look` had found nothing to ask for
+        entries = self._accounts.setdefault(account_id, OrderedDict())
+        node_ids = tuple(share.node_id for share in answer.shares)
+        for key, row in zip(self._keys(account_id, model, counted.ids), _rows_of(answer), strict=True):
+            before = entries.pop(key, None)
+            entries[key] = entry = _Entry(row, node_ids)
+            self._count(account_id, _size(entry) - (_size(before) if before is not None else 0))
+        while self.bytes > self._bytes_max:
+            most = max(self._bytes_of, key=self._bytes_of.__getitem__)
+            self._drop(most, self._accounts[most], next(iter(self._accounts[most])))
+
+    def _find(self, account_id: str, entries: OrderedDict[bytes, _Entry], key: bytes) -> bytes | None:
+        entry = entries.get(key)
+        if entry is None:
+            return None
+        if not all(map(self._believes, entry.node_ids)):
+            self._drop(account_id, entries, key)
+            return None
+        entries.move_to_end(key)
+        return entry.row
+
+    def _drop(self, account_id: str, entries: OrderedDict[bytes, _Entry], key: bytes) -> None:
+        self._count(account_id, -_size(entries.pop(key)))
+        if not entries:
+            del self._accounts[account_id], self._bytes_of[account_id]
+
+    def _count(self, account_id: str, more: int) -> None:
+        self.bytes += more
+        self._bytes_of[account_id] = self._bytes_of.get(account_id, 0) + more
+
+    def _keys(self, account_id: str, model: Model, ids: list[list[int]]) -> Iterator[bytes]:
+        names = msgspec.json.encode((account_id, model.id, model.digest))
+        begun = blake2b(names, digest_size=KEY_BYTES, key=self._secret)
+        for each in ids:
+            hashed = begun.copy()
+            hashed.update(array("I", each).tobytes())
+            yield hashed.digest()
+
+
+def _size(entry: _Entry) -> int:
+    return len(entry.row) + ENTRY_BYTES
+
+
+def _rows_of(answer: Answer) -> Iterator[bytes]:
+    size = answer.width * COMPONENT_BYTES
+    return (answer.data[at : at + size] for at in range(0, len(answer.data), size))
