@@ -38,7 +38,7 @@ METRICS_KEY = "em_metrics"
 API = document(__version__)
 EMBEDDINGS = API["paths"]["/v1/embeddings"]["post"]
 ON_EVERY_REPLY = {"content-type", "content-length", "date", "server", "connection"}  # HTTP's own, not the API's
-SOMETIMES = ("x-ratelimit-", "idempotent-replayed", "x-embedmesh-request")  # the key has a limit; the reply was kept
+SOMETIMES = ("x-ratelimit-", "idempotent-replayed", "x-embedmesh-request", "x-embedmesh-cached")  # a limit; it was kept
 
 
 class KeyRingWithMetrics:
