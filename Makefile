@@ -10,7 +10,7 @@ SHELL  := bash
 TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash spenders scale mutate fault wedge soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard strain bench-store upstreams lock wheel clean
+.PHONY: help serve test fast check crash spenders scale mutate fault wedge soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-cached strain bench-store upstreams lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,6 +79,9 @@ bench-gateway: $(VENV)/.setup $(VENV)/.dev  ## the gateway's own cost in stages,
 
 guard: $(VENV)/.setup $(VENV)/.dev  ## has a request become dearer? each stage of the gateway over mere forwarding (a minute)
 	$(BIN)/python -m bench.gateway.guard $(ARGS)
+
+bench-cached: $(VENV)/.setup $(VENV)/.dev  ## a text that is known already beside one that is embedded (a minute)
+	$(BIN)/python -m bench.cached $(ARGS)
 
 strain: $(VENV)/.setup $(VENV)/.dev  ## a gateway asked for five times too much, with 2,000 stalled connections, and a million times (a quarter of an hour)
 	$(BIN)/python -m bench.strain $(ARGS)

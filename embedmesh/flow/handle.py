@@ -43,6 +43,7 @@ from embedmesh.rules.ports import (
 )
 
 EMBED_SCOPE = "embeddings"
+CACHED_HEADER = "x-embedmesh-cached"
 REPLAYED = {"idempotent-replayed": "true"}
 
 Receive = Callable[[str], Awaitable[bytes]]
@@ -157,6 +158,9 @@ async def _work(world: World, request: _Request) -> Done:
     if missing.lengths:
         within_s = time_allowed_s(model, missing.tokens, caller.account_id, world.fleet)
     free = found.tokens if found is not None and caller.cache is CachePolicy.FREE else 0
+    if found is not None and free == counted.tokens and claim is None:  # no node, no debt, no hold
+        gratis = Kept(found.join(None, model.width), 0, counted.truncated)
+        return Done(_reply(world, request, gratis, {CACHED_HEADER: str(found.inputs)}), None, None, None)
     until = world.clock.monotonic() + within_s
     bound = cost_nanousd(counted.tokens - free, price)
     held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim)
@@ -179,7 +183,7 @@ async def _work(world: World, request: _Request) -> Done:
         )
         ours = {"x-embedmesh-request": held.hold.hold_id}
         if found is not None:
-            ours["x-embedmesh-cached"] = str(found.inputs)
+            ours[CACHED_HEADER] = str(found.inputs)
         return Done(_reply(world, request, kept, ours), held, charge, pack(kept) if claim is not None else None)
     except BaseException:
         held.release()
