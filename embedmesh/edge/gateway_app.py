@@ -86,7 +86,7 @@ class GatewayApp:
 
     async def _embed(self, exchange: Exchange) -> None:
         began = self._world.clock.monotonic()
-        account = ""
+        account: str | None = None  # once it has room
         code = "dropped"  # the caller went, or a bug of ours
 
         async def receive(account_id: str) -> bytes:
@@ -103,7 +103,7 @@ class GatewayApp:
             code = failure.code
             raise
         finally:
-            if account:
+            if account is not None:
                 self._room.leave(account)
             self.metrics.ended(code)
         seconds = self._world.clock.monotonic() - began

@@ -191,7 +191,7 @@ class Line:
 
     def _enter(self, model: Model, counted: Counted, account_id: str, asker: Asker, avoid: frozenset[str]) -> Work:
         nodes = self.registry.ready(model.id)
-        inputs_max = max((node.inputs_max for node in nodes), default=1)
+        inputs_max = max([node.inputs_max for node in nodes], default=1)
         lengths, tokens = counted.lengths, counted.tokens
         waiting = self._waiting.get(model.id)
         if waiting is not None and waiting.tokens + tokens > WAITING_TOKENS_MAX and waiting.heap:
@@ -209,23 +209,22 @@ class Line:
             rests=[Rest(tuple(in_order(lengths, inputs_max)), tokens, avoid)],
             number=next(self._numbers),
         )
-        idle = waiting is None
-        waiting = waiting or Waiting()
-        waiting.add(work, tokens)
-        if idle and not self._assigning and self._place_at_once(work, nodes, waiting):
+        if waiting is None and not self._assigning and self._place_at_once(work, nodes):
             return work
-        self._waiting[model.id] = waiting
+        waiting = self._waiting.setdefault(model.id, Waiting())
+        for rest in work.rests:
+            waiting.add(work, rest.tokens)
         waiting.tag(work, tokens)
         waiting.push(work)
         self.assign()
         return work
 
-    def _place_at_once(self, work: Work, nodes: Sequence[Node], waiting: Waiting) -> bool:
+    def _place_at_once(self, work: Work, nodes: Sequence[Node]) -> bool:
         """Where nobody waits there is no order to keep. Whether all of it could be given out."""
         now = self._clock.monotonic()
         self._assigning = True
         try:
-            self._place(work, look_at(nodes, None, now, self._dice), 0, now, waiting, small=work.whole)
+            self._place(work, look_at(nodes, None, now, self._dice), 0, now, None, small=work.whole)
         finally:
             self._assigning = False
         return not work.rests
@@ -238,7 +237,7 @@ class Line:
         needed = 0.0  # tokens that have to be ahead of a short request before a free node is worth its slowness
         large_waits = False  # then what comes after it does not fill up the nodes that it waits for
         while waiting.heap and vain < LOOK_AHEAD and len(aside) < SKIP_MAX:
-            if needed > waiting.tokens or not any(spot.room[not large_waits] for spot in spots):
+            if needed > waiting.tokens or not any(spot.room(not large_waits) for spot in spots):
                 break
             work = waiting.pop()
             if not work.rests:
@@ -257,8 +256,10 @@ class Line:
         if waiting.heap and spots:
             self._look_again(spots, model_id)
 
-    def _place(self, work: Work, spots: list[Spot], ahead: int, now: float, waiting: Waiting, *, small: bool) -> float:
-        """Give out as much of one request as should be given now.
+    def _place(
+        self, work: Work, spots: list[Spot], ahead: int, now: float, waiting: Waiting | None, *, small: bool
+    ) -> float:
+        """Give out as much of one request as should be given now. It is `waiting`, or has just come.
 
         Returns how many tokens would have to be ahead of one like it for a free node to be used.
         """
@@ -275,8 +276,9 @@ class Line:
             part = self._bind(work, rest, spot, tokens_max, now)
             left = rest.places[len(part.places) :]
             work.rests[:1] = [replace(rest, places=left, tokens=rest.tokens - part.tokens)] if left else []
-            waiting.remove(work, part.tokens, not left)
-            waiting.now = max(waiting.now, work.start_tag)
+            if waiting is not None:
+                waiting.remove(work, part.tokens, not left)
+                waiting.now = max(waiting.now, work.start_tag)
             work.asker.take(part)
         return 0.0
 
@@ -284,14 +286,14 @@ class Line:
         self, work: Work, rest: Rest, spots: list[Spot], ahead: int, small: bool
     ) -> tuple[Spot | None, int, float]:
         """Which node, and at most how many tokens of the rest it gets; if none, how many had to be ahead for one."""
-        if len(spots) == 1 and work.whole and spots[0].room[small]:
+        if len(spots) == 1 and work.whole and spots[0].room(small):
             return spots[0], rest.tokens, 0.0
         speed = free_speed = 0.0
         outstanding = 0
         for spot in spots:
             speed += spot.tokens_per_s
             outstanding += spot.node.load.tokens
-            free_speed += spot.tokens_per_s if spot.room[small] else 0.0
+            free_speed += spot.tokens_per_s if spot.room(small) else 0.0
         if not free_speed:
             return None, 0, 0.0
         options, limits = [], []
@@ -299,7 +301,7 @@ class Line:
             limit = rest.tokens if work.whole else part_tokens_max(rest.tokens, spot.tokens_per_s, free_speed)
             limits.append(limit)
             finish_s = spot.finish_s(min(limit, rest.tokens), work.whole)
-            options.append(Option(spot.node, finish_s, spot.room[small], spot.node.asks.get(work.model_id, 0)))
+            options.append(Option(spot.node, finish_s, spot.room(small), spot.node.asks.get(work.model_id, 0)))
         horizon_s = (outstanding + ahead + (0 if work.whole else rest.tokens)) / speed
         chosen = self._policy(options, horizon_s, self._dice)
         if chosen is None:
@@ -343,8 +345,9 @@ class Line:
         lost = node is None or node.state is not NodeState.READY  # with its node: no more than that had in flight
         return lost or self._budget.take()
 
-    def _give_up(self, work: Work, waiting: Waiting) -> None:
-        waiting.remove(work, work.tokens, len(work.rests))
+    def _give_up(self, work: Work, waiting: Waiting | None) -> None:
+        if waiting is not None:
+            waiting.remove(work, work.tokens, len(work.rests))
         work.rests.clear()
         work.asker.give_up(work.last)
 
@@ -357,7 +360,7 @@ class Line:
     def _look_again(self, spots: list[Spot], model_id: str) -> None:
         """Nothing may happen when a node is about to be free, or says nothing: look again by the clock."""
         now = self._clock.monotonic()
-        full = [spot.room_in_s for spot in spots if not spot.room[False]]  # an idle slow node's time does not come
+        full = [spot.room_in_s for spot in spots if not spot.room(False)]  # an idle slow node's time does not come
         soonest_s = min(full, default=LOOK_AGAIN_MAX_S)
         if len(spots) < len(self.registry.ready(model_id)):
             soonest_s = 0.0  # others, that were not looked at, may be idle

@@ -12,7 +12,7 @@ SAMPLE_NODES = 16  # so many by dice, beside the one that has just become free
 class Spot:
     """One node, with what is asked again and again of it worked out once."""
 
-    __slots__ = ("_bulk_s", "_fixed_s", "_penalty_s", "_per_token_s", "_small_s", "node", "room", "tokens_per_s")
+    __slots__ = ("_bulk_s", "_fixed_s", "_now", "_penalty_s", "_per_token_s", "_small_s", "node", "tokens_per_s")
 
     def __init__(self, node: Node, now: float) -> None:
         self.node = node
@@ -23,19 +23,19 @@ class Spot:
         self.look(now)
 
     def look(self, now: float) -> None:
-        """Its load has changed. `room[True]` says whether a small part may be sent to it, `room[False]` a large one."""
-        load = self.node.load
-        self._bulk_s = self._small_s = load.remaining_s(now)
-        if load.interleaves and load.bulk_parts:
-            self._small_s = load.remaining_s(now, small=True)
-        self.room = self.node.room(self._bulk_s, now, small=False), self.node.room(self._small_s, now, small=True)
-        paused_s = self.node.paused_until - now  # or all would wait for a node that is full
-        self._bulk_s, self._small_s = max(self._bulk_s, paused_s), max(self._small_s, paused_s)
+        """Its load has changed."""
+        self._now = now
+        self._bulk_s: float | None = None  # until it would begin with a large part; worked out when it is asked for
+        self._small_s: float | None = None
+
+    def room(self, small: bool) -> bool:
+        """Whether a small part may be sent to it now, or a large one."""
+        return self.node.room(self._remaining_s(small), self._now, small=small)
 
     def finish_s(self, tokens: int, small: bool) -> float:
         """When it would be done with so many tokens more, in seconds from now."""
-        before_s = self._small_s if small else self._bulk_s
-        return before_s + self._fixed_s + tokens * self._per_token_s + self._penalty_s
+        paused_s = self.node.paused_until - self._now  # or all would wait for a node that is full
+        return max(self._remaining_s(small), paused_s) + self._fixed_s + tokens * self._per_token_s + self._penalty_s
 
     def work_s(self, parts: int, tokens: int) -> float:
         """How long it works on so many parts with so many tokens in all."""
@@ -44,7 +44,17 @@ class Spot:
     @property
     def room_in_s(self) -> float:
         """When a large part may be sent next, if all goes as expected."""
-        return self._bulk_s - self._fixed_s
+        return max(self._remaining_s(False), self.node.paused_until - self._now) - self._fixed_s
+
+    def _remaining_s(self, small: bool) -> float:
+        load = self.node.load
+        if small and load.interleaves and load.bulk_parts:
+            if self._small_s is None:
+                self._small_s = load.remaining_s(self._now, small=True)
+            return self._small_s
+        if self._bulk_s is None:
+            self._bulk_s = load.remaining_s(self._now)
+        return self._bulk_s
 
 
 def look_at(nodes: Sequence[Node], freed: Node | None, now: float, dice: Dice) -> list[Spot]:

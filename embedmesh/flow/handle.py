@@ -213,6 +213,8 @@ def _reply(world: World, request: _Request, kept: Kept, more: Mapping[str, str] 
 
 def _payables(answer: Answer, cost: int, ask_max: int | None) -> tuple[Payable, ...]:
     """What each node gets; nothing where it asks for nothing."""
+    if not any(share.ask for share in answer.shares):
+        return ()
     gets: dict[str, int] = {}  # a node may have changed its ask between two parts
     left = cost
     for share in answer.shares:

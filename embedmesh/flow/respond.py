@@ -1,10 +1,10 @@
 """The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or as base64."""
 
 import math
-from binascii import b2a_base64
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -13,7 +13,26 @@ from embedmesh.rules.ports import Allowance, Answer, Reply
 
 NODES_SHOWN_MAX = 8  # in a header; the ledger has all
 
+ENCODE = msgspec.json.Encoder().encode  # bytes become base64
+
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
+Buffer = bytes | memoryview
+
+
+class _Item(msgspec.Struct, tag_field="object", tag="embedding"):
+    index: int
+    embedding: Buffer | msgspec.Raw
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class _Body(msgspec.Struct, tag_field="object", tag="list"):
+    data: list[_Item]
+    model: str
+    usage: _Usage
 
 
 def respond(
@@ -33,14 +52,9 @@ def respond(
     if call.dimensions is not None and call.dimensions != width:
         width = call.dimensions
         data = shorten(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width), width).tobytes()
-    vectors = _as_floats(data, width) if call.encoding == "float" else _as_base64(data, width)
-    items = [b'{"object":"embedding","index":%d,"embedding":%b}' % each for each in enumerate(vectors)]
-    body = b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
-        b",".join(items),
-        orjson.dumps(call.model),
-        answer.tokens,
-        answer.tokens,
-    )
+    vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
+    items = [_Item(index, vector) for index, vector in enumerate(vectors)]
+    body = ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens)))
     headers = {
         "openai-processing-ms": str(math.ceil(seconds * 1000)),
         "x-embedmesh-node": ",".join([share.node_id for share in answer.shares[:NODES_SHOWN_MAX]]),
@@ -53,14 +67,17 @@ def respond(
     return Reply(headers=headers, body=body)
 
 
-def _as_floats(data: bytes, width: int) -> Iterator[bytes]:
+def _as_floats(data: bytes, width: int) -> Iterator[msgspec.Raw]:
     matrix: Matrix = np.frombuffer(data, dtype="<f4").reshape(-1, width)
-    return (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in matrix)
+    return (msgspec.Raw(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)) for row in matrix)
 
 
-def _as_base64(data: bytes, width: int) -> Iterator[bytes]:
+def _rows(data: bytes, width: int) -> Sequence[Buffer]:
     size = width * 4
-    return (b'"%b"' % b2a_base64(data[at : at + size], newline=False) for at in range(0, len(data), size))
+    if len(data) == size:
+        return (data,)
+    rows = memoryview(data)
+    return [rows[at : at + size] for at in range(0, len(data), size)]
 
 
 def limit_headers(left: Iterable[Allowance]) -> dict[str, str]:
