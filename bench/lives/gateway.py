@@ -17,6 +17,7 @@ from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked, Twins
+from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World, give_up, handle
 from embedmesh.rules.errors import Failure, InternalError, SetupError
@@ -29,6 +30,7 @@ from tests.flow.world import CATALOGUE, Bystander, LetterTokenizer
 from tests.storage.shop import SECRET, secret
 
 MODELS = [model.id for model in CATALOGUE.models]
+CACHE_BYTES = 8_000  # some twenty vectors
 DRAIN_S_MAX = 20.0  # a gateway that stops waits so long for its callers
 WRITE_S_MAX = 8.0  # a slow caller takes so long to take its reply
 
@@ -208,6 +210,7 @@ class Gateway:
             witness=Bystander(),
             clock=self._clock,
             twins=Twins(give_up),
+            cache=VectorCache(CACHE_BYTES, self._registry.believed),
             hash_user=lambda user: hash_user(SECRET, user),
             claim_of=lambda key, body: claim_of(SECRET, key, body),
         )
@@ -256,7 +259,7 @@ class Gateway:
     async def _serve(self, exchange: Exchange) -> None:
         attempt, failure = exchange.attempt, None
 
-        async def receive() -> bytes:
+        async def receive(account_id: str) -> bytes:
             await asyncio.sleep(self._dice.random() * 0.02)
             return exchange.body
 
@@ -288,7 +291,8 @@ class Gateway:
         attempt, headers = exchange.attempt, reply.headers
         hold_id = headers.get("x-embedmesh-request")
         cost = int(headers["x-embedmesh-cost-nanousd"])
-        if (hold_id is None) != (headers.get("idempotent-replayed") == "true"):
+        known = headers.get("x-embedmesh-cached") not in (None, "0") and cost == 0
+        if (hold_id is None) != (headers.get("idempotent-replayed") == "true") and not known:
             self._journal.wrong.append(f"life {attempt.life}: a reply that is neither new nor kept: {headers}")
         self._journal.deliveries.append(
             Delivery(self._loop.now, attempt.life, attempt.errand, self.name, hold_id, cost, reply.body)

@@ -28,7 +28,7 @@ class Delivery(NamedTuple):
     life: int
     errand: Errand
     gateway: str
-    hold_id: str | None  # None for one that was kept of an earlier request
+    hold_id: str | None  # None for one that was kept of an earlier request, or known and free
     cost: int
     body: bytes
 

@@ -97,7 +97,10 @@ class Judge:
         for each in self._journal.deliveries:
             if each.hold_id is not None:
                 continue
-            assert each.errand.idem is not None
+            if each.errand.idem is None:  # it was known already, and is free
+                if each.cost:
+                    yield f"life {each.life} was told to pay {each.cost}, and the ledger does not know it"
+                continue
             first = list(paid[each.errand.account, each.errand.idem].values())
             if [(one.body, one.cost, one.errand.body) for one in first] != [(each.body, each.cost, each.errand.body)]:
                 yield f"life {each.life} got another reply than was paid for {each.errand.idem}"

@@ -22,6 +22,7 @@ from bench.lives.judge import Judge
 from bench.lives.loop import Clock, Loop
 from bench.lives.operator import Operator
 from embedmesh.rules import ids
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.storage import check, opening, tokens
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key, Limits
@@ -160,7 +161,8 @@ class _World:
         for number in range(1 + int(dice.random() * 3)):
             account = f"a{number}"
             limit = int(dice.random() * 200) if dice.random() < 0.3 else 0
-            books.accounts.create(account, credit_limit_nanousd=limit)
+            cache = list(CachePolicy)[int(dice.random() * len(CachePolicy))]
+            books.accounts.create(account, credit_limit_nanousd=limit, cache=cache)
             self.limits[account] = limit
             amount = 1 + int(dice.random() ** 2 * 1_000)
             books.accounts.credit(account, amount, f"first of {account}")
@@ -176,7 +178,9 @@ class _World:
                 key, token = books.keys.create(account, ["embeddings"], limits=limits)
                 self.keys[key.key_id] = key
                 self.tokens.append((account, key.key_id, token))
-                self.journal.say(0.0, "world", f"{account} has {amount} and {limit}, {key.key_id}: {limits}")
+                self.journal.say(
+                    0.0, "world", f"{account} has {amount} and {limit}, cache {cache}, {key.key_id}: {limits}"
+                )
 
     def _maybe(self, odds: float, least: int, most: int) -> int | None:
         return least + int(self.dice.random() * (most - least)) if self.dice.random() < odds else None

@@ -88,7 +88,7 @@ def limit(account: str, usd: int, data_dir: Path, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def cache_(account: str, policy: str, data_dir: Path, as_json: bool) -> None:
-    """Say whether an account's answers may come from memory, and what they cost then.
+    """Whether an account's answers may come from memory.
 
     They may where the same text was embedded before with the same model and options. `charged`: such an answer costs
     as much as any; `free`: it costs nothing; `off`: none comes from memory. On every gateway within a second.

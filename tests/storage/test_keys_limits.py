@@ -78,6 +78,19 @@ async def test_a_key_has_a_budget(shop: Shop, store: Store, period: str, limit: 
     shop.assert_right()
 
 
+@pytest.mark.parametrize("ms_of_day", [0, MS_PER_DAY // 2 - 1, MS_PER_DAY // 2 + 1, MS_PER_DAY - 1])
+async def test_what_is_spent_is_of_its_day_in_utc(shop: Shop, store: Store, ms_of_day: int) -> None:
+    day = shop.clock.now_ms // MS_PER_DAY + 1
+    shop.clock.now_ms = day * MS_PER_DAY + ms_of_day
+    shop.credit(1_000)
+    key_id = key_of(shop, budget_day=10)
+    await spend(shop, store, key_id, 10)
+    with shop.by_hand() as db:
+        assert db.execute("SELECT day FROM usage").fetchall() == [(day,)]
+        assert db.execute("SELECT day, cost FROM usage_days").fetchall() == [(day, 10)]
+    assert "$0.00 is left" in str(await refused(shop, store, key_id, 1))
+
+
 def next_start_ms(now_ms: int, period: str) -> int:
     if period == "day":
         return (now_ms // MS_PER_DAY + 1) * MS_PER_DAY
