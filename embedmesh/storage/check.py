@@ -96,7 +96,7 @@ def check_within(db: Db) -> CheckReport:
 
 
 def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:
-    """Look at what a crash or a lost write may have broken in an SQLite store: sums, then the file. Raises ERRORS.
+    """Look at what a crash or a lost write may have broken in an SQLite store: sums, then the file. Raises `errors()`.
 
     What is not done after `seconds_max` is left to `check`, and that is logged.
     """

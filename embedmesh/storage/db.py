@@ -8,25 +8,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import psycopg
 import pysqlite3.dbapi2 as sqlite
 
 Row = tuple[Any, ...]
 
-ERRORS: tuple[type[Exception], ...] = (sqlite.Error, psycopg.Error)
-"""Whatever a driver may raise."""
-
-REFUSALS: tuple[type[Exception], ...] = (
+_errors: list[type[Exception]] = [sqlite.Error]
+_refusals: list[type[Exception]] = [
     sqlite.IntegrityError,
     sqlite.ProgrammingError,
     sqlite.InterfaceError,
     sqlite.DataError,
-    psycopg.IntegrityError,
-    psycopg.ProgrammingError,
-    psycopg.DataError,
     OverflowError,
-)
-"""Errors of one statement, whenever it is tried; the transaction before it is sound. All others fail a whole batch."""
+]
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """Whatever a driver may raise: of those that are loaded."""
+    return tuple(_errors)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Errors of one statement, whenever it is tried; the transaction before it is sound. All others fail a batch."""
+    return tuple(_refusals)
+
+
+def may_raise(error: type[Exception], refused: Sequence[type[Exception]]) -> None:
+    """One more driver is loaded: whoever has a file does without that of PostgreSQL, which takes ten megabytes."""
+    _errors.append(error)
+    _refusals.extend(refused)
 
 
 class Cursor(Protocol):
@@ -43,7 +52,7 @@ class Cursor(Protocol):
 
 
 class Db(Protocol):
-    """One connection, in autocommit mode outside of `begin` and `commit`. Its methods raise ERRORS."""
+    """One connection, in autocommit mode outside of `begin` and `commit`. Its methods raise `errors()`."""
 
     dialect: str
 

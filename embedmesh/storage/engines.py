@@ -4,8 +4,9 @@ from pathlib import Path
 
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.db import Engine
-from embedmesh.storage.postgres import URL_SCHEMES, PostgresEngine
 from embedmesh.storage.sqlite import SqliteEngine
+
+URL_SCHEMES = ("postgresql://", "postgres://")
 
 
 def engine_of(place: str | Path) -> Engine:
@@ -13,6 +14,8 @@ def engine_of(place: str | Path) -> Engine:
     if isinstance(place, Path):
         return SqliteEngine(place)
     if place.startswith(URL_SCHEMES):
+        from embedmesh.storage.postgres import PostgresEngine
+
         return PostgresEngine(place)
     if "://" in place:
         raise SetupError("A store is postgresql://USER@HOST/DATABASE, or a file's path. Mend EMBEDMESH_STORE.")

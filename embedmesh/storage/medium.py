@@ -1,30 +1,22 @@
-"""How a batch becomes durable: in an SQLite file, or on a PostgreSQL server.
+"""How a batch becomes durable in an SQLite file.
 
-SQLite: statements run on the event loop, only COMMIT runs in a thread of its own, and the event loop never touches the
+Statements run on the event loop, only COMMIT runs in a thread of its own, and the event loop never touches the
 connection while the thread does. After a failed fsync nobody knows what the disk holds: that is Fatal, and the process
 is to end; the next start recovers. SQLite's error does not say whether it was an fsync that failed (the driver hides
 extended codes), so the kernel is asked: `sync_wal` syncs the WAL through a descriptor of our own, and the kernel tells
 each descriptor of a failed write-back once.
-
-PostgreSQL: the whole transaction runs in a thread of its own, which waits for the server; a session that was lost is
-opened anew. Where a session is lost during COMMIT nobody knows what became of the batch: it counts as failed, what
-must be kept is written again (and changes nothing where it was written), and holds are given back.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
-import psycopg
 import pysqlite3.dbapi2 as sqlite
 
-from embedmesh.rules.errors import SetupError
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.db import REFUSALS, name_of
-from embedmesh.storage.postgres import PostgresDb, PostgresEngine
+from embedmesh.storage.db import name_of, refusals
 from embedmesh.storage.sqlite import SqliteDb
 from embedmesh.storage.writer import Fatal, Work
 
@@ -53,7 +45,7 @@ class SqliteMedium:
             await self._begin(patient)
             try:
                 work.apply(self._db)
-            except REFUSALS:
+            except refusals():
                 self._db.rollback()
                 await self._begin(patient)
                 work.apply_again(self._db)
@@ -106,53 +98,3 @@ class SqliteMedium:
     async def _in_thread(self, call: Callable[[], None]) -> None:
         """Run what waits for the disk. The thread finishes it even when we are cancelled."""
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, call))
-
-
-class PostgresMedium:
-    """Implements the protocol `Medium` over a session that is opened anew where it was lost."""
-
-    def __init__(self, engine: PostgresEngine, db: PostgresDb) -> None:
-        self._engine = engine
-        self._db = db
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transaction")
-
-    async def write(self, work: Work, *, patient: bool) -> None:
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._write, work))
-
-    async def rest(self) -> None:
-        """Nothing: the server looks after itself."""
-
-    async def close(self) -> None:
-        # In the thread: it may still be waiting for the server, which is bounded by the session's own timeouts.
-        self._thread.submit(self._db.close)
-        self._thread.shutdown(wait=False)
-
-    def _write(self, work: Work) -> None:
-        if self._db.lost:
-            self._db.close()
-            self._db = reconnected(self._engine)
-        try:
-            try:
-                with self._db.pipelined():
-                    self._db.begin()
-                    work.apply(self._db)
-                    self._db.commit()
-            except REFUSALS:
-                self._db.rollback()
-                self._db.begin()
-                work.apply_again(self._db)
-                self._db.commit()
-            work.settle(self._db)
-        except psycopg.Error:
-            with suppress(psycopg.Error):
-                if not self._db.lost:
-                    self._db.rollback()
-            raise
-
-
-def reconnected(engine: PostgresEngine, *, read_only: bool = False) -> PostgresDb:
-    """A new session. Raises the driver's error, as a statement on a session that is lost does."""
-    try:
-        return engine.connect(read_only=read_only)
-    except SetupError:
-        raise psycopg.OperationalError("no session could be opened") from None

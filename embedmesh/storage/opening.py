@@ -1,6 +1,5 @@
 """Opening a store for a gateway: its connections, its name, and what a gateway that died has left."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,19 +7,17 @@ from functools import partial
 
 from embedmesh.rules.errors import SetupError, StoreAway
 from embedmesh.rules.holds import HoldEnd
-from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.check import verify
-from embedmesh.storage.db import ERRORS, Db
+from embedmesh.storage.db import Db, errors
 from embedmesh.storage.hold_writes import HOLDS, end_holds
 from embedmesh.storage.instance import Instance
-from embedmesh.storage.medium import PostgresMedium, SqliteMedium
-from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
-from embedmesh.storage.postgres import PostgresDb, PostgresEngine
-from embedmesh.storage.reads import PostgresReads, Reads, SqliteReads
+from embedmesh.storage.medium import SqliteMedium
+from embedmesh.storage.migrate import migrate, refuse_another_version
+from embedmesh.storage.reads import Reads, SqliteReads
 from embedmesh.storage.secret import FACTS, check_secret
 from embedmesh.storage.sqlite import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
-from embedmesh.storage.topics import Bell, Listener, Timer
+from embedmesh.storage.topics import Bell, Timer
 from embedmesh.storage.writer import Medium
 
 RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it open
@@ -68,7 +65,7 @@ async def open_sqlite(
             migrate(engine, writes)
         else:
             refuse_another_version(engine, writes)
-        recovered = _prepare(writes, instance.name, running, key_secret, clock.unix_ms(), alone=lock.alone)
+        recovered = prepare(writes, instance.name, running, key_secret, clock.unix_ms(), alone=lock.alone)
         writes.execute("PRAGMA busy_timeout = 0")  # the writer waits by itself, without blocking the event loop
         writes.execute("PRAGMA wal_autocheckpoint = 0")  # the writer checkpoints by itself, and sees the errors
         opened.append(reads := engine.connect(busy_s=0, read_only=True))
@@ -83,7 +80,7 @@ async def open_sqlite(
 
     def close(clean: bool) -> None:
         if clean:
-            with suppress(*ERRORS):  # then the next start verifies, for nothing
+            with suppress(*errors()):  # then the next start verifies, for nothing
                 writes.execute(FACTS["delete_fact"], {"name": running})
         writes.close()
         os.close(wal)
@@ -95,40 +92,7 @@ async def open_sqlite(
     return Opened(instance, recovered, SqliteReads(reads), Timer(), medium, close)
 
 
-def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes, clock: Clock) -> Opened:
-    """A server's: made where there is none yet. Blocks. Raises SetupError."""
-    opened: list[PostgresDb] = []
-    try:
-        opened.append(writes := engine.connect())
-        if is_empty(engine, writes):
-            migrate(engine, writes)
-        else:
-            refuse_another_version(engine, writes)
-        opened.append(listening := engine.connect())
-        while not _named(listening, instance.name):
-            instance.rename(new_id("gw", clock))
-        recovered = _prepare(writes, instance.name, None, key_secret, clock.unix_ms(), alone=False)
-    except BaseException:
-        for db in opened:
-            db.close()
-        raise
-    return Opened(
-        instance,
-        recovered,
-        PostgresReads(engine),
-        Listener(engine, listening),
-        lambda clock: PostgresMedium(engine, writes),
-        lambda clean: None,
-    )
-
-
-def _named(db: PostgresDb, name: str) -> bool:
-    """Have a name for as long as the session lasts, if no other gateway of the store has it."""
-    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-    return db.execute("SELECT pg_try_advisory_lock(:number)", {"number": number}).fetchone() == (True,)
-
-
-def _prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> int:
+def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> int:
     """Check the secret, verify an SQLite ledger if a gateway died, and release what it left open.
 
     `alone`: no other gateway is there, so that all open holds are dead ones'. Returns how many were released.
@@ -147,11 +111,11 @@ def _prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms:
         rows = [{"hold_id": hold_id, "ended_by": HoldEnd.RECOVER.value} for hold_id, _ in left]
         recovered = len(end_holds(db, now_ms, rows))
         db.commit()
-    except ERRORS as error:
+    except errors() as error:
         away = StoreAway if db.dialect == "postgres" else SetupError
         raise away(f"The store cannot be written: {error}. Is its disk full or read-only?") from None
     finally:
-        with suppress(*ERRORS):
+        with suppress(*errors()):
             if db.in_transaction:
                 db.rollback()
     return recovered

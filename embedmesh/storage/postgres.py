@@ -12,10 +12,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from embedmesh.rules.errors import InvalidValue, SetupError, StoreAway
-from embedmesh.storage.db import Cursor, Db, Row
+from embedmesh.storage.db import Cursor, Db, Row, may_raise
 from embedmesh.storage.sql import load
 
-URL_SCHEMES = ("postgresql://", "postgres://")
 VERSION_MIN = 140_000  # of the server; ours is tested with 18
 CONNECT_S = 2  # as long as a caller is told within
 ALONE = 0x656D_6D65  # the advisory lock of whoever changes the schema
@@ -41,6 +40,8 @@ KEEPALIVE: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5_000,
 }
+may_raise(psycopg.Error, (psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.DataError))
+
 NAMED = re.compile(r"(?<![:\w]):(\w+)")
 ROWS = "json_each(:rows)"
 VERSION = "schema_version"  # a fact of the store
@@ -69,7 +70,7 @@ class PostgresDb:
 
     @contextmanager
     def pipelined(self) -> Iterator[None]:
-        """Raises ERRORS at its end, too."""
+        """Raises `errors()` at its end, too."""
         with self.connection.pipeline() as self._pipeline:
             try:
                 yield

@@ -22,8 +22,7 @@ from embedmesh.storage.hold_writes import CLAIMS, EXPIRED_HOLDS_MAX, EndHold, Ex
 from embedmesh.storage.instance import take_instance
 from embedmesh.storage.keyring import KeyRing
 from embedmesh.storage.nodes import NodeBooks
-from embedmesh.storage.opening import Opened, open_postgres, open_sqlite
-from embedmesh.storage.postgres import PostgresEngine
+from embedmesh.storage.opening import Opened, open_sqlite
 from embedmesh.storage.pricing import PriceList
 from embedmesh.storage.sealed import Seal
 from embedmesh.storage.secret import SecretOf
@@ -96,6 +95,9 @@ class Store:
             if isinstance(engine, SqliteEngine):
                 opened = await open_sqlite(engine, instance, key_secret, clock, lock_wait_s)
             else:
+                from embedmesh.storage.postgres import PostgresEngine
+                from embedmesh.storage.postgres_gateway import open_postgres
+
                 assert isinstance(engine, PostgresEngine)
                 opened = await asyncio.to_thread(open_postgres, engine, instance, key_secret, clock)
         except BaseException:

@@ -7,15 +7,9 @@ it is also woken by NOTIFY as soon as a change is committed.
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-import psycopg
-
 from embedmesh.rules.errors import StoreUnavailable
-from embedmesh.storage.db import ERRORS
-from embedmesh.storage.medium import reconnected
-from embedmesh.storage.postgres import PostgresDb, PostgresEngine
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.sql import load
 
@@ -76,38 +70,3 @@ class Timer:
 
     def close(self) -> None:
         """Nothing to let go of."""
-
-
-class Listener:
-    """Rings as soon as a change is committed. Implements the protocol `Bell` over a PostgreSQL session of its own."""
-
-    def __init__(self, engine: PostgresEngine, db: PostgresDb) -> None:
-        self._engine = engine
-        self._db = db
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="listen")
-        self._listening = False
-
-    async def wait(self) -> None:
-        try:
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._wait))
-        except ERRORS:
-            await asyncio.sleep(LOOK_S)
-
-    def close(self) -> None:
-        self._thread.submit(self._db.close)
-        self._thread.shutdown(wait=False)
-
-    def _wait(self) -> None:
-        if self._db.lost:
-            self._db.close()
-            self._listening = False
-            self._db = reconnected(self._engine)
-        if not self._listening:
-            self._db.connection.execute("LISTEN embedmesh")
-            self._listening = True
-        try:
-            for _ in self._db.connection.notifies(timeout=LOOK_S, stop_after=1):
-                return
-        except psycopg.Error:
-            self._db.close()
-            raise

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.db import ERRORS, Db, OnFatal, name_of
+from embedmesh.storage.db import Db, OnFatal, errors, name_of
 from embedmesh.storage.sql import load
 from embedmesh.storage.writes import Stats, Write, apply_batch, apply_each, settle_batch
 
@@ -34,7 +34,7 @@ class Work(Protocol):
     """What is to be written."""
 
     def apply(self, db: Db) -> None:
-        """Run the statements. Raises ERRORS; for REFUSALS `apply_again` is called in a new transaction."""
+        """Run the statements. Raises `errors()`; for `refusals()` `apply_again` is called in a new transaction."""
         ...
 
     def apply_again(self, db: Db) -> None:
@@ -42,7 +42,7 @@ class Work(Protocol):
         ...
 
     def settle(self, db: Db) -> None:
-        """It is durable: see what became of it. Raises ERRORS."""
+        """It is durable: see what became of it. Raises `errors()`."""
         ...
 
 
@@ -50,7 +50,7 @@ class Medium(Protocol):
     """How a batch becomes durable."""
 
     async def write(self, work: Work, *, patient: bool) -> None:
-        """One transaction around `work`. Raises ERRORS where it is not durable, or nobody knows, and Fatal.
+        """One transaction around `work`. Raises `errors()` where it is not durable, or nobody knows, and Fatal.
 
         Who is `patient` waits for others that write; others are told within the time that a caller is. May do the work
         in another thread.
@@ -144,7 +144,7 @@ class Writer:
     async def _write_batch(self) -> None:
         try:
             await self._medium.write(self, patient=not self._trouble)
-        except ERRORS as error:
+        except errors() as error:
             self._stats.failed_batches += 1
             self._note(trouble=name_of(error))
             self._keep_what_must_be()

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from embedmesh.rules.errors import StoreUnavailable
-from embedmesh.storage.db import REFUSALS, Db, name_of
+from embedmesh.storage.db import Db, name_of, refusals
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def apply_each(db: Db, now_ms: int, batch: Sequence[Write]) -> list[Write]:
             db.execute("SAVEPOINT one_write")
             try:
                 kind.apply_all(db, now_ms, [write])
-            except REFUSALS as error:
+            except refusals() as error:
                 db.execute("ROLLBACK TO one_write")
                 logger.error("the store refused a %s: %s", kind.__name__, name_of(error))
                 write.refused(error)

@@ -7,7 +7,7 @@ import pytest
 
 from embedmesh.rules.errors import InsufficientQuota, InternalError
 from embedmesh.rules.holds import MOVES, HoldEnd, HoldState
-from embedmesh.storage.db import REFUSALS
+from embedmesh.storage.db import refusals
 from embedmesh.storage.hold_writes import EXPIRED_HOLDS_MAX
 from embedmesh.storage.store import Store
 from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
@@ -230,7 +230,7 @@ async def test_sql_allows_exactly_the_moves_of_the_table(
         if MOVES.get((state, end)) is after:
             assert db.execute(update, move).rowcount == 1
         else:
-            with pytest.raises(REFUSALS):
+            with pytest.raises(refusals()):
                 db.execute(update, move)
 
 
@@ -296,7 +296,7 @@ async def test_the_store_defends_itself(shop: Shop, store: Store, tampering: str
     store.capture(hold, charge(10, payable=2))
     await store.drain()
     assert await store.extend_chain() == 3
-    with shop.by_hand() as db, pytest.raises(REFUSALS, match=says):
+    with shop.by_hand() as db, pytest.raises(refusals(), match=says):
         db.execute(tampering)
     assert shop.money() == (90, 0)
     shop.assert_right()
@@ -309,7 +309,7 @@ async def test_a_hold_without_cover_is_never_a_row(shop: Shop, store: Store, amo
     with shop.by_hand() as db:
         try:
             placed = db.execute(f"{HOLD} ('h', 'a', {amount}, 'open', NULL, 'me', 0, 0, NULL)").rowcount
-        except REFUSALS:
+        except refusals():
             placed = 0
     assert placed == 0
     assert shop.money() == (90, 0)
@@ -319,5 +319,5 @@ async def test_a_hold_without_cover_is_never_a_row(shop: Shop, store: Store, amo
 async def test_a_replaced_row_is_refused(file_shop: Shop) -> None:
     """SQLite's REPLACE deletes a row: the triggers see that."""
     file_shop.credit(1)
-    with file_shop.by_hand() as db, pytest.raises(REFUSALS, match="append-only"):
+    with file_shop.by_hand() as db, pytest.raises(refusals(), match="append-only"):
         db.execute("REPLACE INTO transfers SELECT * FROM transfers")

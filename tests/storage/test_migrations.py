@@ -8,7 +8,7 @@ from bench.postgres import Server
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books import Books
-from embedmesh.storage.db import REFUSALS
+from embedmesh.storage.db import refusals
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.migrate import migrate, newest
 from embedmesh.storage.sql import migrations
@@ -75,12 +75,12 @@ async def test_what_was_captured_before_cannot_be_charged_again_after(old: Shop)
     await (await old.open()).close()
     with old.by_hand() as db:
         for columns in ("target_id, amount", "'credit_source', amount"):
-            with pytest.raises(REFUSALS):
+            with pytest.raises(refusals()):
                 db.execute(
                     "INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, created_ms)"
                     f" SELECT kind, source_id, {columns}, hold_id, 1 FROM transfers WHERE kind = 'charge'"
                 )
-        with pytest.raises(REFUSALS):
+        with pytest.raises(refusals()):
             db.execute(
                 "INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, created_ms)"
                 " SELECT kind, source_id, target_id, 0, hold_id, 1 FROM transfers WHERE kind = 'payable'"

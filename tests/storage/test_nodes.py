@@ -9,7 +9,7 @@ import pytest
 
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.membership import Offer, Standing
-from embedmesh.storage.db import REFUSALS
+from embedmesh.storage.db import refusals
 from embedmesh.storage.nodes import NO_RECEIPTS, PENDING_MAX, NodeRecord, Saved
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop
@@ -122,7 +122,7 @@ async def test_nodes_that_nobody_said_yes_to_are_bounded(shop: Shop, store: Stor
 async def test_a_node_that_was_admitted_is_never_deleted(shop: Shop, store: Store, standing: Standing) -> None:
     """Its receipts and payables outlive it, by the store's own rule."""
     await store.nodes.save(node(1, standing))
-    with pytest.raises(REFUSALS, match="are kept"):
+    with pytest.raises(refusals(), match="are kept"):
         execute(shop, "DELETE FROM nodes")
     assert len(await store.nodes.all()) == 1
 

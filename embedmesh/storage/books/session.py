@@ -6,7 +6,7 @@ from typing import Any
 
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.db import ERRORS, Cursor, Db, Row
+from embedmesh.storage.db import Cursor, Db, Row, errors
 
 ROWS_MAX = 1_000  # of one page
 
@@ -65,7 +65,7 @@ def translated() -> Iterator[None]:
         yield
     except UnicodeEncodeError:
         raise InvalidValue("A text here has a character that is none (half of a surrogate pair).") from None
-    except ERRORS as error:
+    except errors() as error:
         reason = str(error).strip().splitlines()
         raise StoreUnavailable(
             f"The store did not do it ({reason[0] if reason else type(error).__name__}); nothing was changed."
