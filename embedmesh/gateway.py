@@ -175,7 +175,7 @@ async def _run(settings: GatewaySettings) -> int:
         witness=canaries,
         clock=clock,
         twins=Twins(give_up),
-        cache=VectorCache(settings.cache_bytes_max, registry.believed),
+        cache=VectorCache(settings.cache_bytes_max, registry.belief),
         hash_user=functools.partial(hash_user, secret),
         claim_of=functools.partial(claim_of, secret),
         ask_max=settings.ask_max,

@@ -210,7 +210,7 @@ class Gateway:
             witness=Bystander(),
             clock=self._clock,
             twins=Twins(give_up),
-            cache=VectorCache(CACHE_BYTES, self._registry.believed),
+            cache=VectorCache(CACHE_BYTES, self._registry.belief),
             hash_user=lambda user: hash_user(SECRET, user),
             claim_of=lambda key, body: claim_of(SECRET, key, body),
         )

@@ -73,7 +73,13 @@ class Line:
     def serves(self, model: Model) -> bool:
         return bool(self.registry.ready(model.id))
 
-    def expected_s(self, model: Model, tokens: int, account_id: str) -> float | None:
+    def may_wait(self, model: Model, tokens: int, account_id: str) -> None:
+        nodes, waiting = self.registry.ready(model.id), self._waiting.get(model.id)
+        if waiting is not None and nodes:
+            spots = look_at(nodes, None, self._clock.monotonic(), self._dice)
+            check_patience(waiting, account_id, tokens, spots, len(nodes))
+
+    def expected_s(self, model: Model, tokens: int) -> float | None:
         nodes = self.registry.ready(model.id)
         if not nodes:
             return None
@@ -87,7 +93,6 @@ class Line:
         alone_s = min(spot.finish_s(tokens, tokens <= WHOLE_TOKENS_MAX) for spot in spots)
         if waiting is None:
             return alone_s
-        check_patience(waiting, account_id, tokens, spots, len(nodes))
         all_tokens_per_s = sum(spot.tokens_per_s for spot in spots) * len(nodes) / len(spots)
         return max(alone_s, (waiting.tokens + tokens) / all_tokens_per_s)
 

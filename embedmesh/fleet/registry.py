@@ -5,6 +5,7 @@ embedding, and again only after another one once it was ejected; then it is on t
 failure puts it out again, each time for longer.
 """
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class Node:
     trial: int = 0  # right answers to go until it is trusted with more than one part
     paused_until: float = 0.0  # on the monotonic clock, as all times here
     fresh_answers: int = 0  # since it was admitted, or readmitted: the first are looked at more closely
+    belief: int = 0  # see `Registry.belief`
     ejections: int = 0  # of late
     out_until: float = 0.0
     ejected_at: float = float("-inf")
@@ -96,11 +98,13 @@ class Registry:
         self._clock = clock
         self._nodes: dict[str, Node] = {}
         self._ready: dict[str, list[Node]] = {}  # by model; made when asked for, dropped when anything changes
+        self._beliefs = itertools.count()
         self.on_change: Callable[[], None] = lambda: None
         self.on_quarantine: Callable[[Node, str], None] = lambda node, why: None
 
     def add(self, node: Node) -> Node:
         """A new node, or another one in the place of the node of that id."""
+        node.belief = next(self._beliefs)
         self._nodes[node.node_id] = node
         self._changed()
         return node
@@ -114,10 +118,12 @@ class Registry:
         """The node of that id."""
         return self._nodes.get(node_id)
 
-    def believed(self, node_id: str) -> bool:
-        """Whether a node is known here, and has not been found to answer wrongly."""
+    def belief(self, node_id: str) -> int | None:
+        """A number that is another one once a node was quarantined, or is added anew; None while it is not believed."""
         node = self._nodes.get(node_id)
-        return node is not None and node.state is not NodeState.QUARANTINED
+        if node is None or node.state is NodeState.QUARANTINED:
+            return None
+        return node.belief
 
     def __iter__(self) -> Iterator[Node]:
         return iter(list(self._nodes.values()))
@@ -237,6 +243,8 @@ class Registry:
         node.state = MOVES[before, event]
         if node.state is before:
             return
+        if node.state is NodeState.QUARANTINED:
+            node.belief = next(self._beliefs)
         if node.state is NodeState.EJECTED:
             now = self._clock.monotonic()
             node.ejections = node.ejections + 1 if now - node.ejected_at < FORGIVEN_S else 1

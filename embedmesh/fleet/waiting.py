@@ -3,7 +3,8 @@
 The order is start-time fair queueing (Goyal, Vin and Cheng, 1996), served by finish tags. A *flow* is one account's
 requests of like size. A request's start tag is where its flow stands, or where the line stands if the flow was idle;
 its finish tag lies its tokens further on. The smallest finish tag is served first, so that short work passes long work
-and nobody's many requests keep out another's few; and since the line moves on with all that is served, what has waited
+and nobody's many requests keep out another's few (an account that has several flows waiting shares its share among
+them); and since the line moves on with all that is served, what has waited
 long enough comes first, however large it is.
 """
 
@@ -109,6 +110,7 @@ class Waiting:
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Work]] = []
         self.tokens = 0
+        self.rests = 0
         self.now = 0.0  # how far the line has come: the largest start tag that was served
         self._flows: dict[tuple[str, int], float] = {}  # the finish tag of the last request of each
         self._backlogs: dict[str, dict[int, Backlog]] = {}  # by account and size; none that is empty
@@ -116,6 +118,7 @@ class Waiting:
     def add(self, work: Work, tokens: int) -> None:
         """One rest of a request waits."""
         self.tokens += tokens
+        self.rests += 1
         backlog = self._backlogs.setdefault(work.account_id, {}).setdefault(work.size, Backlog())
         backlog.rests += 1
         backlog.tokens += tokens
@@ -123,6 +126,7 @@ class Waiting:
     def remove(self, work: Work, tokens: int, rests: int) -> None:
         """So many of its tokens, and of its rests, wait no more."""
         self.tokens -= tokens
+        self.rests -= rests
         sizes = self._backlogs[work.account_id]
         backlog = sizes[work.size]
         backlog.rests -= rests
@@ -143,12 +147,13 @@ class Waiting:
         return len(self._backlogs) + (account_id not in self._backlogs)
 
     def tag(self, work: Work, tokens: int) -> None:
-        """A new request's place in the order."""
+        """A new request's place in the order; it was added."""
         if len(self._flows) >= FLOWS_MAX:
             self._flows = {flow: tag for flow, tag in self._flows.items() if tag > self.now}
         flow = (work.account_id, work.size)
+        cost = (REQUEST_TOKENS + tokens) * len(self._backlogs[work.account_id])
         work.start_tag = max(self.now, self._flows.get(flow, 0.0))
-        work.finish_tag = self._flows[flow] = work.start_tag + REQUEST_TOKENS + tokens
+        work.finish_tag = self._flows[flow] = work.start_tag + cost
 
     def push(self, work: Work) -> None:
         """Into the line, or back into its place."""

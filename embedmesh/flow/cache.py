@@ -10,6 +10,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -23,13 +24,15 @@ ENTRY_BYTES = 400  # of an entry beside its vector's components
 KEY_BYTES = 16
 COMPONENT_BYTES = 4
 
-Believes = Callable[[str], bool]
-"""Whether a node's answers are still to be believed: it is known, and has not been found to lie."""
+EVICTION_LOOKS = 64  # accounts that are looked at to find one that has much: more would take long, and gain little
+
+Belief = Callable[[str], int | None]
+"""By node id: a number that is another one once a node was found to lie, or removed; None while it is not believed."""
 
 
 class _Entry(NamedTuple):
     row: bytes
-    node_ids: tuple[str, ...]  # who may have made it
+    makers: tuple[tuple[str, int | None], ...]  # who may have made it, and the number of our belief in them then
 
 
 class Remembered:
@@ -68,11 +71,11 @@ class Remembered:
 
 
 class VectorCache:
-    """At most `bytes_max` bytes. What an account has not asked for for longest goes first, of the one that has most."""
+    """At most `bytes_max` bytes. What an account has not asked for for longest goes first, of one that has much."""
 
-    def __init__(self, bytes_max: int, believes: Believes) -> None:
+    def __init__(self, bytes_max: int, belief: Belief) -> None:
         self._bytes_max = bytes_max
-        self._believes = believes
+        self._belief = belief
         self._secret = os.urandom(32)  # or callers could choose texts whose hashes are equal
         self._accounts: dict[str, OrderedDict[bytes, _Entry]] = {}
         self._bytes_of: dict[str, int] = {}
@@ -96,20 +99,30 @@ class VectorCache:
         """Remember the right answer to some inputs."""
         assert counted.ids is not None  # or `look` had found nothing to ask for
         entries = self._accounts.setdefault(account_id, OrderedDict())
-        node_ids = tuple(share.node_id for share in answer.shares)
+        makers = tuple((share.node_id, self._belief(share.node_id)) for share in answer.shares)
         for key, row in zip(self._keys(account_id, model, counted.ids), _rows_of(answer), strict=True):
             before = entries.pop(key, None)
-            entries[key] = entry = _Entry(row, node_ids)
+            entries[key] = entry = _Entry(row, makers)
             self._count(account_id, _size(entry) - (_size(before) if before is not None else 0))
         while self.bytes > self._bytes_max:
-            most = max(self._bytes_of, key=self._bytes_of.__getitem__)
-            self._drop(most, self._accounts[most], next(iter(self._accounts[most])))
+            looked_at = {*islice(self._bytes_of, EVICTION_LOOKS), account_id} & self._bytes_of.keys()
+            most = max(looked_at, key=self._bytes_of.__getitem__)
+            next_most = max((self._bytes_of[each] for each in looked_at if each != most), default=0)
+            self._make_room(most, next_most)
+
+    def _make_room(self, account_id: str, down_to: int) -> None:
+        """Drop of an account what it used long ago, until there is room or it has no more than `down_to` bytes."""
+        entries = self._accounts[account_id]
+        while True:
+            self._drop(account_id, entries, next(iter(entries)))
+            if self.bytes <= self._bytes_max or self._bytes_of.get(account_id, 0) <= down_to:
+                return
 
     def _find(self, account_id: str, entries: OrderedDict[bytes, _Entry], key: bytes) -> bytes | None:
         entry = entries.get(key)
         if entry is None:
             return None
-        if not all(map(self._believes, entry.node_ids)):
+        if any(number is None or number != self._belief(node_id) for node_id, number in entry.makers):
             self._drop(account_id, entries, key)
             return None
         entries.move_to_end(key)

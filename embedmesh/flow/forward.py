@@ -29,12 +29,12 @@ from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share,
 from embedmesh.rules.within import within
 
 
-def time_allowed_s(model: Model, tokens: int, account_id: str, fleet: Fleet) -> float:
+def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
     """Seconds that a request may take from now on, all attempts together. Decided once: its hold lasts as long.
 
-    Raises NoNodeAvailable, with nobody to ask there is nothing to hold money for; or Overloaded.
+    Raises NoNodeAvailable: with nobody to ask there is nothing to hold money for.
     """
-    expected_s = fleet.expected_s(model, tokens, account_id)
+    expected_s = fleet.expected_s(model, tokens)
     if expected_s is None:
         raise _told_to_caller(None)
     return request_s(expected_s)
@@ -54,6 +54,7 @@ async def forward(
 
     Raises NoNodeAvailable, Overloaded, BadNodeResponse, InvalidValue or DeadlineExceeded.
     """
+    fleet.may_wait(model, counted.tokens, held.account_id)  # others may have come while the hold became durable
     asking = Asking(model, counted, held.hold_id, client, verify, witness, within_s)
     place = fleet.enter(model, counted, held.account_id, asking)
     try:

@@ -156,7 +156,9 @@ async def _work(world: World, request: _Request) -> Done:
     missing = found.missing if found is not None and found.inputs else counted
     within_s = REQUEST_MIN_S
     if missing.lengths:
-        within_s = time_allowed_s(model, missing.tokens, caller.account_id, world.fleet)
+        within_s = time_allowed_s(model, missing.tokens, world.fleet)
+        if claim is None:  # else its reply may have been kept, or is under way
+            world.fleet.may_wait(model, missing.tokens, caller.account_id)
     free = found.tokens if found is not None and caller.cache is CachePolicy.FREE else 0
     if found is not None and free == counted.tokens and claim is None:  # no node, no debt, no hold
         gratis = Kept(found.join(None, model.width), 0, counted.truncated)
@@ -173,7 +175,7 @@ async def _work(world: World, request: _Request) -> Done:
         kept = Kept(answer, cost, counted.truncated)
         charge = Charge(
             cost_nanousd=cost,
-            tokens=answer.tokens,
+            tokens=answer.tokens - free,
             model=model.id,
             key_id=caller.key_id,
             node_id=answer.shares[0].node_id,

@@ -231,11 +231,12 @@ class Fleet(Protocol):
         """Whether a live node serves the model now."""
         ...
 
-    def expected_s(self, model: Model, tokens: int, account_id: str) -> float | None:
-        """Seconds until a request of so many tokens would be done, behind all that waits; None without a node.
+    def may_wait(self, model: Model, tokens: int, account_id: str) -> None:
+        """Raises Overloaded where too much of the account's is waiting already."""
+        ...
 
-        Raises Overloaded where too much of the account's is waiting already.
-        """
+    def expected_s(self, model: Model, tokens: int) -> float | None:
+        """Seconds until a request of so many tokens would be done, behind all that waits; None without a node."""
         ...
 
     def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Place:

@@ -174,7 +174,7 @@ class Gateway:
             witness=Bystander(),
             clock=clock,
             twins=Twins(give_up),
-            cache=VectorCache(10**6, self.registry.believed),
+            cache=VectorCache(10**6, self.registry.belief),
             hash_user=lambda user: "hash",
             claim_of=functools.partial(claim_of, SECRET),
         )

@@ -134,18 +134,23 @@ async def test_what_is_known_needs_no_node() -> None:
         await ask(world, body("abc", "new"))
 
 
-@pytest.mark.parametrize("gone", ["quarantined", "removed"])
+@pytest.mark.parametrize("gone", ["quarantined", "removed", "readmitted", "added anew"])
 async def test_a_liars_vectors_are_forgotten(gone: str) -> None:
     world = cached_world(CHARGED, nodes=2)
     await ask(world, body("abc"))
     (liar, _) = world.client.asked[0]
     registry = world.fleet.registry
-    if gone == "removed":
+    node = registry.find(liar)
+    if gone in ("removed", "added anew"):
         registry.remove(liar)
     else:
-        registry.quarantine(registry.find(liar), "it lied")
+        registry.quarantine(node, "it lied")
+    if gone == "added anew":
+        registry.add(node)
+    elif gone == "readmitted":
+        registry.readmit(node)
     assert (await ask(world, body("abc"))).headers["x-embedmesh-cached"] == "0"
-    assert world.client.asked[1][0] != liar
+    assert len(world.client.asked) == 2
     assert (await ask(world, body("abc"))).headers["x-embedmesh-cached"] == "1"
 
 
@@ -190,18 +195,18 @@ def known(cache: VectorCache, account: str, *ids: int) -> list[int]:
 
 
 def test_inputs_that_were_not_counted_exactly_are_left_alone() -> None:
-    cache = VectorCache(10**6, lambda node: True)
+    cache = VectorCache(10**6, lambda node: 1)
     assert cache.look("a", MODEL, Counted(lengths=[3], texts=["x"], exact=False)) is None
 
 
 def test_a_cache_without_room_keeps_nothing() -> None:
-    cache = VectorCache(0, lambda node: True)
+    cache = VectorCache(0, lambda node: 1)
     keep(cache, "a", 1, 2, 3)
     assert (known(cache, "a", 1, 2, 3), cache.bytes) == ([], 0)
 
 
 def test_the_account_that_has_most_makes_room() -> None:
-    cache = VectorCache(10 * ENTRY, lambda node: True)
+    cache = VectorCache(10 * ENTRY, lambda node: 1)
     keep(cache, "small", 1)
     keep(cache, "large", *range(100))
     assert known(cache, "small", 1) == [1]
@@ -215,7 +220,7 @@ steps = st.lists(
 
 @given(steps, st.integers(0, 8))
 def test_it_is_a_bounded_memory_of_what_was_used_last(asked: list[tuple[str, list[int], bool]], room: int) -> None:
-    cache = VectorCache(room * ENTRY, lambda node: True)
+    cache = VectorCache(room * ENTRY, lambda node: 1)
     model: dict[str, OrderedDict[int, None]] = {"a": OrderedDict(), "b": OrderedDict()}
     for account, ids, keeps in asked:
         if keeps:

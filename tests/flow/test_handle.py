@@ -7,7 +7,16 @@ import pytest
 
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
-from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
+from embedmesh.rules.errors import (
+    Failure,
+    NodeBroke,
+    NodeBusy,
+    NodeRefused,
+    NodeTooSlow,
+    NodeUnreachable,
+    Overloaded,
+    WrongAnswer,
+)
 from embedmesh.rules.ports import Reply
 from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, right_reply
 
@@ -196,3 +205,23 @@ async def test_the_node_gets_ids_written_anew_and_never_the_callers_bytes() -> N
     nodes = ScriptedNodes()
     await ask(make_world(nodes), b'{ "model" : "tiny", "input" : "\\u0061bc", "user": "me" }')
     assert nodes.asked == [("n0", [[4, 5, 6]])]
+
+
+async def test_a_burst_that_nobody_waited_before_does_not_all_stand_in_line() -> None:
+    """Each was let in when nobody waited; while their holds became durable the others came."""
+
+    class Slow(ScriptedNodes):
+        async def embed(self, *asked):
+            await asyncio.sleep(3_600)
+
+    world = make_world(Slow())
+    asking = [asyncio.create_task(ask(world)) for _ in range(2_000)]
+    await asyncio.sleep(0.5)
+    refused = [each.exception() for each in asking if each.done()]
+    assert refused and all(isinstance(each, Overloaded) for each in refused)
+    assert len(asking) - len(refused) < 1_000  # some milliseconds each, four seconds of them
+    released = sum(what == "release" for what, _ in world.ledger.log)
+    assert released == sum(what == "hold" for what, _ in world.ledger.log) - (len(asking) - len(refused))
+    for each in asking:
+        each.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)

@@ -212,7 +212,7 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
         witness=Bystander(),
         clock=clock,
         twins=Twins(give_up),
-        cache=VectorCache(10**6, registry.believed),
+        cache=VectorCache(10**6, registry.belief),
         hash_user=lambda user: "hash",
         claim_of=lambda key, body: Claim(key.encode(), body),
     )
