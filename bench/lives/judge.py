@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import orjson
 
 from bench.lives.journal import Delivery, Journal
+from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.storage.books import Books
@@ -98,8 +99,9 @@ class Judge:
             if each.hold_id is not None:
                 continue
             if each.errand.idem is None:  # it was known already, and is free
-                if each.cost:
-                    yield f"life {each.life} was told to pay {each.cost}, and the ledger does not know it"
+                policy = self._books.accounts.find(each.errand.account).cache
+                if each.cost or policy is not CachePolicy.FREE:
+                    yield f"life {each.life} was told to pay {each.cost} ({policy}); the ledger does not know it"
                 continue
             first = list(paid[each.errand.account, each.errand.idem].values())
             if [(one.body, one.cost, one.errand.body) for one in first] != [(each.body, each.cost, each.errand.body)]:

@@ -19,6 +19,7 @@ SETTLE_S = 1.0  # connections close, and the last captures become durable
 WARM = 1 / 3  # of the requests: caches fill, the allocator finds its size
 
 GROWTH_MB_MAX = 1.0  # for 100,000 requests
+LOOKS_MIN = 6  # or the line goes through too few
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -33,6 +34,7 @@ class Soak(msgspec.Struct, frozen=True):
     """What was found."""
 
     requests: int
+    wanted: int
     seconds: float
     not_right: int
     growth_mb: float  # for 100,000 requests
@@ -47,6 +49,8 @@ class Soak(msgspec.Struct, frozen=True):
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
         said = {
+            f"{self.requests:,} requests of {self.wanted:,}": self.requests < self.wanted,
+            f"only {len(self.looks)} looks at its memory": len(self.looks) < LOOKS_MIN,
             f"memory grew by {self.growth_mb:.2f} MB for 100,000 requests": self.growth_mb > GROWTH_MB_MAX,
             f"{self.files:+} open files": self.files != 0,
             f"{self.not_right} answers were not right": self.not_right > 0,
@@ -69,7 +73,7 @@ def soak(gateway: Contender, requests_min: int, bar: Progress) -> Soak:
         bar.update(shown, completed=min(done, requests_min))
         if not load.right:
             break
-    return Soak(done, time.monotonic() - begun, not_right, growth_mb(looks), looks)
+    return Soak(done, requests_min, time.monotonic() - begun, not_right, growth_mb(looks), looks)
 
 
 def look(gateway: Contender, requests: int) -> Look:

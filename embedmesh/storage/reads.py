@@ -10,9 +10,6 @@ from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.storage.db import Row, errors
 from embedmesh.storage.sqlite import SqliteDb
 
-SESSIONS = 2  # one may be slow
-READ_S_MAX = 1.5  # as for a hold
-
 
 class Reads(Protocol):
     """Short questions."""
