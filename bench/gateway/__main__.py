@@ -73,13 +73,16 @@ def measure(only: list[str], rounds: int, seconds: float, console: Console) -> F
                 )
             except NotInstalled as error:
                 left_out[shown] = str(error)
+            else:
+                contenders[shown].sleep()
             bar.advance(starting)
         running = bar.add_task("measuring", total=rounds * len(contenders))
         for _ in range(rounds):
             for shown, contender in contenders.items():
                 rates = RATES if shown in ("hold", ALONE) else ()
-                at_rates = [contender.ask(seconds, rate) for rate in rates]
-                rows.setdefault(shown, []).append(Row.of(shown, contender, contender.ask(seconds), at_rates))
+                with contender.awake():
+                    at_rates = [contender.ask(seconds, rate) for rate in rates]
+                    rows.setdefault(shown, []).append(Row.of(shown, contender, contender.ask(seconds), at_rates))
                 bar.advance(running)
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     return Figures(machine, rounds, seconds, [median_row(each) for each in rows.values()], left_out)

@@ -1,6 +1,7 @@
 """Every gateway that is measured, started in front of a cheap node of its own."""
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from bench.engine.install import NotInstalled
 from bench.fault.rig import HOST, free_port
 from bench.gateway.material import Material
-from bench.gateway.measure import GATEWAY_CORE, OTHER_CORE, Ends, Measured, ends, running
+from bench.gateway.measure import GATEWAY_CORE, OTHER_CORE, Ends, Measured, ends, family_of, running
 from bench.gateway.ours import ALONE, SIGNED
 from bench.gateway.peers import PEERS, START_S
 from embedmesh.bootstrap import bootstrap
@@ -20,6 +21,7 @@ from embedmesh.process import bind
 
 PLAIN = "plain"  # ALONE, in front of the node that could sign
 POLL_S, NODE_S = 0.05, 0.5
+AWAKE_S = 0.5  # until one that was stopped has looked around
 REPLY_S = 10.0
 REPLY_BYTES = 4_096  # enough of one
 
@@ -37,6 +39,22 @@ class Contender(NamedTuple):
     def ask(self, seconds: float, rate: float = 0.0) -> Measured:
         """Under load."""
         return self.ends.ask(self.port, self.requests, self.expected, self.pids, seconds=seconds, rate=rate)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Going on, and stopped again after: twenty idle gateways on its core would be a load of their own."""
+        self.sleep(signal.SIGCONT)
+        time.sleep(AWAKE_S)
+        try:
+            yield
+        finally:
+            self.sleep()
+
+    def sleep(self, number: signal.Signals = signal.SIGSTOP) -> None:
+        """Stop all its processes, or let them go on."""
+        for pid in self.pids:
+            for one in family_of(pid):
+                os.kill(one, number)
 
 
 @contextmanager
@@ -68,7 +86,9 @@ def started(
             begun = time.monotonic()
             pids = stack.enter_context(_ours(ALONE if name == PLAIN else name, place, port, folder, workers, store))
         _wait(port, requests, folder / "log")
-        yield Contender(end, port, pids, requests, material.expected(inputs), time.monotonic() - begun)
+        contender = Contender(end, port, pids, requests, material.expected(inputs), time.monotonic() - begun)
+        stack.callback(contender.sleep, signal.SIGCONT)  # what is stopped does not end
+        yield contender
 
 
 @contextmanager
