@@ -7,8 +7,8 @@ is asked again alone, so that a text that a node cannot digest costs others a mo
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 from embedmesh.edge.node_client import BYTES_PER_COMPONENT, OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
@@ -21,12 +21,15 @@ MERGED_TOKENS_MAX = 1_024  # of one call: a batch of our engine
 SMALL_TOKENS_MAX = 512  # a larger request is a call of its own
 
 
-class _Asked(NamedTuple):
+@dataclass(eq=False, slots=True)
+class _Asked:
     part: Part
     model: Model
     counted: Counted
     request_id: str
     answer: "asyncio.Future[EmbedVectors]"
+    batch: "list[_Asked]" = field(default_factory=list)  # that it goes with, once it goes
+    call: "asyncio.Task[None] | None" = None
 
 
 class MergingLink:
@@ -48,9 +51,13 @@ class MergingLink:
             finally:
                 self._calls -= 1
                 self._call_next()
-        answer: asyncio.Future[EmbedVectors] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Asked(part, model, counted, request_id, answer))
-        return await answer
+        asked = _Asked(part, model, counted, request_id, asyncio.get_running_loop().create_future())
+        self._waiting.append(asked)
+        try:
+            return await asked.answer
+        except asyncio.CancelledError:
+            _forsake(asked)
+            raise
 
     async def served(self) -> ServedModels:
         return await self._link.served()
@@ -69,7 +76,7 @@ class MergingLink:
             self._tasks.add(task)
             task.add_done_callback(partial(self._ended, batch))
             for asked in batch:
-                asked.answer.add_done_callback(partial(_forsaken, task, batch))
+                asked.batch, asked.call = batch, task
 
     def _take(self) -> list[_Asked]:
         """What goes with the next call: of one model, in order, without those who have gone."""
@@ -118,6 +125,7 @@ class MergingLink:
         else:
             if not asked.answer.done():
                 asked.answer.set_result(answer)
+        _forsake(asked)
 
     async def _answers(self, batch: list[_Asked]) -> list[EmbedVectors]:
         """What each gets of one call's answer. Raises a NodeFailure."""
@@ -143,7 +151,7 @@ def _fail(asked: _Asked, failure: Exception) -> None:
         asked.answer.set_exception(failure)
 
 
-def _forsaken(task: "asyncio.Task[None]", batch: list[_Asked], _: "asyncio.Future[EmbedVectors]") -> None:
-    """Nobody waits for a call any more: where it is still under way, the node is told to stop."""
-    if not task.done() and all(asked.answer.done() for asked in batch):
-        task.cancel()
+def _forsake(asked: _Asked) -> None:
+    """It is over, or its caller has gone: where nobody waits for its call any more, the node is told to stop."""
+    if asked.call is not None and all(each.answer.done() for each in asked.batch):
+        asked.call.cancel()
