@@ -9,9 +9,7 @@ from embedmesh.rules import errors
 
 JSON_TYPE = "application/json"
 BODY_S = 20.0  # 4 MiB in 20 s is 1.7 Mbit/s
-ACCOUNT_SHARE = (
-    4  # times what is free is the most that one account has: alone four fifths, two of them four ninths each
-)
+ACCOUNT_SHARE = 4  # times what is free is the most of one account: alone four fifths, of two each four ninths
 
 
 class Room:
