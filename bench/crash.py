@@ -32,16 +32,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench.crash_join import APART, KINDS, POSTGRES, Back, Delivered, Figures, join
+from bench.crash_join import APART, BACK_S_MAX, KINDS, POSTGRES, Back, Delivered, Figures, join
 from bench.crash_receipts import NETWORKS, joining
 from bench.live import REPLY_S, Live, Reply, Wire, serving
 from bench.postgres import Server
+from embedmesh.storage.engines import engine_of
 
 GIVE_UP_S = 30.0  # a service that is not back by then will not be
 CALM_S = (0.05, 1.0)  # load between two kills: long enough for whatever state a kill may find
 CLIENTS = 6
 PAUSE_S = 0.05  # of a client that was refused; told to wait a second, most wait longer
 LOG_SHOWN_CHARS = 2_000  # its end, where the bench breaks off
+OPEN_HOLDS = "SELECT count(*) FROM holds WHERE state = 'open'"
 POLL_S = 0.005  # between two looks at a process, and two questions whether it is back
 SIZES = (1, 1, 1, 1, 1, 2, 8, 8, 32)  # texts a request: mostly one, sometimes a tenth of a second of work
 WORDS = ("river", "stone", "light", "market", "engine", "winter", "paper", "garden", "silver", "number", "letter")
@@ -162,6 +164,16 @@ def back_after(live: Live, killed: float) -> float | None:
     return None
 
 
+def settle(live: Live) -> None:
+    """Wait, for at most so long as one may take to come back, until a gateway that was killed last has looked after its
+    holds: the other one answers at once. What is open after that is found by the join."""
+    until = time.monotonic() + BACK_S_MAX
+    db = engine_of(live.store).connect(busy_s=BACK_S_MAX, read_only=True)
+    with contextlib.closing(db):
+        while db.execute(OPEN_HOLDS).fetchone() != (0,) and time.monotonic() < until:
+            time.sleep(POLL_S)
+
+
 @contextlib.contextmanager
 def clients(live: Live, seed: int, known: dict[str, np.ndarray]) -> Iterator[list[Client]]:
     """Clients at work; at the end each finishes what it has asked."""
@@ -202,6 +214,7 @@ def measure(kills: int, seed: int, workers: int, server: Server | None, receipts
         seconds = time.monotonic() - began
         if member is not None:
             member.stop()
+        settle(live)
         live.stop()
         refused = sum((client.refused for client in working), Counter())
         delivered = [each for client in working for each in client.delivered]
