@@ -31,6 +31,7 @@ from embedmesh.edge.nodes_api import NodesApi
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.registration import Registrar
 from embedmesh.edge.wire import unix_dialler
+from embedmesh.edge.worker_metrics import WorkerMetrics
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.tokens import ModelTokenizer
@@ -180,6 +181,7 @@ async def _run(settings: GatewaySettings) -> int:
         claim_of=functools.partial(claim_of, secret),
         ask_max=settings.ask_max,
     )
+    workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
     app = GatewayApp(
         world,
         registry,
@@ -187,6 +189,7 @@ async def _run(settings: GatewaySettings) -> int:
         bodies=bodies,
         gauges=lambda: gauges(store, line, world.cache),
         more=apis,
+        workers=workers,
     )
     background: list[asyncio.Future[Any]] = [
         asyncio.create_task(expire(store, clock)),
@@ -194,6 +197,8 @@ async def _run(settings: GatewaySettings) -> int:
         asyncio.create_task(canaries.run()),
         members.broken,
     ]
+    if workers is not None:
+        background.append(asyncio.create_task(workers.keep(app.metrics.registry)))
     for number, address in enumerate(settings.nodes):
         if not address.startswith(UNIX):
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")

@@ -109,6 +109,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1
     listen_fd: int | None = None  # from our supervisor: a listening socket that outlives this process
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
+    metrics_file: Path | None = None  # from our supervisor: where this worker keeps its numbers for the others
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):

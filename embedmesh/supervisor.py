@@ -101,6 +101,7 @@ async def _run(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     load_catalogue(gateway.catalogue, assets=assets_dir())  # a wrong catalogue is told before anything starts
+    _clear_metrics(node_socket.parent)
     host, port = sock.getsockname()[:2]
     lifeline_out, lifeline_in = os.pipe()
     children = [
@@ -108,7 +109,7 @@ async def _run(
         *(
             Child(
                 "gateway" if gateway.workers == 1 else f"gateway {number}",
-                _gateway_arguments(gateway, node_socket, sock.fileno(), lifeline_out),
+                _gateway_arguments(gateway, number, node_socket, sock.fileno(), lifeline_out),
                 (lifeline_out, sock.fileno()),
                 STOP_GATEWAY_S,
                 # Not on its command line, which everybody on this machine can read.
@@ -193,8 +194,12 @@ async def _tell_when_ready(host: str, port: int, looks: int, tell: Callable[[], 
         await asyncio.sleep(POLL_READY_S)
 
 
-def _gateway_arguments(settings: GatewaySettings, node_socket: Path, listen_fd: int, lifeline_fd: int) -> list[str]:
+def _gateway_arguments(
+    settings: GatewaySettings, number: int, node_socket: Path, listen_fd: int, lifeline_fd: int
+) -> list[str]:
     ours = ["--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), "--lifeline-fd", str(lifeline_fd)]
+    if settings.workers > 1:
+        ours += ["--metrics-file", str(_metrics_folder(node_socket.parent) / f"{number}.json")]
     return ["gateway", *ours, *as_arguments(settings, without=("host", "port", "store", "workers"))]
 
 
@@ -202,6 +207,16 @@ def _node_arguments(node: NodeSettings, gateway: GatewaySettings, node_socket: P
     ours = ["--uds", str(node_socket), "--lifeline-fd", str(lifeline_fd)]
     catalogue = ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
     return ["node", *ours, *catalogue, *as_arguments(node, without=("data_dir",))]
+
+
+def _metrics_folder(folder: Path) -> Path:
+    return folder / "metrics"
+
+
+def _clear_metrics(folder: Path) -> None:
+    """What the workers of an earlier run counted is over."""
+    shutil.rmtree(_metrics_folder(folder), ignore_errors=True)
+    _metrics_folder(folder).mkdir(mode=0o700)
 
 
 def _kill(children: list[Child]) -> None:

@@ -16,7 +16,7 @@ from embedmesh.rules.money import parse_usd
 from embedmesh.settings import ENV_PREFIX, default_data_dir
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-HIDDEN = {"listen_fd", "lifeline_fd"}  # handed on by our own supervisor
+HIDDEN = {"listen_fd", "lifeline_fd", "metrics_file"}  # handed on by our own supervisor
 
 
 class WholeNumber(click.IntRange):

@@ -15,6 +15,7 @@ from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
 from embedmesh.edge.receive import BodyBudget, Room
 from embedmesh.edge.server import REST, Handler, HttpServer, Routes
+from embedmesh.edge.worker_metrics import WorkerMetrics
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
@@ -39,14 +40,15 @@ class GatewayApp:
         bodies: BodyBudget,
         gauges: Callable[[], dict[str, float]],
         more: Sequence[Routes] = (),
+        workers: WorkerMetrics | None = None,
     ) -> None:
-        """`more` are the routes of nodes, operators and accounts."""
+        """`more` are the routes of nodes, operators and accounts; `workers` share the port and a page of metrics."""
         self._more = more
         self._world = world
         self._registry = registry
         self._room = Room(in_flight_max)
         self._bodies = bodies
-        self.metrics = Metrics(lambda: {"in_flight": self._room.taken, **gauges()})
+        self.metrics = Metrics(lambda: {"in_flight": self._room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
         self._openapi = orjson.dumps(document(__version__))
         self._docs, self._docs_csp = docs_page()
@@ -88,6 +90,7 @@ class GatewayApp:
         began = self._world.clock.monotonic()
         account: str | None = None  # once it has room
         code = "dropped"  # the caller went, or a bug of ours
+        model = ""  # once it is known
 
         async def receive(account_id: str) -> bytes:
             nonlocal account
@@ -96,18 +99,21 @@ class GatewayApp:
             account = account_id
             return body
 
+        def on_model(known: str) -> None:
+            nonlocal model
+            model = known
+
         try:
-            outcome = await handle(self._world, _asked(exchange), receive, exchange.deliver)
+            outcome = await handle(self._world, _asked(exchange), receive, exchange.deliver, on_model)
             code = "ok"
+            self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd)
         except Failure as failure:
             code = failure.code
             raise
         finally:
             if account is not None:
                 self._room.leave(account)
-            self.metrics.ended(code)
-        seconds = self._world.clock.monotonic() - began
-        self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd, seconds)
+            self.metrics.ended(code, model, self._world.clock.monotonic() - began)
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         served = [model for model in self._world.catalogue.models if self._registry.ready(model.id)]

@@ -4,57 +4,101 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from embedmesh.edge.worker_metrics import WorkerMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
+COUNTERS = {
+    "store_holds": "Holds written: money set aside for a request.",
+    "store_holds_refused": "Holds refused: the account had too little, or the key had no room.",
+    "store_captured": "Holds captured: the reply was delivered and charged.",
+    "store_released": "Holds released: no reply was delivered, nothing was charged.",
+    "store_expired": "Holds released because their deadline had passed.",
+    "store_recovered": "Holds found open at a start of their gateway, and released.",
+    "store_late_captures": "Replies delivered after their hold had ended, so not charged. Stays at 0 on a good clock.",
+    "store_broken_writes": "Writes that the store's own rules refused: bugs of ours. Stays at 0.",
+    "store_commits": "Transactions committed.",
+    "store_writes": "Writes committed; over commits this is the mean batch.",
+    "store_failed_batches": "Transactions that failed and were written again.",
+    "cache_hits": "Inputs answered from an account's cache of vectors.",
+    "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
+}
+GAUGES = {
+    "in_flight": "Embedding requests being handled now.",
+    "store_largest_batch": "Writes in the largest transaction since the start.",
+    "nodes_ready": "Nodes that take work now.",
+    "tokens_outstanding": "Tokens sent to nodes and not answered yet.",
+    "tokens_waiting": "Tokens of requests that wait for a node.",
+    "cache_bytes": "Bytes of vectors in the caches of all accounts.",
+}
+
 
 class Metrics:
-    """One registry a process. `gauges` gives current values by name when Prometheus asks.
+    """One registry a process. `readings` gives current values by name, of COUNTERS and GAUGES, when Prometheus asks.
 
     What is counted for every request is kept as plain numbers: the library's own counters cost four times as much.
     """
 
-    def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, readings: Callable[[], dict[str, float]], workers: WorkerMetrics | None = None) -> None:
+        """With `workers` a page is the sum over all gateway processes that share a port."""
         self.registry = CollectorRegistry()
+        self._workers = workers
         self._requests: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
         self._nanousd: dict[str, int] = {}
-        self._times = [0] * (len(BUCKETS_S) + 1)
-        self._seconds = 0.0
+        self._times: dict[tuple[str, str], _Times] = {}
         self.registry.register(_Collected(self._collect))
         self.internal_errors = Counter("embedmesh_internal_errors", "Bugs of ours. Stays at 0.", registry=self.registry)
-        self.registry.register(_Collected(lambda: _as_gauges(gauges())))
+        self.registry.register(_Collected(lambda: _told(readings())))
+        ProcessCollector(registry=self.registry)
 
-    def ended(self, code: str) -> None:
-        """An embedding request ended: `ok`, `dropped`, or the code of its failure."""
+    def ended(self, code: str, model: str, seconds: float) -> None:
+        """An embedding request ended: `ok`, `dropped`, or the code of its failure, so many seconds after its head.
+
+        `model` is empty where the request ended before its model was known.
+        """
         self._requests[code] = self._requests.get(code, 0) + 1
+        times = self._times.get((code, model))
+        if times is None:
+            times = self._times[code, model] = _Times()
+        times.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        times.seconds += seconds
 
-    def delivered(self, model: str, tokens: int, nanousd: int, seconds: float) -> None:
-        """A reply was delivered and charged, so many seconds after its request's head."""
+    def delivered(self, model: str, tokens: int, nanousd: int) -> None:
+        """A reply was delivered and charged."""
         self._tokens[model] = self._tokens.get(model, 0) + tokens
         self._nanousd[model] = self._nanousd.get(model, 0) + nanousd
-        self._times[bisect_left(BUCKETS_S, seconds)] += 1
-        self._seconds += seconds
 
     def text(self) -> bytes:
         """The exposition format."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry if self._workers is None else self._workers.summed(self.registry))
 
     def _collect(self) -> Iterator[Metric]:
-        yield _by_label("requests", "Embedding requests by outcome.", "code", self._requests)
+        yield _by_label("requests", "Embedding requests that ended, by outcome.", "code", self._requests)
         yield _by_label("tokens", "Tokens embedded and charged.", "model", self._tokens)
         yield _by_label("charged_nanousd", "Nano-USD charged.", "model", self._nanousd)
         bounds = [*map(str, map(float, BUCKETS_S)), "+Inf"]
-        yield HistogramMetricFamily(
-            "embedmesh_request_seconds",
-            "Seconds from head to delivery.",
-            buckets=list(zip(bounds, accumulate(self._times), strict=True)),
-            sum_value=self._seconds,
-        )
+        words = "Seconds from a request's head to its end, by outcome and model (empty where it was not known yet)."
+        family = HistogramMetricFamily("embedmesh_request_seconds", words, labels=["code", "model"])
+        for labels, times in self._times.items():
+            buckets = list(zip(bounds, accumulate(times.counts), strict=True))
+            family.add_metric(labels, buckets, times.seconds)
+        yield family
+
+
+class _Times:
+    """Of one outcome of one model: requests by bucket, and their seconds in all."""
+
+    __slots__ = ("counts", "seconds")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.seconds = 0.0
 
 
 class _Collected(Collector):
@@ -72,6 +116,9 @@ def _by_label(name: str, words: str, label: str, values: dict[str, int]) -> Metr
     return family
 
 
-def _as_gauges(values: dict[str, float]) -> Iterator[Metric]:
+def _told(values: dict[str, float]) -> Iterator[Metric]:
     for name, value in values.items():
-        yield GaugeMetricFamily(f"embedmesh_{name}", name.replace("_", " "), value=value)
+        if name in COUNTERS:
+            yield CounterMetricFamily(f"embedmesh_{name}", COUNTERS[name], value=value)
+        else:
+            yield GaugeMetricFamily(f"embedmesh_{name}", GAUGES[name], value=value)

@@ -1,6 +1,6 @@
 """What a node counts, for Prometheus. Models are the only label: nothing of a caller is ever in a metric."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from embedmesh.engine.plan import Plan
@@ -13,6 +13,7 @@ class NodeMetrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
 
         def counter(name: str, words: str) -> Counter:
             return Counter(f"embedmesh_node_{name}", words, ["model"], registry=self._registry)

@@ -101,13 +101,23 @@ class _Request(NamedTuple):
     claim: Claim | None
 
 
-async def handle(world: World, asked: Asked, receive: Receive, deliver: Deliver) -> Outcome:
-    """Answer one request. Raises a Failure that the edge turns into the envelope; then nothing was charged."""
+async def handle(
+    world: World,
+    asked: Asked,
+    receive: Receive,
+    deliver: Deliver,
+    on_model: Callable[[str], None] = lambda _model: None,
+) -> Outcome:
+    """Answer one request. Raises a Failure that the edge turns into the envelope; then nothing was charged.
+
+    `on_model` is told the id of the model that is asked for, once that is known.
+    """
     began = world.clock.monotonic()
     caller = await identify(asked.authorization, world.keys, EMBED_SCOPE)
     await world.allowances.take_request(caller)
     body = await receive(caller.account_id)
     call, model = validate(body, world.catalogue)
+    on_model(model.id)
     may_use(caller, model)
     counted = await count(call, model, world.tokenizers.get(model.id), world.cl100k)
     await world.allowances.take_tokens(caller, counted.tokens)

@@ -9,7 +9,7 @@ async function drawReference() {
     if (!response.ok) throw new Error(String(response.status));
     const api = await response.json();
     byId("version").textContent = api.info.version;
-    byId("summary").textContent = api.info.summary;
+    byId("summary").replaceChildren(...prose(api.info.summary));
     apiErrors = api["x-embedmesh-errors"];
     for (const draw of [drawSamples, drawRoutes, drawMembers, drawReply, drawErrors]) draw(api);
     byId("loading").replaceChildren();

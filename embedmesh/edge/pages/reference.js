@@ -51,7 +51,7 @@ function drawRoutes(api) {
   const groups = api.tags.map((tag) => {
     const members = routes.filter(([, , operation]) => operation.tags.includes(tag.name));
     const drawn = members.map((route) => drawRoute(api, ...route));
-    const heading = el("h3", {}, tag.name, el("small", {}, tag.description));
+    const heading = el("h3", {}, tag.name, el("small", {}, prose(tag.description)));
     if (!tag["x-embedmesh-aside"]) return [heading, ...drawn];
     // Nodes and operators know what they look for; who makes an application need not scroll past it.
     return [el("details", { class: "aside" }, el("summary", {}, heading), drawn)];
@@ -65,7 +65,7 @@ function drawRoute(api, path, method, operation) {
     {},
     el("span", { class: `method ${method}` }, method.toUpperCase()),
     el("code", { class: "path" }, path),
-    el("span", { class: "what" }, operation.summary),
+    el("span", { class: "what" }, prose(operation.summary)),
     el("span", { class: "who" }, whoMay(api, operation)),
   );
   const parameters = (operation.parameters ?? []).map((parameter) => [
@@ -126,7 +126,7 @@ function whoMay(api, operation) {
 function answerInWords(api, response) {
   const schema = Object.values(response.content ?? {})[0]?.schema;
   const narrowed = schema?.allOf?.[1].properties.error.properties.code.enum;
-  return [response.description, narrowed ? el("div", {}, codeList(narrowed)) : null];
+  return [prose(response.description), narrowed ? el("div", {}, codeList(narrowed)) : null];
 }
 
 function codeList(names) {
@@ -188,13 +188,19 @@ function drawReply(api) {
 const RETRY_IN_WORDS = { useless: "Will not help", later: "May help after a pause" };
 
 function drawErrors(api) {
-  const rows = api["x-embedmesh-errors"].map((failure) => [
+  byId("error-list").replaceChildren(...api["x-embedmesh-errors"].map(drawError));
+}
+
+/** One line a failure, which opens: a phone shows all of them on three screens. */
+function drawError(failure) {
+  const summary = el(
+    "summary",
+    {},
     statusPill(failure.status),
-    [el("code", {}, failure.code), el("div", { class: "muted small" }, failure.type)],
-    prose(failure.meaning),
-    [RETRY_IN_WORDS[failure.retry], failure.headers.length ? el("div", {}, codeList(failure.headers)) : null],
-  ]);
-  byId("error-list").replaceChildren(
-    table("Errors", ["Status", "Code", "When", "Trying again"], rows, { stacks: true }),
+    el("code", { class: "path" }, failure.code),
+    el("span", { class: "who" }, failure.type),
   );
+  const headers = failure.headers.length ? el("p", {}, "Headers: ", codeList(failure.headers)) : null;
+  const again = el("p", { class: "muted" }, `Trying again: ${RETRY_IN_WORDS[failure.retry].toLowerCase()}.`);
+  return el("details", { class: "route error" }, summary, el("p", {}, prose(failure.meaning)), again, headers);
 }

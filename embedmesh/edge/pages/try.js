@@ -62,32 +62,50 @@ async function send(event) {
   event.preventDefault();
   const button = byId("send");
   if (button.disabled) return;
-  const texts = textsOf(byId("texts").value);
-  const asked = {
-    model: byId("model").value.trim(),
-    texts,
-    encoding: byId("encoding").value,
-    dimensions: byId("dimensions").value,
-  };
   button.disabled = true;
   button.textContent = "Sending…";
-  const began = performance.now();
   try {
+    if (!byId("model").value.trim()) await offerModels(); // the key was given just now: fills the first model in
+    const asked = formValues();
+    if (!asked.model) {
+      showNoModel();
+      return;
+    }
+    const began = performance.now();
     const response = await fetch(`${BASE}/v1/embeddings`, {
       method: "POST",
       headers: { "Content-Type": "application/json", ...authorization() },
       body: JSON.stringify(requestBody(asked)),
     });
     const text = await response.text();
-    showAnswer(response, text, performance.now() - began, texts);
+    showAnswer(response, text, performance.now() - began, asked.texts);
   } catch (error) {
-    const heading = el("p", { class: "status" }, el("strong", {}, "No answer"));
-    showResult(false, heading, el("p", {}, whyNoAnswer(error)));
-    announce(whyNoAnswer(error));
+    showNotSent("No answer", whyNoAnswer(error));
   } finally {
     button.disabled = false;
     button.textContent = "Create embeddings";
   }
+}
+
+function formValues() {
+  return {
+    model: byId("model").value.trim(),
+    texts: textsOf(byId("texts").value),
+    encoding: byId("encoding").value,
+    dimensions: byId("dimensions").value,
+  };
+}
+
+/** Nothing was sent: the line under the field says why no model is known. */
+function showNoModel() {
+  const why = byId("key").value.trim() ? byId("model-hint").textContent : "Enter an API key, or the name of a model.";
+  showNotSent("No model", why);
+  byId(byId("key").value.trim() ? "model" : "key").focus();
+}
+
+function showNotSent(title, why) {
+  showResult(false, el("p", { class: "status" }, el("strong", {}, title)), el("p", {}, why));
+  announce(why);
 }
 
 function showAnswer(response, text, tookMs, texts) {
@@ -201,8 +219,10 @@ function factList(facts) {
 function readyTheForm() {
   byId("try-form").addEventListener("submit", send);
   byId("key").addEventListener("change", offerModels);
-  byId("texts").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("try-form").requestSubmit();
+  byId("try-form").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault(); // or a browser may submit a second time
+    byId("try-form").requestSubmit();
   });
   const show = byId("show-key");
   show.addEventListener("click", () => {
