@@ -5,14 +5,19 @@ from typing import Protocol
 from aiohttp import web
 
 from embedmesh.edge.receive import BodyBudget, read_body
-from embedmesh.edge.server import deliver
+from embedmesh.edge.server import REQUEST_ID, deliver
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.holds import WRITE_REPLY_S
-from embedmesh.rules.ports import Reply
+from embedmesh.rules.ports import REQUEST_HEADER, Reply
 
 
 class Exchange(Protocol):
     """What a handler needs of HTTP."""
+
+    @property
+    def own_id(self) -> str | None:
+        """The id that we gave the request; None where its caller brought one, which is only echoed."""
+        ...
 
     def header(self, name: str) -> str | None:
         """A field of the request's head, its name in lower case."""
@@ -36,6 +41,11 @@ class GeneralExchange:
         self._response = response
         self._taken = 0
 
+    @property
+    def own_id(self) -> str | None:
+        request_id = self._request[REQUEST_ID]
+        return None if request_id == self._request.headers.get("x-request-id") else request_id
+
     def header(self, name: str) -> str | None:
         return self._request.headers.get(name)
 
@@ -46,6 +56,8 @@ class GeneralExchange:
 
     async def deliver(self, reply: Reply) -> None:
         self._response.headers.update(reply.headers)
+        if self.own_id is not None:
+            self._request[REQUEST_ID] = reply.headers.get(REQUEST_HEADER, self._request[REQUEST_ID])
         self._response.body = reply.body
         await deliver(self._request, self._response, WRITE_REPLY_S)
 

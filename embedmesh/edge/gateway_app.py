@@ -181,4 +181,5 @@ def _asked(exchange: Exchange) -> Asked:
         exchange.header("authorization"),
         exchange.header("idempotency-key"),
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,
+        exchange.own_id,
     )

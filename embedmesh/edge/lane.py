@@ -15,7 +15,7 @@ from embedmesh.edge.receive import BODY_S, BodyBudget
 from embedmesh.edge.rendering import failure_bytes, json_response, request_id_of
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
 from embedmesh.rules.holds import WRITE_REPLY_S
-from embedmesh.rules.ports import Reply
+from embedmesh.rules.ports import REQUEST_HEADER, Reply
 
 HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
 BODY_BYTES_MAX = 256 * 1024  # beside the work for larger ones the general server's part does not matter
@@ -128,10 +128,15 @@ class LaneExchange:
         self._last = False  # on this connection
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self.request_id = request_id_of(head.fields.get("x-request-id"))
+        self._asked_id = head.fields.get("x-request-id")
+        self.request_id = request_id_of(self._asked_id)
         self._task = self._loop.create_task(self._run())
 
     # -- for the handler
+
+    @property
+    def own_id(self) -> str | None:
+        return None if self.request_id == self._asked_id else self.request_id
 
     def header(self, name: str) -> str | None:
         return self._fields.get(name)
@@ -148,7 +153,8 @@ class LaneExchange:
 
     async def deliver(self, reply: Reply) -> None:
         self._replied = True
-        await self._write(json_response(200, self.request_id, reply.headers, reply.body))
+        request_id = self.request_id if self.own_id is None else reply.headers.get(REQUEST_HEADER, self.request_id)
+        await self._write(json_response(200, request_id, reply.headers, reply.body))
 
     # -- for the connection
 

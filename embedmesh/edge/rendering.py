@@ -8,11 +8,13 @@ from aiohttp.helpers import rfc822_formatted_time
 
 from embedmesh.edge.failures import envelope, hint_headers, status_and_type
 from embedmesh.edge.receive import JSON_TYPE
+from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import Failure
-from embedmesh.rules.ids import random_hex
+from embedmesh.rules.ids import new_id
 
 SERVER = {"Server": "embedmesh"}
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+CLOCK = SystemClock()  # for ids: nothing is decided by them
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -22,8 +24,8 @@ def request_id_of(asked: str | None) -> str:
 
 
 def own_request_id() -> str:
-    """An id for a request that brought none."""
-    return "req_" + random_hex()
+    """An id for a request that brought none. The ledger keeps the request under the same id."""
+    return new_id("req", CLOCK)
 
 
 def json_response(status: int, request_id: str, headers: Mapping[str, str], body: bytes) -> bytes:

@@ -28,11 +28,15 @@ R = TypeVar("R")
 
 
 class Asked(NamedTuple):
-    """What a request's headers say, apart from its body. `retries` is None where no SDK says how often it has tried."""
+    """What a request's headers say, apart from its body. `retries` is None where no SDK says how often it has tried.
+
+    `request_id` is the id that we gave it; None where its caller brought one, which never reaches the ledger.
+    """
 
     authorization: str | None = None
     idempotency_key: str | None = None
     retries: int | None = None
+    request_id: str | None = None
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):

@@ -25,6 +25,7 @@ from embedmesh.rules.holds import Charge, Claim, Hold, Payable
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
 from embedmesh.rules.ports import (
+    REQUEST_HEADER,
     Allowances,
     Answer,
     Caller,
@@ -99,6 +100,7 @@ class _Request(NamedTuple):
     model: Model
     counted: Counted
     claim: Claim | None
+    request_id: str | None
 
 
 async def handle(
@@ -126,7 +128,7 @@ async def handle(
         check_key(asked.idempotency_key)
         check_room(model, counted, await world.ledger.kept_bytes(caller.account_id))
         claim = world.claim_of(asked.idempotency_key, body)
-    request = _Request(began, caller, call, model, counted, claim)
+    request = _Request(began, caller, call, model, counted, claim, asked.request_id)
 
     async def hand_over(done: Done) -> None:
         reply = done.reply
@@ -158,7 +160,7 @@ def give_up(done: Done) -> None:
 
 async def _work(world: World, request: _Request) -> Done:
     """Hold the money, have the inputs embedded and write the reply; or find one that was kept. Raises a Failure."""
-    _, caller, call, model, counted, claim = request
+    _, caller, call, model, counted, claim, request_id = request
     price = world.prices.of(model, caller.account_id)
     found = None
     if caller.cache is not CachePolicy.OFF:
@@ -175,7 +177,7 @@ async def _work(world: World, request: _Request) -> Done:
         return Done(_reply(world, request, gratis, {CACHED_HEADER: str(found.inputs)}), None, None, None)
     until = world.clock.monotonic() + within_s
     bound = cost_nanousd(counted.tokens - free, price)
-    held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim)
+    held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim, request_id)
     if isinstance(held, bytes):
         kept = unpack(held)  # made of what the ledger kept: delivered and paid before
         return Done(_reply(world, request, kept, REPLAYED), None, None, None)
@@ -193,7 +195,7 @@ async def _work(world: World, request: _Request) -> Done:
             user_hash=world.hash_user(call.user) if call.user is not None else None,
             price=price,
         )
-        ours = {"x-embedmesh-request": held.hold.hold_id}
+        ours = {REQUEST_HEADER: held.hold.hold_id}
         if found is not None:
             ours[CACHED_HEADER] = str(found.inputs)
         return Done(_reply(world, request, kept, ours), held, charge, pack(kept) if claim is not None else None)

@@ -33,9 +33,15 @@ class Held:
 
 
 async def hold_money(
-    ledger: Ledger, caller: Caller, cost: int, within_s: float, clock: Clock, claim: Claim | None = None
+    ledger: Ledger,
+    caller: Caller,
+    cost: int,
+    within_s: float,
+    clock: Clock,
+    claim: Claim | None = None,
+    request_id: str | None = None,
 ) -> Held | bytes:
-    """Hold `cost` nano-USD for as long as the request may take, and its reply to leave.
+    """Hold `cost` nano-USD for as long as the request may take, and its reply to leave; under `request_id` or a new id.
 
     For a request with an `Idempotency-Key`, its `claim`: the reply that was kept of the one that had it before, if
     there was one. One that is still under way is waited for, up to `within_s`; where it ends without a reply this one
@@ -43,7 +49,7 @@ async def hold_money(
     """
     until = clock.monotonic() + within_s
     while True:
-        hold = _new(caller, cost, within_s, clock)
+        hold = _new(request_id or new_id("req", clock), caller, cost, within_s, clock)
         twin = await ledger.hold(hold, claim)
         if twin is None or claim is None:
             return Held(ledger, hold)
@@ -75,10 +81,10 @@ async def _reply_of(
     return None  # its hold was refused, or it was forgotten
 
 
-def _new(caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
+def _new(hold_id: str, caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
     lasts_s = within_s + WRITE_REPLY_S + HOLD_GRACE_S
     return Hold(
-        hold_id=new_id("req", clock),
+        hold_id=hold_id,
         account_id=caller.account_id,
         amount_nanousd=cost,
         deadline_ms=clock.unix_ms() + int(lasts_s * 1000),

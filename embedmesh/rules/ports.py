@@ -287,6 +287,9 @@ Verify = Callable[[EmbedVectors, Model, Part, bool], None]
 """Answer, model, what was asked, and whether its tokens were counted exactly or are a bound. Raises WrongAnswer."""
 
 
+REQUEST_HEADER = "x-embedmesh-request"  # our own id of the request, as the ledger has it
+
+
 class Reply(msgspec.Struct, frozen=True):
     """A whole reply for a caller, always status 200."""
 

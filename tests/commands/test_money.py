@@ -127,7 +127,7 @@ def serve_some(data_dir: Path, place: Path | str, account: str) -> None:
         ("prices set all-MiniLM-L6-v2 0.02 --from 2020-01-01", 1, "cannot begin in the past"),
         ("prices set all-MiniLM-L6-v2 0.02 --from soon", 2, "'soon' is no time: write 2026-12-01"),
         ("prices end all-MiniLM-L6-v2", 1, f"No price of {MODEL} is set for all accounts."),
-        ("ledger explain req_none", 1, "The ledger knows no request req_none."),
+        ("ledger explain req_none", 1, "The ledger knows no request req_none:"),
         ("ledger refund req_none --reference r", 1, "No request req_none was charged."),
         (f"ledger check --head {'0' * 63}", 2, "a head is 64 of the digits"),
         ("nodes payables", 0, "node  to be paid\n"),

@@ -13,6 +13,7 @@ from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavailable, WrongAnswer
+from embedmesh.rules.holds import Claim, Hold, Twin
 from embedmesh.rules.ports import Caller
 from tests.edge.http import request, send, serving
 from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, vector_for
@@ -52,6 +53,30 @@ async def test_a_request_is_answered_with_every_header() -> None:
         assert reply.headers["x-embedmesh-node"] == "n0"
         assert reply.headers["x-embedmesh-truncated"] == "0"
         assert int(reply.headers["openai-processing-ms"]) >= 0
+
+
+@pytest.mark.parametrize("general", [False, True], ids=["lane", "general"])
+async def test_the_ledger_has_a_request_under_the_id_that_its_caller_is_shown(general: bool) -> None:
+    """Answered or failed. An id of the caller's own is echoed, and never reaches the ledger."""
+    app = make_app(ScriptedNodes(None, None, *[WrongAnswer("no")] * 3))
+    held: list[str] = []
+    place = app._world.ledger.hold
+
+    async def noting(hold: Hold, claim: Claim | None = None) -> Twin | None:
+        held.append(hold.hold_id)
+        return await place(hold, claim)
+
+    app._world.ledger.hold = noting
+    more = {"connection": "close"} if general else {}  # the lane leaves such a head to the general server
+    async with running(app) as port:
+        good = await send(port, request(body=BODY, **more))
+        chosen = await send(port, request(body=BODY, x_request_id=good.headers["x-request-id"], **more))
+        failed = await send(port, request(body=BODY, **more))
+    assert (good.status, chosen.status, failed.status) == (200, 200, 502)
+    assert held[0] == good.headers["x-request-id"] == good.headers["x-embedmesh-request"]
+    assert chosen.headers["x-request-id"] == held[0]
+    assert held[1] == chosen.headers["x-embedmesh-request"] != held[0]
+    assert held[2] == failed.headers["x-request-id"]
 
 
 OPEN = {("GET", "/health"), ("GET", "/readyz"), ("GET", "/openapi.json"), ("GET", "/docs")}

@@ -33,7 +33,7 @@ HEADERS = {
     "x-embedmesh-cached": "How many inputs' vectors were known already, where the account's `cache` is on.",
     "x-embedmesh-cost-nanousd": "What was charged, in nano-USD (1e-9 USD).",
     "x-embedmesh-node": "Which nodes computed the vectors, the one with most first; `cache` where they were known.",
-    "x-embedmesh-request": "Our own id of the request, as the ledger tells it; not where nothing was held for it.",
+    "x-embedmesh-request": "Our own id of the request, as in the ledger; `x-request-id` is the same if you sent none.",
     "x-embedmesh-truncated": "How many inputs were cut, as `truncate` asked.",
     "x-ratelimit-limit-requests": "Requests a minute that the key may make, where it has such a limit.",
     "x-ratelimit-remaining-requests": "How many of them are left now.",

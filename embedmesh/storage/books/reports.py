@@ -130,7 +130,10 @@ class Reports:
         """Raises NotFound."""
         hold = self._session.row(REPORTS["one_hold"], {"hold_id": request_id})
         if hold is None:
-            raise NotFound(f"The ledger knows no request {request_id[:64]}.")
+            raise NotFound(
+                f"The ledger knows no request {request_id[:64]}: no money was held for it, or it repeated another one, "
+                "or its caller chose this id. The reply's header x-embedmesh-request has the ledger's id."
+            )
         bought = self._session.row(REPORTS["usage_of_hold"], {"hold_id": request_id})
         moves = self._session.rows(REPORTS["transfers_of_hold"], {"hold_id": request_id})
         return Explained(*(*hold, Bought(*bought) if bought else None, tuple(Move(*move) for move in moves)))
