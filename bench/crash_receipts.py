@@ -20,6 +20,7 @@ import httpx
 import msgspec
 
 from bench.live import STOP_S, Live
+from embedmesh.rules.money import plain_usd
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.storage.engines import engine_of
@@ -76,7 +77,7 @@ def joining(live: Live) -> Iterator[Member]:
     invited = subprocess.run(invite, stdout=subprocess.PIPE, check=True, env=os.environ | live.environment)
     token = msgspec.json.decode(invited.stdout)["token"]
     place = ["--address", f"https://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}", "--threads", "1"]
-    asks = ["--price", str(NANOUSD_A_TOKEN * 1_000_000)]
+    asks = ["--price", plain_usd(NANOUSD_A_TOKEN * 1_000_000)]
     gateway = ["--gateway", live.base_url.removesuffix("/v1"), "--join", token, "--data-dir", str(folder)]
     with folder.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen([*ours, "node", *gateway, *place, *asks], stdin=subprocess.DEVNULL, stderr=log)

@@ -6,7 +6,7 @@ operator replaces it whole.
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, cast
@@ -67,6 +67,11 @@ class Catalogue:
             for name in _plain_names(model):
                 self._by_name.setdefault(f"{name}:{model.tier}", model)
                 self._by_name.setdefault(name, model)
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Every name that finds a model: ids and aliases, with and without a tier."""
+        return self._by_name.keys()
 
     def find(self, name: str) -> Model | None:
         """The model called `name`, or None."""

@@ -7,7 +7,7 @@ wins.
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 import platformdirs
@@ -15,8 +15,11 @@ from msgspec import Meta
 
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.money import NANOUSD_PER_USD, plain_usd
 
 ENV_PREFIX = "EMBEDMESH_"
+PRICE_MAX = 1_000 * NANOUSD_PER_USD  # a million tokens; more is a number of nano-USD, given for one of USD
+IN_USD = {"given_in": "usd"}  # of a setting: nano-USD here, USD where people write it
 
 
 def default_data_dir() -> Path:
@@ -75,7 +78,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "fastest"
     ask_max: Annotated[
         int | None,
-        Meta(description="The most that a node is paid, in nano-USD per million tokens. Default: what it asks.", ge=0),
+        Meta(
+            description="The most that a node is paid for a million tokens, in USD. Default: what it asks.",
+            ge=0,
+            le=PRICE_MAX,
+            extra=IN_USD,
+        ),
     ] = None
     hedge: Annotated[
         bool, Meta(description="Ask an idle second node where a short request takes far longer than it should.")
@@ -137,7 +145,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     country: Annotated[str, Meta(description="With --gateway: where this node is, in two letters.")] = ""
     price: Annotated[
-        int, Meta(description="With --gateway: what this node asks, in nano-USD per million tokens.", ge=0)
+        int,
+        Meta(
+            description="With --gateway: what this node asks for a million tokens, in USD.",
+            ge=0,
+            le=PRICE_MAX,
+            extra=IN_USD,
+        ),
     ] = 0
     data_dir: Annotated[Path, Meta(description="Folder for the node's identity; made with mode 0700.")]
     uds: Annotated[Path | None, Meta(description="Unix socket to serve gateways on; made with mode 0600.")] = None
@@ -163,14 +177,22 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
 
 
+def meta_of(hint: Any) -> Meta | None:
+    """What a setting's type says of it beside its kind."""
+    return next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Meta)), None)
+
+
 def as_arguments(settings: msgspec.Struct, *, without: Collection[str]) -> list[str]:
     """The command line that says the same, for a child process. Settings that are at their default are left out."""
     arguments: list[str] = []
+    hints = get_type_hints(type(settings), include_extras=True)
     for field in msgspec.structs.fields(settings):
         value = getattr(settings, field.name)
         if field.name in without or value == field.default:
             continue
         option = "--" + field.name.replace("_", "-")
+        if (meta := meta_of(hints[field.name])) and meta.extra == IN_USD:
+            value = plain_usd(value)
         for one in value if isinstance(value, tuple) else (value,):
             arguments += [option] if one is True else [option, str(one)]
     return arguments

@@ -106,7 +106,7 @@ def cache_(account: str, policy: str, data_dir: Path, as_json: bool) -> None:
     click.echo(f"{account}: {IN_WORDS[after.cache]}.")
 
 
-@accounts.command()
+@click.command()
 @click.argument("account", required=False)
 @data_dir_option
 @json_option
@@ -118,6 +118,7 @@ def show(account: str | None, data_dir: Path, as_json: bool) -> None:
     \b
     Examples:
       embedmesh accounts show
+      embedmesh accounts list
       embedmesh accounts show local --json
     """
     with books_of(data_dir) as books:
@@ -128,6 +129,10 @@ def show(account: str | None, data_dir: Path, as_json: bool) -> None:
         return
     amounts = ("balance", "held", "credit limit", "available")
     print_table(("account", "kind", *amounts, "cache"), [_as_row(each) for each in shown], right=amounts)
+
+
+for name in ("show", "list"):
+    accounts.add_command(show, name)
 
 
 @accounts.command(context_settings={"ignore_unknown_options": True})  # or -5 would be an option

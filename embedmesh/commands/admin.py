@@ -1,7 +1,6 @@
 """Asking a running gateway's admin API, for the commands."""
 
 import http.client
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import click
 
+from embedmesh.commands.asking import Unanswered, ask
 from embedmesh.commands.books import data_dir_option, json_option
 from embedmesh.commands.endpoint import checked_url, read_key
 from embedmesh.process import EXIT_SETUP
@@ -49,20 +49,16 @@ class Admin:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_S)
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        where = parts.path + quote(path)
         try:
-            where = parts.path + quote(path)
-            connection.request(method, where, json.dumps(body) if body is not None else None, headers)
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            told = ask(connection, self.base_url, method, where, body, headers, answer_s=ANSWER_S)
+        except Unanswered as error:
             click.echo(f"No gateway answers on {self.base_url} ({error}). Is `embedmesh serve` running?", err=True)
             sys.exit(EXIT_SETUP)
-        finally:
-            connection.close()
-        if response.status != 200:
-            click.echo(answer["error"]["message"], err=True)
+        if told.status != 200:
+            click.echo(told.body["error"]["message"], err=True)
             sys.exit(1)
-        return answer
+        return told.body
 
 
 def find_admin(url: str | None, key_file: Path | None, data_dir: Path) -> Admin:

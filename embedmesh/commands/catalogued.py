@@ -5,7 +5,7 @@ from pathlib import Path
 
 from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.telling import WrongUsage, did_you_mean
 
 
 def model_ids(names: Iterable[str], catalogue: Path | None) -> tuple[str, ...]:
@@ -16,8 +16,8 @@ def model_ids(names: Iterable[str], catalogue: Path | None) -> tuple[str, ...]:
         model = known.find(name)
         if model is None:
             raise WrongUsage(
-                f"There is no model {name} in the catalogue. `embedmesh models list` shows its models; name the "
-                "catalogue that your gateways serve by --catalogue."
+                f"There is no model {name} in the catalogue.{did_you_mean(name, known.names)} `embedmesh models list` "
+                "shows its models; name the catalogue that your gateways serve by --catalogue."
             )
         found[model.id] = None
     return tuple(found)

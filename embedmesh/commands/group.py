@@ -41,6 +41,15 @@ class Commands(click.Group):
             command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises NoSuchCommand that names the nearest: click knows of no command that is not imported."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
+
     def make_context(self, *arguments: Any, **more: Any) -> click.Context:
         """Ctrl-C while options are read, or help is shown, ends it without a word."""
         with _quiet_interrupt():

@@ -126,7 +126,7 @@ def print_entry(folder: Path, model_id: str, as_json: bool, tier: str = "exact")
         click.echo(f"{name} = {_toml(value)}")
     if prompts:
         click.echo("prompts = { " + ", ".join(f"{role} = {_toml(text)}" for role, text in prompts.items()) + " }")
-    click.echo("# price = 10_000_000  # nano-USD per million tokens; else the file's [defaults]")
+    click.echo("# price = 10_000_000  # nano-USD per million tokens: $0.01; else the file's [defaults]")
 
 
 @models.command()

@@ -1,7 +1,6 @@
 """Asking a node on its Unix socket, for the commands."""
 
 import http.client
-import json
 import socket
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import click
 
+from embedmesh.commands import asking
 from embedmesh.process import EXIT_SETUP
 
 ANSWER_S = 600.0  # a large model on a slow disk; unloading waits for its last calls
@@ -27,20 +27,16 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def ask(node: Path, method: str, path: str, body: dict[str, str] | None = None) -> Any:
     """The node's answer, decoded. Says what is wrong and exits where there is none, or a refusal."""
-    connection = _UnixConnection(node)
+    headers = {"Content-Type": "application/json"} if body is not None else {}
     try:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-    except (OSError, http.client.HTTPException, ValueError):
+        told = asking.ask(_UnixConnection(node), str(node), method, path, body, headers, answer_s=ANSWER_S)
+    except asking.Unanswered as error:
         click.echo(
-            f"No node answers on {node}. Is `embedmesh serve` running? Or name its socket: --node PATH.", err=True
+            f"No node answers on {node} ({error}). Is `embedmesh serve` running? Or name its socket: --node PATH.",
+            err=True,
         )
         sys.exit(EXIT_SETUP)
-    finally:
-        connection.close()
-    if response.status != 200:
-        click.echo(answer["error"]["message"], err=True)
+    if told.status != 200:
+        click.echo(told.body["error"]["message"], err=True)
         sys.exit(1)
-    return answer
+    return told.body

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 import msgspec
 
-from embedmesh.rules.money import parse_usd
-from embedmesh.settings import ENV_PREFIX, default_data_dir
+from embedmesh.rules.money import format_usd, parse_usd
+from embedmesh.settings import ENV_PREFIX, IN_USD, default_data_dir, meta_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 HIDDEN = {"listen_fd", "lifeline_fd", "metrics_file"}  # handed on by our own supervisor
@@ -31,12 +31,13 @@ class WholeNumber(click.IntRange):
 
 
 class Usd(click.ParamType[int]):
-    """An amount of US dollars, as 12.50; becomes nano-USD. Below 0 only where it is `signed`."""
+    """An amount of US dollars, as 12.50; becomes nano-USD. Below 0 only where it is `signed`; at most `most`."""
 
     name = "usd"
 
-    def __init__(self, *, signed: bool = False) -> None:
+    def __init__(self, *, signed: bool = False, most: int | None = None) -> None:
         self._signed = signed
+        self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -47,6 +48,8 @@ class Usd(click.ParamType[int]):
             self.fail(f"{error}.", param, ctx)
         if amount < 0 and not self._signed:
             self.fail("must not be below 0.", param, ctx)
+        if self._most is not None and amount > self._most:
+            self.fail(f"must be at most {format_usd(self._most)}: it is in USD.", param, ctx)
         return amount
 
 
@@ -113,21 +116,21 @@ def _options(settings: type[msgspec.Struct], without: Collection[str]) -> list[C
 
 
 def _description(hint: Any) -> str | None:
-    for meta in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-        if isinstance(meta, msgspec.Meta):
-            return meta.description
-    return None
+    meta = meta_of(hint)
+    return None if meta is None else meta.description
 
 
 def _kind(hint: Any) -> tuple[click.ParamType[Any], bool]:
     """Click's type of a setting, and whether it may be given several times."""
-    meta = next((m for m in get_args(hint)[1:] if isinstance(m, msgspec.Meta)), None) if _annotated(hint) else None
-    bare = get_args(hint)[0] if _annotated(hint) else hint
+    meta = meta_of(hint)
+    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     several = get_origin(bare) is tuple
     if several or get_origin(bare) in (Union, types.UnionType):
         bare = get_args(bare)[0]
     if get_origin(bare) is Literal:
         return click.Choice(get_args(bare)), several
+    if meta and meta.extra == IN_USD:
+        return Usd(most=_whole(meta.le)), several
     if bare is int:
         return (WholeNumber(_whole(meta.ge), _whole(meta.le)) if meta else click.INT), several
     if bare is bool:
@@ -139,7 +142,3 @@ def _kind(hint: Any) -> tuple[click.ParamType[Any], bool]:
 
 def _whole(bound: float | None) -> int | None:
     return None if bound is None else int(bound)
-
-
-def _annotated(hint: Any) -> bool:
-    return get_origin(hint) is Annotated

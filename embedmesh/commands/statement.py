@@ -15,7 +15,7 @@ import click
 from embedmesh.commands.books import books_of, data_dir_option, iso_time, json_option
 from embedmesh.commands.store import refuse_target
 from embedmesh.files import make_draft, sync
-from embedmesh.rules.money import NANOUSD_PER_USD
+from embedmesh.rules.money import plain_usd
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.reports import Line, month_span_ms
 
@@ -99,12 +99,6 @@ def write_json(file: IO[str], found: Iterable[Row]) -> None:
         file.write(between + json.dumps(row, ensure_ascii=False))
         between = ",\n"
     file.write("\n]\n")
-
-
-def plain_usd(nanousd: int) -> str:
-    """`-0.000000020`: digits and all nine decimals, for programs."""
-    whole, fraction = divmod(abs(nanousd), NANOUSD_PER_USD)
-    return f"{'-' if nanousd < 0 else ''}{whole}.{fraction:09d}"
 
 
 def _rows(lines: Iterable[Line], balance: int, from_ms: int, to_ms: int) -> Iterator[Row]:

@@ -26,6 +26,12 @@ def parse_usd(text: str) -> int:
     return sign * (int(whole or "0") * NANOUSD_PER_USD + int(fraction.ljust(9, "0") or "0"))
 
 
+def plain_usd(nanousd: int) -> str:
+    """An amount as `parse_usd` reads it, with all nine decimals; for files and command lines."""
+    whole, fraction = divmod(abs(nanousd), NANOUSD_PER_USD)
+    return f"{'-' if nanousd < 0 else ''}{whole}.{fraction:09d}"
+
+
 def format_usd(nanousd: int) -> str:
     """`$12.50` for humans; all nine decimals where they are needed."""
     whole, fraction = divmod(abs(nanousd), NANOUSD_PER_USD)

@@ -9,6 +9,8 @@ from click.testing import CliRunner, Result
 
 from tests.commands.edge import Edge, bootstrap
 
+WIDE = {"COLUMNS": "200"}  # a terminal in which every table has a row a line
+
 
 @pytest.fixture
 def edge() -> Iterator[Edge]:

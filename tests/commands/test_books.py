@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from embedmesh.bootstrap import bootstrap, open_books
 from embedmesh.commands.group import cli
 from embedmesh.settings import store_path
+from tests.commands.conftest import WIDE
 
 Run = Callable[..., Result]
 
@@ -23,7 +24,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(data_dir: Path) -> Run:
-    return lambda *words: CliRunner().invoke(cli, [*map(str, words), "--data-dir", str(data_dir)])
+    return lambda *words: CliRunner(env=WIDE).invoke(cli, [*map(str, words), "--data-dir", str(data_dir)])
 
 
 def test_customers_come_first_and_the_others_are_marked(run: Run) -> None:

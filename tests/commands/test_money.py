@@ -15,15 +15,17 @@ from click.testing import CliRunner, Result
 
 from embedmesh.bootstrap import bootstrap, open_books
 from embedmesh.commands.group import cli
-from embedmesh.commands.statement import COLUMNS, plain_usd, write_csv
+from embedmesh.commands.statement import COLUMNS, write_csv
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.holds import Charge, Hold, Payable
+from embedmesh.rules.money import plain_usd
 from embedmesh.settings import secret_path, store_path
 from embedmesh.storage.migrate import migrate
 from embedmesh.storage.secret import load_secret
 from embedmesh.storage.sql import migrations
 from embedmesh.storage.sqlite import SqliteEngine
 from embedmesh.storage.store import Store
+from tests.commands.conftest import WIDE
 
 Run = Callable[..., Result]
 
@@ -55,7 +57,7 @@ def run(data_dir: Path) -> Run:
 
 
 def run_in(data_dir: Path) -> Run:
-    return lambda *words: CliRunner().invoke(cli, [*map(str, words), "--data-dir", str(data_dir)])
+    return lambda *words: CliRunner(env=WIDE).invoke(cli, [*map(str, words), "--data-dir", str(data_dir)])
 
 
 def make_secret(data_dir: Path) -> None:

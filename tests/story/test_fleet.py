@@ -77,7 +77,7 @@ class Fleet:
         self.gateway = Endpoint(folder / "gateway", "--node-networks", "127.0.0.0/8", "--threads", 1).wait_ready()
         with socket.create_server(("127.0.0.1", 0)) as sock:
             port = sock.getsockname()[1]
-        there = ("--address", f"https://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}", "--price", 3)
+        there = ("--address", f"https://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}", "--price", "0.000000003")
         self.reached = Node(self, folder / "reached", *there, "--country", "de")
         self.dials = Node(self, folder / "dials")
         self.all = [self.reached, self.dials]
