@@ -30,11 +30,11 @@ class Metrics:
         self.registry.register(_Collected(lambda: _as_gauges(gauges())))
 
     def ended(self, code: str) -> None:
-        """An embedding request ended: `ok`, `dropped`, or the code of its failure."""
+        """An embedding request ended: `ok`, `broken_off`, `dropped`, or the code of its failure."""
         self._requests[code] = self._requests.get(code, 0) + 1
 
     def delivered(self, model: str, tokens: int, nanousd: int, seconds: float) -> None:
-        """A reply was delivered and charged, so many seconds after its request's head."""
+        """A reply was delivered, at least in part, and charged, so many seconds after its request's head."""
         self._tokens[model] = self._tokens.get(model, 0) + tokens
         self._nanousd[model] = self._nanousd.get(model, 0) + nanousd
         self._times[bisect_left(BUCKETS_S, seconds)] += 1
