@@ -10,9 +10,8 @@ import asyncio
 from embedmesh.rules.ports import Delivery
 
 WHOLE_BYTES_MAX = 16 * 1024  # in one write: a socket that has room again has room for a third of its buffer, or 28 kB
-TLS_PIECE_BYTES = (
-    64 * 1024
-)  # TLS takes whatever it is given into memory; between pieces it says whether the socket does
+TLS_PIECE_BYTES = 64 * 1024  # TLS takes all that it is given into memory; after each piece it says whether it may go on
+TLS_TURNS = 3  # of the event loop, until TLS has told us that a write to its socket has failed
 
 
 class Sending:
@@ -35,22 +34,23 @@ class Sending:
         Raises ConnectionResetError when the caller has gone before any of the body had left.
         """
         transport, size = self._transport, len(body)
-        if size <= WHOLE_BYTES_MAX:
-            ends = [size]
-        elif transport.get_extra_info("ssl_object") is None:
-            ends = [1, size]  # once one byte of it has left, nothing about the rest is left to find out
-        else:
+        tls = transport.get_extra_info("ssl_object") is not None
+        if tls:
             ends = [1, *range(TLS_PIECE_BYTES, size, TLS_PIECE_BYTES), size]
+        else:  # once one byte has left, nothing about the rest is left to find out
+            ends = [size] if size <= WHOLE_BYTES_MAX else [1, size]
         begun, start = False, 0
         try:
             for end in ends:
                 if transport.is_closing():
                     break
-                piece = memoryview(body)[start:end] if start else head + body[:end]
-                transport.write(piece)
-                left = transport.get_write_buffer_size()
-                if transport.is_closing():  # the write has failed: nothing of this piece has left
+                transport.write(memoryview(body)[start:end] if start else head + body[:end])
+                if tls and not start:
+                    for _ in range(TLS_TURNS):
+                        await asyncio.sleep(0)
+                if transport.is_closing() or self._gone:  # the write has failed: nothing of this piece has left
                     break
+                left = transport.get_write_buffer_size()
                 begun = begun or left < end - start
                 if left and not await self._empty():
                     break
