@@ -159,7 +159,8 @@ async def test_what_a_full_socket_did_not_take_is_not_paid(tmp_path: Path, lane:
         await caller.send(shop.ask(["wanted"], lane=lane) * 200)
         seen = -1
         while seen != (seen := sum(shop.outcomes.values())):  # until nothing moves any more
-            await asyncio.sleep(0.3)
+            await until(lambda: any(shop.waits(lane)))
+            await asyncio.sleep(0.1)
         assert 0 < seen < 100
         await until(lambda: shop.rows("SELECT count(*) FROM holds")[0] == (seen + 1,))
         caller.reset()

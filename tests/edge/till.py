@@ -113,6 +113,14 @@ class Till:
         """How requests ended, and how many of each."""
         return self.app.metrics._requests
 
+    def waits(self, lane: bool) -> list[bool]:
+        """Of each connection, whether a reply on it waits for its socket to take more."""
+        protocols: list[Any] = self.app.server._server.connections
+        sendings = [
+            each._exchange._sending if lane else each.sending for each in protocols if each._exchange or not lane
+        ]
+        return [sending is not None and sending._emptied is not None for sending in sendings]
+
     async def settled(self, requests: int) -> None:
         """So many requests have ended, and so have all holds, and the books are right."""
         await until(lambda: sum(self.outcomes.values()) >= requests)
