@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import InvalidValue, RateLimited
+from embedmesh.rules.errors import Failure, InvalidValue, RateLimited
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Caller
 from embedmesh.rules.shares import Shares
@@ -158,6 +158,7 @@ class _Shared(Generic[R]):
         self.reply_bytes = reply_bytes
         self.waiting = 0
         self.delivered = False
+        self.refused = False  # a failure was told in place of its result: it can be delivered no more
 
 
 class Twins(Generic[R]):
@@ -199,6 +200,10 @@ class Twins(Generic[R]):
             await deliver(result)
             shared.delivered = True
             return result
+        except Failure:
+            shared.refused = True
+            self._forget(place, shared)
+            raise
         finally:
             shared.waiting -= 1
             if not shared.waiting:
@@ -212,7 +217,7 @@ class Twins(Generic[R]):
         await asyncio.sleep(0)
 
     def _left(self, place: Place, shared: _Shared[R]) -> None:
-        if shared.delivered or _failed(shared.task) or not self._may_linger(shared):
+        if shared.delivered or shared.refused or _failed(shared.task) or not self._may_linger(shared):
             self._forget(place, shared)
             self._end(shared)
             return

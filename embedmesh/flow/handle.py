@@ -155,6 +155,8 @@ async def _answer_all(world: World, asked: Asked, request: _Request, reply_bytes
     async def hand_over(done: Done) -> None:
         nonlocal delivery
         reply = done.reply
+        if done.owed is not None:
+            done.owed.held.check_time(world.clock)
         if left := world.allowances.left(caller):
             reply = Reply({**reply.headers, **limit_headers(left)}, reply.body)
         delivery = await deliver(reply)

@@ -19,6 +19,11 @@ class Held:
         self.state = HoldState.OPEN
         self._ledger = ledger
 
+    def check_time(self, clock: Clock) -> None:
+        """Raise DeadlineExceeded where it might end by itself before a reply was read: then nobody would pay."""
+        if self.state is HoldState.OPEN and clock.unix_ms() + WRITE_REPLY_S * 1000 > self.hold.deadline_ms:
+            raise DeadlineExceeded("The reply was not fetched in time. Ask again.")
+
     def capture(self, charge: Charge, reply: bytes | None = None) -> None:
         """Something of the reply was handed to the caller."""
         if self.state is HoldState.OPEN:

@@ -347,6 +347,23 @@ async def test_what_lingers_takes_room_for_its_reply() -> None:
     assert world.replies.taken == 0
 
 
+async def test_a_work_whose_money_is_not_held_for_long_enough_is_delivered_to_nobody() -> None:
+    """Else whoever lets one delivery after the other come to nothing reads the last one when the hold has ended."""
+    world = make_world()
+    with pytest.raises(ConnectionResetError):
+        await ask(world, retries=0, lost=True)
+    world.clock.now += 34.0  # of 30 for the work, 20 for the reply and 5
+    with pytest.raises(ConnectionResetError):
+        await ask(world, retries=1, lost=True)
+    world.clock.now += 2.0
+    with pytest.raises(Failure) as late:
+        await ask(world, retries=2)
+    assert late.value.code == "deadline_exceeded"
+    assert [what for what, _ in world.ledger.log] == ["hold", "release"]
+    await ask(world, retries=3)
+    assert [what for what, _ in world.ledger.log] == ["hold", "release", "hold", "capture"]
+
+
 # -- a reply that was paid and not read --------------------------------------------------------------------------------
 
 
