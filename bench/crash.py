@@ -3,7 +3,8 @@
 What must hold, and is joined request by request at the end (each carries a `user` of its own, whose keyed hash the
 ledger keeps):
 
-* every captured charge is one that a client has read to its last byte, at the cost that its header named;
+* every captured charge is one that a client has read to its last byte (no client breaks a delivery off: what a caller
+  decides is tested elsewhere, here it is what a crash does), at the cost that its header named;
 * every reply that was read is captured, but for replies in flight when a gateway died: at most as many as the ledger
   released at its next start;
 * with `--receipts`, a second node's log of what it answered agrees with both (see crash_receipts);

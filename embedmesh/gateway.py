@@ -42,7 +42,7 @@ from embedmesh.fleet.line import Line
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.flow.again import Twins
+from embedmesh.flow.again import Twins, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World, give_up
@@ -61,6 +61,7 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Tokenizer
+from embedmesh.rules.shares import Shares
 from embedmesh.settings import GatewaySettings, secret_path, store_place
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
@@ -163,6 +164,7 @@ async def _run(settings: GatewaySettings) -> int:
         AccountApi(store.keys, books, bodies, clock, catalogue).routes(),
         *(for_admins(store.keys, api.routes()) for api in operators),
     ]
+    replies = Shares(settings.reply_bytes_total_max)
     world = World(
         keys=store.keys,
         allowances=store.allowances,
@@ -175,7 +177,9 @@ async def _run(settings: GatewaySettings) -> int:
         client=clients,
         witness=canaries,
         clock=clock,
-        twins=Twins(give_up),
+        twins=Twins(give_up, replies),
+        unread=Unread(asyncio.get_running_loop().call_later),
+        replies=replies,
         cache=VectorCache(settings.cache_bytes_max, registry.belief),
         hash_user=functools.partial(hash_user, secret),
         claim_of=functools.partial(claim_of, secret),
@@ -187,7 +191,7 @@ async def _run(settings: GatewaySettings) -> int:
         registry,
         in_flight_max=settings.in_flight_max,
         bodies=bodies,
-        gauges=lambda: gauges(store, line, world.cache),
+        gauges=lambda: gauges(store, line, world.cache) | {"reply_bytes": replies.taken},
         more=apis,
         workers=workers,
     )

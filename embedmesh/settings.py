@@ -99,6 +99,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_total_max: Annotated[
         int, Meta(description="Bytes of request bodies held in memory at one time; more get a 503.", ge=BODY_BYTES_MAX)
     ] = 512 * 1024 * 1024
+    reply_bytes_total_max: Annotated[
+        int,
+        Meta(
+            description="Bytes of replies under way at one time, by one account four fifths of them; more get a 503.",
+            ge=16 * 1024 * 1024,
+        ),
+    ] = 512 * 1024 * 1024
     cache_bytes_max: Annotated[
         int,
         Meta(

@@ -9,7 +9,10 @@ import pysqlite3.dbapi2 as driver
 import pytest
 
 from bench.lives.world import Template, folder_in_memory, live
+from embedmesh.flow import handle as module
+from embedmesh.flow.again import Unread
 from embedmesh.flow.hold import Held
+from embedmesh.rules.ports import Delivery
 from embedmesh.storage import hold_writes, store
 from embedmesh.storage.writes import Write
 
@@ -53,6 +56,38 @@ def test_it_finds_a_charge_that_does_not_end_a_hold(template: Template, monkeypa
 
     monkeypatch.setattr(Held, "capture", capture)
     assert found(template, "ended by release")
+
+
+def test_it_finds_a_caller_that_decides_whether_it_pays(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who breaks a delivery off after its first byte must pay."""
+    pay = module._pay
+
+    def only_what_is_whole(world: Any, request: Any, owed: Any, delivery: Delivery) -> None:
+        if delivery is Delivery.BROKEN_OFF:
+            owed.held.release()
+        pay(world, request, owed, delivery)
+
+    monkeypatch.setattr(module, "_pay", only_what_is_whole)
+    assert found(template, "ended by release")
+
+
+def test_it_finds_a_retry_that_pays_again(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was paid and not read must be there for a retry."""
+    monkeypatch.setattr(Unread, "find", lambda *_: None)
+    assert found(template, "paid again")
+
+
+def test_it_finds_a_cache_that_remembers_what_nobody_paid(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = module._answer
+
+    async def at_once(world: Any, request: Any, *others: Any) -> Any:
+        made, learnt = await answer(world, request, *others)
+        if learnt is not None:
+            world.cache.keep(request.caller.account_id, request.model, learnt)
+        return made, learnt
+
+    monkeypatch.setattr(module, "_answer", at_once)
+    assert found(template, "for nothing")
 
 
 def test_it_finds_a_key_that_is_charged_twice(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,16 +42,22 @@ def make_errands(dice: random.Random, keys: Sequence[tuple[str, str, str]], numb
         body, tokens = _body(dice, len(errands))
         how = dice.random()
         idem = f"idem-{len(errands)}" if how < 0.45 else None
-        errands.append(Errand(account, key_id, token, body, tokens, idem, sdk=how > 0.3))
+        errands.append(Errand(account, key_id, token, body, tokens, idem, sdk=0.3 < how < 0.8))
     return errands
 
 
 def _body(dice: random.Random, number: int) -> tuple[bytes, int]:
     """A body like no other, and its tokens."""
-    words = ["abcdef"[: 1 + int(dice.random() * 6)] for _ in range(1 + int(dice.random() ** 3 * 6))]
+    words = [_word(dice) for _ in range(1 + int(dice.random() ** 3 * 6))]
     quoted = ",".join(f'"{word}"' for word in words)
     body = f'{{"model":"tiny","input":[{quoted}],"user":"u{number}"}}'
     return body.encode(), sum(map(len, words)) + 2 * len(words)
+
+
+def _word(dice: random.Random) -> str:
+    """One to six letters; some words come often."""
+    first = int(dice.random() ** 2 * 20)
+    return "abcdefghijklmnopqrstuvwxyz"[first : first + 1 + int(dice.random() * 6)]
 
 
 class Callers:

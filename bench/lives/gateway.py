@@ -11,17 +11,19 @@ from typing import Any
 import msgspec
 
 from bench.lives.disk import Thread
-from bench.lives.journal import Attempt, Delivery, Errand, Journal, Taken
+from bench.lives.journal import Attempt, Errand, Journal, Taken
+from bench.lives.journal import Delivery as Delivered
 from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Registry
-from embedmesh.flow.again import Asked, Twins
+from embedmesh.flow.again import Asked, Twins, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World, give_up, handle
 from embedmesh.rules.errors import Failure, InternalError, SetupError
-from embedmesh.rules.ports import Allowance, Caller, Reply
+from embedmesh.rules.ports import Allowance, Caller, Delivery, Reply
+from embedmesh.rules.shares import Shares
 from embedmesh.storage.allowances import MINUTE_MS, Allowances
 from embedmesh.storage.medium import FSYNC_FAILED
 from embedmesh.storage.secret import claim_of, hash_user
@@ -31,6 +33,7 @@ from tests.storage.shop import SECRET, secret
 
 MODELS = [model.id for model in CATALOGUE.models]
 CACHE_BYTES = 8_000  # some twenty vectors
+REPLY_BYTES = 4_000_000  # of a thousand replies
 DRAIN_S_MAX = 20.0  # a gateway that stops waits so long for its callers
 WRITE_S_MAX = 8.0  # a slow caller takes so long to take its reply
 
@@ -63,6 +66,7 @@ class Exchange:
         self.asked = asked
         self.body = body
         self.gone = False  # the caller has hung up
+        self.begun = False  # a byte of the reply has left
         self.told: asyncio.Future[Reply | Failure | None] = loop.create_future()  # None: the connection broke
         self.serving: asyncio.Task[Any] | None = None
 
@@ -197,6 +201,7 @@ class Gateway:
         traits, loop = self._traits, self._loop
         self._registry = Registry(self._clock)
         make_nodes(self._registry, traits.nodes, traits.inputs_max, traits.ask, MODELS)
+        self.replies = Shares(REPLY_BYTES)
         return World(
             keys=store.keys,
             allowances=Metered(store.allowances, self._clock, self._journal),
@@ -209,7 +214,9 @@ class Gateway:
             client=Nodes(self._dice, traits.bad_odds, traits.slow_odds),
             witness=Bystander(),
             clock=self._clock,
-            twins=Twins(give_up),
+            twins=Twins(give_up, self.replies),
+            unread=Unread(loop.call_later),
+            replies=self.replies,
             cache=VectorCache(CACHE_BYTES, self._registry.belief),
             hash_user=lambda user: hash_user(SECRET, user),
             claim_of=lambda key, body: claim_of(SECRET, key, body),
@@ -231,6 +238,8 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*serving, *self._background, return_exceptions=True)
         await self._world.twins.stop()
+        if self.replies.taken:
+            self._journal.wrong.append(f"{self.name}: {self.replies.taken} bytes of replies were not given back")
         await self.store.close()
         if left := self.store._writer.waiting():  # its disk did not answer, and it may not wait for ever
             self._journal.died[self.name] = self._loop.now
@@ -251,9 +260,9 @@ class Gateway:
         return exchange
 
     def hang_up(self, exchange: Exchange) -> None:
-        """The caller has gone; the edge notices."""
+        """The caller has gone; the edge notices. What it is being sent ends by itself."""
         exchange.gone = True
-        if self.alive and exchange.serving is not None:
+        if self.alive and exchange.serving is not None and not exchange.begun:
             exchange.serving.cancel()
 
     async def _serve(self, exchange: Exchange) -> None:
@@ -263,8 +272,8 @@ class Gateway:
             await asyncio.sleep(self._dice.random() * 0.02)
             return exchange.body
 
-        async def deliver(reply: Reply) -> None:
-            await self._deliver(exchange, reply)
+        async def deliver(reply: Reply) -> Delivery:
+            return await self._deliver(exchange, reply)
 
         try:
             await handle(self._world, exchange.asked, receive, deliver)
@@ -283,19 +292,36 @@ class Gateway:
                 self._exchanges.pop(exchange, None)
                 exchange.tell(failure)
 
-    async def _deliver(self, exchange: Exchange, reply: Reply) -> None:
-        slow = self._dice.random() < 0.05
-        await asyncio.sleep(self._dice.random() * (WRITE_S_MAX if slow else 0.01))
-        if exchange.gone or self._dice.random() < self._traits.undeliverable_odds:
+    async def _deliver(self, exchange: Exchange, reply: Reply) -> Delivery:
+        dice, odds = self._dice, self._traits.undeliverable_odds
+        await asyncio.sleep(dice.random() * 0.01)  # a socket that is full
+        if exchange.gone or dice.random() < odds:
             raise ConnectionResetError("the caller is gone")
+        exchange.begun = True
+        try:
+            await asyncio.sleep(dice.random() * (WRITE_S_MAX if dice.random() < 0.05 else 0.01))
+        except asyncio.CancelledError:
+            self._journal.seen["deliveries that we broke off"] += 1
+            raise
         attempt, headers = exchange.attempt, reply.headers
+        whole = not exchange.gone and dice.random() >= odds
         hold_id = headers.get("x-embedmesh-request")
         cost = int(headers["x-embedmesh-cost-nanousd"])
         known = headers.get("x-embedmesh-cached") not in (None, "0") and cost == 0
         if (hold_id is None) != (headers.get("idempotent-replayed") == "true") and not known:
             self._journal.wrong.append(f"life {attempt.life}: a reply that is neither new nor kept: {headers}")
+        again = bool(exchange.asked.retries)
         self._journal.deliveries.append(
-            Delivery(self._loop.now, attempt.life, attempt.errand, self.name, hold_id, cost, reply.body)
-        )
-        self.say(f"delivers to {attempt.life}: {hold_id or 'what was kept'}, {cost}")
+            Delivered(
+                self._loop.now, attempt.life, attempt.errand, self.name, hold_id, cost, reply.body, whole, again,
+                attempt.began,
+            )
+        )  # fmt: skip
+        told = f"{hold_id or 'what was kept'}, {cost}"
+        if not whole:
+            self._journal.seen["deliveries that were broken off"] += 1
+            self.say(f"is broken off delivering to {attempt.life}: {told}")
+            return Delivery.BROKEN_OFF
+        self.say(f"delivers to {attempt.life}: {told}")
         exchange.tell(reply)
+        return Delivery.WHOLE

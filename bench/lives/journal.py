@@ -22,7 +22,7 @@ class Errand(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """A reply whose last byte a caller got."""
+    """A reply of which something was handed to a caller's socket: all of it, or the caller broke it off."""
 
     at: float
     life: int
@@ -31,6 +31,9 @@ class Delivery(NamedTuple):
     hold_id: str | None  # None for one that was kept of an earlier request, or known and free
     cost: int
     body: bytes
+    whole: bool
+    again: bool  # as an SDK's retry
+    began: float  # when it was asked for
 
 
 class Attempt(msgspec.Struct):

@@ -1,4 +1,7 @@
-"""What must be true after a world: the ledger against what callers got, and against itself."""
+"""What must be true after a world: the ledger against what callers got, and against itself.
+
+Whoever was handed something of a reply has paid for it, wherever it broke it off; whoever was handed nothing has not.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 import orjson
 
 from bench.lives.journal import Delivery, Journal
+from embedmesh.flow.again import UNREAD_S
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
 from embedmesh.rules.money import cost_nanousd
@@ -34,13 +38,21 @@ class Judge:
         for each in journal.deliveries:
             if each.hold_id is not None:
                 self._by_hold[each.hold_id].append(each)
-        self.lost = 0  # delivered and not charged: in flight at a crash
+        self.lost = 0  # delivered, at least in part, and not charged: in flight at a crash
 
     def wrong(self) -> list[str]:
         """Everything that is not as it must be."""
         found = list(self._journal.wrong)
         found += [str(each) for each in self._books.check().broken]
-        looks = self._right, self._captured, self._delivered, self._idempotent, self._money
+        looks = (
+            self._right,
+            self._captured,
+            self._delivered,
+            self._idempotent,
+            self._broken_off,
+            self._free,
+            self._money,
+        )
         limits = self._minutes, self._at_once, self._budgets, self._refusals, self._revoked
         for look in (*looks, *limits):
             found += look()
@@ -61,7 +73,7 @@ class Judge:
             if state == "open":
                 yield f"{hold_id} is still open"
             if state == "captured" and not got:
-                yield f"{hold_id} was captured, and nobody got its reply"
+                yield f"{hold_id} was captured, and nobody was handed its reply"
             if state == "captured" and any(each.cost != captured for each in got):
                 yield f"{hold_id} captured {captured}, its replies said {[each.cost for each in got]}"
             if len({each.body for each in got}) > 1:
@@ -98,10 +110,7 @@ class Judge:
         for each in self._journal.deliveries:
             if each.hold_id is not None:
                 continue
-            if each.errand.idem is None:  # it was known already, and is free
-                policy = self._books.accounts.find(each.errand.account).cache
-                if each.cost or policy is not CachePolicy.FREE:
-                    yield f"life {each.life} was told to pay {each.cost} ({policy}); the ledger does not know it"
+            if each.errand.idem is None:
                 continue
             first = list(paid[each.errand.account, each.errand.idem].values())
             if [(one.body, one.cost, one.errand.body) for one in first] != [(each.body, each.cost, each.errand.body)]:
@@ -113,6 +122,36 @@ class Judge:
             asked = bodies[attempt.errand.account, attempt.errand.idem]
             if isinstance(attempt.failure, IdempotencyConflict) and len(asked) < 2:
                 yield f"life {attempt.life} was told of a conflict that was none"
+
+    def _broken_off(self) -> Iterator[str]:
+        """What a caller had broken off, and asked for again, it got without a second charge, in that gateway's life."""
+        by_errand: dict[tuple[str, str, bytes], list[Delivery]] = defaultdict(list)
+        for each in self._journal.deliveries:
+            if each.errand.idem is None:
+                by_errand[each.gateway, each.errand.key_id, each.errand.body].append(each)
+        for got in by_errand.values():
+            for number, each in enumerate(got):
+                before = [one for one in got[:number] if one.at < each.began]
+                paid = [one for one in before if not one.whole and one.hold_id and each.at - one.at <= 2 * UNREAD_S]
+                if each.hold_id is None and not any((one.body, one.cost) == (each.body, each.cost) for one in paid):
+                    policy = self._books.accounts.find(each.errand.account).cache
+                    if each.cost or policy is not CachePolicy.FREE:  # else it was known already, and is free
+                        yield f"life {each.life} was told to pay {each.cost} ({policy}); the ledger does not know it"
+                unread = before and not before[-1].whole and each.began - before[-1].at < UNREAD_S
+                others = {one.hold_id for one in before}
+                if unread and each.again and each.hold_id is not None and each.hold_id not in others and each.cost:
+                    yield f"life {each.life} paid again ({each.hold_id}) for what it had broken off ({others})"
+
+    def _free(self) -> Iterator[str]:
+        """What a cache gave for nothing, somebody had paid for before, at that gateway."""
+        paid: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for each in sorted(self._journal.deliveries, key=lambda each: each.at):
+            inputs = orjson.loads(each.errand.body)["input"]
+            known = paid[each.gateway, each.errand.account]
+            if each.hold_id is not None:
+                known.update(inputs)
+            elif each.errand.idem is None and not each.cost and not known.issuperset(inputs):
+                yield f"life {each.life} got for nothing what nobody had paid for"
 
     def _money(self) -> Iterator[str]:
         for account, limit in self._limits.items():

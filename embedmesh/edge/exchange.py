@@ -8,7 +8,7 @@ from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.server import REQUEST_ID, deliver
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.holds import WRITE_REPLY_S
-from embedmesh.rules.ports import REQUEST_HEADER, Reply
+from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
 
 class Exchange(Protocol):
@@ -27,18 +27,22 @@ class Exchange(Protocol):
         """All of it. Raises what `read_body` raises."""
         ...
 
-    async def deliver(self, reply: Reply) -> None:
-        """Returns when the reply's last byte is in the kernel. Raises ConnectionError where it never gets there."""
+    async def deliver(self, reply: Reply) -> Delivery:
+        """See the port `Deliver`. Raises ConnectionError where nothing of the body was handed to the socket."""
         ...
 
 
 class GeneralExchange:
     """Over the general server. `response` is what the server is given back in the end."""
 
-    def __init__(self, request: web.BaseRequest, bodies: BodyBudget, response: web.Response) -> None:
+    def __init__(
+        self, request: web.BaseRequest, bodies: BodyBudget, response: web.Response, write_s: float = WRITE_REPLY_S
+    ) -> None:
+        """The reply has to be read within `write_s` seconds."""
         self._request = request
         self._bodies = bodies
         self._response = response
+        self._write_s = write_s
         self._taken = 0
 
     @property
@@ -54,12 +58,12 @@ class GeneralExchange:
         self._taken = len(body)
         return body
 
-    async def deliver(self, reply: Reply) -> None:
+    async def deliver(self, reply: Reply) -> Delivery:
         self._response.headers.update(reply.headers)
         if self.own_id is not None:
             self._request[REQUEST_ID] = reply.headers.get(REQUEST_HEADER, self._request[REQUEST_ID])
         self._response.body = reply.body
-        await deliver(self._request, self._response, WRITE_REPLY_S)
+        return await deliver(self._request, self._response, self._write_s)
 
     def end(self) -> None:
         """The body is needed no more."""

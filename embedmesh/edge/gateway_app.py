@@ -21,10 +21,13 @@ from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.rules.errors import Failure, ModelNotFound
+from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Delivery
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 RETRIES_DIGITS_MAX = 4
+BROKEN_OFF = "broken_off"  # the outcome of a request whose reply the caller did not take to its end
 EMBEDDINGS_LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
 
 
@@ -41,9 +44,14 @@ class GatewayApp:
         gauges: Callable[[], dict[str, float]],
         more: Sequence[Routes] = (),
         workers: WorkerMetrics | None = None,
+        write_s: float = WRITE_REPLY_S,
     ) -> None:
-        """`more` are the routes of nodes, operators and accounts; `workers` share the port and a page of metrics."""
+        """`more` are the routes of nodes, operators and accounts; `workers` share the port and a page of metrics.
+
+        A reply has to be read within `write_s` seconds.
+        """
         self._more = more
+        self._write_s = write_s
         self._world = world
         self._registry = registry
         self._room = Room(in_flight_max)
@@ -55,7 +63,7 @@ class GatewayApp:
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
-            lane=Lane(EMBEDDINGS_LINE, self._embed, bodies),
+            lane=Lane(EMBEDDINGS_LINE, self._embed, bodies, write_s),
         )
 
     def routes(self) -> Routes:
@@ -79,7 +87,7 @@ class GatewayApp:
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(headers=JSON)
-        exchange = GeneralExchange(request, self._bodies, response)
+        exchange = GeneralExchange(request, self._bodies, response, self._write_s)
         try:
             await self._embed(exchange)
         finally:
@@ -105,7 +113,7 @@ class GatewayApp:
 
         try:
             outcome = await handle(self._world, _asked(exchange), receive, exchange.deliver, on_model)
-            code = "ok"
+            code = "ok" if outcome.delivery is Delivery.WHOLE else BROKEN_OFF
             self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd)
         except Failure as failure:
             code = failure.code

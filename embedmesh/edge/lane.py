@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from embedmesh.edge.receive import BODY_S, BodyBudget
-from embedmesh.edge.rendering import failure_bytes, json_response, request_id_of
+from embedmesh.edge.rendering import failure_bytes, json_head, request_id_of
+from embedmesh.edge.sending import Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
 from embedmesh.rules.holds import WRITE_REPLY_S
-from embedmesh.rules.ports import REQUEST_HEADER, Reply
+from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
 HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
 BODY_BYTES_MAX = 256 * 1024  # beside the work for larger ones the general server's part does not matter
@@ -98,10 +99,13 @@ class Lane:
         line: bytes,
         handle: "Callable[[LaneExchange], Awaitable[None]]",
         bodies: BodyBudget,
+        write_s: float = WRITE_REPLY_S,
     ) -> None:
+        """A reply has to be read within `write_s` seconds."""
         self.line = line
         self.handle = handle
         self.bodies = bodies
+        self.write_s = write_s
 
 
 class LaneExchange:
@@ -122,7 +126,7 @@ class LaneExchange:
         self._no_room: Overloaded | None = None
         self._after = b""
         self._whole: asyncio.Future[None] | None = None  # `body` waits for it
-        self._drained: asyncio.Future[None] | None = None  # `deliver` waits for it
+        self._sending: Sending | None = None  # the reply, or what is told in its place
         self._replied = False  # or has begun to
         self._answered = False
         self._last = False  # on this connection
@@ -151,10 +155,10 @@ class LaneExchange:
             raise self._no_room
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
-    async def deliver(self, reply: Reply) -> None:
+    async def deliver(self, reply: Reply) -> Delivery:
         self._replied = True
         request_id = self.request_id if self.own_id is None else reply.headers.get(REQUEST_HEADER, self.request_id)
-        await self._write(json_response(200, request_id, reply.headers, reply.body))
+        return await self._send(json_head(200, request_id, reply.headers, len(reply.body)), reply.body)
 
     # -- for the connection
 
@@ -174,13 +178,16 @@ class LaneExchange:
 
     def resume_writing(self) -> None:
         """What was written is in the kernel."""
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        if self._sending is not None:
+            self._sending.resume_writing()
 
     def lost(self) -> None:
-        """The connection is gone, and whoever asked."""
+        """The connection is gone, and whoever asked. What is being sent ends by itself: it may have to be paid."""
         self._last = True
-        self._task.cancel()
+        if self._sending is not None:
+            self._sending.lost()
+        else:
+            self._task.cancel()
         if self._task.done():  # it was waiting for the rest of a body that nobody needs
             self._end()
 
@@ -205,7 +212,7 @@ class LaneExchange:
                 return
             self._last = self._last or isinstance(failure, RequestTimeout)
             try:
-                await self._write(failure_bytes(failure, self.request_id, close=self._last))
+                await self._send(b"", failure_bytes(failure, self.request_id, close=self._last))
             except (asyncio.CancelledError, ConnectionError):
                 self._break_off()
                 return
@@ -217,20 +224,9 @@ class LaneExchange:
         else:
             self._end()
 
-    async def _write(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            raise ConnectionResetError("the caller went before the reply was sent")
-        self._transport.write(data)
-        if self._transport.get_write_buffer_size():
-            self._drained = self._loop.create_future()
-            late = self._loop.call_later(WRITE_REPLY_S, self._reply_is_late)
-            try:
-                await self._drained
-            finally:
-                late.cancel()
-        # A write that has failed leaves nothing in the buffer, and closes.
-        if self._transport.is_closing() or self._transport.get_write_buffer_size():
-            raise ConnectionResetError("the caller went before the reply's last byte was sent")
+    async def _send(self, head: bytes, body: bytes) -> Delivery:
+        self._sending = Sending(self._transport, self._lane.write_s)
+        return await self._sending.send(head, body)
 
     def _keep(self, part: bytes) -> None:
         try:
@@ -254,11 +250,6 @@ class LaneExchange:
     def _body_is_late(self) -> None:
         if self._whole is not None and not self._whole.done():
             self._whole.set_exception(RequestTimeout(f"The request's body did not arrive within {BODY_S:.0f} s."))
-
-    def _reply_is_late(self) -> None:
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_exception(ConnectionResetError("the caller did not read the reply in time"))
-        self._transport.abort()
 
     def _break_off(self) -> None:
         self._transport.abort()

@@ -58,7 +58,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def ended(self, code: str, model: str, seconds: float) -> None:
-        """An embedding request ended: `ok`, `dropped`, or the code of its failure, so many seconds after its head.
+        """A request ended, so many seconds after its head: `ok`, `broken_off`, `dropped`, or the code of its failure.
 
         `model` is empty where the request ended before its model was known.
         """
@@ -70,7 +70,7 @@ class Metrics:
         times.seconds += seconds
 
     def delivered(self, model: str, tokens: int, nanousd: int) -> None:
-        """A reply was delivered and charged."""
+        """A reply was delivered, at least in part, and charged."""
         self._tokens[model] = self._tokens.get(model, 0) + tokens
         self._nanousd[model] = self._nanousd.get(model, 0) + nanousd
 

@@ -28,18 +28,19 @@ def own_request_id() -> str:
     return new_id("req", CLOCK)
 
 
-def json_response(status: int, request_id: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """A whole response with a JSON body, in one piece."""
+def json_head(status: int, request_id: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
+    """The head of a response with a JSON body of so many bytes."""
     more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     head = (
-        f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n"
+        f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {body_bytes}\r\n"
         f"Date: {rfc822_formatted_time()}\r\nServer: embedmesh\r\nx-request-id: {request_id}\r\n{more}\r\n"
     )
-    return head.encode("ascii") + body
+    return head.encode("ascii")
 
 
 def failure_bytes(failure: Failure, request_id: str, *, close: bool) -> bytes:
     """The whole response to a request that failed; with `close` it is the connection's last."""
     status, _ = status_and_type(failure)
     headers = hint_headers(failure) | ({"Connection": "close"} if close else {})
-    return json_response(status, request_id, headers, envelope(failure))
+    body = envelope(failure)
+    return json_head(status, request_id, headers, len(body)) + body

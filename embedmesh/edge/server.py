@@ -21,8 +21,10 @@ from aiohttp.web_protocol import RequestHandler
 from embedmesh.edge.failures import failure_response
 from embedmesh.edge.lane import Explain, Lane, LaneExchange, begin
 from embedmesh.edge.rendering import SERVER, failure_bytes, own_request_id, request_id_of
+from embedmesh.edge.sending import Sending
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.ports import Delivery
 
 log = logging.getLogger("embedmesh.http")
 
@@ -68,6 +70,7 @@ class Protocol(RequestHandler):
         self._lane = lane
         self._explain = explain
         self._exchange: LaneExchange | None = None  # on the lane, now
+        self.sending: Sending | None = None  # a reply that `deliver` writes, now
         self._head_timer: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -101,6 +104,8 @@ class Protocol(RequestHandler):
         super().resume_writing()
         if self._exchange is not None:
             self._exchange.resume_writing()
+        elif self.sending is not None:
+            self.sending.resume_writing()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         if self._exchange is not None:
@@ -113,6 +118,9 @@ class Protocol(RequestHandler):
             self._exchange.lost()
         if not self.lost.done():
             self.lost.set_result(None)
+        if self.sending is not None:
+            self.sending.lost()
+            self._task_handler = None  # or it would be cancelled now, as if the caller had gone before its reply
         super().connection_lost(exc)
 
     def _awaits_head(self) -> bool:
@@ -301,24 +309,24 @@ class _Server(web.Server):
             transport.abort()
 
 
-async def deliver(request: web.BaseRequest, response: web.Response, deadline_s: float) -> None:
-    """Write a whole response; returns when its last byte is in the kernel.
-
-    Raises ConnectionError when the caller has gone, or does not read within `deadline_s`.
-    """
+async def deliver(request: web.BaseRequest, response: web.Response, within_s: float) -> Delivery:
+    """Write a whole response, with a body and a length; see `Sending.send`. Raises ConnectionResetError likewise."""
     response.headers.update({"x-request-id": request[REQUEST_ID], **SERVER})
+    protocol, body = cast(Protocol, request.protocol), response.body
+    transport = protocol.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the caller went before any of the reply was sent")
+    assert isinstance(body, bytes)
+    await response.prepare(request)
+    request.writer.send_headers()
+    protocol.sending = Sending(transport, within_s)
     try:
-        async with asyncio.timeout(deadline_s):
-            await response.prepare(request)
-            await response.write_eof()
-            await request.writer.drain()
-    except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("the caller did not read the reply in time") from None
-    transport = request.transport  # one that is closing has failed to write
-    if transport is None or transport.is_closing() or transport.get_write_buffer_size() > 0:
-        raise ConnectionResetError("the caller went before the reply's last byte was sent")
+        delivery = await protocol.sending.send(b"", body)
+    finally:
+        protocol.sending = None
+    await request.writer.write_eof()  # nothing more to write
+    await response.write_eof()
+    return delivery
 
 
 async def hand_over(request: web.BaseRequest, protocol: asyncio.Protocol, answer: bytes) -> NoReturn:

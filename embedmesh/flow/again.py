@@ -2,20 +2,23 @@
 
 With a key the ledger remembers who came first, and its reply is kept: see `hold`. Without one, a retry by the same API
 key with the same body attaches to its twin in this gateway. Its work goes on for LINGER_S after its caller has gone, so
-that a client that was cut off finds it again; it is charged once, when somebody has got the reply.
+that a client that was cut off finds it again; it is charged once, when somebody is handed the reply. Where that caller
+broke the delivery off, the reply was paid and not read: for UNREAD_S a retry gets it again, and pays nothing.
 """
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import InvalidValue, RateLimited
+from embedmesh.rules.errors import Failure, InvalidValue, RateLimited
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer
+from embedmesh.rules.ports import Answer, Caller
+from embedmesh.rules.shares import Shares
 
 KEY_CHARS_MAX = 255
 KEPT_REPLY_BYTES_MAX = 8 * 1024 * 1024  # of vectors: 2,048 of 1,024 components
@@ -23,8 +26,24 @@ KEPT_ACCOUNT_BYTES_MAX = 256 * 1024 * 1024
 FULL_AGAIN_S = 3_600.0  # replies are forgotten after a day
 LINGER_S = 2.0  # SDKs try again after half a second, one, two
 LINGERING_MAX = 256  # each may keep a node busy for nobody
+LINGERING_ACCOUNT_MAX = 16  # as many as one client has under way when its connection breaks
+UNREAD_S = 60.0  # SDKs give up long before
+UNREAD_BYTES_MAX = 64 * 1024 * 1024  # of all accounts: sixteen replies of the largest request at 512 components
+UNREAD_ENTRY_BYTES = 1_024  # of one beside its vectors
 
 R = TypeVar("R")
+
+Place = tuple[str, bytes]
+"""An API key's id and the hash of a body: what a retry is known by."""
+
+
+class Timer(Protocol):
+    """What a call that is to be made later can be called off by."""
+
+    def cancel(self) -> None: ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
 
 
 class Asked(NamedTuple):
@@ -79,49 +98,116 @@ def unpack(data: bytes) -> Kept:
     return msgspec.msgpack.decode(data, type=Kept)
 
 
+def _place(caller: Caller, body: bytes) -> Place:
+    return caller.key_id, hashlib.blake2b(body, digest_size=16).digest()
+
+
+class _Unread(NamedTuple):
+    kept: Kept
+    size: int
+    timer: Timer
+
+
+class Unread:
+    """Replies that were paid, and whose delivery their callers broke off: in this process's memory, for UNREAD_S.
+
+    At most `bytes_max`, of one account its share of them; what it left unread first goes first.
+    """
+
+    def __init__(self, call_later: CallLater, bytes_max: int = UNREAD_BYTES_MAX) -> None:
+        self._call_later = call_later
+        self._shares = Shares(bytes_max)
+        self._accounts: dict[str, dict[Place, _Unread]] = {}
+
+    def keep(self, caller: Caller, body: bytes, kept: Kept) -> None:
+        """For a retry of this request. Only for what was paid."""
+        place, account_id = _place(caller, body), caller.account_id
+        self._drop(account_id, place)
+        size = len(kept.answer.data) + UNREAD_ENTRY_BYTES
+        while not self._shares.take(account_id, size):
+            if not (mine := self._accounts.get(account_id)):
+                return  # it would not fit if all else of the account were gone
+            self._drop(account_id, next(iter(mine)))
+        timer = self._call_later(UNREAD_S, lambda: self._drop(account_id, place))
+        self._accounts.setdefault(account_id, {})[place] = _Unread(kept, size, timer)
+
+    def find(self, caller: Caller, body: bytes) -> Kept | None:
+        """The reply to the same request, if it is kept."""
+        if not (mine := self._accounts.get(caller.account_id)):
+            return None
+        found = mine.get(_place(caller, body))
+        return found.kept if found is not None else None
+
+    def forget(self, caller: Caller, body: bytes) -> None:
+        """It was read to its end."""
+        if caller.account_id in self._accounts:
+            self._drop(caller.account_id, _place(caller, body))
+
+    def _drop(self, account_id: str, place: Place) -> None:
+        mine = self._accounts.get(account_id, {})
+        if (dropped := mine.pop(place, None)) is None:
+            return
+        dropped.timer.cancel()
+        self._shares.give_back(account_id, dropped.size)
+        if not mine:
+            del self._accounts[account_id]
+
+
 class _Shared(Generic[R]):
     """One work and those who wait for it."""
 
-    def __init__(self, task: "asyncio.Task[R]") -> None:
+    def __init__(self, task: "asyncio.Task[R]", account_id: str, reply_bytes: int) -> None:
         self.task = task
+        self.account_id = account_id
+        self.reply_bytes = reply_bytes
         self.waiting = 0
         self.delivered = False
+        self.refused = False  # a failure was told in place of its result: it can be delivered no more
 
 
 class Twins(Generic[R]):
     """Works that are under way, by API key and body. `give_up` is called with what nobody got in the end."""
 
-    def __init__(self, give_up: Callable[[R], None]) -> None:
+    def __init__(self, give_up: Callable[[R], None], replies: Shares) -> None:
+        """`replies` are the bytes that replies may have which wait for somebody to read them."""
         self._give_up = give_up
-        self._shared: dict[tuple[str, bytes], _Shared[R]] = {}
+        self._replies = replies
+        self._shared: dict[Place, _Shared[R]] = {}
         self._lingering: dict[_Shared[R], asyncio.TimerHandle] = {}
+        self._lingering_of: Counter[str] = Counter()  # by account
 
     async def work(
         self,
-        key_id: str,
+        caller: Caller,
         body: bytes,
         *,
+        reply_bytes: int,
         again: bool,
         begin: Callable[[], Awaitable[R]],
         deliver: Callable[[R], Awaitable[None]],
     ) -> R:
         """What `begin` makes of a request, delivered; or what its twin makes, where this is the same request `again`.
 
-        Raises what either raises.
+        Its reply has at most `reply_bytes`. Raises what either raises.
         """
-        place = key_id, hashlib.blake2b(body, digest_size=16).digest()
+        place = _place(caller, body)
         shared = self._shared.get(place) if again else None
         if shared is None or _failed(shared.task):  # a failure is told once: what comes after it is tried anew
-            shared = self._shared[place] = _Shared(asyncio.ensure_future(begin()))
-            shared.task.add_done_callback(_heard)
-        elif (timer := self._lingering.pop(shared, None)) is not None:
-            timer.cancel()
+            task = asyncio.ensure_future(begin())
+            shared = self._shared[place] = _Shared(task, caller.account_id, reply_bytes)
+            task.add_done_callback(_heard)
+        elif shared in self._lingering:
+            self._found(shared)
         shared.waiting += 1
         try:
             result = await asyncio.shield(shared.task)
             await deliver(result)
             shared.delivered = True
             return result
+        except Failure:
+            shared.refused = True
+            self._forget(place, shared)
+            raise
         finally:
             shared.waiting -= 1
             if not shared.waiting:
@@ -129,25 +215,42 @@ class Twins(Generic[R]):
 
     async def stop(self) -> None:
         """Wait for nobody any more."""
-        for shared, timer in list(self._lingering.items()):
-            timer.cancel()
+        for shared in list(self._lingering):
+            self._found(shared)
             self._end(shared)
         await asyncio.sleep(0)
 
-    def _left(self, place: tuple[str, bytes], shared: _Shared[R]) -> None:
-        if shared.delivered or _failed(shared.task) or len(self._lingering) >= LINGERING_MAX:
+    def _left(self, place: Place, shared: _Shared[R]) -> None:
+        if shared.delivered or shared.refused or _failed(shared.task) or not self._may_linger(shared):
             self._forget(place, shared)
             self._end(shared)
             return
 
         def nobody_came() -> None:
-            self._lingering.pop(shared, None)
+            self._found(shared)
             self._forget(place, shared)
             self._end(shared)
 
+        self._lingering_of[shared.account_id] += 1
         self._lingering[shared] = asyncio.get_running_loop().call_later(LINGER_S, nobody_came)
 
-    def _forget(self, place: tuple[str, bytes], shared: _Shared[R]) -> None:
+    def _may_linger(self, shared: _Shared[R]) -> bool:
+        """Whether there is room for it; if so the room for its reply is taken."""
+        return (
+            len(self._lingering) < LINGERING_MAX
+            and self._lingering_of[shared.account_id] < LINGERING_ACCOUNT_MAX
+            and self._replies.take(shared.account_id, shared.reply_bytes)
+        )
+
+    def _found(self, shared: _Shared[R]) -> None:
+        """It lingers no more."""
+        self._lingering.pop(shared).cancel()
+        self._replies.give_back(shared.account_id, shared.reply_bytes)
+        self._lingering_of[shared.account_id] -= 1
+        if not self._lingering_of[shared.account_id]:
+            del self._lingering_of[shared.account_id]
+
+    def _forget(self, place: Place, shared: _Shared[R]) -> None:
         if self._shared.get(place) is shared:
             del self._shared[place]
 

@@ -30,9 +30,21 @@ Belief = Callable[[str], int | None]
 """By node id: a number that is another one once a node was found to lie, or removed; None while it is not believed."""
 
 
+Makers = tuple[tuple[str, int | None], ...]
+"""Who may have made a vector, and the number of our belief in them then."""
+
+
 class _Entry(NamedTuple):
     row: bytes
-    makers: tuple[tuple[str, int | None], ...]  # who may have made it, and the number of our belief in them then
+    makers: Makers
+
+
+class Learnt(NamedTuple):
+    """The right answer to some inputs, to be remembered once it is paid."""
+
+    counted: Counted
+    answer: Answer
+    makers: Makers
 
 
 class Remembered:
@@ -95,11 +107,15 @@ class VectorCache:
         self.misses += len(rows) - found.inputs
         return found
 
-    def keep(self, account_id: str, model: Model, counted: Counted, answer: Answer) -> None:
-        """Remember the right answer to some inputs."""
+    def learn(self, counted: Counted, answer: Answer) -> Learnt:
+        """What can be kept of an answer that has just come. Who made it is believed as now, not as when it is paid."""
+        return Learnt(counted, answer, tuple((share.node_id, self._belief(share.node_id)) for share in answer.shares))
+
+    def keep(self, account_id: str, model: Model, learnt: Learnt) -> None:
+        """Remember it. Only for who has paid for it."""
+        counted, answer, makers = learnt
         assert counted.ids is not None  # or `look` had found nothing to ask for
         entries = self._accounts.setdefault(account_id, OrderedDict())
-        makers = tuple((share.node_id, self._belief(share.node_id)) for share in answer.shares)
         for key, row in zip(self._keys(account_id, model, counted.ids), _rows_of(answer), strict=True):
             before = entries.pop(key, None)
             entries[key] = entry = _Entry(row, makers)

@@ -1,7 +1,7 @@
 """The story of one `POST /v1/embeddings`, top to bottom.
 
 Identity and its rate before the body is read; validation before money; money before any node; delivery before the
-charge.
+charge. Nothing is remembered of what was not paid.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -9,19 +9,20 @@ from typing import NamedTuple
 
 import msgspec
 
-from embedmesh.flow.again import Asked, Kept, Twins, check_key, check_room, pack, unpack
-from embedmesh.flow.cache import Remembered, VectorCache
+from embedmesh.flow.again import Asked, Kept, Twins, Unread, check_key, check_room, pack, unpack
+from embedmesh.flow.cache import Learnt, Remembered, VectorCache
 from embedmesh.flow.count import count
 from embedmesh.flow.forward import forward, time_allowed_s
 from embedmesh.flow.hold import Held, hold_money
 from embedmesh.flow.identify import identify, may_use
-from embedmesh.flow.respond import limit_headers, respond
+from embedmesh.flow.respond import limit_headers, reply_bytes_max, respond
 from embedmesh.flow.validate import validate
 from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.holds import Charge, Claim, Hold, Payable
+from embedmesh.rules.errors import InvalidValue, Overloaded
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldState, Payable
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
 from embedmesh.rules.ports import (
@@ -33,6 +34,7 @@ from embedmesh.rules.ports import (
     Clock,
     Decoder,
     Deliver,
+    Delivery,
     Fleet,
     Keys,
     Ledger,
@@ -42,6 +44,7 @@ from embedmesh.rules.ports import (
     Tokenizer,
     Witness,
 )
+from embedmesh.rules.shares import Shares
 
 EMBED_SCOPE = "embeddings"
 CACHED_HEADER = "x-embedmesh-cached"
@@ -68,19 +71,29 @@ class World(msgspec.Struct, frozen=True):
     witness: Witness
     clock: Clock
     twins: "Twins[Done]"
+    unread: Unread
+    replies: Shares  # bytes of replies that may wait to be made, and to be read
     cache: VectorCache
     hash_user: Callable[[str], str]
     claim_of: Callable[[str, bytes], Claim]
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
 
 
+class Owed(NamedTuple):
+    """What a reply costs, held still, and what is remembered once it is paid."""
+
+    held: Held
+    charge: Charge
+    kept: Kept  # for those who ask again
+    claimed: bool  # by an `Idempotency-Key`: then it is kept in the ledger
+    learnt: Learnt | None  # for the cache
+
+
 class Done(NamedTuple):
-    """A reply that can be delivered. The money is held for it still, unless it was paid before."""
+    """A reply that can be delivered, and what is owed for it: nothing, where it is free or was paid before."""
 
     reply: Reply
-    held: Held | None
-    charge: Charge | None
-    kept: bytes | None  # for those who ask again
+    owed: Owed | None = None
 
 
 class Outcome(NamedTuple):
@@ -89,17 +102,17 @@ class Outcome(NamedTuple):
     model: str
     tokens: int
     cost_nanousd: int
+    delivery: Delivery = Delivery.WHOLE
 
 
 class _Request(NamedTuple):
-    """One request, with all that was found out of it before any money is held."""
+    """One request that is valid."""
 
     began: float
     caller: Caller
+    body: bytes
     call: Call
     model: Model
-    counted: Counted
-    claim: Claim | None
     request_id: str | None
 
 
@@ -121,6 +134,55 @@ async def handle(
     call, model = validate(body, world.catalogue)
     on_model(model.id)
     may_use(caller, model)
+    reply_bytes = _take_room(world, caller, call, model)
+    try:
+        return await _answer_all(
+            world, asked, _Request(began, caller, body, call, model, asked.request_id), reply_bytes, deliver
+        )
+    finally:
+        world.replies.give_back(caller.account_id, reply_bytes)
+
+
+def _take_room(world: World, caller: Caller, call: Call, model: Model) -> int:
+    """Room for the reply, in bytes, until the caller has read it. Raises InvalidValue or Overloaded."""
+    size = reply_bytes_max(call, model.width)
+    if size > world.replies.alone:
+        raise InvalidValue(
+            f"The reply would take up to {size:,} bytes; one of at most {world.replies.alone:,} can be made here. "
+            'Split the inputs, or ask for "encoding_format": "base64".',
+            param="input",
+        )
+    if not world.replies.take(caller.account_id, size):
+        raise Overloaded(
+            "This gateway has as many bytes of replies under way as it may for one account, of "
+            f"{world.replies.total:,} for all. Read those that wait, or try again shortly."
+        )
+    return size
+
+
+async def _answer_all(world: World, asked: Asked, request: _Request, reply_bytes: int, deliver: Deliver) -> Outcome:
+    """From a valid request to the delivery of its reply. Raises a Failure, or what `deliver` raises."""
+    _, caller, body, call, model, _ = request
+    again = asked.retries is not None and asked.retries > 0
+    delivery = Delivery.WHOLE
+
+    async def hand_over(done: Done) -> None:
+        nonlocal delivery
+        reply = done.reply
+        if done.owed is not None:
+            done.owed.held.check_time(world.clock)
+        if left := world.allowances.left(caller):
+            reply = Reply({**reply.headers, **limit_headers(left)}, reply.body)
+        delivery = await deliver(reply)
+        if done.owed is not None:
+            _pay(world, request, done.owed, delivery)
+        elif again and delivery is Delivery.WHOLE:
+            world.unread.forget(caller, body)
+
+    if again and asked.idempotency_key is None and (kept := world.unread.find(caller, body)) is not None:
+        await hand_over(Done(_reply(world, request, kept, REPLAYED)))
+        return Outcome(model.id, 0, 0, delivery)
+
     counted = await count(call, model, world.tokenizers.get(model.id), world.cl100k)
     await world.allowances.take_tokens(caller, counted.tokens)
     claim = None
@@ -128,39 +190,48 @@ async def handle(
         check_key(asked.idempotency_key)
         check_room(model, counted, await world.ledger.kept_bytes(caller.account_id))
         claim = world.claim_of(asked.idempotency_key, body)
-    request = _Request(began, caller, call, model, counted, claim, asked.request_id)
-
-    async def hand_over(done: Done) -> None:
-        reply = done.reply
-        if left := world.allowances.left(caller):
-            reply = Reply({**reply.headers, **limit_headers(left)}, reply.body)
-        await deliver(reply)
-        if done.held is not None and done.charge is not None:
-            done.held.capture(done.charge, done.kept)
-
     if asked.retries is None or claim is not None:
-        done = await _work(world, request)
+        done = await _work(world, request, counted, claim)
         try:
             await hand_over(done)
         finally:
             give_up(done)
     else:
         done = await world.twins.work(
-            caller.key_id, body, again=asked.retries > 0, begin=lambda: _work(world, request), deliver=hand_over
+            caller,
+            body,
+            reply_bytes=reply_bytes,
+            again=again,
+            begin=lambda: _work(world, request, counted, None),
+            deliver=hand_over,
         )
-    charge = done.charge
-    return Outcome(model.id, charge.tokens if charge else 0, charge.cost_nanousd if charge else 0)
+    charge = done.owed.charge if done.owed is not None else None
+    return Outcome(model.id, charge.tokens if charge else 0, charge.cost_nanousd if charge else 0, delivery)
+
+
+def _pay(world: World, request: _Request, owed: Owed, delivery: Delivery) -> None:
+    """Something of a reply was handed to its caller: it is charged, once, and what it has taught us is remembered."""
+    if owed.held.state is HoldState.OPEN:
+        owed.held.capture(owed.charge, pack(owed.kept) if owed.claimed else None)
+        if owed.learnt is not None:
+            world.cache.keep(request.caller.account_id, request.model, owed.learnt)
+    if owed.claimed:
+        return  # the ledger keeps it
+    if delivery is Delivery.BROKEN_OFF and owed.held.state is HoldState.CAPTURED:
+        world.unread.keep(request.caller, request.body, owed.kept)
+    else:
+        world.unread.forget(request.caller, request.body)
 
 
 def give_up(done: Done) -> None:
     """What was not delivered is not charged. Changes nothing after a delivery."""
-    if done.held is not None:
-        done.held.release()
+    if done.owed is not None:
+        done.owed.held.release()
 
 
-async def _work(world: World, request: _Request) -> Done:
+async def _work(world: World, request: _Request, counted: Counted, claim: Claim | None) -> Done:
     """Hold the money, have the inputs embedded and write the reply; or find one that was kept. Raises a Failure."""
-    _, caller, call, model, counted, claim, request_id = request
+    _, caller, _, call, model, request_id = request
     price = world.prices.of(model, caller.account_id)
     found = None
     if caller.cache is not CachePolicy.OFF:
@@ -174,15 +245,15 @@ async def _work(world: World, request: _Request) -> Done:
     free = found.tokens if found is not None and caller.cache is CachePolicy.FREE else 0
     if found is not None and free == counted.tokens and claim is None:  # no node, no debt, no hold
         gratis = Kept(found.join(None, model.width), 0, counted.truncated)
-        return Done(_reply(world, request, gratis, {CACHED_HEADER: str(found.inputs)}), None, None, None)
+        return Done(_reply(world, request, gratis, {CACHED_HEADER: str(found.inputs)}))
     until = world.clock.monotonic() + within_s
     bound = cost_nanousd(counted.tokens - free, price)
     held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim, request_id)
     if isinstance(held, bytes):
         kept = unpack(held)  # made of what the ledger kept: delivered and paid before
-        return Done(_reply(world, request, kept, REPLAYED), None, None, None)
+        return Done(_reply(world, request, kept, REPLAYED))
     try:
-        answer = await _answer(world, request, missing, found, held.hold, until)
+        answer, learnt = await _answer(world, request, missing, found, held.hold, until)
         cost = cost_nanousd(answer.tokens - free, price)  # the bound itself, where tokens were counted exactly
         kept = Kept(answer, cost, counted.truncated)
         charge = Charge(
@@ -198,7 +269,8 @@ async def _work(world: World, request: _Request) -> Done:
         ours = {REQUEST_HEADER: held.hold.hold_id}
         if found is not None:
             ours[CACHED_HEADER] = str(found.inputs)
-        return Done(_reply(world, request, kept, ours), held, charge, pack(kept) if claim is not None else None)
+        reply = _reply(world, request, kept, ours)
+        return Done(reply, Owed(held, charge, kept, claim is not None, learnt))
     except BaseException:
         held.release()
         raise
@@ -206,18 +278,21 @@ async def _work(world: World, request: _Request) -> Done:
 
 async def _answer(
     world: World, request: _Request, missing: Counted, found: Remembered | None, hold: Hold, until: float
-) -> Answer:
-    """The vectors of all inputs, of which those that are `missing` have to be embedded. Raises a Failure."""
-    account_id, model = request.caller.account_id, request.model
-    answer = None
+) -> tuple[Answer, Learnt | None]:
+    """The vectors of all inputs, of which those that are `missing` have to be embedded, and what is new of them.
+
+    Raises a Failure.
+    """
+    model = request.model
+    answer = learnt = None
     if missing.lengths:
         left_s = until - world.clock.monotonic()
         answer = await forward(model, missing, hold, left_s, world.fleet, world.client, verify, world.witness)
         if found is None:
-            return answer
-        world.cache.keep(account_id, model, missing, answer)
+            return answer, None
+        learnt = world.cache.learn(missing, answer)
     assert found is not None
-    return found.join(answer, model.width)
+    return found.join(answer, model.width), learnt
 
 
 def _reply(world: World, request: _Request, kept: Kept, more: Mapping[str, str] | None = None) -> Reply:

@@ -3,7 +3,7 @@
 import asyncio
 
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
-from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Claim, Hold, HoldEnd, HoldState, Twin
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Caller, Clock, Ledger
 
@@ -16,19 +16,24 @@ class Held:
 
     def __init__(self, ledger: Ledger, hold: Hold) -> None:
         self.hold = hold
+        self.state = HoldState.OPEN
         self._ledger = ledger
-        self._ended = False
+
+    def check_time(self, clock: Clock) -> None:
+        """Raise DeadlineExceeded where it might end by itself before a reply was read: then nobody would pay."""
+        if self.state is HoldState.OPEN and clock.unix_ms() + WRITE_REPLY_S * 1000 > self.hold.deadline_ms:
+            raise DeadlineExceeded("The reply was not fetched in time. Ask again.")
 
     def capture(self, charge: Charge, reply: bytes | None = None) -> None:
-        """The reply was delivered."""
-        if not self._ended:
-            self._ended = True
+        """Something of the reply was handed to the caller."""
+        if self.state is HoldState.OPEN:
+            self.state = HoldState.CAPTURED
             self._ledger.capture(self.hold, charge, reply)
 
     def release(self) -> None:
-        """No reply was delivered."""
-        if not self._ended:
-            self._ended = True
+        """Nothing of a reply was handed over, or we broke it off."""
+        if self.state is HoldState.OPEN:
+            self.state = HoldState.RELEASED
             self._ledger.release(self.hold, HoldEnd.RELEASE)
 
 

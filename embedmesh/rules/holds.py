@@ -20,8 +20,8 @@ class HoldState(Enum):
 class HoldEnd(Enum):
     """What ends a hold."""
 
-    CAPTURE = "capture"  # the reply's last byte was handed to the caller's socket
-    RELEASE = "release"  # no reply was delivered
+    CAPTURE = "capture"  # the reply was delivered: whole, or broken off by the caller after its first byte
+    RELEASE = "release"  # no reply was delivered, or we broke it off
     EXPIRE = "expire"  # its deadline passed without a word from its gateway
     RECOVER = "recover"  # its gateway died; whatever was in flight is not charged
 

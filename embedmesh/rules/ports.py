@@ -1,6 +1,7 @@
 """What the flow needs of the world, as protocols. Whatever decides takes its clock, dice and store as arguments."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -297,5 +298,12 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
 
 
-Deliver = Callable[[Reply], Awaitable[None]]
-"""Hand a reply to the caller's socket; returns when its last byte is in the kernel, raises if it never got there."""
+class Delivery(Enum):
+    """How the delivery of a reply ended that the caller has to pay for: something of its body is in the kernel."""
+
+    WHOLE = "whole"  # to its last byte
+    BROKEN_OFF = "broken_off"  # the caller closed, reset or did not read
+
+
+Deliver = Callable[[Reply], Awaitable[Delivery]]
+"""Hand a reply to the caller's socket. Raises where nothing of its body got there, or we end it ourselves."""

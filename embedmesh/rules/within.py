@@ -46,7 +46,7 @@ class _Watch:
     """The deadlines of one event loop, by the tick at which they are due. Holds nothing that would keep the loop."""
 
     def __init__(self) -> None:
-        self._due: dict[int, set[within]] = {}
+        self._due: dict[int, dict[within, None]] = {}  # who came first is told first
         self._next = 0  # the tick at which the timer comes; 0 while there is none
 
     def add(self, one: within, seconds: float, loop: asyncio.AbstractEventLoop) -> int:
@@ -54,15 +54,15 @@ class _Watch:
         tick = int((now + seconds) / TICK_S) + 1
         due = self._due.get(tick)
         if due is None:
-            due = self._due[tick] = set()
-        due.add(one)
+            due = self._due[tick] = {}
+        due[one] = None
         if not self._next or tick < self._next:
             self._wake_at(tick, now, loop)
         return tick
 
     def drop(self, one: within, tick: int) -> None:
         if (due := self._due.get(tick)) is not None:
-            due.discard(one)
+            due.pop(one, None)
 
     def _wake_at(self, tick: int, now: float, loop: asyncio.AbstractEventLoop) -> None:
         self._next = tick

@@ -40,7 +40,7 @@ from embedmesh.edge.server import HttpServer
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.flow.again import Twins
+from embedmesh.flow.again import Twins, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.verify import verify
@@ -58,6 +58,7 @@ from embedmesh.rules.embeddings import (
 from embedmesh.rules.membership import STATEMENT, Greeting, Offer, Registration, Statement, Welcome
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Part
+from embedmesh.rules.shares import Shares
 from embedmesh.settings import NodeSettings
 from embedmesh.signing.certificates import der, make_certificate, server_context
 from embedmesh.signing.identity import Identity, fingerprint, node_id
@@ -71,7 +72,7 @@ from embedmesh.storage.secret import claim_of
 from embedmesh.storage.store import Store
 from embedmesh.storage.topics import NODES
 from tests.edge.http import Raw, request, send
-from tests.flow.world import CATALOGUE, MODEL, Bystander, LetterTokenizer, right_reply
+from tests.flow.world import CATALOGUE, MODEL, REPLY_BYTES, Bystander, LetterTokenizer, right_reply
 
 SECRET = bytes(range(32))
 LOOPBACK = ("127.0.0.0/8",)
@@ -161,6 +162,7 @@ class Gateway:
         )
         account_api = AccountApi(store.keys, self.books_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
+        replies = Shares(REPLY_BYTES)
         world = World(
             keys=store.keys,
             allowances=store.allowances,
@@ -173,7 +175,9 @@ class Gateway:
             client=self.clients,
             witness=Bystander(),
             clock=clock,
-            twins=Twins(give_up),
+            twins=Twins(give_up, replies),
+            unread=Unread(call_later),
+            replies=replies,
             cache=VectorCache(10**6, self.registry.belief),
             hash_user=lambda user: "hash",
             claim_of=functools.partial(claim_of, SECRET),

@@ -26,7 +26,8 @@ from embedmesh.edge.lane import Lane, read_head
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import HttpServer
 from embedmesh.rules.errors import InvalidApiKey
-from embedmesh.rules.ports import Reply
+from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.ports import Delivery, Reply
 from tests.edge.http import Raw, read_reply, request, send, serving
 
 LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
@@ -53,12 +54,14 @@ def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 class Service:
     """One handler behind both ways: it says what it was asked. `lane` counts how often the lane was taken."""
 
-    def __init__(self, *, with_lane: bool = True, head_s: float = 10.0) -> None:
+    def __init__(self, *, with_lane: bool = True, head_s: float = 10.0, write_s: float = WRITE_REPLY_S) -> None:
         self.bodies = BodyBudget(ROOM)
         self.on_lane = self.bugs = self.cancelled = self.broken = 0
+        self.delivered: list[Delivery] = []
+        self._write_s = write_s
         self.hold: asyncio.Event | None = None
         self.before_reply = self.after_reply = lambda: None
-        lane = Lane(LINE, self._by_lane, self.bodies) if with_lane else None
+        lane = Lane(LINE, self._by_lane, self.bodies, write_s) if with_lane else None
         routes = {"/v1/embeddings": {"POST": self._general}, "/health": {"GET": self._health}}
         self.server = HttpServer(routes, on_internal_error=self._bug, lane=lane, head_s=head_s)
 
@@ -75,7 +78,7 @@ class Service:
 
     async def _general(self, asked: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(headers={"Content-Type": "application/json"})
-        exchange = GeneralExchange(asked, self.bodies, response)
+        exchange = GeneralExchange(asked, self.bodies, response, self._write_s)
         try:
             await self._handle(exchange)
         finally:
@@ -97,7 +100,7 @@ class Service:
             large = int(body[5:]) if body.startswith(b"large") else 0
             said = {name: exchange.header(name) for name in SHOWN}
             self.before_reply()
-            await exchange.deliver(Reply({"x-said": repr(said)}, body + b"x" * large))
+            self.delivered.append(await exchange.deliver(Reply({"x-said": repr(said)}, body + b"x" * large)))
             self.after_reply()
         except asyncio.CancelledError:
             self.cancelled += 1
@@ -625,15 +628,16 @@ async def test_a_rest_that_never_comes_ends_the_connection(monkeypatch: pytest.M
 
 
 @on_each_loop
-async def test_a_reply_that_is_not_read_is_not_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WRITE_REPLY_S", 0.2)
-    service = Service()
+@pytest.mark.parametrize("with_lane", [True, False])
+async def test_a_reply_that_is_not_read_is_broken_off(with_lane: bool) -> None:
+    service = Service(with_lane=with_lane, write_s=0.2)
     async with connected(service) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(request(body=b"large%d" % 30_000_000))
-        await until(lambda: service.broken or service.cancelled)
-        assert (service.broken, service.cancelled) == (1, 0)
-        assert (service.bugs, service.taken()) == (0, 0)
+        await until(lambda: service.delivered)
+        assert (service.delivered, service.broken, service.cancelled) == ([Delivery.BROKEN_OFF], 0, 0)
+        await until(lambda: not service.taken())
+        assert service.bugs == 0
 
 
 @on_each_loop
@@ -656,14 +660,30 @@ async def test_a_reply_whose_write_fails_is_not_delivered(with_lane: bool) -> No
 
 
 @on_each_loop
-async def test_who_hangs_up_before_all_of_a_reply_is_sent_did_not_get_it() -> None:
-    service = Service()
+@pytest.mark.parametrize("with_lane", [True, False])
+async def test_who_hangs_up_before_all_of_a_reply_is_sent_broke_it_off(with_lane: bool) -> None:
+    service = Service(with_lane=with_lane)
     async with connected(service) as (reader, writer):
         writer.write(request(body=b"large%d" % 30_000_000))
         await reader.readexactly(1_000)
         writer.transport.abort()
-        await until(lambda: service.broken or service.cancelled)
-        assert (service.bugs, service.taken()) == (0, 0)
+        await until(lambda: service.delivered)
+        assert (service.delivered, service.broken, service.cancelled) == ([Delivery.BROKEN_OFF], 0, 0)
+        await until(lambda: not service.taken())
+        assert service.bugs == 0
+
+
+@on_each_loop
+@pytest.mark.parametrize("with_lane", [True, False])
+async def test_what_draining_breaks_off_is_not_delivered(with_lane: bool) -> None:
+    """Though it had begun: that was us, and not the caller."""
+    service = Service(with_lane=with_lane)
+    async with connected(service) as (reader, writer):
+        writer.write(request(body=b"large%d" % 30_000_000))
+        await reader.readexactly(1_000)
+        await service.server.drain(0.05)
+        await until(lambda: service.cancelled)
+        assert (service.delivered, service.broken) == ([], 0)
 
 
 @on_each_loop
@@ -674,7 +694,7 @@ async def test_a_large_reply_that_is_read_is_delivered() -> None:
         assert len((await answer(reader)).body) > 8_000_000
         writer.write(request(body=b"next"))
         assert (await answer(reader)).body == b"next"
-    assert service.on_lane == 2
+    assert (service.on_lane, service.delivered) == (2, [Delivery.WHOLE] * 2)
 
 
 @on_each_loop

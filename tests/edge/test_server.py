@@ -10,6 +10,7 @@ from aiohttp import web
 from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.server import REST, HttpServer, deliver
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.ports import Delivery
 from tests.edge.http import Raw, read_reply, request, send, serving
 
 LIMIT = 10_000
@@ -259,26 +260,21 @@ async def test_bodies_in_memory_are_bounded_together_and_given_back() -> None:
 
 
 @pytest.mark.story
-async def test_a_reply_counts_as_delivered_only_when_the_kernel_has_its_last_byte() -> None:
-    """A caller that does not read keeps a large reply undelivered; its deadline ends that, and the connection."""
-    outcome: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+async def test_a_reply_counts_as_whole_only_when_the_kernel_has_its_last_byte() -> None:
+    """A caller that does not read breaks a large reply off; its deadline ends that, and the connection."""
+    outcome: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
     within_s = [SHORT_S, 10.0]  # for who does not read, and for who does
 
     async def large(asked: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(body=b"x" * 50_000_000)
-        try:
-            await deliver(asked, response, within_s.pop(0))
-        except BaseException as error:
-            outcome.set_result(error)
-            raise
-        outcome.set_result(None)
+        outcome.set_result(await deliver(asked, response, within_s.pop(0)))
         return response
 
     async with serving(HttpServer({"/large": {"GET": large}})) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(request("GET", "/large"))
         async with asyncio.timeout(5):
-            assert isinstance(await outcome, ConnectionResetError)
+            assert await outcome is Delivery.BROKEN_OFF
         writer.close()
 
         outcome = asyncio.get_running_loop().create_future()
@@ -286,7 +282,7 @@ async def test_a_reply_counts_as_delivered_only_when_the_kernel_has_its_last_byt
         writer.write(request("GET", "/large"))
         async with asyncio.timeout(10):
             assert len((await read_reply(reader)).body) == 50_000_000
-            assert await outcome is None
+            assert await outcome is Delivery.WHOLE
         writer.close()
 
 

@@ -2,18 +2,35 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
+import msgspec
 import pytest
 
-from embedmesh.flow.again import KEPT_ACCOUNT_BYTES_MAX, LINGER_S, Asked
+from embedmesh.flow.again import (
+    KEPT_ACCOUNT_BYTES_MAX,
+    LINGER_S,
+    LINGERING_ACCOUNT_MAX,
+    LINGERING_MAX,
+    UNREAD_ENTRY_BYTES,
+    UNREAD_S,
+    Asked,
+    Kept,
+    Unread,
+)
 from embedmesh.flow.handle import World, handle
+from embedmesh.flow.respond import reply_bytes_max
+from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import Failure, NodeBroke
-from embedmesh.rules.ports import Reply
+from embedmesh.rules.ports import Answer, Caller, Delivery, Reply
+from embedmesh.rules.shares import Shares
 from tests.flow.world import GOOD_KEY, METERED_KEY, NARROW_KEY, ScriptedNodes, make_world
 
 BODY = b'{"model":"tiny","input":"abc"}'
 OTHER_BODY = b'{"model":"tiny","input":"abd"}'
 COST = 8
+BROKEN_OFF = Delivery.BROKEN_OFF
 
 
 async def ask(
@@ -24,17 +41,19 @@ async def ask(
     key: str | None = None,
     retries: int | None = None,
     lost: bool = False,
+    how: Delivery = Delivery.WHOLE,
 ) -> Reply:
-    """The reply; ConnectionResetError where it was `lost` on its way."""
+    """The reply, whose delivery ended in that way; ConnectionResetError where it was `lost` before it began."""
     delivered: list[Reply] = []
 
     async def receive(account_id: str) -> bytes:
         return body
 
-    async def deliver(reply: Reply) -> None:
+    async def deliver(reply: Reply) -> Delivery:
         if lost:
             raise ConnectionResetError("the caller went")
         delivered.append(reply)
+        return how
 
     await handle(world, Asked(f"Bearer {api_key}", key, retries), receive, deliver)
     return delivered[0]
@@ -152,6 +171,14 @@ async def test_a_reply_that_cannot_be_kept_is_refused_before_money_is_held(monke
     assert large.value.code == "invalid_value"
     assert world.ledger.log == []
     await ask(world)
+
+
+async def test_a_reply_that_was_broken_off_is_paid_and_kept_for_its_key() -> None:
+    world = make_world()
+    first = await ask(world, key="k", how=BROKEN_OFF)
+    second = await ask(world, key="k")
+    assert second.body == first.body and second.headers["idempotent-replayed"] == "true"
+    assert world.ledger.log == [("hold", COST), ("capture", COST)]
 
 
 # -- an SDK's retries --------------------------------------------------------------------------------------------------
@@ -284,15 +311,268 @@ async def test_when_the_gateway_ends_nothing_lingers() -> None:
     assert world.ledger.log == [("hold", COST), ("release", COST)]
 
 
-async def test_too_many_do_not_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is over the bound is given up at once."""
-    monkeypatch.setattr("embedmesh.flow.again.LINGERING_MAX", 1)
+@pytest.mark.parametrize("bound", ["LINGERING_MAX", "LINGERING_ACCOUNT_MAX"])
+async def test_too_many_do_not_linger(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    """What is over a bound, in all or of an account, is given up at once."""
+    monkeypatch.setattr(f"embedmesh.flow.again.{bound}", 1)
     world = make_world()
     for body in (BODY, OTHER_BODY):
         with pytest.raises(ConnectionResetError):
             await ask(world, body, retries=0, lost=True)
     assert [what for what, _ in world.ledger.log] == ["hold", "hold", "release"]
     await world.twins.stop()
+
+
+async def test_what_one_account_left_behind_leaves_room_for_others() -> None:
+    """However many it hangs up on; once its works have lingered, or are found, they count no more."""
+    assert LINGERING_ACCOUNT_MAX * 4 <= LINGERING_MAX
+    world = make_world()
+    bodies = [b'{"model":"tiny","input":"%s"}' % bytes([97 + n // 26, 97 + n % 26]) for n in range(40)]
+    for body in bodies:
+        with pytest.raises(ConnectionResetError):
+            await ask(world, body, retries=0, lost=True)
+    assert len(world.twins._lingering) == LINGERING_ACCOUNT_MAX
+    for body in bodies[:LINGERING_ACCOUNT_MAX]:
+        await ask(world, body, retries=1)
+    assert charges(world) == LINGERING_ACCOUNT_MAX
+    assert (len(world.twins._lingering), world.replies.taken) == (0, 0)
+
+
+async def test_what_lingers_takes_room_for_its_reply() -> None:
+    world = make_world()
+    with pytest.raises(ConnectionResetError):
+        await ask(world, retries=0, lost=True)
+    assert world.replies.taken > 0
+    await world.twins.stop()
+    assert world.replies.taken == 0
+
+
+async def test_a_work_whose_money_is_not_held_for_long_enough_is_delivered_to_nobody() -> None:
+    """Else whoever lets one delivery after the other come to nothing reads the last one when the hold has ended."""
+    world = make_world()
+    with pytest.raises(ConnectionResetError):
+        await ask(world, retries=0, lost=True)
+    world.clock.now += 34.0  # of 30 for the work, 20 for the reply and 5
+    with pytest.raises(ConnectionResetError):
+        await ask(world, retries=1, lost=True)
+    world.clock.now += 2.0
+    with pytest.raises(Failure) as late:
+        await ask(world, retries=2)
+    assert late.value.code == "deadline_exceeded"
+    assert [what for what, _ in world.ledger.log] == ["hold", "release"]
+    await ask(world, retries=3)
+    assert [what for what, _ in world.ledger.log] == ["hold", "release", "hold", "capture"]
+
+
+# -- a reply that was paid and not read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [None, 0])
+async def test_a_retry_of_a_reply_that_was_broken_off_gets_it_and_pays_nothing(first: int | None) -> None:
+    """Byte for byte, and says so; whether or not the first try came from an SDK that counts."""
+    world = make_world()
+    broken = await ask(world, retries=first, how=BROKEN_OFF)
+    again = await ask(world, retries=1)
+    assert again.body == broken.body
+    assert again.headers["x-embedmesh-cost-nanousd"] == str(COST)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert world.ledger.log == [("hold", COST), ("capture", COST)]
+    assert len(world.client.asked) == 1
+
+
+async def test_it_is_kept_until_it_was_read_to_its_end() -> None:
+    world = make_world()
+    await ask(world, retries=0, how=BROKEN_OFF)
+    await ask(world, retries=1, how=BROKEN_OFF)
+    with pytest.raises(ConnectionResetError):
+        await ask(world, retries=2, lost=True)
+    await ask(world, retries=3)
+    assert charges(world) == 1
+    await ask(world, retries=4)
+    assert charges(world) == 2
+
+
+async def test_who_is_answered_after_all_leaves_nothing_for_a_retry() -> None:
+    """Two callers of one work: the reply is broken off by one and read by the other."""
+    world = make_world()
+    gate = Gate(world)
+    first = asyncio.create_task(ask(world, retries=0, how=BROKEN_OFF))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(ask(world, retries=1))
+    await asyncio.sleep(0.01)
+    gate.open.set()
+    await asyncio.gather(first, second)
+    assert charges(world) == 1
+    await ask(world, retries=1)
+    assert charges(world) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"body": OTHER_BODY}, {"api_key": METERED_KEY}, {"retries": 0}, {"retries": None}, {"key": "k"}],
+)
+async def test_what_is_no_retry_of_it_is_charged(other: dict[str, object]) -> None:
+    world = make_world()
+    await ask(world, retries=0, how=BROKEN_OFF)
+    await ask(world, **{"retries": 1, **other})
+    assert charges(world) == 2
+
+
+async def test_what_was_not_paid_is_not_kept() -> None:
+    """It broke off before it began; or we ended it ourselves, though it had begun."""
+    world = make_world()
+    with pytest.raises(ConnectionResetError):
+        await ask(world, lost=True)
+
+    async def receive(account_id: str) -> bytes:
+        return BODY
+
+    async def deliver(reply: Reply) -> Delivery:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)
+    await ask(world, retries=1)
+    assert [what for what, _ in world.ledger.log] == ["hold", "release", "hold", "release", "hold", "capture"]
+
+
+async def test_a_reply_that_is_kept_costs_a_request_and_no_tokens() -> None:
+    world = make_world()
+    await ask(world, api_key=METERED_KEY, retries=0, how=BROKEN_OFF)
+    reply = await ask(world, api_key=METERED_KEY, retries=1)
+    assert world.allowances.taken == {"requests": 2, "tokens": 5}
+    assert reply.headers["x-ratelimit-remaining-requests"] == "0"
+    with pytest.raises(Failure, match="too much"):
+        await ask(world, api_key=METERED_KEY, retries=2)
+
+
+class Later:
+    """Calls that are to be made later."""
+
+    def __init__(self) -> None:
+        self.calls: list[Later.Call] = []
+
+    def __call__(self, seconds: float, then: Callable[[], None]) -> "Later.Call":
+        self.calls.append(Later.Call(seconds, then))
+        return self.calls[-1]
+
+    class Call(NamedTuple):
+        seconds: float
+        then: Callable[[], None]
+
+        def cancel(self) -> None:
+            pass
+
+
+class Minute:
+    """What is unread, with room for `entries` replies of one input."""
+
+    def __init__(self, entries: int) -> None:
+        self.later = Later()
+        self.unread = Unread(self.later, entries * (UNREAD_ENTRY_BYTES + 16))
+
+    def keep(self, account: str, number: int, inputs: int = 1) -> None:
+        answer = Answer(bytes(16) * inputs, 4, 3, ())
+        self.unread.keep(self.caller(account), b"%d" % number, Kept(answer, number, 0))
+
+    def kept(self, account: str, numbers: range) -> list[int]:
+        found = [self.unread.find(self.caller(account), b"%d" % number) for number in numbers]
+        return [each.cost for each in found if each is not None]
+
+    def caller(self, account: str) -> Caller:
+        return Caller(account, f"key of {account}", frozenset())
+
+
+def test_it_is_kept_for_a_minute() -> None:
+    minute = Minute(10)
+    minute.keep("a", 1)
+    (call,) = minute.later.calls
+    assert call.seconds == UNREAD_S == 60
+    assert minute.kept("a", range(3)) == [1]
+    call.then()
+    assert minute.kept("a", range(3)) == []
+    assert minute.unread._shares.taken == 0
+    call.then()
+
+
+def test_an_account_makes_room_for_its_own_and_leaves_room_for_others() -> None:
+    minute = Minute(100)
+    for number in range(200):
+        minute.keep("a", number)
+    assert minute.kept("a", range(200)) == list(range(120, 200)), "four fifths, the last ones"
+    minute.keep("b", 1)
+    assert minute.kept("b", range(3)) == [1]
+    minute.keep("c", 1, inputs=10**6)
+    assert minute.kept("c", range(3)) == [], "what never fits is not kept"
+    assert len(minute.kept("a", range(200))) == 80
+
+
+def test_what_is_kept_again_takes_room_once() -> None:
+    minute = Minute(10)
+    for _ in range(3):
+        minute.keep("a", 1)
+    assert minute.unread._shares.taken == UNREAD_ENTRY_BYTES + 16
+    minute.unread.forget(minute.caller("a"), b"1")
+    minute.unread.forget(minute.caller("a"), b"1")
+    assert (minute.unread._shares.taken, minute.unread._accounts) == (0, {})
+
+
+# -- room for replies --------------------------------------------------------------------------------------------------
+
+
+async def test_replies_under_way_are_bounded_by_account_before_anything_is_done_for_them() -> None:
+    """Who leaves its own unread is refused before its tokens are counted; another account is served."""
+    world = make_world()
+    world = msgspec.structs.replace(world, replies=Shares(5 * reply_bytes_max(Call("tiny", texts=["abc"]), 4)))
+    read = asyncio.Event()
+
+    async def receive(account_id: str) -> bytes:
+        return BODY
+
+    async def deliver(reply: Reply) -> Delivery:
+        await read.wait()
+        return Delivery.WHOLE
+
+    reading = [asyncio.create_task(handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    with pytest.raises(Failure, match="bytes of replies under way") as refused:
+        await ask(world, api_key=METERED_KEY)  # of the same account
+    assert refused.value.code == "overloaded"
+    assert world.allowances.taken == {"requests": 1, "tokens": 0}
+    assert [what for what, _ in world.ledger.log] == ["hold"] * 4
+    read.set()
+    await asyncio.gather(*reading)
+    assert world.replies.taken == 0
+    await ask(world)
+
+
+async def test_a_reply_that_can_never_be_made_is_told_so_for_good() -> None:
+    """Not as something that passes; in base64 it fits."""
+    world = make_world()
+    world = msgspec.structs.replace(world, replies=Shares(1_000))
+    body = b'{"model":"tiny","input":["a","b"]%s}'
+    with pytest.raises(Failure, match=r"at most 800 can be made here.*base64") as refused:
+        await ask(world, body % b"")
+    assert (refused.value.code, refused.value.param) == ("invalid_value", "input")
+    await ask(world, body % b',"encoding_format":"base64"')
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), asyncio.CancelledError(), RuntimeError()])
+async def test_room_is_given_back_however_a_request_ends(error: BaseException) -> None:
+    world = make_world()
+
+    async def receive(account_id: str) -> bytes:
+        return BODY
+
+    async def deliver(reply: Reply) -> Delivery:
+        assert world.replies.taken > len(reply.body)
+        raise error
+
+    with pytest.raises(type(error)):
+        await handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)
+    with pytest.raises(Failure):
+        await ask(world, b'{"model":"tiny","input":"abcdefghijk"}')
+    assert world.replies.taken == 0
 
 
 # -- keys that may not do everything -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from embedmesh.flow.handle import World, handle
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NoNodeAvailable, WrongAnswer
-from embedmesh.rules.ports import Answer, Caller, Reply, Share
+from embedmesh.rules.ports import Answer, Caller, Delivery, Reply, Share
 from tests.flow.world import MODEL, NATIVE, ScriptedNodes, make_world, vector_for
 
 PRICE = 1.5  # nano-USD a token; two tokens more an input
@@ -36,14 +36,18 @@ def cached_world(*accounts: tuple[str, CachePolicy], nodes: int = 1) -> World:
     return msgspec.structs.replace(make_world(nodes=nodes), keys=Keys())
 
 
-async def ask(world: World, asked: bytes, account: str = "a") -> Reply:
+async def ask(world: World, asked: bytes, account: str = "a", how: Delivery | None = Delivery.WHOLE) -> Reply:
+    """`how` its delivery ends; None: it does not begin, and ConnectionResetError is raised."""
     replies: list[Reply] = []
 
     async def receive(account_id: str) -> bytes:
         return asked
 
-    async def deliver(reply: Reply) -> None:
+    async def deliver(reply: Reply) -> Delivery:
+        if how is None:
+            raise ConnectionResetError("the caller went")
         replies.append(reply)
+        return how
 
     await handle(world, Asked(f"Bearer {account}"), receive, deliver)
     return replies[0]
@@ -161,6 +165,45 @@ async def test_a_wrong_answer_is_not_remembered() -> None:
     assert world.cache.bytes == 0
 
 
+@pytest.mark.parametrize("policy", [CHARGED, FREE])
+async def test_what_was_not_paid_is_not_remembered(policy: tuple[str, CachePolicy]) -> None:
+    """Who hangs up before the reply, and asks again, pays; else `free` would be free the first time, too."""
+    world = cached_world(policy)
+    with pytest.raises(ConnectionResetError):
+        await ask(world, body("abc"), how=None)
+    assert (charged(world), world.cache.bytes) == ([], 0)
+    assert (await ask(world, body("abc"))).headers["x-embedmesh-cached"] == "0"
+    assert charged(world) == [8]
+    assert len(world.client.asked) == 2
+
+
+@pytest.mark.parametrize("policy", [CHARGED, FREE])
+async def test_what_was_paid_is_remembered_though_it_was_not_read(policy: tuple[str, CachePolicy]) -> None:
+    world = cached_world(policy)
+    await ask(world, body("abc"), how=Delivery.BROKEN_OFF)
+    assert charged(world) == [8]
+    assert (await ask(world, body("abc"))).headers["x-embedmesh-cached"] == "1"
+
+
+@pytest.mark.parametrize("how", [Delivery.WHOLE, Delivery.BROKEN_OFF])
+async def test_who_made_it_is_believed_as_then_and_not_as_when_it_is_paid(how: Delivery) -> None:
+    """A node that is found to lie, and let in again, while its answer is on its way: that answer is not believed."""
+    world = cached_world(CHARGED, nodes=2)
+    registry = world.fleet.registry
+
+    async def receive(account_id: str) -> bytes:
+        return body("abc")
+
+    async def deliver(reply: Reply) -> Delivery:
+        liar = registry.find(world.client.asked[0][0])
+        registry.quarantine(liar, "it lied")
+        registry.readmit(liar)
+        return how
+
+    await handle(world, Asked("Bearer a"), receive, deliver)
+    assert (await ask(world, body("abc"))).headers["x-embedmesh-cached"] == "0"
+
+
 # -- the cache by itself ----------------------------------------------------------------------------------------------
 
 ROW = MODEL.width * 4
@@ -177,9 +220,8 @@ def row(number: int) -> bytes:
 
 def keep(cache: VectorCache, account: str, *ids: int, node: str = "n") -> None:
     asked = counted(*ids)
-    cache.keep(
-        account, MODEL, asked, Answer(b"".join(map(row, ids)), MODEL.width, asked.tokens, (Share(node, asked.tokens),))
-    )
+    answer = Answer(b"".join(map(row, ids)), MODEL.width, asked.tokens, (Share(node, asked.tokens),))
+    cache.keep(account, MODEL, cache.learn(asked, answer))
 
 
 def known(cache: VectorCache, account: str, *ids: int) -> list[int]:

@@ -17,7 +17,7 @@ from embedmesh.rules.errors import (
     Overloaded,
     WrongAnswer,
 )
-from embedmesh.rules.ports import Reply
+from embedmesh.rules.ports import Delivery, Reply
 from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, right_reply
 
 BODY = b'{"model":"tiny","input":"abc"}'
@@ -30,8 +30,9 @@ async def ask(world: World, body: bytes = BODY, key: str | None = GOOD_KEY, *, d
     async def receive(account_id: str) -> bytes:
         return body
 
-    async def take(reply: Reply) -> None:
+    async def take(reply: Reply) -> Delivery:
         delivered.append(reply)
+        return Delivery.WHOLE
 
     await handle(world, Asked(f"Bearer {key}" if key else None), receive, deliver or take)
     return delivered
@@ -40,9 +41,10 @@ async def ask(world: World, body: bytes = BODY, key: str | None = GOOD_KEY, *, d
 async def test_a_good_request_is_held_answered_delivered_and_then_charged() -> None:
     world = make_world()
 
-    async def deliver(reply: Reply) -> None:
+    async def deliver(reply: Reply) -> Delivery:
         assert world.ledger.log == [("hold", COST)], "nothing is charged before delivery"
         assert json.loads(reply.body)["usage"]["prompt_tokens"] == 5
+        return Delivery.WHOLE
 
     await ask(world, deliver=deliver)
     assert world.ledger.log == [("hold", COST), ("capture", COST)]
@@ -160,13 +162,24 @@ async def test_without_a_node_there_is_nothing_to_pay() -> None:
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), TimeoutError(), asyncio.CancelledError(), RuntimeError()])
 async def test_a_reply_that_is_not_delivered_is_not_charged(error: BaseException) -> None:
-    async def deliver(reply: Reply) -> None:
+    """Nothing of it had left; or it was us who broke it off."""
+
+    async def deliver(reply: Reply) -> Delivery:
         raise error
 
     world = make_world()
     with pytest.raises(type(error)):
         await ask(world, deliver=deliver)
     assert world.ledger.log == [("hold", COST), ("release", COST)]
+
+
+async def test_a_reply_that_its_caller_broke_off_is_charged_in_full() -> None:
+    async def deliver(reply: Reply) -> Delivery:
+        return Delivery.BROKEN_OFF
+
+    world = make_world()
+    await ask(world, deliver=deliver)
+    assert world.ledger.log == [("hold", COST), ("capture", COST)]
 
 
 async def test_a_caller_that_goes_while_a_node_works_is_not_charged_and_leaves_no_load_behind() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.flow.respond import respond, shorten
+from embedmesh.flow.respond import reply_bytes_max, respond, shorten
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.ports import Answer, Share
 from tests.flow.world import vector_for
@@ -83,3 +83,28 @@ def test_floats_are_the_shortest_decimals_that_give_back_the_same_float32(compon
 def test_a_vector_that_starts_with_zeros_stays_finite() -> None:
     matrix = np.array([[0, 0, 1, 0]], "<f4")
     assert shorten(matrix, 2).tolist() == [[0, 0]]
+
+
+EDGES = np.array([-1.1754944e-38, -1.4e-45, -3.4028235e38, -0.12345679, 0.0, -1.0000001], "<f4")
+
+
+@given(st.binary(min_size=4, max_size=64), st.integers(1, 40), st.sampled_from(["float", "base64"]), st.booleans())
+def test_no_reply_is_larger_than_was_reckoned_before_its_work(
+    raw: bytes, inputs: int, encoding: str, cut: bool
+) -> None:
+    """Whatever finite components it has; its vectors counted in."""
+    found = np.frombuffer(raw[: len(raw) // 4 * 4], "<f4")
+    row = np.concatenate([EDGES, found[np.isfinite(found)]])
+    call = Call("m", texts=["a"] * inputs, encoding=encoding, dimensions=len(row) - 1 if cut else None)
+    data = row.tobytes() * inputs
+    reply = respond(call, 0, Answer(data, len(row), 2**40, ()), 0.0)
+    assert len(reply.body) + len(data) <= reply_bytes_max(call, len(row))
+
+
+@pytest.mark.parametrize(("encoding", "times"), [("float", 1.25), ("base64", 1.1)])
+def test_what_is_reckoned_is_not_much_more_than_a_large_reply_takes(encoding: str, times: float) -> None:
+    row = np.random.default_rng(1).standard_normal(384)
+    data = (row / np.linalg.norm(row)).astype("<f4").tobytes() * 2_000
+    call = Call("m", texts=["a"] * 2_000, encoding=encoding)
+    taken = len(respond(call, 0, Answer(data, 384, 6_000, ()), 0.0).body) + len(data)
+    assert taken <= reply_bytes_max(call, 384) <= times * taken

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.flow.again import Twins
+from embedmesh.flow.again import Twins, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.handle import World, give_up
 from embedmesh.rules.embeddings import Counted, EmbedVectors
@@ -19,6 +19,7 @@ from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Allowance, Caller, Part
+from embedmesh.rules.shares import Shares
 
 MODEL = Model(
     id="acme/tiny",
@@ -37,6 +38,7 @@ POOR_KEY = "em_poor"
 SCOPELESS_KEY = "em_scopeless"
 NARROW_KEY = "em_narrow"
 METERED_KEY = "em_metered"
+REPLY_BYTES = 10**8
 
 
 class LetterTokenizer:
@@ -194,9 +196,14 @@ class Bystander:
     def answered(self, model: Model, counted: Counted, part: Part, reply: EmbedVectors) -> None: ...
 
 
+def call_later(seconds: float, then: Callable[[], None]) -> asyncio.TimerHandle:
+    """On the loop that runs then."""
+    return asyncio.get_running_loop().call_later(seconds, then)
+
+
 def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: Shift3 | None = None) -> World:
     clock = Clock()
-    registry = Registry(clock)
+    registry, replies = Registry(clock), Shares(REPLY_BYTES)
     for number in range(nodes):
         registry.answered_right(registry.add(Node(f"n{number}", "unix:/nowhere")), [m.id for m in CATALOGUE.models])
     return World(
@@ -207,11 +214,13 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
         tokenizers={m.id: LetterTokenizer() for m in CATALOGUE.models},
         cl100k=decoder,
         ledger=MemoryLedger(),
-        fleet=Line(registry, clock, random.Random(7), lambda s, f: asyncio.get_running_loop().call_later(s, f)),
+        fleet=Line(registry, clock, random.Random(7), call_later),
         client=client or ScriptedNodes(),
         witness=Bystander(),
         clock=clock,
-        twins=Twins(give_up),
+        twins=Twins(give_up, replies),
+        unread=Unread(call_later),
+        replies=replies,
         cache=VectorCache(10**6, registry.belief),
         hash_user=lambda user: "hash",
         claim_of=lambda key, body: Claim(key.encode(), body),

@@ -41,7 +41,7 @@ HEADERS = {
     "x-ratelimit-limit-tokens": "Tokens a minute that the key may send, where it has such a limit.",
     "x-ratelimit-remaining-tokens": "How many of them are left now.",
     "x-ratelimit-reset-tokens": "When all of them are there again, as in `7.000s`.",
-    "idempotent-replayed": "`true` on a reply that was kept for the `Idempotency-Key`: nothing was charged for it.",
+    "idempotent-replayed": "`true` on a reply that was kept for an `Idempotency-Key` or a retry: it was paid before.",
     "Content-Security-Policy": "Allows this page's own script and style, by hash, and nothing else.",
     "Retry-After": "Seconds to wait before trying again, with jitter.",
     "retry-after-ms": "The same wait in milliseconds.",

@@ -141,7 +141,8 @@ def _create_embeddings() -> Json:
         "Create embeddings",
         f"One vector for each input. A request takes at most {INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} tokens and "
         f"{BODY_BYTES_MAX // 1024**2} MiB of plain JSON. A member that is null counts as not given. You pay for the "
-        "tokens that were embedded, special tokens included, and only for what was delivered.",
+        "tokens that were embedded, special tokens included, once the reply is on its way to you; where your "
+        "connection breaks then, a retry with the same key and body gets it without a second charge for a minute.",
         {200: created},
         EMBEDDINGS,
         scopes=(EMBED_SCOPE,),
