@@ -6,8 +6,10 @@ import orjson
 from aiohttp import web
 
 from embedmesh import __version__
+from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.bodies import JSON, json_reply
 from embedmesh.edge.callers import with_key
+from embedmesh.edge.cors import Cors
 from embedmesh.edge.exchange import Exchange, GeneralExchange
 from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.lane import Lane
@@ -19,7 +21,8 @@ from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
-from embedmesh.rules.errors import Failure, ModelNotFound
+from embedmesh.flow.validate import no_such_model
+from embedmesh.rules.errors import Failure
 from embedmesh.rules.models import Model
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
@@ -39,6 +42,7 @@ class GatewayApp:
         bodies: BodyBudget,
         gauges: Callable[[], dict[str, float]],
         more: Sequence[Routes] = (),
+        cors: Cors | None = None,
     ) -> None:
         """`more` are the routes of nodes, operators and accounts."""
         self._more = more
@@ -53,7 +57,9 @@ class GatewayApp:
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
-            lane=Lane(EMBEDDINGS_LINE, self._embed, bodies),
+            lane=Lane(EMBEDDINGS_LINE, self._embed, bodies, cors),
+            aliases=ALIASES,
+            cors=cors,
         )
 
     def routes(self) -> Routes:
@@ -67,6 +73,7 @@ class GatewayApp:
             "/readyz": {"GET": self._readyz},
             "/openapi.json": {"GET": self._openapi_json},
             "/docs": {"GET": self._docs_html},
+            "/": {"GET": self._to_docs},
         }
         for each in self._more:
             routes |= each
@@ -79,12 +86,13 @@ class GatewayApp:
         response = web.Response(headers=JSON)
         exchange = GeneralExchange(request, self._bodies, response)
         try:
-            await self._embed(exchange)
+            await self._embed(exchange, request.get(REST))
         finally:
             exchange.end()
         return response
 
-    async def _embed(self, exchange: Exchange) -> None:
+    async def _embed(self, exchange: Exchange, named: str | None = None) -> None:
+        """`named` is the model that the path names."""
         began = self._world.clock.monotonic()
         account: str | None = None  # once it has room
         code = "dropped"  # the caller went, or a bug of ours
@@ -97,7 +105,7 @@ class GatewayApp:
             return body
 
         try:
-            outcome = await handle(self._world, _asked(exchange), receive, exchange.deliver)
+            outcome = await handle(self._world, _asked(exchange, named), receive, exchange.deliver)
             code = "ok"
         except Failure as failure:
             code = failure.code
@@ -116,7 +124,7 @@ class GatewayApp:
     async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
         model = self._world.catalogue.find(request[REST])
         if model is None or not self._registry.ready(model.id):
-            raise ModelNotFound("No node serves a model of that name now. GET /v1/models lists those that are served.")
+            raise no_such_model(request[REST], self._world.catalogue, self._world.terms.serves)
         return json_reply(self._described(model))
 
     def _described(self, model: Model) -> dict[str, object]:
@@ -158,6 +166,11 @@ class GatewayApp:
     async def _openapi_json(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=self._openapi, headers=JSON)
 
+    async def _to_docs(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(
+            status=302, body=b"See /docs.\n", headers={"Location": "/docs", "Content-Type": "text/plain"}
+        )
+
     async def _docs_html(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = {
             "Content-Type": "text/html; charset=utf-8",
@@ -168,11 +181,13 @@ class GatewayApp:
         return web.Response(body=self._docs, headers=headers)
 
 
-def _asked(exchange: Exchange) -> Asked:
-    """What the headers of an embedding request say."""
+def _asked(exchange: Exchange, named: str | None) -> Asked:
+    """What the head of an embedding request says."""
     retries = exchange.header("x-stainless-retry-count") or ""
     return Asked(
         exchange.header("authorization"),
         exchange.header("idempotency-key"),
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,
+        exchange.header("api-key"),
+        named,
     )

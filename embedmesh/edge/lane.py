@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
+from embedmesh.edge.cors import Cors
 from embedmesh.edge.receive import BODY_S, BodyBudget
 from embedmesh.edge.rendering import failure_bytes, json_response, request_id_of
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
@@ -98,10 +99,12 @@ class Lane:
         line: bytes,
         handle: "Callable[[LaneExchange], Awaitable[None]]",
         bodies: BodyBudget,
+        cors: Cors | None = None,
     ) -> None:
         self.line = line
         self.handle = handle
         self.bodies = bodies
+        self.cors = cors
 
 
 class LaneExchange:
@@ -148,7 +151,7 @@ class LaneExchange:
 
     async def deliver(self, reply: Reply) -> None:
         self._replied = True
-        await self._write(json_response(200, self.request_id, reply.headers, reply.body))
+        await self._write(json_response(200, self.request_id, reply.headers | self._also(), reply.body))
 
     # -- for the connection
 
@@ -199,7 +202,7 @@ class LaneExchange:
                 return
             self._last = self._last or isinstance(failure, RequestTimeout)
             try:
-                await self._write(failure_bytes(failure, self.request_id, close=self._last))
+                await self._write(failure_bytes(failure, self.request_id, close=self._last, more=self._also()))
             except (asyncio.CancelledError, ConnectionError):
                 self._break_off()
                 return
@@ -210,6 +213,9 @@ class LaneExchange:
             self._timer = self._loop.call_later(LINGER_S, self._break_off)
         else:
             self._end()
+
+    def _also(self) -> dict[str, str]:
+        return {} if self._lane.cors is None else self._lane.cors.headers(self._fields.get("origin"))
 
     async def _write(self, data: bytes) -> None:
         if self._transport.is_closing():

@@ -36,8 +36,8 @@ def json_response(status: int, request_id: str, headers: Mapping[str, str], body
     return head.encode("ascii") + body
 
 
-def failure_bytes(failure: Failure, request_id: str, *, close: bool) -> bytes:
-    """The whole response to a request that failed; with `close` it is the connection's last."""
+def failure_bytes(failure: Failure, request_id: str, *, close: bool, more: dict[str, str] | None = None) -> bytes:
+    """The whole response to a request that failed; with `close` it is the connection's last. `more` are headers."""
     status, _ = status_and_type(failure)
-    headers = hint_headers(failure) | ({"Connection": "close"} if close else {})
+    headers = hint_headers(failure) | ({"Connection": "close"} if close else {}) | (more or {})
     return json_response(status, request_id, headers, envelope(failure))

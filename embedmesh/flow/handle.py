@@ -16,7 +16,7 @@ from embedmesh.flow.forward import forward, time_allowed_s
 from embedmesh.flow.hold import Held, hold_money
 from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.respond import limit_headers, respond
-from embedmesh.flow.validate import validate
+from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import REQUEST_MIN_S
@@ -70,6 +70,7 @@ class World(msgspec.Struct, frozen=True):
     cache: VectorCache
     hash_user: Callable[[str], str]
     claim_of: Callable[[str, bytes], Claim]
+    terms: Terms = ORDINARY
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
 
 
@@ -104,18 +105,20 @@ class _Request(NamedTuple):
 async def handle(world: World, asked: Asked, receive: Receive, deliver: Deliver) -> Outcome:
     """Answer one request. Raises a Failure that the edge turns into the envelope; then nothing was charged."""
     began = world.clock.monotonic()
-    caller = await identify(asked.authorization, world.keys, EMBED_SCOPE)
+    caller = await identify(asked.authorization, world.keys, EMBED_SCOPE, api_key=asked.api_key)
     await world.allowances.take_request(caller)
     body = await receive(caller.account_id)
-    call, model = validate(body, world.catalogue)
+    call, model = validate(body, world.catalogue, world.terms, named=asked.model)
     may_use(caller, model)
+    if not world.fleet.may_come(model):
+        raise no_such_model(call.model, world.catalogue, world.terms.serves)
     counted = await count(call, model, world.tokenizers.get(model.id), world.cl100k)
     await world.allowances.take_tokens(caller, counted.tokens)
     claim = None
     if asked.idempotency_key is not None:
         check_key(asked.idempotency_key)
         check_room(model, counted, await world.ledger.kept_bytes(caller.account_id))
-        claim = world.claim_of(asked.idempotency_key, body)
+        claim = world.claim_of(asked.idempotency_key, asked.whole(body))
     request = _Request(began, caller, call, model, counted, claim)
 
     async def hand_over(done: Done) -> None:
@@ -134,7 +137,11 @@ async def handle(world: World, asked: Asked, receive: Receive, deliver: Deliver)
             give_up(done)
     else:
         done = await world.twins.work(
-            caller.key_id, body, again=asked.retries > 0, begin=lambda: _work(world, request), deliver=hand_over
+            caller.key_id,
+            asked.whole(body),
+            again=asked.retries > 0,
+            begin=lambda: _work(world, request),
+            deliver=hand_over,
         )
     charge = done.charge
     return Outcome(model.id, charge.tokens if charge else 0, charge.cost_nanousd if charge else 0)

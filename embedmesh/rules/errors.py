@@ -4,7 +4,8 @@ A failure's `code` is its public name (contract section 3). Status numbers and h
 edge (`embedmesh.edge.failures`) maps each class to HTTP. What is not in this list is a bug of ours and leaves as
 `InternalError`.
 
-A message says what is wrong, where, and what to do. It never holds a caller's text, a path or an address.
+A message says what is wrong, where, and what to do. It never holds a caller's text, a path or an address: of what a
+caller wrote only the name of a member, and of a model where it could be one.
 """
 
 from enum import Enum
@@ -58,7 +59,19 @@ class InvalidJson(CallerFailure):
 
 
 class MalformedHttp(CallerFailure):
-    """The HTTP parser itself refused the request."""
+    """The request's HTTP is wrong: its line, its framing, or a header that says two things."""
+
+    code = "invalid_value"
+
+
+class UriTooLong(CallerFailure):
+    """The request's line is longer than is read."""
+
+    code = "invalid_value"
+
+
+class HeadTooLarge(CallerFailure):
+    """The request has a header that is larger than is read, or too many of them."""
 
     code = "invalid_value"
 
@@ -171,12 +184,12 @@ class InsufficientQuota(CallerFailure):
 
 
 class RateLimited(CallerFailure):
-    """The key has asked as often, or for as much, as it may. `retry_after_s` is when it may again, in seconds."""
+    """The key has asked as often, or for as much, as it may. `retry_after_s` is when it may again; None is never."""
 
     code = "rate_limit_exceeded"
     retry = Retry.LATER
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
