@@ -7,6 +7,7 @@ import codecs
 
 import orjson
 
+from embedmesh.flow.members import MEMBERS
 from embedmesh.rules.errors import InvalidJson
 
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -52,6 +53,8 @@ def _text_that_ends(begun: bytes) -> str | None:
         except orjson.JSONDecodeError:
             continue
         for name, value in asked.items() if isinstance(asked, dict) else ():
+            if name not in MEMBERS:
+                continue
             if isinstance(value, str) and value.endswith(SENTINEL):
                 return str(name)
             if isinstance(value, list) and value and isinstance(value[-1], str) and value[-1].endswith(SENTINEL):

@@ -90,7 +90,8 @@ def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | No
         )
     dimensions = says.get("dimensions")
     if dimensions is not None and dimensions > model.width:
-        raise InvalidValue(f"`dimensions` must be at most {model.width} for this model.", param="dimensions")
+        name = "dimensions" if "dimensions" in given else "output_dimension"
+        raise InvalidValue(f"`{name}` must be at most {model.width} for this model.", param=name)
     inputs = says["input"]
     single = isinstance(inputs, str) or isinstance(inputs[0], int)
     several = [inputs] if single else inputs

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.flow.respond import respond, shorten
+from embedmesh.flow.respond import respond, shorten, to_unit_length
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.ports import Answer, Share
 from tests.flow.world import vector_for
@@ -83,3 +83,27 @@ def test_floats_are_the_shortest_decimals_that_give_back_the_same_float32(compon
 def test_a_vector_that_starts_with_zeros_stays_finite() -> None:
     matrix = np.array([[0, 0, 1, 0]], "<f4")
     assert shorten(matrix, 2).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_normal_vectors_stay_as_they_are_to_the_bit(encoding: str) -> None:
+    for vector, raw in zip(vectors(Call("tiny", texts=["a"], encoding=encoding, normalize=True)), RAW, strict=True):
+        assert vector.tobytes() == raw
+
+
+@given(st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=4, max_size=4), st.integers(0, 99))
+def test_others_are_scaled_to_unit_length(row: list[float], number: int) -> None:
+    matrix = np.array([row, vector_for([number]), [0.0] * 4], "<f4")
+    scaled = to_unit_length(matrix)
+    assert scaled[1].tobytes() == matrix[1].tobytes()
+    assert not scaled[2].any()
+    length = np.linalg.norm(matrix[0].astype(np.float64))
+    if length:
+        assert np.linalg.norm(scaled[0].astype(np.float64)) == pytest.approx(1, abs=2e-6)
+        assert scaled[0] == pytest.approx(matrix[0] / length, abs=2e-6)
+
+
+def test_what_was_ignored_is_named_and_nothing_where_nothing_was() -> None:
+    headers = respond(Call("tiny", texts=["a"], ignored=("timeout", "user_note")), 0, ANSWER, 0.0).headers
+    assert headers["x-embedmesh-ignored"] == "timeout,user_note"
+    assert "x-embedmesh-ignored" not in respond(Call("tiny", texts=["a"]), 0, ANSWER, 0.0).headers
