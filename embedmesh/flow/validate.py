@@ -108,21 +108,15 @@ def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | No
         truncate=truncate,
         keep=keep,
         normalize=_normalize(says, model, terms),
-        ignored=tuple(ignored[:IGNORED_MAX]),
+        ignored=tuple(ignored[:IGNORED_MAX]) if ignored else (),
     )
     return call, model
 
 
 def _read(given: dict[str, Any], terms: Terms) -> tuple[dict[str, Any], list[str]]:
     """What the members say, and the names of those that say nothing."""
-    for name in given:
-        if name not in MEMBERS and not (
-            terms.ignore_unknown and PLAIN_NAME.fullmatch(name) and not COULD_CHANGE.search(name)
-        ):
-            shown = name[:SHOWN_NAME_CHARS_MAX]
-            raise UnknownParameter(
-                f"Unknown parameter: `{shown}`. Known are {', '.join(MEMBERS)}.", param=shown or None
-            )
+    if not given.keys() <= MEMBERS.keys():
+        _check_unknown((name for name in given if name not in MEMBERS), terms)
     says: dict[str, Any] = {}
     ignored = []
     for name, value in given.items():
@@ -130,10 +124,19 @@ def _read(given: dict[str, Any], terms: Terms) -> tuple[dict[str, Any], list[str
         checked = member.check(value) if member is not None else None
         if member is None or member.says is None:
             ignored.append(name)
-        elif says.setdefault(member.says, checked) != checked:
+        elif (before := says.setdefault(member.says, checked)) is not checked and before != checked:
             others = [other for other in given if other in MEMBERS and MEMBERS[other].says == member.says]
             raise _contradiction(others, name)
     return says, ignored
+
+
+def _check_unknown(names: Iterable[str], terms: Terms) -> None:
+    for name in names:
+        if not (terms.ignore_unknown and PLAIN_NAME.fullmatch(name) and not COULD_CHANGE.search(name)):
+            shown = name[:SHOWN_NAME_CHARS_MAX]
+            raise UnknownParameter(
+                f"Unknown parameter: `{shown}`. Known are {', '.join(MEMBERS)}.", param=shown or None
+            )
 
 
 def _contradiction(members: Iterable[str], name: str) -> InvalidValue:

@@ -350,6 +350,12 @@ BROKEN = [
     ('{"input":["äöü€","\\ud83d\\u0041"]}'.encode(), "`input.1` holds half a surrogate pair", "input.1"),
     (b'{"input":"a","user":"\\udfff","x":[]}', "`user` holds half a surrogate pair", "user"),
     (b'{"input":"a","input":["b","\\ud800"],"user":"c"}', "`input.1` holds half a surrogate pair", "input.1"),
+    (
+        '{"input":["€'.encode() + "😀ä".encode() * 20_000 + b'","\\ud800"]}',
+        "`input.1` holds half a surrogate pair",
+        "input.1",
+    ),
+    (b'{"input":[' + b'"a",' * 40_000 + b'"\\ud800"]}', "The body holds half a surrogate pair (line 1, ", None),
     (b'{"input":[["\\ud800"]]}', "The body holds half a surrogate pair (line 1, column ", None),
     (b'{"\\ud800":1}', "The body holds half a surrogate pair (line 1, column ", None),
     (b'{"secret words":"\\ud800"}', "The body holds half a surrogate pair (line 1, column ", None),
