@@ -33,7 +33,7 @@ def decoded(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if (broken := broken_bytes(body)) is not None:
-            raise errors.InvalidJson(broken) from None
+            raise errors.InvalidValue(broken) from None
         said = str(error)
         raise errors.InvalidValue(f"The body is not what this path takes: {said}.", param=_member(said)) from None
 
