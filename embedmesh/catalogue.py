@@ -16,12 +16,13 @@ from msgspec import Meta
 
 from embedmesh.rules.embeddings import REQUEST_TOKENS_MAX, Role
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.models import NAME, TIERS, Model, Tier, TokenIds
+from embedmesh.rules.models import TIERS, Model, Tier, TokenIds
 
 FILE_BYTES_MAX = 4 * 1024 * 1024  # about ten thousand models
 WIDTH_MAX = 65_536  # sixteen times the widest model we know of; bounds the size of a reply
 PRICE_MAX = 10**15  # a million USD per million tokens; the dearest request then still fits 64 bits
 PROMPT_CHARS_MAX = 1_024  # a prompt is a few words and is paid with every text
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")  # stands in paths, headers and file names as it is
 
 Price = Annotated[int, Meta(ge=0, le=PRICE_MAX)]
 

@@ -19,12 +19,13 @@ from embedmesh.rules.errors import (
     ModelNotFound,
     UnknownParameter,
 )
-from embedmesh.rules.models import NAME, Model
+from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue
 
 DEPTH_MAX = 32  # a right request is three deep
 SHOWN_NAME_CHARS_MAX = 64  # of an unknown member, in the error
 MODELS_SHOWN_MAX = 10  # of those that are served, in the error; GET /v1/models has all
+ALIAS_LINE = 'aliases = ["the name you asked for"]'  # it is not said back: it may be a text, or a key
 IGNORED_MAX = 16  # members that are named in a header; there are nine of our own list
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member: can be shown in a header
 
@@ -66,8 +67,8 @@ def no_such_model(name: str, catalogue: Catalogue, serves: Callable[[Model], boo
     else:
         said = "There is no model of that name here."
     said += f" Served are: {', '.join(served)}. GET /v1/models lists all." if served else " None is served now."
-    if known is None and served and NAME.fullmatch(name):
-        said += f' To call one of them so, too, the operator writes aliases = ["{name}"] in its entry of the catalogue.'
+    if known is None and served:
+        said += f" To call {served[0]} so, too, its operator writes {ALIAS_LINE} in its entry of the catalogue."
     return ModelNotFound(said, param="model")
 
 

@@ -4,8 +4,7 @@ A failure's `code` is its public name (contract section 3). Status numbers and h
 edge (`embedmesh.edge.failures`) maps each class to HTTP. What is not in this list is a bug of ours and leaves as
 `InternalError`.
 
-A message says what is wrong, where, and what to do. It never holds a caller's text, a path or an address: of what a
-caller wrote only the name of a member, and of a model where it could be one.
+A message says what is wrong, where, and what to do. It never holds a caller's text, a path or an address.
 """
 
 from enum import Enum

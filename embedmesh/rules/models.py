@@ -1,6 +1,5 @@
 """What the operator's catalogue says of a model. Prices and checks refer to this, never to a node's word."""
 
-import re
 from typing import Literal
 
 import msgspec
@@ -8,7 +7,6 @@ import msgspec
 TokenIds = Literal["cl100k", "native"]
 Tier = Literal["exact", "fast", "int8"]
 TIERS: tuple[Tier, ...] = ("exact", "fast", "int8")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")  # stands in paths, headers and file names as it is
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

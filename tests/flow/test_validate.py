@@ -231,7 +231,7 @@ def test_refusals_never_repeat_the_callers_text() -> None:
     """A message may name a member; it must not hold what the caller wrote into it."""
     secret = "rosebud"
     for members in (
-        {"model": secret + " is a sled"},
+        {"model": secret},
         {"encoding_format": secret},
         {"input": [1, secret]},
         {"truncate": secret},
@@ -256,25 +256,19 @@ def refusal(raw: bytes, terms: Terms | None = None, catalogue: Catalogue = CATAL
 def test_who_asks_for_an_unknown_model_is_told_which_are_served_and_how_to_give_one_that_name() -> None:
     said = refusal(body(model="text-embedding-3-small"), Terms(serves=lambda model: model is NATIVE)).message
     assert "acme/native" in said and "acme/tiny" not in said
-    assert 'aliases = ["text-embedding-3-small"]' in said
+    assert 'aliases = ["the name you asked for"]' in said and "text-embedding" not in said
 
 
 def test_of_very_many_models_ten_are_named() -> None:
     many = Catalogue(tuple(msgspec.structs.replace(MODEL, id=f"m{n}", aliases=()) for n in range(40)))
     said = refusal(body(model="other"), catalogue=many).message
     assert sum(f"m{n}," in said or f"m{n}." in said for n in range(40)) == MODELS_SHOWN_MAX
-    assert len(said) < 400
+    assert len(said) < 500
 
 
 def test_with_nothing_served_it_says_so_and_names_no_alias() -> None:
     said = refusal(body(model="other"), Terms(serves=lambda model: False)).message
     assert "None is served now" in said and "aliases" not in said
-
-
-@pytest.mark.parametrize("name", ["two words", "a\nb", "", "x" * 201, '"]\nprice = 0'])
-def test_what_could_be_no_name_is_not_repeated(name: str) -> None:
-    said = refusal(body(model=name)).message
-    assert "aliases" not in said and (not name or name not in said)
 
 
 # -- normal vectors, and members that nobody knows --------------------------------------------------------------------

@@ -148,7 +148,7 @@ def test_azures_client(endpoint: Endpoint, hello: Vectors, deployment: str | Non
         with pytest.raises(openai.NotFoundError) as refused:
             client.embeddings.create(model="text-embedding-3-small", input="hello world")
         assert refused.value.code == "model_not_found"
-        assert MODEL in str(refused.value) and 'aliases = ["text-embedding-3-small"]' in str(refused.value)
+        assert MODEL in str(refused.value) and "aliases = [" in str(refused.value)
         if deployment is None:
             assert [model.id for model in client.models.list()] == [MODEL]
         with pytest.raises(openai.AuthenticationError):
