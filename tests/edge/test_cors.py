@@ -184,3 +184,19 @@ def test_every_header_of_ours_that_callers_get_may_be_read() -> None:
     assert set(MAY_READ.split(", ")) == {name.lower() for name in HEADERS if name not in others}
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in MAY_READ.split(", "))
     assert not MAY_SEND.fullmatch("cookie")
+
+
+async def test_both_ways_say_the_same() -> None:
+    """The same reply to the same request, be it on the lane or not; apart from time and ids."""
+    app = make_app(APP, "http://localhost:3000")
+    fields = [{"Origin": APP}, {"Origin": OTHER}, {}, {"Origin": APP, "api_key": "em_good"}]
+    fields += [{"Origin": APP, "api_key": "em_wrong"}, {"Origin": APP, "Idempotency_Key": "x" * 256}]
+    for more in fields:
+        for body in (BODY, b'{"model":"tiny","input":"abc","timeout":1}', b'{"model":"other","input":"a"}', b"\xff"):
+            by_lane, general = await ask(app, *(request(path=path, body=body, **more) for path in EITHER_WAY))
+            own = ("date", "x-request-id", "openai-processing-ms", "x-embedmesh-request")
+            told = [
+                (reply.status, reply.body, {name: value for name, value in reply.headers.items() if name not in own})
+                for reply in (by_lane, general)
+            ]
+            assert told[0] == told[1]

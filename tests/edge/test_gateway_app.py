@@ -231,6 +231,23 @@ async def test_the_key_may_come_as_api_key_on_every_route_that_needs_one(
             assert "em_" not in reply.error["message"]
 
 
+@pytest.mark.parametrize("name", ["Authorization", "api-key", "Idempotency-Key", "Content-Type"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/models"])
+async def test_what_says_who_asks_or_what_for_may_stand_once(path: str, name: str) -> None:
+    """A proxy before us may read the other one, be they alike or not."""
+    values = {"Authorization": "Bearer em_good", "api-key": "em_good", "Content-Type": "application/json"}
+    line = f"{name}: {values.get(name, 'k')}\r\n".encode()
+    method = "GET" if path == "/v1/models" else "POST"
+    async with running(make_app()) as port:
+        whole = request(method, path, BODY, Connection="close")
+        once = (
+            whole if name in ("Authorization", "Content-Type") else whole.replace(b"\r\n\r\n", b"\r\n" + line + b"\r\n")
+        )
+        assert (await send(port, once)).status == 200
+        twice = await send(port, once.replace(b"\r\n\r\n", b"\r\n" + line.lower() + b"\r\n"))
+        assert (twice.status, twice.error["code"]) == (400, "invalid_value")
+
+
 async def test_identity_comes_before_everything_about_the_body() -> None:
     async with running(make_app()) as port:
         for raw in (
