@@ -17,7 +17,7 @@ async def identify(authorization: str | None, keys: Keys, *any_of: str, api_key:
     scheme, _, token = (authorization or "").partition(" ")
     good = scheme.lower() == "bearer" and 0 < len(token) <= HEADER_CHARS_MAX
     if api_key is not None:
-        if authorization is not None and not (good and token.strip() == api_key.strip()):
+        if authorization and not (good and token.strip() == api_key.strip()):
             raise InvalidValue("`Authorization` and `api-key` bring different keys. Send one of them.")
         token, good = api_key, 0 < len(api_key) <= HEADER_CHARS_MAX
     caller = await keys.find(token.strip()) if good else None

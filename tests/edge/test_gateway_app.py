@@ -205,6 +205,7 @@ KEYS = [
     # the fields that bring a key, and the status
     ({"api_key": "em_good"}, 200),
     ({"api_key": "em_good", "Authorization": "Bearer em_good"}, 200),
+    ({"api_key": "em_good", "Authorization": ""}, 200),
     ({"api_key": "em_wrong"}, 401),
     ({"api_key": ""}, 401),
     ({"api_key": "x" * 600}, 401),
