@@ -21,6 +21,7 @@ from embedmesh.edge.account_api import AccountApi
 from embedmesh.edge.admin_api import AdminApi
 from embedmesh.edge.books_thread import BooksThread
 from embedmesh.edge.callers import for_admins
+from embedmesh.edge.cors import Cors
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.keys_api import KeysApi
 from embedmesh.edge.members import Members
@@ -46,6 +47,7 @@ from embedmesh.flow.again import Twins, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World, give_up
+from embedmesh.flow.validate import Terms
 from embedmesh.flow.verify import verify
 from embedmesh.process import (
     EXIT_AGAIN,
@@ -132,6 +134,7 @@ async def _run(settings: GatewaySettings) -> int:
     clients = NodeClients()
     identity = Identity.from_seed(secret, IDENTITY)
     gateway_fingerprint = fingerprint(identity.public_key)
+    normal = normalizing_models(catalogue)
     members = Members(
         store.nodes,
         registry,
@@ -141,7 +144,7 @@ async def _run(settings: GatewaySettings) -> int:
         clock,
         verify,
         gateway_fingerprint,
-        normalizing_models(catalogue),
+        normal,
     )
     canaries = Canaries(
         registry, line, clients, catalogue, tokenizers, clock, random.Random(), verify, on_readmit=members.readmitted
@@ -183,6 +186,9 @@ async def _run(settings: GatewaySettings) -> int:
         cache=VectorCache(settings.cache_bytes_max, registry.belief),
         hash_user=functools.partial(hash_user, secret),
         claim_of=functools.partial(claim_of, secret),
+        terms=Terms(
+            lambda model: bool(registry.ready(model.id)), normal, ignore_unknown=settings.unknown_members == "ignore"
+        ),
         ask_max=settings.ask_max,
     )
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
@@ -194,6 +200,7 @@ async def _run(settings: GatewaySettings) -> int:
         gauges=lambda: gauges(store, line, world.cache) | {"reply_bytes": replies.taken},
         more=apis,
         workers=workers,
+        cors=allowed_origins(settings.cors_origin),
     )
     background: list[asyncio.Future[Any]] = [
         asyncio.create_task(expire(store, clock)),
@@ -255,6 +262,14 @@ def node_policy(networks: Sequence[str]) -> Policy:
         return Policy(networks)
     except ValueError as error:
         raise SetupError(f"{error} Mend --node-networks.") from None
+
+
+def allowed_origins(origins: Sequence[str]) -> Cors | None:
+    """Which pages may call the API. Raises SetupError."""
+    try:
+        return Cors(origins) if origins else None
+    except ValueError as error:
+        raise SetupError(f"{error} Mend --cors-origin.") from None
 
 
 def listening_socket(settings: GatewaySettings) -> socket.socket:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from embedmesh.catalogue import Catalogue
+from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.node_app import NodeApp
 from embedmesh.edge.node_metrics import NodeMetrics
 from embedmesh.edge.receive import BodyBudget
@@ -72,7 +73,11 @@ async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
             doors.callback(remove_unix, settings.uds, settings.uds.lstat().st_ino)
             await servers[-1].start(sock)
         if settings.standalone:
-            servers.append(HttpServer(app.public_routes(settings.api_key), on_internal_error=metrics.internal_error))
+            servers.append(
+                HttpServer(
+                    app.public_routes(settings.api_key), on_internal_error=metrics.internal_error, aliases=ALIASES
+                )
+            )
             await servers[-1].start(bind(settings.host, settings.port))
         if member is not None:
             await member.listen()

@@ -114,6 +114,20 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
             le=2**40,
         ),
     ] = 64 * 1024 * 1024
+    unknown_members: Annotated[
+        Literal["refuse", "ignore"],
+        Meta(
+            description="Unknown members of a request: refused, or, where they cannot change vectors, ignored and "
+            "named in a header."
+        ),
+    ] = "refuse"
+    cors_origin: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origin whose pages may call the API from a browser, such as https://app.example.com, or *. "
+            "May be repeated."
+        ),
+    ] = ()
     workers: Annotated[
         int,
         Meta(

@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
+from embedmesh.flow.broken import broken_bytes
 from embedmesh.rules import errors
 
 JSON = {"Content-Type": JSON_TYPE}
@@ -31,6 +32,8 @@ def decoded(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if (broken := broken_bytes(body)) is not None:
+            raise errors.InvalidValue(broken) from None
         said = str(error)
         raise errors.InvalidValue(f"The body is not what this path takes: {said}.", param=_member(said)) from None
 

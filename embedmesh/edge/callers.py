@@ -17,7 +17,9 @@ def with_key(keys: Keys, handler: Handler, *any_of: str) -> Handler:
 
     @functools.wraps(handler)
     async def checked(request: web.BaseRequest) -> web.StreamResponse:
-        request[CALLER] = await identify(request.headers.get("Authorization"), keys, *any_of)
+        request[CALLER] = await identify(
+            request.headers.get("Authorization"), keys, *any_of, api_key=request.headers.get("api-key")
+        )
         return await handler(request)
 
     return checked

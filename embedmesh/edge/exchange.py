@@ -5,7 +5,7 @@ from typing import Protocol
 from aiohttp import web
 
 from embedmesh.edge.receive import BodyBudget, read_body
-from embedmesh.edge.server import REQUEST_ID, deliver
+from embedmesh.edge.server import ALWAYS, REQUEST_ID, deliver
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
@@ -60,8 +60,8 @@ class GeneralExchange:
 
     async def deliver(self, reply: Reply) -> Delivery:
         self._response.headers.update(reply.headers)
-        if self.own_id is not None:
-            self._request[REQUEST_ID] = reply.headers.get(REQUEST_HEADER, self._request[REQUEST_ID])
+        if self.own_id is not None and REQUEST_HEADER in reply.headers:
+            self._request[ALWAYS]["x-request-id"] = reply.headers[REQUEST_HEADER]
         self._response.body = reply.body
         return await deliver(self._request, self._response, self._write_s)
 

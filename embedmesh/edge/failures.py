@@ -29,6 +29,8 @@ TABLE: dict[type[Failure], tuple[int, str]] = {
     errors.NotFound: (404, REQUEST),
     errors.MethodNotAllowed: (405, REQUEST),
     errors.RequestTimeout: (408, REQUEST),
+    errors.UriTooLong: (414, REQUEST),
+    errors.HeadTooLarge: (431, REQUEST),
     errors.BodyTooLarge: (413, REQUEST),
     errors.UnsupportedMediaType: (415, REQUEST),
     errors.IdempotencyConflict: (409, REQUEST),
@@ -65,11 +67,12 @@ def hint_headers(failure: Failure) -> dict[str, str]:
         return {"Allow": ", ".join(failure.allowed)}
     if isinstance(failure, errors.InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(failure, errors.InsufficientQuota | errors.IdempotencyConflict):
+    never = isinstance(failure, errors.RateLimited) and failure.retry_after_s is None
+    if never or isinstance(failure, errors.InsufficientQuota | errors.IdempotencyConflict):
         return {"x-should-retry": "false"}
     if status in (429, 503):
         # Jitter, so that all who were refused together do not come back together.
-        if isinstance(failure, errors.RateLimited):  # it can be had then, and not before
+        if isinstance(failure, errors.RateLimited) and failure.retry_after_s is not None:  # not before then
             wait_s = failure.retry_after_s + JITTER_S * random.random()
         else:
             base = failure.retry_after_s if isinstance(failure, errors.Overloaded) else RETRY_AFTER_S

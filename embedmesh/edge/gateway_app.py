@@ -6,8 +6,10 @@ import orjson
 from aiohttp import web
 
 from embedmesh import __version__
+from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.bodies import JSON, json_reply
 from embedmesh.edge.callers import with_key
+from embedmesh.edge.cors import Cors
 from embedmesh.edge.exchange import Exchange, GeneralExchange
 from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.lane import Lane
@@ -20,7 +22,8 @@ from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
-from embedmesh.rules.errors import Failure, ModelNotFound
+from embedmesh.flow.validate import no_such_model
+from embedmesh.rules.errors import Failure
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Delivery
@@ -45,6 +48,7 @@ class GatewayApp:
         more: Sequence[Routes] = (),
         workers: WorkerMetrics | None = None,
         write_s: float = WRITE_REPLY_S,
+        cors: Cors | None = None,
     ) -> None:
         """`more` are the routes of nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -63,7 +67,9 @@ class GatewayApp:
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
-            lane=Lane(EMBEDDINGS_LINE, self._embed, bodies, write_s),
+            lane=Lane(EMBEDDINGS_LINE, self._embed, bodies, write_s=write_s, cors=cors),
+            aliases=ALIASES,
+            cors=cors,
         )
 
     def routes(self) -> Routes:
@@ -77,6 +83,7 @@ class GatewayApp:
             "/readyz": {"GET": self._readyz},
             "/openapi.json": {"GET": self._openapi_json},
             "/docs": {"GET": self._docs_html},
+            "/": {"GET": self._to_docs},
         }
         for each in self._more:
             routes |= each
@@ -89,12 +96,13 @@ class GatewayApp:
         response = web.Response(headers=JSON)
         exchange = GeneralExchange(request, self._bodies, response, self._write_s)
         try:
-            await self._embed(exchange)
+            await self._embed(exchange, request.get(REST))
         finally:
             exchange.end()
         return response
 
-    async def _embed(self, exchange: Exchange) -> None:
+    async def _embed(self, exchange: Exchange, named: str | None = None) -> None:
+        """`named` is the model that the path names."""
         began = self._world.clock.monotonic()
         account: str | None = None  # once it has room
         code = "dropped"  # the caller went, or a bug of ours
@@ -112,7 +120,7 @@ class GatewayApp:
             model = known
 
         try:
-            outcome = await handle(self._world, _asked(exchange), receive, exchange.deliver, on_model)
+            outcome = await handle(self._world, _asked(exchange, named), receive, exchange.deliver, on_model)
             code = "ok" if outcome.delivery is Delivery.WHOLE else BROKEN_OFF
             self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd)
         except Failure as failure:
@@ -130,7 +138,7 @@ class GatewayApp:
     async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
         model = self._world.catalogue.find(request[REST])
         if model is None or not self._registry.ready(model.id):
-            raise ModelNotFound("No node serves a model of that name now. GET /v1/models lists those that are served.")
+            raise no_such_model(request[REST], self._world.catalogue, self._world.terms.serves)
         return json_reply(self._described(model))
 
     def _described(self, model: Model) -> dict[str, object]:
@@ -172,6 +180,11 @@ class GatewayApp:
     async def _openapi_json(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=self._openapi, headers=JSON)
 
+    async def _to_docs(self, request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(
+            status=302, body=b"See /docs.\n", headers={"Location": "/docs", "Content-Type": "text/plain"}
+        )
+
     async def _docs_html(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = {
             "Content-Type": "text/html; charset=utf-8",
@@ -182,12 +195,14 @@ class GatewayApp:
         return web.Response(body=self._docs, headers=headers)
 
 
-def _asked(exchange: Exchange) -> Asked:
-    """What the headers of an embedding request say."""
+def _asked(exchange: Exchange, named: str | None) -> Asked:
+    """What the head of an embedding request says."""
     retries = exchange.header("x-stainless-retry-count") or ""
     return Asked(
         exchange.header("authorization"),
         exchange.header("idempotency-key"),
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,
         exchange.own_id,
+        exchange.header("api-key"),
+        named,
     )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
+from embedmesh.edge.cors import Cors
 from embedmesh.edge.receive import BODY_S, BodyBudget
 from embedmesh.edge.rendering import failure_bytes, json_head, request_id_of
 from embedmesh.edge.sending import Sending
@@ -99,13 +100,16 @@ class Lane:
         line: bytes,
         handle: "Callable[[LaneExchange], Awaitable[None]]",
         bodies: BodyBudget,
+        *,
         write_s: float = WRITE_REPLY_S,
+        cors: Cors | None = None,
     ) -> None:
         """A reply has to be read within `write_s` seconds."""
         self.line = line
         self.handle = handle
         self.bodies = bodies
         self.write_s = write_s
+        self.cors = cors
 
 
 class LaneExchange:
@@ -158,7 +162,8 @@ class LaneExchange:
     async def deliver(self, reply: Reply) -> Delivery:
         self._replied = True
         request_id = self.request_id if self.own_id is None else reply.headers.get(REQUEST_HEADER, self.request_id)
-        return await self._send(json_head(200, request_id, reply.headers, len(reply.body)), reply.body)
+        head = json_head(200, request_id, reply.headers | self._also(), len(reply.body))
+        return await self._send(head, reply.body)
 
     # -- for the connection
 
@@ -212,7 +217,8 @@ class LaneExchange:
                 return
             self._last = self._last or isinstance(failure, RequestTimeout)
             try:
-                await self._send(b"", failure_bytes(failure, self.request_id, close=self._last))
+                refusal = failure_bytes(failure, self.request_id, close=self._last, more=self._also())
+                await self._send(b"", refusal)
             except (asyncio.CancelledError, ConnectionError):
                 self._break_off()
                 return
@@ -223,6 +229,9 @@ class LaneExchange:
             self._timer = self._loop.call_later(LINGER_S, self._break_off)
         else:
             self._end()
+
+    def _also(self) -> dict[str, str]:
+        return {} if self._lane.cors is None else self._lane.cors.headers(self._fields.get("origin"))
 
     async def _send(self, head: bytes, body: bytes) -> Delivery:
         self._sending = Sending(self._transport, self._lane.write_s)

@@ -30,6 +30,7 @@ COUNTERS = {
 }
 GAUGES = {
     "in_flight": "Embedding requests being handled now.",
+    "reply_bytes": "Bytes of replies that are made, or wait to be read.",
     "store_largest_batch": "Writes in the largest transaction since the start.",
     "nodes_ready": "Nodes that take work now.",
     "tokens_outstanding": "Tokens sent to nodes and not answered yet.",

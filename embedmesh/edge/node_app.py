@@ -24,7 +24,7 @@ from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
 from embedmesh.flow.count import count
 from embedmesh.flow.identify import identify
-from embedmesh.flow.validate import validate
+from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import (
     BODY_BYTES_MAX,
@@ -94,7 +94,7 @@ class NodeApp:
         def with_key(handler: Handler) -> Handler:
             @functools.wraps(handler)
             async def checked(request: web.BaseRequest) -> web.StreamResponse:
-                await identify(request.headers.get("Authorization"), keys)
+                await identify(request.headers.get("Authorization"), keys, api_key=request.headers.get("api-key"))
                 return await handler(request)
 
             return checked
@@ -116,7 +116,7 @@ class NodeApp:
         try:
             if compact:
                 return (await self.embed_compact(body))[0]
-            return await self._embed_public(body)
+            return await self._embed_public(body, request.get(REST))
         except errors.Overloaded as failure:
             return _too_many(failure)
         finally:
@@ -153,20 +153,20 @@ class NodeApp:
         answer = msgspec.msgpack.encode(EmbedVectors(tokens, data))
         return web.Response(body=answer, headers={"Content-Type": COMPACT}), tokens
 
-    async def _embed_public(self, body: bytes) -> web.Response:
+    async def _embed_public(self, body: bytes, named: str | None) -> web.Response:
         from embedmesh.flow.respond import respond  # brings numpy, 15 MB that a node behind gateways can do without
 
         begun = time.monotonic()
-        call, served, counted = await self._read(body)
+        call, served, counted = await self._read(body, named)
         assert counted.ids is not None  # there was a tokenizer
         data = await self._embed(served, counted.ids, counted.tokens, begun)
         answer = Answer(data, served.model.width, counted.tokens, (Share(SELF, counted.tokens),))
         reply = respond(call, counted.truncated, answer, time.monotonic() - begun)
         return web.Response(body=reply.body, headers=JSON | reply.headers)
 
-    async def _read(self, body: bytes) -> tuple[Call, Served, Counted]:
-        """A request of the public form. Raises a CallerFailure."""
-        call, model = validate(body, Catalogue(tuple(one.model for one in self._models)))
+    async def _read(self, body: bytes, named: str | None = None) -> tuple[Call, Served, Counted]:
+        """A request of the public form; `named` is the model that its path names. Raises a CallerFailure."""
+        call, model = validate(body, Catalogue(tuple(one.model for one in self._models)), self._terms(), named=named)
         served = self._models.find(model.id)
         assert served is not None  # nothing waited since the catalogue was made of what is served
         if call.ids and model.token_ids == "cl100k" and self._cl100k is None:
@@ -236,11 +236,15 @@ class NodeApp:
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
+    def _terms(self) -> Terms:
+        return Terms(normal=[one.model.id for one in self._models if one.normal])
+
     def _served(self, name: str) -> Served:
-        model = Catalogue(tuple(one.model for one in self._models)).find(name)
+        catalogue = Catalogue(tuple(one.model for one in self._models))
+        model = catalogue.find(name)
         served = self._models.find(model.id) if model is not None else None
         if served is None:
-            raise errors.ModelNotFound(NOT_SERVED)
+            raise no_such_model(name, catalogue, ORDINARY.serves)
         return served
 
 

@@ -99,7 +99,7 @@ class NodesApi:
     async def dial(self, request: web.BaseRequest) -> web.StreamResponse:
         """`/v1/nodes/{id}/dial`: a node that nobody can reach gives us a connection to ask it over."""
         node_id, _, what = request[REST].partition("/")
-        if what != "dial" or request.headers.get("Upgrade", "").lower() != UPGRADE:
+        if request.method != "GET" or what != "dial" or request.headers.get("Upgrade", "").lower() != UPGRADE:
             raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
         member, _ = self._check(request, node_id, b"")
         wires = member.wires

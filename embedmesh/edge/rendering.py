@@ -38,9 +38,9 @@ def json_head(status: int, request_id: str, headers: Mapping[str, str], body_byt
     return head.encode("ascii")
 
 
-def failure_bytes(failure: Failure, request_id: str, *, close: bool) -> bytes:
-    """The whole response to a request that failed; with `close` it is the connection's last."""
+def failure_bytes(failure: Failure, request_id: str, *, close: bool, more: dict[str, str] | None = None) -> bytes:
+    """The whole response to a request that failed; with `close` it is the connection's last. `more` are headers."""
     status, _ = status_and_type(failure)
-    headers = hint_headers(failure) | ({"Connection": "close"} if close else {})
+    headers = hint_headers(failure) | ({"Connection": "close"} if close else {}) | (more or {})
     body = envelope(failure)
     return json_head(status, request_id, headers, len(body)) + body

@@ -6,6 +6,7 @@ and the envelope for every refusal, the parser's own included.
 """
 
 import asyncio
+import difflib
 import logging
 import socket
 import ssl
@@ -14,10 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote
 
-from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMethod
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from embedmesh.edge.cors import Cors
 from embedmesh.edge.failures import failure_response
 from embedmesh.edge.lane import Explain, Lane, LaneExchange, begin
 from embedmesh.edge.rendering import SERVER, failure_bytes, own_request_id, request_id_of
@@ -30,7 +32,10 @@ log = logging.getLogger("embedmesh.http")
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Routes = Mapping[str, Mapping[str, Handler]]
-"""Path -> method -> handler. A path that ends in `/*` takes one last segment more, which may hold slashes."""
+"""Path -> method -> handler. A `*` in a path, at its end or between, takes what is there: slashes, but not nothing.
+
+HEAD is answered wherever GET is.
+"""
 
 HEAD_S = 10.0  # a head is a few hundred bytes; ten seconds is a very bad line
 KEEP_ALIVE_S = 75.0  # longer than common proxies keep an idle connection, so that they close first
@@ -38,11 +43,17 @@ PATIENCE_S = 7 * 86_400.0  # on connections of our own making: their other side 
 LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may take"
 CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
-HEAD_BYTES_MAX = 8_190  # a line or field; a bearer key has 50
+URI_BYTES_MAX = 8_000  # as long as RFC 9110 wants at least
+HEAD_BYTES_MAX = 8_190  # a field; a bearer key has 50
+FIELDS_MAX = 128  # an SDK sends twenty
+ONCE = ("Authorization", "api-key", "Content-Type", "Idempotency-Key")  # else a proxy may read another one than we
+GUESSED_CHARS_MAX = 64  # of a path that is none; what was meant is found in a tenth of a millisecond
+ALIKE = 0.7  # from 0 to 1
 BACKLOG = 1_024  # connections that may wait while a gateway restarts
 
 REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
-REST = web.RequestKey("rest", str)  # of the path, behind a route's `*`
+REST = web.RequestKey("rest", str)  # of the path, in place of a route's `*`
+ALWAYS = web.RequestKey("always", dict[str, str])  # headers that every reply to this request has
 
 
 class Protocol(RequestHandler):
@@ -177,12 +188,8 @@ class Protocol(RequestHandler):
             self._on_internal_error()
             log.error("internal error: %s at %s", type(exc).__name__, _place(exc))
             failure: Failure = errors.InternalError("Something went wrong on our side. Trying again may help.")
-        elif isinstance(exc, BadHttpMethod):
-            failure = errors.MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
         else:
-            failure = errors.MalformedHttp(
-                "The HTTP request could not be parsed: wrong request line, headers or framing."
-            )
+            failure = _refused_by_parser(exc)
         response = failure_response(failure)
         response.headers.update({"x-request-id": own_request_id(), **SERVER})
         response.force_close()
@@ -202,9 +209,21 @@ class HttpServer:
         on_internal_error: Callable[[], None] = lambda: None,
         head_s: float = HEAD_S,
         lane: Lane | None = None,
+        aliases: Mapping[str, str] | None = None,
+        cors: Cors | None = None,
     ) -> None:
-        self._exact = {path: methods for path, methods in routes.items() if not path.endswith("/*")}
-        self._prefixed = {path[:-1]: methods for path, methods in routes.items() if path.endswith("/*")}
+        """`aliases` are further paths of some routes."""
+        routes = {path: _with_head(methods) for path, methods in routes.items()}
+        self._names = [path for path in routes if "*" not in path and path != "/"]
+        routes |= {path: routes[of] for path, of in (aliases or {}).items()}
+        self._exact = {path: methods for path, methods in routes.items() if "*" not in path}
+        self._starred = [
+            (before, after, methods)
+            for path, methods in routes.items()
+            for before, star, after in [path.partition("*")]
+            if star
+        ]
+        self._cors = cors
         self._on_internal_error = on_internal_error
         self._server = _Server(
             self._handle,
@@ -244,15 +263,21 @@ class HttpServer:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request[REQUEST_ID] = request_id_of(request.headers.get("x-request-id"))
+        request[ALWAYS] = {"x-request-id": request[REQUEST_ID], **SERVER}
+        if self._cors is not None and self._cors.covers(request.rel_url.raw_path):
+            request[ALWAYS] |= self._cors.headers(request.headers.get("Origin"))
+        last = False
         try:
             response = await self._route(request)(request)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001 - the last resort: told briefly, logged by type and place
-            response = failure_response(self.explain(error, request[REQUEST_ID]))
+            failure = self.explain(error, request[REQUEST_ID])
+            last = isinstance(failure, errors.MalformedHttp)
+            response = failure_response(failure)
         if not response.prepared:
-            response.headers.update({"x-request-id": request[REQUEST_ID], **SERVER})
-            if response.status in (408, 413):
+            response.headers.update(request[ALWAYS])
+            if last or response.status in (408, 413):
                 response.force_close()
         return response
 
@@ -267,20 +292,65 @@ class HttpServer:
     def _route(self, request: web.BaseRequest) -> Handler:
         if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
             raise errors.MalformedHttp("The only transfer coding that is read here is `chunked`.")
+        if request.version < HttpVersion11 and "Transfer-Encoding" in request.headers:
+            raise errors.MalformedHttp("HTTP/1.0 has no Transfer-Encoding. Send HTTP/1.1, or a Content-Length.")
+        for name in ONCE:
+            if len(request.headers.getall(name, ())) > 1:
+                raise errors.MalformedHttp(f"The header {name} is given more than once. Send it once.")
         path = request.rel_url.raw_path
         methods = self._exact.get(path)
         if methods is None:
-            for prefix, candidates in self._prefixed.items():
-                if path.startswith(prefix) and len(path) > len(prefix):
+            for before, after, candidates in self._starred:
+                end = len(path) - len(after)
+                if path.startswith(before) and path.endswith(after) and end > len(before):
                     methods = candidates
-                    request[REST] = unquote(path[len(prefix) :])
+                    request[REST] = unquote(path[len(before) : end])
         if methods is None:
-            raise errors.NotFound("There is nothing at this path. The API is described at /docs and /openapi.json.")
+            raise errors.NotFound(f"There is nothing at this path.{self._meant(path, request.method)}")
         handler = methods.get(request.method)
         if handler is None:
+            if self._cors is not None and self._cors.covers(path):
+                preflight = self._cors.preflight(request, methods)
+                if preflight is not None:
+                    return _already(preflight)
             allowed = tuple(sorted(methods))
             raise errors.MethodNotAllowed(f"This path takes {' and '.join(allowed)} only.", allowed=allowed)
         return handler
+
+    def _meant(self, path: str, method: str) -> str:
+        """Which route somebody may have meant, in words."""
+        near = difflib.get_close_matches(path[:GUESSED_CHARS_MAX].lower(), self._names, 1, ALIKE)
+        if not near:
+            return " The API is described at /docs and /openapi.json."
+        methods = self._exact[near[0]]
+        return f" Did you mean {method if method in methods else next(iter(methods))} {near[0]}?"
+
+
+def _with_head(methods: Mapping[str, Handler]) -> Mapping[str, Handler]:
+    return {**methods, "HEAD": methods["GET"]} if "GET" in methods else methods
+
+
+def _already(response: web.Response) -> Handler:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return response
+
+    return answer
+
+
+def _refused_by_parser(exc: BaseException | None) -> Failure:
+    """By its kind; what it says may quote the request."""
+    if isinstance(exc, LineTooLong):
+        if exc.args[1] == URI_BYTES_MAX:
+            return errors.UriTooLong(f"The address in the request is longer than {URI_BYTES_MAX:,} bytes.")
+        return errors.HeadTooLarge(f"A header of the request is longer than {HEAD_BYTES_MAX:,} bytes.")
+    if isinstance(exc, BadHttpMethod):
+        return errors.MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
+    said = exc.message if isinstance(exc, BadHttpMessage) else ""
+    if said.startswith("Too many headers"):
+        return errors.HeadTooLarge(f"The request has more than {FIELDS_MAX} headers.")
+    if said.startswith("Duplicate"):
+        return errors.MalformedHttp("A header that is given once at most is given more than once.")
+    return errors.MalformedHttp("The HTTP request could not be parsed: wrong request line, headers or framing.")
 
 
 class _Server(web.Server):
@@ -295,8 +365,9 @@ class _Server(web.Server):
         return Protocol(
             self,
             loop=self._loop,
-            max_line_size=HEAD_BYTES_MAX,
+            max_line_size=URI_BYTES_MAX,
             max_field_size=HEAD_BYTES_MAX,
+            max_headers=FIELDS_MAX,
             auto_decompress=False,
             access_log=None,
             **more,
@@ -311,7 +382,7 @@ class _Server(web.Server):
 
 async def deliver(request: web.BaseRequest, response: web.Response, within_s: float) -> Delivery:
     """Write a whole response, with a body and a length; see `Sending.send`. Raises ConnectionResetError likewise."""
-    response.headers.update({"x-request-id": request[REQUEST_ID], **SERVER})
+    response.headers.update(request[ALWAYS])
     protocol, body = cast(Protocol, request.protocol), response.body
     transport = protocol.transport
     if transport is None or transport.is_closing():

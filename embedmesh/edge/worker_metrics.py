@@ -23,6 +23,7 @@ SUMMED = frozenset({"counter", "histogram"})  # types of metrics whose values on
 SUMMED_GAUGES = frozenset(
     {
         "embedmesh_in_flight",
+        "embedmesh_reply_bytes",
         "embedmesh_tokens_outstanding",
         "embedmesh_tokens_waiting",
         "embedmesh_cache_bytes",

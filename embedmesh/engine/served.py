@@ -42,7 +42,9 @@ class Served:
         self.model = model
         folder = Path(model.folder)
         self.tokenizer = ModelTokenizer(folder, model.max_tokens)
-        if self.tokenizer.vocab_size > read_folder(folder).vocab_size:
+        read = read_folder(folder)
+        self.normal = read.normalize  # whether vectors have unit length by themselves
+        if self.tokenizer.vocab_size > read.vocab_size:
             raise SetupError(
                 f"The tokenizer of {folder.name} knows more tokens than its weights: fetch the model again."
             )

@@ -20,7 +20,7 @@ from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, part_tokens_
 from embedmesh.fleet.waiting import Rest, Waiting, Work, size_of
 from embedmesh.rules.deadlines import ATTEMPTS_MAX
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, Overloaded
+from embedmesh.rules.errors import InvalidValue, NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, Overloaded
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Asker, Clock, Dice, Part
@@ -72,6 +72,9 @@ class Line:
 
     def serves(self, model: Model) -> bool:
         return bool(self.registry.ready(model.id))
+
+    def may_come(self, model: Model) -> bool:
+        return self.registry.may_come(model.id)
 
     def may_wait(self, model: Model, tokens: int, account_id: str) -> None:
         nodes, waiting = self.registry.ready(model.id), self._waiting.get(model.id)
@@ -197,6 +200,10 @@ class Line:
     def _enter(self, model: Model, counted: Counted, account_id: str, asker: Asker, avoid: frozenset[str]) -> Work:
         nodes = self.registry.ready(model.id)
         inputs_max = max([node.inputs_max for node in nodes], default=1)
+        if counted.texts is None and nodes and not any(node.reads_ids for node in nodes):
+            raise InvalidValue(
+                "The servers that run this model take no token ids. Send the text itself.", param="input"
+            )
         lengths, tokens = counted.lengths, counted.tokens
         waiting = self._waiting.get(model.id)
         if waiting is not None and waiting.tokens + tokens > WAITING_TOKENS_MAX and waiting.heap:

@@ -98,6 +98,7 @@ class Registry:
         self._clock = clock
         self._nodes: dict[str, Node] = {}
         self._ready: dict[str, list[Node]] = {}  # by model; made when asked for, dropped when anything changes
+        self._served: set[str] = set()  # ids of the catalogue's models that any node has ever been known to serve
         self._beliefs = itertools.count()
         self.on_change: Callable[[], None] = lambda: None
         self.on_quarantine: Callable[[Node, str], None] = lambda node, why: None
@@ -139,6 +140,10 @@ class Registry:
             ]
         return ready
 
+    def may_come(self, model_id: str) -> bool:
+        """Whether waiting may help who wants this model: a node has served it, or may yet say that it does."""
+        return model_id in self._served or not self._nodes or not all(node.models for node in self._nodes.values())
+
     def drain(self, node: Node, draining: bool = True) -> None:
         """Give a node no more work, or again."""
         node.draining = draining
@@ -165,6 +170,7 @@ class Registry:
 
     def serves(self, node: Node, models: Iterable[str]) -> None:
         """What a node says that it serves now; whether it does is another question."""
+        self._served.update(models := tuple(models))
         if node.models != (served := frozenset(models)):
             node.models = served
             self._changed()

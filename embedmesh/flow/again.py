@@ -47,15 +47,21 @@ CallLater = Callable[[float, Callable[[], None]], Timer]
 
 
 class Asked(NamedTuple):
-    """What a request's headers say, apart from its body. `retries` is None where no SDK says how often it has tried.
-
-    `request_id` is the id that we gave it; None where its caller brought one, which never reaches the ledger.
+    """What a request's head says. `retries` is None where no SDK says how often it has tried, `model` where the path
+    names none; `api_key` is the key as Azure's clients send it. `request_id` is the id that we gave the request; None
+    where its caller brought one, which never reaches the ledger.
     """
 
     authorization: str | None = None
     idempotency_key: str | None = None
     retries: int | None = None
     request_id: str | None = None
+    api_key: str | None = None
+    model: str | None = None
+
+    def whole(self, body: bytes) -> bytes:
+        """What another request must have in common with this one to be the same."""
+        return body if self.model is None else b"\0".join((self.model.encode("utf-8", "replace"), body))
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):

@@ -39,7 +39,12 @@ def count_now(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Dec
         texts = [prompt + text for text in _texts(call, model, cl100k)]
         ids = tokenizer.ids(texts)
 
-    room = model.max_tokens - tokenizer.specials
+    room = (call.keep or model.max_tokens) - tokenizer.specials
+    if call.keep is not None and room <= (len(tokenizer.ids([prompt])[0]) if prompt else 0):
+        raise InvalidValue(
+            "So few tokens leave no room for a text beside the model's special tokens and prompt.",
+            param="truncate_prompt_tokens",
+        )
     truncated = 0
     for index, tokens in enumerate(ids):
         if not tokens and not tokenizer.specials:

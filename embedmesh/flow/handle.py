@@ -16,7 +16,7 @@ from embedmesh.flow.forward import forward, time_allowed_s
 from embedmesh.flow.hold import Held, hold_money
 from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.respond import limit_headers, reply_bytes_max, respond
-from embedmesh.flow.validate import validate
+from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import REQUEST_MIN_S
@@ -76,6 +76,7 @@ class World(msgspec.Struct, frozen=True):
     cache: VectorCache
     hash_user: Callable[[str], str]
     claim_of: Callable[[str, bytes], Claim]
+    terms: Terms = ORDINARY
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
 
 
@@ -128,17 +129,18 @@ async def handle(
     `on_model` is told the id of the model that is asked for, once that is known.
     """
     began = world.clock.monotonic()
-    caller = await identify(asked.authorization, world.keys, EMBED_SCOPE)
+    caller = await identify(asked.authorization, world.keys, EMBED_SCOPE, api_key=asked.api_key)
     await world.allowances.take_request(caller)
     body = await receive(caller.account_id)
-    call, model = validate(body, world.catalogue)
+    call, model = validate(body, world.catalogue, world.terms, named=asked.model)
     on_model(model.id)
     may_use(caller, model)
+    if not world.fleet.may_come(model):
+        raise no_such_model(call.model, world.catalogue, world.terms.serves)
     reply_bytes = _take_room(world, caller, call, model)
     try:
-        return await _answer_all(
-            world, asked, _Request(began, caller, body, call, model, asked.request_id), reply_bytes, deliver
-        )
+        request = _Request(began, caller, asked.whole(body), call, model, asked.request_id)
+        return await _answer_all(world, asked, request, reply_bytes, deliver)
     finally:
         world.replies.give_back(caller.account_id, reply_bytes)
 

@@ -1,6 +1,6 @@
 """Who asks. One message for every wrong key, so that nothing about keys can be probed."""
 
-from embedmesh.rules.errors import InsufficientScope, InvalidApiKey
+from embedmesh.rules.errors import InsufficientScope, InvalidApiKey, InvalidValue
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller, Keys
 
@@ -8,13 +8,18 @@ METRICS_SCOPES = ("metrics", "admin")
 HEADER_CHARS_MAX = 512  # our keys have about 50; anything longer is not one of ours
 
 
-async def identify(authorization: str | None, keys: Keys, *any_of: str) -> Caller:
-    """The caller behind an `Authorization: Bearer` header. Its key has one of the scopes, where any are named.
+async def identify(authorization: str | None, keys: Keys, *any_of: str, api_key: str | None = None) -> Caller:
+    """The caller behind an `Authorization: Bearer` or an `api-key` header. Its key has one of the scopes, where any are
+    named.
 
-    Raises InvalidApiKey, InsufficientScope or StoreUnavailable.
+    Raises InvalidApiKey, InsufficientScope, StoreUnavailable, or InvalidValue where the two headers differ.
     """
     scheme, _, token = (authorization or "").partition(" ")
     good = scheme.lower() == "bearer" and 0 < len(token) <= HEADER_CHARS_MAX
+    if api_key is not None:
+        if authorization and not (good and token.strip() == api_key.strip()):
+            raise InvalidValue("`Authorization` and `api-key` bring different keys. Send one of them.")
+        token, good = api_key, 0 < len(api_key) <= HEADER_CHARS_MAX
     caller = await keys.find(token.strip()) if good else None
     if caller is None:
         raise InvalidApiKey("The API key is missing or not valid. Send it as `Authorization: Bearer YOUR_KEY`.")

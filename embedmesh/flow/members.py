@@ -1,21 +1,15 @@
 """The members of a request, one by one: the rule for each and its documentation in one table.
 
-The OpenAPI page is generated from `MEMBERS`, so that what it says is what is checked.
+The OpenAPI page is generated from `MEMBERS`, so that what it says is what is checked. Several members may say the same
+thing, each in the words of another API: what they say is in `Member.says`, and they must not contradict each other.
 """
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
+from embedmesh.flow.spellings import HARMLESS, ROLES, Harmless
 from embedmesh.rules.embeddings import INPUTS_MAX, USER_CHARS_MAX, Encoding, Role, Truncate
 from embedmesh.rules.errors import EmptyInput, InvalidType, InvalidValue, TooManyInputs
-
-ROLES: dict[str, Role] = {
-    "query": "query",
-    "document": "document",
-    "search_query": "query",  # Cohere
-    "search_document": "document",  # Cohere
-    "passage": "document",  # NVIDIA NIM
-}
 
 
 def _model(value: object) -> str:
@@ -91,16 +85,28 @@ def _mixed(index: int, value: object, expected: str) -> InvalidType:
     )
 
 
+def _flag(name: str) -> Callable[[object], bool]:
+    def check(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise InvalidType(f"`{name}` must be true or false, not {_kind(value)}.", param=name)
+        return value
+
+    return check
+
+
 def _encoding_format(value: object) -> Encoding:
     return cast(Encoding, _one_of("encoding_format", value, ("float", "base64")))
 
 
-def _dimensions(value: object) -> int:
-    if type(value) is not int:
-        raise InvalidType(f"`dimensions` must be an integer, not {_kind(value)}.", param="dimensions")
-    if value < 1:
-        raise InvalidValue("`dimensions` must be at least 1.", param="dimensions")
-    return value
+def _whole_number(name: str) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if type(value) is not int:
+            raise InvalidType(f"`{name}` must be an integer, not {_kind(value)}.", param=name)
+        if value < 1:
+            raise InvalidValue(f"`{name}` must be at least 1.", param=name)
+        return value
+
+    return check
 
 
 def _user(value: object) -> str:
@@ -111,8 +117,14 @@ def _user(value: object) -> str:
     return value
 
 
-def _input_type(value: object) -> Role:
-    return ROLES[_one_of("input_type", value, tuple(ROLES))]
+def _role_in(name: str) -> Callable[[object], Role | None]:
+    return lambda value: ROLES[_one_of(name, value, tuple(ROLES))]
+
+
+def _prompt_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidType(f"`prompt_name` must be a string, not {_kind(value)}.", param="prompt_name")
+    return value
 
 
 def _truncate_member(value: object) -> Truncate:
@@ -123,16 +135,32 @@ def _truncate_member(value: object) -> Truncate:
 
 
 def _truncation(value: object) -> Truncate:
-    if not isinstance(value, bool):
-        raise InvalidType(f"`truncation` must be true or false, not {_kind(value)}.", param="truncation")
-    return "end" if value else "none"
+    return "end" if _flag("truncation")(value) else "none"
+
+
+def _truncate_prompt_tokens(value: object) -> int:
+    return -1 if type(value) is int and value == -1 else _whole_number("truncate_prompt_tokens")(value)
+
+
+def _without_effect(name: str, harmless: Harmless) -> Callable[[object], None]:
+    def check(value: object) -> None:
+        if not harmless.takes(value):
+            raise InvalidValue(
+                f"`{name}` must be {harmless.words}: anything else would need more than we do.", param=name
+            )
+
+    return check
 
 
 class Member(NamedTuple):
-    """One member of the request: how it is checked, and how the OpenAPI page describes it."""
+    """One member of the request: how it is checked, how the OpenAPI page describes it, and what it is about.
+
+    Members that say the same must agree; one that `says` nothing is ignored, and named in a header.
+    """
 
     check: Callable[[object], Any]
     schema: dict[str, Any]
+    says: str | None
 
 
 MEMBERS: dict[str, Member] = {
@@ -143,6 +171,7 @@ MEMBERS: dict[str, Member] = {
             "description": "A served model, an alias of it, or either with a precision suffix such as `:exact`.",
             "examples": ["sentence-transformers/all-MiniLM-L6-v2"],
         },
+        "model",
     ),
     "input": Member(
         _input,
@@ -161,6 +190,7 @@ MEMBERS: dict[str, Member] = {
             ],
             "examples": ["The quick brown fox jumped over the lazy dog"],
         },
+        "input",
     ),
     "encoding_format": Member(
         _encoding_format,
@@ -170,14 +200,16 @@ MEMBERS: dict[str, Member] = {
             "default": "float",
             "description": "`base64` is little-endian float32 in the padded standard alphabet.",
         },
+        "encoding_format",
     ),
     "dimensions": Member(
-        _dimensions,
+        _whole_number("dimensions"),
         {
             "type": ["integer", "null"],
             "minimum": 1,
             "description": "Keep the first n components, scaled back to unit length.",
         },
+        "dimensions",
     ),
     "user": Member(
         _user,
@@ -186,14 +218,16 @@ MEMBERS: dict[str, Member] = {
             "maxLength": USER_CHARS_MAX,
             "description": "Your own id of the person behind the call; only a keyed hash of it is kept.",
         },
+        "user",
     ),
     "input_type": Member(
-        _input_type,
+        _role_in("input_type"),
         {
             "type": ["string", "null"],
             "enum": [*ROLES, None],
             "description": "The role of the texts; chooses the model's own prompt, if it has one.",
         },
+        "role",
     ),
     "truncate": Member(
         _truncate_member,
@@ -203,11 +237,63 @@ MEMBERS: dict[str, Member] = {
             "default": "none",
             "description": "What to cut from an input that is longer than the model takes: `none` refuses it.",
         },
+        "truncate",
     ),
     "truncation": Member(
         _truncation,
         {"type": ["boolean", "null"], "description": "`true` means `truncate: end`, `false` means `truncate: none`."},
+        "truncate",
     ),
+    "truncate_prompt_tokens": Member(
+        _truncate_prompt_tokens,
+        {
+            "type": ["integer", "null"],
+            "anyOf": [{"minimum": 1}, {"const": -1}, {"type": "null"}],
+            "description": "Cut each input to so many tokens, special tokens included, at its end unless `truncate` is "
+            "`start`; -1 means `truncate: end`.",
+        },
+        "keep",
+    ),
+    "output_dimension": Member(
+        _whole_number("output_dimension"),
+        {"type": ["integer", "null"], "minimum": 1, "description": "The same as `dimensions`."},
+        "dimensions",
+    ),
+    "task": Member(
+        _role_in("task"),
+        {"type": ["string", "null"], "enum": [*ROLES, None], "description": "The same as `input_type`."},
+        "role",
+    ),
+    "prompt_name": Member(
+        _prompt_name,
+        {
+            "type": ["string", "null"],
+            "enum": ["query", "document", None],
+            "description": "One of the model's prompts by its name. Refused where the model has none of that name.",
+        },
+        "prompt",
+    ),
+    "normalize": Member(
+        _flag("normalize"),
+        {
+            "type": ["boolean", "null"],
+            "description": "`true`: vectors of unit length. `false` is refused where the model itself gives them so.",
+        },
+        "normalize",
+    ),
+    "normalized": Member(
+        _flag("normalized"),
+        {"type": ["boolean", "null"], "description": "The same as `normalize`."},
+        "normalize",
+    ),
+    **{
+        name: Member(
+            _without_effect(name, harmless),
+            harmless.schema | {"description": "Changes nothing: it is named in `x-embedmesh-ignored`."},
+            None,
+        )
+        for name, harmless in HARMLESS.items()
+    },
 }
 
 

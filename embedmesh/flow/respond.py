@@ -11,6 +11,8 @@ import orjson
 from embedmesh.rules.embeddings import Call
 from embedmesh.rules.ports import Allowance, Answer, Reply
 
+IGNORED_HEADER = "x-embedmesh-ignored"
+UNIT_WITHIN = 1e-6  # of a length that is 1 to float32: such a vector stays as it is, bit for bit
 NODES_SHOWN_MAX = 8  # in a header; the ledger has all
 DECIMAL_BYTES_MAX, BASE64_BYTES_MAX = 15, 6  # of a component: `-1.1754944e-38,`; four bytes are 5.4 in base64
 COMPONENT_BYTES = 4  # of what they are printed of
@@ -66,6 +68,8 @@ def respond(
     if call.dimensions is not None and call.dimensions != width:
         width = call.dimensions
         data = shorten(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width), width).tobytes()
+    elif call.normalize:
+        data = to_unit_length(np.frombuffer(data, dtype="<f4").reshape(-1, width)).tobytes()
     vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
     items = [_Item(index, vector) for index, vector in enumerate(vectors)]
     body = ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens)))
@@ -74,6 +78,8 @@ def respond(
         "x-embedmesh-node": ",".join([share.node_id for share in answer.shares[:NODES_SHOWN_MAX]]),
         "x-embedmesh-truncated": str(truncated),
     }
+    if call.ignored:
+        headers[IGNORED_HEADER] = ",".join(call.ignored)
     if cost is not None:
         headers["x-embedmesh-cost-nanousd"] = str(cost)
     if more is not None:
@@ -111,3 +117,12 @@ def shorten(matrix: Matrix, dimensions: int) -> Matrix:
     norms[norms == 0] = 1.0  # a vector whose first components are all zero stays as it is
     shortened: Matrix = (head / norms).astype("<f4")
     return shortened
+
+
+def to_unit_length(matrix: Matrix) -> Matrix:
+    """Each row scaled to unit length. What has it already, and what is all zero, stays as it is. Shape (n, width)."""
+    rows = matrix.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms[(norms == 0) | (np.abs(norms - 1.0) <= UNIT_WITHIN)] = 1.0
+    scaled: Matrix = (rows / norms).astype("<f4")
+    return scaled

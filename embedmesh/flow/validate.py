@@ -1,8 +1,15 @@
 """What is asked: a JSON body in, a Call and its Model out. Pure; every refusal names the member and says what to do."""
 
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
+
 import orjson
 
+from embedmesh.flow.broken import broken_json
 from embedmesh.flow.members import MEMBERS
+from embedmesh.flow.spellings import COULD_CHANGE
 from embedmesh.rules.embeddings import Call, Truncate
 from embedmesh.rules.errors import (
     InvalidJson,
@@ -17,66 +24,169 @@ from embedmesh.rules.ports import Catalogue
 
 DEPTH_MAX = 32  # a right request is three deep
 SHOWN_NAME_CHARS_MAX = 64  # of an unknown member, in the error
+MODELS_SHOWN_MAX = 10  # of those that are served, in the error; GET /v1/models has all
+ALIAS_LINE = 'aliases = ["the name you asked for"]'  # it is not said back: it may be a text, or a key
+IGNORED_MAX = 16  # members that are named in a header; there are nine of our own list
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member: can be shown in a header
 
 
-def validate(body: bytes, catalogue: Catalogue) -> tuple[Call, Model]:
-    """The call and the catalogue's model for it. Raises a CallerFailure."""
+class Terms(NamedTuple):
+    """What a request is held to, apart from the catalogue."""
+
+    serves: Callable[[Model], bool] = lambda model: True  # whether it is worth naming to who asks for another
+    normal: Collection[str] = ()  # ids of models whose vectors have unit length by themselves
+    ignore_unknown: bool = False  # members that we do not know and that cannot change vectors
+
+
+ORDINARY = Terms()
+
+
+def validate(
+    body: bytes, catalogue: Catalogue, terms: Terms = ORDINARY, *, named: str | None = None
+) -> tuple[Call, Model]:
+    """The call and the catalogue's model for it; `named` is the model that the path names. Raises a CallerFailure."""
     try:
         asked = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidJson(f"The body is not valid JSON (line {error.lineno}, column {error.colno}).") from None
+        raise broken_json(body, error) from None
     try:
-        return _validate(asked, catalogue)
+        call, model = _validate(asked, catalogue, terms, named)
     except (InvalidType, UnknownParameter):
-        if _deeper_than(asked, DEPTH_MAX):  # no accepted request is: looked at only once it is refused
-            raise InvalidJson(f"The JSON is nested deeper than {DEPTH_MAX} levels.") from None
+        _check_depth(asked)  # no accepted request is deep: looked at only once it is refused
         raise
+    if call.ignored:
+        _check_depth(asked)
+    return call, model
 
 
-def _validate(asked: object, catalogue: Catalogue) -> tuple[Call, Model]:
+def no_such_model(name: str, catalogue: Catalogue, serves: Callable[[Model], bool]) -> ModelNotFound:
+    """What to tell who asks for a model that there is not: which there are, and how to give one of them that name."""
+    served = list(itertools.islice((model.id for model in catalogue.models if serves(model)), MODELS_SHOWN_MAX))
+    if (known := catalogue.find(name)) is not None:
+        said = f"No node here serves {known.id}."
+    else:
+        said = "There is no model of that name here."
+    said += f" Served are: {', '.join(served)}. GET /v1/models lists all." if served else " None is served now."
+    if known is None and served:
+        said += f" To call {served[0]} so, too, its operator writes {ALIAS_LINE} in its entry of the catalogue."
+    return ModelNotFound(said, param="model")
+
+
+def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | None) -> tuple[Call, Model]:
     if not isinstance(asked, dict):
         raise InvalidType("The body must be a JSON object with at least `model` and `input`.")
     given = {name: value for name, value in asked.items() if value is not None}  # null means: not given
-    for name in given:
-        if name not in MEMBERS:
-            shown = name[:SHOWN_NAME_CHARS_MAX]
-            raise UnknownParameter(
-                f"Unknown parameter: `{shown}`. Known are {', '.join(MEMBERS)}.", param=shown or None
-            )
+    if named is not None:
+        given.setdefault("model", named)
+    says, ignored = _read(given, terms)
     for name in ("model", "input"):
         if name not in given:
             raise MissingParameter(f"You must give the parameter `{name}`.", param=name)
-    checked = {name: MEMBERS[name].check(value) for name, value in given.items()}
 
-    model = catalogue.find(checked["model"])
-    if model is None:
-        raise ModelNotFound(
-            "There is no model of that name here. GET /v1/models lists those that are served now.", param="model"
+    model = _model(says["model"], catalogue, terms)
+    if named is not None and (other := _model(named, catalogue, terms)).id != model.id:
+        raise InvalidValue(
+            f"`model` means {model.id}, and the path means {other.id}. Name one of them, or the same twice.",
+            param="model",
         )
-    dimensions = checked.get("dimensions")
+    dimensions = says.get("dimensions")
     if dimensions is not None and dimensions > model.width:
-        raise InvalidValue(f"`dimensions` must be at most {model.width} for this model.", param="dimensions")
-    inputs = checked["input"]
+        name = "dimensions" if "dimensions" in given else "output_dimension"
+        raise InvalidValue(f"`{name}` must be at most {model.width} for this model.", param=name)
+    inputs = says["input"]
     single = isinstance(inputs, str) or isinstance(inputs[0], int)
     several = [inputs] if single else inputs
+    keep, truncate = _cut(says, model)
     call = Call(
-        model=checked["model"],
+        model=says["model"],
         texts=several if isinstance(several[0], str) else [],
         ids=several if isinstance(several[0], list) else [],
         single=single,
-        encoding=checked.get("encoding_format", "float"),
+        encoding=says.get("encoding_format", "float"),
         dimensions=dimensions,
-        user=checked.get("user"),
-        role=checked.get("input_type"),
-        truncate=_truncate(checked.get("truncate"), checked.get("truncation")),
+        user=says.get("user"),
+        role=_role(says, model),
+        truncate=truncate,
+        keep=keep,
+        normalize=_normalize(says, model, terms),
+        ignored=tuple(ignored[:IGNORED_MAX]) if ignored else (),
     )
     return call, model
 
 
-def _truncate(truncate: Truncate | None, truncation: Truncate | None) -> Truncate:
-    if truncate is not None and truncation is not None and truncate != truncation:
-        raise InvalidValue("`truncate` and `truncation` contradict each other: send one of them.", param="truncation")
-    return truncate or truncation or "none"
+def _read(given: dict[str, Any], terms: Terms) -> tuple[dict[str, Any], list[str]]:
+    """What the members say, and the names of those that say nothing."""
+    if not given.keys() <= MEMBERS.keys():
+        _check_unknown((name for name in given if name not in MEMBERS), terms)
+    says: dict[str, Any] = {}
+    ignored = []
+    for name, value in given.items():
+        member = MEMBERS.get(name)
+        checked = member.check(value) if member is not None else None
+        if member is None or member.says is None:
+            ignored.append(name)
+        elif (before := says.setdefault(member.says, checked)) is not checked and before != checked:
+            others = [other for other in given if other in MEMBERS and MEMBERS[other].says == member.says]
+            raise _contradiction(others, name)
+    return says, ignored
+
+
+def _check_unknown(names: Iterable[str], terms: Terms) -> None:
+    for name in names:
+        if not (terms.ignore_unknown and PLAIN_NAME.fullmatch(name) and not COULD_CHANGE.search(name)):
+            shown = name[:SHOWN_NAME_CHARS_MAX]
+            raise UnknownParameter(
+                f"Unknown parameter: `{shown}`. Known are {', '.join(MEMBERS)}.", param=shown or None
+            )
+
+
+def _contradiction(members: Iterable[str], name: str) -> InvalidValue:
+    both = " and ".join(f"`{member}`" for member in members)
+    return InvalidValue(f"{both} contradict each other: send one of them.", param=name)
+
+
+def _model(name: str, catalogue: Catalogue, terms: Terms) -> Model:
+    model = catalogue.find(name)
+    if model is None:
+        raise no_such_model(name, catalogue, terms.serves)
+    return model
+
+
+def _role(says: dict[str, Any], model: Model) -> Any:
+    prompt = says.get("prompt")
+    if prompt is None:
+        return says.get("role")
+    if prompt not in model.prompts:
+        there = f"only {' and '.join(model.prompts)}" if model.prompts else "none"
+        raise InvalidValue(f"`prompt_name` is no prompt of this model: it has {there}.", param="prompt_name")
+    if says.setdefault("role", prompt) != prompt:
+        raise _contradiction(("prompt_name", "input_type"), "prompt_name")
+    return prompt
+
+
+def _cut(says: dict[str, Any], model: Model) -> tuple[int | None, Truncate]:
+    """How many tokens of an input are kept, where it is not the model's own bound, and what is cut."""
+    keep, truncate = says.get("keep"), says.get("truncate")
+    if keep is None:
+        return None, truncate or "none"
+    name = "truncate_prompt_tokens"
+    if truncate == "none" or (keep == -1 and truncate == "start"):
+        raise _contradiction((name, "truncate"), name)
+    if keep > model.max_tokens:
+        raise InvalidValue(f"`{name}` must be at most {model.max_tokens} for this model.", param=name)
+    return (keep if keep > 0 else None), truncate or "end"
+
+
+def _normalize(says: dict[str, Any], model: Model, terms: Terms) -> bool:
+    wanted = says.get("normalize")
+    if wanted is False and (model.foreign or model.id in terms.normal or says.get("dimensions") is not None):
+        raise InvalidValue("This model's vectors come in unit length only: leave `normalize` out.", param="normalize")
+    return bool(wanted)
+
+
+def _check_depth(asked: object) -> None:
+    if _deeper_than(asked, DEPTH_MAX):
+        raise InvalidJson(f"The JSON is nested deeper than {DEPTH_MAX} levels.") from None
 
 
 def _deeper_than(value: object, levels: int) -> bool:

@@ -34,6 +34,9 @@ class Call(msgspec.Struct, frozen=True):
     user: str | None = None
     role: Role | None = None
     truncate: Truncate = "none"
+    keep: int | None = None  # tokens of an input, special ones included, that are kept where it is cut
+    normalize: bool = False  # whether vectors have to be of unit length
+    ignored: tuple[str, ...] = ()  # names of members that change nothing
 
 
 class Counted(msgspec.Struct, frozen=True):

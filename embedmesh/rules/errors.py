@@ -58,7 +58,19 @@ class InvalidJson(CallerFailure):
 
 
 class MalformedHttp(CallerFailure):
-    """The HTTP parser itself refused the request."""
+    """The request's HTTP is wrong: its line, its framing, or a header that says two things."""
+
+    code = "invalid_value"
+
+
+class UriTooLong(CallerFailure):
+    """The request's line is longer than is read."""
+
+    code = "invalid_value"
+
+
+class HeadTooLarge(CallerFailure):
+    """The request has a header that is larger than is read, or too many of them."""
 
     code = "invalid_value"
 
@@ -171,12 +183,12 @@ class InsufficientQuota(CallerFailure):
 
 
 class RateLimited(CallerFailure):
-    """The key has asked as often, or for as much, as it may. `retry_after_s` is when it may again, in seconds."""
+    """The key has asked as often, or for as much, as it may. `retry_after_s` is when it may again; None is never."""
 
     code = "rate_limit_exceeded"
     retry = Retry.LATER
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 

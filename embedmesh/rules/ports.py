@@ -232,6 +232,10 @@ class Fleet(Protocol):
         """Whether a live node serves the model now."""
         ...
 
+    def may_come(self, model: Model) -> bool:
+        """Whether waiting for a node may help: one has served the model, or has yet to say what it serves."""
+        ...
+
     def may_wait(self, model: Model, tokens: int, account_id: str) -> None:
         """Raises Overloaded where too much of the account's is waiting already."""
         ...

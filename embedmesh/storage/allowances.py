@@ -92,7 +92,7 @@ class Allowances:
             raise RateLimited(
                 f"This API key may use {limit:,} {what} a minute; {max(0, purse.room()):,} of this minute's are left."
                 + (f" This request alone has {amount:,}: split it." if amount > limit else " Wait for the next."),
-                retry_after_s=reset_s,
+                retry_after_s=reset_s if amount <= limit else None,
             )
         purse.left -= amount
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from embedmesh.edge.aliases import ALIASES
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.membership import Standing
 from embedmesh.rules.nodes import NodeState
@@ -23,6 +24,7 @@ OPEN = {  # to all: what the contract opens, and what a node signs in place of a
     ("GET", "/readyz"),
     ("GET", "/openapi.json"),
     ("GET", "/docs"),
+    ("GET", "/"),
     ("GET", "/v1/nodes"),
     ("POST", "/v1/nodes"),
     ("GET", "/v1/nodes/*"),
@@ -39,21 +41,33 @@ def body_of(reply: Raw) -> dict[str, Any]:
 
 
 async def test_no_path_of_the_whole_gateway_is_open_by_omission(gw: Gateway) -> None:
-    """Every route and method, without a key and with a wrong one; what a node must sign is not answered unsigned."""
-    for path, methods in gw.app.routes().items():
+    """Every route and method, without a key and with a wrong one; what a node must sign is not answered unsigned.
+
+    HEAD is as open as GET, and as closed.
+    """
+    routes = dict(gw.app.routes())
+    routes |= {path: routes[of] for path, of in ALIASES.items()}
+    for path, methods in routes.items():
         asked = path.replace("*", "x/heartbeat" if path.startswith("/v1/nodes") else "x/drain")
         for method in METHODS:
             for key in (None, "em_wrong", "em_" + "0" * 40):
                 reply = await send(gw.port, request(method, asked, b"{}" if method == "POST" else b"", key=key))
                 if method not in methods:
                     assert reply.status == 405, (method, path)
-                    assert reply.headers["allow"] == ", ".join(sorted(methods))
+                    allowed = {*methods, "HEAD"} if "GET" in methods else {*methods}
+                    assert reply.headers["allow"] == ", ".join(sorted(allowed))
                 elif (method, path) not in OPEN:
                     assert (reply.status, reply.error["code"]) == (401, "invalid_api_key"), (method, path)
                 elif path == "/v1/nodes/*":
                     assert reply.status == (404 if method == "GET" else 401)
                 elif (method, path) == ("POST", "/v1/nodes"):
                     assert reply.status == 400
+                if method == "GET":
+                    reader, writer = await asyncio.open_connection("127.0.0.1", gw.port)
+                    writer.write(request("HEAD", asked, key=key))
+                    status = int((await reader.readuntil(b"\r\n\r\n")).split()[1])
+                    assert status == (reply.status if "GET" in methods else 405), path
+                    writer.close()
 
 
 @pytest.mark.parametrize("scope", ["embeddings", "keys", "metrics"])

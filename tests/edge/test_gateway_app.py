@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import orjson
 import pytest
 
+from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.failures import TABLE
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.receive import BodyBudget
@@ -79,25 +82,196 @@ async def test_the_ledger_has_a_request_under_the_id_that_its_caller_is_shown(ge
     assert held[2] == failed.headers["x-request-id"]
 
 
-OPEN = {("GET", "/health"), ("GET", "/readyz"), ("GET", "/openapi.json"), ("GET", "/docs")}
+OPEN = {"/health": 200, "/readyz": 200, "/openapi.json": 200, "/docs": 200, "/": 302}
+METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
 async def test_no_path_is_open_by_omission() -> None:
-    """Every route and method without a key: 401, but for the four that the contract opens."""
+    """Every route, by each of its paths, and every method without a key: 401, but for those that the contract opens."""
     app = make_app()
+    routes = dict(app.routes())
+    routes |= {path: routes[of] for path, of in ALIASES.items()}
     async with running(app) as port:
-        for path, methods in app.routes().items():
+        for path, methods in routes.items():
             path = path.replace("*", "acme/tiny")
-            for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+            for method in METHODS:
                 reply = await send(port, request(method, path, BODY if method == "POST" else b"", key=None))
                 if method not in methods:
                     assert reply.status == 405
-                    assert reply.headers["allow"] == ", ".join(sorted(methods))
-                elif (method, path) in OPEN:
-                    assert reply.status == 200
+                    assert reply.headers["allow"] == ("GET, HEAD" if "GET" in methods else ", ".join(sorted(methods)))
+                elif path in OPEN:
+                    assert reply.status == OPEN[path]
                 else:
                     assert (reply.status, reply.error["code"]) == (401, "invalid_api_key")
                     assert reply.headers["www-authenticate"] == "Bearer"
+
+
+async def head_of(port: int, method: str, path: str, **more: Any) -> bytes:
+    """All that comes back on a connection that ends, up to the body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request(method, path, x_request_id="mine", Connection="close", **more))
+    head, end, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert not body or method != "HEAD"
+    return re.sub(rb"\r\nDate: [^\r]*", b"", head) + end
+
+
+async def test_head_is_answered_wherever_get_is() -> None:
+    """With the same status and headers, and no body; elsewhere it is refused as any other method is."""
+    app = make_app()
+    routes = dict(app.routes())
+    routes |= {path: routes[of] for path, of in ALIASES.items()}
+    async with running(app) as port:
+        for path, methods in routes.items():
+            path = path.replace("*", "acme/tiny")
+            for key in ("em_good", None):
+                head = await head_of(port, "HEAD", path, key=key)
+                if "GET" in methods:
+                    assert head == await head_of(port, "GET", path, key=key)
+                    assert re.search(rb"\r\ncontent-length: [1-9]", head.lower())
+                else:
+                    assert head.startswith(b"HTTP/1.1 405 ")
+
+
+async def test_the_root_sends_browsers_to_the_documentation() -> None:
+    async with running(make_app()) as port:
+        reply = await send(port, request("GET", "/?utm=1", key=None))
+        assert (reply.status, reply.headers["location"]) == (302, "/docs")
+
+
+NEAR_MISSES = [
+    ("POST", "/v1/embedding", "POST /v1/embeddings"),
+    ("POST", "/api/v1/embeddings", "POST /v1/embeddings"),
+    ("POST", "/v1/v1/embeddings", "POST /v1/embeddings"),
+    ("POST", "/V1/Embeddings", "POST /v1/embeddings"),
+    ("POST", "/v1/embeddings/foo", "POST /v1/embeddings"),
+    ("GET", "/v2/embeddings?x=1", "POST /v1/embeddings"),
+    ("GET", "/v1/model", "GET /v1/models"),
+    ("HEAD", "/v1/model", None),
+    ("GET", "/healthz", "GET /health"),
+    ("GET", "/.env", None),
+    ("POST", "/v1/chat/completions", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "meant"), NEAR_MISSES)
+async def test_a_near_miss_is_told_the_right_path(method: str, path: str, meant: str | None) -> None:
+    async with running(make_app()) as port:
+        if method == "HEAD":
+            assert (await head_of(port, method, path)).startswith(b"HTTP/1.1 404 ")
+            return
+        reply = await send(port, request(method, path, key=None))
+        assert (reply.status, reply.error["code"]) == (404, "not_found")
+        assert (f"Did you mean {meant}?" in reply.error["message"]) is (meant is not None)
+
+
+# -- other paths of the same route, and the key in another header --------------------------------------------------
+
+
+def bare(model: str | None = None) -> bytes:
+    return orjson.dumps({"input": ["abc", "d"]} | ({"model": model} if model is not None else {}))
+
+
+SAME = [
+    ("/v1/embeddings", "tiny"),
+    ("/v1/embeddings?api-version=2024-10-21", "tiny"),
+    ("/v1/embeddings/", "tiny"),
+    ("/embeddings", "tiny"),
+    ("/openai/v1/embeddings?api-version=preview", "tiny"),
+    ("/openai/deployments/tiny/embeddings?api-version=2024-10-21", "tiny"),
+    ("/openai/deployments/tiny/embeddings", None),
+    ("/openai/deployments/acme/tiny/embeddings", None),
+    ("/openai/deployments/acme%2Ftiny/embeddings", "tiny"),
+    ("/openai/deployments/tiny:exact/embeddings", "acme/tiny"),
+]
+
+
+@pytest.mark.parametrize(("path", "model"), SAME)
+async def test_other_paths_are_the_same_route(path: str, model: str | None) -> None:
+    async with running(make_app()) as port:
+        reply = await send(port, request(path=path, body=bare(model)))
+        assert reply.status == 200
+        assert json.loads(reply.body)["data"] == json.loads((await send(port, request(body=BODY))).body)["data"]
+
+
+MISNAMED = [
+    ("/openai/deployments/none/embeddings", None, 404, "model_not_found"),
+    ("/openai/deployments/none/embeddings", "tiny", 404, "model_not_found"),
+    ("/openai/deployments/tiny/embeddings", "none", 404, "model_not_found"),
+    ("/openai/deployments/tiny/embeddings", "acme/native", 400, "invalid_value"),
+    ("/openai/deployments//embeddings", "tiny", 404, "not_found"),
+    ("/openai/deployments/embeddings", "tiny", 404, "not_found"),
+    ("/v1/embeddings", None, 400, "missing_parameter"),
+]
+
+
+@pytest.mark.parametrize(("path", "model", "status", "code"), MISNAMED)
+async def test_a_model_that_path_and_body_do_not_agree_about_is_refused(
+    path: str, model: str | None, status: int, code: str
+) -> None:
+    async with running(make_app()) as port:
+        reply = await send(port, request(path=path, body=bare(model)))
+        assert (reply.status, reply.error["code"]) == (status, code)
+        if status == 400 and model is not None:
+            assert "acme/native" in reply.error["message"] and "acme/tiny" in reply.error["message"]
+
+
+async def test_one_idempotency_key_is_not_good_for_two_models_of_paths() -> None:
+    """The body is the same, and what is asked is not."""
+    async with running(make_app()) as port:
+        asked = [
+            await send(port, request(path=f"/openai/deployments/{model}/embeddings", body=bare(), Idempotency_Key="k"))
+            for model in ("tiny", "acme/native")
+        ]
+        assert [reply.status for reply in asked] == [200, 409]
+
+
+KEYS = [
+    # the fields that bring a key, and the status
+    ({"api_key": "em_good"}, 200),
+    ({"api_key": "em_good", "Authorization": "Bearer em_good"}, 200),
+    ({"api_key": "em_good", "Authorization": ""}, 200),
+    ({"api_key": "em_wrong"}, 401),
+    ({"api_key": ""}, 401),
+    ({"api_key": "x" * 600}, 401),
+    ({"api_key": "em_good", "Authorization": "Bearer em_wrong"}, 400),
+    ({"api_key": "em_wrong", "Authorization": "Bearer em_good"}, 400),
+    ({"api_key": "em_good", "Authorization": "Basic em_good"}, 400),
+]
+KEYED = ["/v1/embeddings", "/embeddings", "/v1/models", "/openai/v1/models", "/metrics"]
+
+
+@pytest.mark.parametrize("path", KEYED)
+@pytest.mark.parametrize(("fields", "status"), KEYS, ids=[str(n) for n in range(len(KEYS))])
+async def test_the_key_may_come_as_api_key_on_every_route_that_needs_one(
+    path: str, fields: dict[str, str], status: int
+) -> None:
+    """On the lane, behind it, and where a route has a scope of its own (the good key lacks it)."""
+    async with running(make_app()) as port:
+        method = "POST" if path.endswith("embeddings") else "GET"
+        reply = await send(port, request(method, path, BODY if method == "POST" else b"", key=None, **fields))
+        assert reply.status == (403 if status == 200 and path == "/metrics" else status)
+        if status == 400:
+            assert "api-key" in reply.error["message"]
+            assert reply.error["code"] == "invalid_value"
+            assert "em_" not in reply.error["message"]
+
+
+@pytest.mark.parametrize("name", ["Authorization", "api-key", "Idempotency-Key", "Content-Type"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/models"])
+async def test_what_says_who_asks_or_what_for_may_stand_once(path: str, name: str) -> None:
+    """A proxy before us may read the other one, be they alike or not."""
+    values = {"Authorization": "Bearer em_good", "api-key": "em_good", "Content-Type": "application/json"}
+    line = f"{name}: {values.get(name, 'k')}\r\n".encode()
+    method = "GET" if path == "/v1/models" else "POST"
+    async with running(make_app()) as port:
+        whole = request(method, path, BODY, Connection="close")
+        once = (
+            whole if name in ("Authorization", "Content-Type") else whole.replace(b"\r\n\r\n", b"\r\n" + line + b"\r\n")
+        )
+        assert (await send(port, once)).status == 200
+        twice = await send(port, once.replace(b"\r\n\r\n", b"\r\n" + line.lower() + b"\r\n"))
+        assert (twice.status, twice.error["code"]) == (400, "invalid_value")
 
 
 async def test_identity_comes_before_everything_about_the_body() -> None:

@@ -61,7 +61,7 @@ class Service:
         self._write_s = write_s
         self.hold: asyncio.Event | None = None
         self.before_reply = self.after_reply = lambda: None
-        lane = Lane(LINE, self._by_lane, self.bodies, write_s) if with_lane else None
+        lane = Lane(LINE, self._by_lane, self.bodies, write_s=write_s) if with_lane else None
         routes = {"/v1/embeddings": {"POST": self._general}, "/health": {"GET": self._health}}
         self.server = HttpServer(routes, on_internal_error=self._bug, lane=lane, head_s=head_s)
 

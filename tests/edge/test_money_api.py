@@ -82,6 +82,7 @@ async def test_each_route_needs_a_key_with_the_scope_admin(gw: Gateway, method: 
         refused(await gw.ask(method, f"/v1/admin{path}", body, key=key), status, code)
 
 
+BROKEN = {b'{"id":"\xff"}': "not UTF-8 at byte 7 ", b"\xef\xbb\xbf{}": "starts with a byte order mark"}
 OTHER_FORMS = (b"", b"{", b"[]", b'{"surprise":1}', b'{"id":1,"account":1,"model":1,"node":1,"amount_nanousd":"1"}')
 
 
@@ -93,6 +94,14 @@ async def test_a_body_of_another_form_is_refused(gw: Gateway, path: str, body: b
         refused(reply, 404, "not_found")  # it needs none
     else:
         refused(reply, 400, "invalid_value")
+
+
+@pytest.mark.parametrize(("body", "said"), BROKEN.items())
+async def test_broken_bytes_are_placed(gw: Gateway, body: bytes, said: str) -> None:
+    for path in [path for method, path in ROUTES if method == "POST" and not path.endswith("rotate")]:
+        reply = await gw.admin("POST", path, body)
+        refused(reply, 400, "invalid_value")
+        assert said in reply.error["message"]
 
 
 @pytest.mark.parametrize(

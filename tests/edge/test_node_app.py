@@ -396,10 +396,37 @@ def test_a_node_alone_serves_the_openai_sdk_and_nobody_without_its_key(model: Mo
             ]:
                 assert httpx.request(method, root + path, headers=headers).status_code == 401, (said, path)
         good = {"Authorization": "Bearer a-key-of-ours"}
+        check_other_ways(root)
         assert httpx.post(f"{root}/v1/models", json={"model": "tiny"}, headers=good).status_code == 405
         assert httpx.delete(f"{root}/v1/models/tiny", headers=good).status_code == 405
     finally:
         assert node.end()[0] == 0
+
+
+def check_other_ways(root: str) -> None:
+    """HTTP as a gateway has it: HEAD, other paths, the key as `api-key`, near misses, members of other APIs."""
+    key = {"api-key": "a-key-of-ours"}
+    asked = {"input": "w1 w2"}
+    plain = httpx.post(f"{root}/v1/embeddings", json=asked | {"model": "tiny"}, headers=key)
+    assert plain.status_code == 200
+    for path in ("/embeddings", "/v1/embeddings/", "/openai/deployments/tiny/embeddings?api-version=1"):
+        members = {"model": "tests/tiny", "timeout": 5, "normalize": True, "truncate_prompt_tokens": 48}
+        reply = httpx.post(root + path, json=asked | members, headers=key)
+        assert reply.json()["data"] == plain.json()["data"]
+        assert reply.headers["x-embedmesh-ignored"] == "timeout"
+    assert httpx.post(f"{root}/openai/deployments/tiny/embeddings", json=asked, headers=key).status_code == 200
+    both = key | {"Authorization": "Bearer another"}
+    for path in ("/embeddings", "/openai/deployments/tiny/embeddings", "/v1/tokenize"):
+        assert httpx.post(root + path, json=asked).status_code == 401
+        assert httpx.post(root + path, json=asked, headers=both).status_code == 400
+    for path in ("/health", "/readyz", "/v1/models", "/openai/v1/models/tiny"):
+        head, get = (httpx.request(method, root + path, headers=key) for method in ("HEAD", "GET"))
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(get.content)) != "0"
+    assert "POST /v1/embeddings?" in httpx.post(f"{root}/v1/embedding").json()["error"]["message"]
+    assert "tests/tiny" in httpx.get(f"{root}/v1/models/none", headers=key).json()["error"]["message"]
+    refused = httpx.post(f"{root}/embeddings", json=asked | {"model": "tiny", "normalize": False}, headers=key)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "normalize")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,13 @@ METRICS_KEY = "em_metrics"
 API = document(__version__)
 EMBEDDINGS = API["paths"]["/v1/embeddings"]["post"]
 ON_EVERY_REPLY = {"content-type", "content-length", "date", "server", "connection"}  # HTTP's own, not the API's
-SOMETIMES = ("x-ratelimit-", "idempotent-replayed", "x-embedmesh-request", "x-embedmesh-cached")  # a limit; it was kept
+SOMETIMES = (
+    "x-ratelimit-",
+    "idempotent-replayed",
+    "x-embedmesh-request",
+    "x-embedmesh-cached",
+    "x-embedmesh-ignored",
+)  # a limit; it was kept
 
 
 class KeyRingWithMetrics:
@@ -128,6 +134,14 @@ ACCEPTED = [
     {"model": "tiny", "input": "a", "encoding_format": None, "dimensions": None, "user": None, "truncate": None},
     {"model": "tiny", "input": "a", "input_type": "search_query", "truncate": "END"},
     {"model": "tiny", "input": "a", "truncation": True},
+    {"model": "tiny", "input": "a", "truncate_prompt_tokens": -1, "task": "retrieval.passage"},
+    {"model": "tiny", "input": "a", "truncate_prompt_tokens": 8, "task": "RETRIEVAL_QUERY", "prompt_name": "query"},
+    {"model": "tiny", "input": "a", "output_dimension": 2, "normalize": True, "normalized": True},
+    {"model": "tiny", "input": "a", "input_type": "text-matching", "prompt_name": None},
+    {"model": "tiny", "input": "a", "metadata": {"a": [1]}, "timeout": 1.5, "stream": False, "priority": 0},
+    {"model": "tiny", "input": "a", "keep_alive": "5m", "drop_params": True, "modality": "text"},
+    {"model": "tiny", "input": "a", "output_dtype": "float", "late_chunking": False, "keep_alive": 0},
+    {"model": "tiny", "input": "a", "output_dtype": None, "stream": None, "metadata": None, "task": None},
     {"model": "tiny", "input": ["a"] * 2048},
 ]
 REFUSED: list[object] = [
@@ -155,6 +169,23 @@ REFUSED: list[object] = [
     {"model": "tiny", "input": "a", "truncate": "middle"},
     {"model": "tiny", "input": "a", "truncation": "yes"},
     {"model": "tiny", "input": "a", "temperature": 1},
+    {"model": "tiny", "input": "a", "truncate_prompt_tokens": 0},
+    {"model": "tiny", "input": "a", "truncate_prompt_tokens": -2},
+    {"model": "tiny", "input": "a", "truncate_prompt_tokens": True},
+    {"model": "tiny", "input": "a", "output_dimension": 0},
+    {"model": "tiny", "input": "a", "task": "classification"},
+    {"model": "tiny", "input": "a", "task": "Retrieval.Query"},
+    {"model": "tiny", "input": "a", "prompt_name": "other"},
+    {"model": "tiny", "input": "a", "normalize": 1},
+    {"model": "tiny", "input": "a", "metadata": "a"},
+    {"model": "tiny", "input": "a", "timeout": True},
+    {"model": "tiny", "input": "a", "stream": True},
+    {"model": "tiny", "input": "a", "priority": "high"},
+    {"model": "tiny", "input": "a", "keep_alive": False},
+    {"model": "tiny", "input": "a", "drop_params": 1},
+    {"model": "tiny", "input": "a", "modality": "image"},
+    {"model": "tiny", "input": "a", "output_dtype": "int8"},
+    {"model": "tiny", "input": "a", "late_chunking": True},
 ]
 
 

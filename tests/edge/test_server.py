@@ -54,7 +54,7 @@ class Echo:
         return web.Response()
 
     async def thing(self, asked: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=asked[REST].encode())
+        return web.Response(body=asked[REST].encode(), content_type="text/plain")
 
 
 def assert_enveloped(reply: Raw, status: int, code: str) -> None:
@@ -83,7 +83,14 @@ MALFORMED = {
     "a space before the colon": b"GET /echo HTTP/1.1\r\nHost : a\r\n\r\n",
     "a folded header": b"GET /echo HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
     "a negative length": b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-    "a huge header": b"GET /echo HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+    "chunks in HTTP/1.0": b"POST /echo HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "a coding in HTTP/1.0": b"POST /echo HTTP/1.0\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\n{}",
+    **{
+        f"{name} twice": request(path="/echo", body=b"{}", key=None, content_type=None)[:-4]
+        + f"{name}: {one}\r\n{name.lower()}: {other}\r\n\r\n{{}}".encode()
+        for name in ("Authorization", "api-key", "Idempotency-Key", "Content-Type")
+        for one, other in (("application/json", "application/json"), ("a", "b"))
+    },
 }
 
 
@@ -147,6 +154,38 @@ async def test_an_idle_connection_is_kept_and_a_second_slow_head_is_not() -> Non
         writer.close()
 
 
+PATH_OF_8_000 = "/echo?" + "x" * (8_000 - len("/echo?"))
+BOUNDS = {
+    # what is sent, its status, and the bound that it is told
+    "an address": (request("POST", PATH_OF_8_000 + "x", b"{}"), 414, "8,000 bytes"),
+    "a header": (request(path="/echo", body=b"{}", x="x" * 8_191), 431, "8,190 bytes"),
+    "the name of a header": (request(path="/echo", body=b"{}", **{"x" * 9_000: "1"}), 431, "8,190 bytes"),
+    "headers": (request(path="/echo", body=b"{}", **{f"x_{n}": "1" for n in range(125)}), 431, "128 headers"),
+    "a body": (request(path="/echo", body=b"x" * (LIMIT + 1)), 413, "10,000 bytes"),
+}
+
+
+@pytest.mark.parametrize(("raw", "status", "bound"), BOUNDS.values(), ids=BOUNDS)
+async def test_what_is_over_a_bound_has_https_status_for_it_and_is_told_the_bound(
+    raw: bytes, status: int, bound: str
+) -> None:
+    async with serving(Echo().server) as port:
+        reply = await send(port, raw)
+        assert_enveloped(reply, status, "body_too_large" if status == 413 else "invalid_value")
+        assert bound in reply.error["message"]
+        assert reply.error["type"] == "invalid_request_error"
+
+
+async def test_what_is_just_within_the_bounds_is_taken() -> None:
+    async with serving(Echo().server) as port:
+        for raw in (
+            request("POST", PATH_OF_8_000, b"{}"),
+            request(path="/echo", body=b"{}", x="x" * 8_190),
+            request(path="/echo", body=b"{}", **{f"x_{n}": "1" for n in range(124)}),
+        ):
+            assert (await send(port, raw)).status == 200
+
+
 REFUSED = [
     (request(path="/nowhere"), 404, "not_found"),
     (request(path="/%65cho%2F"), 404, "not_found"),
@@ -154,7 +193,7 @@ REFUSED = [
     (request(path="/things/"), 404, "not_found"),
     (request("PUT", "/echo", b"{}"), 405, "method_not_allowed"),
     (request("OPTIONS", "/echo"), 405, "method_not_allowed"),
-    (request("HEAD", "/bug"), 405, "method_not_allowed"),
+    (request("HEAD", "/echo"), 405, "method_not_allowed"),
     (request(path="/echo", body=b"{}", content_type=None), 415, "unsupported_media_type"),
     (request(path="/echo", body=b"{}", content_type="text/plain"), 415, "unsupported_media_type"),
     (request(path="/echo", body=b"{}", content_type="multipart/form-data"), 415, "unsupported_media_type"),
@@ -181,8 +220,51 @@ async def test_refusals(raw: bytes, status: int, code: str) -> None:
         reply = await send(port, raw)
         assert_enveloped(reply, status, code)
         if status == 405:
-            assert reply.headers["allow"] in ("POST", "GET")
+            assert reply.headers["allow"] in ("POST", "GET, HEAD")
         writer.close()
+
+
+NEAR = [
+    ("POST", "/ech", " Did you mean POST /echo?"),
+    ("GET", "/echos", " Did you mean POST /echo?"),
+    ("GET", "/Echo", " Did you mean POST /echo?"),
+    ("POST", "/echo/", " Did you mean POST /echo?"),
+    ("HEAD", "/lon", None),
+    ("DELETE", "/lng", " Did you mean GET /long?"),
+    ("GET", "/" + "echo" * 1_000, " The API is described"),
+    ("GET", "/zzzz", " The API is described"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "meant"), NEAR)
+async def test_a_near_miss_is_told_what_was_meant(method: str, path: str, meant: str | None) -> None:
+    async with serving(Echo().server) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(method, path, Connection="close"))
+        said = (await reader.read()).decode()
+        writer.close()
+        assert said.startswith("HTTP/1.1 404 ")
+        assert meant is None or f"There is nothing at this path.{meant}" in said
+        assert len(said) < 600
+
+
+async def test_head_says_what_get_says_without_the_body_and_the_connection_goes_on() -> None:
+    """Status, Content-Length and all: what a health check with `wget --spider` looks at."""
+    async with serving(Echo().server) as port:
+        for path in ("/things/abc", "/bug", "/nowhere"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            heads = []
+            for method in ("HEAD", "GET"):
+                writer.write(request(method, path, x_request_id="mine"))
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+            length = int(heads[1].lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            assert len(await reader.readexactly(length)) > 2  # the second one's: the first had none
+            assert without_date(heads[0]) == without_date(heads[1])
+            writer.close()
+
+
+def without_date(head: bytes) -> list[bytes]:
+    return [line for line in head.split(b"\r\n") if not line.startswith(b"Date:")]
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])

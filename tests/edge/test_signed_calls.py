@@ -76,7 +76,7 @@ async def test_a_node_answers_nobody_who_does_not_sign(applicant: Applicant) -> 
                 for content_type in (COMPACT, "application/json"):
                     raw = request(method, path, b"{}" if method == "POST" else b"", content_type=content_type)
                     reply = await send(port, raw) if method != "HEAD" else await _head(port, raw)
-                    if method in methods:
+                    if method in methods or (method == "HEAD" and "GET" in methods):
                         assert reply.status in (400, 401, 415), (method, path)
                     else:
                         assert reply.status == (405 if methods else 404), (method, path)

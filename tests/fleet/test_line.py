@@ -15,7 +15,7 @@ from embedmesh.fleet.registry import IN_FLIGHT_PARTS_MAX, Node, Registry
 from embedmesh.fleet.spread import PART_S, PART_TOKENS_MIN
 from embedmesh.fleet.waiting import Work
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable
+from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, NodeUnreachable
 from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, NATIVE
 
@@ -450,6 +450,14 @@ def test_servers_of_other_makes_get_what_has_texts_and_ours_what_has_ids() -> No
     assert {world.ask(10, ids=False).nodes[0] for _ in range(20)} == {"n1"}
     world.registry.remove("n1")
     assert world.ask(10, ids=False).gave_up == [None]
+
+
+def test_where_no_node_reads_ids_who_has_only_ids_is_told_so_for_good() -> None:
+    """Not that no node is there now: trying again would never help."""
+    world = World(10_000, 10_000, reads_ids=False)
+    with pytest.raises(InvalidValue):
+        world.ask(10, texts=False)
+    assert world.ask(10, ids=False).nodes == ["n0"]
 
 
 def test_one_request_that_cannot_be_placed_does_not_stop_those_behind_it() -> None:

@@ -28,6 +28,12 @@ COUNTED = [
     (Call("m", texts=["abcd"], role="query", truncate="end"), MODEL, [letters("q: abc")], 8, 1),
     (Call("m", texts=["abcd"], role="query", truncate="start"), MODEL, [letters("q: bcd")], 8, 1),
     (Call("m", texts=["abc"], role="document"), MODEL, [letters("abc")], 5, 0),
+    (Call("m", texts=["abc", "abcdef"], truncate="end", keep=5), MODEL, [letters("abc"), letters("abc")], 10, 1),
+    (Call("m", texts=["abcdef"], truncate="start", keep=4), MODEL, [letters("ef")], 4, 1),
+    (Call("m", texts=["abcdefgh"], truncate="end", keep=8), MODEL, [letters("abcdef")], 8, 1),
+    (Call("m", texts=["abc"], role="query", truncate="end", keep=6), MODEL, [letters("q: a")], 6, 1),
+    (Call("m", texts=["abc"], role="query", truncate="start", keep=6), MODEL, [letters("q: c")], 6, 1),
+    (Call("m", ids=[[1, 2, 3]], truncate="end", keep=3), NATIVE, [[1]], 3, 1),
     (Call("m", ids=[[3, 4]]), MODEL, [letters("ab")], 4, 0),
     (Call("m", ids=[[3, 4], [5]]), MODEL, [letters("ab"), letters("c")], 7, 0),
     (Call("m", ids=[[3, 4]], role="query"), MODEL, [letters("q: ab")], 7, 0),
@@ -54,6 +60,14 @@ REFUSED = [
     (Call("m", ids=[[1], [2, 32]]), NATIVE, None, "invalid_value", "input.1"),
     (Call("m", ids=[[31]], single=True), NATIVE, None, "invalid_value", "input"),
     (Call("m", ids=[[0]]), NATIVE, None, "invalid_value", "input.0"),
+    (Call("m", texts=["a"], truncate="end", keep=2), MODEL, None, "invalid_value", "truncate_prompt_tokens"),
+    (
+        Call("m", texts=["a"], role="query", truncate="start", keep=5),
+        MODEL,
+        None,
+        "invalid_value",
+        "truncate_prompt_tokens",
+    ),
 ]
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from embedmesh.fleet.registry import Node
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.rules.errors import (
@@ -18,7 +19,7 @@ from embedmesh.rules.errors import (
     WrongAnswer,
 )
 from embedmesh.rules.ports import Delivery, Reply
-from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, right_reply
+from tests.flow.world import GOOD_KEY, NATIVE, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, right_reply
 
 BODY = b'{"model":"tiny","input":"abc"}'
 COST = 8  # five tokens at 1.5 nano-USD each, rounded up
@@ -150,6 +151,32 @@ async def test_with_hedging_the_first_right_answer_is_delivered_and_the_other_is
     assert len({node_id for node_id, _ in nodes.asked}) == 2
     assert world.ledger.log == [("hold", COST), ("capture", COST)], "the caller pays once"
     assert [node.load.parts for node in world.fleet.registry] == [0, 0]
+
+
+async def test_what_no_node_has_ever_served_is_not_told_as_passing() -> None:
+    """503 says that trying again may work: so it may where a node has yet to say what it serves, or has served it."""
+    world = make_world(nodes=1)
+    registry = world.fleet.registry
+    registry.answered_right(next(iter(registry)), [NATIVE.id])
+    assert await code_of(world) == "no_node_available", "it had served it before"
+
+    world = make_world(nodes=0)
+    registry = world.fleet.registry
+    node = registry.add(Node("n0", "unix:/nowhere"))
+    assert await code_of(world) == "no_node_available", "it may serve it"
+    registry.answered_right(node, [NATIVE.id])
+    assert await code_of(world) == "model_not_found"
+    registry.failed(node, NodeUnreachable("gone"))
+    assert await code_of(world) == "model_not_found", "and a node that is down changes nothing about that"
+    registry.add(Node("n1", "unix:/nowhere"))
+    assert await code_of(world) == "no_node_available", "the new one may serve it"
+    assert world.ledger.log == []
+
+
+async def code_of(world: World) -> str:
+    with pytest.raises(Failure) as refused:
+        await ask(world)
+    return refused.value.code
 
 
 async def test_without_a_node_there_is_nothing_to_pay() -> None:

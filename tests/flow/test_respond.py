@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.flow.respond import reply_bytes_max, respond, shorten
+from embedmesh.flow.respond import reply_bytes_max, respond, shorten, to_unit_length
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.ports import Answer, Share
 from tests.flow.world import vector_for
@@ -108,3 +108,27 @@ def test_what_is_reckoned_is_not_much_more_than_a_large_reply_takes(encoding: st
     call = Call("m", texts=["a"] * 2_000, encoding=encoding)
     taken = len(respond(call, 0, Answer(data, 384, 6_000, ()), 0.0).body) + len(data)
     assert taken <= reply_bytes_max(call, 384) <= times * taken
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_normal_vectors_stay_as_they_are_to_the_bit(encoding: str) -> None:
+    for vector, raw in zip(vectors(Call("tiny", texts=["a"], encoding=encoding, normalize=True)), RAW, strict=True):
+        assert vector.tobytes() == raw
+
+
+@given(st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=4, max_size=4), st.integers(0, 99))
+def test_others_are_scaled_to_unit_length(row: list[float], number: int) -> None:
+    matrix = np.array([row, vector_for([number]), [0.0] * 4], "<f4")
+    scaled = to_unit_length(matrix)
+    assert scaled[1].tobytes() == matrix[1].tobytes()
+    assert not scaled[2].any()
+    length = np.linalg.norm(matrix[0].astype(np.float64))
+    if length:
+        assert np.linalg.norm(scaled[0].astype(np.float64)) == pytest.approx(1, abs=2e-6)
+        assert scaled[0] == pytest.approx(matrix[0] / length, abs=2e-6)
+
+
+def test_what_was_ignored_is_named_and_nothing_where_nothing_was() -> None:
+    headers = respond(Call("tiny", texts=["a"], ignored=("timeout", "user_note")), 0, ANSWER, 0.0).headers
+    assert headers["x-embedmesh-ignored"] == "timeout,user_note"
+    assert "x-embedmesh-ignored" not in respond(Call("tiny", texts=["a"]), 0, ANSWER, 0.0).headers

@@ -55,6 +55,9 @@ async def test_who_asks_for_more_than_is_left_is_told_what_would_help(store: Sto
         "This API key may use 5,000 tokens a minute; 4,999 of this minute's are left. "
         "This request alone has 5,001: split it."
     )
+    with pytest.raises(RateLimited) as told:
+        await store.allowances.take_tokens(limited(tokens=5_000), 5_001)
+    assert told.value.retry_after_s is None, "no waiting helps"
 
 
 async def test_what_was_spent_before_a_limit_was_changed_is_told_of(store: Store) -> None:

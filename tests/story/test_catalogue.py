@@ -105,7 +105,7 @@ def test_a_tier_is_chosen_by_name_and_comes_and_goes(serve: Serve) -> None:
 
     assert served() == {plain: "exact"}
     refused = endpoint.ask(input=TEXT, model="all-MiniLM-L6-v2:fast")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_node_available")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
     exact = vector(endpoint, TEXT, model="all-MiniLM-L6-v2")
 
     run = subprocess.run(

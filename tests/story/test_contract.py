@@ -212,7 +212,12 @@ def test_what_needs_no_key(endpoint: Endpoint) -> None:
     assert endpoint.get("/readyz").json() == {"ready": True, "reasons": []}
     assert endpoint.get("/openapi.json").json()["openapi"].startswith("3.1")
     assert endpoint.get("/docs").headers["content-type"] == "text/html; charset=utf-8"
-    for path in ("/", "/v1", "/v1/admin", "/v2/embeddings"):
+    sent = endpoint.get("/")
+    assert (sent.status_code, sent.headers["location"]) == (302, "/docs")
+    for path in ("/health", "/readyz", "/docs", "/"):
+        head = httpx.head(endpoint.root + path)
+        assert (head.status_code, head.content) == (endpoint.get(path).status_code, b""), path
+    for path in ("/v1", "/v1/admin", "/v2/embeddings"):
         assert endpoint.get(path).json()["error"]["code"] == "not_found"
     wrong = endpoint.get("/v1/embeddings")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")

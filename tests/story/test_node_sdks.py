@@ -93,6 +93,7 @@ def test_openai(endpoint: Endpoint, expected: Vectors) -> None:
     got = script("openai.mjs", endpoint.base_url, MODEL, OPENAI_API_KEY=endpoint.api_key)
     assert np.abs(np.array(got["default"]) - expected).max() <= SAME
     assert np.array_equal(np.array(got["default"], np.float32), np.array(got["float"], np.float32))
+    assert got["azure"] == got["default"], "the package's client for Azure asks by another path and header"
     assert np.abs(np.array(got["ids"]) - expected[:1]).max() <= SAME
     short = expected[:, :8] / np.linalg.norm(expected[:, :8], axis=1, keepdims=True)
     assert np.abs(np.array(got["short"]) - short).max() <= SAME
@@ -104,6 +105,7 @@ def test_openai(endpoint: Endpoint, expected: Vectors) -> None:
         {"kind": "AuthenticationError", "status": 401, "code": "invalid_api_key", "param": None},
         {"kind": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"},
         {"kind": "BadRequestError", "status": 400, "code": "empty_input", "param": "input"},
+        {"kind": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"},
     ]
 
 

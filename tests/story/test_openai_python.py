@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 
 from embedmesh.bootstrap import open_books
 from embedmesh.settings import store_path
@@ -131,6 +131,62 @@ def test_refusals(
     assert isinstance(refused.value.body, dict)
     assert len(refused.value.body["message"]) > 10
     assert refused.value.request_id
+
+
+@pytest.mark.parametrize("deployment", [None, MODEL])
+def test_azures_client(endpoint: Endpoint, hello: Vectors, deployment: str | None) -> None:
+    """The same package's client for Azure: the key in `api-key`, the model in the path, a version in the query."""
+    with AzureOpenAI(
+        azure_endpoint=endpoint.root,
+        api_key=endpoint.api_key,
+        api_version="2024-10-21",
+        azure_deployment=deployment,
+        max_retries=0,
+    ) as client:
+        reply = client.embeddings.create(model="all-MiniLM-L6-v2", input="hello world")
+        assert np.abs(vectors_of(reply)[0] - hello).max() <= SAME
+        with pytest.raises(openai.NotFoundError) as refused:
+            client.embeddings.create(model="text-embedding-3-small", input="hello world")
+        assert refused.value.code == "model_not_found"
+        assert MODEL in str(refused.value) and "aliases = [" in str(refused.value)
+        if deployment is None:
+            assert [model.id for model in client.models.list()] == [MODEL]
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="em_wrong").embeddings.create(model=MODEL, input="x")
+
+
+async def test_azures_asynchronous_client(endpoint: Endpoint, hello: Vectors) -> None:
+    """And its key where other clients have it, as a token of Azure's directory would come."""
+    async with AsyncAzureOpenAI(
+        azure_endpoint=endpoint.root, azure_ad_token=endpoint.api_key, api_version="2024-10-21", max_retries=0
+    ) as client:
+        reply = await client.embeddings.create(model=MODEL, input="hello world", encoding_format="float")
+    assert np.abs(vectors_of(reply)[0] - hello).max() <= SAME
+
+
+def test_azures_newer_base_url(endpoint: Endpoint, hello: Vectors) -> None:
+    """The plain client with the base URL that Azure documents now."""
+    with OpenAI(base_url=endpoint.root + "/openai/v1/", api_key=endpoint.api_key, max_retries=0) as client:
+        assert np.abs(vectors_of(client.embeddings.create(model=MODEL, input="hello world"))[0] - hello).max() <= SAME
+        assert client.models.retrieve(MODEL).id == MODEL
+
+
+def test_members_of_other_apis(client: OpenAI, hello: Vectors) -> None:
+    """What changes nothing is named in a header; what means something that we have is done."""
+    harmless = {"metadata": {"trace": "a"}, "timeout": 30, "drop_params": True, "priority": 1}
+    raw = client.embeddings.with_raw_response.create(model=MODEL, input="hello world", extra_body=harmless)
+    assert raw.headers["x-embedmesh-ignored"] == ",".join(harmless)
+    assert np.abs(vectors_of(raw.parse())[0] - hello).max() <= SAME
+    meant = {"output_dimension": 64, "truncate_prompt_tokens": 3, "normalize": True, "task": "text-matching"}
+    raw = client.embeddings.with_raw_response.create(model=MODEL, input="hello world again", extra_body=meant)
+    assert "x-embedmesh-ignored" not in raw.headers
+    reply = raw.parse()
+    assert (reply.usage.prompt_tokens, vectors_of(reply).shape) == (3, (1, 64))
+    same = client.embeddings.create(model=MODEL, input="hello", dimensions=64)  # [CLS] hello [SEP]
+    assert np.abs(vectors_of(reply) - vectors_of(same)).max() <= SAME
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=MODEL, input="x", extra_body={"normalize": False})
+    assert refused.value.param == "normalize"
 
 
 def test_a_wrong_key(client: OpenAI) -> None:

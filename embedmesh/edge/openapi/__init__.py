@@ -27,7 +27,7 @@ def document(version: str) -> Json:
             "description": (
                 "Every path or method that is not listed here is refused with 404 `not_found` or 405 "
                 "`method_not_allowed`, in the same error envelope. Every reply has an `x-request-id`; send one of "
-                "1 to 128 characters of `A-Z a-z 0-9 . _ -` and it is kept."
+                "1 to 128 characters of `A-Z a-z 0-9 . _ -` and it is kept. HEAD is answered wherever GET is."
             ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -45,7 +45,11 @@ def document(version: str) -> Json:
         "paths": paths(),
         "components": {
             "securitySchemes": {
-                "bearerAuth": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer YOUR_KEY`."},
+                "bearerAuth": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "`Authorization: Bearer YOUR_KEY`, or `api-key: YOUR_KEY` as Azure's clients do.",
+                },
                 "nodeSignature": {
                     "type": "apiKey",
                     "in": "header",

@@ -4,7 +4,13 @@ from embedmesh.edge.openapi.replies import Failures, failure_responses
 from embedmesh.edge.openapi.shapes import Json
 from embedmesh.rules import errors
 
-ANY_ROUTE: Failures = (errors.MalformedHttp, errors.RequestTimeout, errors.InternalError)
+ANY_ROUTE: Failures = (
+    errors.MalformedHttp,
+    errors.RequestTimeout,
+    errors.UriTooLong,
+    errors.HeadTooLarge,
+    errors.InternalError,
+)
 ANY_KEY: Failures = (errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
 SCOPED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
 

@@ -4,6 +4,7 @@ import base64
 import struct
 from typing import Any
 
+from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.failures import TABLE
 from embedmesh.edge.openapi.account import account_paths
 from embedmesh.edge.openapi.fleet import admin_paths, node_paths
@@ -22,6 +23,7 @@ EMBEDDING_HEADERS = (
     "openai-processing-ms",
     "x-embedmesh-cached",
     "x-embedmesh-cost-nanousd",
+    "x-embedmesh-ignored",
     "x-embedmesh-node",
     "x-embedmesh-request",
     "x-embedmesh-truncated",
@@ -122,6 +124,16 @@ def _process_paths() -> Json:
                 ANY_ROUTE,
             )
         },
+        "/": {
+            "get": operation(
+                "getRoot",
+                "About",
+                "To the documentation page",
+                "For who opens the server's address in a browser.",
+                {302: reply("It is at `/docs`.", "text/plain", {"type": "string"}, ("Location",))},
+                ANY_ROUTE,
+            )
+        },
     }
 
 
@@ -142,7 +154,10 @@ def _create_embeddings() -> Json:
         f"One vector for each input. A request takes at most {INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} tokens and "
         f"{BODY_BYTES_MAX // 1024**2} MiB of plain JSON. A member that is null counts as not given. You pay for the "
         "tokens that were embedded, special tokens included, once the reply is on its way to you; where your "
-        "connection breaks then, a retry with the same key and body gets it without a second charge for a minute.",
+        "connection breaks then, a retry with the same key and body gets it without a second charge for a minute. "
+        "Also at "
+        f"{', '.join(f'`{path}`' for path, of in ALIASES.items() if of == '/v1/embeddings')}, where the star is the "
+        "model, which the body may then leave out.",
         {200: created},
         EMBEDDINGS,
         scopes=(EMBED_SCOPE,),

@@ -1,5 +1,5 @@
 // OpenAI's own Node client, unmodified: what it gets from an endpoint, as one line of JSON.
-import OpenAI from "openai";
+import OpenAI, { AzureOpenAI } from "openai";
 
 const [baseURL, model] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, maxRetries: 0 }); // the key comes from OPENAI_API_KEY
@@ -18,6 +18,9 @@ const ids = await client.embeddings.create({ model, input: [15339, 1917] }); // 
 const short = await client.embeddings.create({ model, input, dimensions: 8, user: "someone" });
 const many = await client.embeddings.create({ model, input: Array.from({ length: 300 }, (_, i) => `text ${i}`) });
 const { response } = await client.embeddings.create({ model, input }).withResponse();
+const endpoint = baseURL.replace(/\/v1$/, "");
+const azure = new AzureOpenAI({ endpoint, apiKey: process.env.OPENAI_API_KEY, apiVersion: "2024-10-21", maxRetries: 0 });
+const byAzure = await azure.embeddings.create({ model, input });
 const models = [];
 for await (const found of client.models.list()) models.push(found.id);
 
@@ -25,6 +28,7 @@ console.log(
   JSON.stringify({
     default: vectors(byDefault),
     float: vectors(floats),
+    azure: vectors(byAzure),
     ids: vectors(ids),
     short: vectors(short),
     many: many.data.map((item) => item.index),
@@ -36,6 +40,7 @@ console.log(
       await refusal(client.withOptions({ apiKey: "em_wrong" }).embeddings.create({ model, input })),
       await refusal(client.embeddings.create({ model: "nobody/nothing", input })),
       await refusal(client.embeddings.create({ model, input: "" })),
+      await refusal(azure.embeddings.create({ model: "nobody/nothing", input })),
     ],
   }),
 );

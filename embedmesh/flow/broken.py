@@ -1,0 +1,82 @@
+"""Where a body that should be JSON is broken, in words: its bytes, its characters, half a surrogate pair.
+
+Looked for only once a parser has refused the body; at most one more pass over it, in pieces.
+"""
+
+import codecs
+from collections.abc import Iterator
+
+import orjson
+
+from embedmesh.flow.members import MEMBERS
+from embedmesh.rules.errors import InvalidJson
+
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+PIECE_BYTES = 64 * 1024  # that many bytes at once have four times as many as text
+SENTINEL = "\ue000embedmesh"  # stands where the text broke off
+QUOTES_MAX = 64 * 1024  # in a body that is looked into: 2,048 texts have 4,096, and as many as they hold themselves
+OPEN_ENDS = (b'"}', b'"]}')  # of a member that is a text, and of one that is an array of texts
+
+
+def broken_bytes(body: bytes) -> str | None:
+    """What is wrong with the bytes themselves; None where they are UTF-8."""
+    if body.startswith(MARKS):
+        return "The body starts with a byte order mark. Send it as UTF-8 without one."
+    try:
+        for _ in _pieces(body):
+            pass
+    except UnicodeDecodeError as error:
+        return f"The body is not UTF-8 at byte {error.start} (the first is byte 0)."
+    return None
+
+
+def broken_json(body: bytes, error: orjson.JSONDecodeError) -> InvalidJson:
+    """What to tell of a body that orjson has refused."""
+    if (said := broken_bytes(body)) is not None:
+        return InvalidJson(said)
+    where = f"line {error.lineno}, column {error.colno}"
+    if "surrogate" not in error.msg:
+        return InvalidJson(f"The body is not valid JSON ({where}).")
+    name = _text_that_ends(_first(body, error.pos))
+    return InvalidJson(
+        f"{f'`{name}`' if name else 'The body'} holds half a surrogate pair ({where}): an escape from \\ud800 to "
+        "\\udfff means something only as one of a pair.",
+        param=name,
+    )
+
+
+def _pieces(body: bytes) -> Iterator[tuple[int, str]]:
+    """The body's text, and at which byte each piece of it begins. Raises UnicodeDecodeError, `start` in the body."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for at in range(0, len(body) + 1, PIECE_BYTES):
+        begin = at - len(decoder.getstate()[0])  # with the bytes of a character that began in the last piece
+        try:
+            yield begin, decoder.decode(body[at : at + PIECE_BYTES], final=at + PIECE_BYTES > len(body))
+        except UnicodeDecodeError as error:
+            raise UnicodeDecodeError("utf-8", b"", begin + error.start, begin + error.end, error.reason) from None
+
+
+def _first(body: bytes, characters: int) -> bytes:
+    """The bytes of its first characters."""
+    for begin, text in _pieces(body):
+        if characters <= len(text):
+            return body[: begin + len(text[:characters].encode())]
+        characters -= len(text)
+    return body
+
+
+def _text_that_ends(begun: bytes) -> str | None:
+    """Which member, or which of its texts, is open where the body breaks off; None where it is deeper than ours are."""
+    for end in OPEN_ENDS if begun.count(b'"') <= QUOTES_MAX else ():
+        try:
+            asked = orjson.loads(begun + SENTINEL.encode() + end)
+        except orjson.JSONDecodeError:
+            continue
+        for name, value in asked.items() if isinstance(asked, dict) else ():
+            if name not in MEMBERS:
+                continue
+            if isinstance(value, str) and value.endswith(SENTINEL):
+                return str(name)
+            if isinstance(value, list) and value and isinstance(value[-1], str) and value[-1].endswith(SENTINEL):
+                return f"{name}.{len(value) - 1}"
+    return None
