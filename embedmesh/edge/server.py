@@ -43,6 +43,7 @@ DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may ta
 CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
 URI_BYTES_MAX = 8_000  # as long as RFC 9110 wants at least
 HEAD_BYTES_MAX = 8_190  # a field; a bearer key has 50
+HEAD_BYTES_TOTAL_MAX = 64 * 1024  # of one that comes in pieces; a whole one is as large as what is read at once
 FIELDS_MAX = 128  # an SDK sends twenty
 ONCE = ("Authorization", "api-key", "Content-Type", "Idempotency-Key")  # else a proxy may read another one than we
 GUESSED_CHARS_MAX = 64  # of a path that is none; what was meant is found in a tenth of a millisecond
@@ -80,6 +81,7 @@ class Protocol(RequestHandler):
         self._explain = explain
         self._exchange: LaneExchange | None = None  # on the lane, now
         self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # of one that is not whole yet
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -103,9 +105,15 @@ class Protocol(RequestHandler):
             self._lane = None  # the parser has bytes now; where its next request begins only it knows
         super().data_received(data)
         if self._awaits_head():
-            if self._head_timer is None:  # the first bytes of a head that is not whole yet
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_TOTAL_MAX:
+                self._refuse_head(
+                    errors.HeadTooLarge(f"The request's head has more than {HEAD_BYTES_TOTAL_MAX:,} bytes.")
+                )
+            elif self._head_timer is None:  # the first bytes of a head that is not whole yet
                 self._start_head_timer()
         else:
+            self._head_bytes = 0
             self._stop_head_timer()
 
     def resume_writing(self) -> None:
@@ -160,9 +168,13 @@ class Protocol(RequestHandler):
         self._head_timer = None
         if self.transport is None or not self._awaits_head():
             return
-        late = errors.RequestTimeout(f"The request's head did not arrive within {self._head_s:.0f} s.")
-        self.transport.write(failure_bytes(late, own_request_id(), close=True))
-        self.force_close()
+        self._refuse_head(errors.RequestTimeout(f"The request's head did not arrive within {self._head_s:.0f} s."))
+
+    def _refuse_head(self, failure: Failure) -> None:
+        """One that is not whole, and will not be read."""
+        if self.transport is not None:
+            self.transport.write(failure_bytes(failure, own_request_id(), close=True))
+            self.force_close()
 
     def handle_error(
         self,
@@ -201,13 +213,13 @@ class HttpServer:
         on_internal_error: Callable[[], None] = lambda: None,
         head_s: float = HEAD_S,
         lane: Lane | None = None,
-        aliases: Mapping[str, str] | None = None,
+        other_paths: Mapping[str, str] | None = None,
         cors: Cors | None = None,
     ) -> None:
-        """`aliases` are further paths of some routes."""
+        """`other_paths` lead to some of the routes, too."""
         routes = {path: _with_head(methods) for path, methods in routes.items()}
         self._names = [path for path in routes if "*" not in path and path != "/"]
-        routes |= {path: routes[of] for path, of in (aliases or {}).items()}
+        routes |= {path: routes[of] for path, of in (other_paths or {}).items()}
         self._exact = {path: methods for path, methods in routes.items() if "*" not in path}
         self._starred = [
             (before, after, methods)

@@ -175,6 +175,25 @@ async def test_what_is_over_a_bound_has_https_status_for_it_and_is_told_the_boun
         assert reply.error["type"] == "invalid_request_error"
 
 
+async def test_a_head_that_does_not_end_is_refused_before_it_fills_the_memory() -> None:
+    """It may come in as many pieces as it likes, each header within its bound."""
+    async with serving(Echo().server) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: a\r\n")
+        sent = 0
+        while not reader.at_eof() and sent < 2**20:
+            writer.write(b"X-%d: " % sent + b"x" * 4_000 + b"\r\n")
+            sent += 4_000
+            await asyncio.sleep(0.001)
+            if len(reader._buffer):
+                break
+        reply = await read_reply(reader)
+        writer.close()
+        assert_enveloped(reply, 431, "invalid_value")
+        assert "65,536 bytes" in reply.error["message"]
+        assert sent < 500_000
+
+
 async def test_what_is_just_within_the_bounds_is_taken() -> None:
     async with serving(Echo().server) as port:
         for raw in (
