@@ -24,6 +24,7 @@ from embedmesh.edge.failures import failure_response
 from embedmesh.edge.lane import Explain, Lane, LaneExchange, begin
 from embedmesh.edge.rendering import SERVER, failure_bytes, own_request_id, request_id_of
 from embedmesh.rules import errors
+from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import Failure
 
 log = logging.getLogger("embedmesh.http")
@@ -347,9 +348,11 @@ def _refused_by_parser(exc: BaseException | None) -> Failure:
         if exc.args[1] == URI_BYTES_MAX:
             return errors.UriTooLong(f"The address in the request is longer than {URI_BYTES_MAX:,} bytes.")
         return errors.HeadTooLarge(f"A header of the request is longer than {HEAD_BYTES_MAX:,} bytes.")
-    if isinstance(exc, BadHttpMethod):
-        return errors.MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
     said = exc.message if isinstance(exc, BadHttpMessage) else ""
+    if isinstance(exc, BadHttpMethod) or said.startswith("Pause on PRI"):
+        return errors.MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
+    if said.startswith("Content-Length overflow"):
+        return errors.BodyTooLarge(f"The body is larger than {BODY_BYTES_MAX:,} bytes, which is the most that is read.")
     if said.startswith("Too many headers"):
         return errors.HeadTooLarge(f"The request has more than {FIELDS_MAX} headers.")
     if said.startswith("Duplicate"):
