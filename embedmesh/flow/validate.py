@@ -50,13 +50,10 @@ def validate(
     except orjson.JSONDecodeError as error:
         raise broken_json(body, error) from None
     try:
-        call, model = _validate(asked, catalogue, terms, named)
+        return _validate(asked, catalogue, terms, named)
     except (InvalidType, UnknownParameter):
         _check_depth(asked)  # no accepted request is deep: looked at only once it is refused
         raise
-    if call.ignored:
-        _check_depth(asked)
-    return call, model
 
 
 def no_such_model(name: str, catalogue: Catalogue, serves: Callable[[Model], bool]) -> ModelNotFound:
@@ -79,6 +76,8 @@ def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | No
     if named is not None:
         given.setdefault("model", named)
     says, ignored = _read(given, terms)
+    if ignored:
+        _check_depth({name: given[name] for name in ignored})  # nothing else looks into them
     for name in ("model", "input"):
         if name not in given:
             raise MissingParameter(f"You must give the parameter `{name}`.", param=name)
