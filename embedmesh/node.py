@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from embedmesh.catalogue import Catalogue
-from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.node_app import NodeApp
 from embedmesh.edge.node_metrics import NodeMetrics
+from embedmesh.edge.paths import OTHER_PATHS
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import HttpServer
 from embedmesh.edge.unix_socket import bind_unix, remove_unix
@@ -75,7 +75,9 @@ async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
         if settings.standalone:
             servers.append(
                 HttpServer(
-                    app.public_routes(settings.api_key), on_internal_error=metrics.internal_error, aliases=ALIASES
+                    app.public_routes(settings.api_key),
+                    on_internal_error=metrics.internal_error,
+                    other_paths=OTHER_PATHS,
                 )
             )
             await servers[-1].start(bind(settings.host, settings.port))

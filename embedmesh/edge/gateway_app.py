@@ -6,7 +6,6 @@ import orjson
 from aiohttp import web
 
 from embedmesh import __version__
-from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.bodies import JSON, json_reply
 from embedmesh.edge.callers import with_key
 from embedmesh.edge.cors import Cors
@@ -15,6 +14,7 @@ from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.lane import Lane
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
+from embedmesh.edge.paths import OTHER_PATHS
 from embedmesh.edge.receive import BodyBudget, Room
 from embedmesh.edge.server import REST, Handler, HttpServer, Routes
 from embedmesh.edge.worker_metrics import WorkerMetrics
@@ -68,7 +68,7 @@ class GatewayApp:
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
             lane=Lane(EMBEDDINGS_LINE, self._embed, bodies, write_s=write_s, cors=cors),
-            aliases=ALIASES,
+            other_paths=OTHER_PATHS,
             cors=cors,
         )
 

@@ -6,23 +6,22 @@ and the envelope for every refusal, the parser's own included.
 """
 
 import asyncio
-import difflib
 import logging
 import socket
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, cast
-from urllib.parse import unquote
 
 from aiohttp import HttpVersion11, web
-from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from embedmesh.edge.cors import Cors
 from embedmesh.edge.failures import failure_response
 from embedmesh.edge.lane import Explain, Lane, LaneExchange, begin
+from embedmesh.edge.refusals import FIELDS_MAX, HEAD_BYTES_MAX, URI_BYTES_MAX, refused_by_parser
 from embedmesh.edge.rendering import SERVER, failure_bytes, own_request_id, request_id_of
+from embedmesh.edge.routing import RouteTable
 from embedmesh.edge.sending import Sending
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
@@ -43,12 +42,8 @@ PATIENCE_S = 7 * 86_400.0  # on connections of our own making: their other side 
 LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may take"
 CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
-URI_BYTES_MAX = 8_000  # as long as RFC 9110 wants at least
-HEAD_BYTES_MAX = 8_190  # a field; a bearer key has 50
-FIELDS_MAX = 128  # an SDK sends twenty
+HEAD_BYTES_TOTAL_MAX = 64 * 1024  # of one that comes in pieces; a whole one is as large as what is read at once
 ONCE = ("Authorization", "api-key", "Content-Type", "Idempotency-Key")  # else a proxy may read another one than we
-GUESSED_CHARS_MAX = 64  # of a path that is none; what was meant is found in a tenth of a millisecond
-ALIKE = 0.7  # from 0 to 1
 BACKLOG = 1_024  # connections that may wait while a gateway restarts
 
 REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
@@ -83,6 +78,7 @@ class Protocol(RequestHandler):
         self._exchange: LaneExchange | None = None  # on the lane, now
         self.sending: Sending | None = None  # a reply that `deliver` writes, now
         self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0  # of one that is not whole yet
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -106,9 +102,15 @@ class Protocol(RequestHandler):
             self._lane = None  # the parser has bytes now; where its next request begins only it knows
         super().data_received(data)
         if self._awaits_head():
-            if self._head_timer is None:  # the first bytes of a head that is not whole yet
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_TOTAL_MAX:
+                self._refuse_head(
+                    errors.HeadTooLarge(f"The request's head has more than {HEAD_BYTES_TOTAL_MAX:,} bytes.")
+                )
+            elif self._head_timer is None:  # the first bytes of a head that is not whole yet
                 self._start_head_timer()
         else:
+            self._head_bytes = 0
             self._stop_head_timer()
 
     def resume_writing(self) -> None:
@@ -168,9 +170,13 @@ class Protocol(RequestHandler):
         self._head_timer = None
         if self.transport is None or not self._awaits_head():
             return
-        late = errors.RequestTimeout(f"The request's head did not arrive within {self._head_s:.0f} s.")
-        self.transport.write(failure_bytes(late, own_request_id(), close=True))
-        self.force_close()
+        self._refuse_head(errors.RequestTimeout(f"The request's head did not arrive within {self._head_s:.0f} s."))
+
+    def _refuse_head(self, failure: Failure) -> None:
+        """One that is not whole, and will not be read."""
+        if self.transport is not None:
+            self.transport.write(failure_bytes(failure, own_request_id(), close=True))
+            self.force_close()
 
     def handle_error(
         self,
@@ -189,7 +195,7 @@ class Protocol(RequestHandler):
             log.error("internal error: %s at %s", type(exc).__name__, _place(exc))
             failure: Failure = errors.InternalError("Something went wrong on our side. Trying again may help.")
         else:
-            failure = _refused_by_parser(exc)
+            failure = refused_by_parser(exc)
         response = failure_response(failure)
         response.headers.update({"x-request-id": own_request_id(), **SERVER})
         response.force_close()
@@ -209,20 +215,11 @@ class HttpServer:
         on_internal_error: Callable[[], None] = lambda: None,
         head_s: float = HEAD_S,
         lane: Lane | None = None,
-        aliases: Mapping[str, str] | None = None,
+        other_paths: Mapping[str, str] | None = None,
         cors: Cors | None = None,
     ) -> None:
-        """`aliases` are further paths of some routes."""
-        routes = {path: _with_head(methods) for path, methods in routes.items()}
-        self._names = [path for path in routes if "*" not in path and path != "/"]
-        routes |= {path: routes[of] for path, of in (aliases or {}).items()}
-        self._exact = {path: methods for path, methods in routes.items() if "*" not in path}
-        self._starred = [
-            (before, after, methods)
-            for path, methods in routes.items()
-            for before, star, after in [path.partition("*")]
-            if star
-        ]
+        """`other_paths` lead to some of the routes, too."""
+        self._table = RouteTable(routes, other_paths or {})
         self._cors = cors
         self._on_internal_error = on_internal_error
         self._server = _Server(
@@ -298,15 +295,14 @@ class HttpServer:
             if len(request.headers.getall(name, ())) > 1:
                 raise errors.MalformedHttp(f"The header {name} is given more than once. Send it once.")
         path = request.rel_url.raw_path
-        methods = self._exact.get(path)
-        if methods is None:
-            for before, after, candidates in self._starred:
-                end = len(path) - len(after)
-                if path.startswith(before) and path.endswith(after) and end > len(before):
-                    methods = candidates
-                    request[REST] = unquote(path[len(before) : end])
-        if methods is None:
-            raise errors.NotFound(f"There is nothing at this path.{self._meant(path, request.method)}")
+        found = self._table.find(path)
+        if found is None:
+            meant = self._table.meant(path, request.method)
+            more = f"Did you mean {meant}?" if meant else "The API is described at /docs and /openapi.json."
+            raise errors.NotFound(f"There is nothing at this path. {more}")
+        methods, rest = found
+        if rest is not None:
+            request[REST] = rest
         handler = methods.get(request.method)
         if handler is None:
             if self._cors is not None and self._cors.covers(path):
@@ -317,40 +313,12 @@ class HttpServer:
             raise errors.MethodNotAllowed(f"This path takes {' and '.join(allowed)} only.", allowed=allowed)
         return handler
 
-    def _meant(self, path: str, method: str) -> str:
-        """Which route somebody may have meant, in words."""
-        near = difflib.get_close_matches(path[:GUESSED_CHARS_MAX].lower(), self._names, 1, ALIKE)
-        if not near:
-            return " The API is described at /docs and /openapi.json."
-        methods = self._exact[near[0]]
-        return f" Did you mean {method if method in methods else next(iter(methods))} {near[0]}?"
-
-
-def _with_head(methods: Mapping[str, Handler]) -> Mapping[str, Handler]:
-    return {**methods, "HEAD": methods["GET"]} if "GET" in methods else methods
-
 
 def _already(response: web.Response) -> Handler:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         return response
 
     return answer
-
-
-def _refused_by_parser(exc: BaseException | None) -> Failure:
-    """By its kind; what it says may quote the request."""
-    if isinstance(exc, LineTooLong):
-        if exc.args[1] == URI_BYTES_MAX:
-            return errors.UriTooLong(f"The address in the request is longer than {URI_BYTES_MAX:,} bytes.")
-        return errors.HeadTooLarge(f"A header of the request is longer than {HEAD_BYTES_MAX:,} bytes.")
-    if isinstance(exc, BadHttpMethod):
-        return errors.MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
-    said = exc.message if isinstance(exc, BadHttpMessage) else ""
-    if said.startswith("Too many headers"):
-        return errors.HeadTooLarge(f"The request has more than {FIELDS_MAX} headers.")
-    if said.startswith("Duplicate"):
-        return errors.MalformedHttp("A header that is given once at most is given more than once.")
-    return errors.MalformedHttp("The HTTP request could not be parsed: wrong request line, headers or framing.")
 
 
 class _Server(web.Server):

@@ -145,9 +145,7 @@ def _truncate_prompt_tokens(value: object) -> int:
 def _without_effect(name: str, harmless: Harmless) -> Callable[[object], None]:
     def check(value: object) -> None:
         if not harmless.takes(value):
-            raise InvalidValue(
-                f"`{name}` must be {harmless.words}: anything else would need more than we do.", param=name
-            )
+            raise InvalidValue(f"`{name}` is taken as {harmless.words} only, which changes nothing.", param=name)
 
     return check
 

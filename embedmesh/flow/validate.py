@@ -50,13 +50,10 @@ def validate(
     except orjson.JSONDecodeError as error:
         raise broken_json(body, error) from None
     try:
-        call, model = _validate(asked, catalogue, terms, named)
+        return _validate(asked, catalogue, terms, named)
     except (InvalidType, UnknownParameter):
         _check_depth(asked)  # no accepted request is deep: looked at only once it is refused
         raise
-    if call.ignored:
-        _check_depth(asked)
-    return call, model
 
 
 def no_such_model(name: str, catalogue: Catalogue, serves: Callable[[Model], bool]) -> ModelNotFound:
@@ -79,6 +76,8 @@ def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | No
     if named is not None:
         given.setdefault("model", named)
     says, ignored = _read(given, terms)
+    if ignored:
+        _check_depth({name: given[name] for name in ignored})  # nothing else looks into them
     for name in ("model", "input"):
         if name not in given:
             raise MissingParameter(f"You must give the parameter `{name}`.", param=name)
@@ -96,7 +95,7 @@ def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | No
     inputs = says["input"]
     single = isinstance(inputs, str) or isinstance(inputs[0], int)
     several = [inputs] if single else inputs
-    keep, truncate = _cut(says, model)
+    keep, truncate = _cut(given, says, model)
     call = Call(
         model=says["model"],
         texts=several if isinstance(several[0], str) else [],
@@ -105,7 +104,7 @@ def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | No
         encoding=says.get("encoding_format", "float"),
         dimensions=dimensions,
         user=says.get("user"),
-        role=_role(says, model),
+        role=_role(given, says, model),
         truncate=truncate,
         keep=keep,
         normalize=_normalize(says, model, terms),
@@ -126,8 +125,7 @@ def _read(given: dict[str, Any], terms: Terms) -> tuple[dict[str, Any], list[str
         if member is None or member.says is None:
             ignored.append(name)
         elif (before := says.setdefault(member.says, checked)) is not checked and before != checked:
-            others = [other for other in given if other in MEMBERS and MEMBERS[other].says == member.says]
-            raise _contradiction(others, name)
+            raise _contradiction(given, name, member.says)
     return says, ignored
 
 
@@ -140,9 +138,10 @@ def _check_unknown(names: Iterable[str], terms: Terms) -> None:
             )
 
 
-def _contradiction(members: Iterable[str], name: str) -> InvalidValue:
-    both = " and ".join(f"`{member}`" for member in members)
-    return InvalidValue(f"{both} contradict each other: send one of them.", param=name)
+def _contradiction(given: Iterable[str], name: str, *subjects: str) -> InvalidValue:
+    """Between members that say something about these; `name` is the one at fault."""
+    several = " and ".join(f"`{member}`" for member in given if member in MEMBERS and MEMBERS[member].says in subjects)
+    return InvalidValue(f"{several} contradict each other: send one of them.", param=name)
 
 
 def _model(name: str, catalogue: Catalogue, terms: Terms) -> Model:
@@ -152,7 +151,7 @@ def _model(name: str, catalogue: Catalogue, terms: Terms) -> Model:
     return model
 
 
-def _role(says: dict[str, Any], model: Model) -> Any:
+def _role(given: dict[str, Any], says: dict[str, Any], model: Model) -> Any:
     prompt = says.get("prompt")
     if prompt is None:
         return says.get("role")
@@ -160,18 +159,18 @@ def _role(says: dict[str, Any], model: Model) -> Any:
         there = f"only {' and '.join(model.prompts)}" if model.prompts else "none"
         raise InvalidValue(f"`prompt_name` is no prompt of this model: it has {there}.", param="prompt_name")
     if says.setdefault("role", prompt) != prompt:
-        raise _contradiction(("prompt_name", "input_type"), "prompt_name")
+        raise _contradiction(given, "prompt_name", "prompt", "role")
     return prompt
 
 
-def _cut(says: dict[str, Any], model: Model) -> tuple[int | None, Truncate]:
+def _cut(given: dict[str, Any], says: dict[str, Any], model: Model) -> tuple[int | None, Truncate]:
     """How many tokens of an input are kept, where it is not the model's own bound, and what is cut."""
     keep, truncate = says.get("keep"), says.get("truncate")
     if keep is None:
         return None, truncate or "none"
     name = "truncate_prompt_tokens"
     if truncate == "none" or (keep == -1 and truncate == "start"):
-        raise _contradiction((name, "truncate"), name)
+        raise _contradiction(given, name, "keep", "truncate")
     if keep > model.max_tokens:
         raise InvalidValue(f"`{name}` must be at most {model.max_tokens} for this model.", param=name)
     return (keep if keep > 0 else None), truncate or "end"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedmesh.edge.aliases import ALIASES
+from embedmesh.edge.paths import OTHER_PATHS
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.membership import Standing
 from embedmesh.rules.nodes import NodeState
@@ -46,7 +46,7 @@ async def test_no_path_of_the_whole_gateway_is_open_by_omission(gw: Gateway) -> 
     HEAD is as open as GET, and as closed.
     """
     routes = dict(gw.app.routes())
-    routes |= {path: routes[of] for path, of in ALIASES.items()}
+    routes |= {path: routes[of] for path, of in OTHER_PATHS.items()}
     for path, methods in routes.items():
         asked = path.replace("*", "x/heartbeat" if path.startswith("/v1/nodes") else "x/drain")
         for method in METHODS:

@@ -9,6 +9,8 @@ from embedmesh.edge.cors import MAY_READ, MAY_SEND, SENT_MAX, Cors
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.openapi.replies import HEADERS
 from embedmesh.edge.receive import BodyBudget
+from embedmesh.gateway import allowed_origins
+from embedmesh.rules.errors import SetupError
 from tests.edge.http import Raw, request, send, serving
 from tests.flow.world import make_world
 
@@ -175,6 +177,8 @@ def test_what_an_origin_is(origin: str) -> None:
 def test_what_is_none_is_refused_at_start(origin: str) -> None:
     with pytest.raises(ValueError, match="is no origin"):
         Cors([origin])
+    with pytest.raises(SetupError, match="Mend --cors-origin"):
+        allowed_origins([origin])
 
 
 def test_every_header_of_ours_that_callers_get_may_be_read() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.failures import TABLE
 from embedmesh.edge.gateway_app import GatewayApp
+from embedmesh.edge.paths import OTHER_PATHS
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavailable, WrongAnswer
@@ -90,7 +90,7 @@ async def test_no_path_is_open_by_omission() -> None:
     """Every route, by each of its paths, and every method without a key: 401, but for those that the contract opens."""
     app = make_app()
     routes = dict(app.routes())
-    routes |= {path: routes[of] for path, of in ALIASES.items()}
+    routes |= {path: routes[of] for path, of in OTHER_PATHS.items()}
     async with running(app) as port:
         for path, methods in routes.items():
             path = path.replace("*", "acme/tiny")
@@ -120,7 +120,7 @@ async def test_head_is_answered_wherever_get_is() -> None:
     """With the same status and headers, and no body; elsewhere it is refused as any other method is."""
     app = make_app()
     routes = dict(app.routes())
-    routes |= {path: routes[of] for path, of in ALIASES.items()}
+    routes |= {path: routes[of] for path, of in OTHER_PATHS.items()}
     async with running(app) as port:
         for path, methods in routes.items():
             path = path.replace("*", "acme/tiny")

@@ -7,9 +7,10 @@ import time
 import pytest
 from aiohttp import web
 
+from embedmesh.edge.failures import hint_headers
 from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.server import REST, HttpServer, deliver
-from embedmesh.rules.errors import Failure
+from embedmesh.rules.errors import Failure, RateLimited
 from embedmesh.rules.ports import Delivery
 from tests.edge.http import Raw, read_reply, request, send, serving
 
@@ -94,6 +95,12 @@ MALFORMED = {
 }
 
 
+@pytest.mark.parametrize("raw", [MALFORMED["TLS"], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+async def test_who_speaks_another_protocol_is_told_so(raw: bytes) -> None:
+    async with serving(Echo().server) as port:
+        assert "Is the client speaking TLS or HTTP/2?" in (await send(port, raw)).error["message"]
+
+
 @pytest.mark.parametrize("what", MALFORMED)
 async def test_what_the_parser_refuses_gets_the_envelope_too(what: str) -> None:
     async with serving(Echo().server) as port:
@@ -162,6 +169,7 @@ BOUNDS = {
     "the name of a header": (request(path="/echo", body=b"{}", **{"x" * 9_000: "1"}), 431, "8,190 bytes"),
     "headers": (request(path="/echo", body=b"{}", **{f"x_{n}": "1" for n in range(125)}), 431, "128 headers"),
     "a body": (request(path="/echo", body=b"x" * (LIMIT + 1)), 413, "10,000 bytes"),
+    "a body by its own word": (request(path="/echo").replace(b"Length: 0", b"Length: " + b"9" * 30), 413, "bytes"),
 }
 
 
@@ -174,6 +182,25 @@ async def test_what_is_over_a_bound_has_https_status_for_it_and_is_told_the_boun
         assert_enveloped(reply, status, "body_too_large" if status == 413 else "invalid_value")
         assert bound in reply.error["message"]
         assert reply.error["type"] == "invalid_request_error"
+
+
+async def test_a_head_that_does_not_end_is_refused_before_it_fills_the_memory() -> None:
+    """It may come in as many pieces as it likes, each header within its bound."""
+    async with serving(Echo().server) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: a\r\n")
+        sent = 0
+        while not reader.at_eof() and sent < 2**20:
+            writer.write(b"X-%d: " % sent + b"x" * 4_000 + b"\r\n")
+            sent += 4_000
+            await asyncio.sleep(0.001)
+            if len(reader._buffer):
+                break
+        reply = await read_reply(reader)
+        writer.close()
+        assert_enveloped(reply, 431, "invalid_value")
+        assert "65,536 bytes" in reply.error["message"]
+        assert sent < 500_000
 
 
 async def test_what_is_just_within_the_bounds_is_taken() -> None:
@@ -427,6 +454,13 @@ async def test_draining_for_no_time_ends_at_once() -> None:
             await echo.server.drain(0.0)
         assert echo.cancelled.is_set()
         writer.close()
+
+
+def test_what_waiting_does_not_mend_says_so_to_sdks() -> None:
+    """They try again whatever comes with 429, unless told not to."""
+    never = hint_headers(RateLimited("larger than its limit", retry_after_s=None))
+    assert never == {"x-should-retry": "false"}
+    assert set(hint_headers(RateLimited("too many", retry_after_s=2.0))) == {"Retry-After", "retry-after-ms"}
 
 
 def test_every_failure_has_a_row_in_the_table() -> None:

@@ -222,6 +222,21 @@ def test_what_is_accepted_is_understood(asked: dict[str, object], understood: di
     assert model is MODEL
 
 
+CONTRADICTIONS = [
+    {"dimensions": 2, "output_dimension": 3},
+    {"truncate": "start", "truncation": True},
+    {"truncate_prompt_tokens": 5, "truncation": False},
+    {"prompt_name": "query", "task": "text-matching"},
+    {"normalize": True, "normalized": False},
+]
+
+
+@pytest.mark.parametrize("members", CONTRADICTIONS)
+def test_members_that_contradict_each_other_are_both_named(members: dict[str, object]) -> None:
+    said = refusal(body(**members)).message
+    assert said == " and ".join(f"`{name}`" for name in members) + " contradict each other: send one of them."
+
+
 def test_a_name_alias_or_suffix_finds_the_model() -> None:
     for name, model in (("acme/tiny", MODEL), ("tiny", MODEL), ("tiny:exact", MODEL), ("acme/native", NATIVE)):
         assert validate(body(model=name), CATALOGUE)[1] is model

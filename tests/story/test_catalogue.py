@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -84,6 +85,21 @@ def test_two_models_on_one_node(endpoint: Endpoint) -> None:
     assert endpoint.ask(input=TEXT, model="acme/plain").headers["x-embedmesh-cost-nanousd"] == str(tokens * 20)
     assert endpoint.ask(input=TEXT, model="ids").headers["x-embedmesh-cost-nanousd"] == "0"
     endpoint.check_ledger()
+    assert endpoint.stop() == 0
+
+
+def test_an_operator_opens_the_api_to_pages_and_to_members_that_are_not_known(serve: Serve) -> None:
+    """Both settings reach the gateway that `serve` starts, and do not reach what they are not about."""
+    page = "https://app.example.com"
+    endpoint = serve("--unknown-members", "ignore", EMBEDMESH_CORS_ORIGIN=f"{page} http://localhost:3000").wait_ready()
+    reply = endpoint.ask(input=TEXT, seed=1, metadata={})
+    assert (reply.status_code, reply.headers["x-embedmesh-ignored"]) == (200, "seed,metadata")
+    assert endpoint.ask(input=TEXT, pooling="max").json()["error"]["code"] == "unknown_parameter"
+    for origin, allowed in ((page, page), ("http://localhost:3000", "http://localhost:3000"), ("https://other", None)):
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        for path, opened in (("/v1/embeddings", True), ("/v1/admin/keys", False)):
+            answer = httpx.options(endpoint.root + path, headers=asked)
+            assert answer.headers.get("access-control-allow-origin") == (allowed if opened else None)
     assert endpoint.stop() == 0
 
 

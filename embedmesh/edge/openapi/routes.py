@@ -4,7 +4,6 @@ import base64
 import struct
 from typing import Any
 
-from embedmesh.edge.aliases import ALIASES
 from embedmesh.edge.failures import TABLE
 from embedmesh.edge.openapi.account import account_paths
 from embedmesh.edge.openapi.fleet import admin_paths, node_paths
@@ -13,6 +12,8 @@ from embedmesh.edge.openapi.operations import ANY_KEY, ANY_ROUTE, SCOPED_KEY, op
 from embedmesh.edge.openapi.replies import Failures, json_reply, reply
 from embedmesh.edge.openapi.shapes import Json, ref
 from embedmesh.edge.pages.samples import EXAMPLE_MODEL, SAMPLES
+from embedmesh.edge.paths import EMBEDDINGS as EMBEDDINGS_PATH
+from embedmesh.edge.paths import OTHER_PATHS
 from embedmesh.flow.again import KEY_CHARS_MAX
 from embedmesh.flow.handle import EMBED_SCOPE
 from embedmesh.flow.identify import METRICS_SCOPES
@@ -156,7 +157,7 @@ def _create_embeddings() -> Json:
         "tokens that were embedded, special tokens included, once the reply is on its way to you; where your "
         "connection breaks then, a retry with the same key and body gets it without a second charge for a minute. "
         "Also at "
-        f"{', '.join(f'`{path}`' for path, of in ALIASES.items() if of == '/v1/embeddings')}, where the star is the "
+        f"{', '.join(f'`{path}`' for path, of in OTHER_PATHS.items() if of == EMBEDDINGS_PATH)}, where the star is the "
         "model, which the body may then leave out.",
         {200: created},
         EMBEDDINGS,

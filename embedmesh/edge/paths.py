@@ -2,7 +2,7 @@
 
 EMBEDDINGS, MODELS, MODEL = "/v1/embeddings", "/v1/models", "/v1/models/*"
 
-ALIASES = {
+OTHER_PATHS = {
     "/embeddings": EMBEDDINGS,
     "/v1/embeddings/": EMBEDDINGS,
     "/openai/v1/embeddings": EMBEDDINGS,
