@@ -140,6 +140,7 @@ async def _run(settings: GatewaySettings) -> int:
         verify,
         gateway_fingerprint,
         normalizing_models(catalogue),
+        upstream_probe_s=settings.upstream_probe_s,
     )
     canaries = Canaries(
         registry, line, clients, catalogue, tokenizers, clock, random.Random(), verify, on_readmit=members.readmitted

@@ -13,7 +13,6 @@ from embedmesh.rules.errors import (
     BadNodeResponse,
     DeadlineExceeded,
     Failure,
-    InvalidValue,
     NodeBusy,
     NodeFailure,
     NodeRefused,
@@ -52,7 +51,7 @@ async def forward(
 ) -> Answer:
     """Right answers to all inputs, from the nodes that would be done first, or from the next.
 
-    Raises NoNodeAvailable, Overloaded, BadNodeResponse, InvalidValue or DeadlineExceeded.
+    Raises NoNodeAvailable, Overloaded, BadNodeResponse or DeadlineExceeded.
     """
     fleet.may_wait(model, counted.tokens, held.account_id)  # others may have come while the hold became durable
     asking = Asking(model, counted, held.hold_id, client, verify, witness, within_s)
@@ -238,9 +237,7 @@ def _told_to_caller(last: NodeFailure | None) -> Failure:
         case NodeTooSlow():
             return DeadlineExceeded("No node answered in time. Try again.")
         case UpstreamRefused():
-            return InvalidValue(
-                "The server that runs this model refused the inputs as wrong. Are they too long for it?", param="input"
-            )
+            return BadNodeResponse("The server that runs this model refused the inputs. Are they too long for it?")
         case WrongAnswer() | NodeRefused():
             return BadNodeResponse("No node gave a right answer, so none was delivered. Try again.")
         case _:
