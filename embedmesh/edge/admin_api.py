@@ -30,7 +30,8 @@ INVITE_S = 3_600
 NOTE_CHARS_MAX = 128
 WEIGHT_MAX = 1e6
 LOCAL = "local"
-READY_S, READY_LOOK_S = PACED_PROBE_S + 2.0, 0.1  # until its first probe has ended, well or not
+ADDING_S, ADDING_LOOK_S = 5.0, 0.1  # a server that is there embeds within one
+ADDING_S_MAX = PACED_PROBE_S + 2.0  # until the first probe of one that says nothing has ended
 SMALL_ID = re.compile("[0-9]{1,15}")
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
@@ -123,11 +124,10 @@ class AdminApi:
         asked = decoded(await self._body(request), UpstreamRequest)
         record = self._upstream(asked)
         await self._members.add_upstream(record)
-        for _ in range(int(READY_S / READY_LOOK_S)):  # so that the answer says whether it works
-            node = self._registry.find(record.node_id)
-            if node is None or node.state in (NodeState.READY, NodeState.QUARANTINED) or _refuses(node):
+        for look in range(int(ADDING_S_MAX / ADDING_LOOK_S)):  # so that the answer says whether it works
+            if not _open(self._registry.find(record.node_id), look * ADDING_LOOK_S):
                 break
-            await asyncio.sleep(READY_LOOK_S)
+            await asyncio.sleep(ADDING_LOOK_S)
         return json_reply(self._one(record.node_id))
 
     async def node(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -318,9 +318,13 @@ def _state(node: Node, proven: bool) -> str:
     return "ready" if proven else "unproven"
 
 
-def _refuses(node: Node) -> bool:
-    """Whether it has said that it will not do this: waiting would not help."""
-    return node.last_failure is not None and node.last_failure.check in REFUSALS
+def _open(node: Node | None, waited_s: float) -> bool:
+    """Whether it is still open if a server that was just added works."""
+    if node is None or node.state is not NodeState.UNPROVEN:
+        return False
+    if node.last_failure is None:
+        return waited_s < ADDING_S_MAX
+    return node.last_failure.check not in REFUSALS and waited_s < ADDING_S
 
 
 def _reported(member: Member | None) -> dict[str, Any] | None:

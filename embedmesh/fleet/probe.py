@@ -19,6 +19,7 @@ from embedmesh.rules.ports import Catalogue, Clock, Part, Tokenizer, Verify
 
 log = logging.getLogger("embedmesh.fleet")
 
+BY_CALLERS_S = 4.0  # a right answer so young was to a caller: our own last question was before that
 OUT_EVERY_S = 0.25  # a node that is out, or has just failed, should not wait for us
 PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
 PACED_PROBE_S = 10.0  # of a server of another make: it may be far away, or load its model when it is asked first
@@ -98,7 +99,7 @@ class Prober:
             elif before is not NodeState.READY or self._node.doubt:
                 await self.probe()
             elif self._clock.monotonic() - self._probed_at >= PROBE_EVERY_S:
-                await self.probe(only_new=self._quiet_s() < PROBE_EVERY_S)
+                await self.probe(only_new=self._quiet_s() < BY_CALLERS_S)
             self._tell(before)
             if self._node.state is NodeState.READY and self._wants_measuring(before):
                 self._measuring = asyncio.create_task(self.measure())  # a node that hangs in it must be probed, too

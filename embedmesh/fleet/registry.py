@@ -41,7 +41,7 @@ PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # for a node that said 429 or 503, whateve
 TRIAL_ANSWERS = 3  # right ones in a row, one part at a time, before an ejected node is trusted with more
 OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a node stays out that is ejected a second time, and at most
 PROBE_EVERY_S = 5.0  # of an idle node of our make: a third of the 15 s within which /readyz wants a real embedding
-PROBE_GRACE_S = 1.0  # until a probe that is due has been answered
+PROBE_GRACE_S = 2.0  # until a probe that is due has ended
 RETRY_AFTER_MAX_S = 60.0  # that a server may ask not to be probed for; it can ask again
 FORGIVEN_S = 600.0  # after so long without an ejection the next one is the first again
 PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to what is expected of a node while it is in doubt
@@ -202,7 +202,7 @@ class Registry:
         node.failures_in_a_row += 1
         node.recent.append(True)
         node.doubt = DOUBT[min(sum(node.recent), len(DOUBT)) - 1]
-        node.wrong.append(isinstance(failure, WrongAnswer))
+        node.wrong.append(isinstance(failure, WrongAnswer) and not _is_a_page(node, failure))
         bad = (
             node.trial > 0
             or node.failures_in_a_row >= FAILURES_TO_EJECT
@@ -211,7 +211,9 @@ class Registry:
         if isinstance(failure, NodeUnreachable):
             self._move(node, NodeEvent.UNREACHABLE)
         elif sum(node.wrong) >= WRONG_TO_QUARANTINE and not node.trusted:
-            self.quarantine(node, "too many of its answers failed a check, at last this", failure.check)
+            self.quarantine(
+                node, f"{WRONG_TO_QUARANTINE} wrong answers of late, at last: {failure.message}", failure.check
+            )
         elif bad and self._may_eject(node):
             self._move(node, NodeEvent.FAILURES)
 
@@ -293,3 +295,8 @@ class Registry:
     def _changed(self) -> None:
         self._ready.clear()
         self.on_change()
+
+
+def _is_a_page(node: Node, failure: NodeFailure) -> bool:
+    """Whether a server of another make has answered no vectors at all: what stands before it says that it is away."""
+    return node.kind == UPSTREAM and failure.check in (Check.FORM, Check.HTTP)
