@@ -140,10 +140,11 @@ class UpstreamLink:
 
     async def _ask(self, asked: dict[str, Any], limit: int) -> Reply:
         """A success. The first time without knowing whether `encoding_format` is known there."""
-        if self._base64 is not False:
+        knew = self._base64
+        if knew is not False:
             reply = await self._exchange(asked | {"encoding_format": "base64"}, limit)
-            if self._base64 or reply.status not in WRONG_REQUEST:
-                self._base64 = self._base64 or reply.status in SUCCESS
+            self._base64 = True if reply.status in SUCCESS else None if reply.status in WRONG_REQUEST else knew
+            if knew or reply.status not in WRONG_REQUEST:  # it knew it and is believed, until it is asked again
                 return _checked(reply)
         reply = await self._exchange(asked, limit)
         if reply.status in SUCCESS:

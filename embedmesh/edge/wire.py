@@ -288,9 +288,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(WrongAnswer("the node's reply is not HTTP", check=Check.HTTP))
-        if self._head_size > HEAD_BYTES_MAX or (self._in_head and self._size > HEAD_BYTES_MAX):
-            # only now: one read may bring the head and a large body
-            self._fail(WrongAnswer("the head of the node's reply is larger than any right one", check=Check.HTTP))
+        if self._in_head and self._size > HEAD_BYTES_MAX:  # only now: one read may bring the head and a large body
+            self._fail(_large_head())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
@@ -317,6 +316,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self._head_size > HEAD_BYTES_MAX:
+            self._fail(_large_head())
 
     def on_body(self, body: bytes) -> None:
         self._chunks.append(body)
@@ -339,3 +340,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             status = self._parser.get_status_code()
             self._waiter.set_result(Reply(status, self._headers, b"".join(self._chunks), by_closing))
+
+
+def _large_head() -> WrongAnswer:
+    return WrongAnswer("the head of the node's reply is larger than any right one", check=Check.HTTP)

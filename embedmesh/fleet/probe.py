@@ -72,7 +72,7 @@ class Prober:
         self._probes = {model.id: count([PROBE_TEXT], model, tokenizers.get(model.id)) for model in catalogue.models}
         self._tokenizers = tokenizers
         self._told: set[str] = set()
-        self._told_unproven = False
+        self._told_unproven = self._told_quiet = False
         self._began = clock.monotonic()
         self._probed_at = float("-inf")
         self._measured_at = clock.monotonic()
@@ -108,6 +108,10 @@ class Prober:
     def _tell(self, before: NodeState) -> None:
         """Say when the state has changed, and once why a new node gets no work."""
         now = self._node.state
+        quiet = now is NodeState.READY and not self._registry.proven(self._node)
+        if quiet and not self._told_quiet:  # it may be the only one, and get work for want of another
+            log.warning("node %s has answered nothing rightly of late: %s", self._node.node_id, self._node.last_failure)
+        self._told_quiet = quiet
         if now is before and (now is not NodeState.UNPROVEN or self._told_unproven):
             return
         if now is NodeState.READY:
