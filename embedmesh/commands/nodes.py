@@ -13,7 +13,8 @@ from embedmesh.commands.payables import pay, payables
 from embedmesh.commands.telling import print_json, print_table
 
 COLUMNS = 80  # of a terminal
-ID_CHARS = 16  # of a node's id in the list; `nodes show` and --json have all of it
+HEAD: tuple[str, ...] = ("no", "node", "state", "tokens/s", "answers", "failed", "last right")
+ID_CHARS = 12  # of a node's id in the list; `nodes show` and --json have all of it
 MODELS_MIN = 8
 
 
@@ -40,10 +41,11 @@ def list_(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json:
     if as_json:
         print_json(found)
         return
-    head = ("no", "node", "state", "tokens/s", "answers", "failed", "last right", "models")
-    rows = [_row(node) for node in found]
-    left = COLUMNS - sum(max(map(len, column)) + 2 for column in zip(head[:-1], *rows, strict=False))
-    rows = [(*row, _short(_models(node), max(left, MODELS_MIN))) for row, node in zip(rows, found, strict=True)]
+    head, rows = HEAD, [_row(node) for node in found]
+    left = COLUMNS - sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True))
+    if left >= MODELS_MIN:
+        head = (*head, "models")
+        rows = [(*row, _short(_models(node), left)) for row, node in zip(rows, found, strict=True)]
     print_table(head, rows, right=("no", "tokens/s", "answers", "failed"))
     for node in found:
         if node.get("last_failure") and node["state"] not in ("ready", "draining"):

@@ -40,12 +40,12 @@ class Pace:
         return now - since >= wait_s and now >= node.leave_alone_until
 
     def probed(self, node: Node, now: float) -> None:
-        """It has been: draw how long the next wait is."""
-        self._probed_at, self._ill_since = now, None
-        self._drawn = self._dice.random()
-        if node.state is not NodeState.READY or node.doubt:
+        """It has been, when it was due: draw how long the next wait is."""
+        if self._ill_since is not None:  # also where the probe was answered rightly: callers may go on making it fail
             refused = node.failures_in_a_row and node.last_failure is not None and node.last_failure.check in REFUSALS
             self._steps = min(self._steps + (REFUSED_STEPS if refused else 1), STEPS_MAX)
+        self._probed_at, self._ill_since = now, None
+        self._drawn = self._dice.random()
 
 
 def _when(moment: float | None) -> float:

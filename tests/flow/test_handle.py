@@ -15,6 +15,7 @@ from embedmesh.rules.errors import (
     NodeTooSlow,
     NodeUnreachable,
     Overloaded,
+    UpstreamRefused,
     WrongAnswer,
 )
 from embedmesh.rules.ports import Reply
@@ -97,6 +98,7 @@ FAILING = [
     (NodeBroke("broke"), "no_node_available"),
     (NodeUnreachable("gone"), "no_node_available"),
     (NodeRefused("400"), "bad_node_response"),
+    (UpstreamRefused("400"), "bad_node_response"),
     (WrongAnswer("wrong"), "bad_node_response"),
     (NodeTooSlow("slow"), "deadline_exceeded"),
 ]
