@@ -179,6 +179,8 @@ class OwnLink:
         if reply.status == 401 and signing is not None and signing.has_before:
             before = True  # we know of a new session a little earlier than the node
             reply = await self._wires.exchange(build, limit)
+        if reply.by_closing:
+            raise NodeBroke("the node closed the connection")  # ours always say how long their reply is
         check_status(reply)  # a refusal needs no signature: whoever could forge it could as well cut the connection
         if signing is not None and signed is not None:
             signing.check(signed, reply)

@@ -218,7 +218,7 @@ def retry_after_s(headers: dict[bytes, bytes]) -> float:
             seconds = (parsedate_to_datetime(said) - now).total_seconds()
         else:
             seconds = float(said or 0)
-    except (ValueError, TypeError):  # TypeError: one of two dates without its zone
+    except (ValueError, TypeError, OverflowError):  # TypeError: one of two dates without its zone
         return 0.0
     return max(0.0, seconds)  # which is 0.0 of what is not a number
 

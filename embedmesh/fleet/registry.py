@@ -190,7 +190,7 @@ class Registry:
         """
         now = self._clock.monotonic()
         node.failed[failure.check] += 1
-        node.leave_alone_until = now + min(failure.retry_after_s, RETRY_AFTER_MAX_S)
+        node.leave_alone_until = max(node.leave_alone_until, now + min(failure.retry_after_s, RETRY_AFTER_MAX_S))
         if not isinstance(failure, NodeBusy) or node.last_failure is None or node.last_failure.check is Check.BUSY:
             node.last_failure, node.last_failed = Reason(failure.check, failure.message), now
         if isinstance(failure, NodeBusy):

@@ -281,11 +281,11 @@ async def test_wrong_answers_quarantine_a_node_until_it_is_readmitted(gw: Gatewa
         def kept() -> str:
             return next(one.quarantined for one in gw.members.records() if one.node_id == applicant.node_id)
 
-        assert "failed a check" in await until("it is written down", kept)
+        assert "signature: 3 wrong answers" in await until("it is written down", kept)
         await applicant.join(**applicant.place)
         await gw.act(applicant.node_id, "trust")
         assert node.state is NodeState.QUARANTINED
-        assert "failed a check" in kept()
+        assert "signature: 3 wrong answers" in kept()
         await gw.act(applicant.node_id, "readmit")
         assert kept() == ""
         assert node.state in (NodeState.UNPROVEN, NodeState.READY)
