@@ -75,7 +75,6 @@ class Canaries:
         self._on_readmit = on_readmit
         self._tasks: set[asyncio.Task[None]] = set()
         self._right_in_a_row: dict[str, int] = {}  # of quarantined nodes
-        self._resting_until: dict[str, float] = {}
 
     def answered(self, model: Model, counted: Counted, part: Part, reply: EmbedVectors) -> None:
         """A caller gets this answer. Perhaps another node is asked the same."""
@@ -97,10 +96,12 @@ class Canaries:
         """Probe quarantined nodes for ever."""
         while True:
             await asyncio.sleep(PROBATION_EVERY_S)
-            for node in self._registry:
-                resting = self._clock.monotonic() < self._resting_until.get(node.node_id, 0.0)
-                if node.state is NodeState.QUARANTINED and not resting:
-                    self._spawn(self._probe(node))
+            self._probe_all()
+
+    def _probe_all(self) -> None:
+        for node in self._registry:
+            if node.state is NodeState.QUARANTINED and self._clock.monotonic() >= node.leave_alone_until:
+                self._spawn(self._probe(node))
 
     async def stop(self) -> None:
         """Compare no more."""
@@ -143,7 +144,7 @@ class Canaries:
             return
         right = await self._agrees(node, model, asked, truth)
         if not right and node.kind == UPSTREAM:
-            self._resting_until[node.node_id] = self._clock.monotonic() + PROBATION_REST_S
+            node.leave_alone_until = self._clock.monotonic() + PROBATION_REST_S
         run = self._right_in_a_row[node.node_id] = self._right_in_a_row.get(node.node_id, 0) + 1 if right else 0
         if run >= PROBATION_RUN:
             del self._right_in_a_row[node.node_id]

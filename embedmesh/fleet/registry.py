@@ -75,7 +75,7 @@ class Node:
     out_until: float = 0.0
     ejected_at: float = float("-inf")
     probe_every_s: float = PROBE_EVERY_S  # while it is well and idle
-    leave_alone_until: float = 0.0  # so it has asked: no probes
+    leave_alone_until: float = 0.0  # no probes: so it has asked, or it was wrong again
     last_right_answer: float | None = None
     last_failure: Reason | None = None  # it is kept when the node is well again
     last_failed: float | None = None

@@ -100,6 +100,15 @@ async def test_a_server_that_refuses_is_told_at_once_and_hardly_asked_again(
     await gw.act(name, "remove")
 
 
+async def test_a_server_that_refuses_is_left_alone_for_seconds(gw: Gateway) -> None:
+    """Seen: 5.8 requests a second, for ever."""
+    async with saying(http(b"{}", status="401 Unauthorized")) as (port, asked):
+        await add(gw, port, "closed")
+        await asyncio.sleep(1.5)  # six looks of its prober
+        assert len(asked) == 1
+    await gw.act("closed", "remove")
+
+
 async def test_a_server_that_is_not_there_is_told_as_that(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedmesh.edge.admin_api.ADDING_S", 0.2)
     async with saying(b"") as (port, _):
