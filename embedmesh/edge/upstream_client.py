@@ -39,7 +39,9 @@ DIGITS_MAX = 15  # of a number that is written as a text
 MEMBERS = ("data", "embedding", "index", "usage")  # that we look at: each may stand once in its object
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 URL_CHARS_MAX = 300
+ELSEWHERE = "; it sends us elsewhere: is its address right?"  # where we do not go
 HINTS = {
+    **dict.fromkeys((301, 302, 303, 307, 308), ELSEWHERE),
     401: "; is its token right?",
     403: "; is its token right?",
     404: "; are its address and its name for the model right?",

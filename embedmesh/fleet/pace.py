@@ -22,6 +22,10 @@ class Pace:
     def __init__(self, dice: Dice) -> None:
         self._dice = dice
         self._drawn = dice.random()
+        self.begin()
+
+    def begin(self) -> None:
+        """Know nothing of it: it is due at once."""
         self._probed_at = float("-inf")
         self._ill_since: float | None = float("-inf")  # as far as it was not probed since
         self._steps = 0  # doublings

@@ -92,6 +92,8 @@ class Prober:
             before = self._node.state
             if before is NodeState.QUARANTINED:
                 await self._look()  # its probes are compared with another node's answers: see canary
+                if self._pace is not None:
+                    self._pace.begin()  # once it is readmitted
             elif self._pace is not None:
                 if self._pace.due(self._node, self._clock.monotonic()):
                     await self.probe()

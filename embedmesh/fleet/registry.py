@@ -235,7 +235,7 @@ class Registry:
         node.failures_in_a_row = node.doubt = 0
         node.ejections = 0
         node.fresh_answers = 0
-        node.out_until = 0.0
+        node.out_until = node.leave_alone_until = 0.0
         self._move(node, NodeEvent.READMITTED)
 
     def seconds_since_right_answer(self) -> float | None:

@@ -27,6 +27,8 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify, Witness
 from embedmesh.rules.within import within
 
+RETRY_AFTER_MAX_S = 60.0  # that a node's word may send a caller away for: others may be free before
+
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
     """Seconds that a request may take from now on, all attempts together. Decided once: its hold lasts as long.
@@ -232,8 +234,9 @@ class _Answers:
 def _told_to_caller(last: NodeFailure | None) -> Failure:
     """What the caller hears when no attempt succeeded."""
     match last:
-        case NodeBusy():
-            return Overloaded("Every node is full of work. Try again shortly.")
+        case NodeBusy(retry_after_s=wait_s):
+            wait_s = min(max(wait_s, 1.0), RETRY_AFTER_MAX_S)
+            return Overloaded("Every node is full of work. Try again shortly.", retry_after_s=wait_s)
         case NodeTooSlow():
             return DeadlineExceeded("No node answered in time. Try again.")
         case UpstreamRefused():

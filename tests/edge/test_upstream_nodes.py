@@ -109,8 +109,15 @@ async def test_a_server_that_refuses_is_left_alone_for_seconds(gw: Gateway) -> N
     await gw.act("closed", "remove")
 
 
-async def test_a_server_that_is_not_there_is_told_as_that(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedmesh.edge.admin_api.ADDING_S", 0.2)
+async def test_one_that_sends_us_elsewhere_is_not_followed(gw: Gateway) -> None:
+    async with saying(http(b"", "Location: http://127.0.0.1:1/\r\n", "308 Permanent Redirect")) as (port, _):
+        found = await add(gw, port, "moved")
+        assert (found["state"], found["last_check"]) == ("unproven", "status_other")
+        assert found["last_failure"] == "it answered HTTP 308; it sends us elsewhere: is its address right?"
+    await gw.act("moved", "remove")
+
+
+async def test_a_server_that_is_not_there_is_told_as_that(gw: Gateway) -> None:
     async with saying(b"") as (port, _):
         pass
     found = await add(gw, port, "nobody")

@@ -157,3 +157,13 @@ def test_one_that_is_back_is_found_within_a_minute_and_then_soon_again() -> None
     world.says, failed_at = (lambda at, probe: NodeUnreachable("x")), world.clock.now - world.began
     world.run(AGAIN_MAX_S + 2, ask=lambda at: True)
     assert len([at for at in world.probes if at >= failed_at]) >= 4, "its past is forgotten"
+
+
+def test_one_that_is_readmitted_is_probed_at_once() -> None:
+    """However often it has failed before, and whatever it had asked for."""
+    world = World(lambda at, probe: NodeBroke("x", retry_after_s=60))
+    world.run(HOUR_S)
+    world.registry.quarantine(world.node, "of a test")
+    world.pace.begin()
+    world.registry.readmit(world.node)
+    assert world.pace.due(world.node, world.clock.now)
