@@ -9,6 +9,7 @@ may be written in any way that leaves its meaning plain. What can be read in two
 
 import binascii
 import json
+import re
 import ssl
 import sys
 from array import array
@@ -37,6 +38,7 @@ WRONG_REQUEST = (400, 413, 414, 422)
 SUCCESS = (200, 201, 203)  # others of the class say that there is no whole answer
 DIGITS_MAX = 15  # of a number that is written as a text
 MEMBERS = ("data", "embedding", "index", "usage")  # that we look at: each may stand once in its object
+NAMES = re.compile(f'"(?:{"|".join(MEMBERS)})"'.encode()).findall
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 URL_CHARS_MAX = 300
 ELSEWHERE = "; it sends us elsewhere: is its address right?"  # where we do not go
@@ -189,17 +191,12 @@ def _checked(reply: Reply) -> Reply:
 def _check_unambiguous(body: bytes, answer: Embeddings) -> None:
     """Raises ValueError where a member that we look at stands twice in one object: readers differ in which counts.
 
-    Where each name stands as often as it must, none stands twice; that is quick, and so with nearly every reply. Else,
-    or where a name may be spelt with an escape, the body is read anew, slowly.
+    Where the names of them stand as often as they must, none stands twice; that is quick, and so with nearly every
+    reply. Else, or where a name may be spelt with an escape, the body is read anew, slowly.
     """
-    as_values = sum(item.object == "embedding" for item in answer.data)
-    expected = {
-        b'"data"': 1,
-        b'"embedding"': len(answer.data) + as_values,
-        b'"index"': sum(item.index is not None for item in answer.data),
-        b'"usage"': int(answer.usage is not None),
-    }
-    if b"\\" in body or any(body.count(name) != count for name, count in expected.items()):
+    must = 1 + (answer.usage is not None) + len(answer.data)  # data, usage, and an embedding each; and of the items:
+    must += sum((item.index is not None) + (item.object == "embedding") for item in answer.data)
+    if b"\\" in body or len(NAMES(body)) != must:
         json.loads(body, object_pairs_hook=_once_each)
 
 

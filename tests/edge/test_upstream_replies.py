@@ -9,13 +9,16 @@ import base64
 import gzip
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embedmesh.edge.upstream_client import Place, UpstreamLink
+from embedmesh.edge.upstream_client import MEMBERS, Embeddings, Place, UpstreamLink, _check_unambiguous
 from embedmesh.edge.wire import HEAD_BYTES_MAX, retry_after_s
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors
@@ -251,6 +254,39 @@ async def test_what_is_ambiguous_or_no_answer_is_refused_by_the_check_it_fails(b
         with pytest.raises(WrongAnswer) as raised:
             await ask(port)
     assert raised.value.check is check
+
+
+WORDS = st.sampled_from(["data", "embedding", "index", "usage", "object", "x"])
+PAIRS = st.lists(
+    st.one_of(
+        st.tuples(st.just("embedding"), st.just([1.0, 2.0, 3.0, 4.0])),
+        st.tuples(st.just("index"), st.sampled_from([0, 1, 0.0, "1", None])),
+        st.tuples(st.sampled_from(["object", "x", "usage"]), WORDS),
+    ),
+    max_size=5,
+)
+MORE = st.lists(st.tuples(st.sampled_from(["usage", "model", "object", "x", "index"]), WORDS), max_size=4)
+
+
+def spelt(pairs: list[tuple[str, Any]]) -> str:
+    """A JSON object with these members, also the same twice; a value that is a tuple is spelt already."""
+    values = [value[0] if isinstance(value, tuple) else json.dumps(value) for _, value in pairs]
+    return "{" + ", ".join(f"{json.dumps(name)}: {value}" for (name, _), value in zip(pairs, values, strict=True)) + "}"
+
+
+@given(several=st.lists(PAIRS, max_size=3), more=MORE, twice=st.booleans())
+def test_a_member_that_stands_twice_is_found_wherever_its_name_stands_else(
+    several: list[list[tuple[str, Any]]], more: list[tuple[str, Any]], twice: bool
+) -> None:
+    """The quick way to see it is never fooled, and never sees what is not there."""
+    data = ("[" + ", ".join(spelt([("embedding", LISTS[0]), *pairs]) for pairs in several) + "]",)
+    top: list[tuple[str, Any]] = [("data", data), *more, *([("data", data)] if twice else [])]
+    body = spelt(top).encode()
+    objects = [[name for name, _ in top], *(["embedding", *(name for name, _ in pairs)] for pairs in several)]
+    ambiguous = any(names.count(name) > 1 for names in objects for name in MEMBERS)
+    answer = msgspec.json.decode(body, type=Embeddings)
+    with pytest.raises(ValueError, match="twice") if ambiguous else nullcontext():
+        _check_unambiguous(body, answer)
 
 
 TOKENS = [
