@@ -1,8 +1,8 @@
 """When a server of another make is probed. It may cost money each time, and it may have asked to be left alone.
 
 While it is well, callers' requests show it; it is asked where there were none for a while. While it is not, it is asked
-again after twice the time of before, up to a minute: not together with others that saw it fail, and not before it wants
-to be. Decides; never waits.
+again after twice the time of before, up to a minute, or ten seconds where nobody is there: not together with others that
+saw it fail, and not before it wants to be. Decides; never waits.
 """
 
 from embedmesh.fleet.registry import Node
@@ -10,6 +10,7 @@ from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.rules.ports import Dice
 
 FIRST_S, AGAIN_MAX_S = 0.5, 60.0  # between a failure and the next probe
+NOBODY_MAX_S = 10.0  # the same where nobody is there: that costs nothing, and it may be starting
 REFUSED_STEPS = 3  # doublings for a refusal: nobody mends a wrong token within a second
 JITTER, JITTER_IDLE = 0.5, 0.1  # the part of a wait that is drawn by dice
 STEPS_MAX = 16  # long past AGAIN_MAX_S
@@ -40,16 +41,21 @@ class Pace:
                 self._steps = 0  # not sooner: whom callers make fail would be probed at each of their whims
         else:
             since = self._ill_since = now if self._ill_since is None else self._ill_since
-            wait_s = min(FIRST_S * 2.0**self._steps, AGAIN_MAX_S) * (1 - JITTER * self._drawn)
+            most_s = NOBODY_MAX_S if _last_check(node) is Check.CONNECT else AGAIN_MAX_S
+            wait_s = min(FIRST_S * 2.0**self._steps, most_s) * (1 - JITTER * self._drawn)
         return now - since >= wait_s and now >= node.leave_alone_until
 
     def probed(self, node: Node, now: float) -> None:
         """It has been, when it was due: draw how long the next wait is."""
         if self._ill_since is not None:  # also where the probe was answered rightly: callers may go on making it fail
-            refused = node.failures_in_a_row and node.last_failure is not None and node.last_failure.check in REFUSALS
+            refused = node.failures_in_a_row and _last_check(node) in REFUSALS
             self._steps = min(self._steps + (REFUSED_STEPS if refused else 1), STEPS_MAX)
         self._probed_at, self._ill_since = now, None
         self._drawn = self._dice.random()
+
+
+def _last_check(node: Node) -> Check | None:
+    return None if node.last_failure is None else node.last_failure.check
 
 
 def _when(moment: float | None) -> float:
