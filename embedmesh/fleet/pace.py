@@ -1,8 +1,8 @@
 """When a server of another make is probed. It may cost money each time, and it may have asked to be left alone.
 
 While it is well, callers' requests show it; it is asked where there were none for a while. While it is not, it is asked
-again after twice the time of before, up to a minute, or ten seconds where nobody is there: not together with others that
-saw it fail, and not before it wants to be. Decides; never waits.
+again after twice the time of before, up to a minute, or ten seconds where nobody is there: not together with others
+that saw it fail, and not before it wants to be. Decides; never waits.
 """
 
 from embedmesh.fleet.registry import Node
