@@ -145,6 +145,7 @@ async def _run(settings: GatewaySettings) -> int:
         verify,
         gateway_fingerprint,
         normal,
+        upstream_probe_s=settings.upstream_probe_s,
     )
     canaries = Canaries(
         registry, line, clients, catalogue, tokenizers, clock, random.Random(), verify, on_readmit=members.readmitted

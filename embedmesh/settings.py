@@ -73,6 +73,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
             description="Private network where nodes may be, such as 10.0.0.0/8; http is taken there. May be repeated."
         ),
     ] = ()
+    upstream_probe_s: Annotated[
+        int,
+        Meta(
+            description="Seconds between two probes of an idle server of another make; each may cost money there.",
+            ge=5,
+            le=86_400,
+        ),
+    ] = 60
     policy: Annotated[
         Literal["fastest", "cheapest", "weighted"], Meta(description="Which of the nodes that could do it is asked.")
     ] = "fastest"

@@ -158,7 +158,9 @@ def add(
     elif found["state"] == "ready":
         click.echo(f"Node {found['node_id']} is ready.")
     else:
-        click.echo(f"Node {found['node_id']} is noted, and has not embedded yet: {found['last_failure']}.", err=True)
+        failed = f"{found['last_check']}: {found['last_failure']}" if found["last_failure"] else "no answer yet"
+        click.echo(f"Node {found['node_id']} is {found['state']}: it gets no work until it embeds rightly.", err=True)
+        click.echo(f"What it failed: {failed}", err=True)
         sys.exit(1)
 
 

@@ -1,5 +1,6 @@
 """`embedmesh nodes`: which nodes a gateway has, how they are, and what its operator says of them."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from embedmesh.commands.books import when
 from embedmesh.commands.joining import add, invite, invites, key
 from embedmesh.commands.payables import pay, payables
 from embedmesh.commands.telling import print_json, print_table
+
+COLUMNS = 80  # of a terminal
+HEAD: tuple[str, ...] = ("no", "node", "state", "tokens/s", "answers", "failed", "last right")
+ID_CHARS = 12  # of a node's id in the list; `nodes show` and --json have all of it
+MODELS_MIN = 8
 
 
 @click.group()
@@ -24,7 +30,7 @@ for command in (add, invite, invites, key, pay, payables):
 @nodes.command("list")
 @gateway_options
 def list_(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """List all nodes with their live state.
+    """List all nodes with their live state, and what those failed that are not well.
 
     \b
     Examples:
@@ -35,8 +41,16 @@ def list_(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json:
     if as_json:
         print_json(found)
         return
-    head = ("node", "no", "kind", "state", "models", "outstanding", "tokens/s", "answers", "failed", "canaries", "seen")
-    print_table(head, [_row(node) for node in found], right=("no", "outstanding", "tokens/s", "answers", "failed"))
+    head, rows = HEAD, [_row(node) for node in found]
+    left = COLUMNS - sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True))
+    if left >= MODELS_MIN:
+        head = (*head, "models")
+        rows = [(*row, _short(_models(node), left)) for row, node in zip(rows, found, strict=True)]
+    print_table(head, rows, right=("no", "tokens/s", "answers", "failed"))
+    for node in found:
+        if node.get("last_failure") and node["state"] not in ("ready", "draining"):
+            words = f"{node['node_id']} failed {last_failure(node)}"
+            click.echo("\n" + textwrap.fill(words, COLUMNS, subsequent_indent="  ", break_long_words=False))
 
 
 @nodes.command()
@@ -167,28 +181,41 @@ def _act(admin: Admin, node: str, action: str, as_json: bool, words: str, body: 
         click.echo(f"Node {found['node_id']} {words}.")
 
 
+def last_failure(node: dict[str, Any]) -> str:
+    """What a node failed last: the check, in words, and when."""
+    check, ago_s = node["last_check"] or "a check", node["last_failed_s_ago"]
+    return f"{check}: {node['last_failure']}" + (f" ({ago_s:.0f} s ago)" if ago_s is not None else "")
+
+
 def _row(node: dict[str, Any]) -> tuple[str, ...]:
-    canaries = node.get("canaries") or {}
     seen = node.get("last_answer_s_ago")
+    speed = node.get("tokens_per_s")
     return (
-        node["node_id"],
         str(node.get("small_id") or "-"),
-        node["kind"],
+        _short(node["node_id"], ID_CHARS),
         _state(node),
-        ",".join(node.get("models") or [offer["id"] for offer in node.get("offers") or []]) or "-",
-        str(node.get("tokens_outstanding", "-")),
-        str(node.get("tokens_per_s", "-")),
+        str(speed) if speed is not None else "-",
         str(node.get("answers", "-")),
         str(sum(node["failures"].values()) if "failures" in node else "-"),
-        f"{canaries.get('passed', 0)}/{canaries.get('failed', 0)}" if canaries else "-",
         f"{seen:.0f} s ago" if seen is not None else "-",
     )
+
+
+def _models(node: dict[str, Any]) -> str:
+    """Their names without whose they are."""
+    ids = node.get("models") or [offer["id"] for offer in node.get("offers") or []]
+    return ", ".join(model.rpartition("/")[2] for model in ids) or "-"
+
+
+def _short(text: str, chars: int) -> str:
+    return text if len(text) <= chars else text[: chars - 1] + "\u2026"
 
 
 def _state(node: dict[str, Any]) -> str:
     if node["standing"] != "admitted":
         return str(node["standing"])
-    return str(node["state"] or "not seen yet")
+    state = str(node["state"] or "not seen yet")
+    return f"{state}, draining" if node.get("draining") and state != "draining" else state
 
 
 def _shown(name: str, value: Any) -> str:

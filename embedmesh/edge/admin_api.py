@@ -9,12 +9,14 @@ from aiohttp import web
 from msgspec import Meta
 
 from embedmesh.edge.bodies import decoded, json_reply, small_body
-from embedmesh.edge.member_records import DIALLED, UPSTREAM, kind_of
+from embedmesh.edge.member_records import DIALLED, kind_of
 from embedmesh.edge.members import Member, Members
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import REST, Routes
 from embedmesh.edge.upstream_client import parse_url
-from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.pace import REFUSALS
+from embedmesh.fleet.probe import PACED_PROBE_S
+from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import INPUTS_MAX
 from embedmesh.rules.membership import Offer, Standing
@@ -28,7 +30,8 @@ INVITE_S = 3_600
 NOTE_CHARS_MAX = 128
 WEIGHT_MAX = 1e6
 LOCAL = "local"
-READY_S, READY_LOOK_S = 5.0, 0.1  # a server that is there embeds within one
+ADDING_S, ADDING_LOOK_S = 5.0, 0.1  # a server that is there embeds within one
+ADDING_S_MAX = PACED_PROBE_S + 2.0  # until the first probe of one that says nothing has ended
 SMALL_ID = re.compile("[0-9]{1,15}")
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
@@ -94,7 +97,10 @@ class AdminApi:
         clock: Clock,
         catalogue: Catalogue,
         public_key: bytes,
+        adding_s: float = ADDING_S,
     ) -> None:
+        """One who adds a server is told after `adding_s` that it does not work yet."""
+        self._adding_s = adding_s
         self._catalogue = catalogue
         self._members = members
         self._registry = registry
@@ -121,11 +127,10 @@ class AdminApi:
         asked = decoded(await self._body(request), UpstreamRequest)
         record = self._upstream(asked)
         await self._members.add_upstream(record)
-        for _ in range(int(READY_S / READY_LOOK_S)):  # so that the answer says whether it works
-            node = self._registry.find(record.node_id)
-            if node is None or node.state is NodeState.READY:
+        for look in range(int(ADDING_S_MAX / ADDING_LOOK_S)):  # so that the answer says whether it works
+            if not _open(self._registry.find(record.node_id), look * ADDING_LOOK_S, self._adding_s):
                 break
-            await asyncio.sleep(READY_LOOK_S)
+            await asyncio.sleep(ADDING_LOOK_S)
         return json_reply(self._one(record.node_id))
 
     async def node(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -241,7 +246,9 @@ class AdminApi:
 
     def _described(self, record: NodeRecord | None, node: Node | None) -> dict[str, Any]:
         member = self._members.alive(record.node_id) if record is not None else None
-        return {**_kept(record), **(_live(node, member, self._clock) if node is not None else {"state": None})}
+        if node is None:
+            return {**_kept(record), "state": None}
+        return {**_kept(record), **_live(node, _state(node, self._registry.proven(node)), member, self._clock)}
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         return await small_body(request, self._bodies)
@@ -268,40 +275,59 @@ def _kept(record: NodeRecord | None) -> dict[str, Any]:
     }
 
 
-def _live(node: Node, member: Member | None, clock: Clock) -> dict[str, Any]:
+def _live(node: Node, state: str, member: Member | None, clock: Clock) -> dict[str, Any]:
     """What this gateway sees of a node now."""
     now = clock.monotonic()
-    counts = dict(node.counts)
-    troubled = node.last_right_answer is None or node.failures_in_a_row > 0
+    failure, load = node.last_failure, node.load
 
     def named(prefix: str, *names: str) -> dict[str, int]:
-        return {name: counts.pop(f"{prefix}_{name}", 0) for name in names}
+        return {name: node.counts[f"{prefix}_{name}"] for name in names}
 
     return {
         "node_id": node.node_id,
         "kind": node.kind,
         "address": node.address if node.kind != DIALLED else None,
-        "state": "draining" if node.draining and node.state is NodeState.READY else node.state.value,
+        "state": state,
         "models": sorted(node.models),
         "trusted": node.trusted,
         "weight": node.weight,
         "draining": node.draining,
-        "tokens_outstanding": node.load.tokens,
-        "parts_outstanding": node.load.parts,
-        "tokens_per_s": round(node.load.tokens_per_s),
-        "fixed_ms": round(node.load.fixed_s * 1000, 2),
-        "answers": counts.pop("answers", 0),
-        "tokens": counts.pop("tokens", 0),
-        "hedges": counts.pop("hedges", 0),
+        "tokens_outstanding": load.tokens,
+        "parts_outstanding": load.parts,
+        "tokens_per_s": round(load.tokens_per_s) if load.measured else None,
+        "fixed_ms": round(load.fixed_s * 1000, 2) if load.measured else None,
+        "answers": node.counts["answers"],
+        "tokens": node.counts["tokens"],
+        "hedges": node.counts["hedges"],
         "canaries": named("canaries", "passed", "failed", "disputed"),
         "receipts_seen": named("receipts", "matched", "unmatched", "false", "refused"),
-        "failures": counts,
-        "last_failure": node.last_failure if troubled else None,
+        "failures": {check.value: count for check, count in node.failed.items()},
+        "last_check": failure.check.value if failure is not None and failure.check is not None else None,
+        "last_failure": failure.words if failure is not None else None,
+        "last_failed_s_ago": _ago(node.last_failed, now),
         "last_answer_s_ago": _ago(node.last_right_answer, now),
         "reported": _reported(member),
         "receipts": member.audit.count if member is not None else 0,
         "last_heartbeat_s_ago": _ago(member.seen if member is not None else None, now),
     }
+
+
+def _state(node: Node, proven: bool) -> str:
+    """Its state in one word: one whose last right answer is old is not called ready, though it may still get work."""
+    if node.state is not NodeState.READY:
+        return str(node.state.value)
+    if node.draining:
+        return "draining"
+    return "ready" if proven else "unproven"
+
+
+def _open(node: Node | None, waited_s: float, adding_s: float) -> bool:
+    """Whether it is still open if a server that was just added works."""
+    if node is None or node.state is not NodeState.UNPROVEN:
+        return False
+    if node.last_failure is None:
+        return True
+    return node.last_failure.check not in REFUSALS and waited_s < adding_s
 
 
 def _reported(member: Member | None) -> dict[str, Any] | None:

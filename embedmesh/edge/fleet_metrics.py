@@ -37,13 +37,24 @@ class FleetCollector(Collector):
                 for key, count in _named(node, f"{name}_"):
                     family.add_metric([node.node_id, key], count)
             yield family
-        kinds = ["node", "kind"]
-        family = CounterMetricFamily("embedmesh_node_failures", "Failed attempts and probes by kind", labels=kinds)
-        for node in nodes:
-            for key, count in node.counts.items():
-                if key[0].isupper():  # a failure's own name
-                    family.add_metric([node.node_id, key], count)
-        yield family
+        yield from _checks(nodes)
+
+
+def _checks(nodes: list[Node]) -> Iterator[Metric]:
+    """What nodes were found wrong by: words of the closed list `Check`, never more of what they said."""
+    labels = ["node", "check"]
+    words = "Failed attempts and probes by the check that failed; `busy` is load, not failure"
+    failed = CounterMetricFamily("embedmesh_node_failures", words, labels=labels)
+    ejected = CounterMetricFamily("embedmesh_node_ejections", "Ejections by the check that failed last", labels=labels)
+    words = "Quarantines by the check that failed last"
+    quarantined = CounterMetricFamily("embedmesh_node_quarantines", words, labels=labels)
+    sent_away = {NodeState.EJECTED: ejected, NodeState.QUARANTINED: quarantined}
+    for node in nodes:
+        for check, count in node.failed.items():
+            failed.add_metric([node.node_id, check.value], count)
+        for (state, check), count in node.sent_away.items():
+            sent_away[state].add_metric([node.node_id, check.value], count)
+    yield from (failed, ejected, quarantined)
 
 
 def _gauges(nodes: list[Node]) -> Iterator[Metric]:
@@ -54,7 +65,8 @@ def _gauges(nodes: list[Node]) -> Iterator[Metric]:
         for each in NodeState:
             state.add_metric([node.node_id, each.value], float(node.state is each))
         tokens.add_metric([node.node_id], node.load.tokens)
-        speed.add_metric([node.node_id], node.load.tokens_per_s)
+        if node.load.measured:
+            speed.add_metric([node.node_id], node.load.tokens_per_s)
     yield from (state, tokens, speed)
 
 

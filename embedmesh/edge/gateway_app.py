@@ -162,14 +162,18 @@ class GatewayApp:
         return json_reply({"message": "ok"})
 
     async def _readyz(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Ready means: money can be held, and something was really embedded just now."""
+        """Ready means: money can be held, and something was really embedded just now.
+
+        By a server of another make, which is probed more rarely, since its last probe. A look sends none: anybody may
+        look, and it may cost money.
+        """
         reasons = []
         if not self._world.ledger.healthy():
             reasons.append("the store does not take writes")
         since_s = self._registry.seconds_since_right_answer()
         if since_s is None:
             reasons.append("no node has embedded anything yet")
-        elif since_s > EMBEDDED_WITHIN_S:
+        elif not any(self._registry.proven(node, EMBEDDED_WITHIN_S) for node in self._registry):
             reasons.append(f"no node has embedded anything for {since_s:.0f} s")
         elif not any(self._registry.ready(model.id) for model in self._world.catalogue.models):
             reasons.append("no node is ready")

@@ -4,14 +4,14 @@ import msgspec
 
 from embedmesh.edge.wire import Dialler, Inbound, tcp_dialler
 from embedmesh.fleet.addresses import parse
-from embedmesh.fleet.registry import Node
-from embedmesh.rules.nodes import NodeState
+from embedmesh.fleet.registry import UPSTREAM, Node
+from embedmesh.rules.nodes import NodeState, Reason
 from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.session import Session, Sessions
 from embedmesh.storage.nodes import NodeRecord
 
-REMOTE, DIALLED, UPSTREAM = "remote", "dialled", "upstream"
-"""Kinds of nodes: at an address, over their own connections, of another make."""
+REMOTE, DIALLED = "remote", "dialled"
+"""Kinds of nodes of our make: at an address, over their own connections."""
 
 
 def kind_of(record: NodeRecord) -> str:
@@ -44,6 +44,7 @@ def node_of(record: NodeRecord) -> Node:
         asks=asks_of(record),
         draining=record.draining,
         state=NodeState.QUARANTINED if record.quarantined else NodeState.UNPROVEN,
+        last_failure=Reason.read(record.quarantined) if record.quarantined else None,
     )
 
 

@@ -6,6 +6,7 @@ the records at the next start.
 
 import asyncio
 import logging
+import random
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Any
 import msgspec
 
 from embedmesh.edge.member_records import (
-    UPSTREAM,
     asks_of,
     node_of,
     pack_sessions,
@@ -27,12 +27,13 @@ from embedmesh.edge.member_records import (
 from embedmesh.edge.node_client import Link, NodeClients, OwnLink, Signing
 from embedmesh.edge.upstream_client import UpstreamLink, parse_url
 from embedmesh.edge.wire import Dialler, Inbound
+from embedmesh.fleet.pace import Pace
 from embedmesh.fleet.probe import Prober
-from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.rules.errors import InsufficientScope, NotFound, StoreUnavailable
 from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Catalogue, Clock, Tokenizer, Verify
+from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer, Verify
 from embedmesh.signing.audit import Audit
 from embedmesh.signing.identity import node_id as node_id_of
 from embedmesh.signing.messages import RequestChecker
@@ -73,8 +74,14 @@ class Members:
         verify: Verify,
         gateway: str,
         normalizing: Collection[str] = (),
+        dice: Dice | None = None,
+        upstream_probe_s: float = 60.0,
     ) -> None:
-        """`normalizing` are the models whose vectors have unit length."""
+        """`normalizing` are the models whose vectors have unit length. `upstream_probe_s` is between two probes of a
+        server of another make that is well and idle.
+        """
+        self._dice = dice or random.Random()
+        self._upstream_probe_s = upstream_probe_s
         self._normalizing = normalizing
         self._books = books
         self._registry = registry
@@ -306,11 +313,12 @@ class Members:
     def _join_upstream(self, record: NodeRecord) -> None:
         node = node_of(record)
         node.reads_ids = False
+        node.probe_every_s = self._upstream_probe_s
         token = record.secret.decode("ascii")
         link = UpstreamLink(parse_url(record.address), record.offers, self._catalogue, token, self._normalizing)
-        self._upstreams[record.node_id] = self._begin(node, link)
+        self._upstreams[record.node_id] = self._begin(node, link, Pace(self._dice))
 
-    def _begin(self, node: Node, link: Link) -> asyncio.Task[None]:
+    def _begin(self, node: Node, link: Link, pace: Pace | None = None) -> asyncio.Task[None]:
         """Into the fleet; it gets work once it has answered a probe."""
         self._clients.add(node.node_id, link)
         self._registry.add(node)
@@ -323,6 +331,7 @@ class Members:
             self._clock,
             self._verify,
             lambda newcomer: self.vouch(newcomer),
+            pace,
         )
         probing = asyncio.create_task(prober.run())
         probing.add_done_callback(self._ended)

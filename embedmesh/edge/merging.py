@@ -14,6 +14,7 @@ from embedmesh.edge.node_client import BYTES_PER_COMPONENT, OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Part
 
 CALLS = 2  # one that the node computes, and one that waits there: it is never without work
@@ -137,7 +138,7 @@ class MergingLink:
         reply = await self._link.embed_ids(first.model, ids, first.request_id)
         row = first.model.width * BYTES_PER_COMPONENT
         if reply.tokens != tokens or len(reply.data) != len(ids) * row:
-            raise WrongAnswer("the node answered to another number of tokens or inputs than asked")
+            raise WrongAnswer("the node answered to another number of tokens or inputs than asked", check=Check.TOKENS)
         answers, at = [], 0
         for asked in batch:
             size = len(asked.part.places) * row

@@ -13,6 +13,7 @@ from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, ServedMod
 from embedmesh.rules.errors import NodeBroke, NodeRefused, NodeUnreachable, WrongAnswer
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock, Part
 from embedmesh.signing.messages import RequestSigner, SignedRequest, Unauthenticated
 from embedmesh.signing.session import Session
@@ -111,7 +112,8 @@ class Signing:
         try:
             signed.check_reply(reply.status, reply.body, reply.headers, self._now_s())
         except Unauthenticated as refused:
-            raise WrongAnswer(f"the node's reply is not signed as agreed ({refused.reason})") from None
+            words = f"the node's reply is not signed as agreed ({refused.reason})"
+            raise WrongAnswer(words, check=Check.SIGNATURE) from None
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
@@ -177,6 +179,8 @@ class OwnLink:
         if reply.status == 401 and signing is not None and signing.has_before:
             before = True  # we know of a new session a little earlier than the node
             reply = await self._wires.exchange(build, limit)
+        if reply.by_closing:
+            raise NodeBroke("the node closed the connection")  # ours always say how long their reply is
         check_status(reply)  # a refusal needs no signature: whoever could forge it could as well cut the connection
         if signing is not None and signed is not None:
             signing.check(signed, reply)
@@ -190,5 +194,12 @@ def check_status(reply: Reply) -> None:
     if reply.status in (404, 408, 429, 503):  # 404: it has unloaded the model, and we have not heard of it yet
         raise busy(reply)
     if 400 <= reply.status < 500:
-        raise NodeRefused(f"the node answered {reply.status}")
-    raise NodeBroke(f"the node answered {reply.status}")
+        raise NodeRefused(f"the node answered {reply.status}", check=check_of(reply.status))
+    raise NodeBroke(f"the node answered {reply.status}", check=check_of(reply.status))
+
+
+def check_of(status: int) -> Check:
+    """Which check a status that is neither success nor load fails."""
+    if status in (401, 403):
+        return Check.ACCESS
+    return {4: Check.STATUS_4XX, 5: Check.STATUS_5XX}.get(status // 100, Check.STATUS_OTHER)

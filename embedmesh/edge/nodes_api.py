@@ -21,6 +21,7 @@ from embedmesh.edge.wire import Connection, Inbound
 from embedmesh.fleet.registry import Registry
 from embedmesh.rules import errors
 from embedmesh.rules.membership import BODY_BYTES_MAX, HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
+from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock
 from embedmesh.signing.messages import CheckedRequest, Unauthenticated
 from embedmesh.storage.nodes import NodeBooks
@@ -130,7 +131,7 @@ class NodesApi:
                 member.node.counts["receipts_unmatched"] += checked.unmatched
                 member.node.counts["receipts_false"] += checked.false
                 if checked.false:
-                    self._registry.quarantine(member.node, "its receipts are not of what it answered")
+                    self._registry.quarantine(member.node, "they are not of what it answered", Check.RECEIPTS)
                 if beat.receipts:
                     await self._books.note_receipts(member.node.node_id, member.audit.count, member.audit.head)
         return msgspec.json.encode(HeartbeatReply(member.audit.count + 1))

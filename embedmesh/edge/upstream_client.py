@@ -2,10 +2,14 @@
 
 They get texts and answer JSON, unsigned: they are trusted as far as the operator says. What can be checked is: order,
 strict base64 or numbers, width, finite, not zero, and a size bound on the whole.
+
+They are taken as they are: a member that is not needed never spoils a reply, whatever it holds, and one that is needed
+may be written in any way that leaves its meaning plain. What can be read in two ways is refused.
 """
 
 import binascii
 import json
+import re
 import ssl
 import sys
 from array import array
@@ -16,11 +20,13 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from embedmesh.edge.wire import Dialler, Reply, busy, tcp_dialler
+from embedmesh.edge.node_client import check_of
+from embedmesh.edge.wire import Dialler, Reply, retry_after_s, tcp_dialler
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
-from embedmesh.rules.errors import InvalidValue, NodeBroke, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, UpstreamRefused, WrongAnswer
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Catalogue, Part
 
 BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, the longest of our peers' spellings; base64 has 5.4
@@ -29,27 +35,34 @@ BYTES_PER_REPLY = 16_384
 PORTS = {"http": 80, "https": 443}
 UNIT_OFF_MAX = 1e-3  # what half floats may make of it
 WRONG_REQUEST = (400, 413, 414, 422)
+SUCCESS = (200, 201, 203)  # others of the class say that there is no whole answer
+DIGITS_MAX = 15  # of a number that is written as a text
+MEMBERS = ("data", "embedding", "index", "usage")  # that we look at: each may stand once in its object
+NAMES = re.compile(f'"(?:{"|".join(MEMBERS)})"'.encode()).findall
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 URL_CHARS_MAX = 300
+ELSEWHERE = "; it sends us elsewhere: is its address right?"  # where we do not go
+HINTS = {
+    **dict.fromkeys((301, 302, 303, 307, 308), ELSEWHERE),
+    401: "; is its token right?",
+    403: "; is its token right?",
+    404: "; are its address and its name for the model right?",
+}
 
 
 class Item(msgspec.Struct):
     """One vector: base64 of little-endian float32, or numbers."""
 
     embedding: str | list[float]
-    index: int
-
-
-class Usage(msgspec.Struct):
-    """Tokens, as the server counts."""
-
-    prompt_tokens: int = 0
+    index: int | float | str | None = None
+    object: Any = None
 
 
 class Embeddings(msgspec.Struct):
     """The reply, as much of it as we look at."""
 
     data: list[Item]
-    usage: Usage | None = None
+    usage: Any = None
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -102,7 +115,7 @@ class UpstreamLink:
         authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._head = (
             f"POST {place.path}/embeddings HTTP/1.1\r\nHost: {host}\r\n{authorization}"
-            "Content-Type: application/json\r\nAccept: application/json\r\n"
+            "Content-Type: application/json\r\nAccept: application/json\r\nAccept-Encoding: identity\r\n"
         )
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
@@ -113,11 +126,7 @@ class UpstreamLink:
         texts = [offer.prefix + counted.texts[place] for place in part.places]
         limit = len(texts) * (model.width * BYTES_PER_COMPONENT + BYTES_PER_INPUT) + BYTES_PER_REPLY
         asked: dict[str, Any] = {"model": offer.name or offer.id, "input": texts}
-        reply = await self._ask(asked, limit)
-        try:
-            answer = self._decode(reply.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise WrongAnswer("the server's reply is not of OpenAI's form") from None
+        answer = self._read(await self._ask(asked, limit))
         data = _in_order(answer.data, len(texts), model.width)
         if model.id in self._normalizing:
             data = _unit(data, model.width)
@@ -134,16 +143,30 @@ class UpstreamLink:
         self._wires.close()
 
     async def _ask(self, asked: dict[str, Any], limit: int) -> Reply:
-        """A 200. The first time without knowing whether `encoding_format` is known there."""
-        if self._base64 is not False:
+        """A success. The first time without knowing whether `encoding_format` is known there."""
+        knew = self._base64
+        if knew is not False:
             reply = await self._exchange(asked | {"encoding_format": "base64"}, limit)
-            if self._base64 or reply.status not in WRONG_REQUEST:
-                self._base64 = self._base64 or reply.status == 200
+            self._base64 = True if reply.status in SUCCESS else None if reply.status in WRONG_REQUEST else knew
+            if knew or reply.status not in WRONG_REQUEST:  # it knew it and is believed, until it is asked again
                 return _checked(reply)
         reply = await self._exchange(asked, limit)
-        if reply.status == 200:
+        if reply.status in SUCCESS:
             self._base64 = False
         return _checked(reply)
+
+    def _read(self, reply: Reply) -> Embeddings:
+        body = reply.body.removeprefix(BYTE_ORDER_MARK)
+        try:
+            answer = self._decode(body)
+            _check_unambiguous(body, answer)
+        except (ValueError, RecursionError):  # msgspec's, json's and Unicode's own errors are ValueErrors
+            if reply.by_closing:
+                raise NodeBroke("the server closed the connection before its reply was whole") from None
+            coding = reply.headers.get(b"content-encoding", b"identity").lower()
+            words = "is compressed, which was not asked for" if coding != b"identity" else "is not of OpenAI's form"
+            raise WrongAnswer(f"the server's reply {words}", check=Check.FORM) from None
+        return answer
 
     async def _exchange(self, asked: dict[str, Any], limit: int) -> Reply:
         body = json.dumps(asked, ensure_ascii=False).encode()
@@ -152,26 +175,57 @@ class UpstreamLink:
 
 
 def _checked(reply: Reply) -> Reply:
-    if reply.status == 200:
+    """The reply, if its status says that it is one. Raises what any other status means."""
+    status, wait_s = reply.status, retry_after_s(reply.headers)
+    if status in SUCCESS:
         return reply
-    if reply.status in (408, 429, 503):
-        raise busy(reply)
-    if reply.status in WRONG_REQUEST:
-        raise UpstreamRefused(f"the server answered {reply.status}")
-    if reply.status in (401, 403):
-        raise NodeBroke(f"the server answered {reply.status}: is its token right?")
-    raise NodeBroke(f"the server answered {reply.status}")
+    if status in (408, 429, 503):
+        raise NodeBusy(f"it is busy: HTTP {status}", retry_after_s=wait_s)
+    check = check_of(status)
+    if status in WRONG_REQUEST:
+        raise UpstreamRefused(f"it refuses: HTTP {status}", check=check, retry_after_s=wait_s)
+    words = f"it refuses: HTTP {status}" if check in (Check.ACCESS, Check.STATUS_4XX) else f"it answered HTTP {status}"
+    raise NodeBroke(words + HINTS.get(status, ""), check=check, retry_after_s=wait_s)
+
+
+def _check_unambiguous(body: bytes, answer: Embeddings) -> None:
+    """Raises ValueError where a member that we look at stands twice in one object: readers differ in which counts.
+
+    Where the names of them stand as often as they must, none stands twice; that is quick, and so with nearly every
+    reply. Else, or where a name may be spelt with an escape, the body is read anew, slowly.
+    """
+    must = 1 + (answer.usage is not None) + len(answer.data)  # data, usage, and an embedding each; and of the items:
+    must += sum((item.index is not None) + (item.object == "embedding") for item in answer.data)
+    if b"\\" in body or len(NAMES(body)) != must:
+        json.loads(body, object_pairs_hook=_once_each)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if any(names.count(name) > 1 for name in MEMBERS):
+        raise ValueError("a member stands twice")
+
+
+def _whole(said: object) -> int | None:
+    """A whole number of at least 0, also as `3.0` or `"3"`; None of anything else."""
+    if isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) <= DIGITS_MAX:
+        return int(said)
+    if isinstance(said, float) and said.is_integer():
+        said = int(said)
+    return said if isinstance(said, int) and not isinstance(said, bool) and said >= 0 else None
 
 
 def _in_order(items: list[Item], count: int, width: int) -> bytes:
-    """The vectors as float32, by index. Raises WrongAnswer unless every index is there once."""
-    rows: list[bytes | None] = [None] * count
-    for item in items:
-        if not 0 <= item.index < count or rows[item.index] is not None:
-            raise WrongAnswer("the server's indexes are not those of the inputs, once each")
-        rows[item.index] = _row(item.embedding, width)
+    """The vectors as float32, by index, or as they came where none has one. Raises WrongAnswer."""
     if len(items) != count:
-        raise WrongAnswer("the server answered with another number of vectors than asked")
+        raise WrongAnswer("the server answered with another number of vectors than asked", check=Check.COUNT)
+    rows: list[bytes | None] = [None] * count
+    ordered = all(item.index is None for item in items)
+    for at, item in enumerate(items):
+        index = at if ordered else _whole(item.index)
+        if index is None or index >= count or rows[index] is not None:
+            raise WrongAnswer("the server's indexes are not those of the inputs, once each", check=Check.ORDER)
+        rows[index] = _row(item.embedding, width)
     return b"".join(row for row in rows if row is not None)
 
 
@@ -180,17 +234,17 @@ def _row(embedding: str | list[float], width: int) -> bytes:
         try:
             row = binascii.a2b_base64(embedding, strict_mode=True)
         except binascii.Error:
-            raise WrongAnswer("a vector is not strict base64") from None
+            raise WrongAnswer("a vector is not strict base64", check=Check.ENCODING) from None
     else:
         try:
             numbers = array("f", embedding)
         except OverflowError:
-            raise WrongAnswer("a component is no float32") from None
+            raise WrongAnswer("a component is no float32", check=Check.ENCODING) from None
         if sys.byteorder != "little":
             numbers.byteswap()
         row = numbers.tobytes()
     if len(row) != width * 4:
-        raise WrongAnswer("a vector has another width than the catalogue's")
+        raise WrongAnswer("a vector has another width than the catalogue's", check=Check.WIDTH)
     return row
 
 
@@ -207,6 +261,7 @@ def _unit(data: bytes, width: int) -> bytes:
 
 def _tokens(answer: Embeddings, part: Part, exact: bool) -> int:
     """Ours where we have counted; else the server's, capped by our bound, and the bound where it does not say."""
-    if exact or answer.usage is None or answer.usage.prompt_tokens <= 0:
+    if exact or not isinstance(answer.usage, dict):
         return part.tokens
-    return min(answer.usage.prompt_tokens, part.tokens)
+    said = _whole(answer.usage.get("prompt_tokens")) or _whole(answer.usage.get("total_tokens"))
+    return min(said or part.tokens, part.tokens)

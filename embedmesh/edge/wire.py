@@ -1,7 +1,7 @@
 """The gateway's HTTP/1.1 towards nodes: a small keep-alive pool on httptools.
 
 A general client costs five to a hundred times as much per request (docs/decisions/0004-node-client.md). This one
-speaks what we need and no more: whole requests, replies with a Content-Length or chunked, a cap on head and body.
+speaks what we need and no more: whole requests, replies of any framing that HTTP/1.1 allows, a cap on head and body.
 Deadlines are the caller's: cancelling an exchange closes its connection, which tells the node to stop.
 """
 
@@ -9,24 +9,29 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
 
 from embedmesh.rules.deadlines import CONNECT_S
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable, WrongAnswer
+from embedmesh.rules.nodes import Check
 
 IDLE_MAX = 64  # kept connections a node; as many as it is sent parts at one time
 HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 1,000
-HEADERS_MAX = 64  # of a reply; ours have ten
 
 
 class Reply(NamedTuple):
-    """A node's whole answer. Header names are in lower case; of one that comes twice the last counts."""
+    """A node's whole answer; interim ones (1xx) and trailers are left out.
+
+    Header names are in lower case; of one that comes twice the last counts.
+    """
 
     status: int
     headers: dict[bytes, bytes]
     body: bytes
+    by_closing: bool = False  # only the connection's end told where it ends: it may have been cut
 
 
 class Wires(Protocol):
@@ -200,11 +205,22 @@ async def _connected(
 
 
 def retry_after_s(headers: dict[bytes, bytes]) -> float:
-    """What a refusal says of when to come again, in seconds; 0 where it does not say."""
+    """What a refusal says of when to come again, in seconds: as a number, or as a date beside its own `Date`.
+
+    0.0 where it does not say, or not so that it can be read.
+    """
+    said = headers.get(b"retry-after", b"").decode("latin-1")
     try:
-        return max(0.0, float(headers.get(b"retry-after", b"0")))
-    except ValueError:
-        return 0.0  # a date: our own shortest pause will do
+        if b"retry-after-ms" in headers:
+            seconds = float(headers[b"retry-after-ms"]) / 1000
+        elif ":" in said:
+            now = parsedate_to_datetime(headers.get(b"date", b"").decode("latin-1"))
+            seconds = (parsedate_to_datetime(said) - now).total_seconds()
+        else:
+            seconds = float(said or 0)
+    except (ValueError, TypeError, OverflowError):  # TypeError: one of two dates without its zone
+        return 0.0
+    return max(0.0, seconds)  # which is 0.0 of what is not a number
 
 
 def busy(reply: Reply) -> NodeBusy:
@@ -225,6 +241,7 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self._chunks: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
+        self._head_size = 0
         self._in_head = True
         self._complete = False
 
@@ -234,7 +251,7 @@ class Connection(asyncio.Protocol):
             raise NodeBroke("the node closed the connection")
         self._parser = httptools.HttpResponseParser(self)
         self._limit, self._size, self._chunks, self._headers = limit, 0, [], {}
-        self._in_head, self._complete, self.heard = True, False, False
+        self._head_size, self._in_head, self._complete, self.heard = 0, True, False, False
         self._waiter = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         try:
@@ -265,18 +282,20 @@ class Connection(asyncio.Protocol):
         self.heard = True
         self._size += len(data)
         if self._size > self._limit + HEAD_BYTES_MAX:
-            self._fail(WrongAnswer("the node's reply is larger than any right one"))
+            self._fail(WrongAnswer("the node's reply is larger than any right one", check=Check.HTTP))
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._fail(WrongAnswer("the node's reply is not HTTP"))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail(WrongAnswer("the node's reply is not HTTP", check=Check.HTTP))
         if self._in_head and self._size > HEAD_BYTES_MAX:  # only now: one read may bring the head and a large body
-            self._fail(WrongAnswer("the head of the node's reply is larger than any right one"))
+            self._fail(_large_head())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
         self._transport = None
+        if exc is None and self._ends_by_closing():
+            self._answer(by_closing=True)
         self._fail(NodeBroke("the node closed the connection"))
 
     def _fail(self, failure: Exception) -> None:
@@ -291,18 +310,37 @@ class Connection(asyncio.Protocol):
             self.usable = False  # more than was asked for: it must not become the next answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self._headers) < HEADERS_MAX:
+        self._head_size += len(name) + len(value)
+        if self._in_head:  # else a trailer: it must not overrule what the head has said
             self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self._head_size > HEAD_BYTES_MAX:
+            self._fail(_large_head())
 
     def on_body(self, body: bytes) -> None:
         self._chunks.append(body)
 
     def on_message_complete(self) -> None:
+        if 100 <= self._parser.get_status_code() < 200:  # the reply itself is still to come
+            self._headers, self._in_head = {}, True
+            return
         self._complete = True
         if not self._parser.should_keep_alive():
             self.usable = False
+        self._answer()
+
+    def _ends_by_closing(self) -> bool:
+        """Whether the connection's end is the reply's: its head has said of no other."""
+        coding = self._headers.get(b"transfer-encoding", b"").lower()
+        return not self._in_head and b"content-length" not in self._headers and not coding.endswith(b"chunked")
+
+    def _answer(self, *, by_closing: bool = False) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(Reply(self._parser.get_status_code(), self._headers, b"".join(self._chunks)))
+            status = self._parser.get_status_code()
+            self._waiter.set_result(Reply(status, self._headers, b"".join(self._chunks), by_closing))
+
+
+def _large_head() -> WrongAnswer:
+    return WrongAnswer("the head of the node's reply is larger than any right one", check=Check.HTTP)

@@ -16,14 +16,14 @@ import numpy as np
 
 from embedmesh.fleet.line import Line
 from embedmesh.fleet.probe import PROBE_TEXT, count
-from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.deadlines import REQUEST_MIN_S, attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow, Overloaded
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model, Tier
-from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Place, Tokenizer, Verify
 
 log = logging.getLogger("embedmesh.fleet")
@@ -35,6 +35,7 @@ TRUSTED_SHARE = 0.5  # of canaries for which a trusted node is asked: many that 
 AT_ONE_TIME_MAX = 8  # canaries; more are not begun, so that they never become a load of their own
 INPUTS_MAX = 8  # of a part that are compared: a node that lies about some of them is found a little later
 PROBATION_EVERY_S = 15.0
+PROBATION_REST_S = 60.0  # of a server of another make that was wrong again: each question may cost money
 PROBATION_RUN = 20  # right answers in a row that end a quarantine: five minutes
 VOUCH_INPUTS = 12  # so many that an order shows, and that they are no small request
 PROBE_WORDS = PROBE_TEXT.split()
@@ -95,9 +96,12 @@ class Canaries:
         """Probe quarantined nodes for ever."""
         while True:
             await asyncio.sleep(PROBATION_EVERY_S)
-            for node in self._registry:
-                if node.state is NodeState.QUARANTINED:
-                    self._spawn(self._probe(node))
+            self._probe_all()
+
+    def _probe_all(self) -> None:
+        for node in self._registry:
+            if node.state is NodeState.QUARANTINED and self._clock.monotonic() >= node.leave_alone_until:
+                self._spawn(self._probe(node))
 
     async def stop(self) -> None:
         """Compare no more."""
@@ -127,7 +131,7 @@ class Canaries:
                 node.counts["canaries_passed"] += 1
             elif not node.trusted:
                 node.counts["canaries_failed"] += 1
-                self._registry.quarantine(node, "its vectors are not the model's")
+                self._registry.quarantine(node, "its vectors are not the model's", Check.CANARY)
 
     async def _probe(self, node: Node) -> None:
         """One question to a quarantined node and to a trusted one."""
@@ -139,6 +143,8 @@ class Canaries:
         if truth_of is None or truth is None:
             return
         right = await self._agrees(node, model, asked, truth)
+        if not right and node.kind == UPSTREAM:
+            node.leave_alone_until = self._clock.monotonic() + PROBATION_REST_S
         run = self._right_in_a_row[node.node_id] = self._right_in_a_row.get(node.node_id, 0) + 1 if right else 0
         if run >= PROBATION_RUN:
             del self._right_in_a_row[node.node_id]
@@ -158,7 +164,7 @@ class Canaries:
         truth_of, truth = await self._ask_trusted(model, asked, node)
         if truth_of is None or truth is None or await self._agrees(node, model, asked, truth):
             return True
-        self._registry.quarantine(node, "its first vectors are not the model's")
+        self._registry.quarantine(node, "its first vectors are not the model's", Check.CANARY)
         return False
 
     async def _agrees(self, node: Node, model: Model, asked: Counted, truth: Matrix) -> bool:

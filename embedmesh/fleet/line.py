@@ -20,7 +20,15 @@ from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, part_tokens_
 from embedmesh.fleet.waiting import Rest, Waiting, Work, size_of
 from embedmesh.rules.deadlines import ATTEMPTS_MAX
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import InvalidValue, NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, Overloaded
+from embedmesh.rules.errors import (
+    InvalidValue,
+    NodeBusy,
+    NodeFailure,
+    NodeTooSlow,
+    NodeUnreachable,
+    Overloaded,
+    UpstreamRefused,
+)
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Asker, Clock, Dice, Part
@@ -355,7 +363,8 @@ class Line:
             return False
         node = self.registry.find(part.node_id)
         lost = node is None or node.state is not NodeState.READY  # with its node: no more than that had in flight
-        return lost or self._budget.take()
+        refused = isinstance(failure, UpstreamRefused)  # before it began: who sends such texts uses up nobody's budget
+        return lost or refused or self._budget.take()
 
     def _give_up(self, work: Work, waiting: Waiting | None) -> None:
         if waiting is not None:

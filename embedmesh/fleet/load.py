@@ -54,6 +54,11 @@ class Load:
         return 1.0 / self._line.per_token_s
 
     @property
+    def measured(self) -> bool:
+        """Whether that, and what follows, was learned of this node: else it is what is thought of any."""
+        return self._line.measured
+
+    @property
     def fixed_s(self) -> float:
         """What a part costs besides its tokens."""
         return self._line.fixed_s
@@ -145,6 +150,11 @@ class _Line:
         for tokens in (0.0, PRIOR_TOKENS):
             self._sum(PRIOR_WEIGHT, tokens, PRIOR_FIXED_S + tokens / PRIOR_TOKENS_PER_S)
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is a point that is no prior."""
+        return self._weight > 0.5
+
     def seconds(self, parts: float, tokens: float) -> float:
         """What so much should take."""
         return parts * self.fixed_s + tokens * self.per_token_s
@@ -156,7 +166,7 @@ class _Line:
 
     def add(self, tokens: float, seconds: float) -> None:
         """One more point. Where all points are of like size the slope stays what it was, and the fixed cost moves."""
-        if self._weight > 0.5:  # else nothing was measured yet
+        if self.measured:
             expected_s = self.seconds(1, tokens)
             seconds = min(max(seconds, expected_s / SURPRISE), expected_s * SURPRISE)
         if tokens >= self._large_tokens / 2:

@@ -1,5 +1,5 @@
 """Health is a verified embedding. One task a node asks for one: rarely while callers' own requests show that it works,
-often while it is out."""
+often while it is out. Servers of other makes are asked at their own pace (see pace)."""
 
 import asyncio
 import contextlib
@@ -7,20 +7,22 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.pace import Pace
+from embedmesh.fleet.registry import PROBE_EVERY_S, Node, Registry
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow, WrongAnswer
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
-from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Part, Tokenizer, Verify
 
 log = logging.getLogger("embedmesh.fleet")
 
-READY_EVERY_S = 5.0  # a third of the 15 s within which /readyz wants a real embedding
+BY_CALLERS_S = 4.0  # a right answer so young was to a caller: our own last question was before that
 OUT_EVERY_S = 0.25  # a node that is out, or has just failed, should not wait for us
 PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
+PACED_PROBE_S = 10.0  # of a server of another make: it may be far away, or load its model when it is asked first
 MEASURE_S = 10.0  # a thousand tokens
 MEASURE_EVERY_S = 30.0  # of a node that gets no work: a fifth of a per cent of a slow node's time
 PATIENCE_S = 5.0  # a node that starts together with us is ready in one
@@ -54,8 +56,12 @@ class Prober:
         clock: Clock,
         verify: Verify,
         vouch: Callable[[Node], Awaitable[bool]] = _by_itself,
+        pace: Pace | None = None,
     ) -> None:
-        """`vouch` says of a new node, once it embeds, whether it may get callers' work."""
+        """`vouch` says of a new node, once it embeds, whether it may get callers' work. One of another make has a
+        `pace`.
+        """
+        self._pace = pace
         self._node = node
         self._vouch = vouch
         self._registry = registry
@@ -66,7 +72,7 @@ class Prober:
         self._probes = {model.id: count([PROBE_TEXT], model, tokenizers.get(model.id)) for model in catalogue.models}
         self._tokenizers = tokenizers
         self._told: set[str] = set()
-        self._told_unproven = False
+        self._told_unproven = self._told_quiet = False
         self._began = clock.monotonic()
         self._probed_at = float("-inf")
         self._measured_at = clock.monotonic()
@@ -86,31 +92,43 @@ class Prober:
             before = self._node.state
             if before is NodeState.QUARANTINED:
                 await self._look()  # its probes are compared with another node's answers: see canary
+                if self._pace is not None:
+                    self._pace.begin()  # once it is readmitted
+            elif self._pace is not None:
+                if self._pace.due(self._node, self._clock.monotonic()):
+                    await self.probe()
+                    self._pace.probed(self._node, self._clock.monotonic())
             elif before is not NodeState.READY or self._node.doubt:
                 await self.probe()
-            elif self._clock.monotonic() - self._probed_at >= READY_EVERY_S:
-                await self.probe(only_new=self._quiet_s() < READY_EVERY_S)
+            elif self._clock.monotonic() - self._probed_at >= PROBE_EVERY_S:
+                await self.probe(only_new=self._quiet_s() < BY_CALLERS_S)
             self._tell(before)
             if self._node.state is NodeState.READY and self._wants_measuring(before):
                 self._measuring = asyncio.create_task(self.measure())  # a node that hangs in it must be probed, too
-            await asyncio.sleep(READY_EVERY_S / 5 if before is NodeState.QUARANTINED else OUT_EVERY_S)
+            await asyncio.sleep(PROBE_EVERY_S / 5 if before is NodeState.QUARANTINED else OUT_EVERY_S)
 
     def _tell(self, before: NodeState) -> None:
         """Say when the state has changed, and once why a new node gets no work."""
         now = self._node.state
+        quiet = now is NodeState.READY and not self._registry.proven(self._node)
+        if quiet and not self._told_quiet:  # it may be the only one, and get work for want of another
+            log.warning("node %s has answered nothing rightly of late: %s", self._node.node_id, self._node.last_failure)
+        self._told_quiet = quiet
         if now is before and (now is not NodeState.UNPROVEN or self._told_unproven):
             return
         if now is NodeState.READY:
             log.info("node %s is ready", self._node.node_id)
-        elif now is NodeState.EJECTED or self._clock.monotonic() - self._began > PATIENCE_S:
+        elif now is NodeState.UNPROVEN and self._clock.monotonic() - self._began > PATIENCE_S:
             self._told_unproven = True
-            log.warning("node %s is %s (%s)", self._node.node_id, now.value, self._node.last_failure)
+            log.warning("node %s is unproven: %s", self._node.node_id, self._node.last_failure)
 
     def _wants_measuring(self, before: NodeState) -> bool:
         """A new node's speed is not known, and what was learned of one that gets no work may not be true any more."""
         if self._node.counts["answers"] != self._answers_seen:
             self._answers_seen = self._node.counts["answers"]
             self._measured_at = self._clock.monotonic()  # by callers' requests
+        if self._pace is not None:  # once, before callers' large requests come: they tell, and it may cost money
+            return before is not NodeState.READY and not self._node.load.measured
         return before is not NodeState.READY or self._clock.monotonic() - self._measured_at >= MEASURE_EVERY_S
 
     async def _look(self) -> None:
@@ -132,15 +150,15 @@ class Prober:
             async with asyncio.timeout(self._patience_s()):
                 models = self._known(await self._client.served(self._node.node_id))
                 if not models:
-                    raise WrongAnswer("the node serves no model of the catalogue")
+                    raise WrongAnswer("the node serves no model of the catalogue", check=Check.MODELS)
                 for model in models:
                     if not (only_new and model.id in self._node.models):
                         await self._embed(model, self._probes[model.id])
                         embedded = True
         except NodeFailure as failure:
-            self._registry.failed(self._node, failure)
+            self._registry.failed(self._node, failure, by_probe=True)
         except TimeoutError:
-            self._registry.failed(self._node, NodeTooSlow("the probe's deadline passed"))
+            self._registry.failed(self._node, NodeTooSlow("the probe's deadline passed"), by_probe=True)
         else:
             served = [model.id for model in models]
             if self._node.state is NodeState.UNPROVEN:
@@ -154,6 +172,8 @@ class Prober:
 
     def _patience_s(self) -> float:
         """As much as callers have, where it is known how fast the node is."""
+        if self._pace is not None:
+            return PACED_PROBE_S
         if self._node.state is NodeState.UNPROVEN:
             return PROBE_S
         load, tokens = self._node.load, max(counted.tokens for counted in self._probes.values())

@@ -6,13 +6,14 @@ failure puts it out again, each time for longer.
 """
 
 import itertools
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from embedmesh.fleet.load import Load
 from embedmesh.rules.embeddings import INPUTS_MAX
-from embedmesh.rules.errors import Failure, NodeBusy, NodeUnreachable, WrongAnswer
+from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeUnreachable, UpstreamRefused, WrongAnswer
 from embedmesh.rules.nodes import (
     FAILURES_TO_EJECT,
     FAILURES_TO_EJECT_LAST,
@@ -21,10 +22,16 @@ from embedmesh.rules.nodes import (
     RECENT_FAILURES_TO_EJECT,
     RECENT_WRONG,
     WRONG_TO_QUARANTINE,
+    Check,
     NodeEvent,
     NodeState,
+    Reason,
 )
 from embedmesh.rules.ports import Clock
+
+log = logging.getLogger("embedmesh.fleet")
+
+UPSTREAM = "upstream"  # the kind of a node that is a server of another make
 
 BULK_PARTS_MAX = 2  # large parts on one node: one that runs, and one that waits behind it
 IN_FLIGHT_PARTS_MAX = 64  # on one node: more than an engine batches together; each is a connection
@@ -33,7 +40,9 @@ WINDOW_BULK_S = 0.01  # the next large part is sent when the last is as good as 
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # for a node that said 429 or 503, whatever it asked for
 TRIAL_ANSWERS = 3  # right ones in a row, one part at a time, before an ejected node is trusted with more
 OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a node stays out that is ejected a second time, and at most
-WORKS_S = 6.0  # a right answer so young shows that a node works: it is asked every five, be it by us
+PROBE_EVERY_S = 5.0  # of an idle node of our make: a third of the 15 s within which /readyz wants a real embedding
+PROBE_GRACE_S = 2.0  # until a probe that is due has ended
+RETRY_AFTER_MAX_S = 60.0  # that a server may ask not to be probed for; it can ask again
 FORGIVEN_S = 600.0  # after so long without an ejection the next one is the first again
 PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to what is expected of a node while it is in doubt
 DOUBT = (1, 4, 16, 64, 256)  # right answers that end it, by failures of late: a probe or so, or a minute of them
@@ -45,7 +54,7 @@ class Node:
 
     node_id: str
     address: str
-    kind: str = "local"  # local, remote, dialled or upstream
+    kind: str = "local"  # local, remote, dialled or UPSTREAM
     trusted: bool = False  # its word decides when two others disagree
     inputs_max: int = INPUTS_MAX  # what it takes in one call
     in_flight_max: int = IN_FLIGHT_PARTS_MAX
@@ -65,9 +74,14 @@ class Node:
     ejections: int = 0  # of late
     out_until: float = 0.0
     ejected_at: float = float("-inf")
+    probe_every_s: float = PROBE_EVERY_S  # while it is well and idle
+    leave_alone_until: float = 0.0  # no probes: so it has asked, or it was wrong again
     last_right_answer: float | None = None
-    last_failure: str = "not asked yet"  # for operators
-    counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, failures by name, canaries, receipts
+    last_failure: Reason | None = None  # it is kept when the node is well again
+    last_failed: float | None = None
+    counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, hedges, canaries, receipts
+    failed: Counter[Check] = field(default_factory=Counter)  # attempts and probes, by the check that failed
+    sent_away: Counter[tuple[NodeState, Check]] = field(default_factory=Counter)  # ejections and quarantines
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_ANSWERS))  # whether attempts failed
     wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
 
@@ -175,18 +189,26 @@ class Registry:
             node.models = served
             self._changed()
 
-    def failed(self, node: Node, failure: Failure) -> None:
-        """An attempt or a probe went wrong. Refused load is no failure."""
+    def failed(self, node: Node, failure: NodeFailure, *, by_probe: bool = False) -> None:
+        """An attempt or a probe went wrong. Refused load is no failure.
+
+        Nor is a caller's request that a server of another make refuses as wrong: it may be so. A probe tells.
+        """
         now = self._clock.monotonic()
-        node.counts[type(failure).__name__] += 1
+        node.failed[failure.check] += 1
+        node.leave_alone_until = max(node.leave_alone_until, now + min(failure.retry_after_s, RETRY_AFTER_MAX_S))
+        if not isinstance(failure, NodeBusy) or node.last_failure is None or node.last_failure.check is Check.BUSY:
+            node.last_failure, node.last_failed = Reason(failure.check, failure.message), now
         if isinstance(failure, NodeBusy):
             node.paused_until = now + min(max(failure.retry_after_s, PAUSE_MIN_S), PAUSE_MAX_S)
             return
-        node.last_failure = f"{type(failure).__name__}: {failure.message}"
+        if isinstance(failure, UpstreamRefused) and not by_probe:
+            node.doubt = max(node.doubt, 1)
+            return
         node.failures_in_a_row += 1
         node.recent.append(True)
         node.doubt = DOUBT[min(sum(node.recent), len(DOUBT)) - 1]
-        node.wrong.append(isinstance(failure, WrongAnswer))
+        node.wrong.append(isinstance(failure, WrongAnswer) and not _is_a_page(node, failure))
         bad = (
             node.trial > 0
             or node.failures_in_a_row >= FAILURES_TO_EJECT
@@ -195,16 +217,22 @@ class Registry:
         if isinstance(failure, NodeUnreachable):
             self._move(node, NodeEvent.UNREACHABLE)
         elif sum(node.wrong) >= WRONG_TO_QUARANTINE and not node.trusted:
-            self.quarantine(node, "too many of its answers failed a check")
+            self.quarantine(
+                node, f"{WRONG_TO_QUARANTINE} wrong answers of late, at last: {failure.message}", failure.check
+            )
         elif bad and self._may_eject(node):
             self._move(node, NodeEvent.FAILURES)
 
-    def quarantine(self, node: Node, why: str) -> None:
-        """It gave wrong vectors: no work until it is readmitted."""
+    def quarantine(self, node: Node, why: str, check: Check | None = None) -> None:
+        """It gave wrong vectors: no work until it is readmitted. `why` is told to operators, after the `check`.
+
+        Without a check it is a quarantine that somebody else has told of in these words.
+        """
         if node.state is not NodeState.QUARANTINED:
-            node.last_failure = why
+            reason = Reason(check, why) if check is not None else Reason.read(why)
+            node.last_failure, node.last_failed = reason, self._clock.monotonic()
             self._move(node, NodeEvent.WRONG_ANSWERS)
-            self.on_quarantine(node, why)
+            self.on_quarantine(node, str(reason))
 
     def readmit(self, node: Node) -> None:
         """An operator, or a run of right answers, says that it is well; it still has to prove itself once."""
@@ -213,13 +241,22 @@ class Registry:
         node.failures_in_a_row = node.doubt = 0
         node.ejections = 0
         node.fresh_answers = 0
-        node.out_until = 0.0
+        node.out_until = node.leave_alone_until = 0.0
         self._move(node, NodeEvent.READMITTED)
 
     def seconds_since_right_answer(self) -> float | None:
         """Since any node really embedded something; None when none ever did."""
         times = [node.last_right_answer for node in self if node.last_right_answer is not None]
         return self._clock.monotonic() - max(times) if times else None
+
+    def proven(self, node: Node, within_s: float = 0.0) -> bool:
+        """Whether a right answer of it is no older than its probes are apart, or than `within_s`.
+
+        Where it has failed since, as they are apart of a node of our make.
+        """
+        every_s = PROBE_EVERY_S if node.failures_in_a_row else node.probe_every_s
+        last = node.last_right_answer
+        return last is not None and self._clock.monotonic() - last <= max(within_s, every_s + PROBE_GRACE_S)
 
     def _may_eject(self, node: Node) -> bool:
         """For slowness and errors never more than half: where all seem bad, it may be us, or the load.
@@ -240,9 +277,7 @@ class Registry:
         )
 
     def _works(self, node: Node) -> bool:
-        last = node.last_right_answer
-        recent = last is not None and self._clock.monotonic() - last < WORKS_S
-        return recent and node.state is NodeState.READY and not node.draining and not node.doubt
+        return node.state is NodeState.READY and not node.draining and not node.doubt and self.proven(node)
 
     def _move(self, node: Node, event: NodeEvent) -> None:
         before = node.state
@@ -257,8 +292,17 @@ class Registry:
             node.ejected_at = now
             wait_s = OUT_FIRST_S * 2 ** (node.ejections - 2) if node.ejections > 1 else 0.0
             node.out_until = now + min(wait_s, OUT_MAX_S)
+            log.warning("node %s is ejected: %s", node.node_id, node.last_failure)
+        reason = node.last_failure
+        if node.state in (NodeState.EJECTED, NodeState.QUARANTINED) and reason is not None and reason.check is not None:
+            node.sent_away[node.state, reason.check] += 1
         self._changed()
 
     def _changed(self) -> None:
         self._ready.clear()
         self.on_change()
+
+
+def _is_a_page(node: Node, failure: NodeFailure) -> bool:
+    """Whether a server of another make has answered no vectors at all: what stands before it says that it is away."""
+    return node.kind == UPSTREAM and failure.check in (Check.FORM, Check.HTTP)

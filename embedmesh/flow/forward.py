@@ -13,7 +13,6 @@ from embedmesh.rules.errors import (
     BadNodeResponse,
     DeadlineExceeded,
     Failure,
-    InvalidValue,
     NodeBusy,
     NodeFailure,
     NodeRefused,
@@ -27,6 +26,8 @@ from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify, Witness
 from embedmesh.rules.within import within
+
+RETRY_AFTER_MAX_S = 60.0  # that a node's word may send a caller away for: others may be free before
 
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
@@ -52,7 +53,7 @@ async def forward(
 ) -> Answer:
     """Right answers to all inputs, from the nodes that would be done first, or from the next.
 
-    Raises NoNodeAvailable, Overloaded, BadNodeResponse, InvalidValue or DeadlineExceeded.
+    Raises NoNodeAvailable, Overloaded, BadNodeResponse or DeadlineExceeded.
     """
     fleet.may_wait(model, counted.tokens, held.account_id)  # others may have come while the hold became durable
     asking = Asking(model, counted, held.hold_id, client, verify, witness, within_s)
@@ -233,14 +234,13 @@ class _Answers:
 def _told_to_caller(last: NodeFailure | None) -> Failure:
     """What the caller hears when no attempt succeeded."""
     match last:
-        case NodeBusy():
-            return Overloaded("Every node is full of work. Try again shortly.")
+        case NodeBusy(retry_after_s=wait_s):
+            wait_s = min(max(wait_s, 1.0), RETRY_AFTER_MAX_S)
+            return Overloaded("Every node is full of work. Try again shortly.", retry_after_s=wait_s)
         case NodeTooSlow():
             return DeadlineExceeded("No node answered in time. Try again.")
         case UpstreamRefused():
-            return InvalidValue(
-                "The server that runs this model refused the inputs as wrong. Are they too long for it?", param="input"
-            )
+            return BadNodeResponse("The server that runs this model refused the inputs. Are they too long for it?")
         case WrongAnswer() | NodeRefused():
             return BadNodeResponse("No node gave a right answer, so none was delivered. Try again.")
         case _:

@@ -10,6 +10,7 @@ import numpy as np
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import WrongAnswer
 from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Part
 
 BYTES_PER_COMPONENT = 4
@@ -20,10 +21,12 @@ def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
 
     Where our count is only a bound (not `exact`), the node's has to be above zero and within it.
     """
-    if len(reply.data) != len(part.places) * model.width * BYTES_PER_COMPONENT:
-        raise WrongAnswer("the node answered with another number of components than asked")
+    row_bytes = model.width * BYTES_PER_COMPONENT
+    if len(reply.data) != len(part.places) * row_bytes:
+        check = Check.WIDTH if len(reply.data) % row_bytes else Check.COUNT
+        raise WrongAnswer("the node answered with another number of components than asked", check=check)
     if reply.tokens != part.tokens if exact else not 0 < reply.tokens <= part.tokens:
-        raise WrongAnswer("the node counted other tokens than we did")
+        raise WrongAnswer("the node counted other tokens than we did", check=Check.TOKENS)
     vectors = np.frombuffer(reply.data, dtype="<f4")
     if len(part.places) == 1:  # the ordinary case, in a third of the time
         least = most = float(vectors @ vectors)
@@ -32,6 +35,6 @@ def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
         squares = np.einsum("ij,ij->i", vectors, vectors)  # one pass; NaN and infinity survive into the sum
         least, most = float(squares.min()), float(squares.max())
     if not (-math.inf < least and most < math.inf):  # NaN is neither
-        raise WrongAnswer("a vector has a component that is not finite")
+        raise WrongAnswer("a vector has a component that is not finite", check=Check.FINITE)
     if least <= 0:
-        raise WrongAnswer("a vector is all zeros")
+        raise WrongAnswer("a vector is all zeros", check=Check.ZERO)

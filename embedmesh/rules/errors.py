@@ -9,6 +9,8 @@ A message says what is wrong, where, and what to do. It never holds a caller's t
 
 from enum import Enum
 
+from embedmesh.rules.nodes import Check
+
 
 class Fault(Enum):
     """Whose fault it was."""
@@ -258,15 +260,26 @@ class InternalError(Failure):
 
 
 class NodeFailure(Failure):
-    """One attempt on one node failed; another node may do it."""
+    """One attempt on one node failed; another node may do it.
+
+    `check` is what it failed. `retry_after_s` is when the node wants to be asked again, 0.0 where it does not say.
+    """
 
     code = "bad_node_response"
     fault = Fault.NODE
     retry = Retry.OTHER_NODE
+    check = Check.CLOSED
+
+    def __init__(self, message: str, *, check: Check | None = None, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.check = check or self.check
+        self.retry_after_s = retry_after_s
 
 
 class NodeUnreachable(NodeFailure):
     """No connection, or it broke before work can have begun. Costs no retry budget."""
+
+    check = Check.CONNECT
 
 
 class NodeBroke(NodeFailure):
@@ -274,27 +287,33 @@ class NodeBroke(NodeFailure):
 
 
 class NodeBusy(NodeFailure):
-    """The node refused more load (429 or 503): load, not failure. `retry_after_s` is what it asked for, in seconds."""
+    """The node refused more load (429 or 503): load, not failure."""
 
-    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+    check = Check.BUSY
 
 
 class NodeTooSlow(NodeFailure):
     """The attempt's deadline passed."""
 
+    check = Check.TIMEOUT
+
 
 class NodeRefused(NodeFailure):
     """The node says the request is wrong though the gateway found it right: they disagree about the model."""
+
+    check = Check.STATUS_4XX
 
 
 class UpstreamRefused(NodeFailure):
     """A server that is not ours says the request is wrong: it may know better than we do what its model takes."""
 
+    check = Check.STATUS_4XX
+
 
 class WrongAnswer(NodeFailure):
-    """The answer failed a check: count, order, width, base64, finite, norm or token count."""
+    """The answer failed a check: form, count, order, width, base64, finite, norm, token count or signature."""
+
+    check = Check.FORM
 
 
 # -- at start-up: shown in one line, exit code 78 ---------------------------------------------------------------------

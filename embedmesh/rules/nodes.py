@@ -1,6 +1,7 @@
 """A node's life as a gateway sees it. Health is a verified embedding, not a ping."""
 
 from enum import Enum
+from typing import NamedTuple
 
 
 class NodeState(Enum):
@@ -10,6 +11,49 @@ class NodeState(Enum):
     READY = "ready"  # gets work
     EJECTED = "ejected"  # gets probes only, until one is answered right
     QUARANTINED = "quarantined"  # answered wrongly: gets probes only, until an operator or a run of right ones readmits
+
+
+class Check(Enum):
+    """What a node was found wrong by. A closed list: these words label metrics, and are shown to operators."""
+
+    CONNECT = "connect"  # no connection, or one to somebody who shows another certificate
+    CLOSED = "closed"  # the connection broke before the reply was whole
+    TIMEOUT = "timeout"
+    BUSY = "busy"  # 408, 429 or 503: load, not failure
+    ACCESS = "access"  # 401 or 403
+    STATUS_4XX = "status_4xx"  # any other of that class
+    STATUS_5XX = "status_5xx"
+    STATUS_OTHER = "status_other"  # one that is neither success nor one of the above
+    HTTP = "http"  # the reply is not HTTP, or larger than any right one
+    FORM = "form"  # its body is not of the protocol's form
+    MODELS = "models"  # it serves none of the catalogue's
+    COUNT = "count"  # as many vectors as inputs
+    ORDER = "order"  # each input's index once
+    WIDTH = "width"
+    ENCODING = "encoding"  # strict base64, or numbers that are float32
+    FINITE = "finite"
+    ZERO = "zero"  # no vector is all zeros
+    TOKENS = "tokens"  # as many as we counted
+    SIGNATURE = "signature"
+    RECEIPTS = "receipts"
+    CANARY = "canary"  # the vectors are those of a trusted node
+
+
+class Reason(NamedTuple):
+    """Why a node was thought ill of: the check that it failed, and more for operators. Never a value."""
+
+    check: Check | None  # None in what was written down by a version that had no such list
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.check.value}: {self.words}" if self.check is not None else self.words
+
+    @classmethod
+    def read(cls, text: str) -> "Reason":
+        """What `str` made of one."""
+        name, colon, words = text.partition(": ")
+        known = colon and name in {check.value for check in Check}
+        return cls(Check(name), words) if known else cls(None, text)
 
 
 class NodeEvent(Enum):

@@ -77,6 +77,7 @@ from tests.flow.world import CATALOGUE, MODEL, REPLY_BYTES, Bystander, LetterTok
 SECRET = bytes(range(32))
 LOOPBACK = ("127.0.0.0/8",)
 BEAT_S = 0.02
+ADDING_S = 0.2
 WITHIN_S = 5.0  # a few milliseconds; the rest is for a busy machine
 IDS = [[1, 2], [3]]
 ON_EACH_STORE = pytest.mark.parametrize("gw", ["sqlite", "postgres"], indirect=True, scope="module")
@@ -156,7 +157,16 @@ class Gateway:
         )
         nodes_api = NodesApi(registrar, self.members, self.registry, store.nodes, bodies, clock)
         operators = (
-            AdminApi(self.members, self.registry, store.nodes, bodies, clock, CATALOGUE, self.identity.public_key),
+            AdminApi(
+                self.members,
+                self.registry,
+                store.nodes,
+                bodies,
+                clock,
+                CATALOGUE,
+                self.identity.public_key,
+                adding_s=ADDING_S,
+            ),
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
             MoneyApi(self.books_thread, self.checks_thread, bodies, CATALOGUE),
         )

@@ -154,7 +154,7 @@ async def test_each_action_is_done_kept_and_shown(gw: Gateway, applicant: Applic
         gw.registry.quarantine(node, "it lied")
         await until("it is written down", lambda: kept().quarantined == "it lied")
         shown = body_of(await gw.admin("GET", f"/nodes/{number}"))
-        assert (shown["state"], shown["quarantined"], shown["last_failure"]) == ("quarantined", "it lied", None)
+        assert (shown["state"], shown["quarantined"], shown["last_failure"]) == ("quarantined", "it lied", "it lied")
         shown = await gw.act(number, "readmit")
         assert (shown["quarantined"], kept().quarantined) == (None, "")
         assert node.state in (NodeState.UNPROVEN, NodeState.READY)
@@ -210,7 +210,7 @@ async def test_this_machines_own_node_can_be_drained_and_resumed(gw: Gateway) ->
     """It is not in the store: that holds until the gateway starts anew. No more can be said of it here."""
     node = gw.registry.add(Node("local", "unix:/nowhere", trusted=True))
     try:
-        node.state, node.models = NodeState.READY, frozenset({"acme/tiny"})
+        gw.registry.answered_right(node, ["acme/tiny"])
         assert (await gw.act("local", "drain"))["state"] == "draining"
         assert node not in gw.registry.ready("acme/tiny")
         assert (await gw.act("local", "resume"))["state"] == "ready"

@@ -14,7 +14,7 @@ from embedmesh.edge.failures import TABLE
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.paths import OTHER_PATHS
 from embedmesh.edge.receive import BodyBudget
-from embedmesh.fleet.registry import Node
+from embedmesh.fleet.registry import UPSTREAM, Node
 from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavailable, WrongAnswer
 from embedmesh.rules.holds import Claim, Hold, Twin
 from embedmesh.rules.ports import Caller
@@ -355,6 +355,28 @@ async def test_readyz_wants_a_real_embedding_of_the_last_15_seconds() -> None:
         app._world.clock.now += 15.1
         late = await send(port, request("GET", "/readyz", key=None))
         assert (late.status, json.loads(late.body)["ready"]) == (503, False)
+
+
+async def test_readyz_takes_the_word_of_an_idle_server_of_another_make_until_its_next_probe() -> None:
+    """A look sends no probe: anybody may look, and a probe may cost money. Once it has failed, 15 s count again."""
+    app = make_app(count=0)
+    clock, node = app._world.clock, app._registry.add(Node("theirs", "http://x", kind=UPSTREAM, probe_every_s=60.0))
+    async with running(app) as port:
+
+        async def status() -> int:
+            return (await send(port, request("GET", "/readyz", key=None))).status
+
+        app._registry.answered_right(node, ["acme/tiny"])
+        clock.now += 60.0
+        assert await status() == 200
+        clock.now += 5.0
+        assert await status() == 503
+        app._registry.answered_right(node, ["acme/tiny"])
+        clock.now += 14.0
+        app._registry.failed(node, NodeTooSlow("late"))
+        assert await status() == 200
+        clock.now += 2.0
+        assert await status() == 503
 
 
 async def test_models_are_those_that_live_nodes_serve() -> None:

@@ -140,6 +140,18 @@ async def test_a_connection_that_breaks_is_told_at_once(tmp_path: Path, cut: int
                 await embed(link)
 
 
+async def test_a_reply_of_ours_has_a_length(tmp_path: Path) -> None:
+    """One that only ends with its connection may have been cut: then the node has died, and told no lie."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD[:20])
+
+    async with node(tmp_path, script) as link:
+        with pytest.raises(NodeBroke):
+            await embed(link)
+
+
 async def test_a_large_reply_that_comes_in_one_read_is_right(tmp_path: Path) -> None:
     """The cap on the head is for the head: 2,000 vectors behind it are no sign of a hostile node."""
     many = [[1]] * 2_000

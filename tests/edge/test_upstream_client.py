@@ -61,7 +61,7 @@ async def server(answer: Callable[[Asked], Reply]) -> AsyncIterator[tuple[int, l
         while True:
             try:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            except (asyncio.IncompleteReadError, ConnectionError):
+            except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
                 writer.close()
                 return
             first, *lines = head.strip().split("\r\n")
@@ -154,7 +154,7 @@ WRONG: list[tuple[Reply, type[NodeFailure]]] = [
     (ok(changed(index=0)), WrongAnswer),
     (ok(changed(index=3)), WrongAnswer),
     (ok(changed(index=-1)), WrongAnswer),
-    (ok(changed(index="1")), WrongAnswer),
+    (ok(changed(index="one")), WrongAnswer),
     (ok(changed(embedding=None)), WrongAnswer),
     (ok(changed(embedding=[1.0, 2.0, 3.0])), WrongAnswer),
     (ok(changed(embedding=[1.0] * 5)), WrongAnswer),

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 import pytest
 
-from embedmesh.fleet.canary import COSINE_MIN, FIRST_ANSWERS, PROBATION_RUN, Canaries
+from embedmesh.fleet.canary import COSINE_MIN, FIRST_ANSWERS, PROBATION_EVERY_S, PROBATION_RUN, Canaries
 from embedmesh.fleet.line import Line
-from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke
@@ -274,6 +274,23 @@ async def test_who_reads_texts_only_is_asked_in_texts(vectors: Vectors, gets_wor
     for _ in range(PROBATION_RUN):
         await rig.canaries._probe(newcomer)
     assert (newcomer.state is NodeState.UNPROVEN) is gets_work
+
+
+@pytest.mark.parametrize(("kind", "asked"), [(UPSTREAM, 5), ("remote", 20)])
+async def test_a_quarantined_server_of_another_make_that_is_wrong_again_is_asked_once_a_minute(
+    kind: str, asked: int
+) -> None:
+    """Each question may cost money there. One of our make is asked at every turn."""
+    rig = Rig("judge", newcomer=constant, judge=right)
+    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.share = 0.3
+    rig.node("newcomer").kind = kind
+    rig.registry.quarantine(rig.node("newcomer"), "of a test")
+    for _ in range(20):
+        rig.canaries._probe_all()
+        await asyncio.gather(*rig.canaries._tasks)
+        rig.canaries._clock.now += PROBATION_EVERY_S
+    assert rig.asked.count("newcomer") == asked
 
 
 async def test_a_comparison_that_breaks_is_told_of(caplog: pytest.LogCaptureFixture) -> None:

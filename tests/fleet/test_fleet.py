@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from embedmesh.fleet.registry import OUT_FIRST_S, TRIAL_ANSWERS, Node, Registry
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable, WrongAnswer
-from embedmesh.rules.nodes import MOVES, NodeEvent, NodeState
+from embedmesh.fleet.registry import OUT_FIRST_S, TRIAL_ANSWERS, UPSTREAM, Node, Registry
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable, UpstreamRefused, WrongAnswer
+from embedmesh.rules.nodes import MOVES, Check, NodeEvent, NodeState, Reason
 from tests.flow.world import MODEL, NATIVE, Clock
 
 
@@ -70,6 +70,7 @@ SPELLS = [
     ([WrongAnswer("x"), None, None] * 3, NodeState.QUARANTINED),
     ([WrongAnswer("x")] * 3 + [None] * 10, NodeState.QUARANTINED),
     ([WrongAnswer("x"), *[None] * 99] * 3, NodeState.READY),
+    ([UpstreamRefused("x")] * 100, NodeState.READY),
 ]
 
 
@@ -223,3 +224,96 @@ def test_who_waits_is_told_of_every_change_in_who_gets_work() -> None:
     assert told["change"] == before, "nothing new"
     registry.failed(node, NodeUnreachable("x"))
     assert told["change"] == before + 1
+
+
+PAGE = WrongAnswer("the reply is not of OpenAI's form", check=Check.FORM)
+REASONS = [
+    # what it failed, state after, what operators are told
+    ([NodeUnreachable("no connection")], NodeState.EJECTED, "connect: no connection"),
+    ([NodeBroke("HTTP 500", check=Check.STATUS_5XX)] * 3, NodeState.EJECTED, "status_5xx: HTTP 500"),
+    (
+        [WrongAnswer("another width", check=Check.WIDTH)] * 3,
+        NodeState.QUARANTINED,
+        "width: 3 wrong answers of late, at last: another width",
+    ),
+    ([NodeUnreachable("no connection"), NodeBusy("HTTP 429")], NodeState.EJECTED, "connect: no connection"),
+    ([NodeBusy("HTTP 429"), NodeBusy("HTTP 503")], NodeState.READY, "busy: HTTP 503"),
+    ([NodeBroke("it broke"), None], NodeState.READY, "closed: it broke"),
+]
+
+
+@pytest.mark.parametrize(("spell", "after", "told"), REASONS)
+def test_why_a_node_was_sent_away_is_remembered_by_its_check(spell, after, told) -> None:
+    """And kept once it is well again, with the time: else nobody could say why it comes and goes."""
+    registry = ready_registry(clock=(clock := Clock()))
+    quarantines: list[str] = []
+    registry.on_quarantine = lambda node, why: quarantines.append(why)
+    suffer(registry, spell)
+    node = first(registry)
+    assert (node.state, str(node.last_failure), node.last_failed) == (after, told, clock.now)
+    away = [] if after is NodeState.READY else [(after, node.last_failure.check)]
+    assert list(node.sent_away.elements()) == away
+    assert quarantines == ([told] if after is NodeState.QUARANTINED else [])
+    clock.now += 10
+    registry.readmit(node)
+    registry.answered_right(node, [MODEL.id])
+    assert (node.state, str(node.last_failure), node.last_failed) == (NodeState.READY, told, clock.now - 10)
+
+
+def test_every_failure_is_counted_by_its_check() -> None:
+    registry = ready_registry()
+    suffer(registry, [NodeBusy("x"), NodeBusy("x"), UpstreamRefused("x"), WrongAnswer("x", check=Check.ZERO)])
+    assert first(registry).failed == {Check.BUSY: 2, Check.STATUS_4XX: 1, Check.ZERO: 1}
+
+
+@pytest.mark.parametrize("check", [*Check, None])
+def test_a_reason_that_was_written_down_is_read_as_it_was(check: Check | None) -> None:
+    """Also one of a version that had no checks, whatever its words are."""
+    for words in ("its vectors: other ones", "", "a: b"):
+        reason = Reason(check, words)
+        assert Reason.read(str(reason)) == reason
+
+
+def test_what_a_server_refuses_to_a_probe_counts_and_what_it_refuses_to_a_caller_does_not() -> None:
+    """A caller's text may be too long for it; the probe's is not."""
+    registry = ready_registry()
+    node = first(registry)
+    suffer(registry, [UpstreamRefused("x")] * 3)
+    assert (node.failures_in_a_row, node.doubt, sum(node.recent)) == (0, 1, 0)
+    suffer(registry, [None])
+    assert node.doubt == 0
+    for _ in range(3):
+        registry.failed(node, UpstreamRefused("x"), by_probe=True)
+    assert node.state is NodeState.EJECTED
+
+
+@pytest.mark.parametrize(("kind", "after"), [(UPSTREAM, NodeState.EJECTED), ("remote", NodeState.QUARANTINED)])
+def test_a_page_in_place_of_vectors_is_what_stands_before_a_server_and_no_lie_of_it(kind, after) -> None:
+    registry = ready_registry()
+    first(registry).kind = kind
+    suffer(registry, [PAGE] * 3)
+    assert first(registry).state is after
+
+
+PROVEN = [
+    # between two probes, seconds since a right answer, whether it failed since
+    (5.0, 6.9, False, True),
+    (5.0, 7.1, False, False),
+    (60.0, 61.9, False, True),
+    (60.0, 62.1, False, False),
+    (60.0, 6.9, True, True),
+    (60.0, 7.1, True, False),
+]
+
+
+@pytest.mark.parametrize(("every_s", "ago_s", "failed", "proven"), PROVEN)
+def test_a_node_is_proven_for_as_long_as_its_probes_are_apart(every_s, ago_s, failed, proven) -> None:
+    registry = ready_registry(clock=(clock := Clock()))
+    node = first(registry)
+    node.probe_every_s = every_s
+    clock.now += ago_s
+    if failed:
+        registry.failed(node, NodeBroke("x"))
+    assert registry.proven(node) is proven
+    assert registry.proven(node, within_s=ago_s + 1)
+    assert not registry.proven(registry.add(Node("new", "unix:/nowhere")))

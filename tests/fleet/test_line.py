@@ -15,7 +15,7 @@ from embedmesh.fleet.registry import IN_FLIGHT_PARTS_MAX, Node, Registry
 from embedmesh.fleet.spread import PART_S, PART_TOKENS_MIN
 from embedmesh.fleet.waiting import Work
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, NodeUnreachable
+from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, UpstreamRefused
 from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, NATIVE
 
@@ -322,7 +322,10 @@ def test_one_failed_part_is_asked_again_and_the_rest_is_kept() -> None:
     assert Counter(place for part in request.parts for place in part.places).total() == 400 + len(broken[0].places)
 
 
-@pytest.mark.parametrize(("failure", "asked"), [(NodeUnreachable("x"), 2), (NodeBusy("x"), 2), (NodeBroke("x"), 1)])
+NOT_BEGUN = [(NodeUnreachable("x"), 2), (NodeBusy("x"), 2), (UpstreamRefused("x"), 2), (NodeBroke("x"), 1)]
+
+
+@pytest.mark.parametrize(("failure", "asked"), NOT_BEGUN)
 def test_without_budget_only_what_had_not_begun_is_asked_again(failure: NodeFailure, asked: int) -> None:
     world = World(10_000, 10_000)
     while world.line._budget.take():

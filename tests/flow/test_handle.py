@@ -16,6 +16,7 @@ from embedmesh.rules.errors import (
     NodeTooSlow,
     NodeUnreachable,
     Overloaded,
+    UpstreamRefused,
     WrongAnswer,
 )
 from embedmesh.rules.ports import Delivery, Reply
@@ -100,6 +101,7 @@ FAILING = [
     (NodeBroke("broke"), "no_node_available"),
     (NodeUnreachable("gone"), "no_node_available"),
     (NodeRefused("400"), "bad_node_response"),
+    (UpstreamRefused("400"), "bad_node_response"),
     (WrongAnswer("wrong"), "bad_node_response"),
     (NodeTooSlow("slow"), "deadline_exceeded"),
 ]
@@ -117,6 +119,15 @@ async def test_when_every_node_fails_the_caller_is_told_and_not_charged(failure:
     begun = not isinstance(failure, NodeBusy | NodeUnreachable)
     assert len(asked) == (3 if begun else 4), "at most three attempts; who refuses at once has made none"
     assert len(set(asked)) == len(asked), "on distinct nodes"
+
+
+@pytest.mark.parametrize(("asked_s", "told_s"), [(0.0, 1.0), (7.0, 7.0), (86_400.0, 60.0)])
+async def test_a_caller_hears_when_the_last_node_wants_to_be_asked_again(asked_s: float, told_s: float) -> None:
+    """Within bounds: other nodes may be free before."""
+    nodes = ScriptedNodes(*[NodeBusy("busy", retry_after_s=asked_s)] * 4)
+    with pytest.raises(Overloaded) as refused:
+        await ask(make_world(nodes, nodes=2))
+    assert refused.value.retry_after_s == told_s
 
 
 async def test_a_second_node_answers_under_the_same_hold() -> None:

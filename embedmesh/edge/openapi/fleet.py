@@ -101,7 +101,7 @@ def admin_paths() -> Json:
                 "addUpstream",
                 "Use another server as a node",
                 "A server of another make, with an OpenAI-compatible `/v1/embeddings`, or what has changed about it. "
-                "It gets work once it has embedded something rightly.",
+                "It gets work once it has embedded something rightly; the answer waits for it, or says what it failed.",
                 {200: json_reply("The node.", "Node")},
                 BY_AN_OPERATOR,
             )

@@ -13,8 +13,10 @@ from embedmesh.rules.membership import (
     Statement,
     Welcome,
 )
-from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.signing.atoma import FIELDS
+
+CHECKS = [check.value for check in Check]
 
 STRUCTS = (
     Greeting,
@@ -73,7 +75,8 @@ def _node() -> Json:
         "standing": {"enum": [standing.value for standing in Standing], "description": "What the operator has said."},
         "state": {
             "anyOf": [{"enum": [state.value for state in NodeState] + ["draining"]}, {"type": "null"}],
-            "description": "Where it stands with this gateway; null where it is not live here.",
+            "description": "Where it stands with this gateway; null where it is not live here. `ready` is said only "
+            "of one whose last right answer is no older than its probes are apart.",
         },
         "address": or_null(TEXT),
     }
@@ -83,14 +86,14 @@ def _node() -> Json:
         "trusted": FLAG,
         "weight": NUMBER,
         "draining": FLAG,
-        "quarantined": or_null(TEXT) | {"description": "Why it is, where it is."},
+        "quarantined": or_null(TEXT) | {"description": "Why it is, where it is: the check that failed, and more."},
         "created_ms": COUNT,
         "registered_ms": COUNT,
         "models": {"type": "array", "items": TEXT, "description": "Those of the catalogue that it serves rightly."},
         "tokens_outstanding": COUNT,
         "parts_outstanding": COUNT,
-        "tokens_per_s": COUNT,
-        "fixed_ms": NUMBER,
+        "tokens_per_s": or_null(COUNT) | {"description": "As measured; null where nothing was measured yet."},
+        "fixed_ms": or_null(NUMBER),
         "answers": COUNT,
         "tokens": COUNT,
         "hedges": COUNT,
@@ -98,8 +101,10 @@ def _node() -> Json:
         "reported": or_null(whole({"tokens_waiting": COUNT, "tokens_per_s": COUNT})),
         "receipts": COUNT | {"description": "How far its log was checked."},
         "receipts_seen": whole(dict.fromkeys(("matched", "unmatched", "false", "refused"), COUNT)),
-        "failures": {"type": "object", "additionalProperties": COUNT},
-        "last_failure": or_null(TEXT),
+        "failures": {"type": "object", "propertyNames": {"enum": CHECKS}, "additionalProperties": COUNT},
+        "last_check": {"enum": [*CHECKS, None], "description": "What it failed last; kept when it is well again."},
+        "last_failure": or_null(TEXT) | {"description": "The same in words."},
+        "last_failed_s_ago": or_null(NUMBER),
         "last_answer_s_ago": or_null(NUMBER),
         "last_heartbeat_s_ago": or_null(NUMBER),
     }

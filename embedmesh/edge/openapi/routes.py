@@ -89,7 +89,8 @@ def _process_paths() -> Json:
                 "getReadiness",
                 "Operations",
                 "Can it do its work?",
-                "Ready means: the store takes writes, and a node really embedded something in the last 15 seconds.",
+                "Ready means: the store takes writes, and a node really embedded something in the last 15 seconds. "
+                "A server of another make is probed more rarely: while it is idle a probe counts until the next.",
                 {200: json_reply("Ready.", "Readiness"), 503: json_reply("Not ready, and why.", "Readiness")},
                 ANY_ROUTE,
             )
