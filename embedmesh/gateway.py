@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import logging
 import random
 import socket
@@ -15,7 +16,7 @@ import msgspec
 import uvloop
 
 from embedmesh.assets import assets_dir, find_cl100k
-from embedmesh.bootstrap import open_books
+from embedmesh.bootstrap import key_defaults, open_books
 from embedmesh.catalogue import Catalogue, load_catalogue
 from embedmesh.edge.account_api import AccountApi
 from embedmesh.edge.admin_api import AdminApi
@@ -63,6 +64,7 @@ from embedmesh.rules.ports import Tokenizer
 from embedmesh.settings import GatewaySettings, secret_path, store_place
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
+from embedmesh.storage.books.new_keys import NewKeys
 from embedmesh.storage.secret import claim_of, hash_user, load_secret
 from embedmesh.storage.store import Store
 from embedmesh.storage.topics import NODES
@@ -92,6 +94,7 @@ async def _run(settings: GatewaySettings) -> int:
     clock = SystemClock()
     stop = stop_event(settings.lifeline_fd)
     listener = listening_socket(settings)
+    new_keys = NewKeys(key_defaults(settings), beyond_loopback(listener))
     catalogue = load_catalogue(settings.catalogue, assets=assets_dir())
     tokenizers = tokenizers_of(catalogue)
     exit_code = EXIT_OK
@@ -159,7 +162,7 @@ async def _run(settings: GatewaySettings) -> int:
     )
     apis = [
         NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
-        AccountApi(store.keys, books, bodies, clock, catalogue).routes(),
+        AccountApi(store.keys, store.allowances, books, bodies, clock, catalogue).routes(),
         *(for_admins(store.keys, api.routes()) for api in operators),
     ]
     world = World(
@@ -204,6 +207,7 @@ async def _run(settings: GatewaySettings) -> int:
         background.append(asyncio.create_task(prober.run()))
     store.topics.on(NODES, members.changed_elsewhere)
     try:
+        await books.ask(lambda books: books.new_keys.write(new_keys))
         await members.start()
     except StoreUnavailable as error:
         raise StoreAway(error.message) from None
@@ -253,6 +257,11 @@ def listening_socket(settings: GatewaySettings) -> socket.socket:
     if settings.listen_fd is not None:
         return socket.socket(fileno=settings.listen_fd)
     return bind(settings.host, settings.port)
+
+
+def beyond_loopback(listener: socket.socket) -> bool:
+    """Whether others than this machine can reach it."""
+    return not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def tokenizers_of(catalogue: Catalogue) -> dict[str, Tokenizer]:

@@ -5,8 +5,9 @@ from embedmesh.edge.openapi.shapes import Json
 from embedmesh.rules import errors
 
 ANY_ROUTE: Failures = (errors.MalformedHttp, errors.RequestTimeout, errors.InternalError)
-ANY_KEY: Failures = (errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
-SCOPED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
+SCOPED_KEY: Failures = (errors.InsufficientScope, errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
+ANY_KEY: Failures = (errors.RateLimited, errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
+LIMITED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
 
 
 def operation(
