@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import logging
 import random
 import socket
@@ -51,6 +50,7 @@ from embedmesh.process import (
     EXIT_AGAIN,
     EXIT_OK,
     EXIT_SETUP,
+    beyond_loopback,
     bind,
     log_to_stderr,
     quieten_gc,
@@ -94,7 +94,7 @@ async def _run(settings: GatewaySettings) -> int:
     clock = SystemClock()
     stop = stop_event(settings.lifeline_fd)
     listener = listening_socket(settings)
-    new_keys = NewKeys(key_defaults(settings), beyond_loopback(listener))
+    new_keys = NewKeys(key_defaults(settings), beyond_loopback(listener.getsockname()[0]))
     catalogue = load_catalogue(settings.catalogue, assets=assets_dir())
     tokenizers = tokenizers_of(catalogue)
     exit_code = EXIT_OK
@@ -257,11 +257,6 @@ def listening_socket(settings: GatewaySettings) -> socket.socket:
     if settings.listen_fd is not None:
         return socket.socket(fileno=settings.listen_fd)
     return bind(settings.host, settings.port)
-
-
-def beyond_loopback(listener: socket.socket) -> bool:
-    """Whether others than this machine can reach it."""
-    return not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def tokenizers_of(catalogue: Catalogue) -> dict[str, Tokenizer]:

@@ -46,62 +46,64 @@ CREATE TABLE drawn_days (
     PRIMARY KEY (key_id, day)
 ) WITH (fillfactor = 60);
 
+-- Whether a key may hold so much more, with what it and all below it hold and have spent.
+CREATE FUNCTION has_room(key keys, wanted BIGINT, now_ms BIGINT) RETURNS BOOLEAN LANGUAGE plpgsql AS $$
+DECLARE
+    open_holds BIGINT;
+    open_amount BIGINT;
+    today BIGINT := now_ms / 86400000;
+    first_day BIGINT;
+BEGIN
+    SELECT count(*), coalesce(sum(amount), 0) INTO open_holds, open_amount
+    FROM holds WHERE key_id = key.key_id AND state = 'open';
+    SELECT open_holds + coalesce(sum(holds), 0), open_amount + coalesce(sum(held), 0) INTO open_holds, open_amount
+    FROM drawn WHERE key_id = key.key_id;
+    IF key.concurrency <= open_holds
+        OR key.budget_day < wanted + open_amount
+            + (SELECT coalesce(sum(cost), 0) FROM usage_days WHERE key_id = key.key_id AND day = today)
+            + (SELECT coalesce(sum(cost), 0) FROM drawn_days WHERE key_id = key.key_id AND day = today)
+    THEN
+        RETURN FALSE;
+    END IF;
+    IF key.budget_month IS NOT NULL THEN
+        first_day := CAST(
+            extract(epoch FROM date_trunc('month', to_timestamp(now_ms / 1000), 'UTC')) AS BIGINT
+        ) / 86400;
+        RETURN key.budget_month >= wanted + open_amount
+            + (SELECT coalesce(sum(cost), 0) FROM usage_days WHERE key_id = key.key_id AND day BETWEEN first_day AND today)
+            + (SELECT coalesce(sum(cost), 0) FROM drawn_days WHERE key_id = key.key_id AND day BETWEEN first_day AND today);
+    END IF;
+    RETURN TRUE;
+END $$;
+
 -- A hold is placed only if the account covers it, and the key and all above it have room; no row otherwise. Holds of one
 -- account are placed one after the other: whoever places them has locked it.
 CREATE OR REPLACE FUNCTION need_room() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    key RECORD;
-    draws BOOLEAN := FALSE;
-    open_holds BIGINT;
-    open_amount BIGINT;
-    spent BIGINT;
-    today BIGINT := NEW.created_ms / 86400000;
-    first_day BIGINT;
+    key keys%ROWTYPE;
+    above keys%ROWTYPE;
 BEGIN
-    FOR key IN
-        SELECT key_id, concurrency, budget_day, budget_month
-        FROM (
-            SELECT NEW.key_id AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_id = NEW.key_id
-        ) AS all_counted JOIN keys ON key_id = counted
-    LOOP
-        draws := draws OR key.key_id <> NEW.key_id;
-        CONTINUE WHEN coalesce(key.concurrency, key.budget_day, key.budget_month) IS NULL;
-        SELECT count(*), coalesce(sum(amount), 0) INTO open_holds, open_amount
-        FROM holds WHERE key_id = key.key_id AND state = 'open';
-        SELECT open_holds + holds, open_amount + held INTO open_holds, open_amount
-        FROM (SELECT coalesce(sum(holds), 0) AS holds, coalesce(sum(held), 0) AS held
-            FROM drawn WHERE key_id = key.key_id) AS below;
-        IF key.concurrency <= open_holds THEN
-            RETURN NULL;
-        END IF;
-        IF key.budget_day IS NOT NULL THEN
-            SELECT coalesce(sum(cost), 0) INTO spent FROM (
-                SELECT cost FROM usage_days WHERE key_id = key.key_id AND day = today
-                UNION ALL SELECT cost FROM drawn_days WHERE key_id = key.key_id AND day = today
-            ) AS costs;
-            IF key.budget_day < NEW.amount + open_amount + spent THEN
+    SELECT * INTO key FROM keys WHERE key_id = NEW.key_id
+        AND (concurrency IS NOT NULL OR budget_day IS NOT NULL OR budget_month IS NOT NULL OR parent_id IS NOT NULL);
+    IF FOUND AND NOT has_room(key, NEW.amount, NEW.created_ms) THEN
+        RETURN NULL;
+    END IF;
+    IF key.parent_id IS NOT NULL THEN
+        FOR above IN
+            SELECT keys.* FROM key_draws JOIN keys ON keys.key_id = from_id WHERE key_draws.key_id = NEW.key_id
+                AND (concurrency IS NOT NULL OR budget_day IS NOT NULL OR budget_month IS NOT NULL)
+        LOOP
+            IF NOT has_room(above, NEW.amount, NEW.created_ms) THEN
                 RETURN NULL;
             END IF;
-        END IF;
-        IF key.budget_month IS NOT NULL THEN
-            first_day := CAST(
-                extract(epoch FROM date_trunc('month', to_timestamp(NEW.created_ms / 1000), 'UTC')) AS BIGINT
-            ) / 86400;
-            SELECT coalesce(sum(cost), 0) INTO spent FROM (
-                SELECT cost FROM usage_days WHERE key_id = key.key_id AND day BETWEEN first_day AND today
-                UNION ALL SELECT cost FROM drawn_days WHERE key_id = key.key_id AND day BETWEEN first_day AND today
-            ) AS costs;
-            IF key.budget_month < NEW.amount + open_amount + spent THEN
-                RETURN NULL;
-            END IF;
-        END IF;
-    END LOOP;
+        END LOOP;
+    END IF;
     UPDATE accounts SET held = held + NEW.amount
     WHERE account_id = NEW.account_id AND kind = 'customer' AND balance + credit_limit - held >= NEW.amount;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    IF draws THEN
+    IF key.parent_id IS NOT NULL THEN
         INSERT INTO drawn (key_id, holds, held) SELECT from_id, 1, NEW.amount FROM key_draws WHERE key_id = NEW.key_id
         ON CONFLICT (key_id) DO UPDATE SET holds = drawn.holds + 1, held = drawn.held + excluded.held;
     END IF;
@@ -115,12 +117,14 @@ BEGIN
         SELECT account_id, CAST(sum(amount) AS BIGINT) AS amount FROM after WHERE state <> 'open' GROUP BY account_id
     ) AS ended
     WHERE accounts.account_id = ended.account_id;
-    UPDATE drawn SET holds = drawn.holds - ended.holds, held = held - ended.amount
-    FROM (
-        SELECT from_id, count(*) AS holds, CAST(sum(amount) AS BIGINT) AS amount FROM after JOIN key_draws USING (key_id)
-        WHERE state <> 'open' GROUP BY from_id
-    ) AS ended
-    WHERE drawn.key_id = ended.from_id;
+    IF EXISTS (SELECT 1 FROM after JOIN key_draws USING (key_id)) THEN
+        UPDATE drawn SET holds = drawn.holds - ended.holds, held = held - ended.amount
+        FROM (
+            SELECT from_id, count(*) AS holds, CAST(sum(amount) AS BIGINT) AS amount
+            FROM after JOIN key_draws USING (key_id) WHERE state <> 'open' GROUP BY from_id
+        ) AS ended
+        WHERE drawn.key_id = ended.from_id;
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -132,8 +136,10 @@ BEGIN
     ON CONFLICT (key_id, day, model) DO UPDATE SET
         requests = usage_days.requests + excluded.requests, tokens = usage_days.tokens + excluded.tokens,
         cost = usage_days.cost + excluded.cost;
-    INSERT INTO drawn_days (key_id, day, cost)
-    SELECT from_id, day, sum(cost) FROM added JOIN key_draws USING (key_id) GROUP BY from_id, day ORDER BY from_id, day
-    ON CONFLICT (key_id, day) DO UPDATE SET cost = drawn_days.cost + excluded.cost;
+    IF EXISTS (SELECT 1 FROM added JOIN key_draws USING (key_id)) THEN
+        INSERT INTO drawn_days (key_id, day, cost)
+        SELECT from_id, day, sum(cost) FROM added JOIN key_draws USING (key_id) GROUP BY from_id, day ORDER BY from_id, day
+        ON CONFLICT (key_id, day) DO UPDATE SET cost = drawn_days.cost + excluded.cost;
+    END IF;
     RETURN NULL;
 END $$;

@@ -65,25 +65,24 @@ BEGIN
     UPDATE accounts SET held = held + NEW.amount
     WHERE account_id = NEW.account_id AND kind = 'customer' AND balance + credit_limit - held >= NEW.amount;
     SELECT RAISE(IGNORE) WHERE changes() = 0;
+END;
+
+-- For keys that draw, and by themselves: what others need not run costs them a look.
+CREATE TRIGGER holds_draw AFTER INSERT ON holds WHEN EXISTS (SELECT 1 FROM key_draws WHERE key_id = NEW.key_id)
+BEGIN
     INSERT INTO drawn (key_id, holds, held) SELECT from_id, 1, NEW.amount FROM key_draws WHERE key_id = NEW.key_id
     ON CONFLICT (key_id) DO UPDATE SET holds = holds + 1, held = held + excluded.held;
 END;
 
-DROP TRIGGER holds_give_back;
-CREATE TRIGGER holds_give_back AFTER UPDATE OF state ON holds WHEN NEW.state <> 'open'
+CREATE TRIGGER holds_draw_no_more AFTER UPDATE OF state ON holds
+WHEN NEW.state <> 'open' AND EXISTS (SELECT 1 FROM key_draws WHERE key_id = OLD.key_id)
 BEGIN
-    UPDATE accounts SET held = held - OLD.amount WHERE account_id = OLD.account_id;
     UPDATE drawn SET holds = holds - 1, held = held - OLD.amount
     WHERE key_id IN (SELECT from_id FROM key_draws WHERE key_id = OLD.key_id);
 END;
 
-DROP TRIGGER usage_adds_up;
-CREATE TRIGGER usage_adds_up AFTER INSERT ON usage
+CREATE TRIGGER usage_draws AFTER INSERT ON usage WHEN EXISTS (SELECT 1 FROM key_draws WHERE key_id = NEW.key_id)
 BEGIN
-    INSERT INTO usage_days (key_id, day, model, account_id, requests, tokens, cost)
-    VALUES (NEW.key_id, NEW.day, NEW.model, NEW.account_id, 1, NEW.tokens, NEW.cost)
-    ON CONFLICT (key_id, day, model) DO UPDATE SET
-        requests = requests + 1, tokens = tokens + excluded.tokens, cost = cost + excluded.cost;
     INSERT INTO drawn_days (key_id, day, cost) SELECT from_id, NEW.day, NEW.cost FROM key_draws WHERE key_id = NEW.key_id
     ON CONFLICT (key_id, day) DO UPDATE SET cost = cost + excluded.cost;
 END;
