@@ -15,13 +15,16 @@ from embedmesh.rules.errors import (
     InvalidApiKey,
     InvalidValue,
     RateLimited,
+    StoreUnavailable,
 )
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.ports import Above, Allowance, Caller
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key, Limits
 from embedmesh.storage.db import refusals
+from embedmesh.storage.engines import engine_of
 from embedmesh.storage.hold_writes import MS_PER_DAY
+from embedmesh.storage.postgres import SESSION
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge, secret
 
@@ -262,6 +265,27 @@ async def test_revoking_a_key_revokes_all_below_it_and_no_other(shop: Shop, stor
         assert await store.keys.find(made[1]) is not None
     assert not keys.revoke("key_none")
     shop.assert_right()
+
+
+def test_a_key_is_revoked_though_another_has_its_account_locked(
+    file_shop: Shop, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that hangs in the middle of a batch, say. What is below it follows once that is over."""
+    monkeypatch.setitem(SESSION, "lock_timeout", "50")
+    with Books.open(database, clock=file_shop.clock, secret=secret) as books:
+        books.accounts.create("b")
+        parent = books.keys.create("b", BOTH)[0].key_id
+        child = books.keys.create_below(parent, BOTH)[0].key_id
+        db = engine_of(database).connect(busy_s=1)
+        db.begin()
+        db.lock_accounts({"b"})
+        with pytest.raises(StoreUnavailable):
+            books.keys.revoke(parent)
+        assert [books.keys.find(each).revoked_ms is None for each in (parent, child)] == [False, True]
+        db.rollback()
+        db.close()
+        assert not books.keys.revoke(parent)
+        assert books.keys.find(child).revoked_ms is not None
 
 
 async def test_a_key_ends_with_those_above_it(shop: Shop) -> None:

@@ -143,17 +143,20 @@ class KeyBooks:
             return key
 
     def revoke(self, key_id: str) -> bool:
-        """Make a key useless at once, and all below it; False if there is no such key or it was revoked before."""
+        """Make a key useless at once, and all below it; False if there is no such key or it was revoked before.
+
+        The key itself waits for nobody who has the account locked: whatever hangs, it is useless then.
+        """
+        row = {"key_id": key_id, "now_ms": self._session.clock.unix_ms()}
+        with self._session.transaction():
+            now = self._session.run(KEYS["revoke_key"], row).rowcount == 1
         try:
             account_id = self.find(key_id).account_id
         except NotFound:
             return False
-        row = {"key_id": key_id, "now_ms": self._session.clock.unix_ms()}
         with self._session.transaction(account_id):
-            if self._session.run(KEYS["revoke_key"], row).rowcount == 0:
-                return False
             self._session.run(KEYS["revoke_below"], row | {"account_id": account_id})
-            return True
+        return now
 
     def rotate(self, key_id: str, *, overlap_s: int) -> tuple[Key, str]:
         """A new key in the place of this one, which ends later. Raises NotFound, InvalidValue.
