@@ -180,7 +180,9 @@ def rotate(key_id: str, overlap: int, data_dir: Path, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def revoke(key_id: str, data_dir: Path, as_json: bool) -> None:
-    """Make a key useless, and those that it made, everywhere within a second.
+    """Make a key useless, everywhere within a second.
+
+    Those that it made are useless then, too.
 
     \b
     Example:
