@@ -298,6 +298,10 @@ async def test_a_key_ends_with_those_above_it(shop: Shop) -> None:
     grandchild = below(shop, child, expires_ms=now_ms + 10)
     keys.change(parent.key_id, expires_ms=now_ms + 50)
     assert [keys.find(key.key_id).expires_ms for key in (child, grandchild)] == [now_ms + 50, now_ms + 10]
+    for later in (None, now_ms + 51):
+        with pytest.raises(InvalidValue, match=f"draws from, {parent.key_id}, at the latest"):
+            keys.change(child.key_id, expires_ms=later)
+    keys.change(child.key_id, name="as it is")
     keys.change(parent.key_id, expires_ms=None)
     assert keys.find(child.key_id).expires_ms == now_ms + 50
     shop.clock.now_ms += 50

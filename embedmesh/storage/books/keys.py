@@ -127,14 +127,17 @@ class KeyBooks:
         return [_key(row) for row in rows]
 
     def change(self, key_id: str, **changes: Any) -> Key:
-        """Another `name`, `expires_ms` or `limits` for a key. Raises NotFound, InvalidValue (it was revoked).
+        """Another `name`, `expires_ms` or `limits` for a key. Raises NotFound, InvalidValue (such as: it was revoked).
 
-        Keys below it end with it at the latest.
+        Keys below it end with it at the latest, and it with its parent.
         """
         account_id = self.find(key_id).account_id
         with self._session.transaction(account_id):
             key = msgspec.structs.replace(self.find(key_id), **changes)
             _check(key)
+            ends_ms = None if key.parent_id is None else self.find(key.parent_id).expires_ms
+            if ends_ms is not None and (key.expires_ms is None or key.expires_ms > ends_ms):
+                raise InvalidValue(f"It ends with the key that it draws from, {key.parent_id}, at the latest.")
             if self._session.run(KEYS["change_key"], _columns(key)).rowcount == 0:
                 raise InvalidValue(f"Key {key_id} is revoked.")
             if key.expires_ms is not None:
