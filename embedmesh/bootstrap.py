@@ -10,8 +10,10 @@ from embedmesh.files import sync, write_draft
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import InvalidValue, SetupError
 from embedmesh.rules.money import NANOUSD_PER_USD
-from embedmesh.settings import BOOTSTRAP, Credentials, read_bootstrap, secret_path, store_path
+from embedmesh.settings import BOOTSTRAP, Credentials, GatewaySettings, read_bootstrap, secret_path, store_path
 from embedmesh.storage.books import Books
+from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.books.new_keys import parse_limits
 from embedmesh.storage.secret import load_secret
 
 ACCOUNT = "local"
@@ -58,6 +60,14 @@ def open_books(data_dir: Path, store: str | Path, *, migrating: bool = False) ->
     """
     secret = partial(load_secret, secret_path(data_dir))
     return Books.open(store, clock=SystemClock(), secret=secret, migrating=migrating)
+
+
+def key_defaults(settings: GatewaySettings) -> Limits:
+    """What new keys get where no limits are given. Raises SetupError."""
+    try:
+        return parse_limits(settings.key_defaults)
+    except ValueError as error:
+        raise SetupError(f"{error} Mend --key-defaults.") from None
 
 
 def _write(path: Path, credentials: Credentials) -> None:

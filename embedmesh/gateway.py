@@ -15,7 +15,7 @@ import msgspec
 import uvloop
 
 from embedmesh.assets import assets_dir, find_cl100k
-from embedmesh.bootstrap import open_books
+from embedmesh.bootstrap import key_defaults, open_books
 from embedmesh.catalogue import Catalogue, load_catalogue
 from embedmesh.edge.account_api import AccountApi
 from embedmesh.edge.admin_api import AdminApi
@@ -53,6 +53,7 @@ from embedmesh.process import (
     EXIT_AGAIN,
     EXIT_OK,
     EXIT_SETUP,
+    beyond_loopback,
     bind,
     log_to_stderr,
     quieten_gc,
@@ -67,6 +68,7 @@ from embedmesh.rules.shares import Shares
 from embedmesh.settings import GatewaySettings, secret_path, store_place
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
+from embedmesh.storage.books.new_keys import NewKeys
 from embedmesh.storage.secret import claim_of, hash_user, load_secret
 from embedmesh.storage.store import Store
 from embedmesh.storage.topics import NODES
@@ -96,6 +98,7 @@ async def _run(settings: GatewaySettings) -> int:
     clock = SystemClock()
     stop = stop_event(settings.lifeline_fd)
     listener = listening_socket(settings)
+    new_keys = NewKeys(key_defaults(settings), beyond_loopback(listener.getsockname()[0]))
     catalogue = load_catalogue(settings.catalogue, assets=assets_dir())
     tokenizers = tokenizers_of(catalogue)
     exit_code = EXIT_OK
@@ -165,7 +168,7 @@ async def _run(settings: GatewaySettings) -> int:
     )
     apis = [
         NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
-        AccountApi(store.keys, books, bodies, clock, catalogue).routes(),
+        AccountApi(store.keys, store.allowances, books, bodies, clock, catalogue).routes(),
         *(for_admins(store.keys, api.routes()) for api in operators),
     ]
     replies = Shares(settings.reply_bytes_total_max)
@@ -221,6 +224,7 @@ async def _run(settings: GatewaySettings) -> int:
         background.append(asyncio.create_task(prober.run()))
     store.topics.on(NODES, members.changed_elsewhere)
     try:
+        await books.ask(lambda books: books.new_keys.write(new_keys))
         await members.start()
     except StoreUnavailable as error:
         raise StoreAway(error.message) from None

@@ -61,6 +61,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         Meta(description="Days that a request's usage record is kept; sums and money stay. Default: for ever.", ge=1),
     ] = None
+    key_defaults: Annotated[
+        str,
+        Meta(
+            description="Limits of new keys where none are given, any of "
+            "requests-a-minute=60,tokens-a-minute=1000000,concurrency=8. Wise where strangers get keys."
+        ),
+    ] = ""
     catalogue: Annotated[
         Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
     ] = None

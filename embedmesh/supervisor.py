@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedmesh.assets import assets_dir
-from embedmesh.bootstrap import bootstrap
+from embedmesh.bootstrap import bootstrap, key_defaults
 from embedmesh.catalogue import load_catalogue
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind
 from embedmesh.rules.errors import SetupError
@@ -100,7 +100,8 @@ async def _run(
 ) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    load_catalogue(gateway.catalogue, assets=assets_dir())  # a wrong catalogue is told before anything starts
+    load_catalogue(gateway.catalogue, assets=assets_dir())  # what is wrong with it is told before anything starts
+    key_defaults(gateway)  # likewise
     _clear_metrics(node_socket.parent)
     host, port = sock.getsockname()[:2]
     lifeline_out, lifeline_in = os.pipe()

@@ -17,8 +17,12 @@ import msgspec
 
 from embedmesh.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.catalogue import load_catalogue
+from embedmesh.commands.key_limits import in_words
 from embedmesh.engine.folder import digest
+from embedmesh.process import beyond_loopback
 from embedmesh.rules.errors import SetupError
+from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys
 from embedmesh.storage.sqlite import SQLITE_VERSION_MIN
 
 State = Literal["ok", "warn", "fail"]
@@ -185,6 +189,17 @@ def check_port(host: str, port: int, ours: bool) -> Check:
     except OSError as error:
         return Check("port", "fail", f"{where}: {error.strerror}", "Choose another by --port, or end what uses it.")
     return Check("port", "ok", f"{where}: free")
+
+
+def check_new_keys(said: NewKeys, host: str | None) -> list[Check]:
+    """Where strangers may get keys, a key without limits is all of the gateway for one; nothing on a laptop."""
+    if said.limits != Limits():
+        return [Check("new keys", "ok", f"their limits: {in_words(said.limits)}")]
+    if not (said.open_to_others if host is None else beyond_loopback(host)):
+        return []
+    found = "they have no limits, and other machines reach the gateway"
+    todo = f"Where strangers get keys: embedmesh serve --key-defaults {EXAMPLE}"
+    return [Check("new keys", "warn", found, todo)]
 
 
 def _existing(path: Path) -> Path:

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,12 +13,14 @@ import click
 import msgspec
 
 from embedmesh.commands import checks
+from embedmesh.commands.books import books_of
 from embedmesh.commands.bulk.client import decode_vectors, read_bounded, read_problem
 from embedmesh.commands.checks import Check
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.telling import print_json
 from embedmesh.rules.errors import SetupError
 from embedmesh.settings import Credentials, default_data_dir, read_bootstrap
+from embedmesh.storage.books.new_keys import NewKeys
 
 ANSWER_S = 10.0  # an endpoint that is well answers in milliseconds; a cold one within two seconds
 REPLY_BYTES_MAX = 1024 * 1024  # one vector, or an error
@@ -35,8 +38,9 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def doctor(data_dir: Path, host: str | None, port: int | None, catalogue: Path | None, as_json: bool) -> None:
     """Say what is wrong with this machine or set-up, and what to do.
 
-    Looks at Python, CPU, memory, disk, SQLite, the fetched model, the data folder and the port. Where a server has run
-    before, it is asked for its health and for a real embedding (which costs its account what three tokens cost).
+    Looks at Python, CPU, memory, disk, SQLite, the fetched model, the data folder, the port and, where other machines
+    reach it, the limits of new keys. Where a server has run before, it is asked for its health and for a real embedding
+    (which costs its account what three tokens cost).
     The exit status is 0 if nothing failed; warnings are no failures.
 
     \b
@@ -50,6 +54,7 @@ def doctor(data_dir: Path, host: str | None, port: int | None, catalogue: Path |
     if catalogue is not None:
         found += checks.check_catalogue(catalogue)
     found += _check_server(data_dir, host, port)
+    found += _check_new_keys(data_dir, host)
     failed = any(check.state == "fail" for check in found)
     if as_json:
         print_json({"well": not failed, "checks": [_as_dict(check) for check in found]})
@@ -71,6 +76,13 @@ def _check_server(data_dir: Path, host: str | None, port: int | None) -> list[Ch
     if asked[0].state == "fail":
         return asked  # something listens there and is not well: that the port is taken would say it twice
     return [checks.check_port(*listen, ours=asked[0].state == "ok"), *asked]
+
+
+def _check_new_keys(data_dir: Path, host: str | None) -> list[Check]:
+    said = NewKeys()
+    with suppress(SetupError, click.ClickException), books_of(data_dir) as books:  # no store yet; or others tell of it
+        said = books.new_keys.read()
+    return checks.check_new_keys(said, host)
 
 
 class _Model(msgspec.Struct):

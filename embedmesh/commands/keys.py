@@ -45,18 +45,23 @@ def create(
 ) -> None:
     """Make a key. It is shown once; only a keyed hash of it is kept.
 
+    Limits that are not given are those that the gateways' --key-defaults says, or none.
+
     \b
     Examples:
       embedmesh keys create
       embedmesh keys create local --name grafana --scope metrics --days 90
       embedmesh keys create local --model all-MiniLM-L6-v2 --requests-a-minute 600 --budget-month 50
     """
-    limits = asked.over(Limits())
     with books_of(data_dir) as books:
+        limits = asked.over(books.new_keys.read().limits)
         key, token = books.keys.create(
             account, scopes or ("embeddings",), name=name, expires_ms=_in_days(days), limits=limits
         )
-    _hand_over(key, token, as_json, f"This is key {key.key_id} of {account}. It is not shown again.")
+    words = f"This is key {key.key_id} of {account}. It is not shown again."
+    if limits != Limits():
+        words += f"\nLimits: {in_words(limits)}."
+    _hand_over(key, token, as_json, words)
 
 
 @keys.command("list")
@@ -65,6 +70,8 @@ def create(
 @json_option
 def list_(account: str | None, data_dir: Path, as_json: bool) -> None:
     """List the keys of an account, or of all, with their limits.
+
+    A key that another made, or that was rotated, draws from that one's limits and budgets, too.
 
     When a key was last used is noted now and then, not at every request.
 
@@ -79,8 +86,12 @@ def list_(account: str | None, data_dir: Path, as_json: bool) -> None:
     if as_json:
         print_json([_as_json(key) for key in found])
         return
-    head = ("key", "account", "state", "created", "expires", "last used", "scopes", "limits", "name")
-    print_table(head, [_as_row(key) for key in found])
+    head: tuple[str, ...] = ("key", "account", "state", "created", "expires", "last used", "scopes", "limits", "name")
+    rows = [_as_row(key) for key in found]
+    if any(key.parent_id for key in found):
+        head = (*head, "draws from")
+        rows = [(*row, key.parent_id or "-") for row, key in zip(rows, found, strict=True)]
+    print_table(head, rows)
 
 
 @keys.command()
@@ -141,9 +152,10 @@ def change(
 def rotate(key_id: str, overlap: int, data_dir: Path, as_json: bool) -> None:
     """Make a key that takes another's place.
 
-    It has the same name, scopes, limits and expiry.
+    It has the same name, scopes, limits and expiry. It has spent what the old one has, and has the keys that this made.
 
-    Both are good for a while, so that nobody who uses the old one is refused before he has the new one.
+    Both are good for a while, so that nobody who uses the old one is refused before he has the new one. Together they
+    may do what one may.
 
     \b
     Examples:
@@ -169,6 +181,8 @@ def rotate(key_id: str, overlap: int, data_dir: Path, as_json: bool) -> None:
 @json_option
 def revoke(key_id: str, data_dir: Path, as_json: bool) -> None:
     """Make a key useless, everywhere within a second.
+
+    Those that it made are useless then, too.
 
     \b
     Example:
@@ -242,4 +256,5 @@ def _as_json(key: Key) -> dict[str, object]:
         "last_used": iso_time(key.last_used_ms),
         "limits": msgspec.to_builtins(key.limits),
         "rotated_to": key.rotated_to,
+        "parent": key.parent_id,
     }

@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
+from msgspec import UNSET
 
 from embedmesh.edge.bodies import decoded, json_reply, small_body
 from embedmesh.edge.books_thread import BooksThread
@@ -15,10 +16,10 @@ from embedmesh.edge.queries import day, number, page, query_of, rest_of, rows_of
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import Routes
 from embedmesh.edge.shown import shown, shown_account, shown_key
-from embedmesh.rules.errors import InsufficientScope, InvalidApiKey, InvalidValue
-from embedmesh.rules.ports import Catalogue, Clock, Keys
+from embedmesh.rules.errors import InsufficientScope, InvalidValue
+from embedmesh.rules.ports import Allowances, Catalogue, Clock, Keys
 from embedmesh.storage.books import Books
-from embedmesh.storage.books.keys import SCOPES, Key, Limits
+from embedmesh.storage.books.keys import Key
 from embedmesh.storage.books.reports import ENTRY_MAX, Usage
 
 KEYS_SCOPE = "keys"
@@ -27,14 +28,22 @@ USAGE_DAYS_MAX = 366
 USAGE_ROWS_MAX = 10_000  # a day, model and key each
 EPOCH = date(1970, 1, 1)
 OWN = ("id", "balance_nanousd", "held_nanousd", "credit_limit_nanousd", "available_nanousd", "cache")
-NUMBERS = ("requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
 
 
 class AccountApi:
     """Handlers for callers. Each sees the account of its own key, and no other."""
 
-    def __init__(self, keys: Keys, books: BooksThread, bodies: BodyBudget, clock: Clock, catalogue: Catalogue) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        allowances: Allowances,
+        books: BooksThread,
+        bodies: BodyBudget,
+        clock: Clock,
+        catalogue: Catalogue,
+    ) -> None:
         self._keys = keys
+        self._allowances = allowances
         self._books = books
         self._bodies = bodies
         self._clock = clock
@@ -51,7 +60,10 @@ class AccountApi:
             "/v1/account/keys": {"GET": self.keys, "POST": self.create},
             "/v1/account/keys/*": {"DELETE": self.revoke},
         }
-        return {**for_keys(self._keys, own), **for_keys(self._keys, keys, KEYS_SCOPE)}
+        return {
+            **for_keys(self._keys, own, allowances=self._allowances),
+            **for_keys(self._keys, keys, KEYS_SCOPE, allowances=self._allowances),
+        }
 
     async def account(self, request: web.BaseRequest) -> web.StreamResponse:
         """What there is, what is held, what may be spent, and whether answers may come from the cache."""
@@ -95,18 +107,16 @@ class AccountApi:
         return json_reply(page(found, limit, self._shown))
 
     async def create(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A new key of the account. It is shown once, and can do no more than the one that makes it."""
+        """A new key of the account. It is shown once, can do no more than the one that makes it, and draws from it."""
         caller = request[CALLER]
         asked = decoded(await small_body(request, self._bodies), OwnKeyRequest)
-        limits = asked.limits.over(Limits(), self._catalogue)
 
         def make(books: Books) -> tuple[Key, str]:
             own = books.keys.find(caller.key_id)
-            if own.revoked_ms is not None:  # just now
-                raise InvalidApiKey("The API key was revoked.")
-            check_narrower(own, asked.scopes, asked.expires_ms, limits)
-            return books.keys.create(
-                own.account_id, asked.scopes, name=asked.name, expires_ms=asked.expires_ms, limits=limits
+            limits = asked.limits.over(books.new_keys.read().limits.within(own.limits), self._catalogue)
+            expires_ms = own.expires_ms if asked.expires_ms is UNSET else asked.expires_ms
+            return books.keys.create_below(
+                own.key_id, asked.scopes, name=asked.name, expires_ms=expires_ms, limits=limits
             )
 
         return json_reply(self._shown(*await self._books.ask(make)))
@@ -125,28 +135,6 @@ class AccountApi:
 
     def _shown(self, key: Key, token: str | None = None) -> dict[str, Any]:
         return shown_key(key, self._clock.unix_ms(), token)
-
-
-def check_narrower(own: Key, scopes: Sequence[str], expires_ms: int | None, limits: Limits) -> None:
-    """Raise InsufficientScope, which says what it is, where a new key could do what the key that makes it cannot."""
-    if ADMIN_SCOPE in scopes:
-        raise InsufficientScope("No key gets the scope `admin` here. The operator makes such keys.", param="scopes")
-    for scope in sorted(SCOPES.intersection(scopes).difference(own.scopes)):
-        raise InsufficientScope(f"This API key cannot give the scope `{scope}`: it lacks it itself.", param="scopes")
-    if own.limits.models and not (limits.models and set(limits.models) <= set(own.limits.models)):
-        raise InsufficientScope(
-            f"A key that this one makes is for models of its own: {', '.join(own.limits.models)}.",
-            param="limits.models",
-        )
-    for name in NUMBERS:
-        _check_number(f"limits.{name}", getattr(own.limits, name), getattr(limits, name))
-    _check_number("expires_ms", own.expires_ms, expires_ms)
-
-
-def _check_number(name: str, own: int | None, asked: int | None) -> None:
-    """None is: no limit."""
-    if own is not None and (asked is None or asked > own):
-        raise InsufficientScope(f"`{name}` of a key that this one makes is at most its own: {own}.", param=name)
 
 
 def _shown_usage(row: Usage) -> dict[str, Any]:

@@ -1,34 +1,42 @@
 """Who may use a route: the key that a request brings, looked at before anything else of it is."""
 
 import functools
+from contextlib import suppress
 
 from aiohttp import web
 
 from embedmesh.edge.server import Handler, Routes
 from embedmesh.flow.identify import identify
-from embedmesh.rules.ports import Caller, Keys
+from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.ports import Allowances, Caller, Keys
 
 ADMIN_SCOPE = "admin"
 CALLER = web.RequestKey("caller", Caller)  # who asks, on routes that need a key
 
 
-def with_key(keys: Keys, handler: Handler, *any_of: str) -> Handler:
-    """The handler, for those whose key has one of the scopes, where any are named."""
+def with_key(keys: Keys, handler: Handler, *any_of: str, allowances: Allowances | None = None) -> Handler:
+    """The handler, for those whose key has one of the scopes, where any are named.
+
+    With `allowances` each call is one of the requests that the key may make in a minute, unless an operator has it.
+    """
 
     @functools.wraps(handler)
     async def checked(request: web.BaseRequest) -> web.StreamResponse:
-        request[CALLER] = await identify(
+        caller = request[CALLER] = await identify(
             request.headers.get("Authorization"), keys, *any_of, api_key=request.headers.get("api-key")
         )
+        if allowances is not None and ADMIN_SCOPE not in caller.scopes:
+            with suppress(StoreUnavailable):  # what only reads goes on; what writes will meet it anyway
+                await allowances.take_request(caller)
         return await handler(request)
 
     return checked
 
 
-def for_keys(keys: Keys, routes: Routes, *any_of: str) -> Routes:
-    """All of these routes, for those whose key has one of the scopes, where any are named."""
+def for_keys(keys: Keys, routes: Routes, *any_of: str, allowances: Allowances | None = None) -> Routes:
+    """All of these routes, as `with_key` has them."""
     return {
-        path: {method: with_key(keys, handler, *any_of) for method, handler in methods.items()}
+        path: {method: with_key(keys, handler, *any_of, allowances=allowances) for method, handler in methods.items()}
         for path, methods in routes.items()
     }
 

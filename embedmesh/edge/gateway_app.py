@@ -90,7 +90,7 @@ class GatewayApp:
         return routes
 
     def _for_key(self, handler: Handler, *any_of: str) -> Handler:
-        return with_key(self._world.keys, handler, *any_of)
+        return with_key(self._world.keys, handler, *any_of, allowances=self._world.allowances)
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(headers=JSON)

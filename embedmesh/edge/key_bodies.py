@@ -22,7 +22,8 @@ UnixMs = Annotated[int, Meta(ge=0, le=10**15)]
 class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a key may do, besides its scopes; null, or no models, is: no limit. Budgets are nano-USD, days are UTC.
 
-    What is not named stays as it was; a new key has no limit then.
+    What is not named stays as it was; a new key has what the key has that makes it, or else what the gateway's
+    `--key-defaults` says.
     """
 
     models: tuple[str, ...] | UnsetType | None = UNSET
@@ -41,11 +42,11 @@ class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class OwnKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/account/keys`."""
+    """`POST /v1/account/keys`. Where no end is named it has that of the key that makes it, if any."""
 
     scopes: Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)]
     name: str = ""
-    expires_ms: UnixMs | None = None
+    expires_ms: UnixMs | UnsetType | None = UNSET
     limits: KeyLimits = KeyLimits()
 
 

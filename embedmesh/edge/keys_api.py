@@ -16,7 +16,7 @@ from embedmesh.edge.shown import shown_key
 from embedmesh.rules.errors import NotFound
 from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.storage.books import Books
-from embedmesh.storage.books.keys import Key, Limits
+from embedmesh.storage.books.keys import Key
 
 
 class KeysApi:
@@ -45,13 +45,13 @@ class KeysApi:
     async def create(self, request: web.BaseRequest) -> web.StreamResponse:
         """A new key. It is shown once."""
         asked = decoded(await small_body(request, self._bodies), KeyRequest)
-        limits = asked.limits.over(Limits(), self._catalogue)
-        key, token = await self._books.ask(
-            lambda books: books.keys.create(
-                asked.account, asked.scopes, name=asked.name, expires_ms=asked.expires_ms, limits=limits
-            )
-        )
-        return json_reply(self._shown(key, token))
+
+        def make(books: Books) -> tuple[Key, str]:
+            limits = asked.limits.over(books.new_keys.read().limits, self._catalogue)
+            expires_ms = None if asked.expires_ms is UNSET else asked.expires_ms
+            return books.keys.create(asked.account, asked.scopes, name=asked.name, expires_ms=expires_ms, limits=limits)
+
+        return json_reply(self._shown(*await self._books.ask(make)))
 
     async def key(self, request: web.BaseRequest) -> web.StreamResponse:
         """One key."""

@@ -33,10 +33,19 @@ class Dice(Protocol):
         ...
 
 
+class Above(msgspec.Struct, frozen=True):
+    """A key from whose limits a minute those draw that it made. None is: no limit."""
+
+    key_id: str
+    requests_a_minute: int | None = None
+    tokens_a_minute: int | None = None
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Who asks: a key of an account, and what that key may do.
 
     `models` are those that it may use, by id; None is: all. None of a limit is: no limit. `cache` is the account's.
+    `above` are the limited keys among those that it was made by, the nearest first.
     """
 
     account_id: str
@@ -46,6 +55,7 @@ class Caller(msgspec.Struct, frozen=True):
     requests_a_minute: int | None = None
     tokens_a_minute: int | None = None
     cache: CachePolicy = CachePolicy.OFF
+    above: tuple[Above, ...] = ()
 
 
 class Keys(Protocol):
@@ -60,7 +70,7 @@ class Keys(Protocol):
 
 
 class Allowance(msgspec.Struct, frozen=True):
-    """A limit of a key, `requests` or `tokens` a minute: what is left of it, and seconds until it is whole again."""
+    """A limit of a key or one above, `requests` or `tokens` a minute: what is left, and seconds until it is whole."""
 
     what: str
     limit: int
@@ -80,7 +90,7 @@ class Allowances(Protocol):
         ...
 
     def left(self, caller: Caller) -> tuple[Allowance, ...]:
-        """What is left now of each limit that the key has, as far as this gateway knows."""
+        """The limit of requests and that of tokens of which least is left, as far as this gateway knows."""
         ...
 
 

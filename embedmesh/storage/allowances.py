@@ -1,8 +1,9 @@
 """How often a key may ask, and for how many tokens, in a minute: exact over all gateways of a store.
 
-Minutes are those of the clock, UTC. The store counts what of a key's minute was granted to gateways; a gateway takes a
-share of it at a time (a lease: a SHARE-th of the limit) and spends that without asking. So the limit is never exceeded;
-and a caller is refused too early by at most what the other gateways have taken and not spent: a lease each.
+Minutes are those of the clock, UTC. What a key uses counts against the keys above it, too. The store counts what of a
+key's minute was granted to gateways; a gateway takes a share of it at a time (a lease: a SHARE-th of the limit) and
+spends that without asking. So the limit is never exceeded; and a caller is refused too early by at most what the other
+gateways have taken and not spent: a lease each.
 Nothing is given back, whatever becomes of a request: else computing would be free for those who hang up.
 """
 
@@ -11,13 +12,14 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from embedmesh.rules.errors import RateLimited
-from embedmesh.rules.ports import Allowance, Caller, Clock
+from embedmesh.rules.ports import Above, Allowance, Caller, Clock
 from embedmesh.storage.db import Db
 from embedmesh.storage.sql import load
 
 LIMITS = load("limits.sql")
 SHARE = 16  # of a limit: with few gateways hardly any of it lies idle; the store is asked 16 times a minute or so
 MINUTE_MS = 60_000
+OF_ANOTHER = "The API key that this one draws from"
 
 
 class Granted(NamedTuple):
@@ -57,24 +59,33 @@ class Allowances:
     async def take_request(self, caller: Caller) -> None:
         if caller.requests_a_minute is not None:
             await self._take(caller.key_id, "requests", 1, caller.requests_a_minute)
+        for above in caller.above:
+            if above.requests_a_minute is not None:
+                await self._take(above.key_id, "requests", 1, above.requests_a_minute, OF_ANOTHER)
 
     async def take_tokens(self, caller: Caller, tokens: int) -> None:
         if caller.tokens_a_minute is not None:
             await self._take(caller.key_id, "tokens", tokens, caller.tokens_a_minute)
+        for above in caller.above:
+            if above.tokens_a_minute is not None:
+                await self._take(above.key_id, "tokens", tokens, above.tokens_a_minute, OF_ANOTHER)
 
     def left(self, caller: Caller) -> tuple[Allowance, ...]:
-        if caller.requests_a_minute is None and caller.tokens_a_minute is None:
+        if caller.requests_a_minute is None and caller.tokens_a_minute is None and not caller.above:
             return ()
         minute, reset_s = self._now()
-        limits = {"requests": caller.requests_a_minute, "tokens": caller.tokens_a_minute}
-        found = []
-        for what, limit in limits.items():
-            if limit is not None:
-                purse = self._purses.get((caller.key_id, what)) if minute == self._minute else None
-                found.append(Allowance(what, limit, limit if purse is None else purse.room(), reset_s))
-        return tuple(found)
+        least: dict[str, Allowance] = {}
+        keys: tuple[Caller | Above, ...] = (caller, *caller.above)
+        for key in keys:
+            for what, limit in (("requests", key.requests_a_minute), ("tokens", key.tokens_a_minute)):
+                if limit is not None:
+                    purse = self._purses.get((key.key_id, what)) if minute == self._minute else None
+                    left = limit if purse is None else purse.room()
+                    if what not in least or left < least[what].left:
+                        least[what] = Allowance(what, limit, left, reset_s)
+        return tuple(least.values())
 
-    async def _take(self, key_id: str, what: str, amount: int, limit: int) -> None:
+    async def _take(self, key_id: str, what: str, amount: int, limit: int, whose: str = "This API key") -> None:
         minute, reset_s = self._now()
         if minute != self._minute:
             self._minute = minute
@@ -90,7 +101,7 @@ class Allowances:
                     await self._ask(key_id, what, amount, minute, purse)
         if purse.left < amount:
             raise RateLimited(
-                f"This API key may use {limit:,} {what} a minute; {max(0, purse.room()):,} of this minute's are left."
+                f"{whose} may use {limit:,} {what} a minute; {max(0, purse.room()):,} of this minute's are left."
                 + (f" This request alone has {amount:,}: split it." if amount > limit else " Wait for the next."),
                 retry_after_s=reset_s if amount <= limit else None,
             )

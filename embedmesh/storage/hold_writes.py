@@ -12,6 +12,7 @@ from typing import Any
 from embedmesh.rules.errors import Failure, InsufficientQuota, InternalError, RateLimited, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Twin
 from embedmesh.rules.money import format_usd
+from embedmesh.storage.allowances import OF_ANOTHER
 from embedmesh.storage.db import Db, Row
 from embedmesh.storage.sql import load
 from embedmesh.storage.writes import Stats, as_rows
@@ -139,22 +140,15 @@ class PlaceHold:
         if who not in known:
             asked = dict(zip(("account_id", "key_id"), who, strict=True))
             days = {"day": now_ms // MS_PER_DAY, "month_day": first_day_of_month(now_ms)}
-            known[who] = db.execute(HOLDS["why_no_room"], asked | days).fetchone()
-        if known[who] is None:
+            known[who] = db.execute(HOLDS["why_no_room"], asked | days).fetchall()
+        if not known[who]:
             return InsufficientQuota("This account cannot be charged.")
-        available, concurrency, in_use, budget_day, spent_day, budget_month, spent_month, held = known[who]
         amount = self.hold.amount_nanousd
-        if concurrency is not None and in_use >= concurrency:
-            return RateLimited(
-                f"This API key has {concurrency} requests under way, which is all it may. Wait for one of them.",
-                retry_after_s=CONCURRENCY_AGAIN_S,
-            )
-        for budget, spent, period in ((budget_day, spent_day, "day"), (budget_month, spent_month, "month")):
-            if budget is not None and spent + held + amount > budget:
-                return InsufficientQuota(
-                    f"This API key's budget of {format_usd(budget)} a {period} (UTC) does not cover this request: "
-                    f"{format_usd(max(0, budget - spent - held))} is left."
-                )
+        available = known[who][0][0]
+        for _, key_id, *limits in known[who]:
+            whose = "This API key" if key_id == self.hold.key_id else OF_ANOTHER
+            if (failure := _no_room_of(whose, amount, *limits)) is not None:
+                return failure
         if available >= amount:  # another gateway has ended something since
             return RateLimited(
                 "There was no room for this request a moment ago, and there is now. Try again.",
@@ -164,6 +158,32 @@ class PlaceHold:
             f"The account's balance does not cover this request: it needs {format_usd(amount)}, and "
             f"{format_usd(max(0, available))} is available. Add credit."
         )
+
+
+def _no_room_of(
+    whose: str,
+    amount: int,
+    concurrency: int | None,
+    in_use: int,
+    budget_day: int | None,
+    spent_day: int,
+    budget_month: int | None,
+    spent_month: int,
+    held: int,
+) -> Failure | None:
+    """What to say where a key's own limits have no room for so many nano-USD more; None where they have."""
+    if concurrency is not None and in_use >= concurrency:
+        return RateLimited(
+            f"{whose} has {concurrency} requests under way, which is all it may. Wait for one of them.",
+            retry_after_s=CONCURRENCY_AGAIN_S,
+        )
+    for budget, spent, period in ((budget_day, spent_day, "day"), (budget_month, spent_month, "month")):
+        if budget is not None and spent + held + amount > budget:
+            return InsufficientQuota(
+                f"{whose} has a budget of {format_usd(budget)} a {period} (UTC), which does not cover this request: "
+                f"{format_usd(max(0, budget - spent - held))} is left."
+            )
+    return None
 
 
 class EndHold:

@@ -1,11 +1,12 @@
 """Which bearer keys are good now: remembered for a while, forgotten once a key or an account's cache is changed."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import StoreUnavailable
-from embedmesh.rules.ports import Caller, Clock
+from embedmesh.rules.ports import Above, Caller, Clock
 from embedmesh.storage.db import Row
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.sql import load
@@ -77,7 +78,7 @@ class KeyRing:
         rows = await self._reads.ask(STATEMENTS["find_key"], {"token_hash": hash_token(token, self._key_secret)})
         now = self._clock.monotonic()
         nobody = _Known(None, None, now + UNKNOWN_S)
-        found = _Known(_caller(rows[0]), rows[0][3], now + KNOWN_S) if rows else nobody
+        found = _Known(_caller(rows), rows[0][3], now + KNOWN_S) if rows else nobody
         if changes == self._changes:  # else what was read may be old already
             self._known.pop(token, None)
             while len(self._known) >= KNOWN_MAX:
@@ -90,14 +91,17 @@ class KeyRing:
         self._known.clear()
 
 
-def _caller(row: Row) -> Caller:
-    account_id, key_id, scopes, _, models, requests_a_minute, tokens_a_minute, cache = row
+def _caller(rows: Sequence[Row]) -> Caller:
+    """A row for each key above the caller's; one where there is none."""
+    account_id, key_id, scopes, _, models, requests_a_minute, tokens_a_minute, cache, *_ = rows[0]
+    all_models = [set(each.split("\n")) for each in (models, *(row[9] for row in rows)) if each]
     return Caller(
         account_id=account_id,
         key_id=key_id,
         scopes=frozenset(scopes.split()),
-        models=frozenset(models.split("\n")) if models else None,
+        models=frozenset(set.intersection(*all_models)) if all_models else None,
         requests_a_minute=requests_a_minute,
         tokens_a_minute=tokens_a_minute,
         cache=CachePolicy(cache),
+        above=tuple(Above(row[8], row[10], row[11]) for row in rows if row[10:] != (None, None)),
     )

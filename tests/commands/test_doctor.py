@@ -12,8 +12,12 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
 
+from embedmesh.bootstrap import open_books
 from embedmesh.commands import checks
 from embedmesh.commands.doctor import doctor
+from embedmesh.settings import store_path
+from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys
 from tests.commands.edge import Edge, bootstrap, failure
 from tests.data import model_folder
 
@@ -170,6 +174,32 @@ def test_a_catalogue_of_the_operator(examined: Doctor, tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "modules.json").write_text("[]")
     assert examined("--catalogue", str(file))[1]["model m"]["state"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("told", "host", "state"),
+    [
+        (NewKeys(), None, None),
+        (NewKeys(), "127.0.0.1", None),
+        (NewKeys(open_to_others=True), None, "warn"),
+        (NewKeys(open_to_others=True), "localhost", None),
+        (NewKeys(), "0.0.0.0", "warn"),
+        (NewKeys(), "::", "warn"),
+        (NewKeys(), "gateway.example", "warn"),
+        (NewKeys(Limits(concurrency=8), open_to_others=True), None, "ok"),
+        (NewKeys(Limits(concurrency=8)), "0.0.0.0", "ok"),
+    ],
+)
+def test_new_keys_without_limits_where_others_reach_the_gateway(
+    examined: Doctor, tmp_path: Path, told: NewKeys, host: str | None, state: str | None
+) -> None:
+    """A warning that says how to give them some; no word on a laptop."""
+    with open_books(tmp_path / "data", store_path(tmp_path / "data")) as books:
+        books.new_keys.write(told)
+    _, found = examined(*([] if host is None else ["--host", host]), "--port", str(free_port()))
+    assert found.get("new keys", {}).get("state") == state
+    if state == "warn":
+        assert f"--key-defaults {EXAMPLE}" in found["new keys"]["todo"]
 
 
 @pytest.mark.parametrize("kilobytes, state", [(8_000_000, "ok"), (900_000, "warn"), (400_000, "fail"), (None, "ok")])

@@ -20,12 +20,15 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.rules.money import plain_usd
 from embedmesh.settings import secret_path, store_path
+from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys, parse_limits
 from embedmesh.storage.migrate import migrate
 from embedmesh.storage.secret import load_secret
 from embedmesh.storage.sql import migrations
 from embedmesh.storage.sqlite import SqliteEngine
 from embedmesh.storage.store import Store
 from tests.commands.conftest import WIDE
+from tests.commands.edge import start
 
 Run = Callable[..., Result]
 
@@ -205,11 +208,88 @@ def test_a_key_is_limited_changed_and_rotated(run: Run) -> None:
 
 
 def test_more_keys_than_a_page(run: Run, data_dir: Path) -> None:
-    """All are listed, and the last one can be revoked."""
+    """All are listed, and the last one can be revoked; an account has no more than it may."""
     with open_books(data_dir, store_path(data_dir)) as books:
-        last = [books.keys.create("local", ["embeddings"])[0].key_id for _ in range(1_010)][-1]
+        books.accounts.create("team")
+        for _ in range(998):
+            books.keys.create("local", ["embeddings"])
+        last = [books.keys.create("team", ["embeddings"])[0].key_id for _ in range(12)][-1]
     assert len(shown(run("keys", "list", "--json"))) == 1_012
+    refused = run("keys", "create", "local")
+    assert (refused.exit_code, "at most 1,000 good keys" in refused.stderr) == (1, True)
     told(run("keys", "revoke", last))
+
+
+def test_a_key_that_another_made_is_listed_with_it(run: Run, data_dir: Path) -> None:
+    """And so is one that was rotated; a list without any has no such column."""
+    assert "draws from" not in told(run("keys", "list"))
+    with open_books(data_dir, store_path(data_dir)) as books:
+        parent = books.keys.create("local", ["keys"])[0].key_id
+        child = books.keys.create_below(parent, ["keys"])[0].key_id
+    new = shown(run("keys", "rotate", parent, "--json"))["key_id"]
+    above = {key["key_id"]: key["parent"] for key in shown(run("keys", "list", "--json"))}
+    assert (above[child], above[parent], above[new]) == (new, new, None)
+    head, *rows = told(run("keys", "list")).splitlines()
+    assert head.endswith("draws from")
+    assert {row.split()[0]: row.split()[-1] for row in rows if row.endswith(new)} == {child: new, parent: new}
+    told(run("keys", "revoke", new))
+    assert {key["state"] for key in shown(run("keys", "list", "--json")) if key["name"] == ""} == {"revoked"}
+
+
+def test_a_new_key_has_the_limits_that_the_gateway_was_told(run: Run, data_dir: Path) -> None:
+    """But for those that are given; the person is told of them."""
+    with open_books(data_dir, store_path(data_dir)) as books:
+        books.new_keys.write(NewKeys(parse_limits("requests-a-minute=60,concurrency=8")))
+    made = run("keys", "create", "--concurrency", 3, "--budget-day", 1)
+    assert "Limits: 60 requests/min, 3 at once, $1.00/day." in made.stderr
+    limits = shown(run("keys", "create", "--json"))["limits"]
+    assert {name: value for name, value in limits.items() if value} == {"requests_a_minute": 60, "concurrency": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("", Limits()),
+        (" ", Limits()),
+        ("concurrency=8", Limits(concurrency=8)),
+        (EXAMPLE, Limits(requests_a_minute=60, tokens_a_minute=1_000_000, concurrency=8)),
+        (" tokens-a-minute = 5 , concurrency=1 ", Limits(tokens_a_minute=5, concurrency=1)),
+    ],
+)
+def test_key_defaults_are_read(text: str, limits: Limits) -> None:
+    assert parse_limits(text) == limits
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rpm=60",
+        "concurrency",
+        "concurrency=",
+        "concurrency=0",
+        "concurrency=-1",
+        "concurrency=1.5",
+        "concurrency=1,concurrency=2",
+        "concurrency=1,",
+        ",",
+        "concurrency=٣",
+        "tokens-a-minute=1000000000001",
+        "tokens-a-minute=" + "9" * 5_000,
+        "budget-day=5",
+    ],
+)
+def test_key_defaults_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write requests-a-minute|is a whole number from 1 to 1000000000000"):
+        parse_limits(text)
+
+
+@pytest.mark.parametrize("command", ["serve", "gateway"])
+def test_key_defaults_that_make_no_sense_are_told_before_anything_starts(tmp_path: Path, command: str) -> None:
+    """In one line, with exit code 78, as every wrong setting."""
+    done = start(command, "--data-dir", str(tmp_path), "--port", "0", env={"EMBEDMESH_KEY_DEFAULTS": "rpm=60"})
+    _, said = done.communicate(timeout=60)
+    assert (done.returncode, len(said.splitlines())) == (78, 1)
+    assert said.startswith(f"embedmesh {command}: 'rpm=60' is none of requests-a-minute,") and "--key-defaults" in said
 
 
 def test_prices_of_all_times(run: Run) -> None:

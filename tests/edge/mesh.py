@@ -170,7 +170,7 @@ class Gateway:
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
             MoneyApi(self.books_thread, self.checks_thread, bodies, CATALOGUE),
         )
-        account_api = AccountApi(store.keys, self.books_thread, bodies, clock, CATALOGUE)
+        account_api = AccountApi(store.keys, store.allowances, self.books_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
         replies = Shares(REPLY_BYTES)
         world = World(

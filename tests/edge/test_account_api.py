@@ -6,10 +6,12 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.books.new_keys import NewKeys
 from tests.edge.http import Raw
 from tests.edge.mesh import Applicant, Gateway, says, until
 from tests.flow.world import MODEL, NATIVE
@@ -228,27 +230,24 @@ async def test_even_an_operator_gives_no_admin_scope_here(gw: Gateway) -> None:
     + [("limits.models", []), ("limits.models", None), ("expires_ms", FAR_MS + 1), ("expires_ms", None)],
 )
 async def test_a_key_cannot_make_one_that_may_do_more_than_itself(gw: Gateway, param: str, loose: object) -> None:
-    """No limit is looser than any; saying nothing of it is the same."""
+    """No limit is looser than any."""
     customer = Customer(gw, limits=OWN, expires_ms=FAR_MS)
     name = param.removeprefix("limits.")
-    bodies = []
-    for change in [{name: loose}] if loose is not None else [{name: None}, {}]:
-        limits = {each: value for each, value in AS_NARROW.items() if each != name}
-        if param == name:
-            bodies.append({"limits": limits, **change})
-        else:
-            bodies.append({"limits": limits | change, "expires_ms": FAR_MS})
-    for body in bodies:
-        reply = await customer.make(**body)
-        assert (reply.status, reply.error["code"]) == (403, "insufficient_scope"), body
-        assert reply.error["param"] == param
+    reply = await customer.make(**({name: loose} if param == name else {"limits": {name: loose}}))
+    assert (reply.status, reply.error["code"]) == (403, "insufficient_scope")
+    assert reply.error["param"] == param
     assert len(told(await customer.ask("GET", "/v1/account/keys"))["data"]) == 1
 
 
 async def test_a_key_can_make_one_that_may_do_the_same_or_less(gw: Gateway) -> None:
+    """What is not named of it is as that of the key that makes it."""
     customer = Customer(gw, limits=OWN, expires_ms=FAR_MS)
-    for less in ({}, {"concurrency": 1}, {"budget_day": 0}):
-        assert (await customer.make(limits=AS_NARROW | less, expires_ms=FAR_MS)).status == 200
+    own = msgspec.to_builtins(OWN)
+    for less in ({}, {"concurrency": 1}, {"budget_day": 0}, {"models": ["tiny"]}):
+        made = told(await customer.make(limits=less))
+        assert made["limits"] == own | less | {"models": [MODEL.id]}
+        assert (made["expires_ms"], made["parent_id"]) == (FAR_MS, customer.key_id)
+    assert told(await customer.make(expires_ms=FAR_MS - 1))["expires_ms"] == FAR_MS - 1
 
 
 async def test_a_key_without_limits_can_make_any(gw: Gateway) -> None:
@@ -269,6 +268,104 @@ async def test_a_key_without_limits_can_make_any(gw: Gateway) -> None:
 )
 async def test_a_key_that_cannot_be(gw: Gateway, body: dict[str, Any], status: int, code: str) -> None:
     refused(await Customer(gw).make(**body), status, code)
+
+
+async def test_a_key_gets_the_limits_that_the_gateway_was_told(gw: Gateway) -> None:
+    """But for those that are given, and those of the key that makes it; an operator may say that there are none."""
+    said = NewKeys(Limits(requests_a_minute=60, tokens_a_minute=1_000, concurrency=8))
+    gw.books.new_keys.write(said)
+    try:
+        customer, limited = Customer(gw), Customer(gw, limits=Limits(requests_a_minute=70, budget_day=5))
+        made = [
+            told(await customer.make()),
+            told(await customer.make(limits={"concurrency": None, "tokens_a_minute": 7})),
+            told(await limited.make()),
+            told(
+                await gw.admin("POST", "/keys", {"account": "a", "scopes": ["keys"], "limits": {"concurrency": None}})
+            ),
+        ]
+    finally:
+        gw.books.new_keys.write(NewKeys())
+    numbers = [
+        {name: value for name, value in each["limits"].items() if value is not None and name != "models"}
+        for each in made
+    ]
+    assert numbers == [
+        {"requests_a_minute": 60, "tokens_a_minute": 1_000, "concurrency": 8},
+        {"requests_a_minute": 60, "tokens_a_minute": 7},
+        {"requests_a_minute": 70, "tokens_a_minute": 1_000, "concurrency": 8, "budget_day": 5},
+        {"requests_a_minute": 60, "tokens_a_minute": 1_000},
+    ]
+
+
+async def test_a_key_multiplies_its_budget_by_no_keys_that_it_makes(gw: Gateway, applicant: Applicant) -> None:
+    """However many, and however deep: what they spend is its own."""
+    customer = Customer(gw, limits=Limits(budget_day=500, requests_a_minute=1_000))
+    async with applicant.member():
+        cost = int((await customer.embed()).headers["x-embedmesh-cost-nanousd"])
+        tokens = [customer.token]
+        for number in range(12):
+            customer.token = tokens[number // 4]
+            tokens.append(told(await customer.make(scopes=["embeddings", "keys"]))["key"])
+        outcomes = []
+        for number in range(2 * 500 // cost):
+            customer.token = tokens[number % len(tokens)]
+            outcomes.append((await customer.embed()).status)
+        reply = await customer.embed()
+    assert outcomes.count(200) == 500 // cost - 1
+    refused(reply, 429, "insufficient_quota")
+    assert "The API key that this one draws from has a budget of $0.0000005 a day" in str(reply.error["message"])
+    await until("all is charged", lambda: customer.balance == 1_000 - 500 // cost * cost)
+
+
+async def test_a_key_takes_those_that_it_made_with_it(gw: Gateway) -> None:
+    customer = Customer(gw)
+    child = told(await customer.make(scopes=["keys"]))
+    assert child["parent_id"] == customer.key_id
+    told(await gw.admin("DELETE", f"/keys/{customer.key_id}"))
+    assert told(await gw.admin("GET", f"/keys/{child['key_id']}"))["state"] == "revoked"
+    async with asyncio.timeout(1.0):
+        while (await gw.ask("GET", "/v1/account", key=child["key"])).status != 401:
+            await asyncio.sleep(0.01)
+
+
+async def test_keys_are_made_to_a_depth_and_a_number(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each refusal names its bound."""
+    customer = Customer(gw)
+    for _ in range(4):
+        customer.token = told(await customer.make(scopes=["keys"]))["key"]
+    says(await customer.make(scopes=["keys"]), 403, "a depth of 4")
+    monkeypatch.setattr("embedmesh.storage.books.key_family.KEYS_MAX", 5)
+    body = {"account": customer.account, "scopes": ["keys"]}
+    says(await gw.admin("POST", "/keys", body), 400, "at most 5 good keys")
+    customer = Customer(gw)
+    monkeypatch.setattr("embedmesh.storage.books.key_family.MADE_A_DAY_MAX", 1)
+    over = await customer.make()
+    refused(over, 429, "rate_limit_exceeded")
+    assert "at most 1 keys" in str(over.error["message"])
+    assert 86_000 < int(over.headers["retry-after"]) < 90_000
+
+
+LIMITED = [*OPEN_TO_ANY, *FOR_KEYS, ("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("GET", "/metrics")]
+
+
+@pytest.mark.parametrize(("method", "path"), LIMITED)
+async def test_questions_count_against_the_requests_of_a_key(gw: Gateway, method: str, path: str) -> None:
+    """As embeddings do: over the limit there is a 429 that says when to come again, whatever is asked."""
+    customer = Customer(gw, "keys", "metrics", limits=Limits(requests_a_minute=1))
+    assert (await customer.ask("GET", "/v1/account")).status == 200
+    over = await customer.ask(method, path, b"{" if method == "POST" else None)
+    refused(over, 429, "rate_limit_exceeded")
+    assert 1 <= int(over.headers["retry-after"]) <= 75
+    assert (await gw.ask("GET", "/v1/account", key=gw.key("keys"))).status == 200
+
+
+async def test_an_operators_questions_are_not_counted(gw: Gateway) -> None:
+    """Whoever has to end a key that loops is never told to wait."""
+    operator = Customer(gw, "admin", "keys", "metrics", limits=Limits(requests_a_minute=1))
+    for method, path in [*LIMITED, ("GET", "/v1/admin/keys")]:
+        for _ in range(2):
+            assert (await operator.ask(method, path, b"{" if method == "POST" else None)).status != 429
 
 
 # -- what limits and an Idempotency-Key do over HTTP -------------------------------------------------------------------

@@ -115,6 +115,9 @@ BREAKING = {
     "refunds_are_of_charges": ["UPDATE transfers SET amount = amount + 80 WHERE kind = 'refund'"],
     "usage_adds_up": ["UPDATE usage_days SET cost = cost + 1"],
     "customers_were_charged_what_they_used": ["UPDATE usage_days SET cost = cost + 1"],
+    "keys_draw_from_all_above": ["DELETE FROM key_draws"],
+    "drawn_is_held_below": ["UPDATE drawn SET held = held + 1"],
+    "drawn_days_add_up": ["UPDATE drawn_days SET cost = cost + 1"],
     "chain_holds": ["UPDATE transfers SET created_ms = created_ms + 1 WHERE kind = 'refund'"],
 }
 BREAKING_SQLITE = {
@@ -164,10 +167,12 @@ def test_every_promise_has_a_way_to_break_it(shop: Shop) -> None:
 async def test_the_check_sees_each_broken_promise(shop: Shop, store: Store, promise: str) -> None:
     """A store that is right passes; one that somebody broke with the schema's defences down is named for it."""
     shop.credit(1_000)
-    paid, open_hold = shop.new_hold(100), shop.new_hold(50)
+    parent, _ = shop.books.keys.create("a", ["keys"])
+    child, _ = shop.books.keys.create_below(parent.key_id, ["keys"])
+    paid, open_hold = shop.new_hold(100, child.key_id), shop.new_hold(50, child.key_id)
     await store.hold(paid)
     await store.hold(open_hold)
-    store.capture(paid, charge(80, payable=30))
+    store.capture(paid, charge(80, payable=30, key_id=child.key_id))
     await store.drain()
     shop.books.accounts.refund(paid.hold_id, 5, "sorry")
     await store.extend_chain()

@@ -222,7 +222,7 @@ def test_no_request_reads_a_whole_table(name: str, shop: Shop) -> None:
     db = SqliteEngine(shop.path).connect(busy_s=1)
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {REQUEST_PATH[name]}", _Anything())]
     db.close()
-    known = "SCAN blocks$|SCAN page$"  # by its row ids; a page that was found by an index
+    known = "SCAN blocks$|SCAN page$|SCAN all_counted$"  # by its row ids; a few rows that were found by an index
     by_index = re.compile(f"USING (COVERING )?INDEX|USING PRIMARY KEY|CONSTANT ROW|{known}")
     scans = [step for step in plan if step.startswith("SCAN") and not by_index.search(step) and OF_JSON not in step]
     assert scans == []

@@ -159,10 +159,13 @@ def test_a_backup_can_be_served_from(endpoint: Endpoint, serve: Serve, tmp_path:
     assert told["bytes"] == (restored / "embedmesh.db").stat().st_size
     for name in ("key.secret", "bootstrap.json"):
         shutil.copy(endpoint.data_dir / name, restored)
-    one = serve(data_dir=restored).wait_ready()
+    one = serve("--key-defaults", "requests-a-minute=60", "--host", "0.0.0.0", data_dir=restored).wait_ready()
     assert one.api_key == endpoint.api_key
     assert one.account().balance_nanousd == balance
     assert np.abs(one.embed("the same key") - endpoint.embed("the same key")).max() <= SAME
+    assert run_json("keys", "create", "--data-dir", restored)["limits"]["requests_a_minute"] == 60
+    [new_keys] = [each for each in run_json("doctor", "--data-dir", restored)["checks"] if each["name"] == "new keys"]
+    assert (new_keys["state"], new_keys["found"]) == ("ok", "their limits: 60 requests/min")
     one.check_ledger()
     assert one.stop() == 0
 

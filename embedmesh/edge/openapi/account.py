@@ -1,11 +1,12 @@
 """The routes for an account's own keys."""
 
 from embedmesh.edge.account_api import KEYS_SCOPE, USAGE_DAYS, USAGE_DAYS_MAX
-from embedmesh.edge.openapi.operations import ANY_KEY, SCOPED_KEY, body, operation, parameter, query
+from embedmesh.edge.openapi.operations import ANY_KEY, LIMITED_KEY, body, operation, parameter, query
 from embedmesh.edge.openapi.replies import Failures, json_reply
 from embedmesh.edge.openapi.shapes import COUNT, Json, ref
 from embedmesh.edge.queries import ROWS
 from embedmesh.rules import errors
+from embedmesh.storage.books.key_family import ABOVE_MAX, KEYS_MAX, MADE_A_DAY_MAX
 from embedmesh.storage.books.session import ROWS_MAX
 
 TAG = "Account"
@@ -71,7 +72,7 @@ def account_paths() -> Json:
                 "List your account's keys",
                 "The oldest first; revoked and expired ones, too.",
                 {200: json_reply("A page of keys.", "KeyPage")},
-                (errors.NotFound, *A_PAGE, *SCOPED_KEY),
+                (errors.NotFound, *A_PAGE, *LIMITED_KEY),
                 scopes=(KEYS_SCOPE,),
             )
             | {"parameters": [limit(), after("key")]},
@@ -80,9 +81,11 @@ def account_paths() -> Json:
                 TAG,
                 "Make a key",
                 "It is shown once. It can do no more than the key that makes it: no other scopes, no looser limits, "
-                "no later end; and never administer.",
+                "no later end; and never administer. What it uses counts against that key's limits and budgets, too, "
+                f"and it ends with it. Keys make keys to a depth of {ABOVE_MAX}, and at most {MADE_A_DAY_MAX:,} of an "
+                f"account in a day; an account has at most {KEYS_MAX:,} good ones.",
                 {200: json_reply("The key.", "NewKey")},
-                (errors.ModelNotFound, *WITH_BODY, *SCOPED_KEY),
+                (errors.ModelNotFound, *WITH_BODY, *LIMITED_KEY),
                 scopes=(KEYS_SCOPE,),
             )
             | body(ref("OwnKeyRequest")),
@@ -92,9 +95,10 @@ def account_paths() -> Json:
                 "revokeKey",
                 TAG,
                 "Revoke a key",
-                "It is useless at once, on every gateway. Harmless where it was revoked before.",
+                "It is useless at once, on every gateway, and so are those that it made. Harmless where it was revoked "
+                "before.",
                 {200: json_reply("The key.", "Key")},
-                (errors.NotFound, errors.Overloaded, *SCOPED_KEY),
+                (errors.NotFound, errors.Overloaded, *LIMITED_KEY),
                 scopes=(KEYS_SCOPE,),
             )
             | {"parameters": [which_key()]}

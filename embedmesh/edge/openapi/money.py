@@ -6,6 +6,7 @@ from embedmesh.edge.openapi.operations import SCOPED_KEY, body, parameter, query
 from embedmesh.edge.openapi.replies import Failures, json_reply
 from embedmesh.edge.openapi.shapes import TEXT, Json, ref
 from embedmesh.rules import errors
+from embedmesh.storage.books.key_family import KEYS_MAX
 
 ONCE = "Once for each reference; `applied` is false where that was done before."
 LIST: Failures = (errors.NotFound, *A_PAGE, *SCOPED_KEY)
@@ -87,7 +88,8 @@ def _key_paths() -> Json:
             "post": by_operator(
                 "createAnyKey",
                 "Make a key",
-                "For any account, with any scopes. It is shown once.",
+                "For any account, with any scopes. It is shown once. An account has at most "
+                f"{KEYS_MAX:,} good ones. Limits that are not named are those of the gateway's `--key-defaults`.",
                 {200: json_reply("The key.", "NewKey")},
                 (errors.ModelNotFound, *TO_ONE),
             )
@@ -107,7 +109,8 @@ def _key_paths() -> Json:
             "delete": by_operator(
                 "revokeAnyKey",
                 "Revoke a key",
-                "It is useless at once, on every gateway. Harmless where it was revoked before.",
+                "It is useless at once, on every gateway, and so are those that it made. Harmless where it was revoked "
+                "before.",
                 {200: json_reply("The key.", "Key")},
                 ONE,
             )
@@ -117,7 +120,8 @@ def _key_paths() -> Json:
             "post": by_operator(
                 "rotateKey",
                 "Let another key take its place",
-                "A new key that may do the same. The old one ends later, so that nobody is locked out.",
+                "A new key that may do the same, and has spent what the old one has. The old one ends later, so that "
+                "nobody is locked out, and draws from the new one.",
                 {200: json_reply("The new key.", "NewKey")},
                 TO_ONE,
             )

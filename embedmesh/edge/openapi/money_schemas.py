@@ -87,6 +87,8 @@ def _keys() -> Json:
         "expires_ms": or_null(COUNT),
         "revoked_ms": or_null(COUNT),
         "rotated_to": or_null(TEXT) | {"description": "The key that takes its place."},
+        "parent_id": or_null(TEXT)
+        | {"description": "The key that made it, or took its place: it draws from that one's limits and budgets, too."},
         "last_used_ms": or_null(COUNT) | {"description": "Written down about twice a minute."},
         "limits": ref("Limits"),
     }

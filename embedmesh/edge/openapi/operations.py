@@ -11,8 +11,9 @@ ANY_ROUTE: Failures = (
     errors.HeadTooLarge,
     errors.InternalError,
 )
-ANY_KEY: Failures = (errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
-SCOPED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
+SCOPED_KEY: Failures = (errors.InsufficientScope, errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
+ANY_KEY: Failures = (errors.RateLimited, errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
+LIMITED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
 
 
 def operation(

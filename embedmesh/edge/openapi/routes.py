@@ -8,7 +8,7 @@ from embedmesh.edge.failures import TABLE
 from embedmesh.edge.openapi.account import account_paths
 from embedmesh.edge.openapi.fleet import admin_paths, node_paths
 from embedmesh.edge.openapi.money import money_paths
-from embedmesh.edge.openapi.operations import ANY_KEY, ANY_ROUTE, SCOPED_KEY, operation, parameter
+from embedmesh.edge.openapi.operations import ANY_KEY, ANY_ROUTE, LIMITED_KEY, operation, parameter
 from embedmesh.edge.openapi.replies import Failures, json_reply, reply
 from embedmesh.edge.openapi.shapes import Json, ref
 from embedmesh.edge.pages.samples import EXAMPLE_MODEL, SAMPLES
@@ -102,7 +102,7 @@ def _process_paths() -> Json:
                 "Metrics",
                 "Counters and gauges in Prometheus' text format. Needs the admin key or a key with scope `metrics`.",
                 {200: reply("The metrics.", "text/plain", {"type": "string"})},
-                SCOPED_KEY,
+                LIMITED_KEY,
                 scopes=METRICS_SCOPES,
             )
         },

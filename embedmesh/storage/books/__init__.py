@@ -2,6 +2,7 @@
 
 accounts    who has money, credit, payouts
 keys        bearer keys and what they may do
+new_keys    which limits new keys get
 prices      what tokens cost, from when on, for whom
 reports     what happened: usage, entries, statements, one request explained
 session     the connection that they share
@@ -15,6 +16,7 @@ from types import TracebackType
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.books.accounts import AccountBooks
 from embedmesh.storage.books.keys import KeyBooks
+from embedmesh.storage.books.new_keys import NewKeyBooks
 from embedmesh.storage.books.prices import PriceBooks
 from embedmesh.storage.books.reports import Reports
 from embedmesh.storage.books.session import Session, translated
@@ -35,6 +37,7 @@ class Books:
         self._session = Session(db, clock)
         self.accounts = AccountBooks(self._session)
         self.keys = KeyBooks(self._session, self.accounts, key_secret)
+        self.new_keys = NewKeyBooks(self._session)
         self.prices = PriceBooks(self._session, self.accounts)
         self.reports = Reports(self._session, self.accounts)
 

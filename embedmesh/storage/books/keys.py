@@ -1,14 +1,19 @@
-"""Bearer keys: who may ask, for what, how often, for how much, until when. Only a keyed hash of a key is kept."""
+"""Bearer keys: who may ask, for what, how often, for how much, until when. Only a keyed hash of a key is kept.
+
+A key may be made by another: its parent. What it uses counts against the limits and budgets of all keys above it, too,
+so that making keys multiplies nothing; and it ends with them.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from embedmesh.rules.errors import InvalidValue, NotFound
+from embedmesh.rules.errors import InsufficientScope, InvalidApiKey, InvalidValue, NotFound
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.storage.books.accounts import AccountBooks
+from embedmesh.storage.books.key_family import check_depth, check_room, hand_over
 from embedmesh.storage.books.session import ROWS_MAX, Session
 from embedmesh.storage.sql import load
 from embedmesh.storage.tokens import hash_token, make_token
@@ -19,6 +24,7 @@ NAME_CHARS_MAX = 128
 MODELS_MAX = 64
 MODEL_CHARS_MAX = 200
 LIMIT_MAX = 10**12  # of requests or tokens a minute, or at one time
+NUMBERS = ("requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +36,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int | None = None
     budget_day: int | None = None
     budget_month: int | None = None
+
+    def within(self, outer: "Limits") -> "Limits":
+        """Those of `outer`, and of these what it does not limit: what a new key gets that one with `outer` makes."""
+        theirs = {name: value for name, value in msgspec.structs.asdict(outer).items() if value not in (None, ())}
+        return msgspec.structs.replace(self, **theirs)
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +56,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     rotated_to: str | None = None
     last_used_ms: int | None = None
+    parent_id: str | None = None
 
 
 class KeyBooks:
@@ -65,17 +77,34 @@ class KeyBooks:
         limits: Limits | None = None,
     ) -> tuple[Key, str]:
         """A new key and its token, which nobody can show again. Raises NotFound, InvalidValue."""
-        key = Key(
-            key_id=new_id("key", self._session.clock),
-            account_id=account_id,
-            name=name,
-            scopes=tuple(sorted(set(scopes))),
-            created_ms=self._session.clock.unix_ms(),
-            expires_ms=expires_ms,
-            limits=limits or Limits(),
-        )
-        with self._session.transaction():
+        key = self._new(account_id, scopes, name, expires_ms, limits or Limits())
+        with self._session.transaction(account_id):
             self._accounts.customer(account_id)
+            check_room(self._session, account_id, made_by_a_key=False)
+            return key, self._insert(key)
+
+    def create_below(
+        self,
+        parent_id: str,
+        scopes: Iterable[str],
+        *,
+        name: str = "",
+        expires_ms: int | None = None,
+        limits: Limits | None = None,
+    ) -> tuple[Key, str]:
+        """The same for a key that another makes. It can do no more than that.
+
+        Raises InsufficientScope, InvalidApiKey (its parent is no longer good), InvalidValue, RateLimited.
+        """
+        account_id = self.find(parent_id).account_id
+        key = self._new(account_id, scopes, name, expires_ms, limits or Limits(), parent_id)
+        with self._session.transaction(account_id):
+            parent = self.find(parent_id)
+            if parent.revoked_ms is not None or (parent.expires_ms or key.created_ms + 1) <= key.created_ms:
+                raise InvalidApiKey("The API key was revoked, or is expired.")
+            _check_narrower(parent, key)
+            check_depth(self._session, parent_id)
+            check_room(self._session, account_id, made_by_a_key=True)
             return key, self._insert(key)
 
     def find(self, key_id: str, *, account_id: str | None = None) -> Key:
@@ -98,24 +127,48 @@ class KeyBooks:
         return [_key(row) for row in rows]
 
     def change(self, key_id: str, **changes: Any) -> Key:
-        """Another `name`, `expires_ms` or `limits` for a key. Raises NotFound, InvalidValue (it was revoked)."""
-        with self._session.transaction():
+        """Another `name`, `expires_ms` or `limits` for a key. Raises NotFound, InvalidValue (such as: it was revoked).
+
+        Keys below it end with it at the latest, and it with its parent.
+        """
+        account_id = self.find(key_id).account_id
+        with self._session.transaction(account_id):
             key = msgspec.structs.replace(self.find(key_id), **changes)
             _check(key)
+            ends_ms = None if key.parent_id is None else self.find(key.parent_id).expires_ms
+            if ends_ms is not None and (key.expires_ms is None or key.expires_ms > ends_ms):
+                raise InvalidValue(f"It ends with the key that it draws from, {key.parent_id}, at the latest.")
             if self._session.run(KEYS["change_key"], _columns(key)).rowcount == 0:
                 raise InvalidValue(f"Key {key_id} is revoked.")
+            if key.expires_ms is not None:
+                row = {"account_id": account_id, "key_id": key_id, "expires_ms": key.expires_ms}
+                self._session.run(KEYS["end_below"], row)
             return key
 
     def revoke(self, key_id: str) -> bool:
-        """Make a key useless at once; False if there is no such key or it was revoked before."""
+        """Make a key useless at once, and all below it; False if there is no such key or it was revoked before.
+
+        The key itself waits for nobody who has the account locked: whatever hangs, it is useless then.
+        """
+        row = {"key_id": key_id, "now_ms": self._session.clock.unix_ms()}
         with self._session.transaction():
-            row = {"key_id": key_id, "now_ms": self._session.clock.unix_ms()}
-            return self._session.run(KEYS["revoke_key"], row).rowcount == 1
+            now = self._session.run(KEYS["revoke_key"], row).rowcount == 1
+        try:
+            account_id = self.find(key_id).account_id
+        except NotFound:
+            return False
+        with self._session.transaction(account_id):
+            self._session.run(KEYS["revoke_below"], row | {"account_id": account_id})
+        return now
 
     def rotate(self, key_id: str, *, overlap_s: int) -> tuple[Key, str]:
-        """A new key that may do what this one may, which ends later. Raises NotFound, InvalidValue."""
+        """A new key in the place of this one, which ends later. Raises NotFound, InvalidValue.
+
+        It may do the same, and has spent what this one has; whatever is below this one is below it then, and so is this
+        one, for as long as it is good.
+        """
         now_ms = self._session.clock.unix_ms()
-        with self._session.transaction():
+        with self._session.transaction(self.find(key_id).account_id):
             old = self.find(key_id)
             new = msgspec.structs.replace(
                 old, key_id=new_id("key", self._session.clock), created_ms=now_ms, last_used_ms=None, rotated_to=None
@@ -128,7 +181,29 @@ class KeyBooks:
             }
             if self._session.run(KEYS["rotate_key"], ends).rowcount == 0:
                 raise InvalidValue(f"Key {key_id} is revoked, expired, or was rotated before.")
-            return new, self._insert(new)
+            token = self._insert(new)
+            hand_over(self._session, key_id, new.key_id)
+            return new, token
+
+    def _new(
+        self,
+        account_id: str,
+        scopes: Iterable[str],
+        name: str,
+        expires_ms: int | None,
+        limits: Limits,
+        parent_id: str | None = None,
+    ) -> Key:
+        return Key(
+            key_id=new_id("key", self._session.clock),
+            account_id=account_id,
+            name=name,
+            scopes=tuple(sorted(set(scopes))),
+            created_ms=self._session.clock.unix_ms(),
+            expires_ms=expires_ms,
+            limits=limits,
+            parent_id=parent_id,
+        )
 
     def _insert(self, key: Key) -> str:
         _check(key)
@@ -138,9 +213,32 @@ class KeyBooks:
             "token_hash": hash_token(token, self._key_secret),
             "scopes": " ".join(key.scopes),
             "now_ms": key.created_ms,
+            "parent_id": key.parent_id,
         }
         self._session.run(KEYS["insert_key"], row)
         return token
+
+
+def _check_narrower(own: Key, key: Key) -> None:
+    """Raise InsufficientScope, which says what it is, where a new key could do what the key that makes it cannot."""
+    if "admin" in key.scopes:
+        raise InsufficientScope("No key gets the scope `admin` here. The operator makes such keys.", param="scopes")
+    for scope in sorted(SCOPES.intersection(key.scopes).difference(own.scopes)):
+        raise InsufficientScope(f"This API key cannot give the scope `{scope}`: it lacks it itself.", param="scopes")
+    if own.limits.models and not (key.limits.models and set(key.limits.models) <= set(own.limits.models)):
+        raise InsufficientScope(
+            f"A key that this one makes is for models of its own: {', '.join(own.limits.models)}.",
+            param="limits.models",
+        )
+    for name in NUMBERS:
+        _check_number(f"limits.{name}", getattr(own.limits, name), getattr(key.limits, name))
+    _check_number("expires_ms", own.expires_ms, key.expires_ms)
+
+
+def _check_number(name: str, own: int | None, asked: int | None) -> None:
+    """None is: no limit."""
+    if own is not None and (asked is None or asked > own):
+        raise InsufficientScope(f"`{name}` of a key that this one makes is at most its own: {own}.", param=name)
 
 
 def _check(key: Key) -> None:
@@ -170,7 +268,8 @@ def _columns(key: Key) -> dict[str, Any]:
 
 
 def _key(row: Sequence[Any]) -> Key:
-    key_id, account_id, name, scopes, created, expires, revoked, models, rpm, tpm, at_once, day, month, to, used = row
+    key_id, account_id, name, scopes, created, expires, revoked, models, rpm, tpm, at_once, day, month, *rest = row
+    rotated_to, last_used_ms, parent_id = rest
     return Key(
         key_id=key_id,
         account_id=account_id,
@@ -187,6 +286,7 @@ def _key(row: Sequence[Any]) -> Key:
             budget_day=day,
             budget_month=month,
         ),
-        rotated_to=to,
-        last_used_ms=used,
+        rotated_to=rotated_to,
+        last_used_ms=last_used_ms,
+        parent_id=parent_id,
     )

@@ -35,7 +35,8 @@ class Session:
 
     @contextmanager
     def transaction(self, *accounts: str) -> Iterator[None]:
-        """All of it, or nothing. `accounts` are those whose money it moves."""
+        """All of it, or nothing. `accounts` are those whose money it moves, or that it has to itself."""
+        _plain({account: account for account in accounts})
         with translated():
             self._db.begin()
         try:

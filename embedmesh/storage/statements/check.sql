@@ -102,3 +102,39 @@ FROM (
         (SELECT coalesce(sum(amount), 0) FROM transfers WHERE kind = 'charge') AS charged
 ) AS both_sums
 WHERE used <> charged;
+
+-- name: keys_draw_from_all_above
+-- A key draws from its parent and from whatever that draws from, and from no other.
+SELECT 'key ' || key_id, 'draws or should draw from ' || from_id
+FROM (
+    SELECT key_id, from_id FROM (
+        SELECT key_id, parent_id AS from_id FROM keys WHERE parent_id IS NOT NULL
+        UNION SELECT keys.key_id, from_id FROM keys JOIN key_draws ON key_draws.key_id = keys.parent_id
+        EXCEPT SELECT key_id, from_id FROM key_draws
+    ) AS missing
+    UNION ALL SELECT key_id, from_id FROM (
+        SELECT key_id, from_id FROM key_draws
+        EXCEPT SELECT key_id, parent_id FROM keys
+        EXCEPT SELECT keys.key_id, from_id FROM keys JOIN key_draws ON key_draws.key_id = keys.parent_id
+    ) AS wrong
+) AS differing;
+
+-- name: drawn_is_held_below
+-- What is drawn from a key is what the keys below it hold.
+SELECT 'key ' || key_id, 'drawn ' || sum(counted) || ' in holds, ' || sum(amount) || ' nano-USD more than is held'
+FROM (
+    SELECT key_id, holds AS counted, held AS amount FROM drawn
+    UNION ALL SELECT from_id, -1, -amount FROM holds JOIN key_draws USING (key_id) WHERE state = 'open'
+) AS both_sides
+GROUP BY key_id
+HAVING sum(counted) <> 0 OR sum(amount) <> 0;
+
+-- name: drawn_days_add_up
+-- What was drawn from a key on a day is what the keys below it have spent.
+SELECT 'key ' || key_id, 'day ' || day || ': ' || sum(cost) || ' nano-USD more was drawn than spent'
+FROM (
+    SELECT key_id, day, cost FROM drawn_days
+    UNION ALL SELECT from_id, day, -cost FROM usage_days JOIN key_draws USING (key_id)
+) AS both_sides
+GROUP BY key_id, day
+HAVING sum(cost) <> 0;

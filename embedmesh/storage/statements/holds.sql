@@ -70,17 +70,29 @@ WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND 
     AND NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.hold_id = value ->> 'hold_id');
 
 -- name: why_no_room
--- What a hold of `amount` would have met: what the account has available, and the key's limits with what is in use.
+-- What a hold would have met: what the account has available, and the limits of its key with what is in use; then the same
+-- of each key above it.
 SELECT
     balance + credit_limit - held,
+    counted,
     concurrency,
-    (SELECT count(*) FROM holds WHERE holds.key_id = :key_id AND state = 'open'),
+    (SELECT count(*) FROM holds WHERE holds.key_id = counted AND state = 'open')
+        + coalesce((SELECT holds FROM drawn WHERE drawn.key_id = counted), 0),
     budget_day,
     (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_days
-        WHERE usage_days.key_id = :key_id AND day = CAST(:day AS BIGINT)),
+        WHERE usage_days.key_id = counted AND day = CAST(:day AS BIGINT))
+        + coalesce((SELECT cost FROM drawn_days WHERE drawn_days.key_id = counted AND day = CAST(:day AS BIGINT)), 0),
     budget_month,
     (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_days
-        WHERE usage_days.key_id = :key_id AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT)),
-    (SELECT CAST(coalesce(sum(amount), 0) AS BIGINT) FROM holds WHERE holds.key_id = :key_id AND state = 'open')
-FROM accounts LEFT JOIN keys ON keys.key_id = :key_id
-WHERE accounts.account_id = :account_id AND accounts.kind = 'customer';
+        WHERE usage_days.key_id = counted AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT))
+        + (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM drawn_days
+            WHERE drawn_days.key_id = counted AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT)),
+    (SELECT CAST(coalesce(sum(amount), 0) AS BIGINT) FROM holds WHERE holds.key_id = counted AND state = 'open')
+        + coalesce((SELECT drawn.held FROM drawn WHERE drawn.key_id = counted), 0)
+FROM accounts
+CROSS JOIN (
+    SELECT CAST(:key_id AS TEXT) AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_id = :key_id
+) AS all_counted
+LEFT JOIN keys ON keys.key_id = counted
+WHERE accounts.account_id = :account_id AND accounts.kind = 'customer'
+ORDER BY CASE WHEN counted = :key_id THEN 0 ELSE 1 END, counted DESC;
