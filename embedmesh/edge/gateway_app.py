@@ -13,7 +13,7 @@ from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.lane import Lane
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
-from embedmesh.edge.receive import BodyBudget, Room
+from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import REST, Handler, HttpServer, Routes
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
@@ -21,6 +21,7 @@ from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.rules.errors import Failure, ModelNotFound
 from embedmesh.rules.models import Model
+from embedmesh.rules.shares import Shares
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 RETRIES_DIGITS_MAX = 4
@@ -44,7 +45,11 @@ class GatewayApp:
         self._more = more
         self._world = world
         self._registry = registry
-        self._room = Room(in_flight_max)
+        self._room = Shares(
+            in_flight_max,
+            f"This gateway handles {in_flight_max:,} requests at one time, and of each account a share of that. Try "
+            "again shortly.",
+        )
         self._bodies = bodies
         self.metrics = Metrics(lambda: {"in_flight": self._room.taken, **gauges()})
         self.metrics.registry.register(FleetCollector(registry))
@@ -91,8 +96,8 @@ class GatewayApp:
 
         async def receive(account_id: str) -> bytes:
             nonlocal account
-            body = await exchange.body()  # before there is room for it: bodies that never end would fill it
-            self._room.enter(account_id)
+            body = await exchange.body(account_id)  # before there is room for it: bodies that never end would fill it
+            self._room.take(account_id)
             account = account_id
             return body
 
@@ -104,7 +109,7 @@ class GatewayApp:
             raise
         finally:
             if account is not None:
-                self._room.leave(account)
+                self._room.give_back(account)
             self.metrics.ended(code)
         seconds = self._world.clock.monotonic() - began
         self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd, seconds)

@@ -70,7 +70,7 @@ class NodeDoor:
             self._check_body(checked, body)
             response, tokens = await self._app.embed_compact(body)
         finally:
-            self._bodies.give_back(len(body))
+            self._bodies.give_back("", len(body))
         return self._signed(checked, response, tokens=tokens) if tokens else response
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -82,7 +82,7 @@ class NodeDoor:
     async def challenge(self, request: web.BaseRequest) -> web.StreamResponse:
         """Whether the node that registered this address is here."""
         body = await read_body(request, CHALLENGE_BYTES_MAX, self._bodies)
-        self._bodies.give_back(len(body))
+        self._bodies.give_back("", len(body))
         try:
             asked = msgspec.json.decode(body, type=Challenge)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -57,6 +57,8 @@ class Service:
         self.bodies = BodyBudget(ROOM)
         self.on_lane = self.bugs = self.cancelled = self.broken = 0
         self.hold: asyncio.Event | None = None
+        self.known = asyncio.Event()  # who asks
+        self.known.set()
         self.before_reply = self.after_reply = lambda: None
         lane = Lane(LINE, self._by_lane, self.bodies) if with_lane else None
         routes = {"/v1/embeddings": {"POST": self._general}, "/health": {"GET": self._health}}
@@ -64,7 +66,7 @@ class Service:
 
     def taken(self) -> int:
         """Bytes of bodies that are in memory."""
-        return ROOM - self.bodies._free_bytes
+        return self.bodies.taken
 
     def _bug(self) -> None:
         self.bugs += 1
@@ -89,7 +91,10 @@ class Service:
         try:
             if exchange.header("authorization") == "Bearer wrong":
                 raise InvalidApiKey("no")
-            body = await exchange.body()
+            await self.known.wait()
+            if exchange.header("authorization") == "Bearer unknown":
+                raise InvalidApiKey("no")
+            body = await exchange.body("a")
             if body == b"bug":
                 raise KeyError("the secret value")
             if self.hold is not None:
@@ -706,11 +711,21 @@ async def test_a_bug_after_the_reply_is_counted_and_adds_nothing_to_it() -> None
     assert (service.bugs, service.taken()) == (1, 0)
 
 
+def crowd(bodies: BodyBudget, free: int) -> dict[str, int]:
+    """Accounts that take all but so many bytes, and how many each has."""
+    has: dict[str, int] = {}
+    while left := ROOM - bodies.taken - free:
+        has[f"other {len(has)}"] = size = min(left, max(1, (left + free) * 4 // 5))
+        bodies.take(f"other {len(has) - 1}", size)
+    return has
+
+
 @on_each_loop
-@pytest.mark.parametrize("apart", [0, 1, len(BODY) - 1])
-async def test_without_room_for_its_body_it_is_told_so(apart: int) -> None:
+@pytest.mark.parametrize(("apart", "free"), [(0, 0), (1, 1), (len(BODY) - 1, len(BODY))])
+async def test_without_room_for_its_body_it_is_told_so(apart: int, free: int) -> None:
+    """As long as others have so much of the room that its own share of what is free is too small."""
     service = Service()
-    service.bodies.take(ROOM - apart)  # so much may come yet
+    others = crowd(service.bodies, free)
     whole = request(body=BODY)
     async with connected(service) as (reader, writer):
         writer.write(whole[: len(whole) - len(BODY) + apart])
@@ -718,8 +733,9 @@ async def test_without_room_for_its_body_it_is_told_so(apart: int) -> None:
         writer.write(whole[len(whole) - len(BODY) + apart :])
         refused = await answer(reader)
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
-        await until(lambda: service.taken() == ROOM - apart)
-        service.bodies.give_back(ROOM - apart)
+        await until(lambda: service.taken() == ROOM - free)
+        for other, size in others.items():
+            service.bodies.give_back(other, size)
         writer.write(whole)
         assert (await answer(reader)).body == BODY
     assert (service.on_lane, service.taken()) == (2, 0)
@@ -732,6 +748,32 @@ async def test_only_what_has_come_of_a_body_takes_room() -> None:
         writer.write(request(body=b"x" * 100_000)[: 200 - 100_000])
         await until(lambda: service.on_lane == 1 and service.taken() > 0)
         assert service.taken() == 200
+    await until(lambda: service.taken() == 0)
+
+
+@on_each_loop
+@pytest.mark.parametrize(("key", "status"), [("good", 200), ("unknown", 401)])
+async def test_until_it_is_known_who_asks_a_body_takes_no_room_and_is_not_read_on(key: str, status: int) -> None:
+    """But for what came with the head, and one read more. Whoever it is, the next request on the connection is heard."""
+    service = Service()
+    service.known.clear()
+    whole = request(body=b"x" * 100_000, key=key)
+    start = len(whole) - 100_000
+    async with connected(service) as (reader, writer):
+        writer.write(whole[: start + 10])
+        await until(lambda: service.on_lane == 1)
+        exchange = next(iter(service.server._server.connections))._exchange
+        assert exchange is not None
+        for end, missing in ((20, 99_980), (30, 99_980), (40, 99_980)):
+            writer.write(whole[start + end - 10 : start + end])
+            await until(lambda missing=missing: exchange._missing == missing)
+            await asyncio.sleep(0.01)
+        assert (exchange._missing, service.taken()) == (99_980, 0)
+        service.known.set()
+        writer.write(whole[start + 40 :])
+        assert (await answer(reader)).status == status
+        writer.write(request(body=BODY))
+        assert (await answer(reader)).body == BODY
     await until(lambda: service.taken() == 0)
 
 

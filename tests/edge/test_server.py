@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import pytest
 from aiohttp import web
@@ -19,7 +20,8 @@ SHORT_S = 0.3
 class Echo:
     """Routes for the tests: echo a body, fail in a bug, take long."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, body_s: float = SHORT_S) -> None:
+        self.body_s = body_s
         self.budget = BodyBudget(3 * LIMIT)
         self.bugs = 0
         self.cancelled = asyncio.Event()
@@ -38,8 +40,9 @@ class Echo:
         self.bugs += 1
 
     async def echo(self, asked: web.BaseRequest) -> web.StreamResponse:
-        body = await read_body(asked, LIMIT, self.budget, body_s=SHORT_S)
-        self.budget.give_back(len(body))
+        whose = asked.headers.get("x-account", "")
+        body = await read_body(asked, LIMIT, self.budget, whose, body_s=self.body_s)
+        self.budget.give_back(whose, len(body))
         return web.Response(body=body, headers={"Content-Type": "application/json"})
 
     async def bug(self, asked: web.BaseRequest) -> web.StreamResponse:
@@ -54,6 +57,12 @@ class Echo:
 
     async def thing(self, asked: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=asked[REST].encode())
+
+
+async def until(what: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not what():
+            await asyncio.sleep(0.005)
 
 
 def assert_enveloped(reply: Raw, status: int, code: str) -> None:
@@ -240,22 +249,24 @@ async def test_a_caller_that_hangs_up_cancels_its_request() -> None:
 
 
 async def test_bodies_in_memory_are_bounded_together_and_given_back() -> None:
-    """With the budget taken by stalled senders another is refused at once; when they are gone it is served."""
-    echo = Echo()
+    """Half bodies of one account keep out its own next one, not another's; when they are gone it is served."""
+    echo = Echo(body_s=20.0)
     async with serving(echo.server) as port:
         stalled = []
-        for _ in range(3):
+        for _ in range(2):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(request(path="/echo", body=b"x" * LIMIT)[:-1])
+            writer.write(request(path="/echo", body=b"x" * LIMIT, x_account="a")[:-1])
             stalled.append(writer)
-        await asyncio.sleep(0.1)
-        reply = await send(port, request(path="/echo", body=b"x" * 100))
+        await until(lambda: echo.budget.taken == 2 * (LIMIT - 1))
+        reply = await send(port, request(path="/echo", body=b"x" * LIMIT, x_account="a"))
         assert_enveloped(reply, 503, "overloaded")
+        assert "30,000 bytes" in str(reply.error["message"])
         assert int(reply.headers["retry-after"]) >= 1
+        assert (await send(port, request(path="/echo", body=b"x" * (LIMIT // 2), x_account="b"))).status == 200
         for writer in stalled:
             writer.close()
-        await asyncio.sleep(SHORT_S)
-        assert (await send(port, request(path="/echo", body=b"x" * LIMIT))).status == 200
+        await until(lambda: echo.budget.taken == 0)
+        assert (await send(port, request(path="/echo", body=b"x" * LIMIT, x_account="a"))).status == 200
 
 
 @pytest.mark.story
