@@ -19,8 +19,10 @@ from embedmesh.bootstrap import open_books
 from embedmesh.catalogue import Catalogue, load_catalogue
 from embedmesh.edge.account_api import AccountApi
 from embedmesh.edge.admin_api import AdminApi
+from embedmesh.edge.bodies import SMALL_BYTES_TOTAL_MAX
 from embedmesh.edge.books_thread import BooksThread
 from embedmesh.edge.callers import for_admins
+from embedmesh.edge.connections import Origins
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.keys_api import KeysApi
 from embedmesh.edge.members import Members
@@ -128,6 +130,7 @@ async def _run(settings: GatewaySettings) -> int:
         registry, clock, random.Random(), asyncio.get_running_loop().call_later, policy=policy, hedge=settings.hedge
     )
     clients = NodeClients()
+    origins = trusted_origins(settings.trusted_proxies)
     identity = Identity.from_seed(secret, IDENTITY)
     gateway_fingerprint = fingerprint(identity.public_key)
     members = Members(
@@ -151,15 +154,17 @@ async def _run(settings: GatewaySettings) -> int:
     )
     opening_books = functools.partial(open_books, settings.data_dir, store_place(settings))
     books = BooksThread(opening_books)
+    callers_books = BooksThread(opening_books, first=books)
     checks = BooksThread(opening_books, answer_s=CHECK_S, waiting_max=CHECKS_MAX)
+    admin_bodies, account_bodies = BodyBudget(SMALL_BYTES_TOTAL_MAX), BodyBudget(SMALL_BYTES_TOTAL_MAX)
     operators = (
-        AdminApi(members, registry, store.nodes, bodies, clock, catalogue, identity.public_key),
-        KeysApi(books, bodies, clock, catalogue),
-        MoneyApi(books, checks, bodies, catalogue),
+        AdminApi(members, registry, store.nodes, admin_bodies, clock, catalogue, identity.public_key),
+        KeysApi(books, admin_bodies, clock, catalogue),
+        MoneyApi(books, checks, admin_bodies, catalogue),
     )
     apis = [
-        NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
-        AccountApi(store.keys, books, bodies, clock, catalogue).routes(),
+        NodesApi(registrar, members, registry, store.nodes, clock, origins).routes(),
+        AccountApi(store.keys, callers_books, account_bodies, clock, catalogue).routes(),
         *(for_admins(store.keys, api.routes()) for api in operators),
     ]
     world = World(
@@ -187,6 +192,7 @@ async def _run(settings: GatewaySettings) -> int:
         bodies=bodies,
         gauges=lambda: gauges(store, line, world.cache),
         more=apis,
+        origins=origins,
     )
     background: list[asyncio.Future[Any]] = [
         asyncio.create_task(expire(store, clock)),
@@ -226,7 +232,7 @@ async def _run(settings: GatewaySettings) -> int:
     await world.twins.stop()
     await canaries.stop()
     await members.stop()
-    await asyncio.gather(books.close(), checks.close())
+    await asyncio.gather(books.close(), callers_books.close(), checks.close())
     await store.close()
     clients.close()
     return exit_code
@@ -246,6 +252,14 @@ def node_policy(networks: Sequence[str]) -> Policy:
         return Policy(networks)
     except ValueError as error:
         raise SetupError(f"{error} Mend --node-networks.") from None
+
+
+def trusted_origins(proxies: Sequence[str]) -> Origins:
+    """Who is behind which connection. Raises SetupError."""
+    try:
+        return Origins(proxies)
+    except ValueError as error:
+        raise SetupError(f"{error}. Mend --trusted-proxies.") from None
 
 
 def listening_socket(settings: GatewaySettings) -> socket.socket:

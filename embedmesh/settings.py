@@ -80,6 +80,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     hedge: Annotated[
         bool, Meta(description="Ask an idle second node where a short request takes far longer than it should.")
     ] = False
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Network of reverse proxies, such as 10.0.0.0/8: who is behind them they say in "
+            "X-Forwarded-For, and their connections are not bounded by address. May be repeated."
+        ),
+    ] = ()
     in_flight_max: Annotated[
         int,
         Meta(

@@ -1,8 +1,8 @@
 """`/v1/account`: what an account sees of itself with any of its keys, and the keys that a key of it can make."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -28,6 +28,8 @@ USAGE_ROWS_MAX = 10_000  # a day, model and key each
 EPOCH = date(1970, 1, 1)
 OWN = ("id", "balance_nanousd", "held_nanousd", "credit_limit_nanousd", "available_nanousd", "cache")
 NUMBERS = ("requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
+
+T = TypeVar("T")
 
 
 class AccountApi:
@@ -56,7 +58,7 @@ class AccountApi:
     async def account(self, request: web.BaseRequest) -> web.StreamResponse:
         """What there is, what is held, what may be spent, and whether answers may come from the cache."""
         account_id = request[CALLER].account_id
-        row = shown_account(await self._books.ask(lambda books: books.accounts.find(account_id)))
+        row = shown_account(await self._ask(request, lambda books: books.accounts.find(account_id)))
         return json_reply({name: row[name] for name in OWN})
 
     async def usage(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -69,8 +71,8 @@ class AccountApi:
         if not 1 <= days <= USAGE_DAYS_MAX:
             raise InvalidValue(f"From `from` to `to` are 1 to {USAGE_DAYS_MAX} days, both included.", param="from")
         span = (first - EPOCH).days, (last - EPOCH).days
-        found: Sequence[Usage] = await self._books.ask(
-            lambda books: books.reports.usage(account_id, *span, rows_max=USAGE_ROWS_MAX + 1)
+        found: Sequence[Usage] = await self._ask(
+            request, lambda books: books.reports.usage(account_id, *span, rows_max=USAGE_ROWS_MAX + 1)
         )
         listed = page(found, USAGE_ROWS_MAX, _shown_usage)
         return json_reply({**listed, "from": first.isoformat(), "to": last.isoformat()})
@@ -80,8 +82,8 @@ class AccountApi:
         account_id = request[CALLER].account_id
         query = query_of(request, "before", "limit")
         before, limit = number(query, "before", ENTRY_MAX, most=ENTRY_MAX), rows_of(query)
-        found = await self._books.ask(
-            lambda books: books.reports.entries(account_id, before=before, rows_max=limit + 1)
+        found = await self._ask(
+            request, lambda books: books.reports.entries(account_id, before=before, rows_max=limit + 1)
         )
         listed = page(found, limit, shown)
         return json_reply({**listed, "next": found[limit - 1].entry_id if listed["has_more"] else None})
@@ -91,7 +93,7 @@ class AccountApi:
         account_id = request[CALLER].account_id
         query = query_of(request, "limit", "after")
         limit = rows_of(query)
-        found = await self._books.ask(lambda books: list_keys(books, account_id, query.get("after"), limit))
+        found = await self._ask(request, lambda books: list_keys(books, account_id, query.get("after"), limit))
         return json_reply(page(found, limit, self._shown))
 
     async def create(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -109,7 +111,7 @@ class AccountApi:
                 own.account_id, asked.scopes, name=asked.name, expires_ms=asked.expires_ms, limits=limits
             )
 
-        return json_reply(self._shown(*await self._books.ask(make)))
+        return json_reply(self._shown(*await self._ask(request, make)))
 
     async def revoke(self, request: web.BaseRequest) -> web.StreamResponse:
         """Make a key of the account useless at once; harmless where it was revoked before."""
@@ -121,7 +123,10 @@ class AccountApi:
                 raise InsufficientScope("A key with the scope `admin` is revoked by the operator, or by such a key.")
             return revoke(books, key_id, caller.account_id)
 
-        return json_reply(self._shown(await self._books.ask(end)))
+        return json_reply(self._shown(await self._ask(request, end)))
+
+    async def _ask(self, request: web.BaseRequest, do: Callable[[Books], T]) -> T:
+        return await self._books.ask(do, request[CALLER].account_id)
 
     def _shown(self, key: Key, token: str | None = None) -> dict[str, Any]:
         return shown_key(key, self._clock.unix_ms(), token)

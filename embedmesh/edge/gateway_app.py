@@ -8,23 +8,26 @@ from aiohttp import web
 from embedmesh import __version__
 from embedmesh.edge.bodies import JSON, json_reply
 from embedmesh.edge.callers import with_key
+from embedmesh.edge.connections import Origins
 from embedmesh.edge.exchange import Exchange, GeneralExchange
 from embedmesh.edge.fleet_metrics import FleetCollector
 from embedmesh.edge.lane import Lane
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
 from embedmesh.edge.receive import BodyBudget
-from embedmesh.edge.server import REST, Handler, HttpServer, Routes
+from embedmesh.edge.server import REST, Handler, HttpServer, Routes, deliver
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.rules.errors import Failure, ModelNotFound
+from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.shares import Shares
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 RETRIES_DIGITS_MAX = 4
+OPEN_REPLIES_MAX = 64  # some 100 kB each, until they are read
 EMBEDDINGS_LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
 
 
@@ -40,8 +43,13 @@ class GatewayApp:
         bodies: BodyBudget,
         gauges: Callable[[], dict[str, float]],
         more: Sequence[Routes] = (),
+        origins: Origins | None = None,
     ) -> None:
         """`more` are the routes of nodes, operators and accounts."""
+        self._origins = origins or Origins()
+        self._open_room = Shares(
+            OPEN_REPLIES_MAX, f"This gateway sends {OPEN_REPLIES_MAX} of its pages at one time. Try again shortly."
+        )
         self._more = more
         self._world = world
         self._registry = registry
@@ -59,6 +67,7 @@ class GatewayApp:
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
             lane=Lane(EMBEDDINGS_LINE, self._embed, bodies),
+            origins=self._origins,
         )
 
     def routes(self) -> Routes:
@@ -70,8 +79,8 @@ class GatewayApp:
             "/metrics": {"GET": self._for_key(self._metrics, *METRICS_SCOPES)},
             "/health": {"GET": self._health},
             "/readyz": {"GET": self._readyz},
-            "/openapi.json": {"GET": self._openapi_json},
-            "/docs": {"GET": self._docs_html},
+            "/openapi.json": {"GET": self._for_all(self._openapi_json)},
+            "/docs": {"GET": self._for_all(self._docs_html)},
         }
         for each in self._more:
             routes |= each
@@ -79,6 +88,21 @@ class GatewayApp:
 
     def _for_key(self, handler: Handler, *any_of: str) -> Handler:
         return with_key(self._world.keys, handler, *any_of)
+
+    def _for_all(self, handler: Handler) -> Handler:
+        """For pages that anybody may ask for: few at one time are sent, from one address a share of these."""
+
+        async def in_turn(request: web.BaseRequest) -> web.StreamResponse:
+            origin = self._origins.of_request(request)
+            self._open_room.take(origin)
+            try:
+                response = await handler(request)
+                await deliver(request, response, WRITE_REPLY_S)
+                return response
+            finally:
+                self._open_room.give_back(origin)
+
+        return in_turn
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(headers=JSON)

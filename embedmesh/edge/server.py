@@ -18,11 +18,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod
 from aiohttp.web_protocol import RequestHandler
 
+from embedmesh.edge.connections import Connections, Origins
 from embedmesh.edge.failures import failure_response
 from embedmesh.edge.lane import Explain, Lane, LaneExchange, begin
 from embedmesh.edge.rendering import SERVER, failure_bytes, own_request_id, request_id_of
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.holds import WRITE_REPLY_S
 
 log = logging.getLogger("embedmesh.http")
 
@@ -35,7 +37,6 @@ KEEP_ALIVE_S = 75.0  # longer than common proxies keep an idle connection, so th
 PATIENCE_S = 7 * 86_400.0  # on connections of our own making: their other side closes them
 LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may take"
-CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
 HEAD_BYTES_MAX = 8_190  # a line or field; a bearer key has 50
 BACKLOG = 1_024  # connections that may wait while a gateway restarts
 
@@ -64,11 +65,12 @@ class Protocol(RequestHandler):
         super().__init__(manager, **options)
         self._on_internal_error = on_internal_error
         self._head_s = head_s
-        self._patient = patient
+        self.patient = patient
         self._lane = lane
         self._explain = explain
         self._exchange: LaneExchange | None = None  # on the lane, now
         self._head_timer: asyncio.TimerHandle | None = None
+        self._made_at = self._loop.time()
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,7 +79,7 @@ class Protocol(RequestHandler):
         # 0 would pause us when the buffer is empty, too, and nobody would wake us again.
         high = 0 if transport.get_extra_info("ssl_object") is None else 1
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=high, low=0)
-        if not self._patient:
+        if not self.patient:
             self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -114,6 +116,12 @@ class Protocol(RequestHandler):
         if not self.lost.done():
             self.lost.set_result(None)
         super().connection_lost(exc)
+
+    def idle_since(self) -> float | None:
+        """When its last request ended, or it was made, on the loop's clock; None in the middle of a request."""
+        if self._exchange is not None or not self._awaits_head():
+            return None
+        return max(self._made_at, self._next_keepalive_close_time - self._keepalive_timeout)
 
     def _awaits_head(self) -> bool:
         nothing_yet = self._request_count == 0  # true even before aiohttp's own task has begun to wait
@@ -194,7 +202,12 @@ class HttpServer:
         on_internal_error: Callable[[], None] = lambda: None,
         head_s: float = HEAD_S,
         lane: Lane | None = None,
+        origins: Origins | None = None,
+        connections: Connections | None = None,
+        write_s: float = WRITE_REPLY_S,
     ) -> None:
+        """Who does not read a reply within `write_s` seconds is cut off."""
+        self._write_s = write_s
         self._exact = {path: methods for path, methods in routes.items() if not path.endswith("/*")}
         self._prefixed = {path[:-1]: methods for path, methods in routes.items() if path.endswith("/*")}
         self._on_internal_error = on_internal_error
@@ -207,6 +220,8 @@ class HttpServer:
             lane=lane,
             explain=self.explain,
         )
+        self._server.origins = origins or Origins()
+        self._server.open = connections or Connections()
         self._listeners: list[asyncio.Server] = []
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
@@ -243,9 +258,9 @@ class HttpServer:
         except Exception as error:  # noqa: BLE001 - the last resort: told briefly, logged by type and place
             response = failure_response(self.explain(error, request[REQUEST_ID]))
         if not response.prepared:
-            response.headers.update({"x-request-id": request[REQUEST_ID], **SERVER})
             if response.status in (408, 413):
                 response.force_close()
+            await deliver(request, response, self._write_s)
         return response
 
     def explain(self, error: Exception, request_id: str) -> Failure:
@@ -276,6 +291,9 @@ class HttpServer:
 
 
 class _Server(web.Server):
+    origins: Origins
+    open: Connections
+
     def __call__(self) -> RequestHandler:
         return self._protocol(keepalive_timeout=KEEP_ALIVE_S)
 
@@ -297,11 +315,19 @@ class _Server(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        if len(self._connections) > CONNECTIONS_MAX:
-            transport.abort()
+        assert isinstance(handler, Protocol)
+        if not handler.patient:
+            origin = self.origins.of_peer(transport.get_extra_info("peername"))
+            if not self.open.made(handler, origin, self._loop.time()):
+                transport.abort()
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        assert isinstance(handler, Protocol)
+        self.open.lost(handler)
 
 
-async def deliver(request: web.BaseRequest, response: web.Response, deadline_s: float) -> None:
+async def deliver(request: web.BaseRequest, response: web.StreamResponse, deadline_s: float) -> None:
     """Write a whole response; returns when its last byte is in the kernel.
 
     Raises ConnectionError when the caller has gone, or does not read within `deadline_s`.

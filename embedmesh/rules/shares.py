@@ -47,15 +47,16 @@ class Pace:
     """So many in a span of time: a room that is empty again after each."""
 
     def __init__(self, units_max: int, span_s: float, clock: Clock, full: str) -> None:
-        self._new = lambda: Shares(units_max, full)
+        self._units_max = units_max
+        self._full = full
         self._span_s = span_s
         self._clock = clock
         self._began = clock.monotonic()
-        self._shares = self._new()
+        self._shares = Shares(units_max, full)
 
     def take(self, whose: str) -> None:
         """Raises Overloaded where there is none left of this span."""
         now = self._clock.monotonic()
         if now - self._began >= self._span_s:
-            self._began, self._shares = now, self._new()
+            self._began, self._shares = now, Shares(self._units_max, self._full)
         self._shares.take(whose)

@@ -754,7 +754,7 @@ async def test_only_what_has_come_of_a_body_takes_room() -> None:
 @on_each_loop
 @pytest.mark.parametrize(("key", "status"), [("good", 200), ("unknown", 401)])
 async def test_until_it_is_known_who_asks_a_body_takes_no_room_and_is_not_read_on(key: str, status: int) -> None:
-    """But for what came with the head, and one read more. Whoever it is, the next request on the connection is heard."""
+    """But for what came with the head, and one read more. Whoever it is, the connection's next request is heard."""
     service = Service()
     service.known.clear()
     whole = request(body=b"x" * 100_000, key=key)
