@@ -13,7 +13,7 @@ from embedmesh.flow.again import Asked, Kept, Twins, check_key, check_room, pack
 from embedmesh.flow.cache import Remembered, VectorCache
 from embedmesh.flow.count import count
 from embedmesh.flow.forward import forward, time_allowed_s
-from embedmesh.flow.hold import Held, hold_money
+from embedmesh.flow.hold import Held, hold_money, waiters
 from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.respond import limit_headers, respond
 from embedmesh.flow.validate import validate
@@ -41,6 +41,7 @@ from embedmesh.rules.ports import (
     Tokenizer,
     Witness,
 )
+from embedmesh.rules.shares import Shares
 
 EMBED_SCOPE = "embeddings"
 CACHED_HEADER = "x-embedmesh-cached"
@@ -71,6 +72,7 @@ class World(msgspec.Struct, frozen=True):
     hash_user: Callable[[str], str]
     claim_of: Callable[[str, bytes], Claim]
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
+    waiting: Shares = msgspec.field(default_factory=waiters)  # for the reply of another request
 
 
 class Done(NamedTuple):
@@ -165,7 +167,7 @@ async def _work(world: World, request: _Request) -> Done:
         return Done(_reply(world, request, gratis, {CACHED_HEADER: str(found.inputs)}), None, None, None)
     until = world.clock.monotonic() + within_s
     bound = cost_nanousd(counted.tokens - free, price)
-    held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim)
+    held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim, world.waiting)
     if isinstance(held, bytes):
         kept = unpack(held)  # made of what the ledger kept: delivered and paid before
         return Done(_reply(world, request, kept, REPLAYED), None, None, None)
