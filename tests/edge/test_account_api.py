@@ -337,3 +337,26 @@ async def test_a_request_with_the_same_idempotency_key_waits_for_the_one_that_ru
 @pytest.mark.parametrize("key", ["", "k" * 256])
 async def test_an_idempotency_key_that_is_none(gw: Gateway, key: str) -> None:
     refused(await Customer(gw).embed(Idempotency_Key=key), 400, "invalid_value")
+
+
+async def test_a_key_that_asks_without_end_does_not_delay_an_operator(gw: Gateway) -> None:
+    """Counted: while a key is revoked by an admin's call, each connection is answered at most twice."""
+    token, connections, answered, end = gw.key("embeddings", "keys"), 30, 0, False
+
+    async def without_end(path: str) -> None:
+        nonlocal answered
+        while not end:
+            assert (await gw.ask("GET", path, key=token)).status in (200, 503)
+            answered += 1
+
+    paths = ["/v1/account/usage", "/v1/account/entries", "/v1/account/keys"]
+    looping = [asyncio.create_task(without_end(paths[number % 3])) for number in range(connections)]
+    while answered < connections:
+        await asyncio.sleep(0.002)
+    for _ in range(10):
+        key, _ = gw.books.keys.create("a", ["embeddings"])
+        before = answered
+        assert (await gw.admin("DELETE", f"/keys/{key.key_id}")).status == 200
+        assert answered - before <= 2 * connections
+    end = True
+    await asyncio.gather(*looping)
