@@ -340,7 +340,7 @@ async def test_an_idempotency_key_that_is_none(gw: Gateway, key: str) -> None:
 
 
 async def test_a_key_that_asks_without_end_does_not_delay_an_operator(gw: Gateway) -> None:
-    """Counted: while a key is revoked by an admin's call, each connection is answered at most twice."""
+    """Counted: while a key is revoked by an admin's call, most of its connections wait."""
     token, connections, answered, end = gw.key("embeddings", "keys"), 30, 0, False
 
     async def without_end(path: str) -> None:
@@ -357,6 +357,6 @@ async def test_a_key_that_asks_without_end_does_not_delay_an_operator(gw: Gatewa
         key, _ = gw.books.keys.create("a", ["embeddings"])
         before = answered
         assert (await gw.admin("DELETE", f"/keys/{key.key_id}")).status == 200
-        assert answered - before <= 2 * connections
+        assert answered - before <= connections // 2  # in one line with all of them it were that many
     end = True
     await asyncio.gather(*looping)
