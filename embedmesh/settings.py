@@ -96,7 +96,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 1_024
     body_bytes_total_max: Annotated[
-        int, Meta(description="Bytes of request bodies held in memory at one time; more get a 503.", ge=BODY_BYTES_MAX)
+        int,
+        Meta(
+            description="Bytes of request bodies held in memory at one time, by one account four fifths of them; more "
+            "get a 503.",
+            ge=BODY_BYTES_MAX * 5 // 4,  # or one account's share would be less than one body
+        ),
     ] = 512 * 1024 * 1024
     cache_bytes_max: Annotated[
         int,

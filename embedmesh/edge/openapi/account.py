@@ -31,7 +31,7 @@ def account_paths() -> Json:
                 "Its balance, what is held for running requests, what may be spent, and whether answers may come from "
                 "the cache. With any of its keys.",
                 {200: json_reply("The account.", "OwnAccount")},
-                (errors.Overloaded, *ANY_KEY),
+                ANY_KEY,
                 scopes=(),
             )
         },
@@ -94,7 +94,7 @@ def account_paths() -> Json:
                 "Revoke a key",
                 "It is useless at once, on every gateway. Harmless where it was revoked before.",
                 {200: json_reply("The key.", "Key")},
-                (errors.NotFound, errors.Overloaded, *SCOPED_KEY),
+                (errors.NotFound, *SCOPED_KEY),
                 scopes=(KEYS_SCOPE,),
             )
             | {"parameters": [which_key()]}

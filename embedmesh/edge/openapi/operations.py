@@ -5,7 +5,7 @@ from embedmesh.edge.openapi.shapes import Json
 from embedmesh.rules import errors
 
 ANY_ROUTE: Failures = (errors.MalformedHttp, errors.RequestTimeout, errors.InternalError)
-ANY_KEY: Failures = (errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
+ANY_KEY: Failures = (errors.InvalidApiKey, errors.Overloaded, errors.StoreUnavailable, *ANY_ROUTE)
 SCOPED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
 
 
