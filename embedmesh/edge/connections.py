@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import resource
 from collections import defaultdict
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
@@ -12,6 +13,7 @@ from aiohttp import web
 from embedmesh.rules.shares import SHARE
 
 CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
+OF_FILES = 0.75  # of those that the process may have open: the store and nodes need some, too
 LOOKS_MAX = 256  # at connections that turn out to be busy, before a new one is refused
 PREFIX_V6 = 64  # bits: who has an IPv6 address has all of these
 HERE = "here"  # where it comes from has no address: a Unix socket
@@ -82,8 +84,11 @@ class Connections:
     in the middle of a request stay: where all are, the new one is refused.
     """
 
-    def __init__(self, connections_max: int = CONNECTIONS_MAX) -> None:
-        self._max = connections_max
+    def __init__(self, connections_max: int | None = None) -> None:
+        """By default CONNECTIONS_MAX, or as many as there may be files for them."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        possible = CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, int(files * OF_FILES))
+        self._max = possible if connections_max is None else connections_max
         self._all = _Idle()
         self._of: defaultdict[str, _Idle] = defaultdict(_Idle)
         self._origins: dict[Connection, str | None] = {}

@@ -93,6 +93,7 @@ class Members:
         self._upstreams: dict[str, asyncio.Task[None]] = {}  # what probes them
         self._origins: dict[str, str] = {}  # of pending nodes: from where they have asked
         self._saving: set[asyncio.Task[None]] = set()
+        self._noting = asyncio.Lock()  # one stranger at a time waits for the next: it is the operators', too
         self._changing = asyncio.Lock()  # of records: nobody's word is lost to another's that began earlier
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with its exception, when what keeps a node's state true has ended: a bug of ours."""
@@ -159,7 +160,7 @@ class Members:
 
         Of one that was noted just now nothing is written; of one that only asks again, that it is there still.
         """
-        async with self._changing:
+        async with self._noting, self._changing:
             node_id, now_ms = node_id_of(public_key), self._clock.unix_ms()
             known = self.by_key(public_key)
             if known is not None and (

@@ -24,6 +24,7 @@ from embedmesh.fleet.registry import Registry
 from embedmesh.rules import errors
 from embedmesh.rules.membership import BODY_BYTES_MAX, HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.shares import Pace
 from embedmesh.signing.messages import CheckedRequest, Unauthenticated
 from embedmesh.storage.nodes import NodeBooks
 
@@ -35,6 +36,7 @@ REGISTRATION_BYTES_MAX = 160 * 1024  # 64 offers with the longest names, twice i
 REGISTRATIONS_BYTES_TOTAL_MAX = 2 * 1024 * 1024
 REPORTS_BYTES_TOTAL_MAX = 16 * 1024 * 1024
 UNSIGNED = "This is not signed under a session of that node. Register anew."
+REPORTS_A_MINUTE_MAX = 150  # of one node: thirty, and those by which it catches up with 30,000 receipts
 BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
 
 
@@ -56,6 +58,8 @@ class NodesApi:
         books: NodeBooks,
         clock: Clock,
         origins: Origins,
+        *,
+        reports_a_minute_max: int = REPORTS_A_MINUTE_MAX,
     ) -> None:
         self._registrar = registrar
         self._members = members
@@ -65,6 +69,8 @@ class NodesApi:
         self._origins = origins
         self._registrations = BodyBudget(REGISTRATIONS_BYTES_TOTAL_MAX)
         self._reports = BodyBudget(REPORTS_BYTES_TOTAL_MAX)
+        self._reports_a_minute_max = reports_a_minute_max
+        self._paces: dict[str, Pace] = {}  # of nodes that were admitted
 
     def routes(self) -> Routes:
         """The paths for nodes."""
@@ -98,6 +104,7 @@ class NodesApi:
         if handler is None:
             raise errors.NotFound("A node says heartbeat or drain here.")
         member, checked = self._check(request, node_id)
+        self._pace(node_id).take(node_id)
         body = await _body(request, BODY_BYTES_MAX, self._reports, node_id)
         self._check_body(checked, body)
         answer = await handler(member, body)
@@ -163,6 +170,12 @@ class NodesApi:
             return member, member.checker.check_head(request.method, path, headers, self._now_s())
         except Unauthenticated:
             raise errors.InvalidApiKey(UNSIGNED) from None
+
+    def _pace(self, node_id: str) -> Pace:
+        if (pace := self._paces.get(node_id)) is None:
+            full = f"A node reports every {HEARTBEAT_S:g} s. This one has reported far more often: wait a minute."
+            pace = self._paces[node_id] = Pace(self._reports_a_minute_max, 60.0, self._clock, full)
+        return pace
 
     def _check_body(self, checked: CheckedRequest, body: bytes) -> None:
         try:

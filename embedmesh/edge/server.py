@@ -208,6 +208,7 @@ class HttpServer:
     ) -> None:
         """Who does not read a reply within `write_s` seconds is cut off."""
         self._write_s = write_s
+        self._head_s = head_s
         self._exact = {path: methods for path, methods in routes.items() if not path.endswith("/*")}
         self._prefixed = {path[:-1]: methods for path, methods in routes.items() if path.endswith("/*")}
         self._on_internal_error = on_internal_error
@@ -228,7 +229,10 @@ class HttpServer:
         """Serve on a bound socket, TCP or Unix, with TLS where a context is given. May be called for several."""
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._listeners.append(await create(self._server, sock=sock, backlog=BACKLOG, ssl=tls))
+        shake_s = self._head_s if tls is not None else None
+        self._listeners.append(
+            await create(self._server, sock=sock, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=shake_s)
+        )
 
     def adopt(self, transport: asyncio.Transport, data: bytes = b"") -> asyncio.Future[None]:
         """Serve on a connection that we have opened ourselves, where `data` has come already.

@@ -157,7 +157,9 @@ class Gateway:
             self.identity, self.nonces, store.nodes, self.members, policy, lookup, clock, heartbeat_s=beat_s
         )
         self.registrar = registrar
-        self.nodes_api = nodes_api = NodesApi(registrar, self.members, self.registry, store.nodes, clock, origins)
+        self.nodes_api = nodes_api = NodesApi(
+            registrar, self.members, self.registry, store.nodes, clock, origins, reports_a_minute_max=10**6
+        )
         operators = (
             AdminApi(self.members, self.registry, store.nodes, bodies, clock, CATALOGUE, self.identity.public_key),
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import resource
 from collections.abc import Callable
 
 import pytest
@@ -117,6 +118,14 @@ def test_what_has_no_origin_has_no_share_but_all() -> None:
     """A trusted proxy's connections, and those of a Unix socket."""
     connections = Connections(100)
     assert sum(connections.made(Scripted(None), None, 0.0) for _ in range(200)) == 100
+
+
+def test_there_are_never_more_than_there_are_files_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some are left for the store and for nodes: without them all would end."""
+    for files, most in ((1_024, 768), (10**6, 8_192), (resource.RLIM_INFINITY, 8_192)):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, files=files: (files, files))
+        connections = Connections()
+        assert sum(connections.made(Scripted(None), None, 0.0) for _ in range(9_000)) == most
 
 
 def test_who_goes_is_found_as_by_looking_at_all() -> None:

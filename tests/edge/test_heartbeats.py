@@ -108,6 +108,20 @@ async def test_a_report_is_known_by_its_head(gw: Gateway, applicant: Applicant) 
     assert gw.nodes_api._reports.taken == 0
 
 
+async def test_a_node_that_reports_without_end_is_told_to_wait_and_others_are_not(
+    gw: Gateway, applicant: Applicant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its body is read: each report of a thousand receipts costs the gateway milliseconds."""
+    monkeypatch.setattr(gw.nodes_api, "_reports_a_minute_max", 10)
+    other = Applicant(gw, tmp_path, "other")
+    for one in (applicant, other):
+        await one.join(await gw.invite())
+    said = [(await applicant.say("heartbeat", BEAT)).status for _ in range(10)]
+    assert said == [200] * said.count(200) + [503] * said.count(503)
+    assert 0 < said.count(503) <= 2
+    assert (await other.say("heartbeat", BEAT)).status == 200
+
+
 async def test_half_a_report_takes_of_the_share_of_its_node(gw: Gateway, applicant: Applicant, tmp_path: Path) -> None:
     """And only once its head is found to be the node's; others' reports are heard meanwhile."""
     other = Applicant(gw, tmp_path, "other")
