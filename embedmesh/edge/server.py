@@ -38,6 +38,7 @@ PATIENCE_S = 7 * 86_400.0  # on connections of our own making: their other side 
 LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may take"
 HEAD_BYTES_MAX = 8_190  # a line or field; a bearer key has 50
+UNREAD_BYTES = 16 * 1024  # of a body, twice that is read ahead, by one read more: whose it is may not be known yet
 BACKLOG = 1_024  # connections that may wait while a gateway restarts
 
 REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
@@ -311,6 +312,7 @@ class _Server(web.Server):
             loop=self._loop,
             max_line_size=HEAD_BYTES_MAX,
             max_field_size=HEAD_BYTES_MAX,
+            read_bufsize=UNREAD_BYTES,
             auto_decompress=False,
             access_log=None,
             **more,

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from embedmesh.edge.receive import BodyBudget, read_body
-from embedmesh.edge.server import REST, HttpServer, deliver
+from embedmesh.edge.server import REST, UNREAD_BYTES, HttpServer, deliver
 from embedmesh.rules.errors import Failure
 from tests.edge.http import Raw, read_reply, request, send, serving
 
@@ -267,6 +267,27 @@ async def test_bodies_in_memory_are_bounded_together_and_given_back() -> None:
             writer.close()
         await until(lambda: echo.budget.taken == 0)
         assert (await send(port, request(path="/echo", body=b"x" * LIMIT, x_account="a"))).status == 200
+
+
+async def test_of_a_body_that_nobody_has_asked_for_little_is_read() -> None:
+    """Whose it is may not be known yet: what is read ahead is in nobody's share."""
+    asked: list[web.BaseRequest] = []
+    gate = asyncio.Event()
+
+    async def identify_first(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append(request)
+        await gate.wait()
+        return web.Response(body=str(sum([len(chunk) async for chunk in request.content.iter_any()])).encode())
+
+    async with serving(HttpServer({"/slow": {"POST": identify_first}})) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(path="/slow", body=b"x" * 4_000_000))
+        await until(lambda: bool(asked) and not asked[0].transport.is_reading())
+        await asyncio.sleep(0.05)
+        assert asked[0].content._size <= 2 * UNREAD_BYTES + 256 * 1024
+        gate.set()
+        assert (await read_reply(reader)).body == b"4000000"
+        writer.close()
 
 
 @pytest.mark.story
