@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from embedmesh.rules.errors import SetupError, StoreUnavailable
-from embedmesh.rules.shares import Shares
+from embedmesh.rules.shares import Room
 from embedmesh.storage.books import Books
 
 log = logging.getLogger("embedmesh.books")
@@ -45,8 +45,8 @@ class BooksThread:
         self._first = first
         self._books: Books | None = None  # this and the next are the thread's
         self._doubted = False
-        self._turns = Turns()
-        self._waiting = Shares(
+        self._turns = _Turns()
+        self._waiting = Room(
             waiting_max,
             f"At most {waiting_max} questions to the store wait, of each account a share of that. Try again shortly.",
         )
@@ -148,7 +148,7 @@ class BooksThread:
             books.close()
 
 
-class Turns:
+class _Turns:
     """One at a time: accounts in turn, and what one account wants in the order in which it came."""
 
     def __init__(self) -> None:

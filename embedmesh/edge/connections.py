@@ -10,7 +10,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from embedmesh.rules.shares import SHARE
+from embedmesh.rules.shares import ACCOUNT_SHARE
 
 CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
 OF_FILES = 0.75  # of those that the process may have open: the store and nodes need some, too
@@ -80,8 +80,8 @@ class Connection(Protocol):
 class Connections:
     """All that are open. Over the bound the one that has been idle longest is closed for a new one.
 
-    One origin may have SHARE times what is free, as in a room for requests; for more, one of its own is closed. Those
-    in the middle of a request stay: where all are, the new one is refused.
+    One origin may have ACCOUNT_SHARE times what is free, as in a room for requests; for more, one of its own is closed.
+    Those in the middle of a request stay: where all are, the new one is refused.
     """
 
     def __init__(self, connections_max: int | None = None) -> None:
@@ -96,7 +96,8 @@ class Connections:
     def made(self, connection: Connection, origin: str | None, now: float) -> bool:
         """A new one; whether it may stay. One without an origin has no share but all."""
         free = self._max - len(self._origins)
-        among = self._of[origin] if origin is not None and len(self._of[origin]) >= SHARE * (free + 1) else self._all
+        over_share = origin is not None and len(self._of[origin]) >= ACCOUNT_SHARE * (free + 1)
+        among = self._of[origin] if origin is not None and over_share else self._all
         if among is not self._all or free <= 0:
             idle = among.longest(now)
             if idle is None:

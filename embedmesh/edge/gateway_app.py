@@ -15,7 +15,7 @@ from embedmesh.edge.lane import Lane
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
 from embedmesh.edge.receive import BodyBudget
-from embedmesh.edge.server import REST, Handler, HttpServer, Routes, deliver
+from embedmesh.edge.server import REST, Handler, HttpServer, Routes, write_out
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
@@ -23,7 +23,7 @@ from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.rules.errors import Failure, ModelNotFound
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.shares import Shares
+from embedmesh.rules.shares import Room
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 RETRIES_DIGITS_MAX = 4
@@ -47,13 +47,13 @@ class GatewayApp:
     ) -> None:
         """`more` are the routes of nodes, operators and accounts."""
         self._origins = origins or Origins()
-        self._open_room = Shares(
+        self._open_room = Room(
             OPEN_REPLIES_MAX, f"This gateway sends {OPEN_REPLIES_MAX} of its pages at one time. Try again shortly."
         )
         self._more = more
         self._world = world
         self._registry = registry
-        self._room = Shares(
+        self._room = Room(
             in_flight_max,
             f"This gateway handles {in_flight_max:,} requests at one time, and of each account a share of that. Try "
             "again shortly.",
@@ -97,7 +97,7 @@ class GatewayApp:
             self._open_room.take(origin)
             try:
                 response = await handler(request)
-                await deliver(request, response, WRITE_REPLY_S)
+                await write_out(request, response, WRITE_REPLY_S)
                 return response
             finally:
                 self._open_room.give_back(origin)

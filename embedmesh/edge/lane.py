@@ -126,6 +126,7 @@ class LaneExchange:
         self._drained: asyncio.Future[None] | None = None  # `deliver` waits for it
         self._replied = False  # or has begun to
         self._answered = False
+        self.answered_at: float | None = None  # on the loop's clock, where what still comes is read for nobody
         self._last = False  # on this connection
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -141,14 +142,21 @@ class LaneExchange:
         self._account_id = account_id
         self._take(sum(map(len, self._chunks)))
         if self._missing and self._no_room is None:
-            self._transport.resume_reading()
-            self._whole = self._loop.create_future()
-            self._timer = self._loop.call_later(BODY_S, self._body_is_late)
-            await self._whole
-            self._timer.cancel()
+            await self._rest_of_body(account_id)
         if self._no_room is not None:
             raise self._no_room
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+    async def _rest_of_body(self, account_id: str) -> None:
+        self._lane.bodies.awaited.take(account_id)
+        self._transport.resume_reading()
+        self._whole = self._loop.create_future()
+        self._timer = self._loop.call_later(BODY_S, self._body_is_late)
+        try:
+            await self._whole
+        finally:
+            self._timer.cancel()
+            self._lane.bodies.awaited.give_back(account_id)
 
     async def deliver(self, reply: Reply) -> None:
         self._replied = True
@@ -212,6 +220,7 @@ class LaneExchange:
         if self._missing and not self._transport.is_closing():
             self._give_back()
             self._transport.resume_reading()
+            self.answered_at = self._loop.time()
             self._timer = self._loop.call_later(LINGER_S, self._break_off)
         else:
             self._end()

@@ -5,19 +5,25 @@ import asyncio
 from aiohttp import web
 
 from embedmesh.rules import errors
-from embedmesh.rules.shares import Shares
+from embedmesh.rules.shares import Room
 
 JSON_TYPE = "application/json"
+AWAITED_MAX = 1_024  # bodies that are not whole: their connections are in a request, and are not closed for others
 BODY_S = 20.0  # 4 MiB in 20 s is 1.7 Mbit/s
 
 
-class BodyBudget(Shares):
+class BodyBudget(Room):
     """Bytes of bodies that may be in memory at one time, over all requests, with a share for each account."""
 
     def __init__(self, total_bytes: int) -> None:
         super().__init__(
             total_bytes,
             f"Of request bodies this server holds {total_bytes:,} bytes at one time, and of each caller's a share of "
+            "that. Try again shortly.",
+        )
+        self.awaited = Room(
+            AWAITED_MAX,
+            f"This server waits for the rest of {AWAITED_MAX:,} bodies at one time, of each caller's for a share of "
             "that. Try again shortly.",
         )
 
@@ -52,6 +58,7 @@ async def read_body(
         request.writer.output_size = 0
     chunks: list[bytes] = []
     size = 0
+    budget.awaited.take(whose)
     try:
         async with asyncio.timeout(body_s):
             async for chunk in request.content.iter_any():
@@ -67,4 +74,6 @@ async def read_body(
         if isinstance(error, web.RequestPayloadError):
             raise errors.MalformedHttp("The request's body is framed wrongly or broke off.") from None
         raise
+    finally:
+        budget.awaited.give_back(whose)
     return b"".join(chunks)

@@ -72,6 +72,7 @@ class Protocol(RequestHandler):
         self._exchange: LaneExchange | None = None  # on the lane, now
         self._head_timer: asyncio.TimerHandle | None = None
         self._made_at = self._loop.time()
+        self._answered_at = 0.0  # by the general server; 0 from when the next request is there
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -94,6 +95,8 @@ class Protocol(RequestHandler):
                 return
             self._lane = None  # the parser has bytes now; where its next request begins only it knows
         super().data_received(data)
+        if self._messages:
+            self._answered_at = 0.0
         if self._awaits_head():
             if self._head_timer is None:  # the first bytes of a head that is not whole yet
                 self._start_head_timer()
@@ -120,9 +123,11 @@ class Protocol(RequestHandler):
 
     def idle_since(self) -> float | None:
         """When its last request ended, or it was made, on the loop's clock; None in the middle of a request."""
-        if self._exchange is not None or not self._awaits_head():
+        if self._exchange is not None:
+            return self._exchange.answered_at
+        if self._messages or not (self._answered_at or self._awaits_head()):
             return None
-        return max(self._made_at, self._next_keepalive_close_time - self._keepalive_timeout)
+        return max(self._made_at, self._answered_at, self._next_keepalive_close_time - self._keepalive_timeout)
 
     def _awaits_head(self) -> bool:
         nothing_yet = self._request_count == 0  # true even before aiohttp's own task has begun to wait
@@ -161,6 +166,14 @@ class Protocol(RequestHandler):
         late = errors.RequestTimeout(f"The request's head did not arrive within {self._head_s:.0f} s.")
         self.transport.write(failure_bytes(late, own_request_id(), close=True))
         self.force_close()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        finished = await super().finish_response(request, resp, start_time)
+        if not self._messages:
+            self._answered_at = self._loop.time()
+        return finished
 
     def handle_error(
         self,
@@ -265,7 +278,7 @@ class HttpServer:
         if not response.prepared:
             if response.status in (408, 413):
                 response.force_close()
-            await deliver(request, response, self._write_s)
+            await write_out(request, response, self._write_s)
         return response
 
     def explain(self, error: Exception, request_id: str) -> Failure:
@@ -333,7 +346,21 @@ class _Server(web.Server):
         self.open.lost(handler)
 
 
-async def deliver(request: web.BaseRequest, response: web.StreamResponse, deadline_s: float) -> None:
+async def write_out(request: web.BaseRequest, response: web.StreamResponse, within_s: float) -> None:
+    """Write a reply that nobody pays for. Whoever does not read it within so many seconds is cut off."""
+    response.headers.update({"x-request-id": request[REQUEST_ID], **SERVER})
+    try:
+        async with asyncio.timeout(within_s):
+            await response.prepare(request)
+            await response.write_eof()
+            await request.writer.drain()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the caller did not read the reply in time") from None
+
+
+async def deliver(request: web.BaseRequest, response: web.Response, deadline_s: float) -> None:
     """Write a whole response; returns when its last byte is in the kernel.
 
     Raises ConnectionError when the caller has gone, or does not read within `deadline_s`.

@@ -41,7 +41,7 @@ from embedmesh.rules.ports import (
     Tokenizer,
     Witness,
 )
-from embedmesh.rules.shares import Shares
+from embedmesh.rules.shares import Room
 
 EMBED_SCOPE = "embeddings"
 CACHED_HEADER = "x-embedmesh-cached"
@@ -72,7 +72,7 @@ class World(msgspec.Struct, frozen=True):
     hash_user: Callable[[str], str]
     claim_of: Callable[[str, bytes], Claim]
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
-    waiting: Shares = msgspec.field(default_factory=waiters)  # for the reply of another request
+    waiting: Room = msgspec.field(default_factory=waiters)  # for the reply of another request
 
 
 class Done(NamedTuple):

@@ -6,7 +6,7 @@ from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Caller, Clock, Ledger
-from embedmesh.rules.shares import Shares
+from embedmesh.rules.shares import Room
 
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, for the reply of a twin that is under way; the last again and again
 OPEN = "open"
@@ -34,9 +34,9 @@ class Held:
             self._ledger.release(self.hold, HoldEnd.RELEASE)
 
 
-def waiters() -> Shares:
+def waiters() -> Room:
     """Places for requests that wait for the reply of another with their `Idempotency-Key`."""
-    return Shares(
+    return Room(
         WAITERS_MAX,
         f"{WAITERS_MAX} requests at one time may wait for the first with their Idempotency-Key, of each account a "
         "share of that. Try again shortly.",
@@ -50,7 +50,7 @@ async def hold_money(
     within_s: float,
     clock: Clock,
     claim: Claim | None = None,
-    waiting: Shares | None = None,
+    waiting: Room | None = None,
 ) -> Held | bytes:
     """Hold `cost` nano-USD for as long as the request may take, and its reply to leave.
 

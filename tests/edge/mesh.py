@@ -236,7 +236,7 @@ class Gateway:
 
     def strangers_asked(self) -> int:
         """How often in this minute."""
-        return self.registrar._strangers._shares.taken
+        return self.registrar._strangers._room.taken
 
     def node(self, name: str) -> Node | None:
         return self.registry.find(name)

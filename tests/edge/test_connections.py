@@ -242,6 +242,28 @@ async def test_who_sends_no_head_is_idle(sent: bytes) -> None:
             writer.close()
 
 
+@pytest.mark.parametrize("path", ["/lane", "/refused"])
+async def test_who_was_answered_and_still_sends_is_idle(path: str) -> None:
+    """What still comes of its body is read for nobody."""
+    service = Service(2)
+    service.gate.set()
+    async with serving(service.server) as port:
+        first = await asyncio.open_connection("127.0.0.1", port)
+        first[1].write(request(path=path, body=b"x" * 1_000)[:-1])
+        assert (await read_reply(first[0])).status in (200, 404)
+        second = await asyncio.open_connection("127.0.0.1", port)
+        second[1].write(request("GET", "/quick"))
+        assert (await read_reply(second[0])).status == 200
+        third = await asyncio.open_connection("127.0.0.1", port)
+        third[1].write(request("GET", "/quick"))
+        assert (await read_reply(third[0])).status == 200
+        assert len(service.server._server.open._origins) == 2
+        second[1].write(request("GET", "/quick"))
+        assert (await read_reply(second[0])).status == 200
+        for _, writer in (first, second, third):
+            writer.close()
+
+
 async def test_who_does_not_read_a_page_is_cut_off() -> None:
     """It is in the middle of a request, and would never be closed for another."""
     ended = asyncio.Event()

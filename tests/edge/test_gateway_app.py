@@ -14,7 +14,7 @@ from embedmesh.edge.receive import BodyBudget
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavailable, WrongAnswer
 from embedmesh.rules.ports import Caller
-from embedmesh.rules.shares import Shares
+from embedmesh.rules.shares import Room
 from tests.edge.http import request, send, serving
 from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, vector_for
 
@@ -244,7 +244,7 @@ async def test_half_bodies_of_one_account_leave_room_for_those_of_others() -> No
             assert (refused.status, refused.error["code"]) == (503, "overloaded")
             other = await send(port, request(path=raw.split()[1].decode(), body=BODY, key=POOR_KEY))
             assert (other.status, other.error["code"]) == (429, "insufficient_quota")
-        assert room._of.keys() == {"acct"}
+        assert room.shares._accounts.keys() == {"acct"}
         for writer in stalled:
             writer.close()
         await until(lambda: room.taken == 0)
@@ -253,7 +253,7 @@ async def test_half_bodies_of_one_account_leave_room_for_those_of_others() -> No
 async def test_who_does_not_read_pages_that_anybody_may_ask_for_keeps_them_from_nobody_else() -> None:
     """Few are sent at one time, from one address a share of these; what needs no key and is small has no such bound."""
     app = make_app()
-    app._open_room = Shares(1, "full")
+    app._open_room = Room(1, "full")
     async with running(app) as port:
         app._open_room.take("somebody who does not read")
         for path in ("/docs", "/openapi.json"):

@@ -131,7 +131,7 @@ async def test_half_a_report_takes_of_the_share_of_its_node(gw: Gateway, applica
     _, writer = await asyncio.open_connection("127.0.0.1", gw.port)
     writer.write(raw[:-10])
     await until("half of it has come", lambda: gw.nodes_api._reports.taken == 990)
-    assert gw.nodes_api._reports._of == {applicant.node_id: 990}
+    assert gw.nodes_api._reports.shares._accounts == {applicant.node_id: 990}
     assert (await other.say("heartbeat", BEAT)).status == 200
     writer.close()
     await until("it has gone", lambda: gw.nodes_api._reports.taken == 0)

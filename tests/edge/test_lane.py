@@ -27,6 +27,7 @@ from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import HttpServer
 from embedmesh.rules.errors import InvalidApiKey
 from embedmesh.rules.ports import Reply
+from embedmesh.rules.shares import Room
 from tests.edge.http import Raw, read_reply, request, send, serving
 
 LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
@@ -775,6 +776,23 @@ async def test_until_it_is_known_who_asks_a_body_takes_no_room_and_is_not_read_o
         writer.write(request(body=BODY))
         assert (await answer(reader)).body == BODY
     await until(lambda: service.taken() == 0)
+
+
+@on_each_loop
+async def test_half_bodies_of_one_account_are_few_enough_for_others_to_find_connections() -> None:
+    """However little has come of each; whole ones wait for nothing."""
+    service = Service()
+    service.bodies.awaited = Room(2, "full")
+    half = request(body=BODY)[:-1]
+    async with connected(service) as (_, one), connected(service) as (reader, other):
+        one.write(half)
+        await until(lambda: service.bodies.awaited.taken == 1)
+        service.bodies.awaited.take("another")
+        other.write(half)
+        assert (await answer(reader)).status == 503
+        other.write(b"}" + request(body=BODY))
+        assert (await answer(reader)).body == BODY
+    await until(lambda: (service.taken(), service.bodies.awaited.taken) == (0, 1))
 
 
 HEAD_S = 0.15

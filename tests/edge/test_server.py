@@ -269,6 +269,27 @@ async def test_bodies_in_memory_are_bounded_together_and_given_back() -> None:
         assert (await send(port, request(path="/echo", body=b"x" * LIMIT, x_account="a"))).status == 200
 
 
+async def test_half_bodies_of_one_account_are_few_enough_for_others_to_find_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However little has come of each."""
+    monkeypatch.setattr("embedmesh.edge.receive.AWAITED_MAX", 5)
+    echo = Echo(body_s=20.0)
+    async with serving(echo.server) as port:
+        stalled = []
+        for _ in range(4):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request(path="/echo", body=b"{}", x_account="a")[:-1])
+            stalled.append(writer)
+        await until(lambda: echo.budget.awaited.taken == 4)
+        reply = await send(port, request(path="/echo", body=b"{}", x_account="a"))
+        assert_enveloped(reply, 503, "overloaded")
+        assert (await send(port, request(path="/echo", body=b"{}", x_account="b"))).status == 200
+        for writer in stalled:
+            writer.close()
+        await until(lambda: (echo.budget.awaited.taken, echo.budget.taken) == (0, 0))
+
+
 async def test_of_a_body_that_nobody_has_asked_for_little_is_read() -> None:
     """Whose it is may not be known yet: what is read ahead is in nobody's share."""
     asked: list[web.BaseRequest] = []

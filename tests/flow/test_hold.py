@@ -12,7 +12,7 @@ from embedmesh.flow.hold import Held, hold_money
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict, Overloaded
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.ports import Caller
-from embedmesh.rules.shares import Shares
+from embedmesh.rules.shares import Room
 from tests.flow.world import Clock
 
 CALLER = Caller("acct", "key_1", frozenset())
@@ -141,7 +141,7 @@ async def test_a_twin_that_is_gone_makes_room(clock: Clock, pauses: list[float])
 
 async def test_those_of_one_account_that_wait_leave_places_for_others(clock: Clock) -> None:
     """Those beyond are refused at once, without a look at the store; who has its answer needs no place."""
-    room, gate = Shares(10, "full"), asyncio.Event()
+    room, gate = Room(10, "full"), asyncio.Event()
 
     class Slow(TwinLedger):
         async def twin(self, hold: Hold, claim: Claim) -> Twin | None:

@@ -3,11 +3,11 @@
 import pytest
 
 from embedmesh.rules.errors import Overloaded
-from embedmesh.rules.shares import Pace, Shares
+from embedmesh.rules.shares import Pace, Room
 from tests.flow.world import Clock
 
 
-def come(room: Shares | Pace, account: str) -> bool:
+def come(room: Room | Pace, account: str) -> bool:
     """One more request of an account; whether it may go on."""
     try:
         room.take(account)
@@ -17,7 +17,7 @@ def come(room: Shares | Pace, account: str) -> bool:
     return True
 
 
-def come_all(room: Shares | Pace, account: str) -> int:
+def come_all(room: Room | Pace, account: str) -> int:
     came = 0
     while come(room, account):
         came += 1
@@ -25,29 +25,29 @@ def come_all(room: Shares | Pace, account: str) -> int:
 
 
 def test_one_account_gets_most_of_the_room() -> None:
-    assert come_all(Shares(1_000, "full"), "a") == 800
+    assert come_all(Room(1_000, "full"), "a") == 800
 
 
 def test_another_finds_room_beside_it() -> None:
-    room = Shares(1_000, "full")
+    room = Room(1_000, "full")
     come_all(room, "a")
     assert come_all(room, "b") == 160
     assert room.taken == 960
 
 
 def test_never_more_than_there_is_room_for() -> None:
-    room = Shares(50, "full")
+    room = Room(50, "full")
     came = sum(come_all(room, f"a{number}") for number in range(100))
     assert came == room.taken == 50
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_small_room_can_be_used_up(size: int) -> None:
-    assert come_all(Shares(size, "full"), "a") == size
+    assert come_all(Room(size, "full"), "a") == size
 
 
 def test_who_goes_makes_room() -> None:
-    room = Shares(10, "full")
+    room = Room(10, "full")
     came = come_all(room, "a")
     for _ in range(came):
         room.give_back("a")
@@ -60,8 +60,8 @@ def test_who_goes_makes_room() -> None:
 def test_many_at_once_are_what_they_are_one_by_one(others: int, units: int) -> None:
     """Or who sends in large pieces would get more than its share, or less; and what is refused takes nothing."""
 
-    def room() -> Shares:
-        made = Shares(1_000, "full")
+    def room() -> Room:
+        made = Room(1_000, "full")
         for number in range(others):
             made.take(f"other {number}")
         return made
@@ -78,7 +78,7 @@ def test_many_at_once_are_what_they_are_one_by_one(others: int, units: int) -> N
 
 def test_nothing_takes_nothing() -> None:
     """An empty body finds room, whoever else is there."""
-    room = Shares(1, "full")
+    room = Room(1, "full")
     room.take("a")
     for _ in range(2):
         room.take("b", 0)
