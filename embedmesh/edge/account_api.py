@@ -8,7 +8,7 @@ from aiohttp import web
 
 from embedmesh.edge.bodies import decoded, json_reply, small_body
 from embedmesh.edge.books_thread import BooksThread
-from embedmesh.edge.callers import ADMIN_SCOPE, CALLER, for_keys
+from embedmesh.edge.callers import ADMIN_SCOPE, CALLER, account_of, for_keys, in_room
 from embedmesh.edge.key_bodies import OwnKeyRequest
 from embedmesh.edge.keys_api import list_keys, revoke
 from embedmesh.edge.queries import day, number, page, query_of, rest_of, rows_of
@@ -17,6 +17,7 @@ from embedmesh.edge.server import Routes
 from embedmesh.edge.shown import shown, shown_account, shown_key
 from embedmesh.rules.errors import InsufficientScope, InvalidApiKey, InvalidValue
 from embedmesh.rules.ports import Catalogue, Clock, Keys
+from embedmesh.rules.shares import Room
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import SCOPES, Key, Limits
 from embedmesh.storage.books.reports import ENTRY_MAX, Usage
@@ -25,6 +26,7 @@ KEYS_SCOPE = "keys"
 USAGE_DAYS = 30  # where nobody says how many
 USAGE_DAYS_MAX = 366
 USAGE_ROWS_MAX = 10_000  # a day, model and key each
+CALLS_MAX = 64  # until their replies are read, of which the largest have two megabytes
 EPOCH = date(1970, 1, 1)
 OWN = ("id", "balance_nanousd", "held_nanousd", "credit_limit_nanousd", "available_nanousd", "cache")
 NUMBERS = ("requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
@@ -38,6 +40,9 @@ class AccountApi:
     def __init__(self, keys: Keys, books: BooksThread, bodies: BodyBudget, clock: Clock, catalogue: Catalogue) -> None:
         self._keys = keys
         self._books = books
+        self._room = Room(
+            CALLS_MAX, f"{CALLS_MAX} calls at one time may be here, of each account a share of that. Try again shortly."
+        )
         self._bodies = bodies
         self._clock = clock
         self._catalogue = catalogue
@@ -53,7 +58,10 @@ class AccountApi:
             "/v1/account/keys": {"GET": self.keys, "POST": self.create},
             "/v1/account/keys/*": {"DELETE": self.revoke},
         }
-        return {**for_keys(self._keys, own), **for_keys(self._keys, keys, KEYS_SCOPE)}
+        return {
+            **for_keys(self._keys, in_room(self._room, own, account_of)),
+            **for_keys(self._keys, in_room(self._room, keys, account_of), KEYS_SCOPE),
+        }
 
     async def account(self, request: web.BaseRequest) -> web.StreamResponse:
         """What there is, what is held, what may be spent, and whether answers may come from the cache."""
@@ -126,7 +134,7 @@ class AccountApi:
         return json_reply(self._shown(await self._ask(request, end)))
 
     async def _ask(self, request: web.BaseRequest, do: Callable[[Books], T]) -> T:
-        return await self._books.ask(do, request[CALLER].account_id)
+        return await self._books.ask(do, account_of(request))
 
     def _shown(self, key: Key, token: str | None = None) -> dict[str, Any]:
         return shown_key(key, self._clock.unix_ms(), token)

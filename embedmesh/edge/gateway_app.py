@@ -7,7 +7,7 @@ from aiohttp import web
 
 from embedmesh import __version__
 from embedmesh.edge.bodies import JSON, json_reply
-from embedmesh.edge.callers import with_key
+from embedmesh.edge.callers import in_room, with_key
 from embedmesh.edge.connections import Origins
 from embedmesh.edge.exchange import Exchange, GeneralExchange
 from embedmesh.edge.fleet_metrics import FleetCollector
@@ -15,13 +15,12 @@ from embedmesh.edge.lane import Lane
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
 from embedmesh.edge.receive import BodyBudget
-from embedmesh.edge.server import REST, Handler, HttpServer, Routes, write_out
+from embedmesh.edge.server import REST, Handler, HttpServer, Routes
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.rules.errors import Failure, ModelNotFound
-from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.shares import Room
 
@@ -79,30 +78,15 @@ class GatewayApp:
             "/metrics": {"GET": self._for_key(self._metrics, *METRICS_SCOPES)},
             "/health": {"GET": self._health},
             "/readyz": {"GET": self._readyz},
-            "/openapi.json": {"GET": self._for_all(self._openapi_json)},
-            "/docs": {"GET": self._for_all(self._docs_html)},
         }
+        pages: Routes = {"/openapi.json": {"GET": self._openapi_json}, "/docs": {"GET": self._docs_html}}
+        routes |= in_room(self._open_room, pages, self._origins.of_request)
         for each in self._more:
             routes |= each
         return routes
 
     def _for_key(self, handler: Handler, *any_of: str) -> Handler:
         return with_key(self._world.keys, handler, *any_of)
-
-    def _for_all(self, handler: Handler) -> Handler:
-        """For pages that anybody may ask for: few at one time are sent, from one address a share of these."""
-
-        async def in_turn(request: web.BaseRequest) -> web.StreamResponse:
-            origin = self._origins.of_request(request)
-            self._open_room.take(origin)
-            try:
-                response = await handler(request)
-                await write_out(request, response, WRITE_REPLY_S)
-                return response
-            finally:
-                self._open_room.give_back(origin)
-
-        return in_turn
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(headers=JSON)

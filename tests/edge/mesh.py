@@ -165,7 +165,7 @@ class Gateway:
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
             MoneyApi(self.books_thread, self.checks_thread, bodies, CATALOGUE),
         )
-        account_api = AccountApi(store.keys, self.callers_thread, bodies, clock, CATALOGUE)
+        self.account_api = account_api = AccountApi(store.keys, self.callers_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
         world = World(
             keys=store.keys,

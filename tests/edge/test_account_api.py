@@ -339,6 +339,23 @@ async def test_an_idempotency_key_that_is_none(gw: Gateway, key: str) -> None:
     refused(await Customer(gw).embed(Idempotency_Key=key), 400, "invalid_value")
 
 
+async def test_calls_of_one_account_leave_room_for_those_of_others(gw: Gateway) -> None:
+    """Until their replies are read: each may have two megabytes."""
+    token = gw.key("embeddings", "keys")
+    room = gw.account_api._room
+    gw.books.accounts.create("roomy")
+    another = gw.books.keys.create("roomy", ["embeddings"])[1]
+    while room.shares.take("a", 1):
+        pass
+    taken = room.taken
+    try:
+        refused(await gw.ask("GET", "/v1/account/usage", key=token), 503, "overloaded")
+        assert (await gw.ask("GET", "/v1/account/usage", key=another)).status == 200
+        assert room.taken == taken
+    finally:
+        room.give_back("a", taken)
+
+
 async def test_a_key_that_asks_without_end_does_not_delay_an_operator(gw: Gateway) -> None:
     """Counted: while a key is revoked by an admin's call, most of its connections wait."""
     token, connections, answered, end = gw.key("embeddings", "keys"), 30, 0, False
