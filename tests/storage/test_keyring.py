@@ -29,13 +29,13 @@ def shop(file_shop: Shop) -> Shop:
 def asked(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the store is asked for keys, one each time."""
     made: list[str] = []
-    ask = store._reads.ask
+    ask = store.keys._reads.ask
 
     async def counting(statement: str, values: Any) -> Any:
         made.append(statement)
         return await ask(statement, values)
 
-    monkeypatch.setattr(store._reads, "ask", counting)
+    monkeypatch.setattr(store.keys._reads, "ask", counting)
     return made
 
 
