@@ -19,8 +19,10 @@ from embedmesh.bootstrap import key_defaults, open_books
 from embedmesh.catalogue import Catalogue, load_catalogue
 from embedmesh.edge.account_api import AccountApi
 from embedmesh.edge.admin_api import AdminApi
+from embedmesh.edge.bodies import SMALL_BYTES_TOTAL_MAX
 from embedmesh.edge.books_thread import BooksThread
 from embedmesh.edge.callers import for_admins
+from embedmesh.edge.connections import Origins
 from embedmesh.edge.cors import Cors
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.keys_api import KeysApi
@@ -135,6 +137,7 @@ async def _run(settings: GatewaySettings) -> int:
         registry, clock, random.Random(), asyncio.get_running_loop().call_later, policy=policy, hedge=settings.hedge
     )
     clients = NodeClients()
+    origins = trusted_origins(settings.trusted_proxies)
     identity = Identity.from_seed(secret, IDENTITY)
     gateway_fingerprint = fingerprint(identity.public_key)
     normal = normalizing_models(catalogue)
@@ -160,15 +163,17 @@ async def _run(settings: GatewaySettings) -> int:
     )
     opening_books = functools.partial(open_books, settings.data_dir, store_place(settings))
     books = BooksThread(opening_books)
+    callers_books = BooksThread(opening_books, first=books)
     checks = BooksThread(opening_books, answer_s=CHECK_S, waiting_max=CHECKS_MAX)
+    admin_bodies, account_bodies = BodyBudget(SMALL_BYTES_TOTAL_MAX), BodyBudget(SMALL_BYTES_TOTAL_MAX)
     operators = (
-        AdminApi(members, registry, store.nodes, bodies, clock, catalogue, identity.public_key),
-        KeysApi(books, bodies, clock, catalogue),
-        MoneyApi(books, checks, bodies, catalogue),
+        AdminApi(members, registry, store.nodes, admin_bodies, clock, catalogue, identity.public_key),
+        KeysApi(books, admin_bodies, clock, catalogue),
+        MoneyApi(books, checks, admin_bodies, catalogue),
     )
     apis = [
-        NodesApi(registrar, members, registry, store.nodes, bodies, clock).routes(),
-        AccountApi(store.keys, store.allowances, books, bodies, clock, catalogue).routes(),
+        NodesApi(registrar, members, registry, store.nodes, clock, origins).routes(),
+        AccountApi(store.keys, store.allowances, callers_books, account_bodies, clock, catalogue).routes(),
         *(for_admins(store.keys, api.routes()) for api in operators),
     ]
     replies = Shares(settings.reply_bytes_total_max)
@@ -205,6 +210,7 @@ async def _run(settings: GatewaySettings) -> int:
         more=apis,
         workers=workers,
         cors=allowed_origins(settings.cors_origin),
+        origins=origins,
     )
     background: list[asyncio.Future[Any]] = [
         asyncio.create_task(expire(store, clock)),
@@ -247,7 +253,7 @@ async def _run(settings: GatewaySettings) -> int:
     await world.twins.stop()
     await canaries.stop()
     await members.stop()
-    await asyncio.gather(books.close(), checks.close())
+    await asyncio.gather(books.close(), callers_books.close(), checks.close())
     await store.close()
     clients.close()
     return exit_code
@@ -275,6 +281,14 @@ def allowed_origins(origins: Sequence[str]) -> Cors | None:
         return Cors(origins) if origins else None
     except ValueError as error:
         raise SetupError(f"{error} Mend --cors-origin.") from None
+
+
+def trusted_origins(proxies: Sequence[str]) -> Origins:
+    """Who is behind which connection. Raises SetupError."""
+    try:
+        return Origins(proxies)
+    except ValueError as error:
+        raise SetupError(f"{error}. Mend --trusted-proxies.") from None
 
 
 def listening_socket(settings: GatewaySettings) -> socket.socket:

@@ -5,9 +5,8 @@ wins.
 """
 
 import os
-from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 import platformdirs
@@ -15,10 +14,9 @@ from msgspec import Meta
 
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.money import NANOUSD_PER_USD, plain_usd
 
 ENV_PREFIX = "EMBEDMESH_"
-PRICE_MAX = 1_000 * NANOUSD_PER_USD  # a million tokens; more is a number of nano-USD, given for one of USD
+PRICE_MAX = 10**12  # nano-USD a million tokens, $1,000: more is a number of nano-USD, given for one of USD
 IN_USD = {"given_in": "usd"}  # of a setting: nano-USD here, USD where people write it
 
 
@@ -103,6 +101,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     hedge: Annotated[
         bool, Meta(description="Ask an idle second node where a short request takes far longer than it should.")
     ] = False
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Network of reverse proxies, such as 10.0.0.0/8: who is behind them they say in "
+            "X-Forwarded-For, and their connections are not bounded by address. May be repeated."
+        ),
+    ] = ()
     in_flight_max: Annotated[
         int,
         Meta(
@@ -112,7 +117,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 1_024
     body_bytes_total_max: Annotated[
-        int, Meta(description="Bytes of request bodies held in memory at one time; more get a 503.", ge=BODY_BYTES_MAX)
+        int,
+        Meta(
+            description="Bytes of request bodies held in memory at one time, by one account four fifths of them; more "
+            "get a 503.",
+            ge=BODY_BYTES_MAX * 5 // 4,  # or one account's share would be less than one body
+        ),
     ] = 512 * 1024 * 1024
     reply_bytes_total_max: Annotated[
         int,
@@ -216,22 +226,6 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 def meta_of(hint: Any) -> Meta | None:
     """What a setting's type says of it beside its kind."""
     return next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Meta)), None)
-
-
-def as_arguments(settings: msgspec.Struct, *, without: Collection[str]) -> list[str]:
-    """The command line that says the same, for a child process. Settings that are at their default are left out."""
-    arguments: list[str] = []
-    hints = get_type_hints(type(settings), include_extras=True)
-    for field in msgspec.structs.fields(settings):
-        value = getattr(settings, field.name)
-        if field.name in without or value == field.default:
-            continue
-        option = "--" + field.name.replace("_", "-")
-        if (meta := meta_of(hints[field.name])) and meta.extra == IN_USD:
-            value = plain_usd(value)
-        for one in value if isinstance(value, tuple) else (value,):
-            arguments += [option] if one is True else [option, str(one)]
-    return arguments
 
 
 BOOTSTRAP = "bootstrap.json"

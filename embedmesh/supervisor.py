@@ -22,9 +22,10 @@ from pathlib import Path
 from embedmesh.assets import assets_dir
 from embedmesh.bootstrap import bootstrap, key_defaults
 from embedmesh.catalogue import load_catalogue
+from embedmesh.command_line import as_arguments
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind
 from embedmesh.rules.errors import SetupError
-from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, as_arguments, store_place
+from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_place
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
 RESTART_MAX_S = 1.0  # a child that keeps dying should not heat the machine, nor keep callers waiting for 3 s

@@ -143,7 +143,7 @@ class FaultDoor(NodeDoor):
         """The compact form, signed both ways, with a receipt: right, or as the mode has it."""
         checked = self._check(request)
         body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
-        self._bodies.give_back(len(body))
+        self._bodies.give_back("", len(body))
         self._check_body(checked, body)
         asked = self._decode(body)
         model, ids = self._scripted.find(asked.model), unpack_ids(asked)

@@ -50,7 +50,7 @@ class OpenAiForm:
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """JSON in; base64 or floats out."""
         body = await read_body(request, BODY_BYTES_MAX, self._bodies)
-        self._bodies.give_back(len(body))
+        self._bodies.give_back("", len(body))
         try:
             asked = msgspec.json.decode(body, type=Asked)
             model = self._scripted.find(asked.model)

@@ -39,7 +39,7 @@ class CheapNode:
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form."""
         body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
-        self._bodies.give_back(len(body))
+        self._bodies.give_back("", len(body))
         ids = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
         tokens = sum(len(each) + SPECIALS for each in ids)
         answer = msgspec.msgpack.encode(EmbedVectors(tokens, self._vector * len(ids)))

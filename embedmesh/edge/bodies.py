@@ -6,12 +6,14 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
+from embedmesh.edge.callers import CALLER
 from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
 from embedmesh.flow.broken import broken_bytes
 from embedmesh.rules import errors
 
 JSON = {"Content-Type": JSON_TYPE}
 SMALL_BYTES_MAX = 64 * 1024
+SMALL_BYTES_TOTAL_MAX = 8 * 1024 * 1024  # a hundred of the largest; they are here for milliseconds
 PLACE, FIELD = re.compile(r"`\$\.([^`]+)`$"), re.compile("field `([^`]+)`")  # where msgspec says that it is wrong
 PLACE_CHARS_MAX = 64
 
@@ -19,11 +21,15 @@ T = TypeVar("T")
 
 
 async def small_body(request: web.BaseRequest, budget: BodyBudget) -> bytes:
-    """The whole body of a request for a small route; nothing where it brings none. Raises what `read_body` raises."""
+    """The whole body of a request for a small route, of the share of the account whose key it brings.
+
+    Nothing where it brings no body. Raises what `read_body` raises.
+    """
     if not request.can_read_body:
         return b""
-    body = await read_body(request, SMALL_BYTES_MAX, budget)
-    budget.give_back(len(body))
+    whose = request[CALLER].account_id
+    body = await read_body(request, SMALL_BYTES_MAX, budget, whose)
+    budget.give_back(whose, len(body))
     return body
 
 

@@ -1,14 +1,17 @@
 """Who may use a route: the key that a request brings, looked at before anything else of it is."""
 
 import functools
+from collections.abc import Callable
 from contextlib import suppress
 
 from aiohttp import web
 
-from embedmesh.edge.server import Handler, Routes
+from embedmesh.edge.server import Handler, Routes, write_out
 from embedmesh.flow.identify import identify
 from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.ports import Allowances, Caller, Keys
+from embedmesh.rules.shares import Room
 
 ADMIN_SCOPE = "admin"
 CALLER = web.RequestKey("caller", Caller)  # who asks, on routes that need a key
@@ -39,6 +42,31 @@ def for_keys(keys: Keys, routes: Routes, *any_of: str, allowances: Allowances | 
         path: {method: with_key(keys, handler, *any_of, allowances=allowances) for method, handler in methods.items()}
         for path, methods in routes.items()
     }
+
+
+def in_room(room: Room, routes: Routes, whose: Callable[[web.BaseRequest], str]) -> Routes:
+    """All of these routes, where their replies need some memory: so many at one time until they are read."""
+
+    def bounded(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def inside(request: web.BaseRequest) -> web.StreamResponse:
+            name = whose(request)
+            room.take(name)
+            try:
+                response = await handler(request)
+                await write_out(request, response, WRITE_REPLY_S)
+                return response
+            finally:
+                room.give_back(name)
+
+        return inside
+
+    return {path: {name: bounded(handler) for name, handler in methods.items()} for path, methods in routes.items()}
+
+
+def account_of(request: web.BaseRequest) -> str:
+    """Whose request it is, on routes that need a key."""
+    return request[CALLER].account_id
 
 
 def for_admins(keys: Keys, routes: Routes) -> Routes:

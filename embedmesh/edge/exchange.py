@@ -23,8 +23,8 @@ class Exchange(Protocol):
         """A field of the request's head, its name in lower case."""
         ...
 
-    async def body(self) -> bytes:
-        """All of it. Raises what `read_body` raises."""
+    async def body(self, account_id: str) -> bytes:
+        """All of it, of the share of the account whose request this is. Raises what `read_body` raises."""
         ...
 
     async def deliver(self, reply: Reply) -> Delivery:
@@ -42,6 +42,7 @@ class GeneralExchange:
         self._request = request
         self._bodies = bodies
         self._response = response
+        self._account_id = ""
         self._write_s = write_s
         self._taken = 0
 
@@ -53,9 +54,9 @@ class GeneralExchange:
     def header(self, name: str) -> str | None:
         return self._request.headers.get(name)
 
-    async def body(self) -> bytes:
-        body = await read_body(self._request, BODY_BYTES_MAX, self._bodies)
-        self._taken = len(body)
+    async def body(self, account_id: str) -> bytes:
+        body = await read_body(self._request, BODY_BYTES_MAX, self._bodies, account_id)
+        self._account_id, self._taken = account_id, len(body)
         return body
 
     async def deliver(self, reply: Reply) -> Delivery:
@@ -67,4 +68,4 @@ class GeneralExchange:
 
     def end(self) -> None:
         """The body is needed no more."""
-        self._bodies.give_back(self._taken)
+        self._bodies.give_back(self._account_id, self._taken)

@@ -7,7 +7,8 @@ from aiohttp import web
 
 from embedmesh import __version__
 from embedmesh.edge.bodies import JSON, json_reply
-from embedmesh.edge.callers import with_key
+from embedmesh.edge.callers import in_room, with_key
+from embedmesh.edge.connections import Origins
 from embedmesh.edge.cors import Cors
 from embedmesh.edge.exchange import Exchange, GeneralExchange
 from embedmesh.edge.fleet_metrics import FleetCollector
@@ -15,7 +16,7 @@ from embedmesh.edge.lane import Lane
 from embedmesh.edge.metrics import CONTENT_TYPE, Metrics
 from embedmesh.edge.openapi import docs_page, document
 from embedmesh.edge.paths import OTHER_PATHS
-from embedmesh.edge.receive import BodyBudget, Room
+from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import REST, Handler, HttpServer, Routes
 from embedmesh.edge.worker_metrics import WorkerMetrics
 from embedmesh.fleet.registry import Registry
@@ -27,10 +28,12 @@ from embedmesh.rules.errors import Failure
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Delivery
+from embedmesh.rules.shares import Room
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 RETRIES_DIGITS_MAX = 4
 BROKEN_OFF = "broken_off"  # the outcome of a request whose reply the caller did not take to its end
+OPEN_REPLIES_MAX = 64  # some 100 kB each, until they are read
 EMBEDDINGS_LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
 
 
@@ -49,16 +52,25 @@ class GatewayApp:
         workers: WorkerMetrics | None = None,
         write_s: float = WRITE_REPLY_S,
         cors: Cors | None = None,
+        origins: Origins | None = None,
     ) -> None:
         """`more` are the routes of nodes, operators and accounts; `workers` share the port and a page of metrics.
 
         A reply has to be read within `write_s` seconds.
         """
+        self._origins = origins or Origins()
+        self._open_room = Room(
+            OPEN_REPLIES_MAX, f"This gateway sends {OPEN_REPLIES_MAX} of its pages at one time. Try again shortly."
+        )
         self._more = more
         self._write_s = write_s
         self._world = world
         self._registry = registry
-        self._room = Room(in_flight_max)
+        self._room = Room(
+            in_flight_max,
+            f"This gateway handles {in_flight_max:,} requests at one time, and of each account a share of that. Try "
+            "again shortly.",
+        )
         self._bodies = bodies
         self.metrics = Metrics(lambda: {"in_flight": self._room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
@@ -70,6 +82,7 @@ class GatewayApp:
             lane=Lane(EMBEDDINGS_LINE, self._embed, bodies, write_s=write_s, cors=cors),
             other_paths=OTHER_PATHS,
             cors=cors,
+            origins=self._origins,
         )
 
     def routes(self) -> Routes:
@@ -81,10 +94,10 @@ class GatewayApp:
             "/metrics": {"GET": self._for_key(self._metrics, *METRICS_SCOPES)},
             "/health": {"GET": self._health},
             "/readyz": {"GET": self._readyz},
-            "/openapi.json": {"GET": self._openapi_json},
-            "/docs": {"GET": self._docs_html},
             "/": {"GET": self._to_docs},
         }
+        pages: Routes = {"/openapi.json": {"GET": self._openapi_json}, "/docs": {"GET": self._docs_html}}
+        routes |= in_room(self._open_room, pages, self._origins.of_request)
         for each in self._more:
             routes |= each
         return routes
@@ -110,8 +123,8 @@ class GatewayApp:
 
         async def receive(account_id: str) -> bytes:
             nonlocal account
-            body = await exchange.body()  # before there is room for it: bodies that never end would fill it
-            self._room.enter(account_id)
+            body = await exchange.body(account_id)  # before there is room for it: bodies that never end would fill it
+            self._room.take(account_id)
             account = account_id
             return body
 
@@ -128,7 +141,7 @@ class GatewayApp:
             raise
         finally:
             if account is not None:
-                self._room.leave(account)
+                self._room.give_back(account)
             self.metrics.ended(code, model, self._world.clock.monotonic() - began)
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:

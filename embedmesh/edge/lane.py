@@ -125,7 +125,8 @@ class LaneExchange:
         self._on_end = on_end
         self._fields = head.fields
         self._missing = head.length
-        self._taken = 0  # of the room for bodies
+        self._account_id: str | None = None  # once it is known who asks: no room is spent before
+        self._taken = 0  # of the room for bodies, of that account's share
         self._chunks: list[bytes] = []
         self._no_room: Overloaded | None = None
         self._after = b""
@@ -133,6 +134,7 @@ class LaneExchange:
         self._sending: Sending | None = None  # the reply, or what is told in its place
         self._replied = False  # or has begun to
         self._answered = False
+        self.answered_at: float | None = None  # on the loop's clock, where what still comes is read for nobody
         self._last = False  # on this connection
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -149,15 +151,25 @@ class LaneExchange:
     def header(self, name: str) -> str | None:
         return self._fields.get(name)
 
-    async def body(self) -> bytes:
+    async def body(self, account_id: str) -> bytes:
+        self._account_id = account_id
+        self._take(sum(map(len, self._chunks)))
         if self._missing and self._no_room is None:
-            self._whole = self._loop.create_future()
-            self._timer = self._loop.call_later(BODY_S, self._body_is_late)
-            await self._whole
-            self._timer.cancel()
+            await self._rest_of_body(account_id)
         if self._no_room is not None:
             raise self._no_room
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+    async def _rest_of_body(self, account_id: str) -> None:
+        self._lane.bodies.awaited.take(account_id)
+        self._transport.resume_reading()
+        self._whole = self._loop.create_future()
+        self._timer = self._loop.call_later(BODY_S, self._body_is_late)
+        try:
+            await self._whole
+        finally:
+            self._timer.cancel()
+            self._lane.bodies.awaited.give_back(account_id)
 
     async def deliver(self, reply: Reply) -> Delivery:
         self._replied = True
@@ -226,6 +238,8 @@ class LaneExchange:
         self._chunks.clear()
         if self._missing and not self._transport.is_closing():
             self._give_back()
+            self._transport.resume_reading()
+            self.answered_at = self._loop.time()
             self._timer = self._loop.call_later(LINGER_S, self._break_off)
         else:
             self._end()
@@ -238,14 +252,22 @@ class LaneExchange:
         return await self._sending.send(head, body)
 
     def _keep(self, part: bytes) -> None:
+        if self._account_id is not None:
+            self._take(len(part))
+        elif self._chunks and self._missing:  # enough of what may be nobody's: the rest waits in the kernel
+            self._transport.pause_reading()
+        if self._no_room is None:
+            self._chunks.append(part)
+
+    def _take(self, size: int) -> None:
+        assert self._account_id is not None
         try:
-            self._lane.bodies.take(len(part))
+            self._lane.bodies.take(self._account_id, size)
         except Overloaded as refused:
             self._no_room = refused
             self._wake()
         else:
-            self._taken += len(part)
-            self._chunks.append(part)
+            self._taken += size
 
     def _all_is_here(self) -> None:
         self._wake()
@@ -273,7 +295,8 @@ class LaneExchange:
         self._on_end(self._after)
 
     def _give_back(self) -> None:
-        self._lane.bodies.give_back(self._taken)
+        if self._account_id is not None:
+            self._lane.bodies.give_back(self._account_id, self._taken)
         self._taken = 0
 
 

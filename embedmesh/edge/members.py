@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from embedmesh.edge.wire import Dialler, Inbound
 from embedmesh.fleet.pace import Pace
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
-from embedmesh.rules.errors import InsufficientScope, NotFound, StoreUnavailable
+from embedmesh.rules.errors import InsufficientScope, NotFound, Overloaded, StoreUnavailable
 from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer, Verify
@@ -42,6 +43,8 @@ from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
 log = logging.getLogger("embedmesh.fleet")
 
+PENDING_NOTED_MS = 60_000  # after which it is written down again that a pending node asks; it does every 5 s
+PENDING_OF_ORIGIN_MAX = 10  # of a hundred in all; who has more nodes behind one address invites them
 DIALLED_IN_FLIGHT_MAX = 16  # as many connections as a node that dials out keeps open
 
 
@@ -95,7 +98,9 @@ class Members:
         self._records: dict[str, NodeRecord] = {}
         self._alive: dict[str, Member] = {}
         self._upstreams: dict[str, asyncio.Task[None]] = {}  # what probes them
+        self._origins: dict[str, str] = {}  # of pending nodes: from where they have asked
         self._saving: set[asyncio.Task[None]] = set()
+        self._noting = asyncio.Lock()  # one stranger at a time waits for the next: it is the operators', too
         self._changing = asyncio.Lock()  # of records: nobody's word is lost to another's that began earlier
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with its exception, when what keeps a node's state true has ended: a bug of ours."""
@@ -148,7 +153,8 @@ class Members:
 
     def by_key(self, public_key: bytes) -> NodeRecord | None:
         """The node whose identity this is."""
-        return next((record for record in self._records.values() if record.public_key == public_key), None)
+        record = self._records.get(node_id_of(public_key))
+        return record if record is not None and record.public_key == public_key else None
 
     def alive(self, node_id: str) -> Member | None:
         """The admitted node of that id, if it has ever registered."""
@@ -156,16 +162,38 @@ class Members:
 
     # -- changing
 
-    async def note_pending(self, public_key: bytes, **said: object) -> NodeRecord:
-        """Somebody asks to join, or asks again: an operator may say yes. Raises StoreUnavailable."""
-        async with self._changing:
+    async def note_pending(self, public_key: bytes, origin: str, **said: object) -> NodeRecord:
+        """Somebody asks to join, or asks again: an operator may say yes. Raises Overloaded and StoreUnavailable.
+
+        Of one that was noted just now nothing is written; of one that only asks again, that it is there still.
+        """
+        async with self._noting, self._changing:
+            node_id, now_ms = node_id_of(public_key), self._clock.unix_ms()
             known = self.by_key(public_key)
-            if known is not None and known.standing is not Standing.PENDING:
-                return known  # the operator was faster
-            record = await self._update(node_id_of(public_key), lambda kept: self._said(kept, public_key, said))
+            if known is not None and (
+                known.standing is not Standing.PENDING or now_ms - known.registered_ms < PENDING_NOTED_MS
+            ):
+                return known  # the operator was faster, or nothing is new
+            waiting = self._pending_from()
+            if known is None and Counter(waiting.values())[origin] >= PENDING_OF_ORIGIN_MAX:
+                raise Overloaded(
+                    f"From one address at most {PENDING_OF_ORIGIN_MAX} nodes wait to be approved. Try again once the "
+                    "operator has approved some, or join with an invite."
+                )
+            if known is not None and all(getattr(known, name) == value for name, value in said.items()):
+                await self._books.touch(node_id, now_ms)
+                record = self._records[node_id] = msgspec.structs.replace(known, registered_ms=now_ms)
+                return record
+            record = await self._update(node_id, lambda kept: self._said(kept, public_key, said))
+            self._origins = waiting | {node_id: origin}
         if known is None:
             log.info("node %s asks to join: `embedmesh nodes approve %s`", record.node_id, record.node_id)
         return record
+
+    def _pending_from(self) -> dict[str, str]:
+        """From where those that this gateway has noted, and that are still pending, have asked."""
+        pending = {name for name, record in self._records.items() if record.standing is Standing.PENDING}
+        return {name: origin for name, origin in self._origins.items() if name in pending}
 
     async def admit(self, public_key: bytes, sessions: Sessions, **said: object) -> NodeRecord:
         """A node has registered, for the first time or again. Raises InsufficientScope and StoreUnavailable."""

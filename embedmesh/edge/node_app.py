@@ -120,7 +120,7 @@ class NodeApp:
         except errors.Overloaded as failure:
             return _too_many(failure)
         finally:
-            self._bodies.give_back(len(body))
+            self._bodies.give_back("", len(body))
 
     async def tokenize(self, request: web.BaseRequest) -> web.StreamResponse:
         """What the model would be given: takes what /v1/embeddings takes, and answers with ids in place of vectors."""
@@ -128,7 +128,7 @@ class NodeApp:
         try:
             call, served, counted = await self._read(body)
         finally:
-            self._bodies.give_back(len(body))
+            self._bodies.give_back("", len(body))
         ids = [served.tokenizer.with_specials(each) for each in counted.ids or ()]
         data = [{"object": "tokens", "index": at, "token_ids": each} for at, each in enumerate(ids)]
         usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
@@ -197,7 +197,7 @@ class NodeApp:
     async def load(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one model more; answers once a first text was embedded."""
         body = await read_body(request, BODY_BYTES_MAX, self._bodies)
-        self._bodies.give_back(len(body))
+        self._bodies.give_back("", len(body))
         try:
             name = msgspec.json.decode(body, type=LoadRequest).model
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

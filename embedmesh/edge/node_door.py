@@ -2,7 +2,8 @@
 
 Every request carries a signature under the session that was agreed at registration; one without it is told 401 and
 nothing more. The one exception is the challenge, by which a gateway finds out whether this is the node that registered
-this address: that is signed by the gateway's identity, which the node knows from its join token.
+this address: that is signed by the gateway's identity, which the node knows from its join token. Anybody may send one,
+so that their bodies have a room of their own, and few are looked at, with a share for each address.
 """
 
 from binascii import a2b_base64
@@ -10,6 +11,7 @@ from binascii import a2b_base64
 import msgspec
 from aiohttp import web
 
+from embedmesh.edge.connections import Origins
 from embedmesh.edge.node_app import NodeApp
 from embedmesh.edge.receive import JSON_TYPE, BodyBudget, read_body
 from embedmesh.edge.server import Routes
@@ -17,12 +19,16 @@ from embedmesh.rules import errors
 from embedmesh.rules.embeddings import BODY_BYTES_MAX, COMPACT, EmbedIds
 from embedmesh.rules.membership import CHALLENGE, Challenge, ChallengeAnswer
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.shares import Pace
 from embedmesh.signing.identity import Identity, fingerprint, verify
 from embedmesh.signing.messages import CheckedRequest, RequestChecker, Unauthenticated
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
 
 CHALLENGE_BYTES_MAX = 4_096
+CHALLENGES_BYTES_TOTAL_MAX = 64 * CHALLENGE_BYTES_MAX
+CHALLENGES_A_MINUTE_MAX = 600  # a gateway sends one when the node registers; 600 signatures take 0.06 s
+MINUTE_S = 60.0
 STRANGER = "This node answers its own gateways only."
 
 
@@ -48,6 +54,10 @@ class NodeDoor:
         self._receipts = receipts
         self._clock = clock
         self._checker = RequestChecker(node_id)
+        self._origins = Origins()
+        self._challenge_bodies = BodyBudget(CHALLENGES_BYTES_TOTAL_MAX)
+        full = f"This node looks at {CHALLENGES_A_MINUTE_MAX} challenges a minute, from each address a share of that."
+        self._challenges = Pace(CHALLENGES_A_MINUTE_MAX, MINUTE_S, clock, full)
         self._decode_ids = msgspec.msgpack.Decoder(EmbedIds).decode
 
     def routes(self) -> Routes:
@@ -70,7 +80,7 @@ class NodeDoor:
             self._check_body(checked, body)
             response, tokens = await self._app.embed_compact(body)
         finally:
-            self._bodies.give_back(len(body))
+            self._bodies.give_back("", len(body))
         return self._signed(checked, response, tokens=tokens) if tokens else response
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -81,8 +91,10 @@ class NodeDoor:
 
     async def challenge(self, request: web.BaseRequest) -> web.StreamResponse:
         """Whether the node that registered this address is here."""
-        body = await read_body(request, CHALLENGE_BYTES_MAX, self._bodies)
-        self._bodies.give_back(len(body))
+        origin = self._origins.of_request(request)
+        self._challenges.take(origin)
+        body = await read_body(request, CHALLENGE_BYTES_MAX, self._challenge_bodies, origin)
+        self._challenge_bodies.give_back(origin, len(body))
         try:
             asked = msgspec.json.decode(body, type=Challenge)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,7 +1,8 @@
 """`/v1/nodes`: what nodes say to a gateway about themselves. Each handler adapts HTTP to the registrar or the members.
 
 A registration is signed by the node's identity; a heartbeat, a farewell and a dialled connection under the session that
-was agreed then.
+was agreed then. Anybody may register, so that bodies of registrations have a small room of their own, shared by
+address; the others are known by their heads, before a byte of a body is read, and share a room by node.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.edge.bodies import JSON, decoded, json_reply
+from embedmesh.edge.connections import Origins
 from embedmesh.edge.members import Member, Members
 from embedmesh.edge.receive import BodyBudget, read_body
 from embedmesh.edge.registration import Registrar
@@ -23,6 +25,7 @@ from embedmesh.rules import errors
 from embedmesh.rules.membership import BODY_BYTES_MAX, HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.shares import Pace
 from embedmesh.signing.messages import CheckedRequest, Unauthenticated
 from embedmesh.storage.nodes import NodeBooks
 
@@ -30,6 +33,11 @@ log = logging.getLogger("embedmesh.fleet")
 
 UPGRADE = "embedmesh-node"  # the protocol that a node which dials out asks for
 SWITCHING = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n".encode("ascii")
+REGISTRATION_BYTES_MAX = 160 * 1024  # 64 offers with the longest names, twice in base64; an ordinary one has 2 kB
+REGISTRATIONS_BYTES_TOTAL_MAX = 2 * 1024 * 1024
+REPORTS_BYTES_TOTAL_MAX = 16 * 1024 * 1024
+UNSIGNED = "This is not signed under a session of that node. Register anew."
+REPORTS_A_MINUTE_MAX = 150  # of one node: thirty, and those by which it catches up with 30,000 receipts
 BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
 
 
@@ -49,15 +57,21 @@ class NodesApi:
         members: Members,
         registry: Registry,
         books: NodeBooks,
-        bodies: BodyBudget,
         clock: Clock,
+        origins: Origins,
+        *,
+        reports_a_minute_max: int = REPORTS_A_MINUTE_MAX,
     ) -> None:
         self._registrar = registrar
         self._members = members
         self._registry = registry
         self._books = books
-        self._bodies = bodies
         self._clock = clock
+        self._origins = origins
+        self._registrations = BodyBudget(REGISTRATIONS_BYTES_TOTAL_MAX)
+        self._reports = BodyBudget(REPORTS_BYTES_TOTAL_MAX)
+        self._reports_a_minute_max = reports_a_minute_max
+        self._paces: dict[str, Pace] = {}  # of nodes that were admitted
 
     def routes(self) -> Routes:
         """The paths for nodes."""
@@ -72,12 +86,13 @@ class NodesApi:
 
     async def register(self, request: web.BaseRequest) -> web.StreamResponse:
         """Join, or come back with what has changed; in our form, or in the three fields of `atoma-sdk`."""
-        body = await self._body(request)
+        origin = self._origins.of_request(request)
+        body = await _body(request, REGISTRATION_BYTES_MAX, self._registrations, origin)
         if "data" in decoded(body, dict[str, msgspec.Raw]):
             asked = decoded(body, AtomaRegistration)
             record = await self._registrar.move(asked.data, asked.signature)
             return json_reply({"message": f"Node {record.small_id} is registered at its new address."})
-        return json_reply(await self._registrar.register(decoded(body, Registration)))
+        return json_reply(await self._registrar.register(decoded(body, Registration), origin))
 
     async def speak(self, request: web.BaseRequest) -> web.StreamResponse:
         """`/v1/nodes/{id}/heartbeat` and `/v1/nodes/{id}/drain`."""
@@ -89,8 +104,10 @@ class NodesApi:
         handler = handlers.get(what)
         if handler is None:
             raise errors.NotFound("A node says heartbeat or drain here.")
-        body = await self._body(request)
-        member, checked = self._check(request, node_id, body)
+        member, checked = self._check(request, node_id)
+        self._pace(node_id).take(node_id)
+        body = await _body(request, BODY_BYTES_MAX, self._reports, node_id)
+        self._check_body(checked, body)
         answer = await handler(member, body)
         headers = checked.sign_reply(200, answer, 0, self._now_s())
         response = web.Response(body=answer, headers=JSON)
@@ -102,7 +119,8 @@ class NodesApi:
         node_id, _, what = request[REST].partition("/")
         if request.method != "GET" or what != "dial" or request.headers.get("Upgrade", "").lower() != UPGRADE:
             raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
-        member, _ = self._check(request, node_id, b"")
+        member, checked = self._check(request, node_id)
+        self._check_body(checked, b"")
         wires = member.wires
         if not isinstance(wires, Inbound):
             raise errors.InvalidValue("This node is registered with an address. Join without one to dial out.")
@@ -142,21 +160,35 @@ class NodesApi:
         log.info("node %s leaves", member.node.node_id)
         return b"{}"
 
-    def _check(self, request: web.BaseRequest, node_id: str, body: bytes) -> tuple[Member, CheckedRequest]:
+    def _check(self, request: web.BaseRequest, node_id: str) -> tuple[Member, CheckedRequest]:
+        """Whose request it is, by its head."""
         member = self._members.alive(node_id)
+        if member is None:
+            raise errors.InvalidApiKey(UNSIGNED)
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:
-            if member is None:
-                raise Unauthenticated("key")
             path = request.rel_url.raw_path
-            return member, member.checker.check(request.method, path, body, headers, self._now_s())
+            return member, member.checker.check_head(request.method, path, headers, self._now_s())
         except Unauthenticated:
-            raise errors.InvalidApiKey("This is not signed under a session of that node. Register anew.") from None
+            raise errors.InvalidApiKey(UNSIGNED) from None
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
-        self._bodies.give_back(len(body))
-        return body
+    def _pace(self, node_id: str) -> Pace:
+        if (pace := self._paces.get(node_id)) is None:
+            full = f"A node reports every {HEARTBEAT_S:g} s. This one has reported far more often: wait a minute."
+            pace = self._paces[node_id] = Pace(self._reports_a_minute_max, 60.0, self._clock, full)
+        return pace
+
+    def _check_body(self, checked: CheckedRequest, body: bytes) -> None:
+        try:
+            checked.check_body(body, self._now_s())
+        except Unauthenticated:
+            raise errors.InvalidApiKey(UNSIGNED) from None
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
+
+
+async def _body(request: web.BaseRequest, bytes_max: int, room: BodyBudget, whose: str) -> bytes:
+    body = await read_body(request, bytes_max, room, whose)
+    room.give_back(whose, len(body))
+    return body

@@ -1,70 +1,45 @@
 """A request's body: in time, not too large, not too many at once, and plain JSON by its own word."""
 
 import asyncio
-from collections import Counter
 
 from aiohttp import web
 
 from embedmesh.rules import errors
+from embedmesh.rules.shares import Room
 
 JSON_TYPE = "application/json"
+AWAITED_MAX = 1_024  # bodies that are not whole: their connections are in a request, and are not closed for others
 BODY_S = 20.0  # 4 MiB in 20 s is 1.7 Mbit/s
-ACCOUNT_SHARE = 4  # times what is free is the most of one account: alone four fifths, of two each four ninths
 
 
-class Room:
-    """Requests that are handled at one time.
-
-    However many one account sends, others find room: dynamic thresholds (Choudhury and Hahne, 1998).
-    """
-
-    def __init__(self, requests_max: int) -> None:
-        self._free = requests_max
-        self.taken = 0
-        self._accounts: Counter[str] = Counter()
-
-    def enter(self, account_id: str) -> None:
-        """One more of an account. Raises Overloaded where it should not go on."""
-        if self._accounts[account_id] >= ACCOUNT_SHARE * self._free:
-            raise errors.Overloaded("This gateway is handling as many requests as it may. Try again shortly.")
-        self._accounts[account_id] += 1
-        self.taken += 1
-        self._free -= 1
-
-    def leave(self, account_id: str) -> None:
-        """It has ended."""
-        self.taken -= 1
-        self._free += 1
-        self._accounts[account_id] -= 1
-        if not self._accounts[account_id]:
-            del self._accounts[account_id]
-
-
-class BodyBudget:
-    """Bytes of bodies that may be in memory at one time, over all requests. What was taken must be given back."""
+class BodyBudget(Room):
+    """Bytes of bodies that may be in memory at one time, over all requests, with a share for each account."""
 
     def __init__(self, total_bytes: int) -> None:
-        self._free_bytes = total_bytes
-
-    def take(self, size: int) -> None:
-        """Raise Overloaded if there is no room."""
-        if size > self._free_bytes:
-            raise errors.Overloaded("This server holds as many request bodies as it may. Try again shortly.")
-        self._free_bytes -= size
-
-    def give_back(self, size: int) -> None:
-        self._free_bytes += size
+        super().__init__(
+            total_bytes,
+            f"Of request bodies this server holds {total_bytes:,} bytes at one time, and of each caller's a share of "
+            "that. Try again shortly.",
+        )
+        self.awaited = Room(
+            AWAITED_MAX,
+            f"This server waits for the rest of {AWAITED_MAX:,} bodies at one time, of each caller's for a share of "
+            "that. Try again shortly.",
+        )
 
 
 async def read_body(
     request: web.BaseRequest,
     limit_bytes: int,
     budget: BodyBudget,
+    whose: str = "",
     *,
     content_type: str = JSON_TYPE,
     body_s: float = BODY_S,
 ) -> bytes:
     """The whole body of a request that says it is plain JSON, or what else; its bytes stay taken from `budget`.
+
+    They are of the share of `whose` request this is: known before a byte is read, where callers share the budget.
 
     Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout, Overloaded; then nothing stays taken. The deadline is
     for the whole body, not for each read: a sender that drips a byte a second is as late as one that sends nothing.
@@ -83,19 +58,22 @@ async def read_body(
         request.writer.output_size = 0
     chunks: list[bytes] = []
     size = 0
+    budget.awaited.take(whose)
     try:
         async with asyncio.timeout(body_s):
             async for chunk in request.content.iter_any():
                 size += len(chunk)
                 if size > limit_bytes:
                     raise too_large
-                budget.take(len(chunk))
+                budget.take(whose, len(chunk))
                 chunks.append(chunk)
     except BaseException as error:
-        budget.give_back(sum(map(len, chunks)))
+        budget.give_back(whose, sum(map(len, chunks)))
         if isinstance(error, TimeoutError):
             raise errors.RequestTimeout(f"The request's body did not arrive within {body_s:.0f} s.") from None
         if isinstance(error, web.RequestPayloadError):
             raise errors.MalformedHttp("The request's body is framed wrongly or broke off.") from None
         raise
+    finally:
+        budget.awaited.give_back(whose)
     return b"".join(chunks)

@@ -1,10 +1,12 @@
 """How a node comes to be one of ours: who it is, whether it may, where it is, and a key that both share.
 
-In this order, each step before anything that the next one risks: the statement is signed by the identity that it
-names; it is of this minute, and its nonce ours and new; an operator has said yes (by an invite, or by name); the
-address is one that we may connect to; whoever answers there, with that certificate, is that identity. Only then a
-session key is agreed and the node gets its first probe. docs/reference/node-protocol.md tells it from the node's
-side.
+In this order, each step before anything that the next one risks: the statement is of this minute, and its nonce ours
+and new; it is signed by the identity that it names; an operator has said yes (by an invite, or by name); the address is
+one that we may connect to; whoever answers there, with that certificate, is that identity. Only then a session key is
+agreed and the node gets its first probe. docs/reference/node-protocol.md tells it from the node's side.
+
+Anybody may ask, so that what strangers cost is bounded, with a share for each address: signatures that are checked, and
+places among those that wait for an operator. Nodes that are admitted have a pace of their own, shared by node.
 """
 
 import asyncio
@@ -33,6 +35,7 @@ from embedmesh.rules.membership import (
     Welcome,
 )
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.shares import Pace
 from embedmesh.signing import atoma
 from embedmesh.signing.certificates import is_certificate, pinned_context
 from embedmesh.signing.identity import Identity, node_id, verify
@@ -43,7 +46,12 @@ from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
 CHALLENGE_S = 4.0  # a name is looked up, a connection made, one small exchange
 REPLY_BYTES_MAX = 4_096
+NOT_OURS = "The nonce is not one of this gateway's, or was used. GET /v1/nodes gives one."
+NO_SUCH_NODE = "No admitted node has this key and this small id."
+MINUTE_S = 60.0
 COUNTRY_CODE = re.compile("[A-Z]{2}")
+A_MINUTE_KNOWN_MAX = 600  # registrations of admitted nodes: each comes twice a day, and when it is started anew
+A_MINUTE_STRANGERS_MAX = 3_000  # a hundred pending nodes ask twelve times each; 3,000 signatures take 0.3 s
 AT_ONE_TIME_MAX = 8  # registrations that look at an address; each may keep a thread of the resolver busy
 
 
@@ -71,34 +79,60 @@ class Registrar:
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._looking = asyncio.Semaphore(AT_ONE_TIME_MAX)
+        self._under_way: set[bytes] = set()  # the public keys of nodes whose addresses are looked at
+        busy = "This gateway takes {} registrations a minute of {}. Try again in a minute."
+        self._known = Pace(
+            A_MINUTE_KNOWN_MAX, MINUTE_S, clock, busy.format(A_MINUTE_KNOWN_MAX, "nodes, of each a share of that")
+        )
+        self._strangers = Pace(
+            A_MINUTE_STRANGERS_MAX,
+            MINUTE_S,
+            clock,
+            busy.format(A_MINUTE_STRANGERS_MAX, "nodes that it does not know, from each address a share of that"),
+        )
 
     def greet(self) -> Greeting:
         """Who we are, and a nonce."""
         return Greeting(self._identity.public_key, self._nonces.make(self._now_s()))
 
-    async def register(self, asked: Registration) -> Welcome:
-        """Take a node in, or take it back with what has changed. Raises a CallerFailure that says what to mend."""
+    async def register(self, asked: Registration, origin: str) -> Welcome:
+        """Take a node in, or take it back with what has changed. Raises a Failure that says what to mend.
+
+        `origin` says from where it was asked.
+        """
         statement = self._read(asked)
         known = self._members.by_key(statement.public_key)
+        admitted = known is not None and known.standing is Standing.ADMITTED
+        if admitted:
+            self._known.take(node_id(statement.public_key))
+        else:
+            self._strangers.take(origin)
+        if not verify(statement.public_key, STATEMENT, asked.statement, asked.signature):
+            raise errors.InvalidApiKey("The statement is not signed by the key that it names.")
         if known is not None and known.standing is Standing.REMOVED:
             raise errors.InsufficientScope("This node was removed by the operator of this gateway.")
-        admitted = known is not None and known.standing is Standing.ADMITTED
+        if not admitted and not await self._shows_invite(asked, node_id(statement.public_key)):
+            return await self._note_pending(statement, origin)
+        if not self._nonces.take(statement.nonce, self._now_s()):  # another registration with it was faster
+            raise errors.InvalidApiKey(NOT_OURS)
         if not admitted:
-            admitted = await self._is_invited(asked, node_id(statement.public_key))
-        if not admitted:
-            return await self._note_pending(statement)
+            await self._use_invite(asked, node_id(statement.public_key))
         ip = await self._find(statement.address, statement.certificate, statement.public_key)
         return await self._admit(statement, ip)
 
     async def move(self, data: dict[str, object], signature: str) -> NodeRecord:
         """The three fields of an Atoma node: an admitted node has another address. Raises a CallerFailure."""
         try:
-            public_key = atoma.check(data, signature)
+            public_key = atoma.signer(signature)
+            known = self._members.by_key(public_key)
+            if known is None or known.standing is not Standing.ADMITTED:
+                raise errors.InsufficientScope(NO_SUCH_NODE)
+            self._known.take(known.node_id)
+            atoma.check(data, signature)
         except ValueError as error:
             raise errors.InvalidValue(f"This is no registration: {error}.", param="signature") from None
-        known = self._members.by_key(public_key)
-        if known is None or known.standing is not Standing.ADMITTED or known.small_id != data["node_small_id"]:
-            raise errors.InsufficientScope("No admitted node has this key and this small id.")
+        if known.small_id != data["node_small_id"]:
+            raise errors.InsufficientScope(NO_SUCH_NODE)
         address = str(data["public_address"])
         ip = await self._find(address, known.certificate, public_key)
         country = str(data["country"]).upper()
@@ -112,34 +146,40 @@ class Registrar:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             message = f"The statement is not of the protocol's form: {error}."
             raise errors.InvalidValue(message, param="statement") from None
-        if not verify(statement.public_key, STATEMENT, asked.statement, asked.signature):
-            raise errors.InvalidApiKey("The statement is not signed by the key that it names.")
         if abs(self._clock.unix_ms() - statement.time_ms) > NONCE_S * 1000:
             raise errors.InvalidValue("The node's clock and the gateway's differ by more than a minute: set them.")
-        if not self._nonces.take(statement.nonce, self._now_s()):
-            raise errors.InvalidApiKey("The nonce is not one of this gateway's, or was used. GET /v1/nodes gives one.")
+        if not self._nonces.fresh(statement.nonce, self._now_s()):
+            raise errors.InvalidApiKey(NOT_OURS)
         return statement
 
-    async def _is_invited(self, asked: Registration, of: str) -> bool:
-        """Whether it shows an invite, which is used up then. A wrong one is refused, none is no invitation."""
+    async def _shows_invite(self, asked: Registration, of: str) -> bool:
+        """Whether it shows one that it may use. A wrong one is refused, none is no invitation."""
         if asked.invite_id is None or asked.proof is None:
             return False
         verifier = await self._books.invite(asked.invite_id, of)
         if verifier is None or not check_proof(verifier, asked.statement, asked.proof):
             raise errors.InvalidApiKey("The join token is not valid, was used by another node, or has expired.")
-        if not await self._books.use_invite(asked.invite_id, of):
-            raise errors.InvalidApiKey("The join token was used by another node just now.")
         return True
 
-    async def _note_pending(self, statement: Statement) -> Welcome:
-        """Somebody unknown asks: an operator may say yes. Nothing is connected to."""
-        record = await self._members.note_pending(statement.public_key, **_said(statement))
+    async def _use_invite(self, asked: Registration, of: str) -> None:
+        assert asked.invite_id is not None
+        if not await self._books.use_invite(asked.invite_id, of):
+            raise errors.InvalidApiKey("The join token was used by another node just now.")
+
+    async def _note_pending(self, statement: Statement, origin: str) -> Welcome:
+        """Somebody unknown asks: an operator may say yes. Nothing is connected to, and what it offers is not kept."""
+        record = await self._members.note_pending(
+            statement.public_key, origin, address=statement.address, country=statement.country
+        )
         return Welcome(node_id=record.node_id, small_id=record.small_id, standing="pending")
 
     async def _find(self, address: str, certificate: bytes, public_key: bytes) -> str:
         """The IP of an address at which that very node answers; nothing for one that dials out."""
         if not address:
             return ""
+        if public_key in self._under_way:
+            raise errors.Overloaded("This node's address is being looked at for another registration of it. Try again.")
+        self._under_way.add(public_key)
         try:
             endpoint = parse(address)
             if endpoint.tls and not is_certificate(certificate):
@@ -157,6 +197,8 @@ class Registrar:
                 "node without a reachable address joins without one, and dials out.",
                 param="address",
             ) from None
+        finally:
+            self._under_way.discard(public_key)
         return ip
 
     async def _challenge(self, ip: str, port: int, address: str, certificate: bytes, public_key: bytes) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, cast
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
+from embedmesh.edge.connections import Connections, Origins
 from embedmesh.edge.cors import Cors
 from embedmesh.edge.failures import failure_response
 from embedmesh.edge.lane import Explain, Lane, LaneExchange, begin
@@ -25,6 +26,7 @@ from embedmesh.edge.routing import RouteTable
 from embedmesh.edge.sending import Sending
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.ports import Delivery
 
 log = logging.getLogger("embedmesh.http")
@@ -41,9 +43,9 @@ KEEP_ALIVE_S = 75.0  # longer than common proxies keep an idle connection, so th
 PATIENCE_S = 7 * 86_400.0  # on connections of our own making: their other side closes them
 LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may take"
-CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
 HEAD_BYTES_TOTAL_MAX = 64 * 1024  # of one that comes in pieces; a whole one is as large as what is read at once
 ONCE = ("Authorization", "api-key", "Content-Type", "Idempotency-Key")  # else a proxy may read another one than we
+UNREAD_BYTES = 16 * 1024  # of a body, twice that is read ahead, by one read more: whose it is may not be known yet
 BACKLOG = 1_024  # connections that may wait while a gateway restarts
 
 REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
@@ -72,13 +74,15 @@ class Protocol(RequestHandler):
         super().__init__(manager, **options)
         self._on_internal_error = on_internal_error
         self._head_s = head_s
-        self._patient = patient
+        self.patient = patient
         self._lane = lane
         self._explain = explain
         self._exchange: LaneExchange | None = None  # on the lane, now
         self.sending: Sending | None = None  # a reply that `deliver` writes, now
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # of one that is not whole yet
+        self._made_at = self._loop.time()
+        self._answered_at = 0.0  # by the general server; 0 from when the next request is there
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -87,7 +91,7 @@ class Protocol(RequestHandler):
         # 0 would pause us when the buffer is empty, too, and nobody would wake us again.
         high = 0 if transport.get_extra_info("ssl_object") is None else 1
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=high, low=0)
-        if not self._patient:
+        if not self.patient:
             self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -101,6 +105,8 @@ class Protocol(RequestHandler):
                 return
             self._lane = None  # the parser has bytes now; where its next request begins only it knows
         super().data_received(data)
+        if self._messages:
+            self._answered_at = 0.0
         if self._awaits_head():
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_TOTAL_MAX:
@@ -135,6 +141,14 @@ class Protocol(RequestHandler):
             self.sending.lost()
             self._task_handler = None  # or it would be cancelled now, as if the caller had gone before its reply
         super().connection_lost(exc)
+
+    def idle_since(self) -> float | None:
+        """When its last request ended, or it was made, on the loop's clock; None in the middle of a request."""
+        if self._exchange is not None:
+            return self._exchange.answered_at
+        if self._messages or not (self._answered_at or self._awaits_head()):
+            return None
+        return max(self._made_at, self._answered_at, self._next_keepalive_close_time - self._keepalive_timeout)
 
     def _awaits_head(self) -> bool:
         nothing_yet = self._request_count == 0  # true even before aiohttp's own task has begun to wait
@@ -178,6 +192,14 @@ class Protocol(RequestHandler):
             self.transport.write(failure_bytes(failure, own_request_id(), close=True))
             self.force_close()
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        finished = await super().finish_response(request, resp, start_time)
+        if not self._messages:
+            self._answered_at = self._loop.time()
+        return finished
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -217,10 +239,15 @@ class HttpServer:
         lane: Lane | None = None,
         other_paths: Mapping[str, str] | None = None,
         cors: Cors | None = None,
+        origins: Origins | None = None,
+        connections: Connections | None = None,
+        write_s: float = WRITE_REPLY_S,
     ) -> None:
-        """`other_paths` lead to some of the routes, too."""
+        """`other_paths` lead to some of the routes, too. A reply has to be read within `write_s` seconds."""
         self._table = RouteTable(routes, other_paths or {})
         self._cors = cors
+        self._write_s = write_s
+        self._head_s = head_s
         self._on_internal_error = on_internal_error
         self._server = _Server(
             self._handle,
@@ -231,13 +258,18 @@ class HttpServer:
             lane=lane,
             explain=self.explain,
         )
+        self._server.origins = origins or Origins()
+        self._server.open = connections or Connections()
         self._listeners: list[asyncio.Server] = []
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Serve on a bound socket, TCP or Unix, with TLS where a context is given. May be called for several."""
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._listeners.append(await create(self._server, sock=sock, backlog=BACKLOG, ssl=tls))
+        shake_s = self._head_s if tls is not None else None
+        self._listeners.append(
+            await create(self._server, sock=sock, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=shake_s)
+        )
 
     def adopt(self, transport: asyncio.Transport, data: bytes = b"") -> asyncio.Future[None]:
         """Serve on a connection that we have opened ourselves, where `data` has come already.
@@ -273,9 +305,9 @@ class HttpServer:
             last = isinstance(failure, errors.MalformedHttp)
             response = failure_response(failure)
         if not response.prepared:
-            response.headers.update(request[ALWAYS])
             if last or response.status in (408, 413):
                 response.force_close()
+            await write_out(request, response, self._write_s)
         return response
 
     def explain(self, error: Exception, request_id: str) -> Failure:
@@ -322,6 +354,9 @@ def _already(response: web.Response) -> Handler:
 
 
 class _Server(web.Server):
+    origins: Origins
+    open: Connections
+
     def __call__(self) -> RequestHandler:
         return self._protocol(keepalive_timeout=KEEP_ALIVE_S)
 
@@ -336,6 +371,7 @@ class _Server(web.Server):
             max_line_size=URI_BYTES_MAX,
             max_field_size=HEAD_BYTES_MAX,
             max_headers=FIELDS_MAX,
+            read_bufsize=UNREAD_BYTES,
             auto_decompress=False,
             access_log=None,
             **more,
@@ -344,8 +380,30 @@ class _Server(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        if len(self._connections) > CONNECTIONS_MAX:
-            transport.abort()
+        assert isinstance(handler, Protocol)
+        if not handler.patient:
+            origin = self.origins.of_peer(transport.get_extra_info("peername"))
+            if not self.open.made(handler, origin, self._loop.time()):
+                transport.abort()
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        assert isinstance(handler, Protocol)
+        self.open.lost(handler)
+
+
+async def write_out(request: web.BaseRequest, response: web.StreamResponse, within_s: float) -> None:
+    """Write a reply that nobody pays for. A caller that does not read it within so many seconds is cut off."""
+    response.headers.update(request[ALWAYS])
+    try:
+        async with asyncio.timeout(within_s):
+            await response.prepare(request)
+            await response.write_eof()
+            await request.writer.drain()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the caller did not read the reply in time") from None
 
 
 async def deliver(request: web.BaseRequest, response: web.Response, within_s: float) -> Delivery:

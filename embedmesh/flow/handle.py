@@ -13,7 +13,7 @@ from embedmesh.flow.again import Asked, Kept, Twins, Unread, check_key, check_ro
 from embedmesh.flow.cache import Learnt, Remembered, VectorCache
 from embedmesh.flow.count import count
 from embedmesh.flow.forward import forward, time_allowed_s
-from embedmesh.flow.hold import Held, hold_money
+from embedmesh.flow.hold import Held, hold_money, waiters
 from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.respond import limit_headers, reply_bytes_max, respond
 from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
@@ -44,7 +44,7 @@ from embedmesh.rules.ports import (
     Tokenizer,
     Witness,
 )
-from embedmesh.rules.shares import Shares
+from embedmesh.rules.shares import Room, Shares
 
 EMBED_SCOPE = "embeddings"
 CACHED_HEADER = "x-embedmesh-cached"
@@ -78,6 +78,7 @@ class World(msgspec.Struct, frozen=True):
     claim_of: Callable[[str, bytes], Claim]
     terms: Terms = ORDINARY
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
+    waiting: Room = msgspec.field(default_factory=waiters)  # for the reply of another request
 
 
 class Owed(NamedTuple):
@@ -250,7 +251,9 @@ async def _work(world: World, request: _Request, counted: Counted, claim: Claim 
         return Done(_reply(world, request, gratis, {CACHED_HEADER: str(found.inputs)}))
     until = world.clock.monotonic() + within_s
     bound = cost_nanousd(counted.tokens - free, price)
-    held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim, request_id)
+    held = await hold_money(
+        world.ledger, caller, bound, within_s, world.clock, claim, world.waiting, request_id=request_id
+    )
     if isinstance(held, bytes):
         kept = unpack(held)  # made of what the ledger kept: delivered and paid before
         return Done(_reply(world, request, kept, REPLAYED))

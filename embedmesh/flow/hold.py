@@ -6,9 +6,11 @@ from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Claim, Hold, HoldEnd, HoldState, Twin
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Caller, Clock, Ledger
+from embedmesh.rules.shares import Room
 
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, for the reply of a twin that is under way; the last again and again
 OPEN = "open"
+WAITERS_MAX = 128  # who waits asks the store four times a second
 
 
 class Held:
@@ -37,6 +39,15 @@ class Held:
             self._ledger.release(self.hold, HoldEnd.RELEASE)
 
 
+def waiters() -> Room:
+    """Places for requests that wait for the reply of another with their `Idempotency-Key`."""
+    return Room(
+        WAITERS_MAX,
+        f"{WAITERS_MAX} requests at one time may wait for the first with their Idempotency-Key, of each account a "
+        "share of that. Try again shortly.",
+    )
+
+
 async def hold_money(
     ledger: Ledger,
     caller: Caller,
@@ -44,23 +55,43 @@ async def hold_money(
     within_s: float,
     clock: Clock,
     claim: Claim | None = None,
+    waiting: Room | None = None,
+    *,
     request_id: str | None = None,
 ) -> Held | bytes:
     """Hold `cost` nano-USD for as long as the request may take, and its reply to leave; under `request_id` or a new id.
 
     For a request with an `Idempotency-Key`, its `claim`: the reply that was kept of the one that had it before, if
     there was one. One that is still under way is waited for, up to `within_s`; where it ends without a reply this one
-    takes its place. Raises InsufficientQuota, RateLimited, StoreUnavailable, IdempotencyConflict or DeadlineExceeded.
+    takes its place. Who waits has a place of those in `waiting`.
+
+    Raises InsufficientQuota, RateLimited, StoreUnavailable, IdempotencyConflict, Overloaded or DeadlineExceeded.
     """
+    waiting = waiting or waiters()
     until = clock.monotonic() + within_s
     while True:
         hold = _new(request_id or new_id("req", clock), caller, cost, within_s, clock)
         twin = await ledger.hold(hold, claim)
         if twin is None or claim is None:
             return Held(ledger, hold)
-        reply = await _reply_of(twin, ledger, hold, claim, until, clock)
+        reply = _kept_reply(twin, claim)
+        if reply is None:
+            waiting.take(caller.account_id)
+            try:
+                reply = await _reply_of(twin, ledger, hold, claim, until, clock)
+            finally:
+                waiting.give_back(caller.account_id)
         if reply is not None:
             return reply
+
+
+def _kept_reply(twin: Twin, claim: Claim) -> bytes | None:
+    """None where it has none yet. Raises IdempotencyConflict."""
+    if twin.body_hash != claim.body_hash:
+        raise IdempotencyConflict(
+            "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
+        )
+    return twin.reply
 
 
 async def _reply_of(
@@ -70,12 +101,8 @@ async def _reply_of(
     looks = iter(LOOK_AGAIN_S)
     pause_s = 0.0
     while twin is not None:
-        if twin.body_hash != claim.body_hash:
-            raise IdempotencyConflict(
-                "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
-            )
-        if twin.reply is not None:
-            return twin.reply
+        if (reply := _kept_reply(twin, claim)) is not None:
+            return reply
         if clock.monotonic() > until:
             raise DeadlineExceeded("The first request with this Idempotency-Key is still under way. Try again later.")
         pause_s = next(looks, pause_s)

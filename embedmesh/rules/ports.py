@@ -64,7 +64,7 @@ class Keys(Protocol):
     async def find(self, token: str) -> Caller | None:
         """The caller behind a key, or None whatever is wrong with it. Malformed keys die without a query.
 
-        Raises StoreUnavailable where keys cannot be looked up.
+        Raises StoreUnavailable where keys cannot be looked up, Overloaded where too many wait to be.
         """
         ...
 

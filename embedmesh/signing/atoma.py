@@ -20,22 +20,24 @@ SIGNATURE_CHARS = 132  # of the 97 bytes
 SMALL_ID_MAX = 2**64 - 1
 
 
-def check(data: Mapping[str, object], signature: str) -> bytes:
-    """The public key (32 bytes) that signed these fields. Raises ValueError.
+def signer(signature: str) -> bytes:
+    """The public key (32 bytes) that a signature names. Raises ValueError where it is not of that form.
 
-    `data` in the order in which it came. The key is the signer's own word: whether it is a known node's, the caller
-    has to ask.
+    It is the signer's own word: whether it is a known node's, the caller has to ask before it has it checked.
+    """
+    return _parts(signature)[1]
+
+
+def check(data: Mapping[str, object], signature: str) -> bytes:
+    """The public key that signed these fields: the signer's. `data` in the order in which it came.
+
+    Raises ValueError.
     """
     if data.keys() != FIELDS.keys() or any(type(data[name]) is not kind for name, kind in FIELDS.items()):
         raise ValueError("data is not node_small_id, public_address and country")
     if not 0 <= cast(int, data["node_small_id"]) <= SMALL_ID_MAX:
         raise ValueError("node_small_id has more than 64 bits, or less than none")
-    if len(signature) != SIGNATURE_CHARS:
-        raise ValueError("the signature is not 97 bytes of base64")
-    raw = base64.b64decode(signature, validate=True)
-    if len(raw) != len(ED25519) + SIGNATURE_BYTES + PUBLIC_KEY_BYTES or not raw.startswith(ED25519):
-        raise ValueError("the signature is not an Ed25519 one")
-    signed, public_key = raw[1 : 1 + SIGNATURE_BYTES], raw[1 + SIGNATURE_BYTES :]
+    signed, public_key = _parts(signature)
     texts = {_text(order, escaped) for order in (data, _declared(data)) for escaped in (False, True)}
     if not any(verify_raw(public_key, _digest(text), signed) for text in texts):
         raise ValueError("the signature is not of this data")
@@ -46,6 +48,16 @@ def sign(identity: Identity, data: Mapping[str, object]) -> str:
     """The signature of an Atoma node over these fields."""
     signed = identity.sign_raw(_digest(_text(_declared(data), escaped=False)))
     return base64.b64encode(ED25519 + signed + identity.public_key).decode("ascii")
+
+
+def _parts(signature: str) -> tuple[bytes, bytes]:
+    """Signature (64 bytes) and public key."""
+    if len(signature) != SIGNATURE_CHARS:
+        raise ValueError("the signature is not 97 bytes of base64")
+    raw = base64.b64decode(signature, validate=True)
+    if len(raw) != len(ED25519) + SIGNATURE_BYTES + PUBLIC_KEY_BYTES or not raw.startswith(ED25519):
+        raise ValueError("the signature is not an Ed25519 one")
+    return raw[1 : 1 + SIGNATURE_BYTES], raw[1 + SIGNATURE_BYTES :]
 
 
 def _declared(data: Mapping[str, object]) -> Mapping[str, object]:

@@ -176,6 +176,8 @@ class RequestChecker:
         except UnicodeEncodeError:
             raise Unauthenticated("malformed") from None
         _check_signature(known.mac, base, signature)
+        if not known.window.new(instance, int(counter, 16)):  # whatever body it would bring
+            raise Unauthenticated("replay")
         asked = _asked(method, path, digest, node_id, request_id, signature.removeprefix("em="))
         return CheckedRequest(known, asked, request_id, digest, instance, int(counter, 16))
 

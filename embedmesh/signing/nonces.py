@@ -1,7 +1,8 @@
 """Nonces that a gateway hands to whoever asks, and recognises without having remembered them.
 
 A nonce is the second it was made, sixteen random bytes, and a MAC over both under a key of the gateway's. So that
-nobody can fill our memory by asking, only those that were used are remembered, until they are too old anyway.
+nobody can fill our memory by asking, only those that were taken are remembered, until they are too old anyway; take one
+only of a node that may join.
 """
 
 import hmac
@@ -11,7 +12,7 @@ from collections import OrderedDict
 from embedmesh.rules.membership import NONCE_S
 
 TIME_BYTES, RANDOM_BYTES, MAC_BYTES = 6, 16, 16
-USED_MAX = 10_000  # in a minute; each is a whole registration, so that is a flood
+USED_MAX = 10_000  # in two minutes; each is a whole registration of a node that may join
 
 
 class Nonces:
@@ -26,18 +27,26 @@ class Nonces:
         start = now_s.to_bytes(TIME_BYTES, "big") + secrets.token_bytes(RANDOM_BYTES)
         return start + self._mac(start)
 
-    def take(self, nonce: bytes, now_s: int) -> bool:
-        """Whether it is one of ours, fresh, and was not taken before."""
+    def fresh(self, nonce: bytes, now_s: int) -> bool:
+        """Whether it is one of ours, made of late, and was not taken before. It leaves nothing."""
         start = nonce[:-MAC_BYTES]
-        made_s = int.from_bytes(start[:TIME_BYTES], "big")
-        if not hmac.compare_digest(self._mac(start), nonce[-MAC_BYTES:]) or not 0 <= now_s - made_s <= NONCE_S:
+        in_time = 0 <= now_s - _made_s(nonce) <= NONCE_S
+        return in_time and nonce not in self._used and hmac.compare_digest(self._mac(start), nonce[-MAC_BYTES:])
+
+    def take(self, nonce: bytes, now_s: int) -> bool:
+        """Whether it is fresh; from now on it is not."""
+        if not self.fresh(nonce, now_s):
             return False
         while self._used and next(iter(self._used.values())) < now_s - 2 * NONCE_S:
             self._used.popitem(last=False)
-        if nonce in self._used or len(self._used) >= USED_MAX:
+        if len(self._used) >= USED_MAX:
             return False
-        self._used[nonce] = made_s
+        self._used[nonce] = _made_s(nonce)
         return True
 
     def _mac(self, start: bytes) -> bytes:
         return hmac.digest(self._key, start, "sha256")[:MAC_BYTES]
+
+
+def _made_s(nonce: bytes) -> int:
+    return int.from_bytes(nonce[:TIME_BYTES], "big")

@@ -27,6 +27,11 @@ class ReplayWindow:
         seen.last_s = now_s
         return True
 
+    def new(self, instance: str, counter: int) -> bool:
+        """Whether `admit` would not refuse it for having been seen, or for its age."""
+        seen = self._seen.get(instance)
+        return seen is None or seen.new(counter)
+
     def _forget(self, now_s: int) -> None:
         self._seen = {name: seen for name, seen in self._seen.items() if now_s - seen.last_s <= FORGET_S}
 
@@ -41,14 +46,17 @@ class _Seen:
         self.bits = 1
         self.last_s = 0
 
+    def new(self, counter: int) -> bool:
+        behind = self.highest - counter
+        return behind < 0 or (behind < WINDOW_COUNTERS and not self.bits >> behind & 1)
+
     def admit(self, counter: int) -> bool:
+        if not self.new(counter):
+            return False
         ahead = counter - self.highest
         if ahead > 0:
             self.bits = (self.bits << ahead | 1) & MASK if ahead < WINDOW_COUNTERS else 1
             self.highest = counter
-            return True
-        bit = 1 << -ahead if ahead > -WINDOW_COUNTERS else 0
-        if not bit or self.bits & bit:
-            return False
-        self.bits |= bit
+        else:
+            self.bits |= 1 << -ahead
         return True

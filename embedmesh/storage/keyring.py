@@ -1,16 +1,20 @@
-"""Which bearer keys are good now: remembered for a while, forgotten once a key or an account's cache is changed."""
+"""Which bearer keys are good now: remembered for a while, looked up anew once a key or an account's cache is changed.
+
+Keys that anybody may have made up are looked up one at a time, few wait for that, and what was found of them is kept
+apart. A key that was good before, or bears our stamp, never waits behind them.
+"""
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.errors import Overloaded, StoreUnavailable
 from embedmesh.rules.ports import Above, Caller, Clock
 from embedmesh.storage.db import Row
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.sql import load
-from embedmesh.storage.tokens import hash_token, well_formed
+from embedmesh.storage.tokens import hash_token, stamped, well_formed
 from embedmesh.storage.topics import KEYS, Topics
 from embedmesh.storage.writer import Writer
 from embedmesh.storage.writes import Change, as_rows
@@ -19,13 +23,18 @@ STATEMENTS = load("keys.sql")
 KNOWN_MAX = 10_000  # keys remembered; some 5 MB
 KNOWN_S = 60.0  # as long as a key is taken for good without a look, should no change be heard of
 UNKNOWN_S = 1.0  # a key that was just made must work
+UNKNOWN_MAX = 1_000  # that there is no such key: for clients with an old one, which try it again and again
+GUESSES_MAX = 64  # keys that anybody may have made up, and that wait to be looked up
 NOTE_USE_S = 30.0  # between two times that it is written down when keys were last used
+
+T = TypeVar("T")
 
 
 class _Known(NamedTuple):
-    caller: Caller | None
+    caller: Caller
     expires_ms: int | None
     until: float  # on the monotonic clock
+    changes: int  # of keys that had been heard of when it was looked up
 
 
 class KeyRing:
@@ -37,19 +46,20 @@ class KeyRing:
         self._clock = clock
         self._key_secret = key_secret
         self._known: dict[str, _Known] = {}  # by the key as it was sent: a request has it in memory anyway
+        self._unknown: dict[str, float] = {}  # until when it is remembered that there is no such key
+        self._guesses = 0
+        self._guessing = asyncio.Lock()
         self._changes = 0  # of keys that were heard of
         self._used: dict[str, int] = {}  # key id -> when, in Unix milliseconds; not written down yet
-        topics.on(KEYS, self._forget)
+        topics.on(KEYS, self._heard)
 
     async def find(self, token: str) -> Caller | None:
-        """The caller behind a key, or None whatever is wrong with it. Raises StoreUnavailable."""
+        """The caller behind a key, or None whatever is wrong with it. Raises StoreUnavailable and Overloaded."""
         known = self._known.get(token)
-        if known is None or known.until < self._clock.monotonic():
-            if not well_formed(token):
-                return None
-            known = await self._look_up(token)
+        if known is None or known.changes != self._changes or known.until < self._clock.monotonic():
+            known = await self._find(token, known)
         now_ms = self._clock.unix_ms()
-        if known.caller is None or (known.expires_ms is not None and known.expires_ms <= now_ms):
+        if known is None or (known.expires_ms is not None and known.expires_ms <= now_ms):
             return None
         self._used[known.caller.key_id] = now_ms
         return known.caller
@@ -73,22 +83,45 @@ class KeyRing:
         except StoreUnavailable:
             self._used = used | self._used
 
-    async def _look_up(self, token: str) -> _Known:
-        changes = self._changes
+    async def _find(self, token: str, before: _Known | None) -> _Known | None:
+        if before is None and not well_formed(token):
+            return None
+        if self._unknown.get(token, 0.0) >= self._clock.monotonic():
+            return None
+        if before is not None or stamped(token, self._key_secret):
+            return await self._look_up(token)
+        if self._guesses >= GUESSES_MAX:
+            raise Overloaded("As many keys are being looked up as may. Try again shortly.")
+        self._guesses += 1
+        try:
+            async with self._guessing:
+                return await self._look_up(token)
+        finally:
+            self._guesses -= 1
+
+    async def _look_up(self, token: str) -> _Known | None:
+        changes = self._changes  # should there be more meanwhile, what is read may be old already
         rows = await self._reads.ask(STATEMENTS["find_key"], {"token_hash": hash_token(token, self._key_secret)})
         now = self._clock.monotonic()
-        nobody = _Known(None, None, now + UNKNOWN_S)
-        found = _Known(_caller(rows), rows[0][3], now + KNOWN_S) if rows else nobody
-        if changes == self._changes:  # else what was read may be old already
-            self._known.pop(token, None)
-            while len(self._known) >= KNOWN_MAX:
-                del self._known[next(iter(self._known))]
-            self._known[token] = found
-        return found
+        self._known.pop(token, None)
+        self._unknown.pop(token, None)
+        if not rows:
+            _remember(self._unknown, token, now + UNKNOWN_S, UNKNOWN_MAX)
+            return None
+        known = _Known(_caller(rows), rows[0][3], now + KNOWN_S, changes)
+        _remember(self._known, token, known, KNOWN_MAX)
+        return known
 
-    def _forget(self) -> None:
+    def _heard(self) -> None:
         self._changes += 1
-        self._known.clear()
+        self._unknown.clear()
+
+
+def _remember(memory: dict[str, T], token: str, what: T, entries_max: int) -> None:
+    """In place of the oldest, where there are as many as may be."""
+    while len(memory) >= entries_max:
+        del memory[next(iter(memory))]
+    memory[token] = what
 
 
 def _caller(rows: Sequence[Row]) -> Caller:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from embedmesh.rules.errors import Failure
+from embedmesh.rules.errors import Failure, Overloaded
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
@@ -14,7 +14,8 @@ from embedmesh.storage.sealed import Seal
 from embedmesh.storage.sql import load
 
 NODES = load("nodes.sql")
-PENDING_MAX = 100  # nodes that nobody has said yes to; the oldest goes for the newest
+PENDING_MAX = 100  # nodes that nobody has said yes to
+PENDING_GONE_MS = 15 * 60_000  # one that has not asked for so long may go for a new one; it is noted every minute
 INVITES_SHOWN_MAX = 1_000
 NO_RECEIPTS = bytes(32)
 
@@ -101,13 +102,14 @@ class NodeBooks:
         return self._record(rows[0]) if rows else None
 
     async def save(self, record: NodeRecord) -> Saved:
-        """Keep a node as it is now, its receipts apart (see note_receipts)."""
-        return await self._write(lambda db, now_ms: self._keep(db, record))
+        """Keep a node as it is now, its receipts apart (see note_receipts). Raises Overloaded."""
+        return await self.update(record.node_id, lambda kept: record)
 
     async def update(self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord]) -> Saved:
         """Keep what `change` makes of a node as it is kept now; no other gateway's change comes in between.
 
-        Raises what `change` raises, a Failure; then nothing has changed.
+        Raises what `change` raises, a Failure, and Overloaded where there is no place for one more that is pending;
+        then nothing has changed.
         """
 
         def write(db: Db, now_ms: int) -> Saved | Failure:
@@ -115,16 +117,34 @@ class NodeBooks:
             rows = db.execute(NODES["one_node"], {"node_id": node_id}).fetchall()
             try:
                 record = change(self._record(rows[0]) if rows else None)
+                forgotten = self._make_room(db, now_ms) if record.standing is Standing.PENDING and not rows else None
             except Failure as failure:
                 return failure
-            return self._keep(db, record)
+            return Saved(self._keep(db, record), forgotten)
 
         saved = await self._write(write)
         if isinstance(saved, Failure):
             raise saved
         return saved
 
-    def _keep(self, db: Db, record: NodeRecord) -> Saved:
+    async def touch(self, node_id: str, now_ms: int) -> None:
+        """Note that a pending node asks still. Gateways need not hear of it."""
+        row = {"node_id": node_id, "now_ms": now_ms}
+        await self._write(lambda db, _: db.execute(NODES["touch_node"], row).rowcount)
+
+    def _make_room(self, db: Db, now_ms: int) -> str | None:
+        """For one more that is pending: which one was forgotten for it, if one had to be. Raises Overloaded."""
+        if db.execute(NODES["count_pending"]).fetchall()[0][0] < PENDING_MAX:
+            return None
+        gone = db.execute(NODES["forget_gone_pending"], {"before_ms": now_ms - PENDING_GONE_MS}).fetchall()
+        if not gone:
+            raise Overloaded(
+                f"{PENDING_MAX} nodes wait to be approved, no more may. Try again once the operator has approved some, "
+                "or join with an invite."
+            )
+        return str(gone[0][0])
+
+    def _keep(self, db: Db, record: NodeRecord) -> NodeRecord:
         row = msgspec.structs.asdict(record)
         row.pop("small_id")
         row["standing"] = record.standing.value
@@ -132,13 +152,8 @@ class NodeBooks:
         row["offers"] = msgspec.json.encode(record.offers).decode()
         row["sealed"] = self._seal.close(row.pop("secret"), what="node", whose=record.node_id)
 
-        forgotten = None
-        if record.standing is Standing.PENDING:
-            others = db.execute(NODES["count_other_pending"], row).fetchall()
-            if others[0][0] >= PENDING_MAX:
-                forgotten = db.execute(NODES["forget_oldest_pending"], row).fetchall()[0][0]
         small_id = db.execute(NODES["save_node"], row).fetchall()[0][0]
-        return Saved(msgspec.structs.replace(record, small_id=small_id), forgotten)
+        return msgspec.structs.replace(record, small_id=small_id)
 
     async def note_receipts(self, node_id: str, count: int, head: bytes) -> None:
         """Remember how far a node's log was checked."""

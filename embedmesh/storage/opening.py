@@ -31,13 +31,16 @@ class Opened:
         instance: Instance,
         recovered: int,
         reads: Reads,
+        key_reads: Reads,
         bell: Bell,
         medium: Callable[[Clock], Medium],
         close: Callable[[bool], None],
     ) -> None:
+        """`key_reads` are for who asks: nobody waits to be known behind what those who are known want to know."""
         self.instance = instance
         self.recovered = recovered
         self.reads = reads
+        self.key_reads = key_reads
         self.bell = bell
         self.medium = medium
         self._close = close
@@ -46,6 +49,8 @@ class Opened:
         """`clean`: all was written."""
         self.bell.close()
         self.reads.close()
+        if self.key_reads is not self.reads:
+            self.key_reads.close()
         self._close(clean)
         self.instance.close()
 
@@ -89,7 +94,8 @@ async def open_sqlite(
     def medium(clock: Clock) -> Medium:
         return SqliteMedium(writes, clock, partial(os.fdatasync, wal))
 
-    return Opened(instance, recovered, SqliteReads(reads), Timer(), medium, close)
+    at_once = SqliteReads(reads)  # nobody waits
+    return Opened(instance, recovered, at_once, at_once, Timer(), medium, close)
 
 
 def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> int:

@@ -52,6 +52,7 @@ def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes,
         instance,
         recovered,
         PostgresReads(engine),
+        PostgresReads(engine),
         Listener(engine, listening),
         lambda clock: PostgresMedium(engine, writes),
         lambda clean: None,
@@ -137,15 +138,19 @@ class PostgresReads:
         self._threads.shutdown(wait=False)
 
     def _ask(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
-        db = self._idle.get() if not self._idle.empty() else reconnected(self._engine, read_only=True)
-        try:
-            rows = db.execute(statement, values).fetchall()
-        finally:
-            if db.lost:
-                db.close()
-            else:
-                self._idle.put(db)
-        return rows
+        while True:
+            idle = self._idle.get() if not self._idle.empty() else None
+            db = idle or reconnected(self._engine, read_only=True)
+            try:
+                return db.execute(statement, values).fetchall()
+            except psycopg.Error:
+                if idle is None or not db.lost:
+                    raise  # else it had been ended while it lay idle, which nobody told us
+            finally:
+                if db.lost:
+                    db.close()
+                else:
+                    self._idle.put(db)
 
     def _close(self) -> None:
         while not self._idle.empty():

@@ -64,7 +64,7 @@ class Store:
         self._reads = opened.reads
         self._writer = Writer(opened.medium(clock), clock, self.stats, on_fatal)
         self.topics = Topics(self._reads, opened.bell)
-        self.keys = KeyRing(self._reads, self._writer, self.topics, clock, key_secret)
+        self.keys = KeyRing(opened.key_reads, self._writer, self.topics, clock, key_secret)
         self.prices = PriceList(self._reads, self.topics, clock)
         self.allowances = Allowances(self._written, clock)
         self.nodes = NodeBooks(self._reads, self._written, clock, key_secret)

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from embedmesh.command_line import as_arguments
 from embedmesh.commands.asking import Unanswered, ask
 from embedmesh.commands.catalogued import model_ids
 from embedmesh.commands.group import cli
 from embedmesh.commands.options import settings_options
 from embedmesh.commands.telling import WrongUsage, print_table
-from embedmesh.settings import GatewaySettings, as_arguments
+from embedmesh.settings import GatewaySettings
 
 HEAD = ("key", "state", "limits", "name")
 ROWS = [

@@ -26,6 +26,7 @@ from embedmesh.edge.account_api import AccountApi
 from embedmesh.edge.admin_api import AdminApi
 from embedmesh.edge.books_thread import BooksThread
 from embedmesh.edge.callers import for_admins
+from embedmesh.edge.connections import Origins
 from embedmesh.edge.gateway_app import GatewayApp
 from embedmesh.edge.keys_api import KeysApi
 from embedmesh.edge.member_node import MemberNode
@@ -136,10 +137,12 @@ class Gateway:
         policy: Policy,
         lookup: Lookup,
         beat_s: float,
+        origins: Origins,
     ) -> None:
         """`books` are the test's own; the gateway opens its own with `open_books`."""
         self.store = store
         self.books_thread = BooksThread(open_books)
+        self.callers_thread = BooksThread(open_books, first=self.books_thread)
         self.checks_thread = BooksThread(open_books)
         self.clock = clock
         self.identity = Identity.from_seed(SECRET, IDENTITY)
@@ -155,7 +158,10 @@ class Gateway:
         registrar = Registrar(
             self.identity, self.nonces, store.nodes, self.members, policy, lookup, clock, heartbeat_s=beat_s
         )
-        nodes_api = NodesApi(registrar, self.members, self.registry, store.nodes, bodies, clock)
+        self.registrar = registrar
+        self.nodes_api = nodes_api = NodesApi(
+            registrar, self.members, self.registry, store.nodes, clock, origins, reports_a_minute_max=10**6
+        )
         operators = (
             AdminApi(
                 self.members,
@@ -170,7 +176,9 @@ class Gateway:
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
             MoneyApi(self.books_thread, self.checks_thread, bodies, CATALOGUE),
         )
-        account_api = AccountApi(store.keys, store.allowances, self.books_thread, bodies, clock, CATALOGUE)
+        self.account_api = account_api = AccountApi(
+            store.keys, store.allowances, self.callers_thread, bodies, clock, CATALOGUE
+        )
         call_later = asyncio.get_running_loop().call_later
         replies = Shares(REPLY_BYTES)
         world = World(
@@ -203,6 +211,7 @@ class Gateway:
                 account_api.routes(),
                 *(for_admins(store.keys, api.routes()) for api in operators),
             ],
+            origins=origins,
         )
         self.books = books
         self.keys: dict[str, str] = {}
@@ -241,6 +250,10 @@ class Gateway:
         assert reply.status == 200, reply.body
         return msgspec.json.decode(reply.body)
 
+    def strangers_asked(self) -> int:
+        """How often in this minute."""
+        return self.registrar._strangers._room.taken
+
     def node(self, name: str) -> Node | None:
         return self.registry.find(name)
 
@@ -272,7 +285,7 @@ class Gateway:
         self.clients.close()
         await self.app.server.drain(within_s)
         await self.members.stop()
-        await asyncio.gather(self.books_thread.close(), self.checks_thread.close())
+        await asyncio.gather(*(one.close() for one in (self.books_thread, self.callers_thread, self.checks_thread)))
         await self.store.close()
         assert bugs == (0, False)
 
@@ -286,6 +299,7 @@ async def gateway(
     port: int = 0,
     beat_s: float = BEAT_S,
     store_url: str | None = None,
+    trusted: Sequence[str] = (),
 ) -> AsyncIterator[Gateway]:
     """A gateway on the store in `folder`, or on a new one at a `postgresql://` address."""
     clock, path = Clock(), store_url or folder / "embedmesh.db"
@@ -299,7 +313,7 @@ async def gateway(
             books.accounts.create("a")
             books.accounts.credit("a", 10**12, "test")
         store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
-        made = Gateway(store, books, open_books, clock, Policy(networks), lookup, beat_s)
+        made = Gateway(store, books, open_books, clock, Policy(networks), lookup, beat_s, Origins(trusted))
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]

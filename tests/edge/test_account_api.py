@@ -434,3 +434,43 @@ async def test_a_request_with_the_same_idempotency_key_waits_for_the_one_that_ru
 @pytest.mark.parametrize("key", ["", "k" * 256])
 async def test_an_idempotency_key_that_is_none(gw: Gateway, key: str) -> None:
     refused(await Customer(gw).embed(Idempotency_Key=key), 400, "invalid_value")
+
+
+async def test_calls_of_one_account_leave_room_for_those_of_others(gw: Gateway) -> None:
+    """Until their replies are read: each may have two megabytes."""
+    token = gw.key("embeddings", "keys")
+    room = gw.account_api._room
+    gw.books.accounts.create("roomy")
+    another = gw.books.keys.create("roomy", ["embeddings"])[1]
+    while room.shares.take("a", 1):
+        pass
+    taken = room.taken
+    try:
+        refused(await gw.ask("GET", "/v1/account/usage", key=token), 503, "overloaded")
+        assert (await gw.ask("GET", "/v1/account/usage", key=another)).status == 200
+        assert room.taken == taken
+    finally:
+        room.give_back("a", taken)
+
+
+async def test_a_key_that_asks_without_end_does_not_delay_an_operator(gw: Gateway) -> None:
+    """Counted: while a key is revoked by an admin's call, most of its connections wait."""
+    token, connections, answered, end = gw.key("embeddings", "keys"), 30, 0, False
+
+    async def without_end(path: str) -> None:
+        nonlocal answered
+        while not end:
+            assert (await gw.ask("GET", path, key=token)).status in (200, 503)
+            answered += 1
+
+    paths = ["/v1/account/usage", "/v1/account/entries", "/v1/account/keys"]
+    looping = [asyncio.create_task(without_end(paths[number % 3])) for number in range(connections)]
+    while answered < connections:
+        await asyncio.sleep(0.002)
+    for _ in range(10):
+        key, _ = gw.books.keys.create("a", ["embeddings"])
+        before = answered
+        assert (await gw.admin("DELETE", f"/keys/{key.key_id}")).status == 200
+        assert answered - before <= connections // 2  # in one line with all of them it were that many
+    end = True
+    await asyncio.gather(*looping)

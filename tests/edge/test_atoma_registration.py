@@ -61,6 +61,7 @@ async def test_whatever_is_not_an_admitted_nodes_word_about_itself_is_refused(
 
 @pytest.mark.parametrize("wrong", ["other data", "junk", "more fields"])
 async def test_it_must_be_signed(gw: Gateway, applicant: Applicant, wrong: str) -> None:
+    await applicant.join(await gw.invite())
     data: dict[str, Any] = {"node_small_id": 1, "public_address": "https://node.example", "country": "FR"}
     signature = atoma.sign(applicant.identity, data)
     body = {

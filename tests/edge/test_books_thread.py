@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from embedmesh.edge.books_thread import WAITING_MAX, BooksThread
+from embedmesh.edge.books_thread import BooksThread
 from embedmesh.rules.errors import NotFound, Overloaded, SetupError, StoreUnavailable
 
 
@@ -104,16 +104,84 @@ async def test_books_that_cannot_be_opened_are_an_unavailable_store_until_they_c
         await thread.ask(lambda _: None)
 
 
-async def test_more_calls_than_may_wait_are_refused() -> None:
+async def test_more_calls_than_may_wait_are_refused_and_one_account_leaves_room_for_others() -> None:
     gate = threading.Event()
-    async with thread_over(FakeBooks()) as thread:
-        waiting = [asyncio.create_task(thread.ask(lambda _: gate.wait())) for _ in range(WAITING_MAX)]
+    async with thread_over(FakeBooks(), waiting_max=10) as thread:
+        waiting = [asyncio.create_task(thread.ask(lambda _: gate.wait(), "a")) for _ in range(8)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="At most 10 questions"):
+            await thread.ask(lambda _: None, "a")
+        waiting += [asyncio.create_task(thread.ask(lambda _: gate.wait(), "b")) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await thread.ask(lambda _: None)
+            await thread.ask(lambda _: None, "c")
         gate.set()
         assert all(await asyncio.gather(*waiting))
-        await thread.ask(lambda _: None)
+        await thread.ask(lambda _: None, "a")
+
+
+async def test_accounts_have_their_turns_one_after_another() -> None:
+    """However many calls one account has waiting, another's next one is made after one of them."""
+    gate, made = threading.Event(), []
+    async with thread_over(FakeBooks()) as thread:
+        waiting = [asyncio.create_task(thread.ask(lambda _: gate.wait(), "a"))]
+        for account in ("a", "a", "a", "b", "a", "c", "b"):
+            waiting.append(asyncio.create_task(thread.ask(lambda _, account=account: made.append(account), account)))
+            await asyncio.sleep(0)
+        gone = waiting.pop(1)
+        gone.cancel()
+        await asyncio.wait([gone])
+        gate.set()
+        await asyncio.gather(*waiting)
+    assert made == ["a", "b", "c", "a", "b", "a"]
+
+
+async def test_who_goes_while_it_waits_leaves_nothing() -> None:
+    gate = threading.Event()
+    async with thread_over(FakeBooks()) as thread:
+        first = asyncio.create_task(thread.ask(lambda _: gate.wait(), "a"))
+        await asyncio.sleep(0)
+        for _ in range(100):
+            gone = asyncio.create_task(thread.ask(lambda _: None, "b"))
+            await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.wait([gone])
+        assert (thread._turns._waiting, thread._waiting.taken) == ({}, 1)
+        gate.set()
+        await first
+
+
+async def test_an_operator_waits_for_none_of_the_calls_that_callers_make_without_end() -> None:
+    """Counted: when its call is made, one of theirs, the one that was under way, is all that was made meanwhile."""
+    made = 0
+    begun, gate = threading.Event(), threading.Event()
+    end = False
+
+    def of_a_caller(_: object) -> None:
+        nonlocal made
+        begun.set()
+        gate.wait()
+        made += 1
+
+    async def without_end(thread: BooksThread, account: str) -> None:
+        while not end:
+            await thread.ask(of_a_caller, account)
+
+    async with thread_over(FakeBooks()) as operators, thread_over(FakeBooks(), first=operators) as callers:
+        looping = [asyncio.create_task(without_end(callers, f"a{number % 5}")) for number in range(40)]
+        await asyncio.to_thread(begun.wait)
+
+        def revoke(_: object) -> int:
+            gate.set()  # only now the call that is under way may end
+            return made
+
+        for _ in range(20):
+            before = made
+            assert await operators.ask(revoke) <= before + 1
+            await callers.ask(lambda _: None, "another")  # and they go on
+        end = True
+        await asyncio.gather(*looping)
+    assert made > 20
 
 
 async def test_a_call_that_takes_long_is_given_up_and_so_are_those_behind_it_which_are_never_made() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,13 +24,21 @@ from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, m
 BODY = b'{"model":"tiny","input":["abc","d"]}'
 
 
-def make_app(nodes: ScriptedNodes | None = None, *, in_flight_max: int = 100, count: int = 1) -> GatewayApp:
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not what():
+            await asyncio.sleep(0.002)
+
+
+def make_app(
+    nodes: ScriptedNodes | None = None, *, in_flight_max: int = 100, count: int = 1, bodies: BodyBudget | None = None
+) -> GatewayApp:
     world = make_world(nodes, nodes=count)
     return GatewayApp(
         world,
         world.fleet.registry,
         in_flight_max=in_flight_max,
-        bodies=BodyBudget(10**8),
+        bodies=bodies or BodyBudget(10**8),
         gauges=lambda: {"nodes_ready": 1},
     )
 
@@ -431,6 +439,52 @@ async def test_bodies_that_do_not_end_keep_nobody_out() -> None:
         assert (await send(port, request(body=BODY))).status == 200
         for _, writer in stalled:
             writer.close()
+
+
+async def test_half_bodies_of_one_account_leave_room_for_those_of_others() -> None:
+    """By the lane and by the general server: it is a share of one room; strangers' bodies take none of it."""
+    room = BodyBudget(12_000)
+    app = make_app(bodies=room)
+    whole = request(body=BODY[:-1] + b" " * 4_000 + b"}")
+    by_general = whole.replace(b"/v1/embeddings", b"/v1/embeddings?x=1", 1)
+    async with running(app) as port:
+        stalled = []
+
+        async def stall(raw: bytes) -> None:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(raw[:-1])
+            stalled.append(writer)
+
+        for raw in (whole, by_general):
+            await stall(raw)
+            await stall(raw.replace(GOOD_KEY.encode(), b"em_nobody"))
+        await until(lambda: room.taken > 7_900)
+        for raw in (whole, by_general):
+            refused = await send(port, raw)
+            assert (refused.status, refused.error["code"]) == (503, "overloaded")
+            other = await send(port, request(path=raw.split()[1].decode(), body=BODY, key=POOR_KEY))
+            assert (other.status, other.error["code"]) == (429, "insufficient_quota")
+        assert room.shares._accounts.keys() == {"acct"}
+        for writer in stalled:
+            writer.close()
+        await until(lambda: room.taken == 0)
+
+
+async def test_who_does_not_read_pages_that_anybody_may_ask_for_keeps_them_from_nobody_else() -> None:
+    """Few are sent at one time, from one address a share of these; what needs no key and is small has no such bound."""
+    app = make_app()
+    async with running(app) as port:
+        while app._open_room.shares.take("127.0.0.1", 1):
+            pass
+        taken = app._open_room.taken
+        for path in ("/docs", "/openapi.json"):
+            refused = await send(port, request("GET", path, key=None))
+            assert (refused.status, refused.error["code"]) == (503, "overloaded")
+        assert (await send(port, request("GET", "/health", key=None))).status == 200
+        app._open_room.give_back("127.0.0.1", taken)
+        for path in ("/docs", "/openapi.json"):
+            assert (await send(port, request("GET", path, key=None))).status == 200
+        assert app._open_room.taken == 0
 
 
 async def test_metrics_count_outcomes_without_naming_anybody() -> None:

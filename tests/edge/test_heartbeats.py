@@ -92,6 +92,51 @@ async def test_what_is_not_signed_as_agreed_is_refused(gw: Gateway, applicant: A
         assert not node.draining
 
 
+async def test_a_report_is_known_by_its_head(gw: Gateway, applicant: Applicant) -> None:
+    """Before a byte of its body is read: who is no node, or says what was said before, need not send it."""
+    await applicant.join(await gw.invite())
+    path = beat_path(applicant)
+    good = applicant.signed("POST", path, BEAT)
+    assert (await send(gw.port, good)).status == 200
+    forged = applicant.signed(
+        "POST", path, BEAT, RequestSigner(Session("f" * 16, bytes(32)), applicant.node_id, "f" * 16)
+    )
+    large = applicant.signed("POST", path, b" " * (BODY_BYTES_MAX + 1))
+    cases = [(good, 401), (forged, 401), (request("POST", path, BEAT, key=None), 401), (large, 413)]
+    for raw, status in cases:
+        assert (await send(gw.port, raw.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")).status == status
+    assert gw.nodes_api._reports.taken == 0
+
+
+async def test_a_node_that_reports_without_end_is_told_to_wait_and_others_are_not(
+    gw: Gateway, applicant: Applicant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its body is read: each report of a thousand receipts costs the gateway milliseconds."""
+    monkeypatch.setattr(gw.nodes_api, "_reports_a_minute_max", 10)
+    other = Applicant(gw, tmp_path, "other")
+    for one in (applicant, other):
+        await one.join(await gw.invite())
+    said = [(await applicant.say("heartbeat", BEAT)).status for _ in range(10)]
+    assert said == [200] * said.count(200) + [503] * said.count(503)
+    assert 0 < said.count(503) <= 2
+    assert (await other.say("heartbeat", BEAT)).status == 200
+
+
+async def test_half_a_report_takes_of_the_share_of_its_node(gw: Gateway, applicant: Applicant, tmp_path: Path) -> None:
+    """And only once its head is found to be the node's; others' reports are heard meanwhile."""
+    other = Applicant(gw, tmp_path, "other")
+    for one in (applicant, other):
+        await one.join(await gw.invite())
+    raw = applicant.signed("POST", beat_path(applicant), b" " * 1_000)
+    _, writer = await asyncio.open_connection("127.0.0.1", gw.port)
+    writer.write(raw[:-10])
+    await until("half of it has come", lambda: gw.nodes_api._reports.taken == 990)
+    assert gw.nodes_api._reports.shares._accounts == {applicant.node_id: 990}
+    assert (await other.say("heartbeat", BEAT)).status == 200
+    writer.close()
+    await until("it has gone", lambda: gw.nodes_api._reports.taken == 0)
+
+
 async def test_the_session_before_is_good_for_a_while_and_older_ones_are_not(gw: Gateway, applicant: Applicant) -> None:
     """A report may be on its way while a new session is agreed."""
     signers = []

@@ -28,6 +28,7 @@ from embedmesh.edge.server import HttpServer
 from embedmesh.rules.errors import InvalidApiKey
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.ports import Delivery, Reply
+from embedmesh.rules.shares import Room
 from tests.edge.http import Raw, read_reply, request, send, serving
 
 LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
@@ -60,6 +61,8 @@ class Service:
         self.delivered: list[Delivery] = []
         self._write_s = write_s
         self.hold: asyncio.Event | None = None
+        self.known = asyncio.Event()  # who asks
+        self.known.set()
         self.before_reply = self.after_reply = lambda: None
         lane = Lane(LINE, self._by_lane, self.bodies, write_s=write_s) if with_lane else None
         routes = {"/v1/embeddings": {"POST": self._general}, "/health": {"GET": self._health}}
@@ -67,7 +70,7 @@ class Service:
 
     def taken(self) -> int:
         """Bytes of bodies that are in memory."""
-        return ROOM - self.bodies._free_bytes
+        return self.bodies.taken
 
     def _bug(self) -> None:
         self.bugs += 1
@@ -92,7 +95,10 @@ class Service:
         try:
             if exchange.header("authorization") == "Bearer wrong":
                 raise InvalidApiKey("no")
-            body = await exchange.body()
+            await self.known.wait()
+            if exchange.header("authorization") == "Bearer unknown":
+                raise InvalidApiKey("no")
+            body = await exchange.body("a")
             if body == b"bug":
                 raise KeyError("the secret value")
             if self.hold is not None:
@@ -726,11 +732,21 @@ async def test_a_bug_after_the_reply_is_counted_and_adds_nothing_to_it() -> None
     assert (service.bugs, service.taken()) == (1, 0)
 
 
+def crowd(bodies: BodyBudget, free: int) -> dict[str, int]:
+    """Accounts that take all but so many bytes, and how many each has."""
+    has: dict[str, int] = {}
+    while left := ROOM - bodies.taken - free:
+        has[f"other {len(has)}"] = size = min(left, max(1, (left + free) * 4 // 5))
+        bodies.take(f"other {len(has) - 1}", size)
+    return has
+
+
 @on_each_loop
-@pytest.mark.parametrize("apart", [0, 1, len(BODY) - 1])
-async def test_without_room_for_its_body_it_is_told_so(apart: int) -> None:
+@pytest.mark.parametrize(("apart", "free"), [(0, 0), (1, 1), (len(BODY) - 1, len(BODY))])
+async def test_without_room_for_its_body_it_is_told_so(apart: int, free: int) -> None:
+    """As long as others have so much of the room that its own share of what is free is too small."""
     service = Service()
-    service.bodies.take(ROOM - apart)  # so much may come yet
+    others = crowd(service.bodies, free)
     whole = request(body=BODY)
     async with connected(service) as (reader, writer):
         writer.write(whole[: len(whole) - len(BODY) + apart])
@@ -738,8 +754,9 @@ async def test_without_room_for_its_body_it_is_told_so(apart: int) -> None:
         writer.write(whole[len(whole) - len(BODY) + apart :])
         refused = await answer(reader)
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
-        await until(lambda: service.taken() == ROOM - apart)
-        service.bodies.give_back(ROOM - apart)
+        await until(lambda: service.taken() == ROOM - free)
+        for other, size in others.items():
+            service.bodies.give_back(other, size)
         writer.write(whole)
         assert (await answer(reader)).body == BODY
     assert (service.on_lane, service.taken()) == (2, 0)
@@ -753,6 +770,49 @@ async def test_only_what_has_come_of_a_body_takes_room() -> None:
         await until(lambda: service.on_lane == 1 and service.taken() > 0)
         assert service.taken() == 200
     await until(lambda: service.taken() == 0)
+
+
+@on_each_loop
+@pytest.mark.parametrize(("key", "status"), [("good", 200), ("unknown", 401)])
+async def test_until_it_is_known_who_asks_a_body_takes_no_room_and_is_not_read_on(key: str, status: int) -> None:
+    """But for what came with the head, and one read more. Whoever it is, the connection's next request is heard."""
+    service = Service()
+    service.known.clear()
+    whole = request(body=b"x" * 100_000, key=key)
+    start = len(whole) - 100_000
+    async with connected(service) as (reader, writer):
+        writer.write(whole[: start + 10])
+        await until(lambda: service.on_lane == 1)
+        exchange = next(iter(service.server._server.connections))._exchange
+        assert exchange is not None
+        for end, missing in ((20, 99_980), (30, 99_980), (40, 99_980)):
+            writer.write(whole[start + end - 10 : start + end])
+            await until(lambda missing=missing: exchange._missing == missing)
+            await asyncio.sleep(0.01)
+        assert (exchange._missing, service.taken()) == (99_980, 0)
+        service.known.set()
+        writer.write(whole[start + 40 :])
+        assert (await answer(reader)).status == status
+        writer.write(request(body=BODY))
+        assert (await answer(reader)).body == BODY
+    await until(lambda: service.taken() == 0)
+
+
+@on_each_loop
+async def test_half_bodies_of_one_account_are_few_enough_for_others_to_find_connections() -> None:
+    """However little has come of each; whole ones wait for nothing."""
+    service = Service()
+    service.bodies.awaited = Room(2, "full")
+    half = request(body=BODY)[:-1]
+    async with connected(service) as (_, one), connected(service) as (reader, other):
+        one.write(half)
+        await until(lambda: service.bodies.awaited.taken == 1)
+        service.bodies.awaited.take("another")
+        other.write(half)
+        assert (await answer(reader)).status == 503
+        other.write(b"}" + request(body=BODY))
+        assert (await answer(reader)).body == BODY
+    await until(lambda: (service.taken(), service.bodies.awaited.taken) == (0, 1))
 
 
 HEAD_S = 0.15

@@ -17,7 +17,7 @@ from embedmesh.edge import registration
 from embedmesh.rules.membership import CHALLENGE, ChallengeAnswer
 from embedmesh.signing.identity import Identity, verify
 from tests.edge.http import Raw, request, send
-from tests.edge.mesh import Applicant, Gateway, Script, gateway, memory_folder, says, somebody
+from tests.edge.mesh import Applicant, Gateway, Script, gateway, memory_folder, says, somebody, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -219,6 +219,24 @@ async def test_a_stranger_cannot_make_a_node_answer_its_challenge(gw: Gateway, a
     assert [reply.status for reply in replies] == [401] * 4 + [200]
     answer = msgspec.json.decode(replies[-1].body, type=ChallengeAnswer)
     assert verify(applicant.identity.public_key, CHALLENGE, nonce + address.encode(), answer.signature)
+
+
+async def test_challenges_of_strangers_are_few_and_keep_no_room_of_the_gateways_work(
+    gw: Gateway, applicant: Applicant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half ones take of a room of their own, and a flood of them is refused before a signature is looked at."""
+    monkeypatch.setattr("embedmesh.edge.node_door.CHALLENGES_A_MINUTE_MAX", 10)
+    junk = request("POST", "/v1/challenge", b'{"nonce":1}', key=None)
+    async with applicant.listening(plain=True) as address:
+        port, door = int(address.rpartition(":")[2]), applicant.door
+        _, half = await asyncio.open_connection("127.0.0.1", port)
+        half.write(junk[:-1])
+        await until("half of it has come", lambda: door._challenge_bodies.taken == 10)
+        assert door._bodies.taken == 0
+        said = [(await send(port, junk)).status for _ in range(12)]
+        assert said == [400] * said.count(400) + [503] * said.count(503)
+        assert 0 < said.count(400) < 8
+        half.close()
 
 
 async def test_plain_http_outside_the_allow_list_is_refused(gw: Gateway, applicant: Applicant) -> None:

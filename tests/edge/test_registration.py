@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from embedmesh.rules.errors import NodeUnreachable
-from embedmesh.rules.membership import Offer, Standing, Statement
+from embedmesh.edge.members import PENDING_OF_ORIGIN_MAX
+from embedmesh.rules.errors import NodeUnreachable, Overloaded
+from embedmesh.rules.membership import Offer, Standing
 from embedmesh.signing.identity import Identity
 from embedmesh.signing.invites import Invite, make_invite
 from tests.edge.http import Raw, request, send
-from tests.edge.mesh import Applicant, Gateway, relay_to, says, somebody
+from tests.edge.mesh import Applicant, Gateway, gateway, relay_to, says, somebody
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -40,16 +41,10 @@ async def _changed_after_signing(one: Applicant, invite: Invite) -> Raw:
 
 
 async def _reused_nonce(one: Applicant, invite: Invite) -> Raw:
-    asked, _ = await one.registration()
-    assert (await one.post(asked)).status == 200
-    nonce = msgspec.json.decode(asked.statement, type=Statement).nonce
+    now_s = one.gateway.clock.unix_ms() // 1000
+    nonce = one.gateway.nonces.make(now_s)
+    assert one.gateway.nonces.take(nonce, now_s)
     return await one.ask(invite, nonce=nonce)
-
-
-async def _replayed(one: Applicant, invite: Invite) -> Raw:
-    asked, _ = await one.registration()
-    assert (await one.post(asked)).status == 200
-    return await one.post(asked)
 
 
 async def _old_nonce(one: Applicant, invite: Invite) -> Raw:
@@ -75,7 +70,6 @@ STATEMENTS: list[tuple[str, Callable[[Applicant, Invite], Awaitable[Raw]], int, 
     ("names another key", _names_another, 401, "not signed by the key"),
     ("changed after it was signed", _changed_after_signing, 401, "not signed by the key"),
     ("a nonce that was used", _reused_nonce, 401, "nonce"),
-    ("the same registration again", _replayed, 401, "nonce"),
     ("a nonce that is too old", _old_nonce, 401, "nonce"),
     ("a nonce of its own", changed(nonce=b"n" * 38), 401, "nonce"),
     ("no nonce", changed(nonce=b""), 401, "nonce"),
@@ -281,13 +275,130 @@ async def test_what_an_operator_says_while_a_node_registers_is_not_lost(gw: Gate
             await gw.act(applicant.node_id, "distrust")
 
 
-async def test_nodes_that_nobody_knows_fill_no_memory(gw: Gateway, tmp_path: Path, monkeypatch: Any) -> None:
-    """The oldest that is pending goes for the newest, in the store and here."""
+# -- what strangers cost -----------------------------------------------------------------------------------------------
+
+
+async def test_a_registration_is_taken_once(gw: Gateway, applicant: Applicant) -> None:
+    asked, _ = await applicant.registration(await gw.invite())
+    assert (await applicant.post(asked)).status == 200
+    says(await applicant.post(asked), 401, "nonce")
+
+
+async def topic_of_nodes(gw: Gateway) -> int:
+    """How often gateways were told of nodes."""
+    return dict(await gw.store._reads.ask("SELECT topic, version FROM topics", {}))["nodes"]
+
+
+async def test_what_a_stranger_says_is_noted_once_and_small(gw: Gateway, applicant: Applicant) -> None:
+    """However often it asks: no nonce is used up, nothing is written or reloaded. What it offers is not kept."""
+    used = len(gw.nonces._used)
+    place = {"address": "https://node.example", "certificate": applicant.certificate}
+    asked, _ = await applicant.registration(**place)
+    said = await applicant.post(asked)
+    record, told = gw.members.record(applicant.node_id), await topic_of_nodes(gw)
+    assert (record.address, record.country) == ("https://node.example", "DE")
+    assert (record.offers, record.certificate, record.secret) == ((), b"", b"")
+    for _ in range(5):
+        assert (await applicant.post(asked)).body == said.body
+        assert (await applicant.ask(address="https://elsewhere.example")).body == said.body
+    assert gw.members.record(applicant.node_id) == record
+    assert (len(gw.nonces._used), await topic_of_nodes(gw)) == (used, told)
+
+
+async def test_that_a_stranger_asks_still_is_noted_every_minute_and_told_to_nobody(
+    gw: Gateway, applicant: Applicant
+) -> None:
+    """What has changed of what it says is told then."""
+    await applicant.join()
+    [first] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
+    told = await topic_of_nodes(gw)
+    try:
+        for ahead_s, address, tells in ((61, "", 0), (122, "https://node.example", 1)):
+            gw.clock.ahead_s = ahead_s
+            await applicant.join(address=address)
+            [kept] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
+            assert kept == gw.members.record(applicant.node_id)
+            assert kept.registered_ms >= first.registered_ms + ahead_s * 1000
+            assert (kept.address, await topic_of_nodes(gw)) == (address, told + tells)
+    finally:
+        gw.clock.ahead_s = 0
+
+
+async def note(gw: Gateway, name: int, origin: str) -> str:
+    """A stranger asks to join; its id."""
+    public_key = Identity(name.to_bytes(32, "big")).public_key
+    return (await gw.members.note_pending(public_key, origin, address="", country="")).node_id
+
+
+async def test_an_older_stranger_is_never_pushed_out_and_one_that_is_gone_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the store, and here. Who asks on is not gone; an admitted node takes no place."""
     monkeypatch.setattr("embedmesh.storage.nodes.PENDING_MAX", 3)
-    several = [Applicant(gw, tmp_path, f"n{number}") for number in range(6)]
-    for one in several:
-        await one.join()
-        await asyncio.sleep(0.001)
-    pending = {one.node_id for one in gw.members.records() if one.standing is Standing.PENDING}
-    assert pending == {one.node_id for one in several[-3:]}
-    assert {one.node_id for one in await gw.store.nodes.all()} == {one.node_id for one in gw.members.records()}
+    async with gateway(tmp_path) as gw:
+        await Applicant(gw, tmp_path).join(await gw.invite())
+        first, second, third = [await note(gw, name, f"origin {name}") for name in (1, 2, 3)]
+        with pytest.raises(Overloaded, match="3 nodes wait to be approved"):
+            await note(gw, 4, "origin 4")
+        gw.clock.ahead_s = 14 * 60 + 59
+        assert [await note(gw, name, f"origin {name}") for name in (1, 3)] == [first, third]
+        gw.clock.ahead_s = 15 * 60 + 1
+        fourth = await note(gw, 4, "origin 4")
+        with pytest.raises(Overloaded):
+            await note(gw, 5, "origin 5")
+        pending = {one.node_id for one in gw.members.records() if one.standing is Standing.PENDING}
+        assert pending == {first, third, fourth} != {second}
+        assert {one.node_id for one in await gw.store.nodes.all()} == {one.node_id for one in gw.members.records()}
+
+
+async def test_strangers_of_one_address_leave_room_for_those_of_others(gw: Gateway) -> None:
+    """Once one of them is approved or removed, another may ask."""
+    some = [await note(gw, 100 + number, "one") for number in range(PENDING_OF_ORIGIN_MAX)]
+    for _ in range(3):
+        with pytest.raises(Overloaded, match="From one address at most 10 nodes"):
+            await note(gw, 200, "one")
+        assert await note(gw, 101, "one") == some[1]
+    await note(gw, 300, "another")
+    await gw.act(some[0], "remove")
+    await note(gw, 200, "one")
+    with pytest.raises(Overloaded):
+        await note(gw, 201, "one")
+
+
+async def test_signatures_that_strangers_have_checked_are_bounded_by_address_and_not_for_nodes_that_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the address that a trusted proxy names last, whatever stands before it."""
+    monkeypatch.setattr("embedmesh.edge.registration.A_MINUTE_STRANGERS_MAX", 10)
+    async with gateway(tmp_path, trusted=["127.0.0.0/8"]) as gw:
+        member, stranger = Applicant(gw, tmp_path), Applicant(gw, tmp_path, "stranger")
+        await member.join(await gw.invite())
+
+        async def junk(origin: str) -> int:
+            asked, _ = await stranger.registration()
+            body = msgspec.json.encode(msgspec.structs.replace(asked, signature=bytes(64)))
+            forwarded = {"X_Forwarded_For": f"192.0.2.77, {origin}"}
+            return (await send(gw.port, request("POST", "/v1/nodes", body, key=None, **forwarded))).status
+
+        said = [await junk("192.0.2.1") for _ in range(12)]
+        assert said == [401] * said.count(401) + [503] * said.count(503)
+        assert 0 < said.count(401) <= 8
+        assert await junk("192.0.2.2") == 401
+        assert (await member.join()).standing == "admitted"
+
+
+async def test_a_node_has_its_address_looked_at_once_at_a_time(gw: Gateway, applicant: Applicant) -> None:
+    """Or one that does not answer would keep others from joining for as long as it likes."""
+    await applicant.join(await gw.invite())
+    visited, go_on = asyncio.Event(), asyncio.Event()
+    async with (
+        applicant.listening() as address,
+        somebody(relay_to(address, after=go_on, reached=visited)) as port,
+    ):
+        applicant.believe(f"https://127.0.0.1:{port}")
+        asking = asyncio.create_task(applicant.ask(**applicant.place))
+        await visited.wait()
+        says(await applicant.ask(**applicant.place), 503, "for another registration of it")
+        go_on.set()
+        assert (await asking).status == 200
+        assert (await applicant.ask(**applicant.place)).status == 200

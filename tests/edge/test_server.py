@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import pytest
 from aiohttp import web
 
 from embedmesh.edge.failures import hint_headers
 from embedmesh.edge.receive import BodyBudget, read_body
-from embedmesh.edge.server import REST, HttpServer, deliver
+from embedmesh.edge.server import REST, UNREAD_BYTES, HttpServer, deliver
 from embedmesh.rules.errors import Failure, RateLimited
 from embedmesh.rules.ports import Delivery
 from tests.edge.http import Raw, read_reply, request, send, serving
@@ -21,7 +22,8 @@ SHORT_S = 0.3
 class Echo:
     """Routes for the tests: echo a body, fail in a bug, take long."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, body_s: float = SHORT_S) -> None:
+        self.body_s = body_s
         self.budget = BodyBudget(3 * LIMIT)
         self.bugs = 0
         self.cancelled = asyncio.Event()
@@ -40,8 +42,9 @@ class Echo:
         self.bugs += 1
 
     async def echo(self, asked: web.BaseRequest) -> web.StreamResponse:
-        body = await read_body(asked, LIMIT, self.budget, body_s=SHORT_S)
-        self.budget.give_back(len(body))
+        whose = asked.headers.get("x-account", "")
+        body = await read_body(asked, LIMIT, self.budget, whose, body_s=self.body_s)
+        self.budget.give_back(whose, len(body))
         return web.Response(body=body, headers={"Content-Type": "application/json"})
 
     async def bug(self, asked: web.BaseRequest) -> web.StreamResponse:
@@ -56,6 +59,12 @@ class Echo:
 
     async def thing(self, asked: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=asked[REST].encode(), content_type="text/plain")
+
+
+async def until(what: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not what():
+            await asyncio.sleep(0.005)
 
 
 def assert_enveloped(reply: Raw, status: int, code: str) -> None:
@@ -350,22 +359,66 @@ async def test_a_caller_that_hangs_up_cancels_its_request() -> None:
 
 
 async def test_bodies_in_memory_are_bounded_together_and_given_back() -> None:
-    """With the budget taken by stalled senders another is refused at once; when they are gone it is served."""
-    echo = Echo()
+    """Half bodies of one account keep out its own next one, not another's; when they are gone it is served."""
+    echo = Echo(body_s=20.0)
     async with serving(echo.server) as port:
         stalled = []
-        for _ in range(3):
+        for _ in range(2):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(request(path="/echo", body=b"x" * LIMIT)[:-1])
+            writer.write(request(path="/echo", body=b"x" * LIMIT, x_account="a")[:-1])
             stalled.append(writer)
-        await asyncio.sleep(0.1)
-        reply = await send(port, request(path="/echo", body=b"x" * 100))
+        await until(lambda: echo.budget.taken == 2 * (LIMIT - 1))
+        reply = await send(port, request(path="/echo", body=b"x" * LIMIT, x_account="a"))
         assert_enveloped(reply, 503, "overloaded")
+        assert "30,000 bytes" in str(reply.error["message"])
         assert int(reply.headers["retry-after"]) >= 1
+        assert (await send(port, request(path="/echo", body=b"x" * (LIMIT // 2), x_account="b"))).status == 200
         for writer in stalled:
             writer.close()
-        await asyncio.sleep(SHORT_S)
-        assert (await send(port, request(path="/echo", body=b"x" * LIMIT))).status == 200
+        await until(lambda: echo.budget.taken == 0)
+        assert (await send(port, request(path="/echo", body=b"x" * LIMIT, x_account="a"))).status == 200
+
+
+async def test_half_bodies_of_one_account_are_few_enough_for_others_to_find_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However little has come of each."""
+    monkeypatch.setattr("embedmesh.edge.receive.AWAITED_MAX", 5)
+    echo = Echo(body_s=20.0)
+    async with serving(echo.server) as port:
+        stalled = []
+        for _ in range(4):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request(path="/echo", body=b"{}", x_account="a")[:-1])
+            stalled.append(writer)
+        await until(lambda: echo.budget.awaited.taken == 4)
+        reply = await send(port, request(path="/echo", body=b"{}", x_account="a"))
+        assert_enveloped(reply, 503, "overloaded")
+        assert (await send(port, request(path="/echo", body=b"{}", x_account="b"))).status == 200
+        for writer in stalled:
+            writer.close()
+        await until(lambda: (echo.budget.awaited.taken, echo.budget.taken) == (0, 0))
+
+
+async def test_of_a_body_that_nobody_has_asked_for_little_is_read() -> None:
+    """Whose it is may not be known yet: what is read ahead is in nobody's share."""
+    asked: list[web.BaseRequest] = []
+    gate = asyncio.Event()
+
+    async def identify_first(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append(request)
+        await gate.wait()
+        return web.Response(body=str(sum([len(chunk) async for chunk in request.content.iter_any()])).encode())
+
+    async with serving(HttpServer({"/slow": {"POST": identify_first}})) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(path="/slow", body=b"x" * 4_000_000))
+        await until(lambda: bool(asked) and not asked[0].transport.is_reading())
+        await asyncio.sleep(0.05)
+        assert asked[0].content._size <= 2 * UNREAD_BYTES + 256 * 1024
+        gate.set()
+        assert (await read_reply(reader)).body == b"4000000"
+        writer.close()
 
 
 @pytest.mark.story

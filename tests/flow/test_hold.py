@@ -1,15 +1,18 @@
 """The money of one request: what its hold says, that it ends once, and the wait for the reply of a twin."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from itertools import repeat
 
+import msgspec
 import pytest
 
 from embedmesh.flow.hold import Held, hold_money
-from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
+from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict, Overloaded
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.ports import Caller
+from embedmesh.rules.shares import Room
 from tests.flow.world import Clock
 
 CALLER = Caller("acct", "key_1", frozenset())
@@ -134,3 +137,33 @@ async def test_a_twin_that_is_gone_makes_room(clock: Clock, pauses: list[float])
     assert isinstance(held, Held)
     assert [what for what, _ in ledger.asked] == ["hold", "twin", "hold"]
     assert len(pauses) == 1
+
+
+async def test_those_of_one_account_that_wait_leave_places_for_others(clock: Clock) -> None:
+    """Those beyond are refused at once, without a look at the store; who has its answer needs no place."""
+    room, gate = Room(10, "full"), asyncio.Event()
+
+    class Slow(TwinLedger):
+        async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+            await gate.wait()
+            return DONE
+
+    def ask(ledger: TwinLedger, account: str) -> "asyncio.Task[Held | bytes]":
+        caller = msgspec.structs.replace(CALLER, account_id=account)
+        return asyncio.create_task(hold_money(ledger, caller, 7, 30.0, clock, CLAIM, room))
+
+    waiting = [ask(Slow(UNDER_WAY), "a") for _ in range(8)]
+    await asyncio.sleep(0)
+    beyond = TwinLedger(UNDER_WAY)
+    with pytest.raises(Overloaded):
+        await ask(beyond, "a")
+    assert [what for what, _ in beyond.asked] == ["hold"]
+    assert await ask(TwinLedger(DONE), "a") == DONE.reply
+    with pytest.raises(IdempotencyConflict):
+        await ask(TwinLedger(OF_ANOTHER_BODY), "a")
+    waiting.append(ask(Slow(UNDER_WAY), "b"))
+    await asyncio.sleep(0)
+    waiting.pop(0).cancel()
+    gate.set()
+    assert await asyncio.gather(*waiting) == [DONE.reply] * 8
+    assert room.taken == 0

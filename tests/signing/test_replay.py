@@ -43,6 +43,7 @@ def test_the_window_does_what_a_list_would(counters: list[int]) -> None:
     seen: set[int] = set()
     for counter in counters:
         new = counter not in seen and counter > max(seen, default=counter) - WIDE
+        assert window.new("a", counter) == new
         assert window.admit("a", counter, NOW) == new
         seen.add(counter)
 

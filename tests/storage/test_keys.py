@@ -1,6 +1,7 @@
 """Which bearer keys are good: stored as keyed hashes only, remembered for a while, forgotten once they change."""
 
 import asyncio
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.ports import Caller
 from embedmesh.storage.store import Store
-from embedmesh.storage.tokens import PREFIXES, checksum, hash_token, make_token, well_formed
+from embedmesh.storage.tokens import PREFIXES, checksum, hash_token, make_token, stamped, well_formed
 from tests.storage.shop import SECRET, Shop
 
 GOOD = "em_" + "0123456789abcdefABCDEFghijklMNOP"
@@ -41,8 +42,8 @@ async def test_a_key_expires(shop: Shop, store: Store) -> None:
 
 async def test_a_well_formed_key_of_nobody_is_not_found(store: Store) -> None:
     """Whoever knows how keys are made still has none."""
-    assert await store.keys.find(make_token("em")) is None
-    assert await store.keys.find(make_token("em_admin")) is None
+    assert await store.keys.find(make_token("em", SECRET)) is None
+    assert await store.keys.find(make_token("em_admin", SECRET)) is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,19 @@ def test_junk_dies_without_a_query(token: str) -> None:
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_key_that_was_made_is_well_formed(prefix: str) -> None:
-    assert well_formed(make_token(prefix))
+    assert well_formed(make_token(prefix, SECRET))
+
+
+@given(st.integers(0, 31), st.sampled_from(string.ascii_letters + string.digits))
+def test_a_stamp_cannot_be_made_without_the_secret(at: int, other: str) -> None:
+    """Nor can what it is on be changed, whatever checksum is put on that; keys of before have none."""
+    token = make_token("em", SECRET)
+    assert stamped(token, SECRET)
+    assert not stamped(token, bytes(32))
+    assert not stamped(GOOD, SECRET)
+    start = token[:-6]
+    changed = start[: 3 + at] + other + start[4 + at :]
+    assert stamped(changed + checksum(changed), SECRET) == (changed == start)
 
 
 @pytest.mark.parametrize(

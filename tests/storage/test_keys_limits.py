@@ -330,13 +330,13 @@ async def test_a_key_that_is_remembered_is_not_asked_for(
     """Known keys and unknown ones; the oldest goes where there are too many; no change is missed."""
     monkeypatch.setattr("embedmesh.storage.keyring.KNOWN_MAX", 2)
     asked = []
-    ask = store._reads.ask
+    ask = store.keys._reads.ask
 
     async def counting(statement: str, values: Any) -> Any:
         asked.append(values)
         return await ask(statement, values)
 
-    monkeypatch.setattr(store._reads, "ask", counting)
+    monkeypatch.setattr(store.keys._reads, "ask", counting)
     tokens = [shop.books.keys.create("a", ["embeddings"])[1] for _ in range(3)]
     for token in (tokens[0], tokens[0], tokens[1], tokens[0], tokens[1]):
         assert await store.keys.find(token) is not None
@@ -349,12 +349,12 @@ async def test_a_key_that_is_remembered_is_not_asked_for(
 
     async def changed_meanwhile(statement: str, values: Any) -> Any:
         rows = await ask(statement, values)
-        store.keys._forget()
+        store.keys._heard()
         return rows
 
-    monkeypatch.setattr(store._reads, "ask", changed_meanwhile)
-    store.keys._forget()
+    monkeypatch.setattr(store.keys._reads, "ask", changed_meanwhile)
+    store.keys._heard()
     await store.keys.find(tokens[0])
-    monkeypatch.setattr(store._reads, "ask", counting)
+    monkeypatch.setattr(store.keys._reads, "ask", counting)
     await store.keys.find(tokens[0])
     assert len(asked) == 5

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.errors import Overloaded, StoreUnavailable
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.storage.db import refusals
 from embedmesh.storage.nodes import NO_RECEIPTS, PENDING_MAX, NodeRecord, Saved
@@ -101,7 +101,9 @@ async def test_two_nodes_cannot_have_one_key(shop: Shop, store: Store) -> None:
 
 
 async def test_nodes_that_nobody_said_yes_to_are_bounded(shop: Shop, store: Store) -> None:
-    """The one that asked longest ago goes for a new one: never one that was admitted or removed."""
+    """Of those that ask no more the one that asked longest ago goes for a new one: never one that was admitted or
+    removed. Where all ask still, the new one is refused.
+    """
     await store.nodes.save(node(1, registered_ms=1))
     await store.nodes.save(node(2, Standing.REMOVED, registered_ms=1))
     many = [node(number, Standing.PENDING, registered_ms=number) for number in range(10, 10 + PENDING_MAX)]
@@ -113,6 +115,10 @@ async def test_nodes_that_nobody_said_yes_to_are_bounded(shop: Shop, store: Stor
     )  # it is one of them: nobody goes, and it keeps its number
     saved = await store.nodes.save(node(500, Standing.PENDING, registered_ms=1_000))
     assert saved.forgotten == many[1].node_id
+    for one in await store.nodes.all():
+        await store.nodes.touch(one.node_id, shop.clock.unix_ms())
+    with pytest.raises(Overloaded):
+        await store.nodes.save(node(501, Standing.PENDING, registered_ms=shop.clock.unix_ms()))
     standings = [record.standing for record in await store.nodes.all()]
     assert standings.count(Standing.PENDING) == PENDING_MAX
     assert standings[:2] == [Standing.ADMITTED, Standing.REMOVED]

@@ -15,7 +15,7 @@ from embedmesh.storage.store import Store
 from embedmesh.storage.tokens import make_token
 from embedmesh.storage.writer import QUEUE_WRITES_MAX
 from embedmesh.storage.writes import Change, Stats
-from tests.storage.shop import HandClock, Shop, charge
+from tests.storage.shop import SECRET, HandClock, Shop, charge
 
 HOLD = Hold("req_1", "a", 1, 0)
 GONE = [None, "cancelled"]
@@ -150,7 +150,7 @@ async def test_junk_is_no_key_and_asks_nobody(store: Store, monkeypatch: pytest.
     monkeypatch.setattr(store.keys, "_reads", None)
     assert await store.keys.find("junk") is None
     with pytest.raises(AttributeError):
-        await store.keys.find(make_token("em"))
+        await store.keys.find(make_token("em", SECRET))
 
 
 async def test_uses_that_cannot_be_written_down_now_are_later(

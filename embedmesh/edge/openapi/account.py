@@ -32,7 +32,7 @@ def account_paths() -> Json:
                 "Its balance, what is held for running requests, what may be spent, and whether answers may come from "
                 "the cache. With any of its keys.",
                 {200: json_reply("The account.", "OwnAccount")},
-                (errors.Overloaded, *ANY_KEY),
+                ANY_KEY,
                 scopes=(),
             )
         },

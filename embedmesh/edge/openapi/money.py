@@ -195,7 +195,7 @@ def _report_paths() -> Json:
                 "What nodes have earned",
                 "And were not paid out.",
                 {200: json_reply("The nodes.", "PayableList")},
-                (errors.Overloaded, *SCOPED_KEY),
+                SCOPED_KEY,
             )
         },
         "/v1/admin/payouts": {
@@ -214,7 +214,7 @@ def _report_paths() -> Json:
                 "Check that all money adds up",
                 "A large store takes longer than a request may: then `embedmesh ledger check` does it.",
                 {200: json_reply("What was found.", "LedgerReport")},
-                (errors.Overloaded, *SCOPED_KEY),
+                SCOPED_KEY,
             )
         },
     }

@@ -11,8 +11,20 @@ ANY_ROUTE: Failures = (
     errors.HeadTooLarge,
     errors.InternalError,
 )
-SCOPED_KEY: Failures = (errors.InsufficientScope, errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
-ANY_KEY: Failures = (errors.RateLimited, errors.InvalidApiKey, errors.StoreUnavailable, *ANY_ROUTE)
+SCOPED_KEY: Failures = (
+    errors.InsufficientScope,
+    errors.InvalidApiKey,
+    errors.Overloaded,
+    errors.StoreUnavailable,
+    *ANY_ROUTE,
+)
+ANY_KEY: Failures = (
+    errors.RateLimited,
+    errors.InvalidApiKey,
+    errors.Overloaded,
+    errors.StoreUnavailable,
+    *ANY_ROUTE,
+)
 LIMITED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
 
 

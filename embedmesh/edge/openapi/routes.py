@@ -113,7 +113,7 @@ def _process_paths() -> Json:
                 "This document",
                 "The OpenAPI 3.1 document of this API.",
                 {200: reply("The document.", "application/json", {"type": "object"})},
-                ANY_ROUTE,
+                (errors.Overloaded, *ANY_ROUTE),
             )
         },
         "/docs": {
@@ -123,7 +123,7 @@ def _process_paths() -> Json:
                 "The documentation page",
                 "This API to read and to try in a browser. Loads nothing from elsewhere.",
                 {200: reply("The page.", "text/html", {"type": "string"}, ("Content-Security-Policy",))},
-                ANY_ROUTE,
+                (errors.Overloaded, *ANY_ROUTE),
             )
         },
         "/": {

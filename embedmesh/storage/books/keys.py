@@ -207,7 +207,7 @@ class KeyBooks:
 
     def _insert(self, key: Key) -> str:
         _check(key)
-        token = make_token("em_admin" if "admin" in key.scopes else "em")
+        token = make_token("em_admin" if "admin" in key.scopes else "em", self._key_secret)
         row = _columns(key) | {
             "account_id": key.account_id,
             "token_hash": hash_token(token, self._key_secret),

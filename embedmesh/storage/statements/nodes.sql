@@ -16,16 +16,20 @@ FROM nodes WHERE node_id = :node_id;
 -- Keep other gateways from changing a node until this transaction ends. It changes nothing.
 UPDATE nodes SET node_id = node_id WHERE node_id = :node_id;
 
--- name: count_other_pending
--- How many nodes but this one wait for an operator's word.
-SELECT count(*) FROM nodes WHERE standing = 'pending' AND node_id <> :node_id;
+-- name: count_pending
+-- How many nodes wait for an operator's word.
+SELECT count(*) FROM nodes WHERE standing = 'pending';
 
--- name: forget_oldest_pending
--- Make room for this one that asks to join.
+-- name: forget_gone_pending
+-- Make room for one more that asks to join: of those that ask no more, the one that asked longest ago goes.
 DELETE FROM nodes WHERE node_id = (
-    SELECT node_id FROM nodes WHERE standing = 'pending' AND node_id <> :node_id ORDER BY registered_ms LIMIT 1
+    SELECT node_id FROM nodes WHERE standing = 'pending' AND registered_ms < :before_ms ORDER BY registered_ms LIMIT 1
 )
 RETURNING node_id;
+
+-- name: touch_node
+-- A pending node asks still. No trigger tells gateways of it.
+UPDATE nodes SET registered_ms = :now_ms WHERE node_id = :node_id AND standing = 'pending';
 
 -- name: save_node
 -- A node as it is now; a new one gets the next small id. What was checked of its receipts only note_receipts changes.
