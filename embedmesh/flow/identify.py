@@ -11,7 +11,7 @@ HEADER_CHARS_MAX = 512  # our keys have about 50; anything longer is not one of 
 async def identify(authorization: str | None, keys: Keys, *any_of: str) -> Caller:
     """The caller behind an `Authorization: Bearer` header. Its key has one of the scopes, where any are named.
 
-    Raises InvalidApiKey, InsufficientScope or StoreUnavailable.
+    Raises InvalidApiKey, InsufficientScope, Overloaded or StoreUnavailable.
     """
     scheme, _, token = (authorization or "").partition(" ")
     good = scheme.lower() == "bearer" and 0 < len(token) <= HEADER_CHARS_MAX
