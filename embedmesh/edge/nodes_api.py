@@ -90,7 +90,7 @@ class NodesApi:
         body = await _body(request, REGISTRATION_BYTES_MAX, self._registrations, origin)
         if "data" in decoded(body, dict[str, msgspec.Raw]):
             asked = decoded(body, AtomaRegistration)
-            record = await self._registrar.move(asked.data, asked.signature)
+            record = await self._registrar.move(asked.data, asked.signature, origin)
             return json_reply({"message": f"Node {record.small_id} is registered at its new address."})
         return json_reply(await self._registrar.register(decoded(body, Registration), origin))
 

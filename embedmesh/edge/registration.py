@@ -6,7 +6,8 @@ one that we may connect to; whoever answers there, with that certificate, is tha
 agreed and the node gets its first probe. docs/reference/node-protocol.md tells it from the node's side.
 
 Anybody may ask, so that what strangers cost is bounded, with a share for each address: signatures that are checked, and
-places among those that wait for an operator. Nodes that are admitted have a pace of their own, shared by node.
+places among those that wait for an operator. Nodes that are admitted have a pace of their own, shared by node, from
+where they have signed before.
 """
 
 import asyncio
@@ -79,6 +80,7 @@ class Registrar:
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._looking = asyncio.Semaphore(AT_ONE_TIME_MAX)
+        self._last_from: dict[str, str] = {}  # where nodes that may join have signed, by node id
         self._under_way: set[bytes] = set()  # the public keys of nodes whose addresses are looked at
         busy = "This gateway takes {} registrations a minute of {}. Try again in a minute."
         self._known = Pace(
@@ -103,10 +105,7 @@ class Registrar:
         statement = self._read(asked)
         known = self._members.by_key(statement.public_key)
         admitted = known is not None and known.standing is Standing.ADMITTED
-        if admitted:
-            self._known.take(node_id(statement.public_key))
-        else:
-            self._strangers.take(origin)
+        self._check_pace(known, origin)
         if not verify(statement.public_key, STATEMENT, asked.statement, asked.signature):
             raise errors.InvalidApiKey("The statement is not signed by the key that it names.")
         if known is not None and known.standing is Standing.REMOVED:
@@ -117,18 +116,29 @@ class Registrar:
             raise errors.InvalidApiKey(NOT_OURS)
         if not admitted:
             await self._use_invite(asked, node_id(statement.public_key))
+        self._last_from[node_id(statement.public_key)] = origin
         ip = await self._find(statement.address, statement.certificate, statement.public_key)
         return await self._admit(statement, ip)
 
-    async def move(self, data: dict[str, object], signature: str) -> NodeRecord:
+    def _check_pace(self, known: NodeRecord | None, origin: str) -> None:
+        """Before a signature is looked at. That it names an admitted node proves nothing yet, unless that has signed
+        from there before. Raises Overloaded.
+        """
+        if known is not None and known.standing is Standing.ADMITTED and self._last_from.get(known.node_id) == origin:
+            self._known.take(known.node_id)
+        else:
+            self._strangers.take(origin)
+
+    async def move(self, data: dict[str, object], signature: str, origin: str) -> NodeRecord:
         """The three fields of an Atoma node: an admitted node has another address. Raises a CallerFailure."""
         try:
             public_key = atoma.signer(signature)
             known = self._members.by_key(public_key)
             if known is None or known.standing is not Standing.ADMITTED:
                 raise errors.InsufficientScope(NO_SUCH_NODE)
-            self._known.take(known.node_id)
+            self._check_pace(known, origin)
             atoma.check(data, signature)
+            self._last_from[known.node_id] = origin
         except ValueError as error:
             raise errors.InvalidValue(f"This is no registration: {error}.", param="signature") from None
         if known.small_id != data["node_small_id"]:

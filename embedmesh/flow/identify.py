@@ -12,7 +12,7 @@ async def identify(authorization: str | None, keys: Keys, *any_of: str, api_key:
     """The caller behind an `Authorization: Bearer` or an `api-key` header. Its key has one of the scopes, where any are
     named.
 
-    Raises InvalidApiKey, InsufficientScope, StoreUnavailable, or InvalidValue where the two headers differ.
+    Raises InvalidApiKey, InsufficientScope, Overloaded, StoreUnavailable, or InvalidValue where the two headers differ.
     """
     scheme, _, token = (authorization or "").partition(" ")
     good = scheme.lower() == "bearer" and 0 < len(token) <= HEADER_CHARS_MAX

@@ -91,7 +91,7 @@ class KeyRing:
         if before is not None or stamped(token, self._key_secret):
             return await self._look_up(token)
         if self._guesses >= GUESSES_MAX:
-            raise Overloaded("As many keys are being looked up as may. Try again shortly.")
+            raise Overloaded(f"{GUESSES_MAX} keys that are not known here are being looked up. Try again shortly.")
         self._guesses += 1
         try:
             async with self._guessing:

@@ -14,6 +14,8 @@ from embedmesh.edge.exchange import Exchange
 from embedmesh.edge.lane import Lane
 from embedmesh.edge.receive import BodyBudget
 from embedmesh.edge.server import HttpServer
+from embedmesh.gateway import trusted_origins
+from embedmesh.rules.errors import SetupError
 from embedmesh.rules.ports import Reply
 from tests.edge.http import read_reply, request, serving
 
@@ -53,6 +55,11 @@ def test_a_trusted_proxy_says_who_is_behind_it_and_nobody_else_does(forwarded: s
     origins = Origins(["10.0.0.0/8"])
     assert origins.of(("10.1.2.3", 5), forwarded) == origin
     assert origins.of(("192.0.2.1", 5), forwarded) == "192.0.2.1"
+
+
+def test_what_is_no_network_is_told_with_the_setting_to_mend() -> None:
+    with pytest.raises(SetupError, match=r"10\.0\.0\.1/8.*Mend --trusted-proxies"):
+        trusted_origins(["10.0.0.1/8"])
 
 
 # -- which one goes ----------------------------------------------------------------------------------------------------

@@ -374,8 +374,8 @@ async def test_signatures_that_strangers_have_checked_are_bounded_by_address_and
         member, stranger = Applicant(gw, tmp_path), Applicant(gw, tmp_path, "stranger")
         await member.join(await gw.invite())
 
-        async def junk(origin: str) -> int:
-            asked, _ = await stranger.registration()
+        async def junk(origin: str, by: Applicant = stranger) -> int:
+            asked, _ = await by.registration()
             body = msgspec.json.encode(msgspec.structs.replace(asked, signature=bytes(64)))
             forwarded = {"X_Forwarded_For": f"192.0.2.77, {origin}"}
             return (await send(gw.port, request("POST", "/v1/nodes", body, key=None, **forwarded))).status
@@ -383,6 +383,7 @@ async def test_signatures_that_strangers_have_checked_are_bounded_by_address_and
         said = [await junk("192.0.2.1") for _ in range(12)]
         assert said == [401] * said.count(401) + [503] * said.count(503)
         assert 0 < said.count(401) <= 8
+        assert await junk("192.0.2.1", member) == 503  # who names an admitted node is a stranger still
         assert await junk("192.0.2.2") == 401
         assert (await member.join()).standing == "admitted"
 
