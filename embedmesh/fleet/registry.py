@@ -156,7 +156,11 @@ class Registry:
 
     def may_come(self, model_id: str) -> bool:
         """Whether waiting may help who wants this model: a node has served it, or may yet say that it does."""
-        return model_id in self._served or not self._nodes or not all(node.models for node in self._nodes.values())
+        return (
+            model_id in self._served
+            or not self._nodes
+            or any(not node.models or model_id in node.models for node in self._nodes.values())
+        )
 
     def drain(self, node: Node, draining: bool = True) -> None:
         """Give a node no more work, or again."""

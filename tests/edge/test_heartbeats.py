@@ -199,11 +199,13 @@ async def test_a_farewell_ends_the_work_until_it_is_back(gw: Gateway, applicant:
 # -- dialling in -------------------------------------------------------------------------------------------------------
 
 
-def dial(one: Applicant, *, upgrade: str = "embedmesh-node", what: str = "dial") -> bytes:
+def dial(one: Applicant, *, upgrade: str = "embedmesh-node", what: str = "dial", method: str = "GET") -> bytes:
     path = f"/v1/nodes/{one.node_id}/{what}"
-    headers = one.signer.sign("GET", path, b"", "nrq_1", one.gateway.clock.unix_ms() // 1000).headers
+    headers = one.signer.sign(method, path, b"", "nrq_1", one.gateway.clock.unix_ms() // 1000).headers
     return (
-        f"GET {path} HTTP/1.1\r\nHost: g\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n".encode() + headers + b"\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: g\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n".encode()
+        + headers
+        + b"\r\n"
     )
 
 
@@ -227,6 +229,10 @@ async def test_a_dial_of_another_form_is_refused(gw: Gateway, applicant: Applica
     await applicant.join(await gw.invite())
     for raw in (dial(applicant, upgrade="websocket"), dial(applicant, what="dail")):
         says(await send(gw.port, raw), 404, "Upgrade: embedmesh-node")
+    reader, writer = await asyncio.open_connection("127.0.0.1", gw.port)
+    writer.write(dial(applicant, method="HEAD"))  # a question about it, and no dial
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+    writer.close()
 
 
 async def test_a_node_with_an_address_does_not_dial(gw: Gateway, applicant: Applicant) -> None:

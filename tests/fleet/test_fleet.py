@@ -54,6 +54,22 @@ def test_a_node_gets_work_only_after_a_verified_embedding() -> None:
     assert registry.ready(MODEL.id) == []
 
 
+def test_a_model_may_come_until_every_node_has_said_that_it_serves_others() -> None:
+    registry = Registry(Clock())
+    assert registry.may_come(MODEL.id), "there is no node that could say"
+    node = registry.add(Node("n0", "unix:/nowhere"))
+    assert registry.may_come(MODEL.id), "it has not said"
+    node.models = frozenset({MODEL.id})
+    assert registry.may_come(MODEL.id), "it says so, and is not believed yet"
+    assert not registry.may_come(NATIVE.id)
+    registry.answered_right(node, [MODEL.id])
+    registry.serves(node, [NATIVE.id])
+    assert registry.may_come(MODEL.id), "it has served it"
+    registry.remove("n0")
+    registry.answered_right(registry.add(Node("n1", "unix:/nowhere")), ["other"])
+    assert registry.may_come(MODEL.id) and registry.may_come(NATIVE.id) and not registry.may_come("none")
+
+
 SPELLS = [
     # what attempts end with, state after
     ([NodeUnreachable("x")], NodeState.EJECTED),
