@@ -33,7 +33,7 @@ UNREAD_ENTRY_BYTES = 1_024  # of one beside its vectors
 
 R = TypeVar("R")
 
-Place = tuple[str, bytes]
+RetryId = tuple[str, bytes]
 """An API key's id and the hash of a body: what a retry is known by."""
 
 
@@ -104,7 +104,7 @@ def unpack(data: bytes) -> Kept:
     return msgspec.msgpack.decode(data, type=Kept)
 
 
-def _place(caller: Caller, body: bytes) -> Place:
+def _retry_id(caller: Caller, body: bytes) -> RetryId:
     return caller.key_id, hashlib.blake2b(body, digest_size=16).digest()
 
 
@@ -123,35 +123,35 @@ class Unread:
     def __init__(self, call_later: CallLater, bytes_max: int = UNREAD_BYTES_MAX) -> None:
         self._call_later = call_later
         self._shares = Shares(bytes_max)
-        self._accounts: dict[str, dict[Place, _Unread]] = {}
+        self._accounts: dict[str, dict[RetryId, _Unread]] = {}
 
     def keep(self, caller: Caller, body: bytes, kept: Kept) -> None:
         """For a retry of this request. Only for what was paid."""
-        place, account_id = _place(caller, body), caller.account_id
-        self._drop(account_id, place)
+        retry_id, account_id = _retry_id(caller, body), caller.account_id
+        self._drop(account_id, retry_id)
         size = len(kept.answer.data) + UNREAD_ENTRY_BYTES
         while not self._shares.take(account_id, size):
             if not (mine := self._accounts.get(account_id)):
                 return  # it would not fit if all else of the account were gone
             self._drop(account_id, next(iter(mine)))
-        timer = self._call_later(UNREAD_S, lambda: self._drop(account_id, place))
-        self._accounts.setdefault(account_id, {})[place] = _Unread(kept, size, timer)
+        timer = self._call_later(UNREAD_S, lambda: self._drop(account_id, retry_id))
+        self._accounts.setdefault(account_id, {})[retry_id] = _Unread(kept, size, timer)
 
     def find(self, caller: Caller, body: bytes) -> Kept | None:
         """The reply to the same request, if it is kept."""
         if not (mine := self._accounts.get(caller.account_id)):
             return None
-        found = mine.get(_place(caller, body))
+        found = mine.get(_retry_id(caller, body))
         return found.kept if found is not None else None
 
     def forget(self, caller: Caller, body: bytes) -> None:
         """It was read to its end."""
         if caller.account_id in self._accounts:
-            self._drop(caller.account_id, _place(caller, body))
+            self._drop(caller.account_id, _retry_id(caller, body))
 
-    def _drop(self, account_id: str, place: Place) -> None:
+    def _drop(self, account_id: str, retry_id: RetryId) -> None:
         mine = self._accounts.get(account_id, {})
-        if (dropped := mine.pop(place, None)) is None:
+        if (dropped := mine.pop(retry_id, None)) is None:
             return
         dropped.timer.cancel()
         self._shares.give_back(account_id, dropped.size)
@@ -178,7 +178,7 @@ class Twins(Generic[R]):
         """`replies` are the bytes that replies may have which wait for somebody to read them."""
         self._give_up = give_up
         self._replies = replies
-        self._shared: dict[Place, _Shared[R]] = {}
+        self._shared: dict[RetryId, _Shared[R]] = {}
         self._lingering: dict[_Shared[R], asyncio.TimerHandle] = {}
         self._lingering_of: Counter[str] = Counter()  # by account
 
@@ -196,11 +196,11 @@ class Twins(Generic[R]):
 
         Its reply has at most `reply_bytes`. Raises what either raises.
         """
-        place = _place(caller, body)
-        shared = self._shared.get(place) if again else None
+        retry_id = _retry_id(caller, body)
+        shared = self._shared.get(retry_id) if again else None
         if shared is None or _failed(shared.task):  # a failure is told once: what comes after it is tried anew
             task = asyncio.ensure_future(begin())
-            shared = self._shared[place] = _Shared(task, caller.account_id, reply_bytes)
+            shared = self._shared[retry_id] = _Shared(task, caller.account_id, reply_bytes)
             task.add_done_callback(_heard)
         elif shared in self._lingering:
             self._found(shared)
@@ -212,12 +212,12 @@ class Twins(Generic[R]):
             return result
         except Failure:
             shared.refused = True
-            self._forget(place, shared)
+            self._forget(retry_id, shared)
             raise
         finally:
             shared.waiting -= 1
             if not shared.waiting:
-                self._left(place, shared)
+                self._left(retry_id, shared)
 
     async def stop(self) -> None:
         """Wait for nobody any more."""
@@ -226,15 +226,15 @@ class Twins(Generic[R]):
             self._end(shared)
         await asyncio.sleep(0)
 
-    def _left(self, place: Place, shared: _Shared[R]) -> None:
+    def _left(self, retry_id: RetryId, shared: _Shared[R]) -> None:
         if shared.delivered or shared.refused or _failed(shared.task) or not self._may_linger(shared):
-            self._forget(place, shared)
+            self._forget(retry_id, shared)
             self._end(shared)
             return
 
         def nobody_came() -> None:
             self._found(shared)
-            self._forget(place, shared)
+            self._forget(retry_id, shared)
             self._end(shared)
 
         self._lingering_of[shared.account_id] += 1
@@ -256,9 +256,9 @@ class Twins(Generic[R]):
         if not self._lingering_of[shared.account_id]:
             del self._lingering_of[shared.account_id]
 
-    def _forget(self, place: Place, shared: _Shared[R]) -> None:
-        if self._shared.get(place) is shared:
-            del self._shared[place]
+    def _forget(self, retry_id: RetryId, shared: _Shared[R]) -> None:
+        if self._shared.get(retry_id) is shared:
+            del self._shared[retry_id]
 
     def _end(self, shared: _Shared[R]) -> None:
         """Nobody will get it any more."""
