@@ -232,26 +232,10 @@ def test_the_default_model_too(reference: Callable[[Path], list[list[int]]]) -> 
     assert [ours.with_specials(ids) for ids in ours.ids(texts())] == reference(model_folder())
 
 
-MEMBERS = [
-    "tokenizer_class",
-    "do_lower_case",
-    "strip_accents",
-    "tokenize_chinese_chars",
-    "add_prefix_space",
-    "legacy",
-    "trim_offsets",
-    "extra_ids",
-    "cls_token",
-    "unk_token",
-    "mask_token",
-    "bos_token",
-    "my_token",
-    "extra_special_tokens",
-    "additional_special_tokens",
-    "add_bos_token",
-    "added_tokens_decoder",
-    "auto_map",
-]
+FLAGS = ["do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "legacy", "trim_offsets"]
+NAMED = ["cls_token", "unk_token", "mask_token", "bos_token", "my_token", "add_bos_token", "tokenizer_class"]
+LISTED = ["extra_special_tokens", "additional_special_tokens", "added_tokens_decoder", "auto_map", "extra_ids"]
+MEMBERS = [*FLAGS, *NAMED, *LISTED]
 TOKENS = st.just("[SEP]") | st.just(typed("<new>")) | st.just({"content": "x"}) | st.just({"7": added("<new>")})
 
 
