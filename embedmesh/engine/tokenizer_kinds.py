@@ -4,21 +4,16 @@ Each has its own normalizer, its own cuts and its own special tokens around a te
 tokenizer.json. What `transformers` 5 does is repeated here, quirks and all; the tests compare.
 """
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import msgspec
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 
-from embedmesh.engine.jsonfile import Members
-from embedmesh.rules.errors import SetupError
+from embedmesh.engine.tokenizer_source import Refuse, Source
 
 Ends = list[tuple[str, int]]
 """The tokens before and behind a text, with their ids."""
-Refuse = Callable[[str], SetupError]
 
 METASPACE = "\u2581"
 QWEN2 = (
@@ -26,70 +21,6 @@ QWEN2 = (
 )
 EXTRA_IDS = 100  # T5's, where the settings say no other number
 EXTRA_IDS_MAX = 10_000  # more than any vocabulary has
-
-
-class SavedModel(msgspec.Struct):
-    """What tokenizer.json says of its model that the library does not tell."""
-
-    unk_id: int | None = None
-    byte_fallback: bool = False
-
-
-class Saved(msgspec.Struct):
-    """The parts of tokenizer.json that are looked into."""
-
-    model: SavedModel
-    added_tokens: list[dict[str, Any]] = []
-    normalizer: dict[str, Any] | None = None
-
-
-class Source(NamedTuple):
-    """What a tokenizer is made of: `config` is tokenizer_config.json, `file` what tokenizer.json makes alone."""
-
-    config: Members
-    file: Tokenizer
-    saved: Saved
-    refuse: Refuse
-
-    def flag(self, name: str, default: bool, *, null: bool | None = None) -> bool:
-        """A member that is true or false; `null` is what null stands for, where it may be that."""
-        value = self.config.get(name, default)
-        value = null if value is None else value
-        if not isinstance(value, bool):
-            raise self.refuse(f"tokenizer_config.json has {name!r} = {value!r}"[:120])
-        return value
-
-    def model(self, kind: str, **members: object) -> Any:
-        """The model of tokenizer.json, with the members that the class gives it; others must be the usual ones."""
-        model = self.file.model
-        if type(model).__name__ != kind:
-            raise self.refuse(f"its 'tokenizer_class' is for {kind}, and its tokenizer.json for another model")
-        prefix = "##" if kind == "WordPiece" else ""
-        usual = {"continuing_subword_prefix": prefix, "end_of_word_suffix": "", "max_input_chars_per_word": 100}
-        for name, value in usual.items():
-            if getattr(model, name, value) not in (value, value or None):
-                raise self.refuse(f"its tokenizer.json has {name!r} = {getattr(model, name)!r}"[:120])
-        for name, value in members.items():
-            setattr(model, name, value)
-        return model
-
-    def unigram(self, unk_id: int) -> Any:
-        """The model, which must be a Unigram whose unknown pieces have that id."""
-        if (self.saved.model.unk_id, self.saved.model.byte_fallback) != (unk_id, False):
-            raise self.refuse(f"its tokenizer.json has 'unk_id' = {self.saved.model.unk_id}, its class {unk_id}")
-        return self.model("Unigram")
-
-    def charsmap(self) -> Any:
-        """The first table of characters among the normalizers of tokenizer.json."""
-        found = self.saved.normalizer or {}
-        listed = found.get("normalizers", []) if found.get("type") == "Sequence" else [found]
-        for one in listed:
-            if isinstance(one, dict) and one.get("type") == "Precompiled" and "precompiled_charsmap" in one:
-                try:
-                    return normalizers.Precompiled(base64.b64decode(one["precompiled_charsmap"]))
-                except (TypeError, binascii.Error):
-                    break
-        return None
 
 
 class Parts(NamedTuple):

@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from embedmesh.engine.folder import Folder
 from embedmesh.engine.jsonfile import Members, read_object, refused
-from embedmesh.engine.tokenizer_kinds import Kind, Saved, Source, find_kind
+from embedmesh.engine.tokenizer_kinds import Kind, find_kind
+from embedmesh.engine.tokenizer_source import Saved, Source
 from embedmesh.rules.errors import SetupError
 
 CONFIG = "tokenizer_config.json"
