@@ -27,6 +27,8 @@ OTHER_FILES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.mod
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA, ADDITIONAL, DECODER = "extra_special_tokens", "additional_special_tokens", "added_tokens_decoder"
+SPECIFIC = "model_specific_special_tokens"
+UNKNOWN = "\ua66e" * 300  # a letter that few vocabularies have, and a word too long for any
 REFUSED = (
     "auto_map",  # code of the folder's own
     "add_special_tokens",  # `transformers` cannot load such a folder
@@ -37,7 +39,7 @@ REFUSED = (
     "tokenizer_object",
     "gguf_file",
     "post_processor",
-    "model_specific_special_tokens",
+    SPECIFIC,
     "unk_id",
     "vocab",
     "merges",
@@ -82,13 +84,18 @@ def load_tokenizer(folder: Folder) -> Tokenizer:
     named = source.config.get("tokenizer_class") or folder.config.get("tokenizer_class")
     kind = find_kind(folder.model_type, named, byte_level=b'"ByteLevel"' in content, refuse=refuse)
     tokens = _find_tokens(folder, source, kind)
-    if kind is None:
-        if file.padding is not None:
-            tokens.named.setdefault("pad_token", file.padding["pad_token"])
-        _add(file, tokens, folder.vocab_size)
-        _check_flags(source, file, tokens.named)
-        return file
-    return _make(folder, source, kind, tokens)
+    tokenizer = _add_to_file(folder, source, tokens) if kind is None else _make(folder, source, kind, tokens)
+    _check_encodes(source, tokenizer)
+    return tokenizer
+
+
+def _add_to_file(folder: Folder, source: Source, tokens: _Tokens) -> Tokenizer:
+    file = source.file
+    if file.padding is not None:
+        tokens.named.setdefault("pad_token", file.padding["pad_token"])
+    _add(file, tokens, folder.vocab_size)
+    _check_flags(source, file, tokens.named)
+    return file
 
 
 def _make(folder: Folder, source: Source, kind: Kind, tokens: _Tokens) -> Tokenizer:
@@ -150,6 +157,8 @@ def _read_config(folder: Folder) -> Members:
         raise refused(folder.path, "config.json has 'auto_map' for its tokenizer")
     if ADDITIONAL in config and not config.get(EXTRA):
         config[EXTRA] = config.pop(ADDITIONAL)
+    if isinstance(config.get(EXTRA), dict):
+        config[SPECIFIC] = config.pop(EXTRA)
     if DECODER in config:  # then `transformers` does not look into the other file
         return config
     for name, value in read_object(folder.transformer / TOKENS_MAP, absent_is_empty=True).items():
@@ -162,6 +171,8 @@ def _read_config(folder: Folder) -> Members:
             ]
             value = kept + [one for one in typed if one not in kept]
         config[name] = value
+    if isinstance(config.get(EXTRA), dict):
+        config[SPECIFIC] = config.get(SPECIFIC, {}) | config.pop(EXTRA)
     return config
 
 
@@ -170,7 +181,7 @@ def _find_tokens(folder: Folder, source: Source, kind: Kind | None) -> _Tokens:
     added = _added_tokens(folder, source)
     named: dict[str, Token] = dict(kind.tokens) if kind is not None else {}
     optional = {str(token) for name, token in named.items() if name not in config}
-    specific: dict[str, Any] = {}
+    specific: dict[str, Any] = {}  # other names, those of `extra_special_tokens` last
     for name, value in config.items():
         if name in NAMED and value is None:
             if kind is not None and name in (*kind.ends, "unk_token"):
@@ -182,15 +193,13 @@ def _find_tokens(folder: Folder, source: Source, kind: Kind | None) -> _Tokens:
             specific[name] = value
     named = {name: named[name] for name in NAMED if name in named}
     extra, further = (config[EXTRA] or []) if EXTRA in config else None, config.get(ADDITIONAL)
-    if isinstance(extra, dict):
-        specific |= extra
-        extra = None
     listed = further if extra is None else extra
     if not isinstance(listed, list | None):
         raise source.refuse(f"{CONFIG} has {EXTRA!r} that is no list of tokens")
     if kind is not None and kind.more is not None and extra is None:
         listed = kind.more(source, listed)
         optional |= {str(one) for one in listed if one not in (further or [])}
+    specific |= config.get(SPECIFIC, {})
     named |= {name: _token(source, name, value) for name, value in specific.items()}
     return _Tokens(added, named, [_token(source, EXTRA, one) for one in listed or []], optional)
 
@@ -231,8 +240,7 @@ def _add(tokenizer: Tokenizer, tokens: _Tokens, rows: int) -> None:
     end the model there.
     """
     there = tokenizer.get_added_tokens_decoder()
-    unlike = {repr(token) for token in there.values()}
-    wanted: list[Token] = [token for _, token in sorted(tokens.added.items()) if repr(token) not in unlike]
+    wanted: list[Token] = [token for _, token in sorted(tokens.added.items())]
     known = {token.content for token in there.values()} | {str(token) for token in wanted}
     more = {repr(token): token for token in [*tokens.named.values(), *tokens.extra] if str(token) not in known}
     wanted += more.values()
@@ -248,6 +256,18 @@ def _add(tokenizer: Tokenizer, tokens: _Tokens, rows: int) -> None:
         one.special = one.special or one.content in names
         chosen.append(one)
     tokenizer.add_tokens(chosen)
+
+
+def _check_encodes(source: Source, tokenizer: Tokenizer) -> None:
+    """Refuse what would fail only at a text: an unknown letter, or spaces that two tokens want (the library panics)."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    greedy = [token.content for token in added if token.lstrip and token.content.isspace()]
+    if greedy and any(token.rstrip for token in added):
+        raise source.refuse(f"its added token {greedy[0]!r} has 'lstrip', and another has 'rstrip'")
+    try:
+        tokenizer.encode(UNKNOWN, add_special_tokens=False)
+    except Exception:  # noqa: BLE001 - the library raises bare Exception
+        raise source.refuse("its 'unk_token' is not in its vocabulary") from None
 
 
 def _check_flags(source: Source, tokenizer: Tokenizer, named: Mapping[str, Token]) -> None:

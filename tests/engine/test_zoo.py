@@ -128,6 +128,25 @@ ZOO: dict[str, tuple[str, Make, Files]] = {
     "T5": ("t5", zoo.t5, config(extra_ids=10)),
     "T5 with its tokens told": ("t5", zoo.t5, config(extra_special_tokens=[f"<extra_id_{at}>" for at in range(10)])),
     "a padding token that only tokenizer.json knows": ("new", lambda: padded(zoo.bert()), {}),
+    "one token in several ways": (
+        "roberta",
+        zoo.roberta,
+        config(
+            tokenizer_class="PreTrainedTokenizerFast",
+            added_tokens_decoder={
+                "420": added("<mask>", normalized=True),
+                "425": added("<mask>", lstrip=True, special=True),
+            },
+        ),
+    ),
+    "more tokens in both files": (
+        "modernbert",
+        zoo.neox,
+        {
+            **config(extra_special_tokens={"a_token": typed("ENT", rstrip=True, single_word=True)}),
+            "special_tokens_map": {"extra_special_tokens": ["<new>"], "pad_token": "[SEP]"},
+        },
+    ),
     "named tokens of its own": (
         "new",
         zoo.bert,
@@ -151,6 +170,14 @@ REFUSED: dict[str, tuple[str, Make, Files]] = {
     "extra_special_tokens": ("bert", zoo.bert, config(extra_special_tokens="ENT")),
     "unk_id": ("xlm-roberta", zoo.t5, {}),
     "extra_ids": ("t5", zoo.t5, config(extra_ids="ten")),
+    "'unk_token' is not in its vocabulary": ("bert", zoo.bert, config(unk_token="nowhere")),
+    "'  ' has 'lstrip'": (
+        "modernbert",
+        zoo.neox,
+        config(
+            added_tokens_decoder={"7": added("  ", lstrip=True), "9": added("[MASK]", rstrip=True)},
+        ),
+    ),
     "fast_tokenizer_files": ("bert", zoo.bert, config(fast_tokenizer_files=["tokenizer.4.0.0.json"])),
 }
 
