@@ -35,6 +35,8 @@ CONFIG_FILES = {
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     MODULES_FILE,
     SENTENCES_FILE,
     INDEX,

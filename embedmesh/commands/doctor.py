@@ -14,7 +14,8 @@ import msgspec
 
 from embedmesh.commands import checks
 from embedmesh.commands.books import books_of
-from embedmesh.commands.bulk.client import decode_vectors, read_bounded, read_problem
+from embedmesh.commands.bulk.client import decode_vectors, read_bounded
+from embedmesh.commands.bulk.refusals import read_problem
 from embedmesh.commands.checks import Check
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.telling import print_json

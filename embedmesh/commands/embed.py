@@ -15,10 +15,12 @@ import click
 
 from embedmesh.commands.bulk.checkpoint import Checkpoint, finished_before
 from embedmesh.commands.bulk.client import CONNECT_S, REQUEST_S, Client, NothingListens, RequestRefused, Stopped
-from embedmesh.commands.bulk.lines import read_batches, read_chunks
-from embedmesh.commands.bulk.output import SUFFIXES, Output, open_output
+from embedmesh.commands.bulk.lines import ChunkReader, LineRecords, Reader, read_chunks
+from embedmesh.commands.bulk.output import Output
 from embedmesh.commands.bulk.report import Report
 from embedmesh.commands.bulk.run import IN_FLIGHT_MAX, run
+from embedmesh.commands.bulk.table_output import KINDS, open_output
+from embedmesh.commands.bulk.tables import CsvRecords, ParquetReader
 from embedmesh.commands.endpoint import Endpoint, find_endpoint
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.telling import WrongUsage
@@ -29,11 +31,17 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EXIT_REFUSED_LINES = 1
 EXITS = {"finished": 0, "refused": 2, "stopped": 3, "unreachable": 78, "interrupted": 130, "closed": 141}
 
-HELP = """Embed a text a line, from FILE or standard input.
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}  # by what an input's name ends in; else lines
 
-The output has a row for every line, in order: JSON lines {"index":0,"embedding":[...]}, or a float32 array (lines,
-width) where the name ends in .npy. A line that cannot be embedded does not stop the others: its row is
-{"index":6,"embedding":null,"error":{...}}, or NaN, and its number is told.
+HELP = """Embed a text a line, or a text a row of a table, from FILE or standard input.
+
+The output has a row for every line, in order: JSON lines {"index":0,"embedding":[...]}, a float32 array (lines, width)
+where the name ends in .npy, or a table in .csv, .tsv or .parquet. A line that cannot be embedded does not stop the
+others: its row is {"index":6,"embedding":null,"error":{...}}, or NaN, and its number is told.
+
+Input in .csv, .tsv or .parquet is a table: its column "text" is embedded, or its only one, or --column. The other
+columns come back in the output, but for "embedding" and "error", which are its own. Lines are then rows, without the
+one of the names. Parquet needs pyarrow: pip install 'embedmesh[parquet]'.
 
 A run that was stopped goes on where it was when the same command is run again; OUT.state beside the output remembers
 how far it got, and that it is complete. --truncate end cuts texts that are longer than the model takes; otherwise such
@@ -44,6 +52,9 @@ Examples:
   embedmesh embed texts.txt -o vectors.jsonl
   embedmesh embed texts.txt -o vectors.npy --truncate end
   embedmesh embed articles.jsonl --field body -o articles.npy
+  embedmesh embed articles.csv --column body -o vectors.parquet
+  embedmesh embed rows.parquet -o rows-with-vectors.parquet
+  zcat big.csv.gz | embedmesh embed - --format csv --column 2 -o v.npy
   zcat texts.gz | embedmesh embed - | head -1
   embedmesh embed q.txt -o q.jsonl --url https://host.example/v1 \\
       --api-key-file key.txt --input-type query
@@ -68,10 +79,17 @@ Exit status:
     type=click.Path(path_type=Path, allow_dash=True),
     default="-",
     callback=lambda _ctx, _param, output: _known(output),
-    help="OUT.jsonl, OUT.npy.",
+    help="OUT.jsonl, OUT.npy, OUT.csv, OUT.tsv, OUT.parquet.",
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model to embed with.")
 @click.option("--field", help="The lines are JSON objects; embed this member of each.")
+@click.option("--column", help="Column of a table to embed, by name or by number from 0.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["lines", *FORMATS.values()]),
+    help="What the input is. Default: by its name.",
+)
 @click.option("--dimensions", type=WholeNumber(1), help="Keep the first so many components, at unit length.")
 @click.option("--input-type", type=click.Choice(["query", "document"]), help="Use the model's own prompt for these.")
 @click.option("--truncate", type=click.Choice(["none", "end", "start"]), help="What to cut from too long texts.")
@@ -85,6 +103,8 @@ def embed(
     file: Path,
     output: Path,
     field: str | None,
+    column: str | None,
+    kind: str | None,
     batch: int,
     overwrite: bool,
     url: str | None,
@@ -94,7 +114,12 @@ def embed(
     **members: Any,
 ) -> None:
     target = None if str(output) == "-" else output
-    settings = {**members, "field": field}
+    kind = kind or FORMATS.get(file.suffix, "lines")
+    if column is not None and kind == "lines":
+        raise WrongUsage("Lines have no --column. Give --format csv, tsv or parquet, or --field for JSON lines.")
+    if field is not None and kind != "lines":
+        raise WrongUsage(f"--field is for JSON lines, and the input is {kind}: name a --column.")
+    settings = {**members, "field": field, "column": column, "format": None if kind == "lines" else kind}
     with _opened(file) as source:
         if target is not None and not overwrite and (before := finished_before(target, settings)):
             _check_same_input(source, before, target)
@@ -103,8 +128,8 @@ def embed(
         endpoint = find_endpoint(url, api_key_file, data_dir)
         rows = open_output(target, settings, overwrite=overwrite)
         given = {name: value for name, value in members.items() if value is not None}
-        job = Job(source.fileno(), rows, endpoint, given, field, batch)
         try:
+            job = Job(source.fileno(), _reader(source.fileno(), kind, field, column), rows, endpoint, given, batch)
             with Report(_size(job.source), target) as report:
                 ended = _work_and_tell(job, report)
             report.summary(ended, as_json)
@@ -118,11 +143,18 @@ class Job:
     """What to embed: `source` is a file descriptor, `members` those of every request beside the input."""
 
     source: int
+    reader: Reader
     rows: Output
     endpoint: Endpoint
     members: dict[str, str | int]
-    field: str | None
     batch: int
+
+
+def _reader(fd: int, kind: str, field: str | None, column: str | None) -> Reader:
+    if kind == "parquet":
+        return ParquetReader(fd, column)
+    records = LineRecords(field) if kind == "lines" else CsvRecords("\t" if kind == "tsv" else ",", column)
+    return ChunkReader(read_chunks(fd), records)
 
 
 def _work_and_tell(job: Job, report: Report) -> str:
@@ -153,8 +185,7 @@ def _work_and_tell(job: Job, report: Report) -> str:
 
 async def _work(job: Job, report: Report) -> None:
     done = job.rows.done
-    chunks = read_chunks(job.source)
-    batches = read_batches(chunks, field=job.field, inputs_max=job.batch, skip=done.lines, skip_digest=done.digest)
+    batches = job.reader.batches(inputs_max=job.batch, skip=done.lines, skip_digest=done.digest)
     timeout = aiohttp.ClientTimeout(total=REQUEST_S, sock_connect=CONNECT_S)
     connector = aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -174,8 +205,8 @@ def _opened(file: Path) -> IO[bytes]:
 
 
 def _known(output: Path) -> Path:
-    if str(output) != "-" and output.suffix not in SUFFIXES:
-        raise click.BadParameter(f"{output.name} must end in {', '.join(SUFFIXES)}, or be - for standard output.")
+    if str(output) != "-" and output.suffix not in KINDS:
+        raise click.BadParameter(f"{output.name} must end in {', '.join(KINDS)}, or be - for standard output.")
     return output
 
 

@@ -161,24 +161,25 @@ def _positions(config: Members, kind: Kind, path: Path) -> int | None:
 
 
 def _read_sentence(path: Path, transformer: Path) -> Members:
+    """What the sentence config says; its `max_seq_length` is checked."""
     file = next((transformer / name for name in SENTENCE_FILES if (transformer / name).is_file()), None)
     if file is None:
         return {}
     sentence = read_object(file)
     only_known(sentence, SENTENCE_KNOWN, file.name, path)
+    if sentence.get("max_seq_length") is not None:
+        count(sentence, "max_seq_length", path, file.name)
     return sentence
 
 
 def _read_max_tokens(path: Path, transformer: Path, sentence: Members, positions: int | None, *, known: bool) -> int:
-    """`max_seq_length`, else what the tokenizer's config and the positions allow, as in sentence-transformers.
+    """`max_seq_length`, else what the tokenizer's config says, as in sentence-transformers; at most the positions.
 
     Of an architecture that is not `known` nobody tells how many positions it keeps for itself: the tokenizer must say.
     """
-    if sentence.get("max_seq_length") is not None:
-        asked = count(sentence, "max_seq_length", path)
-        if positions is not None and asked > positions:
-            raise SetupError(f"Model folder {path.name}: max_seq_length {asked} exceeds its {positions} positions.")
-        return asked
+    asked: int | None = sentence.get("max_seq_length")
+    if asked is not None:
+        return asked if positions is None else min(asked, positions)
     tokenizer = read_object(transformer / "tokenizer_config.json", absent_is_empty=True)
     given = tokenizer.get("model_max_length")
     bound = given if type(given) is int and 0 < given < NAMELESS_TOKENS_MIN else None

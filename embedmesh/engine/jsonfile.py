@@ -19,7 +19,7 @@ def read_object(path: Path, *, absent_is_empty: bool = False) -> Members:
         return {}
     value = read_json(path)
     if not isinstance(value, dict):
-        raise SetupError(f"Model file {path.name} is not a JSON object.")
+        raise SetupError(f"Model file {_shown(path)} is not a JSON object.")
     return value
 
 
@@ -29,28 +29,28 @@ def read_json(path: Path) -> object:
         with path.open("rb") as file:
             text = file.read(CONFIG_BYTES_MAX + 1)
     except OSError as error:
-        raise SetupError(f"Cannot read model file {path.name}: {error.strerror}. {FETCH_AGAIN}") from None
+        raise SetupError(f"Cannot read model file {_shown(path)}: {error.strerror}. {FETCH_AGAIN}") from None
     if len(text) > CONFIG_BYTES_MAX:
-        raise SetupError(f"Model file {path.name} is larger than {CONFIG_BYTES_MAX:,} bytes: not a config.")
+        raise SetupError(f"Model file {_shown(path)} is larger than {CONFIG_BYTES_MAX:,} bytes: not a config.")
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise SetupError(f"Model file {path.name} is not JSON: fetch the model again.") from None
+        raise SetupError(f"Model file {_shown(path)} is not JSON: fetch the model again.") from None
 
 
-def text(members: Members, name: str, folder: Path) -> str:
-    """A member that must be a string."""
+def text(members: Members, name: str, folder: Path, file: str = "config.json") -> str:
+    """A member, of that file in the model's folder, that must be a string."""
     value = members.get(name)
     if not isinstance(value, str):
-        raise SetupError(f"Model folder {folder.name}: {name} is missing or not a string.")
+        raise SetupError(f"Model folder {folder.name}: {name} of {file} is missing or not a string.")
     return value
 
 
-def count(members: Members, name: str, folder: Path) -> int:
-    """A member that must be a positive integer."""
+def count(members: Members, name: str, folder: Path, file: str = "config.json") -> int:
+    """A member, of that file in the model's folder, that must be a positive integer."""
     value = members.get(name)
     if type(value) is not int or value < 1:
-        raise SetupError(f"Model folder {folder.name}: {name} is missing or not a positive integer.")
+        raise SetupError(f"Model folder {folder.name}: {name} of {file} is missing or not a positive integer.")
     return value
 
 
@@ -64,3 +64,8 @@ def only_known(members: Members, known: dict[str, tuple[object, ...]], file: str
 def refused(folder: Path, what: str) -> SetupError:
     """Something that changes vectors and is not understood."""
     return SetupError(f"Model folder {folder.name} cannot be served: {what}, which this version does not know.")
+
+
+def _shown(path: Path) -> str:
+    """A file of a model, with the folder that it is in and nothing above."""
+    return f"{path.parent.name}/{path.name}"

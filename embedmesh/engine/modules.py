@@ -96,12 +96,12 @@ def read_modules(path: Path, width: int | None) -> Modules:
     middle = kinds[len(start) : len(kinds) - ends]
     if kinds[: len(start)] != start or any(kind != "Dense" for kind in middle):
         raise refused(path, f"{FILE} lists {' + '.join(kinds) or 'nothing'}")
-    dense = tuple(_read_dense(path / where) for kind, where in listed if kind == "Dense")
+    dense = tuple(_read_dense(path, where) for kind, where in listed if kind == "Dense")
     if ends:
-        only_known(_config(path / listed[-1][1]), NAMES_KNOWN, "the normalisation's config", path)
+        only_known(_config(path / listed[-1][1]), NAMES_KNOWN, _config_name(listed[-1][1]), path)
     pooling: Pooling = "mean"
     if width is not None:
-        pooling = _read_pooling(path, path / listed[1][1], width)
+        pooling = _read_pooling(path, listed[1][1], width)
         for layer in dense:
             if layer.inputs != width:
                 raise SetupError(f"Model folder {path.name}: a dense layer takes {layer.inputs} of {width} components.")
@@ -127,7 +127,7 @@ def list_modules(path: Path) -> list[tuple[str, str]]:
 
 
 def _module(module: Members, path: Path) -> tuple[str, str]:
-    package, _, kind = text(module, "type", path).rpartition(".")
+    package, _, kind = text(module, "type", path, FILE).rpartition(".")
     where = module.get("path")
     if package.partition(".")[0] != "sentence_transformers" or not isinstance(where, str):
         raise refused(path, f"{FILE} has a module of type {module.get('type')!r}")
@@ -142,26 +142,30 @@ def _config(folder: Path) -> Members:
     return read_object(folder / "config.json", absent_is_empty=True)
 
 
-def _read_pooling(path: Path, folder: Path, width: int) -> Pooling:
-    config = read_object(folder / "config.json")
-    only_known(config, POOLING_KNOWN, "the pooling config", path)
+def _config_name(where: str) -> str:
+    return (Path(where) / "config.json").as_posix()
+
+
+def _read_pooling(path: Path, where: str, width: int) -> Pooling:
+    config, file = read_object(path / where / "config.json"), _config_name(where)
+    only_known(config, POOLING_KNOWN, file, path)
     if config.get("include_prompt", True) is not True:
-        raise refused(path, "the pooling config leaves the prompt out of the pooling")
+        raise refused(path, f"{file} leaves the prompt out of the pooling ('include_prompt')")
     for name in ("word_embedding_dimension", "embedding_dimension"):
         if config.get(name, width) != width:
-            raise SetupError(f"Model folder {path.name}: the pooling's {name} is not the {width} of its model.")
+            raise SetupError(f"Model folder {path.name}: {name} of {file} is not the {width} of its model.")
     modes = config.get("pooling_mode", [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)])
     names = [str(mode) for mode in modes] if isinstance(modes, list) else [str(modes)]
     if len(names) != 1 or names[0] not in POOLINGS:
-        raise refused(path, f"its pooling is {' + '.join(names) or 'none'}")
+        raise refused(path, f"its pooling is {' + '.join(names) or 'none'} in {file}")
     return POOLINGS[names[0]]
 
 
-def _read_dense(folder: Path) -> Dense:
-    config = read_object(folder / "config.json")
-    only_known(config, DENSE_KNOWN, "a dense layer's config", folder)
-    activation = ACTIVATIONS.get(text(config, "activation_function", folder))
+def _read_dense(path: Path, where: str) -> Dense:
+    config, file = read_object(path / where / "config.json"), _config_name(where)
+    only_known(config, DENSE_KNOWN, file, path)
+    activation = ACTIVATIONS.get(text(config, "activation_function", path, file))
     if activation is None:
-        raise refused(folder, f"its activation is {config['activation_function']!r}")
-    outputs = count(config, "out_features", folder)
-    return Dense(folder, count(config, "in_features", folder), outputs, activation, config.get("bias", True))
+        raise refused(path, f"{file} has 'activation_function' = {config['activation_function']!r}"[:160])
+    inputs, outputs = (count(config, name, path, file) for name in ("in_features", "out_features"))
+    return Dense(path / where, inputs, outputs, activation, config.get("bias", True))

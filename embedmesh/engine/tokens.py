@@ -11,16 +11,14 @@ from typing import cast
 
 import msgspec
 from tokenizers import Tokenizer
-from tokenizers.normalizers import BertNormalizer
 
 from embedmesh.engine.folder import Folder, read_folder
-from embedmesh.engine.jsonfile import read_object
+from embedmesh.engine.tokenizer_settings import load_tokenizer
 from embedmesh.engine.words import words_of
 from embedmesh.rules.errors import SetupError
 
 PROBE = "a"  # any text will do that every vocabulary knows
 CAPITALS = "THE QUICK ÄÖÉ ΔΩ ЖЯ"  # in scripts that have capitals
-OTHER_FILES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 
 
 class ModelTokenizer:
@@ -31,7 +29,7 @@ class ModelTokenizer:
         special tokens in a way we do not know.
         """
         folder = read_folder(path)
-        tokenizer = _read(folder)
+        tokenizer = load_tokenizer(folder)
         _check_case(folder, tokenizer)
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -95,30 +93,14 @@ class _Saved(msgspec.Struct):
     model: _Unigram
 
 
-def _read(folder: Folder) -> Tokenizer:
-    file = folder.transformer / "tokenizer.json"
-    if not file.is_file():
-        other = next((name for name in OTHER_FILES if (folder.transformer / name).is_file()), None)
-        raise SetupError(
-            f"Model folder {folder.path.name} has no tokenizer.json. "
-            + (f"Convert its {other} with transformers, which saves one." if other else "Fetch the model again.")
-        )
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception:  # noqa: BLE001 - the library raises bare Exception
-        raise SetupError(f"The tokenizer.json of {folder.path.name} is broken: fetch the model again.") from None
-
-
 def _check_case(folder: Folder, tokenizer: Tokenizer) -> None:
-    """Other programs change the tokenizer's lower-casing by what configs say. We do not: it must be so already."""
+    """sentence-transformers lower-cases texts where it is told to. We do not: the tokenizer must."""
     normalizer = tokenizer.normalizer
     lowers = normalizer is not None and normalizer.normalize_str(CAPITALS) == normalizer.normalize_str(CAPITALS.lower())
-    config = read_object(folder.transformer / "tokenizer_config.json", absent_is_empty=True)
-    asked = config.get("do_lower_case") if isinstance(normalizer, BertNormalizer) else None
-    if (folder.lowercase and not lowers) or (isinstance(asked, bool) and asked != lowers):
+    if folder.lowercase and not lowers:
         raise SetupError(
-            f"Model folder {folder.path.name}: a config's do_lower_case is not what tokenizer.json does. Save the "
-            "tokenizer again with the normalizer that is meant."
+            f"Model folder {folder.path.name}: its sentence config's do_lower_case is not what its tokenizer does. "
+            "Save the tokenizer again with the normalizer that is meant."
         )
 
 

@@ -1,22 +1,41 @@
 """The plain decisions behind `embedmesh embed`: cutting lines, judging refusals, waiting, and whose key goes where."""
 
 import asyncio
+import csv
 import hashlib
+import io
 import os
 import random
+import re
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.commands.bulk.client import Problem, Verdict, judge, read_problem, wait_s
-from embedmesh.commands.bulk.lines import BATCH_BYTES_MAX, LINE_BYTES_MAX, Batch, Refusal, Splitter, read_batches
-from embedmesh.commands.endpoint import find_endpoint
+from embedmesh.commands.bulk.client import Client, Stopped
+from embedmesh.commands.bulk.lines import (
+    BATCH_BYTES_MAX,
+    BOM,
+    LINE_BYTES_MAX,
+    Batch,
+    ChunkReader,
+    LineRecords,
+    Records,
+    Refusal,
+    Splitter,
+)
+from embedmesh.commands.bulk.refusals import Problem, Verdict, judge, read_problem, wait_s
+from embedmesh.commands.bulk.report import Report
+from embedmesh.commands.bulk.tables import CsvRecords, find_column
+from embedmesh.commands.endpoint import Endpoint, find_endpoint
+from embedmesh.commands.telling import WrongUsage
 from embedmesh.rules.errors import SetupError
-from tests.commands.edge import bootstrap
+from tests.commands.edge import Edge, bootstrap, failure
 
 
 @given(st.lists(st.text("ab\r\n", max_size=9).map(str.encode), max_size=9))
@@ -34,13 +53,14 @@ def test_lines_do_not_depend_on_how_the_input_is_cut(chunks: list[bytes]) -> Non
     assert [digest for _, digest in told] == [hashlib.sha256(whole[:end]).hexdigest() for end in ends]
 
 
-def batches_of(chunks: list[bytes], inputs_max: int) -> list[Batch]:
+def batches_of(chunks: list[bytes], inputs_max: int, records: Records | None = None) -> list[Batch]:
     async def source() -> AsyncIterator[bytes]:
         for chunk in chunks:
             yield chunk
 
     async def collect() -> list[Batch]:
-        return [batch async for batch in read_batches(source(), field=None, inputs_max=inputs_max)]
+        reader = ChunkReader(source(), records or LineRecords())
+        return [batch async for batch in reader.batches(inputs_max=inputs_max)]
 
     return asyncio.run(collect())
 
@@ -86,7 +106,10 @@ def test_a_line_without_end_costs_no_memory() -> None:
         (408, "request_timeout", None, 2, "retry"),
         (500, "internal_error", None, 2, "retry"),
         (503, "no_node_available", None, 2, "retry"),
-        (504, "deadline_exceeded", None, 2, "retry"),
+        (504, "deadline_exceeded", None, 2, "split"),  # "Send fewer or shorter inputs."
+        (504, "deadline_exceeded", None, 1, "retry"),
+        (504, "http_504", None, 2, "retry"),
+        (400, "too_many_inputs", None, 2, "split"),
     ],
 )
 def test_what_a_refusal_means(status: int, code: str, param: str | None, inputs: int, verdict: Verdict) -> None:
@@ -106,7 +129,10 @@ def test_what_a_refusal_means(status: int, code: str, param: str | None, inputs:
         (0, {"Retry-After": "nan"}, 0.25, 0.5),
         (0, {"Retry-After": "-5"}, 0.25, 0.5),
         (3, {}, 2, 4),
-        (9, {}, 15, 30),
+        (9, {}, 5, 10),
+        (9, {"Retry-After": "1"}, 1, 1),
+        (10, {"Retry-After": "1"}, 5, 10),
+        (5_000, {}, 5, 10),
     ],
 )
 def test_how_long_it_waits(attempt: int, headers: dict[str, str], low: float, high: float) -> None:
@@ -183,3 +209,141 @@ def test_a_key_from_a_file(tmp_path: Path) -> None:
     (data_dir / "bootstrap.json").write_text("{")
     with pytest.raises(SetupError, match="damaged"):
         find_endpoint(None, None, data_dir)
+
+
+CELLS = st.text(st.sampled_from('ab",;\n\r\té '), max_size=6)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), max_size=6), st.integers(1, 7), st.booleans(), st.sampled_from(",\t"))
+def test_csv_is_what_pythons_own_writer_wrote(
+    rows: list[tuple[str, str]], cut: int, quoted: bool, delimiter: str
+) -> None:
+    """Line ends, quotes and delimiters in values, however the input is cut into chunks."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=delimiter, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
+    writer.writerows([("id", "text"), *rows])
+    content = BOM + text.getvalue().encode()
+    chunks = [content[at : at + cut] for at in range(0, len(content), cut)]
+    batches = batches_of(chunks, 4, CsvRecords(delimiter, None))
+    texts = [orjson.loads(line) if isinstance(line, bytes) else "" for batch in batches for line in batch.lines]
+    assert texts == [text for _, text in rows]
+    assert [kept for batch in batches for kept in batch.kept] == [(kept,) for kept, _ in rows]
+    assert all(batch.columns == ("id",) for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        (b'1,"a\nb"\n', None),
+        (b'1,a"b"c\n', None),
+        (b'1,"a"b"c\n', None),
+        (b"1,a,more\n", None),
+        (b"1\n", "missing_field"),
+        (b"1,\n", "empty_input"),
+        (b"1,\xff\n", "not_utf8"),
+        (b"1,a\rb,c\n", "invalid_csv"),
+        (b'1,"' + b"x" * LINE_BYTES_MAX + b'"\n', "line_too_long"),
+    ],
+)
+def test_a_row_that_cannot_be_read_does_not_stop_the_others(row: bytes, code: str | None) -> None:
+    [batch] = batches_of([b"id,text\n\n", row, b"\r\n2,next\n"], 10, CsvRecords(",", None))
+    refused = [line.code if isinstance(line, Refusal) else None for line in batch.lines]
+    assert refused == [code, None] and batch.lines[1] == b'"next"' and batch.kept[1] == ("2",)
+
+
+def test_a_quote_that_is_never_closed_costs_no_memory() -> None:
+    """What follows is one row of 80 MB, which is refused and never held."""
+    tracemalloc.start()
+    chunks = [b'id,text\n1,"a\n', *([(b"x" * 9_999 + b"\n") * 26] * 320)]
+    [batch] = batches_of(chunks, 10, CsvRecords(",", None))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [line.code for line in batch.lines if isinstance(line, Refusal)] == ["line_too_long"]
+    assert peak_bytes < 5 * LINE_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "found"),
+    [
+        (["id", "text"], None, 1),
+        (["body"], None, 0),
+        (["id", "body"], "body", 1),
+        (["id", "body"], "0", 0),
+        (["1", "0"], "0", 1),  # the name comes first
+        (["id", "body"], None, "no column 'text'. Name one with --column: id, body"),
+        (["id", "body"], "2", "no column '2'"),
+        ([], None, "no column 'text'. Name one with --column: it has none"),
+    ],
+)
+def test_which_column_is_embedded(columns: list[str], asked: str | None, found: int | str) -> None:
+    if isinstance(found, int):
+        assert find_column(columns, asked) == found
+    else:
+        with pytest.raises(WrongUsage, match=re.escape(found)):
+            find_column(columns, asked)
+
+
+class Heard:
+    """Remembers what a client tells."""
+
+    def __init__(self) -> None:
+        self.waited: list[tuple[str, int]] = []
+
+    def waiting(self, why: str, pause_s: float, requests: int) -> None:
+        self.waited.append((why, requests))
+
+    def paid(self, tokens: int, cost_nanousd: int) -> None:
+        pass
+
+
+async def asked_of(edge: Edge, heard: Heard, requests: int = 1, away_s: float = 0.0) -> float:
+    """Embed in so many requests at once; the clock stands still but for pauses. Returns what it showed at the end."""
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now > away_s > 0.0:
+            edge.script = lambda asked: None
+        await asyncio.sleep(0)
+
+    async with aiohttp.ClientSession() as session:
+        client = Client(
+            session,
+            Endpoint(edge.base_url, "k"),
+            {"model": "m"},
+            hears=heard,
+            dice=random.Random(3),
+            sleep=sleep,
+            clock=lambda: now,
+        )
+        await asyncio.gather(*(client.embed([b'"a"']) for _ in range(requests)))
+    return now
+
+
+def test_it_outlasts_an_engine_s_restart_however_short_the_waits_that_are_asked_for(edge: Edge) -> None:
+    """Ten minutes of "again in a second": hundreds of attempts would be too many, and ten too few."""
+    edge.script = lambda asked: failure(503, "no_node_available", Retry_After="1")
+    asyncio.run(asked_of(edge, Heard(), away_s=600.0))
+    assert edge.answered == ["a"] and 60 < len(edge.asked) < 130
+
+
+def test_it_does_not_wait_for_ever(edge: Edge) -> None:
+    edge.script = lambda asked: failure(503, "no_node_available", "Nobody is there.", Retry_After="1")
+    heard = Heard()
+    with pytest.raises(Stopped, match=r"answered nothing for \d+ minutes: Nobody is there \(no_node_available\)"):
+        asyncio.run(asked_of(edge, heard, requests=3))
+    assert {count for _, count in heard.waited} == {1, 2, 3}
+
+
+def test_one_line_tells_of_all_that_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal it is said once; with one the line below the bar is that of now, and goes away."""
+    report = Report(None, None)
+    for count in (1, 2, 3):
+        report.waiting("the server is busy (overloaded)", 3.0, count)
+    assert capsys.readouterr().err == "the server is busy (overloaded); trying again in 3 s\n"
+    report.waiting("the server is busy (overloaded)", 3.0, 4)
+    shown = [str(each) for each in report._bar.get_renderables()][-1]
+    assert shown == "the server is busy (overloaded); trying again in 3 s (4 requests waiting)"
+    report.paid(1, 1)
+    assert "waiting" not in [str(each) for each in report._bar.get_renderables()][-1]

@@ -87,12 +87,12 @@ def test_without_weights_a_folder_counts_and_is_not_served(tmp_path: Path) -> No
     ("change", "says"),
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "tiny/config.json is not JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not a JSON object"),
         (lambda folder: (folder / "config.json").write_bytes(b" " * 2_000_000), "larger than"),
         (edit("config.json", model_type=None), "model_type"),
-        (edit("config.json", hidden_size=True), "hidden_size"),
-        (edit("config.json", max_position_embeddings=16), "exceeds its 16 positions"),
+        (edit("config.json", hidden_size=True), "hidden_size of config.json"),
+        (edit("sentence_bert_config.json", max_seq_length="64"), "max_seq_length of sentence_bert_config.json"),
         (lambda folder: (folder / "modules.json").unlink(), "has no modules.json"),
         (modules(ST + "Transformer", ST + "Pooling", ST + "LSTM"), "Transformer + Pooling + LSTM"),
         (modules(ST + "Transformer", ST + "Pooling", ST + "Normalize", ST + "Dense"), "Normalize + Dense"),
@@ -111,7 +111,10 @@ def test_without_weights_a_folder_counts_and_is_not_served(tmp_path: Path) -> No
         (edit("1_Pooling/config.json", pooling_mode=["mean", "cls"]), "its pooling is mean + cls"),
         (edit("1_Pooling/config.json", pooling_mode="mean_sqrt_len_tokens"), "its pooling is mean_sqrt_len_tokens"),
         (edit("1_Pooling/config.json", pooling_mode=3), "its pooling is 3"),
-        (edit("1_Pooling/config.json", embedding_dimension=15), "embedding_dimension is not the 16"),
+        (
+            edit("1_Pooling/config.json", embedding_dimension=15),
+            "embedding_dimension of 1_Pooling/config.json is not the 16",
+        ),
         (edit("1_Pooling/config.json", pooling_mode_mean_tokens=False), "pooling is none"),
         (edit("1_Pooling/config.json", pooling_mode_new=True), "pooling_mode_new"),
         (edit("1_Pooling/config.json", include_prompt=False), "leaves the prompt out"),
@@ -125,8 +128,11 @@ def test_without_weights_a_folder_counts_and_is_not_served(tmp_path: Path) -> No
         (sentences(model_type="SparseEncoder"), "'SparseEncoder'"),
         (sentences(surprise=1), "'surprise'"),
         (dense(in_features=15), "takes 15 of 16"),
-        (dense(out_features=0), "out_features"),
-        (dense(activation_function="torch.nn.modules.activation.SiLU"), "SiLU"),
+        (dense(out_features=0), "out_features of 2_Dense/config.json"),
+        (
+            dense(activation_function="torch.nn.modules.activation.SiLU"),
+            "2_Dense/config.json has 'activation_function'",
+        ),
         (dense(activation_function=None), "activation_function"),
         (dense(use_residual=True), "'use_residual' = True"),
         (dense(module_input_name="token_embeddings"), "'module_input_name'"),
@@ -277,13 +283,16 @@ NAMELESS = 1_000_000_000_000_000_019_884_624_838_656  # what transformers writes
         ({"model_type": "xlm-roberta", "pad_token_id": 1}, 512, None, 62),
         ({"model_type": "roberta", "pad_token_id": 0}, None, None, 63),
         ({"model_type": "mpnet"}, None, {"max_seq_length": 62}, 62),
+        ({"model_type": "mpnet"}, None, {"max_seq_length": 63}, 62),
+        ({"model_type": "roberta", "pad_token_id": 0}, None, {"max_seq_length": 512}, 63),
+        ({}, 512, {"max_seq_length": 100_000}, 64),
         ({"model_type": "distilbert", "dim": 16, "hidden_size": None}, None, None, 64),
         ({"model_type": "nomic_bert", "n_embd": 16, "hidden_size": None, "n_positions": 99}, None, None, 99),
         ({"model_type": "nomic_bert"}, None, None, 64),
     ],
 )
 def test_how_many_tokens(tmp_path: Path, config: Any, tokenizer: Any, sentence: Any, tokens: int) -> None:
-    """max_seq_length says it; else the tokenizer's length and the positions that the architecture leaves."""
+    """max_seq_length says it, else the tokenizer's length; at most the positions that the architecture leaves."""
     folder = make_folder(tmp_path / "tiny")
     edit("config.json", **config)(folder)
     (folder / "sentence_bert_config.json").unlink()
@@ -292,13 +301,6 @@ def test_how_many_tokens(tmp_path: Path, config: Any, tokenizer: Any, sentence: 
     if tokenizer is not None:
         write_json(folder / "tokenizer_config.json", {"model_max_length": tokenizer})
     assert read_folder(folder).max_tokens == tokens
-
-
-def test_positions_that_padding_takes_away_cannot_be_asked_for(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "tiny", max_seq_length=63)
-    edit("config.json", model_type="roberta")(folder)
-    with pytest.raises(SetupError, match="63 exceeds its 62 positions"):
-        read_folder(folder)
 
 
 @pytest.mark.parametrize("name", ["sentence_roberta_config.json", "sentence_xlnet_config.json"])

@@ -69,6 +69,7 @@ def test_the_file_s_own_cut_and_padding_do_not_count(tmp_path: Path) -> None:
 def save(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     folder = make_folder(tmp_path / "tiny")
     tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     return folder
 
 
@@ -130,31 +131,26 @@ def test_ids_behind_a_gap_count_for_the_vocabulary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("normalizer", "sentence", "tokenizer", "fits"),
+    ("normalizer", "fits"),
     [
-        (normalizers.BertNormalizer(lowercase=True), True, None, True),
-        (normalizers.BertNormalizer(lowercase=True), True, True, True),
-        (normalizers.BertNormalizer(lowercase=True), False, False, False),
-        (normalizers.BertNormalizer(lowercase=False), False, False, True),
-        (normalizers.BertNormalizer(lowercase=False), False, True, False),
-        (normalizers.BertNormalizer(lowercase=False), True, None, False),
-        (normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()]), True, None, True),
-        (normalizers.NFC(), True, None, False),
-        (normalizers.NFC(), False, True, True),  # only a BERT tokenizer reads that member
-        (None, True, None, False),
-        (None, False, None, True),
+        (normalizers.BertNormalizer(lowercase=True), True),
+        (normalizers.BertNormalizer(lowercase=False), False),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()]), True),
+        (normalizers.NFC(), False),
+        (None, False),
     ],
 )
-def test_lower_casing_that_is_asked_for_must_be_in_the_tokenizer(
-    tmp_path: Path, normalizer: normalizers.Normalizer | None, sentence: bool, tokenizer: bool | None, fits: bool
+@pytest.mark.parametrize("asked", [True, False])
+def test_lower_casing_that_the_sentence_config_asks_for_must_be_in_the_tokenizer(
+    tmp_path: Path, normalizer: normalizers.Normalizer | None, fits: bool, asked: bool
 ) -> None:
+    """What tokenizer_config.json asks for is done: test_zoo.py."""
     changed = unigram()
     if normalizer is not None:
         changed.normalizer = normalizer
     folder = save(tmp_path, changed)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": sentence})
-    write_json(folder / "tokenizer_config.json", {} if tokenizer is None else {"do_lower_case": tokenizer})
-    if fits:
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": asked})
+    if fits or not asked:
         ModelTokenizer(folder, 48)
     else:
         with pytest.raises(SetupError, match="do_lower_case"):

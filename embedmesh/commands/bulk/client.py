@@ -1,45 +1,50 @@
 """Asks a gateway for vectors, a batch at a time: what to do with each answer, and when to ask again.
 
 A line that is refused must not cost the other lines their vectors: it is taken out and the rest is asked for again.
-What is wrong with the whole run (key, model, money, a setting) ends it at once.
+What is wrong with the whole run (key, model, money, a setting) ends it at once. What passes is waited for, as long as
+anything was answered of late; what is too much for one request is asked for in smaller ones from then on.
 """
 
 import asyncio
 import base64
 import binascii
-import math
-import re
+import itertools
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import aiohttp
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedmesh.commands.bulk.lines import Refusal
+from embedmesh.commands.bulk.lines import BATCH_BYTES_MAX, Refusal
+from embedmesh.commands.bulk.refusals import (
+    ATTEMPTS_MIN,
+    TOO_MANY,
+    TOO_MUCH,
+    Problem,
+    judge,
+    read_problem,
+    refused_input,
+    wait_s,
+)
 from embedmesh.commands.endpoint import Endpoint
-from embedmesh.rules.embeddings import EmbedReply
+from embedmesh.rules.embeddings import INPUTS_MAX, EmbedReply
 from embedmesh.rules.ports import Dice
 
-ATTEMPTS_MAX = 10  # with the waits below about three minutes: longer than a restart, shorter than a night
-WAIT_FIRST_S = 0.5
-WAIT_MAX_S = 30.0
-RETRY_AFTER_MAX_S = 120.0  # a server that asks for more is not coming back while somebody watches
+PATIENCE_S = 900.0  # since the last answer: longer than an engine's restart on a starved machine, shorter than a night
 REQUEST_S = 600.0  # the longest a gateway lets a request live
 CONNECT_S = 10.0
 REPLY_BYTES_MAX = 256 * 1024 * 1024  # 2,048 vectors of width 16,384 in base64, twice over
-MESSAGE_CHARS_MAX = 300  # of the server's own words that are repeated
 
-RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 REFUSED = frozenset({400, 404, 405, 422})  # what no key, money or patience changes
 OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("model", "dimensions", "input_type", "truncate")}
-SPLIT_CODES = frozenset({"max_tokens_per_request", "too_many_inputs", "body_too_large"})
 
-Vector = NDArray[np.float32]
 Members = Mapping[str, str | int]
-Verdict = Literal["line", "split", "retry", "stop"]
+Vector = NDArray[np.float32]
+Clock = Callable[[], float]
 
 
 class Stopped(Exception):
@@ -54,75 +59,10 @@ class NothingListens(Stopped):
     """The very first connection was refused: there is no endpoint, so waiting for it is useless."""
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """An answer that is no vectors: the members of the error envelope, as far as they are there."""
-
-    status: int
-    code: str
-    message: str
-    param: str | None = None
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    code: str | None = None
-    param: str | None = None
-
-
-class _Envelope(msgspec.Struct):
-    error: _Error
-
-
 class _Answer(msgspec.Struct, frozen=True):
     vectors: list[Vector]
     tokens: int
     cost_nanousd: int
-
-
-def read_problem(status: int, body: bytes) -> Problem:
-    """What a refusal says, cleaned of control characters, which a terminal might obey."""
-    try:
-        error = msgspec.json.decode(body, type=_Envelope).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        error = _Error()
-    message = "".join(char for char in error.message if char.isprintable())[:MESSAGE_CHARS_MAX]
-    return Problem(status, error.code or f"http_{status}", message or f"HTTP status {status}", error.param)
-
-
-def judge(problem: Problem, headers: Mapping[str, str], inputs: int) -> Verdict:
-    """What to do about a refusal of a request with so many inputs."""
-    if headers.get("x-should-retry") == "false" or problem.code == "insufficient_quota":
-        return "stop"
-    if problem.status in RETRIED:
-        return "retry"
-    if problem.status not in (400, 413, 422):
-        return "stop"
-    if problem.status == 413 or problem.code in SPLIT_CODES:
-        return "split" if inputs > 1 else "line"
-    at_input = refused_input(problem)
-    if at_input is not None and at_input < inputs:
-        return "line"
-    if problem.param == "input":
-        return "split" if inputs > 1 else "line"
-    return "stop"
-
-
-def refused_input(problem: Problem) -> int | None:
-    """Which input of the request was refused: `input.3` is 3."""
-    match = re.fullmatch(r"input[.\[](\d{1,4})\]?", problem.param or "")
-    return int(match[1]) if match else None
-
-
-def wait_s(attempt: int, headers: Mapping[str, str], dice: Dice) -> float:
-    """Seconds before the next attempt: what the server asks for, else doubling with dice; bounded either way."""
-    for name, unit_s in (("retry-after-ms", 0.001), ("Retry-After", 1.0)):
-        try:
-            asked = float(headers[name]) * unit_s
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(asked) and asked >= 0:
-            return min(asked, RETRY_AFTER_MAX_S)
-    return float(min(WAIT_FIRST_S * 2**attempt, WAIT_MAX_S) * (0.5 + dice.random() / 2))
 
 
 def decode_vectors(body: bytes, inputs: int) -> tuple[list[Vector], int]:
@@ -139,8 +79,8 @@ def decode_vectors(body: bytes, inputs: int) -> tuple[list[Vector], int]:
 class Hears(Protocol):
     """Who is told what goes on."""
 
-    def say(self, line: str) -> None:
-        """A pause before another attempt, and why."""
+    def waiting(self, why: str, pause_s: float, requests: int) -> None:
+        """So many requests wait now; the last of them tries again after the pause."""
         ...
 
     def paid(self, tokens: int, cost_nanousd: int) -> None:
@@ -160,6 +100,7 @@ class Client:
         hears: Hears,
         dice: Dice,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._session = session
         self._base_url = endpoint.base_url
@@ -169,6 +110,11 @@ class Client:
         self._dice = dice
         self._hears = hears
         self._sleep = sleep
+        self._clock = clock
+        self._answered_at = clock()
+        self._waiting = 0
+        self._inputs_max = INPUTS_MAX  # what the endpoint was found to take
+        self._bytes_max = 2 * BATCH_BYTES_MAX  # more than a batch of lines has; rows of Parquet may
 
     async def embed(self, texts: list[bytes]) -> list[Vector | Refusal]:
         """A vector or a refusal for each text (a JSON string). Raises Stopped."""
@@ -176,11 +122,17 @@ class Client:
         parts = [list(range(len(texts)))] if texts else []
         while parts:
             part = parts.pop()
-            answer = await self._ask([texts[i] for i in part])
+            fits = self._fits([len(texts[i]) for i in part])
+            if fits < len(part):
+                parts.append(part[fits:])
+                part = part[:fits]
+            asked = [texts[i] for i in part]
+            answer = await self._ask(asked)
             if isinstance(answer, _Answer):
                 self._hears.paid(answer.tokens, answer.cost_nanousd)
                 outcomes.update(zip(part, answer.vectors, strict=True))
             elif judge(answer, {}, len(part)) == "split":
+                self._learn(answer, asked)
                 parts += [part[len(part) // 2 :], part[: len(part) // 2]]
             else:
                 at_input = refused_input(answer) or 0
@@ -189,14 +141,32 @@ class Client:
                 parts += [part] if part else []
         return [outcomes[i] for i in range(len(texts))]
 
+    def _fits(self, sizes: list[int]) -> int:
+        """How many of the next texts one request may have, by what was refused before; at least one."""
+        room = self._bytes_max
+        for at, size in enumerate(sizes[: self._inputs_max]):
+            room -= size
+            if room < 0:
+                return max(at, 1)
+        return min(len(sizes), self._inputs_max)
+
+    def _learn(self, problem: Problem, texts: list[bytes]) -> None:
+        """Ask for half as much from now on. Others that were refused at the same time learn the same."""
+        if problem.code in TOO_MANY or (problem.status == 413 and problem.code not in TOO_MUCH):
+            self._inputs_max = min(self._inputs_max, max(len(texts) // 2, 1))
+        elif problem.code in TOO_MUCH:
+            self._bytes_max = min(self._bytes_max, sum(map(len, texts)) // 2)
+
     async def _ask(self, texts: list[bytes]) -> _Answer | Problem:
         """One request, repeated while that may help. A Problem is one to split or to take a line out for."""
         body = self._prefix + b",".join(texts) + b"]}"
         # The same key for every attempt: a reply that was lost on the way is not charged twice.
         headers = self._headers | {"Idempotency-Key": secrets.token_hex(16)}
-        for attempt in range(ATTEMPTS_MAX):
+        began = self._clock()
+        for attempt in itertools.count():
             answer, hints = await self._attempt(body, headers, len(texts))
             if isinstance(answer, _Answer):
+                self._answered_at = self._clock()
                 return answer
             verdict = judge(answer, hints, len(texts))
             said = f"{answer.message.rstrip('.')} ({answer.code})"
@@ -207,12 +177,19 @@ class Client:
                 raise Stopped(f"The endpoint refused: {said}.")
             if verdict != "retry":
                 return answer
-            if attempt == ATTEMPTS_MAX - 1:
-                raise Stopped(f"The endpoint failed {ATTEMPTS_MAX} times in a row: {said}.")
-            pause_s = wait_s(attempt, hints, self._dice)
-            self._hears.say(f"{said}; trying again in {pause_s:.1f} s")
+            silent_s = self._clock() - max(began, self._answered_at)
+            if attempt + 1 >= ATTEMPTS_MIN and silent_s >= PATIENCE_S:
+                raise Stopped(f"The endpoint has answered nothing for {silent_s / 60:.0f} minutes: {said}.")
+            await self._pause(said, wait_s(attempt, hints, self._dice))
+        raise AssertionError("it counts for ever")
+
+    async def _pause(self, why: str, pause_s: float) -> None:
+        self._waiting += 1
+        try:
+            self._hears.waiting(why, pause_s, self._waiting)
             await self._sleep(pause_s)
-        raise AssertionError("the last attempt returns or raises")
+        finally:
+            self._waiting -= 1
 
     async def _attempt(
         self, body: bytes, headers: dict[str, str], inputs: int

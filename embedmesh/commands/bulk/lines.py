@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 from collections.abc import AsyncIterator, Iterator
+from typing import Any, Protocol
 
 import msgspec
 import orjson
@@ -34,12 +35,45 @@ class Batch(msgspec.Struct, frozen=True):
     """Lines that are asked for together. `lines` holds each text as JSON, or why it cannot be asked for.
 
     `first` is the index (from 0) of the first line; `digest` and `end_bytes` tell of the input up to the last one.
+    Of a table a line is a row. `columns` are the names of those beside the text and `kept` their values, row by row;
+    of Parquet, where values have types, `kept` is an Arrow table.
     """
 
     first: int
     lines: list[bytes | Refusal]
     digest: str
     end_bytes: int
+    columns: tuple[str, ...] = ()
+    kept: Any = ()
+
+
+Batches = AsyncIterator[Batch]
+
+
+class Reader(Protocol):
+    """An input of one kind, as batches."""
+
+    def batches(self, *, inputs_max: int, skip: int = 0, skip_digest: str = "") -> Batches:
+        """Batches of at most `inputs_max` lines and about BATCH_BYTES_MAX bytes, in input order.
+
+        The first `skip` lines are passed over. Raises WrongUsage where they are not those that `skip_digest` tells of,
+        or the input is not what it should be.
+        """
+        ...
+
+
+class Records(Protocol):
+    """How lines make rows."""
+
+    columns: tuple[str, ...]
+
+    def join(self, lines: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
+        """Each row as it stands in the input; None for one that is too long."""
+        ...
+
+    def row(self, record: bytes | None, *, first: bool) -> tuple[bytes | Refusal, tuple[str, ...]]:
+        """Its text as a JSON string, and its values of `columns`."""
+        ...
 
 
 class Splitter:
@@ -105,12 +139,46 @@ def as_json_text(line: bytes | None, field: str | None, *, first: bool = False) 
         if not isinstance(value, dict) or not isinstance(value.get(field), str):
             return Refusal("missing_field", f"the line has no text in the member {field!r}")
         text = value[field]
+    return encode_text(text)
+
+
+def encode_text(text: str) -> bytes | Refusal:
+    """A text as JSON, if a request can hold it."""
     if not text:
         return Refusal("empty_input", "there is no text to embed")
     encoded = orjson.dumps(text)
     if len(encoded) > LINE_BYTES_MAX:  # control characters take six bytes in JSON
         return Refusal("line_too_long", f"the text takes more than {LINE_BYTES_MAX:,} bytes in JSON")
     return encoded
+
+
+class LineRecords:
+    """A row a line: its text, or JSON with the text in the member `field`."""
+
+    columns: tuple[str, ...] = ()
+
+    def __init__(self, field: str | None = None) -> None:
+        self._field = field
+
+    def join(self, lines: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
+        """They are rows."""
+        return lines
+
+    def row(self, record: bytes | None, *, first: bool) -> tuple[bytes | Refusal, tuple[str, ...]]:
+        """The text alone."""
+        return as_json_text(record, self._field, first=first), ()
+
+
+class ChunkReader:
+    """Rows of a file or pipe that is read once, chunk by chunk."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], records: Records) -> None:
+        self._chunks = chunks
+        self._records = records
+
+    def batches(self, *, inputs_max: int, skip: int = 0, skip_digest: str = "") -> Batches:
+        """As the protocol says."""
+        return read_batches(self._chunks, self._records, inputs_max=inputs_max, skip=skip, skip_digest=skip_digest)
 
 
 async def read_chunks(fd: int) -> AsyncIterator[bytes]:
@@ -126,31 +194,35 @@ async def read_chunks(fd: int) -> AsyncIterator[bytes]:
 
 
 async def read_batches(
-    chunks: AsyncIterator[bytes], *, field: str | None, inputs_max: int, skip: int = 0, skip_digest: str = ""
-) -> AsyncIterator[Batch]:
-    """Batches of at most `inputs_max` lines and about BATCH_BYTES_MAX bytes, in input order.
-
-    The first `skip` lines are passed over. Raises WrongUsage where they are not those that `skip_digest` tells of.
-    """
+    chunks: AsyncIterator[bytes], records: Records, *, inputs_max: int, skip: int, skip_digest: str
+) -> Batches:
+    """What `ChunkReader.batches` gives."""
     splitter = Splitter()
     index = 0
     lines: list[bytes | Refusal] = []
+    kept: list[tuple[str, ...]] = []
     size_bytes = 0
-    async for line in _each_line(chunks, splitter):
+
+    def batch() -> Batch:
+        return Batch(index - len(lines), lines, splitter.digest, splitter.end_bytes, records.columns, kept)
+
+    async for line in records.join(_each_line(chunks, splitter)):
         index += 1
         if index <= skip:
             if index == skip and splitter.digest != skip_digest:
                 raise WrongUsage(f"The first {skip:,} lines of the input are not those of the run before.{OVERWRITE}")
             continue
-        lines.append(as_json_text(line, field, first=index == 1))
+        text, others = records.row(line, first=index == 1)
+        lines.append(text)
+        kept.append(others)
         size_bytes += len(line or b"")
         if len(lines) >= inputs_max or size_bytes >= BATCH_BYTES_MAX:
-            yield Batch(index - len(lines), lines, splitter.digest, splitter.end_bytes)
-            lines, size_bytes = [], 0
+            yield batch()
+            lines, kept, size_bytes = [], [], 0
     if index < skip:
         raise WrongUsage(f"The input has {index:,} lines; the run before had read {skip:,}.{OVERWRITE}")
     if lines:
-        yield Batch(index - len(lines), lines, splitter.digest, splitter.end_bytes)
+        yield batch()
 
 
 async def _each_line(chunks: AsyncIterator[bytes], splitter: Splitter) -> AsyncIterator[bytes | None]:

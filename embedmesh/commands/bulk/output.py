@@ -5,6 +5,7 @@ off what was written after the checkpoint (a torn row, a batch without one) and 
 to write, nothing of an earlier run is touched and nothing new stays behind.
 
 A line without a vector keeps its row: `"embedding":null` and why in JSON, NaN in .npy. Rows and lines stay in step.
+Of a table the columns beside the text are in the row, too, but for .npy. The kinds that are tables: `table_output.py`.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import os
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import orjson
@@ -21,10 +22,10 @@ from numpy.lib import format as npy_format
 
 from embedmesh.commands.bulk.checkpoint import Checkpoint, Settings, read_checkpoint, save_checkpoint
 from embedmesh.commands.bulk.client import Stopped, Vector
-from embedmesh.commands.bulk.lines import OVERWRITE, Refusal
+from embedmesh.commands.bulk.lines import OVERWRITE, Batch, Refusal
 from embedmesh.commands.telling import WrongUsage
 
-SUFFIXES = (".npy", ".jsonl", ".ndjson")
+OWN_COLUMNS = ("index", "embedding", "error")  # an input's own "index" stands in the place of the line's number
 NPY_HEADER_BYTES = 128  # numpy leaves room for the row count to grow, so the length does not depend on it
 
 
@@ -33,8 +34,8 @@ class Output(Protocol):
 
     done: Checkpoint
 
-    def write(self, outcomes: list[Vector | Refusal], digest: str) -> None:
-        """Append a row a line; `digest` tells of the input up to the last. Raises Stopped, OSError."""
+    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+        """Append a row a line of the batch. Raises Stopped, OSError."""
         ...
 
     def finish(self) -> None:
@@ -46,25 +47,14 @@ class Output(Protocol):
         ...
 
 
-def open_output(target: Path | None, settings: Settings, *, overwrite: bool) -> Output:
-    """Output for `target`: .npy or else JSON lines; None is stdout, which cannot be resumed. Raises WrongUsage.
+class Stdout:
+    """JSON lines; there is nothing to go on with."""
 
-    For a target that is finished already, ask `finished_before` first.
-    """
-    if target is None:
-        return _Stdout(settings)
-    try:
-        return (_NpyFile if target.suffix == ".npy" else _JsonlFile)(target, settings, overwrite)
-    except OSError as error:
-        raise WrongUsage(f"{target} cannot be written ({error.strerror}). Choose another --output.") from None
-
-
-class _Stdout:
     def __init__(self, settings: Settings) -> None:
         self.done = Checkpoint(settings)
 
-    def write(self, outcomes: list[Vector | Refusal], digest: str) -> None:
-        sys.stdout.buffer.write(_json_rows(self.done.lines, outcomes))
+    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+        sys.stdout.buffer.write(_json_rows(batch, outcomes))
         sys.stdout.buffer.flush()
         self.done.lines += len(outcomes)
         self.done.refused += _refused(outcomes)
@@ -76,8 +66,8 @@ class _Stdout:
         pass
 
 
-class _File:
-    """What both formats share: the lock, the checkpoint, and cutting back to it."""
+class FileOutput:
+    """What all kinds of file share: the lock, the checkpoint, and cutting back to it."""
 
     def __init__(self, target: Path, settings: Settings, overwrite: bool) -> None:
         self._target = target
@@ -101,26 +91,26 @@ class _File:
     def _written_at(self, target: Path) -> Path:
         return target
 
-    def _head(self) -> bytes:
+    def _head(self, batch: Batch | None) -> bytes:
         return b""
 
-    def _encode(self, outcomes: list[Vector | Refusal]) -> bytes:
-        return _json_rows(self.done.lines, outcomes)
+    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+        raise NotImplementedError
 
-    def write(self, outcomes: list[Vector | Refusal], digest: str) -> None:
-        self._begin()
-        rows = self._encode(outcomes)
+    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+        self._begin(batch)
+        rows = self._encode(batch, outcomes)
         self._rows.write(rows)
         self._rows.flush()
         os.fsync(self._rows.fileno())
         self.done.lines += len(outcomes)
         self.done.refused += _refused(outcomes)
         self.done.size_bytes += len(rows)
-        self.done.digest = digest
+        self.done.digest = batch.digest
         save_checkpoint(self._target, self.done)
 
     def finish(self) -> None:
-        self._begin()
+        self._begin(None)
         os.fsync(self._rows.fileno())
         self._complete()
 
@@ -149,7 +139,7 @@ class _File:
             raise WrongUsage(f"{self._written} is shorter than its checkpoint says.{OVERWRITE}")
         return done
 
-    def _begin(self) -> None:
+    def _begin(self, batch: Batch | None) -> None:
         """Before the first row: cut back to the checkpoint, or make one of an output with no rows."""
         if self._is_begun:
             return
@@ -157,8 +147,9 @@ class _File:
         self._rows.truncate(self.done.size_bytes)
         self._rows.seek(self.done.size_bytes)
         if self.done.size_bytes == 0:
-            self._rows.write(self._head())
-            self.done.size_bytes = len(self._head())
+            head = self._head(batch)
+            self._rows.write(head)
+            self.done.size_bytes = len(head)
             save_checkpoint(self._target, self.done)
 
     def _complete(self) -> None:
@@ -166,20 +157,23 @@ class _File:
         save_checkpoint(self._target, self.done)
 
 
-class _JsonlFile(_File):
+class JsonlFile(FileOutput):
     """`{"index":0,"embedding":[...]}` a line."""
 
+    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+        return _json_rows(batch, outcomes)
 
-class _NpyFile(_File):
+
+class NpyFile(FileOutput):
     """A float32 array (lines, width), written as OUT.npy.part; the header gets its row count at the end."""
 
     def _written_at(self, target: Path) -> Path:
         return target.with_name(target.name + ".part")
 
-    def _head(self) -> bytes:
+    def _head(self, batch: Batch | None) -> bytes:
         return _npy_header(0, 0)
 
-    def _encode(self, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
         width = self.done.width or next((len(row) for row in outcomes if not isinstance(row, Refusal)), None)
         if width is None:
             return b""  # rows of NaN wait until a first vector says how wide they are
@@ -194,7 +188,7 @@ class _NpyFile(_File):
         return rows.tobytes()
 
     def finish(self) -> None:
-        self._begin()
+        self._begin(None)
         self._rows.seek(0)
         self._rows.write(_npy_header(self.done.lines, self.done.width or 0))
         self._rows.flush()
@@ -210,13 +204,30 @@ def _npy_header(rows: int, width: int) -> bytes:
     return buffer.getvalue()
 
 
-def _json_rows(first: int, outcomes: list[Vector | Refusal]) -> bytes:
+def kept_values(batch: Batch) -> list[tuple[Any, ...]]:
+    """The values of a batch's other columns, row by row."""
+    if not batch.columns:
+        return [()] * len(batch.lines)
+    if isinstance(batch.kept, list):
+        return batch.kept
+    return list(zip(*map(_python_values, batch.kept.columns), strict=True))
+
+
+def _python_values(column: Any) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except ValueError:  # nanoseconds, which Python's own times do not have
+        values = column.cast("string").to_pylist()
+    return values
+
+
+def _json_rows(batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
     rows: list[bytes] = []
-    for index, outcome in enumerate(outcomes, first):
-        row: dict[str, object] = {"index": index, "embedding": outcome}
+    for index, (outcome, kept) in enumerate(zip(outcomes, kept_values(batch), strict=True), batch.first):
+        row: dict[str, object] = {"index": index, **dict(zip(batch.columns, kept, strict=True)), "embedding": outcome}
         if isinstance(outcome, Refusal):
             row |= {"embedding": None, "error": {"code": outcome.code, "message": outcome.message}}
-        rows.append(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+        rows.append(orjson.dumps(row, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
     return b"".join(rows)
 
 

@@ -1,11 +1,14 @@
 """What a run says while it goes and when it ends: a progress bar, the first refusals, a summary."""
 
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import rich.console
 import rich.progress
+import rich.text
 
 from embedmesh.commands.bulk.client import Vector
 from embedmesh.commands.bulk.lines import Batch, Refusal
@@ -14,6 +17,18 @@ from embedmesh.rules.money import format_usd
 
 NOTHING_DONE = ("refused", "unreachable")  # there is nothing to sum up
 REFUSALS_SHOWN_MAX = 20  # a screenful; the output holds them all
+WAITING_EVERY_S = 60.0  # without a terminal: a line a minute of a server that is away
+
+
+class _Bar(rich.progress.Progress):
+    """With one more line below while requests wait."""
+
+    waiting = ""
+
+    def get_renderables(self) -> Iterator[rich.console.RenderableType]:
+        yield from super().get_renderables()
+        if self.waiting:
+            yield rich.text.Text(self.waiting, no_wrap=True, overflow="ellipsis")
 
 
 class Report:
@@ -31,10 +46,11 @@ class Report:
             rich.progress.TaskProgressColumn(),
             rich.progress.TimeRemainingColumn(),
         ]
-        self._bar = rich.progress.Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = _Bar(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=total_bytes, lines=0, rate=0.0)
         self._began = time.monotonic()
         self._target = target
+        self._waiting_said_at = -math.inf
         self._resumed, self._refused_before = 0, 0
         self._tokens = 0
         self._cost_nanousd = 0
@@ -53,6 +69,16 @@ class Report:
     def say(self, line: str) -> None:
         """One line above the bar, on stderr."""
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def waiting(self, why: str, pause_s: float, requests: int) -> None:
+        """One line for all that wait: below the bar, each in place of the last; else one a minute."""
+        many = f" ({requests} requests waiting)" if requests > 1 else ""
+        line = f"{why}; trying again in {pause_s:.0f} s{many}" if pause_s >= 1 else f"{why}; trying again{many}"
+        self._bar.waiting = line
+        now = time.monotonic()
+        if self._bar.disable and now - self._waiting_said_at >= WAITING_EVERY_S:
+            self._waiting_said_at = now
+            self.say(line)
 
     def begin(self, resumed_lines: int, refused_before: int) -> None:
         """Say where a run goes on that was stopped before."""
@@ -77,7 +103,8 @@ class Report:
         click.echo(f"already complete: {lines:,} lines{but}", err=True)
 
     def paid(self, tokens: int, cost_nanousd: int) -> None:
-        """Add up what requests cost."""
+        """Add up what requests cost: one was answered, so that nothing is waited for as far as we know."""
+        self._bar.waiting = ""
         self._tokens += tokens
         self._cost_nanousd += cost_nanousd
 

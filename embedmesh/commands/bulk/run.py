@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from embedmesh.commands.bulk.client import Client, Vector
-from embedmesh.commands.bulk.lines import Batch, Refusal
+from embedmesh.commands.bulk.lines import Batch, Batches, Refusal
 from embedmesh.commands.bulk.output import Output
 
 IN_FLIGHT_MAX = 4  # two keep one node and the network both busy; four feed a second node, and bound the memory
@@ -14,7 +14,7 @@ Asked = tuple[Batch, asyncio.Task[list[Vector | Refusal]]]
 Report = Callable[[Batch, list[Vector | Refusal]], None]
 
 
-async def run(batches: AsyncIterator[Batch], client: Client, output: Output, report: Report) -> None:
+async def run(batches: Batches, client: Client, output: Output, report: Report) -> None:
     """Embed and write every batch; `report` hears of each that is written.
 
     Raises Stopped and whatever the input and output raise. Whatever ends it, batches that are answered already, and
@@ -49,7 +49,7 @@ async def _write_first(asked: deque[Asked], output: Output, report: Report) -> N
     batch, task = asked[0]
     outcomes = await task
     asked.popleft()
-    output.write(outcomes, batch.digest)
+    output.write(batch, outcomes)
     report(batch, outcomes)
 
 
