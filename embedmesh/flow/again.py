@@ -15,7 +15,7 @@ import msgspec
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import InvalidValue, RateLimited
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer
+from embedmesh.rules.ports import Answer, Caller
 
 KEY_CHARS_MAX = 255
 KEPT_REPLY_BYTES_MAX = 8 * 1024 * 1024  # of vectors: 2,048 of 1,024 components
@@ -122,6 +122,12 @@ class Twins(Generic[R]):
             shared.waiting -= 1
             if not shared.waiting:
                 self._left(place, shared)
+
+    def under_way(self, caller: Caller, body: bytes) -> bool:
+        """Whether a request of the same key with the same body is, or its reply waits for somebody."""
+        if not self._shared:
+            return False
+        return (caller.key_id, hashlib.blake2b(body, digest_size=16).digest()) in self._shared
 
     async def stop(self) -> None:
         """Wait for nobody any more."""

@@ -11,11 +11,13 @@ import msgspec
 
 from embedmesh.flow.again import Asked, Kept, Twins, check_key, check_room, pack, unpack
 from embedmesh.flow.cache import Remembered, VectorCache
-from embedmesh.flow.count import count
+from embedmesh.flow.count import CanPay, count
 from embedmesh.flow.forward import forward, time_allowed_s
 from embedmesh.flow.hold import Held, hold_money
 from embedmesh.flow.identify import identify, may_use
+from embedmesh.flow.means import Means, may_be_free
 from embedmesh.flow.respond import limit_headers, respond
+from embedmesh.flow.turns import Turns
 from embedmesh.flow.validate import validate
 from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
@@ -45,6 +47,9 @@ from embedmesh.rules.ports import (
 EMBED_SCOPE = "embeddings"
 CACHED_HEADER = "x-embedmesh-cached"
 REPLAYED = {"idempotent-replayed": "true"}
+SOON_BYTES_MAX = 32 * 1024  # of a body that is parsed on the event loop: a millisecond at most
+LARGE_BYTES = 256 * 1024  # a body above it is not parsed for who can pay nothing: that may take 20 MB
+BYTES_A_TOKEN = 16  # of a body: what one that is refused takes from the key's limit of tokens
 
 Receive = Callable[[str], Awaitable[bytes]]
 """The body of a request of this account. Raises Overloaded where there is no room for it."""
@@ -70,6 +75,7 @@ class World(msgspec.Struct, frozen=True):
     cache: VectorCache
     hash_user: Callable[[str], str]
     claim_of: Callable[[str, bytes], Claim]
+    turns: Turns = msgspec.field(default_factory=Turns)
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
 
 
@@ -107,10 +113,7 @@ async def handle(world: World, asked: Asked, receive: Receive, deliver: Deliver)
     caller = await identify(asked.authorization, world.keys, EMBED_SCOPE)
     await world.allowances.take_request(caller)
     body = await receive(caller.account_id)
-    call, model = validate(body, world.catalogue)
-    may_use(caller, model)
-    counted = await count(call, model, world.tokenizers.get(model.id), world.cl100k)
-    await world.allowances.take_tokens(caller, counted.tokens)
+    call, model, counted = await _read(world, asked, caller, body)
     claim = None
     if asked.idempotency_key is not None:
         check_key(asked.idempotency_key)
@@ -138,6 +141,43 @@ async def handle(world: World, asked: Asked, receive: Receive, deliver: Deliver)
         )
     charge = done.charge
     return Outcome(model.id, charge.tokens if charge else 0, charge.cost_nanousd if charge else 0)
+
+
+async def _read(world: World, asked: Asked, caller: Caller, body: bytes) -> tuple[Call, Model, Counted]:
+    """What is asked for, and how much that is. What is refused takes from the key's limits, too. Raises a Failure."""
+
+    async def can_pay_for(model: Model | None) -> CanPay | None:
+        """For the cheapest model where none is named."""
+        if may_be_free(asked, caller, body, world.cache, world.twins):
+            return None
+        if asked.idempotency_key is not None and await _is_kept(world, asked.idempotency_key, caller, body):
+            return None
+        price = min(world.prices.of(each, caller.account_id) for each in ([model] if model else world.catalogue.models))
+        return Means(await world.ledger.available_nanousd(caller.account_id, caller.key_id), price).check
+
+    try:
+        if len(body) <= SOON_BYTES_MAX:
+            call, model = validate(body, world.catalogue)
+        else:
+            if len(body) > LARGE_BYTES and (can_pay := await can_pay_for(None)) is not None:
+                can_pay(1)
+            call, model = await world.turns.call(caller.account_id, validate, body, world.catalogue)
+        may_use(caller, model)
+        tokenizer = world.tokenizers.get(model.id)
+        counted = await count(call, model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for)
+    except BaseException:
+        world.allowances.spend_tokens(caller, len(body) // BYTES_A_TOKEN)
+        raise
+    await world.allowances.take_tokens(caller, counted.tokens)
+    return call, model, counted
+
+
+async def _is_kept(world: World, key: str, caller: Caller, body: bytes) -> bool:
+    """Whether the request was made before with this Idempotency-Key: then its reply may have been paid."""
+    claim = await world.turns.call(caller.account_id, world.claim_of, key, body)
+    hold = Hold(hold_id="", account_id=caller.account_id, amount_nanousd=0, deadline_ms=0)
+    twin = await world.ledger.twin(hold, claim)
+    return twin is not None and twin.body_hash == claim.body_hash
 
 
 def give_up(done: Done) -> None:

@@ -3,6 +3,7 @@
 import orjson
 
 from embedmesh.flow.members import MEMBERS
+from embedmesh.flow.values import DEPTH_MAX, check_values
 from embedmesh.rules.embeddings import Call, Truncate
 from embedmesh.rules.errors import (
     InvalidJson,
@@ -15,12 +16,12 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue
 
-DEPTH_MAX = 32  # a right request is three deep
 SHOWN_NAME_CHARS_MAX = 64  # of an unknown member, in the error
 
 
 def validate(body: bytes, catalogue: Catalogue) -> tuple[Call, Model]:
     """The call and the catalogue's model for it. Raises a CallerFailure."""
+    check_values(body)
     try:
         asked = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -3,7 +3,8 @@
 Minutes are those of the clock, UTC. The store counts what of a key's minute was granted to gateways; a gateway takes a
 share of it at a time (a lease: a SHARE-th of the limit) and spends that without asking. So the limit is never exceeded;
 and a caller is refused too early by at most what the other gateways have taken and not spent: a lease each.
-Nothing is given back, whatever becomes of a request: else computing would be free for those who hang up.
+Nothing is given back, whatever becomes of a request: else computing would be free for those who hang up. What a request
+used that was refused after work for it is owed: this gateway takes it from the store with what it asks for next.
 """
 
 import asyncio
@@ -38,11 +39,12 @@ class _Purse:
         self.limit = limit
         self.left = 0  # granted to us, and not spent
         self.total = 0  # granted to all, as far as we know
+        self.owed = 0  # spent beyond what was left to us: taken with what is asked for next
         self.asking = asyncio.Lock()
 
     def room(self) -> int:
         """The most that may still be had."""
-        return self.left + self.limit - self.total
+        return max(0, self.left + self.limit - self.total - self.owed)
 
 
 class Allowances:
@@ -57,10 +59,19 @@ class Allowances:
     async def take_request(self, caller: Caller) -> None:
         if caller.requests_a_minute is not None:
             await self._take(caller.key_id, "requests", 1, caller.requests_a_minute)
+        if caller.tokens_a_minute is not None:
+            await self._check_tokens(caller.key_id, caller.tokens_a_minute)
 
     async def take_tokens(self, caller: Caller, tokens: int) -> None:
         if caller.tokens_a_minute is not None:
             await self._take(caller.key_id, "tokens", tokens, caller.tokens_a_minute)
+
+    def spend_tokens(self, caller: Caller, tokens: int) -> None:
+        if caller.tokens_a_minute is not None and tokens > 0:
+            purse = self._purse(caller.key_id, "tokens", caller.tokens_a_minute)
+            spent = min(tokens, purse.left)
+            purse.left -= spent
+            purse.owed += tokens - spent
 
     def left(self, caller: Caller) -> tuple[Allowance, ...]:
         if caller.requests_a_minute is None and caller.tokens_a_minute is None:
@@ -75,20 +86,13 @@ class Allowances:
         return tuple(found)
 
     async def _take(self, key_id: str, what: str, amount: int, limit: int) -> None:
+        purse = self._purse(key_id, what, limit)
         minute, reset_s = self._now()
-        if minute != self._minute:
-            self._minute = minute
-            self._purses.clear()
-        purse = self._purses.get((key_id, what))
-        if purse is None or purse.limit != limit:  # a new minute, or the operator has changed it
-            spent = purse.total if purse is not None else 0
-            purse = self._purses[key_id, what] = _Purse(limit)
-            purse.total = spent
-        if purse.left < amount <= purse.room():
+        if purse.owed or purse.left < amount <= purse.room():
             async with purse.asking:
-                if purse.left < amount <= purse.room():  # another request may have brought some
+                if purse.owed or purse.left < amount <= purse.room():  # another request may have brought some
                     await self._ask(key_id, what, amount, minute, purse)
-        if purse.left < amount:
+        if purse.owed or purse.left < amount:
             raise RateLimited(
                 f"This API key may use {limit:,} {what} a minute; {max(0, purse.room()):,} of this minute's are left."
                 + (f" This request alone has {amount:,}: split it." if amount > limit else " Wait for the next."),
@@ -98,7 +102,7 @@ class Allowances:
 
     async def _ask(self, key_id: str, what: str, amount: int, minute: int, purse: _Purse) -> None:
         """Have the store grant us a lease, at least what is needed; nothing where that is not to be had."""
-        needed = amount - purse.left
+        needed = amount + purse.owed - purse.left
         wanted = max(needed, purse.limit // SHARE)
         limit = purse.limit
 
@@ -116,7 +120,29 @@ class Allowances:
 
         ours, total = await self._written(grant)
         purse.left += ours
+        paid = min(purse.left, purse.owed)
+        purse.left, purse.owed = purse.left - paid, purse.owed - paid
         purse.total = max(purse.total, total)
+
+    def _purse(self, key_id: str, what: str, limit: int) -> _Purse:
+        minute, _ = self._now()
+        if minute != self._minute:
+            self._minute = minute
+            self._purses.clear()
+        purse = self._purses.get((key_id, what))
+        if purse is None or purse.limit != limit:  # a new minute, or the operator has changed it
+            before, purse = purse, _Purse(limit)
+            if before is not None:
+                purse.total, purse.owed = before.total, before.owed
+            self._purses[key_id, what] = purse
+        return purse
+
+    async def _check_tokens(self, key_id: str, limit: int) -> None:
+        """Raise RateLimited where none is left: then nothing is looked at that would take some."""
+        purse = self._purse(key_id, "tokens", limit)
+        if purse.owed or not purse.room():
+            await self._take(key_id, "tokens", 1, limit)
+            purse.left += 1
 
     def _now(self) -> tuple[int, float]:
         """The minute, and seconds until it is over."""
