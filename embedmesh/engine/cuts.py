@@ -14,7 +14,9 @@ from tokenizers import Tokenizer
 from embedmesh.engine.words import MARK
 
 LETTER = (
-    r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03a3-\u03a9\u03b1-\u03c9\u0410-\u044f\u4e00-\u9fff"
+    r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03a3-\u03a9\u03b1-\u03c9\u0410-\u044f\u0561-\u0586"
+    r"\u05d0-\u05ea\u0621-\u063a\u0641-\u064a\u0904-\u0939\u0e01-\u0e2e\u10d0-\u10f0\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff"
+    r"\uac00-\ud7a3"
 )
 BEFORE_WORD = rf"(?<=[{LETTER}])(?= [{LETTER}])"
 """Before a lone space between two letters or digits that no normalizer joins to a neighbour."""

@@ -24,7 +24,7 @@ from embedmesh.rules.errors import SetupError
 PROBE = "a"  # any text will do that every vocabulary knows
 CAPITALS = "THE QUICK ÄÖÉ ΔΩ ЖЯ"  # in scripts that have capitals
 PIECE_CHARS = 2_048  # at most some 10 ms of a tokenizer's worst words
-RUN_CHARS_MAX = 131_072  # without a place to cut: some 20 MB while it is looked at. No model here takes as much
+RUN_CHARS_MAX = 32_768  # without a place to cut: 20 ms and 10 MB of smileys. More than fits of any language
 SOON_CHARS_MAX = 4_096  # of words that are looked up whole: 0.2 ms
 SOON_TEXTS_MAX = 512
 SOON_OTHER_CHARS_MAX = 768  # of words that are not: 1 ms

@@ -23,12 +23,12 @@ from tests.engine.tiny import make_folder
 GOLDENS = Path(__file__).parent / "goldens" / "architectures"
 # What joins its neighbour, is dropped or is moved.
 ODD = "\u0301\u0308\u0323\u200d\u200b\u00ad\u0f71\u0345\u3099\ufe0f\u0e33\u0600\u11a8"
-LETTERS = "abcun riversdon 019ßéÅŉŀİǆЖйÄω日本語中かガ한ﬁ½"
+LETTERS = "abcun riversdon 019ßéÅŉŀİǆЖйÄω日本語中かガ한ﬁ½բשعآकऩกგ"
 SPACES = " \t\n\r\x0b\x0c\x1c\x85\u00a0\u2003\u3000\0"
 MARKS = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~。¿…▁Ġ"
 TOKENS = ["[MASK]", "<mask>", "</s>", "<s>", "river", " un", "'s", "\U0001f600"]
 PARTS = [*LETTERS, *SPACES, *MARKS, *ODD, *TOKENS]
-WORDS = [f"{letter} {other}" for letter in LETTERS for other in "aé9日" if letter != " "]
+WORDS = [f"{letter} {other}" for letter in LETTERS for other in "aé9日عकก한" if letter != " "]
 TEXT = st.lists(st.sampled_from(PARTS) | st.sampled_from(WORDS), max_size=40).map("".join)
 
 

@@ -34,6 +34,7 @@ NATIVE = Model(id="acme/native", folder="/nowhere", width=4, max_tokens=8, price
 CATALOGUE = Catalogue((MODEL, NATIVE))
 GOOD_KEY = "em_good"
 POOR_KEY = "em_poor"
+PENNY_KEY = "em_penny"
 SCOPELESS_KEY = "em_scopeless"
 NARROW_KEY = "em_narrow"
 METERED_KEY = "em_metered"
@@ -86,6 +87,7 @@ class KeyRing:
         return {
             GOOD_KEY: Caller("acct", "key_1", frozenset({"embeddings"})),
             POOR_KEY: Caller("poor", "key_2", frozenset({"embeddings"})),
+            PENNY_KEY: Caller("penny", "key_6", frozenset({"embeddings"})),
             SCOPELESS_KEY: Caller("acct", "key_3", frozenset()),
             NARROW_KEY: Caller("acct", "key_4", frozenset({"embeddings"}), frozenset({NATIVE.id})),
             METERED_KEY: Caller("acct", "key_5", frozenset({"embeddings"}), None, 2, 12),
@@ -134,7 +136,7 @@ class MemoryLedger:
     kept: int = 0
 
     async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
-        if hold.account_id == "poor":
+        if hold.account_id in ("poor", "penny"):
             raise InsufficientQuota("no money")
         if claim is not None:
             twin = self.claims.get(claim.key_hash)
@@ -147,7 +149,7 @@ class MemoryLedger:
         return None
 
     async def available_nanousd(self, account_id: str, key_id: str) -> int:
-        return 0 if account_id == "poor" else 10**12
+        return {"poor": 0, "penny": 4}.get(account_id, 10**12)
 
     async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
         return self.claims.get(claim.key_hash)
