@@ -63,6 +63,11 @@ class ModelTokenizer:
         """
         return self._without_dropped(self._complete(texts, self._known(texts)))
 
+    def prepare(self) -> None:
+        """Make now what is made with the first texts otherwise: that may take a second."""
+        self.soon([PROBE])
+        self.next_cut(PROBE * (PIECE_CHARS + 1), 0)
+
     def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
         """The same, where they are found within about a millisecond whatever the texts are; else None."""
         if len(texts) > SOON_TEXTS_MAX or sum(map(len, texts)) > SOON_CHARS_MAX:

@@ -23,6 +23,7 @@ from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Call, Counted
+from embedmesh.rules.errors import InsufficientQuota
 from embedmesh.rules.holds import Charge, Claim, Hold, Payable
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
@@ -105,6 +106,7 @@ class _Request(NamedTuple):
     model: Model
     counted: Counted
     claim: Claim | None
+    body_bytes: int
 
 
 async def handle(world: World, asked: Asked, receive: Receive, deliver: Deliver) -> Outcome:
@@ -119,7 +121,7 @@ async def handle(world: World, asked: Asked, receive: Receive, deliver: Deliver)
         check_key(asked.idempotency_key)
         check_room(model, counted, await world.ledger.kept_bytes(caller.account_id))
         claim = world.claim_of(asked.idempotency_key, body)
-    request = _Request(began, caller, call, model, counted, claim)
+    request = _Request(began, caller, call, model, counted, claim, len(body))
 
     async def hand_over(done: Done) -> None:
         reply = done.reply
@@ -188,7 +190,7 @@ def give_up(done: Done) -> None:
 
 async def _work(world: World, request: _Request) -> Done:
     """Hold the money, have the inputs embedded and write the reply; or find one that was kept. Raises a Failure."""
-    _, caller, call, model, counted, claim = request
+    _, caller, call, model, counted, claim, body_bytes = request
     price = world.prices.of(model, caller.account_id)
     found = None
     if caller.cache is not CachePolicy.OFF:
@@ -205,7 +207,11 @@ async def _work(world: World, request: _Request) -> Done:
         return Done(_reply(world, request, gratis, {CACHED_HEADER: str(found.inputs)}), None, None, None)
     until = world.clock.monotonic() + within_s
     bound = cost_nanousd(counted.tokens - free, price)
-    held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim)
+    try:
+        held = await hold_money(world.ledger, caller, bound, within_s, world.clock, claim)
+    except InsufficientQuota:
+        world.allowances.spend_tokens(caller, body_bytes // BYTES_A_TOKEN - counted.tokens)
+        raise
     if isinstance(held, bytes):
         kept = unpack(held)  # made of what the ledger kept: delivered and paid before
         return Done(_reply(world, request, kept, REPLAYED), None, None, None)

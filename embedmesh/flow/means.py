@@ -25,7 +25,7 @@ class Means(NamedTuple):
     def check(self, tokens: int) -> None:
         """Raise InsufficientQuota where so many cannot be paid."""
         cost = cost_nanousd(tokens, self.price)
-        if cost > self.available:
+        if cost > max(0, self.available):  # what costs nothing is for the ledger to refuse
             raise InsufficientQuota(
                 "The account's balance, or this API key's budget, does not cover this request: it needs at least "
                 f"{format_usd(cost)}, and {format_usd(max(0, self.available))} is available. Add credit."

@@ -79,7 +79,8 @@ class Allowances(Protocol):
         ...
 
     def spend_tokens(self, caller: Caller, tokens: int) -> None:
-        """Take tokens for work that was done in vain; where there are too few, all that are left. Must not wait."""
+        """Take tokens for work that was done in vain; where there are too few, all that
+        are left. Takes nothing for fewer than one. Must not wait."""
         ...
 
     def left(self, caller: Caller) -> tuple[Allowance, ...]:
