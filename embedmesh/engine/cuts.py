@@ -5,7 +5,11 @@ its normalizer looks across in neither direction, its words end, and no added to
 the kinds of normalizers and cuts that are named below, and for no others: `cuts_of` says nothing of those.
 """
 
+import functools
+import itertools
 import re
+import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,16 +17,14 @@ from tokenizers import Tokenizer
 
 from embedmesh.engine.words import MARK
 
-LETTER = (
-    r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03a3-\u03a9\u03b1-\u03c9\u0410-\u044f\u0561-\u0586"
-    r"\u05d0-\u05ea\u0621-\u063a\u0641-\u064a\u0904-\u0939\u0e01-\u0e2e\u10d0-\u10f0\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff"
-    r"\uac00-\ud7a3"
-)
-BEFORE_WORD = rf"(?<=[{LETTER}])(?= [{LETTER}])"
-"""Before a lone space between two letters or digits that no normalizer joins to a neighbour."""
 BEFORE_SPACE = r"(?=[ \t\n\r])"
 """BERT's normalizer looks at one character at a time (accents aside); white space becomes no id."""
 BETWEEN_IDEOGRAPHS = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"  # BERT's puts a space around each
+
+JOINING = ((0x0D4E, 0x0D4E), (0x0E33, 0x0E33), (0x0EB3, 0x0EB3), (0x1100, 0x11FF), (0xA960, 0xA97F), (0xD7B0, 0xD7FF))
+"""Letters that may be one with a neighbour, from and to: Hangul's parts, and a few vowels."""
+LETTERS, MARKS = frozenset(("Lu", "Ll", "Lo", "Nd")), frozenset(("Mn", "Mc"))  # categories of Unicode
+END = ".,;:!?)"  # of what stands before a space, too
 
 CALM = frozenset(
     "BertNormalizer NFC NFD NFKC NFKD Lowercase StripAccents Precompiled Nmt".split()  # noqa: SIM905 - a list of words
@@ -62,7 +64,7 @@ def cuts_of(tokenizer: Tokenizer) -> re.Pattern[str] | None:
     if (before.get("type"), split.get("type")) == ("BertNormalizer", "BertPreTokenizer"):
         alone = any(token.single_word for token in saved.added_tokens)
         return re.compile("|".join([BEFORE_SPACE] if alone else [BEFORE_SPACE, *_beside_marks(before, added)]))
-    return re.compile(BEFORE_WORD) if _is_calm(before) and _splits_at_spaces(split) else None
+    return _before_words() if _is_calm(before) and _splits_at_spaces(split) else None
 
 
 def _beside_marks(normalizer: dict[str, Any], added: set[str]) -> list[str]:
@@ -74,6 +76,31 @@ def _beside_marks(normalizer: dict[str, Any], added: set[str]) -> list[str]:
     if normalizer.get("handle_chinese_chars") and all(map(str.isascii, added)):
         patterns.append(BETWEEN_IDEOGRAPHS)
     return patterns
+
+
+@functools.cache
+def _before_words() -> re.Pattern[str]:
+    """Before a lone space between two words of any script, which no normalizer joins over it."""
+    letters = _ranges(lambda character: _is_plain(character, LETTERS))
+    marks = _ranges(lambda character: _is_plain(character, MARKS))
+    return re.compile(rf"(?<=[{letters}{marks}{END}])(?= [{letters}])")
+
+
+def _ranges(wanted: Callable[[str], bool]) -> str:
+    """Those of the characters, for a pattern."""
+    groups = itertools.groupby(map(chr, range(0x10000)), wanted)
+    runs = [list(characters) for good, characters in groups if good]
+    return "".join(rf"\u{ord(run[0]):04x}-\u{ord(run[-1]):04x}" for run in runs)
+
+
+def _is_plain(character: str, categories: frozenset[str]) -> bool:
+    """Whether it is of these categories, and remains by itself in every normal form."""
+    if unicodedata.category(character) not in categories or any(a <= ord(character) <= b for a, b in JOINING):
+        return False
+    composed, taken_apart = unicodedata.normalize("NFKC", character), unicodedata.normalize("NFKD", character)
+    if " " in composed + taken_apart:
+        return False
+    return categories is MARKS or (composed[0].isalnum() and taken_apart[0].isalnum())
 
 
 def _is_calm(normalizer: dict[str, Any]) -> bool:

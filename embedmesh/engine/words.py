@@ -2,7 +2,7 @@
 
 There the ids of a text are those of its words, one after another, and a word's are a few look-ups. That is so for
 printable ASCII: beyond it normalizers join and drop characters, so other texts are left to the tokenizer. Nothing is
-remembered of any text: how long a text takes says nothing of those before it (docs/decisions/NEXT-what-is-refused.md).
+remembered of any text: how long a text takes says nothing of those before it.
 """
 
 import re

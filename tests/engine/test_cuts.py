@@ -187,6 +187,41 @@ def test_what_is_cut_before_it_is_counted_is_what_was_counted_and_cut(
     agree()
 
 
+PROSE = {
+    "English": "the river",
+    "German": "über Flüsse",
+    "Russian": "река течёт",
+    "Greek": "ποταμός ρέει",
+    "Arabic": "النهر يجري",
+    "Hebrew": "הנהר זורם",
+    "Hindi": "नदी बहती है",
+    "Bengali": "নদী বয়ে যায়",
+    "Tamil": "ஆறு ஓடுகிறது",
+    "Thai": "แม่น้ำ ไหล",
+    "Korean": "강이 흐른다",
+    "Amharic": "ወንዙ ይፈሳል",
+    "Georgian": "მდინარე მიედინება",
+    "Armenian": "գետը հոսում է",
+    "Burmese": "မြစ် စီး",
+    "Khmer": "ទន្លេ ហូរ",
+    "Lao": "ແມ່ນ້ຳ ໄຫຼ",
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("language", PROSE)
+def test_prose_of_any_language_with_spaces_can_be_cut(language: str, kind: str) -> None:
+    """So that no long text of it is refused for that."""
+    cuts = cuts_of(MODELS[kind]())
+    assert cuts is not None
+    text = (PROSE[language] + " ") * 20
+    places = [found.start() for found in cuts.finditer(text)]
+    assert len(places) >= 10
+    tokenizer = MODELS[kind]()
+    pieces = [text[start:end] for start, end in pairwise([0, *places, len(text)])]
+    assert [token for piece in pieces for token in whole(tokenizer, piece)] == whole(tokenizer, text)
+
+
 def test_a_text_is_looked_at_no_further_than_it_fits(tmp_path: Path) -> None:
     """4 MiB of marks, or of words: some pieces, not all of them."""
     folder = make_folder(tmp_path / "tiny")
