@@ -307,7 +307,8 @@ def tokenizers_of(catalogue: Catalogue) -> dict[str, Tokenizer]:
             continue
         tokenizer = by_folder.get((model.folder, model.max_tokens))
         if tokenizer is None:
-            tokenizer = ModelTokenizer(Path(model.folder), model.max_tokens)
+            tokenizer = made = ModelTokenizer(Path(model.folder), model.max_tokens)
+            made.prepare()
             by_folder[model.folder, model.max_tokens] = tokenizer
         for role, prompt in model.prompts.items():
             if len(tokenizer.ids([prompt])[0]) + tokenizer.specials >= model.max_tokens:

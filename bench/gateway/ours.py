@@ -34,10 +34,12 @@ class FixedTokenizer:
     def __init__(self, real: Any) -> None:
         self.specials, self.special_ids = real.specials, real.special_ids
         self.vocab_size, self.max_tokens = real.vocab_size, real.max_tokens
-        self.clip = real.clip
+        self.clip, self.next_cut = real.clip, real.next_cut
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(IDS[0]) for _ in texts]
+
+    soon = ids
 
 
 class NoLedger:
@@ -45,6 +47,7 @@ class NoLedger:
 
     def __init__(self, real: Any) -> None:
         self.healthy, self.twin, self.kept_bytes = real.healthy, real.twin, real.kept_bytes
+        self.available_nanousd = real.available_nanousd
 
     async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
         return None

@@ -96,6 +96,9 @@ class Metered:
         if (limit := caller.tokens_a_minute) is not None:
             self._journal.taken.append(Taken(caller.key_id, minute, "tokens", tokens, limit))
 
+    def spend_tokens(self, caller: Caller, tokens: int) -> None:
+        self._real.spend_tokens(caller, tokens)
+
     def left(self, caller: Caller) -> tuple[Allowance, ...]:
         return self._real.left(caller)
 

@@ -24,6 +24,7 @@ from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
 from embedmesh.flow.count import count
 from embedmesh.flow.identify import identify
+from embedmesh.flow.turns import Turns
 from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import (
@@ -73,6 +74,7 @@ class NodeApp:
         self._metrics = metrics
         self._bodies = bodies
         self._cl100k: Cl100k | None = None
+        self._turns = Turns()
         self._decode_ids = msgspec.msgpack.Decoder(EmbedIds).decode
 
     def routes(self) -> Routes:
@@ -166,12 +168,15 @@ class NodeApp:
 
     async def _read(self, body: bytes, named: str | None = None) -> tuple[Call, Served, Counted]:
         """A request of the public form; `named` is the model that its path names. Raises a CallerFailure."""
-        call, model = validate(body, Catalogue(tuple(one.model for one in self._models)), self._terms(), named=named)
+        catalogue = Catalogue(tuple(one.model for one in self._models))
+        reading = functools.partial(validate, body, catalogue, self._terms(), named=named)
+        call, model = await self._turns.call(SELF, reading)
         served = self._models.find(model.id)
-        assert served is not None  # nothing waited since the catalogue was made of what is served
+        if served is None:  # it was unloaded meanwhile
+            raise errors.ModelNotFound(NOT_SERVED, param="model")
         if call.ids and model.token_ids == "cl100k" and self._cl100k is None:
             self._cl100k = await asyncio.to_thread(_load_cl100k)
-        return call, served, await count(call, model, served.tokenizer, self._cl100k)
+        return call, served, await count(call, model, served.tokenizer, self._cl100k, self._turns, SELF)
 
     async def _embed(self, served: Served, ids: list[list[int]], tokens: int, begun: float) -> bytes:
         try:

@@ -7,6 +7,7 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import SetupError
 
 RANKS = 100_256
@@ -34,11 +35,17 @@ class Cl100k:
             raise SetupError("The cl100k ranks file is damaged. Run `embedmesh setup` to fetch it anew.")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids; bytes that are no UTF-8 become U+FFFD. Raises ValueError for a wrong id."""
+        """The text of these ids; bytes that are no UTF-8 become U+FFFD. Raises ValueError for a wrong id, and for more
+        text than a body may have.
+        """
         try:
-            return b"".join([self._bytes[token] for token in ids]).decode("utf-8", errors="replace")
+            parts = [self._bytes[token] for token in ids]
         except IndexError:
             wrong = next(token for token in ids if token >= RANKS)
+        else:
+            if sum(map(len, parts)) > BODY_BYTES_MAX:
+                raise ValueError(f"These token ids stand for more than {BODY_BYTES_MAX:,} bytes of text. Split them.")
+            return b"".join(parts).decode("utf-8", errors="replace")
         if wrong in SPECIALS:
             raise ValueError(f"{wrong} is a special token of cl100k_base; special tokens are not accepted.")
         raise ValueError(f"{wrong} is not a token id of cl100k_base, the vocabulary that this model takes ids of.")

@@ -5,20 +5,30 @@ in its answers. Both are turned off here; whoever calls decides what is too long
 that what was counted is what is embedded.
 """
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import msgspec
 from tokenizers import Tokenizer
 
+from embedmesh.engine.cuts import cuts_of
 from embedmesh.engine.folder import Folder, read_folder
 from embedmesh.engine.tokenizer_settings import load_tokenizer
-from embedmesh.engine.words import words_of
+from embedmesh.engine.words import TooDear, Words, words_of
 from embedmesh.rules.errors import SetupError
 
 PROBE = "a"  # any text will do that every vocabulary knows
 CAPITALS = "THE QUICK ÄÖÉ ΔΩ ЖЯ"  # in scripts that have capitals
+PIECE_CHARS = 2_048  # at most some 10 ms of a tokenizer's worst words
+RUN_CHARS_MAX = 32_768  # without a place to cut: 20 ms and 10 MB of smileys. More than fits of any language
+SOON_CHARS_MAX = 4_096  # of words that are looked up whole: 0.2 ms
+SOON_TEXTS_MAX = 512
+SOON_OTHER_CHARS_MAX = 768  # of words that are not: 1 ms
+SOON_WHOLE_CHARS_MAX = 256  # of what the tokenizer looks at: 1 ms of its worst words
+SOON_WHOLE_MAX = 16
 
 
 class ModelTokenizer:
@@ -34,7 +44,8 @@ class ModelTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
-        self._words = words_of(tokenizer)
+        if hasattr(tokenizer.model, "_resize_cache"):
+            tokenizer.model._resize_cache(0)  # of the words that were seen: it would tell of other accounts' texts
         added = tokenizer.get_added_tokens_decoder()
         self._dropped = _find_unknown(tokenizer) if folder.drops_unknown else None
         self._head, self._tail = ([], []) if folder.source == "static" else _find_specials(tokenizer, path.name)
@@ -48,20 +59,63 @@ class ModelTokenizer:
 
         A text that a static model knows no word of has none.
         """
-        found = self._find(texts)
-        if self._dropped is None:
-            return found
-        return [[token for token in ids if token != self._dropped] for ids in found]
+        return self._without_dropped(self._complete(texts, self._known(texts)))
 
-    def _find(self, texts: Sequence[str]) -> list[list[int]]:
-        if self._words is None:
-            return self._encode(texts)
-        found = [self._words.ids(text) for text in texts]
+    def prepare(self) -> None:
+        """Make now what is made with the first texts otherwise: that may take a second."""
+        self.soon([PROBE])
+        self.next_cut(PROBE * (PIECE_CHARS + 1), 0)
+
+    def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
+        """The same, where they are found within about a millisecond whatever the texts are; else None."""
+        if len(texts) > SOON_TEXTS_MAX or sum(map(len, texts)) > SOON_CHARS_MAX:
+            return None
+        try:
+            found = self._known(texts, SOON_OTHER_CHARS_MAX)
+        except TooDear:
+            return None
+        others = [len(text) for text, ids in zip(texts, found, strict=True) if ids is None]
+        if len(others) > SOON_WHOLE_MAX or sum(others) > SOON_WHOLE_CHARS_MAX:
+            return None
+        return self._without_dropped(self._complete(texts, found) if others else cast(list[list[int]], found))
+
+    def next_cut(self, text: str, start: int) -> int | None:
+        """Where the next piece of a text ends: the ids of its pieces are those of the text. None for one too large.
+
+        `start` is where the last one ended.
+        """
+        if len(text) - start <= PIECE_CHARS:
+            return len(text)
+        if self._cuts is not None:
+            cut = self._cuts.search(text, start + PIECE_CHARS, min(len(text), start + RUN_CHARS_MAX))
+            if cut is not None:
+                return cut.start()
+        return len(text) if len(text) - start <= RUN_CHARS_MAX else None
+
+    @cached_property
+    def _words(self) -> Words | None:
+        """Only who counts texts needs it: a node behind gateways does without the memory."""
+        return words_of(self._tokenizer)
+
+    @cached_property
+    def _cuts(self) -> re.Pattern[str] | None:
+        return cuts_of(self._tokenizer)
+
+    def _known(self, texts: Sequence[str], others_chars_max: int | None = None) -> list[list[int] | None]:
+        return [None] * len(texts) if self._words is None else self._words.each(texts, others_chars_max)
+
+    def _complete(self, texts: Sequence[str], found: list[list[int] | None]) -> list[list[int]]:
+        """With the ids of those texts that are not found yet."""
         others = [at for at, ids in enumerate(found) if ids is None]
         if others:
             for at, ids in zip(others, self._encode([texts[at] for at in others]), strict=True):
                 found[at] = ids
         return cast(list[list[int]], found)
+
+    def _without_dropped(self, found: list[list[int]]) -> list[list[int]]:
+        if self._dropped is None:
+            return found
+        return [[token for token in ids if token != self._dropped] for ids in found]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if len(texts) == 1:

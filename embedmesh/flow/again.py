@@ -219,6 +219,12 @@ class Twins(Generic[R]):
             if not shared.waiting:
                 self._left(retry_id, shared)
 
+    def under_way(self, caller: Caller, body: bytes) -> bool:
+        """Whether a request of the same key with the same body is, or its reply waits for somebody."""
+        if not self._shared:
+            return False
+        return _retry_id(caller, body) in self._shared
+
     async def stop(self) -> None:
         """Wait for nobody any more."""
         for shared in list(self._lingering):

@@ -93,6 +93,10 @@ class VectorCache:
         self._bytes_of: dict[str, int] = {}
         self.bytes = self.hits = self.misses = 0
 
+    def has(self, account_id: str) -> bool:
+        """Whether anything of an account's is remembered."""
+        return account_id in self._accounts
+
     def look(self, account_id: str, model: Model, counted: Counted) -> Remembered | None:
         """What is known of the inputs; None where nothing can be, as their tokens are not known exactly."""
         if counted.ids is None or not counted.exact:

@@ -1,77 +1,248 @@
 """How many tokens a call is, in the model's own vocabulary, and the ids that the node will embed.
 
 The gateway's count is what is charged, so it counts exactly what is sent: prompt added, input cut, special tokens in.
+Texts are looked at piece by piece, and no further than it takes to know that they do not fit, or cannot be paid for.
 """
 
-import asyncio
+from collections.abc import Awaitable, Callable, Generator, Iterator
 
-from embedmesh.rules.embeddings import REQUEST_TOKENS_MAX, Call, Counted
+from embedmesh.flow.turns import Turns
+from embedmesh.rules.embeddings import BODY_BYTES_MAX, REQUEST_TOKENS_MAX, Call, Counted
 from embedmesh.rules.errors import ContextLengthExceeded, EmptyInput, InvalidValue, MaxTokensPerRequest
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Decoder, Tokenizer
 
-INLINE_CHARS_MAX = 4_096  # about half a millisecond; anything longer is counted off the event loop
-CHARS_PER_ID = 4  # of cl100k, on average
+SOON_IDS_MAX = 512  # of a foreign vocabulary: decoded within microseconds
+BATCH_CHARS = 8_192  # of short texts that are looked at together
 SPECIALS_MAX = 8  # special tokens that a model may add to an input; two or three in all that we know
 
+CanPay = Callable[[int], None]
+"""Raises InsufficientQuota where the caller cannot pay so many tokens."""
+CanPayFor = Callable[[Model], Awaitable[CanPay | None]]
+"""The same for a model; None where that is for the ledger alone to say."""
 
-async def count(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted:
+
+async def count(
+    call: Call,
+    model: Model,
+    tokenizer: Tokenizer | None,
+    cl100k: Decoder | None,
+    turns: Turns,
+    account_id: str,
+    can_pay_for: CanPayFor | None = None,
+) -> Counted:
     """Token ids and their number. Raises a CallerFailure that names the input at fault.
 
-    Without a tokenizer the bytes of each text are taken as a bound of its tokens.
+    Without a tokenizer the bytes of each text are taken as a bound of its tokens. What may take longer than a
+    millisecond is counted off the event loop, in turns, and only as far as the caller can pay for it.
     """
-    if sum(map(len, call.texts)) + sum(map(len, call.ids)) * CHARS_PER_ID <= INLINE_CHARS_MAX:
-        return count_now(call, model, tokenizer, cl100k)
-    return await asyncio.to_thread(count_now, call, model, tokenizer, cl100k)
+    counted = _count_soon(call, model, tokenizer, cl100k)
+    if counted is not None:
+        return counted
+    can_pay = await can_pay_for(model) if can_pay_for is not None else None
+    return await turns.run(account_id, _count(call, model, tokenizer, cl100k, can_pay))
 
 
 def count_now(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted:
-    """The same, without leaving the calling thread."""
-    prompt = model.prompts.get(call.role, "") if call.role else ""
+    """The same, however long it takes."""
+    work = _count(call, model, tokenizer, cl100k, None)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            counted: Counted = end.value
+            return counted
+
+
+def _count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted | None:
+    """Short texts that fit; None for all else."""
+    if tokenizer is None or sum(map(len, call.ids)) > SOON_IDS_MAX or (call.ids and model.token_ids == "native"):
+        return None
+    prompt = _prompt(call, model)
+    texts = call.texts or [_text(call, index, cl100k) for index in range(len(call.ids))]
+    if prompt:
+        texts = [prompt + text for text in texts]
+    ids = tokenizer.soon(texts)
+    if ids is None:
+        return None
+    specials = tokenizer.specials
+    lengths = [len(each) + specials for each in ids]
+    if (
+        call.keep is not None
+        or max(lengths) > model.max_tokens
+        or not min(lengths)
+        or sum(lengths) > REQUEST_TOKENS_MAX
+    ):
+        return None
+    return Counted(lengths=lengths, ids=ids, texts=texts)
+
+
+def _count(
+    call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None, can_pay: CanPay | None
+) -> Generator[None, None, Counted]:
+    """Yields every few milliseconds."""
     if tokenizer is None:
-        return _bound(call, prompt, _texts(call, model, cl100k))
-    texts: list[str] | None = None
+        if call.ids and model.token_ids == "native":
+            raise InvalidValue("Token ids of this model cannot be checked here. Send the text itself.", param="input")
+        yield
+        return _bound(call, _prompt(call, model), list(_texts(call, cl100k)))
+    counting = _Counting(call, model, tokenizer, can_pay)
     if call.ids and model.token_ids == "native":
-        _check_native(call, tokenizer)
-        before = tokenizer.ids([prompt])[0] if prompt else []
-        ids = [before + tokens for tokens in call.ids]
+        yield from counting.take_ids()
     else:
-        texts = [prompt + text for text in _texts(call, model, cl100k)]
-        ids = tokenizer.ids(texts)
+        yield from counting.take_texts(_texts(call, cl100k))
+    return counting.counted()
 
-    room = (call.keep or model.max_tokens) - tokenizer.specials
-    if call.keep is not None and room <= (len(tokenizer.ids([prompt])[0]) if prompt else 0):
-        raise InvalidValue(
-            "So few tokens leave no room for a text beside the model's special tokens and prompt.",
-            param="truncate_prompt_tokens",
-        )
-    truncated = 0
-    for index, tokens in enumerate(ids):
-        if not tokens and not tokenizer.specials:
-            raise EmptyInput("This input has no token that the model knows.", param=_name(call, index))
-        if len(tokens) <= room:
-            continue
-        if call.truncate == "none":
-            raise ContextLengthExceeded(
-                f"This input has {len(tokens) + tokenizer.specials} tokens; the model takes at most "
-                f'{model.max_tokens}. Shorten it, or send "truncate": "end".',
-                param=_name(call, index),
+
+class _Counting:
+    """What was counted of a call until now."""
+
+    def __init__(self, call: Call, model: Model, tokenizer: Tokenizer, can_pay: CanPay | None) -> None:
+        self._call = call
+        self._model = model
+        self._tokenizer = tokenizer
+        self._can_pay = can_pay
+        self._prompt = _prompt(call, model)
+        self._room = (call.keep or model.max_tokens) - tokenizer.specials
+        if call.keep is not None and self._room <= (len(tokenizer.ids([self._prompt])[0]) if self._prompt else 0):
+            raise InvalidValue(
+                "So few tokens leave no room for a text beside the model's special tokens and prompt.",
+                param="truncate_prompt_tokens",
             )
-        truncated += 1
-        kept = len(tokenizer.ids([prompt])[0]) if prompt and call.truncate == "start" else 0
-        at_end = call.truncate == "start"
-        ids[index] = tokens[:kept] + tokens[len(tokens) - (room - kept) :] if at_end else tokens[:room]
-        if texts is not None:
-            clipped = tokenizer.clip(texts[index], room - kept, end=at_end)
-            texts[index] = prompt + clipped if kept else clipped
+        self._tokens = 0
+        self._truncated = 0
+        self._ids: list[list[int]] = []
+        self._texts: list[str] | None = None
+        self._check(len(call.texts or call.ids) * max(1, tokenizer.specials))  # at least
 
-    lengths = [len(tokens) + tokenizer.specials for tokens in ids]
-    if (total := sum(lengths)) > REQUEST_TOKENS_MAX:
-        raise MaxTokensPerRequest(
-            f"All inputs together have {total:,} tokens; one request takes {REQUEST_TOKENS_MAX:,}. Split it.",
-            param="input",
-        )
-    return Counted(lengths=lengths, ids=ids, texts=texts, truncated=truncated)
+    def counted(self) -> Counted:
+        lengths = [len(ids) + self._tokenizer.specials for ids in self._ids]
+        return Counted(lengths=lengths, ids=self._ids, texts=self._texts, truncated=self._truncated)
+
+    def take_ids(self) -> Generator[None, None, None]:
+        """Ids of the model's own vocabulary."""
+        before = self._tokenizer.ids([self._prompt])[0] if self._prompt else []
+        for index, tokens in enumerate(self._call.ids):
+            _check_native(self._call, index, self._tokenizer)
+            ids, more = before + tokens, len(before) + len(tokens) - self._room
+            if more > 0:
+                self._may_cut(len(ids), exact=True)
+                ids = [*before, *tokens[more:]] if self._call.truncate == "start" else ids[: self._room]
+            self._add(ids, None, cut=more > 0)
+            yield
+
+    def take_texts(self, texts: Iterator[str]) -> Generator[None, None, None]:
+        """Texts, the prompt not yet added: short ones together, long ones piece by piece."""
+        self._texts = []
+        batch: list[str] = []
+        chars = 0
+        for given in texts:
+            text = self._prompt + given
+            if self._tokenizer.next_cut(text, 0) == len(text):
+                batch.append(text)
+                chars += len(text)
+                if chars < BATCH_CHARS:
+                    continue
+                yield from self._take_batch(batch)
+            else:
+                yield from self._take_batch(batch)
+                yield from self._take_long(text, [])
+            batch, chars = [], 0
+        yield from self._take_batch(batch)
+
+    def _take_batch(self, batch: list[str]) -> Generator[None, None, None]:
+        if not batch:
+            return
+        for text, ids in zip(batch, self._tokenizer.ids(batch), strict=True):
+            if len(ids) <= self._room:
+                self._add(ids, text, cut=False)
+            else:
+                yield from self._take_long(text, ids)
+        yield
+
+    def _take_long(self, text: str, known: list[int]) -> Generator[None, None, None]:
+        """Of a text of one piece the ids may be `known`."""
+        head = known
+        cuts, before = ([0, len(text)], 0) if known else ([0], 0)
+        while cuts[-1] < len(text) and len(head) <= self._room:
+            cuts.append(self._cut(text, cuts[-1]))
+            before = len(head)
+            head = head + self._tokenizer.ids([text[cuts[-2] : cuts[-1]]])[0]
+            yield
+        if len(head) <= self._room:
+            self._add(head, text, cut=False)
+            return
+        self._may_cut(len(head), exact=cuts[-1] == len(text))
+        if self._call.truncate == "end":
+            last = text[cuts[-2] : cuts[-1]]
+            last = self._tokenizer.clip(last, self._room - before, end=False) if before < self._room else ""
+            self._add(head[: self._room], text[: cuts[-2]] + last, cut=True)
+            return
+        kept = len(self._tokenizer.ids([self._prompt])[0]) if self._prompt else 0
+        while cuts[-1] < len(text):
+            cuts.append(self._cut(text, cuts[-1]))
+            yield
+        tail, clipped = yield from self._find_tail(text, cuts, self._room - kept)
+        self._add(head[:kept] + tail, self._prompt + clipped if kept else clipped, cut=True)
+
+    def _find_tail(self, text: str, cuts: list[int], tokens: int) -> Generator[None, None, tuple[list[int], str]]:
+        """The last ids of a text that has more, and what they stand for."""
+        parts: list[list[int]] = []
+        missing, at = tokens, len(cuts) - 1
+        while True:
+            piece = text[cuts[at - 1] : cuts[at]]
+            part = self._tokenizer.ids([piece])[0]
+            if len(part) >= missing:
+                parts.append(part[len(part) - missing :])
+                clipped = self._tokenizer.clip(piece, missing, end=True) + text[cuts[at] :]
+                return [token for each in reversed(parts) for token in each], clipped
+            parts.append(part)
+            missing, at = missing - len(part), at - 1
+            yield
+
+    def _cut(self, text: str, start: int) -> int:
+        cut = self._tokenizer.next_cut(text, start)
+        if cut is None:
+            raise ContextLengthExceeded(
+                f"This input goes on for more than {len(text) - start:,} characters without a place where it can be "
+                "cut to be counted. Shorten it.",
+                param=self._name(),
+            )
+        return cut
+
+    def _add(self, ids: list[int], text: str | None, *, cut: bool) -> None:
+        """The next input is done."""
+        if not ids and not self._tokenizer.specials:
+            raise EmptyInput("This input has no token that the model knows.", param=self._name())
+        self._truncated += cut
+        self._ids.append(ids)
+        if self._texts is not None and text is not None:
+            self._texts.append(text)
+        self._tokens += len(ids) + self._tokenizer.specials
+        self._check(self._tokens)
+
+    def _check(self, tokens: int) -> None:
+        """Whether so many can be taken, and paid for."""
+        if tokens > REQUEST_TOKENS_MAX:
+            raise MaxTokensPerRequest(
+                f"All inputs together have more than {REQUEST_TOKENS_MAX:,} tokens, which is what one request takes. "
+                "Split it.",
+                param="input",
+            )
+        if self._can_pay is not None:
+            self._can_pay(tokens)
+
+    def _may_cut(self, tokens: int, *, exact: bool) -> None:
+        """Raise ContextLengthExceeded where the next input is not to be cut."""
+        if self._call.truncate == "none":
+            raise ContextLengthExceeded(
+                f"This input has {'' if exact else 'more than '}{tokens + self._tokenizer.specials} tokens; the model "
+                f'takes at most {self._model.max_tokens}. Shorten it, or send "truncate": "end".',
+                param=self._name(),
+            )
+
+    def _name(self) -> str:
+        return _name(self._call, len(self._ids))
 
 
 def _bound(call: Call, prompt: str, texts: list[str]) -> Counted:
@@ -85,43 +256,53 @@ def _bound(call: Call, prompt: str, texts: list[str]) -> Counted:
     return Counted(lengths=[len(text.encode()) + SPECIALS_MAX for text in texts], texts=texts, exact=False)
 
 
-def _texts(call: Call, model: Model, cl100k: Decoder | None) -> list[str]:
+def _prompt(call: Call, model: Model) -> str:
+    return model.prompts.get(call.role, "") if call.role else ""
+
+
+def _check_native(call: Call, index: int, tokenizer: Tokenizer) -> None:
+    tokens = call.ids[index]
+    if max(tokens) >= tokenizer.vocab_size:
+        wrong = next(token for token in tokens if token >= tokenizer.vocab_size)
+        raise InvalidValue(
+            f"{wrong} is no token id of this model: its vocabulary has {tokenizer.vocab_size:,} ids.",
+            param=_name(call, index),
+        )
+    if not tokenizer.special_ids.isdisjoint(tokens):
+        special = next(token for token in tokens if token in tokenizer.special_ids)
+        raise InvalidValue(
+            f"{special} is a special token; the model adds its special tokens by itself.", param=_name(call, index)
+        )
+
+
+def _texts(call: Call, cl100k: Decoder | None) -> Iterator[str]:
+    """Those that were sent, or what the ids that were sent stand for."""
     if call.texts:
-        return call.texts
-    if model.token_ids == "native":
-        raise InvalidValue("Token ids of this model cannot be checked here. Send the text itself.", param="input")
-    return _decode(call, cl100k)
+        yield from call.texts
+        return
+    chars = 0
+    for index in range(len(call.ids)):
+        text = _text(call, index, cl100k)
+        chars += len(text)
+        if chars > BODY_BYTES_MAX:
+            raise InvalidValue(
+                f"These token ids stand for more than {BODY_BYTES_MAX:,} characters of text. Split them.",
+                param=_name(call, index),
+            )
+        yield text
 
 
-def _check_native(call: Call, tokenizer: Tokenizer) -> None:
-    for index, tokens in enumerate(call.ids):
-        for token in tokens:
-            if token >= tokenizer.vocab_size:
-                raise InvalidValue(
-                    f"{token} is no token id of this model: its vocabulary has {tokenizer.vocab_size:,} ids.",
-                    param=_name(call, index),
-                )
-            if token in tokenizer.special_ids:
-                raise InvalidValue(
-                    f"{token} is a special token; the model adds its special tokens by itself.",
-                    param=_name(call, index),
-                )
-
-
-def _decode(call: Call, cl100k: Decoder | None) -> list[str]:
+def _text(call: Call, index: int, cl100k: Decoder | None) -> str:
     if cl100k is None:
         raise InvalidValue(
             "This server cannot read token ids: its cl100k ranks are not installed (`embedmesh setup` fetches them). "
             "Send the text itself.",
             param="input",
         )
-    texts = []
-    for index, tokens in enumerate(call.ids):
-        try:
-            texts.append(cl100k.decode(tokens))
-        except ValueError as error:
-            raise InvalidValue(str(error), param=_name(call, index)) from None
-    return texts
+    try:
+        return cl100k.decode(call.ids[index])
+    except ValueError as error:
+        raise InvalidValue(str(error), param=_name(call, index)) from None
 
 
 def _name(call: Call, index: int) -> str:

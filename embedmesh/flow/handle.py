@@ -4,24 +4,28 @@ Identity and its rate before the body is read; validation before money; money be
 charge. Nothing is remembered of what was not paid.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 
 from embedmesh.flow.again import Asked, Kept, Twins, Unread, check_key, check_room, pack, unpack
 from embedmesh.flow.cache import Learnt, Remembered, VectorCache
-from embedmesh.flow.count import count
+from embedmesh.flow.count import CanPay, count
 from embedmesh.flow.forward import forward, time_allowed_s
 from embedmesh.flow.hold import Held, hold_money, waiters
 from embedmesh.flow.identify import identify, may_use
+from embedmesh.flow.means import Means, may_be_free
 from embedmesh.flow.respond import limit_headers, reply_bytes_max, respond
+from embedmesh.flow.turns import Turns
 from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.errors import InvalidValue, Overloaded
+from embedmesh.rules.errors import InsufficientQuota, InvalidValue, Overloaded
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldState, Payable
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
@@ -49,6 +53,9 @@ from embedmesh.rules.shares import Room, Shares
 EMBED_SCOPE = "embeddings"
 CACHED_HEADER = "x-embedmesh-cached"
 REPLAYED = {"idempotent-replayed": "true"}
+SOON_BYTES_MAX = 32 * 1024  # of a body that is parsed on the event loop: a millisecond at most
+LARGE_BYTES = 256 * 1024  # a body above it is not parsed for who can pay nothing: that may take 20 MB
+BYTES_A_TOKEN = 16  # of a body: what one that is refused takes from the key's limit of tokens
 
 Receive = Callable[[str], Awaitable[bytes]]
 """The body of a request of this account. Raises Overloaded where there is no room for it."""
@@ -77,6 +84,7 @@ class World(msgspec.Struct, frozen=True):
     hash_user: Callable[[str], str]
     claim_of: Callable[[str, bytes], Claim]
     terms: Terms = ORDINARY
+    turns: Turns = msgspec.field(default_factory=Turns)
     ask_max: int | None = None  # the most that a node is paid, in nano-USD per million tokens
     waiting: Room = msgspec.field(default_factory=waiters)  # for the reply of another request
 
@@ -133,12 +141,13 @@ async def handle(
     caller = await identify(asked.authorization, world.keys, EMBED_SCOPE, api_key=asked.api_key)
     await world.allowances.take_request(caller)
     body = await receive(caller.account_id)
-    call, model = validate(body, world.catalogue, world.terms, named=asked.model)
-    on_model(model.id)
-    may_use(caller, model)
-    if not world.fleet.may_come(model):
-        raise no_such_model(call.model, world.catalogue, world.terms.serves)
-    reply_bytes = _take_room(world, caller, call, model)
+    with _spent_if_refused(world, caller, body):
+        call, model = await _read(world, asked, caller, body)
+        on_model(model.id)
+        may_use(caller, model)
+        if not world.fleet.may_come(model):
+            raise no_such_model(call.model, world.catalogue, world.terms.serves)
+        reply_bytes = _take_room(world, caller, call, model)
     try:
         request = _Request(began, caller, asked.whole(body), call, model, asked.request_id)
         return await _answer_all(world, asked, request, reply_bytes, deliver)
@@ -186,7 +195,10 @@ async def _answer_all(world: World, asked: Asked, request: _Request, reply_bytes
         await hand_over(Done(_reply(world, request, kept, REPLAYED)))
         return Outcome(model.id, 0, 0, delivery)
 
-    counted = await count(call, model, world.tokenizers.get(model.id), world.cl100k)
+    with _spent_if_refused(world, caller, body):
+        can_pay_for = partial(_can_pay_for, world, asked, caller, body)
+        tokenizer = world.tokenizers.get(model.id)
+        counted = await count(call, model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for)
     await world.allowances.take_tokens(caller, counted.tokens)
     claim = None
     if asked.idempotency_key is not None:
@@ -226,6 +238,46 @@ def _pay(world: World, request: _Request, owed: Owed, delivery: Delivery) -> Non
         world.unread.forget(request.caller, request.body)
 
 
+@contextmanager
+def _spent_if_refused(world: World, caller: Caller, body: bytes) -> Iterator[None]:
+    """What is refused takes from the key's limit of tokens, too: as if it had one for every BYTES_A_TOKEN."""
+    try:
+        yield
+    except BaseException:
+        world.allowances.spend_tokens(caller, len(body) // BYTES_A_TOKEN)
+        raise
+
+
+async def _read(world: World, asked: Asked, caller: Caller, body: bytes) -> tuple[Call, Model]:
+    """What is asked for. Raises a CallerFailure, or Overloaded."""
+    if len(body) <= SOON_BYTES_MAX:
+        return validate(body, world.catalogue, world.terms, named=asked.model)
+    if len(body) > LARGE_BYTES:
+        can_pay = await _can_pay_for(world, asked, caller, asked.whole(body), None)
+        if can_pay is not None:
+            can_pay(1)
+    reading = partial(validate, body, world.catalogue, world.terms, named=asked.model)
+    return await world.turns.call(caller.account_id, reading)
+
+
+async def _can_pay_for(world: World, asked: Asked, caller: Caller, body: bytes, model: Model | None) -> CanPay | None:
+    """For the cheapest model where none is named; None for a request that may cost nothing."""
+    if may_be_free(asked, caller, body, world.cache, world.twins, world.unread):
+        return None
+    if asked.idempotency_key is not None and await _is_kept(world, asked.idempotency_key, caller, body):
+        return None
+    price = min(world.prices.of(each, caller.account_id) for each in ([model] if model else world.catalogue.models))
+    return Means(await world.ledger.available_nanousd(caller.account_id, caller.key_id), price).check
+
+
+async def _is_kept(world: World, key: str, caller: Caller, body: bytes) -> bool:
+    """Whether the request was made before with this Idempotency-Key: then its reply may have been paid."""
+    claim = await world.turns.call(caller.account_id, world.claim_of, key, body)
+    hold = Hold(hold_id="", account_id=caller.account_id, amount_nanousd=0, deadline_ms=0)
+    twin = await world.ledger.twin(hold, claim)
+    return twin is not None and twin.body_hash == claim.body_hash
+
+
 def give_up(done: Done) -> None:
     """What was not delivered is not charged. Changes nothing after a delivery."""
     if done.owed is not None:
@@ -251,9 +303,13 @@ async def _work(world: World, request: _Request, counted: Counted, claim: Claim 
         return Done(_reply(world, request, gratis, {CACHED_HEADER: str(found.inputs)}))
     until = world.clock.monotonic() + within_s
     bound = cost_nanousd(counted.tokens - free, price)
-    held = await hold_money(
-        world.ledger, caller, bound, within_s, world.clock, claim, world.waiting, request_id=request_id
-    )
+    try:
+        held = await hold_money(
+            world.ledger, caller, bound, within_s, world.clock, claim, world.waiting, request_id=request_id
+        )
+    except InsufficientQuota:
+        world.allowances.spend_tokens(caller, len(request.body) // BYTES_A_TOKEN - counted.tokens)
+        raise
     if isinstance(held, bytes):
         kept = unpack(held)  # made of what the ledger kept: delivered and paid before
         return Done(_reply(world, request, kept, REPLAYED))

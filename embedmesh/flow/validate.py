@@ -10,6 +10,7 @@ import orjson
 from embedmesh.flow.broken import broken_json
 from embedmesh.flow.members import MEMBERS
 from embedmesh.flow.spellings import COULD_CHANGE
+from embedmesh.flow.values import DEPTH_MAX, check_values
 from embedmesh.rules.embeddings import Call, Truncate
 from embedmesh.rules.errors import (
     InvalidJson,
@@ -22,7 +23,6 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue
 
-DEPTH_MAX = 32  # a right request is three deep
 SHOWN_NAME_CHARS_MAX = 64  # of an unknown member, in the error
 MODELS_SHOWN_MAX = 10  # of those that are served, in the error; GET /v1/models has all
 ALIAS_LINE = 'aliases = ["the name you asked for"]'  # it is not said back: it may be a text, or a key
@@ -45,6 +45,7 @@ def validate(
     body: bytes, catalogue: Catalogue, terms: Terms = ORDINARY, *, named: str | None = None
 ) -> tuple[Call, Model]:
     """The call and the catalogue's model for it; `named` is the model that the path names. Raises a CallerFailure."""
+    check_values(body)
     try:
         asked = orjson.loads(body)
     except orjson.JSONDecodeError as error:

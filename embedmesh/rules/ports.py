@@ -82,11 +82,16 @@ class Allowances(Protocol):
     """How often a key may ask, and for how many tokens, in a minute. Nothing that was taken is given back."""
 
     async def take_request(self, caller: Caller) -> None:
-        """Raises RateLimited or StoreUnavailable."""
+        """Raises RateLimited, also where no token is left, or StoreUnavailable."""
         ...
 
     async def take_tokens(self, caller: Caller, tokens: int) -> None:
         """Raises RateLimited or StoreUnavailable."""
+        ...
+
+    def spend_tokens(self, caller: Caller, tokens: int) -> None:
+        """Take tokens for work that was done in vain; where there are too few, all that
+        are left. Takes nothing for fewer than one. Must not wait."""
         ...
 
     def left(self, caller: Caller) -> tuple[Allowance, ...]:
@@ -110,6 +115,13 @@ class Ledger(Protocol):
 
         Nor when it is cancelled: the caller may go while the hold is being written. Nor where another request answers
         for the `claim` already: that one is returned.
+        """
+        ...
+
+    async def available_nanousd(self, account_id: str, key_id: str) -> int:
+        """What a hold for the key may be at most now: of the account's money and of the key's budgets the least.
+
+        Whatever was released before is counted. Raises StoreUnavailable.
         """
         ...
 
@@ -170,6 +182,17 @@ class Tokenizer(Protocol):
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """One list of ids a text, without special tokens. May take long: call it off the event loop for long texts."""
+        ...
+
+    def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
+        """The same, where they are found within about a millisecond whatever the texts are; else None."""
+        ...
+
+    def next_cut(self, text: str, start: int) -> int | None:
+        """Where the next piece of a text ends, from where the last one ended: the ids of all pieces are the text's.
+
+        None where that piece would be too large to be looked at.
+        """
         ...
 
     def clip(self, text: str, tokens: int, *, end: bool) -> str:

@@ -4,7 +4,8 @@ Minutes are those of the clock, UTC. What a key uses counts against the keys abo
 key's minute was granted to gateways; a gateway takes a share of it at a time (a lease: a SHARE-th of the limit) and
 spends that without asking. So the limit is never exceeded; and a caller is refused too early by at most what the other
 gateways have taken and not spent: a lease each.
-Nothing is given back, whatever becomes of a request: else computing would be free for those who hang up.
+Nothing is given back, whatever becomes of a request: else computing would be free for those who hang up. What a request
+used that was refused after work for it is owed: this gateway takes it from the store with what it asks for next.
 """
 
 import asyncio
@@ -40,11 +41,12 @@ class _Purse:
         self.limit = limit
         self.left = 0  # granted to us, and not spent
         self.total = 0  # granted to all, as far as we know
+        self.owed = 0  # spent beyond what was left to us: taken with what is asked for next
         self.asking = asyncio.Lock()
 
     def room(self) -> int:
         """The most that may still be had."""
-        return self.left + self.limit - self.total
+        return max(0, self.left + self.limit - self.total - self.owed)
 
 
 class Allowances:
@@ -62,6 +64,9 @@ class Allowances:
         for above in caller.above:
             if above.requests_a_minute is not None:
                 await self._take(above.key_id, "requests", 1, above.requests_a_minute, OF_ANOTHER)
+        for key in _keys(caller):
+            if key.tokens_a_minute is not None:
+                await self._check_tokens(key.key_id, key.tokens_a_minute)
 
     async def take_tokens(self, caller: Caller, tokens: int) -> None:
         if caller.tokens_a_minute is not None:
@@ -70,13 +75,20 @@ class Allowances:
             if above.tokens_a_minute is not None:
                 await self._take(above.key_id, "tokens", tokens, above.tokens_a_minute, OF_ANOTHER)
 
+    def spend_tokens(self, caller: Caller, tokens: int) -> None:
+        for key in _keys(caller):
+            if key.tokens_a_minute is not None and tokens > 0:
+                purse = self._purse(key.key_id, "tokens", key.tokens_a_minute)
+                spent = min(tokens, purse.left)
+                purse.left -= spent
+                purse.owed += tokens - spent
+
     def left(self, caller: Caller) -> tuple[Allowance, ...]:
         if caller.requests_a_minute is None and caller.tokens_a_minute is None and not caller.above:
             return ()
         minute, reset_s = self._now()
         least: dict[str, Allowance] = {}
-        keys: tuple[Caller | Above, ...] = (caller, *caller.above)
-        for key in keys:
+        for key in _keys(caller):
             for what, limit in (("requests", key.requests_a_minute), ("tokens", key.tokens_a_minute)):
                 if limit is not None:
                     purse = self._purses.get((key.key_id, what)) if minute == self._minute else None
@@ -86,20 +98,13 @@ class Allowances:
         return tuple(least.values())
 
     async def _take(self, key_id: str, what: str, amount: int, limit: int, whose: str = "This API key") -> None:
+        purse = self._purse(key_id, what, limit)
         minute, reset_s = self._now()
-        if minute != self._minute:
-            self._minute = minute
-            self._purses.clear()
-        purse = self._purses.get((key_id, what))
-        if purse is None or purse.limit != limit:  # a new minute, or the operator has changed it
-            spent = purse.total if purse is not None else 0
-            purse = self._purses[key_id, what] = _Purse(limit)
-            purse.total = spent
-        if purse.left < amount <= purse.room():
+        if purse.owed or purse.left < amount <= purse.room():
             async with purse.asking:
-                if purse.left < amount <= purse.room():  # another request may have brought some
+                if purse.owed or purse.left < amount <= purse.room():  # another request may have brought some
                     await self._ask(key_id, what, amount, minute, purse)
-        if purse.left < amount:
+        if purse.owed or purse.left < amount:
             raise RateLimited(
                 f"{whose} may use {limit:,} {what} a minute; {max(0, purse.room()):,} of this minute's are left."
                 + (f" This request alone has {amount:,}: split it." if amount > limit else " Wait for the next."),
@@ -109,7 +114,7 @@ class Allowances:
 
     async def _ask(self, key_id: str, what: str, amount: int, minute: int, purse: _Purse) -> None:
         """Have the store grant us a lease, at least what is needed; nothing where that is not to be had."""
-        needed = amount - purse.left
+        needed = amount + purse.owed - purse.left
         wanted = max(needed, purse.limit // SHARE)
         limit = purse.limit
 
@@ -127,9 +132,36 @@ class Allowances:
 
         ours, total = await self._written(grant)
         purse.left += ours
+        paid = min(purse.left, purse.owed)
+        purse.left, purse.owed = purse.left - paid, purse.owed - paid
         purse.total = max(purse.total, total)
+
+    def _purse(self, key_id: str, what: str, limit: int) -> _Purse:
+        minute, _ = self._now()
+        if minute != self._minute:
+            self._minute = minute
+            self._purses.clear()
+        purse = self._purses.get((key_id, what))
+        if purse is None or purse.limit != limit:  # a new minute, or the operator has changed it
+            before, purse = purse, _Purse(limit)
+            if before is not None:
+                purse.total, purse.owed = before.total, before.owed
+            self._purses[key_id, what] = purse
+        return purse
+
+    async def _check_tokens(self, key_id: str, limit: int) -> None:
+        """Raise RateLimited where none is left: then nothing is looked at that would take some."""
+        purse = self._purse(key_id, "tokens", limit)
+        if purse.owed or not purse.room():
+            await self._take(key_id, "tokens", 1, limit)
+            purse.left += 1
 
     def _now(self) -> tuple[int, float]:
         """The minute, and seconds until it is over."""
         now_ms = self._clock.unix_ms()
         return now_ms // MINUTE_MS, (MINUTE_MS - now_ms % MINUTE_MS) / 1000
+
+
+def _keys(caller: Caller) -> tuple[Caller | Above, ...]:
+    """The caller's own, and those above it."""
+    return caller, *caller.above

@@ -367,3 +367,16 @@ def _of(write: EndHold) -> Charge:
 
 def _transfer(kind: str, source: str, target: str, amount: int, hold_id: str) -> dict[str, Any]:
     return {"kind": kind, "source_id": source, "target_id": target, "amount": amount, "hold_id": hold_id}
+
+
+def available_nanousd(db: Db, now_ms: int, account_id: str, key_id: str) -> int:
+    """The most that a hold for a key could be now: what the account has, or what is left of a budget."""
+    asked = {"account_id": account_id, "key_id": key_id, "day": now_ms // MS_PER_DAY}
+    rows = db.execute(HOLDS["why_no_room"], asked | {"month_day": first_day_of_month(now_ms)}).fetchall()
+    most = rows[0][0] if rows else 0
+    for row in rows:
+        budget_day, spent_day, budget_month, spent_month, held = row[-5:]
+        for budget, spent in ((budget_day, spent_day), (budget_month, spent_month)):
+            if budget is not None:
+                most = min(most, budget - spent - held)
+    return int(most)

@@ -18,7 +18,7 @@ from embedmesh.storage import chain
 from embedmesh.storage.allowances import Allowances
 from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.hold_writes import CLAIMS, EXPIRED_HOLDS_MAX, EndHold, Expire, PlaceHold
+from embedmesh.storage.hold_writes import CLAIMS, EXPIRED_HOLDS_MAX, EndHold, Expire, PlaceHold, available_nanousd
 from embedmesh.storage.instance import take_instance
 from embedmesh.storage.keyring import KeyRing
 from embedmesh.storage.nodes import NodeBooks
@@ -126,6 +126,13 @@ class Store:
         except TimeoutError:
             raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
         return self._unsealed(twin) if twin is not None else None
+
+    async def available_nanousd(self, account_id: str, key_id: str) -> int:
+        """What a hold for the key may be at most now. Raises StoreUnavailable.
+
+        Read by the writer, behind what was released before: nobody is told of money missing that is free already.
+        """
+        return await self._written(lambda db, now_ms: available_nanousd(db, now_ms, account_id, key_id))
 
     async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
         """The request that answers for an Idempotency-Key now. Raises StoreUnavailable."""

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, processors
 
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
 from tests.data import model_folder, outside_data
+from tests.engine.kinds import byte_pairs, unigram
 from tests.engine.tiny import make_folder, write_json, write_safetensors
 
 
@@ -71,29 +72,6 @@ def save(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     return folder
-
-
-def unigram() -> Tokenizer:
-    """As XLM-RoBERTa has it."""
-    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("▁ab", -4.0)]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return tokenizer
-
-
-def byte_pairs(processor: processors.PostProcessor | None, *, prefix_space: bool) -> Tokenizer:
-    """As RoBERTa (with its own processor) and ModernBERT (with a template) have it."""
-    words = ["<s>", "<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "Ġab"]
-    tokenizer = Tokenizer(models.BPE({word: at for at, word in enumerate(words)}, [("a", "b"), ("Ġ", "ab")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>"])
-    if processor is not None:
-        tokenizer.post_processor = processor
-    return tokenizer
 
 
 TEMPLATE = processors.TemplateProcessing(single="<s> <s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])

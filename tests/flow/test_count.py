@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from embedmesh.flow.count import SPECIALS_MAX, count, count_now
+from embedmesh.flow.turns import Turns
 from embedmesh.rules.embeddings import REQUEST_TOKENS_MAX, Call
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.models import Model
@@ -102,10 +103,10 @@ async def test_long_texts_are_counted_off_the_event_loop() -> None:
             return super().ids(texts)
 
     call = Call("m", texts=["a" * 100_000], truncate="end")
-    assert (await count(call, MODEL, Telling(), None)).tokens == 8
+    assert (await count(call, MODEL, Telling(), None, Turns(), "acct")).tokens == 8
     assert seen == {False}
     seen.clear()
-    await count(Call("m", texts=["a"]), MODEL, Telling(), None)
+    await count(Call("m", texts=["a"]), MODEL, Telling(), None, Turns(), "acct")
     assert seen == {True}
 
 
@@ -113,7 +114,7 @@ FOREIGN = Model(id="acme/foreign", width=4, max_tokens=8, price=1, prompts={"que
 
 
 async def test_without_a_tokenizer_bytes_bound_the_tokens_and_texts_are_what_is_sent() -> None:
-    counted = await count(Call("m", texts=["abc", "\u00e4"], role="query"), FOREIGN, None, None)
+    counted = await count(Call("m", texts=["abc", "\u00e4"], role="query"), FOREIGN, None, None, Turns(), "acct")
     assert (counted.texts, counted.ids, counted.exact) == (["q: abc", "q: \u00e4"], None, False)
     assert counted.lengths == [6 + SPECIALS_MAX, 5 + SPECIALS_MAX]
 

@@ -64,3 +64,45 @@ async def test_what_was_spent_before_a_limit_was_changed_is_told_of(store: Store
     """The new limit's minute has what the old one's left of it."""
     await store.allowances.take_tokens(limited(tokens=1_600), 1_000)
     assert "; 200 of this minute's are left." in await refusal(store, limited(tokens=1_200), 1_300)
+
+
+async def test_work_in_vain_takes_what_is_left_and_then_nothing_more_is_begun(store: Store) -> None:
+    """To the last token; before that it is not in the way of what fits."""
+    caller = limited(tokens=1_600)
+    store.allowances.spend_tokens(caller, 600)
+    assert store.allowances.left(caller)[0].left == 1_000
+    await store.allowances.take_request(caller)
+    await store.allowances.take_tokens(caller, 900)
+    assert store.allowances.left(caller)[0].left == 100
+    store.allowances.spend_tokens(caller, 1_000_000)
+    assert store.allowances.left(caller)[0].left == 0
+    with pytest.raises(RateLimited):
+        await store.allowances.take_request(caller)
+    with pytest.raises(RateLimited):
+        await store.allowances.take_tokens(caller, 1)
+
+
+async def test_a_key_without_a_token_left_is_refused_before_its_request_is_looked_at(shop: Shop, store: Store) -> None:
+    """And with the next minute not."""
+    caller = limited(requests=10, tokens=100)
+    await store.allowances.take_tokens(caller, 100)
+    with pytest.raises(RateLimited, match="tokens a minute"):
+        await store.allowances.take_request(caller)
+    shop.clock.now_ms += 60_000
+    await store.allowances.take_request(caller)
+    assert [each.left for each in store.allowances.left(caller)] == [9, 100]
+
+
+async def test_the_store_hears_of_work_in_vain_with_the_next_request(shop: Shop, store: Store) -> None:
+    caller = limited(tokens=1_600)
+    store.allowances.spend_tokens(caller, 1_500)
+    await store.allowances.take_request(caller)
+    assert store.allowances.left(caller)[0].left == 100
+    with shop.by_hand() as db:
+        assert db.execute("SELECT tokens FROM grants", {}).fetchall() == [(1_501,)]
+
+
+@pytest.mark.parametrize("tokens", [0, -5])
+async def test_nothing_is_given_for_no_work(store: Store, tokens: int) -> None:
+    store.allowances.spend_tokens(limited(tokens=10), tokens)
+    assert store.allowances.left(limited(tokens=10))[0].left == 10

@@ -358,3 +358,20 @@ async def test_a_key_that_is_remembered_is_not_asked_for(
     monkeypatch.setattr(store.keys._reads, "ask", counting)
     await store.keys.find(tokens[0])
     assert len(asked) == 5
+
+
+async def test_what_a_hold_may_be_is_told_before_it_is_placed(shop: Shop, store: Store) -> None:
+    """Of the account's money and the key's budgets the least; a release that was not written yet counts."""
+    shop.credit(1_000)
+    free, day, month = key_of(shop), key_of(shop, budget_day=300), key_of(shop, budget_month=200)
+    for key_id, most in ((free, 1_000), (day, 300), (month, 200)):
+        assert await store.available_nanousd("a", key_id) == most
+        await store.hold(shop.new_hold(most, key_id))
+        assert await store.available_nanousd("a", key_id) == 0
+        assert isinstance(await refused(shop, store, key_id, 1), InsufficientQuota)
+        await store.expire(shop.clock.now_ms + LASTS_MS + 1)
+    hold = shop.new_hold(1_000, free)
+    await store.hold(hold)
+    store.release(hold)
+    assert await store.available_nanousd("a", free) == 1_000
+    assert await store.available_nanousd("nobody", free) == 0
