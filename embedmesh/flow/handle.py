@@ -4,6 +4,7 @@ Identity and its rate before the body is read; validation before money; money be
 charge.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.errors import InsufficientQuota
+from embedmesh.rules.errors import CallerFailure, InsufficientQuota
 from embedmesh.rules.holds import Charge, Claim, Hold, Payable
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
@@ -167,10 +168,10 @@ async def _read(world: World, asked: Asked, caller: Caller, body: bytes) -> tupl
         may_use(caller, model)
         tokenizer = world.tokenizers.get(model.id)
         counted = await count(call, model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for)
-    except BaseException:
+        await world.allowances.take_tokens(caller, counted.tokens)
+    except (CallerFailure, asyncio.CancelledError):
         world.allowances.spend_tokens(caller, len(body) // BYTES_A_TOKEN)
         raise
-    await world.allowances.take_tokens(caller, counted.tokens)
     return call, model, counted
 
 
