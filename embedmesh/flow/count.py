@@ -67,12 +67,7 @@ def _count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: D
         return None
     specials = tokenizer.specials
     lengths = [len(each) + specials for each in ids]
-    if (
-        call.keep is not None
-        or max(lengths) > model.max_tokens
-        or not min(lengths)
-        or sum(lengths) > REQUEST_TOKENS_MAX
-    ):
+    if max(lengths) > (call.keep or model.max_tokens) or not min(lengths) or sum(lengths) > REQUEST_TOKENS_MAX:
         return None
     return Counted(lengths=lengths, ids=ids, texts=texts)
 

@@ -4,6 +4,7 @@ Identity and its rate before the body is read; validation before money; money be
 charge. Nothing is remembered of what was not paid.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,7 @@ from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.errors import InsufficientQuota, InvalidValue, Overloaded
+from embedmesh.rules.errors import CallerFailure, InsufficientQuota, InvalidValue, Overloaded
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldState, Payable
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
@@ -199,7 +200,7 @@ async def _answer_all(world: World, asked: Asked, request: _Request, reply_bytes
         can_pay_for = partial(_can_pay_for, world, asked, caller, body)
         tokenizer = world.tokenizers.get(model.id)
         counted = await count(call, model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for)
-    await world.allowances.take_tokens(caller, counted.tokens)
+        await world.allowances.take_tokens(caller, counted.tokens)
     claim = None
     if asked.idempotency_key is not None:
         check_key(asked.idempotency_key)
@@ -240,10 +241,10 @@ def _pay(world: World, request: _Request, owed: Owed, delivery: Delivery) -> Non
 
 @contextmanager
 def _spent_if_refused(world: World, caller: Caller, body: bytes) -> Iterator[None]:
-    """What is refused takes from the key's limit of tokens, too: as if it had one for every BYTES_A_TOKEN."""
+    """What its caller is at fault for, or leaves, takes from the key's tokens: one for every BYTES_A_TOKEN bytes."""
     try:
         yield
-    except BaseException:
+    except (CallerFailure, asyncio.CancelledError):
         world.allowances.spend_tokens(caller, len(body) // BYTES_A_TOKEN)
         raise
 

@@ -1,7 +1,10 @@
 """Our limits and not the file's; otherwise just what the tokenizer itself would say."""
 
 import json
+import string
+import time
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, processors
 
+from embedmesh.engine import tokens as module
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
 from tests.data import model_folder, outside_data
@@ -163,3 +167,55 @@ def test_a_tokenizer_that_is_missing_or_broken_is_a_setup_error(tmp_path: Path, 
         (folder / "tokenizer.json").write_text(content)
     with pytest.raises(SetupError, match=r"tokenizer\.json"):
         ModelTokenizer(folder, 48)
+
+
+SOON_S_MAX = 0.004  # twice what the worst takes on a slow machine
+
+
+@pytest.mark.model
+def test_what_is_counted_on_the_event_loop_takes_a_moment_whatever_it_is(
+    both: tuple[ModelTokenizer, Tokenizer],
+) -> None:
+    """Either it is found at once, and right, or left for later; the least of several times counts."""
+    ours, theirs = both
+    dice = Random(41)
+    word = "".join(dice.choices(string.ascii_lowercase, k=99))
+    texts = {
+        "41 random words": ([" ".join([word] * 41)], False),
+        "7 random words": ([" ".join([word] * 7)], True),
+        "a word for each text": ([word] * 41, False),
+        "marks": (["!" * module.SOON_CHARS_MAX], True),
+        "many texts": (["a!"] * module.SOON_TEXTS_MAX, True),
+        "more texts": (["a"] * (module.SOON_TEXTS_MAX + 1), False),
+        "prose": (["the river, the river and the rivers. " * 100], True),
+        "random words with an accent": ([f"{word} {word} é"], True),
+        "more of them": ([f"{word} {word} {word} é"], False),
+        "ideographs": (["日" * module.SOON_WHOLE_CHARS_MAX], True),
+        "texts with accents": (["é"] * module.SOON_WHOLE_MAX, True),
+        "more texts with accents": (["é"] * (module.SOON_WHOLE_MAX + 1), False),
+        "an unknown letter last": ([word[:98] + "\u16a0"], True),
+        "too long": (["a " * module.SOON_CHARS_MAX], False),
+    }
+    for name, (given_texts, found) in texts.items():
+        took_s = []
+        for _ in range(9):
+            begun = time.thread_time()
+            ids = ours.soon(given_texts)
+            took_s.append(time.thread_time() - begun)
+        assert min(took_s) <= SOON_S_MAX, name
+        assert (ids is not None) == found, name
+        assert ids is None or ids == [theirs.encode(text, add_special_tokens=False).ids for text in given_texts]
+
+
+def test_words_that_were_seen_are_not_remembered_by_the_library(tmp_path: Path) -> None:
+    """Its caches are empty from the start, and stay so: a long word of byte pairs takes as long again."""
+    theirs = byte_pairs(None, prefix_space=False)
+    ours, dice = ModelTokenizer(save(tmp_path, theirs), 48), Random(7)
+    first_s, again_s = [], []
+    for _ in range(200):
+        word = "".join(dice.choices("abcdefghij", k=200))
+        for took_s in (first_s, again_s):
+            begun = time.thread_time()
+            ours.ids([word])
+            took_s.append(time.thread_time() - begun)
+    assert sorted(again_s)[100] >= sorted(first_s)[100] / 2

@@ -8,9 +8,9 @@ import pytest
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, World, handle
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.rules.errors import Failure
+from embedmesh.rules.errors import Failure, StoreUnavailable
 from embedmesh.rules.ports import Caller, Reply
-from tests.flow.world import GOOD_KEY, PENNY_KEY, POOR_KEY, LetterTokenizer, make_world
+from tests.flow.world import GOOD_KEY, METERED_KEY, PENNY_KEY, POOR_KEY, LetterTokenizer, make_world
 
 LONG = b'{"model":"tiny","truncate":"end","input":"' + b"a" * 10_000 + b'"}'
 LARGE = LONG.replace(b"a" * 10_000, b"a" * LARGE_BYTES)
@@ -132,6 +132,7 @@ IN_VAIN = {
     "not valid": (GOOD_KEY, b'{"model":"none","input":"' + b"a" * 1_000 + b'"}'),
     "not JSON": (GOOD_KEY, b"{" * 1_000),
     "too long": (GOOD_KEY, b'{"model":"tiny","input":"' + b"a" * 9_000 + b'"}'),
+    "too many tokens for the minute": (METERED_KEY, b'{"model":"tiny","input":["' + b'abcdef","' * 9 + b'a"]}'),
     "no money, before it is counted": (POOR_KEY, LONG),
     "no money, before it is parsed": (POOR_KEY, LARGE),
 }
@@ -150,6 +151,18 @@ async def test_what_is_refused_for_want_of_money_takes_its_tokens_or_bytes(world
     body = b'{"model":"tiny","input":"abc"}' + b" " * 160
     assert await refusal(world, POOR_KEY, body) == "insufficient_quota"
     assert world.allowances.in_vain == [len(body) // BYTES_A_TOKEN - 5]
+
+
+async def test_what_is_refused_by_our_own_fault_takes_nothing(world: World) -> None:
+    """The store cannot say what there is."""
+
+    class Away:
+        async def available_nanousd(self, account_id: str, key_id: str) -> int:
+            raise StoreUnavailable("away")
+
+    world = msgspec.structs.replace(world, ledger=Away())
+    assert await refusal(world, GOOD_KEY, LONG) == "store_unavailable"
+    assert world.allowances.in_vain == []
 
 
 async def test_work_for_a_caller_who_hangs_up_stays_taken(world: World) -> None:

@@ -364,7 +364,6 @@ BROKEN = [
         "`input.1` holds half a surrogate pair",
         "input.1",
     ),
-    (b'{"input":[' + b'"a",' * 40_000 + b'"\\ud800"]}', "The body holds half a surrogate pair (line 1, ", None),
     (b'{"input":[["\\ud800"]]}', "The body holds half a surrogate pair (line 1, column ", None),
     (b'{"\\ud800":1}', "The body holds half a surrogate pair (line 1, column ", None),
     (b'{"secret words":"\\ud800"}', "The body holds half a surrogate pair (line 1, column ", None),
