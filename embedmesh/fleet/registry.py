@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from embedmesh.fleet.load import Load
 from embedmesh.rules.embeddings import INPUTS_MAX
-from embedmesh.rules.errors import Failure, NodeBusy, NodeUnreachable, WrongAnswer
+from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, NodeUnreachable, WrongAnswer
 from embedmesh.rules.nodes import (
     FAILURES_TO_EJECT,
     FAILURES_TO_EJECT_LAST,
@@ -67,6 +67,7 @@ class Node:
     ejected_at: float = float("-inf")
     last_right_answer: float | None = None
     last_failure: str = "not asked yet"  # for operators
+    shortage: str = ""  # why its engine is starved, as it says: see SHORTAGES
     counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, failures by name, canaries, receipts
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_ANSWERS))  # whether attempts failed
     wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
@@ -190,6 +191,8 @@ class Registry:
             self._move(node, NodeEvent.UNREACHABLE)
         elif sum(node.wrong) >= WRONG_TO_QUARANTINE and not node.trusted:
             self.quarantine(node, "too many of its answers failed a check")
+        elif isinstance(failure, NodeTooSlow) and self._is_the_only_one(node):
+            pass  # slow answers are better than none
         elif bad and self._may_eject(node):
             self._move(node, NodeEvent.FAILURES)
 
@@ -226,6 +229,10 @@ class Registry:
         return node.failures_in_a_row >= FAILURES_TO_EJECT_LAST and any(
             self._works(each) for each in self if each is not node
         )
+
+    def _is_the_only_one(self, node: Node) -> bool:
+        """Whether there is a model that nobody else serves."""
+        return not all(any(each is not node for each in self.ready(model_id)) for model_id in node.models)
 
     def _others_work(self, node: Node) -> bool:
         """Whether others do for now what it would do: a node that stays out is missed where nobody does."""

@@ -15,7 +15,6 @@ import pytest
 
 from embedmesh.engine.folder import digest
 from embedmesh.engine.frames import Load
-from embedmesh.engine.process import WorkerProcess
 from embedmesh.engine.supervise import READY_S, Supervisor
 from embedmesh.rules.errors import NodeBroke, SetupError
 from tests.engine.tiny import POISON, make_folder, make_weights, textbook
@@ -219,17 +218,17 @@ async def test_a_cancelled_batch_ends_its_worker(folder: Path) -> None:
         assert supervisor.pid != before
 
 
-@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("turns", range(6))
 async def test_a_start_that_is_cancelled_leaves_no_process(folder: Path, turns: int) -> None:
     """Wherever it was: also before the socket had its streams."""
-    load = Load(folder=str(folder), digest=digest(folder), width=16, max_tokens=48, threads=1)
-    start = asyncio.create_task(WorkerProcess.start(load, BACK_S))
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    start.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await start
-    assert workers_of_ours() == set()
+    async with supervising(folder) as supervisor:
+        start = asyncio.create_task(supervisor.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert workers_of_ours() == set()
 
 
 async def test_a_worker_killed_while_it_loads_costs_nobody_anything(folder: Path) -> None:
