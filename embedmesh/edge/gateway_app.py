@@ -1,5 +1,6 @@
 """The gateway's routes. Each adapts HTTP to one call of the flow; no rule lives here."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import orjson
@@ -21,6 +22,7 @@ from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.rules.errors import Failure, ModelNotFound
 from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import SHORTAGES
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 RETRIES_DIGITS_MAX = 4
@@ -140,7 +142,7 @@ class GatewayApp:
         return json_reply({"message": "ok"})
 
     async def _readyz(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Ready means: money can be held, and something was really embedded just now."""
+        """Ready means: money can be held, and something was really embedded just now. Slow nodes are told of, too."""
         reasons = []
         if not self._world.ledger.healthy():
             reasons.append("the store does not take writes")
@@ -151,9 +153,9 @@ class GatewayApp:
             reasons.append(f"no node has embedded anything for {since_s:.0f} s")
         elif not any(self._registry.ready(model.id) for model in self._world.catalogue.models):
             reasons.append("no node is ready")
-        if reasons:
-            return json_reply({"ready": False, "reasons": reasons}, status=503)
-        return json_reply({"ready": True, "reasons": []})
+        ready = not reasons
+        reasons += starved(self._registry)
+        return json_reply({"ready": ready, "reasons": reasons}, status=200 if ready else 503)
 
     async def _openapi_json(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=self._openapi, headers=JSON)
@@ -166,6 +168,12 @@ class GatewayApp:
             "Referrer-Policy": "no-referrer",
         }
         return web.Response(body=self._docs, headers=headers)
+
+
+def starved(registry: Registry) -> list[str]:
+    """In words for operators: how many nodes are starved, and why. Anybody may read them: no names."""
+    short = Counter(node.shortage for node in registry if node.shortage in SHORTAGES)
+    return [f"{count} of {len(list(registry))} nodes starved: {SHORTAGES[why]}" for why, count in short.items()]
 
 
 def _asked(exchange: Exchange) -> Asked:

@@ -11,10 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Protocol
 
 from embedmesh.engine import frames, kernel
 from embedmesh.engine.frames import Batch, Failed, FrameError, FromWorker, Load, Ready, Refused, Vectors
-from embedmesh.engine.progress import LOOK_S, Watch
+from embedmesh.engine.progress import LOOK_S, Sample, Watch
 from embedmesh.rules.errors import SetupError
 
 # One malloc arena: the worker has one thread that allocates from Python; more arenas only keep freed memory.
@@ -31,18 +33,40 @@ class WorkerStuck(WorkerBroke):
     """It did not answer, and will not."""
 
 
+class Worker(Protocol):
+    """What keeps a worker alive needs of it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def load(self, load: Load, watch: Watch) -> None: ...
+
+    async def run(self, batch: Batch, watch: Watch) -> Vectors: ...
+
+    def kill(self) -> None: ...
+
+    async def gone(self, within_s: float) -> bool: ...
+
+
 class WorkerProcess:
     """A worker: `load` its model, then `run` batches. Not for two callers at one time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        sample: Callable[[int], Sample | None],
+    ) -> None:
         self._process = process
+        self._sample = sample
         self._reader = reader
         self._writer = writer
         self._killed_for_memory = kernel.killed_for_memory()
 
     @classmethod
-    async def spawn(cls) -> "WorkerProcess":
-        """A new process, which has no model yet."""
+    async def spawn(cls, sample: Callable[[int], Sample | None] = kernel.sample) -> "WorkerProcess":
+        """A new process, which has no model yet. `sample` looks at a process by its id."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-P", "-m", "embedmesh.engine.worker", str(theirs.fileno())]
@@ -55,7 +79,7 @@ class WorkerProcess:
             )
         ours.setblocking(False)
         try:
-            return cls(process, *await asyncio.open_unix_connection(sock=ours))
+            return cls(process, *await asyncio.open_unix_connection(sock=ours), sample)
         except BaseException:
             process.kill()
             ours.close()
@@ -87,7 +111,7 @@ class WorkerProcess:
         self._process.kill()
         self._writer.close()
 
-    async def gone(self, within_s: float = END_S) -> bool:
+    async def gone(self, within_s: float) -> bool:
         """Wait, at most so long, until a killed process has left the process table; whether it has."""
         return await _gone(self._process, within_s)
 
@@ -98,7 +122,7 @@ class WorkerProcess:
 
         def look() -> None:
             nonlocal wrong, timer
-            wrong = watch.look(kernel.sample(self.pid))
+            wrong = watch.look(self._sample(self.pid))
             if wrong is None:
                 timer = loop.call_later(LOOK_S, look)
             elif not ending.expired():
@@ -122,7 +146,7 @@ class WorkerProcess:
 
     async def _end(self) -> str:
         """How it ended, in words."""
-        await self.gone()
+        await self.gone(END_S)
         code = self._process.returncode
         if code is None:
             return "closed its connection"

@@ -14,6 +14,8 @@ from embedmesh.rules.nodes import Shortage
 LOOK_S = 0.2  # between two looks at a process that has not answered yet: most batches are done before the first
 BUSY = 0.5  # of a look's time: who runs so much is not short of CPU
 IDLE = 0.1  # who wants no more than this is doing nothing; a hang that polls wants a few per cent
+STARVED_MIN_S = 1.0  # of starving are worth a word,
+STARVED_FOR_S = 10.0  # which holds for so long
 DISK_S = 30.0  # a disk, or swapping, may be so long without an answer
 
 
@@ -68,6 +70,35 @@ def judge(before: Sample, now: Sample) -> Doing:
     if "D" in now.states:
         return Doing.WORKING if ran > 0 else Doing.AT_DISK
     return Doing.WORKING if ran > IDLE else Doing.STILL
+
+
+class Starvation:
+    """Whether a worker is starved now, and how long it was in all."""
+
+    def __init__(self, monotonic: Callable[[], float], on_begin: Callable[[Shortage], None]) -> None:
+        self._monotonic = monotonic
+        self._on_begin = on_begin
+        self._shortage: Shortage = ""
+        self._until = float("-inf")
+        self._of_late_s = 0.0
+        self.seconds = 0.0
+
+    @property
+    def shortage(self) -> Shortage:
+        """What it is short of, or was a moment ago: most batches are over before they are looked at. Else ""."""
+        return self._shortage if self._of_late_s >= STARVED_MIN_S and self._monotonic() < self._until else ""
+
+    def note(self, seconds: float, shortage: Shortage) -> None:
+        """It was starved for so long, just now."""
+        before = self.shortage
+        if self._monotonic() >= self._until:
+            self._of_late_s = 0.0
+        self._until = self._monotonic() + STARVED_FOR_S
+        self._of_late_s += seconds
+        self.seconds += seconds
+        self._shortage = shortage
+        if not before and self.shortage:
+            self._on_begin(self.shortage)
 
 
 class Watch:

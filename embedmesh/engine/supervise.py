@@ -17,14 +17,15 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from embedmesh.engine.digest import size_bytes
 from embedmesh.engine.frames import Batch, Load, Vectors
 from embedmesh.engine.isolate import isolate
 from embedmesh.engine.plan import pad_length
-from embedmesh.engine.process import WorkerBroke, WorkerProcess, WorkerStuck
-from embedmesh.engine.progress import Allowance, Watch
+from embedmesh.engine.process import END_S, Worker, WorkerBroke, WorkerProcess, WorkerStuck
+from embedmesh.engine.progress import Allowance, Starvation, Watch
 from embedmesh.rules.errors import NodeBroke, SetupError
 from embedmesh.rules.nodes import SHORTAGES, Shortage
 
@@ -34,40 +35,46 @@ LATE = 3.0  # a batch that takes so many times what the last one's speed promise
 SPEED_TOKENS_MIN = 128  # smaller batches are slower a token, and never take long
 READY_S = 1.75  # a forward pass this young proves the model; "the truth within 2 s" leaves the rest for the asking
 PROBE_S = 0.5  # an idle model is probed this often: 2 ms of work each
-BATCH_S = 0.5  # of CPU time, whatever the batch: what else a process may have to do meanwhile
+BATCH_S = 0.3  # of CPU time, whatever the batch: what else a process may have to do meanwhile
 FLOPS_MIN = 25e9  # per second of CPU time: a seventh of what a core of our machines reaches
-AGAIN_FACTOR = 2.5  # a shape that was run before takes as much as then; on a machine that is busy up to twice as much
+AGAIN_FACTOR = 2.5  # a shape that was run before takes as much as then, on a machine that is busy a fifth more
 SHAPE_S = 0.25  # of CPU time: the first kernels of a shape in a process, here 0.02
 SHAPE_BYTES_PER_S = 1e9  # larger models have more of them
 BLIND_S = 2.0  # on the clock, where it is all that there is
-STILL_S = 1.0  # a batch computes all the time: while it lasts, some thread runs, or could
+STILL_S = 1.5  # a batch computes all the time: while it lasts, some thread runs, or could
 START_CPU_S = 10.0  # half a second here, where little is to be compiled
 START_STILL_S = 10.0  # a cold disk
 START_BYTES_PER_S = 50e6  # weights are read and hashed from a slow network disk
 BLIND_CORES = 2  # that a batch has, as far as the clock goes
 PATIENCE_MAX = 32.0  # times as much of everything, after five failures in a row
-PAUSES_S = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Before the n-th start in a row without a good batch: back within 3 s, but no line in the log each 2 s for ever."""
+PAUSES_S = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # before the n-th start in a row without a good batch; "back within 3 s"
+DOWN_PAUSES_S = (*PAUSES_S, 5.0, 10.0, 30.0)  # while nobody waits for it; it may be for good, and each writes a line
 STARTS_MAX = 3  # failed in a row; then callers are not made to wait for the next
 DYING_MAX = 2  # killed and not gone: each may hold the model's memory, and a third would only join them
 ISOLATE_S_MAX = 5.0  # others wait meanwhile; one among 64 that crashes the worker at once took 3 s
 TRIES = 2  # the first may have met a worker that was already dying
-STARVED_S = 10.0  # so long after it was seen starving a worker is called starved: most batches are not looked at
-STARVED_WORD_S = 1.0  # of it are worth a word
 
 
 class Supervisor:
     """One model's worker. `on_start` is called at every start of a process, the first included."""
 
     def __init__(
-        self, load: Load, *, monotonic: Callable[[], float] = time.monotonic, on_start: Callable[[], None]
+        self,
+        load: Load,
+        *,
+        on_start: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        spawn: Callable[[], Awaitable[Worker]] = WorkerProcess.spawn,
     ) -> None:
         self._load = load
+        self._spawn = spawn
+        self._sleep = sleep
         self._monotonic = monotonic
         self._on_start = on_start
         self._name = Path(load.folder).name
-        self._weights_bytes = _weights_bytes(Path(load.folder))
-        self._worker: WorkerProcess | None = None
+        self._weights_bytes = size_bytes(Path(load.folder))
+        self._worker: Worker | None = None
         self._turn = asyncio.Lock()
         self._numbers = itertools.count()
         self._proved_at = float("-inf")
@@ -78,12 +85,9 @@ class Supervisor:
         self._patience = 1.0
         self._starts_in_vain = 0  # since the last good batch
         self._failed_starts = 0  # since the last process that loaded
-        self._dying: list[WorkerProcess] = []  # killed, and not gone
+        self._dying: list[Worker] = []  # killed, and not gone
         self._was_blind = False  # the last failure: nothing but the clock said that it was late
-        self._shortage: Shortage = ""
-        self._starved_until = float("-inf")
-        self._starved_of_late_s = 0.0
-        self._starved_s = 0.0  # in all: time that is nobody's fault here
+        self._starvation = Starvation(monotonic, self._note_starved)
         self.down: bool = False
 
     async def start(self) -> None:
@@ -103,8 +107,7 @@ class Supervisor:
     @property
     def shortage(self) -> Shortage:
         """What the worker is short of, or was a moment ago; "" where it is not starved."""
-        starved = self._monotonic() < self._starved_until and self._starved_of_late_s >= STARVED_WORD_S
-        return self._shortage if starved else ""
+        return self._starvation.shortage
 
     def ready(self) -> bool:
         """Whether a forward pass succeeded just now, or one that takes long is still in its time."""
@@ -163,7 +166,7 @@ class Supervisor:
         if self._worker is not None:
             worker, self._worker = self._worker, None
             worker.kill()
-            await worker.gone()
+            await worker.gone(END_S)
         await self._bury()
 
     @property
@@ -174,7 +177,8 @@ class Supervisor:
     async def _ensure(self) -> None:
         if self._worker is not None:
             return
-        await asyncio.sleep(PAUSES_S[min(self._starts_in_vain, len(PAUSES_S) - 1)])
+        pauses_s = DOWN_PAUSES_S if self.down else PAUSES_S
+        await self._sleep(pauses_s[min(self._starts_in_vain, len(pauses_s) - 1)])
         self._starts_in_vain += 1
         try:
             self._worker = await self._loaded_worker()
@@ -185,14 +189,14 @@ class Supervisor:
         self._failed_starts = 0
         self.down = False
 
-    async def _loaded_worker(self) -> WorkerProcess:
+    async def _loaded_worker(self) -> Worker:
         await self._bury()
         if len(self._dying) >= DYING_MAX:
             raise WorkerBroke("cannot be started again: those that were ended are not gone (does a disk hang?)")
         self._on_start()
         read_s = self._weights_bytes / START_BYTES_PER_S
         allowed = Allowance(START_CPU_S + read_s, START_STILL_S + read_s, START_STILL_S + read_s)
-        worker = await WorkerProcess.spawn()
+        worker = await self._spawn()
         try:
             with self._watching(allowed) as watch:
                 await worker.load(self._load, watch)
@@ -205,7 +209,7 @@ class Supervisor:
     @contextlib.contextmanager
     def _watching(self, allowed: Allowance) -> Iterator[Watch]:
         """Watch one answer. What is learned of it stays: that it was starved, or that nothing could be seen."""
-        watch = Watch(allowed.times(self._patience), self._note_starved)
+        watch = Watch(allowed.times(self._patience), self._starvation.note)
         self._was_blind = False
         try:
             yield watch
@@ -214,29 +218,21 @@ class Supervisor:
             self._patience = min(2 * self._patience, PATIENCE_MAX)
             raise
 
-    def _note_starved(self, seconds: float, shortage: Shortage) -> None:
-        now, before = self._monotonic(), self.shortage
-        if now >= self._starved_until:
-            self._starved_of_late_s = 0.0
-        self._starved_until = now + STARVED_S
-        self._starved_of_late_s += seconds
-        self._starved_s += seconds
-        self._shortage = shortage
-        if not before and self.shortage:
-            log.warning("the engine of %s is starved: %s; it is waited for", self._name, SHORTAGES[shortage])
+    def _note_starved(self, shortage: Shortage) -> None:
+        log.warning("the engine of %s is starved: %s; it is waited for", self._name, SHORTAGES[shortage])
 
-    async def _end(self, worker: WorkerProcess) -> None:
+    async def _end(self, worker: Worker) -> None:
         """Kill it. Who takes long to die does so without us."""
         worker.kill()
         self._dying.append(worker)
-        await asyncio.shield(worker.gone())
+        await asyncio.shield(worker.gone(END_S))
 
     async def _bury(self) -> None:
         self._dying = [worker for worker in self._dying if not await worker.gone(0.0)]
 
     def _fed_s(self) -> float:
         """A clock that stands still while the worker is starved."""
-        return self._monotonic() - self._starved_s
+        return self._monotonic() - self._starvation.seconds
 
     async def _try_once(
         self, sequences: list[list[int]], rows: int, length: int, *, last: bool = False
@@ -293,7 +289,3 @@ def _cut(answer: Vectors, count: int, width: int) -> list[bytes | None]:
         raise WorkerBroke("answered with another number of components than asked")
     bad = set(answer.bad)
     return [None if at in bad else answer.data[at * size : (at + 1) * size] for at in range(count)]
-
-
-def _weights_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
