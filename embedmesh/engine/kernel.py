@@ -17,6 +17,7 @@ THREADS_MAX = 256  # that are looked at: one a core, and a few
 GROUPS_MAX = 6  # a quota may be set on a group above: container, pod, slice
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NS_PER_S = 1e9
+OOM_FILES = ("memory.events", "memory.oom_control")  # of cgroup v2, and of v1
 STATE, USER_TICKS, SYSTEM_TICKS = 0, 11, 12  # fields of a `stat` after the name in brackets
 
 
@@ -32,16 +33,19 @@ def sample(pid: int) -> Sample | None:
     if not states:
         return None
     waited_s = sum(_waited_ns(thread) for thread in threads) / NS_PER_S
-    return Sample(time.monotonic(), states, ran_s, waited_s, _throttled(pid))
+    return Sample(time.monotonic(), states, ran_s, waited_s, throttled(PROC / str(pid)))
 
 
-def killed_for_memory() -> int:
+def killed_for_memory(proc: Path = PROC, groups: Path = CGROUPS) -> int:
     """How many processes the kernel has killed for want of memory: in our groups, and in all. Only a change counts."""
-    counts = [_number(group / name, b"oom_kill ") for group in _groups("self", "memory") for name in OOM_FILES]
-    return sum(counts) + _number(PROC / "vmstat", b"oom_kill ")
+    ours = _groups(proc / "self", "memory", groups)
+    counts = [_number(group / name, b"oom_kill ") for group in ours for name in OOM_FILES]
+    return sum(counts) + _number(proc / "vmstat", b"oom_kill ")
 
 
-OOM_FILES = ("memory.events", "memory.oom_control")  # of cgroup v2, and of v1
+def throttled(process: Path, groups: Path = CGROUPS) -> int:
+    """How often a process was stopped because the CPU quota of its group, or of one above it, was used up."""
+    return sum(_number(group / "cpu.stat", b"nr_throttled ") for group in _groups(process, "cpu", groups))
 
 
 def _fields(folder: Path) -> list[bytes]:
@@ -62,21 +66,18 @@ def _waited_ns(thread: Path) -> int:
         return 0  # not every kernel counts it
 
 
-def _throttled(pid: int) -> int:
-    return sum(_number(group / "cpu.stat", b"nr_throttled ") for group in _groups(str(pid), "cpu"))
-
-
-def _groups(pid: str, controller: str) -> Iterator[Path]:
+def _groups(process: Path, controller: str, mounts: Path) -> Iterator[Path]:
     """The control group of a process for a controller, and those above it: cgroup v1 or v2, whichever is mounted."""
     try:
-        lines = (PROC / pid / "cgroup").read_text().splitlines()
+        lines = (process / "cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, _, place = line.partition(":")
+        controllers, _, path = place.partition(":")
         if controllers and controller not in controllers.split(","):
             continue
-        mounted = CGROUPS / controllers if controllers else CGROUPS
+        mounted = mounts / controllers if controllers else mounts
         group = mounted / path.lstrip("/")
         for one in [group, *group.parents][:GROUPS_MAX]:
             if one == mounted.parent:

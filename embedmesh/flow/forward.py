@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from embedmesh.rules.deadlines import attempt_s, request_s
+from embedmesh.rules.deadlines import LOOK_AGAIN_S, attempt_s, request_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import (
     BadNodeResponse,
@@ -28,8 +28,6 @@ from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify, Witness
 from embedmesh.rules.within import within
-
-LOOK_AGAIN_S = 1.0  # a node that could be asked instead may come while a late one is waited for
 
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:

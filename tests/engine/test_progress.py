@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +192,32 @@ def test_a_real_process_beside_busy_loops_is_starved() -> None:
         starved = until(one.pid, Doing.STARVED)
         assert starved.ran_s > 0
         until(other.pid, Doing.WORKING)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "throttled", "killed"),
+    [
+        ("0::/pod/box\n", {"pod/box/cpu.stat": "nr_throttled 3", "pod/cpu.stat": "x 1\nnr_throttled 4"}, 7, 5),
+        ("0::/pod/box\n", {"pod/box/memory.events": "oom 9\noom_kill 2\noom_group_kill 1"}, 0, 7),
+        ("4:cpu,cpuacct:/box\n2:memory:/\n", {"cpu,cpuacct/box/cpu.stat": "nr_throttled 3"}, 3, 5),
+        ("4:cpu:/\n2:memory:/box\n", {"memory/box/memory.oom_control": "under_oom 0\noom_kill 2"}, 0, 7),
+        ("0::/../../box\n", {}, 0, 5),  # in a container whose group has no name here
+        ("nonsense", {"cpu.stat": "nr_throttled many"}, 0, 5),
+    ],
+)
+def test_quotas_and_memory_are_read_of_either_kind_of_groups(
+    tmp_path: Path, membership: str, files: dict[str, str], throttled: int, killed: int
+) -> None:
+    """Those above count, too; and where nothing can be read, nothing is told."""
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    for name, text in {"proc/self/cgroup": membership, "proc/vmstat": "oom_kill 5\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    assert kernel.throttled(proc / "self", groups) == throttled
+    assert kernel.killed_for_memory(proc, groups) == killed
 
 
 def test_of_a_process_that_is_not_there_nothing_is_told() -> None:

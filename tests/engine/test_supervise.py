@@ -19,7 +19,7 @@ import bench.starved
 from embedmesh.engine.folder import digest
 from embedmesh.engine.frames import Batch, Load, Vectors
 from embedmesh.engine.process import Worker, WorkerBroke, WorkerProcess, WorkerStuck
-from embedmesh.engine.progress import LOOK_S, Watch
+from embedmesh.engine.progress import LOOK_S, Allowance, Watch
 from embedmesh.engine.supervise import DYING_MAX, READY_S, Supervisor
 from embedmesh.rules.errors import NodeBroke, SetupError
 from tests.engine.tiny import POISON, make_folder, make_weights, textbook
@@ -166,6 +166,22 @@ async def test_a_worker_that_never_answers_is_replaced(
         os.kill(before, fault)
         assert is_right(await embed(supervisor, GOOD))
         assert supervisor.pid != before
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [(signal.SIGKILL, "signal 9"), (signal.SIGSEGV, "signal 11 (Segmentation fault)")]
+)
+async def test_how_a_worker_ended_is_told(folder: Path, fault: signal.Signals, words: str) -> None:
+    """For the log: an operator learns whether it was killed, or crashed."""
+    worker = await WorkerProcess.spawn()
+    os.kill(worker.pid, fault)
+    load = Load(folder=str(folder), digest=digest(folder), width=16, max_tokens=48, threads=1)
+    allowed = Allowance(cpu_s=BACK_S, still_s=BACK_S, clock_s=BACK_S)
+    with pytest.raises(WorkerBroke) as broke:
+        await worker.load(load, Watch(allowed, lambda seconds, shortage: None))
+    assert words in str(broke.value)
+    worker.kill()
+    assert await worker.gone(BACK_S)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a core")
