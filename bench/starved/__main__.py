@@ -4,7 +4,7 @@ A real `serve` with the default model, and 24 busy loops beside it, each in a se
 a request, one request after another and then 8 at once, and check every vector. What must hold:
 
 * every answer is right, the engine is never restarted, and nobody is refused: a 504 only past the request's own time;
-* `/readyz` says that the engine is starved;
+* `/readyz` says that the engine is starved, and of what;
 * an engine that is stopped, runs round and round or hangs is found within 15 s, and within 5 s on a quiet machine;
 * a server that is started meanwhile becomes ready;
 * the same with a CPU quota in place of the loops, where this machine lets us set one.
@@ -28,6 +28,7 @@ from rich.table import Table
 from bench.live import Live, serving
 from bench.starved.hogs import NoQuota, hogs, quota
 from bench.starved.load import FAULTS, Callers, Told, found_s, reasons, starts
+from embedmesh.rules.nodes import SHORTAGES
 
 LOOPS = 24
 SECONDS = 180.0
@@ -47,7 +48,7 @@ class Figures(msgspec.Struct):
     told: dict[str, Told] = {}
     restarts: dict[str, int] = {}
     found_s: dict[str, float] = {}
-    called_starved: bool = False
+    reasons: set[str] = set()  # that /readyz gave
     start_s: float | None = None
     no_quota: str = ""
     wrong: list[str] = []
@@ -82,11 +83,17 @@ def break_it(figures: Figures, live: Live, callers: Callers, where: str, within_
 
 
 def watch_ready(figures: Figures, live: Live) -> None:
-    """Until it is heard that the engine is starved."""
-    while not figures.called_starved and live.process.poll() is None:
+    """What it says, until the server ends."""
+    while live.process.poll() is None:
         with contextlib.suppress(OSError, EOFError):
-            figures.called_starved = any("starved" in reason for reason in reasons(live))
+            figures.reasons.update(reasons(live))
         time.sleep(ASK_READY_S)
+
+
+def check_said(figures: Figures, shortage: str) -> None:
+    """Whether /readyz said that the engine was short of this."""
+    if not any(SHORTAGES[shortage] in reason for reason in figures.reasons):
+        figures.wrong.append(f"/readyz never said that the engine is starved: {SHORTAGES[shortage]}")
 
 
 def measure(seconds: float, loops: int, say: Callable[[str], None]) -> Figures:
@@ -97,8 +104,8 @@ def measure(seconds: float, loops: int, say: Callable[[str], None]) -> Figures:
         callers = Callers(live)
         under(figures, live, "quiet", lambda: callers.run(1, 2.0))
         break_it(figures, live, callers, "quiet", FOUND_QUIET_S)
+        Thread(target=watch_ready, args=(figures, live), daemon=True).start()
         with hogs(loops):
-            Thread(target=watch_ready, args=(figures, live), daemon=True).start()
             say(f"beside {loops} busy loops, {seconds:.0f} s")
             under(figures, live, "busy, one by one", lambda: callers.run(1, seconds / 2))
             under(figures, live, f"busy, {AT_ONCE} at once", lambda: callers.run(AT_ONCE, seconds / 2))
@@ -106,17 +113,17 @@ def measure(seconds: float, loops: int, say: Callable[[str], None]) -> Figures:
             break_it(figures, live, callers, "busy", FOUND_BUSY_S)
             say("starting another server beside them")
             figures.start_s = start_s()
-        if loops and not figures.called_starved:
-            figures.wrong.append("/readyz never said that the engine is starved")
+        check_said(figures, "cpu")
         if figures.start_s is None:
             figures.wrong.append("a server that was started beside the loops did not become ready")
         try:
             with quota(list(live.pids().values()), SHARE):
                 say(f"with a quota of {SHARE:.0%} of a CPU")
-                under(figures, live, "quota, one by one", lambda: callers.run(1, seconds * QUOTA_PART / 2))
-                under(
-                    figures, live, f"quota, {AT_ONCE} at once", lambda: callers.run(AT_ONCE, seconds * QUOTA_PART / 2)
-                )
+                part_s = seconds * QUOTA_PART / 2
+                under(figures, live, "quota, one by one", lambda: callers.run(1, part_s))
+                under(figures, live, f"quota, {AT_ONCE} at once", lambda: callers.run(AT_ONCE, part_s))
+                break_it(figures, live, callers, "quota", FOUND_BUSY_S)
+            check_said(figures, "quota")
         except NoQuota as reason:
             figures.no_quota = str(reason)
     return figures
