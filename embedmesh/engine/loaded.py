@@ -61,6 +61,8 @@ class LoadedModels:
         already = self._loaded.get(model.id)
         if already is not None:
             await already.served.loaded()
+            if not already.served.up:
+                raise SetupError(f"The engine of {model.id} does not start; it is tried again and again. See the log.")
             return
         if len(self._loaded) >= MODELS_MAX:
             raise SetupError(f"A node serves at most {MODELS_MAX} models. Unload one, or start another node.")

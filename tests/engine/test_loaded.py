@@ -19,7 +19,7 @@ class Scripted:
         if model.id == "no tokenizer":
             raise SetupError("no tokenizer")
         self.model = model
-        self.stopped = False
+        self.up = False
 
     async def start(self) -> None:
         await asyncio.sleep(0)
@@ -27,12 +27,14 @@ class Scripted:
             raise SetupError("no memory")
         if self.model.id == "a bug":
             raise LookupError("a bug")
+        self.up = True
+
+    async def loaded(self) -> None: ...
 
     async def keep(self) -> None:
         await asyncio.Event().wait()
 
-    async def stop(self) -> None:
-        self.stopped = True
+    async def stop(self) -> None: ...
 
     async def idle(self) -> None: ...
 
@@ -50,6 +52,9 @@ async def test_a_model_that_cannot_start_does_not_end_the_others(bad: str, caplo
     assert loaded.find("one") and loaded.find("two") and loaded.some.is_set()
     assert (loaded.find(bad) is not None) is (bad == "no memory")
     assert [record.message for record in caplog.records] == [f"a model is not served: {bad}"]
+    await loaded.load(models[0])
+    with pytest.raises(SetupError):  # to ask for it again says that it does not start
+        await loaded.load(models[1])
     await loaded.stop()
 
 

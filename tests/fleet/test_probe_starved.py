@@ -62,7 +62,7 @@ def probe_until(client: Starved, done: Callable[[Node, float], bool], *, trusted
         loop.close()
 
 
-@pytest.mark.parametrize("takes_s", [0.01, 3 * PROBE_S, 10 * PROBE_S])
+@pytest.mark.parametrize("takes_s", [0.01, 3 * PROBE_S, 6 * PROBE_S])
 def test_a_node_that_is_slow_from_the_start_becomes_ready(takes_s: float) -> None:
     """Patience doubles with each probe that was late: nobody knows yet how slow it is."""
     node, at = probe_until(Starved(takes_s), lambda node, now: node.state is NodeState.READY or now > 300.0)
