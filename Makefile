@@ -10,7 +10,7 @@ SHELL  := bash
 TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash spenders scale mutate fault wedge soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-cached strain bench-store upstreams lock wheel clean
+.PHONY: help serve test fast check crash spenders scale mutate fault wedge starved soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-cached strain bench-store upstreams lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ fault: $(VENV)/.setup $(VENV)/.dev  ## nodes that lie, hang, break and vanish un
 
 wedge: $(VENV)/.setup $(VENV)/.dev  ## break the engine in every way under load; nobody may wait or be told wrong (minutes)
 	$(BIN)/python -m bench.wedge $(ARGS)
+
+starved: $(VENV)/.setup $(VENV)/.dev  ## 24 busy loops beside a server: it may be slow, and must not restart, refuse or lie (5 minutes)
+	$(BIN)/python -m bench.starved $(ARGS)
 
 soak: $(VENV)/.setup $(VENV)/.dev  ## 100,000 texts through a node; memory must not grow (minutes)
 	$(BIN)/python -m bench.soak $(ARGS)

@@ -192,7 +192,9 @@ class Live:
 
 
 @contextmanager
-def serving(arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Iterator[Live]:
+def serving(
+    arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, *, start_s: float = START_S
+) -> Iterator[Live]:
     """A `serve` on a free port, with a new data directory that is removed in the end. Raises RuntimeError."""
     environment = environment or {}
     with tempfile.TemporaryDirectory(prefix="embedmesh-live-") as folder:
@@ -203,7 +205,7 @@ def serving(arguments: Sequence[str] = (), environment: Mapping[str, str] | None
         kept |= environment
         with log.open("wb") as errors:
             process = subprocess.Popen([*command, *arguments], env=kept, stdout=subprocess.PIPE, stderr=errors)
-        watchdog = _kill_after(process, START_S)
+        watchdog = _kill_after(process, start_s)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

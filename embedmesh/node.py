@@ -83,14 +83,14 @@ async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
             await servers[-1].start(bind(settings.host, settings.port))
         if member is not None:
             await member.listen()
-        loading = asyncio.gather(*(models.load(model) for model in chosen))
-        tasks: list[asyncio.Future[Any]] = [loading]
+        loading, some = asyncio.create_task(models.load_all(chosen)), asyncio.create_task(models.some.wait())
+        tasks: list[asyncio.Future[Any]] = [loading, some]
         try:
-            await _until(stop, loading)
+            await _until(stop, loading, some)
             quieten_gc()
             if member is not None and not stop.is_set():
                 tasks.append(asyncio.create_task(member.run()))
-            await _until(stop, models.broken, *tasks[1:])
+            await _until(stop, models.broken, *tasks[2:])
         finally:
             # The engines still work: what is queued is answered.
             for task in tasks:

@@ -96,6 +96,12 @@ class _Listed(msgspec.Struct):
     data: list[_Model]
 
 
+class _Readiness(msgspec.Struct):
+    """`GET /readyz`, as far as it matters here."""
+
+    reasons: list[str] = []
+
+
 async def _ask(local: Credentials) -> list[Check]:
     """Health, readiness and one embedding of the endpoint that bootstrap.json names. Health is the first."""
     root = local.base_url.rstrip("/").removesuffix("/v1")
@@ -107,10 +113,14 @@ async def _ask(local: Credentials) -> list[Check]:
                 return [_foreign(local)]
             status, body = await _fetch(session, "GET", root + "/readyz")
             health = Check("endpoint", "ok", f"{local.base_url} answers")
-            if status != 200:
-                todo = "Wait a moment after the start; then look at what `embedmesh serve` logs."
-                return [health, Check("ready", "fail", read_problem(status, body).message, todo)]
-            return [health, Check("ready", "ok", "a model was embedded just now"), await _embed(session, local)]
+            ready = _ready(status, body)
+            if ready.state == "fail":
+                return [health, ready]
+            try:
+                return [health, ready, await _embed(session, local)]
+            except TimeoutError:
+                late = f"no answer within {ANSWER_S:.0f} s"
+                return [health, ready, Check("embedding", "fail", late, ready.todo or "Look at the server's log.")]
     except (aiohttp.ClientConnectorError, aiohttp.InvalidURL):
         return [Check("endpoint", "warn", f"nothing listens at {local.base_url}", "Start it: embedmesh serve")]
     except TimeoutError:
@@ -118,6 +128,21 @@ async def _ask(local: Credentials) -> list[Check]:
         return [Check("endpoint", "fail", f"{local.base_url} did not answer within {ANSWER_S:.0f} s", todo)]
     except (aiohttp.ClientError, ValueError):  # ValueError: an answer that is none of ours
         return [_foreign(local)]
+
+
+def _ready(status: int, body: bytes) -> Check:
+    """What /readyz says."""
+    try:
+        why = "; ".join(msgspec.json.decode(body, type=_Readiness).reasons)
+    except msgspec.DecodeError:
+        why = ""
+    starved = "End what takes the CPU from it, or give it more cores or a larger quota."
+    if status != 200:
+        todo = "Wait a moment after the start; then look at what `embedmesh serve` logs."
+        return Check("ready", "fail", why or read_problem(status, body).message, starved if "starved" in why else todo)
+    if why:
+        return Check("ready", "warn", f"it answers slowly: {why}", starved)
+    return Check("ready", "ok", "a model was embedded just now")
 
 
 def _foreign(local: Credentials) -> Check:

@@ -1,5 +1,6 @@
 """The gateway's routes. Each adapts HTTP to one call of the flow; no rule lives here."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import orjson
@@ -27,6 +28,7 @@ from embedmesh.flow.validate import no_such_model
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.holds import WRITE_REPLY_S
 from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import SHORTAGES
 from embedmesh.rules.ports import Delivery
 from embedmesh.rules.shares import Room
 
@@ -175,7 +177,7 @@ class GatewayApp:
         return json_reply({"message": "ok"})
 
     async def _readyz(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Ready means: money can be held, and something was really embedded just now.
+        """Ready means: money can be held, and something was really embedded just now. Slow nodes are told of, too.
 
         By a server of another make, which is probed more rarely, since its last probe. A look sends none: anybody may
         look, and it may cost money.
@@ -190,9 +192,9 @@ class GatewayApp:
             reasons.append(f"no node has embedded anything for {since_s:.0f} s")
         elif not any(self._registry.ready(model.id) for model in self._world.catalogue.models):
             reasons.append("no node is ready")
-        if reasons:
-            return json_reply({"ready": False, "reasons": reasons}, status=503)
-        return json_reply({"ready": True, "reasons": []})
+        ready = not reasons
+        reasons += starved(self._registry)
+        return json_reply({"ready": ready, "reasons": reasons}, status=200 if ready else 503)
 
     async def _openapi_json(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=self._openapi, headers=JSON)
@@ -210,6 +212,12 @@ class GatewayApp:
             "Referrer-Policy": "no-referrer",
         }
         return web.Response(body=self._docs, headers=headers)
+
+
+def starved(registry: Registry) -> list[str]:
+    """In words for operators: how many nodes are starved, and why. Anybody may read them: no names."""
+    short = Counter(node.shortage for node in registry if node.shortage in SHORTAGES)
+    return [f"{count} of {len(list(registry))} nodes starved: {SHORTAGES[why]}" for why, count in short.items()]
 
 
 def _asked(exchange: Exchange, named: str | None) -> Asked:

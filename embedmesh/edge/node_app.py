@@ -192,8 +192,10 @@ class NodeApp:
         return self.listed()
 
     def listed(self) -> web.Response:
-        """All models that are served."""
-        return json_reply(ServedModels([_described(one.model) for one in self._models]))
+        """All models that are served, without those that are loading still or down: nobody should wait for them."""
+        every = list(self._models)
+        shortage = next((one.shortage for one in every if one.shortage), "")
+        return json_reply(ServedModels([_described(one.model) for one in every if one.up], shortage=shortage))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
         """One of them."""
@@ -228,8 +230,8 @@ class NodeApp:
         return json_reply({"message": "ok"})
 
     async def readyz(self, request: web.BaseRequest) -> web.StreamResponse:
-        """200 while each model embedded something within the last two seconds; else 503 and which did not."""
-        waiting = [one.model.id for one in self._models if not one.ready()]
+        """200 while each model embedded something within the last two seconds; else 503, which did not, and why."""
+        waiting = [f"{one.model.id} ({one.state()})" for one in self._models if not one.ready()]
         if waiting:
             raise errors.NoNodeAvailable(f"Not ready: {', '.join(waiting)}.")
         return json_reply({"message": "ready"})
@@ -237,7 +239,9 @@ class NodeApp:
     async def show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         """Prometheus text."""
         for one in self._models:
-            self._metrics.state(one.model.id, waiting_tokens=one.waiting_tokens, ready=one.ready())
+            self._metrics.state(
+                one.model.id, waiting_tokens=one.waiting_tokens, ready=one.ready(), starved=bool(one.shortage)
+            )
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
 

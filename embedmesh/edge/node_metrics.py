@@ -33,6 +33,7 @@ class NodeMetrics:
         self._batch_seconds = seconds("batch_seconds", "One forward pass, as the node sees it")
         self._waiting = gauge("queue_tokens", "Padded tokens that wait for their batch")
         self._ready = gauge("ready", "1 while the model embedded something within the last two seconds")
+        self._starved = gauge("starved", "1 while the model's engine could run and gets too little CPU")
         self._internal_errors = Counter(
             "embedmesh_node_internal_errors", "Requests that ended in a bug of ours", registry=self._registry
         )
@@ -60,14 +61,15 @@ class NodeMetrics:
         """A request ended in a bug of ours."""
         self._internal_errors.inc()
 
-    def state(self, model: str, *, waiting_tokens: int, ready: bool) -> None:
+    def state(self, model: str, *, waiting_tokens: int, ready: bool, starved: bool) -> None:
         """What is true now, just before it is read."""
         self._waiting.labels(model).set(waiting_tokens)
         self._ready.labels(model).set(int(ready))
+        self._starved.labels(model).set(int(starved))
 
     def forget(self, model: str) -> None:
         """A model is no longer served; its counts stay, as counts do."""
-        for gauge in (self._waiting, self._ready):
+        for gauge in (self._waiting, self._ready, self._starved):
             gauge.remove_by_labels({"model": model})
 
     def text(self) -> tuple[bytes, str]:

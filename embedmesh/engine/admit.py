@@ -18,7 +18,7 @@ None in place of a vector: this sequence broke the engine.
 
 RETRY_AFTER_MAX_S = 30.0  # by then another node has surely taken it
 SPEED_START = 5_000.0  # tokens a second, until something was measured
-SPEED_WEIGHT = 0.1  # of the newest batch in the running mean
+FORGET = 0.9  # of what the batches before took, at each new one: a node that is starved is slow at once
 
 
 class Call:
@@ -58,7 +58,7 @@ class Admission:
         self._line: list[Call] = []
         self._arrived = asyncio.Event()
         self._last_was_bulk = False
-        self._speed = SPEED_START
+        self._tokens, self._seconds = SPEED_START * 1e-3, 1e-3  # of late
         self.waiting_tokens: int = 0
         self._open: set[Call] = set()  # not answered yet, waiting or running
         self._idle = asyncio.Event()
@@ -93,12 +93,12 @@ class Admission:
 
     @property
     def tokens_per_s(self) -> float:
-        """The running mean of padded tokens a second."""
-        return self._speed
+        """Padded tokens a second, of late."""
+        return self._tokens / self._seconds
 
     def expected_s(self, tokens: int) -> float:
         """Seconds until a call of so many tokens would be done, behind all that waits."""
-        return (self.waiting_tokens + tokens) / self._speed
+        return (self.waiting_tokens + tokens) / self.tokens_per_s
 
     async def dispatch(self) -> None:
         """Run batch after batch until cancelled."""
@@ -126,7 +126,8 @@ class Admission:
                 call.fail(NodeBroke(failure.message))
             return
         seconds = asyncio.get_running_loop().time() - begun
-        self._speed += SPEED_WEIGHT * (plan.rows * plan.length / max(seconds, 1e-6) - self._speed)
+        self._tokens = FORGET * self._tokens + plan.rows * plan.length
+        self._seconds = FORGET * self._seconds + max(seconds, 1e-6)
         self._on_batch(plan, seconds)
         for (call, place), vector in zip(members, vectors, strict=True):
             if vector is None:

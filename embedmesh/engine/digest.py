@@ -37,6 +37,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def size_bytes(path: Path) -> int:
+    """Of all these files together: little else than weights. Raises SetupError for a folder that is no model's."""
+    return sum(file.stat().st_size for file in _deciding_files(path))
+
+
 def _deciding_files(path: Path) -> set[Path]:
     first, static = find_first(path)
     names = ["config.json", *SENTENCE_FILES, "tokenizer.json", INDEX]

@@ -52,11 +52,15 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Vectors(msgspec.Struct, frozen=True, tag="vectors"):
-    """Worker to node: little-endian float32, [len(sequences), width]. `bad` are the rows not finite or all zero."""
+    """Worker to node: little-endian float32, [len(sequences), width]. `bad` are the rows not finite or all zero.
+
+    `cpu_s` is the CPU time that it took, of all threads.
+    """
 
     number: int
     data: bytes
     bad: list[int] = []
+    cpu_s: float = 0.0
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -1,12 +1,15 @@
-"""The models that a node serves now. They may come and go while it runs."""
+"""The models that a node serves now. They may come and go while it runs; what befalls one befalls no other."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from embedmesh.engine.served import Served
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
+
+log = logging.getLogger("embedmesh.engine")
 
 MODELS_MAX = 16  # each is a process of 200 MB or more
 UNLOAD_S = 30.0  # as long as an ordinary call may take
@@ -25,6 +28,8 @@ class LoadedModels:
         self._loaded: dict[str, _Loaded] = {}
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with its exception, when what keeps a model alive has ended: a bug of ours."""
+        self.some = asyncio.Event()
+        """Set once a first model embeds."""
 
     def __iter__(self) -> Iterator[Served]:
         return iter([one.served for one in self._loaded.values()])
@@ -34,14 +39,30 @@ class LoadedModels:
         loaded = self._loaded.get(model_id)
         return loaded.served if loaded is not None else None
 
-    async def load(self, model: Model) -> None:
+    async def load_all(self, models: Iterable[Model]) -> None:
+        """Serve these. One whose engine does not start is tried again, with pauses, and does not keep the others.
+
+        Returns once each embeds or has failed. Raises the first's SetupError where none could be started.
+        """
+        models = list(models)
+        results = await asyncio.gather(*(self.load(each, insist=True) for each in models), return_exceptions=True)
+        failures = [result for result in results if result is not None]
+        for failure in failures:
+            if not isinstance(failure, SetupError) or len(failures) == len(results):
+                raise failure
+            log.error("a model is not served: %s", failure)
+
+    async def load(self, model: Model, *, insist: bool = False) -> None:
         """Serve a model. Calls for it wait from now on; returns once a first text was embedded.
 
-        Raises SetupError, and then does not serve it. Harmless where it is served already.
+        Raises SetupError, and then does not serve it; unless we are to `insist`: then its engine is tried again and
+        again. Harmless where it is served already.
         """
         already = self._loaded.get(model.id)
         if already is not None:
             await already.served.loaded()
+            if not already.served.up:
+                raise SetupError(f"The engine of {model.id} does not start; it is tried again and again. See the log.")
             return
         if len(self._loaded) >= MODELS_MAX:
             raise SetupError(f"A node serves at most {MODELS_MAX} models. Unload one, or start another node.")
@@ -51,9 +72,11 @@ class LoadedModels:
         self._loaded[model.id] = _Loaded(served, keeping)
         try:
             await served.start()
-        except BaseException:
-            self._loaded.pop(model.id, None)
-            await _end(served, keeping)
+            self.some.set()
+        except BaseException as error:
+            if not insist or not isinstance(error, SetupError):
+                self._loaded.pop(model.id, None)
+                await _end(served, keeping)
             raise
 
     async def unload(self, model_id: str, within_s: float = UNLOAD_S) -> None:

@@ -1,39 +1,72 @@
 """The parent's side of one worker process: start it, give it batches one by one, end it.
 
-Any doubt about it (it closes its socket, is late, answers nonsense) is a WorkerBroke. Its stream is then out of step:
-whoever owns it must kill it and start another, which is not decided here.
+Any doubt about it (it closes its socket, is stuck, answers nonsense) is a WorkerBroke. Its stream is then out of step:
+whoever owns it must kill it and start another, which is not decided here. Whether it is stuck, or only slow, a Watch
+decides by what the kernel says of it (see progress).
 """
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Protocol
 
-from embedmesh.engine import frames
+from embedmesh.engine import frames, kernel
 from embedmesh.engine.frames import Batch, Failed, FrameError, FromWorker, Load, Ready, Refused, Vectors
+from embedmesh.engine.progress import LOOK_S, Sample, Watch
 from embedmesh.rules.errors import SetupError
 
 # One malloc arena: the worker has one thread that allocates from Python; more arenas only keep freed memory.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
-END_S = 5.0  # a killed process is gone in milliseconds unless the disk hangs
+END_S = 2.0  # a killed process is gone in milliseconds, unless a disk hangs or it gets no CPU: nobody waits for that
+END_LOOK_S = 0.5  # at most, between two looks whether it is gone
 
 
 class WorkerBroke(Exception):
     """The worker gave no good answer and must be killed. The text goes on after "the engine": words for logs."""
 
 
-class WorkerProcess:
-    """A worker that has loaded its model. Not for two callers at one time."""
+class WorkerStuck(WorkerBroke):
+    """It did not answer, and will not."""
 
-    def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+
+class Worker(Protocol):
+    """What keeps a worker alive needs of it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def load(self, load: Load, watch: Watch) -> None: ...
+
+    async def run(self, batch: Batch, watch: Watch) -> Vectors: ...
+
+    def kill(self) -> None: ...
+
+    async def gone(self, within_s: float) -> bool: ...
+
+
+class WorkerProcess:
+    """A worker: `load` its model, then `run` batches. Not for two callers at one time."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        sample: Callable[[int], Sample | None],
+    ) -> None:
         self._process = process
+        self._sample = sample
         self._reader = reader
         self._writer = writer
+        self._killed_for_memory = kernel.killed_for_memory()
 
     @classmethod
-    async def start(cls, load: Load, deadline_s: float) -> "WorkerProcess":
-        """A worker that has embedded a first text. Raises SetupError when it refuses the folder, else WorkerBroke."""
+    async def spawn(cls, sample: Callable[[int], Sample | None] = kernel.sample) -> "WorkerProcess":
+        """A new process, which has no model yet. `sample` looks at a process by its id."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-P", "-m", "embedmesh.engine.worker", str(theirs.fileno())]
@@ -46,53 +79,88 @@ class WorkerProcess:
             )
         ours.setblocking(False)
         try:
-            worker = cls(process, *await asyncio.open_unix_connection(sock=ours))
+            return cls(process, *await asyncio.open_unix_connection(sock=ours), sample)
         except BaseException:
             process.kill()
             ours.close()
-            await asyncio.shield(asyncio.to_thread(process.wait, END_S))
+            await asyncio.shield(_gone(process, END_S))
             raise
-        try:
-            answer = await worker._ask(load, deadline_s)
-            if isinstance(answer, Refused):
-                raise SetupError(answer.message)
-            if not isinstance(answer, Ready):
-                raise WorkerBroke("answered out of turn")
-        except BaseException:
-            worker.kill()
-            await asyncio.shield(worker.gone())
-            raise
-        return worker
+
+    async def load(self, load: Load, watch: Watch) -> None:
+        """Have it load a model and embed a first text. Raises SetupError when it refuses the folder, or WorkerBroke."""
+        answer = await self._ask(load, watch)
+        if isinstance(answer, Refused):
+            raise SetupError(answer.message)
+        if not isinstance(answer, Ready):
+            raise WorkerBroke("answered out of turn")
 
     @property
     def pid(self) -> int:
         """The process id, for operators and tests."""
         return self._process.pid
 
-    async def run(self, batch: Batch, deadline_s: float) -> Vectors:
+    async def run(self, batch: Batch, watch: Watch) -> Vectors:
         """The vectors of the batch. Raises WorkerBroke; being cancelled is as bad."""
-        answer = await self._ask(batch, deadline_s)
+        answer = await self._ask(batch, watch)
         if isinstance(answer, Vectors) and answer.number == batch.number:
             return answer
-        raise WorkerBroke(answer.why if isinstance(answer, Failed) else "answered out of turn")
+        raise WorkerBroke(f"failed ({answer.why})" if isinstance(answer, Failed) else "answered out of turn")
 
     def kill(self) -> None:
         """End it now. May be called twice."""
         self._process.kill()
         self._writer.close()
 
-    async def gone(self) -> None:
-        """Wait until a killed process has left the process table."""
-        await asyncio.to_thread(self._process.wait, END_S)
+    async def gone(self, within_s: float) -> bool:
+        """Wait, at most so long, until a killed process has left the process table; whether it has."""
+        return await _gone(self._process, within_s)
 
-    async def _ask(self, message: Load | Batch, deadline_s: float) -> FromWorker:
+    async def _ask(self, message: Load | Batch, watch: Watch) -> FromWorker:
+        loop = asyncio.get_running_loop()
+        wrong: str | None = None
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal wrong, timer
+            wrong = watch.look(self._sample(self.pid))
+            if wrong is None:
+                timer = loop.call_later(LOOK_S, look)
+            elif not ending.expired():
+                ending.reschedule(loop.time())
+
+        timer = loop.call_later(LOOK_S, look)
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(None) as ending:
                 self._writer.write(frames.encode(message))
                 await self._writer.drain()
                 prefix = await self._reader.readexactly(frames.LENGTH_BYTES)
                 return frames.decode_from_worker(await self._reader.readexactly(frames.body_bytes(prefix)))
         except TimeoutError:
-            raise WorkerBroke("did not answer in time") from None
-        except (OSError, EOFError, FrameError) as error:
-            raise WorkerBroke(f"broke off ({type(error).__name__})") from None
+            raise WorkerStuck(wrong) from None
+        except FrameError:
+            raise WorkerBroke("answered nonsense") from None
+        except (OSError, EOFError):
+            raise WorkerBroke(await self._end()) from None
+        finally:
+            timer.cancel()
+
+    async def _end(self) -> str:
+        """How it ended, in words."""
+        await self.gone(END_S)
+        code = self._process.returncode
+        if code is None:
+            return "closed its connection"
+        if code >= 0:
+            return f"ended by itself (exit code {code}; what it wrote is above)"
+        if code == -signal.SIGKILL and kernel.killed_for_memory() > self._killed_for_memory:
+            return "was killed by the system for want of memory"
+        return f"was ended by signal {-code} ({signal.strsignal(-code)})"
+
+
+async def _gone(process: subprocess.Popen[bytes], within_s: float) -> bool:
+    pause_s, left_s = 0.001, within_s
+    while process.poll() is None and left_s > 0:
+        await asyncio.sleep(pause_s)
+        left_s -= pause_s
+        pause_s = min(2 * pause_s, END_LOOK_S)
+    return process.returncode is not None

@@ -17,6 +17,7 @@ from embedmesh.rules.deadlines import request_s
 from embedmesh.rules.embeddings import INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.errors import NodeBroke, SetupError
 from embedmesh.rules.models import Model
+from embedmesh.rules.nodes import SHORTAGES, Shortage
 
 
 def usable_cores() -> int:
@@ -54,13 +55,11 @@ class Served:
         self._admission = Admission(self._run, tokens_max=queue_tokens_max, on_batch=on_batch)
 
     async def start(self) -> None:
-        """Load the model and embed a first text. Raises SetupError in one line."""
+        """Load the model and embed a first text. Raises SetupError in one line. `keep` goes on trying then."""
         try:
             await self._supervisor.start()
         except WorkerBroke as error:
-            raise SetupError(
-                f"The engine of {self.model.id} {error} while it started. Is there enough memory?"
-            ) from None
+            raise SetupError(f"The engine of {self.model.id} {error} while it started.") from None
         finally:
             self._loaded.set()  # also in vain: whoever waits is told that it is down
 
@@ -83,6 +82,26 @@ class Served:
     def ready(self) -> bool:
         """Whether a forward pass succeeded just now."""
         return self._supervisor.ready()
+
+    @property
+    def up(self) -> bool:
+        """Whether it was loaded, and is not known to be down."""
+        return self._loaded.is_set() and not self._supervisor.down
+
+    @property
+    def shortage(self) -> Shortage:
+        """What its worker is short of while it is starved, else ""."""
+        return self._supervisor.shortage
+
+    def state(self) -> str:
+        """How it is, in a word or a few, for operators."""
+        if shortage := self.shortage:
+            return f"starved: {SHORTAGES[shortage]}"
+        if not self._loaded.is_set():
+            return "loading"
+        if self._supervisor.down:
+            return "down: its engine does not start"
+        return "ready" if self.ready() else "not embedding"
 
     async def idle(self) -> None:
         """Wait until every call is answered."""

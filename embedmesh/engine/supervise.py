@@ -1,4 +1,9 @@
-"""Keeps one worker process alive and honest: a deadline for each batch, a new process after any failure.
+"""Keeps one worker process alive and honest: each batch has bounds, and after any failure there is a new process.
+
+What is bounded is the CPU time of a batch, and how long it may do nothing; not the time on the clock. A worker that
+could run and gets no CPU is *starved*, and waited for: another one would get no more (progress decides which it is).
+Where the kernel tells nothing there is only the clock: then patience doubles with every failed try, and the next batch
+is smaller.
 
 A batch is tried on at most two processes. What is not a finite vector on the second either is its text's own fault, and
 the others of the batch are good; if the second process breaks too, halves of the batch are tried, to find what broke it
@@ -12,14 +17,17 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from embedmesh.engine.digest import size_bytes
 from embedmesh.engine.frames import Batch, Load, Vectors
 from embedmesh.engine.isolate import isolate
 from embedmesh.engine.plan import pad_length
-from embedmesh.engine.process import WorkerBroke, WorkerProcess
+from embedmesh.engine.process import END_S, Worker, WorkerBroke, WorkerProcess, WorkerStuck
+from embedmesh.engine.progress import Allowance, Starvation, Watch
 from embedmesh.rules.errors import NodeBroke, SetupError
+from embedmesh.rules.nodes import SHORTAGES, Shortage
 
 log = logging.getLogger("embedmesh.engine")
 
@@ -27,12 +35,22 @@ LATE = 3.0  # a batch that takes so many times what the last one's speed promise
 SPEED_TOKENS_MIN = 128  # smaller batches are slower a token, and never take long
 READY_S = 1.75  # a forward pass this young proves the model; "the truth within 2 s" leaves the rest for the asking
 PROBE_S = 0.5  # an idle model is probed this often: 2 ms of work each
-DEADLINE_BASE_S = 2.0  # first kernels of a shape, and a machine that is busy with other things
-FLOPS_MIN = 50e9  # per second: a seventh of what two cores of our machines reach
-START_BASE_S = 10.0  # half a second here; ten on a cold disk and a busy machine
+BATCH_S = 0.3  # of CPU time, whatever the batch: what else a process may have to do meanwhile
+FLOPS_MIN = 25e9  # per second of CPU time: a seventh of what a core of our machines reaches
+AGAIN_FACTOR = 2.5  # a shape that was run before takes as much as then, on a machine that is busy a fifth more
+SHAPE_S = 0.25  # of CPU time: the first kernels of a shape in a process, here 0.02
+SHAPE_BYTES_PER_S = 1e9  # larger models have more of them
+BLIND_S = 2.0  # on the clock, where it is all that there is
+STILL_S = 1.5  # a batch computes all the time: while it lasts, some thread runs, or could
+START_CPU_S = 10.0  # half a second here, where little is to be compiled
+START_STILL_S = 10.0  # a cold disk
 START_BYTES_PER_S = 50e6  # weights are read and hashed from a slow network disk
+BLIND_CORES = 2  # that a batch has, as far as the clock goes
+PATIENCE_MAX = 32.0  # times as much of everything, after five failures in a row
 PAUSES_S = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # before the n-th start in a row without a good batch; "back within 3 s"
+DOWN_PAUSES_S = (*PAUSES_S, 5.0, 10.0, 30.0)  # while nobody waits for it; it may be for good, and each writes a line
 STARTS_MAX = 3  # failed in a row; then callers are not made to wait for the next
+DYING_MAX = 2  # killed and not gone: each may hold the model's memory, and a third would only join them
 ISOLATE_S_MAX = 5.0  # others wait meanwhile; one among 64 that crashes the worker at once took 3 s
 TRIES = 2  # the first may have met a worker that was already dying
 
@@ -41,27 +59,55 @@ class Supervisor:
     """One model's worker. `on_start` is called at every start of a process, the first included."""
 
     def __init__(
-        self, load: Load, *, monotonic: Callable[[], float] = time.monotonic, on_start: Callable[[], None]
+        self,
+        load: Load,
+        *,
+        on_start: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        spawn: Callable[[], Awaitable[Worker]] = WorkerProcess.spawn,
     ) -> None:
         self._load = load
+        self._spawn = spawn
+        self._sleep = sleep
         self._monotonic = monotonic
         self._on_start = on_start
-        self._weights_bytes = _weights_bytes(Path(load.folder))
-        self._worker: WorkerProcess | None = None
+        self._name = Path(load.folder).name
+        self._weights_bytes = size_bytes(Path(load.folder))
+        self._worker: Worker | None = None
         self._turn = asyncio.Lock()
         self._numbers = itertools.count()
         self._proved_at = float("-inf")
         self._expected_s = 0.0  # of the batch that runs, by the speed of those before it
         self._tokens_per_s = float("inf")
+        self._cpu_s: dict[tuple[int, int], float] = {}  # by shape (plan has few): what its last batch took
+        self._run_before: set[tuple[int, int]] = set()  # shapes that this process has kernels for
+        self._patience = 1.0
         self._starts_in_vain = 0  # since the last good batch
         self._failed_starts = 0  # since the last process that loaded
+        self._dying: list[Worker] = []  # killed, and not gone
+        self._was_blind = False  # the last failure: nothing but the clock said that it was late
+        self._starvation = Starvation(monotonic, self._note_starved)
         self.down: bool = False
 
     async def start(self) -> None:
-        """Start the first process. Raises SetupError when the folder cannot be served, WorkerBroke otherwise."""
-        async with self._turn:
-            await self._ensure()
-            await self._try_once([[0]], 1, pad_length(1))
+        """Start the first process, with a few tries. Raises SetupError when the folder cannot be served, WorkerBroke
+        otherwise."""
+        for left in reversed(range(STARTS_MAX)):
+            try:
+                async with self._turn:
+                    await self._ensure()
+                    await self._try_once([[0]], 1, pad_length(1))
+                return
+            except WorkerBroke as error:
+                if not left:
+                    raise
+                self._note_failure(error)
+
+    @property
+    def shortage(self) -> Shortage:
+        """What the worker is short of, or was a moment ago; "" where it is not starved."""
+        return self._starvation.shortage
 
     def ready(self) -> bool:
         """Whether a forward pass succeeded just now, or one that takes long is still in its time."""
@@ -77,9 +123,9 @@ class Supervisor:
         except NodeBroke:
             if len(sequences) == 1 or self.down:
                 raise
-        ends = self._monotonic() + ISOLATE_S_MAX
+        ends = self._fed_s() + ISOLATE_S_MAX
         run_once = functools.partial(self._run, tries_max=1)
-        return await isolate(sequences, length, run_once, lambda: not self.down and self._monotonic() < ends)
+        return await isolate(sequences, length, run_once, lambda: not self.down and self._fed_s() < ends)
 
     async def run(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes]:
         """One little-endian float32 vector a sequence. Raises NodeBroke after two processes failed on it."""
@@ -101,25 +147,27 @@ class Supervisor:
                     return await self._try_once(sequences, rows, length, last=tries == tries_max)
                 except (WorkerBroke, SetupError) as error:
                     self._note_failure(error)
-            if self.down:
-                break
+            if self.down or (self._was_blind and len(sequences) > 1):
+                break  # where only the clock says that it is late, halves are tried next
         raise NodeBroke("The node could not embed this: its engine failed and is being restarted.")
 
     async def keep(self) -> None:
         """Probe while idle, and so restart what has died. Runs until cancelled."""
         while True:
             await asyncio.sleep(PROBE_S)
+            await self._bury()
             if self._turn.locked() or self._monotonic() - self._proved_at < PROBE_S:
                 continue
             with contextlib.suppress(NodeBroke):
                 await self.run([[0]], 1, pad_length(1))
 
     async def stop(self) -> None:
-        """End the process, if there is one, and wait until it is gone."""
+        """End the process, if there is one, and wait a moment until it is gone: no longer, it cannot come back."""
         if self._worker is not None:
             worker, self._worker = self._worker, None
             worker.kill()
-            await worker.gone()
+            await worker.gone(END_S)
+        await self._bury()
 
     @property
     def pid(self) -> int | None:
@@ -129,18 +177,62 @@ class Supervisor:
     async def _ensure(self) -> None:
         if self._worker is not None:
             return
-        await asyncio.sleep(PAUSES_S[min(self._starts_in_vain, len(PAUSES_S) - 1)])
+        pauses_s = DOWN_PAUSES_S if self.down else PAUSES_S
+        await self._sleep(pauses_s[min(self._starts_in_vain, len(pauses_s) - 1)])
         self._starts_in_vain += 1
-        self._on_start()
-        deadline_s = START_BASE_S + self._weights_bytes / START_BYTES_PER_S
         try:
-            self._worker = await WorkerProcess.start(self._load, deadline_s)
+            self._worker = await self._loaded_worker()
         except (WorkerBroke, SetupError) as error:
             self._failed_starts += 1
             self.down = isinstance(error, SetupError) or self._failed_starts >= STARTS_MAX
             raise
         self._failed_starts = 0
         self.down = False
+
+    async def _loaded_worker(self) -> Worker:
+        await self._bury()
+        if len(self._dying) >= DYING_MAX:
+            raise WorkerBroke("cannot be started again: those that were ended are not gone (does a disk hang?)")
+        self._on_start()
+        read_s = self._weights_bytes / START_BYTES_PER_S
+        allowed = Allowance(START_CPU_S + read_s, START_STILL_S + read_s, START_STILL_S + read_s)
+        worker = await self._spawn()
+        try:
+            with self._watching(allowed) as watch:
+                await worker.load(self._load, watch)
+        except BaseException:
+            await self._end(worker)
+            raise
+        self._run_before.clear()
+        return worker
+
+    @contextlib.contextmanager
+    def _watching(self, allowed: Allowance) -> Iterator[Watch]:
+        """Watch one answer. What is learned of it stays: that it was starved, or that nothing could be seen."""
+        watch = Watch(allowed.times(self._patience), self._starvation.note)
+        self._was_blind = False
+        try:
+            yield watch
+        except WorkerStuck:
+            self._was_blind = watch.blind_looks > 0
+            self._patience = min(2 * self._patience, PATIENCE_MAX)
+            raise
+
+    def _note_starved(self, shortage: Shortage) -> None:
+        log.warning("the engine of %s is starved: %s; it is waited for", self._name, SHORTAGES[shortage])
+
+    async def _end(self, worker: Worker) -> None:
+        """Kill it. Who takes long to die does so without us."""
+        worker.kill()
+        self._dying.append(worker)
+        await asyncio.shield(worker.gone(END_S))
+
+    async def _bury(self) -> None:
+        self._dying = [worker for worker in self._dying if not await worker.gone(0.0)]
+
+    def _fed_s(self) -> float:
+        """A clock that stands still while the worker is starved."""
+        return self._monotonic() - self._starvation.seconds
 
     async def _try_once(
         self, sequences: list[list[int]], rows: int, length: int, *, last: bool = False
@@ -153,31 +245,41 @@ class Supervisor:
         begun = self._monotonic()
         self._expected_s = rows * length / self._tokens_per_s
         try:
-            answer = await worker.run(batch, self._deadline_s(rows * length))
+            with self._watching(self._allowed(rows, length)) as watch:
+                answer = await worker.run(batch, watch)
             vectors = _cut(answer, len(sequences), self._load.width)
             if answer.bad and not last:
                 raise WorkerBroke("gave vectors that are not finite")
         except BaseException:
             self._worker = None
-            worker.kill()
-            await asyncio.shield(worker.gone())
+            await self._end(worker)
             raise
         finally:
             self._expected_s = 0.0
         if any(vector is not None for vector in vectors):
             self._proved_at = self._monotonic()
             self._starts_in_vain = 0
+            self._cpu_s[rows, length] = answer.cpu_s
+            self._run_before.add((rows, length))
+            if not watch.blind_looks:
+                self._patience = max(1.0, self._patience / 2)
             if rows * length >= SPEED_TOKENS_MIN:
                 self._tokens_per_s = rows * length / max(self._proved_at - begun, 1e-6)
         return vectors
 
     def _note_failure(self, error: Exception) -> None:
         self._proved_at = float("-inf")
-        log.error("the engine of %s %s; it is being restarted", Path(self._load.folder).name, error)
+        log.error("the engine of %s %s; it is being restarted", self._name, error)
 
-    def _deadline_s(self, tokens: int) -> float:
+    def _allowed(self, rows: int, length: int) -> Allowance:
+        """For a batch of that shape. What one like it took before says more than what its size says."""
         # Two operations a weight a token; the 4 bytes of each weight make that half a weights file.
-        return DEADLINE_BASE_S + tokens * self._weights_bytes / 2 / FLOPS_MIN
+        size_s = rows * length * self._weights_bytes / 2 / FLOPS_MIN
+        before_s = self._cpu_s.get((rows, length))
+        cpu_s = BATCH_S + (size_s if before_s is None else AGAIN_FACTOR * before_s)
+        if (rows, length) not in self._run_before:
+            cpu_s += SHAPE_S + self._weights_bytes / SHAPE_BYTES_PER_S
+        return Allowance(cpu_s, STILL_S, BLIND_S + size_s / BLIND_CORES)
 
 
 def _cut(answer: Vectors, count: int, width: int) -> list[bytes | None]:
@@ -187,7 +289,3 @@ def _cut(answer: Vectors, count: int, width: int) -> list[bytes | None]:
         raise WorkerBroke("answered with another number of components than asked")
     bad = set(answer.bad)
     return [None if at in bad else answer.data[at * size : (at + 1) * size] for at in range(count)]
-
-
-def _weights_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -64,13 +64,15 @@ def _compare(load: Load, folder: Folder) -> None:
 
 
 def _answer(model: CompiledModel, batch: Batch) -> Vectors | Failed:
+    begun = time.process_time()
     try:
         vectors = model.run(batch.sequences, batch.rows, batch.length)
     except Exception as error:  # noqa: BLE001 - whatever it is, the node replaces this process
         return Failed(batch.number, type(error).__name__)
     squares = np.einsum("ij,ij->i", vectors, vectors)
     bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
-    return Vectors(batch.number, vectors.astype("<f4", copy=False).tobytes(), bad.tolist())
+    data = vectors.astype("<f4", copy=False).tobytes()
+    return Vectors(batch.number, data, bad.tolist(), time.process_time() - begun)
 
 
 def _tie_to_parent() -> None:

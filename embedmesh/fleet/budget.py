@@ -25,12 +25,16 @@ class RetryBudget:
 
     def take(self, share: float = 1.0) -> bool:
         """Whether one more attempt may be made; it counts as made then. What can be done without has but a `share`."""
-        now = self._now()
-        if self._retries >= share * max(SHARE * self._requests, A_SECOND_MIN * SPAN_S):
+        if not self.left(share):
             return False
-        now[2] += 1
+        self._now()[2] += 1
         self._retries += 1
         return True
+
+    def left(self, share: float = 1.0) -> bool:
+        """Whether `take` would say yes."""
+        self._now()
+        return self._retries < share * max(SHARE * self._requests, A_SECOND_MIN * SPAN_S)
 
     def _now(self) -> list[int]:
         second = int(self._clock.monotonic())

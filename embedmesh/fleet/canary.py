@@ -10,6 +10,7 @@ Nothing here delays a caller: it happens after the answer. Canaries are at the o
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from embedmesh.fleet.line import Line
 from embedmesh.fleet.probe import PROBE_TEXT, count
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
-from embedmesh.rules.deadlines import REQUEST_MIN_S, attempt_s
+from embedmesh.rules.deadlines import LOOK_AGAIN_S, REQUEST_MIN_S, attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
-from embedmesh.rules.errors import NodeFailure, NodeTooSlow, Overloaded
+from embedmesh.rules.errors import NodeFailure, NodeTooSlow, Overloaded, WrongAnswer
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model, Tier
 from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Place, Tokenizer, Verify
+from embedmesh.rules.within import within
 
 log = logging.getLogger("embedmesh.fleet")
 
@@ -142,7 +144,9 @@ class Canaries:
         truth_of, truth = await self._ask_trusted(model, asked, node)
         if truth_of is None or truth is None:
             return
-        right = await self._agrees(node, model, asked, truth)
+        right = await self._agrees(node, model, asked, truth, attempt_s(1.0))
+        if right is None:
+            return
         if not right and node.kind == UPSTREAM:
             node.leave_alone_until = self._clock.monotonic() + PROBATION_REST_S
         run = self._right_in_a_row[node.node_id] = self._right_in_a_row.get(node.node_id, 0) + 1 if right else 0
@@ -162,21 +166,25 @@ class Canaries:
             return True
         asked = _together([self._question(model, node) for _ in range(VOUCH_INPUTS)])
         truth_of, truth = await self._ask_trusted(model, asked, node)
-        if truth_of is None or truth is None or await self._agrees(node, model, asked, truth):
+        if truth_of is None or truth is None:
             return True
-        self._registry.quarantine(node, "its first vectors are not the model's", Check.CANARY)
-        return False
+        right = await self._agrees(node, model, asked, truth, REQUEST_MIN_S)
+        if right is False:
+            self._registry.quarantine(node, "its first vectors are not the model's", Check.CANARY)
+        return right is True
 
-    async def _agrees(self, node: Node, model: Model, asked: Counted, truth: Matrix) -> bool:
-        """Whether a node answers some inputs as it should. Counted."""
+    async def _agrees(self, node: Node, model: Model, asked: Counted, truth: Matrix, within_s: float) -> bool | None:
+        """Whether a node answers some inputs as it should. Counted. None where it gives no answer: that is no lie."""
         part = Part(node.node_id, tuple(range(len(asked.lengths))), asked.tokens, 1.0)
         try:
-            async with asyncio.timeout(attempt_s(1.0)):
+            async with asyncio.timeout(within_s):
                 reply = await self._client.embed(part, model, asked, new_id("req", self._clock))
             self._verify(reply, model, part, asked.exact)
             right = _alike(_rows(reply, model.width), truth, model.tier)
-        except (NodeFailure, TimeoutError):
+        except WrongAnswer:
             right = False
+        except (NodeFailure, TimeoutError):
+            return None
         node.counts["canaries_passed" if right else "canaries_failed"] += 1
         return right
 
@@ -207,7 +215,7 @@ class Canaries:
         while (part := await asking.next()) is not None:
             try:
                 try:
-                    async with asyncio.timeout(attempt_s(part.expected_s)):
+                    with within(attempt_s(part.expected_s), partial(_more_s, place, part)):
                         reply = await self._client.embed(part, model, asked, new_id("req", self._clock))
                 except TimeoutError:
                     raise NodeTooSlow("the attempt's deadline passed") from None
@@ -266,6 +274,11 @@ class Canaries:
         self._tasks.discard(task)
         if not task.cancelled() and (bug := task.exception()) is not None:
             log.critical("a comparison ended (%s)", type(bug).__name__)  # no words: they may quote a text
+
+
+def _more_s(place: Place, part: Part) -> float:
+    """As for callers: a late node is left where another one may be asked. `_ask` bounds the whole."""
+    return 0.0 if place.may_ask_another(part) else LOOK_AGAIN_S
 
 
 class _Asking:

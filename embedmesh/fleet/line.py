@@ -180,9 +180,16 @@ class Line:
         spot.node.counts["hedges"] += 1
         work.asker.take(self._bind(work, tried, spot, part.tokens, now))
 
-    def abandoned(self, part: Part) -> None:
-        """A part was given up for a reason that says nothing about the node."""
-        self.assign(self._end(part, well=False))
+    def abandoned(self, part: Part, *, late: bool = False) -> None:
+        """A part was given up for a reason that says no ill of the node; with `late`, that it is slow."""
+        self.assign(self._end(part, well=False, late=late))
+
+    def may_ask_another(self, work: Work, part: Part) -> bool:
+        """Whether a late part would get another try elsewhere. Where it would not, it is waited for."""
+        rest = work.taken.get(part)
+        if rest is None or work.left or rest.attempts + 1 >= ATTEMPTS_MAX:
+            return False
+        return self._another_can(work, part, rest) and self._budget.left()
 
     @property
     def waiting_tokens(self) -> int:
@@ -354,8 +361,7 @@ class Line:
     def _may_try_again(self, work: Work, part: Part, rest: Rest, failure: NodeFailure) -> bool:
         """Whether another node may be asked for what a part asked. Remembers why this one failed."""
         work.last = failure
-        tried = Rest(part.places, part.tokens, rest.tried | {part.node_id})
-        if not any(work.can(node, tried) for node in self.registry.ready(work.model_id)):
+        if not self._another_can(work, part, rest):
             return False
         if not _had_begun(failure):
             return rest.refusals + 1 < REFUSALS_MAX
@@ -365,6 +371,11 @@ class Line:
         lost = node is None or node.state is not NodeState.READY  # with its node: no more than that had in flight
         refused = isinstance(failure, UpstreamRefused)  # before it began: who sends such texts uses up nobody's budget
         return lost or refused or self._budget.take()
+
+    def _another_can(self, work: Work, part: Part, rest: Rest) -> bool:
+        """Whether a node that was not tried could do what a part asked."""
+        tried = Rest(part.places, part.tokens, rest.tried | {part.node_id})
+        return any(work.can(node, tried) for node in self.registry.ready(work.model_id))
 
     def _give_up(self, work: Work, waiting: Waiting | None) -> None:
         if waiting is not None:

@@ -11,6 +11,7 @@ not how much of the large one, so no stretch may end in the middle of it.
 from dataclasses import dataclass
 
 FORGET = 0.95  # weight of the past at each new point: about the last twenty count
+TURNED, FORGET_TURNED = 2.0, 0.3  # once two points in a row lie so far off to the same side: the node has changed
 PRIOR_TOKENS_PER_S = 1_000.0  # a busy small machine; replaced by what is measured as soon as a node is ready
 PRIOR_FIXED_S = 0.005
 PRIOR_TOKENS = 1_000.0  # the prior is two points: a part without tokens, and one of so many
@@ -145,6 +146,7 @@ class _Line:
     _tokens_seconds: float = 0.0
     _large_tokens: float = 0.0  # the last point that was at least half as large as any before it
     _large_s: float = 0.0
+    _side: int = 0  # whether the last point lay far above the line (1), far below it (-1), or near it
 
     def __post_init__(self) -> None:
         for tokens in (0.0, PRIOR_TOKENS):
@@ -166,16 +168,22 @@ class _Line:
 
     def add(self, tokens: float, seconds: float) -> None:
         """One more point. Where all points are of like size the slope stays what it was, and the fixed cost moves."""
+        forget = FORGET
         if self.measured:
             expected_s = self.seconds(1, tokens)
-            seconds = min(max(seconds, expected_s / SURPRISE), expected_s * SURPRISE)
+            side = (seconds > expected_s * TURNED) - (seconds < expected_s / TURNED)
+            surprise = SURPRISE
+            if side and side == self._side:
+                forget, surprise = FORGET_TURNED, SURPRISE**2
+            self._side = side
+            seconds = min(max(seconds, expected_s / surprise), expected_s * surprise)
         if tokens >= self._large_tokens / 2:
             self._large_tokens, self._large_s = tokens, seconds
-        self._weight *= FORGET
-        self._tokens *= FORGET
-        self._seconds *= FORGET
-        self._tokens_squared *= FORGET
-        self._tokens_seconds *= FORGET
+        self._weight *= forget
+        self._tokens *= forget
+        self._seconds *= forget
+        self._tokens_squared *= forget
+        self._tokens_seconds *= forget
         self._sum(1.0, tokens, seconds)
         mean_tokens, mean_s = self._tokens / self._weight, self._seconds / self._weight
         spread = self._tokens_squared / self._weight - mean_tokens**2

@@ -11,7 +11,7 @@ from embedmesh.fleet.pace import Pace
 from embedmesh.fleet.registry import PROBE_EVERY_S, Node, Registry
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
-from embedmesh.rules.errors import NodeFailure, NodeTooSlow, WrongAnswer
+from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, WrongAnswer
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check, NodeState
@@ -23,6 +23,7 @@ BY_CALLERS_S = 4.0  # a right answer so young was to a caller: our own last ques
 OUT_EVERY_S = 0.25  # a node that is out, or has just failed, should not wait for us
 PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
 PACED_PROBE_S = 10.0  # of a server of another make: it may be far away, or load its model when it is asked first
+LATE_PROBE_S = 15.0  # at most, after some that were late: one that is starved is slow, not gone
 MEASURE_S = 10.0  # a thousand tokens
 MEASURE_EVERY_S = 30.0  # of a node that gets no work: a fifth of a per cent of a slow node's time
 PATIENCE_S = 5.0  # a node that starts together with us is ready in one
@@ -77,6 +78,7 @@ class Prober:
         self._probed_at = float("-inf")
         self._measured_at = clock.monotonic()
         self._answers_seen = 0
+        self._late = 0  # probes in a row
         self._measuring: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -148,7 +150,12 @@ class Prober:
         embedded = False
         try:
             async with asyncio.timeout(self._patience_s()):
-                models = self._known(await self._client.served(self._node.node_id))
+                served = await self._client.served(self._node.node_id)
+                self._node.shortage = served.shortage
+                if not served.data:
+                    self._registry.serves(self._node, ())
+                    raise NodeBusy("none of its models is loaded now")
+                models = self._known(served)
                 if not models:
                     raise WrongAnswer("the node serves no model of the catalogue", check=Check.MODELS)
                 for model in models:
@@ -158,26 +165,29 @@ class Prober:
         except NodeFailure as failure:
             self._registry.failed(self._node, failure, by_probe=True)
         except TimeoutError:
+            self._late += 1
             self._registry.failed(self._node, NodeTooSlow("the probe's deadline passed"), by_probe=True)
         else:
-            served = [model.id for model in models]
+            self._late = 0
+            ids = [model.id for model in models]
             if self._node.state is NodeState.UNPROVEN:
-                self._node.models = frozenset(served)  # it gets no work by that yet
+                self._node.models = frozenset(ids)  # it gets no work by that yet
                 if not await self._vouch(self._node):
                     return
             if embedded:
-                self._registry.answered_right(self._node, served)
+                self._registry.answered_right(self._node, ids)
             else:
-                self._registry.serves(self._node, served)  # it says so, and no more
+                self._registry.serves(self._node, ids)  # it says so, and no more
 
     def _patience_s(self) -> float:
-        """As much as callers have, where it is known how fast the node is."""
+        """As much as callers have, where it is known how fast the node is; after each that was late, twice as much."""
         if self._pace is not None:
             return PACED_PROBE_S
-        if self._node.state is NodeState.UNPROVEN:
-            return PROBE_S
-        load, tokens = self._node.load, max(counted.tokens for counted in self._probes.values())
-        return min(PROBE_S, attempt_s(load.fixed_s + tokens / load.tokens_per_s))
+        patience_s = PROBE_S
+        if self._node.state is not NodeState.UNPROVEN:
+            load, tokens = self._node.load, max(counted.tokens for counted in self._probes.values())
+            patience_s = min(PROBE_S, attempt_s(load.fixed_s + tokens / load.tokens_per_s))
+        return float(min(patience_s * 2**self._late, LATE_PROBE_S))
 
     async def measure(self) -> None:
         """One larger embedding, so that a new node's speed is known before callers' large requests come."""
@@ -200,14 +210,17 @@ class Prober:
         """
         learns = self._node.state is NodeState.READY
         part = Part(self._node.node_id, tuple(range(len(counted.lengths))), counted.tokens, PROBE_S)
-        load, well = self._node.load, False
+        load, well, late = self._node.load, False, False
         load.began(part.tokens, self._clock.monotonic())
         try:
             reply = await self._client.embed(part, model, counted, new_id("req", self._clock))
             self._verify(reply, model, part, counted.exact)
             well = True
+        except asyncio.CancelledError:
+            late = True  # so slow it is at least
+            raise
         finally:
-            load.ended(part.tokens, self._clock.monotonic(), well=well and learns)
+            load.ended(part.tokens, self._clock.monotonic(), well=well and learns, late=late and learns)
 
     def _known(self, served: ServedModels) -> list[Model]:
         """The catalogue's models among those offered; an offer with another digest is another model."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from embedmesh.fleet.load import Load
 from embedmesh.rules.embeddings import INPUTS_MAX
-from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeUnreachable, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, UpstreamRefused, WrongAnswer
 from embedmesh.rules.nodes import (
     FAILURES_TO_EJECT,
     FAILURES_TO_EJECT_LAST,
@@ -79,6 +79,7 @@ class Node:
     last_right_answer: float | None = None
     last_failure: Reason | None = None  # it is kept when the node is well again
     last_failed: float | None = None
+    shortage: str = ""  # why its engine is starved, as it says: see SHORTAGES
     counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, hedges, canaries, receipts
     failed: Counter[Check] = field(default_factory=Counter)  # attempts and probes, by the check that failed
     sent_away: Counter[tuple[NodeState, Check]] = field(default_factory=Counter)  # ejections and quarantines
@@ -224,6 +225,8 @@ class Registry:
             self.quarantine(
                 node, f"{WRONG_TO_QUARANTINE} wrong answers of late, at last: {failure.message}", failure.check
             )
+        elif isinstance(failure, NodeTooSlow) and self._is_the_only_one(node):
+            pass  # slow answers are better than none
         elif bad and self._may_eject(node):
             self._move(node, NodeEvent.FAILURES)
 
@@ -273,6 +276,10 @@ class Registry:
         return node.failures_in_a_row >= FAILURES_TO_EJECT_LAST and any(
             self._works(each) for each in self if each is not node
         )
+
+    def _is_the_only_one(self, node: Node) -> bool:
+        """Whether there is a model that nobody else serves."""
+        return not all(any(each is not node for each in self.ready(model_id)) for model_id in node.models)
 
     def _others_work(self, node: Node) -> bool:
         """Whether others do for now what it would do: a node that stays out is missed where nobody does."""

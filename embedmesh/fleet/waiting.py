@@ -27,7 +27,9 @@ class Keeper(Protocol):
 
     def ended(self, work: "Work", part: Part, failure: NodeFailure | None) -> bool: ...
 
-    def abandoned(self, part: Part) -> None: ...
+    def abandoned(self, part: Part, *, late: bool) -> None: ...
+
+    def may_ask_another(self, work: "Work", part: Part) -> bool: ...
 
     def hedge_after_s(self, part: Part) -> float | None: ...
 
@@ -76,9 +78,12 @@ class Work:
     def ended(self, part: Part, failure: NodeFailure | None) -> bool:
         return self.line.ended(self, part, failure)
 
-    def abandoned(self, part: Part) -> None:
+    def abandoned(self, part: Part, *, late: bool = False) -> None:
         self.taken.pop(part, None)
-        self.line.abandoned(part)
+        self.line.abandoned(part, late=late)
+
+    def may_ask_another(self, part: Part) -> bool:
+        return self.line.may_ask_another(self, part)
 
     def hedge_after_s(self, part: Part) -> float | None:
         return self.line.hedge_after_s(part)

@@ -6,8 +6,9 @@ The fleet says which inputs go to which node, and when; here they are asked, and
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
-from embedmesh.rules.deadlines import attempt_s, request_s
+from embedmesh.rules.deadlines import LOOK_AGAIN_S, attempt_s, request_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import (
     BadNodeResponse,
@@ -137,29 +138,32 @@ class Asking:
     async def _ask(self, place: Place, part: Part) -> None:
         """One attempt. Its failure is the request's, unless another node will be asked."""
         try:
-            reply = await self._attempt(part)
+            reply = await self._attempt(place, part)
         except NodeFailure as failure:
             if not place.ended(part, failure):
                 self._failure = self._failure or _told_to_caller(failure)
-        except BaseException:
-            place.abandoned(part)  # the caller went, or the request's own deadline passed
+        except BaseException as reason:
+            place.abandoned(part, late=isinstance(reason, TimeoutError))  # the request's own time passed, or they went
             raise
         else:
             place.ended(part, None)
             if self._answers.put(part, reply):
                 self._witness.answered(self._model, self._counted, part, reply)
 
-    async def _attempt(self, part: Part) -> EmbedVectors:
-        left_s, attempt_within_s = self._left_s(), attempt_s(part.expected_s)
+    async def _attempt(self, place: Place, part: Part) -> EmbedVectors:
         try:
-            with within(min(left_s, attempt_within_s)):
+            with within(min(self._left_s(), attempt_s(part.expected_s)), partial(self._more_s, place, part)):
                 reply = await self._client.embed(part, self._model, self._counted, self._request_id)
         except TimeoutError:
-            if left_s < attempt_within_s:
+            if not self._left_s():
                 raise  # the request's own time has passed
             raise NodeTooSlow("the attempt's deadline passed") from None
         self._verify(reply, self._model, part, self._counted.exact)
         return reply
+
+    def _more_s(self, place: Place, part: Part) -> float:
+        """An attempt is late. It is broken off where another node may be asked instead, or nobody would wait for it."""
+        return 0.0 if place.may_ask_another(part) else min(self._left_s(), LOOK_AGAIN_S)
 
     def _left_s(self) -> float:
         return max(0.0, self._until - self._time())

@@ -7,8 +7,14 @@ REQUEST_MIN_S = 30.0
 REQUEST_MAX_S = 600.0
 
 
+LOOK_AGAIN_S = 1.0  # at a late attempt that nobody else could make: another node may have come meanwhile
+
+
 def attempt_s(expected_s: float) -> float:
-    """One attempt: four times what it should take, plus a second for what cannot be foreseen."""
+    """One attempt: four times what it should take, plus a second for what cannot be foreseen.
+
+    Then it is broken off where another node would be asked instead. Else it may take as long as the request may.
+    """
     return 1.0 + 4.0 * expected_s
 
 

@@ -149,7 +149,8 @@ class ServedModel(msgspec.Struct):
 
 
 class ServedModels(msgspec.Struct):
-    """`GET /v1/models` of a node."""
+    """`GET /v1/models` of a node. `shortage` is one of `rules.nodes.SHORTAGES` while an engine of it is starved."""
 
     data: list[ServedModel]
     object: Literal["list"] = "list"
+    shortage: str = ""

@@ -1,7 +1,11 @@
 """A node's life as a gateway sees it. Health is a verified embedding, not a ping."""
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Shortage = Literal["", "cpu", "quota"]
+SHORTAGES: dict[str, str] = {"cpu": "other programs take the CPU", "quota": "the CPU quota of its group is used up"}
+"""Why an engine is starved: it could run, and gets too little CPU. In words for operators."""
 
 
 class NodeState(Enum):

@@ -241,8 +241,15 @@ class Place(Protocol):
         """A part was answered right, or failed. Whether what failed waits in line again, for another node."""
         ...
 
-    def abandoned(self, part: Part) -> None:
-        """A part was given up for a reason that says nothing about the node. In place of `ended`."""
+    def abandoned(self, part: Part, *, late: bool = False) -> None:
+        """A part was given up for a reason that says no ill of the node. In place of `ended`.
+
+        With `late` the request's time was over: that says how slow the node is at least.
+        """
+        ...
+
+    def may_ask_another(self, part: Part) -> bool:
+        """Whether another node would be asked for a part that is late, if it ended now."""
         ...
 
     def hedge_after_s(self, part: Part) -> float | None:

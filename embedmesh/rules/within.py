@@ -4,6 +4,7 @@ All such waits of an event loop share one timer, which looks every TICK_S at tho
 """
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
@@ -11,18 +12,22 @@ TICK_S = 0.02  # how late a deadline may be noticed; the shortest that we set is
 
 
 class within:
-    """What is awaited inside is cancelled after so many seconds, and TimeoutError is raised in its place."""
+    """What is awaited inside is cancelled after so many seconds, and TimeoutError is raised in its place.
 
-    __slots__ = ("_cancelling", "_late", "_seconds", "_task", "_tick", "_watch")
+    When they have passed `more` is asked for how many it may have in addition; it is cancelled when that is none.
+    """
 
-    def __init__(self, seconds: float) -> None:
+    __slots__ = ("_cancelling", "_late", "_loop", "_more", "_seconds", "_task", "_tick", "_watch")
+
+    def __init__(self, seconds: float, more: Callable[[], float] | None = None) -> None:
         self._seconds = seconds
+        self._more = more
 
     def __enter__(self) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None
-        self._task, self._cancelling, self._late = task, task.cancelling(), False
+        self._task, self._cancelling, self._late, self._loop = task, task.cancelling(), False, loop
         watch = _watches.get(loop)
         if watch is None:
             watch = _watches[loop] = _Watch()
@@ -38,6 +43,9 @@ class within:
 
     def end(self) -> None:
         """Its time has come."""
+        if self._more is not None and (seconds := self._more()) > 0:
+            self._tick = self._watch.add(self, seconds, self._loop)
+            return
         self._late = True
         self._task.cancel()
 

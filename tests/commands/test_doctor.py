@@ -93,6 +93,8 @@ def test_a_server_that_is_not_well(examined: Doctor, edge: Edge, tmp_path: Path)
     live(edge)
     edge.routes["/readyz"] = failure(503, "no_node_available", "No node has answered yet.")
     assert state_of("ready") == ("fail", "No node has answered yet.")
+    edge.routes["/readyz"] = web.json_response({"ready": False, "reasons": ["the store", "x starved: y"]}, status=503)
+    assert state_of("ready") == ("fail", "the store; x starved: y")
     live(edge)
     edge.routes["/v1/models"] = failure(401, "invalid_api_key", "The key is not good.")
     assert state_of("embedding") == ("fail", "The key is not good. (invalid_api_key)")
@@ -103,6 +105,16 @@ def test_a_server_that_is_not_well(examined: Doctor, edge: Edge, tmp_path: Path)
     assert state_of("endpoint")[0] == "fail"
     edge.routes["/v1/models"] = web.json_response({"data": []})
     assert state_of("embedding") == ("fail", "no model is served")
+
+
+def test_a_server_that_gets_too_little_cpu_is_a_warning(examined: Doctor, edge: Edge, tmp_path: Path) -> None:
+    """It answers, slowly; and what to do is said."""
+    bootstrap(tmp_path / "data", edge.base_url)
+    live(edge)
+    edge.routes["/readyz"] = web.json_response({"ready": True, "reasons": ["1 of 1 nodes starved: x"]})
+    _, found = examined()
+    assert (found["ready"]["state"], found["embedding"]["state"]) == ("warn", "ok")
+    assert "1 of 1 nodes starved: x" in found["ready"]["found"] and "CPU" in found["ready"]["todo"]
 
 
 def test_a_server_that_has_stopped_is_a_warning(examined: Doctor, tmp_path: Path) -> None:

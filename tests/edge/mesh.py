@@ -342,7 +342,9 @@ class Engine:
         self.dropped = 0
 
     def __iter__(self) -> Iterator[SimpleNamespace]:
-        return iter([SimpleNamespace(model=model, waiting_tokens=7, tokens_per_s=1e4) for model in CATALOGUE.models])
+        return iter(
+            [SimpleNamespace(model=model, up=True, waiting_tokens=7, tokens_per_s=1e4) for model in CATALOGUE.models]
+        )
 
     async def embed_compact(self, body: bytes) -> tuple[web.Response, int]:
         asked = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))

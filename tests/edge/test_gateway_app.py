@@ -17,6 +17,7 @@ from embedmesh.edge.receive import BodyBudget
 from embedmesh.fleet.registry import UPSTREAM, Node
 from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavailable, WrongAnswer
 from embedmesh.rules.holds import Claim, Hold, Twin
+from embedmesh.rules.nodes import SHORTAGES
 from embedmesh.rules.ports import Caller
 from tests.edge.http import request, send, serving
 from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, vector_for
@@ -385,6 +386,17 @@ async def test_readyz_takes_the_word_of_an_idle_server_of_another_make_until_its
         assert await status() == 200
         clock.now += 2.0
         assert await status() == 503
+
+
+@pytest.mark.parametrize(("said", "told"), [("cpu", True), ("quota", True), ("<b>what a stranger says</b>", False)])
+async def test_readyz_says_that_nodes_are_starved_in_words_of_ours(said: str, told: bool) -> None:
+    """They are slow, not gone: it is ready all the same."""
+    app = make_app(count=2)
+    next(iter(app._registry)).shortage = said
+    async with running(app) as port:
+        ready = await send(port, request("GET", "/readyz", key=None))
+    reasons = [f"1 of 2 nodes starved: {SHORTAGES[said]}"] if told else []
+    assert (ready.status, json.loads(ready.body)) == (200, {"ready": True, "reasons": reasons})
 
 
 async def test_models_are_those_that_live_nodes_serve() -> None:

@@ -6,7 +6,7 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -344,6 +344,48 @@ def test_models_come_and_go_while_it_runs(model: Model, tmp_path: Path) -> None:
         assert node.http.delete("/v1/models/tiny").status_code == 404
     finally:
         assert node.end()[0] == 0
+
+
+def test_a_model_that_cannot_start_does_not_end_the_others(model: Model, tmp_path: Path) -> None:
+    """It is not listed, so that no gateway asks for it; /readyz names it. When its files are there, it comes."""
+    folder = make_folder(tmp_path / "late")
+    late = msgspec.structs.replace(model, id="late", aliases=(), folder=str(folder))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1] + b"x")
+    node = Node([late, model], tmp_path / "n.sock")
+
+    def listed() -> list[str]:
+        with suppress(httpx.TransportError):
+            return [one["id"] for one in node.http.get("/v1/models").json()["data"]]
+        return []
+
+    try:
+        until(lambda: listed() == ["tests/tiny"])
+        assert len(vectors(node.embed())) == 1
+        until(lambda: "late (down" in node.http.get("/readyz").text)
+        (folder / "model.safetensors").write_bytes(weights)
+        until(lambda: listed() == ["late", "tests/tiny"])
+        assert len(vectors(node.embed(model="late"))) == 1
+    finally:
+        code, said = node.end()
+    assert code == 0
+    assert "a model is not served: Model folder late is not the model" in said
+
+
+def test_a_node_whose_models_all_fail_to_start_is_one_line_and_78(model: Model, tmp_path: Path) -> None:
+    broken = [msgspec.structs.replace(model, id=name, aliases=(), digest=name * 64) for name in "ab"]
+    node = Node(broken, tmp_path / "n.sock")
+    _, said = node.process.communicate(timeout=START_S)
+    assert (node.process.returncode, said.count("\n")) == (78, 1)
+    assert "is not the model that the catalogue names" in said
+    node.http.close()
+
+
+def until(look: Callable[[], bool]) -> None:
+    begun = time.monotonic()
+    while not look():
+        assert time.monotonic() - begun < START_S
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,29 @@ import contextlib
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import bench.starved
 from embedmesh.engine.folder import digest
-from embedmesh.engine.frames import Load
-from embedmesh.engine.process import WorkerProcess
-from embedmesh.engine.supervise import READY_S, Supervisor
+from embedmesh.engine.frames import Batch, Load, Vectors
+from embedmesh.engine.process import Worker, WorkerBroke, WorkerProcess, WorkerStuck
+from embedmesh.engine.progress import LOOK_S, Allowance, Watch
+from embedmesh.engine.supervise import DYING_MAX, READY_S, Supervisor
 from embedmesh.rules.errors import NodeBroke, SetupError
 from tests.engine.tiny import POISON, make_folder, make_weights, textbook
 
 pytestmark = pytest.mark.story
 
 GOOD = [2, 5, 6, 7, 3]
+BREAKABLE = Path(bench.starved.__file__).parent / "broken"
 BACK_S = 10.0  # a second on a quiet machine; tests share theirs
 
 
@@ -33,15 +38,46 @@ def folder(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def supervising(
-    folder: Path, *, on_start: Callable[[int], None] = lambda number: None, **changes: object
+    folder: Path,
+    *,
+    on_start: Callable[[int], None] = lambda number: None,
+    spawn: Callable[[], Awaitable[Worker]] = WorkerProcess.spawn,
+    **changes: object,
 ) -> AsyncIterator[Supervisor]:
     members = {"digest": digest(folder), "width": 16, "max_tokens": 48} | changes
     load = Load(folder=str(folder), threads=1, **members)  # type: ignore[arg-type]
-    supervisor = Supervisor(load, on_start=lambda: on_start(1))
+    sleep = asyncio.sleep if spawn == WorkerProcess.spawn else no_pause
+    supervisor = Supervisor(load, on_start=lambda: on_start(1), spawn=spawn, sleep=sleep)
     try:
         yield supervisor
     finally:
         await supervisor.stop()
+
+
+async def no_pause(seconds: float) -> None: ...
+
+
+class ScriptedWorker:
+    """Answers at once: vectors of ones."""
+
+    pid = 0
+
+    async def load(self, load: Load, watch: Watch) -> None: ...
+
+    async def run(self, batch: Batch, watch: Watch) -> Vectors:
+        return Vectors(batch.number, np.ones((len(batch.sequences), 16), "<f4").tobytes())
+
+    def kill(self) -> None: ...
+
+    async def gone(self, within_s: float) -> bool:
+        return True
+
+
+def spawning(kind: type[ScriptedWorker]) -> Callable[[], Awaitable[Worker]]:
+    async def spawn() -> Worker:
+        return kind()
+
+    return spawn
 
 
 async def embed(supervisor: Supervisor, ids: list[int]) -> np.ndarray:
@@ -115,6 +151,109 @@ async def test_a_worker_that_hangs_is_replaced(folder: Path) -> None:
         assert supervisor.pid is not None
         os.kill(supervisor.pid, signal.SIGSTOP)
         assert is_right(await embed(supervisor, GOOD))
+
+
+@pytest.mark.parametrize("fault", [signal.SIGUSR1, signal.SIGUSR2], ids=["runs round and round", "waits for a lock"])
+async def test_a_worker_that_never_answers_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: signal.Signals
+) -> None:
+    """Neither is idle in the same way: one uses CPU time without end, the other none."""
+    monkeypatch.setenv("PYTHONPATH", str(BREAKABLE))
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        before = supervisor.pid
+        assert before is not None
+        os.kill(before, fault)
+        assert is_right(await embed(supervisor, GOOD))
+        assert supervisor.pid != before
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [(signal.SIGKILL, "signal 9"), (signal.SIGSEGV, "signal 11 (Segmentation fault)")]
+)
+async def test_how_a_worker_ended_is_told(folder: Path, fault: signal.Signals, words: str) -> None:
+    """For the log: an operator learns whether it was killed, or crashed."""
+    worker = await WorkerProcess.spawn()
+    os.kill(worker.pid, fault)
+    load = Load(folder=str(folder), digest=digest(folder), width=16, max_tokens=48, threads=1)
+    allowed = Allowance(cpu_s=BACK_S, still_s=BACK_S, clock_s=BACK_S)
+    with pytest.raises(WorkerBroke) as broke:
+        await worker.load(load, Watch(allowed, lambda seconds, shortage: None))
+    assert words in str(broke.value)
+    worker.kill()
+    assert await worker.gone(BACK_S)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a core")
+async def test_a_worker_that_gets_no_cpu_is_waited_for_and_said_to_be_starved(folder: Path) -> None:
+    """On one core with a busy loop that has all the weight: what takes milliseconds takes seconds."""
+    core = min(os.sched_getaffinity(0))
+    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        os.sched_setaffinity(loop.pid, {core})
+        async with supervising(folder) as supervisor:
+            await supervisor.start()
+            pid = supervisor.pid
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {core})
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
+            for _ in range(500):
+                assert len(await supervisor.run([GOOD] * 64, 64, 48)) == 64
+                if supervisor.shortage:
+                    break
+            assert (supervisor.shortage, supervisor.pid) == ("cpu", pid)
+    finally:
+        loop.kill()
+        loop.wait()
+
+
+async def test_where_the_kernel_tells_nothing_halves_are_tried_with_twice_the_patience(folder: Path) -> None:
+    """A worker that is late by the clock may only be slow: the next batches are smaller."""
+    rows: list[int] = []
+    clocks: list[float] = []
+
+    class Blind(ScriptedWorker):
+        async def run(self, batch: Batch, watch: Watch) -> Vectors:
+            rows.append(len(batch.sequences))
+            looks = 1
+            while not watch.look(None):
+                looks += 1
+            clocks.append(looks * LOOK_S)
+            if len(rows) < 3:
+                raise WorkerStuck("did not answer in time")
+            return await super().run(batch, watch)
+
+    async with supervising(folder, spawn=spawning(Blind)) as supervisor:
+        vectors = await supervisor.run_each([GOOD] * 8, 8, 8)
+    assert None not in vectors[4:]
+    assert rows[:4] == [8, 4, 4, 2]
+    assert clocks[1] == pytest.approx(2 * clocks[0], rel=0.1)
+    assert clocks[2] == pytest.approx(4 * clocks[0], rel=0.1)
+
+
+async def test_workers_that_do_not_die_are_left_alone_and_there_are_never_many(folder: Path) -> None:
+    """As when a disk hangs under them. Nobody waits for them, no exception comes of it, and no third joins them."""
+    dead = False
+
+    class Undying(ScriptedWorker):
+        async def run(self, batch: Batch, watch: Watch) -> Vectors:
+            if not dead:
+                raise WorkerBroke("hangs")
+            return await super().run(batch, watch)
+
+        async def gone(self, within_s: float) -> bool:
+            return dead
+
+    started: list[int] = []
+    async with supervising(folder, on_start=started.append, spawn=spawning(Undying)) as supervisor:
+        for _ in range(4):
+            with pytest.raises(NodeBroke):
+                await supervisor.run([GOOD], 1, 8)
+        assert len(started) == DYING_MAX
+        assert supervisor.down
+        dead = True
+        assert len(await supervisor.run([GOOD], 1, 8)) == 1
+        assert not supervisor.down
 
 
 async def test_ready_tells_the_truth_and_idle_workers_come_back(folder: Path) -> None:
@@ -219,17 +358,17 @@ async def test_a_cancelled_batch_ends_its_worker(folder: Path) -> None:
         assert supervisor.pid != before
 
 
-@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("turns", range(6))
 async def test_a_start_that_is_cancelled_leaves_no_process(folder: Path, turns: int) -> None:
     """Wherever it was: also before the socket had its streams."""
-    load = Load(folder=str(folder), digest=digest(folder), width=16, max_tokens=48, threads=1)
-    start = asyncio.create_task(WorkerProcess.start(load, BACK_S))
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    start.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await start
-    assert workers_of_ours() == set()
+    async with supervising(folder) as supervisor:
+        start = asyncio.create_task(supervisor.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert workers_of_ours() == set()
 
 
 async def test_a_worker_killed_while_it_loads_costs_nobody_anything(folder: Path) -> None:

@@ -12,7 +12,7 @@ from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors
-from embedmesh.rules.errors import NodeBroke
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeTooSlow
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Part
@@ -239,6 +239,28 @@ async def test_a_newcomer_that_lies_gets_no_work(lie: Vectors) -> None:
     rig.share = 0.3
     assert not await rig.canaries.vouch(rig.node("newcomer"))
     assert rig.state("newcomer") is NodeState.QUARANTINED
+
+
+@pytest.mark.parametrize("failure", [NodeTooSlow("x"), NodeBusy("x"), NodeBroke("x")])
+async def test_a_newcomer_that_says_nothing_is_asked_again_and_called_no_liar(failure: NodeFailure) -> None:
+    """It may be starved: slow is not wrong."""
+
+    class Mute(Rig):
+        async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+            if part.node_id == "newcomer" and mute:
+                raise failure
+            return await super().embed(part, model, counted, request_id)
+
+    mute = True
+    rig = Mute("judge", newcomer=right, judge=right)
+    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.share = 0.3
+    newcomer = rig.node("newcomer")
+    newcomer.state = NodeState.UNPROVEN
+    assert not await rig.canaries.vouch(newcomer)
+    assert (newcomer.state, newcomer.counts["canaries_failed"]) == (NodeState.UNPROVEN, 0)
+    mute = False
+    assert await rig.canaries.vouch(newcomer)
 
 
 async def test_a_newcomer_that_is_right_or_cannot_be_compared_gets_work() -> None:

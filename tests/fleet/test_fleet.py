@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from embedmesh.fleet.registry import OUT_FIRST_S, TRIAL_ANSWERS, UPSTREAM, Node, Registry
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeTooSlow, NodeUnreachable, UpstreamRefused, WrongAnswer
 from embedmesh.rules.nodes import MOVES, Check, NodeEvent, NodeState, Reason
 from tests.flow.world import MODEL, NATIVE, Clock
 
@@ -114,6 +114,23 @@ def test_for_errors_never_more_than_half_are_ejected() -> None:
     for node in registry:
         registry.failed(node, NodeUnreachable("x"))
     assert {node.state for node in registry} == {NodeState.EJECTED}
+
+
+@pytest.mark.parametrize(
+    ("failure", "state"), [(NodeTooSlow("x"), NodeState.READY), (NodeBroke("x"), NodeState.EJECTED)]
+)
+def test_a_slow_node_is_not_ejected_while_nobody_else_serves_one_of_its_models(
+    failure: Exception, state: NodeState
+) -> None:
+    """Slow answers are better than none; that others serve other models helps nobody."""
+    registry = ready_registry(nodes=3)
+    node, other, _ = registry
+    registry.answered_right(node, [MODEL.id, NATIVE.id])
+    suffer(registry, [failure] * 12)
+    assert node.state is state
+    registry.answered_right(other, [MODEL.id, NATIVE.id])
+    suffer(registry, [failure])
+    assert node.state is NodeState.EJECTED
 
 
 def test_after_an_ejection_a_node_is_on_trial_and_each_time_stays_out_for_longer() -> None:

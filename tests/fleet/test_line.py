@@ -15,7 +15,15 @@ from embedmesh.fleet.registry import IN_FLIGHT_PARTS_MAX, Node, Registry
 from embedmesh.fleet.spread import PART_S, PART_TOKENS_MIN
 from embedmesh.fleet.waiting import Work
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, UpstreamRefused
+from embedmesh.rules.errors import (
+    InvalidValue,
+    NodeBroke,
+    NodeBusy,
+    NodeFailure,
+    NodeTooSlow,
+    NodeUnreachable,
+    UpstreamRefused,
+)
 from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, NATIVE
 
@@ -375,6 +383,42 @@ def test_a_node_that_says_nothing_does_not_keep_what_waits_for_it() -> None:
     request = world.ask(500)
     world.run(until=world.now + 3)
     assert request.ended_well_at is not None
+
+
+@pytest.mark.parametrize("why", ["nobody else", "third attempt", "no budget", "it left", "it ended", ""])
+def test_a_late_part_is_broken_off_only_where_another_node_would_be_asked(why: str) -> None:
+    """Where it would not, to wait for it is better than to give up."""
+    world = World(10_000, *([] if why == "nobody else" else [9_000, 8_000]))
+    request = world.ask(100, held=True)
+    if why == "third attempt":
+        request.fails = lambda part: NodeTooSlow("x")
+        request.end(request.parts[0])
+        assert request.place.may_ask_another(request.parts[1])
+        request.end(request.parts[1])
+    part = request.parts[-1]
+    while why == "no budget" and world.line._budget.take():
+        pass
+    if why == "it left":
+        request.place.leave()
+    if why == "it ended":
+        request.end(part)
+    assert request.place.may_ask_another(part) is (not why)
+    if why == "nobody else":
+        world.add(Node("new", ""), 10_000)
+        assert request.place.may_ask_another(part), "it has come meanwhile"
+
+
+def test_how_slow_a_node_is_at_least_is_learned_from_who_could_not_wait_longer() -> None:
+    """The request's own time was over. One that went for another reason teaches nothing."""
+    world = World(10_000)
+    (node,) = world.registry
+    before_s = node.load.finish_s(100, world.now)
+    for late in (False, True):
+        request = world.ask(100, held=True)
+        world.now += 30.0
+        request.place.abandoned(request.parts[0], late=late)
+        request.place.leave()
+        assert (node.load.finish_s(100, world.now) > before_s) is late
 
 
 # -- hedging ----------------------------------------------------------------------------------------------------------

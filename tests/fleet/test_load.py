@@ -129,6 +129,20 @@ def test_a_node_that_turns_slow_is_known_within_a_few_seconds_of_its_work() -> N
     assert now - slow_from <= 20
 
 
+def test_a_node_that_is_starved_all_at_once_and_then_is_not_is_known_within_a_few_answers() -> None:
+    """Twenty-five times slower, and back: within twice the truth after four answers, and after six."""
+    load, now = Load(), 0.0
+    for _ in range(100):
+        now = work(load, now, 12, 0.004)
+        now = work(load, now, 640, 0.056)
+    for _ in range(4):
+        now = work(load, now, 640, 1.4)
+    assert 0.7 < load.finish_s(640, now) < 2.8
+    for _ in range(6):
+        now = work(load, now, 640, 0.056)
+    assert load.finish_s(640, now) < 0.112
+
+
 def test_what_is_outstanding_counts_down_with_the_time() -> None:
     load = Load()
     load.began(5_000, 100.0)

@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+import random
+from collections.abc import Coroutine
 
 import pytest
 
+from bench.lives.loop import Loop
 from embedmesh.fleet.registry import Node
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
+from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.errors import (
+    DeadlineExceeded,
     Failure,
     NodeBroke,
     NodeBusy,
@@ -19,6 +24,7 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
+from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Delivery, Reply
 from tests.flow.world import GOOD_KEY, NATIVE, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, right_reply
 
@@ -258,14 +264,77 @@ async def test_the_node_gets_ids_written_anew_and_never_the_callers_bytes() -> N
     assert nodes.asked == [("n0", [[4, 5, 6]])]
 
 
+class Slow(ScriptedNodes):
+    """Takes so many seconds, of the loop's time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.broken_off = 0
+
+    async def embed(self, part, *asked):
+        seconds = self.seconds if part.node_id == "n0" else 0.1
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.broken_off += 1
+            raise
+        return await super().embed(part, *asked)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "seconds", "least_s", "broken_off"),
+    [
+        (1, 20.0, 20.0, 0),  # far beyond an attempt's time, within the request's
+        (2, 20.0, 1.0, 1),  # another one is asked in its place
+    ],
+)
+def test_a_slow_node_is_waited_for_where_no_other_can_be_asked(
+    nodes: int, seconds: float, least_s: float, broken_off: int
+) -> None:
+    """In virtual time. To break off what nobody else would begin anew helps nobody."""
+
+    async def story() -> float:
+        world = make_world(client := Slow(seconds), nodes=nodes)
+        world.fleet._policy = lambda options, horizon_s, dice: options[0]
+        began = asyncio.get_running_loop().time()
+        await ask(world)
+        assert client.broken_off == broken_off
+        return asyncio.get_running_loop().time() - began
+
+    took_s = in_virtual_time(story())
+    assert least_s <= took_s < least_s + 1.0
+
+
+def test_the_only_node_is_waited_for_until_the_request_s_own_time_is_over() -> None:
+    """Then the caller is told, and nothing is charged."""
+
+    async def story() -> float:
+        world = make_world(client := Slow(10_000.0))
+        (node,) = world.fleet.registry
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(DeadlineExceeded):
+            await ask(world)
+        assert world.ledger.log == [("hold", COST), ("release", COST)]
+        assert (client.broken_off, node.load.parts) == (1, 0)
+        assert node.state is NodeState.READY
+        return asyncio.get_running_loop().time() - began
+
+    assert REQUEST_MIN_S <= in_virtual_time(story()) < REQUEST_MIN_S + 1.0
+
+
+def in_virtual_time(story: Coroutine[None, None, float]) -> float:
+    loop = Loop(random.Random(1), 0.0)
+    try:
+        return loop.run_until_complete(story)
+    finally:
+        loop.close()
+
+
 async def test_a_burst_that_nobody_waited_before_does_not_all_stand_in_line() -> None:
     """Each was let in when nobody waited; while their holds became durable the others came."""
 
-    class Slow(ScriptedNodes):
-        async def embed(self, *asked):
-            await asyncio.sleep(3_600)
-
-    world = make_world(Slow())
+    world = make_world(Slow(3_600))
     asking = [asyncio.create_task(ask(world)) for _ in range(2_000)]
     await asyncio.sleep(0.5)
     refused = [each.exception() for each in asking if each.done()]

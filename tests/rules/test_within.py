@@ -39,6 +39,24 @@ async def test_it_ends_what_takes_too_long_and_not_earlier() -> None:
     assert kept() == 0
 
 
+async def test_it_may_be_given_more_time_when_it_is_over() -> None:
+    """Asked each time; and what ends in the time that it was given leaves nothing behind."""
+    asked: list[float] = []
+
+    def more() -> float:
+        asked.append(time.monotonic())
+        return 0.1 if len(asked) < 3 else 0.0
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError), within(0.05, more):
+        await asyncio.sleep(5)
+    assert len(asked) == 3
+    assert time.monotonic() - began >= 0.25
+    with within(0.05, lambda: 5.0):
+        await asyncio.sleep(0.15)
+    assert kept() == 0
+
+
 @LOOPS
 def test_it_is_at_most_two_ticks_late(new_loop: NewLoop) -> None:
     """The best of some: what a busy machine adds is not its own."""

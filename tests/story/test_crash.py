@@ -112,7 +112,7 @@ def test_an_engine_that_is_killed_while_it_starts_is_started_again(victim: Endpo
     wait_until("its engine starts", lambda: victim.pid("worker") is not None, BACK_S)
     os.kill(victim.pid("worker") or 0, signal.SIGKILL)
     wait_until("an answer", lambda: answers(victim), 4 * BACK_S)
-    assert "while it started" in victim.log.read_text()
+    assert "was ended by signal 9 (Killed); it is being restarted" in victim.log.read_text()
     victim.check_ledger()
 
 

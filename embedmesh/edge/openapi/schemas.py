@@ -71,7 +71,7 @@ def schemas() -> Json:
             "Readiness": whole(
                 {
                     "ready": {"type": "boolean"},
-                    "reasons": {"type": "array", "items": TEXT, "description": "Why it is not; empty when it is."},
+                    "reasons": {"type": "array", "items": TEXT, "description": "Why it is not, or what makes it slow."},
                 }
             ),
             "Error": whole(

@@ -1,0 +1,94 @@
+"""What Linux says of a process: its threads' states, its CPU time, its group's quota, and who died for want of memory.
+
+Everything here is read from /proc and /sys, in some ten microseconds a file. Where that is not there (another system, a
+sandbox) the answers are None and 0: the kernel tells nothing.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from embedmesh.engine.progress import Sample
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+THREADS_MAX = 256  # that are looked at: one a core, and a few
+GROUPS_MAX = 6  # a quota may be set on a group above: container, pod, slice
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+NS_PER_S = 1e9
+OOM_FILES = ("memory.events", "memory.oom_control")  # of cgroup v2, and of v1
+STATE, USER_TICKS, SYSTEM_TICKS = 0, 11, 12  # fields of a `stat` after the name in brackets
+
+
+def sample(pid: int) -> Sample | None:
+    """The process now; None where the kernel does not tell, or it is gone."""
+    try:
+        fields = _fields(PROC / str(pid))
+        ran_s = (int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])) / TICKS_PER_S
+        threads = list(islice((PROC / str(pid) / "task").iterdir(), THREADS_MAX))
+        states = "".join(_state(thread) for thread in threads)
+    except (OSError, ValueError, IndexError):
+        return None
+    if not states:
+        return None
+    waited_s = sum(_waited_ns(thread) for thread in threads) / NS_PER_S
+    return Sample(time.monotonic(), states, ran_s, waited_s, throttled(PROC / str(pid)))
+
+
+def killed_for_memory(proc: Path = PROC, groups: Path = CGROUPS) -> int:
+    """How many processes the kernel has killed for want of memory: in our groups, and in all. Only a change counts."""
+    ours = _groups(proc / "self", "memory", groups)
+    counts = [_number(group / name, b"oom_kill ") for group in ours for name in OOM_FILES]
+    return sum(counts) + _number(proc / "vmstat", b"oom_kill ")
+
+
+def throttled(process: Path, groups: Path = CGROUPS) -> int:
+    """How often a process was stopped because the CPU quota of its group, or of one above it, was used up."""
+    return sum(_number(group / "cpu.stat", b"nr_throttled ") for group in _groups(process, "cpu", groups))
+
+
+def _fields(folder: Path) -> list[bytes]:
+    return (folder / "stat").read_bytes().rpartition(b")")[2].split()
+
+
+def _state(thread: Path) -> str:
+    try:
+        return _fields(thread)[STATE].decode()
+    except (OSError, IndexError):
+        return ""  # it has just ended
+
+
+def _waited_ns(thread: Path) -> int:
+    try:
+        return int((thread / "schedstat").read_bytes().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0  # not every kernel counts it
+
+
+def _groups(process: Path, controller: str, mounts: Path) -> Iterator[Path]:
+    """The control group of a process for a controller, and those above it: cgroup v1 or v2, whichever is mounted."""
+    try:
+        lines = (process / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, place = line.partition(":")
+        controllers, _, path = place.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounted = mounts / controllers if controllers else mounts
+        group = mounted / path.lstrip("/")
+        for one in [group, *group.parents][:GROUPS_MAX]:
+            if one == mounted.parent:
+                break
+            yield one
+
+
+def _number(file: Path, name: bytes) -> int:
+    """The number behind a name at a line's beginning; 0 where there is none."""
+    try:
+        lines = file.read_bytes().splitlines()
+        return next((int(line[len(name) :]) for line in lines if line.startswith(name)), 0)
+    except (OSError, ValueError):
+        return 0
