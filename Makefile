@@ -10,7 +10,7 @@ SHELL  := bash
 TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash spenders scale mutate fault wedge starved soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-cached strain bench-store upstreams lock wheel clean
+.PHONY: help serve test fast check crash spenders scale mutate fault wedge starved soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-cached strain hostile bench-store upstreams lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,9 @@ bench-cached: $(VENV)/.setup $(VENV)/.dev  ## a text that is known already besid
 
 strain: $(VENV)/.setup $(VENV)/.dev  ## a gateway asked for five times too much, with 2,000 stalled connections, and a million times (a quarter of an hour)
 	$(BIN)/python -m bench.strain $(ARGS)
+
+hostile: $(VENV)/.setup $(VENV)/.dev  ## a stranger, a broke key and a paying tenant attack a gateway in every way; others must not notice (minutes)
+	$(BIN)/python -m bench.hostile $(ARGS)
 
 bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request, on SQLite and PostgreSQL
 	$(BIN)/python -m bench.store $(ARGS)

@@ -17,7 +17,8 @@
  * and the times of the right ones in microseconds.
  *
  * During a load it never sleeps: where a process has to be woken on another core, its waker pays for it, on virtual
- * machines dearly, and a slow gateway would pay more often than a fast one.
+ * machines dearly, and a slow gateway would pay more often than a fast one. With ENDS_NAP_MS in the environment it
+ * sleeps for so long at most, and leaves its core to others meanwhile.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -299,6 +300,8 @@ static void load(int port, int connections, double warm, double seconds, double 
         dial(&asking[i]);
         idle[idles++] = i;
     }
+    char *nap = getenv("ENDS_NAP_MS");
+    int nap_ms = nap ? atoi(nap) : 0;
     double begun = now(), next = begun;
     from = begun + warm;
     until = from + seconds;
@@ -307,7 +310,7 @@ static void load(int port, int connections, double warm, double seconds, double 
             ask(&asking[idle[--idles]], rate ? next : t);
             if (rate) next += 1 / rate;
         }
-        turn_once(0);
+        turn_once(nap_ms);
     }
     broken += connections - idles;
     for (int i = 0; i < connections; i++) close(asking[i].fd);
