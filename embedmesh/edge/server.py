@@ -313,7 +313,7 @@ class HttpServer:
     def explain(self, error: Exception, request_id: str) -> Failure:
         """What the caller is told of what a handler raised; a bug of ours is logged and counted."""
         if isinstance(error, Failure):
-            return error
+            return error.with_traceback(None)  # it holds every frame on the way, they the body, and our caller's it
         log.error("internal error: %s at %s [%s]", type(error).__name__, _place(error), request_id)
         self._on_internal_error()
         return errors.InternalError("Something went wrong on our side. Trying again may help; quote the x-request-id.")

@@ -48,7 +48,10 @@ class Turns:
             raise Overloaded(f"This account has {ACCOUNT_WORKS_MAX} large requests waiting here. Try again shortly.")
         self._waiting.setdefault(account_id, deque()).append(queued)
         self._next()
-        return await queued.outcome
+        try:
+            return await queued.outcome
+        finally:
+            del queued  # or it, what it raised, and every frame on the way with its body would hold each other
 
     async def call(self, account_id: str, function: Callable[..., T], *given: Any) -> T:
         """The same for a function that takes no longer than a turn or so."""

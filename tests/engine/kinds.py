@@ -1,11 +1,14 @@
 """Small tokenizers of every kind, as the models that we serve have them."""
 
 import string
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from tests.engine.tiny import make_folder, write_json
 
 PIECES = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", "un", "##believ", "##able", "river", "##s", "don", "'", "t"]
 SPECIALS = PIECES[:5]
@@ -44,3 +47,11 @@ def byte_pairs(processor: processors.PostProcessor | None, *, prefix_space: bool
     if processor is not None:
         tokenizer.post_processor = processor
     return tokenizer
+
+
+def save(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A model's folder that has it."""
+    folder = make_folder(tmp_path / "tiny")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    return folder

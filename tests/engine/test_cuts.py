@@ -17,7 +17,7 @@ from embedmesh.flow.count import count_now
 from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import ContextLengthExceeded
 from embedmesh.rules.models import Model
-from tests.engine.kinds import byte_pairs, tiny, unigram
+from tests.engine.kinds import byte_pairs, save, tiny, unigram
 from tests.engine.tiny import make_folder
 
 GOLDENS = Path(__file__).parent / "goldens" / "architectures"
@@ -162,9 +162,8 @@ def test_what_is_cut_before_it_is_counted_is_what_was_counted_and_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, truncate: str, role: str | None
 ) -> None:
     """For texts of many pieces: ids, and a text that has those ids where it is cut at a word."""
-    folder = make_folder(tmp_path / "tiny")
     library = MODELS[kind]()
-    library.save(str(folder / "tokenizer.json"))
+    folder = save(tmp_path, library)
     monkeypatch.setattr(module, "PIECE_CHARS", 7)
     tokenizer = ModelTokenizer(folder, 16)
     model = Model(id="m", width=4, max_tokens=16, price=1, prompts={"query": "a b: "})

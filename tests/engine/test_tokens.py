@@ -16,7 +16,7 @@ from embedmesh.engine import tokens as module
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
 from tests.data import model_folder, outside_data
-from tests.engine.kinds import byte_pairs, unigram
+from tests.engine.kinds import byte_pairs, save, unigram
 from tests.engine.tiny import make_folder, write_json, write_safetensors
 
 
@@ -69,13 +69,6 @@ def test_the_file_s_own_cut_and_padding_do_not_count(tmp_path: Path) -> None:
     assert len(tokenizer.ids(["w1 " * 100])[0]) == 100
     assert [len(ids) for ids in tokenizer.ids(["w1", "w1 w2"])] == [1, 2]
     assert tokenizer.with_specials([7]) == [2, 7, 3]
-
-
-def save(tmp_path: Path, tokenizer: Tokenizer) -> Path:
-    folder = make_folder(tmp_path / "tiny")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
-    return folder
 
 
 TEMPLATE = processors.TemplateProcessing(single="<s> <s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])

@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.engine.words import TooDear, Words, words_of
 from tests.data import find_model_folder
-from tests.engine.kinds import PIECES, SPECIALS, byte_pairs, tiny, unigram
+from tests.engine.kinds import PIECES, SPECIALS, byte_pairs, save, tiny, unigram
 from tests.engine.tiny import make_folder
 
 FRAGMENTS = [*PIECES, "##", " ", "  ", "\t", "\n", "\r\n", "a" * 101, "...", "Unbelievable", "[MASK", "]x", "0", "é"]
@@ -257,8 +257,7 @@ PAIRS = 1_000  # 200 of them would be told apart in more than 55 % by chance in 
 def test_a_text_that_another_account_has_sent_takes_as_long_as_one_that_nobody_has(tmp_path: Path, kind: str) -> None:
     """Of pairs alike, which was seen before cannot be told by the time it takes."""
     library = {"byte pairs": lambda: byte_pairs(None, prefix_space=False), "Unigram": unigram}.get(kind, tiny)()
-    folder = make_folder(tmp_path / "tiny")
-    library.save(str(folder / "tokenizer.json"))
+    folder = save(tmp_path, library)
     model, dice = ModelTokenizer(folder, 48), Random(3)
 
     def text() -> str:
