@@ -27,6 +27,7 @@ from embedmesh.flow.identify import identify
 from embedmesh.flow.turns import Turns
 from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.rules import errors
+from embedmesh.rules.deadlines import REQUEST_MAX_S
 from embedmesh.rules.embeddings import (
     BODY_BYTES_MAX,
     COMPACT,
@@ -149,7 +150,7 @@ class NodeApp:
             raise errors.ModelNotFound(NOT_SERVED, param="model")
         tokens = served.check(ids)
         try:
-            data = await self._embed(served, ids, tokens, begun)
+            data = await self._embed(served, ids, tokens, begun, within_s=REQUEST_MAX_S)  # a gateway hangs up before
         except errors.Overloaded as failure:
             return _too_many(failure), 0
         answer = msgspec.msgpack.encode(EmbedVectors(tokens, data))
@@ -178,9 +179,11 @@ class NodeApp:
             self._cl100k = await asyncio.to_thread(_load_cl100k)
         return call, served, await count(call, model, served.tokenizer, self._cl100k, self._turns, SELF)
 
-    async def _embed(self, served: Served, ids: list[list[int]], tokens: int, begun: float) -> bytes:
+    async def _embed(
+        self, served: Served, ids: list[list[int]], tokens: int, begun: float, *, within_s: float | None = None
+    ) -> bytes:
         try:
-            data = await served.embed(ids)
+            data = await served.embed(ids, within_s=within_s)
         except errors.Overloaded:
             self._metrics.refused(served.model.id)
             raise

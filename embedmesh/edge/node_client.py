@@ -10,7 +10,7 @@ import msgspec
 
 from embedmesh.edge.wire import Reply, Wires, busy
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, ServedModels, pack_ids
-from embedmesh.rules.errors import NodeBroke, NodeRefused, NodeUnreachable, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -195,6 +195,8 @@ def check_status(reply: Reply) -> None:
         raise busy(reply)
     if 400 <= reply.status < 500:
         raise NodeRefused(f"the node answered {reply.status}", check=check_of(reply.status))
+    if reply.status == 504:
+        raise NodeTooSlow("the node's own time for the call was over")
     raise NodeBroke(f"the node answered {reply.status}", check=check_of(reply.status))
 
 

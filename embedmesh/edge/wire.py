@@ -90,6 +90,7 @@ class Inbound:
     def __init__(self) -> None:
         self._idle: deque[Connection] = deque()
         self._waiting: deque[asyncio.Future[Connection]] = deque()
+        self._used = 0  # those on which an answer is awaited
         self._closed = False
 
     def offer(self, connection: "Connection") -> None:
@@ -109,6 +110,7 @@ class Inbound:
     async def exchange(self, build: Callable[[], bytes], limit: int) -> Reply:
         while True:
             connection = await self._free()
+            self._used += 1
             try:
                 reply = await exchange_on(connection, build(), limit)
             except NodeBroke:
@@ -117,6 +119,8 @@ class Inbound:
                 if not self._idle:
                     raise NodeUnreachable("the node's own connection was closed") from None
                 continue  # it had been cut while it lay idle, which nobody told us
+            finally:
+                self._used -= 1
             if connection.usable:
                 self.offer(connection)
             return reply
@@ -140,6 +144,8 @@ class Inbound:
             async with asyncio.timeout(CONNECT_S):
                 return await waiter
         except TimeoutError:
+            if self._used:
+                raise NodeBusy("all connections of the node are in use") from None  # it is slow, not gone
             raise NodeUnreachable("the node has no connection of its own to us") from None
         finally:
             if waiter in self._waiting:

@@ -148,8 +148,10 @@ class Served:
             raise errors.MaxTokensPerRequest(message, param="input")
         return tokens
 
-    async def embed(self, ids: list[list[int]]) -> bytes:
+    async def embed(self, ids: list[list[int]], *, within_s: float | None = None) -> bytes:
         """Little-endian float32, [len(ids), width], of checked ids without special tokens. Equal ones are run once.
+
+        It may take `within_s` seconds; where that is not said, what waits before it decides.
 
         Raises Overloaded at once, NodeBroke when the engine is down, DeadlineExceeded.
         """
@@ -160,7 +162,8 @@ class Served:
         if self._supervisor.down:
             raise NodeBroke("The engine is down and is being restarted.")
         try:
-            async with asyncio.timeout(request_s(self._admission.expected_s(sum(map(len, sequences))))):
+            expected_s = self._admission.expected_s(sum(map(len, sequences)))
+            async with asyncio.timeout(request_s(expected_s) if within_s is None else within_s):
                 vectors = await self._admission.embed(sequences)
         except TimeoutError:
             raise errors.DeadlineExceeded("The call took longer than it may. Send fewer or shorter inputs.") from None

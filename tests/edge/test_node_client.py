@@ -12,7 +12,15 @@ from embedmesh.edge.node_client import NodeClients, OwnLink
 from embedmesh.edge.wire import unix_dialler
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, unpack_ids
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, NodeUnreachable, WrongAnswer
+from embedmesh.rules.errors import (
+    NodeBroke,
+    NodeBusy,
+    NodeFailure,
+    NodeRefused,
+    NodeTooSlow,
+    NodeUnreachable,
+    WrongAnswer,
+)
 from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, right_reply
 
@@ -113,6 +121,7 @@ WRONG = [
     (http(b"", "400 Bad Request"), NodeRefused),
     (http(b"", "404 Not Found"), NodeBusy),
     (http(b"", "500 Internal Server Error"), NodeBroke),
+    (http(b"", "504 Gateway Timeout"), NodeTooSlow),
     (http(b"", "302 Found", "Location: http://127.0.0.1/\r\n"), NodeBroke),
     (http(b"x" * 1_000_000), WrongAnswer),
     (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000 + b"\r\n", WrongAnswer),

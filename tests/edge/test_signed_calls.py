@@ -21,7 +21,7 @@ from embedmesh.edge.node_client import OwnLink, Signing
 from embedmesh.edge.server import HttpServer
 from embedmesh.edge.wire import Connection, Inbound, tcp_dialler
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, pack_ids
-from embedmesh.rules.errors import NodeBroke, NodeFailure, NodeUnreachable, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.rules.ports import Part
 from embedmesh.signing.certificates import pinned_context
@@ -362,7 +362,7 @@ async def test_a_caller_that_goes_stops_the_work(gw: Gateway, tmp_path: Path, ad
 async def test_a_node_that_dials_out_answers_as_many_calls_as_it_has_connections(
     gw: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At one time; the next waits for a free one, not longer than a connection may take."""
+    """At one time; the next waits for a free one, not longer than a connection may take: then it is busy, not gone."""
     async with real_node(tmp_path, gw, await gw.invite()) as node:
         await gw.until_ready(node.name)
         member = gw.members.alive(node.name)
@@ -372,7 +372,7 @@ async def test_a_node_that_dials_out_answers_as_many_calls_as_it_has_connections
         node.engine.open.clear()
         calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(dialling.CONNECTIONS)]
         await until("they run", lambda: node.engine.running == dialling.CONNECTIONS)
-        with monkeypatch.context() as patched, pytest.raises(NodeUnreachable):
+        with monkeypatch.context() as patched, pytest.raises(NodeBusy):
             patched.setattr(wire, "CONNECT_S", 0.1)
             await gw.embed(node.name)
         late = asyncio.create_task(gw.embed(node.name))
