@@ -17,7 +17,7 @@ from embedmesh.storage import hold_writes, store
 from embedmesh.storage.writes import Write
 
 LIVES = 25
-WORLDS_MAX = 30  # within so many a bug is found
+WORLDS_MAX = 90  # within so many a bug is found
 SEEDS = (1, 2, 3)
 
 

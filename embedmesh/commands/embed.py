@@ -33,7 +33,7 @@ EXITS = {"finished": 0, "refused": 2, "stopped": 3, "unreachable": 78, "interrup
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}  # by what an input's name ends in; else lines
 
-HELP = """Embed a text a line, or a text a row of a table, from FILE or standard input.
+HELP = """Embed the texts of a file: its lines, or a column of its table.
 
 The output has a row for every line, in order: JSON lines {"index":0,"embedding":[...]}, a float32 array (lines, width)
 where the name ends in .npy, or a table in .csv, .tsv or .parquet. A line that cannot be embedded does not stop the

@@ -30,7 +30,7 @@ for command in (add, invite, invites, key, pay, payables):
 @nodes.command("list")
 @gateway_options
 def list_(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """List all nodes with their live state, and what those failed that are not well.
+    """List all nodes: how they are, and what they failed last.
 
     \b
     Examples:
