@@ -103,7 +103,10 @@ async def _run(
     loop = asyncio.get_running_loop()
     load_catalogue(gateway.catalogue, assets=assets_dir())  # what is wrong with it is told before anything starts
     key_defaults(gateway)  # likewise
-    _clear_metrics(node_socket.parent)
+    metrics = _metrics_folder(node_socket.parent)
+    shutil.rmtree(metrics, ignore_errors=True)  # what the workers of an earlier run counted is over
+    if gateway.workers > 1:
+        metrics.mkdir(mode=0o700)
     host, port = sock.getsockname()[:2]
     lifeline_out, lifeline_in = os.pipe()
     children = [
@@ -153,6 +156,7 @@ async def _run(
             await child.stop()
         os.close(lifeline_in)
         os.close(lifeline_out)
+        shutil.rmtree(metrics, ignore_errors=True)
         say("stopped")
     return int(exit_codes[0]) if exit_codes else EXIT_OK
 
@@ -213,12 +217,6 @@ def _node_arguments(node: NodeSettings, gateway: GatewaySettings, node_socket: P
 
 def _metrics_folder(folder: Path) -> Path:
     return folder / "metrics"
-
-
-def _clear_metrics(folder: Path) -> None:
-    """What the workers of an earlier run counted is over."""
-    shutil.rmtree(_metrics_folder(folder), ignore_errors=True)
-    _metrics_folder(folder).mkdir(mode=0o700)
 
 
 def _kill(children: list[Child]) -> None:
