@@ -57,6 +57,7 @@ from embedmesh.process import (
     EXIT_SETUP,
     beyond_loopback,
     bind,
+    give_memory_back,
     log_to_stderr,
     quieten_gc,
     raise_file_limit,
@@ -89,6 +90,7 @@ def main(settings: GatewaySettings) -> int:
     """Run a gateway until it is told to stop. Returns the exit code."""
     log_to_stderr()
     raise_file_limit()
+    give_memory_back()
     try:
         return uvloop.run(_run(settings))
     except SetupError as error:

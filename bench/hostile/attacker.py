@@ -15,6 +15,7 @@ import uvloop
 
 from bench.hostile.attacks import ATTACKS, Attacker
 
+TOGETHER = 3.0  # times what one kind asks is what all kinds ask together: more is load, and no attack
 NICENESS = 10  # those who ask and the node share its core, and are not to wait for it
 
 
@@ -23,8 +24,11 @@ async def attack(
 ) -> dict[str, Counter[str]]:
     """All kinds at once by each attacker, for so long."""
     said: dict[str, Counter[str]] = {name: Counter() for name in keys}
+    calm = max(1.0, len(kinds) / TOGETHER)
     tasks = [
-        asyncio.ensure_future(ATTACKS[kind](Attacker(name, key, port, Random(f"{seed} {name} {kind}"), said[name])))
+        asyncio.ensure_future(
+            ATTACKS[kind](Attacker(name, key, port, Random(f"{seed} {name} {kind}"), said[name], calm))
+        )
         for name, key in keys.items()
         for kind in kinds
     ]

@@ -30,13 +30,17 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
 
 class Attacker(NamedTuple):
-    """Who attacks: its name, its key, and where. `said` counts what it was answered."""
+    """Who attacks: its name, its key, and where. `said` counts what it was answered.
+
+    `calm` is by how much slower it is than it might be.
+    """
 
     name: str
     key: str
     port: int
     dice: Random
     said: Counter[str]
+    calm: float = 1.0
 
 
 Attack = Callable[[Attacker], Awaitable[None]]
@@ -216,7 +220,7 @@ async def _paced(one: Attacker, every_s: float, act: Callable[[], Awaitable[None
                 task = asyncio.ensure_future(_guarded(one, act))
                 running.add(task)
                 task.add_done_callback(running.discard)
-            await asyncio.sleep(every_s * (0.5 + one.dice.random()))
+            await asyncio.sleep(one.calm * every_s * (0.5 + one.dice.random()))
     finally:
         for task in running:
             task.cancel()
@@ -230,7 +234,7 @@ async def _many(one: Attacker, count: int, act: Callable[[], Awaitable[None]]) -
             await _guarded(one, act)
             await asyncio.sleep(one.dice.random() * count / 20)
 
-    await asyncio.gather(*(again() for _ in range(count)))
+    await asyncio.gather(*(again() for _ in range(max(1, round(count / one.calm)))))
 
 
 async def _guarded(one: Attacker, act: Callable[[], Awaitable[None]]) -> None:
