@@ -4,7 +4,7 @@ STAGE is one of STAGES, each of which does all that those before it do, or ALONE
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import embedmesh.edge.gateway_app as edge
@@ -59,7 +59,9 @@ class NoLedger:
         pass
 
 
-async def only_forward(world: World, asked: Asked, receive: Receive, deliver: Deliver) -> Outcome:
+async def only_forward(
+    world: World, asked: Asked, receive: Receive, deliver: Deliver, on_model: Callable[[str], None]
+) -> Outcome:
     """The body is read and not looked at; the node is asked for one vector, which is not checked."""
     await receive("")
     model = world.catalogue.models[0]

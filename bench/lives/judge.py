@@ -240,12 +240,8 @@ class Judge:
         return least
 
     def _revoked(self) -> Iterator[str]:
-        held = {each.life: each for each in self._journal.deliveries}
-        for attempt in self._journal.attempts:
-            since = self._journal.revoked.get(attempt.errand.key_id)
-            if since is None or attempt.began < since + REVOKED_S:
-                continue
-            got = held.get(attempt.life)
-            if got is not None and got.at >= attempt.began:
-                late_s = attempt.began - since
-                yield f"life {attempt.life} used {attempt.errand.key_id} {late_s:.3f} s after it was revoked"
+        """Nothing that was asked for with a key after it was revoked, and heard of, was delivered."""
+        for got in self._journal.deliveries:
+            since = self._journal.revoked.get(got.errand.key_id)
+            if since is not None and got.began >= since + REVOKED_S:
+                yield f"life {got.life} used {got.errand.key_id} {got.began - since:.3f} s after it was revoked"
