@@ -104,7 +104,7 @@ class MemberNode:
     def _offers(self) -> tuple[Offer, ...]:
         return tuple(
             Offer(model.id, model.width, model.max_tokens, model.digest, model.tier, self._settings.price)
-            for model in (served.model for served in self._models if served.up)
+            for model in (served.model for served in self._models.up())
         )
 
     def _report(self) -> Report:

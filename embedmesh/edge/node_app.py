@@ -198,7 +198,7 @@ class NodeApp:
         """All models that are served, without those that are loading still or down: nobody should wait for them."""
         every = list(self._models)
         shortage = next((one.shortage for one in every if one.shortage), "")
-        return json_reply(ServedModels([_described(one.model) for one in every if one.up], shortage=shortage))
+        return json_reply(ServedModels([_described(one.model) for one in self._models.up()], shortage=shortage))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
         """One of them."""

@@ -12,6 +12,7 @@ from embedmesh.rules.models import Model
 log = logging.getLogger("embedmesh.engine")
 
 MODELS_MAX = 16  # each is a process of 200 MB or more
+TOGETHER_S = 5.0  # gateways look again after so long: nobody finds a model that loads longer any later
 UNLOAD_S = 30.0  # as long as an ordinary call may take
 
 
@@ -29,10 +30,16 @@ class LoadedModels:
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with its exception, when what keeps a model alive has ended: a bug of ours."""
         self.some = asyncio.Event()
-        """Set once a first model embeds."""
+        """Set once a first model embeds, and those that started with it do, too, or have failed, or take TOGETHER_S."""
+        self._first = asyncio.Event()  # once a first model embeds
+        self._starting = False  # until `some` is set: those that start together are told of together
 
     def __iter__(self) -> Iterator[Served]:
         return iter([one.served for one in self._loaded.values()])
+
+    def up(self) -> list[Served]:
+        """Those that embed: what others may be told of."""
+        return [] if self._starting else [each for each in self if each.up]
 
     def find(self, model_id: str) -> Served | None:
         """What serves the model of that id, be it still loading; or None."""
@@ -44,8 +51,17 @@ class LoadedModels:
 
         Returns once each embeds or has failed. Raises the first's SetupError where none could be started.
         """
-        models = list(models)
-        results = await asyncio.gather(*(self.load(each, insist=True) for each in models), return_exceptions=True)
+        loads = [asyncio.ensure_future(self.load(each, insist=True)) for each in models]
+        waiting = asyncio.ensure_future(self._tell_of_some())
+        self._starting = True
+        try:
+            results = await asyncio.gather(*loads, return_exceptions=True)
+        finally:
+            for task in (waiting, *loads):
+                task.cancel()
+        self._starting = False
+        if self._first.is_set():
+            self.some.set()
         failures = [result for result in results if result is not None]
         for failure in failures:
             if not isinstance(failure, SetupError) or len(failures) == len(results):
@@ -72,12 +88,18 @@ class LoadedModels:
         self._loaded[model.id] = _Loaded(served, keeping)
         try:
             await served.start()
-            self.some.set()
+            self._first.set()
         except BaseException as error:
             if not insist or not isinstance(error, SetupError):
                 self._loaded.pop(model.id, None)
                 await _end(served, keeping)
             raise
+
+    async def _tell_of_some(self) -> None:
+        await self._first.wait()
+        await asyncio.sleep(TOGETHER_S)
+        self._starting = False
+        self.some.set()
 
     async def unload(self, model_id: str, within_s: float = UNLOAD_S) -> None:
         """Take no more calls for a model, answer those that wait, for at most so long, and end its worker."""

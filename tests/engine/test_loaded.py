@@ -13,7 +13,9 @@ from tests.flow.world import MODEL
 
 
 class Scripted:
-    """Serves a model whose name says what its start ends with."""
+    """Serves a model whose name says what its start ends with. A slow one starts once `slow` is set."""
+
+    slow: asyncio.Event
 
     def __init__(self, model: Model) -> None:
         if model.id == "no tokenizer":
@@ -23,6 +25,8 @@ class Scripted:
 
     async def start(self) -> None:
         await asyncio.sleep(0)
+        if self.model.id == "slow":
+            await self.slow.wait()
         if self.model.id == "no memory":
             raise SetupError("no memory")
         if self.model.id == "a bug":
@@ -41,6 +45,7 @@ class Scripted:
 
 def models_of(*names: str) -> tuple[Any, list[Model]]:
     make: Any = Scripted
+    Scripted.slow = asyncio.Event()
     return LoadedModels(make), [msgspec.structs.replace(MODEL, id=name) for name in names]
 
 
@@ -55,6 +60,31 @@ async def test_a_model_that_cannot_start_does_not_end_the_others(bad: str, caplo
     await loaded.load(models[0])
     with pytest.raises(SetupError):  # to ask for it again says that it does not start
         await loaded.load(models[1])
+    await loaded.stop()
+
+
+async def test_models_that_start_together_are_told_of_together() -> None:
+    """A gateway that looks meanwhile finds none of them, and not one of two."""
+    loaded, models = models_of("one", "slow")
+    starting = asyncio.ensure_future(loaded.load_all(models))
+    while not loaded._first.is_set():
+        await asyncio.sleep(0)
+    assert (loaded.up(), loaded.some.is_set()) == ([], False)
+    Scripted.slow.set()
+    await starting
+    assert [each.model.id for each in loaded.up()] == ["one", "slow"]
+    assert loaded.some.is_set()
+    await loaded.stop()
+
+
+async def test_one_that_takes_long_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedmesh.engine.loaded.TOGETHER_S", 0.0)
+    loaded, models = models_of("one", "slow")
+    starting = asyncio.ensure_future(loaded.load_all(models))
+    await loaded.some.wait()
+    assert [each.model.id for each in loaded.up()] == ["one"]
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
     await loaded.stop()
 
 
