@@ -346,6 +346,9 @@ class Engine:
             [SimpleNamespace(model=model, up=True, waiting_tokens=7, tokens_per_s=1e4) for model in CATALOGUE.models]
         )
 
+    def up(self) -> list[SimpleNamespace]:
+        return list(self)
+
     async def embed_compact(self, body: bytes) -> tuple[web.Response, int]:
         asked = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
         self.asked.append(asked)
