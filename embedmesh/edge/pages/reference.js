@@ -140,23 +140,29 @@ function statusPill(status) {
 
 function drawMembers(api) {
   const schema = api.components.schemas.EmbeddingRequest;
-  const cards = Object.entries(schema.properties).map(([name, member]) =>
-    el(
-      "div",
-      { class: "member" },
-      el(
-        "dt",
-        {},
-        el("code", {}, name),
-        schema.required.includes(name) ? el("span", { class: "pill warn" }, "required") : null,
-        member.default !== undefined
-          ? el("span", { class: "pill" }, `default ${JSON.stringify(member.default)}`)
-          : null,
-      ),
-      el("dd", {}, el("p", {}, prose(member.description)), el("p", { class: "type" }, memberType(name, member))),
-    ),
+  const members = Object.entries(schema.properties).map(([name, member]) =>
+    drawMember(name, member, schema.required.includes(name)),
   );
-  byId("member-list").replaceChildren(el("dl", {}, cards));
+  byId("member-list").replaceChildren(...members);
+}
+
+/** One line a member, which opens; those that every request needs are open. */
+function drawMember(name, member, required) {
+  const summary = el(
+    "summary",
+    {},
+    el("code", { class: "path" }, name),
+    required ? el("span", { class: "pill warn" }, "required") : null,
+    member.default !== undefined ? el("span", { class: "pill" }, `default ${JSON.stringify(member.default)}`) : null,
+  );
+  const attributes = { class: "route small-route", open: required ? "" : null };
+  return el(
+    "details",
+    attributes,
+    summary,
+    el("p", {}, prose(member.description)),
+    el("p", { class: "type" }, memberType(name, member)),
+  );
 }
 
 /** A pattern says nothing to people: `truncate` takes its three words in any case. */
@@ -202,5 +208,5 @@ function drawError(failure) {
   );
   const headers = failure.headers.length ? el("p", {}, "Headers: ", codeList(failure.headers)) : null;
   const again = el("p", { class: "muted" }, `Trying again: ${RETRY_IN_WORDS[failure.retry].toLowerCase()}.`);
-  return el("details", { class: "route error" }, summary, el("p", {}, prose(failure.meaning)), again, headers);
+  return el("details", { class: "route small-route" }, summary, el("p", {}, prose(failure.meaning)), again, headers);
 }
