@@ -35,7 +35,7 @@ def give_memory_back() -> None:
     """Large blocks are given back to the system when they are freed. With glibc; elsewhere nothing happens.
 
     By itself it learns from the first large block to keep such blocks, and bodies of megabytes leave holes everywhere:
-    150 connections with half a body each left 230 MB behind.
+    100 connections with half a body each left some 200 MB behind.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
