@@ -1,6 +1,6 @@
 """What must be true after a world: the ledger against what callers got, and against itself.
 
-Whoever was handed something of a reply has paid for it, wherever it broke it off; whoever was handed nothing has not.
+A caller that was handed a part of a reply has paid for it; one that was handed nothing has not.
 """
 
 from collections import defaultdict
