@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bench.corpus import Name, corpus
 from bench.live import MODEL, Live, http_request, serving
-from embedmesh.bootstrap import open_books
+from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.caching import CachePolicy
 from tests.data import find_model_folder
 

@@ -14,7 +14,7 @@ from bench.crash_receipts import Joined, Member, join_receipts
 from bench.live import Live
 from embedmesh.settings import secret_path
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.secret import hash_user, read_secret
+from embedmesh.storage.secrets.secret import hash_user, read_secret
 
 KINDS = ("gateway", "node", "worker")
 POSTGRES = "postgres"  # and that, where the store is on a server

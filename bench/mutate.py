@@ -18,11 +18,11 @@ WORK = CHECKOUT / ".bench" / "mutate"
 SCORE_MIN = 0.90
 MODULES = (
     "embedmesh/rules/money.py",
-    "embedmesh/storage/hold_writes.py",
-    "embedmesh/storage/allowances.py",
-    "embedmesh/storage/keyring.py",
-    "embedmesh/storage/tokens.py",
-    "embedmesh/storage/chain.py",
+    "embedmesh/storage/ledger/holds.py",
+    "embedmesh/storage/cached/rate_limits.py",
+    "embedmesh/storage/cached/keys.py",
+    "embedmesh/storage/secrets/tokens.py",
+    "embedmesh/storage/ledger/chain.py",
     "embedmesh/flow/hold.py",
 )
 TESTS = ("tests/storage", "tests/flow", "tests/rules")

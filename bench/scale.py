@@ -28,7 +28,7 @@ from embedmesh.rules.ids import new_id
 from embedmesh.storage.books import Books
 from embedmesh.storage.db import Db
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.hold_writes import MS_PER_DAY
+from embedmesh.storage.ledger.holds import MS_PER_DAY
 from embedmesh.storage.store import Store
 
 RATIO_MAX, PAGE_MS_MAX = 2.0, 50.0

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench.live import Live, Wire, serving
-from embedmesh.bootstrap import open_books
+from embedmesh.provision.bootstrap import open_books
 from embedmesh.storage.books import Books
 
 SPENDERS, SERVED, GATEWAYS = 64, 10, 3

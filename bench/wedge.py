@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from embedmesh.edge.node_client import OwnLink
-from embedmesh.edge.wire import unix_dialler
 from embedmesh.engine.folder import digest, read_folder
+from embedmesh.gateway.nodes.http1 import unix_dialler
+from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Counted, EmbedVectors

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedmesh.assets import assets_dir
-from embedmesh.bootstrap import bootstrap, key_defaults
 from embedmesh.catalogue import load_catalogue
 from embedmesh.command_line import as_arguments
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind
+from embedmesh.provision.assets import assets_dir
+from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
 from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_place
 

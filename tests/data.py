@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedmesh import assets
+from embedmesh.provision import assets
 
 CHECKOUT = Path(__file__).parent.parent
 DATA_FOLDER = "EMBEDMESH_TEST_DATA"

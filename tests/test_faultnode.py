@@ -18,11 +18,11 @@ from bench.faultnode.modes import MODES, listed
 from bench.faultnode.node import FaultDoor, FaultReceipts, Faults, Scripted
 from bench.faultnode.openai import OpenAiForm
 from bench.faultnode.scripted import ROWS, WIDTH, Pace, vector, vectors
-from embedmesh.edge.node_client import OwnLink, Signing
-from embedmesh.edge.receive import BodyBudget
-from embedmesh.edge.server import HttpServer
-from embedmesh.edge.wire import tcp_dialler
 from embedmesh.flow.verify import verify
+from embedmesh.gateway.nodes.http1 import tcp_dialler
+from embedmesh.gateway.nodes.own import OwnLink, Signing
+from embedmesh.http.receive import BodyBudget
+from embedmesh.http.server import HttpServer
 from embedmesh.process import bind
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedVectors

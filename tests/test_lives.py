@@ -13,8 +13,9 @@ from embedmesh.flow import handle as module
 from embedmesh.flow.again import Unread
 from embedmesh.flow.hold import Held
 from embedmesh.rules.ports import Delivery
-from embedmesh.storage import hold_writes, store
-from embedmesh.storage.writes import Write
+from embedmesh.storage import store
+from embedmesh.storage.ledger import holds as hold_writes
+from embedmesh.storage.ledger.writes import Write
 
 LIVES = 25
 WORLDS_MAX = 90  # within so many a bug is found

@@ -11,8 +11,8 @@ import msgspec
 from bench.fault.load import WORDS
 from bench.faultnode.scripted import vectors
 from bench.sim.workload import KINDS
-from embedmesh.edge.wire import tcp_dialler
 from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.gateway.nodes.http1 import tcp_dialler
 from embedmesh.rules.embeddings import EmbedReply
 from embedmesh.rules.errors import NodeFailure
 

@@ -25,7 +25,7 @@ from rich.progress import track
 from bench.choosing.load import MODEL, REPLY_BYTES_MAX
 from bench.corpus import corpus
 from bench.fault.rig import HOST, Node, Rig, rigged
-from embedmesh.edge.wire import tcp_dialler
+from embedmesh.gateway.nodes.http1 import tcp_dialler
 from embedmesh.rules.embeddings import EmbedReply
 
 INPUTS = 2_048

@@ -12,8 +12,8 @@ from bench.fault.figures import Row, Whole
 from bench.fault.load import Asked
 from bench.fault.rig import Rig
 from embedmesh.settings import secret_path, store_path
-from embedmesh.storage.secret import hash_user, read_secret
-from embedmesh.storage.sqlite import SqliteEngine
+from embedmesh.storage.secrets.secret import hash_user, read_secret
+from embedmesh.storage.sqlite.database import SqliteEngine
 
 CHECK_S = 120.0
 

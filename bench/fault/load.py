@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 
 from bench.faultnode.scripted import vectors
-from embedmesh.edge.wire import Dialler, tcp_dialler
 from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.gateway.nodes.http1 import Dialler, tcp_dialler
 from embedmesh.rules.embeddings import EmbedReply
 from embedmesh.rules.errors import NodeFailure
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedmesh.bootstrap import bootstrap
-from embedmesh.edge.wire import Dialler, tcp_dialler
+from embedmesh.gateway.nodes.http1 import Dialler, tcp_dialler
+from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.settings import Credentials
 

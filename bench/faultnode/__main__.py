@@ -18,10 +18,10 @@ from bench.faultnode.acts import AFTER
 from bench.faultnode.modes import MODES, listed
 from bench.faultnode.node import FaultNode, Settings
 from bench.faultnode.openai import OpenAiForm
-from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
-from embedmesh.edge.server import HttpServer
+from embedmesh.http.server import HttpServer
 from embedmesh.process import EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit
+from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 

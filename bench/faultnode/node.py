@@ -14,14 +14,14 @@ from aiohttp import web
 from bench.faultnode.acts import AFTER, State, Turn
 from bench.faultnode.modes import MODES, Mode
 from bench.faultnode.scripted import Pace, Vectors, vectors
-from embedmesh.edge.joining import Joining, Place, Report, find_gateway
-from embedmesh.edge.node_app import NodeApp
-from embedmesh.edge.node_door import NodeDoor
-from embedmesh.edge.receive import BodyBudget, read_body
-from embedmesh.edge.server import HttpServer
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.fleet.addresses import parse
 from embedmesh.fleet.probe import PROBE_TEXT
+from embedmesh.http.receive import BodyBudget, read_body
+from embedmesh.http.server import HttpServer
+from embedmesh.node.app import NodeApp
+from embedmesh.node.joining import Joining, Place, Report, find_gateway
+from embedmesh.node.signed_api import NodeDoor
 from embedmesh.process import bind
 from embedmesh.rules import errors
 from embedmesh.rules.clock import SystemClock

@@ -14,8 +14,8 @@ from bench.faultnode.acts import Turn
 from bench.faultnode.modes import MODES, Mode
 from bench.faultnode.node import Scripted
 from bench.faultnode.scripted import Vectors
-from embedmesh.edge.receive import BodyBudget, read_body
-from embedmesh.edge.server import Routes
+from embedmesh.http.receive import BodyBudget, read_body
+from embedmesh.http.server import Routes
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import BODY_BYTES_MAX
 

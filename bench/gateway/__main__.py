@@ -25,8 +25,8 @@ from bench.gateway.material import Material, build
 from bench.gateway.ours import ALONE, SIGNED, STAGES
 from bench.gateway.peers import PEERS
 from bench.gateway.show import plot, show
-from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
+from embedmesh.provision.assets import assets_dir
 
 SEVERAL = 16  # texts a request
 RATES = (200.0, 1_000.0)  # requests a second, open loop

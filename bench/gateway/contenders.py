@@ -16,8 +16,8 @@ from bench.gateway.material import Material
 from bench.gateway.measure import GATEWAY_CORE, OTHER_CORE, Ends, Measured, ends, family_of, running
 from bench.gateway.ours import ALONE, SIGNED
 from bench.gateway.peers import PEERS, START_S
-from embedmesh.bootstrap import bootstrap
 from embedmesh.process import bind
+from embedmesh.provision.bootstrap import bootstrap
 
 PLAIN = "plain"  # ALONE, in front of the node that could sign
 POLL_S, NODE_S = 0.05, 0.5

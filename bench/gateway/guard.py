@@ -17,8 +17,8 @@ from rich.progress import track
 
 from bench.gateway.contenders import started
 from bench.gateway.material import Material, build
-from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
+from embedmesh.provision.assets import assets_dir
 
 BASE = "forward"
 TIMES_MAX = {"key": 4.3, "count": 5.0, "hold": 7.8}

@@ -12,8 +12,8 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from embedmesh.edge.receive import BodyBudget, read_body
-from embedmesh.edge.server import HttpServer
+from embedmesh.http.receive import BodyBudget, read_body
+from embedmesh.http.server import HttpServer
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import BODY_BYTES_MAX, COMPACT, EmbedIds, EmbedVectors, unpack_ids
 from embedmesh.signing.messages import RequestChecker

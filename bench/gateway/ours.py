@@ -7,15 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import embedmesh.edge.gateway_app as edge
 import embedmesh.gateway as gateway
+import embedmesh.gateway.api.app as edge
 from bench.gateway.node import NODE_ID, SESSION
 from embedmesh.cli import main as cli
-from embedmesh.edge.node_client import OwnLink, Signing
-from embedmesh.edge.wire import Wires
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import Outcome, Receive, World
 from embedmesh.flow.respond import respond
+from embedmesh.gateway.nodes.http1 import Wires
+from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.ports import Answer, Clock, Deliver, Part, Share

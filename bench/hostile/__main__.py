@@ -28,9 +28,9 @@ from bench.gateway.material import Material, build
 from bench.gateway.measure import OTHER_CORE, family_of, rss_bytes
 from bench.hostile.attacks import ATTACKS, HOST
 from bench.live import Wire, http_request
-from embedmesh.assets import assets_dir
-from embedmesh.bootstrap import bootstrap
 from embedmesh.catalogue import load_catalogue
+from embedmesh.provision.assets import assets_dir
+from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.settings import Credentials
 
 ALL = "all at once"

@@ -15,8 +15,8 @@ from bench.lives.journal import Attempt, Errand, Journal, Taken
 from bench.lives.journal import Delivery as Delivered
 from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
-from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Registry
+from embedmesh.fleet.scheduler import Line
 from embedmesh.flow.again import Asked, Twins, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
@@ -24,9 +24,9 @@ from embedmesh.flow.handle import World, give_up, handle
 from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.rules.ports import Allowance, Caller, Delivery, Reply
 from embedmesh.rules.shares import Shares
-from embedmesh.storage.allowances import MINUTE_MS, Allowances
-from embedmesh.storage.medium import FSYNC_FAILED
-from embedmesh.storage.secret import claim_of, hash_user
+from embedmesh.storage.cached.rate_limits import MINUTE_MS, Allowances
+from embedmesh.storage.secrets.secret import claim_of, hash_user
+from embedmesh.storage.sqlite.commit import FSYNC_FAILED
 from embedmesh.storage.store import Store
 from tests.flow.world import CATALOGUE, Bystander, LetterTokenizer
 from tests.storage.shop import SECRET, secret

@@ -23,9 +23,11 @@ from bench.lives.loop import Clock, Loop
 from bench.lives.operator import Operator
 from embedmesh.rules import ids
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.storage import check, opening, tokens
+from embedmesh.storage import opening
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key, Limits
+from embedmesh.storage.ledger import check
+from embedmesh.storage.secrets import tokens
 from tests.flow.world import MODEL
 from tests.storage.shop import START_MS, secret
 

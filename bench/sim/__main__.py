@@ -1,9 +1,9 @@
 """Our line beside other people's routers, in virtual time: `make sim`, or `python -m bench.sim [--json]`.
 
-The line is `embedmesh.fleet.line` itself, driven by a clock that jumps from event to event, over nodes that it has to
-get to know. Beside it, over the same nodes and the same requests: round robin, random, two choices, least requests,
-least tokens, peak EWMA and expected finish, each in front of a queue at each node; and an oracle. What is asked is in
-`bench/sim/workload.py`, and of whom in `bench/sim/scenarios.py`. The simulator checks itself first.
+The scheduler is `embedmesh.fleet.scheduler` itself, driven by a clock that jumps from event to event, over nodes that
+it has to get to know. Beside it, over the same nodes and the same requests: round robin, random, two choices, least
+requests, least tokens, peak EWMA and expected finish, each in front of a queue at each node; and an oracle. What is
+asked is in `bench/sim/workload.py`, and of whom in `bench/sim/scenarios.py`. The simulator checks itself first.
 
 Writes `bench/results/sim.json`, and after a whole run `docs/fleet-sim.svg`. Exit code 1 when the simulator is wrong or
 a target is missed. To try another constant: `--only "8 equal" --set spread.PART_S=0.1`.

@@ -12,11 +12,11 @@ from bench.sim.routers import Router
 from bench.sim.servers import Server
 from bench.sim.workload import Request
 from bench.sim.world import World
-from embedmesh.fleet.line import Line
+from embedmesh.fleet.fair_queue import Work
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import OUT_EVERY_S, PROBE_S, SPEED_INPUTS, SPEED_TOKENS
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.fleet.waiting import Work
+from embedmesh.fleet.scheduler import Line
 from embedmesh.rules.deadlines import ATTEMPTS_MAX, attempt_s
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow
@@ -81,7 +81,7 @@ class Routed(Contender):
 
 
 class Lined(Contender):
-    """`embedmesh.fleet.line.Line`, the very thing, in front of nodes that it has to get to know."""
+    """`embedmesh.fleet.scheduler.Line`, the very thing, in front of nodes that it has to get to know."""
 
     def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
         super().__init__(world, servers, seed)

@@ -7,9 +7,9 @@ from random import Random
 
 import numpy as np
 
+from embedmesh.fleet.candidates import FULL_SCAN_NODES_MAX
 from embedmesh.fleet.choose import TIE
 from embedmesh.fleet.load import Load
-from embedmesh.fleet.spots import FULL_SCAN_NODES_MAX
 
 Nobody: Set[int] = frozenset()
 

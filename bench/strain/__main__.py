@@ -26,9 +26,9 @@ from bench.gateway.material import Material, build
 from bench.strain.overload import Overload, overload
 from bench.strain.soak import Soak, soak
 from bench.strain.stalled import Stalled, stalled
-from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
 from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.provision.assets import assets_dir
 from tests.data import find_model_folder
 
 PARTS = ("overload", "stalled", "soak")

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import click
 
-from embedmesh.bootstrap import open_books
+from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.errors import Failure, SetupError
 from embedmesh.settings import ENV_PREFIX, default_data_dir, store_path
 from embedmesh.storage.books import Books

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.telling import WrongUsage, did_you_mean
+from embedmesh.provision.assets import assets_dir
 
 
 def model_ids(names: Iterable[str], catalogue: Path | None) -> tuple[str, ...]:

@@ -15,15 +15,15 @@ from typing import Literal
 
 import msgspec
 
-from embedmesh.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.key_limits import in_words
 from embedmesh.engine.folder import digest
 from embedmesh.process import beyond_loopback
+from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys
-from embedmesh.storage.sqlite import SQLITE_VERSION_MIN
+from embedmesh.storage.sqlite.database import SQLITE_VERSION_MIN
 
 State = Literal["ok", "warn", "fail"]
 

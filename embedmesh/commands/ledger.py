@@ -12,10 +12,10 @@ from embedmesh.commands.explain import explain, refund
 from embedmesh.commands.telling import print_json
 from embedmesh.rules.money import format_usd
 from embedmesh.storage.books.session import translated
-from embedmesh.storage.chain import CHAIN, START
-from embedmesh.storage.check import CheckReport
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.sqlite import OPEN_BUSY_S
+from embedmesh.storage.ledger.chain import CHAIN, START
+from embedmesh.storage.ledger.check import CheckReport
+from embedmesh.storage.sqlite.database import OPEN_BUSY_S
 
 HEAD = re.compile(r"[0-9a-f]{64}")
 

@@ -7,12 +7,12 @@ from urllib.parse import quote
 
 import click
 
-from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.books import json_option
 from embedmesh.commands.node_socket import ask
 from embedmesh.commands.quantize import quantize
 from embedmesh.commands.telling import print_json
+from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import format_usd
 from embedmesh.settings import default_data_dir
@@ -94,7 +94,7 @@ def fetch(name: str, models_dir: Path | None, offline: bool, as_json: bool) -> N
       embedmesh models fetch intfloat/multilingual-e5-small >> models.toml
       embedmesh serve --catalogue models.toml
     """
-    from embedmesh.hub import find_model
+    from embedmesh.provision.hub import find_model
 
     folder = find_model(name, models_dir=models_dir or default_data_dir() / "models", offline=offline)
     print_entry(folder, name.partition("@")[0], as_json)

@@ -12,9 +12,9 @@ import click
 import rich.console
 import rich.progress
 
-from embedmesh.assets import assets_dir
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands import importing
+from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.errors import SetupError
 
 CALIBRATION_TEXTS = 1_000

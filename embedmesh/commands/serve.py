@@ -54,7 +54,7 @@ def gateway(**settings: Any) -> None:
     Example:
       embedmesh gateway --data-dir ./data --nodes unix:/run/embedmesh/node.sock
     """
-    from embedmesh import gateway as program
+    from embedmesh.gateway import main as program
 
     sys.exit(program.main(GatewaySettings(**settings)))
 
@@ -76,10 +76,10 @@ def node(**settings: Any) -> None:
       EMBEDMESH_API_KEY=... embedmesh node --standalone --port 8081
       embedmesh node --uds ./node.sock --model all-MiniLM-L6-v2 --model all-MiniLM-L6-v2:fast
     """
-    from embedmesh import node as program
-    from embedmesh.assets import assets_dir
     from embedmesh.catalogue import load_catalogue
+    from embedmesh.node import main as program
     from embedmesh.process import EXIT_SETUP
+    from embedmesh.provision.assets import assets_dir
     from embedmesh.rules.errors import SetupError
 
     asked = NodeSettings(**settings)

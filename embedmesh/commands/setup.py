@@ -7,10 +7,10 @@ import click
 import rich.console
 import rich.progress
 
-from embedmesh.assets import ASSETS, CL100K, DEFAULT_MODEL, Asset, assets_dir, fetch
 from embedmesh.commands.telling import print_json
+from embedmesh.provision.assets import ASSETS, CL100K, DEFAULT_MODEL, Asset, assets_dir, fetch
+from embedmesh.provision.wheels import Progress
 from embedmesh.rules.errors import SetupError
-from embedmesh.wheels import Progress
 
 EXAMPLES = """
 \b

@@ -11,12 +11,12 @@ from embedmesh.commands.books import books_of, data_dir_option, json_option, sto
 from embedmesh.commands.telling import WrongUsage, print_json
 from embedmesh.rules.errors import Failure
 from embedmesh.settings import BOOTSTRAP, secret_path, store_path
-from embedmesh.storage.backup import STORE_SUFFIXES
 from embedmesh.storage.copy import copy as copy_store
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.migrate import newest
-from embedmesh.storage.postgres import PostgresEngine
-from embedmesh.storage.sqlite import OPEN_BUSY_S, SqliteEngine
+from embedmesh.storage.postgres.database import PostgresEngine
+from embedmesh.storage.sqlite.backup import STORE_SUFFIXES
+from embedmesh.storage.sqlite.database import OPEN_BUSY_S, SqliteEngine
 
 STDERR = Console(stderr=True)
 

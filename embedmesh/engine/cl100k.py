@@ -21,7 +21,7 @@ class Cl100k:
     def __init__(self, path: Path) -> None:
         """Read the ranks. Raises SetupError if the file is missing or is no table of them.
 
-        That it is the one that OpenAI publishes is for whoever names it to see to: `embedmesh.assets` knows its hash.
+        The caller checks that it is the table which OpenAI publishes: `embedmesh.provision.assets` has its hash.
         """
         try:
             content = path.read_bytes()

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from embedmesh.fleet.line import Line
+from embedmesh.deadline import within
 from embedmesh.fleet.probe import PROBE_TEXT, count
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
+from embedmesh.fleet.scheduler import Line
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.deadlines import LOOK_AGAIN_S, REQUEST_MIN_S, attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
@@ -26,7 +27,6 @@ from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model, Tier
 from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Place, Tokenizer, Verify
-from embedmesh.rules.within import within
 
 log = logging.getLogger("embedmesh.fleet")
 

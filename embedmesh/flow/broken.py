@@ -3,31 +3,15 @@
 Looked for only once a parser has refused the body; at most one more pass over it, in pieces.
 """
 
-import codecs
-from collections.abc import Iterator
-
 import orjson
 
 from embedmesh.flow.members import MEMBERS
 from embedmesh.rules.errors import InvalidJson
+from embedmesh.rules.utf8 import broken_bytes, pieces
 
-MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-PIECE_BYTES = 64 * 1024  # that many bytes at once have four times as many as text
 SENTINEL = "\ue000embedmesh"  # stands where the text broke off
 QUOTES_MAX = 64 * 1024  # in a body that is looked into: 2,048 texts have 4,096, and as many as they hold themselves
 OPEN_ENDS = (b'"}', b'"]}')  # of a member that is a text, and of one that is an array of texts
-
-
-def broken_bytes(body: bytes) -> str | None:
-    """What is wrong with the bytes themselves; None where they are UTF-8."""
-    if body.startswith(MARKS):
-        return "The body starts with a byte order mark. Send it as UTF-8 without one."
-    try:
-        for _ in _pieces(body):
-            pass
-    except UnicodeDecodeError as error:
-        return f"The body is not UTF-8 at byte {error.start} (the first is byte 0)."
-    return None
 
 
 def broken_json(body: bytes, error: orjson.JSONDecodeError) -> InvalidJson:
@@ -45,20 +29,9 @@ def broken_json(body: bytes, error: orjson.JSONDecodeError) -> InvalidJson:
     )
 
 
-def _pieces(body: bytes) -> Iterator[tuple[int, str]]:
-    """The body's text, and at which byte each piece of it begins. Raises UnicodeDecodeError, `start` in the body."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for at in range(0, len(body) + 1, PIECE_BYTES):
-        begin = at - len(decoder.getstate()[0])  # with the bytes of a character that began in the last piece
-        try:
-            yield begin, decoder.decode(body[at : at + PIECE_BYTES], final=at + PIECE_BYTES > len(body))
-        except UnicodeDecodeError as error:
-            raise UnicodeDecodeError("utf-8", b"", begin + error.start, begin + error.end, error.reason) from None
-
-
 def _first(body: bytes, characters: int) -> bytes:
     """The bytes of its first characters."""
-    for begin, text in _pieces(body):
+    for begin, text in pieces(body):
         if characters <= len(text):
             return body[: begin + len(text[:characters].encode())]
         characters -= len(text)

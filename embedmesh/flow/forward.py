@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
+from embedmesh.deadline import within
 from embedmesh.rules.deadlines import LOOK_AGAIN_S, attempt_s, request_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import (
@@ -26,7 +27,6 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify, Witness
-from embedmesh.rules.within import within
 
 RETRY_AFTER_MAX_S = 60.0  # that a node's word may send a caller away for: others may be free before
 

@@ -1,7 +1,7 @@
 """The closed list of failures. Each says whose fault it was and whether trying again is safe.
 
 A failure's `code` is its public name (contract section 3). Status numbers and headers are not here: one table at the
-edge (`embedmesh.edge.failures`) maps each class to HTTP. What is not in this list is a bug of ours and leaves as
+edge (`embedmesh.http.failures`) maps each class to HTTP. What is not in this list is a bug of ours and leaves as
 `InternalError`.
 
 A message says what is wrong, where, and what to do. It never holds a caller's text, a path or an address.

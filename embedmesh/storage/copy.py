@@ -12,11 +12,11 @@ import psycopg
 from psycopg import sql
 
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
-from embedmesh.storage.check import check_within
 from embedmesh.storage.db import Db
+from embedmesh.storage.ledger.check import check_within
 from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
-from embedmesh.storage.postgres import PostgresDb, PostgresEngine
-from embedmesh.storage.sqlite import OPEN_BUSY_S, GatewayLock, SqliteEngine
+from embedmesh.storage.postgres.database import PostgresDb, PostgresEngine
+from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteEngine
 
 # In the order in which they refer to each other.
 TABLES = (

@@ -115,7 +115,7 @@ class Engine(Protocol):
         ...
 
     def backup(self, db: Db, target: Path, *, overwrite: bool) -> None:
-        """A copy of the whole store in one file. See `embedmesh.storage.backup`."""
+        """A copy of the whole store in one file. See `embedmesh.storage.sqlite.backup`."""
         ...
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.db import Engine
-from embedmesh.storage.sqlite import SqliteEngine
+from embedmesh.storage.sqlite.database import SqliteEngine
 
 URL_SCHEMES = ("postgresql://", "postgres://")
 
@@ -14,7 +14,7 @@ def engine_of(place: str | Path) -> Engine:
     if isinstance(place, Path):
         return SqliteEngine(place)
     if place.startswith(URL_SCHEMES):
-        from embedmesh.storage.postgres import PostgresEngine
+        from embedmesh.storage.postgres.database import PostgresEngine
 
         return PostgresEngine(place)
     if "://" in place:

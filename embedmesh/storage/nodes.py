@@ -10,7 +10,7 @@ from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
 from embedmesh.storage.reads import Reads
-from embedmesh.storage.sealed import Seal
+from embedmesh.storage.secrets.sealed import Seal
 from embedmesh.storage.sql import load
 
 NODES = load("nodes.sql")

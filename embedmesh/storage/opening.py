@@ -8,17 +8,17 @@ from functools import partial
 from embedmesh.rules.errors import SetupError, StoreAway
 from embedmesh.rules.holds import HoldEnd
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.check import verify
+from embedmesh.storage.cached.changes import Bell, Timer
 from embedmesh.storage.db import Db, errors
-from embedmesh.storage.hold_writes import HOLDS, end_holds
 from embedmesh.storage.instance import Instance
-from embedmesh.storage.medium import SqliteMedium
+from embedmesh.storage.ledger.check import verify
+from embedmesh.storage.ledger.group_commit import Medium
+from embedmesh.storage.ledger.holds import HOLDS, end_holds
 from embedmesh.storage.migrate import migrate, refuse_another_version
 from embedmesh.storage.reads import Reads, SqliteReads
-from embedmesh.storage.secret import FACTS, check_secret
-from embedmesh.storage.sqlite import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
-from embedmesh.storage.topics import Bell, Timer
-from embedmesh.storage.writer import Medium
+from embedmesh.storage.secrets.secret import FACTS, check_secret
+from embedmesh.storage.sqlite.commit import SqliteMedium
+from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
 
 RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it open
 

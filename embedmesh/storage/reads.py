@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.storage.db import Row, errors
-from embedmesh.storage.sqlite import SqliteDb
+from embedmesh.storage.sqlite.database import SqliteDb
 
 
 class Reads(Protocol):

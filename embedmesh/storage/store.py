@@ -10,27 +10,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from embedmesh.deadline import within
 from embedmesh.rules.errors import StoreAway, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
 from embedmesh.rules.ports import Clock
-from embedmesh.rules.within import within
-from embedmesh.storage import chain
-from embedmesh.storage.allowances import Allowances
+from embedmesh.storage.cached.changes import Topics
+from embedmesh.storage.cached.keys import KeyRing
+from embedmesh.storage.cached.prices import PriceList
+from embedmesh.storage.cached.rate_limits import Allowances
 from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.hold_writes import CLAIMS, EXPIRED_HOLDS_MAX, EndHold, Expire, PlaceHold, available_nanousd
 from embedmesh.storage.instance import take_instance
-from embedmesh.storage.keyring import KeyRing
+from embedmesh.storage.ledger import chain
+from embedmesh.storage.ledger.group_commit import Writer
+from embedmesh.storage.ledger.holds import CLAIMS, EXPIRED_HOLDS_MAX, EndHold, Expire, PlaceHold, available_nanousd
+from embedmesh.storage.ledger.writes import Change, Stats, Write
 from embedmesh.storage.nodes import NodeBooks
 from embedmesh.storage.opening import Opened, open_sqlite
-from embedmesh.storage.pricing import PriceList
-from embedmesh.storage.sealed import Seal
-from embedmesh.storage.secret import SecretOf
-from embedmesh.storage.sqlite import LOCK_WAIT_S, SqliteEngine
-from embedmesh.storage.topics import Topics
+from embedmesh.storage.secrets.sealed import Seal
+from embedmesh.storage.secrets.secret import SecretOf
+from embedmesh.storage.sqlite.database import LOCK_WAIT_S, SqliteEngine
 from embedmesh.storage.upkeep import Retention, upkeep
-from embedmesh.storage.writer import Writer
-from embedmesh.storage.writes import Change, Stats, Write
 
 HOLD_S_MAX = 1.5  # a hold that is not durable by then is refused; the caller is told within 2 s (contract section 4)
 DRAIN_S_MAX = 5.0  # a disk that does not answer must not keep us from ending; the next start recovers
@@ -95,8 +95,8 @@ class Store:
             if isinstance(engine, SqliteEngine):
                 opened = await open_sqlite(engine, instance, key_secret, clock, lock_wait_s)
             else:
-                from embedmesh.storage.postgres import PostgresEngine
-                from embedmesh.storage.postgres_gateway import open_postgres
+                from embedmesh.storage.postgres.database import PostgresEngine
+                from embedmesh.storage.postgres.gateway import open_postgres
 
                 assert isinstance(engine, PostgresEngine)
                 opened = await asyncio.to_thread(open_postgres, engine, instance, key_secret, clock)

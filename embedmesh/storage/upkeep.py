@@ -10,7 +10,7 @@ import msgspec
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
-from embedmesh.storage.hold_writes import CLAIM_S, MS_PER_DAY
+from embedmesh.storage.ledger.holds import CLAIM_S, MS_PER_DAY
 from embedmesh.storage.sql import load
 
 EXTEND_EVERY_S = 5.0  # as long as a transfer may be without a block

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from embedmesh.bootstrap import bootstrap, open_books
 from embedmesh.commands.group import cli
+from embedmesh.provision.bootstrap import bootstrap, open_books
 from embedmesh.settings import store_path
 from tests.commands.conftest import WIDE
 

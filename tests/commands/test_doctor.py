@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
 
-from embedmesh.bootstrap import open_books
 from embedmesh.commands import checks
 from embedmesh.commands.doctor import doctor
+from embedmesh.provision.bootstrap import open_books
 from embedmesh.settings import store_path
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from embedmesh.bootstrap import bootstrap, open_books
 from embedmesh.commands.group import cli
 from embedmesh.commands.statement import COLUMNS, write_csv
+from embedmesh.provision.bootstrap import bootstrap, open_books
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.rules.money import plain_usd
@@ -23,9 +23,9 @@ from embedmesh.settings import secret_path, store_path
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys, parse_limits
 from embedmesh.storage.migrate import migrate
-from embedmesh.storage.secret import load_secret
+from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.sql import migrations
-from embedmesh.storage.sqlite import SqliteEngine
+from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
 from tests.commands.conftest import WIDE
 from tests.commands.edge import start

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from embedmesh.fleet.canary import COSINE_MIN, FIRST_ANSWERS, PROBATION_EVERY_S, PROBATION_RUN, Canaries
-from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
+from embedmesh.fleet.scheduler import Line
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeTooSlow

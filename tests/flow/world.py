@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedmesh.catalogue import Catalogue
-from embedmesh.fleet.line import Line
 from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.scheduler import Line
 from embedmesh.flow.again import Twins, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.handle import World, give_up

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.edge.gateway_app import GatewayApp
-from embedmesh.edge.receive import BodyBudget
 from embedmesh.flow.count import count_now
 from embedmesh.flow.members import MEMBERS
 from embedmesh.flow.validate import validate
+from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.embeddings import INPUTS_MAX, USER_CHARS_MAX, Call
 from embedmesh.rules.errors import CallerFailure
 from embedmesh.rules.models import Model
-from tests.edge.http import Raw, read_reply, request, send, serving
 from tests.flow.world import CATALOGUE, LetterTokenizer, Shift3, make_world
+from tests.http.raw import Raw, read_reply, request, send, serving
 
 # -- validation: a Call, or a failure that blames the caller ---------------------------------------------------------
 

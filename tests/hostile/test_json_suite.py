@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from embedmesh.edge.gateway_app import GatewayApp
-from embedmesh.edge.receive import BodyBudget
+from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.http.receive import BodyBudget
 from tests.data import outside_data
-from tests.edge.http import Raw, read_reply, request, serving
 from tests.flow.world import ScriptedNodes, make_world
+from tests.http.raw import Raw, read_reply, request, serving
 
 SUITE = "json_test_suite"
 CASES = 318  # of all three verdicts

@@ -8,7 +8,7 @@ from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, StoreUnavailable
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.storage.db import Db
-from embedmesh.storage.sqlite import SqliteEngine
+from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge, secret
 

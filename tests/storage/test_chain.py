@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedmesh.storage.chain import START, Head, follow, link
+from embedmesh.storage.ledger.chain import START, Head, follow, link
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop
 from tests.storage.test_books import without_defences
@@ -34,7 +34,7 @@ async def test_the_walk_ends_at_the_first_block_that_does_not_fit(
     shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch, tampering: str, says: str | None
 ) -> None:
     """It tells which transfers were changed, and vouches for what lies before them."""
-    monkeypatch.setattr("embedmesh.storage.chain.TRANSFERS_A_BLOCK", 2)
+    monkeypatch.setattr("embedmesh.storage.ledger.chain.TRANSFERS_A_BLOCK", 2)
     heads = []
     for _ in range(2):
         shop.credit(1)

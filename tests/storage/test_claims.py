@@ -7,7 +7,7 @@ import pytest
 
 from embedmesh.rules.errors import InsufficientQuota
 from embedmesh.rules.holds import Claim, Twin
-from embedmesh.storage.hold_writes import CLAIM_S
+from embedmesh.storage.ledger.holds import CLAIM_S
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge
 

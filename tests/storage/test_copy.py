@@ -12,8 +12,8 @@ from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.copy import TABLES, copy
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.nodes import NodeRecord
-from embedmesh.storage.postgres import PostgresEngine
-from embedmesh.storage.sqlite import SqliteEngine
+from embedmesh.storage.postgres.database import PostgresEngine
+from embedmesh.storage.sqlite.database import SqliteEngine
 from tests.storage.shop import Shop, charge
 
 

@@ -18,12 +18,12 @@ import pytest
 
 from embedmesh.rules.errors import InsufficientQuota, SetupError, StoreUnavailable
 from embedmesh.rules.holds import Hold, HoldEnd
-from embedmesh.storage.hold_writes import EndHold, PlaceHold
-from embedmesh.storage.medium import CHECKPOINT_COMMITS, SqliteMedium
-from embedmesh.storage.sqlite import SqliteDb, SqliteEngine
+from embedmesh.storage.ledger.group_commit import PROBE_AFTER_S, QUEUE_WRITES_MAX, Writer
+from embedmesh.storage.ledger.holds import EndHold, PlaceHold
+from embedmesh.storage.ledger.writes import Stats
+from embedmesh.storage.sqlite.commit import CHECKPOINT_COMMITS, SqliteMedium
+from embedmesh.storage.sqlite.database import SqliteDb, SqliteEngine
 from embedmesh.storage.store import Store
-from embedmesh.storage.writer import PROBE_AFTER_S, QUEUE_WRITES_MAX, Writer
-from embedmesh.storage.writes import Stats
 from tests.storage.shop import Shop, charge, crash_image
 
 

@@ -11,9 +11,9 @@ import pytest
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, RateLimited, SetupError
 from embedmesh.rules.ports import Caller
+from embedmesh.storage.cached.changes import KEYS, NODES, PRICES
 from embedmesh.storage.instance import take_instance
 from embedmesh.storage.store import Store
-from embedmesh.storage.topics import KEYS, NODES, PRICES
 from tests.storage.shop import LASTS_MS, Shop, charge
 
 GATEWAYS = 3

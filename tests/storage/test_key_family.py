@@ -23,8 +23,8 @@ from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key, Limits
 from embedmesh.storage.db import refusals
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.hold_writes import MS_PER_DAY
-from embedmesh.storage.postgres import SESSION
+from embedmesh.storage.ledger.holds import MS_PER_DAY
+from embedmesh.storage.postgres.database import SESSION
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge, secret
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.ports import Caller
+from embedmesh.storage.secrets.tokens import PREFIXES, checksum, hash_token, make_token, stamped, well_formed
 from embedmesh.storage.store import Store
-from embedmesh.storage.tokens import PREFIXES, checksum, hash_token, make_token, stamped, well_formed
 from tests.storage.shop import SECRET, Shop
 
 GOOD = "em_" + "0123456789abcdefABCDEFghijklMNOP"

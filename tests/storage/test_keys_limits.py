@@ -9,7 +9,7 @@ import pytest
 
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, RateLimited
 from embedmesh.storage.books.keys import Limits
-from embedmesh.storage.hold_writes import MS_PER_DAY, PlaceHold, end_holds, first_day_of_month
+from embedmesh.storage.ledger.holds import MS_PER_DAY, PlaceHold, end_holds, first_day_of_month
 from embedmesh.storage.store import Store
 from tests.storage.shop import LASTS_MS, Shop, charge
 
@@ -37,7 +37,7 @@ async def test_a_key_has_so_many_requests_at_one_time(
     shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next is let in when one ends, however; another key of the account is not touched."""
-    monkeypatch.setattr("embedmesh.storage.hold_writes.CONCURRENCY_AGAIN_S", 2.5)
+    monkeypatch.setattr("embedmesh.storage.ledger.holds.CONCURRENCY_AGAIN_S", 2.5)
     shop.credit(1_000)
     key_id = key_of(shop, concurrency=2)
     first, second = shop.new_hold(1, key_id), shop.new_hold(1, key_id)
@@ -113,7 +113,7 @@ async def test_where_there_is_room_again_a_caller_is_told_to_try_again(
         settle(db, now_ms, writes)
 
     monkeypatch.setattr(PlaceHold, "settle_all", after_another)
-    monkeypatch.setattr("embedmesh.storage.hold_writes.CONCURRENCY_AGAIN_S", 2.5)
+    monkeypatch.setattr("embedmesh.storage.ledger.holds.CONCURRENCY_AGAIN_S", 2.5)
     failure = await refused(shop, store, "key_1", 100)
     assert isinstance(failure, RateLimited)
     assert failure.message == "There was no room for this request a moment ago, and there is now. Try again."
@@ -328,7 +328,7 @@ async def test_a_key_that_is_remembered_is_not_asked_for(
     shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Known keys and unknown ones; the oldest goes where there are too many; no change is missed."""
-    monkeypatch.setattr("embedmesh.storage.keyring.KNOWN_MAX", 2)
+    monkeypatch.setattr("embedmesh.storage.cached.keys.KNOWN_MAX", 2)
     asked = []
     ask = store.keys._reads.ask
 

@@ -12,7 +12,7 @@ from embedmesh.storage.db import refusals
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.migrate import migrate, newest
 from embedmesh.storage.sql import migrations
-from embedmesh.storage.sqlite import SqliteEngine
+from embedmesh.storage.sqlite.database import SqliteEngine
 from tests.storage.shop import HandClock, Shop, charge, secret
 
 SCRIPTS = migrations("sqlite")

@@ -9,7 +9,7 @@ from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 from embedmesh.storage.books.reports import Bought, month_span_ms
-from embedmesh.storage.hold_writes import MS_PER_DAY
+from embedmesh.storage.ledger.holds import MS_PER_DAY
 from embedmesh.storage.store import Store
 from embedmesh.storage.upkeep import Retention
 from tests.storage.shop import START_MS, Shop, charge
@@ -245,7 +245,7 @@ async def test_what_was_bought_is_written_down(shop: Shop, store: Store) -> None
 
 async def test_the_chain_covers_every_transfer_once(shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block after block; what was written since is covered next time; an empty ledger has no block."""
-    monkeypatch.setattr("embedmesh.storage.chain.TRANSFERS_A_BLOCK", 2)
+    monkeypatch.setattr("embedmesh.storage.ledger.chain.TRANSFERS_A_BLOCK", 2)
     assert await store.extend_chain() == 0
     shop.credit(100)
     assert await store.extend_chain() == 1

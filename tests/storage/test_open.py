@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from embedmesh.bootstrap import bootstrap, open_books
 from embedmesh.files import write_draft
+from embedmesh.provision.bootstrap import bootstrap, open_books
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books import Books
 from embedmesh.storage.migrate import newest
-from embedmesh.storage.secret import SECRET_BYTES, hash_user, load_secret
+from embedmesh.storage.secrets.secret import SECRET_BYTES, hash_user, load_secret
 from embedmesh.storage.sql import HERE, load
-from embedmesh.storage.sqlite import SqliteEngine, check_version
+from embedmesh.storage.sqlite.database import SqliteEngine, check_version
 from embedmesh.storage.store import Store
 from tests.storage.shop import SECRET, HandClock, Shop, secret
 

@@ -13,7 +13,7 @@ import pytest
 from bench.postgres import Server, serving
 from embedmesh.rules.errors import InvalidValue, SetupError, StoreAway, StoreUnavailable
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.postgres import PostgresEngine, translated
+from embedmesh.storage.postgres.database import PostgresEngine, translated
 from embedmesh.storage.store import Store
 from tests.storage.shop import SECRET, Shop, charge
 
@@ -204,7 +204,7 @@ async def test_the_secret_of_a_store_must_be_there(shop: Shop, tmp_path: Path) -
     """A gateway on another machine is told to bring it."""
     from functools import partial
 
-    from embedmesh.storage.secret import load_secret
+    from embedmesh.storage.secrets.secret import load_secret
 
     with pytest.raises(SetupError, match="copy it from another gateway"):
         await Store.open(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.storage.sealed import NONCE_BYTES, Seal
+from embedmesh.storage.secrets.sealed import NONCE_BYTES, Seal
 from tests.storage.shop import SECRET
 
 SEAL = Seal(SECRET)

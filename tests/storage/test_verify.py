@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from embedmesh.rules.errors import SetupError
-from embedmesh.storage.check import verify
+from embedmesh.storage.ledger.check import verify
 from embedmesh.storage.opening import RUNNING
-from embedmesh.storage.sqlite import SqliteEngine
+from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge, crash_image
 
@@ -110,7 +110,7 @@ async def test_verifying_a_large_store_ends_in_time(
     shop: Shop, store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When its time is up the rest is left to `embedmesh ledger check`, and that is logged."""
-    monkeypatch.setattr("embedmesh.storage.check.VERIFY_STEPS", 1)
+    monkeypatch.setattr("embedmesh.storage.ledger.check.VERIFY_STEPS", 1)
     await trade(shop, store)
     db = SqliteEngine(shop.path).connect(busy_s=1)
     assert verify(db, seconds_max=0.0) == []

@@ -9,12 +9,12 @@ import pytest
 from embedmesh.rules.errors import InsufficientQuota, InternalError, SetupError, StoreUnavailable
 from embedmesh.rules.holds import Hold, HoldEnd, Payable
 from embedmesh.storage import instance
-from embedmesh.storage.hold_writes import EndHold, Expire, PlaceHold
 from embedmesh.storage.instance import take_instance
+from embedmesh.storage.ledger.group_commit import QUEUE_WRITES_MAX
+from embedmesh.storage.ledger.holds import EndHold, Expire, PlaceHold
+from embedmesh.storage.ledger.writes import Change, Stats
+from embedmesh.storage.secrets.tokens import make_token
 from embedmesh.storage.store import Store
-from embedmesh.storage.tokens import make_token
-from embedmesh.storage.writer import QUEUE_WRITES_MAX
-from embedmesh.storage.writes import Change, Stats
 from tests.storage.shop import SECRET, HandClock, Shop, charge
 
 HOLD = Hold("req_1", "a", 1, 0)
@@ -160,11 +160,11 @@ async def test_uses_that_cannot_be_written_down_now_are_later(
     key, token = shop.books.keys.create("a", ["embeddings"])
     await store.keys.find(token)
     with monkeypatch.context() as full:
-        full.setattr("embedmesh.storage.writer.QUEUE_WRITES_MAX", 0)
+        full.setattr("embedmesh.storage.ledger.group_commit.QUEUE_WRITES_MAX", 0)
         store.keys.note_uses_now()
     assert shop.books.keys.find(key.key_id).last_used_ms is None
     assert QUEUE_WRITES_MAX > 0
-    monkeypatch.setattr("embedmesh.storage.keyring.NOTE_USE_S", 0.01)
+    monkeypatch.setattr("embedmesh.storage.cached.keys.NOTE_USE_S", 0.01)
     noting = asyncio.ensure_future(store.keys.note_uses())
     while shop.books.keys.find(key.key_id).last_used_ms is None:
         await asyncio.sleep(0.01)
@@ -186,7 +186,7 @@ async def test_prices_are_read_anew_when_they_change_and_now_and_then(
 ) -> None:
     from tests.storage.test_money_books import MODEL
 
-    monkeypatch.setattr("embedmesh.storage.pricing.LOOK_S", 0.02)
+    monkeypatch.setattr("embedmesh.storage.cached.prices.LOOK_S", 0.02)
     watching = [asyncio.ensure_future(each) for each in (store.prices.watch(), store.topics.watch())]
     shop.books.prices.set("m", 5)
     while store.prices.of(MODEL, "a") != 5:

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from embedmesh.bootstrap import open_books
+from embedmesh.provision.bootstrap import open_books
 from embedmesh.settings import store_path
 from tests.engine.goldens import read_goldens
 from tests.story.endpoint import MODEL, SAME, WIDTH, Endpoint, Vectors

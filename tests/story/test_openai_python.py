@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 
-from embedmesh.bootstrap import open_books
+from embedmesh.provision.bootstrap import open_books
 from embedmesh.settings import store_path
 from tests.story.endpoint import MODEL, SAME, WIDTH, Endpoint, Vectors
 

@@ -20,12 +20,12 @@ from embedmesh.storage.books.new_keys import NewKeyBooks
 from embedmesh.storage.books.prices import PriceBooks
 from embedmesh.storage.books.reports import Reports
 from embedmesh.storage.books.session import Session, translated
-from embedmesh.storage.check import CheckReport, check
 from embedmesh.storage.db import Db, Engine
 from embedmesh.storage.engines import engine_of
+from embedmesh.storage.ledger.check import CheckReport, check
 from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
-from embedmesh.storage.secret import SecretOf, check_secret
-from embedmesh.storage.sqlite import OPEN_BUSY_S
+from embedmesh.storage.secrets.secret import SecretOf, check_secret
+from embedmesh.storage.sqlite.database import OPEN_BUSY_S
 
 
 class Books:

@@ -10,7 +10,7 @@ from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, format_usd
 from embedmesh.storage.books.session import ROWS_MAX, Session
 from embedmesh.storage.db import Row
-from embedmesh.storage.hold_writes import REVENUE, node_account
+from embedmesh.storage.ledger.holds import REVENUE, node_account
 from embedmesh.storage.sql import load
 
 ACCOUNTS = load("accounts.sql")

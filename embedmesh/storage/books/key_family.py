@@ -4,9 +4,9 @@ All of it inside a transaction that has locked the account, so that two who make
 """
 
 from embedmesh.rules.errors import InsufficientScope, InvalidValue, RateLimited
-from embedmesh.storage.allowances import MINUTE_MS
 from embedmesh.storage.books.session import Session
-from embedmesh.storage.hold_writes import MS_PER_DAY
+from embedmesh.storage.cached.rate_limits import MINUTE_MS
+from embedmesh.storage.ledger.holds import MS_PER_DAY
 from embedmesh.storage.sql import load
 
 KEYS = load("keys.sql")

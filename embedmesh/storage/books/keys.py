@@ -15,8 +15,8 @@ from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.storage.books.accounts import AccountBooks
 from embedmesh.storage.books.key_family import check_depth, check_room, hand_over
 from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.secrets.tokens import hash_token, make_token
 from embedmesh.storage.sql import load
-from embedmesh.storage.tokens import hash_token, make_token
 
 KEYS = load("keys.sql")
 SCOPES = frozenset({"embeddings", "keys", "metrics", "admin"})

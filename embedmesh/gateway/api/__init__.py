@@ -1,0 +1,1 @@
+"""What callers and operators ask a gateway for: routes, serializers, metrics, OpenAPI and pages."""

@@ -1,0 +1,125 @@
+"""What a gateway counts about itself, for Prometheus. Numbers and fixed labels only: never a text, a key or an id."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from embedmesh.gateway.api.worker_metrics import WorkerMetrics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+COUNTERS = {
+    "store_holds": "Holds written: money set aside for a request.",
+    "store_holds_refused": "Holds refused: the account had too little, or the key had no room.",
+    "store_captured": "Holds captured: the reply was delivered and charged.",
+    "store_released": "Holds released: no reply was delivered, nothing was charged.",
+    "store_expired": "Holds released because their deadline had passed.",
+    "store_recovered": "Holds found open at a start of their gateway, and released.",
+    "store_late_captures": "Replies delivered after their hold had ended, so not charged. Stays at 0 on a good clock.",
+    "store_broken_writes": "Writes that the store's own rules refused: bugs of ours. Stays at 0.",
+    "store_commits": "Transactions committed.",
+    "store_writes": "Writes committed; over commits this is the mean batch.",
+    "store_failed_batches": "Transactions that failed and were written again.",
+    "cache_hits": "Inputs answered from an account's cache of vectors.",
+    "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
+}
+GAUGES = {
+    "in_flight": "Embedding requests being handled now.",
+    "reply_bytes": "Bytes of replies that are made, or wait to be read.",
+    "store_largest_batch": "Writes in the largest transaction since the start.",
+    "nodes_ready": "Nodes that take work now.",
+    "tokens_outstanding": "Tokens sent to nodes and not answered yet.",
+    "tokens_waiting": "Tokens of requests that wait for a node.",
+    "cache_bytes": "Bytes of vectors in the caches of all accounts.",
+}
+
+
+class Metrics:
+    """One registry a process. `readings` gives current values by name, of COUNTERS and GAUGES, when Prometheus asks.
+
+    What is counted for every request is kept as plain numbers: the library's own counters cost four times as much.
+    """
+
+    def __init__(self, readings: Callable[[], dict[str, float]], workers: WorkerMetrics | None = None) -> None:
+        """With `workers` a page is the sum over all gateway processes that share a port."""
+        self.registry = CollectorRegistry()
+        self._workers = workers
+        self._requests: dict[str, int] = {}
+        self._tokens: dict[str, int] = {}
+        self._nanousd: dict[str, int] = {}
+        self._times: dict[tuple[str, str], _Times] = {}
+        self.registry.register(_Collected(self._collect))
+        self.internal_errors = Counter("embedmesh_internal_errors", "Bugs of ours. Stays at 0.", registry=self.registry)
+        self.registry.register(_Collected(lambda: _told(readings())))
+        ProcessCollector(registry=self.registry)
+
+    def ended(self, code: str, model: str, seconds: float) -> None:
+        """A request ended, so many seconds after its head: `ok`, `broken_off`, `dropped`, or the code of its failure.
+
+        `model` is empty where the request ended before its model was known.
+        """
+        self._requests[code] = self._requests.get(code, 0) + 1
+        times = self._times.get((code, model))
+        if times is None:
+            times = self._times[code, model] = _Times()
+        times.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        times.seconds += seconds
+
+    def delivered(self, model: str, tokens: int, nanousd: int) -> None:
+        """A reply was delivered, at least in part, and charged."""
+        self._tokens[model] = self._tokens.get(model, 0) + tokens
+        self._nanousd[model] = self._nanousd.get(model, 0) + nanousd
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry if self._workers is None else self._workers.summed(self.registry))
+
+    def _collect(self) -> Iterator[Metric]:
+        yield _by_label("requests", "Embedding requests that ended, by outcome.", "code", self._requests)
+        yield _by_label("tokens", "Tokens embedded and charged.", "model", self._tokens)
+        yield _by_label("charged_nanousd", "Nano-USD charged.", "model", self._nanousd)
+        bounds = [*map(str, map(float, BUCKETS_S)), "+Inf"]
+        words = "Seconds from a request's head to its end, by outcome and model (empty where it was not known yet)."
+        family = HistogramMetricFamily("embedmesh_request_seconds", words, labels=["code", "model"])
+        for labels, times in self._times.items():
+            buckets = list(zip(bounds, accumulate(times.counts), strict=True))
+            family.add_metric(labels, buckets, times.seconds)
+        yield family
+
+
+class _Times:
+    """Of one outcome of one model: requests by bucket, and their seconds in all."""
+
+    __slots__ = ("counts", "seconds")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.seconds = 0.0
+
+
+class _Collected(Collector):
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+
+def _by_label(name: str, words: str, label: str, values: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(f"embedmesh_{name}", words, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
+
+
+def _told(values: dict[str, float]) -> Iterator[Metric]:
+    for name, value in values.items():
+        if name in COUNTERS:
+            yield CounterMetricFamily(f"embedmesh_{name}", COUNTERS[name], value=value)
+        else:
+            yield GaugeMetricFamily(f"embedmesh_{name}", GAUGES[name], value=value)

@@ -1,0 +1,194 @@
+"""`/v1/nodes`: what nodes say to a gateway about themselves. Each handler adapts HTTP to the registrar or the members.
+
+A registration is signed by the node's identity; a heartbeat, a farewell and a dialled connection under the session that
+was agreed then. Anybody may register, so that bodies of registrations have a small room of their own, shared by
+address; the others are known by their heads, before a byte of a body is read, and share a room by node.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from embedmesh.fleet.registry import Registry
+from embedmesh.gateway.nodes.http1 import Connection, Inbound
+from embedmesh.gateway.nodes.registration import Registrar
+from embedmesh.gateway.nodes.roster import Member, Members
+from embedmesh.http.bodies import JSON, decoded, json_reply
+from embedmesh.http.connections import Origins
+from embedmesh.http.receive import BodyBudget, read_body
+from embedmesh.http.server import REST, Routes, hand_over
+from embedmesh.rules import errors
+from embedmesh.rules.membership import BODY_BYTES_MAX, HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
+from embedmesh.rules.nodes import Check
+from embedmesh.rules.ports import Clock
+from embedmesh.rules.shares import Pace
+from embedmesh.signing.messages import CheckedRequest, Unauthenticated
+from embedmesh.storage.nodes import NodeBooks
+
+log = logging.getLogger("embedmesh.fleet")
+
+UPGRADE = "embedmesh-node"  # the protocol that a node which dials out asks for
+SWITCHING = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n".encode("ascii")
+REGISTRATION_BYTES_MAX = 160 * 1024  # 64 offers with the longest names, twice in base64; an ordinary one has 2 kB
+REGISTRATIONS_BYTES_TOTAL_MAX = 2 * 1024 * 1024
+REPORTS_BYTES_TOTAL_MAX = 16 * 1024 * 1024
+UNSIGNED = "This is not signed under a session of that node. Register anew."
+REPORTS_A_MINUTE_MAX = 150  # of one node: thirty, and those by which it catches up with 30,000 receipts
+BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
+
+
+class AtomaRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The three-field registration of `atoma-sdk`."""
+
+    data: dict[str, Any]
+    signature: str
+
+
+class NodesApi:
+    """Handlers of `/v1/nodes` over a registrar and the members."""
+
+    def __init__(
+        self,
+        registrar: Registrar,
+        members: Members,
+        registry: Registry,
+        books: NodeBooks,
+        clock: Clock,
+        origins: Origins,
+        *,
+        reports_a_minute_max: int = REPORTS_A_MINUTE_MAX,
+    ) -> None:
+        self._registrar = registrar
+        self._members = members
+        self._registry = registry
+        self._books = books
+        self._clock = clock
+        self._origins = origins
+        self._registrations = BodyBudget(REGISTRATIONS_BYTES_TOTAL_MAX)
+        self._reports = BodyBudget(REPORTS_BYTES_TOTAL_MAX)
+        self._reports_a_minute_max = reports_a_minute_max
+        self._paces: dict[str, Pace] = {}  # of nodes that were admitted
+
+    def routes(self) -> Routes:
+        """The paths for nodes."""
+        return {
+            "/v1/nodes": {"GET": self.greet, "POST": self.register},
+            "/v1/nodes/*": {"GET": self.dial, "POST": self.speak},
+        }
+
+    async def greet(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Who this gateway is, and a nonce for a registration."""
+        return json_reply(self._registrar.greet())
+
+    async def register(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Join, or come back with what has changed; in our form, or in the three fields of `atoma-sdk`."""
+        origin = self._origins.of_request(request)
+        body = await _body(request, REGISTRATION_BYTES_MAX, self._registrations, origin)
+        if "data" in decoded(body, dict[str, msgspec.Raw]):
+            asked = decoded(body, AtomaRegistration)
+            record = await self._registrar.move(asked.data, asked.signature, origin)
+            return json_reply({"message": f"Node {record.small_id} is registered at its new address."})
+        return json_reply(await self._registrar.register(decoded(body, Registration), origin))
+
+    async def speak(self, request: web.BaseRequest) -> web.StreamResponse:
+        """`/v1/nodes/{id}/heartbeat` and `/v1/nodes/{id}/drain`."""
+        node_id, _, what = request[REST].partition("/")
+        handlers: dict[str, Callable[[Member, bytes], Awaitable[bytes]]] = {
+            "heartbeat": self._heartbeat,
+            "drain": self._drain,
+        }
+        handler = handlers.get(what)
+        if handler is None:
+            raise errors.NotFound("A node says heartbeat or drain here.")
+        member, checked = self._check(request, node_id)
+        self._pace(node_id).take(node_id)
+        body = await _body(request, BODY_BYTES_MAX, self._reports, node_id)
+        self._check_body(checked, body)
+        answer = await handler(member, body)
+        headers = checked.sign_reply(200, answer, 0, self._now_s())
+        response = web.Response(body=answer, headers=JSON)
+        response.headers.extend(headers)
+        return response
+
+    async def dial(self, request: web.BaseRequest) -> web.StreamResponse:
+        """`/v1/nodes/{id}/dial`: a node that nobody can reach gives us a connection to ask it over."""
+        node_id, _, what = request[REST].partition("/")
+        if request.method != "GET" or what != "dial" or request.headers.get("Upgrade", "").lower() != UPGRADE:
+            raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
+        member, checked = self._check(request, node_id)
+        self._check_body(checked, b"")
+        wires = member.wires
+        if not isinstance(wires, Inbound):
+            raise errors.InvalidValue("This node is registered with an address. Join without one to dial out.")
+        connection = Connection()
+        asyncio.get_running_loop().call_soon(wires.offer, connection)  # once it has been handed over
+        await hand_over(request, connection, SWITCHING)
+
+    async def _heartbeat(self, member: Member, body: bytes) -> bytes:
+        beat = decoded(body, Heartbeat)
+        member.seen = self._clock.monotonic()
+        load = member.node.load
+        until = self._clock.monotonic() + BEATS_MISSED_MAX * HEARTBEAT_S
+        load.others_say(max(0, beat.tokens_waiting - load.tokens), until)
+        member.reported = beat
+        asks = beat.head is None  # from where on we want its receipts: what it is told of, it forgets
+        if asks or (beat.receipts and beat.receipts[0].number != member.audit.count + 1):
+            await self._members.refresh_audit(member)
+        if beat.head is not None:
+            try:
+                checked = member.audit.check(beat.receipts, beat.head, self._clock.unix_ms())
+            except ValueError as error:
+                member.node.counts["receipts_refused"] += 1
+                log.warning("node %s: its log is refused: %s", member.node.node_id, error)
+            else:
+                member.node.counts["receipts_matched"] += checked.matched
+                member.node.counts["receipts_unmatched"] += checked.unmatched
+                member.node.counts["receipts_false"] += checked.false
+                if checked.false:
+                    self._registry.quarantine(member.node, "they are not of what it answered", Check.RECEIPTS)
+                if beat.receipts:
+                    await self._books.note_receipts(member.node.node_id, member.audit.count, member.audit.head)
+        return msgspec.json.encode(HeartbeatReply(member.audit.count + 1))
+
+    async def _drain(self, member: Member, body: bytes) -> bytes:
+        """It is about to leave: no more work for it, until it registers again."""
+        self._registry.drain(member.node)
+        log.info("node %s leaves", member.node.node_id)
+        return b"{}"
+
+    def _check(self, request: web.BaseRequest, node_id: str) -> tuple[Member, CheckedRequest]:
+        """Whose request it is, by its head."""
+        member = self._members.alive(node_id)
+        if member is None:
+            raise errors.InvalidApiKey(UNSIGNED)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        try:
+            path = request.rel_url.raw_path
+            return member, member.checker.check_head(request.method, path, headers, self._now_s())
+        except Unauthenticated:
+            raise errors.InvalidApiKey(UNSIGNED) from None
+
+    def _pace(self, node_id: str) -> Pace:
+        if (pace := self._paces.get(node_id)) is None:
+            full = f"A node reports every {HEARTBEAT_S:g} s. This one has reported far more often: wait a minute."
+            pace = self._paces[node_id] = Pace(self._reports_a_minute_max, 60.0, self._clock, full)
+        return pace
+
+    def _check_body(self, checked: CheckedRequest, body: bytes) -> None:
+        try:
+            checked.check_body(body, self._now_s())
+        except Unauthenticated:
+            raise errors.InvalidApiKey(UNSIGNED) from None
+
+    def _now_s(self) -> int:
+        return self._clock.unix_ms() // 1000
+
+
+async def _body(request: web.BaseRequest, bytes_max: int, room: BodyBudget, whose: str) -> bytes:
+    body = await read_body(request, bytes_max, room, whose)
+    room.give_back(whose, len(body))
+    return body

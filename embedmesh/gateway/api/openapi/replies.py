@@ -1,0 +1,130 @@
+"""What routes answer: replies with their headers, and failures narrowed to what a route really gives."""
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from embedmesh.gateway.api.openapi.shapes import Json, ref, unique
+from embedmesh.http.failures import TABLE, hint_headers
+from embedmesh.rules import errors
+from embedmesh.rules.errors import Failure
+
+Failures = tuple[type[Failure], ...]
+
+STATUS_WORDS = {
+    400: "The request is wrong.",
+    401: "The API key is missing or not valid.",
+    403: "The API key may not do this.",
+    404: "There is no such thing here.",
+    405: "The path does not take this method.",
+    408: "The request did not arrive in time.",
+    409: "The request contradicts an earlier one.",
+    413: "The body is too large.",
+    414: "The request's line is too long.",
+    415: "The body is not plain JSON.",
+    429: "A limit of the account is reached.",
+    431: "A header is too large, or there are too many.",
+    500: "A bug of ours. Trying again may help.",
+    502: "Every node tried answered wrongly.",
+    503: "It cannot be done right now. Try again shortly.",
+    504: "It took longer than it may.",
+}
+
+HEADERS = {
+    "x-request-id": "Names this exchange; the request's own `x-request-id`, if it sent one, else a new one.",
+    "openai-processing-ms": "How long the gateway took, in milliseconds.",
+    "x-embedmesh-cached": "How many inputs' vectors were known already, where the account's `cache` is on.",
+    "x-embedmesh-cost-nanousd": "What was charged, in nano-USD (1e-9 USD).",
+    "x-embedmesh-ignored": "Members of the request that change nothing, where it has any.",
+    "x-embedmesh-node": "Which nodes computed the vectors, the one with most first; `cache` where they were known.",
+    "x-embedmesh-request": "Our own id of the request, as in the ledger; `x-request-id` is the same if you sent none.",
+    "x-embedmesh-truncated": "How many inputs were cut, as `truncate` asked.",
+    "x-ratelimit-limit-requests": "Requests a minute that the key may make, where it has such a limit.",
+    "x-ratelimit-remaining-requests": "How many of them are left now.",
+    "x-ratelimit-reset-requests": "When all of them are there again, as in `7.000s`.",
+    "x-ratelimit-limit-tokens": "Tokens a minute that the key may send, where it has such a limit.",
+    "x-ratelimit-remaining-tokens": "How many of them are left now.",
+    "x-ratelimit-reset-tokens": "When all of them are there again, as in `7.000s`.",
+    "idempotent-replayed": "`true` on a reply that was kept for an `Idempotency-Key` or a retry: it was paid before.",
+    "Content-Security-Policy": "Allows this page's own script and style, by hash, and nothing else.",
+    "Retry-After": "Seconds to wait before trying again, with jitter.",
+    "retry-after-ms": "The same wait in milliseconds.",
+    "x-should-retry": "`false`: trying again will fail the same way.",
+    "Location": "Where it is.",
+    "Allow": "The methods that this path takes.",
+    "WWW-Authenticate": "`Bearer`: how to send the key.",
+    "Content-Digest": "SHA-256 of the body (RFC 9530).",
+    "Embedmesh-Receipt": "Always 0 here: only a node's own answers have receipts.",
+    "Signature-Input": "What the signature covers (RFC 9421).",
+    "Signature": "By the gateway, under the session with this node.",
+}
+COUNTS = {
+    "openai-processing-ms",
+    "x-embedmesh-cached",
+    "x-embedmesh-cost-nanousd",
+    "x-embedmesh-truncated",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "Retry-After",
+    "retry-after-ms",
+}
+
+
+def reply(description: str, content_type: str, schema: Json, headers: Iterable[str] = ()) -> Json:
+    """A reply of one content type; `x-request-id` is always among its headers."""
+    return {
+        "description": description,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *headers)},
+        "content": {content_type: {"schema": schema}},
+    }
+
+
+def json_reply(description: str, schema: str, headers: Iterable[str] = ()) -> Json:
+    """A JSON reply of a named schema."""
+    return reply(description, "application/json", ref(schema), headers)
+
+
+def failure_responses(failures: Failures) -> dict[int, Json]:
+    """One response a status: the envelope, narrowed to the types and codes that this route gives with it."""
+    by_status = sorted(failures, key=_status)
+    return {status: _failure_response(status, tuple(group)) for status, group in groupby(by_status, key=_status)}
+
+
+def _failure_response(status: int, failures: Failures) -> Json:
+    narrowed = {
+        "type": {"enum": unique(TABLE[failure][1] for failure in failures)},
+        "code": {"enum": unique(failure.code for failure in failures)},
+    }
+    schema = {"allOf": [ref("Error"), {"properties": {"error": {"properties": narrowed}}}]}
+    headers = unique(name for failure in failures for name in _hints(failure))
+    return reply(STATUS_WORDS[status], "application/json", schema, headers)
+
+
+def failure_row(failure: type[Failure]) -> Json:
+    """A failure for people: the line of the error table that the documentation page shows."""
+    status, kind = TABLE[failure]
+    return {
+        "status": status,
+        "code": failure.code,
+        "type": kind,
+        "meaning": (failure.__doc__ or "").split(". ")[0].rstrip(".") + ".",
+        "retry": failure.retry.value,
+        "headers": list(_hints(failure)),
+    }
+
+
+def _status(failure: type[Failure]) -> int:
+    return TABLE[failure][0]
+
+
+def _hints(failure: type[Failure]) -> Json:
+    """The headers that such a failure leaves with."""
+    sample = errors.MethodNotAllowed("", allowed=()) if failure is errors.MethodNotAllowed else failure("")
+    return dict(hint_headers(sample))
+
+
+def header(name: str) -> Json:
+    """One entry of `components.headers`."""
+    schema = {"type": "integer", "minimum": 0} if name in COUNTS else {"type": "string"}
+    return {"description": HEADERS[name], "schema": schema}

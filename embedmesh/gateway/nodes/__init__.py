@@ -1,0 +1,1 @@
+"""How a gateway speaks to nodes: own and foreign protocols, coalescing, the roster, registration."""

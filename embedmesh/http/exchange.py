@@ -1,0 +1,71 @@
+"""One request and its reply, whichever way they travel."""
+
+from typing import Protocol
+
+from aiohttp import web
+
+from embedmesh.http.receive import BodyBudget, read_body
+from embedmesh.http.server import ALWAYS, REQUEST_ID, deliver
+from embedmesh.rules.embeddings import BODY_BYTES_MAX
+from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
+
+
+class Exchange(Protocol):
+    """What a handler needs of HTTP."""
+
+    @property
+    def own_id(self) -> str | None:
+        """The id that we gave the request; None where its caller brought one, which is only echoed."""
+        ...
+
+    def header(self, name: str) -> str | None:
+        """A field of the request's head, its name in lower case."""
+        ...
+
+    async def body(self, account_id: str) -> bytes:
+        """All of it, of the share of the account whose request this is. Raises what `read_body` raises."""
+        ...
+
+    async def deliver(self, reply: Reply) -> Delivery:
+        """See the port `Deliver`. Raises ConnectionError where nothing of the body was handed to the socket."""
+        ...
+
+
+class GeneralExchange:
+    """Over the general server. `response` is what the server is given back in the end."""
+
+    def __init__(
+        self, request: web.BaseRequest, bodies: BodyBudget, response: web.Response, write_s: float = WRITE_REPLY_S
+    ) -> None:
+        """The reply has to be read within `write_s` seconds."""
+        self._request = request
+        self._bodies = bodies
+        self._response = response
+        self._account_id = ""
+        self._write_s = write_s
+        self._taken = 0
+
+    @property
+    def own_id(self) -> str | None:
+        request_id = self._request[REQUEST_ID]
+        return None if request_id == self._request.headers.get("x-request-id") else request_id
+
+    def header(self, name: str) -> str | None:
+        return self._request.headers.get(name)
+
+    async def body(self, account_id: str) -> bytes:
+        body = await read_body(self._request, BODY_BYTES_MAX, self._bodies, account_id)
+        self._account_id, self._taken = account_id, len(body)
+        return body
+
+    async def deliver(self, reply: Reply) -> Delivery:
+        self._response.headers.update(reply.headers)
+        if self.own_id is not None and REQUEST_HEADER in reply.headers:
+            self._request[ALWAYS]["x-request-id"] = reply.headers[REQUEST_HEADER]
+        self._response.body = reply.body
+        return await deliver(self._request, self._response, self._write_s)
+
+    def end(self) -> None:
+        """The body is needed no more."""
+        self._bodies.give_back(self._account_id, self._taken)

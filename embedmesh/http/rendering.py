@@ -1,0 +1,46 @@
+"""What every reply of ours says, and replies as the bytes of HTTP/1.1."""
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp.helpers import rfc822_formatted_time
+
+from embedmesh.http.failures import envelope, hint_headers, status_and_type
+from embedmesh.http.receive import JSON_TYPE
+from embedmesh.rules.clock import SystemClock
+from embedmesh.rules.errors import Failure
+from embedmesh.rules.ids import new_id
+
+SERVER = {"Server": "embedmesh"}
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+CLOCK = SystemClock()  # for ids: nothing is decided by them
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+def request_id_of(asked: str | None) -> str:
+    """The caller's `x-request-id` where it is sane, else one of our own."""
+    return asked if asked is not None and SANE_REQUEST_ID.fullmatch(asked) else own_request_id()
+
+
+def own_request_id() -> str:
+    """An id for a request that brought none. The ledger keeps the request under the same id."""
+    return new_id("req", CLOCK)
+
+
+def json_head(status: int, request_id: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
+    """The head of a response with a JSON body of so many bytes."""
+    more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    head = (
+        f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {body_bytes}\r\n"
+        f"Date: {rfc822_formatted_time()}\r\nServer: embedmesh\r\nx-request-id: {request_id}\r\n{more}\r\n"
+    )
+    return head.encode("ascii")
+
+
+def failure_bytes(failure: Failure, request_id: str, *, close: bool, more: dict[str, str] | None = None) -> bytes:
+    """The whole response to a request that failed; with `close` it is the connection's last. `more` are headers."""
+    status, _ = status_and_type(failure)
+    headers = hint_headers(failure) | ({"Connection": "close"} if close else {}) | (more or {})
+    body = envelope(failure)
+    return json_head(status, request_id, headers, len(body)) + body

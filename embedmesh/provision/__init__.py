@@ -1,0 +1,1 @@
+"""What is fetched or made before a first start: assets, wheels, models, the bootstrap key."""

@@ -1,0 +1,206 @@
+"""Group commit: whatever arrived while one batch was being made durable is the next batch; there is no timer.
+
+A batch that fails as a whole (disk full, read-only, no server) tells those who wait and keeps the rest, in order, to be
+tried again every RETRY_S until it is durable. How a batch becomes durable is the medium's: see `medium`.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Protocol
+
+from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.ports import Clock
+from embedmesh.storage.db import Db, OnFatal, errors, name_of
+from embedmesh.storage.ledger.writes import Stats, Write, apply_batch, apply_each, settle_batch
+from embedmesh.storage.sql import load
+
+BATCH_WRITES_MAX = 128  # about 3 ms of work; to make it durable takes as long
+QUEUE_WRITES_MAX = 8_192  # about half a second of writing; whoever would wait longer is better told at once
+STUCK_S_MAX = 1.5  # a batch that takes longer is a disk, or a server, that does not answer
+RETRY_S = 0.5  # between two tries while the store cannot be written
+PROBE_AFTER_S = 4.0  # with nothing written; the sweep comes every 5 s, so that a bad disk is noticed within 10 s
+
+WRITE_PROBE = load("facts.sql")["write_probe"]
+
+logger = logging.getLogger(__name__)
+
+
+class Fatal(Exception):
+    """Nobody knows what the disk holds: nothing more may be acknowledged."""
+
+
+class Work(Protocol):
+    """What is to be written."""
+
+    def apply(self, db: Db) -> None:
+        """Run the statements. Raises `errors()`; for `refusals()` `apply_again` is called in a new transaction."""
+        ...
+
+    def apply_again(self, db: Db) -> None:
+        """Run them with more care."""
+        ...
+
+    def settle(self, db: Db) -> None:
+        """It is durable: see what became of it. Raises `errors()`."""
+        ...
+
+
+class Medium(Protocol):
+    """How a batch becomes durable."""
+
+    async def write(self, work: Work, *, patient: bool) -> None:
+        """One transaction around `work`. Raises `errors()` where it is not durable, or nobody knows, and Fatal.
+
+        Who is `patient` waits for others that write; others are told within the time that a caller is. May do the work
+        in another thread.
+        """
+        ...
+
+    async def rest(self) -> None:
+        """Called between two batches: what else has to be done now and then. Raises Fatal."""
+        ...
+
+    async def close(self) -> None:
+        """Let what is being written end."""
+        ...
+
+
+class Writer:
+    """The one writer of a gateway's store. Made on a running event loop; `close` ends it. Implements `Work`."""
+
+    def __init__(self, medium: Medium, clock: Clock, stats: Stats, on_fatal: OnFatal) -> None:
+        self._medium = medium
+        self._clock = clock
+        self._stats = stats
+        self._on_fatal = on_fatal
+        self._queue: deque[Write] = deque()
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._batch: list[Write] = []  # being written
+        self._applied: list[Write] = []  # of it, those that were not refused
+        self._now_ms = 0  # when
+        self._began_s: float | None = None  # when that began
+        self._trouble = ""  # why the last batch failed; empty when it did not
+        self._dead = False
+        self._written_s = clock.monotonic()  # when something was last made durable
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="store writer")
+
+    def submit(self, write: Write) -> None:
+        """Queue a write. One that need not be kept is refused with StoreUnavailable when it could not be soon."""
+        if self._dead:
+            if not write.kept:
+                raise StoreUnavailable("The ledger cannot be written; try again soon.")
+            return  # this process is ending; the next one recovers
+        if not write.kept and len(self._queue) >= QUEUE_WRITES_MAX:
+            raise StoreUnavailable("The ledger is too busy; try again soon.")
+        self._queue.append(write)
+        self._idle.clear()
+        self._work.set()
+
+    def full(self) -> bool:
+        """Whether the queue is as long as it should get."""
+        return len(self._queue) >= QUEUE_WRITES_MAX
+
+    def healthy(self) -> bool:
+        """Whether the last batch became durable, and the one being written does not take too long."""
+        stuck = self._began_s is not None and self._clock.monotonic() - self._began_s > STUCK_S_MAX
+        return not (self._dead or self._trouble or stuck)
+
+    async def drained(self) -> None:
+        """Wait until nothing is queued or being written."""
+        await self._idle.wait()
+
+    def waiting(self) -> int:
+        """How many writes are queued or being written."""
+        return len(self._queue) + len(self._batch)
+
+    async def close(self) -> None:
+        """Stop writing; what is queued is lost, so drain first. A batch that is being made durable is waited for."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        await self._medium.close()
+
+    async def _run(self) -> None:
+        try:
+            while not self._dead:
+                await self._work.wait()
+                self._began_s = self._clock.monotonic()
+                await self._write_batch()
+                await self._medium.rest()
+                self._began_s = None
+                if not self._queue:
+                    self._idle.set()
+                if self._trouble:
+                    await asyncio.sleep(RETRY_S)
+                elif not self._queue:
+                    self._work.clear()
+        except Fatal as error:
+            self._die(str(error))
+        except Exception as error:  # noqa: BLE001 - a writer that died in silence would stop every caller
+            self._die(f"the store's writer failed: {type(error).__name__}")
+
+    async def _write_batch(self) -> None:
+        try:
+            await self._medium.write(self, patient=not self._trouble)
+        except errors() as error:
+            self._stats.failed_batches += 1
+            self._note(trouble=name_of(error))
+            self._keep_what_must_be()
+            return
+        self._note(trouble="")
+        self._stats.commits += 1
+        self._stats.writes += len(self._batch)
+        self._stats.largest_batch = max(self._stats.largest_batch, len(self._batch))
+        applied, self._applied, self._batch = self._applied, [], []
+        for write in applied:
+            write.committed(self._stats)
+
+    def apply(self, db: Db) -> None:
+        """Take what has come, and run its statements. The event loop does not touch the batch meanwhile.
+
+        A batch may change nothing, and says nothing of the disk then: after trouble, or a while, a row is written that
+        does.
+        """
+        while self._queue and len(self._batch) < BATCH_WRITES_MAX:
+            self._batch.append(self._queue.popleft())
+        self._now_ms = self._clock.unix_ms()
+        if self._trouble or self._clock.monotonic() - self._written_s > PROBE_AFTER_S:
+            db.execute(WRITE_PROBE, {"now_ms": self._now_ms})
+            self._written_s = self._clock.monotonic()
+        self._applied = self._batch
+        apply_batch(db, self._now_ms, self._batch)
+
+    def apply_again(self, db: Db) -> None:
+        """The store refused one of them: find out which."""
+        self._applied = apply_each(db, self._now_ms, self._batch)
+        self._stats.broken_writes += len(self._batch) - len(self._applied)
+
+    def settle(self, db: Db) -> None:
+        """The batch is durable."""
+        settle_batch(db, self._now_ms, self._applied)
+
+    def _keep_what_must_be(self) -> None:
+        """Batch and queue become the queue, in order, without the writes that somebody waits for."""
+        waiting = [*self._batch, *self._queue]
+        self._batch, self._applied = [], []
+        self._queue = deque(write for write in waiting if write.kept)
+        for write in waiting:
+            if not write.kept:
+                write.failed("The ledger cannot be written now; try again soon.")
+
+    def _note(self, trouble: str) -> None:
+        if trouble and not self._trouble:
+            logger.error("the store cannot be written (%s); trying every %s s", trouble, RETRY_S)
+        elif self._trouble and not trouble:
+            logger.warning("the store can be written again")
+        self._trouble = trouble
+
+    def _die(self, reason: str) -> None:
+        """Acknowledge nothing more."""
+        logger.critical("%s", reason)
+        self._dead = True
+        self._keep_what_must_be()
+        self._idle.set()
+        self._on_fatal(reason)

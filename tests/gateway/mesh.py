@@ -1,0 +1,616 @@
+"""A small mesh on loopback: a gateway over a real store, with all of its routes, and real nodes with a scripted engine.
+
+What tests play themselves is the far edge: the engine, which answers by the rule of `tests.flow.world`, and a node that
+is written by hand (`Applicant`), which says whatever a test wants said.
+"""
+
+import asyncio
+import contextlib
+import functools
+import random
+import socket
+import ssl
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
+from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.scheduler import Line
+from embedmesh.flow.again import Twins, Unread
+from embedmesh.flow.cache import VectorCache
+from embedmesh.flow.handle import World, give_up
+from embedmesh.flow.verify import verify
+from embedmesh.gateway.api.account_api import AccountApi
+from embedmesh.gateway.api.admin_api import AdminApi
+from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.callers import for_admins
+from embedmesh.gateway.api.keys_api import KeysApi
+from embedmesh.gateway.api.money_api import MoneyApi
+from embedmesh.gateway.api.nodes_api import NodesApi
+from embedmesh.gateway.main import IDENTITY
+from embedmesh.gateway.nodes.own import NodeClients
+from embedmesh.gateway.nodes.registration import Registrar
+from embedmesh.gateway.nodes.roster import Members
+from embedmesh.http.connections import Origins
+from embedmesh.http.receive import BodyBudget
+from embedmesh.http.server import HttpServer
+from embedmesh.node.member import MemberNode
+from embedmesh.node.signed_api import NodeDoor
+from embedmesh.rules.embeddings import (
+    COMPACT,
+    INPUTS_MAX,
+    Counted,
+    EmbedIds,
+    EmbedVectors,
+    ServedModel,
+    ServedModels,
+    unpack_ids,
+)
+from embedmesh.rules.membership import STATEMENT, Greeting, Offer, Registration, Statement, Welcome
+from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.ports import Part
+from embedmesh.rules.shares import Shares
+from embedmesh.settings import NodeSettings
+from embedmesh.signing.certificates import der, make_certificate, server_context
+from embedmesh.signing.identity import Identity, fingerprint, node_id
+from embedmesh.signing.invites import Invite, make_invite, proof, verifier
+from embedmesh.signing.messages import RequestSigner
+from embedmesh.signing.nonces import Nonces
+from embedmesh.signing.receipt_log import ReceiptLog
+from embedmesh.signing.session import Ephemeral, Sessions, transcript
+from embedmesh.storage.books import Books
+from embedmesh.storage.cached.changes import NODES
+from embedmesh.storage.secrets.secret import claim_of
+from embedmesh.storage.store import Store
+from tests.flow.world import CATALOGUE, MODEL, REPLY_BYTES, Bystander, LetterTokenizer, right_reply
+from tests.http.raw import Raw, request, send
+
+SECRET = bytes(range(32))
+LOOPBACK = ("127.0.0.0/8",)
+BEAT_S = 0.02
+ADDING_S = 0.2
+WITHIN_S = 5.0  # a few milliseconds; the rest is for a busy machine
+IDS = [[1, 2], [3]]
+ON_EACH_STORE = pytest.mark.parametrize("gw", ["sqlite", "postgres"], indirect=True, scope="module")
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where that can be: many stores are made, and syncing a disk is not what is tested here."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="embedmesh-", dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+async def until(what: str, look: Callable[[], Any], within_s: float = WITHIN_S) -> Any:
+    """The first true value of `look`; AssertionError naming `what` when it takes too long."""
+    ends = time.monotonic() + within_s
+    while not (found := look()):
+        assert time.monotonic() < ends, f"not within {within_s:g} s: {what}"
+        await asyncio.sleep(0.002)
+    return found
+
+
+def says(reply: Raw, status: int, words: str) -> None:
+    """The refusal, in the error envelope, says what is wrong."""
+    assert (reply.status, set(reply.error)) == (status, {"message", "type", "param", "code"}), reply.body
+    assert words in str(reply.error["message"])
+
+
+class Clock:
+    """The machine's clock, `ahead_s` before it."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def unix_ms(self) -> int:
+        return int((time.time() + self.ahead_s) * 1000)
+
+
+# -- the gateway -------------------------------------------------------------------------------------------------------
+
+
+class Gateway:
+    """One gateway, as `embedmesh.gateway` puts it together, on a port of its own."""
+
+    port: int
+
+    def __init__(
+        self,
+        store: Store,
+        books: Books,
+        open_books: Callable[[], Books],
+        clock: Clock,
+        policy: Policy,
+        lookup: Lookup,
+        beat_s: float,
+        origins: Origins,
+    ) -> None:
+        """`books` are the test's own; the gateway opens its own with `open_books`."""
+        self.store = store
+        self.books_thread = BooksThread(open_books)
+        self.callers_thread = BooksThread(open_books, first=self.books_thread)
+        self.checks_thread = BooksThread(open_books)
+        self.clock = clock
+        self.identity = Identity.from_seed(SECRET, IDENTITY)
+        self.fingerprint = fingerprint(self.identity.public_key)
+        self.registry = Registry(clock)
+        self.clients = NodeClients()
+        self.nonces = Nonces(SECRET)
+        tokenizers = {model.id: LetterTokenizer() for model in CATALOGUE.models}
+        self.members = Members(
+            store.nodes, self.registry, self.clients, CATALOGUE, tokenizers, clock, verify, self.fingerprint
+        )
+        bodies = BodyBudget(10**8)
+        registrar = Registrar(
+            self.identity, self.nonces, store.nodes, self.members, policy, lookup, clock, heartbeat_s=beat_s
+        )
+        self.registrar = registrar
+        self.nodes_api = nodes_api = NodesApi(
+            registrar, self.members, self.registry, store.nodes, clock, origins, reports_a_minute_max=10**6
+        )
+        operators = (
+            AdminApi(
+                self.members,
+                self.registry,
+                store.nodes,
+                bodies,
+                clock,
+                CATALOGUE,
+                self.identity.public_key,
+                adding_s=ADDING_S,
+            ),
+            KeysApi(self.books_thread, bodies, clock, CATALOGUE),
+            MoneyApi(self.books_thread, self.checks_thread, bodies, CATALOGUE),
+        )
+        self.account_api = account_api = AccountApi(
+            store.keys, store.allowances, self.callers_thread, bodies, clock, CATALOGUE
+        )
+        call_later = asyncio.get_running_loop().call_later
+        replies = Shares(REPLY_BYTES)
+        world = World(
+            keys=store.keys,
+            allowances=store.allowances,
+            prices=store.prices,
+            catalogue=CATALOGUE,
+            tokenizers=tokenizers,
+            cl100k=None,
+            ledger=store,
+            fleet=Line(self.registry, clock, random.Random(7), call_later),
+            client=self.clients,
+            witness=Bystander(),
+            clock=clock,
+            twins=Twins(give_up, replies),
+            unread=Unread(call_later),
+            replies=replies,
+            cache=VectorCache(10**6, self.registry.belief),
+            hash_user=lambda user: "hash",
+            claim_of=functools.partial(claim_of, SECRET),
+        )
+        self.app = GatewayApp(
+            world,
+            self.registry,
+            in_flight_max=1_000,
+            bodies=bodies,
+            gauges=dict,
+            more=[
+                nodes_api.routes(),
+                account_api.routes(),
+                *(for_admins(store.keys, api.routes()) for api in operators),
+            ],
+            origins=origins,
+        )
+        self.books = books
+        self.keys: dict[str, str] = {}
+        self._ended = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def key(self, *scopes: str) -> str:
+        """A key with these scopes."""
+        name = " ".join(scopes)
+        if name not in self.keys:
+            self.keys[name] = self.books.keys.create("a", scopes)[1]
+        return self.keys[name]
+
+    async def invite(self, *, lasts_s: float = 3_600) -> Invite:
+        """A join token."""
+        made = make_invite(self.identity.public_key)
+        expires_ms = self.clock.unix_ms() + int(lasts_s * 1000)
+        await self.store.nodes.add_invite(made.invite_id, verifier(made.secret), "", expires_ms)
+        return made
+
+    async def ask(self, method: str, path: str, body: object = None, *, key: str | None, **headers: str) -> Raw:
+        """Ask anything, with a key or without."""
+        encoded = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
+        return await send(self.port, request(method, path, encoded, key=key, **headers))
+
+    async def admin(self, method: str, path: str, body: object = None) -> Raw:
+        """Ask the admin API."""
+        return await self.ask(method, f"/v1/admin{path}", body, key=self.key("admin"))
+
+    async def act(self, name: str, action: str) -> dict[str, Any]:
+        """Say something of a node; it must be done."""
+        reply = await self.admin("POST", f"/nodes/{name}/{action}")
+        assert reply.status == 200, reply.body
+        return msgspec.json.decode(reply.body)
+
+    def strangers_asked(self) -> int:
+        """How often in this minute."""
+        return self.registrar._strangers._room.taken
+
+    def node(self, name: str) -> Node | None:
+        return self.registry.find(name)
+
+    async def until_ready(self, name: str) -> Node:
+        """The node, once it gets work."""
+
+        def ready() -> Node | None:
+            node = self.node(name)
+            return node if node is not None and node.state is NodeState.READY else None
+
+        return await until(f"{name} is ready", ready)
+
+    async def embed(self, name: str, ids: list[list[int]] = IDS, *, request_id: str = "req_1") -> EmbedVectors:
+        """One call of that node, as the line would make it."""
+        lengths = [len(each) + 2 for each in ids]
+        part = Part(name, tuple(range(len(ids))), sum(lengths), 0.1)
+        return await self.clients.embed(part, MODEL, Counted(lengths=lengths, ids=ids), request_id)
+
+    async def answers_rightly(self, name: str) -> None:
+        """It embeds what it is asked for."""
+        assert await self.embed(name) == right_reply(IDS)
+
+    async def end(self, *, within_s: float = 0.1) -> None:
+        """Let what runs end for so long, then close everything. No bug may have been met."""
+        if self._ended:
+            return
+        self._ended = True
+        bugs = self.app.metrics.internal_errors._value.get(), self.members.broken.done()
+        self.clients.close()
+        await self.app.server.drain(within_s)
+        await self.members.stop()
+        await asyncio.gather(*(one.close() for one in (self.books_thread, self.callers_thread, self.checks_thread)))
+        await self.store.close()
+        assert bugs == (0, False)
+
+
+@asynccontextmanager
+async def gateway(
+    folder: Path,
+    *,
+    networks: Sequence[str] = LOOPBACK,
+    lookup: Lookup = system_lookup,
+    port: int = 0,
+    beat_s: float = BEAT_S,
+    store_url: str | None = None,
+    trusted: Sequence[str] = (),
+) -> AsyncIterator[Gateway]:
+    """A gateway on the store in `folder`, or on a new one at a `postgresql://` address."""
+    clock, path = Clock(), store_url or folder / "embedmesh.db"
+    first = isinstance(path, str) or not path.exists()
+
+    def open_books() -> Books:
+        return Books.open(path, clock=clock, secret=lambda engine: SECRET)
+
+    with open_books() as books:
+        if first:
+            books.accounts.create("a")
+            books.accounts.credit("a", 10**12, "test")
+        store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
+        made = Gateway(store, books, open_books, clock, Policy(networks), lookup, beat_s, Origins(trusted))
+        sock = socket.create_server(("127.0.0.1", port))
+        sock.setblocking(False)
+        made.port = sock.getsockname()[1]
+        await made.members.start()
+        store.topics.on(NODES, made.members.changed_elsewhere)
+        watching = asyncio.ensure_future(store.topics.watch())
+        await made.app.server.start(sock)
+        try:
+            yield made
+        finally:
+            watching.cancel()
+            await made.end()
+
+
+# -- nodes -------------------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """In place of a node's models and its application: right answers by rule, held back while `open` is not set."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.asked: list[list[list[int]]] = []
+        self.running = 0
+        self.dropped = 0
+
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        return iter(
+            [SimpleNamespace(model=model, up=True, waiting_tokens=7, tokens_per_s=1e4) for model in CATALOGUE.models]
+        )
+
+    def up(self) -> list[SimpleNamespace]:
+        return list(self)
+
+    async def embed_compact(self, body: bytes) -> tuple[web.Response, int]:
+        asked = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
+        self.asked.append(asked)
+        self.running += 1
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.dropped += 1
+            raise
+        finally:
+            self.running -= 1
+        answer = right_reply(asked)
+        return web.Response(body=msgspec.msgpack.encode(answer), headers={"Content-Type": COMPACT}), answer.tokens
+
+    def listed(self) -> web.Response:
+        described = [ServedModel(one.id, one.width, one.max_tokens, one.digest, one.tier) for one in CATALOGUE.models]
+        return web.Response(
+            body=msgspec.json.encode(ServedModels(described)), headers={"Content-Type": "application/json"}
+        )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+class RealNode:
+    """A member node: all of it but its engine."""
+
+    def __init__(self, member: MemberNode, engine: Engine, folder: Path, address: str) -> None:
+        self.member = member
+        self.engine = engine
+        self.folder = folder
+        self.address = address
+        self.running: asyncio.Task[None]
+
+    @property
+    def name(self) -> str:
+        return node_id(Identity.load(self.folder / "node.identity").public_key)
+
+
+@asynccontextmanager
+async def real_node(
+    folder: Path,
+    to: Gateway | str,
+    invite: Invite | None = None,
+    *,
+    address: str = "",
+    farewell: bool = True,
+    listen: bool = True,
+) -> AsyncIterator[RealNode]:
+    """A node of `folder`, running. With an `address` of `https` or `http` it listens on a port of its own.
+
+    Where it is not told to `listen` there, it does as it does by default.
+    """
+    engine = Engine()
+    if address in ("https", "http"):
+        address = f"{address}://127.0.0.1:{free_port()}"
+    settings = NodeSettings(
+        gateway=to if isinstance(to, str) else to.url,
+        join=invite.text if invite else "",
+        address=address,
+        listen=address.partition("://")[2] if listen else "",
+        country="de",
+        price=5,
+        data_dir=folder,
+    )
+    member = MemberNode(settings, engine, engine, BodyBudget(10**8), lambda: None)  # type: ignore[arg-type]
+    await member.listen()
+    node = RealNode(member, engine, folder, address)
+    node.running = asyncio.create_task(member.run())
+    try:
+        yield node
+    finally:
+        node.running.cancel()
+        await asyncio.gather(node.running, return_exceptions=True)
+        if not farewell:
+            member._joining._signer = None
+        await member.stop(0.1)
+
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def somebody(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """Somebody on a port, who says what the script says."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+            await script(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Hand on what comes, until its end."""
+    while data := await reader.read(65_536):
+        writer.write(data)
+    writer.close()
+
+
+def relay_to(address: str, *, after: asyncio.Event | None = None, reached: asyncio.Event | None = None) -> Script:
+    """Hand everything on to an address, `after` that was set."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if reached is not None:
+            reached.set()
+        if after is not None:
+            await after.wait()
+        there, to_there = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        await asyncio.gather(pipe(reader, to_there), pipe(there, writer))
+
+    return script
+
+
+class Applicant:
+    """A node written by hand. It has an identity, a certificate, and what was agreed when it was last admitted."""
+
+    def __init__(self, at: Gateway, folder: Path, name: str = "applicant") -> None:
+        self.gateway = at
+        self.identity = Identity.load(folder / f"{name}.identity")
+        self.node_id = node_id(self.identity.public_key)
+        files = folder / f"{name}.key", folder / f"{name}.cert"
+        make_certificate(*files)
+        self.certificate = der(files[1])
+        self.tls = server_context(files[1], files[0])
+        self.receipts = ReceiptLog(folder / f"{name}.receipts")
+        self.engine = Engine()
+        self.welcome: Welcome
+        self.sessions: Sessions
+        self.signer: RequestSigner
+        self.door: NodeDoor
+        self.address = ""  # where its door is
+
+    async def greeting(self) -> Greeting:
+        reply = await send(self.gateway.port, request("GET", "/v1/nodes", key=None, content_type=None))
+        return msgspec.json.decode(reply.body, type=Greeting)
+
+    def statement(self, half: Ephemeral | None = None, /, **changes: Any) -> Statement:
+        """A good one, but for the changes."""
+        members = {
+            "version": 1,
+            "public_key": self.identity.public_key,
+            "address": "",
+            "certificate": b"",
+            "country": "DE",
+            "offers": tuple(
+                Offer(one.id, one.width, one.max_tokens, one.digest, one.tier, 5) for one in CATALOGUE.models
+            ),
+            "inputs_max": INPUTS_MAX,
+            "ephemeral": (half or Ephemeral()).public,
+            "nonce": self.gateway.nonces.make(self.gateway.clock.unix_ms() // 1000),
+            "time_ms": self.gateway.clock.unix_ms(),
+        }
+        return Statement(**members | changes)
+
+    def signed_by_it(self, statement: bytes, invite: Invite | None, by: Identity | None = None) -> Registration:
+        """A registration of this statement, whatever it says; `by` may be another identity."""
+        return Registration(
+            statement,
+            (by or self.identity).sign(STATEMENT, statement),
+            invite.invite_id if invite else None,
+            proof(invite.secret, statement) if invite else None,
+        )
+
+    async def registration(
+        self,
+        invite: Invite | None = None,
+        *,
+        signed_by: Identity | None = None,
+        statement: bytes | None = None,
+        **changes: Any,
+    ) -> tuple[Registration, Ephemeral]:
+        """A good registration, but for the changes."""
+        ephemeral = Ephemeral()
+        nonce = {"nonce": (await self.greeting()).nonce}
+        statement = statement or msgspec.json.encode(self.statement(ephemeral, **nonce | changes))
+        return self.signed_by_it(statement, invite, signed_by), ephemeral
+
+    async def post(self, asked: Registration) -> Raw:
+        return await send(self.gateway.port, request("POST", "/v1/nodes", msgspec.json.encode(asked), key=None))
+
+    async def ask(self, invite: Invite | None = None, **changes: Any) -> Raw:
+        """The gateway's answer to a registration."""
+        return await self.post((await self.registration(invite, **changes))[0])
+
+    async def join(self, invite: Invite | None = None, *, tell_door: bool = True, **changes: Any) -> Welcome:
+        """Be admitted. Where `tell_door` is not set the door does not know of the new session yet."""
+        asked, ephemeral = await self.registration(invite, **changes)
+        reply = await self.post(asked)
+        assert reply.status == 200, reply.body
+        self.welcome = msgspec.json.decode(reply.body, type=Welcome)
+        if self.welcome.standing == "admitted":
+            agreed = transcript(
+                node_public=ephemeral.public,
+                gateway_public=self.welcome.ephemeral,
+                node_id=self.node_id,
+                gateway_public_key=self.gateway.identity.public_key,
+                nonce=msgspec.json.decode(asked.statement, type=Statement).nonce,
+            )
+            self.sessions = ephemeral.agree(self.welcome.ephemeral, agreed)
+            self.signer = RequestSigner(self.sessions.of_node, self.node_id, "00112233445566ff")
+            if tell_door and hasattr(self, "door"):
+                self.door.new_session(self.sessions.of_gateway)
+        return self.welcome
+
+    def signed(self, method: str, path: str, body: bytes, signer: RequestSigner | None = None) -> bytes:
+        """A whole request under the session."""
+        now_s = self.gateway.clock.unix_ms() // 1000
+        headers = (signer or self.signer).sign(method, path, body, "nrq_1", now_s).headers
+        lines = f"{method} {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n".encode()
+        return lines + headers + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    async def say(self, what: str, body: object = None) -> Raw:
+        """A heartbeat or a farewell, signed."""
+        path = f"/v1/nodes/{self.node_id}/{what}"
+        encoded = body if isinstance(body, bytes) else b"{}" if body is None else msgspec.json.encode(body)
+        return await send(self.gateway.port, self.signed("POST", path, encoded))
+
+    @asynccontextmanager
+    async def listening(
+        self, *, plain: bool = False, host: str = "127.0.0.1", port: int = 0, **believes: str
+    ) -> AsyncIterator[str]:
+        """Its door, open at an address. `believes` may name another address or gateway than the true one."""
+        sock = socket.create_server((host, port))
+        sock.setblocking(False)
+        self.address = address = f"{'http' if plain else 'https'}://{host}:{sock.getsockname()[1]}"
+        self.door = NodeDoor(
+            self.engine,  # type: ignore[arg-type]
+            BodyBudget(10**8),
+            self.identity,
+            self.node_id,
+            believes.get("gateway", self.gateway.fingerprint),
+            believes.get("address", address),
+            self.receipts,
+            self.gateway.clock,
+        )
+        server = HttpServer(self.door.routes())
+        await server.start(sock, None if plain else self.tls)
+        try:
+            yield address
+        finally:
+            await server.drain(0.1)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What it registers of where it is."""
+        return {"address": self.address, "certificate": self.certificate if self.address.startswith("https") else b""}
+
+    def believe(self, address: str) -> None:
+        """Its door is known by another address from now on."""
+        self.address = self.door._address = address
+
+    @asynccontextmanager
+    async def member(self) -> AsyncIterator[Node]:
+        """It listens at an https address, was invited and admitted, and gets work."""
+        async with self.listening():
+            await self.join(await self.gateway.invite(), **self.place)
+            yield await self.gateway.until_ready(self.node_id)

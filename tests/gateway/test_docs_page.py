@@ -1,0 +1,244 @@
+"""The documentation page loads nothing from anywhere, runs nothing but its own script, and shows the whole API."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from embedmesh import __version__
+from embedmesh.flow.members import MEMBERS
+from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.gateway.api.openapi import document
+from embedmesh.gateway.api.pages import SCRIPTS, docs_page
+from embedmesh.gateway.api.pages.samples import ORIGIN, SAMPLES
+from embedmesh.http.failures import TABLE
+from embedmesh.http.receive import BodyBudget
+from tests.flow.world import make_world
+from tests.http.raw import request, send, serving
+
+
+class Page(HTMLParser):
+    """What a browser would see: every tag with its attributes, and the text inside of script and style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.inside: dict[str, list[str]] = {"script": [], "style": []}
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] in self.inside and data.strip():
+            self.inside[self.tags[-1][0]].append(data)
+
+    def all(self, attribute: str) -> list[str]:
+        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
+
+
+HTML, POLICY = docs_page()
+PAGE = Page(HTML.decode())
+SCRIPT, STYLE = "".join(PAGE.inside["script"][:1]), "".join(PAGE.inside["style"][:1])
+
+
+# -- nothing from outside, nothing untrusted ---------------------------------------------------------------------------
+
+
+def test_the_policy_allows_this_script_and_this_style_and_nothing_else() -> None:
+    def named(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+    assert [tag for tag, _ in PAGE.tags if tag in ("script", "style")] == ["style", "script"]
+    assert (
+        f"default-src 'none'; script-src {named(SCRIPT)}; style-src {named(STYLE)}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ) == POLICY
+
+
+async def test_the_gateway_serves_it_with_that_policy() -> None:
+    world = make_world()
+    app = GatewayApp(world, world.fleet.registry, in_flight_max=1, bodies=BodyBudget(1), gauges=dict)
+    async with serving(app.server) as port:
+        reply = await send(port, request("GET", "/docs", key=None))
+    assert (reply.status, reply.body) == (200, HTML)
+    assert reply.headers["content-security-policy"] == POLICY
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    """The only address in the page is the one in the samples, which the page's own takes the place of."""
+    addresses = re.findall(r"(?:https?:|wss?:|[\"'(=]\s*)//[^\s\"']*", HTML.decode())
+    assert addresses == [ORIGIN]
+    assert f'const SAMPLE_ORIGIN = "{ORIGIN}";' in SCRIPT
+    for target in PAGE.all("href") + PAGE.all("src"):
+        assert target.startswith(("#", "data:image/png;base64,")) or target == "openapi.json"
+    assert "url(" not in STYLE
+    assert "@import" not in STYLE
+
+
+def test_there_are_no_inline_handlers_or_styles_that_the_policy_would_block() -> None:
+    for tag, attributes in PAGE.tags:
+        assert [name for name in attributes if name.startswith("on") or name == "style"] == [], tag
+        assert not any(value.strip().lower().startswith("javascript:") for value in attributes.values())
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser", "srcdoc"],
+)
+def test_no_text_can_become_markup_or_code(word: str) -> None:
+    assert word not in SCRIPT
+
+
+@pytest.mark.parametrize("place", ["localStorage", "sessionStorage", "indexedDB", "cookie", "caches", "history."])
+def test_the_key_is_kept_nowhere(place: str) -> None:
+    assert place not in SCRIPT
+
+
+# -- everybody can use it ----------------------------------------------------------------------------------------------
+
+
+def test_every_field_has_a_label_and_every_reference_a_target() -> None:
+    ids = PAGE.all("id")
+    assert len(ids) == len(set(ids))
+    for tag, attributes in PAGE.tags:
+        if tag in ("input", "select", "textarea"):
+            assert attributes["id"] in PAGE.all("for")
+    anchors = [href[1:] for href in PAGE.all("href") if href.startswith("#")]
+    named = " ".join(anchors + [v for a in ("for", "list", "aria-describedby", "aria-labelledby") for v in PAGE.all(a)])
+    assert set(named.split()) <= set(ids)
+    assert set(re.findall(r'byId\("([a-z-]+)"\)', SCRIPT)) <= set(ids)
+
+
+# -- what it shows, by its own script ----------------------------------------------------------------------------------
+
+BROWSER = """
+class Node {
+  constructor(tag) { Object.assign(this, { tag, attributes: {}, children: [], style: { setProperty() {} } }); }
+  setAttribute(name, value) { this.attributes[name] = String(value); }
+  append(...children) { this.children.push(...children); }
+  replaceChildren(...children) { this.children = children; }
+  after() {} addEventListener() {}
+  set textContent(text) { this.children = [text]; }
+  get textContent() { return this.children.map((c) => (typeof c === "string" ? c : c.textContent)).join(""); } }
+const elements = {};
+globalThis.location = { href: "https://mesh.example/embed/docs", hash: "" };
+globalThis.document = {
+  createElement: (tag) => new Node(tag),
+  getElementById: (id) => (elements[id] ??= new Node(id)),
+};
+"""
+"""As much of a browser as drawing needs: nodes that keep what they are given."""
+
+
+def run_script(code: str, given: object) -> Any:
+    """What `code` returns in Node after the page's script, all but its start, with `given` in scope."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node is not installed; the page's script is only tested where it is")
+    start = SCRIPT.index("// The page's life")
+    program = f"{BROWSER}\n{SCRIPT[:start]}\nconst given = {json.dumps(given)};\n"
+    program += f"console.log(JSON.stringify((() => {{ {code} }})()));"
+    ran = subprocess.run([node, "-"], input=program, capture_output=True, text=True, timeout=30, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_the_start_of_the_script_comes_last() -> None:
+    """`run_script` cuts there."""
+    assert SCRIPTS[-1] == "docs.js"
+    assert SCRIPT.count("// The page's life") == 1
+
+
+def test_every_route_member_header_and_error_is_drawn() -> None:
+    api = document(__version__)
+    drawn = run_script(
+        "for (const draw of [drawSamples, drawRoutes, drawMembers, drawReply, drawErrors]) draw(given);"
+        "return Object.fromEntries(Object.entries(elements).map(([id, node]) => [id, node.textContent]));",
+        api,
+    )
+    for path, methods in api["paths"].items():
+        for method, operation in methods.items():
+            assert f"{method.upper()}{path}{operation['summary']}" in drawn["route-list"]
+    for name, member in MEMBERS.items():
+        assert name in drawn["member-list"]
+        assert member.schema["description"].replace("`", "") in drawn["member-list"]
+    for failure, (status, kind) in TABLE.items():
+        assert f"{status}{failure.code}{kind}" in drawn["error-list"]
+    for name in api["paths"]["/v1/embeddings"]["post"]["responses"]["200"]["headers"]:
+        assert name in drawn["header-list"]
+    for sample in SAMPLES:
+        assert sample["source"].strip().replace(ORIGIN, "https://mesh.example/embed") in drawn["samples"]
+    assert "undefined" not in "".join(drawn.values())
+
+
+def test_routes_of_nodes_and_operators_stand_aside_behind_those_of_callers() -> None:
+    """Who makes an application sees its own routes first, and of the others two lines that open."""
+    api = document(__version__)
+    groups, asides, body = run_script(
+        "drawRoutes(given);"
+        "const groups = elements['route-list'].children;"
+        "const asides = groups.filter((node) => node.attributes.class === 'aside');"
+        "const named = (node) => node.children[0].textContent;"
+        "return [groups.map((node) => node.tag), asides.map(named), asides[0].textContent];",
+        api,
+    )
+    inside = [tag["name"] for tag in api["tags"] if "x-embedmesh-aside" in tag]
+    assert [name.startswith(tag) for name, tag in zip(asides, inside, strict=True)] == [True] * 2
+    assert groups[-2:] == ["details", "details"]
+    assert groups[0] == "h3"
+    for member in ("statement", "tokens_waiting", "signed by the node"):
+        assert member in body
+
+
+@pytest.mark.parametrize(
+    "code, given, expected",
+    [
+        ("return textsOf(given)", "a\r\n\n  \n b \nc", ["a", " b ", "c"]),
+        (
+            "return requestBody(given)",
+            {"model": "m", "texts": ["a"], "encoding": "float", "dimensions": ""},
+            {"model": "m", "input": "a", "encoding_format": "float"},
+        ),
+        (
+            "return requestBody(given)",
+            {"model": "m", "texts": ["a", "b"], "encoding": "base64", "dimensions": "4"},
+            {"model": "m", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 4},
+        ),
+        ("return components(given)", "AAAAPwAAAL8AAIA+", [0.5, -0.5, 0.25]),
+        ("return components(given)", [0.5, -0.5], [0.5, -0.5]),
+        ("return similarities(given)", [[3, 4], [-4, 3], [-3, -4]], [[1, 0, -1], [0, 1, 0], [-1, 0, 1]]),
+        (
+            "return given.map(dollars)",
+            ["0", "110", "20000000", "12500000000"],
+            ["$0.00", "$0.00000011", "$0.02", "$12.50"],
+        ),
+        ("return given.map(isSendable)", ["em_good", "schlüssel", "a\nb", ""], [True, False, False, True]),
+        ("return given.map(envelopeOf)", ["<html>", "{}", "null", '{"error":"x"}'], [None, None, None, None]),
+        ("return envelopeOf(given)", '{"error":{"message":"m","code":"c"}}', {"message": "m", "code": "c"}),
+        ("return given.map(replyOf)", ["<html>", "null", "{}", '{"data":[]}'], [None, None, None, None]),
+    ],
+)
+def test_what_is_sent_and_made_of_the_answer(code: str, given: object, expected: object) -> None:
+    assert run_script(code, given) == expected
+
+
+def test_a_hostile_reply_stays_text() -> None:
+    """Markup in a refusal, a header or a text is shown as it is: the nodes made are only the page's own."""
+    hostile = "<img src=x onerror=alert(1)>"
+    tags, shown = run_script(
+        "const response = { ok: false, status: 400, headers: new Headers({ 'x-request-id': given }) };"
+        "const drawn = showRefusal(response, JSON.stringify({ error: { message: given, code: given, type: given } }));"
+        "const walk = (node) => typeof node === 'string' ? [] : [node.tag, ...node.children.flatMap(walk)];"
+        "return [drawn.flatMap(walk), drawn.map((node) => node.textContent).join('')];",
+        hostile,
+    )
+    assert set(tags) <= {"p", "dl", "div", "dt", "dd", "code"}
+    assert shown.count(hostile) == 4
