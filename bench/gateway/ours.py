@@ -17,7 +17,7 @@ from embedmesh.flow.respond import respond
 from embedmesh.gateway.nodes.http1 import Wires
 from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Answer, Clock, Deliver, Part, Share
 
 STAGES = ("forward", "key", "count", "hold")
@@ -46,10 +46,10 @@ class NoLedger:
     """Holds nothing."""
 
     def __init__(self, real: Any) -> None:
-        self.healthy, self.twin, self.kept_bytes = real.healthy, real.twin, real.kept_bytes
+        self.healthy, self.prior, self.kept_bytes = real.healthy, real.prior, real.kept_bytes
         self.available_nanousd = real.available_nanousd
 
-    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         return None
 
     def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
@@ -83,7 +83,7 @@ def signed_link(wires: Wires, clock: Clock) -> OwnLink:
 def leave_out(stage: str) -> None:
     """Change the gateway of this process."""
     if stage in (ALONE, SIGNED):
-        gateway.MergingLink = lambda link: link  # type: ignore[misc, assignment]
+        gateway.CoalescingLink = lambda link: link  # type: ignore[misc, assignment]
     if stage == SIGNED:
         gateway.OwnLink = signed_link  # type: ignore[misc, assignment]
     if stage in ("hold", ALONE, SIGNED):

@@ -16,15 +16,15 @@ from bench.lives.journal import Delivery as Delivered
 from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.registry import Registry
-from embedmesh.fleet.scheduler import Line
-from embedmesh.flow.again import Asked, Twins, Unread
+from embedmesh.fleet.scheduler import Scheduler
+from embedmesh.flow.again import Asked, SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World, give_up, handle
 from embedmesh.rules.errors import Failure, InternalError, SetupError
-from embedmesh.rules.ports import Allowance, Caller, Delivery, Reply
+from embedmesh.rules.ports import Caller, Delivery, RateLimit, Reply
 from embedmesh.rules.shares import Shares
-from embedmesh.storage.cached.rate_limits import MINUTE_MS, Allowances
+from embedmesh.storage.cached.rate_limits import MINUTE_MS, RateLimits
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.sqlite.commit import FSYNC_FAILED
 from embedmesh.storage.store import Store
@@ -77,9 +77,9 @@ class Exchange:
 
 
 class Metered:
-    """The real allowances; what they grant is written down. Implements the port `Allowances`."""
+    """The real rate_limits; what they grant is written down. Implements the port `RateLimits`."""
 
-    def __init__(self, real: Allowances, clock: Clock, journal: Journal) -> None:
+    def __init__(self, real: RateLimits, clock: Clock, journal: Journal) -> None:
         self._real = real
         self._clock = clock
         self._journal = journal
@@ -99,7 +99,7 @@ class Metered:
     def spend_tokens(self, caller: Caller, tokens: int) -> None:
         self._real.spend_tokens(caller, tokens)
 
-    def left(self, caller: Caller) -> tuple[Allowance, ...]:
+    def left(self, caller: Caller) -> tuple[RateLimit, ...]:
         return self._real.left(caller)
 
 
@@ -207,20 +207,20 @@ class Gateway:
         self.replies = Shares(REPLY_BYTES)
         return World(
             keys=store.keys,
-            allowances=Metered(store.allowances, self._clock, self._journal),
+            rate_limits=Metered(store.rate_limits, self._clock, self._journal),
             prices=store.prices,
             catalogue=CATALOGUE,
             tokenizers={model: LetterTokenizer() for model in MODELS},
             cl100k=None,
             ledger=store,
-            fleet=Line(self._registry, self._clock, self._dice, loop.call_later, hedge=traits.hedge),
+            fleet=Scheduler(self._registry, self._clock, self._dice, loop.call_later, hedge=traits.hedge),
             client=Nodes(self._dice, traits.bad_odds, traits.slow_odds),
-            witness=Bystander(),
+            observer=Bystander(),
             clock=self._clock,
-            twins=Twins(give_up, self.replies),
+            single_flight=SingleFlight(give_up, self.replies),
             unread=Unread(loop.call_later),
             replies=self.replies,
-            cache=VectorCache(CACHE_BYTES, self._registry.belief),
+            cache=VectorCache(CACHE_BYTES, self._registry.generation),
             hash_user=lambda user: hash_user(SECRET, user),
             claim_of=lambda key, body: claim_of(SECRET, key, body),
         )
@@ -240,7 +240,7 @@ class Gateway:
         for task in [*serving, *self._background]:
             task.cancel()
         await asyncio.gather(*serving, *self._background, return_exceptions=True)
-        await self._world.twins.stop()
+        await self._world.single_flight.stop()
         if self.replies.taken:
             self._journal.wrong.append(f"{self.name}: {self.replies.taken} bytes of replies were not given back")
         await self.store.close()

@@ -16,7 +16,7 @@ from embedmesh.fleet.fair_queue import Work
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import OUT_EVERY_S, PROBE_S, SPEED_INPUTS, SPEED_TOKENS
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.fleet.scheduler import Line
+from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.rules.deadlines import ATTEMPTS_MAX, attempt_s
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow
@@ -81,12 +81,12 @@ class Routed(Contender):
 
 
 class Lined(Contender):
-    """`embedmesh.fleet.scheduler.Line`, the very thing, in front of nodes that it has to get to know."""
+    """`embedmesh.fleet.scheduler.Scheduler`, the very thing, in front of nodes that it has to get to know."""
 
     def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
         super().__init__(world, servers, seed)
         self.registry = Registry(world)
-        self.line = Line(self.registry, world, self.dice, self._call_later)
+        self.line = Scheduler(self.registry, world, self.dice, self._call_later)
         self.taken: list[tuple[Asking, Part]] = []  # to be asked as soon as the line has done
         self._by_id = {f"n{server.number}": server for server in servers}
         for node_id, server in self._by_id.items():

@@ -44,7 +44,7 @@ class Doing(Enum):
     STOPPED = "stopped"
 
 
-class Allowance(NamedTuple):
+class RateLimit(NamedTuple):
     """What an answer may take before its process is stuck: CPU time, time without doing anything, and, where the
     kernel tells nothing, time on the clock. Seconds."""
 
@@ -52,9 +52,9 @@ class Allowance(NamedTuple):
     still_s: float
     clock_s: float
 
-    def times(self, factor: float) -> "Allowance":
+    def times(self, factor: float) -> "RateLimit":
         """So many times as much of each."""
-        return Allowance(self.cpu_s * factor, self.still_s * factor, self.clock_s * factor)
+        return RateLimit(self.cpu_s * factor, self.still_s * factor, self.clock_s * factor)
 
 
 def judge(before: Sample, now: Sample) -> Doing:
@@ -104,7 +104,7 @@ class Starvation:
 class Watch:
     """Looks at a process from when it was asked until it answers."""
 
-    def __init__(self, allowed: Allowance, on_starved: Callable[[float, Shortage], None]) -> None:
+    def __init__(self, allowed: RateLimit, on_starved: Callable[[float, Shortage], None]) -> None:
         """`on_starved` is told at each look for how many seconds it was starved since the last, and of what."""
         self._on_starved = on_starved
         self._allowed = allowed

@@ -25,7 +25,7 @@ from embedmesh.engine.frames import Batch, Load, Vectors
 from embedmesh.engine.isolate import isolate
 from embedmesh.engine.plan import pad_length
 from embedmesh.engine.process import END_S, Worker, WorkerBroke, WorkerProcess, WorkerStuck
-from embedmesh.engine.progress import Allowance, Starvation, Watch
+from embedmesh.engine.progress import RateLimit, Starvation, Watch
 from embedmesh.rules.errors import NodeBroke, SetupError
 from embedmesh.rules.nodes import SHORTAGES, Shortage
 
@@ -195,7 +195,7 @@ class Supervisor:
             raise WorkerBroke("cannot be started again: those that were ended are not gone (does a disk hang?)")
         self._on_start()
         read_s = self._weights_bytes / START_BYTES_PER_S
-        allowed = Allowance(START_CPU_S + read_s, START_STILL_S + read_s, START_STILL_S + read_s)
+        allowed = RateLimit(START_CPU_S + read_s, START_STILL_S + read_s, START_STILL_S + read_s)
         worker = await self._spawn()
         try:
             with self._watching(allowed) as watch:
@@ -207,7 +207,7 @@ class Supervisor:
         return worker
 
     @contextlib.contextmanager
-    def _watching(self, allowed: Allowance) -> Iterator[Watch]:
+    def _watching(self, allowed: RateLimit) -> Iterator[Watch]:
         """Watch one answer. What is learned of it stays: that it was starved, or that nothing could be seen."""
         watch = Watch(allowed.times(self._patience), self._starvation.note)
         self._was_blind = False
@@ -271,7 +271,7 @@ class Supervisor:
         self._proved_at = float("-inf")
         log.error("the engine of %s %s; it is being restarted", self._name, error)
 
-    def _allowed(self, rows: int, length: int) -> Allowance:
+    def _allowed(self, rows: int, length: int) -> RateLimit:
         """For a batch of that shape. What one like it took before says more than what its size says."""
         # Two operations a weight a token; the 4 bytes of each weight make that half a weights file.
         size_s = rows * length * self._weights_bytes / 2 / FLOPS_MIN
@@ -279,7 +279,7 @@ class Supervisor:
         cpu_s = BATCH_S + (size_s if before_s is None else AGAIN_FACTOR * before_s)
         if (rows, length) not in self._run_before:
             cpu_s += SHAPE_S + self._weights_bytes / SHAPE_BYTES_PER_S
-        return Allowance(cpu_s, STILL_S, BLIND_S + size_s / BLIND_CORES)
+        return RateLimit(cpu_s, STILL_S, BLIND_S + size_s / BLIND_CORES)
 
 
 def _cut(answer: Vectors, count: int, width: int) -> list[bytes | None]:

@@ -18,7 +18,7 @@ import numpy as np
 from embedmesh.deadline import within
 from embedmesh.fleet.probe import PROBE_TEXT, count
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
-from embedmesh.fleet.scheduler import Line
+from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.deadlines import LOOK_AGAIN_S, REQUEST_MIN_S, attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
@@ -26,14 +26,14 @@ from embedmesh.rules.errors import NodeFailure, NodeTooSlow, Overloaded, WrongAn
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model, Tier
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Place, Tokenizer, Verify
+from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Ticket, Tokenizer, Verify
 
 log = logging.getLogger("embedmesh.fleet")
 
 FIRST_ANSWERS = 500  # of a node, since it was admitted or readmitted: looked at more closely (contract section 5)
 FIRST_SHARE, SHARE = 0.10, 0.01
 SEVERAL_SHARE = 0.25  # of the first ones with more than one input: rarer, more is at stake, and no more is asked again
-TRUSTED_SHARE = 0.5  # of canaries for which a trusted node is asked: many that lie alike would vouch for each other
+TRUSTED_SHARE = 0.5  # of canaries for which a trusted node is asked: many that lie alike would prove for each other
 AT_ONE_TIME_MAX = 8  # canaries; more are not begun, so that they never become a load of their own
 INPUTS_MAX = 8  # of a part that are compared: a node that lies about some of them is found a little later
 PROBATION_EVERY_S = 15.0
@@ -51,12 +51,12 @@ int8 kernels differ by the CPU; noise of a twentieth of a component's size is al
 
 
 class Canaries:
-    """Implements the port `Witness`."""
+    """Implements the port `Observer`."""
 
     def __init__(
         self,
         registry: Registry,
-        line: Line,
+        line: Scheduler,
         client: NodeClient,
         catalogue: Catalogue,
         tokenizers: dict[str, Tokenizer],
@@ -155,7 +155,7 @@ class Canaries:
             self._registry.readmit(node)
             self._on_readmit(node)
 
-    async def vouch(self, node: Node) -> bool:
+    async def prove(self, node: Node) -> bool:
         """Whether a newcomer may get callers' work: a trusted node, if there is one, says the same to some questions.
 
         One that does not is quarantined. A node with other weights, or another order of rows, is found here, before
@@ -200,34 +200,34 @@ class Canaries:
         asking = _Asking()
         try:
             async with asyncio.timeout(REQUEST_MIN_S):
-                place = self._line.repeat(model, asked, asking, frozenset(avoid))
+                ticket = self._line.repeat(model, asked, asking, frozenset(avoid))
                 try:
-                    return await self._attempt(place, asking, model, asked)
+                    return await self._attempt(ticket, asking, model, asked)
                 finally:
-                    place.leave()
-                    asking.stop(place)
+                    ticket.leave()
+                    asking.stop(ticket)
         except (TimeoutError, Overloaded):
             return None, None
 
     async def _attempt(
-        self, place: Place, asking: "_Asking", model: Model, asked: Counted
+        self, ticket: Ticket, asking: "_Asking", model: Model, asked: Counted
     ) -> tuple[Node, Matrix] | tuple[None, None]:
         while (part := await asking.next()) is not None:
             try:
                 try:
-                    with within(attempt_s(part.expected_s), partial(_more_s, place, part)):
+                    with within(attempt_s(part.expected_s), partial(_more_s, ticket, part)):
                         reply = await self._client.embed(part, model, asked, new_id("req", self._clock))
                 except TimeoutError:
                     raise NodeTooSlow("the attempt's deadline passed") from None
                 self._verify(reply, model, part, asked.exact)
             except NodeFailure as failure:
-                if not place.ended(part, failure):
+                if not ticket.ended(part, failure):
                     break
             except BaseException:
-                place.abandoned(part)
+                ticket.abandoned(part)
                 raise
             else:
-                place.ended(part, None)
+                ticket.ended(part, None)
                 node = self._registry.find(part.node_id)
                 return (node, _rows(reply, model.width)) if node is not None else (None, None)
         return None, None
@@ -276,9 +276,9 @@ class Canaries:
             log.critical("a comparison ended (%s)", type(bug).__name__)  # no words: they may quote a text
 
 
-def _more_s(place: Place, part: Part) -> float:
+def _more_s(ticket: Ticket, part: Part) -> float:
     """As for callers: a late node is left where another one may be asked. `_ask` bounds the whole."""
-    return 0.0 if place.may_ask_another(part) else LOOK_AGAIN_S
+    return 0.0 if ticket.may_ask_another(part) else LOOK_AGAIN_S
 
 
 class _Asking:
@@ -297,11 +297,11 @@ class _Asking:
         """The part to ask, or None when no node is left."""
         return await self._parts.get()
 
-    def stop(self, place: Place) -> None:
+    def stop(self, ticket: Ticket) -> None:
         """Parts that came too late."""
         while not self._parts.empty():
             if (part := self._parts.get_nowait()) is not None:
-                place.abandoned(part)
+                ticket.abandoned(part)
 
 
 def _rows(reply: EmbedVectors, width: int) -> Matrix:

@@ -9,7 +9,7 @@ FULL_SCAN_NODES_MAX = 100  # above, only some are looked at: nearly as good, and
 SAMPLE_NODES = 16  # so many by dice, beside the one that has just become free
 
 
-class Spot:
+class Candidate:
     """One node, with what is asked again and again of it worked out once."""
 
     __slots__ = ("_bulk_s", "_fixed_s", "_now", "_penalty_s", "_per_token_s", "_small_s", "node", "tokens_per_s")
@@ -57,11 +57,11 @@ class Spot:
         return self._bulk_s
 
 
-def look_at(nodes: Sequence[Node], freed: Node | None, now: float, dice: Dice) -> list[Spot]:
+def candidates_of(nodes: Sequence[Node], freed: Node | None, now: float, dice: Dice) -> list[Candidate]:
     """All of them, or of very many some, with the one that was `freed`: of those two the better is nearly the best."""
     if len(nodes) <= FULL_SCAN_NODES_MAX:
-        return [Spot(node, now) for node in nodes]
-    return [Spot(node, now) for node in _some(nodes, freed, dice)]
+        return [Candidate(node, now) for node in nodes]
+    return [Candidate(node, now) for node in _some(nodes, freed, dice)]
 
 
 def _some(nodes: Sequence[Node], freed: Node | None, dice: Dice) -> Iterable[Node]:

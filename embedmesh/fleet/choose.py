@@ -10,7 +10,7 @@ from embedmesh.fleet.registry import Node
 from embedmesh.rules.ports import Dice
 
 TIE = 1.05  # nodes within five percent of the best are equal: the estimate is no better than that
-PATIENCE_S = 1.0  # how much later a cheaper, or weightier, node may be done than the fastest
+LATER_MAX_S = 1.0  # how much later a cheaper, or weightier, node may be done than the fastest
 
 
 class Option(NamedTuple):
@@ -59,7 +59,7 @@ def weighted(options: Sequence[Option], horizon_s: float, dice: Dice) -> Option 
 
 
 def _patient(options: Sequence[Option], horizon_s: float) -> list[Option]:
-    limit_s = max(min(option.finish_s for option in options), horizon_s) + PATIENCE_S
+    limit_s = max(min(option.finish_s for option in options), horizon_s) + LATER_MAX_S
     return [option for option in options if option.finish_s <= limit_s]
 
 

@@ -109,7 +109,7 @@ class Backlog:
     tokens: int = 0
 
 
-class Waiting:
+class FairQueue:
     """One model's line."""
 
     def __init__(self) -> None:

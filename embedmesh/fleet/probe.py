@@ -26,7 +26,7 @@ PACED_PROBE_S = 10.0  # of a server of another make: it may be far away, or load
 LATE_PROBE_S = 15.0  # at most, after some that were late: one that is starved is slow, not gone
 MEASURE_S = 10.0  # a thousand tokens
 MEASURE_EVERY_S = 30.0  # of a node that gets no work: a fifth of a per cent of a slow node's time
-PATIENCE_S = 5.0  # a node that starts together with us is ready in one
+FIRST_ANSWER_S = 5.0  # a node that starts together with us is ready in one
 SPEED_INPUTS, SPEED_TOKENS = 16, 64  # of the one large probe that a node gets when it is ready: a batch of our engine
 SPECIALS_MAX = 8  # that a model may add to a text: of one whose tokenizer is not here
 PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
@@ -56,15 +56,15 @@ class Prober:
         client: ProbeClient,
         clock: Clock,
         verify: Verify,
-        vouch: Callable[[Node], Awaitable[bool]] = _by_itself,
+        prove: Callable[[Node], Awaitable[bool]] = _by_itself,
         pace: Pace | None = None,
     ) -> None:
-        """`vouch` says of a new node, once it embeds, whether it may get callers' work. One of another make has a
+        """`prove` says of a new node, once it embeds, whether it may get callers' work. One of another make has a
         `pace`.
         """
         self._pace = pace
         self._node = node
-        self._vouch = vouch
+        self._vouch = prove
         self._registry = registry
         self._catalogue = catalogue
         self._client = client
@@ -120,7 +120,7 @@ class Prober:
             return
         if now is NodeState.READY:
             log.info("node %s is ready", self._node.node_id)
-        elif now is NodeState.UNPROVEN and self._clock.monotonic() - self._began > PATIENCE_S:
+        elif now is NodeState.UNPROVEN and self._clock.monotonic() - self._began > FIRST_ANSWER_S:
             self._told_unproven = True
             log.warning("node %s is unproven: %s", self._node.node_id, self._node.last_failure)
 

@@ -70,7 +70,7 @@ class Node:
     trial: int = 0  # right answers to go until it is trusted with more than one part
     paused_until: float = 0.0  # on the monotonic clock, as all times here
     fresh_answers: int = 0  # since it was admitted, or readmitted: the first are looked at more closely
-    belief: int = 0  # see `Registry.belief`
+    generation: int = 0  # see `Registry.generation`
     ejections: int = 0  # of late
     out_until: float = 0.0
     ejected_at: float = float("-inf")
@@ -120,7 +120,7 @@ class Registry:
 
     def add(self, node: Node) -> Node:
         """A new node, or another one in the place of the node of that id."""
-        node.belief = next(self._beliefs)
+        node.generation = next(self._beliefs)
         self._nodes[node.node_id] = node
         self._changed()
         return node
@@ -134,12 +134,12 @@ class Registry:
         """The node of that id."""
         return self._nodes.get(node_id)
 
-    def belief(self, node_id: str) -> int | None:
+    def generation(self, node_id: str) -> int | None:
         """A number that is another one once a node was quarantined, or is added anew; None while it is not believed."""
         node = self._nodes.get(node_id)
         if node is None or node.state is NodeState.QUARANTINED:
             return None
-        return node.belief
+        return node.generation
 
     def __iter__(self) -> Iterator[Node]:
         return iter(list(self._nodes.values()))
@@ -296,7 +296,7 @@ class Registry:
         if node.state is before:
             return
         if node.state is NodeState.QUARANTINED:
-            node.belief = next(self._beliefs)
+            node.generation = next(self._beliefs)
         if node.state is NodeState.EJECTED:
             now = self._clock.monotonic()
             node.ejections = node.ejections + 1 if now - node.ejected_at < FORGIVEN_S else 1

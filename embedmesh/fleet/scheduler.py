@@ -11,11 +11,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from embedmesh.fleet.admission import check_patience
+from embedmesh.fleet.admission import check_admission
 from embedmesh.fleet.budget import RetryBudget
-from embedmesh.fleet.candidates import Spot, look_at
+from embedmesh.fleet.candidates import Candidate, candidates_of
 from embedmesh.fleet.choose import TIE, Option, Policy, fastest
-from embedmesh.fleet.fair_queue import Rest, Waiting, Work, size_of
+from embedmesh.fleet.fair_queue import FairQueue, Rest, Work, size_of
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, part_tokens_max, stays_whole
 from embedmesh.rules.deadlines import ATTEMPTS_MAX
@@ -48,7 +48,7 @@ CallLater = Callable[[float, Callable[[], None]], object]
 """Seconds from now, what to do. The loop's `call_later`, or a simulator's."""
 
 
-class Line:
+class Scheduler:
     """Implements the port `Fleet`. One line a model."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Line:
         self._call_later = call_later
         self._policy = policy
         self._budget = RetryBudget(clock)
-        self._waiting: dict[str, Waiting] = {}
+        self._waiting: dict[str, FairQueue] = {}
         self._running: dict[Part, tuple[Node, bool]] = {}  # where, and whether it is of a request that was cut
         self._numbers = itertools.count()
         self._assigning = False
@@ -87,8 +87,8 @@ class Line:
     def may_wait(self, model: Model, tokens: int, account_id: str) -> None:
         nodes, waiting = self.registry.ready(model.id), self._waiting.get(model.id)
         if waiting is not None and nodes:
-            spots = look_at(nodes, None, self._clock.monotonic(), self._dice)
-            check_patience(waiting, account_id, tokens, spots, len(nodes))
+            candidates = candidates_of(nodes, None, self._clock.monotonic(), self._dice)
+            check_admission(waiting, account_id, tokens, candidates, len(nodes))
 
     def expected_s(self, model: Model, tokens: int) -> float | None:
         nodes = self.registry.ready(model.id)
@@ -97,14 +97,14 @@ class Line:
         now = self._clock.monotonic()
         waiting = self._waiting.get(model.id)
         if waiting is None and tokens <= WHOLE_TOKENS_MAX:
-            any_s = Spot(nodes[0], now).finish_s(tokens, True)
+            any_s = Candidate(nodes[0], now).finish_s(tokens, True)
             if any_s <= SOON_S:
                 return any_s  # no other node's answer would make a difference to anybody
-        spots = look_at(nodes, None, now, self._dice)
-        alone_s = min(spot.finish_s(tokens, tokens <= WHOLE_TOKENS_MAX) for spot in spots)
+        candidates = candidates_of(nodes, None, now, self._dice)
+        alone_s = min(candidate.finish_s(tokens, tokens <= WHOLE_TOKENS_MAX) for candidate in candidates)
         if waiting is None:
             return alone_s
-        all_tokens_per_s = sum(spot.tokens_per_s for spot in spots) * len(nodes) / len(spots)
+        all_tokens_per_s = sum(candidate.tokens_per_s for candidate in candidates) * len(nodes) / len(candidates)
         return max(alone_s, (waiting.tokens + tokens) / all_tokens_per_s)
 
     def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Work:
@@ -138,7 +138,7 @@ class Line:
             return True  # another node was asked the same, and still works on it
         again = not work.left and self._may_try_again(work, part, rest, failure)
         if again:
-            waiting = self._waiting.setdefault(work.model_id, Waiting())
+            waiting = self._waiting.setdefault(work.model_id, FairQueue())
             waiting.add(work, part.tokens)
             begun = _had_begun(failure)
             tried = Rest(
@@ -176,9 +176,11 @@ class Line:
         ]
         if not idle or not self._budget.take(HEDGE_BUDGET):
             return
-        spot = min((Spot(node, now) for node in idle), key=lambda spot: spot.finish_s(part.tokens, True))
-        spot.node.counts["hedges"] += 1
-        work.asker.take(self._bind(work, tried, spot, part.tokens, now))
+        candidate = min(
+            (Candidate(node, now) for node in idle), key=lambda candidate: candidate.finish_s(part.tokens, True)
+        )
+        candidate.node.counts["hedges"] += 1
+        work.asker.take(self._bind(work, tried, candidate, part.tokens, now))
 
     def abandoned(self, part: Part, *, late: bool = False) -> None:
         """A part was given up for a reason that says no ill of the node; with `late`, that it is slow."""
@@ -238,7 +240,7 @@ class Line:
         )
         if waiting is None and not self._assigning and self._place_at_once(work, nodes):
             return work
-        waiting = self._waiting.setdefault(model.id, Waiting())
+        waiting = self._waiting.setdefault(model.id, FairQueue())
         for rest in work.rests:
             waiting.add(work, rest.tokens)
         waiting.tag(work, tokens)
@@ -251,40 +253,40 @@ class Line:
         now = self._clock.monotonic()
         self._assigning = True
         try:
-            self._place(work, look_at(nodes, None, now, self._dice), 0, now, None, small=work.whole)
+            self._place(work, candidates_of(nodes, None, now, self._dice), 0, now, None, small=work.whole)
         finally:
             self._assigning = False
         return not work.rests
 
-    def _assign(self, model_id: str, waiting: Waiting, freed: Node | None) -> None:
+    def _assign(self, model_id: str, waiting: FairQueue, freed: Node | None) -> None:
         now = self._clock.monotonic()
-        spots = look_at(self.registry.ready(model_id), freed, now, self._dice)
+        candidates = candidates_of(self.registry.ready(model_id), freed, now, self._dice)
         aside: list[Work] = []
         ahead = vain = 0
         needed = 0.0  # tokens that have to be ahead of a short request before a free node is worth its slowness
         large_waits = False  # then what comes after it does not fill up the nodes that it waits for
         while waiting.heap and vain < LOOK_AHEAD and len(aside) < SKIP_MAX:
-            if needed > waiting.tokens or not any(spot.room(not large_waits) for spot in spots):
+            if needed > waiting.tokens or not any(candidate.room(not large_waits) for candidate in candidates):
                 break
             work = waiting.pop()
             if not work.rests:
                 continue  # it left
             if not work.whole or ahead >= needed:
-                needed = self._place(work, spots, ahead, now, waiting, small=work.whole and not large_waits)
+                needed = self._place(work, candidates, ahead, now, waiting, small=work.whole and not large_waits)
                 vain += bool(work.rests)
             if work.rests:
                 aside.append(work)
                 ahead += work.tokens
                 large_waits = large_waits or not work.whole
-        if not spots:
+        if not candidates:
             self._give_up_all(waiting)
         for work in aside:
             waiting.push(work)
-        if waiting.heap and spots:
-            self._look_again(spots, model_id)
+        if waiting.heap and candidates:
+            self._look_again(candidates, model_id)
 
     def _place(
-        self, work: Work, spots: list[Spot], ahead: int, now: float, waiting: Waiting | None, *, small: bool
+        self, work: Work, candidates: list[Candidate], ahead: int, now: float, waiting: FairQueue | None, *, small: bool
     ) -> float:
         """Give out as much of one request as should be given now. It is `waiting`, or has just come.
 
@@ -292,15 +294,15 @@ class Line:
         """
         while work.rests:
             rest = work.rests[0]
-            able = [spot for spot in spots if work.can(spot.node, rest)]
+            able = [candidate for candidate in candidates if work.can(candidate.node, rest)]
             if not able:
                 if not any(work.can(node, rest) for node in self.registry.ready(work.model_id)):
                     self._give_up(work, waiting)
                 return 0.0
-            spot, tokens_max, needed = self._choose(work, rest, able, ahead, small)
-            if spot is None:
+            candidate, tokens_max, needed = self._choose(work, rest, able, ahead, small)
+            if candidate is None:
                 return needed if work.whole else 0.0
-            part = self._bind(work, rest, spot, tokens_max, now)
+            part = self._bind(work, rest, candidate, tokens_max, now)
             left = rest.places[len(part.places) :]
             work.rests[:1] = [replace(rest, places=left, tokens=rest.tokens - part.tokens)] if left else []
             if waiting is not None:
@@ -310,47 +312,49 @@ class Line:
         return 0.0
 
     def _choose(
-        self, work: Work, rest: Rest, spots: list[Spot], ahead: int, small: bool
-    ) -> tuple[Spot | None, int, float]:
+        self, work: Work, rest: Rest, candidates: list[Candidate], ahead: int, small: bool
+    ) -> tuple[Candidate | None, int, float]:
         """Which node, and at most how many tokens of the rest it gets; if none, how many had to be ahead for one."""
-        if len(spots) == 1 and work.whole and spots[0].room(small):
-            return spots[0], rest.tokens, 0.0
+        if len(candidates) == 1 and work.whole and candidates[0].room(small):
+            return candidates[0], rest.tokens, 0.0
         speed = free_speed = 0.0
         outstanding = 0
-        for spot in spots:
-            speed += spot.tokens_per_s
-            outstanding += spot.node.load.tokens
-            free_speed += spot.tokens_per_s if spot.room(small) else 0.0
+        for candidate in candidates:
+            speed += candidate.tokens_per_s
+            outstanding += candidate.node.load.tokens
+            free_speed += candidate.tokens_per_s if candidate.room(small) else 0.0
         if not free_speed:
             return None, 0, 0.0
         options, limits = [], []
-        for spot in spots:
-            limit = rest.tokens if work.whole else part_tokens_max(rest.tokens, spot.tokens_per_s, free_speed)
+        for candidate in candidates:
+            limit = rest.tokens if work.whole else part_tokens_max(rest.tokens, candidate.tokens_per_s, free_speed)
             limits.append(limit)
-            finish_s = spot.finish_s(min(limit, rest.tokens), work.whole)
-            options.append(Option(spot.node, finish_s, spot.room(small), spot.node.asks.get(work.model_id, 0)))
+            finish_s = candidate.finish_s(min(limit, rest.tokens), work.whole)
+            options.append(
+                Option(candidate.node, finish_s, candidate.room(small), candidate.node.asks.get(work.model_id, 0))
+            )
         horizon_s = (outstanding + ahead + (0 if work.whole else rest.tokens)) / speed
         chosen = self._policy(options, horizon_s, self._dice)
         if chosen is None:
             free_s = min(option.finish_s for option in options if option.room)
             return None, 0, free_s / TIE * speed - outstanding
         at = options.index(chosen)
-        return spots[at], limits[at], 0.0
+        return candidates[at], limits[at], 0.0
 
-    def _bind(self, work: Work, rest: Rest, spot: Spot, tokens_max: int, now: float) -> Part:
-        node = spot.node
+    def _bind(self, work: Work, rest: Rest, candidate: Candidate, tokens_max: int, now: float) -> Part:
+        node = candidate.node
         taken = cut(work.lengths, rest.places, tokens_max, node.inputs_max)
         part = Part(
             node_id=node.node_id,
             places=rest.places[: taken.inputs],
             tokens=taken.tokens,
-            expected_s=spot.finish_s(taken.tokens, work.whole),
+            expected_s=candidate.finish_s(taken.tokens, work.whole),
             ask=node.asks.get(work.model_id, 0),
         )
         work.taken[part] = rest
         self._running[part] = node, not work.whole
         node.load.began(taken.tokens, now, bulk=not work.whole)
-        spot.look(now)
+        candidate.look(now)
         return part
 
     def _end(self, part: Part, *, well: bool, late: bool = False) -> Node:
@@ -377,24 +381,26 @@ class Line:
         tried = Rest(part.places, part.tokens, rest.tried | {part.node_id})
         return any(work.can(node, tried) for node in self.registry.ready(work.model_id))
 
-    def _give_up(self, work: Work, waiting: Waiting | None) -> None:
+    def _give_up(self, work: Work, waiting: FairQueue | None) -> None:
         if waiting is not None:
             waiting.remove(work, work.tokens, len(work.rests))
         work.rests.clear()
         work.asker.give_up(work.last)
 
-    def _give_up_all(self, waiting: Waiting) -> None:
+    def _give_up_all(self, waiting: FairQueue) -> None:
         while waiting.heap:
             work = waiting.pop()
             if work.rests:
                 self._give_up(work, waiting)
 
-    def _look_again(self, spots: list[Spot], model_id: str) -> None:
+    def _look_again(self, candidates: list[Candidate], model_id: str) -> None:
         """Nothing may happen when a node is about to be free, or says nothing: look again by the clock."""
         now = self._clock.monotonic()
-        full = [spot.room_in_s for spot in spots if not spot.room(False)]  # an idle slow node's time does not come
+        full = [
+            candidate.room_in_s for candidate in candidates if not candidate.room(False)
+        ]  # an idle slow node's time does not come
         soonest_s = min(full, default=LOOK_AGAIN_MAX_S)
-        if len(spots) < len(self.registry.ready(model_id)):
+        if len(candidates) < len(self.registry.ready(model_id)):
             soonest_s = 0.0  # others, that were not looked at, may be idle
         at = now + min(max(soonest_s, LOOK_AGAIN_MIN_S), LOOK_AGAIN_MAX_S)
         if at >= self._look_again_at > now:

@@ -1,7 +1,7 @@
 """The same request again: with an `Idempotency-Key`, or as a retry of an SDK whose first try is still under way.
 
-With a key the ledger remembers who came first, and its reply is kept: see `hold`. Without one, a retry by the same API
-key with the same body attaches to its twin in this gateway. Its work goes on for LINGER_S after its caller has gone, so
+With a key the ledger remembers who came first, and its reply is kept: see `hold`. Without one, a retry by the same
+API key with the same body attaches to the first in this gateway. The work goes on LINGER_S after its caller left, so
 that a client that was cut off finds it again; it is charged once, when somebody is handed the reply. Where that caller
 broke the delivery off, the reply was paid and not read: for UNREAD_S a retry gets it again, and pays nothing.
 """
@@ -171,7 +171,7 @@ class _Shared(Generic[R]):
         self.refused = False  # a failure was told in place of its result: it can be delivered no more
 
 
-class Twins(Generic[R]):
+class SingleFlight(Generic[R]):
     """Works that are under way, by API key and body. `give_up` is called with what nobody got in the end."""
 
     def __init__(self, give_up: Callable[[R], None], replies: Shares) -> None:
@@ -192,7 +192,7 @@ class Twins(Generic[R]):
         begin: Callable[[], Awaitable[R]],
         deliver: Callable[[R], Awaitable[None]],
     ) -> R:
-        """What `begin` makes of a request, delivered; or what its twin makes, where this is the same request `again`.
+        """What `begin` makes of a request, delivered; or what its prior makes, where this is the same request `again`.
 
         Its reply has at most `reply_bytes`. Raises what either raises.
         """

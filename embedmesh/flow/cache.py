@@ -31,7 +31,7 @@ Belief = Callable[[str], int | None]
 
 
 Makers = tuple[tuple[str, int | None], ...]
-"""Who may have made a vector, and the number of our belief in them then."""
+"""Who may have made a vector, and the number of our generation in them then."""
 
 
 class _Entry(NamedTuple):
@@ -85,9 +85,9 @@ class Remembered:
 class VectorCache:
     """At most `bytes_max` bytes. What an account has not asked for for longest goes first, of one that has much."""
 
-    def __init__(self, bytes_max: int, belief: Belief) -> None:
+    def __init__(self, bytes_max: int, generation: Belief) -> None:
         self._bytes_max = bytes_max
-        self._belief = belief
+        self._belief = generation
         self._secret = os.urandom(32)  # or callers could choose texts whose hashes are equal
         self._accounts: dict[str, OrderedDict[bytes, _Entry]] = {}
         self._bytes_of: dict[str, int] = {}

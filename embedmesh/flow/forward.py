@@ -26,7 +26,7 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Fleet, NodeClient, Part, Place, Share, Verify, Witness
+from embedmesh.rules.ports import Answer, Fleet, NodeClient, Observer, Part, Share, Ticket, Verify
 
 RETRY_AFTER_MAX_S = 60.0  # that a node's word may send a caller away for: others may be free before
 
@@ -50,22 +50,22 @@ async def forward(
     fleet: Fleet,
     client: NodeClient,
     verify: Verify,
-    witness: Witness,
+    observer: Observer,
 ) -> Answer:
     """Right answers to all inputs, from the nodes that would be done first, or from the next.
 
     Raises NoNodeAvailable, Overloaded, BadNodeResponse or DeadlineExceeded.
     """
     fleet.may_wait(model, counted.tokens, held.account_id)  # others may have come while the hold became durable
-    asking = Asking(model, counted, held.hold_id, client, verify, witness, within_s)
-    place = fleet.enter(model, counted, held.account_id, asking)
+    asking = Asking(model, counted, held.hold_id, client, verify, observer, within_s)
+    ticket = fleet.enter(model, counted, held.account_id, asking)
     try:
-        return await asking.answer(place)
+        return await asking.answer(ticket)
     except TimeoutError:
         raise DeadlineExceeded("The request took longer than it may. Send fewer or shorter inputs at once.") from None
     finally:
-        place.leave()
-        await asking.stop(place)
+        ticket.leave()
+        await asking.stop(ticket)
 
 
 class Asking:
@@ -78,7 +78,7 @@ class Asking:
         request_id: str,
         client: NodeClient,
         verify: Verify,
-        witness: Witness,
+        observer: Observer,
         within_s: float,
     ) -> None:
         """All of it may take `within_s` seconds."""
@@ -89,7 +89,7 @@ class Asking:
         self._request_id = request_id
         self._client = client
         self._verify = verify
-        self._witness = witness
+        self._witness = observer
         self._parts: deque[Part] = deque()  # to be asked
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = _Answers(counted.lengths, model.width * 4)
@@ -104,20 +104,20 @@ class Asking:
         self._failure = _told_to_caller(last)
         self._tell()
 
-    async def answer(self, place: Place) -> Answer:
+    async def answer(self, ticket: Ticket) -> Answer:
         """All of it. Raises a Failure, or TimeoutError when the request's time has passed."""
         while True:
             while self._parts and self._failure is None:
                 part = self._parts.popleft()
-                hedge_after_s = place.hedge_after_s(part)
+                hedge_after_s = ticket.hedge_after_s(part)
                 if len(part.places) == len(self._counted.lengths) and hedge_after_s is None:
-                    await self._ask(place, part)  # the ordinary case: one part, and nothing else to do meanwhile
+                    await self._ask(ticket, part)  # the ordinary case: one part, and nothing else to do meanwhile
                     continue
-                task = asyncio.create_task(self._ask(place, part))
+                task = asyncio.create_task(self._ask(ticket, part))
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
                 if hedge_after_s is not None:
-                    asyncio.get_running_loop().call_later(hedge_after_s, place.hedge, part)
+                    asyncio.get_running_loop().call_later(hedge_after_s, ticket.hedge, part)
             if self._failure is not None:
                 raise self._failure
             if self._answers.missing == 0:
@@ -126,33 +126,33 @@ class Asking:
             with within(self._left_s()):
                 await self._news
 
-    async def stop(self, place: Place) -> None:
+    async def stop(self, ticket: Ticket) -> None:
         """Ask nothing more: running attempts are broken off, which tells their nodes."""
         while self._parts:
-            place.abandoned(self._parts.popleft())
+            ticket.abandoned(self._parts.popleft())
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _ask(self, place: Place, part: Part) -> None:
+    async def _ask(self, ticket: Ticket, part: Part) -> None:
         """One attempt. Its failure is the request's, unless another node will be asked."""
         try:
-            reply = await self._attempt(place, part)
+            reply = await self._attempt(ticket, part)
         except NodeFailure as failure:
-            if not place.ended(part, failure):
+            if not ticket.ended(part, failure):
                 self._failure = self._failure or _told_to_caller(failure)
         except BaseException as reason:
-            place.abandoned(part, late=isinstance(reason, TimeoutError))  # the request's own time passed, or they went
+            ticket.abandoned(part, late=isinstance(reason, TimeoutError))  # the request's own time passed, or they went
             raise
         else:
-            place.ended(part, None)
+            ticket.ended(part, None)
             if self._answers.put(part, reply):
                 self._witness.answered(self._model, self._counted, part, reply)
 
-    async def _attempt(self, place: Place, part: Part) -> EmbedVectors:
+    async def _attempt(self, ticket: Ticket, part: Part) -> EmbedVectors:
         try:
-            with within(min(self._left_s(), attempt_s(part.expected_s)), partial(self._more_s, place, part)):
+            with within(min(self._left_s(), attempt_s(part.expected_s)), partial(self._more_s, ticket, part)):
                 reply = await self._client.embed(part, self._model, self._counted, self._request_id)
         except TimeoutError:
             if not self._left_s():
@@ -161,9 +161,9 @@ class Asking:
         self._verify(reply, self._model, part, self._counted.exact)
         return reply
 
-    def _more_s(self, place: Place, part: Part) -> float:
+    def _more_s(self, ticket: Ticket, part: Part) -> float:
         """An attempt is late. It is broken off where another node may be asked instead, or nobody would wait for it."""
-        return 0.0 if place.may_ask_another(part) else min(self._left_s(), LOOK_AGAIN_S)
+        return 0.0 if ticket.may_ask_another(part) else min(self._left_s(), LOOK_AGAIN_S)
 
     def _left_s(self) -> float:
         return max(0.0, self._until - self._time())
@@ -180,7 +180,7 @@ class Asking:
 
 
 class _Answers:
-    """Rows of vectors by their input's place, and who made them. Each input is answered once, by whoever is first."""
+    """Rows of vectors by their input's ticket, and who made them. Each input is answered once, by whoever is first."""
 
     def __init__(self, lengths: Sequence[int], row_bytes: int) -> None:
         self._lengths = lengths
@@ -231,8 +231,8 @@ class _Answers:
         assert isinstance(self._data, bytearray)
         rows, target = memoryview(data), memoryview(self._data)
         for at in fresh:
-            place = places[at]
-            target[place * size : (place + 1) * size] = rows[at * size : (at + 1) * size]
+            row = places[at]
+            target[row * size : (row + 1) * size] = rows[at * size : (at + 1) * size]
 
 
 def _told_to_caller(last: NodeFailure | None) -> Failure:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from embedmesh.flow.again import Asked, Kept, Twins, Unread, check_key, check_room, pack, unpack
+from embedmesh.flow.again import Asked, Kept, SingleFlight, Unread, check_key, check_room, pack, unpack
 from embedmesh.flow.cache import Learnt, Remembered, VectorCache
 from embedmesh.flow.count import CanPay, count
 from embedmesh.flow.forward import forward, time_allowed_s
@@ -32,7 +32,6 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
 from embedmesh.rules.ports import (
     REQUEST_HEADER,
-    Allowances,
     Answer,
     Caller,
     Catalogue,
@@ -44,10 +43,11 @@ from embedmesh.rules.ports import (
     Keys,
     Ledger,
     NodeClient,
+    Observer,
     Prices,
+    RateLimits,
     Reply,
     Tokenizer,
-    Witness,
 )
 from embedmesh.rules.shares import Room, Shares
 
@@ -68,7 +68,7 @@ class World(msgspec.Struct, frozen=True):
     """
 
     keys: Keys
-    allowances: Allowances
+    rate_limits: RateLimits
     prices: Prices
     catalogue: Catalogue
     tokenizers: Mapping[str, Tokenizer]  # by model id
@@ -76,9 +76,9 @@ class World(msgspec.Struct, frozen=True):
     ledger: Ledger
     fleet: Fleet
     client: NodeClient
-    witness: Witness
+    observer: Observer
     clock: Clock
-    twins: "Twins[Done]"
+    single_flight: "SingleFlight[Done]"
     unread: Unread
     replies: Shares  # bytes of replies that may wait to be made, and to be read
     cache: VectorCache
@@ -140,7 +140,7 @@ async def handle(
     """
     began = world.clock.monotonic()
     caller = await identify(asked.authorization, world.keys, EMBED_SCOPE, api_key=asked.api_key)
-    await world.allowances.take_request(caller)
+    await world.rate_limits.take_request(caller)
     body = await receive(caller.account_id)
     with _spent_if_refused(world, caller, body):
         call, model = await _read(world, asked, caller, body)
@@ -184,7 +184,7 @@ async def _answer_all(world: World, asked: Asked, request: _Request, reply_bytes
         reply = done.reply
         if done.owed is not None:
             done.owed.held.check_time(world.clock)
-        if left := world.allowances.left(caller):
+        if left := world.rate_limits.left(caller):
             reply = Reply({**reply.headers, **limit_headers(left)}, reply.body)
         delivery = await deliver(reply)
         if done.owed is not None:
@@ -200,7 +200,7 @@ async def _answer_all(world: World, asked: Asked, request: _Request, reply_bytes
         can_pay_for = partial(_can_pay_for, world, asked, caller, body)
         tokenizer = world.tokenizers.get(model.id)
         counted = await count(call, model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for)
-        await world.allowances.take_tokens(caller, counted.tokens)
+        await world.rate_limits.take_tokens(caller, counted.tokens)
     claim = None
     if asked.idempotency_key is not None:
         check_key(asked.idempotency_key)
@@ -213,7 +213,7 @@ async def _answer_all(world: World, asked: Asked, request: _Request, reply_bytes
         finally:
             give_up(done)
     else:
-        done = await world.twins.work(
+        done = await world.single_flight.work(
             caller,
             body,
             reply_bytes=reply_bytes,
@@ -245,7 +245,7 @@ def _spent_if_refused(world: World, caller: Caller, body: bytes) -> Iterator[Non
     try:
         yield
     except (CallerFailure, asyncio.CancelledError):
-        world.allowances.spend_tokens(caller, len(body) // BYTES_A_TOKEN)
+        world.rate_limits.spend_tokens(caller, len(body) // BYTES_A_TOKEN)
         raise
 
 
@@ -263,7 +263,7 @@ async def _read(world: World, asked: Asked, caller: Caller, body: bytes) -> tupl
 
 async def _can_pay_for(world: World, asked: Asked, caller: Caller, body: bytes, model: Model | None) -> CanPay | None:
     """For the cheapest model where none is named; None for a request that may cost nothing."""
-    if may_be_free(asked, caller, body, world.cache, world.twins, world.unread):
+    if may_be_free(asked, caller, body, world.cache, world.single_flight, world.unread):
         return None
     if asked.idempotency_key is not None and await _is_kept(world, asked.idempotency_key, caller, body):
         return None
@@ -275,8 +275,8 @@ async def _is_kept(world: World, key: str, caller: Caller, body: bytes) -> bool:
     """Whether the request was made before with this Idempotency-Key: then its reply may have been paid."""
     claim = await world.turns.call(caller.account_id, world.claim_of, key, body)
     hold = Hold(hold_id="", account_id=caller.account_id, amount_nanousd=0, deadline_ms=0)
-    twin = await world.ledger.twin(hold, claim)
-    return twin is not None and twin.body_hash == claim.body_hash
+    prior = await world.ledger.prior_request(hold, claim)
+    return prior is not None and prior.body_hash == claim.body_hash
 
 
 def give_up(done: Done) -> None:
@@ -309,7 +309,7 @@ async def _work(world: World, request: _Request, counted: Counted, claim: Claim 
             world.ledger, caller, bound, within_s, world.clock, claim, world.waiting, request_id=request_id
         )
     except InsufficientQuota:
-        world.allowances.spend_tokens(caller, len(request.body) // BYTES_A_TOKEN - counted.tokens)
+        world.rate_limits.spend_tokens(caller, len(request.body) // BYTES_A_TOKEN - counted.tokens)
         raise
     if isinstance(held, bytes):
         kept = unpack(held)  # made of what the ledger kept: delivered and paid before
@@ -349,7 +349,7 @@ async def _answer(
     answer = learnt = None
     if missing.lengths:
         left_s = until - world.clock.monotonic()
-        answer = await forward(model, missing, hold, left_s, world.fleet, world.client, verify, world.witness)
+        answer = await forward(model, missing, hold, left_s, world.fleet, world.client, verify, world.observer)
         if found is None:
             return answer, None
         learnt = world.cache.learn(missing, answer)

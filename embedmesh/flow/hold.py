@@ -3,12 +3,12 @@
 import asyncio
 
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
-from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Claim, Hold, HoldEnd, HoldState, Twin
+from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Claim, Hold, HoldEnd, HoldState, PriorRequest
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Caller, Clock, Ledger
 from embedmesh.rules.shares import Room
 
-LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, for the reply of a twin that is under way; the last again and again
+LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, for the reply of a prior that is under way; the last again and again
 OPEN = "open"
 WAITERS_MAX = 128  # who waits asks the store four times a second
 
@@ -71,45 +71,45 @@ async def hold_money(
     until = clock.monotonic() + within_s
     while True:
         hold = _new(request_id or new_id("req", clock), caller, cost, within_s, clock)
-        twin = await ledger.hold(hold, claim)
-        if twin is None or claim is None:
+        prior = await ledger.hold(hold, claim)
+        if prior is None or claim is None:
             return Held(ledger, hold)
-        reply = _kept_reply(twin, claim)
+        reply = _kept_reply(prior, claim)
         if reply is None:
             waiting.take(caller.account_id)
             try:
-                reply = await _reply_of(twin, ledger, hold, claim, until, clock)
+                reply = await _reply_of(prior, ledger, hold, claim, until, clock)
             finally:
                 waiting.give_back(caller.account_id)
         if reply is not None:
             return reply
 
 
-def _kept_reply(twin: Twin, claim: Claim) -> bytes | None:
+def _kept_reply(prior: PriorRequest, claim: Claim) -> bytes | None:
     """None where it has none yet. Raises IdempotencyConflict."""
-    if twin.body_hash != claim.body_hash:
+    if prior.body_hash != claim.body_hash:
         raise IdempotencyConflict(
             "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
         )
-    return twin.reply
+    return prior.reply
 
 
 async def _reply_of(
-    twin: Twin | None, ledger: Ledger, hold: Hold, claim: Claim, until: float, clock: Clock
+    prior: PriorRequest | None, ledger: Ledger, hold: Hold, claim: Claim, until: float, clock: Clock
 ) -> bytes | None:
     """The reply of the request that has the claim, once it is delivered; None where it ended without one."""
     looks = iter(LOOK_AGAIN_S)
     pause_s = 0.0
-    while twin is not None:
-        if (reply := _kept_reply(twin, claim)) is not None:
+    while prior is not None:
+        if (reply := _kept_reply(prior, claim)) is not None:
             return reply
         if clock.monotonic() > until:
             raise DeadlineExceeded("The first request with this Idempotency-Key is still under way. Try again later.")
         pause_s = next(looks, pause_s)
         await asyncio.sleep(pause_s)
-        if twin.state != OPEN:
+        if prior.state != OPEN:
             return None  # it failed, or its gateway died
-        twin = await ledger.twin(hold, claim)
+        prior = await ledger.prior_request(hold, claim)
     return None  # its hold was refused, or it was forgotten
 
 

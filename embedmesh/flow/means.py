@@ -6,7 +6,7 @@ judged: one that is answered from what the account has in the cache, or whose re
 
 from typing import NamedTuple, TypeVar
 
-from embedmesh.flow.again import Asked, Twins, Unread
+from embedmesh.flow.again import Asked, SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota
@@ -32,10 +32,12 @@ class Means(NamedTuple):
             )
 
 
-def may_be_free(asked: Asked, caller: Caller, body: bytes, cache: VectorCache, twins: Twins[R], unread: Unread) -> bool:
+def may_be_free(
+    asked: Asked, caller: Caller, body: bytes, cache: VectorCache, single_flight: SingleFlight[R], unread: Unread
+) -> bool:
     """Whether the request may be answered without new money. An Idempotency-Key is for the ledger to look up."""
     if caller.cache is CachePolicy.FREE and cache.has(caller.account_id):
         return True
     if asked.retries is None or not asked.retries:
         return False
-    return twins.under_way(caller, body) or unread.find(caller, body) is not None
+    return single_flight.under_way(caller, body) or unread.find(caller, body) is not None

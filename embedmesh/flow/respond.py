@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from embedmesh.rules.embeddings import Call
-from embedmesh.rules.ports import Allowance, Answer, Reply
+from embedmesh.rules.ports import Answer, RateLimit, Reply
 
 IGNORED_HEADER = "x-embedmesh-ignored"
 UNIT_WITHIN = 1e-6  # of a length that is 1 to float32: such a vector stays as it is, bit for bit
@@ -100,7 +100,7 @@ def _rows(data: bytes, width: int) -> Sequence[Buffer]:
     return [rows[at : at + size] for at in range(0, len(data), size)]
 
 
-def limit_headers(left: Iterable[Allowance]) -> dict[str, str]:
+def limit_headers(left: Iterable[RateLimit]) -> dict[str, str]:
     """What is left of the limits that the caller's key has; nothing for one that has none."""
     headers = {}
     for one in left:

@@ -24,8 +24,8 @@ from embedmesh.fleet.choose import POLICIES
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.fleet.scheduler import Line
-from embedmesh.flow.again import Twins, Unread
+from embedmesh.fleet.scheduler import Scheduler
+from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
 from embedmesh.flow.handle import World, give_up
@@ -40,7 +40,7 @@ from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.money_api import CHECK_S, CHECKS_MAX, MoneyApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
-from embedmesh.gateway.nodes.coalesce import MergingLink
+from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.http1 import unix_dialler
 from embedmesh.gateway.nodes.own import NodeClients, OwnLink
 from embedmesh.gateway.nodes.registration import Registrar
@@ -135,7 +135,7 @@ async def _run(settings: GatewaySettings) -> int:
     ranks = find_cl100k()
     registry = Registry(clock)
     policy = POLICIES[settings.policy]
-    line = Line(
+    line = Scheduler(
         registry, clock, random.Random(), asyncio.get_running_loop().call_later, policy=policy, hedge=settings.hedge
     )
     clients = NodeClients()
@@ -158,7 +158,7 @@ async def _run(settings: GatewaySettings) -> int:
     canaries = Canaries(
         registry, line, clients, catalogue, tokenizers, clock, random.Random(), verify, on_readmit=members.readmitted
     )
-    members.vouch = canaries.vouch
+    members.prove = canaries.prove
     bodies = BodyBudget(settings.body_bytes_total_max)
     registrar = Registrar(
         identity, Nonces(secret), store.nodes, members, node_policy(settings.node_networks), system_lookup, clock
@@ -175,13 +175,13 @@ async def _run(settings: GatewaySettings) -> int:
     )
     apis = [
         NodesApi(registrar, members, registry, store.nodes, clock, origins).routes(),
-        AccountApi(store.keys, store.allowances, callers_books, account_bodies, clock, catalogue).routes(),
+        AccountApi(store.keys, store.rate_limits, callers_books, account_bodies, clock, catalogue).routes(),
         *(for_admins(store.keys, api.routes()) for api in operators),
     ]
     replies = Shares(settings.reply_bytes_total_max)
     world = World(
         keys=store.keys,
-        allowances=store.allowances,
+        rate_limits=store.rate_limits,
         prices=store.prices,
         catalogue=catalogue,
         tokenizers=tokenizers,
@@ -189,12 +189,12 @@ async def _run(settings: GatewaySettings) -> int:
         ledger=store,
         fleet=line,
         client=clients,
-        witness=canaries,
+        observer=canaries,
         clock=clock,
-        twins=Twins(give_up, replies),
+        single_flight=SingleFlight(give_up, replies),
         unread=Unread(asyncio.get_running_loop().call_later),
         replies=replies,
-        cache=VectorCache(settings.cache_bytes_max, registry.belief),
+        cache=VectorCache(settings.cache_bytes_max, registry.generation),
         hash_user=functools.partial(hash_user, secret),
         claim_of=functools.partial(claim_of, secret),
         terms=Terms(
@@ -226,7 +226,7 @@ async def _run(settings: GatewaySettings) -> int:
         if not address.startswith(UNIX):
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
         node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
-        clients.add(node_id, MergingLink(OwnLink(unix_dialler(address.removeprefix(UNIX)), clock)))
+        clients.add(node_id, CoalescingLink(OwnLink(unix_dialler(address.removeprefix(UNIX)), clock)))
         node = registry.add(Node(node_id, address, trusted=True, load=Load(interleaves=True)))
         prober = Prober(node, registry, catalogue, tokenizers, clients, clock, verify)
         background.append(asyncio.create_task(prober.run()))
@@ -252,7 +252,7 @@ async def _run(settings: GatewaySettings) -> int:
     for task in (stopped, *background):
         task.cancel()
     await asyncio.gather(stopped, *background, return_exceptions=True)
-    await world.twins.stop()
+    await world.single_flight.stop()
     await canaries.stop()
     await members.stop()
     await asyncio.gather(books.close(), callers_books.close(), checks.close())
@@ -325,7 +325,7 @@ def normalizing_models(catalogue: Catalogue) -> frozenset[str]:
     return frozenset(model.id for model in here if read_folder(Path(model.folder)).normalize)
 
 
-def gauges(store: Store, line: Line, cache: VectorCache) -> dict[str, float]:
+def gauges(store: Store, line: Scheduler, cache: VectorCache) -> dict[str, float]:
     """What /metrics shows of the store, the nodes and the cache."""
     values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
     values["nodes_ready"] = sum(node.state.value == "ready" for node in line.registry)

@@ -1,9 +1,9 @@
-"""The lane: one kind of request, as clients really send it, without what a general HTTP server does for each.
+"""The fast path: one kind of request, as clients really send it, without what a general HTTP server does for each.
 
-A request takes the lane where its head is whole in one read and says nothing that two parsers could read in two ways:
-the exact request line, every field once, well-formed ASCII, a Content-Length and no other framing (see `read_head`).
+A request takes the fast path if its head is whole in one read and says nothing that two parsers could read in two
+ways: exact request line, each field once, well-formed ASCII, a Content-Length and no other framing: see `read_head`.
 Everything else is left, byte for byte, to the general server behind it, and so is what follows on that connection. So
-nothing here is lenient: what the lane takes means the same to both, which tests/http/test_fast_path.py compares.
+nothing here is lenient: what the fast path takes means the same to both, which tests/http/test_fast_path.py compares.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
 JSON = re.compile(r"application/json(?:; ?charset=utf-8)?", re.IGNORECASE)
 FRAMING = frozenset(("transfer-encoding", "content-encoding", "expect", "upgrade", "trailer", "te"))
 OTHER_WAYS = FRAMING | {"proxy-connection", "sec-websocket-key1"}
-"""Fields that ask for more than the lane does, or mean something of their own to the general server."""
+"""Fields that ask for more than the fast path does, or mean something of their own to the general server."""
 
 Explain = Callable[[Exception, str], Failure]
 """What the caller is told of what a handler raised, and in the reply to which request id. A bug of ours is counted."""
@@ -48,7 +48,7 @@ class Head(NamedTuple):
 
 
 def read_head(data: bytes, line: bytes) -> Head | None:
-    """The head of a request that begins with `line`; None for whatever is not exactly of the lane's form."""
+    """The head of a request that begins with `line`; None for whatever is not exactly of the fast path's form."""
     if not data.startswith(line):
         return None
     end = data.find(b"\r\n\r\n", len(line) - 2, HEAD_BYTES_MAX)
@@ -89,8 +89,8 @@ def _read_field(line: bytes) -> tuple[str, str]:
     return read
 
 
-class Lane:
-    """What the lanes of all connections have in common. Requests that begin with `line` are for `handle`.
+class FastPath:
+    """What the fast paths of all connections have in common. Requests that begin with `line` are for `handle`.
 
     `handle` delivers a reply, or raises. What it raises is told to the caller; `explain` says how.
     """
@@ -98,7 +98,7 @@ class Lane:
     def __init__(
         self,
         line: bytes,
-        handle: "Callable[[LaneExchange], Awaitable[None]]",
+        handle: "Callable[[FastExchange], Awaitable[None]]",
         bodies: BodyBudget,
         *,
         write_s: float = WRITE_REPLY_S,
@@ -112,14 +112,19 @@ class Lane:
         self.cors = cors
 
 
-class LaneExchange:
+class FastExchange:
     """One request on one connection. Implements `Exchange`."""
 
     def __init__(
-        self, lane: Lane, transport: asyncio.Transport, head: Head, explain: Explain, on_end: Callable[[bytes], None]
+        self,
+        fast_path: FastPath,
+        transport: asyncio.Transport,
+        head: Head,
+        explain: Explain,
+        on_end: Callable[[bytes], None],
     ) -> None:
         """`on_end` is told, once this is over, of the bytes that came after it."""
-        self._lane = lane
+        self._lane = fast_path
         self._transport = transport
         self._explain = explain
         self._on_end = on_end
@@ -301,12 +306,12 @@ class LaneExchange:
 
 
 def begin(
-    lane: Lane, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
-) -> LaneExchange | None:
-    """A request on the lane, where the data begins one; None where the general server is to have it."""
-    head = read_head(data, lane.line)
+    fast_path: FastPath, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+) -> FastExchange | None:
+    """A request on the fast path, where the data begins one; None where the general server is to have it."""
+    head = read_head(data, fast_path.line)
     if head is None:
         return None
-    exchange = LaneExchange(lane, transport, head, explain, on_end)
+    exchange = FastExchange(fast_path, transport, head, explain, on_end)
     exchange.feed(data[head.end :])
     return exchange

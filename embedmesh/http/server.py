@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 from embedmesh.http.connections import Connections, Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.failures import failure_response
-from embedmesh.http.fast_path import Explain, Lane, LaneExchange, begin
+from embedmesh.http.fast_path import Explain, FastExchange, FastPath, begin
 from embedmesh.http.refusals import FIELDS_MAX, HEAD_BYTES_MAX, URI_BYTES_MAX, refused_by_parser
 from embedmesh.http.rendering import SERVER, failure_bytes, own_request_id, request_id_of
 from embedmesh.http.routing import RouteTable
@@ -40,7 +40,7 @@ HEAD is answered wherever GET is.
 
 HEAD_S = 10.0  # a head is a few hundred bytes; ten seconds is a very bad line
 KEEP_ALIVE_S = 75.0  # longer than common proxies keep an idle connection, so that they close first
-PATIENCE_S = 7 * 86_400.0  # on connections of our own making: their other side closes them
+NODE_IDLE_S = 7 * 86_400.0  # on connections of our own making: their other side closes them
 LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "as long as it may take"
 HEAD_BYTES_TOTAL_MAX = 64 * 1024  # of one that comes in pieces; a whole one is as large as what is read at once
@@ -56,7 +56,7 @@ ALWAYS = web.RequestKey("always", dict[str, str])  # headers that every reply to
 class Protocol(RequestHandler):
     """One connection: aiohttp's, with a deadline for each head and our envelope for what the parser refuses.
 
-    With a `lane` the requests that it is for never reach aiohttp, as long as nothing else has come on this connection.
+    With a `fast_path`, its requests never reach aiohttp, as long as nothing else has come on this connection.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Protocol(RequestHandler):
         head_s: float,
         on_internal_error: Callable[[], None],
         patient: bool = False,
-        lane: Lane | None = None,
+        fast_path: FastPath | None = None,
         explain: Explain,
         **options: Any,
     ) -> None:
@@ -75,9 +75,9 @@ class Protocol(RequestHandler):
         self._on_internal_error = on_internal_error
         self._head_s = head_s
         self.patient = patient
-        self._lane = lane
+        self._lane = fast_path
         self._explain = explain
-        self._exchange: LaneExchange | None = None  # on the lane, now
+        self._exchange: FastExchange | None = None  # on the fast path, now
         self.sending: Sending | None = None  # a reply that `deliver` writes, now
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # of one that is not whole yet
@@ -236,7 +236,7 @@ class HttpServer:
         *,
         on_internal_error: Callable[[], None] = lambda: None,
         head_s: float = HEAD_S,
-        lane: Lane | None = None,
+        fast_path: FastPath | None = None,
         other_paths: Mapping[str, str] | None = None,
         cors: Cors | None = None,
         origins: Origins | None = None,
@@ -255,7 +255,7 @@ class HttpServer:
             lingering_time=LINGER_S,
             head_s=head_s,
             on_internal_error=on_internal_error,
-            lane=lane,
+            fast_path=fast_path,
             explain=self.explain,
         )
         self._server.origins = origins or Origins()
@@ -362,7 +362,7 @@ class _Server(web.Server):
 
     def patient(self) -> Protocol:
         """For a connection that waits for its next request as long as it lives."""
-        return self._protocol(keepalive_timeout=PATIENCE_S, patient=True)
+        return self._protocol(keepalive_timeout=NODE_IDLE_S, patient=True)
 
     def _protocol(self, **more: Any) -> Protocol:
         return Protocol(

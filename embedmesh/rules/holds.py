@@ -55,7 +55,7 @@ class Claim(msgspec.Struct, frozen=True):
     body_hash: bytes
 
 
-class Twin(msgspec.Struct, frozen=True):
+class PriorRequest(msgspec.Struct, frozen=True):
     """The request that came first with an `Idempotency-Key`: where its hold stands, and its reply once it is kept."""
 
     body_hash: bytes

@@ -9,7 +9,7 @@ import msgspec
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.models import Model
 
 
@@ -69,7 +69,7 @@ class Keys(Protocol):
         ...
 
 
-class Allowance(msgspec.Struct, frozen=True):
+class RateLimit(msgspec.Struct, frozen=True):
     """A limit of a key or one above, `requests` or `tokens` a minute: what is left, and seconds until it is whole."""
 
     what: str
@@ -78,7 +78,7 @@ class Allowance(msgspec.Struct, frozen=True):
     reset_s: float
 
 
-class Allowances(Protocol):
+class RateLimits(Protocol):
     """How often a key may ask, and for how many tokens, in a minute. Nothing that was taken is given back."""
 
     async def take_request(self, caller: Caller) -> None:
@@ -94,7 +94,7 @@ class Allowances(Protocol):
         are left. Takes nothing for fewer than one. Must not wait."""
         ...
 
-    def left(self, caller: Caller) -> tuple[Allowance, ...]:
+    def left(self, caller: Caller) -> tuple[RateLimit, ...]:
         """The limit of requests and that of tokens of which least is left, as far as this gateway knows."""
         ...
 
@@ -110,7 +110,7 @@ class Prices(Protocol):
 class Ledger(Protocol):
     """Holds and what becomes of them. Amounts are nano-USD."""
 
-    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         """Durably set money aside, or raise InsufficientQuota, RateLimited or StoreUnavailable; nothing is held then.
 
         Nor when it is cancelled: the caller may go while the hold is being written. Nor where another request answers
@@ -125,7 +125,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+    async def prior_request(self, hold: Hold, claim: Claim) -> PriorRequest | None:
         """The request that answers for a claim of the hold's account now. Raises StoreUnavailable."""
         ...
 
@@ -177,7 +177,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that only the model itself may place."""
+        """Ids that only the model itself may ticket."""
         ...
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -234,7 +234,7 @@ class Asker(Protocol):
         ...
 
 
-class Place(Protocol):
+class Ticket(Protocol):
     """A request's place in line."""
 
     def ended(self, part: Part, failure: NodeFailure | None) -> bool:
@@ -284,8 +284,8 @@ class Fleet(Protocol):
         """Seconds until a request of so many tokens would be done, behind all that waits; None without a node."""
         ...
 
-    def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Place:
-        """Stand in line. Parts come at once where a node has room. Raises Overloaded. End by leaving the place."""
+    def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Ticket:
+        """Stand in line. Parts come at once where a node has room. Raises Overloaded. End by leaving the ticket."""
         ...
 
 
@@ -308,7 +308,7 @@ class Share(msgspec.Struct, frozen=True):
     ask: int = 0
 
 
-class Witness(Protocol):
+class Observer(Protocol):
     """Sees what nodes answer to callers."""
 
     def answered(self, model: Model, counted: Counted, part: Part, reply: EmbedVectors) -> None:

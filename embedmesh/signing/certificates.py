@@ -74,7 +74,7 @@ def server_context(path_cert: Path, path_key: Path) -> ssl.SSLContext:
 def pinned_context(certificate_der: bytes) -> ssl.SSLContext:
     """For the gateway: TLS 1.3 with whoever holds this certificate's key, and nobody else. Names are not looked at.
 
-    Only for what `is_certificate` has accepted: another one might vouch for others. Raises ssl.SSLError for junk.
+    Only for what `is_certificate` has accepted: another one might prove for others. Raises ssl.SSLError for junk.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody yet
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -1,7 +1,7 @@
 """The store: accounts, keys, holds, the ledger and nodes, in an SQLite file or on a PostgreSQL server.
 
 store       the gateway's side: holds, captures, releases (rules.ports.Ledger); opening: how it begins
-keyring, allowances, pricing, nodes    keys, limits, prices and nodes, as a gateway sees them
+keyring, rate_limits, pricing, nodes    keys, limits, prices and nodes, as a gateway sees them
 books       the operator's side: accounts, keys, prices, reports; works while gateways run
 writer      group commit: what arrived during the last commit is the next batch; medium: how a batch becomes durable
 writes      what can be written, and how several writes become one transaction; hold_writes: holds and their ends

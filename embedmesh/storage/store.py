@@ -1,4 +1,4 @@
-"""The gateway's side of the store: rules.ports.Keys, Ledger, Prices and Allowances, over either kind of store.
+"""The gateway's side of the store: rules.ports.Keys, Ledger, Prices and RateLimits, over either kind of store.
 
 One connection writes, in batches (see writer); others read. Any number of gateways may use one store: what they have to
 agree about is in it, and what one remembers of it, it forgets when another changes it (see topics).
@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from embedmesh.deadline import within
 from embedmesh.rules.errors import StoreAway, StoreUnavailable
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.cached.changes import Topics
 from embedmesh.storage.cached.keys import KeyRing
 from embedmesh.storage.cached.prices import PriceList
-from embedmesh.storage.cached.rate_limits import Allowances
+from embedmesh.storage.cached.rate_limits import RateLimits
 from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.instance import take_instance
@@ -66,7 +66,7 @@ class Store:
         self.topics = Topics(self._reads, opened.bell)
         self.keys = KeyRing(opened.key_reads, self._writer, self.topics, clock, key_secret)
         self.prices = PriceList(self._reads, self.topics, clock)
-        self.allowances = Allowances(self._written, clock)
+        self.rate_limits = RateLimits(self._written, clock)
         self.nodes = NodeBooks(self._reads, self._written, clock, key_secret)
 
     @classmethod
@@ -116,16 +116,16 @@ class Store:
         """What has to run as long as the gateway does."""
         return self.topics.watch(), self.keys.note_uses(), self.prices.watch(), upkeep(self, self._clock)
 
-    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
-        """Durably set money aside, or raise a Failure; then nothing stays held. Nor where there is a twin."""
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
+        """Durably set money aside, or raise a Failure; then nothing stays held. Nor where there is a prior."""
         write = PlaceHold(hold, self._opened.instance.name, claim, self.release)
         self._writer.submit(write)
         try:
             with within(HOLD_S_MAX):
-                twin = await write.outcome
+                prior = await write.outcome
         except TimeoutError:
             raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
-        return self._unsealed(twin) if twin is not None else None
+        return self._unsealed(prior) if prior is not None else None
 
     async def available_nanousd(self, account_id: str, key_id: str) -> int:
         """What a hold for the key may be at most now. Raises StoreUnavailable.
@@ -134,11 +134,11 @@ class Store:
         """
         return await self._written(lambda db, now_ms: available_nanousd(db, now_ms, account_id, key_id))
 
-    async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+    async def prior_request(self, hold: Hold, claim: Claim) -> PriorRequest | None:
         """The request that answers for an Idempotency-Key now. Raises StoreUnavailable."""
         asked = {"account_id": hold.account_id, "key_hash": claim.key_hash}
         rows = await self._reads.ask(CLAIMS["find_claim"], asked)
-        return self._unsealed(Twin(*rows[0])) if rows else None
+        return self._unsealed(PriorRequest(*rows[0])) if rows else None
 
     async def kept_bytes(self, account_id: str) -> int:
         """How much of an account's replies is kept. Raises StoreUnavailable."""
@@ -216,8 +216,8 @@ class Store:
         except TimeoutError:
             raise StoreUnavailable("The store did not answer in time; try again soon.") from None
 
-    def _unsealed(self, twin: Twin) -> Twin:
-        if twin.reply is None:
-            return twin
-        reply = self._seal.open(twin.reply, what=REPLY, whose=twin.hold_id)
-        return Twin(twin.body_hash, twin.hold_id, twin.state, reply)
+    def _unsealed(self, prior: PriorRequest) -> PriorRequest:
+        if prior.reply is None:
+            return prior
+        reply = self._seal.open(prior.reply, what=REPLY, whose=prior.hold_id)
+        return PriorRequest(prior.body_hash, prior.hold_id, prior.state, reply)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from embedmesh.engine import kernel
-from embedmesh.engine.progress import LOOK_S, STARVED_FOR_S, Allowance, Doing, Sample, Starvation, Watch, judge
+from embedmesh.engine.progress import LOOK_S, STARVED_FOR_S, Doing, RateLimit, Sample, Starvation, Watch, judge
 from embedmesh.rules.nodes import Shortage
 
-ALLOWED = Allowance(cpu_s=1.0, still_s=1.0, clock_s=2.0)
+ALLOWED = RateLimit(cpu_s=1.0, still_s=1.0, clock_s=2.0)
 LOOKS_MAX = 2_000  # of a real process: minutes, on any machine
 
 
@@ -49,7 +49,7 @@ def test_what_counts_is_a_share_of_the_time_between_the_looks() -> None:
 
 
 def watch(
-    steps: Iterable[tuple[str, float]], allowed: Allowance = ALLOWED, late: float = 1.0
+    steps: Iterable[tuple[str, float]], allowed: RateLimit = ALLOWED, late: float = 1.0
 ) -> tuple[int, str] | None:
     """The number of the look at which something was wrong, and what. A step: states, CPU time since the last."""
     watching = Watch(allowed, lambda seconds, shortage: None)

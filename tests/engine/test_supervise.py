@@ -19,7 +19,7 @@ import bench.starved
 from embedmesh.engine.folder import digest
 from embedmesh.engine.frames import Batch, Load, Vectors
 from embedmesh.engine.process import Worker, WorkerBroke, WorkerProcess, WorkerStuck
-from embedmesh.engine.progress import LOOK_S, Allowance, Watch
+from embedmesh.engine.progress import LOOK_S, RateLimit, Watch
 from embedmesh.engine.supervise import DYING_MAX, READY_S, Supervisor
 from embedmesh.rules.errors import NodeBroke, SetupError
 from tests.engine.tiny import POISON, make_folder, make_weights, textbook
@@ -176,7 +176,7 @@ async def test_how_a_worker_ended_is_told(folder: Path, fault: signal.Signals, w
     worker = await WorkerProcess.spawn()
     os.kill(worker.pid, fault)
     load = Load(folder=str(folder), digest=digest(folder), width=16, max_tokens=48, threads=1)
-    allowed = Allowance(cpu_s=BACK_S, still_s=BACK_S, clock_s=BACK_S)
+    allowed = RateLimit(cpu_s=BACK_S, still_s=BACK_S, clock_s=BACK_S)
     with pytest.raises(WorkerBroke) as broke:
         await worker.load(load, Watch(allowed, lambda seconds, shortage: None))
     assert words in str(broke.value)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.fleet.admission import PATIENCE_S, STRETCH
-from embedmesh.fleet.fair_queue import REQUEST_TOKENS, Rest, Waiting, Work, size_of
+from embedmesh.fleet.admission import QUEUE_WAIT_S, STRETCH
+from embedmesh.fleet.fair_queue import REQUEST_TOKENS, FairQueue, Rest, Work, size_of
 from embedmesh.rules.errors import Overloaded
 from tests.fleet.test_scheduler import FIXED_S, World
 from tests.flow.world import MODEL
@@ -29,17 +29,17 @@ def admitted(world: World, account: str, tokens: int = 28, asked: int = 10_000) 
 
 
 def test_an_account_may_wait_for_as_long_as_a_caller_is_patient() -> None:
-    assert admitted(World(SPEED), "a") == pytest.approx(PATIENCE_S / A_TEXT_S, rel=0.1)
+    assert admitted(World(SPEED), "a") == pytest.approx(QUEUE_WAIT_S / A_TEXT_S, rel=0.1)
 
 
 def test_two_nodes_let_twice_as_many_wait() -> None:
-    assert admitted(World(SPEED, SPEED), "a") == pytest.approx(2 * PATIENCE_S / A_TEXT_S, rel=0.1)
+    assert admitted(World(SPEED, SPEED), "a") == pytest.approx(2 * QUEUE_WAIT_S / A_TEXT_S, rel=0.1)
 
 
 def test_another_account_comes_in_at_once_and_gets_half() -> None:
     world = World(SPEED)
     admitted(world, "greedy")
-    assert admitted(world, "polite") == pytest.approx(PATIENCE_S / A_TEXT_S / 2, rel=0.1)
+    assert admitted(world, "polite") == pytest.approx(QUEUE_WAIT_S / A_TEXT_S / 2, rel=0.1)
     assert admitted(world, "greedy") == 0
 
 
@@ -106,7 +106,7 @@ def test_what_has_left_the_line_counts_no_more() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500), st.booleans()), max_size=60))
 def test_backlogs_are_what_was_added_and_not_removed(steps: list[tuple[str, int, bool]]) -> None:
-    waiting, there = Waiting(), []
+    waiting, there = FairQueue(), []
     for account, tokens, removes in steps:
         if removes and there:
             work = there.pop(0)

@@ -9,7 +9,7 @@ import pytest
 
 from embedmesh.fleet.canary import COSINE_MIN, FIRST_ANSWERS, PROBATION_EVERY_S, PROBATION_RUN, Canaries
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
-from embedmesh.fleet.scheduler import Line
+from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeTooSlow
@@ -51,7 +51,9 @@ class Rig:
         self.asked: list[str] = []
         clock = Clock()
         self.registry = Registry(clock)
-        line = Line(self.registry, clock, random.Random(1), lambda s, f: asyncio.get_running_loop().call_later(s, f))
+        line = Scheduler(
+            self.registry, clock, random.Random(1), lambda s, f: asyncio.get_running_loop().call_later(s, f)
+        )
         self.readmitted: list[str] = []
         self.share = 0.0  # of the dice: below every share
         self.shares: list[float] = []  # what it throws first
@@ -237,7 +239,7 @@ async def test_a_newcomer_that_lies_gets_no_work(lie: Vectors) -> None:
     rig.node("newcomer").state = NodeState.UNPROVEN
     rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
     rig.share = 0.3
-    assert not await rig.canaries.vouch(rig.node("newcomer"))
+    assert not await rig.canaries.prove(rig.node("newcomer"))
     assert rig.state("newcomer") is NodeState.QUARANTINED
 
 
@@ -257,22 +259,22 @@ async def test_a_newcomer_that_says_nothing_is_asked_again_and_called_no_liar(fa
     rig.share = 0.3
     newcomer = rig.node("newcomer")
     newcomer.state = NodeState.UNPROVEN
-    assert not await rig.canaries.vouch(newcomer)
+    assert not await rig.canaries.prove(newcomer)
     assert (newcomer.state, newcomer.counts["canaries_failed"]) == (NodeState.UNPROVEN, 0)
     mute = False
-    assert await rig.canaries.vouch(newcomer)
+    assert await rig.canaries.prove(newcomer)
 
 
 async def test_a_newcomer_that_is_right_or_cannot_be_compared_gets_work() -> None:
     rig = Rig("judge", newcomer=right, judge=right)
     rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
     rig.share = 0.3
-    assert await rig.canaries.vouch(rig.node("newcomer"))
+    assert await rig.canaries.prove(rig.node("newcomer"))
     assert rig.node("newcomer").counts["canaries_passed"] == 1
     alone = Rig("", newcomer=constant)
     alone.canaries._catalogue = rig.canaries._catalogue
     alone.share = 0.3
-    assert await alone.canaries.vouch(alone.node("newcomer"))
+    assert await alone.canaries.prove(alone.node("newcomer"))
 
 
 @pytest.mark.parametrize(("vectors", "gets_work"), [(right, True), (constant, False)])
@@ -291,7 +293,7 @@ async def test_who_reads_texts_only_is_asked_in_texts(vectors: Vectors, gets_wor
     rig.shares = [random.Random(2).random() for _ in range(2_000)]
     newcomer = rig.node("newcomer")
     newcomer.reads_ids = False
-    assert await rig.canaries.vouch(newcomer) is gets_work
+    assert await rig.canaries.prove(newcomer) is gets_work
     rig.registry.quarantine(newcomer, "of a test")
     for _ in range(PROBATION_RUN):
         await rig.canaries._probe(newcomer)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from embedmesh.fleet.fair_queue import Work
 from embedmesh.fleet.registry import IN_FLIGHT_PARTS_MAX, Node, Registry
-from embedmesh.fleet.scheduler import LOOK_AHEAD, Line
+from embedmesh.fleet.scheduler import LOOK_AHEAD, Scheduler
 from embedmesh.fleet.spread import PART_S, PART_TOKENS_MIN
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import (
@@ -38,7 +38,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
         self.registry = Registry(self)
-        self.line = Line(self.registry, self, random.Random(seed), self.call_later)
+        self.line = Scheduler(self.registry, self, random.Random(seed), self.call_later)
         self.speeds: dict[str, float] = {}
         self._free_at: Counter[str] = Counter()
         for number, speed in enumerate(tokens_per_s):

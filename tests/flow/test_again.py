@@ -307,7 +307,7 @@ async def test_when_the_gateway_ends_nothing_lingers() -> None:
     world = make_world()
     with pytest.raises(ConnectionResetError):
         await ask(world, retries=0, lost=True)
-    await world.twins.stop()
+    await world.single_flight.stop()
     assert world.ledger.log == [("hold", COST), ("release", COST)]
 
 
@@ -320,7 +320,7 @@ async def test_too_many_do_not_linger(monkeypatch: pytest.MonkeyPatch, bound: st
         with pytest.raises(ConnectionResetError):
             await ask(world, body, retries=0, lost=True)
     assert [what for what, _ in world.ledger.log] == ["hold", "hold", "release"]
-    await world.twins.stop()
+    await world.single_flight.stop()
 
 
 async def test_what_one_account_left_behind_leaves_room_for_others() -> None:
@@ -331,11 +331,11 @@ async def test_what_one_account_left_behind_leaves_room_for_others() -> None:
     for body in bodies:
         with pytest.raises(ConnectionResetError):
             await ask(world, body, retries=0, lost=True)
-    assert len(world.twins._lingering) == LINGERING_ACCOUNT_MAX
+    assert len(world.single_flight._lingering) == LINGERING_ACCOUNT_MAX
     for body in bodies[:LINGERING_ACCOUNT_MAX]:
         await ask(world, body, retries=1)
     assert charges(world) == LINGERING_ACCOUNT_MAX
-    assert (len(world.twins._lingering), world.replies.taken) == (0, 0)
+    assert (len(world.single_flight._lingering), world.replies.taken) == (0, 0)
 
 
 async def test_what_lingers_takes_room_for_its_reply() -> None:
@@ -343,7 +343,7 @@ async def test_what_lingers_takes_room_for_its_reply() -> None:
     with pytest.raises(ConnectionResetError):
         await ask(world, retries=0, lost=True)
     assert world.replies.taken > 0
-    await world.twins.stop()
+    await world.single_flight.stop()
     assert world.replies.taken == 0
 
 
@@ -440,7 +440,7 @@ async def test_a_reply_that_is_kept_costs_a_request_and_no_tokens() -> None:
     world = make_world()
     await ask(world, api_key=METERED_KEY, retries=0, how=BROKEN_OFF)
     reply = await ask(world, api_key=METERED_KEY, retries=1)
-    assert world.allowances.taken == {"requests": 2, "tokens": 5}
+    assert world.rate_limits.taken == {"requests": 2, "tokens": 5}
     assert reply.headers["x-ratelimit-remaining-requests"] == "0"
     with pytest.raises(Failure, match="too much"):
         await ask(world, api_key=METERED_KEY, retries=2)
@@ -538,7 +538,7 @@ async def test_replies_under_way_are_bounded_by_account_before_anything_is_done_
     with pytest.raises(Failure, match="bytes of replies under way") as refused:
         await ask(world, api_key=METERED_KEY)  # of the same account
     assert refused.value.code == "overloaded"
-    assert world.allowances.taken == {"requests": 1, "tokens": 0}
+    assert world.rate_limits.taken == {"requests": 1, "tokens": 0}
     assert [what for what, _ in world.ledger.log] == ["hold"] * 4
     read.set()
     await asyncio.gather(*reading)
@@ -621,4 +621,4 @@ async def test_a_caller_that_hangs_up_keeps_its_tokens_spent() -> None:
     world = make_world()
     with pytest.raises(ConnectionResetError):
         await ask(world, api_key=METERED_KEY, lost=True)
-    assert world.allowances.taken == {"requests": 1, "tokens": 5}
+    assert world.rate_limits.taken == {"requests": 1, "tokens": 5}

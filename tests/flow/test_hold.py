@@ -1,4 +1,4 @@
-"""The money of one request: what its hold says, that it ends once, and the wait for the reply of a twin."""
+"""The money of one request: what its hold says, that it ends once, and the wait for the reply of a prior."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from embedmesh.flow.hold import Held, hold_money
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict, Overloaded
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Room
 from tests.flow.world import Clock
@@ -19,24 +19,24 @@ CALLER = Caller("acct", "key_1", frozenset())
 HOLD = Hold("req_1", "acct", 7, 0)
 CHARGE = Charge(cost_nanousd=5, tokens=1, model="m", key_id="key_1", node_id="n1")
 CLAIM = Claim(b"k" * 32, b"b" * 32)
-UNDER_WAY = Twin(CLAIM.body_hash, "req_0", "open", None)
-DONE = Twin(CLAIM.body_hash, "req_0", "captured", b"the reply")
-OF_ANOTHER_BODY = Twin(b"c" * 32, "req_0", "open", None)
+UNDER_WAY = PriorRequest(CLAIM.body_hash, "req_0", "open", None)
+DONE = PriorRequest(CLAIM.body_hash, "req_0", "captured", b"the reply")
+OF_ANOTHER_BODY = PriorRequest(b"c" * 32, "req_0", "open", None)
 
 
 class TwinLedger:
-    """Finds the twins of a script, one a question; remembers what it was asked and how holds ended."""
+    """Finds the single_flight of a script, one a question; remembers what it was asked and how holds ended."""
 
-    def __init__(self, *found: Twin | None) -> None:
+    def __init__(self, *found: PriorRequest | None) -> None:
         self._found = iter(found)
         self.asked: list[tuple[str, Hold]] = []
         self.ended: list[tuple[object, ...]] = []
 
-    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         self.asked.append(("hold", hold))
         return next(self._found)
 
-    async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+    async def prior_request(self, hold: Hold, claim: Claim) -> PriorRequest | None:
         self.asked.append(("twin", hold))
         return next(self._found)
 
@@ -93,7 +93,7 @@ def test_whatever_is_said_after_the_end_changes_nothing(
 
 
 async def test_who_waits_asks_less_and_less_often(clock: Clock, pauses: list[float]) -> None:
-    """For the twin of its own hold, as often as it takes; no other hold is placed."""
+    """For the prior of its own hold, as often as it takes; no other hold is placed."""
     ledger = TwinLedger(*repeat(UNDER_WAY, 6), DONE)
     assert await hold_money(ledger, CALLER, 7, 30.0, clock, CLAIM) == DONE.reply
     own = ledger.asked[0][1]
@@ -121,7 +121,9 @@ async def test_a_reply_is_waited_for_to_the_last_moment(
 
 
 @pytest.mark.parametrize("found", [[OF_ANOTHER_BODY], [UNDER_WAY, OF_ANOTHER_BODY]], ids=["at once", "meanwhile"])
-async def test_a_key_that_another_body_has_is_a_conflict(clock: Clock, pauses: list[float], found: list[Twin]) -> None:
+async def test_a_key_that_another_body_has_is_a_conflict(
+    clock: Clock, pauses: list[float], found: list[PriorRequest]
+) -> None:
     """Whether it had it when the request came, or has got it since."""
     with pytest.raises(IdempotencyConflict) as told:
         await hold_money(TwinLedger(*found), CALLER, 7, 30.0, clock, CLAIM)
@@ -144,7 +146,7 @@ async def test_those_of_one_account_that_wait_leave_places_for_others(clock: Clo
     room, gate = Room(10, "full"), asyncio.Event()
 
     class Slow(TwinLedger):
-        async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+        async def prior_request(self, hold: Hold, claim: Claim) -> PriorRequest | None:
             await gate.wait()
             return DONE
 

@@ -143,14 +143,14 @@ async def test_what_is_refused_takes_from_the_limit_of_tokens(world: World, why:
     """A token for every 16 bytes of its body."""
     key, body = IN_VAIN[why]
     await refusal(world, key, body)
-    assert world.allowances.in_vain == [len(body) // BYTES_A_TOKEN]
+    assert world.rate_limits.in_vain == [len(body) // BYTES_A_TOKEN]
 
 
 async def test_what_is_refused_for_want_of_money_takes_its_tokens_or_bytes(world: World) -> None:
     """Whichever is more: of a short text its tokens are taken already."""
     body = b'{"model":"tiny","input":"abc"}' + b" " * 160
     assert await refusal(world, POOR_KEY, body) == "insufficient_quota"
-    assert world.allowances.in_vain == [len(body) // BYTES_A_TOKEN - 5]
+    assert world.rate_limits.in_vain == [len(body) // BYTES_A_TOKEN - 5]
 
 
 async def test_what_is_refused_by_our_own_fault_takes_nothing(world: World) -> None:
@@ -162,7 +162,7 @@ async def test_what_is_refused_by_our_own_fault_takes_nothing(world: World) -> N
 
     world = msgspec.structs.replace(world, ledger=Away())
     assert await refusal(world, GOOD_KEY, LONG) == "store_unavailable"
-    assert world.allowances.in_vain == []
+    assert world.rate_limits.in_vain == []
 
 
 async def test_work_for_a_caller_who_hangs_up_stays_taken(world: World) -> None:
@@ -173,5 +173,5 @@ async def test_work_for_a_caller_who_hangs_up_stays_taken(world: World) -> None:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert world.allowances.in_vain == [len(LARGE) // BYTES_A_TOKEN]
+    assert world.rate_limits.in_vain == [len(LARGE) // BYTES_A_TOKEN]
     assert world.ledger.log == []

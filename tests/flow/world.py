@@ -10,15 +10,15 @@ import numpy as np
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.fleet.scheduler import Line
-from embedmesh.flow.again import Twins, Unread
+from embedmesh.fleet.scheduler import Scheduler
+from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.handle import World, give_up
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Twin
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Allowance, Caller, Part
+from embedmesh.rules.ports import Caller, Part, RateLimit
 from embedmesh.rules.shares import Shares
 
 MODEL = Model(
@@ -118,10 +118,10 @@ class Allowed:
                 raise RateLimited("too much", retry_after_s=7.0)
             self.taken[what] += amount
 
-    def left(self, caller: Caller) -> tuple[Allowance, ...]:
+    def left(self, caller: Caller) -> tuple[RateLimit, ...]:
         limits = {"requests": caller.requests_a_minute, "tokens": caller.tokens_a_minute}
         return tuple(
-            Allowance(what, limit, limit - self.taken[what], 7.0) for what, limit in limits.items() if limit is not None
+            RateLimit(what, limit, limit - self.taken[what], 7.0) for what, limit in limits.items() if limit is not None
         )
 
 
@@ -135,21 +135,21 @@ class MemoryLedger:
     """Says what happened, in order."""
 
     log: list[tuple[str, int]] = field(default_factory=list)
-    claims: dict[bytes, Twin] = field(default_factory=dict)
+    claims: dict[bytes, PriorRequest] = field(default_factory=dict)
     poor: set[str] = field(default_factory=lambda: {"poor"})  # accounts without money
     looked_at: int = 0  # how often somebody asked what there is
     kept: int = 0
 
-    async def hold(self, hold: Hold, claim: Claim | None = None) -> Twin | None:
+    async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         if hold.account_id in self.poor | {"penny"} and claim is None:  # what seemed to be there is gone
             raise InsufficientQuota("no money")
         if claim is not None:
-            twin = self.claims.get(claim.key_hash)
-            if twin is not None and (
-                twin.reply is not None or twin.state == "open" or twin.body_hash != claim.body_hash
+            prior = self.claims.get(claim.key_hash)
+            if prior is not None and (
+                prior.reply is not None or prior.state == "open" or prior.body_hash != claim.body_hash
             ):
-                return twin
-            self.claims[claim.key_hash] = Twin(claim.body_hash, hold.hold_id, "open", None)
+                return prior
+            self.claims[claim.key_hash] = PriorRequest(claim.body_hash, hold.hold_id, "open", None)
         self.log.append(("hold", hold.amount_nanousd))
         return None
 
@@ -157,7 +157,7 @@ class MemoryLedger:
         self.looked_at += 1
         return 0 if account_id in self.poor else 4 if account_id == "penny" else 10**12
 
-    async def twin(self, hold: Hold, claim: Claim) -> Twin | None:
+    async def prior_request(self, hold: Hold, claim: Claim) -> PriorRequest | None:
         return self.claims.get(claim.key_hash)
 
     async def kept_bytes(self, account_id: str) -> int:
@@ -172,9 +172,9 @@ class MemoryLedger:
         self.end(hold, "released", None)
 
     def end(self, hold: Hold, state: str, reply: bytes | None) -> None:
-        for key, twin in self.claims.items():
-            if twin.hold_id == hold.hold_id:
-                self.claims[key] = Twin(twin.body_hash, twin.hold_id, state, reply)
+        for key, prior in self.claims.items():
+            if prior.hold_id == hold.hold_id:
+                self.claims[key] = PriorRequest(prior.body_hash, prior.hold_id, state, reply)
 
     def healthy(self) -> bool:
         return True
@@ -226,20 +226,20 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
         registry.answered_right(registry.add(Node(f"n{number}", "unix:/nowhere")), [m.id for m in CATALOGUE.models])
     return World(
         keys=KeyRing(),
-        allowances=Allowed(),
+        rate_limits=Allowed(),
         prices=CataloguePrices(),
         catalogue=CATALOGUE,
         tokenizers={m.id: LetterTokenizer() for m in CATALOGUE.models},
         cl100k=decoder,
         ledger=MemoryLedger(),
-        fleet=Line(registry, clock, random.Random(7), call_later),
+        fleet=Scheduler(registry, clock, random.Random(7), call_later),
         client=client or ScriptedNodes(),
-        witness=Bystander(),
+        observer=Bystander(),
         clock=clock,
-        twins=Twins(give_up, replies),
+        single_flight=SingleFlight(give_up, replies),
         unread=Unread(call_later),
         replies=replies,
-        cache=VectorCache(10**6, registry.belief),
+        cache=VectorCache(10**6, registry.generation),
         hash_user=lambda user: "hash",
         claim_of=lambda key, body: Claim(key.encode(), body),
     )

@@ -24,8 +24,8 @@ from aiohttp import web
 
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.fleet.scheduler import Line
-from embedmesh.flow.again import Twins, Unread
+from embedmesh.fleet.scheduler import Scheduler
+from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.verify import verify
@@ -177,26 +177,26 @@ class Gateway:
             MoneyApi(self.books_thread, self.checks_thread, bodies, CATALOGUE),
         )
         self.account_api = account_api = AccountApi(
-            store.keys, store.allowances, self.callers_thread, bodies, clock, CATALOGUE
+            store.keys, store.rate_limits, self.callers_thread, bodies, clock, CATALOGUE
         )
         call_later = asyncio.get_running_loop().call_later
         replies = Shares(REPLY_BYTES)
         world = World(
             keys=store.keys,
-            allowances=store.allowances,
+            rate_limits=store.rate_limits,
             prices=store.prices,
             catalogue=CATALOGUE,
             tokenizers=tokenizers,
             cl100k=None,
             ledger=store,
-            fleet=Line(self.registry, clock, random.Random(7), call_later),
+            fleet=Scheduler(self.registry, clock, random.Random(7), call_later),
             client=self.clients,
-            witness=Bystander(),
+            observer=Bystander(),
             clock=clock,
-            twins=Twins(give_up, replies),
+            single_flight=SingleFlight(give_up, replies),
             unread=Unread(call_later),
             replies=replies,
-            cache=VectorCache(10**6, self.registry.belief),
+            cache=VectorCache(10**6, self.registry.generation),
             hash_user=lambda user: "hash",
             claim_of=functools.partial(claim_of, SECRET),
         )

@@ -16,7 +16,7 @@ from embedmesh.http.failures import TABLE
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavailable, WrongAnswer
-from embedmesh.rules.holds import Claim, Hold, Twin
+from embedmesh.rules.holds import Claim, Hold, PriorRequest
 from embedmesh.rules.nodes import SHORTAGES
 from embedmesh.rules.ports import Caller
 from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, vector_for
@@ -67,19 +67,19 @@ async def test_a_request_is_answered_with_every_header() -> None:
         assert int(reply.headers["openai-processing-ms"]) >= 0
 
 
-@pytest.mark.parametrize("general", [False, True], ids=["lane", "general"])
+@pytest.mark.parametrize("general", [False, True], ids=["fast_path", "general"])
 async def test_the_ledger_has_a_request_under_the_id_that_its_caller_is_shown(general: bool) -> None:
     """Answered or failed. An id of the caller's own is echoed, and never reaches the ledger."""
     app = make_app(ScriptedNodes(None, None, *[WrongAnswer("no")] * 3))
     held: list[str] = []
     place = app._world.ledger.hold
 
-    async def noting(hold: Hold, claim: Claim | None = None) -> Twin | None:
+    async def noting(hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         held.append(hold.hold_id)
         return await place(hold, claim)
 
     app._world.ledger.hold = noting
-    more = {"connection": "close"} if general else {}  # the lane leaves such a head to the general server
+    more = {"connection": "close"} if general else {}  # the fast path leaves such a head to the general server
     async with running(app) as port:
         good = await send(port, request(body=BODY, **more))
         chosen = await send(port, request(body=BODY, x_request_id=good.headers["x-request-id"], **more))
@@ -255,7 +255,7 @@ KEYED = ["/v1/embeddings", "/embeddings", "/v1/models", "/openai/v1/models", "/m
 async def test_the_key_may_come_as_api_key_on_every_route_that_needs_one(
     path: str, fields: dict[str, str], status: int
 ) -> None:
-    """On the lane, behind it, and where a route has a scope of its own (the good key lacks it)."""
+    """On the fast path, behind it, and where a route has a scope of its own (the good key lacks it)."""
     async with running(make_app()) as port:
         method = "POST" if path.endswith("embeddings") else "GET"
         reply = await send(port, request(method, path, BODY if method == "POST" else b"", key=None, **fields))
@@ -454,7 +454,7 @@ async def test_bodies_that_do_not_end_keep_nobody_out() -> None:
 
 
 async def test_half_bodies_of_one_account_leave_room_for_those_of_others() -> None:
-    """By the lane and by the general server: it is a share of one room; strangers' bodies take none of it."""
+    """By the fast path and by the general server: it is a share of one room; strangers' bodies take none of it."""
     room = BodyBudget(12_000)
     app = make_app(bodies=room)
     whole = request(body=BODY[:-1] + b" " * 4_000 + b"}")

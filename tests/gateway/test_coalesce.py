@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from embedmesh.gateway.nodes.coalesce import CALLS, MERGED_TOKENS_MAX, SMALL_TOKENS_MAX, MergingLink
+from embedmesh.gateway.nodes.coalesce import CALLS, MERGED_TOKENS_MAX, SMALL_TOKENS_MAX, CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
@@ -81,7 +81,7 @@ async def settled() -> None:
 class Rig:
     def __init__(self) -> None:
         self.node = Node()
-        self.link = MergingLink(cast(OwnLink, self.node))
+        self.link = CoalescingLink(cast(OwnLink, self.node))
         self.tasks: list[asyncio.Task[EmbedVectors]] = []
 
     async def ask(self, *inputs: list[int], model: Model = MODEL) -> asyncio.Task[EmbedVectors]:

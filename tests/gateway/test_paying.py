@@ -16,7 +16,7 @@ from tests.gateway.till import SMALL_BUFFER_BYTES, Customer, Till, customer, til
 from tests.http.test_fast_path import on_each_loop
 
 WIRES = ("tcp", "tls", "unix")
-BOTH_WAYS = pytest.mark.parametrize("lane", [True, False], ids=["lane", "general"])
+BOTH_WAYS = pytest.mark.parametrize("fast_path", [True, False], ids=["fast_path", "general"])
 TEXTS = ["wanted"] * 30 + ["a"] * 170  # 8 and 3 tokens; a reply of 0.9 MB, or 0.4 MB in base64
 TOKENS, COST = 750, 1_125  # at 1.5 nano-USD each
 
@@ -29,11 +29,11 @@ async def begin(of: Till, caller: Customer, raw: bytes, size: int = 4_096) -> No
 
 @BOTH_WAYS
 @on_each_loop
-async def test_what_was_wanted_first_and_padded_is_paid_to_the_last_token(tmp_path: Path, lane: bool) -> None:
+async def test_what_was_wanted_first_and_padded_is_paid_to_the_last_token(tmp_path: Path, fast_path: bool) -> None:
     """300 texts, then 1,700 of one token; 1.4 of 9.5 MB are read, which has all that was wanted; then a reset."""
     texts = ["wanted"] * 300 + ["a"] * 1_700
     async with till(tmp_path, small=False) as shop, customer(shop) as caller:
-        await begin(shop, caller, shop.ask(texts, lane=lane), 1_400_000)
+        await begin(shop, caller, shop.ask(texts, fast_path=fast_path), 1_400_000)
         caller.reset()
         await shop.settled(1)
         assert shop.charged == [(7_500, 11_250)]
@@ -51,10 +51,10 @@ ENDS: dict[str, Callable[[Customer], None]] = {
 @pytest.mark.parametrize("ends", ENDS)
 @BOTH_WAYS
 @on_each_loop
-async def test_who_does_not_take_the_rest_pays_for_all(tmp_path: Path, lane: bool, ends: str, wire: str) -> None:
+async def test_who_does_not_take_the_rest_pays_for_all(tmp_path: Path, fast_path: bool, ends: str, wire: str) -> None:
     write_s = 0.2 if ends == "does not read" else 20.0
     async with till(tmp_path, wire, write_s=write_s) as shop, customer(shop) as caller:
-        await begin(shop, caller, shop.ask(TEXTS, lane=lane))
+        await begin(shop, caller, shop.ask(TEXTS, fast_path=fast_path))
         ENDS[ends](caller)
         await shop.settled(1)
         assert shop.charged == [(TOKENS, COST)]
@@ -64,9 +64,11 @@ async def test_who_does_not_take_the_rest_pays_for_all(tmp_path: Path, lane: boo
 @pytest.mark.parametrize("headers", [{}, {"idempotency_key": "k"}, {"x_stainless_retry_count": "0"}])
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 @BOTH_WAYS
-async def test_however_it_was_asked_for(tmp_path: Path, lane: bool, encoding: str, headers: dict[str, str]) -> None:
+async def test_however_it_was_asked_for(
+    tmp_path: Path, fast_path: bool, encoding: str, headers: dict[str, str]
+) -> None:
     async with till(tmp_path) as shop, customer(shop) as caller:
-        await begin(shop, caller, shop.ask(TEXTS, lane=lane, encoding=encoding, **headers))
+        await begin(shop, caller, shop.ask(TEXTS, fast_path=fast_path, encoding=encoding, **headers))
         caller.reset()
         await shop.settled(1)
         assert shop.charged == [(TOKENS, COST)]
@@ -82,10 +84,12 @@ async def test_a_caller_of_http_1_0_is_no_exception(tmp_path: Path) -> None:
 
 @BOTH_WAYS
 @on_each_loop
-async def test_a_reply_that_nobody_has_looked_at_is_paid_once_the_kernel_has_it(tmp_path: Path, lane: bool) -> None:
+async def test_a_reply_that_nobody_has_looked_at_is_paid_once_the_kernel_has_it(
+    tmp_path: Path, fast_path: bool
+) -> None:
     """A small one goes into the socket at once; that its caller closes without a look changes nothing."""
     async with till(tmp_path) as shop, customer(shop) as caller:
-        await caller.send(shop.ask(["wanted"], lane=lane))
+        await caller.send(shop.ask(["wanted"], fast_path=fast_path))
         await until(lambda: shop.outcomes)
         caller.reset()
         await shop.settled(1)
@@ -95,12 +99,12 @@ async def test_a_reply_that_nobody_has_looked_at_is_paid_once_the_kernel_has_it(
 @pytest.mark.parametrize("wire", WIRES)
 @BOTH_WAYS
 @on_each_loop
-async def test_who_reads_slowly_gets_all_of_it_and_pays_once(tmp_path: Path, lane: bool, wire: str) -> None:
+async def test_who_reads_slowly_gets_all_of_it_and_pays_once(tmp_path: Path, fast_path: bool, wire: str) -> None:
     async with till(tmp_path, wire) as shop, customer(shop) as caller:
-        await caller.send(shop.ask(TEXTS, lane=lane))
+        await caller.send(shop.ask(TEXTS, fast_path=fast_path))
         body = await caller.reply(pause_s=0.001)
         assert body.count(b'"embedding":[') == len(TEXTS)
-        await caller.send(shop.ask(["wanted"], lane=lane))  # the connection is good for more
+        await caller.send(shop.ask(["wanted"], fast_path=fast_path))  # the connection is good for more
         assert (await caller.reply()).count(b'"embedding":[') == 1
         await shop.settled(2)
         assert (shop.charged, shop.outcomes) == ([(TOKENS, COST), (8, 12)], {"ok": 2})
@@ -108,9 +112,9 @@ async def test_who_reads_slowly_gets_all_of_it_and_pays_once(tmp_path: Path, lan
 
 @BOTH_WAYS
 @on_each_loop
-async def test_who_closes_its_own_side_meanwhile_may_read_on_and_pays(tmp_path: Path, lane: bool) -> None:
+async def test_who_closes_its_own_side_meanwhile_may_read_on_and_pays(tmp_path: Path, fast_path: bool) -> None:
     async with till(tmp_path) as shop, customer(shop) as caller:
-        await begin(shop, caller, shop.ask(TEXTS, lane=lane))
+        await begin(shop, caller, shop.ask(TEXTS, fast_path=fast_path))
         caller.half_close()
         await caller.read(10**9)
         await shop.settled(1)
@@ -125,11 +129,11 @@ async def test_who_closes_its_own_side_meanwhile_may_read_on_and_pays(tmp_path: 
 @BOTH_WAYS
 @on_each_loop
 async def test_who_goes_while_a_node_works_pays_nothing(
-    tmp_path: Path, lane: bool, leave: Callable[[Customer], None], wire: str
+    tmp_path: Path, fast_path: bool, leave: Callable[[Customer], None], wire: str
 ) -> None:
     async with till(tmp_path, wire) as shop, customer(shop) as caller:
         shop.nodes.open.clear()
-        await caller.send(shop.ask(TEXTS, lane=lane))
+        await caller.send(shop.ask(TEXTS, fast_path=fast_path))
         await until(lambda: shop.nodes.calls)
         leave(caller)
         await shop.settled(1)
@@ -141,25 +145,27 @@ async def test_who_goes_while_a_node_works_pays_nothing(
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]], ids=["large", "small"])
 @BOTH_WAYS
 @on_each_loop
-async def test_who_had_gone_when_we_wrote_pays_nothing(tmp_path: Path, lane: bool, texts: list[str], wire: str) -> None:
+async def test_who_had_gone_when_we_wrote_pays_nothing(
+    tmp_path: Path, fast_path: bool, texts: list[str], wire: str
+) -> None:
     """We do not know it yet: the kernel says so when we write."""
     async with till(tmp_path, wire) as shop, customer(shop) as caller:
         shop.nodes.before_answer = caller.reset
-        await caller.send(shop.ask(texts, lane=lane))
+        await caller.send(shop.ask(texts, fast_path=fast_path))
         await shop.settled(1)
         assert (shop.charged, shop.outcomes) == ([], {"dropped": 1})
 
 
 @BOTH_WAYS
 @on_each_loop
-async def test_what_a_full_socket_did_not_take_is_not_paid(tmp_path: Path, lane: bool) -> None:
+async def test_what_a_full_socket_did_not_take_is_not_paid(tmp_path: Path, fast_path: bool) -> None:
     """Small requests one behind the other, none of whose replies is read. All that the socket has taken are paid; so is
     the last one, if a part of it was; and nobody ever looked at those after it."""
     async with till(tmp_path) as shop, customer(shop) as caller:
-        await caller.send(shop.ask(["wanted"], lane=lane) * 200)
+        await caller.send(shop.ask(["wanted"], fast_path=fast_path) * 200)
         seen = -1
         while seen != (seen := sum(shop.outcomes.values())):  # until nothing moves any more
-            await until(lambda: any(shop.waits(lane)))
+            await until(lambda: any(shop.waits(fast_path)))
             await asyncio.sleep(0.1)
         assert 0 < seen < 100
         await until(lambda: shop.rows("SELECT count(*) FROM holds")[0] == (seen + 1,))
@@ -176,20 +182,20 @@ async def test_what_a_full_socket_did_not_take_is_not_paid(tmp_path: Path, lane:
 @pytest.mark.parametrize("wire", WIRES)
 @BOTH_WAYS
 @on_each_loop
-async def test_what_we_break_off_when_we_stop_is_not_charged(tmp_path: Path, lane: bool, wire: str) -> None:
+async def test_what_we_break_off_when_we_stop_is_not_charged(tmp_path: Path, fast_path: bool, wire: str) -> None:
     async with till(tmp_path, wire) as shop, customer(shop) as caller:
-        await begin(shop, caller, shop.ask(TEXTS, lane=lane))
+        await begin(shop, caller, shop.ask(TEXTS, fast_path=fast_path))
         await shop.app.server.drain(0.05)
         await shop.settled(1)
         assert (shop.charged, shop.outcomes) == ([], {"dropped": 1})
 
 
 @BOTH_WAYS
-async def test_what_is_refused_costs_nothing_whether_or_not_it_is_read(tmp_path: Path, lane: bool) -> None:
+async def test_what_is_refused_costs_nothing_whether_or_not_it_is_read(tmp_path: Path, fast_path: bool) -> None:
     async with till(tmp_path) as shop:
         for leave in (Customer.reset, Customer.close):
             async with customer(shop) as caller:
-                await caller.send(shop.ask(["much too long"], lane=lane))
+                await caller.send(shop.ask(["much too long"], fast_path=fast_path))
                 leave(caller)
         await shop.settled(2)
         assert (shop.charged, shop.rows("SELECT * FROM holds")) == ([], [])
@@ -213,17 +219,17 @@ async def test_a_retry_of_a_delivery_that_broke_off_gets_the_reply_and_is_not_ch
     """Even where that one breaks off, too. Once it was read to its end only an Idempotency-Key finds it again."""
     async with till(tmp_path) as shop:
         async with customer(shop) as caller:
-            await begin(shop, caller, shop.ask(TEXTS, lane=ways[0], **first))
+            await begin(shop, caller, shop.ask(TEXTS, fast_path=ways[0], **first))
             caller.reset()
         await shop.settled(1)
         async with customer(shop) as caller:
-            await begin(shop, caller, shop.ask(TEXTS, lane=ways[1], **second))
+            await begin(shop, caller, shop.ask(TEXTS, fast_path=ways[1], **second))
             caller.reset()
         await shop.settled(2)
         bodies = []
         for _ in range(2):
             async with customer(shop) as caller:
-                await caller.send(shop.ask(TEXTS, lane=ways[1], **second))
+                await caller.send(shop.ask(TEXTS, fast_path=ways[1], **second))
                 bodies.append(await caller.reply())
                 if len(bodies) == 1:
                     assert b"idempotent-replayed: true" in caller.head.lower()
@@ -234,14 +240,14 @@ async def test_a_retry_of_a_delivery_that_broke_off_gets_the_reply_and_is_not_ch
 
 
 @BOTH_WAYS
-async def test_a_retry_that_finds_its_twin_pays_once_for_both(tmp_path: Path, lane: bool) -> None:
+async def test_a_retry_that_finds_its_twin_pays_once_for_both(tmp_path: Path, fast_path: bool) -> None:
     """Two callers of one work; one takes a part of the reply, the other all of it."""
     async with till(tmp_path) as shop, customer(shop) as one, customer(shop) as other:
         shop.nodes.open.clear()
-        await one.send(shop.ask(TEXTS, lane=lane, x_stainless_retry_count="0"))
+        await one.send(shop.ask(TEXTS, fast_path=fast_path, x_stainless_retry_count="0"))
         await until(lambda: shop.nodes.calls)
-        await other.send(shop.ask(TEXTS, lane=not lane, x_stainless_retry_count="1"))
-        await until(lambda: any(shared.waiting == 2 for shared in shop.world.twins._shared.values()))
+        await other.send(shop.ask(TEXTS, fast_path=not fast_path, x_stainless_retry_count="1"))
+        await until(lambda: any(shared.waiting == 2 for shared in shop.world.single_flight._shared.values()))
         shop.nodes.open.set()
         await one.read(SMALL_BUFFER_BYTES)
         one.reset()
@@ -251,18 +257,18 @@ async def test_a_retry_that_finds_its_twin_pays_once_for_both(tmp_path: Path, la
 
 
 @BOTH_WAYS
-async def test_a_free_cache_is_not_filled_by_who_hangs_up(tmp_path: Path, lane: bool) -> None:
+async def test_a_free_cache_is_not_filled_by_who_hangs_up(tmp_path: Path, fast_path: bool) -> None:
     """Send, hang up before the reply, send again: the second is charged; and only then the third is free."""
     async with till(tmp_path, cache=CachePolicy.FREE) as shop:
         async with customer(shop) as caller:
             shop.nodes.before_answer = caller.reset
-            await caller.send(shop.ask(TEXTS, lane=lane))
+            await caller.send(shop.ask(TEXTS, fast_path=fast_path))
             await shop.settled(1)
         assert shop.charged == []
         shop.nodes.before_answer = lambda: None
         for number in range(2, 4):
             async with customer(shop) as caller:
-                await caller.send(shop.ask(TEXTS, lane=lane))
+                await caller.send(shop.ask(TEXTS, fast_path=fast_path))
                 assert (await caller.reply()).count(b'"embedding":[') == len(TEXTS)
             await shop.settled(number)
             assert shop.charged == [(TOKENS, COST)]

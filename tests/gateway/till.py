@@ -19,8 +19,8 @@ import numpy as np
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.registry import Node, Registry
-from embedmesh.fleet.scheduler import Line
-from embedmesh.flow.again import Twins, Unread
+from embedmesh.fleet.scheduler import Scheduler
+from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.handle import World, give_up
 from embedmesh.gateway.api.app import GatewayApp
@@ -73,20 +73,20 @@ class Till:
         self.shop, self.store, self.token, self.nodes = shop, store, token, Nodes()
         self.world = World(
             keys=store.keys,
-            allowances=store.allowances,
+            rate_limits=store.rate_limits,
             prices=store.prices,
             catalogue=Catalogue((WIDE,)),
             tokenizers={WIDE.id: LetterTokenizer()},
             cl100k=None,
             ledger=store,
-            fleet=Line(registry, shop.clock, random.Random(7), call_later),
+            fleet=Scheduler(registry, shop.clock, random.Random(7), call_later),
             client=self.nodes,
-            witness=Bystander(),
+            observer=Bystander(),
             clock=shop.clock,
-            twins=Twins(give_up, replies),
+            single_flight=SingleFlight(give_up, replies),
             unread=Unread(call_later),
             replies=replies,
-            cache=VectorCache(10**7, registry.belief),
+            cache=VectorCache(10**7, registry.generation),
             hash_user=lambda user: "hash",
             claim_of=lambda key, body: claim_of(SECRET, key, body),
         )
@@ -95,10 +95,10 @@ class Till:
         )
         self.connect: Callable[[], socket.socket]
 
-    def ask(self, texts: Sequence[str], *, lane: bool = True, encoding: str = "float", **headers: str) -> bytes:
-        """A request, as the lane takes it or as it does not."""
+    def ask(self, texts: Sequence[str], *, fast_path: bool = True, encoding: str = "float", **headers: str) -> bytes:
+        """A request, as the fast path takes it or as it does not."""
         body = msgspec.json.encode({"model": "wide", "input": list(texts), "encoding_format": encoding})
-        return request(body=body, key=self.token, **headers, **({} if lane else {"te": "trailers"}))
+        return request(body=body, key=self.token, **headers, **({} if fast_path else {"te": "trailers"}))
 
     def rows(self, sql: str) -> list[Any]:
         return self.shop.books._db.execute(sql).fetchall()
@@ -113,11 +113,13 @@ class Till:
         """How requests ended, and how many of each."""
         return self.app.metrics._requests
 
-    def waits(self, lane: bool) -> list[bool]:
+    def waits(self, fast_path: bool) -> list[bool]:
         """Of each connection, whether a reply on it waits for its socket to take more."""
         protocols: list[Any] = self.app.server._server.connections
         sendings = [
-            each._exchange._sending if lane else each.sending for each in protocols if each._exchange or not lane
+            each._exchange._sending if fast_path else each.sending
+            for each in protocols
+            if each._exchange or not fast_path
         ]
         return [sending is not None and sending._emptied is not None for sending in sendings]
 
@@ -174,7 +176,7 @@ async def till(
         yield made
     finally:
         await made.app.server.drain(0.1)
-        await made.world.twins.stop()
+        await made.world.single_flight.stop()
         for each in watching:
             each.cancel()
         await asyncio.gather(*watching, return_exceptions=True)

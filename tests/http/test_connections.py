@@ -12,7 +12,7 @@ from aiohttp import web
 from embedmesh.gateway.main import trusted_origins
 from embedmesh.http.connections import HERE, Connections, Origins
 from embedmesh.http.exchange import Exchange
-from embedmesh.http.fast_path import Lane
+from embedmesh.http.fast_path import FastPath
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import SetupError
@@ -165,11 +165,11 @@ def test_who_goes_is_found_as_by_looking_at_all() -> None:
 
 # -- over real sockets -------------------------------------------------------------------------------------------------
 
-LINE = b"POST /lane HTTP/1.1\r\n"
+LINE = b"POST /fast_path HTTP/1.1\r\n"
 
 
 class Service:
-    """Answers at once, or when `gate` is opened, by the lane and by the general server."""
+    """Answers at once, or when `gate` is opened, by the fast path and by the general server."""
 
     def __init__(self, connections_max: int) -> None:
         self.gate = asyncio.Event()
@@ -189,7 +189,7 @@ class Service:
 
         self.server = HttpServer(
             {"/slow": {"GET": slow}, "/quick": {"GET": quick}},
-            lane=Lane(LINE, by_lane, bodies),
+            fast_path=FastPath(LINE, by_lane, bodies),
             connections=Connections(connections_max),
             origins=Origins(["127.0.0.0/8"]),  # or the three would be too many of one address
         )
@@ -211,7 +211,7 @@ async def test_a_connection_that_is_idle_goes_and_those_in_a_request_stay() -> N
         by_lane, general, idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         idle[1].write(request("GET", "/quick"))
         assert (await read_reply(idle[0])).status == 200
-        by_lane[1].write(request(path="/lane", body=b"{}"))
+        by_lane[1].write(request(path="/fast_path", body=b"{}"))
         general[1].write(request("GET", "/slow"))
         await until(lambda: service.running == 2)
         new = await asyncio.open_connection("127.0.0.1", port)
@@ -230,7 +230,7 @@ async def test_a_connection_that_is_idle_goes_and_those_in_a_request_stay() -> N
             writer.close()
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /quick HT", b"POST /lane HTTP/1.1\r\nHost: a\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"GET /quick HT", b"POST /fast_path HTTP/1.1\r\nHost: a\r\n"])
 async def test_who_sends_no_head_is_idle(sent: bytes) -> None:
     """Half a head is no request: it holds nobody out."""
     service = Service(2)
@@ -249,7 +249,7 @@ async def test_who_sends_no_head_is_idle(sent: bytes) -> None:
             writer.close()
 
 
-@pytest.mark.parametrize("path", ["/lane", "/refused"])
+@pytest.mark.parametrize("path", ["/fast_path", "/refused"])
 async def test_who_was_answered_and_still_sends_is_idle(path: str) -> None:
     """What still comes of its body is read for nobody."""
     service = Service(2)

@@ -38,7 +38,7 @@ async def ask(app: GatewayApp, *raws: bytes) -> list[Raw]:
         return [await send(port, raw) for raw in raws]
 
 
-# each once on the lane, and once behind it for the query
+# each once on the fast path, and once behind it for the query
 EITHER_WAY = ["/v1/embeddings", "/v1/embeddings?x=1"]
 
 
@@ -143,14 +143,14 @@ async def test_nothing_of_operators_and_nodes_is_opened(path: str, origin: str) 
 
 
 async def test_the_lane_still_takes_a_browsers_request() -> None:
-    """The page's requests are as cheap as others: they do not leave the lane for their origin."""
+    """The page's requests are as cheap as others: they do not leave the fast path for their origin."""
     app = make_app(APP)
     async with serving(app.server) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request(body=BODY, Origin=APP))
         head = await reader.readuntil(b"\r\n\r\n")
         writer.close()
-    assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"), "in the lane's order"
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"), "in the fast path's order"
     assert head.count(b"Access-Control-Allow-Origin") == 1
 
 
@@ -191,7 +191,7 @@ def test_every_header_of_ours_that_callers_get_may_be_read() -> None:
 
 
 async def test_both_ways_say_the_same() -> None:
-    """The same reply to the same request, be it on the lane or not; apart from time and ids."""
+    """The same reply to the same request, be it on the fast path or not; apart from time and ids."""
     app = make_app(APP, "http://localhost:3000")
     fields = [{"Origin": APP}, {"Origin": OTHER}, {}, {"Origin": APP, "api_key": "em_good"}]
     fields += [{"Origin": APP, "api_key": "em_wrong"}, {"Origin": APP, "Idempotency_Key": "x" * 256}]

@@ -1,4 +1,4 @@
-"""The lane takes what is ordinary, and means by it what the general server means; all else is the general server's."""
+"""The fast path takes ordinary requests and reads them as the general server does; all else is the general server's."""
 
 import asyncio
 import functools
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from embedmesh.http import fast_path as module
 from embedmesh.http import server as server_module
 from embedmesh.http.exchange import Exchange, GeneralExchange
-from embedmesh.http.fast_path import Lane, read_head
+from embedmesh.http.fast_path import FastPath, read_head
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import InvalidApiKey
@@ -53,7 +53,7 @@ def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 
 
 class Service:
-    """One handler behind both ways: it says what it was asked. `lane` counts how often the lane was taken."""
+    """One handler behind both ways: it says what it was asked. `fast_path` counts how often the fast path was taken."""
 
     def __init__(self, *, with_lane: bool = True, head_s: float = 10.0, write_s: float = WRITE_REPLY_S) -> None:
         self.bodies = BodyBudget(ROOM)
@@ -64,9 +64,9 @@ class Service:
         self.known = asyncio.Event()  # who asks
         self.known.set()
         self.before_reply = self.after_reply = lambda: None
-        lane = Lane(LINE, self._by_lane, self.bodies, write_s=write_s) if with_lane else None
+        fast_path = FastPath(LINE, self._by_lane, self.bodies, write_s=write_s) if with_lane else None
         routes = {"/v1/embeddings": {"POST": self._general}, "/health": {"GET": self._health}}
-        self.server = HttpServer(routes, on_internal_error=self._bug, lane=lane, head_s=head_s)
+        self.server = HttpServer(routes, on_internal_error=self._bug, fast_path=fast_path, head_s=head_s)
 
     def taken(self) -> int:
         """Bytes of bodies that are in memory."""
@@ -148,7 +148,7 @@ def same(one: Raw, other: Raw) -> None:
 
 
 async def both(raw: bytes) -> tuple[bool, Raw, Raw]:
-    """Whether the lane took it, and what is said with and without one."""
+    """Whether the fast path took it, and what is said with and without one."""
     service, plain = Service(), Service(with_lane=False)
     async with serving(service.server) as port, serving(plain.server) as general:
         replies = await asyncio.gather(send(port, raw), send(general, raw))

@@ -25,7 +25,7 @@ from embedmesh.rules.errors import SetupError
 from tests.engine.tiny import make_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ONNX = Path(__file__).parent / "engine" / "goldens" / "folders" / "onnx"
+ONNX = Path(__file__).parents[1] / "engine" / "goldens" / "folders" / "onnx"
 
 LOOK_UP = """
 import sys, pathlib

@@ -199,7 +199,7 @@ def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
         DER + DER,
         certificate().public_bytes(Encoding.PEM),
         in_der(certificate(ca=True)),
-        in_der(certificate(ca=None)),  # OpenSSL would let it vouch for others
+        in_der(certificate(ca=None)),  # OpenSSL would let it prove for others
         DER + bytes(8_192),
         bytes(10_000_000),
     ],

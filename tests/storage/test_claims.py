@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embedmesh.rules.errors import InsufficientQuota
-from embedmesh.rules.holds import Claim, Twin
+from embedmesh.rules.holds import Claim, PriorRequest
 from embedmesh.storage.ledger.holds import CLAIM_S
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge
@@ -22,12 +22,12 @@ async def test_who_comes_second_finds_the_first(shop: Shop, store: Store) -> Non
     first, second = shop.new_hold(60), shop.new_hold(60)
     assert await store.hold(first, CLAIM) is None
     for claim in (CLAIM, OTHER_BODY):
-        assert await store.hold(second, claim) == Twin(CLAIM.body_hash, first.hold_id, "open", None)
-    assert await store.twin(second, CLAIM) == Twin(CLAIM.body_hash, first.hold_id, "open", None)
+        assert await store.hold(second, claim) == PriorRequest(CLAIM.body_hash, first.hold_id, "open", None)
+    assert await store.prior_request(second, CLAIM) == PriorRequest(CLAIM.body_hash, first.hold_id, "open", None)
     store.capture(first, charge(50), REPLY)
-    done = Twin(CLAIM.body_hash, first.hold_id, "captured", REPLY)
+    done = PriorRequest(CLAIM.body_hash, first.hold_id, "captured", REPLY)
     assert await store.hold(second, CLAIM) == done
-    assert await store.twin(second, CLAIM) == done
+    assert await store.prior_request(second, CLAIM) == done
     assert shop.money() == (50, 0)
     assert await store.kept_bytes("a") > len(REPLY)
     shop.assert_right()
@@ -38,8 +38,10 @@ async def test_of_many_at_once_one_is_the_first(shop: Shop, store: Store) -> Non
     shop.credit(1_000)
     holds = [shop.new_hold(10) for _ in range(20)]
     found = await asyncio.gather(*(store.hold(hold, CLAIM) for hold in holds))
-    [first] = [hold for hold, twin in zip(holds, found, strict=True) if twin is None]
-    assert {twin for twin in found if twin is not None} == {Twin(CLAIM.body_hash, first.hold_id, "open", None)}
+    [first] = [hold for hold, prior in zip(holds, found, strict=True) if prior is None]
+    assert {prior for prior in found if prior is not None} == {
+        PriorRequest(CLAIM.body_hash, first.hold_id, "open", None)
+    }
     assert shop.money() == (1_000, 10)
     assert store.stats.holds == 1
 
@@ -59,7 +61,7 @@ async def test_a_key_whose_request_came_to_nothing_is_free_again(shop: Shop, sto
     if end == "no money":
         with pytest.raises(InsufficientQuota):
             await store.hold(first, CLAIM)
-        assert await store.twin(first, CLAIM) is None
+        assert await store.prior_request(first, CLAIM) is None
     else:
         assert await store.hold(first, CLAIM) is None
     if end == "release":
@@ -73,7 +75,7 @@ async def test_a_key_whose_request_came_to_nothing_is_free_again(shop: Shop, sto
         assert await store.hold(second, CLAIM) is not None
         shop.clock.now_ms += 1
     assert await store.hold(second, OTHER_BODY) is None
-    assert await store.twin(second, CLAIM) == Twin(OTHER_BODY.body_hash, second.hold_id, "open", None)
+    assert await store.prior_request(second, CLAIM) == PriorRequest(OTHER_BODY.body_hash, second.hold_id, "open", None)
     assert await store.kept_bytes("a") == 0
     shop.assert_right()
 
@@ -121,7 +123,7 @@ async def test_a_kept_reply_is_encrypted(file_shop: Shop, tmp_path: Path) -> Non
     opened = 0
     for number in range(2):
         try:
-            await store.twin(holds[0], Claim(bytes([number]) * 32, bytes(32)))
+            await store.prior_request(holds[0], Claim(bytes([number]) * 32, bytes(32)))
             opened += 1
         except ValueError:
             pass

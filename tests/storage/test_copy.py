@@ -38,7 +38,7 @@ async def full(shop: Shop) -> str:
     shop.books.prices.set("m", 7)
     caller = await store.keys.find(token)
     assert caller is not None
-    await store.allowances.take_request(caller)
+    await store.rate_limits.take_request(caller)
     record = NodeRecord(node_id="n1", standing=Standing.ADMITTED, public_key=bytes(32), inputs_max=1, secret=b"session")
     await store.nodes.save(record)
     await store.nodes.add_invite("i", b"verifier", "note", shop.clock.now_ms + 1)
@@ -66,8 +66,8 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     assert await store.keys.find(token) is not None
     [record] = await store.nodes.all()
     assert record.secret == b"session"
-    twin = await store.twin(moved.new_hold(1), Claim(b"k" * 32, b"b" * 32))
-    assert twin is not None and twin.reply == b"the reply"
+    prior = await store.prior_request(moved.new_hold(1), Claim(b"k" * 32, b"b" * 32))
+    assert prior is not None and prior.reply == b"the reply"
     moved.books.accounts.credit("a", 1, "after")
     moved.books.prices.set("m", 8)
     assert await store.extend_chain() == 1

@@ -190,9 +190,9 @@ async def test_a_limit_holds_over_all_gateways(shop: Shop, stores: list[Store], 
         store = stores[number * 7 % GATEWAYS]
         try:
             if what == "requests":
-                await store.allowances.take_request(caller)
+                await store.rate_limits.take_request(caller)
             else:
-                await store.allowances.take_tokens(caller, amount)
+                await store.rate_limits.take_tokens(caller, amount)
         except RateLimited as failure:
             assert 0 < failure.retry_after_s <= 60
         else:
@@ -200,55 +200,55 @@ async def test_a_limit_holds_over_all_gateways(shop: Shop, stores: list[Store], 
     lease = max(limit // 16, amount)
     assert limit - GATEWAYS * lease <= passed <= limit
     shop.clock.now_ms += 60_000  # a new minute
-    await stores[0].allowances.take_request(caller)
-    await stores[0].allowances.take_tokens(caller, amount)
+    await stores[0].rate_limits.take_request(caller)
+    await stores[0].rate_limits.take_tokens(caller, amount)
 
 
 async def test_what_is_left_of_a_limit_is_told(shop: Shop, stores: list[Store]) -> None:
     """Limit, what is left and seconds until the minute is over; as far as a gateway has heard of the others."""
     store, other = stores[0], stores[1]
     caller = Caller("a", "key_1", frozenset(), None, 160, None)
-    assert [(one.what, one.limit, one.left) for one in store.allowances.left(caller)] == [("requests", 160, 160)]
+    assert [(one.what, one.limit, one.left) for one in store.rate_limits.left(caller)] == [("requests", 160, 160)]
     for _ in range(3):
-        await store.allowances.take_request(caller)
-    [left] = store.allowances.left(caller)
+        await store.rate_limits.take_request(caller)
+    [left] = store.rate_limits.left(caller)
     assert (left.left, left.reset_s) == (157, 60 - shop.clock.now_ms % 60_000 / 1000)
-    await other.allowances.take_request(caller)
-    assert [one.left for one in other.allowances.left(caller)] == [149]  # the first has ten of them
-    assert store.allowances.left(Caller("a", "key_2", frozenset())) == ()
+    await other.rate_limits.take_request(caller)
+    assert [one.left for one in other.rate_limits.left(caller)] == [149]  # the first has ten of them
+    assert store.rate_limits.left(Caller("a", "key_2", frozenset())) == ()
 
 
 async def test_a_limit_that_is_changed_counts_what_was_spent(shop: Shop, store: Store) -> None:
     """Lower: at once. Higher: the rest is there."""
     caller = Caller("a", "key_1", frozenset(), None, 2, None)
-    await store.allowances.take_request(caller)
-    await store.allowances.take_request(caller)
+    await store.rate_limits.take_request(caller)
+    await store.rate_limits.take_request(caller)
     with pytest.raises(RateLimited) as told:
-        await store.allowances.take_request(caller)
+        await store.rate_limits.take_request(caller)
     assert told.value.message == (
         "This API key may use 2 requests a minute; 0 of this minute's are left. Wait for the next."
     )
     assert told.value.retry_after_s == 60 - shop.clock.now_ms % 60_000 / 1000
     higher = Caller("a", "key_1", frozenset(), None, 3, None)
-    await store.allowances.take_request(higher)
+    await store.rate_limits.take_request(higher)
     with pytest.raises(RateLimited):
-        await store.allowances.take_request(higher)
+        await store.rate_limits.take_request(higher)
     metered = Caller("a", "key_1", frozenset(), None, None, 5_000)
     with pytest.raises(RateLimited) as told:
-        await store.allowances.take_tokens(metered, 6_000)
+        await store.rate_limits.take_tokens(metered, 6_000)
     assert told.value.message == (
         "This API key may use 5,000 tokens a minute; 5,000 of this minute's are left. "
         "This request alone has 6,000: split it."
     )
-    await store.allowances.take_tokens(metered, 5_000)  # to the last one
+    await store.rate_limits.take_tokens(metered, 5_000)  # to the last one
     with pytest.raises(RateLimited, match="0 of this minute"):
-        await store.allowances.take_tokens(metered, 1)
+        await store.rate_limits.take_tokens(metered, 1)
 
 
 async def test_many_at_once_take_one_lease(shop: Shop, store: Store) -> None:
     """Requests of one key that come together do not each ask the store."""
     caller = Caller("a", "key_1", frozenset(), None, 1_600, None)
     before = store.stats.writes
-    await asyncio.gather(*(store.allowances.take_request(caller) for _ in range(100)))
+    await asyncio.gather(*(store.rate_limits.take_request(caller) for _ in range(100)))
     await store.drain()
     assert store.stats.writes - before == 1

@@ -18,7 +18,7 @@ from embedmesh.rules.errors import (
     StoreUnavailable,
 )
 from embedmesh.rules.holds import Hold
-from embedmesh.rules.ports import Above, Allowance, Caller
+from embedmesh.rules.ports import Above, Caller, RateLimit
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key, Limits
 from embedmesh.storage.db import refusals
@@ -190,43 +190,43 @@ async def test_children_use_their_parents_minutes_up(shop: Shop, stores: Sequenc
     for _ in range(15):
         for store, caller in zip(stores, callers, strict=True):
             try:
-                await store.allowances.take_request(caller)
+                await store.rate_limits.take_request(caller)
                 served += 1
             except RateLimited as failure:
                 failures.append(failure.message)
     assert served == 20
     assert all(message.startswith(f"{OF_ANOTHER} may use 20 requests") for message in failures)
-    assert stores[0].allowances.left(callers[0])[0].left <= 5
+    assert stores[0].rate_limits.left(callers[0])[0].left <= 5
     with pytest.raises(RateLimited, match="This API key may use 20 requests"):
-        await stores[0].allowances.take_request(await caller_of(stores[0], parent))
-    await stores[0].allowances.take_tokens(callers[0], 1_600)
+        await stores[0].rate_limits.take_request(await caller_of(stores[0], parent))
+    await stores[0].rate_limits.take_tokens(callers[0], 1_600)
     with pytest.raises(RateLimited, match=f"{OF_ANOTHER} may use 1,600 tokens"):
-        await stores[0].allowances.take_tokens(Caller("a", "k", frozenset(), above=callers[0].above), 1)
+        await stores[0].rate_limits.take_tokens(Caller("a", "k", frozenset(), above=callers[0].above), 1)
 
 
 async def test_what_is_left_is_told_of_the_limit_of_which_least_is(store: Store) -> None:
     """Its own, that of a key above it, or of either alone."""
     for own, above, expected in ((5, 9, 5), (9, 5, 5), (None, 7, 7), (7, None, 7)):
         caller = Caller("a", "k", frozenset(), None, own, None, above=(Above("p", above, None),))
-        assert store.allowances.left(caller) == (Allowance("requests", expected, expected, 60.0),)
-    assert store.allowances.left(Caller("a", "k", frozenset(), above=(Above("p", None, 8),)))[0].what == "tokens"
+        assert store.rate_limits.left(caller) == (RateLimit("requests", expected, expected, 60.0),)
+    assert store.rate_limits.left(Caller("a", "k", frozenset(), above=(Above("p", None, 8),)))[0].what == "tokens"
 
 
 async def test_a_child_that_is_over_its_own_limit_uses_nothing_of_its_parents(store: Store) -> None:
     above = (Above("p", 10, None),)
     caller = Caller("a", "k", frozenset(), None, 1, None, above=above)
-    await store.allowances.take_request(caller)
+    await store.rate_limits.take_request(caller)
     for _ in range(3):
         with pytest.raises(RateLimited, match="This API key may use 1 requests"):
-            await store.allowances.take_request(caller)
-    assert store.allowances.left(Caller("a", "l", frozenset(), above=above))[0].left == 9
+            await store.rate_limits.take_request(caller)
+    assert store.rate_limits.left(Caller("a", "l", frozenset(), above=above))[0].left == 9
 
 
 async def test_a_key_without_parent_is_found_as_before(shop: Shop, store: Store) -> None:
     """In one question, with nothing above it."""
     caller = await caller_of(store, shop.books.keys.create("a", ["embeddings"]))
     assert caller.above == ()
-    assert store.allowances.left(caller) == ()
+    assert store.rate_limits.left(caller) == ()
 
 
 async def test_a_child_may_use_no_model_that_a_key_above_it_may_no_longer(shop: Shop, store: Store) -> None:
@@ -442,14 +442,14 @@ async def test_a_rotated_key_has_used_what_the_old_one_has_of_the_minute(shop: S
     old = shop.books.keys.create("a", BOTH, limits=limits)
     caller = await caller_of(store, old)
     for _ in range(6):
-        await store.allowances.take_request(caller)
-    await store.allowances.take_tokens(caller, 200)
+        await store.rate_limits.take_request(caller)
+    await store.rate_limits.take_tokens(caller, 200)
     new = shop.books.keys.rotate(old[0].key_id, overlap_s=100)
     rotated = await caller_of(store, new)
     with pytest.raises(RateLimited, match="120 of this minute's"):
-        await store.allowances.take_tokens(rotated, 121)
+        await store.rate_limits.take_tokens(rotated, 121)
     for caller in (rotated, await caller_of(store, old), rotated, await caller_of(store, old)):
-        await store.allowances.take_request(caller)
+        await store.rate_limits.take_request(caller)
     for caller in (rotated, await caller_of(store, old)):
         with pytest.raises(RateLimited, match="0 of this minute's"):
-            await store.allowances.take_request(caller)
+            await store.rate_limits.take_request(caller)

@@ -135,10 +135,10 @@ async def test_a_node_gets_its_share(shop: Shop, store: Store) -> None:
 async def test_one_bad_write_does_not_sink_the_others(shop: Shop, store: Store) -> None:
     """A write that the store's rules refuse is counted; the batch around it becomes durable."""
     shop.credit(1_000)
-    first, twin, last = shop.new_hold(1), shop.new_hold(2), shop.new_hold(3)
+    first, prior, last = shop.new_hold(1), shop.new_hold(2), shop.new_hold(3)
     await store.hold(first)
     store.capture(first, charge(1, payable=2))  # more to the node than the caller pays
-    outcomes = await asyncio.gather(*map(store.hold, (twin, twin, last)), return_exceptions=True)
+    outcomes = await asyncio.gather(*map(store.hold, (prior, prior, last)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [type(None), InternalError, type(None)]
     assert store.stats.broken_writes == 2
     assert shop.money() == (1_000, 6)

@@ -34,7 +34,9 @@ from embedmesh.commands.endpoint import Endpoint
 from embedmesh.rules.embeddings import INPUTS_MAX, EmbedReply
 from embedmesh.rules.ports import Dice
 
-PATIENCE_S = 900.0  # since the last answer: longer than an engine's restart on a starved machine, shorter than a night
+SILENCE_MAX_S = (
+    900.0  # since the last answer: longer than an engine's restart on a starved machine, shorter than a night
+)
 REQUEST_S = 600.0  # the longest a gateway lets a request live
 CONNECT_S = 10.0
 REPLY_BYTES_MAX = 256 * 1024 * 1024  # 2,048 vectors of width 16,384 in base64, twice over
@@ -178,7 +180,7 @@ class Client:
             if verdict != "retry":
                 return answer
             silent_s = self._clock() - max(began, self._answered_at)
-            if attempt + 1 >= ATTEMPTS_MIN and silent_s >= PATIENCE_S:
+            if attempt + 1 >= ATTEMPTS_MIN and silent_s >= SILENCE_MAX_S:
                 raise Stopped(f"The endpoint has answered nothing for {silent_s / 60:.0f} minutes: {said}.")
             await self._pause(said, wait_s(attempt, hints, self._dice))
         raise AssertionError("it counts for ever")

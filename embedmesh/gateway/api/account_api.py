@@ -17,7 +17,7 @@ from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import Routes
 from embedmesh.rules.errors import InsufficientScope, InvalidValue
-from embedmesh.rules.ports import Allowances, Catalogue, Clock, Keys
+from embedmesh.rules.ports import Catalogue, Clock, Keys, RateLimits
 from embedmesh.rules.shares import Room
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key
@@ -40,14 +40,14 @@ class AccountApi:
     def __init__(
         self,
         keys: Keys,
-        allowances: Allowances,
+        rate_limits: RateLimits,
         books: BooksThread,
         bodies: BodyBudget,
         clock: Clock,
         catalogue: Catalogue,
     ) -> None:
         self._keys = keys
-        self._allowances = allowances
+        self._allowances = rate_limits
         self._books = books
         self._room = Room(
             CALLS_MAX, f"{CALLS_MAX} calls at one time may be here, of each account a share of that. Try again shortly."
@@ -68,8 +68,8 @@ class AccountApi:
             "/v1/account/keys/*": {"DELETE": self.revoke},
         }
         return {
-            **for_keys(self._keys, in_room(self._room, own, account_of), allowances=self._allowances),
-            **for_keys(self._keys, in_room(self._room, keys, account_of), KEYS_SCOPE, allowances=self._allowances),
+            **for_keys(self._keys, in_room(self._room, own, account_of), rate_limits=self._allowances),
+            **for_keys(self._keys, in_room(self._room, keys, account_of), KEYS_SCOPE, rate_limits=self._allowances),
         }
 
     async def account(self, request: web.BaseRequest) -> web.StreamResponse:

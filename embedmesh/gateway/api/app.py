@@ -21,7 +21,7 @@ from embedmesh.http.bodies import JSON, json_reply
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.exchange import Exchange, GeneralExchange
-from embedmesh.http.fast_path import Lane
+from embedmesh.http.fast_path import FastPath
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import REST, Handler, HttpServer, Routes
@@ -81,7 +81,7 @@ class GatewayApp:
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
-            lane=Lane(EMBEDDINGS_LINE, self._embed, bodies, write_s=write_s, cors=cors),
+            fast_path=FastPath(EMBEDDINGS_LINE, self._embed, bodies, write_s=write_s, cors=cors),
             other_paths=OTHER_PATHS,
             cors=cors,
             origins=self._origins,
@@ -105,7 +105,7 @@ class GatewayApp:
         return routes
 
     def _for_key(self, handler: Handler, *any_of: str) -> Handler:
-        return with_key(self._world.keys, handler, *any_of, allowances=self._world.allowances)
+        return with_key(self._world.keys, handler, *any_of, rate_limits=self._world.rate_limits)
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(headers=JSON)

@@ -11,16 +11,16 @@ from embedmesh.http.bodies import CALLER
 from embedmesh.http.server import Handler, Routes, write_out
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.holds import WRITE_REPLY_S
-from embedmesh.rules.ports import Allowances, Keys
+from embedmesh.rules.ports import Keys, RateLimits
 from embedmesh.rules.shares import Room
 
 ADMIN_SCOPE = "admin"
 
 
-def with_key(keys: Keys, handler: Handler, *any_of: str, allowances: Allowances | None = None) -> Handler:
+def with_key(keys: Keys, handler: Handler, *any_of: str, rate_limits: RateLimits | None = None) -> Handler:
     """The handler, for those whose key has one of the scopes, where any are named.
 
-    With `allowances` each call is one of the requests that the key may make in a minute, unless an operator has it.
+    With `rate_limits` each call is one of the requests that the key may make in a minute, unless an operator has it.
     """
 
     @functools.wraps(handler)
@@ -28,18 +28,18 @@ def with_key(keys: Keys, handler: Handler, *any_of: str, allowances: Allowances 
         caller = request[CALLER] = await identify(
             request.headers.get("Authorization"), keys, *any_of, api_key=request.headers.get("api-key")
         )
-        if allowances is not None and ADMIN_SCOPE not in caller.scopes:
+        if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
             with suppress(StoreUnavailable):  # what only reads goes on; what writes will meet it anyway
-                await allowances.take_request(caller)
+                await rate_limits.take_request(caller)
         return await handler(request)
 
     return checked
 
 
-def for_keys(keys: Keys, routes: Routes, *any_of: str, allowances: Allowances | None = None) -> Routes:
+def for_keys(keys: Keys, routes: Routes, *any_of: str, rate_limits: RateLimits | None = None) -> Routes:
     """All of these routes, as `with_key` has them."""
     return {
-        path: {method: with_key(keys, handler, *any_of, allowances=allowances) for method, handler in methods.items()}
+        path: {method: with_key(keys, handler, *any_of, rate_limits=rate_limits) for method, handler in methods.items()}
         for path, methods in routes.items()
     }
 

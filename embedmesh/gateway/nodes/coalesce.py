@@ -33,7 +33,7 @@ class _Asked:
     call: "asyncio.Task[None] | None" = None
 
 
-class MergingLink:
+class CoalescingLink:
     """A node of ours that keeps no receipts: those name single requests. Implements `Link`."""
 
     def __init__(self, link: OwnLink) -> None:

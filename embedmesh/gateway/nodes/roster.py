@@ -104,7 +104,7 @@ class Members:
         self._changing = asyncio.Lock()  # of records: nobody's word is lost to another's that began earlier
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends, with its exception, when what keeps a node's state true has ended: a bug of ours."""
-        self.vouch: Callable[[Node], Awaitable[bool]] = _anybody
+        self.prove: Callable[[Node], Awaitable[bool]] = _anybody
         """Whether a new node may get callers' work."""
         registry.on_quarantine = self._quarantined
 
@@ -358,7 +358,7 @@ class Members:
             self._clients,
             self._clock,
             self._verify,
-            lambda newcomer: self.vouch(newcomer),
+            lambda newcomer: self.prove(newcomer),
             pace,
         )
         probing = asyncio.create_task(prober.run())

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from embedmesh.rules.errors import RateLimited
-from embedmesh.rules.ports import Above, Allowance, Caller, Clock
+from embedmesh.rules.ports import Above, Caller, Clock, RateLimit
 from embedmesh.storage.db import Db
 from embedmesh.storage.sql import load
 
@@ -49,8 +49,8 @@ class _Purse:
         return max(0, self.left + self.limit - self.total - self.owed)
 
 
-class Allowances:
-    """Implements the port `Allowances`. `written` does something with the next batch."""
+class RateLimits:
+    """Implements the port `RateLimits`. `written` does something with the next batch."""
 
     def __init__(self, written: Written, clock: Clock) -> None:
         self._written = written
@@ -83,18 +83,18 @@ class Allowances:
                 purse.left -= spent
                 purse.owed += tokens - spent
 
-    def left(self, caller: Caller) -> tuple[Allowance, ...]:
+    def left(self, caller: Caller) -> tuple[RateLimit, ...]:
         if caller.requests_a_minute is None and caller.tokens_a_minute is None and not caller.above:
             return ()
         minute, reset_s = self._now()
-        least: dict[str, Allowance] = {}
+        least: dict[str, RateLimit] = {}
         for key in _keys(caller):
             for what, limit in (("requests", key.requests_a_minute), ("tokens", key.tokens_a_minute)):
                 if limit is not None:
                     purse = self._purses.get((key.key_id, what)) if minute == self._minute else None
                     left = limit if purse is None else purse.room()
                     if what not in least or left < least[what].left:
-                        least[what] = Allowance(what, limit, left, reset_s)
+                        least[what] = RateLimit(what, limit, left, reset_s)
         return tuple(least.values())
 
     async def _take(self, key_id: str, what: str, amount: int, limit: int, whose: str = "This API key") -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from embedmesh.rules.errors import Failure, InsufficientQuota, InternalError, RateLimited, StoreUnavailable
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Twin
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, PriorRequest
 from embedmesh.rules.money import format_usd
 from embedmesh.storage.cached.rate_limits import OF_ANOTHER
 from embedmesh.storage.db import Db, Row
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class PlaceHold:
-    """Set money aside. `outcome` becomes None once that is durable, the twin that answers already, or the refusal."""
+    """Set money aside. `outcome` becomes None once that is durable, the prior that answers already, or the refusal."""
 
     kept = False
     rank = 2
@@ -37,13 +37,13 @@ class PlaceHold:
     def __init__(self, hold: Hold, owner: str, claim: Claim | None, give_back: Callable[[Hold], None]) -> None:
         """`give_back` ends a hold that nobody waits for any more, should it have become durable."""
         self.hold = hold
-        self.outcome: asyncio.Future[Twin | None] = asyncio.get_running_loop().create_future()
+        self.outcome: asyncio.Future[PriorRequest | None] = asyncio.get_running_loop().create_future()
         self._owner = owner
         self._claim = claim
         self._give_back = give_back
         self._placed: Callable[[], Sequence[Row]] | None = None  # what the store says of it and of others
         self._covered = False
-        self._twin: Twin | None = None
+        self._twin: PriorRequest | None = None
         self._refusal: Failure | None = None
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
@@ -52,7 +52,7 @@ class PlaceHold:
     @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[PlaceHold]") -> None:
         placing: list[PlaceHold] = []
-        claimed: dict[tuple[str, bytes], Twin] = {}  # by this batch: their holds are not there yet
+        claimed: dict[tuple[str, bytes], PriorRequest] = {}  # by this batch: their holds are not there yet
         for write in writes:
             write._placed, write._covered, write._twin, write._refusal = None, False, None, None
             if write.outcome.done():
@@ -112,7 +112,7 @@ class PlaceHold:
             "deadline_ms": self.hold.deadline_ms,
         }
 
-    def _find_twin(self, db: Db, now_ms: int, claimed: dict[tuple[str, bytes], Twin]) -> Twin | None:
+    def _find_twin(self, db: Db, now_ms: int, claimed: dict[tuple[str, bytes], PriorRequest]) -> PriorRequest | None:
         """The request that has the same Idempotency-Key already; None where this one has it now, or there is none."""
         if self._claim is None:
             return None
@@ -128,11 +128,11 @@ class PlaceHold:
             "kept_from_ms": now_ms - CLAIM_S * 1000,
         }
         if db.execute(CLAIMS["claim"], claim).fetchall():
-            claimed[place] = Twin(self._claim.body_hash, self.hold.hold_id, HoldState.OPEN.value, None)
+            claimed[place] = PriorRequest(self._claim.body_hash, self.hold.hold_id, HoldState.OPEN.value, None)
             return None
         row = db.execute(CLAIMS["find_claim"], claim).fetchone()
         assert row is not None
-        return Twin(*row)
+        return PriorRequest(*row)
 
     def _why_not(self, db: Db, now_ms: int, known: dict[tuple[str, str | None], Any]) -> Failure:
         """What to say to a caller whose hold was not placed. `known` saves asking the same twice in a batch."""
