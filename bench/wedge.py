@@ -36,9 +36,9 @@ from embedmesh.engine.folder import digest, read_folder
 from embedmesh.gateway.nodes.http1 import unix_dialler
 from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
+from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Part
 from tests.data import find_model_folder

@@ -14,8 +14,9 @@ from typing import Annotated, cast
 import msgspec
 from msgspec import Meta
 
-from embedmesh.rules.embeddings import REQUEST_TOKENS_MAX, Role
+from embedmesh.rules.embeddings import Role
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import REQUEST_TOKENS_MAX
 from embedmesh.rules.models import TIERS, Model, Tier, TokenIds
 
 FILE_BYTES_MAX = 4 * 1024 * 1024  # about ten thousand models

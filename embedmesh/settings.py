@@ -12,8 +12,8 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
-from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 ENV_PREFIX = "EMBEDMESH_"
 PRICE_MAX = 10**12  # nano-USD a million tokens, $1,000: more is a number of nano-USD, given for one of USD
@@ -121,7 +121,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="Bytes of request bodies held in memory at one time, by one account four fifths of them; more "
             "get a 503.",
-            ge=BODY_BYTES_MAX * 5 // 4,  # or one account's share would be less than one body
+            ge=REQUEST_BODY_BYTES_MAX * 5 // 4,  # or one account's share would be less than one body
         ),
     ] = 512 * 1024 * 1024
     reply_bytes_total_max: Annotated[

@@ -25,15 +25,8 @@ from embedmesh.node.signed_api import NodeDoor
 from embedmesh.process import bind
 from embedmesh.rules import errors
 from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.embeddings import (
-    BODY_BYTES_MAX,
-    COMPACT,
-    EmbedIds,
-    EmbedVectors,
-    ServedModel,
-    ServedModels,
-    unpack_ids,
-)
+from embedmesh.rules.embeddings import COMPACT, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.signing.certificates import der, make_certificate, server_context
@@ -142,7 +135,7 @@ class FaultDoor(NodeDoor):
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt: right, or as the mode has it."""
         checked = self._check(request)
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
         self._bodies.give_back("", len(body))
         self._check_body(checked, body)
         asked = self._decode(body)

@@ -17,7 +17,7 @@ from bench.faultnode.scripted import Vectors
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import Routes
 from embedmesh.rules import errors
-from embedmesh.rules.embeddings import BODY_BYTES_MAX
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 JSON = {"Content-Type": "application/json"}
 
@@ -49,7 +49,7 @@ class OpenAiForm:
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """JSON in; base64 or floats out."""
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies)
         self._bodies.give_back("", len(body))
         try:
             asked = msgspec.json.decode(body, type=Asked)

@@ -15,7 +15,8 @@ from aiohttp import web
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.embeddings import BODY_BYTES_MAX, COMPACT, EmbedIds, EmbedVectors, unpack_ids
+from embedmesh.rules.embeddings import COMPACT, EmbedIds, EmbedVectors, unpack_ids
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.signing.messages import RequestChecker
 from embedmesh.signing.session import Session
 
@@ -38,7 +39,7 @@ class CheapNode:
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form."""
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
         self._bodies.give_back("", len(body))
         ids = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
         tokens = sum(len(each) + SPECIALS for each in ids)

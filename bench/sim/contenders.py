@@ -17,9 +17,10 @@ from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import OUT_EVERY_S, PROBE_S, SPEED_INPUTS, SPEED_TOKENS
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.rules.deadlines import ATTEMPTS_MAX, attempt_s
+from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow
+from embedmesh.rules.limits import ATTEMPTS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Part

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from bench.live import Live, Wire, http_request
-from embedmesh.rules.deadlines import REQUEST_MAX_S, REQUEST_MIN_S
+from embedmesh.rules.limits import REQUEST_MAX_S, REQUEST_MIN_S
 
 TEXTS, REQUESTS = 64, 8  # of a request, and how many requests are different
 WORDS = ("a", "river", "runs", "through", "the", "old", "town", "where", "people", "sell", "bread", "fish", "apples")

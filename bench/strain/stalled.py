@@ -15,7 +15,7 @@ from rich.progress import Progress
 from bench.fault.rig import HOST
 from bench.gateway.contenders import Contender
 from bench.strain.soak import open_files
-from embedmesh.rules.embeddings import INPUTS_MAX
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 
 CONNECTIONS = 2_000
 RATE = 200.0  # requests a second of the others
@@ -114,7 +114,7 @@ def stalling(port: int, request: bytes) -> Iterator[None]:
 def _larger(head: bytes, body: bytes) -> bytes:
     """The same request for as many vectors as there may be."""
     asked = msgspec.json.decode(body)
-    more = msgspec.json.encode(asked | {"input": [asked["input"]] * INPUTS_MAX})
+    more = msgspec.json.encode(asked | {"input": [asked["input"]] * REQUEST_INPUTS_MAX})
     return head.replace(b"Content-Length: %d" % len(body), b"Content-Length: %d" % len(more)) + b"\r\n\r\n" + more
 
 

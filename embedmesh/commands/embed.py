@@ -24,7 +24,7 @@ from embedmesh.commands.bulk.tables import CsvRecords, ParquetReader
 from embedmesh.commands.endpoint import Endpoint, find_endpoint
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.telling import WrongUsage
-from embedmesh.rules.embeddings import INPUTS_MAX
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.settings import default_data_dir
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -93,7 +93,9 @@ Exit status:
 @click.option("--dimensions", type=WholeNumber(1), help="Keep the first so many components, at unit length.")
 @click.option("--input-type", type=click.Choice(["query", "document"]), help="Use the model's own prompt for these.")
 @click.option("--truncate", type=click.Choice(["none", "end", "start"]), help="What to cut from too long texts.")
-@click.option("--batch", type=WholeNumber(1, INPUTS_MAX), default=128, show_default=True, help="Lines a request.")
+@click.option(
+    "--batch", type=WholeNumber(1, REQUEST_INPUTS_MAX), default=128, show_default=True, help="Lines a request."
+)
 @click.option("--overwrite", is_flag=True, help="Begin anew, whatever the output holds.")
 @click.option("--url", help="Endpoint, as http://127.0.0.1:8080/v1. Also EMBEDMESH_BASE_URL.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the key. Or: EMBEDMESH_API_KEY.")

@@ -7,8 +7,8 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 RANKS = 100_256
 SPECIALS = {100_257: "<|endoftext|>", 100_258: "<|fim_prefix|>", 100_259: "<|fim_middle|>", 100_260: "<|fim_suffix|>"}
@@ -43,8 +43,10 @@ class Cl100k:
         except IndexError:
             wrong = next(token for token in ids if token >= RANKS)
         else:
-            if sum(map(len, parts)) > BODY_BYTES_MAX:
-                raise ValueError(f"These token ids stand for more than {BODY_BYTES_MAX:,} bytes of text. Split them.")
+            if sum(map(len, parts)) > REQUEST_BODY_BYTES_MAX:
+                raise ValueError(
+                    f"These token ids stand for more than {REQUEST_BODY_BYTES_MAX:,} bytes of text. Split them."
+                )
             return b"".join(parts).decode("utf-8", errors="replace")
         if wrong in SPECIALS:
             raise ValueError(f"{wrong} is a special token of cl100k_base; special tokens are not accepted.")

@@ -14,8 +14,8 @@ from embedmesh.engine.supervise import Supervisor
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules import errors
 from embedmesh.rules.deadlines import request_s
-from embedmesh.rules.embeddings import INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.errors import NodeBroke, SetupError
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import SHORTAGES, Shortage
 
@@ -125,8 +125,8 @@ class Served:
         """
         if not ids:
             raise errors.EmptyInput("There is nothing to embed.", param="input")
-        if len(ids) > INPUTS_MAX:
-            raise errors.TooManyInputs(f"At most {INPUTS_MAX:,} inputs are taken at once.", param="input")
+        if len(ids) > REQUEST_INPUTS_MAX:
+            raise errors.TooManyInputs(f"At most {REQUEST_INPUTS_MAX:,} inputs are taken at once.", param="input")
         room = self.model.max_tokens - self.tokenizer.specials
         for at, one in enumerate(ids):
             if not one and not self.tokenizer.specials:

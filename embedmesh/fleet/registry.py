@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from embedmesh.fleet.load import Load
-from embedmesh.rules.embeddings import INPUTS_MAX
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, UpstreamRefused, WrongAnswer
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.nodes import (
     FAILURES_TO_EJECT,
     FAILURES_TO_EJECT_LAST,
@@ -56,7 +56,7 @@ class Node:
     address: str
     kind: str = "local"  # local, remote, dialled or UPSTREAM
     trusted: bool = False  # its word decides when two others disagree
-    inputs_max: int = INPUTS_MAX  # what it takes in one call
+    inputs_max: int = REQUEST_INPUTS_MAX  # what it takes in one call
     in_flight_max: int = IN_FLIGHT_PARTS_MAX
     weight: float = 1.0
     asks: dict[str, int] = field(default_factory=dict)  # by model: nano-USD per million tokens

@@ -18,7 +18,6 @@ from embedmesh.fleet.choose import TIE, Option, Policy, fastest
 from embedmesh.fleet.fair_queue import FairQueue, Rest, Work, size_of
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, part_tokens_max, stays_whole
-from embedmesh.rules.deadlines import ATTEMPTS_MAX
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import (
     InvalidValue,
@@ -29,6 +28,7 @@ from embedmesh.rules.errors import (
     Overloaded,
     UpstreamRefused,
 )
+from embedmesh.rules.limits import ATTEMPTS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Asker, Clock, Dice, Part

@@ -7,8 +7,9 @@ Texts are looked at piece by piece, and no further than it takes to know that th
 from collections.abc import Awaitable, Callable, Generator, Iterator
 
 from embedmesh.flow.turns import Turns
-from embedmesh.rules.embeddings import BODY_BYTES_MAX, REQUEST_TOKENS_MAX, Call, Counted
+from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.errors import ContextLengthExceeded, EmptyInput, InvalidValue, MaxTokensPerRequest
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Decoder, Tokenizer
 
@@ -279,9 +280,9 @@ def _texts(call: Call, cl100k: Decoder | None) -> Iterator[str]:
     for index in range(len(call.ids)):
         text = _text(call, index, cl100k)
         chars += len(text)
-        if chars > BODY_BYTES_MAX:
+        if chars > REQUEST_BODY_BYTES_MAX:
             raise InvalidValue(
-                f"These token ids stand for more than {BODY_BYTES_MAX:,} characters of text. Split them.",
+                f"These token ids stand for more than {REQUEST_BODY_BYTES_MAX:,} characters of text. Split them.",
                 param=_name(call, index),
             )
         yield text

@@ -24,10 +24,10 @@ from embedmesh.flow.turns import Turns
 from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.errors import CallerFailure, InsufficientQuota, InvalidValue, Overloaded
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldState, Payable
+from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd, payable_nanousd
 from embedmesh.rules.ports import (

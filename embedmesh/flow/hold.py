@@ -3,8 +3,9 @@
 import asyncio
 
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
-from embedmesh.rules.holds import HOLD_GRACE_S, WRITE_REPLY_S, Charge, Claim, Hold, HoldEnd, HoldState, PriorRequest
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, PriorRequest
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.limits import HOLD_GRACE_S, WRITE_REPLY_S
 from embedmesh.rules.ports import Caller, Clock, Ledger
 from embedmesh.rules.shares import Room
 

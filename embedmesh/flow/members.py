@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 from embedmesh.flow.spellings import HARMLESS, ROLES, Harmless
-from embedmesh.rules.embeddings import INPUTS_MAX, USER_CHARS_MAX, Encoding, Role, Truncate
+from embedmesh.rules.embeddings import Encoding, Role, Truncate
 from embedmesh.rules.errors import EmptyInput, InvalidType, InvalidValue, TooManyInputs
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX
 
 
 def _model(value: object) -> str:
@@ -73,9 +74,10 @@ def _check_ids(ids: list[Any], name: str) -> None:
 
 
 def _check_how_many(inputs: list[Any]) -> None:
-    if len(inputs) > INPUTS_MAX:
+    if len(inputs) > REQUEST_INPUTS_MAX:
         raise TooManyInputs(
-            f"`input` has {len(inputs):,} entries; one request takes at most {INPUTS_MAX:,}. Split it.", param="input"
+            f"`input` has {len(inputs):,} entries; one request takes at most {REQUEST_INPUTS_MAX:,}. Split it.",
+            param="input",
         )
 
 
@@ -177,12 +179,17 @@ MEMBERS: dict[str, Member] = {
             "description": "A text, an array of texts, an array of token ids, or an array of such arrays.",
             "oneOf": [
                 {"type": "string", "minLength": 1},
-                {"type": "array", "minItems": 1, "maxItems": INPUTS_MAX, "items": {"type": "string", "minLength": 1}},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": REQUEST_INPUTS_MAX,
+                    "items": {"type": "string", "minLength": 1},
+                },
                 {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
                 {
                     "type": "array",
                     "minItems": 1,
-                    "maxItems": INPUTS_MAX,
+                    "maxItems": REQUEST_INPUTS_MAX,
                     "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
                 },
             ],

@@ -4,12 +4,12 @@ Nothing is parsed for that: marks are counted. Only those outside of strings cou
 are few enough strings need not be told from the rest.
 """
 
-from embedmesh.rules.embeddings import INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.errors import InvalidJson, MaxTokensPerRequest, TooManyInputs
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 
 COUNTED_FROM_BYTES = 16 * 1024  # below, no body has so many values that it matters
 MEMBERS_VALUES_MAX = 2_048  # of all members beside `input`; a request has some ten
-STRINGS_MAX = ARRAYS_MAX = INPUTS_MAX + MEMBERS_VALUES_MAX
+STRINGS_MAX = ARRAYS_MAX = REQUEST_INPUTS_MAX + MEMBERS_VALUES_MAX
 COMMAS_MAX = REQUEST_TOKENS_MAX + ARRAYS_MAX
 DEPTH_MAX = 32  # a right request is three deep
 OPENING = bytes.maketrans(b"{", b"[")
@@ -32,7 +32,9 @@ def check_values(body: bytes) -> None:
             raise InvalidJson(f"The JSON is nested deeper than {DEPTH_MAX} levels.")
         if not too_many_strings and _arrays(outside) != outside.count(b"]") + outside.count(b"}"):
             raise InvalidJson("The body is not valid JSON: not every bracket is closed.")
-        raise TooManyInputs(f"`input` has too many entries; one request takes at most {INPUTS_MAX:,}.", param="input")
+        raise TooManyInputs(
+            f"`input` has too many entries; one request takes at most {REQUEST_INPUTS_MAX:,}.", param="input"
+        )
     if outside.count(b",") > COMMAS_MAX:
         raise MaxTokensPerRequest(
             f"The inputs have more than {REQUEST_TOKENS_MAX:,} token ids, which is what one request takes. Split it.",

@@ -6,8 +6,7 @@ from aiohttp import web
 
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import ALWAYS, REQUEST_ID, deliver
-from embedmesh.rules.embeddings import BODY_BYTES_MAX
-from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, WRITE_REPLY_S
 from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
 
@@ -55,7 +54,7 @@ class GeneralExchange:
         return self._request.headers.get(name)
 
     async def body(self, account_id: str) -> bytes:
-        body = await read_body(self._request, BODY_BYTES_MAX, self._bodies, account_id)
+        body = await read_body(self._request, REQUEST_BODY_BYTES_MAX, self._bodies, account_id)
         self._account_id, self._taken = account_id, len(body)
         return body
 

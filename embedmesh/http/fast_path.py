@@ -16,7 +16,7 @@ from embedmesh.http.receive import BODY_S, BodyBudget
 from embedmesh.http.rendering import failure_bytes, json_head, request_id_of
 from embedmesh.http.sending import Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
-from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
 HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes

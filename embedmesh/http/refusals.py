@@ -2,8 +2,8 @@
 
 from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, LineTooLong
 
-from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import BodyTooLarge, Failure, HeadTooLarge, MalformedHttp, UriTooLong
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 URI_BYTES_MAX = 8_000  # as long as RFC 9110 wants at least
 HEAD_BYTES_MAX = 8_190  # a field; a bearer key has 50
@@ -20,7 +20,9 @@ def refused_by_parser(exc: BaseException | None) -> Failure:
     if isinstance(exc, BadHttpMethod) or said.startswith("Pause on PRI"):
         return MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
     if said.startswith("Content-Length overflow"):
-        return BodyTooLarge(f"The body is larger than {BODY_BYTES_MAX:,} bytes, which is the most that is read.")
+        return BodyTooLarge(
+            f"The body is larger than {REQUEST_BODY_BYTES_MAX:,} bytes, which is the most that is read."
+        )
     if said.startswith("Too many headers"):
         return HeadTooLarge(f"The request has more than {FIELDS_MAX} headers.")
     if said.startswith("Duplicate"):

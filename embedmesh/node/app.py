@@ -27,9 +27,7 @@ from embedmesh.http.server import REST, Handler, Routes
 from embedmesh.node.metrics import NodeMetrics
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.rules import errors
-from embedmesh.rules.deadlines import REQUEST_MAX_S
 from embedmesh.rules.embeddings import (
-    BODY_BYTES_MAX,
     COMPACT,
     Call,
     Counted,
@@ -40,6 +38,7 @@ from embedmesh.rules.embeddings import (
     unpack_ids,
 )
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_MAX_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Caller, Share
 
@@ -115,7 +114,9 @@ class NodeApp:
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """Embed. A caller who hangs up cancels this, and its waiting work leaves the queue."""
         compact = request.content_type == COMPACT
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT if compact else JSON_TYPE)
+        body = await read_body(
+            request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT if compact else JSON_TYPE
+        )
         try:
             if compact:
                 return (await self.embed_compact(body))[0]
@@ -127,7 +128,7 @@ class NodeApp:
 
     async def tokenize(self, request: web.BaseRequest) -> web.StreamResponse:
         """What the model would be given: takes what /v1/embeddings takes, and answers with ids in place of vectors."""
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies)
         try:
             call, served, counted = await self._read(body)
         finally:
@@ -206,7 +207,7 @@ class NodeApp:
 
     async def load(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one model more; answers once a first text was embedded."""
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies)
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies)
         self._bodies.give_back("", len(body))
         try:
             name = msgspec.json.decode(body, type=LoadRequest).model

@@ -22,11 +22,10 @@ from embedmesh.files import write_draft
 from embedmesh.http.server import HttpServer
 from embedmesh.node.dialling import DialOut
 from embedmesh.node.signed_api import NodeDoor
-from embedmesh.rules.embeddings import INPUTS_MAX
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX, REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import (
-    RECEIPTS_A_BEAT,
     SESSION_S,
     STATEMENT,
     TRANSCRIPT,
@@ -211,7 +210,7 @@ class Joining:
                 certificate=self._place.certificate,
                 country=self._place.country,
                 offers=self._offers(),
-                inputs_max=INPUTS_MAX,
+                inputs_max=REQUEST_INPUTS_MAX,
                 ephemeral=ephemeral.public,
                 nonce=greeting.nonce,
                 time_ms=self._clock.unix_ms(),
@@ -261,7 +260,7 @@ class Joining:
             else:
                 missed = 0
                 sent, wanted = wanted, self._receipts.wanted_from(reply.receipts_from)
-                more = sent is not None and sent < wanted <= self._receipts.count - RECEIPTS_A_BEAT
+                more = sent is not None and sent < wanted <= self._receipts.count - HEARTBEAT_RECEIPTS_MAX
             if missed:
                 wanted, more = None, False  # whether it has our last receipts is not known
             if missed == 1:

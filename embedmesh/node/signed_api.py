@@ -16,7 +16,8 @@ from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
 from embedmesh.http.server import Routes
 from embedmesh.node.app import NodeApp
 from embedmesh.rules import errors
-from embedmesh.rules.embeddings import BODY_BYTES_MAX, COMPACT, EmbedIds
+from embedmesh.rules.embeddings import COMPACT, EmbedIds
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.rules.membership import CHALLENGE, Challenge, ChallengeAnswer
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.shares import Pace
@@ -75,7 +76,7 @@ class NodeDoor:
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt."""
         checked = self._check(request)  # before a byte of the body is read: strangers get no room here
-        body = await read_body(request, BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
         try:
             self._check_body(checked, body)
             response, tokens = await self._app.embed_compact(body)

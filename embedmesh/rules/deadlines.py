@@ -1,11 +1,6 @@
-"""How long a request, and an attempt at it, may take (contract section 5). Seconds; total, not per read."""
+"""How long a request, and an attempt at it, may take. Seconds; total, not per read."""
 
-CONNECT_S = 1.0  # nodes are near, or not worth asking
-ATTEMPTS_MAX = 3
-
-REQUEST_MIN_S = 30.0
-REQUEST_MAX_S = 600.0
-
+from embedmesh.rules.limits import REQUEST_MAX_S, REQUEST_MIN_S
 
 LOOK_AGAIN_S = 1.0  # at a late attempt that nobody else could make: another node may have come meanwhile
 

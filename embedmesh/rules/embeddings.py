@@ -15,11 +15,7 @@ Encoding = Literal["float", "base64"]
 Role = Literal["query", "document"]
 Truncate = Literal["none", "end", "start"]
 
-INPUTS_MAX = 2_048  # what OpenAI's API takes in one request
-REQUEST_TOKENS_MAX = 300_000  # what OpenAI's API takes in one request
 COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds and EmbedVectors
-BODY_BYTES_MAX = 4 * 1024 * 1024  # 300,000 tokens of ordinary text are about 1.5 MB; JSON escapes may double that
-USER_CHARS_MAX = 512
 
 
 class Call(msgspec.Struct, frozen=True):

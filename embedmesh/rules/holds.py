@@ -5,6 +5,7 @@ for money that is not there, and no crash can lose track of it.
 """
 
 from enum import Enum
+from typing import NamedTuple
 
 import msgspec
 
@@ -33,9 +34,6 @@ MOVES: dict[tuple[HoldState, HoldEnd], HoldState] = {
     (HoldState.OPEN, HoldEnd.RECOVER): HoldState.RELEASED,
 }
 """What is not in this table cannot happen; the store's SQL is checked against it by a test."""
-
-WRITE_REPLY_S = 20.0  # as long as a body may take to arrive, a reply may take to leave
-HOLD_GRACE_S = 5.0  # for the commit of the capture itself, and clocks that differ
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -71,11 +69,29 @@ class Payable(msgspec.Struct, frozen=True):
     nanousd: int
 
 
+class Meter(Enum):
+    """What a request is charged for."""
+
+    INPUT = "input"  # tokens that are sent
+    CACHED = "cached"  # tokens of the input that were known already
+    OUTPUT = "output"  # tokens that are made
+    IMAGES = "images"
+
+
+class Metered(NamedTuple):
+    """A quantity of one meter, at its price in nano-USD per million."""
+
+    meter: Meter
+    quantity: int
+    price: int
+
+
 class Charge(msgspec.Struct, frozen=True):
     """What a captured hold was for. `cost_nanousd` is at most the hold's amount; the usage record keeps the rest.
 
     `node_id` is the node that did most of it; `payables`, at most one a node, are together at most the cost. `price` is
-    in nano-USD per million tokens.
+    in nano-USD per million tokens. Where a request has other meters than tokens of one price, `meters` names them all,
+    `tokens` is their sum without images, and `price` is None.
     """
 
     cost_nanousd: int
@@ -85,4 +101,5 @@ class Charge(msgspec.Struct, frozen=True):
     node_id: str
     user_hash: str | None = None
     price: int | None = None
+    meters: tuple[Metered, ...] = ()
     payables: tuple[Payable, ...] = ()

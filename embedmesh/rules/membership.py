@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from embedmesh.rules.embeddings import INPUTS_MAX
+from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX, OFFERS_MAX, REQUEST_INPUTS_MAX
 
 VERSION: Literal[1] = 1  # of these messages
 STATEMENT = b"statement"  # what a node's identity signs a registration for,
@@ -18,10 +18,8 @@ CHALLENGE = b"challenge"  # both identities the challenge and its answer,
 TRANSCRIPT = b"transcript"  # and a gateway's the session
 NONCE_S = 60  # how long a gateway's nonce is good for, and how far clocks may differ
 HEARTBEAT_S = 2.0  # between two reports; three that are missing are a node that has gone
-SESSION_S = 12 * 3600.0  # a new session key is agreed twice a day (contract section 5: daily)
-BODY_BYTES_MAX = 512 * 1024  # a heartbeat with a thousand receipts has 200 kB
-OFFERS_MAX = 64  # four times what one node serves
-RECEIPTS_A_BEAT = 1_000
+
+SESSION_S = 12 * 3600.0  # a new session key is agreed twice a day
 DIGEST_BYTES = 32
 
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -71,7 +69,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificate: Annotated[bytes, Meta(max_length=8_192)]  # DER; empty where it speaks plain HTTP, or dials out
     country: Country
     offers: Annotated[tuple[Offer, ...], Meta(max_length=OFFERS_MAX)]
-    inputs_max: Annotated[int, Meta(ge=1, le=INPUTS_MAX)]
+    inputs_max: Annotated[int, Meta(ge=1, le=REQUEST_INPUTS_MAX)]
     ephemeral: Key  # its half of the session key
     nonce: Annotated[bytes, Meta(max_length=64)]  # the gateway's
     time_ms: Whole
@@ -135,11 +133,11 @@ class SignedHead(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/nodes/{id}/heartbeat`. `receipts` are those from the wanted number on, at most RECEIPTS_A_BEAT."""
+    """`POST /v1/nodes/{id}/heartbeat`. `receipts` are those from the wanted number on."""
 
     tokens_waiting: Whole
     tokens_per_s: Annotated[float, Meta(ge=0, le=1e9)]
-    receipts: Annotated[tuple[Receipt, ...], Meta(max_length=RECEIPTS_A_BEAT)] = ()
+    receipts: Annotated[tuple[Receipt, ...], Meta(max_length=HEARTBEAT_RECEIPTS_MAX)] = ()
     head: SignedHead | None = None
 
 

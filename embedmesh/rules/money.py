@@ -1,4 +1,8 @@
-"""Money is integers of nano-USD (1e-9 USD). Prices are nano-USD per one million tokens."""
+"""Money is integers of nano-USD (1e-9 USD). Prices are nano-USD per one million tokens, or of what else is metered."""
+
+from collections.abc import Iterable
+
+from embedmesh.rules.holds import Metered
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
 NANOUSD_PER_USD = 1_000_000_000
@@ -8,6 +12,11 @@ AMOUNT_MAX_NANOUSD = 2**62  # fits SQLite's and PostgreSQL's signed 64-bit integ
 def cost_nanousd(tokens: int, price: int) -> int:
     """What `tokens` cost at `price` (nano-USD per million tokens), rounded up once, so that no request is free."""
     return -(-tokens * price // TOKENS_PER_PRICE_UNIT)
+
+
+def bill_nanousd(metered: Iterable[Metered]) -> int:
+    """What all meters of one request cost together, rounded up once."""
+    return -(-sum(each.quantity * each.price for each in metered) // TOKENS_PER_PRICE_UNIT)
 
 
 def payable_nanousd(tokens: int, ask: int, cap: int | None, left_nanousd: int) -> int:

@@ -15,7 +15,8 @@ import msgspec
 
 from embedmesh.files import write_draft
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.membership import RECEIPTS_A_BEAT, Receipt
+from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX
+from embedmesh.rules.membership import Receipt
 from embedmesh.signing.receipts import NO_RECEIPTS, Chain
 
 FILE_BYTES_MAX = 4 * 1024 * 1024  # thirty thousand receipts; rewritten without what was checked when it is larger
@@ -64,10 +65,10 @@ class ReceiptLog:
         return receipt.number
 
     def page(self, first: int) -> Page:
-        """At most RECEIPTS_A_BEAT receipts from number `first` on, as much as is wanted of them."""
+        """At most HEARTBEAT_RECEIPTS_MAX receipts from number `first` on, as much as is wanted of them."""
         self._file.flush()
         start = first - self._base.count - 1
-        some = [self._kept[at] for at in range(start, min(start + RECEIPTS_A_BEAT, len(self._kept)))]
+        some = [self._kept[at] for at in range(start, min(start + HEARTBEAT_RECEIPTS_MAX, len(self._kept)))]
         if not some:
             return Page((), self.count, self._chain.head)
         return Page(tuple(receipt for receipt, _ in some), some[-1][0].number, some[-1][1])

@@ -5,8 +5,9 @@ import pytest
 
 from embedmesh.flow.count import SPECIALS_MAX, count, count_now
 from embedmesh.flow.turns import Turns
-from embedmesh.rules.embeddings import REQUEST_TOKENS_MAX, Call
+from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.limits import REQUEST_TOKENS_MAX
 from embedmesh.rules.models import Model
 from tests.flow.world import MODEL, NATIVE, LetterTokenizer, Shift3
 

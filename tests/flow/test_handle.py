@@ -11,7 +11,6 @@ from bench.lives.loop import Loop
 from embedmesh.fleet.registry import Node
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
-from embedmesh.rules.deadlines import REQUEST_MIN_S
 from embedmesh.rules.errors import (
     DeadlineExceeded,
     Failure,
@@ -24,6 +23,7 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
+from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Delivery, Reply
 from tests.flow.world import GOOD_KEY, NATIVE, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, right_reply

@@ -13,8 +13,8 @@ import pytest
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import World, handle
-from embedmesh.rules.embeddings import BODY_BYTES_MAX
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.rules.ports import Reply
 from tests.engine.tiny import make_folder
 from tests.flow.world import MODEL, PENNY_KEY, POOR_KEY, Shift3, make_world
@@ -24,7 +24,7 @@ MEMORY_BYTES_MAX = 16_000_000  # above the body
 HELD_S_MAX = 0.005  # in one step on the event loop
 TRIES_MAX = 6  # the least of them counts: others run on this machine, too
 LARGEST = "4 MiB"
-SIZES = {"100 kB": 100_000, "all but large": 262_144, LARGEST: BODY_BYTES_MAX}
+SIZES = {"100 kB": 100_000, "all but large": 262_144, LARGEST: REQUEST_BODY_BYTES_MAX}
 
 DICE = random.Random(13)
 HOSTILE = " ".join("".join(DICE.choices(string.ascii_lowercase, k=99)) for _ in range(800)).encode()

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from embedmesh.flow.values import ARRAYS_MAX, COMMAS_MAX, COUNTED_FROM_BYTES, STRINGS_MAX, check_values
-from embedmesh.rules.embeddings import INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 
 
 def body(given: object) -> bytes:
@@ -15,9 +15,9 @@ def body(given: object) -> bytes:
 
 NASTY = '"[{,\\' * 2_000
 ACCEPTED = {
-    "the most texts": body(["a" * 20] * INPUTS_MAX),
+    "the most texts": body(["a" * 20] * REQUEST_INPUTS_MAX),
     "the most ids": body([12_345] * REQUEST_TOKENS_MAX),
-    "the most arrays of ids": body([[7] * 146] * INPUTS_MAX),
+    "the most arrays of ids": body([[7] * 146] * REQUEST_INPUTS_MAX),
     "marks in a text": body("[{,]}" * 200_000),
     "escaped marks in texts": body([NASTY] * 20),
     "escapes before a string's end": body(['a\\"' * 5_000, "\\" * 9_999, "\\" * 10_000, '"']),

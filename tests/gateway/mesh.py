@@ -46,16 +46,8 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.member import MemberNode
 from embedmesh.node.signed_api import NodeDoor
-from embedmesh.rules.embeddings import (
-    COMPACT,
-    INPUTS_MAX,
-    Counted,
-    EmbedIds,
-    EmbedVectors,
-    ServedModel,
-    ServedModels,
-    unpack_ids,
-)
+from embedmesh.rules.embeddings import COMPACT, Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import STATEMENT, Greeting, Offer, Registration, Statement, Welcome
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Part
@@ -504,7 +496,7 @@ class Applicant:
             "offers": tuple(
                 Offer(one.id, one.width, one.max_tokens, one.digest, one.tier, 5) for one in CATALOGUE.models
             ),
-            "inputs_max": INPUTS_MAX,
+            "inputs_max": REQUEST_INPUTS_MAX,
             "ephemeral": (half or Ephemeral()).public,
             "nonce": self.gateway.nonces.make(self.gateway.clock.unix_ms() // 1000),
             "time_ms": self.gateway.clock.unix_ms(),

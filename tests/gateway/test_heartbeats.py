@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from embedmesh.node import joining
-from embedmesh.rules.membership import BODY_BYTES_MAX, RECEIPTS_A_BEAT, Heartbeat, HeartbeatReply, Receipt, SignedHead
+from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX, NODE_MESSAGE_BYTES_MAX
+from embedmesh.rules.membership import Heartbeat, HeartbeatReply, Receipt, SignedHead
 from embedmesh.rules.nodes import NodeState
 from embedmesh.signing.identity import Identity
 from embedmesh.signing.messages import RequestSigner
@@ -101,7 +102,7 @@ async def test_a_report_is_known_by_its_head(gw: Gateway, applicant: Applicant) 
     forged = applicant.signed(
         "POST", path, BEAT, RequestSigner(Session("f" * 16, bytes(32)), applicant.node_id, "f" * 16)
     )
-    large = applicant.signed("POST", path, b" " * (BODY_BYTES_MAX + 1))
+    large = applicant.signed("POST", path, b" " * (NODE_MESSAGE_BYTES_MAX + 1))
     cases = [(good, 401), (forged, 401), (request("POST", path, BEAT, key=None), 401), (large, 413)]
     for raw, status in cases:
         assert (await send(gw.port, raw.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")).status == status
@@ -167,7 +168,7 @@ async def test_the_session_before_is_good_for_a_while_and_older_ones_are_not(gw:
         ("heartbeat", b'{"tokens_waiting":-1,"tokens_per_s":0}', 400),
         ("heartbeat", b'{"tokens_waiting":0,"tokens_per_s":1e10}', 400),
         ("heartbeat", b'{"tokens_waiting":0,"tokens_per_s":0,"more":1}', 400),
-        ("heartbeat", b" " * (BODY_BYTES_MAX + 1), 413),
+        ("heartbeat", b" " * (NODE_MESSAGE_BYTES_MAX + 1), 413),
         ("remove", BEAT, 404),
         ("", BEAT, 404),
         ("heartbeat/more", BEAT, 404),
@@ -322,10 +323,10 @@ async def test_a_false_receipt_quarantines_the_node(gw: Gateway, applicant: Appl
 async def test_more_receipts_than_a_report_may_have_are_refused(gw: Gateway, applicant: Applicant) -> None:
     await applicant.join(await gw.invite())
     one = Receipt(1, "r", bytes(32), bytes(32), 1, 1)
-    many = tuple(msgspec.structs.replace(one, number=number) for number in range(1, RECEIPTS_A_BEAT + 2))
+    many = tuple(msgspec.structs.replace(one, number=number) for number in range(1, HEARTBEAT_RECEIPTS_MAX + 2))
     reply = await applicant.say("heartbeat", Heartbeat(0, 0.0, many, head_of(applicant, many)))
     says(reply, 400, "receipts")
-    assert await report(applicant, many[:-1], head_of(applicant, many[:-1])) == RECEIPTS_A_BEAT + 1
+    assert await report(applicant, many[:-1], head_of(applicant, many[:-1])) == HEARTBEAT_RECEIPTS_MAX + 1
 
 
 async def test_a_report_whose_answer_is_lost_is_no_lie(gw: Gateway, tmp_path: Path, monkeypatch: Any) -> None:
@@ -378,11 +379,11 @@ async def test_a_busy_nodes_receipts_do_not_pile_up(tmp_path: Path) -> None:
     with memory_folder() as folder:
         async with gateway(folder, beat_s=1.0) as gw, real_node(tmp_path, gw, await gw.invite()) as node:
             await gw.until_ready(node.name)
-            for number in range(3 * RECEIPTS_A_BEAT):
+            for number in range(3 * HEARTBEAT_RECEIPTS_MAX):
                 node.member._receipts.add(f"req_{number}", bytes(32), bytes(32), 1, 1)
             member = gw.members.alive(node.name)
             assert member is not None
-            await until("a page has come", lambda: member.audit.count >= RECEIPTS_A_BEAT)
+            await until("a page has come", lambda: member.audit.count >= HEARTBEAT_RECEIPTS_MAX)
             began = time.monotonic()
-            await until("the next has come", lambda: member.audit.count >= 2 * RECEIPTS_A_BEAT)
+            await until("the next has come", lambda: member.audit.count >= 2 * HEARTBEAT_RECEIPTS_MAX)
             assert time.monotonic() - began < 0.7

@@ -27,7 +27,7 @@ from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted, EmbedVectors
-from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Part
 from embedmesh.rules.shares import Shares

@@ -14,8 +14,9 @@ from embedmesh.flow.members import MEMBERS
 from embedmesh.flow.validate import validate
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.http.receive import BodyBudget
-from embedmesh.rules.embeddings import INPUTS_MAX, USER_CHARS_MAX, Call
+from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import CallerFailure
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX
 from embedmesh.rules.models import Model
 from tests.flow.world import CATALOGUE, LetterTokenizer, Shift3, make_world
 from tests.http.raw import Raw, read_reply, request, send, serving
@@ -93,7 +94,7 @@ def check(body: bytes) -> None:
 
 def assert_promises(call: Call, model: Model) -> None:
     assert bool(call.texts) != bool(call.ids)
-    assert 1 <= len(call.texts or call.ids) <= INPUTS_MAX
+    assert 1 <= len(call.texts or call.ids) <= REQUEST_INPUTS_MAX
     assert all(type(text) is str and text for text in call.texts)
     assert all(ids and all(type(token) is int and token >= 0 for token in ids) for ids in call.ids)
     assert not call.single or len(call.texts or call.ids) == 1

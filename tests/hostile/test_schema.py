@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from bench.live import MODEL, Live, http_request
-from embedmesh.rules.embeddings import INPUTS_MAX, USER_CHARS_MAX
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX
 from tests.data import outside_data
 
 pytestmark = [pytest.mark.model, pytest.mark.story]
@@ -207,7 +207,7 @@ EXCEPTIONS: dict[str, Json] = {
             {
                 "type": "array",
                 "minItems": 1,
-                "maxItems": INPUTS_MAX,
+                "maxItems": REQUEST_INPUTS_MAX,
                 "items": {"type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX},
             },
         ]

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.membership import RECEIPTS_A_BEAT, Receipt
+from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX
+from embedmesh.rules.membership import Receipt
 from embedmesh.signing import receipt_log
 from embedmesh.signing.receipt_log import Page, ReceiptLog
 from embedmesh.signing.receipts import NO_RECEIPTS, replay
@@ -145,12 +146,14 @@ def test_a_file_of_something_else_is_refused(path: Path) -> None:
 
 def test_a_page_is_bounded_and_the_next_follows_on_it(path: Path) -> None:
     log = ReceiptLog(path)
-    add(log, RECEIPTS_A_BEAT + 5)
+    add(log, HEARTBEAT_RECEIPTS_MAX + 5)
     first = log.page(1)
-    assert first == page(1, RECEIPTS_A_BEAT)
+    assert first == page(1, HEARTBEAT_RECEIPTS_MAX)
     assert log.page(1) == first  # until the gateway says that it has it
-    assert log.wanted_from(RECEIPTS_A_BEAT + 1) == RECEIPTS_A_BEAT + 1
-    assert log.page(RECEIPTS_A_BEAT + 1) == page(RECEIPTS_A_BEAT + 1, RECEIPTS_A_BEAT + 5, head=first.head)
+    assert log.wanted_from(HEARTBEAT_RECEIPTS_MAX + 1) == HEARTBEAT_RECEIPTS_MAX + 1
+    assert log.page(HEARTBEAT_RECEIPTS_MAX + 1) == page(
+        HEARTBEAT_RECEIPTS_MAX + 1, HEARTBEAT_RECEIPTS_MAX + 5, head=first.head
+    )
     log.close()
 
 

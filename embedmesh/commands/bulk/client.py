@@ -31,7 +31,8 @@ from embedmesh.commands.bulk.refusals import (
     wait_s,
 )
 from embedmesh.commands.endpoint import Endpoint
-from embedmesh.rules.embeddings import INPUTS_MAX, EmbedReply
+from embedmesh.rules.embeddings import EmbedReply
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.ports import Dice
 
 SILENCE_MAX_S = (
@@ -115,7 +116,7 @@ class Client:
         self._clock = clock
         self._answered_at = clock()
         self._waiting = 0
-        self._inputs_max = INPUTS_MAX  # what the endpoint was found to take
+        self._inputs_max = REQUEST_INPUTS_MAX  # what the endpoint was found to take
         self._bytes_max = 2 * BATCH_BYTES_MAX  # more than a batch of lines has; rows of Parquet may
 
     async def embed(self, texts: list[bytes]) -> list[Vector | Refusal]:

@@ -15,10 +15,10 @@ import msgspec
 import orjson
 
 from embedmesh.commands.telling import WrongUsage
-from embedmesh.rules.embeddings import BODY_BYTES_MAX
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 CHUNK_BYTES = 256 * 1024  # a few thousand short lines a read
-LINE_BYTES_MAX = BODY_BYTES_MAX - 64 * 1024  # what a request body can hold beside its other members
+LINE_BYTES_MAX = REQUEST_BODY_BYTES_MAX - 64 * 1024  # what a request body can hold beside its other members
 BATCH_BYTES_MAX = 1024 * 1024  # a quarter of what a body may have; a larger one waits longer for its last byte
 OVERWRITE = " Give the same input to go on, or --overwrite to begin anew."
 BOM = b"\xef\xbb\xbf"

@@ -18,7 +18,7 @@ from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import REST, Routes
 from embedmesh.rules import errors
-from embedmesh.rules.embeddings import INPUTS_MAX
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock
@@ -80,7 +80,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: Annotated[tuple[UpstreamModel, ...], Meta(min_length=1, max_length=64)]
     name: Annotated[str, Meta(max_length=64)] = ""
     token: Annotated[str, Meta(max_length=4_096)] = ""
-    inputs_max: Annotated[int, Meta(ge=1, le=INPUTS_MAX)] = 32
+    inputs_max: Annotated[int, Meta(ge=1, le=REQUEST_INPUTS_MAX)] = 32
     in_flight_max: Annotated[int, Meta(ge=1, le=64)] = 16
     trusted: bool = False
 

@@ -26,7 +26,7 @@ from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import REST, Handler, HttpServer, Routes
 from embedmesh.rules.errors import Failure
-from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import SHORTAGES
 from embedmesh.rules.ports import Delivery

@@ -10,7 +10,7 @@ from embedmesh.flow.identify import identify
 from embedmesh.http.bodies import CALLER
 from embedmesh.http.server import Handler, Routes, write_out
 from embedmesh.rules.errors import StoreUnavailable
-from embedmesh.rules.holds import WRITE_REPLY_S
+from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import Keys, RateLimits
 from embedmesh.rules.shares import Room
 

@@ -22,7 +22,8 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import REST, Routes, hand_over
 from embedmesh.rules import errors
-from embedmesh.rules.membership import BODY_BYTES_MAX, HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
+from embedmesh.rules.limits import NODE_MESSAGE_BYTES_MAX
+from embedmesh.rules.membership import HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.shares import Pace
@@ -106,7 +107,7 @@ class NodesApi:
             raise errors.NotFound("A node says heartbeat or drain here.")
         member, checked = self._check(request, node_id)
         self._pace(node_id).take(node_id)
-        body = await _body(request, BODY_BYTES_MAX, self._reports, node_id)
+        body = await _body(request, NODE_MESSAGE_BYTES_MAX, self._reports, node_id)
         self._check_body(checked, body)
         answer = await handler(member, body)
         headers = checked.sign_reply(200, answer, 0, self._now_s())

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
 
-from embedmesh.rules.deadlines import CONNECT_S
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable, WrongAnswer
+from embedmesh.rules.limits import CONNECT_S
 from embedmesh.rules.nodes import Check
 
 IDLE_MAX = 64  # kept connections a node; as many as it is sent parts at one time

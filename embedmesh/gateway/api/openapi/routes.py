@@ -18,7 +18,7 @@ from embedmesh.http.failures import TABLE
 from embedmesh.http.paths import EMBEDDINGS as EMBEDDINGS_PATH
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.rules import errors
-from embedmesh.rules.embeddings import BODY_BYTES_MAX, INPUTS_MAX, REQUEST_TOKENS_MAX
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 
 EMBEDDING_HEADERS = (
     "openai-processing-ms",
@@ -153,10 +153,10 @@ def _create_embeddings() -> Json:
         "createEmbeddings",
         "Embeddings",
         "Create embeddings",
-        f"One vector for each input. A request takes at most {INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} tokens and "
-        f"{BODY_BYTES_MAX // 1024**2} MiB of plain JSON. A member that is null counts as not given. You pay for the "
-        "tokens that were embedded, special tokens included, once the reply is on its way to you; where your "
-        "connection breaks then, a retry with the same key and body gets it without a second charge for a minute. "
+        f"One vector for each input. A request takes at most {REQUEST_INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} "
+        f"tokens and {REQUEST_BODY_BYTES_MAX // 1024**2} MiB of plain JSON. A member that is null counts as not given. "
+        "You pay for the tokens that were embedded, special tokens included, once the reply is on its way to you; where "
+        "your connection breaks then, a retry with the same key and body gets it without a second charge for a minute. "
         "Also at "
         f"{', '.join(f'`{path}`' for path, of in OTHER_PATHS.items() if of == EMBEDDINGS_PATH)}, where the star is the "
         "model, which the body may then leave out.",

@@ -5,7 +5,7 @@ from embedmesh.gateway.api.openapi.fleet_schemas import fleet_schemas
 from embedmesh.gateway.api.openapi.money_schemas import money_schemas
 from embedmesh.gateway.api.openapi.shapes import COUNT, TEXT, Json, list_of, ref, unique, whole
 from embedmesh.http.failures import TABLE
-from embedmesh.rules.embeddings import INPUTS_MAX
+from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.models import TIERS
 
 
@@ -24,7 +24,7 @@ def schemas() -> Json:
             "EmbeddingList": whole(
                 {
                     "object": {"const": "list"},
-                    "data": {"type": "array", "minItems": 1, "maxItems": INPUTS_MAX, "items": ref("Embedding")},
+                    "data": {"type": "array", "minItems": 1, "maxItems": REQUEST_INPUTS_MAX, "items": ref("Embedding")},
                     "model": {"type": "string", "description": "As the request named it."},
                     "usage": whole(
                         {"prompt_tokens": COUNT, "total_tokens": COUNT},
