@@ -155,8 +155,8 @@ def _create_embeddings() -> Json:
         "Create embeddings",
         f"One vector for each input. A request takes at most {REQUEST_INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} "
         f"tokens and {REQUEST_BODY_BYTES_MAX // 1024**2} MiB of plain JSON. A member that is null counts as not given. "
-        "You pay for the tokens that were embedded, special tokens included, once the reply is on its way to you. If your "
-        "connection breaks then, a retry with the same key and body gets it without a second charge for a minute. "
+        "You pay for the tokens that were embedded, special tokens included, once the reply is on its way to you. If "
+        "your connection breaks then, a retry with the same key and body gets it without a second charge for a minute. "
         "Also at "
         f"{', '.join(f'`{path}`' for path, of in OTHER_PATHS.items() if of == EMBEDDINGS_PATH)}, where the star is the "
         "model, which the body may then leave out.",
