@@ -9,9 +9,9 @@ import pysqlite3.dbapi2 as driver
 import pytest
 
 from bench.lives.world import Template, folder_in_memory, live
-from embedmesh.flow import handle as module
-from embedmesh.flow.again import Unread
+from embedmesh.flow import paid as module
 from embedmesh.flow.hold import Held
+from embedmesh.flow.retries import Unread
 from embedmesh.rules.ports import Delivery
 from embedmesh.storage import store
 from embedmesh.storage.ledger import holds as hold_writes

@@ -11,9 +11,9 @@ import embedmesh.gateway as gateway
 import embedmesh.gateway.api.app as edge
 from bench.gateway.node import NODE_ID, SESSION
 from embedmesh.cli import main as cli
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import Outcome, Receive, World
-from embedmesh.flow.respond import respond
+from embedmesh.dialects.openai.render import respond
+from embedmesh.flow.paid import Outcome, Receive, World
+from embedmesh.flow.retries import Asked
 from embedmesh.gateway.nodes.http1 import Wires
 from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.rules.embeddings import Call, Counted

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bench.lives.gateway import Exchange, Gateway, Traits
 from bench.lives.journal import Errand, Journal
 from bench.lives.loop import Loop
-from embedmesh.flow.again import Asked
+from embedmesh.flow.retries import Asked
 from embedmesh.rules.errors import Failure, Retry
 from embedmesh.rules.ports import Reply
 

@@ -17,10 +17,10 @@ from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.registry import Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import Asked, SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
-from embedmesh.flow.handle import World, give_up, handle
+from embedmesh.flow.paid import World, give_up, handle
+from embedmesh.flow.retries import Asked, SingleFlight, Unread
 from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.rules.ports import Caller, Delivery, RateLimit, Reply
 from embedmesh.rules.shares import Shares

@@ -6,8 +6,8 @@ judged: one that is answered from what the account has in the cache, or whose re
 
 from typing import NamedTuple, TypeVar
 
-from embedmesh.flow.again import Asked, SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
+from embedmesh.flow.retries import Asked, SingleFlight, Unread
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota
 from embedmesh.rules.money import cost_nanousd, format_usd

@@ -15,6 +15,7 @@ import msgspec
 import uvloop
 
 from embedmesh.catalogue import Catalogue, load_catalogue
+from embedmesh.dialects.openai.parse import Terms
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.tokens import ModelTokenizer
@@ -25,11 +26,10 @@ from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
-from embedmesh.flow.handle import World, give_up
-from embedmesh.flow.validate import Terms
+from embedmesh.flow.paid import World, give_up
+from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.admin_api import AdminApi

@@ -13,13 +13,13 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.catalogue import Catalogue
+from embedmesh.dialects.openai.parse import ORDINARY, Terms, no_such_model, validate
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
 from embedmesh.flow.count import count
 from embedmesh.flow.identify import identify
 from embedmesh.flow.turns import Turns
-from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.http.bodies import JSON, json_reply
 from embedmesh.http.failures import failure_response
 from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
@@ -158,7 +158,9 @@ class NodeApp:
         return web.Response(body=answer, headers={"Content-Type": COMPACT}), tokens
 
     async def _embed_public(self, body: bytes, named: str | None) -> web.Response:
-        from embedmesh.flow.respond import respond  # brings numpy, 15 MB that a node behind gateways can do without
+        from embedmesh.dialects.openai.render import (
+            respond,  # brings numpy, 15 MB that a node behind gateways can do without
+        )
 
         begun = time.monotonic()
         call, served, counted = await self._read(body, named)

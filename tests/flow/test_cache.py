@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.flow.again import Asked
 from embedmesh.flow.cache import CACHED, ENTRY_BYTES, VectorCache
-from embedmesh.flow.handle import World, handle
+from embedmesh.flow.paid import World, handle
+from embedmesh.flow.retries import Asked
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NoNodeAvailable, WrongAnswer

@@ -5,8 +5,8 @@ import asyncio
 import msgspec
 import pytest
 
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, World, handle
+from embedmesh.flow.paid import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, World, handle
+from embedmesh.flow.retries import Asked
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, StoreUnavailable
 from embedmesh.rules.ports import Caller, Reply

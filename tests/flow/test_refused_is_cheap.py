@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from embedmesh.engine.tokens import ModelTokenizer
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import World, handle
+from embedmesh.flow.paid import World, handle
+from embedmesh.flow.retries import Asked
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.rules.ports import Reply

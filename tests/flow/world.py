@@ -11,9 +11,9 @@ import numpy as np
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.handle import World, give_up
+from embedmesh.flow.paid import World, give_up
+from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest

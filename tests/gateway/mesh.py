@@ -25,9 +25,9 @@ from aiohttp import web
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.handle import World, give_up
+from embedmesh.flow.paid import World, give_up
+from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.admin_api import AdminApi

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from embedmesh import __version__
-from embedmesh.flow.members import MEMBERS
+from embedmesh.dialects.openai.fields import MEMBERS
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.pages import SCRIPTS, docs_page

@@ -15,9 +15,9 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from embedmesh import __version__
+from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.parse import validate
 from embedmesh.fleet.registry import Node
-from embedmesh.flow.members import MEMBERS
-from embedmesh.flow.validate import validate
 from embedmesh.gateway.api.admin_api import ACTIONS
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi import document

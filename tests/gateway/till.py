@@ -20,9 +20,9 @@ import numpy as np
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.handle import World, give_up
+from embedmesh.flow.paid import World, give_up
+from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.caching import CachePolicy

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.parse import validate
 from embedmesh.flow.count import count_now
-from embedmesh.flow.members import MEMBERS
-from embedmesh.flow.validate import validate
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.embeddings import Call

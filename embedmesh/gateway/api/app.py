@@ -7,11 +7,11 @@ import orjson
 from aiohttp import web
 
 from embedmesh import __version__
+from embedmesh.dialects.openai.parse import no_such_model
 from embedmesh.fleet.registry import Registry
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
-from embedmesh.flow.validate import no_such_model
+from embedmesh.flow.paid import World, handle
+from embedmesh.flow.retries import Asked
 from embedmesh.gateway.api.callers import in_room, with_key
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.metrics import CONTENT_TYPE, Metrics

@@ -4,9 +4,9 @@ import base64
 import struct
 from typing import Any
 
-from embedmesh.flow.again import KEY_CHARS_MAX
-from embedmesh.flow.handle import EMBED_SCOPE
 from embedmesh.flow.identify import METRICS_SCOPES
+from embedmesh.flow.paid import EMBED_SCOPE
+from embedmesh.flow.retries import KEY_CHARS_MAX
 from embedmesh.gateway.api.openapi.account import account_paths
 from embedmesh.gateway.api.openapi.fleet import admin_paths, node_paths
 from embedmesh.gateway.api.openapi.money import money_paths

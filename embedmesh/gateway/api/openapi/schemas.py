@@ -1,6 +1,6 @@
 """The shapes of what is sent and answered."""
 
-from embedmesh.flow.members import MEMBERS
+from embedmesh.dialects.openai.fields import MEMBERS
 from embedmesh.gateway.api.openapi.fleet_schemas import fleet_schemas
 from embedmesh.gateway.api.openapi.money_schemas import money_schemas
 from embedmesh.gateway.api.openapi.shapes import COUNT, TEXT, Json, list_of, ref, unique, whole

@@ -7,7 +7,7 @@ thing, each in the words of another API: what they say is in `Member.says`, and 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
-from embedmesh.flow.spellings import HARMLESS, ROLES, Harmless
+from embedmesh.dialects.openai.spellings import HARMLESS, ROLES, Harmless
 from embedmesh.rules.embeddings import Encoding, Role, Truncate
 from embedmesh.rules.errors import EmptyInput, InvalidType, InvalidValue, TooManyInputs
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX

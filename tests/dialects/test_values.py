@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from embedmesh.flow.values import ARRAYS_MAX, COMMAS_MAX, COUNTED_FROM_BYTES, STRINGS_MAX, check_values
+from embedmesh.dialects.openai.values import ARRAYS_MAX, COMMAS_MAX, COUNTED_FROM_BYTES, STRINGS_MAX, check_values
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 

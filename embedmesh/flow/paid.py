@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from embedmesh.flow.again import Asked, Kept, SingleFlight, Unread, check_key, check_room, pack, unpack
+from embedmesh.dialects.openai.parse import ORDINARY, Terms, no_such_model, validate
+from embedmesh.dialects.openai.render import limit_headers, reply_bytes_max, respond
 from embedmesh.flow.cache import Learnt, Remembered, VectorCache
 from embedmesh.flow.count import CanPay, count
 from embedmesh.flow.forward import forward, time_allowed_s
 from embedmesh.flow.hold import Held, hold_money, waiters
 from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.means import Means, may_be_free
-from embedmesh.flow.respond import limit_headers, reply_bytes_max, respond
+from embedmesh.flow.retries import Asked, Kept, SingleFlight, Unread, check_key, check_room, pack, unpack
 from embedmesh.flow.turns import Turns
-from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.flow.verify import verify
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Call, Counted

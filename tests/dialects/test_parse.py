@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from embedmesh.catalogue import Catalogue
-from embedmesh.flow.members import MEMBERS
-from embedmesh.flow.spellings import COULD_CHANGE, HARMLESS
-from embedmesh.flow.validate import IGNORED_MAX, MODELS_SHOWN_MAX, Terms, validate
+from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.parse import IGNORED_MAX, MODELS_SHOWN_MAX, Terms, validate
+from embedmesh.dialects.openai.spellings import COULD_CHANGE, HARMLESS
 from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import Failure
 from tests.flow.world import CATALOGUE, MODEL, NATIVE

@@ -9,8 +9,8 @@ import pytest
 
 from bench.lives.loop import Loop
 from embedmesh.fleet.registry import Node
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import World, handle
+from embedmesh.flow.paid import World, handle
+from embedmesh.flow.retries import Asked
 from embedmesh.rules.errors import (
     DeadlineExceeded,
     Failure,

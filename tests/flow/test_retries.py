@@ -8,7 +8,9 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from embedmesh.flow.again import (
+from embedmesh.dialects.openai.render import reply_bytes_max
+from embedmesh.flow.paid import World, handle
+from embedmesh.flow.retries import (
     KEPT_ACCOUNT_BYTES_MAX,
     LINGER_S,
     LINGERING_ACCOUNT_MAX,
@@ -19,8 +21,6 @@ from embedmesh.flow.again import (
     Kept,
     Unread,
 )
-from embedmesh.flow.handle import World, handle
-from embedmesh.flow.respond import reply_bytes_max
 from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import Failure, NodeBroke
 from embedmesh.rules.ports import Answer, Caller, Delivery, Reply
@@ -165,7 +165,7 @@ async def test_a_reply_that_cannot_be_kept_is_refused_before_money_is_held(monke
         await ask(world, key="k")
     assert (full.value.code, full.value.retry_after_s) == ("rate_limit_exceeded", 3_600)
     world.ledger.kept = 0
-    monkeypatch.setattr("embedmesh.flow.again.KEPT_REPLY_BYTES_MAX", 15)
+    monkeypatch.setattr("embedmesh.flow.retries.KEPT_REPLY_BYTES_MAX", 15)
     with pytest.raises(Failure, match="leave the key out") as large:
         await ask(world, key="k")
     assert large.value.code == "invalid_value"
@@ -256,7 +256,7 @@ async def test_what_is_no_retry_of_it_is_another_request(other: dict[str, object
 @pytest.mark.parametrize("done", [False, True])
 async def test_work_that_nobody_comes_back_for_is_released(monkeypatch: pytest.MonkeyPatch, done: bool) -> None:
     """Under way or done, once the time is over; what was given up is not found by a later retry."""
-    monkeypatch.setattr("embedmesh.flow.again.LINGER_S", 0.02)
+    monkeypatch.setattr("embedmesh.flow.retries.LINGER_S", 0.02)
     assert LINGER_S >= 1.0
     world = make_world()
     gate = Gate(world)
@@ -314,7 +314,7 @@ async def test_when_the_gateway_ends_nothing_lingers() -> None:
 @pytest.mark.parametrize("bound", ["LINGERING_MAX", "LINGERING_ACCOUNT_MAX"])
 async def test_too_many_do_not_linger(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     """What is over a bound, in all or of an account, is given up at once."""
-    monkeypatch.setattr(f"embedmesh.flow.again.{bound}", 1)
+    monkeypatch.setattr(f"embedmesh.flow.retries.{bound}", 1)
     world = make_world()
     for body in (BODY, OTHER_BODY):
         with pytest.raises(ConnectionResetError):

@@ -5,7 +5,7 @@ Looked for only once a parser has refused the body; at most one more pass over i
 
 import orjson
 
-from embedmesh.flow.members import MEMBERS
+from embedmesh.dialects.openai.fields import MEMBERS
 from embedmesh.rules.errors import InvalidJson
 from embedmesh.rules.utf8 import broken_bytes, pieces
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from embedmesh.flow.broken import broken_json
-from embedmesh.flow.members import MEMBERS
-from embedmesh.flow.spellings import COULD_CHANGE
-from embedmesh.flow.values import DEPTH_MAX, check_values
+from embedmesh.dialects.openai.broken import broken_json
+from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.spellings import COULD_CHANGE
+from embedmesh.dialects.openai.values import DEPTH_MAX, check_values
 from embedmesh.rules.embeddings import Call, Truncate
 from embedmesh.rules.errors import (
     InvalidJson,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.flow.respond import reply_bytes_max, respond, shorten, to_unit_length
+from embedmesh.dialects.openai.render import reply_bytes_max, respond, shorten, to_unit_length
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.ports import Answer, Share
 from tests.flow.world import vector_for
