@@ -38,9 +38,9 @@ from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
 from tests.data import find_model_folder
 
 POISON = 6  # [unused5] in BERT's vocabulary: no text gives it

@@ -27,8 +27,8 @@ from embedmesh.process import bind
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.session import Session

@@ -19,16 +19,18 @@ from embedmesh.fleet.registry import Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
-from embedmesh.flow.paid import World, give_up, handle
-from embedmesh.flow.retries import Asked, SingleFlight, Unread
+from embedmesh.flow.paid import Done, serve
+from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.world import World
 from embedmesh.rules.errors import Failure, InternalError, SetupError
-from embedmesh.rules.ports import Caller, Delivery, RateLimit, Reply
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.ports import Caller, RateLimit
 from embedmesh.rules.shares import Shares
 from embedmesh.storage.cached.rate_limits import MINUTE_MS, RateLimits
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.sqlite.commit import FSYNC_FAILED
 from embedmesh.storage.store import Store
-from tests.flow.world import CATALOGUE, Bystander, LetterTokenizer
+from tests.flow.world import CATALOGUE, EMBEDDINGS, Bystander, LetterTokenizer
 from tests.storage.shop import SECRET, secret
 
 MODELS = [model.id for model in CATALOGUE.models]
@@ -61,7 +63,7 @@ class Traits(msgspec.Struct, frozen=True):
 class Exchange:
     """One request and its reply, between a caller and a gateway."""
 
-    def __init__(self, loop: Loop, attempt: Attempt, asked: Asked, body: bytes) -> None:
+    def __init__(self, loop: Loop, attempt: Attempt, asked: RequestHead, body: bytes) -> None:
         self.attempt = attempt
         self.asked = asked
         self.body = body
@@ -217,7 +219,7 @@ class Gateway:
             client=Nodes(self._dice, traits.bad_odds, traits.slow_odds),
             observer=Bystander(),
             clock=self._clock,
-            single_flight=SingleFlight(give_up, self.replies),
+            single_flight=SingleFlight(Done.close, self.replies),
             unread=Unread(loop.call_later),
             replies=self.replies,
             cache=VectorCache(CACHE_BYTES, self._registry.generation),
@@ -253,7 +255,7 @@ class Gateway:
 
     # -- its callers
 
-    def ask(self, life: int, errand: Errand, asked: Asked) -> Exchange:
+    def ask(self, life: int, errand: Errand, asked: RequestHead) -> Exchange:
         """Called by a caller, which waits for what it is told."""
         attempt = Attempt(life, errand, self.name, self._loop.now)
         self._journal.attempts.append(attempt)
@@ -279,7 +281,7 @@ class Gateway:
             return await self._deliver(exchange, reply)
 
         try:
-            await handle(self._world, exchange.asked, receive, deliver)
+            await serve(self._world, EMBEDDINGS, exchange.asked, receive, deliver)
         except Failure as error:
             failure = error
             if isinstance(error, InternalError):

@@ -20,10 +20,10 @@ from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import ATTEMPTS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 
 MODEL = Model(id="sim/model", width=4, max_tokens=256, price=1)
 PROBE_TOKENS = 12

@@ -23,11 +23,12 @@ from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.deadlines import LOOK_AGAIN_S, attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow, Overloaded, WrongAnswer
+from embedmesh.rules.forwarding import NodeClient, Part, Ticket, Verify
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model, Tier
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Ticket, Tokenizer, Verify
+from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer
 
 log = logging.getLogger("embedmesh.fleet")
 

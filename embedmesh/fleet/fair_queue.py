@@ -15,7 +15,7 @@ from typing import Protocol
 
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.errors import NodeFailure
-from embedmesh.rules.ports import Asker, Part
+from embedmesh.rules.forwarding import Asker, Part
 
 REQUEST_TOKENS = 16  # what a request costs besides its tokens, in tokens, so that tiny ones are not free
 FLOW_BASE = 2  # requests are of like size when their tokens have as many digits to this base

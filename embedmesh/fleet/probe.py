@@ -12,10 +12,11 @@ from embedmesh.fleet.registry import PROBE_EVERY_S, Node, Registry
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, WrongAnswer
+from embedmesh.rules.forwarding import Part, Verify
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.rules.ports import Catalogue, Clock, Part, Tokenizer, Verify
+from embedmesh.rules.ports import Catalogue, Clock, Tokenizer
 
 log = logging.getLogger("embedmesh.fleet")
 

@@ -28,10 +28,11 @@ from embedmesh.rules.errors import (
     Overloaded,
     UpstreamRefused,
 )
+from embedmesh.rules.forwarding import Asker, Part
 from embedmesh.rules.limits import ATTEMPTS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Asker, Clock, Dice, Part
+from embedmesh.rules.ports import Clock, Dice
 
 SOON_S = 1.0  # a request may take thirty at least: sooner is as good
 LOOK_AHEAD = 4  # requests that are tried in vain before those behind them have to wait, too

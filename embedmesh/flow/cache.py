@@ -16,8 +16,8 @@ from typing import NamedTuple
 import msgspec
 
 from embedmesh.rules.embeddings import Counted
+from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Share
 
 CACHED = "cache"  # in place of a node's id
 ENTRY_BYTES = 400  # of an entry beside its vector's components

@@ -24,9 +24,9 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
+from embedmesh.rules.forwarding import Answer, Fleet, NodeClient, Observer, Part, Share, Ticket, Verify
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Fleet, NodeClient, Observer, Part, Share, Ticket, Verify
 
 RETRY_AFTER_MAX_S = 60.0  # that a node's word may send a caller away for: others may be free before
 

@@ -1,9 +1,8 @@
-"""The same request again: with an `Idempotency-Key`, or as a retry of an SDK whose first try is still under way.
+"""The same request again without an `Idempotency-Key`: an SDK's retry, known by its API key and its body.
 
-With a key the ledger remembers who came first, and its reply is kept: see `hold`. Without one, a retry by the same
-API key with the same body attaches to the first in this gateway. The work goes on LINGER_S after its caller left, so
-that a client that was cut off finds it again; it is charged once, when somebody is handed the reply. Where that caller
-broke the delivery off, the reply was paid and not read: for UNREAD_S a retry gets it again, and pays nothing.
+A retry attaches to the first request while that is under way in this gateway. The work goes on for LINGER_S after its
+caller has left, so that a client that was cut off finds it again; it is charged once, when a reply is handed over. If
+the caller broke the delivery off, the reply was paid and not read: a retry within UNREAD_S gets it again, unpaid.
 """
 
 import asyncio
@@ -12,18 +11,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import msgspec
-
-from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import Failure, InvalidValue, RateLimited
-from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Caller
+from embedmesh.rules.errors import Failure
+from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
 
-KEY_CHARS_MAX = 255
-KEPT_REPLY_BYTES_MAX = 8 * 1024 * 1024  # of vectors: 2,048 of 1,024 components
-KEPT_ACCOUNT_BYTES_MAX = 256 * 1024 * 1024
-FULL_AGAIN_S = 3_600.0  # replies are forgotten after a day
 LINGER_S = 2.0  # SDKs try again after half a second, one, two
 LINGERING_MAX = 256  # each may keep a node busy for nobody
 LINGERING_ACCOUNT_MAX = 16  # as many as one client has under way when its connection breaks
@@ -32,6 +23,7 @@ UNREAD_BYTES_MAX = 64 * 1024 * 1024  # of all accounts: sixteen replies of the l
 UNREAD_ENTRY_BYTES = 1_024  # of one beside its vectors
 
 R = TypeVar("R")
+K = TypeVar("K")
 
 RetryId = tuple[str, bytes]
 """An API key's id and the hash of a body: what a retry is known by."""
@@ -46,75 +38,17 @@ class Timer(Protocol):
 CallLater = Callable[[float, Callable[[], None]], Timer]
 
 
-class Asked(NamedTuple):
-    """What a request's head says. `retries` is None where no SDK says how often it has tried, `model` where the path
-    names none; `api_key` is the key as Azure's clients send it. `request_id` is the id that we gave the request; None
-    where its caller brought one, which never reaches the ledger.
-    """
-
-    authorization: str | None = None
-    idempotency_key: str | None = None
-    retries: int | None = None
-    request_id: str | None = None
-    api_key: str | None = None
-    model: str | None = None
-
-    def whole(self, body: bytes) -> bytes:
-        """What another request must have in common with this one to be the same."""
-        return body if self.model is None else b"\0".join((self.model.encode("utf-8", "replace"), body))
-
-
-class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """What is kept of a reply that was delivered: enough to make the same bytes again."""
-
-    answer: Answer
-    cost: int
-    truncated: int
-
-
-def check_key(key: str) -> None:
-    """Raise InvalidValue for an `Idempotency-Key` that is none."""
-    if not 0 < len(key) <= KEY_CHARS_MAX:
-        raise InvalidValue(f"An Idempotency-Key has 1 to {KEY_CHARS_MAX} characters.")
-
-
-def check_room(model: Model, counted: Counted, kept_bytes: int) -> None:
-    """Raise InvalidValue or RateLimited where the reply could not be kept, so that it could not be given again."""
-    size = len(counted.lengths) * model.width * 4
-    if size > KEPT_REPLY_BYTES_MAX:
-        raise InvalidValue(
-            f"A reply with so many vectors is not kept for an Idempotency-Key: at most {KEPT_REPLY_BYTES_MAX:,} bytes "
-            "of vectors are. Split the inputs, or leave the key out."
-        )
-    if kept_bytes + size > KEPT_ACCOUNT_BYTES_MAX:
-        raise RateLimited(
-            "This account has as many replies kept for Idempotency-Keys as it may. They are kept for a day: wait, or "
-            "leave the key out.",
-            retry_after_s=FULL_AGAIN_S,
-        )
-
-
-def pack(kept: Kept) -> bytes:
-    """For the ledger."""
-    return msgspec.msgpack.encode(kept)
-
-
-def unpack(data: bytes) -> Kept:
-    """From the ledger."""
-    return msgspec.msgpack.decode(data, type=Kept)
-
-
 def _retry_id(caller: Caller, body: bytes) -> RetryId:
     return caller.key_id, hashlib.blake2b(body, digest_size=16).digest()
 
 
-class _Unread(NamedTuple):
-    kept: Kept
+class _Unread(NamedTuple, Generic[K]):
+    kept: K
     size: int
     timer: Timer
 
 
-class Unread:
+class Unread(Generic[K]):
     """Replies that were paid, and whose delivery their callers broke off: in this process's memory, for UNREAD_S.
 
     At most `bytes_max`, of one account its share of them; what it left unread first goes first.
@@ -123,13 +57,13 @@ class Unread:
     def __init__(self, call_later: CallLater, bytes_max: int = UNREAD_BYTES_MAX) -> None:
         self._call_later = call_later
         self._shares = Shares(bytes_max)
-        self._accounts: dict[str, dict[RetryId, _Unread]] = {}
+        self._accounts: dict[str, dict[RetryId, _Unread[K]]] = {}
 
-    def keep(self, caller: Caller, body: bytes, kept: Kept) -> None:
-        """For a retry of this request. Only for what was paid."""
+    def keep(self, caller: Caller, body: bytes, kept: K, reply_bytes: int) -> None:
+        """Keep a reply of that size for a retry of this request. Only a paid one."""
         retry_id, account_id = _retry_id(caller, body), caller.account_id
         self._drop(account_id, retry_id)
-        size = len(kept.answer.data) + UNREAD_ENTRY_BYTES
+        size = reply_bytes + UNREAD_ENTRY_BYTES
         while not self._shares.take(account_id, size):
             if not (mine := self._accounts.get(account_id)):
                 return  # it would not fit if all else of the account were gone
@@ -137,7 +71,7 @@ class Unread:
         timer = self._call_later(UNREAD_S, lambda: self._drop(account_id, retry_id))
         self._accounts.setdefault(account_id, {})[retry_id] = _Unread(kept, size, timer)
 
-    def find(self, caller: Caller, body: bytes) -> Kept | None:
+    def find(self, caller: Caller, body: bytes) -> K | None:
         """The reply to the same request, if it is kept."""
         if not (mine := self._accounts.get(caller.account_id)):
             return None

@@ -9,9 +9,9 @@ import numpy as np
 
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
-from embedmesh.rules.ports import Part
 
 BYTES_PER_COMPONENT = 4
 

@@ -15,7 +15,6 @@ import msgspec
 import uvloop
 
 from embedmesh.catalogue import Catalogue, load_catalogue
-from embedmesh.dialects.openai.parse import Terms
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.tokens import ModelTokenizer
@@ -28,9 +27,10 @@ from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
-from embedmesh.flow.paid import World, give_up
+from embedmesh.flow.paid import Done
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.admin_api import AdminApi
 from embedmesh.gateway.api.app import GatewayApp
@@ -67,6 +67,7 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Tokenizer
+from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
 from embedmesh.settings import GatewaySettings, secret_path, store_place
 from embedmesh.signing.identity import Identity, fingerprint
@@ -191,13 +192,13 @@ async def _run(settings: GatewaySettings) -> int:
         client=clients,
         observer=canaries,
         clock=clock,
-        single_flight=SingleFlight(give_up, replies),
+        single_flight=SingleFlight(Done.close, replies),
         unread=Unread(asyncio.get_running_loop().call_later),
         replies=replies,
         cache=VectorCache(settings.cache_bytes_max, registry.generation),
         hash_user=functools.partial(hash_user, secret),
         claim_of=functools.partial(claim_of, secret),
-        terms=Terms(
+        terms=ParseTerms(
             lambda model: bool(registry.ready(model.id)), normal, ignore_unknown=settings.unknown_members == "ignore"
         ),
         ask_max=settings.ask_max,

@@ -6,8 +6,8 @@ from aiohttp import web
 
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import ALWAYS, REQUEST_ID, deliver
+from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, WRITE_REPLY_S
-from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
 
 class Exchange(Protocol):
@@ -26,7 +26,7 @@ class Exchange(Protocol):
         """All of it, of the share of the account whose request this is. Raises what `read_body` raises."""
         ...
 
-    async def deliver(self, reply: Reply) -> Delivery:
+    async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
         """See the port `Deliver`. Raises ConnectionError where nothing of the body was handed to the socket."""
         ...
 
@@ -58,7 +58,8 @@ class GeneralExchange:
         self._account_id, self._taken = account_id, len(body)
         return body
 
-    async def deliver(self, reply: Reply) -> Delivery:
+    async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         self._response.headers.update(reply.headers)
         if self.own_id is not None and REQUEST_HEADER in reply.headers:
             self._request[ALWAYS]["x-request-id"] = reply.headers[REQUEST_HEADER]

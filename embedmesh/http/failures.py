@@ -55,6 +55,8 @@ def status_and_type(failure: Failure) -> tuple[int, str]:
 
 def envelope(failure: Failure) -> bytes:
     """The JSON body of a failure: always the same four members."""
+    if failure.envelope is not None:  # of another dialect
+        return failure.envelope(failure)
     _, kind = status_and_type(failure)
     error = {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}
     return orjson.dumps({"error": error})

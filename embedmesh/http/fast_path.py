@@ -16,8 +16,8 @@ from embedmesh.http.receive import BODY_S, BodyBudget
 from embedmesh.http.rendering import failure_bytes, json_head, request_id_of
 from embedmesh.http.sending import Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
+from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import WRITE_REPLY_S
-from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
 HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
 BODY_BYTES_MAX = 256 * 1024  # beside the work for larger ones the general server's part does not matter
@@ -176,7 +176,8 @@ class FastExchange:
             self._timer.cancel()
             self._lane.bodies.awaited.give_back(account_id)
 
-    async def deliver(self, reply: Reply) -> Delivery:
+    async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         self._replied = True
         request_id = self.request_id if self.own_id is None else reply.headers.get(REQUEST_HEADER, self.request_id)
         head = json_head(200, request_id, reply.headers | self._also(), len(reply.body))

@@ -7,7 +7,7 @@ whoever is cancelled in `send` has not delivered, whatever has left.
 
 import asyncio
 
-from embedmesh.rules.ports import Delivery
+from embedmesh.rules.exchange import Delivery
 
 WHOLE_BYTES_MAX = 16 * 1024  # in one write: a socket that has room again has room for a third of its buffer, or 28 kB
 TLS_PIECE_BYTES = 64 * 1024  # TLS takes all that it is given into memory; after each piece it says whether it may go on

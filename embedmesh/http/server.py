@@ -26,8 +26,8 @@ from embedmesh.http.routing import RouteTable
 from embedmesh.http.sending import Sending
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.exchange import Delivery
 from embedmesh.rules.limits import WRITE_REPLY_S
-from embedmesh.rules.ports import Delivery
 
 log = logging.getLogger("embedmesh.http")
 

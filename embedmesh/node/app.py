@@ -7,13 +7,14 @@ decided by the same code as in a gateway.
 import asyncio
 import functools
 import hmac
+import math
 import time
 
 import msgspec
 from aiohttp import web
 
 from embedmesh.catalogue import Catalogue
-from embedmesh.dialects.openai.parse import ORDINARY, Terms, no_such_model, validate
+from embedmesh.dialects.openai.parse import parse
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
@@ -38,9 +39,12 @@ from embedmesh.rules.embeddings import (
     unpack_ids,
 )
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.exchange import NODE_HEADER, PROCESSING_HEADER
+from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_MAX_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Caller, Share
+from embedmesh.rules.ports import Caller
+from embedmesh.rules.served import ORDINARY, ParseTerms, no_such_model
 
 TOO_MANY_REQUESTS = 429  # what the protocol says of a full queue; the public API has its own number for it
 SELF = "self"  # x-embedmesh-node of a node that is asked directly
@@ -159,7 +163,7 @@ class NodeApp:
 
     async def _embed_public(self, body: bytes, named: str | None) -> web.Response:
         from embedmesh.dialects.openai.render import (
-            respond,  # brings numpy, 15 MB that a node behind gateways can do without
+            render,  # brings numpy, 15 MB that a node behind gateways can do without
         )
 
         begun = time.monotonic()
@@ -167,13 +171,14 @@ class NodeApp:
         assert counted.ids is not None  # there was a tokenizer
         data = await self._embed(served, counted.ids, counted.tokens, begun)
         answer = Answer(data, served.model.width, counted.tokens, (Share(SELF, counted.tokens),))
-        reply = respond(call, counted.truncated, answer, time.monotonic() - begun)
+        headers = {PROCESSING_HEADER: str(math.ceil((time.monotonic() - begun) * 1000)), NODE_HEADER: SELF}
+        reply = render(call, counted.truncated, answer, headers)
         return web.Response(body=reply.body, headers=JSON | reply.headers)
 
     async def _read(self, body: bytes, named: str | None = None) -> tuple[Call, Served, Counted]:
         """A request of the public form; `named` is the model that its path names. Raises a CallerFailure."""
         catalogue = Catalogue(tuple(one.model for one in self._models))
-        reading = functools.partial(validate, body, catalogue, self._terms(), named=named)
+        reading = functools.partial(parse, body, catalogue, self._terms(), named=named)
         call, model = await self._turns.call(SELF, reading)
         served = self._models.find(model.id)
         if served is None:  # it was unloaded meanwhile
@@ -251,8 +256,8 @@ class NodeApp:
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    def _terms(self) -> Terms:
-        return Terms(normal=[one.model.id for one in self._models if one.normal])
+    def _terms(self) -> ParseTerms:
+        return ParseTerms(normal=[one.model.id for one in self._models if one.normal])
 
     def _served(self, name: str) -> Served:
         catalogue = Catalogue(tuple(one.model for one in self._models))

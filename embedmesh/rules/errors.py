@@ -1,12 +1,12 @@
 """The closed list of failures. Each says whose fault it was and whether trying again is safe.
 
-A failure's `code` is its public name (contract section 3). Status numbers and headers are not here: one table at the
-edge (`embedmesh.http.failures`) maps each class to HTTP. What is not in this list is a bug of ours and leaves as
-`InternalError`.
+A failure's `code` is its public name. Status numbers and headers are not here: one table (`embedmesh.http.failures`)
+maps each class to HTTP. Any other exception is a bug of ours and leaves as `InternalError`.
 
 A message says what is wrong, where, and what to do. It never holds a caller's text, a path or an address.
 """
 
+from collections.abc import Callable
 from enum import Enum
 
 from embedmesh.rules.nodes import Check
@@ -31,12 +31,14 @@ class Retry(Enum):
 class Failure(Exception):
     """A request that did not succeed, in words for the person who made it.
 
-    `param` names the request member at fault (`input.3`), or is None.
+    `param` names the request field at fault (`input.3`), or is None. `envelope` writes the failure in the request's
+    dialect; None for OpenAI's.
     """
 
     code: str
     fault: Fault
     retry: Retry = Retry.USELESS
+    envelope: "Callable[[Failure], bytes] | None" = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)

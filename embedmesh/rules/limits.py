@@ -8,7 +8,10 @@ Limits that nobody outside can meet stand beside the code that they bound.
 REQUEST_BODY_BYTES_MAX = 4 * 1024 * 1024  # 300,000 tokens of ordinary text are 1.5 MB; JSON escapes may double that
 REQUEST_INPUTS_MAX = 2_048  # what OpenAI's API takes in one request
 REQUEST_TOKENS_MAX = 300_000  # what OpenAI's API takes in one request
-USER_CHARS_MAX = 512  # of the member `user`
+USER_CHARS_MAX = 512  # of the field `user`
+IDEMPOTENCY_KEY_CHARS_MAX = 255
+KEPT_REPLY_BYTES_MAX = 8 * 1024 * 1024  # of one reply kept for an Idempotency-Key: 2,048 vectors of 1,024 components
+KEPT_REPLIES_BYTES_MAX = 256 * 1024 * 1024  # of all that are kept for one account
 
 # -- how long it may take, in seconds; total, not per read
 

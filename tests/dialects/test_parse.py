@@ -8,10 +8,11 @@ import pytest
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.dialects.openai.fields import MEMBERS
-from embedmesh.dialects.openai.parse import IGNORED_MAX, MODELS_SHOWN_MAX, Terms, validate
+from embedmesh.dialects.openai.parse import IGNORED_MAX, parse
 from embedmesh.dialects.openai.spellings import COULD_CHANGE, HARMLESS
 from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.served import NAMED_MODELS_MAX, ParseTerms
 from tests.flow.world import CATALOGUE, MODEL, NATIVE
 
 DEEP_33 = "[" * 33 + "]" * 33
@@ -130,7 +131,7 @@ REFUSED = [
 def test_what_is_refused_names_the_member_and_says_why(asked: object, code: str, param: str | None) -> None:
     raw = asked if isinstance(asked, bytes) else body(**asked)  # type: ignore[arg-type]
     with pytest.raises(Failure) as refused:
-        validate(raw, CATALOGUE)
+        parse(raw, CATALOGUE)
     assert (refused.value.code, refused.value.param) == (code, param)
     assert len(refused.value.message) > 20, "the message must say what to do"
 
@@ -217,7 +218,7 @@ ACCEPTED = [
 
 @pytest.mark.parametrize(("asked", "understood"), ACCEPTED)
 def test_what_is_accepted_is_understood(asked: dict[str, object], understood: dict[str, object]) -> None:
-    call, model = validate(body(**asked), CATALOGUE)
+    call, model = parse(body(**asked), CATALOGUE)
     assert call == Call(**({"model": "tiny"} | understood))  # type: ignore[arg-type]
     assert model is MODEL
 
@@ -239,7 +240,7 @@ def test_members_that_contradict_each_other_are_both_named(members: dict[str, ob
 
 def test_a_name_alias_or_suffix_finds_the_model() -> None:
     for name, model in (("acme/tiny", MODEL), ("tiny", MODEL), ("tiny:exact", MODEL), ("acme/native", NATIVE)):
-        assert validate(body(model=name), CATALOGUE)[1] is model
+        assert parse(body(model=name), CATALOGUE)[1] is model
 
 
 def test_refusals_never_repeat_the_callers_text() -> None:
@@ -255,21 +256,21 @@ def test_refusals_never_repeat_the_callers_text() -> None:
         {"output_dtype": secret},
     ):
         with pytest.raises(Failure) as refused:
-            validate(body(**members), CATALOGUE)
+            parse(body(**members), CATALOGUE)
         assert secret not in refused.value.message
 
 
 # -- a model that there is not ----------------------------------------------------------------------------------------
 
 
-def refusal(raw: bytes, terms: Terms | None = None, catalogue: Catalogue = CATALOGUE) -> Failure:
+def refusal(raw: bytes, terms: ParseTerms | None = None, catalogue: Catalogue = CATALOGUE) -> Failure:
     with pytest.raises(Failure) as refused:
-        validate(raw, catalogue, terms or Terms())
+        parse(raw, catalogue, terms or ParseTerms())
     return refused.value
 
 
 def test_who_asks_for_an_unknown_model_is_told_which_are_served_and_how_to_give_one_that_name() -> None:
-    said = refusal(body(model="text-embedding-3-small"), Terms(serves=lambda model: model is NATIVE)).message
+    said = refusal(body(model="text-embedding-3-small"), ParseTerms(serves=lambda model: model is NATIVE)).message
     assert "acme/native" in said and "acme/tiny" not in said
     assert 'aliases = ["the name you asked for"]' in said and "text-embedding" not in said
 
@@ -277,13 +278,13 @@ def test_who_asks_for_an_unknown_model_is_told_which_are_served_and_how_to_give_
 def test_of_very_many_models_ten_are_named() -> None:
     many = Catalogue(tuple(msgspec.structs.replace(MODEL, id=f"m{n}", aliases=()) for n in range(40)))
     said = refusal(body(model="other"), catalogue=many).message
-    assert sum(f"m{n}," in said or f"m{n}." in said for n in range(40)) == MODELS_SHOWN_MAX
+    assert sum(f"m{n}," in said or f"m{n}." in said for n in range(40)) == NAMED_MODELS_MAX
     assert len(said) < 500
 
 
 def test_with_nothing_served_it_says_so_and_names_no_alias() -> None:
-    said = refusal(body(model="other"), Terms(serves=lambda model: False)).message
-    assert "None is served now" in said and "aliases" not in said
+    said = refusal(body(model="other"), ParseTerms(serves=lambda model: False)).message
+    assert "No model is served now" in said and "aliases" not in said
 
 
 # -- normal vectors, and members that nobody knows --------------------------------------------------------------------
@@ -291,18 +292,18 @@ def test_with_nothing_served_it_says_so_and_names_no_alias() -> None:
 
 def test_vectors_that_are_normal_by_themselves_cannot_be_had_otherwise() -> None:
     """Of a model whose files are not here nobody knows how they are."""
-    normal = Terms(normal={MODEL.id})
+    normal = ParseTerms(normal={MODEL.id})
     assert refusal(body(normalize=False), normal).param == "normalize"
-    assert validate(body(normalize=True), CATALOGUE, normal)[0].normalize
+    assert parse(body(normalize=True), CATALOGUE, normal)[0].normalize
     foreign = Catalogue((msgspec.structs.replace(MODEL, folder="", digest=""),))
     assert refusal(body(normalize=False), catalogue=foreign).param == "normalize"
 
 
-LENIENT = Terms(ignore_unknown=True)
+LENIENT = ParseTerms(ignore_unknown=True)
 
 
 def test_unknown_members_are_ignored_and_named_where_the_operator_says_so() -> None:
-    call, _ = validate(body(temperature=0.5, seed=1, store=False, user="u"), CATALOGUE, LENIENT)
+    call, _ = parse(body(temperature=0.5, seed=1, store=False, user="u"), CATALOGUE, LENIENT)
     assert call.ignored == ("temperature", "seed", "store")
     assert refusal(body(temperature=0.5)).code == "unknown_parameter"
 
@@ -327,7 +328,7 @@ def test_known_members_are_as_strict_as_ever_where_unknown_ones_are_ignored() ->
 
 
 def test_no_more_than_a_handful_of_ignored_members_are_named() -> None:
-    call, _ = validate(body(**{f"x{n}": n for n in range(1_000)}), CATALOGUE, LENIENT)
+    call, _ = parse(body(**{f"x{n}": n for n in range(1_000)}), CATALOGUE, LENIENT)
     assert len(call.ignored) == IGNORED_MAX
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.dialects.openai.render import reply_bytes_max, respond, shorten, to_unit_length
+from embedmesh.dialects.openai.render import render, reply_bytes_max, shorten, to_unit_length
 from embedmesh.rules.embeddings import Call, Counted
-from embedmesh.rules.ports import Answer, Share
+from embedmesh.rules.forwarding import Answer, Share
 from tests.flow.world import vector_for
 
 IDS = [[1, 2], [3]]
@@ -20,7 +20,7 @@ COUNTED = Counted(lengths=[4, 3], ids=IDS, truncated=1)
 
 
 def vectors(call: Call) -> list[np.ndarray]:
-    body = json.loads(respond(call, COUNTED.truncated, ANSWER, 0.0123, cost=70).body)
+    body = json.loads(render(call, COUNTED.truncated, ANSWER, {}).body)
     assert body["object"] == "list"
     assert body["model"] == call.model
     assert body["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
@@ -54,26 +54,16 @@ def test_the_full_width_is_left_as_it_is() -> None:
         assert vector.tobytes() == raw
 
 
-def test_headers_tell_cost_node_and_cuts() -> None:
-    headers = respond(Call("tiny", texts=["a"]), COUNTED.truncated, ANSWER, 0.0123, cost=70).headers
-    assert headers == {
-        "openai-processing-ms": "13",
-        "x-embedmesh-cost-nanousd": "70",
-        "x-embedmesh-node": "n0",
-        "x-embedmesh-truncated": "1",
-    }
-
-
-def test_where_nothing_is_charged_no_header_speaks_of_it() -> None:
-    headers = respond(Call("tiny", texts=["a"]), COUNTED.truncated, ANSWER, 0.0123).headers
-    assert "x-embedmesh-cost-nanousd" not in headers
+def test_headers_tell_cuts_beside_those_that_are_handed_in() -> None:
+    headers = render(Call("tiny", texts=["a"]), COUNTED.truncated, ANSWER, {"x": "y"}).headers
+    assert headers == {"x": "y", "x-embedmesh-truncated": "1"}
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=4, max_size=4))
 def test_floats_are_the_shortest_decimals_that_give_back_the_same_float32(components: list[float]) -> None:
     vector = np.array(components, "<f4")
     answer = Answer(vector.tobytes(), 4, 3, (Share("n0", 3),))
-    body = respond(Call("tiny", texts=["a"]), 0, answer, 0.0).body
+    body = render(Call("tiny", texts=["a"]), 0, answer, {}).body
     printed = body.split(b'"embedding":[')[1].split(b"]")[0].split(b",")
     for text, component in zip(printed, vector, strict=True):
         assert np.float32(float(text)).tobytes() == component.tobytes()
@@ -97,7 +87,7 @@ def test_no_reply_is_larger_than_was_reckoned_before_its_work(
     row = np.concatenate([EDGES, found[np.isfinite(found)]])
     call = Call("m", texts=["a"] * inputs, encoding=encoding, dimensions=len(row) - 1 if cut else None)
     data = row.tobytes() * inputs
-    reply = respond(call, 0, Answer(data, len(row), 2**40, ()), 0.0)
+    reply = render(call, 0, Answer(data, len(row), 2**40, ()), {})
     assert len(reply.body) + len(data) <= reply_bytes_max(call, len(row))
 
 
@@ -106,7 +96,7 @@ def test_what_is_reckoned_is_not_much_more_than_a_large_reply_takes(encoding: st
     row = np.random.default_rng(1).standard_normal(384)
     data = (row / np.linalg.norm(row)).astype("<f4").tobytes() * 2_000
     call = Call("m", texts=["a"] * 2_000, encoding=encoding)
-    taken = len(respond(call, 0, Answer(data, 384, 6_000, ()), 0.0).body) + len(data)
+    taken = len(render(call, 0, Answer(data, 384, 6_000, ()), {}).body) + len(data)
     assert taken <= reply_bytes_max(call, 384) <= times * taken
 
 
@@ -129,6 +119,6 @@ def test_others_are_scaled_to_unit_length(row: list[float], number: int) -> None
 
 
 def test_what_was_ignored_is_named_and_nothing_where_nothing_was() -> None:
-    headers = respond(Call("tiny", texts=["a"], ignored=("timeout", "user_note")), 0, ANSWER, 0.0).headers
+    headers = render(Call("tiny", texts=["a"], ignored=("timeout", "user_note")), 0, ANSWER, {}).headers
     assert headers["x-embedmesh-ignored"] == "timeout,user_note"
-    assert "x-embedmesh-ignored" not in respond(Call("tiny", texts=["a"]), 0, ANSWER, 0.0).headers
+    assert "x-embedmesh-ignored" not in render(Call("tiny", texts=["a"]), 0, ANSWER, {}).headers

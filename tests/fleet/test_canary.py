@@ -13,9 +13,9 @@ from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeTooSlow
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer
 
 WIDE = Model(id="acme/wide", folder="/nowhere", width=64, max_tokens=99, price=1, digest="2" * 64)

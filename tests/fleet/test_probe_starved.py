@@ -11,9 +11,9 @@ from embedmesh.fleet.probe import LATE_PROBE_S, PROBE_S, Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer, right_reply
 
 OFFER = ServedModel(MODEL.id, MODEL.width, MODEL.max_tokens, MODEL.digest, MODEL.tier)

@@ -24,7 +24,7 @@ from embedmesh.rules.errors import (
     NodeUnreachable,
     UpstreamRefused,
 )
-from embedmesh.rules.ports import Part
+from embedmesh.rules.forwarding import Part
 from tests.flow.world import MODEL, NATIVE
 
 FIXED_S = 0.002

@@ -7,7 +7,7 @@ import pytest
 
 from embedmesh.flow.forward import _Answers
 from embedmesh.rules.embeddings import EmbedVectors
-from embedmesh.rules.ports import Part
+from embedmesh.rules.forwarding import Part
 
 LENGTHS = [3, 4, 5, 6]
 WIDTH = 2

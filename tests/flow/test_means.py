@@ -5,12 +5,13 @@ import asyncio
 import msgspec
 import pytest
 
-from embedmesh.flow.paid import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, World, handle
-from embedmesh.flow.retries import Asked
+from embedmesh.flow.paid import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, serve
+from embedmesh.flow.world import World
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, StoreUnavailable
-from embedmesh.rules.ports import Caller, Reply
-from tests.flow.world import GOOD_KEY, METERED_KEY, PENNY_KEY, POOR_KEY, LetterTokenizer, make_world
+from embedmesh.rules.exchange import Reply, RequestHead
+from embedmesh.rules.ports import Caller
+from tests.flow.world import EMBEDDINGS, GOOD_KEY, METERED_KEY, PENNY_KEY, POOR_KEY, LetterTokenizer, make_world
 
 LONG = b'{"model":"tiny","truncate":"end","input":"' + b"a" * 10_000 + b'"}'
 LARGE = LONG.replace(b"a" * 10_000, b"a" * LARGE_BYTES)
@@ -46,7 +47,7 @@ async def ask(world: World, key: str, body: bytes, *, idempotency_key=None, retr
         if read is not None:
             await read()
 
-    return await handle(world, Asked(f"Bearer {key}", idempotency_key, retries), receive, deliver)
+    return await serve(world, EMBEDDINGS, RequestHead(f"Bearer {key}", idempotency_key, retries), receive, deliver)
 
 
 async def refusal(world: World, key: str, body: bytes, **how) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from bench.lives.loop import Loop
 from embedmesh.fleet.registry import Node
-from embedmesh.flow.paid import World, handle
-from embedmesh.flow.retries import Asked
+from embedmesh.flow.paid import serve
+from embedmesh.flow.world import World
 from embedmesh.rules.errors import (
     DeadlineExceeded,
     Failure,
@@ -23,10 +23,19 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Delivery, Reply
-from tests.flow.world import GOOD_KEY, NATIVE, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, right_reply
+from tests.flow.world import (
+    EMBEDDINGS,
+    GOOD_KEY,
+    NATIVE,
+    POOR_KEY,
+    SCOPELESS_KEY,
+    ScriptedNodes,
+    make_world,
+    right_reply,
+)
 
 BODY = b'{"model":"tiny","input":"abc"}'
 COST = 8  # five tokens at 1.5 nano-USD each, rounded up
@@ -42,7 +51,7 @@ async def ask(world: World, body: bytes = BODY, key: str | None = GOOD_KEY, *, d
         delivered.append(reply)
         return Delivery.WHOLE
 
-    await handle(world, Asked(f"Bearer {key}" if key else None), receive, deliver or take)
+    await serve(world, EMBEDDINGS, RequestHead(f"Bearer {key}" if key else None), receive, deliver or take)
     return delivered
 
 
@@ -64,7 +73,9 @@ async def test_a_wrong_key_is_refused_before_the_body_is_read(key: str | None) -
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:
-        await handle(make_world(), Asked(f"Bearer {key}" if key is not None else None), receive, deliver=None)
+        await serve(
+            make_world(), EMBEDDINGS, RequestHead(f"Bearer {key}" if key is not None else None), receive, deliver=None
+        )
     assert refused.value.code == "invalid_api_key"
 
 
@@ -74,7 +85,7 @@ async def test_only_a_bearer_header_identifies(header: str) -> None:
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure, match="missing or not valid"):
-        await handle(make_world(), Asked(header), receive, deliver=None)
+        await serve(make_world(), EMBEDDINGS, RequestHead(header), receive, deliver=None)
 
 
 async def test_a_key_without_the_scope_is_told_so() -> None:

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from embedmesh.engine.tokens import ModelTokenizer
-from embedmesh.flow.paid import World, handle
-from embedmesh.flow.retries import Asked
+from embedmesh.flow.paid import serve
+from embedmesh.flow.world import World
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.exchange import Reply, RequestHead
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
-from embedmesh.rules.ports import Reply
 from tests.engine.tiny import make_folder
-from tests.flow.world import MODEL, PENNY_KEY, POOR_KEY, Shift3, make_world
+from tests.flow.world import EMBEDDINGS, MODEL, PENNY_KEY, POOR_KEY, Shift3, make_world
 
 CPU_S_MAX = 0.060
 MEMORY_BYTES_MAX = 16_000_000  # above the body
@@ -146,7 +146,7 @@ async def refuse(world: World, key: str, body: bytes) -> tuple[str, float, float
     async def deliver(reply: Reply) -> None:
         raise AssertionError("somebody without money was answered")
 
-    stepped = Stepped(handle(world, Asked(f"Bearer {key}"), receive, deliver))
+    stepped = Stepped(serve(world, EMBEDDINGS, RequestHead(f"Bearer {key}"), receive, deliver))
     begun = time.process_time()
     with pytest.raises(Failure) as refused:
         await stepped

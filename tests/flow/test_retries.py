@@ -9,23 +9,18 @@ import msgspec
 import pytest
 
 from embedmesh.dialects.openai.render import reply_bytes_max
-from embedmesh.flow.paid import World, handle
-from embedmesh.flow.retries import (
-    KEPT_ACCOUNT_BYTES_MAX,
-    LINGER_S,
-    LINGERING_ACCOUNT_MAX,
-    LINGERING_MAX,
-    UNREAD_ENTRY_BYTES,
-    UNREAD_S,
-    Asked,
-    Kept,
-    Unread,
-)
+from embedmesh.flow.idempotency import Kept
+from embedmesh.flow.paid import serve
+from embedmesh.flow.retries import LINGER_S, LINGERING_ACCOUNT_MAX, LINGERING_MAX, UNREAD_ENTRY_BYTES, UNREAD_S, Unread
+from embedmesh.flow.world import World
 from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import Failure, NodeBroke
-from embedmesh.rules.ports import Answer, Caller, Delivery, Reply
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.forwarding import Answer
+from embedmesh.rules.limits import KEPT_REPLIES_BYTES_MAX
+from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
-from tests.flow.world import GOOD_KEY, METERED_KEY, NARROW_KEY, ScriptedNodes, make_world
+from tests.flow.world import EMBEDDINGS, GOOD_KEY, METERED_KEY, NARROW_KEY, ScriptedNodes, make_world
 
 BODY = b'{"model":"tiny","input":"abc"}'
 OTHER_BODY = b'{"model":"tiny","input":"abd"}'
@@ -55,7 +50,7 @@ async def ask(
         delivered.append(reply)
         return how
 
-    await handle(world, Asked(f"Bearer {api_key}", key, retries), receive, deliver)
+    await serve(world, EMBEDDINGS, RequestHead(f"Bearer {api_key}", key, retries), receive, deliver)
     return delivered[0]
 
 
@@ -160,12 +155,12 @@ async def test_a_key_that_is_none_is_refused(key: str) -> None:
 async def test_a_reply_that_cannot_be_kept_is_refused_before_money_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too large a one, or where too many are kept: with the key alone; without it the request is taken."""
     world = make_world()
-    world.ledger.kept = KEPT_ACCOUNT_BYTES_MAX
+    world.ledger.kept = KEPT_REPLIES_BYTES_MAX
     with pytest.raises(Failure) as full:
         await ask(world, key="k")
     assert (full.value.code, full.value.retry_after_s) == ("rate_limit_exceeded", 3_600)
     world.ledger.kept = 0
-    monkeypatch.setattr("embedmesh.flow.retries.KEPT_REPLY_BYTES_MAX", 15)
+    monkeypatch.setattr("embedmesh.flow.idempotency.KEPT_REPLY_BYTES_MAX", 15)
     with pytest.raises(Failure, match="leave the key out") as large:
         await ask(world, key="k")
     assert large.value.code == "invalid_value"
@@ -431,7 +426,7 @@ async def test_what_was_not_paid_is_not_kept() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)
+        await serve(world, EMBEDDINGS, RequestHead(f"Bearer {GOOD_KEY}"), receive, deliver)
     await ask(world, retries=1)
     assert [what for what, _ in world.ledger.log] == ["hold", "release", "hold", "release", "hold", "capture"]
 
@@ -473,7 +468,7 @@ class Minute:
 
     def keep(self, account: str, number: int, inputs: int = 1) -> None:
         answer = Answer(bytes(16) * inputs, 4, 3, ())
-        self.unread.keep(self.caller(account), b"%d" % number, Kept(answer, number, 0))
+        self.unread.keep(self.caller(account), b"%d" % number, Kept(answer, number), len(answer.data))
 
     def kept(self, account: str, numbers: range) -> list[int]:
         found = [self.unread.find(self.caller(account), b"%d" % number) for number in numbers]
@@ -533,7 +528,10 @@ async def test_replies_under_way_are_bounded_by_account_before_anything_is_done_
         await read.wait()
         return Delivery.WHOLE
 
-    reading = [asyncio.create_task(handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)) for _ in range(4)]
+    reading = [
+        asyncio.create_task(serve(world, EMBEDDINGS, RequestHead(f"Bearer {GOOD_KEY}"), receive, deliver))
+        for _ in range(4)
+    ]
     await asyncio.sleep(0.05)
     with pytest.raises(Failure, match="bytes of replies under way") as refused:
         await ask(world, api_key=METERED_KEY)  # of the same account
@@ -569,7 +567,7 @@ async def test_room_is_given_back_however_a_request_ends(error: BaseException) -
         raise error
 
     with pytest.raises(type(error)):
-        await handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)
+        await serve(world, EMBEDDINGS, RequestHead(f"Bearer {GOOD_KEY}"), receive, deliver)
     with pytest.raises(Failure):
         await ask(world, b'{"model":"tiny","input":"abcdefghijk"}')
     assert world.replies.taken == 0
@@ -612,7 +610,7 @@ async def test_the_rate_is_looked_at_before_the_body_and_tokens_before_money() -
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:
-        await handle(world, Asked(f"Bearer {METERED_KEY}"), receive, deliver=None)
+        await serve(world, EMBEDDINGS, RequestHead(f"Bearer {METERED_KEY}"), receive, deliver=None)
     assert refused.value.code == "rate_limit_exceeded"
     assert [what for what, _ in world.ledger.log] == ["hold", "capture"]
 

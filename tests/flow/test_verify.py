@@ -8,7 +8,7 @@ import pytest
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import WrongAnswer
-from embedmesh.rules.ports import Part
+from embedmesh.rules.forwarding import Part
 from tests.flow.world import MODEL, right_reply
 
 IDS = [[1, 2], [3]]

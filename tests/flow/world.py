@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedmesh.catalogue import Catalogue
+from embedmesh.dialects.openai.dialect import OpenAI
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.paid import World, give_up
+from embedmesh.flow.embed import Embeddings
+from embedmesh.flow.paid import Done
 from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.world import World
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, Part, RateLimit
+from embedmesh.rules.ports import Caller, RateLimit
 from embedmesh.rules.shares import Shares
 
 MODEL = Model(
@@ -39,6 +43,7 @@ PENNY_KEY = "em_penny"
 SCOPELESS_KEY = "em_scopeless"
 NARROW_KEY = "em_narrow"
 METERED_KEY = "em_metered"
+EMBEDDINGS = Embeddings(OpenAI())
 REPLY_BYTES = 10**8
 
 
@@ -236,7 +241,7 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
         client=client or ScriptedNodes(),
         observer=Bystander(),
         clock=clock,
-        single_flight=SingleFlight(give_up, replies),
+        single_flight=SingleFlight(Done.close, replies),
         unread=Unread(call_later),
         replies=replies,
         cache=VectorCache(10**6, registry.generation),

@@ -26,9 +26,10 @@ from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.paid import World, give_up
+from embedmesh.flow.paid import Done
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.admin_api import AdminApi
 from embedmesh.gateway.api.app import GatewayApp
@@ -47,10 +48,10 @@ from embedmesh.http.server import HttpServer
 from embedmesh.node.member import MemberNode
 from embedmesh.node.signed_api import NodeDoor
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import STATEMENT, Greeting, Offer, Registration, Statement, Welcome
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 from embedmesh.rules.shares import Shares
 from embedmesh.settings import NodeSettings
 from embedmesh.signing.certificates import der, make_certificate, server_context
@@ -185,7 +186,7 @@ class Gateway:
             client=self.clients,
             observer=Bystander(),
             clock=clock,
-            single_flight=SingleFlight(give_up, replies),
+            single_flight=SingleFlight(Done.close, replies),
             unread=Unread(call_later),
             replies=replies,
             cache=VectorCache(10**6, self.registry.generation),

@@ -14,8 +14,8 @@ from embedmesh.gateway.nodes.coalesce import CALLS, MERGED_TOKENS_MAX, SMALL_TOK
 from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL
 
 SPECIALS = 2

@@ -16,7 +16,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from embedmesh import __version__
 from embedmesh.dialects.openai.fields import MEMBERS
-from embedmesh.dialects.openai.parse import validate
+from embedmesh.dialects.openai.parse import parse
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.api.admin_api import ACTIONS
 from embedmesh.gateway.api.app import GatewayApp
@@ -193,7 +193,7 @@ REFUSED: list[object] = [
 def test_the_schema_refuses_what_the_gateway_refuses(body: object) -> None:
     """One table makes both; this holds its checks and its schemas to each other."""
     try:
-        validate(json.dumps(body).encode(), CATALOGUE)
+        parse(json.dumps(body).encode(), CATALOGUE)
         accepted = True
     except CallerFailure:
         accepted = False
@@ -486,7 +486,7 @@ ORIGINAL_REPLY = _needs(
 
 def test_the_original_schema_accepts_our_example_reply() -> None:
     examples = EMBEDDINGS["responses"]["200"]["content"]["application/json"]["examples"]
-    Draft202012Validator(ORIGINAL_REPLY).validate(examples["float"]["value"])
+    Draft202012Validator(ORIGINAL_REPLY).parse(examples["float"]["value"])
     for example in examples.values():
         assert errors_by({"$ref": "#/components/schemas/EmbeddingList"}, example["value"]) == []
 

@@ -21,7 +21,7 @@ from embedmesh.rules.errors import (
     NodeUnreachable,
     WrongAnswer,
 )
-from embedmesh.rules.ports import Part
+from embedmesh.rules.forwarding import Part
 from tests.flow.world import MODEL, right_reply
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

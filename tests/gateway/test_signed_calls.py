@@ -23,8 +23,8 @@ from embedmesh.node import dialling
 from embedmesh.node.dialling import DialOut
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, pack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.rules.ports import Part
 from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.messages import RequestSigner, content_digest
 from embedmesh.signing.session import Session

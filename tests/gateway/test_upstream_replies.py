@@ -23,10 +23,10 @@ from embedmesh.gateway.nodes.foreign import MEMBERS, Embeddings, Place, Upstream
 from embedmesh.gateway.nodes.http1 import HEAD_BYTES_MAX, retry_after_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
-from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL
 from tests.gateway.test_foreign import CATALOGUE, FOREIGN
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.dialects.openai.fields import MEMBERS
-from embedmesh.dialects.openai.parse import validate
+from embedmesh.dialects.openai.parse import parse
 from embedmesh.flow.count import count_now
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.http.receive import BodyBudget
@@ -79,7 +79,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 def check(body: bytes) -> None:
     """Validate and count: what comes out keeps its promises, and the only exception is a CallerFailure."""
     try:
-        call, model = validate(body, CATALOGUE)
+        call, model = parse(body, CATALOGUE)
         counted = count_now(call, model, LetterTokenizer(), Shift3())
     except CallerFailure as failure:
         assert type(failure) is not CallerFailure

@@ -16,7 +16,7 @@ from embedmesh.http.fast_path import FastPath
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.ports import Reply
+from embedmesh.rules.exchange import Reply
 from tests.http.raw import read_reply, request, serving
 
 # -- who is behind a connection ----------------------------------------------------------------------------------------

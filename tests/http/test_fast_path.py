@@ -26,8 +26,8 @@ from embedmesh.http.fast_path import FastPath, read_head
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import InvalidApiKey
+from embedmesh.rules.exchange import Delivery, Reply
 from embedmesh.rules.limits import WRITE_REPLY_S
-from embedmesh.rules.ports import Delivery, Reply
 from embedmesh.rules.shares import Room
 from tests.http.raw import Raw, read_reply, request, send, serving
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from embedmesh.http.sending import TLS_PIECE_BYTES, WHOLE_BYTES_MAX, Sending
-from embedmesh.rules.ports import Delivery
+from embedmesh.rules.exchange import Delivery
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 SMALL, LARGE = b"s" * 1_000, b"l" * (WHOLE_BYTES_MAX + 1)

@@ -1,9 +1,8 @@
 """What is asked: a JSON body in, a Call and its Model out. Pure; every refusal names the member and says what to do."""
 
-import itertools
 import re
-from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import orjson
 
@@ -17,32 +16,19 @@ from embedmesh.rules.errors import (
     InvalidType,
     InvalidValue,
     MissingParameter,
-    ModelNotFound,
     UnknownParameter,
 )
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue
+from embedmesh.rules.served import ORDINARY, ParseTerms, no_such_model
 
 SHOWN_NAME_CHARS_MAX = 64  # of an unknown member, in the error
-MODELS_SHOWN_MAX = 10  # of those that are served, in the error; GET /v1/models has all
-ALIAS_LINE = 'aliases = ["the name you asked for"]'  # it is not said back: it may be a text, or a key
 IGNORED_MAX = 16  # members that are named in a header; there are nine of our own list
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member: can be shown in a header
 
 
-class Terms(NamedTuple):
-    """What a request is held to, apart from the catalogue."""
-
-    serves: Callable[[Model], bool] = lambda model: True  # whether it is worth naming to who asks for another
-    normal: Collection[str] = ()  # ids of models whose vectors have unit length by themselves
-    ignore_unknown: bool = False  # members that we do not know and that cannot change vectors
-
-
-ORDINARY = Terms()
-
-
-def validate(
-    body: bytes, catalogue: Catalogue, terms: Terms = ORDINARY, *, named: str | None = None
+def parse(
+    body: bytes, catalogue: Catalogue, terms: ParseTerms = ORDINARY, *, named: str | None = None
 ) -> tuple[Call, Model]:
     """The call and the catalogue's model for it; `named` is the model that the path names. Raises a CallerFailure."""
     check_values(body)
@@ -57,20 +43,7 @@ def validate(
         raise
 
 
-def no_such_model(name: str, catalogue: Catalogue, serves: Callable[[Model], bool]) -> ModelNotFound:
-    """What to tell who asks for a model that there is not: which there are, and how to give one of them that name."""
-    served = list(itertools.islice((model.id for model in catalogue.models if serves(model)), MODELS_SHOWN_MAX))
-    if (known := catalogue.find(name)) is not None:
-        said = f"No node here serves {known.id}."
-    else:
-        said = "There is no model of that name here."
-    said += f" Served are: {', '.join(served)}. GET /v1/models lists all." if served else " None is served now."
-    if known is None and served:
-        said += f" To call {served[0]} so, too, its operator writes {ALIAS_LINE} in its entry of the catalogue."
-    return ModelNotFound(said, param="model")
-
-
-def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | None) -> tuple[Call, Model]:
+def _validate(asked: object, catalogue: Catalogue, terms: ParseTerms, named: str | None) -> tuple[Call, Model]:
     if not isinstance(asked, dict):
         raise InvalidType("The body must be a JSON object with at least `model` and `input`.")
     given = {name: value for name, value in asked.items() if value is not None}  # null means: not given
@@ -114,7 +87,7 @@ def _validate(asked: object, catalogue: Catalogue, terms: Terms, named: str | No
     return call, model
 
 
-def _read(given: dict[str, Any], terms: Terms) -> tuple[dict[str, Any], list[str]]:
+def _read(given: dict[str, Any], terms: ParseTerms) -> tuple[dict[str, Any], list[str]]:
     """What the members say, and the names of those that say nothing."""
     if not given.keys() <= MEMBERS.keys():
         _check_unknown((name for name in given if name not in MEMBERS), terms)
@@ -130,7 +103,7 @@ def _read(given: dict[str, Any], terms: Terms) -> tuple[dict[str, Any], list[str
     return says, ignored
 
 
-def _check_unknown(names: Iterable[str], terms: Terms) -> None:
+def _check_unknown(names: Iterable[str], terms: ParseTerms) -> None:
     for name in names:
         if not (terms.ignore_unknown and PLAIN_NAME.fullmatch(name) and not COULD_CHANGE.search(name)):
             shown = name[:SHOWN_NAME_CHARS_MAX]
@@ -145,7 +118,7 @@ def _contradiction(given: Iterable[str], name: str, *subjects: str) -> InvalidVa
     return InvalidValue(f"{several} contradict each other: send one of them.", param=name)
 
 
-def _model(name: str, catalogue: Catalogue, terms: Terms) -> Model:
+def _model(name: str, catalogue: Catalogue, terms: ParseTerms) -> Model:
     model = catalogue.find(name)
     if model is None:
         raise no_such_model(name, catalogue, terms.serves)
@@ -177,7 +150,7 @@ def _cut(given: dict[str, Any], says: dict[str, Any], model: Model) -> tuple[int
     return (keep if keep > 0 else None), truncate or "end"
 
 
-def _normalize(says: dict[str, Any], model: Model, terms: Terms) -> bool:
+def _normalize(says: dict[str, Any], model: Model, terms: ParseTerms) -> bool:
     wanted = says.get("normalize")
     if wanted is False and (model.foreign or model.id in terms.normal or says.get("dimensions") is not None):
         raise InvalidValue("This model's vectors come in unit length only: leave `normalize` out.", param="normalize")

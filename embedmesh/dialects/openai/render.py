@@ -1,7 +1,6 @@
 """The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or as base64."""
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -9,11 +8,11 @@ import numpy as np
 import orjson
 
 from embedmesh.rules.embeddings import Call
-from embedmesh.rules.ports import Answer, RateLimit, Reply
+from embedmesh.rules.exchange import Reply
+from embedmesh.rules.forwarding import Answer
 
-IGNORED_HEADER = "x-embedmesh-ignored"
+IGNORED_HEADER, TRUNCATED_HEADER = "x-embedmesh-ignored", "x-embedmesh-truncated"
 UNIT_WITHIN = 1e-6  # of a length that is 1 to float32: such a vector stays as it is, bit for bit
-NODES_SHOWN_MAX = 8  # in a header; the ledger has all
 DECIMAL_BYTES_MAX, BASE64_BYTES_MAX = 15, 6  # of a component: `-1.1754944e-38,`; four bytes are 5.4 in base64
 COMPONENT_BYTES = 4  # of what they are printed of
 ITEM_BYTES_MAX, FRAME_BYTES_MAX = 64, 512  # `{"object":"embedding","index":2047,"embedding":[]},`; all else
@@ -51,19 +50,8 @@ def reply_bytes_max(call: Call, width: int) -> int:
     return FRAME_BYTES_MAX + 6 * len(call.model) + inputs * item
 
 
-def respond(
-    call: Call,
-    truncated: int,
-    answer: Answer,
-    seconds: float,
-    *,
-    cost: int | None = None,
-    more: Mapping[str, str] | None = None,
-) -> Reply:
-    """Status 200: so many inputs were `truncated`, we took `seconds`; `cost` is in nano-USD, where anything costs.
-
-    `more` are further headers.
-    """
+def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
+    """The reply with these headers and our own; `truncated` is how many inputs were cut."""
     data, width = answer.data, answer.width
     if call.dimensions is not None and call.dimensions != width:
         width = call.dimensions
@@ -73,18 +61,10 @@ def respond(
     vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
     items = [_Item(index, vector) for index, vector in enumerate(vectors)]
     body = ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens)))
-    headers = {
-        "openai-processing-ms": str(math.ceil(seconds * 1000)),
-        "x-embedmesh-node": ",".join([share.node_id for share in answer.shares[:NODES_SHOWN_MAX]]),
-        "x-embedmesh-truncated": str(truncated),
-    }
+    headers[TRUNCATED_HEADER] = str(truncated)
     if call.ignored:
         headers[IGNORED_HEADER] = ",".join(call.ignored)
-    if cost is not None:
-        headers["x-embedmesh-cost-nanousd"] = str(cost)
-    if more is not None:
-        headers |= more
-    return Reply(headers=headers, body=body)
+    return Reply(headers, body)
 
 
 def _as_floats(data: bytes, width: int) -> Iterator[msgspec.Raw]:
@@ -98,16 +78,6 @@ def _rows(data: bytes, width: int) -> Sequence[Buffer]:
         return (data,)
     rows = memoryview(data)
     return [rows[at : at + size] for at in range(0, len(data), size)]
-
-
-def limit_headers(left: Iterable[RateLimit]) -> dict[str, str]:
-    """What is left of the limits that the caller's key has; nothing for one that has none."""
-    headers = {}
-    for one in left:
-        headers[f"x-ratelimit-limit-{one.what}"] = str(one.limit)
-        headers[f"x-ratelimit-remaining-{one.what}"] = str(max(0, one.left))
-        headers[f"x-ratelimit-reset-{one.what}"] = f"{one.reset_s:.3f}s"
-    return headers
 
 
 def shorten(matrix: Matrix, dimensions: int) -> Matrix:

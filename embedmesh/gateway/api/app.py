@@ -7,11 +7,12 @@ import orjson
 from aiohttp import web
 
 from embedmesh import __version__
-from embedmesh.dialects.openai.parse import no_such_model
+from embedmesh.dialects.openai.dialect import OpenAI
 from embedmesh.fleet.registry import Registry
+from embedmesh.flow.embed import Embeddings
 from embedmesh.flow.identify import METRICS_SCOPES
-from embedmesh.flow.paid import World, handle
-from embedmesh.flow.retries import Asked
+from embedmesh.flow.paid import serve
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.callers import in_room, with_key
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.metrics import CONTENT_TYPE, Metrics
@@ -26,16 +27,18 @@ from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import REST, Handler, HttpServer, Routes
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.exchange import Delivery, RequestHead
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import SHORTAGES
-from embedmesh.rules.ports import Delivery
+from embedmesh.rules.served import no_such_model
 from embedmesh.rules.shares import Room
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
 RETRIES_DIGITS_MAX = 4
 BROKEN_OFF = "broken_off"  # the outcome of a request whose reply the caller did not take to its end
 OPEN_REPLIES_MAX = 64  # some 100 kB each, until they are read
+EMBEDDINGS = Embeddings(OpenAI())
 EMBEDDINGS_LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
 
 
@@ -135,7 +138,7 @@ class GatewayApp:
             model = known
 
         try:
-            outcome = await handle(self._world, _asked(exchange, named), receive, exchange.deliver, on_model)
+            outcome = await serve(self._world, EMBEDDINGS, _head(exchange, named), receive, exchange.deliver, on_model)
             code = "ok" if outcome.delivery is Delivery.WHOLE else BROKEN_OFF
             self.metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd)
         except Failure as failure:
@@ -220,10 +223,10 @@ def starved(registry: Registry) -> list[str]:
     return [f"{count} of {len(list(registry))} nodes starved: {SHORTAGES[why]}" for why, count in short.items()]
 
 
-def _asked(exchange: Exchange, named: str | None) -> Asked:
+def _head(exchange: Exchange, named: str | None) -> RequestHead:
     """What the head of an embedding request says."""
     retries = exchange.header("x-stainless-retry-count") or ""
-    return Asked(
+    return RequestHead(
         exchange.header("authorization"),
         exchange.header("idempotency-key"),
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,

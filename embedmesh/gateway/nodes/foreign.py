@@ -24,10 +24,11 @@ from embedmesh.gateway.nodes.http1 import Dialler, Reply, retry_after_s, tcp_dia
 from embedmesh.gateway.nodes.own import check_of
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, UpstreamRefused, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
-from embedmesh.rules.ports import Catalogue, Part
+from embedmesh.rules.ports import Catalogue
 
 BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, the longest of our peers' spellings; base64 has 5.4
 BYTES_PER_INPUT = 512  # around each vector

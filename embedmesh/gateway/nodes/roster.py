@@ -32,9 +32,10 @@ from embedmesh.gateway.nodes.records import (
     wires_of,
 )
 from embedmesh.rules.errors import InsufficientScope, NotFound, Overloaded, StoreUnavailable
+from embedmesh.rules.forwarding import Verify
 from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer, Verify
+from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer
 from embedmesh.signing.audit import Audit
 from embedmesh.signing.identity import node_id as node_id_of
 from embedmesh.signing.messages import RequestChecker

@@ -1,11 +1,13 @@
-"""Money set aside for one request, and the promise that this ends once."""
+"""Money set aside for one request, and the promise that it ends once: captured or released."""
 
 import asyncio
 
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, PriorRequest
+from embedmesh.rules.forwarding import Share
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter, Metered, PriorRequest
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import HOLD_GRACE_S, WRITE_REPLY_S
+from embedmesh.rules.money import bill_nanousd
 from embedmesh.rules.ports import Caller, Clock, Ledger
 from embedmesh.rules.shares import Room
 
@@ -14,24 +16,65 @@ OPEN = "open"
 WAITERS_MAX = 128  # who waits asks the store four times a second
 
 
-class Held:
-    """A hold that is durable. It ends once: whatever is said after that changes nothing."""
+class Bill:
+    """Money set aside for one request, and what the request owes of it so far. It ends once: captured or released.
 
-    def __init__(self, ledger: Ledger, hold: Hold) -> None:
+    The work runs inside `with bill:`. If it raises, the bill is released; if it returns without having said what it
+    owes, that is a bug and the bill is released, too. After the work the bill belongs to the reply that it pays for.
+    """
+
+    def __init__(self, ledger: Ledger, hold: Hold, until: float) -> None:
+        """`until` is when the work must be done, on the monotonic clock."""
         self.hold = hold
+        self.until = until
         self.state = HoldState.OPEN
+        self.metered: tuple[Metered, ...] | None = None
+        self.shares: tuple[Share, ...] = ()
+        self.cost = 0  # nano-USD
         self._ledger = ledger
 
-    def check_time(self, clock: Clock) -> None:
-        """Raise DeadlineExceeded where it might end by itself before a reply was read: then nobody would pay."""
-        if self.state is HoldState.OPEN and clock.unix_ms() + WRITE_REPLY_S * 1000 > self.hold.deadline_ms:
-            raise DeadlineExceeded("The reply was not fetched in time. Ask again.")
+    def __enter__(self) -> "Bill":
+        return self
 
-    def capture(self, charge: Charge, reply: bytes | None = None) -> None:
-        """Something of the reply was handed to the caller."""
-        if self.state is HoldState.OPEN:
-            self.state = HoldState.CAPTURED
-            self._ledger.capture(self.hold, charge, reply)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.release()
+        elif self.metered is None:
+            self.release()
+            raise RuntimeError("an operation returned without saying what it owes")
+
+    def owe(self, *metered: Metered, shares: tuple[Share, ...]) -> None:
+        """Say what the request costs: all of it until now. `shares` are the nodes' parts, the largest first.
+
+        Raises ValueError if that is more than was set aside.
+        """
+        cost = bill_nanousd(metered)
+        if cost > self.hold.amount_nanousd:
+            raise ValueError("a request cannot owe more than was set aside for it")
+        self.metered, self.shares, self.cost = metered, shares, cost
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all meters that the request owes."""
+        return sum(each.quantity for each in self.metered or () if each.meter is not Meter.IMAGES)
+
+    def check_time(self, clock: Clock) -> None:
+        """Raise DeadlineExceeded if the hold may end before the reply is read: then nobody would pay."""
+        if self.state is HoldState.OPEN and clock.unix_ms() + WRITE_REPLY_S * 1000 > self.hold.deadline_ms:
+            raise DeadlineExceeded("The reply was not fetched in time. Send the request again.")
+
+    @property
+    def captured(self) -> bool:
+        """Whether it was charged."""
+        return self.state is HoldState.CAPTURED
+
+    def capture(self, charge: Charge, reply: bytes | None = None) -> bool:
+        """Some of the reply was handed to the caller. Returns whether this was the bill's end."""
+        if self.state is not HoldState.OPEN:
+            return False
+        self.state = HoldState.CAPTURED
+        self._ledger.capture(self.hold, charge, reply)
+        return True
 
     def release(self) -> None:
         """Nothing of a reply was handed over, or we broke it off."""
@@ -49,7 +92,7 @@ def waiters() -> Room:
     )
 
 
-async def hold_money(
+async def set_aside(
     ledger: Ledger,
     caller: Caller,
     cost: int,
@@ -59,7 +102,7 @@ async def hold_money(
     waiting: Room | None = None,
     *,
     request_id: str | None = None,
-) -> Held | bytes:
+) -> Bill | bytes:
     """Hold `cost` nano-USD for as long as the request may take, and its reply to leave; under `request_id` or a new id.
 
     For a request with an `Idempotency-Key`, its `claim`: the reply that was kept of the one that had it before, if
@@ -74,7 +117,7 @@ async def hold_money(
         hold = _new(request_id or new_id("req", clock), caller, cost, within_s, clock)
         prior = await ledger.hold(hold, claim)
         if prior is None or claim is None:
-            return Held(ledger, hold)
+            return Bill(ledger, hold, until)
         reply = _kept_reply(prior, claim)
         if reply is None:
             waiting.take(caller.account_id)

@@ -1,0 +1,1 @@
+"""The OpenAI form of an embeddings request, with the fields that clients of other APIs add."""

@@ -1,0 +1,167 @@
+"""The operation "embeddings": count, look into the cache, have the rest embedded by nodes, put all vectors together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from embedmesh.flow.bill import Bill
+from embedmesh.flow.cache import Learnt, Remembered
+from embedmesh.flow.count import count
+from embedmesh.flow.forward import forward, time_allowed_s
+from embedmesh.flow.operation import Bound, CanPayFor
+from embedmesh.flow.verify import verify
+from embedmesh.flow.world import World
+from embedmesh.rules.caching import CachePolicy
+from embedmesh.rules.embeddings import Call, Counted
+from embedmesh.rules.errors import Failure
+from embedmesh.rules.exchange import CACHED_HEADER, NODE_HEADER, Reply, RequestHead
+from embedmesh.rules.forwarding import Answer
+from embedmesh.rules.holds import Meter, Metered
+from embedmesh.rules.limits import REQUEST_MIN_S
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Caller, Catalogue
+from embedmesh.rules.served import ParseTerms, no_such_model
+
+EMBED_SCOPE = "embeddings"
+NODES_NAMED_MAX = 8  # in a header; the ledger has all
+COMPONENT_BYTES = 4
+
+
+class Embedded(msgspec.Struct, frozen=True, array_like=True):
+    """The result: all vectors, and how many inputs were cut or found in the cache (None: no cache)."""
+
+    answer: Answer
+    truncated: int
+    cached: int | None = None
+
+
+class Dialect(Protocol):
+    """How one API writes embedding requests and replies. Knows the rules only."""
+
+    def parse(self, body: bytes, catalogue: Catalogue, terms: ParseTerms, *, named: str | None) -> tuple[Call, Model]:
+        """The call and its model; `named` is the model that the path names. Raises a CallerFailure."""
+        ...
+
+    def reply_bytes_max(self, call: Call, width: int) -> int:
+        """What the reply takes in memory at most, in bytes: its body and its vectors, `width` components each."""
+        ...
+
+    def render(self, call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
+        """The reply, with these headers and the dialect's own."""
+        ...
+
+    @property
+    def envelope(self) -> Callable[[Failure], bytes] | None:
+        """How failures are told; None for OpenAI's envelope."""
+        ...
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Create embeddings, in one dialect. Implements the protocol `Operation`."""
+
+    dialect: Dialect
+    scope = EMBED_SCOPE
+    result = Embedded
+
+    @property
+    def envelope(self) -> Callable[[Failure], bytes] | None:
+        return self.dialect.envelope
+
+    def parse(self, world: World, head: RequestHead, body: bytes) -> "EmbeddingsCall":
+        return EmbeddingsCall(self.dialect, *self.dialect.parse(body, world.catalogue, world.terms, named=head.model))
+
+    def price_min(self, world: World, account_id: str, model: Model | None) -> int:
+        models = world.catalogue.models if model is None else (model,)
+        return min(world.prices.of(each, account_id) for each in models)
+
+    def may_be_free(self, world: World, caller: Caller) -> bool:
+        return caller.cache is CachePolicy.FREE and world.cache.has(caller.account_id)
+
+
+class EmbeddingsCall:
+    """One valid request. Implements the protocol `Invocation`."""
+
+    streams = False
+
+    def __init__(self, dialect: Dialect, call: Call, model: Model) -> None:
+        self.model = model
+        self.user = call.user
+        self._dialect = dialect
+        self._call = call
+        self._counted: Counted
+        self._found: Remembered | None = None  # in the cache
+        self._missing: Counted  # what has to be embedded
+        self._free_tokens = 0
+        self._price = 0
+        self._learnt: Learnt | None = None
+
+    @property
+    def reply_bytes_max(self) -> int:
+        return self._dialect.reply_bytes_max(self._call, self.model.width)
+
+    def check_served(self, world: World) -> None:
+        if not world.fleet.may_come(self.model):
+            raise no_such_model(self._call.model, world.catalogue, world.terms.serves)
+
+    @property
+    def kept_bytes(self) -> int:
+        return len(self._counted.lengths) * self.model.width * COMPONENT_BYTES
+
+    async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
+        tokenizer = world.tokenizers.get(self.model.id)
+        self._counted = await count(
+            self._call, self.model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for
+        )
+        return self._counted.tokens
+
+    def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
+        counted, model = self._counted, self.model
+        if caller.cache is not CachePolicy.OFF:
+            self._found = world.cache.look(caller.account_id, model, counted)
+        found = self._found
+        self._missing = missing = found.missing if found is not None and found.inputs else counted
+        within_s = REQUEST_MIN_S
+        if missing.lengths:
+            within_s = time_allowed_s(model, missing.tokens, world.fleet)
+            if not claimed:  # else the result may have been kept, or is under way
+                world.fleet.may_wait(model, missing.tokens, caller.account_id)
+        free = found.tokens if found is not None and caller.cache is CachePolicy.FREE else 0
+        self._free_tokens = free
+        self._price = world.prices.of(model, caller.account_id)
+        result = None
+        if found is not None and free == counted.tokens:  # no node, no debt
+            result = Embedded(found.join(None, model.width), counted.truncated, found.inputs)
+        return Bound((self._metered(counted.tokens),), within_s, result)
+
+    async def work(self, world: World, bill: Bill) -> Embedded:
+        missing, found = self._missing, self._found
+        answer = None
+        if missing.lengths:
+            left_s = bill.until - world.clock.monotonic()
+            answer = await forward(
+                self.model, missing, bill.hold, left_s, world.fleet, world.client, verify, world.observer
+            )
+            if found is not None:
+                self._learnt = world.cache.learn(missing, answer)
+        if found is not None:
+            answer = found.join(answer, self.model.width)
+        assert answer is not None
+        bill.owe(self._metered(answer.tokens), shares=answer.shares)
+        return Embedded(answer, self._counted.truncated, found.inputs if found is not None else None)
+
+    def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
+        headers[NODE_HEADER] = ",".join([share.node_id for share in result.answer.shares[:NODES_NAMED_MAX]])
+        if result.cached is not None:
+            headers[CACHED_HEADER] = str(result.cached)
+        return self._dialect.render(self._call, result.truncated, result.answer, headers)
+
+    def paid(self, world: World, caller: Caller) -> None:
+        if self._learnt is not None:
+            world.cache.keep(caller.account_id, self.model, self._learnt)
+
+    def _metered(self, tokens: int) -> Metered:
+        """What is paid of so many tokens: what was counted is the bound, what nodes counted is what is owed."""
+        return Metered(Meter.INPUT, tokens - self._free_tokens, self._price)

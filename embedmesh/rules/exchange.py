@@ -1,0 +1,62 @@
+"""One request of a caller and its reply, whatever carries them: head, body, reply, stream, delivery."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import Enum
+from typing import NamedTuple
+
+import msgspec
+
+REQUEST_HEADER = "x-embedmesh-request"  # our own id of the request, as the ledger has it
+PROCESSING_HEADER = "openai-processing-ms"
+COST_HEADER = "x-embedmesh-cost-nanousd"
+NODE_HEADER = "x-embedmesh-node"
+CACHED_HEADER = "x-embedmesh-cached"
+
+
+class RequestHead(NamedTuple):
+    """What a request's head says.
+
+    `retries` is how often an SDK says it has tried before; None if no SDK says so. `request_id` is the id that we gave
+    the request; None if the caller brought one, which never reaches the ledger. `api_key` is the key as Azure's
+    clients send it. `model` is the model that the path names, if it names one.
+    """
+
+    authorization: str | None = None
+    idempotency_key: str | None = None
+    retries: int | None = None
+    request_id: str | None = None
+    api_key: str | None = None
+    model: str | None = None
+
+    def identity(self, body: bytes) -> bytes:
+        """What two requests have in common that are the same request: the body, and the model in the path."""
+        return body if self.model is None else b"\0".join((self.model.encode("utf-8", "replace"), body))
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A whole reply, always status 200 and JSON."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+class StreamedReply(msgspec.Struct, frozen=True):
+    """A reply that is made while it is read, always status 200. An exception of `parts` breaks it off: nobody pays."""
+
+    headers: dict[str, str]
+    parts: AsyncIterator[bytes]
+    content_type: str = "text/event-stream"
+
+
+class Delivery(Enum):
+    """How a delivery ended that the caller has to pay for: some bytes of the body are in the kernel."""
+
+    WHOLE = "whole"  # to its last byte
+    BROKEN_OFF = "broken_off"  # the caller closed, reset or did not read
+
+
+Receive = Callable[[str], Awaitable[bytes]]
+"""Read the body of a request of this account. Raises Overloaded if there is no room for it."""
+
+Deliver = Callable[[Reply | StreamedReply], Awaitable[Delivery]]
+"""Write a reply to the caller's socket. Raises if no byte of its body got there, or if we end it ourselves."""
