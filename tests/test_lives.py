@@ -11,7 +11,9 @@ import pytest
 from bench.lives.world import Template, folder_in_memory, live
 from embedmesh.flow import paid as module
 from embedmesh.flow.bill import Bill
+from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.retries import Unread
+from embedmesh.flow.world import World
 from embedmesh.rules.exchange import Delivery
 from embedmesh.storage import store
 from embedmesh.storage.ledger import holds as hold_writes
@@ -61,14 +63,14 @@ def test_it_finds_a_charge_that_does_not_end_a_hold(template: Template, monkeypa
 
 def test_it_finds_a_caller_that_decides_whether_it_pays(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who breaks a delivery off after its first byte must pay."""
-    pay = module._pay
+    settle = module._settle
 
-    def only_what_is_whole(world: Any, request: Any, owed: Any, delivery: Delivery) -> None:
+    def only_what_is_whole(world: Any, request: Any, done: Any, delivery: Delivery) -> None:
         if delivery is Delivery.BROKEN_OFF:
-            owed.held.release()
-        pay(world, request, owed, delivery)
+            done.close()
+        settle(world, request, done, delivery)
 
-    monkeypatch.setattr(module, "_pay", only_what_is_whole)
+    monkeypatch.setattr(module, "_settle", only_what_is_whole)
     assert found(template, "ended by release")
 
 
@@ -79,15 +81,15 @@ def test_it_finds_a_retry_that_pays_again(template: Template, monkeypatch: pytes
 
 
 def test_it_finds_a_cache_that_remembers_what_nobody_paid(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = module._answer
+    work = EmbeddingsCall.work
 
-    async def at_once(world: Any, request: Any, *others: Any) -> Any:
-        made, learnt = await answer(world, request, *others)
-        if learnt is not None:
-            world.cache.keep(request.caller.account_id, request.model, learnt)
-        return made, learnt
+    async def at_once(call: EmbeddingsCall, world: World, bill: Bill) -> Any:
+        result = await work(call, world, bill)
+        if call._learnt is not None:
+            world.cache.keep(bill.hold.account_id, call.model, call._learnt)
+        return result
 
-    monkeypatch.setattr(module, "_answer", at_once)
+    monkeypatch.setattr(EmbeddingsCall, "work", at_once)
     assert found(template, "for nothing")
 
 
