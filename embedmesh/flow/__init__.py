@@ -1,14 +1,15 @@
-"""A request's life, one module a step.
+"""The life of a paid request, one module a step. `paid` is the spine: it alone knows the order.
 
-    identify   who asks, and for what       (before a byte of the body is read)
-    validate   what is asked                (pure: bytes in, a Call out)
-    count      how many tokens it is        (the model's own tokenizer)
-    again      is it the same request again (with an Idempotency-Key, or an SDK's retry)
-    hold       is there money for it        (durable before any node is asked)
-    forward    ask a node, or another
-    verify     is the answer one            (handed to forward, so that a wrong answer is tried elsewhere)
-    respond    the reply's bytes
-    expire     what happens to holds whose request is lost
+    identify     who is the caller?               (before a byte of the body is read)
+    embed        the operation "embeddings"; operation: what the spine asks of any operation
+    count        how many tokens are the inputs?  (the model's own tokenizer; turns: long texts, in turns by account)
+    means        can the caller pay at all?       (before work that is large)
+    idempotency  is it the same request again?    (with an Idempotency-Key; retries: an SDK's, without a key)
+    cache        which vectors are known?         (of this account, paid before)
+    bill         is there money for it?           (durable before any node is asked)
+    forward      ask a node, or another
+    verify       is the answer right?             (handed to forward, so that a wrong answer is tried elsewhere)
+    expire       what happens to holds whose request is lost
 
-`handle` alone knows the order; the steps do not know each other.
+`world` is everything outside, handed in. The steps do not know each other.
 """

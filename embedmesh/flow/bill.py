@@ -11,9 +11,9 @@ from embedmesh.rules.money import bill_nanousd
 from embedmesh.rules.ports import Caller, Clock, Ledger
 from embedmesh.rules.shares import Room
 
-LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, for the reply of a prior that is under way; the last again and again
+LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
 OPEN = "open"
-WAITERS_MAX = 128  # who waits asks the store four times a second
+WAITERS_MAX = 128  # each waiter asks the store four times a second
 
 
 class Bill:
@@ -31,6 +31,7 @@ class Bill:
         self.metered: tuple[Metered, ...] | None = None
         self.shares: tuple[Share, ...] = ()
         self.cost = 0  # nano-USD
+        self.tokens = 0
         self._ledger = ledger
 
     def __enter__(self) -> "Bill":
@@ -52,11 +53,7 @@ class Bill:
         if cost > self.hold.amount_nanousd:
             raise ValueError("a request cannot owe more than was set aside for it")
         self.metered, self.shares, self.cost = metered, shares, cost
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all meters that the request owes."""
-        return sum(each.quantity for each in self.metered or () if each.meter is not Meter.IMAGES)
+        self.tokens = sum([each.quantity for each in metered if each.meter is not Meter.IMAGES])
 
     def check_time(self, clock: Clock) -> None:
         """Raise DeadlineExceeded if the hold may end before the reply is read: then nobody would pay."""
@@ -84,11 +81,11 @@ class Bill:
 
 
 def waiters() -> Room:
-    """Places for requests that wait for the reply of another with their `Idempotency-Key`."""
+    """Room for requests that wait for the reply to another with the same `Idempotency-Key`."""
     return Room(
         WAITERS_MAX,
-        f"{WAITERS_MAX} requests at one time may wait for the first with their Idempotency-Key, of each account a "
-        "share of that. Try again shortly.",
+        f"At most {WAITERS_MAX} requests may wait for the first with their Idempotency-Key, of each account a share. "
+        "Try again shortly.",
     )
 
 
@@ -103,11 +100,11 @@ async def set_aside(
     *,
     request_id: str | None = None,
 ) -> Bill | bytes:
-    """Hold `cost` nano-USD for as long as the request may take, and its reply to leave; under `request_id` or a new id.
+    """Hold `cost` nano-USD until the request and the delivery must be over, under `request_id` or a new id.
 
-    For a request with an `Idempotency-Key`, its `claim`: the reply that was kept of the one that had it before, if
-    there was one. One that is still under way is waited for, up to `within_s`; where it ends without a reply this one
-    takes its place. Who waits has a place of those in `waiting`.
+    A request with an `Idempotency-Key` has a `claim`. If another request had it before, the kept reply to that one is
+    returned; one that is still under way is waited for, up to `within_s`, in the room `waiting`. If that one ends
+    without a reply, this request takes its place.
 
     Raises InsufficientQuota, RateLimited, StoreUnavailable, IdempotencyConflict, Overloaded or DeadlineExceeded.
     """
@@ -130,10 +127,10 @@ async def set_aside(
 
 
 def _kept_reply(prior: PriorRequest, claim: Claim) -> bytes | None:
-    """None where it has none yet. Raises IdempotencyConflict."""
+    """The kept reply, or None if there is none yet. Raises IdempotencyConflict."""
     if prior.body_hash != claim.body_hash:
         raise IdempotencyConflict(
-            "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
+            "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new body."
         )
     return prior.reply
 
@@ -141,7 +138,7 @@ def _kept_reply(prior: PriorRequest, claim: Claim) -> bytes | None:
 async def _reply_of(
     prior: PriorRequest | None, ledger: Ledger, hold: Hold, claim: Claim, until: float, clock: Clock
 ) -> bytes | None:
-    """The reply of the request that has the claim, once it is delivered; None where it ended without one."""
+    """The reply to the request that has the claim, once it is delivered; None if it ended without one."""
     looks = iter(LOOK_AGAIN_S)
     pause_s = 0.0
     while prior is not None:

@@ -1,8 +1,8 @@
-"""Vectors that accounts have asked us to remember: what was embedded once for one of them is not embedded again for it.
+"""Vectors that accounts want remembered: what was embedded for an account once is not embedded for it again.
 
-A vector is found by the account, the model with its digest, and the token ids, which say all else that a vector depends
-on: text, prompt, truncation. Nothing of one account is ever found for another, not even by how long an answer takes. In
-memory are the vectors and keyed hashes; texts are not.
+A vector is found by the account, the model with its digest, and the token ids, which cover everything else that the
+vector depends on: text, prompt, truncation. Nothing of one account is found for another, not even through timing. The
+memory holds vectors and keyed hashes, no texts.
 """
 
 import os
@@ -26,12 +26,12 @@ COMPONENT_BYTES = 4
 
 EVICTION_LOOKS = 64  # accounts that are looked at to find one that has much: more would take long, and gain little
 
-Belief = Callable[[str], int | None]
-"""By node id: a number that is another one once a node was found to lie, or removed; None while it is not believed."""
+Generation = Callable[[str], int | None]
+"""By node id: its generation, which changes when the node is quarantined or re-added; None while it is not believed."""
 
 
 Makers = tuple[tuple[str, int | None], ...]
-"""Who may have made a vector, and the number of our generation in them then."""
+"""The nodes that may have made a vector, each with its generation then."""
 
 
 class _Entry(NamedTuple):
@@ -40,7 +40,7 @@ class _Entry(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """The right answer to some inputs, to be remembered once it is paid."""
+    """A right answer to some inputs, to be remembered once it is paid."""
 
     counted: Counted
     answer: Answer
@@ -48,10 +48,10 @@ class Learnt(NamedTuple):
 
 
 class Remembered:
-    """What is known already of one request's inputs."""
+    """What is known of one request's inputs."""
 
     def __init__(self, counted: Counted, rows: list[bytes | None]) -> None:
-        """`rows` are vectors in full width, None for those that are not known."""
+        """`rows` are vectors of full width, None for unknown ones."""
         self._counted = counted
         self._rows = rows
         self.inputs = sum(row is not None for row in rows)
@@ -59,7 +59,7 @@ class Remembered:
 
     @property
     def missing(self) -> Counted:
-        """The other inputs, in their order."""
+        """The inputs without a known vector, in their order."""
         unknown = [at for at, row in enumerate(self._rows) if row is None]
         counted = self._counted
         return Counted(
@@ -70,7 +70,7 @@ class Remembered:
         )
 
     def join(self, answer: Answer | None, width: int) -> Answer:
-        """All vectors in order: what is known, and the nodes' answer to what is not."""
+        """All vectors in order: the known ones, and the nodes' answer to the others."""
         if answer is None:
             rows = b"".join(row for row in self._rows if row is not None)
             return Answer(rows, width, self.tokens, (Share(CACHED, self.tokens),))
@@ -83,22 +83,22 @@ class Remembered:
 
 
 class VectorCache:
-    """At most `bytes_max` bytes. What an account has not asked for for longest goes first, of one that has much."""
+    """At most `bytes_max` bytes. The least recently used vectors of the accounts that have most go first."""
 
-    def __init__(self, bytes_max: int, generation: Belief) -> None:
+    def __init__(self, bytes_max: int, generation: Generation) -> None:
         self._bytes_max = bytes_max
-        self._belief = generation
+        self._generation = generation
         self._secret = os.urandom(32)  # or callers could choose texts whose hashes are equal
         self._accounts: dict[str, OrderedDict[bytes, _Entry]] = {}
         self._bytes_of: dict[str, int] = {}
         self.bytes = self.hits = self.misses = 0
 
     def has(self, account_id: str) -> bool:
-        """Whether anything of an account's is remembered."""
+        """Whether any vector of the account is remembered."""
         return account_id in self._accounts
 
     def look(self, account_id: str, model: Model, counted: Counted) -> Remembered | None:
-        """What is known of the inputs; None where nothing can be, as their tokens are not known exactly."""
+        """What is known of the inputs; None if their tokens are not counted exactly."""
         if counted.ids is None or not counted.exact:
             return None
         entries = self._accounts.get(account_id)
@@ -112,11 +112,13 @@ class VectorCache:
         return found
 
     def learn(self, counted: Counted, answer: Answer) -> Learnt:
-        """What can be kept of an answer that has just come. Who made it is believed as now, not as when it is paid."""
-        return Learnt(counted, answer, tuple((share.node_id, self._belief(share.node_id)) for share in answer.shares))
+        """What can be kept of an answer that has just come, with the generations of its nodes as they are now."""
+        return Learnt(
+            counted, answer, tuple((share.node_id, self._generation(share.node_id)) for share in answer.shares)
+        )
 
     def keep(self, account_id: str, model: Model, learnt: Learnt) -> None:
-        """Remember it. Only for who has paid for it."""
+        """Remember an answer that the account has paid for."""
         counted, answer, makers = learnt
         assert counted.ids is not None  # or `look` had found nothing to ask for
         entries = self._accounts.setdefault(account_id, OrderedDict())
@@ -131,7 +133,7 @@ class VectorCache:
             self._make_room(most, next_most)
 
     def _make_room(self, account_id: str, down_to: int) -> None:
-        """Drop of an account what it used long ago, until there is room or it has no more than `down_to` bytes."""
+        """Drop the account's oldest vectors until there is room, or it has no more than `down_to` bytes."""
         entries = self._accounts[account_id]
         while True:
             self._drop(account_id, entries, next(iter(entries)))
@@ -142,7 +144,7 @@ class VectorCache:
         entry = entries.get(key)
         if entry is None:
             return None
-        if any(number is None or number != self._belief(node_id) for node_id, number in entry.makers):
+        if any(number is None or number != self._generation(node_id) for node_id, number in entry.makers):
             self._drop(account_id, entries, key)
             return None
         entries.move_to_end(key)

@@ -1,7 +1,7 @@
 """How many tokens a call is, in the model's own vocabulary, and the ids that the node will embed.
 
 The gateway's count is what is charged, so it counts exactly what is sent: prompt added, input cut, special tokens in.
-Texts are looked at piece by piece, and no further than it takes to know that they do not fit, or cannot be paid for.
+Texts are counted piece by piece, and counting stops once they do not fit or cannot be paid.
 """
 
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -18,9 +18,9 @@ BATCH_CHARS = 8_192  # of short texts that are looked at together
 SPECIALS_MAX = 8  # special tokens that a model may add to an input; two or three in all that we know
 
 CanPay = Callable[[int], None]
-"""Raises InsufficientQuota where the caller cannot pay so many tokens."""
+"""Raises InsufficientQuota if the caller cannot pay that many tokens."""
 CanPayFor = Callable[[Model], Awaitable[CanPay | None]]
-"""The same for a model; None where that is for the ledger alone to say."""
+"""`CanPay` for a model; None if only the ledger can say."""
 
 
 async def count(
@@ -34,8 +34,8 @@ async def count(
 ) -> Counted:
     """Token ids and their number. Raises a CallerFailure that names the input at fault.
 
-    Without a tokenizer the bytes of each text are taken as a bound of its tokens. What may take longer than a
-    millisecond is counted off the event loop, in turns, and only as far as the caller can pay for it.
+    Without a tokenizer the bytes of each text bound its tokens. Counting that may take longer than a millisecond is
+    done off the event loop, in turns, and only as far as the caller can pay.
     """
     counted = _count_soon(call, model, tokenizer, cl100k)
     if counted is not None:
@@ -45,7 +45,7 @@ async def count(
 
 
 def count_now(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted:
-    """The same, however long it takes."""
+    """Count at once, however long it takes."""
     work = _count(call, model, tokenizer, cl100k, None)
     while True:
         try:
@@ -56,7 +56,7 @@ def count_now(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Dec
 
 
 def _count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted | None:
-    """Short texts that fit; None for all else."""
+    """Count short texts that fit at once; None for anything else."""
     if tokenizer is None or sum(map(len, call.ids)) > SOON_IDS_MAX or (call.ids and model.token_ids == "native"):
         return None
     prompt = _prompt(call, model)
@@ -91,7 +91,7 @@ def _count(
 
 
 class _Counting:
-    """What was counted of a call until now."""
+    """The progress of counting one call."""
 
     def __init__(self, call: Call, model: Model, tokenizer: Tokenizer, can_pay: CanPay | None) -> None:
         self._call = call
@@ -200,14 +200,14 @@ class _Counting:
         cut = self._tokenizer.next_cut(text, start)
         if cut is None:
             raise ContextLengthExceeded(
-                f"This input goes on for more than {len(text) - start:,} characters without a place where it can be "
-                "cut to be counted. Shorten it.",
+                f"This input has more than {len(text) - start:,} characters without a place where it can be cut to "
+                "be counted. Shorten it.",
                 param=self._name(),
             )
         return cut
 
     def _add(self, ids: list[int], text: str | None, *, cut: bool) -> None:
-        """The next input is done."""
+        """Add the next input."""
         if not ids and not self._tokenizer.specials:
             raise EmptyInput("This input has no token that the model knows.", param=self._name())
         self._truncated += cut
@@ -218,7 +218,7 @@ class _Counting:
         self._check(self._tokens)
 
     def _check(self, tokens: int) -> None:
-        """Whether so many can be taken, and paid for."""
+        """Raise a CallerFailure if a request cannot have that many tokens, or the caller cannot pay them."""
         if tokens > REQUEST_TOKENS_MAX:
             raise MaxTokensPerRequest(
                 f"All inputs together have more than {REQUEST_TOKENS_MAX:,} tokens, which is what one request takes. "
@@ -229,7 +229,7 @@ class _Counting:
             self._can_pay(tokens)
 
     def _may_cut(self, tokens: int, *, exact: bool) -> None:
-        """Raise ContextLengthExceeded where the next input is not to be cut."""
+        """Raise ContextLengthExceeded if the next input must not be cut."""
         if self._call.truncate == "none":
             raise ContextLengthExceeded(
                 f"This input has {'' if exact else 'more than '}{tokens + self._tokenizer.specials} tokens; the model "
@@ -242,7 +242,7 @@ class _Counting:
 
 
 def _bound(call: Call, prompt: str, texts: list[str]) -> Counted:
-    """For a model without a tokenizer here: no token stands for less than a byte, special ones aside."""
+    """The bound for a model without a tokenizer here: a token is at least a byte, special ones aside."""
     if call.truncate != "none":
         raise InvalidValue(
             "This model's tokens cannot be counted here, so its inputs cannot be cut. Shorten them yourself.",
@@ -272,7 +272,7 @@ def _check_native(call: Call, index: int, tokenizer: Tokenizer) -> None:
 
 
 def _texts(call: Call, cl100k: Decoder | None) -> Iterator[str]:
-    """Those that were sent, or what the ids that were sent stand for."""
+    """The texts that were sent, or those that the sent ids stand for."""
     if call.texts:
         yield from call.texts
         return

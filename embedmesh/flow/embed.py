@@ -163,5 +163,5 @@ class EmbeddingsCall:
             world.cache.keep(caller.account_id, self.model, self._learnt)
 
     def _metered(self, tokens: int) -> Metered:
-        """What is paid of so many tokens: what was counted is the bound, what nodes counted is what is owed."""
+        """The meter for that many tokens, without those that the cache gives free."""
         return Metered(Meter.INPUT, tokens - self._free_tokens, self._price)

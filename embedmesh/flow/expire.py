@@ -1,4 +1,4 @@
-"""What happens to holds whose request is lost: released once their deadline has passed."""
+"""Holds whose request is lost are released once their deadline has passed."""
 
 import asyncio
 import logging
@@ -13,20 +13,20 @@ SWEEP_EVERY_S = 5.0  # a hold is never older than its deadline by more than this
 
 
 class Expiring(Protocol):
-    """What the sweep needs of the ledger."""
+    """The part of the ledger that the sweep needs."""
 
     async def expire(self, now_ms: int) -> int:
-        """Release every open hold whose deadline is before `now_ms`; how many. Raises StoreUnavailable."""
+        """Release every open hold whose deadline is before `now_ms`; returns their number. Raises StoreUnavailable."""
         ...
 
 
 async def expire(ledger: Expiring, clock: Clock) -> None:
-    """Sweep for ever; cancel it."""
+    """Sweep until cancelled."""
     while True:
         try:
             released = await ledger.expire(clock.unix_ms())
         except StoreUnavailable:
-            released = 0  # the next sweep tries again; the store itself says when it is well
+            released = 0  # the next sweep tries again
         if released:
             log.warning("released %d holds past their deadline", released)
         await asyncio.sleep(SWEEP_EVERY_S)

@@ -1,6 +1,6 @@
 """Ask nodes until every input has its vector. The caller's hold covers all attempts, and is charged once.
 
-The fleet says which inputs go to which node, and when; here they are asked, and what fails goes back in line.
+The scheduler says which inputs go to which node, and when. Here the nodes are asked; failed parts go back to the queue.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from embedmesh.rules.forwarding import Answer, Fleet, NodeClient, Observer, Part
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 
-RETRY_AFTER_MAX_S = 60.0  # that a node's word may send a caller away for: others may be free before
+RETRY_AFTER_MAX_S = 60.0  # the most that one node's Retry-After counts: others may be free before
 
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
     """Seconds that a request may take from now on, all attempts together. Decided once: its hold lasts as long.
 
-    Raises NoNodeAvailable: with nobody to ask there is nothing to hold money for.
+    Raises NoNodeAvailable if there is no node.
     """
     expected_s = fleet.expected_s(model, tokens)
     if expected_s is None:
-        raise _told_to_caller(None)
+        raise _caller_failure(None)
     return request_s(expected_s)
 
 
@@ -52,11 +52,11 @@ async def forward(
     verify: Verify,
     observer: Observer,
 ) -> Answer:
-    """Right answers to all inputs, from the nodes that would be done first, or from the next.
+    """Get right answers to all inputs from the nodes that would be done first, or else from others.
 
     Raises NoNodeAvailable, Overloaded, BadNodeResponse or DeadlineExceeded.
     """
-    fleet.may_wait(model, counted.tokens, held.account_id)  # others may have come while the hold became durable
+    fleet.may_wait(model, counted.tokens, held.account_id)  # other requests may have come while the hold became durable
     asking = Asking(model, counted, held.hold_id, client, verify, observer, within_s)
     ticket = fleet.enter(model, counted, held.account_id, asking)
     try:
@@ -81,7 +81,7 @@ class Asking:
         observer: Observer,
         within_s: float,
     ) -> None:
-        """All of it may take `within_s` seconds."""
+        """All attempts together may take `within_s` seconds."""
         self._time = asyncio.get_running_loop().time
         self._until = self._time() + within_s
         self._model = model
@@ -89,11 +89,11 @@ class Asking:
         self._request_id = request_id
         self._client = client
         self._verify = verify
-        self._witness = observer
+        self._observer = observer
         self._parts: deque[Part] = deque()  # to be asked
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = _Answers(counted.lengths, model.width * 4)
-        self._failure: BaseException | None = None  # a Failure, or a bug of ours
+        self._failure: BaseException | None = None  # a Failure, or a bug
         self._news: asyncio.Future[None] | None = None  # what `answer` waits for
 
     def take(self, part: Part) -> None:
@@ -101,11 +101,11 @@ class Asking:
         self._tell()
 
     def give_up(self, last: NodeFailure | None) -> None:
-        self._failure = _told_to_caller(last)
+        self._failure = _caller_failure(last)
         self._tell()
 
     async def answer(self, ticket: Ticket) -> Answer:
-        """All of it. Raises a Failure, or TimeoutError when the request's time has passed."""
+        """Wait for all answers. Raises a Failure, or TimeoutError when the request's time has passed."""
         while True:
             while self._parts and self._failure is None:
                 part = self._parts.popleft()
@@ -127,7 +127,7 @@ class Asking:
                 await self._news
 
     async def stop(self, ticket: Ticket) -> None:
-        """Ask nothing more: running attempts are broken off, which tells their nodes."""
+        """Break running attempts off; their nodes notice."""
         while self._parts:
             ticket.abandoned(self._parts.popleft())
         for task in self._tasks:
@@ -136,19 +136,21 @@ class Asking:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _ask(self, ticket: Ticket, part: Part) -> None:
-        """One attempt. Its failure is the request's, unless another node will be asked."""
+        """Make one attempt. Its failure is the request's, unless another node will be asked."""
         try:
             reply = await self._attempt(ticket, part)
         except NodeFailure as failure:
             if not ticket.ended(part, failure):
-                self._failure = self._failure or _told_to_caller(failure)
+                self._failure = self._failure or _caller_failure(failure)
         except BaseException as reason:
-            ticket.abandoned(part, late=isinstance(reason, TimeoutError))  # the request's own time passed, or they went
+            ticket.abandoned(
+                part, late=isinstance(reason, TimeoutError)
+            )  # the request's time passed, or its caller went
             raise
         else:
             ticket.ended(part, None)
             if self._answers.put(part, reply):
-                self._witness.answered(self._model, self._counted, part, reply)
+                self._observer.answered(self._model, self._counted, part, reply)
 
     async def _attempt(self, ticket: Ticket, part: Part) -> EmbedVectors:
         try:
@@ -162,7 +164,7 @@ class Asking:
         return reply
 
     def _more_s(self, ticket: Ticket, part: Part) -> float:
-        """An attempt is late. It is broken off where another node may be asked instead, or nobody would wait for it."""
+        """How much longer a late attempt may take: no longer if another node may be asked instead."""
         return 0.0 if ticket.may_ask_another(part) else min(self._left_s(), LOOK_AGAIN_S)
 
     def _left_s(self) -> float:
@@ -180,7 +182,7 @@ class Asking:
 
 
 class _Answers:
-    """Rows of vectors by their input's ticket, and who made them. Each input is answered once, by whoever is first."""
+    """Rows of vectors by input, and the nodes that made them. The first answer to an input counts."""
 
     def __init__(self, lengths: Sequence[int], row_bytes: int) -> None:
         self._lengths = lengths
@@ -193,15 +195,15 @@ class _Answers:
 
     @property
     def missing(self) -> int:
-        """How many inputs have no answer yet."""
+        """The number of inputs without an answer."""
         return len(self._unanswered)
 
     def put(self, part: Part, reply: EmbedVectors) -> bool:
-        """The checked answer to a part. False where all of it had come from other nodes before.
+        """Take the checked answer to a part. Returns whether any of it is new.
 
-        A hedge may be of some of a part's inputs only: of what is answered twice, the first answer counts.
+        A hedge may cover only some of a part's inputs; the first answer to each counts.
         """
-        fresh = [at for at, place in enumerate(part.places) if place in self._unanswered]
+        fresh = [at for at, row in enumerate(part.places) if row in self._unanswered]
         if not fresh:
             return False
         whole = len(fresh) == len(part.places)
@@ -235,8 +237,8 @@ class _Answers:
             target[row * size : (row + 1) * size] = rows[at * size : (at + 1) * size]
 
 
-def _told_to_caller(last: NodeFailure | None) -> Failure:
-    """What the caller hears when no attempt succeeded."""
+def _caller_failure(last: NodeFailure | None) -> Failure:
+    """The caller's failure when no attempt succeeded."""
     match last:
         case NodeBusy(retry_after_s=wait_s):
             wait_s = min(max(wait_s, 1.0), RETRY_AFTER_MAX_S)

@@ -1,4 +1,4 @@
-"""Who asks. One message for every wrong key, so that nothing about keys can be probed."""
+"""Who the caller is. One message for every wrong key, so that nothing about keys can be probed."""
 
 from embedmesh.rules.errors import InsufficientScope, InvalidApiKey, InvalidValue
 from embedmesh.rules.models import Model
@@ -9,16 +9,15 @@ HEADER_CHARS_MAX = 512  # our keys have about 50; anything longer is not one of 
 
 
 async def identify(authorization: str | None, keys: Keys, *any_of: str, api_key: str | None = None) -> Caller:
-    """The caller behind an `Authorization: Bearer` or an `api-key` header. Its key has one of the scopes, where any are
-    named.
+    """The caller behind an `Authorization: Bearer` or an `api-key` header; its key has one of the named scopes, if any.
 
-    Raises InvalidApiKey, InsufficientScope, Overloaded, StoreUnavailable, or InvalidValue where the two headers differ.
+    Raises InvalidApiKey, InsufficientScope, Overloaded, StoreUnavailable, or InvalidValue if the two headers differ.
     """
     scheme, _, token = (authorization or "").partition(" ")
     good = scheme.lower() == "bearer" and 0 < len(token) <= HEADER_CHARS_MAX
     if api_key is not None:
         if authorization and not (good and token.strip() == api_key.strip()):
-            raise InvalidValue("`Authorization` and `api-key` bring different keys. Send one of them.")
+            raise InvalidValue("`Authorization` and `api-key` carry different keys. Send one of them.")
         token, good = api_key, 0 < len(api_key) <= HEADER_CHARS_MAX
     caller = await keys.find(token.strip()) if good else None
     if caller is None:
@@ -29,6 +28,6 @@ async def identify(authorization: str | None, keys: Keys, *any_of: str, api_key:
 
 
 def may_use(caller: Caller, model: Model) -> None:
-    """Raise InsufficientScope where the caller's key is for other models."""
+    """Raise InsufficientScope if the caller's key is for other models."""
     if caller.models is not None and model.id not in caller.models:
-        raise InsufficientScope("This API key may not use this model. Ask for one that may, or use another model.")
+        raise InsufficientScope("This API key may not use this model. Use another model, or a key that allows it.")

@@ -65,7 +65,7 @@ class Done(NamedTuple):
 
     reply: Reply | StreamedReply
     bill: Bill | None = None
-    kept: Kept | None = None  # for those who ask again
+    kept: Kept | None = None  # for the same request again
     claimed: bool = False  # by an `Idempotency-Key`: then the ledger keeps the reply
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ async def serve(
     deliver: Deliver,
     on_model: Callable[[str], None] = lambda _model: None,
 ) -> Outcome:
-    """Answer one request. Raises a Failure, to be told in the operation's envelope; then nothing was charged.
+    """Answer one request. Raises a Failure, with the operation's envelope; then nothing was charged.
 
     `on_model` is called with the id of the model, once it is known.
     """
@@ -231,7 +231,7 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
 
 
 def _charge(world: World, request: Request, bill: Bill) -> Charge:
-    """What the ledger is told of a bill that is captured."""
+    """The ledger's record of a captured bill."""
     metered, call = bill.metered or (), request.call
     single = metered[0].price if len(metered) == 1 and metered[0].meter is Meter.INPUT else None
     return Charge(

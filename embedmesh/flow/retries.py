@@ -16,7 +16,7 @@ from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
 
 LINGER_S = 2.0  # SDKs try again after half a second, one, two
-LINGERING_MAX = 256  # each may keep a node busy for nobody
+LINGERING_MAX = 256  # each may keep a node busy in vain
 LINGERING_ACCOUNT_MAX = 16  # as many as one client has under way when its connection breaks
 UNREAD_S = 60.0  # SDKs give up long before
 UNREAD_BYTES_MAX = 64 * 1024 * 1024  # of all accounts: sixteen replies of the largest request at 512 components
@@ -26,11 +26,11 @@ R = TypeVar("R")
 K = TypeVar("K")
 
 RetryId = tuple[str, bytes]
-"""An API key's id and the hash of a body: what a retry is known by."""
+"""An API key's id and the hash of a body: they identify a retry."""
 
 
 class Timer(Protocol):
-    """What a call that is to be made later can be called off by."""
+    """Cancels a call that is to be made later."""
 
     def cancel(self) -> None: ...
 
@@ -49,9 +49,9 @@ class _Unread(NamedTuple, Generic[K]):
 
 
 class Unread(Generic[K]):
-    """Replies that were paid, and whose delivery their callers broke off: in this process's memory, for UNREAD_S.
+    """Replies that were paid and whose delivery the caller broke off, in this process's memory for UNREAD_S.
 
-    At most `bytes_max`, of one account its share of them; what it left unread first goes first.
+    At most `bytes_max`, of which each account has a share; its oldest reply goes first.
     """
 
     def __init__(self, call_later: CallLater, bytes_max: int = UNREAD_BYTES_MAX) -> None:
@@ -66,7 +66,7 @@ class Unread(Generic[K]):
         size = reply_bytes + UNREAD_ENTRY_BYTES
         while not self._shares.take(account_id, size):
             if not (mine := self._accounts.get(account_id)):
-                return  # it would not fit if all else of the account were gone
+                return  # it would not fit even alone
             self._drop(account_id, next(iter(mine)))
         timer = self._call_later(UNREAD_S, lambda: self._drop(account_id, retry_id))
         self._accounts.setdefault(account_id, {})[retry_id] = _Unread(kept, size, timer)
@@ -79,7 +79,7 @@ class Unread(Generic[K]):
         return found.kept if found is not None else None
 
     def forget(self, caller: Caller, body: bytes) -> None:
-        """It was read to its end."""
+        """The reply was read to its end."""
         if caller.account_id in self._accounts:
             self._drop(caller.account_id, _retry_id(caller, body))
 
@@ -102,14 +102,14 @@ class _Shared(Generic[R]):
         self.reply_bytes = reply_bytes
         self.waiting = 0
         self.delivered = False
-        self.refused = False  # a failure was told in place of its result: it can be delivered no more
+        self.refused = False  # a waiter got a failure instead of the result, which can be delivered no more
 
 
 class SingleFlight(Generic[R]):
-    """Works that are under way, by API key and body. `give_up` is called with what nobody got in the end."""
+    """Works under way, by API key and body. `give_up` is called with a result that nobody took in the end."""
 
     def __init__(self, give_up: Callable[[R], None], replies: Shares) -> None:
-        """`replies` are the bytes that replies may have which wait for somebody to read them."""
+        """`replies` bounds the bytes of replies that wait for a reader."""
         self._give_up = give_up
         self._replies = replies
         self._shared: dict[RetryId, _Shared[R]] = {}
@@ -126,13 +126,13 @@ class SingleFlight(Generic[R]):
         begin: Callable[[], Awaitable[R]],
         deliver: Callable[[R], Awaitable[None]],
     ) -> R:
-        """What `begin` makes of a request, delivered; or what its prior makes, where this is the same request `again`.
+        """Begin the work, or join it if this is the same request `again`; deliver its result.
 
-        Its reply has at most `reply_bytes`. Raises what either raises.
+        The reply has at most `reply_bytes`. Raises what either raises.
         """
         retry_id = _retry_id(caller, body)
         shared = self._shared.get(retry_id) if again else None
-        if shared is None or _failed(shared.task):  # a failure is told once: what comes after it is tried anew
+        if shared is None or _failed(shared.task):  # a failure is reported once; the next request starts anew
             task = asyncio.ensure_future(begin())
             shared = self._shared[retry_id] = _Shared(task, caller.account_id, reply_bytes)
             task.add_done_callback(_heard)
@@ -154,13 +154,13 @@ class SingleFlight(Generic[R]):
                 self._left(retry_id, shared)
 
     def under_way(self, caller: Caller, body: bytes) -> bool:
-        """Whether a request of the same key with the same body is, or its reply waits for somebody."""
+        """Whether the same request is under way, or its reply waits for a reader."""
         if not self._shared:
             return False
         return _retry_id(caller, body) in self._shared
 
     async def stop(self) -> None:
-        """Wait for nobody any more."""
+        """Give up all works that wait for a retry."""
         for shared in list(self._lingering):
             self._found(shared)
             self._end(shared)
@@ -181,7 +181,7 @@ class SingleFlight(Generic[R]):
         self._lingering[shared] = asyncio.get_running_loop().call_later(LINGER_S, nobody_came)
 
     def _may_linger(self, shared: _Shared[R]) -> bool:
-        """Whether there is room for it; if so the room for its reply is taken."""
+        """Take room to wait for a retry, if there is any."""
         return (
             len(self._lingering) < LINGERING_MAX
             and self._lingering_of[shared.account_id] < LINGERING_ACCOUNT_MAX
@@ -189,7 +189,7 @@ class SingleFlight(Generic[R]):
         )
 
     def _found(self, shared: _Shared[R]) -> None:
-        """It lingers no more."""
+        """A retry has come, or its time is over."""
         self._lingering.pop(shared).cancel()
         self._replies.give_back(shared.account_id, shared.reply_bytes)
         self._lingering_of[shared.account_id] -= 1
@@ -201,7 +201,7 @@ class SingleFlight(Generic[R]):
             del self._shared[retry_id]
 
     def _end(self, shared: _Shared[R]) -> None:
-        """Nobody will get it any more."""
+        """Nobody will take it any more."""
         if shared.delivered:
             return
         if not shared.task.done():
@@ -211,11 +211,11 @@ class SingleFlight(Generic[R]):
 
 
 def _failed(task: "asyncio.Task[R]") -> bool:
-    """Whether it has ended without a result."""
+    """Whether the task ended without a result."""
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _heard(task: "asyncio.Task[R]") -> None:
-    """Its exception is told to those who wait; where nobody does, it is not to be told as forgotten."""
+    """Retrieve its exception, which asyncio would otherwise report as never retrieved if nobody waits."""
     if not task.cancelled():
         task.exception()

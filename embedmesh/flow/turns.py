@@ -1,8 +1,8 @@
-"""Work that would hold up the event loop: in threads of its own, in turns by account.
+"""Work that would block the event loop, in threads of its own, in turns by account.
 
-A work is a generator that yields now and then; its result is what it returns. When it has run for TURN_S the next
-account has its turn, so that a large work of one delays others by moments, and however many works one sends, each
-account has its share. Nothing else runs in these threads: who fills them delays no look-up of a name.
+A work is a generator that yields now and then; its result is what it returns. After TURN_S the next account has its
+turn. So a large work of one account delays others by moments, and every account has its share, however many works one
+sends. Nothing else runs in these threads.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from embedmesh.rules.errors import Overloaded
 T = TypeVar("T")
 
 THREADS = 2  # most of the work needs the interpreter's lock: more would only contend for it
-TURN_S = 0.01  # of CPU time; what others wait for each who comes before them
+TURN_S = 0.01  # of CPU time: what each account that comes first costs the next
 ACCOUNT_WORKS_MAX = 64  # waiting, each with a body of at most 4 MiB: what one account may keep here
 
 Work = Generator[None, None, T]
@@ -31,17 +31,17 @@ class _Queued(Generic[T]):
 
 
 class Turns:
-    """The threads and who waits for them. Used on one event loop."""
+    """The threads, and the works that wait for them. Used on one event loop."""
 
     def __init__(self, threads: int = THREADS) -> None:
         self._free = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="count")
-        self._waiting: OrderedDict[str, deque[_Queued[Any]]] = OrderedDict()  # by account; whose turn it is comes first
+        self._waiting: OrderedDict[str, deque[_Queued[Any]]] = OrderedDict()  # by account; the next turn comes first
 
     async def run(self, account_id: str, work: Work[T]) -> T:
-        """What a work returns. Raises what it raises, and Overloaded where the account has too many waiting.
+        """Run a work and return its result. Raises what it raises, and Overloaded if the account has too many waiting.
 
-        Cancelled, it ends with its turn.
+        A work that is cancelled ends with its turn.
         """
         queued = _Queued(work)
         if len(self._waiting.get(account_id, ())) >= ACCOUNT_WORKS_MAX:
@@ -54,7 +54,7 @@ class Turns:
             del queued  # or it, what it raised, and every frame on the way with its body would hold each other
 
     async def call(self, account_id: str, function: Callable[..., T], *given: Any) -> T:
-        """The same for a function that takes no longer than a turn or so."""
+        """Run a function that takes no longer than about a turn."""
         return await self.run(account_id, _once(function, *given))
 
     def _next(self) -> None:
@@ -63,7 +63,7 @@ class Turns:
             queued = works.popleft()
             if works:
                 self._waiting[account_id] = works
-            if queued.outcome.done():  # whoever asked has gone
+            if queued.outcome.done():  # the caller has gone
                 continue
             self._free -= 1
             turn = asyncio.get_running_loop().run_in_executor(self._threads, _turn, queued.work)

@@ -1,6 +1,6 @@
-"""Is the answer one? Checked before it leaves us: count, width, finite, length, token count.
+"""Is the answer right? Checked before it is delivered: count, width, finite, length, token count.
 
-Order needs no check of its own: a compact answer has nothing but its order.
+Order needs no check: a compact answer has nothing but its order.
 """
 
 import math
@@ -17,9 +17,9 @@ BYTES_PER_COMPONENT = 4
 
 
 def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
-    """Returns for a right answer, else raises WrongAnswer saying which check failed (never with values).
+    """Raise WrongAnswer if a check fails; it says which one, never values.
 
-    Where our count is only a bound (not `exact`), the node's has to be above zero and within it.
+    If our count is only a bound (not `exact`), the node's must be above zero and within it.
     """
     row_bytes = model.width * BYTES_PER_COMPONENT
     if len(reply.data) != len(part.places) * row_bytes:

@@ -1,4 +1,4 @@
-"""What is asked and what is answered: the only words that gateway and node share.
+"""Embedding requests and answers: the words that gateway and node share.
 
 The node protocol is written down in docs/reference/node-protocol.md; the structs here are its messages.
 """
@@ -21,7 +21,7 @@ COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds and
 class Call(msgspec.Struct, frozen=True):
     """A validated request: either `texts` or lists of token `ids`, never both, never neither."""
 
-    model: str  # as asked, tier suffix and alias included
+    model: str  # as sent, tier suffix and alias included
     texts: list[str] = []
     ids: list[list[int]] = []
     single: bool = False  # whether `input` was one text or one list of ids, not an array of them
@@ -32,7 +32,7 @@ class Call(msgspec.Struct, frozen=True):
     truncate: Truncate = "none"
     keep: int | None = None  # tokens of an input, special ones included, that are kept where it is cut
     normalize: bool = False  # whether vectors have to be of unit length
-    ignored: tuple[str, ...] = ()  # names of members that change nothing
+    ignored: tuple[str, ...] = ()  # names of fields that change nothing
 
 
 class Counted(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ class EmbedIds(msgspec.Struct, forbid_unknown_fields=True):
 class EmbedVectors(msgspec.Struct):
     """Node to gateway, in MessagePack: `data` is little-endian float32, a row of the model's width an input, in order.
 
-    `tokens` counts all that was asked, special tokens included.
+    `tokens` counts all inputs, special tokens included.
     """
 
     tokens: int
@@ -82,9 +82,9 @@ def pack_ids(model: str, ids: Sequence[Sequence[int]]) -> EmbedIds:
     return EmbedIds(model, _uint32([len(each) for each in ids]), _uint32(list(chain.from_iterable(ids))))
 
 
-def unpack_ids(asked: EmbedIds) -> list[list[int]]:
-    """The ids of each input. Raises ValueError where the lengths do not add up to the ids."""
-    lengths, ids = (_from_uint32(member) for member in (asked.lengths, asked.ids))
+def unpack_ids(message: EmbedIds) -> list[list[int]]:
+    """The ids of each input. Raises ValueError if the lengths do not add up to the ids."""
+    lengths, ids = (_from_uint32(member) for member in (message.lengths, message.ids))
     if sum(lengths) != len(ids):
         raise ValueError("the lengths do not add up to the ids")
     ends = list(accumulate(lengths, initial=0))

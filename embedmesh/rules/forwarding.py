@@ -25,69 +25,69 @@ class Part(msgspec.Struct, frozen=True, eq=False):
 
 
 class Asker(Protocol):
-    """Who waits in line for nodes. Called back at once or later; must not wait."""
+    """A request that waits for nodes. It is called back at once or later; the calls must not wait."""
 
     def take(self, part: Part) -> None:
-        """These inputs are to be asked of that node now. Whoever takes a part says how it `ended`."""
+        """Ask that node for these inputs now, and then say how the part `ended`."""
         ...
 
     def give_up(self, last: NodeFailure | None) -> None:
-        """No node is left for some of the inputs; `last` is why the last one failed, if any was asked."""
+        """No node is left for some inputs; `last` is why the last one failed, if any was asked."""
         ...
 
 
 class Ticket(Protocol):
-    """A request's place in line."""
+    """A request's place in the queue."""
 
     def ended(self, part: Part, failure: NodeFailure | None) -> bool:
-        """A part was answered right, or failed. Whether what failed waits in line again, for another node."""
+        """A part was answered right, or failed. Returns whether the failed part waits for another node."""
         ...
 
     def abandoned(self, part: Part, *, late: bool = False) -> None:
-        """A part was given up for a reason that says no ill of the node. In place of `ended`.
+        """A part was given up, instead of `ended`, for a reason that does not count against the node.
 
-        With `late` the request's time was over: that says how slow the node is at least.
+        `late`: the request's time was over, so the node is at least that slow.
         """
         ...
 
     def may_ask_another(self, part: Part) -> bool:
-        """Whether another node would be asked for a part that is late, if it ended now."""
+        """Whether another node would be asked for a late part if it ended now."""
         ...
 
     def hedge_after_s(self, part: Part) -> float | None:
-        """How long to wait for a part before another node is asked, too; None to wait for this one only."""
+        """How long to wait before another node is asked for the part, too; None for never."""
         ...
 
     def hedge(self, part: Part) -> None:
-        """A part is late: perhaps another node gets it, too."""
+        """A part is late: another node may get it, too."""
         ...
 
     def leave(self) -> None:
-        """Want no more parts. Those that were taken still end."""
+        """Take no more parts. Those that were taken still end."""
         ...
 
 
 class Fleet(Protocol):
-    """Which nodes there are, how loaded they are, and which to ask."""
+    """The nodes: which there are, how loaded they are, and which to ask."""
 
     def serves(self, model: Model) -> bool:
         """Whether a live node serves the model now."""
         ...
 
     def may_come(self, model: Model) -> bool:
-        """Whether waiting for a node may help: one has served the model, or has yet to say what it serves."""
+        """Whether waiting may help: a node has served the model, or has yet to say what it serves."""
         ...
 
     def may_wait(self, model: Model, tokens: int, account_id: str) -> None:
-        """Raises Overloaded where too much of the account's is waiting already."""
+        """Raises Overloaded if too much of the account's work is waiting."""
         ...
 
     def expected_s(self, model: Model, tokens: int) -> float | None:
-        """Seconds until a request of so many tokens would be done, behind all that waits; None without a node."""
+        """Seconds until a request of that many tokens would be done, behind all that waits; None without a node."""
         ...
 
     def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Ticket:
-        """Stand in line. Parts come at once where a node has room. Raises Overloaded. End by leaving the ticket."""
+        """Enter the queue. Parts come at once if a node has room. Raises Overloaded. Leave with the ticket."""
         ...
 
 
@@ -95,7 +95,7 @@ class NodeClient(Protocol):
     """One exchange with one node."""
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        """What the node says of a part of what was counted, not yet checked. Raises a NodeFailure.
+        """The node's answer to a part, not yet checked. Raises a NodeFailure.
 
         `request_id` is our own, the hold's; it is the same for all parts and attempts of a request.
         """
@@ -103,7 +103,7 @@ class NodeClient(Protocol):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What one node did of a request, and what it wants for it, in nano-USD per million tokens."""
+    """One node's share of a request, and its ask in nano-USD per million tokens."""
 
     node_id: str
     tokens: int
@@ -114,7 +114,7 @@ class Observer(Protocol):
     """Sees what nodes answer to callers."""
 
     def answered(self, model: Model, counted: Counted, part: Part, reply: EmbedVectors) -> None:
-        """A right answer, as far as one can tell by itself. Must not wait."""
+        """A node gave an answer that passed all checks. Must not wait."""
         ...
 
 

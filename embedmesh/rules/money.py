@@ -16,7 +16,7 @@ def cost_nanousd(tokens: int, price: int) -> int:
 
 def bill_nanousd(metered: Iterable[Metered]) -> int:
     """What all meters of one request cost together, rounded up once."""
-    return -(-sum(each.quantity * each.price for each in metered) // TOKENS_PER_PRICE_UNIT)
+    return -(-sum([each.quantity * each.price for each in metered]) // TOKENS_PER_PRICE_UNIT)
 
 
 def payable_nanousd(tokens: int, ask: int, cap: int | None, left_nanousd: int) -> int:

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 Shortage = Literal["", "cpu", "quota"]
 SHORTAGES: dict[str, str] = {"cpu": "other programs take the CPU", "quota": "the CPU quota of its group is used up"}
-"""Why an engine is starved: it could run, and gets too little CPU. In words for operators."""
+"""Why an engine gets too little CPU to run, in words for operators."""
 
 
 class NodeState(Enum):
@@ -18,7 +18,7 @@ class NodeState(Enum):
 
 
 class Check(Enum):
-    """What a node was found wrong by. A closed list: these words label metrics, and are shown to operators."""
+    """The check that a node failed. A closed list: these words label metrics and are shown to operators."""
 
     CONNECT = "connect"  # no connection, or one to somebody who shows another certificate
     CLOSED = "closed"  # the connection broke before the reply was whole
@@ -44,7 +44,7 @@ class Check(Enum):
 
 
 class Reason(NamedTuple):
-    """Why a node was thought ill of: the check that it failed, and more for operators. Never a value."""
+    """Why a node was ejected or quarantined: the failed check, and more words for operators. Never a value."""
 
     check: Check | None  # None in what was written down by a version that had no such list
     words: str
@@ -95,7 +95,7 @@ MOVES: dict[tuple[NodeState, NodeEvent], NodeState] = {
 
 FAILURES_TO_EJECT = 3  # one slow answer is noise, two may be; three in a row are the node
 FAILURES_TO_EJECT_LAST = 6  # in a row, where half of the nodes are out already
-RECENT_ANSWERS = 20  # attempts that are looked back at,
-RECENT_FAILURES_TO_EJECT = 10  # of which so many may not have failed, in a row or not
+RECENT_ANSWERS = 20  # the attempts that count
+RECENT_FAILURES_TO_EJECT = 10  # of these, the number of failures that ejects the node
 WRONG_TO_QUARANTINE = 3  # answers that failed a check within the last RECENT_WRONG: one may be a broken cable
 RECENT_WRONG = 100

@@ -1,4 +1,4 @@
-"""What the flow needs of the world, as protocols. Whatever decides takes its clock, dice and store as arguments."""
+"""What the flow needs of the world, as protocols. Code that decides takes its clock, dice and store as arguments."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -31,7 +31,7 @@ class Dice(Protocol):
 
 
 class Above(msgspec.Struct, frozen=True):
-    """A key from whose limits a minute those draw that it made. None is: no limit."""
+    """A key whose limits a minute are shared by the keys that it made. None is no limit."""
 
     key_id: str
     requests_a_minute: int | None = None
@@ -39,10 +39,10 @@ class Above(msgspec.Struct, frozen=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks: a key of an account, and what that key may do.
+    """The caller: a key of an account, and what that key may do.
 
-    `models` are those that it may use, by id; None is: all. None of a limit is: no limit. `cache` is the account's.
-    `above` are the limited keys among those that it was made by, the nearest first.
+    `models` are the ids of those that it may use, None for all. A limit of None is no limit. `cache` is the account's.
+    `above` are the limited keys from which this key descends, the nearest first.
     """
 
     account_id: str
@@ -56,7 +56,7 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class Keys(Protocol):
-    """Which bearer keys are good now."""
+    """The bearer keys that are good now."""
 
     async def find(self, token: str) -> Caller | None:
         """The caller behind a key, or None whatever is wrong with it. Malformed keys die without a query.
@@ -76,7 +76,7 @@ class RateLimit(msgspec.Struct, frozen=True):
 
 
 class RateLimits(Protocol):
-    """How often a key may ask, and for how many tokens, in a minute. Nothing that was taken is given back."""
+    """How many requests and tokens a key may have in a minute. Nothing that was taken is given back."""
 
     async def take_request(self, caller: Caller) -> None:
         """Raises RateLimited, also where no token is left, or StoreUnavailable."""
@@ -87,8 +87,7 @@ class RateLimits(Protocol):
         ...
 
     def spend_tokens(self, caller: Caller, tokens: int) -> None:
-        """Take tokens for work that was done in vain; where there are too few, all that
-        are left. Takes nothing for fewer than one. Must not wait."""
+        """Take tokens for work that was done in vain: at most those that are left. Must not wait."""
         ...
 
     def left(self, caller: Caller) -> tuple[RateLimit, ...]:
@@ -97,7 +96,7 @@ class RateLimits(Protocol):
 
 
 class Prices(Protocol):
-    """What tokens cost."""
+    """Prices of tokens."""
 
     def of(self, model: Model, account_id: str) -> int:
         """Nano-USD per million tokens of a model, for an account, now."""
@@ -110,8 +109,8 @@ class Ledger(Protocol):
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         """Durably set money aside, or raise InsufficientQuota, RateLimited or StoreUnavailable; nothing is held then.
 
-        Nor when it is cancelled: the caller may go while the hold is being written. Nor where another request answers
-        for the `claim` already: that one is returned.
+        Nothing is held either if this is cancelled, or if another request has the `claim` already: that one is
+        returned.
         """
         ...
 
@@ -142,7 +141,7 @@ class Ledger(Protocol):
         ...
 
     def healthy(self) -> bool:
-        """Whether the store took the last thing it was asked to write."""
+        """Whether the last write to the store succeeded."""
         ...
 
 
@@ -174,7 +173,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that only the model itself may ticket."""
+        """Ids that only the model itself may place."""
         ...
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -182,18 +181,18 @@ class Tokenizer(Protocol):
         ...
 
     def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
-        """The same, where they are found within about a millisecond whatever the texts are; else None."""
+        """The same if it takes at most about a millisecond, whatever the texts are; else None."""
         ...
 
     def next_cut(self, text: str, start: int) -> int | None:
-        """Where the next piece of a text ends, from where the last one ended: the ids of all pieces are the text's.
+        """Where the piece of a text that begins at `start` ends; the ids of all pieces are the ids of the text.
 
-        None where that piece would be too large to be looked at.
+        None if that piece would be too large.
         """
         ...
 
     def clip(self, text: str, tokens: int, *, end: bool) -> str:
-        """The piece of `text` that its first `tokens` tokens stand for, or its last where its `end` is to be kept."""
+        """The part of `text` that its first `tokens` tokens stand for, or its last ones if the `end` is to be kept."""
         ...
 
 
@@ -201,5 +200,5 @@ class Decoder(Protocol):
     """Turns token ids of a foreign vocabulary back into text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Raise ValueError, in words for the caller, for an id that is special or out of the vocabulary."""
+        """Raises ValueError, in words for the caller, for an id that is special or out of the vocabulary."""
         ...

@@ -1,6 +1,6 @@
-"""Something that many draw from, of which none gets so much that others find nothing.
+"""Resources that many share, of which nobody gets so much that others find none.
 
-Whose a share is the caller says: an account's, a node's, an address's.
+The caller names the owner of a share: an account, a node, an address.
 """
 
 from embedmesh.rules.errors import Overloaded
@@ -10,7 +10,7 @@ ACCOUNT_SHARE = 4  # times what is free is the most of one account: alone four f
 
 
 class Shares:
-    """So many bytes, or anything else that is counted. However much one account takes, others find some.
+    """A number of bytes, or of anything else that is counted. However much one account takes, others find some.
 
     Dynamic thresholds (Choudhury and Hahne, 1998). What was taken must be given back.
     """
@@ -23,25 +23,25 @@ class Shares:
 
     @property
     def taken(self) -> int:
-        """By all accounts together."""
+        """Taken by all accounts together."""
         return self.total - self._free
 
     def take(self, account_id: str, number: int) -> bool:
-        """So much more for an account; False, and nothing is taken, where that is over its share.
+        """Take more for an account. Returns False, and takes nothing, if that is over its share.
 
-        As if they were taken one after another, so that the last of a small number can be had, too.
+        The rule is applied as if they were taken one after another, so that the last one can be had, too.
         """
         if not number:
             return True
-        mine, rest = self._accounts.get(account_id, 0), number - 1
-        if mine + rest >= ACCOUNT_SHARE * (self._free - rest):
+        mine, others = self._accounts.get(account_id, 0), number - 1
+        if mine + others >= ACCOUNT_SHARE * (self._free - others):
             return False
         self._accounts[account_id] = mine + number
         self._free -= number
         return True
 
     def give_back(self, account_id: str, number: int) -> None:
-        """Of what it has taken."""
+        """Return some of what the account has taken."""
         if not number:
             return
         self._free += number
@@ -53,33 +53,33 @@ class Shares:
 
 
 class Room:
-    """The same for those who are told when they find none."""
+    """Shares that raise Overloaded when there is no room."""
 
     def __init__(self, total: int, full: str) -> None:
-        """`full` is what they are told."""
+        """`full` is the message of the failure."""
         self.shares = Shares(total)
         self._full = full
 
     @property
     def taken(self) -> int:
-        """By all together."""
+        """Taken by all together."""
         return self.shares.taken
 
     def take(self, whose: str, number: int = 1) -> None:
-        """Raises Overloaded where there is no room; then nothing is taken."""
+        """Raises Overloaded if there is no room; then nothing is taken."""
         if not self.shares.take(whose, number):
             raise Overloaded(self._full)
 
     def give_back(self, whose: str, number: int = 1) -> None:
-        """Of what was taken."""
+        """Return some of what was taken."""
         self.shares.give_back(whose, number)
 
 
 class Pace:
-    """So many in a span of time: a room that is empty again after each."""
+    """A room that is emptied after each span of time."""
 
     def __init__(self, total: int, span_s: float, clock: Clock, full: str) -> None:
-        """`full` is what they are told for whom none of a span is left."""
+        """`full` is the message when nothing is left of a span."""
         self._size = total, full
         self._span_s = span_s
         self._clock = clock
@@ -87,7 +87,7 @@ class Pace:
         self._room = Room(total, full)
 
     def take(self, whose: str) -> None:
-        """Raises Overloaded where there is none left of this span."""
+        """Raises Overloaded if nothing is left of this span."""
         now = self._clock.monotonic()
         if now - self._began >= self._span_s:
             self._began, self._room = now, Room(*self._size)

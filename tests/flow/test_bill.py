@@ -156,7 +156,7 @@ async def test_a_key_that_another_body_has_is_a_conflict(
     with pytest.raises(IdempotencyConflict) as told:
         await set_aside(PriorLedger(*found), CALLER, 7, 30.0, clock, CLAIM)
     assert told.value.message == (
-        "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
+        "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new body."
     )
 
 
