@@ -139,10 +139,10 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight_map", "says"),
     [
-        ({"t1": "../model-1.safetensors"}, "no safetensors file of the folder"),
-        ({"t1": "/etc/passwd"}, "no safetensors file of the folder"),
-        ({"t1": "model-1.bin"}, "no safetensors file of the folder"),
-        ({"t1": "a\n.safetensors"}, "no safetensors file of the folder"),
+        ({"t1": "../model-1.safetensors"}, "no safetensors file beside it"),
+        ({"t1": "/etc/passwd"}, "no safetensors file beside it"),
+        ({"t1": "model-1.bin"}, "no safetensors file beside it"),
+        ({"t1": "a\n.safetensors"}, "no safetensors file beside it"),
         ({"t1": "model-3.safetensors"}, "Cannot read the weights"),
         ({f"t{n}": f"{n}.safetensors" for n in range(MODEL_SHARDS_MAX + 1)}, "65 shards"),
         (["t1"], "not an index"),
