@@ -11,7 +11,7 @@ from itertools import chain, cycle
 from random import Random
 from typing import Literal, NamedTuple
 
-from embedmesh.engine.found import library_text, package_text
+from embedmesh.engine.sample_text import library_text, package_text
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
 from tests.data import find_model_folder

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from bench.live import MODEL, Address, Live, Wire, http_request, serving
 from embedmesh.engine.folder import digest, read_folder
-from embedmesh.engine.frames import Load
+from embedmesh.engine.frames import LoadModel
 from embedmesh.engine.plan import pad_length
 from embedmesh.engine.supervise import Supervisor
 from embedmesh.engine.tokens import ModelTokenizer
@@ -95,7 +95,7 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         model = read_folder(folder)
         self._tokenizer = ModelTokenizer(folder, model.max_tokens)
-        load = Load(str(folder), digest(folder), model.width, model.max_tokens, threads=0)
+        load = LoadModel(str(folder), digest(folder), model.width, model.max_tokens, threads=0)
         self._supervisor = Supervisor(load, on_start=lambda: None)
         self.start, self.stop = self._supervisor.start, self._supervisor.stop
 
@@ -103,6 +103,7 @@ class Engine:
         """The vector of one text."""
         sequence = self._tokenizer.with_specials(self._tokenizer.ids([text])[0])
         (vector,) = await self._supervisor.run([sequence], 1, pad_length(len(sequence)))
+        assert vector is not None
         return vector
 
 

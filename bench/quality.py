@@ -32,12 +32,12 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from embedmesh.engine import int8
-from embedmesh.engine.admit import Admission
+from embedmesh.engine.batch_queue import BatchQueue
 from embedmesh.engine.folder import digest, read_folder
-from embedmesh.engine.found import library_text, package_text, spread
-from embedmesh.engine.frames import Load
+from embedmesh.engine.frames import LoadModel
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.quantize import compare, quantize
+from embedmesh.engine.sample_text import library_text, package_text, spread
 from embedmesh.engine.supervise import Supervisor
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.models import Tier
@@ -110,20 +110,20 @@ async def started(folder: Path, tier: Tier = "exact") -> AsyncIterator[Engine]:
     """The engine of a node, worker process included, on the model in a folder."""
     model = read_folder(folder)
     tokenizer = ModelTokenizer(folder, model.max_tokens)
-    load = Load(str(folder), digest(folder), model.width, model.max_tokens, threads=0, tier=tier)
+    load = LoadModel(str(folder), digest(folder), model.width, model.max_tokens, threads=0, tier=tier)
     supervisor = Supervisor(load, on_start=lambda: None)
-    line = Admission(supervisor.run_each, tokens_max=QUEUE_TOKENS_MAX, on_batch=lambda plan, seconds: None)
+    queue = BatchQueue(supervisor.run, tokens_max=QUEUE_TOKENS_MAX, on_batch=lambda plan, seconds: None)
 
     async def embed(ids: Ids) -> Vectors:
         async with asyncio.timeout(ANSWER_S):
-            return as_array(await line.embed([tokenizer.with_specials(each) for each in ids]))
+            return as_array(await queue.embed([tokenizer.with_specials(each) for each in ids]))
 
     async def one_batch(ids: Ids) -> Vectors:
         sequences = [tokenizer.with_specials(each) for each in ids]
         async with asyncio.timeout(ANSWER_S):
             return as_array(await supervisor.run(sequences, len(ids), max(map(len, sequences))))
 
-    dispatching = asyncio.create_task(line.dispatch())
+    dispatching = asyncio.create_task(queue.dispatch())
     try:
         await supervisor.start()
         yield Engine(embed, one_batch, tokenizer)
@@ -132,9 +132,10 @@ async def started(folder: Path, tier: Tier = "exact") -> AsyncIterator[Engine]:
         await supervisor.stop()
 
 
-def as_array(vectors: Sequence[bytes]) -> Vectors:
-    """Little-endian float32 of equal width as rows."""
-    return np.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), -1)
+def as_array(vectors: Sequence[bytes | None]) -> Vectors:
+    """Little-endian float32 of equal width as rows. None of them may be missing."""
+    whole = [vector for vector in vectors if vector is not None]
+    return np.frombuffer(b"".join(whole), "<f4").reshape(len(vectors), -1)
 
 
 def distance(ours: Vectors, theirs: Vectors) -> Distance:
@@ -220,7 +221,7 @@ async def foreign_vectors(engine: Engine) -> Vectors:
 @contextmanager
 def with_int8(folder: Path) -> Iterator[Path]:
     """The folder if it has an `int8.json`, else a copy, of links, that has."""
-    if (folder / int8.FILE).exists():
+    if (folder / int8.INT8_FILE).exists():
         yield folder
         return
     with tempfile.TemporaryDirectory() as parent:
@@ -231,7 +232,7 @@ def with_int8(folder: Path) -> Iterator[Path]:
         some, other = spread(library_text(), CALIBRATION_TEXTS), spread(package_text(), FOREIGN_TEXTS)
         calibration, judged = (list(map(tokenizer.with_specials, cut_ids(tokenizer, texts))) for texts in (some, other))
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"making {int8.FILE}")
+            task = bar.add_task(f"making {int8.INT8_FILE}")
             show_step = partial(_show_step, bar, task)
             int8.write(copy, quantize(model, calibration, judged, FOREIGN, threads=0, on_progress=show_step))
         yield copy

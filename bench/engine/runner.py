@@ -60,7 +60,7 @@ def embedmesh(tier: Any) -> Load:
 
         from embedmesh.engine.compiled import CompiledModel
         from embedmesh.engine.folder import read_folder
-        from embedmesh.engine.plan import Work, next_batch
+        from embedmesh.engine.plan import CallRows, next_batch
         from embedmesh.engine.tokens import ModelTokenizer
 
         path = Path(folder)
@@ -70,12 +70,12 @@ def embedmesh(tier: Any) -> Load:
 
         def embed(texts: Sequence[str]) -> Any:
             sequences = [tokenizer.with_specials(ids) for ids in tokenizer.ids(texts)]
-            work = Work([len(sequence) for sequence in sequences])
+            waiting = CallRows([len(sequence) for sequence in sequences])
             vectors = np.empty((len(texts), described.width), np.float32)
-            while plan := next_batch([work], last_was_bulk=False):
-                places = [place for _, place in plan.members]
-                vectors[places] = model.run([sequences[place] for place in places], plan.rows, plan.length)
-                work.remove(set(places))
+            while plan := next_batch([waiting], last_was_bulk=False):
+                rows = [row for _, row in plan.picks]
+                vectors[rows] = model.run([sequences[row] for row in rows], plan.rows, plan.length)
+                waiting.remove(set(rows))
             return vectors
 
         return embed

@@ -53,7 +53,8 @@ class CheapNode:
     def _signed(self, request: web.BaseRequest, body: bytes, response: web.Response) -> web.Response:
         if self._checker is not None:
             headers = {name.lower(): value for name, value in request.headers.items()}
-            checked = self._checker.check(request.method, request.rel_url.raw_path, body, headers, self._now_s())
+            checked = self._checker.check_head(request.method, request.rel_url.raw_path, headers, self._now_s())
+            checked.check_body(body, self._now_s())
             assert isinstance(response.body, bytes)
             response.headers.extend(checked.sign_reply(200, response.body, 0, self._now_s()))
         return response

@@ -45,8 +45,8 @@ def quantize_folder(source: Path, target: Path, text: Path | None, threads: int)
     with importing():
         from embedmesh.engine import int8
         from embedmesh.engine.folder import read_folder
-        from embedmesh.engine.found import library_text, package_text, spread
         from embedmesh.engine.quantize import quantize
+        from embedmesh.engine.sample_text import library_text, package_text, spread
         from embedmesh.engine.tokens import ModelTokenizer
 
     if target.exists():

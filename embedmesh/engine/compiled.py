@@ -22,7 +22,7 @@ class CompiledModel:
     """A model in one tier on the CPU. Not for two threads at one time."""
 
     def __init__(self, folder: Folder, threads: int, tier: Tier = "exact") -> None:
-        """Build, compile, embed a first token, free what is not needed any more. Raises SetupError.
+        """Build, compile, embed a first token, free unused memory. Raises SetupError.
 
         `threads` 0 leaves their number to OpenVINO. What a tier means and needs: `embedmesh.engine.precision`.
         """

@@ -1,8 +1,8 @@
 """Where a text may be cut so that the ids of its parts, one after another, are the ids of the whole.
 
 A tokenizer normalizes a text, cuts it into words, and gives each word its ids by itself. So a text may be cut wherever
-its normalizer looks across in neither direction, its words end, and no added token lies across. That is known here for
-the kinds of normalizers and cuts that are named below, and for no others: `cuts_of` says nothing of those.
+its normalizer looks across in neither direction, its words end, and no added token lies across. This module knows such
+positions for the normalizers and pre-tokenizers named below, and for no others.
 """
 
 import functools
@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from embedmesh.engine.tokenizer_source import TokenizerJson
 from embedmesh.engine.words import MARK
 
 BEFORE_SPACE = r"(?=[ \t\n\r])"
@@ -23,48 +24,30 @@ BETWEEN_IDEOGRAPHS = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"  # BERT's puts a
 
 JOINING = ((0x0D4E, 0x0D4E), (0x0E33, 0x0E33), (0x0EB3, 0x0EB3), (0x1100, 0x11FF), (0xA960, 0xA97F), (0xD7B0, 0xD7FF))
 """Letters that may be one with a neighbour, from and to: Hangul's parts, and a few vowels."""
-LETTERS, MARKS = frozenset(("Lu", "Ll", "Lo", "Nd")), frozenset(("Mn", "Mc"))  # categories of Unicode
-END = ".,;:!?)"  # of what stands before a space, too
+LETTERS, ACCENTS = frozenset(("Lu", "Ll", "Lo", "Nd")), frozenset(("Mn", "Mc"))  # categories of Unicode
+CLOSING_MARKS = ".,;:!?)"  # of what stands before a space, too
 
-CALM = frozenset(
-    "BertNormalizer NFC NFD NFKC NFKD Lowercase StripAccents Precompiled Nmt".split()  # noqa: SIM905 - a list of words
-)
+CALM = frozenset(("BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled", "Nmt"))
 """Normalizers that change a letter, digit or space, which stands before a letter or space, by itself alone."""
-SPLITS = frozenset(("Whitespace", "WhitespaceSplit", "BertPreTokenizer"))
-
-
-class _Added(msgspec.Struct):
-    content: str
-    rstrip: bool = False
-    single_word: bool = False
-
-
-class _Model(msgspec.Struct):
-    dropout: float | None = None
-
-
-class _Saved(msgspec.Struct):
-    model: _Model
-    normalizer: dict[str, Any] | None = None
-    pre_tokenizer: dict[str, Any] | None = None
-    added_tokens: list[_Added] = []
+SPACE_SPLITTERS = frozenset(("Whitespace", "WhitespaceSplit", "BertPreTokenizer"))
 
 
 def cuts_of(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """A pattern without width that is found only where a text may be cut; None where no such place is known."""
-    saved = msgspec.json.decode(tokenizer.to_str(), type=_Saved)
-    added = {token.content for token in saved.added_tokens}
+    """A pattern without width that is found only where a text may be cut; None where no such position is known."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    contents = {token.content for token in added}
     if tokenizer.normalizer is not None:
-        added |= {tokenizer.normalizer.normalize_str(content) for content in added}
-    if not all(content.split() == [content] for content in added):  # may be found anywhere, or across a space
+        contents |= {tokenizer.normalizer.normalize_str(content) for content in contents}
+    if not all(content.split() == [content] for content in contents):  # may be found anywhere, or across a space
         return None
-    if any(token.rstrip for token in saved.added_tokens) or saved.model.dropout:
+    if any(token.rstrip for token in added) or getattr(tokenizer.model, "dropout", None):
         return None
-    before, split = saved.normalizer or {}, saved.pre_tokenizer or {}
-    if (before.get("type"), split.get("type")) == ("BertNormalizer", "BertPreTokenizer"):
-        alone = any(token.single_word for token in saved.added_tokens)
-        return re.compile("|".join([BEFORE_SPACE] if alone else [BEFORE_SPACE, *_beside_marks(before, added)]))
-    return _before_words() if _is_calm(before) and _splits_at_spaces(split) else None
+    saved = msgspec.json.decode(tokenizer.to_str(), type=TokenizerJson)
+    normalizer, pre_tokenizer = saved.normalizer or {}, saved.pre_tokenizer or {}
+    if (normalizer.get("type"), pre_tokenizer.get("type")) == ("BertNormalizer", "BertPreTokenizer"):
+        alone = any(token.single_word for token in added)
+        return re.compile("|".join([BEFORE_SPACE] if alone else [BEFORE_SPACE, *_beside_marks(normalizer, contents)]))
+    return _before_words() if _is_calm(normalizer) and _splits_at_spaces(pre_tokenizer) else None
 
 
 def _beside_marks(normalizer: dict[str, Any], added: set[str]) -> list[str]:
@@ -82,8 +65,8 @@ def _beside_marks(normalizer: dict[str, Any], added: set[str]) -> list[str]:
 def _before_words() -> re.Pattern[str]:
     """Before a lone space between two words of any script, which no normalizer joins over it."""
     letters = _ranges(lambda character: _is_plain(character, LETTERS))
-    marks = _ranges(lambda character: _is_plain(character, MARKS))
-    return re.compile(rf"(?<=[{letters}{marks}{END}])(?= [{letters}])")
+    marks = _ranges(lambda character: _is_plain(character, ACCENTS))
+    return re.compile(rf"(?<=[{letters}{marks}{CLOSING_MARKS}])(?= [{letters}])")
 
 
 def _ranges(wanted: Callable[[str], bool]) -> str:
@@ -100,7 +83,7 @@ def _is_plain(character: str, categories: frozenset[str]) -> bool:
     composed, taken_apart = unicodedata.normalize("NFKC", character), unicodedata.normalize("NFKD", character)
     if " " in composed + taken_apart:
         return False
-    return categories is MARKS or (composed[0].isalnum() and taken_apart[0].isalnum())
+    return categories is ACCENTS or (composed[0].isalnum() and taken_apart[0].isalnum())
 
 
 def _is_calm(normalizer: dict[str, Any]) -> bool:
@@ -122,9 +105,9 @@ def _splits_at_spaces(pre_tokenizer: dict[str, Any]) -> bool:
         case {"type": "ByteLevel", "use_regex": True} | {"type": "Metaspace", "split": True}:
             return True
         case {"type": "Sequence", "pretokenizers": [{"type": first}, *others]}:
-            return first in SPLITS and all(map(_adds_no_first, others))
+            return first in SPACE_SPLITTERS and all(map(_adds_no_first, others))
         case {"type": kind}:
-            return kind in SPLITS
+            return kind in SPACE_SPLITTERS
         case _:
             return False
 
@@ -135,6 +118,6 @@ def _adds_no_first(pre_tokenizer: dict[str, Any]) -> bool:
         case {"type": "Metaspace", "prepend_scheme": scheme}:
             return scheme in ("always", "never")
         case {"type": kind}:
-            return kind in SPLITS or kind in ("Punctuation", "Digits")
+            return kind in SPACE_SPLITTERS or kind in ("Punctuation", "Digits")
         case _:
             return False

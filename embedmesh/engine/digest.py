@@ -1,4 +1,4 @@
-"""The digest of a model folder: what a catalogue names, and a worker compares before it loads anything."""
+"""The digest of a model folder: a catalogue names it, and a worker compares it before it loads anything."""
 
 import hashlib
 import mmap
@@ -13,10 +13,10 @@ from embedmesh.engine.layout import (
     find_first,
     find_onnx,
     find_source,
+    module_folders,
 )
-from embedmesh.engine.modules import FILE as MODULES_FILE
-from embedmesh.engine.modules import list_modules
-from embedmesh.engine.safetensors import INDEX
+from embedmesh.engine.modules import MODULES_FILE
+from embedmesh.engine.safetensors import WEIGHTS_INDEX_FILE
 from embedmesh.rules.errors import SetupError
 
 ONNX_LOCATION = b"\x0a\x08location\x12"  # how ONNX (protobuf) says in which file beside it a tensor lies
@@ -24,32 +24,29 @@ ONNX_LOCATION_BYTES_MAX = 127  # one byte of length
 
 
 def digest(path: Path) -> str:
-    """SHA-256, in hex, over what decides a model's vectors.
+    """SHA-256, in hex, over the files that decide a model's vectors.
 
-    Hashed is one line a file, `SHA256-OF-FILE␠relative/name\\n`, the lines sorted, of those of these files that exist:
+    One line a file is hashed, `SHA256-OF-FILE␠relative/name\\n`, the lines sorted, for each of these files that exists:
     `modules.json`, `config_sentence_transformers.json` and `int8.json`; of the folder itself and of each one that
     `modules.json` names, `config.json`, `sentence_*_config.json`, `tokenizer.json`, `model.safetensors.index.json` and
     every `*.safetensors`; and, where the graph is made from it, the `.onnx` file with the files of tensors beside it.
     Not `tokenizer_config.json` and its like: they decide ids, which gateways make and nodes are sent.
-    Takes about 60 ms for 90 MB, and reads all of it: the worker calls this at load.
+    Takes about 60 ms for 90 MB, and reads all of it.
     """
     lines = sorted(f"{_hash_file(file)} {file.relative_to(path).as_posix()}\n" for file in _deciding_files(path))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def size_bytes(path: Path) -> int:
-    """Of all these files together: little else than weights. Raises SetupError for a folder that is no model's."""
+    """The size of these files, mostly weights. Raises SetupError for a folder that is no model's."""
     return sum(file.stat().st_size for file in _deciding_files(path))
 
 
 def _deciding_files(path: Path) -> set[Path]:
     first, static = find_first(path)
-    names = ["config.json", *SENTENCE_FILES, "tokenizer.json", INDEX]
-    folders = {path, first}
-    if (path / MODULES_FILE).is_file():
-        folders |= {path / where for _, where in list_modules(path)}
+    names = ["config.json", *SENTENCE_FILES, "tokenizer.json", WEIGHTS_INDEX_FILE]
     files = {path / MODULES_FILE, path / SENTENCES_FILE, path / INT8_FILE}
-    for folder in folders:
+    for folder in {path, *module_folders(path)}:
         files |= {*(folder / name for name in names), *folder.glob("*.safetensors")}
     check_weights(path, first)
     if not static:

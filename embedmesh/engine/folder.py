@@ -1,7 +1,7 @@
-"""A model folder in Hugging Face layout, read into one struct. What is not known is refused by name, never guessed.
+"""A model folder in Hugging Face layout, read into one struct. Unknown settings are refused by name, never guessed.
 
-Wrong pooling or a forgotten lower-casing gives vectors that look fine and are useless, so every member that changes
-them is either understood here, in `modules.py` or by the builder of the architecture, or refused.
+Wrong pooling or a forgotten lower-casing gives vectors that look fine and are useless. So every field that changes them
+is understood here, in `modules.py` or by the builder of the architecture, or it is refused.
 """
 
 import math
@@ -11,18 +11,25 @@ from typing import Any
 import msgspec
 
 from embedmesh.engine.digest import digest
-from embedmesh.engine.jsonfile import Members, count, only_known, read_object, text
-from embedmesh.engine.layout import KINDS, SENTENCE_FILES, SENTENCES_FILE, Kind, Source, find_first, find_source
-from embedmesh.engine.modules import FILE as MODULES_FILE
-from embedmesh.engine.modules import Dense, Modules, Pooling, read_modules
+from embedmesh.engine.jsonfile import Fields, count, only_known, read_object, text
+from embedmesh.engine.layout import (
+    ARCHITECTURES,
+    SENTENCE_FILES,
+    SENTENCES_FILE,
+    Architecture,
+    Source,
+    find_first,
+    find_source,
+)
+from embedmesh.engine.modules import MODULES_FILE, Dense, Pooling, read_modules
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import STATIC_TOKENS_MAX
 
 __all__ = ["Dense", "Folder", "Pooling", "digest", "read_folder"]
 
-STATIC_TOKENS_MAX = 8_192  # a table has no longest text of its own; this is what the longest encoders take
 STATIC_TOKENS = 512  # what Model2Vec takes when its config does not say
-NAMELESS_TOKENS_MIN = 10**9  # a tokenizer that knows no bound writes 10**30 or the largest of some integer type
+NO_BOUND_TOKENS_MIN = 10**9  # a tokenizer that knows no bound writes 10**30 or the largest of some integer type
 
 SENTENCE_KNOWN: dict[str, tuple[object, ...]] = {
     "max_seq_length": (),
@@ -45,11 +52,11 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names for one role, in t
 
 
 class Folder(msgspec.Struct, frozen=True):
-    """What a model folder says.
+    """A model folder's settings.
 
     `transformer`: the folder of config.json, weights and tokenizer; often `path` itself.
     `source`: what the graph is made from; "safetensors" by a builder, "onnx" by OpenVINO's reader, "static" by look-up.
-    `config`: the members of config.json. `width` is that of the final vectors. `vocab_size`: ids that have a row.
+    `config`: the fields of config.json. `width` is that of the final vectors. `vocab_size`: ids that have a row.
     `max_tokens` bounds one input, special tokens included.
     `lowercase`: the tokenizer is expected to lower-case. `drops_unknown`: unknown tokens are left out (Model2Vec).
     """
@@ -71,7 +78,7 @@ class Folder(msgspec.Struct, frozen=True):
 
 
 def read_folder(path: Path) -> Folder:
-    """Read and check all but the tokenizer and encoders' weights. Raises SetupError, in one line, for the unknown."""
+    """Read and check all but the tokenizer and encoders' weights. Raises SetupError, in one line."""
     first, static = find_first(path)
     return _read_static(path, first) if static else _read_encoder(path, first)
 
@@ -80,8 +87,8 @@ def _read_encoder(path: Path, transformer: Path) -> Folder:
     config = read_object(transformer / "config.json")
     model_type = text(config, "model_type", path)
     source = find_source(path, transformer, model_type)
-    kind = KINDS.get(model_type, Kind())
-    hidden = count(config, _spelling(config, kind.width), path)
+    architecture = ARCHITECTURES.get(model_type, Architecture())
+    hidden = count(config, _spelling(config, architecture.width), path)
     modules = read_modules(path, hidden)
     sentence = _read_sentence(path, transformer)
     return Folder(
@@ -96,7 +103,7 @@ def _read_encoder(path: Path, transformer: Path) -> Folder:
         width=modules.dense[-1].outputs if modules.dense else hidden,
         vocab_size=count(config, "vocab_size", path),
         max_tokens=_read_max_tokens(
-            path, transformer, sentence, _positions(config, kind, path), known=model_type in KINDS
+            path, transformer, sentence, _positions(config, architecture, path), known=model_type in ARCHITECTURES
         ),
         prompts=_read_prompts(path),
         lowercase=bool(sentence.get("do_lower_case")),
@@ -113,9 +120,7 @@ def _read_static(path: Path, table: Path) -> Folder:
     rows, width = _table_shape(weights, "embeddings" if model2vec else "embedding.weight", path)
     config = read_object(table / "config.json", absent_is_empty=not model2vec)
     only_known({"normalize": config.get("normalize", False)}, {"normalize": (True, False)}, "config.json", path)
-    modules: Modules | None = None
-    if (path / MODULES_FILE).is_file():
-        modules = read_modules(path, None)
+    modules = read_modules(path, None) if (path / MODULES_FILE).is_file() else None
     normalize = bool(config.get("normalize", False)) if model2vec or modules is None else modules.normalize
     if modules is not None and modules.normalize != normalize:
         raise SetupError(f"Model folder {path.name}: config.json and {MODULES_FILE} disagree on the normalisation.")
@@ -146,22 +151,22 @@ def _table_shape(weights: Weights, name: str, path: Path) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _spelling(config: Members, names: tuple[str, ...]) -> str:
+def _spelling(config: Fields, names: tuple[str, ...]) -> str:
     return next((name for name in names if name in config), names[0])
 
 
-def _positions(config: Members, kind: Kind, path: Path) -> int | None:
+def _positions(config: Fields, architecture: Architecture, path: Path) -> int | None:
     """How many tokens have a position; None where config.json does not say."""
-    name = _spelling(config, kind.positions)
+    name = _spelling(config, architecture.positions)
     if config.get(name) is None:
         return None
     padding = config.get("pad_token_id", 1)
-    lost = (padding if type(padding) is int else 1) + 1 if kind.reserved else 0
+    lost = (padding if type(padding) is int else 1) + 1 if architecture.reserved else 0
     return count({name: config[name] - lost} if type(config[name]) is int else config, name, path)
 
 
-def _read_sentence(path: Path, transformer: Path) -> Members:
-    """What the sentence config says; its `max_seq_length` is checked."""
+def _read_sentence(path: Path, transformer: Path) -> Fields:
+    """The sentence config; its `max_seq_length` is checked."""
     file = next((transformer / name for name in SENTENCE_FILES if (transformer / name).is_file()), None)
     if file is None:
         return {}
@@ -172,17 +177,17 @@ def _read_sentence(path: Path, transformer: Path) -> Members:
     return sentence
 
 
-def _read_max_tokens(path: Path, transformer: Path, sentence: Members, positions: int | None, *, known: bool) -> int:
+def _read_max_tokens(path: Path, transformer: Path, sentence: Fields, positions: int | None, *, known: bool) -> int:
     """`max_seq_length`, else what the tokenizer's config says, as in sentence-transformers; at most the positions.
 
-    Of an architecture that is not `known` nobody tells how many positions it keeps for itself: the tokenizer must say.
+    An architecture that is not `known` may reserve positions, so there the tokenizer's config must say.
     """
-    asked: int | None = sentence.get("max_seq_length")
-    if asked is not None:
-        return asked if positions is None else min(asked, positions)
+    length: int | None = sentence.get("max_seq_length")
+    if length is not None:
+        return length if positions is None else min(length, positions)
     tokenizer = read_object(transformer / "tokenizer_config.json", absent_is_empty=True)
     given = tokenizer.get("model_max_length")
-    bound = given if type(given) is int and 0 < given < NAMELESS_TOKENS_MIN else None
+    bound = given if type(given) is int and 0 < given < NO_BOUND_TOKENS_MIN else None
     limits = [limit for limit in (bound, positions if known or bound else None) if limit is not None]
     if not limits:
         raise SetupError(

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as op
 
+from embedmesh.engine.layout import INT8_FILE
 from embedmesh.rules.errors import SetupError
 
-FILE = "int8.json"
-FILE_BYTES_MAX = 64 * 1024 * 1024  # some 10 bytes a channel: 250 kB for 22 M parameters, 6 MB for 560 M
-LEVELS = 256
+INT8_FILE_BYTES_MAX = 64 * 1024 * 1024  # some 10 bytes a channel: 250 kB for 22 M parameters, 6 MB for 560 M
+INPUT_LEVELS = 256
 WEIGHT_LEVELS = 255  # -127 to 127
 
 Array = npt.NDArray[np.float32]
@@ -76,25 +76,25 @@ class Input(NamedTuple):
 def read(folder: Path) -> Ranges:
     """A folder's `int8.json`. Raises SetupError, in one line, if it is absent or no such file."""
     try:
-        with (folder / FILE).open("rb") as file:
-            content = file.read(FILE_BYTES_MAX + 1)
+        with (folder / INT8_FILE).open("rb") as file:
+            content = file.read(INT8_FILE_BYTES_MAX + 1)
     except OSError:
         raise SetupError(
-            f"Model folder {folder.name} has no {FILE}, which the tier 'int8' needs: run `embedmesh models quantize`."
+            f"Model folder {folder.name} has no {INT8_FILE}, which tier 'int8' needs: run `embedmesh models quantize`."
         ) from None
     try:
-        if len(content) > FILE_BYTES_MAX:
+        if len(content) > INT8_FILE_BYTES_MAX:
             raise ValueError
         return msgspec.json.decode(content, type=Ranges)
     except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
-        raise SetupError(f"{FILE} of {folder.name} is damaged: run `embedmesh models quantize` again.") from None
+        raise SetupError(f"{INT8_FILE} of {folder.name} is damaged: run `embedmesh models quantize` again.") from None
 
 
 def write(folder: Path, ranges: Ranges) -> None:
     """Put `int8.json` into a folder, whole or not at all."""
-    half = folder / f"{FILE}.part"
+    half = folder / f"{INT8_FILE}.part"
     half.write_bytes(msgspec.json.encode(ranges))
-    half.replace(folder / FILE)
+    half.replace(folder / INT8_FILE)
 
 
 def find_inputs(graph: ov.Model) -> list[Input]:
@@ -122,7 +122,7 @@ def insert(graph: ov.Model, ranges: Ranges, name: str) -> None:
     inputs = find_inputs(graph)
     fits = len(inputs) == len(ranges.inputs) and weights_digest(inputs) == ranges.weights
     if not fits or not all(map(_fits, inputs, ranges.inputs)):
-        raise SetupError(f"{FILE} of {name} was made for other weights: run `embedmesh models quantize` again.")
+        raise SetupError(f"{INT8_FILE} of {name} was made for other weights: run `embedmesh models quantize` again.")
     quantize_inputs(inputs, ranges.inputs)
 
 
@@ -139,7 +139,7 @@ def _quantize_input(given: Input, chosen: Range) -> None:
     moved = op.multiply(given.source, _constant(1 / scale))
     if chosen.shift:
         moved = op.add(moved, _constant(-shift / scale))
-    cut = _cut(moved.output(0), np.float32(chosen.low), np.float32(chosen.high), LEVELS)
+    cut = _cut(moved.output(0), np.float32(chosen.low), np.float32(chosen.high), INPUT_LEVELS)
     for layer in given.layers:
         kernel = _kernel(layer)
         scaled = kernel * scale

@@ -1,4 +1,4 @@
-"""A batch failed: which of its sequences was it? Halving finds out, so that only that one's caller gets an error."""
+"""Finds the sequences that break a batch, by halving it, so that only their callers get an error."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -6,29 +6,29 @@ from collections.abc import Awaitable, Callable
 from embedmesh.engine.plan import shape_rows
 from embedmesh.rules.errors import NodeBroke
 
-FAILURES_MAX = 8  # each costs a start of the worker; one sequence among 64 is found after six
+ISOLATE_FAILURES_MAX = 8  # each costs a start of the worker; one sequence among 64 is found after six
 
-RunOnce = Callable[[list[list[int]], int, int], Awaitable[list[bytes | None]]]
-"""Token ids of some sequences, and the shape (rows, length) they run in -> one vector each, or NodeBroke.
+RunRows = Callable[[list[list[int]], int, int], Awaitable[list[bytes | None]]]
+"""Token ids of some sequences, and the shape (rows, length) they run in -> one float32 vector each, or NodeFailure.
 
-None in place of a vector: it was not finite, or all zero.
+None in place of a vector: this sequence broke the engine, or its vector was not finite.
 """
 
 
 async def isolate(
-    sequences: list[list[int]], length: int, run_once: RunOnce, may_go_on: Callable[[], bool]
+    sequences: list[list[int]], length: int, run: RunRows, may_go_on: Callable[[], bool]
 ) -> list[bytes | None]:
     """One vector a sequence; None for those that break the engine, or whose part was not tried again.
 
-    At most FAILURES_MAX parts may fail, and no part is begun once `may_go_on` says no.
+    At most ISOLATE_FAILURES_MAX parts may fail, and no part is begun once `may_go_on` says no.
     """
     vectors: list[bytes | None] = [None] * len(sequences)
     parts = deque(_halves(range(len(sequences))))  # the largest first: most vectors come early
     failures = 0
-    while parts and failures < FAILURES_MAX and may_go_on():
+    while parts and failures < ISOLATE_FAILURES_MAX and may_go_on():
         part = parts.popleft()
         try:
-            got = await run_once([sequences[at] for at in part], shape_rows(len(part), length), length)
+            got = await run([sequences[at] for at in part], shape_rows(len(part), length), length)
         except NodeBroke:
             failures += 1
             parts += _halves(part)

@@ -1,7 +1,7 @@
-"""What Linux says of a process: its threads' states, its CPU time, its group's quota, and who died for want of memory.
+"""What Linux says of a process: its threads' states, its CPU time, its group's quota, and kills for lack of memory.
 
-Everything here is read from /proc and /sys, in some ten microseconds a file. Where that is not there (another system, a
-sandbox) the answers are None and 0: the kernel tells nothing.
+Everything here is read from /proc and /sys, in some ten microseconds a file. Where these are missing (another system, a
+sandbox) the answers are None and 0.
 """
 
 import os
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from embedmesh.engine.progress import Sample
+from embedmesh.engine.watch import Sample
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-THREADS_MAX = 256  # that are looked at: one a core, and a few
-GROUPS_MAX = 6  # a quota may be set on a group above: container, pod, slice
+THREADS_MAX = 256  # of a process that are read: one a core, and a few
+CGROUPS_MAX = 6  # a quota may be set on a group above: container, pod, slice
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NS_PER_S = 1e9
 OOM_FILES = ("memory.events", "memory.oom_control")  # of cgroup v2, and of v1
@@ -22,7 +22,7 @@ STATE, USER_TICKS, SYSTEM_TICKS = 0, 11, 12  # fields of a `stat` after the name
 
 
 def sample(pid: int) -> Sample | None:
-    """The process now; None where the kernel does not tell, or it is gone."""
+    """The process now; None where the kernel does not say, or the process is gone."""
     try:
         fields = _fields(PROC / str(pid))
         ran_s = (int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])) / TICKS_PER_S
@@ -37,14 +37,14 @@ def sample(pid: int) -> Sample | None:
 
 
 def killed_for_memory(proc: Path = PROC, groups: Path = CGROUPS) -> int:
-    """How many processes the kernel has killed for want of memory: in our groups, and in all. Only a change counts."""
+    """Kills for lack of memory, in our groups plus in all. Only a change of the number means anything."""
     ours = _groups(proc / "self", "memory", groups)
     counts = [_number(group / name, b"oom_kill ") for group in ours for name in OOM_FILES]
     return sum(counts) + _number(proc / "vmstat", b"oom_kill ")
 
 
 def throttled(process: Path, groups: Path = CGROUPS) -> int:
-    """How often a process was stopped because the CPU quota of its group, or of one above it, was used up."""
+    """How often the CPU quota of a process's group, or of one above it, was used up and stopped it."""
     return sum(_number(group / "cpu.stat", b"nr_throttled ") for group in _groups(process, "cpu", groups))
 
 
@@ -73,13 +73,12 @@ def _groups(process: Path, controller: str, mounts: Path) -> Iterator[Path]:
     except OSError:
         return
     for line in lines:
-        _, _, place = line.partition(":")
-        controllers, _, path = place.partition(":")
+        controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and controller not in controllers.split(","):
             continue
         mounted = mounts / controllers if controllers else mounts
         group = mounted / path.lstrip("/")
-        for one in [group, *group.parents][:GROUPS_MAX]:
+        for one in [group, *group.parents][:CGROUPS_MAX]:
             if one == mounted.parent:
                 break
             yield one

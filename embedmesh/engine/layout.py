@@ -1,4 +1,4 @@
-"""Where the parts of a model folder lie, and what its graph is to be made from."""
+"""Where the parts of a model folder are, and what its graph is made from."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,8 +6,7 @@ from typing import Literal
 import msgspec
 
 from embedmesh.engine.jsonfile import FETCH_AGAIN, read_object, refused
-from embedmesh.engine.modules import FILE as MODULES_FILE
-from embedmesh.engine.modules import list_modules
+from embedmesh.engine.modules import MODULES_FILE, list_modules
 from embedmesh.engine.safetensors import weight_files
 from embedmesh.rules.errors import SetupError
 
@@ -20,13 +19,14 @@ SENTENCE_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-"""One file by all the names that it has had; the first one there counts, as in sentence-transformers."""
+"""All names that this file has had; the first one there counts, as in sentence-transformers."""
 
 
-class Kind(msgspec.Struct, frozen=True):
-    """How config.json of an architecture spells what is needed before a graph is built. The first name there counts.
+class Architecture(msgspec.Struct, frozen=True):
+    """How an architecture's config.json spells the fields that are needed before a graph is built.
 
-    `reserved`: positions start behind that of padding (RoBERTa and what follows it), so that those before are lost.
+    Of several names the first one in the file counts. `reserved`: positions start behind that of padding (RoBERTa and
+    its successors), so that those before are lost.
     """
 
     width: tuple[str, ...] = ("hidden_size",)
@@ -34,19 +34,19 @@ class Kind(msgspec.Struct, frozen=True):
     reserved: bool = False
 
 
-KINDS: dict[str, Kind] = {
-    "bert": Kind(),
-    "roberta": Kind(reserved=True),
-    "xlm-roberta": Kind(reserved=True),
-    "camembert": Kind(reserved=True),
-    "distilbert": Kind(width=("dim",)),
-    "mpnet": Kind(reserved=True),
-    "nomic_bert": Kind(width=("n_embd", "hidden_size"), positions=("n_positions", "max_position_embeddings")),
-    "modernbert": Kind(),
-    "gte": Kind(),
-    "new": Kind(),
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": Architecture(),
+    "roberta": Architecture(reserved=True),
+    "xlm-roberta": Architecture(reserved=True),
+    "camembert": Architecture(reserved=True),
+    "distilbert": Architecture(width=("dim",)),
+    "mpnet": Architecture(reserved=True),
+    "nomic_bert": Architecture(width=("n_embd", "hidden_size"), positions=("n_positions", "max_position_embeddings")),
+    "modernbert": Architecture(),
+    "gte": Architecture(),
+    "new": Architecture(),
 }
-"""Of the architectures that are built from safetensors; `models.BUILDERS` has the same keys."""
+"""The architectures that are built from safetensors; `models.BUILDERS` has the same keys."""
 
 
 def find_first(path: Path) -> tuple[Path, bool]:
@@ -60,30 +60,35 @@ def find_first(path: Path) -> tuple[Path, bool]:
     return path / where, kind == "StaticEmbedding"
 
 
+def module_folders(path: Path) -> set[Path]:
+    """The folders of all modules."""
+    listed = list_modules(path) if (path / MODULES_FILE).is_file() else []
+    return {find_first(path)[0], *(path / where for _, where in listed)}
+
+
 def _is_model2vec(path: Path) -> bool:
-    config = read_object(path / "config.json", absent_is_empty=True)
-    return config.get("model_type") == "model2vec"
+    return read_object(path / "config.json", absent_is_empty=True).get("model_type") == "model2vec"
 
 
 def find_source(path: Path, transformer: Path, model_type: str) -> Literal["safetensors", "onnx"]:
     """Safetensors where the architecture is known, else an .onnx file. Never pickled weights.
 
-    That the weights are there is for `check_weights` to say: a gateway, which only counts, needs none.
+    It does not check that there are weights: a gateway, which only counts, needs none. `check_weights` does.
     """
-    if model_type in KINDS and weight_files(transformer):
+    if model_type in ARCHITECTURES and weight_files(transformer):
         return "safetensors"
     if find_onnx(transformer) is not None:
         return "onnx"
-    if model_type not in KINDS:
+    if model_type not in ARCHITECTURES:
         raise SetupError(
             f"Model folder {path.name}: the model type {model_type!r} is not supported without a model.onnx; from "
-            f"safetensors this version knows {', '.join(KINDS)}."
+            f"safetensors this version knows {', '.join(ARCHITECTURES)}."
         )
     return "safetensors"
 
 
 def check_weights(path: Path, transformer: Path) -> None:
-    """Raises SetupError where a folder has nothing that a graph could be made from."""
+    """Raises SetupError where a folder has no weights that a graph could be made from."""
     if not weight_files(transformer) and find_onnx(transformer) is None:
         raise SetupError(
             f"Model folder {path.name} has no weights that are read: model.safetensors or model.onnx. {FETCH_AGAIN} "

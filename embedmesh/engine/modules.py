@@ -1,6 +1,6 @@
-"""`modules.json`, as sentence-transformers writes it: what happens to token states until they are a vector.
+"""`modules.json` of sentence-transformers: how token states become a vector.
 
-Its spellings before and after version 6 are both read. What would change vectors and is not understood is refused.
+Its spellings before and after version 6 are both read. Unknown settings that may change vectors are refused.
 """
 
 from pathlib import Path
@@ -8,14 +8,14 @@ from typing import Literal
 
 import msgspec
 
-from embedmesh.engine.jsonfile import Members, count, only_known, read_json, read_object, refused, text
+from embedmesh.engine.jsonfile import Fields, count, only_known, read_json, read_object, refused, text
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import MODEL_MODULES_MAX
 
 Pooling = Literal["mean", "cls", "last", "max", "weighted_mean"]
 Activation = Literal["identity", "tanh", "gelu", "relu"]
 
-FILE = "modules.json"
-MODULES_MAX = 16  # published models have at most five
+MODULES_FILE = "modules.json"
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -25,7 +25,7 @@ POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""How a Pooling config says its mode before version 6: a flag a mode."""
+"""A Pooling config's modes before version 6: one flag for each."""
 
 POOLINGS: dict[str, Pooling] = {
     "cls": "cls",
@@ -44,7 +44,7 @@ POOLING_KNOWN: dict[str, tuple[object, ...]] = {
     "include_prompt": (),
 }
 
-ACTIVATIONS: dict[str, Activation] = {
+DENSE_ACTIVATIONS: dict[str, Activation] = {
     "torch.nn.modules.linear.Identity": "identity",
     "torch.nn.modules.activation.Tanh": "tanh",
     "torch.nn.modules.activation.GELU": "gelu",
@@ -75,10 +75,8 @@ class Dense(msgspec.Struct, frozen=True):
 
 
 class Modules(msgspec.Struct, frozen=True):
-    """What `modules.json` lists. `first` is the folder of the transformer, or of the table of a static model."""
+    """What `modules.json` lists behind the transformer, or the table of a static model."""
 
-    first: Path
-    static: bool
     pooling: Pooling
     dense: tuple[Dense, ...]
     normalize: bool
@@ -95,7 +93,7 @@ def read_modules(path: Path, width: int | None) -> Modules:
     start = ["StaticEmbedding"] if width is None else ["Transformer", "Pooling"]
     middle = kinds[len(start) : len(kinds) - ends]
     if kinds[: len(start)] != start or any(kind != "Dense" for kind in middle):
-        raise refused(path, f"{FILE} lists {' + '.join(kinds) or 'nothing'}")
+        raise refused(path, f"{MODULES_FILE} lists {' + '.join(kinds) or 'nothing'}")
     dense = tuple(_read_dense(path, where) for kind, where in listed if kind == "Dense")
     if ends:
         only_known(_config(path / listed[-1][1]), NAMES_KNOWN, _config_name(listed[-1][1]), path)
@@ -107,38 +105,38 @@ def read_modules(path: Path, width: int | None) -> Modules:
                 raise SetupError(f"Model folder {path.name}: a dense layer takes {layer.inputs} of {width} components.")
             width = layer.outputs
     elif dense:
-        raise refused(path, f"{FILE} lists {' + '.join(kinds)}")
-    return Modules(path / listed[0][1], width is None, pooling, dense, bool(ends))
+        raise refused(path, f"{MODULES_FILE} lists {' + '.join(kinds)}")
+    return Modules(pooling, dense, bool(ends))
 
 
 def list_modules(path: Path) -> list[tuple[str, str]]:
     """(kind, folder) of each module, in order. Raises SetupError."""
-    if not (path / FILE).is_file():
+    if not (path / MODULES_FILE).is_file():
         raise SetupError(
-            f"Model folder {path.name} has no {FILE}, which says how token states become a vector: add the one of "
-            "sentence-transformers (its pooling is never guessed)."
+            f"Model folder {path.name} has no {MODULES_FILE}, which says how token states become a vector. "
+            "Add the one of sentence-transformers (pooling is never guessed)."
         )
-    listed = read_json(path / FILE)
+    listed = read_json(path / MODULES_FILE)
     if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
-        raise SetupError(f"Model folder {path.name}: {FILE} is not a list of modules.")
-    if len(listed) > MODULES_MAX:
-        raise refused(path, f"{FILE} lists {len(listed)} modules")
+        raise SetupError(f"Model folder {path.name}: {MODULES_FILE} is not a list of modules.")
+    if len(listed) > MODEL_MODULES_MAX:
+        raise refused(path, f"{MODULES_FILE} lists {len(listed)} modules")
     return [_module(module, path) for module in listed]
 
 
-def _module(module: Members, path: Path) -> tuple[str, str]:
-    package, _, kind = text(module, "type", path, FILE).rpartition(".")
+def _module(module: Fields, path: Path) -> tuple[str, str]:
+    package, _, kind = text(module, "type", path, MODULES_FILE).rpartition(".")
     where = module.get("path")
     if package.partition(".")[0] != "sentence_transformers" or not isinstance(where, str):
-        raise refused(path, f"{FILE} has a module of type {module.get('type')!r}")
+        raise refused(path, f"{MODULES_FILE} has a module of type {module.get('type')!r}")
     if where.startswith("/") or ".." in Path(where).parts:
-        raise refused(path, f"{FILE} points outside of the folder")
+        raise refused(path, f"{MODULES_FILE} points outside of the folder")
     if module.get("kwargs"):
-        raise refused(path, f"{FILE} gives its {kind} arguments of its own")
+        raise refused(path, f"{MODULES_FILE} gives its {kind} arguments of its own")
     return kind, where
 
 
-def _config(folder: Path) -> Members:
+def _config(folder: Path) -> Fields:
     return read_object(folder / "config.json", absent_is_empty=True)
 
 
@@ -164,7 +162,7 @@ def _read_pooling(path: Path, where: str, width: int) -> Pooling:
 def _read_dense(path: Path, where: str) -> Dense:
     config, file = read_object(path / where / "config.json"), _config_name(where)
     only_known(config, DENSE_KNOWN, file, path)
-    activation = ACTIVATIONS.get(text(config, "activation_function", path, file))
+    activation = DENSE_ACTIVATIONS.get(text(config, "activation_function", path, file))
     if activation is None:
         raise refused(path, f"{file} has 'activation_function' = {config['activation_function']!r}"[:160])
     inputs, outputs = (count(config, name, path, file) for name in ("in_features", "out_features"))

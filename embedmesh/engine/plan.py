@@ -2,12 +2,11 @@
 
 Sequences of like length run together, so that little is computed for padding, and at most 1,024 padded tokens at once:
 larger batches are no faster on a CPU and make everybody wait. A call that fits into one batch is *small*, any other is
-*bulk*. While both kinds wait they take turns, so that a query waits for at most one batch of somebody's bulk work, and
-bulk work keeps at least every other turn. Within a kind the oldest call leads until it is done: whoever asks expects to
-wait for the tokens that were there before, and taking bulk calls in turns would let them all finish at the end. A
-batch is as long as its leader's longest row and takes the rows that come next in length, its own and other calls': in a
-bulk call's batch anybody's, so that its last batches are as full as its first; in a small call's only those of small
-ones, since a fuller batch would make it wait.
+*bulk*. While both kinds wait they take turns, so that a query waits for at most one bulk batch, and bulk work keeps at
+least every other turn. Within a kind the oldest call leads until it is done: taking bulk calls in turns would let them
+all finish at the end. A batch is as long as its leader's longest row and takes the rows that come next in length, its
+own and other calls': in a bulk call's batch those of any call, so that its last batches are as full as its first; in a
+small call's only those of small ones, since a fuller batch would make it wait.
 
 The shapes that can come out are few (`shapes` lists them), because a CPU engine keeps compiled kernels for each.
 """
@@ -22,68 +21,67 @@ BATCH_ROWS_MAX = 64  # the shortest texts are as fast as they get with that many
 LOOK_AHEAD_CALLS = 256  # twice the rows of any batch; looking further costs more than it finds
 BATCH_COST_TOKENS = 24  # what a batch costs besides its tokens, in tokens: 1 to 2 ms in every tier
 CANDIDATES = 4  # rows looked at, in fullest batches; more find no better batch
-LENGTH_STEPS = ((32, 4), (64, 8), (256, 16), (1_024, 32))  # (up to so many tokens, in steps of)
+LENGTH_STEPS = ((32, 4), (64, 8), (256, 16), (1_024, 32))  # (lengths up to, in steps of)
 LENGTH_STEP_ABOVE = 128
 
 
 class Row(NamedTuple):
-    """One sequence that waits: its padded length, and which input of its call it is."""
+    """A sequence that waits: its padded length, and where it is among the inputs of its call."""
 
     length: int
-    place: int
+    at: int
 
 
-class Work:
-    """What is left to run of one call, longest first."""
+class CallRows:
+    """The rows of one call that are still to run, longest first."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         """`lengths` are tokens of each input, special tokens included."""
-        self.rows = sorted((Row(pad_length(n), place) for place, n in enumerate(lengths)), reverse=True)
+        self.rows = sorted((Row(pad_length(n), at) for at, n in enumerate(lengths)), reverse=True)
         self.tokens = sum(row.length for row in self.rows)
         self.is_bulk = self.tokens > BATCH_TOKENS_MAX  # for good: a tail that became small would go before queries
 
-    def remove(self, places: set[int]) -> None:
-        """Take out what a batch has taken."""
-        self.rows = [row for row in self.rows if row.place not in places]
+    def remove(self, indexes: set[int]) -> None:
+        """Take out the rows that a batch has taken."""
+        self.rows = [row for row in self.rows if row.at not in indexes]
         self.tokens = sum(row.length for row in self.rows)
 
 
 class Plan(NamedTuple):
-    """The next batch: its shape, and the call (by position in the line) and input of each row that is not padding."""
+    """The next batch: its shape, and of each row that is not padding the call (by position in the queue) and index."""
 
     rows: int
     length: int
-    members: list[tuple[int, int]]
+    picks: list[tuple[int, int]]
     bulk: bool
 
 
-def next_batch(line: Sequence[Work], *, last_was_bulk: bool) -> Plan | None:
-    """What to run next for the calls in `line`, oldest first; None when nothing waits. Changes nothing."""
-    small = next((at for at, work in enumerate(line) if work.rows and not work.is_bulk), None)
-    bulk = next((at for at, work in enumerate(line) if work.rows and work.is_bulk), None)
+def next_batch(queue: Sequence[CallRows], *, last_was_bulk: bool) -> Plan | None:
+    """What to run next for the calls in `queue`, oldest first; None when nothing waits. Changes nothing."""
+    small = next((at for at, call in enumerate(queue) if call.rows and not call.is_bulk), None)
+    bulk = next((at for at, call in enumerate(queue) if call.rows and call.is_bulk), None)
     if bulk is not None and (small is None or not last_was_bulk):
-        return _plan(line, bulk, (at for at in range(min(len(line), LOOK_AHEAD_CALLS)) if at != bulk), bulk=True)
+        return _plan(queue, bulk, (at for at in range(min(len(queue), LOOK_AHEAD_CALLS)) if at != bulk), bulk=True)
     if small is not None:
-        others = (at for at in range(small + 1, small + LOOK_AHEAD_CALLS) if at < len(line) and not line[at].is_bulk)
-        return _plan(line, small, others, bulk=False)
+        ahead = range(small + 1, min(len(queue), small + LOOK_AHEAD_CALLS))
+        return _plan(queue, small, (at for at in ahead if not queue[at].is_bulk), bulk=False)
     return None
 
 
-def _plan(line: Sequence[Work], leader: int, others: Iterable[int], *, bulk: bool) -> Plan:
+def _plan(queue: Sequence[CallRows], leader: int, others: Iterable[int], *, bulk: bool) -> Plan:
     """A batch as long as the leader's longest row, with as many rows, its own and others', as pay best.
 
     What a batch pays is the tokens that were waiting, over those that it computes; so rows much shorter than the first
     are left for a batch of their own length as soon as that costs less than padding them.
     """
-    length = line[leader].rows[0].length
+    length = queue[leader].rows[0].length
     rows_max = _rows_max(length)
-    found: list[
-        tuple[int, int, int]
-    ] = []  # negative length, call, place: the longest first, the leader's before others'
+    # Negative length, call, index. Sorted, the longest come first, and of equal ones the leader's before others'.
+    found: list[tuple[int, int, int]] = []
     for at in chain([leader], others):
-        rows = line[at].rows
+        rows = queue[at].rows
         first = bisect_left(rows, -length, key=lambda row: -row.length)
-        found += [(-row.length, at, row.place) for row in rows[first : first + rows_max]]
+        found += [(-row.length, at, row.at) for row in rows[first : first + rows_max]]
         if len(found) >= CANDIDATES * rows_max:
             break
     found.sort(key=lambda row: row[0])
@@ -91,7 +89,7 @@ def _plan(line: Sequence[Work], leader: int, others: Iterable[int], *, bulk: boo
     best = max(
         _row_counts(rows_max), key=lambda rows: totals[min(rows, len(found)) - 1] / (rows * length + BATCH_COST_TOKENS)
     )
-    return Plan(best, length, [(at, place) for _, at, place in found[:best]], bulk)
+    return Plan(best, length, [(at, index) for _, at, index in found[:best]], bulk)
 
 
 def pad_length(tokens: int) -> int:
@@ -105,8 +103,7 @@ def _rows_max(length: int) -> int:
 
 
 def _row_counts(rows_max: int) -> list[int]:
-    """How many rows a batch may have: all that fit, or a power of four up to half of that. Few, for there are kernels
-    for each."""
+    """How many rows a batch may have: all that fit, or a power of four up to half of that. Each has kernels."""
     counts = [1]
     while counts[-1] * 4 * 2 <= rows_max:
         counts.append(counts[-1] * 4)

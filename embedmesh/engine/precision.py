@@ -1,4 +1,4 @@
-"""The tiers: which numbers a graph is computed in, and what a CPU must have for that. Never chosen by the machine.
+"""The tiers: which numbers a graph is computed in, and what a CPU must have for that. The machine never chooses.
 
 * exact: float32 throughout.
 * fast: bfloat16 products, summed in float32. OpenVINO says that it can do so wherever there is AVX-512, and then
@@ -21,7 +21,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # as Linux names what multiplies bfloat16 in hardware
 INT8_FLAGS = {"avx512_vnni", "amx_int8"}  # and 8-bit integers into 32-bit sums
 KERNELS_CACHED_MAX = 1_024  # of each kind; the planner's shapes are far fewer, so that no kernel is made twice
-HINTS: dict[Tier, str] = {"exact": "f32", "fast": "bf16", "int8": "bf16"}
+PRECISION_HINTS: dict[Tier, str] = {"exact": "f32", "fast": "bf16", "int8": "bf16"}
 
 
 def tiers_here() -> tuple[Tier, ...]:
@@ -43,7 +43,7 @@ def compile_graph(graph: ov.Model, threads: int, tier: Tier) -> ov.CompiledModel
     """
     check_cpu(tier)
     options: dict[str, object] = {
-        "INFERENCE_PRECISION_HINT": HINTS[tier],
+        "INFERENCE_PRECISION_HINT": PRECISION_HINTS[tier],
         "EXECUTION_MODE_HINT": "ACCURACY",
         "NUM_STREAMS": 1,
         "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_CACHED_MAX,
@@ -65,7 +65,7 @@ def _missing(tier: Tier) -> str:
 
 @cache
 def _cpu_flags() -> frozenset[str]:
-    """What Linux says that the CPU can do; elsewhere nothing is known, and nothing but exact is served."""
+    """The CPU's flags as Linux lists them; none on other systems, where only exact is served."""
     try:
         lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:

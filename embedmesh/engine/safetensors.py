@@ -1,4 +1,4 @@
-"""Weights from safetensors files, by memory map. The files are input: every number in them is checked before use.
+"""Weights from safetensors files, by memory map. The files are untrusted: every number is checked before use.
 
 Layout: 8 bytes of little-endian header length, a JSON header of name -> {dtype, shape, data_offsets}, then the data.
 A large model is cut into shards; `model.safetensors.index.json` then says which tensor is in which file.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import MODEL_SHARDS_MAX
 
 if TYPE_CHECKING:  # a node reads headers only, and has 15 MB less without numpy
     import numpy as np
@@ -22,18 +23,17 @@ if TYPE_CHECKING:  # a node reads headers only, and has 15 MB less without numpy
 
     Array = npt.NDArray[np.float32]
 
-FILE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 
-HEADER_BYTES_MAX = 16 * 1024 * 1024  # some 100 bytes a tensor; the format's own bound is 100 MB
-SHARDS_MAX = 64  # published models that a CPU can serve have some 10
+WEIGHTS_HEADER_BYTES_MAX = 16 * 1024 * 1024  # some 100 bytes a tensor; the format's own bound is 100 MB
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")  # a file of the folder, and not hidden
-LENGTH_BYTES = 8
-FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # each is a float32 without a loss
-INTEGERS = {"I64": "<i8", "I32": "<i4", "I8": "<i1"}
+HEADER_LENGTH_BYTES = 8
+FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # each is a float32 without a loss
+INTEGER_DTYPES = {"I64": "<i8", "I32": "<i4", "I8": "<i1"}
 
 
-class Entry(msgspec.Struct):
+class TensorEntry(msgspec.Struct):
     """One tensor of the header; offsets count from the end of the header."""
 
     dtype: str
@@ -41,8 +41,8 @@ class Entry(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-class Index(msgspec.Struct):
-    """What `model.safetensors.index.json` says: the file of each tensor."""
+class WeightsIndex(msgspec.Struct):
+    """`model.safetensors.index.json`: the file of each tensor."""
 
     weight_map: dict[str, str]
 
@@ -60,8 +60,8 @@ class Weights:
         """
         self._root = ""
         self._folder = folder.name
-        self._files = [_File(folder / name) for name in weight_files(folder)]
-        self._tensors: dict[str, _File] = {}
+        self._files = [WeightsFile(folder / name) for name in weight_files(folder)]
+        self._tensors: dict[str, WeightsFile] = {}
         for file in self._files:
             for name in file.entries:
                 if name in self._tensors:
@@ -72,8 +72,8 @@ class Weights:
         """Whether there is a tensor of that name."""
         return self._root + name in self._tensors
 
-    def entry(self, name: str) -> Entry:
-        """What the file says of the tensor `name`. Raises SetupError when there is none."""
+    def entry(self, name: str) -> TensorEntry:
+        """The header's entry of the tensor `name`. Raises SetupError when there is none."""
         return self._find(name).entries[self._root + name]
 
     def get(self, name: str, *shape: int) -> Array:
@@ -85,9 +85,9 @@ class Weights:
         return self._find(name).integers(self._root + name, shape)
 
     def rooted(self, anchor: str) -> Weights:
-        """The same weights by names without their common prefix: the one in front of `anchor` ("", "bert.", "model.").
+        """The same weights without the prefix of their names: what stands before `anchor` ("", "bert.", "model.").
 
-        Raises SetupError when no tensor is called so, or several are.
+        Raises SetupError unless exactly one tensor's name ends in `anchor`.
         """
         roots = [name.removesuffix(anchor) for name in self._tensors if ("." + name).endswith("." + anchor)]
         if len(roots) != 1:
@@ -97,43 +97,47 @@ class Weights:
         view.__dict__.update(self.__dict__, _root=roots[0])
         return view
 
-    def _find(self, name: str) -> _File:
+    def _find(self, name: str) -> WeightsFile:
         file = self._tensors.get(self._root + name)
         if file is None:
-            missing = f"there is no tensor {self._root}{name}" if self._files else f"there is no {FILE}"
+            missing = f"there is no tensor {self._root}{name}" if self._files else f"there is no {WEIGHTS_FILE}"
             raise SetupError(f"The weights of {self._folder} cannot be used: {missing}. Fetch the model again.")
         return file
 
     def release_pages(self) -> None:
-        """Give the pages back; they are read again from the files if they are touched. Arrays stay valid."""
+        """Give the pages back to the system; touched again, they are read from the files. Arrays stay valid."""
         for file in self._files:
             file.release_pages()
 
 
 def weight_files(folder: Path) -> list[str]:
     """The names of the files that hold the folder's weights; none when there are no safetensors. Raises SetupError."""
-    if (folder / FILE).is_file():
-        return [FILE]
+    if (folder / WEIGHTS_FILE).is_file():
+        return [WEIGHTS_FILE]
     try:
-        with (folder / INDEX).open("rb") as file:
-            text = file.read(HEADER_BYTES_MAX)  # cut short it is no JSON
+        with (folder / WEIGHTS_INDEX_FILE).open("rb") as file:
+            text = file.read(WEIGHTS_HEADER_BYTES_MAX)  # cut short it is no JSON
     except OSError:
         return []
     try:
-        names = sorted(set(msgspec.json.decode(text, type=Index).weight_map.values()))
+        names = sorted(set(msgspec.json.decode(text, type=WeightsIndex).weight_map.values()))
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        raise SetupError(f"Model file {INDEX} is not an index of tensors: fetch the model again.") from None
-    if len(names) > SHARDS_MAX:
-        raise SetupError(f"Model file {INDEX} names {len(names)} shards; at most {SHARDS_MAX} are read.")
+        raise SetupError(
+            f"Model file {WEIGHTS_INDEX_FILE} is not an index of tensors: fetch the model again."
+        ) from None
+    if len(names) > MODEL_SHARDS_MAX:
+        raise SetupError(
+            f"Model file {WEIGHTS_INDEX_FILE} names {len(names)} shards; at most {MODEL_SHARDS_MAX} are read."
+        )
     for name in names:
         if not SHARD_NAME.fullmatch(name):
             raise SetupError(
-                f"Model file {INDEX} names a shard that is no safetensors file of the folder: {name[:80]!r}."
+                f"Model file {WEIGHTS_INDEX_FILE} names a shard that is no safetensors file beside it: {name[:80]!r}."
             )
     return names
 
 
-class _File:
+class WeightsFile:
     """One safetensors file."""
 
     def __init__(self, path: Path) -> None:
@@ -148,13 +152,13 @@ class _File:
     def get(self, name: str, shape: tuple[int, ...]) -> Array:
         import numpy as np
 
-        dtype, raw = self._raw(name, shape, FLOATS)
+        dtype, raw = self._raw(name, shape, FLOAT_DTYPES)
         if dtype == "BF16":  # the upper half of a float32
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return np.require(raw, np.float32, ["ALIGNED"])
 
     def integers(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-        return self._raw(name, shape, INTEGERS)[1].astype("<i8")
+        return self._raw(name, shape, INTEGER_DTYPES)[1].astype("<i8")
 
     def _raw(self, name: str, shape: tuple[int, ...], known: dict[str, str]) -> tuple[str, npt.NDArray[Any]]:
         import numpy as np
@@ -168,21 +172,21 @@ class _File:
         count = math.prod(shape)
         item = np.dtype(known[entry.dtype])
         if not 0 <= start <= end <= len(self._map) - self._data_start or end - start != count * item.itemsize:
-            raise self._broken(f"gives {name} a place that is not its size")
+            raise self._broken(f"gives {name} a range that is not its size")
         return entry.dtype, np.frombuffer(self._map, item, count, self._data_start + start).reshape(shape)
 
     def release_pages(self) -> None:
         self._map.madvise(mmap.MADV_DONTNEED)
 
-    def _read_header(self) -> tuple[int, dict[str, Entry]]:
-        length = int.from_bytes(self._map[:LENGTH_BYTES], "little")
-        start = LENGTH_BYTES + length
-        if len(self._map) < LENGTH_BYTES or length > HEADER_BYTES_MAX or start > len(self._map):
+    def _read_header(self) -> tuple[int, dict[str, TensorEntry]]:
+        length = int.from_bytes(self._map[:HEADER_LENGTH_BYTES], "little")
+        start = HEADER_LENGTH_BYTES + length
+        if len(self._map) < HEADER_LENGTH_BYTES or length > WEIGHTS_HEADER_BYTES_MAX or start > len(self._map):
             raise self._broken("is cut short or not safetensors")
         try:
-            header = msgspec.json.decode(self._map[LENGTH_BYTES:start], type=dict[str, msgspec.Raw])
+            header = msgspec.json.decode(self._map[HEADER_LENGTH_BYTES:start], type=dict[str, msgspec.Raw])
             header.pop("__metadata__", None)
-            return start, {name: msgspec.json.decode(raw, type=Entry) for name, raw in header.items()}
+            return start, {name: msgspec.json.decode(raw, type=TensorEntry) for name, raw in header.items()}
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             raise self._broken("has a header that is not safetensors") from None
 

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from embedmesh.engine.admit import Admission
+from embedmesh.engine.batch_queue import BatchQueue
 from embedmesh.engine.folder import read_folder
-from embedmesh.engine.frames import Load
+from embedmesh.engine.frames import LoadModel
 from embedmesh.engine.plan import Plan
 from embedmesh.engine.process import WorkerBroke
 from embedmesh.engine.supervise import Supervisor
@@ -28,7 +28,7 @@ def usable_cores() -> int:
 
 
 class Served:
-    """A model with everything that answers for it. `start`, then run `keep`, then `stop`."""
+    """A model with its tokenizer, queue and worker. `start`, then run `keep`, then `stop`."""
 
     def __init__(
         self,
@@ -49,10 +49,12 @@ class Served:
             raise SetupError(
                 f"The tokenizer of {folder.name} knows more tokens than its weights: fetch the model again."
             )
-        load = Load(str(folder), model.digest, model.width, model.max_tokens, threads or usable_cores(), model.tier)
+        load = LoadModel(
+            str(folder), model.digest, model.width, model.max_tokens, threads or usable_cores(), model.tier
+        )
         self._supervisor = Supervisor(load, on_start=on_start)
         self._loaded = asyncio.Event()
-        self._admission = Admission(self._run, tokens_max=queue_tokens_max, on_batch=on_batch)
+        self._queue = BatchQueue(self._run, tokens_max=queue_tokens_max, on_batch=on_batch)
 
     async def start(self) -> None:
         """Load the model and embed a first text. Raises SetupError in one line. `keep` goes on trying then."""
@@ -61,22 +63,22 @@ class Served:
         except WorkerBroke as error:
             raise SetupError(f"The engine of {self.model.id} {error} while it started.") from None
         finally:
-            self._loaded.set()  # also in vain: whoever waits is told that it is down
+            self._loaded.set()  # after a failure too: waiting calls then learn that it is down
 
     async def loaded(self) -> None:
-        """Wait until `start` has ended, be it well or in vain."""
+        """Wait until `start` has ended, with or without success."""
         await self._loaded.wait()
 
     async def keep(self) -> None:
         """Answer calls and keep the worker alive once it is loaded, until cancelled."""
         await self._loaded.wait()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._admission.dispatch())
+            tasks.create_task(self._queue.dispatch())
             tasks.create_task(self._supervisor.keep())
 
     async def stop(self) -> None:
-        """End the worker. Calls that still wait are told so."""
-        self._admission.fail_all(NodeBroke("The node no longer serves this model."))
+        """End the worker. Calls that still wait fail."""
+        self._queue.fail_all(NodeBroke("The node no longer serves this model."))
         await self._supervisor.stop()
 
     def ready(self) -> bool:
@@ -94,7 +96,7 @@ class Served:
         return self._supervisor.shortage
 
     def state(self) -> str:
-        """How it is, in a word or a few, for operators."""
+        """Its state in a few words, for operators."""
         if shortage := self.shortage:
             return f"starved: {SHORTAGES[shortage]}"
         if not self._loaded.is_set():
@@ -105,17 +107,17 @@ class Served:
 
     async def idle(self) -> None:
         """Wait until every call is answered."""
-        await self._admission.idle()
+        await self._queue.idle()
 
     @property
     def waiting_tokens(self) -> int:
         """Padded tokens that wait for their batch."""
-        return self._admission.waiting_tokens
+        return self._queue.waiting_tokens
 
     @property
     def tokens_per_s(self) -> float:
-        """Padded tokens a second of late."""
-        return self._admission.tokens_per_s
+        """Padded tokens a second, over the last batches."""
+        return self._queue.tokens_per_s
 
     def check(self, ids: list[list[int]]) -> int:
         """Tokens of a call from a gateway, special tokens included. Raises a CallerFailure that names the input.
@@ -149,30 +151,29 @@ class Served:
         return tokens
 
     async def embed(self, ids: list[list[int]], *, within_s: float | None = None) -> bytes:
-        """Little-endian float32, [len(ids), width], of checked ids without special tokens. Equal ones are run once.
+        """Little-endian float32, [len(ids), width], of checked ids without special tokens. Equal inputs are run once.
 
-        It may take `within_s` seconds; where that is not said, what waits before it decides.
-
+        It may take `within_s` seconds; by default the queue before it decides.
         Raises Overloaded at once, NodeBroke when the engine is down, DeadlineExceeded.
         """
-        places: dict[tuple[int, ...], int] = {}
-        order = [places.setdefault(tuple(each), len(places)) for each in ids]
-        sequences = [self.tokenizer.with_specials(each) for each in places]
+        rows: dict[tuple[int, ...], int] = {}
+        order = [rows.setdefault(tuple(each), len(rows)) for each in ids]
+        sequences = [self.tokenizer.with_specials(each) for each in rows]
         await self._loaded.wait()
         if self._supervisor.down:
             raise NodeBroke("The engine is down and is being restarted.")
         try:
-            expected_s = self._admission.expected_s(sum(map(len, sequences)))
+            expected_s = self._queue.expected_s(sum(map(len, sequences)))
             async with asyncio.timeout(request_s(expected_s) if within_s is None else within_s):
-                vectors = await self._admission.embed(sequences)
+                vectors = await self._queue.embed(sequences)
         except TimeoutError:
             raise errors.DeadlineExceeded("The call took longer than it may. Send fewer or shorter inputs.") from None
-        return b"".join([vectors[place] for place in order])
+        return b"".join([vectors[row] for row in order])
 
     async def _run(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes | None]:
         try:
-            return await self._supervisor.run_each(sequences, rows, length)
+            return await self._supervisor.run(sequences, rows, length)
         except NodeBroke as failure:
             if self._supervisor.down:
-                self._admission.fail_all(failure)
+                self._queue.fail_all(failure)
             raise

@@ -1,9 +1,9 @@
-"""A folder's tokenizer as `transformers` makes it: tokenizer.json, and what other files say beside it.
+"""A folder's tokenizer as `transformers` makes it, from tokenizer.json and the files beside it.
 
-`transformers` takes the vocabulary of tokenizer.json, and of most kinds nothing else: normalizer, cuts and special
-tokens are those of the class that `tokenizer_class` names (`tokenizer_kinds.py`), by the settings of
-tokenizer_config.json and special_tokens_map.json. So does this module, or it refuses by name what it does not know.
-Code of a folder is never run.
+`transformers` takes the vocabulary of tokenizer.json, and for most classes nothing else: normalizer, pre-tokenizer and
+special tokens are those of the class that `tokenizer_class` names (`tokenizer_classes.py`), by the settings of
+tokenizer_config.json and special_tokens_map.json. So does this module; it refuses unknown settings by name. Code of a
+folder is never run.
 """
 
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from embedmesh.engine.folder import Folder
-from embedmesh.engine.jsonfile import Members, read_object, refused
-from embedmesh.engine.tokenizer_kinds import Kind, find_kind
-from embedmesh.engine.tokenizer_source import Saved, Source
+from embedmesh.engine.jsonfile import Fields, read_object, refused
+from embedmesh.engine.tokenizer_classes import TokenizerClass, find_class
+from embedmesh.engine.tokenizer_source import TokenizerJson, TokenizerSource
 from embedmesh.rules.errors import SetupError
 
-CONFIG = "tokenizer_config.json"
-TOKENS_MAP = "special_tokens_map.json"
-ADDED = "added_tokens.json"
-FILE = "tokenizer.json"
-OTHER_FILES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+SETTINGS_FILE = "tokenizer_config.json"
+TOKENS_MAP_FILE = "special_tokens_map.json"
+ADDED_FILE = "added_tokens.json"
+TOKENIZER_FILE = "tokenizer.json"
+OTHER_VOCABULARY_FILES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA, ADDITIONAL, DECODER = "extra_special_tokens", "additional_special_tokens", "added_tokens_decoder"
 SPECIFIC = "model_specific_special_tokens"
-UNKNOWN = "\ua66e" * 300  # a letter that few vocabularies have, and a word too long for any
-REFUSED = (
+UNKNOWN_TEXT = "\ua66e" * 300  # a letter that few vocabularies have, and a word too long for any
+REFUSED_SETTINGS = (
     "auto_map",  # code of the folder's own
     "add_special_tokens",  # `transformers` cannot load such a folder
     "split_special_tokens",
@@ -44,12 +44,14 @@ REFUSED = (
     "vocab",
     "merges",
 )
-"""Members that change tokens, or may, and are not understood. False, null and empty ones say nothing."""
+"""Settings that change tokens, or may, and are not understood. False, null and empty ones do nothing."""
 
 Token = str | AddedToken
 
 
-class _Added(msgspec.Struct):
+class AddedTokenJson(msgspec.Struct):
+    """An added token as the files write it."""
+
     content: str
     single_word: bool = False
     lstrip: bool = False
@@ -58,12 +60,13 @@ class _Added(msgspec.Struct):
     special: bool = False
 
     def token(self) -> AddedToken:
+        """The library's own."""
         given = msgspec.structs.asdict(self)
         return AddedToken(**{name: value for name, value in given.items() if value is not None})
 
 
-class _Tokens(msgspec.Struct):
-    """The tokens that are added: by id, named, and more; `optional` are texts that only the class knows of."""
+class AddedTokens(msgspec.Struct):
+    """The tokens that are added: by id, named, and more; `optional` are texts that no file but only the class names."""
 
     added: dict[int, AddedToken]
     named: dict[str, Token]
@@ -80,16 +83,16 @@ def load_tokenizer(folder: Folder) -> Tokenizer:
     if folder.source == "static":
         return file
     refuse = partial(refused, folder.path)
-    source = Source(_read_config(folder), file, _decode(content, folder), refuse)
+    source = TokenizerSource(_read_config(folder), file, _decode(content, folder), refuse)
     named = source.config.get("tokenizer_class") or folder.config.get("tokenizer_class")
-    kind = find_kind(folder.model_type, named, byte_level=b'"ByteLevel"' in content, refuse=refuse)
-    tokens = _find_tokens(folder, source, kind)
-    tokenizer = _add_to_file(folder, source, tokens) if kind is None else _make(folder, source, kind, tokens)
+    of_class = find_class(folder.model_type, named, byte_level=b'"ByteLevel"' in content, refuse=refuse)
+    tokens = _find_tokens(folder, source, of_class)
+    tokenizer = _add_to_file(folder, source, tokens) if of_class is None else _make(folder, source, of_class, tokens)
     _check_encodes(source, tokenizer)
     return tokenizer
 
 
-def _add_to_file(folder: Folder, source: Source, tokens: _Tokens) -> Tokenizer:
+def _add_to_file(folder: Folder, source: TokenizerSource, tokens: AddedTokens) -> Tokenizer:
     file = source.file
     if file.padding is not None:
         tokens.named.setdefault("pad_token", file.padding["pad_token"])
@@ -98,25 +101,27 @@ def _add_to_file(folder: Folder, source: Source, tokens: _Tokens) -> Tokenizer:
     return file
 
 
-def _make(folder: Folder, source: Source, kind: Kind, tokens: _Tokens) -> Tokenizer:
-    parts = kind.build(source, {name: str(token) for name, token in tokens.named.items()})
+def _make(folder: Folder, source: TokenizerSource, of_class: TokenizerClass, tokens: AddedTokens) -> Tokenizer:
+    parts = of_class.build(source, {name: str(token) for name, token in tokens.named.items()})
     tokenizer = Tokenizer(parts.model)
     tokenizer.pre_tokenizer = parts.pre_tokenizer
     if parts.normalizer is not None:
         tokenizer.normalizer = parts.normalizer
     _add(tokenizer, tokens, folder.vocab_size)
-    if kind.again:
+    if of_class.again:
         tokenizer.add_tokens([AddedToken(str(one), special=True) for one in [*tokens.named.values(), *tokens.extra]])
-    if kind.around is not None:
-        tokenizer.post_processor = kind.around(source, [_end(source, tokenizer, name, tokens) for name in kind.ends])
-    elif kind.keeps:
+    if of_class.around is not None:
+        tokenizer.post_processor = of_class.around(
+            source, [_end(source, tokenizer, name, tokens) for name in of_class.ends]
+        )
+    elif of_class.keeps:
         if source.file.post_processor is not None:
             tokenizer.post_processor = source.file.post_processor
         _check_flags(source, tokenizer, tokens.named)
     return tokenizer
 
 
-def _end(source: Source, tokenizer: Tokenizer, name: str, tokens: _Tokens) -> tuple[str, int]:
+def _end(source: TokenizerSource, tokenizer: Tokenizer, name: str, tokens: AddedTokens) -> tuple[str, int]:
     text = str(tokens.named[name])
     at = tokenizer.token_to_id(text)
     if at is None:
@@ -125,33 +130,37 @@ def _end(source: Source, tokenizer: Tokenizer, name: str, tokens: _Tokens) -> tu
 
 
 def _read(folder: Folder) -> tuple[bytes, Tokenizer]:
-    file = folder.transformer / FILE
+    file = folder.transformer / TOKENIZER_FILE
     if not file.is_file():
-        other = next((name for name in OTHER_FILES if (folder.transformer / name).is_file()), None)
+        other = next((name for name in OTHER_VOCABULARY_FILES if (folder.transformer / name).is_file()), None)
         raise SetupError(
-            f"Model folder {folder.path.name} has no {FILE}. "
+            f"Model folder {folder.path.name} has no {TOKENIZER_FILE}. "
             + (f"Convert its {other} with transformers, which saves one." if other else "Fetch the model again.")
         )
     try:
         content = file.read_bytes()
         return content, Tokenizer.from_buffer(content)
     except Exception:  # noqa: BLE001 - the library raises bare Exception
-        raise SetupError(f"The {FILE} of {folder.path.name} is broken: fetch the model again.") from None
+        raise _broken(folder) from None
 
 
-def _decode(content: bytes, folder: Folder) -> Saved:
+def _decode(content: bytes, folder: Folder) -> TokenizerJson:
     try:
-        return msgspec.json.decode(content, type=Saved)
+        return msgspec.json.decode(content, type=TokenizerJson)
     except msgspec.DecodeError:
-        raise SetupError(f"The {FILE} of {folder.path.name} is broken: fetch the model again.") from None
+        raise _broken(folder) from None
 
 
-def _read_config(folder: Folder) -> Members:
-    """The members of tokenizer_config.json, with those that special_tokens_map.json puts over them."""
-    config = read_object(folder.transformer / CONFIG, absent_is_empty=True)
-    for name in REFUSED:
-        if config.get(name) and not (name == "fast_tokenizer_files" and config[name] == [FILE]):
-            raise refused(folder.path, f"{CONFIG} has {name!r}")
+def _broken(folder: Folder) -> SetupError:
+    return SetupError(f"The {TOKENIZER_FILE} of {folder.path.name} is broken: fetch the model again.")
+
+
+def _read_config(folder: Folder) -> Fields:
+    """The settings of tokenizer_config.json, overridden by those of special_tokens_map.json."""
+    config = read_object(folder.transformer / SETTINGS_FILE, absent_is_empty=True)
+    for name in REFUSED_SETTINGS:
+        if config.get(name) and not (name == "fast_tokenizer_files" and config[name] == [TOKENIZER_FILE]):
+            raise refused(folder.path, f"{SETTINGS_FILE} has {name!r}")
     of_model = folder.config.get("auto_map")
     if isinstance(of_model, dict) and of_model.get("AutoTokenizer"):
         raise refused(folder.path, "config.json has 'auto_map' for its tokenizer")
@@ -161,79 +170,83 @@ def _read_config(folder: Folder) -> Members:
         config[SPECIFIC] = config.pop(EXTRA)
     if DECODER in config:  # then `transformers` does not look into the other file
         return config
-    for name, value in read_object(folder.transformer / TOKENS_MAP, absent_is_empty=True).items():
-        if isinstance(value, dict) and name != EXTRA:
-            value = {**value, "special": True, "__type": "AddedToken"}
-        elif name == EXTRA and isinstance(value, list) and isinstance(config.get(EXTRA) or [], list):
+    for name, value in read_object(folder.transformer / TOKENS_MAP_FILE, absent_is_empty=True).items():
+        if name != EXTRA:
+            config[name] = _as_special(value)
+        elif isinstance(value, list) and isinstance(config.get(EXTRA) or [], list):
             kept = list(config.get(EXTRA) or [])
-            typed = [
-                {**one, "special": True, "__type": "AddedToken"} if isinstance(one, dict) else one for one in value
-            ]
-            value = kept + [one for one in typed if one not in kept]
-        config[name] = value
+            config[EXTRA] = kept + [one for one in map(_as_special, value) if one not in kept]
+        else:
+            config[EXTRA] = value
     if isinstance(config.get(EXTRA), dict):
         config[SPECIFIC] = config.get(SPECIFIC, {}) | config.pop(EXTRA)
     return config
 
 
-def _find_tokens(folder: Folder, source: Source, kind: Kind | None) -> _Tokens:
+def _as_special(token: object) -> object:
+    return {**token, "special": True, "__type": "AddedToken"} if isinstance(token, dict) else token
+
+
+def _find_tokens(folder: Folder, source: TokenizerSource, of_class: TokenizerClass | None) -> AddedTokens:
     config = source.config
     added = _added_tokens(folder, source)
-    named: dict[str, Token] = dict(kind.tokens) if kind is not None else {}
+    named: dict[str, Token] = dict(of_class.tokens) if of_class is not None else {}
     optional = {str(token) for name, token in named.items() if name not in config}
     specific: dict[str, Any] = {}  # other names, those of `extra_special_tokens` last
     for name, value in config.items():
-        if name in NAMED and value is None:
-            if kind is not None and name in (*kind.ends, "unk_token"):
-                raise source.refuse(f"{CONFIG} has {name!r} = None")
+        if name in TOKEN_NAMES and value is None:
+            if of_class is not None and name in (*of_class.ends, "unk_token"):
+                raise source.refuse(f"{SETTINGS_FILE} has {name!r} = None")
             named.pop(name, None)
-        elif name in NAMED:
+        elif name in TOKEN_NAMES:
             named[name] = _token(source, name, value)
         elif name.endswith("_token") and isinstance(value, str | dict):
             specific[name] = value
-    named = {name: named[name] for name in NAMED if name in named}
+    named = {name: named[name] for name in TOKEN_NAMES if name in named}
     extra, further = (config[EXTRA] or []) if EXTRA in config else None, config.get(ADDITIONAL)
     listed = further if extra is None else extra
     if not isinstance(listed, list | None):
-        raise source.refuse(f"{CONFIG} has {EXTRA!r} that is no list of tokens")
-    if kind is not None and kind.more is not None and extra is None:
-        listed = kind.more(source, listed)
+        raise source.refuse(f"{SETTINGS_FILE} has {EXTRA!r} that is no list of tokens")
+    if of_class is not None and of_class.more is not None and extra is None:
+        listed = of_class.more(source, listed)
         optional |= {str(one) for one in listed if one not in (further or [])}
     specific |= config.get(SPECIFIC, {})
     named |= {name: _token(source, name, value) for name, value in specific.items()}
-    return _Tokens(added, named, [_token(source, EXTRA, one) for one in listed or []], optional)
+    return AddedTokens(added, named, [_token(source, EXTRA, one) for one in listed or []], optional)
 
 
-def _added_tokens(folder: Folder, source: Source) -> dict[int, AddedToken]:
+def _added_tokens(folder: Folder, source: TokenizerSource) -> dict[int, AddedToken]:
     """By id: those of `added_tokens_decoder`, else those of tokenizer.json over those of added_tokens.json."""
     config = source.config
     try:
         if DECODER in config:
-            listed = msgspec.convert(config[DECODER], dict[str, _Added])
+            listed = msgspec.convert(config[DECODER], dict[str, AddedTokenJson])
             return {int(at): token.token() for at, token in listed.items()}
-        special = {str(_token(source, name, config[name])) for name in NAMED if config.get(name)}
+        special = {str(_token(source, name, config[name])) for name in TOKEN_NAMES if config.get(name)}
         special |= {one for one in config.get(EXTRA) or [] if isinstance(one, str)}
-        legacy = msgspec.convert(read_object(folder.transformer / ADDED, absent_is_empty=True), dict[str, int])
+        legacy = msgspec.convert(read_object(folder.transformer / ADDED_FILE, absent_is_empty=True), dict[str, int])
         added = {
             at: AddedToken(text, normalized=text not in special, special=text in special) for text, at in legacy.items()
         }
-        return added | {int(one["id"]): msgspec.convert(one, _Added).token() for one in source.saved.added_tokens}
+        return added | {
+            int(one["id"]): msgspec.convert(one, AddedTokenJson).token() for one in source.json.added_tokens
+        }
     except (msgspec.ValidationError, ValueError, KeyError, TypeError):
-        raise source.refuse(f"{CONFIG} has {DECODER!r} that is no table of tokens by id") from None
+        raise source.refuse(f"{SETTINGS_FILE} has {DECODER!r} that is no table of tokens by id") from None
 
 
-def _token(source: Source, name: str, value: object) -> Token:
+def _token(source: TokenizerSource, name: str, value: object) -> Token:
     if isinstance(value, str):
         return value
     if isinstance(value, dict) and value.get("__type") == "AddedToken":
         try:
-            return msgspec.convert(value, _Added).token()
+            return msgspec.convert(value, AddedTokenJson).token()
         except msgspec.ValidationError:
             pass
-    raise source.refuse(f"{CONFIG} has {name!r} that is no token")
+    raise source.refuse(f"{SETTINGS_FILE} has {name!r} that is no token")
 
 
-def _add(tokenizer: Tokenizer, tokens: _Tokens, rows: int) -> None:
+def _add(tokenizer: Tokenizer, tokens: AddedTokens, rows: int) -> None:
     """Add what `transformers` adds, in its order, which decides new ids.
 
     A token that only the class knows of and that would get an id without a row is left out: texts that have it would
@@ -258,23 +271,23 @@ def _add(tokenizer: Tokenizer, tokens: _Tokens, rows: int) -> None:
     tokenizer.add_tokens(chosen)
 
 
-def _check_encodes(source: Source, tokenizer: Tokenizer) -> None:
-    """Refuse what would fail only at a text: an unknown letter, or spaces that two tokens want (the library panics)."""
+def _check_encodes(source: TokenizerSource, tokenizer: Tokenizer) -> None:
+    """Refuse what would fail only with a text: an unknown letter, or spaces that two tokens want (a panic)."""
     added = tokenizer.get_added_tokens_decoder().values()
     greedy = [token.content for token in added if token.lstrip and token.content.isspace()]
     if greedy and any(token.rstrip for token in added):
         raise source.refuse(f"its added token {greedy[0]!r} has 'lstrip', and another has 'rstrip'")
     try:
-        tokenizer.encode(UNKNOWN, add_special_tokens=False)
+        tokenizer.encode(UNKNOWN_TEXT, add_special_tokens=False)
     except Exception:  # noqa: BLE001 - the library raises bare Exception
         raise source.refuse("its 'unk_token' is not in its vocabulary") from None
 
 
-def _check_flags(source: Source, tokenizer: Tokenizer, named: Mapping[str, Token]) -> None:
-    """Versions of `transformers` disagree on these two: what they say must be what is done anyway."""
+def _check_flags(source: TokenizerSource, tokenizer: Tokenizer, named: Mapping[str, Token]) -> None:
+    """Versions of `transformers` disagree on these two, so they must agree with tokenizer.json."""
     around: list[int] = tokenizer.encode("", add_special_tokens=True).ids
     for flag, name, at in (("add_bos_token", "bos_token", around[:1]), ("add_eos_token", "eos_token", around[-1:])):
-        asked = source.config.get(flag)
+        wanted = source.config.get(flag)
         does = name in named and at == [tokenizer.token_to_id(str(named[name]))]
-        if isinstance(asked, bool) and asked != does:
-            raise source.refuse(f"{CONFIG} has {flag!r} = {asked}, and {FILE} does otherwise")
+        if isinstance(wanted, bool) and wanted != does:
+            raise source.refuse(f"{SETTINGS_FILE} has {flag!r} = {wanted}, and {TOKENIZER_FILE} does otherwise")

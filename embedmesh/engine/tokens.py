@@ -1,8 +1,8 @@
 """Text to the model's own token ids, with our limits and not the file's.
 
-`tokenizer.json` often pads and truncates (the default model's: to 128) by its own settings, and says nothing about it
-in its answers. Both are turned off here; whoever calls decides what is too long. Gateway and node share this module, so
-that what was counted is what is embedded.
+`tokenizer.json` often pads and truncates (the default model's: to 128) by its own settings, and its results do not show
+it. Both are turned off here; the caller decides what is too long. Gateway and node share this module, so that the
+tokens counted are the tokens embedded.
 """
 
 import re
@@ -17,13 +17,14 @@ from tokenizers import Tokenizer
 from embedmesh.engine.cuts import cuts_of
 from embedmesh.engine.folder import Folder, read_folder
 from embedmesh.engine.tokenizer_settings import load_tokenizer
+from embedmesh.engine.tokenizer_source import TokenizerJson
 from embedmesh.engine.words import TooDear, Words, words_of
 from embedmesh.rules.errors import SetupError
 
-PROBE = "a"  # any text will do that every vocabulary knows
+PROBE_TEXT = "a"  # any text will do that every vocabulary knows
 CAPITALS = "THE QUICK ÄÖÉ ΔΩ ЖЯ"  # in scripts that have capitals
 PIECE_CHARS = 2_048  # at most some 10 ms of a tokenizer's worst words
-RUN_CHARS_MAX = 32_768  # without a place to cut: 20 ms and 10 MB of smileys. More than fits of any language
+RUN_CHARS_MAX = 32_768  # without a possible cut: 20 ms and 10 MB of smileys. More than fits of any language
 SOON_CHARS_MAX = 4_096  # of words that are looked up whole: 0.2 ms
 SOON_TEXTS_MAX = 512
 SOON_OTHER_CHARS_MAX = 768  # of words that are not: 1 ms
@@ -62,12 +63,12 @@ class ModelTokenizer:
         return self._without_dropped(self._complete(texts, self._known(texts)))
 
     def prepare(self) -> None:
-        """Make now what is made with the first texts otherwise: that may take a second."""
-        self.soon([PROBE])
-        self.next_cut(PROBE * (PIECE_CHARS + 1), 0)
+        """Build the tables that the first texts would otherwise wait for: that may take a second."""
+        self.soon([PROBE_TEXT])
+        self.next_cut(PROBE_TEXT * (PIECE_CHARS + 1), 0)
 
     def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
-        """The same, where they are found within about a millisecond whatever the texts are; else None."""
+        """The same, if it takes about a millisecond whatever the texts are; else None."""
         if len(texts) > SOON_TEXTS_MAX or sum(map(len, texts)) > SOON_CHARS_MAX:
             return None
         try:
@@ -94,7 +95,7 @@ class ModelTokenizer:
 
     @cached_property
     def _words(self) -> Words | None:
-        """Only who counts texts needs it: a node behind gateways does without the memory."""
+        """Built at the first text: a node behind gateways counts none and saves the memory."""
         return words_of(self._tokenizer)
 
     @cached_property
@@ -102,10 +103,10 @@ class ModelTokenizer:
         return cuts_of(self._tokenizer)
 
     def _known(self, texts: Sequence[str], others_chars_max: int | None = None) -> list[list[int] | None]:
-        return [None] * len(texts) if self._words is None else self._words.each(texts, others_chars_max)
+        return [None] * len(texts) if self._words is None else self._words.ids(texts, others_chars_max)
 
     def _complete(self, texts: Sequence[str], found: list[list[int] | None]) -> list[list[int]]:
-        """With the ids of those texts that are not found yet."""
+        """Adds the ids of the texts that are not found yet."""
         others = [at for at, ids in enumerate(found) if ids is None]
         if others:
             for at, ids in zip(others, self._encode([texts[at] for at in others]), strict=True):
@@ -120,8 +121,7 @@ class ModelTokenizer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if len(texts) == 1:
             return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [one.ids for one in encoded]
+        return [one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def clip(self, text: str, tokens: int, *, end: bool) -> str:
         """The piece of `text` that its first `tokens` tokens stand for, or its last where its `end` is to be kept.
@@ -135,41 +135,33 @@ class ModelTokenizer:
         return text[spans[-tokens][0] :] if end else text[: spans[tokens - 1][1]]
 
     def with_specials(self, ids: Sequence[int]) -> list[int]:
-        """What the model is really given for `ids`."""
+        """The ids that the model really gets for `ids`."""
         return [*self._head, *ids, *self._tail]
 
 
-class _Unigram(msgspec.Struct):
-    unk_id: int | None = None
-
-
-class _Saved(msgspec.Struct):
-    model: _Unigram
-
-
 def _check_case(folder: Folder, tokenizer: Tokenizer) -> None:
-    """sentence-transformers lower-cases texts where it is told to. We do not: the tokenizer must."""
+    """sentence-transformers lower-cases texts where its config says so. We do not: the tokenizer must."""
     normalizer = tokenizer.normalizer
     lowers = normalizer is not None and normalizer.normalize_str(CAPITALS) == normalizer.normalize_str(CAPITALS.lower())
     if folder.lowercase and not lowers:
         raise SetupError(
-            f"Model folder {folder.path.name}: its sentence config's do_lower_case is not what its tokenizer does. "
-            "Save the tokenizer again with the normalizer that is meant."
+            f"Model folder {folder.path.name}: its sentence config has do_lower_case, which its tokenizer does not do. "
+            "Save the tokenizer again with a normalizer that does."
         )
 
 
 def _find_unknown(tokenizer: Tokenizer) -> int | None:
-    """The id that stands for what the vocabulary does not know, if there is one."""
+    """The id of unknown pieces, if there is one."""
     if hasattr(tokenizer.model, "unk_token"):
         token = tokenizer.model.unk_token
         return None if token is None else tokenizer.token_to_id(token)
-    return msgspec.json.decode(tokenizer.to_str(), type=_Saved).model.unk_id
+    return msgspec.json.decode(tokenizer.to_str(), type=TokenizerJson).model.unk_id
 
 
 def _find_specials(tokenizer: Tokenizer, name: str) -> tuple[list[int], list[int]]:
     """The ids that go in front of and behind every text."""
-    plain: list[int] = tokenizer.encode(PROBE, add_special_tokens=False).ids
-    full: list[int] = tokenizer.encode(PROBE, add_special_tokens=True).ids
+    plain: list[int] = tokenizer.encode(PROBE_TEXT, add_special_tokens=False).ids
+    full: list[int] = tokenizer.encode(PROBE_TEXT, add_special_tokens=True).ids
     for start in range(len(full) - len(plain) + 1):
         if plain and full[start : start + len(plain)] == plain:
             return full[:start], full[start + len(plain) :]

@@ -1,76 +1,52 @@
-"""Token ids word by word, found in the vocabulary alone: for WordPiece as BERT has it, where white space cuts first.
+"""Token ids word by word, found in the vocabulary alone: for BERT's WordPiece, where white space cuts first.
 
-There the ids of a text are those of its words, one after another, and a word's are a few look-ups. That is so for
-printable ASCII: beyond it normalizers join and drop characters, so other texts are left to the tokenizer. Nothing is
+There the ids of a text are those of its words, one after another, and a word's are a few look-ups. This holds for
+printable ASCII; beyond it normalizers join and drop characters, so other texts are left to the tokenizer. Nothing is
 remembered of any text: how long a text takes says nothing of those before it.
 """
 
 import re
 from collections.abc import Sequence
 
-import msgspec
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
-PLAIN = re.compile(r"[\t\n\r -~]*")  # its white space is what `str.split` and BERT's normalizer both take for it
+PLAIN = re.compile(r"[\t\n\r -~]*")  # its white space is the same for `str.split` and for BERT's normalizer
 MARK = r"[!-/:-@\[-`{-~]"  # stands alone, whatever is beside it
-RUNS = re.compile(rf"[0-9A-Za-z]+|{MARK}").findall
-LONE = re.compile(rf"[0-9A-Za-z]+|{MARK}").fullmatch
-
-
-class _Part(msgspec.Struct):
-    type: str
-
-
-class _Normalizer(_Part):
-    lowercase: bool = True
-
-
-class _WordPiece(msgspec.Struct):
-    vocab: dict[str, int]
-    unk_token: str
-    continuing_subword_prefix: str
-    max_input_chars_per_word: int
-
-
-class _Added(msgspec.Struct):
-    content: str
-
-
-class _Saved(msgspec.Struct):
-    model: msgspec.Raw
-    normalizer: _Normalizer | None = None
-    pre_tokenizer: _Part | None = None
-    added_tokens: list[_Added] = []
+RUN = re.compile(rf"[0-9A-Za-z]+|{MARK}")
 
 
 class TooDear(Exception):
-    """A text has more characters in words that the vocabulary does not hold whole than were to be looked at."""
+    """The texts have too many characters in words that the vocabulary does not hold whole."""
 
 
 class Words:
-    """What words stand for. Never changes."""
+    """The ids of words. Never changes."""
 
-    def __init__(self, model: _WordPiece, unknown: int, *, lowercase: bool, leave: re.Pattern[str] | None) -> None:
+    def __init__(
+        self, model: WordPiece, vocabulary: dict[str, int], *, lowercase: bool, leave: re.Pattern[str] | None
+    ) -> None:
         """Texts in which `leave` is found, in lower case, are left to the tokenizer."""
-        begins = model.continuing_subword_prefix
-        self._whole = {piece: token for piece, token in model.vocab.items() if LONE(piece)}
+        prefix = model.continuing_subword_prefix
+        self._whole = {piece: token for piece, token in vocabulary.items() if RUN.fullmatch(piece)}
         self._inner = {
-            piece.removeprefix(begins): token
-            for piece, token in model.vocab.items()
-            if piece.startswith(begins) and LONE(piece.removeprefix(begins))
+            piece.removeprefix(prefix): token
+            for piece, token in vocabulary.items()
+            if piece.startswith(prefix) and RUN.fullmatch(piece.removeprefix(prefix))
         }
-        self._unknown = unknown
-        self._word_chars_max = model.max_input_chars_per_word
+        self._unknown = vocabulary[model.unk_token]
+        self._word_chars_max: int = model.max_input_chars_per_word
         self._piece_chars_max = max(map(len, (*self._whole, *self._inner)), default=1)
         self._lowercase = lowercase
         self._leave = leave
 
-    def ids(self, text: str) -> list[int] | None:
-        """Token ids of a text, special tokens aside; None for a text that has to be looked at as a whole."""
-        return self.each([text])[0]
+    def ids(self, texts: Sequence[str], others_chars_max: int | None = None) -> list[list[int] | None]:
+        """Token ids of each text, special tokens aside; None for a text that has to be looked at as a whole.
 
-    def each(self, texts: Sequence[str], others_chars_max: int | None = None) -> list[list[int] | None]:
-        """The same for several. Raises TooDear past so many characters in words that take more than one look-up."""
+        Raises TooDear past `others_chars_max` characters in words that take more than one look-up.
+        """
         whole, leave = self._whole, self._leave
         spare = sum(map(len, texts)) if others_chars_max is None else others_chars_max
         result: list[list[int] | None] = []
@@ -89,7 +65,7 @@ class Words:
                 if token is not None:
                     found.append(token)
                     continue
-                for run in RUNS(word):
+                for run in RUN.findall(word):
                     token = whole.get(run)
                     if token is not None:
                         found.append(token)
@@ -102,7 +78,7 @@ class Words:
         return result
 
     def _pieces(self, word: str) -> list[int]:
-        """The longest piece that begins the word, then the longest that goes on, and so forth."""
+        """The longest piece that begins the word, then the longest that continues it, and so on."""
         size = len(word)
         if size > self._word_chars_max:
             return [self._unknown]
@@ -121,19 +97,20 @@ class Words:
 
 def words_of(tokenizer: Tokenizer) -> Words | None:
     """For a tokenizer that cuts at white space first; None for any other."""
-    saved = msgspec.json.decode(tokenizer.to_str(), type=_Saved)
-    parts = (msgspec.json.decode(saved.model, type=_Part), saved.normalizer, saved.pre_tokenizer)
-    kinds = tuple(part.type if part is not None else None for part in parts)
-    if saved.normalizer is None or kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer"):
+    model, normalizer = tokenizer.model, tokenizer.normalizer
+    if not (
+        isinstance(model, WordPiece)
+        and isinstance(normalizer, BertNormalizer)
+        and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
+    ):
         return None
-    model = msgspec.json.decode(saved.model, type=_WordPiece)
-    unknown = model.vocab.get(model.unk_token)
-    if unknown is None:
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    if model.unk_token not in vocabulary:
         return None
     leave: set[str] = set()  # found before any cut, in the text as it is or as it was normalized
-    for token in saved.added_tokens:
-        leave |= {token.content.lower(), tokenizer.normalizer.normalize_str(token.content).lower()}
+    for token in tokenizer.get_added_tokens_decoder().values():
+        leave |= {token.content.lower(), normalizer.normalize_str(token.content).lower()}
     if not all(each.strip() for each in leave):
-        return None  # one of which nothing is left may be found anywhere
+        return None  # a token of which nothing is left may be found anywhere
     pattern = re.compile("|".join(map(re.escape, sorted(leave)))) if leave else None
-    return Words(model, unknown, lowercase=saved.normalizer.lowercase, leave=pattern)
+    return Words(model, vocabulary, lowercase=normalizer.lowercase, leave=pattern)

@@ -1,7 +1,7 @@
 """The child process that owns one compiled model: `python -m embedmesh.engine.worker FD`.
 
-It may crash, hang or be killed at any moment, so it holds nothing that anybody would miss. It ends when its socket
-closes, and the kernel kills it when its parent dies while it computes: it never outlives its node.
+It may crash, hang or be killed at any moment, so it holds nothing that must survive. It ends when its socket closes,
+and the kernel kills it when its parent dies while it computes: it never outlives its node.
 """
 
 import ctypes
@@ -12,12 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from embedmesh.engine import frames
 from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import Folder, digest, read_folder
-from embedmesh.engine.frames import Batch, Failed, Load, Ready, Refused, Vectors
+from embedmesh.engine.frames import Failed, LoadModel, LoadRefused, Ready, RunBatch, Vectors
 from embedmesh.rules.errors import SetupError
 
 PR_SET_PDEATHSIG = 1
@@ -29,20 +30,22 @@ def main(fd: int) -> None:
     begun = time.monotonic()
     _tie_to_parent()
     sock = socket.socket(fileno=fd)
-    load = frames.receive(sock, Load)
+    stream = sock.makefile("rb")
+    load = frames.receive(stream, msgspec.msgpack.Decoder(LoadModel))
     if load is None:
         return
     try:
         model = _load(load)
     except SetupError as error:
-        sock.sendall(frames.encode(Refused(str(error))))
+        sock.sendall(frames.encode(LoadRefused(str(error))))
         return
     sock.sendall(frames.encode(Ready(load_ms=round((time.monotonic() - begun) * 1000))))
-    while (batch := frames.receive(sock, Batch)) is not None:
+    batches = msgspec.msgpack.Decoder(RunBatch)
+    while (batch := frames.receive(stream, batches)) is not None:
         sock.sendall(frames.encode(_answer(model, batch)))
 
 
-def _load(load: Load) -> CompiledModel:
+def _load(load: LoadModel) -> CompiledModel:
     path = Path(load.folder)
     if digest(path) != load.digest:
         raise SetupError(
@@ -54,7 +57,7 @@ def _load(load: Load) -> CompiledModel:
     return CompiledModel(folder, load.threads, load.tier)
 
 
-def _compare(load: Load, folder: Folder) -> None:
+def _compare(load: LoadModel, folder: Folder) -> None:
     """The catalogue and the folder must agree on what a caller can see."""
     name = folder.path.name
     if load.width != folder.width:
@@ -63,7 +66,7 @@ def _compare(load: Load, folder: Folder) -> None:
         raise SetupError(f"The catalogue gives {name} {load.max_tokens} tokens; its folder allows {folder.max_tokens}.")
 
 
-def _answer(model: CompiledModel, batch: Batch) -> Vectors | Failed:
+def _answer(model: CompiledModel, batch: RunBatch) -> Vectors | Failed:
     begun = time.process_time()
     try:
         vectors = model.run(batch.sequences, batch.rows, batch.length)

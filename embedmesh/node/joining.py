@@ -44,7 +44,7 @@ from embedmesh.signing.identity import Identity, fingerprint, verify
 from embedmesh.signing.invites import Invite, proof
 from embedmesh.signing.messages import RequestSigner
 from embedmesh.signing.receipt_log import ReceiptLog
-from embedmesh.signing.receipts import PURPOSE, head_message
+from embedmesh.signing.receipts import RECEIPTS_PURPOSE, head_message
 from embedmesh.signing.session import Ephemeral, transcript
 
 log = logging.getLogger("embedmesh.node")
@@ -275,7 +275,7 @@ class Joining:
         page = self._receipts.page(wanted)
         now_ms = self._clock.unix_ms()
         message = head_message(self._node_id, self._known.fingerprint, page.count, page.head, now_ms)
-        head = SignedHead(page.count, page.head, now_ms, self._identity.sign(PURPOSE, message))
+        head = SignedHead(page.count, page.head, now_ms, self._identity.sign(RECEIPTS_PURPOSE, message))
         beat = Heartbeat(report.tokens_waiting, report.tokens_per_s, page.receipts, head)
         return _decode(await self._say("heartbeat", msgspec.json.encode(beat)), HeartbeatReply)
 

@@ -18,10 +18,17 @@ from typing import Any
 
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.jsonfile import read_object
-from embedmesh.engine.layout import KINDS, ONNX_FILES, SENTENCE_FILES, SENTENCES_FILE, check_weights, find_first
-from embedmesh.engine.modules import FILE as MODULES_FILE
-from embedmesh.engine.modules import list_modules
-from embedmesh.engine.safetensors import INDEX
+from embedmesh.engine.layout import (
+    ARCHITECTURES,
+    ONNX_FILES,
+    SENTENCE_FILES,
+    SENTENCES_FILE,
+    check_weights,
+    find_first,
+    module_folders,
+)
+from embedmesh.engine.modules import MODULES_FILE
+from embedmesh.engine.safetensors import WEIGHTS_INDEX_FILE
 from embedmesh.rules.errors import SetupError
 
 NAME = re.compile(
@@ -39,7 +46,7 @@ CONFIG_FILES = {
     "added_tokens.json",
     MODULES_FILE,
     SENTENCES_FILE,
-    INDEX,
+    WEIGHTS_INDEX_FILE,
     *SENTENCE_FILES,
 }
 OTHER_RUNTIMES = {"onnx", "openvino", "coreml"}  # folders with copies of the configs for other programs
@@ -108,12 +115,10 @@ def _fetch(repo: str, revision: str | None, place: Path, models_dir: Path) -> No
 def _take_weights(snapshot: "_Snapshot") -> None:
     """Safetensors of all modules; an .onnx file where the transformer has none or its architecture is foreign."""
     first, static = find_first(snapshot.folder)
-    folders = {first.relative_to(snapshot.folder).as_posix()}
-    if (snapshot.folder / MODULES_FILE).is_file():
-        folders |= {PurePosixPath(where).as_posix() for _, where in list_modules(snapshot.folder)}
+    folders = {folder.relative_to(snapshot.folder).as_posix() for folder in module_folders(snapshot.folder)}
     weights = [name for name in snapshot.files if _is_safetensors(name) and _parent(name) in folders]
     at = first.relative_to(snapshot.folder)
-    known = static or read_object(first / "config.json").get("model_type") in KINDS
+    known = static or read_object(first / "config.json").get("model_type") in ARCHITECTURES
     if not known or not any(_parent(name) == at.as_posix() for name in weights):
         weights = [name for name in weights if _parent(name) != at.as_posix()]
         onnx = next(((at / name).as_posix() for name in ONNX_FILES if (at / name).as_posix() in snapshot.files), None)

@@ -35,3 +35,14 @@ OFFERS_MAX = 64  # models of one node: four times what one serves
 HEARTBEAT_RECEIPTS_MAX = 1_000
 
 # -- models and their files (engine/, provision/)
+
+VECTOR_WIDTH_MAX = 65_536  # sixteen times the widest model we know of; bounds the size of a reply
+PROMPT_CHARS_MAX = 1_024  # a prompt is a few words and is paid with every text
+CATALOGUE_BYTES_MAX = 4 * 1024 * 1024  # about ten thousand models
+MODEL_PRICE_MAX = 10**15  # nano-USD per million tokens, a dollar a token; the dearest request still fits 64 bits
+NODE_PRICE_MAX = 10**12  # nano-USD per million tokens, $1,000; more is a number of nano-USD given for one of USD
+NODE_MODELS_MAX = 16  # of one process; each is a worker of 200 MB or more
+STATIC_TOKENS_MAX = 8_192  # of one input; a static model has no longest text, this is what the longest encoders take
+MODEL_CONFIG_BYTES_MAX = 1024 * 1024  # of one JSON file of a model's folder; the largest in use have some 30 kB
+MODEL_MODULES_MAX = 16  # published models have at most five
+MODEL_SHARDS_MAX = 64  # published models that a CPU can serve have some 10

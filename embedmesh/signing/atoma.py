@@ -14,29 +14,26 @@ from typing import cast
 
 from embedmesh.signing.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify_raw
 
-FIELDS = {"node_small_id": int, "public_address": str, "country": str}  # in the order that Atoma's proxy declares
-ED25519 = b"\0"
+ATOMA_FIELDS = {"node_small_id": int, "public_address": str, "country": str}  # in the order that Atoma's proxy declares
+ED25519_SCHEME = b"\0"
 SIGNATURE_CHARS = 132  # of the 97 bytes
 SMALL_ID_MAX = 2**64 - 1
 
 
 def signer(signature: str) -> bytes:
-    """The public key (32 bytes) that a signature names. Raises ValueError where it is not of that form.
+    """The public key (32 bytes) that a signature names. Raises ValueError for another form.
 
-    It is the signer's own word: whether it is a known node's, the caller has to ask before it has it checked.
+    It is the signer's claim: the caller has to look it up before it checks the signature.
     """
     return _parts(signature)[1]
 
 
 def check(data: Mapping[str, object], signature: str) -> bytes:
-    """The public key that signed these fields: the signer's. `data` in the order in which it came.
-
-    Raises ValueError.
-    """
-    if data.keys() != FIELDS.keys() or any(type(data[name]) is not kind for name, kind in FIELDS.items()):
+    """The public key that signed these fields. `data` in the order in which it came. Raises ValueError."""
+    if data.keys() != ATOMA_FIELDS.keys() or any(type(data[name]) is not kind for name, kind in ATOMA_FIELDS.items()):
         raise ValueError("data is not node_small_id, public_address and country")
     if not 0 <= cast(int, data["node_small_id"]) <= SMALL_ID_MAX:
-        raise ValueError("node_small_id has more than 64 bits, or less than none")
+        raise ValueError("node_small_id is negative or has more than 64 bits")
     signed, public_key = _parts(signature)
     texts = {_text(order, escaped) for order in (data, _declared(data)) for escaped in (False, True)}
     if not any(verify_raw(public_key, _digest(text), signed) for text in texts):
@@ -47,7 +44,7 @@ def check(data: Mapping[str, object], signature: str) -> bytes:
 def sign(identity: Identity, data: Mapping[str, object]) -> str:
     """The signature of an Atoma node over these fields."""
     signed = identity.sign_raw(_digest(_text(_declared(data), escaped=False)))
-    return base64.b64encode(ED25519 + signed + identity.public_key).decode("ascii")
+    return base64.b64encode(ED25519_SCHEME + signed + identity.public_key).decode("ascii")
 
 
 def _parts(signature: str) -> tuple[bytes, bytes]:
@@ -55,13 +52,13 @@ def _parts(signature: str) -> tuple[bytes, bytes]:
     if len(signature) != SIGNATURE_CHARS:
         raise ValueError("the signature is not 97 bytes of base64")
     raw = base64.b64decode(signature, validate=True)
-    if len(raw) != len(ED25519) + SIGNATURE_BYTES + PUBLIC_KEY_BYTES or not raw.startswith(ED25519):
+    if len(raw) != len(ED25519_SCHEME) + SIGNATURE_BYTES + PUBLIC_KEY_BYTES or not raw.startswith(ED25519_SCHEME):
         raise ValueError("the signature is not an Ed25519 one")
     return raw[1 : 1 + SIGNATURE_BYTES], raw[1 + SIGNATURE_BYTES :]
 
 
 def _declared(data: Mapping[str, object]) -> Mapping[str, object]:
-    return {name: data[name] for name in FIELDS}
+    return {name: data[name] for name in ATOMA_FIELDS}
 
 
 def _text(data: Mapping[str, object], escaped: bool) -> bytes:

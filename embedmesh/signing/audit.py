@@ -1,24 +1,24 @@
-"""A gateway's check of a node's log: is it whole, signed, and does it say what we have seen ourselves?
+"""A gateway's check of a node's log: that it is whole, signed, and agrees with the answers that the gateway got.
 
-The gateway remembers each answer that it got until the node's log brings its receipt. A receipt of an answer that we
-remember differently is a false one. Receipts that we remember nothing of are no proof of anything: their reply may have
-been lost on its way, or gone to another gateway; they are counted.
+The gateway remembers each answer until the node's log brings its receipt. A receipt that differs from the answer is
+false. Receipts of unknown answers prove nothing (the reply may have been lost, or gone to another gateway); they are
+counted.
 """
 
-from binascii import b2a_base64
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from embedmesh.rules.membership import NONCE_S, Receipt, SignedHead
 from embedmesh.signing.identity import verify
-from embedmesh.signing.receipts import PURPOSE, Chain, head_message
+from embedmesh.signing.messages import digest_value
+from embedmesh.signing.receipts import RECEIPTS_PURPOSE, Chain, head_message
 
-REMEMBERED_MAX = 20_000  # answers of one node, ten seconds of the busiest; each has some 300 bytes
+REMEMBERED_ANSWERS_MAX = 20_000  # answers of one node, ten seconds of the busiest; each has some 300 bytes
 
 
 class Checked(NamedTuple):
-    """What some receipts said: about answers that we have seen, that we have not, and that were otherwise."""
+    """How many receipts agree with an answer, have no known answer, and differ from theirs."""
 
     matched: int
     unmatched: int
@@ -38,31 +38,31 @@ class Audit:
 
     @property
     def count(self) -> int:
-        """Receipts that were checked."""
+        """The number of receipts checked so far."""
         return self._chain.count
 
     @property
     def head(self) -> bytes:
-        """Of the log up to there."""
+        """The head of the log after them."""
         return self._chain.head
 
     def move_to(self, count: int, head: bytes) -> None:
-        """Follow the log from there on: another gateway has checked what is before."""
+        """Follow the log from there on: another gateway has checked the receipts before."""
         self._chain = Chain(head, count)
 
     def answered(self, request_id: str, request_digest: str, reply_digest: str, tokens: int) -> None:
         """Remember an answer. Digests as in `Content-Digest`."""
-        if len(self._answers) >= REMEMBERED_MAX:
+        if len(self._answers) >= REMEMBERED_ANSWERS_MAX:
             self._answers.popitem(last=False)
         self._answers[request_id, reply_digest] = request_digest, tokens
 
     def check(self, receipts: Sequence[Receipt], signed: SignedHead, now_ms: int) -> Checked:
-        """Follow the log. Raises ValueError, and then has not moved, where it is not whole or not signed.
+        """Follow the log. Raises ValueError, and does not move, where it is not whole or not signed.
 
-        A log that begins anew (the node has lost it) is followed from its beginning.
+        A log that begins anew, because the node lost it, is followed from its beginning.
         """
         if not receipts and not signed.count:
-            return Checked(0, 0, 0)  # it has lost its log, and nothing is in the new one
+            return Checked(0, 0, 0)  # the node lost its log, and the new one is empty
         first = receipts[0].number if receipts else self.count + 1
         chain = Chain(self.head, self.count) if first == self.count + 1 else Chain()
         for receipt in receipts:
@@ -70,7 +70,7 @@ class Audit:
         if (chain.count, chain.head) != (signed.count, signed.head):
             raise ValueError("the receipts do not lead to the head")
         message = head_message(self._node_id, self._gateway, signed.count, signed.head, signed.time_ms)
-        if not verify(self._public_key, PURPOSE, message, signed.signature):
+        if not verify(self._public_key, RECEIPTS_PURPOSE, message, signed.signature):
             raise ValueError("the head is not signed by the node")
         if abs(now_ms - signed.time_ms) > NONCE_S * 1000:
             raise ValueError("the head was not signed now")
@@ -80,16 +80,11 @@ class Audit:
     def _compare(self, receipts: Sequence[Receipt]) -> Checked:
         matched = unmatched = false = 0
         for receipt in receipts:
-            answer = self._answers.pop((receipt.request_id, _as_header(receipt.reply_digest)), None)
+            answer = self._answers.pop((receipt.request_id, digest_value(receipt.reply_digest)), None)
             if answer is None:
                 unmatched += 1
-            elif answer == (_as_header(receipt.request_digest), receipt.tokens):
+            elif answer == (digest_value(receipt.request_digest), receipt.tokens):
                 matched += 1
             else:
                 false += 1
         return Checked(matched, unmatched, false)
-
-
-def _as_header(digest: bytes) -> str:
-    """As in `Content-Digest`."""
-    return f"sha-256=:{b2a_base64(digest, newline=False).decode('ascii')}:"

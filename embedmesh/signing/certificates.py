@@ -1,7 +1,7 @@
-"""A node's own TLS certificate, and the one thing that makes it worth something: that its gateway has pinned it.
+"""A node's own TLS certificate, which its gateway pins.
 
-There is no authority. The node makes a certificate that vouches for itself only, registers it under its identity's
-signature, and the gateway then trusts just that one on just that node's connections, whatever the address says.
+There is no authority. The node makes a certificate that proves itself only, and registers it under its identity's
+signature. The gateway then trusts just that one on just that node's connections, whatever the address is.
 """
 
 import datetime
@@ -19,12 +19,12 @@ from cryptography.x509.oid import NameOID
 from embedmesh.rules.errors import SetupError
 from embedmesh.signing.private import make_once, read_private
 
-DER_BYTES_MAX = 8_192  # ours have about 400; an RSA one with a long name has 2,000
-VALID_DAYS = 20 * 365  # it is replaced by registering another, not by running out
-EARLY_DAYS = 1  # a gateway's clock may be behind the node's
-NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "embedmesh-node")])
-WHAT = "TLS key"
-UNREADABLE = (  # all that the two parsers say of what they do not take
+CERTIFICATE_BYTES_MAX = 8_192  # ours have about 400; an RSA one with a long name has 2,000
+CERTIFICATE_DAYS = 20 * 365  # it is replaced by registering another, not by running out
+CLOCK_SKEW_DAYS = 1  # a gateway's clock may be behind the node's
+CERTIFICATE_NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "embedmesh-node")])
+TLS_KEY = "TLS key"
+PARSE_ERRORS = (  # all that the two parsers raise for a bad certificate
     ValueError,
     Warning,
     UnsupportedAlgorithm,
@@ -72,9 +72,9 @@ def server_context(path_cert: Path, path_key: Path) -> ssl.SSLContext:
 
 
 def pinned_context(certificate_der: bytes) -> ssl.SSLContext:
-    """For the gateway: TLS 1.3 with whoever holds this certificate's key, and nobody else. Names are not looked at.
+    """For the gateway: TLS 1.3 with the holder of this certificate's key only. Names are not checked.
 
-    Only for what `is_certificate` has accepted: another one might prove for others. Raises ssl.SSLError for junk.
+    Only for a certificate that `is_certificate` has accepted: others might certify further ones. Raises ssl.SSLError.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody yet
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -85,29 +85,29 @@ def pinned_context(certificate_der: bytes) -> ssl.SSLContext:
 
 
 def is_certificate(certificate_der: bytes) -> bool:
-    """Whether this is one certificate that may be pinned: it says that it vouches for nobody else (CA:FALSE)."""
-    if len(certificate_der) > DER_BYTES_MAX:
+    """Whether this is a certificate that may be pinned: one that certifies no others (CA:FALSE)."""
+    if len(certificate_der) > CERTIFICATE_BYTES_MAX:
         return False
     try:
-        with warnings.catch_warnings(action="error"):  # what is only warned of now will be refused by a later release
+        with warnings.catch_warnings(action="error"):  # a warning now is an error in a later release
             certificate = x509.load_der_x509_certificate(certificate_der)
-            vouches = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         pinned_context(certificate_der)  # OpenSSL must read it too
-    except UNREADABLE:
+    except PARSE_ERRORS:
         return False
-    return not vouches
+    return not is_authority
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
-        .subject_name(NAME)
-        .issuer_name(NAME)
+        .subject_name(CERTIFICATE_NAME)
+        .issuer_name(CERTIFICATE_NAME)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=EARLY_DAYS))
-        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .not_valid_before(now - datetime.timedelta(days=CLOCK_SKEW_DAYS))
+        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, SHA256())
     )
@@ -115,11 +115,11 @@ def _self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
-        key = load_pem_private_key(read_private(path, WHAT), password=None)
+        key = load_pem_private_key(read_private(path, TLS_KEY), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise SetupError(f"The {WHAT} {path} is not an EC key in PEM: restore it from a backup, or remove it.")
+        raise SetupError(f"The {TLS_KEY} {path} is not an EC key in PEM: restore it from a backup, or remove it.")
     return key
 
 

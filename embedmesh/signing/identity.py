@@ -1,6 +1,6 @@
-"""Who somebody is: an Ed25519 key pair (RFC 8032). A node makes its own; a gateway's follows from its key secret.
+"""Identities: Ed25519 key pairs (RFC 8032). A node makes its own; a gateway's follows from its key secret.
 
-Whatever is signed says what for, so that a signature under one purpose is worth nothing under another.
+Every signature covers its purpose, so that it is worth nothing under another.
 """
 
 import base64
@@ -21,11 +21,11 @@ SEED_BYTES = 32
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 NODE_ID_HEX_DIGITS = 32  # 128 bits: nobody finds another key with the same id
-WHAT = "node identity"
+NODE_IDENTITY = "node identity"
 
 
 class Identity:
-    """A private key, and what may be done with it."""
+    """A private key that signs."""
 
     def __init__(self, seed: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
@@ -37,18 +37,19 @@ class Identity:
         try:
             if not path.exists():
                 make_once(path, secrets.token_bytes(SEED_BYTES))
-            seed = read_private(path, WHAT)
+            seed = read_private(path, NODE_IDENTITY)
         except OSError as error:
-            raise SetupError(f"Cannot use the {WHAT} {path}: {error.strerror}.") from None
+            raise SetupError(f"Cannot use the {NODE_IDENTITY} {path}: {error.strerror}.") from None
         if len(seed) != SEED_BYTES:
             raise SetupError(
-                f"The {WHAT} {path} must have {SEED_BYTES} bytes: restore it from a backup, or remove it and join anew."
+                f"The {NODE_IDENTITY} {path} must have {SEED_BYTES} bytes: restore it from a backup, or remove "
+                "it and join again."
             )
         return cls(seed)
 
     @classmethod
     def from_seed(cls, secret: bytes, info: bytes) -> Self:
-        """The identity that follows from a secret, by HKDF-SHA256 (RFC 5869). `info` says which one of them."""
+        """The identity that follows from a secret, by HKDF-SHA256 (RFC 5869). `info` tells several of them apart."""
         return cls(HKDF(SHA256(), SEED_BYTES, salt=None, info=info).derive(secret))
 
     def sign(self, purpose: bytes, message: bytes) -> bytes:
@@ -56,7 +57,7 @@ class Identity:
         return self._key.sign(_for(purpose, message))
 
     def sign_raw(self, message: bytes) -> bytes:
-        """64 bytes over just the message: for a protocol of others that has no purposes."""
+        """64 bytes over the message alone, for a foreign protocol that has no purposes."""
         return self._key.sign(message)
 
 
@@ -82,7 +83,7 @@ def node_id(public_key: bytes) -> str:
 
 
 def fingerprint(public_key: bytes) -> str:
-    """All of a public key's SHA-256, 43 characters of unpadded base64url (RFC 4648): what a join token pins."""
+    """A public key's SHA-256 as 43 characters of unpadded base64url (RFC 4648): what a join token pins."""
     return base64.urlsafe_b64encode(hashlib.sha256(public_key).digest()).rstrip(b"=").decode("ascii")
 
 

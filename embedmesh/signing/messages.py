@@ -4,28 +4,29 @@ A request's signature covers method, path, body digest (RFC 9530), node and requ
 digest and receipt number, and of the request all of that and the request's own signature (section 2.4). What is
 signed is the "signature base" (section 2.5): a line for each covered component, the last one for the parameters.
 
-This runs for every request, and so it builds and accepts this one profile as fixed text: the same components and
-parameters, in the same order, under the label `em`. Anything else is refused unread. The query of a URL is not
-covered: a path with one is never signed. A nonce is `<instance>-<counter>`, both in hex.
+This runs for every request, so it builds and accepts this one profile as fixed text: the same components and
+parameters, in the same order, under the label `em`. Anything else is refused unread. The signature does not cover the
+query of a URL: a path with one is never signed. A nonce is `<instance>-<counter>`, both in hex.
 """
 
 import itertools
 import re
 from binascii import b2a_base64
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from embedmesh.signing.replay import ReplayWindow
 from embedmesh.signing.session import Session
 
-SKEW_S = 60  # how far the clocks of gateway and node may differ
-ROTATION_S = 120  # how long the session before the newest is good: longer than any request signed under it may travel
+CLOCK_SKEW_MAX_S = 60  # between the clocks of gateway and node
+ROTATION_S = 120  # how long the previous session stays valid: longer than any request signed under it may travel
 INSTANCE = re.compile("[0-9a-f]{16}")
 
 REQUEST_COVERS = '("@method" "@path" "content-digest" "embedmesh-node" "embedmesh-request-id")'
-REQUEST_LINES = 6  # of its base: what was signed has a line for each component, so no value can pass for two
+REQUEST_LINES = 6  # of the signature base: one for each component, so no value can pass for two
 REPLY_COVERS = (
     '("@status" "content-digest" "embedmesh-receipt" "@method";req "@path";req "content-digest";req'
     ' "embedmesh-node";req "embedmesh-request-id";req "signature";req;key="em")'
@@ -43,185 +44,14 @@ Reason = Literal["missing", "malformed", "node", "key", "time", "signature", "di
 
 
 class Unauthenticated(Exception):
-    """The message is not what the other side of the session said, or not now, or not for the first time.
+    """The message is not genuine, not recent, or not new.
 
-    `reason` is the check that failed: a word for metrics, which holds nothing of the message.
+    `reason` is the check that failed: a word for metrics that holds nothing of the message.
     """
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-class RequestSigner:
-    """Signs requests under one session. `instance` is 16 hex digits, drawn once by each process.
-
-    A process makes one for a session: the counter starts here.
-    """
-
-    def __init__(self, session: Session, node_id: str, instance: str) -> None:
-        assert INSTANCE.fullmatch(instance)
-        self._node_id = node_id
-        self._mac = Mac(session)
-        self._instance = instance
-        self._counter = itertools.count(1)
-
-    def sign(self, method: str, path: str, body: bytes, request_id: str, now_s: int) -> "SignedRequest":
-        """Sign a request. Raises ValueError for what cannot stand in a head, or a path with a query."""
-        digest = content_digest(body)
-        params = (
-            f'{REQUEST_COVERS};created={now_s};nonce="{self._instance}-{next(self._counter):x}"'
-            f';keyid="{self._mac.key_id}";alg="hmac-sha256"'
-        )
-        base = _request_base(method, path, digest, self._node_id, request_id, params)
-        if "?" in path or b"\r" in base or base.count(b"\n") != REQUEST_LINES - 1:
-            raise ValueError("the path has a query, or a value has a line break")
-        signature = self._mac.sign(base)
-        headers = (
-            f"Content-Digest: {digest}\r\nEmbedmesh-Node: {self._node_id}\r\nEmbedmesh-Request-Id: {request_id}\r\n"
-            f"Signature-Input: em={params}\r\nSignature: em={signature}\r\n"
-        )
-        asked = _asked(method, path, digest, self._node_id, request_id, signature)
-        return SignedRequest(self._mac, asked, digest, headers.encode("ascii"))
-
-
-class SignedRequest:
-    """`headers` are ready to be put into an HTTP/1.1 head: five lines, each ended by CR LF. `digest` is the body's."""
-
-    __slots__ = ("_asked", "_mac", "digest", "headers")
-
-    def __init__(self, mac: "Mac", asked: str, digest: str, headers: bytes) -> None:
-        self.headers = headers
-        self.digest = digest
-        self._asked = asked
-        self._mac = mac
-
-    def check_reply(self, status: int, body: bytes, headers: Mapping[bytes, bytes], now_s: int) -> int:
-        """The receipt number of a reply to this request. Header names in lower case. Raises Unauthenticated."""
-        try:
-            digest = headers[b"content-digest"].decode("ascii")
-            receipt = headers[b"embedmesh-receipt"].decode("ascii")
-            signature_input = headers[b"signature-input"].decode("ascii")
-            signature = headers[b"signature"].decode("ascii")
-        except KeyError:
-            raise Unauthenticated("missing") from None
-        except UnicodeDecodeError:
-            raise Unauthenticated("malformed") from None
-        form = REPLY_INPUT.fullmatch(signature_input)
-        if form is None or not RECEIPT.fullmatch(receipt):
-            raise Unauthenticated("malformed")
-        created, key_id = form.groups()
-        if key_id != self._mac.key_id:
-            raise Unauthenticated("key")
-        _check_time(created, now_s)
-        base = _reply_base(status, digest, receipt, self._asked, signature_input.removeprefix("em="))
-        _check_signature(self._mac, base, signature)
-        if digest != content_digest(body):
-            raise Unauthenticated("digest")
-        return int(receipt)
-
-
-class RequestChecker:
-    """Checks requests that carry one node's id: a node those for it, a gateway those from it.
-
-    It remembers what it has seen, so a session must not outlive it. Where one does, over a restart, set `not_before_s`
-    to when that was: nothing that was signed earlier is taken then.
-    """
-
-    def __init__(self, node_id: str) -> None:
-        self.not_before_s = 0  # Unix time
-        self._node_id = node_id
-        self._newest: _Known | None = None
-        self._before: _Known | None = None
-        self._before_until_s = 0
-
-    def add(self, session: Session, now_s: int) -> None:
-        """Accept a new session too; the one before stays good for ROTATION_S, the one before that is forgotten."""
-        if any(known and known.mac.key_id == session.key_id for known in (self._newest, self._before)):
-            return  # its window must not be forgotten
-        self._before, self._newest = self._newest, _Known(session)
-        self._before_until_s = now_s + ROTATION_S
-
-    def check(self, method: str, path: str, body: bytes, headers: Mapping[str, str], now_s: int) -> "CheckedRequest":
-        """Accept a request once. Raises Unauthenticated.
-
-        `path` as it stood in the request line, not decoded. Header names in lower case.
-        """
-        checked = self.check_head(method, path, headers, now_s)
-        checked.check_body(body, now_s)
-        return checked
-
-    def check_head(self, method: str, path: str, headers: Mapping[str, str], now_s: int) -> "CheckedRequest":
-        """The same before the body is there. The request counts only once `check_body` has accepted that, too."""
-        try:
-            digest = headers["content-digest"]
-            node_id = headers["embedmesh-node"]
-            request_id = headers["embedmesh-request-id"]
-            signature_input = headers["signature-input"]
-            signature = headers["signature"]
-        except KeyError:
-            raise Unauthenticated("missing") from None
-        form = REQUEST_INPUT.fullmatch(signature_input)
-        if form is None:
-            raise Unauthenticated("malformed")
-        created, instance, counter, key_id = form.groups()
-        if node_id != self._node_id:
-            raise Unauthenticated("node")
-        known = self._find(key_id, now_s)
-        _check_time(created, now_s)
-        if int(created) < self.not_before_s:
-            raise Unauthenticated("time")
-        try:
-            base = _request_base(method, path, digest, node_id, request_id, signature_input.removeprefix("em="))
-        except UnicodeEncodeError:
-            raise Unauthenticated("malformed") from None
-        _check_signature(known.mac, base, signature)
-        if not known.window.new(instance, int(counter, 16)):  # whatever body it would bring
-            raise Unauthenticated("replay")
-        asked = _asked(method, path, digest, node_id, request_id, signature.removeprefix("em="))
-        return CheckedRequest(known, asked, request_id, digest, instance, int(counter, 16))
-
-    def _find(self, key_id: str, now_s: int) -> "_Known":
-        newest, before = self._newest, self._before
-        if newest is not None and newest.mac.key_id == key_id:
-            return newest
-        if before is not None and before.mac.key_id == key_id and now_s <= self._before_until_s:
-            return before
-        raise Unauthenticated("key")
-
-
-class CheckedRequest:
-    """A genuine request, to be answered under the session that it came under. `digest` is its body's."""
-
-    __slots__ = ("_asked", "_counter", "_instance", "_known", "_mac", "digest", "request_id")
-
-    def __init__(self, known: "_Known", asked: str, request_id: str, digest: str, instance: str, counter: int) -> None:
-        self.request_id = request_id
-        self.digest = digest
-        self._asked = asked
-        self._known = known
-        self._mac = known.mac
-        self._instance = instance
-        self._counter = counter
-
-    def check_body(self, body: bytes, now_s: int) -> None:
-        """Raises Unauthenticated where it is not the body that was signed, or the request was accepted before."""
-        if self.digest != content_digest(body):
-            raise Unauthenticated("digest")
-        if not self._known.window.admit(self._instance, self._counter, now_s):
-            raise Unauthenticated("replay")
-
-    def sign_reply(self, status: int, body: bytes, receipt_number: int, now_s: int) -> list[tuple[str, str]]:
-        """The headers that sign a reply. Receipts count from 1; 0 says that this reply has none."""
-        digest, receipt = content_digest(body), str(receipt_number)
-        params = f'{REPLY_COVERS};created={now_s};keyid="{self._mac.key_id}";alg="hmac-sha256"'
-        signature = self._mac.sign(_reply_base(status, digest, receipt, self._asked, params))
-        return [
-            ("Content-Digest", digest),
-            ("Embedmesh-Receipt", receipt),
-            ("Signature-Input", f"em={params}"),
-            ("Signature", f"em={signature}"),
-        ]
 
 
 class Mac:
@@ -247,17 +77,181 @@ class Mac:
         return f":{b2a_base64(outer.digest(), newline=False).decode('ascii')}:"
 
 
-class _Known:
+class RequestSigner:
+    """Signs requests under one session. `instance` is 16 hex digits, drawn once by each process.
+
+    A process makes one signer for a session: the counter starts here.
+    """
+
+    def __init__(self, session: Session, node_id: str, instance: str) -> None:
+        assert INSTANCE.fullmatch(instance)
+        self._node_id = node_id
+        self._mac = Mac(session)
+        self._instance = instance
+        self._counter = itertools.count(1)
+
+    def sign(self, method: str, path: str, body: bytes, request_id: str, now_s: int) -> "SignedRequest":
+        """Sign a request. Raises ValueError for a line break in a value, or a path with a query."""
+        digest = content_digest(body)
+        params = (
+            f'{REQUEST_COVERS};created={now_s};nonce="{self._instance}-{next(self._counter):x}"'
+            f';keyid="{self._mac.key_id}";alg="hmac-sha256"'
+        )
+        base = _request_base(method, path, digest, self._node_id, request_id, params)
+        if "?" in path or b"\r" in base or base.count(b"\n") != REQUEST_LINES - 1:
+            raise ValueError("the path has a query, or a value has a line break")
+        signature = self._mac.sign(base)
+        headers = (
+            f"Content-Digest: {digest}\r\nEmbedmesh-Node: {self._node_id}\r\nEmbedmesh-Request-Id: {request_id}\r\n"
+            f"Signature-Input: em={params}\r\nSignature: em={signature}\r\n"
+        )
+        covered = _covered(method, path, digest, self._node_id, request_id, signature)
+        return SignedRequest(headers.encode("ascii"), digest, covered, self._mac)
+
+
+@dataclass(slots=True)
+class SignedRequest:
+    """`headers` are ready to be put into an HTTP/1.1 head: five lines, each ended by CR LF. `digest` is the body's."""
+
+    headers: bytes
+    digest: str
+    _covered: str
+    _mac: Mac
+
+    def check_reply(self, status: int, body: bytes, headers: Mapping[bytes, bytes], now_s: int) -> int:
+        """The receipt number of a reply to this request. Header names in lower case. Raises Unauthenticated."""
+        try:
+            digest = headers[b"content-digest"].decode("ascii")
+            receipt = headers[b"embedmesh-receipt"].decode("ascii")
+            signature_input = headers[b"signature-input"].decode("ascii")
+            signature = headers[b"signature"].decode("ascii")
+        except KeyError:
+            raise Unauthenticated("missing") from None
+        except UnicodeDecodeError:
+            raise Unauthenticated("malformed") from None
+        form = REPLY_INPUT.fullmatch(signature_input)
+        if form is None or not RECEIPT.fullmatch(receipt):
+            raise Unauthenticated("malformed")
+        created, key_id = form.groups()
+        if key_id != self._mac.key_id:
+            raise Unauthenticated("key")
+        _check_time(created, now_s)
+        base = _reply_base(status, digest, receipt, self._covered, signature_input.removeprefix("em="))
+        _check_signature(self._mac, base, signature)
+        if digest != content_digest(body):
+            raise Unauthenticated("digest")
+        return int(receipt)
+
+
+class _SessionInUse(NamedTuple):
     """A session that requests may come under. Each has its own window, as nonces may repeat under another key."""
 
-    def __init__(self, session: Session) -> None:
-        self.mac = Mac(session)
-        self.window = ReplayWindow()
+    mac: Mac
+    window: ReplayWindow
+
+
+class RequestChecker:
+    """Checks requests that carry one node's id: a node those to it, a gateway those from it.
+
+    It remembers the nonces it has seen, so a session must not outlive it. Where one does, over a restart, set
+    `not_before_s` to the time of the restart: requests signed earlier are refused then.
+    """
+
+    def __init__(self, node_id: str) -> None:
+        self.not_before_s = 0  # Unix time
+        self._node_id = node_id
+        self._newest: _SessionInUse | None = None
+        self._previous: _SessionInUse | None = None
+        self._previous_until_s = 0
+
+    def add(self, session: Session, now_s: int) -> None:
+        """Accept a new session too. The previous one stays valid for ROTATION_S; the one before it is forgotten."""
+        if any(used and used.mac.key_id == session.key_id for used in (self._newest, self._previous)):
+            return  # its window must not be forgotten
+        self._previous, self._newest = self._newest, _SessionInUse(Mac(session), ReplayWindow())
+        self._previous_until_s = now_s + ROTATION_S
+
+    def check_head(self, method: str, path: str, headers: Mapping[str, str], now_s: int) -> "CheckedRequest":
+        """Check a request before its body is there; it is accepted only by `check_body`. Raises Unauthenticated.
+
+        `path` as it stood in the request line, not decoded. Header names in lower case.
+        """
+        try:
+            digest = headers["content-digest"]
+            node_id = headers["embedmesh-node"]
+            request_id = headers["embedmesh-request-id"]
+            signature_input = headers["signature-input"]
+            signature = headers["signature"]
+        except KeyError:
+            raise Unauthenticated("missing") from None
+        form = REQUEST_INPUT.fullmatch(signature_input)
+        if form is None:
+            raise Unauthenticated("malformed")
+        created, instance, counter, key_id = form.groups()
+        if node_id != self._node_id:
+            raise Unauthenticated("node")
+        session = self._find(key_id, now_s)
+        _check_time(created, now_s)
+        if int(created) < self.not_before_s:
+            raise Unauthenticated("time")
+        try:
+            base = _request_base(method, path, digest, node_id, request_id, signature_input.removeprefix("em="))
+        except UnicodeEncodeError:
+            raise Unauthenticated("malformed") from None
+        _check_signature(session.mac, base, signature)
+        if not session.window.new(instance, int(counter, 16)):  # whatever its body
+            raise Unauthenticated("replay")
+        covered = _covered(method, path, digest, node_id, request_id, signature.removeprefix("em="))
+        return CheckedRequest(request_id, digest, covered, session, instance, int(counter, 16))
+
+    def _find(self, key_id: str, now_s: int) -> _SessionInUse:
+        newest, previous = self._newest, self._previous
+        if newest is not None and newest.mac.key_id == key_id:
+            return newest
+        if previous is not None and previous.mac.key_id == key_id and now_s <= self._previous_until_s:
+            return previous
+        raise Unauthenticated("key")
+
+
+@dataclass(slots=True)
+class CheckedRequest:
+    """A genuine request, to be answered under the session that it came under. `digest` is its body's."""
+
+    request_id: str
+    digest: str
+    _covered: str
+    _session: _SessionInUse
+    _instance: str
+    _counter: int
+
+    def check_body(self, body: bytes, now_s: int) -> None:
+        """Accept the request, once. Raises Unauthenticated for a body that was not signed, and for a replay."""
+        if self.digest != content_digest(body):
+            raise Unauthenticated("digest")
+        if not self._session.window.admit(self._instance, self._counter, now_s):
+            raise Unauthenticated("replay")
+
+    def sign_reply(self, status: int, body: bytes, receipt_number: int, now_s: int) -> list[tuple[str, str]]:
+        """The headers that sign a reply. Receipts count from 1; 0 means that this reply has none."""
+        digest, receipt, mac = content_digest(body), str(receipt_number), self._session.mac
+        params = f'{REPLY_COVERS};created={now_s};keyid="{mac.key_id}";alg="hmac-sha256"'
+        signature = mac.sign(_reply_base(status, digest, receipt, self._covered, params))
+        return [
+            ("Content-Digest", digest),
+            ("Embedmesh-Receipt", receipt),
+            ("Signature-Input", f"em={params}"),
+            ("Signature", f"em={signature}"),
+        ]
 
 
 def content_digest(body: bytes) -> str:
-    """The value of `Content-Digest` (RFC 9530)."""
-    return f"sha-256=:{b2a_base64(sha256(body).digest(), newline=False).decode('ascii')}:"
+    """The value of `Content-Digest` (RFC 9530) for a body."""
+    return digest_value(sha256(body).digest())
+
+
+def digest_value(digest: bytes) -> str:
+    """A SHA-256 as `Content-Digest` writes it."""
+    return f"sha-256=:{b2a_base64(digest, newline=False).decode('ascii')}:"
 
 
 def _request_base(method: str, path: str, digest: str, node_id: str, request_id: str, params: str) -> bytes:
@@ -267,8 +261,8 @@ def _request_base(method: str, path: str, digest: str, node_id: str, request_id:
     ).encode("ascii")
 
 
-def _asked(method: str, path: str, digest: str, node_id: str, request_id: str, signature: str) -> str:
-    """What the signature of its reply covers of a request."""
+def _covered(method: str, path: str, digest: str, node_id: str, request_id: str, signature: str) -> str:
+    """The part of a request that the signature of its reply covers."""
     return (
         f'"@method";req: {method}\n"@path";req: {path}\n"content-digest";req: {digest}\n'
         f'"embedmesh-node";req: {node_id}\n"embedmesh-request-id";req: {request_id}\n'
@@ -276,15 +270,15 @@ def _asked(method: str, path: str, digest: str, node_id: str, request_id: str, s
     )
 
 
-def _reply_base(status: int, digest: str, receipt: str, asked: str, params: str) -> bytes:
+def _reply_base(status: int, digest: str, receipt: str, covered: str, params: str) -> bytes:
     return (
-        f'"@status": {status}\n"content-digest": {digest}\n"embedmesh-receipt": {receipt}\n{asked}\n'
+        f'"@status": {status}\n"content-digest": {digest}\n"embedmesh-receipt": {receipt}\n{covered}\n'
         f'"@signature-params": {params}'
     ).encode("ascii")
 
 
 def _check_time(created: str, now_s: int) -> None:
-    if abs(now_s - int(created)) > SKEW_S:
+    if abs(now_s - int(created)) > CLOCK_SKEW_MAX_S:
         raise Unauthenticated("time")
 
 

@@ -1,8 +1,8 @@
-"""Nonces that a gateway hands to whoever asks, and recognises without having remembered them.
+"""Nonces that a gateway gives to anyone, and recognises without having remembered them.
 
-A nonce is the second it was made, sixteen random bytes, and a MAC over both under a key of the gateway's. So that
-nobody can fill our memory by asking, only those that were taken are remembered, until they are too old anyway; take one
-only of a node that may join.
+A nonce is the second it was made, sixteen random bytes, and a MAC over both under a key of the gateway's. Only used
+ones are remembered, until they are too old, so that requests for nonces cannot fill memory; take one only from a node
+that may join.
 """
 
 import hmac
@@ -12,7 +12,7 @@ from collections import OrderedDict
 from embedmesh.rules.membership import NONCE_S
 
 TIME_BYTES, RANDOM_BYTES, MAC_BYTES = 6, 16, 16
-USED_MAX = 10_000  # in two minutes; each is a whole registration of a node that may join
+USED_NONCES_MAX = 10_000  # in two minutes; each is a whole registration of a node that may join
 
 
 class Nonces:
@@ -28,18 +28,18 @@ class Nonces:
         return start + self._mac(start)
 
     def fresh(self, nonce: bytes, now_s: int) -> bool:
-        """Whether it is one of ours, made of late, and was not taken before. It leaves nothing."""
+        """Whether it is one of ours, recent, and not taken. Changes nothing."""
         start = nonce[:-MAC_BYTES]
         in_time = 0 <= now_s - _made_s(nonce) <= NONCE_S
         return in_time and nonce not in self._used and hmac.compare_digest(self._mac(start), nonce[-MAC_BYTES:])
 
     def take(self, nonce: bytes, now_s: int) -> bool:
-        """Whether it is fresh; from now on it is not."""
+        """Whether it is fresh; it is taken from now on."""
         if not self.fresh(nonce, now_s):
             return False
         while self._used and next(iter(self._used.values())) < now_s - 2 * NONCE_S:
             self._used.popitem(last=False)
-        if len(self._used) >= USED_MAX:
+        if len(self._used) >= USED_NONCES_MAX:
             return False
         self._used[nonce] = _made_s(nonce)
         return True

@@ -1,4 +1,4 @@
-"""Files that are made once and that nobody else may read: an identity, a certificate's key."""
+"""Files that are made once and that only their owner may read: an identity, a certificate's key."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from embedmesh.files import sync, write_draft
 from embedmesh.rules.errors import SetupError
 
-BYTES_MAX = 8_192  # ten times the largest file that we keep here
+PRIVATE_FILE_BYTES_MAX = 8_192  # ten times the largest file that we keep here
 
 
 def make_once(path: Path, content: bytes) -> None:
@@ -26,6 +26,6 @@ def read_private(path: Path, what: str) -> bytes:
     status = path.stat()
     if status.st_mode & 0o077:
         raise SetupError(f"Others can read the {what} {path}: run `chmod 600` on it.")
-    if status.st_size > BYTES_MAX:
+    if status.st_size > PRIVATE_FILE_BYTES_MAX:
         raise SetupError(f"The {what} {path} is too large to be one: restore it from a backup.")
     return path.read_bytes()

@@ -1,9 +1,9 @@
-"""The file in which a node keeps what it answered, until its gateway has checked it.
+"""The file in which a node keeps the receipts of its answers, until its gateway has checked them.
 
-Frames of two bytes of length and MessagePack. The first is the base, `[count, head]`: what was checked before this file
-begins. Each further one is a receipt. The file is written through to the system with each heartbeat, not to the disk: a
-crash may cut its end off and a power cut spoil it. What is no receipt any more is dropped with all that follows; where
-that leaves less than the gateway has checked, the log begins anew.
+Frames of two bytes of length and MessagePack. The first is the base, `[count, head]`: the receipts that were checked
+before this file begins. Each further one is a receipt. The file is written through to the system with each heartbeat,
+not to the disk: a crash may cut its end off and a power cut spoil it. From the first damaged receipt on everything is
+dropped; where that leaves less than the gateway has checked, the log begins anew.
 """
 
 import os
@@ -17,13 +17,13 @@ from embedmesh.files import write_draft
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX
 from embedmesh.rules.membership import Receipt
-from embedmesh.signing.receipts import NO_RECEIPTS, Chain
+from embedmesh.signing.receipts import EMPTY_LOG_HEAD, Chain
 
-FILE_BYTES_MAX = 4 * 1024 * 1024  # thirty thousand receipts; rewritten without what was checked when it is larger
-LENGTH_BYTES = 2
+RECEIPTS_FILE_BYTES_MAX = 4 * 1024 * 1024  # thirty thousand receipts; then checked ones are dropped
+RECEIPT_LENGTH_BYTES = 2
 
 
-class Page(msgspec.Struct, frozen=True):
+class ReceiptPage(msgspec.Struct, frozen=True):
     """Some receipts, one after another, and the log's count and head after the last of them."""
 
     receipts: tuple[Receipt, ...]
@@ -41,7 +41,7 @@ class ReceiptLog:
             data = path.read_bytes() if path.exists() else b""
             self._base, self._kept, whole = _read(data)
             if not whole:
-                write_draft(path, _frame((0, NO_RECEIPTS))).replace(path)
+                write_draft(path, _frame((0, EMPTY_LOG_HEAD))).replace(path)
             elif whole < len(data):
                 os.truncate(path, whole)
             self._chain = Chain(
@@ -64,19 +64,19 @@ class ReceiptLog:
         self._file.write(_frame(receipt))
         return receipt.number
 
-    def page(self, first: int) -> Page:
-        """At most HEARTBEAT_RECEIPTS_MAX receipts from number `first` on, as much as is wanted of them."""
+    def page(self, first: int) -> ReceiptPage:
+        """At most HEARTBEAT_RECEIPTS_MAX receipts from number `first` on."""
         self._file.flush()
         start = first - self._base.count - 1
         some = [self._kept[at] for at in range(start, min(start + HEARTBEAT_RECEIPTS_MAX, len(self._kept)))]
         if not some:
-            return Page((), self.count, self._chain.head)
-        return Page(tuple(receipt for receipt, _ in some), some[-1][0].number, some[-1][1])
+            return ReceiptPage((), self.count, self._chain.head)
+        return ReceiptPage(tuple(receipt for receipt, _ in some), some[-1][0].number, some[-1][1])
 
     def wanted_from(self, first: int) -> int:
-        """The gateway has checked all before number `first`. Returns the number that it is to be sent next.
+        """The gateway has checked all before number `first`. Returns the number to send next.
 
-        That is another one where this log has less than that, or no longer has it: then it begins anew.
+        That is 1 where this log has fewer receipts than that, or dropped them: then it begins anew.
         """
         if not self._base.count < first <= self.count + 1:
             self._begin_anew()
@@ -85,7 +85,7 @@ class ReceiptLog:
         while self._kept and self._kept[0][0].number < first:
             _, head = self._kept.popleft()
         self._base = Chain(head, first - 1)
-        if self._file.tell() > FILE_BYTES_MAX:
+        if self._file.tell() > RECEIPTS_FILE_BYTES_MAX:
             self._rewrite()
         return first
 
@@ -106,14 +106,14 @@ class ReceiptLog:
 
 
 def _read(data: bytes) -> tuple[Chain, deque[tuple[Receipt, bytes]], int]:
-    """Base and receipts, and how many bytes of the data they are. Raises where the base is none."""
+    """Base and receipts, and how many bytes of the data they fill. Raises where the base is damaged."""
     kept = deque[tuple[Receipt, bytes]]()
     frames = _frames(data)
     first = next(frames, None)
     if first is None:
         return Chain(), kept, 0
     count, head = msgspec.msgpack.decode(first, type=tuple[int, bytes])
-    chain, whole = Chain(head, count), LENGTH_BYTES + len(first)
+    chain, whole = Chain(head, count), RECEIPT_LENGTH_BYTES + len(first)
     for frame in frames:
         try:
             receipt = msgspec.msgpack.decode(frame, type=Receipt)
@@ -121,20 +121,20 @@ def _read(data: bytes) -> tuple[Chain, deque[tuple[Receipt, bytes]], int]:
         except (msgspec.DecodeError, ValueError):
             break
         kept.append((receipt, chain.head))
-        whole += LENGTH_BYTES + len(frame)
+        whole += RECEIPT_LENGTH_BYTES + len(frame)
     return Chain(head, count), kept, whole
 
 
 def _frames(data: bytes) -> Iterator[bytes]:
     at = 0
-    while at + LENGTH_BYTES <= len(data):
-        end = at + LENGTH_BYTES + int.from_bytes(data[at : at + LENGTH_BYTES], "big")
+    while at + RECEIPT_LENGTH_BYTES <= len(data):
+        end = at + RECEIPT_LENGTH_BYTES + int.from_bytes(data[at : at + RECEIPT_LENGTH_BYTES], "big")
         if end > len(data):
             return
-        yield data[at + LENGTH_BYTES : end]
+        yield data[at + RECEIPT_LENGTH_BYTES : end]
         at = end
 
 
 def _frame(value: object) -> bytes:
     body = msgspec.msgpack.encode(value)
-    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+    return len(body).to_bytes(RECEIPT_LENGTH_BYTES, "big") + body

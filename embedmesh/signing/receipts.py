@@ -1,4 +1,4 @@
-"""A node's log of what it answered: each receipt is chained to all before it, so that none can be changed or dropped.
+"""A node's log of its answers: each receipt is chained to all before it, so that none can be changed or dropped.
 
 The head stands for the whole log. Head 0 is 32 zero bytes; head i is SHA-256 of head i-1 and the encoding of receipt i.
 The encoding is MessagePack, in its shortest forms, of an array of the six fields in order: three are integers, the
@@ -12,14 +12,14 @@ import msgspec
 
 from embedmesh.rules.membership import DIGEST_BYTES, Receipt
 
-NO_RECEIPTS = bytes(DIGEST_BYTES)
-PURPOSE = b"receipts"  # that a node's identity signs a head for
+EMPTY_LOG_HEAD = bytes(DIGEST_BYTES)
+RECEIPTS_PURPOSE = b"receipts"  # of a node's signature over the head of its log
 
 
 class Chain:
-    """The head of a log, moving with it. Starts empty, or where an earlier head is handed in."""
+    """The head of a log, moving with it. Starts empty, or at an earlier head."""
 
-    def __init__(self, head: bytes = NO_RECEIPTS, count: int = 0) -> None:
+    def __init__(self, head: bytes = EMPTY_LOG_HEAD, count: int = 0) -> None:
         self.head = head
         self.count = count
 
@@ -39,5 +39,5 @@ def replay(head: bytes, receipts: Iterable[Receipt]) -> bytes:
 
 
 def head_message(node_id: str, gateway_fingerprint: str, count: int, head: bytes, time_ms: int) -> bytes:
-    """What a node's identity signs, for PURPOSE, to stand by its log towards one gateway: MessagePack of the five."""
+    """The message that a node's identity signs, for RECEIPTS_PURPOSE: the state of its log towards one gateway."""
     return msgspec.msgpack.encode((node_id, gateway_fingerprint, count, head, time_ms))

@@ -1,25 +1,25 @@
 """No request twice: an anti-replay window (RFC 4303 section 3.4.3) for each process that signs requests."""
 
 WINDOW_COUNTERS = 4_096  # how far requests may overtake each other: more than are under way at one time
-INSTANCES_MAX = 64  # gateway processes of one store, those of the last two minutes included
-FORGET_S = 120  # twice what clocks may differ: by then everything that the process signed is refused for its time
+SIGNING_INSTANCES_MAX = 64  # gateway processes of one store, those of the last two minutes included
+INSTANCE_FORGOTTEN_S = 120  # twice what clocks may differ: all that the process signed is refused for its time by then
 
-MASK = (1 << WINDOW_COUNTERS) - 1
+WINDOW_MASK = (1 << WINDOW_COUNTERS) - 1
 
 
 class ReplayWindow:
-    """Which counters have been seen, by instance. Ask it last, when the request is known to be genuine."""
+    """The counters seen, by instance. Use it last, when the request is known to be genuine."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
 
     def admit(self, instance: str, counter: int, now_s: int) -> bool:
-        """Whether this counter is new; from now on it is not. False too for one that is older than the window."""
+        """Whether this counter is new; it is seen from now on. False too for one that is older than the window."""
         seen = self._seen.get(instance)
         if seen is None:
-            if len(self._seen) >= INSTANCES_MAX:
+            if len(self._seen) >= SIGNING_INSTANCES_MAX:
                 self._forget(now_s)
-                if len(self._seen) >= INSTANCES_MAX:
+                if len(self._seen) >= SIGNING_INSTANCES_MAX:
                     return False
             seen = self._seen[instance] = _Seen(counter)
         elif not seen.admit(counter):
@@ -28,12 +28,12 @@ class ReplayWindow:
         return True
 
     def new(self, instance: str, counter: int) -> bool:
-        """Whether `admit` would not refuse it for having been seen, or for its age."""
+        """Whether this counter was not seen and is not too old."""
         seen = self._seen.get(instance)
         return seen is None or seen.new(counter)
 
     def _forget(self, now_s: int) -> None:
-        self._seen = {name: seen for name, seen in self._seen.items() if now_s - seen.last_s <= FORGET_S}
+        self._seen = {name: seen for name, seen in self._seen.items() if now_s - seen.last_s <= INSTANCE_FORGOTTEN_S}
 
 
 class _Seen:
@@ -55,7 +55,7 @@ class _Seen:
             return False
         ahead = counter - self.highest
         if ahead > 0:
-            self.bits = (self.bits << ahead | 1) & MASK if ahead < WINDOW_COUNTERS else 1
+            self.bits = (self.bits << ahead | 1) & WINDOW_MASK if ahead < WINDOW_COUNTERS else 1
             self.highest = counter
         else:
             self.bits |= 1 << -ahead

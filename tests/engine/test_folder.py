@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.engine.folder import digest, read_folder
-from embedmesh.engine.layout import KINDS
+from embedmesh.engine.layout import ARCHITECTURES
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
 from tests.engine.tiny import CONFIG, POOLING_FLAGS, add_module, make_folder, write_json, write_safetensors
@@ -180,7 +180,7 @@ def test_whatever_stands_in_a_member_is_read_or_refused_in_one_line(tmp_path: Pa
     right = {file: json.loads((folder / file).read_text()) for file, _ in PLACES}
 
     @settings(max_examples=200, deadline=None)
-    @given(place=st.sampled_from(PLACES), value=ANYTHING, model_type=st.sampled_from([*KINDS, "model2vec"]))
+    @given(place=st.sampled_from(PLACES), value=ANYTHING, model_type=st.sampled_from([*ARCHITECTURES, "model2vec"]))
     def read_with(place: tuple[str, str], value: Any, model_type: str) -> None:
         write_json(folder / "config.json", right["config.json"] | {"model_type": model_type, "dim": 16})
         content = json.loads((folder / place[0]).read_text()) | {place[1]: value}
@@ -341,7 +341,7 @@ def test_a_dense_layer_decides_the_width(tmp_path: Path) -> None:
 def test_every_architecture_that_is_built_is_read() -> None:
     from embedmesh.engine.models import BUILDERS
 
-    assert set(KINDS) == set(BUILDERS)
+    assert set(ARCHITECTURES) == set(BUILDERS)
 
 
 def test_the_digest_is_what_its_docstring_says(tmp_path: Path) -> None:

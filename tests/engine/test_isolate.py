@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedmesh.engine.isolate import FAILURES_MAX, isolate
+from embedmesh.engine.isolate import ISOLATE_FAILURES_MAX, isolate
 from embedmesh.engine.plan import shapes
 from embedmesh.rules.errors import NodeBroke
 
@@ -40,7 +40,7 @@ async def test_many_are_given_up() -> None:
     """The starts of workers are bounded; what was not tried again has no vector, and nobody gets another's."""
     engine = Engine(set(range(0, ROWS, 2)))
     vectors = await isolate([[n] for n in range(ROWS)], LENGTH, engine.run_once, lambda: True)
-    assert engine.failures == FAILURES_MAX
+    assert engine.failures == ISOLATE_FAILURES_MAX
     assert all(vector in (None, bytes([n])) for n, vector in enumerate(vectors))
     assert all(vectors[n] is None for n in engine.poisons)
 

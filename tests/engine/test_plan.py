@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.engine.plan import BATCH_ROWS_MAX, BATCH_TOKENS_MAX, Work, next_batch, pad_length, shapes
+from embedmesh.engine.plan import BATCH_ROWS_MAX, BATCH_TOKENS_MAX, CallRows, next_batch, pad_length, shapes
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_lengths_are_padded_in_steps(tokens: int, padded: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("calls", "last_was_bulk", "rows", "length", "members"),
+    ("calls", "last_was_bulk", "rows", "length", "picks"),
     [
         # A lone text runs at once and alone.
         ([[10]], False, 1, 12, [(0, 0)]),
@@ -52,11 +52,11 @@ def test_lengths_are_padded_in_steps(tokens: int, padded: int) -> None:
     ],
 )
 def test_the_next_batch(
-    calls: list[list[int]], last_was_bulk: bool, rows: int, length: int, members: list[tuple[int, int]]
+    calls: list[list[int]], last_was_bulk: bool, rows: int, length: int, picks: list[tuple[int, int]]
 ) -> None:
-    plan = next_batch([Work(lengths) for lengths in calls], last_was_bulk=last_was_bulk)
+    plan = next_batch([CallRows(lengths) for lengths in calls], last_was_bulk=last_was_bulk)
     assert plan is not None
-    assert (plan.rows, plan.length, plan.members) == (rows, length, members)
+    assert (plan.rows, plan.length, plan.picks) == (rows, length, picks)
 
 
 def test_nothing_waits() -> None:
@@ -70,20 +70,20 @@ LENGTHS = st.lists(st.integers(1, 256), min_size=1, max_size=60)
 def test_everything_runs_once_in_few_shapes(calls: list[list[int]]) -> None:
     """Whatever waits: each input is in exactly one batch, fits into it, and no batch has a shape out of the list."""
     allowed = set(shapes(256))
-    line = [(at, Work(lengths)) for at, lengths in enumerate(calls)]
+    queue = [(at, CallRows(lengths)) for at, lengths in enumerate(calls)]
     seen: list[tuple[int, int]] = []
     bulk = False
-    while plan := next_batch([work for _, work in line], last_was_bulk=bulk):
+    while plan := next_batch([work for _, work in queue], last_was_bulk=bulk):
         assert (plan.rows, plan.length) in allowed
-        assert 0 < len(plan.members) <= plan.rows <= BATCH_ROWS_MAX
+        assert 0 < len(plan.picks) <= plan.rows <= BATCH_ROWS_MAX
         assert plan.rows * plan.length <= BATCH_TOKENS_MAX
-        for at, place in plan.members:
-            call, work = line[at]
-            assert calls[call][place] <= plan.length
-            seen.append((call, place))
-            work.remove({place})
+        for at, index in plan.picks:
+            call, work = queue[at]
+            assert calls[call][index] <= plan.length
+            seen.append((call, index))
+            work.remove({index})
         bulk = plan.bulk
-    assert sorted(seen) == [(call, place) for call, lengths in enumerate(calls) for place in range(len(lengths))]
+    assert sorted(seen) == [(call, index) for call, lengths in enumerate(calls) for index in range(len(lengths))]
 
 
 def test_the_shapes_are_few() -> None:
@@ -93,36 +93,36 @@ def test_the_shapes_are_few() -> None:
 
 def test_a_short_query_waits_for_one_batch_of_bulk_work() -> None:
     """However much bulk work stands before it."""
-    line = [Work([250] * 2048), Work([200] * 2048), Work([10])]
-    first = next_batch(line, last_was_bulk=True)
+    queue = [CallRows([250] * 2048), CallRows([200] * 2048), CallRows([10])]
+    first = next_batch(queue, last_was_bulk=True)
     assert first is not None
-    assert first.members == [(2, 0)]
+    assert first.picks == [(2, 0)]
 
 
 @pytest.mark.parametrize("last_was_bulk", [False, True])
 def test_the_oldest_bulk_call_leads_until_it_is_done(last_was_bulk: bool) -> None:
     """A younger one gets nothing before, even where it has longer texts."""
-    line = [Work([200] * 40), Work([250] * 40), Work([250] * 40)]
+    queue = [CallRows([200] * 40), CallRows([250] * 40), CallRows([250] * 40)]
     served: list[int] = []
-    while line[0].tokens > BATCH_TOKENS_MAX:
-        plan = next_batch(line, last_was_bulk=last_was_bulk)
+    while queue[0].tokens > BATCH_TOKENS_MAX:
+        plan = next_batch(queue, last_was_bulk=last_was_bulk)
         assert plan is not None
-        served += [at for at, _ in plan.members]
-        line[0].remove({place for _, place in plan.members})
+        served += [at for at, _ in plan.picks]
+        queue[0].remove({index for _, index in plan.picks})
     assert set(served) == {0}
 
 
 def test_bulk_work_gets_every_other_turn() -> None:
     """However many short queries come: here a new one with every batch."""
-    bulk = Work([250] * 16)
+    bulk = CallRows([250] * 16)
     turns: list[str] = []
     last = False
     while bulk.rows and len(turns) < 100:
-        plan = next_batch([bulk, Work([10])], last_was_bulk=last)
+        plan = next_batch([bulk, CallRows([10])], last_was_bulk=last)
         assert plan is not None
-        if plan.members[0][0] == 0:
-            bulk.remove({place for _, place in plan.members})
-        turns.append("query" if plan.members[0][0] else "bulk")
+        if plan.picks[0][0] == 0:
+            bulk.remove({index for _, index in plan.picks})
+        turns.append("query" if plan.picks[0][0] else "bulk")
         last = plan.bulk
     # Also its last, which alone would be small: it does not go before the query.
     assert turns == ["bulk", "query", "bulk", "query", "bulk", "query", "bulk"]

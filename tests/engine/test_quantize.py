@@ -54,7 +54,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     """The file says all of it, and nothing else is left behind."""
     int8.write(tmp_path, RANGES)
     assert int8.read(tmp_path) == RANGES
-    assert [file.name for file in tmp_path.iterdir()] == [int8.FILE]
+    assert [file.name for file in tmp_path.iterdir()] == [int8.INT8_FILE]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_another_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     """A format, member or type that is not known."""
     int8.write(tmp_path, RANGES)
-    file = tmp_path / int8.FILE
+    file = tmp_path / int8.INT8_FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(SetupError, match="damaged"):
         int8.read(tmp_path)
@@ -72,7 +72,7 @@ def test_another_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff", b"null"])
 def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / int8.FILE).write_bytes(content)
+    (tmp_path / int8.INT8_FILE).write_bytes(content)
     with pytest.raises(SetupError, match="damaged"):
         int8.read(tmp_path)
 

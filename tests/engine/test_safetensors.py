@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedmesh.engine.safetensors import FILE, INDEX, SHARDS_MAX, Weights
+from embedmesh.engine.safetensors import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, Weights
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import MODEL_SHARDS_MAX
 from tests.engine.tiny import write_safetensors
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -16,7 +17,7 @@ ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 def raw(folder: Path, header: Any, data: bytes = bytes(24)) -> Path:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    (folder / FILE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (folder / WEIGHTS_FILE).write_bytes(len(text).to_bytes(8, "little") + text + data)
     return folder
 
 
@@ -25,7 +26,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 
 def test_arrays_come_back_after_their_pages_were_released(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / FILE, {"b": ARRAY + 10, "a": ARRAY})
+    write_safetensors(tmp_path / WEIGHTS_FILE, {"b": ARRAY + 10, "a": ARRAY})
     weights = Weights(tmp_path)
     array = weights.get("a", 2, 3)
     assert (array == ARRAY).all()
@@ -61,7 +62,7 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, says: str) -
 
 @pytest.mark.parametrize("content", [b"", b"abc", (2**62).to_bytes(8, "little"), (50).to_bytes(8, "little") + b"{}"])
 def test_a_file_cut_short_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / WEIGHTS_FILE).write_bytes(content)
     with pytest.raises(SetupError):
         Weights(tmp_path)
 
@@ -76,7 +77,9 @@ def test_a_folder_without_weights_says_so_where_one_is_wanted(tmp_path: Path) ->
 def test_half_precision_becomes_float32_without_a_loss(tmp_path: Path) -> None:
     """Every pattern of bits: float16 as numpy has it, bfloat16 as the upper half of a float32."""
     bits = np.arange(1 << 16, dtype=np.uint16)
-    write_safetensors(tmp_path / FILE, {"odd": np.zeros(1, np.int8), "half": bits.view(np.float16), "brain": bits})
+    write_safetensors(
+        tmp_path / WEIGHTS_FILE, {"odd": np.zeros(1, np.int8), "half": bits.view(np.float16), "brain": bits}
+    )
     weights = Weights(tmp_path)
     half, brain = weights.get("half", 1 << 16), weights.get("brain", 1 << 16)
     assert np.array_equal(half, bits.view(np.float16).astype(np.float32), equal_nan=True)
@@ -85,14 +88,14 @@ def test_half_precision_becomes_float32_without_a_loss(tmp_path: Path) -> None:
 
 
 def test_a_float32_that_lies_at_an_odd_place_is_read(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / FILE, {"odd": np.zeros(1, np.int8), "a": ARRAY})
+    write_safetensors(tmp_path / WEIGHTS_FILE, {"odd": np.zeros(1, np.int8), "a": ARRAY})
     array = Weights(tmp_path).get("a", 2, 3)
     assert array.flags.aligned
     assert (array == ARRAY).all()
 
 
 def test_integers_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / FILE, {"a": ARRAY.astype(np.int32), "b": ARRAY.astype(np.int8), "c": ARRAY})
+    write_safetensors(tmp_path / WEIGHTS_FILE, {"a": ARRAY.astype(np.int32), "b": ARRAY.astype(np.int8), "c": ARRAY})
     weights = Weights(tmp_path)
     assert (weights.integers("a", 2, 3) == ARRAY).all()
     assert (weights.integers("b", 2, 3) == ARRAY).all()
@@ -102,7 +105,9 @@ def test_integers_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "bert.", "model.encoder."])
 def test_names_are_seen_without_their_prefix(tmp_path: Path, prefix: str) -> None:
-    write_safetensors(tmp_path / FILE, {f"{prefix}words.weight": ARRAY, "head.weight": ARRAY, "my_words.weight": ARRAY})
+    write_safetensors(
+        tmp_path / WEIGHTS_FILE, {f"{prefix}words.weight": ARRAY, "head.weight": ARRAY, "my_words.weight": ARRAY}
+    )
     weights = Weights(tmp_path).rooted("words.weight")
     assert (weights.get("words.weight", 2, 3) == ARRAY).all()
     assert weights.has("head.weight") == (prefix == "")
@@ -112,7 +117,7 @@ def test_names_are_seen_without_their_prefix(tmp_path: Path, prefix: str) -> Non
     ("names", "says"), [([], "no tensor words"), (["a.words", "b.words"], "several tensors words")]
 )
 def test_a_prefix_that_is_not_clear_is_refused(tmp_path: Path, names: list[str], says: str) -> None:
-    write_safetensors(tmp_path / FILE, dict.fromkeys(names, ARRAY))
+    write_safetensors(tmp_path / WEIGHTS_FILE, dict.fromkeys(names, ARRAY))
     with pytest.raises(SetupError, match=says):
         Weights(tmp_path).rooted("words")
 
@@ -120,7 +125,7 @@ def test_a_prefix_that_is_not_clear_is_refused(tmp_path: Path, names: list[str],
 def shards(folder: Path, weight_map: Any) -> Path:
     for number in (1, 2):
         write_safetensors(folder / f"model-{number}.safetensors", {f"t{number}": ARRAY * number})
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / WEIGHTS_INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 
@@ -134,12 +139,12 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight_map", "says"),
     [
-        ({"t1": "../model-1.safetensors"}, "no safetensors file of the folder"),
-        ({"t1": "/etc/passwd"}, "no safetensors file of the folder"),
-        ({"t1": "model-1.bin"}, "no safetensors file of the folder"),
-        ({"t1": "a\n.safetensors"}, "no safetensors file of the folder"),
+        ({"t1": "../model-1.safetensors"}, "no safetensors file beside it"),
+        ({"t1": "/etc/passwd"}, "no safetensors file beside it"),
+        ({"t1": "model-1.bin"}, "no safetensors file beside it"),
+        ({"t1": "a\n.safetensors"}, "no safetensors file beside it"),
         ({"t1": "model-3.safetensors"}, "Cannot read the weights"),
-        ({f"t{n}": f"{n}.safetensors" for n in range(SHARDS_MAX + 1)}, "65 shards"),
+        ({f"t{n}": f"{n}.safetensors" for n in range(MODEL_SHARDS_MAX + 1)}, "65 shards"),
         (["t1"], "not an index"),
         ({"t1": 1}, "not an index"),
     ],

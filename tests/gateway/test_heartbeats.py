@@ -15,7 +15,7 @@ from embedmesh.rules.membership import Heartbeat, HeartbeatReply, Receipt, Signe
 from embedmesh.rules.nodes import NodeState
 from embedmesh.signing.identity import Identity
 from embedmesh.signing.messages import RequestSigner
-from embedmesh.signing.receipts import PURPOSE, head_message, replay
+from embedmesh.signing.receipts import RECEIPTS_PURPOSE, head_message, replay
 from embedmesh.signing.session import Session
 from tests.gateway.mesh import Applicant, Gateway, gateway, memory_folder, real_node, says, somebody, until
 from tests.http.raw import request, send
@@ -248,7 +248,7 @@ async def test_a_node_with_an_address_does_not_dial(gw: Gateway, applicant: Appl
 def head_of(one: Applicant, receipts: tuple[Receipt, ...], *, by: Identity | None = None) -> SignedHead:
     head, count, now_ms = replay(bytes(32), receipts), len(receipts), one.gateway.clock.unix_ms()
     message = head_message(one.node_id, one.gateway.fingerprint, count, head, now_ms)
-    return SignedHead(count, head, now_ms, (by or one.identity).sign(PURPOSE, message))
+    return SignedHead(count, head, now_ms, (by or one.identity).sign(RECEIPTS_PURPOSE, message))
 
 
 async def report(one: Applicant, receipts: tuple[Receipt, ...], head: SignedHead) -> int:

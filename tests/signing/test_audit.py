@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from embedmesh.rules.membership import NONCE_S, Receipt, SignedHead
-from embedmesh.signing.audit import REMEMBERED_MAX, Audit, Checked
+from embedmesh.signing.audit import REMEMBERED_ANSWERS_MAX, Audit, Checked
 from embedmesh.signing.identity import Identity, fingerprint, node_id
 from embedmesh.signing.messages import content_digest
-from embedmesh.signing.receipts import NO_RECEIPTS, PURPOSE, Chain, head_message, replay
+from embedmesh.signing.receipts import EMPTY_LOG_HEAD, RECEIPTS_PURPOSE, Chain, head_message, replay
 
 NODE = Identity(bytes(range(32)))
 STRANGER = Identity(bytes(32))
@@ -47,7 +47,7 @@ def log(first: int, last: int) -> tuple[Receipt, ...]:
 def signed(
     receipts: tuple[Receipt, ...],
     *,
-    after: bytes = NO_RECEIPTS,
+    after: bytes = EMPTY_LOG_HEAD,
     by: Identity = NODE,
     of: str = NODE_ID,
     to: str = GATEWAY,
@@ -56,10 +56,10 @@ def signed(
     """The head after these receipts, signed; `after` is the head before them."""
     count = receipts[-1].number if receipts else 0
     head = replay(after, receipts)
-    return SignedHead(count, head, when_ms, by.sign(PURPOSE, head_message(of, to, count, head, when_ms)))
+    return SignedHead(count, head, when_ms, by.sign(RECEIPTS_PURPOSE, head_message(of, to, count, head, when_ms)))
 
 
-def audit(*, seen: int = 0, count: int = 0, head: bytes = NO_RECEIPTS) -> Audit:
+def audit(*, seen: int = 0, count: int = 0, head: bytes = EMPTY_LOG_HEAD) -> Audit:
     """A gateway that has seen the answers 1 to `seen`."""
     made = Audit(NODE_ID, NODE.public_key, GATEWAY, count=count, head=head)
     for number in range(1, seen + 1):
@@ -104,7 +104,7 @@ def test_a_log_that_is_not_whole_or_not_signed_is_refused(
     gateway = audit(seen=3)
     with pytest.raises(ValueError, match=says):
         gateway.check(receipts, head, NOW_MS)
-    assert (gateway.count, gateway.head) == (0, NO_RECEIPTS)
+    assert (gateway.count, gateway.head) == (0, EMPTY_LOG_HEAD)
     assert gateway.check(PAGE, signed(PAGE), NOW_MS) == Checked(3, 0, 0)
 
 
@@ -132,7 +132,7 @@ def test_a_log_is_followed_page_by_page() -> None:
     assert gateway.check(log(1, 2), signed(log(1, 2)), NOW_MS) == Checked(2, 0, 0)
     assert gateway.check((), signed(log(1, 2)), NOW_MS) == Checked(0, 0, 0)
     assert gateway.check(log(3, 5), signed(log(3, 5), after=gateway.head), NOW_MS) == Checked(3, 0, 0)
-    assert (gateway.count, gateway.head) == (5, replay(NO_RECEIPTS, log(1, 5)))
+    assert (gateway.count, gateway.head) == (5, replay(EMPTY_LOG_HEAD, log(1, 5)))
     restarted = audit(count=gateway.count, head=gateway.head)
     assert restarted.check(log(6, 7), signed(log(6, 7), after=gateway.head), NOW_MS) == Checked(0, 2, 0)
 
@@ -163,15 +163,15 @@ def test_a_log_that_was_lost_is_followed_from_its_new_beginning() -> None:
     assert gateway.count == 3
     anew = (receipt(1, request_id="req_after"), receipt(2))
     assert gateway.check(anew, signed(anew), NOW_MS) == Checked(0, 2, 0)
-    assert (gateway.count, gateway.head) == (2, replay(NO_RECEIPTS, anew))
+    assert (gateway.count, gateway.head) == (2, replay(EMPTY_LOG_HEAD, anew))
 
 
 def test_memory_of_answers_is_bounded() -> None:
     """The oldest is forgotten for the newest: its receipt is then one that we know nothing of."""
     gateway = audit(seen=1)
-    for number in range(REMEMBERED_MAX):
+    for number in range(REMEMBERED_ANSWERS_MAX):
         gateway.answered(f"other_{number}", "", "", 1)
-    assert len(gateway._answers) == REMEMBERED_MAX
+    assert len(gateway._answers) == REMEMBERED_ANSWERS_MAX
     assert gateway.check(log(1, 1), signed(log(1, 1)), NOW_MS) == Checked(0, 1, 0)
 
 

@@ -23,7 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.rules.errors import SetupError
-from embedmesh.signing.certificates import NAME, der, is_certificate, make_certificate, pinned_context, server_context
+from embedmesh.signing.certificates import (
+    CERTIFICATE_NAME,
+    der,
+    is_certificate,
+    make_certificate,
+    pinned_context,
+    server_context,
+)
 
 Key = ec.EllipticCurvePrivateKey
 PLAIN = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -38,8 +45,8 @@ def certificate(
     """A certificate with our name as subject and issuer, whoever signs it."""
     builder = (
         x509.CertificateBuilder()
-        .subject_name(NAME)
-        .issuer_name(NAME)
+        .subject_name(CERTIFICATE_NAME)
+        .issuer_name(CERTIFICATE_NAME)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(NOW + days[0] * DAY)

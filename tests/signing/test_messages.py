@@ -35,8 +35,8 @@ NOW = 1_700_000_000
 
 def sign(session: Session = SESSION, now_s: int = NOW, **changes: Any) -> SignedRequest:
     """A request as a gateway that has just started signs it."""
-    asked = {"method": METHOD, "path": PATH, "body": BODY, "request_id": REQUEST_ID} | changes
-    return RequestSigner(session, NODE, INSTANCE).sign(**asked, now_s=now_s)
+    fields = {"method": METHOD, "path": PATH, "body": BODY, "request_id": REQUEST_ID} | changes
+    return RequestSigner(session, NODE, INSTANCE).sign(**fields, now_s=now_s)
 
 
 def received(request: SignedRequest) -> dict[str, str]:
@@ -53,9 +53,19 @@ def checker(*sessions: Session) -> RequestChecker:
     return node
 
 
-def check(node: RequestChecker, headers: dict[str, str], now_s: int = NOW) -> CheckedRequest:
-    """Let a node check the usual request with these headers."""
-    return node.check(METHOD, PATH, BODY, headers, now_s)
+def check(
+    node: RequestChecker,
+    headers: dict[str, str],
+    now_s: int = NOW,
+    *,
+    method: str = METHOD,
+    path: str = PATH,
+    body: bytes = BODY,
+) -> CheckedRequest:
+    """Let a node check a request, the usual one unless something is changed, with these headers."""
+    checked = node.check_head(method, path, headers, now_s)
+    checked.check_body(body, now_s)
+    return checked
 
 
 def replied(headers: list[tuple[str, str]]) -> dict[bytes, bytes]:
@@ -101,9 +111,8 @@ CREATED, NONCE, KEY_ID, ALG = (
 )
 def test_another_request_is_refused(changed: dict[str, Any], reason: str) -> None:
     """What the signature covers and the headers do not repeat."""
-    asked = {"method": METHOD, "path": PATH, "body": BODY} | changed
     with pytest.raises(Unauthenticated, match=reason):
-        checker().check(**asked, headers=HEADERS, now_s=NOW)
+        check(checker(), HEADERS, **changed)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +214,7 @@ def test_a_request_is_accepted_once() -> None:
     node, signer = checker(), RequestSigner(SESSION, NODE, INSTANCE)
     first, second = (received(signer.sign(METHOD, PATH, BODY, REQUEST_ID, NOW)) for _ in range(2))
     with pytest.raises(Unauthenticated, match="digest"):
-        node.check(METHOD, PATH, b"", first, NOW)
+        check(node, first, body=b"")
     check(node, first)
     with pytest.raises(Unauthenticated, match="replay"):
         check(node, first)
@@ -321,7 +330,7 @@ def test_the_reply_to_another_request_is_refused() -> None:
 def test_what_was_signed_is_accepted(body: bytes, reply: bytes, status: int, receipt: int) -> None:
     """Whatever the bodies, the status and the receipt number."""
     request = sign(body=body)
-    checked = checker().check(METHOD, PATH, body, received(request), NOW)
+    checked = check(checker(), received(request), body=body)
     assert checked.request_id == REQUEST_ID
     assert request.check_reply(status, reply, replied(checked.sign_reply(status, reply, receipt, NOW)), NOW) == receipt
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.rules.membership import NONCE_S
-from embedmesh.signing.nonces import MAC_BYTES, RANDOM_BYTES, TIME_BYTES, USED_MAX, Nonces
+from embedmesh.signing.nonces import MAC_BYTES, RANDOM_BYTES, TIME_BYTES, USED_NONCES_MAX, Nonces
 
 KEY = bytes(range(32))
 NOW = 1_700_000_000
@@ -71,7 +71,7 @@ def test_a_restarted_gateway_takes_the_nonces_that_it_gave_before() -> None:
 def test_used_nonces_are_bounded_and_forgotten() -> None:
     """More in a minute than a fleet could need are a flood and are refused; two minutes later there is room again."""
     nonces = Nonces(KEY)
-    for _ in range(USED_MAX):
+    for _ in range(USED_NONCES_MAX):
         assert nonces.take(nonces.make(NOW), NOW)
     assert not nonces.take(nonces.make(NOW), NOW)
     later = NOW + 2 * NONCE_S + 1

@@ -10,8 +10,8 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX
 from embedmesh.rules.membership import Receipt
 from embedmesh.signing import receipt_log
-from embedmesh.signing.receipt_log import Page, ReceiptLog
-from embedmesh.signing.receipts import NO_RECEIPTS, replay
+from embedmesh.signing.receipt_log import ReceiptLog, ReceiptPage
+from embedmesh.signing.receipts import EMPTY_LOG_HEAD, replay
 
 TIME_MS = 1_700_000_000_000
 
@@ -27,10 +27,10 @@ def add(log: ReceiptLog, count: int) -> None:
         assert log.add(*msgspec.structs.astuple(one)[1:]) == one.number
 
 
-def page(first: int, last: int, *, head: bytes = NO_RECEIPTS) -> Page:
+def page(first: int, last: int, *, head: bytes = EMPTY_LOG_HEAD) -> ReceiptPage:
     """The page of these receipts; `head` is the head before them."""
     receipts = tuple(expected(number) for number in range(first, last + 1))
-    return Page(receipts, last, replay(head, receipts))
+    return ReceiptPage(receipts, last, replay(head, receipts))
 
 
 def head_of(last: int) -> bytes:
@@ -46,7 +46,7 @@ def test_a_new_log_is_empty_and_private(path: Path) -> None:
     log = ReceiptLog(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert log.count == 0
-    assert log.page(1) == Page((), 0, NO_RECEIPTS)
+    assert log.page(1) == ReceiptPage((), 0, EMPTY_LOG_HEAD)
     log.close()
 
 
@@ -61,7 +61,7 @@ def test_what_was_logged_is_there_after_a_restart(path: Path, checked: int) -> N
     assert again.count == 6
     assert again.wanted_from(checked + 1) == checked + 1
     rest = page(checked + 1, 6, head=head_of(checked))
-    assert again.page(checked + 1) == rest if checked < 6 else Page((), 6, head_of(6))
+    assert again.page(checked + 1) == rest if checked < 6 else ReceiptPage((), 6, head_of(6))
     add(again, 1)
     assert again.page(checked + 1) == page(checked + 1, 7, head=head_of(checked))
     again.close()
@@ -183,7 +183,7 @@ def test_a_log_begins_anew_where_the_gateway_wants_what_it_does_not_have(
         log.close()
         return
     assert log.wanted_from(wanted) == 1
-    assert log.page(1) == Page((), 0, NO_RECEIPTS)
+    assert log.page(1) == ReceiptPage((), 0, EMPTY_LOG_HEAD)
     add(log, 2)
     log.close()
     again = ReceiptLog(path)
@@ -193,7 +193,7 @@ def test_a_log_begins_anew_where_the_gateway_wants_what_it_does_not_have(
 
 def test_the_file_is_rewritten_without_what_was_checked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So it has a bound as long as the gateway checks, and loses nothing that it has not."""
-    monkeypatch.setattr(receipt_log, "FILE_BYTES_MAX", 10_000)
+    monkeypatch.setattr(receipt_log, "RECEIPTS_FILE_BYTES_MAX", 10_000)
     log = ReceiptLog(path)
     for turn in range(1, 101):
         add(log, 10)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.rules.membership import Receipt
-from embedmesh.signing.receipts import NO_RECEIPTS, Chain, head_message, replay
+from embedmesh.signing.receipts import EMPTY_LOG_HEAD, Chain, head_message, replay
 
 FIRST = Receipt(1, "req_1", b"a" * 32, b"b" * 32, 300, 1_700_000_000_000)
 SECOND = Receipt(2, "req_2", b"c" * 32, b"d" * 32, 7, 1_700_000_000_001)
@@ -21,7 +21,7 @@ def test_a_gap_is_refused(number: int) -> None:
     chain.add(FIRST)
     with pytest.raises(ValueError):
         chain.add(msgspec.structs.replace(SECOND, number=number))
-    assert (chain.count, chain.head) == (1, replay(NO_RECEIPTS, [FIRST]))
+    assert (chain.count, chain.head) == (1, replay(EMPTY_LOG_HEAD, [FIRST]))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_chain_goes_on_where_it_was() -> None:
     later = Chain(chain.head, chain.count)
     chain.add(SECOND)
     later.add(SECOND)
-    assert chain.head == later.head == replay(NO_RECEIPTS, [FIRST, SECOND])
+    assert chain.head == later.head == replay(EMPTY_LOG_HEAD, [FIRST, SECOND])
     assert chain.count == 2
 
 
@@ -70,7 +70,9 @@ def test_a_chain_goes_on_where_it_was() -> None:
 @settings(max_examples=40)
 def test_other_logs_have_other_heads(one: list[int], other: list[int]) -> None:
     """No receipt can be changed, dropped, added or moved."""
-    heads = [replay(NO_RECEIPTS, [msgspec.structs.replace(FIRST, tokens=each) for each in log]) for log in (one, other)]
+    heads = [
+        replay(EMPTY_LOG_HEAD, [msgspec.structs.replace(FIRST, tokens=each) for each in log]) for log in (one, other)
+    ]
     assert (heads[0] == heads[1]) == (one == other)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.signing.replay import FORGET_S, INSTANCES_MAX, WINDOW_COUNTERS, ReplayWindow
+from embedmesh.signing.replay import INSTANCE_FORGOTTEN_S, SIGNING_INSTANCES_MAX, WINDOW_COUNTERS, ReplayWindow
 
 NOW = 1_700_000_000
 FAR = 2**64 - 1
@@ -59,10 +59,10 @@ def test_instances_do_not_know_each_other() -> None:
 def test_more_instances_than_may_be_are_refused_until_one_is_idle() -> None:
     """An instance is forgotten only when all it signed is too old anyway; until then a new one is refused."""
     window = ReplayWindow()
-    for at in range(INSTANCES_MAX):
+    for at in range(SIGNING_INSTANCES_MAX):
         assert window.admit(str(at), 1, NOW + (at > 0))
-    assert not window.admit("new", 1, NOW + FORGET_S)
-    assert window.admit("1", 2, NOW + FORGET_S)
-    assert window.admit("new", 1, NOW + FORGET_S + 1)  # the place of "0"
-    assert not window.admit("newer", 1, NOW + FORGET_S + 1)
-    assert not window.admit("1", 2, NOW + FORGET_S + 1)
+    assert not window.admit("new", 1, NOW + INSTANCE_FORGOTTEN_S)
+    assert window.admit("1", 2, NOW + INSTANCE_FORGOTTEN_S)
+    assert window.admit("new", 1, NOW + INSTANCE_FORGOTTEN_S + 1)  # the place of "0"
+    assert not window.admit("newer", 1, NOW + INSTANCE_FORGOTTEN_S + 1)
+    assert not window.admit("1", 2, NOW + INSTANCE_FORGOTTEN_S + 1)

@@ -1,28 +1,28 @@
-"""What every architecture reads from config.json in the same way. What is not understood is refused by name."""
+"""What every architecture reads from config.json in the same way. Unknown variants are refused by name."""
 
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from embedmesh.engine.models.graph import ACTIVATIONS
+from embedmesh.engine.models.graph import ACTIVATION_OPS
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import VECTOR_WIDTH_MAX
 
-WIDTH_MAX = 65_536  # some ten times the widest encoder in use; bounds what a broken config makes us allocate
 LAYERS_MAX = 1_024
-ROWS_MAX = 2**24  # of a table: the largest vocabularies have 1 M words, the longest models 128 k positions
+TABLE_ROWS_MAX = 2**24  # of a table: the largest vocabularies have 1 M words, the longest models 128 k positions
 
-Width = Annotated[int, msgspec.Meta(ge=1, le=WIDTH_MAX)]
+Width = Annotated[int, msgspec.Meta(ge=1, le=VECTOR_WIDTH_MAX)]
 Layers = Annotated[int, msgspec.Meta(ge=1, le=LAYERS_MAX)]
-Rows = Annotated[int, msgspec.Meta(ge=1, le=ROWS_MAX)]
+RowCount = Annotated[int, msgspec.Meta(ge=1, le=TABLE_ROWS_MAX)]
 Eps = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
-ALWAYS: Mapping[str, Any] = {"is_decoder": False, "add_cross_attention": False, "quantization_config": None}
-"""What must be so in every encoder, where config.json says it at all."""
+ENCODER_FIXED: Mapping[str, Any] = {"is_decoder": False, "add_cross_attention": False, "quantization_config": None}
+"""The values that these fields must have in every encoder, where config.json has them."""
 
 
 class EncoderConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The members that all encoders have, in the words of BERT.
+    """The fields that all encoders have, in the words of BERT.
 
     Dropout, initialisers and heads do nothing to the states, and are not read.
     """
@@ -31,8 +31,8 @@ class EncoderConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_hidden_layers: Layers
     num_attention_heads: Width
     intermediate_size: Width
-    vocab_size: Rows
-    max_position_embeddings: Rows
+    vocab_size: RowCount
+    max_position_embeddings: RowCount
     layer_norm_eps: Eps
     hidden_act: str
 
@@ -46,23 +46,23 @@ Config = TypeVar("Config", bound=EncoderConfig)
 
 
 def read_config(
-    members: Mapping[str, Any],
+    fields: Mapping[str, Any],
     kind: type[Config],
     *,
     spellings: Mapping[str, str] | None = None,
-    only: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
     code: Collection[str] = (),
 ) -> Config:
-    """`members` of config.json as a `kind`. Raises SetupError for what is missing, out of range or not supported.
+    """`fields` of config.json as a `kind`. Raises SetupError for what is missing, out of range or not supported.
 
-    `spellings` says which of our words another word stands for; `only`, which single value of a member is supported
-    where the member is there at all; `code`, by which class names of its own code this model is known.
+    `spellings` says which of our words another word stands for; `fixed`, which single value of a field is supported
+    where config.json has the field; `code`, by which class names of its own code this model is known.
     """
-    _check_code(members, code)
-    for member, value in {**ALWAYS, **(only or {})}.items():
-        if member in members and members[member] != value:
-            raise unsupported(member, members[member], f"only {value!r} is")
-    known = dict(members)
+    _check_code(fields, code)
+    for field, value in {**ENCODER_FIXED, **(fixed or {})}.items():
+        if field in fields and fields[field] != value:
+            raise unsupported(field, fields[field], f"only {value!r} is")
+    known = dict(fields)
     for theirs, ours in (spellings or {}).items():
         if theirs in known:
             value = known.pop(theirs)
@@ -74,21 +74,21 @@ def read_config(
         raise SetupError(f"config.json does not describe a model of its type: {error}.") from None
     if config.hidden_size % config.num_attention_heads:
         raise SetupError("config.json: hidden_size is not a multiple of num_attention_heads.")
-    if members.get("head_dim") not in (None, config.head_width):
-        raise unsupported("head_dim", members["head_dim"], "only hidden_size / num_attention_heads is")
-    if config.hidden_act not in ACTIVATIONS:
-        raise unsupported("hidden_act", config.hidden_act, f"known are {', '.join(ACTIVATIONS)}")
+    if fields.get("head_dim") not in (None, config.head_width):
+        raise unsupported("head_dim", fields["head_dim"], "only hidden_size / num_attention_heads is")
+    if config.hidden_act not in ACTIVATION_OPS:
+        raise unsupported("hidden_act", config.hidden_act, f"known are {', '.join(ACTIVATION_OPS)}")
     return config
 
 
-def unsupported(member: str, value: object, instead: str) -> SetupError:
+def unsupported(field: str, value: object, instead: str) -> SetupError:
     """The one refusal of a value; `instead` says what would do."""
-    return SetupError(f"config.json has {member} {value!r}, which is not supported; {instead}.")
+    return SetupError(f"config.json has {field} {value!r}, which is not supported; {instead}.")
 
 
-def _check_code(members: Mapping[str, Any], code: Collection[str]) -> None:
+def _check_code(fields: Mapping[str, Any], code: Collection[str]) -> None:
     """A model that brings code of its own is not what its type says, unless we know that code by name."""
-    auto_map = members.get("auto_map") or {}
+    auto_map = fields.get("auto_map") or {}
     named = auto_map.get("AutoModel") if isinstance(auto_map, dict) else auto_map
     if named is not None and str(named).rpartition(".")[2] not in code:
         raise unsupported("auto_map", named, "code that a model brings along is never run")

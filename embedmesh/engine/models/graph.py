@@ -1,4 +1,4 @@
-"""The few graph pieces that encoders share, in the words of their papers."""
+"""The few graph pieces that models share, in the words of their papers."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,10 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as op
 
-from embedmesh.engine.safetensors import Weights
-
 Array = npt.NDArray[np.float32]
 MASKED = -1e4  # added to a score, its exp() is exactly 0 in float32
 
-ACTIVATIONS: dict[str, Callable[[ov.Output], ov.Node]] = {
+ACTIVATION_OPS: dict[str, Callable[[ov.Output], ov.Node]] = {
     "gelu": lambda x: op.gelu(x, "erf"),
     "gelu_new": lambda x: op.gelu(x, "tanh"),
     "gelu_pytorch_tanh": lambda x: op.gelu(x, "tanh"),
@@ -38,36 +36,10 @@ def axes(*values: int) -> ov.Output:
     return op.constant(np.array(values, np.int64)).output(0)
 
 
-def activate(x: ov.Output, name: str) -> ov.Output:
-    """One of `ACTIVATIONS`."""
-    return ACTIVATIONS[name](x).output(0)
-
-
 def linear(x: ov.Output, kernel: Array, bias: Array | None) -> ov.Output:
     """x · kernelᵀ + bias."""
     product = op.matmul(x, weight(kernel), False, True)
     return (product if bias is None else op.add(product, weight(bias))).output(0)
-
-
-def dense(x: ov.Output, weights: Weights, name: str, outputs: int, inputs: int, *, bias: bool = True) -> ov.Output:
-    """The linear layer `name`: its `.weight`, and its `.bias` where it has one."""
-    kernel = weights.get(f"{name}.weight", outputs, inputs)
-    return linear(x, kernel, weights.get(f"{name}.bias", outputs) if bias else None)
-
-
-def packed(
-    x: ov.Output, weights: Weights, name: str, parts: int, outputs: int, inputs: int, *, bias: bool
-) -> list[ov.Output]:
-    """The `parts` linear layers, each `outputs` wide, whose rows the tensor `name` holds one below the other."""
-    kernels = np.split(weights.get(f"{name}.weight", parts * outputs, inputs), parts)
-    biases = np.split(weights.get(f"{name}.bias", parts * outputs), parts) if bias else [None] * parts
-    return [linear(x, kernel, one) for kernel, one in zip(kernels, biases, strict=True)]
-
-
-def layer_norm(x: ov.Output, weights: Weights, name: str, width: int, eps: float, *, bias: bool = True) -> ov.Output:
-    """The layer normalisation `name` over the last axis."""
-    normal = op.multiply(op.mvn(x, axes(-1), True, eps, "inside_sqrt"), weight(weights.get(f"{name}.weight", width)))
-    return (op.add(normal, weight(weights.get(f"{name}.bias", width))) if bias else normal).output(0)
 
 
 def add(x: ov.Output, y: ov.Output) -> ov.Output:
@@ -75,7 +47,7 @@ def add(x: ov.Output, y: ov.Output) -> ov.Output:
     return op.add(x, y).output(0)
 
 
-def places(ids: ov.Output) -> ov.Output:
+def indexes(ids: ov.Output) -> ov.Output:
     """0, 1, 2 ... up to the length of `ids` [rows, length], as int32."""
     length = op.gather(op.shape_of(ids, "i32"), op.constant(np.int32(1)), op.constant(np.int32(0)))
     return op.range(op.constant(np.int32(0)), length, op.constant(np.int32(1)), "i32").output(0)
@@ -92,20 +64,6 @@ def score_mask(mask: ov.Output) -> ov.Output:
 
 
 def distances(ids: ov.Output) -> ov.Output:
-    """Key's place minus query's place, int32 [length, length], made while the model runs."""
-    place = places(ids)
-    return op.subtract(op.unsqueeze(place, axes(0)), op.unsqueeze(place, axes(1))).output(0)
-
-
-def split_heads(x: ov.Output, heads: int) -> ov.Output:
-    """[rows, length, width] to [rows, heads, length, width / heads]."""
-    return op.transpose(op.reshape(x, axes(0, 0, heads, -1), True), axes(0, 2, 1, 3)).output(0)
-
-
-def attention(q: ov.Output, k: ov.Output, v: ov.Output, scores_plus: ov.Output) -> ov.Output:
-    """Scaled dot-product attention of [rows, heads, length, head] tensors, back to [rows, length, width].
-
-    `scores_plus` is added to the scaled scores: a mask, a bias of positions, or both.
-    """
-    out = op.scaled_dot_product_attention(q, k, v, scores_plus)
-    return op.reshape(op.transpose(out, axes(0, 2, 1, 3)), axes(0, 0, -1), True).output(0)
+    """Key's index minus query's index, int32 [length, length], made while the model runs."""
+    at = indexes(ids)
+    return op.subtract(op.unsqueeze(at, axes(0)), op.unsqueeze(at, axes(1))).output(0)

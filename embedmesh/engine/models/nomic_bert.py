@@ -1,7 +1,7 @@
 """NomicBERT (Nussbaum et al. 2024): post-norm, rotary positions, SwiGLU, no biases; nomic-embed-text v1 and v1.5.
 
-Its own code can vary more than any published model does; config.json names the variation, and it is refused. Read are
-its GPT-2 words as well as the words of transformers' native class. The tensors have the same names in both.
+Its own code can vary more than any published model does; config.json names the variation, and it is refused. Both its
+GPT-2 words and the words of transformers' native class are read. The tensors have the same names in both.
 """
 
 from typing import Any
@@ -9,24 +9,14 @@ from typing import Any
 import openvino as ov
 from openvino import opset13 as op
 
-from embedmesh.engine.models.config import EncoderConfig, Rows, read_config
-from embedmesh.engine.models.graph import (
-    activate,
-    add,
-    attention,
-    axes,
-    dense,
-    layer_norm,
-    packed,
-    score_mask,
-    split_heads,
-    weight,
-)
-from embedmesh.engine.models.rotary import Rope, Turns, convert_rope, read_rope, turn, turns
+from embedmesh.engine.models.config import EncoderConfig, RowCount, read_config
+from embedmesh.engine.models.encoder import Encoder
+from embedmesh.engine.models.graph import add, score_mask, weight
+from embedmesh.engine.models.rotary import Rope, convert_rope, make_rotations, read_rope
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
 
-SPELLINGS = {
+NOMIC_SPELLINGS = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
@@ -34,7 +24,7 @@ SPELLINGS = {
     "n_positions": "max_position_embeddings",
     "layer_norm_epsilon": "layer_norm_eps",
 }
-ONLY = {
+NOMIC_FIXED = {
     "activation_function": "swiglu",
     "causal": False,
     "mlp_fc1_bias": False,
@@ -52,53 +42,43 @@ ONLY = {
     "scale_attn_weights": True,
     "use_rms_norm": False,
 }
-MUST_SAY = ("activation_function", "mlp_fc1_bias", "mlp_fc2_bias", "qkv_proj_bias", "rotary_emb_base")
+NOMIC_REQUIRED = ("activation_function", "mlp_fc1_bias", "mlp_fc2_bias", "qkv_proj_bias", "rotary_emb_base")
 """In the GPT-2 words: their defaults are those of other models."""
 
-THETA = 1000.0  # of the native class, where config.json is silent
+NOMIC_THETA = 1000.0  # of the native class, where config.json is silent
 
 
-class Config(EncoderConfig, frozen=True, kw_only=True):
-    """The members of config.json that decide the numbers."""
+class NomicBertConfig(EncoderConfig, frozen=True, kw_only=True):
+    """The fields of config.json that decide the numbers."""
 
     hidden_act: str = "silu"
-    type_vocab_size: Rows = 2
+    type_vocab_size: RowCount = 2
 
 
-def build(members: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
     """Token states of a NomicBERT model. Raises SetupError for a variant that is not known."""
-    config = read_config(members, Config, spellings=SPELLINGS, only=ONLY, code=("NomicBertModel",))
-    by = turns(ids, _rope(members), config.max_position_embeddings, config.head_width)
-    weights = weights.rooted("embeddings.word_embeddings.weight")
-    width = config.hidden_size
-    words = weights.get("embeddings.word_embeddings.weight", config.vocab_size, width)
-    types = weights.get("embeddings.token_type_embeddings.weight", config.type_vocab_size, width)
-    states = op.add(op.gather(weight(words), ids, axes(0)), weight(types[0])).output(0)
-    states = layer_norm(states, weights, "emb_ln", width, config.layer_norm_eps)
+    config = read_config(
+        fields, NomicBertConfig, spellings=NOMIC_SPELLINGS, fixed=NOMIC_FIXED, code=("NomicBertModel",)
+    )
+    rotations = make_rotations(ids, _rope(fields), config)
+    encoder = Encoder(config, weights)
+    types = encoder.table("embeddings.token_type_embeddings", config.type_vocab_size)
+    x = encoder.norm(add(encoder.embed(ids), weight(types[0])), "emb_ln")
     masked = score_mask(mask)
     for number in range(config.num_hidden_layers):
-        states = _layer(config, weights, states, masked, by, f"encoder.layers.{number}.")
-    return states
+        at = f"encoder.layers.{number}."
+        parts = encoder.split(x, f"{at}attn.Wqkv", 3, config.hidden_size, bias=False)
+        mixed = encoder.dense(encoder.attend(parts, masked, rotations), f"{at}attn.out_proj", bias=False)
+        x = encoder.norm(add(mixed, x), f"{at}norm1")
+        up, gate = (encoder.widen(x, f"{at}mlp.{name}", bias=False) for name in ("fc11", "fc12"))
+        wide = op.multiply(up, encoder.activate(gate)).output(0)
+        x = encoder.norm(add(encoder.narrow(wide, f"{at}mlp.fc2", bias=False), x), f"{at}norm2")
+    return x
 
 
-def _layer(config: Config, weights: Weights, x: ov.Output, masked: ov.Output, by: Turns, at: str) -> ov.Output:
-    width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
-    query, key, value = (
-        split_heads(part, config.num_attention_heads)
-        for part in packed(x, weights, f"{at}attn.Wqkv", 3, width, width, bias=False)
-    )
-    query, key = (turn(part, by, config.head_width) for part in (query, key))
-    mixed = dense(attention(query, key, value, masked), weights, f"{at}attn.out_proj", width, width, bias=False)
-    x = layer_norm(add(mixed, x), weights, f"{at}norm1", width, eps)
-    up, gate = (dense(x, weights, f"{at}mlp.{name}", inner, width, bias=False) for name in ("fc11", "fc12"))
-    wide = op.multiply(up, activate(gate, config.hidden_act)).output(0)
-    narrow = dense(wide, weights, f"{at}mlp.fc2", width, inner, bias=False)
-    return layer_norm(add(narrow, x), weights, f"{at}norm2", width, eps)
-
-
-def _rope(members: dict[str, Any]) -> Rope:
-    if "n_embd" not in members:
-        return read_rope(members, THETA)
-    if missing := [member for member in MUST_SAY if member not in members]:
+def _rope(fields: dict[str, Any]) -> Rope:
+    if "n_embd" not in fields:
+        return read_rope(fields, NOMIC_THETA)
+    if missing := [field for field in NOMIC_REQUIRED if field not in fields]:
         raise SetupError(f"config.json does not describe a model of its type: it does not say {missing[0]}.")
-    return convert_rope({"rope_theta": members["rotary_emb_base"]}, None)
+    return convert_rope({"rope_theta": fields["rotary_emb_base"]}, None)

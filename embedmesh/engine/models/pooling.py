@@ -5,11 +5,11 @@ import openvino as ov
 from openvino import opset13 as op
 
 from embedmesh.engine.folder import Dense, Pooling
-from embedmesh.engine.models.graph import axes, small, weight
+from embedmesh.engine.models.graph import ACTIVATION_OPS, axes, linear, small
 from embedmesh.engine.safetensors import Weights
 
-NORM_EPS = 1e-12  # as torch.nn.functional.normalize has it
-LOWEST = -1e9  # what padding counts as in a maximum
+UNIT_LENGTH_EPS = 1e-12  # as torch.nn.functional.normalize has it
+PADDING_MAXIMUM = -1e9  # what padding counts as in a maximum
 
 
 def pool(states: ov.Output, mask: ov.Output, pooling: Pooling) -> ov.Output:
@@ -22,7 +22,7 @@ def pool(states: ov.Output, mask: ov.Output, pooling: Pooling) -> ov.Output:
             return op.gather(states, last, op.constant(np.int64(1)), 1).output(0)
         case "max":
             real = op.greater(op.unsqueeze(mask, axes(2)), small(0.0))
-            return op.reduce_max(op.select(real, states, small(LOWEST)), axes(1), False).output(0)
+            return op.reduce_max(op.select(real, states, small(PADDING_MAXIMUM)), axes(1), False).output(0)
         case "mean":
             return _average(states, mask)
         case "weighted_mean":  # the first token weighs 1, the second 2 ...
@@ -32,23 +32,20 @@ def pool(states: ov.Output, mask: ov.Output, pooling: Pooling) -> ov.Output:
 def dense(vectors: ov.Output, layer: Dense) -> ov.Output:
     """Vectors [rows, inputs] to [rows, outputs]. Raises SetupError when the layer's weights are not its config's."""
     weights = Weights(layer.path)
-    product = op.matmul(vectors, weight(weights.get("linear.weight", layer.outputs, layer.inputs)), False, True)
-    if layer.bias:
-        product = op.add(product, weight(weights.get("linear.bias", layer.outputs)))
+    kernel = weights.get("linear.weight", layer.outputs, layer.inputs)
+    product = linear(vectors, kernel, weights.get("linear.bias", layer.outputs) if layer.bias else None)
     match layer.activation:
         case "identity":
-            return product.output(0)
+            return product
         case "tanh":
             return op.tanh(product).output(0)
-        case "gelu":
-            return op.gelu(product, "erf").output(0)
-        case "relu":
-            return op.relu(product).output(0)
+        case "gelu" | "relu" as name:
+            return ACTIVATION_OPS[name](product).output(0)
 
 
 def normalize(vectors: ov.Output) -> ov.Output:
     """Vectors [rows, width] of unit length."""
-    return op.normalize_l2(vectors, axes(1), NORM_EPS, "max").output(0)
+    return op.normalize_l2(vectors, axes(1), UNIT_LENGTH_EPS, "max").output(0)
 
 
 def _average(states: ov.Output, weights: ov.Output) -> ov.Output:

@@ -10,22 +10,21 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from embedmesh.engine.models import bert
-from embedmesh.engine.models.config import ROWS_MAX, read_config
+from embedmesh.engine.models.bert import BERT_FIXED, BertConfig, encode
+from embedmesh.engine.models.config import TABLE_ROWS_MAX, read_config
 from embedmesh.engine.safetensors import Weights
 
 
-class Config(bert.Config, frozen=True, kw_only=True):
-    """BERT's members, and the one that decides where positions begin."""
+class RobertaConfig(BertConfig, frozen=True, kw_only=True):
+    """BERT's fields, and the one that decides where positions begin."""
 
-    pad_token_id: Annotated[int, msgspec.Meta(ge=0, lt=ROWS_MAX)] = 1
+    pad_token_id: Annotated[int, msgspec.Meta(ge=0, lt=TABLE_ROWS_MAX)] = 1
 
 
-def build(members: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
+def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
     """Token states of a RoBERTa model. Raises SetupError for a variant that is not known."""
-    config = read_config(members, Config, only=bert.ONLY)
-    weights = weights.rooted("embeddings.word_embeddings.weight")
-    return bert.encode(config, weights, ids, mask, positions(ids, mask, config.pad_token_id))
+    config = read_config(fields, RobertaConfig, fixed=BERT_FIXED)
+    return encode(config, weights, ids, mask, positions(ids, mask, config.pad_token_id))
 
 
 def positions(ids: ov.Output, mask: ov.Output, padding: int) -> ov.Output:
@@ -33,6 +32,6 @@ def positions(ids: ov.Output, mask: ov.Output, padding: int) -> ov.Output:
 
     A text may spell the padding token; there, as for padding, the position is `padding` and the count stands still.
     """
-    spoken = op.multiply(mask, op.convert(op.not_equal(ids, op.constant(np.int32(padding))), "f32"))
-    counted = op.multiply(op.cum_sum(spoken, op.constant(np.int64(1))), spoken)
+    counts = op.multiply(mask, op.convert(op.not_equal(ids, op.constant(np.int32(padding))), "f32"))
+    counted = op.multiply(op.cum_sum(counts, op.constant(np.int64(1))), counts)
     return op.add(op.convert(counted, "i32"), op.constant(np.int32(padding))).output(0)

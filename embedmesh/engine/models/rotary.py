@@ -12,17 +12,17 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from embedmesh.engine.models.config import unsupported
-from embedmesh.engine.models.graph import Array, axes, places, rows_at, small
+from embedmesh.engine.models.config import EncoderConfig, unsupported
+from embedmesh.engine.models.graph import Array, axes, indexes, rows_at, small
 from embedmesh.rules.errors import SetupError
 
-TABLE_NUMBERS_MAX = 2**24  # 64 MB: 128 k positions of 128 components, more than any published encoder has
+ROPE_TABLE_NUMBERS_MAX = 2**24  # 64 MB: 128 k positions of 128 components, more than any published encoder has
 
 Theta = Annotated[float, msgspec.Meta(gt=1, le=1e12)]
 Factor = Annotated[float, msgspec.Meta(ge=1, le=1e6)]
 
-KINDS = ("default", "linear")
-"""The kinds of scaling that transformers has for these encoders."""
+ROPE_TYPES = ("default", "linear")
+"""The types of scaling that transformers has for these encoders."""
 
 
 class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,28 +46,28 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.float32(1) / powers / np.float32(divisor)
 
 
-class Turns(NamedTuple):
+class Rotations(NamedTuple):
     """Cosine and sine of every angle, as graph values [1, 1, length, head_width]."""
 
     cos: ov.Output
     sin: ov.Output
 
 
-def read_rope(members: Mapping[str, Any], theta: float | None, kinds: Collection[str] = KINDS) -> Rope:
+def read_rope(fields: Mapping[str, Any], theta: float | None, types: Collection[str] = ROPE_TYPES) -> Rope:
     """The one Rope of a model; `theta` is what its architecture takes when config.json is silent. Raises SetupError."""
-    theta = members.get("rope_theta", theta)
-    return convert_rope(members.get("rope_parameters") or members.get("rope_scaling") or {}, theta, kinds)
+    theta = fields.get("rope_theta", theta)
+    return convert_rope(fields.get("rope_parameters") or fields.get("rope_scaling") or {}, theta, types)
 
 
-def convert_rope(written: object, theta: float | None, kinds: Collection[str] = KINDS) -> Rope:
-    """`written` in config.json as a Rope of one of `kinds`. Raises SetupError."""
+def convert_rope(written: object, theta: float | None, types: Collection[str] = ROPE_TYPES) -> Rope:
+    """`written` in config.json as a Rope of one of `types`. Raises SetupError."""
     if not isinstance(written, dict):
         raise unsupported("rope_parameters", written, "an object is")
-    said = {member: value for member, value in written.items() if value is not None}
-    named = {"rope_type" if member == "type" else member: value for member, value in said.items()}
+    said = {field: value for field, value in written.items() if value is not None}
+    named = {"rope_type" if field == "type" else field: value for field, value in said.items()}
     kind = named.get("rope_type", "default")
-    if kind not in kinds:
-        raise unsupported("rope_type", kind, f"known are {', '.join(kinds)}")
+    if kind not in types:
+        raise unsupported("rope_type", kind, f"known are {', '.join(types)}")
     if kind == "default" and "factor" in named:
         raise unsupported("a rope factor", named["factor"], "without a rope_type it means nothing")
     try:
@@ -76,18 +76,19 @@ def convert_rope(written: object, theta: float | None, kinds: Collection[str] = 
         raise SetupError(f"config.json has rotary positions that are not supported: {error}.") from None
 
 
-def turns(ids: ov.Output, rope: Rope, positions: int, head_width: int) -> Turns:
-    """The angles of as many places as `ids` [rows, length] has; tables of `positions` rows are kept for it."""
-    if head_width % 2:
-        raise SetupError(f"config.json gives attention heads of {head_width} components; rotary positions need pairs.")
-    if positions * head_width > TABLE_NUMBERS_MAX:
-        raise unsupported("max_position_embeddings", positions, f"at most {TABLE_NUMBERS_MAX // head_width} is")
-    angles = np.arange(positions, dtype=np.float32)[:, None] * rope.frequencies(head_width)
-    return Turns(_table(np.cos, angles, ids), _table(np.sin, angles, ids))
+def make_rotations(ids: ov.Output, rope: Rope, config: EncoderConfig) -> Rotations:
+    """The angles at the indexes of `ids` [rows, length]; tables for all positions of the config are kept for it."""
+    positions, width = config.max_position_embeddings, config.head_width
+    if width % 2:
+        raise SetupError(f"config.json gives attention heads of {width} components; rotary positions need pairs.")
+    if positions * width > ROPE_TABLE_NUMBERS_MAX:
+        raise unsupported("max_position_embeddings", positions, f"at most {ROPE_TABLE_NUMBERS_MAX // width} is")
+    angles = np.arange(positions, dtype=np.float32)[:, None] * rope.frequencies(width)
+    return Rotations(_table(np.cos, angles, ids), _table(np.sin, angles, ids))
 
 
-def turn(x: ov.Output, by: Turns, head_width: int) -> ov.Output:
-    """Queries or keys [rows, heads, length, head_width], each turned by its place.
+def rotate(x: ov.Output, by: Rotations, head_width: int) -> ov.Output:
+    """Queries or keys [rows, heads, length, head_width], each turned by its position.
 
     In just these operations OpenVINO finds its own rotary kernel.
     """
@@ -97,6 +98,6 @@ def turn(x: ov.Output, by: Turns, head_width: int) -> ov.Output:
 
 
 def _table(function: np.ufunc, angles: Array, ids: ov.Output) -> ov.Output:
-    """A function of all angles, exact in float32, at the places that `ids` has: [1, 1, length, head_width]."""
+    """A function of all angles, exact in float32, at the indexes of `ids`: [1, 1, length, head_width]."""
     half = function(angles.astype(np.float64)).astype(np.float32)
-    return op.unsqueeze(rows_at(np.concatenate([half, half], axis=1), places(ids)), axes(0, 1)).output(0)
+    return op.unsqueeze(rows_at(np.concatenate([half, half], axis=1), indexes(ids)), axes(0, 1)).output(0)

@@ -25,7 +25,7 @@ from embedmesh.rules.membership import (
     Welcome,
 )
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.signing.atoma import FIELDS
+from embedmesh.signing.atoma import ATOMA_FIELDS
 
 CHECKS = [check.value for check in Check]
 
@@ -72,7 +72,7 @@ def _of_structs() -> Json:
     inside = {"contentMediaType": "application/json", "contentSchema": ref("Statement")}
     made["Registration"]["properties"]["statement"] |= inside
     made["AtomaRegistration"]["properties"]["data"] = whole(
-        {name: COUNT if kind is int else TEXT for name, kind in FIELDS.items()}
+        {name: COUNT if kind is int else TEXT for name, kind in ATOMA_FIELDS.items()}
     )
     return made
 

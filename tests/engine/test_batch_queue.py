@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from embedmesh.engine.admit import Admission
+from embedmesh.engine.batch_queue import BatchQueue
 from embedmesh.rules.errors import NodeBroke, Overloaded
 
 BREAKS = 255  # as first id
@@ -30,11 +30,11 @@ class Engine:
 
 
 @asynccontextmanager
-async def admitting(engine: Engine, *, tokens_max: int = 1_000_000) -> AsyncIterator[Admission]:
-    admission = Admission(engine.run, tokens_max=tokens_max, on_batch=lambda plan, seconds: None)
-    task = asyncio.create_task(admission.dispatch())
+async def queueing(engine: Engine, *, tokens_max: int = 1_000_000) -> AsyncIterator[BatchQueue]:
+    queue = BatchQueue(engine.run, tokens_max=tokens_max, on_batch=lambda plan, seconds: None)
+    task = asyncio.create_task(queue.dispatch())
     try:
-        yield admission
+        yield queue
     finally:
         task.cancel()
 
@@ -48,19 +48,19 @@ async def settle() -> None:
 async def test_vectors_come_back_in_input_order() -> None:
     """Whatever order the batches took."""
     engine = Engine()
-    async with admitting(engine) as admission:
+    async with queueing(engine) as queue:
         lengths = [3, 200, 17, 256, 90, 4, 4, 130] * 20
         sequences = [[n % 256] * length for n, length in enumerate(lengths)]
-        vectors = await admission.embed(sequences)
+        vectors = await queue.embed(sequences)
     assert vectors == [bytes([sequence[0]]) for sequence in sequences]
-    assert admission.waiting_tokens == 0
+    assert queue.waiting_tokens == 0
 
 
 async def test_a_free_engine_gets_work_at_once() -> None:
     engine = Engine()
-    async with admitting(engine) as admission:
+    async with queueing(engine) as queue:
         engine.free.clear()
-        call = asyncio.create_task(admission.embed([[7] * 10]))
+        call = asyncio.create_task(queue.embed([[7] * 10]))
         await settle()
         assert engine.batches == [[[7] * 10]]
         engine.free.set()
@@ -69,39 +69,39 @@ async def test_a_free_engine_gets_work_at_once() -> None:
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_return() -> None:
     engine = Engine()
-    async with admitting(engine, tokens_max=2_000) as admission:
+    async with queueing(engine, tokens_max=2_000) as queue:
         engine.free.clear()
-        running = asyncio.create_task(admission.embed([[1] * 10]))
+        running = asyncio.create_task(queue.embed([[1] * 10]))
         await settle()
-        waiting = asyncio.create_task(admission.embed([[2] * 250] * 7))
+        waiting = asyncio.create_task(queue.embed([[2] * 250] * 7))
         await settle()
-        assert admission.waiting_tokens == 7 * 256
+        assert queue.waiting_tokens == 7 * 256
         with pytest.raises(Overloaded) as refused:
-            await admission.embed([[3] * 250])
+            await queue.embed([[3] * 250])
         assert 0 < refused.value.retry_after_s <= 30
         engine.free.set()
         await asyncio.gather(running, waiting)
-        assert admission.waiting_tokens == 0
+        assert queue.waiting_tokens == 0
 
 
 async def test_a_call_larger_than_the_bound_is_taken_when_nothing_waits() -> None:
     engine = Engine()
-    async with admitting(engine, tokens_max=1_024) as admission:
-        assert len(await admission.embed([[1] * 250] * 50)) == 50
+    async with queueing(engine, tokens_max=1_024) as queue:
+        assert len(await queue.embed([[1] * 250] * 50)) == 50
 
 
 async def test_work_of_a_caller_who_has_gone_is_dropped() -> None:
     """Only the batch that was running already is computed."""
     engine = Engine()
-    async with admitting(engine) as admission:
+    async with queueing(engine) as queue:
         engine.free.clear()
-        gone = asyncio.create_task(admission.embed([[1] * 250] * 100))
+        gone = asyncio.create_task(queue.embed([[1] * 250] * 100))
         await settle()
-        stays = asyncio.create_task(admission.embed([[2] * 10]))
+        stays = asyncio.create_task(queue.embed([[2] * 10]))
         await settle()
         gone.cancel()
         await settle()
-        assert admission.waiting_tokens == 12
+        assert queue.waiting_tokens == 12
         engine.free.set()
         assert await stays == [b"\x02"]
         await settle()
@@ -110,11 +110,11 @@ async def test_work_of_a_caller_who_has_gone_is_dropped() -> None:
 
 async def test_a_short_query_passes_bulk_work() -> None:
     engine = Engine()
-    async with admitting(engine) as admission:
+    async with queueing(engine) as queue:
         engine.free.clear()
-        bulk = asyncio.create_task(admission.embed([[1] * 250] * 100))
+        bulk = asyncio.create_task(queue.embed([[1] * 250] * 100))
         await settle()
-        query = asyncio.create_task(admission.embed([[2] * 10]))
+        query = asyncio.create_task(queue.embed([[2] * 10]))
         await settle()
         engine.free.set()
         await asyncio.gather(query, bulk)
@@ -125,8 +125,8 @@ async def test_a_short_query_passes_bulk_work() -> None:
 async def test_bulk_calls_end_in_the_order_they_came() -> None:
     """Each is done when the tokens before it and its own are: its deadline was set by those."""
     engine = Engine()
-    async with admitting(engine) as admission:
-        await asyncio.gather(*(admission.embed([[caller] * 250] * 40) for caller in range(5)))
+    async with queueing(engine) as queue:
+        await asyncio.gather(*(queue.embed([[caller] * 250] * 40) for caller in range(5)))
     last_batch = [max(at for at, batch in enumerate(engine.batches) if batch[0][0] == caller) for caller in range(5)]
     for caller, at in enumerate(last_batch):  # ten batches each; the last one runs as a small call, in their turn
         assert at < 10 * (caller + 1) + 1
@@ -134,28 +134,28 @@ async def test_bulk_calls_end_in_the_order_they_came() -> None:
 
 async def test_a_failed_batch_fails_its_calls_only() -> None:
     engine = Engine()
-    async with admitting(engine) as admission:
+    async with queueing(engine) as queue:
         engine.failing = True
         with pytest.raises(NodeBroke):
-            await admission.embed([[1] * 10])
+            await queue.embed([[1] * 10])
         engine.failing = False
-        assert await admission.embed([[2] * 10]) == [b"\x02"]
-        assert admission.waiting_tokens == 0
+        assert await queue.embed([[2] * 10]) == [b"\x02"]
+        assert queue.waiting_tokens == 0
 
 
 async def test_who_broke_a_batch_fails_alone() -> None:
     """The others of that batch get their vectors; what else the failed call had waiting is dropped."""
     engine = Engine()
-    async with admitting(engine) as admission:
+    async with queueing(engine) as queue:
         engine.free.clear()
-        running = asyncio.create_task(admission.embed([[1] * 10]))
+        running = asyncio.create_task(queue.embed([[1] * 10]))
         await settle()
         texts: list[list[list[int]]] = [[[2] * 10], [[BREAKS] * 10, [3] * 200], [[4] * 10]]
-        calls = [asyncio.create_task(admission.embed(sequences)) for sequences in texts]
+        calls = [asyncio.create_task(queue.embed(sequences)) for sequences in texts]
         await settle()
         engine.free.set()
         outcomes = await asyncio.gather(running, *calls, return_exceptions=True)
-        assert admission.waiting_tokens == 0
+        assert queue.waiting_tokens == 0
     assert outcomes[:2] == [[b"\x01"], [b"\x02"]]
     assert isinstance(outcomes[2], NodeBroke)
     assert outcomes[3] == [b"\x04"]
@@ -164,27 +164,27 @@ async def test_who_broke_a_batch_fails_alone() -> None:
 async def test_all_that_is_not_answered_can_be_failed_at_once() -> None:
     """Also a call whose batch is running: nobody may come to tell it."""
     engine = Engine()
-    async with admitting(engine) as admission:
+    async with queueing(engine) as queue:
         engine.free.clear()
-        running = asyncio.create_task(admission.embed([[1] * 10]))
+        running = asyncio.create_task(queue.embed([[1] * 10]))
         await settle()
-        waiting = asyncio.create_task(admission.embed([[2] * 10]))
+        waiting = asyncio.create_task(queue.embed([[2] * 10]))
         await settle()
-        admission.fail_all(NodeBroke("down"))
+        queue.fail_all(NodeBroke("down"))
         outcomes = await asyncio.gather(waiting, running, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [NodeBroke, NodeBroke]
         engine.free.set()
-        await admission.idle()
-        assert admission.waiting_tokens == 0
+        await queue.idle()
+        assert queue.waiting_tokens == 0
 
 
 async def test_idle_waits_for_the_last_answer() -> None:
     engine = Engine()
-    async with admitting(engine) as admission:
-        await admission.idle()
+    async with queueing(engine) as queue:
+        await queue.idle()
         engine.free.clear()
-        running = asyncio.create_task(admission.embed([[1] * 10]))
-        idle = asyncio.create_task(admission.idle())
+        running = asyncio.create_task(queue.embed([[1] * 10]))
+        idle = asyncio.create_task(queue.idle())
         await settle()
         assert not idle.done()
         engine.free.set()

@@ -1,8 +1,8 @@
-"""Does a process that owes an answer work on it, wait for a CPU, or is it stuck? Judged by what the kernel says of it.
+"""Decides whether a process that owes an answer works, waits for a CPU, or is stuck, from what the kernel says of it.
 
 A clock cannot tell: a process that gets no CPU is as late as one that hangs, and to replace it only makes it later.
 All time is counted in *looks*, each of which our own event loop has to come round for: when we are late ourselves,
-that is no evidence against anybody. Nothing here reads or waits: `embedmesh.engine.kernel` takes the samples.
+that is no evidence against the process. Nothing here reads or waits: `embedmesh.engine.kernel` takes the samples.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from embedmesh.rules.nodes import Shortage
 
-LOOK_S = 0.2  # between two looks at a process that has not answered yet: most batches are done before the first
-BUSY = 0.5  # of a look's time: who runs so much is not short of CPU
-IDLE = 0.1  # who wants no more than this is doing nothing; a hang that polls wants a few per cent
-STARVED_MIN_S = 1.0  # of starving are worth a word,
-STARVED_FOR_S = 10.0  # which holds for so long
+WATCH_LOOK_S = 0.2  # between two looks at a process that has not answered yet: most batches are done before the first
+BUSY_SHARE = 0.5  # of a look's time: a process that runs this much is not short of CPU
+IDLE_SHARE = 0.1  # a process that wants no more than this does nothing; a hang that polls wants a few per cent
+STARVED_MIN_S = 1.0  # shorter starvation is not reported
+STARVED_FOR_S = 10.0  # how long a report holds: most batches are over before they are looked at
 DISK_S = 30.0  # a disk, or swapping, may be so long without an answer
 
 
@@ -44,17 +44,17 @@ class Doing(Enum):
     STOPPED = "stopped"
 
 
-class RateLimit(NamedTuple):
-    """What an answer may take before its process is stuck: CPU time, time without doing anything, and, where the
-    kernel tells nothing, time on the clock. Seconds."""
+class TimeAllowed(NamedTuple):
+    """What an answer may take before its process is stuck, in seconds: CPU time, time without doing anything, and time
+    on the clock where the kernel says nothing."""
 
     cpu_s: float
     still_s: float
     clock_s: float
 
-    def times(self, factor: float) -> "RateLimit":
-        """So many times as much of each."""
-        return RateLimit(self.cpu_s * factor, self.still_s * factor, self.clock_s * factor)
+    def times(self, factor: float) -> "TimeAllowed":
+        """Each multiplied by a factor."""
+        return TimeAllowed(*(seconds * factor for seconds in self))
 
 
 def judge(before: Sample, now: Sample) -> Doing:
@@ -63,13 +63,13 @@ def judge(before: Sample, now: Sample) -> Doing:
     ran, waited = (now.ran_s - before.ran_s) / span_s, (now.waited_s - before.waited_s) / span_s
     if "T" in now.states or "t" in now.states:
         return Doing.STOPPED
-    if ran >= BUSY:
+    if ran >= BUSY_SHARE:
         return Doing.WORKING
-    if "R" in now.states or waited > IDLE:
+    if "R" in now.states or waited > IDLE_SHARE:
         return Doing.STARVED
     if "D" in now.states:
         return Doing.WORKING if ran > 0 else Doing.AT_DISK
-    return Doing.WORKING if ran > IDLE else Doing.STILL
+    return Doing.WORKING if ran > IDLE_SHARE else Doing.STILL
 
 
 class Starvation:
@@ -80,21 +80,21 @@ class Starvation:
         self._on_begin = on_begin
         self._shortage: Shortage = ""
         self._until = float("-inf")
-        self._of_late_s = 0.0
+        self._recent_s = 0.0
         self.seconds = 0.0
 
     @property
     def shortage(self) -> Shortage:
-        """What it is short of, or was a moment ago: most batches are over before they are looked at. Else ""."""
-        return self._shortage if self._of_late_s >= STARVED_MIN_S and self._monotonic() < self._until else ""
+        """What it is short of, or was a moment ago; "" where it is not starved."""
+        return self._shortage if self._recent_s >= STARVED_MIN_S and self._monotonic() < self._until else ""
 
     def note(self, seconds: float, shortage: Shortage) -> None:
-        """It was starved for so long, just now."""
+        """Add seconds of starvation that have just ended."""
         before = self.shortage
         if self._monotonic() >= self._until:
-            self._of_late_s = 0.0
+            self._recent_s = 0.0
         self._until = self._monotonic() + STARVED_FOR_S
-        self._of_late_s += seconds
+        self._recent_s += seconds
         self.seconds += seconds
         self._shortage = shortage
         if not before and self.shortage:
@@ -102,23 +102,23 @@ class Starvation:
 
 
 class Watch:
-    """Looks at a process from when it was asked until it answers."""
+    """Looks at a process from a message to its answer."""
 
-    def __init__(self, allowed: RateLimit, on_starved: Callable[[float, Shortage], None]) -> None:
-        """`on_starved` is told at each look for how many seconds it was starved since the last, and of what."""
+    def __init__(self, allowed: TimeAllowed, on_starved: Callable[[float, Shortage], None]) -> None:
+        """`on_starved` gets, at each look, the seconds that it was starved since the last, and what of."""
         self._on_starved = on_starved
         self._allowed = allowed
         self._first: Sample | None = None
         self._last: Sample | None = None
-        self._idle: Doing | None = None  # what it has done, other than working, in all of the last looks
-        self._idle_looks = 0
-        self.blind_looks = 0  # at which the kernel told nothing
+        self._doing: Doing | None = None  # in all of the last `_same_looks` looks
+        self._same_looks = 0
+        self.blind_looks = 0  # at which the kernel said nothing
 
     def look(self, sample: Sample | None) -> str | None:
-        """One more look, a LOOK_S after the last or later. What is wrong, to go on after "the engine"; or None."""
+        """One more look, a WATCH_LOOK_S after the last or later. What is wrong (see WorkerBroke), or None."""
         if sample is None:
             self.blind_looks += 1
-            return "did not answer in time" if self.blind_looks * LOOK_S > self._allowed.clock_s else None
+            return "did not answer in time" if self.blind_looks * WATCH_LOOK_S > self._allowed.clock_s else None
         if self._first is None or self._last is None:
             self._first = self._last = sample
             return None
@@ -129,14 +129,14 @@ class Watch:
         spent_s = sample.ran_s - self._first.ran_s
         if spent_s > self._allowed.cpu_s:
             return f"spins: it used {spent_s:.1f} s of CPU time for what may take {self._allowed.cpu_s:.1f} s"
-        self._idle_looks = self._idle_looks + 1 if doing is self._idle else 1
-        self._idle = doing
-        idle_s = self._idle_looks * LOOK_S
+        self._same_looks = self._same_looks + 1 if doing is self._doing else 1
+        self._doing = doing
+        same_s = self._same_looks * WATCH_LOOK_S
         match doing:
-            case Doing.STOPPED if idle_s >= self._allowed.still_s:
+            case Doing.STOPPED if same_s >= self._allowed.still_s:
                 return "was stopped from outside (SIGSTOP, or a debugger)"
-            case Doing.STILL if idle_s >= self._allowed.still_s:
+            case Doing.STILL if same_s >= self._allowed.still_s:
                 return "hangs: it sleeps, and uses no CPU time"
-            case Doing.AT_DISK if idle_s >= max(DISK_S, self._allowed.still_s):
+            case Doing.AT_DISK if same_s >= max(DISK_S, self._allowed.still_s):
                 return "hangs: it waits for a disk that does not answer"
         return None

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from embedmesh.engine import kernel
-from embedmesh.engine.progress import LOOK_S, STARVED_FOR_S, Doing, RateLimit, Sample, Starvation, Watch, judge
+from embedmesh.engine.watch import STARVED_FOR_S, WATCH_LOOK_S, Doing, Sample, Starvation, TimeAllowed, Watch, judge
 from embedmesh.rules.nodes import Shortage
 
-ALLOWED = RateLimit(cpu_s=1.0, still_s=1.0, clock_s=2.0)
+ALLOWED = TimeAllowed(cpu_s=1.0, still_s=1.0, clock_s=2.0)
 LOOKS_MAX = 2_000  # of a real process: minutes, on any machine
 
 
@@ -40,22 +40,22 @@ LOOKS_MAX = 2_000  # of a real process: minutes, on any machine
 )
 def test_what_a_process_did_between_two_looks(states: str, ran_s: float, waited_s: float, doing: Doing) -> None:
     before = Sample(10.0, "R", 5.0, 7.0)
-    assert judge(before, Sample(10.0 + LOOK_S, states, 5.0 + ran_s, 7.0 + waited_s)) is doing
+    assert judge(before, Sample(10.0 + WATCH_LOOK_S, states, 5.0 + ran_s, 7.0 + waited_s)) is doing
 
 
 def test_what_counts_is_a_share_of_the_time_between_the_looks() -> None:
     """When we come late to look, what was much is little."""
-    assert judge(Sample(0.0, "R", 0.0), Sample(4 * LOOK_S, "R", 0.1)) is Doing.STARVED
+    assert judge(Sample(0.0, "R", 0.0), Sample(4 * WATCH_LOOK_S, "R", 0.1)) is Doing.STARVED
 
 
 def watch(
-    steps: Iterable[tuple[str, float]], allowed: RateLimit = ALLOWED, late: float = 1.0
+    steps: Iterable[tuple[str, float]], allowed: TimeAllowed = ALLOWED, late: float = 1.0
 ) -> tuple[int, str] | None:
     """The number of the look at which something was wrong, and what. A step: states, CPU time since the last."""
     watching = Watch(allowed, lambda seconds, shortage: None)
     at = ran = 0.0
     for number, (states, ran_s) in enumerate(steps):
-        at += LOOK_S * late
+        at += WATCH_LOOK_S * late
         ran += ran_s
         if wrong := watching.look(Sample(at, states, ran)):
             return number, wrong
@@ -95,7 +95,7 @@ def test_who_is_slow_is_waited_for_and_our_own_lateness_is_no_evidence(
     assert watch(steps, late=late) is None
 
 
-def test_patience_multiplies_all_of_it() -> None:
+def test_a_factor_multiplies_all_bounds() -> None:
     assert watch([("S", 0.0)] * 1_000, ALLOWED.times(4)) == (20, "hangs: it sleeps, and uses no CPU time")
 
 
@@ -113,11 +113,11 @@ def test_a_second_of_starving_is_told_once_and_holds_for_a_while() -> None:
     watching = Watch(ALLOWED, starvation.note)
     throttled = 0
     for look in range(12):
-        now, throttled = look * LOOK_S, throttled + (look > 5)
+        now, throttled = look * WATCH_LOOK_S, throttled + (look > 5)
         watching.look(Sample(now, "R", 0.0, 0.0, throttled))
     assert told == ["cpu"]
     assert starvation.shortage == "quota", "its group was throttled between the last two looks"
-    assert starvation.seconds == pytest.approx(11 * LOOK_S)
+    assert starvation.seconds == pytest.approx(11 * WATCH_LOOK_S)
     now += STARVED_FOR_S
     assert starvation.shortage == ""
     shortage: Shortage = "cpu"
@@ -148,7 +148,7 @@ def until(pid: int, *wanted: Doing) -> Sample:
     """Look until it is seen to do one of these."""
     before = kernel.sample(pid)
     for _ in range(LOOKS_MAX):
-        time.sleep(LOOK_S / 4)
+        time.sleep(WATCH_LOOK_S / 4)
         now = kernel.sample(pid)
         assert before is not None and now is not None
         if judge(before, now) in wanted:

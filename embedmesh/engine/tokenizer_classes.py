@@ -1,7 +1,7 @@
 """The tokenizer classes of `transformers` that are known: what each makes of a vocabulary and of settings.
 
-Each has its own normalizer, its own cuts and its own special tokens around a text, and takes no notice of those of
-tokenizer.json. What `transformers` 5 does is repeated here, quirks and all; the tests compare.
+Each has its own normalizer, pre-tokenizer and special tokens around a text, and ignores those of tokenizer.json. This
+module repeats what `transformers` 5 does, quirks included; the tests compare.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 
-from embedmesh.engine.tokenizer_source import Refuse, Source
+from embedmesh.engine.tokenizer_source import Refuse, TokenizerSource
 
 Ends = list[tuple[str, int]]
 """The tokens before and behind a text, with their ids."""
@@ -19,36 +19,37 @@ METASPACE = "\u2581"
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-EXTRA_IDS = 100  # T5's, where the settings say no other number
+AS_IT_IS = "('PreTrainedTokenizerFast' takes tokenizer.json as it is)"
+EXTRA_IDS = 100  # T5's default
 EXTRA_IDS_MAX = 10_000  # more than any vocabulary has
 
 
-class Parts(NamedTuple):
-    """What a class makes: a model, a normalizer or None, and what cuts a text into words."""
+class TokenizerParts(NamedTuple):
+    """The parts that a class makes: a model, a normalizer or None, and a pre-tokenizer."""
 
     model: Any
     normalizer: Any
     pre_tokenizer: Any
 
 
-class Kind(NamedTuple):
-    """A class: the special tokens that it has when nobody says others, and how it makes its parts.
+class TokenizerClass(NamedTuple):
+    """A class: its default special tokens, and how it makes its parts.
 
     `ends` are the names of the tokens before and behind a text, if any, and `around` puts them there; without it they
-    are what tokenizer.json puts there (`keeps`), or none. `more` makes the list of further special tokens from what is
-    given. `again`: at last all special tokens are made ordinary ones of their kind, whatever was said of them.
+    are those of tokenizer.json (`keeps`), or none. `more` makes the list of further special tokens from the given ones.
+    `again`: at last every special token is added again as a plain one, whatever its settings were.
     """
 
-    build: Callable[[Source, Mapping[str, str]], Parts]
+    build: Callable[[TokenizerSource, Mapping[str, str]], TokenizerParts]
     tokens: Mapping[str, str | AddedToken]
     ends: tuple[str, ...] = ()
-    around: Callable[[Source, Ends], Any] | None = None
+    around: Callable[[TokenizerSource, Ends], Any] | None = None
     keeps: bool = False
-    more: Callable[[Source, list[Any] | None], list[Any]] | None = None
+    more: Callable[[TokenizerSource, list[Any] | None], list[Any]] | None = None
     again: bool = False
 
 
-def _word_piece(source: Source, tokens: Mapping[str, str]) -> Parts:
+def _word_piece(source: TokenizerSource, tokens: Mapping[str, str]) -> TokenizerParts:
     strips = source.config.get("strip_accents")
     normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -57,71 +58,66 @@ def _word_piece(source: Source, tokens: Mapping[str, str]) -> Parts:
         lowercase=source.flag("do_lower_case", True),
     )
     model = source.model("WordPiece", unk_token=tokens["unk_token"])
-    return Parts(model, normalizer, pre_tokenizers.BertPreTokenizer())
+    return TokenizerParts(model, normalizer, pre_tokenizers.BertPreTokenizer())
 
 
-def _bytes(source: Source, tokens: Mapping[str, str], normalizer: Any = None) -> Parts:
+def _bytes(source: TokenizerSource, tokens: Mapping[str, str], normalizer: Any = None) -> TokenizerParts:
     cut = pre_tokenizers.ByteLevel(add_prefix_space=source.flag("add_prefix_space", False))
-    return Parts(_pairs(source, fuse_unk=False), normalizer, cut)
+    return TokenizerParts(_pairs(source, fuse_unk=False), normalizer, cut)
 
 
-def _pairs(source: Source, **members: object) -> Any:
+def _pairs(source: TokenizerSource, **changes: object) -> Any:
     plain = {"unk_token": None, "byte_fallback": False, "ignore_merges": False, "dropout": None}
-    return source.model("BPE", **plain | members)
+    return source.model("BPE", **plain | changes)
 
 
-def _pieces(source: Source, tokens: Mapping[str, str], unk_id: int | None) -> Parts:
+def _pieces(source: TokenizerSource, tokens: Mapping[str, str], unk_id: int | None) -> TokenizerParts:
     if unk_id is None:
         unk_id = source.file.model.token_to_id(tokens["unk_token"]) or 0
     scheme = "always" if source.flag("add_prefix_space", True) else "never"
     cut = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement=METASPACE, prepend_scheme=scheme)]
-    return Parts(source.unigram(unk_id), source.charsmap(), pre_tokenizers.Sequence(cut))
+    return TokenizerParts(source.unigram(unk_id), source.charsmap(), pre_tokenizers.Sequence(cut))
 
 
-def _t5(source: Source, tokens: Mapping[str, str]) -> Parts:
+def _t5(source: TokenizerSource, tokens: Mapping[str, str]) -> TokenizerParts:
     without = source._replace(config={**source.config, "add_prefix_space": True})  # T5 always does
     return _pieces(without, tokens, 2)
 
 
-def _llama(source: Source, tokens: Mapping[str, str]) -> Parts:
+def _llama(source: TokenizerSource, tokens: Mapping[str, str]) -> TokenizerParts:
     always = source.config.get("legacy", False)
     scheme = "always" if always else "first"
     if not source.flag("add_prefix_space", True, null=True):
         scheme = "never"
     cut = pre_tokenizers.Metaspace(replacement=METASPACE, prepend_scheme=scheme, split=False)
-    return Parts(_pairs(source, fuse_unk=True, byte_fallback=True), None, cut)
+    return TokenizerParts(_pairs(source, fuse_unk=True, byte_fallback=True), None, cut)
 
 
-def _gemma(source: Source, tokens: Mapping[str, str]) -> Parts:
+def _gemma(source: TokenizerSource, tokens: Mapping[str, str]) -> TokenizerParts:
     model = _pairs(source, fuse_unk=True, byte_fallback=True, unk_token=tokens["unk_token"])
     cut = pre_tokenizers.Split(pattern=" ", behavior="merged_with_previous", invert=False)
-    return Parts(model, normalizers.Replace(" ", METASPACE), cut)
+    return TokenizerParts(model, normalizers.Replace(" ", METASPACE), cut)
 
 
-def _qwen2(source: Source, tokens: Mapping[str, str]) -> Parts:
+def _qwen2(source: TokenizerSource, tokens: Mapping[str, str]) -> TokenizerParts:
     spaced = source.flag("add_prefix_space", False, null=False)
     words = pre_tokenizers.Split(Regex(QWEN2), behavior="isolated", invert=False)
     cut = [words, pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)]
-    return Parts(_pairs(source, fuse_unk=False), normalizers.NFC(), pre_tokenizers.Sequence(cut))
+    return TokenizerParts(_pairs(source, fuse_unk=False), normalizers.NFC(), pre_tokenizers.Sequence(cut))
 
 
-def _template(source: Source, ends: Ends) -> Any:
+def _template(source: TokenizerSource, ends: Ends) -> Any:
     *head, tail = [text for text, _ in ends]
     return processors.TemplateProcessing(single=[*head, "$A", tail], special_tokens=list(dict.fromkeys(ends)))
 
 
-def _roberta(source: Source, ends: Ends) -> Any:
+def _roberta(source: TokenizerSource, ends: Ends) -> Any:
     head, tail = ends
     spaced = source.flag("add_prefix_space", False)
     return processors.RobertaProcessing(tail, head, source.flag("trim_offsets", True), spaced)
 
 
-def _mpnet(source: Source, ends: Ends) -> Any:
-    head, tail = ends
-    return processors.RobertaProcessing(tail, head, True, False)
-
-
-def _t5_extra(source: Source, given: list[Any] | None) -> list[Any]:
+def _t5_extra(source: TokenizerSource, given: list[Any] | None) -> list[Any]:
     count = source.config.get("extra_ids", EXTRA_IDS)
     if type(count) is not int or not 0 <= count <= EXTRA_IDS_MAX:
         raise source.refuse("tokenizer_config.json has 'extra_ids' that is no number of tokens")
@@ -132,7 +128,7 @@ def _t5_extra(source: Source, given: list[Any] | None) -> list[Any]:
     return [*(given or []), *([] if theirs else own)]
 
 
-def _camembert_extra(source: Source, given: list[Any] | None) -> list[Any]:
+def _camembert_extra(source: TokenizerSource, given: list[Any] | None) -> list[Any]:
     return ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"] if given is None else given
 
 
@@ -152,58 +148,64 @@ XLM_TOKENS = {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
-MASK = AddedToken("<mask>", lstrip=True, rstrip=False)
+MASK_TOKEN = AddedToken("<mask>", lstrip=True, rstrip=False)
 GPT_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 
-_BERT = Kind(_word_piece, BERT_TOKENS, ("cls_token", "sep_token"), _template)
-_ROBERTA = Kind(_bytes, XLM_TOKENS, ("cls_token", "sep_token"), _roberta)
-KINDS: dict[str, Kind | None] = {
-    "BertTokenizer": _BERT,
-    "DistilBertTokenizer": _BERT,
-    "ElectraTokenizer": _BERT,
-    "MobileBertTokenizer": _BERT,
-    "MPNetTokenizer": Kind(
+_BERT_CLASS = TokenizerClass(_word_piece, BERT_TOKENS, ("cls_token", "sep_token"), _template)
+_ROBERTA_CLASS = TokenizerClass(_bytes, XLM_TOKENS, ("cls_token", "sep_token"), _roberta)
+TOKENIZER_CLASSES: dict[str, TokenizerClass | None] = {
+    "BertTokenizer": _BERT_CLASS,
+    "DistilBertTokenizer": _BERT_CLASS,
+    "ElectraTokenizer": _BERT_CLASS,
+    "MobileBertTokenizer": _BERT_CLASS,
+    "MPNetTokenizer": TokenizerClass(
         _word_piece,
         {name: AddedToken(token) for name, token in (XLM_TOKENS | {"unk_token": "[UNK]"}).items()}
-        | {"mask_token": MASK},
+        | {"mask_token": MASK_TOKEN},
         ("cls_token", "sep_token"),
-        _mpnet,
+        lambda source, ends: processors.RobertaProcessing(ends[1], ends[0], True, False),
     ),
-    "RobertaTokenizer": _ROBERTA,
-    "LongformerTokenizer": _ROBERTA,
-    "BartTokenizer": _ROBERTA,
-    "XLMRobertaTokenizer": Kind(partial(_pieces, unk_id=3), XLM_TOKENS, ("bos_token", "eos_token"), _template),
-    "CamembertTokenizer": Kind(
+    "RobertaTokenizer": _ROBERTA_CLASS,
+    "LongformerTokenizer": _ROBERTA_CLASS,
+    "BartTokenizer": _ROBERTA_CLASS,
+    "XLMRobertaTokenizer": TokenizerClass(
+        partial(_pieces, unk_id=3), XLM_TOKENS, ("bos_token", "eos_token"), _template
+    ),
+    "CamembertTokenizer": TokenizerClass(
         partial(_pieces, unk_id=None),
         XLM_TOKENS | {"mask_token": AddedToken("<mask>", lstrip=True, special=True)},
         ("bos_token", "eos_token"),
         _template,
         more=_camembert_extra,
     ),
-    "T5Tokenizer": Kind(
+    "T5Tokenizer": TokenizerClass(
         _t5,
         {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
         ("eos_token",),
         _template,
         more=_t5_extra,
     ),
-    "LlamaTokenizer": Kind(_llama, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, keeps=True),
-    "GPT2Tokenizer": Kind(_bytes, GPT_TOKENS, keeps=True),
-    "GPTNeoXTokenizer": Kind(partial(_bytes, normalizer=normalizers.NFC()), GPT_TOKENS | {"pad_token": "<|padding|>"}),
-    "GemmaTokenizer": Kind(
+    "LlamaTokenizer": TokenizerClass(
+        _llama, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, keeps=True
+    ),
+    "GPT2Tokenizer": TokenizerClass(_bytes, GPT_TOKENS, keeps=True),
+    "GPTNeoXTokenizer": TokenizerClass(
+        partial(_bytes, normalizer=normalizers.NFC()), GPT_TOKENS | {"pad_token": "<|padding|>"}
+    ),
+    "GemmaTokenizer": TokenizerClass(
         _gemma,
         {name: f"<{name[:3]}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
         | {"mask_token": "<mask>"},
         keeps=True,
     ),
-    "Qwen2Tokenizer": Kind(
+    "Qwen2Tokenizer": TokenizerClass(
         _qwen2, dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"), keeps=True, again=True
     ),
     **dict.fromkeys(("PreTrainedTokenizer", "TokenizersBackend"), None),
 }
-"""By their names, which may have "Fast" behind; None is tokenizer.json as it is, with more tokens."""
+"""By name, which may end in "Fast"; None is tokenizer.json as it is, with more tokens."""
 
-CLASSES = {
+CLASS_OF_TYPE = {
     **dict.fromkeys(("bert", "distilbert", "nomic_bert", "electra", "ernie", "megatron-bert"), "BertTokenizer"),
     **dict.fromkeys(("roberta", "longformer", "bart", "data2vec-text"), "RobertaTokenizer"),
     **dict.fromkeys(("xlm-roberta", "gte", "jina_embeddings_v3"), "XLMRobertaTokenizer"),
@@ -216,31 +218,25 @@ CLASSES = {
     "mpnet": "MPNetTokenizer",
     "gpt_neox": "GPTNeoXTokenizer",
 }
-"""Of architectures whose folder names no class."""
+"""For architectures whose folder names no class."""
 
-ALWAYS = {
+FORCED_CLASS_OF_TYPE = {
     **dict.fromkeys(("modernbert", "mistral", "umt5", "xlm-roberta-xl", "nystromformer"), "TokenizersBackend"),
     "qwen2": "Qwen2Tokenizer",
 }
-"""Of architectures whose folders often name a wrong class."""
+"""For architectures whose folders often name a wrong class."""
 
 
-def find_kind(model_type: str, named: object, *, byte_level: bool, refuse: Refuse) -> Kind | None:
-    """The class of a folder, None for tokenizer.json as it is. `byte_level`: the word stands in tokenizer.json."""
+def find_class(model_type: str, named: object, *, byte_level: bool, refuse: Refuse) -> TokenizerClass | None:
+    """The class of a folder, None for tokenizer.json as it is. `byte_level`: tokenizer.json has the word ByteLevel."""
     if named is not None and not isinstance(named, str):
         raise refuse(f"tokenizer_config.json has 'tokenizer_class' = {named!r}"[:120])
     given = (named or "").removesuffix("Fast")
-    if given == "LlamaTokenizer" and byte_level and model_type not in ALWAYS:
+    if given == "LlamaTokenizer" and byte_level and model_type not in FORCED_CLASS_OF_TYPE:
         return None
-    name = ALWAYS.get(model_type) or given or CLASSES.get(model_type)
+    name = FORCED_CLASS_OF_TYPE.get(model_type) or given or CLASS_OF_TYPE.get(model_type)
     if name is None:
-        raise refuse(
-            f"its model type is {model_type!r} and no 'tokenizer_class' stands in tokenizer_config.json ("
-            "'PreTrainedTokenizerFast' takes tokenizer.json as it is)"
-        )
-    if name not in KINDS:
-        raise refuse(
-            f"tokenizer_config.json has 'tokenizer_class' = {named!r} ('PreTrainedTokenizerFast' takes tokenizer.json "
-            "as it is)"
-        )
-    return KINDS[name]
+        raise refuse(f"its model type is {model_type!r} and tokenizer_config.json has no 'tokenizer_class' {AS_IT_IS}")
+    if name not in TOKENIZER_CLASSES:
+        raise refuse(f"tokenizer_config.json has 'tokenizer_class' = {named!r} {AS_IT_IS}")
+    return TOKENIZER_CLASSES[name]
