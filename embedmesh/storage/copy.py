@@ -33,12 +33,12 @@ TABLES = (
     "usage",
     "usage_days",
     "prices",
-    "grants",
+    "leases",
     "claims",
     "kept_replies",
     "nodes",
     "invites",
-    "topics",
+    "changes",
 )
 NUMBERED = {"transfers": "transfer_id", "prices": "price_id"}  # by the store itself
 OF_ONE_STORE = ("schema_version", "probed_ms")  # facts that are not carried over, nor that a gateway runs

@@ -97,7 +97,7 @@ async def test_keys_are_remembered_while_money_moves(shop: Shop, store: Store) -
 
     def version() -> int:
         with shop.by_hand() as db:
-            return int(db.execute("SELECT version FROM topics WHERE topic = 'keys'").fetchall()[0][0])
+            return int(db.execute("SELECT version FROM changes WHERE kind = 'keys'").fetchall()[0][0])
 
     before = version()
     shop.credit(1_000)

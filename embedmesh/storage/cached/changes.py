@@ -15,7 +15,7 @@ from embedmesh.storage.sql import load
 
 KEYS, NODES, PRICES = "keys", "nodes", "prices"
 LOOK_S = 0.25  # a revoked key is useless within a second
-FIND_TOPICS = load("facts.sql")["topics"]
+FIND_TOPICS = load("facts.sql")["all_changes"]
 
 logger = logging.getLogger(__name__)
 

@@ -94,8 +94,8 @@ ON CONFLICT (key_id, day) DO UPDATE SET cost = drawn_days.cost + excluded.cost;
 
 -- name: add_granted
 -- ... and what was granted of its minute.
-INSERT INTO grants (key_id, minute, requests, tokens)
-SELECT CAST(:new_id AS TEXT), minute, requests, tokens FROM grants
+INSERT INTO leases (key_id, minute, requests, tokens)
+SELECT CAST(:new_id AS TEXT), minute, requests, tokens FROM leases
 WHERE key_id = :old_id AND minute >= CAST(:minute AS BIGINT);
 
 -- name: change_key

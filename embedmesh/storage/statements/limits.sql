@@ -1,15 +1,15 @@
 -- name: open_minute
 -- Begin to count a key's minute.
-INSERT INTO grants (key_id, minute, requests, tokens) VALUES (:key_id, :minute, 0, 0) ON CONFLICT DO NOTHING;
+INSERT INTO leases (key_id, minute, requests, tokens) VALUES (:key_id, :minute, 0, 0) ON CONFLICT DO NOTHING;
 
 -- name: read_minute
 -- How much of a key's minute was granted. An update that changes nothing: others wait until we have added ours.
-UPDATE grants SET requests = requests WHERE key_id = :key_id AND minute = :minute RETURNING requests, tokens;
+UPDATE leases SET requests = requests WHERE key_id = :key_id AND minute = :minute RETURNING requests, tokens;
 
 -- name: grant
 -- Give a gateway some of it.
-UPDATE grants SET requests = :requests, tokens = :tokens WHERE key_id = :key_id AND minute = :minute;
+UPDATE leases SET requests = :requests, tokens = :tokens WHERE key_id = :key_id AND minute = :minute;
 
 -- name: forget_minutes
 -- Minutes that are over.
-DELETE FROM grants WHERE minute < :minute;
+DELETE FROM leases WHERE minute < :minute;
