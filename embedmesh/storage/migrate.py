@@ -46,5 +46,6 @@ def _refuse_unknown_version(engine: Engine, version: int, scripts: Mapping[int, 
     if 0 != version < min(scripts):
         raise SetupError(
             f"The store {engine.shown} has version {version}, of a program before the first release. This program "
-            "cannot use it, and leaves it untouched: start with another --data-dir, or set EMBEDMESH_STORE to a new database."
+            "cannot use it, and leaves it untouched: start with another --data-dir, or set EMBEDMESH_STORE to a new "
+            "database."
         )

@@ -118,6 +118,7 @@ BREAKING = {
     "keys_draw_from_all_above": ["DELETE FROM key_draws"],
     "drawn_is_held_below": ["UPDATE drawn SET held = held + 1"],
     "drawn_days_add_up": ["UPDATE drawn_days SET cost = cost + 1"],
+    "meters_add_up": ["""UPDATE usage SET price = NULL, meters = '[["input",7,1]]'"""],
     "chain_holds": ["UPDATE transfers SET created_ms = created_ms + 1 WHERE kind = 'refund'"],
 }
 BREAKING_SQLITE = {

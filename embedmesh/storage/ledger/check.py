@@ -2,10 +2,14 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 import pysqlite3.dbapi2 as sqlite
 
+from embedmesh.rules.holds import Meter, Metered
+from embedmesh.rules.money import bill_nanousd
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger import chain
 from embedmesh.storage.sql import load
@@ -20,8 +24,9 @@ OF_THE_STORE = {  # what only one kind of store can be asked
     "postgres": load("check_postgres.sql"),
 }
 CHAIN_HOLDS = "chain_holds"
-LIST_RECOVERED = load("reports.sql")["list_recovered"]
-COUNT_TALLIES = load("reports.sql")["count_tallies"]
+METERS_ADD_UP = "meters_add_up"
+METERED_ROWS_AT_ONCE = 1_000  # some 200 kB
+REPORTS_SQL = load("reports.sql")
 
 # What a write that the disk lost would break, cheapest first: 0.03 s for 100,000 holds; the file's check takes 0.2 s.
 SUMS = (
@@ -85,14 +90,35 @@ def check_within(db: Db) -> CheckReport:
         for promise, statement in promises.items()
         for subject, detail in db.execute(statement).fetchmany(BROKEN_ROWS_MAX)
     ]
+    broken += islice(_wrong_meters(db), BROKEN_ROWS_MAX)
     head, torn = chain.follow(db)
     if torn is not None:
         broken.append(Broken(CHAIN_HOLDS, "chain", torn))
-    counted = db.execute(COUNT_TALLIES)
+    counted = db.execute(REPORTS_SQL["count_tallies"])
     names = [column[0] for column in counted.description]
     tallies = dict(zip(names, counted.fetchall()[0], strict=True))
-    recovered = [Recovered(*row) for row in db.execute(LIST_RECOVERED, {"rows_max": RECOVERED_ROWS_MAX})]
-    return CheckReport([*promises, CHAIN_HOLDS], broken, tallies, recovered, head)
+    recovered = [Recovered(*row) for row in db.execute(REPORTS_SQL["list_recovered"], {"rows_max": RECOVERED_ROWS_MAX})]
+    return CheckReport([*promises, METERS_ADD_UP, CHAIN_HOLDS], broken, tallies, recovered, head)
+
+
+def _wrong_meters(db: Db) -> Iterator[Broken]:
+    """Usage records whose cost or tokens are not what their meters add up to. Computed here: the rule is bill_nanousd."""
+    after = ""
+    while rows := db.execute(
+        REPORTS_SQL["metered_usage"], {"after": after, "rows_max": METERED_ROWS_AT_ONCE}
+    ).fetchall():
+        for hold_id, tokens, cost, text in rows:
+            try:
+                meters = msgspec.json.decode(text, type=tuple[Metered, ...])
+            except msgspec.MsgspecError:
+                yield Broken(METERS_ADD_UP, f"hold {hold_id}", "its meters cannot be read")
+                continue
+            billed = bill_nanousd(meters)
+            counted = sum(each.quantity for each in meters if each.meter is not Meter.IMAGES)
+            if (cost, tokens) != (billed, counted):
+                detail = f"cost {cost}, meters {billed}; tokens {tokens}, meters {counted}"
+                yield Broken(METERS_ADD_UP, f"hold {hold_id}", detail)
+        after = rows[-1][0]
 
 
 def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:

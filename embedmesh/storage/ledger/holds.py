@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from embedmesh.rules.errors import Failure, InsufficientQuota, InternalError, RateLimited, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, PriorRequest
 from embedmesh.rules.money import format_usd
@@ -349,6 +351,7 @@ def _charge(db: Db, now_ms: int, writes: dict[str, EndHold]) -> None:
                 "cost": charge.cost_nanousd,
                 "payable": sum(payable.nanousd for payable in charge.payables),
                 "user_hash": charge.user_hash,
+                "meters": msgspec.json.encode(charge.meters).decode() if charge.meters else None,
             }
         )
         if write._reply is not None:

@@ -60,11 +60,11 @@ WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND 
 
 -- name: insert_usage
 -- Record what captured holds were for; once.
-INSERT INTO usage (hold_id, account_id, key_id, model, node_id, tokens, price, cost, payable, user_hash, day)
+INSERT INTO usage (hold_id, account_id, key_id, model, node_id, tokens, price, cost, payable, user_hash, day, meters)
 SELECT
     value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', value ->> 'model', value ->> 'node_id',
     CAST(value ->> 'tokens' AS BIGINT), CAST(value ->> 'price' AS BIGINT), CAST(value ->> 'cost' AS BIGINT),
-    CAST(value ->> 'payable' AS BIGINT), value ->> 'user_hash', CAST(:day AS BIGINT)
+    CAST(value ->> 'payable' AS BIGINT), value ->> 'user_hash', CAST(:day AS BIGINT), value ->> 'meters'
 FROM json_each(:rows)
 WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND state = 'captured')
     AND NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.hold_id = value ->> 'hold_id');

@@ -405,7 +405,8 @@ CREATE TABLE usage (
     cost BIGINT NOT NULL CHECK (cost >= 0),
     payable BIGINT NOT NULL CHECK (payable BETWEEN 0 AND cost),
     user_hash TEXT,
-    day BIGINT NOT NULL
+    day BIGINT NOT NULL,
+    meters TEXT CHECK (meters IS NULL OR price IS NULL)
 );
 CREATE INDEX usage_by_day ON usage (day);
 

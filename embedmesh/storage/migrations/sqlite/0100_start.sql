@@ -321,7 +321,9 @@ WHEN NEW.transfer_id <= (SELECT max(last_transfer) FROM blocks)
 BEGIN SELECT RAISE(ABORT, 'a transfer comes after all blocks'); END;
 
 -- -- usage: what each captured hold was for, one row a request, for as long as it is kept; and its sums by day, key and
--- model, for ever. `user_hash` is a keyed hash of the request's field `user`. `price` is NULL for free cached replies
+-- model, for ever. `user_hash` is a keyed hash of the request's field `user`. A request that is charged by several meters
+-- has them in `meters`, as JSON like [["input",10,20000],["output",5,60000]]: meter, quantity, nano-USD per million;
+-- `price` is NULL then
 
 CREATE TABLE usage (
     hold_id TEXT PRIMARY KEY REFERENCES holds,
@@ -334,7 +336,8 @@ CREATE TABLE usage (
     cost INTEGER NOT NULL CHECK (cost >= 0),
     payable INTEGER NOT NULL CHECK (payable BETWEEN 0 AND cost),
     user_hash TEXT,
-    day INTEGER NOT NULL
+    day INTEGER NOT NULL,
+    meters TEXT CHECK (meters IS NULL OR price IS NULL)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX usage_by_day ON usage (day);
 
