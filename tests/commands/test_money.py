@@ -21,7 +21,7 @@ from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.rules.money import plain_usd
 from embedmesh.settings import secret_path, store_path
 from embedmesh.storage.books.keys import Limits
-from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys, parse_limits
+from embedmesh.storage.books.new_keys import LIMITS_EXAMPLE, NewKeys, parse_limits
 from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
@@ -250,7 +250,7 @@ def test_a_new_key_has_the_limits_that_the_gateway_was_told(run: Run, data_dir: 
         ("", Limits()),
         (" ", Limits()),
         ("concurrency=8", Limits(concurrency=8)),
-        (EXAMPLE, Limits(requests_a_minute=60, tokens_a_minute=1_000_000, concurrency=8)),
+        (LIMITS_EXAMPLE, Limits(requests_a_minute=60, tokens_a_minute=1_000_000, concurrency=8)),
         (" tokens-a-minute = 5 , concurrency=1 ", Limits(tokens_a_minute=5, concurrency=1)),
     ],
 )

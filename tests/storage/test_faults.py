@@ -18,8 +18,9 @@ import pytest
 
 from embedmesh.rules.errors import InsufficientQuota, SetupError, StoreUnavailable
 from embedmesh.rules.holds import Hold, HoldEnd
+from embedmesh.storage.ledger.end_hold import EndHold
 from embedmesh.storage.ledger.group_commit import PROBE_AFTER_S, QUEUE_WRITES_MAX, Writer
-from embedmesh.storage.ledger.holds import EndHold, PlaceHold
+from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.writes import Stats
 from embedmesh.storage.sqlite.commit import CHECKPOINT_COMMITS, SqliteMedium
 from embedmesh.storage.sqlite.database import SqliteDb, SqliteEngine

@@ -1,4 +1,4 @@
-"""Every promise of the ledger (contract section 4), looked at row by row, in one consistent view of the store."""
+"""Every promise of the ledger, checked row by row in one consistent view of the store."""
 
 import logging
 import time
@@ -59,22 +59,22 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 class CheckReport(msgspec.Struct, frozen=True):
-    """`promises` were looked at; the ledger is right when nothing is `broken`. `head` is the end of the chain."""
+    """The ledger is right when none of its `promises` is `broken`. `head` is the end of the chain."""
 
     promises: list[str]
     broken: list[Broken]
     tallies: dict[str, int]
     recovered: list[Recovered]
-    head: chain.Head
+    head: chain.ChainHead
 
     @property
     def ok(self) -> bool:
-        """Whether every promise is kept."""
+        """Whether the ledger keeps every promise."""
         return not self.broken
 
 
 def check(db: Db) -> CheckReport:
-    """Look at everything. Reads the whole store; writers are not disturbed. Raises the driver's errors."""
+    """Check everything. Reads the whole store; writers are not disturbed. Raises the driver's errors."""
     db.begin_reading()
     try:
         return check_within(db)
@@ -102,11 +102,9 @@ def check_within(db: Db) -> CheckReport:
 
 
 def _wrong_meters(db: Db) -> Iterator[Broken]:
-    """Usage records whose cost or tokens are not what their meters add up to. Computed here: the rule is bill_nanousd."""
-    after = ""
-    while rows := db.execute(
-        REPORTS_SQL["metered_usage"], {"after": after, "rows_max": METERED_ROWS_AT_ONCE}
-    ).fetchall():
+    """Usage records whose cost or tokens are not what their meters add up to. Computed here, by the rule itself."""
+    page: dict[str, str | int] = {"after": "", "rows_max": METERED_ROWS_AT_ONCE}
+    while rows := db.execute(REPORTS_SQL["metered_usage"], page).fetchall():
         for hold_id, tokens, cost, text in rows:
             try:
                 meters = msgspec.json.decode(text, type=tuple[Metered, ...])
@@ -118,13 +116,13 @@ def _wrong_meters(db: Db) -> Iterator[Broken]:
             if (cost, tokens) != (billed, counted):
                 detail = f"cost {cost}, meters {billed}; tokens {tokens}, meters {counted}"
                 yield Broken(METERS_ADD_UP, f"hold {hold_id}", detail)
-        after = rows[-1][0]
+        page["after"] = rows[-1][0]
 
 
 def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:
-    """Look at what a crash or a lost write may have broken in an SQLite store: sums, then the file. Raises `errors()`.
+    """Check what a crash or a lost write may have broken in an SQLite store: sums, then the file. Raises `errors()`.
 
-    What is not done after `seconds_max` is left to `check`, and that is logged.
+    Stops after `seconds_max`, and logs that.
     """
     assert isinstance(db, SqliteDb)
     ends_s = time.monotonic() + seconds_max

@@ -1,7 +1,7 @@
 """Group commit: whatever arrived while one batch was being made durable is the next batch; there is no timer.
 
-A batch that fails as a whole (disk full, read-only, no server) tells those who wait and keeps the rest, in order, to be
-tried again every RETRY_S until it is durable. How a batch becomes durable is the medium's: see `medium`.
+A batch that fails as a whole (disk full, read-only, no server) fails the writes that callers wait for. The others are
+tried again every RETRY_S, in order, until they are durable. A Medium makes a batch durable.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from embedmesh.storage.ledger.writes import Stats, Write, apply_batch, apply_eac
 from embedmesh.storage.sql import load
 
 BATCH_WRITES_MAX = 128  # about 3 ms of work; to make it durable takes as long
-QUEUE_WRITES_MAX = 8_192  # about half a second of writing; whoever would wait longer is better told at once
+QUEUE_WRITES_MAX = 8_192  # about half a second of writing; a caller that would wait longer is refused at once
 STUCK_S_MAX = 1.5  # a batch that takes longer is a disk, or a server, that does not answer
 RETRY_S = 0.5  # between two tries while the store cannot be written
 PROBE_AFTER_S = 4.0  # with nothing written; the sweep comes every 5 s, so that a bad disk is noticed within 10 s
@@ -30,44 +30,43 @@ class Fatal(Exception):
     """Nobody knows what the disk holds: nothing more may be acknowledged."""
 
 
-class Work(Protocol):
-    """What is to be written."""
+class BatchWork(Protocol):
+    """A batch that is to be written."""
 
     def apply(self, db: Db) -> None:
         """Run the statements. Raises `errors()`; for `refusals()` `apply_again` is called in a new transaction."""
         ...
 
     def apply_again(self, db: Db) -> None:
-        """Run them with more care."""
+        """Run them one by one, and leave out what the store refuses."""
         ...
 
     def settle(self, db: Db) -> None:
-        """It is durable: see what became of it. Raises `errors()`."""
+        """It is durable: find out what became of it. Raises `errors()`."""
         ...
 
 
 class Medium(Protocol):
     """How a batch becomes durable."""
 
-    async def write(self, work: Work, *, patient: bool) -> None:
+    async def write(self, work: BatchWork, *, patient: bool) -> None:
         """One transaction around `work`. Raises `errors()` where it is not durable, or nobody knows, and Fatal.
 
-        Who is `patient` waits for others that write; others are told within the time that a caller is. May do the work
-        in another thread.
+        `patient`: wait for other processes that write. May run in another thread.
         """
         ...
 
-    async def rest(self) -> None:
-        """Called between two batches: what else has to be done now and then. Raises Fatal."""
+    async def between_batches(self) -> None:
+        """What else has to be done now and then. Raises Fatal."""
         ...
 
     async def close(self) -> None:
-        """Let what is being written end."""
+        """Wait for what is being written."""
         ...
 
 
 class Writer:
-    """The one writer of a gateway's store. Made on a running event loop; `close` ends it. Implements `Work`."""
+    """The one writer of a gateway's store. Made on a running event loop; `close` ends it. Implements `BatchWork`."""
 
     def __init__(self, medium: Medium, clock: Clock, stats: Stats, on_fatal: OnFatal) -> None:
         self._medium = medium
@@ -88,7 +87,7 @@ class Writer:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="store writer")
 
     def submit(self, write: Write) -> None:
-        """Queue a write. One that need not be kept is refused with StoreUnavailable when it could not be soon."""
+        """Queue a write. Raises StoreUnavailable where it could not be written soon, unless it must be kept."""
         if self._dead:
             if not write.kept:
                 raise StoreUnavailable("The ledger cannot be written; try again soon.")
@@ -128,7 +127,7 @@ class Writer:
                 await self._work.wait()
                 self._began_s = self._clock.monotonic()
                 await self._write_batch()
-                await self._medium.rest()
+                await self._medium.between_batches()
                 self._began_s = None
                 if not self._queue:
                     self._idle.set()
@@ -160,8 +159,7 @@ class Writer:
     def apply(self, db: Db) -> None:
         """Take what has come, and run its statements. The event loop does not touch the batch meanwhile.
 
-        A batch may change nothing, and says nothing of the disk then: after trouble, or a while, a row is written that
-        does.
+        A batch that changes nothing says nothing of the disk: after trouble, or a while, a probe is written with it.
         """
         while self._queue and len(self._batch) < BATCH_WRITES_MAX:
             self._batch.append(self._queue.popleft())
@@ -182,7 +180,7 @@ class Writer:
         settle_batch(db, self._now_ms, self._applied)
 
     def _keep_what_must_be(self) -> None:
-        """Batch and queue become the queue, in order, without the writes that somebody waits for."""
+        """Batch and queue become the queue, in order, without the writes that callers wait for."""
         waiting = [*self._batch, *self._queue]
         self._batch, self._applied = [], []
         self._queue = deque(write for write in waiting if write.kept)

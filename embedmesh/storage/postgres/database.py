@@ -45,7 +45,7 @@ may_raise(psycopg.Error, (psycopg.IntegrityError, psycopg.ProgrammingError, psyc
 NAMED = re.compile(r"(?<![:\w]):(\w+)")
 ROWS = "json_each(:rows)"
 VERSION = "schema_version"  # a fact of the store
-FACTS = load("facts.sql")
+FACTS_SQL = load("facts.sql")
 
 
 @cache
@@ -201,7 +201,7 @@ class PostgresEngine:
         row = db.execute("SELECT to_regclass('facts') IS NOT NULL").fetchone()
         if row != (True,):
             return 0
-        found = db.execute(FACTS["find_fact"], {"name": VERSION}).fetchone()
+        found = db.execute(FACTS_SQL["find_fact"], {"name": VERSION}).fetchone()
         return int(found[0]) if found else 0
 
     def run_script(self, db: Db, script: str, version: int) -> None:
@@ -211,7 +211,7 @@ class PostgresEngine:
             db.execute("SELECT pg_advisory_xact_lock(:lock)", {"lock": ALONE})
             if self.version(db) < version:
                 db.connection.execute(cast(Any, script))
-                db.execute(FACTS["set_fact"], {"name": VERSION, "value": str(version)})
+                db.execute(FACTS_SQL["set_fact"], {"name": VERSION, "value": str(version)})
             db.commit()
         except psycopg.Error as error:
             if not db.lost:

@@ -69,7 +69,7 @@ FROM json_each(:rows)
 WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND state = 'captured')
     AND NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.hold_id = value ->> 'hold_id');
 
--- name: why_no_room
+-- name: read_room
 -- What a hold would have met: what the account has available, and the limits of its key with what is in use; then the same
 -- of each key above it.
 SELECT
