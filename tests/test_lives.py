@@ -122,7 +122,7 @@ def test_it_finds_a_lost_capture(template: Template, monkeypatch: pytest.MonkeyP
 
     def keep(writer: Any) -> None:
         waiting: Sequence[Write] = [*writer._batch, *writer._queue]
-        writer._batch, writer._applied = [], []
+        writer._batch = []
         writer._queue.clear()
         for write in waiting:
             if not write.kept:

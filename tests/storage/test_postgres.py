@@ -162,8 +162,8 @@ async def test_a_commit_whose_fate_is_unknown_leaves_nothing_held(shop: Shop, mo
     def commit_and_lose(self) -> None:
         commit(self)
         if not lost:
-            self.connection.pgconn  # noqa: B018
-            self._pipeline.sync()
+            with self.connection.pipeline():  # waits until the server has committed
+                pass
             lost.append(self)
             self.connection.close()
             raise psycopg.OperationalError("the session is lost")

@@ -1,7 +1,6 @@
 """Placing holds: money is set aside, or the caller hears why not, or which prior request has its Idempotency-Key."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from embedmesh.rules.errors import Failure, InternalError
 from embedmesh.rules.holds import Claim, Hold, HoldState, PriorRequest
@@ -48,7 +47,7 @@ class PlaceHold(WaitedWrite[PriorRequest | None]):
                 placing.append(write)
         if not placing:
             return
-        rows = as_rows([write._row() for write in placing])
+        rows = as_rows([write.hold for write in placing])
         placed_ids = later_ids(db, PLACE_HOLDS, rows | {"owner": writes[0]._owner, "now_ms": now_ms})
         for write in placing:
             write._placed_ids = placed_ids
@@ -86,15 +85,6 @@ class PlaceHold(WaitedWrite[PriorRequest | None]):
 
     def refused(self, error: Exception) -> None:
         self._fail(InternalError("The ledger refused to hold money for this request."))
-
-    def _row(self) -> dict[str, Any]:
-        return {
-            "hold_id": self.hold.hold_id,
-            "account_id": self.hold.account_id,
-            "key_id": self.hold.key_id,
-            "amount": self.hold.amount_nanousd,
-            "deadline_ms": self.hold.deadline_ms,
-        }
 
     def _find_prior(self, db: Db, now_ms: int, claimed: dict[tuple[str, bytes], PriorRequest]) -> PriorRequest | None:
         """The request that has the Idempotency-Key already; None where this one has it now, or has no such key."""

@@ -1,25 +1,16 @@
-"""What can be written to a store, and how several writes become one transaction.
-
-Writes of one kind are applied together: a few statements for all of them. If the store refuses one of them, the batch
-begins again with each write in a savepoint of its own, so that only that one is refused. Writes learn later whether the
-transaction became durable; a write may be applied again if nothing was kept of what it did before.
-"""
+"""What can be written to a store: see batch for how several writes become one transaction."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
-from itertools import groupby
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from embedmesh.rules.errors import StoreUnavailable
-from embedmesh.storage.db import Db, name_of, refusals
+from embedmesh.storage.db import Db
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 
 class Stats(msgspec.Struct):
@@ -78,50 +69,7 @@ class Write(Protocol):
         ...
 
 
-def apply_batch(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
-    """Apply a batch inside the transaction that is open. Raises the drivers' errors."""
-    _lock(db, now_ms, batch)
-    for kind, writes in _by_kind(batch):
-        kind.apply_all(db, now_ms, writes)
-
-
-def apply_each(db: Db, now_ms: int, batch: Sequence[Write]) -> list[Write]:
-    """The same where one of them is refused: each in a savepoint. Returns those that were not refused."""
-    _lock(db, now_ms, batch)
-    applied = []
-    for kind, writes in _by_kind(batch):
-        for write in writes:
-            db.execute("SAVEPOINT one_write")
-            try:
-                kind.apply_all(db, now_ms, [write])
-            except refusals() as error:
-                db.execute("ROLLBACK TO one_write")
-                logger.error("the store refused a %s: %s", kind.__name__, name_of(error))
-                write.refused(error)
-            else:
-                applied.append(write)
-            db.execute("RELEASE one_write")
-    return applied
-
-
-def settle_batch(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
-    """Once it is durable, find out what became of each. Raises the drivers' errors."""
-    for kind, writes in _by_kind(batch):
-        kind.settle_all(db, now_ms, writes)
-
-
-def _lock(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
-    if accounts := {account for write in batch for account in write.prepare(db, now_ms)}:
-        db.lock_accounts(accounts)
-
-
-def _by_kind(batch: Sequence[Write]) -> list[tuple[type[Write], list[Write]]]:
-    """In the order of their ranks; those of one kind in the order in which they came."""
-    in_order = sorted(batch, key=lambda write: (write.rank, type(write).__name__))
-    return [(kind, list(writes)) for kind, writes in groupby(in_order, key=type)]
-
-
-def as_rows(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+def as_rows(rows: Sequence[dict[str, Any] | msgspec.Struct]) -> dict[str, str]:
     """Values for a statement that takes several rows."""
     return {"rows": msgspec.json.encode(rows).decode()}
 

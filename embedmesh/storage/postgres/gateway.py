@@ -21,7 +21,7 @@ from embedmesh.rules.ports import Clock
 from embedmesh.storage.cached.changes import POLL_S
 from embedmesh.storage.db import Row, errors, refusals
 from embedmesh.storage.instance import Instance
-from embedmesh.storage.ledger.group_commit import BatchWork
+from embedmesh.storage.ledger.batch import Batch
 from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
 from embedmesh.storage.opening import Opened, prepare
 from embedmesh.storage.postgres.database import PostgresDb, PostgresEngine
@@ -72,8 +72,8 @@ class PostgresMedium:
         self._db = db
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transaction")
 
-    async def write(self, work: BatchWork, *, patient: bool) -> None:
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._write, work))
+    async def write(self, batch: Batch, *, patient: bool) -> None:
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch))
 
     async def between_batches(self) -> None:
         """Nothing to do: the server looks after itself."""
@@ -83,7 +83,7 @@ class PostgresMedium:
         self._thread.submit(self._db.close)
         self._thread.shutdown(wait=False)
 
-    def _write(self, work: BatchWork) -> None:
+    def _write(self, batch: Batch) -> None:
         if self._db.lost:
             self._db.close()
             self._db = reconnected(self._engine)
@@ -91,14 +91,14 @@ class PostgresMedium:
             try:
                 with self._db.pipelined():
                     self._db.begin()
-                    work.apply(self._db)
+                    batch.apply(self._db)
                     self._db.commit()
             except refusals():
                 self._db.rollback()
                 self._db.begin()
-                work.apply_again(self._db)
+                batch.apply_again(self._db)
                 self._db.commit()
-            work.settle(self._db)
+            batch.settle(self._db)
         except psycopg.Error:
             with suppress(psycopg.Error):
                 if not self._db.lost:

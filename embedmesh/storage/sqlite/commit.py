@@ -16,7 +16,8 @@ import pysqlite3.dbapi2 as sqlite
 
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import name_of, refusals
-from embedmesh.storage.ledger.group_commit import BatchWork, Fatal
+from embedmesh.storage.ledger.batch import Batch
+from embedmesh.storage.ledger.group_commit import Fatal
 from embedmesh.storage.sqlite.database import SqliteDb
 
 BUSY_S_MAX = 1.0  # as long as another process may keep the lock; callers hear of it within 2 s
@@ -37,17 +38,17 @@ class SqliteMedium:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commits = 0  # since the last checkpoint
 
-    async def write(self, work: BatchWork, *, patient: bool) -> None:
+    async def write(self, batch: Batch, *, patient: bool) -> None:
         try:
             await self._begin(patient)
             try:
-                work.apply(self._db)
+                batch.apply(self._db)
             except refusals():
                 self._db.rollback()
                 await self._begin(patient)
-                work.apply_again(self._db)
+                batch.apply_again(self._db)
             await self._in_thread(self._db.commit)
-            work.settle(self._db)
+            batch.settle(self._db)
         except (sqlite.Error, OverflowError) as error:
             if name_of(error).startswith("SQLITE_IOERR"):
                 try:

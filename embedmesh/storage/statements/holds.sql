@@ -2,7 +2,7 @@
 -- Set money aside for several requests: a row for each that its account covers and its key has room for, in their order.
 INSERT INTO holds (hold_id, account_id, key_id, amount, owner, created_ms, deadline_ms)
 SELECT
-    value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', CAST(value ->> 'amount' AS BIGINT),
+    value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', CAST(value ->> 'amount_nanousd' AS BIGINT),
     CAST(:owner AS TEXT), CAST(:now_ms AS BIGINT), CAST(value ->> 'deadline_ms' AS BIGINT)
 FROM json_each(:rows)
 WHERE true
