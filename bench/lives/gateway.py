@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from embedmesh.flow.paid import give_up, handle
+from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.world import World
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead
 
 from bench.lives.disk import Thread
 from bench.lives.journal import Attempt, Errand, Journal, Taken
@@ -17,12 +21,10 @@ from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.registry import Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import Asked, SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
-from embedmesh.flow.handle import World, give_up, handle
 from embedmesh.rules.errors import Failure, InternalError, SetupError
-from embedmesh.rules.ports import Caller, Delivery, RateLimit, Reply
+from embedmesh.rules.ports import Caller, RateLimit
 from embedmesh.rules.shares import Shares
 from embedmesh.storage.cached.rate_limits import LeasedRateLimits
 from embedmesh.storage.secrets.secret import claim_of, hash_user
@@ -62,7 +64,7 @@ class Traits(msgspec.Struct, frozen=True):
 class Exchange:
     """One request and its reply, between a caller and a gateway."""
 
-    def __init__(self, loop: Loop, attempt: Attempt, asked: Asked, body: bytes) -> None:
+    def __init__(self, loop: Loop, attempt: Attempt, asked: RequestHead, body: bytes) -> None:
         self.attempt = attempt
         self.asked = asked
         self.body = body
@@ -254,7 +256,7 @@ class Gateway:
 
     # -- its callers
 
-    def ask(self, life: int, errand: Errand, asked: Asked) -> Exchange:
+    def ask(self, life: int, errand: Errand, asked: RequestHead) -> Exchange:
         """Called by a caller, which waits for what it is told."""
         attempt = Attempt(life, errand, self.name, self._loop.now)
         self._journal.attempts.append(attempt)
