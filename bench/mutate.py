@@ -18,7 +18,9 @@ WORK = CHECKOUT / ".bench" / "mutate"
 SCORE_MIN = 0.90
 MODULES = (
     "embedmesh/rules/money.py",
-    "embedmesh/storage/ledger/holds.py",
+    "embedmesh/storage/ledger/end_hold.py",
+    "embedmesh/storage/ledger/place_hold.py",
+    "embedmesh/storage/ledger/room.py",
     "embedmesh/storage/cached/rate_limits.py",
     "embedmesh/storage/cached/keys.py",
     "embedmesh/storage/secrets/tokens.py",

@@ -28,8 +28,8 @@ from embedmesh.rules.ids import new_id
 from embedmesh.storage.books import Books
 from embedmesh.storage.db import Db
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.ledger.holds import MS_PER_DAY
 from embedmesh.storage.store import Store
+from embedmesh.storage.times import MS_PER_DAY
 
 RATIO_MAX, PAGE_MS_MAX = 2.0, 50.0
 TIMES, WARM_UP = 300, 40
@@ -77,7 +77,7 @@ async def path(store: Store, books: Books, account: str) -> dict[str, float]:
         "hold and capture": await median_ms(hold_and_capture),
         "hold with an Idempotency-Key, and release": await median_ms(hold_and_release),
         "find a key": await median_ms(find_key),
-        "look for changes": await median_ms(store.topics.look),
+        "look for changes": await median_ms(store.changes.look),
         "sweep": await median_ms(lambda: store.expire(CLOCK.unix_ms())),
         "cover by the chain": await median_ms(store.extend_chain, 50),
     }

@@ -16,7 +16,8 @@ from embedmesh.flow.retries import Unread
 from embedmesh.flow.world import World
 from embedmesh.rules.exchange import Delivery
 from embedmesh.storage import store
-from embedmesh.storage.ledger import holds as hold_writes
+from embedmesh.storage.ledger.end_hold import HOLDS_SQL
+from embedmesh.storage.ledger.place_hold import CLAIMS_SQL
 from embedmesh.storage.ledger.writes import Write
 
 LIVES = 25
@@ -95,9 +96,9 @@ def test_it_finds_a_cache_that_remembers_what_nobody_paid(template: Template, mo
 
 def test_it_finds_a_key_that_is_charged_twice(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second request with an Idempotency-Key must not take it from one that was paid."""
-    claim = hold_writes.CLAIMS["claim"]
+    claim = CLAIMS_SQL["claim"]
     anyway = claim[: claim.index("WHERE claims")] + "WHERE true RETURNING hold_id"
-    monkeypatch.setitem(hold_writes.CLAIMS, "claim", anyway)
+    monkeypatch.setitem(CLAIMS_SQL, "claim", anyway)
     assert found(template, "more than once")
 
 
@@ -123,7 +124,7 @@ def test_it_finds_a_lost_capture(template: Template, monkeypatch: pytest.MonkeyP
 
     def keep(writer: Any) -> None:
         waiting: Sequence[Write] = [*writer._batch, *writer._queue]
-        writer._batch, writer._applied = [], []
+        writer._batch = []
         writer._queue.clear()
         for write in waiting:
             if not write.kept:
@@ -136,12 +137,12 @@ def test_it_finds_a_lost_capture(template: Template, monkeypatch: pytest.MonkeyP
 def test_it_finds_a_recovery_that_does_nothing(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a dead gateway left open is released when it comes back, not only by the sweep."""
     for name in ("holds_of_owner", "open_holds"):
-        monkeypatch.setitem(hold_writes.HOLDS, name, hold_writes.HOLDS[name].rstrip(";") + " AND false")
+        monkeypatch.setitem(HOLDS_SQL, name, HOLDS_SQL[name].rstrip(";") + " AND false")
     assert found(template, "of its last life open")
 
 
 def test_it_finds_a_recovery_that_takes_from_the_living(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
     """Holds of gateways that live are theirs."""
-    everybodys = hold_writes.HOLDS["open_holds"].rstrip(";") + " AND :owner <> ''"
-    monkeypatch.setitem(hold_writes.HOLDS, "holds_of_owner", everybodys)
+    everybodys = HOLDS_SQL["open_holds"].rstrip(";") + " AND :owner <> ''"
+    monkeypatch.setitem(HOLDS_SQL, "holds_of_owner", everybodys)
     assert found(template, "(recover)")

@@ -26,10 +26,11 @@ from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead
 from embedmesh.rules.ports import Caller, RateLimit
 from embedmesh.rules.shares import Shares
-from embedmesh.storage.cached.rate_limits import MINUTE_MS, RateLimits
+from embedmesh.storage.cached.rate_limits import LeasedRateLimits
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.sqlite.commit import FSYNC_FAILED
 from embedmesh.storage.store import Store
+from embedmesh.storage.times import MS_PER_MINUTE
 from tests.flow.world import CATALOGUE, EMBEDDINGS, Bystander, LetterTokenizer
 from tests.storage.shop import SECRET, secret
 
@@ -81,19 +82,19 @@ class Exchange:
 class Metered:
     """The real rate_limits; what they grant is written down. Implements the port `RateLimits`."""
 
-    def __init__(self, real: RateLimits, clock: Clock, journal: Journal) -> None:
+    def __init__(self, real: LeasedRateLimits, clock: Clock, journal: Journal) -> None:
         self._real = real
         self._clock = clock
         self._journal = journal
 
     async def take_request(self, caller: Caller) -> None:
-        minute = self._clock.unix_ms() // MINUTE_MS
+        minute = self._clock.unix_ms() // MS_PER_MINUTE
         await self._real.take_request(caller)
         if (limit := caller.requests_a_minute) is not None:
             self._journal.taken.append(Taken(caller.key_id, minute, "requests", 1, limit))
 
     async def take_tokens(self, caller: Caller, tokens: int) -> None:
-        minute = self._clock.unix_ms() // MINUTE_MS
+        minute = self._clock.unix_ms() // MS_PER_MINUTE
         await self._real.take_tokens(caller, tokens)
         if (limit := caller.tokens_a_minute) is not None:
             self._journal.taken.append(Taken(caller.key_id, minute, "tokens", tokens, limit))

@@ -75,7 +75,7 @@ def limit(account: str, usd: int, data_dir: Path, as_json: bool) -> None:
       embedmesh accounts limit partner 0
     """
     with books_of(data_dir) as books:
-        after = books.accounts.set_credit_limit(account, usd)
+        after = books.accounts.change(account, credit_limit_nanousd=usd)
     if as_json:
         print_json(_as_json(after))
         return
@@ -99,7 +99,7 @@ def cache_(account: str, policy: str, data_dir: Path, as_json: bool) -> None:
       embedmesh accounts cache search-team off
     """
     with books_of(data_dir) as books:
-        after = books.accounts.set_cache(account, CachePolicy(policy))
+        after = books.accounts.change(account, cache=CachePolicy(policy))
     if as_json:
         print_json(_as_json(after))
         return

@@ -22,7 +22,7 @@ from embedmesh.process import beyond_loopback
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books.keys import Limits
-from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys
+from embedmesh.storage.books.new_keys import LIMITS_EXAMPLE, NewKeys
 from embedmesh.storage.sqlite.database import SQLITE_VERSION_MIN
 
 State = Literal["ok", "warn", "fail"]
@@ -198,7 +198,7 @@ def check_new_keys(said: NewKeys, host: str | None) -> list[Check]:
     if not (said.open_to_others if host is None else beyond_loopback(host)):
         return []
     found = "they have no limits, and other machines reach the gateway"
-    todo = f"Where strangers get keys: embedmesh serve --key-defaults {EXAMPLE}"
+    todo = f"Where strangers get keys: embedmesh serve --key-defaults {LIMITS_EXAMPLE}"
     return [Check("new keys", "warn", found, todo)]
 
 

@@ -11,8 +11,9 @@ import msgspec
 from embedmesh.commands.catalogued import model_ids
 from embedmesh.commands.models import catalogue_option
 from embedmesh.commands.options import USD, WholeNumber
+from embedmesh.rules.limits import KEY_LIMIT_MAX
 from embedmesh.rules.money import format_usd
-from embedmesh.storage.books.keys import LIMIT_MAX, Limits
+from embedmesh.storage.books.keys import Limits
 
 MODELS_SHOWN_MAX = 2
 
@@ -54,12 +55,12 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
         asked = AskedLimits(**{name: given.pop(name) for name in names})
         command(asked=asked, **given)
 
-    a_minute = WholeNumber(1, LIMIT_MAX)
+    a_minute = WholeNumber(1, KEY_LIMIT_MAX)
     made: Callable[..., None] = with_limits
     for option in (
         click.option("--budget-month", type=USD, help="USD that it may spend in a month, UTC."),
         click.option("--budget-day", type=USD, help="USD that it may spend in a day, UTC."),
-        click.option("--concurrency", type=WholeNumber(1, LIMIT_MAX), help="Requests at one time."),
+        click.option("--concurrency", type=WholeNumber(1, KEY_LIMIT_MAX), help="Requests at one time."),
         click.option("--tokens-a-minute", type=a_minute, help="Tokens a minute."),
         click.option("--requests-a-minute", type=a_minute, help="Requests a minute."),
         catalogue_option,

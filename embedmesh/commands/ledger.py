@@ -13,7 +13,7 @@ from embedmesh.commands.telling import print_json
 from embedmesh.rules.money import format_usd
 from embedmesh.storage.books.session import translated
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.ledger.chain import CHAIN, START
+from embedmesh.storage.ledger.chain import CHAIN_SQL, START
 from embedmesh.storage.ledger.check import CheckReport
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S
 
@@ -90,7 +90,7 @@ def _heads(data_dir: Path) -> set[str]:
     db = engine_of(store_of(data_dir)).connect(busy_s=OPEN_BUSY_S, read_only=True)
     try:
         with told(), translated():
-            return {START.hex(), *(found.hex() for _, _, found in db.execute(CHAIN["all_blocks"]).fetchall())}
+            return {START.hex(), *(found.hex() for _, _, found in db.execute(CHAIN_SQL["all_blocks"]).fetchall())}
     finally:
         db.close()
 

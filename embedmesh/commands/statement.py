@@ -17,7 +17,8 @@ from embedmesh.commands.store import refuse_target
 from embedmesh.files import make_draft, sync
 from embedmesh.rules.money import plain_usd
 from embedmesh.storage.books import Books
-from embedmesh.storage.books.reports import Line, month_span_ms
+from embedmesh.storage.books.reports import StatementLine
+from embedmesh.storage.times import month_span_ms
 
 Row = dict[str, str | int | None]
 
@@ -101,7 +102,7 @@ def write_json(file: IO[str], found: Iterable[Row]) -> None:
     file.write("\n]\n")
 
 
-def _rows(lines: Iterable[Line], balance: int, from_ms: int, to_ms: int) -> Iterator[Row]:
+def _rows(lines: Iterable[StatementLine], balance: int, from_ms: int, to_ms: int) -> Iterator[Row]:
     yield _row(from_ms, "opening balance", balance)
     for line in lines:
         balance += line.amount

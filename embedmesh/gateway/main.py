@@ -73,7 +73,6 @@ from embedmesh.settings import GatewaySettings, secret_path, store_place
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.books.new_keys import NewKeys
-from embedmesh.storage.cached.changes import NODES
 from embedmesh.storage.secrets.secret import claim_of, hash_user, load_secret
 from embedmesh.storage.store import Store
 from embedmesh.storage.upkeep import Retention
@@ -231,7 +230,7 @@ async def _run(settings: GatewaySettings) -> int:
         node = registry.add(Node(node_id, address, trusted=True, load=Load(interleaves=True)))
         prober = Prober(node, registry, catalogue, tokenizers, clients, clock, verify)
         background.append(asyncio.create_task(prober.run()))
-    store.topics.on(NODES, members.changed_elsewhere)
+    store.changes.on("nodes", members.changed_elsewhere)
     try:
         await books.ask(lambda books: books.new_keys.write(new_keys))
         await members.start()

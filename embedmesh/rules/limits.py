@@ -28,9 +28,24 @@ ATTEMPTS_MAX = 3  # of a part, on distinct nodes
 
 # -- accounts, keys and prices (storage/)
 
+ACCOUNT_KEYS_MAX = (
+    1_000  # good keys of an account: a revocation ends all keys below one in one statement, in milliseconds
+)
+ACCOUNT_KEYS_A_DAY_MAX = 1_000  # made by an account's keys: keys are never deleted, and nobody shall fill the store
+KEYS_ABOVE_MAX = 4  # above a key: a hold looks at each of them
+KEY_NAME_CHARS_MAX = 128
+KEY_MODELS_MAX = 64
+KEY_LIMIT_MAX = 10**12  # of requests or tokens a minute, or at one time
+MODEL_ID_CHARS_MAX = 200
+PRICE_NANOUSD_MAX = 10**15  # per million tokens: a dollar a token
+REFERENCE_CHARS_MAX = 255  # of a payment's reference
+PAGE_ROWS_MAX = 1_000  # of a list
+IDEMPOTENCY_KEY_S = 86_400  # as long as an Idempotency-Key stands for its reply
+
 # -- nodes and their messages (node/, fleet/, gateway/nodes/)
 
 NODE_MESSAGE_BYTES_MAX = 512 * 1024  # a heartbeat with a thousand receipts has 200 kB
+PENDING_NODES_MAX = 100  # that wait for the operator's approval
 OFFERS_MAX = 64  # models of one node: four times what one serves
 HEARTBEAT_RECEIPTS_MAX = 1_000
 

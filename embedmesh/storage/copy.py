@@ -1,8 +1,8 @@
 """Moving a store from its SQLite file to a PostgreSQL server: all of it, or nothing, with totals proved equal.
 
-No gateway may use the file meanwhile. The rows go over as they are, in one transaction, with the triggers of the new
-store off; before that is committed every promise of the ledger is looked at there, and each table is held against the
-old one. The old file stays as it was.
+No gateway may use the file meanwhile. The rows are copied as they are, in one transaction, with the triggers of the new
+store off. Before the commit, every promise of the ledger is checked there, and the sums of each table are compared with
+the old ones. The old file stays as it was.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,37 +15,15 @@ from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.check import check_within
 from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
-from embedmesh.storage.postgres.database import PostgresDb, PostgresEngine
+from embedmesh.storage.postgres.database import VERSION_FACT, PostgresDb, PostgresEngine
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteEngine
 
-# In the order in which they refer to each other.
-TABLES = (
-    "facts",
-    "accounts",
-    "keys",
-    "key_draws",
-    "drawn",
-    "drawn_days",
-    "holds",
-    "transfers",
-    "entries",
-    "blocks",
-    "usage",
-    "usage_days",
-    "prices",
-    "grants",
-    "claims",
-    "kept_replies",
-    "nodes",
-    "invites",
-    "topics",
-)
 NUMBERED = {"transfers": "transfer_id", "prices": "price_id"}  # by the store itself
-OF_ONE_STORE = ("schema_version", "probed_ms")  # facts that are not carried over, nor that a gateway runs
-ROWS_AT_ONCE = 2_000
+OF_ONE_STORE = (VERSION_FACT, "probed_ms")  # facts that are not copied, nor that a gateway runs
+COPIED_ROWS_AT_ONCE = 2_000
 
 Say = Callable[[str, int, int], None]
-"""Told the table, how many of its rows were copied, and how many it has."""
+"""Progress: a table, how many of its rows were copied, and how many it has."""
 
 
 class Copied(NamedTuple):
@@ -82,7 +60,14 @@ async def copy(source: SqliteEngine, target: PostgresEngine, say: Say) -> Copied
         old.close()
 
 
+def tables_of(new: PostgresDb) -> list[str]:
+    """All tables, in the order in which they were made: none refers to a later one."""
+    find = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema() :: regnamespace"
+    return [name for (name,) in new.execute(f"{find} ORDER BY oid").fetchall()]
+
+
 def _copy(old: Db, new: PostgresDb, shown: str, say: Say) -> Copied:
+    tables = tables_of(new)
     old.begin_reading()
     new.begin()
     try:
@@ -90,12 +75,12 @@ def _copy(old: Db, new: PostgresDb, shown: str, say: Say) -> Copied:
         customers = new.execute("SELECT count(*) FROM accounts WHERE kind = 'customer'").fetchall()
         if customers[0][0]:
             raise InvalidValue(f"{shown} has accounts already: copy to a new database.")
-        for table in TABLES:
+        for table in tables:
             new.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
         kept = new.execute("SELECT name, value FROM facts").fetchall()
-        for table in reversed(TABLES):
+        for table in reversed(tables):
             new.execute(f"DELETE FROM {table}")  # what a new store begins with
-        rows = {table: _copy_table(old, new, table, say) for table in TABLES}
+        rows = {table: _copy_table(old, new, table, say) for table in tables}
         for name, value in kept:
             if name in OF_ONE_STORE:
                 new.execute("INSERT INTO facts (name, value) VALUES (:name, :value)", {"name": name, "value": value})
@@ -105,9 +90,9 @@ def _copy(old: Db, new: PostgresDb, shown: str, say: Say) -> Copied:
                 f"coalesce((SELECT max({column}) FROM {table}), 0) + 1, false)"
             )
         new.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        for table in TABLES:
+        for table in tables:
             new.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER")
-        head = _prove(old, new)
+        head = _prove(old, new, tables)
         new.commit()
     finally:
         if not new.lost and new.in_transaction:
@@ -117,7 +102,7 @@ def _copy(old: Db, new: PostgresDb, shown: str, say: Say) -> Copied:
 
 
 def _copy_table(old: Db, new: PostgresDb, table: str, say: Say) -> int:
-    columns = _columns(new, table)
+    columns = [name for name, _ in _columns(new, table)]
     ((total,),) = old.execute(f"SELECT count(*) FROM {table}").fetchall()
     copied = 0
     into = sql.SQL("COPY {} ({}) FROM STDIN").format(
@@ -127,7 +112,7 @@ def _copy_table(old: Db, new: PostgresDb, table: str, say: Say) -> int:
         for row in _rows(old, table, columns):
             stream.write_row(row)
             copied += 1
-            if copied % ROWS_AT_ONCE == 0:
+            if copied % COPIED_ROWS_AT_ONCE == 0:
                 say(table, copied, total)
     say(table, copied, total)
     return copied
@@ -139,11 +124,11 @@ def _rows(old: Db, table: str, columns: Sequence[str]) -> Iterator[Sequence[Any]
         names = ", ".join(f"'{name}'" for name in OF_ONE_STORE)
         left_out = f" WHERE name NOT IN ({names}) AND name NOT LIKE 'gateway_running%'"
     found = old.execute(f"SELECT {', '.join(columns)} FROM {table}{left_out}")
-    while rows := found.fetchmany(ROWS_AT_ONCE):
+    while rows := found.fetchmany(COPIED_ROWS_AT_ONCE):
         yield from rows
 
 
-def _prove(old: Db, new: PostgresDb) -> str:
+def _prove(old: Db, new: PostgresDb, tables: Sequence[str]) -> str:
     """Every promise is kept in the new store, and each table's sums are the old one's. Raises InvalidValue."""
     was, now = check_within(old), check_within(new)
     for report, which in ((was, "old"), (now, "new")):
@@ -155,26 +140,19 @@ def _prove(old: Db, new: PostgresDb) -> str:
             )
     if was.head != now.head or was.tallies != now.tallies:
         raise InvalidValue("The new store is not the old one: nothing was copied.")
-    for table in TABLES:
-        if table == "facts":
-            continue
-        numbers = _numeric_columns(new, table)
+    for table in tables:
+        numbers = [name for name, kind in _columns(new, table) if kind in ("bigint", "smallint")]
         sums = ", ".join(["count(*)", *(f"CAST(coalesce(sum({name}), 0) AS TEXT)" for name in numbers)])
-        if list(old.execute(f"SELECT {sums} FROM {table}").fetchall()) != list(
-            new.execute(f"SELECT {sums} FROM {table}").fetchall()
-        ):
+        before, after = (db.execute(f"SELECT {sums} FROM {table}").fetchall() for db in (old, new))
+        if table != "facts" and list(before) != list(after):
             raise InvalidValue(f"The table {table} is not what it was: nothing was copied.")
     return now.head.hash
 
 
-def _columns(new: PostgresDb, table: str) -> list[str]:
-    find = "SELECT column_name FROM information_schema.columns WHERE table_name = :table ORDER BY ordinal_position"
-    return [name for (name,) in new.execute(find, {"table": table}).fetchall()]
-
-
-def _numeric_columns(new: PostgresDb, table: str) -> list[str]:
+def _columns(new: PostgresDb, table: str) -> list[tuple[str, str]]:
+    """Names and types."""
     find = (
-        "SELECT column_name FROM information_schema.columns "
-        "WHERE table_name = :table AND data_type IN ('bigint', 'smallint') ORDER BY ordinal_position"
+        "SELECT column_name, data_type FROM information_schema.columns "
+        "WHERE table_schema = current_schema() AND table_name = :table ORDER BY ordinal_position"
     )
-    return [name for (name,) in new.execute(find, {"table": table}).fetchall()]
+    return [(name, kind) for name, kind in new.execute(find, {"table": table}).fetchall()]

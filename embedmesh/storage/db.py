@@ -1,7 +1,7 @@
 """One connection to a store, of either kind: what the rest of this package needs of it, and what can go wrong.
 
-Statements are written once, with named values (`:amount`); see `sql` for the little that a kind of store writes in its
-own way. Nothing here awaits: a connection blocks whoever uses it.
+Statements are written once, with named values (`:amount`); see `sql` for what each kind of store writes in its own way.
+Nothing here awaits: a connection blocks its caller.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _refusals: list[type[Exception]] = [
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """Whatever a driver may raise: of those that are loaded."""
+    """What the loaded drivers may raise."""
     return tuple(_errors)
 
 
@@ -33,7 +33,7 @@ def refusals() -> tuple[type[Exception], ...]:
 
 
 def may_raise(error: type[Exception], refused: Sequence[type[Exception]]) -> None:
-    """One more driver is loaded: whoever has a file does without that of PostgreSQL, which takes ten megabytes."""
+    """Another driver is loaded. PostgreSQL's takes ten megabytes: a gateway on a file does without it."""
     _errors.append(error)
     _refusals.extend(refused)
 
@@ -68,21 +68,17 @@ class Db(Protocol):
         ...
 
     def commit(self) -> None: ...
-
     def rollback(self) -> None: ...
-
-    def execute(self, statement: str, values: Mapping[str, Any] | None = None) -> Cursor:
-        """Run one statement."""
-        ...
+    def execute(self, statement: str, values: Mapping[str, Any] | None = None) -> Cursor: ...
 
     def later(self, statement: str, values: Mapping[str, Any]) -> Callable[[], Sequence[Row]]:
-        """Run one statement; what it found may be asked for after the transaction: nobody waits for it before."""
+        """Run one statement, and ask for what it found after the transaction."""
         ...
 
     def lock_accounts(self, account_ids: set[str]) -> None:
         """Keep others from moving money of these accounts until this transaction ends.
 
-        Always before anything is moved, and in one order: so nobody waits for one who waits for him.
+        Always before anything is moved, and in one order, so that two transactions never wait for each other.
         """
         ...
 
@@ -90,28 +86,28 @@ class Db(Protocol):
 
 
 class Engine(Protocol):
-    """One store at one place: how it is opened, and what differs between kinds of stores.
+    """One store: how it is opened, and what differs between kinds of stores. Methods raise SetupError.
 
-    `shown` names it for people, without a password. Methods raise SetupError, in one line that says what to do.
+    `shown` names it in messages, without a password.
     """
 
     dialect: str
     shown: str
 
     def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> Db:
-        """A connection; the place is made where it is missing and can be. One for `planning` may read whole tables."""
+        """A connection; a missing file is made. A connection for `planning` may read whole tables."""
         ...
 
     def is_new(self) -> bool:
-        """Whether there is no store at that place yet."""
+        """Whether there is no store yet."""
         ...
 
     def version(self, db: Db) -> int:
-        """Of the store's schema; 0 where there is none yet."""
+        """The version of the store's schema; 0 where there is none yet."""
         ...
 
     def run_script(self, db: Db, script: str, version: int) -> None:
-        """Bring the store to `version`, all of it or nothing; nothing where another process was faster."""
+        """Bring the store to `version`: all of the script or nothing, and nothing if another process did it."""
         ...
 
     def backup(self, db: Db, target: Path, *, overwrite: bool) -> None:

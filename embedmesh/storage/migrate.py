@@ -1,4 +1,4 @@
-"""Bringing a store to this program's version, script by script. A store from the future is refused."""
+"""Brings a store to this program's version, script by script. A store of an unknown version is left untouched."""
 
 from collections.abc import Mapping
 
@@ -8,28 +8,28 @@ from embedmesh.storage.sql import migrations
 
 
 def migrate(engine: Engine, db: Db, scripts: Mapping[int, str] | None = None) -> None:
-    """Run what is missing, one transaction a script. Raises SetupError."""
+    """Run the scripts that the store lacks, one transaction a script. Raises SetupError."""
     scripts = migrations(engine.dialect) if scripts is None else scripts
     version = engine.version(db)
-    _refuse_the_future(engine, version, max(scripts))
+    _refuse_unknown_version(engine, version, scripts)
     for number, script in sorted(scripts.items()):
         if version < number:
             engine.run_script(db, script, number)
 
 
 def is_empty(engine: Engine, db: Db) -> bool:
-    """Whether nothing was ever made of this store."""
+    """Whether there is no schema in the store yet."""
     return engine.version(db) == 0
 
 
 def refuse_another_version(engine: Engine, db: Db) -> None:
-    """For those who only come by: raise SetupError for a store that is not of this program's version."""
-    version, known = engine.version(db), newest(engine)
-    _refuse_the_future(engine, version, known)
-    if version < known:
+    """Raise SetupError for a store that does not have this program's version."""
+    version = engine.version(db)
+    _refuse_unknown_version(engine, version, migrations(engine.dialect))
+    if version < newest(engine):
         raise SetupError(
-            f"The store {engine.shown} has version {version}; this program needs {known}. Stop all its gateways, then "
-            "run `embedmesh store migrate`."
+            f"The store {engine.shown} has version {version}; this program needs {newest(engine)}. Stop all its "
+            "gateways, then run `embedmesh store migrate`."
         )
 
 
@@ -38,8 +38,14 @@ def newest(engine: Engine) -> int:
     return max(migrations(engine.dialect))
 
 
-def _refuse_the_future(engine: Engine, version: int, known: int) -> None:
-    if version > known:
+def _refuse_unknown_version(engine: Engine, version: int, scripts: Mapping[int, str]) -> None:
+    if version > max(scripts):
         raise SetupError(
-            f"The store {engine.shown} has version {version}; this program knows {known}: use a newer embedmesh."
+            f"The store {engine.shown} has version {version}; this program knows {max(scripts)}: use a newer embedmesh."
+        )
+    if 0 != version < min(scripts):
+        raise SetupError(
+            f"The store {engine.shown} has version {version}, of a program before the first release. This program "
+            "cannot use it, and leaves it untouched: start with another --data-dir, or set EMBEDMESH_STORE to a new "
+            "database."
         )

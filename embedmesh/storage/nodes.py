@@ -1,29 +1,29 @@
 """Nodes and invites in the store. Reads are plain; writes wait until they are durable."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from embedmesh.rules.errors import Failure, Overloaded
+from embedmesh.rules.limits import PAGE_ROWS_MAX, PENDING_NODES_MAX
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
+from embedmesh.storage.ledger.writes import WriteDurably
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.sealed import Seal
 from embedmesh.storage.sql import load
 
-NODES = load("nodes.sql")
-PENDING_MAX = 100  # nodes that nobody has said yes to
-PENDING_GONE_MS = 15 * 60_000  # one that has not asked for so long may go for a new one; it is noted every minute
-INVITES_SHOWN_MAX = 1_000
+NODES_SQL = load("nodes.sql")
+PENDING_GONE_MS = (
+    15 * 60_000
+)  # a pending node that was not heard of for this long makes room; one is noted every minute
 NO_RECEIPTS = bytes(32)
-
-T = TypeVar("T")
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One node as it is kept. `secret` is the session keys, or an upstream server's bearer token; never shown."""
+    """One node as it is kept, in the order of the columns. `secret` is the session keys, or a server's bearer token."""
 
     node_id: str
     small_id: int = 0  # given by the store
@@ -48,7 +48,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     registered_ms: int = 0
 
 
-class Saved(NamedTuple):
+class SavedNode(NamedTuple):
     """A node as it is kept now, and which pending node was forgotten to make room, if one was."""
 
     record: NodeRecord
@@ -56,7 +56,7 @@ class Saved(NamedTuple):
 
 
 class InviteRow(msgspec.Struct, frozen=True):
-    """A join token as it may be shown: not the token."""
+    """What may be told of a join token: not the token."""
 
     invite_id: str
     note: str
@@ -66,61 +66,55 @@ class InviteRow(msgspec.Struct, frozen=True):
     node_id: str | None
 
 
-class Written(Protocol):
-    """Does something with the next batch of a store, once it is durable."""
-
-    def __call__(self, write: Callable[[Db, int], T]) -> Awaitable[T]: ...
-
-
 class NodeBooks:
     """The nodes of one store. Every method raises StoreUnavailable."""
 
-    def __init__(self, reads: Reads, written: Written, clock: Clock, key_secret: bytes) -> None:
+    def __init__(self, reads: Reads, write: WriteDurably, clock: Clock, key_secret: bytes) -> None:
         self._reads = reads
-        self._write = written
+        self._write = write
         self._clock = clock
         self._seal = Seal(key_secret)
 
     async def all(self) -> list[NodeRecord]:
         """Every node that is known, removed ones too."""
-        return [self._record(row) for row in await self._reads.ask(NODES["list_nodes"], {})]
+        return [self._record(row) for row in await self._reads.ask(NODES_SQL["list_nodes"], {})]
 
     async def invites(self) -> list[InviteRow]:
         """Join tokens, the newest first."""
-        rows = await self._reads.ask(NODES["list_invites"], {"rows_max": INVITES_SHOWN_MAX})
+        rows = await self._reads.ask(NODES_SQL["list_invites"], {"rows_max": PAGE_ROWS_MAX})
         return [InviteRow(*row) for row in rows]
 
     async def invite(self, invite_id: str, node_id: str) -> bytes | None:
-        """What checks the proof of an invite that this node may use, or has used; None where there is none."""
-        asked = {"invite_id": invite_id, "node_id": node_id, "now_ms": self._clock.unix_ms()}
-        rows = await self._reads.ask(NODES["find_invite"], asked)
+        """What checks the proof of an invite that this node may use, or has used; None without one."""
+        wanted = {"invite_id": invite_id, "node_id": node_id, "now_ms": self._clock.unix_ms()}
+        rows = await self._reads.ask(NODES_SQL["find_invite"], wanted)
         return self._seal.open(rows[0][0], what="invite", whose=invite_id) if rows else None
 
     async def one(self, node_id: str) -> NodeRecord | None:
         """A node as it is kept now."""
-        rows = await self._reads.ask(NODES["one_node"], {"node_id": node_id})
+        rows = await self._reads.ask(NODES_SQL["one_node"], {"node_id": node_id})
         return self._record(rows[0]) if rows else None
 
-    async def save(self, record: NodeRecord) -> Saved:
+    async def save(self, record: NodeRecord) -> SavedNode:
         """Keep a node as it is now, its receipts apart (see note_receipts). Raises Overloaded."""
         return await self.update(record.node_id, lambda kept: record)
 
-    async def update(self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord]) -> Saved:
+    async def update(self, node_id: str, change: Callable[[NodeRecord | None], NodeRecord]) -> SavedNode:
         """Keep what `change` makes of a node as it is kept now; no other gateway's change comes in between.
 
-        Raises what `change` raises, a Failure, and Overloaded where there is no place for one more that is pending;
-        then nothing has changed.
+        Raises what `change` raises, a Failure, and Overloaded where one more pending node is too many; then nothing has
+        changed.
         """
 
-        def write(db: Db, now_ms: int) -> Saved | Failure:
-            db.execute(NODES["lock_node"], {"node_id": node_id})
-            rows = db.execute(NODES["one_node"], {"node_id": node_id}).fetchall()
+        def write(db: Db, now_ms: int) -> SavedNode | Failure:
+            db.execute(NODES_SQL["lock_node"], {"node_id": node_id})
+            rows = db.execute(NODES_SQL["one_node"], {"node_id": node_id}).fetchall()
             try:
                 record = change(self._record(rows[0]) if rows else None)
                 forgotten = self._make_room(db, now_ms) if record.standing is Standing.PENDING and not rows else None
             except Failure as failure:
                 return failure
-            return Saved(self._keep(db, record), forgotten)
+            return SavedNode(self._keep(db, record), forgotten)
 
         saved = await self._write(write)
         if isinstance(saved, Failure):
@@ -128,51 +122,50 @@ class NodeBooks:
         return saved
 
     async def touch(self, node_id: str, now_ms: int) -> None:
-        """Note that a pending node asks still. Gateways need not hear of it."""
+        """Note that a pending node still asks to join. Other gateways need not hear of it."""
         row = {"node_id": node_id, "now_ms": now_ms}
-        await self._write(lambda db, _: db.execute(NODES["touch_node"], row).rowcount)
+        await self._write(lambda db, _: db.execute(NODES_SQL["touch_node"], row).rowcount)
 
     def _make_room(self, db: Db, now_ms: int) -> str | None:
-        """For one more that is pending: which one was forgotten for it, if one had to be. Raises Overloaded."""
-        if db.execute(NODES["count_pending"]).fetchall()[0][0] < PENDING_MAX:
+        """Make room for one more pending node; which one was forgotten, if one had to be. Raises Overloaded."""
+        if db.execute(NODES_SQL["count_pending"]).fetchall()[0][0] < PENDING_NODES_MAX:
             return None
-        gone = db.execute(NODES["forget_gone_pending"], {"before_ms": now_ms - PENDING_GONE_MS}).fetchall()
+        gone = db.execute(NODES_SQL["forget_gone_pending"], {"before_ms": now_ms - PENDING_GONE_MS}).fetchall()
         if not gone:
             raise Overloaded(
-                f"{PENDING_MAX} nodes wait to be approved, no more may. Try again once the operator has approved some, "
-                "or join with an invite."
+                f"{PENDING_NODES_MAX} nodes wait to be approved, no more may. Try again once the operator has approved "
+                "some, or join with an invite."
             )
         return str(gone[0][0])
 
     def _keep(self, db: Db, record: NodeRecord) -> NodeRecord:
         row = msgspec.structs.asdict(record)
-        row.pop("small_id")
         row["standing"] = record.standing.value
         row["trusted"], row["draining"] = int(record.trusted), int(record.draining)
         row["offers"] = msgspec.json.encode(record.offers).decode()
         row["sealed"] = self._seal.close(row.pop("secret"), what="node", whose=record.node_id)
 
-        small_id = db.execute(NODES["save_node"], row).fetchall()[0][0]
+        small_id = db.execute(NODES_SQL["save_node"], row).fetchall()[0][0]
         return msgspec.structs.replace(record, small_id=small_id)
 
     async def note_receipts(self, node_id: str, count: int, head: bytes) -> None:
         """Remember how far a node's log was checked."""
         row = {"node_id": node_id, "receipts_count": count, "receipts_head": head}
-        await self._write(lambda db, now_ms: db.execute(NODES["note_receipts"], row).rowcount)
+        await self._write(lambda db, now_ms: db.execute(NODES_SQL["note_receipts"], row).rowcount)
 
     async def add_invite(self, invite_id: str, verifier: bytes, note: str, expires_ms: int) -> None:
         """Keep a new join token."""
         sealed = self._seal.close(verifier, what="invite", whose=invite_id)
         row = {"invite_id": invite_id, "sealed": sealed, "note": note, "expires_ms": expires_ms}
-        await self._write(lambda db, now_ms: db.execute(NODES["insert_invite"], row | {"now_ms": now_ms}).rowcount)
+        await self._write(lambda db, now_ms: db.execute(NODES_SQL["insert_invite"], row | {"now_ms": now_ms}).rowcount)
 
     async def use_invite(self, invite_id: str, node_id: str) -> bool:
         """Whether this node is the one that used it up: now, or before."""
 
         def write(db: Db, now_ms: int) -> int:
             row = {"invite_id": invite_id, "node_id": node_id, "now_ms": now_ms}
-            used = int(db.execute(NODES["use_invite"], row).rowcount)
-            return used or len(db.execute(NODES["find_invite"], row).fetchall())
+            used = int(db.execute(NODES_SQL["use_invite"], row).rowcount)
+            return used or len(db.execute(NODES_SQL["find_invite"], row).fetchall())
 
         return bool(await self._write(write))
 
@@ -180,46 +173,15 @@ class NodeBooks:
         """End an invite; False where it is not open."""
         row = {"invite_id": invite_id}
         return bool(
-            await self._write(lambda db, now_ms: db.execute(NODES["revoke_invite"], row | {"now_ms": now_ms}).rowcount)
+            await self._write(
+                lambda db, now_ms: db.execute(NODES_SQL["revoke_invite"], row | {"now_ms": now_ms}).rowcount
+            )
         )
 
-    def _record(self, row: tuple[Any, ...]) -> NodeRecord:
-        (
-            node_id,
-            small_id,
-            kind,
-            standing,
-            public_key,
-            address,
-            ip,
-            certificate,
-            country,
-            offers,
-            inputs_max,
-            in_flight_max,
-            sealed,
-        ) = row[:13]
-        trusted, weight, draining, quarantined, count, head, created_ms, registered_ms = row[13:]
-        return NodeRecord(
-            node_id=node_id,
-            small_id=small_id,
-            kind=kind,
-            standing=Standing(standing),
-            public_key=public_key,
-            address=address,
-            ip=ip,
-            certificate=certificate,
-            country=country,
-            offers=msgspec.json.decode(offers, type=tuple[Offer, ...]),
-            inputs_max=inputs_max,
-            in_flight_max=in_flight_max,
-            secret=self._seal.open(sealed, what="node", whose=node_id),
-            trusted=bool(trusted),
-            weight=weight,
-            draining=bool(draining),
-            quarantined=quarantined,
-            receipts_count=count,
-            receipts_head=head,
-            created_ms=created_ms,
-            registered_ms=registered_ms,
-        )
+    def _record(self, row: Sequence[Any]) -> NodeRecord:
+        fields = dict(zip(NodeRecord.__struct_fields__, row, strict=True))
+        fields["standing"] = Standing(fields["standing"])
+        fields["offers"] = msgspec.json.decode(fields["offers"], type=tuple[Offer, ...])
+        fields["secret"] = self._seal.open(fields["secret"], what="node", whose=fields["node_id"])
+        fields["trusted"], fields["draining"] = bool(fields["trusted"]), bool(fields["draining"])
+        return NodeRecord(**fields)

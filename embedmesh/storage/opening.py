@@ -5,45 +5,39 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+import msgspec
+
 from embedmesh.rules.errors import SetupError, StoreAway
 from embedmesh.rules.holds import HoldEnd
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.cached.changes import Bell, Timer
+from embedmesh.storage.cached.changes import Bell, PollTimer
 from embedmesh.storage.db import Db, errors
 from embedmesh.storage.instance import Instance
 from embedmesh.storage.ledger.check import verify
+from embedmesh.storage.ledger.end_hold import HOLDS_SQL, release_holds
 from embedmesh.storage.ledger.group_commit import Medium
-from embedmesh.storage.ledger.holds import HOLDS, end_holds
 from embedmesh.storage.migrate import migrate, refuse_another_version
 from embedmesh.storage.reads import Reads, SqliteReads
-from embedmesh.storage.secrets.secret import FACTS, check_secret
+from embedmesh.storage.secrets.secret import FACTS_SQL, check_secret
 from embedmesh.storage.sqlite.commit import SqliteMedium
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
 
 RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it open
 
 
-class Opened:
-    """The connections of a store that was opened, and what has to be let go of at the end."""
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """The connections of a store that was opened. `recovered` is how many holds of dead gateways were released.
 
-    def __init__(
-        self,
-        instance: Instance,
-        recovered: int,
-        reads: Reads,
-        key_reads: Reads,
-        bell: Bell,
-        medium: Callable[[Clock], Medium],
-        close: Callable[[bool], None],
-    ) -> None:
-        """`key_reads` are for who asks: nobody waits to be known behind what those who are known want to know."""
-        self.instance = instance
-        self.recovered = recovered
-        self.reads = reads
-        self.key_reads = key_reads
-        self.bell = bell
-        self.medium = medium
-        self._close = close
+    `key_reads` look up keys only, so that no other read delays them. `on_close` is told whether all was written.
+    """
+
+    instance: Instance
+    recovered: int
+    reads: Reads
+    key_reads: Reads
+    bell: Bell
+    medium: Callable[[Clock], Medium]
+    on_close: Callable[[bool], None]
 
     def close(self, *, clean: bool) -> None:
         """`clean`: all was written."""
@@ -51,14 +45,14 @@ class Opened:
         self.reads.close()
         if self.key_reads is not self.reads:
             self.key_reads.close()
-        self._close(clean)
+        self.on_close(clean)
         self.instance.close()
 
 
 async def open_sqlite(
     engine: SqliteEngine, instance: Instance, key_secret: bytes, clock: Clock, lock_wait_s: float
 ) -> Opened:
-    """A file: brought to this version, verified and released by whoever is alone with it. Raises SetupError."""
+    """A file. A gateway that is alone with it migrates, verifies and releases. Raises SetupError."""
     lock: GatewayLock | None = None
     opened: list[SqliteDb] = []
     try:
@@ -75,7 +69,7 @@ async def open_sqlite(
         writes.execute("PRAGMA wal_autocheckpoint = 0")  # the writer checkpoints by itself, and sees the errors
         opened.append(reads := engine.connect(busy_s=0, read_only=True))
         await lock.share(lock_wait_s)
-        wal = os.open(f"{engine.path}-wal", os.O_RDONLY)  # the kernel tells it of every failed write-back from now on
+        wal = os.open(f"{engine.path}-wal", os.O_RDONLY)  # from now on the kernel reports every failed write-back to it
     except BaseException:
         for db in opened:
             db.close()
@@ -86,22 +80,27 @@ async def open_sqlite(
     def close(clean: bool) -> None:
         if clean:
             with suppress(*errors()):  # then the next start verifies, for nothing
-                writes.execute(FACTS["delete_fact"], {"name": running})
+                writes.execute(FACTS_SQL["delete_fact"], {"name": running})
         writes.close()
         os.close(wal)
         lock.close()
 
-    def medium(clock: Clock) -> Medium:
-        return SqliteMedium(writes, clock, partial(os.fdatasync, wal))
-
     at_once = SqliteReads(reads)  # nobody waits
-    return Opened(instance, recovered, at_once, at_once, Timer(), medium, close)
+    return Opened(
+        instance=instance,
+        recovered=recovered,
+        reads=at_once,
+        key_reads=at_once,
+        bell=PollTimer(),
+        medium=lambda clock: SqliteMedium(writes, clock, partial(os.fdatasync, wal)),
+        on_close=close,
+    )
 
 
 def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> int:
     """Check the secret, verify an SQLite ledger if a gateway died, and release what it left open.
 
-    `alone`: no other gateway is there, so that all open holds are dead ones'. Returns how many were released.
+    `alone`: there is no other gateway, so that all open holds are those of dead ones. Returns how many were released.
     """
     try:
         db.begin()
@@ -109,13 +108,12 @@ def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: 
         if running is not None:
             _verify(db, running, now_ms, alone=alone)
         if alone:
-            left = db.execute(HOLDS["open_holds"]).fetchall()
+            left = db.execute(HOLDS_SQL["open_holds"]).fetchall()
         else:
-            left = db.execute(HOLDS["holds_of_owner"], {"owner": owner}).fetchall()
+            left = db.execute(HOLDS_SQL["holds_of_owner"], {"owner": owner}).fetchall()
         if left:
             db.lock_accounts({account_id for _, account_id in left})
-        rows = [{"hold_id": hold_id, "ended_by": HoldEnd.RECOVER.value} for hold_id, _ in left]
-        recovered = len(end_holds(db, now_ms, rows))
+        recovered = release_holds(db, now_ms, [hold_id for hold_id, _ in left], HoldEnd.RECOVER)
         db.commit()
     except errors() as error:
         away = StoreAway if db.dialect == "postgres" else SetupError
@@ -128,15 +126,15 @@ def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: 
 
 
 def _verify(db: Db, running: str, now_ms: int, *, alone: bool) -> None:
-    """After gateways that did not close the store: look at what a lost write may have broken. Raises SetupError."""
-    left = db.execute("SELECT name FROM facts WHERE name LIKE :like", {"like": f"{RUNNING}%"}).fetchall()
-    if alone and left and (broken := verify(db)):
-        first = broken[0]
-        raise SetupError(
-            f"The ledger does not add up after a crash ({first.promise}: {first.subject}: {first.detail}): "
-            "keep the store's files, see `embedmesh ledger check`, and restore a backup."
-        )
+    """After gateways that did not close the store: check what a lost write may have broken. Raises SetupError."""
     if alone:
+        left = db.execute("SELECT name FROM facts WHERE name LIKE :like", {"like": f"{RUNNING}%"}).fetchall()
+        if left and (broken := verify(db)):
+            first = broken[0]
+            raise SetupError(
+                f"The ledger does not add up after a crash ({first.promise}: {first.subject}: {first.detail}): "
+                "keep the store's files, see `embedmesh ledger check`, and restore a backup."
+            )
         for (name,) in left:
-            db.execute(FACTS["delete_fact"], {"name": name})
-    db.execute(FACTS["set_fact"], {"name": running, "value": str(now_ms)})
+            db.execute(FACTS_SQL["delete_fact"], {"name": name})
+    db.execute(FACTS_SQL["set_fact"], {"name": running, "value": str(now_ms)})

@@ -1,6 +1,6 @@
-"""Reading beside the writer: nobody waits for a COMMIT to learn who asks.
+"""Reading beside the writer, so that no lookup of a key waits for a COMMIT.
 
-From SQLite a row or a few are read at once, on the event loop: that takes microseconds. A server is asked in a thread.
+SQLite reads a row or a few at once, on the event loop: that takes microseconds. A server is asked in a thread.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,10 @@ class SqliteReads:
 
     def __init__(self, db: SqliteDb) -> None:
         self._db = db
+        self.close = db.close
 
     async def ask(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
         try:
             return self._db.execute(statement, values).fetchall()
         except errors():
             raise StoreUnavailable("The store cannot be read now; try again soon.") from None
-
-    def close(self) -> None:
-        self._db.close()

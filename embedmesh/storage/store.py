@@ -1,7 +1,8 @@
 """The gateway's side of the store: rules.ports.Keys, Ledger, Prices and RateLimits, over either kind of store.
 
-One connection writes, in batches (see writer); others read. Any number of gateways may use one store: what they have to
-agree about is in it, and what one remembers of it, it forgets when another changes it (see topics).
+One connection writes, in batches (see ledger.group_commit); others read. Any number of gateways may use one store: what
+they have to agree on is in it. What a gateway has in memory, it reads again after another has changed it (see
+cached.changes).
 """
 
 import asyncio
@@ -14,17 +15,19 @@ from embedmesh.deadline import within
 from embedmesh.rules.errors import StoreAway, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.cached.changes import Topics
+from embedmesh.storage.cached.changes import Changes
 from embedmesh.storage.cached.keys import KeyRing
 from embedmesh.storage.cached.prices import PriceList
-from embedmesh.storage.cached.rate_limits import RateLimits
+from embedmesh.storage.cached.rate_limits import LeasedRateLimits
 from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.instance import take_instance
 from embedmesh.storage.ledger import chain
+from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, EndHold, Expire
 from embedmesh.storage.ledger.group_commit import Writer
-from embedmesh.storage.ledger.holds import CLAIMS, EXPIRED_HOLDS_MAX, EndHold, Expire, PlaceHold, available_nanousd
-from embedmesh.storage.ledger.writes import Change, Stats, Write
+from embedmesh.storage.ledger.place_hold import CLAIMS_SQL, PlaceHold
+from embedmesh.storage.ledger.room import available_nanousd, read_room
+from embedmesh.storage.ledger.writes import Change, Stats, WaitedWrite
 from embedmesh.storage.nodes import NodeBooks
 from embedmesh.storage.opening import Opened, open_sqlite
 from embedmesh.storage.secrets.sealed import Seal
@@ -32,15 +35,15 @@ from embedmesh.storage.secrets.secret import SecretOf
 from embedmesh.storage.sqlite.database import LOCK_WAIT_S, SqliteEngine
 from embedmesh.storage.upkeep import Retention, upkeep
 
-HOLD_S_MAX = 1.5  # a hold that is not durable by then is refused; the caller is told within 2 s (contract section 4)
-DRAIN_S_MAX = 5.0  # a disk that does not answer must not keep us from ending; the next start recovers
+WRITE_WAIT_S = 1.5  # a hold that is not durable by then is refused; callers hear within 2 s of a store that is away
+DRAIN_WAIT_S = 5.0  # a disk that does not answer must not keep us from ending; the next start recovers
 REPLY = "idempotent reply"
 
 T = TypeVar("T")
 
 
 def _ignore(reason: str) -> None:
-    """For those who look at `healthy` instead."""
+    """For tools that watch `healthy` instead."""
 
 
 class Store:
@@ -48,7 +51,7 @@ class Store:
 
     def __init__(
         self,
-        opened: "Opened",
+        opened: Opened,
         *,
         clock: Clock,
         key_secret: bytes,
@@ -63,16 +66,16 @@ class Store:
         self.stats = Stats(recovered=opened.recovered)
         self._reads = opened.reads
         self._writer = Writer(opened.medium(clock), clock, self.stats, on_fatal)
-        self.topics = Topics(self._reads, opened.bell)
-        self.keys = KeyRing(opened.key_reads, self._writer, self.topics, clock, key_secret)
-        self.prices = PriceList(self._reads, self.topics, clock)
-        self.rate_limits = RateLimits(self._written, clock)
-        self.nodes = NodeBooks(self._reads, self._written, clock, key_secret)
+        self.changes = Changes(self._reads, opened.bell)
+        self.keys = KeyRing(opened.key_reads, self._writer, self.changes, clock, key_secret)
+        self.prices = PriceList(self._reads, self.changes, clock)
+        self.rate_limits = LeasedRateLimits(self._write, clock)
+        self.nodes = NodeBooks(self._reads, self._write, clock, key_secret)
 
     @classmethod
     async def open(
         cls,
-        place: str | Path,
+        dsn: str | Path,
         *,
         folder: Path,
         clock: Clock,
@@ -83,12 +86,12 @@ class Store:
     ) -> "Store":
         """Open or make the store, and release what this gateway left open before. Raises SetupError.
 
-        `place` is an SQLite file or a `postgresql://` address; `folder` keeps this gateway's name. A gateway that is
-        alone on an SQLite store brings it to this version, verifies it where another did not close it, and releases
-        whatever dead ones left open. `on_fatal(reason)` is called once if the disk can no longer be trusted; the
-        process should then exit without a word to its callers.
+        `dsn` is an SQLite file or a `postgresql://` address; `folder` keeps this gateway's name. A gateway that is
+        alone on an SQLite store brings it to this version, verifies it if another did not close it, and releases what
+        dead ones left open. `on_fatal(reason)` is called once if the disk can no longer be trusted; the process should
+        then exit without a word to its callers.
         """
-        engine = engine_of(place)
+        engine = engine_of(dsn)
         instance = take_instance(folder, clock)
         try:
             key_secret = await asyncio.to_thread(secret, engine)
@@ -105,7 +108,7 @@ class Store:
             raise
         store = cls(opened, clock=clock, key_secret=key_secret, retention=retention or Retention(), on_fatal=on_fatal)
         try:
-            await store.topics.look()
+            await store.changes.look()
             await store.prices.look()
         except StoreUnavailable as error:
             await store.close()
@@ -114,14 +117,14 @@ class Store:
 
     def background(self) -> Collection[Awaitable[None]]:
         """What has to run as long as the gateway does."""
-        return self.topics.watch(), self.keys.note_uses(), self.prices.watch(), upkeep(self, self._clock)
+        return self.changes.watch(), self.keys.note_uses(), self.prices.watch(), upkeep(self, self._clock)
 
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
-        """Durably set money aside, or raise a Failure; then nothing stays held. Nor where there is a prior."""
+        """Durably set money aside, or raise a Failure; nothing is held then, nor where there is a prior request."""
         write = PlaceHold(hold, self._opened.instance.name, claim, self.release)
         self._writer.submit(write)
         try:
-            with within(HOLD_S_MAX):
+            with within(WRITE_WAIT_S):
                 prior = await write.outcome
         except TimeoutError:
             raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
@@ -130,19 +133,19 @@ class Store:
     async def available_nanousd(self, account_id: str, key_id: str) -> int:
         """What a hold for the key may be at most now. Raises StoreUnavailable.
 
-        Read by the writer, behind what was released before: nobody is told of money missing that is free already.
+        The writer reads it, after what was released before: money that is free already counts.
         """
-        return await self._written(lambda db, now_ms: available_nanousd(db, now_ms, account_id, key_id))
+        return await self._write(lambda db, now_ms: available_nanousd(read_room(db, now_ms, account_id, key_id)))
 
     async def prior_request(self, hold: Hold, claim: Claim) -> PriorRequest | None:
         """The request that answers for an Idempotency-Key now. Raises StoreUnavailable."""
-        asked = {"account_id": hold.account_id, "key_hash": claim.key_hash}
-        rows = await self._reads.ask(CLAIMS["find_claim"], asked)
+        key = {"account_id": hold.account_id, "key_hash": claim.key_hash}
+        rows = await self._reads.ask(CLAIMS_SQL["find_claim"], key)
         return self._unsealed(PriorRequest(*rows[0])) if rows else None
 
     async def kept_bytes(self, account_id: str) -> int:
-        """How much of an account's replies is kept. Raises StoreUnavailable."""
-        rows = await self._reads.ask(CLAIMS["kept_bytes"], {"account_id": account_id})
+        """How many bytes of an account's replies are kept. Raises StoreUnavailable."""
+        rows = await self._reads.ask(CLAIMS_SQL["kept_bytes"], {"account_id": account_id})
         return int(rows[0][0]) if rows else 0
 
     def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
@@ -156,7 +159,7 @@ class Store:
     def release(self, hold: Hold, why: HoldEnd = HoldEnd.RELEASE) -> None:
         """End an open hold without charging; written with the next batch. Harmless after a capture.
 
-        When too much is waiting already it is left to the sweep, which releases the hold at its deadline.
+        If the queue is full, it is left to the sweep, which releases the hold at its deadline.
         """
         if not self._writer.full():
             self._writer.submit(EndHold(hold, why))
@@ -165,9 +168,7 @@ class Store:
         """Release every hold whose deadline is before `now_ms`; returns how many. Raises StoreUnavailable."""
         total = 0
         while True:
-            sweep = Expire(now_ms)
-            expired = await self._done(sweep, sweep.outcome)
-            total += expired
+            total += (expired := await self._outcome(Expire(now_ms)))
             if expired < EXPIRED_HOLDS_MAX:
                 return total
 
@@ -175,44 +176,42 @@ class Store:
         """Cover every transfer that no block covers yet; how many that were. Raises StoreUnavailable."""
         total = 0
         while True:
-            covered = await self._written(chain.extend, chain.LOCKED)
-            total += covered
+            total += (covered := await self._write(chain.extend, chain.LOCKED))
             if covered < chain.TRANSFERS_A_BLOCK:
                 return total
 
     async def forget(self) -> int:
-        """Delete what is older than it is kept; how many rows. Raises StoreUnavailable."""
-        return await self._retention.apply(self._written, self._clock)
+        """Delete records that are too old; how many rows. Raises StoreUnavailable."""
+        return await self._retention.apply(self._write, self._clock)
 
     def healthy(self) -> bool:
-        """Whether the store took the last thing it was asked to write."""
+        """Whether the last batch became durable, and the current one does not take too long."""
         return self._writer.healthy()
 
     async def drain(self) -> int:
-        """Wait until everything queued is durable, at most DRAIN_S_MAX; returns how many writes still are not."""
+        """Wait until everything queued is durable, at most DRAIN_WAIT_S; returns how many writes still are not."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S_MAX):
+            async with asyncio.timeout(DRAIN_WAIT_S):
                 await self._writer.drained()
         return self._writer.waiting()
 
     async def close(self) -> None:
-        """Drain, then let go of the store."""
+        """Drain, then close the store."""
         self.keys.note_uses_now()
         lost = await self.drain()
         sound = self._writer.healthy()
         await self._writer.close()
         self._opened.close(clean=sound and not lost)
 
-    async def _written(self, write: Callable[[Db, int], T], accounts: frozenset[str] = frozenset()) -> T:
-        """Do something with the next batch, once it is durable. Raises StoreUnavailable."""
-        change = Change(write, accounts)
-        return await self._done(change, change.outcome)
+    async def _write(self, write: Callable[[Db, int], T], accounts: frozenset[str] = frozenset()) -> T:
+        """Run a function with the next batch; its result comes once that is durable. Raises StoreUnavailable."""
+        return await self._outcome(Change(write, accounts))
 
-    async def _done(self, write: Write, outcome: "asyncio.Future[T]") -> T:
+    async def _outcome(self, write: WaitedWrite[T]) -> T:
         self._writer.submit(write)
         try:
-            async with asyncio.timeout(HOLD_S_MAX):
-                return await outcome
+            async with asyncio.timeout(WRITE_WAIT_S):
+                return await write.outcome
         except TimeoutError:
             raise StoreUnavailable("The store did not answer in time; try again soon.") from None
 

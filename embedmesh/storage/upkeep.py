@@ -1,32 +1,32 @@
-"""What a store needs now and then: expired holds released, the chain extended, old records deleted."""
+"""What a store needs now and then: the chain extended, old records deleted."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
-from embedmesh.storage.ledger.holds import CLAIM_S, MS_PER_DAY
+from embedmesh.storage.ledger.writes import WriteDurably
 from embedmesh.storage.sql import load
+from embedmesh.storage.times import MS_PER_DAY, MS_PER_MINUTE
 
 EXTEND_EVERY_S = 5.0  # as long as a transfer may be without a block
 FORGET_EVERY_S = 60.0
 ROWS_A_BATCH = 256  # about two milliseconds
-BATCHES_MAX = 64  # at one time: what is left waits for the next
+BATCHES_MAX = 64  # at one time: the rest waits for the next
 MINUTES_KEPT = 2
 
-CLAIMS = load("claims.sql")
-FACTS = load("facts.sql")
-LIMITS = load("limits.sql")
-OLD = load("retention.sql")
+FORGET_CLAIMS = load("claims.sql")["forget_claims"]
+FORGET_MINUTES = load("leases.sql")["forget_minutes"]
+SET_FACT = load("facts.sql")["set_fact"]
+RETENTION_SQL = load("retention.sql")
 
 log = logging.getLogger("embedmesh.storage")
-
-Written = Callable[[Callable[[Db, int], Any]], Awaitable[Any]]
 
 
 class Upkept(Protocol):
@@ -40,25 +40,26 @@ class Retention(msgspec.Struct, frozen=True):
     """How long records are kept. None is for ever."""
 
     usage_days: int | None = None
-    reply_s: int = CLAIM_S
+    reply_s: int = IDEMPOTENCY_KEY_S
 
-    async def apply(self, written: Written, clock: Clock) -> int:
+    async def apply(self, write: WriteDurably, clock: Clock) -> int:
         """Delete what is older, a batch at a time; how many rows. Raises StoreUnavailable."""
         now_ms = clock.unix_ms()
-        await written(lambda db, _: db.execute(LIMITS["forget_minutes"], {"minute": now_ms // 60_000 - MINUTES_KEPT}))
+        over = {"minute": now_ms // MS_PER_MINUTE - MINUTES_KEPT}
+        await write(lambda db, _: db.execute(FORGET_MINUTES, over).rowcount)
         kept = {"kept_from_ms": now_ms - self.reply_s * 1000, "rows_max": ROWS_A_BATCH}
-        forgotten = await _batches(written, lambda db, _: db.execute(CLAIMS["forget_claims"], kept).rowcount)
+        forgotten = await _batches(write, lambda db, _: db.execute(FORGET_CLAIMS, kept).rowcount)
         if self.usage_days is not None:
             day = now_ms // MS_PER_DAY - self.usage_days
             old = {"day": day, "rows_max": ROWS_A_BATCH}
 
             def forget_usage(db: Db, _: int) -> int:
-                if db.execute(OLD["old_usage"], old).fetchone() is None:
+                if db.execute(RETENTION_SQL["old_usage"], old).fetchone() is None:
                     return 0
-                db.execute(FACTS["set_fact"], {"name": "usage_kept_from_day", "value": str(day)})
-                return db.execute(OLD["forget_usage"], old).rowcount
+                db.execute(SET_FACT, {"name": "usage_kept_from_day", "value": str(day)})
+                return db.execute(RETENTION_SQL["forget_usage"], old).rowcount
 
-            forgotten += await _batches(written, forget_usage)
+            forgotten += await _batches(write, forget_usage)
         return forgotten
 
 
@@ -73,14 +74,13 @@ async def upkeep(store: Upkept, clock: Clock) -> None:
                 forgot = clock.monotonic()
                 await store.forget()
         except StoreUnavailable:
-            log.info("the store is not well: its upkeep waits")
+            log.info("the store cannot be written: its upkeep waits")
 
 
-async def _batches(written: Written, delete: Callable[[Db, int], int]) -> int:
+async def _batches(write: WriteDurably, delete: Callable[[Db, int], int]) -> int:
     total = 0
     for _ in range(BATCHES_MAX):
-        deleted: int = await written(delete)
-        total += deleted
+        total += (deleted := await write(delete))
         if deleted < ROWS_A_BATCH:
             break
     return total

@@ -17,7 +17,7 @@ from embedmesh.commands.doctor import doctor
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.settings import store_path
 from embedmesh.storage.books.keys import Limits
-from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys
+from embedmesh.storage.books.new_keys import LIMITS_EXAMPLE, NewKeys
 from tests.commands.edge import Edge, bootstrap, failure
 from tests.data import model_folder
 
@@ -211,7 +211,7 @@ def test_new_keys_without_limits_where_others_reach_the_gateway(
     _, found = examined(*([] if host is None else ["--host", host]), "--port", str(free_port()))
     assert found.get("new keys", {}).get("state") == state
     if state == "warn":
-        assert f"--key-defaults {EXAMPLE}" in found["new keys"]["todo"]
+        assert f"--key-defaults {LIMITS_EXAMPLE}" in found["new keys"]["todo"]
 
 
 @pytest.mark.parametrize("kilobytes, state", [(8_000_000, "ok"), (900_000, "warn"), (400_000, "fail"), (None, "ok")])

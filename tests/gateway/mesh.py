@@ -62,7 +62,6 @@ from embedmesh.signing.nonces import Nonces
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Ephemeral, Sessions, transcript
 from embedmesh.storage.books import Books
-from embedmesh.storage.cached.changes import NODES
 from embedmesh.storage.secrets.secret import claim_of
 from embedmesh.storage.store import Store
 from tests.flow.world import CATALOGUE, MODEL, REPLY_BYTES, Bystander, LetterTokenizer, right_reply
@@ -311,8 +310,8 @@ async def gateway(
         sock.setblocking(False)
         made.port = sock.getsockname()[1]
         await made.members.start()
-        store.topics.on(NODES, made.members.changed_elsewhere)
-        watching = asyncio.ensure_future(store.topics.watch())
+        store.changes.on("nodes", made.members.changed_elsewhere)
+        watching = asyncio.ensure_future(store.changes.watch())
         await made.app.server.start(sock)
         try:
             yield made

@@ -335,11 +335,11 @@ async def test_keys_are_made_to_a_depth_and_a_number(gw: Gateway, monkeypatch: p
     for _ in range(4):
         customer.token = told(await customer.make(scopes=["keys"]))["key"]
     says(await customer.make(scopes=["keys"]), 403, "a depth of 4")
-    monkeypatch.setattr("embedmesh.storage.books.key_family.KEYS_MAX", 5)
+    monkeypatch.setattr("embedmesh.storage.books.key_family.ACCOUNT_KEYS_MAX", 5)
     body = {"account": customer.account, "scopes": ["keys"]}
     says(await gw.admin("POST", "/keys", body), 400, "at most 5 good keys")
     customer = Customer(gw)
-    monkeypatch.setattr("embedmesh.storage.books.key_family.MADE_A_DAY_MAX", 1)
+    monkeypatch.setattr("embedmesh.storage.books.key_family.ACCOUNT_KEYS_A_DAY_MAX", 1)
     over = await customer.make()
     refused(over, 429, "rate_limit_exceeded")
     assert "at most 1 keys" in str(over.error["message"])

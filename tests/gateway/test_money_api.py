@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedmesh.storage.ledger.holds import REVENUE
+from embedmesh.storage.ledger.end_hold import REVENUE
 from tests.flow.world import MODEL
 from tests.gateway.mesh import ON_EACH_STORE, Applicant, Gateway, says, until
 from tests.http.raw import Raw

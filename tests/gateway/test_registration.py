@@ -286,7 +286,7 @@ async def test_a_registration_is_taken_once(gw: Gateway, applicant: Applicant) -
 
 async def topic_of_nodes(gw: Gateway) -> int:
     """How often gateways were told of nodes."""
-    return dict(await gw.store._reads.ask("SELECT topic, version FROM topics", {}))["nodes"]
+    return dict(await gw.store._reads.ask("SELECT kind, version FROM changes", {}))["nodes"]
 
 
 async def test_what_a_stranger_says_is_noted_once_and_small(gw: Gateway, applicant: Applicant) -> None:
@@ -334,7 +334,7 @@ async def test_an_older_stranger_is_never_pushed_out_and_one_that_is_gone_makes_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the store, and here. Who asks on is not gone; an admitted node takes no place."""
-    monkeypatch.setattr("embedmesh.storage.nodes.PENDING_MAX", 3)
+    monkeypatch.setattr("embedmesh.storage.nodes.PENDING_NODES_MAX", 3)
     async with gateway(tmp_path) as gw:
         await Applicant(gw, tmp_path).join(await gw.invite())
         first, second, third = [await note(gw, name, f"origin {name}") for name in (1, 2, 3)]

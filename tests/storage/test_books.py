@@ -34,8 +34,8 @@ def test_an_account_has_the_cache_that_it_is_told(shop: Shop) -> None:
     assert {account.cache for account in accounts.list()} == {CachePolicy.OFF}
     for policy in (CachePolicy.FREE, CachePolicy.CHARGED, CachePolicy.OFF):
         assert accounts.create(f"with-{policy}", cache=policy).cache is policy
-        assert accounts.set_cache("a", policy).cache is policy
-        assert accounts.set_credit_limit("a", 5) == accounts.find("a")
+        assert accounts.change("a", cache=policy).cache is policy
+        assert accounts.change("a", credit_limit_nanousd=5) == accounts.find("a")
         assert accounts.find("a").cache is policy
     after = accounts.change("a", credit_limit_nanousd=7, cache=CachePolicy.FREE)
     assert (after.credit_limit_nanousd, after.cache) == (7, CachePolicy.FREE)
@@ -46,9 +46,9 @@ def test_a_cache_of_nobody_who_pays_is_refused(shop: Shop) -> None:
     """And a change that is refused in part is no change."""
     accounts = shop.books.accounts
     with pytest.raises(NotFound, match="no account nobody"):
-        accounts.set_cache("nobody", CachePolicy.FREE)
+        accounts.change("nobody", cache=CachePolicy.FREE)
     with pytest.raises(InvalidValue, match="revenue is no customer"):
-        accounts.set_cache("revenue", CachePolicy.OFF)
+        accounts.change("revenue", cache=CachePolicy.OFF)
     with pytest.raises(InvalidValue):
         accounts.change("a", credit_limit_nanousd=-1, cache=CachePolicy.FREE)
     assert {account.cache for account in accounts.list()} == {CachePolicy.OFF}
@@ -118,6 +118,7 @@ BREAKING = {
     "keys_draw_from_all_above": ["DELETE FROM key_draws"],
     "drawn_is_held_below": ["UPDATE drawn SET held = held + 1"],
     "drawn_days_add_up": ["UPDATE drawn_days SET cost = cost + 1"],
+    "meters_add_up": ["""UPDATE usage SET price = NULL, meters = '[["input",7,1]]'"""],
     "chain_holds": ["UPDATE transfers SET created_ms = created_ms + 1 WHERE kind = 'refund'"],
 }
 BREAKING_SQLITE = {

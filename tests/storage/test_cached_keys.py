@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.rules.errors import Overloaded
 from embedmesh.rules.ports import Caller
 from embedmesh.storage.books.keys import Limits
-from embedmesh.storage.cached.keys import GUESSES_MAX, KNOWN_S, UNKNOWN_MAX, UNKNOWN_S, KeyRing
+from embedmesh.storage.cached.keys import KNOWN_S, UNKNOWN_MAX, UNKNOWN_S, KeyRing
 from embedmesh.storage.ledger.writes import Change
-from embedmesh.storage.secrets.tokens import checksum, hash_token, make_token
+from embedmesh.storage.secrets.tokens import hash_token, make_token
 from embedmesh.storage.store import Store
 from tests.storage.shop import SECRET, HandClock, Shop
 
@@ -74,39 +73,32 @@ async def test_a_key_that_is_looked_up_again_takes_no_others_place(
 # -- keys that anybody may have made up --------------------------------------------------------------------------------
 
 ROW = ("a", "key_1", "embeddings", None, None, None, None, "off", None, None, None, None)
-OLD = "em_" + "0123456789abcdefABCDEFghijklMNOP"
-OLD += checksum(OLD)  # as keys were before they had a stamp
 
 
 class GatedReads:
-    """Answers when the gate is open, for `good` keys at once. `at_one_time` is the most that it was asked."""
+    """Answers when the gate is open, for `good` keys at once."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.good: set[bytes] = set()
-        self.asked = self.asking = self.at_one_time = 0
+        self.asked = 0
 
     async def ask(self, statement: str, values: Any) -> Any:
         self.asked += 1
-        self.asking += 1
-        self.at_one_time = max(self.at_one_time, self.asking)
-        try:
-            if values["token_hash"] not in self.good:
-                await self.gate.wait()
-            return [ROW] if values["token_hash"] in self.good else []
-        finally:
-            self.asking -= 1
+        if values["token_hash"] not in self.good:
+            await self.gate.wait()
+        return [ROW] if values["token_hash"] in self.good else []
 
     def close(self) -> None:
         """Nothing to let go of."""
 
 
-class Told:
-    """Topics that change when the test says so."""
+class ScriptedChanges:
+    """Changes that happen when the test says so."""
 
     change: Callable[[], None]
 
-    def on(self, topic: str, call: Callable[[], None]) -> None:
+    def on(self, kind: str, call: Callable[[], None]) -> None:
         self.change = call
 
 
@@ -114,16 +106,13 @@ class Ring:
     """A key ring over a store that is written by hand."""
 
     def __init__(self) -> None:
-        self.reads, self.topics = GatedReads(), Told()
-        self.keys = KeyRing(self.reads, None, self.topics, HandClock(), SECRET)
+        self.reads, self.changes = GatedReads(), ScriptedChanges()
+        self.keys = KeyRing(self.reads, None, self.changes, HandClock(), SECRET)
 
-    def make(self, token: str | None = None) -> str:
-        token = token or make_token("em", SECRET)
+    def make(self) -> str:
+        token = make_token("em", SECRET)
         self.reads.good.add(hash_token(token, SECRET))
         return token
-
-    def flood(self, count: int) -> list["asyncio.Task[Caller | None]"]:
-        return [asyncio.create_task(self.keys.find(made_up())) for _ in range(count)]
 
 
 def made_up() -> str:
@@ -136,71 +125,47 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_made_up_keys_are_looked_up_one_at_a_time_and_few_of_them_wait() -> None:
-    """Those beyond are told to come again; when all have their answer, so have all places."""
+async def test_made_up_keys_are_refused_without_a_query() -> None:
+    """At once, also while the store does not answer; they fill no memory, and one of ours is found meanwhile."""
     ring = Ring()
-    tasks = ring.flood(3 * GUESSES_MAX)
-    await settled()
-    refused = [task for task in tasks if task.done()]
-    assert all(isinstance(task.exception(), Overloaded) for task in refused)
-    assert (len(refused), ring.reads.asking) == (2 * GUESSES_MAX, 1)
-    for task in tasks[:2]:  # whoever goes makes room
-        task.cancel()
-    await settled()
-    tasks = tasks[2:GUESSES_MAX] + ring.flood(2)
-    await settled()
-    assert not any(task.done() for task in tasks)
-    ring.reads.gate.set()
-    assert await asyncio.gather(*tasks) == [None] * GUESSES_MAX
-    assert (ring.reads.at_one_time, ring.keys._guesses) == (1, 0)
+    good = ring.make()
+    for _ in range(100):
+        assert await ring.keys.find(made_up()) is None
+    assert (ring.reads.asked, ring.keys._unknown, ring.keys._known) == (0, {}, {})
+    assert await ring.keys.find(good) is not None
 
 
-async def test_keys_of_ours_never_wait_behind_made_up_ones() -> None:
-    """One that was never seen here, one that is remembered, and one that was, before some key was changed."""
+async def test_revoked_keys_delay_no_others() -> None:
+    """Stamped keys that the store has not: those that are good are found while it still looks for the others."""
     ring = Ring()
-    new, remembered, old = ring.make(), ring.make(), ring.make(OLD)
-    for token in (remembered, old):
-        assert await ring.keys.find(token) is not None
-    strangers = ring.flood(3 * GUESSES_MAX)
+    new, remembered = ring.make(), ring.make()
+    assert await ring.keys.find(remembered) is not None
+    others = [asyncio.create_task(ring.keys.find(make_token("em", SECRET))) for _ in range(100)]
     await settled()
 
     async def all_are_found() -> int:
         """How often the store was asked for that."""
         before = ring.reads.asked
         async with asyncio.timeout(5):
-            for token in (new, remembered, old):
+            for token in (new, remembered):
                 assert await ring.keys.find(token) is not None
         return ring.reads.asked - before
 
     assert (await all_are_found(), await all_are_found()) == (1, 0)
-    ring.topics.change()
-    assert (await all_are_found(), await all_are_found()) == (3, 0)
+    ring.changes.change()
+    assert (await all_are_found(), await all_are_found()) == (2, 0)
     ring.reads.gate.set()
-    await asyncio.gather(*strangers, return_exceptions=True)
+    assert await asyncio.gather(*others) == [None] * 100
 
 
-async def test_a_key_of_before_there_were_stamps_is_good_still() -> None:
-    """It is looked up in the turn of those that may be made up, until it is known."""
-    ring = Ring()
-    ring.make(OLD)
-    tasks = ring.flood(GUESSES_MAX - 1)
-    await settled()
-    looking = asyncio.create_task(ring.keys.find(OLD))
-    await settled()
-    assert not looking.done()
-    ring.reads.gate.set()
-    assert await looking is not None
-    await asyncio.gather(*tasks)
-
-
-async def test_made_up_keys_push_out_none_that_are_known_and_fill_no_memory() -> None:
+async def test_revoked_keys_push_out_none_that_are_known_and_fill_no_memory() -> None:
     ring = Ring()
     ring.reads.gate.set()
     good = [ring.make() for _ in range(5)]
     for token in good:
         await ring.keys.find(token)
     for _ in range(UNKNOWN_MAX + 50):
-        await ring.keys.find(made_up())
+        await ring.keys.find(make_token("em", SECRET))
     asked = ring.reads.asked
     for token in good:
         assert await ring.keys.find(token) is not None
@@ -209,7 +174,7 @@ async def test_made_up_keys_push_out_none_that_are_known_and_fill_no_memory() ->
 
 async def test_all_that_a_key_may_do_is_known(shop: Shop, store: Store) -> None:
     """Its models by their ids, which may have spaces, both its rates, and its account's cache."""
-    shop.books.accounts.set_cache("a", CachePolicy.CHARGED)
+    shop.books.accounts.change("a", cache=CachePolicy.CHARGED)
     limits = Limits(models=("acme/one two", "m"), requests_a_minute=5, tokens_a_minute=700)
     key, token = shop.books.keys.create("a", ["embeddings"], limits=limits)
     models = frozenset({"acme/one two", "m"})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedmesh.storage.ledger.chain import START, Head, follow, link
+from embedmesh.storage.ledger.chain import START, ChainHead, follow, link
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop
 from tests.storage.test_books import without_defences
@@ -54,4 +54,4 @@ async def test_a_chain_that_does_not_fit_from_its_beginning_vouches_for_nothing(
     with shop.by_hand() as db:
         without_defences(db)
         db.execute("DELETE FROM transfers")
-        assert follow(db) == (Head(START.hex(), 0, 0), "transfers 1 to 1 were changed")
+        assert follow(db) == (ChainHead(START.hex(), 0, 0), "transfers 1 to 1 were changed")

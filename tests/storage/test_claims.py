@@ -7,7 +7,7 @@ import pytest
 
 from embedmesh.rules.errors import InsufficientQuota
 from embedmesh.rules.holds import Claim, PriorRequest
-from embedmesh.storage.ledger.holds import CLAIM_S
+from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge
 
@@ -71,7 +71,7 @@ async def test_a_key_whose_request_came_to_nothing_is_free_again(shop: Shop, sto
     elif end == "a day":
         store.capture(first, charge(10), REPLY)
         await store.drain()
-        shop.clock.now_ms += CLAIM_S * 1000
+        shop.clock.now_ms += IDEMPOTENCY_KEY_S * 1000
         assert await store.hold(second, CLAIM) is not None
         shop.clock.now_ms += 1
     assert await store.hold(second, OTHER_BODY) is None
@@ -98,7 +98,7 @@ async def test_replies_are_forgotten_after_a_day(shop: Shop, store: Store) -> No
         await store.hold(hold, Claim(bytes([number]) * 32, bytes(32)))
         store.capture(hold, charge(10), REPLY)
         await store.drain()
-        shop.clock.now_ms += CLAIM_S * 1000 - 10
+        shop.clock.now_ms += IDEMPOTENCY_KEY_S * 1000 - 10
     assert await store.forget() == 1
     assert await store.forget() == 0
     bytes_of_one = await store.kept_bytes("a")

@@ -5,13 +5,14 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, RateLimited, SetupError
 from embedmesh.rules.ports import Caller
-from embedmesh.storage.cached.changes import KEYS, NODES, PRICES
+from embedmesh.storage.cached.changes import RecordKind
 from embedmesh.storage.instance import take_instance
 from embedmesh.storage.store import Store
 from tests.storage.shop import LASTS_MS, Shop, charge
@@ -27,7 +28,7 @@ async def stores(shop: Shop) -> AsyncIterator[list[Store]]:
         for _ in range(GATEWAYS):
             store = await shop.open(lock_wait_s=5)
             stack.push_async_callback(store.close)
-            watching = asyncio.ensure_future(store.topics.watch())
+            watching = asyncio.ensure_future(store.changes.watch())
             stack.callback(watching.cancel)
             opened.append(store)
         yield opened
@@ -85,7 +86,7 @@ async def test_another_cache_of_an_account_is_heard_of_everywhere_within_a_secon
     _, token = shop.books.keys.create("a", ["embeddings"])
     for policy in (CachePolicy.OFF, CachePolicy.FREE, CachePolicy.CHARGED, CachePolicy.OFF):
         changed = time.monotonic()
-        shop.books.accounts.set_cache("a", policy)
+        shop.books.accounts.change("a", cache=policy)
         for store in stores:
             while (found := await store.keys.find(token)) is None or found.cache is not policy:
                 assert time.monotonic() - changed < SEEN_S
@@ -97,7 +98,7 @@ async def test_keys_are_remembered_while_money_moves(shop: Shop, store: Store) -
 
     def version() -> int:
         with shop.by_hand() as db:
-            return int(db.execute("SELECT version FROM topics WHERE topic = 'keys'").fetchall()[0][0])
+            return int(db.execute("SELECT version FROM changes WHERE kind = 'keys'").fetchall()[0][0])
 
     before = version()
     shop.credit(1_000)
@@ -105,28 +106,29 @@ async def test_keys_are_remembered_while_money_moves(shop: Shop, store: Store) -
     await store.hold(hold)
     store.capture(hold, charge(90, payable=30))
     await store.drain()
-    shop.books.accounts.set_credit_limit("a", 5)
-    shop.books.accounts.set_cache("a", CachePolicy.OFF)
+    shop.books.accounts.change("a", credit_limit_nanousd=5)
+    shop.books.accounts.change("a", cache=CachePolicy.OFF)
     shop.books.accounts.create("b", cache=CachePolicy.FREE)
     assert version() == before
-    shop.books.accounts.set_cache("a", CachePolicy.FREE)
+    shop.books.accounts.change("a", cache=CachePolicy.FREE)
     assert version() == before + 1
 
 
 async def test_what_changes_is_told_to_all(shop: Shop, stores: list[Store]) -> None:
-    """Keys, prices and nodes, each by its own topic; what is not changed is not told."""
+    """Keys, prices and nodes, each by its own version; unchanged kinds are not reported."""
     heard: list[str] = []
-    for topic in (KEYS, NODES, PRICES):
-        stores[0].topics.on(topic, lambda topic=topic: heard.append(topic))  # type: ignore[misc]
+    kinds: tuple[RecordKind, ...] = ("keys", "nodes", "prices")
+    for kind in kinds:
+        stores[0].changes.on(kind, partial(heard.append, kind))
     key, _ = shop.books.keys.create("a", ["embeddings"])
     await asyncio.sleep(2 * 0.25 + 0.1)
     assert heard == []  # nobody can have remembered a new key
     shop.books.prices.set("m", 7)
     shop.books.keys.change(key.key_id, name="other", expires_ms=shop.clock.now_ms + 5)
     ends = time.monotonic() + SEEN_S
-    while set(heard) != {KEYS, PRICES} and time.monotonic() < ends:
+    while set(heard) != {"keys", "prices"} and time.monotonic() < ends:
         await asyncio.sleep(0.01)
-    assert set(heard) == {KEYS, PRICES}
+    assert set(heard) == {"keys", "prices"}
 
 
 async def test_a_gateway_that_starts_anew_releases_its_own_holds_only(shop: Shop) -> None:

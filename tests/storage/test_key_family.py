@@ -23,9 +23,9 @@ from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key, Limits
 from embedmesh.storage.db import refusals
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.ledger.holds import MS_PER_DAY
 from embedmesh.storage.postgres.database import SESSION
 from embedmesh.storage.store import Store
+from embedmesh.storage.times import MS_PER_DAY
 from tests.storage.shop import Shop, charge, secret
 
 BOTH = ("embeddings", "keys")
@@ -170,7 +170,7 @@ async def test_a_hold_that_the_account_does_not_cover_counts_nowhere(shop: Shop,
 
 
 async def caller_of(store: Store, made: tuple[Key, str]) -> Caller:
-    await store.topics.look()
+    await store.changes.look()
     found = await store.keys.find(made[1])
     assert found is not None
     return found
@@ -254,7 +254,7 @@ async def test_revoking_a_key_revokes_all_below_it_and_no_other(shop: Shop, stor
     for made in (child, grandchild):
         assert await store.keys.find(made[1]) is not None
     assert keys.revoke(child[0].key_id)
-    await store.topics.look()
+    await store.changes.look()
     for made in (child, grandchild):
         assert await store.keys.find(made[1]) is None
         assert keys.find(made[0].key_id).revoked_ms == shop.clock.now_ms
@@ -336,7 +336,7 @@ def test_a_key_is_made_by_a_good_one_of_its_own_account(shop: Shop) -> None:
 
 def test_an_account_has_a_bounded_number_of_good_keys(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever makes them. Revoked and expired ones do not count; a rotation is never refused for it."""
-    monkeypatch.setattr("embedmesh.storage.books.key_family.KEYS_MAX", 3)
+    monkeypatch.setattr("embedmesh.storage.books.key_family.ACCOUNT_KEYS_MAX", 3)
     keys = shop.books.keys
     parent = top(shop)
     below(shop, parent)
@@ -356,7 +356,7 @@ def test_an_account_has_a_bounded_number_of_good_keys(shop: Shop, monkeypatch: p
 
 def test_keys_make_so_many_keys_a_day(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Revoked or not: no key is ever deleted. The operator still makes one, and the wait is told."""
-    monkeypatch.setattr("embedmesh.storage.books.key_family.MADE_A_DAY_MAX", 3)
+    monkeypatch.setattr("embedmesh.storage.books.key_family.ACCOUNT_KEYS_A_DAY_MAX", 3)
     parent = top(shop)
     shop.clock.now_ms += 1_000
     for _ in range(2):
@@ -371,7 +371,7 @@ def test_keys_make_so_many_keys_a_day(shop: Shop, monkeypatch: pytest.MonkeyPatc
 
 def test_who_make_keys_at_once_make_no_more_than_there_may_be(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four gateways on one store."""
-    monkeypatch.setattr("embedmesh.storage.books.key_family.KEYS_MAX", 20)
+    monkeypatch.setattr("embedmesh.storage.books.key_family.ACCOUNT_KEYS_MAX", 20)
     parent = top(shop)
 
     def make(_: int) -> int:

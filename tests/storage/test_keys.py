@@ -25,7 +25,7 @@ async def test_a_key_finds_its_caller_until_it_is_revoked(shop: Shop, store: Sto
     key, token = shop.books.keys.create("a", ["embeddings", "keys"], name="laptop")
     assert await store.keys.find(token) == Caller("a", key.key_id, frozenset({"embeddings", "keys"}))
     assert shop.books.keys.revoke(key.key_id)
-    await store.topics.look()
+    await store.changes.look()
     assert await store.keys.find(token) is None
     assert not shop.books.keys.revoke(key.key_id)
     assert [known.revoked_ms for known in shop.books.keys.list("a")] == [shop.clock.now_ms]

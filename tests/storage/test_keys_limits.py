@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, RateLimited
+from embedmesh.rules.holds import HoldEnd
 from embedmesh.storage.books.keys import Limits
-from embedmesh.storage.ledger.holds import MS_PER_DAY, PlaceHold, end_holds, first_day_of_month
+from embedmesh.storage.ledger.end_hold import release_holds
+from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.store import Store
+from embedmesh.storage.times import MS_PER_DAY, first_day_of_month
 from tests.storage.shop import LASTS_MS, Shop, charge
 
 
@@ -37,7 +40,7 @@ async def test_a_key_has_so_many_requests_at_one_time(
     shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next is let in when one ends, however; another key of the account is not touched."""
-    monkeypatch.setattr("embedmesh.storage.ledger.holds.CONCURRENCY_AGAIN_S", 2.5)
+    monkeypatch.setattr("embedmesh.storage.ledger.room.CONCURRENCY_AGAIN_S", 2.5)
     shop.credit(1_000)
     key_id = key_of(shop, concurrency=2)
     first, second = shop.new_hold(1, key_id), shop.new_hold(1, key_id)
@@ -109,11 +112,11 @@ async def test_where_there_is_room_again_a_caller_is_told_to_try_again(
     settle = PlaceHold.settle_all
 
     def after_another(db: Any, now_ms: int, writes: Any) -> None:
-        end_holds(db, now_ms, [{"hold_id": first.hold_id, "ended_by": "release"}])
+        release_holds(db, now_ms, [first.hold_id], HoldEnd.RELEASE)
         settle(db, now_ms, writes)
 
     monkeypatch.setattr(PlaceHold, "settle_all", after_another)
-    monkeypatch.setattr("embedmesh.storage.ledger.holds.CONCURRENCY_AGAIN_S", 2.5)
+    monkeypatch.setattr("embedmesh.storage.ledger.room.CONCURRENCY_AGAIN_S", 2.5)
     failure = await refused(shop, store, "key_1", 100)
     assert isinstance(failure, RateLimited)
     assert failure.message == "There was no room for this request a moment ago, and there is now. Try again."
@@ -181,19 +184,19 @@ def test_a_month_begins_in_utc_wherever_the_machine_stands(zone: str, monkeypatc
 async def test_a_postpaid_account_owes_up_to_its_limit(shop: Shop, store: Store) -> None:
     """Not a nano-dollar more; and the limit cannot be put below what is owed or held."""
     accounts = shop.books.accounts
-    assert accounts.set_credit_limit("a", 100).available_nanousd == 100
+    assert accounts.change("a", credit_limit_nanousd=100).available_nanousd == 100
     await spend(shop, store, "key_1", 70)
     hold = shop.new_hold(30)
     await store.hold(hold)
     with pytest.raises(InsufficientQuota, match=r"\$0.00 is available"):
         await store.hold(shop.new_hold(1))
     with pytest.raises(InvalidValue, match=r"owes \$0.0000001"):
-        accounts.set_credit_limit("a", 99)
+        accounts.change("a", credit_limit_nanousd=99)
     store.release(hold)
     await store.drain()
-    assert accounts.set_credit_limit("a", 70).available_nanousd == 0
+    assert accounts.change("a", credit_limit_nanousd=70).available_nanousd == 0
     shop.credit(70)
-    assert accounts.set_credit_limit("a", 0).available_nanousd == 0
+    assert accounts.change("a", credit_limit_nanousd=0).available_nanousd == 0
     shop.assert_right()
 
 
@@ -203,7 +206,7 @@ async def test_a_postpaid_account_owes_up_to_its_limit(shop: Shop, store: Store)
 )
 def test_a_limit_that_makes_no_sense_is_refused(shop: Shop, account: str, limit: int, failure: type[Exception]) -> None:
     with pytest.raises(failure):
-        shop.books.accounts.set_credit_limit(account, limit)
+        shop.books.accounts.change(account, credit_limit_nanousd=limit)
 
 
 def test_an_account_can_begin_postpaid(shop: Shop) -> None:
@@ -262,7 +265,7 @@ async def test_a_key_can_be_changed(shop: Shop, store: Store) -> None:
     assert (await store.keys.find(token)).requests_a_minute is None  # type: ignore[union-attr]
     changed = keys.change(key.key_id, limits=Limits(requests_a_minute=5), name="five")
     assert keys.find(key.key_id, account_id="a") == changed
-    await store.topics.look()
+    await store.changes.look()
     assert (await store.keys.find(token)).requests_a_minute == 5  # type: ignore[union-attr]
     keys.revoke(key.key_id)
     with pytest.raises(InvalidValue, match="revoked"):
@@ -349,11 +352,11 @@ async def test_a_key_that_is_remembered_is_not_asked_for(
 
     async def changed_meanwhile(statement: str, values: Any) -> Any:
         rows = await ask(statement, values)
-        store.keys._heard()
+        store.keys._keys_changed()
         return rows
 
     monkeypatch.setattr(store.keys._reads, "ask", changed_meanwhile)
-    store.keys._heard()
+    store.keys._keys_changed()
     await store.keys.find(tokens[0])
     monkeypatch.setattr(store.keys._reads, "ask", counting)
     await store.keys.find(tokens[0])

@@ -8,7 +8,7 @@ import pytest
 from embedmesh.rules.errors import InsufficientQuota, InternalError
 from embedmesh.rules.holds import MOVES, HoldEnd, HoldState
 from embedmesh.storage.db import refusals
-from embedmesh.storage.ledger.holds import EXPIRED_HOLDS_MAX
+from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX
 from embedmesh.storage.store import Store
 from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
 

@@ -8,9 +8,9 @@ import pytest
 from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
-from embedmesh.storage.books.reports import Bought, month_span_ms
-from embedmesh.storage.ledger.holds import MS_PER_DAY
+from embedmesh.storage.books.reports import Bought
 from embedmesh.storage.store import Store
+from embedmesh.storage.times import MS_PER_DAY, month_span_ms
 from embedmesh.storage.upkeep import Retention
 from tests.storage.shop import START_MS, Shop, charge
 
@@ -182,7 +182,7 @@ async def test_entries_come_in_pages_and_add_up(shop: Shop, store: Store) -> Non
 
 async def test_a_statement_has_a_months_entries(shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once, in order, over any number of pages; the balances before and after it add up."""
-    monkeypatch.setattr("embedmesh.storage.books.reports.ROWS_MAX", 2)
+    monkeypatch.setattr("embedmesh.storage.books.reports.PAGE_ROWS_MAX", 2)
     shop.clock.now_ms, end = month_span_ms("2027-02")
     shop.clock.now_ms -= 1
     shop.credit(1_000)

@@ -10,7 +10,7 @@ import pytest
 from embedmesh.rules.errors import Overloaded, StoreUnavailable
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.storage.db import refusals
-from embedmesh.storage.nodes import NO_RECEIPTS, PENDING_MAX, NodeRecord, Saved
+from embedmesh.storage.nodes import NO_RECEIPTS, PENDING_NODES_MAX, NodeRecord, SavedNode
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop
 
@@ -66,7 +66,7 @@ async def test_a_node_comes_back_as_it_was_kept(shop: Shop) -> None:
         msgspec.structs.replace(node(4), kind="upstream", public_key=None, secret=b"bearer"),
     ]
     for number, record in enumerate(kept, 1):
-        assert await store.nodes.save(record) == Saved(msgspec.structs.replace(record, small_id=number), None)
+        assert await store.nodes.save(record) == SavedNode(msgspec.structs.replace(record, small_id=number), None)
     expected = [msgspec.structs.replace(record, small_id=number) for number, record in enumerate(kept, 1)]
     assert await store.nodes.all() == expected
     await store.close()
@@ -106,7 +106,7 @@ async def test_nodes_that_nobody_said_yes_to_are_bounded(shop: Shop, store: Stor
     """
     await store.nodes.save(node(1, registered_ms=1))
     await store.nodes.save(node(2, Standing.REMOVED, registered_ms=1))
-    many = [node(number, Standing.PENDING, registered_ms=number) for number in range(10, 10 + PENDING_MAX)]
+    many = [node(number, Standing.PENDING, registered_ms=number) for number in range(10, 10 + PENDING_NODES_MAX)]
     assert {one.forgotten for one in await asyncio.gather(*map(store.nodes.save, many))} == {None}
     again = await store.nodes.save(msgspec.structs.replace(many[0], registered_ms=999))
     assert (again.record.small_id, again.forgotten) == (
@@ -120,7 +120,7 @@ async def test_nodes_that_nobody_said_yes_to_are_bounded(shop: Shop, store: Stor
     with pytest.raises(Overloaded):
         await store.nodes.save(node(501, Standing.PENDING, registered_ms=shop.clock.unix_ms()))
     standings = [record.standing for record in await store.nodes.all()]
-    assert standings.count(Standing.PENDING) == PENDING_MAX
+    assert standings.count(Standing.PENDING) == PENDING_NODES_MAX
     assert standings[:2] == [Standing.ADMITTED, Standing.REMOVED]
 
 

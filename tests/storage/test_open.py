@@ -26,7 +26,7 @@ def shop(file_shop: Shop) -> Shop:
     return file_shop
 
 
-HOLDS, KEYS = load("holds.sql"), load("keys.sql")
+HOLDS_SQL, KEYS_SQL = load("holds.sql"), load("keys.sql")
 
 
 @pytest.mark.parametrize("version", [(3, 7, 0), (3, 40, 1), (3, 51, 2)])
@@ -208,7 +208,7 @@ REQUEST_PATH = {
     **load("holds.sql"),
     **load("claims.sql"),
     **{name: load("keys.sql")[name] for name in ("find_key", "note_use", "list_keys", "keys_of_account")},
-    **{name: load("limits.sql")[name] for name in ("open_minute", "read_minute", "grant")},
+    **{name: load("leases.sql")[name] for name in ("open_minute", "read_minute", "lease")},
     **{name: load("chain.sql")[name] for name in ("last_block", "unchained", "insert_block")},
     **{name: load("reports.sql")[name] for name in ("usage_of_account", "entries_of_account")},
 }

@@ -116,7 +116,7 @@ async def test_a_server_that_hangs(shop: Shop, mortal: Server) -> None:
 async def test_sessions_that_are_ended_are_opened_anew(shop: Shop, mortal: Server) -> None:
     """By the server's operator, in the middle of anything: the writer's, the readers', the listener's."""
     store = await shop.open()
-    watching = asyncio.ensure_future(store.topics.watch())
+    watching = asyncio.ensure_future(store.changes.watch())
     key, token = shop.books.keys.create("a", ["embeddings"])
     assert await store.keys.find(token) is not None
     with psycopg.connect(str(shop.place), autocommit=True) as db:
@@ -162,8 +162,8 @@ async def test_a_commit_whose_fate_is_unknown_leaves_nothing_held(shop: Shop, mo
     def commit_and_lose(self) -> None:
         commit(self)
         if not lost:
-            self.connection.pgconn  # noqa: B018
-            self._pipeline.sync()
+            with self.connection.pipeline():  # waits until the server has committed
+                pass
             lost.append(self)
             self.connection.close()
             raise psycopg.OperationalError("the session is lost")

@@ -99,7 +99,7 @@ async def test_the_store_hears_of_work_in_vain_with_the_next_request(shop: Shop,
     await store.rate_limits.take_request(caller)
     assert store.rate_limits.left(caller)[0].left == 100
     with shop.by_hand() as db:
-        assert db.execute("SELECT tokens FROM grants", {}).fetchall() == [(1_501,)]
+        assert db.execute("SELECT tokens FROM leases", {}).fetchall() == [(1_501,)]
 
 
 @pytest.mark.parametrize("tokens", [0, -5])

@@ -10,8 +10,9 @@ from embedmesh.rules.errors import InsufficientQuota, InternalError, SetupError,
 from embedmesh.rules.holds import Hold, HoldEnd, Payable
 from embedmesh.storage import instance
 from embedmesh.storage.instance import take_instance
+from embedmesh.storage.ledger.end_hold import EndHold, Expire
 from embedmesh.storage.ledger.group_commit import QUEUE_WRITES_MAX
-from embedmesh.storage.ledger.holds import EndHold, Expire, PlaceHold
+from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.writes import Change, Stats
 from embedmesh.storage.secrets.tokens import make_token
 from embedmesh.storage.store import Store
@@ -44,7 +45,7 @@ async def test_a_batch_that_failed_is_told_to_who_still_waits(kind: str, gone: b
     ("kind", "failure", "says"),
     [
         ("hold", InternalError, "The ledger refused to hold money for this request."),
-        ("sweep", StoreUnavailable, "The ledger refused the sweep."),
+        ("sweep", StoreUnavailable, "The store refused the change."),
     ],
 )
 @pytest.mark.parametrize("gone", [False, True])
@@ -94,7 +95,7 @@ async def test_a_hold_that_was_given_up_when_it_is_durable_is_given_back() -> No
     """Its caller was told no, or has gone, while the batch was on its way."""
     given_back: list[Hold] = []
     write = PlaceHold(HOLD, "me", None, given_back.append)
-    write._covered = True
+    write._placed = True
     write.outcome.cancel()
     stats = Stats()
     write.committed(stats)
@@ -186,8 +187,8 @@ async def test_prices_are_read_anew_when_they_change_and_now_and_then(
 ) -> None:
     from tests.storage.test_money_books import MODEL
 
-    monkeypatch.setattr("embedmesh.storage.cached.prices.LOOK_S", 0.02)
-    watching = [asyncio.ensure_future(each) for each in (store.prices.watch(), store.topics.watch())]
+    monkeypatch.setattr("embedmesh.storage.cached.prices.READ_PRICES_S", 0.02)
+    watching = [asyncio.ensure_future(each) for each in (store.prices.watch(), store.changes.watch())]
     shop.books.prices.set("m", 5)
     while store.prices.of(MODEL, "a") != 5:
         await asyncio.sleep(0.01)

@@ -6,15 +6,16 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.rules.errors import ModelNotFound
+from embedmesh.rules.limits import KEY_LIMIT_MAX
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.rules.ports import Catalogue
-from embedmesh.storage.books.keys import LIMIT_MAX, Limits
+from embedmesh.storage.books.keys import Limits
 
 OVERLAP_S = 86_400
 OVERLAP_S_MAX = 30 * 86_400
 
 Id = Annotated[str, Meta(pattern="^[!-~]{1,128}$")]
-Number = Annotated[int, Meta(ge=1, le=LIMIT_MAX)]
+Number = Annotated[int, Meta(ge=1, le=KEY_LIMIT_MAX)]
 Budget = Annotated[int, Meta(ge=0, le=AMOUNT_MAX_NANOUSD)]
 UnixMs = Annotated[int, Meta(ge=0, le=10**15)]
 

@@ -15,10 +15,10 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import Routes
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InvalidValue, ModelNotFound, NotFound
+from embedmesh.rules.limits import PAGE_ROWS_MAX, REFERENCE_CHARS_MAX
 from embedmesh.rules.ports import Catalogue
 from embedmesh.storage.books import Books
-from embedmesh.storage.books.accounts import REFERENCE_CHARS_MAX, Account
-from embedmesh.storage.books.session import ROWS_MAX
+from embedmesh.storage.books.accounts import Account
 
 CHECK_S = 60.0  # a million requests; a proxy waits no longer
 CHECKS_MAX = 2  # one that runs, one that waits
@@ -140,8 +140,8 @@ class MoneyApi:
         """The latest prices that were set, of one model or of all."""
         query = query_of(request, "model")
         model = self._model_id(query["model"]) if "model" in query else None
-        found = await self._books.ask(lambda books: books.prices.list(model, rows_max=ROWS_MAX + 1))
-        return json_reply(page(found, ROWS_MAX, shown))
+        found = await self._books.ask(lambda books: books.prices.list(model, rows_max=PAGE_ROWS_MAX + 1))
+        return json_reply(page(found, PAGE_ROWS_MAX, shown))
 
     async def set_price(self, request: web.BaseRequest) -> web.StreamResponse:
         """A new price."""

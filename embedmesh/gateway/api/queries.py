@@ -9,7 +9,7 @@ from aiohttp import web
 
 from embedmesh.http.server import REST
 from embedmesh.rules.errors import InvalidValue, NotFound, UnknownParameter
-from embedmesh.storage.books.session import ROWS_MAX
+from embedmesh.rules.limits import PAGE_ROWS_MAX
 
 ROWS = 100  # of a page, where nobody says how many
 NUMBER = re.compile("[0-9]{1,18}")
@@ -53,7 +53,7 @@ def number(query: Mapping[str, str], name: str, default: int, *, most: int) -> i
 
 def rows_of(query: Mapping[str, str]) -> int:
     """How many rows a page is to have. Raises InvalidValue."""
-    return number(query, "limit", ROWS, most=ROWS_MAX)
+    return number(query, "limit", ROWS, most=PAGE_ROWS_MAX)
 
 
 def day(query: Mapping[str, str], name: str, default: date) -> date:

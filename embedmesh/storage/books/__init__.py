@@ -19,7 +19,7 @@ from embedmesh.storage.books.keys import KeyBooks
 from embedmesh.storage.books.new_keys import NewKeyBooks
 from embedmesh.storage.books.prices import PriceBooks
 from embedmesh.storage.books.reports import Reports
-from embedmesh.storage.books.session import Session, translated
+from embedmesh.storage.books.session import BooksSession, translated
 from embedmesh.storage.db import Db, Engine
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.ledger.check import CheckReport, check
@@ -34,7 +34,7 @@ class Books:
     def __init__(self, engine: Engine, db: Db, clock: Clock, key_secret: bytes) -> None:
         self._engine = engine
         self._db = db
-        self._session = Session(db, clock)
+        self._session = BooksSession(db, clock)
         self.accounts = AccountBooks(self._session)
         self.keys = KeyBooks(self._session, self.accounts, key_secret)
         self.new_keys = NewKeyBooks(self._session)

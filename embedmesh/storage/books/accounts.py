@@ -1,4 +1,4 @@
-"""Accounts: who has how much money, how much may be owed, and what comes from outside and goes there."""
+"""Accounts: how much money each has and may owe; credits, refunds and payouts."""
 
 import re
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ import msgspec
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
+from embedmesh.rules.limits import PAGE_ROWS_MAX, REFERENCE_CHARS_MAX
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, format_usd
-from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.books.session import BooksSession
 from embedmesh.storage.db import Row
-from embedmesh.storage.ledger.holds import REVENUE, node_account
+from embedmesh.storage.ledger.end_hold import REVENUE, node_account
 from embedmesh.storage.sql import load
 
-ACCOUNTS = load("accounts.sql")
-REPORTS = load("reports.sql")
+ACCOUNTS_SQL = load("accounts.sql")
+REPORTS_SQL = load("reports.sql")
 ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a colon would name one of our own accounts
-REFERENCE_CHARS_MAX = 255
-USED = "That reference was used for something else."
+REFERENCE_USED = "That reference was used for something else."
 CUSTOMER, CREDIT_SOURCE, PAYOUTS = "customer", "credit_source", "payouts"
 
 
@@ -38,7 +38,7 @@ class Account(msgspec.Struct, frozen=True):
         return self.balance_nanousd + self.credit_limit_nanousd - self.held_nanousd
 
 
-class Payable(msgspec.Struct, frozen=True):
+class NodeBalance(msgspec.Struct, frozen=True):
     """What a node has earned and was not paid out, in nano-USD."""
 
     node_id: str
@@ -48,7 +48,7 @@ class Payable(msgspec.Struct, frozen=True):
 class AccountBooks:
     """Accounts of one store. Every method raises StoreUnavailable, too."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: BooksSession) -> None:
         self._session = session
 
     def create(
@@ -60,7 +60,7 @@ class AccountBooks:
         with self._session.transaction():
             row = {"account_id": account_id, "kind": CUSTOMER, "cache": cache.value}
             now_ms = self._session.clock.unix_ms()
-            if self._session.run(ACCOUNTS["insert_account"], row | {"now_ms": now_ms}).rowcount == 0:
+            if self._session.run(ACCOUNTS_SQL["insert_account"], row | {"now_ms": now_ms}).rowcount == 0:
                 raise InvalidValue(f"There is an account {account_id} already.", param="id")
             if credit_limit_nanousd:
                 self._set_limit(account_id, credit_limit_nanousd)
@@ -68,44 +68,35 @@ class AccountBooks:
 
     def find(self, account_id: str) -> Account:
         """One account. Raises NotFound."""
-        row = self._session.row(ACCOUNTS["find_account"], {"account_id": account_id})
+        row = self._session.row(ACCOUNTS_SQL["find_account"], {"account_id": account_id})
         if row is None:
             raise NotFound(f"There is no account {account_id[:64]}.")
         return _account(row)
 
-    def list(self, *, after: Account | None = None, rows_max: int = ROWS_MAX) -> Sequence[Account]:
+    def list(self, *, after: Account | None = None, rows_max: int = PAGE_ROWS_MAX) -> Sequence[Account]:
         """Accounts, oldest first, our own and the nodes' among them; from `after` on."""
-        asked = (
-            {"after_ms": after.created_ms, "after_id": after.account_id} if after else {"after_ms": -1, "after_id": ""}
-        )
-        rows = self._session.rows(ACCOUNTS["list_accounts"], asked | {"rows_max": rows_max})
-        return [_account(row) for row in rows]
-
-    def set_credit_limit(self, account_id: str, limit_nanousd: int) -> Account:
-        """How much a customer may owe; 0 is prepaid. Raises NotFound, InvalidValue."""
-        return self.change(account_id, credit_limit_nanousd=limit_nanousd)
-
-    def set_cache(self, account_id: str, cache: CachePolicy) -> Account:
-        """Whether a customer's answers may come from the cache. Raises NotFound, InvalidValue."""
-        return self.change(account_id, cache=cache)
+        page = {"after_ms": -1, "after_id": "", "rows_max": rows_max}
+        if after is not None:
+            page |= {"after_ms": after.created_ms, "after_id": after.account_id}
+        return [_account(row) for row in self._session.rows(ACCOUNTS_SQL["list_accounts"], page)]
 
     def change(
         self, account_id: str, *, credit_limit_nanousd: int | None = None, cache: CachePolicy | None = None
     ) -> Account:
-        """Both of it, or nothing; None stays as it is. Raises NotFound, InvalidValue."""
+        """Change both, or nothing; None stays as it is. Raises NotFound, InvalidValue."""
         with self._session.transaction(account_id):
             self.customer(account_id)
             if credit_limit_nanousd is not None:
                 self._set_limit(account_id, credit_limit_nanousd)
             if cache is not None:
-                self._session.run(ACCOUNTS["set_cache"], {"account_id": account_id, "cache": cache.value})
+                self._session.run(ACCOUNTS_SQL["set_cache"], {"account_id": account_id, "cache": cache.value})
             return self.find(account_id)
 
     def credit(self, account_id: str, amount_nanousd: int, reference: str) -> bool:
         """Give (or, when negative, take back) money, once for each reference: False if that was applied before.
 
-        Raises NotFound, InsufficientQuota (more is to be taken back than is available) and InvalidValue (a reference
-        that was used for something else; no customer; an amount of nothing or too much).
+        Raises NotFound, InsufficientQuota (less is available than is to be taken back) and InvalidValue (the reference
+        was used for something else; the account is no customer's; the amount is zero or too much).
         """
         if not 0 < abs(amount_nanousd) <= AMOUNT_MAX_NANOUSD:
             raise InvalidValue(
@@ -130,12 +121,12 @@ class AccountBooks:
             return True
 
     def refund(self, hold_id: str, amount_nanousd: int | None, reference: str) -> tuple[bool, int]:
-        """Give back what a request cost, or some of it, once for each reference; the nodes keep what they have got.
+        """Give back what a request cost, or some of it, once for each reference; the nodes keep their shares.
 
-        Whether that was done now, and how much it was. None is all that was not given back yet. Raises NotFound,
-        InvalidValue.
+        No amount is all that was not given back yet. Returns whether it was done now, and how much it was. Raises
+        NotFound, InvalidValue.
         """
-        hold = self._session.row(REPORTS["one_hold"], {"hold_id": hold_id})
+        hold = self._session.row(REPORTS_SQL["one_hold"], {"hold_id": hold_id})
         if hold is None or hold[4] != "captured":
             raise NotFound(f"No request {hold_id[:64]} was charged.")
         account_id, captured = hold[1], hold[6]
@@ -144,8 +135,8 @@ class AccountBooks:
             if before is not None:
                 if before[::4] == ("refund", hold_id) and amount_nanousd in (None, before[3]):
                     return False, int(before[3])
-                raise InvalidValue(USED, param="reference")
-            moved = self._session.rows(REPORTS["transfers_of_hold"], {"hold_id": hold_id})
+                raise InvalidValue(REFERENCE_USED, param="reference")
+            moved = self._session.rows(REPORTS_SQL["transfers_of_hold"], {"hold_id": hold_id})
             left = captured - sum(amount for _, kind, _, _, amount, _, _ in moved if kind == "refund")
             amount = left if amount_nanousd is None else amount_nanousd
             if not 0 < amount <= left:
@@ -153,10 +144,10 @@ class AccountBooks:
             self._move("refund", REVENUE, account_id, amount, hold_id, reference)
             return True, amount
 
-    def payables(self) -> Sequence[Payable]:
+    def payables(self) -> Sequence[NodeBalance]:
         """What each node has earned and was not paid out."""
-        rows = self._session.rows(REPORTS["payables"])
-        return [Payable(account_id.partition(":")[2], balance) for account_id, balance in rows]
+        rows = self._session.rows(REPORTS_SQL["payables"])
+        return [NodeBalance(account_id.partition(":")[2], balance) for account_id, balance in rows]
 
     def pay_out(self, node_id: str, amount_nanousd: int, reference: str) -> bool:
         """Note that a node's operator was paid, once for each reference: False if that was noted before.
@@ -177,7 +168,7 @@ class AccountBooks:
             return True
 
     def customer(self, account_id: str) -> Account:
-        """One account, of somebody who pays. Raises NotFound, InvalidValue."""
+        """One account, a customer's. Raises NotFound, InvalidValue."""
         account = self.find(account_id)
         if account.kind != CUSTOMER:
             raise InvalidValue(f"{account_id} is no customer's account.")
@@ -189,7 +180,7 @@ class AccountBooks:
                 f"A credit limit is $0.00 to {format_usd(AMOUNT_MAX_NANOUSD)}.", param="credit_limit_nanousd"
             )
         row = {"account_id": account_id, "credit_limit": limit_nanousd}
-        if self._session.run(ACCOUNTS["set_credit_limit"], row).rowcount == 0:
+        if self._session.run(ACCOUNTS_SQL["set_credit_limit"], row).rowcount == 0:
             account = self.find(account_id)
             owed = format_usd(account.held_nanousd - account.balance_nanousd)
             raise InvalidValue(f"{account_id} owes {owed}, running requests included.", param="credit_limit_nanousd")
@@ -198,7 +189,7 @@ class AccountBooks:
         """What was done under a reference. Raises InvalidValue where it is none."""
         if not 0 < len(reference) <= REFERENCE_CHARS_MAX:
             raise InvalidValue(f"A reference has 1 to {REFERENCE_CHARS_MAX} characters.", param="reference")
-        return self._session.row(ACCOUNTS["find_reference"], {"reference": reference})
+        return self._session.row(ACCOUNTS_SQL["find_reference"], {"reference": reference})
 
     def _applied(self, kind: str, source: str, target: str, amount: int, reference: str) -> bool:
         """Whether this very transfer was made under the reference. Raises InvalidValue where another was."""
@@ -206,13 +197,13 @@ class AccountBooks:
         if before is None:
             return False
         if tuple(before) != (kind, source, target, amount, None):
-            raise InvalidValue(USED, param="reference")
+            raise InvalidValue(REFERENCE_USED, param="reference")
         return True
 
     def _move(self, kind: str, source: str, target: str, amount: int, hold_id: str | None, reference: str) -> None:
         row = {"kind": kind, "source_id": source, "target_id": target, "amount": amount, "hold_id": hold_id}
         now_ms = self._session.clock.unix_ms()
-        self._session.run(ACCOUNTS["insert_referenced"], row | {"reference": reference, "now_ms": now_ms})
+        self._session.run(ACCOUNTS_SQL["insert_referenced"], row | {"reference": reference, "now_ms": now_ms})
 
 
 def _account(row: Row) -> Account:

@@ -1,6 +1,6 @@
-"""Bearer keys: who may ask, for what, how often, for how much, until when. Only a keyed hash of a key is kept.
+"""Bearer keys: what a key may do, how often, for how much money, until when. Only a keyed hash of a key is kept.
 
-A key may be made by another: its parent. What it uses counts against the limits and budgets of all keys above it, too,
+A key may be made by another, its parent. What it uses counts against the limits and budgets of all keys above it, too,
 so that making keys multiplies nothing; and it ends with them.
 """
 
@@ -11,20 +11,23 @@ import msgspec
 
 from embedmesh.rules.errors import InsufficientScope, InvalidApiKey, InvalidValue, NotFound
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.limits import (
+    KEY_LIMIT_MAX,
+    KEY_MODELS_MAX,
+    KEY_NAME_CHARS_MAX,
+    MODEL_ID_CHARS_MAX,
+    PAGE_ROWS_MAX,
+)
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.storage.books.accounts import AccountBooks
 from embedmesh.storage.books.key_family import check_depth, check_room, hand_over
-from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.books.session import BooksSession
+from embedmesh.storage.db import Row
 from embedmesh.storage.secrets.tokens import hash_token, make_token
 from embedmesh.storage.sql import load
 
-KEYS = load("keys.sql")
+KEYS_SQL = load("keys.sql")
 SCOPES = frozenset({"embeddings", "keys", "metrics", "admin"})
-NAME_CHARS_MAX = 128
-MODELS_MAX = 64
-MODEL_CHARS_MAX = 200
-LIMIT_MAX = 10**12  # of requests or tokens a minute, or at one time
-NUMBERS = ("requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     budget_month: int | None = None
 
     def within(self, outer: "Limits") -> "Limits":
-        """Those of `outer`, and of these what it does not limit: what a new key gets that one with `outer` makes."""
+        """The limits of `outer`, and these where it has none: for a new key that a key with `outer` makes."""
         theirs = {name: value for name, value in msgspec.structs.asdict(outer).items() if value not in (None, ())}
         return msgspec.structs.replace(self, **theirs)
 
@@ -62,7 +65,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 class KeyBooks:
     """Keys of one store. Every method raises StoreUnavailable, too."""
 
-    def __init__(self, session: Session, accounts: AccountBooks, key_secret: bytes) -> None:
+    def __init__(self, session: BooksSession, accounts: AccountBooks, key_secret: bytes) -> None:
         self._session = session
         self._accounts = accounts
         self._key_secret = key_secret
@@ -75,12 +78,33 @@ class KeyBooks:
         name: str = "",
         expires_ms: int | None = None,
         limits: Limits | None = None,
+        parent_id: str | None = None,
     ) -> tuple[Key, str]:
-        """A new key and its token, which nobody can show again. Raises NotFound, InvalidValue."""
-        key = self._new(account_id, scopes, name, expires_ms, limits or Limits())
+        """A new key and its token, which nobody can show again. Raises NotFound, InvalidValue.
+
+        A key that has a parent can do no more than that. Raises InsufficientScope, InvalidApiKey (the parent is no
+        longer good), RateLimited, too.
+        """
+        key = Key(
+            key_id=new_id("key", self._session.clock),
+            account_id=account_id,
+            name=name,
+            scopes=tuple(sorted(set(scopes))),
+            created_ms=self._session.clock.unix_ms(),
+            expires_ms=expires_ms,
+            limits=limits or Limits(),
+            parent_id=parent_id,
+        )
         with self._session.transaction(account_id):
-            self._accounts.customer(account_id)
-            check_room(self._session, account_id, made_by_a_key=False)
+            if parent_id is None:
+                self._accounts.customer(account_id)
+            else:
+                parent = self.find(parent_id)
+                if parent.revoked_ms is not None or (parent.expires_ms or key.created_ms + 1) <= key.created_ms:
+                    raise InvalidApiKey("The API key was revoked, or is expired.")
+                _check_narrower(parent, key)
+                check_depth(self._session, parent_id)
+            check_room(self._session, account_id, made_by_a_key=parent_id is not None)
             return key, self._insert(key)
 
     def create_below(
@@ -92,38 +116,28 @@ class KeyBooks:
         expires_ms: int | None = None,
         limits: Limits | None = None,
     ) -> tuple[Key, str]:
-        """The same for a key that another makes. It can do no more than that.
-
-        Raises InsufficientScope, InvalidApiKey (its parent is no longer good), InvalidValue, RateLimited.
-        """
+        """A new key of the same account."""
         account_id = self.find(parent_id).account_id
-        key = self._new(account_id, scopes, name, expires_ms, limits or Limits(), parent_id)
-        with self._session.transaction(account_id):
-            parent = self.find(parent_id)
-            if parent.revoked_ms is not None or (parent.expires_ms or key.created_ms + 1) <= key.created_ms:
-                raise InvalidApiKey("The API key was revoked, or is expired.")
-            _check_narrower(parent, key)
-            check_depth(self._session, parent_id)
-            check_room(self._session, account_id, made_by_a_key=True)
-            return key, self._insert(key)
+        return self.create(account_id, scopes, name=name, expires_ms=expires_ms, limits=limits, parent_id=parent_id)
 
     def find(self, key_id: str, *, account_id: str | None = None) -> Key:
         """One key, of one account where it is named. Raises NotFound."""
-        row = self._session.row(KEYS["one_key"], {"key_id": key_id})
+        row = self._session.row(KEYS_SQL["one_key"], {"key_id": key_id})
         if row is None or account_id not in (None, row[1]):
             raise NotFound(f"There is no key {key_id[:64]}.")
         return _key(row)
 
     def list(
-        self, account_id: str | None = None, *, after: Key | None = None, rows_max: int = ROWS_MAX
+        self, account_id: str | None = None, *, after: Key | None = None, rows_max: int = PAGE_ROWS_MAX
     ) -> Sequence[Key]:
         """The keys of one account, or all; revoked and expired ones too. Oldest first, from `after` on."""
-        start = {"after_ms": after.created_ms, "after_id": after.key_id} if after else {"after_ms": -1, "after_id": ""}
-        asked = start | {"rows_max": rows_max}
+        page: dict[str, Any] = {"after_ms": -1, "after_id": "", "rows_max": rows_max}
+        if after is not None:
+            page |= {"after_ms": after.created_ms, "after_id": after.key_id}
         if account_id is None:
-            rows = self._session.rows(KEYS["list_keys"], asked)
+            rows = self._session.rows(KEYS_SQL["list_keys"], page)
         else:
-            rows = self._session.rows(KEYS["keys_of_account"], asked | {"account_id": account_id})
+            rows = self._session.rows(KEYS_SQL["keys_of_account"], page | {"account_id": account_id})
         return [_key(row) for row in rows]
 
     def change(self, key_id: str, **changes: Any) -> Key:
@@ -138,34 +152,34 @@ class KeyBooks:
             ends_ms = None if key.parent_id is None else self.find(key.parent_id).expires_ms
             if ends_ms is not None and (key.expires_ms is None or key.expires_ms > ends_ms):
                 raise InvalidValue(f"It ends with the key that it draws from, {key.parent_id}, at the latest.")
-            if self._session.run(KEYS["change_key"], _columns(key)).rowcount == 0:
+            if self._session.run(KEYS_SQL["change_key"], _columns(key)).rowcount == 0:
                 raise InvalidValue(f"Key {key_id} is revoked.")
             if key.expires_ms is not None:
                 row = {"account_id": account_id, "key_id": key_id, "expires_ms": key.expires_ms}
-                self._session.run(KEYS["end_below"], row)
+                self._session.run(KEYS_SQL["end_below"], row)
             return key
 
     def revoke(self, key_id: str) -> bool:
         """Make a key useless at once, and all below it; False if there is no such key or it was revoked before.
 
-        The key itself waits for nobody who has the account locked: whatever hangs, it is useless then.
+        The key itself does not wait for a transaction that has locked the account.
         """
         row = {"key_id": key_id, "now_ms": self._session.clock.unix_ms()}
         with self._session.transaction():
-            now = self._session.run(KEYS["revoke_key"], row).rowcount == 1
+            now = self._session.run(KEYS_SQL["revoke_key"], row).rowcount == 1
         try:
             account_id = self.find(key_id).account_id
         except NotFound:
             return False
         with self._session.transaction(account_id):
-            self._session.run(KEYS["revoke_below"], row | {"account_id": account_id})
+            self._session.run(KEYS_SQL["revoke_below"], row | {"account_id": account_id})
         return now
 
     def rotate(self, key_id: str, *, overlap_s: int) -> tuple[Key, str]:
         """A new key in the place of this one, which ends later. Raises NotFound, InvalidValue.
 
-        It may do the same, and has spent what this one has; whatever is below this one is below it then, and so is this
-        one, for as long as it is good.
+        The new key may do the same, and has spent what this one has. All keys below this one, and this one for as long
+        as it is good, are below the new one then.
         """
         now_ms = self._session.clock.unix_ms()
         with self._session.transaction(self.find(key_id).account_id):
@@ -173,49 +187,24 @@ class KeyBooks:
             new = msgspec.structs.replace(
                 old, key_id=new_id("key", self._session.clock), created_ms=now_ms, last_used_ms=None, rotated_to=None
             )
-            ends = {
-                "key_id": key_id,
-                "rotated_to": new.key_id,
-                "now_ms": now_ms,
-                "expires_ms": now_ms + overlap_s * 1000,
-            }
-            if self._session.run(KEYS["rotate_key"], ends).rowcount == 0:
+            ends = {"rotated_to": new.key_id, "now_ms": now_ms, "expires_ms": now_ms + overlap_s * 1000}
+            if self._session.run(KEYS_SQL["rotate_key"], ends | {"key_id": key_id}).rowcount == 0:
                 raise InvalidValue(f"Key {key_id} is revoked, expired, or was rotated before.")
             token = self._insert(new)
             hand_over(self._session, key_id, new.key_id)
             return new, token
 
-    def _new(
-        self,
-        account_id: str,
-        scopes: Iterable[str],
-        name: str,
-        expires_ms: int | None,
-        limits: Limits,
-        parent_id: str | None = None,
-    ) -> Key:
-        return Key(
-            key_id=new_id("key", self._session.clock),
-            account_id=account_id,
-            name=name,
-            scopes=tuple(sorted(set(scopes))),
-            created_ms=self._session.clock.unix_ms(),
-            expires_ms=expires_ms,
-            limits=limits,
-            parent_id=parent_id,
-        )
-
     def _insert(self, key: Key) -> str:
         _check(key)
         token = make_token("em_admin" if "admin" in key.scopes else "em", self._key_secret)
-        row = _columns(key) | {
+        row = {
             "account_id": key.account_id,
             "token_hash": hash_token(token, self._key_secret),
             "scopes": " ".join(key.scopes),
             "now_ms": key.created_ms,
             "parent_id": key.parent_id,
         }
-        self._session.run(KEYS["insert_key"], row)
+        self._session.run(KEYS_SQL["insert_key"], _columns(key) | row)
         return token
 
 
@@ -230,14 +219,14 @@ def _check_narrower(own: Key, key: Key) -> None:
             f"A key that this one makes is for models of its own: {', '.join(own.limits.models)}.",
             param="limits.models",
         )
-    for name in NUMBERS:
+    for name in Limits.__struct_fields__[1:]:
         _check_number(f"limits.{name}", getattr(own.limits, name), getattr(key.limits, name))
     _check_number("expires_ms", own.expires_ms, key.expires_ms)
 
 
-def _check_number(name: str, own: int | None, asked: int | None) -> None:
+def _check_number(name: str, own: int | None, wanted: int | None) -> None:
     """None is: no limit."""
-    if own is not None and (asked is None or asked > own):
+    if own is not None and (wanted is None or wanted > own):
         raise InsufficientScope(f"`{name}` of a key that this one makes is at most its own: {own}.", param=name)
 
 
@@ -245,17 +234,17 @@ def _check(key: Key) -> None:
     """Raise InvalidValue for a key that cannot be."""
     if not key.scopes or not SCOPES.issuperset(key.scopes):
         raise InvalidValue(f"A key has at least one of the scopes {', '.join(sorted(SCOPES))}.", param="scopes")
-    if len(key.name) > NAME_CHARS_MAX or "\0" in key.name:
-        raise InvalidValue(f"A key's name has at most {NAME_CHARS_MAX} characters.", param="name")
+    if len(key.name) > KEY_NAME_CHARS_MAX or "\0" in key.name:
+        raise InvalidValue(f"A key's name has at most {KEY_NAME_CHARS_MAX} characters.", param="name")
     limits = key.limits
-    if len(limits.models) > MODELS_MAX or any(
-        not 0 < len(model) <= MODEL_CHARS_MAX or not model.isprintable() for model in limits.models
+    if len(limits.models) > KEY_MODELS_MAX or any(
+        not 0 < len(model) <= MODEL_ID_CHARS_MAX or not model.isprintable() for model in limits.models
     ):
-        raise InvalidValue(f"A key may be for at most {MODELS_MAX} models, each named by its id.", param="models")
+        raise InvalidValue(f"A key may be for at most {KEY_MODELS_MAX} models, each named by its id.", param="models")
     for name in ("requests_a_minute", "tokens_a_minute", "concurrency"):
         value = getattr(limits, name)
-        if value is not None and not 0 < value <= LIMIT_MAX:
-            raise InvalidValue(f"`{name}` is at least 1 and at most {LIMIT_MAX:,}.", param=name)
+        if value is not None and not 0 < value <= KEY_LIMIT_MAX:
+            raise InvalidValue(f"`{name}` is at least 1 and at most {KEY_LIMIT_MAX:,}.", param=name)
     for name in ("budget_day", "budget_month"):
         value = getattr(limits, name)
         if value is not None and not 0 <= value <= AMOUNT_MAX_NANOUSD:
@@ -267,26 +256,9 @@ def _columns(key: Key) -> dict[str, Any]:
     return row | msgspec.structs.asdict(key.limits) | {"models": "\n".join(key.limits.models)}
 
 
-def _key(row: Sequence[Any]) -> Key:
-    key_id, account_id, name, scopes, created, expires, revoked, models, rpm, tpm, at_once, day, month, *rest = row
-    rotated_to, last_used_ms, parent_id = rest
-    return Key(
-        key_id=key_id,
-        account_id=account_id,
-        name=name,
-        scopes=tuple(scopes.split()),
-        created_ms=created,
-        expires_ms=expires,
-        revoked_ms=revoked,
-        limits=Limits(
-            models=tuple(models.split("\n")) if models else (),
-            requests_a_minute=rpm,
-            tokens_a_minute=tpm,
-            concurrency=at_once,
-            budget_day=day,
-            budget_month=month,
-        ),
-        rotated_to=rotated_to,
-        last_used_ms=last_used_ms,
-        parent_id=parent_id,
-    )
+def _key(row: Row) -> Key:
+    """The columns stand in the order of the fields of Key, with those of Limits among them."""
+    models = tuple(row[7].split("\n")) if row[7] else ()
+    limits = Limits(**dict(zip(Limits.__struct_fields__, (models, *row[8:13]), strict=True)))
+    fields = (*row[:3], tuple(row[3].split()), *row[4:7], limits, *row[13:])
+    return Key(**dict(zip(Key.__struct_fields__, fields, strict=True)))

@@ -1,17 +1,16 @@
-"""What tokens cost: a price of a model holds from a moment on, for one account or for all, until another follows."""
+"""What tokens cost: a model's price holds from a moment on, for one account or for all, until another follows."""
 
 from collections.abc import Sequence
 
 import msgspec
 
 from embedmesh.rules.errors import InvalidValue
+from embedmesh.rules.limits import MODEL_ID_CHARS_MAX, PAGE_ROWS_MAX, PRICE_NANOUSD_MAX
 from embedmesh.storage.books.accounts import AccountBooks
-from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.books.session import BooksSession
 from embedmesh.storage.sql import load
 
-PRICES = load("prices.sql")
-PRICE_MAX = 10**15  # nano-USD per million tokens: a dollar a token
-MODEL_CHARS_MAX = 200
+PRICES_SQL = load("prices.sql")
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -28,42 +27,42 @@ class Price(msgspec.Struct, frozen=True):
 class PriceBooks:
     """Prices of one store. Every method raises StoreUnavailable, too."""
 
-    def __init__(self, session: Session, accounts: AccountBooks) -> None:
+    def __init__(self, session: BooksSession, accounts: AccountBooks) -> None:
         self._session = session
         self._accounts = accounts
 
     def set(self, model: str, price: int, *, account_id: str | None = None, from_ms: int | None = None) -> Price:
         """A new price, from now or a later moment on. Raises NotFound (no such account), InvalidValue."""
         self._check(model, account_id)
-        if not 0 <= price <= PRICE_MAX:
-            raise InvalidValue(f"A price is 0 to {PRICE_MAX:,} nano-USD per million tokens.", param="price")
+        if not 0 <= price <= PRICE_NANOUSD_MAX:
+            raise InvalidValue(f"A price is 0 to {PRICE_NANOUSD_MAX:,} nano-USD per million tokens.", param="price")
         now_ms = self._session.clock.unix_ms()
         begins = now_ms if from_ms is None else from_ms
         if begins < now_ms:
             raise InvalidValue("A price cannot begin in the past: what was bought is paid.", param="from_ms")
         row = {"model": model, "account_id": account_id, "price": price, "from_ms": begins, "now_ms": now_ms}
         with self._session.transaction():
-            self._session.run(PRICES["end_price"], row)
-            (price_id,) = self._session.rows(PRICES["insert_price"], row)[0]
+            self._session.run(PRICES_SQL["end_price"], row)
+            (price_id,) = self._session.rows(PRICES_SQL["insert_price"], row)[0]
         return Price(price_id, model, account_id, price, begins, None)
 
     def end(self, model: str, *, account_id: str | None = None) -> bool:
-        """Let what was set end now, what was to begin later too: then the price for all counts, or the catalogue's.
+        """End the price now, and later ones that were set: then the price for all holds, or the catalogue's.
 
         False where none was set.
         """
         self._check(model, account_id)
         row = {"model": model, "account_id": account_id, "from_ms": self._session.clock.unix_ms()}
         with self._session.transaction():
-            return self._session.run(PRICES["end_price"], row).rowcount > 0
+            return self._session.run(PRICES_SQL["end_price"], row).rowcount > 0
 
-    def list(self, model: str | None = None, *, rows_max: int = ROWS_MAX) -> Sequence[Price]:
-        """Of all times, the latest first; of one model, or all."""
-        rows = self._session.rows(PRICES["list_prices"], {"model": model, "rows_max": rows_max})
+    def list(self, model: str | None = None, *, rows_max: int = PAGE_ROWS_MAX) -> Sequence[Price]:
+        """Prices of all times, the latest first; of one model, or all."""
+        rows = self._session.rows(PRICES_SQL["list_prices"], {"model": model, "rows_max": rows_max})
         return [Price(*row) for row in rows]
 
     def _check(self, model: str, account_id: str | None) -> None:
-        if not 0 < len(model) <= MODEL_CHARS_MAX or not model.isprintable():
+        if not 0 < len(model) <= MODEL_ID_CHARS_MAX or not model.isprintable():
             raise InvalidValue("Name the model by its id.", param="model")
         if account_id is not None:
             self._accounts.customer(account_id)

@@ -1,16 +1,17 @@
 """What happened: usage by day, entries, statements of a month, and one request with all that followed from it."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 
 import msgspec
 
-from embedmesh.rules.errors import InvalidValue, NotFound
+from embedmesh.rules.errors import NotFound
+from embedmesh.rules.limits import PAGE_ROWS_MAX
 from embedmesh.storage.books.accounts import AccountBooks
-from embedmesh.storage.books.session import ROWS_MAX, Session
+from embedmesh.storage.books.session import BooksSession
 from embedmesh.storage.sql import load
+from embedmesh.storage.times import month_span_ms
 
-REPORTS = load("reports.sql")
+REPORTS_SQL = load("reports.sql")
 ENTRY_MAX = 2**62  # above every entry
 
 
@@ -25,7 +26,7 @@ class Usage(msgspec.Struct, frozen=True):
     cost: int
 
 
-class Entry(msgspec.Struct, frozen=True):
+class LedgerEntry(msgspec.Struct, frozen=True):
     """One side of a transfer, as its account sees it: money came (above 0) or went. Amounts are nano-USD."""
 
     entry_id: int
@@ -38,8 +39,8 @@ class Entry(msgspec.Struct, frozen=True):
     created_ms: int
 
 
-class Line(msgspec.Struct, frozen=True):
-    """One line of a statement; what was bought is told as long as usage is kept."""
+class StatementLine(msgspec.Struct, frozen=True):
+    """One line of a statement. What was bought is known as long as usage is kept."""
 
     entry_id: int
     created_ms: int
@@ -99,28 +100,30 @@ class Explained(msgspec.Struct, frozen=True):
 class Reports:
     """Reports of one store. Every method raises StoreUnavailable, too."""
 
-    def __init__(self, session: Session, accounts: AccountBooks) -> None:
+    def __init__(self, session: BooksSession, accounts: AccountBooks) -> None:
         self._session = session
         self._accounts = accounts
 
-    def usage(self, account_id: str, from_day: int, to_day: int, *, rows_max: int = ROWS_MAX) -> Sequence[Usage]:
+    def usage(self, account_id: str, from_day: int, to_day: int, *, rows_max: int = PAGE_ROWS_MAX) -> Sequence[Usage]:
         """By day, model and key, the latest day first. Raises NotFound."""
         self._accounts.find(account_id)
-        asked = {"account_id": account_id, "from_day": from_day, "to_day": to_day, "rows_max": rows_max}
-        return [Usage(*row) for row in self._session.rows(REPORTS["usage_of_account"], asked)]
+        page = {"account_id": account_id, "from_day": from_day, "to_day": to_day, "rows_max": rows_max}
+        return [Usage(*row) for row in self._session.rows(REPORTS_SQL["usage_of_account"], page)]
 
-    def entries(self, account_id: str, *, before: int = ENTRY_MAX, rows_max: int = ROWS_MAX) -> Sequence[Entry]:
+    def entries(
+        self, account_id: str, *, before: int = ENTRY_MAX, rows_max: int = PAGE_ROWS_MAX
+    ) -> Sequence[LedgerEntry]:
         """The latest first, those before an entry. Raises NotFound."""
         self._accounts.find(account_id)
-        asked = {"account_id": account_id, "before": before, "rows_max": rows_max}
-        return [Entry(*row) for row in self._session.rows(REPORTS["entries_of_account"], asked)]
+        page = {"account_id": account_id, "before": before, "rows_max": rows_max}
+        return [LedgerEntry(*row) for row in self._session.rows(REPORTS_SQL["entries_of_account"], page)]
 
     def balance_at(self, account_id: str, until_ms: int) -> int:
         """What an account had at a moment, in nano-USD."""
-        rows = self._session.rows(REPORTS["balance_before"], {"account_id": account_id, "until_ms": until_ms})
+        rows = self._session.rows(REPORTS_SQL["balance_before"], {"account_id": account_id, "until_ms": until_ms})
         return int(rows[0][0])
 
-    def statement(self, account_id: str, month: str) -> Iterator[Line]:
+    def statement(self, account_id: str, month: str) -> Iterator[StatementLine]:
         """An account's entries of a month (`2026-11`, UTC), in their order. Raises NotFound, InvalidValue."""
         from_ms, to_ms = month_span_ms(month)
         self._accounts.find(account_id)
@@ -128,33 +131,29 @@ class Reports:
 
     def explain(self, request_id: str) -> Explained:
         """Raises NotFound."""
-        hold = self._session.row(REPORTS["one_hold"], {"hold_id": request_id})
+        hold = self._session.row(REPORTS_SQL["one_hold"], {"hold_id": request_id})
         if hold is None:
             raise NotFound(
                 f"The ledger knows no request {request_id[:64]}: no money was held for it, or it repeated another one, "
                 "or its caller chose this id. The reply's header x-embedmesh-request has the ledger's id."
             )
-        bought = self._session.row(REPORTS["usage_of_hold"], {"hold_id": request_id})
-        moves = self._session.rows(REPORTS["transfers_of_hold"], {"hold_id": request_id})
+        bought = self._session.row(REPORTS_SQL["usage_of_hold"], {"hold_id": request_id})
+        moves = self._session.rows(REPORTS_SQL["transfers_of_hold"], {"hold_id": request_id})
         return Explained(*(*hold, Bought(*bought) if bought else None, tuple(Move(*move) for move in moves)))
 
-    def _lines(self, account_id: str, from_ms: int, to_ms: int) -> Iterator[Line]:
+    def _lines(self, account_id: str, from_ms: int, to_ms: int) -> Iterator[StatementLine]:
         after = 0
         while True:
-            asked = {"account_id": account_id, "from_ms": from_ms, "to_ms": to_ms, "after": after, "rows_max": ROWS_MAX}
-            rows = self._session.rows(REPORTS["statement_of_account"], asked)
+            page = {
+                "account_id": account_id,
+                "from_ms": from_ms,
+                "to_ms": to_ms,
+                "after": after,
+                "rows_max": PAGE_ROWS_MAX,
+            }
+            rows = self._session.rows(REPORTS_SQL["statement_of_account"], page)
             for row in rows:
-                yield Line(*row)
-            if len(rows) < ROWS_MAX:
+                yield StatementLine(*row)
+            if len(rows) < PAGE_ROWS_MAX:
                 return
             after = rows[-1][0]
-
-
-def month_span_ms(month: str) -> tuple[int, int]:
-    """From when on and until when a month `2026-11` is, UTC. Raises InvalidValue."""
-    try:
-        start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
-        end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
-    except ValueError:
-        raise InvalidValue("A month is written as in 2026-11.", param="month") from None
-    return int(start.timestamp()) * 1000, int(end.timestamp()) * 1000

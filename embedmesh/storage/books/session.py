@@ -8,34 +8,32 @@ from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Cursor, Db, Row, errors
 
-ROWS_MAX = 1_000  # of one page
 
-
-class Session:
-    """Not for several threads at one time. Its methods raise StoreUnavailable; InvalidValue for a text that is none."""
+class BooksSession:
+    """Not for several threads at one time. Methods raise StoreUnavailable; InvalidValue for a text that has a NUL."""
 
     def __init__(self, db: Db, clock: Clock) -> None:
         self.clock = clock
         self._db = db
 
     def run(self, statement: str, values: Mapping[str, Any] | None = None) -> Cursor:
-        """One statement."""
+        """Run one statement."""
         with translated():
             return self._db.execute(statement, _plain(values))
 
     def rows(self, statement: str, values: Mapping[str, Any] | None = None) -> Sequence[Row]:
-        """What a statement found."""
+        """What a statement finds."""
         with translated():
             return self._db.execute(statement, _plain(values)).fetchall()
 
     def row(self, statement: str, values: Mapping[str, Any] | None = None) -> Row | None:
-        """What a statement found, if anything, that can only find one."""
+        """The only row that a statement can find, or None."""
         with translated():
             return self._db.execute(statement, _plain(values)).fetchone()
 
     @contextmanager
     def transaction(self, *accounts: str) -> Iterator[None]:
-        """All of it, or nothing. `accounts` are those whose money it moves, or that it has to itself."""
+        """All of it, or nothing. `accounts` are those whose money it moves, or that it locks."""
         _plain({account: account for account in accounts})
         with translated():
             self._db.begin()
@@ -67,9 +65,7 @@ def translated() -> Iterator[None]:
     except UnicodeEncodeError:
         raise InvalidValue("A text here has a character that is none (half of a surrogate pair).") from None
     except errors() as error:
-        reason = str(error).strip().splitlines()
-        raise StoreUnavailable(
-            f"The store did not do it ({reason[0] if reason else type(error).__name__}); nothing was changed."
-        ) from None
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise StoreUnavailable(f"The store did not do it ({reason}); nothing was changed.") from None
     except OSError as error:
         raise StoreUnavailable(f"The store did not do it ({error.strerror}); nothing was changed.") from None

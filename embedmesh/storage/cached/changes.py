@@ -1,37 +1,35 @@
 """What gateways of one store tell each other: that keys, nodes or prices have changed.
 
-Each topic has a version in the store, which triggers raise. A gateway looks at the versions every LOOK_S; on PostgreSQL
-it is also woken by NOTIFY as soon as a change is committed.
+Triggers raise a version in the store for each kind of record. A gateway reads the versions every POLL_S; on PostgreSQL,
+NOTIFY also wakes it as soon as a change is committed.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.sql import load
 
-KEYS, NODES, PRICES = "keys", "nodes", "prices"
-LOOK_S = 0.25  # a revoked key is useless within a second
-FIND_TOPICS = load("facts.sql")["topics"]
+POLL_S = 0.25  # a revoked key is useless within a second
+ALL_CHANGES = load("facts.sql")["all_changes"]
 
-logger = logging.getLogger(__name__)
+RecordKind = Literal["keys", "nodes", "prices"]
 
 
 class Bell(Protocol):
-    """Rings when it may be worth to look."""
+    """Rings when there may be a change."""
 
     async def wait(self) -> None:
-        """At most LOOK_S."""
+        """Wait for it, at most POLL_S."""
         ...
 
     def close(self) -> None: ...
 
 
-class Topics:
-    """Calls those who want to know of a topic, on the event loop. Run `watch` as long as the gateway runs."""
+class Changes:
+    """Calls listeners, on the event loop, when a kind of record has changed. Run `watch` while the gateway runs."""
 
     def __init__(self, reads: Reads, bell: Bell) -> None:
         self._reads = reads
@@ -39,17 +37,17 @@ class Topics:
         self._versions: dict[str, int] = {}
         self._listeners: dict[str, list[Callable[[], None]]] = {}
 
-    def on(self, topic: str, call: Callable[[], None]) -> None:
-        """Have `call` called after each change of a topic."""
-        self._listeners.setdefault(topic, []).append(call)
+    def on(self, kind: RecordKind, call: Callable[[], None]) -> None:
+        """Have `call` called after each change."""
+        self._listeners.setdefault(kind, []).append(call)
 
     async def look(self) -> None:
         """Look once. Raises StoreUnavailable."""
-        for topic, version in await self._reads.ask(FIND_TOPICS, {}):
-            before = self._versions.get(topic, version)
-            self._versions[topic] = version
+        for kind, version in await self._reads.ask(ALL_CHANGES, {}):
+            before = self._versions.get(kind, version)
+            self._versions[kind] = version
             if version != before:
-                for call in self._listeners.get(topic, ()):
+                for call in self._listeners.get(kind, ()):
                     call()
 
     async def watch(self) -> None:
@@ -59,14 +57,14 @@ class Topics:
             try:
                 await self.look()
             except StoreUnavailable:
-                await asyncio.sleep(LOOK_S)  # nothing can change while the store is away; the writer says that it is
+                await asyncio.sleep(POLL_S)  # nothing can change while the store is away; the writer reports that
 
 
-class Timer:
-    """Rings every LOOK_S. Implements the protocol `Bell`."""
+class PollTimer:
+    """Rings every POLL_S. Implements the protocol `Bell`."""
 
     async def wait(self) -> None:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_S)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""

@@ -1,87 +1,77 @@
-"""How often a key may ask, and for how many tokens, in a minute: exact over all gateways of a store.
+"""How many requests and tokens a key may use in a minute: exact over all gateways of a store.
 
-Minutes are those of the clock, UTC. What a key uses counts against the keys above it, too. The store counts what of a
-key's minute was granted to gateways; a gateway takes a share of it at a time (a lease: a SHARE-th of the limit) and
-spends that without asking. So the limit is never exceeded; and a caller is refused too early by at most what the other
-gateways have taken and not spent: a lease each.
-Nothing is given back, whatever becomes of a request: else computing would be free for those who hang up. What a request
-used that was refused after work for it is owed: this gateway takes it from the store with what it asks for next.
+Minutes are those of the clock, UTC. What a key uses counts against the keys above it, too. The store counts how much of
+a key's minute gateways have leased. A gateway leases a part at a time (a LEASES_A_LIMIT-th of the limit) and spends it
+without the store. So the limit is never exceeded, and a caller is refused too early by at most what the other gateways
+have leased and not spent.
+Nothing is given back, whatever becomes of a request: else computing would be free for callers who hang up. Tokens of a
+request that was refused after work for it are a debt: this gateway takes them from its next lease.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from embedmesh.rules.errors import RateLimited
 from embedmesh.rules.ports import Above, Caller, Clock, RateLimit
 from embedmesh.storage.db import Db
+from embedmesh.storage.ledger.writes import WriteDurably
 from embedmesh.storage.sql import load
+from embedmesh.storage.times import MS_PER_MINUTE
 
-LIMITS = load("limits.sql")
-SHARE = 16  # of a limit: with few gateways hardly any of it lies idle; the store is asked 16 times a minute or so
-MINUTE_MS = 60_000
-OF_ANOTHER = "The API key that this one draws from"
+LEASES_SQL = load("leases.sql")
+LEASES_A_LIMIT = 16  # with few gateways hardly any of a limit lies idle; a minute takes about 16 leases from the store
+THIS_KEY, KEY_ABOVE = "This API key", "The API key that this one draws from"
 
 
-class Granted(NamedTuple):
-    """What the store has granted of a key's minute: to us now, and to all until now."""
+class Lease(NamedTuple):
+    """What of a key's minute we have leased now, and what all gateways have leased until now."""
 
     ours: int
     total: int
 
 
-class Written(Protocol):
-    def __call__(self, write: Callable[[Db, int], Granted]) -> Awaitable[Granted]: ...
-
-
-class _Purse:
+class _Minute:
     """What we have of one key's minute, of requests or of tokens."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.left = 0  # granted to us, and not spent
-        self.total = 0  # granted to all, as far as we know
-        self.owed = 0  # spent beyond what was left to us: taken with what is asked for next
-        self.asking = asyncio.Lock()
+        self.left = 0  # leased and not spent
+        self.total = 0  # leased by all gateways, as far as we know
+        self.owed = 0  # spent beyond what was left: taken from the next lease
+        self.leasing = asyncio.Lock()
 
     def room(self) -> int:
         """The most that may still be had."""
         return max(0, self.left + self.limit - self.total - self.owed)
 
 
-class RateLimits:
-    """Implements the port `RateLimits`. `written` does something with the next batch."""
+class LeasedRateLimits:
+    """Implements the port `RateLimits`."""
 
-    def __init__(self, written: Written, clock: Clock) -> None:
-        self._written = written
+    def __init__(self, write: WriteDurably, clock: Clock) -> None:
+        self._write = write
         self._clock = clock
         self._minute = 0
-        self._purses: dict[tuple[str, str], _Purse] = {}  # by key id and column; bounded by the keys of one minute
+        self._minutes: dict[tuple[str, str], _Minute] = {}  # by key id and column; bounded by the keys of one minute
 
     async def take_request(self, caller: Caller) -> None:
-        if caller.requests_a_minute is not None:
-            await self._take(caller.key_id, "requests", 1, caller.requests_a_minute)
-        for above in caller.above:
-            if above.requests_a_minute is not None:
-                await self._take(above.key_id, "requests", 1, above.requests_a_minute, OF_ANOTHER)
         for key in _keys(caller):
-            if key.tokens_a_minute is not None:
-                await self._check_tokens(key.key_id, key.tokens_a_minute)
+            await self._take(key, "requests", 1)
+        for key in _keys(caller):
+            await self._check_tokens(key)
 
     async def take_tokens(self, caller: Caller, tokens: int) -> None:
-        if caller.tokens_a_minute is not None:
-            await self._take(caller.key_id, "tokens", tokens, caller.tokens_a_minute)
-        for above in caller.above:
-            if above.tokens_a_minute is not None:
-                await self._take(above.key_id, "tokens", tokens, above.tokens_a_minute, OF_ANOTHER)
+        for key in _keys(caller):
+            await self._take(key, "tokens", tokens)
 
     def spend_tokens(self, caller: Caller, tokens: int) -> None:
         for key in _keys(caller):
             if key.tokens_a_minute is not None and tokens > 0:
-                purse = self._purse(key.key_id, "tokens", key.tokens_a_minute)
-                spent = min(tokens, purse.left)
-                purse.left -= spent
-                purse.owed += tokens - spent
+                mine = self._of(key, "tokens", key.tokens_a_minute)
+                spent = min(tokens, mine.left)
+                mine.left -= spent
+                mine.owed += tokens - spent
 
     def left(self, caller: Caller) -> tuple[RateLimit, ...]:
         if caller.requests_a_minute is None and caller.tokens_a_minute is None and not caller.above:
@@ -89,79 +79,87 @@ class RateLimits:
         minute, reset_s = self._now()
         least: dict[str, RateLimit] = {}
         for key in _keys(caller):
-            for what, limit in (("requests", key.requests_a_minute), ("tokens", key.tokens_a_minute)):
-                if limit is not None:
-                    purse = self._purses.get((key.key_id, what)) if minute == self._minute else None
-                    left = limit if purse is None else purse.room()
+            for what in ("requests", "tokens"):
+                if (limit := _limit(key, what)) is not None:
+                    mine = self._minutes.get((key.key_id, what)) if minute == self._minute else None
+                    left = limit if mine is None else mine.room()
                     if what not in least or left < least[what].left:
                         least[what] = RateLimit(what, limit, left, reset_s)
         return tuple(least.values())
 
-    async def _take(self, key_id: str, what: str, amount: int, limit: int, whose: str = "This API key") -> None:
-        purse = self._purse(key_id, what, limit)
+    async def _take(self, key: Caller | Above, what: str, amount: int) -> None:
+        if (limit := _limit(key, what)) is None:
+            return
+        mine = self._of(key, what, limit)
         minute, reset_s = self._now()
-        if purse.owed or purse.left < amount <= purse.room():
-            async with purse.asking:
-                if purse.owed or purse.left < amount <= purse.room():  # another request may have brought some
-                    await self._ask(key_id, what, amount, minute, purse)
-        if purse.owed or purse.left < amount:
+        if mine.owed or mine.left < amount <= mine.room():
+            async with mine.leasing:
+                if mine.owed or mine.left < amount <= mine.room():  # another request may have leased some
+                    await self._lease(key.key_id, what, amount, minute, mine)
+        if mine.owed or mine.left < amount:
+            whose = THIS_KEY if isinstance(key, Caller) else KEY_ABOVE
             raise RateLimited(
-                f"{whose} may use {limit:,} {what} a minute; {max(0, purse.room()):,} of this minute's are left."
+                f"{whose} may use {limit:,} {what} a minute; {mine.room():,} of this minute's are left."
                 + (f" This request alone has {amount:,}: split it." if amount > limit else " Wait for the next."),
                 retry_after_s=reset_s if amount <= limit else None,
             )
-        purse.left -= amount
+        mine.left -= amount
 
-    async def _ask(self, key_id: str, what: str, amount: int, minute: int, purse: _Purse) -> None:
-        """Have the store grant us a lease, at least what is needed; nothing where that is not to be had."""
-        needed = amount + purse.owed - purse.left
-        wanted = max(needed, purse.limit // SHARE)
-        limit = purse.limit
+    async def _lease(self, key_id: str, what: str, amount: int, minute: int, mine: _Minute) -> None:
+        """Lease at least what is needed, or nothing where that much is not left."""
+        needed = amount + mine.owed - mine.left
+        wanted = max(needed, mine.limit // LEASES_A_LIMIT)
+        limit = mine.limit
 
-        def grant(db: Db, now_ms: int) -> Granted:
+        def lease(db: Db, now_ms: int) -> Lease:
             row = {"key_id": key_id, "minute": minute}
-            db.execute(LIMITS["open_minute"], row)
-            found = db.execute(LIMITS["read_minute"], row).fetchall()
-            granted = dict(zip(("requests", "tokens"), found[0], strict=True))
-            ours = min(wanted, limit - granted[what])
+            db.execute(LEASES_SQL["open_minute"], row)
+            found = db.execute(LEASES_SQL["read_minute"], row).fetchall()
+            leased = dict(zip(("requests", "tokens"), found[0], strict=True))
+            ours = min(wanted, limit - leased[what])
             if ours < needed:
-                return Granted(0, granted[what])
-            granted[what] += ours
-            db.execute(LIMITS["grant"], row | granted)
-            return Granted(ours, granted[what])
+                return Lease(0, leased[what])
+            leased[what] += ours
+            db.execute(LEASES_SQL["lease"], row | leased)
+            return Lease(ours, leased[what])
 
-        ours, total = await self._written(grant)
-        purse.left += ours
-        paid = min(purse.left, purse.owed)
-        purse.left, purse.owed = purse.left - paid, purse.owed - paid
-        purse.total = max(purse.total, total)
+        ours, total = await self._write(lease)
+        mine.left += ours
+        paid = min(mine.left, mine.owed)
+        mine.left, mine.owed = mine.left - paid, mine.owed - paid
+        mine.total = max(mine.total, total)
 
-    def _purse(self, key_id: str, what: str, limit: int) -> _Purse:
+    def _of(self, key: Caller | Above, what: str, limit: int) -> _Minute:
         minute, _ = self._now()
         if minute != self._minute:
             self._minute = minute
-            self._purses.clear()
-        purse = self._purses.get((key_id, what))
-        if purse is None or purse.limit != limit:  # a new minute, or the operator has changed it
-            before, purse = purse, _Purse(limit)
+            self._minutes.clear()
+        mine = self._minutes.get((key.key_id, what))
+        if mine is None or mine.limit != limit:  # a new minute, or the operator has changed the limit
+            before, mine = mine, _Minute(limit)
             if before is not None:
-                purse.total, purse.owed = before.total, before.owed
-            self._purses[key_id, what] = purse
-        return purse
+                mine.total, mine.owed = before.total, before.owed
+            self._minutes[key.key_id, what] = mine
+        return mine
 
-    async def _check_tokens(self, key_id: str, limit: int) -> None:
-        """Raise RateLimited where none is left: then nothing is looked at that would take some."""
-        purse = self._purse(key_id, "tokens", limit)
-        if purse.owed or not purse.room():
-            await self._take(key_id, "tokens", 1, limit)
-            purse.left += 1
+    async def _check_tokens(self, key: Caller | Above) -> None:
+        """Raise RateLimited where no token is left: then nothing is looked at that would take some."""
+        if key.tokens_a_minute is not None:
+            mine = self._of(key, "tokens", key.tokens_a_minute)
+            if mine.owed or not mine.room():
+                await self._take(key, "tokens", 1)
+                mine.left += 1
 
     def _now(self) -> tuple[int, float]:
         """The minute, and seconds until it is over."""
         now_ms = self._clock.unix_ms()
-        return now_ms // MINUTE_MS, (MINUTE_MS - now_ms % MINUTE_MS) / 1000
+        return now_ms // MS_PER_MINUTE, (MS_PER_MINUTE - now_ms % MS_PER_MINUTE) / 1000
 
 
-def _keys(caller: Caller) -> tuple[Caller | Above, ...]:
-    """The caller's own, and those above it."""
+def _keys(caller: Caller) -> Sequence[Caller | Above]:
+    """The caller's own key, and the limited ones above it."""
     return caller, *caller.above
+
+
+def _limit(key: Caller | Above, what: str) -> int | None:
+    return key.requests_a_minute if what == "requests" else key.tokens_a_minute

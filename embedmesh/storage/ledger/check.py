@@ -1,11 +1,15 @@
-"""Every promise of the ledger (contract section 4), looked at row by row, in one consistent view of the store."""
+"""Every promise of the ledger, checked row by row in one consistent view of the store."""
 
 import logging
 import time
+from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 import pysqlite3.dbapi2 as sqlite
 
+from embedmesh.rules.holds import Meter, Metered
+from embedmesh.rules.money import bill_nanousd
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger import chain
 from embedmesh.storage.sql import load
@@ -20,8 +24,9 @@ OF_THE_STORE = {  # what only one kind of store can be asked
     "postgres": load("check_postgres.sql"),
 }
 CHAIN_HOLDS = "chain_holds"
-LIST_RECOVERED = load("reports.sql")["list_recovered"]
-COUNT_TALLIES = load("reports.sql")["count_tallies"]
+METERS_ADD_UP = "meters_add_up"
+METERED_ROWS_AT_ONCE = 1_000  # some 200 kB
+REPORTS_SQL = load("reports.sql")
 
 # What a write that the disk lost would break, cheapest first: 0.03 s for 100,000 holds; the file's check takes 0.2 s.
 SUMS = (
@@ -54,22 +59,22 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 class CheckReport(msgspec.Struct, frozen=True):
-    """`promises` were looked at; the ledger is right when nothing is `broken`. `head` is the end of the chain."""
+    """The ledger is right when none of its `promises` is `broken`. `head` is the end of the chain."""
 
     promises: list[str]
     broken: list[Broken]
     tallies: dict[str, int]
     recovered: list[Recovered]
-    head: chain.Head
+    head: chain.ChainHead
 
     @property
     def ok(self) -> bool:
-        """Whether every promise is kept."""
+        """Whether the ledger keeps every promise."""
         return not self.broken
 
 
 def check(db: Db) -> CheckReport:
-    """Look at everything. Reads the whole store; writers are not disturbed. Raises the driver's errors."""
+    """Check everything. Reads the whole store; writers are not disturbed. Raises the driver's errors."""
     db.begin_reading()
     try:
         return check_within(db)
@@ -85,20 +90,39 @@ def check_within(db: Db) -> CheckReport:
         for promise, statement in promises.items()
         for subject, detail in db.execute(statement).fetchmany(BROKEN_ROWS_MAX)
     ]
+    broken += islice(_wrong_meters(db), BROKEN_ROWS_MAX)
     head, torn = chain.follow(db)
     if torn is not None:
         broken.append(Broken(CHAIN_HOLDS, "chain", torn))
-    counted = db.execute(COUNT_TALLIES)
+    counted = db.execute(REPORTS_SQL["count_tallies"])
     names = [column[0] for column in counted.description]
     tallies = dict(zip(names, counted.fetchall()[0], strict=True))
-    recovered = [Recovered(*row) for row in db.execute(LIST_RECOVERED, {"rows_max": RECOVERED_ROWS_MAX})]
-    return CheckReport([*promises, CHAIN_HOLDS], broken, tallies, recovered, head)
+    recovered = [Recovered(*row) for row in db.execute(REPORTS_SQL["list_recovered"], {"rows_max": RECOVERED_ROWS_MAX})]
+    return CheckReport([*promises, METERS_ADD_UP, CHAIN_HOLDS], broken, tallies, recovered, head)
+
+
+def _wrong_meters(db: Db) -> Iterator[Broken]:
+    """Usage records whose cost or tokens are not what their meters add up to. Computed here, by the rule itself."""
+    page: dict[str, str | int] = {"after": "", "rows_max": METERED_ROWS_AT_ONCE}
+    while rows := db.execute(REPORTS_SQL["metered_usage"], page).fetchall():
+        for hold_id, tokens, cost, text in rows:
+            try:
+                meters = msgspec.json.decode(text, type=tuple[Metered, ...])
+            except msgspec.MsgspecError:
+                yield Broken(METERS_ADD_UP, f"hold {hold_id}", "its meters cannot be read")
+                continue
+            billed = bill_nanousd(meters)
+            counted = sum(each.quantity for each in meters if each.meter is not Meter.IMAGES)
+            if (cost, tokens) != (billed, counted):
+                detail = f"cost {cost}, meters {billed}; tokens {tokens}, meters {counted}"
+                yield Broken(METERS_ADD_UP, f"hold {hold_id}", detail)
+        page["after"] = rows[-1][0]
 
 
 def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:
-    """Look at what a crash or a lost write may have broken in an SQLite store: sums, then the file. Raises `errors()`.
+    """Check what a crash or a lost write may have broken in an SQLite store: sums, then the file. Raises `errors()`.
 
-    What is not done after `seconds_max` is left to `check`, and that is logged.
+    Stops after `seconds_max`, and logs that.
     """
     assert isinstance(db, SqliteDb)
     ends_s = time.monotonic() + seconds_max

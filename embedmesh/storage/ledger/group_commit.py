@@ -1,7 +1,7 @@
 """Group commit: whatever arrived while one batch was being made durable is the next batch; there is no timer.
 
-A batch that fails as a whole (disk full, read-only, no server) tells those who wait and keeps the rest, in order, to be
-tried again every RETRY_S until it is durable. How a batch becomes durable is the medium's: see `medium`.
+A batch that fails as a whole (disk full, read-only, no server) fails the writes that callers wait for. The others are
+tried again every RETRY_S, in order, until they are durable. A Medium makes a batch durable.
 """
 
 import asyncio
@@ -11,17 +11,14 @@ from typing import Protocol
 
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.db import Db, OnFatal, errors, name_of
-from embedmesh.storage.ledger.writes import Stats, Write, apply_batch, apply_each, settle_batch
-from embedmesh.storage.sql import load
+from embedmesh.storage.db import OnFatal, errors, name_of
+from embedmesh.storage.ledger.batch import Batch
+from embedmesh.storage.ledger.writes import Stats, Write
 
-BATCH_WRITES_MAX = 128  # about 3 ms of work; to make it durable takes as long
-QUEUE_WRITES_MAX = 8_192  # about half a second of writing; whoever would wait longer is better told at once
+QUEUE_WRITES_MAX = 8_192  # about half a second of writing; a caller that would wait longer is refused at once
 STUCK_S_MAX = 1.5  # a batch that takes longer is a disk, or a server, that does not answer
 RETRY_S = 0.5  # between two tries while the store cannot be written
-PROBE_AFTER_S = 4.0  # with nothing written; the sweep comes every 5 s, so that a bad disk is noticed within 10 s
-
-WRITE_PROBE = load("facts.sql")["write_probe"]
+PROBE_EVERY_S = 4.0  # the sweep comes every 5 s, so that a bad disk is noticed within 10 s
 
 logger = logging.getLogger(__name__)
 
@@ -30,44 +27,27 @@ class Fatal(Exception):
     """Nobody knows what the disk holds: nothing more may be acknowledged."""
 
 
-class Work(Protocol):
-    """What is to be written."""
-
-    def apply(self, db: Db) -> None:
-        """Run the statements. Raises `errors()`; for `refusals()` `apply_again` is called in a new transaction."""
-        ...
-
-    def apply_again(self, db: Db) -> None:
-        """Run them with more care."""
-        ...
-
-    def settle(self, db: Db) -> None:
-        """It is durable: see what became of it. Raises `errors()`."""
-        ...
-
-
 class Medium(Protocol):
     """How a batch becomes durable."""
 
-    async def write(self, work: Work, *, patient: bool) -> None:
-        """One transaction around `work`. Raises `errors()` where it is not durable, or nobody knows, and Fatal.
+    async def write(self, batch: Batch, *, patient: bool) -> None:
+        """One transaction around the batch. Raises `errors()` where it is not durable, or nobody knows, and Fatal.
 
-        Who is `patient` waits for others that write; others are told within the time that a caller is. May do the work
-        in another thread.
+        `patient`: wait for other processes that write.
         """
         ...
 
-    async def rest(self) -> None:
-        """Called between two batches: what else has to be done now and then. Raises Fatal."""
+    async def between_batches(self) -> None:
+        """What else has to be done now and then. Raises Fatal."""
         ...
 
     async def close(self) -> None:
-        """Let what is being written end."""
+        """Wait for what is being written."""
         ...
 
 
 class Writer:
-    """The one writer of a gateway's store. Made on a running event loop; `close` ends it. Implements `Work`."""
+    """The one writer of a gateway's store. Made on a running event loop; `close` ends it."""
 
     def __init__(self, medium: Medium, clock: Clock, stats: Stats, on_fatal: OnFatal) -> None:
         self._medium = medium
@@ -79,16 +59,14 @@ class Writer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._batch: list[Write] = []  # being written
-        self._applied: list[Write] = []  # of it, those that were not refused
-        self._now_ms = 0  # when
         self._began_s: float | None = None  # when that began
         self._trouble = ""  # why the last batch failed; empty when it did not
         self._dead = False
-        self._written_s = clock.monotonic()  # when something was last made durable
+        self._probed_s = clock.monotonic()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="store writer")
 
     def submit(self, write: Write) -> None:
-        """Queue a write. One that need not be kept is refused with StoreUnavailable when it could not be soon."""
+        """Queue a write. Raises StoreUnavailable where it could not be written soon, unless it must be kept."""
         if self._dead:
             if not write.kept:
                 raise StoreUnavailable("The ledger cannot be written; try again soon.")
@@ -128,7 +106,7 @@ class Writer:
                 await self._work.wait()
                 self._began_s = self._clock.monotonic()
                 await self._write_batch()
-                await self._medium.rest()
+                await self._medium.between_batches()
                 self._began_s = None
                 if not self._queue:
                     self._idle.set()
@@ -142,8 +120,13 @@ class Writer:
             self._die(f"the store's writer failed: {type(error).__name__}")
 
     async def _write_batch(self) -> None:
+        now_s = self._clock.monotonic()
+        if probe := bool(self._trouble) or now_s - self._probed_s > PROBE_EVERY_S:
+            self._probed_s = now_s
+        batch = Batch(self._queue, self._clock, probe=probe)
+        self._batch = batch.writes
         try:
-            await self._medium.write(self, patient=not self._trouble)
+            await self._medium.write(batch, patient=not self._trouble)
         except errors() as error:
             self._stats.failed_batches += 1
             self._note(trouble=name_of(error))
@@ -151,40 +134,17 @@ class Writer:
             return
         self._note(trouble="")
         self._stats.commits += 1
-        self._stats.writes += len(self._batch)
-        self._stats.largest_batch = max(self._stats.largest_batch, len(self._batch))
-        applied, self._applied, self._batch = self._applied, [], []
-        for write in applied:
+        self._stats.writes += len(batch.writes)
+        self._stats.broken_writes += len(batch.writes) - len(batch.applied)
+        self._stats.largest_batch = max(self._stats.largest_batch, len(batch.writes))
+        self._batch = []
+        for write in batch.applied:
             write.committed(self._stats)
 
-    def apply(self, db: Db) -> None:
-        """Take what has come, and run its statements. The event loop does not touch the batch meanwhile.
-
-        A batch may change nothing, and says nothing of the disk then: after trouble, or a while, a row is written that
-        does.
-        """
-        while self._queue and len(self._batch) < BATCH_WRITES_MAX:
-            self._batch.append(self._queue.popleft())
-        self._now_ms = self._clock.unix_ms()
-        if self._trouble or self._clock.monotonic() - self._written_s > PROBE_AFTER_S:
-            db.execute(WRITE_PROBE, {"now_ms": self._now_ms})
-            self._written_s = self._clock.monotonic()
-        self._applied = self._batch
-        apply_batch(db, self._now_ms, self._batch)
-
-    def apply_again(self, db: Db) -> None:
-        """The store refused one of them: find out which."""
-        self._applied = apply_each(db, self._now_ms, self._batch)
-        self._stats.broken_writes += len(self._batch) - len(self._applied)
-
-    def settle(self, db: Db) -> None:
-        """The batch is durable."""
-        settle_batch(db, self._now_ms, self._applied)
-
     def _keep_what_must_be(self) -> None:
-        """Batch and queue become the queue, in order, without the writes that somebody waits for."""
+        """Batch and queue become the queue, in order, without the writes that callers wait for."""
         waiting = [*self._batch, *self._queue]
-        self._batch, self._applied = [], []
+        self._batch = []
         self._queue = deque(write for write in waiting if write.kept)
         for write in waiting:
             if not write.kept:

@@ -1,24 +1,16 @@
-"""What can be written to a store, and how several writes become one transaction.
-
-Writes of one kind are applied together: a few statements for all of them. Should the store refuse one of them, the
-batch begins anew, with each write in a savepoint of its own, so that only that one is refused. Whether the transaction
-became durable they learn later; a write may be applied again, if nothing was kept of what it did before.
-"""
+"""What can be written to a store: see batch for how several writes become one transaction."""
 
 import asyncio
-import logging
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from embedmesh.rules.errors import StoreUnavailable
-from embedmesh.storage.db import Db, name_of, refusals
+from embedmesh.storage.db import Db
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 
 class Stats(msgspec.Struct):
@@ -31,11 +23,17 @@ class Stats(msgspec.Struct):
     expired: int = 0
     recovered: int = 0  # found open at start
     late_captures: int = 0  # the hold had ended before: delivered, not charged
-    broken_writes: int = 0  # the store's own rules refused them: a bug of ours
+    broken_writes: int = 0  # refused by the store's own rules: a bug of ours
     commits: int = 0
     writes: int = 0  # over `commits`: the mean batch
     largest_batch: int = 0
     failed_batches: int = 0
+
+
+class WriteDurably(Protocol):
+    """Runs a function of the connection and the time with the next batch; its result comes once that is durable."""
+
+    def __call__(self, write: Callable[[Db, int], T]) -> Awaitable[T]: ...
 
 
 class Write(Protocol):
@@ -59,7 +57,7 @@ class Write(Protocol):
         ...
 
     def committed(self, stats: Stats) -> None:
-        """The batch is durable, and what became of this write is found out."""
+        """The batch is durable, and what became of this write is known."""
         ...
 
     def failed(self, reason: str) -> None:
@@ -71,69 +69,55 @@ class Write(Protocol):
         ...
 
 
-def apply_batch(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
-    """Apply a batch inside the transaction that is open. Raises the drivers' errors."""
-    _lock(db, now_ms, batch)
-    for kind, writes in _by_kind(batch):
-        kind.apply_all(db, now_ms, writes)
-
-
-def apply_each(db: Db, now_ms: int, batch: Sequence[Write]) -> list[Write]:
-    """The same where one of them is refused: each in a savepoint. Returns those that were not refused."""
-    _lock(db, now_ms, batch)
-    applied = []
-    for kind, writes in _by_kind(batch):
-        for write in writes:
-            db.execute("SAVEPOINT one_write")
-            try:
-                kind.apply_all(db, now_ms, [write])
-            except refusals() as error:
-                db.execute("ROLLBACK TO one_write")
-                logger.error("the store refused a %s: %s", kind.__name__, name_of(error))
-                write.refused(error)
-            else:
-                applied.append(write)
-            db.execute("RELEASE one_write")
-    return applied
-
-
-def settle_batch(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
-    """Once it is durable, find out what became of each. Raises the drivers' errors."""
-    for kind, writes in _by_kind(batch):
-        kind.settle_all(db, now_ms, writes)
-
-
-def _lock(db: Db, now_ms: int, batch: Sequence[Write]) -> None:
-    accounts: set[str] = set()
-    for write in batch:
-        accounts |= write.prepare(db, now_ms)
-    if accounts:
-        db.lock_accounts(accounts)
-
-
-def _by_kind(batch: Sequence[Write]) -> list[tuple[type[Write], list[Write]]]:
-    """In the order of their ranks; those of one kind in the order in which they came."""
-    in_order = sorted(batch, key=lambda write: (write.rank, type(write).__name__))
-    return [(kind, list(writes)) for kind, writes in groupby(in_order, key=type)]
-
-
-def as_rows(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+def as_rows(rows: Sequence[dict[str, Any] | msgspec.Struct]) -> dict[str, str]:
     """Values for a statement that takes several rows."""
     return {"rows": msgspec.json.encode(rows).decode()}
 
 
-class Change(Generic[T]):
-    """Anything else: a function of the connection, and what it found. Not kept: whoever asked asks again."""
+def later_ids(db: Db, statement: str, values: dict[str, Any]) -> Callable[[], frozenset[str]]:
+    """Run a statement that returns ids; ask for them after the transaction, as often as needed."""
+    found = db.later(statement, values)
+    return cache(lambda: frozenset(row_id for (row_id,) in found()))
+
+
+class WaitedWrite(Write, Generic[T]):
+    """A write that a caller waits for: `outcome`. It is not kept, because the caller may try again."""
 
     kept = False
+
+    def __init__(self) -> None:
+        self.outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    def settle_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
+        """Nothing more to find out."""
+
+    def failed(self, reason: str) -> None:
+        self._fail(StoreUnavailable(reason))
+
+    def refused(self, error: Exception) -> None:
+        self.failed("The store refused the change.")
+
+    def _succeed(self, result: T) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(result)
+
+    def _fail(self, failure: Exception) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(failure)
+
+
+class Change(WaitedWrite[T]):
+    """Any function of the connection and the time."""
+
     rank = 1
 
     def __init__(self, write: Callable[[Db, int], T], accounts: frozenset[str] = frozenset()) -> None:
-        """`accounts` are those whose money it moves, or that it has to itself."""
+        """`accounts` are those whose money it moves, or that it locks."""
+        super().__init__()
         self._write = write
         self._accounts = accounts
         self._result: T
-        self.outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
         return set(self._accounts)
@@ -143,17 +127,5 @@ class Change(Generic[T]):
         for one in writes:
             one._result = one._write(db, now_ms)
 
-    @classmethod
-    def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[Change[Any]]") -> None:
-        """Known already."""
-
     def committed(self, stats: Stats) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(self._result)
-
-    def failed(self, reason: str) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(StoreUnavailable(reason))
-
-    def refused(self, error: Exception) -> None:
-        self.failed("The store refused the change.")
+        self._succeed(self._result)

@@ -1,8 +1,8 @@
 """A store on a PostgreSQL server, for any number of gateways."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -15,14 +15,14 @@ from embedmesh.rules.errors import InvalidValue, SetupError, StoreAway
 from embedmesh.storage.db import Cursor, Db, Row, may_raise
 from embedmesh.storage.sql import load
 
-VERSION_MIN = 140_000  # of the server; ours is tested with 18
-CONNECT_S = 2  # as long as a caller is told within
-ALONE = 0x656D_6D65  # the advisory lock of whoever changes the schema
+SERVER_VERSION_MIN = 140_000  # of the server; ours is tested with 18
+SERVER_CONNECT_S = 2  # callers hear within 2 s of a store that is away
+SCHEMA_LOCK = 0x656D_6D65  # the advisory lock of a process that changes the schema
 SESSION = {
     "synchronous_commit": "on",  # a hold is on disk before a node is asked, whatever the server's default is
     "default_transaction_isolation": "read committed",
-    "lock_timeout": "1500",  # ms; whoever waits for a hold is told by then
-    "statement_timeout": "30000",  # ms; of the writer's none takes a tenth of a second
+    "lock_timeout": "1500",  # ms; callers hear within 2 s of a hold that cannot be placed
+    "statement_timeout": "30000",  # ms; none of the writer's statements takes a tenth of a second
     "idle_in_transaction_session_timeout": "3000",  # ms; a gateway that was stopped must not keep others' locks
     "TimeZone": "UTC",
     # Only point statements are run; triggers keep their plans: one made while a table was small reads all of it later.
@@ -30,7 +30,7 @@ SESSION = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
-    "enable_bitmapscan": "off",  # a plain index scan marks what it finds dead, for those that come after it
+    "enable_bitmapscan": "off",  # a plain index scan marks dead entries, for later scans
     "jit": "off",
 }
 CHECK_MS_MAX = "3600000"  # an hour: the check of a large ledger reads all of it
@@ -42,40 +42,44 @@ KEEPALIVE: dict[str, Any] = {
 }
 may_raise(psycopg.Error, (psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.DataError))
 
-NAMED = re.compile(r"(?<![:\w]):(\w+)")
-ROWS = "json_each(:rows)"
-VERSION = "schema_version"  # a fact of the store
-FACTS = load("facts.sql")
+NAMED_VALUE = re.compile(r"(?<![:\w]):(\w+)")
+SQLITE_ROWS, POSTGRES_ROWS = "json_each(:rows)", "jsonb_array_elements(CAST(:rows AS jsonb)) AS each (value)"
+VERSION_FACT = "schema_version"
+FACTS_SQL = load("facts.sql")
 
 
 @cache
 def translated(statement: str) -> str:
-    """A statement as this driver wants it: values as `%(name)s`, and rows from JSON in PostgreSQL's own words."""
-    statement = statement.replace("%", "%%").replace(ROWS, "jsonb_array_elements(CAST(:rows AS jsonb)) AS each (value)")
-    return NAMED.sub(r"%(\1)s", statement)
+    """A statement for this driver: values as `%(name)s`, and rows from JSON as PostgreSQL reads them."""
+    return NAMED_VALUE.sub(r"%(\1)s", statement.replace("%", "%%").replace(SQLITE_ROWS, POSTGRES_ROWS))
+
+
+class PipelineCursor(psycopg.Cursor[Any]):
+    """In a pipeline, `rowcount` waits for the result, as the fetching methods do."""
+
+    @property
+    def rowcount(self) -> int:
+        if self.pgresult is None:
+            with self.connection.pipeline():  # entering a nested one waits for what was sent
+                pass
+        return super().rowcount
 
 
 class PostgresDb:
     """One session. Implements the protocol `Db`.
 
-    Inside `pipelined`, statements are sent without waiting for what comes back: that is waited for where it is asked
-    for (`fetchall`, `rowcount`), or at the end. What a statement failed with shows only then.
+    Inside `pipelined`, statements are sent without waiting for their results. Fetching, `rowcount` and the end wait for
+    them, and only then an error shows.
     """
 
     dialect = "postgres"
 
     def __init__(self, connection: "psycopg.Connection[Any]") -> None:
         self.connection = connection
-        self._pipeline: psycopg.Pipeline | None = None
 
-    @contextmanager
-    def pipelined(self) -> Iterator[None]:
+    def pipelined(self) -> AbstractContextManager[psycopg.Pipeline]:
         """Raises `errors()` at its end, too."""
-        with self.connection.pipeline() as self._pipeline:
-            try:
-                yield
-            finally:
-                self._pipeline = None
+        return self.connection.pipeline()
 
     @property
     def in_transaction(self) -> bool:
@@ -99,9 +103,7 @@ class PostgresDb:
         self.connection.execute("ROLLBACK")
 
     def execute(self, statement: str, values: Mapping[str, Any] | None = None) -> Cursor:
-        query = cast(Any, translated(statement))
-        cursor = self.connection.execute(query, {} if values is None else values)
-        return cursor if self._pipeline is None else _Pending(cursor, self._pipeline)
+        return self.connection.execute(cast(Any, translated(statement)), {} if values is None else values)
 
     def later(self, statement: str, values: Mapping[str, Any]) -> Callable[[], Sequence[Row]]:
         return self.execute(statement, values).fetchall
@@ -114,38 +116,6 @@ class PostgresDb:
 
     def close(self) -> None:
         self.connection.close()
-
-
-class _Pending:
-    """A cursor whose results may be under way. Implements the protocol `Cursor`."""
-
-    def __init__(self, cursor: "psycopg.Cursor[Any]", pipeline: psycopg.Pipeline) -> None:
-        self._cursor = cursor
-        self._pipeline = pipeline
-
-    @property
-    def rowcount(self) -> int:
-        if self._cursor.pgresult is None:
-            self._pipeline.sync()
-        return self._cursor.rowcount
-
-    @property
-    def description(self) -> Any:
-        if self._cursor.pgresult is None:
-            self._pipeline.sync()
-        return self._cursor.description
-
-    def fetchone(self) -> Row | None:
-        return self._cursor.fetchone()
-
-    def fetchall(self) -> list[Row]:
-        return self._cursor.fetchall()
-
-    def fetchmany(self, size: int) -> list[Row]:
-        return self._cursor.fetchmany(size)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._cursor)
 
 
 class PostgresEngine:
@@ -171,14 +141,15 @@ class PostgresEngine:
                 self.url,
                 autocommit=True,
                 prepare_threshold=None,
-                connect_timeout=CONNECT_S,
+                connect_timeout=SERVER_CONNECT_S,
                 application_name="embedmesh",
+                cursor_factory=PipelineCursor,
                 **KEEPALIVE,
             )
             try:
                 for name, value in settings.items():
                     connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-                if connection.info.server_version < VERSION_MIN:
+                if connection.info.server_version < SERVER_VERSION_MIN:
                     raise SetupError(f"The server of {self.shown} is too old: PostgreSQL 14 or newer is needed.")
             except BaseException:
                 connection.close()
@@ -201,17 +172,17 @@ class PostgresEngine:
         row = db.execute("SELECT to_regclass('facts') IS NOT NULL").fetchone()
         if row != (True,):
             return 0
-        found = db.execute(FACTS["find_fact"], {"name": VERSION}).fetchone()
+        found = db.execute(FACTS_SQL["find_fact"], {"name": VERSION_FACT}).fetchone()
         return int(found[0]) if found else 0
 
     def run_script(self, db: Db, script: str, version: int) -> None:
         assert isinstance(db, PostgresDb)
         try:
             db.begin()
-            db.execute("SELECT pg_advisory_xact_lock(:lock)", {"lock": ALONE})
+            db.execute("SELECT pg_advisory_xact_lock(:lock)", {"lock": SCHEMA_LOCK})
             if self.version(db) < version:
                 db.connection.execute(cast(Any, script))
-                db.execute(FACTS["set_fact"], {"name": VERSION, "value": str(version)})
+                db.execute(FACTS_SQL["set_fact"], {"name": VERSION_FACT, "value": str(version)})
             db.commit()
         except psycopg.Error as error:
             if not db.lost:

@@ -1,9 +1,8 @@
 """A gateway's side of a store on a PostgreSQL server: how it writes, reads, and hears of changes.
 
-Loaded only where there is such a store. A transaction runs in a thread of its own, which waits for the server; a
-session that was lost is opened anew. Where a session is lost during COMMIT nobody knows what became of the batch: it
-counts as failed, what must be kept is written again (and changes nothing where it was written), and holds are given
-back.
+Loaded only where there is such a store. A transaction runs in a thread of its own, which waits for the server; a lost
+session is opened again. If a session is lost during COMMIT, nobody knows what became of the batch: it counts as failed,
+what must be kept is written again (and changes nothing where it was written), and holds are given back.
 """
 
 import asyncio
@@ -19,10 +18,10 @@ import psycopg
 from embedmesh.rules.errors import SetupError, StoreUnavailable
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.cached.changes import LOOK_S
+from embedmesh.storage.cached.changes import POLL_S
 from embedmesh.storage.db import Row, errors, refusals
 from embedmesh.storage.instance import Instance
-from embedmesh.storage.ledger.group_commit import Work
+from embedmesh.storage.ledger.batch import Batch
 from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
 from embedmesh.storage.opening import Opened, prepare
 from embedmesh.storage.postgres.database import PostgresDb, PostgresEngine
@@ -32,7 +31,7 @@ READ_S_MAX = 1.5  # as for a hold
 
 
 def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes, clock: Clock) -> Opened:
-    """A server's: made where there is none yet. Blocks. Raises SetupError."""
+    """A database. Its store is made if there is none. Blocks. Raises SetupError."""
     opened: list[PostgresDb] = []
     try:
         opened.append(writes := engine.connect())
@@ -49,42 +48,42 @@ def open_postgres(engine: PostgresEngine, instance: Instance, key_secret: bytes,
             db.close()
         raise
     return Opened(
-        instance,
-        recovered,
-        PostgresReads(engine),
-        PostgresReads(engine),
-        Listener(engine, listening),
-        lambda clock: PostgresMedium(engine, writes),
-        lambda clean: None,
+        instance=instance,
+        recovered=recovered,
+        reads=PostgresReads(engine),
+        key_reads=PostgresReads(engine),
+        bell=Listener(engine, listening),
+        medium=lambda clock: PostgresMedium(engine, writes),
+        on_close=lambda clean: None,
     )
 
 
 def _named(db: PostgresDb, name: str) -> bool:
-    """Have a name for as long as the session lasts, if no other gateway of the store has it."""
+    """Take a name for as long as the session lasts, if no other gateway of the store has it."""
     number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
     return db.execute("SELECT pg_try_advisory_lock(:number)", {"number": number}).fetchone() == (True,)
 
 
 class PostgresMedium:
-    """Implements the protocol `Medium` over a session that is opened anew where it was lost."""
+    """Implements the protocol `Medium` over a session that is opened again after a loss."""
 
     def __init__(self, engine: PostgresEngine, db: PostgresDb) -> None:
         self._engine = engine
         self._db = db
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transaction")
 
-    async def write(self, work: Work, *, patient: bool) -> None:
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._write, work))
+    async def write(self, batch: Batch, *, patient: bool) -> None:
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch))
 
-    async def rest(self) -> None:
-        """Nothing: the server looks after itself."""
+    async def between_batches(self) -> None:
+        """Nothing to do: the server looks after itself."""
 
     async def close(self) -> None:
         # In the thread: it may still be waiting for the server, which is bounded by the session's own timeouts.
         self._thread.submit(self._db.close)
         self._thread.shutdown(wait=False)
 
-    def _write(self, work: Work) -> None:
+    def _write(self, batch: Batch) -> None:
         if self._db.lost:
             self._db.close()
             self._db = reconnected(self._engine)
@@ -92,14 +91,14 @@ class PostgresMedium:
             try:
                 with self._db.pipelined():
                     self._db.begin()
-                    work.apply(self._db)
+                    batch.apply(self._db)
                     self._db.commit()
             except refusals():
                 self._db.rollback()
                 self._db.begin()
-                work.apply_again(self._db)
+                batch.apply_again(self._db)
                 self._db.commit()
-            work.settle(self._db)
+            batch.settle(self._db)
         except psycopg.Error:
             with suppress(psycopg.Error):
                 if not self._db.lost:
@@ -145,7 +144,7 @@ class PostgresReads:
                 return db.execute(statement, values).fetchall()
             except psycopg.Error:
                 if idle is None or not db.lost:
-                    raise  # else it had been ended while it lay idle, which nobody told us
+                    raise  # else the server ended it while it was idle: try another
             finally:
                 if db.lost:
                     db.close()
@@ -170,7 +169,7 @@ class Listener:
         try:
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._wait))
         except errors():
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
     def close(self) -> None:
         self._thread.submit(self._db.close)
@@ -185,7 +184,7 @@ class Listener:
             self._db.connection.execute("LISTEN embedmesh")
             self._listening = True
         try:
-            for _ in self._db.connection.notifies(timeout=LOOK_S, stop_after=1):
+            for _ in self._db.connection.notifies(timeout=POLL_S, stop_after=1):
                 return
         except psycopg.Error:
             self._db.close()

@@ -13,7 +13,7 @@ from embedmesh.storage.db import Db, Engine
 from embedmesh.storage.sql import load
 
 SECRET_BYTES = 32
-FACTS = load("facts.sql")
+FACTS_SQL = load("facts.sql")
 
 
 SecretOf = Callable[[Engine], bytes]
@@ -46,9 +46,9 @@ def check_secret(db: Db, secret: bytes) -> None:
     """
     fingerprint = hashlib.blake2b(b"key secret", key=secret, digest_size=16, person=b"fingerprint").hexdigest()
     name = "key_secret_fingerprint"
-    known = db.execute(FACTS["find_fact"], {"name": name}).fetchone()
+    known = db.execute(FACTS_SQL["find_fact"], {"name": name}).fetchone()
     if known is None:
-        db.execute(FACTS["insert_fact"], {"name": name, "value": fingerprint})
+        db.execute(FACTS_SQL["insert_fact"], {"name": name, "value": fingerprint})
     elif known != (fingerprint,):
         raise SetupError("The key secret is not the one this store was made with: restore the file that belongs to it.")
 

@@ -11,21 +11,19 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import pysqlite3.dbapi2 as sqlite
 
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import name_of, refusals
-from embedmesh.storage.ledger.group_commit import Fatal, Work
+from embedmesh.storage.ledger.batch import Batch
+from embedmesh.storage.ledger.group_commit import Fatal
 from embedmesh.storage.sqlite.database import SqliteDb
 
-BUSY_S_MAX = 1.0  # as long as another process may keep the lock before those who wait are told (within 2 s)
+BUSY_S_MAX = 1.0  # as long as another process may keep the lock; callers hear of it within 2 s
 BUSY_PAUSE_MIN_S, BUSY_PAUSE_MAX_S = 0.001, 0.02  # between two tries to get the lock
 CHECKPOINT_COMMITS = 256  # some 10 MB of WAL; a checkpoint takes a few milliseconds, after the batch was acknowledged
 FSYNC_FAILED = "an fsync failed: nobody knows what the disk holds"
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +38,17 @@ class SqliteMedium:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commits = 0  # since the last checkpoint
 
-    async def write(self, work: Work, *, patient: bool) -> None:
+    async def write(self, batch: Batch, *, patient: bool) -> None:
         try:
             await self._begin(patient)
             try:
-                work.apply(self._db)
+                batch.apply(self._db)
             except refusals():
                 self._db.rollback()
                 await self._begin(patient)
-                work.apply_again(self._db)
+                batch.apply_again(self._db)
             await self._in_thread(self._db.commit)
-            work.settle(self._db)
+            batch.settle(self._db)
         except (sqlite.Error, OverflowError) as error:
             if name_of(error).startswith("SQLITE_IOERR"):
                 try:
@@ -62,8 +60,8 @@ class SqliteMedium:
             raise
         self._commits += 1
 
-    async def rest(self) -> None:
-        """Move the WAL's content into the database. Done here, not by SQLite inside COMMIT, which hides its errors."""
+    async def between_batches(self) -> None:
+        """Move the WAL's content into the database. SQLite would do that inside COMMIT, and hide its errors."""
         if self._commits < CHECKPOINT_COMMITS:
             return
         self._commits = 0

@@ -19,6 +19,6 @@ DELETE FROM facts WHERE name = :name;
 INSERT INTO facts (name, value) VALUES ('probed_ms', CAST(:now_ms AS TEXT))
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
--- name: topics
--- What has changed how often.
-SELECT topic, version FROM topics;
+-- name: all_changes
+-- How often each kind of record has changed.
+SELECT kind, version FROM changes;

@@ -2,7 +2,7 @@
 -- Set money aside for several requests: a row for each that its account covers and its key has room for, in their order.
 INSERT INTO holds (hold_id, account_id, key_id, amount, owner, created_ms, deadline_ms)
 SELECT
-    value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', CAST(value ->> 'amount' AS BIGINT),
+    value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', CAST(value ->> 'amount_nanousd' AS BIGINT),
     CAST(:owner AS TEXT), CAST(:now_ms AS BIGINT), CAST(value ->> 'deadline_ms' AS BIGINT)
 FROM json_each(:rows)
 WHERE true
@@ -60,16 +60,16 @@ WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND 
 
 -- name: insert_usage
 -- Record what captured holds were for; once.
-INSERT INTO usage (hold_id, account_id, key_id, model, node_id, tokens, price, cost, payable, user_hash, day)
+INSERT INTO usage (hold_id, account_id, key_id, model, node_id, tokens, price, cost, payable, user_hash, day, meters)
 SELECT
     value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', value ->> 'model', value ->> 'node_id',
     CAST(value ->> 'tokens' AS BIGINT), CAST(value ->> 'price' AS BIGINT), CAST(value ->> 'cost' AS BIGINT),
-    CAST(value ->> 'payable' AS BIGINT), value ->> 'user_hash', CAST(:day AS BIGINT)
+    CAST(value ->> 'payable' AS BIGINT), value ->> 'user_hash', CAST(:day AS BIGINT), value ->> 'meters'
 FROM json_each(:rows)
 WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND state = 'captured')
     AND NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.hold_id = value ->> 'hold_id');
 
--- name: why_no_room
+-- name: read_room
 -- What a hold would have met: what the account has available, and the limits of its key with what is in use; then the same
 -- of each key above it.
 SELECT

@@ -92,10 +92,10 @@ INSERT INTO drawn_days (key_id, day, cost)
 SELECT CAST(:new_id AS TEXT), day, CAST(sum(cost) AS BIGINT) FROM usage_days WHERE key_id = :old_id GROUP BY day
 ON CONFLICT (key_id, day) DO UPDATE SET cost = drawn_days.cost + excluded.cost;
 
--- name: add_granted
--- ... and what was granted of its minute.
-INSERT INTO grants (key_id, minute, requests, tokens)
-SELECT CAST(:new_id AS TEXT), minute, requests, tokens FROM grants
+-- name: add_leased
+-- ... and what is leased of its minute.
+INSERT INTO leases (key_id, minute, requests, tokens)
+SELECT CAST(:new_id AS TEXT), minute, requests, tokens FROM leases
 WHERE key_id = :old_id AND minute >= CAST(:minute AS BIGINT);
 
 -- name: change_key

@@ -13,6 +13,11 @@ SELECT
     (SELECT count(*) FROM holds WHERE state = 'released') AS holds_released,
     (SELECT count(*) FROM holds WHERE ended_by = 'recover') AS holds_recovered;
 
+-- name: metered_usage
+-- Usage records with several meters, from one on.
+SELECT hold_id, tokens, cost, meters FROM usage WHERE meters IS NOT NULL AND hold_id > :after
+ORDER BY hold_id LIMIT :rows_max;
+
 -- name: usage_of_account
 -- An account's sums from one day to another, by day, model and key.
 SELECT day, model, key_id, requests, tokens, cost FROM usage_days

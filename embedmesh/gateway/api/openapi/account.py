@@ -6,8 +6,7 @@ from embedmesh.gateway.api.openapi.replies import Failures, json_reply
 from embedmesh.gateway.api.openapi.shapes import COUNT, Json, ref
 from embedmesh.gateway.api.queries import ROWS
 from embedmesh.rules import errors
-from embedmesh.storage.books.key_family import ABOVE_MAX, KEYS_MAX, MADE_A_DAY_MAX
-from embedmesh.storage.books.session import ROWS_MAX
+from embedmesh.rules.limits import ACCOUNT_KEYS_A_DAY_MAX, ACCOUNT_KEYS_MAX, KEYS_ABOVE_MAX, PAGE_ROWS_MAX
 
 TAG = "Account"
 KEY_ID = "key_019aa0b4c0de7b62a1f0c3d4e5f60718"
@@ -82,8 +81,9 @@ def account_paths() -> Json:
                 "Make a key",
                 "It is shown once. It can do no more than the key that makes it: no other scopes, no looser limits, "
                 "no later end; and never administer. What it uses counts against that key's limits and budgets, too, "
-                f"and it ends with it. Keys make keys to a depth of {ABOVE_MAX}, and at most {MADE_A_DAY_MAX:,} of an "
-                f"account in a day; an account has at most {KEYS_MAX:,} good ones.",
+                f"and it ends with it. Keys make keys to a depth of {KEYS_ABOVE_MAX}, and at most "
+                f"{ACCOUNT_KEYS_A_DAY_MAX:,} of an account in a day; an account has at most {ACCOUNT_KEYS_MAX:,} good "
+                "ones.",
                 {200: json_reply("The key.", "NewKey")},
                 (errors.ModelNotFound, *WITH_BODY, *LIMITED_KEY),
                 scopes=(KEYS_SCOPE,),
@@ -108,7 +108,7 @@ def account_paths() -> Json:
 
 def limit() -> Json:
     """The parameter `limit` of a page."""
-    return query("limit", f"How many; else {ROWS}.", {"type": "integer", "minimum": 1, "maximum": ROWS_MAX})
+    return query("limit", f"How many; else {ROWS}.", {"type": "integer", "minimum": 1, "maximum": PAGE_ROWS_MAX})
 
 
 def after(what: str) -> Json:

@@ -6,7 +6,7 @@ from embedmesh.gateway.api.openapi.operations import SCOPED_KEY, body, parameter
 from embedmesh.gateway.api.openapi.replies import Failures, json_reply
 from embedmesh.gateway.api.openapi.shapes import TEXT, Json, ref
 from embedmesh.rules import errors
-from embedmesh.storage.books.key_family import KEYS_MAX
+from embedmesh.rules.limits import ACCOUNT_KEYS_MAX
 
 ONCE = "Once for each reference; `applied` is false where that was done before."
 LIST: Failures = (errors.NotFound, *A_PAGE, *SCOPED_KEY)
@@ -88,8 +88,8 @@ def _key_paths() -> Json:
             "post": by_operator(
                 "createAnyKey",
                 "Make a key",
-                "For any account, with any scopes. It is shown once. An account has at most "
-                f"{KEYS_MAX:,} good ones. Limits that are not named are those of the gateway's `--key-defaults`.",
+                f"For any account, with any scopes. It is shown once. An account has at most {ACCOUNT_KEYS_MAX:,} good "
+                f"ones. Limits that are not named are those of the gateway's `--key-defaults`.",
                 {200: json_reply("The key.", "NewKey")},
                 (errors.ModelNotFound, *TO_ONE),
             )

@@ -1,17 +1,34 @@
--- Runs before the new code. Makes the whole store, as SQLite's scripts up to this version do: see there for what each
+-- Runs before the new code. Makes the whole store, with the same tables as SQLite's script: see there for what each
 -- table is. Amounts are nano-USD; times (`_ms`) are Unix milliseconds; days are days since 1970-01-01 UTC.
--- Whatever the ledger promises is refused here if broken, so that no code, ours or a shell's, can break it by accident.
--- Triggers that only add up run once a statement, not once a row: a batch moves a balance once.
+-- The triggers refuse whatever would break a promise of the ledger, so that neither our code nor a shell can break one
+-- by accident. Triggers that only add up run once a statement, not once a row: a batch moves a balance once.
 
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'check_violation';
 END $$;
 
+-- -- facts about this store
+
 CREATE TABLE facts (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
 );
+
+-- -- changes: gateways that listen hear of them at once
+
+CREATE TABLE changes (
+    kind TEXT PRIMARY KEY,
+    version BIGINT NOT NULL DEFAULT 0
+);
+INSERT INTO changes (kind) VALUES ('keys'), ('nodes'), ('prices');
+
+CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE changes SET version = version + 1 WHERE kind = TG_ARGV[0];
+    PERFORM pg_notify('embedmesh', TG_ARGV[0]);
+    RETURN NULL;
+END $$;
 
 -- -- accounts
 
@@ -22,9 +39,11 @@ CREATE TABLE accounts (
     held BIGINT NOT NULL DEFAULT 0 CHECK (held >= 0),
     credit_limit BIGINT NOT NULL DEFAULT 0 CHECK (credit_limit BETWEEN 0 AND 4611686018427387904),
     created_ms BIGINT NOT NULL,
+    cache TEXT NOT NULL DEFAULT 'off'
+    CHECK (cache IN ('off', 'charged', 'free')) CHECK (kind = 'customer' OR cache = 'off'),
     CHECK (kind <> 'customer' OR balance + credit_limit >= held),
     CHECK (kind = 'customer' OR credit_limit = 0)
-) WITH (fillfactor = 60);  -- a balance changes all the time: room beside the row keeps its indexes as they are
+) WITH (fillfactor = 60);  -- a balance changes all the time: with room beside the row the indices stay as they are
 CREATE INDEX accounts_by_age ON accounts (created_ms, account_id);
 
 INSERT INTO accounts (account_id, kind, created_ms)
@@ -38,6 +57,10 @@ EXECUTE FUNCTION refuse('an account keeps its id and kind');
 
 CREATE TRIGGER accounts_stay BEFORE DELETE ON accounts FOR EACH ROW EXECUTE FUNCTION refuse('accounts are never deleted');
 CREATE TRIGGER accounts_stay_all BEFORE TRUNCATE ON accounts EXECUTE FUNCTION refuse('accounts are never deleted');
+
+-- Gateways keep the cache policy in memory with each key of the account.
+CREATE TRIGGER accounts_changed AFTER UPDATE OF cache ON accounts FOR EACH ROW
+WHEN (OLD.cache <> NEW.cache) EXECUTE FUNCTION note_change('keys');
 
 -- -- keys
 
@@ -57,31 +80,60 @@ CREATE TABLE keys (
     budget_day BIGINT CHECK (budget_day >= 0),
     budget_month BIGINT CHECK (budget_month >= 0),
     rotated_to TEXT,
-    last_used_ms BIGINT
+    last_used_ms BIGINT,
+    parent_id TEXT REFERENCES keys
 );
 CREATE INDEX keys_of_account ON keys (account_id, created_ms, key_id);
 CREATE INDEX keys_by_age ON keys (created_ms, key_id);
+CREATE INDEX keys_live ON keys (account_id, coalesce(expires_ms, 9223372036854775807)) WHERE revoked_ms IS NULL;
+
+CREATE FUNCTION need_a_good_parent() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM keys WHERE key_id = NEW.parent_id AND account_id = NEW.account_id AND revoked_ms IS NULL
+    ) THEN
+        RAISE EXCEPTION 'a key is made by a good key of its account' USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER keys_have_a_good_parent BEFORE INSERT ON keys FOR EACH ROW WHEN (NEW.parent_id IS NOT NULL)
+EXECUTE FUNCTION need_a_good_parent();
 
 CREATE TRIGGER keys_stay BEFORE DELETE ON keys FOR EACH ROW
 EXECUTE FUNCTION refuse('keys are revoked, and kept for their usage');
 
--- -- what gateways of one store tell each other; whoever listens need not wait to look
+CREATE TRIGGER keys_changed AFTER UPDATE OF scopes, expires_ms, revoked_ms, models, requests_a_minute, tokens_a_minute,
+    concurrency, budget_day, budget_month ON keys EXECUTE FUNCTION note_change('keys');
 
-CREATE TABLE topics (
-    topic TEXT PRIMARY KEY,
-    version BIGINT NOT NULL DEFAULT 0
+CREATE TABLE key_draws (
+    key_id TEXT NOT NULL REFERENCES keys,
+    from_id TEXT NOT NULL REFERENCES keys,
+    PRIMARY KEY (key_id, from_id)
 );
-INSERT INTO topics (topic) VALUES ('keys'), ('nodes'), ('prices');
+CREATE INDEX key_draws_from ON key_draws (from_id);
 
-CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION draw() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE topics SET version = version + 1 WHERE topic = TG_ARGV[0];
-    PERFORM pg_notify('embedmesh', TG_ARGV[0]);
+    INSERT INTO key_draws (key_id, from_id)
+    SELECT NEW.key_id, NEW.parent_id UNION ALL SELECT NEW.key_id, from_id FROM key_draws WHERE key_id = NEW.parent_id;
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER keys_tell AFTER UPDATE OF scopes, expires_ms, revoked_ms, models, requests_a_minute, tokens_a_minute,
-    concurrency, budget_day, budget_month ON keys EXECUTE FUNCTION tell('keys');
+CREATE TRIGGER keys_draw AFTER INSERT ON keys FOR EACH ROW WHEN (NEW.parent_id IS NOT NULL) EXECUTE FUNCTION draw();
+
+CREATE TABLE drawn (
+    key_id TEXT PRIMARY KEY REFERENCES keys,
+    holds BIGINT NOT NULL CHECK (holds >= 0),
+    held BIGINT NOT NULL CHECK (held >= 0)
+) WITH (fillfactor = 60);
+
+CREATE TABLE drawn_days (
+    key_id TEXT NOT NULL REFERENCES keys,
+    day BIGINT NOT NULL,
+    cost BIGINT NOT NULL,
+    PRIMARY KEY (key_id, day)
+) WITH (fillfactor = 60);
 
 -- -- holds
 
@@ -110,6 +162,72 @@ CREATE INDEX holds_in_flight_at_a_crash ON holds (ended_ms) WHERE ended_by = 're
 CREATE TRIGGER holds_start_open BEFORE INSERT ON holds FOR EACH ROW
 WHEN (NEW.state <> 'open') EXECUTE FUNCTION refuse('a hold starts open');
 
+-- Whether a key may hold `wanted` more, counting what it and all keys below it hold and have spent.
+CREATE FUNCTION has_room(key keys, wanted BIGINT, now_ms BIGINT) RETURNS BOOLEAN LANGUAGE plpgsql AS $$
+DECLARE
+    open_holds BIGINT;
+    open_amount BIGINT;
+    today BIGINT := now_ms / 86400000;
+    first_day BIGINT;
+BEGIN
+    SELECT count(*), coalesce(sum(amount), 0) INTO open_holds, open_amount
+    FROM holds WHERE key_id = key.key_id AND state = 'open';
+    SELECT open_holds + coalesce(sum(holds), 0), open_amount + coalesce(sum(held), 0) INTO open_holds, open_amount
+    FROM drawn WHERE key_id = key.key_id;
+    IF key.concurrency <= open_holds
+        OR key.budget_day < wanted + open_amount
+            + (SELECT coalesce(sum(cost), 0) FROM usage_days WHERE key_id = key.key_id AND day = today)
+            + (SELECT coalesce(sum(cost), 0) FROM drawn_days WHERE key_id = key.key_id AND day = today)
+    THEN
+        RETURN FALSE;
+    END IF;
+    IF key.budget_month IS NOT NULL THEN
+        first_day := CAST(
+            extract(epoch FROM date_trunc('month', to_timestamp(now_ms / 1000), 'UTC')) AS BIGINT
+        ) / 86400;
+        RETURN key.budget_month >= wanted + open_amount
+            + (SELECT coalesce(sum(cost), 0) FROM usage_days WHERE key_id = key.key_id AND day BETWEEN first_day AND today)
+            + (SELECT coalesce(sum(cost), 0) FROM drawn_days WHERE key_id = key.key_id AND day BETWEEN first_day AND today);
+    END IF;
+    RETURN TRUE;
+END $$;
+
+-- A hold is placed only if the account covers it, and the key and all keys above it have room. Otherwise there is no row.
+-- Holds of one account are placed one after the other: the transaction that places them has locked it.
+CREATE FUNCTION need_room() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    key keys%ROWTYPE;
+    above keys%ROWTYPE;
+BEGIN
+    SELECT * INTO key FROM keys WHERE key_id = NEW.key_id
+        AND (concurrency IS NOT NULL OR budget_day IS NOT NULL OR budget_month IS NOT NULL OR parent_id IS NOT NULL);
+    IF FOUND AND NOT has_room(key, NEW.amount, NEW.created_ms) THEN
+        RETURN NULL;
+    END IF;
+    IF key.parent_id IS NOT NULL THEN
+        FOR above IN
+            SELECT keys.* FROM key_draws JOIN keys ON keys.key_id = from_id WHERE key_draws.key_id = NEW.key_id
+                AND (concurrency IS NOT NULL OR budget_day IS NOT NULL OR budget_month IS NOT NULL)
+        LOOP
+            IF NOT has_room(above, NEW.amount, NEW.created_ms) THEN
+                RETURN NULL;
+            END IF;
+        END LOOP;
+    END IF;
+    UPDATE accounts SET held = held + NEW.amount
+    WHERE account_id = NEW.account_id AND kind = 'customer' AND balance + credit_limit - held >= NEW.amount;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF key.parent_id IS NOT NULL THEN
+        INSERT INTO drawn (key_id, holds, held) SELECT from_id, 1, NEW.amount FROM key_draws WHERE key_id = NEW.key_id
+        ON CONFLICT (key_id) DO UPDATE SET holds = drawn.holds + 1, held = drawn.held + excluded.held;
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER holds_need_room BEFORE INSERT ON holds FOR EACH ROW EXECUTE FUNCTION need_room();
+
 CREATE TRIGGER holds_end_once BEFORE UPDATE ON holds FOR EACH ROW
 WHEN (OLD.state <> 'open') EXECUTE FUNCTION refuse('a hold ends once');
 
@@ -120,7 +238,27 @@ EXECUTE FUNCTION refuse('a hold keeps its terms');
 CREATE TRIGGER holds_stay BEFORE DELETE ON holds FOR EACH ROW EXECUTE FUNCTION refuse('holds are never deleted');
 CREATE TRIGGER holds_stay_all BEFORE TRUNCATE ON holds EXECUTE FUNCTION refuse('holds are never deleted');
 
--- -- transfers and entries
+CREATE FUNCTION give_back() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE accounts SET held = held - ended.amount
+    FROM (
+        SELECT account_id, CAST(sum(amount) AS BIGINT) AS amount FROM after WHERE state <> 'open' GROUP BY account_id
+    ) AS ended
+    WHERE accounts.account_id = ended.account_id;
+    IF EXISTS (SELECT 1 FROM after JOIN key_draws USING (key_id)) THEN
+        UPDATE drawn SET holds = drawn.holds - ended.holds, held = held - ended.amount
+        FROM (
+            SELECT from_id, count(*) AS holds, CAST(sum(amount) AS BIGINT) AS amount
+            FROM after JOIN key_draws USING (key_id) WHERE state <> 'open' GROUP BY from_id
+        ) AS ended
+        WHERE drawn.key_id = ended.from_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER holds_give_back AFTER UPDATE ON holds REFERENCING NEW TABLE AS after EXECUTE FUNCTION give_back();
+
+-- -- transfers, entries and blocks
 
 CREATE TABLE transfers (
     transfer_id BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
@@ -138,8 +276,8 @@ CREATE TABLE transfers (
 CREATE UNIQUE INDEX transfers_once_a_hold ON transfers (hold_id, kind, target_id, coalesce(reference, ''))
 WHERE hold_id IS NOT NULL;
 
--- Written by the trigger on transfers, and held against them by the one on entries: references would be looked up row
--- by row.
+-- The trigger on transfers writes them, and the one on entries compares them: foreign keys would be looked up row by
+-- row.
 CREATE TABLE entries (
     account_id TEXT NOT NULL,
     transfer_id BIGINT NOT NULL,
@@ -178,7 +316,7 @@ BEGIN
                 AND captured >= NEW.amount
                 + (SELECT coalesce(sum(amount), 0) FROM transfers WHERE hold_id = NEW.hold_id AND kind = 'refund')
         ) THEN
-            RAISE EXCEPTION 'a refund is at most what its hold captured, and goes to whom it was charged'
+            RAISE EXCEPTION 'a refund is at most what its hold captured, and goes to the account that was charged'
                 USING ERRCODE = 'check_violation';
         END IF;
     ELSIF NEW.kind = 'credit' THEN
@@ -267,7 +405,8 @@ CREATE TABLE usage (
     cost BIGINT NOT NULL CHECK (cost >= 0),
     payable BIGINT NOT NULL CHECK (payable BETWEEN 0 AND cost),
     user_hash TEXT,
-    day BIGINT NOT NULL
+    day BIGINT NOT NULL,
+    meters TEXT CHECK (meters IS NULL OR price IS NULL)
 );
 CREATE INDEX usage_by_day ON usage (day);
 
@@ -291,6 +430,11 @@ BEGIN
     ON CONFLICT (key_id, day, model) DO UPDATE SET
         requests = usage_days.requests + excluded.requests, tokens = usage_days.tokens + excluded.tokens,
         cost = usage_days.cost + excluded.cost;
+    IF EXISTS (SELECT 1 FROM added JOIN key_draws USING (key_id)) THEN
+        INSERT INTO drawn_days (key_id, day, cost)
+        SELECT from_id, day, sum(cost) FROM added JOIN key_draws USING (key_id) GROUP BY from_id, day ORDER BY from_id, day
+        ON CONFLICT (key_id, day) DO UPDATE SET cost = drawn_days.cost + excluded.cost;
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -308,53 +452,6 @@ END $$;
 
 CREATE TRIGGER usage_stays BEFORE DELETE ON usage FOR EACH ROW EXECUTE FUNCTION keep_usage();
 CREATE TRIGGER usage_days_stay BEFORE DELETE ON usage_days FOR EACH ROW EXECUTE FUNCTION refuse('sums of usage are kept');
-
--- A hold is placed only if the account covers it and the key has room; no row otherwise.
-CREATE FUNCTION need_room() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    key keys%ROWTYPE;
-    open_holds BIGINT;
-    open_amount BIGINT;
-    today BIGINT := NEW.created_ms / 86400000;
-BEGIN
-    SELECT * INTO key FROM keys WHERE key_id = NEW.key_id
-        AND (concurrency IS NOT NULL OR budget_day IS NOT NULL OR budget_month IS NOT NULL);
-    IF FOUND THEN
-        SELECT count(*), coalesce(sum(amount), 0) INTO open_holds, open_amount
-        FROM holds WHERE key_id = NEW.key_id AND state = 'open';
-        IF key.concurrency <= open_holds
-            OR key.budget_day < NEW.amount + open_amount
-                + (SELECT coalesce(sum(cost), 0) FROM usage_days WHERE key_id = NEW.key_id AND day = today)
-            OR key.budget_month < NEW.amount + open_amount
-                + (SELECT coalesce(sum(cost), 0) FROM usage_days WHERE key_id = NEW.key_id AND day BETWEEN
-                    CAST(extract(epoch FROM date_trunc('month', to_timestamp(NEW.created_ms / 1000), 'UTC')) AS BIGINT)
-                        / 86400
-                    AND today)
-        THEN
-            RETURN NULL;
-        END IF;
-    END IF;
-    UPDATE accounts SET held = held + NEW.amount
-    WHERE account_id = NEW.account_id AND kind = 'customer' AND balance + credit_limit - held >= NEW.amount;
-    IF NOT FOUND THEN
-        RETURN NULL;
-    END IF;
-    RETURN NEW;
-END $$;
-
-CREATE TRIGGER holds_need_room BEFORE INSERT ON holds FOR EACH ROW EXECUTE FUNCTION need_room();
-
-CREATE FUNCTION give_back() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE accounts SET held = held - ended.amount
-    FROM (
-        SELECT account_id, CAST(sum(amount) AS BIGINT) AS amount FROM after WHERE state <> 'open' GROUP BY account_id
-    ) AS ended
-    WHERE accounts.account_id = ended.account_id;
-    RETURN NULL;
-END $$;
-
-CREATE TRIGGER holds_give_back AFTER UPDATE ON holds REFERENCING NEW TABLE AS after EXECUTE FUNCTION give_back();
 
 -- -- prices
 
@@ -375,20 +472,20 @@ WHEN (NEW.to_ms > OLD.to_ms OR NEW.to_ms IS NULL OR OLD.price_id <> NEW.price_id
     OR OLD.account_id IS DISTINCT FROM NEW.account_id OR OLD.price <> NEW.price OR OLD.from_ms <> NEW.from_ms)
 EXECUTE FUNCTION refuse('a price only ends');
 CREATE TRIGGER prices_stay BEFORE DELETE ON prices FOR EACH ROW EXECUTE FUNCTION refuse('prices are kept');
-CREATE TRIGGER prices_tell AFTER INSERT OR UPDATE ON prices EXECUTE FUNCTION tell('prices');
+CREATE TRIGGER prices_changed AFTER INSERT OR UPDATE ON prices EXECUTE FUNCTION note_change('prices');
 
--- -- limits
+-- -- leases
 
-CREATE TABLE grants (
+CREATE TABLE leases (
     key_id TEXT NOT NULL,
     minute BIGINT NOT NULL,
     requests BIGINT NOT NULL,
     tokens BIGINT NOT NULL,
     PRIMARY KEY (key_id, minute)
 );
-CREATE INDEX grants_by_minute ON grants (minute);
+CREATE INDEX leases_by_minute ON leases (minute);
 
--- -- idempotency
+-- -- claims
 
 CREATE TABLE claims (
     account_id TEXT NOT NULL REFERENCES accounts,
@@ -399,7 +496,7 @@ CREATE TABLE claims (
     reply BYTEA,
     PRIMARY KEY (account_id, key_hash)
 );
-ALTER TABLE claims ALTER COLUMN reply SET STORAGE EXTERNAL;  -- it is encrypted: nothing would be gained by compressing
+ALTER TABLE claims ALTER COLUMN reply SET STORAGE EXTERNAL;  -- replies are encrypted: compressing would gain nothing
 CREATE INDEX claims_by_age ON claims (created_ms);
 
 CREATE TABLE kept_replies (
@@ -450,8 +547,8 @@ CREATE TABLE nodes (
 CREATE TRIGGER nodes_stay BEFORE DELETE ON nodes FOR EACH ROW WHEN (OLD.standing <> 'pending')
 EXECUTE FUNCTION refuse('nodes that were admitted are kept, for their receipts and payables');
 
-CREATE TRIGGER nodes_tell AFTER INSERT OR DELETE OR UPDATE OF standing, address, ip, certificate, offers, sealed, trusted,
-    weight, draining, quarantined, in_flight_max, inputs_max ON nodes EXECUTE FUNCTION tell('nodes');
+CREATE TRIGGER nodes_changed AFTER INSERT OR DELETE OR UPDATE OF standing, address, ip, certificate, offers, sealed, trusted,
+    weight, draining, quarantined, in_flight_max, inputs_max ON nodes EXECUTE FUNCTION note_change('nodes');
 
 CREATE TABLE invites (
     invite_id TEXT PRIMARY KEY,

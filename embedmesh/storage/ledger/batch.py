@@ -1,0 +1,82 @@
+"""How several writes become one transaction.
+
+Writes of one kind are applied together: a few statements for all of them. If the store refuses one of them, the batch
+begins again with each write in a savepoint of its own, so that only that one is refused. A write may be applied again
+if nothing was kept of what it did before.
+"""
+
+import logging
+from collections import deque
+from itertools import groupby
+
+from embedmesh.rules.ports import Clock
+from embedmesh.storage.db import Db, name_of, refusals
+from embedmesh.storage.ledger.writes import Write
+from embedmesh.storage.sql import load
+
+BATCH_WRITES_MAX = 128  # about 3 ms of work; to make it durable takes as long
+
+WRITE_PROBE = load("facts.sql")["write_probe"]
+
+logger = logging.getLogger(__name__)
+
+
+class Batch:
+    """The `writes` that become durable together; `applied` are those that the store did not refuse.
+
+    It takes them from the queue once its transaction has begun. All methods raise `errors()`, and may run in a thread:
+    the event loop does not touch the batch meanwhile.
+    """
+
+    def __init__(self, queue: deque[Write], clock: Clock, *, probe: bool) -> None:
+        """`probe`: write a row of no meaning, too. A batch that changes nothing says nothing of the disk."""
+        self._queue = queue
+        self._clock = clock
+        self._probe = probe
+        self._now_ms = 0
+        self.writes: list[Write] = []
+        self.applied: list[Write] = []
+
+    def apply(self, db: Db) -> None:
+        """Run the statements. After one of `refusals()`, `apply_again` is called in a new transaction."""
+        while self._queue and len(self.writes) < BATCH_WRITES_MAX:
+            self.writes.append(self._queue.popleft())
+        self._now_ms = self._clock.unix_ms()
+        if self._probe:
+            db.execute(WRITE_PROBE, {"now_ms": self._now_ms})
+        self._lock(db)
+        for kind, writes in _by_kind(self.writes):
+            kind.apply_all(db, self._now_ms, writes)
+        self.applied = self.writes
+
+    def apply_again(self, db: Db) -> None:
+        """Run them one by one, and leave out what the store refuses."""
+        self._lock(db)
+        self.applied = []
+        for kind, writes in _by_kind(self.writes):
+            for write in writes:
+                db.execute("SAVEPOINT one_write")
+                try:
+                    kind.apply_all(db, self._now_ms, [write])
+                except refusals() as error:
+                    db.execute("ROLLBACK TO one_write")
+                    logger.error("the store refused a %s: %s", kind.__name__, name_of(error))
+                    write.refused(error)
+                else:
+                    self.applied.append(write)
+                db.execute("RELEASE one_write")
+
+    def settle(self, db: Db) -> None:
+        """The batch is durable: find out what became of each write."""
+        for kind, writes in _by_kind(self.applied):
+            kind.settle_all(db, self._now_ms, writes)
+
+    def _lock(self, db: Db) -> None:
+        if accounts := {account for write in self.writes for account in write.prepare(db, self._now_ms)}:
+            db.lock_accounts(accounts)
+
+
+def _by_kind(batch: list[Write]) -> list[tuple[type[Write], list[Write]]]:
+    """In the order of their ranks; those of one kind in the order in which they came."""
+    in_order = sorted(batch, key=lambda write: (write.rank, type(write).__name__))
+    return [(kind, list(writes)) for kind, writes in groupby(in_order, key=type)]

@@ -1,0 +1,109 @@
+"""Placing holds: money is set aside, or the caller hears why not, or which prior request has its Idempotency-Key."""
+
+from collections.abc import Callable, Sequence
+
+from embedmesh.rules.errors import Failure, InternalError
+from embedmesh.rules.holds import Claim, Hold, HoldState, PriorRequest
+from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
+from embedmesh.storage.db import Db
+from embedmesh.storage.ledger.room import Room, read_room, refusal
+from embedmesh.storage.ledger.writes import Stats, WaitedWrite, as_rows, later_ids
+from embedmesh.storage.sql import load
+
+PLACE_HOLDS = load("holds.sql")["place_holds"]
+CLAIMS_SQL = load("claims.sql")
+
+
+class PlaceHold(WaitedWrite[PriorRequest | None]):
+    """Set money aside. `outcome` becomes None once that is durable, or the prior request, or the refusal is raised."""
+
+    rank = 2
+
+    def __init__(self, hold: Hold, owner: str, claim: Claim | None, give_back: Callable[[Hold], None]) -> None:
+        """`give_back` ends a hold that became durable after its caller had gone."""
+        super().__init__()
+        self.hold = hold
+        self._owner = owner
+        self._claim = claim
+        self._give_back = give_back
+        self._placed_ids: Callable[[], frozenset[str]] | None = None  # of all holds placed with this one
+        self._placed = False
+        self._prior: PriorRequest | None = None
+        self._refusal: Failure | None = None
+
+    def prepare(self, db: Db, now_ms: int) -> set[str]:
+        return {self.hold.account_id}
+
+    @classmethod
+    def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[PlaceHold]") -> None:
+        placing: list[PlaceHold] = []
+        claimed: dict[tuple[str, bytes], PriorRequest] = {}  # by this batch: their holds are not in the store yet
+        for write in writes:
+            write._placed_ids, write._placed, write._prior, write._refusal = None, False, None, None
+            if write.outcome.done():
+                continue  # the caller has gone: place nothing
+            write._prior = write._find_prior(db, now_ms, claimed)
+            if write._prior is None:
+                placing.append(write)
+        if not placing:
+            return
+        rows = as_rows([write.hold for write in placing])
+        placed_ids = later_ids(db, PLACE_HOLDS, rows | {"owner": writes[0]._owner, "now_ms": now_ms})
+        for write in placing:
+            write._placed_ids = placed_ids
+        if any(write._claim is not None for write in placing):
+            db.execute(CLAIMS_SQL["drop_claims"], rows)
+
+    @classmethod
+    def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[PlaceHold]") -> None:
+        rooms: dict[tuple[str, str | None], Room] = {}  # read once a batch
+        for write in writes:
+            if write._placed_ids is None:
+                continue
+            write._placed = write.hold.hold_id in write._placed_ids()
+            if not write._placed:
+                who = write.hold.account_id, write.hold.key_id
+                if who not in rooms:
+                    rooms[who] = read_room(db, now_ms, *who)
+                write._refusal = refusal(write.hold, rooms[who])
+
+    def committed(self, stats: Stats) -> None:
+        stats.holds += self._placed
+        if self.outcome.done():
+            if self._placed:  # the caller went while the batch was being written
+                self._give_back(self.hold)
+        elif self._refusal is not None:
+            stats.holds_refused += 1
+            self._fail(self._refusal)
+        else:
+            self._succeed(self._prior)
+
+    def failed(self, reason: str) -> None:
+        if self._placed_ids is not None:  # nobody knows whether the store has it
+            self._give_back(self.hold)
+        super().failed(reason)
+
+    def refused(self, error: Exception) -> None:
+        self._fail(InternalError("The ledger refused to hold money for this request."))
+
+    def _find_prior(self, db: Db, now_ms: int, claimed: dict[tuple[str, bytes], PriorRequest]) -> PriorRequest | None:
+        """The request that has the Idempotency-Key already; None where this one has it now, or has no such key."""
+        if self._claim is None:
+            return None
+        key = self.hold.account_id, self._claim.key_hash
+        if key in claimed:
+            return claimed[key]
+        claim = {
+            "account_id": self.hold.account_id,
+            "key_hash": self._claim.key_hash,
+            "body_hash": self._claim.body_hash,
+            "hold_id": self.hold.hold_id,
+            "now_ms": now_ms,
+            "kept_from_ms": now_ms - IDEMPOTENCY_KEY_S * 1000,
+        }
+        if db.execute(CLAIMS_SQL["claim"], claim).fetchall():
+            claimed[key] = PriorRequest(self._claim.body_hash, self.hold.hold_id, HoldState.OPEN.value, None)
+            return None
+        row = db.execute(CLAIMS_SQL["find_claim"], claim).fetchone()
+        assert row is not None
+        return PriorRequest(*row)

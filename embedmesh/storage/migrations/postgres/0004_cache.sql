@@ -1,8 +1,0 @@
--- Runs before the new code. Whether an account's answers may come from the cache, and what they cost then.
-
-ALTER TABLE accounts ADD COLUMN cache TEXT NOT NULL DEFAULT 'off'
-    CHECK (cache IN ('off', 'charged', 'free')) CHECK (kind = 'customer' OR cache = 'off');
-
--- Gateways remember it with each key of the account.
-CREATE TRIGGER accounts_tell AFTER UPDATE OF cache ON accounts FOR EACH ROW
-WHEN (OLD.cache <> NEW.cache) EXECUTE FUNCTION tell('keys');
