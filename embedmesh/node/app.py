@@ -20,10 +20,10 @@ from embedmesh.flow.count import count
 from embedmesh.flow.identify import identify
 from embedmesh.flow.turns import Turns
 from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
-from embedmesh.http.bodies import JSON, json_reply
+from embedmesh.http.bodies import JSON_HEADERS, json_reply
 from embedmesh.http.failures import failure_response
 from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
-from embedmesh.http.server import REST, Handler, Routes
+from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
 from embedmesh.node.metrics import NodeMetrics
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.rules import errors
@@ -120,7 +120,7 @@ class NodeApp:
         try:
             if compact:
                 return (await self.embed_compact(body))[0]
-            return await self._embed_public(body, request.get(REST))
+            return await self._embed_public(body, request.get(PATH_REMAINDER))
         except errors.Overloaded as failure:
             return _too_many(failure)
         finally:
@@ -166,7 +166,7 @@ class NodeApp:
         data = await self._embed(served, counted.ids, counted.tokens, begun)
         answer = Answer(data, served.model.width, counted.tokens, (Share(SELF, counted.tokens),))
         reply = respond(call, counted.truncated, answer, time.monotonic() - begun)
-        return web.Response(body=reply.body, headers=JSON | reply.headers)
+        return web.Response(body=reply.body, headers=JSON_HEADERS | reply.headers)
 
     async def _read(self, body: bytes, named: str | None = None) -> tuple[Call, Served, Counted]:
         """A request of the public form; `named` is the model that its path names. Raises a CallerFailure."""
@@ -203,7 +203,7 @@ class NodeApp:
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
         """One of them."""
-        return json_reply(_described(self._served(request[REST]).model))
+        return json_reply(_described(self._served(request[PATH_REMAINDER]).model))
 
     async def load(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one model more; answers once a first text was embedded."""
@@ -224,7 +224,7 @@ class NodeApp:
 
     async def unload(self, request: web.BaseRequest) -> web.StreamResponse:
         """Stop serving a model; answers once its last calls were answered and its memory is free."""
-        served = self._served(request[REST])
+        served = self._served(request[PATH_REMAINDER])
         await self._models.unload(served.model.id)
         self._metrics.forget(served.model.id)
         return json_reply({"id": served.model.id, "object": "model", "deleted": True})

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
-from embedmesh.http.server import Routes
+from embedmesh.http.routing import Routes
 from embedmesh.node.app import NodeApp
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import COMPACT, EmbedIds

@@ -330,7 +330,7 @@ async def test_a_reply_over_tls_ends_its_request(applicant: Applicant, size: int
     for number in range(1, 6):
         reply = await wires.exchange(lambda: b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", size)
         assert (len(reply.body), begun) == (size, number)
-        [connection] = server._server.connections
+        [connection] = server._aiohttp.connections
         await until("the request has ended", lambda connection=connection: not connection._request_in_progress)
     async with asyncio.timeout(1):
         await server.drain(30)
