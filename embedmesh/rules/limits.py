@@ -40,6 +40,7 @@ REFUSED_BODY_S = 2.0  # how long the rest of a refused body is read, so that its
 # -- nodes and their messages (node/, fleet/, gateway/nodes/)
 
 NODE_MESSAGE_BYTES_MAX = 512 * 1024  # a heartbeat with a thousand receipts has 200 kB
+DIALLED_CONNECTIONS = 16  # that a node without an address keeps open: as many calls may run on it at one time
 OFFERS_MAX = 64  # models of one node: four times what one serves
 HEARTBEAT_RECEIPTS_MAX = 1_000
 
