@@ -16,6 +16,7 @@ from embedmesh.http.fast_path import Explain, FastExchange, FastPath, begin
 from embedmesh.http.rendering import REPLY_HEADERS, SERVER_HEADER, failure_bytes, own_request_id
 from embedmesh.http.sending import Sending
 from embedmesh.rules.errors import BodyTooLarge, Failure, HeadTooLarge, MalformedHttp, RequestTimeout, UriTooLong
+from embedmesh.rules.exchange import Delivery
 from embedmesh.rules.limits import (
     HEADER_BYTES_MAX,
     HEADERS_MAX,
@@ -25,7 +26,6 @@ from embedmesh.rules.limits import (
     REQUEST_HEAD_BYTES_MAX,
     URI_BYTES_MAX,
 )
-from embedmesh.rules.ports import Delivery
 
 AIOHTTP_IDLE_S = 7 * 86_400.0  # aiohttp's own idle timeout; ours, which knows the fast path, comes long before
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "no timeout"

@@ -12,13 +12,13 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.catalogue import Catalogue
+from embedmesh.dialects.openai.parse import validate
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
 from embedmesh.flow.count import count
 from embedmesh.flow.identify import identify
 from embedmesh.flow.turns import Turns
-from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.http.bodies import JSON_HEADERS, json_reply
 from embedmesh.http.failures import failure_response
 from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
@@ -37,9 +37,11 @@ from embedmesh.rules.embeddings import (
     unpack_ids,
 )
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_MAX_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Caller, Share
+from embedmesh.rules.ports import Caller
+from embedmesh.rules.served import ORDINARY, ParseTerms, no_such_model
 
 QUEUE_FULL_STATUS = 429  # in the node protocol; in a gateway's API an overload has another status
 SELF = "self"  # x-embedmesh-node of a node without a gateway
@@ -157,7 +159,9 @@ class NodeApp:
         return web.Response(body=reply, headers={"Content-Type": COMPACT}), tokens
 
     async def _embed_public(self, body: bytes, path_model: str | None) -> web.Response:
-        from embedmesh.flow.respond import respond  # brings numpy: 15 MB that a node behind gateways does not need
+        from embedmesh.dialects.openai.render import (
+            respond,  # brings numpy: 15 MB that a node behind gateways does not need
+        )
 
         begun = time.monotonic()
         call, served, counted = await self._read(body, path_model)
@@ -250,8 +254,8 @@ class NodeApp:
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    def _terms(self) -> Terms:
-        return Terms(normal=[one.model.id for one in self._models if one.normal])
+    def _terms(self) -> ParseTerms:
+        return ParseTerms(normal=[one.model.id for one in self._models if one.normal])
 
     def _served(self, name: str) -> Served:
         catalogue = Catalogue(tuple(one.model for one in self._models))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from aiohttp import web
+from embedmesh.rules.exchange import Delivery
 
 from embedmesh.http.aiohttp_connection import READ_AHEAD_BYTES, deliver
 from embedmesh.http.failures import hint_headers
@@ -14,7 +15,6 @@ from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import Failure, RateLimited
-from embedmesh.rules.ports import Delivery
 from tests.http.raw import Raw, read_reply, request, send, serving
 
 LIMIT = 10_000

@@ -8,10 +8,9 @@ from aiohttp import web
 
 from embedmesh import __version__
 from embedmesh.fleet.registry import Registry
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import World, handle
 from embedmesh.flow.identify import METRICS_SCOPES
-from embedmesh.flow.validate import no_such_model
+from embedmesh.flow.paid import handle
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.callers import in_room, with_key
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.metrics import CONTENT_TYPE, Metrics
@@ -27,10 +26,11 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.exchange import Delivery, RequestHead
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import SHORTAGES
-from embedmesh.rules.ports import Delivery
+from embedmesh.rules.served import no_such_model
 from embedmesh.rules.shares import Room
 
 EMBEDDED_WITHIN_S = 15.0  # /readyz: how old the last real embedding may be
@@ -221,10 +221,10 @@ def starved(registry: Registry) -> list[str]:
     return [f"{count} of {len(list(registry))} nodes starved: {SHORTAGES[why]}" for why, count in short.items()]
 
 
-def _asked(exchange: Exchange, named: str | None) -> Asked:
+def _asked(exchange: Exchange, named: str | None) -> RequestHead:
     """What the head of an embedding request says."""
     retries = exchange.header("x-stainless-retry-count") or ""
-    return Asked(
+    return RequestHead(
         exchange.header("authorization"),
         exchange.header("idempotency-key"),
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,

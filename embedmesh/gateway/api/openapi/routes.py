@@ -4,9 +4,8 @@ import base64
 import struct
 from typing import Any
 
-from embedmesh.flow.again import KEY_CHARS_MAX
-from embedmesh.flow.handle import EMBED_SCOPE
 from embedmesh.flow.identify import METRICS_SCOPES
+from embedmesh.flow.paid import EMBED_SCOPE
 from embedmesh.gateway.api.openapi.account import account_paths
 from embedmesh.gateway.api.openapi.fleet import admin_paths, node_paths
 from embedmesh.gateway.api.openapi.money import money_paths
@@ -17,7 +16,12 @@ from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
 from embedmesh.http.failures import TABLE
 from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.rules import errors
-from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
+from embedmesh.rules.limits import (
+    IDEMPOTENCY_KEY_CHARS_MAX,
+    REQUEST_BODY_BYTES_MAX,
+    REQUEST_INPUTS_MAX,
+    REQUEST_TOKENS_MAX,
+)
 
 EMBEDDING_HEADERS = (
     "openai-processing-ms",
@@ -184,7 +188,7 @@ def _idempotency_key() -> Json:
         "required": False,
         "description": "The same key with the same body gives the same reply for a day, and is charged once; with "
         "another body it is refused with 409 `idempotency_conflict`. It is the account's, whichever of its keys asks.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+        "schema": {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_CHARS_MAX},
         "example": "order-1729",
     }
 
