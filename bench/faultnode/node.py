@@ -20,14 +20,15 @@ from embedmesh.fleet.probe import PROBE_TEXT
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
-from embedmesh.node.joining import Joining, Place, Report, find_gateway
-from embedmesh.node.signed_api import NodeDoor
+from embedmesh.node.dialling import DialOut
+from embedmesh.node.joining import Joining, NodeAddress, find_gateway
+from embedmesh.node.signed_api import SignedApi
 from embedmesh.process import bind
 from embedmesh.rules import errors
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import COMPACT, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
-from embedmesh.rules.membership import Offer
+from embedmesh.rules.membership import Heartbeat, Offer
 from embedmesh.rules.models import Model
 from embedmesh.signing.certificates import der, make_certificate, server_context
 from embedmesh.signing.identity import Identity, node_id
@@ -123,7 +124,7 @@ class FaultReceipts(ReceiptLog):
         return super().add(request_id, request_digest, reply_digest, tokens + self.extra_tokens, time_ms)
 
 
-class FaultDoor(NodeDoor):
+class FaultDoor(SignedApi):
     """Our node's door, with a scripted model and its faults behind it."""
 
     def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **rest: object) -> None:
@@ -210,23 +211,20 @@ class FaultNode:
             BodyBudget(BODIES_BYTES_MAX),
             self.receipts,
             identity=identity,
-            node_id=self.node_id,
             gateway=known.fingerprint,
             address=settings.address,
             clock=clock,
         )
         self.server = HttpServer(self.door.routes())
-        place = Place(settings.address, certificate, "")
         file = folder / "gateway.json"
         self._joining = Joining(
             known,
             file,
             invite,
             identity,
-            self.node_id,
-            place,
-            self.door,
-            self.server,
+            NodeAddress(settings.address, certificate, ""),
+            None if settings.address else DialOut(known.url, self.server),
+            self.door.new_session,
             self.receipts,
             clock,
             self._offers,
@@ -245,7 +243,6 @@ class FaultNode:
     async def stop(self) -> None:
         """Say farewell, answer what is running, close the doors."""
         await self._joining.leave()
-        self._joining.dial_no_more()
         await self.server.drain(DRAIN_S)
         await self._joining.hang_up()
         self.receipts.close()
@@ -254,6 +251,6 @@ class FaultNode:
         models = self.scripted.models.values()
         return tuple(Offer(m.id, m.width, m.max_tokens, m.digest, m.tier) for m in models)
 
-    def _report(self) -> Report:
+    def _report(self) -> Heartbeat:
         pace = self.scripted.pace
-        return Report(pace.waiting_tokens, pace.tokens_per_s)
+        return Heartbeat(pace.waiting_tokens, pace.tokens_per_s)

@@ -45,7 +45,7 @@ from embedmesh.gateway.nodes.http1 import unix_dialler
 from embedmesh.gateway.nodes.own import NodeClients, OwnLink
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Members
-from embedmesh.http.bodies import SMALL_BYTES_TOTAL_MAX
+from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.receive import BodyBudget
@@ -167,7 +167,7 @@ async def _run(settings: GatewaySettings) -> int:
     books = BooksThread(opening_books)
     callers_books = BooksThread(opening_books, first=books)
     checks = BooksThread(opening_books, answer_s=CHECK_S, waiting_max=CHECKS_MAX)
-    admin_bodies, account_bodies = BodyBudget(SMALL_BYTES_TOTAL_MAX), BodyBudget(SMALL_BYTES_TOTAL_MAX)
+    admin_bodies, account_bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX), BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
     operators = (
         AdminApi(members, registry, store.nodes, admin_bodies, clock, catalogue, identity.public_key),
         KeysApi(books, admin_bodies, clock, catalogue),

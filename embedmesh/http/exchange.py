@@ -1,11 +1,12 @@
-"""One request and its reply, whichever way they travel."""
+"""One request and its reply, over the fast path or the general server."""
 
 from typing import Protocol
 
 from aiohttp import web
 
+from embedmesh.http.aiohttp_connection import deliver
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.server import ALWAYS, REQUEST_ID, deliver
+from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID
 from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, WRITE_REPLY_S
 
@@ -15,15 +16,15 @@ class Exchange(Protocol):
 
     @property
     def own_id(self) -> str | None:
-        """The id that we gave the request; None where its caller brought one, which is only echoed."""
+        """The id that we gave the request; None if its caller brought one, which is only echoed."""
         ...
 
     def header(self, name: str) -> str | None:
-        """A field of the request's head, its name in lower case."""
+        """A header of the request, its name in lower case."""
         ...
 
     async def body(self, account_id: str) -> bytes:
-        """All of it, of the share of the account whose request this is. Raises what `read_body` raises."""
+        """The whole body, in the account's share of the room for bodies. Raises what `read_body` raises."""
         ...
 
     async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
@@ -32,12 +33,12 @@ class Exchange(Protocol):
 
 
 class GeneralExchange:
-    """Over the general server. `response` is what the server is given back in the end."""
+    """Over the general server. The handler returns `response` to the server in the end."""
 
     def __init__(
         self, request: web.BaseRequest, bodies: BodyBudget, response: web.Response, write_s: float = WRITE_REPLY_S
     ) -> None:
-        """The reply has to be read within `write_s` seconds."""
+        """The caller has `write_s` seconds to read the reply."""
         self._request = request
         self._bodies = bodies
         self._response = response
@@ -62,10 +63,10 @@ class GeneralExchange:
         assert isinstance(reply, Reply)
         self._response.headers.update(reply.headers)
         if self.own_id is not None and REQUEST_HEADER in reply.headers:
-            self._request[ALWAYS]["x-request-id"] = reply.headers[REQUEST_HEADER]
+            self._request[REPLY_HEADERS]["x-request-id"] = reply.headers[REQUEST_HEADER]
         self._response.body = reply.body
         return await deliver(self._request, self._response, self._write_s)
 
     def end(self) -> None:
-        """The body is needed no more."""
+        """The body is no longer needed."""
         self._bodies.give_back(self._account_id, self._taken)

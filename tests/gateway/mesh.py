@@ -46,7 +46,7 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.member import MemberNode
-from embedmesh.node.signed_api import NodeDoor
+from embedmesh.node.signed_api import SignedApi
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
@@ -478,7 +478,7 @@ class Applicant:
         self.welcome: Welcome
         self.sessions: Sessions
         self.signer: RequestSigner
-        self.door: NodeDoor
+        self.door: SignedApi
         self.address = ""  # where its door is
 
     async def greeting(self) -> Greeting:
@@ -574,11 +574,10 @@ class Applicant:
         sock = socket.create_server((host, port))
         sock.setblocking(False)
         self.address = address = f"{'http' if plain else 'https'}://{host}:{sock.getsockname()[1]}"
-        self.door = NodeDoor(
+        self.door = SignedApi(
             self.engine,  # type: ignore[arg-type]
             BodyBudget(10**8),
             self.identity,
-            self.node_id,
             believes.get("gateway", self.gateway.fingerprint),
             believes.get("address", address),
             self.receipts,

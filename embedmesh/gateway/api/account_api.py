@@ -15,7 +15,7 @@ from embedmesh.gateway.api.queries import day, number, page, query_of, rest_of, 
 from embedmesh.gateway.api.serializers import shown, shown_account, shown_key
 from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import Routes
+from embedmesh.http.routing import Routes
 from embedmesh.rules.errors import InsufficientScope, InvalidValue
 from embedmesh.rules.ports import Catalogue, Clock, Keys, RateLimits
 from embedmesh.rules.shares import Room

@@ -16,7 +16,7 @@ from embedmesh.gateway.nodes.records import DIALLED, kind_of
 from embedmesh.gateway.nodes.roster import Member, Members
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import REST, Routes
+from embedmesh.http.routing import PATH_REMAINDER, Routes
 from embedmesh.rules import errors
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import Offer, Standing
@@ -135,11 +135,11 @@ class AdminApi:
 
     async def node(self, request: web.BaseRequest) -> web.StreamResponse:
         """One node, by its id or small id."""
-        return json_reply(self._one(request[REST]))
+        return json_reply(self._one(request[PATH_REMAINDER]))
 
     async def act(self, request: web.BaseRequest) -> web.StreamResponse:
         """Say something of a node: approve, drain, resume, readmit, remove, trust, distrust, weight."""
-        name, _, action = request[REST].rpartition("/")
+        name, _, action = request[PATH_REMAINDER].rpartition("/")
         body = await self._body(request)
         node = self._registry.find(name)
         if node is not None and node.kind == LOCAL:
@@ -186,9 +186,9 @@ class AdminApi:
 
     async def revoke(self, request: web.BaseRequest) -> web.StreamResponse:
         """End a join token that nobody has used."""
-        if not await self._books.revoke_invite(request[REST]):
+        if not await self._books.revoke_invite(request[PATH_REMAINDER]):
             raise errors.NotFound("There is no open invite of that id.")
-        return json_reply({"invite_id": request[REST], "revoked": True})
+        return json_reply({"invite_id": request[PATH_REMAINDER], "revoked": True})
 
     def _upstream(self, asked: UpstreamRequest) -> NodeRecord:
         """The record of what an operator says of a server. Raises InvalidValue."""

@@ -18,14 +18,15 @@ from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.metrics import CONTENT_TYPE, Metrics
 from embedmesh.gateway.api.openapi import docs_page, document
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
-from embedmesh.http.bodies import JSON, json_reply
+from embedmesh.http.bodies import JSON_HEADERS, json_reply
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.exchange import Exchange, GeneralExchange
 from embedmesh.http.fast_path import FastPath
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import REST, Handler, HttpServer, Routes
+from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
+from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import Delivery, RequestHead
 from embedmesh.rules.limits import WRITE_REPLY_S
@@ -111,10 +112,10 @@ class GatewayApp:
         return with_key(self._world.keys, handler, *any_of, rate_limits=self._world.rate_limits)
 
     async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
-        response = web.Response(headers=JSON)
+        response = web.Response(headers=JSON_HEADERS)
         exchange = GeneralExchange(request, self._bodies, response, self._write_s)
         try:
-            await self._embed(exchange, request.get(REST))
+            await self._embed(exchange, request.get(PATH_REMAINDER))
         finally:
             exchange.end()
         return response
@@ -154,9 +155,9 @@ class GatewayApp:
         return json_reply({"object": "list", "data": [self._described(model) for model in served]})
 
     async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
-        model = self._world.catalogue.find(request[REST])
+        model = self._world.catalogue.find(request[PATH_REMAINDER])
         if model is None or not self._registry.ready(model.id):
-            raise no_such_model(request[REST], self._world.catalogue, self._world.terms.serves)
+            raise no_such_model(request[PATH_REMAINDER], self._world.catalogue, self._world.terms.serves)
         return json_reply(self._described(model))
 
     def _described(self, model: Model) -> dict[str, object]:
@@ -200,7 +201,7 @@ class GatewayApp:
         return json_reply({"ready": ready, "reasons": reasons}, status=200 if ready else 503)
 
     async def _openapi_json(self, request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=self._openapi, headers=JSON)
+        return web.Response(body=self._openapi, headers=JSON_HEADERS)
 
     async def _to_docs(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(

@@ -7,8 +7,9 @@ from contextlib import suppress
 from aiohttp import web
 
 from embedmesh.flow.identify import identify
+from embedmesh.http.aiohttp_connection import write_out
 from embedmesh.http.bodies import CALLER
-from embedmesh.http.server import Handler, Routes, write_out
+from embedmesh.http.routing import Handler, Routes
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import Keys, RateLimits

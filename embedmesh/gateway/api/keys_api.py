@@ -12,7 +12,7 @@ from embedmesh.gateway.api.queries import page, query_of, rest_of, rows_of
 from embedmesh.gateway.api.serializers import shown_key
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import Routes
+from embedmesh.http.routing import Routes
 from embedmesh.rules.errors import NotFound
 from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.storage.books import Books

@@ -12,7 +12,7 @@ from embedmesh.gateway.api.queries import page, query_of, rest_of, rows_of
 from embedmesh.gateway.api.serializers import shown, shown_account
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import Routes
+from embedmesh.http.routing import Routes
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InvalidValue, ModelNotFound, NotFound
 from embedmesh.rules.limits import PAGE_ROWS_MAX, REFERENCE_CHARS_MAX

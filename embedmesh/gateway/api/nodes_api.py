@@ -17,10 +17,11 @@ from embedmesh.fleet.registry import Registry
 from embedmesh.gateway.nodes.http1 import Connection, Inbound
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Member, Members
-from embedmesh.http.bodies import JSON, decoded, json_reply
+from embedmesh.http.aiohttp_connection import hand_over
+from embedmesh.http.bodies import JSON_HEADERS, decoded, json_reply
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.server import REST, Routes, hand_over
+from embedmesh.http.routing import PATH_REMAINDER, Routes
 from embedmesh.rules import errors
 from embedmesh.rules.limits import NODE_MESSAGE_BYTES_MAX
 from embedmesh.rules.membership import HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
@@ -97,7 +98,7 @@ class NodesApi:
 
     async def speak(self, request: web.BaseRequest) -> web.StreamResponse:
         """`/v1/nodes/{id}/heartbeat` and `/v1/nodes/{id}/drain`."""
-        node_id, _, what = request[REST].partition("/")
+        node_id, _, what = request[PATH_REMAINDER].partition("/")
         handlers: dict[str, Callable[[Member, bytes], Awaitable[bytes]]] = {
             "heartbeat": self._heartbeat,
             "drain": self._drain,
@@ -111,13 +112,13 @@ class NodesApi:
         self._check_body(checked, body)
         answer = await handler(member, body)
         headers = checked.sign_reply(200, answer, 0, self._now_s())
-        response = web.Response(body=answer, headers=JSON)
+        response = web.Response(body=answer, headers=JSON_HEADERS)
         response.headers.extend(headers)
         return response
 
     async def dial(self, request: web.BaseRequest) -> web.StreamResponse:
         """`/v1/nodes/{id}/dial`: a node that nobody can reach gives us a connection to ask it over."""
-        node_id, _, what = request[REST].partition("/")
+        node_id, _, what = request[PATH_REMAINDER].partition("/")
         if request.method != "GET" or what != "dial" or request.headers.get("Upgrade", "").lower() != UPGRADE:
             raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
         member, checked = self._check(request, node_id)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from embedmesh.http.server import REST
+from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import InvalidValue, NotFound, UnknownParameter
 from embedmesh.rules.limits import PAGE_ROWS_MAX
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def rest_of(request: web.BaseRequest) -> str:
     """What the path says behind the route. Raises NotFound for what can name nothing."""
-    rest = request[REST]
+    rest = request[PATH_REMAINDER]
     if not rest.isprintable():
         raise NotFound("Nothing has such a name.")
     return rest

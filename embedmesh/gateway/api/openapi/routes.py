@@ -14,8 +14,7 @@ from embedmesh.gateway.api.openapi.replies import Failures, json_reply, reply
 from embedmesh.gateway.api.openapi.shapes import Json, ref
 from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
 from embedmesh.http.failures import TABLE
-from embedmesh.http.paths import EMBEDDINGS as EMBEDDINGS_PATH
-from embedmesh.http.paths import OTHER_PATHS
+from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.rules import errors
 from embedmesh.rules.limits import (
     IDEMPOTENCY_KEY_CHARS_MAX,
