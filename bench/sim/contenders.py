@@ -12,9 +12,9 @@ from bench.sim.routers import Router
 from bench.sim.servers import Server
 from bench.sim.workload import Request
 from bench.sim.world import World
-from embedmesh.fleet.fair_queue import Work
 from embedmesh.fleet.load import Load
-from embedmesh.fleet.probe import OUT_EVERY_S, PROBE_S, SPEED_INPUTS, SPEED_TOKENS
+from embedmesh.fleet.probe import NODE_PROBE_S, OUT_EVERY_S, SPEED_INPUTS, SPEED_TOKENS
+from embedmesh.fleet.queued import QueuedRequest
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.rules.deadlines import attempt_s
@@ -98,7 +98,7 @@ class Lined(Contender):
         Asking(self, request)
 
     def over(self) -> None:
-        assert not self.line.waiting_tokens, "nothing waits"
+        assert not self.line.queued_tokens, "nothing waits"
         assert all(not node.load.parts and not node.load.tokens for node in self.registry), "no load is left behind"
 
     def tell(self, what: Callable[[], object]) -> None:
@@ -124,7 +124,7 @@ class Lined(Contender):
         began = self.world.now
 
         def done(failure: NodeFailure | None) -> None:
-            late = self.world.now - began > PROBE_S
+            late = self.world.now - began > NODE_PROBE_S
             node.load.ended(tokens, self.world.now, well=failure is None and not late)
             if failure is None and not late:
                 node.draining = False
@@ -152,7 +152,7 @@ class Asking:
         self._missing = len(request.lengths)
         self._unasked = self._missing  # inputs that nobody is asked for now
         self._unasked_since = lined.world.now
-        self._place: Work | None = None
+        self._place: QueuedRequest | None = None
         counted = Counted(lengths=request.lengths, ids=[], texts=[])
         lined.tell(lambda: self._enter(counted))
 
@@ -239,7 +239,7 @@ class Oracle(Contender):
         heapq.heappush(self._line, (rest.request.at if self._first_come else rest.left, rest.request.number, rest))
 
     def _give(self) -> None:
-        """Work for whoever is idle, as long as that makes it sooner."""
+        """QueuedRequest for whoever is idle, as long as that makes it sooner."""
         aside = []
         ahead = 0
         while self._line and self._idle:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from embedmesh.fleet.addresses import (
+    DEFAULT_PORTS,
     DENIED,
-    PORTS,
-    RESULTS_MAX,
+    LOOKUP_RESULTS_MAX,
     AddressRefused,
     Endpoint,
     Policy,
@@ -172,7 +172,7 @@ def all_agree(text: str, endpoint: Endpoint) -> None:
         else:
             assert host.removesuffix(".") == endpoint.host
         assert found.scheme == ("https" if endpoint.tls else "http")
-        assert (found.port or PORTS[found.scheme]) == endpoint.port
+        assert (found.port or DEFAULT_PORTS[found.scheme]) == endpoint.port
         assert (found.path.strip("/"), found.fragment) == ("", "")
         assert not found.query
         assert (found.username if isinstance(found, SplitResult) else found.user) is None
@@ -469,7 +469,12 @@ RESOLVED = [
     ([], "https://node.example", ["2606:4700::1111", PUBLIC_IP], "2606:4700::1111"),
     ([], "https://node.example", ["2606:4700:0:0::1111"], "2606:4700::1111"),
     ([], "https://node.example", [PUBLIC_IP] * 1000, PUBLIC_IP),
-    ([], "https://node.example", ["8.8.8.8"] * RESULTS_MAX + [PRIVATE_IP], "8.8.8.8"),  # nobody looks, nobody goes
+    (
+        [],
+        "https://node.example",
+        ["8.8.8.8"] * LOOKUP_RESULTS_MAX + [PRIVATE_IP],
+        "8.8.8.8",
+    ),  # not looked at
     (["10.0.0.0/8"], "https://node.example", [PRIVATE_IP], PRIVATE_IP),
     (["10.0.0.0/8"], "http://node.example", [PRIVATE_IP], PRIVATE_IP),
     (["10.0.0.0/8"], "https://node.example", [PUBLIC_IP, PRIVATE_IP], PUBLIC_IP),
@@ -480,7 +485,7 @@ RESOLVED = [
     (["10.0.0.0/8"], "http://node.example", [PRIVATE_IP, "192.168.0.1"], None),
     (["10.0.0.0/8"], "https://node.example", [PRIVATE_IP, "::ffff:10.0.0.7"], None),
     ([], "https://node.example", [PUBLIC_IP, PRIVATE_IP], None),
-    ([], "https://node.example", [PUBLIC_IP] * (RESULTS_MAX - 1) + [PRIVATE_IP], None),
+    ([], "https://node.example", [PUBLIC_IP] * (LOOKUP_RESULTS_MAX - 1) + [PRIVATE_IP], None),
     ([], "https://node.example", [PRIVATE_IP] * 1000, None),
     ([], "https://node.example", ["junk"], None),
     ([], "https://node.example", [PUBLIC_IP, "junk"], None),
