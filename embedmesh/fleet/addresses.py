@@ -30,45 +30,31 @@ Lookup = Callable[[str, int], Awaitable[Sequence[str]]]  # host and port to IPs,
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# The first row that contains an address names it. The last three rows are all IPv6 outside 2000::/3, the only part that
-# is assigned; the IPv6 rows before them only give better names.
+# The first row that contains an address names it. The last row is all IPv6 outside 2000::/3, the only part that is
+# assigned; the IPv6 networks before it only give better names.
 DENIED: Sequence[tuple[Network, str]] = [
     (ipaddress.ip_network(network), what)
-    for network, what in (
-        ("0.0.0.0/8", "an address of this network"),  # connects to this machine on Linux
-        ("10.0.0.0/8", "a private address"),
-        ("100.64.0.0/10", "an address behind a carrier's NAT"),  # also Alibaba's metadata, 100.100.100.200
-        ("127.0.0.0/8", "a loopback address"),
-        ("168.63.129.16/32", "an address of the cloud's own services"),  # Azure's, in the midst of public ones
-        ("169.254.0.0/16", "a link-local address"),  # also most clouds' metadata, 169.254.169.254
-        ("172.16.0.0/12", "a private address"),
-        ("192.0.0.0/24", "an address reserved for protocols"),  # also Oracle's metadata, 192.0.0.192
-        ("192.0.2.0/24", "an address for documentation"),
-        ("192.88.99.0/24", "a 6to4 relay"),
-        ("192.168.0.0/16", "a private address"),
-        ("198.18.0.0/15", "an address for benchmarks"),
-        ("198.51.100.0/24", "an address for documentation"),
-        ("203.0.113.0/24", "an address for documentation"),
-        ("224.0.0.0/4", "a multicast address"),
-        ("240.0.0.0/4", "a reserved address"),  # broadcast included
-        ("2001::/23", "an address reserved for protocols"),  # Teredo, which holds an IPv4 address; ORCHID
-        ("2001:db8::/32", "an address for documentation"),
-        ("2002::/16", "a 6to4 address"),  # holds an IPv4 address
-        ("3fff::/20", "an address for documentation"),
-        ("::/128", "an address of this network"),
-        ("::1/128", "a loopback address"),
-        ("::ffff:0:0/96", "an IPv4 address in the form of IPv6"),
-        ("::/96", "an IPv4 address in the form of IPv6"),
-        ("64:ff9b::/96", "a NAT64 address"),  # holds an IPv4 address
-        ("64:ff9b:1::/48", "a NAT64 address"),
-        ("fc00::/7", "a private address"),  # also the metadata of AWS, fd00:ec2::254
-        ("fe80::/10", "a link-local address"),
-        ("fec0::/10", "a private address"),  # site-local: withdrawn, but routed where it was set up
-        ("ff00::/8", "a multicast address"),
-        ("::/3", "an address outside the public internet"),
-        ("4000::/2", "an address outside the public internet"),
-        ("8000::/1", "an address outside the public internet"),
+    for what, networks in (
+        ("an address of this network", "0.0.0.0/8 ::/128"),  # 0.0.0.0 connects to this machine on Linux
+        ("a loopback address", "127.0.0.0/8 ::1/128"),
+        ("a private address", "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16"),
+        ("a private address", "fc00::/7 fec0::/10"),  # also the metadata of AWS, fd00:ec2::254
+        ("a link-local address", "169.254.0.0/16 fe80::/10"),  # also most clouds' metadata, 169.254.169.254
+        ("an address behind a carrier's NAT", "100.64.0.0/10"),  # also Alibaba's metadata, 100.100.100.200
+        ("an address of the cloud's own services", "168.63.129.16/32"),  # Azure's, among public ones
+        ("an address reserved for protocols", "192.0.0.0/24"),  # also Oracle's metadata, 192.0.0.192
+        ("an address reserved for protocols", "2001::/23"),  # Teredo, which holds an IPv4 address; ORCHID
+        ("an address for documentation", "192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 2001:db8::/32 3fff::/20"),
+        ("an address for benchmarks", "198.18.0.0/15"),
+        ("a multicast address", "224.0.0.0/4 ff00::/8"),
+        ("a reserved address", "240.0.0.0/4"),  # broadcast included
+        ("a 6to4 relay", "192.88.99.0/24"),
+        ("a 6to4 address", "2002::/16"),  # holds an IPv4 address
+        ("an IPv4 address in the form of IPv6", "::ffff:0:0/96 ::/96"),
+        ("a NAT64 address", "64:ff9b::/96 64:ff9b:1::/48"),  # holds an IPv4 address
+        ("an address outside the public internet", "::/3 4000::/2 8000::/1"),
     )
+    for network in networks.split()
 ]
 
 _CHARACTERS = re.compile(r"[A-Za-z0-9.:/\[\]-]*")
@@ -156,17 +142,13 @@ class Policy:
     def __init__(self, allowed: Sequence[str]) -> None:
         self._allowed = [_network(text) for text in allowed]
 
-    def permits(self, ip: str) -> bool:
-        """Whether the gateway may connect to this IP for a node. Text that is no IP is not permitted."""
-        return self.refusal(ip) is None
-
     def permits_plain(self, ip: str) -> bool:
-        """Whether it may do so without TLS: only inside a network of the allow-list."""
+        """Whether the gateway may connect to this IP without TLS: only inside a network of the allow-list."""
         address = _ip(ip)
         return address is not None and any(address in network for network in self._allowed)
 
     def refusal(self, ip: str) -> str | None:
-        """Why this IP is not permitted, in words ("a private address"); None if it is."""
+        """Why the gateway must not connect to this IP, in words ("a private address"); None if it may."""
         address = _ip(ip)
         if address is None:
             return "no IP address"

@@ -38,7 +38,7 @@ from embedmesh.gateway.api.callers import for_admins
 from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.money_api import MoneyApi
 from embedmesh.gateway.api.nodes_api import NodesApi
-from embedmesh.gateway.main import IDENTITY
+from embedmesh.gateway.build import IDENTITY
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.own import NodeClients
 from embedmesh.gateway.nodes.registration import Registrar
