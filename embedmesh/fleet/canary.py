@@ -1,4 +1,4 @@
-"""Are the vectors the model's? Some answers are asked for again, of another node, and compared.
+"""Are the vectors the model's? Some answers are repeated by another node, and compared.
 
 The node cannot tell which: the second request is like any other, and comes after the first was answered. Where two
 nodes disagree, a trusted node decides, and the node that differs from it is quarantined. A quarantined node gets
@@ -57,7 +57,7 @@ class Canaries:
         self._right_in_a_row: dict[str, int] = {}  # of quarantined nodes
 
     def answered(self, model: Model, counted: Counted, part: Part, reply: EmbedVectors) -> None:
-        """A caller gets this answer. Perhaps another node is asked the same."""
+        """A caller gets this answer. Perhaps another node repeats it."""
         node = self._registry.find(part.node_id)
         if node is None or node.trusted or len(self._tasks) >= COMPARISONS_MAX:
             return

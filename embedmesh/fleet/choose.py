@@ -22,7 +22,7 @@ class Option(NamedTuple):
     node: Node
     finish_s: float
     room: bool
-    price: int = 0  # what the node asks, in nano-USD per million tokens
+    price: int = 0  # of the node, in nano-USD per million tokens
 
 
 Policy = Callable[[Sequence[Option], float, Dice], Option | None]

@@ -1,4 +1,4 @@
-"""Questions of our own to nodes, for probes and canaries: what is asked, and how the answers are verified."""
+"""Questions of our own to nodes, for probes and canaries: their texts, and the verification of the answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

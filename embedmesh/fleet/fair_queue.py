@@ -59,7 +59,7 @@ class FairQueue:
                 del self._backlogs[request.account_id]
 
     def ahead_of(self, account_id: str, tokens: int) -> Backlog:
-        """What an account has in the queue that a new request of so many tokens would not pass."""
+        """What an account has in the queue that a new request with these tokens would not pass."""
         size = size_of(tokens)
         before = [each for other, each in self._backlogs.get(account_id, {}).items() if other <= size]
         return Backlog(sum(each.remainders for each in before), sum(each.tokens for each in before))

@@ -226,7 +226,7 @@ class Scheduler:
         skipped: list[QueuedRequest] = []
         ahead = vain = 0
         needed = 0.0  # tokens that must be ahead of a short request before a free slow node is worth using
-        large_waits = False  # then what comes after it does not fill up the nodes that it waits for
+        large_waits = False  # then later requests do not fill the nodes that it waits for
         while queue.heap and vain < LOOK_AHEAD and len(skipped) < SKIP_MAX:
             if needed > queue.tokens or not any(candidate.room(not large_waits) for candidate in candidates):
                 break

@@ -44,17 +44,17 @@ EXIT_SOFTWARE = 70  # EX_SOFTWARE: an fsync failed, or a bug of ours: start anew
 
 
 class Ending:
-    """Why the gateway ends: `exit_code` is set before `told` is."""
+    """Why the gateway ends: the exit code is set before the event."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.exit_code = EXIT_OK
-        self.told = stop_event(settings.lifeline_fd)
+        self.stop_event = stop_event(settings.lifeline_fd)
 
     def store_lost(self, reason: str) -> None:
         """The disk can no longer be trusted."""
         log.critical("the store is lost (%s): nothing more is acknowledged; starting anew", reason)
         self.exit_code = EXIT_SOFTWARE
-        self.told.set()
+        self.stop_event.set()
 
 
 def main(settings: GatewaySettings) -> int:
@@ -96,13 +96,13 @@ async def open_store(settings: GatewaySettings, clock: Clock, ending: Ending) ->
             on_fatal=ending.store_lost,
         )
     )
-    told = asyncio.create_task(ending.told.wait())
-    await asyncio.wait([opening, told], return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
+    stopped = asyncio.create_task(ending.stop_event.wait())
+    await asyncio.wait([opening, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
     if opening.done():
         return opening.result()
     opening.cancel()
-    await asyncio.gather(opening, told, return_exceptions=True)
+    await asyncio.gather(opening, stopped, return_exceptions=True)
     return None
 
 
@@ -110,7 +110,7 @@ async def run(
     gateway: Gateway, listener: socket.socket, new_keys: NewKeys, ending: Ending, *, local_nodes: bool
 ) -> list[asyncio.Future[Any]]:
     """Serve until told to stop, or until a background task ends. Returns all background tasks. Raises StoreAway."""
-    told = asyncio.create_task(ending.told.wait())
+    stopped = asyncio.create_task(ending.stop_event.wait())
     background = [asyncio.ensure_future(each) for each in gateway.background]
     try:
         await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys))
@@ -122,12 +122,12 @@ async def run(
     await gateway.app.server.start(listener)
     quieten_gc()
     log.info("gateway listens on port %d", listener.getsockname()[1])
-    await asyncio.wait([told, *background], return_when=asyncio.FIRST_COMPLETED)
-    if not told.done():
+    await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)
+    if not stopped.done():
         broken = next(task for task in background if task.done())
         log.critical("a background task ended (%s); starting anew", type(broken.exception()).__name__)
         ending.exit_code = EXIT_SOFTWARE
-    return [told, *background]
+    return [stopped, *background]
 
 
 async def until_ready(registry: Registry) -> None:

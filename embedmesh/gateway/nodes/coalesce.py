@@ -112,7 +112,7 @@ class CoalescingLink:
         self._tasks.discard(task)
         if task.cancelled():  # perhaps before its first step
             for request in batch:
-                _fail(request, NodeUnreachable("the node was removed, or nobody waits for it"))
+                _fail(request, NodeUnreachable("the node was removed, or no caller waits for it"))
         self._calls -= 1
         self._call_next()
 
