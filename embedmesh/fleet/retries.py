@@ -5,9 +5,10 @@ from embedmesh.fleet.candidates import Candidate
 from embedmesh.fleet.queued import QueuedRequest, Remainder
 from embedmesh.fleet.registry import Registry
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeUnreachable, UpstreamRefused
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import ATTEMPTS_MAX
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Clock, Part
+from embedmesh.rules.ports import Clock
 
 REFUSALS_MAX = 8  # of one part, by nodes that are full or gone: a few requests find out, not all of them
 HEDGE_TOKENS_MAX = 256  # larger work is not done twice
