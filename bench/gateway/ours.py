@@ -14,8 +14,8 @@ from embedmesh.cli import main as cli
 from embedmesh.dialects.openai.render import respond
 from embedmesh.flow.paid import Outcome
 from embedmesh.flow.world import World
-from embedmesh.gateway.nodes.http1 import Wires
 from embedmesh.gateway.nodes.own import OwnLink, Signing
+from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.exchange import Deliver, Receive, RequestHead
 from embedmesh.rules.forwarding import Answer, Part, Share
@@ -75,11 +75,11 @@ async def only_forward(
     return Outcome(model.id, TOKENS, 0)
 
 
-def signed_link(wires: Wires, clock: Clock) -> OwnLink:
+def signed_link(pool: ConnectionPool, clock: Clock) -> OwnLink:
     """A link under the session of bench.gateway.node."""
     signing = Signing(NODE_ID, "0" * 16, clock, lambda *_: None)
     signing.add(SESSION)
-    return OwnLink(wires, clock, signing)
+    return OwnLink(pool, clock, signing)
 
 
 def leave_out(stage: str) -> None:

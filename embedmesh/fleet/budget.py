@@ -1,16 +1,16 @@
-"""How many attempts beyond the first a gateway may make: enough to hide a broken node, too few to double a load."""
+"""How many attempts beyond the first a gateway may make: enough to hide a broken node, too few to double the load."""
 
 from collections import deque
 
 from embedmesh.rules.ports import Clock
 
 SPAN_S = 10  # whole seconds
-SHARE = 0.10  # of the requests in that span
-A_SECOND_MIN = 10  # so that a quiet gateway may retry at all
+RETRY_SHARE = 0.10  # of the requests in that span
+RETRIES_A_SECOND_MIN = 10  # so that a quiet gateway may retry at all
 
 
 class RetryBudget:
-    """Counts requests and further attempts over the last SPAN_S seconds (contract section 5)."""
+    """Counts requests and further attempts over the last SPAN_S seconds."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -24,7 +24,7 @@ class RetryBudget:
         self._requests += 1
 
     def take(self, share: float = 1.0) -> bool:
-        """Whether one more attempt may be made; it counts as made then. What can be done without has but a `share`."""
+        """Take one more attempt if the budget allows. Attempts that are not necessary may use only a `share` of it."""
         if not self.left(share):
             return False
         self._now()[2] += 1
@@ -34,7 +34,7 @@ class RetryBudget:
     def left(self, share: float = 1.0) -> bool:
         """Whether `take` would say yes."""
         self._now()
-        return self._retries < share * max(SHARE * self._requests, A_SECOND_MIN * SPAN_S)
+        return self._retries < share * max(RETRY_SHARE * self._requests, RETRIES_A_SECOND_MIN * SPAN_S)
 
     def _now(self) -> list[int]:
         second = int(self._clock.monotonic())

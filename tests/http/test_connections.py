@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from aiohttp import web
 
-from embedmesh.gateway.main import trusted_origins
+from embedmesh.gateway.network import trusted_origins
 from embedmesh.http.connections import LOCAL_ORIGIN, Connections, Origins
 from embedmesh.http.exchange import Exchange
 from embedmesh.http.fast_path import FastPath

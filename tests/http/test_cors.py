@@ -7,7 +7,7 @@ import pytest
 
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi.replies import HEADERS
-from embedmesh.gateway.main import allowed_origins
+from embedmesh.gateway.network import allowed_origins
 from embedmesh.http.cors import MAY_READ, MAY_SEND, SENT_MAX, Cors
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import SetupError

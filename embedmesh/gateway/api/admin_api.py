@@ -11,9 +11,10 @@ from msgspec import Meta
 from embedmesh.fleet.pace import REFUSALS
 from embedmesh.fleet.probe import PACED_PROBE_S
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
+from embedmesh.gateway.nodes.connected import ConnectedNode
 from embedmesh.gateway.nodes.foreign import parse_url
 from embedmesh.gateway.nodes.records import DIALLED, kind_of
-from embedmesh.gateway.nodes.roster import Member, Members
+from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER, Routes
@@ -90,7 +91,7 @@ class AdminApi:
 
     def __init__(
         self,
-        members: Members,
+        members: Roster,
         registry: Registry,
         books: NodeBooks,
         bodies: BodyBudget,
@@ -245,7 +246,7 @@ class AdminApi:
         return self._members.record(name)
 
     def _described(self, record: NodeRecord | None, node: Node | None) -> dict[str, Any]:
-        member = self._members.alive(record.node_id) if record is not None else None
+        member = self._members.connected(record.node_id) if record is not None else None
         if node is None:
             return {**_kept(record), "state": None}
         return {**_kept(record), **_live(node, _state(node, self._registry.proven(node)), member, self._clock)}
@@ -275,7 +276,7 @@ def _kept(record: NodeRecord | None) -> dict[str, Any]:
     }
 
 
-def _live(node: Node, state: str, member: Member | None, clock: Clock) -> dict[str, Any]:
+def _live(node: Node, state: str, member: ConnectedNode | None, clock: Clock) -> dict[str, Any]:
     """What this gateway sees of a node now."""
     now = clock.monotonic()
     failure, load = node.last_failure, node.load
@@ -330,7 +331,7 @@ def _open(node: Node | None, waited_s: float, adding_s: float) -> bool:
     return node.last_failure.check not in REFUSALS and waited_s < adding_s
 
 
-def _reported(member: Member | None) -> dict[str, Any] | None:
+def _reported(member: ConnectedNode | None) -> dict[str, Any] | None:
     """What the node said of itself in its last heartbeat."""
     beat = member.reported if member is not None else None
     return None if beat is None else {"tokens_waiting": beat.tokens_waiting, "tokens_per_s": round(beat.tokens_per_s)}

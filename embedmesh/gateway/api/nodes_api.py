@@ -14,9 +14,11 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.fleet.registry import Registry
-from embedmesh.gateway.nodes.http1 import Connection, Inbound
+from embedmesh.gateway.nodes.connected import ConnectedNode
+from embedmesh.gateway.nodes.http1 import Connection
+from embedmesh.gateway.nodes.pools import InboundPool
 from embedmesh.gateway.nodes.registration import Registrar
-from embedmesh.gateway.nodes.roster import Member, Members
+from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.aiohttp_connection import hand_over
 from embedmesh.http.bodies import JSON_HEADERS, decoded, json_reply
 from embedmesh.http.connections import Origins
@@ -56,7 +58,7 @@ class NodesApi:
     def __init__(
         self,
         registrar: Registrar,
-        members: Members,
+        members: Roster,
         registry: Registry,
         books: NodeBooks,
         clock: Clock,
@@ -99,7 +101,7 @@ class NodesApi:
     async def speak(self, request: web.BaseRequest) -> web.StreamResponse:
         """`/v1/nodes/{id}/heartbeat` and `/v1/nodes/{id}/drain`."""
         node_id, _, what = request[PATH_REMAINDER].partition("/")
-        handlers: dict[str, Callable[[Member, bytes], Awaitable[bytes]]] = {
+        handlers: dict[str, Callable[[ConnectedNode, bytes], Awaitable[bytes]]] = {
             "heartbeat": self._heartbeat,
             "drain": self._drain,
         }
@@ -123,14 +125,14 @@ class NodesApi:
             raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
         member, checked = self._check(request, node_id)
         self._check_body(checked, b"")
-        wires = member.wires
-        if not isinstance(wires, Inbound):
+        pool = member.pool
+        if not isinstance(pool, InboundPool):
             raise errors.InvalidValue("This node is registered with an address. Join without one to dial out.")
         connection = Connection()
-        asyncio.get_running_loop().call_soon(wires.offer, connection)  # once it has been handed over
+        asyncio.get_running_loop().call_soon(pool.offer, connection)  # once it has been handed over
         await hand_over(request, connection, SWITCHING)
 
-    async def _heartbeat(self, member: Member, body: bytes) -> bytes:
+    async def _heartbeat(self, member: ConnectedNode, body: bytes) -> bytes:
         beat = decoded(body, Heartbeat)
         member.seen = self._clock.monotonic()
         load = member.node.load
@@ -156,15 +158,15 @@ class NodesApi:
                     await self._books.note_receipts(member.node.node_id, member.audit.count, member.audit.head)
         return msgspec.json.encode(HeartbeatReply(member.audit.count + 1))
 
-    async def _drain(self, member: Member, body: bytes) -> bytes:
+    async def _drain(self, member: ConnectedNode, body: bytes) -> bytes:
         """It is about to leave: no more work for it, until it registers again."""
         self._registry.drain(member.node)
         log.info("node %s leaves", member.node.node_id)
         return b"{}"
 
-    def _check(self, request: web.BaseRequest, node_id: str) -> tuple[Member, CheckedRequest]:
+    def _check(self, request: web.BaseRequest, node_id: str) -> tuple[ConnectedNode, CheckedRequest]:
         """Whose request it is, by its head."""
-        member = self._members.alive(node_id)
+        member = self._members.connected(node_id)
         if member is None:
             raise errors.InvalidApiKey(UNSIGNED)
         headers = {name.lower(): value for name, value in request.headers.items()}
