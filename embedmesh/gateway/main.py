@@ -32,13 +32,15 @@ from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.validate import Terms
 from embedmesh.flow.verify import verify
 from embedmesh.gateway.api.account_api import AccountApi
-from embedmesh.gateway.api.admin_api import AdminApi
+from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.callers import for_admins
+from embedmesh.gateway.api.fleet_api import FleetApi
+from embedmesh.gateway.api.invites_api import InvitesApi
 from embedmesh.gateway.api.keys_api import KeysApi
-from embedmesh.gateway.api.money_api import CHECK_S, CHECKS_MAX, MoneyApi
+from embedmesh.gateway.api.ledger_api import CHECK_S, CHECKS_MAX, LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
+from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.http1 import unix_dialler
@@ -168,15 +170,15 @@ async def _run(settings: GatewaySettings) -> int:
     callers_books = BooksThread(opening_books, first=books)
     checks = BooksThread(opening_books, answer_s=CHECK_S, waiting_max=CHECKS_MAX)
     admin_bodies, account_bodies = BodyBudget(SMALL_BYTES_TOTAL_MAX), BodyBudget(SMALL_BYTES_TOTAL_MAX)
-    operators = (
-        AdminApi(members, registry, store.nodes, admin_bodies, clock, catalogue, identity.public_key),
-        KeysApi(books, admin_bodies, clock, catalogue),
-        MoneyApi(books, checks, admin_bodies, catalogue),
-    )
     apis = [
-        NodesApi(registrar, members, registry, store.nodes, clock, origins).routes(),
-        AccountApi(store.keys, store.rate_limits, callers_books, account_bodies, clock, catalogue).routes(),
-        *(for_admins(store.keys, api.routes()) for api in operators),
+        NodesApi(registrar, members, registry, store.nodes, clock, origins),
+        AccountApi(callers_books, account_bodies, clock, catalogue),
+        FleetApi(members, registry, admin_bodies, clock, catalogue),
+        InvitesApi(store.nodes, admin_bodies, clock, identity.public_key),
+        AccountsApi(books, admin_bodies),
+        KeysApi(books, admin_bodies, clock, catalogue),
+        PricesApi(books, admin_bodies, catalogue),
+        LedgerApi(books, checks, admin_bodies),
     ]
     replies = Shares(settings.reply_bytes_total_max)
     world = World(

@@ -128,12 +128,15 @@ async def test_broken_bytes_are_placed(gw: Gateway, body: bytes, said: str) -> N
         ("DELETE", "/prices?model=acme/native", None),
         ("GET", "/requests/none", None),
         ("POST", "/requests/none/refund", {"reference": "none"}),
-        ("POST", "/requests/none", {"reference": "none"}),
         ("POST", "/payouts", {"node": "none", "amount_nanousd": 1, "reference": "none"}),
     ],
 )
 async def test_what_is_not_there(gw: Gateway, method: str, path: str, body: object) -> None:
     refused(await gw.admin(method, path, body), 404, "not_found")
+
+
+async def test_a_request_itself_takes_no_post(gw: Gateway) -> None:
+    refused(await gw.admin("POST", "/requests/none", {"reference": "none"}), 405, "method_not_allowed")
 
 
 @pytest.mark.parametrize(

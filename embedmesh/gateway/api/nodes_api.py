@@ -1,32 +1,35 @@
-"""`/v1/nodes`: what nodes say to a gateway about themselves. Each handler adapts HTTP to the registrar or the members.
+"""`/v1/nodes`: messages of nodes to the gateway. Each handler adapts HTTP to the registrar or the members.
 
-A registration is signed by the node's identity; a heartbeat, a farewell and a dialled connection under the session that
-was agreed then. Anybody may register, so that bodies of registrations have a small room of their own, shared by
-address; the others are known by their heads, before a byte of a body is read, and share a room by node.
+A registration is signed by the node's identity; a heartbeat, a drain and a dialled connection under the session that
+was agreed then. Anybody may register, so bodies of registrations have a small budget of their own, shared by address.
+The other messages are checked by their heads, before a byte of the body is read, and share a budget by node.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from embedmesh.fleet.registry import Registry
+from embedmesh.gateway.api.routes import NO_KEY, SIGNED, Api, Call, Reply, Route
 from embedmesh.gateway.nodes.http1 import Connection, Inbound
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Member, Members
 from embedmesh.http.bodies import JSON, decoded, json_reply
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.server import REST, Routes, hand_over
+from embedmesh.http.server import REST, hand_over
 from embedmesh.rules import errors
 from embedmesh.rules.limits import NODE_MESSAGE_BYTES_MAX
-from embedmesh.rules.membership import HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
+from embedmesh.rules.membership import HEARTBEAT_S, Greeting, Heartbeat, HeartbeatReply, Registration, Welcome
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.shares import Pace
+from embedmesh.signing.atoma import FIELDS
 from embedmesh.signing.messages import CheckedRequest, Unauthenticated
 from embedmesh.storage.nodes import NodeBooks
 
@@ -37,6 +40,13 @@ SWITCHING = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade
 REGISTRATION_BYTES_MAX = 160 * 1024  # 64 offers with the longest names, twice in base64; an ordinary one has 2 kB
 REGISTRATIONS_BYTES_TOTAL_MAX = 2 * 1024 * 1024
 REPORTS_BYTES_TOTAL_MAX = 16 * 1024 * 1024
+SIGNATURE = ("Content-Digest", "Embedmesh-Receipt", "Signature-Input", "Signature")
+ATOMA_DATA = {
+    "required": list(FIELDS),
+    "properties": {
+        name: {"type": "integer", "minimum": 0} if kind is int else {"type": "string"} for name, kind in FIELDS.items()
+    },
+}
 UNSIGNED = "This is not signed under a session of that node. Register anew."
 REPORTS_A_MINUTE_MAX = 150  # of one node: thirty, and those by which it catches up with 30,000 receipts
 BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
@@ -45,12 +55,20 @@ BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
 class AtomaRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The three-field registration of `atoma-sdk`."""
 
-    data: dict[str, Any]
+    data: Annotated[dict[str, Any], Meta(extra_json_schema=ATOMA_DATA)]
     signature: str
 
 
-class NodesApi:
+class Message(msgspec.Struct, frozen=True):
+    """The reply to the form of `atoma-sdk`."""
+
+    message: str
+
+
+class NodesApi(Api):
     """Handlers of `/v1/nodes` over a registrar and the members."""
+
+    TAG = "Nodes"
 
     def __init__(
         self,
@@ -74,53 +92,65 @@ class NodesApi:
         self._reports_a_minute_max = reports_a_minute_max
         self._paces: dict[str, Pace] = {}  # of nodes that were admitted
 
-    def routes(self) -> Routes:
-        """The paths for nodes."""
-        return {
-            "/v1/nodes": {"GET": self.greet, "POST": self.register},
-            "/v1/nodes/*": {"GET": self.dial, "POST": self.speak},
-        }
+    async def greet(self, call: Call[None, None]) -> Greeting:
+        """Get the gateway's identity.
 
-    async def greet(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Who this gateway is, and a nonce for a registration."""
-        return json_reply(self._registrar.greet())
+        Its public key, and a nonce for a registration, valid for a minute.
+        """
+        return self._registrar.greet()
 
     async def register(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Join, or come back with what has changed; in our form, or in the three fields of `atoma-sdk`."""
+        """Register a node, or move it.
+
+        A node joins, or reports what has changed, in a statement that its identity signs. It is admitted by an invite
+        or by the operator; until then it is pending, and asks again. The gateway visits the address before it uses it.
+        An admitted node may also send the three fields of `atoma-sdk`.
+        """
         origin = self._origins.of_request(request)
         body = await _body(request, REGISTRATION_BYTES_MAX, self._registrations, origin)
         if "data" in decoded(body, dict[str, msgspec.Raw]):
-            asked = decoded(body, AtomaRegistration)
-            record = await self._registrar.move(asked.data, asked.signature, origin)
-            return json_reply({"message": f"Node {record.small_id} is registered at its new address."})
+            atoma = decoded(body, AtomaRegistration)
+            record = await self._registrar.move(atoma.data, atoma.signature, origin)
+            return json_reply(Message(f"Node {record.small_id} is registered at its new address."))
         return json_reply(await self._registrar.register(decoded(body, Registration), origin))
 
-    async def speak(self, request: web.BaseRequest) -> web.StreamResponse:
-        """`/v1/nodes/{id}/heartbeat` and `/v1/nodes/{id}/drain`."""
-        node_id, _, what = request[REST].partition("/")
-        handlers: dict[str, Callable[[Member, bytes], Awaitable[bytes]]] = {
-            "heartbeat": self._heartbeat,
-            "drain": self._drain,
-        }
-        handler = handlers.get(what)
-        if handler is None:
-            raise errors.NotFound("A node says heartbeat or drain here.")
+    async def heartbeat(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Report.
+
+        The state of a node, with receipts of its replies.
+        """
+        return await self._speak(request, self._heartbeat)
+
+    async def drain(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Leave.
+
+        A node that is about to stop gets no more work until it registers again.
+        """
+        return await self._speak(request, self._drain)
+
+    async def _speak(
+        self, request: web.BaseRequest, handle: Callable[[Member, bytes], Awaitable[bytes]]
+    ) -> web.StreamResponse:
+        node_id = request[REST]
         member, checked = self._check(request, node_id)
         self._pace(node_id).take(node_id)
         body = await _body(request, NODE_MESSAGE_BYTES_MAX, self._reports, node_id)
         self._check_body(checked, body)
-        answer = await handler(member, body)
-        headers = checked.sign_reply(200, answer, 0, self._now_s())
-        response = web.Response(body=answer, headers=JSON)
+        reply = await handle(member, body)
+        headers = checked.sign_reply(200, reply, 0, self._now_s())
+        response = web.Response(body=reply, headers=JSON)
         response.headers.extend(headers)
         return response
 
     async def dial(self, request: web.BaseRequest) -> web.StreamResponse:
-        """`/v1/nodes/{id}/dial`: a node that nobody can reach gives us a connection to ask it over."""
-        node_id, _, what = request[REST].partition("/")
-        if request.method != "GET" or what != "dial" or request.headers.get("Upgrade", "").lower() != UPGRADE:
+        """Dial in.
+
+        A node that accepts no connections opens one, with `Upgrade: embedmesh-node`. The gateway then sends its
+        requests over it.
+        """
+        if request.method != "GET" or request.headers.get("Upgrade", "").lower() != UPGRADE:
             raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
-        member, checked = self._check(request, node_id)
+        member, checked = self._check(request, request[REST])
         self._check_body(checked, b"")
         wires = member.wires
         if not isinstance(wires, Inbound):
@@ -187,6 +217,52 @@ class NodesApi:
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
+
+    ROUTES = (
+        Route("GET", "/v1/nodes", "greetNode", NO_KEY, greet, Greeting),
+        Route(
+            "POST",
+            "/v1/nodes",
+            "registerNode",
+            NO_KEY,
+            register,
+            {200: Reply("A session, or that the node has to wait; a message for `atoma-sdk`.", (Welcome, Message))},
+            (Registration, AtomaRegistration),
+            failures=(errors.InvalidApiKey, errors.InsufficientScope),
+            raw=True,
+        ),
+        Route(
+            "POST",
+            "/v1/nodes/{node_id}/heartbeat",
+            "reportNode",
+            SIGNED,
+            heartbeat,
+            {200: Reply("Which receipts are wanted next.", HeartbeatReply, headers=SIGNATURE)},
+            Heartbeat,
+            raw=True,
+            details=f"Every {HEARTBEAT_S:g} seconds.",
+        ),
+        Route(
+            "POST",
+            "/v1/nodes/{node_id}/drain",
+            "drainNode",
+            SIGNED,
+            drain,
+            {200: Reply("The node gets no more work.", dict[str, Any], headers=SIGNATURE)},
+            dict[str, Any],
+            raw=True,
+        ),
+        Route(
+            "GET",
+            "/v1/nodes/{node_id}/dial",
+            "dialIn",
+            SIGNED,
+            dial,
+            {101: Reply("The gateway sends its requests over this connection.", content_type="")},
+            failures=(errors.InvalidValue,),
+            raw=True,
+        ),
+    )
 
 
 async def _body(request: web.BaseRequest, bytes_max: int, room: BodyBudget, whose: str) -> bytes:

@@ -1,0 +1,147 @@
+"""`/v1/admin/accounts`: customers, what they may owe, and what they paid."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
+from embedmesh.gateway.api.replies import AccountReply, Moved, ReplyPage, page_of, reply_of
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.http.receive import BodyBudget
+from embedmesh.rules.caching import CachePolicy
+from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
+from embedmesh.storage.books import Books
+from embedmesh.storage.books.accounts import REFERENCE_CHARS_MAX, Account
+
+Reference = Annotated[str, Meta(min_length=1, max_length=REFERENCE_CHARS_MAX, pattern=r"^[^\x00]*$")]
+
+
+class AccountQuery(msgspec.Struct, frozen=True):
+    """Which page of accounts."""
+
+    limit: Limit = PAGE_ROWS
+    after: Annotated[NonEmpty | None, Meta(description="The id of the last account of the page before.")] = None
+
+
+class AccountRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new account. A credit limit of 0 is prepaid."""
+
+    id: str
+    credit_limit_nanousd: int = 0
+    cache: CachePolicy = CachePolicy.OFF
+
+
+class AccountChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the fields, or both. Fields that are not given stay as they are."""
+
+    credit_limit_nanousd: int | UnsetType = UNSET
+    cache: CachePolicy | UnsetType = UNSET
+
+
+class CreditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Money that came, or (negative) goes back; once for each reference."""
+
+    amount_nanousd: int
+    reference: Reference
+
+
+class AccountsApi(Api):
+    """Handlers for operators."""
+
+    TAG = "Administration"
+
+    def __init__(self, books: BooksThread, bodies: BodyBudget) -> None:
+        self._books = books
+        self.bodies = bodies
+
+    async def list_accounts(self, call: Call[None, AccountQuery]) -> ReplyPage[AccountReply]:
+        """List accounts.
+
+        The oldest first, our own accounts and those of nodes included.
+        """
+        limit, last = call.query.limit, call.query.after
+
+        def read(books: Books) -> list[Account]:
+            after = None if last is None else books.accounts.find(last)
+            return list(books.accounts.list(after=after, rows_max=limit + 1))
+
+        return page_of(await self._books.ask(read), limit, _reply)
+
+    async def create(self, call: Call[AccountRequest, None]) -> AccountReply:
+        """Create an account.
+
+        For a customer: prepaid or, with a credit limit, postpaid.
+        """
+        limit, cache = call.body.credit_limit_nanousd, call.body.cache
+        return _reply(
+            await self._books.ask(
+                lambda books: books.accounts.create(call.body.id, credit_limit_nanousd=limit, cache=cache)
+            )
+        )
+
+    async def find(self, call: Call[None, None]) -> AccountReply:
+        """Get an account.
+
+        Its balance, holds and credit limit, and whether its answers may come from the cache.
+        """
+        return _reply(await self._books.ask(lambda books: books.accounts.find(call.path)))
+
+    async def change(self, call: Call[AccountChange, None]) -> AccountReply:
+        """Change an account.
+
+        Its credit limit, which cannot be less than it owes now; and whether its answers may come from the cache.
+        """
+        fields = msgspec.structs.asdict(call.body)
+        changes = {name: value for name, value in fields.items() if value is not UNSET}
+        if not changes:
+            raise InvalidValue("Name what to change: `credit_limit_nanousd`, `cache`, or both.")
+        return _reply(await self._books.ask(lambda books: books.accounts.change(call.path, **changes)))
+
+    async def credit(self, call: Call[CreditRequest, None]) -> Moved:
+        """Credit an account, or take money back.
+
+        Once for each reference: `applied` is false if that was done before.
+        """
+        amount, reference = call.body.amount_nanousd, call.body.reference
+        applied = await self._books.ask(lambda books: books.accounts.credit(call.path, amount, reference))
+        return Moved(applied, amount, reference)
+
+    ROUTES = (
+        Route(
+            "GET",
+            "/v1/admin/accounts",
+            "listAccounts",
+            ADMIN_KEY,
+            list_accounts,
+            ReplyPage[AccountReply],
+            query=AccountQuery,
+            failures=(NotFound,),
+        ),
+        Route("POST", "/v1/admin/accounts", "createAccount", ADMIN_KEY, create, AccountReply, AccountRequest),
+        Route("GET", "/v1/admin/accounts/{account_id}", "getAnAccount", ADMIN_KEY, find, AccountReply),
+        Route(
+            "POST",
+            "/v1/admin/accounts/{account_id}",
+            "changeAccount",
+            ADMIN_KEY,
+            change,
+            AccountReply,
+            Annotated[AccountChange, Meta(extra_json_schema={"minProperties": 1})],
+        ),
+        Route(
+            "POST",
+            "/v1/admin/accounts/{account_id}/credits",
+            "creditAccount",
+            ADMIN_KEY,
+            credit,
+            Moved,
+            CreditRequest,
+            failures=(InsufficientQuota,),
+        ),
+    )
+
+
+def _reply(account: Account) -> AccountReply:
+    return reply_of(AccountReply, account)

@@ -1,0 +1,106 @@
+"""`/v1/admin`: requests with their money, what nodes earned and were paid, and the check of the ledger."""
+
+import msgspec
+
+from embedmesh.gateway.api.accounts_api import Reference
+from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.key_bodies import Id
+from embedmesh.gateway.api.replies import (
+    BoughtReply,
+    ExplainedReply,
+    LedgerReport,
+    Moved,
+    MoveReply,
+    PayableReply,
+    ReplyList,
+    reply_of,
+)
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.http.receive import BodyBudget
+from embedmesh.rules.errors import NotFound
+
+CHECK_S = 60.0  # a million requests; a proxy waits no longer
+CHECKS_MAX = 2  # one that runs, one that waits
+
+
+class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much to give back: null is all that was not given back yet; once for each reference."""
+
+    reference: Reference
+    amount_nanousd: int | None = None
+
+
+class PayoutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Money that a node's operator was paid; once for each reference."""
+
+    node: Id
+    amount_nanousd: int
+    reference: Reference
+
+
+class LedgerApi(Api):
+    """Handlers for operators. `checks` are books for the long check of the ledger, so that no other call waits."""
+
+    TAG = "Administration"
+
+    def __init__(self, books: BooksThread, checks: BooksThread, bodies: BodyBudget) -> None:
+        self._books = books
+        self._checks = checks
+        self.bodies = bodies
+
+    async def explain(self, call: Call[None, None]) -> ExplainedReply:
+        """Explain a request.
+
+        What was held for it, how that ended, what was bought, and all money that was moved.
+        """
+        found = await self._books.ask(lambda books: books.reports.explain(call.path))
+        bought = None if found.bought is None else reply_of(BoughtReply, found.bought)
+        moves = tuple(reply_of(MoveReply, move) for move in found.moves)
+        return reply_of(ExplainedReply, found, bought=bought, moves=moves)
+
+    async def refund(self, call: Call[RefundRequest, None]) -> Moved:
+        """Refund a request.
+
+        All of its cost, or a part. Its nodes keep what they earned. Once for each reference: `applied` is false if
+        that was done before.
+        """
+        amount, reference = call.body.amount_nanousd, call.body.reference
+        applied, refunded = await self._books.ask(lambda books: books.accounts.refund(call.path, amount, reference))
+        return Moved(applied, refunded, reference)
+
+    async def payables(self, call: Call[None, None]) -> ReplyList[PayableReply]:
+        """List what nodes earned and were not paid."""
+        found = await self._books.ask(lambda books: books.accounts.payables())
+        return ReplyList("list", [reply_of(PayableReply, row) for row in found])
+
+    async def pay_out(self, call: Call[PayoutRequest, None]) -> Moved:
+        """Record that a node's operator was paid.
+
+        Once for each reference: `applied` is false if that was done before.
+        """
+        node, amount, reference = call.body.node, call.body.amount_nanousd, call.body.reference
+        applied = await self._books.ask(lambda books: books.accounts.pay_out(node, amount, reference))
+        return Moved(applied, amount, reference)
+
+    async def check(self, call: Call[None, None]) -> LedgerReport:
+        """Check that all money adds up.
+
+        A large store takes longer than a request may: use `embedmesh ledger check` then.
+        """
+        return reply_of(LedgerReport, await self._checks.ask(lambda books: books.check()))
+
+    ROUTES = (
+        Route("GET", "/v1/admin/requests/{request_id}", "explainRequest", ADMIN_KEY, explain, ExplainedReply),
+        Route(
+            "POST",
+            "/v1/admin/requests/{request_id}/refund",
+            "refundRequest",
+            ADMIN_KEY,
+            refund,
+            Moved,
+            RefundRequest,
+        ),
+        Route("GET", "/v1/admin/payables", "listPayables", ADMIN_KEY, payables, ReplyList[PayableReply]),
+        Route("POST", "/v1/admin/payouts", "payOut", ADMIN_KEY, pay_out, Moved, PayoutRequest, failures=(NotFound,)),
+        Route("GET", "/v1/admin/ledger", "checkLedger", ADMIN_KEY, check, LedgerReport),
+    )

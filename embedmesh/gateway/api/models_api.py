@@ -1,0 +1,80 @@
+"""`/v1/models`: the models that ready nodes serve."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from embedmesh.fleet.registry import Registry
+from embedmesh.flow.handle import World
+from embedmesh.flow.validate import no_such_model
+from embedmesh.gateway.api.replies import Count, ReplyList
+from embedmesh.gateway.api.routes import ANY_KEY, Api, Call, Route
+from embedmesh.http.paths import MODELS
+from embedmesh.rules.errors import ModelNotFound
+from embedmesh.rules.models import Model, Tier
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class ModelReply(msgspec.Struct, frozen=True):
+    """A model."""
+
+    id: str
+    object: Literal["model"]
+    created: Annotated[Count, Meta(description="Unix time in seconds; 0 if it is not known.")]
+    owned_by: str
+    aliases: Annotated[tuple[str, ...], Meta(description="Other names that requests may use.")]
+    tier: Annotated[Tier, Meta(description="The precision of the arithmetic.")]
+    width: Annotated[Positive, Meta(description="Components of a vector.")]
+    max_tokens: Annotated[Positive, Meta(description="Most tokens of one input, special tokens included.")]
+    price_nanousd_per_million_tokens: Annotated[Count, Meta(description="Nano-USD (1e-9 USD) per million tokens.")]
+    nodes: Annotated[Count, Meta(description="Ready nodes that serve it.")]
+
+
+class ModelsApi(Api):
+    """Handlers for callers."""
+
+    TAG = "Models"
+
+    def __init__(self, world: World, registry: Registry) -> None:
+        self._world = world
+        self._registry = registry
+
+    async def list_models(self, call: Call[None, None]) -> ReplyList[ModelReply]:
+        """List models.
+
+        The models that ready nodes serve now. Any API key of this gateway may list them.
+        """
+        served = [model for model in self._world.catalogue.models if self._registry.ready(model.id)]
+        return ReplyList("list", [self._reply(model) for model in served])
+
+    async def find(self, call: Call[None, None]) -> ModelReply:
+        """Get a model.
+
+        By id, alias, or either with a precision suffix. Send a slash in it as `/` or `%2F`.
+        """
+        model = self._world.catalogue.find(call.path)
+        if model is None or not self._registry.ready(model.id):
+            raise no_such_model(call.path, self._world.catalogue, self._world.terms.serves)
+        return self._reply(model)
+
+    def _reply(self, model: Model) -> ModelReply:
+        return ModelReply(
+            id=model.id,
+            object="model",
+            created=0,
+            owned_by="embedmesh",
+            aliases=model.aliases,
+            tier=model.tier,
+            width=model.width,
+            max_tokens=model.max_tokens,
+            price_nanousd_per_million_tokens=model.price,
+            nodes=len(self._registry.ready(model.id)),
+        )
+
+    ROUTES = (
+        Route("GET", MODELS, "listModels", ANY_KEY, list_models, ReplyList[ModelReply]),
+        # A client may resolve an id such as `..` before it sends it: then the path is another one, and 404 `not_found`.
+        Route("GET", "/v1/models/{id}", "getModel", ANY_KEY, find, ModelReply, failures=(ModelNotFound,), slashes=True),
+    )

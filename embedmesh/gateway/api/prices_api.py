@@ -1,0 +1,119 @@
+"""`/v1/admin/prices`: what tokens cost, for all accounts or for one."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.key_bodies import Id, UnixMs
+from embedmesh.gateway.api.queries import NonEmpty
+from embedmesh.gateway.api.replies import EndedPrice, PriceReply, ReplyPage, page_of, reply_of
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.http.receive import BodyBudget
+from embedmesh.rules.errors import ModelNotFound, NotFound
+from embedmesh.rules.ports import Catalogue
+from embedmesh.storage.books.prices import Price
+from embedmesh.storage.books.session import ROWS_MAX
+
+ModelName = Annotated[NonEmpty, Meta(description="A model, by id or alias.")]
+
+
+class PriceQuery(msgspec.Struct, frozen=True):
+    """Which prices."""
+
+    model: ModelName | None = None
+
+
+class EndPriceQuery(msgspec.Struct, frozen=True):
+    """Which price is to end."""
+
+    model: ModelName
+    account: Annotated[str | None, Meta(description="Whose price; by default the price for all accounts.")] = None
+
+
+class PriceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A price in nano-USD per million tokens, for one account or for all, from now on or later."""
+
+    model: str
+    price: int
+    account: Id | None = None
+    from_ms: UnixMs | None = None
+
+
+class PricesApi(Api):
+    """Handlers for operators."""
+
+    TAG = "Administration"
+
+    def __init__(self, books: BooksThread, bodies: BodyBudget, catalogue: Catalogue) -> None:
+        self._books = books
+        self.bodies = bodies
+        self._catalogue = catalogue
+
+    async def list_prices(self, call: Call[None, PriceQuery]) -> ReplyPage[PriceReply]:
+        """List prices that were set.
+
+        Past prices included, the latest first; of one model or of all.
+        """
+        model = None if call.query.model is None else self._model_id(call.query.model)
+        found = await self._books.ask(lambda books: books.prices.list(model, rows_max=ROWS_MAX + 1))
+        return page_of(found, ROWS_MAX, _reply)
+
+    async def set_price(self, call: Call[PriceRequest, None]) -> PriceReply:
+        """Set a price.
+
+        For one account or for all. It replaces the price before; what was bought already keeps its price.
+        """
+        new = call.body
+        model = self._catalogue.find(new.model)
+        if model is None:
+            raise ModelNotFound("The catalogue has no model of that name.", param="model")
+        return _reply(
+            await self._books.ask(
+                lambda books: books.prices.set(model.id, new.price, account_id=new.account, from_ms=new.from_ms)
+            )
+        )
+
+    async def end_price(self, call: Call[None, EndPriceQuery]) -> EndedPrice:
+        """End a price.
+
+        Then the price for all accounts applies, or the catalogue's.
+        """
+        model, account = self._model_id(call.query.model), call.query.account
+        if not await self._books.ask(lambda books: books.prices.end(model, account_id=account)):
+            raise NotFound("No price is set that could end.")
+        return EndedPrice(model, account, True)
+
+    def _model_id(self, name: str) -> str:
+        """The id of a catalogue model; a model that left the catalogue is named by its id."""
+        model = self._catalogue.find(name)
+        return name if model is None else model.id
+
+    ROUTES = (
+        Route("GET", "/v1/admin/prices", "listPrices", ADMIN_KEY, list_prices, ReplyPage[PriceReply], query=PriceQuery),
+        Route(
+            "POST",
+            "/v1/admin/prices",
+            "setPrice",
+            ADMIN_KEY,
+            set_price,
+            PriceReply,
+            PriceRequest,
+            failures=(ModelNotFound, NotFound),
+        ),
+        Route(
+            "DELETE",
+            "/v1/admin/prices",
+            "endPrice",
+            ADMIN_KEY,
+            end_price,
+            EndedPrice,
+            query=EndPriceQuery,
+            failures=(NotFound,),
+        ),
+    )
+
+
+def _reply(price: Price) -> PriceReply:
+    return reply_of(PriceReply, price)
