@@ -57,7 +57,9 @@ def check(operator: Operator, head: str | None) -> CommandResult:
     """
     report = operator.get("ledger", head=head)
     lines = list(_lines(report))
-    if not report.get("head_known", True):
+    if head is None:
+        del report["head_known"]
+    elif not report["head_known"]:
         lines.insert(0, f"THE CHAIN HAS NO HEAD {head}: what it covered was changed, or this is another store.")
     return CommandResult(report, "\n".join(lines), exit_code=0 if report["ok"] else 1)
 

@@ -75,7 +75,7 @@ def statement(
 
 def _rows(first: Page, others: Iterable[Page]) -> Iterator[Row]:
     """The opening balance, the entries, and the closing balance: a page at a time is in memory."""
-    from_ms, to_ms, balance = first["from_ms"], first["to_ms"], first["balance_nanousd"]
+    from_ms, to_ms, balance = first["from_ms"], first["to_ms"], first["opening_nanousd"]
     yield _row(from_ms, "opening balance", balance)
     for page in chain([first], others):
         for line in page["data"]:

@@ -16,10 +16,12 @@ import click
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.offline import store_of
+from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.callers import ADMIN_SCOPE, for_admins
 from embedmesh.gateway.api.keys_api import KeysApi
-from embedmesh.gateway.api.money_api import MoneyApi
+from embedmesh.gateway.api.ledger_api import LedgerApi
+from embedmesh.gateway.api.prices_api import PricesApi
+from embedmesh.gateway.api.routes import ADMIN_SCOPE, router
 from embedmesh.http.bodies import SMALL_BYTES_TOTAL_MAX
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
@@ -68,9 +70,13 @@ async def _serve(
 ) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     books, bodies = BooksThread(opening, answer_s=STORE_REPLY_S), BodyBudget(SMALL_BYTES_TOTAL_MAX)
-    keys_api = KeysApi(books, bodies, SystemClock(), catalogue)
-    money_api = MoneyApi(books, books, bodies, catalogue)
-    server = HttpServer(for_admins(_Owner(), {**keys_api.routes(), **money_api.routes()}))
+    apis = (
+        AccountsApi(books, bodies),
+        KeysApi(books, bodies, SystemClock(), catalogue),
+        PricesApi(books, bodies, catalogue),
+        LedgerApi(books, books, bodies),
+    )
+    server = HttpServer(router(apis, _Owner(), None))
 
     async def accept(sock: socket.socket) -> None:
         transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, sock)
