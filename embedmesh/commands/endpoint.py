@@ -46,6 +46,8 @@ def find_gateway(
             f" Start `embedmesh serve` once, or give {url_option} and {key_option}."
         )
     base_url = checked_url(base_url)
+    if kind == "admin" and not base_url.endswith("/v1"):
+        base_url += "/v1"  # as `embedmesh node --gateway` has it
     variable = f"EMBEDMESH_{kind.upper()}_KEY"
     key = read_key(key_file) if key_file else os.environ.get(variable)
     if not key and local and base_url == local.base_url.rstrip("/"):

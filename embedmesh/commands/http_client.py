@@ -102,7 +102,8 @@ class HttpClient:
             if late.is_set() or isinstance(error, TimeoutError):
                 unknown = f"no answer within {self._reply_s:.0f} s; whether it was done is not known"
                 raise NoReply(unknown, "late") from None
-            raise NoReply(str(error), "connect" if connection is None else "broken") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise NoReply(reason, "connect" if connection is None else "broken") from None
         finally:
             if connection is not None:
                 connection.close()

@@ -41,12 +41,13 @@ class Operator:
     Every method raises ApiRefusal, and SetupError where no gateway answers.
     """
 
-    def __init__(self, client: HttpClient, root: str, *, offline: bool) -> None:
-        """`root` is the gateway's address without `/v1`."""
+    def __init__(self, client: HttpClient, root: str = "", *, offline: bool, instead: str = "") -> None:
+        """`root` is the gateway's address without `/v1`; `instead` is what to do where no gateway runs."""
         self.root = root
         self._prefix = urlsplit(root).path
         self._client = client
         self._offline = offline
+        self._instead = instead
 
     def get(self, *path: str, **query: object) -> Any:
         """What is at a path."""
@@ -99,8 +100,8 @@ class Operator:
         if self._offline or error.kind == "late":
             return f"{self._client.name}: {error}."
         return (
-            f"No gateway answers on {self._client.name} ({error}). Start it with `embedmesh serve`, name another with "
-            "--gateway, or open the store itself with --offline."
+            f"No gateway answers on {self._client.name} ({error}). Start it with `embedmesh serve`, or name another "
+            f"with --gateway{self._instead}."
         )
 
     def _refusal(self, reply: HttpReply) -> click.ClickException:
@@ -108,8 +109,10 @@ class Operator:
         if problem.code == "model_not_found":
             return WrongUsage(f"{problem.message} `embedmesh models list` shows the models of a catalogue.")
         hint = ""
-        if reply.status in (401, 403) and not self._offline:
-            hint = " Give a key that has the scope `admin`: --admin-key-file, or EMBEDMESH_ADMIN_KEY."
+        if reply.status in (401, 403):
+            hint = " Give a key with the scope `admin`: --admin-key-file, or EMBEDMESH_ADMIN_KEY."
+            if reply.status == 401:
+                return ApiRefusal(f"{self._client.name} does not accept this key.{hint}", problem.code)
         elif reply.status in (404, 405) or problem.code == "unknown_parameter":
             hint = self._other_version()
         return ApiRefusal(problem.message + hint, problem.code)
@@ -142,6 +145,8 @@ def gateway_command(command: Command) -> Callable[..., None]:
 
 
 def _with_operator(command: Command, more: tuple[Callable[..., Any], ...]) -> Callable[..., None]:
+    instead = "; or open the store itself with --offline" if more else ""
+
     @prints_result
     @functools.wraps(command)
     def run(
@@ -158,7 +163,9 @@ def _with_operator(command: Command, more: tuple[Callable[..., Any], ...]) -> Ca
         if offline and (gateway or url):
             raise WrongUsage("Give --gateway or --offline, not both.")
         opened = (
-            _opened_store(data_dir, store, catalogue) if offline else _reached(gateway or url, admin_key_file, data_dir)
+            _opened_store(data_dir, store, catalogue)
+            if offline
+            else _reached(gateway or url, admin_key_file, data_dir, instead)
         )
         with opened as operator:
             return command(operator, **given)
@@ -180,7 +187,7 @@ def _with_operator(command: Command, more: tuple[Callable[..., Any], ...]) -> Ca
 
 
 @contextmanager
-def _reached(url: str | None, key_file: Path | None, data_dir: Path) -> Iterator[Operator]:
+def _reached(url: str | None, key_file: Path | None, data_dir: Path, instead: str) -> Iterator[Operator]:
     access = find_gateway(url, key_file, data_dir, "admin")
     client = HttpClient(
         access.base_url,
@@ -189,7 +196,7 @@ def _reached(url: str | None, key_file: Path | None, data_dir: Path) -> Iterator
         reply_s=ADMIN_REPLY_S,
         reply_bytes_max=ADMIN_REPLY_BYTES_MAX,
     )
-    yield Operator(client, access.root, offline=False)
+    yield Operator(client, access.root, offline=False, instead=instead)
 
 
 @contextmanager
@@ -200,4 +207,4 @@ def _opened_store(data_dir: Path, store: str | None, catalogue: Path | None) -> 
         client = HttpClient(
             "the store", over(open_socket), key="offline", reply_s=STORE_REPLY_S, reply_bytes_max=ADMIN_REPLY_BYTES_MAX
         )
-        yield Operator(client, "", offline=True)
+        yield Operator(client, offline=True)
