@@ -159,7 +159,9 @@ def rotate(operator: Operator, key_id: str, overlap: int) -> CommandResult:
 @click.argument("key_id")
 @operator_command
 def revoke(operator: Operator, key_id: str) -> CommandResult:
-    """Revoke a key and the keys that it made, everywhere within a second.
+    """Revoke a key, everywhere within a second.
+
+    The keys that it made end with it.
 
     \b
     Example:

@@ -161,7 +161,9 @@ def load(name: str, node: Path) -> CommandResult:
 @node_option
 @prints_result
 def unload(name: str, node: Path) -> CommandResult:
-    """Unload a model from a running node, after the calls that wait for it.
+    """Unload a model from a running node.
+
+    The calls that wait for it are answered first.
 
     \b
     Example:

@@ -90,9 +90,9 @@ def set_(operator: Operator, model: str, usd: int, account: str | None, from_ms:
 @offline_catalogue
 @operator_command
 def end(operator: Operator, model: str, account: str | None) -> CommandResult:
-    """End the price that was set now, and withdraw those that were to follow.
+    """End a price now, and withdraw those that were to follow.
 
-    Then the price for all accounts counts, or the catalogue's.
+    Then the price for all accounts applies, or the catalogue's.
 
     \b
     Examples:
