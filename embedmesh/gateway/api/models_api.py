@@ -76,5 +76,7 @@ class ModelsApi(Api):
     ROUTES = (
         Route("GET", MODELS, "listModels", ANY_KEY, list_models, ReplyList[ModelReply]),
         # A client may resolve an id such as `..` before it sends it: then the path is another one, and 404 `not_found`.
-        Route("GET", "/v1/models/{id}", "getModel", ANY_KEY, find, ModelReply, failures=(ModelNotFound,), slashes=True),
+        Route(
+            "GET", "/v1/models/{id}", "getModel", ANY_KEY, find, ModelReply, failures=(ModelNotFound,), any_name=True
+        ),
     )

@@ -77,7 +77,7 @@ class Route(NamedTuple):
     query: type[msgspec.Struct] | None = None
     failures: tuple[type[Failure], ...] = ()
     body_optional: bool = False
-    slashes: bool = False  # in the path parameter
+    any_name: bool = False  # the path parameter is any text, slashes included
     raw: bool = False
     key_checked_by_flow: bool = False  # of a route that is on the fast path, too
     details: str = ""  # more for the description
@@ -141,7 +141,7 @@ def _adapted(route: Route, api: Api) -> Handler:
         return functools.partial(route.handler, api)
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        path = path_parameter(request, slashes=route.slashes) if REST in request else ""
+        path = path_parameter(request, any_name=route.any_name) if REST in request else ""
         query = None if route.query is None else query_of(request, route.query)
         body = None
         if route.request is not None:
