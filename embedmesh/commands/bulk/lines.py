@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import msgspec
 import orjson
 
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
-CHUNK_BYTES = 256 * 1024  # a few thousand short lines a read
+READ_BYTES = 256 * 1024  # a few thousand short lines a read
 LINE_BYTES_MAX = REQUEST_BODY_BYTES_MAX - 64 * 1024  # what a request body can hold beside its other members
 BATCH_BYTES_MAX = 1024 * 1024  # a quarter of what a body may have; a larger one waits longer for its last byte
 OVERWRITE = " Give the same input to go on, or --overwrite to begin anew."
@@ -31,7 +31,7 @@ class Refusal(msgspec.Struct, frozen=True):
     message: str
 
 
-class Batch(msgspec.Struct, frozen=True):
+class LineBatch(msgspec.Struct, frozen=True):
     """Lines that are asked for together. `lines` holds each text as JSON, or why it cannot be asked for.
 
     `first` is the index (from 0) of the first line; `digest` and `end_bytes` tell of the input up to the last one.
@@ -47,7 +47,7 @@ class Batch(msgspec.Struct, frozen=True):
     kept: Any = ()
 
 
-Batches = AsyncIterator[Batch]
+Batches = AsyncIterator[LineBatch]
 
 
 class Reader(Protocol):
@@ -187,7 +187,7 @@ async def read_chunks(fd: int) -> AsyncIterator[bytes]:
     while True:
         if not regular:
             await _readable(fd)
-        chunk = os.read(fd, CHUNK_BYTES)
+        chunk = os.read(fd, READ_BYTES)
         if not chunk:
             return
         yield chunk
@@ -203,8 +203,8 @@ async def read_batches(
     kept: list[tuple[str, ...]] = []
     size_bytes = 0
 
-    def batch() -> Batch:
-        return Batch(index - len(lines), lines, splitter.digest, splitter.end_bytes, records.columns, kept)
+    def batch() -> LineBatch:
+        return LineBatch(index - len(lines), lines, splitter.digest, splitter.end_bytes, records.columns, kept)
 
     async for line in records.join(_each_line(chunks, splitter)):
         index += 1

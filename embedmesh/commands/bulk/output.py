@@ -22,8 +22,8 @@ from numpy.lib import format as npy_format
 
 from embedmesh.commands.bulk.checkpoint import Checkpoint, Settings, read_checkpoint, save_checkpoint
 from embedmesh.commands.bulk.client import Stopped, Vector
-from embedmesh.commands.bulk.lines import OVERWRITE, Batch, Refusal
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.bulk.lines import OVERWRITE, LineBatch, Refusal
+from embedmesh.commands.output import WrongUsage
 
 OWN_COLUMNS = ("index", "embedding", "error")  # an input's own "index" stands in the place of the line's number
 NPY_HEADER_BYTES = 128  # numpy leaves room for the row count to grow, so the length does not depend on it
@@ -34,7 +34,7 @@ class Output(Protocol):
 
     done: Checkpoint
 
-    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+    def write(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
         """Append a row a line of the batch. Raises Stopped, OSError."""
         ...
 
@@ -53,7 +53,7 @@ class Stdout:
     def __init__(self, settings: Settings) -> None:
         self.done = Checkpoint(settings)
 
-    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+    def write(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
         sys.stdout.buffer.write(_json_rows(batch, outcomes))
         sys.stdout.buffer.flush()
         self.done.lines += len(outcomes)
@@ -91,13 +91,13 @@ class FileOutput:
     def _written_at(self, target: Path) -> Path:
         return target
 
-    def _head(self, batch: Batch | None) -> bytes:
+    def _head(self, batch: LineBatch | None) -> bytes:
         return b""
 
-    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         raise NotImplementedError
 
-    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+    def write(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
         self._begin(batch)
         rows = self._encode(batch, outcomes)
         self._rows.write(rows)
@@ -139,7 +139,7 @@ class FileOutput:
             raise WrongUsage(f"{self._written} is shorter than its checkpoint says.{OVERWRITE}")
         return done
 
-    def _begin(self, batch: Batch | None) -> None:
+    def _begin(self, batch: LineBatch | None) -> None:
         """Before the first row: cut back to the checkpoint, or make one of an output with no rows."""
         if self._is_begun:
             return
@@ -160,7 +160,7 @@ class FileOutput:
 class JsonlFile(FileOutput):
     """`{"index":0,"embedding":[...]}` a line."""
 
-    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         return _json_rows(batch, outcomes)
 
 
@@ -170,10 +170,10 @@ class NpyFile(FileOutput):
     def _written_at(self, target: Path) -> Path:
         return target.with_name(target.name + ".part")
 
-    def _head(self, batch: Batch | None) -> bytes:
+    def _head(self, batch: LineBatch | None) -> bytes:
         return _npy_header(0, 0)
 
-    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         width = self.done.width or next((len(row) for row in outcomes if not isinstance(row, Refusal)), None)
         if width is None:
             return b""  # rows of NaN wait until a first vector says how wide they are
@@ -204,7 +204,7 @@ def _npy_header(rows: int, width: int) -> bytes:
     return buffer.getvalue()
 
 
-def kept_values(batch: Batch) -> list[tuple[Any, ...]]:
+def kept_values(batch: LineBatch) -> list[tuple[Any, ...]]:
     """The values of a batch's other columns, row by row."""
     if not batch.columns:
         return [()] * len(batch.lines)
@@ -221,7 +221,7 @@ def _python_values(column: Any) -> list[Any]:
     return values
 
 
-def _json_rows(batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+def _json_rows(batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
     rows: list[bytes] = []
     for index, (outcome, kept) in enumerate(zip(outcomes, kept_values(batch), strict=True), batch.first):
         row: dict[str, object] = {"index": index, **dict(zip(batch.columns, kept, strict=True)), "embedding": outcome}

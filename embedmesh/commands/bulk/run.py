@@ -4,17 +4,17 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from embedmesh.commands.bulk.client import Client, Vector
-from embedmesh.commands.bulk.lines import Batch, Batches, Refusal
+from embedmesh.commands.bulk.client import BulkClient, Vector
+from embedmesh.commands.bulk.lines import Batches, LineBatch, Refusal
 from embedmesh.commands.bulk.output import Output
 
 IN_FLIGHT_MAX = 4  # two keep one node and the network both busy; four feed a second node, and bound the memory
 
-Asked = tuple[Batch, asyncio.Task[list[Vector | Refusal]]]
-Report = Callable[[Batch, list[Vector | Refusal]], None]
+Asked = tuple[LineBatch, asyncio.Task[list[Vector | Refusal]]]
+Report = Callable[[LineBatch, list[Vector | Refusal]], None]
 
 
-async def run(batches: Batches, client: Client, output: Output, report: Report) -> None:
+async def run(batches: Batches, client: BulkClient, output: Output, report: Report) -> None:
     """Embed and write every batch; `report` hears of each that is written.
 
     Raises Stopped and whatever the input and output raise. Whatever ends it, batches that are answered already, and
@@ -39,7 +39,7 @@ async def run(batches: Batches, client: Client, output: Output, report: Report) 
         await asyncio.gather(*(task for _, task in asked), return_exceptions=True)
 
 
-async def _embed(batch: Batch, client: Client) -> list[Vector | Refusal]:
+async def _embed(batch: LineBatch, client: BulkClient) -> list[Vector | Refusal]:
     """Ask for the lines that have a text; the others keep their refusals."""
     vectors = iter(await client.embed([line for line in batch.lines if isinstance(line, bytes)]))
     return [next(vectors) if isinstance(line, bytes) else line for line in batch.lines]

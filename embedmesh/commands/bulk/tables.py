@@ -9,8 +9,8 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Sequence
 
-from embedmesh.commands.bulk.lines import BOM, LINE_BYTES_MAX, OVERWRITE, Batch, Batches, Refusal, encode_text
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.bulk.lines import BOM, LINE_BYTES_MAX, OVERWRITE, Batches, LineBatch, Refusal, encode_text
+from embedmesh.commands.output import WrongUsage
 
 TEXT_COLUMN = "text"
 MADE = ("embedding", "error")  # the output's own
@@ -167,4 +167,4 @@ class ParquetReader:
                 texts = [encode_text(text or "") for text in part.column(self._text).to_pylist()]
                 at = first - len(part)
                 end = self._size * first // max(rows, 1)
-                yield Batch(at, texts, self._digest, end, self._columns, part.select(self._kept))
+                yield LineBatch(at, texts, self._digest, end, self._columns, part.select(self._kept))

@@ -1,5 +1,6 @@
 """`/v1/admin/accounts`: customers, what they may owe, and what they paid."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -7,13 +8,22 @@ from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
-from embedmesh.gateway.api.replies import AccountReply, Moved, ReplyPage, page_of, reply_of
+from embedmesh.gateway.api.replies import (
+    AccountReply,
+    Moved,
+    ReplyPage,
+    StatementLine,
+    StatementPage,
+    page_of,
+    reply_of,
+)
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.accounts import REFERENCE_CHARS_MAX, Account
+from embedmesh.storage.books.reports import Line, month_span_ms
 
 Reference = Annotated[str, Meta(min_length=1, max_length=REFERENCE_CHARS_MAX, pattern=r"^[^\x00]*$")]
 
@@ -23,6 +33,14 @@ class AccountQuery(msgspec.Struct, frozen=True):
 
     limit: Limit = PAGE_ROWS
     after: Annotated[NonEmpty | None, Meta(description="The id of the last account of the page before.")] = None
+
+
+class StatementQuery(msgspec.Struct, frozen=True):
+    """Which page of which month."""
+
+    month: Annotated[NonEmpty, Meta(description="As 2026-11, UTC.")]
+    limit: Limit = PAGE_ROWS
+    after: Annotated[int, Meta(ge=0, description="The `entry_id` of the last line of the page before.")] = 0
 
 
 class AccountRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,6 +126,22 @@ class AccountsApi(Api):
         applied = await self._books.ask(lambda books: books.accounts.credit(call.path, amount, reference))
         return Moved(applied, amount, reference)
 
+    async def statement(self, call: Call[None, StatementQuery]) -> StatementPage:
+        """Get an account's statement of a month.
+
+        All entries, the oldest first, with what was bought; a page at a time.
+        """
+        month, limit, after = call.query.month, call.query.limit, call.query.after
+        from_ms, to_ms = month_span_ms(month)
+
+        def read(books: Books) -> tuple[Sequence[Line], int | None]:
+            opening = books.reports.balance_at(call.path, from_ms) if after == 0 else None
+            return books.reports.statement(call.path, month, after=after, rows_max=limit + 1), opening
+
+        found, opening = await self._books.ask(read)
+        lines = [reply_of(StatementLine, line) for line in found[:limit]]
+        return StatementPage("list", lines, len(found) > limit, from_ms, to_ms, opening)
+
     ROUTES = (
         Route(
             "GET",
@@ -139,6 +173,15 @@ class AccountsApi(Api):
             Moved,
             CreditRequest,
             failures=(InsufficientQuota,),
+        ),
+        Route(
+            "GET",
+            "/v1/admin/accounts/{account_id}/statement",
+            "getStatement",
+            ADMIN_KEY,
+            statement,
+            StatementPage,
+            query=StatementQuery,
         ),
     )
 

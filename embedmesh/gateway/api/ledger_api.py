@@ -1,6 +1,9 @@
 """`/v1/admin`: requests with their money, what nodes earned and were paid, and the check of the ledger."""
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from embedmesh.gateway.api.accounts_api import Reference
 from embedmesh.gateway.api.books_thread import BooksThread
@@ -18,9 +21,18 @@ from embedmesh.gateway.api.replies import (
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import NotFound
+from embedmesh.storage.books import Books
 
 CHECK_S = 60.0  # a million requests; a proxy waits no longer
 CHECKS_MAX = 2  # one that runs, one that waits
+
+
+class CheckQuery(msgspec.Struct, frozen=True):
+    """What to look for, too."""
+
+    head: (
+        Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="A head of the chain that was noted before.")] | None
+    ) = None
 
 
 class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,12 +94,19 @@ class LedgerApi(Api):
         applied = await self._books.ask(lambda books: books.accounts.pay_out(node, amount, reference))
         return Moved(applied, amount, reference)
 
-    async def check(self, call: Call[None, None]) -> LedgerReport:
+    async def check(self, call: Call[None, CheckQuery]) -> LedgerReport:
         """Check that all money adds up.
 
-        A large store takes longer than a request may: use `embedmesh ledger check` then.
+        A large store takes longer than a request may: use `embedmesh ledger check --offline` then.
         """
-        return reply_of(LedgerReport, await self._checks.ask(lambda books: books.check()))
+        head = call.query.head
+
+        def read(books: Books) -> LedgerReport:
+            report = books.check()
+            known = None if head is None else books.knew_head(head)
+            return reply_of(LedgerReport, report, ok=report.ok and known is not False, head_known=known)
+
+        return await self._checks.ask(read)
 
     ROUTES = (
         Route("GET", "/v1/admin/requests/{request_id}", "explainRequest", ADMIN_KEY, explain, ExplainedReply),
@@ -102,5 +121,5 @@ class LedgerApi(Api):
         ),
         Route("GET", "/v1/admin/payables", "listPayables", ADMIN_KEY, payables, ReplyList[PayableReply]),
         Route("POST", "/v1/admin/payouts", "payOut", ADMIN_KEY, pay_out, Moved, PayoutRequest, failures=(NotFound,)),
-        Route("GET", "/v1/admin/ledger", "checkLedger", ADMIN_KEY, check, LedgerReport),
+        Route("GET", "/v1/admin/ledger", "checkLedger", ADMIN_KEY, check, LedgerReport, query=CheckQuery),
     )

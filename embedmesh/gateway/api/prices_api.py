@@ -6,23 +6,24 @@ import msgspec
 from msgspec import Meta
 
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.key_bodies import Id, UnixMs
-from embedmesh.gateway.api.queries import NonEmpty
+from embedmesh.gateway.api.key_bodies import Id, UnixMs, model_of
+from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
 from embedmesh.gateway.api.replies import EndedPrice, PriceReply, ReplyPage, page_of, reply_of
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import ModelNotFound, NotFound
 from embedmesh.rules.ports import Catalogue
 from embedmesh.storage.books.prices import Price
-from embedmesh.storage.books.session import ROWS_MAX
 
 ModelName = Annotated[NonEmpty, Meta(description="A model, by id or alias.")]
 
 
 class PriceQuery(msgspec.Struct, frozen=True):
-    """Which prices."""
+    """Which page of prices."""
 
     model: ModelName | None = None
+    limit: Limit = PAGE_ROWS
+    after: Annotated[int, Meta(ge=0, description="The `price_id` of the last price of the page before.")] = 0
 
 
 class EndPriceQuery(msgspec.Struct, frozen=True):
@@ -56,9 +57,10 @@ class PricesApi(Api):
 
         Past prices included, the latest first; of one model or of all.
         """
-        model = None if call.query.model is None else self._model_id(call.query.model)
-        found = await self._books.ask(lambda books: books.prices.list(model, rows_max=ROWS_MAX + 1))
-        return page_of(found, ROWS_MAX, _reply)
+        name, limit, after = call.query.model, call.query.limit, call.query.after
+        model = None if name is None else self._model_id(name)
+        found = await self._books.ask(lambda books: books.prices.list(model, after=after, rows_max=limit + 1))
+        return page_of(found, limit, _reply)
 
     async def set_price(self, call: Call[PriceRequest, None]) -> PriceReply:
         """Set a price.
@@ -66,9 +68,7 @@ class PricesApi(Api):
         For one account or for all. It replaces the price before; what was bought already keeps its price.
         """
         new = call.body
-        model = self._catalogue.find(new.model)
-        if model is None:
-            raise ModelNotFound("The catalogue has no model of that name.", param="model")
+        model = model_of(new.model, self._catalogue, param="model")
         return _reply(
             await self._books.ask(
                 lambda books: books.prices.set(model.id, new.price, account_id=new.account, from_ms=new.from_ms)
@@ -82,7 +82,7 @@ class PricesApi(Api):
         """
         model, account = self._model_id(call.query.model), call.query.account
         if not await self._books.ask(lambda books: books.prices.end(model, account_id=account)):
-            raise NotFound("No price is set that could end.")
+            raise NotFound(f"No price of {model[:200]} is set for {account or 'all accounts'}.")
         return EndedPrice(model, account, True)
 
     def _model_id(self, name: str) -> str:

@@ -182,6 +182,34 @@ class EntryPage(msgspec.Struct, frozen=True):
     next: Annotated[Count | None, Meta(description="`before` of the next page.")]
 
 
+class StatementLine(msgspec.Struct, frozen=True, rename=JSON_NAMES):
+    """An entry of a statement; what was bought is known as long as usage is kept."""
+
+    entry_id: Count
+    created_ms: Count
+    kind: str
+    amount: Amount
+    request_id: str | None
+    reference: str | None
+    key_id: str | None
+    model: str | None
+    tokens: Count | None
+    price: TokenPrice | None
+
+
+class StatementPage(msgspec.Struct, frozen=True):
+    """One page of a statement, in the order of the entries."""
+
+    object: Literal["list"]
+    data: list[StatementLine]
+    has_more: Annotated[bool, Meta(description="Whether there is another page.")]
+    from_ms: Annotated[Count, Meta(description="When the month begins.")]
+    to_ms: Annotated[Count, Meta(description="When the next month begins.")]
+    opening_nanousd: Annotated[
+        int | None, Meta(description="The balance when the month began; null on all pages but the first.")
+    ]
+
+
 class MoveReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     """Money that was moved for a request."""
 
@@ -229,6 +257,7 @@ class LedgerReport(msgspec.Struct, frozen=True):
     """What a check of the ledger found."""
 
     ok: bool
+    head_known: Annotated[bool | None, Meta(description="Whether the chain had the head that was asked for.")]
     promises: Annotated[list[str], Meta(description="What was checked.")]
     broken: list[Broken]
     tallies: dict[str, Count]

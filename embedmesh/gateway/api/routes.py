@@ -96,8 +96,8 @@ class Api:
         return handler
 
 
-def router(apis: Iterable[Api], keys: Keys, rate_limits: RateLimits) -> Routes:
-    """All routes of these APIs. Paths and methods without a row are refused."""
+def router(apis: Iterable[Api], keys: Keys, rate_limits: RateLimits | None) -> Routes:
+    """All routes of these APIs. Paths and methods without a row are refused. Without `rate_limits` none apply."""
     routes: dict[str, dict[str, Handler]] = {}
     for api in apis:
         for route in api.ROUTES:
@@ -152,7 +152,7 @@ def _adapted(route: Route, api: Api) -> Handler:
     return answer
 
 
-def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits) -> Handler:
+def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits | None) -> Handler:
     """The handler, for keys with one of the scopes; with no scopes, for any key.
 
     Each call counts as one of the requests that the key may make in a minute, unless it has the scope `admin`.
@@ -162,7 +162,7 @@ def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits
         headers = request.headers
         caller = await identify(headers.get("Authorization"), keys, *scopes, api_key=headers.get("api-key"))
         request[CALLER] = caller
-        if ADMIN_SCOPE not in caller.scopes:
+        if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
             with suppress(StoreUnavailable):  # reads go on; writes meet it later
                 await rate_limits.take_request(caller)
         return await handler(request)

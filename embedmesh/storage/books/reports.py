@@ -1,6 +1,6 @@
 """What happened: usage by day, entries, statements of a month, and one request with all that followed from it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -120,11 +120,15 @@ class Reports:
         rows = self._session.rows(REPORTS["balance_before"], {"account_id": account_id, "until_ms": until_ms})
         return int(rows[0][0])
 
-    def statement(self, account_id: str, month: str) -> Iterator[Line]:
-        """An account's entries of a month (`2026-11`, UTC), in their order. Raises NotFound, InvalidValue."""
+    def statement(self, account_id: str, month: str, *, after: int = 0, rows_max: int = ROWS_MAX) -> Sequence[Line]:
+        """An account's entries of a month (`2026-11`, UTC), in their order, from one on. Raises NotFound, InvalidValue.
+
+        `after` is the id of the entry before; 0 is from the first on.
+        """
         from_ms, to_ms = month_span_ms(month)
         self._accounts.find(account_id)
-        return self._lines(account_id, from_ms, to_ms)
+        values = {"account_id": account_id, "from_ms": from_ms, "to_ms": to_ms, "after": after, "rows_max": rows_max}
+        return [Line(*row) for row in self._session.rows(REPORTS["statement_of_account"], values)]
 
     def explain(self, request_id: str) -> Explained:
         """Raises NotFound."""
@@ -137,17 +141,6 @@ class Reports:
         bought = self._session.row(REPORTS["usage_of_hold"], {"hold_id": request_id})
         moves = self._session.rows(REPORTS["transfers_of_hold"], {"hold_id": request_id})
         return Explained(*(*hold, Bought(*bought) if bought else None, tuple(Move(*move) for move in moves)))
-
-    def _lines(self, account_id: str, from_ms: int, to_ms: int) -> Iterator[Line]:
-        after = 0
-        while True:
-            asked = {"account_id": account_id, "from_ms": from_ms, "to_ms": to_ms, "after": after, "rows_max": ROWS_MAX}
-            rows = self._session.rows(REPORTS["statement_of_account"], asked)
-            for row in rows:
-                yield Line(*row)
-            if len(rows) < ROWS_MAX:
-                return
-            after = rows[-1][0]
 
 
 def month_span_ms(month: str) -> tuple[int, int]:
