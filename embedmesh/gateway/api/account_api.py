@@ -20,12 +20,13 @@ from embedmesh.gateway.api.replies import (
     ReplyPage,
     UsageList,
     UsageReply,
+    doc,
     key_reply,
     new_key,
     page_of,
     reply_of,
 )
-from embedmesh.gateway.api.routes import ADMIN_SCOPE, ANY_KEY, Api, Call, Route, Scope, account_of, in_room
+from embedmesh.gateway.api.routes import ADMIN_SCOPE, ANY_KEY, Api, ApiCall, Route, Scope, account_of, in_room
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import Handler
 from embedmesh.rules.errors import InsufficientScope, InvalidValue, ModelNotFound, NotFound
@@ -47,17 +48,13 @@ T = TypeVar("T")
 
 
 class UsageQuery(msgspec.Struct, frozen=True, rename={"first": "from", "last": "to"}):
-    """Which days of usage."""
-
-    first: Annotated[date | None, Meta(description=f"The first day; by default {USAGE_DAYS} days are shown.")] = None
+    first: Annotated[date | None, doc(f"The first day; by default {USAGE_DAYS} days are shown.")] = None
     last: Annotated[
-        date | None, Meta(description=f"The last day, today by default; a query covers at most {USAGE_DAYS_MAX} days.")
+        date | None, doc(f"The last day, today by default; a query covers at most {USAGE_DAYS_MAX} days.")
     ] = None
 
 
 class EntryQuery(msgspec.Struct, frozen=True):
-    """Which page of entries."""
-
     before: Annotated[int, Meta(ge=1, le=ENTRY_MAX, description="List entries before this one.")] = ENTRY_MAX
     limit: Limit = PAGE_ROWS
 
@@ -80,7 +77,7 @@ class AccountApi(Api):
     def bounded(self, handler: Handler) -> Handler:
         return in_room(self._room, handler, account_of)
 
-    async def account(self, call: Call[None, None]) -> OwnAccount:
+    async def get_account(self, call: ApiCall[None, None]) -> OwnAccount:
         """Get your account.
 
         Its balance, what running requests hold, what further requests may hold, and whether answers may come from the
@@ -89,11 +86,8 @@ class AccountApi(Api):
         account_id = call.caller.account_id
         return reply_of(OwnAccount, await self._ask(call, lambda books: books.accounts.find(account_id)))
 
-    async def usage(self, call: Call[None, UsageQuery]) -> UsageList:
-        """List your account's usage.
-
-        By day (UTC), model and key, the latest day first.
-        """
+    async def get_usage(self, call: ApiCall[None, UsageQuery]) -> UsageList:
+        """List your account's usage. By day (UTC), model and key, the latest day first."""
         account_id, query = call.caller.account_id, call.query
         last = query.last or datetime.fromtimestamp(self._clock.unix_ms() / 1000, UTC).date()
         if min(last, query.first or last) < EPOCH:
@@ -106,11 +100,8 @@ class AccountApi(Api):
         page = page_of(found, USAGE_ROWS_MAX, _usage_reply)
         return UsageList(page.object, page.data, page.has_more, first, last)
 
-    async def entries(self, call: Call[None, EntryQuery]) -> EntryPage:
-        """List your account's entries in the ledger.
-
-        All money that came and went, the latest entry first.
-        """
+    async def list_entries(self, call: ApiCall[None, EntryQuery]) -> EntryPage:
+        """List your account's entries in the ledger. All money that came and went, the latest entry first."""
         account_id, query = call.caller.account_id, call.query
         found = await self._ask(
             call, lambda books: books.reports.entries(account_id, before=query.before, rows_max=query.limit + 1)
@@ -118,16 +109,13 @@ class AccountApi(Api):
         page = page_of(found, query.limit, lambda entry: reply_of(EntryReply, entry))
         return EntryPage(page.object, page.data, page.has_more, page.data[-1].entry_id if page.has_more else None)
 
-    async def list_keys(self, call: Call[None, KeyQuery]) -> ReplyPage[KeyReply]:
-        """List your account's keys.
-
-        The oldest first, revoked and expired keys included.
-        """
+    async def list_keys(self, call: ApiCall[None, KeyQuery]) -> ReplyPage[KeyReply]:
+        """List your account's keys. The oldest first, revoked and expired keys included."""
         account_id, query = call.caller.account_id, call.query
         found = await self._ask(call, lambda books: keys_after(books, account_id, query.after, query.limit))
         return page_of(found, query.limit, self._reply)
 
-    async def create(self, call: Call[OwnKeyRequest, None]) -> NewKey:
+    async def create_key(self, call: ApiCall[OwnKeyRequest, None]) -> NewKey:
         """Create a key.
 
         Its secret is shown only once. The new key can do no more than the key that creates it: no other scopes, no
@@ -144,7 +132,7 @@ class AccountApi(Api):
 
         return new_key(*await self._ask(call, make), self._clock.unix_ms())
 
-    async def revoke(self, call: Call[None, None]) -> KeyReply:
+    async def revoke_key(self, call: ApiCall[None, None]) -> KeyReply:
         """Revoke a key.
 
         The key and all keys that it made end at once, on every gateway. Revoking it again changes nothing.
@@ -159,47 +147,27 @@ class AccountApi(Api):
 
         return self._reply(await self._ask(call, end))
 
-    async def _ask(self, call: Call[Any, Any], do: Callable[[Books], T]) -> T:
+    async def _ask(self, call: ApiCall[Any, Any], do: Callable[[Books], T]) -> T:
         return await self._books.ask(do, call.caller.account_id)
 
     def _reply(self, key: Key) -> KeyReply:
         return key_reply(key, self._clock.unix_ms())
 
     ROUTES = (
-        Route("GET", "/v1/account", "getAccount", ANY_KEY, account, OwnAccount),
-        Route(
-            "GET",
-            "/v1/account/usage",
-            "getUsage",
-            ANY_KEY,
-            usage,
-            UsageList,
-            query=UsageQuery,
-        ),
-        Route("GET", "/v1/account/entries", "listEntries", ANY_KEY, entries, EntryPage, query=EntryQuery),
-        Route(
-            "GET",
-            "/v1/account/keys",
-            "listKeys",
-            KEYS_SCOPE,
-            list_keys,
-            ReplyPage[KeyReply],
-            query=KeyQuery,
-            failures=(NotFound,),
-        ),
+        Route("GET", "/v1/account", ANY_KEY, get_account),
+        Route("GET", "/v1/account/usage", ANY_KEY, get_usage),
+        Route("GET", "/v1/account/entries", ANY_KEY, list_entries),
+        Route("GET", "/v1/account/keys", KEYS_SCOPE, list_keys, failures=(NotFound,)),
         Route(
             "POST",
             "/v1/account/keys",
-            "createKey",
             KEYS_SCOPE,
-            create,
-            NewKey,
-            OwnKeyRequest,
+            create_key,
             failures=(ModelNotFound,),
             details=f"Keys create keys to a depth of {ABOVE_MAX}, at most {MADE_A_DAY_MAX:,} a day in one account. An "
             f"account has at most {KEYS_MAX:,} active keys.",
         ),
-        Route("DELETE", "/v1/account/keys/{key_id}", "revokeKey", KEYS_SCOPE, revoke, KeyReply),
+        Route("DELETE", "/v1/account/keys/{key_id}", KEYS_SCOPE, revoke_key),
     )
 
 

@@ -1,5 +1,6 @@
 """`/v1/admin/accounts`: customers, what they may owe, and what they paid."""
 
+import functools
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -14,10 +15,11 @@ from embedmesh.gateway.api.replies import (
     ReplyPage,
     StatementLine,
     StatementPage,
+    doc,
     page_of,
     reply_of,
 )
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, InvalidValue, NotFound
@@ -29,16 +31,12 @@ Reference = Annotated[str, Meta(min_length=1, max_length=REFERENCE_CHARS_MAX, pa
 
 
 class AccountQuery(msgspec.Struct, frozen=True):
-    """Which page of accounts."""
-
     limit: Limit = PAGE_ROWS
-    after: Annotated[NonEmpty | None, Meta(description="The id of the last account of the page before.")] = None
+    after: Annotated[NonEmpty | None, doc("The id of the last account of the page before.")] = None
 
 
 class StatementQuery(msgspec.Struct, frozen=True):
-    """Which page of which month."""
-
-    month: Annotated[NonEmpty, Meta(description="As 2026-11, UTC.")]
+    month: Annotated[NonEmpty, doc("As 2026-11, UTC.")]
     limit: Limit = PAGE_ROWS
     after: Annotated[int, Meta(ge=0, description="The `entry_id` of the last line of the page before.")] = 0
 
@@ -58,6 +56,9 @@ class AccountChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: CachePolicy | UnsetType = UNSET
 
 
+OneAccountChange = Annotated[AccountChange, Meta(extra_json_schema={"minProperties": 1})]
+
+
 class CreditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Money that came, or (negative) goes back; once for each reference."""
 
@@ -65,20 +66,18 @@ class CreditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reference: Reference
 
 
-class AccountsApi(Api):
-    """Handlers for operators."""
+_reply = functools.partial(reply_of, AccountReply)
 
+
+class AccountsApi(Api):
     TAG = "Administration"
 
     def __init__(self, books: BooksThread, bodies: BodyBudget) -> None:
         self._books = books
         self.bodies = bodies
 
-    async def list_accounts(self, call: Call[None, AccountQuery]) -> ReplyPage[AccountReply]:
-        """List accounts.
-
-        The oldest first, our own accounts and those of nodes included.
-        """
+    async def list_accounts(self, call: ApiCall[None, AccountQuery]) -> ReplyPage[AccountReply]:
+        """List accounts. The oldest first, our own accounts and those of nodes included."""
         limit, last = call.query.limit, call.query.after
 
         def read(books: Books) -> list[Account]:
@@ -87,11 +86,8 @@ class AccountsApi(Api):
 
         return page_of(await self._books.ask(read), limit, _reply)
 
-    async def create(self, call: Call[AccountRequest, None]) -> AccountReply:
-        """Create an account.
-
-        For a customer: prepaid or, with a credit limit, postpaid.
-        """
+    async def create_account(self, call: ApiCall[AccountRequest, None]) -> AccountReply:
+        """Create an account. For a customer: prepaid or, with a credit limit, postpaid."""
         limit, cache = call.body.credit_limit_nanousd, call.body.cache
         return _reply(
             await self._books.ask(
@@ -99,14 +95,11 @@ class AccountsApi(Api):
             )
         )
 
-    async def find(self, call: Call[None, None]) -> AccountReply:
-        """Get an account.
-
-        Its balance, holds and credit limit, and whether its answers may come from the cache.
-        """
+    async def get_an_account(self, call: ApiCall[None, None]) -> AccountReply:
+        """Get an account. Its balance, holds and credit limit, and whether its answers may come from the cache."""
         return _reply(await self._books.ask(lambda books: books.accounts.find(call.path)))
 
-    async def change(self, call: Call[AccountChange, None]) -> AccountReply:
+    async def change_account(self, call: ApiCall[OneAccountChange, None]) -> AccountReply:
         """Change an account.
 
         Its credit limit, which cannot be less than it owes now; and whether its answers may come from the cache.
@@ -117,7 +110,7 @@ class AccountsApi(Api):
             raise InvalidValue("Name what to change: `credit_limit_nanousd`, `cache`, or both.")
         return _reply(await self._books.ask(lambda books: books.accounts.change(call.path, **changes)))
 
-    async def credit(self, call: Call[CreditRequest, None]) -> Moved:
+    async def credit_account(self, call: ApiCall[CreditRequest, None]) -> Moved:
         """Credit an account, or take money back.
 
         Once for each reference: `applied` is false if that was done before.
@@ -126,7 +119,7 @@ class AccountsApi(Api):
         applied = await self._books.ask(lambda books: books.accounts.credit(call.path, amount, reference))
         return Moved(applied, amount, reference)
 
-    async def statement(self, call: Call[None, StatementQuery]) -> StatementPage:
+    async def get_statement(self, call: ApiCall[None, StatementQuery]) -> StatementPage:
         """Get an account's statement of a month.
 
         All entries, the oldest first, with what was bought; a page at a time.
@@ -143,48 +136,12 @@ class AccountsApi(Api):
         return StatementPage("list", lines, len(found) > limit, from_ms, to_ms, opening)
 
     ROUTES = (
+        Route("GET", "/v1/admin/accounts", ADMIN_KEY, list_accounts, failures=(NotFound,)),
+        Route("POST", "/v1/admin/accounts", ADMIN_KEY, create_account),
+        Route("GET", "/v1/admin/accounts/{account_id}", ADMIN_KEY, get_an_account),
+        Route("POST", "/v1/admin/accounts/{account_id}", ADMIN_KEY, change_account),
         Route(
-            "GET",
-            "/v1/admin/accounts",
-            "listAccounts",
-            ADMIN_KEY,
-            list_accounts,
-            ReplyPage[AccountReply],
-            query=AccountQuery,
-            failures=(NotFound,),
+            "POST", "/v1/admin/accounts/{account_id}/credits", ADMIN_KEY, credit_account, failures=(InsufficientQuota,)
         ),
-        Route("POST", "/v1/admin/accounts", "createAccount", ADMIN_KEY, create, AccountReply, AccountRequest),
-        Route("GET", "/v1/admin/accounts/{account_id}", "getAnAccount", ADMIN_KEY, find, AccountReply),
-        Route(
-            "POST",
-            "/v1/admin/accounts/{account_id}",
-            "changeAccount",
-            ADMIN_KEY,
-            change,
-            AccountReply,
-            Annotated[AccountChange, Meta(extra_json_schema={"minProperties": 1})],
-        ),
-        Route(
-            "POST",
-            "/v1/admin/accounts/{account_id}/credits",
-            "creditAccount",
-            ADMIN_KEY,
-            credit,
-            Moved,
-            CreditRequest,
-            failures=(InsufficientQuota,),
-        ),
-        Route(
-            "GET",
-            "/v1/admin/accounts/{account_id}/statement",
-            "getStatement",
-            ADMIN_KEY,
-            statement,
-            StatementPage,
-            query=StatementQuery,
-        ),
+        Route("GET", "/v1/admin/accounts/{account_id}/statement", ADMIN_KEY, get_statement),
     )
-
-
-def _reply(account: Account) -> AccountReply:
-    return reply_of(AccountReply, account)

@@ -12,8 +12,8 @@ from embedmesh.flow.again import KEY_CHARS_MAX, Asked
 from embedmesh.flow.handle import EMBED_SCOPE, World, handle
 from embedmesh.gateway.api.metrics import Metrics
 from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
-from embedmesh.gateway.api.replies import Count
-from embedmesh.gateway.api.routes import Api, Reply, Route
+from embedmesh.gateway.api.replies import Count, doc
+from embedmesh.gateway.api.routes import Api, ApiReply, RawHandler, Route
 from embedmesh.http.bodies import JSON
 from embedmesh.http.exchange import Exchange, GeneralExchange
 from embedmesh.http.failures import TABLE
@@ -57,11 +57,11 @@ class EmbeddingReply(msgspec.Struct):
     """The vector of one input."""
 
     object: Literal["embedding"]
-    index: Annotated[Count, Meta(description="The position of the input.")]
+    index: Annotated[Count, doc("The position of the input.")]
     embedding: Annotated[
         Annotated[list[float], Meta(min_length=1)]
         | Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})],
-        Meta(description="Numbers, or base64 of little-endian float32, as `encoding_format` requests."),
+        doc("Numbers, or base64 of little-endian float32, as `encoding_format` requests."),
     ]
 
 
@@ -77,7 +77,7 @@ class EmbeddingList(msgspec.Struct):
 
     object: Literal["list"]
     data: Annotated[list[EmbeddingReply], Meta(min_length=1, max_length=REQUEST_INPUTS_MAX)]
-    model: Annotated[str, Meta(description="As the request names it.")]
+    model: Annotated[str, doc("As the request names it.")]
     usage: EmbeddingUsage
 
 
@@ -93,7 +93,7 @@ class EmbeddingsApi(Api):
         self.bodies = bodies
         self._write_s = write_s
 
-    async def create(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def create_embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create embeddings.
 
         One vector for each input. A field that is null counts as not given. You pay for the tokens that were embedded,
@@ -142,19 +142,19 @@ class EmbeddingsApi(Api):
         Route(
             "POST",
             EMBEDDINGS,
-            "createEmbeddings",
             (EMBED_SCOPE,),
-            create,
-            {200: Reply("One vector for each input, in input order.", EmbeddingList, headers=EMBEDDING_HEADERS)},
-            EmbeddingRequest,
+            create_embeddings,
             failures=tuple(failure for failure in TABLE if failure not in (NotFound, MethodNotAllowed)),
-            raw=True,
-            key_checked_by_flow=True,
             details=f"A request takes at most {REQUEST_INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} tokens and "
             f"{REQUEST_BODY_BYTES_MAX // 1024**2} MiB of plain JSON. Other paths of the same route: "
             f"{', '.join(f'`{path}`' for path, same in OTHER_PATHS.items() if same == EMBEDDINGS)}. The star is the "
             "model, which the body may then leave out.",
-            extra={"parameters": [IDEMPOTENCY_KEY], "x-codeSamples": SAMPLES},
+            raw=RawHandler(
+                {200: ApiReply("One vector for each input, in input order.", EmbeddingList, headers=EMBEDDING_HEADERS)},
+                EmbeddingRequest,
+                key_checked_by_flow=True,
+                extra={"parameters": [IDEMPOTENCY_KEY], "x-codeSamples": SAMPLES},
+            ),
         ),
     )
 

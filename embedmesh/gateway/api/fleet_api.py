@@ -13,7 +13,7 @@ from embedmesh.fleet.probe import PACED_PROBE_S
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.gateway.api.fleet_replies import NodeReply, node_reply
 from embedmesh.gateway.api.replies import ReplyList
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.gateway.nodes.foreign import parse_url
 from embedmesh.gateway.nodes.roster import Members
 from embedmesh.http.bodies import decoded, json_reply, small_body
@@ -75,8 +75,6 @@ class UpstreamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FleetApi(Api):
-    """Handlers for operators."""
-
     TAG = "Administration"
 
     def __init__(
@@ -96,16 +94,13 @@ class FleetApi(Api):
         self.bodies = bodies
         self._clock = clock
 
-    async def list_nodes(self, call: Call[None, None]) -> ReplyList[NodeReply]:
-        """List nodes.
-
-        All nodes: what is kept of them, and what this gateway observes now.
-        """
+    async def list_nodes(self, call: ApiCall[None, None]) -> ReplyList[NodeReply]:
+        """List nodes. All nodes: what is kept of them, and what this gateway observes now."""
         kept = {record.node_id: record for record in self._members.records()}
         own = [self._reply(None, node) for node in self._registry if node.node_id not in kept]
         return ReplyList("list", own + [self._reply(record) for record in kept.values()])
 
-    async def add(self, call: Call[UpstreamRequest, None]) -> NodeReply:
+    async def add_upstream(self, call: ApiCall[UpstreamRequest, None]) -> NodeReply:
         """Use another server as a node.
 
         A server of another make with an OpenAI-compatible `/v1/embeddings`, or changes of such a node. It gets work
@@ -119,18 +114,12 @@ class FleetApi(Api):
             await asyncio.sleep(ADDING_LOOK_S)
         return self._one(record.node_id)
 
-    async def find(self, call: Call[None, None]) -> NodeReply:
-        """Get a node.
-
-        By its id or its number.
-        """
+    async def get_node(self, call: ApiCall[None, None]) -> NodeReply:
+        """Get a node. By its id or its number."""
         return self._one(call.path)
 
-    async def act(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Decide about a node.
-
-        The decision takes effect at once, and is kept. Only `weight` has a body.
-        """
+    async def act_on_node(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Decide about a node. The decision takes effect at once, and is kept. Only `weight` has a body."""
         name, _, action = request[REST].rpartition("/")
         body = await small_body(request, self.bodies)
         node = self._registry.find(name)
@@ -209,20 +198,17 @@ class FleetApi(Api):
         return node_reply(record, node, member, self._registry, self._clock)
 
     ROUTES = (
-        Route("GET", "/v1/admin/nodes", "listNodes", ADMIN_KEY, list_nodes, ReplyList[NodeReply]),
-        Route("POST", "/v1/admin/nodes", "addUpstream", ADMIN_KEY, add, NodeReply, UpstreamRequest),
-        Route("GET", "/v1/admin/nodes/{node_id}", "getNode", ADMIN_KEY, find, NodeReply),
+        Route("GET", "/v1/admin/nodes", ADMIN_KEY, list_nodes),
+        Route("POST", "/v1/admin/nodes", ADMIN_KEY, add_upstream),
+        Route("GET", "/v1/admin/nodes/{node_id}", ADMIN_KEY, get_node),
         Route(
             "POST",
             "/v1/admin/nodes/{node_id}/{action}",
-            "actOnNode",
             ADMIN_KEY,
-            act,
-            NodeReply,
-            WeightRequest,
+            act_on_node,
             body_optional=True,
-            raw=True,
             details=f"This machine's own node only takes {' and '.join(f'`{name}`' for name in LOCAL_NODE_ACTIONS)}.",
+            raw=RawHandler({200: ApiReply("The node.", NodeReply)}, WeightRequest),
         ),
     )
 

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from embedmesh.gateway.api.replies import Always, Count, ReplyList, reply_of
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.ports import Clock
@@ -62,11 +62,8 @@ class InvitesApi(Api):
         self._clock = clock
         self._public_key = public_key
 
-    async def list_invites(self, call: Call[None, None]) -> ReplyList[InviteReply]:
-        """List invites.
-
-        The newest first, without their tokens.
-        """
+    async def list_invites(self, call: ApiCall[None, None]) -> ReplyList[InviteReply]:
+        """List invites. The newest first, without their tokens."""
         now_ms = self._clock.unix_ms()
 
         def state(row: InviteRow) -> str:
@@ -75,11 +72,8 @@ class InvitesApi(Api):
         rows = await self._books.invites()
         return ReplyList("list", [reply_of(InviteReply, row, state=state(row)) for row in rows])
 
-    async def create(self, call: Call[InviteRequest, None]) -> NewInvite:
-        """Invite a node.
-
-        The reply has a join token, good for one node. It is shown only once.
-        """
+    async def create_invite(self, call: ApiCall[InviteRequest, None]) -> NewInvite:
+        """Invite a node. The reply has a join token, good for one node. It is shown only once."""
         expires_in_s, note = call.body.expires_in_s, call.body.note
         if not 0 < expires_in_s <= INVITE_S_MAX:
             raise InvalidValue(f"A token is good for 1 to {INVITE_S_MAX:,} seconds.", param="expires_in_s")
@@ -90,26 +84,14 @@ class InvitesApi(Api):
         await self._books.add_invite(made.invite_id, verifier(made.secret), note, expires_ms)
         return NewInvite(made.invite_id, made.text, expires_ms)
 
-    async def revoke(self, call: Call[None, None]) -> RevokedInvite:
-        """Revoke an invite.
-
-        Only an invite that no node has used yet.
-        """
+    async def revoke_invite(self, call: ApiCall[None, None]) -> RevokedInvite:
+        """Revoke an invite. Only an invite that no node has used yet."""
         if not await self._books.revoke_invite(call.path):
             raise NotFound("There is no open invite of that id.")
         return RevokedInvite(call.path, True)
 
     ROUTES = (
-        Route("GET", "/v1/admin/invites", "listInvites", ADMIN_KEY, list_invites, ReplyList[InviteReply]),
-        Route(
-            "POST",
-            "/v1/admin/invites",
-            "createInvite",
-            ADMIN_KEY,
-            create,
-            NewInvite,
-            InviteRequest,
-            body_optional=True,
-        ),
-        Route("DELETE", "/v1/admin/invites/{invite_id}", "revokeInvite", ADMIN_KEY, revoke, RevokedInvite),
+        Route("GET", "/v1/admin/invites", ADMIN_KEY, list_invites),
+        Route("POST", "/v1/admin/invites", ADMIN_KEY, create_invite, body_optional=True),
+        Route("DELETE", "/v1/admin/invites/{invite_id}", ADMIN_KEY, revoke_invite),
     )

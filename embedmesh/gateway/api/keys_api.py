@@ -3,13 +3,13 @@
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Meta
+from msgspec import UNSET
 
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.key_bodies import KeyChange, KeyRequest, RotateRequest
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
-from embedmesh.gateway.api.replies import KeyReply, NewKey, ReplyPage, key_reply, new_key, page_of
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.gateway.api.replies import KeyReply, NewKey, ReplyPage, doc, key_reply, new_key, page_of
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import ModelNotFound, NotFound
 from embedmesh.rules.ports import Catalogue, Clock
@@ -19,21 +19,15 @@ from embedmesh.storage.books.keys import Key
 
 
 class KeyQuery(msgspec.Struct, frozen=True):
-    """Which page of an account's keys."""
-
     limit: Limit = PAGE_ROWS
-    after: Annotated[NonEmpty | None, Meta(description="The id of the last key of the page before.")] = None
+    after: Annotated[NonEmpty | None, doc("The id of the last key of the page before.")] = None
 
 
 class AnyKeyQuery(KeyQuery, frozen=True):
-    """Which page of keys."""
-
-    account: Annotated[str | None, Meta(description="Whose keys; by default those of all accounts.")] = None
+    account: Annotated[str | None, doc("Whose keys; by default those of all accounts.")] = None
 
 
 class KeysApi(Api):
-    """Handlers for operators."""
-
     TAG = "Administration"
 
     def __init__(self, books: BooksThread, bodies: BodyBudget, clock: Clock, catalogue: Catalogue) -> None:
@@ -42,16 +36,13 @@ class KeysApi(Api):
         self._clock = clock
         self._catalogue = catalogue
 
-    async def list_keys(self, call: Call[None, AnyKeyQuery]) -> ReplyPage[KeyReply]:
-        """List keys.
-
-        Of one account or of all, the oldest first, revoked and expired keys included.
-        """
+    async def list_all_keys(self, call: ApiCall[None, AnyKeyQuery]) -> ReplyPage[KeyReply]:
+        """List keys. Of one account or of all, the oldest first, revoked and expired keys included."""
         query = call.query
         found = await self._books.ask(lambda books: keys_after(books, query.account, query.after, query.limit))
         return page_of(found, query.limit, self._reply)
 
-    async def create(self, call: Call[KeyRequest, None]) -> NewKey:
+    async def create_any_key(self, call: ApiCall[KeyRequest, None]) -> NewKey:
         """Create a key.
 
         For any account, with any scopes. Its secret is shown only once. Limits that are not given are those of the
@@ -66,15 +57,12 @@ class KeysApi(Api):
 
         return new_key(*await self._books.ask(make), self._clock.unix_ms())
 
-    async def find(self, call: Call[None, None]) -> KeyReply:
+    async def get_key(self, call: ApiCall[None, None]) -> KeyReply:
         """Get a key."""
         return self._reply(await self._books.ask(lambda books: books.keys.find(call.path)))
 
-    async def change(self, call: Call[KeyChange, None]) -> KeyReply:
-        """Change a key.
-
-        Its name, its expiry or its limits. Fields that are not given stay as they are.
-        """
+    async def change_key(self, call: ApiCall[KeyChange, None]) -> KeyReply:
+        """Change a key. Its name, its expiry or its limits. Fields that are not given stay as they are."""
         fields = msgspec.structs.asdict(call.body)
         changes: dict[str, Any] = {name: value for name, value in fields.items() if value is not UNSET}
 
@@ -85,7 +73,7 @@ class KeysApi(Api):
 
         return self._reply(await self._books.ask(write))
 
-    async def rotate(self, call: Call[RotateRequest, None]) -> NewKey:
+    async def rotate_key(self, call: ApiCall[RotateRequest, None]) -> NewKey:
         """Replace a key.
 
         The new key may do the same and has spent what the old one has. The old one ends later, so that nobody is locked
@@ -94,7 +82,7 @@ class KeysApi(Api):
         new = await self._books.ask(lambda books: books.keys.rotate(call.path, overlap_s=call.body.overlap_s))
         return new_key(*new, self._clock.unix_ms())
 
-    async def revoke(self, call: Call[None, None]) -> KeyReply:
+    async def revoke_any_key(self, call: ApiCall[None, None]) -> KeyReply:
         """Revoke a key.
 
         The key and all keys that it made end at once, on every gateway. Revoking it again changes nothing.
@@ -105,49 +93,19 @@ class KeysApi(Api):
         return key_reply(key, self._clock.unix_ms())
 
     ROUTES = (
-        Route(
-            "GET",
-            "/v1/admin/keys",
-            "listAllKeys",
-            ADMIN_KEY,
-            list_keys,
-            ReplyPage[KeyReply],
-            query=AnyKeyQuery,
-            failures=(NotFound,),
-        ),
+        Route("GET", "/v1/admin/keys", ADMIN_KEY, list_all_keys, failures=(NotFound,)),
         Route(
             "POST",
             "/v1/admin/keys",
-            "createAnyKey",
             ADMIN_KEY,
-            create,
-            NewKey,
-            KeyRequest,
+            create_any_key,
             failures=(ModelNotFound, NotFound),
             details=f"An account has at most {KEYS_MAX:,} active keys.",
         ),
-        Route("GET", "/v1/admin/keys/{key_id}", "getKey", ADMIN_KEY, find, KeyReply),
-        Route(
-            "POST",
-            "/v1/admin/keys/{key_id}",
-            "changeKey",
-            ADMIN_KEY,
-            change,
-            KeyReply,
-            KeyChange,
-            failures=(ModelNotFound,),
-        ),
-        Route("DELETE", "/v1/admin/keys/{key_id}", "revokeAnyKey", ADMIN_KEY, revoke, KeyReply),
-        Route(
-            "POST",
-            "/v1/admin/keys/{key_id}/rotate",
-            "rotateKey",
-            ADMIN_KEY,
-            rotate,
-            NewKey,
-            RotateRequest,
-            body_optional=True,
-        ),
+        Route("GET", "/v1/admin/keys/{key_id}", ADMIN_KEY, get_key),
+        Route("POST", "/v1/admin/keys/{key_id}", ADMIN_KEY, change_key, failures=(ModelNotFound,)),
+        Route("DELETE", "/v1/admin/keys/{key_id}", ADMIN_KEY, revoke_any_key),
+        Route("POST", "/v1/admin/keys/{key_id}/rotate", ADMIN_KEY, rotate_key, body_optional=True),
     )
 
 

@@ -18,7 +18,7 @@ from embedmesh.gateway.api.replies import (
     ReplyList,
     reply_of,
 )
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import NotFound
 from embedmesh.storage.books import Books
@@ -28,8 +28,6 @@ CHECKS_MAX = 2  # one that runs, one that waits
 
 
 class CheckQuery(msgspec.Struct, frozen=True):
-    """What to look for, too."""
-
     head: (
         Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="A head of the chain that was noted before.")] | None
     ) = None
@@ -60,32 +58,29 @@ class LedgerApi(Api):
         self._checks = checks
         self.bodies = bodies
 
-    async def explain(self, call: Call[None, None]) -> ExplainedReply:
-        """Explain a request.
-
-        What was held for it, how that ended, what was bought, and all money that was moved.
-        """
+    async def explain_request(self, call: ApiCall[None, None]) -> ExplainedReply:
+        """Explain a request. What was held for it, how that ended, what was bought, and all money that was moved."""
         found = await self._books.ask(lambda books: books.reports.explain(call.path))
         bought = None if found.bought is None else reply_of(BoughtReply, found.bought)
         moves = tuple(reply_of(MoveReply, move) for move in found.moves)
         return reply_of(ExplainedReply, found, bought=bought, moves=moves)
 
-    async def refund(self, call: Call[RefundRequest, None]) -> Moved:
+    async def refund_request(self, call: ApiCall[RefundRequest, None]) -> Moved:
         """Refund a request.
 
-        All of its cost, or a part. Its nodes keep what they earned. Once for each reference: `applied` is false if
-        that was done before.
+        All of its cost, or a part. Its nodes keep what they earned. Once for each reference: `applied` is false if that
+        was done before.
         """
         amount, reference = call.body.amount_nanousd, call.body.reference
         applied, refunded = await self._books.ask(lambda books: books.accounts.refund(call.path, amount, reference))
         return Moved(applied, refunded, reference)
 
-    async def payables(self, call: Call[None, None]) -> ReplyList[PayableReply]:
+    async def list_payables(self, call: ApiCall[None, None]) -> ReplyList[PayableReply]:
         """List what nodes earned and were not paid."""
         found = await self._books.ask(lambda books: books.accounts.payables())
         return ReplyList("list", [reply_of(PayableReply, row) for row in found])
 
-    async def pay_out(self, call: Call[PayoutRequest, None]) -> Moved:
+    async def pay_out(self, call: ApiCall[PayoutRequest, None]) -> Moved:
         """Record that a node's operator was paid.
 
         Once for each reference: `applied` is false if that was done before.
@@ -94,7 +89,7 @@ class LedgerApi(Api):
         applied = await self._books.ask(lambda books: books.accounts.pay_out(node, amount, reference))
         return Moved(applied, amount, reference)
 
-    async def check(self, call: Call[None, CheckQuery]) -> LedgerReport:
+    async def check_ledger(self, call: ApiCall[None, CheckQuery]) -> LedgerReport:
         """Check that all money adds up.
 
         A large store takes longer than a request may: use `embedmesh ledger check --offline` then.
@@ -109,17 +104,9 @@ class LedgerApi(Api):
         return await self._checks.ask(read)
 
     ROUTES = (
-        Route("GET", "/v1/admin/requests/{request_id}", "explainRequest", ADMIN_KEY, explain, ExplainedReply),
-        Route(
-            "POST",
-            "/v1/admin/requests/{request_id}/refund",
-            "refundRequest",
-            ADMIN_KEY,
-            refund,
-            Moved,
-            RefundRequest,
-        ),
-        Route("GET", "/v1/admin/payables", "listPayables", ADMIN_KEY, payables, ReplyList[PayableReply]),
-        Route("POST", "/v1/admin/payouts", "payOut", ADMIN_KEY, pay_out, Moved, PayoutRequest, failures=(NotFound,)),
-        Route("GET", "/v1/admin/ledger", "checkLedger", ADMIN_KEY, check, LedgerReport, query=CheckQuery),
+        Route("GET", "/v1/admin/requests/{request_id}", ADMIN_KEY, explain_request),
+        Route("POST", "/v1/admin/requests/{request_id}/refund", ADMIN_KEY, refund_request),
+        Route("GET", "/v1/admin/payables", ADMIN_KEY, list_payables),
+        Route("POST", "/v1/admin/payouts", ADMIN_KEY, pay_out, failures=(NotFound,)),
+        Route("GET", "/v1/admin/ledger", ADMIN_KEY, check_ledger),
     )

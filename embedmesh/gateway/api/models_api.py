@@ -8,8 +8,8 @@ from msgspec import Meta
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.handle import World
 from embedmesh.flow.validate import no_such_model
-from embedmesh.gateway.api.replies import Count, ReplyList
-from embedmesh.gateway.api.routes import ANY_KEY, Api, Call, Route
+from embedmesh.gateway.api.replies import Count, ReplyList, doc
+from embedmesh.gateway.api.routes import ANY_KEY, Api, ApiCall, Route
 from embedmesh.http.paths import MODELS
 from embedmesh.rules.errors import ModelNotFound
 from embedmesh.rules.models import Model, Tier
@@ -22,38 +22,30 @@ class ModelReply(msgspec.Struct, frozen=True):
 
     id: str
     object: Literal["model"]
-    created: Annotated[Count, Meta(description="Unix time in seconds; 0 if it is not known.")]
+    created: Annotated[Count, doc("Unix time in seconds; 0 if it is not known.")]
     owned_by: str
-    aliases: Annotated[tuple[str, ...], Meta(description="Other names that requests may use.")]
-    tier: Annotated[Tier, Meta(description="The precision of the arithmetic.")]
-    width: Annotated[Positive, Meta(description="Components of a vector.")]
-    max_tokens: Annotated[Positive, Meta(description="Most tokens of one input, special tokens included.")]
-    price_nanousd_per_million_tokens: Annotated[Count, Meta(description="Nano-USD (1e-9 USD) per million tokens.")]
-    nodes: Annotated[Count, Meta(description="Ready nodes that serve it.")]
+    aliases: Annotated[tuple[str, ...], doc("Other names that requests may use.")]
+    tier: Annotated[Tier, doc("The precision of the arithmetic.")]
+    width: Annotated[Positive, doc("Components of a vector.")]
+    max_tokens: Annotated[Positive, doc("Most tokens of one input, special tokens included.")]
+    price_nanousd_per_million_tokens: Annotated[Count, doc("Nano-USD (1e-9 USD) per million tokens.")]
+    nodes: Annotated[Count, doc("Ready nodes that serve it.")]
 
 
 class ModelsApi(Api):
-    """Handlers for callers."""
-
     TAG = "Models"
 
     def __init__(self, world: World, registry: Registry) -> None:
         self._world = world
         self._registry = registry
 
-    async def list_models(self, call: Call[None, None]) -> ReplyList[ModelReply]:
-        """List models.
-
-        The models that ready nodes serve now. Any API key of this gateway may list them.
-        """
+    async def list_models(self, call: ApiCall[None, None]) -> ReplyList[ModelReply]:
+        """List models. The models that ready nodes serve now. Any API key of this gateway may list them."""
         served = [model for model in self._world.catalogue.models if self._registry.ready(model.id)]
         return ReplyList("list", [self._reply(model) for model in served])
 
-    async def find(self, call: Call[None, None]) -> ModelReply:
-        """Get a model.
-
-        By id, alias, or either with a precision suffix. Send a slash in it as `/` or `%2F`.
-        """
+    async def get_model(self, call: ApiCall[None, None]) -> ModelReply:
+        """Get a model. By id, alias, or either with a precision suffix. Send a slash in it as `/` or `%2F`."""
         model = self._world.catalogue.find(call.path)
         if model is None or not self._registry.ready(model.id):
             raise no_such_model(call.path, self._world.catalogue, self._world.terms.serves)
@@ -74,7 +66,6 @@ class ModelsApi(Api):
         )
 
     ROUTES = (
-        Route("GET", MODELS, "listModels", ANY_KEY, list_models, ReplyList[ModelReply]),
-        # A client may resolve an id such as `..` before it sends it: then the path is another one, and 404 `not_found`.
-        Route("GET", "/v1/models/{id}", "getModel", ANY_KEY, find, ModelReply, failures=(ModelNotFound,), slashes=True),
+        Route("GET", MODELS, ANY_KEY, list_models),
+        Route("GET", "/v1/models/{id}", ANY_KEY, get_model, failures=(ModelNotFound,), any_name=True),
     )

@@ -15,7 +15,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from embedmesh.fleet.registry import Registry
-from embedmesh.gateway.api.routes import NO_KEY, SIGNED, Api, Call, Reply, Route
+from embedmesh.gateway.api.routes import NO_KEY, SIGNED, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.gateway.nodes.http1 import Connection, Inbound
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Member, Members
@@ -92,14 +92,11 @@ class NodesApi(Api):
         self._reports_a_minute_max = reports_a_minute_max
         self._paces: dict[str, Pace] = {}  # of nodes that were admitted
 
-    async def greet(self, call: Call[None, None]) -> Greeting:
-        """Get the gateway's identity.
-
-        Its public key, and a nonce for a registration, valid for a minute.
-        """
+    async def greet_node(self, call: ApiCall[None, None]) -> Greeting:
+        """Get the gateway's identity. Its public key, and a nonce for a registration, valid for a minute."""
         return self._registrar.greet()
 
-    async def register(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def register_node(self, request: web.BaseRequest) -> web.StreamResponse:
         """Register a node, or move it.
 
         A node joins, or reports what has changed, in a statement that its identity signs. It is admitted by an invite
@@ -114,18 +111,12 @@ class NodesApi(Api):
             return json_reply(Message(f"Node {record.small_id} is registered at its new address."))
         return json_reply(await self._registrar.register(decoded(body, Registration), origin))
 
-    async def heartbeat(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Report.
-
-        The state of a node, with receipts of its replies.
-        """
+    async def report_node(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Report. The state of a node, with receipts of its replies."""
         return await self._speak(request, self._heartbeat)
 
-    async def drain(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Leave.
-
-        A node that is about to stop gets no more work until it registers again.
-        """
+    async def drain_node(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Leave. A node that is about to stop gets no more work until it registers again."""
         return await self._speak(request, self._drain)
 
     async def _speak(
@@ -142,7 +133,7 @@ class NodesApi(Api):
         response.headers.extend(headers)
         return response
 
-    async def dial(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def dial_in(self, request: web.BaseRequest) -> web.StreamResponse:
         """Dial in.
 
         A node that accepts no connections opens one, with `Upgrade: embedmesh-node`. The gateway then sends its
@@ -219,48 +210,46 @@ class NodesApi(Api):
         return self._clock.unix_ms() // 1000
 
     ROUTES = (
-        Route("GET", "/v1/nodes", "greetNode", NO_KEY, greet, Greeting),
+        Route("GET", "/v1/nodes", NO_KEY, greet_node),
         Route(
             "POST",
             "/v1/nodes",
-            "registerNode",
             NO_KEY,
-            register,
-            {200: Reply("A session, or that the node has to wait; a message for `atoma-sdk`.", (Welcome, Message))},
-            (Registration, AtomaRegistration),
+            register_node,
             failures=(errors.InvalidApiKey, errors.InsufficientScope),
-            raw=True,
+            raw=RawHandler(
+                {
+                    200: ApiReply(
+                        "A session, or that the node has to wait; a message for `atoma-sdk`.", (Welcome, Message)
+                    )
+                },
+                (Registration, AtomaRegistration),
+            ),
         ),
         Route(
             "POST",
             "/v1/nodes/{node_id}/heartbeat",
-            "reportNode",
             SIGNED,
-            heartbeat,
-            {200: Reply("Which receipts are wanted next.", HeartbeatReply, headers=SIGNATURE)},
-            Heartbeat,
-            raw=True,
+            report_node,
             details=f"Every {HEARTBEAT_S:g} seconds.",
+            raw=RawHandler(
+                {200: ApiReply("Which receipts to send next.", HeartbeatReply, headers=SIGNATURE)}, Heartbeat
+            ),
         ),
         Route(
             "POST",
             "/v1/nodes/{node_id}/drain",
-            "drainNode",
             SIGNED,
-            drain,
-            {200: Reply("The node gets no more work.", dict[str, Any], headers=SIGNATURE)},
-            dict[str, Any],
-            raw=True,
+            drain_node,
+            raw=RawHandler({200: ApiReply("Done.", dict[str, Any], headers=SIGNATURE)}, dict[str, Any]),
         ),
         Route(
             "GET",
             "/v1/nodes/{node_id}/dial",
-            "dialIn",
             SIGNED,
-            dial,
-            {101: Reply("The gateway sends its requests over this connection.", content_type="")},
+            dial_in,
             failures=(errors.InvalidValue,),
-            raw=True,
+            raw=RawHandler({101: ApiReply("The gateway sends its requests over this connection.", content_type="")}),
         ),
     )
 

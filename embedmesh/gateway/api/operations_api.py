@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta
 
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.handle import World
 from embedmesh.flow.identify import METRICS_SCOPES
 from embedmesh.gateway.api.metrics import CONTENT_TYPE, Metrics
-from embedmesh.gateway.api.routes import NO_KEY, Api, Call, Reply, Route
+from embedmesh.gateway.api.replies import doc
+from embedmesh.gateway.api.routes import NO_KEY, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.http.bodies import json_reply
 from embedmesh.rules.nodes import SHORTAGES
 
@@ -28,7 +28,7 @@ class Readiness(msgspec.Struct, frozen=True):
     """Whether this gateway can do its work."""
 
     ready: bool
-    reasons: Annotated[list[str], Meta(description="Why it is not ready, or what makes it slow.")]
+    reasons: Annotated[list[str], doc("Why it is not ready, or what makes it slow.")]
 
 
 class OperationsApi(Api):
@@ -41,14 +41,11 @@ class OperationsApi(Api):
         self._registry = registry
         self._metrics = metrics
 
-    async def health(self, call: Call[None, None]) -> Health:
-        """Is the process up?
-
-        Replies as long as the process runs.
-        """
+    async def get_health(self, call: ApiCall[None, None]) -> Health:
+        """Is the process up? Replies as long as the process runs."""
         return Health("ok")
 
-    async def ready(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def get_readiness(self, request: web.BaseRequest) -> web.StreamResponse:
         """Can it do its work?
 
         Ready means: the store takes writes, and a node embedded something in the last 15 seconds. A server of another
@@ -68,7 +65,7 @@ class OperationsApi(Api):
         ready = not reasons
         return json_reply(Readiness(ready, reasons + _starved(self._registry)), status=200 if ready else 503)
 
-    async def metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def get_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         """Get metrics.
 
         Counters and gauges in Prometheus' text format. Needs the admin key or a key with the scope `metrics`.
@@ -76,24 +73,20 @@ class OperationsApi(Api):
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     ROUTES = (
-        Route("GET", "/health", "getHealth", NO_KEY, health, Health),
+        Route("GET", "/health", NO_KEY, get_health),
         Route(
             "GET",
             "/readyz",
-            "getReadiness",
             NO_KEY,
-            ready,
-            {200: Reply("Ready.", Readiness), 503: Reply("Not ready, and why.", Readiness)},
-            raw=True,
+            get_readiness,
+            raw=RawHandler({200: ApiReply("Ready.", Readiness), 503: ApiReply("Not ready, and why.", Readiness)}),
         ),
         Route(
             "GET",
             "/metrics",
-            "getMetrics",
             METRICS_SCOPES,
-            metrics,
-            {200: Reply("The metrics.", content_type="text/plain")},
-            raw=True,
+            get_metrics,
+            raw=RawHandler({200: ApiReply("The metrics.", content_type="text/plain")}),
         ),
     )
 

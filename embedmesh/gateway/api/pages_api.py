@@ -6,7 +6,7 @@ import orjson
 from aiohttp import web
 
 from embedmesh.gateway.api.pages import docs_page
-from embedmesh.gateway.api.routes import NO_KEY, Api, Reply, Route, in_room
+from embedmesh.gateway.api.routes import NO_KEY, Api, ApiReply, RawHandler, Route, in_room
 from embedmesh.http.bodies import JSON
 from embedmesh.http.connections import Origins
 from embedmesh.http.server import Handler
@@ -33,18 +33,12 @@ class PagesApi(Api):
     def bounded(self, handler: Handler) -> Handler:
         return in_room(self.room, handler, self._origins.of_request)
 
-    async def openapi_json(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Get this document.
-
-        The OpenAPI 3.1 document of this API.
-        """
+    async def get_openapi(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Get this document. The OpenAPI 3.1 document of this API."""
         return web.Response(body=self._openapi, headers=JSON)
 
-    async def docs_html(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Get the documentation page.
-
-        This API to read and to try in a browser. Loads nothing from elsewhere.
-        """
+    async def get_docs(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Get the documentation page. This API to read and to try in a browser. Loads nothing from elsewhere."""
         headers = {
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": self._docs_csp,
@@ -53,11 +47,8 @@ class PagesApi(Api):
         }
         return web.Response(body=self._docs, headers=headers)
 
-    async def to_docs(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Redirect to the documentation page.
-
-        For those who open the server's address in a browser.
-        """
+    async def get_root(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Redirect to the documentation page. For those who open the server's address in a browser."""
         headers = {"Location": "/docs", "Content-Type": "text/plain"}
         return web.Response(status=302, body=b"See /docs.\n", headers=headers)
 
@@ -65,31 +56,25 @@ class PagesApi(Api):
         Route(
             "GET",
             "/openapi.json",
-            "getOpenapi",
             NO_KEY,
-            openapi_json,
-            {200: Reply("The document.", dict[str, Any])},
+            get_openapi,
             failures=(Overloaded,),
-            raw=True,
+            raw=RawHandler({200: ApiReply("The document.", dict[str, Any])}),
         ),
         Route(
             "GET",
             "/docs",
-            "getDocs",
             NO_KEY,
-            docs_html,
-            {200: Reply("The page.", None, "text/html", ("Content-Security-Policy",))},
+            get_docs,
             failures=(Overloaded,),
-            raw=True,
+            raw=RawHandler({200: ApiReply("The page.", None, "text/html", ("Content-Security-Policy",))}),
         ),
         Route(
             "GET",
             "/",
-            "getRoot",
             NO_KEY,
-            to_docs,
-            {302: Reply("The page is at `/docs`.", None, "text/plain", ("Location",))},
+            get_root,
             failures=(Overloaded,),
-            raw=True,
+            raw=RawHandler({302: ApiReply("The page is at `/docs`.", None, "text/plain", ("Location",))}),
         ),
     )

@@ -1,5 +1,6 @@
 """`/v1/admin/prices`: what tokens cost, for all accounts or for one."""
 
+import functools
 from typing import Annotated
 
 import msgspec
@@ -8,29 +9,24 @@ from msgspec import Meta
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.key_bodies import Id, UnixMs, model_of
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
-from embedmesh.gateway.api.replies import EndedPrice, PriceReply, ReplyPage, page_of, reply_of
-from embedmesh.gateway.api.routes import ADMIN_KEY, Api, Call, Route
+from embedmesh.gateway.api.replies import EndedPrice, PriceReply, ReplyPage, doc, page_of, reply_of
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import ModelNotFound, NotFound
 from embedmesh.rules.ports import Catalogue
-from embedmesh.storage.books.prices import Price
 
-ModelName = Annotated[NonEmpty, Meta(description="A model, by id or alias.")]
+ModelName = Annotated[NonEmpty, doc("A model, by id or alias.")]
 
 
 class PriceQuery(msgspec.Struct, frozen=True):
-    """Which page of prices."""
-
     model: ModelName | None = None
     limit: Limit = PAGE_ROWS
     after: Annotated[int, Meta(ge=0, description="The `price_id` of the last price of the page before.")] = 0
 
 
 class EndPriceQuery(msgspec.Struct, frozen=True):
-    """Which price is to end."""
-
     model: ModelName
-    account: Annotated[str | None, Meta(description="Whose price; by default the price for all accounts.")] = None
+    account: Annotated[str | None, doc("Whose price; by default the price for all accounts.")] = None
 
 
 class PriceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,9 +38,10 @@ class PriceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     from_ms: UnixMs | None = None
 
 
-class PricesApi(Api):
-    """Handlers for operators."""
+_reply = functools.partial(reply_of, PriceReply)
 
+
+class PricesApi(Api):
     TAG = "Administration"
 
     def __init__(self, books: BooksThread, bodies: BodyBudget, catalogue: Catalogue) -> None:
@@ -52,17 +49,14 @@ class PricesApi(Api):
         self.bodies = bodies
         self._catalogue = catalogue
 
-    async def list_prices(self, call: Call[None, PriceQuery]) -> ReplyPage[PriceReply]:
-        """List prices that were set.
-
-        Past prices included, the latest first; of one model or of all.
-        """
+    async def list_prices(self, call: ApiCall[None, PriceQuery]) -> ReplyPage[PriceReply]:
+        """List prices that were set. Past prices included, the latest first; of one model or of all."""
         name, limit, after = call.query.model, call.query.limit, call.query.after
         model = None if name is None else self._model_id(name)
         found = await self._books.ask(lambda books: books.prices.list(model, after=after, rows_max=limit + 1))
         return page_of(found, limit, _reply)
 
-    async def set_price(self, call: Call[PriceRequest, None]) -> PriceReply:
+    async def set_price(self, call: ApiCall[PriceRequest, None]) -> PriceReply:
         """Set a price.
 
         For one account or for all. It replaces the price before; what was bought already keeps its price.
@@ -75,11 +69,8 @@ class PricesApi(Api):
             )
         )
 
-    async def end_price(self, call: Call[None, EndPriceQuery]) -> EndedPrice:
-        """End a price.
-
-        Then the price for all accounts applies, or the catalogue's.
-        """
+    async def end_price(self, call: ApiCall[None, EndPriceQuery]) -> EndedPrice:
+        """End a price. Then the price for all accounts applies, or the catalogue's."""
         model, account = self._model_id(call.query.model), call.query.account
         if not await self._books.ask(lambda books: books.prices.end(model, account_id=account)):
             raise NotFound(f"No price of {model[:200]} is set for {account or 'all accounts'}.")
@@ -91,29 +82,7 @@ class PricesApi(Api):
         return name if model is None else model.id
 
     ROUTES = (
-        Route("GET", "/v1/admin/prices", "listPrices", ADMIN_KEY, list_prices, ReplyPage[PriceReply], query=PriceQuery),
-        Route(
-            "POST",
-            "/v1/admin/prices",
-            "setPrice",
-            ADMIN_KEY,
-            set_price,
-            PriceReply,
-            PriceRequest,
-            failures=(ModelNotFound, NotFound),
-        ),
-        Route(
-            "DELETE",
-            "/v1/admin/prices",
-            "endPrice",
-            ADMIN_KEY,
-            end_price,
-            EndedPrice,
-            query=EndPriceQuery,
-            failures=(NotFound,),
-        ),
+        Route("GET", "/v1/admin/prices", ADMIN_KEY, list_prices),
+        Route("POST", "/v1/admin/prices", ADMIN_KEY, set_price, failures=(ModelNotFound, NotFound)),
+        Route("DELETE", "/v1/admin/prices", ADMIN_KEY, end_price, failures=(NotFound,)),
     )
-
-
-def _reply(price: Price) -> PriceReply:
-    return reply_of(PriceReply, price)

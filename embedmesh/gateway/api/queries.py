@@ -22,10 +22,13 @@ NonEmpty = Annotated[str, Meta(min_length=1)]
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 
-def path_parameter(request: web.BaseRequest, *, slashes: bool) -> str:
-    """The part of the path that fills the row's `{parameter}`. Raises NotFound: control characters name nothing."""
+def path_parameter(request: web.BaseRequest, *, any_name: bool) -> str:
+    """The part of the path that fills the row's `{parameter}`.
+
+    Raises NotFound for slashes and control characters, unless it may be `any_name`.
+    """
     value = request[REST]
-    if not value.isprintable() or ("/" in value and not slashes):
+    if not any_name and ("/" in value or not value.isprintable()):
         raise NotFound("There is nothing at this path.")
     return value
 

@@ -18,11 +18,17 @@ from embedmesh.storage.ledger.check import Broken, Recovered
 T = TypeVar("T")
 Row = TypeVar("Row")
 
+
+def doc(description: str) -> Meta:
+    """A field's description in the OpenAPI document."""
+    return Meta(description=description)
+
+
 Count = Annotated[int, Meta(ge=0)]
 Always = Annotated[bool, Meta(extra_json_schema={"const": True})]
-Amount = Annotated[int, Meta(description="Nano-USD (1e-9 USD); negative when money left.")]
+Amount = Annotated[int, doc("Nano-USD (1e-9 USD); negative when money left.")]
 TokenPrice = Annotated[int, Meta(ge=0, description="Nano-USD per million tokens.")]
-LimitNumber = Annotated[Count | None, Meta(description="Null: no limit.")]
+LimitNumber = Annotated[Count | None, doc("Null: no limit.")]
 KeyScope = Annotated[str, Meta(extra_json_schema={"enum": sorted(SCOPES)})]
 
 JSON_NAMES = {
@@ -43,12 +49,10 @@ class ReplyList(msgspec.Struct, Generic[T], frozen=True):
     data: list[T]
 
 
-class ReplyPage(msgspec.Struct, Generic[T], frozen=True):
+class ReplyPage(ReplyList[T], Generic[T], frozen=True):
     """One page of a list."""
 
-    object: Literal["list"]
-    data: list[T]
-    has_more: Annotated[bool, Meta(description="Whether there is another page.")]
+    has_more: Annotated[bool, doc("Whether there is another page.")]
 
 
 class OwnAccount(msgspec.Struct, frozen=True, rename={"account_id": "id"}):
@@ -56,23 +60,23 @@ class OwnAccount(msgspec.Struct, frozen=True, rename={"account_id": "id"}):
 
     account_id: str
     balance_nanousd: int
-    held_nanousd: Annotated[Count, Meta(description="Held for running requests.")]
-    credit_limit_nanousd: Annotated[Count, Meta(description="How much may be owed; 0 is prepaid.")]
-    available_nanousd: Annotated[int, Meta(description="What further requests may hold: balance + limit - held.")]
+    held_nanousd: Annotated[Count, doc("Held for running requests.")]
+    credit_limit_nanousd: Annotated[Count, doc("How much may be owed; 0 is prepaid.")]
+    available_nanousd: Annotated[int, doc("What further requests may hold: balance + limit - held.")]
     cache: CachePolicy
 
 
 class AccountReply(OwnAccount, frozen=True, rename={"account_id": "id"}):
     """An account, as operators see it."""
 
-    kind: Annotated[str, Meta(description="`customer`, `node`, or the purpose of one of our own accounts.")]
+    kind: Annotated[str, doc("`customer`, `node`, or the purpose of one of our own accounts.")]
     created_ms: Count
 
 
 class Moved(msgspec.Struct, frozen=True):
     """Money that was moved under a reference."""
 
-    applied: Annotated[bool, Meta(description="False if the same was done before under this reference.")]
+    applied: Annotated[bool, doc("False if the same was done before under this reference.")]
     amount_nanousd: int
     reference: str
 
@@ -89,7 +93,7 @@ class PriceReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
 
     price_id: Count
     model: str
-    account_id: Annotated[str | None, Meta(description="Null: for all accounts.")]
+    account_id: Annotated[str | None, doc("Null: for all accounts.")]
     price: TokenPrice
     from_ms: Count
     to_ms: Count | None
@@ -106,7 +110,7 @@ class EndedPrice(msgspec.Struct, frozen=True):
 class LimitsReply(msgspec.Struct, frozen=True):
     """The limits of a key. Budgets are nano-USD; days are UTC."""
 
-    models: Annotated[tuple[str, ...], Meta(description="Ids of models; an empty list allows all.")]
+    models: Annotated[tuple[str, ...], doc("Ids of models; an empty list allows all.")]
     requests_a_minute: LimitNumber
     tokens_a_minute: LimitNumber
     concurrency: LimitNumber
@@ -125,18 +129,16 @@ class KeyReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=J
     created_ms: Count
     expires_ms: Count | None
     revoked_ms: Count | None
-    rotated_to: Annotated[str | None, Meta(description="The key that replaces it.")]
-    parent_id: Annotated[
-        str | None, Meta(description="The key that made or replaced it, and whose limits and budgets it shares.")
-    ]
-    last_used_ms: Annotated[Count | None, Meta(description="Updated about twice a minute.")]
+    rotated_to: Annotated[str | None, doc("The key that replaces it.")]
+    parent_id: Annotated[str | None, doc("The key that made or replaced it, and whose limits and budgets it shares.")]
+    last_used_ms: Annotated[Count | None, doc("Updated about twice a minute.")]
     limits: LimitsReply
 
 
 class NewKey(KeyReply, frozen=True, forbid_unknown_fields=True, rename=JSON_NAMES):
     """A new key, with its secret."""
 
-    key: Annotated[str, Meta(description="The secret that requests send. It is shown only here.")]
+    key: Annotated[str, doc("The secret that requests send. It is shown only here.")]
 
 
 class UsageReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
@@ -150,12 +152,9 @@ class UsageReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     cost: Count
 
 
-class UsageList(msgspec.Struct, frozen=True, rename={"from_date": "from", "to_date": "to"}):
+class UsageList(ReplyPage[UsageReply], frozen=True, rename={"from_date": "from", "to_date": "to"}):
     """Usage, the latest day first."""
 
-    object: Literal["list"]
-    data: list[UsageReply]
-    has_more: Annotated[bool, Meta(description="Whether there is more than this list has.")]
     from_date: Day
     to_date: Day
 
@@ -173,13 +172,10 @@ class EntryReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     created_ms: Count
 
 
-class EntryPage(msgspec.Struct, frozen=True):
+class EntryPage(ReplyPage[EntryReply], frozen=True):
     """One page of entries, the latest first."""
 
-    object: Literal["list"]
-    data: list[EntryReply]
-    has_more: Annotated[bool, Meta(description="Whether there is another page.")]
-    next: Annotated[Count | None, Meta(description="`before` of the next page.")]
+    next: Annotated[Count | None, doc("`before` of the next page.")]
 
 
 class StatementLine(msgspec.Struct, frozen=True, rename=JSON_NAMES):
@@ -197,17 +193,12 @@ class StatementLine(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     price: TokenPrice | None
 
 
-class StatementPage(msgspec.Struct, frozen=True):
+class StatementPage(ReplyPage[StatementLine], frozen=True):
     """One page of a statement, in the order of the entries."""
 
-    object: Literal["list"]
-    data: list[StatementLine]
-    has_more: Annotated[bool, Meta(description="Whether there is another page.")]
-    from_ms: Annotated[Count, Meta(description="When the month begins.")]
-    to_ms: Annotated[Count, Meta(description="When the next month begins.")]
-    opening_nanousd: Annotated[
-        int | None, Meta(description="The balance when the month began; null on all pages but the first.")
-    ]
+    from_ms: Annotated[Count, doc("When the month begins.")]
+    to_ms: Annotated[Count, doc("When the next month begins.")]
+    opening_nanousd: Annotated[int | None, doc("The balance when the month began; null on all pages but the first.")]
 
 
 class MoveReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
@@ -231,7 +222,7 @@ class BoughtReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     tokens: Count
     price: TokenPrice | None
     cost: Count
-    payable: Annotated[Count, Meta(description="What its nodes earned.")]
+    payable: Annotated[Count, doc("What its nodes earned.")]
     user_hash: str | None
 
 
@@ -257,11 +248,11 @@ class LedgerReport(msgspec.Struct, frozen=True):
     """What a check of the ledger found."""
 
     ok: bool
-    head_known: Annotated[bool | None, Meta(description="Whether the chain had the head that was asked for.")]
-    promises: Annotated[list[str], Meta(description="What was checked.")]
+    head_known: Annotated[bool | None, doc("Whether the chain had the head that was asked for.")]
+    promises: Annotated[list[str], doc("What was checked.")]
     broken: list[Broken]
     tallies: dict[str, Count]
-    recovered: Annotated[list[Recovered], Meta(description="In flight at a crash, and not charged.")]
+    recovered: Annotated[list[Recovered], doc("In flight at a crash, and not charged.")]
     head: Head
 
 

@@ -5,6 +5,7 @@ Each API lists its rows as `ROUTES`, below its handlers; `embedmesh.gateway.api.
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -35,7 +36,7 @@ Body = TypeVar("Body")
 Query = TypeVar("Query")
 
 
-class Call(NamedTuple, Generic[Body, Query]):
+class ApiCall(NamedTuple, Generic[Body, Query]):
     """What a handler gets: the decoded body and query of its row, and the path parameter."""
 
     request: web.BaseRequest
@@ -49,7 +50,7 @@ class Call(NamedTuple, Generic[Body, Query]):
         return self.request[CALLER]
 
 
-class Reply(NamedTuple):
+class ApiReply(NamedTuple):
     """One documented reply. `body` is a type that msgspec knows; None is text. An empty `content_type` is no body."""
 
     description: str
@@ -58,30 +59,56 @@ class Reply(NamedTuple):
     headers: tuple[str, ...] = ()
 
 
+class RawHandler(NamedTuple):
+    """What a handler takes and replies that speaks HTTP itself. A tuple of types means: one of them."""
+
+    replies: Mapping[int, ApiReply]
+    request: Any = None
+    key_checked_by_flow: bool = False  # on the fast path, too
+    extra: Mapping[str, Any] = {}  # more for the operation in the OpenAPI document
+
+
 class Route(NamedTuple):
     """One method of one path.
 
-    `handler` is a method of the API: it takes a `Call` and returns the struct `replies`. With `raw` it takes aiohttp's
-    request and returns aiohttp's response; the row then only documents both. Its docstring is the summary and
-    description in the OpenAPI document. `failures` are those that the rest of the row does not imply: see `failures_of`
-    in `openapi`.
+    `handler` is a method of the API: it takes an `ApiCall` and returns the struct of the reply. Its name is the operation
+    id, its docstring the summary and the description; its annotations are the types of body, query and reply. A handler
+    with `raw` takes aiohttp's request and returns aiohttp's response. `failures` are those that the rest of the row does
+    not imply: see `failures_of` in `openapi.operations`.
     """
 
     method: Literal["GET", "POST", "DELETE"]
     path: str  # with named parameters: /v1/admin/keys/{key_id}
-    operation_id: str
     scope: Scope  # no default: each row says it
     handler: Callable[[Any, Any], Awaitable[Any]]
-    replies: Any  # the type of the body of a 200, whose docstring describes it; or status -> Reply
-    request: Any = None  # the type of the body
-    query: type[msgspec.Struct] | None = None
     failures: tuple[type[Failure], ...] = ()
     body_optional: bool = False
-    slashes: bool = False  # in the path parameter
-    raw: bool = False
-    key_checked_by_flow: bool = False  # of a route that is on the fast path, too
+    any_name: bool = False  # the path parameter is any text, slashes included
     details: str = ""  # more for the description
-    extra: Mapping[str, Any] = {}  # more for the operation in the OpenAPI document
+    raw: RawHandler | None = None
+
+    @property
+    def request(self) -> Any:
+        """The type of the body, or None."""
+        return self.raw.request if self.raw is not None else _given(self._call[0])
+
+    @property
+    def query(self) -> type[msgspec.Struct] | None:
+        """The struct of the query, or None where the query is not read."""
+        return None if self.raw is not None else _given(self._call[1])
+
+    @property
+    def replies(self) -> Mapping[int, ApiReply]:
+        """Status -> reply. The reply of an ordinary handler is described by the docstring of its struct."""
+        if self.raw is not None:
+            return self.raw.replies
+        body = self.handler.__annotations__["return"]
+        return {200: ApiReply(inspect.cleandoc(getattr(body, "__origin__", body).__doc__ or ""), body)}
+
+    @property
+    def _call(self) -> tuple[Any, Any]:
+        body, query = self.handler.__annotations__["call"].__args__
+        return body, query
 
 
 class Api:
@@ -102,14 +129,14 @@ def router(apis: Iterable[Api], keys: Keys, rate_limits: RateLimits | None) -> R
     for api in apis:
         for route in api.ROUTES:
             handler = api.bounded(_adapted(route, api))
-            if isinstance(route.scope, tuple) and not route.key_checked_by_flow:
+            if isinstance(route.scope, tuple) and not (route.raw and route.raw.key_checked_by_flow):
                 handler = _with_key(handler, route.scope, keys, rate_limits)
             routes.setdefault(starred(route.path), {})[route.method] = handler
     return routes
 
 
 def starred(path: str) -> str:
-    """A row's path as `embedmesh.http.server.Routes` writes it."""
+    """A row's path as `embedmesh.http.server.Routes` writes it: neighbouring parameters are one star."""
     return re.sub("{.+}", "*", path)
 
 
@@ -135,19 +162,24 @@ def account_of(request: web.BaseRequest) -> str:
     return request[CALLER].account_id
 
 
+def _given(kind: Any) -> Any:
+    return None if kind is type(None) else kind
+
+
 def _adapted(route: Route, api: Api) -> Handler:
     """A row's handler as the server calls it."""
-    if route.raw:
+    if route.raw is not None:
         return functools.partial(route.handler, api)
+    kind, query_kind = route.request, route.query
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        path = path_parameter(request, slashes=route.slashes) if REST in request else ""
-        query = None if route.query is None else query_of(request, route.query)
+        path = path_parameter(request, any_name=route.any_name) if REST in request else ""
+        query = None if query_kind is None else query_of(request, query_kind)
         body = None
-        if route.request is not None:
+        if kind is not None:
             sent = await small_body(request, api.bodies)
-            body = decoded(sent if sent or not route.body_optional else b"{}", route.request)
-        return json_reply(await route.handler(api, Call(request, path, body, query)))
+            body = decoded(sent if sent or not route.body_optional else b"{}", kind)
+        return json_reply(await route.handler(api, ApiCall(request, path, body, query)))
 
     return answer
 

@@ -1,8 +1,7 @@
 """Operations of the OpenAPI document, each made from one row of the route table."""
 
-import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,7 +10,7 @@ from embedmesh.gateway.api.fleet_api import ACTIONS
 from embedmesh.gateway.api.openapi.responses import failure_responses, response
 from embedmesh.gateway.api.openapi.schemas import Json
 from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL
-from embedmesh.gateway.api.routes import ADMIN_KEY, SIGNED, Reply, Route
+from embedmesh.gateway.api.routes import ADMIN_KEY, SIGNED, ApiReply, Route
 from embedmesh.http.failures import TABLE
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
@@ -73,23 +72,16 @@ def failures_of(route: Route) -> tuple[type[Failure], ...]:
     return tuple(failure for failure in TABLE if failure in found)
 
 
-def replies_of(route: Route) -> Mapping[int, Reply]:
-    """Status -> reply."""
-    if isinstance(route.replies, Mapping):
-        return route.replies
-    kind = getattr(route.replies, "__origin__", route.replies)  # of a generic struct
-    return {200: Reply(inspect.cleandoc(kind.__doc__), route.replies)}
-
-
 def operation(route: Route, tag: str, schema_of: SchemaOf) -> Json:
-    """One method of one path. Its summary is the first line of the handler's docstring, its description the rest."""
-    summary, _, description = inspect.cleandoc(route.handler.__doc__ or "").partition("\n\n")
-    description = f"{description or summary} {route.details}".strip().replace("\n", " ")
+    """One method of one path. The first sentence of the handler's docstring is its summary."""
+    docstring = " ".join((route.handler.__doc__ or "").split())
+    summary, *rest = re.split(r"(?<=[.?]) ", docstring, maxsplit=1)
+    description = f"{rest[0] if rest else summary} {route.details}".strip()
     responses = failure_responses(failures_of(route)) | {
         status: response(reply.description, reply.content_type, _body_schema(reply, schema_of), reply.headers)
         if reply.content_type
         else {"description": reply.description, "headers": {}}
-        for status, reply in replies_of(route).items()
+        for status, reply in route.replies.items()
     }
     if route.scope == SIGNED:
         responses[401]["description"] = "The request is not signed under a session of this node. Register again."
@@ -97,7 +89,7 @@ def operation(route: Route, tag: str, schema_of: SchemaOf) -> Json:
     if route.query is not None:
         parameters += _query_parameters(route.query)
     made: Json = {
-        "operationId": route.operation_id,
+        "operationId": _camel_case(route.handler.__name__),
         "tags": [tag],
         "summary": summary.removesuffix("."),
         "description": description,
@@ -109,17 +101,21 @@ def operation(route: Route, tag: str, schema_of: SchemaOf) -> Json:
     if route.request is not None:
         content = {"application/json": {"schema": schema_of(route.request)}}
         made["requestBody"] = {"required": not route.body_optional, "content": content}
-    return made | dict(route.extra)
+    return made | dict(route.raw.extra if route.raw is not None else {})
 
 
 def types_of(route: Route) -> Iterator[Any]:
     """All types whose schemas the row needs. A tuple of types in a row means: one of them."""
-    for kind in (route.request, *(reply.body for reply in replies_of(route).values())):
+    for kind in (route.request, *(reply.body for reply in route.replies.values())):
         if kind is not None:
             yield from kind if isinstance(kind, tuple) else (kind,)
 
 
-def _body_schema(reply: Reply, schema_of: SchemaOf) -> Json:
+def _camel_case(name: str) -> str:
+    return re.sub("_(.)", lambda found: found[1].upper(), name)
+
+
+def _body_schema(reply: ApiReply, schema_of: SchemaOf) -> Json:
     return {"type": "string"} if reply.body is None else schema_of(reply.body)
 
 
