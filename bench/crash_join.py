@@ -107,7 +107,17 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 def read_books(live: Live) -> Books:
     """The ledger after the stop: checked by the command, then read row by row."""
-    command = [sys.executable, "-m", "embedmesh", "ledger", "check", "--json", "--data-dir", str(live.data_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "embedmesh",
+        "ledger",
+        "check",
+        "--offline",
+        "--json",
+        "--data-dir",
+        str(live.data_dir),
+    ]
     checked = subprocess.run(
         command, stdout=subprocess.PIPE, check=False, timeout=CHECK_S, env=os.environ | live.environment
     )

@@ -27,7 +27,7 @@ class Checked(NamedTuple):
 
 async def check(rig: Rig) -> Checked:
     """By the command, as an operator would."""
-    command = ["-m", "embedmesh", "ledger", "check", "--json", "--data-dir", str(rig.data_dir)]
+    command = ["-m", "embedmesh", "ledger", "check", "--offline", "--json", "--data-dir", str(rig.data_dir)]
     process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
     async with asyncio.timeout(CHECK_S):
         said, _ = await process.communicate()

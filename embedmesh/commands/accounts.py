@@ -1,30 +1,37 @@
-"""`embedmesh accounts`: who has how much money, how much may be owed, and what answers from the cache cost."""
+"""`embedmesh accounts`: balances, credit, credit limits, and whether answers may come from the cache."""
 
 import secrets
-from pathlib import Path
+from typing import Any
 
 import click
 
-from embedmesh.commands.books import books_of, data_dir_option, every, iso_time, json_option
+from embedmesh.commands.operator import Operator, operator_command
 from embedmesh.commands.options import SIGNED_USD, USD
+from embedmesh.commands.output import CommandResult, iso_time, table
 from embedmesh.commands.statement import statement
-from embedmesh.commands.telling import print_json, print_table
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.money import format_usd
-from embedmesh.storage.books.accounts import Account
+from embedmesh.storage.books.accounts import CUSTOMER
 
-CUSTOMER = "customer"  # the kind of an account that pays; all others are our own bookkeeping
-CACHE = click.Choice([policy.value for policy in CachePolicy])
-IN_WORDS = {
-    CachePolicy.OFF: "its answers never come from memory",
-    CachePolicy.CHARGED: "its answers may come from memory, and cost the same then",
-    CachePolicy.FREE: "its answers may come from memory, and cost nothing then",
+CACHE_CHOICE = click.Choice([policy.value for policy in CachePolicy])
+CACHE_IN_WORDS = {
+    "off": "its answers never come from memory",
+    "charged": "its answers may come from memory, and cost the same then",
+    "free": "its answers may come from memory, and cost nothing then",
 }
+AMOUNTS = ("balance", "held", "credit limit", "available")
+
+Row = dict[str, Any]
 
 
 @click.group()
 def accounts() -> None:
-    """Make accounts, show them, and give them credit."""
+    """Make accounts, show them, and give them credit.
+
+    \b
+    Example:
+      embedmesh accounts create search-team
+    """
 
 
 accounts.add_command(statement)
@@ -35,14 +42,13 @@ accounts.add_command(statement)
 @click.option("--credit-limit", type=USD, default="0", help="USD that it may owe: postpaid. Default: 0, prepaid.")
 @click.option(
     "--cache",
-    type=CACHE,
+    type=CACHE_CHOICE,
     default=CachePolicy.OFF.value,
     help="Whether answers may come from memory where the same text was embedded before with the same model and "
     "options: charged as any, or free. Default: off.",
 )
-@data_dir_option
-@json_option
-def create(account: str, credit_limit: int, cache: str, data_dir: Path, as_json: bool) -> None:
+@operator_command
+def create(operator: Operator, account: str, credit_limit: int, cache: str) -> CommandResult:
     """Make a customer's account, prepaid or postpaid.
 
     \b
@@ -50,45 +56,36 @@ def create(account: str, credit_limit: int, cache: str, data_dir: Path, as_json:
       embedmesh accounts create search-team
       embedmesh accounts create partner --credit-limit 200 --cache charged
     """
-    with books_of(data_dir) as books:
-        made = books.accounts.create(account, credit_limit_nanousd=credit_limit, cache=CachePolicy(cache))
-    if as_json:
-        print_json(_as_json(made))
-        return
-    cached = "" if made.cache is CachePolicy.OFF else f"; {IN_WORDS[made.cache]}"
-    click.echo(f"{account} is there: {_terms(made)}{cached}.")
+    body = {"id": account, "credit_limit_nanousd": credit_limit, "cache": cache}
+    made = operator.post("accounts", body=body)
+    cached = "" if made["cache"] == CachePolicy.OFF else f"; {CACHE_IN_WORDS[made['cache']]}"
+    return CommandResult(_as_json(made), f"{account} is there: {_terms(made)}{cached}.")
 
 
 @accounts.command()
 @click.argument("account")
 @click.argument("usd", type=USD)
-@data_dir_option
-@json_option
-def limit(account: str, usd: int, data_dir: Path, as_json: bool) -> None:
+@operator_command
+def limit(operator: Operator, account: str, usd: int) -> CommandResult:
     """Let an account owe up to USD; 0 makes it prepaid.
 
-    Below what it owes already, running requests included, no limit can be set.
+    The limit cannot be less than what the account owes already, running requests included.
 
     \b
     Examples:
       embedmesh accounts limit partner 500
       embedmesh accounts limit partner 0
     """
-    with books_of(data_dir) as books:
-        after = books.accounts.change(account, credit_limit_nanousd=usd)
-    if as_json:
-        print_json(_as_json(after))
-        return
-    click.echo(f"{account} is {_terms(after)}; {format_usd(after.available_nanousd)} available.")
+    after = operator.post("accounts", account, body={"credit_limit_nanousd": usd})
+    return CommandResult(_as_json(after), f"{account} is {_terms(after)}; {_available(after)}.")
 
 
 @accounts.command("cache")
 @click.argument("account")
-@click.argument("policy", type=CACHE)
-@data_dir_option
-@json_option
-def cache_(account: str, policy: str, data_dir: Path, as_json: bool) -> None:
-    """Whether an account's answers may come from memory.
+@click.argument("policy", type=CACHE_CHOICE)
+@operator_command
+def cache_(operator: Operator, account: str, policy: str) -> CommandResult:
+    """Set whether an account's answers may come from memory.
 
     They may where the same text was embedded before with the same model and options. `charged`: such an answer costs
     as much as any; `free`: it costs nothing; `off`: none comes from memory. On every gateway within a second.
@@ -98,19 +95,14 @@ def cache_(account: str, policy: str, data_dir: Path, as_json: bool) -> None:
       embedmesh accounts cache search-team free
       embedmesh accounts cache search-team off
     """
-    with books_of(data_dir) as books:
-        after = books.accounts.change(account, cache=CachePolicy(policy))
-    if as_json:
-        print_json(_as_json(after))
-        return
-    click.echo(f"{account}: {IN_WORDS[after.cache]}.")
+    after = operator.post("accounts", account, body={"cache": policy})
+    return CommandResult(_as_json(after), f"{account}: {CACHE_IN_WORDS[after['cache']]}.")
 
 
 @click.command()
 @click.argument("account", required=False)
-@data_dir_option
-@json_option
-def show(account: str | None, data_dir: Path, as_json: bool) -> None:
+@operator_command
+def show(operator: Operator, account: str | None) -> CommandResult:
     """Show one account, or all.
 
     Customers come first, then the internal accounts that their money comes from and goes to.
@@ -121,14 +113,10 @@ def show(account: str | None, data_dir: Path, as_json: bool) -> None:
       embedmesh accounts list
       embedmesh accounts show local --json
     """
-    with books_of(data_dir) as books:
-        shown = [books.accounts.find(account)] if account else every(lambda after: books.accounts.list(after=after))
-    shown = sorted(shown, key=lambda each: each.kind != CUSTOMER)
-    if as_json:
-        print_json([_as_json(each) for each in shown])
-        return
-    amounts = ("balance", "held", "credit limit", "available")
-    print_table(("account", "kind", *amounts, "cache"), [_as_row(each) for each in shown], right=amounts)
+    found = [operator.get("accounts", account)] if account else operator.rows("accounts", cursor="id")
+    found.sort(key=lambda each: each["kind"] != CUSTOMER)
+    text = table(("account", "kind", *AMOUNTS, "cache"), [_as_row(each) for each in found], right=AMOUNTS)
+    return CommandResult([_as_json(each) for each in found], text)
 
 
 for name in ("show", "list"):
@@ -141,9 +129,8 @@ for name in ("show", "list"):
 @click.option(
     "--reference", help="Your own id of this payment: the same reference is applied once. Default: a new one."
 )
-@data_dir_option
-@json_option
-def credit(account: str, usd: int, reference: str | None, data_dir: Path, as_json: bool) -> None:
+@operator_command
+def credit(operator: Operator, account: str, usd: int, reference: str | None) -> CommandResult:
     """Give an account USD of credit, as 12.50; -12.50 takes it back.
 
     \b
@@ -151,43 +138,40 @@ def credit(account: str, usd: int, reference: str | None, data_dir: Path, as_jso
       embedmesh accounts credit local 25 --reference invoice-2026-118
       embedmesh accounts credit local -5
     """
-    with books_of(data_dir) as books:
-        applied = books.accounts.credit(account, usd, reference or f"cli-{secrets.token_hex(8)}")
-        after = books.accounts.find(account)
-    if as_json:
-        print_json({"applied": applied, **_as_json(after)})
-        return
+    body = {"amount_nanousd": usd, "reference": reference or f"cli-{secrets.token_hex(8)}"}
+    applied = operator.post("accounts", account, "credits", body=body)["applied"]
+    after = operator.get("accounts", account)
     done = f"{format_usd(abs(usd))} {'credited' if usd > 0 else 'taken back'}"
     what = done if applied else "Nothing done: that reference was applied before"
-    click.echo(f"{what}; {account} has {format_usd(after.available_nanousd)} available.")
+    return CommandResult({"applied": applied, **_as_json(after)}, f"{what}; {account} has {_available(after)}.")
 
 
-def _terms(account: Account) -> str:
-    owed = account.credit_limit_nanousd
+def _available(account: Row) -> str:
+    return f"{format_usd(account['available_nanousd'])} available"
+
+
+def _terms(account: Row) -> str:
+    owed = account["credit_limit_nanousd"]
     return f"postpaid, up to {format_usd(owed)}" if owed else "prepaid"
 
 
-def _as_row(account: Account) -> tuple[str, ...]:
-    kind = account.kind if account.kind == CUSTOMER else f"internal: {account.kind.replace('_', ' ')}"
+def _as_row(account: Row) -> tuple[str, ...]:
+    pays = account["kind"] == CUSTOMER
     return (
-        account.account_id,
-        kind,
-        format_usd(account.balance_nanousd),
-        format_usd(account.held_nanousd),
-        format_usd(account.credit_limit_nanousd) if account.kind == CUSTOMER else "-",
-        format_usd(account.available_nanousd),
-        account.cache if account.kind == CUSTOMER else "-",
+        account["id"],
+        CUSTOMER if pays else f"internal: {account['kind'].replace('_', ' ')}",
+        format_usd(account["balance_nanousd"]),
+        format_usd(account["held_nanousd"]),
+        format_usd(account["credit_limit_nanousd"]) if pays else "-",
+        format_usd(account["available_nanousd"]),
+        account["cache"] if pays else "-",
     )
 
 
-def _as_json(account: Account) -> dict[str, object]:
+def _as_json(account: Row) -> Row:
+    amounts = ("balance_nanousd", "held_nanousd", "credit_limit_nanousd", "available_nanousd")
     return {
-        "account": account.account_id,
-        "kind": account.kind,
-        "balance_nanousd": account.balance_nanousd,
-        "held_nanousd": account.held_nanousd,
-        "credit_limit_nanousd": account.credit_limit_nanousd,
-        "available_nanousd": account.available_nanousd,
-        "cache": account.cache,
-        "created": iso_time(account.created_ms),
+        "account": account["id"],
+        **{name: account[name] for name in ("kind", *amounts, "cache")},
+        "created": iso_time(account["created_ms"]),
     }

@@ -1,6 +1,6 @@
-"""What `embedmesh doctor` looks at, one function a thing: what it found and, where it is not well, what to do.
+"""What `embedmesh doctor` checks, one function a thing: what it found and, where it is not well, what to do.
 
-Nothing is changed, and nothing leaves this machine but the questions to the endpoint of bootstrap.json.
+Nothing is changed, and nothing leaves this machine except the requests to the endpoint of bootstrap.json.
 """
 
 import os
@@ -21,6 +21,7 @@ from embedmesh.engine.folder import digest
 from embedmesh.process import beyond_loopback
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Model
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.new_keys import LIMITS_EXAMPLE, NewKeys
 from embedmesh.storage.sqlite.database import SQLITE_VERSION_MIN
@@ -34,8 +35,8 @@ DISK_WARN_BYTES = 1024 * 1024 * 1024
 PYTHON_MIN = (3, 11)
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One thing that was looked at. `todo` is empty where it is well."""
+class HealthCheck(msgspec.Struct, frozen=True):
+    """One thing that was checked. `todo` is empty where it is well."""
 
     name: str
     state: State
@@ -43,131 +44,133 @@ class Check(msgspec.Struct, frozen=True):
     todo: str = ""
 
 
-def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> HealthCheck:
     """PYTHON_MIN is the oldest that we are tested with."""
     found = ".".join(map(str, version))
     if version < PYTHON_MIN:
-        return Check("python", "fail", found, "Install Python 3.11 or newer and make the environment anew.")
-    return Check("python", "ok", found)
+        return HealthCheck("python", "fail", found, "Install Python 3.11 or newer and make the environment anew.")
+    return HealthCheck("python", "ok", found)
 
 
-def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> HealthCheck:
     """Which vector instructions there are: they decide the speed, nothing else."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         lines = cpuinfo.read_text("utf-8", "replace").splitlines()
     except OSError:
-        return Check("cpu", "ok", f"{cores} cores, {platform.machine()}")
+        return HealthCheck("cpu", "ok", f"{cores} cores, {platform.machine()}")
     flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "BF16", "avx512_vnni": "VNNI", "amx_tile": "AMX"}
     found = f"{cores} cores, {' '.join(word for flag, word in known.items() if flag in flags) or platform.machine()}"
     if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
-        return Check("cpu", "warn", found, "It works, slowly: without AVX2 expect a quarter of the usual speed.")
-    return Check("cpu", "ok", found)
+        return HealthCheck("cpu", "warn", found, "It works, slowly: without AVX2 expect a quarter of the usual speed.")
+    return HealthCheck("cpu", "ok", found)
 
 
-def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
+def check_memory(meminfo: Path = Path("/proc/meminfo")) -> HealthCheck:
     """What could be had now without swapping."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         available = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return Check("memory", "ok", "not known on this system")
-    found = f"{available / 1e9:.1f} GB available"
-    if available < MEMORY_FAIL_BYTES:
-        return Check("memory", "fail", found, "A gateway and a node need 0.5 GB. End other programs or add memory.")
-    if available < MEMORY_WARN_BYTES:
-        return Check("memory", "warn", found, "Just enough for a gateway and a node; 1 GB is comfortable.")
-    return Check("memory", "ok", found)
+        return HealthCheck("memory", "ok", "not known on this system")
+    return _room(
+        "memory",
+        available,
+        f"{available / 1e9:.1f} GB available",
+        (MEMORY_FAIL_BYTES, "A gateway and a node need 0.5 GB. End other programs or add memory."),
+        (MEMORY_WARN_BYTES, "Just enough for a gateway and a node; 1 GB is comfortable."),
+    )
 
 
-def check_disk(data_dir: Path) -> Check:
+def check_disk(data_dir: Path) -> HealthCheck:
     """Room where the store is, or will be."""
     usage = shutil.disk_usage(_existing(data_dir))
     if usage.total == 0:  # no disk at all, such as /proc; the check of the data folder says more
-        return Check("disk", "ok", f"not known for {data_dir}")
-    free = usage.free
-    found = f"{free / 1e9:.1f} GB free at {data_dir}"
-    if free < DISK_FAIL_BYTES:
-        return Check("disk", "fail", found, "Free some space, or choose --data-dir on another disk.")
-    if free < DISK_WARN_BYTES:
-        return Check("disk", "warn", found, "The store grows with every request. Free some space soon.")
-    return Check("disk", "ok", found)
+        return HealthCheck("disk", "ok", f"not known for {data_dir}")
+    return _room(
+        "disk",
+        usage.free,
+        f"{usage.free / 1e9:.1f} GB free at {data_dir}",
+        (DISK_FAIL_BYTES, "Free some space, or choose --data-dir on another disk."),
+        (DISK_WARN_BYTES, "The store grows with every request. Free some space soon."),
+    )
 
 
-def check_sqlite() -> Check:
+def check_sqlite() -> HealthCheck:
     """The SQLite that the store uses, which is not Python's own."""
     try:
         from pysqlite3 import sqlite_version
     except ImportError:
-        return Check("sqlite", "fail", "pysqlite3 is not installed", "Install embedmesh again with its dependencies.")
+        return HealthCheck(
+            "sqlite", "fail", "pysqlite3 is not installed", "Install embedmesh again with its dependencies."
+        )
     if tuple(int(part) for part in sqlite_version.split(".")) < SQLITE_VERSION_MIN:
-        return Check("sqlite", "fail", sqlite_version, "It may corrupt the store. Run: pip install -U pysqlite3")
-    return Check("sqlite", "ok", sqlite_version)
+        return HealthCheck("sqlite", "fail", sqlite_version, "It may corrupt the store. Run: pip install -U pysqlite3")
+    return HealthCheck("sqlite", "ok", sqlite_version)
 
 
-def check_assets() -> list[Check]:
+def check_assets() -> list[HealthCheck]:
     """What set-up fetches, every byte of it."""
     folder = assets_dir()
     checks = []
     for asset in ASSETS:
         wrong = wrong_files(asset, folder)
         if not wrong:
-            checks.append(Check(asset.name, "ok", "present, hashes right"))
+            checks.append(HealthCheck(asset.name, "ok", "present, hashes right"))
             continue
         there = [file.path for file in wrong if (folder / file.path).exists()]
         found = f"damaged: {', '.join(there)}" if there else "not fetched"
         todo = "Run `embedmesh setup`." if asset.needed else "Run `embedmesh setup`; until then token ids are refused."
-        checks.append(Check(asset.name, "fail" if asset.needed else "warn", found, todo))
+        checks.append(HealthCheck(asset.name, "fail" if asset.needed else "warn", found, todo))
     return checks
 
 
-def check_catalogue(file: Path) -> list[Check]:
+def check_catalogue(file: Path) -> list[HealthCheck]:
     """The operator's catalogue, and each model's folder against the digest that is written there."""
     try:
         models = load_catalogue(file, assets=assets_dir()).models
     except SetupError as error:
-        return [Check("catalogue", "fail", str(error), "Mend the file; docs/reference/catalogue.md describes it.")]
-    checks = [Check("catalogue", "ok", f"{len(models)} models")]
-    for model in models:
-        name = f"model {model.id}"
-        if model.foreign:
-            checks.append(Check(name, "ok", "foreign: run by other servers"))
-            continue
-        if not Path(model.folder).is_dir():
-            checks.append(Check(name, "fail", f"no folder {model.folder}", "Put the model there or mend `folder`."))
-            continue
-        try:
-            right = digest(Path(model.folder)) == model.digest
-        except SetupError as error:
-            checks.append(Check(name, "fail", str(error), "Fetch the model again."))
-            continue
-        todo = "Fetch the model again, or write down the digest if you meant to change it."
-        checks.append(
-            Check(name, "ok", "digest right") if right else Check(name, "fail", "its files have another digest", todo)
-        )
-    return checks
+        return [
+            HealthCheck("catalogue", "fail", str(error), "Mend the file; docs/reference/catalogue.md describes it.")
+        ]
+    return [HealthCheck("catalogue", "ok", f"{len(models)} models"), *map(_check_model, models)]
 
 
-def check_data_dir(data_dir: Path) -> Check:
+def _check_model(model: Model) -> HealthCheck:
+    name, folder = f"model {model.id}", Path(model.folder)
+    if model.foreign:
+        return HealthCheck(name, "ok", "foreign: run by other servers")
+    if not folder.is_dir():
+        return HealthCheck(name, "fail", f"no folder {folder}", "Put the model there or mend `folder`.")
+    try:
+        if digest(folder) == model.digest:
+            return HealthCheck(name, "ok", "digest right")
+    except SetupError as error:
+        return HealthCheck(name, "fail", str(error), "Fetch the model again.")
+    todo = "Fetch the model again, or write down the digest if you meant to change it."
+    return HealthCheck(name, "fail", "its files have another digest", todo)
+
+
+def check_data_dir(data_dir: Path) -> HealthCheck:
     """Writable by us, and closed to others: keys and the ledger lie there."""
     place = _existing(data_dir)
     if not place.is_dir():
-        return Check("data folder", "fail", f"{place} is a file, not a folder", "Choose another --data-dir.")
+        return HealthCheck("data folder", "fail", f"{place} is a file, not a folder", "Choose another --data-dir.")
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(b"x")
     except OSError as error:
         todo = "Mend its owner and permissions, or choose another --data-dir."
-        return Check("data folder", "fail", f"{place} is not writable ({error.strerror})", todo)
+        return HealthCheck("data folder", "fail", f"{place} is not writable ({error.strerror})", todo)
     if place != data_dir.absolute():
-        return Check("data folder", "ok", f"{data_dir} will be made by the first `embedmesh serve`")
+        return HealthCheck("data folder", "ok", f"{data_dir} will be made by the first `embedmesh serve`")
     files = [data_dir, *(path for path in sorted(data_dir.iterdir()) if path.is_file())]
     open_to_others = [path.name for path in files if stat.S_IMODE(path.stat().st_mode) & 0o077]
     if not open_to_others:
-        return Check("data folder", "ok", f"{data_dir}, private")
+        return HealthCheck("data folder", "ok", f"{data_dir}, private")
     has_secrets = (data_dir / "bootstrap.json").exists()
-    return Check(
+    return HealthCheck(
         "data folder",
         "fail" if has_secrets else "warn",
         f"other users may enter or read: {', '.join(open_to_others[:5])}",
@@ -175,11 +178,11 @@ def check_data_dir(data_dir: Path) -> Check:
     )
 
 
-def check_port(host: str, port: int, ours: bool) -> Check:
+def check_port(host: str, port: int, ours: bool) -> HealthCheck:
     """Whether `serve` can listen there; `ours` says that our own gateway has answered on it."""
     where = f"{host} port {port}"
     if ours:
-        return Check("port", "ok", f"{where}: our gateway listens")
+        return HealthCheck("port", "ok", f"{where}: our gateway listens")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -187,19 +190,30 @@ def check_port(host: str, port: int, ours: bool) -> Check:
             probe.bind((host, port))
             probe.listen(1)
     except OSError as error:
-        return Check("port", "fail", f"{where}: {error.strerror}", "Choose another by --port, or end what uses it.")
-    return Check("port", "ok", f"{where}: free")
+        return HealthCheck(
+            "port", "fail", f"{where}: {error.strerror}", "Choose another by --port, or end what uses it."
+        )
+    return HealthCheck("port", "ok", f"{where}: free")
 
 
-def check_new_keys(said: NewKeys, host: str | None) -> list[Check]:
-    """Where strangers may get keys, a key without limits is all of the gateway for one; nothing on a laptop."""
-    if said.limits != Limits():
-        return [Check("new keys", "ok", f"their limits: {in_words(said.limits)}")]
-    if not (said.open_to_others if host is None else beyond_loopback(host)):
+def check_new_keys(new_keys: NewKeys, host: str | None) -> list[HealthCheck]:
+    """Where strangers may get keys, a key without limits lets one of them take the whole gateway."""
+    if new_keys.limits != Limits():
+        words = in_words(msgspec.structs.asdict(new_keys.limits))
+        return [HealthCheck("new keys", "ok", f"their limits: {words}")]
+    if not (new_keys.open_to_others if host is None else beyond_loopback(host)):
         return []
     found = "they have no limits, and other machines reach the gateway"
     todo = f"Where strangers get keys: embedmesh serve --key-defaults {LIMITS_EXAMPLE}"
-    return [Check("new keys", "warn", found, todo)]
+    return [HealthCheck("new keys", "warn", found, todo)]
+
+
+def _room(name: str, free: int, found: str, fail: tuple[int, str], warn: tuple[int, str]) -> HealthCheck:
+    """`fail` and `warn` each have the bytes below which they apply, and what to do then."""
+    for state, (least, todo) in (("fail", fail), ("warn", warn)):
+        if free < least:
+            return HealthCheck(name, state, found, todo)  # type: ignore[arg-type]
+    return HealthCheck(name, "ok", found)
 
 
 def _existing(path: Path) -> Path:

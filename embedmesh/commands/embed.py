@@ -14,20 +14,26 @@ import aiohttp
 import click
 
 from embedmesh.commands.bulk.checkpoint import Checkpoint, finished_before
-from embedmesh.commands.bulk.client import CONNECT_S, REQUEST_S, Client, NothingListens, RequestRefused, Stopped
-from embedmesh.commands.bulk.lines import ChunkReader, LineRecords, Reader, read_chunks
-from embedmesh.commands.bulk.output import Output
-from embedmesh.commands.bulk.report import Report
+from embedmesh.commands.bulk.client import (
+    BULK_CONNECT_S,
+    BULK_REQUEST_S,
+    BulkClient,
+    NothingListens,
+    RequestRefused,
+    Stopped,
+)
+from embedmesh.commands.bulk.lines import ChunkReader, LineRecords, read_chunks
+from embedmesh.commands.bulk.output import FileOutput, Stdout
+from embedmesh.commands.bulk.report import RunReport
 from embedmesh.commands.bulk.run import IN_FLIGHT_MAX, run
-from embedmesh.commands.bulk.table_output import KINDS, open_output
+from embedmesh.commands.bulk.table_output import OUTPUTS, open_output
 from embedmesh.commands.bulk.tables import CsvRecords, ParquetReader
-from embedmesh.commands.endpoint import Endpoint, find_endpoint
-from embedmesh.commands.options import WholeNumber
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.endpoint import GatewayAccess, find_gateway
+from embedmesh.commands.options import WholeNumber, data_dir_option
+from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
-from embedmesh.settings import default_data_dir
 
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+EMBED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # without --model
 EXIT_REFUSED_LINES = 1
 EXITS = {"finished": 0, "refused": 2, "stopped": 3, "unreachable": 78, "interrupted": 130, "closed": 141}
 
@@ -37,14 +43,14 @@ HELP = """Embed the texts of a file: its lines, or a column of its table.
 
 The output has a row for every line, in order: JSON lines {"index":0,"embedding":[...]}, a float32 array (lines, width)
 where the name ends in .npy, or a table in .csv, .tsv or .parquet. A line that cannot be embedded does not stop the
-others: its row is {"index":6,"embedding":null,"error":{...}}, or NaN, and its number is told.
+others: its row is {"index":6,"embedding":null,"error":{...}}, or NaN, and its number is printed.
 
 Input in .csv, .tsv or .parquet is a table: its column "text" is embedded, or its only one, or --column. The other
 columns come back in the output, but for "embedding" and "error", which are its own. Lines are then rows, without the
 one of the names. Parquet needs pyarrow: pip install 'embedmesh[parquet]'.
 
-A run that was stopped goes on where it was when the same command is run again; OUT.state beside the output remembers
-how far it got, and that it is complete. --truncate end cuts texts that are longer than the model takes; otherwise such
+A run that was stopped continues when the same command is run again; OUT.state beside the output records how far it
+got, and that it is complete. --truncate end cuts texts that are longer than the model takes; otherwise such
 lines are refused.
 
 \b
@@ -64,9 +70,9 @@ Exit status:
   0    every line was embedded
   1    finished; some lines were refused
   2    wrong usage: an option, the input or the output must change
-  3    stopped in the middle (the line on stderr says why); run it again to go on
-  78   the set-up must be mended first: no endpoint, no key, nothing listens
-  130  interrupted; run it again to go on
+  3    stopped in the middle (the line on stderr says why); run it again to continue
+  78   the set-up is wrong: no endpoint, no key, nothing listens
+  130  interrupted; run it again to continue
   141  the reader of standard output has gone
 """
 
@@ -81,8 +87,8 @@ Exit status:
     callback=lambda _ctx, _param, output: _known(output),
     help="OUT.jsonl, OUT.npy, OUT.csv, OUT.tsv, OUT.parquet.",
 )
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model to embed with.")
-@click.option("--field", help="The lines are JSON objects; embed this member of each.")
+@click.option("--model", default=EMBED_MODEL, show_default=True, help="Model to embed with.")
+@click.option("--field", help="The lines are JSON objects; embed this field of each.")
 @click.option("--column", help="Column of a table to embed, by name or by number from 0.")
 @click.option(
     "--format",
@@ -90,17 +96,19 @@ Exit status:
     type=click.Choice(["lines", *FORMATS.values()]),
     help="What the input is. Default: by its name.",
 )
-@click.option("--dimensions", type=WholeNumber(1), help="Keep the first so many components, at unit length.")
+@click.option("--dimensions", type=WholeNumber(1), help="Keep only the first components, at unit length.")
 @click.option("--input-type", type=click.Choice(["query", "document"]), help="Use the model's own prompt for these.")
-@click.option("--truncate", type=click.Choice(["none", "end", "start"]), help="What to cut from too long texts.")
+@click.option("--truncate", type=click.Choice(["none", "end", "start"]), help="Where to cut texts that are too long.")
 @click.option(
     "--batch", type=WholeNumber(1, REQUEST_INPUTS_MAX), default=128, show_default=True, help="Lines a request."
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew, whatever the output holds.")
+@click.option("--overwrite", is_flag=True, help="Start again and replace the output.")
 @click.option("--url", help="Endpoint, as http://127.0.0.1:8080/v1. Also EMBEDMESH_BASE_URL.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the key. Or: EMBEDMESH_API_KEY.")
-@click.option("--data-dir", type=click.Path(path_type=Path), default=default_data_dir, help="Where bootstrap.json is.")
-@click.option("--json", "as_json", is_flag=True, help="Sum up as JSON: on stdout, or on stderr if vectors go there.")
+@data_dir_option
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a summary as JSON: on stdout, or on stderr if vectors go there."
+)
 def embed(
     file: Path,
     output: Path,
@@ -113,7 +121,7 @@ def embed(
     api_key_file: Path | None,
     data_dir: Path,
     as_json: bool,
-    **members: Any,
+    **fields: Any,
 ) -> None:
     target = None if str(output) == "-" else output
     kind = kind or FORMATS.get(file.suffix, "lines")
@@ -121,19 +129,19 @@ def embed(
         raise WrongUsage("Lines have no --column. Give --format csv, tsv or parquet, or --field for JSON lines.")
     if field is not None and kind != "lines":
         raise WrongUsage(f"--field is for JSON lines, and the input is {kind}: name a --column.")
-    settings = {**members, "field": field, "column": column, "format": None if kind == "lines" else kind}
+    settings = {**fields, "field": field, "column": column, "format": None if kind == "lines" else kind}
     with _opened(file) as source:
         if target is not None and not overwrite and (before := finished_before(target, settings)):
             _check_same_input(source, before, target)
-            Report(None, target).complete_before(before.lines, before.refused, as_json)
+            RunReport(None, target).complete_before(before.lines, before.refused, as_json)
             sys.exit(EXIT_REFUSED_LINES if before.refused else 0)
-        endpoint = find_endpoint(url, api_key_file, data_dir)
+        endpoint = find_gateway(url, api_key_file, data_dir, "api")
         rows = open_output(target, settings, overwrite=overwrite)
-        given = {name: value for name, value in members.items() if value is not None}
+        given = {name: value for name, value in fields.items() if value is not None}
         try:
             job = Job(source.fileno(), _reader(source.fileno(), kind, field, column), rows, endpoint, given, batch)
-            with Report(_size(job.source), target) as report:
-                ended = _work_and_tell(job, report)
+            with RunReport(_size(job.source), target) as report:
+                ended = _run(job, report)
             report.summary(ended, as_json)
         finally:
             rows.close()
@@ -142,25 +150,25 @@ def embed(
 
 @dataclass(frozen=True)
 class Job:
-    """What to embed: `source` is a file descriptor, `members` those of every request beside the input."""
+    """What to embed: `source` is a file descriptor, `fields` those of every request beside the input."""
 
     source: int
-    reader: Reader
-    rows: Output
-    endpoint: Endpoint
-    members: dict[str, str | int]
+    reader: ChunkReader | ParquetReader
+    rows: Stdout | FileOutput
+    endpoint: GatewayAccess
+    fields: dict[str, str | int]
     batch: int
 
 
-def _reader(fd: int, kind: str, field: str | None, column: str | None) -> Reader:
+def _reader(fd: int, kind: str, field: str | None, column: str | None) -> ChunkReader | ParquetReader:
     if kind == "parquet":
         return ParquetReader(fd, column)
     records = LineRecords(field) if kind == "lines" else CsvRecords("\t" if kind == "tsv" else ",", column)
     return ChunkReader(read_chunks(fd), records)
 
 
-def _work_and_tell(job: Job, report: Report) -> str:
-    """Do the job and say what stopped it, if anything did; returns a key of EXITS."""
+def _run(job: Job, report: RunReport) -> str:
+    """Do the job, and print what stopped it; returns a key of EXITS."""
     report.begin(job.rows.done.lines, job.rows.done.refused)
     try:
         asyncio.run(_work(job, report))
@@ -168,11 +176,11 @@ def _work_and_tell(job: Job, report: Report) -> str:
         report.stopped_before(job.rows.done.lines, "interrupted")
         return "interrupted"
     except NothingListens as nobody:
-        report.say(f"embedmesh: {nobody}")
+        report.bar.say(f"embedmesh: {nobody}")
         return "unreachable"
     except Stopped as stopped:
         if isinstance(stopped, RequestRefused) and not job.rows.done.lines:
-            report.say(f"embedmesh: {stopped}")
+            report.bar.say(f"embedmesh: {stopped}")
             return "refused"
         report.stopped_before(job.rows.done.lines, str(stopped))
         return "stopped"
@@ -185,13 +193,13 @@ def _work_and_tell(job: Job, report: Report) -> str:
     return "finished"
 
 
-async def _work(job: Job, report: Report) -> None:
+async def _work(job: Job, report: RunReport) -> None:
     done = job.rows.done
     batches = job.reader.batches(inputs_max=job.batch, skip=done.lines, skip_digest=done.digest)
-    timeout = aiohttp.ClientTimeout(total=REQUEST_S, sock_connect=CONNECT_S)
+    timeout = aiohttp.ClientTimeout(total=BULK_REQUEST_S, sock_connect=BULK_CONNECT_S)
     connector = aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        client = Client(session, job.endpoint, job.members, hears=report, dice=random.Random())
+        client = BulkClient(session, job.endpoint, job.fields, observer=report, dice=random.Random())
         await run(batches, client, job.rows, report.written)
     job.rows.finish()
 
@@ -207,8 +215,8 @@ def _opened(file: Path) -> IO[bytes]:
 
 
 def _known(output: Path) -> Path:
-    if str(output) != "-" and output.suffix not in KINDS:
-        raise click.BadParameter(f"{output.name} must end in {', '.join(KINDS)}, or be - for standard output.")
+    if str(output) != "-" and output.suffix not in OUTPUTS:
+        raise click.BadParameter(f"{output.name} must end in {', '.join(OUTPUTS)}, or be - for standard output.")
     return output
 
 

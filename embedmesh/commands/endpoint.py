@@ -1,10 +1,11 @@
 """Which gateway a command talks to, and with which key.
 
-A key goes only where its owner sent it: the key of bootstrap.json is used with the address of bootstrap.json alone.
+A key goes only where its owner sent it: the keys of bootstrap.json are used with the address of bootstrap.json alone.
 """
 
 import os
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -13,47 +14,61 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.settings import BOOTSTRAP, read_bootstrap
 
 KEY_FILE_BYTES_MAX = 4_096  # a key has about 50 characters
+OPTIONS_OF_SCOPE = {"api": ("--url", "--api-key-file"), "admin": ("--gateway", "--admin-key-file")}
 
 
-class Endpoint(msgspec.Struct, frozen=True):
-    """`base_url` ends in `/v1` and not in a slash; `api_key` is the bearer key."""
+class GatewayAccess(msgspec.Struct, frozen=True):
+    """`base_url` ends in `/v1` and not in a slash; `key` is the bearer key."""
 
     base_url: str
-    api_key: str
+    key: str
+
+    @property
+    def root(self) -> str:
+        """The address without `/v1`."""
+        return self.base_url.removesuffix("/v1")
 
 
-def find_endpoint(url: str | None, key_file: Path | None, data_dir: Path) -> Endpoint:
-    """What the command line says, else EMBEDMESH_BASE_URL and EMBEDMESH_API_KEY, else bootstrap.json in `data_dir`.
+def find_gateway(
+    url: str | None, key_file: Path | None, data_dir: Path, kind: Literal["api", "admin"]
+) -> GatewayAccess:
+    """What the command line says, else EMBEDMESH_BASE_URL and EMBEDMESH_API_KEY (or EMBEDMESH_ADMIN_KEY), else
+    bootstrap.json in `data_dir`.
 
     Raises SetupError that says what to give.
     """
+    url_option, key_option = OPTIONS_OF_SCOPE[kind]
     local = read_bootstrap(data_dir)
     base_url = url or os.environ.get("EMBEDMESH_BASE_URL") or (local.base_url if local else None)
     if not base_url:
         raise SetupError(
-            f"No endpoint is known: there is no {BOOTSTRAP} in {data_dir}."
-            " Start one with `embedmesh serve`, or give --url and --api-key-file."
+            f"No gateway is known: there is no {BOOTSTRAP} in {data_dir}."
+            f" Start `embedmesh serve` once, or give {url_option} and {key_option}."
         )
     base_url = checked_url(base_url)
-    key = read_key(key_file) if key_file else os.environ.get("EMBEDMESH_API_KEY")
+    if kind == "admin" and not base_url.endswith("/v1"):
+        base_url += "/v1"  # as `embedmesh node --gateway` has it
+    variable = f"EMBEDMESH_{kind.upper()}_KEY"
+    key = read_key(key_file) if key_file else os.environ.get(variable)
     if not key and local and base_url == local.base_url.rstrip("/"):
-        key = local.api_key
+        key = local.api_key if kind == "api" else local.admin_key
     if not key:
-        raise SetupError(f"No API key is known for {base_url}. Give --api-key-file or set EMBEDMESH_API_KEY.")
+        what = "API key" if kind == "api" else "admin key"
+        raise SetupError(f"No {what} is known for {base_url}. Give {key_option} or set {variable}.")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise SetupError("The API key has characters that no key has. Give the key alone, on one line.")
-    return Endpoint(base_url, key)
+        raise SetupError("The key has characters that no key has. Give the key alone, on one line.")
+    return GatewayAccess(base_url, key)
 
 
 def checked_url(base_url: str) -> str:
-    """A gateway's address as it is used. Raises SetupError."""
+    """A gateway's address without a slash at its end. Raises SetupError."""
     try:
         parts = urlsplit(base_url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         good = False
     if not good or "@" in parts.netloc or parts.query or parts.fragment:
-        raise SetupError("The endpoint's address must look like http://127.0.0.1:8080/v1, without user or query.")
+        raise SetupError("The gateway's address must look like http://127.0.0.1:8080/v1, without user or query.")
     return base_url.rstrip("/")
 
 

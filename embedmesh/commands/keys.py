@@ -1,29 +1,32 @@
 """`embedmesh keys`: make, list, change, rotate and revoke API keys."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
-from embedmesh.commands.books import books_of, data_dir_option, every, iso_time, json_option, when
-from embedmesh.commands.key_limits import AskedLimits, in_words, limit_options
+from embedmesh.commands.key_limits import LIMITS, in_words, limit_options
+from embedmesh.commands.operator import ApiRefusal, Operator, operator_command
 from embedmesh.commands.options import WholeNumber
-from embedmesh.commands.telling import WrongUsage, print_json, print_table
-from embedmesh.rules.errors import NotFound
-from embedmesh.storage.books import Books
-from embedmesh.storage.books.keys import SCOPES, Key, Limits
+from embedmesh.commands.output import CommandResult, WrongUsage, iso_time, table, utc
+from embedmesh.storage.books.keys import SCOPES
 
 HOUR_S = 60 * 60
 DAY_MS = 24 * HOUR_S * 1000
 DAYS = WholeNumber(1, 36_500)
 OVERLAP_HOURS_MAX = 8_760
 
+Row = dict[str, Any]
+
 
 @click.group()
 def keys() -> None:
-    """Make API keys, say what they may do, and end them."""
+    """Make API keys, limit them, and end them.
+
+    \b
+    Example:
+      embedmesh keys create local --name ci --days 90
+    """
 
 
 @keys.command()
@@ -32,20 +35,13 @@ def keys() -> None:
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(sorted(SCOPES)), help="What it may do. Repeatable.")
 @limit_options
 @click.option("--days", type=DAYS, help="Days until it expires. Default: never.")
-@data_dir_option
-@json_option
+@operator_command
 def create(
-    account: str,
-    name: str,
-    scopes: tuple[str, ...],
-    asked: AskedLimits,
-    days: int | None,
-    data_dir: Path,
-    as_json: bool,
-) -> None:
+    operator: Operator, account: str, name: str, scopes: tuple[str, ...], limits: Row, days: int | None
+) -> CommandResult:
     """Make a key. It is shown once; only a keyed hash of it is kept.
 
-    Limits that are not given are those that the gateways' --key-defaults says, or none.
+    Limits that are not given come from the gateway's --key-defaults, if it has any.
 
     \b
     Examples:
@@ -53,25 +49,21 @@ def create(
       embedmesh keys create local --name grafana --scope metrics --days 90
       embedmesh keys create local --model all-MiniLM-L6-v2 --requests-a-minute 600 --budget-month 50
     """
-    with books_of(data_dir) as books:
-        limits = asked.over(books.new_keys.read().limits)
-        key, token = books.keys.create(
-            account, scopes or ("embeddings",), name=name, expires_ms=_in_days(days), limits=limits
-        )
-    words = f"This is key {key.key_id} of {account}. It is not shown again."
-    if limits != Limits():
-        words += f"\nLimits: {in_words(limits)}."
-    _hand_over(key, token, as_json, words)
+    body = {"account": account, "scopes": scopes or ("embeddings",), "name": name, "limits": limits}
+    made = operator.post("keys", body=body | {"expires_ms": _in_days(days)})
+    note = f"This is key {made['key_id']} of {account}. It is not shown again."
+    if (words := in_words(made["limits"])) != "-":
+        note += f"\nLimits: {words}."
+    return CommandResult({"key": made["key"], **_as_json(made)}, made["key"], note)
 
 
 @keys.command("list")
 @click.argument("account", required=False)
-@data_dir_option
-@json_option
-def list_(account: str | None, data_dir: Path, as_json: bool) -> None:
+@operator_command
+def list_(operator: Operator, account: str | None) -> CommandResult:
     """List the keys of an account, or of all, with their limits.
 
-    A key that another made, or that was rotated, draws from that one's limits and budgets, too.
+    A key that another key made, or that was rotated, also draws from that key's limits and budgets.
 
     When a key was last used is noted now and then, not at every request.
 
@@ -79,41 +71,33 @@ def list_(account: str | None, data_dir: Path, as_json: bool) -> None:
     Example:
       embedmesh keys list local --json
     """
-    with books_of(data_dir) as books:
-        if account is not None:
-            books.accounts.find(account)  # one that is not there fails, instead of having no keys
-        found = every(lambda after: books.keys.list(account, after=after))
-    if as_json:
-        print_json([_as_json(key) for key in found])
-        return
+    found = operator.rows("keys", cursor="key_id", account=account)
     head: tuple[str, ...] = ("key", "account", "state", "created", "expires", "last used", "scopes", "limits", "name")
     rows = [_as_row(key) for key in found]
-    if any(key.parent_id for key in found):
+    if any(key["parent_id"] for key in found):
         head = (*head, "draws from")
-        rows = [(*row, key.parent_id or "-") for row, key in zip(rows, found, strict=True)]
-    print_table(head, rows)
+        rows = [(*row, key["parent_id"] or "-") for row, key in zip(rows, found, strict=True)]
+    return CommandResult([_as_json(key) for key in found], table(head, rows))
 
 
 @keys.command()
 @click.argument("key_id")
 @click.option("--name", help="What the key is for.")
-@click.option("--no-limits", is_flag=True, help="Take all limits away, the models too, before others are set.")
+@click.option("--no-limits", is_flag=True, help="Remove all limits, those on models too, before others are set.")
 @limit_options
 @click.option("--days", type=DAYS, help="Days from now until it expires.")
-@click.option("--never-expires", is_flag=True, help="Let it expire no more.")
-@data_dir_option
-@json_option
+@click.option("--never-expires", is_flag=True, help="Remove the expiry.")
+@operator_command
 def change(
+    operator: Operator,
     key_id: str,
     name: str | None,
     no_limits: bool,
-    asked: AskedLimits,
+    limits: Row,
     days: int | None,
     never_expires: bool,
-    data_dir: Path,
-    as_json: bool,
-) -> None:
-    """Change what a key may do, on every gateway within a second. What is not named stays as it is.
+) -> CommandResult:
+    """Change what a key may do, on every gateway within a second. Options that are not given change nothing.
 
     \b
     Examples:
@@ -122,20 +106,18 @@ def change(
     """
     if days and never_expires:
         raise WrongUsage("Give --days or --never-expires, not both.")
-    if name is None and not (no_limits or asked.says_something or days or never_expires):
-        raise WrongUsage("Say what to change: `embedmesh keys change --help` lists it.")
-    changes: dict[str, Any] = {} if name is None else {"name": name}
+    changes: Row = {} if name is None else {"name": name}
     if days or never_expires:
         changes["expires_ms"] = _in_days(days)
-    with books_of(data_dir) as books:
-        before = _find(books, key_id)
-        limits = asked.over(Limits() if no_limits else before.limits)
-        key = books.keys.change(key_id, limits=limits, **changes)
-    if as_json:
-        print_json(_as_json(key))
-        return
-    expires = "never" if key.expires_ms is None else f"{when(key.expires_ms)} UTC"
-    click.echo(f"Key {_named(key)} is changed. Limits: {in_words(key.limits)}. Expires: {expires}.")
+    if no_limits or limits:
+        changes["limits"] = (dict.fromkeys(LIMITS) if no_limits else {}) | limits
+    if not changes:
+        raise WrongUsage("Say what to change: `embedmesh keys change --help` lists it.")
+    _find(operator, key_id)
+    key = operator.post("keys", key_id, body=changes)
+    expires = "never" if key["expires_ms"] is None else f"{utc(key['expires_ms'])} UTC"
+    text = f"Key {_named(key)} is changed. Limits: {in_words(key['limits'])}. Expires: {expires}."
+    return CommandResult(_as_json(key), text)
 
 
 @keys.command()
@@ -147,114 +129,90 @@ def change(
     show_default=True,
     help="Hours until the old key ends; 0 ends it at once.",
 )
-@data_dir_option
-@json_option
-def rotate(key_id: str, overlap: int, data_dir: Path, as_json: bool) -> None:
-    """Make a key that takes another's place.
+@operator_command
+def rotate(operator: Operator, key_id: str, overlap: int) -> CommandResult:
+    """Replace a key by a new one.
 
-    It has the same name, scopes, limits and expiry. It has spent what the old one has, and has the keys that this made.
+    The new key has the same name, scopes, limits and expiry. It starts with what the old one has spent, and takes over
+    the keys that the old one made.
 
-    Both are good for a while, so that nobody who uses the old one is refused before he has the new one. Together they
-    may do what one may.
+    Both work during the overlap, so that nobody is refused before they have the new key. Together they may do what one
+    key may.
 
     \b
     Examples:
       embedmesh keys rotate key_019aa0b4c0de…
       embedmesh keys rotate key_019aa0b4c0de… --overlap 72
     """
-    with books_of(data_dir) as books:
-        _find(books, key_id)
-        key, token = books.keys.rotate(key_id, overlap_s=overlap * HOUR_S)
-        old = books.keys.find(key_id)
-    _hand_over(
-        key,
-        token,
-        as_json,
-        f"This is key {_named(key)}. It is not shown again; the old one, {key_id}, ends {when(old.expires_ms)} UTC.",
-        old_expires=iso_time(old.expires_ms),
+    _find(operator, key_id)
+    new = operator.post("keys", key_id, "rotate", body={"overlap_s": overlap * HOUR_S})
+    old = _find(operator, key_id)
+    ends = f"the old one, {key_id}, ends {utc(old['expires_ms'])} UTC"
+    return CommandResult(
+        {"key": new["key"], **_as_json(new), "old_expires": iso_time(old["expires_ms"])},
+        new["key"],
+        f"This is key {_named(new)}. It is not shown again; {ends}.",
     )
 
 
 @keys.command()
 @click.argument("key_id")
-@data_dir_option
-@json_option
-def revoke(key_id: str, data_dir: Path, as_json: bool) -> None:
-    """Make a key useless, everywhere within a second.
+@operator_command
+def revoke(operator: Operator, key_id: str) -> CommandResult:
+    """Revoke a key, everywhere within a second.
 
-    Those that it made are useless then, too.
+    The keys that it made end with it.
 
     \b
     Example:
       embedmesh keys revoke key_019aa0b4c0de…
     """
-    with books_of(data_dir) as books:
-        key = _find(books, key_id)
-        if not books.keys.revoke(key_id):
-            raise click.ClickException(f"Key {_named(key)} was revoked before.")
-    if as_json:
-        print_json({"revoked": True, "key_id": key_id})
-        return
-    click.echo(f"Key {_named(key)} is revoked.")
+    key = _find(operator, key_id)
+    if key["revoked_ms"] is not None:
+        raise click.ClickException(f"Key {_named(key)} was revoked before.")
+    operator.delete("keys", key_id)
+    return CommandResult({"revoked": True, "key_id": key_id}, f"Key {_named(key)} is revoked.")
 
 
-def _find(books: Books, key_id: str) -> Key:
+def _find(operator: Operator, key_id: str) -> Row:
     try:
-        return books.keys.find(key_id)
-    except NotFound:
+        found: Row = operator.get("keys", key_id)
+    except ApiRefusal as refusal:
+        if refusal.code != "not_found":
+            raise
         raise click.ClickException(f"There is no key {key_id}. `embedmesh keys list` shows them.") from None
-
-
-def _hand_over(key: Key, token: str, as_json: bool, words: str, **more: object) -> None:
-    """The token alone on standard output, so that it can go into a file."""
-    if as_json:
-        print_json({"key": token, **_as_json(key), **more})
-        return
-    click.echo(token)
-    click.echo(words, err=True)
+    return found
 
 
 def _in_days(days: int | None) -> int | None:
     return int(time.time() * 1000) + days * DAY_MS if days else None
 
 
-def _as_row(key: Key) -> tuple[str, ...]:
+def _as_row(key: Row) -> tuple[str, ...]:
     return (
-        key.key_id,
-        key.account_id,
-        _state(key),
-        when(key.created_ms),
-        when(key.expires_ms),
-        when(key.last_used_ms),
-        ",".join(key.scopes),
-        in_words(key.limits),
-        key.name,
+        key["key_id"],
+        key["account"],
+        key["state"],
+        utc(key["created_ms"]),
+        utc(key["expires_ms"]),
+        utc(key["last_used_ms"]),
+        ",".join(key["scopes"]),
+        in_words(key["limits"]),
+        key["name"],
     )
 
 
-def _named(key: Key) -> str:
-    return f"{key.key_id} of {key.account_id}" + (f" ({key.name})" if key.name else "")
+def _named(key: Row) -> str:
+    return f"{key['key_id']} of {key['account']}" + (f" ({key['name']})" if key["name"] else "")
 
 
-def _state(key: Key) -> str:
-    if key.revoked_ms is not None:
-        return "revoked"
-    if key.expires_ms is not None and key.expires_ms <= time.time() * 1000:
-        return "expired"
-    return "active"
-
-
-def _as_json(key: Key) -> dict[str, object]:
+def _as_json(key: Row) -> Row:
+    same = ("key_id", "account", "name", "scopes", "state")
+    times = ("created", "expires", "last_used")
     return {
-        "key_id": key.key_id,
-        "account": key.account_id,
-        "name": key.name,
-        "scopes": key.scopes,
-        "state": _state(key),
-        "created": iso_time(key.created_ms),
-        "expires": iso_time(key.expires_ms),
-        "last_used": iso_time(key.last_used_ms),
-        "limits": msgspec.to_builtins(key.limits),
-        "rotated_to": key.rotated_to,
-        "parent": key.parent_id,
+        **{name: key[name] for name in same},
+        **{name: iso_time(key[f"{name}_ms"]) for name in times},
+        "limits": key["limits"],
+        "rotated_to": key["rotated_to"],
+        "parent": key["parent_id"],
     }

@@ -1,27 +1,21 @@
 """`embedmesh ledger`: is the money right, and what became of one request?"""
 
 import re
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import click
-import msgspec
 
-from embedmesh.commands.books import books_of, data_dir_option, json_option, store_of, told, when
 from embedmesh.commands.explain import explain, refund
-from embedmesh.commands.telling import print_json
+from embedmesh.commands.operator import Operator, operator_command
+from embedmesh.commands.output import CommandResult, utc
 from embedmesh.rules.money import format_usd
-from embedmesh.storage.books.session import translated
-from embedmesh.storage.engines import engine_of
-from embedmesh.storage.ledger.chain import CHAIN_SQL, START
-from embedmesh.storage.ledger.check import CheckReport
-from embedmesh.storage.sqlite.database import OPEN_BUSY_S
 
-HEAD = re.compile(r"[0-9a-f]{64}")
+CHAIN_HEAD = re.compile(r"[0-9a-f]{64}")
 
 
-def _as_head(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
-    if text is not None and not HEAD.fullmatch(text):
+def _chain_head(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not CHAIN_HEAD.fullmatch(text):
         raise click.BadParameter("a head is 64 of the digits 0-9 a-f.", ctx=context, param=option)
     return text
 
@@ -32,6 +26,10 @@ def ledger() -> None:
 
     The ledger is every movement of money in the store: credits to accounts, holds for running requests, charges for
     delivered ones. Each is written twice, once where it comes from and once where it goes to, so it can be checked.
+
+    \b
+    Example:
+      embedmesh ledger check
     """
 
 
@@ -40,17 +38,16 @@ for command in (explain, refund):
 
 
 @ledger.command()
-@click.option("--head", "noted", callback=_as_head, help="A head of the chain that was noted down before.")
-@data_dir_option
-@json_option
-def check(noted: str | None, data_dir: Path, as_json: bool) -> None:
+@click.option("--head", callback=_chain_head, help="A head of the chain that was noted down before.")
+@operator_command
+def check(operator: Operator, head: str | None) -> CommandResult:
     """Check that all money adds up, while the server runs.
 
-    Looks at every transfer, hold and balance, and at the file itself. The exit status is 1 if something is wrong.
+    Checks every transfer, hold and balance, and the file itself. The exit status is 1 if something is wrong. A gateway
+    gives up after a minute; for a large store use --offline, which also works while gateways run.
 
     Running gateways cover every transfer by a chain of hashes within seconds. Note its head down where nobody who can
-    write to the store can write; with --head it is looked for in the chain, and nothing before it was changed where
-    it is found.
+    write to the store can write; --head looks for it in the chain, and if it is found, nothing before it was changed.
 
     \b
     Examples:
@@ -58,48 +55,31 @@ def check(noted: str | None, data_dir: Path, as_json: bool) -> None:
       embedmesh ledger check --json | jq -r .head.hash >> heads.txt
       embedmesh ledger check --head "$(tail -1 heads.txt)"
     """
-    with books_of(data_dir) as books:
-        report = books.check()
-    known = noted is None or noted in _heads(data_dir)
-    ok = report.ok and known
-    if as_json:
-        said = {} if noted is None else {"head_known": known}
-        print_json({"ok": ok, **said, **msgspec.to_builtins(report)})
-        sys.exit(0 if ok else 1)
-    broken = {row.promise for row in report.broken}
-    if not known:
-        click.echo(f"THE CHAIN HAS NO HEAD {noted}: what it covered was changed, or this is another store.")
-    _tell_verdict(report)
-    for promise in report.promises:
-        click.echo(f"{'BROKEN' if promise in broken else 'ok':<7} {promise.replace('_', ' ')}")
-    for row in report.broken:
-        click.echo(f"  {row.promise.replace('_', ' ')}: {row.subject}: {row.detail}")
-    for hold in report.recovered:
-        click.echo(
-            f"  in flight at a crash, not charged: {hold.hold_id} of {hold.account_id}, "
-            f"{format_usd(hold.amount_nanousd)}, {when(hold.ended_ms)}"
+    report = operator.get("ledger", head=head)
+    lines = list(_lines(report))
+    if head is None:
+        del report["head_known"]
+    elif not report["head_known"]:
+        lines.insert(0, f"THE CHAIN HAS NO HEAD {head}: what it covered was changed, or this is another store.")
+    return CommandResult(report, "\n".join(lines), exit_code=0 if report["ok"] else 1)
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    checked, broken = len(report["promises"]), {row["promise"] for row in report["broken"]}
+    if broken:
+        yield f"THE MONEY DOES NOT ADD UP: {len(broken)} of the {checked} things that were checked are wrong."
+        yield "Stop the gateway, keep embedmesh.db as it is, and go back to a backup that passes this check."
+    else:
+        yield f"The money adds up: nothing is wrong in any of the {checked} things that were checked."
+    for promise in report["promises"]:
+        yield f"{'BROKEN' if promise in broken else 'ok':<7} {promise.replace('_', ' ')}"
+    for row in report["broken"]:
+        yield f"  {row['promise'].replace('_', ' ')}: {row['subject']}: {row['detail']}"
+    for hold in report["recovered"]:
+        yield (
+            f"  in flight at a crash, not charged: {hold['hold_id']} of {hold['account_id']}, "
+            f"{format_usd(hold['amount_nanousd'])}, {utc(hold['ended_ms'])}"
         )
-    click.echo("counted: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report.tallies.items()))
-    head = report.head
-    click.echo(f"chain: {head.transfers:,} transfers in {head.blocks:,} blocks, head {head.hash}")
-    sys.exit(0 if ok else 1)
-
-
-def _heads(data_dir: Path) -> set[str]:
-    """Every head that the chain ever had."""
-    db = engine_of(store_of(data_dir)).connect(busy_s=OPEN_BUSY_S, read_only=True)
-    try:
-        with told(), translated():
-            return {START.hex(), *(found.hex() for _, _, found in db.execute(CHAIN_SQL["all_blocks"]).fetchall())}
-    finally:
-        db.close()
-
-
-def _tell_verdict(report: CheckReport) -> None:
-    looked_at = len(report.promises)
-    if report.ok:
-        click.echo(f"The money adds up: nothing is wrong in any of the {looked_at} things that were checked.")
-        return
-    wrong = len({row.promise for row in report.broken})
-    click.echo(f"THE MONEY DOES NOT ADD UP: {wrong} of the {looked_at} things that were checked are wrong.")
-    click.echo("Stop the gateway, keep embedmesh.db as it is, and go back to a backup that passes this check.")
+    yield "counted: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["tallies"].items())
+    head = report["head"]
+    yield f"chain: {head['transfers']:,} transfers in {head['blocks']:,} blocks, head {head['hash']}"

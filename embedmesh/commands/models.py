@@ -1,39 +1,44 @@
-"""`embedmesh models`: what the catalogue has, and what a folder would be in it."""
+"""`embedmesh models`: what the catalogue has, what a folder would be in it, and what a running node serves."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import click
 
 from embedmesh.catalogue import load_catalogue
-from embedmesh.commands.books import json_option
-from embedmesh.commands.node_socket import ask
+from embedmesh.commands.catalogue_entry import catalogue_entry
+from embedmesh.commands.http_client import HttpClient, NoReply, read_problem, to_unix
+from embedmesh.commands.options import catalogue_option
+from embedmesh.commands.output import CommandResult, prints_result
 from embedmesh.commands.quantize import quantize
-from embedmesh.commands.telling import print_json
 from embedmesh.provision.assets import assets_dir
+from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import format_usd
 from embedmesh.settings import default_data_dir
 
-catalogue_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
-    "--catalogue",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    envvar="EMBEDMESH_CATALOGUE",
-    help="TOML file. Default: the built-in catalogue.",
-)
+NODE_REPLY_S = 600.0  # a large model on a slow disk; unloading waits for its last calls
+NODE_REPLY_BYTES_MAX = 64 * 1024  # one model, or an error
 
 
 @click.group()
 def models() -> None:
-    """Show, check, fetch, quantize and load models."""
+    """Show, check, fetch, quantize and load models.
+
+    \b
+    Example:
+      embedmesh models list
+    """
+
+
+models.add_command(quantize)
 
 
 @models.command("list")
-@catalogue_option
-@json_option
-def list_(catalogue: Path | None, as_json: bool) -> None:
+@catalogue_option()
+@prints_result
+def list_(catalogue: Path | None) -> CommandResult:
     """List the catalogue's models and whether their files are here.
 
     \b
@@ -41,27 +46,25 @@ def list_(catalogue: Path | None, as_json: bool) -> None:
       embedmesh models list --catalogue ./models.toml
     """
     found = load_catalogue(catalogue, assets=assets_dir()).written
-    if as_json:
-        print_json([_as_json(model) for model in found])
-        return
+    lines = []
     for model in found:
         there = "present" if _present(model) else "missing: run `embedmesh setup`, or mend the catalogue's `folder`"
-        if model.foreign:
-            there = "foreign: run by other servers (`embedmesh nodes add`)"
-        click.echo(f"{model.id}  ({', '.join(model.aliases) or 'no alias'})")
-        click.echo(f"  {there}")
-        click.echo(
-            f"  width {model.width}, at most {model.max_tokens} tokens, {format_usd(model.price)} a million tokens"
-        )
-        click.echo(f"  token ids are read as {model.token_ids}; tier {model.tier}")
+        price = f"{format_usd(model.price)} a million tokens"
+        lines += [
+            f"{model.id}  ({', '.join(model.aliases) or 'no alias'})",
+            f"  {'foreign: run by other servers (`embedmesh nodes add`)' if model.foreign else there}",
+            f"  width {model.width}, at most {model.max_tokens} tokens, {price}",
+            f"  token ids are read as {model.token_ids}; tier {model.tier}",
+        ]
         if not model.foreign:
-            click.echo(f"  {model.folder}")
+            lines.append(f"  {model.folder}")
+    return CommandResult([_as_json(model) for model in found], "\n".join(lines))
 
 
 @models.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@json_option
-def inspect(folder: Path, as_json: bool) -> None:
+@prints_result
+def inspect(folder: Path) -> CommandResult:
     """Print the entry that a model folder would have in a catalogue.
 
     \b
@@ -69,7 +72,7 @@ def inspect(folder: Path, as_json: bool) -> None:
       embedmesh models inspect ~/models/bge-small-en >> models.toml
       embedmesh serve --catalogue models.toml
     """
-    print_entry(folder.absolute(), folder.absolute().name, as_json)
+    return catalogue_entry(folder.absolute(), folder.absolute().name)
 
 
 @models.command()
@@ -78,16 +81,16 @@ def inspect(folder: Path, as_json: bool) -> None:
     "--models-dir",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="EMBEDMESH_MODELS_DIR",
-    help="Where fetched models are kept. Default: `models` in the user data folder.",
+    help="Folder of fetched models. Default: `models` in the user data folder.",
 )
-@click.option("--offline", is_flag=True, envvar="HF_HUB_OFFLINE", help="Take only what is here; open no connection.")
-@json_option
-def fetch(name: str, models_dir: Path | None, offline: bool, as_json: bool) -> None:
+@click.option("--offline", is_flag=True, envvar="HF_HUB_OFFLINE", help="Use only what is here; open no connection.")
+@prints_result
+def fetch(name: str, models_dir: Path | None, offline: bool) -> CommandResult:
     """Fetch a model from a hub; print its catalogue entry.
 
     NAME is the organisation/model of a Hugging Face hub, with @ and a branch, tag or commit if wanted. What is here
-    already is not fetched again. This is the only command that asks a hub for anything. HF_ENDPOINT and HF_TOKEN name
-    another hub and who asks.
+    already is not fetched again. No other command connects to a hub. HF_ENDPOINT names another hub, HF_TOKEN is
+    your token.
 
     \b
     Examples:
@@ -97,42 +100,13 @@ def fetch(name: str, models_dir: Path | None, offline: bool, as_json: bool) -> N
     from embedmesh.provision.hub import find_model
 
     folder = find_model(name, models_dir=models_dir or default_data_dir() / "models", offline=offline)
-    print_entry(folder, name.partition("@")[0], as_json)
-
-
-models.add_command(quantize)
-
-
-def print_entry(folder: Path, model_id: str, as_json: bool, tier: str = "exact") -> None:
-    """What a catalogue would say of a folder, as TOML or JSON."""
-    from embedmesh.engine.folder import digest, read_folder
-
-    read = read_folder(folder)
-    entry: dict[str, object] = {
-        "id": model_id,
-        "folder": str(folder),
-        "width": read.width,
-        "max_tokens": read.max_tokens,
-        "digest": digest(folder),
-        "token_ids": "cl100k",
-        "tier": tier,
-    }
-    prompts = {role: text for role, text in read.prompts.items() if role in ("query", "document")}
-    if as_json:
-        print_json({**entry, "prompts": prompts})
-        return
-    click.echo("[[models]]")
-    for name, value in entry.items():
-        click.echo(f"{name} = {_toml(value)}")
-    if prompts:
-        click.echo("prompts = { " + ", ".join(f"{role} = {_toml(text)}" for role, text in prompts.items()) + " }")
-    click.echo("# price = 10_000_000  # nano-USD per million tokens: $0.01; else the file's [defaults]")
+    return catalogue_entry(folder, name.partition("@")[0])
 
 
 @models.command()
-@catalogue_option
-@json_option
-def check(catalogue: Path | None, as_json: bool) -> None:
+@catalogue_option()
+@prints_result
+def check(catalogue: Path | None) -> CommandResult:
     """Compare every model's files with the catalogue's digests.
 
     The exit status is 1 if one differs or is missing.
@@ -142,28 +116,25 @@ def check(catalogue: Path | None, as_json: bool) -> None:
       embedmesh models check
     """
     from embedmesh.engine.folder import digest
-    from embedmesh.rules.errors import SetupError
 
-    results = []
+    states: dict[str, str] = {}
     for model in load_catalogue(catalogue, assets=assets_dir()).written:
         if model.foreign:
             continue
         try:
-            state = "ok" if digest(Path(model.folder)) == model.digest else "other files than the catalogue's"
+            right = digest(Path(model.folder)) == model.digest
+            states[model.id] = "ok" if right else "other files than the catalogue's"
         except SetupError as error:
-            state = str(error)
-        results.append({"id": model.id, "state": state})
-    if as_json:
-        print_json(results)
-    else:
-        for result in results:
-            click.echo(f"{result['id']}: {result['state']}")
-    sys.exit(0 if all(result["state"] == "ok" for result in results) else 1)
+            states[model.id] = str(error)
+    value = [{"id": model_id, "state": state} for model_id, state in states.items()]
+    text = "\n".join(f"{model_id}: {state}" for model_id, state in states.items())
+    return CommandResult(value, text, exit_code=0 if set(states.values()) <= {"ok"} else 1)
 
 
-node_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+node_option = click.option(
     "--node",
     type=click.Path(path_type=Path),
+    default=lambda: default_data_dir() / "run" / "node.sock",
     help="The node's Unix socket. Default: that of `embedmesh serve` in the default data directory.",
 )
 
@@ -171,70 +142,61 @@ node_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option
 @models.command()
 @click.argument("name")
 @node_option
-@json_option
-def load(name: str, node: Path | None, as_json: bool) -> None:
-    """Have a running node serve one more model of its catalogue.
+@prints_result
+def load(name: str, node: Path) -> CommandResult:
+    """Load one more model of its catalogue into a running node.
 
-    Gateways send it work within five seconds. It is not remembered: the next start serves what --model says.
+    Gateways send it work within five seconds. The next start of the node serves what --model says again.
 
     \b
     Example:
       embedmesh models load all-MiniLM-L6-v2:fast
     """
-    loaded = ask(node or _default_node(), "POST", "/v1/models", {"model": name})
-    if as_json:
-        print_json(loaded)
-    else:
-        click.echo(f"{loaded['id']} is served now, in the tier {loaded['tier']}.")
+    loaded = _ask_node(node, "POST", "/v1/models", {"model": name})
+    return CommandResult(loaded, f"{loaded['id']} is served now, in the tier {loaded['tier']}.")
 
 
 @models.command()
 @click.argument("name")
 @node_option
-@json_option
-def unload(name: str, node: Path | None, as_json: bool) -> None:
-    """Have a running node serve a model no more.
+@prints_result
+def unload(name: str, node: Path) -> CommandResult:
+    """Unload a model from a running node.
 
-    It answers the calls that wait first.
+    The calls that wait for it are answered first.
 
     \b
     Example:
       embedmesh models unload all-MiniLM-L6-v2:fast
     """
-    gone = ask(node or _default_node(), "DELETE", f"/v1/models/{quote(name, safe='')}")
-    if as_json:
-        print_json(gone)
-    else:
-        click.echo(f"{gone['id']} is no longer served.")
+    gone = _ask_node(node, "DELETE", f"/v1/models/{quote(name, safe='')}")
+    return CommandResult(gone, f"{gone['id']} is no longer served.")
 
 
-def _default_node() -> Path:
-    return default_data_dir() / "run" / "node.sock"
+def _ask_node(node: Path, method: str, path: str, body: dict[str, str] | None = None) -> Any:
+    """The decoded reply. Raises ClickException (refused) and SetupError (no node)."""
+    client = HttpClient(str(node), to_unix(node), reply_s=NODE_REPLY_S, reply_bytes_max=NODE_REPLY_BYTES_MAX)
+    try:
+        reply = client.send(method, path, body)
+        if reply.status != 200:
+            raise click.ClickException(read_problem(reply.status, reply.body).message)
+        return reply.json()
+    except (NoReply, ValueError) as error:
+        raise SetupError(
+            f"No node answers on {node} ({error}). Is `embedmesh serve` running? Or name its socket: --node PATH."
+        ) from None
 
 
 def _present(model: Model) -> bool:
-    return not model.foreign and (
-        (Path(model.folder) / "modules.json").exists() or (Path(model.folder) / "config.json").exists()
-    )
+    files = (Path(model.folder) / name for name in ("modules.json", "config.json"))
+    return not model.foreign and any(file.exists() for file in files)
 
 
 def _as_json(model: Model) -> dict[str, object]:
+    names = ("id", "aliases", "tier", "width", "max_tokens", "token_ids", "digest")
     return {
-        "id": model.id,
-        "aliases": model.aliases,
-        "tier": model.tier,
-        "width": model.width,
-        "max_tokens": model.max_tokens,
+        **{name: getattr(model, name) for name in names},
         "price_nanousd_per_million_tokens": model.price,
-        "token_ids": model.token_ids,
-        "digest": model.digest,
         "folder": model.folder or None,
         "present": _present(model),
     }
-
-
-def _toml(value: object) -> str:
-    """A number or a string in TOML (a JSON string is a basic string)."""
-    import orjson
-
-    return orjson.dumps(value).decode()

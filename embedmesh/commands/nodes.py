@@ -1,26 +1,30 @@
 """`embedmesh nodes`: which nodes a gateway has, how they are, and what its operator says of them."""
 
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import click
 
-from embedmesh.commands.admin import Admin, find_admin, gateway_options
-from embedmesh.commands.books import when
 from embedmesh.commands.joining import add, invite, invites, key
+from embedmesh.commands.operator import Operator, gateway_command
+from embedmesh.commands.output import TERMINAL_COLUMNS, CommandResult, table, utc
 from embedmesh.commands.payables import pay, payables
-from embedmesh.commands.telling import print_json, print_table
 
-COLUMNS = 80  # of a terminal
-HEAD: tuple[str, ...] = ("no", "node", "state", "tokens/s", "answers", "failed", "last right")
-ID_CHARS = 12  # of a node's id in the list; `nodes show` and --json have all of it
-MODELS_MIN = 8
+NODES_HEAD: tuple[str, ...] = ("no", "node", "state", "tokens/s", "answers", "failed", "last right")
+NODE_ID_CHARS = 12  # in the list; `nodes show` and --json have the whole id
+MODELS_CHARS_MIN = 8
+
+Row = dict[str, Any]
 
 
 @click.group()
 def nodes() -> None:
-    """Invite nodes, look after them, and pay them."""
+    """Invite nodes, look after them, and pay them.
+
+    \b
+    Example:
+      embedmesh nodes invite --note "office workstation"
+    """
 
 
 for command in (add, invite, invites, key, pay, payables):
@@ -28,123 +32,49 @@ for command in (add, invite, invites, key, pay, payables):
 
 
 @nodes.command("list")
-@gateway_options
-def list_(url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
+@gateway_command
+def list_(operator: Operator) -> CommandResult:
     """List all nodes: how they are, and what they failed last.
 
     \b
     Examples:
       embedmesh nodes list
-      embedmesh nodes list --url https://gw.example/v1 --admin-key-file admin.key --json
+      embedmesh nodes list --gateway https://gw.example/v1 --admin-key-file admin.key --json
     """
-    found = find_admin(url, admin_key_file, data_dir).ask("GET", "/admin/nodes")["data"]
-    if as_json:
-        print_json(found)
-        return
-    head, rows = HEAD, [_row(node) for node in found]
-    left = COLUMNS - sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True))
-    if left >= MODELS_MIN:
+    found = operator.get("nodes")["data"]
+    head, rows = NODES_HEAD, [_row(node) for node in found]
+    left = TERMINAL_COLUMNS - sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True))
+    if left >= MODELS_CHARS_MIN:
         head = (*head, "models")
         rows = [(*row, _short(_models(node), left)) for row, node in zip(rows, found, strict=True)]
-    print_table(head, rows, right=("no", "tokens/s", "answers", "failed"))
+    lines = [table(head, rows, right=("no", "tokens/s", "answers", "failed"))]
     for node in found:
         if node.get("last_failure") and node["state"] not in ("ready", "draining"):
             words = f"{node['node_id']} failed {last_failure(node)}"
-            click.echo("\n" + textwrap.fill(words, COLUMNS, subsequent_indent="  ", break_long_words=False))
+            lines += ["", textwrap.fill(words, TERMINAL_COLUMNS, subsequent_indent="  ", break_long_words=False)]
+    return CommandResult(found, "\n".join(lines))
 
 
 @nodes.command()
 @click.argument("node")
-@gateway_options
-def show(node: str, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
+@gateway_command
+def show(operator: Operator, node: str) -> CommandResult:
     """Show all that the gateway knows of one node. NODE is its id, or its number in the list.
 
     \b
     Example:
       embedmesh nodes show 3
     """
-    found = find_admin(url, admin_key_file, data_dir).ask("GET", f"/admin/nodes/{node}")
-    if as_json:
-        print_json(found)
-        return
-    for name, value in found.items():
-        click.echo(f"{name:22}{_shown(name, value)}".rstrip())
-
-
-@nodes.command()
-@click.argument("node")
-@gateway_options
-def approve(node: str, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """Admit a node that asked to join without a token.
-
-    \b
-    Example:
-      embedmesh nodes approve node_5d41402abc4b2a76b9719d911017c592
-    """
-    _act(find_admin(url, admin_key_file, data_dir), node, "approve", as_json, "is admitted; it joins within seconds")
-
-
-@nodes.command()
-@click.argument("node")
-@gateway_options
-def drain(node: str, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """Give a node no more work, so that it can be stopped.
-
-    `resume` takes it back.
-
-    \b
-    Example:
-      embedmesh nodes drain 3
-    """
-    _act(find_admin(url, admin_key_file, data_dir), node, "drain", as_json, "gets no more work")
-
-
-@nodes.command()
-@click.argument("node")
-@gateway_options
-def resume(node: str, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """Give a drained node work again.
-
-    \b
-    Example:
-      embedmesh nodes resume 3
-    """
-    _act(find_admin(url, admin_key_file, data_dir), node, "resume", as_json, "gets work again")
-
-
-@nodes.command()
-@click.argument("node")
-@gateway_options
-def readmit(node: str, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """End a node's quarantine. It has to answer a probe rightly before it gets work.
-
-    \b
-    Example:
-      embedmesh nodes readmit 3
-    """
-    _act(find_admin(url, admin_key_file, data_dir), node, "readmit", as_json, "is readmitted")
-
-
-@nodes.command()
-@click.argument("node")
-@gateway_options
-def remove(node: str, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool) -> None:
-    """Remove a node for good: its identity is not taken again.
-
-    \b
-    Example:
-      embedmesh nodes remove 3
-    """
-    _act(find_admin(url, admin_key_file, data_dir), node, "remove", as_json, "is removed")
+    found = operator.get("nodes", node)
+    lines = [f"{name:22}{_in_words(name, value)}".rstrip() for name, value in found.items()]
+    return CommandResult(found, "\n".join(lines))
 
 
 @nodes.command()
 @click.argument("node")
 @click.option("--no", "not_any_more", is_flag=True, help="Trust it no longer.")
-@gateway_options
-def trust(
-    node: str, not_any_more: bool, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool
-) -> None:
+@gateway_command
+def trust(operator: Operator, node: str, not_any_more: bool) -> CommandResult:
     """Trust a node: its vectors decide when two others disagree.
 
     \b
@@ -153,32 +83,51 @@ def trust(
       embedmesh nodes trust 3 --no
     """
     action, words = ("distrust", "is not trusted any more") if not_any_more else ("trust", "is trusted")
-    _act(find_admin(url, admin_key_file, data_dir), node, action, as_json, words)
+    return _act(operator, node, action, words)
 
 
 @nodes.command()
 @click.argument("node")
 @click.argument("share", type=float)
-@gateway_options
-def weight(
-    node: str, share: float, url: str | None, admin_key_file: Path | None, data_dir: Path, as_json: bool
-) -> None:
+@gateway_command
+def weight(operator: Operator, node: str, share: float) -> CommandResult:
     """Set a node's weight: its share under --policy weighted.
 
     \b
     Example:
       embedmesh nodes weight 3 2.5
     """
-    admin = find_admin(url, admin_key_file, data_dir)
-    _act(admin, node, "weight", as_json, f"has the weight {share:g}", {"weight": share})
+    return _act(operator, node, "weight", f"has the weight {share:g}", {"weight": share})
 
 
-def _act(admin: Admin, node: str, action: str, as_json: bool, words: str, body: dict[str, Any] | None = None) -> None:
-    found = admin.ask("POST", f"/admin/nodes/{node}/{action}", body)
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(f"Node {found['node_id']} {words}.")
+def _add_action(name: str, done: str, summary: str, more: str = "", example: str = "3") -> None:
+    """`embedmesh nodes NAME NODE`, which has no other options."""
+
+    @gateway_command
+    def run(operator: Operator, node: str) -> CommandResult:
+        return _act(operator, node, name, done)
+
+    help_ = f"{summary}\n\n{more}\n\n\b\nExample:\n  embedmesh nodes {name} {example}"
+    nodes.command(name, help=help_)(click.argument("node")(run))
+
+
+_add_action(
+    "approve",
+    "is admitted; it joins within seconds",
+    "Admit a node that asked to join without a token.",
+    example="node_5d41402abc4b2a76b9719d911017c592",
+)
+_add_action(
+    "drain", "gets no more work", "Give a node no more work, so that it can be stopped.", "`resume` takes it back."
+)
+_add_action("resume", "gets work again", "Give a drained node work again.")
+_add_action("readmit", "is readmitted", "End a node's quarantine.", "It gets work once it answers a probe correctly.")
+_add_action("remove", "is removed", "Remove a node for good: its identity cannot join again.")
+
+
+def _act(operator: Operator, node: str, action: str, words: str, body: Row | None = None) -> CommandResult:
+    found = operator.post("nodes", node, action, body=body)
+    return CommandResult(found, f"Node {found['node_id']} {words}.")
 
 
 def last_failure(node: dict[str, Any]) -> str:
@@ -192,7 +141,7 @@ def _row(node: dict[str, Any]) -> tuple[str, ...]:
     speed = node.get("tokens_per_s")
     return (
         str(node.get("small_id") or "-"),
-        _short(node["node_id"], ID_CHARS),
+        _short(node["node_id"], NODE_ID_CHARS),
         _state(node),
         str(speed) if speed is not None else "-",
         str(node.get("answers", "-")),
@@ -218,11 +167,11 @@ def _state(node: dict[str, Any]) -> str:
     return f"{state}, draining" if node.get("draining") and state != "draining" else state
 
 
-def _shown(name: str, value: Any) -> str:
+def _in_words(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if name.endswith("_ms") and isinstance(value, int):
-        return when(value) + " UTC"
+        return utc(value) + " UTC"
     if isinstance(value, dict):
         return ", ".join(f"{key} {number}" for key, number in value.items()) or "none"
     if isinstance(value, list):

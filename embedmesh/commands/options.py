@@ -73,6 +73,26 @@ USD = Usd()
 SIGNED_USD = Usd(signed=True)
 MOMENT = Moment()
 
+Option = Callable[[Command], Command]
+
+data_dir_option: Option[Any] = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=default_data_dir,
+    envvar=ENV_PREFIX + "DATA_DIR",
+    show_default="the user data folder",
+    help="Folder of the store and of bootstrap.json.",
+)
+reference_option: Option[Any] = click.option(
+    "--reference", required=True, help="Your own id of this payment: the same reference is applied once."
+)
+
+
+def catalogue_option(help_: str = "TOML file. Default: the built-in catalogue.") -> Option[Any]:
+    """Which catalogue is meant."""
+    kind = click.Path(exists=True, dir_okay=False, path_type=Path)
+    return click.option("--catalogue", type=kind, envvar=ENV_PREFIX + "CATALOGUE", help=help_)
+
 
 def settings_options(settings: type[msgspec.Struct], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
     """A decorator that adds an option for each setting of a struct that has a description, but for those `without`."""

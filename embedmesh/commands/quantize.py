@@ -1,19 +1,22 @@
 """`embedmesh models quantize`: a copy of a model folder that can be served in the int8 tier, and how good it is."""
 
+import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import click
-import rich.console
-import rich.progress
+from rich.progress import Progress
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands import importing
+from embedmesh.commands.catalogue_entry import catalogue_entry
+from embedmesh.commands.options import catalogue_option
+from embedmesh.commands.output import CommandResult, prints_result
+from embedmesh.commands.progress import ProgressBar
 from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.errors import SetupError
 
@@ -22,21 +25,14 @@ JUDGED_TEXTS = 1_000
 TEXT_BYTES_MAX = 64 * 1024 * 1024  # far more than is read from it
 
 
-class Source(NamedTuple):
-    """What is to be quantized: its folder, and the id that it has in a catalogue."""
-
-    folder: Path
-    model_id: str
-
-
-def find_source(name: str, catalogue: Path | None) -> Source:
-    """A model of the catalogue, or a folder. Raises SetupError."""
+def find_folder(name: str, catalogue: Path | None) -> tuple[Path, str]:
+    """The folder of a model of the catalogue and the model's id, or any folder and its name. Raises SetupError."""
     model = load_catalogue(catalogue, assets=assets_dir()).find(name)
     if model is not None and not model.foreign:
-        return Source(Path(model.folder), model.id.removesuffix(f":{model.tier}"))
+        return Path(model.folder), model.id.removesuffix(f":{model.tier}")
     folder = Path(name).expanduser().absolute()
     if folder.is_dir():
-        return Source(folder, folder.name)
+        return folder, folder.name
     raise SetupError(f"{name} is neither a model of the catalogue nor a folder. `embedmesh models list` lists those.")
 
 
@@ -66,13 +62,9 @@ def quantize_folder(source: Path, target: Path, text: Path | None, threads: int)
         half = len(lines) // 2
         calibration, judged = spread(lines[:half], CALIBRATION_TEXTS), spread(lines[half:], JUDGED_TEXTS)
         on = "the second half of the operator's text, calibrated on the first"
-    with half_made(target) as staging, progress() as bar:
+    with half_made(target) as staging, ProgressBar(*Progress.get_default_columns(), transient=True) as bar:
         link_files(source, staging)
-        task = bar.add_task("quantizing")
-
-        def show(done: int, steps: int) -> None:
-            bar.update(task, completed=done, total=steps)
-
+        show = functools.partial(bar.show, "quantizing")
         ranges = quantize(folder, sequences(calibration), sequences(judged), on, threads=threads, on_progress=show)
         int8.write(staging, ranges)
         staging.rename(target)
@@ -121,13 +113,6 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-@contextmanager
-def progress() -> Iterator[rich.progress.Progress]:
-    """A bar on standard error."""
-    with rich.progress.Progress(console=rich.console.Console(stderr=True), transient=True) as bar:
-        yield bar
-
-
 @click.command("quantize")
 @click.argument("name")
 @click.option(
@@ -138,32 +123,23 @@ def progress() -> Iterator[rich.progress.Progress]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Text like yours, one a line: half of it calibrates, half judges. Default: text that is on this machine.",
 )
-@click.option(
-    "--catalogue",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    envvar="EMBEDMESH_CATALOGUE",
-    help="TOML file. Default: the built-in catalogue.",
-)
+@catalogue_option()
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Threads to compute with; 0 takes all cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print the entry as one JSON object.")
-def quantize(
-    name: str, output: Path | None, text: Path | None, catalogue: Path | None, threads: int, as_json: bool
-) -> None:
+@prints_result
+def quantize(name: str, output: Path | None, text: Path | None, catalogue: Path | None, threads: int) -> CommandResult:
     """Make a folder for the int8 tier; print its catalogue entry.
 
-    NAME is a model of the catalogue, or a folder. The layers that bear it get 8-bit integers, the rest stays in
-    bfloat16. How far the vectors are from the exact ones is measured on text foreign to the calibration, printed, and
-    kept in the folder's int8.json. Takes a minute for a small model.
+    NAME is a model of the catalogue, or a folder. The large layers get 8-bit integers, the rest stays in bfloat16. How
+    far the vectors are from the exact ones is measured on text that was not used for calibration, printed, and kept in
+    the folder's int8.json. Takes a minute for a small model.
 
     \b
     Examples:
       embedmesh models quantize all-MiniLM-L6-v2 >> models.toml
       embedmesh models quantize ~/models/bge-small-en --text ours.txt -o ~/models/bge-small-en-int8
     """
-    from embedmesh.commands.models import print_entry
-
-    source = find_source(name, catalogue)
-    target = output.expanduser().absolute() if output else source.folder.with_name(source.folder.name + "-int8")
-    measured = quantize_folder(source.folder, target, text, threads)
-    print_entry(target, source.model_id, as_json, "int8")
+    folder, model_id = find_folder(name, catalogue)
+    target = output.expanduser().absolute() if output else folder.with_name(folder.name + "-int8")
+    measured = quantize_folder(folder, target, text, threads)
     click.echo(f"embedmesh: {measured}.", err=True)
+    return catalogue_entry(target, model_id, "int8")

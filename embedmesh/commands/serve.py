@@ -27,22 +27,26 @@ Examples:
 """
 
 
-OURS = ["threads", "queue_tokens_max", "model"]  # what the user says of the node; the rest is the supervisor's
-SUPERVISORS = [field.name for field in msgspec.structs.fields(NodeSettings) if field.name not in OURS]
+NODE_OPTIONS = [
+    "threads",
+    "queue_tokens_max",
+    "model",
+]  # the node's settings that `serve` takes; the supervisor sets the others
+SUPERVISORS = [field.name for field in msgspec.structs.fields(NodeSettings) if field.name not in NODE_OPTIONS]
 
 
 @click.command("serve", help=SERVE_HELP)
 @settings_options(GatewaySettings, without=["nodes"])  # it has a node of its own
 @settings_options(NodeSettings, without=SUPERVISORS)
-@click.option("--json", "as_json", is_flag=True, help="Say what happens as JSON lines on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON lines on standard output.")
 def serve(as_json: bool, threads: int, queue_tokens_max: int, model: tuple[str, ...], **settings: Any) -> None:
     with importing():
         from embedmesh import supervisor
 
     gateway = GatewaySettings(**settings)
     node = NodeSettings(data_dir=gateway.data_dir, threads=threads, queue_tokens_max=queue_tokens_max, model=model)
-    teller = _Teller(gateway.data_dir, as_json)
-    sys.exit(supervisor.main(gateway, node, say=teller.say, on_ready=teller.ready))
+    output = _ServeOutput(gateway.data_dir, as_json)
+    sys.exit(supervisor.main(gateway, node, say=output.say, on_ready=output.ready))
 
 
 @click.command("gateway")
@@ -78,22 +82,15 @@ def node(**settings: Any) -> None:
     """
     from embedmesh.catalogue import load_catalogue
     from embedmesh.node import main as program
-    from embedmesh.process import EXIT_SETUP
     from embedmesh.provision.assets import assets_dir
-    from embedmesh.rules.errors import SetupError
 
-    asked = NodeSettings(**settings)
-    try:
-        catalogue = load_catalogue(asked.catalogue, assets=assets_dir())
-    except SetupError as error:
-        click.echo(f"embedmesh node: {error}", err=True)
-        sys.exit(EXIT_SETUP)
-    sys.exit(program.main(asked, catalogue))
+    node_settings = NodeSettings(**settings)
+    sys.exit(program.main(node_settings, load_catalogue(node_settings.catalogue, assets=assets_dir())))
 
 
 @dataclass(frozen=True)
-class _Teller:
-    """What `serve` says: lines for a person, or JSON lines."""
+class _ServeOutput:
+    """What `serve` prints: lines for a person, or JSON lines."""
 
     data_dir: Path
     as_json: bool
@@ -105,8 +102,8 @@ class _Teller:
     def ready(self, credentials: Credentials) -> None:
         path = self.data_dir.absolute() / "bootstrap.json"
         if self.as_json:
-            told = {"event": "ready", "base_url": credentials.base_url, "bootstrap": str(path)}
-            click.echo(json.dumps(told))
+            event = {"event": "ready", "base_url": credentials.base_url, "bootstrap": str(path)}
+            click.echo(json.dumps(event))
             return
         root = credentials.base_url.removesuffix("/v1")
         key = f'$(sed -n \'s/.*"api_key": *"\\([^"]*\\)".*/\\1/p\' \'{path}\')'

@@ -5,24 +5,24 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import chain
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import click
 
-from embedmesh.commands.books import books_of, data_dir_option, iso_time, json_option
+from embedmesh.commands.operator import Operator, operator_command
+from embedmesh.commands.output import iso_time
 from embedmesh.commands.store import refuse_target
 from embedmesh.files import make_draft, sync
 from embedmesh.rules.money import plain_usd
-from embedmesh.storage.books import Books
-from embedmesh.storage.books.reports import StatementLine
-from embedmesh.storage.times import month_span_ms
 
 Row = dict[str, str | int | None]
+Page = dict[str, Any]
 
-COLUMNS = (
+STATEMENT_COLUMNS = (
     "time",
     "kind",
     "amount_usd",
@@ -36,7 +36,8 @@ COLUMNS = (
     "tokens",
     "price_nanousd_per_million_tokens",
 )
-NUMBERS = frozenset({"amount_usd", "balance_usd"})  # ours, though they are text
+OWN_TEXTS = frozenset({"amount_usd", "balance_usd"})  # texts that are numbers of ours
+SAME_NAMES = ("amount_nanousd", "request_id", "reference", "key_id", "model", "tokens")  # in the admin API
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a spreadsheet, here or in Japan, would run or compute
 
 
@@ -45,52 +46,53 @@ FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a spreadsheet, her
 @click.argument("month")
 @click.option("--format", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write. Default: print it.")
-@click.option("--overwrite", is_flag=True, help="Replace the file where it is there already.")
-@data_dir_option
-@json_option
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@operator_command
 def statement(
-    account: str,
-    month: str,
-    form: Literal["csv", "json"],
-    out: Path | None,
-    overwrite: bool,
-    data_dir: Path,
-    as_json: bool,
+    operator: Operator, account: str, month: str, form: Literal["csv", "json"], out: Path | None, overwrite: bool
 ) -> None:
     """Write an account's statement of a month.
 
-    MONTH is as 2026-11 (UTC). A line an entry, with the balance after it.
+    MONTH is as 2026-11 (UTC). Each entry has a line, with the balance after it.
 
-    The first line has the balance at the month's beginning, the last one that at its end, or now. Amounts stand in
-    USD with all nine decimals, and in nano-USD. What was bought is told as long as usage is kept.
+    The first line has the balance at the month's beginning, the last one that at its end, or now. Amounts are in USD
+    with all nine decimals, and in nano-USD. What was bought is listed as long as usage is kept.
 
     \b
     Examples:
       embedmesh accounts statement local 2026-11 --out local-2026-11.csv
       embedmesh accounts statement local 2026-11 --json | jq '.[-1].balance_usd'
     """
-    write: Callable[[IO[str], Iterable[Row]], None] = write_csv if form == "csv" and not as_json else write_json
-    if out is None:
-        with books_of(data_dir) as books:
-            write(sys.stdout, rows(books, account, month))
-        return
-    refuse_target(out, data_dir, overwrite)
-    with books_of(data_dir) as books, _whole(out) as file:
-        write(file, rows(books, account, month))
+    given = click.get_current_context().params
+    write = write_csv if form == "csv" and not given["as_json"] else write_json
+    pages = operator.pages("accounts", account, "statement", cursor="entry_id", month=month)
+    if out is not None:
+        refuse_target(out, given["data_dir"], overwrite)
+    first = next(pages)  # a refusal leaves no file
+    with _whole(out) if out is not None else nullcontext(sys.stdout) as file:
+        write(file, _rows(first, pages))
 
 
-def rows(books: Books, account: str, month: str) -> Iterator[Row]:
-    """The opening balance, the entries, and the closing balance. Raises NotFound, InvalidValue, StoreUnavailable."""
-    from_ms, to_ms = month_span_ms(month)
-    lines = books.reports.statement(account, month)
-    return _rows(lines, books.reports.balance_at(account, from_ms), from_ms, to_ms)
+def _rows(first: Page, others: Iterable[Page]) -> Iterator[Row]:
+    """The opening balance, the entries, and the closing balance: a page at a time is in memory."""
+    from_ms, to_ms, balance = first["from_ms"], first["to_ms"], first["opening_nanousd"]
+    yield _row(from_ms, "opening balance", balance)
+    for page in chain([first], others):
+        for line in page["data"]:
+            balance += line["amount_nanousd"]
+            yield _row(line["created_ms"], line["kind"], balance) | {
+                "amount_usd": plain_usd(line["amount_nanousd"]),
+                "price_nanousd_per_million_tokens": line["price"],
+                **{name: line[name] for name in SAME_NAMES},
+            }
+    yield _row(max(from_ms, min(to_ms, int(time.time() * 1000))), "closing balance", balance)
 
 
 def write_csv(file: IO[str], found: Iterable[Row]) -> None:
     """As spreadsheets read it; no cell can be taken for a formula."""
     writer = csv.writer(file, lineterminator="\r\n")  # both are quoted in a cell then, and none begins a row
-    writer.writerow(COLUMNS)
-    writer.writerows([_cell(name, row[name]) for name in COLUMNS] for row in found)
+    writer.writerow(STATEMENT_COLUMNS)
+    writer.writerows([_cell(name, row[name]) for name in STATEMENT_COLUMNS] for row in found)
 
 
 def write_json(file: IO[str], found: Iterable[Row]) -> None:
@@ -102,25 +104,8 @@ def write_json(file: IO[str], found: Iterable[Row]) -> None:
     file.write("\n]\n")
 
 
-def _rows(lines: Iterable[StatementLine], balance: int, from_ms: int, to_ms: int) -> Iterator[Row]:
-    yield _row(from_ms, "opening balance", balance)
-    for line in lines:
-        balance += line.amount
-        yield _row(line.created_ms, line.kind, balance) | {
-            "amount_usd": plain_usd(line.amount),
-            "amount_nanousd": line.amount,
-            "request_id": line.request_id,
-            "reference": line.reference,
-            "key_id": line.key_id,
-            "model": line.model,
-            "tokens": line.tokens,
-            "price_nanousd_per_million_tokens": line.price,
-        }
-    yield _row(max(from_ms, min(to_ms, int(time.time() * 1000))), "closing balance", balance)
-
-
 def _row(unix_ms: int, kind: str, balance: int) -> Row:
-    row: Row = dict.fromkeys(COLUMNS)
+    row: Row = dict.fromkeys(STATEMENT_COLUMNS)
     return row | {
         "time": iso_time(unix_ms),
         "kind": kind,
@@ -130,7 +115,7 @@ def _row(unix_ms: int, kind: str, balance: int) -> Row:
 
 
 def _cell(name: str, value: str | int | None) -> str | int:
-    if isinstance(value, str) and name not in NUMBERS and value.startswith(FORMULA):
+    if isinstance(value, str) and name not in OWN_TEXTS and value.startswith(FORMULA):
         return "'" + value
     return "" if value is None else value
 

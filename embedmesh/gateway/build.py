@@ -25,13 +25,16 @@ from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
-from embedmesh.gateway.api.admin_api import AdminApi
+from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.callers import for_admins
+from embedmesh.gateway.api.fleet_api import FleetApi
+from embedmesh.gateway.api.invites_api import InvitesApi
 from embedmesh.gateway.api.keys_api import KeysApi
-from embedmesh.gateway.api.money_api import CHECK_S, CHECKS_MAX, MoneyApi
+from embedmesh.gateway.api.ledger_api import CHECK_S, CHECKS_MAX, LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
+from embedmesh.gateway.api.prices_api import PricesApi
+from embedmesh.gateway.api.routes import Api
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.gateway.models import Models
 from embedmesh.gateway.network import allowed_origins, node_policy, socket_path, trusted_origins
@@ -44,7 +47,6 @@ from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.routing import Routes
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.nodes import NodeState
@@ -202,21 +204,21 @@ def _apis(
     books: BooksThreads,
     origins: Origins,
     clock: Clock,
-) -> list[Routes]:
-    """The routes of nodes, accounts and operators."""
+) -> list[Api]:
+    """The APIs for nodes, accounts and operators."""
     roster, registry, catalogue = fleet.roster, fleet.registry, models.catalogue
     policy, nonces = node_policy(settings.node_networks), Nonces(store.key_secret)
     registrar = Registrar(fleet.identity, nonces, store.nodes, roster, policy, system_lookup, clock)
     bodies, account_bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX), BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
-    operators = (
-        AdminApi(roster, registry, store.nodes, bodies, clock, catalogue, fleet.identity.public_key),
-        KeysApi(books.operators, bodies, clock, catalogue),
-        MoneyApi(books.operators, books.checks, bodies, catalogue),
-    )
     return [
-        NodesApi(registrar, roster, registry, store.nodes, clock, origins).routes(),
-        AccountApi(store.keys, store.rate_limits, books.accounts, account_bodies, clock, catalogue).routes(),
-        *(for_admins(store.keys, api.routes()) for api in operators),
+        NodesApi(registrar, roster, registry, store.nodes, clock, origins),
+        AccountApi(books.accounts, account_bodies, clock, catalogue),
+        FleetApi(roster, registry, bodies, clock, catalogue),
+        InvitesApi(store.nodes, bodies, clock, fleet.identity.public_key),
+        AccountsApi(books.operators, bodies),
+        KeysApi(books.operators, bodies, clock, catalogue),
+        PricesApi(books.operators, bodies, catalogue),
+        LedgerApi(books.operators, books.checks, bodies),
     ]
 
 

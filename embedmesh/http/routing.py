@@ -29,7 +29,8 @@ class RouteTable:
         self._names = [path for path in every if "*" not in path and path != "/"]
         every |= {path: every[of] for path, of in other_paths.items()}
         self._exact = {path: methods for path, methods in every.items() if "*" not in path}
-        self._starred = [(*path.partition("*"), methods) for path, methods in every.items() if "*" in path]
+        starred = [(*path.partition("*"), methods) for path, methods in every.items() if "*" in path]
+        self._starred = sorted(starred, key=lambda row: -len(row[2]))  # /keys/*/rotate before /keys/*
 
     def find(self, path: str) -> tuple[Methods, str | None] | None:
         """The methods of the path, and what it has in place of the route's `*`, if any. None for an unknown path."""

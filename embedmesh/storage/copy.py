@@ -136,7 +136,7 @@ def _prove(old: Db, new: PostgresDb, tables: Sequence[str]) -> str:
             first = report.broken[0]
             raise InvalidValue(
                 f"The {which} store is not right ({first.promise}: {first.subject}: {first.detail}): nothing was "
-                "copied. See `embedmesh ledger check`."
+                "copied. See `embedmesh ledger check --offline`."
             )
     if was.head != now.head or was.tallies != now.tallies:
         raise InvalidValue("The new store is not the old one: nothing was copied.")

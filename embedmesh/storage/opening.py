@@ -133,7 +133,7 @@ def _verify(db: Db, running: str, now_ms: int, *, alone: bool) -> None:
             first = broken[0]
             raise SetupError(
                 f"The ledger does not add up after a crash ({first.promise}: {first.subject}: {first.detail}): "
-                "keep the store's files, see `embedmesh ledger check`, and restore a backup."
+                "keep the store's files, see `embedmesh ledger check --offline`, and restore a backup."
             )
         for (name,) in left:
             db.execute(FACTS_SQL["delete_fact"], {"name": name})

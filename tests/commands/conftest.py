@@ -7,9 +7,21 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from embedmesh.commands.group import cli
 from tests.commands.edge import Edge, bootstrap
 
 WIDE = {"COLUMNS": "200"}  # a terminal in which every table has a row a line
+STORE_ONLY = ("store", "doctor")  # commands that have no --offline: they never need a gateway
+
+
+def run_offline(data_dir: Path) -> Callable[..., Result]:
+    """`embedmesh WORDS` on a store that no gateway serves, in this process."""
+
+    def run(*words: object) -> Result:
+        offline = [] if words[0] in STORE_ONLY else ["--offline"]
+        return CliRunner(env=WIDE).invoke(cli, [*map(str, words), *offline, "--data-dir", str(data_dir)])
+
+    return run
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from embedmesh.commands.group import cli
 from embedmesh.provision.bootstrap import bootstrap, open_books
 from embedmesh.settings import store_path
-from tests.commands.conftest import WIDE
+from tests.commands.conftest import run_offline
 
 Run = Callable[..., Result]
 
@@ -24,7 +23,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(data_dir: Path) -> Run:
-    return lambda *words: CliRunner(env=WIDE).invoke(cli, [*map(str, words), "--data-dir", str(data_dir)])
+    return run_offline(data_dir)
 
 
 def test_customers_come_first_and_the_others_are_marked(run: Run) -> None:

@@ -17,23 +17,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.commands.bulk.client import Client, Stopped
+from embedmesh.commands.bulk.client import BulkClient, Stopped
 from embedmesh.commands.bulk.lines import (
     BATCH_BYTES_MAX,
     BOM,
     LINE_BYTES_MAX,
-    Batch,
     ChunkReader,
+    LineBatch,
     LineRecords,
-    Records,
     Refusal,
     Splitter,
 )
-from embedmesh.commands.bulk.refusals import Problem, Verdict, judge, read_problem, wait_s
-from embedmesh.commands.bulk.report import Report
+from embedmesh.commands.bulk.refusals import Verdict, judge, wait_s
+from embedmesh.commands.bulk.report import RunReport
 from embedmesh.commands.bulk.tables import CsvRecords, find_column
-from embedmesh.commands.endpoint import Endpoint, find_endpoint
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.endpoint import GatewayAccess, find_gateway
+from embedmesh.commands.http_client import Problem, read_problem
+from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.errors import SetupError
 from tests.commands.edge import Edge, bootstrap, failure
 
@@ -53,12 +53,12 @@ def test_lines_do_not_depend_on_how_the_input_is_cut(chunks: list[bytes]) -> Non
     assert [digest for _, digest in told] == [hashlib.sha256(whole[:end]).hexdigest() for end in ends]
 
 
-def batches_of(chunks: list[bytes], inputs_max: int, records: Records | None = None) -> list[Batch]:
+def batches_of(chunks: list[bytes], inputs_max: int, records: LineRecords | None = None) -> list[LineBatch]:
     async def source() -> AsyncIterator[bytes]:
         for chunk in chunks:
             yield chunk
 
-    async def collect() -> list[Batch]:
+    async def collect() -> list[LineBatch]:
         reader = ChunkReader(source(), records or LineRecords())
         return [batch async for batch in reader.batches(inputs_max=inputs_max)]
 
@@ -190,25 +190,25 @@ def test_which_endpoint_and_whose_key(
         monkeypatch.setenv(name, value)
     if base_url is None:
         with pytest.raises(SetupError, match=key) as refused:
-            find_endpoint(url, None, data_dir)
+            find_gateway(url, None, data_dir, "api")
         assert "sk" not in str(refused.value)
     else:
-        found = find_endpoint(url, None, data_dir)
-        assert (found.base_url, found.api_key) == (base_url, key)
+        found = find_gateway(url, None, data_dir, "api")
+        assert (found.base_url, found.key) == (base_url, key)
 
 
 def test_a_key_from_a_file(tmp_path: Path) -> None:
     """The file wins over all; one that cannot be read or holds no key is named."""
     data_dir, file = bootstrap(tmp_path / "data", HOME), tmp_path / "key"
     file.write_text("sk-file\n")
-    assert find_endpoint(None, file, data_dir).api_key == "sk-file"
+    assert find_gateway(None, file, data_dir, "api").key == "sk-file"
     file.write_bytes(os.urandom(40) + b"\xff")
     for bad, says in [(file, "no key file"), (tmp_path / "absent", "cannot be read")]:
         with pytest.raises(SetupError, match=says):
-            find_endpoint(None, bad, data_dir)
+            find_gateway(None, bad, data_dir, "api")
     (data_dir / "bootstrap.json").write_text("{")
     with pytest.raises(SetupError, match="damaged"):
-        find_endpoint(None, None, data_dir)
+        find_gateway(None, None, data_dir, "api")
 
 
 CELLS = st.text(st.sampled_from('ab",;\n\r\té '), max_size=6)
@@ -308,11 +308,11 @@ async def asked_of(edge: Edge, heard: Heard, requests: int = 1, away_s: float = 
         await asyncio.sleep(0)
 
     async with aiohttp.ClientSession() as session:
-        client = Client(
+        client = BulkClient(
             session,
-            Endpoint(edge.base_url, "k"),
+            GatewayAccess(edge.base_url, "k"),
             {"model": "m"},
-            hears=heard,
+            observer=heard,
             dice=random.Random(3),
             sleep=sleep,
             clock=lambda: now,
@@ -338,12 +338,12 @@ def test_it_does_not_wait_for_ever(edge: Edge) -> None:
 
 def test_one_line_tells_of_all_that_wait(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a terminal it is said once; with one the line below the bar is that of now, and goes away."""
-    report = Report(None, None)
+    report = RunReport(None, None)
     for count in (1, 2, 3):
         report.waiting("the server is busy (overloaded)", 3.0, count)
     assert capsys.readouterr().err == "the server is busy (overloaded); trying again in 3 s\n"
     report.waiting("the server is busy (overloaded)", 3.0, 4)
-    shown = [str(each) for each in report._bar.get_renderables()][-1]
+    shown = [str(each) for each in report.bar.get_renderables()][-1]
     assert shown == "the server is busy (overloaded); trying again in 3 s (4 requests waiting)"
     report.paid(1, 1)
-    assert "waiting" not in [str(each) for each in report._bar.get_renderables()][-1]
+    assert "waiting" not in [str(each) for each in report.bar.get_renderables()][-1]

@@ -122,4 +122,4 @@ def test_without_any_endpoint(tmp_path: Path) -> None:
     process = start("embed", "--data-dir", str(tmp_path / "nowhere"), stdin=subprocess.DEVNULL)
     _, said = process.communicate(timeout=10)
     assert process.returncode == 78
-    assert "No endpoint is known" in said and said.count("\n") == 1
+    assert "No gateway is known" in said and said.count("\n") == 1

@@ -32,13 +32,15 @@ from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
-from embedmesh.gateway.api.admin_api import AdminApi
+from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.callers import for_admins
+from embedmesh.gateway.api.fleet_api import FleetApi
+from embedmesh.gateway.api.invites_api import InvitesApi
 from embedmesh.gateway.api.keys_api import KeysApi
-from embedmesh.gateway.api.money_api import MoneyApi
+from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
+from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.build import IDENTITY
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.own import NodeClients
@@ -157,22 +159,14 @@ class Gateway:
             registrar, self.roster, self.registry, store.nodes, clock, origins, reports_a_minute_max=10**6
         )
         operators = (
-            AdminApi(
-                self.roster,
-                self.registry,
-                store.nodes,
-                bodies,
-                clock,
-                CATALOGUE,
-                self.identity.public_key,
-                adding_s=ADDING_S,
-            ),
+            FleetApi(self.roster, self.registry, bodies, clock, CATALOGUE, adding_s=ADDING_S),
+            InvitesApi(store.nodes, bodies, clock, self.identity.public_key),
+            AccountsApi(self.books_thread, bodies),
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
-            MoneyApi(self.books_thread, self.checks_thread, bodies, CATALOGUE),
+            PricesApi(self.books_thread, bodies, CATALOGUE),
+            LedgerApi(self.books_thread, self.checks_thread, bodies),
         )
-        self.account_api = account_api = AccountApi(
-            store.keys, store.rate_limits, self.callers_thread, bodies, clock, CATALOGUE
-        )
+        self.account_api = account_api = AccountApi(self.callers_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
         replies = Shares(REPLY_BYTES)
         world = World(
@@ -200,11 +194,7 @@ class Gateway:
             in_flight_max=1_000,
             bodies=bodies,
             gauges=dict,
-            more=[
-                nodes_api.routes(),
-                account_api.routes(),
-                *(for_admins(store.keys, api.routes()) for api in operators),
-            ],
+            more=[nodes_api, account_api, *operators],
             origins=origins,
         )
         self.books = books

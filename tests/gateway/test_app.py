@@ -486,17 +486,17 @@ async def test_who_does_not_read_pages_that_anybody_may_ask_for_keeps_them_from_
     """Few are sent at one time, from one address a share of these; what needs no key and is small has no such bound."""
     app = make_app()
     async with running(app) as port:
-        while app._open_room.shares.take("127.0.0.1", 1):
+        while app.pages.room.shares.take("127.0.0.1", 1):
             pass
-        taken = app._open_room.taken
+        taken = app.pages.room.taken
         for path in ("/docs", "/openapi.json"):
             refused = await send(port, request("GET", path, key=None))
             assert (refused.status, refused.error["code"]) == (503, "overloaded")
         assert (await send(port, request("GET", "/health", key=None))).status == 200
-        app._open_room.give_back("127.0.0.1", taken)
+        app.pages.room.give_back("127.0.0.1", taken)
         for path in ("/docs", "/openapi.json"):
             assert (await send(port, request("GET", path, key=None))).status == 200
-        assert app._open_room.taken == 0
+        assert app.pages.room.taken == 0
 
 
 async def test_metrics_count_outcomes_without_naming_anybody() -> None:

@@ -228,8 +228,8 @@ async def test_a_dialled_connection_is_used_for_requests(gw: Gateway, applicant:
 
 async def test_a_dial_of_another_form_is_refused(gw: Gateway, applicant: Applicant) -> None:
     await applicant.join(await gw.invite())
-    for raw in (dial(applicant, upgrade="websocket"), dial(applicant, what="dail")):
-        says(await send(gw.port, raw), 404, "Upgrade: embedmesh-node")
+    says(await send(gw.port, dial(applicant, upgrade="websocket")), 404, "Upgrade: embedmesh-node")
+    says(await send(gw.port, dial(applicant, what="dail")), 404, "nothing at this path")
     reader, writer = await asyncio.open_connection("127.0.0.1", gw.port)
     writer.write(dial(applicant, method="HEAD"))  # a question about it, and no dial
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")

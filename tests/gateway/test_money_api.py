@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ ROUTES = [
     ("GET", "/accounts/a"),
     ("POST", "/accounts/a"),
     ("POST", "/accounts/a/credits"),
+    ("GET", "/accounts/a/statement?month=2026-11"),
     ("GET", "/keys"),
     ("POST", "/keys"),
     ("GET", "/keys/k"),
@@ -128,12 +130,15 @@ async def test_broken_bytes_are_placed(gw: Gateway, body: bytes, said: str) -> N
         ("DELETE", "/prices?model=acme/native", None),
         ("GET", "/requests/none", None),
         ("POST", "/requests/none/refund", {"reference": "none"}),
-        ("POST", "/requests/none", {"reference": "none"}),
         ("POST", "/payouts", {"node": "none", "amount_nanousd": 1, "reference": "none"}),
     ],
 )
 async def test_what_is_not_there(gw: Gateway, method: str, path: str, body: object) -> None:
     refused(await gw.admin(method, path, body), 404, "not_found")
+
+
+async def test_a_request_itself_takes_no_post(gw: Gateway) -> None:
+    refused(await gw.admin("POST", "/requests/none", {"reference": "none"}), 405, "method_not_allowed")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,7 @@ HUGE = 2**70
         ("POST", "/keys", {"account": "a", "scopes": ["embeddings"], "limits": {"budget_day": HUGE}}),
         ("POST", "/keys", {"account": "a", "scopes": ["embeddings"], "limits": {"calls": 1}}),
         ("POST", "/keys/none/rotate", {"overlap_s": -1}),
-        ("POST", "/keys/none/rotate", {"overlap_s": 30 * 86_400 + 1}),
+        ("POST", "/keys/none/rotate", {"overlap_s": 365 * 86_400 + 1}),
         ("POST", "/prices", {"model": "tiny", "price": -1}),
         ("POST", "/prices", {"model": "tiny", "price": HUGE}),
         ("POST", "/prices", {"model": "tiny", "price": 1, "from_ms": 1}),
@@ -268,11 +273,12 @@ async def test_a_credit_is_applied_once_for_each_reference_and_can_be_taken_back
     assert gw.books.accounts.find(name).balance_nanousd == 6
 
 
-@pytest.mark.parametrize("what", ["accounts", "keys"])
-async def test_pages_have_every_row_once_and_in_order(gw: Gateway, what: str) -> None:
+@pytest.mark.parametrize(("what", "name"), [("accounts", "id"), ("keys", "key_id"), ("prices", "price_id")])
+async def test_pages_have_every_row_once_and_in_order(gw: Gateway, what: str, name: str) -> None:
     for _ in range(3):
-        await new_key(gw, await new_account(gw))
-    name = "id" if what == "accounts" else "key_id"
+        account = await new_account(gw)
+        await new_key(gw, account)
+        told(await gw.admin("POST", "/prices", {"model": "tiny", "price": 3, "account": account}))
     whole = told(await gw.admin("GET", f"/{what}?limit=1000"))
     assert whole["has_more"] is False
     rows: list[dict[str, Any]] = []
@@ -395,7 +401,27 @@ async def test_a_request_is_explained_refunded_and_its_node_paid(gw: Gateway, ap
     assert [told(await gw.admin("POST", "/payouts", payout))["applied"] for _ in range(2)] == [True, False]
     says(await gw.admin("POST", "/payouts", payout | {"reference": f"{account} 2"}), 400, "not paid out")
     report = told(await gw.admin("GET", "/ledger"))
-    assert (report["ok"], report["broken"]) == (True, [])
+    assert (report["ok"], report["broken"], report["head_known"]) == (True, [], None)
+
+    month = f"/accounts/{account}/statement?month={time.strftime('%Y-%m', time.gmtime())}"
+    first = told(await gw.admin("GET", f"{month}&limit=3"))
+    assert [line["amount_nanousd"] for line in first["data"]] == [100, -cost, 1]
+    assert (first["has_more"], first["opening_nanousd"]) == (True, 0)
+    assert (first["data"][1]["model"], first["data"][1]["tokens"]) == (MODEL.id, 5)
+    last = told(await gw.admin("GET", f"{month}&limit=3&after={first['data'][-1]['entry_id']}"))
+    assert [line["amount_nanousd"] for line in last["data"]] == [cost - 1]
+    assert (last["has_more"], last["opening_nanousd"]) == (False, None)
+    says(await gw.admin("GET", f"/accounts/{account}/statement?month=2026-13"), 400, "2026-11")
+    refused(await gw.admin("GET", "/accounts/nobody/statement?month=2026-11"), 404, "not_found")
+
+
+async def test_a_head_that_the_chain_never_had_is_said_to_be_unknown(gw: Gateway) -> None:
+    """The money is right, and this is another store, or an older copy."""
+    head = told(await gw.admin("GET", "/ledger"))["head"]["hash"]
+    assert told(await gw.admin("GET", f"/ledger?head={head}"))["head_known"] is True
+    report = told(await gw.admin("GET", f"/ledger?head={'1' * 64}"))
+    assert (report["ok"], report["broken"], report["head_known"]) == (False, [], False)
+    refused(await gw.admin("GET", "/ledger?head=1"), 400, "invalid_value")
 
 
 async def test_nobody_waits_for_a_check_of_the_ledger(gw: Gateway) -> None:

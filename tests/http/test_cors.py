@@ -6,7 +6,7 @@ import re
 import pytest
 
 from embedmesh.gateway.api.app import GatewayApp
-from embedmesh.gateway.api.openapi.replies import HEADERS
+from embedmesh.gateway.api.openapi.responses import HEADERS
 from embedmesh.gateway.network import allowed_origins
 from embedmesh.http.cors import MAY_READ, MAY_SEND, SENT_MAX, Cors
 from embedmesh.http.receive import BodyBudget

@@ -8,7 +8,7 @@ import pytest
 from embedmesh.rules.errors import InvalidValue, NotFound
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
-from embedmesh.storage.books.reports import Bought
+from embedmesh.storage.books.reports import Bought, StatementLine
 from embedmesh.storage.store import Store
 from embedmesh.storage.times import MS_PER_DAY, month_span_ms
 from embedmesh.storage.upkeep import Retention
@@ -51,6 +51,8 @@ async def test_the_most_particular_price_counts(shop: Shop, store: Store) -> Non
     assert await seen() == (100, 100)
     assert [(one.price, one.account_id) for one in prices.list("m")] == [(80, None), (0, "b"), (70, None)]
     assert all(one.to_ms is not None for one in prices.list())
+    latest = prices.list("m")[0]
+    assert prices.list("m", after=latest.price_id) == prices.list("m")[1:]
 
 
 async def test_a_price_begins_when_it_is_said_to(shop: Shop, store: Store) -> None:
@@ -180,9 +182,8 @@ async def test_entries_come_in_pages_and_add_up(shop: Shop, store: Store) -> Non
     assert (page[0].request_id, page[0].reference) == (hold.hold_id, "sorry")
 
 
-async def test_a_statement_has_a_months_entries(shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_statement_has_a_months_entries(shop: Shop, store: Store) -> None:
     """Each once, in order, over any number of pages; the balances before and after it add up."""
-    monkeypatch.setattr("embedmesh.storage.books.reports.PAGE_ROWS_MAX", 2)
     shop.clock.now_ms, end = month_span_ms("2027-02")
     shop.clock.now_ms -= 1
     shop.credit(1_000)
@@ -191,7 +192,11 @@ async def test_a_statement_has_a_months_entries(shop: Shop, store: Store, monkey
         await paid(shop, store)
     shop.clock.now_ms = end
     await paid(shop, store)
-    lines = list(shop.books.reports.statement("a", "2027-02"))
+    lines: list[StatementLine] = []
+    while page := shop.books.reports.statement("a", "2027-02", after=lines[-1].entry_id if lines else 0, rows_max=2):
+        assert len(page) <= 2
+        lines += page
+    assert lines == shop.books.reports.statement("a", "2027-02")
     assert [line.amount for line in lines] == [-10] * 5
     assert [line.entry_id for line in lines] == sorted(line.entry_id for line in lines)
     assert {(line.kind, line.model, line.tokens, line.key_id) for line in lines} == {("charge", "m", 7, "key_1")}

@@ -145,7 +145,7 @@ class Endpoint:
 
     def check_ledger(self) -> dict[str, Any]:
         """`ledger check` as JSON; every promise must be kept."""
-        report: dict[str, Any] = run_json("ledger", "check", "--data-dir", self.data_dir)
+        report: dict[str, Any] = run_json("ledger", "check", "--offline", "--data-dir", self.data_dir)
         assert report["ok"], report["broken"]
         return report
 

@@ -144,10 +144,10 @@ def test_ledger_check_says_so_when_a_promise_is_broken(endpoint: Endpoint, tmp_p
     db.execute("UPDATE accounts SET balance = balance + 1 WHERE account_id = 'local'")
     db.commit()
     db.close()
-    done = run("ledger", "check", "--data-dir", copy, "--json")
+    done = run("ledger", "check", "--offline", "--data-dir", copy, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["ok"] is False
-    assert run("ledger", "check", "--data-dir", copy).stdout.startswith(b"THE MONEY DOES NOT ADD UP: ")
+    assert run("ledger", "check", "--offline", "--data-dir", copy).stdout.startswith(b"THE MONEY DOES NOT ADD UP: ")
 
 
 def test_a_backup_can_be_served_from(endpoint: Endpoint, serve: Serve, tmp_path: Path) -> None:
@@ -269,10 +269,11 @@ def test_wrong_usage(wrong: tuple[str, ...]) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("offline", [(), ("--offline",)])
 @pytest.mark.parametrize("command", [("accounts", "show"), ("keys", "list"), ("ledger", "check")], ids=" ".join)
-def test_without_a_store(command: tuple[str, ...], tmp_path: Path) -> None:
-    """Commands on a store that is not there say how to get one, and make none."""
-    done = run(*command, "--data-dir", tmp_path / "nothing")
+def test_without_a_store(command: tuple[str, ...], offline: tuple[str, ...], tmp_path: Path) -> None:
+    """Commands where there is no gateway, or no store, say how to get one, and make none."""
+    done = run(*command, *offline, "--data-dir", tmp_path / "nothing")
     assert done.returncode == 78
     assert done.stderr.decode().count("\n") == 1
     assert b"Start `embedmesh serve` once" in done.stderr

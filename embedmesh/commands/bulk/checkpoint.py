@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.output import WrongUsage
 
 NOTHING_READ = hashlib.sha256().hexdigest()
 Settings = dict[str, str | int | None]

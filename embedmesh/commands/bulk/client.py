@@ -1,8 +1,11 @@
-"""Asks a gateway for vectors, a batch at a time: what to do with each answer, and when to ask again.
+"""Requests vectors from a gateway, a batch at a time: what to do with each reply, and when to send it again.
 
-A line that is refused must not cost the other lines their vectors: it is taken out and the rest is asked for again.
-What is wrong with the whole run (key, model, money, a setting) ends it at once. What passes is waited for, as long as
-anything was answered of late; what is too much for one request is asked for in smaller ones from then on.
+A line that is refused must not cost the other lines their vectors: it is taken out, and the remaining ones are sent
+again. An error of the whole run (key, model, money, a setting) ends it at once. Errors that pass are waited out, as
+long as there was a reply lately; if a request was too large, later ones are smaller.
+
+This is the second HTTP client of the command line, beside `commands/http_client.py`: a run has several requests in
+flight on kept connections and can be interrupted at any moment, which needs an event loop. Single requests do not.
 """
 
 import asyncio
@@ -20,32 +23,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedmesh.commands.bulk.lines import BATCH_BYTES_MAX, Refusal
-from embedmesh.commands.bulk.refusals import (
-    ATTEMPTS_MIN,
-    TOO_MANY,
-    TOO_MUCH,
-    Problem,
-    judge,
-    read_problem,
-    refused_input,
-    wait_s,
-)
-from embedmesh.commands.endpoint import Endpoint
+from embedmesh.commands.bulk.refusals import ATTEMPTS_MIN, TOO_MANY, TOO_MUCH, judge, refused_input, wait_s
+from embedmesh.commands.endpoint import GatewayAccess
+from embedmesh.commands.http_client import Problem, read_problem
 from embedmesh.rules.embeddings import EmbedReply
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.ports import Dice
 
-SILENCE_MAX_S = (
-    900.0  # since the last answer: longer than an engine's restart on a starved machine, shorter than a night
-)
-REQUEST_S = 600.0  # the longest a gateway lets a request live
-CONNECT_S = 10.0
-REPLY_BYTES_MAX = 256 * 1024 * 1024  # 2,048 vectors of width 16,384 in base64, twice over
+# Since the last reply: longer than an engine's restart on a starved machine, shorter than a night.
+BULK_SILENCE_MAX_S = 900.0
+BULK_REQUEST_S = 600.0  # the longest a gateway lets a request live
+BULK_CONNECT_S = 10.0
+BULK_REPLY_BYTES_MAX = 256 * 1024 * 1024  # 2,048 vectors of width 16,384 in base64, twice over
 
-REFUSED = frozenset({400, 404, 405, 422})  # what no key, money or patience changes
+FINAL_STATUSES = frozenset({400, 404, 405, 422})  # no other key, credit or wait changes the reply
 OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("model", "dimensions", "input_type", "truncate")}
 
-Members = Mapping[str, str | int]
+RequestFields = Mapping[str, str | int]
 Vector = NDArray[np.float32]
 Clock = Callable[[], float]
 
@@ -55,14 +49,14 @@ class Stopped(Exception):
 
 
 class RequestRefused(Stopped):
-    """The endpoint refuses any request with these members: the command must change."""
+    """The endpoint refuses any request with these fields: the command must change."""
 
 
 class NothingListens(Stopped):
     """The very first connection was refused: there is no endpoint, so waiting for it is useless."""
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _Vectors(msgspec.Struct, frozen=True):
     vectors: list[Vector]
     tokens: int
     cost_nanousd: int
@@ -79,11 +73,11 @@ def decode_vectors(body: bytes, inputs: int) -> tuple[list[Vector], int]:
     return vectors, reply.usage.total_tokens
 
 
-class Hears(Protocol):
-    """Who is told what goes on."""
+class BulkObserver(Protocol):
+    """Learns what the client does."""
 
     def waiting(self, why: str, pause_s: float, requests: int) -> None:
-        """So many requests wait now; the last of them tries again after the pause."""
+        """`requests` wait now; the last of them tries again after the pause."""
         ...
 
     def paid(self, tokens: int, cost_nanousd: int) -> None:
@@ -91,16 +85,16 @@ class Hears(Protocol):
         ...
 
 
-class Client:
-    """Embeds batches of texts at one endpoint. `members` are those of every request beside `input`."""
+class BulkClient:
+    """Embeds batches of texts at one endpoint. `fields` are those of every request beside `input`."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        endpoint: Endpoint,
-        members: Members,
+        endpoint: GatewayAccess,
+        fields: RequestFields,
         *,
-        hears: Hears,
+        observer: BulkObserver,
         dice: Dice,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Clock = time.monotonic,
@@ -108,10 +102,10 @@ class Client:
         self._session = session
         self._base_url = endpoint.base_url
         self._was_reached = False
-        self._headers = {"Authorization": f"Bearer {endpoint.api_key}", "Content-Type": "application/json"}
-        self._prefix = msgspec.json.encode({**members, "encoding_format": "base64"})[:-1] + b',"input":['
+        self._headers = {"Authorization": f"Bearer {endpoint.key}", "Content-Type": "application/json"}
+        self._prefix = msgspec.json.encode({**fields, "encoding_format": "base64"})[:-1] + b',"input":['
         self._dice = dice
-        self._hears = hears
+        self._observer = observer
         self._sleep = sleep
         self._clock = clock
         self._answered_at = clock()
@@ -129,13 +123,13 @@ class Client:
             if fits < len(part):
                 parts.append(part[fits:])
                 part = part[:fits]
-            asked = [texts[i] for i in part]
-            answer = await self._ask(asked)
-            if isinstance(answer, _Answer):
-                self._hears.paid(answer.tokens, answer.cost_nanousd)
+            inputs = [texts[i] for i in part]
+            answer = await self._request(inputs)
+            if isinstance(answer, _Vectors):
+                self._observer.paid(answer.tokens, answer.cost_nanousd)
                 outcomes.update(zip(part, answer.vectors, strict=True))
             elif judge(answer, {}, len(part)) == "split":
-                self._learn(answer, asked)
+                self._learn(answer, inputs)
                 parts += [part[len(part) // 2 :], part[: len(part) // 2]]
             else:
                 at_input = refused_input(answer) or 0
@@ -154,13 +148,13 @@ class Client:
         return min(len(sizes), self._inputs_max)
 
     def _learn(self, problem: Problem, texts: list[bytes]) -> None:
-        """Ask for half as much from now on. Others that were refused at the same time learn the same."""
+        """Send half as much from now on. Requests that were refused at the same time halve it once, not twice."""
         if problem.code in TOO_MANY or (problem.status == 413 and problem.code not in TOO_MUCH):
             self._inputs_max = min(self._inputs_max, max(len(texts) // 2, 1))
         elif problem.code in TOO_MUCH:
             self._bytes_max = min(self._bytes_max, sum(map(len, texts)) // 2)
 
-    async def _ask(self, texts: list[bytes]) -> _Answer | Problem:
+    async def _request(self, texts: list[bytes]) -> _Vectors | Problem:
         """One request, repeated while that may help. A Problem is one to split or to take a line out for."""
         body = self._prefix + b",".join(texts) + b"]}"
         # The same key for every attempt: a reply that was lost on the way is not charged twice.
@@ -168,46 +162,46 @@ class Client:
         began = self._clock()
         for attempt in itertools.count():
             answer, hints = await self._attempt(body, headers, len(texts))
-            if isinstance(answer, _Answer):
+            if isinstance(answer, _Vectors):
                 self._answered_at = self._clock()
                 return answer
             verdict = judge(answer, hints, len(texts))
-            said = f"{answer.message.rstrip('.')} ({answer.code})"
-            if verdict == "stop" and answer.status in REFUSED:
+            words = f"{answer.message.rstrip('.')} ({answer.code})"
+            if verdict == "stop" and answer.status in FINAL_STATUSES:
                 todo = f"Change {OPTIONS.get(answer.param or '', 'the command')}."
-                raise RequestRefused(f"The endpoint refused: {said}. {todo}")
+                raise RequestRefused(f"The endpoint refused: {words}. {todo}")
             if verdict == "stop":
-                raise Stopped(f"The endpoint refused: {said}.")
+                raise Stopped(f"The endpoint refused: {words}.")
             if verdict != "retry":
                 return answer
             silent_s = self._clock() - max(began, self._answered_at)
-            if attempt + 1 >= ATTEMPTS_MIN and silent_s >= SILENCE_MAX_S:
-                raise Stopped(f"The endpoint has answered nothing for {silent_s / 60:.0f} minutes: {said}.")
-            await self._pause(said, wait_s(attempt, hints, self._dice))
-        raise AssertionError("it counts for ever")
+            if attempt + 1 >= ATTEMPTS_MIN and silent_s >= BULK_SILENCE_MAX_S:
+                raise Stopped(f"The endpoint has answered nothing for {silent_s / 60:.0f} minutes: {words}.")
+            await self._pause(words, wait_s(attempt, hints, self._dice))
+        raise AssertionError("unreachable: the count never ends")
 
     async def _pause(self, why: str, pause_s: float) -> None:
         self._waiting += 1
         try:
-            self._hears.waiting(why, pause_s, self._waiting)
+            self._observer.waiting(why, pause_s, self._waiting)
             await self._sleep(pause_s)
         finally:
             self._waiting -= 1
 
     async def _attempt(
         self, body: bytes, headers: dict[str, str], inputs: int
-    ) -> tuple[_Answer | Problem, Mapping[str, str]]:
+    ) -> tuple[_Vectors | Problem, Mapping[str, str]]:
         try:
             async with self._session.post(
                 self._base_url + "/embeddings", data=body, headers=headers, allow_redirects=False
             ) as response:
                 self._was_reached = True
-                raw = await read_bounded(response, REPLY_BYTES_MAX)
+                raw = await read_bounded(response, BULK_REPLY_BYTES_MAX)
                 if response.status != 200:
                     return read_problem(response.status, raw), response.headers
                 vectors, tokens = decode_vectors(raw, inputs)
                 cost = response.headers.get("x-embedmesh-cost-nanousd", "0")
-                return _Answer(vectors, tokens, int(cost) if cost.isdecimal() else 0), response.headers
+                return _Vectors(vectors, tokens, int(cost) if cost.isdecimal() else 0), response.headers
         except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
             what = "its certificate is not trusted" if isinstance(error, aiohttp.ClientSSLError) else "it is no address"
             raise Stopped(f"The endpoint {self._base_url} cannot be used: {what}. Check --url.") from None

@@ -1,8 +1,8 @@
-"""Where vectors are written, so that a run that was stopped anywhere can go on.
+"""Where vectors are written, so that a run that was stopped anywhere can be resumed.
 
-After each batch the rows are made durable, then a checkpoint beside the output says how far they go. The next run cuts
-off what was written after the checkpoint (a torn row, a batch without one) and goes on from there. Until there is a row
-to write, nothing of an earlier run is touched and nothing new stays behind.
+After each batch the rows are made durable, then a checkpoint beside the output records how far they go. The next run
+cuts off what was written after the checkpoint (a torn row, a batch without one) and continues from there. Until there
+is a row to write, nothing of an earlier run is touched and nothing new stays behind.
 
 A line without a vector keeps its row: `"embedding":null` and why in JSON, NaN in .npy. Rows and lines stay in step.
 Of a table the columns beside the text are in the row, too, but for .npy. The kinds that are tables: `table_output.py`.
@@ -14,7 +14,7 @@ import os
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -22,48 +22,31 @@ from numpy.lib import format as npy_format
 
 from embedmesh.commands.bulk.checkpoint import Checkpoint, Settings, read_checkpoint, save_checkpoint
 from embedmesh.commands.bulk.client import Stopped, Vector
-from embedmesh.commands.bulk.lines import OVERWRITE, Batch, Refusal
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.bulk.lines import OVERWRITE, LineBatch, Refusal
+from embedmesh.commands.output import WrongUsage
 
 OWN_COLUMNS = ("index", "embedding", "error")  # an input's own "index" stands in the place of the line's number
 NPY_HEADER_BYTES = 128  # numpy leaves room for the row count to grow, so the length does not depend on it
 
 
-class Output(Protocol):
-    """Rows go in, in line order."""
-
-    done: Checkpoint
-
-    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
-        """Append a row a line of the batch. Raises Stopped, OSError."""
-        ...
-
-    def finish(self) -> None:
-        """All is written: give the output its name, and note that it is complete."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the file; what was not checkpointed is lost. A file that was made for nothing is removed."""
-        ...
-
-
 class Stdout:
-    """JSON lines; there is nothing to go on with."""
+    """JSON lines. A run cannot be resumed."""
 
     def __init__(self, settings: Settings) -> None:
         self.done = Checkpoint(settings)
 
-    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+    def write(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
+        """Write a row a line of the batch. Raises OSError."""
         sys.stdout.buffer.write(_json_rows(batch, outcomes))
         sys.stdout.buffer.flush()
         self.done.lines += len(outcomes)
         self.done.refused += _refused(outcomes)
 
     def finish(self) -> None:
-        pass
+        """There is no file to complete."""
 
     def close(self) -> None:
-        pass
+        """There is no file to close."""
 
 
 class FileOutput:
@@ -91,13 +74,14 @@ class FileOutput:
     def _written_at(self, target: Path) -> Path:
         return target
 
-    def _head(self, batch: Batch | None) -> bytes:
+    def _head(self, batch: LineBatch | None) -> bytes:
         return b""
 
-    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         raise NotImplementedError
 
-    def write(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+    def write(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
+        """Append a row a line of the batch, durably. Raises Stopped, OSError."""
         self._begin(batch)
         rows = self._encode(batch, outcomes)
         self._rows.write(rows)
@@ -110,14 +94,16 @@ class FileOutput:
         save_checkpoint(self._target, self.done)
 
     def finish(self) -> None:
+        """All is written: give the output its name, and record that it is complete."""
         self._begin(None)
         os.fsync(self._rows.fileno())
         self._complete()
 
     def close(self) -> None:
+        """Close the file. Rows after the checkpoint are lost; a new file without rows is removed."""
         if self._is_new and not self._is_begun:
             self._written.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a full disk was told already, and the checkpoint stands before it
+        with contextlib.suppress(OSError):  # a full disk was reported already, and the checkpoint is before it
             self._rows.close()
 
     def _lock(self) -> None:
@@ -139,7 +125,7 @@ class FileOutput:
             raise WrongUsage(f"{self._written} is shorter than its checkpoint says.{OVERWRITE}")
         return done
 
-    def _begin(self, batch: Batch | None) -> None:
+    def _begin(self, batch: LineBatch | None) -> None:
         """Before the first row: cut back to the checkpoint, or make one of an output with no rows."""
         if self._is_begun:
             return
@@ -160,7 +146,7 @@ class FileOutput:
 class JsonlFile(FileOutput):
     """`{"index":0,"embedding":[...]}` a line."""
 
-    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         return _json_rows(batch, outcomes)
 
 
@@ -170,10 +156,10 @@ class NpyFile(FileOutput):
     def _written_at(self, target: Path) -> Path:
         return target.with_name(target.name + ".part")
 
-    def _head(self, batch: Batch | None) -> bytes:
+    def _head(self, batch: LineBatch | None) -> bytes:
         return _npy_header(0, 0)
 
-    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         width = self.done.width or next((len(row) for row in outcomes if not isinstance(row, Refusal)), None)
         if width is None:
             return b""  # rows of NaN wait until a first vector says how wide they are
@@ -204,7 +190,7 @@ def _npy_header(rows: int, width: int) -> bytes:
     return buffer.getvalue()
 
 
-def kept_values(batch: Batch) -> list[tuple[Any, ...]]:
+def kept_values(batch: LineBatch) -> list[tuple[Any, ...]]:
     """The values of a batch's other columns, row by row."""
     if not batch.columns:
         return [()] * len(batch.lines)
@@ -221,7 +207,7 @@ def _python_values(column: Any) -> list[Any]:
     return values
 
 
-def _json_rows(batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+def _json_rows(batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
     rows: list[bytes] = []
     for index, (outcome, kept) in enumerate(zip(outcomes, kept_values(batch), strict=True), batch.first):
         row: dict[str, object] = {"index": index, **dict(zip(batch.columns, kept, strict=True)), "embedding": outcome}

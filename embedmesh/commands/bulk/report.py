@@ -1,4 +1,4 @@
-"""What a run says while it goes and when it ends: a progress bar, the first refusals, a summary."""
+"""What a run prints while it goes and when it ends: a progress bar, the first refusals, a summary."""
 
 import math
 import time
@@ -11,8 +11,9 @@ import rich.progress
 import rich.text
 
 from embedmesh.commands.bulk.client import Vector
-from embedmesh.commands.bulk.lines import Batch, Refusal
-from embedmesh.commands.telling import print_json
+from embedmesh.commands.bulk.lines import LineBatch, Refusal
+from embedmesh.commands.output import print_json
+from embedmesh.commands.progress import ProgressBar
 from embedmesh.rules.money import format_usd
 
 NOTHING_DONE = ("refused", "unreachable")  # there is nothing to sum up
@@ -20,7 +21,7 @@ REFUSALS_SHOWN_MAX = 20  # a screenful; the output holds them all
 WAITING_EVERY_S = 60.0  # without a terminal: a line a minute of a server that is away
 
 
-class _Bar(rich.progress.Progress):
+class _RunBar(ProgressBar):
     """With one more line below while requests wait."""
 
     waiting = ""
@@ -31,23 +32,21 @@ class _Bar(rich.progress.Progress):
             yield rich.text.Text(self.waiting, no_wrap=True, overflow="ellipsis")
 
 
-class Report:
+class RunReport:
     """Counts what is written and draws it on stderr: lines and lines a second, and by bytes of input how far it is.
 
     `total_bytes` is None where the input is a pipe, `target` where the output is stdout.
-    Without a terminal only refusals and pauses are told.
+    Without a terminal it prints refusals and pauses only.
     """
 
     def __init__(self, total_bytes: int | None, target: Path | None) -> None:
-        console = rich.console.Console(stderr=True)
-        columns: list[rich.progress.ProgressColumn] = [
-            rich.progress.TextColumn("{task.fields[lines]:,} lines, {task.fields[rate]:,.0f}/s"),
+        self.bar = _RunBar(
+            "{task.fields[lines]:,} lines, {task.fields[rate]:,.0f}/s",
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),
             rich.progress.TimeRemainingColumn(),
-        ]
-        self._bar = _Bar(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=total_bytes, lines=0, rate=0.0)
+        )
+        self._task = self.bar.add_task("", total=total_bytes, lines=0, rate=0.0)
         self._began = time.monotonic()
         self._target = target
         self._waiting_said_at = -math.inf
@@ -59,39 +58,35 @@ class Report:
         self.embedded = 0
         self.refused = 0
 
-    def __enter__(self) -> "Report":
-        self._bar.start()
+    def __enter__(self) -> "RunReport":
+        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """One line above the bar, on stderr."""
-        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.bar.stop()
 
     def waiting(self, why: str, pause_s: float, requests: int) -> None:
         """One line for all that wait: below the bar, each in place of the last; else one a minute."""
         many = f" ({requests} requests waiting)" if requests > 1 else ""
         line = f"{why}; trying again in {pause_s:.0f} s{many}" if pause_s >= 1 else f"{why}; trying again{many}"
-        self._bar.waiting = line
+        self.bar.waiting = line
         now = time.monotonic()
-        if self._bar.disable and now - self._waiting_said_at >= WAITING_EVERY_S:
+        if self.bar.disable and now - self._waiting_said_at >= WAITING_EVERY_S:
             self._waiting_said_at = now
-            self.say(line)
+            self.bar.say(line)
 
     def begin(self, resumed_lines: int, refused_before: int) -> None:
         """Say where a run goes on that was stopped before."""
         self._resumed, self._refused_before = resumed_lines, refused_before
         if resumed_lines:
             before = f" ({refused_before:,} lines before it were refused)" if refused_before else ""
-            self.say(f"going on at line {resumed_lines + 1:,}{before}")
+            self.bar.say(f"going on at line {resumed_lines + 1:,}{before}")
 
     def stopped_before(self, line: int, why: str) -> None:
         """Say why the run ends early and how to go on; `line` counts from 0."""
         where = f" to go on at line {line + 1:,}" if line else ""
         hint = f" Run the same command again{where}." if self._target else ""
-        self.say(f"embedmesh: {why.rstrip('.')}.{hint}")
+        self.bar.say(f"embedmesh: {why.rstrip('.')}.{hint}")
 
     def complete_before(self, lines: int, refused: int, as_json: bool) -> None:
         """Say that an earlier run has done it all."""
@@ -104,11 +99,11 @@ class Report:
 
     def paid(self, tokens: int, cost_nanousd: int) -> None:
         """Add up what requests cost: one was answered, so that nothing is waited for as far as we know."""
-        self._bar.waiting = ""
+        self.bar.waiting = ""
         self._tokens += tokens
         self._cost_nanousd += cost_nanousd
 
-    def written(self, batch: Batch, outcomes: list[Vector | Refusal]) -> None:
+    def written(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
         """Take note of a batch whose rows are in the output."""
         self.lines += len(outcomes)
         for number, outcome in enumerate(outcomes, batch.first + 1):
@@ -119,8 +114,8 @@ class Report:
             if len(self._first) < REFUSALS_SHOWN_MAX:
                 self._first.append((number, outcome))
                 here = "; here: --truncate end" if "truncate" in outcome.message else ""  # the API's word for it
-                self.say(f"line {number:,}: {outcome.message} ({outcome.code}{here})")
-        self._bar.update(self._task, completed=batch.end_bytes, lines=self.lines, rate=self._rate())
+                self.bar.say(f"line {number:,}: {outcome.message} ({outcome.code}{here})")
+        self.bar.update(self._task, completed=batch.end_bytes, lines=self.lines, rate=self._rate())
 
     def summary(self, ended: str, as_json: bool) -> None:
         """Say what was done, on stderr; as JSON on stdout, unless the vectors are there."""

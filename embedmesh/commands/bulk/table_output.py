@@ -13,10 +13,10 @@ import orjson
 
 from embedmesh.commands.bulk.checkpoint import Settings
 from embedmesh.commands.bulk.client import Vector
-from embedmesh.commands.bulk.lines import Batch, Refusal
-from embedmesh.commands.bulk.output import OWN_COLUMNS, FileOutput, JsonlFile, NpyFile, Output, Stdout, kept_values
+from embedmesh.commands.bulk.lines import LineBatch, Refusal
+from embedmesh.commands.bulk.output import OWN_COLUMNS, FileOutput, JsonlFile, NpyFile, Stdout, kept_values
 from embedmesh.commands.bulk.tables import PARQUET_MISSING
-from embedmesh.commands.telling import WrongUsage
+from embedmesh.commands.output import WrongUsage
 
 STREAM_END_BYTES = 8  # a mark and a length of nothing, which Arrow writes behind the last batch
 ROW_GROUP_ROWS = 8_192  # 50 MB of 1,536 components; readers take a group at a time
@@ -27,10 +27,10 @@ class _CsvFile(FileOutput):
 
     delimiter = ","
 
-    def _head(self, batch: Batch | None) -> bytes:
+    def _head(self, batch: LineBatch | None) -> bytes:
         return self._text([_names(batch)])
 
-    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         numbered = "index" not in batch.columns
         rows: list[list[Any]] = []
         for at, (outcome, kept) in enumerate(zip(outcomes, kept_values(batch), strict=True), batch.first):
@@ -63,10 +63,10 @@ class _ParquetFile(FileOutput):
     def _written_at(self, target: Path) -> Path:
         return target.with_name(target.name + ".part")
 
-    def _head(self, batch: Batch | None) -> bytes:
+    def _head(self, batch: LineBatch | None) -> bytes:
         return self._stream(self._schema(batch), None)
 
-    def _encode(self, batch: Batch, outcomes: list[Vector | Refusal]) -> bytes:
+    def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         arrow, schema = self._arrow, self._schema(batch)
         vectors = [None if isinstance(outcome, Refusal) else outcome for outcome in outcomes]
         columns: list[Any] = [vectors, [_why(outcome) or None for outcome in outcomes]]
@@ -105,7 +105,7 @@ class _ParquetFile(FileOutput):
         self._complete()
         self._written.unlink()
 
-    def _schema(self, batch: Batch | None) -> Any:
+    def _schema(self, batch: LineBatch | None) -> Any:
         arrow = self._arrow
         own = {"index": arrow.int64(), "embedding": arrow.list_(arrow.float32()), "error": arrow.string()}
         kept = getattr(batch and batch.kept, "schema", None)
@@ -126,7 +126,7 @@ class _ParquetFile(FileOutput):
         return bytes(sink.getvalue())[start:-STREAM_END_BYTES]
 
 
-KINDS: dict[str, type[FileOutput]] = {
+OUTPUTS: dict[str, type[FileOutput]] = {
     ".jsonl": JsonlFile,
     ".ndjson": JsonlFile,
     ".npy": NpyFile,
@@ -137,20 +137,20 @@ KINDS: dict[str, type[FileOutput]] = {
 """By what an output's name ends in."""
 
 
-def open_output(target: Path | None, settings: Settings, *, overwrite: bool) -> Output:
+def open_output(target: Path | None, settings: Settings, *, overwrite: bool) -> Stdout | FileOutput:
     """Output for `target`, of the kind that its name says; None is stdout, which cannot be resumed. Raises WrongUsage.
 
-    For a target that is finished already, ask `finished_before` first.
+    For a target that is finished already, call `finished_before` first.
     """
     if target is None:
         return Stdout(settings)
     try:
-        return KINDS[target.suffix](target, settings, overwrite)
+        return OUTPUTS[target.suffix](target, settings, overwrite)
     except OSError as error:
         raise WrongUsage(f"{target} cannot be written ({error.strerror}). Choose another --output.") from None
 
 
-def _names(batch: Batch | None) -> list[str]:
+def _names(batch: LineBatch | None) -> list[str]:
     columns = batch.columns if batch is not None else ()
     return [name for name in OWN_COLUMNS[:1] if name not in columns] + [*columns, *OWN_COLUMNS[1:]]
 

@@ -1,152 +1,175 @@
-"""`/v1/account`: what an account sees of itself with any of its keys, and the keys that a key of it can make."""
+"""`/v1/account`: what an account sees of itself with any of its keys, and the keys that its keys can create."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from aiohttp import web
-from msgspec import UNSET
+import msgspec
+from msgspec import UNSET, Meta
 
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.callers import ADMIN_SCOPE, account_of, for_keys, in_room
 from embedmesh.gateway.api.key_bodies import OwnKeyRequest
-from embedmesh.gateway.api.keys_api import list_keys, revoke
-from embedmesh.gateway.api.queries import day, number, page, query_of, rest_of, rows_of
-from embedmesh.gateway.api.serializers import shown, shown_account, shown_key
-from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
+from embedmesh.gateway.api.keys_api import KeyQuery, keys_after, revoked
+from embedmesh.gateway.api.queries import PAGE_ROWS, Limit
+from embedmesh.gateway.api.replies import (
+    EntryPage,
+    EntryReply,
+    KeyReply,
+    NewKey,
+    OwnAccount,
+    ReplyPage,
+    UsageList,
+    UsageReply,
+    doc,
+    key_reply,
+    new_key,
+    page_of,
+    reply_of,
+)
+from embedmesh.gateway.api.routes import ADMIN_SCOPE, ANY_KEY, Api, ApiCall, Route, Scope, account_of, in_room
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.routing import Routes
-from embedmesh.rules.errors import InsufficientScope, InvalidValue
-from embedmesh.rules.ports import Catalogue, Clock, Keys, RateLimits
+from embedmesh.http.routing import Handler
+from embedmesh.rules.errors import InsufficientScope, InvalidValue, ModelNotFound, NotFound
+from embedmesh.rules.limits import ACCOUNT_KEYS_A_DAY_MAX, ACCOUNT_KEYS_MAX, KEYS_ABOVE_MAX
+from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.rules.shares import Room
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key
 from embedmesh.storage.books.reports import ENTRY_MAX, Usage
 
-KEYS_SCOPE = "keys"
-USAGE_DAYS = 30  # where nobody says how many
+KEYS_SCOPE: Scope = ("keys",)
+USAGE_DAYS = 30  # without `from`
 USAGE_DAYS_MAX = 366
-USAGE_ROWS_MAX = 10_000  # a day, model and key each
-CALLS_MAX = 64  # until their replies are read, of which the largest have two megabytes
+USAGE_ROWS_MAX = 10_000  # one for each day, model and key
+CALLS_MAX = 64  # until their replies are read; the largest replies have two megabytes
 EPOCH = date(1970, 1, 1)
-OWN = ("id", "balance_nanousd", "held_nanousd", "credit_limit_nanousd", "available_nanousd", "cache")
 
 T = TypeVar("T")
 
 
-class AccountApi:
-    """Handlers for callers. Each sees the account of its own key, and no other."""
+class UsageQuery(msgspec.Struct, frozen=True, rename={"first": "from", "last": "to"}):
+    first: Annotated[date | None, doc(f"The first day; by default {USAGE_DAYS} days are shown.")] = None
+    last: Annotated[
+        date | None, doc(f"The last day, today by default; a query covers at most {USAGE_DAYS_MAX} days.")
+    ] = None
 
-    def __init__(
-        self,
-        keys: Keys,
-        rate_limits: RateLimits,
-        books: BooksThread,
-        bodies: BodyBudget,
-        clock: Clock,
-        catalogue: Catalogue,
-    ) -> None:
-        self._keys = keys
-        self._allowances = rate_limits
+
+class EntryQuery(msgspec.Struct, frozen=True):
+    before: Annotated[int, Meta(ge=1, le=ENTRY_MAX, description="List entries before this one.")] = ENTRY_MAX
+    limit: Limit = PAGE_ROWS
+
+
+class AccountApi(Api):
+    """Handlers for callers. Each call sees the account of its own key, and no other."""
+
+    TAG = "Account"
+
+    def __init__(self, books: BooksThread, bodies: BodyBudget, clock: Clock, catalogue: Catalogue) -> None:
         self._books = books
         self._room = Room(
-            CALLS_MAX, f"{CALLS_MAX} calls at one time may be here, of each account a share of that. Try again shortly."
+            CALLS_MAX,
+            f"The gateway handles {CALLS_MAX} such calls at a time, shared among accounts. Try again shortly.",
         )
-        self._bodies = bodies
+        self.bodies = bodies
         self._clock = clock
         self._catalogue = catalogue
 
-    def routes(self) -> Routes:
-        """The paths for callers: some for any key, some for those with the scope `keys`."""
-        own = {
-            "/v1/account": {"GET": self.account},
-            "/v1/account/usage": {"GET": self.usage},
-            "/v1/account/entries": {"GET": self.entries},
-        }
-        keys = {
-            "/v1/account/keys": {"GET": self.keys, "POST": self.create},
-            "/v1/account/keys/*": {"DELETE": self.revoke},
-        }
-        return {
-            **for_keys(self._keys, in_room(self._room, own, account_of), rate_limits=self._allowances),
-            **for_keys(self._keys, in_room(self._room, keys, account_of), KEYS_SCOPE, rate_limits=self._allowances),
-        }
+    def bounded(self, handler: Handler) -> Handler:
+        return in_room(self._room, handler, account_of)
 
-    async def account(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What there is, what is held, what may be spent, and whether answers may come from the cache."""
-        account_id = request[CALLER].account_id
-        row = shown_account(await self._ask(request, lambda books: books.accounts.find(account_id)))
-        return json_reply({name: row[name] for name in OWN})
+    async def get_account(self, call: ApiCall[None, None]) -> OwnAccount:
+        """Get your account.
 
-    async def usage(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What was used, by day, model and key."""
-        account_id = request[CALLER].account_id
-        query = query_of(request, "from", "to")
-        last = day(query, "to", datetime.fromtimestamp(self._clock.unix_ms() / 1000, UTC).date())
-        first = day(query, "from", last - timedelta(USAGE_DAYS - 1))
-        days = (last - first).days + 1
-        if not 1 <= days <= USAGE_DAYS_MAX:
-            raise InvalidValue(f"From `from` to `to` are 1 to {USAGE_DAYS_MAX} days, both included.", param="from")
-        span = (first - EPOCH).days, (last - EPOCH).days
-        found: Sequence[Usage] = await self._ask(
-            request, lambda books: books.reports.usage(account_id, *span, rows_max=USAGE_ROWS_MAX + 1)
-        )
-        listed = page(found, USAGE_ROWS_MAX, _shown_usage)
-        return json_reply({**listed, "from": first.isoformat(), "to": last.isoformat()})
+        Its balance, what running requests hold, what further requests may hold, and whether answers may come from the
+        cache.
+        """
+        account_id = call.caller.account_id
+        return reply_of(OwnAccount, await self._ask(call, lambda books: books.accounts.find(account_id)))
 
-    async def entries(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A page of what came and went, the latest first."""
-        account_id = request[CALLER].account_id
-        query = query_of(request, "before", "limit")
-        before, limit = number(query, "before", ENTRY_MAX, most=ENTRY_MAX), rows_of(query)
+    async def get_usage(self, call: ApiCall[None, UsageQuery]) -> UsageList:
+        """List your account's usage. By day (UTC), model and key, the latest day first."""
+        account_id, query = call.caller.account_id, call.query
+        last = query.last or datetime.fromtimestamp(self._clock.unix_ms() / 1000, UTC).date()
+        if min(last, query.first or last) < EPOCH:
+            raise InvalidValue("No day before 1970 has usage.", param="from")
+        first = query.first or last - timedelta(USAGE_DAYS - 1)
+        if not 1 <= (last - first).days + 1 <= USAGE_DAYS_MAX:
+            raise InvalidValue(f"`from` to `to` covers 1 to {USAGE_DAYS_MAX} days, both days included.", param="from")
+        days = (first - EPOCH).days, (last - EPOCH).days
+        found = await self._ask(call, lambda books: books.reports.usage(account_id, *days, rows_max=USAGE_ROWS_MAX + 1))
+        page = page_of(found, USAGE_ROWS_MAX, _usage_reply)
+        return UsageList(page.object, page.data, page.has_more, first, last)
+
+    async def list_entries(self, call: ApiCall[None, EntryQuery]) -> EntryPage:
+        """List your account's entries in the ledger. All money that came and went, the latest entry first."""
+        account_id, query = call.caller.account_id, call.query
         found = await self._ask(
-            request, lambda books: books.reports.entries(account_id, before=before, rows_max=limit + 1)
+            call, lambda books: books.reports.entries(account_id, before=query.before, rows_max=query.limit + 1)
         )
-        listed = page(found, limit, shown)
-        return json_reply({**listed, "next": found[limit - 1].entry_id if listed["has_more"] else None})
+        page = page_of(found, query.limit, lambda entry: reply_of(EntryReply, entry))
+        return EntryPage(page.object, page.data, page.has_more, page.data[-1].entry_id if page.has_more else None)
 
-    async def keys(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A page of the account's keys."""
-        account_id = request[CALLER].account_id
-        query = query_of(request, "limit", "after")
-        limit = rows_of(query)
-        found = await self._ask(request, lambda books: list_keys(books, account_id, query.get("after"), limit))
-        return json_reply(page(found, limit, self._shown))
+    async def list_keys(self, call: ApiCall[None, KeyQuery]) -> ReplyPage[KeyReply]:
+        """List your account's keys. The oldest first, revoked and expired keys included."""
+        account_id, query = call.caller.account_id, call.query
+        found = await self._ask(call, lambda books: keys_after(books, account_id, query.after, query.limit))
+        return page_of(found, query.limit, self._reply)
 
-    async def create(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A new key of the account. It is shown once, can do no more than the one that makes it, and draws from it."""
-        caller = request[CALLER]
-        asked = decoded(await small_body(request, self._bodies), OwnKeyRequest)
+    async def create_key(self, call: ApiCall[OwnKeyRequest, None]) -> NewKey:
+        """Create a key.
+
+        Its secret is shown only once. The new key can do no more than the key that creates it: no other scopes, no
+        looser limits, no later expiry, and never the scope `admin`. Its usage also counts against the limits and
+        budgets of that key, and it ends with it.
+        """
+        new = call.body
 
         def make(books: Books) -> tuple[Key, str]:
-            own = books.keys.find(caller.key_id)
-            limits = asked.limits.over(books.new_keys.read().limits.within(own.limits), self._catalogue)
-            expires_ms = own.expires_ms if asked.expires_ms is UNSET else asked.expires_ms
-            return books.keys.create_below(
-                own.key_id, asked.scopes, name=asked.name, expires_ms=expires_ms, limits=limits
-            )
+            own = books.keys.find(call.caller.key_id)
+            limits = new.limits.over(books.new_keys.read().limits.within(own.limits), self._catalogue)
+            expires_ms = own.expires_ms if new.expires_ms is UNSET else new.expires_ms
+            return books.keys.create_below(own.key_id, new.scopes, name=new.name, expires_ms=expires_ms, limits=limits)
 
-        return json_reply(self._shown(*await self._ask(request, make)))
+        return new_key(*await self._ask(call, make), self._clock.unix_ms())
 
-    async def revoke(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Make a key of the account useless at once; harmless where it was revoked before."""
-        caller, key_id = request[CALLER], rest_of(request)
+    async def revoke_key(self, call: ApiCall[None, None]) -> KeyReply:
+        """Revoke a key.
+
+        The key and all keys that it made end at once, on every gateway. Revoking it again changes nothing.
+        """
+        caller, key_id = call.caller, call.path
 
         def end(books: Books) -> Key:
             scopes = books.keys.find(key_id, account_id=caller.account_id).scopes
             if ADMIN_SCOPE in scopes and ADMIN_SCOPE not in caller.scopes:
-                raise InsufficientScope("A key with the scope `admin` is revoked by the operator, or by such a key.")
-            return revoke(books, key_id, caller.account_id)
+                raise InsufficientScope("Only the operator, or a key with the scope `admin`, can revoke such a key.")
+            return revoked(books, key_id, caller.account_id)
 
-        return json_reply(self._shown(await self._ask(request, end)))
+        return self._reply(await self._ask(call, end))
 
-    async def _ask(self, request: web.BaseRequest, do: Callable[[Books], T]) -> T:
-        return await self._books.ask(do, account_of(request))
+    async def _ask(self, call: ApiCall[Any, Any], do: Callable[[Books], T]) -> T:
+        return await self._books.ask(do, call.caller.account_id)
 
-    def _shown(self, key: Key, token: str | None = None) -> dict[str, Any]:
-        return shown_key(key, self._clock.unix_ms(), token)
+    def _reply(self, key: Key) -> KeyReply:
+        return key_reply(key, self._clock.unix_ms())
+
+    ROUTES = (
+        Route("GET", "/v1/account", ANY_KEY, get_account),
+        Route("GET", "/v1/account/usage", ANY_KEY, get_usage),
+        Route("GET", "/v1/account/entries", ANY_KEY, list_entries),
+        Route("GET", "/v1/account/keys", KEYS_SCOPE, list_keys, failures=(NotFound,)),
+        Route(
+            "POST",
+            "/v1/account/keys",
+            KEYS_SCOPE,
+            create_key,
+            failures=(ModelNotFound,),
+            details=f"Keys create keys to a depth of {KEYS_ABOVE_MAX}, at most {ACCOUNT_KEYS_A_DAY_MAX:,} a day in one "
+            f"account. An account has at most {ACCOUNT_KEYS_MAX:,} active keys.",
+        ),
+        Route("DELETE", "/v1/account/keys/{key_id}", KEYS_SCOPE, revoke_key),
+    )
 
 
-def _shown_usage(row: Usage) -> dict[str, Any]:
-    rest = shown(row)
-    return {"date": (EPOCH + timedelta(rest.pop("day"))).isoformat(), **rest}
+def _usage_reply(usage: Usage) -> UsageReply:
+    return reply_of(UsageReply, usage, date=EPOCH + timedelta(usage.day))

@@ -1,18 +1,20 @@
 """What is sent about keys, by operators and by accounts themselves."""
 
+import difflib
 from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.rules.errors import ModelNotFound
-from embedmesh.rules.limits import KEY_LIMIT_MAX
+from embedmesh.rules.limits import KEY_LIMIT_MAX, MODEL_ID_CHARS_MAX
+from embedmesh.rules.models import Model
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.rules.ports import Catalogue
 from embedmesh.storage.books.keys import Limits
 
 OVERLAP_S = 86_400
-OVERLAP_S_MAX = 30 * 86_400
+OVERLAP_S_MAX = 365 * 86_400
 
 Id = Annotated[str, Meta(pattern="^[!-~]{1,128}$")]
 Number = Annotated[int, Meta(ge=1, le=KEY_LIMIT_MAX)]
@@ -38,7 +40,9 @@ class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """The limits of before, but for what is named here. Raises ModelNotFound."""
         named = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not UNSET}
         if "models" in named:
-            named["models"] = tuple(dict.fromkeys(_model_id(name, catalogue) for name in named["models"] or ()))
+            named["models"] = tuple(
+                dict.fromkeys(model_of(name, catalogue, param="limits.models").id for name in named["models"] or ())
+            )
         return msgspec.structs.replace(before, **named)
 
 
@@ -71,8 +75,12 @@ class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap_s: Annotated[int, Meta(ge=0, le=OVERLAP_S_MAX)] = OVERLAP_S
 
 
-def _model_id(name: str, catalogue: Catalogue) -> str:
+def model_of(name: str, catalogue: Catalogue, param: str) -> Model:
+    """The model of that id or alias. Raises ModelNotFound, which names the nearest."""
     model = catalogue.find(name)
     if model is None:
-        raise ModelNotFound("The catalogue has no model of that name.", param="limits.models")
-    return model.id
+        names = [known for each in catalogue.models for known in (each.id, *each.aliases)]
+        near = difflib.get_close_matches(name[:MODEL_ID_CHARS_MAX], names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ModelNotFound(f"There is no model {name[:MODEL_ID_CHARS_MAX]} in the catalogue.{hint}", param=param)
+    return model

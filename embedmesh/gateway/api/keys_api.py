@@ -1,103 +1,124 @@
-"""`/v1/admin/keys`: the keys of all accounts. Every route needs a key with the scope `admin`."""
+"""`/v1/admin/keys`: the keys of all accounts."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from aiohttp import web
 from msgspec import UNSET
 
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.key_bodies import KeyChange, KeyRequest, RotateRequest
-from embedmesh.gateway.api.queries import page, query_of, rest_of, rows_of
-from embedmesh.gateway.api.serializers import shown_key
-from embedmesh.http.bodies import decoded, json_reply, small_body
+from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
+from embedmesh.gateway.api.replies import KeyReply, NewKey, ReplyPage, doc, key_reply, new_key, page_of
+from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.routing import Routes
-from embedmesh.rules.errors import NotFound
+from embedmesh.rules.errors import ModelNotFound, NotFound
+from embedmesh.rules.limits import ACCOUNT_KEYS_MAX
 from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key
 
 
-class KeysApi:
-    """Handlers for operators."""
+class KeyQuery(msgspec.Struct, frozen=True):
+    limit: Limit = PAGE_ROWS
+    after: Annotated[NonEmpty | None, doc("The id of the last key of the page before.")] = None
+
+
+class AnyKeyQuery(KeyQuery, frozen=True):
+    account: Annotated[str | None, doc("Whose keys; by default those of all accounts.")] = None
+
+
+class KeysApi(Api):
+    TAG = "Administration"
 
     def __init__(self, books: BooksThread, bodies: BodyBudget, clock: Clock, catalogue: Catalogue) -> None:
         self._books = books
-        self._bodies = bodies
+        self.bodies = bodies
         self._clock = clock
         self._catalogue = catalogue
 
-    def routes(self) -> Routes:
-        """The paths for operators."""
-        return {
-            "/v1/admin/keys": {"GET": self.keys, "POST": self.create},
-            "/v1/admin/keys/*": {"GET": self.key, "POST": self.act, "DELETE": self.revoke},
-        }
+    async def list_all_keys(self, call: ApiCall[None, AnyKeyQuery]) -> ReplyPage[KeyReply]:
+        """List keys. Of one account or of all, the oldest first, revoked and expired keys included."""
+        query = call.query
+        found = await self._books.ask(lambda books: keys_after(books, query.account, query.after, query.limit))
+        return page_of(found, query.limit, self._reply)
 
-    async def keys(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A page of the keys, of one account or of all."""
-        query = query_of(request, "account", "limit", "after")
-        limit = rows_of(query)
-        found = await self._books.ask(lambda books: list_keys(books, query.get("account"), query.get("after"), limit))
-        return json_reply(page(found, limit, self._shown))
+    async def create_any_key(self, call: ApiCall[KeyRequest, None]) -> NewKey:
+        """Create a key.
 
-    async def create(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A new key. It is shown once."""
-        asked = decoded(await small_body(request, self._bodies), KeyRequest)
+        For any account, with any scopes. Its secret is shown only once. Limits that are not given are those of the
+        gateway's `--key-defaults`.
+        """
+        new = call.body
 
         def make(books: Books) -> tuple[Key, str]:
-            limits = asked.limits.over(books.new_keys.read().limits, self._catalogue)
-            expires_ms = None if asked.expires_ms is UNSET else asked.expires_ms
-            return books.keys.create(asked.account, asked.scopes, name=asked.name, expires_ms=expires_ms, limits=limits)
+            limits = new.limits.over(books.new_keys.read().limits, self._catalogue)
+            expires_ms = None if new.expires_ms is UNSET else new.expires_ms
+            return books.keys.create(new.account, new.scopes, name=new.name, expires_ms=expires_ms, limits=limits)
 
-        return json_reply(self._shown(*await self._books.ask(make)))
+        return new_key(*await self._books.ask(make), self._clock.unix_ms())
 
-    async def key(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One key."""
-        key_id = rest_of(request)
-        return json_reply(self._shown(await self._books.ask(lambda books: books.keys.find(key_id))))
+    async def get_key(self, call: ApiCall[None, None]) -> KeyReply:
+        """Get a key."""
+        return self._reply(await self._books.ask(lambda books: books.keys.find(call.path)))
 
-    async def act(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Change a key, or let another take its place."""
-        key_id, _, action = rest_of(request).partition("/")
-        body = await small_body(request, self._bodies)
-        if action == "rotate":
-            asked = decoded(body, RotateRequest) if body else RotateRequest()
-            new = await self._books.ask(lambda books: books.keys.rotate(key_id, overlap_s=asked.overlap_s))
-            return json_reply(self._shown(*new))
-        if action:
-            raise NotFound("One can change a key, or rotate it.")
-        change = decoded(body, KeyChange)
-        return json_reply(self._shown(await self._books.ask(lambda books: self._change(books, key_id, change))))
+    async def change_key(self, call: ApiCall[KeyChange, None]) -> KeyReply:
+        """Change a key. Its name, its expiry or its limits. Fields that are not given stay as they are."""
+        fields = msgspec.structs.asdict(call.body)
+        changes: dict[str, Any] = {name: value for name, value in fields.items() if value is not UNSET}
 
-    async def revoke(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Make a key useless at once; harmless where it was revoked before."""
-        key_id = rest_of(request)
-        return json_reply(self._shown(await self._books.ask(lambda books: revoke(books, key_id))))
+        def write(books: Books) -> Key:
+            if call.body.limits is not UNSET:
+                changes["limits"] = call.body.limits.over(books.keys.find(call.path).limits, self._catalogue)
+            return books.keys.change(call.path, **changes)
 
-    def _change(self, books: Books, key_id: str, asked: KeyChange) -> Key:
-        changes: dict[str, Any] = {
-            name: value for name, value in msgspec.structs.asdict(asked).items() if value is not UNSET
-        }
-        if asked.limits is not UNSET:
-            changes["limits"] = asked.limits.over(books.keys.find(key_id).limits, self._catalogue)
-        return books.keys.change(key_id, **changes)
+        return self._reply(await self._books.ask(write))
 
-    def _shown(self, key: Key, token: str | None = None) -> dict[str, Any]:
-        return shown_key(key, self._clock.unix_ms(), token)
+    async def rotate_key(self, call: ApiCall[RotateRequest, None]) -> NewKey:
+        """Replace a key.
+
+        The new key may do the same and has spent what the old one has. The old one ends later, so that nobody is locked
+        out; until then it shares the new key's limits.
+        """
+        new = await self._books.ask(lambda books: books.keys.rotate(call.path, overlap_s=call.body.overlap_s))
+        return new_key(*new, self._clock.unix_ms())
+
+    async def revoke_any_key(self, call: ApiCall[None, None]) -> KeyReply:
+        """Revoke a key.
+
+        The key and all keys that it made end at once, on every gateway. Revoking it again changes nothing.
+        """
+        return self._reply(await self._books.ask(lambda books: revoked(books, call.path)))
+
+    def _reply(self, key: Key) -> KeyReply:
+        return key_reply(key, self._clock.unix_ms())
+
+    ROUTES = (
+        Route("GET", "/v1/admin/keys", ADMIN_KEY, list_all_keys, failures=(NotFound,)),
+        Route(
+            "POST",
+            "/v1/admin/keys",
+            ADMIN_KEY,
+            create_any_key,
+            failures=(ModelNotFound, NotFound),
+            details=f"An account has at most {ACCOUNT_KEYS_MAX:,} active keys.",
+        ),
+        Route("GET", "/v1/admin/keys/{key_id}", ADMIN_KEY, get_key),
+        Route("POST", "/v1/admin/keys/{key_id}", ADMIN_KEY, change_key, failures=(ModelNotFound,)),
+        Route("DELETE", "/v1/admin/keys/{key_id}", ADMIN_KEY, revoke_any_key),
+        Route("POST", "/v1/admin/keys/{key_id}/rotate", ADMIN_KEY, rotate_key, body_optional=True),
+    )
 
 
-def list_keys(books: Books, account_id: str | None, after: str | None, limit: int) -> list[Key]:
-    """Keys of an account, or of all, oldest first; one more than `limit` where there are more. Raises NotFound."""
+def keys_after(books: Books, account_id: str | None, after: str | None, limit: int) -> list[Key]:
+    """Keys of an account, or of all, oldest first; `limit` and one more if there are more. Raises NotFound."""
     if account_id is not None:
         books.accounts.find(account_id)
     last = None if after is None else books.keys.find(after, account_id=account_id)
     return list(books.keys.list(account_id, after=last, rows_max=limit + 1))
 
 
-def revoke(books: Books, key_id: str, account_id: str | None = None) -> Key:
-    """The key, of that account where one is named, revoked now or before. Raises NotFound."""
+def revoked(books: Books, key_id: str, account_id: str | None = None) -> Key:
+    """The key, of that account if one is given, revoked now or before. Raises NotFound."""
     books.keys.find(key_id, account_id=account_id)
     books.keys.revoke(key_id)
     return books.keys.find(key_id)

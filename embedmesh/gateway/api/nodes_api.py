@@ -1,19 +1,21 @@
-"""`/v1/nodes`: what nodes say to a gateway about themselves. Each handler adapts HTTP to the registrar or the members.
+"""`/v1/nodes`: messages of nodes to the gateway. Each handler adapts HTTP to the registrar or the members.
 
-A registration is signed by the node's identity; a heartbeat, a farewell and a dialled connection under the session that
-was agreed then. Anybody may register, so that bodies of registrations have a small room of their own, shared by
-address; the others are known by their heads, before a byte of a body is read, and share a room by node.
+A registration is signed by the node's identity; a heartbeat, a drain and a dialled connection under the session that
+was agreed then. Anybody may register, so bodies of registrations have a small budget of their own, shared by address.
+The other messages are checked by their heads, before a byte of the body is read, and share a budget by node.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from embedmesh.fleet.registry import Registry
+from embedmesh.gateway.api.routes import NO_KEY, SIGNED, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.gateway.nodes.connected import ConnectedNode
 from embedmesh.gateway.nodes.http1 import Connection
 from embedmesh.gateway.nodes.pools import InboundPool
@@ -23,13 +25,14 @@ from embedmesh.http.aiohttp_connection import hand_over
 from embedmesh.http.bodies import JSON_HEADERS, decoded, json_reply
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.routing import PATH_REMAINDER, Routes
+from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules import errors
 from embedmesh.rules.limits import NODE_MESSAGE_BYTES_MAX
-from embedmesh.rules.membership import HEARTBEAT_S, Heartbeat, HeartbeatReply, Registration
+from embedmesh.rules.membership import HEARTBEAT_S, Greeting, Heartbeat, HeartbeatReply, Registration, Welcome
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.shares import Pace
+from embedmesh.signing.atoma import ATOMA_FIELDS
 from embedmesh.signing.messages import CheckedRequest, Unauthenticated
 from embedmesh.storage.nodes import NodeBooks
 
@@ -40,6 +43,14 @@ SWITCHING = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade
 REGISTRATION_BYTES_MAX = 160 * 1024  # 64 offers with the longest names, twice in base64; an ordinary one has 2 kB
 REGISTRATIONS_BYTES_TOTAL_MAX = 2 * 1024 * 1024
 REPORTS_BYTES_TOTAL_MAX = 16 * 1024 * 1024
+SIGNATURE = ("Content-Digest", "Embedmesh-Receipt", "Signature-Input", "Signature")
+ATOMA_DATA = {
+    "required": list(ATOMA_FIELDS),
+    "properties": {
+        name: {"type": "integer", "minimum": 0} if kind is int else {"type": "string"}
+        for name, kind in ATOMA_FIELDS.items()
+    },
+}
 UNSIGNED = "This is not signed under a session of that node. Register anew."
 REPORTS_A_MINUTE_MAX = 150  # of one node: thirty, and those by which it catches up with 30,000 receipts
 BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
@@ -48,17 +59,25 @@ BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
 class AtomaRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The three-field registration of `atoma-sdk`."""
 
-    data: dict[str, Any]
+    data: Annotated[dict[str, Any], Meta(extra_json_schema=ATOMA_DATA)]
     signature: str
 
 
-class NodesApi:
+class Message(msgspec.Struct, frozen=True):
+    """The reply to the form of `atoma-sdk`."""
+
+    message: str
+
+
+class NodesApi(Api):
     """Handlers of `/v1/nodes` over a registrar and the members."""
+
+    TAG = "Nodes"
 
     def __init__(
         self,
         registrar: Registrar,
-        members: Roster,
+        roster: Roster,
         registry: Registry,
         books: NodeBooks,
         clock: Clock,
@@ -67,7 +86,7 @@ class NodesApi:
         reports_a_minute_max: int = REPORTS_A_MINUTE_MAX,
     ) -> None:
         self._registrar = registrar
-        self._members = members
+        self._roster = roster
         self._registry = registry
         self._books = books
         self._clock = clock
@@ -77,53 +96,56 @@ class NodesApi:
         self._reports_a_minute_max = reports_a_minute_max
         self._paces: dict[str, Pace] = {}  # of nodes that were admitted
 
-    def routes(self) -> Routes:
-        """The paths for nodes."""
-        return {
-            "/v1/nodes": {"GET": self.greet, "POST": self.register},
-            "/v1/nodes/*": {"GET": self.dial, "POST": self.speak},
-        }
+    async def greet_node(self, call: ApiCall[None, None]) -> Greeting:
+        """Get the gateway's identity. Its public key, and a nonce for a registration, valid for a minute."""
+        return self._registrar.greet()
 
-    async def greet(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Who this gateway is, and a nonce for a registration."""
-        return json_reply(self._registrar.greet())
+    async def register_node(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Register a node, or move it.
 
-    async def register(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Join, or come back with what has changed; in our form, or in the three fields of `atoma-sdk`."""
+        A node joins, or reports what has changed, in a statement that its identity signs. It is admitted by an invite
+        or by the operator; until then it is pending, and asks again. The gateway visits the address before it uses it.
+        An admitted node may also send the three fields of `atoma-sdk`.
+        """
         origin = self._origins.of_request(request)
         body = await _body(request, REGISTRATION_BYTES_MAX, self._registrations, origin)
         if "data" in decoded(body, dict[str, msgspec.Raw]):
-            asked = decoded(body, AtomaRegistration)
-            record = await self._registrar.move(asked.data, asked.signature, origin)
-            return json_reply({"message": f"Node {record.small_id} is registered at its new address."})
+            atoma = decoded(body, AtomaRegistration)
+            record = await self._registrar.move(atoma.data, atoma.signature, origin)
+            return json_reply(Message(f"Node {record.small_id} is registered at its new address."))
         return json_reply(await self._registrar.register(decoded(body, Registration), origin))
 
-    async def speak(self, request: web.BaseRequest) -> web.StreamResponse:
-        """`/v1/nodes/{id}/heartbeat` and `/v1/nodes/{id}/drain`."""
-        node_id, _, what = request[PATH_REMAINDER].partition("/")
-        handlers: dict[str, Callable[[ConnectedNode, bytes], Awaitable[bytes]]] = {
-            "heartbeat": self._heartbeat,
-            "drain": self._drain,
-        }
-        handler = handlers.get(what)
-        if handler is None:
-            raise errors.NotFound("A node says heartbeat or drain here.")
+    async def report_node(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Report. The state of a node, with receipts of its replies."""
+        return await self._speak(request, self._heartbeat)
+
+    async def drain_node(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Leave. A node that is about to stop gets no more work until it registers again."""
+        return await self._speak(request, self._drain)
+
+    async def _speak(
+        self, request: web.BaseRequest, handle: Callable[[ConnectedNode, bytes], Awaitable[bytes]]
+    ) -> web.StreamResponse:
+        node_id = request[PATH_REMAINDER]
         member, checked = self._check(request, node_id)
         self._pace(node_id).take(node_id)
         body = await _body(request, NODE_MESSAGE_BYTES_MAX, self._reports, node_id)
         self._check_body(checked, body)
-        answer = await handler(member, body)
-        headers = checked.sign_reply(200, answer, 0, self._now_s())
-        response = web.Response(body=answer, headers=JSON_HEADERS)
+        reply = await handle(member, body)
+        headers = checked.sign_reply(200, reply, 0, self._now_s())
+        response = web.Response(body=reply, headers=JSON_HEADERS)
         response.headers.extend(headers)
         return response
 
-    async def dial(self, request: web.BaseRequest) -> web.StreamResponse:
-        """`/v1/nodes/{id}/dial`: a node that nobody can reach gives us a connection to ask it over."""
-        node_id, _, what = request[PATH_REMAINDER].partition("/")
-        if request.method != "GET" or what != "dial" or request.headers.get("Upgrade", "").lower() != UPGRADE:
+    async def dial_in(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Dial in.
+
+        A node that accepts no connections opens one, with `Upgrade: embedmesh-node`. The gateway then sends its
+        requests over it.
+        """
+        if request.method != "GET" or request.headers.get("Upgrade", "").lower() != UPGRADE:
             raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
-        member, checked = self._check(request, node_id)
+        member, checked = self._check(request, request[PATH_REMAINDER])
         self._check_body(checked, b"")
         pool = member.pool
         if not isinstance(pool, InboundPool):
@@ -141,7 +163,7 @@ class NodesApi:
         member.reported = beat
         asks = beat.head is None  # from where on we want its receipts: what it is told of, it forgets
         if asks or (beat.receipts and beat.receipts[0].number != member.audit.count + 1):
-            await self._members.refresh_audit(member)
+            await self._roster.refresh_audit(member)
         if beat.head is not None:
             try:
                 checked = member.audit.check(beat.receipts, beat.head, self._clock.unix_ms())
@@ -166,7 +188,7 @@ class NodesApi:
 
     def _check(self, request: web.BaseRequest, node_id: str) -> tuple[ConnectedNode, CheckedRequest]:
         """Whose request it is, by its head."""
-        member = self._members.connected(node_id)
+        member = self._roster.connected(node_id)
         if member is None:
             raise errors.InvalidApiKey(UNSIGNED)
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -190,6 +212,50 @@ class NodesApi:
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
+
+    ROUTES = (
+        Route("GET", "/v1/nodes", NO_KEY, greet_node),
+        Route(
+            "POST",
+            "/v1/nodes",
+            NO_KEY,
+            register_node,
+            failures=(errors.InvalidApiKey, errors.InsufficientScope),
+            raw=RawHandler(
+                {
+                    200: ApiReply(
+                        "A session, or that the node has to wait; a message for `atoma-sdk`.", (Welcome, Message)
+                    )
+                },
+                (Registration, AtomaRegistration),
+            ),
+        ),
+        Route(
+            "POST",
+            "/v1/nodes/{node_id}/heartbeat",
+            SIGNED,
+            report_node,
+            details=f"Every {HEARTBEAT_S:g} seconds.",
+            raw=RawHandler(
+                {200: ApiReply("Which receipts to send next.", HeartbeatReply, headers=SIGNATURE)}, Heartbeat
+            ),
+        ),
+        Route(
+            "POST",
+            "/v1/nodes/{node_id}/drain",
+            SIGNED,
+            drain_node,
+            raw=RawHandler({200: ApiReply("Done.", dict[str, Any], headers=SIGNATURE)}, dict[str, Any]),
+        ),
+        Route(
+            "GET",
+            "/v1/nodes/{node_id}/dial",
+            SIGNED,
+            dial_in,
+            failures=(errors.InvalidValue,),
+            raw=RawHandler({101: ApiReply("The gateway sends its requests over this connection.", content_type="")}),
+        ),
+    )
 
 
 async def _body(request: web.BaseRequest, bytes_max: int, room: BodyBudget, whose: str) -> bytes:

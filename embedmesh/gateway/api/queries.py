@@ -1,74 +1,57 @@
-"""What the path and the query of a small route say, and lists that are answered a page at a time."""
+"""Path parameters and query strings of routes, decoded into the structs of their rows."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import InvalidValue, NotFound, UnknownParameter
 from embedmesh.rules.limits import PAGE_ROWS_MAX
 
-ROWS = 100  # of a page, where nobody says how many
-NUMBER = re.compile("[0-9]{1,18}")
-DATE = re.compile("(19[7-9]|[2-9][0-9]{2})[0-9]-[0-9]{2}-[0-9]{2}")  # no day before 1970 has anything
+PAGE_ROWS = 100  # where `limit` is not given
+AT_PARAMETER = re.compile(r" - at `\$\.([^`]+)`$")
+MISSING_PARAMETER = re.compile("missing required field `([^`]+)`")
+DIGITS = re.compile("[0-9]{1,18}")
 
-T = TypeVar("T")
+Limit = Annotated[int, Meta(ge=1, le=PAGE_ROWS_MAX, description=f"Rows of the page; {PAGE_ROWS} by default.")]
+NonEmpty = Annotated[str, Meta(min_length=1)]
 
-
-def rest_of(request: web.BaseRequest) -> str:
-    """What the path says behind the route. Raises NotFound for what can name nothing."""
-    rest = request[PATH_REMAINDER]
-    if not rest.isprintable():
-        raise NotFound("Nothing has such a name.")
-    return rest
+Q = TypeVar("Q", bound=msgspec.Struct)
 
 
-def query_of(request: web.BaseRequest, *names: str) -> Mapping[str, str]:
-    """The query's parameters, each at most once; an empty one is not given. Raises UnknownParameter, InvalidValue."""
-    asked: dict[str, str] = {}
+def path_parameter(request: web.BaseRequest, *, any_name: bool) -> str:
+    """The part of the path that fills the row's `{parameter}`.
+
+    Raises NotFound for slashes and control characters, unless it may be `any_name`.
+    """
+    value = request[PATH_REMAINDER]
+    if not any_name and ("/" in value or not value.isprintable()):
+        raise NotFound("There is nothing at this path.")
+    return value
+
+
+def query_of(request: web.BaseRequest, kind: type[Q]) -> Q:
+    """The query; an empty parameter counts as not given. Raises UnknownParameter, InvalidValue."""
+    defaults = {field.encode_name: field.default for field in msgspec.structs.fields(kind)}
+    values: dict[str, Any] = {}
     for name, value in request.query.items():
-        if name not in names:
-            takes = f"only {', '.join(names)}" if names else "none"
-            raise UnknownParameter(f"This path has no such query parameter; it takes {takes}.", param=name[:64])
-        if name in asked:
+        if name not in defaults:
+            raise UnknownParameter(
+                f"This path has no such query parameter; it takes only {', '.join(defaults)}.", param=name[:64]
+            )
+        if name in values:
             raise InvalidValue(f"`{name}` is given twice.", param=name)
         if not value.isprintable():
-            raise InvalidValue(f"`{name}` has a character that is none.", param=name)
-        asked[name] = value
-    return {name: value for name, value in asked.items() if value}
-
-
-def number(query: Mapping[str, str], name: str, default: int, *, most: int) -> int:
-    """A parameter from 1 to `most`. Raises InvalidValue."""
-    text = query.get(name)
-    if text is None:
-        return default
-    if not NUMBER.fullmatch(text) or not 1 <= int(text) <= most:
-        raise InvalidValue(f"`{name}` is a whole number from 1 to {most:,}.", param=name)
-    return int(text)
-
-
-def rows_of(query: Mapping[str, str]) -> int:
-    """How many rows a page is to have. Raises InvalidValue."""
-    return number(query, "limit", ROWS, most=PAGE_ROWS_MAX)
-
-
-def day(query: Mapping[str, str], name: str, default: date) -> date:
-    """A parameter that is a day, UTC. Raises InvalidValue."""
-    text = query.get(name)
-    if text is None:
-        return default
+            raise InvalidValue(f"`{name}` has a control character.", param=name)
+        number = isinstance(defaults[name], int) and DIGITS.fullmatch(value)
+        values[name] = int(value) if number else value
     try:
-        if not DATE.fullmatch(text):
-            raise ValueError
-        return date.fromisoformat(text)
-    except ValueError:
-        raise InvalidValue(f"`{name}` is a day, written as in 2026-11-30.", param=name) from None
-
-
-def page(rows: Sequence[T], limit: int, show: Callable[[T], Any]) -> dict[str, Any]:
-    """A page of a list; `rows` has one more than the page where there are more."""
-    return {"object": "list", "data": [show(row) for row in rows[:limit]], "has_more": len(rows) > limit}
+        return msgspec.convert({name: value for name, value in values.items() if value != ""}, kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        found = AT_PARAMETER.search(message) or MISSING_PARAMETER.search(message)
+        expected = AT_PARAMETER.sub("", message)
+        raise InvalidValue(f"The query is not valid: {expected}.", param=found[1] if found else None) from None

@@ -22,6 +22,7 @@ from embedmesh.storage.books.reports import Reports
 from embedmesh.storage.books.session import BooksSession, translated
 from embedmesh.storage.db import Db, Engine
 from embedmesh.storage.engines import engine_of
+from embedmesh.storage.ledger.chain import had_head
 from embedmesh.storage.ledger.check import CheckReport, check
 from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
 from embedmesh.storage.secrets.secret import SecretOf, check_secret
@@ -79,6 +80,11 @@ class Books:
         """Look at every promise of the ledger. Raises StoreUnavailable if the store cannot be read."""
         with translated():
             return check(self._db)
+
+    def knew_head(self, head: str) -> bool:
+        """Whether the chain ever had this head (64 hex digits). Raises StoreUnavailable."""
+        with translated():
+            return had_head(self._db, bytes.fromhex(head))
 
     def backup(self, target: Path, *, overwrite: bool = False) -> None:
         """Write a consistent copy to a file of mode 0600. Raises StoreUnavailable; then there is no new file.

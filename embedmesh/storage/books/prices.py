@@ -56,9 +56,11 @@ class PriceBooks:
         with self._session.transaction():
             return self._session.run(PRICES_SQL["end_price"], row).rowcount > 0
 
-    def list(self, model: str | None = None, *, rows_max: int = PAGE_ROWS_MAX) -> Sequence[Price]:
-        """Prices of all times, the latest first; of one model, or all."""
-        rows = self._session.rows(PRICES_SQL["list_prices"], {"model": model, "rows_max": rows_max})
+    def list(self, model: str | None = None, *, after: int = 0, rows_max: int = PAGE_ROWS_MAX) -> Sequence[Price]:
+        """Of all times, the latest first; of one model, or all. From the price with the id `after` on; 0 is from the
+        first on.
+        """
+        rows = self._session.rows(PRICES_SQL["list_prices"], {"model": model, "after": after, "rows_max": rows_max})
         return [Price(*row) for row in rows]
 
     def _check(self, model: str, account_id: str | None) -> None:

@@ -1,6 +1,6 @@
 """What happened: usage by day, entries, statements of a month, and one request with all that followed from it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -123,11 +123,17 @@ class Reports:
         rows = self._session.rows(REPORTS_SQL["balance_before"], {"account_id": account_id, "until_ms": until_ms})
         return int(rows[0][0])
 
-    def statement(self, account_id: str, month: str) -> Iterator[StatementLine]:
-        """An account's entries of a month (`2026-11`, UTC), in their order. Raises NotFound, InvalidValue."""
+    def statement(
+        self, account_id: str, month: str, *, after: int = 0, rows_max: int = PAGE_ROWS_MAX
+    ) -> Sequence[StatementLine]:
+        """An account's entries of a month (`2026-11`, UTC), in their order, from one on. Raises NotFound, InvalidValue.
+
+        `after` is the id of the entry before; 0 is from the first on.
+        """
         from_ms, to_ms = month_span_ms(month)
         self._accounts.find(account_id)
-        return self._lines(account_id, from_ms, to_ms)
+        values = {"account_id": account_id, "from_ms": from_ms, "to_ms": to_ms, "after": after, "rows_max": rows_max}
+        return [StatementLine(*row) for row in self._session.rows(REPORTS_SQL["statement_of_account"], values)]
 
     def explain(self, request_id: str) -> Explained:
         """Raises NotFound."""
@@ -140,20 +146,3 @@ class Reports:
         bought = self._session.row(REPORTS_SQL["usage_of_hold"], {"hold_id": request_id})
         moves = self._session.rows(REPORTS_SQL["transfers_of_hold"], {"hold_id": request_id})
         return Explained(*(*hold, Bought(*bought) if bought else None, tuple(Move(*move) for move in moves)))
-
-    def _lines(self, account_id: str, from_ms: int, to_ms: int) -> Iterator[StatementLine]:
-        after = 0
-        while True:
-            page = {
-                "account_id": account_id,
-                "from_ms": from_ms,
-                "to_ms": to_ms,
-                "after": after,
-                "rows_max": PAGE_ROWS_MAX,
-            }
-            rows = self._session.rows(REPORTS_SQL["statement_of_account"], page)
-            for row in rows:
-                yield StatementLine(*row)
-            if len(rows) < PAGE_ROWS_MAX:
-                return
-            after = rows[-1][0]

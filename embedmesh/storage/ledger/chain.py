@@ -43,6 +43,11 @@ def extend(db: Db, now_ms: int) -> int:
     return len(rows)
 
 
+def had_head(db: Db, hash_: bytes) -> bool:
+    """Whether the chain ever ended with this hash."""
+    return hash_ == START or db.execute(CHAIN_SQL["find_head"], {"hash": hash_}).fetchone() is not None
+
+
 def link(before: bytes, transfers: Sequence[Row]) -> bytes:
     """The hash of a block."""
     digest = hashlib.blake2b(before, digest_size=32, person=b"embedmesh block")

@@ -139,7 +139,7 @@ def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:
             return [Broken("file_is_whole", "file", str(error))]
         if name != "SQLITE_INTERRUPT":
             raise
-        logger.warning("the store is large: run `embedmesh ledger check` for all that was not looked at now")
+        logger.warning("the store is large: run `embedmesh ledger check --offline` for all that was not looked at now")
         return []
     finally:
         db.connection.set_progress_handler(None, 0)

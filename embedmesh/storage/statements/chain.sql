@@ -15,6 +15,10 @@ WHERE transfer_id > :last_transfer ORDER BY transfer_id LIMIT :rows_max;
 -- Cover them.
 INSERT INTO blocks (last_transfer, transfers, hash, created_ms) VALUES (:last_transfer, :transfers, :hash, :now_ms);
 
+-- name: find_head
+-- A block by its hash: how the chain ended once.
+SELECT last_transfer FROM blocks WHERE hash = :hash LIMIT 1;
+
 -- name: all_blocks
 -- The whole chain, from its beginning.
 SELECT last_transfer, transfers, hash FROM blocks ORDER BY last_transfer;

@@ -17,7 +17,8 @@ VALUES (:model, :account_id, :price, :from_ms, :now_ms)
 RETURNING price_id;
 
 -- name: list_prices
--- Prices of all times, of one model or of all, the latest first.
+-- Prices of all times, of one model or of all, the latest first, from one on.
 SELECT price_id, model, account_id, price, from_ms, to_ms FROM prices
-WHERE (CAST(:model AS TEXT) IS NULL OR model = :model)
+WHERE (CAST(:model AS TEXT) IS NULL OR model = :model) AND (CAST(:after AS BIGINT) = 0
+    OR (from_ms, price_id) < (SELECT last.from_ms, last.price_id FROM prices AS last WHERE last.price_id = :after))
 ORDER BY from_ms DESC, price_id DESC LIMIT :rows_max;

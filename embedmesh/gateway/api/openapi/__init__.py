@@ -1,23 +1,38 @@
 """The OpenAPI 3.1 document of the gateway's public API.
 
-Nothing is said twice: request members come from the table that validates them or the struct that decodes them, failures
-and their retry headers from the table that maps them to HTTP. A test holds the routes to the gateway's own route table.
+It repeats nothing: operations come from the rows of the route table, schemas from the structs in them, the request for
+embeddings from the table that validates it, failures and their retry headers from the table that maps them to HTTP.
 """
 
-from embedmesh.gateway.api.openapi.replies import HEADERS, failure_row, header
-from embedmesh.gateway.api.openapi.routes import paths
-from embedmesh.gateway.api.openapi.schemas import schemas
-from embedmesh.gateway.api.openapi.shapes import Json
-from embedmesh.gateway.api.pages import docs_page
-from embedmesh.http.failures import TABLE
+from typing import Any
 
-__all__ = ["docs_page", "document"]
+from embedmesh.gateway.api.embeddings_api import reply_examples, request_examples
+from embedmesh.gateway.api.openapi.operations import operation, types_of
+from embedmesh.gateway.api.openapi.responses import HEADERS, failure_row, header
+from embedmesh.gateway.api.openapi.schemas import Json, schemas_of
+from embedmesh.gateway.api.table import APIS
+from embedmesh.http.failures import TABLE
+from embedmesh.http.paths import EMBEDDINGS_PATH
 
 ASIDE = "x-embedmesh-aside"  # of a tag: not for those who make applications
 
 
 def document(version: str) -> Json:
     """The whole document, ready to be written as JSON. `version` is the product's."""
+    rows = [(route, api.TAG) for api in APIS for route in api.ROUTES]
+    types = [kind for route, _ in rows for kind in types_of(route)]
+    references, components = schemas_of(types)
+    known = dict(zip(map(repr, types), references, strict=True))
+
+    def schema_of(kind: Any) -> Json:
+        if isinstance(kind, tuple):
+            return {"anyOf": [known[repr(one)] for one in kind]}
+        return known[repr(kind)]
+
+    paths: Json = {}
+    for route, tag in rows:
+        paths.setdefault(route.path, {})[route.method.lower()] = operation(route, tag, schema_of)
+    _add_examples(paths[EMBEDDINGS_PATH]["post"])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -42,7 +57,7 @@ def document(version: str) -> Json:
             {"name": "Administration", "description": "For keys with the scope `admin`.", ASIDE: True},
         ],
         "security": [{"bearerAuth": []}],
-        "paths": paths(),
+        "paths": paths,
         "components": {
             "securitySchemes": {
                 "bearerAuth": {
@@ -58,7 +73,12 @@ def document(version: str) -> Json:
                 },
             },
             "headers": {name: header(name) for name in HEADERS},
-            "schemas": schemas(),
+            "schemas": components,
         },
         "x-embedmesh-errors": [failure_row(failure) for failure in TABLE],
     }
+
+
+def _add_examples(embeddings: Json) -> None:
+    embeddings["requestBody"]["content"]["application/json"]["examples"] = request_examples()
+    embeddings["responses"]["200"]["content"]["application/json"]["examples"] = reply_examples()

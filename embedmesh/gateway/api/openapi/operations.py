@@ -1,72 +1,144 @@
-"""What is said of every method of a path in the same way."""
+"""Operations of the OpenAPI document, each made from one row of the route table."""
 
-from embedmesh.gateway.api.openapi.replies import Failures, failure_responses
-from embedmesh.gateway.api.openapi.shapes import Json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from embedmesh.gateway.api.fleet_api import ACTIONS
+from embedmesh.gateway.api.openapi.responses import failure_responses, response
+from embedmesh.gateway.api.openapi.schemas import Json
+from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL
+from embedmesh.gateway.api.routes import ADMIN_KEY, SIGNED, ApiReply, Route
+from embedmesh.http.failures import TABLE
 from embedmesh.rules import errors
+from embedmesh.rules.errors import Failure
 
-ANY_ROUTE: Failures = (
+SchemaOf = Callable[[Any], Json]
+
+
+class PathParameter(NamedTuple):
+    """What the document says about a `{parameter}`."""
+
+    description: str
+    example: str
+    schema: Json = {"type": "string", "minLength": 1}  # noqa: RUF012 - nobody changes it
+
+
+PATH_PARAMETERS = {
+    "id": PathParameter("The model's id or alias.", EXAMPLE_MODEL),
+    "node_id": PathParameter("The node's id; operators may use its number.", "node_5d41402abc4b2a76b9719d911017c592"),
+    "action": PathParameter("The decision.", "drain", {"enum": [*ACTIONS, "weight"]}),
+    "invite_id": PathParameter("The invite's id.", "Gd0kZ5wQ1xYb"),
+    "account_id": PathParameter("The account's id.", "local"),
+    "key_id": PathParameter("The key's id.", "key_019aa0b4c0de7b62a1f0c3d4e5f60718"),
+    "request_id": PathParameter("The ledger's id of the request, as in entries.", "req_1"),
+}
+
+ALL_ROUTES: set[type[Failure]] = {
     errors.MalformedHttp,
     errors.RequestTimeout,
     errors.UriTooLong,
     errors.HeadTooLarge,
     errors.InternalError,
-)
-SCOPED_KEY: Failures = (
-    errors.InsufficientScope,
-    errors.InvalidApiKey,
+}
+KEY_ROUTES = {errors.InvalidApiKey, errors.Overloaded, errors.StoreUnavailable}
+BODY_ROUTES = {
+    errors.InvalidValue,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
     errors.Overloaded,
     errors.StoreUnavailable,
-    *ANY_ROUTE,
-)
-ANY_KEY: Failures = (
-    errors.RateLimited,
-    errors.InvalidApiKey,
-    errors.Overloaded,
-    errors.StoreUnavailable,
-    *ANY_ROUTE,
-)
-LIMITED_KEY: Failures = (errors.InsufficientScope, *ANY_KEY)
+}
+QUERY_ROUTES = {errors.UnknownParameter, errors.InvalidValue}
 
 
-def operation(
-    name: str,
-    tag: str,
-    summary: str,
-    description: str,
-    replies: dict[int, Json],
-    failures: Failures,
-    scopes: tuple[str, ...] | None = None,
-) -> Json:
-    """One method of a path. Without `scopes` it needs no key; with none of them, any; else a key with one of them."""
-    responses = failure_responses(failures) | replies
-    return {
-        "operationId": name,
+def failures_of(route: Route) -> tuple[type[Failure], ...]:
+    """All failures of a route: those in its row, and those that the rest of the row implies."""
+    found: set[type[Failure]] = ALL_ROUTES | set(route.failures)
+    if route.scope == SIGNED:
+        found |= {errors.InvalidApiKey}
+    elif route.scope is not None:
+        found |= KEY_ROUTES
+        found |= {errors.InsufficientScope} if route.scope else set()
+        found |= {errors.RateLimited} if route.scope != ADMIN_KEY else set()
+    if route.request is not None:
+        found |= BODY_ROUTES
+    if route.query is not None:
+        found |= QUERY_ROUTES
+    if "{" in route.path:
+        found |= {errors.NotFound}
+    return tuple(failure for failure in TABLE if failure in found)
+
+
+def operation(route: Route, tag: str, schema_of: SchemaOf) -> Json:
+    """One method of one path. The first sentence of the handler's docstring is its summary."""
+    docstring = " ".join((route.handler.__doc__ or "").split())
+    summary, *rest = re.split(r"(?<=[.?]) ", docstring, maxsplit=1)
+    description = f"{rest[0] if rest else summary} {route.details}".strip()
+    responses = failure_responses(failures_of(route)) | {
+        status: response(reply.description, reply.content_type, _body_schema(reply, schema_of), reply.headers)
+        if reply.content_type
+        else {"description": reply.description, "headers": {}}
+        for status, reply in route.replies.items()
+    }
+    if route.scope == SIGNED:
+        responses[401]["description"] = "The request is not signed under a session of this node. Register again."
+    parameters = [_path_parameter(name) for name in re.findall(r"{(\w+)}", route.path)]
+    if route.query is not None:
+        parameters += _query_parameters(route.query)
+    made: Json = {
+        "operationId": _camel_case(route.handler.__name__),
         "tags": [tag],
-        "summary": summary,
+        "summary": summary.removesuffix("."),
         "description": description,
-        "security": [] if scopes is None else [{"bearerAuth": [scope]} for scope in scopes] or [{"bearerAuth": []}],
+        "security": _security(route),
         "responses": {str(status): responses[status] for status in sorted(responses)},
     }
+    if parameters:
+        made["parameters"] = parameters
+    if route.request is not None:
+        content = {"application/json": {"schema": schema_of(route.request)}}
+        made["requestBody"] = {"required": not route.body_optional, "content": content}
+    return made | dict(route.raw.extra if route.raw is not None else {})
 
 
-def parameter(name: str, description: str, example: str) -> Json:
-    """A part of the path."""
-    schema = {"type": "string", "minLength": 1}
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "description": description,
-        "schema": schema,
-        "example": example,
-    }
+def types_of(route: Route) -> Iterator[Any]:
+    """All types whose schemas the row needs. A tuple of types in a row means: one of them."""
+    for kind in (route.request, *(reply.body for reply in route.replies.values())):
+        if kind is not None:
+            yield from kind if isinstance(kind, tuple) else (kind,)
 
 
-def query(name: str, description: str, schema: Json, *, required: bool = False) -> Json:
-    """A parameter of the query."""
-    return {"name": name, "in": "query", "required": required, "description": description, "schema": schema}
+def _camel_case(name: str) -> str:
+    return re.sub("_(.)", lambda found: found[1].upper(), name)
 
 
-def body(schema: Json, *, required: bool = True) -> Json:
-    """What is sent."""
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+def _body_schema(reply: ApiReply, schema_of: SchemaOf) -> Json:
+    return {"type": "string"} if reply.body is None else schema_of(reply.body)
+
+
+def _security(route: Route) -> list[Json]:
+    if route.scope is None:
+        return []
+    if route.scope == SIGNED:
+        return [{"nodeSignature": []}]
+    return [{"bearerAuth": [scope]} for scope in route.scope] or [{"bearerAuth": []}]
+
+
+def _path_parameter(name: str) -> Json:
+    described = PATH_PARAMETERS[name]._asdict()
+    return {"name": name, "in": "path", "required": True, **described}
+
+
+def _query_parameters(query: type[msgspec.Struct]) -> list[Json]:
+    """A parameter for each field; its description says the default."""
+    schema = msgspec.json.schema_components([query])[1][query.__name__]
+    found = []
+    for name, field in schema["properties"].items():
+        field |= field.pop("anyOf", [{}])[0]  # a parameter that may be left out is never null
+        field.pop("default", None)
+        described = {"required": name in schema["required"], "description": field.pop("description")}
+        found.append({"name": name, "in": "query", **described, "schema": field})
+    return found

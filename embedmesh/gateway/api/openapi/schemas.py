@@ -1,95 +1,83 @@
-"""The shapes of what is sent and answered."""
+"""Schemas of the types in the rows. msgspec makes all but two: the request for embeddings, and the error envelope."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
 
 from embedmesh.dialects.openai.fields import MEMBERS
-from embedmesh.gateway.api.openapi.fleet_schemas import fleet_schemas
-from embedmesh.gateway.api.openapi.money_schemas import money_schemas
-from embedmesh.gateway.api.openapi.shapes import COUNT, TEXT, Json, list_of, ref, unique, whole
 from embedmesh.http.failures import TABLE
-from embedmesh.rules.limits import REQUEST_INPUTS_MAX
-from embedmesh.rules.models import TIERS
+from embedmesh.rules import membership
+
+Json = dict[str, Any]
+
+REF = "#/components/schemas/"
+LISTED = re.compile("Reply(List|Page)_(.+)_")  # of a generic struct, as msgspec names it
 
 
-def schemas() -> Json:
-    """All of them, by name."""
-    return (
-        fleet_schemas()
-        | money_schemas()
-        | {
-            "EmbeddingRequest": {
-                "type": "object",
-                "required": ["model", "input"],
-                "additionalProperties": False,
-                "properties": {name: member.schema for name, member in MEMBERS.items()},
-            },
-            "EmbeddingList": whole(
-                {
-                    "object": {"const": "list"},
-                    "data": {"type": "array", "minItems": 1, "maxItems": REQUEST_INPUTS_MAX, "items": ref("Embedding")},
-                    "model": {"type": "string", "description": "As the request named it."},
-                    "usage": whole(
-                        {"prompt_tokens": COUNT, "total_tokens": COUNT},
-                        description="Tokens really embedded, special tokens included.",
-                    ),
-                }
-            ),
-            "Embedding": whole(
-                {
-                    "object": {"const": "embedding"},
-                    "index": {**COUNT, "description": "The position of the input."},
-                    "embedding": {
-                        "oneOf": [
-                            {"type": "array", "minItems": 1, "items": {"type": "number"}},
-                            {"type": "string", "contentEncoding": "base64"},
-                        ],
-                        "description": "Numbers, or base64 of little-endian float32, as `encoding_format` asked.",
-                    },
-                }
-            ),
-            "ModelList": list_of("Model"),
-            "Model": whole(
-                {
-                    "id": TEXT,
-                    "object": {"const": "model"},
-                    "created": {**COUNT, "description": "Unix time in seconds; 0 where it is not known."},
-                    "owned_by": TEXT,
-                    "aliases": {"type": "array", "items": TEXT, "description": "Other names that requests may use."},
-                    "tier": {"enum": list(TIERS), "description": "The precision of the arithmetic."},
-                    "width": {"type": "integer", "minimum": 1, "description": "Components of a vector."},
-                    "max_tokens": {
-                        "type": "integer",
-                        "minimum": 1,
-                        "description": "Of one input, special tokens included.",
-                    },
-                    "price_nanousd_per_million_tokens": {
-                        **COUNT,
-                        "description": "Nano-USD (1e-9 USD) a million tokens.",
-                    },
-                    "nodes": {**COUNT, "description": "Live nodes that serve it."},
-                }
-            ),
-            "Health": whole({"message": {"const": "ok"}}),
-            "Readiness": whole(
-                {
-                    "ready": {"type": "boolean"},
-                    "reasons": {"type": "array", "items": TEXT, "description": "Why it is not, or what makes it slow."},
-                }
-            ),
-            "Error": whole(
-                {
-                    "error": whole(
-                        {
-                            "message": {"type": "string", "description": "What is wrong, where, and what to do."},
-                            "type": {"enum": unique(kind for _, kind in TABLE.values())},
-                            "param": {
-                                "type": ["string", "null"],
-                                "description": "The member at fault, like `input.3`.",
-                            },
-                            "code": {"enum": unique(failure.code for failure in TABLE)},
-                        },
-                        additionalProperties=False,
-                    )
-                },
-                additionalProperties=False,
-            ),
-        }
-    )
+def ref(name: str) -> Json:
+    """A reference to a schema by its name."""
+    return {"$ref": REF + name}
+
+
+def schemas_of(types: Sequence[Any]) -> tuple[list[Json], Json]:
+    """A schema for each of the types, and the components that they refer to, by name."""
+    made = msgspec.json.schema_components([*types, membership.Statement], ref_template=REF + "{name}")
+    text = re.sub(f'"{REF}([^"]+)"', lambda found: f'"{REF}{_name(found[1])}"', json.dumps(made))
+    references, components = json.loads(text)
+    components = {_name(name): _described(schema) for name, schema in components.items()}
+    statement = {"contentMediaType": "application/json", "contentSchema": references.pop()}
+    components["Registration"]["properties"]["statement"] |= statement
+    return references, components | {"EmbeddingRequest": _embedding_request(), "Error": _error()}
+
+
+def _name(name: str) -> str:
+    """A struct's name in the document: `KeyReply` is `Key`, `ReplyPage[KeyReply]` is `KeyPage`."""
+    if listed := LISTED.fullmatch(name):
+        return _name(listed[2]) + listed[1]
+    return name if hasattr(membership, name) else name.removesuffix("Reply")
+
+
+def _described(schema: Json) -> Json:
+    del schema["title"]  # the name of the struct
+    if "description" in schema:
+        schema["description"] = inspect.cleandoc(schema["description"])
+    return schema
+
+
+def _embedding_request() -> Json:
+    return {
+        "type": "object",
+        "required": ["model", "input"],
+        "additionalProperties": False,
+        "properties": {name: member.schema for name, member in MEMBERS.items()},
+    }
+
+
+def _error() -> Json:
+    """The envelope of all failures."""
+    fields = {
+        "message": {"type": "string", "description": "What is wrong, where, and what to do."},
+        "type": {"enum": unique(kind for _, kind in TABLE.values())},
+        "param": {"type": ["string", "null"], "description": "The field at fault, like `input.3`."},
+        "code": {"enum": unique(failure.code for failure in TABLE)},
+    }
+    return _closed({"error": _closed(fields)})
+
+
+def _closed(properties: Json) -> Json:
+    """An object with exactly these fields."""
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    """Each value once, in order."""
+    return list(dict.fromkeys(values))

@@ -1,9 +1,9 @@
-"""What routes answer: replies with their headers, and failures narrowed to what a route really gives."""
+"""Responses of operations: replies with their headers, and failures narrowed to those of the route."""
 
 from collections.abc import Iterable
 from itertools import groupby
 
-from embedmesh.gateway.api.openapi.shapes import Json, ref, unique
+from embedmesh.gateway.api.openapi.schemas import Json, ref, unique
 from embedmesh.http.failures import TABLE, hint_headers
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
@@ -71,18 +71,13 @@ COUNTS = {
 }
 
 
-def reply(description: str, content_type: str, schema: Json, headers: Iterable[str] = ()) -> Json:
-    """A reply of one content type; `x-request-id` is always among its headers."""
+def response(description: str, content_type: str, schema: Json, headers: Iterable[str] = ()) -> Json:
+    """A response of one content type; `x-request-id` is always among its headers."""
     return {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *headers)},
         "content": {content_type: {"schema": schema}},
     }
-
-
-def json_reply(description: str, schema: str, headers: Iterable[str] = ()) -> Json:
-    """A JSON reply of a named schema."""
-    return reply(description, "application/json", ref(schema), headers)
 
 
 def failure_responses(failures: Failures) -> dict[int, Json]:
@@ -98,7 +93,7 @@ def _failure_response(status: int, failures: Failures) -> Json:
     }
     schema = {"allOf": [ref("Error"), {"properties": {"error": {"properties": narrowed}}}]}
     headers = unique(name for failure in failures for name in _hints(failure))
-    return reply(STATUS_WORDS[status], "application/json", schema, headers)
+    return response(STATUS_WORDS[status], "application/json", schema, headers)
 
 
 def failure_row(failure: type[Failure]) -> Json:

@@ -1,9 +1,8 @@
-"""Tables fit the terminal, questions to a gateway end, and a word that is nearly right is answered by the right one."""
+"""Tables fit the terminal, requests end, and a word that is nearly right is answered by the right one."""
 
-import http.client
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 import msgspec
@@ -11,11 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from embedmesh.command_line import as_arguments
-from embedmesh.commands.asking import Unanswered, ask
-from embedmesh.commands.catalogued import model_ids
 from embedmesh.commands.group import cli
+from embedmesh.commands.http_client import HttpClient, NoReply, to_url
 from embedmesh.commands.options import settings_options
-from embedmesh.commands.telling import WrongUsage, print_table
+from embedmesh.commands.output import table
 from embedmesh.settings import GatewaySettings
 
 HEAD = ("key", "state", "limits", "name")
@@ -26,11 +24,8 @@ ROWS = [
 
 
 def shown(columns: int) -> list[str]:
-    return (
-        CliRunner()
-        .invoke(click.Command("t", callback=lambda: print_table(HEAD, ROWS)), env={"COLUMNS": str(columns)})
-        .output.splitlines()
-    )
+    command = click.Command("t", callback=lambda: click.echo(table(HEAD, ROWS)))
+    return CliRunner().invoke(command, env={"COLUMNS": str(columns)}).output.splitlines()
 
 
 def test_a_table_that_fits_has_a_row_a_line() -> None:
@@ -49,40 +44,58 @@ def test_a_table_that_does_not_fit_has_a_record_a_row(columns: int) -> None:
 
 
 @pytest.fixture
-def dripping() -> Iterator[int]:
-    """A server that sends a byte of its answer whenever it may, and never ends."""
+def dripping() -> Iterator[Callable[[str], int]]:
+    """A server, with more headers, that sends a byte of its reply at a time, and never ends. Gives its port."""
     stop = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        headers = ""
 
         def serve() -> None:
             sock, _ = listener.accept()
             with sock:
                 sock.recv(65_536)
-                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n{headers}\r\n".encode())
                 while not stop.wait(0.01):
                     try:
                         sock.sendall(b" ")
                     except OSError:
                         return
 
+        def begin(more: str) -> int:
+            nonlocal headers
+            headers = more
+            thread.start()
+            return int(listener.getsockname()[1])
+
         thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
+        yield begin
         stop.set()
         thread.join()
 
 
-def test_a_question_ends_though_the_answer_drips(dripping: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", dripping, timeout=60)
-    with pytest.raises(Unanswered, match="whether it was done is not known"):
-        ask(connection, "there", "GET", "/", None, {}, answer_s=0.3)
+def client(port: int, reply_s: float, reply_bytes_max: int = 2_000_000) -> HttpClient:
+    return HttpClient("there", to_url(f"http://127.0.0.1:{port}"), reply_s=reply_s, reply_bytes_max=reply_bytes_max)
 
 
-def test_no_answer_at_all_is_told_with_its_reason() -> None:
+@pytest.mark.parametrize("keep", ["", "Connection: close\r\n"])
+def test_a_request_ends_though_the_reply_drips(dripping: Callable[[str], int], keep: str) -> None:
+    with pytest.raises(NoReply, match="whether it was done is not known") as late:
+        client(dripping(keep), 0.3).send("GET", "/")
+    assert late.value.kind == "late"
+
+
+def test_a_reply_has_a_bound(dripping: Callable[[str], int]) -> None:
+    with pytest.raises(NoReply, match="more than 5 bytes") as large:
+        client(dripping(""), 30, reply_bytes_max=5).send("GET", "/")
+    assert large.value.kind == "broken"
+
+
+def test_a_connection_that_is_refused_is_named_as_such() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    with pytest.raises(Unanswered, match="refused"):
-        ask(http.client.HTTPConnection("127.0.0.1", port, timeout=5), "there", "GET", "/", None, {}, answer_s=5)
+    with pytest.raises(NoReply, match="refused") as refused:
+        client(port, 5).send("GET", "/")
+    assert refused.value.kind == "connect"
 
 
 @pytest.mark.parametrize(
@@ -98,11 +111,6 @@ def test_the_nearest_command_is_named(words: list[str], says: str) -> None:
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 2
     assert says in result.output
-
-
-def test_the_nearest_model_is_named() -> None:
-    with pytest.raises(WrongUsage, match=r"Did you mean all-MiniLM-L6-v2\?"):
-        model_ids(["all-minilm-l6-v2"], None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,204 @@
+"""`/v1/embeddings`: adapts HTTP to one call of the flow; no rule lives here."""
+
+import base64
+import struct
+from typing import Annotated, Any, Literal
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from embedmesh.dialects.openai.dialect import OpenAI
+from embedmesh.flow.embed import EMBED_SCOPE, Embeddings
+from embedmesh.flow.paid import serve
+from embedmesh.flow.world import World
+from embedmesh.gateway.api.metrics import Metrics
+from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
+from embedmesh.gateway.api.replies import Count, doc
+from embedmesh.gateway.api.routes import Api, ApiReply, RawHandler, Route
+from embedmesh.http.bodies import JSON_HEADERS
+from embedmesh.http.exchange import Exchange, GeneralExchange
+from embedmesh.http.failures import TABLE
+from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
+from embedmesh.http.receive import BodyBudget
+from embedmesh.http.routing import PATH_REMAINDER
+from embedmesh.rules.errors import Failure, MethodNotAllowed, NotFound
+from embedmesh.rules.exchange import Delivery, RequestHead
+from embedmesh.rules.limits import (
+    IDEMPOTENCY_KEY_CHARS_MAX,
+    REQUEST_BODY_BYTES_MAX,
+    REQUEST_INPUTS_MAX,
+    REQUEST_TOKENS_MAX,
+)
+from embedmesh.rules.shares import Room
+
+RETRIES_DIGITS_MAX = 4
+BROKEN_OFF = "broken_off"  # the outcome of a request whose reply the caller did not take to its end
+EMBEDDING_HEADERS = (
+    "openai-processing-ms",
+    "x-embedmesh-cached",
+    "x-embedmesh-cost-nanousd",
+    "x-embedmesh-ignored",
+    "x-embedmesh-node",
+    "x-embedmesh-request",
+    "x-embedmesh-truncated",
+    *(f"x-ratelimit-{part}-{what}" for what in ("requests", "tokens") for part in ("limit", "remaining", "reset")),
+    "idempotent-replayed",
+)
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key with the same body gives the same reply for a day, and is charged once; with another "
+    "body it is refused with 409 `idempotency_conflict`. All API keys of an account share it.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_CHARS_MAX},
+    "example": "order-1729",
+}
+EMBEDDINGS = Embeddings(OpenAI())
+
+
+class EmbeddingRequest(msgspec.Struct):
+    """Stands for the schema of the request, which is made from `embedmesh.dialects.openai.fields`."""
+
+
+class EmbeddingReply(msgspec.Struct):
+    """The vector of one input."""
+
+    object: Literal["embedding"]
+    index: Annotated[Count, doc("The position of the input.")]
+    embedding: Annotated[
+        Annotated[list[float], Meta(min_length=1)]
+        | Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})],
+        doc("Numbers, or base64 of little-endian float32, as `encoding_format` requests."),
+    ]
+
+
+class EmbeddingUsage(msgspec.Struct):
+    """Tokens embedded, special tokens included."""
+
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class EmbeddingList(msgspec.Struct):
+    """One vector for each input, in input order."""
+
+    object: Literal["list"]
+    data: Annotated[list[EmbeddingReply], Meta(min_length=1, max_length=REQUEST_INPUTS_MAX)]
+    model: Annotated[str, doc("As the request names it.")]
+    usage: EmbeddingUsage
+
+
+class EmbeddingsApi(Api):
+    """The flow's exchange with callers. Bounds the requests under way at one time; more are refused at once."""
+
+    TAG = "Embeddings"
+
+    def __init__(self, world: World, metrics: Metrics, room: Room, bodies: BodyBudget, write_s: float) -> None:
+        self._world = world
+        self._metrics = metrics
+        self._room = room
+        self.bodies = bodies
+        self._write_s = write_s
+
+    async def create_embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Create embeddings.
+
+        One vector for each input. A field that is null counts as not given. You pay for the tokens that were embedded,
+        special tokens included, once the reply is on its way to you. If your connection breaks then, a retry with the
+        same key and body within a minute gets the reply without a second charge.
+        """
+        response = web.Response(headers=JSON_HEADERS)
+        exchange = GeneralExchange(request, self.bodies, response, self._write_s)
+        try:
+            await self.embed(exchange, request.get(PATH_REMAINDER))
+        finally:
+            exchange.end()
+        return response
+
+    async def embed(self, exchange: Exchange, model_in_path: str | None = None) -> None:
+        """Answer one request. The fast path calls this, too."""
+        began = self._world.clock.monotonic()
+        account: str | None = None  # once it has room
+        code = "dropped"  # the caller went, or a bug of ours
+        model = ""  # once it is known
+
+        async def receive(account_id: str) -> bytes:
+            nonlocal account
+            body = await exchange.body(account_id)  # before there is room for it: bodies that never end would fill it
+            self._room.take(account_id)
+            account = account_id
+            return body
+
+        def on_model(known: str) -> None:
+            nonlocal model
+            model = known
+
+        try:
+            outcome = await serve(
+                self._world, EMBEDDINGS, _head(exchange, model_in_path), receive, exchange.deliver, on_model
+            )
+            code = "ok" if outcome.delivery is Delivery.WHOLE else BROKEN_OFF
+            self._metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd)
+        except Failure as failure:
+            code = failure.code
+            raise
+        finally:
+            if account is not None:
+                self._room.give_back(account)
+            self._metrics.ended(code, model, self._world.clock.monotonic() - began)
+
+    ROUTES = (
+        Route(
+            "POST",
+            EMBEDDINGS_PATH,
+            (EMBED_SCOPE,),
+            create_embeddings,
+            failures=tuple(failure for failure in TABLE if failure not in (NotFound, MethodNotAllowed)),
+            details=f"A request takes at most {REQUEST_INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} tokens and "
+            f"{REQUEST_BODY_BYTES_MAX // 1024**2} MiB of plain JSON. Other paths of the same route: "
+            f"{', '.join(f'`{path}`' for path, same in OTHER_PATHS.items() if same == EMBEDDINGS_PATH)}. The star is "
+            "the model, which the body may then leave out.",
+            raw=RawHandler(
+                {200: ApiReply("One vector for each input, in input order.", EmbeddingList, headers=EMBEDDING_HEADERS)},
+                EmbeddingRequest,
+                key_checked_by_flow=True,
+                extra={"parameters": [IDEMPOTENCY_KEY], "x-codeSamples": SAMPLES},
+            ),
+        ),
+    )
+
+
+def _head(exchange: Exchange, model_in_path: str | None) -> RequestHead:
+    """What the head of an embedding request has for the flow."""
+    retries = exchange.header("x-stainless-retry-count") or ""
+    return RequestHead(
+        exchange.header("authorization"),
+        exchange.header("idempotency-key"),
+        int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,
+        exchange.own_id,
+        exchange.header("api-key"),
+        model_in_path,
+    )
+
+
+def request_examples() -> dict[str, Any]:
+    """For the OpenAPI document."""
+    request = {"model": EXAMPLE_MODEL, "input": ["Good morning", "Guten Morgen"], "dimensions": 4}
+    return {"two": {"summary": "Two texts, four dimensions", "value": request}}
+
+
+def reply_examples() -> dict[str, Any]:
+    """The reply to that request, in both encodings, for the OpenAPI document."""
+    vectors = [(0.5, -0.5, 0.5, 0.5), (0.5, -0.5, 0.5, -0.5)]  # exact in float32 and of unit length
+    encoded = [base64.b64encode(struct.pack("<4f", *vector)).decode("ascii") for vector in vectors]
+    return {
+        "float": {"summary": "Numbers", "value": _example([list(vector) for vector in vectors])},
+        "base64": {"summary": "The same, with `encoding_format: base64`", "value": _example(encoded)},
+    }
+
+
+def _example(embeddings: list[Any]) -> dict[str, Any]:
+    data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(embeddings)]
+    usage = {"prompt_tokens": 9, "total_tokens": 9}
+    return {"object": "list", "data": data, "model": EXAMPLE_MODEL, "usage": usage}

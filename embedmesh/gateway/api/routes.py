@@ -1,0 +1,203 @@
+"""A route in one row: what it takes, who may use it, what it replies.
+
+Each API lists its rows as `ROUTES`, below its handlers; `embedmesh.gateway.api.table` lists the APIs. The router
+(`router`) and the OpenAPI document (`embedmesh.gateway.api.openapi`) are both made from these rows and their structs.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from embedmesh.flow.identify import identify
+from embedmesh.gateway.api.queries import path_parameter, query_of
+from embedmesh.http.aiohttp_connection import write_out
+from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
+from embedmesh.http.receive import BodyBudget
+from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
+from embedmesh.rules.errors import Failure, StoreUnavailable
+from embedmesh.rules.limits import WRITE_REPLY_S
+from embedmesh.rules.ports import Caller, Keys, RateLimits
+from embedmesh.rules.shares import Room
+
+ADMIN_SCOPE = "admin"
+
+Scope = tuple[str, ...] | Literal["signed"] | None
+NO_KEY: Scope = None
+ANY_KEY: Scope = ()
+ADMIN_KEY: Scope = (ADMIN_SCOPE,)
+SIGNED: Scope = "signed"  # by a node; the handler checks the signature
+
+Body = TypeVar("Body")
+Query = TypeVar("Query")
+
+
+class ApiCall(NamedTuple, Generic[Body, Query]):
+    """What a handler gets: the decoded body and query of its row, and the path parameter."""
+
+    request: web.BaseRequest
+    path: str
+    body: Body
+    query: Query
+
+    @property
+    def caller(self) -> Caller:
+        """The owner of the key."""
+        return self.request[CALLER]
+
+
+class ApiReply(NamedTuple):
+    """One documented reply. `body` is a type that msgspec knows; None is text. An empty `content_type` is no body."""
+
+    description: str
+    body: Any = None
+    content_type: str = "application/json"
+    headers: tuple[str, ...] = ()
+
+
+class RawHandler(NamedTuple):
+    """What a handler takes and replies that speaks HTTP itself. A tuple of types means: one of them."""
+
+    replies: Mapping[int, ApiReply]
+    request: Any = None
+    key_checked_by_flow: bool = False  # on the fast path, too
+    extra: Mapping[str, Any] = {}  # more for the operation in the OpenAPI document
+
+
+class Route(NamedTuple):
+    """One method of one path.
+
+    `handler` is a method of the API: it takes an `ApiCall` and returns the struct of the reply. Its name is the
+    operation id, its docstring the summary and the description; its annotations are the types of body, query and
+    reply. A handler with `raw` takes aiohttp's request and returns aiohttp's response. `failures` are those that the
+    rest of the row does not imply: see `failures_of` in `openapi.operations`.
+    """
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str  # with named parameters: /v1/admin/keys/{key_id}
+    scope: Scope  # no default: each row says it
+    handler: Callable[[Any, Any], Awaitable[Any]]
+    failures: tuple[type[Failure], ...] = ()
+    body_optional: bool = False
+    any_name: bool = False  # the path parameter is any text, slashes included
+    details: str = ""  # more for the description
+    raw: RawHandler | None = None
+
+    @property
+    def request(self) -> Any:
+        """The type of the body, or None."""
+        return self.raw.request if self.raw is not None else _given(self._call[0])
+
+    @property
+    def query(self) -> type[msgspec.Struct] | None:
+        """The struct of the query, or None where the query is not read."""
+        return None if self.raw is not None else _given(self._call[1])
+
+    @property
+    def replies(self) -> Mapping[int, ApiReply]:
+        """Status -> reply. The reply of an ordinary handler is described by the docstring of its struct."""
+        if self.raw is not None:
+            return self.raw.replies
+        body = self.handler.__annotations__["return"]
+        return {200: ApiReply(inspect.cleandoc(getattr(body, "__origin__", body).__doc__ or ""), body)}
+
+    @property
+    def _call(self) -> tuple[Any, Any]:
+        body, query = self.handler.__annotations__["call"].__args__
+        return body, query
+
+
+class Api:
+    """Handlers, and the rows that lead to them."""
+
+    TAG: ClassVar[str]  # in the OpenAPI document
+    ROUTES: ClassVar[tuple[Route, ...]]
+    bodies: BodyBudget
+
+    def bounded(self, handler: Handler) -> Handler:
+        """The handler, within the bounds that all routes of this API share. It runs after the key was checked."""
+        return handler
+
+
+def router(apis: Iterable[Api], keys: Keys, rate_limits: RateLimits | None) -> Routes:
+    """All routes of these APIs. Paths and methods without a row are refused. Without `rate_limits` none apply."""
+    routes: dict[str, dict[str, Handler]] = {}
+    for api in apis:
+        for route in api.ROUTES:
+            handler = api.bounded(_adapted(route, api))
+            if isinstance(route.scope, tuple) and not (route.raw and route.raw.key_checked_by_flow):
+                handler = _with_key(handler, route.scope, keys, rate_limits)
+            routes.setdefault(starred(route.path), {})[route.method] = handler
+    return routes
+
+
+def starred(path: str) -> str:
+    """A row's path as `embedmesh.http.server.Routes` writes it: neighbouring parameters are one star."""
+    return re.sub("{.+}", "*", path)
+
+
+def in_room(room: Room, handler: Handler, whose: Callable[[web.BaseRequest], str]) -> Handler:
+    """The handler, where replies take memory until they are read: `room` bounds how many there are at one time."""
+
+    @functools.wraps(handler)
+    async def inside(request: web.BaseRequest) -> web.StreamResponse:
+        name = whose(request)
+        room.take(name)
+        try:
+            response = await handler(request)
+            await write_out(request, response, WRITE_REPLY_S)
+            return response
+        finally:
+            room.give_back(name)
+
+    return inside
+
+
+def account_of(request: web.BaseRequest) -> str:
+    """The account whose key the request has."""
+    return request[CALLER].account_id
+
+
+def _given(kind: Any) -> Any:
+    return None if kind is type(None) else kind
+
+
+def _adapted(route: Route, api: Api) -> Handler:
+    """A row's handler as the server calls it."""
+    if route.raw is not None:
+        return functools.partial(route.handler, api)
+    kind, query_kind = route.request, route.query
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        path = path_parameter(request, any_name=route.any_name) if PATH_REMAINDER in request else ""
+        query = None if query_kind is None else query_of(request, query_kind)
+        body = None
+        if kind is not None:
+            sent = await small_body(request, api.bodies)
+            body = decoded(sent if sent or not route.body_optional else b"{}", kind)
+        return json_reply(await route.handler(api, ApiCall(request, path, body, query)))
+
+    return answer
+
+
+def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits | None) -> Handler:
+    """The handler, for keys with one of the scopes; with no scopes, for any key.
+
+    Each call counts as one of the requests that the key may make in a minute, unless it has the scope `admin`.
+    """
+
+    async def checked(request: web.BaseRequest) -> web.StreamResponse:
+        headers = request.headers
+        caller = await identify(headers.get("Authorization"), keys, *scopes, api_key=headers.get("api-key"))
+        request[CALLER] = caller
+        if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
+            with suppress(StoreUnavailable):  # reads go on; writes meet it later
+                await rate_limits.take_request(caller)
+        return await handler(request)
+
+    return checked

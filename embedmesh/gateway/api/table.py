@@ -1,0 +1,30 @@
+"""The one route table: all APIs of a gateway, in the order in which a reader wants them."""
+
+from embedmesh.gateway.api.account_api import AccountApi
+from embedmesh.gateway.api.accounts_api import AccountsApi
+from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
+from embedmesh.gateway.api.fleet_api import FleetApi
+from embedmesh.gateway.api.invites_api import InvitesApi
+from embedmesh.gateway.api.keys_api import KeysApi
+from embedmesh.gateway.api.ledger_api import LedgerApi
+from embedmesh.gateway.api.models_api import ModelsApi
+from embedmesh.gateway.api.nodes_api import NodesApi
+from embedmesh.gateway.api.operations_api import OperationsApi
+from embedmesh.gateway.api.pages_api import PagesApi
+from embedmesh.gateway.api.prices_api import PricesApi
+from embedmesh.gateway.api.routes import Api
+
+APIS: tuple[type[Api], ...] = (
+    EmbeddingsApi,
+    ModelsApi,
+    AccountApi,
+    OperationsApi,
+    PagesApi,
+    NodesApi,
+    FleetApi,
+    InvitesApi,
+    AccountsApi,
+    KeysApi,
+    PricesApi,
+    LedgerApi,
+)
