@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -19,13 +19,14 @@ from embedmesh.flow.again import (
     Kept,
     Unread,
 )
-from embedmesh.flow.handle import World, handle
+from embedmesh.flow.handle import handle
 from embedmesh.flow.respond import reply_bytes_max
-from embedmesh.rules.embeddings import Call
-from embedmesh.rules.errors import Failure, NodeBroke
-from embedmesh.rules.ports import Answer, Caller, Delivery, Reply
+from embedmesh.rules.embeddings import Call, Counted, EmbedVectors
+from embedmesh.rules.errors import Failure, NodeBroke, RateLimited
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Answer, Caller, Delivery, Part, Reply
 from embedmesh.rules.shares import Shares
-from tests.flow.world import GOOD_KEY, METERED_KEY, NARROW_KEY, ScriptedNodes, make_world
+from tests.flow.world import GOOD_KEY, METERED_KEY, NARROW_KEY, ScriptedNodes, ScriptedWorld, make_world, undelivered
 
 BODY = b'{"model":"tiny","input":"abc"}'
 OTHER_BODY = b'{"model":"tiny","input":"abd"}'
@@ -34,7 +35,7 @@ BROKEN_OFF = Delivery.BROKEN_OFF
 
 
 async def ask(
-    world: World,
+    world: ScriptedWorld,
     body: bytes = BODY,
     *,
     api_key: str = GOOD_KEY,
@@ -59,7 +60,7 @@ async def ask(
     return delivered[0]
 
 
-def charges(world: World) -> int:
+def charges(world: ScriptedWorld) -> int:
     return sum(what == "capture" for what, _ in world.ledger.log)
 
 
@@ -94,15 +95,15 @@ async def test_the_same_key_with_another_body_is_a_conflict() -> None:
     assert charges(world) == 1
 
 
-async def test_who_comes_while_the_first_runs_waits_for_its_reply() -> None:
+async def test_who_comes_while_the_first_runs_waits_for_its_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world()
     gate, embed = asyncio.Event(), world.client.embed
 
-    async def slow(*arguments):
+    async def slow(*arguments: Any) -> EmbedVectors:
         await gate.wait()
         return await embed(*arguments)
 
-    world.client.embed = slow
+    monkeypatch.setattr(world.client, "embed", slow)
     first, second = asyncio.create_task(ask(world, key="k")), asyncio.create_task(ask(world, key="k"))
     await asyncio.sleep(0.05)
     assert not first.done() and not second.done()
@@ -111,15 +112,15 @@ async def test_who_comes_while_the_first_runs_waits_for_its_reply() -> None:
     assert world.ledger.log == [("hold", COST), ("capture", COST)]
 
 
-async def test_who_waits_for_one_that_fails_takes_its_place() -> None:
+async def test_who_waits_for_one_that_fails_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world(ScriptedNodes(*[NodeBroke("x")] * 1, None), nodes=1)
     embed = world.client.embed
 
-    async def slow(*arguments):
+    async def slow(*arguments: Any) -> EmbedVectors:
         await asyncio.sleep(0.03)
         return await embed(*arguments)
 
-    world.client.embed = slow
+    monkeypatch.setattr(world.client, "embed", slow)
     first = asyncio.create_task(ask(world, key="k"))
     await asyncio.sleep(0.01)
     second = await ask(world, key="k")
@@ -140,7 +141,7 @@ async def test_a_reply_that_was_not_delivered_is_not_kept() -> None:
 
 async def test_who_waits_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world()
-    world.client.embed = lambda *arguments: asyncio.Event().wait()
+    monkeypatch.setattr(world.client, "embed", lambda *arguments: asyncio.Event().wait())
     first = asyncio.create_task(ask(world, key="k"))
     await asyncio.sleep(0)
     second = asyncio.create_task(ask(world, key="k"))
@@ -163,6 +164,7 @@ async def test_a_reply_that_cannot_be_kept_is_refused_before_money_is_held(monke
     world.ledger.kept = KEPT_ACCOUNT_BYTES_MAX
     with pytest.raises(Failure) as full:
         await ask(world, key="k")
+    assert isinstance(full.value, RateLimited)
     assert (full.value.code, full.value.retry_after_s) == ("rate_limit_exceeded", 3_600)
     world.ledger.kept = 0
     monkeypatch.setattr("embedmesh.flow.again.KEPT_REPLY_BYTES_MAX", 15)
@@ -184,23 +186,21 @@ async def test_a_reply_that_was_broken_off_is_paid_and_kept_for_its_key() -> Non
 # -- an SDK's retries --------------------------------------------------------------------------------------------------
 
 
-class Gate:
+class Gate(ScriptedNodes):
     """Nodes that answer once they may."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, *script: Failure | None) -> None:
+        super().__init__(*script)
         self.open = asyncio.Event()
-        self._embed = world.client.embed
-        world.client.embed = self
 
-    async def __call__(self, *arguments):
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         await self.open.wait()
-        return await self._embed(*arguments)
+        return await super().embed(part, model, counted, request_id)
 
 
 async def test_a_retry_attaches_to_its_twin() -> None:
     """One call of a node, one charge, two replies."""
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     first = asyncio.create_task(ask(world, retries=0))
     await asyncio.sleep(0.01)
     second = asyncio.create_task(ask(world, retries=1))
@@ -213,8 +213,7 @@ async def test_a_retry_attaches_to_its_twin() -> None:
 
 async def test_a_retry_finds_the_work_whose_caller_has_gone() -> None:
     """It goes on for a little; whoever gets the reply is charged, once."""
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     first = asyncio.create_task(ask(world, retries=0))
     await asyncio.sleep(0.01)
     first.cancel()
@@ -240,10 +239,9 @@ async def test_a_reply_that_was_lost_is_there_for_the_retry() -> None:
     "other",
     [{"body": OTHER_BODY}, {"api_key": METERED_KEY}, {"retries": 0}, {"retries": None}],
 )
-async def test_what_is_no_retry_of_it_is_another_request(other: dict[str, object]) -> None:
+async def test_what_is_no_retry_of_it_is_another_request(other: dict[str, Any]) -> None:
     """Another body or key; a first try, or one without an SDK's word."""
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     first = asyncio.create_task(ask(world, retries=0))
     await asyncio.sleep(0.01)
     second = asyncio.create_task(ask(world, **{"retries": 1, **other}))
@@ -258,8 +256,7 @@ async def test_work_that_nobody_comes_back_for_is_released(monkeypatch: pytest.M
     """Under way or done, once the time is over; what was given up is not found by a later retry."""
     monkeypatch.setattr("embedmesh.flow.again.LINGER_S", 0.02)
     assert LINGER_S >= 1.0
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     if done:
         gate.open.set()
         with pytest.raises(ConnectionResetError):
@@ -276,8 +273,7 @@ async def test_work_that_nobody_comes_back_for_is_released(monkeypatch: pytest.M
 
 
 async def test_a_failure_is_told_to_all_and_remembered_by_nobody() -> None:
-    world = make_world(ScriptedNodes(NodeBroke("x"), None))
-    gate = Gate(world)
+    world = make_world(gate := Gate(NodeBroke("x"), None))
     first, second = asyncio.create_task(ask(world, retries=0)), None
     await asyncio.sleep(0.01)
     second = asyncio.create_task(ask(world, retries=1))
@@ -291,8 +287,7 @@ async def test_a_failure_is_told_to_all_and_remembered_by_nobody() -> None:
 
 async def test_a_failure_that_nobody_heard_is_not_told_to_the_retry() -> None:
     """The work failed after its caller had gone: the retry is tried anew."""
-    world = make_world(ScriptedNodes(NodeBroke("x"), None))
-    gate = Gate(world)
+    world = make_world(gate := Gate(NodeBroke("x"), None))
     first = asyncio.create_task(ask(world, retries=0))
     await asyncio.sleep(0.01)
     first.cancel()
@@ -394,8 +389,7 @@ async def test_it_is_kept_until_it_was_read_to_its_end() -> None:
 
 async def test_who_is_answered_after_all_leaves_nothing_for_a_retry() -> None:
     """Two callers of one work: the reply is broken off by one and read by the other."""
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     first = asyncio.create_task(ask(world, retries=0, how=BROKEN_OFF))
     await asyncio.sleep(0.01)
     second = asyncio.create_task(ask(world, retries=1))
@@ -411,7 +405,7 @@ async def test_who_is_answered_after_all_leaves_nothing_for_a_retry() -> None:
     "other",
     [{"body": OTHER_BODY}, {"api_key": METERED_KEY}, {"retries": 0}, {"retries": None}, {"key": "k"}],
 )
-async def test_what_is_no_retry_of_it_is_charged(other: dict[str, object]) -> None:
+async def test_what_is_no_retry_of_it_is_charged(other: dict[str, Any]) -> None:
     world = make_world()
     await ask(world, retries=0, how=BROKEN_OFF)
     await ask(world, **{"retries": 1, **other})
@@ -612,7 +606,7 @@ async def test_the_rate_is_looked_at_before_the_body_and_tokens_before_money() -
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:
-        await handle(world, Asked(f"Bearer {METERED_KEY}"), receive, deliver=None)
+        await handle(world, Asked(f"Bearer {METERED_KEY}"), receive, undelivered)
     assert refused.value.code == "rate_limit_exceeded"
     assert [what for what, _ in world.ledger.log] == ["hold", "capture"]
 

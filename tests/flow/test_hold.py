@@ -13,7 +13,7 @@ from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict, Overlo
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Room
-from tests.flow.world import Clock
+from tests.flow.world import Clock, MemoryLedger
 
 CALLER = Caller("acct", "key_1", frozenset())
 HOLD = Hold("req_1", "acct", 7, 0)
@@ -24,10 +24,11 @@ DONE = PriorRequest(CLAIM.body_hash, "req_0", "captured", b"the reply")
 OF_ANOTHER_BODY = PriorRequest(b"c" * 32, "req_0", "open", None)
 
 
-class TwinLedger:
+class TwinLedger(MemoryLedger):
     """Finds the single_flight of a script, one a question; remembers what it was asked and how holds ended."""
 
     def __init__(self, *found: PriorRequest | None) -> None:
+        super().__init__()
         self._found = iter(found)
         self.asked: list[tuple[str, Hold]] = []
         self.ended: list[tuple[object, ...]] = []

@@ -88,5 +88,5 @@ def test_what_the_sdk_sends_is_accepted() -> None:
         request = NodesCreateRequest(data=NodePublicAddressAssignment(**DATA), signature=signature)
         written = serialize_request_body(request, False, False, "json", NodesCreateRequest)
         assert written is not None
-        body = json.loads(written.content)
+        body = json.loads(written.content or b"")
         assert check(body["data"], body["signature"]) == NODE.public_key
