@@ -13,8 +13,8 @@ from embedmesh.flow import handle as module
 from embedmesh.flow.again import Unread
 from embedmesh.flow.hold import Held
 from embedmesh.rules.ports import Delivery
-from embedmesh.storage import store
 from embedmesh.storage.ledger import holds as hold_writes
+from embedmesh.storage.ledger.group_commit import Writer
 from embedmesh.storage.ledger.writes import Write
 
 LIVES = 25
@@ -127,7 +127,7 @@ def test_it_finds_a_lost_capture(template: Template, monkeypatch: pytest.MonkeyP
             if not write.kept:
                 write.failed("The ledger cannot be written now; try again soon.")
 
-    monkeypatch.setattr(store.Writer, "_keep_what_must_be", keep)
+    monkeypatch.setattr(Writer, "_keep_what_must_be", keep)
     assert found(template, "never charged")
 
 

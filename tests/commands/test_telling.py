@@ -4,6 +4,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import click
 import msgspec
@@ -120,7 +121,7 @@ def test_prices_are_given_in_usd(given: str, means: int | str, tmp_path: object)
 
     @click.command()
     @settings_options(GatewaySettings)
-    def command(**settings: object) -> None:
+    def command(**settings: Any) -> None:
         found.append(GatewaySettings(**settings))
 
     result = CliRunner().invoke(command, ["--ask-max", given, "--data-dir", str(tmp_path)])

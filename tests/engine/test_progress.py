@@ -108,7 +108,7 @@ def test_where_the_kernel_tells_nothing_there_is_the_clock() -> None:
 
 
 def test_a_second_of_starving_is_told_once_and_holds_for_a_while() -> None:
-    now, told = 0.0, []
+    now, told = 0.0, list[Shortage]()
     starvation = Starvation(lambda: now, told.append)
     watching = Watch(ALLOWED, starvation.note)
     throttled = 0
@@ -116,7 +116,8 @@ def test_a_second_of_starving_is_told_once_and_holds_for_a_while() -> None:
         now, throttled = look * LOOK_S, throttled + (look > 5)
         watching.look(Sample(now, "R", 0.0, 0.0, throttled))
     assert told == ["cpu"]
-    assert starvation.shortage == "quota", "its group was throttled between the last two looks"
+    said: list[Shortage] = [starvation.shortage]
+    assert said == ["quota"], "its group was throttled between the last two looks"
     assert starvation.seconds == pytest.approx(11 * LOOK_S)
     now += STARVED_FOR_S
     assert starvation.shortage == ""

@@ -1,6 +1,7 @@
 """Whoever asks for more than its share of a busy fleet is refused at once; whoever asks for less is not."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -106,7 +107,7 @@ def test_what_has_left_the_line_counts_no_more() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500), st.booleans()), max_size=60))
 def test_backlogs_are_what_was_added_and_not_removed(steps: list[tuple[str, int, bool]]) -> None:
-    waiting, there = FairQueue(), []
+    waiting, there = FairQueue(), list[Work]()
     for account, tokens, removes in steps:
         if removes and there:
             work = there.pop(0)
@@ -126,13 +127,14 @@ def test_backlogs_are_what_was_added_and_not_removed(steps: list[tuple[str, int,
 
 
 def _work(account: str, tokens: int) -> Work:
+    nobody: Any = None  # is asked, and asks
     return Work(
-        line=None,
+        line=nobody,
         model_id="m",
         account_id=account,
         size=size_of(tokens),
         lengths=[tokens],
-        asker=None,
+        asker=nobody,
         whole=True,
         needs_texts=False,
         needs_ids=False,

@@ -34,7 +34,8 @@ def tilted(cosine: float) -> Vectors:
         vector = right(ids).astype(np.float64)
         aside = np.random.default_rng(len(ids)).standard_normal(64)
         aside -= aside @ vector * vector
-        return (cosine * vector + np.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside)).astype("<f4")
+        tilt: np.ndarray = (cosine * vector + np.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside)).astype("<f4")
+        return tilt
 
     return vectors
 
@@ -49,7 +50,7 @@ class Rig:
     def __init__(self, trusted: str = "", **nodes: Vectors) -> None:
         self.nodes = nodes
         self.asked: list[str] = []
-        clock = Clock()
+        self.clock = clock = Clock()
         self.registry = Registry(clock)
         line = Scheduler(
             self.registry, clock, random.Random(1), lambda s, f: asyncio.get_running_loop().call_later(s, f)
@@ -80,6 +81,7 @@ class Rig:
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         self.asked.append(part.node_id)
         assert request_id.startswith("req_"), "it looks like any other"
+        assert counted.ids is not None
         rows = [self.nodes[part.node_id](counted.ids[place]) for place in part.places]
         return EmbedVectors(part.tokens, b"".join(row.astype("<f4").tobytes() for row in rows))
 
@@ -313,7 +315,7 @@ async def test_a_quarantined_server_of_another_make_that_is_wrong_again_is_asked
     for _ in range(20):
         rig.canaries._probe_all()
         await asyncio.gather(*rig.canaries._tasks)
-        rig.canaries._clock.now += PROBATION_EVERY_S
+        rig.clock.now += PROBATION_EVERY_S
     assert rig.asked.count("newcomer") == asked
 
 

@@ -50,7 +50,7 @@ from embedmesh.rules.embeddings import COMPACT, Counted, EmbedIds, EmbedVectors,
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import STATEMENT, Greeting, Offer, Registration, Statement, Welcome
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
+from embedmesh.rules.ports import Part, Tokenizer
 from embedmesh.rules.shares import Shares
 from embedmesh.settings import NodeSettings
 from embedmesh.signing.certificates import der, make_certificate, server_context
@@ -142,7 +142,7 @@ class Gateway:
         self.registry = Registry(clock)
         self.clients = NodeClients()
         self.nonces = Nonces(SECRET)
-        tokenizers = {model.id: LetterTokenizer() for model in CATALOGUE.models}
+        tokenizers: dict[str, Tokenizer] = {model.id: LetterTokenizer() for model in CATALOGUE.models}
         self.members = Members(
             store.nodes, self.registry, self.clients, CATALOGUE, tokenizers, clock, verify, self.fingerprint
         )
@@ -240,7 +240,7 @@ class Gateway:
         """Say something of a node; it must be done."""
         reply = await self.admin("POST", f"/nodes/{name}/{action}")
         assert reply.status == 200, reply.body
-        return msgspec.json.decode(reply.body)
+        return msgspec.json.decode(reply.body, type=dict[str, Any])
 
     def strangers_asked(self) -> int:
         """How often in this minute."""
@@ -256,7 +256,8 @@ class Gateway:
             node = self.node(name)
             return node if node is not None and node.state is NodeState.READY else None
 
-        return await until(f"{name} is ready", ready)
+        found: Node = await until(f"{name} is ready", ready)
+        return found
 
     async def embed(self, name: str, ids: list[list[int]] = IDS, *, request_id: str = "req_1") -> EmbedVectors:
         """One call of that node, as the line would make it."""
@@ -364,7 +365,7 @@ class Engine:
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+        return int(sock.getsockname()[1])
 
 
 class RealNode:
@@ -487,7 +488,7 @@ class Applicant:
 
     def statement(self, half: Ephemeral | None = None, /, **changes: Any) -> Statement:
         """A good one, but for the changes."""
-        members = {
+        members: dict[str, Any] = {
             "version": 1,
             "public_key": self.identity.public_key,
             "address": "",

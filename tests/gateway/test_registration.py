@@ -190,7 +190,7 @@ async def test_without_a_token_it_waits_for_the_operator(gw: Gateway, applicant:
         contacts += 1
 
     async with somebody(count, applicant.tls) as port:
-        place = {"address": f"https://127.0.0.1:{port}", "certificate": applicant.certificate}
+        place: dict[str, Any] = {"address": f"https://127.0.0.1:{port}", "certificate": applicant.certificate}
         welcome = await applicant.join(**place)
         assert (welcome.standing, welcome.ephemeral, welcome.signature) == ("pending", b"", b"")
         assert await applicant.join(**place) == welcome
@@ -286,13 +286,14 @@ async def test_a_registration_is_taken_once(gw: Gateway, applicant: Applicant) -
 
 async def topic_of_nodes(gw: Gateway) -> int:
     """How often gateways were told of nodes."""
-    return dict(await gw.store._reads.ask("SELECT topic, version FROM topics", {}))["nodes"]
+    found: dict[str, int] = dict(await gw.store._reads.ask("SELECT topic, version FROM topics", {}))
+    return found["nodes"]
 
 
 async def test_what_a_stranger_says_is_noted_once_and_small(gw: Gateway, applicant: Applicant) -> None:
     """However often it asks: no nonce is used up, nothing is written or reloaded. What it offers is not kept."""
     used = len(gw.nonces._used)
-    place = {"address": "https://node.example", "certificate": applicant.certificate}
+    place: dict[str, Any] = {"address": "https://node.example", "certificate": applicant.certificate}
     asked, _ = await applicant.registration(**place)
     said = await applicant.post(asked)
     record, told = gw.members.record(applicant.node_id), await topic_of_nodes(gw)

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,13 @@ def gateway_signer(one: Applicant, instance: str = "00112233445566ff") -> Reques
 
 def signed(one: Applicant, signer: RequestSigner, *, at_s: int = 0, **changes: Any) -> bytes:
     """A gateway's request. `changes` are of what is sent, after it was signed."""
-    asked = {"method": "POST", "path": "/v1/embeddings", "body": BODY}
+    asked: dict[str, Any] = {"method": "POST", "path": "/v1/embeddings", "body": BODY}
     now_s = one.gateway.clock.unix_ms() // 1000 + at_s
     headers = signer.sign(asked["method"], asked["path"], asked["body"], "req_1", now_s).headers
     sent = asked | changes
+    body: bytes = sent["body"]
     head = f"{sent['method']} {sent['path']} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n"
-    return head.encode() + headers + b"Content-Length: %d\r\n\r\n" % len(sent["body"]) + sent["body"]
+    return head.encode() + headers + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 # -- what a node answers -----------------------------------------------------------------------------------------------
@@ -331,7 +333,7 @@ async def test_a_reply_over_tls_ends_its_request(applicant: Applicant, size: int
         reply = await wires.exchange(lambda: b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", size)
         assert (len(reply.body), begun) == (size, number)
         [connection] = server._server.connections
-        await until("the request has ended", lambda connection=connection: not connection._request_in_progress)
+        await until("the request has ended", partial(lambda one: not one._request_in_progress, connection))
     async with asyncio.timeout(1):
         await server.drain(30)
     wires.close()
@@ -417,7 +419,7 @@ async def test_connections_that_were_cut_do_not_crowd_out_new_ones(monkeypatch: 
         wires.offer(connection)
         other_end.close()
         ends.append(server)
-        await until("it is cut", lambda connection=connection: not connection.usable)
+        await until("it is cut", partial(lambda one: not one.usable, connection))
     assert len(wires._idle) <= 4
     connection, other_end, server = await connected()
     wires.offer(connection)

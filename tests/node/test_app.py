@@ -428,7 +428,7 @@ def test_a_node_alone_serves_the_openai_sdk_and_nobody_without_its_key(model: Mo
         assert [one.id for one in sdk.models.list()] == ["tests/tiny"]
         assert httpx.get(f"{root}/readyz").status_code == httpx.get(f"{root}/health").status_code == 200
         for said in ("", "Bearer", "Bearer a-key-of-our", "Bearer a-key-of-ours2", "Bearer ä", "Basic a-key-of-ours"):
-            headers = {"Authorization": said.encode()}
+            headers = [(b"Authorization", said.encode())]
             for method, path in [
                 ("POST", "/v1/embeddings"),
                 ("POST", "/v1/tokenize"),

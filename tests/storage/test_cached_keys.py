@@ -115,7 +115,9 @@ class Ring:
 
     def __init__(self) -> None:
         self.reads, self.topics = GatedReads(), Told()
-        self.keys = KeyRing(self.reads, None, self.topics, HandClock(), SECRET)
+        nobody: Any = None  # writes
+        topics: Any = self.topics
+        self.keys = KeyRing(self.reads, nobody, topics, HandClock(), SECRET)
 
     def make(self, token: str | None = None) -> str:
         token = token or make_token("em", SECRET)

@@ -1,6 +1,7 @@
 """Migrations: a store of any version that was ever released becomes one of this version, its ledger as it was."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,7 @@ def test_a_script_that_breaks_references_is_refused(tmp_path: Path) -> None:
 def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: Server) -> None:
     """The same there."""
     engine = engine_of(postgres.new())
-    db = engine.connect(busy_s=1)
+    db: Any = engine.connect(busy_s=1)
     scripts = migrations("postgres")
     known = max(scripts)
     with pytest.raises(SetupError, match="already exists"):
@@ -145,7 +146,7 @@ def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: Server) -> No
 def test_an_older_store_of_postgresql_keeps_what_it_has(postgres: Server, version: int) -> None:
     """Money, keys and every promise are as before; answers come from no cache."""
     engine = engine_of(url := postgres.new())
-    db = engine.connect(busy_s=1)
+    db: Any = engine.connect(busy_s=1)
     scripts = migrations("postgres")
     migrate(engine, db, {number: script for number, script in scripts.items() if number <= version})
     db.connection.execute(TRADE.replace("zeroblob(32)", "decode(repeat('00', 32), 'hex')"))
