@@ -376,7 +376,7 @@ def test_a_node_whose_models_all_fail_to_start_is_one_line_and_78(model: Model, 
     broken = [msgspec.structs.replace(model, id=name, aliases=(), digest=name * 64) for name in "ab"]
     node = Node(broken, tmp_path / "n.sock")
     _, said = node.process.communicate(timeout=START_S)
-    assert (node.process.returncode, said.count("\n")) == (78, 1)
+    assert (node.process.returncode, said.count("\n")) == (78, 1), said
     assert "is not the model that the catalogue names" in said
     node.http.close()
 
@@ -483,7 +483,7 @@ def test_a_door_without_a_lock_and_an_unknown_model_are_one_line_and_78(
 ) -> None:
     node = Node(model, tmp_path / "n.sock", **options)
     _, said = node.process.communicate(timeout=START_S)
-    assert (node.process.returncode, said.count("\n")) == (78, 1)
+    assert (node.process.returncode, said.count("\n")) == (78, 1), said
     assert says in said
     node.http.close()
 
