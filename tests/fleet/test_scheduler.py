@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from embedmesh.rules.forwarding import Part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from embedmesh.rules.errors import (
     NodeUnreachable,
     UpstreamRefused,
 )
-from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, NATIVE
 
 FIXED_S = 0.002

@@ -7,24 +7,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from embedmesh.dialects.openai.render import reply_bytes_max
+from embedmesh.flow.idempotency import Kept
+from embedmesh.flow.paid import serve
+from embedmesh.flow.retries import LINGER_S, LINGERING_ACCOUNT_MAX, LINGERING_MAX, UNREAD_ENTRY_BYTES, UNREAD_S, Unread
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.forwarding import Answer, Part
 
-from embedmesh.flow.again import (
-    KEPT_ACCOUNT_BYTES_MAX,
-    LINGER_S,
-    LINGERING_ACCOUNT_MAX,
-    LINGERING_MAX,
-    UNREAD_ENTRY_BYTES,
-    UNREAD_S,
-    Asked,
-    Kept,
-    Unread,
-)
-from embedmesh.flow.handle import handle
-from embedmesh.flow.respond import reply_bytes_max
 from embedmesh.rules.embeddings import Call, Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, NodeBroke, RateLimited
+from embedmesh.rules.limits import KEPT_REPLIES_BYTES_MAX
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Caller, Delivery, Part, Reply
+from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
 from tests.flow.world import GOOD_KEY, METERED_KEY, NARROW_KEY, ScriptedNodes, ScriptedWorld, make_world, undelivered
 
@@ -56,7 +50,7 @@ async def ask(
         delivered.append(reply)
         return how
 
-    await handle(world, Asked(f"Bearer {api_key}", key, retries), receive, deliver)
+    await serve(world, RequestHead(f"Bearer {api_key}", key, retries), receive, deliver)
     return delivered[0]
 
 
@@ -161,13 +155,13 @@ async def test_a_key_that_is_none_is_refused(key: str) -> None:
 async def test_a_reply_that_cannot_be_kept_is_refused_before_money_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too large a one, or where too many are kept: with the key alone; without it the request is taken."""
     world = make_world()
-    world.ledger.kept = KEPT_ACCOUNT_BYTES_MAX
+    world.ledger.kept = KEPT_REPLIES_BYTES_MAX
     with pytest.raises(Failure) as full:
         await ask(world, key="k")
     assert isinstance(full.value, RateLimited)
     assert (full.value.code, full.value.retry_after_s) == ("rate_limit_exceeded", 3_600)
     world.ledger.kept = 0
-    monkeypatch.setattr("embedmesh.flow.again.KEPT_REPLY_BYTES_MAX", 15)
+    monkeypatch.setattr("embedmesh.flow.retries.KEPT_REPLY_BYTES_MAX", 15)
     with pytest.raises(Failure, match="leave the key out") as large:
         await ask(world, key="k")
     assert large.value.code == "invalid_value"
@@ -254,7 +248,7 @@ async def test_what_is_no_retry_of_it_is_another_request(other: dict[str, Any]) 
 @pytest.mark.parametrize("done", [False, True])
 async def test_work_that_nobody_comes_back_for_is_released(monkeypatch: pytest.MonkeyPatch, done: bool) -> None:
     """Under way or done, once the time is over; what was given up is not found by a later retry."""
-    monkeypatch.setattr("embedmesh.flow.again.LINGER_S", 0.02)
+    monkeypatch.setattr("embedmesh.flow.retries.LINGER_S", 0.02)
     assert LINGER_S >= 1.0
     world = make_world(gate := Gate())
     if done:
@@ -309,7 +303,7 @@ async def test_when_the_gateway_ends_nothing_lingers() -> None:
 @pytest.mark.parametrize("bound", ["LINGERING_MAX", "LINGERING_ACCOUNT_MAX"])
 async def test_too_many_do_not_linger(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     """What is over a bound, in all or of an account, is given up at once."""
-    monkeypatch.setattr(f"embedmesh.flow.again.{bound}", 1)
+    monkeypatch.setattr(f"embedmesh.flow.retries.{bound}", 1)
     world = make_world()
     for body in (BODY, OTHER_BODY):
         with pytest.raises(ConnectionResetError):
@@ -425,7 +419,7 @@ async def test_what_was_not_paid_is_not_kept() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)
+        await serve(world, RequestHead(f"Bearer {GOOD_KEY}"), receive, deliver)
     await ask(world, retries=1)
     assert [what for what, _ in world.ledger.log] == ["hold", "release", "hold", "release", "hold", "capture"]
 
@@ -527,7 +521,7 @@ async def test_replies_under_way_are_bounded_by_account_before_anything_is_done_
         await read.wait()
         return Delivery.WHOLE
 
-    reading = [asyncio.create_task(handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)) for _ in range(4)]
+    reading = [asyncio.create_task(serve(world, RequestHead(f"Bearer {GOOD_KEY}"), receive, deliver)) for _ in range(4)]
     await asyncio.sleep(0.05)
     with pytest.raises(Failure, match="bytes of replies under way") as refused:
         await ask(world, api_key=METERED_KEY)  # of the same account
@@ -563,7 +557,7 @@ async def test_room_is_given_back_however_a_request_ends(error: BaseException) -
         raise error
 
     with pytest.raises(type(error)):
-        await handle(world, Asked(f"Bearer {GOOD_KEY}"), receive, deliver)
+        await serve(world, RequestHead(f"Bearer {GOOD_KEY}"), receive, deliver)
     with pytest.raises(Failure):
         await ask(world, b'{"model":"tiny","input":"abcdefghijk"}')
     assert world.replies.taken == 0
@@ -606,7 +600,7 @@ async def test_the_rate_is_looked_at_before_the_body_and_tokens_before_money() -
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:
-        await handle(world, Asked(f"Bearer {METERED_KEY}"), receive, undelivered)
+        await serve(world, RequestHead(f"Bearer {METERED_KEY}"), receive, undelivered)
     assert refused.value.code == "rate_limit_exceeded"
     assert [what for what, _ in world.ledger.log] == ["hold", "capture"]
 

@@ -6,16 +6,17 @@ from collections import OrderedDict
 import msgspec
 import numpy as np
 import pytest
+from embedmesh.flow.paid import serve
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.forwarding import Answer, Share
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.flow.again import Asked
 from embedmesh.flow.cache import CACHED, ENTRY_BYTES, VectorCache
-from embedmesh.flow.handle import handle
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NoNodeAvailable, WrongAnswer
-from embedmesh.rules.ports import Answer, Caller, Delivery, Reply, Share
+from embedmesh.rules.ports import Caller
 from tests.flow.world import MODEL, NATIVE, ScriptedNodes, ScriptedWorld, make_world, vector_for
 
 PRICE = 1.5  # nano-USD a token; two tokens more an input
@@ -49,7 +50,7 @@ async def ask(world: ScriptedWorld, asked: bytes, account: str = "a", how: Deliv
         replies.append(reply)
         return how
 
-    await handle(world, Asked(f"Bearer {account}"), receive, deliver)
+    await serve(world, RequestHead(f"Bearer {account}"), receive, deliver)
     return replies[0]
 
 
@@ -200,7 +201,7 @@ async def test_who_made_it_is_believed_as_then_and_not_as_when_it_is_paid(how: D
         registry.readmit(liar)
         return how
 
-    await handle(world, Asked("Bearer a"), receive, deliver)
+    await serve(world, RequestHead("Bearer a"), receive, deliver)
     assert (await ask(world, body("abc"))).headers["x-embedmesh-cached"] == "0"
 
 

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.flow.forward import _Answers
 from embedmesh.rules.embeddings import EmbedVectors
-from embedmesh.rules.ports import Part
 
 LENGTHS = [3, 4, 5, 6]
 WIDTH = 2

@@ -6,11 +6,12 @@ import random
 from collections.abc import Coroutine
 
 import pytest
+from embedmesh.flow.paid import serve
+from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead
+from embedmesh.rules.forwarding import Part
 
 from bench.lives.loop import Loop
 from embedmesh.fleet.registry import Node
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import handle
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import (
     DeadlineExceeded,
@@ -28,7 +29,6 @@ from embedmesh.rules.holds import Claim, Hold
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Deliver, Delivery, Part, Reply
 from tests.flow.world import (
     GOOD_KEY,
     NATIVE,
@@ -57,7 +57,7 @@ async def ask(
         delivered.append(reply)
         return Delivery.WHOLE
 
-    await handle(world, Asked(f"Bearer {key}" if key else None), receive, deliver or take)
+    await serve(world, RequestHead(f"Bearer {key}" if key else None), receive, deliver or take)
     return delivered
 
 
@@ -79,7 +79,7 @@ async def test_a_wrong_key_is_refused_before_the_body_is_read(key: str | None) -
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:
-        await handle(make_world(), Asked(f"Bearer {key}" if key is not None else None), receive, undelivered)
+        await serve(make_world(), RequestHead(f"Bearer {key}" if key is not None else None), receive, undelivered)
     assert refused.value.code == "invalid_api_key"
 
 
@@ -89,7 +89,7 @@ async def test_only_a_bearer_header_identifies(header: str) -> None:
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure, match="missing or not valid"):
-        await handle(make_world(), Asked(header), receive, undelivered)
+        await serve(make_world(), RequestHead(header), receive, undelivered)
 
 
 async def test_a_key_without_the_scope_is_told_so() -> None:

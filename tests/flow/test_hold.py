@@ -7,8 +7,8 @@ from itertools import repeat
 
 import msgspec
 import pytest
+from embedmesh.flow.bill import Bill, set_aside
 
-from embedmesh.flow.hold import Held, hold_money
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict, Overloaded
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Caller
@@ -68,8 +68,8 @@ def pauses(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def test_a_hold_says_whose_it_is_and_lasts_until_the_reply_has_left(clock: Clock) -> None:
     """As long as the request may take, 20 seconds for its reply to leave, and 5 of grace."""
-    held = await hold_money(TwinLedger(None), CALLER, 7, 30.0, clock)
-    assert isinstance(held, Held)
+    held = await set_aside(TwinLedger(None), CALLER, 7, 30.0, clock)
+    assert isinstance(held, Bill)
     assert re.fullmatch("req_[0-9a-f]{32}", held.hold.hold_id)
     assert held.hold == Hold(held.hold.hold_id, "acct", 7, clock.unix_ms() + 55_000, "key_1")
 
@@ -83,10 +83,10 @@ async def test_a_hold_says_whose_it_is_and_lasts_until_the_reply_has_left(clock:
     ids=["release", "capture"],
 )
 def test_whatever_is_said_after_the_end_changes_nothing(
-    end: Callable[[Held], None], written: tuple[object, ...]
+    end: Callable[[Bill], None], written: tuple[object, ...]
 ) -> None:
     ledger = TwinLedger()
-    held = Held(ledger, HOLD)
+    held = Bill(ledger, HOLD)
     end(held)
     held.release()
     held.capture(CHARGE)
@@ -96,7 +96,7 @@ def test_whatever_is_said_after_the_end_changes_nothing(
 async def test_who_waits_asks_less_and_less_often(clock: Clock, pauses: list[float]) -> None:
     """For the prior of its own hold, as often as it takes; no other hold is placed."""
     ledger = TwinLedger(*repeat(UNDER_WAY, 6), DONE)
-    assert await hold_money(ledger, CALLER, 7, 30.0, clock, CLAIM) == DONE.reply
+    assert await set_aside(ledger, CALLER, 7, 30.0, clock, CLAIM) == DONE.reply
     own = ledger.asked[0][1]
     assert own.account_id == "acct"
     assert ledger.asked == [("hold", own), *[("twin", own)] * 6]
@@ -111,10 +111,10 @@ async def test_a_reply_is_waited_for_to_the_last_moment(
     monkeypatch.setattr("embedmesh.flow.hold.LOOK_AGAIN_S", (0.5,))
     ledger = TwinLedger(UNDER_WAY, UNDER_WAY, UNDER_WAY, DONE if in_time else UNDER_WAY)
     if in_time:
-        assert await hold_money(ledger, CALLER, 7, 1.0, clock, CLAIM) == DONE.reply
+        assert await set_aside(ledger, CALLER, 7, 1.0, clock, CLAIM) == DONE.reply
     else:
         with pytest.raises(DeadlineExceeded) as told:
-            await hold_money(ledger, CALLER, 7, 1.0, clock, CLAIM)
+            await set_aside(ledger, CALLER, 7, 1.0, clock, CLAIM)
         assert told.value.message == (
             "The first request with this Idempotency-Key is still under way. Try again later."
         )
@@ -127,7 +127,7 @@ async def test_a_key_that_another_body_has_is_a_conflict(
 ) -> None:
     """Whether it had it when the request came, or has got it since."""
     with pytest.raises(IdempotencyConflict) as told:
-        await hold_money(TwinLedger(*found), CALLER, 7, 30.0, clock, CLAIM)
+        await set_aside(TwinLedger(*found), CALLER, 7, 30.0, clock, CLAIM)
     assert told.value.message == (
         "This Idempotency-Key was used for another body within the last 24 hours. Use a new key for a new one."
     )
@@ -136,8 +136,8 @@ async def test_a_key_that_another_body_has_is_a_conflict(
 async def test_a_twin_that_is_gone_makes_room(clock: Clock, pauses: list[float]) -> None:
     """Its hold was refused, or it was forgotten: this request takes its place."""
     ledger = TwinLedger(UNDER_WAY, None, None)
-    held = await hold_money(ledger, CALLER, 7, 30.0, clock, CLAIM)
-    assert isinstance(held, Held)
+    held = await set_aside(ledger, CALLER, 7, 30.0, clock, CLAIM)
+    assert isinstance(held, Bill)
     assert [what for what, _ in ledger.asked] == ["hold", "twin", "hold"]
     assert len(pauses) == 1
 
@@ -151,9 +151,9 @@ async def test_those_of_one_account_that_wait_leave_places_for_others(clock: Clo
             await gate.wait()
             return DONE
 
-    def ask(ledger: TwinLedger, account: str) -> "asyncio.Task[Held | bytes]":
+    def ask(ledger: TwinLedger, account: str) -> "asyncio.Task[Bill | bytes]":
         caller = msgspec.structs.replace(CALLER, account_id=account)
-        return asyncio.create_task(hold_money(ledger, caller, 7, 30.0, clock, CLAIM, room))
+        return asyncio.create_task(set_aside(ledger, caller, 7, 30.0, clock, CLAIM, room))
 
     waiting = [ask(Slow(UNDER_WAY), "a") for _ in range(8)]
     await asyncio.sleep(0)

@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from embedmesh.flow.paid import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, Outcome, serve
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead
 
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, Outcome, handle
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, StoreUnavailable
-from embedmesh.rules.ports import Caller, Delivery, Reply
+from embedmesh.rules.ports import Caller
 from tests.flow.world import GOOD_KEY, METERED_KEY, PENNY_KEY, POOR_KEY, LetterTokenizer, ScriptedWorld, make_world
 
 LONG = b'{"model":"tiny","truncate":"end","input":"' + b"a" * 10_000 + b'"}'
@@ -57,7 +57,7 @@ async def ask(
             await read()
         return Delivery.WHOLE
 
-    return await handle(world, Asked(f"Bearer {key}", idempotency_key, retries), receive, deliver)
+    return await serve(world, RequestHead(f"Bearer {key}", idempotency_key, retries), receive, deliver)
 
 
 async def refusal(world: ScriptedWorld, key: str, body: bytes, **how: Any) -> str:

@@ -5,12 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from embedmesh.dialects.openai.render import reply_bytes_max, respond, shorten, to_unit_length
+from embedmesh.rules.forwarding import Answer, Share
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.flow.respond import reply_bytes_max, respond, shorten, to_unit_length
 from embedmesh.rules.embeddings import Call, Counted, Encoding
-from embedmesh.rules.ports import Answer, Share
 from tests.flow.world import vector_for
 
 IDS = [[1, 2], [3]]

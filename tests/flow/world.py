@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from embedmesh.flow.paid import give_up
+from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.world import World
+from embedmesh.rules.exchange import Delivery, Reply
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.handle import World, give_up
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, Delivery, Part, RateLimit, Reply
+from embedmesh.rules.ports import Caller, RateLimit
 from embedmesh.rules.shares import Shares
 
 MODEL = Model(

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.fleet.registry import UPSTREAM, Node
 from embedmesh.gateway.api.app import GatewayApp
@@ -20,7 +21,7 @@ from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavaila
 from embedmesh.rules.holds import Claim, Hold, PriorRequest
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import SHORTAGES
-from embedmesh.rules.ports import Caller, Part
+from embedmesh.rules.ports import Caller
 from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, ScriptedWorld, make_world, vector_for
 from tests.http.raw import request, send, serving
 

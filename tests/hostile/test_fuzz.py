@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
+from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.parse import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.flow.count import count_now
-from embedmesh.flow.members import MEMBERS
-from embedmesh.flow.validate import validate
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.embeddings import Call
@@ -79,7 +79,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 def check(body: bytes) -> None:
     """Validate and count: what comes out keeps its promises, and the only exception is a CallerFailure."""
     try:
-        call, model = validate(body, CATALOGUE)
+        call, model = parse(body, CATALOGUE)
         counted = count_now(call, model, LetterTokenizer(), Shift3())
     except CallerFailure as failure:
         assert type(failure) is not CallerFailure

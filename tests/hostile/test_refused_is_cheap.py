@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from embedmesh.flow.paid import serve
+from embedmesh.rules.exchange import RequestHead
 
 from embedmesh.engine.tokens import ModelTokenizer
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import handle
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from tests.engine.tiny import make_folder
@@ -142,7 +142,7 @@ async def refuse(world: ScriptedWorld, key: str, body: bytes) -> tuple[str, floa
     async def receive(account_id: str) -> bytes:
         return body
 
-    stepped = Stepped(handle(world, Asked(f"Bearer {key}"), receive, undelivered))
+    stepped = Stepped(serve(world, RequestHead(f"Bearer {key}"), receive, undelivered))
     begun = time.process_time()
     with pytest.raises(Failure) as refused:
         await stepped

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 from aiohttp import web
+from embedmesh.rules.exchange import Delivery
 
 from embedmesh.http.failures import hint_headers
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import REST, UNREAD_BYTES, HttpServer, deliver
 from embedmesh.rules.errors import Failure, RateLimited
-from embedmesh.rules.ports import Delivery
 from tests.http.raw import Raw, read_reply, request, send, serving
 
 LIMIT = 10_000
