@@ -1,5 +1,6 @@
 """For every test: no setting of the person who runs them leaks in."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,6 +14,11 @@ KEPT = {"EMBEDMESH_ASSETS_DIR", "EMBEDMESH_TEST_DATA"}  # where files are, not h
 
 for name in [name for name in os.environ if name.startswith("EMBEDMESH_") and name not in KEPT]:
     del os.environ[name]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: no collection of garbage during a test need look at it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

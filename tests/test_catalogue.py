@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.catalogue import FILE_BYTES_MAX, load_catalogue, parse_catalogue
+from embedmesh.catalogue import FILE_BYTES_MAX, Catalogue, load_catalogue, parse_catalogue
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
@@ -126,13 +126,21 @@ def test_finding(name: str, found: str | None) -> None:
     assert (model.id if model else None) == found
 
 
+def named(catalogue: Catalogue, name: str) -> Model:
+    model = catalogue.find(name)
+    assert model is not None
+    return model
+
+
 def test_tiers_of_one_model() -> None:
     """Entries of one id share their names; a name alone means the first, whatever comes later."""
     int8 = ENTRY.replace('"f"', '"f8"') + 'tier = "int8"\n'
     catalogue = parse_catalogue(ENTRY + int8, name="models.toml", base=Path("/base"))
     assert [model.id for model in catalogue.written] == ["org/m", "org/m:int8"]
     assert [model.id for model in catalogue.models] == ["org/m", "org/m:int8", "org/m:fast"]
-    assert {name: catalogue.find(name).tier for name in ("m", "m:int8", "org/m:int8", "qwen:0.6b:fast", "m:exact")} == {
+    assert {
+        name: named(catalogue, name).tier for name in ("m", "m:int8", "org/m:int8", "qwen:0.6b:fast", "m:exact")
+    } == {
         "m": "exact",
         "m:int8": "int8",
         "org/m:int8": "int8",
@@ -140,7 +148,7 @@ def test_tiers_of_one_model() -> None:
         "m:exact": "exact",
     }
     reversed_ = parse_catalogue(int8 + ENTRY, name="models.toml", base=Path("/base"))
-    assert (reversed_.find("m").tier, reversed_.find("org/m:exact").id) == ("int8", "org/m:exact")
+    assert (named(reversed_, "m").tier, named(reversed_, "org/m:exact").id) == ("int8", "org/m:exact")
     with pytest.raises(SetupError, match="Every name may stand once in a tier"):
         parse_catalogue(ENTRY + int8 + int8, name="models.toml", base=Path("/base"))
 

@@ -234,7 +234,7 @@ def test_modes_that_change_with_time_or_number() -> None:
 async def test_short_calls_pass_long_ones_unless_first_comes_first() -> None:
     """As in our node: a short call waits for one batch of 1,024 tokens, not for the whole of a long call."""
     for fifo, first in ((False, "short"), (True, "long")):
-        pace, ended = Pace(200_000.0, 0.0, fifo=fifo), []
+        pace, ended = Pace(200_000.0, 0.0, fifo=fifo), list[str]()
 
         async def call(name: str, tokens: int, pace: Pace = pace, ended: list[str] = ended) -> None:
             await pace.work(tokens)

@@ -15,8 +15,8 @@ from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.retries import Unread
 from embedmesh.flow.world import World
 from embedmesh.rules.exchange import Delivery
-from embedmesh.storage import store
 from embedmesh.storage.ledger.end_hold import HOLDS_SQL
+from embedmesh.storage.ledger.group_commit import Writer
 from embedmesh.storage.ledger.place_hold import CLAIMS_SQL
 from embedmesh.storage.ledger.writes import Write
 
@@ -130,7 +130,7 @@ def test_it_finds_a_lost_capture(template: Template, monkeypatch: pytest.MonkeyP
             if not write.kept:
                 write.failed("The ledger cannot be written now; try again soon.")
 
-    monkeypatch.setattr(store.Writer, "_keep_what_must_be", keep)
+    monkeypatch.setattr(Writer, "_keep_what_must_be", keep)
     assert found(template, "never charged")
 
 

@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 import msgspec
@@ -128,7 +129,7 @@ def test_prices_are_given_in_usd(given: str, means: int | str, tmp_path: object)
 
     @click.command()
     @settings_options(GatewaySettings)
-    def command(**settings: object) -> None:
+    def command(**settings: Any) -> None:
         found.append(GatewaySettings(**settings))
 
     result = CliRunner().invoke(command, ["--ask-max", given, "--data-dir", str(tmp_path)])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedmesh.dialects.openai.render import render, reply_bytes_max, shorten, to_unit_length
-from embedmesh.rules.embeddings import Call, Counted
+from embedmesh.rules.embeddings import Call, Counted, Encoding
 from embedmesh.rules.forwarding import Answer, Share
 from tests.flow.world import vector_for
 
@@ -33,14 +33,14 @@ def vectors(call: Call) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-def test_the_vectors_are_the_nodes_to_the_bit(encoding: str) -> None:
+def test_the_vectors_are_the_nodes_to_the_bit(encoding: Encoding) -> None:
     for vector, raw in zip(vectors(Call("tiny", texts=["a"], encoding=encoding)), RAW, strict=True):
         assert vector.tobytes() == raw
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_shortened_vectors_are_the_first_components_at_unit_length(encoding: str, dimensions: int) -> None:
+def test_shortened_vectors_are_the_first_components_at_unit_length(encoding: Encoding, dimensions: int) -> None:
     for vector, raw in zip(
         vectors(Call("tiny", texts=["a"], encoding=encoding, dimensions=dimensions)), RAW, strict=True
     ):
@@ -80,7 +80,7 @@ EDGES = np.array([-1.1754944e-38, -1.4e-45, -3.4028235e38, -0.12345679, 0.0, -1.
 
 @given(st.binary(min_size=4, max_size=64), st.integers(1, 40), st.sampled_from(["float", "base64"]), st.booleans())
 def test_no_reply_is_larger_than_was_reckoned_before_its_work(
-    raw: bytes, inputs: int, encoding: str, cut: bool
+    raw: bytes, inputs: int, encoding: Encoding, cut: bool
 ) -> None:
     """Whatever finite components it has; its vectors counted in."""
     found = np.frombuffer(raw[: len(raw) // 4 * 4], "<f4")
@@ -92,7 +92,7 @@ def test_no_reply_is_larger_than_was_reckoned_before_its_work(
 
 
 @pytest.mark.parametrize(("encoding", "times"), [("float", 1.25), ("base64", 1.1)])
-def test_what_is_reckoned_is_not_much_more_than_a_large_reply_takes(encoding: str, times: float) -> None:
+def test_what_is_reckoned_is_not_much_more_than_a_large_reply_takes(encoding: Encoding, times: float) -> None:
     row = np.random.default_rng(1).standard_normal(384)
     data = (row / np.linalg.norm(row)).astype("<f4").tobytes() * 2_000
     call = Call("m", texts=["a"] * 2_000, encoding=encoding)
@@ -101,7 +101,7 @@ def test_what_is_reckoned_is_not_much_more_than_a_large_reply_takes(encoding: st
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-def test_normal_vectors_stay_as_they_are_to_the_bit(encoding: str) -> None:
+def test_normal_vectors_stay_as_they_are_to_the_bit(encoding: Encoding) -> None:
     for vector, raw in zip(vectors(Call("tiny", texts=["a"], encoding=encoding, normalize=True)), RAW, strict=True):
         assert vector.tobytes() == raw
 

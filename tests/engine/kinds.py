@@ -2,6 +2,7 @@
 
 import string
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers.models import WordPiece
@@ -14,14 +15,14 @@ PIECES = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", "un", "##believ", "##abl
 SPECIALS = PIECES[:5]
 
 
-def tiny(**changed: object) -> Tokenizer:
+def tiny(**changed: Any) -> Tokenizer:
     """A WordPiece tokenizer of its own letters, with BERT's rules, unless something is `changed`."""
     letters = [*string.ascii_lowercase, *(f"##{each}" for each in string.ascii_lowercase), *string.digits]
     vocabulary = {piece: at for at, piece in enumerate(dict.fromkeys([*PIECES, *letters, *string.punctuation]))}
     model = changed.get("model") or WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = changed.get("normalizer") or BertNormalizer(lowercase=True)  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = changed.get("pre_tokenizer") or BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.normalizer = changed.get("normalizer") or BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = changed.get("pre_tokenizer") or BertPreTokenizer()
     tokenizer.add_special_tokens([AddedToken(each, lstrip=each == "[MASK]", special=True) for each in SPECIALS])
     return tokenizer
 

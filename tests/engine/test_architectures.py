@@ -40,7 +40,8 @@ def expected(name: str) -> tuple[list[list[int]], dict[str, Array]]:
 
 
 def unit(vectors: Array) -> Array:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: Array = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
 
 
 def states_graph(name: str, members: dict[str, Any]) -> ov.Model:

@@ -14,7 +14,7 @@ from embedmesh.engine import tokens as module
 from embedmesh.engine.cuts import cuts_of
 from embedmesh.engine.tokens import RUN_CHARS_MAX, ModelTokenizer
 from embedmesh.flow.count import count_now
-from embedmesh.rules.embeddings import Call
+from embedmesh.rules.embeddings import Call, Role, Truncate
 from embedmesh.rules.errors import ContextLengthExceeded
 from embedmesh.rules.models import Model
 from tests.engine.kinds import byte_pairs, save, tiny, unigram
@@ -159,7 +159,7 @@ MODELS = {"BERT": tiny, "byte pairs": lambda: byte_pairs(None, prefix_space=True
 @pytest.mark.parametrize("truncate", ["end", "start"])
 @pytest.mark.parametrize("role", [None, "query"])
 def test_what_is_cut_before_it_is_counted_is_what_was_counted_and_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, truncate: str, role: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, truncate: Truncate, role: Role | None
 ) -> None:
     """For texts of many pieces: ids, and a text that has those ids where it is cut at a word."""
     library = MODELS[kind]()
@@ -247,7 +247,7 @@ def test_a_text_is_looked_at_no_further_than_it_fits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("truncate", ["none", "end", "start"])
-def test_a_run_without_a_place_to_cut_is_refused_beyond_a_bound(tmp_path: Path, truncate: str) -> None:
+def test_a_run_without_a_place_to_cut_is_refused_beyond_a_bound(tmp_path: Path, truncate: Truncate) -> None:
     """Up to it the word is looked at: it is one token that the vocabulary does not know."""
     tokenizer = ModelTokenizer(make_folder(tmp_path / "tiny"), 48)
     model = Model(id="m", width=4, max_tokens=48, price=1)

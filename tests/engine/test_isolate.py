@@ -17,7 +17,7 @@ class Engine:
         self.poisons = poisons
         self.failures = 0
 
-    async def run_once(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes]:
+    async def run_once(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes | None]:
         assert (rows, length) in set(shapes(256))
         assert len(sequences) <= rows
         if self.poisons & {sequence[0] for sequence in sequences}:

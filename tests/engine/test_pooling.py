@@ -1,6 +1,7 @@
 """Each pooling, dense layer and normalisation is its formula, for every length of a padded batch."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_a_pooling_is_its_formula(pooling: Pooling) -> None:
     assert np.abs(compiled([values, present])[0] - expected).max() <= 1e-6
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     TANH: np.tanh,
     "torch.nn.modules.linear.Identity": lambda x: x,
     "torch.nn.modules.activation.ReLU": lambda x: np.maximum(x, 0),

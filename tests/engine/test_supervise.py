@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ async def supervising(
     *,
     on_start: Callable[[int], None] = lambda number: None,
     spawn: Callable[[], Awaitable[Worker]] = WorkerProcess.spawn,
-    **changes: object,
+    **changes: Any,
 ) -> AsyncIterator[Supervisor]:
     members = {"digest": digest(folder), "width": 16, "max_tokens": 48} | changes
     load = LoadModel(folder=str(folder), threads=1, **members)  # type: ignore[arg-type]
@@ -128,7 +129,7 @@ async def test_it_embeds_and_leaves_nothing_behind(folder: Path) -> None:
     ],
 )
 async def test_a_folder_that_is_not_the_catalogue_s_is_refused(
-    folder: Path, changes: dict[str, object], says: str
+    folder: Path, changes: dict[str, Any], says: str
 ) -> None:
     async with supervising(folder, **changes) as supervisor:
         with pytest.raises(SetupError) as refused:
@@ -294,7 +295,7 @@ async def test_a_poisoned_text_is_found_in_its_batch(folder: Path, at: int) -> N
 
 async def test_what_is_not_finite_costs_one_process(folder: Path) -> None:
     """The second says the same, so it is the texts: their places are empty, and no halves are tried."""
-    starts = []
+    starts: list[int] = []
     async with supervising(folder, on_start=starts.append) as supervisor:
         await supervisor.start()
         batch = [[2, POISON, 3] if at in (1, 40) else GOOD for at in range(64)]

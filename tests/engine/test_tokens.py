@@ -204,7 +204,7 @@ def test_words_that_were_seen_are_not_remembered_by_the_library(tmp_path: Path) 
     """Its caches are empty from the start, and stay so: a long word of byte pairs takes as long again."""
     theirs = byte_pairs(None, prefix_space=False)
     ours, dice = ModelTokenizer(save(tmp_path, theirs), 48), Random(7)
-    first_s, again_s = [], []
+    first_s, again_s = list[float](), list[float]()
     for _ in range(200):
         word = "".join(dice.choices("abcdefghij", k=200))
         for took_s in (first_s, again_s):

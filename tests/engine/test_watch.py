@@ -108,7 +108,7 @@ def test_where_the_kernel_tells_nothing_there_is_the_clock() -> None:
 
 
 def test_a_second_of_starving_is_told_once_and_holds_for_a_while() -> None:
-    now, told = 0.0, []
+    now, told = 0.0, list[Shortage]()
     starvation = Starvation(lambda: now, told.append)
     watching = Watch(ALLOWED, starvation.note)
     throttled = 0

@@ -230,7 +230,7 @@ def test_a_text_with_a_token_that_has_white_space_in_it_is_left_to_the_tokenizer
     assert words.ids(["un river bank"])[0] is None
     assert words.ids(["river un bank"])[0] == whole(tokenizer, "river un bank")
     plain = tiny()
-    plain.normalizer = None  # type: ignore[assignment]
+    plain.normalizer = None
     assert json.loads(plain.to_str())["normalizer"] is None
     assert words_of(plain) is None
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.errors import SetupError
@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[str, Make, Files]] = {
 
 
 def whitespace(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.pre_tokenizer = zoo.pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
 

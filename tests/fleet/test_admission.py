@@ -107,7 +107,7 @@ def test_what_has_left_the_line_counts_no_more() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500), st.booleans()), max_size=60))
 def test_backlogs_are_what_was_added_and_not_removed(steps: list[tuple[str, int, bool]]) -> None:
-    waiting, there = FairQueue(), []
+    waiting, there = FairQueue(), list[QueuedRequest]()
     for account, tokens, removes in steps:
         if removes and there:
             work = there.pop(0)
@@ -127,13 +127,14 @@ def test_backlogs_are_what_was_added_and_not_removed(steps: list[tuple[str, int,
 
 
 def _work(account: str, tokens: int) -> QueuedRequest:
+    nobody: Any = None  # is asked, and asks
     return QueuedRequest(
-        scheduler=None,
+        scheduler=nobody,
         model_id="m",
         account_id=account,
         size=size_of(tokens),
         lengths=[tokens],
-        asker=None,
+        asker=nobody,
         whole=True,
         needs_texts=False,
         needs_ids=False,

@@ -36,7 +36,8 @@ def tilted(cosine: float) -> Vectors:
         vector = right(ids).astype(np.float64)
         aside = np.random.default_rng(len(ids)).standard_normal(64)
         aside -= aside @ vector * vector
-        return (cosine * vector + np.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside)).astype("<f4")
+        tilt: np.ndarray = (cosine * vector + np.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside)).astype("<f4")
+        return tilt
 
     return vectors
 
@@ -80,6 +81,7 @@ class Rig:
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         self.asked.append(part.node_id)
         assert request_id.startswith("req_"), "it looks like any other"
+        assert counted.ids is not None
         rows = [self.nodes[part.node_id](counted.ids[place]) for place in part.places]
         return EmbedVectors(part.tokens, b"".join(row.astype("<f4").tobytes() for row in rows))
 

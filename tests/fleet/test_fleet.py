@@ -1,11 +1,20 @@
 """Nodes get work after a verified embedding, lose it by the table of moves, and come back step by step."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from embedmesh.fleet.registry import OUT_FIRST_S, TRIAL_ANSWERS, UPSTREAM, Node, Registry
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeTooSlow, NodeUnreachable, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import (
+    NodeBroke,
+    NodeBusy,
+    NodeFailure,
+    NodeTooSlow,
+    NodeUnreachable,
+    UpstreamRefused,
+    WrongAnswer,
+)
 from embedmesh.rules.nodes import MOVES, Check, NodeEvent, NodeState, Reason
 from tests.flow.world import MODEL, NATIVE, Clock
 
@@ -21,7 +30,7 @@ def first(registry: Registry) -> Node:
     return next(iter(registry))
 
 
-def suffer(registry: Registry, spell: list[Exception | None]) -> None:
+def suffer(registry: Registry, spell: Sequence[NodeFailure | None]) -> None:
     for failure in spell:
         if failure is None:
             registry.answered_right(first(registry))
@@ -91,7 +100,9 @@ SPELLS = [
 
 
 @pytest.mark.parametrize(("spell", "after"), SPELLS)
-def test_a_node_is_out_for_failures_and_wrong_answers_and_not_for_load(spell, after) -> None:
+def test_a_node_is_out_for_failures_and_wrong_answers_and_not_for_load(
+    spell: list[NodeFailure | None], after: NodeState
+) -> None:
     registry = ready_registry()
     suffer(registry, spell)
     assert first(registry).state is after
@@ -120,7 +131,7 @@ def test_for_errors_never_more_than_half_are_ejected() -> None:
     ("failure", "state"), [(NodeTooSlow("x"), NodeState.READY), (NodeBroke("x"), NodeState.EJECTED)]
 )
 def test_a_slow_node_is_not_ejected_while_nobody_else_serves_one_of_its_models(
-    failure: Exception, state: NodeState
+    failure: NodeFailure, state: NodeState
 ) -> None:
     """Slow answers are better than none; that others serve other models helps nobody."""
     registry = ready_registry(nodes=3)
@@ -155,7 +166,7 @@ def test_after_an_ejection_a_node_is_on_trial_and_each_time_stays_out_for_longer
     assert node.state is NodeState.EJECTED, "the third time it stays out twice as long"
     clock.now += OUT_FIRST_S
     suffer(registry, [None])
-    assert node.state is NodeState.READY
+    assert first(registry).state is NodeState.READY
 
 
 def replaced(registry: Registry) -> Node:
@@ -191,7 +202,9 @@ def other_serves_something_else(registry: Registry) -> None:
         (other_serves_something_else, NodeState.READY),
     ],
 )
-def test_a_node_that_died_often_stays_out_only_while_others_do_its_work(others, after) -> None:
+def test_a_node_that_died_often_stays_out_only_while_others_do_its_work(
+    others: Callable[[Registry], object], after: NodeState
+) -> None:
     registry = ready_registry(clock=Clock())
     for _ in range(8):
         registry.failed(first(registry), NodeUnreachable("x"))
@@ -276,7 +289,9 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("spell", "after", "told"), REASONS)
-def test_why_a_node_was_sent_away_is_remembered_by_its_check(spell, after, told) -> None:
+def test_why_a_node_was_sent_away_is_remembered_by_its_check(
+    spell: list[NodeFailure | None], after: NodeState, told: str
+) -> None:
     """And kept once it is well again, with the time: else nobody could say why it comes and goes."""
     registry = ready_registry(clock=(clock := Clock()))
     quarantines: list[str] = []
@@ -284,6 +299,7 @@ def test_why_a_node_was_sent_away_is_remembered_by_its_check(spell, after, told)
     suffer(registry, spell)
     node = first(registry)
     assert (node.state, str(node.last_failure), node.last_failed) == (after, told, clock.now)
+    assert node.last_failure is not None
     away = [] if after is NodeState.READY else [(after, node.last_failure.check)]
     assert list(node.sent_away.elements()) == away
     assert quarantines == ([told] if after is NodeState.QUARANTINED else [])
@@ -321,7 +337,9 @@ def test_what_a_server_refuses_to_a_probe_counts_and_what_it_refuses_to_a_caller
 
 
 @pytest.mark.parametrize(("kind", "after"), [(UPSTREAM, NodeState.EJECTED), ("remote", NodeState.QUARANTINED)])
-def test_a_page_in_place_of_vectors_is_what_stands_before_a_server_and_no_lie_of_it(kind, after) -> None:
+def test_a_page_in_place_of_vectors_is_what_stands_before_a_server_and_no_lie_of_it(
+    kind: str, after: NodeState
+) -> None:
     registry = ready_registry()
     first(registry).kind = kind
     suffer(registry, [PAGE] * 3)
@@ -340,7 +358,9 @@ PROVEN = [
 
 
 @pytest.mark.parametrize(("every_s", "ago_s", "failed", "proven"), PROVEN)
-def test_a_node_is_proven_for_as_long_as_its_probes_are_apart(every_s, ago_s, failed, proven) -> None:
+def test_a_node_is_proven_for_as_long_as_its_probes_are_apart(
+    every_s: float, ago_s: float, failed: bool, proven: bool
+) -> None:
     registry = ready_registry(clock=(clock := Clock()))
     node = first(registry)
     node.probe_every_s = every_s

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -109,7 +110,7 @@ def test_one_that_fails_for_ever_is_probed_less_and_less(failure: NodeFailure, w
 def test_a_refusal_is_asked_about_later_than_what_may_pass() -> None:
     """Nobody mends a wrong token within a second."""
     for failure, within_s, probes_max in ((NodeBroke("x", check=Check.ACCESS), 10.0, 3), (NodeBroke("x"), 10.0, 7)):
-        world = World(lambda at, probe, failure=failure: failure)
+        world = World(partial(lambda failure, at, probe: failure, failure))
         assert len(world.run(within_s)) <= probes_max
     assert len(World(lambda at, probe: NodeBroke("x")).run(3.0)) >= 3, "a restart is noticed soon"
 

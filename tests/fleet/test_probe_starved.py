@@ -106,4 +106,4 @@ def test_a_node_whose_models_are_all_down_gets_no_work_until_one_is_back() -> No
 
     node, _ = probe_until(client, done)
     assert set(seen) == {frozenset()}
-    assert (node.models, node.state) == ({MODEL.id}, NodeState.READY)
+    assert (node.models, node.state) == (frozenset({MODEL.id}), NodeState.READY)

@@ -25,10 +25,11 @@ DONE = PriorRequest(CLAIM.body_hash, "req_0", "captured", b"the reply")
 OF_ANOTHER_BODY = PriorRequest(b"c" * 32, "req_0", "open", None)
 
 
-class PriorLedger:
+class PriorLedger(MemoryLedger):
     """Finds the prior requests of a script, one a question; remembers what it was asked and how holds ended."""
 
     def __init__(self, *found: PriorRequest | None) -> None:
+        super().__init__()
         self._found = iter(found)
         self.asked: list[tuple[str, Hold]] = []
         self.ended: list[tuple[object, ...]] = []

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 
 from embedmesh.flow.cache import CACHED, ENTRY_BYTES, VectorCache
 from embedmesh.flow.paid import serve
-from embedmesh.flow.world import World
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NoNodeAvailable, WrongAnswer
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead
 from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.ports import Caller
-from tests.flow.world import EMBEDDINGS, MODEL, NATIVE, ScriptedNodes, make_world, vector_for
+from tests.flow.world import EMBEDDINGS, MODEL, NATIVE, ScriptedNodes, ScriptedWorld, make_world, vector_for
 
 PRICE = 1.5  # nano-USD a token; two tokens more an input
 
@@ -27,7 +26,7 @@ def body(*texts: str, **more: object) -> bytes:
     return json.dumps({"model": "tiny", "input": list(texts), **more}).encode()
 
 
-def cached_world(*accounts: tuple[str, CachePolicy], nodes: int = 1) -> World:
+def cached_world(*accounts: tuple[str, CachePolicy], nodes: int = 1) -> ScriptedWorld:
     """A world whose keys are the accounts' names."""
     policies = dict(accounts)
 
@@ -38,7 +37,7 @@ def cached_world(*accounts: tuple[str, CachePolicy], nodes: int = 1) -> World:
     return msgspec.structs.replace(make_world(nodes=nodes), keys=Keys())
 
 
-async def ask(world: World, asked: bytes, account: str = "a", how: Delivery | None = Delivery.WHOLE) -> Reply:
+async def ask(world: ScriptedWorld, asked: bytes, account: str = "a", how: Delivery | None = Delivery.WHOLE) -> Reply:
     """`how` its delivery ends; None: it does not begin, and ConnectionResetError is raised."""
     replies: list[Reply] = []
 
@@ -55,7 +54,7 @@ async def ask(world: World, asked: bytes, account: str = "a", how: Delivery | No
     return replies[0]
 
 
-def charged(world: World) -> list[int]:
+def charged(world: ScriptedWorld) -> list[int]:
     return [amount for what, amount in world.ledger.log if what == "capture"]
 
 
@@ -134,7 +133,7 @@ async def test_another_model_or_prompt_is_another_vector() -> None:
 async def test_what_is_known_needs_no_node() -> None:
     world = cached_world(CHARGED)
     first = await ask(world, body("abc"))
-    world.fleet.registry.drain(world.fleet.registry.find("n0"))
+    world.fleet.registry.drain(world.node("n0"))
     assert (await ask(world, body("abc"))).body == first.body
     with pytest.raises(NoNodeAvailable):
         await ask(world, body("abc", "new"))
@@ -146,7 +145,7 @@ async def test_a_liars_vectors_are_forgotten(gone: str) -> None:
     await ask(world, body("abc"))
     (liar, _) = world.client.asked[0]
     registry = world.fleet.registry
-    node = registry.find(liar)
+    node = world.node(liar)
     if gone in ("removed", "added anew"):
         registry.remove(liar)
     else:
@@ -197,7 +196,7 @@ async def test_who_made_it_is_believed_as_then_and_not_as_when_it_is_paid(how: D
         return body("abc")
 
     async def deliver(reply: Reply) -> Delivery:
-        liar = registry.find(world.client.asked[0][0])
+        liar = world.node(world.client.asked[0][0])
         registry.quarantine(liar, "it lied")
         registry.readmit(liar)
         return how
@@ -288,5 +287,4 @@ def test_it_is_a_bounded_memory_of_what_was_used_last(asked: list[tuple[str, lis
 
 def _knows(cache: VectorCache, account: str, number: int) -> bool:
     """Without a trace."""
-    entries = cache._accounts.get(account, {})
-    return next(iter(cache._keys(account, MODEL, [[number]]))) in entries
+    return next(iter(cache._keys(account, MODEL, [[number]]))) in cache._accounts.get(account, ())

@@ -1,5 +1,7 @@
 """What is counted is what is embedded: prompts, cuts and special tokens included; ids are never guessed."""
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 
@@ -45,7 +47,9 @@ COUNTED = [
 
 
 @pytest.mark.parametrize(("call", "model", "ids", "tokens", "truncated"), COUNTED)
-def test_tokens_are_those_really_embedded(call, model, ids, tokens, truncated) -> None:
+def test_tokens_are_those_really_embedded(
+    call: Call, model: Model, ids: list[list[int]], tokens: int, truncated: int
+) -> None:
     counted = count_now(call, model, TOKENIZER, Shift3())
     assert (counted.ids, counted.tokens, counted.truncated) == (ids, tokens, truncated)
     if counted.texts is not None:
@@ -74,7 +78,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "model", "decoder", "code", "param"), REFUSED)
-def test_what_cannot_be_embedded_is_refused_by_name(call, model, decoder, code, param) -> None:
+def test_what_cannot_be_embedded_is_refused_by_name(
+    call: Call, model: Model, decoder: Shift3 | None, code: str, param: str
+) -> None:
     with pytest.raises(Failure) as refused:
         count_now(call, model, TOKENIZER, decoder)
     assert (refused.value.code, refused.value.param) == (code, param)
@@ -99,7 +105,7 @@ async def test_long_texts_are_counted_off_the_event_loop() -> None:
     seen: set[bool] = set()
 
     class Telling(LetterTokenizer):
-        def ids(self, texts):
+        def ids(self, texts: Sequence[str]) -> list[list[int]]:
             seen.add(threading.current_thread() is threading.main_thread())
             return super().ids(texts)
 

@@ -29,7 +29,8 @@ ORDERS = list(itertools.permutations(PARTS))
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: "".join(part[0] for part in order))
 def test_no_input_stays_empty_and_none_is_counted_twice(order: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
     """Two parts, a hedge of each, and one of half a part: in whatever order they answer."""
-    answers, first = _Answers(LENGTHS, 4 * WIDTH), {}
+    answers = _Answers(LENGTHS, 4 * WIDTH)
+    first: dict[int, str] = {}
     for node, places in order:
         fresh = [place for place in places if place not in first]
         assert answers.put(*answer(node, *places)) == bool(fresh)

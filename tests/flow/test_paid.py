@@ -10,7 +10,7 @@ import pytest
 from bench.lives.loop import Loop
 from embedmesh.fleet.registry import Node
 from embedmesh.flow.paid import serve
-from embedmesh.flow.world import World
+from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import (
     DeadlineExceeded,
     Failure,
@@ -23,8 +23,11 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
-from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead
+from embedmesh.rules.forwarding import Part
+from embedmesh.rules.holds import Claim, Hold
 from embedmesh.rules.limits import REQUEST_MIN_S
+from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from tests.flow.world import (
     EMBEDDINGS,
@@ -33,15 +36,19 @@ from tests.flow.world import (
     POOR_KEY,
     SCOPELESS_KEY,
     ScriptedNodes,
+    ScriptedWorld,
     make_world,
     right_reply,
+    undelivered,
 )
 
 BODY = b'{"model":"tiny","input":"abc"}'
 COST = 8  # five tokens at 1.5 nano-USD each, rounded up
 
 
-async def ask(world: World, body: bytes = BODY, key: str | None = GOOD_KEY, *, deliver=None) -> list[Reply]:
+async def ask(
+    world: ScriptedWorld, body: bytes = BODY, key: str | None = GOOD_KEY, *, deliver: Deliver | None = None
+) -> list[Reply]:
     delivered: list[Reply] = []
 
     async def receive(account_id: str) -> bytes:
@@ -74,7 +81,7 @@ async def test_a_wrong_key_is_refused_before_the_body_is_read(key: str | None) -
 
     with pytest.raises(Failure) as refused:
         await serve(
-            make_world(), EMBEDDINGS, RequestHead(f"Bearer {key}" if key is not None else None), receive, deliver=None
+            make_world(), EMBEDDINGS, RequestHead(f"Bearer {key}" if key is not None else None), receive, undelivered
         )
     assert refused.value.code == "invalid_api_key"
 
@@ -85,7 +92,7 @@ async def test_only_a_bearer_header_identifies(header: str) -> None:
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure, match="missing or not valid"):
-        await serve(make_world(), EMBEDDINGS, RequestHead(header), receive, deliver=None)
+        await serve(make_world(), EMBEDDINGS, RequestHead(header), receive, undelivered)
 
 
 async def test_a_key_without_the_scope_is_told_so() -> None:
@@ -160,7 +167,7 @@ async def test_with_hedging_the_first_right_answer_is_delivered_and_the_other_is
     broken_off: list[str] = []
 
     class OneHangs(ScriptedNodes):
-        async def embed(self, part, *asked):
+        async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
             if not self.asked:
                 self.asked.append((part.node_id, []))
                 try:
@@ -168,7 +175,7 @@ async def test_with_hedging_the_first_right_answer_is_delivered_and_the_other_is
                 except asyncio.CancelledError:
                     broken_off.append(part.node_id)
                     raise
-            return await super().embed(part, *asked)
+            return await super().embed(part, model, counted, request_id)
 
     nodes = OneHangs()
     world = make_world(nodes, nodes=2)
@@ -201,7 +208,7 @@ async def test_what_no_node_has_ever_served_is_not_told_as_passing() -> None:
     assert world.ledger.log == []
 
 
-async def code_of(world: World) -> str:
+async def code_of(world: ScriptedWorld) -> str:
     with pytest.raises(Failure) as refused:
         await ask(world)
     return refused.value.code
@@ -246,23 +253,26 @@ async def test_a_caller_that_goes_while_a_node_works_is_not_charged_and_leaves_n
     assert [node.load.tokens for node in world.fleet.registry] == [0]
 
 
-async def test_a_request_ends_before_its_hold_however_loaded_the_fleet_becomes_meanwhile() -> None:
+async def test_a_request_ends_before_its_hold_however_loaded_the_fleet_becomes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Both deadlines are one decision: else the sweep could release a hold whose request is still being answered."""
 
     class Silent(ScriptedNodes):
-        async def embed(self, *asked):
+        async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
             await asyncio.sleep(3_600)
+            raise AssertionError("nobody waits for so long")
 
     world = make_world(Silent())
     place = world.ledger.hold
 
-    async def place_slowly_while_others_arrive(hold, claim=None) -> None:
+    async def place_slowly_while_others_arrive(hold: Hold, claim: Claim | None = None) -> None:
         await place(hold, claim)
         for node in world.fleet.registry:
             node.load.began(100_000_000, world.clock.now)
         world.clock.now = hold.deadline_ms / 1000 - 20.0  # what is left is for writing the reply
 
-    world.ledger.hold = place_slowly_while_others_arrive
+    monkeypatch.setattr(world.ledger, "hold", place_slowly_while_others_arrive)
     with pytest.raises(Failure, match="took longer than it may"):
         async with asyncio.timeout(5):
             await ask(world)
@@ -283,14 +293,14 @@ class Slow(ScriptedNodes):
         self.seconds = seconds
         self.broken_off = 0
 
-    async def embed(self, part, *asked):
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         seconds = self.seconds if part.node_id == "n0" else 0.1
         try:
             await asyncio.sleep(seconds)
         except asyncio.CancelledError:
             self.broken_off += 1
             raise
-        return await super().embed(part, *asked)
+        return await super().embed(part, model, counted, request_id)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -12,15 +12,24 @@ from embedmesh.dialects.openai.render import reply_bytes_max
 from embedmesh.flow.idempotency import Kept
 from embedmesh.flow.paid import serve
 from embedmesh.flow.retries import LINGER_S, LINGERING_ACCOUNT_MAX, LINGERING_MAX, UNREAD_ENTRY_BYTES, UNREAD_S, Unread
-from embedmesh.flow.world import World
-from embedmesh.rules.embeddings import Call
-from embedmesh.rules.errors import Failure, NodeBroke
+from embedmesh.rules.embeddings import Call, Counted, EmbedVectors
+from embedmesh.rules.errors import Failure, NodeBroke, RateLimited
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead
-from embedmesh.rules.forwarding import Answer
+from embedmesh.rules.forwarding import Answer, Part
 from embedmesh.rules.limits import KEPT_REPLIES_BYTES_MAX
+from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
-from tests.flow.world import EMBEDDINGS, GOOD_KEY, METERED_KEY, NARROW_KEY, ScriptedNodes, make_world
+from tests.flow.world import (
+    EMBEDDINGS,
+    GOOD_KEY,
+    METERED_KEY,
+    NARROW_KEY,
+    ScriptedNodes,
+    ScriptedWorld,
+    make_world,
+    undelivered,
+)
 
 BODY = b'{"model":"tiny","input":"abc"}'
 OTHER_BODY = b'{"model":"tiny","input":"abd"}'
@@ -29,7 +38,7 @@ BROKEN_OFF = Delivery.BROKEN_OFF
 
 
 async def ask(
-    world: World,
+    world: ScriptedWorld,
     body: bytes = BODY,
     *,
     api_key: str = GOOD_KEY,
@@ -54,7 +63,7 @@ async def ask(
     return delivered[0]
 
 
-def charges(world: World) -> int:
+def charges(world: ScriptedWorld) -> int:
     return sum(what == "capture" for what, _ in world.ledger.log)
 
 
@@ -89,15 +98,15 @@ async def test_the_same_key_with_another_body_is_a_conflict() -> None:
     assert charges(world) == 1
 
 
-async def test_who_comes_while_the_first_runs_waits_for_its_reply() -> None:
+async def test_who_comes_while_the_first_runs_waits_for_its_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world()
     gate, embed = asyncio.Event(), world.client.embed
 
-    async def slow(*arguments):
+    async def slow(*arguments: Any) -> EmbedVectors:
         await gate.wait()
         return await embed(*arguments)
 
-    world.client.embed = slow
+    monkeypatch.setattr(world.client, "embed", slow)
     first, second = asyncio.create_task(ask(world, key="k")), asyncio.create_task(ask(world, key="k"))
     await asyncio.sleep(0.05)
     assert not first.done() and not second.done()
@@ -106,15 +115,15 @@ async def test_who_comes_while_the_first_runs_waits_for_its_reply() -> None:
     assert world.ledger.log == [("hold", COST), ("capture", COST)]
 
 
-async def test_who_waits_for_one_that_fails_takes_its_place() -> None:
+async def test_who_waits_for_one_that_fails_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world(ScriptedNodes(*[NodeBroke("x")] * 1, None), nodes=1)
     embed = world.client.embed
 
-    async def slow(*arguments):
+    async def slow(*arguments: Any) -> EmbedVectors:
         await asyncio.sleep(0.03)
         return await embed(*arguments)
 
-    world.client.embed = slow
+    monkeypatch.setattr(world.client, "embed", slow)
     first = asyncio.create_task(ask(world, key="k"))
     await asyncio.sleep(0.01)
     second = await ask(world, key="k")
@@ -135,7 +144,7 @@ async def test_a_reply_that_was_not_delivered_is_not_kept() -> None:
 
 async def test_who_waits_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world()
-    world.client.embed = lambda *arguments: asyncio.Event().wait()
+    monkeypatch.setattr(world.client, "embed", lambda *arguments: asyncio.Event().wait())
     first = asyncio.create_task(ask(world, key="k"))
     await asyncio.sleep(0)
     second = asyncio.create_task(ask(world, key="k"))
@@ -158,6 +167,7 @@ async def test_a_reply_that_cannot_be_kept_is_refused_before_money_is_held(monke
     world.ledger.kept = KEPT_REPLIES_BYTES_MAX
     with pytest.raises(Failure) as full:
         await ask(world, key="k")
+    assert isinstance(full.value, RateLimited)
     assert (full.value.code, full.value.retry_after_s) == ("rate_limit_exceeded", 3_600)
     world.ledger.kept = 0
     monkeypatch.setattr("embedmesh.flow.idempotency.KEPT_REPLY_BYTES_MAX", 15)
@@ -179,23 +189,21 @@ async def test_a_reply_that_was_broken_off_is_paid_and_kept_for_its_key() -> Non
 # -- an SDK's retries --------------------------------------------------------------------------------------------------
 
 
-class Gate:
+class Gate(ScriptedNodes):
     """Nodes that answer once they may."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, *script: Failure | None) -> None:
+        super().__init__(*script)
         self.open = asyncio.Event()
-        self._embed = world.client.embed
-        world.client.embed = self
 
-    async def __call__(self, *arguments):
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         await self.open.wait()
-        return await self._embed(*arguments)
+        return await super().embed(part, model, counted, request_id)
 
 
 async def test_a_retry_attaches_to_its_twin() -> None:
     """One call of a node, one charge, two replies."""
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     first = asyncio.create_task(ask(world, retries=0))
     await asyncio.sleep(0.01)
     second = asyncio.create_task(ask(world, retries=1))
@@ -208,8 +216,7 @@ async def test_a_retry_attaches_to_its_twin() -> None:
 
 async def test_a_retry_finds_the_work_whose_caller_has_gone() -> None:
     """It goes on for a little; whoever gets the reply is charged, once."""
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     first = asyncio.create_task(ask(world, retries=0))
     await asyncio.sleep(0.01)
     first.cancel()
@@ -235,10 +242,9 @@ async def test_a_reply_that_was_lost_is_there_for_the_retry() -> None:
     "other",
     [{"body": OTHER_BODY}, {"api_key": METERED_KEY}, {"retries": 0}, {"retries": None}],
 )
-async def test_what_is_no_retry_of_it_is_another_request(other: dict[str, object]) -> None:
+async def test_what_is_no_retry_of_it_is_another_request(other: dict[str, Any]) -> None:
     """Another body or key; a first try, or one without an SDK's word."""
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     first = asyncio.create_task(ask(world, retries=0))
     await asyncio.sleep(0.01)
     second = asyncio.create_task(ask(world, **{"retries": 1, **other}))
@@ -253,8 +259,7 @@ async def test_work_that_nobody_comes_back_for_is_released(monkeypatch: pytest.M
     """Under way or done, once the time is over; what was given up is not found by a later retry."""
     monkeypatch.setattr("embedmesh.flow.retries.LINGER_S", 0.02)
     assert LINGER_S >= 1.0
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     if done:
         gate.open.set()
         with pytest.raises(ConnectionResetError):
@@ -271,8 +276,7 @@ async def test_work_that_nobody_comes_back_for_is_released(monkeypatch: pytest.M
 
 
 async def test_a_failure_is_told_to_all_and_remembered_by_nobody() -> None:
-    world = make_world(ScriptedNodes(NodeBroke("x"), None))
-    gate = Gate(world)
+    world = make_world(gate := Gate(NodeBroke("x"), None))
     first, second = asyncio.create_task(ask(world, retries=0)), None
     await asyncio.sleep(0.01)
     second = asyncio.create_task(ask(world, retries=1))
@@ -286,8 +290,7 @@ async def test_a_failure_is_told_to_all_and_remembered_by_nobody() -> None:
 
 async def test_a_failure_that_nobody_heard_is_not_told_to_the_retry() -> None:
     """The work failed after its caller had gone: the retry is tried anew."""
-    world = make_world(ScriptedNodes(NodeBroke("x"), None))
-    gate = Gate(world)
+    world = make_world(gate := Gate(NodeBroke("x"), None))
     first = asyncio.create_task(ask(world, retries=0))
     await asyncio.sleep(0.01)
     first.cancel()
@@ -389,8 +392,7 @@ async def test_it_is_kept_until_it_was_read_to_its_end() -> None:
 
 async def test_who_is_answered_after_all_leaves_nothing_for_a_retry() -> None:
     """Two callers of one work: the reply is broken off by one and read by the other."""
-    world = make_world()
-    gate = Gate(world)
+    world = make_world(gate := Gate())
     first = asyncio.create_task(ask(world, retries=0, how=BROKEN_OFF))
     await asyncio.sleep(0.01)
     second = asyncio.create_task(ask(world, retries=1))
@@ -406,7 +408,7 @@ async def test_who_is_answered_after_all_leaves_nothing_for_a_retry() -> None:
     "other",
     [{"body": OTHER_BODY}, {"api_key": METERED_KEY}, {"retries": 0}, {"retries": None}, {"key": "k"}],
 )
-async def test_what_is_no_retry_of_it_is_charged(other: dict[str, object]) -> None:
+async def test_what_is_no_retry_of_it_is_charged(other: dict[str, Any]) -> None:
     world = make_world()
     await ask(world, retries=0, how=BROKEN_OFF)
     await ask(world, **{"retries": 1, **other})
@@ -610,7 +612,7 @@ async def test_the_rate_is_looked_at_before_the_body_and_tokens_before_money() -
         raise AssertionError("the body was read")
 
     with pytest.raises(Failure) as refused:
-        await serve(world, EMBEDDINGS, RequestHead(f"Bearer {METERED_KEY}"), receive, deliver=None)
+        await serve(world, EMBEDDINGS, RequestHead(f"Bearer {METERED_KEY}"), receive, undelivered)
     assert refused.value.code == "rate_limit_exceeded"
     assert [what for what, _ in world.ledger.log] == ["hold", "capture"]
 

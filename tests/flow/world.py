@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.world import World
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
+from embedmesh.rules.exchange import Delivery, Reply
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.models import Model
@@ -185,7 +187,7 @@ class MemoryLedger:
         return True
 
 
-def vector_for(ids: list[int]) -> np.ndarray:
+def vector_for(ids: list[int]) -> Any:
     """What the scripted node answers for some ids: a unit vector that depends on all of them."""
     seed = sum((position + 1) * token for position, token in enumerate(ids))
     vector = np.random.default_rng(seed).standard_normal(4)
@@ -205,12 +207,18 @@ class ScriptedNodes:
         self.asked: list[tuple[str, list[list[int]]]] = []
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+        assert counted.ids is not None
         ids = [counted.ids[place] for place in part.places]
         self.asked.append((part.node_id, ids))
         step = next(self._script)
         if isinstance(step, BaseException):
             raise step
         return step or right_reply(ids)
+
+
+async def undelivered(reply: Reply) -> Delivery:
+    """For what must end before a reply is delivered."""
+    raise AssertionError("a reply was delivered")
 
 
 class Bystander:
@@ -224,12 +232,28 @@ def call_later(seconds: float, then: Callable[[], None]) -> asyncio.TimerHandle:
     return asyncio.get_running_loop().call_later(seconds, then)
 
 
-def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: Shift3 | None = None) -> World:
+class ScriptedWorld(World, frozen=True, kw_only=True):
+    """A world whose edges are those of this module, for tests that look at them."""
+
+    rate_limits: Allowed
+    ledger: MemoryLedger
+    fleet: Scheduler
+    client: ScriptedNodes
+    clock: Clock
+
+    def node(self, node_id: str) -> Node:
+        """The node of that name."""
+        node = self.fleet.registry.find(node_id)
+        assert node is not None
+        return node
+
+
+def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: Shift3 | None = None) -> ScriptedWorld:
     clock = Clock()
     registry, replies = Registry(clock), Shares(REPLY_BYTES)
     for number in range(nodes):
         registry.answered_right(registry.add(Node(f"n{number}", "unix:/nowhere")), [m.id for m in CATALOGUE.models])
-    return World(
+    return ScriptedWorld(
         keys=KeyRing(),
         rate_limits=Allowed(),
         prices=CataloguePrices(),

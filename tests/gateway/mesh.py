@@ -232,7 +232,7 @@ class Gateway:
         """Say something of a node; it must be done."""
         reply = await self.admin("POST", f"/nodes/{name}/{action}")
         assert reply.status == 200, reply.body
-        return msgspec.json.decode(reply.body)
+        return msgspec.json.decode(reply.body, type=dict[str, Any])
 
     def strangers_asked(self) -> int:
         """How often in this minute."""
@@ -248,7 +248,8 @@ class Gateway:
             node = self.node(name)
             return node if node is not None and node.state is NodeState.READY else None
 
-        return await until(f"{name} is ready", ready)
+        found: Node = await until(f"{name} is ready", ready)
+        return found
 
     async def embed(self, name: str, ids: list[list[int]] = IDS, *, request_id: str = "req_1") -> EmbedVectors:
         """One call of that node, as the scheduler would make it."""
@@ -356,7 +357,7 @@ class Engine:
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+        return int(sock.getsockname()[1])
 
 
 class RealNode:
@@ -479,7 +480,7 @@ class Applicant:
 
     def statement(self, half: Ephemeral | None = None, /, **changes: Any) -> Statement:
         """A good one, but for the changes."""
-        members = {
+        members: dict[str, Any] = {
             "version": 1,
             "public_key": self.identity.public_key,
             "address": "",

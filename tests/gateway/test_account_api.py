@@ -26,7 +26,7 @@ FOR_KEYS = [("GET", "/v1/account/keys"), ("POST", "/v1/account/keys"), ("DELETE"
 
 def told(reply: Raw) -> dict[str, Any]:
     assert reply.status == 200, reply.body
-    return json.loads(reply.body)
+    return dict(json.loads(reply.body))
 
 
 def refused(reply: Raw, status: int, code: str) -> None:

@@ -35,7 +35,7 @@ OPEN = {  # to all: what the contract opens, and what a node signs in place of a
 
 def body_of(reply: Raw) -> dict[str, Any]:
     assert reply.status == 200, reply.body
-    return json.loads(reply.body)
+    return dict(json.loads(reply.body))
 
 
 # -- who may -----------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ async def test_an_invite_is_shown_once_and_followed_through_its_life(gw: Gateway
 
     async def state(invite_id: str) -> str:
         listed = body_of(await gw.admin("GET", "/invites"))["data"]
-        return next(one["state"] for one in listed if one["invite_id"] == invite_id)
+        return next(str(one["state"]) for one in listed if one["invite_id"] == invite_id)
 
     plain = body_of(await gw.admin("POST", "/invites"))
     made = body_of(await gw.admin("POST", "/invites", {"expires_in_s": 60, "note": "a note"}))

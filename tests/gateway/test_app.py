@@ -15,11 +15,14 @@ from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.http.failures import TABLE
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
+from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, NodeBusy, NodeTooSlow, StoreUnavailable, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.holds import Claim, Hold, PriorRequest
+from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import SHORTAGES
 from embedmesh.rules.ports import Caller
-from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world, vector_for
+from tests.flow.world import GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, ScriptedWorld, make_world, vector_for
 from tests.http.raw import request, send, serving
 
 BODY = b'{"model":"tiny","input":["abc","d"]}'
@@ -42,6 +45,11 @@ def make_app(
         bodies=bodies or BodyBudget(10**8),
         gauges=lambda: {"nodes_ready": 1},
     )
+
+
+def world_of(app: GatewayApp) -> ScriptedWorld:
+    assert isinstance(app._world, ScriptedWorld)
+    return app._world
 
 
 @asynccontextmanager
@@ -68,17 +76,20 @@ async def test_a_request_is_answered_with_every_header() -> None:
 
 
 @pytest.mark.parametrize("general", [False, True], ids=["fast_path", "general"])
-async def test_the_ledger_has_a_request_under_the_id_that_its_caller_is_shown(general: bool) -> None:
+async def test_the_ledger_has_a_request_under_the_id_that_its_caller_is_shown(
+    general: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Answered or failed. An id of the caller's own is echoed, and never reaches the ledger."""
     app = make_app(ScriptedNodes(None, None, *[WrongAnswer("no")] * 3))
     held: list[str] = []
-    place = app._world.ledger.hold
+    ledger = world_of(app).ledger
+    place = ledger.hold
 
     async def noting(hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         held.append(hold.hold_id)
         return await place(hold, claim)
 
-    app._world.ledger.hold = noting
+    monkeypatch.setattr(ledger, "hold", noting)
     more = {"connection": "close"} if general else {}  # the fast path leaves such a head to the general server
     async with running(app) as port:
         good = await send(port, request(body=BODY, **more))
@@ -337,15 +348,16 @@ async def test_when_nodes_fail(failure: Failure, status: int, code: str) -> None
         assert ("retry-after" in reply.headers) is (status == 503)
 
 
-async def test_a_store_that_takes_no_writes_is_told_and_shows_in_readyz() -> None:
+async def test_a_store_that_takes_no_writes_is_told_and_shows_in_readyz(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = ScriptedNodes()
     app = make_app(nodes)
     ledger = app._world.ledger
 
-    async def refuse(hold, claim=None) -> None:
+    async def refuse(hold: Hold, claim: Claim | None = None) -> None:
         raise StoreUnavailable("the store is away")
 
-    ledger.hold, ledger.healthy = refuse, lambda: False
+    monkeypatch.setattr(ledger, "hold", refuse)
+    monkeypatch.setattr(ledger, "healthy", lambda: False)
     async with running(app) as port:
         reply = await send(port, request(body=BODY))
         assert (reply.status, reply.error["code"]) == (503, "store_unavailable")
@@ -361,7 +373,7 @@ async def test_readyz_wants_a_real_embedding_of_the_last_15_seconds() -> None:
         assert (await send(port, request("GET", "/readyz", key=None))).status == 503
         app._registry.answered_right(app._registry.add(Node("n0", "unix:/nowhere")), ["acme/tiny"])
         assert (await send(port, request("GET", "/readyz", key=None))).status == 200
-        app._world.clock.now += 15.1
+        world_of(app).clock.now += 15.1
         late = await send(port, request("GET", "/readyz", key=None))
         assert (late.status, json.loads(late.body)["ready"]) == (503, False)
 
@@ -369,7 +381,7 @@ async def test_readyz_wants_a_real_embedding_of_the_last_15_seconds() -> None:
 async def test_readyz_takes_the_word_of_an_idle_server_of_another_make_until_its_next_probe() -> None:
     """A look sends no probe: anybody may look, and a probe may cost money. Once it has failed, 15 s count again."""
     app = make_app(count=0)
-    clock, node = app._world.clock, app._registry.add(Node("theirs", "http://x", kind=UPSTREAM, probe_every_s=60.0))
+    clock, node = world_of(app).clock, app._registry.add(Node("theirs", "http://x", kind=UPSTREAM, probe_every_s=60.0))
     async with running(app) as port:
 
         async def status() -> int:
@@ -428,9 +440,9 @@ async def test_more_requests_than_may_be_in_flight_are_refused_at_once() -> None
     gate = asyncio.Event()
 
     class Waiting(ScriptedNodes):
-        async def embed(self, *asked):
+        async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
             await gate.wait()
-            return await super().embed(*asked)
+            return await super().embed(part, model, counted, request_id)
 
     async with running(make_app(Waiting(), in_flight_max=2)) as port:
         waiting = [asyncio.create_task(send(port, request(body=BODY))) for _ in range(2)]
@@ -499,14 +511,14 @@ async def test_who_does_not_read_pages_that_anybody_may_ask_for_keeps_them_from_
         assert app.pages.room.taken == 0
 
 
-async def test_metrics_count_outcomes_without_naming_anybody() -> None:
+async def test_metrics_count_outcomes_without_naming_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
     app = make_app()
     find = app._world.keys.find
 
     async def find_another(token: str) -> Caller | None:
         return Caller("acct", "key_m", frozenset({"metrics"})) if token == "em_m" else await find(token)
 
-    app._world.keys.find = find_another
+    monkeypatch.setattr(app._world.keys, "find", find_another)
     async with running(app) as port:
         await send(port, request(body=BODY))
         await send(port, request(body=b"{"))

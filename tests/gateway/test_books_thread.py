@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ class FakeBooks:
 
 
 @asynccontextmanager
-async def thread_over(books: FakeBooks, **options: float) -> AsyncIterator[BooksThread]:
+async def thread_over(books: FakeBooks, **options: Any) -> AsyncIterator[BooksThread]:
     thread = BooksThread(books.open, **options)
     try:
         yield thread
@@ -76,7 +77,7 @@ async def test_the_books_are_opened_anew_after_the_store_failed_and_its_words_ar
         with pytest.raises(StoreUnavailable) as failure:
             await thread.ask(failing(StoreUnavailable("/secret/place is full")))
         assert "secret" not in failure.value.message
-        assert await thread.ask(lambda opened: opened) is books
+        assert await thread.ask(id) == id(books)
         assert (books.opened, books.closed) == (2, 1)
 
 
@@ -87,7 +88,7 @@ async def test_old_books_are_used_while_new_ones_cannot_be_opened() -> None:
         with pytest.raises(StoreUnavailable):
             await thread.ask(failing(StoreUnavailable("read-only")))
         books.fails = [SetupError("read-only")]
-        assert await thread.ask(lambda opened: opened) is books
+        assert await thread.ask(id) == id(books)
         assert (books.opened, books.closed) == (1, 0)
         await thread.ask(lambda _: None)
         assert (books.opened, books.closed) == (2, 1)
@@ -122,11 +123,16 @@ async def test_more_calls_than_may_wait_are_refused_and_one_account_leaves_room_
 
 async def test_accounts_have_their_turns_one_after_another() -> None:
     """However many calls one account has waiting, another's next one is made after one of them."""
-    gate, made = threading.Event(), []
+    gate, made = threading.Event(), list[str]()
+
+    def noted(account: str, _: object) -> bool:
+        made.append(account)
+        return True
+
     async with thread_over(FakeBooks()) as thread:
         waiting = [asyncio.create_task(thread.ask(lambda _: gate.wait(), "a"))]
         for account in ("a", "a", "a", "b", "a", "c", "b"):
-            waiting.append(asyncio.create_task(thread.ask(lambda _, account=account: made.append(account), account)))
+            waiting.append(asyncio.create_task(thread.ask(partial(noted, account), account)))
             await asyncio.sleep(0)
         gone = waiting.pop(1)
         gone.cancel()

@@ -83,7 +83,7 @@ async def server(answer: Callable[[Asked], Reply]) -> AsyncIterator[tuple[int, l
         await asyncio.gather(*serving, return_exceptions=True)
 
 
-def link(port: int, model: Model = MODEL, token: str = "", **offer: str) -> UpstreamLink:
+def link(port: int, model: Model = MODEL, token: str = "", **offer: Any) -> UpstreamLink:
     offered = Offer(model.id, model.width, model.max_tokens, model.digest, model.tier, **offer)
     return UpstreamLink(UpstreamUrl(False, "127.0.0.1", port, "/v1"), (offered,), CATALOGUE, token)
 

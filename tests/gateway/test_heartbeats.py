@@ -193,7 +193,7 @@ async def test_a_farewell_ends_the_work_until_it_is_back(gw: Gateway, applicant:
         shown = msgspec.json.decode((await gw.admin("GET", f"/nodes/{applicant.node_id}")).body)
         assert (shown["state"], shown["draining"]) == ("draining", True)
         await applicant.join(**applicant.place)
-        assert not node.draining
+        assert not (await gw.until_ready(node.node_id)).draining
         assert node in gw.registry.ready("acme/tiny")
 
 

@@ -44,14 +44,14 @@ ROUTES = [
 
 def told(reply: Raw) -> dict[str, Any]:
     assert reply.status == 200, reply.body
-    return json.loads(reply.body)
+    return dict(json.loads(reply.body))
 
 
 def refused(reply: Raw, status: int, code: str) -> None:
     assert (reply.status, reply.error["code"]) == (status, code), reply.body
 
 
-async def new_account(gw: Gateway, **more: int) -> str:
+async def new_account(gw: Gateway, **more: Any) -> str:
     name = f"money-{next(NUMBERS)}"
     told(await gw.admin("POST", "/accounts", {"id": name, **more}))
     return name
@@ -282,7 +282,7 @@ async def test_pages_have_every_row_once_and_in_order(gw: Gateway, what: str, na
     whole = told(await gw.admin("GET", f"/{what}?limit=1000"))
     assert whole["has_more"] is False
     rows: list[dict[str, Any]] = []
-    more = ""
+    more: str | None = ""
     while more is not None:
         page = told(await gw.admin("GET", f"/{what}?limit=2{more}"))
         rows += page["data"]
@@ -318,13 +318,14 @@ async def test_a_change_of_a_key_leaves_what_it_does_not_name(gw: Gateway) -> No
     made = await new_key(gw, limits={"concurrency": 3, "tokens_a_minute": 5}, name="n", expires_ms=FAR_MS)
     path = f"/keys/{made['key_id']}"
     both = made["limits"] | {"concurrency": 4, "tokens_a_minute": None}
-    for change, expected in [
+    changes: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({}, {}),
         ({"name": "m"}, {"name": "m"}),
         ({"expires_ms": None}, {"expires_ms": None}),
         ({"limits": {"concurrency": 4}}, {"limits": made["limits"] | {"concurrency": 4}}),
         ({"limits": {"tokens_a_minute": None}}, {"limits": both}),
-    ]:
+    ]
+    for change, expected in changes:
         before = told(await gw.admin("GET", path))
         after = told(await gw.admin("POST", path, change))
         assert after == before | expected == told(await gw.admin("GET", path))

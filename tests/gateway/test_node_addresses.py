@@ -160,7 +160,7 @@ async def test_its_own_address_said_wrongly_is_refused(
 ) -> None:
     """The node is there, and something about it is not as it was registered."""
     place: dict[str, Any] = {"certificate": applicant.certificate}
-    believes = {
+    believes: dict[str, Any] = {
         "another gateway's": {"gateway": "somebody else's"},
         "another address": {"address": "https://node.example"},
     }

@@ -26,7 +26,7 @@ from embedmesh.http.failures import TABLE
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import CallerFailure, NodeBusy, NodeTooSlow, WrongAnswer
 from embedmesh.rules.membership import Heartbeat, SignedHead
-from embedmesh.rules.ports import Caller
+from embedmesh.rules.ports import Caller, Keys
 from embedmesh.signing import atoma
 from embedmesh.signing.invites import Invite
 from embedmesh.signing.receipts import RECEIPTS_PURPOSE, head_message
@@ -50,7 +50,7 @@ SOMETIMES = (
 class KeyRingWithMetrics:
     """The scripted world's keys, and one that may read metrics."""
 
-    def __init__(self, keys: Any) -> None:
+    def __init__(self, keys: Keys) -> None:
         self._keys = keys
 
     async def find(self, token: str) -> Caller | None:
@@ -388,7 +388,7 @@ async def test_real_answers_about_accounts_and_money_are_as_documented(complete:
         reply = await complete.ask(method.upper(), asked, body, key=key, Idempotency_Key="k")
         assert reply.status == status, (asked, reply.body)
         check_reply(path, method, reply)
-        return json.loads(reply.body)
+        return dict(json.loads(reply.body))
 
     async with node.member():
         for text, status in (("abc", 200), ("abc", 200), ("abd", 409)):

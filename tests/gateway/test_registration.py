@@ -190,7 +190,7 @@ async def test_without_a_token_it_waits_for_the_operator(gw: Gateway, applicant:
         contacts += 1
 
     async with somebody(count, applicant.tls) as port:
-        place = {"address": f"https://127.0.0.1:{port}", "certificate": applicant.certificate}
+        place: dict[str, Any] = {"address": f"https://127.0.0.1:{port}", "certificate": applicant.certificate}
         welcome = await applicant.join(**place)
         assert (welcome.standing, welcome.ephemeral, welcome.signature) == ("pending", b"", b"")
         assert await applicant.join(**place) == welcome
@@ -292,7 +292,7 @@ async def topic_of_nodes(gw: Gateway) -> int:
 async def test_what_a_stranger_says_is_noted_once_and_small(gw: Gateway, applicant: Applicant) -> None:
     """However often it asks: no nonce is used up, nothing is written or reloaded. What it offers is not kept."""
     used = len(gw.nonces._used)
-    place = {"address": "https://node.example", "certificate": applicant.certificate}
+    place: dict[str, Any] = {"address": "https://node.example", "certificate": applicant.certificate}
     asked, _ = await applicant.registration(**place)
     said = await applicant.post(asked)
     record, told = gw.roster.record(applicant.node_id), await topic_of_nodes(gw)

@@ -56,12 +56,13 @@ def gateway_signer(one: Applicant, instance: str = "00112233445566ff") -> Reques
 
 def signed(one: Applicant, signer: RequestSigner, *, at_s: int = 0, **changes: Any) -> bytes:
     """A gateway's request. `changes` are of what is sent, after it was signed."""
-    asked = {"method": "POST", "path": "/v1/embeddings", "body": BODY}
+    asked: dict[str, Any] = {"method": "POST", "path": "/v1/embeddings", "body": BODY}
     now_s = one.gateway.clock.unix_ms() // 1000 + at_s
     headers = signer.sign(asked["method"], asked["path"], asked["body"], "req_1", now_s).headers
     sent = asked | changes
+    body: bytes = sent["body"]
     head = f"{sent['method']} {sent['path']} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n"
-    return head.encode() + headers + b"Content-Length: %d\r\n\r\n" % len(sent["body"]) + sent["body"]
+    return head.encode() + headers + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 # -- what a node answers -----------------------------------------------------------------------------------------------

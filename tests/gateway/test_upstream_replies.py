@@ -61,7 +61,7 @@ def indexed(*indexes: Any) -> dict[str, Any]:
 
 # -- bodies ------------------------------------------------------------------------------------------------------------
 
-ODD = (None, [], {}, 0, -1.5, "text", True)
+ODD: tuple[Any, ...] = (None, [], {}, 0, -1.5, "text", True)
 USAGES: list[Any] = [
     *ODD,
     {"prompt_tokens": None, "total_tokens": None},

@@ -102,7 +102,7 @@ class Till:
         return request(body=body, key=self.token, **headers, **({} if fast_path else {"te": "trailers"}))
 
     def rows(self, sql: str) -> list[Any]:
-        return self.shop.books._db.execute(sql).fetchall()
+        return list(self.shop.books._db.execute(sql).fetchall())
 
     @property
     def charged(self) -> list[tuple[int, int]]:

@@ -87,17 +87,18 @@ def check(body: bytes) -> None:
         return
     assert_promises(call, model)
     room = model.max_tokens - LetterTokenizer.specials
+    assert counted.ids is not None
     assert all(len(ids) <= room for ids in counted.ids)
     assert counted.tokens == sum(map(len, counted.ids)) + 2 * len(counted.ids)
-    assert len(counted.ids) == len(call.texts or call.ids)
+    assert len(counted.ids) == len(call.texts or call.ids or ())
 
 
 def assert_promises(call: Call, model: Model) -> None:
     assert bool(call.texts) != bool(call.ids)
-    assert 1 <= len(call.texts or call.ids) <= REQUEST_INPUTS_MAX
+    assert 1 <= len(call.texts or call.ids or ()) <= REQUEST_INPUTS_MAX
     assert all(type(text) is str and text for text in call.texts)
     assert all(ids and all(type(token) is int and token >= 0 for token in ids) for ids in call.ids)
-    assert not call.single or len(call.texts or call.ids) == 1
+    assert not call.single or len(call.texts or call.ids or ()) == 1
     assert call.dimensions is None or 1 <= call.dimensions <= model.width
     assert call.user is None or len(call.user) <= USER_CHARS_MAX
     assert call.encoding in ("float", "base64")

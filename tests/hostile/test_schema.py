@@ -101,7 +101,7 @@ REFERENCE: Json = json.loads(Path(__file__).with_name("reference_schema.json").r
 ORIGINAL = "../reference/create_embeddings_openapi.yaml"
 SAYS_NOTHING = {"description", "example", "format"}  # of a schema's members, those that allow and forbid nothing
 
-some = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": [*HealthCheck]}
+some: Json = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": [*HealthCheck]}
 
 
 # -- our own document ------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_what_the_document_allows_is_accepted(live: Live, own: BaseSchema) -> No
         reply = case.call_and_validate(base_url=live.base_url.removesuffix("/v1"), headers=headers, checks=CHECKS)
         statuses.append(reply.status_code)
         if reply.status_code != 200:
-            assert refused_knowingly(case.body), (case.body, reply.text)
+            assert isinstance(case.body, dict) and refused_knowingly(case.body), (case.body, reply.text)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -240,7 +240,7 @@ def test_every_request_that_the_reference_allows_is_accepted(live: Live) -> None
     @settings(max_examples=REFERENCE_EXAMPLES, **some)
     @given(data=st.data())
     def accepted(data: st.DataObject) -> None:
-        asked = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE)).body
+        asked: Any = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE)).body
         allowed.validate(asked)  # else the narrowing would be a widening
         members.update(name for name, value in asked.items() if value is not None)
         reply = wire.ask(live.embed(asked))

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from embedmesh.http.server import HttpServer
 
@@ -17,8 +18,9 @@ class Raw:
     body: bytes
 
     @property
-    def error(self) -> dict[str, object]:
-        return json.loads(self.body)["error"]
+    def error(self) -> dict[str, Any]:
+        error: dict[str, Any] = json.loads(self.body)["error"]
+        return error
 
 
 @asynccontextmanager

@@ -103,7 +103,7 @@ def test_one_origin_leaves_room_for_others_and_replaces_its_own() -> None:
     for one in honest:
         connections.made(one, "honest", 0.0)
     greedy = [Scripted(float(number)) for number in range(1, 1_000)]
-    assert all(connections.made(one, "greedy", one.since) for one in greedy)
+    assert all(connections.made(one, "greedy", float(number)) for number, one in enumerate(greedy, 1))
     still_open = [one for one in greedy if not one.closed]
     assert len(still_open) < 85
     assert still_open == greedy[-len(still_open) :]
@@ -147,7 +147,7 @@ def test_who_goes_is_found_as_by_looking_at_all() -> None:
         if there and dice.random() < 0.3:
             connections.lost(there.pop(dice.randrange(len(there))))
         idle = [one for one in there if one.since is not None]
-        longest = min((one.since for one in idle), default=None)
+        longest = min((one.since for one in there if one.since is not None), default=None)
         new = Scripted(now)
         full = len(there) == 30
         assert connections.made(new, None, now) == (not full or bool(idle))

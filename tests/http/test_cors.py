@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,11 @@ async def test_without_the_setting_nothing_is_granted(path: str) -> None:
 
 
 def preflight(path: str, method: str = "POST", origin: str = APP, headers: str = SDK) -> bytes:
-    more = {"Access_Control_Request_Method": method, "Access_Control_Request_Headers": headers, "Origin": origin}
+    more: dict[str, Any] = {
+        "Access_Control_Request_Method": method,
+        "Access_Control_Request_Headers": headers,
+        "Origin": origin,
+    }
     return request("OPTIONS", path, key=None, content_type=None, **more)
 
 

@@ -36,7 +36,7 @@ ROOM = 1_000_000
 SHOWN = ("authorization", "idempotency-key", "x-stainless-retry-count", "x-request-id", "user-agent", "x-odd")
 
 
-def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Any:
     """The test holds on the loop that the gateway runs on, and on the standard one."""
 
     @functools.wraps(test)
@@ -46,8 +46,8 @@ def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 
     of_test = inspect.signature(test)
     own = inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY)
-    run.__signature__ = of_test.replace(parameters=[*of_test.parameters.values(), own])  # type: ignore[attr-defined]
-    del run.__wrapped__  # type: ignore[attr-defined]
+    vars(run)["__signature__"] = of_test.replace(parameters=[*of_test.parameters.values(), own])
+    del vars(run)["__wrapped__"]
     loops = (asyncio.new_event_loop, uvloop.new_event_loop)
     return pytest.mark.parametrize("loop", loops, ids=["asyncio", "uvloop"])(run)
 

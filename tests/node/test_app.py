@@ -376,7 +376,7 @@ def test_a_node_whose_models_all_fail_to_start_is_one_line_and_78(model: Model, 
     broken = [msgspec.structs.replace(model, id=name, aliases=(), digest=name * 64) for name in "ab"]
     node = Node(broken, tmp_path / "n.sock")
     _, said = node.process.communicate(timeout=START_S)
-    assert (node.process.returncode, said.count("\n")) == (78, 1)
+    assert (node.process.returncode, said.count("\n")) == (78, 1), said
     assert "is not the model that the catalogue names" in said
     node.http.close()
 
@@ -428,7 +428,7 @@ def test_a_node_alone_serves_the_openai_sdk_and_nobody_without_its_key(model: Mo
         assert [one.id for one in sdk.models.list()] == ["tests/tiny"]
         assert httpx.get(f"{root}/readyz").status_code == httpx.get(f"{root}/health").status_code == 200
         for said in ("", "Bearer", "Bearer a-key-of-our", "Bearer a-key-of-ours2", "Bearer ä", "Basic a-key-of-ours"):
-            headers = {"Authorization": said.encode()}
+            headers = [(b"Authorization", said.encode())]
             for method, path in [
                 ("POST", "/v1/embeddings"),
                 ("POST", "/v1/tokenize"),
@@ -483,7 +483,7 @@ def test_a_door_without_a_lock_and_an_unknown_model_are_one_line_and_78(
 ) -> None:
     node = Node(model, tmp_path / "n.sock", **options)
     _, said = node.process.communicate(timeout=START_S)
-    assert (node.process.returncode, said.count("\n")) == (78, 1)
+    assert (node.process.returncode, said.count("\n")) == (78, 1), said
     assert says in said
     node.http.close()
 

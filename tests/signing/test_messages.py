@@ -142,7 +142,7 @@ def test_another_request_is_refused(changed: dict[str, Any], reason: str) -> Non
         ({"signature-input": INPUT.replace(str(NOW), "9" * 5_000)}, "malformed"),
     ],
 )
-def test_a_changed_header_is_refused(changed: dict[str, str], reason: str) -> None:
+def test_a_changed_header_is_refused(changed: dict[str, Any], reason: str) -> None:
     """Any value but the signed one, any form but the one of this profile."""
     with pytest.raises(Unauthenticated, match=reason):
         check(checker(), HEADERS | changed)
@@ -265,7 +265,7 @@ def test_sessions_overlap() -> None:
         {"method": "GET\n"},
     ],
 )
-def test_what_cannot_stand_in_a_head_is_not_signed(changed: dict[str, str]) -> None:
+def test_what_cannot_stand_in_a_head_is_not_signed(changed: dict[str, Any]) -> None:
     """No value can add a line, and no query goes unsigned."""
     with pytest.raises(ValueError):
         sign(**changed)

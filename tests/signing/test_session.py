@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -57,7 +58,7 @@ def test_a_transcript_of_other_keys_is_refused() -> None:
 )
 def test_a_transcript_has_fixed_lengths(wrong: dict[str, object]) -> None:
     """So no two registrations have the same one."""
-    right = {
+    right: dict[str, Any] = {
         "node_public": bytes(32),
         "gateway_public": bytes(32),
         "node_id": NODE_ID,

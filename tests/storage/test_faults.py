@@ -222,8 +222,8 @@ async def test_a_disk_that_hangs(shop: Shop) -> None:
     """A hold is refused within 2 s though its COMMIT still runs; should that succeed, the money is free again."""
     shop.credit(1_000)
     store = await shop.open()
-    slow = SlowDisk(store._writer._medium._db)
-    store._writer._medium._db = slow
+    medium = vars(store._writer._medium)
+    slow = medium["_db"] = SlowDisk(medium["_db"])
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await store.hold(shop.new_hold(100))
@@ -312,7 +312,8 @@ async def test_a_writer_that_breaks_says_so(shop: Shop, store: Store) -> None:
     shop.credit(100)
     place = asyncio.create_task(store.hold(shop.new_hold(10)))
     await asyncio.sleep(0)
-    store._writer.submit(Bug())
+    bug: Any = Bug()
+    store._writer.submit(bug)
     with pytest.raises(StoreUnavailable):
         await place
     assert len(shop.fatal) == 1

@@ -234,11 +234,11 @@ async def test_a_child_may_use_no_model_that_a_key_above_it_may_no_longer(shop: 
     parent = keys.create("a", BOTH)
     child = keys.create_below(parent[0].key_id, BOTH)
     grandchild = keys.create_below(child[0].key_id, BOTH, limits=Limits(models=("m", "n")))
-    assert (await caller_of(store, grandchild)).models == {"m", "n"}
+    assert (await caller_of(store, grandchild)).models == frozenset({"m", "n"})
     keys.change(child[0].key_id, limits=Limits(models=("n", "o")))
-    assert (await caller_of(store, grandchild)).models == {"n"}
+    assert (await caller_of(store, grandchild)).models == frozenset({"n"})
     keys.change(parent[0].key_id, limits=Limits(models=("o",)))
-    assert (await caller_of(store, child)).models == {"o"}
+    assert (await caller_of(store, child)).models == frozenset({"o"})
     assert (await caller_of(store, grandchild)).models == frozenset()
 
 

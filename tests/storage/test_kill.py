@@ -73,7 +73,7 @@ def test_kill_9(shop: Shop, round_: int) -> None:
     drained = {hold_id for verb, hold_id in words if verb == "drained"}
 
     with shop.by_hand() as db:
-        before = dict(db.execute("SELECT hold_id, state FROM holds").fetchall())
+        before: dict[str, str] = dict(db.execute("SELECT hold_id, state FROM holds").fetchall())
     assert held <= before.keys()
     assert all(before[hold_id] != "open" for hold_id in drained)
     assert len(before) - len(held) <= 8  # at most one unacknowledged a spender

@@ -1,6 +1,7 @@
 """Migrations: a store becomes one of this version, or is refused in one line and left untouched."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_a_script_that_breaks_references_is_refused(tmp_path: Path) -> None:
 def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: Server) -> None:
     """The same there."""
     engine = engine_of(postgres.new())
-    db = engine.connect(busy_s=1)
+    db: Any = engine.connect(busy_s=1)
     scripts = migrations("postgres")
     known = max(scripts)
     with pytest.raises(SetupError, match="already exists"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -94,7 +94,7 @@ class Life(RuleBasedStateMachine):
         self.shop.clock.now_ms += 1
         holds = [self.shop.new_hold(amount) for amount in amounts]
 
-        async def place() -> list[BaseException | None]:
+        async def place() -> Sequence[object]:
             return await asyncio.gather(*map(self.store.hold, holds), return_exceptions=True)
 
         outcomes = self.runner.run(place())

@@ -41,7 +41,7 @@ def test_an_sqlite_that_can_corrupt_a_wal_is_refused(version: tuple[int, ...]) -
 def test_what_is_written_is_synced(shop: Shop) -> None:
     """Every connection uses the WAL with synchronous FULL, and minds references."""
     db = SqliteEngine(shop.path).connect(busy_s=1)
-    found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
+    found = [db.execute(f"PRAGMA {name}").fetchall()[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")]
     db.close()
     assert found == ["wal", 2, 1]
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -156,10 +157,10 @@ async def test_a_gateway_that_was_stopped_keeps_nobodys_locks(shop: Shop) -> Non
 async def test_a_commit_whose_fate_is_unknown_leaves_nothing_held(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The session is lost after the server has committed: the caller is refused, and the hold is given back."""
     store = await shop.open()
-    database = type(store._writer._medium._db)
-    commit, lost = database.commit, []
+    database: Any = type(vars(store._writer._medium)["_db"])
+    commit, lost = database.commit, list[Any]()
 
-    def commit_and_lose(self) -> None:
+    def commit_and_lose(self: Any) -> None:
         commit(self)
         if not lost:
             with self.connection.pipeline():  # waits until the server has committed

@@ -80,7 +80,7 @@ async def test_a_damaged_file_is_not_served_after_a_crash(shop: Shop) -> None:
     image = crash_image(shop.path, shop.path.parent / "crash")
     db = SqliteEngine(image).connect(busy_s=1)
     db.execute("INSERT INTO facts VALUES (:name, '1')", {"name": RUNNING})
-    (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'usage'").fetchone()
+    [(root,)] = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'usage'").fetchall()
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     db.close()
     with image.open("r+b") as file:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -50,7 +51,7 @@ def endpoint(serve: Serve, tmp_path: Path) -> Endpoint:
     return serve("--catalogue", file).wait_ready()
 
 
-def vector(endpoint: Endpoint, asked: object, **members: object) -> np.ndarray:
+def vector(endpoint: Endpoint, asked: object, **members: Any) -> np.ndarray:
     reply = endpoint.ask(input=asked, **members)
     assert reply.status_code == 200, reply.text
     return np.array(reply.json()["data"][0]["embedding"], np.float32)

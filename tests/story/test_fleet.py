@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,9 @@ def test_receipts_follow_within_seconds(fleet: Fleet) -> None:
     """Each answer that the gateway got is in its node's log, signed; none is false. Who asks for money is owed some."""
     for node in fleet.all:
         before = node.shown()["receipts_seen"]["matched"]
-        wait_until("receipts are matched", lambda node=node: node.shown()["receipts_seen"]["matched"] > 0, BACK_S)
+        wait_until(
+            "receipts are matched", partial(lambda one: one.shown()["receipts_seen"]["matched"] > 0, node), BACK_S
+        )
         seen = node.shown()["receipts_seen"]
         assert (seen["false"], seen["refused"]) == (0, 0)
         assert seen["matched"] >= before
@@ -221,7 +224,7 @@ def test_killed_under_load_it_costs_no_caller_anything(fleet: Fleet, note: Note)
         with callers(fleet) as wrong:
             os.kill(victim.process.pid, signal.SIGKILL)
             victim.process.wait()
-            wait_until("it is noticed", lambda victim=victim: victim.shown()["state"] == "ejected", BACK_S)
+            wait_until("it is noticed", partial(lambda one: one.shown()["state"] == "ejected", victim), BACK_S)
         assert wrong == []
         began = time.monotonic()
         victim.start().wait_ready()
@@ -236,7 +239,7 @@ def test_told_to_stop_it_leaves_without_a_trace(fleet: Fleet, note: Note) -> Non
         with callers(fleet) as wrong:
             began = time.monotonic()
             node.process.send_signal(signal.SIGTERM)
-            wait_until("it has said farewell", lambda node=node: node.shown()["draining"], BACK_S)
+            wait_until("it has said farewell", partial(lambda one: one.shown()["draining"], node), BACK_S)
             assert node.ended() == 0
             note(f"SIGTERM of a node ({node.folder.name}) under load to its end", time.monotonic() - began, "s")
             assert time.monotonic() - began < BACK_S

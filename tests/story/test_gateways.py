@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -28,7 +29,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Iterator
     one.kill_all()
 
 
-def command(pair: Endpoint, *arguments: object) -> object:
+def command(pair: Endpoint, *arguments: object) -> Any:
     """A command on the same store, as JSON."""
     store: str = pair.store  # type: ignore[attr-defined]
     done = run(*arguments, "--json", "--data-dir", pair.data_dir, EMBEDMESH_STORE=store)

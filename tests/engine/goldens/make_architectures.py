@@ -307,7 +307,7 @@ def write_weights(folder: Path, tensors: dict[str, Any], shard_bytes: int | None
         if sum(one.nbytes for one in shards[-1].values()) > shard_bytes:
             shards.append({})
         shards[-1][name] = tensor
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
@@ -325,7 +325,8 @@ def write_folder(folder: Path, case: Case, seed: int) -> tuple[dict[str, Any], A
     specials = {"pad_token_id": tokenizer.token_to_id("[PAD]") or tokenizer.token_to_id("<pad>") or 0}
     members = {"vocab_size": tokenizer.get_vocab_size(), **specials, **case.config}
     config = AutoConfig.for_model(**members)
-    model = AutoModel.from_config(config)
+    build: Any = AutoModel.from_config
+    model = build(config)
     randomize(model, seed)
     with tempfile.TemporaryDirectory() as saved:
         model.save_pretrained(saved)
@@ -407,7 +408,9 @@ def make(name: str, case: Case, seed: int) -> None:
     native, stored = write_folder(folder, case, seed)
     limit = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))["max_seq_length"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    chosen = [text for text in texts(tokenizer.id_to_token(native["pad_token_id"])) if len(text.split()) + 2 <= limit]
+    chosen = [
+        text for text in texts(str(tokenizer.id_to_token(native["pad_token_id"]))) if len(text.split()) + 2 <= limit
+    ]
     sequences = [tokenizer.encode(text).ids for text in chosen]
     assert [len(ids) for ids in sequences[1:]] == [n + 2 for n in LENGTHS if n + 2 <= limit]
     assert native["pad_token_id"] in sequences[0], f"{name}: the padding token was not recognised"

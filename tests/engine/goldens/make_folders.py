@@ -83,6 +83,7 @@ def make_onnx(folder: Path) -> None:
     from transformers import ElectraConfig, ElectraModel
 
     torch.manual_seed(SEED)
+    settings: dict[str, Any] = {"attn_implementation": "eager"}
     config = ElectraConfig(
         vocab_size=len(WORDS),
         embedding_size=WIDTH,
@@ -91,9 +92,10 @@ def make_onnx(folder: Path) -> None:
         num_attention_heads=2,
         intermediate_size=24,
         max_position_embeddings=40,
-        attn_implementation="eager",
+        **settings,
     )
-    model = ElectraModel(config).eval()
+    model: Any = ElectraModel(config)
+    model.eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, 0, 0.4)
     model.save_pretrained(folder)
