@@ -5,15 +5,16 @@ test notices survives. The score is the share that was noticed; exit code 1 belo
 it goes on where it was stopped (`--anew` begins again), and lists what survived (`--survivors`).
 """
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-CHECKOUT = Path(__file__).parents[1]
+from bench.rig.command import parser, run
+from tests.data import CHECKOUT
+
 WORK = CHECKOUT / ".bench" / "mutate"
 SCORE_MIN = 0.90
 MODULES = (
@@ -58,19 +59,18 @@ def score() -> tuple[float, dict[str, int]]:
     return noticed / max(1, found["total"] - found.get("skipped", 0)), found
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.mutate", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--anew", action="store_true", help="forget earlier runs")
-    parser.add_argument("--survivors", action="store_true", help="list what no test noticed, and run nothing")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    asked: Any = parser.parse_args(arguments)
-    if asked.survivors:
+    made = parser("bench.mutate", __doc__)
+    made.add_argument("--anew", action="store_true", help="forget earlier runs")
+    made.add_argument("--survivors", action="store_true", help="list what no test noticed, and run nothing")
+    options: Any = made.parse_args(arguments)
+    if options.survivors:
         return subprocess.run([sys.executable, "-m", "mutmut", "results"], cwd=WORK, check=False).returncode
-    prepare(asked.anew)
+    prepare(options.anew)
     subprocess.run([sys.executable, "-m", "mutmut", "run"], cwd=WORK, check=False, stdout=sys.stderr)
     share, found = score()
-    if asked.json:
+    if options.json:
         print(json.dumps({"ok": share >= SCORE_MIN, "score": share, **found}))
     else:
         print(", ".join(f"{name} {count:,}" for name, count in found.items() if count))
@@ -79,4 +79,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main)

@@ -1,4 +1,4 @@
-"""The command: `python -m bench.faultnode --gateway URL --join TOKEN --data-dir D [--mode MODE]`."""
+"""A node that misbehaves: `python -m bench.faultnode --gateway URL --join TOKEN --data-dir D [--mode MODE]`."""
 
 import argparse
 import asyncio
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bench.faultnode.acts import AFTER
 from bench.faultnode.modes import MODES, listed
 from bench.faultnode.node import FaultNode, Settings
 from bench.faultnode.openai import OpenAiForm
+from bench.rig.processes import HOST
 from embedmesh.catalogue import load_catalogue
 from embedmesh.http.server import HttpServer
 from embedmesh.process import EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit
@@ -32,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     """Its options."""
     made = argparse.ArgumentParser(
         prog="python -m bench.faultnode",
-        description="A node that joins and signs as ours does, and misbehaves when told to.",
+        description="A node that joins and signs as ours does, and misbehaves on command.",
         epilog="modes:\n" + listed(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,21 +48,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--share", type=float, default=1.0, help="of the requests that misbehave, by seeded dice")
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--tokens-per-s", type=float, default=0.0, help="scripted speed (default: as fast as it goes)")
-    made.add_argument("--fixed-ms", type=float, default=0.0, help="what a batch takes besides its tokens")
+    made.add_argument("--fixed-ms", type=float, default=0.0, help="the time of a batch besides its tokens")
     made.add_argument("--fifo", action="store_true", help="one call after another; short ones do not pass long ones")
     made.add_argument("--slow-factor", type=float, default=10.0, help="of the modes slow and slow-start")
-    made.add_argument("--after", type=int, default=AFTER, help="requests until `crash` and `wedge` do it")
+    made.add_argument("--after", type=int, default=AFTER, help="requests until `crash` and `wedge` happen")
     made.add_argument("--spare-probes", action="store_true", help="answer the gateway's known probe right in any mode")
     made.add_argument(
         "--control",
         action="store_true",
-        help="take orders on standard input (`join`, `MODE [SHARE]`), answer each with a line of JSON, and end when it"
-        " closes",
+        help="read orders from standard input (`join`, `MODE [SHARE]`), answer each by a line of JSON; end when it closes",
     )
     return made
 
 
-def claimed(names: list[str]) -> list[Model]:
+def models_of(names: list[str]) -> list[Model]:
     """Models of the built-in catalogue. Raises SetupError."""
     catalogue = load_catalogue(None, assets=assets_dir())
     found = [catalogue.find(name) for name in names] or [catalogue.models[0]]
@@ -93,53 +94,34 @@ async def obey(node: FaultNode, joining: asyncio.Event) -> None:
                 node.faults.order(mode)
             case [mode, share] if mode in MODES:
                 node.faults.order(mode, float(share))
-        say(asked=node.faults.asked, wrong=node.faults.wrong)
+        say(requests=node.faults.requests, wrong=node.faults.wrong)
 
 
-async def serve(asked: Any, data_dir: Path) -> None:
+async def serve(options: Any, data_dir: Path) -> None:
     """Its life."""
-    settings = Settings(
-        data_dir=data_dir,
-        gateway=asked.gateway,
-        join=asked.join,
-        address=asked.address,
-        mode=asked.mode,
-        share=asked.share,
-        seed=asked.seed,
-        tokens_per_s=asked.tokens_per_s,
-        fixed_s=asked.fixed_ms / 1000,
-        fifo=asked.fifo,
-        slow_factor=asked.slow_factor,
-        after=asked.after,
-        spare_probes=asked.spare_probes,
-    )
+    given = {name: getattr(options, name) for name in Settings._fields if hasattr(options, name)}
+    settings = Settings(**given | {"data_dir": data_dir, "fixed_s": options.fixed_ms / 1000})
     stop, joining = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    node = FaultNode(settings, claimed(asked.models))
-    tasks = [asyncio.create_task(stop.wait())]
-    if asked.openai_port:
-        form = HttpServer(OpenAiForm(node.scripted).routes())
-        await form.start(bind("127.0.0.1", asked.openai_port))
-    if asked.gateway:
-        await node.listen()
-    quieten_gc()
-    if asked.control:
-        tasks.append(asyncio.create_task(obey(node, joining)))
+    node = FaultNode(settings, models_of(options.models))
+    lives: list[Coroutine[Any, Any, object]] = [stop.wait()]
+    if options.openai_port:
+        await HttpServer(OpenAiForm(node.scripted).routes()).start(bind(HOST, options.openai_port))
+    if options.control:
+        lives.append(obey(node, joining))
     else:
         joining.set()
-    if asked.gateway:
-
-        async def member() -> None:
-            await joining.wait()
-            await node.run()
-
-        tasks.append(asyncio.create_task(member()))
+    if options.gateway:
+        await node.listen()
+        lives.append(node.run(joining))
+    quieten_gc()
+    tasks = [asyncio.create_task(each) for each in lives]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    if asked.gateway:
+    if options.gateway:
         await node.stop()
     for task in done:
         task.result()
@@ -147,18 +129,18 @@ async def serve(asked: Any, data_dir: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    asked: Any = parser().parse_args(arguments)
-    if not asked.gateway and not asked.openai_port:
-        print("Say whom to serve: --gateway URL --join TOKEN, or --openai-port PORT.", file=sys.stderr)
+    options: Any = parser().parse_args(arguments)
+    if not options.gateway and not options.openai_port:
+        print("Give --gateway URL --join TOKEN, or --openai-port PORT.", file=sys.stderr)
         return 2
-    if asked.control:  # also a node that has stopped itself must not outlive the bench
+    if options.control:  # a node that has stopped itself must not outlive the bench either
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     log_to_stderr()
     raise_file_limit()
     with tempfile.TemporaryDirectory(prefix="embedmesh-faultnode-") as folder:
         try:
-            uvloop.run(serve(asked, asked.data_dir or Path(folder)))
+            uvloop.run(serve(options, options.data_dir or Path(folder)))
         except SetupError as error:
             print(f"faultnode: {error}", file=sys.stderr)
             return EXIT_SETUP

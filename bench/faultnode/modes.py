@@ -13,7 +13,8 @@ from aiohttp import web
 
 from bench.faultnode import acts
 from bench.faultnode.acts import PHASE_S, RETRY_AFTER_S, Answer, State, Turn
-from bench.faultnode.scripted import Vectors, vectors
+from bench.faultnode.scripted import vectors
+from bench.rig.http import Vectors
 
 EXTRA_TOKENS = 1_000  # that a false receipt claims
 

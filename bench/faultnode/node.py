@@ -1,5 +1,6 @@
-"""The node itself: our doors, our way to join and to sign, around a scripted model and a mode."""
+"""The node itself: our API, joining and signatures, around a scripted model and a mode."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from copy import copy
@@ -13,7 +14,9 @@ from aiohttp import web
 
 from bench.faultnode.acts import AFTER, State, Turn
 from bench.faultnode.modes import MODES, Mode
-from bench.faultnode.scripted import Pace, Vectors, vectors
+from bench.faultnode.scripted import Pace, vectors
+from bench.rig.http import Vectors
+from bench.rig.processes import HOST
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.fleet.addresses import parse
 from embedmesh.fleet.probe import PROBE_TEXT
@@ -41,7 +44,7 @@ BODIES_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Settings(NamedTuple):
-    """What a node is told at its start. Without an address it dials out."""
+    """The options of a node. Without an address it dials out."""
 
     data_dir: Path
     gateway: str = ""
@@ -60,13 +63,13 @@ class Settings(NamedTuple):
 
 @dataclass
 class Faults:
-    """Which mode is on, and for how many of the requests. Counts what came."""
+    """Which mode is on, and for how many of the requests. Counts the requests."""
 
     state: State
     mode: Mode = MODES["honest"]
     share: float = 1.0
-    spared: Sequence[list[int]] = ()  # what is answered right in any mode
-    asked: int = 0
+    spared: Sequence[list[int]] = ()  # inputs that are answered right in any mode
+    requests: int = 0
     wrong: int = 0
 
     def order(self, mode: str, share: float = 1.0) -> None:
@@ -76,7 +79,7 @@ class Faults:
 
     def draw(self, ids: list[list[int]]) -> Mode:
         """How the next request is answered."""
-        self.asked += 1
+        self.requests += 1
         spared = len(ids) == 1 and ids[0] in self.spared
         if self.mode is MODES["honest"] or spared or self.state.dice.random() >= self.share:
             return MODES["honest"]
@@ -108,7 +111,7 @@ class Scripted:
         raise errors.ModelNotFound("This node does not serve that model.", param="model")
 
     async def embed(self, model: Model, ids: list[list[int]], mode: Mode) -> tuple[Vectors, int]:
-        """The right rows, and the tokens, when it is time."""
+        """The right rows, and the tokens, after the time that they take."""
         tokens = sum(map(len, ids)) + self.tokenizers[model.id].specials * len(ids)
         await self.pace.work(tokens, mode.slowness(self.faults.state))
         return vectors(ids, width=model.width), tokens
@@ -124,22 +127,22 @@ class FaultReceipts(ReceiptLog):
 
 
 class FaultDoor(NodeDoor):
-    """Our node's door, with a scripted model and its faults behind it."""
+    """Our node's signed API, with a scripted model and its faults behind it."""
 
-    def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **rest: object) -> None:
-        app = cast(NodeApp, scripted)  # of which the door asks `listed` and, where we do not, `embed_compact`
-        super().__init__(app, bodies, receipts=receipts, **rest)  # type: ignore[arg-type]
+    def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **options: object) -> None:
+        app = cast(NodeApp, scripted)  # the API calls its `listed` only
+        super().__init__(app, bodies, receipts=receipts, **options)  # type: ignore[arg-type]
         self._scripted = scripted
         self._decode = msgspec.msgpack.Decoder(EmbedIds).decode
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The compact form, signed both ways, with a receipt: right, or as the mode has it."""
+        """The compact form, signed both ways, with a receipt: right, or as the mode says."""
         checked = self._check(request)
         body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
         self._bodies.give_back("", len(body))
         self._check_body(checked, body)
-        asked = self._decode(body)
-        model, ids = self._scripted.find(asked.model), unpack_ids(asked)
+        call = self._decode(body)
+        model, ids = self._scripted.find(call.model), unpack_ids(call)
         mode = self._scripted.faults.draw(ids)
 
         async def answer(mode: Mode) -> web.Response:
@@ -219,31 +222,22 @@ class FaultNode:
         place = Place(settings.address, certificate, "")
         file = folder / "gateway.json"
         self._joining = Joining(
-            known,
-            file,
-            invite,
-            identity,
-            self.node_id,
-            place,
-            self.door,
-            self.server,
-            self.receipts,
-            clock,
-            self._offers,
-            self._report,
-        )
+            known, file, invite, identity, self.node_id, place, self.door, self.server, self.receipts, clock,
+            self._offers, self._report,
+        )  # fmt: skip
 
     async def listen(self) -> None:
-        """Open its door, where it has an address."""
+        """Listen, where it has an address."""
         if self._settings.address:
-            await self.server.start(bind("127.0.0.1", parse(self._settings.address).port), self._tls)
+            await self.server.start(bind(HOST, parse(self._settings.address).port), self._tls)
 
-    async def run(self) -> None:
-        """Be a member, until cancelled."""
+    async def run(self, joining: asyncio.Event) -> None:
+        """Be a member from that event on, until cancelled."""
+        await joining.wait()
         await self._joining.run()
 
     async def stop(self) -> None:
-        """Say farewell, answer what is running, close the doors."""
+        """Say farewell, answer what is running, close the connections."""
         await self._joining.leave()
         self._joining.dial_no_more()
         await self.server.drain(DRAIN_S)

@@ -5,15 +5,16 @@ STAGE is one of STAGES, each of which does all that those before it do, or ALONE
 
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
-import embedmesh.gateway as gateway
-import embedmesh.gateway.api.app as edge
 from bench.gateway.node import NODE_ID, SESSION
 from embedmesh.cli import main as cli
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import Outcome, Receive, World
 from embedmesh.flow.respond import respond
+from embedmesh.gateway import main as gateway
+from embedmesh.gateway.api import app
 from embedmesh.gateway.nodes.http1 import Wires
 from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.rules.embeddings import Call, Counted
@@ -32,9 +33,10 @@ class FixedTokenizer:
     """Takes every text for the same ids."""
 
     def __init__(self, real: Any) -> None:
-        self.specials, self.special_ids = real.specials, real.special_ids
-        self.vocab_size, self.max_tokens = real.vocab_size, real.max_tokens
-        self.clip, self.next_cut = real.clip, real.next_cut
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(IDS[0]) for _ in texts]
@@ -46,8 +48,10 @@ class NoLedger:
     """Holds nothing."""
 
     def __init__(self, real: Any) -> None:
-        self.healthy, self.prior, self.kept_bytes = real.healthy, real.prior, real.kept_bytes
-        self.available_nanousd = real.available_nanousd
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         return None
@@ -80,12 +84,19 @@ def signed_link(wires: Wires, clock: Clock) -> OwnLink:
     return OwnLink(wires, clock, signing)
 
 
+def replace(module: ModuleType, **names: Any) -> None:
+    """Other values for what a module has imported."""
+    for name, value in names.items():
+        assert hasattr(module, name), f"{module.__name__} has no {name} any more"
+        setattr(module, name, value)
+
+
 def leave_out(stage: str) -> None:
     """Change the gateway of this process."""
     if stage in (ALONE, SIGNED):
-        gateway.CoalescingLink = lambda link: link  # type: ignore[misc, assignment]
+        replace(gateway, CoalescingLink=lambda link: link)
     if stage == SIGNED:
-        gateway.OwnLink = signed_link  # type: ignore[misc, assignment]
+        replace(gateway, OwnLink=signed_link)
     if stage in ("hold", ALONE, SIGNED):
         return
 
@@ -95,9 +106,9 @@ def leave_out(stage: str) -> None:
             parts["tokenizers"] = {name: FixedTokenizer(each) for name, each in parts["tokenizers"].items()}
         return World(**parts)
 
-    gateway.World = staged  # type: ignore[misc, assignment]
+    replace(gateway, World=staged)
     if stage == "forward":
-        edge.handle = only_forward
+        replace(app, handle=only_forward)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One process that attacks: `python -m bench.hostile.attacker PORT SEED SECONDS KIND… < KEYS`.
 
-KEYS is a JSON object: the key of each attacker by its name. Prints what each was answered, as JSON.
+KEYS is a JSON object: the key of each attacker by its name. Prints how often each got which answer, as JSON.
 """
 
 import asyncio
@@ -15,19 +15,19 @@ import uvloop
 
 from bench.hostile.attacks import ATTACKS, Attacker
 
-TOGETHER = 3.0  # times what one kind asks is what all kinds ask together: more is load, and no attack
-NICENESS = 10  # those who ask and the node share its core, and are not to wait for it
+TOGETHER = 3.0  # all kinds together send this many times as much as one kind: more is load, and no attack
+NICENESS = 10  # the clients and the node share its core, and must not wait for it
 
 
 async def attack(
     port: int, seed: int, seconds: float, kinds: list[str], keys: dict[str, str]
 ) -> dict[str, Counter[str]]:
-    """All kinds at once by each attacker, for so long."""
-    said: dict[str, Counter[str]] = {name: Counter() for name in keys}
+    """All kinds at once by each attacker, for `seconds`."""
+    answers: dict[str, Counter[str]] = {name: Counter() for name in keys}
     calm = max(1.0, len(kinds) / TOGETHER)
     tasks = [
         asyncio.ensure_future(
-            ATTACKS[kind](Attacker(name, key, port, Random(f"{seed} {name} {kind}"), said[name], calm))
+            ATTACKS[kind](Attacker(name, key, port, Random(f"{seed} {name} {kind}"), answers[name], calm))
         )
         for name, key in keys.items()
         for kind in kinds
@@ -38,7 +38,7 @@ async def attack(
     for task in tasks:
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    return said
+    return answers
 
 
 if __name__ == "__main__":

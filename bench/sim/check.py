@@ -9,7 +9,7 @@ import numpy as np
 from bench.sim.contenders import Routed
 from bench.sim.figures import WARM, Queue
 from bench.sim.routers import RoundRobin
-from bench.sim.scenarios import LINE, UNEQUAL_4, Scenario, run
+from bench.sim.scenarios import SCHEDULER, UNEQUAL_4, Scenario, run
 from bench.sim.servers import FIXED_S, Fifo, Log, Noise
 from bench.sim.workload import Trace, moments
 from bench.sim.world import World
@@ -34,11 +34,11 @@ def one_queue(runs: int = RUNS, requests: int = REQUESTS, seed: int = 1) -> Queu
         per_s = LOAD / mean_s
         right_s += per_s * square * factor_squared / (2 * (1 - LOAD)) / runs
         world, log = World(), Log()
-        asked = Trace(requests, number).at(per_s)
+        requests_in = Trace(requests, number).at(per_s)
         server = Fifo(world, 0, TOKENS_PER_S, noise, log, wire_s=0.0)
-        world.run(asked, Routed(RoundRobin, world, [server], number).arrive)
+        world.run(requests_in, Routed(RoundRobin, world, [server], number).arrive)
         began, ended = (np.array(each) for each in list(zip(*log.busy, strict=True))[:2])
-        arrived = np.array([request.at for request in asked])
+        arrived = np.array([request.at for request in requests_in])
         waited = began - arrived
         off_s = max(off_s, float(np.abs(waited - _lindley(arrived, ended - began)).max()))
         waits.append(float(waited[int(WARM * requests) :].mean()))
@@ -56,6 +56,6 @@ def _lindley(arrived: np.ndarray, takes: np.ndarray) -> np.ndarray:
 def twice(requests: int = 500, seed: int = 1) -> bool:
     """Whether the same seed gives the same figures, our own clock's aside."""
     scenario = Scenario("twice", UNEQUAL_4)
-    cells = [run(scenario, 70, LINE, Trace(requests, seed), seed) for _ in range(2)]
+    cells = [run(scenario, 70, SCHEDULER, Trace(requests, seed), seed) for _ in range(2)]
     first, second = (msgspec.structs.replace(cell, cpu_us=0.0, took_s=0.0) for cell in cells)
     return first == second

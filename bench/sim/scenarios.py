@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bench.sim.contenders import START_S, Contender, Lined, Oracle, Routed
-from bench.sim.figures import Cell, cell
+from bench.sim.contenders import START_S, Contender, Oracle, Routed, Scheduled
+from bench.sim.figures import SimCell, cell
 from bench.sim.routers import ROUTERS
 from bench.sim.servers import FIXED_S, WIRE_S, Fifo, Log, Noise, Server, Turns
 from bench.sim.workload import Trace
@@ -17,7 +17,7 @@ UNEQUAL_8 = [2_000.0, 2_000.0, 4_000.0, 4_000.0, 8_000.0, 8_000.0, 16_000.0, 32_
 UNEQUAL_4 = [1_000.0, 4_000.0, 16_000.0, 64_000.0]
 MIXED = [2_000.0] * 30 + [8_000.0] * 40 + [16_000.0] * 20 + [64_000.0] * 10  # old machines to small accelerators
 
-LINE, ORACLE = "line", "oracle"
+SCHEDULER, ORACLE = "scheduler", "oracle"
 
 Befalls = Callable[[World, Sequence[Server], float, float], None]
 """World, servers, start and end of the middle third: what is done to them."""
@@ -48,8 +48,8 @@ class Scenario(NamedTuple):
     flood: float = 1.0
 
     def per_s(self, load: int, tokens: float) -> float:
-        """Requests a second, of so many tokens on average, that keep the fleet busy for so many percent, if each is
-        whole and every node does its share."""
+        """Requests a second, of `tokens` on average, that keep the fleet busy for `load` percent, if each is whole and
+        every node does its share."""
         return load / 100 * sum(1 / (FIXED_S + tokens / speed) for speed in self.speeds)
 
 
@@ -68,12 +68,12 @@ FATES = (
 )
 CONTENDERS: dict[str, Callable[[World, Sequence[Server], int], Contender]] = {
     **{name: partial(Routed, make) for name, make in ROUTERS.items()},
-    LINE: Lined,
+    SCHEDULER: Scheduled,
     ORACLE: Oracle,
 }
 
 
-def run(scenario: Scenario, load: int, name: str, trace: Trace, seed: int) -> Cell:
+def run(scenario: Scenario, load: int, name: str, trace: Trace, seed: int) -> SimCell:
     """One contender, one load."""
     world, log = World(), Log()
     noise = Noise(seed)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.postgres import Server
+from bench.rig.postgres import PostgresServer
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books import Books
@@ -125,7 +125,7 @@ def test_a_script_that_breaks_references_is_refused(tmp_path: Path) -> None:
     db.close()
 
 
-def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: Server) -> None:
+def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: PostgresServer) -> None:
     """The same there."""
     engine = engine_of(postgres.new())
     db = engine.connect(busy_s=1)
@@ -142,7 +142,7 @@ def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: Server) -> No
 
 
 @pytest.mark.parametrize("version", sorted(migrations("postgres"))[:-1])
-def test_an_older_store_of_postgresql_keeps_what_it_has(postgres: Server, version: int) -> None:
+def test_an_older_store_of_postgresql_keeps_what_it_has(postgres: PostgresServer, version: int) -> None:
     """Money, keys and every promise are as before; answers come from no cache."""
     engine = engine_of(url := postgres.new())
     db = engine.connect(busy_s=1)
