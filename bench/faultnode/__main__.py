@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--control",
         action="store_true",
-        help="read orders from standard input (`join`, `MODE [SHARE]`), answer each by a line of JSON; end when it closes",
+        help="read orders from standard input (`join`, `MODE [SHARE]`), answer each in JSON; end when it closes",
     )
     return made
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 from atoma_sdk import AtomaSDK
-from atoma_sdk.models import APIError
+from atoma_sdk.models import APIError, NodePublicAddressAssignment, NodesCreateRequest
+from atoma_sdk.utils import serialize_request_body
 
 from embedmesh.rules.nodes import Check
 from embedmesh.signing import atoma
 from embedmesh.signing.identity import Identity
 from tests.gateway.mesh import Applicant, Gateway, relay_to, says, somebody, until
 from tests.http.raw import request, send
+from tests.signing.test_atoma import DATA, GOOD, NODE, compact, signed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -119,3 +121,13 @@ async def test_nothing_looks_like_a_replay_to_a_node_that_moved(
             assert node is not None
             await until("it is probed", lambda: node.last_right_answer)
             assert not node.failed.keys() & {Check.ACCESS, Check.STATUS_4XX, Check.SIGNATURE}
+
+
+async def test_what_the_sdk_sends_is_accepted() -> None:
+    """The body as `atoma-sdk` writes it, signed by the node over what it signs, or over what the SDK sends."""
+    for signature in (GOOD, signed(compact(dict(sorted(DATA.items())), ascii_only=True))):
+        request = NodesCreateRequest(data=NodePublicAddressAssignment(**DATA), signature=signature)
+        written = serialize_request_body(request, False, False, "json", NodesCreateRequest)
+        assert written is not None
+        body = json.loads(written.content)
+        assert atoma.check(body["data"], body["signature"]) == NODE.public_key

@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from atoma_sdk.models import NodePublicAddressAssignment, NodesCreateRequest
-from atoma_sdk.utils import serialize_request_body
 
 from embedmesh.signing.atoma import check, sign
 from embedmesh.signing.identity import Identity
@@ -80,13 +78,3 @@ def test_any_form_that_was_signed_is_accepted(order: list[str], sent: list[str],
     """In the order that Atoma declares or in the one that came, escaped or not; the key is what comes back."""
     text = compact({name: DATA[name] for name in order}, ascii_only=ascii_only)
     assert check({name: DATA[name] for name in sent}, signed(text)) == NODE.public_key
-
-
-def test_what_the_sdk_sends_is_accepted() -> None:
-    """The body as `atoma-sdk` writes it, signed by the node over what it signs, or over what the SDK sends."""
-    for signature in (GOOD, signed(compact(dict(sorted(DATA.items())), ascii_only=True))):
-        request = NodesCreateRequest(data=NodePublicAddressAssignment(**DATA), signature=signature)
-        written = serialize_request_body(request, False, False, "json", NodesCreateRequest)
-        assert written is not None
-        body = json.loads(written.content)
-        assert check(body["data"], body["signature"]) == NODE.public_key
