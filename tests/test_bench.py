@@ -1,10 +1,14 @@
 """What the benches say of what they measured: verdicts, arithmetic and slopes, on figures that are known."""
 
+import re
+import subprocess
+
 import pytest
 
 from bench.engine.figures import GATE, flops, targets
 from bench.rig.figures import Spread, Target
 from bench.soak import growth_mb
+from tests.data import CHECKOUT
 
 MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
 
@@ -47,3 +51,14 @@ def test_growth_is_the_slope_of_the_second_half() -> None:
     warm = [(texts, 0.0, texts / 10.0) for texts in range(0, 1_000, 100)]
     late = [(texts, 0.0, 100.0 + texts * 2e-4) for texts in range(1_000, 20_001, 500)]
     assert growth_mb([*warm, *late]) == pytest.approx(2.0, rel=0.01)
+
+
+def test_make_help_fits_a_screen_and_names_every_target() -> None:
+    run = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    lines = run.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    rules = subprocess.run(["make", "-pqn", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=False).stdout
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", rules, re.MULTILINE)
+    named = {word for line in lines for word in re.split(r"[, ]+", line.split("  ")[0])}
+    assert set(phony.split()) - {"help"} <= named
