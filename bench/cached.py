@@ -5,14 +5,12 @@ remembered, one that pays for known vectors, one that does not. Every vector of 
 one that its account got first. Exit code 1 where a promise is broken.
 """
 
-from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import msgspec
-from rich.console import Console
 
-from bench.rig.command import CannotRun, finish, model_folder, parser, print_table, run, track, wrong
+from bench.rig.command import CannotRun, bench, model_folder, track, wrong
 from bench.rig.corpus import Name, corpus
 from bench.rig.http import embedding_request
 from bench.rig.live import Live, serving
@@ -69,8 +67,9 @@ def keys(live: Live) -> dict[CachePolicy, str]:
     return made
 
 
-def measure(rounds: int) -> Figures:
+def measure(rounds: int = 20) -> Figures:
     """The whole run."""
+    model_folder()
     rows = []
     known = hits = differing = 0
     with serving() as live, live.wire() as wire:
@@ -99,22 +98,5 @@ def measure(rounds: int) -> Figures:
     return Figures(rows, known, hits, differing)
 
 
-def show(figures: Figures, console: Console) -> None:
-    """The figures for a person."""
-    rows = [
-        (row.tokens, *(f"{ms:.2f}" for ms in (row.forward_ms, row.charged_ms, row.free_ms))) for row in figures.rows
-    ]
-    print_table(console, ("tokens", "embedded, p50 ms", "known, charged", "known, free"), rows)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.cached", __doc__)
-    made.add_argument("--rounds", type=int, default=20, help="requests for each known text")
-    options: Any = made.parse_args(arguments)
-    model_folder()
-    return finish(measure(options.rounds), show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, rounds="requests for each known text")

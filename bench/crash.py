@@ -17,18 +17,16 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from random import Random
-from typing import Any
+from typing import Literal
 
-import msgspec
 import numpy as np
-from rich.console import Console
 
 from bench.crash_join import APART, BACK_S_MAX, KINDS, POSTGRES, Back, Delivered, Figures, join
 from bench.crash_receipts import NETWORKS, joining
 from bench.rig import ledger, processes
-from bench.rig.command import finish, parser, print_table, run, store_option, track
+from bench.rig.command import bench, track
 from bench.rig.http import REPLY_S, Reply, Wire
 from bench.rig.live import Live, serving
 from bench.rig.postgres import PostgresServer, serving_if
@@ -157,8 +155,20 @@ def clients(live: Live, seed: int, known: Known) -> Iterator[list[LoggingClient]
             client.join(REPLY_S + 1)
 
 
-def measure(kills: int, seed: int, workers: int, server: PostgresServer | None, receipts: bool) -> Figures:
-    """The whole run: `kills` of each kind, in an order and at moments by dice."""
+def measure(
+    kills: int = 50,
+    seed: int = 1,
+    store: Literal["sqlite", "postgres"] = "sqlite",
+    workers: int = 0,
+    receipts: bool = False,
+) -> Figures:
+    """The whole run."""
+    with serving_if(store) as server:
+        return run_kills(kills, seed, workers or (2 if server is not None else 1), server, receipts)
+
+
+def run_kills(kills: int, seed: int, workers: int, server: PostgresServer | None, receipts: bool) -> Figures:
+    """`kills` of each kind, in an order and at moments by dice."""
     dice = Random(seed)
     order = list((KINDS if server is None else (*KINDS, POSTGRES)) * kills)
     dice.shuffle(order)
@@ -188,36 +198,12 @@ def measure(kills: int, seed: int, workers: int, server: PostgresServer | None, 
         return join(live, delivered, refused, sum(client.wrong for client in working), backs, seconds, member)
 
 
-def show(figures: Figures, console: Console) -> None:
-    """The figures for a person."""
-    rows = [
-        (kind, f"{each['kills']:.0f}", f"{each['median']:.2f}", f"{each['max']:.2f}")
-        for kind, each in figures.back_s.items()
-    ]
-    columns = "killed", "times", "back after, median s", "max s"
-    print_table(console, columns, rows, f"{figures.kills} kills in {figures.seconds:.0f} s")
-    found = msgspec.structs.asdict(figures)
-    if figures.receipts is not None:
-        found |= {f"receipts: {name}": value for name, value in msgspec.structs.asdict(figures.receipts).items()}
-    found |= {f"not delivered: {kind}": count for kind, count in figures.refused.items()}
-    numbers = {name.replace("_", " "): value for name, value in found.items() if isinstance(value, int | float)}
-    print_table(console, ("what", "figure"), ((name, f"{value:,.0f}") for name, value in numbers.items()))
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.crash", __doc__)
-    made.add_argument("--kills", type=int, default=50, help="of each kind: gateway, node, engine worker, PostgreSQL")
-    made.add_argument("--seed", type=int, default=1, help="of order, moments and load")
-    store_option(made)
-    made.add_argument("--workers", type=int, default=0, help="gateways (default: 1 on SQLite, 2 on PostgreSQL)")
-    made.add_argument("--receipts", action="store_true", help="with a second node, whose log is joined, too")
-    options: Any = made.parse_args(arguments)
-    with serving_if(options.store) as server:
-        workers = options.workers or (2 if server is not None else 1)
-        figures = measure(options.kills, options.seed, workers, server, options.receipts)
-    return finish(figures, show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(
+        measure,
+        kills="of each kind: gateway, node, engine worker, PostgreSQL",
+        seed="of order, moments and load",
+        store="kill -9 of its server, too",
+        workers="gateways; 0 is 1 on SQLite, 2 on PostgreSQL",
+        receipts="join a second node's log, too",
+    )

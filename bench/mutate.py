@@ -9,10 +9,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-from bench.rig.command import parser, run
+import msgspec
+
+from bench.rig.command import bench
 from tests.data import CHECKOUT
 
 WORK = CHECKOUT / ".bench" / "mutate"
@@ -59,24 +59,27 @@ def score() -> tuple[float, dict[str, int]]:
     return noticed / max(1, found["total"] - found.get("skipped", 0)), found
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.mutate", __doc__)
-    made.add_argument("--anew", action="store_true", help="forget earlier runs")
-    made.add_argument("--survivors", action="store_true", help="list what no test noticed, and run nothing")
-    options: Any = made.parse_args(arguments)
-    if options.survivors:
-        return subprocess.run([sys.executable, "-m", "mutmut", "results"], cwd=WORK, check=False).returncode
-    prepare(options.anew)
-    subprocess.run([sys.executable, "-m", "mutmut", "run"], cwd=WORK, check=False, stdout=sys.stderr)
-    share, found = score()
-    if options.json:
-        print(json.dumps({"ok": share >= SCORE_MIN, "score": share, **found}))
+class Figures(msgspec.Struct, frozen=True):
+    """The share of mutants that was noticed, and how many ended how."""
+
+    score: float
+    mutants: dict[str, int]
+
+    @property
+    def broken(self) -> list[str]:
+        """Whether too few were noticed."""
+        return [f"{self.score:.1%} were noticed, not {SCORE_MIN:.0%}"] if self.score < SCORE_MIN else []
+
+
+def measure(anew: bool = False, survivors: bool = False) -> Figures:
+    """Go on where the last run stopped."""
+    if survivors:
+        subprocess.run([sys.executable, "-m", "mutmut", "results"], cwd=WORK, check=False)
     else:
-        print(", ".join(f"{name} {count:,}" for name, count in found.items() if count))
-        print(f"{share:.1%} of the changes were noticed; at least {SCORE_MIN:.0%} must be.")
-    return 0 if share >= SCORE_MIN else 1
+        prepare(anew)
+        subprocess.run([sys.executable, "-m", "mutmut", "run"], cwd=WORK, check=False, stdout=sys.stderr)
+    return Figures(*score())
 
 
 if __name__ == "__main__":
-    run(main)
+    bench(measure, anew="forget earlier runs", survivors="list what no test noticed, and run nothing")

@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from bench.rig.command import finish, model_folder, parser, print_table, progress, run, run_async
+from bench.rig.command import bench, model_folder, progress
 from bench.rig.http import Vectors
+from bench.rig.tables import print_table
 from embedmesh.engine import int8
 from embedmesh.engine.admit import Admission
 from embedmesh.engine.folder import digest, read_folder
@@ -261,8 +262,9 @@ async def measure_tier(folder: Path, tier: Tier, exact: Vectors, stsb: Path | No
         )
 
 
-async def measure(folder: Path) -> Quality:
-    """Every figure of the model in a folder."""
+async def measure() -> Quality:
+    """Every figure of the default model."""
+    folder = model_folder()
     goldens, stsb = read_goldens(), find_outside_data(STSB)
     async with started(folder) as engine:
         ids = golden_ids(engine.tokenizer, goldens)
@@ -298,11 +300,5 @@ def show(quality: Quality, console: Console) -> None:
     print_table(console, ("what", "figure"), rows.items(), f"{quality.texts} texts of {quality.tokens} tokens")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    options = parser("bench.quality", __doc__).parse_args(arguments)
-    return finish(run_async(measure(model_folder())), show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, show=show)

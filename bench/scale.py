@@ -9,15 +9,14 @@ path may take more than twice what it takes in an empty store, no account page m
 import contextlib
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-from rich.console import Console
 
 from bench.fill import fill
-from bench.rig.command import finish, parser, print_table, run, run_async, say, store_option
+from bench.rig.command import bench, say
 from bench.rig.figures import percentile
 from bench.rig.postgres import serving_if
 from bench.store import CLOCK, MS_A_MINUTE, make_account, secret
@@ -34,23 +33,26 @@ PAGE_TIMES = 15
 BUSY = "busy"  # the account that has a fifth of all entries
 
 
-class Figures(msgspec.Struct, frozen=True):
-    """Milliseconds by question: in the empty store, in the full one, and of account pages; and seconds."""
+class Question(msgspec.Struct, frozen=True):
+    """A question of a request's path, in the empty store and in the full one."""
 
-    empty_ms: dict[str, float]
-    full_ms: dict[str, float]
-    page_ms: dict[str, float]
+    empty_ms: float
+    full_ms: float
+    times: float
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """All of it."""
+
+    path: dict[str, Question]
+    page_ms: dict[str, float]  # of account pages
     filling_s: float
     check_s: float
-
-    def ratio(self, question: str) -> float:
-        """Full over empty."""
-        return self.full_ms[question] / self.empty_ms[question]
 
     @property
     def broken(self) -> list[str]:
         """The questions that are too slow."""
-        slow = [f"{name}: {self.ratio(name):.2f} times" for name in self.empty_ms if self.ratio(name) > RATIO_MAX]
+        slow = [f"{name}: {each.times:.2f} times" for name, each in self.path.items() if each.times > RATIO_MAX]
         return slow + [f"{name}: {each:.0f} ms" for name, each in self.page_ms.items() if each > PAGE_MS_MAX]
 
 
@@ -124,7 +126,19 @@ async def pages(books: Books) -> dict[str, float]:
     return {name: await median_ms(timed(ask), PAGE_TIMES) for name, ask in questions.items()}
 
 
-async def measure(at: str | Path, folder: Path, accounts: int, transfers: int) -> Figures:
+async def measure(
+    store: Literal["sqlite", "postgres"] = "sqlite",
+    accounts: int = 1_000_000,
+    transfers: int = 5_000_000,
+    folder: Path | None = None,
+) -> Figures:
+    """A new store, empty and filled."""
+    with tempfile.TemporaryDirectory(dir=folder) as name, serving_if(store) as server:
+        at = server.new() if server is not None else Path(name) / "store.db"
+        return await measure_store(at, Path(name), accounts, transfers)
+
+
+async def measure_store(at: str | Path, folder: Path, accounts: int, transfers: int) -> Figures:
     """A store at a path or a DSN: empty, filled, and what it took to fill."""
     make_account(at)
     store = await Store.open(at, folder=folder, clock=CLOCK, secret=secret)
@@ -150,33 +164,9 @@ async def measure(at: str | Path, folder: Path, accounts: int, transfers: int) -
         books.check()  # the fill is not balanced: only its time is of interest
         check_s = time.perf_counter() - began
     await store.close()
-    return Figures(empty, full, account_pages, filling_s, check_s)
-
-
-def show(figures: Figures, console: Console) -> None:
-    """The figures for a person."""
-    rows: list[tuple[str, ...]] = [
-        (name, f"{each:.3f}", f"{figures.full_ms[name]:.3f}", f"{figures.ratio(name):.2f}")
-        for name, each in figures.empty_ms.items()
-    ]
-    rows += [(name, "", f"{each:.3f}", "") for name, each in figures.page_ms.items()]
-    print_table(console, ("question", "empty, ms", "full, ms", "ratio"), rows)
-    console.print(f"Filled in {figures.filling_s:.0f} s; `ledger check` took {figures.check_s:.0f} s.")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.scale", __doc__)
-    store_option(made)
-    made.add_argument("--accounts", type=int, default=1_000_000)
-    made.add_argument("--transfers", type=int, default=5_000_000, help="each has two entries")
-    made.add_argument("--folder", type=Path, default=None, help="on the disk to measure (default: the temporary one)")
-    options: Any = made.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=options.folder) as name, serving_if(options.store) as server:
-        at = server.new() if server is not None else Path(name) / "store.db"
-        figures = run_async(measure(at, Path(name), options.accounts, options.transfers))
-    return finish(figures, show, as_json=options.json)
+    questions = {name: Question(each, full[name], full[name] / each) for name, each in empty.items()}
+    return Figures(questions, account_pages, filling_s, check_s)
 
 
 if __name__ == "__main__":
-    run(main)
+    bench(measure, transfers="each has two entries", folder="on the disk to measure (default: the temporary one)")

@@ -14,14 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
 
 from bench.engine.contenders import Server
-from bench.rig.command import finish, model_folder, parser, print_table, progress, run, wrong
+from bench.rig.command import bench, model_folder, progress, wrong
 from bench.rig.corpus import Name, corpus
 from bench.rig.figures import slope
 from bench.rig.http import Reply, Wire
@@ -139,13 +137,14 @@ def growth_mb(samples: Sequence[Sample]) -> float:
     return 10_000 * slope([(texts, mb) for texts, _, mb in samples if texts >= samples[-1][0] / 2])
 
 
-def measure(texts_max: int) -> Figures:
+def measure(texts: int = 100_000) -> Figures:
     """The whole run. Raises Broke when the node does not start."""
+    model_folder()
     with tempfile.TemporaryDirectory(prefix="embedmesh-") as runs:
         path = Path(runs) / "node.sock"
         node = Server("node", [*EMBEDMESH, "node", "--uds", str(path)], path, Path(runs), usable_cores())
         try:
-            return _soak(node, texts_max)
+            return _soak(node, texts)
         finally:
             node.stop()
 
@@ -177,27 +176,5 @@ def _soak(node: Server, texts_max: int) -> Figures:
     )
 
 
-def show(figures: Figures, console: Console) -> None:
-    """The figures for a person."""
-    rows = {
-        "texts answered": f"{figures.texts:,} in {figures.calls:,} calls and {figures.seconds:.0f} s",
-        "calls hung up on": f"{figures.cancelled:,}",
-        "vectors compared": f"{figures.compared:,}; largest difference {figures.error_max:.1e}",
-        "node and worker at the start": f"{figures.samples[0][1]:.0f} MB",
-        "node and worker at the end": f"{figures.end_mb:.0f} MB; at most {MB_MAX:.0f}",
-        "growth for 10,000 texts": f"{figures.growth_mb:.2f} MB; at most {GROWTH_MB_MAX:.1f}",
-    }
-    print_table(console, ("what", "figure"), rows.items())
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.soak", __doc__)
-    made.add_argument("--texts", type=int, default=100_000, help="to be answered in all")
-    options: Any = made.parse_args(arguments)
-    model_folder()
-    return finish(measure(options.texts), show, as_json=options.json, file="soak.json")
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, file="soak.json", texts="to be answered in all")

@@ -9,15 +9,13 @@ each round the account has nothing left and nothing held; at the end the ledger 
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-from rich.console import Console
 
-from bench.rig.command import finish, parser, run, store_option, track, wrong
+from bench.rig.command import bench, track, wrong
 from bench.rig.http import Wire
 from bench.rig.live import Live, serving
 from bench.rig.postgres import serving_if
@@ -75,7 +73,18 @@ def settled(books: Books) -> bool:
     return wait_for(is_empty, SETTLED_S)
 
 
-def measure(live: Live, rounds: int) -> Found:
+def measure(rounds: int = 200, store: Literal["postgres", "sqlite"] = "postgres") -> Found:
+    """All rounds, on a new store."""
+    with serving_if(store) as server:
+        environment = {"EMBEDMESH_STORE": server.new()} if server is not None else {}
+        with serving(["--workers", str(GATEWAYS)], environment) as live:
+            found = run_rounds(live, rounds)
+            with suppress(subprocess.TimeoutExpired):
+                live.stop()
+    return found
+
+
+def run_rounds(live: Live, rounds: int) -> Found:
     """All rounds."""
     found = Found()
     with open_books(live.data_dir, live.store) as books, ThreadPoolExecutor(SPENDERS) as pool:
@@ -100,26 +109,5 @@ def measure(live: Live, rounds: int) -> Found:
     return found
 
 
-def show(found: Found, console: Console) -> None:
-    """The figures for a person."""
-    console.print(f"{found.right_rounds} of {found.rounds} rounds: exactly {SERVED} of {SPENDERS} were served")
-    console.print(dict(found.outcomes))
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.spenders", __doc__)
-    made.add_argument("--rounds", type=int, default=200)
-    store_option(made, "postgres")
-    options: Any = made.parse_args(arguments)
-    with serving_if(options.store) as server:
-        environment = {"EMBEDMESH_STORE": server.new()} if server is not None else {}
-        with serving(["--workers", str(GATEWAYS)], environment) as live:
-            found = measure(live, options.rounds)
-            with suppress(subprocess.TimeoutExpired):
-                live.stop()
-    return finish(found, show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, rounds="of 64 requests each", store="which kind")

@@ -9,15 +9,12 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-import uvloop
-from rich.console import Console
 
-from bench.rig.command import finish, parser, run, store_option
+from bench.rig.command import bench
 from bench.rig.figures import percentile
 from bench.rig.postgres import serving_if
 from embedmesh.rules.clock import SystemClock
@@ -140,7 +137,15 @@ def make_account(store: str | Path) -> str:
         return books.keys.create("bench", ["embeddings"])[1]
 
 
-async def measure(folder: Path, dsn: str | None, seconds: float) -> Figures:
+async def measure(
+    store: Literal["sqlite", "postgres"] = "sqlite", folder: Path | None = None, seconds: float = 2.0
+) -> Figures:
+    """All figures of a new store."""
+    with tempfile.TemporaryDirectory(dir=folder) as name, serving_if(store) as server:
+        return await measure_store(Path(name), server.new() if server is not None else None, seconds)
+
+
+async def measure_store(folder: Path, dsn: str | None, seconds: float) -> Figures:
     """All figures of a store in `folder`, or at `dsn`."""
     path = folder / "store.db"
     token = make_account(dsn or path)
@@ -161,32 +166,10 @@ async def measure(folder: Path, dsn: str | None, seconds: float) -> Figures:
     return Figures(bytes_per_request=size, **found)
 
 
-def show(figures: Figures, console: Console) -> None:
-    """A line for each measurement."""
-    for name, value in msgspec.structs.asdict(figures).items():
-        for row in value if isinstance(value, list) else [value]:
-            console.print(f"{name:18}", in_words(row), highlight=False, soft_wrap=True)
-
-
-def in_words(row: object) -> str:
-    """One measurement on one line."""
-    if isinstance(row, dict):
-        return "  ".join(f"{key} {in_words(value)}" for key, value in row.items())
-    return f"{row:,.3f}" if isinstance(row, float) else str(row)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.store", __doc__)
-    store_option(made)
-    made.add_argument("--folder", type=Path, default=None, help="on the disk to measure (default: the temporary one)")
-    made.add_argument("--seconds", type=float, default=2.0, help="a measurement")
-    options: Any = made.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder, serving_if(options.store) as server:
-        dsn = server.new() if server is not None else None
-        figures = uvloop.run(measure(Path(folder), dsn, options.seconds))
-    return finish(figures, show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(
+        measure,
+        store="which kind",
+        folder="on the disk to measure (default: the temporary one)",
+        seconds="a measurement",
+    )

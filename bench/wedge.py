@@ -16,10 +16,9 @@ import os
 import resource
 import shutil
 import signal
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -27,9 +26,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
 
-from bench.rig.command import CannotRun, finish, model_folder, parser, print_table, run, run_async, track
+from bench.rig.command import CannotRun, bench, model_folder, track
 from bench.rig.processes import EMBEDMESH, Process, children_of
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.gateway.nodes.http1 import unix_dialler
@@ -229,44 +227,15 @@ class Figures(msgspec.Struct, frozen=True):
         return said
 
 
-def show(figures: Figures, console: Console) -> None:
-    """A row for each fault."""
-    columns = (
-        "fault",
-        "rounds",
-        "/readyz says no after",
-        "ready again: median",
-        "max",
-        "longest call",
-        "calls",
-        "failed",
-    )
-    print_table(console, columns, (_row(fault, [r for r in figures.rounds if r.fault == fault]) for fault in FAULTS))
-
-
-def _row(fault: str, rounds: Sequence[Round]) -> tuple[object, ...]:
-    seen = [each.untrue_s for each in rounds if each.untrue_s is not None]
-    backs = [each.back_s for each in rounds]
-    return (
-        fault,
-        len(rounds),
-        f"{max(seen):.2f} s" if seen else "never seen",
-        f"{statistics.median(backs):.2f} s",
-        f"{max(backs):.2f} s",
-        f"{max(each.longest_call_s for each in rounds):.2f} s",
-        sum(each.calls for each in rounds),
-        sum(each.failed for each in rounds),
-    )
-
-
 def catalogue(model: Model, path: Path) -> None:
     """Write a catalogue that has this model."""
     fields = {name: getattr(model, name) for name in ("id", "folder", "width", "max_tokens", "price", "digest")}
     path.write_text("[[models]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items()))
 
 
-async def measure(source: Path, rounds: int) -> Figures:
+async def measure(rounds: int = 5) -> Figures:
     """All faults, `rounds` times, in turn."""
+    source = model_folder()
     with tempfile.TemporaryDirectory(prefix="embedmesh-wedge-") as name:
         scratch = Path(name)
         folder = poisoned_copy(source, scratch / "model")
@@ -289,13 +258,5 @@ async def measure(source: Path, rounds: int) -> Figures:
             return Figures([await one_round(node, fault) for fault in track(order, "breaking the engine")])
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.wedge", __doc__)
-    made.add_argument("--rounds", type=int, default=5, help="of each fault (10 s each)")
-    options: Any = made.parse_args(arguments)
-    return finish(run_async(measure(model_folder(), options.rounds)), show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, rounds="of each fault (10 s each)")

@@ -5,21 +5,19 @@ the others in front of the same processes' OpenAI form. Then each contender gets
 other, in turns over the rounds.
 """
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.progress import Progress
 
 from bench.choosing.load import Arrival, arrivals, make_pool, play
 from bench.choosing.peers import PEERS, Peer, running
 from bench.fault.load import MAX_TOKENS, Pool, Record
 from bench.rig import fleet
-from bench.rig.command import finish, model_folder, parser, print_table, progress, run, run_async
+from bench.rig.command import bench, model_folder, progress
 from bench.rig.figures import percentile
 from bench.rig.fleet import Fleet, Speed
 from bench.rig.install import NotInstalled
@@ -91,33 +89,32 @@ def _least_ratio(load: float, name: str) -> float:
     return 1 / WORSE_THAN_LEAST if "least requests" in name else 0.0
 
 
-async def measure(loads: Sequence[float], seconds: float, rounds: int, bar: Progress) -> Figures:
+async def measure(load: Sequence[float] = (0.7, 0.9), seconds: float = 20.0, rounds: int = 2) -> Figures:
     """All of it."""
     pool = make_pool(ModelTokenizer(model_folder(), MAX_TOKENS))
     figures: dict[str, dict[str, Row]] = {}
-    with tempfile.TemporaryDirectory(prefix="embedmesh-choosing-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="embedmesh-choosing-") as scratch, progress() as bar:
         async with fleet.running(Path(scratch)) as nodes:
             ports = await start_nodes(nodes)
             missing: set[str] = set()
-            task = bar.add_task("playing", total=len(loads) * rounds * (1 + len(PEERS)))
-            for load in loads:
+            task = bar.add_task("playing", total=len(load) * rounds * (1 + len(PEERS)))
+            for share in load:
                 records: dict[str, list[Record]] = {}
-                for number in range(rounds):
-                    planned = arrivals(pool, load * sum(SPEEDS), seconds, SEED + number)
-                    for at, peer in enumerate((None, *PEERS)):
-                        name = peer.name if peer is not None else OURS
-                        bar.update(task, description=f"load {load:.0%}: {name}", advance=1)
-                        if name in missing:
-                            continue
-                        folder = Path(scratch) / f"{load}-{number}-{at}"
-                        try:
-                            records.setdefault(name, []).extend(
-                                await contend(peer, nodes, planned, pool, ports, folder)
-                            )
-                        except NotInstalled as why:
-                            bar.console.print(f"{name} is left out: {why}", markup=False)
-                            missing.add(name)
-                figures[f"{load:g}"] = {name: Row.of(each) for name, each in records.items() if each}
+                for number, peer in itertools.product(range(rounds), (None, *PEERS)):
+                    planned = arrivals(pool, share * sum(SPEEDS), seconds, SEED + number)
+                    name = peer.name if peer is not None else OURS
+                    bar.update(task, description=f"load {share:.0%}: {name}", advance=1)
+                    if name in missing:
+                        continue
+                    folder = Path(scratch) / f"{share}-{number}-{name}"
+                    try:
+                        found = await contend(peer, nodes, planned, pool, ports, folder)
+                    except NotInstalled as why:
+                        bar.console.print(f"{name} is left out: {why}", markup=False)
+                        missing.add(name)
+                    else:
+                        records.setdefault(name, []).extend(found)
+                figures[f"{share:g}"] = {name: Row.of(each) for name, each in records.items()}
     return Figures(figures)
 
 
@@ -141,33 +138,5 @@ async def contend(
         return await play(planned, pool, port, "none")
 
 
-def show(figures: Figures, console: Console) -> None:
-    """A table for each load."""
-    columns = "contender", "p50", "p90", "p99 ms", "ours is better", "small p50", "small p99", "failed", "wrong"
-    for load, rows in figures.loads.items():
-        speeds = ", ".join(f"{one:,.0f}" for one in SPEEDS)
-        cells = (_cells(name, row, rows[OURS]) for name, row in rows.items())
-        print_table(console, columns, cells, f"{load} of what nodes of {speeds} tokens/s can do")
-
-
-def _cells(name: str, row: Row, ours: Row) -> tuple[str, ...]:
-    better = f"{row.p99_ms / ours.p99_ms:.1f}x"
-    times = [f"{ms:,.0f}" for ms in (row.p50_ms, row.p90_ms, row.p99_ms)]
-    small = [f"{ms:,.0f}" for ms in (row.small_p50_ms, row.small_p99_ms)]
-    return name, *times, better, *small, str(row.failed), str(row.wrong_vectors)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.choosing", __doc__)
-    made.add_argument("--load", type=float, nargs="+", default=[0.7, 0.9], help="of what the nodes can do together")
-    made.add_argument("--seconds", type=float, default=20.0, help="of arrivals, a round")
-    made.add_argument("--rounds", type=int, default=2)
-    options: Any = made.parse_args(arguments)
-    with progress() as bar:
-        figures = run_async(measure(options.load, options.seconds, options.rounds, bar))
-    return finish(figures, show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, load="of what the nodes can do together", seconds="of arrivals, a round")

@@ -7,17 +7,15 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
 
 from bench.rig import fleet
-from bench.rig.command import CannotRun, finish, model_folder, parser, run, run_async, track
+from bench.rig.command import CannotRun, bench, model_folder, track
 from bench.rig.corpus import corpus
 from bench.rig.fleet import Fleet
 from bench.rig.http import MODEL, AsyncClient, Vectors
@@ -64,7 +62,7 @@ async def pinned_node(nodes: Fleet, core: int) -> AsyncIterator[str]:
         raise CannotRun(f"the node did not join: {process.said()}")
 
 
-async def measure(rounds: int) -> Figures:
+async def measure(rounds: int = 3) -> Figures:
     """One request with one node, and with both, in turns."""
     model_folder()
     body = msgspec.json.encode({"model": MODEL, "input": corpus("X", INPUTS), "encoding_format": "base64"})
@@ -92,19 +90,5 @@ async def measure(rounds: int) -> Figures:
     return figures
 
 
-def show(figures: Figures, console: Console) -> None:
-    """The figures for a person."""
-    one_s, two_s = statistics.median(figures.one_s), statistics.median(figures.two_s)
-    console.print(f"{INPUTS} texts: one node {one_s:.2f} s, two {two_s:.2f} s: {figures.ratio:.2f}x ({ADDED_MIN}x)")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.choosing.real", __doc__)
-    made.add_argument("--rounds", type=int, default=3)
-    options: Any = made.parse_args(arguments)
-    return finish(run_async(measure(options.rounds)), show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure)

@@ -12,9 +12,8 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from bench.engine import figures as f
 from bench.engine.contenders import Broke, Contender, Runner, Server
@@ -22,7 +21,7 @@ from bench.engine.figures import Figures
 from bench.engine.measure import Job, Peaks, Stopwatch, cosines_to, node_figures, row, warm_up
 from bench.engine.show import plot, show
 from bench.quality import with_int8
-from bench.rig.command import finish, model_folder, parser, progress, run, save
+from bench.rig.command import bench, model_folder, progress, save
 from bench.rig.http import MODEL
 from bench.rig.install import HOME, NotInstalled, infinity, install, run_step
 from bench.rig.processes import EMBEDMESH, HOST, free_port
@@ -102,8 +101,9 @@ class Field:
         return Server(f.INFINITY, command, (HOST, port), self._folder, self._threads, "/embeddings")
 
 
-def measure(folder: Path, threads: int, quick: bool) -> Figures:
+def measure(quick: bool = False) -> Figures:
     """The whole run. Raises Broke when the engine itself, or a contender in the middle of it, does not answer."""
+    folder, threads = model_folder(), usable_cores()
     rounds = QUICK_ROUNDS if quick else ROUNDS
     with contextlib.ExitStack() as ending:
         runs = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="embedmesh-")))
@@ -134,7 +134,7 @@ def measure(folder: Path, threads: int, quick: bool) -> Figures:
             queries, starts = (QUICK_QUERIES, QUICK_STARTS) if quick else (QUERIES, STARTS)
             at_node = node_figures(node, exact, job, field.start_node_again, queries, starts)
     m_flops = f.flops(read_folder(folder).config, job.counts["M"])
-    return Figures(
+    figures = Figures(
         machine=_machine(),
         threads=threads,
         rounds=done,
@@ -146,6 +146,8 @@ def measure(folder: Path, threads: int, quick: bool) -> Figures:
         left_out=field.left_out,
         targets=f.targets(clock.corpora, rows, at_node, m_flops, peaks.gflops),
     )
+    save("engine.svg", plot(figures, OURS))
+    return figures
 
 
 def _start(
@@ -180,15 +182,5 @@ def _machine() -> str:
     return platform.machine()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.engine", __doc__)
-    made.add_argument("--quick", action="store_true", help="fewer rounds and texts: two minutes")
-    options: Any = made.parse_args(arguments)
-    figures = measure(model_folder(), usable_cores(), options.quick)
-    save("engine.svg", plot(figures, OURS))
-    return finish(figures, show, as_json=options.json, file="engine.json")
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, show=show, file="engine.json", quick="fewer rounds and texts: two minutes")

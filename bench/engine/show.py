@@ -6,8 +6,8 @@ from rich.console import Console
 
 from bench.engine.figures import Figures, Row
 from bench.rig import svg
-from bench.rig.command import print_table
 from bench.rig.figures import print_targets
+from bench.rig.tables import print_table
 
 BAR, GAP, LEFT, WIDTH, RIGHT, TOP = 16, 22, 230, 460, 190, 48  # pixels
 

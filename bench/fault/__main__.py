@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.fault import books, extras, pair
 from bench.fault.cells import Cell, CellRunner, plan
@@ -14,7 +13,7 @@ from bench.fault.figures import Figures, Row, Saturated, Whole, in_a_line, set_b
 from bench.fault.load import MAX_TOKENS, CheckingClient, loading, made_pool
 from bench.faultnode.modes import MODES
 from bench.rig import fleet, ledger
-from bench.rig.command import finish, known_only, model_folder, parser, progress, run, run_async
+from bench.rig.command import bench, check_names, model_folder, progress
 from embedmesh.engine.tokens import ModelTokenizer
 
 WIDTH = 170  # characters that the table needs
@@ -32,8 +31,18 @@ SATURATED = (
 )
 
 
-async def measure(cells: Sequence[Cell], more: bool, folder: Path, options: tuple[str, ...]) -> Figures:
-    """The whole run, with its files in `folder`; `more` is what is done to whole nodes. Raises CannotRun."""
+async def measure(only: str = "", quick: bool = False, keep: Path | None = None, gateway_options: str = "") -> Figures:
+    """The whole run."""
+    modes = [name for name in only.split(",") if name]
+    check_names(modes, list(MODES))
+    more = not only and not quick
+    with tempfile.TemporaryDirectory(prefix="embedmesh-fault-") as scratch:
+        options = tuple(gateway_options.split())
+        return await run_cells(plan(modes, quick=quick), more, keep or Path(scratch), options)
+
+
+async def run_cells(cells: Sequence[Cell], more: bool, folder: Path, options: tuple[str, ...]) -> Figures:
+    """All cells, with files in `folder`; `more` is what is done to whole nodes. Raises CannotRun."""
     model = model_folder()
     pool = made_pool(ModelTokenizer(model, MAX_TOKENS))
     began = time.monotonic()
@@ -81,27 +90,18 @@ async def measure(cells: Sequence[Cell], more: bool, folder: Path, options: tupl
         ledger_ok=ledger_ok,
         open_holds=open_holds,
         internal_errors=logged.count("internal error"),
-        pair=await pair.measure(model, pair.TEXTS) if more else None,
+        pair=await pair.measure() if more else None,
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.fault", __doc__)
-    made.add_argument("--only", default="", help="modes, separated by commas")
-    made.add_argument("--quick", action="store_true", help="every mode once, no more than that (4 minutes)")
-    made.add_argument("--keep", type=Path, help="an empty folder for logs and ledger (default: removed in the end)")
-    made.add_argument("--gateway-options", default="", help="such as `--hedge`, handed on")
-    options: Any = made.parse_args(arguments)
-    only = [name for name in options.only.split(",") if name]
-    known_only(made, only, MODES)
-    more = not only and not options.quick
-    with tempfile.TemporaryDirectory(prefix="embedmesh-fault-") as scratch:
-        folder = options.keep or Path(scratch)
-        cells = plan(only, quick=options.quick)
-        figures = run_async(measure(cells, more, folder, tuple(options.gateway_options.split())))
-    return finish(figures, show, as_json=options.json, file="fault.json", width=WIDTH)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(
+        measure,
+        show=show,
+        file="fault.json",
+        width=WIDTH,
+        only="modes, separated by commas",
+        quick="every mode once, no more than that (4 minutes)",
+        keep="an empty folder for logs and ledger (default: removed in the end)",
+        gateway_options="such as `--hedge`, handed on",
+    )

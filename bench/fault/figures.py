@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import msgspec
 from rich.console import Console
 
-from bench.fault import pair
 from bench.fault.load import Record
 from bench.fault.pair import TierComparison
 from bench.faultnode.modes import MODES
-from bench.rig.command import print_table, wrong
+from bench.rig.command import wrong
 from bench.rig.figures import percentile
+from bench.rig.tables import print_figures, print_table
 
 LIAR_ANSWERS_MAX = 300  # until it is quarantined
 DEAD_S_MAX = 15.0  # until a node that hangs is out
@@ -207,7 +207,7 @@ def show(figures: Figures, console: Console) -> None:
         )
         print_table(console, ("at saturation", "with an address, requests/s", "dials out", "ratio"), per_s)
     if figures.pair is not None:
-        console.print("\n".join(pair.in_words(figures.pair)), markup=False, highlight=False)
+        print_figures(figures.pair, console, "exact and fast: cosines of honest nodes")
     if turned := [
         f"{row.name} {row.share:g}: {row.wrong_vectors}" for row in figures.rows if row.turned and row.wrong_vectors
     ]:

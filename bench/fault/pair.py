@@ -7,19 +7,15 @@ compares. The target is that no pair is below its COSINE_MIN. Where the CPU has 
 then it says so, and judges nothing.
 """
 
-import asyncio
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from random import Random
-from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
 
 from bench.quality import cosines, cut_ids, started
-from bench.rig.command import finish, model_folder, parser, progress, run
+from bench.rig.command import bench, model_folder, progress
 from bench.rig.corpus import corpus
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.tokens import ModelTokenizer
@@ -101,18 +97,19 @@ def _repeated(dice: Random, count: int) -> list[str]:
     return [" ".join(dice.choices(words, k=dice.randint(1, 3)) * dice.randint(2, 60)) for _ in range(count)]
 
 
-async def measure(folder: Path, count: int) -> TierComparison:
+async def measure(texts: int = TEXTS) -> TierComparison:
     """Both tiers in turns, so that each has the machine for itself."""
     if "fast" not in tiers_here():
         return TierComparison(
             False, "this CPU has no bfloat16 instructions (AVX512_BF16 or AMX), so it cannot serve `fast`"
         )
+    folder = model_folder()
     found: dict[str, list[np.ndarray]] = {}
     tokens = 0
     async with started(folder, "exact") as exact, started(folder, "fast") as fast:
         with progress() as bar:
-            task = bar.add_task("vectors in both tiers", total=count)
-            for kind, ids in inputs(exact.tokenizer, count):
+            task = bar.add_task("vectors in both tiers", total=texts)
+            for kind, ids in inputs(exact.tokenizer, texts):
                 for at in range(0, len(ids), CALL_TEXTS):
                     some = ids[at : at + CALL_TEXTS]
                     found.setdefault(kind, []).append(cosines(await exact.embed(some), await fast.embed(some)))
@@ -134,31 +131,5 @@ def _kind(values: np.ndarray) -> TextKind:
     return TextKind(len(values), float(values.min()), float(np.quantile(values, RARE)), float(values.mean()))
 
 
-def in_words(found: TierComparison) -> list[str]:
-    """Lines for a person."""
-    if not found.measured or found.all is None:
-        return [f"False quarantines: not measured, {found.why}."]
-    title = f"exact and fast, {found.texts:,} texts of {found.tokens:,} tokens; cosines: least, 0.01 % quantile, mean"
-    lines = [
-        f"  {name:12}{kind.texts:8,}  {kind.least:.6f}  {kind.rare:.6f}  {kind.mean:.6f}"
-        for name, kind in {"all": found.all, **found.kinds}.items()
-    ]
-    return [title, *lines, f"Below {COSINE_MIN['fast']}: {found.below}."]
-
-
-def show(found: TierComparison, console: Console) -> None:
-    """The figures for a person."""
-    console.print("\n".join(in_words(found)), markup=False, highlight=False)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.fault.pair", __doc__)
-    made.add_argument("--texts", type=int, default=TEXTS, help="to embed in each tier")
-    options: Any = made.parse_args(arguments)
-    found = asyncio.run(measure(model_folder(), options.texts))
-    return finish(found, show, as_json=options.json, file="fault-pair.json")
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, file="fault-pair.json", texts="to embed in each tier")

@@ -17,7 +17,7 @@ from bench.gateway.material import made_material
 from bench.gateway.ours import ALONE, SIGNED, STAGES
 from bench.gateway.peers import PEERS
 from bench.gateway.show import plot, show
-from bench.rig.command import finish, parser, progress, run, save
+from bench.rig.command import bench, progress, save, say
 from bench.rig.install import NotInstalled
 from bench.rig.postgres import serving
 
@@ -28,7 +28,7 @@ SOLO = (*STAGES, ALONE, PLAIN, SIGNED, *PEERS)
 IN_SIXTEENS = ("hold", "nginx", "vllm-router", "LiteLLM")
 
 
-def wanted(only: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def wanted(only: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """What is measured, by the name that is shown, and how it is started."""
     all_of_them: list[tuple[str, dict[str, Any]]] = [(name, {"name": name}) for name in SOLO]
     all_of_them += [(f"{name}, {SEVERAL} texts", {"name": name, "inputs": SEVERAL}) for name in IN_SIXTEENS]
@@ -41,7 +41,7 @@ def wanted(only: list[str]) -> list[tuple[str, dict[str, Any]]]:
     return [one for one in all_of_them if not only or one[0] in only]
 
 
-def measure(only: list[str], rounds: int, seconds: float) -> Figures:
+def measure(rounds: int = 3, seconds: float = 3.0, only: Sequence[str] = ()) -> Figures:
     """All of it."""
     rows: dict[str, list[Row]] = {}
     left_out: dict[str, str] = {}
@@ -64,21 +64,10 @@ def measure(only: list[str], rounds: int, seconds: float) -> Figures:
                 at_rates = [contender.load(seconds, rate) for rate in rates]
                 rows.setdefault(name, []).append(Row.of(name, contender, contender.load(seconds), at_rates))
     machine = f"{platform.machine()}, Python {platform.python_version()}"
-    return Figures(machine, rounds, seconds, [median_row(each) for each in rows.values()], left_out)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.gateway", __doc__)
-    made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--seconds", type=float, default=3.0, help="of one load")
-    made.add_argument("--only", nargs="*", default=[], help="names as the table shows them, such as hold nginx")
-    options: Any = made.parse_args(arguments)
-    figures = measure(options.only, options.rounds, options.seconds)
-    if not options.json:
-        print(f"Drawn: {save('gateway.svg', plot(figures))}")
-    return finish(figures, show, as_json=options.json)
+    figures = Figures(machine, rounds, seconds, [median_row(each) for each in rows.values()], left_out)
+    say(f"Drawn: {save('gateway.svg', plot(figures))}")
+    return figures
 
 
 if __name__ == "__main__":
-    run(main)
+    bench(measure, show=show, seconds="of one load", only="names as the table shows them, such as hold nginx")

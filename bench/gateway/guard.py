@@ -4,16 +4,13 @@ Absolute times say little on a shared machine. So the gateway with all its work 
 forwards, in turns, by the least CPU a request that any round of each needed: what disturbs a round only adds.
 """
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import msgspec
-from rich.console import Console
 
 from bench.gateway.contenders import started
 from bench.gateway.material import made_material
-from bench.rig.command import finish, parser, run, track
+from bench.rig.command import bench, track
 
 BASE = "forward"
 TIMES_MAX = {"key": 4.3, "count": 5.0, "hold": 7.8}
@@ -33,7 +30,7 @@ class Figures(msgspec.Struct, frozen=True):
         return [f"{name} costs {each:.2f} times {BASE}" for name, each in self.times.items() if each > TIMES_MAX[name]]
 
 
-def measure(rounds: int) -> Figures:
+def measure(rounds: int = 5) -> Figures:
     """All stages, in turns."""
     least: dict[str, float] = {}
     with made_material() as material, ExitStack() as stack:
@@ -46,20 +43,5 @@ def measure(rounds: int) -> Figures:
     return Figures(least, {name: least[name] / least[BASE] for name in TIMES_MAX})
 
 
-def show(figures: Figures, console: Console) -> None:
-    """A line for each stage."""
-    for name, each in figures.times.items():
-        cost = f"{figures.least_cpu_us[name]:.0f} us a request, {each:.2f} times {BASE}"
-        console.print(f"{name}: {cost}; at most {TIMES_MAX[name]:.2f}", highlight=False)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.gateway.guard", __doc__)
-    made.add_argument("--rounds", type=int, default=5)
-    options: Any = made.parse_args(arguments)
-    return finish(measure(options.rounds), show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure)

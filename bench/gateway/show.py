@@ -7,8 +7,8 @@ from rich.console import Console
 from bench.gateway.figures import TOKENS, Figures, Row, targets
 from bench.gateway.peers import PEERS
 from bench.rig import svg
-from bench.rig.command import print_table
 from bench.rig.figures import print_targets
+from bench.rig.tables import print_table
 
 BAR, LEFT, WIDTH, RIGHT, TOP = 18, 210, 460, 120, 44  # pixels
 

@@ -17,20 +17,20 @@ from statistics import median
 from typing import Any
 
 import msgspec
-from rich.console import Console
 
 from bench.gateway.contenders import Measurable, started
 from bench.gateway.material import made_material
 from bench.gateway.measure import OTHER_CORE
 from bench.hostile.attacks import ATTACKS
 from bench.rig import ledger
-from bench.rig.command import finish, known_only, parser, print_table, progress, run, wrong
+from bench.rig.command import bench, check_names, progress, wrong
 from bench.rig.http import Wire, http_request
 from bench.rig.processes import HOST, is_alive, meanwhile
 from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.settings import Credentials
 
 ALL = "all at once"
+KINDS = (*ATTACKS, ALL)
 RATE = 100.0  # requests a second of the tenant that must not notice
 SETTLE_S = 3.0  # until what the attackers left is closed
 REVOKE_EVERY_S = 0.25
@@ -95,8 +95,10 @@ class Figures(msgspec.Struct, frozen=True):
         return [words for kind in self.kinds for words in kind.broken] + wrong(said)
 
 
-def measure(kinds: Sequence[str], seconds: float, seed: int) -> Figures:
+def measure(kinds: Sequence[str], seconds: float = 8.0, seed: int = 1) -> Figures:
     """The whole run."""
+    check_names(kinds, KINDS)
+    kinds = kinds or KINDS
     os.environ["ENDS_NAP_MS"] = "1"
     with made_material() as material, started("hold", material) as gateway:
         data_dir = gateway.folder / "data"
@@ -222,30 +224,5 @@ class _Run:
                 process.kill()
 
 
-def show(figures: Figures, console: Console) -> None:
-    """The figures for a person."""
-    rows = []
-    for kind in figures.kinds:
-        numbers = (kind.p50_ms, kind.p99_ms, kind.times, kind.revoke_max_s)
-        rows.append((kind.name, *(f"{number:.2f}" for number in numbers), f"{kind.peak_mb:.0f}"))
-    print_table(console, ("attack", "p50 ms", "p99 ms", "times", "revoke s", "peak MB"), rows)
-    for kind in figures.kinds:
-        for attacker, counts in kind.answers.items():
-            answers = ", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items()))
-            console.print(f"{kind.name}, {attacker}: {answers or 'nothing'}")
-    console.print(f"{figures.left_mb:.0f} MB more after all; {figures.restarts} restarts.")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made, known = parser("bench.hostile", __doc__), [*ATTACKS, ALL]
-    made.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(known)}; none is all of these")
-    made.add_argument("--seconds", type=float, default=8.0, help="of each attack")
-    made.add_argument("--seed", type=int, default=1)
-    options: Any = made.parse_args(arguments)
-    known_only(made, options.kinds, known)
-    return finish(measure(options.kinds or known, options.seconds, options.seed), show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, kinds=f"of {', '.join(KINDS)}; none is all of these", seconds="of each attack")

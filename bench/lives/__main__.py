@@ -13,7 +13,6 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ import msgspec
 from rich.console import Console
 
 from bench.lives.world import Ended, Template, folder_in_memory, live
-from bench.rig.command import finish, parser, print_table, progress, run
+from bench.rig.command import bench, progress
+from bench.rig.tables import print_figures
 
 LIVES_A_WORLD = 50
 FAILURES_MAX = 20  # then the run ends
@@ -86,38 +86,25 @@ def simulate(lives: int, seed: int) -> Figures:
     )
 
 
-def show(figures: Figures, console: Console) -> None:
-    """The figures for a person."""
-    title = f"{figures.worlds:,} worlds, {figures.virtual_s:,.0f} virtual seconds"
-    rows = ((what.replace("_", " "), f"{times:,}") for what, times in figures.seen.items())
-    print_table(console, ("what happened", "times"), rows, title)
-    for each in figures.failed:
-        words = f"seed {each.seed}: {len(each.wrong)} things went wrong; see: {each.replay}"
-        console.print(words, markup=False, soft_wrap=True)
-    killed = figures.seen.get("deaths", 0)
-    console.print(f"{figures.lives:,} lives, {figures.lives_a_minute:,} a minute, {killed:,} gateways killed")
-
-
 def show_one(ended: Ended, console: Console) -> None:
     """One world, from beginning to end."""
     console.print("\n".join(ended.trace), markup=False, highlight=False, soft_wrap=True)
     console.print(f"The world of seed {ended.seed}: {ended.steps:,} steps, trace {ended.digest}", soft_wrap=True)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.lives", __doc__)
-    made.add_argument("--lives", type=int, default=10_000, metavar="N")
-    made.add_argument("--seed", type=int, default=1, help="of the first world; the others follow")
-    made.add_argument("--only", type=int, metavar="SEED", help="one world, step by step")
-    options: Any = made.parse_args(arguments)
+def show(figures: Any, console: Console) -> None:
+    """Of one world every step, of many what happened."""
+    (show_one if isinstance(figures, Ended) else print_figures)(figures, console)
+
+
+def measure(lives: int = 10_000, seed: int = 1, only: int | None = None) -> Figures | Ended:
+    """Many worlds, or one."""
     logging.disable(logging.CRITICAL)  # dead gateways log much
-    if options.only is None:
-        return finish(simulate(options.lives, options.seed), show, as_json=options.json)
+    if only is None:
+        return simulate(lives, seed)
     with tempfile.TemporaryDirectory(prefix="embedmesh-lives-", dir=folder_in_memory()) as folder:
-        ended = live(options.only, Template(Path(folder)), LIVES_A_WORLD)
-    return finish(ended, show_one, as_json=options.json)
+        return live(only, Template(Path(folder)), LIVES_A_WORLD)
 
 
 if __name__ == "__main__":
-    run(main)
+    bench(measure, show=show, seed="of the first world; the others follow", only="the seed of one world, step by step")

@@ -5,19 +5,21 @@ Exit codes: 0 where every promise is kept, 1 where one is broken or the bench ca
 
 import argparse
 import asyncio
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import uvloop
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from bench.rig.tables import print_figures
 from tests.data import CHECKOUT, find_model_folder
 
 RESULTS = CHECKOUT / "bench" / "results"
@@ -36,37 +38,70 @@ class Judged(Protocol):
         """The promises that were not kept, in words."""
 
 
-def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The options of `python -m NAME`: `--json`, and what the caller adds. The help is the docstring's first line."""
-    made = argparse.ArgumentParser(prog=f"python -m {name}", description=(doc or "").partition("\n")[0])
-    made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    return made
+def bench(
+    measure: Callable[..., Any],
+    *,
+    show: Callable[[Any, Console], None] = print_figures,
+    file: str = "",
+    width: int = 0,
+    **help_: str,
+) -> NoReturn:
+    """Run `measure` as a command, whose options are its parameters, and exit. SIGTERM interrupts it, so that its
+    processes end with it.
 
-
-def store_option(made: argparse.ArgumentParser, default: str = "sqlite") -> None:
-    """Add `--store`."""
-    made.add_argument(
-        "--store", choices=("sqlite", "postgres"), default=default, help=f"which kind (default: {default})"
-    )
-
-
-def known_only(made: argparse.ArgumentParser, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse names that do not exist."""
-    if unknown := [name for name in given if name not in known]:
-        made.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
-
-
-def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a bench's `main` and exit with its code. SIGTERM interrupts it, so that its processes end with it."""
+    `help_` has a sentence for some options. `measure` returns figures (see Judged), or a coroutine for them. They are
+    shown by `show`, whose tables need `width` characters, and are written to `bench/results/FILE`, if that is named.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = main(sys.argv[1:])
+        given = vars(_parser(measure, help_).parse_args())
+        as_json = given.pop("json")
+        options = {name: value for name, value in given.items() if value is not None}
+        figures = measure(**options)
+        code = finish(run_async(figures) if inspect.iscoroutine(figures) else figures, show, as_json, file, width)
     except CannotRun as why:
         print(f"bench: {why}", file=sys.stderr)
         code = 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         code = 130
     sys.exit(code)
+
+
+def _parser(measure: Callable[..., Any], help_: Mapping[str, str]) -> argparse.ArgumentParser:
+    """One option for each parameter: its type and its default. A parameter without a default is a list of names."""
+    module = inspect.getmodule(measure)
+    assert module is not None and module.__spec__ is not None
+    name, doc = module.__spec__.name.removesuffix(".__main__"), module.__doc__ or ""
+    made = argparse.ArgumentParser(prog=f"python -m {name}", description=doc.partition("\n")[0])
+    hints = get_type_hints(measure)
+    for parameter in inspect.signature(measure).parameters.values():
+        words, default = help_.get(parameter.name), parameter.default
+        if default is parameter.empty:
+            made.add_argument(parameter.name, nargs="*", metavar="NAME", help=words)
+            continue
+        option: dict[str, Any] = {"help": f"{words} (default: {default})" if words and default else words}
+        (kind,) = (each for each in _alternatives(hints[parameter.name]) if each is not NoneType)
+        if kind is bool:
+            option |= {"action": "store_true", "default": None}
+        elif get_origin(kind) is Literal:
+            option["choices"] = get_args(kind)
+        elif get_origin(kind) is not None:
+            option |= {"action": "extend", "nargs": "*", "type": get_args(kind)[0]}
+        else:
+            option["type"] = kind
+        made.add_argument(f"--{parameter.name.rstrip('_').replace('_', '-')}", dest=parameter.name, **option)
+    made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    return made
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is UnionType else (hint,)
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises CannotRun for names that do not exist."""
+    if unknown := [name for name in given if name not in known]:
+        raise CannotRun(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -111,16 +146,6 @@ def wrong(said: Mapping[str, object]) -> list[str]:
     return [words for words, condition in said.items() if condition]
 
 
-def print_table(console: Console, columns: Sequence[str], rows: Iterable[Iterable[object]], title: str = "") -> None:
-    """A table whose first column is text, and whose others are figures."""
-    table = Table(title=title or None)
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at else "left")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console.print(table)
-
-
 def save(name: str, data: bytes | str) -> Path:
     """Write `bench/results/NAME`."""
     RESULTS.mkdir(exist_ok=True)
@@ -129,13 +154,8 @@ def save(name: str, data: bytes | str) -> Path:
     return path
 
 
-def finish(
-    figures: Judged, show: Callable[[Any, Console], None], *, as_json: bool, file: str = "", width: int = 0
-) -> int:
-    """Print the figures and the verdict, and write them to `bench/results/FILE`, if named. Returns the exit code.
-
-    `width` is the least number of characters that the tables need.
-    """
+def finish(figures: Judged, show: Callable[[Any, Console], None], as_json: bool, file: str, width: int) -> int:
+    """Print and write the figures and the verdict. Returns the exit code."""
     broken = figures.broken
     report = {"ok": not broken, "broken": broken, **msgspec.to_builtins(figures)}
     encoded = msgspec.json.format(msgspec.json.encode(report), indent=1)

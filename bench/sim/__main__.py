@@ -5,15 +5,15 @@ speed it has to learn. Beside it, over the same nodes and the same requests: rou
 requests, least tokens, peak EWMA and expected finish, each in front of a queue at each node; and an oracle. The
 requests are in `bench/sim/workload.py`, the fleets in `bench/sim/scenarios.py`. The simulator checks itself first.
 
-Writes `bench/results/sim.json`, and after a whole run `docs/fleet-sim.svg`. Exit code 1 when the simulator is wrong or
-a target is missed. To try another constant: `--only "8 equal" --set spread.PART_S=0.1`.
+Writes `bench/results/sim.json` and `sim.md` (the tables of docs/choosing.md), and after a whole run
+`docs/fleet-sim.svg`. Exit code 1 when the simulator is wrong or a target is missed. To try another constant:
+`--only "8 equal" --set spread.PART_S=0.1`.
 """
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
 
-from bench.rig.command import finish, parser, progress, run
+from bench.rig.command import bench, check_names, progress, save
 from bench.sim.check import one_queue, twice
 from bench.sim.figures import Figures, targets
 from bench.sim.scenarios import CONTENDERS, FATES, LARGE, SCHEDULER, STATIC, Scenario
@@ -56,30 +56,36 @@ def try_constant(setting: str) -> None:
     setattr(of, name, type(getattr(of, name))(value))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.sim", __doc__)
-    made.add_argument("--markdown", action="store_true", help="the tables of docs/choosing.md")
-    made.add_argument("--seed", type=int, default=1)
-    made.add_argument("--scale", type=float, default=1.0, help="times as many requests")
-    made.add_argument("--only", action="append", default=[], metavar="WORDS", help="scenarios whose names begin so")
-    made.add_argument("--load", action="append", type=int, default=[], help="only this one, in percent")
-    made.add_argument("--who", action="append", default=[], choices=list(CONTENDERS), help="only this contender")
-    made.add_argument("--set", action="append", default=[], metavar="MODULE.NAME=VALUE", help="try a constant")
-    options: Any = made.parse_args(arguments)
-    for setting in options.set:
+def measure(
+    seed: int = 1,
+    scale: float = 1.0,
+    only: Sequence[str] = (),
+    load: Sequence[int] = (),
+    who: Sequence[str] = (),
+    set_: Sequence[str] = (),
+) -> Figures:
+    """The chosen scenarios, loads and contenders; all of them by default."""
+    check_names(who, list(CONTENDERS))
+    for setting in set_:
         try_constant(setting)
-    scenarios = [each for each in (*STATIC, *FATES) if each.name.startswith(tuple(options.only or [""]))]
-    scenarios += [each for each in LARGE if each.name.startswith(tuple(options.only))]
-    loads, contenders = options.load or PLOTTED_LOADS, options.who or list(CONTENDERS)
-    figures = simulate(scenarios, loads, contenders, options.seed, options.scale)
-    if not (options.only or options.load or options.who or options.set):
+    scenarios = [each for each in (*STATIC, *FATES) if each.name.startswith(tuple(only or [""]))]
+    scenarios += [each for each in LARGE if each.name.startswith(tuple(only))]
+    figures = simulate(scenarios, load or PLOTTED_LOADS, who or list(CONTENDERS), seed, scale)
+    save("sim.md", markdown(figures))
+    if not (only or load or who or set_):
         PICTURE.write_text(plot(figures, [each.name for each in STATIC], PLOTTED_LOADS), encoding="utf-8")
-    if options.markdown:
-        print(markdown(figures))
-        return 1 if figures.broken else 0
-    return finish(figures, show, as_json=options.json, file="sim.json", width=WIDTH_MIN)
+    return figures
 
 
 if __name__ == "__main__":
-    run(main)
+    bench(
+        measure,
+        show=show,
+        file="sim.json",
+        width=WIDTH_MIN,
+        scale="times as many requests",
+        only="scenarios whose names begin so",
+        load="only these, in percent",
+        who="only these contenders",
+        set_="try constants, as MODULE.NAME=VALUE",
+    )

@@ -14,15 +14,13 @@ The last line is the verdict; the exit code is 0 when all of it held.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from rich.console import Console
 
-from bench.rig.command import CannotRun, finish, model_folder, parser, print_table, run, say
+from bench.rig.command import CannotRun, bench, model_folder, say
 from bench.rig.live import Live, serving
 from bench.rig.processes import meanwhile, wait_for
 from bench.starved.hogs import NoQuota, hogs, quota
@@ -84,8 +82,9 @@ def check_said(figures: Figures, shortage: str) -> None:
         figures.broken.append(f"/readyz never said that the engine is starved: {SHORTAGES[shortage]}")
 
 
-def measure(seconds: float, loops: int) -> Figures:
+def measure(seconds: float = SECONDS, loops: int = LOOPS) -> Figures:
     """All of it."""
+    model_folder()
     figures = Figures()
 
     def watch_ready(stop: threading.Event) -> None:
@@ -133,31 +132,5 @@ def start_s() -> float | None:
         return None
 
 
-def show(figures: Figures, console: Console) -> None:
-    """Tables for people."""
-    rows = []
-    for what, answers in figures.answers.items():
-        refused = " ".join(f"{key}: {count}" for key, count in answers.refused.items()) or "0"
-        slowest = f"{answers.slowest_s:.1f} s"
-        rows.append((what, answers.right, answers.late, answers.wrong, refused, slowest, figures.restarts[what]))
-    print_table(console, ("", "answered", "late (504)", "wrong", "refused", "slowest", "restarts"), rows)
-    for fault, took_s in figures.found_s.items():
-        console.print(f"{fault}: found after {took_s:.1f} s")
-    if figures.start_s is not None:
-        console.print(f"a start beside the loops took {figures.start_s:.1f} s")
-    if figures.no_quota:
-        console.print(f"not tried with a quota: {figures.no_quota}")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.starved", __doc__)
-    made.add_argument("--seconds", type=float, default=SECONDS, help="of requests beside the loops")
-    made.add_argument("--loops", type=int, default=LOOPS, help="busy loops")
-    options: Any = made.parse_args(arguments)
-    model_folder()
-    return finish(measure(options.seconds, options.loops), show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, seconds="of requests beside the loops", loops="busy loops")

@@ -14,10 +14,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
 
 from bench.rig import install
-from bench.rig.command import CannotRun, finish, model_folder, parser, print_table, run, say
+from bench.rig.command import CannotRun, bench, check_names, model_folder, say
 from bench.rig.corpus import corpus
 from bench.rig.http import MODEL, Reply, Vectors
 from bench.rig.install import HOME, NotInstalled, healthy
@@ -140,10 +139,11 @@ def requests_lost(live: Live, process: Process, texts: Sequence[str]) -> int:
     return len(failed)
 
 
-def measure(names: Sequence[str]) -> Figures:
+def measure(only: Sequence[str] = NAMES) -> Figures:
     """All servers, one after the other."""
+    check_names(only, NAMES)
     model, found = model_folder(), {}
-    for name in names:
+    for name in only:
         say(f"{name}: installing (once) and starting")
         with tempfile.TemporaryDirectory(prefix="embedmesh-upstreams-") as folder:
             try:
@@ -154,20 +154,5 @@ def measure(names: Sequence[str]) -> Figures:
     return Figures(found)
 
 
-def show(figures: Figures, console: Console) -> None:
-    """A table for each server."""
-    for name, made in figures.servers.items():
-        rows = ((each.what, each.found, "ok" if each.right else "WRONG") for each in made)
-        print_table(console, ("what", "found", ""), rows, name)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    made = parser("bench.upstreams", __doc__)
-    made.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
-    options: Any = made.parse_args(arguments)
-    return finish(measure(options.only), show, as_json=options.json)
-
-
 if __name__ == "__main__":
-    run(main)
+    bench(measure, only=f"of {', '.join(NAMES)}")
