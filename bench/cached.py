@@ -24,7 +24,7 @@ CREDIT = 10**12
 FASTER_MIN = 10.0  # p50 of a forward over that of a hit
 
 
-class Row(msgspec.Struct, frozen=True):
+class LengthRow(msgspec.Struct, frozen=True):
     """Medians in milliseconds, of texts of about that many tokens."""
 
     tokens: int
@@ -36,7 +36,7 @@ class Row(msgspec.Struct, frozen=True):
 class Figures(msgspec.Struct, frozen=True):
     """What was found."""
 
-    rows: list[Row]
+    rows: list[LengthRow]
     known: int  # requests for texts that were known
     hits: int
     differing: int  # replies to what was known that were not the first one's vector
@@ -94,7 +94,7 @@ def measure(rounds: int = 20) -> Figures:
                         hits += reply.headers["x-embedmesh-cached"] == "1"
                         differing += data != right
             forward, charged, free = (median(took[policy]) for policy in CachePolicy)
-            rows.append(Row(tokens, forward, charged, free))
+            rows.append(LengthRow(tokens, forward, charged, free))
     return Figures(rows, known, hits, differing)
 
 

@@ -25,11 +25,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from bench.rig.command import bench, model_folder, progress
 from bench.rig.http import Vectors
-from bench.rig.tables import print_table
 from embedmesh.engine import int8
 from embedmesh.engine.admit import Admission
 from embedmesh.engine.folder import digest, read_folder
@@ -280,25 +278,5 @@ async def measure() -> Quality:
     return Quality(len(ids), sum(goldens.tokens), parity, invariance, agreed, tiers)
 
 
-def show(quality: Quality, console: Console) -> None:
-    """The figures for a person."""
-    rows: dict[str, str] = {}
-    for name, found in (("sentence-transformers fp32", quality.parity), ("batch neighbours", quality.batch_invariance)):
-        rows[f"{name}: max abs difference"] = f"{found.max_abs:.1e}"
-        rows[f"{name}: mean abs difference"] = f"{found.mean_abs:.1e}"
-        rows[f"{name}: smallest cosine"] = f"{found.cosine_min:.7f}"
-    for split, percent in (quality.spearman or {}).items():
-        rows[f"STS-B captions, {split}: Spearman"] = f"{percent:.2f}"
-    for tier, measured in quality.tiers.items():
-        moved = measured.moved
-        rows[f"{tier}: cosine to exact, mean and least"] = f"{moved.cosine_mean:.5f} {moved.cosine_min:.5f}"
-        rows[f"{tier}: of 10 nearest of {moved.texts} texts the same"] = f"{moved.top10_overlap:.2f} %"
-        for split, percent in (measured.spearman or {}).items():
-            rows[f"{tier}: STS-B captions, {split}: Spearman"] = f"{percent:.2f}"
-    if quality.spearman is None:
-        rows["STS-B captions"] = f"left out: no {STSB} here"
-    print_table(console, ("what", "figure"), rows.items(), f"{quality.texts} texts of {quality.tokens} tokens")
-
-
 if __name__ == "__main__":
-    bench(measure, show=show)
+    bench(measure)

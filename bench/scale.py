@@ -33,7 +33,7 @@ PAGE_TIMES = 15
 BUSY = "busy"  # the account that has a fifth of all entries
 
 
-class Question(msgspec.Struct, frozen=True):
+class QuestionCost(msgspec.Struct, frozen=True):
     """A question of a request's path, in the empty store and in the full one."""
 
     empty_ms: float
@@ -44,7 +44,7 @@ class Question(msgspec.Struct, frozen=True):
 class Figures(msgspec.Struct, frozen=True):
     """All of it."""
 
-    path: dict[str, Question]
+    path: dict[str, QuestionCost]
     page_ms: dict[str, float]  # of account pages
     filling_s: float
     check_s: float
@@ -164,7 +164,7 @@ async def measure_store(at: str | Path, folder: Path, accounts: int, transfers: 
         books.check()  # the fill is not balanced: only its time is of interest
         check_s = time.perf_counter() - began
     await store.close()
-    questions = {name: Question(each, full[name], full[name] / each) for name, each in empty.items()}
+    questions = {name: QuestionCost(each, full[name], full[name] / each) for name, each in empty.items()}
     return Figures(questions, account_pages, filling_s, check_s)
 
 

@@ -7,32 +7,64 @@ other, in turns over the rounds.
 
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import msgspec
 
 from bench.choosing.load import Arrival, arrivals, make_pool, play
-from bench.choosing.peers import PEERS, Peer, running
 from bench.fault.load import MAX_TOKENS, Pool, Record
 from bench.rig import fleet
 from bench.rig.command import bench, model_folder, progress
 from bench.rig.figures import percentile
 from bench.rig.fleet import Fleet, Speed
-from bench.rig.install import NotInstalled
-from bench.rig.processes import free_port
+from bench.rig.install import NotInstalled, healthy, nginx, python_router
+from bench.rig.processes import Process, free_port
 from embedmesh.engine.tokens import ModelTokenizer
 
 SPEEDS = (60_000.0, 30_000.0, 15_000.0, 5_000.0)  # tokens per second
 FIXED_MS = 2.0
 OURS = "embedmesh"
 SEED = 11
+START_S = 30.0  # of a peer
 P99_OVER_ROUND_ROBIN, P99_OVER_TWO_CHOICES = 4.0, 2.0  # at the first load
 WORSE_THAN_LEAST = 1.05  # at the second
 
 
-class Row(msgspec.Struct, frozen=True):
+class Peer(NamedTuple):
+    """A router and its policy."""
+
+    name: str
+    program: str  # nginx or sglang-router
+    policy: str  # as its option
+
+
+PEERS = (
+    Peer("nginx, round robin", "nginx", ""),
+    Peer("nginx, two choices", "nginx", "random two least_conn;"),
+    Peer("nginx, least requests", "nginx", "least_conn;"),
+    Peer("sglang-router, round robin", "sglang-router", "round_robin"),
+    Peer("sglang-router, two choices", "sglang-router", "power_of_two"),
+)
+
+
+@contextmanager
+def running(peer: Peer, nodes: Sequence[int], folder: Path) -> Iterator[int]:
+    """The peer in front of nodes at these ports; the port that it listens on. Raises NotInstalled."""
+    port = free_port()
+    folder.mkdir()
+    if peer.program == "nginx":
+        command = nginx(peer.policy, nodes, folder, port)
+    else:
+        command = python_router(peer.program, peer.policy, nodes, port, "--request-timeout-secs", "600")
+    with healthy(Process(command, folder / "log"), port, START_S):
+        yield port
+
+
+class RouterRow(msgspec.Struct, frozen=True):
     """One contender at one load, in milliseconds; of all requests and of the small ones."""
 
     requests: int
@@ -46,7 +78,7 @@ class Row(msgspec.Struct, frozen=True):
     small_p99_ms: float
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> "Row":
+    def of(cls, records: Sequence[Record]) -> "RouterRow":
         """From what became of its requests."""
         every = [one.took_s * 1000 for one in records]
         small = [one.took_s * 1000 for one in records if one.user == "small"]
@@ -63,7 +95,7 @@ class Row(msgspec.Struct, frozen=True):
 class Figures(msgspec.Struct, frozen=True):
     """Rows by load and contender."""
 
-    loads: dict[str, dict[str, Row]]
+    loads: dict[str, dict[str, RouterRow]]
 
     @property
     def broken(self) -> list[str]:
@@ -92,7 +124,7 @@ def _least_ratio(load: float, name: str) -> float:
 async def measure(load: Sequence[float] = (0.7, 0.9), seconds: float = 20.0, rounds: int = 2) -> Figures:
     """All of it."""
     pool = make_pool(ModelTokenizer(model_folder(), MAX_TOKENS))
-    figures: dict[str, dict[str, Row]] = {}
+    figures: dict[str, dict[str, RouterRow]] = {}
     with tempfile.TemporaryDirectory(prefix="embedmesh-choosing-") as scratch, progress() as bar:
         async with fleet.running(Path(scratch)) as nodes:
             ports = await start_nodes(nodes)
@@ -114,7 +146,7 @@ async def measure(load: Sequence[float] = (0.7, 0.9), seconds: float = 20.0, rou
                         missing.add(name)
                     else:
                         records.setdefault(name, []).extend(found)
-                figures[f"{share:g}"] = {name: Row.of(each) for name, each in records.items()}
+                figures[f"{share:g}"] = {name: RouterRow.of(each) for name, each in records.items()}
     return Figures(figures)
 
 

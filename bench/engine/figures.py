@@ -29,7 +29,7 @@ QUERY_BATCHES_MAX = 2.0  # p95 of a short query while a bulk job runs
 START_S_MAX = 1.2
 
 
-class Row(msgspec.Struct, frozen=True):
+class ContenderRow(msgspec.Struct, frozen=True):
     """One contender. `cosine` is (smallest, mean) to the vectors of exact."""
 
     name: str
@@ -60,7 +60,7 @@ class Figures(msgspec.Struct, frozen=True):
     texts: dict[str, int]
     tokens: dict[str, int]
     peaks_gflops: dict[str, float]
-    rows: list[Row]
+    rows: list[ContenderRow]
     node: NodeFigures | None
     left_out: dict[str, str]
     targets: list[Target]
@@ -88,7 +88,7 @@ def flops(config: Mapping[str, Any], lengths: Sequence[int]) -> float:
 
 
 def targets(
-    times: Times, rows: Sequence[Row], node: NodeFigures | None, m_flops: float, peaks: Mapping[str, float]
+    times: Times, rows: Sequence[ContenderRow], node: NodeFigures | None, m_flops: float, peaks: Mapping[str, float]
 ) -> list[Target]:
     """Every target. A ratio is taken round by round, so that what slows the machine down slows both.
 
@@ -107,7 +107,7 @@ def targets(
     return found + _node_targets({row.name: row for row in rows}, node)
 
 
-def _node_targets(rows: Mapping[str, Row], node: NodeFigures | None) -> list[Target]:
+def _node_targets(rows: Mapping[str, ContenderRow], node: NodeFigures | None) -> list[Target]:
     added = relative = query = start = None
     if NODE in rows and node is not None:
         row = rows[NODE]

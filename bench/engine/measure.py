@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.engine.contenders import CALL_TEXTS, CALLS_AT_ONCE, Broke, Contender, Runner, Server
-from bench.engine.figures import INT8, NodeFigures, Row
+from bench.engine.figures import INT8, ContenderRow, NodeFigures
 from bench.engine.runner import MATMUL, MATMULS
 from bench.rig.corpus import Name, corpus, token_counts
 from bench.rig.figures import Spread, percentile
@@ -103,10 +103,10 @@ class Stopwatch:
             self.singles[contender.name] += contender.singles(job.singles)
 
 
-def row(contender: Contender, clock: Stopwatch, job: Job, cosines: tuple[float, float]) -> Row:
+def row(contender: Contender, clock: Stopwatch, job: Job, cosines: tuple[float, float]) -> ContenderRow:
     """The figures of one contender, at the end of the run."""
     times, singles = clock.corpora[contender.name], clock.singles[contender.name]
-    return Row(
+    return ContenderRow(
         contender.name,
         contender.version,
         {name: _rates(len(texts), times[name]) for name, texts in job.texts.items()},
@@ -150,7 +150,7 @@ def _rates(count: int, seconds: Sequence[float]) -> Spread:
 
 
 def _cosine(ours: Vectors, theirs: Vectors) -> Vectors:
-    """Row by row."""
+    """ContenderRow by row."""
     if ours.shape != theirs.shape:
         raise Broke(f"vectors of shape {ours.shape}, not {theirs.shape}")
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from bench.engine.figures import Figures, Row
+from bench.engine.figures import ContenderRow, Figures
 from bench.rig import svg
 from bench.rig.figures import print_targets
 from bench.rig.tables import print_table
@@ -35,7 +35,7 @@ def show(figures: Figures, console: Console) -> None:
         console.print(f"Left out: {name}: {why}.", markup=False)
 
 
-def _contender(row: Row) -> Sequence[str]:
+def _contender(row: ContenderRow) -> Sequence[str]:
     times = f"{row.single_p50_ms:.2f}", f"{row.single_p99_ms:.2f}", f"{row.start_s:.2f}"
     return row.name, row.version, *times, f"{row.resident_mb:,.0f}", *(f"{each:.5f}" for each in row.cosine)
 
@@ -59,7 +59,7 @@ def plot(figures: Figures, ours: Sequence[str]) -> str:
     return svg.picture(LEFT + WIDTH + RIGHT, y, title, parts)
 
 
-def _bar(y: float, row: Row, corpus: str, colour: str, scale: float) -> list[str]:
+def _bar(y: float, row: ContenderRow, corpus: str, colour: str, scale: float) -> list[str]:
     spread, middle = row.tokens_per_s[corpus], y + BAR / 2
     low, high = LEFT + spread.low * scale, LEFT + spread.high * scale
     label = f"{spread.median:,.0f} ({row.texts_per_s[corpus].median:,.0f} texts/s)"

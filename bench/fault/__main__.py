@@ -4,17 +4,21 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.fault import books, extras, pair
+from bench.fault import extras, pair
 from bench.fault.cells import Cell, CellRunner, plan
-from bench.fault.figures import Figures, Row, Saturated, Whole, in_a_line, set_bases, show
-from bench.fault.load import MAX_TOKENS, CheckingClient, loading, made_pool
+from bench.fault.figures import CellRow, Figures, Saturated, Whole, in_a_line, set_bases, show
+from bench.fault.load import MAX_TOKENS, CheckingClient, Record, loading, made_pool
 from bench.faultnode.modes import MODES
 from bench.rig import fleet, ledger
 from bench.rig.command import bench, check_names, model_folder, progress
+from bench.rig.fleet import Fleet
 from embedmesh.engine.tokens import ModelTokenizer
+from embedmesh.settings import secret_path, store_path
+from embedmesh.storage.secrets.secret import hash_user, read_secret
 
 WIDTH = 170  # characters that the table needs
 LOSSES = (
@@ -46,7 +50,7 @@ async def run_cells(cells: Sequence[Cell], more: bool, folder: Path, options: tu
     model = model_folder()
     pool = made_pool(ModelTokenizer(model, MAX_TOKENS))
     began = time.monotonic()
-    rows: list[Row] = []
+    rows: list[CellRow] = []
     wholes: list[Whole] = []
     saturated: list[Saturated] = []
     with progress() as bar:
@@ -73,8 +77,8 @@ async def run_cells(cells: Sequence[Cell], more: bool, folder: Path, options: tu
                 bar.advance(task)
             client.close()
             nodes.gateway.stop()
-            everything: list[Row | Whole] = [*rows, *wholes]
-            open_holds = books.join(nodes, everything, load.records)
+            everything: list[CellRow | Whole] = [*rows, *wholes]
+            open_holds = join_ledger(nodes, everything, load.records)
             logged = nodes.gateway.log.read_text(errors="replace")
             ledger_ok = ledger.check(nodes.data_dir)
         seconds = time.monotonic() - began
@@ -92,6 +96,27 @@ async def run_cells(cells: Sequence[Cell], more: bool, folder: Path, options: tu
         internal_errors=logged.count("internal error"),
         pair=await pair.measure() if more else None,
     )
+
+
+def join_ledger(fleet: Fleet, found: Iterable[CellRow | Whole], records: Sequence[Record]) -> int:
+    """Compare the ledger with the records: put into each figure how many of its requests were charged, and how many
+    wrongly. Returns how many holds are still open."""
+    usage, opened = ledger.read(
+        store_path(fleet.data_dir),
+        "SELECT user_hash, cost FROM usage",
+        "SELECT hold_id FROM holds WHERE ended_by IS NULL",
+    )
+    charges: defaultdict[str, list[int]] = defaultdict(list)
+    for user_hash, cost in usage:
+        charges[user_hash].append(cost)
+    secret = read_secret(secret_path(fleet.data_dir))
+    by_user = {each.user: each for each in records}
+    for one in found:
+        for user in one.users:
+            costs = charges[hash_user(secret, user)]
+            one.charged += len(costs)
+            one.charged_wrongly += costs != ([by_user[user].cost] if by_user[user].served else [])
+    return len(opened)
 
 
 if __name__ == "__main__":

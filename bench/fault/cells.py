@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bench.fault.figures import NEIGHBOURS, Row, Times, median_p99
+from bench.fault.figures import NEIGHBOURS, CellRow, Times, median_p99
 from bench.fault.load import Load
 from bench.faultnode.acts import PHASE_S
 from bench.faultnode.modes import MODES
@@ -138,7 +138,7 @@ class CellRunner:
         """That node."""
         return self._good[0]
 
-    async def run(self, cell: Cell, following: Cell | None) -> Row:
+    async def run(self, cell: Cell, following: Cell | None) -> CellRow:
         """One try, from the good nodes alone to the good nodes alone. Meanwhile the next one's processes start."""
         fleet, load, loop = self._fleet, self._load, asyncio.get_running_loop()
         await self._third(cell.third)
@@ -225,7 +225,7 @@ class CellRunner:
         out: float | None,
         ended: float,
         good: Sequence[dict[str, Any]],
-    ) -> Row:
+    ) -> CellRow:
         load = self._load
         records = load.between(begun, ended)
         outs = [one.out_at for one in seen if one.out_at is not None]
@@ -235,7 +235,7 @@ class CellRunner:
         failures: Counter[str] = Counter()
         for one in seen:
             failures += Counter(one.last["failures"]) - one.failures
-        return Row(
+        return CellRow(
             name=cell.name,
             mode=cell.mode,
             share=cell.share,

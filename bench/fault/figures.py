@@ -39,7 +39,7 @@ def median_p99(seconds: Sequence[Times]) -> float:
     return statistics.median(each.p99 for each in seconds)
 
 
-class Row(msgspec.Struct):
+class CellRow(msgspec.Struct):
     """One cell. `before` are the good nodes alone, `after` the same with the bad one out."""
 
     name: str
@@ -157,7 +157,7 @@ class Figures(msgspec.Struct):
 
     seconds: float
     load_average: float
-    rows: list[Row]
+    rows: list[CellRow]
     wholes: list[Whole]
     saturated: list[Saturated]
     ledger_ok: bool
@@ -180,7 +180,7 @@ class Figures(msgspec.Struct):
         return said + wrong(ends)
 
 
-def set_bases(rows: Sequence[Row]) -> None:
+def set_bases(rows: Sequence[CellRow]) -> None:
     """What p99 is to be compared with: the median of the seconds before, a row's own and its neighbours'."""
     for at, row in enumerate(rows):
         near = [other for other in rows[max(0, at - NEIGHBOURS) : at + NEIGHBOURS + 1] if other.third == row.third]
@@ -214,14 +214,14 @@ def show(figures: Figures, console: Console) -> None:
         console.print(f"Wrong vectors of nodes that turned, until a canary found them: {', '.join(turned)}.")
 
 
-def in_a_line(row: Row) -> str:
+def in_a_line(row: CellRow) -> str:
     """A row, as it is found."""
     served = 100 * row.served / max(1, row.requests)
     out = f"{row.became} after {row.out_s:.1f} s, {row.out_answers} answers" if row.out_s is not None else "stays"
     return f"{row.name:26} {row.share:<4g} {served:6.2f} % served, {row.wrong_vectors:4} wrong, {out}"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: CellRow) -> list[str]:
     before = f"{statistics.median(each.p50 for each in row.before):.0f}/{row.base_p99:.0f}"
     after = "-"
     if row.after:
@@ -243,5 +243,5 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _charges(one: Row | Whole) -> str:
+def _charges(one: CellRow | Whole) -> str:
     return f"{one.charged:,}" + (f", {one.charged_wrongly} wrong" if one.charged_wrongly else "")

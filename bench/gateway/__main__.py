@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from bench.gateway.contenders import PLAIN, Measurable, started
-from bench.gateway.figures import Figures, Row, median_row
+from bench.gateway.figures import Figures, GatewayRow, found_targets, median_row
 from bench.gateway.material import made_material
 from bench.gateway.ours import ALONE, SIGNED, STAGES
 from bench.gateway.peers import PEERS
-from bench.gateway.show import plot, show
+from bench.gateway.plot import plot
 from bench.rig.command import bench, progress, save, say
 from bench.rig.install import NotInstalled
 from bench.rig.postgres import serving
@@ -43,7 +43,7 @@ def wanted(only: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
 
 def measure(rounds: int = 3, seconds: float = 3.0, only: Sequence[str] = ()) -> Figures:
     """All of it."""
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[GatewayRow]] = {}
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
         material = stack.enter_context(made_material())
@@ -62,12 +62,13 @@ def measure(rounds: int = 3, seconds: float = 3.0, only: Sequence[str] = ()) -> 
             rates = RATES if name in ("hold", ALONE) else ()
             with contender.awake():
                 at_rates = [contender.load(seconds, rate) for rate in rates]
-                rows.setdefault(name, []).append(Row.of(name, contender, contender.load(seconds), at_rates))
+                rows.setdefault(name, []).append(GatewayRow.of(name, contender, contender.load(seconds), at_rates))
     machine = f"{platform.machine()}, Python {platform.python_version()}"
-    figures = Figures(machine, rounds, seconds, [median_row(each) for each in rows.values()], left_out)
+    medians = [median_row(each) for each in rows.values()]
+    figures = Figures(machine, rounds, seconds, medians, left_out, found_targets({row.name: row for row in medians}))
     say(f"Drawn: {save('gateway.svg', plot(figures))}")
     return figures
 
 
 if __name__ == "__main__":
-    bench(measure, show=show, seconds="of one load", only="names as the table shows them, such as hold nginx")
+    bench(measure, seconds="of one load", only="names as the table shows them, such as hold nginx")

@@ -102,7 +102,7 @@ def measure(kinds: Sequence[str], seconds: float = 8.0, seed: int = 1) -> Figure
     os.environ["ENDS_NAP_MS"] = "1"
     with made_material() as material, started("hold", material) as gateway:
         data_dir = gateway.folder / "data"
-        operator = Operator(gateway.port, bootstrap(data_dir, f"http://{HOST}:{gateway.port}/v1"))
+        operator = AdminClient(gateway.port, bootstrap(data_dir, f"http://{HOST}:{gateway.port}/v1"))
         run = _Run(gateway, operator, operator.attackers(), seconds, seed)
         doomed = {kind: [operator.key("local", "embeddings") for _ in range(KEYS_REVOKED)] for kind in kinds}
         gateway.load(2.0, RATE)
@@ -117,7 +117,7 @@ def measure(kinds: Sequence[str], seconds: float = 8.0, seed: int = 1) -> Figure
         return Figures(found, restarts, left_mb, ledger.check(data_dir))
 
 
-class Operator:
+class AdminClient:
     """Holds the admin key."""
 
     def __init__(self, port: int, credentials: Credentials) -> None:
@@ -168,7 +168,7 @@ class _Run:
     """What all attacks of a run share. `before_mb` is the gateway's memory at the start."""
 
     def __init__(
-        self, gateway: Measurable, operator: Operator, keys: dict[str, str], seconds: float, seed: int
+        self, gateway: Measurable, operator: AdminClient, keys: dict[str, str], seconds: float, seed: int
     ) -> None:
         self._gateway, self._operator, self._keys = gateway, operator, keys
         self._seconds, self._seed = seconds, seed
@@ -211,7 +211,7 @@ class _Run:
     @contextmanager
     def _attacking(self, kinds: Sequence[str]) -> "Iterator[subprocess.Popen[bytes]]":
         numbers = str(self._gateway.port), str(self._seed), str(self._seconds + 3.0)
-        command = [sys.executable, "-m", "bench.hostile.attacker", *numbers, *kinds]
+        command = [sys.executable, "-m", "bench.hostile.attacks", *numbers, *kinds]
         pinned = ["taskset", "--cpu-list", str(OTHER_CORE), *command]
         with subprocess.Popen(pinned, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdin is not None

@@ -2,14 +2,19 @@
 
 Three attackers do each at once: a stranger without a valid key; a key whose account has no money; and a paying tenant.
 Paces are bounded: the question is what one attacker's request costs others, not how many packets a machine can take.
+
+As a process: `python -m bench.hostile.attacks PORT SEED SECONDS KIND… < KEYS`, where KEYS is a JSON object: the key of
+each attacker by its name. It prints how often each got which answer, as JSON.
 """
 
 import asyncio
 import base64
 import contextlib
 import json
+import os
 import socket
 import struct
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -18,12 +23,15 @@ from string import ascii_lowercase
 from typing import NamedTuple
 
 import msgspec
+import uvloop
 
 from bench.rig.http import MODEL, http_request
 from bench.rig.processes import HOST
 from embedmesh.rules.membership import STATEMENT, Offer, Registration, Statement
 from embedmesh.signing.identity import Identity
 
+TOGETHER = 3.0  # all kinds together send this many times as much as one kind: more is load, and no attack
+NICENESS = 10  # the clients and the node share its core, and must not wait for it
 ANSWER_S = 10.0  # an attacker waits no longer for an answer
 BODY_BYTES = 4 * 1024 * 1024 - 1024  # nearly the most that is taken
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
@@ -283,3 +291,32 @@ async def _hold(one: Attacker, data: bytes, *, small_buffer: bool = False) -> No
 
 def _status(reply: bytes) -> str:
     return reply[9:12].decode("latin-1") if reply.startswith(b"HTTP/1.") else "closed" if not reply else "?"
+
+
+async def attack(
+    port: int, seed: int, seconds: float, kinds: list[str], keys: dict[str, str]
+) -> dict[str, Counter[str]]:
+    """All kinds at once by each attacker, for `seconds`."""
+    answers: dict[str, Counter[str]] = {name: Counter() for name in keys}
+    calm = max(1.0, len(kinds) / TOGETHER)
+    tasks = [
+        asyncio.ensure_future(
+            ATTACKS[kind](Attacker(name, key, port, Random(f"{seed} {name} {kind}"), answers[name], calm))
+        )
+        for name, key in keys.items()
+        for kind in kinds
+    ]
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    return answers
+
+
+if __name__ == "__main__":
+    os.nice(NICENESS)
+    port, seed, seconds, *kinds = sys.argv[1:]
+    found = uvloop.run(attack(int(port), int(seed), float(seconds), kinds, json.load(sys.stdin)))
+    print(json.dumps(found))

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from bench.lives.disk import Thread
-from bench.lives.journal import Attempt, Delivered, Errand, Journal, Taken
+from bench.lives.journal import Attempt, DeliveryNote, Errand, Journal, Taken
 from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.registry import Registry
@@ -103,7 +103,7 @@ class Metered:
 
 
 class Gateway:
-    """From start to end; the next one on its folder is another. Implements the protocol `Process`."""
+    """From start to end; the next one on its folder is another. Implements the protocol `SimProcess`."""
 
     def __init__(
         self, name: str, place: Path, folder: Path, loop: Loop, clock: Clock, dice: random.Random, traits: Traits,
@@ -315,7 +315,7 @@ class Gateway:
             self._journal.wrong.append(f"life {attempt.life}: a reply that is neither new nor kept: {headers}")
         again = bool(exchange.asked.retries)
         self._journal.deliveries.append(
-            Delivered(
+            DeliveryNote(
                 self._loop.now, attempt.life, attempt.errand, self.name, hold_id, cost, reply.body, whole, again,
                 attempt.began,
             )

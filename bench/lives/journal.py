@@ -21,7 +21,7 @@ class Errand(NamedTuple):
     sdk: bool  # an SDK that sends how often it has retried
 
 
-class Delivered(NamedTuple):
+class DeliveryNote(NamedTuple):
     """A reply of which a byte went to a caller's socket: all of it, or the caller broke it off."""
 
     at: float
@@ -62,7 +62,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.trace: list[str] = []
-        self.deliveries: list[Delivered] = []
+        self.deliveries: list[DeliveryNote] = []
         self.attempts: list[Attempt] = []
         self.taken: list[Taken] = []
         self.credited: Counter[str] = Counter()  # by account, in the operator's books

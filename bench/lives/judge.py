@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import orjson
 
-from bench.lives.journal import Delivered, Journal
+from bench.lives.journal import DeliveryNote, Journal
 from embedmesh.flow.again import UNREAD_S
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
@@ -34,7 +34,7 @@ class Judge:
         self._limits = limits
         ask = "SELECT hold_id, account_id, key_id, amount, state, ended_by, captured, created_ms, ended_ms FROM holds"
         self._holds = {row[0]: row[1:] for row in books._db.execute(ask).fetchall()}
-        self._by_hold: dict[str, list[Delivered]] = defaultdict(list)
+        self._by_hold: dict[str, list[DeliveryNote]] = defaultdict(list)
         for each in journal.deliveries:
             if each.hold_id is not None:
                 self._by_hold[each.hold_id].append(each)
@@ -99,7 +99,7 @@ class Judge:
             yield f"{self.lost} were lost, of {recovered} that were in flight at a crash"
 
     def _idempotent(self) -> Iterator[str]:
-        paid: dict[tuple[str, str], dict[str, Delivered]] = defaultdict(dict)
+        paid: dict[tuple[str, str], dict[str, DeliveryNote]] = defaultdict(dict)
         for hold_id, got in self._by_hold.items():
             errand = got[0].errand
             if errand.idem is not None and hold_id in self._holds and self._holds[hold_id][3] == "captured":
@@ -123,7 +123,7 @@ class Judge:
 
     def _broken_off(self) -> Iterator[str]:
         """A retry of what a caller had broken off is not charged a second time, in that gateway's life."""
-        by_errand: dict[tuple[str, str, bytes], list[Delivered]] = defaultdict(list)
+        by_errand: dict[tuple[str, str, bytes], list[DeliveryNote]] = defaultdict(list)
         for each in self._journal.deliveries:
             if each.errand.idem is None:
                 by_errand[each.gateway, each.errand.key_id, each.errand.body].append(each)

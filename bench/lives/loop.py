@@ -19,7 +19,7 @@ STALL_S_MAX = 0.4
 STEPS_MAX = 400_000  # of one world: more is a loop that does not end
 
 
-class Process(Protocol):
+class SimProcess(Protocol):
     """What may die."""
 
     alive: bool
@@ -29,7 +29,7 @@ class Process(Protocol):
         ...
 
 
-PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+PROCESS: contextvars.ContextVar[SimProcess | None] = contextvars.ContextVar("process", default=None)
 
 
 class Task(asyncio.Task[Any]):

@@ -7,6 +7,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench.rig.figures import Target, print_targets
+
 LISTED_MAX = 12  # of a list of numbers: a longer one is for programs
 
 
@@ -33,6 +35,9 @@ def print_figures(figures: msgspec.Struct, console: Console, title: str = "") ->
         if isinstance(value, msgspec.Struct):
             print_figures(value, console, words)
         else:
+            if isinstance(value, list) and isinstance(value[0], Target):
+                print_targets(console, value)
+                continue
             rows = _rows(value)
             columns = [name.replace("_", " ") for name in rows[0]]
             print_table(console, columns, ([in_words(cell) for cell in row.values()] for row in rows), words)
@@ -68,8 +73,8 @@ def in_words(value: object) -> str:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {in_words(each)}" for name, each in value.items()) or "none"
+    if _is_row(value):
+        return ", ".join(f"{name}: {in_words(each)}" for name, each in _as_row(value).items()) or "none"
     if isinstance(value, list | tuple | set):
         return ", ".join(map(in_words, value)) if len(value) <= LISTED_MAX else f"{len(value):,} of them"
     return str(value)

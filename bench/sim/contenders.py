@@ -9,7 +9,7 @@ from functools import partial
 from random import Random
 
 from bench.sim.routers import Router
-from bench.sim.servers import Server
+from bench.sim.servers import SimServer
 from bench.sim.workload import Request
 from bench.sim.world import World
 from embedmesh.fleet.fair_queue import Work
@@ -30,10 +30,10 @@ PROBE_TOKENS = 12
 START_S = 2.0  # before the first request: nodes are proven and measured
 
 
-class Contender:
+class SimContender:
     """Takes requests; sees to it that each is ended once."""
 
-    def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
+    def __init__(self, world: World, servers: Sequence[SimServer], seed: int) -> None:
         self.world = world
         self.servers = servers
         self.dice = Random(seed)
@@ -52,11 +52,11 @@ class Contender:
         request.failed = not well
 
 
-class Routed(Contender):
+class Routed(SimContender):
     """Another router. What fails is sent to another node, to three at most."""
 
     def __init__(
-        self, make: Callable[[int, Random], Router], world: World, servers: Sequence[Server], seed: int
+        self, make: Callable[[int, Random], Router], world: World, servers: Sequence[SimServer], seed: int
     ) -> None:
         super().__init__(world, servers, seed)
         self._router = make(len(servers), self.dice)
@@ -81,10 +81,10 @@ class Routed(Contender):
         self.servers[number].ask(request.tokens, done)
 
 
-class Scheduled(Contender):
+class Scheduled(SimContender):
     """`embedmesh.fleet.scheduler.Scheduler`, the very thing, in front of nodes whose speed it has to learn."""
 
-    def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
+    def __init__(self, world: World, servers: Sequence[SimServer], seed: int) -> None:
         super().__init__(world, servers, seed)
         self.registry = Registry(world)
         self.scheduler = Scheduler(self.registry, world, self.dice, self._call_later)
@@ -168,7 +168,7 @@ class SimRequest:
     def give_up(self, last: NodeFailure | None) -> None:
         self._failed()
 
-    def ask(self, part: Part, server: Server) -> None:
+    def ask(self, part: Part, server: SimServer) -> None:
         world = self._scheduled.world
         over = False
 
@@ -220,11 +220,11 @@ class SimRequest:
                 self._work.leave()
 
 
-class Oracle(Contender):
+class Oracle(SimContender):
     """What is possible for one that knows each node's speed and end of work, has no wire, and no account to be fair to:
     one queue in front of all, the request with least left to do first (Schrage, 1968), given out in small pieces."""
 
-    def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
+    def __init__(self, world: World, servers: Sequence[SimServer], seed: int) -> None:
         super().__init__(world, servers, seed)
         self._queue: list[tuple[float, int, _Remainder]] = []
         self._idle = sorted(servers, key=lambda server: server.tokens_per_s)  # the fastest last
@@ -277,7 +277,7 @@ class Oracle(Contender):
         server.ask(piece, lambda failure: self._done(remainder, piece, server, failure))
         return True
 
-    def _done(self, remainder: "_Remainder", piece: int, server: Server, failure: NodeFailure | None) -> None:
+    def _done(self, remainder: "_Remainder", piece: int, server: SimServer, failure: NodeFailure | None) -> None:
         remainder.out -= 1
         if failure is not None:
             waits = remainder.left > 0
@@ -289,7 +289,7 @@ class Oracle(Contender):
         self._back(server)
         self._give()
 
-    def _back(self, server: Server) -> None:
+    def _back(self, server: SimServer) -> None:
         """It may get work again, once it lives."""
         if server.alive:
             bisect.insort(self._idle, server, key=lambda each: each.tokens_per_s)

@@ -41,7 +41,7 @@ class Noise:
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class SimJob:
     """A part at a node."""
 
     tokens: int
@@ -60,7 +60,7 @@ class Log:
     waited: list[tuple[float, float]] = field(default_factory=list)
 
 
-class Server:
+class SimServer:
     """What both kinds share: being slow, dying, coming back."""
 
     interleaves = False  # whether short calls pass bulk ones: our nodes say so, and the scheduler uses it
@@ -90,16 +90,16 @@ class Server:
         self._began_at = 0.0
         self._run = 0  # which event ends what runs: one that was overtaken does nothing
 
-    def ask(self, tokens: int, done: Done) -> Job:
+    def ask(self, tokens: int, done: Done) -> SimJob:
         """A part comes; `done` is called when its answer, or its failure, is back."""
-        job = Job(tokens, self._world.now + self._wire_s, done, tokens)
+        job = SimJob(tokens, self._world.now + self._wire_s, done, tokens)
         if self.alive:
             self._take(job)
         else:
             self._world.call_later(2 * self._wire_s, lambda: done(NodeUnreachable("refused")))
         return job
 
-    def give_up(self, job: Job) -> None:
+    def give_up(self, job: SimJob) -> None:
         """Its answer is not needed any more: what has not run need not."""
         raise NotImplementedError
 
@@ -144,42 +144,42 @@ class Server:
     def busy(self) -> bool:
         raise NotImplementedError
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: SimJob) -> None:
         raise NotImplementedError
 
     def _ended(self) -> None:
         raise NotImplementedError
 
-    def _lose(self) -> list[Job]:
+    def _lose(self) -> list[SimJob]:
         raise NotImplementedError
 
 
-class Fifo(Server):
+class Fifo(SimServer):
     """One part after another."""
 
     def __init__(self, *settings: Any, **costs: Any) -> None:
         super().__init__(*settings, **costs)
-        self._running: Job | None = None
-        self._queue: deque[Job] = deque()
+        self._running: SimJob | None = None
+        self._queue: deque[SimJob] = deque()
 
     @property
     def busy(self) -> bool:
         return self._running is not None
 
-    def give_up(self, job: Job) -> None:
+    def give_up(self, job: SimJob) -> None:
         job.given_up = True
         if job is self._running:
             self.ends_at = self._world.now
             self._run += 1
             self._ended()
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: SimJob) -> None:
         if self._running is None:
             self._start(job, job.there_at)
         else:
             self._queue.append(job)
 
-    def _start(self, job: Job, at: float) -> None:
+    def _start(self, job: SimJob, at: float) -> None:
         self._running = job
         job.began = at
         if at > job.there_at:
@@ -198,7 +198,7 @@ class Fifo(Server):
         if not job.given_up:
             job.done(None)
 
-    def _lose(self) -> list[Job]:
+    def _lose(self) -> list[SimJob]:
         lost = [job for job in self._queue if not job.given_up]
         self._queue.clear()
         if self._running is not None:
@@ -209,33 +209,33 @@ class Fifo(Server):
         return lost
 
 
-class Turns(Server):
+class Turns(SimServer):
     """Batches; short calls run together, and in turns with bulk ones, of which the oldest leads."""
 
     interleaves = True
 
     def __init__(self, *settings: Any, **costs: Any) -> None:
         super().__init__(*settings, **costs)
-        self._short: deque[Job] = deque()
-        self._bulk: deque[Job] = deque()
-        self._batch: list[Job] = []
+        self._short: deque[SimJob] = deque()
+        self._bulk: deque[SimJob] = deque()
+        self._batch: list[SimJob] = []
         self._last_was_bulk = False
 
     @property
     def busy(self) -> bool:
         return bool(self._batch)
 
-    def give_up(self, job: Job) -> None:
+    def give_up(self, job: SimJob) -> None:
         job.given_up = True
         for queue in (self._short, self._bulk):
             if job in queue:
                 queue.remove(job)
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: SimJob) -> None:
         job.there_at += self.fixed_s  # is not the engine's time: others' batches run meanwhile
         self._world.call_at(job.there_at, lambda: self._there(job))
 
-    def _there(self, job: Job) -> None:
+    def _there(self, job: SimJob) -> None:
         if not self.alive:
             job.done(NodeBroke("reset"))
         elif not job.given_up:
@@ -275,7 +275,7 @@ class Turns(Server):
         for job in finished:
             job.done(None)
 
-    def _lose(self) -> list[Job]:
+    def _lose(self) -> list[SimJob]:
         if self._batch:
             self.ends_at = min(self.ends_at, self._world.now)
             self._note()

@@ -24,7 +24,7 @@ from bench.rig.command import CannotRun, bench, model_folder, say
 from bench.rig.live import Live, serving
 from bench.rig.processes import meanwhile, wait_for
 from bench.starved.hogs import NoQuota, hogs, quota
-from bench.starved.load import FAULTS, Answers, Callers, found_s, reasons, starts
+from bench.starved.load import FAULTS, Answers, BulkCallers, found_s, reasons, starts
 from embedmesh.rules.nodes import SHORTAGES
 
 LOOPS = 24
@@ -66,7 +66,7 @@ def under(figures: Figures, live: Live, what: str, work: Callable[[], Answers]) 
         figures.broken.append(f"{what}: no request was answered")
 
 
-def break_it(figures: Figures, live: Live, callers: Callers, where: str, within_s: float) -> None:
+def break_it(figures: Figures, live: Live, callers: BulkCallers, where: str, within_s: float) -> None:
     """Every fault once, and each time back to answers."""
     for fault in FAULTS:
         took_s = figures.found_s[f"{fault}, {where}"] = found_s(live, fault, 2 * within_s)
@@ -94,7 +94,7 @@ def measure(seconds: float = SECONDS, loops: int = LOOPS) -> Figures:
 
     with serving(environment={"PYTHONPATH": str(BROKEN)}) as live:
         say("on a quiet machine")
-        callers = Callers(live)
+        callers = BulkCallers(live)
         under(figures, live, "quiet", lambda: callers.run(1, 2.0))
         break_it(figures, live, callers, "quiet", FOUND_QUIET_S)
         with meanwhile(watch_ready):

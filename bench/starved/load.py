@@ -1,4 +1,4 @@
-"""Callers of 64 texts a request who check every vector, and faults of the engine that are timed."""
+"""BulkCallers of 64 texts a request who check every vector, and faults of the engine that are timed."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ class Answers(msgspec.Struct):
     slowest_s: float = 0.0
 
 
-class Callers:
+class BulkCallers:
     """Send requests to a live endpoint. The right vectors are those that it gives when nothing disturbs it."""
 
     def __init__(self, live: Live) -> None:
