@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -34,31 +34,8 @@ class Broke(CannotRun):
     """A contender did not start, or stopped answering; in words."""
 
 
-class Contender(Protocol):
-    """What can be measured. All may raise Broke."""
-
-    name: str
-    start_s: float  # from the start of its process to a first vector
-    version: str
-
-    def seconds(self, texts: Sequence[str]) -> float:
-        """From texts to vectors."""
-
-    def singles(self, texts: Sequence[str]) -> list[float]:
-        """Seconds of each text alone, one after the other."""
-
-    def vectors(self, texts: Sequence[str]) -> Vectors:
-        """[len(texts), width], in order."""
-
-    def memory_mb(self) -> tuple[float, float]:
-        """Memory of all its processes, and how much of it is anonymous, in MB (1e6 bytes)."""
-
-    def stop(self) -> None:
-        """End its processes."""
-
-
-class _InProcess:
-    """What runs in a process of its own, with so many threads."""
+class Contender:
+    """What can be measured, in a process of its own. All methods may raise Broke."""
 
     def __init__(
         self,
@@ -69,24 +46,31 @@ class _InProcess:
         environment: Mapping[str, str],
         **pipes: Any,
     ) -> None:
-        """`folder` is for its log."""
+        """Starts it, and waits for its first vector. `folder` is for its log."""
         self.name = name
         counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._process = Process(
             command, folder / f"{name}.log", environment={**QUIET, **counts, **environment}, stop_s=STOP_S, **pipes
         )
+        self.memory_mb, self.stop = self._process.memory_mb, self._process.stop
         try:
             self.version = self._wait()
         except BaseException:
             self.stop()
             raise
-        self.start_s = time.perf_counter() - self._process.begun
+        self.start_s = time.perf_counter() - self._process.begun  # to its first vector
 
-    def memory_mb(self) -> tuple[float, float]:
-        return self._process.memory_mb()
+    def seconds(self, texts: Sequence[str]) -> float:
+        """From texts to vectors."""
+        raise NotImplementedError
 
-    def stop(self) -> None:
-        self._process.stop()
+    def singles(self, texts: Sequence[str]) -> list[float]:
+        """Seconds of each text alone, one after the other."""
+        raise NotImplementedError
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """[len(texts), width], in order."""
+        raise NotImplementedError
 
     def _wait(self) -> str:
         """Until its first vector; its version."""
@@ -97,7 +81,7 @@ class _InProcess:
         raise Broke(f"{what}; it said: {lines[-1][:LOG_WORDS_MAX] if lines else 'nothing'}")
 
 
-class Runner(_InProcess):
+class Runner(Contender):
     """A contender that is given texts in its own process."""
 
     def __init__(
@@ -154,7 +138,7 @@ class Runner(_InProcess):
         return answer
 
 
-class Server(_InProcess):
+class Server(Contender):
     """A contender that gets requests over HTTP, in the OpenAI form."""
 
     def __init__(

@@ -189,29 +189,24 @@ def set_bases(rows: Sequence[CellRow]) -> None:
 
 def show(figures: Figures, console: Console) -> None:
     """Tables for a person."""
-    columns: tuple[str, ...]
-    columns = "mode", "share", "served %", "wrong", "charges", "out s", "answers", "p50/p99 before", "during", "after"
-    title = f"{figures.seconds:.0f} s at a load average of {figures.load_average:.1f}; times in ms"
-    print_table(console, (*columns, "failed attempts", "at the end"), map(_cells, figures.rows), title)
-    if figures.wholes:
-        columns = "done under load", "requests", "failed", "slowest ms", "wrong vectors", "charges"
-        rows = (
-            (one.name, f"{one.requests:,}", one.failed, f"{one.worst_ms:.0f}", one.wrong_vectors, _charges(one))
-            for one in figures.wholes
-        )
-        print_table(console, columns, rows)
-    if figures.saturated:
-        per_s = (
-            (each.name, f"{each.address_per_s:,.0f}", f"{each.dialled_per_s:,.0f}", f"{each.ratio:.2f}")
-            for each in figures.saturated
-        )
-        print_table(console, ("at saturation", "with an address, requests/s", "dials out", "ratio"), per_s)
-    if figures.pair is not None:
-        print_figures(figures.pair, console, "exact and fast: cosines of honest nodes")
-    if turned := [
+    columns = (
+        "mode",
+        "share",
+        "served %",
+        "wrong",
+        "charges",
+        "out s",
+        "answers",
+        "p50/p99 ms before",
+        "during",
+        "after",
+    )
+    print_table(console, (*columns, "failed attempts", "at the end"), map(_cells, figures.rows))
+    print_figures(msgspec.structs.replace(figures, rows=[]), console)
+    turned = [
         f"{row.name} {row.share:g}: {row.wrong_vectors}" for row in figures.rows if row.turned and row.wrong_vectors
-    ]:
-        console.print(f"Wrong vectors of nodes that turned, until a canary found them: {', '.join(turned)}.")
+    ]
+    console.print(f"Wrong vectors of nodes that turned, until a canary found them: {', '.join(turned) or 'none'}.")
 
 
 def in_a_line(row: CellRow) -> str:
@@ -232,7 +227,7 @@ def _cells(row: CellRow) -> list[str]:
         f"{row.share:g}" + (" dialled" if row.via == "dials out" else ""),
         f"{100 * row.served / max(1, row.requests):.2f}",
         str(row.wrong_vectors),
-        _charges(row),
+        f"{row.charged:,}" + (f", {row.charged_wrongly} wrong" if row.charged_wrongly else ""),
         "-" if row.out_s is None else f"{row.out_s:.1f}",
         str(row.answers) if row.out_answers is None else str(row.out_answers),
         before,
@@ -241,7 +236,3 @@ def _cells(row: CellRow) -> list[str]:
         ", ".join(f"{name} {count}" for name, count in row.failures.items()) or "-",
         state,
     ]
-
-
-def _charges(one: CellRow | Whole) -> str:
-    return f"{one.charged:,}" + (f", {one.charged_wrongly} wrong" if one.charged_wrongly else "")

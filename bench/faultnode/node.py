@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
-from typing import NamedTuple, cast
+from typing import cast
 
 import msgspec
 from aiohttp import web
 
-from bench.faultnode.acts import AFTER, State, Turn
+from bench.faultnode.acts import State, Turn
 from bench.faultnode.modes import MODES, Mode
 from bench.faultnode.scripted import Pace, vectors
 from bench.rig.http import Vectors
 from bench.rig.processes import HOST
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.fleet.addresses import parse
-from embedmesh.fleet.probe import PROBE_TEXT
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
@@ -41,24 +39,6 @@ from embedmesh.signing.session import Session
 
 DRAIN_S = 8.0  # a node's own
 BODIES_BYTES_MAX = 64 * 1024 * 1024
-
-
-class Settings(NamedTuple):
-    """The options of a node. Without an address it dials out."""
-
-    data_dir: Path
-    gateway: str = ""
-    join: str = ""
-    address: str = ""
-    mode: str = "honest"
-    share: float = 1.0
-    seed: int = 1
-    tokens_per_s: float = 0.0
-    fixed_s: float = 0.0
-    fifo: bool = False
-    slow_factor: float = 10.0
-    after: int = AFTER
-    spare_probes: bool = False
 
 
 @dataclass
@@ -181,46 +161,32 @@ class FaultDoor(NodeDoor):
 class FaultNode:
     """One node, from `listen` to `stop`."""
 
-    def __init__(self, settings: Settings, models: Sequence[Model]) -> None:
-        """Reads or makes its files. Raises SetupError."""
-        self._settings = settings
-        state = State(Random(settings.seed), after=settings.after, slow_factor=settings.slow_factor)
-        self.faults = Faults(state)
-        pace = Pace(settings.tokens_per_s, settings.fixed_s, fifo=settings.fifo)
-        self.scripted = Scripted(models, pace, self.faults)
-        if settings.spare_probes:
-            self.faults.spared = [each.ids([PROBE_TEXT])[0] for each in self.scripted.tokenizers.values()]
-        self.faults.order(settings.mode, settings.share)
-        if settings.gateway:
-            self._prepare()
-
-    def _prepare(self) -> None:
-        settings, folder = self._settings, self._settings.data_dir
+    def __init__(self, scripted: Scripted, folder: Path, gateway: str, join: str, address: str) -> None:
+        """Reads or makes its files. Without an address it dials out. Raises SetupError."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        invite = Invite.parse(settings.join) if settings.join else None
-        known = find_gateway(folder / "gateway.json", settings.gateway, invite)
-        identity = Identity.load(folder / "node.identity")
-        clock = SystemClock()
+        self.scripted, self._address = scripted, address
+        invite, file = Invite.parse(join) if join else None, folder / "gateway.json"
+        known = find_gateway(file, gateway, invite)
+        identity, clock = Identity.load(folder / "node.identity"), SystemClock()
         self.node_id = node_id(identity.public_key)
         self.receipts = FaultReceipts(folder / "receipts.log")
         self._tls, certificate = None, b""
-        if settings.address and parse(settings.address).tls:
+        if address and parse(address).tls:
             make_certificate(folder / "node.key", folder / "node.cert")
             certificate = der(folder / "node.cert")
             self._tls = server_context(folder / "node.cert", folder / "node.key")
         self.door = FaultDoor(
-            self.scripted,
+            scripted,
             BodyBudget(BODIES_BYTES_MAX),
             self.receipts,
             identity=identity,
             node_id=self.node_id,
             gateway=known.fingerprint,
-            address=settings.address,
+            address=address,
             clock=clock,
         )
         self.server = HttpServer(self.door.routes())
-        place = Place(settings.address, certificate, "")
-        file = folder / "gateway.json"
+        place = Place(address, certificate, "")
         self._joining = Joining(
             known, file, invite, identity, self.node_id, place, self.door, self.server, self.receipts, clock,
             self._offers, self._report,
@@ -228,8 +194,8 @@ class FaultNode:
 
     async def listen(self) -> None:
         """Listen, where it has an address."""
-        if self._settings.address:
-            await self.server.start(bind(HOST, parse(self._settings.address).port), self._tls)
+        if self._address:
+            await self.server.start(bind(HOST, parse(self._address).port), self._tls)
 
     async def run(self, joining: asyncio.Event) -> None:
         """Be a member from that event on, until cancelled."""

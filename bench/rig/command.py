@@ -43,7 +43,7 @@ def bench(
     *,
     show: Callable[[Any, Console], None] = print_figures,
     file: str = "",
-    width: int = 0,
+    width: int = 120,
     **help_: str,
 ) -> NoReturn:
     """Run `measure` as a command, whose options are its parameters, and exit. SIGTERM interrupts it, so that its
@@ -54,9 +54,10 @@ def bench(
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        given = vars(_parser(measure, help_).parse_args())
-        as_json = given.pop("json")
-        options = {name: value for name, value in given.items() if value is not None}
+        made = options_of(measure, help_)
+        made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+        options = given(made)
+        as_json = options.pop("json")
         figures = measure(**options)
         code = finish(run_async(figures) if inspect.iscoroutine(figures) else figures, show, as_json, file, width)
     except CannotRun as why:
@@ -67,14 +68,14 @@ def bench(
     sys.exit(code)
 
 
-def _parser(measure: Callable[..., Any], help_: Mapping[str, str]) -> argparse.ArgumentParser:
+def options_of(work: Callable[..., Any], help_: Mapping[str, str]) -> argparse.ArgumentParser:
     """One option for each parameter: its type and its default. A parameter without a default is a list of names."""
-    module = inspect.getmodule(measure)
+    module = inspect.getmodule(work)
     assert module is not None and module.__spec__ is not None
     name, doc = module.__spec__.name.removesuffix(".__main__"), module.__doc__ or ""
     made = argparse.ArgumentParser(prog=f"python -m {name}", description=doc.partition("\n")[0])
-    hints = get_type_hints(measure)
-    for parameter in inspect.signature(measure).parameters.values():
+    hints = get_type_hints(work)
+    for parameter in inspect.signature(work).parameters.values():
         words, default = help_.get(parameter.name), parameter.default
         if default is parameter.empty:
             made.add_argument(parameter.name, nargs="*", metavar="NAME", help=words)
@@ -90,17 +91,21 @@ def _parser(measure: Callable[..., Any], help_: Mapping[str, str]) -> argparse.A
         else:
             option["type"] = kind
         made.add_argument(f"--{parameter.name.rstrip('_').replace('_', '-')}", dest=parameter.name, **option)
-    made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return made
+
+
+def given(made: argparse.ArgumentParser) -> dict[str, Any]:
+    """The options of the command line; the parameters' own defaults are for those that are left out."""
+    return {name: value for name, value in vars(made.parse_args()).items() if value is not None}
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) is UnionType else (hint,)
 
 
-def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+def check_names(names: Iterable[str], known: Sequence[str]) -> None:
     """Raises CannotRun for names that do not exist."""
-    if unknown := [name for name in given if name not in known]:
+    if unknown := [name for name in names if name not in known]:
         raise CannotRun(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
 
 

@@ -165,11 +165,6 @@ def kill(pid: int) -> None:
         time.sleep(POLL_S)
 
 
-def parent_of(pid: int) -> int:
-    """Raises OSError where there is no such process."""
-    return int(_stat(pid)[1])
-
-
 def children_of(pid: int) -> list[int]:
     """Of all its threads."""
     found = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
