@@ -44,15 +44,15 @@ class Figures(msgspec.Struct, frozen=True):
     @property
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
-        said: dict[str, bool] = {
+        conditions: dict[str, bool] = {
             f"{self.differing} of {self.hits} vectors differ": self.differing > 0,
             f"{self.known - self.hits} of {self.known} were not known": self.hits != self.known,
         }
         for row in self.rows:
             for policy, hit_ms in (("charged", row.charged_ms), ("free", row.free_ms)):
                 times = row.forward_ms / hit_ms
-                said[f"{row.tokens} tokens, {policy}: {times:.1f} times as fast"] = times < FASTER_MIN
-        return wrong(said)
+                conditions[f"{row.tokens} tokens, {policy}: {times:.1f} times as fast"] = times < FASTER_MIN
+        return wrong(conditions)
 
 
 def keys(live: Live) -> dict[CachePolicy, str]:

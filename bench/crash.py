@@ -111,7 +111,7 @@ def kill(live: Live, kind: str, dice: Random) -> float:
         return bool(found)
 
     if not wait_for(find, GIVE_UP_S):
-        raise RuntimeError(f"there is no {kind} to kill; {live.process.said()}")
+        raise RuntimeError(f"there is no {kind} to kill; {live.process.log_tail()}")
     processes.kill(dice.choice(found))
     return time.monotonic()
 

@@ -67,7 +67,7 @@ class Figures(msgspec.Struct):
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
         slowest = max((each["max"] for each in self.back_s.values()), default=0.0)
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"{self.charged_not_delivered} charges for replies that no client got": self.charged_not_delivered,
             f"{self.charged_twice} replies were charged twice": self.charged_twice,
             f"{self.charged_another_cost} charges differ from what the reply said": self.charged_another_cost,
@@ -86,8 +86,8 @@ class Figures(msgspec.Struct):
             f"{self.charged_another_request} replies name another request": self.charged_another_request,
         }
         if self.receipts is not None:
-            said |= {f"{count} {words}": count for words, count in self.receipts.broken().items()}
-        return wrong(said)
+            conditions |= {f"{count} {words}": count for words, count in self.receipts.broken().items()}
+        return wrong(conditions)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

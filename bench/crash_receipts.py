@@ -1,6 +1,6 @@
 """The third log of `bench.crash`: the receipts of a second node, joined by request id with the ledger and the clients.
 
-The node belongs to the gateways as any other machine's does, asks 1 nano-USD a token, and is not killed: its log is
+The node belongs to the gateways as any other machine's does, costs 1 nano-USD a token, and is not killed: its log is
 whole. So what the ledger owes it for a request is how many tokens of that request's reply it made.
 """
 
@@ -67,10 +67,10 @@ def joining(live: Live) -> Iterator[Member]:
     with Process(command, folder.with_suffix(".log")) as process:
         identity = folder / "node.identity"
         if not wait_for(identity.exists, READY_S, lambda: process.lives):
-            raise RuntimeError(f"the second node did not start: {process.said()}")
+            raise RuntimeError(f"the second node did not start: {process.log_tail()}")
         name = node_id(Identity.load(identity).public_key)
         if not wait_for(lambda: _is_ready(live, name), READY_S, lambda: process.lives):
-            raise RuntimeError(f"the second node did not become ready: {process.said()}")
+            raise RuntimeError(f"the second node did not become ready: {process.log_tail()}")
         yield Member(name, folder, process)
 
 

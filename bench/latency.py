@@ -40,7 +40,7 @@ NODE_MB_MAX = 320.0  # with its worker
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """Of some callers who each send the next request as soon as they were answered."""
+    """Of some callers that each send the next request as soon as they were answered."""
 
     callers: int
     per_s: float

@@ -53,7 +53,7 @@ QUEUE_TOKENS_MAX = 600_000  # a node's default
 ANSWER_S = 60.0  # far more than any call here takes; a hung engine must end the run, not hang it
 CALIBRATION_TEXTS = 900  # more than quantize reads
 FOREIGN_TEXTS = 800  # whose neighbours are compared; all pairs of them
-CALL_TEXTS = 100  # that a call asks for
+CALL_TEXTS = 100  # of one call
 FOREIGN = "descriptions and licences of installed packages"
 SEED = 20_261_122
 

@@ -1,7 +1,7 @@
 """Does a node keep its memory, and its answers, over many texts? `python -m bench.soak [--texts N] [--json]`.
 
-A real node over its socket, asked by several callers at once for texts of every length in calls of every size; now and
-then a caller hangs up in the middle. Memory of node and worker is sampled on the way. The bound is on what is resident.
+A real node over its socket, and several callers that send texts of every length in calls of every size; now and then
+a caller hangs up in the middle. Memory of node and worker is sampled on the way. The bound is on what is resident.
 Growth is the slope of a straight line through the second half of what is resident and anonymous, because pages of the
 weights file come and go by tens of MB as the kernel likes. Each call has a text whose vector was taken at the start,
 alone, and must come back the same. Writes `bench/results/soak.json`. Exit code 1 when a promise is broken.
@@ -60,13 +60,13 @@ class Figures(msgspec.Struct, frozen=True):
     @property
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"{self.end_mb:.0f} MB at the end, above {MB_MAX:.0f}": self.end_mb > MB_MAX,
             f"grew by {self.growth_mb:.2f} MB for 10,000 texts": self.growth_mb > GROWTH_MB_MAX,
             f"vectors moved by {self.error_max:.1e}": not self.error_max <= ERROR_MAX,
             f"not answered: {self.refused}": bool(self.refused),
         }
-        return wrong(said)
+        return wrong(conditions)
 
 
 class NodeSoak:

@@ -98,7 +98,7 @@ class Wedged:
         ends = time.monotonic() + START_S
         while not await self.ready():
             if time.monotonic() > ends or not self.process.lives:
-                raise CannotRun(f"the node did not become ready: {self.process.said()}")
+                raise CannotRun(f"the node did not become ready: {self.process.log_tail()}")
             await asyncio.sleep(0.05)
         self.right = await self.ask(list(range(len(self.texts))))
 
@@ -214,17 +214,17 @@ class Figures(msgspec.Struct, frozen=True):
     @property
     def broken(self) -> list[str]:
         """What did not hold, in words."""
-        said = []
+        missed = []
         for one in self.rounds:
             if one.back_s > READY_AGAIN_S:
-                said.append(f"{one.fault}: ready again only after {one.back_s:.1f} s")
+                missed.append(f"{one.fault}: ready again only after {one.back_s:.1f} s")
             if one.longest_call_s > REQUEST_MIN_S:
-                said.append(f"{one.fault}: a call was open for {one.longest_call_s:.1f} s")
+                missed.append(f"{one.fault}: a call was open for {one.longest_call_s:.1f} s")
             if one.failed:
-                said.append(f"{one.fault}: {one.failed} of {one.calls} innocent calls failed")
+                missed.append(f"{one.fault}: {one.failed} of {one.calls} innocent calls failed")
             if one.fault == "SIGSTOP" and (one.untrue_s is None or one.untrue_s > TRUTH_S):
-                said.append(f"{one.fault}: /readyz said yes for more than {TRUTH_S:.0f} s")
-        return said
+                missed.append(f"{one.fault}: /readyz said yes for more than {TRUTH_S:.0f} s")
+        return missed
 
 
 def catalogue(model: Model, path: Path) -> None:

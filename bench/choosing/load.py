@@ -27,7 +27,7 @@ def make_pool(tokenizer: ModelTokenizer) -> Pool:
 
 
 def arrivals(pool: Pool, tokens_per_s: float, seconds: float, seed: int) -> list[Arrival]:
-    """Poisson arrivals that bring so many tokens a second on average."""
+    """Poisson arrivals that bring `tokens_per_s` on average."""
     dice = Random(seed)
     mean = sum(kind.share * kind.moments()[0] for kind in KINDS)
     first = {length: at * TEXTS_A_LENGTH for at, length in enumerate(LENGTHS)}

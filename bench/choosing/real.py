@@ -59,7 +59,7 @@ async def pinned_node(nodes: Fleet, core: int) -> AsyncIterator[str]:
                 yield new[0]
                 return
             await asyncio.sleep(0.1)
-        raise CannotRun(f"the node did not join: {process.said()}")
+        raise CannotRun(f"the node did not join: {process.log_tail()}")
 
 
 async def measure(rounds: int = 3) -> Figures:

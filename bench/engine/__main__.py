@@ -38,7 +38,7 @@ OURS = (f.EXACT, f.FAST, f.INT8, f.NODE)
 
 
 SHIM = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
-"""MKL gives AVX-512 to CPUs whose vendor is Intel, and asks this function of its own who the vendor is."""
+"""MKL gives AVX-512 to CPUs whose vendor is Intel, and calls this function of its own to learn the vendor."""
 
 
 def build_shim() -> Path:
@@ -63,7 +63,7 @@ def onnx_folder(model: Path) -> Path:
 
 
 class Field:
-    """The contenders, started one by one; who cannot take part is in `left_out` with the reason."""
+    """The contenders, started one by one; those that cannot take part are in `left_out` with the reason."""
 
     def __init__(self, model: Path, int8_model: Path, threads: int, folder: Path) -> None:
         """`int8_model` has an `int8.json`, if this CPU can use it. `folder`, of a short name, is for sockets, logs."""

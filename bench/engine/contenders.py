@@ -77,8 +77,8 @@ class Contender:
         raise NotImplementedError
 
     def _broke(self, what: str) -> NoReturn:
-        lines = self._process.said().strip().splitlines()
-        raise Broke(f"{what}; it said: {lines[-1][:LOG_WORDS_MAX] if lines else 'nothing'}")
+        lines = self._process.log_tail().strip().splitlines()
+        raise Broke(f"{what}; its log ends: {lines[-1][:LOG_WORDS_MAX] if lines else 'nothing'}")
 
 
 class Runner(Contender):

@@ -91,7 +91,7 @@ class CellRow(msgspec.Struct):
         full = self.during.p99 / (self.base_p99 or 1.0) if mode.family == "busy" else 0.0
         late = lies and (self.became != "quarantined" or answers > LIAR_ANSWERS_MAX)
         always = self.share == 1.0 and not self.spares_probes  # its probes say that it works
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"{self.requests - self.served} of {self.requests} callers not served": self.served < self.requests,
             f"{self.wrong_vectors} wrong vectors": bool(self.wrong_vectors) and not self.turned,
             f"{self.wrong_when_out} wrong vectors once it was out": bool(self.wrong_when_out),
@@ -103,7 +103,7 @@ class CellRow(msgspec.Struct):
             f"{self.honest_out} honest nodes were put out": bool(self.honest_out or self.honest_failed),
             "an honest node was put out": mode.family == "well" and self.out_s is not None,
         }
-        return wrong(said)
+        return wrong(conditions)
 
 
 class Whole(msgspec.Struct):
@@ -121,12 +121,12 @@ class Whole(msgspec.Struct):
 
     def missed(self) -> list[str]:
         """Which targets, in words."""
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"{self.failed} of {self.requests} callers saw an error": self.failed,
             f"{self.wrong_vectors} wrong vectors": self.wrong_vectors,
             f"{self.charged_wrongly} charges are wrong": self.charged_wrongly,
         }
-        return wrong(said)
+        return wrong(conditions)
 
 
 class Saturated(msgspec.Struct):
@@ -145,11 +145,11 @@ class Saturated(msgspec.Struct):
 
     def missed(self) -> list[str]:
         """Which targets, in words."""
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"a node that dials out has {self.ratio:.2f} of the throughput": self.ratio < RATIO_MIN,
             f"{self.failed} callers saw an error": self.failed > 0,
         }
-        return wrong(said)
+        return wrong(conditions)
 
 
 class Figures(msgspec.Struct):
@@ -168,16 +168,16 @@ class Figures(msgspec.Struct):
     @property
     def broken(self) -> list[str]:
         """Every target that was missed, with where; nothing when all is well."""
-        said = [f"{row.name} {row.share:g}: {words}" for row in self.rows for words in row.missed()]
-        said += [f"{whole.name}: {words}" for whole in self.wholes for words in whole.missed()]
-        said += [f"{each.name}: {words}" for each in self.saturated for words in each.missed()]
+        missed = [f"{row.name} {row.share:g}: {words}" for row in self.rows for words in row.missed()]
+        missed += [f"{whole.name}: {words}" for whole in self.wholes for words in whole.missed()]
+        missed += [f"{each.name}: {words}" for each in self.saturated for words in each.missed()]
         ends: dict[str, object] = {
             "`ledger check` found something": not self.ledger_ok,
             f"{self.open_holds} holds are still open": self.open_holds,
             f"{self.internal_errors} internal errors were logged": self.internal_errors,
             "an honest node in another tier would have been quarantined": self.pair is not None and self.pair.below,
         }
-        return said + wrong(ends)
+        return missed + wrong(ends)
 
 
 def set_bases(rows: Sequence[CellRow]) -> None:

@@ -22,7 +22,7 @@ from bench.rig.http import Vectors
 from embedmesh.signing.session import Session
 
 DRIP_S = 0.2  # between two bytes
-DRIP_MAX = 100_000  # bytes; nobody waits for that many
+DRIP_MAX = 100_000  # bytes; no gateway waits for that many
 GARBAGE_BYTES = 2_000
 OVERSIZE_BYTES = 64 * 1024 * 1024  # the largest right answer has 3 MB
 CHUNK = 64 * 1024

@@ -80,8 +80,8 @@ class Scripted:
 
     def listed(self) -> web.Response:
         """`GET /v1/models`."""
-        said = [ServedModel(m.id, m.width, m.max_tokens, m.digest, m.tier) for m in self.models.values()]
-        return web.Response(body=msgspec.json.encode(ServedModels(said)), content_type="application/json")
+        offers = [ServedModel(m.id, m.width, m.max_tokens, m.digest, m.tier) for m in self.models.values()]
+        return web.Response(body=msgspec.json.encode(ServedModels(offers)), content_type="application/json")
 
     def find(self, name: str) -> Model:
         """By id or alias. Raises ModelNotFound."""

@@ -121,7 +121,7 @@ def _python_node(form: str, material: Material, folder: Path) -> Iterator[Path]:
     command = [sys.executable, "-m", "bench.gateway.node", str(path), form, *files]
     with Process(command, folder / "node-log", core=OTHER_CORE) as process:
         if not wait_for(path.exists, NODE_S, lambda: process.lives):
-            raise NotInstalled(f"the node that signs did not start: {process.said()}")
+            raise NotInstalled(f"the node that signs did not start: {process.log_tail()}")
         yield path
 
 
@@ -135,4 +135,4 @@ def _wait(port: int, requests: Path, process: Process) -> None:
             return wire.read_some().startswith(b"HTTP/1.1 200 ")
 
     if not wait_for(is_right, START_S, lambda: process.lives):
-        raise NotInstalled(f"no right answer within {START_S:.0f} s: {process.said()[-500:]}")
+        raise NotInstalled(f"no right answer within {START_S:.0f} s: {process.log_tail()[-500:]}")

@@ -12,7 +12,7 @@ from bench.rig.figures import Spread, Target, missed
 TOKENS = 28  # of each text
 BESIDE_PEERS = (("nginx", 0.16, 0.25), ("vllm-router", 0.40, 0.65), ("Portkey", 7.5, 11), ("LiteLLM", 75, 110))
 """Our requests a second over theirs: at least this, and what we aim at."""
-NOTHING = 1e-9  # in place of none at all: such a row has answers that were not right
+NOTHING = 1e-9  # in place of 0: such a row has answers that were not right
 
 
 class AtRate(msgspec.Struct):

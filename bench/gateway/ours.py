@@ -66,7 +66,7 @@ class NoLedger:
 async def only_forward(
     world: World, asked: Asked, receive: Receive, deliver: Deliver, on_model: Callable[[str], None]
 ) -> Outcome:
-    """The body is read and not looked at; the node is asked for one vector, which is not checked."""
+    """The body is read and not parsed; the node gives one vector, which is not checked."""
     await receive("")
     model = world.catalogue.models[0]
     counted = Counted(lengths=[TOKENS], ids=IDS)

@@ -65,7 +65,7 @@ class AttackFigures(msgspec.Struct, frozen=True):
     @property
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"p99 of others {self.times:.1f} times": self.times > P99_TIMES_MAX,
             f"{self.bad} of others' answers were not right": self.bad > 0,
             f"a key was revoked after {self.revoke_max_s:.2f} s": self.revoke_max_s > REVOKE_MAX_S,
@@ -73,7 +73,7 @@ class AttackFigures(msgspec.Struct, frozen=True):
             f"{self.used_after} revoked keys still worked": self.used_after > 0,
             f"{self.peak_mb:.0f} MB more than at the start": self.peak_mb > PEAK_MB_MAX,
         }
-        return [f"{self.name}: {words}" for words in wrong(said)]
+        return [f"{self.name}: {words}" for words in wrong(conditions)]
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -87,12 +87,12 @@ class Figures(msgspec.Struct, frozen=True):
     @property
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"{self.restarts} gateways ended": self.restarts > 0,
             f"{self.left_mb:.0f} MB more after the last attack": self.left_mb > LEFT_MB_MAX,
             "the ledger does not add up": not self.ledger_ok,
         }
-        return [words for kind in self.kinds for words in kind.broken] + wrong(said)
+        return [words for kind in self.kinds for words in kind.broken] + wrong(conditions)
 
 
 def measure(kinds: Sequence[str], seconds: float = 8.0, seed: int = 1) -> Figures:

@@ -151,7 +151,7 @@ async def new_keys(one: Attacker) -> None:
 
 
 async def deaf_readers(one: Attacker) -> None:
-    """Large replies that nobody reads."""
+    """Large replies that are not read."""
     body = json.dumps({"model": MODEL, "input": [f"{one.name} {number}" for number in range(1_000)]}).encode()
     await _many(one, 16, lambda: _hold(one, _embed(one, body), small_buffer=True))
 

@@ -86,7 +86,7 @@ class Callers:
                 self._journal.seen["refused connections"] += 1
                 await asyncio.sleep(dice.random())
                 continue
-            self._journal.say(self._loop.now, f"c{number}", f"asks {gateway.name}, try {tried}, {errand.idem}")
+            self._journal.say(self._loop.now, f"c{number}", f"sends to {gateway.name}, try {tried}, {errand.idem}")
             retries = tried if errand.sdk else None
             asked = Asked(f"Bearer {errand.token}", errand.idem, retries)
             outcome = await self._wait(gateway, gateway.ask(number, errand, asked))

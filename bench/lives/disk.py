@@ -76,7 +76,7 @@ class Disk:
             if self._dice.random() < self._broken_odds:
                 self._lost = self._dice.random() < 0.3
                 if self._lost and self._dice.random() < 0.5:
-                    call()  # it is durable all the same: nobody knows
+                    call()  # it is durable all the same, which the gateway cannot know
                 self.seen["commits lost" if self._lost else "commits that failed"] += 1
                 raise disk_error("SQLITE_IOERR_FSYNC" if self._lost else "SQLITE_IOERR_WRITE")
         return call()

@@ -53,7 +53,7 @@ class Traits(msgspec.Struct, frozen=True):
     slow_odds: float
     broken_odds: float  # of a COMMIT
     kill_odds: float  # of a gateway, each time that it starts
-    leave_odds: float  # of a caller, each time that it asks
+    leave_odds: float  # of a caller, at each request
     undeliverable_odds: float
 
 

@@ -73,9 +73,9 @@ class Journal:
         self.wrong: list[str] = []  # found on the way
         self.seen: Counter[str] = Counter()
 
-    def say(self, at: float, who: str, what: str) -> None:
+    def say(self, at: float, name: str, what: str) -> None:
         """For the trace."""
-        self.trace.append(f"{at:11.6f} {who:<6} {what}")
+        self.trace.append(f"{at:11.6f} {name:<6} {what}")
 
     def digest(self) -> str:
         """The same for the same trace."""

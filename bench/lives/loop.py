@@ -53,7 +53,7 @@ class Loop(asyncio.BaseEventLoop):
         self.now = 0.0
         self.steps = 0
         self.threads: Callable[[Any, Callable[[], Any], asyncio.Future[Any]], None]  # runs what would run in threads
-        self.complaints: list[str] = []  # exceptions that nobody caught
+        self.complaints: list[str] = []  # uncaught exceptions
         self._dice = dice
         self._disorder = disorder
         self._tasks: list[Task] = []  # kept: a task that is forgotten would be closed in the middle of the world

@@ -32,7 +32,7 @@ from tests.flow.world import MODEL
 from tests.storage.shop import START_MS, secret
 
 DAY_MS = 86_400_000
-DRAWN_STEPS_MAX = 2_000  # a gateway that is killed has run at most so many
+DRAWN_STEPS_MAX = 2_000  # the most that a gateway has run when it is killed
 DEADLINES_S = 70.0  # no hold lasts longer; and ten seconds more
 CALM_S = 6.0  # until no message is under way, and sweeps have been made
 NEVER_HEARD = "Future exception was never retrieved"  # its gateway is dead, or has stopped

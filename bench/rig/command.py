@@ -142,13 +142,13 @@ def track(items: Iterable[T], words: str) -> Iterable[T]:
 
 
 def say(words: str) -> None:
-    """A line for whoever watches: on standard error."""
+    """A line on standard error."""
     Console(stderr=True).print(words, markup=False, highlight=False, soft_wrap=True)
 
 
-def wrong(said: Mapping[str, object]) -> list[str]:
+def wrong(conditions: Mapping[str, object]) -> list[str]:
     """The words whose condition is true: what does not hold."""
-    return [words for words, condition in said.items() if condition]
+    return [words for words, condition in conditions.items() if condition]
 
 
 def save(name: str, data: bytes | str) -> Path:

@@ -33,7 +33,7 @@ class Speed:
 
 
 class Node:
-    """One fault node. It joins when it is told to."""
+    """One fault node. It joins when it is ordered to."""
 
     def __init__(self, process: asyncio.subprocess.Process, node_id: str) -> None:
         self.process = process
@@ -173,4 +173,4 @@ async def _answers(fleet: Fleet) -> None:
             await fleet.ask("GET", "/v1/admin/nodes")
             return
         await asyncio.sleep(POLL_S)
-    raise CannotRun(f"the gateway did not start: {fleet.gateway.said()}")
+    raise CannotRun(f"the gateway did not start: {fleet.gateway.log_tail()}")

@@ -153,7 +153,7 @@ class AsyncClient:
 def http_request(
     method: str, path: str, body: bytes = b"", *, key: str | None = None, headers: Mapping[str, str] | None = None
 ) -> bytes:
-    """A whole HTTP/1.1 request; a body is said to be JSON unless `headers` says otherwise."""
+    """A whole HTTP/1.1 request; the body is JSON unless `headers` says otherwise."""
     fields = {"Host": "localhost", "Content-Length": str(len(body)), "Content-Type": "application/json"}
     if key is not None:
         fields["Authorization"] = f"Bearer {key}"

@@ -125,5 +125,5 @@ def healthy(process: Process, port: int, within_s: float) -> Iterator[Process]:
 
     with process:
         if not wait_for(is_well, within_s, lambda: process.lives):
-            raise NotInstalled(f"it does not start, or has no 200 at /health: {process.said()[-WORDS_MAX:]}")
+            raise NotInstalled(f"it does not start, or has no 200 at /health: {process.log_tail()[-WORDS_MAX:]}")
         yield process

@@ -115,7 +115,7 @@ def serving(
             line = process.popen.stdout.readline()
             watchdog.cancel()
             if not line:
-                raise CannotRun(f"serve did not become ready: {process.said()}")
+                raise CannotRun(f"serve did not become ready: {process.log_tail()}")
             ready = msgspec.json.decode(line)
             credentials = msgspec.json.decode(Path(ready["bootstrap"]).read_bytes(), type=Credentials)
             live = Live(process, ready["base_url"], credentials, data_dir, environment)

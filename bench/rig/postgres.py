@@ -1,4 +1,4 @@
-"""A real PostgreSQL server, from a wheel: for tests and benches; and the store that a bench was told to use."""
+"""A real PostgreSQL server, from a wheel: for tests and benches; and the store that an option names."""
 
 import itertools
 import subprocess
@@ -36,7 +36,7 @@ class PostgresServer:
 
     def start_again(self) -> None:
         """After it was killed: it recovers by itself."""
-        # Its number may still be that of a process that is dead and that nobody has asked about.
+        # Its number may still be that of a dead process that was not reaped.
         for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
             (self._server.pgdata / name).unlink(missing_ok=True)
         for again in range(START_TRIES):
@@ -77,7 +77,7 @@ def serving(*, on_disk: bool = False) -> Iterator[PostgresServer]:
         server = wheel.get_server(folder, cleanup_mode="stop")
         try:
             made = PostgresServer(server)
-            if not on_disk:  # nobody pulls the plug: what was written is there, whatever process dies
+            if not on_disk:  # the machine keeps its power: what was written is there, whatever process dies
                 for name in ("fsync", "full_page_writes", "autovacuum"):
                     made.run(f"ALTER SYSTEM SET {name} = off")
                 made.run("SELECT pg_reload_conf()")

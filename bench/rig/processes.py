@@ -78,7 +78,7 @@ class Process:
         """Whether it has not ended."""
         return self.popen.poll() is None
 
-    def said(self) -> str:
+    def log_tail(self) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-LOG_SHOWN_CHARS:]
 

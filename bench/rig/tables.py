@@ -27,6 +27,8 @@ def print_figures(figures: msgspec.Struct, console: Console, title: str = "") ->
     single: dict[str, object] = {}
     others: dict[str, Any] = {}
     for name, value in msgspec.structs.asdict(figures).items():
+        if value in ([], {}):
+            continue
         words = name.replace("_", " ")
         (others if isinstance(value, msgspec.Struct) or _rows(value) else single)[words] = value
     if single:

@@ -77,7 +77,7 @@ def break_it(figures: Figures, live: Live, callers: BulkCallers, where: str, wit
 
 
 def check_said(figures: Figures, shortage: str) -> None:
-    """Whether /readyz said that the engine was short of this."""
+    """Note whether /readyz said that the engine was short of this."""
     if not any(SHORTAGES[shortage] in reason for reason in figures.reasons):
         figures.broken.append(f"/readyz never said that the engine is starved: {SHORTAGES[shortage]}")
 

@@ -1,4 +1,4 @@
-"""BulkCallers of 64 texts a request who check every vector, and faults of the engine that are timed."""
+"""Callers that send 64 texts a request and check every vector, and faults of the engine that are timed."""
 
 import os
 import signal

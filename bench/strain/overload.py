@@ -55,7 +55,7 @@ class Overload(msgspec.Struct, frozen=True):
         """The promises that were not kept, in words."""
         goodput, polite = self.served / self.capacity, self.polite_served / max(1, self.polite_sent)
         others = {what: count for what, count in self.outcomes.items() if what not in ("200", "503 overloaded")}
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"served {goodput:.2f} of the capacity, below {GOODPUT_MIN}": goodput < GOODPUT_MIN,
             f"p99 of refusals {1000 * self.refused_p99_s:.0f} ms": not self.refused_p99_s <= REFUSED_P99_MAX_S,
             f"{polite:.1%} of the polite account's requests served": polite < POLITE_MIN,
@@ -63,7 +63,7 @@ class Overload(msgspec.Struct, frozen=True):
             f"{self.wrong_vectors} wrong vectors": self.wrong_vectors,
             f"other answers: {others}": bool(others),
         }
-        return wrong(said)
+        return wrong(conditions)
 
 
 async def overload(nodes: Fleet, pool: Pool, seconds: float, bar: Progress) -> Overload:

@@ -47,14 +47,14 @@ class GatewaySoak(msgspec.Struct, frozen=True):
     @property
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"{self.requests:,} requests of {self.wanted:,}": self.requests < self.wanted,
             f"only {len(self.looks)} looks at its memory": len(self.looks) < LOOKS_MIN,
             f"memory grew by {self.growth_mb:.2f} MB for 100,000 requests": self.growth_mb > GROWTH_MB_MAX,
             f"{self.files:+} open files": self.files != 0,
             f"{self.not_right} answers were not right": self.not_right > 0,
         }
-        return wrong(said)
+        return wrong(conditions)
 
 
 def soak(gateway: Measurable, requests_min: int, bar: Progress) -> GatewaySoak:

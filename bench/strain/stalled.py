@@ -49,14 +49,14 @@ class Stalled(msgspec.Struct, frozen=True):
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
         times = self.p99_ms / self.alone_p99_ms if self.alone_p99_ms else float("inf")
-        said: dict[str, object] = {
+        conditions: dict[str, object] = {
             f"only {self.answered:.1%} of the others' requests answered": self.answered < ANSWERED_MIN,
             f"only {self.least_stalled} were stalled": self.least_stalled < STALLED_MIN * self.connections,
             f"p99 of the others {times:.1f} times what it was": times > P99_TIMES_MAX,
             f"{self.not_right} of the others' answers were not right": self.not_right > 0,
             f"{self.left} connections were never closed": self.left > 0,
         }
-        return wrong(said)
+        return wrong(conditions)
 
 
 def stalled(gateway: Measurable, bar: Progress) -> Stalled:

@@ -39,8 +39,8 @@ def gguf_name(name: str) -> str | None:
     if stem in TOP:
         return f"{TOP[stem]}.{kind}"
     if stem.startswith("encoder.layer."):
-        _, _, number, rest = stem.split(".", 3)
-        return f"blk.{number}.{LAYER[rest]}.{kind}"
+        _, _, number, part = stem.split(".", 3)
+        return f"blk.{number}.{LAYER[part]}.{kind}"
     return None  # position_ids, pooler, heads
 
 
