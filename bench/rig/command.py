@@ -119,7 +119,10 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
             loop.add_signal_handler(number, task.cancel)
         return await work
 
-    return uvloop.run(cancellable())
+    try:
+        return uvloop.run(cancellable())
+    finally:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `bench` has set it
 
 
 def model_folder() -> Path:
