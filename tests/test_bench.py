@@ -3,10 +3,13 @@
 import re
 import subprocess
 
+import msgspec
 import pytest
+from rich.console import Console
 
 from bench.engine.figures import GATE, flops, targets
 from bench.rig.figures import Spread, Target
+from bench.rig.tables import print_figures
 from bench.soak import growth_mb
 from tests.data import CHECKOUT
 
@@ -62,3 +65,26 @@ def test_make_help_fits_a_screen_and_names_every_target() -> None:
     (phony,) = re.findall(r"^\.PHONY: (.*)$", rules, re.MULTILINE)
     named = {word for line in lines for word in re.split(r"[, ]+", line.split("  ")[0])}
     assert set(phony.split()) - {"help"} <= named
+
+
+class Path(msgspec.Struct):
+    p50_ms: float
+    failed: int
+
+
+class Found(msgspec.Struct):
+    seconds: float
+    cosine_min: float
+    refused: dict[str, int]
+    paths: dict[str, Path]
+    rounds: dict[str, list[Path]]
+
+
+def test_figures_print_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every figure is there, by its field's name, in a table of its kind; what is empty is left out."""
+    found = Found(12.5, 0.9999987, {}, {"node": Path(1.25, 3_000)}, {"first": [Path(7.0, 0)]})
+    print_figures(found, Console(width=100))
+    printed = capsys.readouterr().out
+    for words in ("seconds", "12.5", "0.9999987", "p50 ms", "node", "1.25", "3,000", "rounds: first"):
+        assert words in printed
+    assert "refused" not in printed

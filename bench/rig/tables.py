@@ -24,25 +24,31 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Iterabl
 
 def print_figures(figures: msgspec.Struct, console: Console, title: str = "") -> None:
     """Single figures in one table; then a table for each list or mapping of structs, and for each struct."""
-    single: dict[str, object] = {}
-    others: dict[str, Any] = {}
-    for name, value in msgspec.structs.asdict(figures).items():
-        if value in ([], {}):
-            continue
-        words = name.replace("_", " ")
-        (others if isinstance(value, msgspec.Struct) or _rows(value) else single)[words] = value
-    if single:
-        print_table(console, ("what", "figure"), ((name, in_words(value)) for name, value in single.items()), title)
-    for words, value in others.items():
-        if isinstance(value, msgspec.Struct):
-            print_figures(value, console, words)
-        else:
-            if isinstance(value, list) and isinstance(value[0], Target):
-                print_targets(console, value)
-                continue
-            rows = _rows(value)
-            columns = [name.replace("_", " ") for name in rows[0]]
-            print_table(console, columns, ([in_words(cell) for cell in row.values()] for row in rows), words)
+    fields = {name.replace("_", " "): value for name, value in _as_row(figures).items() if value not in ([], {})}
+    tables = {words: value for words, value in fields.items() if _needs_table(value)}
+    if single := {words: in_words(value) for words, value in fields.items() if words not in tables}:
+        print_table(console, ("what", "figure"), single.items(), title)
+    for words, value in tables.items():
+        _print_one(value, console, words)
+
+
+def _print_one(value: Any, console: Console, title: str) -> None:
+    if isinstance(value, msgspec.Struct):
+        print_figures(value, console, title)
+    elif isinstance(value, list) and isinstance(value[0], Target):
+        print_targets(console, value)
+    elif isinstance(value, Mapping) and any(map(_rows, value.values())):
+        for name, each in value.items():
+            _print_one(each, console, f"{title}: {name}")
+    else:
+        rows = _rows(value)
+        columns = [name.replace("_", " ") for name in rows[0]]
+        print_table(console, columns, ([in_words(cell) for cell in row.values()] for row in rows), title)
+
+
+def _needs_table(value: Any) -> bool:
+    nested = isinstance(value, Mapping) and any(map(_rows, value.values()))
+    return isinstance(value, msgspec.Struct) or nested or bool(_rows(value))
 
 
 def _rows(value: Any) -> list[dict[str, Any]]:
@@ -72,6 +78,8 @@ def in_words(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
+        if 0.99 < value < 1:  # such as a cosine
+            return f"{value:.7f}"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}"
