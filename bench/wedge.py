@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from embedmesh.rules.forwarding import Part
 
 from bench.rig.command import CannotRun, bench, model_folder, track
 from bench.rig.processes import EMBEDMESH, Process, children_of
@@ -37,7 +38,6 @@ from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
 
 POISON = 6  # [unused5] in BERT's vocabulary: no text gives it
 CALLERS = 4

@@ -4,12 +4,12 @@ import asyncio
 import random
 from collections.abc import Sequence
 
+from embedmesh.rules.exchange import Reply, RequestHead
+
 from bench.lives.gateway import Exchange, Gateway, Traits
 from bench.lives.journal import Errand, Journal
 from bench.lives.loop import Loop
-from embedmesh.flow.again import Asked
 from embedmesh.rules.errors import Failure, Retry
-from embedmesh.rules.ports import Reply
 
 SHARE_ODDS = 0.35  # of a caller to do the same as another: the same key, the same body
 OTHER_BODY_ODDS = 0.04  # of those: the same Idempotency-Key for something else, by mistake
@@ -88,7 +88,7 @@ class Callers:
                 continue
             self._journal.say(self._loop.now, f"c{number}", f"sends to {gateway.name}, try {tried}, {errand.idem}")
             retries = tried if errand.sdk else None
-            asked = Asked(f"Bearer {errand.token}", errand.idem, retries)
+            asked = RequestHead(f"Bearer {errand.token}", errand.idem, retries)
             outcome = await self._wait(gateway, gateway.ask(number, errand, asked))
             if isinstance(outcome, Reply):
                 self._journal.seen["replies"] += 1

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from embedmesh.flow.paid import give_up, serve
+from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.world import World
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead
 
 from bench.lives.disk import Thread
 from bench.lives.journal import Attempt, DeliveryNote, Errand, Journal, Taken
@@ -16,12 +20,10 @@ from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.registry import Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import Asked, SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
-from embedmesh.flow.handle import World, give_up, handle
 from embedmesh.rules.errors import Failure, InternalError, SetupError
-from embedmesh.rules.ports import Caller, Delivery, RateLimit, Reply
+from embedmesh.rules.ports import Caller, RateLimit
 from embedmesh.rules.shares import Shares
 from embedmesh.storage.cached.rate_limits import MINUTE_MS, RateLimits
 from embedmesh.storage.secrets.secret import claim_of, hash_user
@@ -60,7 +62,7 @@ class Traits(msgspec.Struct, frozen=True):
 class Exchange:
     """One request and its reply, between a caller and a gateway."""
 
-    def __init__(self, loop: Loop, attempt: Attempt, asked: Asked, body: bytes) -> None:
+    def __init__(self, loop: Loop, attempt: Attempt, asked: RequestHead, body: bytes) -> None:
         self.attempt = attempt
         self.asked = asked
         self.body = body
@@ -253,7 +255,7 @@ class Gateway:
 
     # -- its callers
 
-    def ask(self, life: int, errand: Errand, asked: Asked) -> Exchange:
+    def ask(self, life: int, errand: Errand, asked: RequestHead) -> Exchange:
         """Called by a caller, which waits for the outcome."""
         attempt = Attempt(life, errand, self.name, self._loop.now)
         self._journal.attempts.append(attempt)
@@ -279,7 +281,7 @@ class Gateway:
             return await self._deliver(exchange, reply)
 
         try:
-            await handle(self._world, exchange.asked, receive, deliver)
+            await serve(self._world, exchange.asked, receive, deliver)
         except Failure as error:
             failure = error
             if isinstance(error, InternalError):

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import orjson
+from embedmesh.flow.retries import UNREAD_S
 
 from bench.lives.journal import DeliveryNote, Journal
-from embedmesh.flow.again import UNREAD_S
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
 from embedmesh.rules.money import cost_nanousd

@@ -5,12 +5,13 @@ import math
 import random
 import struct
 
+from embedmesh.rules.forwarding import Part
+
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeUnreachable, UpstreamRefused
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 
 PROBE_S = 1.0
 SLOW_S_MAX = 9.0
