@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make serve` and `make test`. `make help` lists the rest.
+# Two commands for a newcomer: `make serve` and `make test`. `make help` prints the lines that begin with "#:".
 
 PYTHON ?= python3
 VENV   := .venv
@@ -7,102 +7,86 @@ ARGS   ?=
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -ec
 
-TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
+TIMED   := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
+BENCHES := spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached
+VIRTUAL := lives sim mutate  # these need no model
+BY_HAND := crash scale guard bench-store bench-fleet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash spenders scale mutate fault wedge starved soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-cached strain hostile bench-store upstreams lock wheel clean
+.PHONY: help serve test fast check lock wheel clean $(BENCHES) $(VIRTUAL) $(BY_HAND)
 
-help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+help:
+	@sed -n 's/^#: \{0,1\}//p' $(MAKEFILE_LIST)
 
-serve: $(VENV)/.setup  ## set up, then run a gateway and a node with a real model (ARGS="--port 8099")
+#: serve             set up, then run a gateway and a node with a real model (ARGS="--port 8099")
+#: test              everything: rules, stores, engine, real processes, real SDKs
+#: fast, check       what decides (under 10 s); format, lint, types, import contracts
+
+serve: $(VENV)/.setup
 	@exec $(BIN)/embedmesh serve $(ARGS)
 
-test: $(VENV)/.setup $(VENV)/.dev  ## everything: rules, stores, engine, real processes, real SDKs
+test: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore ,$(TIMED)) $(ARGS)
 	$(BIN)/pytest $(TIMED) $(ARGS)
 
-fast: $(VENV)/.dev  ## what decides: rules, flow, fleet, signing (under 10 s)
+fast: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis tests/rules tests/flow tests/fleet tests/signing $(ARGS)
 
-check: $(VENV)/.dev  ## static checks: format, lint, types, import arrows
+check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-crash: $(VENV)/.setup $(VENV)/.dev  ## kill -9 gateways, node, engine and PostgreSQL under load; the ledger must still add up (minutes)
+#: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
+#: crash             kill -9 gateways, node, engine and PostgreSQL under load; the ledger adds up
+#: spenders          64 callers with money for 10, over three gateways; exactly 10 are served
+#: lives             10,000 requests' lives in virtual time, with gateways that die at any await
+#: fault, upstreams  nodes that lie, hang, break and vanish; real servers of other makes as nodes
+#: wedge, starved    break the engine in every way; 24 busy loops beside a server
+#: hostile           a stranger, a broke key and a paying tenant attack; others do not notice
+#: strain            five times too much load, 2,000 stalled connections, a million requests
+#: soak, scale       100,000 texts through a node; a store of ten million entries
+#: mutate            change the ledger, holds, keys and limits in small ways; a test notices
+#: sim               the scheduler beside other routers, in virtual time
+#: Speed (minutes each; peers are installed in .bench):
+#: guard             has a request become dearer? each stage of the gateway over mere forwarding
+#: bench-engine      the engine beside its peers: speed, latency, start, memory
+#: bench-quality     parity with sentence-transformers and STS-B, as a table
+#: bench-gateway     the gateway's cost in stages, beside nginx, vllm-router, LiteLLM, Portkey
+#: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
+#: bench-cached, bench-store   a text that is known already; durable holds on both stores
+
+$(BENCHES): $(VENV)/.setup $(VENV)/.dev
+$(VIRTUAL): $(VENV)/.dev
+$(BENCHES) $(VIRTUAL):
+	$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)
+
+crash: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.crash $(ARGS)
 	$(BIN)/python -m bench.crash --store postgres $(ARGS)
 	$(BIN)/python -m bench.crash --store postgres --receipts --kills 10 $(ARGS)
 
-spenders: $(VENV)/.setup $(VENV)/.dev  ## 64 callers with money for 10 over three gateways, 200 rounds; exactly 10 are served (minutes)
-	$(BIN)/python -m bench.spenders $(ARGS)
+scale bench-store: $(VENV)/.dev
+	$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)
+	$(BIN)/python -m bench.$(@:bench-%=%) --store postgres $(ARGS)
 
-mutate: $(VENV)/.dev  ## change the ledger, holds, keys and limits in every small way: does any test notice? (half an hour)
-	$(BIN)/python -m bench.mutate $(ARGS)
+guard: $(VENV)/.setup $(VENV)/.dev
+	$(BIN)/python -m bench.gateway.guard $(ARGS)
 
-scale: $(VENV)/.dev  ## a million accounts and ten million entries: no question of a request may get slower (minutes, 10 GB)
-	$(BIN)/python -m bench.scale $(ARGS)
-	$(BIN)/python -m bench.scale --store postgres $(ARGS)
-
-sim: $(VENV)/.dev  ## the line beside other routers, in virtual time: waits, fairness, idle nodes (2 minutes)
-	$(BIN)/python -m bench.sim $(ARGS)
-
-lives: $(VENV)/.dev  ## 10,000 requests' lives in virtual time, with gateways that die at any await (1 minute)
-	$(BIN)/python -m bench.lives $(ARGS)
-
-bench-quality: $(VENV)/.setup $(VENV)/.dev  ## parity with sentence-transformers and STS-B, as a table
-	$(BIN)/python -m bench.quality $(ARGS)
-
-bench-engine: $(VENV)/.setup $(VENV)/.dev  ## the engine beside its peers: speed, latency, start, memory (minutes)
-	$(BIN)/python -m bench.engine $(ARGS)
-
-fault: $(VENV)/.setup $(VENV)/.dev  ## nodes that lie, hang, break and vanish under load; no caller may notice (minutes)
-	$(BIN)/python -m bench.fault $(ARGS)
-
-wedge: $(VENV)/.setup $(VENV)/.dev  ## break the engine in every way under load; nobody may wait or be told wrong (minutes)
-	$(BIN)/python -m bench.wedge $(ARGS)
-
-starved: $(VENV)/.setup $(VENV)/.dev  ## 24 busy loops beside a server: it may be slow, and must not restart, refuse or lie (5 minutes)
-	$(BIN)/python -m bench.starved $(ARGS)
-
-soak: $(VENV)/.setup $(VENV)/.dev  ## 100,000 texts through a node; memory must not grow (minutes)
-	$(BIN)/python -m bench.soak $(ARGS)
-
-bench-fleet: $(VENV)/.setup $(VENV)/.dev  ## choosing among unequal nodes beside other routers, and two real nodes (minutes)
+bench-fleet: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.choosing $(ARGS)
 	$(BIN)/python -m bench.choosing.real
 
-upstreams: $(VENV)/.setup $(VENV)/.dev  ## real servers of other makes (infinity, llama.cpp) as nodes (minutes; installs them in .bench)
-	$(BIN)/python -m bench.upstreams $(ARGS)
+#: lock, wheel, clean   write requirements/*.lock (needs uv); build dist/*.whl; remove what was made
 
-bench-gateway: $(VENV)/.setup $(VENV)/.dev  ## the gateway's own cost in stages, beside nginx, vllm-router, LiteLLM and Portkey (minutes; installs them in .bench)
-	$(BIN)/python -m bench.gateway $(ARGS)
-
-guard: $(VENV)/.setup $(VENV)/.dev  ## has a request become dearer? each stage of the gateway over mere forwarding (a minute)
-	$(BIN)/python -m bench.gateway.guard $(ARGS)
-
-bench-cached: $(VENV)/.setup $(VENV)/.dev  ## a text that is known already beside one that is embedded (a minute)
-	$(BIN)/python -m bench.cached $(ARGS)
-
-strain: $(VENV)/.setup $(VENV)/.dev  ## a gateway asked for five times too much, with 2,000 stalled connections, and a million times (a quarter of an hour)
-	$(BIN)/python -m bench.strain $(ARGS)
-
-hostile: $(VENV)/.setup $(VENV)/.dev  ## a stranger, a broke key and a paying tenant attack a gateway in every way; others must not notice (minutes)
-	$(BIN)/python -m bench.hostile $(ARGS)
-
-bench-store: $(VENV)/.dev  ## holds a second, and what a hold adds to a request, on SQLite and PostgreSQL
-	$(BIN)/python -m bench.store $(ARGS)
-	$(BIN)/python -m bench.store --store postgres $(ARGS)
-
-lock:  ## write requirements/*.lock anew (needs uv)
+lock:
 	requirements/lock.sh
 
-wheel: $(VENV)/.dev  ## build dist/embedmesh-*.whl
+wheel: $(VENV)/.dev
 	$(BIN)/python -m hatchling build -t wheel
 
-clean:  ## remove what the targets made
+clean:
 	rm -rf $(VENV) .bench bench/results dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache node_modules
 
 # -- set-up: each step leaves a stamp, so that a second run is instant ------------------------------------------------

@@ -1,9 +1,6 @@
 """What `bench.crash` found: the clients' logs joined, request by request, with the ledger."""
 
-import os
 import statistics
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,16 +8,18 @@ from typing import NamedTuple
 import msgspec
 
 from bench.crash_receipts import Joined, Member, join_receipts
-from bench.live import Live
+from bench.rig import ledger
+from bench.rig.command import wrong
+from bench.rig.live import Live
 from embedmesh.settings import secret_path
-from embedmesh.storage.engines import engine_of
 from embedmesh.storage.secrets.secret import hash_user, read_secret
 
 KINDS = ("gateway", "node", "worker")
-POSTGRES = "postgres"  # and that, where the store is on a server
+POSTGRES = "postgres"  # also killed, where the store is on a server
 BACK_S_MAX = 3.0  # the promise: a killed service is back by then
-CHECK_S = 120.0  # `ledger check` reads the whole store
 APART = "apart"  # the user of requests that are not part of the load
+ENDS = "SELECT coalesce(ended_by, 'open'), count(*) FROM holds GROUP BY 1"
+USAGE = "SELECT user_hash, cost, hold_id FROM usage"
 
 
 class Delivered(NamedTuple):
@@ -37,16 +36,6 @@ class Back(NamedTuple):
 
     kind: str
     seconds: float | None
-
-
-class Books(msgspec.Struct):
-    """What the ledger says once everything has stopped. `usage` has (hash of the user, cost, request id)."""
-
-    ok: bool
-    usage: list[tuple[str, int, str]]
-    recovered: int
-    expired: int
-    open: int
 
 
 class Figures(msgspec.Struct):
@@ -74,10 +63,11 @@ class Figures(msgspec.Struct):
     charged_another_request: int
     receipts: Joined | None = None
 
+    @property
     def broken(self) -> list[str]:
-        """What does not hold, in words; nothing when all is well."""
+        """The promises that were not kept, in words."""
         slowest = max((each["max"] for each in self.back_s.values()), default=0.0)
-        said = {
+        conditions: dict[str, object] = {
             f"{self.charged_not_delivered} charges for replies that no client got": self.charged_not_delivered,
             f"{self.charged_twice} replies were charged twice": self.charged_twice,
             f"{self.charged_another_cost} charges differ from what the reply said": self.charged_another_cost,
@@ -96,8 +86,8 @@ class Figures(msgspec.Struct):
             f"{self.charged_another_request} replies name another request": self.charged_another_request,
         }
         if self.receipts is not None:
-            said |= {f"{count} {words}": count for words, count in self.receipts.broken().items()}
-        return [words for words, wrong in said.items() if wrong]
+            conditions |= {f"{count} {words}": count for words, count in self.receipts.broken().items()}
+        return wrong(conditions)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
@@ -105,52 +95,22 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
     return {"kills": len(seconds), "median": statistics.median(seconds), "max": max(seconds)}
 
 
-def read_books(live: Live) -> Books:
-    """The ledger after the stop: checked by the command, then read row by row."""
-    command = [
-        sys.executable,
-        "-m",
-        "embedmesh",
-        "ledger",
-        "check",
-        "--offline",
-        "--json",
-        "--data-dir",
-        str(live.data_dir),
-    ]
-    checked = subprocess.run(
-        command, stdout=subprocess.PIPE, check=False, timeout=CHECK_S, env=os.environ | live.environment
-    )
-    db = engine_of(live.store).connect(busy_s=5, read_only=True)
-    try:
-        ends = dict(db.execute("SELECT coalesce(ended_by, 'open'), count(*) FROM holds GROUP BY 1").fetchall())
-        rows = db.execute("SELECT user_hash, cost, hold_id FROM usage").fetchall()
-    finally:
-        db.close()
-    return Books(
-        ok=checked.returncode == 0 and msgspec.json.decode(checked.stdout)["ok"],
-        usage=rows,
-        recovered=ends.get("recover", 0),
-        expired=ends.get("expire", 0),
-        open=ends.get("open", 0),
-    )
-
-
 def join(
     live: Live,
     delivered: Sequence[Delivered],
     refused: Counter[str],
-    wrong: int,
+    wrong_replies: int,
     backs: Sequence[Back],
     seconds: float,
     member: Member | None,
 ) -> Figures:
     """Clients' logs against the ledger, and a node's, if any. Requests of the user APART are no part of it."""
-    books = read_books(live)
+    ends_rows, usage = ledger.read(live.store, ENDS, USAGE)
+    ends = dict(ends_rows)
     secret = read_secret(secret_path(live.data_dir))
     apart = hash_user(secret, APART)
-    charges = [(user, cost) for user, cost, _ in books.usage if user != apart]
-    charged = {user: request_id for user, _, request_id in books.usage if user != apart}
+    charges = [(user, cost) for user, cost, _ in usage if user != apart]
+    charged = {user: request_id for user, _, request_id in usage if user != apart}
     read = {hash_user(secret, each.user): each.cost for each in delivered}
     unpaid = [cost for user, cost in read.items() if user not in charged]
     kinds = (*KINDS, POSTGRES)
@@ -160,7 +120,7 @@ def join(
         seconds=seconds,
         delivered=len(read),
         refused=dict(refused.most_common()),
-        wrong_replies=wrong,
+        wrong_replies=wrong_replies,
         back_s={kind: summary(each) for kind, each in took.items() if each},
         never_back=sum(back.seconds is None for back in backs),
         delivered_nanousd=sum(read.values()),
@@ -170,11 +130,11 @@ def join(
         charged_another_cost=sum(read.get(user, cost) != cost for user, cost in charges),
         delivered_not_charged=len(unpaid),
         delivered_not_charged_nanousd=sum(unpaid),
-        released_at_a_start=books.recovered,
-        expired=books.expired,
-        left_open=books.open,
-        ledger_check_ok=books.ok,
-        internal_errors_logged=live.log.read_text(errors="replace").count("internal error"),
+        released_at_a_start=ends.get("recover", 0),
+        expired=ends.get("expire", 0),
+        left_open=ends.get("open", 0),
+        ledger_check_ok=ledger.check(live.data_dir, live.environment),
+        internal_errors_logged=live.process.log.read_text(errors="replace").count("internal error"),
         charged_another_request=sum(
             charged.get(hash_user(secret, each.user), each.request_id) != each.request_id for each in delivered
         ),

@@ -1,15 +1,9 @@
 """The third log of `bench.crash`: the receipts of a second node, joined by request id with the ledger and the clients.
 
-The node belongs to the gateways as any other machine's does, asks 1 nano-USD a token, and is not killed: its log is
+The node belongs to the gateways as any other machine's does, costs 1 nano-USD a token, and is not killed: its log is
 whole. So what the ledger owes it for a request is how many tokens of that request's reply it made.
 """
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,28 +13,24 @@ from typing import NamedTuple
 import httpx
 import msgspec
 
-from bench.live import STOP_S, Live
+from bench.rig import ledger
+from bench.rig.live import Live
+from bench.rig.processes import EMBEDMESH, HOST, Process, free_port, wait_for
 from embedmesh.rules.money import plain_usd
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.receipt_log import ReceiptLog
-from embedmesh.storage.engines import engine_of
 
 NETWORKS = "127.0.0.0/8"  # where the gateways let nodes be
 NANOUSD_A_TOKEN = 1
-READY_S, POLL_S = 60.0, 0.1
+READY_S = 60.0
 
 
 class Member(NamedTuple):
-    """The second node: how the gateways call it, where it keeps its things, its process."""
+    """The second node: its id, its folder, its process."""
 
     node_id: str
     folder: Path
-    process: "subprocess.Popen[bytes]"
-
-    def stop(self) -> None:
-        """It says farewell and writes its log through."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(STOP_S)
+    process: Process
 
 
 class Joined(msgspec.Struct):
@@ -58,8 +48,8 @@ class Joined(msgspec.Struct):
     def broken(self) -> dict[str, int]:
         """What must be 0, in words."""
         return {
-            "requests of which the ledger owes a node, without its receipt": self.owed_without_receipt,
-            "requests of which the ledger owes a node more than its receipts say": self.owed_for_other_tokens,
+            "requests for which the ledger owes a node, without its receipt": self.owed_without_receipt,
+            "requests for which the ledger owes a node more than its receipts say": self.owed_for_other_tokens,
             "replies that a client has read, without a receipt of the node that they name": self.read_without_receipt,
             "receipts of requests whose money is held still": self.of_open_holds,
             "no receipts of delivered replies at all": not self.of_delivered,
@@ -69,40 +59,25 @@ class Joined(msgspec.Struct):
 @contextmanager
 def joining(live: Live) -> Iterator[Member]:
     """A node that was invited, and gets work."""
-    folder = live.data_dir.parent / "member"
-    ours = [sys.executable, "-m", "embedmesh"]
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    invite = [*ours, "nodes", "invite", "--json", "--data-dir", str(live.data_dir)]
-    invited = subprocess.run(invite, stdout=subprocess.PIPE, check=True, env=os.environ | live.environment)
-    token = msgspec.json.decode(invited.stdout)["token"]
-    place = ["--address", f"https://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}", "--threads", "1"]
-    asks = ["--price", plain_usd(NANOUSD_A_TOKEN * 1_000_000)]
-    gateway = ["--gateway", live.base_url.removesuffix("/v1"), "--join", token, "--data-dir", str(folder)]
-    with folder.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen([*ours, "node", *gateway, *place, *asks], stdin=subprocess.DEVNULL, stderr=log)
-    try:
-        name = _ready(live, folder)
+    folder, port = live.data_dir.parent / "member", free_port()
+    token = msgspec.json.decode(live.command("nodes", "invite").stdout)["token"]
+    command = [*EMBEDMESH, "node", "--gateway", live.base_url.removesuffix("/v1"), "--join", token, "--threads", "1"]
+    command += ["--data-dir", str(folder), "--address", f"https://{HOST}:{port}", "--listen", f"{HOST}:{port}"]
+    command += ["--price", plain_usd(NANOUSD_A_TOKEN * 1_000_000)]
+    with Process(command, folder.with_suffix(".log")) as process:
+        identity = folder / "node.identity"
+        if not wait_for(identity.exists, READY_S, lambda: process.lives):
+            raise RuntimeError(f"the second node did not start: {process.log_tail()}")
+        name = node_id(Identity.load(identity).public_key)
+        if not wait_for(lambda: _is_ready(live, name), READY_S, lambda: process.lives):
+            raise RuntimeError(f"the second node did not become ready: {process.log_tail()}")
         yield Member(name, folder, process)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(STOP_S)
 
 
-def _ready(live: Live, folder: Path) -> str:
-    """Wait until it gets work; how it is called."""
-    url = f"{live.base_url}/admin/nodes"
+def _is_ready(live: Live, name: str) -> bool:
     admin = {"Authorization": f"Bearer {live.credentials.admin_key}"}
-    until = time.monotonic() + READY_S
-    while time.monotonic() < until:
-        if (folder / "node.identity").exists():
-            name = node_id(Identity.load(folder / "node.identity").public_key)
-            shown = httpx.get(f"{url}/{name}", headers=admin, timeout=READY_S)
-            if shown.status_code == 200 and shown.json()["state"] == "ready":
-                return name
-        time.sleep(POLL_S)
-    raise RuntimeError("the second node did not become ready")
+    reply = httpx.get(f"{live.base_url}/admin/nodes/{name}", headers=admin, timeout=READY_S)
+    return reply.status_code == 200 and bool(reply.json()["state"] == "ready")
 
 
 def receipts_of(folder: Path) -> dict[str, int]:
@@ -122,12 +97,12 @@ def receipts_of(folder: Path) -> dict[str, int]:
 def join_receipts(live: Live, member: Member, read: Sequence[tuple[str, str]]) -> Joined:
     """`read` has request id and node of each 200 that a client has read to its end. All has stopped."""
     receipts = receipts_of(member.folder)
-    db = engine_of(live.store).connect(busy_s=5, read_only=True)
-    try:
-        ends = dict(db.execute("SELECT hold_id, state FROM holds").fetchall())
-        payables = db.execute("SELECT hold_id, amount, target_id FROM transfers WHERE kind = 'payable'").fetchall()
-    finally:
-        db.close()
+    holds, payables = ledger.read(
+        live.store,
+        "SELECT hold_id, state FROM holds",
+        "SELECT hold_id, amount, target_id FROM transfers WHERE kind = 'payable'",
+    )
+    ends = dict(holds)
     owed = {hold_id: amount for hold_id, amount, target in payables if target == f"node:{member.node_id}"}
     states = Counter(ends.get(request_id, "probe") for request_id in receipts)
     return Joined(

@@ -37,7 +37,7 @@ SUMS = """INSERT INTO usage_days (key_id, day, model, account_id, requests, toke
 
 
 def fill(db: Db, accounts: int, transfers: int, busy: str, now_ms: int) -> None:
-    """So many customers' accounts, each with a key, and so many charges; a fifth of them of the account `busy`."""
+    """`accounts` of customers, each with a key, and `transfers` charges; a fifth of them of the account `busy`."""
     triggers = _defences_down(db)
     db.begin()
     db.execute(

@@ -5,15 +5,16 @@ test notices survives. The score is the share that was noticed; exit code 1 belo
 it goes on where it was stopped (`--anew` begins again), and lists what survived (`--survivors`).
 """
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
-CHECKOUT = Path(__file__).parents[1]
+import msgspec
+
+from bench.rig.command import bench
+from tests.data import CHECKOUT
+
 WORK = CHECKOUT / ".bench" / "mutate"
 SCORE_MIN = 0.90
 MODULES = (
@@ -60,25 +61,27 @@ def score() -> tuple[float, dict[str, int]]:
     return noticed / max(1, found["total"] - found.get("skipped", 0)), found
 
 
-def main(arguments: list[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.mutate", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--anew", action="store_true", help="forget earlier runs")
-    parser.add_argument("--survivors", action="store_true", help="list what no test noticed, and run nothing")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    asked: Any = parser.parse_args(arguments)
-    if asked.survivors:
-        return subprocess.run([sys.executable, "-m", "mutmut", "results"], cwd=WORK, check=False).returncode
-    prepare(asked.anew)
-    subprocess.run([sys.executable, "-m", "mutmut", "run"], cwd=WORK, check=False, stdout=sys.stderr)
-    share, found = score()
-    if asked.json:
-        print(json.dumps({"ok": share >= SCORE_MIN, "score": share, **found}))
+class Figures(msgspec.Struct, frozen=True):
+    """The share of mutants that was noticed, and how many ended how."""
+
+    score: float
+    mutants: dict[str, int]
+
+    @property
+    def broken(self) -> list[str]:
+        """Whether too few were noticed."""
+        return [f"{self.score:.1%} were noticed, not {SCORE_MIN:.0%}"] if self.score < SCORE_MIN else []
+
+
+def measure(anew: bool = False, survivors: bool = False) -> Figures:
+    """Go on where the last run stopped."""
+    if survivors:
+        subprocess.run([sys.executable, "-m", "mutmut", "results"], cwd=WORK, check=False)
     else:
-        print(", ".join(f"{name} {count:,}" for name, count in found.items() if count))
-        print(f"{share:.1%} of the changes were noticed; at least {SCORE_MIN:.0%} must be.")
-    return 0 if share >= SCORE_MIN else 1
+        prepare(anew)
+        subprocess.run([sys.executable, "-m", "mutmut", "run"], cwd=WORK, check=False, stdout=sys.stderr)
+    return Figures(*score())
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(measure, anew="forget earlier runs", survivors="list what no test noticed, and run nothing")

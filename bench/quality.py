@@ -15,11 +15,9 @@ import asyncio
 import csv
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -27,24 +25,21 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress, TaskID
-from rich.table import Table
 
+from bench.rig.command import bench, model_folder, progress
+from bench.rig.http import Vectors
 from embedmesh.engine import int8
-from embedmesh.engine.batch_queue import BatchQueue
+from embedmesh.engine.layout import INT8_FILE
 from embedmesh.engine.folder import digest, read_folder
-from embedmesh.engine.frames import LoadModel
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.quantize import compare, quantize
 from embedmesh.engine.sample_text import library_text, package_text, spread
 from embedmesh.engine.supervise import Supervisor
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules.models import Tier
-from tests.data import find_model_folder, find_outside_data
+from tests.data import find_outside_data
 from tests.engine.goldens import Goldens, read_goldens
 
-Vectors = NDArray[np.float32]
 Ids = list[list[int]]
 Embed = Callable[[Ids], Awaitable[Vectors]]
 """Token ids, special tokens not yet added, to one unit vector an input, in input order."""
@@ -57,7 +52,7 @@ QUEUE_TOKENS_MAX = 600_000  # a node's default
 ANSWER_S = 60.0  # far more than any call here takes; a hung engine must end the run, not hang it
 CALIBRATION_TEXTS = 900  # more than quantize reads
 FOREIGN_TEXTS = 800  # whose neighbours are compared; all pairs of them
-CALL_TEXTS = 100  # that a call asks for
+CALL_TEXTS = 100  # of one call
 FOREIGN = "descriptions and licences of installed packages"
 SEED = 20_261_122
 
@@ -87,6 +82,11 @@ class Quality(msgspec.Struct, frozen=True):
     spearman: dict[str, float] | None
     tiers: dict[str, TierQuality]
 
+    @property
+    def broken(self) -> list[str]:
+        """Nothing: `tests/engine/test_parity.py` judges."""
+        return []
+
 
 class Engine(NamedTuple):
     """A started engine. `embed` plans batches as a node does; `one_batch` runs all its inputs together as they are."""
@@ -105,13 +105,17 @@ class Pair(NamedTuple):
     score: float
 
 
+def parts_of(folder: Path, tier: Tier = "exact") -> tuple[ModelTokenizer, Supervisor]:
+    """The tokenizer of the model in a folder, and its worker process, which is not started yet."""
+    model = read_folder(folder)
+    load = LoadModel(str(folder), digest(folder), model.width, model.max_tokens, threads=0, tier=tier)
+    return ModelTokenizer(folder, model.max_tokens), Supervisor(load, on_start=lambda: None)
+
+
 @asynccontextmanager
 async def started(folder: Path, tier: Tier = "exact") -> AsyncIterator[Engine]:
     """The engine of a node, worker process included, on the model in a folder."""
-    model = read_folder(folder)
-    tokenizer = ModelTokenizer(folder, model.max_tokens)
-    load = LoadModel(str(folder), digest(folder), model.width, model.max_tokens, threads=0, tier=tier)
-    supervisor = Supervisor(load, on_start=lambda: None)
+    tokenizer, supervisor = parts_of(folder, tier)
     queue = BatchQueue(supervisor.run, tokens_max=QUEUE_TOKENS_MAX, on_batch=lambda plan, seconds: None)
 
     async def embed(ids: Ids) -> Vectors:
@@ -142,16 +146,22 @@ def distance(ours: Vectors, theirs: Vectors) -> Distance:
     """How far `ours` is from `theirs`, row by row; both (rows, width)."""
     if ours.shape != theirs.shape:
         raise ValueError(f"{ours.shape} and {theirs.shape} do not compare")
+    difference = np.abs(ours.astype(np.float64) - theirs)
+    return Distance(float(difference.max()), float(difference.mean()), float(cosines(ours, theirs).min()))
+
+
+def cosines(ours: Vectors, theirs: Vectors) -> NDArray[np.float64]:
+    """Row by row, in double precision."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return Distance(float(np.abs(a - b).max()), float(np.abs(a - b).mean()), float(cosines.min()))
+    found: NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return found
 
 
 def ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share the mean of their places."""
-    _, place, times = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    """Ranks from 0; equal values share the mean of their ranks."""
+    _, at, times = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     last = np.cumsum(times) - 1
-    means: NDArray[np.float64] = (last - (times - 1) / 2)[place]
+    means: NDArray[np.float64] = (last - (times - 1) / 2)[at]
     return means
 
 
@@ -201,9 +211,9 @@ async def agreement(engine: Engine, pairs: Sequence[Pair]) -> dict[str, float]:
     def percent(of: Sequence[int]) -> float:
         return 100 * spearman([cosines[at] for at in of], [pairs[at].score for at in of])
 
-    places = range(len(pairs))
-    splits = {name: [at for at in places if pairs[at].split == name] for name in ("dev", "test")}
-    return {name: percent(of) for name, of in splits.items()} | {"all": percent(places)}
+    rows = range(len(pairs))
+    splits = {name: [at for at in rows if pairs[at].split == name] for name in ("dev", "test")}
+    return {name: percent(of) for name, of in splits.items()} | {"all": percent(rows)}
 
 
 def cut_ids(tokenizer: ModelTokenizer, texts: Sequence[str]) -> Ids:
@@ -221,7 +231,7 @@ async def foreign_vectors(engine: Engine) -> Vectors:
 @contextmanager
 def with_int8(folder: Path) -> Iterator[Path]:
     """The folder if it has an `int8.json`, else a copy, of links, that has."""
-    if (folder / int8.INT8_FILE).exists():
+    if (folder / INT8_FILE).exists():
         yield folder
         return
     with tempfile.TemporaryDirectory() as parent:
@@ -231,15 +241,14 @@ def with_int8(folder: Path) -> Iterator[Path]:
         tokenizer = ModelTokenizer(copy, model.max_tokens)
         some, other = spread(library_text(), CALIBRATION_TEXTS), spread(package_text(), FOREIGN_TEXTS)
         calibration, judged = (list(map(tokenizer.with_specials, cut_ids(tokenizer, texts))) for texts in (some, other))
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"making {int8.INT8_FILE}")
-            show_step = partial(_show_step, bar, task)
+        with progress() as bar:
+            task = bar.add_task(f"making {INT8_FILE}")
+
+            def show_step(done: int, steps: int) -> None:
+                bar.update(task, completed=done, total=steps)
+
             int8.write(copy, quantize(model, calibration, judged, FOREIGN, threads=0, on_progress=show_step))
         yield copy
-
-
-def _show_step(bar: Progress, task: TaskID, done: int, steps: int) -> None:
-    bar.update(task, completed=done, total=steps)
 
 
 async def measure_tier(folder: Path, tier: Tier, exact: Vectors, stsb: Path | None) -> TierQuality:
@@ -251,8 +260,9 @@ async def measure_tier(folder: Path, tier: Tier, exact: Vectors, stsb: Path | No
         )
 
 
-async def measure(folder: Path) -> Quality:
-    """Every figure of the model in a folder."""
+async def measure() -> Quality:
+    """Every figure of the default model."""
+    folder = model_folder()
     goldens, stsb = read_goldens(), find_outside_data(STSB)
     async with started(folder) as engine:
         ids = golden_ids(engine.tokenizer, goldens)
@@ -263,47 +273,10 @@ async def measure(folder: Path) -> Quality:
         exact = await foreign_vectors(engine)
     tiers: dict[str, TierQuality] = {}
     for tier in tiers_here()[1:]:
-        with with_int8(folder) if tier == "int8" else nullcontext(folder) as place:
-            tiers[tier] = await measure_tier(place, tier, exact, stsb)
+        with with_int8(folder) if tier == "int8" else nullcontext(folder) as files:
+            tiers[tier] = await measure_tier(files, tier, exact, stsb)
     return Quality(len(ids), sum(goldens.tokens), parity, invariance, agreed, tiers)
 
 
-def show(quality: Quality) -> None:
-    """The figures for a person."""
-    table = Table("what", "figure", title=f"{quality.texts} texts of {quality.tokens} tokens")
-    for name, found in (("sentence-transformers fp32", quality.parity), ("batch neighbours", quality.batch_invariance)):
-        table.add_row(f"{name}: max abs difference", f"{found.max_abs:.1e}")
-        table.add_row(f"{name}: mean abs difference", f"{found.mean_abs:.1e}")
-        table.add_row(f"{name}: smallest cosine", f"{found.cosine_min:.7f}")
-    for split, percent in (quality.spearman or {}).items():
-        table.add_row(f"STS-B captions, {split}: Spearman", f"{percent:.2f}")
-    for tier, measured in quality.tiers.items():
-        moved = measured.moved
-        table.add_row(f"{tier}: cosine to exact, mean and least", f"{moved.cosine_mean:.5f} {moved.cosine_min:.5f}")
-        table.add_row(f"{tier}: of 10 nearest of {moved.texts} texts the same", f"{moved.top10_overlap:.2f} %")
-        for split, percent in (measured.spearman or {}).items():
-            table.add_row(f"{tier}: STS-B captions, {split}: Spearman", f"{percent:.2f}")
-    if quality.spearman is None:
-        table.add_row("STS-B captions", f"left out: no {STSB} here")
-    Console().print(table)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    if not set(arguments) <= {"--json"}:
-        print("usage: python -m bench.quality [--json]", file=sys.stderr)
-        return 2
-    folder = find_model_folder()
-    if folder is None:
-        print("the default model's files are not here; run `embedmesh setup` first", file=sys.stderr)
-        return 1
-    quality = asyncio.run(measure(folder))
-    if "--json" in arguments:
-        print(msgspec.json.encode(quality).decode())
-    else:
-        show(quality)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(measure)

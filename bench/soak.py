@@ -1,16 +1,12 @@
 """Does a node keep its memory, and its answers, over many texts? `python -m bench.soak [--texts N] [--json]`.
 
-A real node over its socket, asked by several callers at once for texts of every length in calls of every size; now and
-then a caller hangs up in the middle. Memory of node and worker is sampled on the way. The bound is on what is resident.
+A real node over its socket, and several callers that send texts of every length in calls of every size; now and then
+a caller hangs up in the middle. Memory of node and worker is sampled on the way. The bound is on what is resident.
 Growth is the slope of a straight line through the second half of what is resident and anonymous, because pages of the
 weights file come and go by tens of MB as the kernel likes. Each call has a text whose vector was taken at the start,
 alone, and must come back the same. Writes `bench/results/soak.json`. Exit code 1 when a promise is broken.
 """
 
-import argparse
-import base64
-import signal
-import sys
 import tempfile
 import threading
 import time
@@ -18,21 +14,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from bench.corpus import Name, corpus
-from bench.engine.contenders import Broke, Server, Vectors
-from bench.live import MODEL, Reply, Wire
+from bench.engine.contenders import Server
+from bench.rig.command import bench, model_folder, progress, wrong
+from bench.rig.corpus import Name, corpus
+from bench.rig.figures import slope
+from bench.rig.http import Reply, Wire
+from bench.rig.processes import EMBEDMESH
 from embedmesh.engine.served import usable_cores
-from tests.data import CHECKOUT, find_model_folder
 
-RESULTS = CHECKOUT / "bench" / "results"
 CALLERS = 6
 SIZES = (1, 1, 1, 2, 8, 32, 64, 200)  # texts a call
 CANCELLED = 0.05  # of the calls
@@ -67,16 +60,16 @@ class Figures(msgspec.Struct, frozen=True):
     @property
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
-        said = {
+        conditions: dict[str, object] = {
             f"{self.end_mb:.0f} MB at the end, above {MB_MAX:.0f}": self.end_mb > MB_MAX,
             f"grew by {self.growth_mb:.2f} MB for 10,000 texts": self.growth_mb > GROWTH_MB_MAX,
             f"vectors moved by {self.error_max:.1e}": not self.error_max <= ERROR_MAX,
             f"not answered: {self.refused}": bool(self.refused),
         }
-        return [words for words, broken in said.items() if broken]
+        return wrong(conditions)
 
 
-class Soak:
+class NodeSoak:
     """What the callers share."""
 
     def __init__(self, node: Server, texts_max: int) -> None:
@@ -85,7 +78,7 @@ class Soak:
         self.pool = [text for name, count in POOL.items() for text in corpus(name, count)]
         known = Random(SEED).sample(self.pool, KNOWN)
         with Wire(node.address) as wire:
-            self.known = {text: _vectors(node.ask(wire, node.request([text])))[0] for text in known}
+            self.known = {text: node.ask(wire, node.request([text]))[1].vectors()[0] for text in known}
         self.lock = threading.Lock()
         self.texts = self.calls = self.cancelled = self.compared = 0
         self.error_max = 0.0
@@ -97,7 +90,7 @@ class Soak:
         return self.texts >= self.texts_max or self.refused.total() > CALLERS
 
     def call(self, dice: Random) -> None:
-        """Ask again and again, each time on a new or a kept connection, until it has ended."""
+        """Request after request, each on a new or a kept connection, until it has ended."""
         while not self.ended:
             try:
                 with Wire(self.node.address) as wire:
@@ -124,9 +117,9 @@ class Soak:
     def _note(self, texts: list[str], reply: Reply) -> None:
         with self.lock:
             if reply.status != 200:
-                self.refused[f"{reply.status} {reply.code}"] += 1
+                self.refused[reply.outcome] += 1
                 return
-            found = _vectors(reply)
+            found = reply.vectors()
             if len(found) != len(texts):
                 self.refused["another number of vectors"] += 1
                 return
@@ -139,50 +132,36 @@ class Soak:
             self.calls += 1
 
 
-def _vectors(reply: Reply) -> Vectors:
-    return np.array([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in reply.json()["data"]])
-
-
 def growth_mb(samples: Sequence[Sample]) -> float:
     """MB for 10,000 texts: the slope of the least-squares line through the second half of the texts."""
-    late = np.array([sample for sample in samples if sample[0] >= samples[-1][0] / 2])
-    if len(np.unique(late[:, 0])) < 2:
-        return 0.0
-    return float(np.polyfit(late[:, 0], late[:, 2], 1)[0] * 10_000)
+    return 10_000 * slope([(texts, mb) for texts, _, mb in samples if texts >= samples[-1][0] / 2])
 
 
-def measure(texts_max: int, console: Console) -> Figures:
+def measure(texts: int = 100_000) -> Figures:
     """The whole run. Raises Broke when the node does not start."""
+    model_folder()
     with tempfile.TemporaryDirectory(prefix="embedmesh-") as runs:
         path = Path(runs) / "node.sock"
-        command = [sys.executable, "-m", "embedmesh", "node", "--uds", str(path)]
-        node = Server("node", "", command, path, "/v1/embeddings", MODEL, usable_cores())
+        node = Server("node", [*EMBEDMESH, "node", "--uds", str(path)], path, Path(runs), usable_cores())
         try:
-            return _soak(node, texts_max, console)
+            return _soak(node, texts)
         finally:
             node.stop()
 
 
-def _soak(node: Server, texts_max: int, console: Console) -> Figures:
-    soak = Soak(node, texts_max)
+def _soak(node: Server, texts_max: int) -> Figures:
+    soak = NodeSoak(node, texts_max)
     callers = [threading.Thread(target=soak.call, args=(Random(f"{SEED} {at}"),), daemon=True) for at in range(CALLERS)]
-    columns = (
-        TextColumn("texts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[mb]}"),
-    )
     samples = [(0, *node.memory_mb())]
     begun = time.monotonic()
     for caller in callers:
         caller.start()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=texts_max, mb="")
+    with progress() as bar:
+        task = bar.add_task("texts", total=texts_max)
         while any(caller.is_alive() for caller in callers):  # each call has a deadline
             time.sleep(SAMPLE_S)
             samples.append((soak.texts, *node.memory_mb()))
-            progress.update(task, completed=min(soak.texts, texts_max), mb=f"{samples[-1][1]:.0f} MB")
+            bar.update(task, completed=min(soak.texts, texts_max), description=f"texts, {samples[-1][1]:.0f} MB")
     return Figures(
         texts=soak.texts,
         calls=soak.calls,
@@ -197,43 +176,5 @@ def _soak(node: Server, texts_max: int, console: Console) -> Figures:
     )
 
 
-def show(figures: Figures, console: Console) -> None:
-    """The figures for a person, the verdict last."""
-    table = Table("what", "figure")
-    table.add_row("texts answered", f"{figures.texts:,} in {figures.calls:,} calls and {figures.seconds:.0f} s")
-    table.add_row("calls hung up on", f"{figures.cancelled:,}")
-    table.add_row("vectors compared", f"{figures.compared:,}; largest difference {figures.error_max:.1e}")
-    table.add_row("node and worker at the start", f"{figures.samples[0][1]:.0f} MB")
-    table.add_row("node and worker at the end", f"{figures.end_mb:.0f} MB; at most {MB_MAX:.0f}")
-    table.add_row("growth for 10,000 texts", f"{figures.growth_mb:.2f} MB; at most {GROWTH_MB_MAX:.1f}")
-    console.print(table)
-    console.print("BROKEN: " + "; ".join(figures.broken) if figures.broken else "All promises kept.", markup=False)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--texts", type=int, default=100_000, help="to be answered in all")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    asked: Any = parser.parse_args(arguments)
-    if find_model_folder() is None:
-        print("the default model's files are not here; run `embedmesh setup` first", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no node is left behind
-    try:
-        figures = measure(asked.texts, Console(stderr=True))
-    except Broke as broke:
-        print(f"soak: {broke}", file=sys.stderr)
-        return 1
-    RESULTS.mkdir(exist_ok=True)
-    encoded = msgspec.json.encode(figures)
-    (RESULTS / "soak.json").write_bytes(encoded)
-    if asked.json:
-        print(encoded.decode())
-    else:
-        show(figures, Console())
-    return 1 if figures.broken else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(measure, file="soak.json", texts="to be answered in all")

@@ -5,18 +5,19 @@
 The folder should be on the disk that the store will live on: the fsync of that disk is most of what is measured.
 """
 
-import argparse
 import asyncio
-import contextlib
-import json
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, Literal
 
-import uvloop
+import msgspec
 
+from bench.rig.command import bench
+from bench.rig.figures import percentile
+from bench.rig.postgres import serving_if
+from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.holds import Charge, Hold
 from embedmesh.rules.ids import new_id
 from embedmesh.storage.books import Books
@@ -29,17 +30,7 @@ MS_A_MINUTE = 60_000
 CHARGE = Charge(cost_nanousd=PRICE, tokens=28, model="model", key_id="key", node_id="node")
 
 
-class WallClock:
-    """The real clock."""
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def unix_ms(self) -> int:
-        return time.time_ns() // 1_000_000
-
-
-CLOCK = WallClock()
+CLOCK = SystemClock()
 
 
 def secret(engine: Engine) -> bytes:
@@ -62,7 +53,7 @@ async def one_request(store: Store) -> float:
 
 
 async def throughput(store: Store, callers: int, seconds: float) -> dict[str, float]:
-    """`callers` loops of hold and capture, as fast as they go."""
+    """`callers` loops of hold and capture without a pause."""
     took: list[float] = []
     until = time.perf_counter() + seconds
 
@@ -78,8 +69,7 @@ async def throughput(store: Store, callers: int, seconds: float) -> dict[str, fl
     return {
         "callers": callers,
         "holds_per_s": len(took) / wall,
-        "p50_ms": 1000 * statistics.median(took),
-        "p99_ms": 1000 * statistics.quantiles(took, n=100)[98],
+        **{f"p{each}_ms": 1000 * percentile(took, each) for each in (50, 99)},
         "cpu_us_per_hold_and_capture": 1e6 * (time.process_time() - cpu) / len(took),
         "writes_per_commit": (store.stats.writes - writes) / (store.stats.commits - commits),
     }
@@ -95,8 +85,7 @@ async def latency(store: Store, per_s: int, seconds: float) -> dict[str, float]:
     took = await asyncio.gather(*tasks)
     return {
         "requests_per_s": per_s,
-        "p50_ms": 1000 * statistics.median(took),
-        "p99_ms": 1000 * statistics.quantiles(took, n=100)[98],
+        **{f"p{each}_ms": 1000 * percentile(took, each) for each in (50, 99)},
     }
 
 
@@ -110,7 +99,7 @@ def fsync_ms(folder: Path) -> float:
         os.fdatasync(descriptor)
         took.append(time.perf_counter() - began)
     os.close(descriptor)
-    return 1000 * statistics.median(took)
+    return 1000 * percentile(took, 50)
 
 
 async def find_us(store: Store, token: str, times: int = 20_000) -> float:
@@ -121,14 +110,47 @@ async def find_us(store: Store, token: str, times: int = 20_000) -> float:
     return 1e6 * (time.perf_counter() - began) / times
 
 
-async def measure(folder: Path, url: str | None, seconds: float) -> dict[str, object]:
-    place: str | Path = url or folder / "store.db"
-    with Books.open(place, clock=CLOCK, secret=secret) as books:
+class Figures(msgspec.Struct, frozen=True):
+    """All of it."""
+
+    fsync_ms: float
+    throughput: list[dict[str, float]]
+    latency: dict[str, float]
+    find_key_us: float
+    find_junk_us: float
+    check_s: float
+    tallies: dict[str, int]
+    bytes_per_request: float | None  # of a store in one file
+    ok: bool
+
+    @property
+    def broken(self) -> list[str]:
+        """The promises that were not kept, in words."""
+        return [] if self.ok else ["the ledger does not add up"]
+
+
+def make_account(store: str | Path) -> str:
+    """A new store's account `bench`, with money; its key."""
+    with Books.open(store, clock=CLOCK, secret=secret) as books:
         books.accounts.create("bench")
         books.accounts.credit("bench", 10**15, "bench")
-        _, token = books.keys.create("bench", ["embeddings"])
-    store = await Store.open(place, folder=folder, clock=CLOCK, secret=secret)
-    figures: dict[str, object] = {
+        return books.keys.create("bench", ["embeddings"])[1]
+
+
+async def measure(
+    store: Literal["sqlite", "postgres"] = "sqlite", folder: Path | None = None, seconds: float = 2.0
+) -> Figures:
+    """All figures of a new store."""
+    with tempfile.TemporaryDirectory(dir=folder) as name, serving_if(store) as server:
+        return await measure_store(Path(name), server.new() if server is not None else None, seconds)
+
+
+async def measure_store(folder: Path, dsn: str | None, seconds: float) -> Figures:
+    """All figures of a store in `folder`, or at `dsn`."""
+    path = folder / "store.db"
+    token = make_account(dsn or path)
+    store = await Store.open(dsn or path, folder=folder, clock=CLOCK, secret=secret)
+    found: dict[str, Any] = {
         "fsync_ms": fsync_ms(folder),
         "throughput": [await throughput(store, callers, seconds) for callers in (1, 32, 64)],
         "latency": await latency(store, 200, 2 * seconds),
@@ -136,45 +158,18 @@ async def measure(folder: Path, url: str | None, seconds: float) -> dict[str, ob
         "find_junk_us": await find_us(store, "em_" + "x" * 38),
     }
     await store.close()
-    with Books.open(place, clock=CLOCK, secret=secret) as books:
+    with Books.open(dsn or path, clock=CLOCK, secret=secret) as books:
         began = time.perf_counter()
         report = books.check()
-        figures["check"] = {"ok": report.ok, "seconds": time.perf_counter() - began, **report.tallies}
-    if isinstance(place, Path):
-        figures["bytes_per_request"] = place.stat().st_size / max(1, report.tallies["holds_captured"])
-    return figures
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="which kind")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure (default: the temporary one)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="a measurement")
-    args = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=args.folder))
-        url = None
-        if args.store == "postgres":
-            from bench.postgres import serving
-
-            url = stack.enter_context(serving(on_disk=True)).new()
-        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        figures = runner.run(measure(Path(folder), url, args.seconds))
-    if args.json:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        for row in value if isinstance(value, list) else [value]:
-            print(f"{name:18}", shown(row))
-
-
-def shown(row: object) -> str:
-    """One measurement on one line."""
-    if isinstance(row, dict):
-        return "  ".join(f"{key} {shown(value)}" for key, value in row.items())
-    return f"{row:,.3f}" if isinstance(row, float) else str(row)
+        found |= {"check_s": time.perf_counter() - began, "tallies": report.tallies, "ok": report.ok}
+    size = None if dsn else path.stat().st_size / max(1, report.tallies["holds_captured"])
+    return Figures(bytes_per_request=size, **found)
 
 
 if __name__ == "__main__":
-    main()
+    bench(
+        measure,
+        store="which kind",
+        folder="on the disk to measure (default: the temporary one)",
+        seconds="a measurement",
+    )

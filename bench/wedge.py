@@ -1,37 +1,34 @@
 """Break the engine in every way we know, under load: `python -m bench.wedge [--rounds N] [--json]`.
 
-A real node serves the default model, of which one rare word's embedding is not a number. Callers ask without pause, and
-its engine process is killed, stopped, starved of memory, or given that word in one batch with others' texts. What must
-hold, whatever happens to the engine:
+A real node serves the default model, of which one rare word's embedding is not a number. Callers send requests without
+pause, and its engine process is killed, stopped, starved of memory, or given that word in one batch with others' texts.
+What must hold, whatever happens to the engine:
 
-* no call is open longer than its deadline, and none that is innocent is refused or gets a wrong vector;
+* no call is open longer than its deadline, and no innocent call is refused or gets a wrong vector;
 * /readyz stops saying 200 within 2 s of an engine that does not embed, and says it again within 5 s of the fault.
 
 The last line is the verdict; the exit code is 0 when all of it held.
 """
 
-import argparse
 import asyncio
 import json
 import os
 import resource
 import shutil
 import signal
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
+from bench.rig.command import CannotRun, bench, model_folder, track
+from bench.rig.processes import EMBEDMESH, Process, children_of
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.gateway.nodes.pools import unix_pool
@@ -41,13 +38,13 @@ from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
-from tests.data import find_model_folder
 
 POISON = 6  # [unused5] in BERT's vocabulary: no text gives it
 CALLERS = 4
 TEXTS_A_CALL = (1, 2, 8, 32)
 READY_AGAIN_S = 5.0
 TRUTH_S = 2.0
+LOOK_S = 0.02
 START_S = 30.0
 SETTLE_S = 1.0
 SAME = 1e-5  # between two batches with other neighbours
@@ -80,10 +77,10 @@ def poisoned_copy(source: Path, target: Path) -> Path:
     return target
 
 
-class Rig:
+class Wedged:
     """The node, its engine's process, and callers that note what they see."""
 
-    def __init__(self, process: subprocess.Popen[bytes], model: Model, uds: Path) -> None:
+    def __init__(self, process: Process, model: Model, uds: Path) -> None:
         self.process = process
         self.model = model
         self.pool = unix_pool(str(uds))
@@ -100,18 +97,18 @@ class Rig:
         """Wait until it is ready, and learn what each text's vector is."""
         ends = time.monotonic() + START_S
         while not await self.ready():
-            if time.monotonic() > ends or self.process.poll() is not None:
-                raise RuntimeError("the node did not become ready")
+            if time.monotonic() > ends or not self.process.lives:
+                raise CannotRun(f"the node did not become ready: {self.process.log_tail()}")
             await asyncio.sleep(0.05)
         self.right = await self.ask(list(range(len(self.texts))))
 
     async def ask(self, which: list[int]) -> np.ndarray:
-        """The vectors of some of the texts, [len(which), width]."""
+        """The node's vectors of some of the texts, [len(which), width]."""
         reply = await self.embed([self.texts[at] for at in which])
         return np.frombuffer(reply.data, "<f4").reshape(len(which), self.model.width)
 
     async def ready(self) -> bool:
-        """What /readyz says."""
+        """Whether /readyz says 200."""
         try:
             reply = await self.pool.exchange(lambda: b"GET /readyz HTTP/1.1\r\nHost: node\r\n\r\n", 10_000)
         except NodeFailure:
@@ -119,12 +116,12 @@ class Rig:
         return reply.status == 200
 
     async def embed(self, ids: list[list[int]]) -> EmbedVectors:
-        """What the node says to these ids."""
+        """The node's answer to these ids."""
         part = Part("n", tuple(range(len(ids))), 0, 0.1)
         return await self.link.embed(part, self.model, Counted(lengths=[0] * len(ids), ids=ids), "req_0")
 
     async def call_for_ever(self) -> None:
-        """One caller: asks, checks, asks again."""
+        """One caller: sends a request, checks the reply, and again."""
         while True:
             which = self.dice.sample(range(len(self.texts)), self.dice.choice(TEXTS_A_CALL))
             begun = time.monotonic()
@@ -139,43 +136,40 @@ class Rig:
 
     def engine(self) -> int:
         """The engine's process id; waits for it while it is being replaced."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        while not (found := children.read_text().split()):
-            time.sleep(0.01)
-        return int(found[0])
+        while not (found := children_of(self.process.pid)):
+            time.sleep(LOOK_S)
+        return found[0]
 
 
-async def kill(rig: Rig) -> None:
+async def kill(node: Wedged) -> None:
     """kill -9."""
-    os.kill(rig.engine(), signal.SIGKILL)
+    os.kill(node.engine(), signal.SIGKILL)
 
 
-async def stop(rig: Rig) -> None:
+async def stop(node: Wedged) -> None:
     """SIGSTOP: it hangs for ever."""
-    os.kill(rig.engine(), signal.SIGSTOP)
+    os.kill(node.engine(), signal.SIGSTOP)
 
 
-async def starve(rig: Rig) -> None:
-    """No memory more than it has: the next kernel or batch that needs some cannot have it."""
-    pid = rig.engine()
+async def starve(node: Wedged) -> None:
+    """No more memory than it has: the next kernel or batch that needs some cannot have it."""
+    pid = node.engine()
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE")
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
     lengths = [3 + 7 * n for n in range(35)]  # shapes that it may not have met
     fresh = [[2_000 + n] * n for n in lengths]
-    await rig.embed(fresh)  # innocent too: it must be answered
+    await node.embed(fresh)  # innocent too: it must be answered
 
 
-async def poison(rig: Rig) -> None:
+async def poison(node: Wedged) -> None:
     """A text whose vector is not a number, among others."""
-    try:
-        await rig.embed([[POISON]])
-    except NodeFailure:
-        return
-    raise RuntimeError("a vector that is not a number was delivered")
+    with suppress(NodeFailure):
+        await node.embed([[POISON]])
+        raise RuntimeError("a vector that is not a number was delivered")
 
 
-FAULTS: dict[str, Callable[[Rig], Awaitable[None]]] = {
+FAULTS: dict[str, Callable[[Wedged], Coroutine[Any, Any, None]]] = {
     "kill -9": kill,
     "SIGSTOP": stop,
     "no memory": starve,
@@ -183,78 +177,68 @@ FAULTS: dict[str, Callable[[Rig], Awaitable[None]]] = {
 }
 
 
-async def one_round(rig: Rig, fault: str) -> Round:
+async def one_round(node: Wedged, fault: str) -> Round:
     """Break it once under load, and watch until it is well."""
-    rig.calls = rig.failed = 0
-    rig.longest_s = 0.0
-    callers = [asyncio.create_task(rig.call_for_ever()) for _ in range(CALLERS)]
+    node.calls = node.failed = 0
+    node.longest_s = 0.0
+    callers = [asyncio.create_task(node.call_for_ever()) for _ in range(CALLERS)]
     await asyncio.sleep(SETTLE_S)
     begun = time.monotonic()
-    breaking = asyncio.create_task(FAULTS[fault](rig))
-    untrue_s, back_s = None, 0.0
+    breaking = asyncio.create_task(FAULTS[fault](node))
+    untrue_s: float | None = None
+    back_s = 0.0
     try:
         while time.monotonic() - begun < READY_AGAIN_S + TRUTH_S or not breaking.done():
-            if not await rig.ready():
+            if not await node.ready():
                 untrue_s = untrue_s if untrue_s is not None else time.monotonic() - begun
-                back_s = time.monotonic() - begun + 0.02
+                back_s = time.monotonic() - begun + LOOK_S
             if time.monotonic() - begun > START_S:
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(LOOK_S)
         try:
             await asyncio.wait_for(breaking, START_S)
         except NodeFailure:
-            rig.failed += 1
+            node.failed += 1
     finally:
         for caller in callers:
             caller.cancel()
         await asyncio.gather(*callers, return_exceptions=True)
-    return Round(fault, untrue_s, back_s, rig.longest_s, rig.calls, rig.failed)
+    return Round(fault, untrue_s, back_s, node.longest_s, node.calls, node.failed)
 
 
-def faulty(rounds: Sequence[Round]) -> list[str]:
-    """What did not hold, in words."""
-    said = []
-    for one in rounds:
-        if one.back_s > READY_AGAIN_S:
-            said.append(f"{one.fault}: ready again only after {one.back_s:.1f} s")
-        if one.longest_call_s > REQUEST_MIN_S:
-            said.append(f"{one.fault}: a call was open for {one.longest_call_s:.1f} s")
-        if one.failed:
-            said.append(f"{one.fault}: {one.failed} of {one.calls} innocent calls failed")
-        if one.fault == "SIGSTOP" and (one.untrue_s is None or one.untrue_s > TRUTH_S):
-            said.append(f"{one.fault}: /readyz said yes for more than {TRUTH_S:.0f} s")
-    return said
+class Figures(msgspec.Struct, frozen=True):
+    """All rounds."""
+
+    rounds: list[Round]
+
+    @property
+    def broken(self) -> list[str]:
+        """What did not hold, in words."""
+        missed = []
+        for one in self.rounds:
+            if one.back_s > READY_AGAIN_S:
+                missed.append(f"{one.fault}: ready again only after {one.back_s:.1f} s")
+            if one.longest_call_s > REQUEST_MIN_S:
+                missed.append(f"{one.fault}: a call was open for {one.longest_call_s:.1f} s")
+            if one.failed:
+                missed.append(f"{one.fault}: {one.failed} of {one.calls} innocent calls failed")
+            if one.fault == "SIGSTOP" and (one.untrue_s is None or one.untrue_s > TRUTH_S):
+                missed.append(f"{one.fault}: /readyz said yes for more than {TRUTH_S:.0f} s")
+        return missed
 
 
-def show(rounds: Sequence[Round], console: Console) -> None:
-    """A line a fault."""
-    table = Table(
-        "fault", "rounds", "/readyz says no after", "ready again: median", "max", "longest call", "calls", "failed"
-    )
-    for fault in FAULTS:
-        of = [one for one in rounds if one.fault == fault]
-        seen = [one.untrue_s for one in of if one.untrue_s is not None]
-        backs = [one.back_s for one in of]
-        table.add_row(
-            fault,
-            str(len(of)),
-            f"{max(seen):.2f} s" if seen else "never seen",
-            f"{statistics.median(backs):.2f} s",
-            f"{max(backs):.2f} s",
-            f"{max(one.longest_call_s for one in of):.2f} s",
-            str(sum(one.calls for one in of)),
-            str(sum(one.failed for one in of)),
-        )
-    console.print(table)
+def catalogue(model: Model, path: Path) -> None:
+    """Write a catalogue that has this model."""
+    fields = {name: getattr(model, name) for name in ("id", "folder", "width", "max_tokens", "price", "digest")}
+    path.write_text("[[models]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items()))
 
 
-async def run(rounds: int, quiet: bool) -> list[Round]:
+async def measure(rounds: int = 5) -> Figures:
     """All faults, `rounds` times, in turn."""
-    source = find_model_folder()
-    if source is None:
-        raise RuntimeError("the default model's files are not here; run `embedmesh setup` first")
-    with tempfile.TemporaryDirectory(prefix="embedmesh-wedge-") as scratch:
-        folder = poisoned_copy(source, Path(scratch) / "model")
+    source = model_folder()
+    with tempfile.TemporaryDirectory(prefix="embedmesh-wedge-") as name:
+        scratch = Path(name)
+        folder = poisoned_copy(source, scratch / "model")
         read = read_folder(folder)
         model = Model(
             id="poisoned",
@@ -264,47 +248,15 @@ async def run(rounds: int, quiet: bool) -> list[Round]:
             price=0,
             digest=digest(folder),
         )
-        catalogue, uds = Path(scratch) / "models.toml", Path(scratch) / "node.sock"
-        members = {"id": model.id, "folder": model.folder, "width": model.width, "max_tokens": model.max_tokens}
-        members |= {"price": 0, "digest": model.digest}
-        catalogue.write_text(
-            "[[models]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in members.items())
-        )
-        command = [sys.executable, "-m", "embedmesh", "node", "--uds", str(uds), "--catalogue", str(catalogue)]
-        with (Path(scratch) / "log").open("wb") as log:
-            process = subprocess.Popen(command, stderr=log)
-        try:
-            rig = Rig(process, model, uds)
-            await rig.start()
+        catalogue(model, scratch / "models.toml")
+        uds = scratch / "node.sock"
+        command = [*EMBEDMESH, "node", "--uds", str(uds), "--catalogue", str(scratch / "models.toml")]
+        with Process(command, scratch / "log") as process:
+            node = Wedged(process, model, uds)
+            await node.start()
             order = [fault for _ in range(rounds) for fault in FAULTS]
-            return [await one_round(rig, fault) for fault in track(order, "breaking the engine", disable=quiet)]
-        finally:
-            process.terminate()
-            process.wait(START_S)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.wedge", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="times that each fault is made (10 s each)")
-    parser.add_argument("--json", action="store_true", dest="as_json")
-    told = parser.parse_args(arguments)
-    try:
-        rounds = asyncio.run(run(told.rounds, told.as_json))
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 2
-    wrong = faulty(rounds)
-    if told.as_json:
-        print(msgspec.json.encode({"rounds": rounds, "wrong": wrong}).decode())
-    else:
-        console = Console()
-        show(rounds, console)
-        for line in wrong:
-            console.print(line)
-        console.print("The engine was broken, and nobody waited or was told wrong." if not wrong else "Not all held.")
-    return 1 if wrong else 0
+            return Figures([await one_round(node, fault) for fault in track(order, "breaking the engine")])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(measure, rounds="of each fault (10 s each)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from bench.postgres import Server
+    from bench.rig.postgres import PostgresServer
 
 KEPT = {"EMBEDMESH_ASSETS_DIR", "EMBEDMESH_TEST_DATA"}  # where files are, not how we behave
 
@@ -22,18 +22,18 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator["Server"]:
+def postgres() -> Iterator["PostgresServer"]:
     """A real server."""
-    from bench.postgres import serving
+    from bench.rig.postgres import serving
 
     with serving() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def made_database(postgres: "Server") -> str:
+def made_database(postgres: "PostgresServer") -> str:
     """The name of a database with a store in it, to be copied."""
-    from bench.postgres import TEMPLATE
+    from bench.rig.postgres import TEMPLATE
     from embedmesh.storage.books import Books
     from tests.storage.shop import HandClock, secret
 
@@ -43,7 +43,7 @@ def made_database(postgres: "Server") -> str:
 
 
 @pytest.fixture
-def database(postgres: "Server", made_database: str) -> Iterator[str]:
+def database(postgres: "PostgresServer", made_database: str) -> Iterator[str]:
     """The address of a database with a store that nothing has happened in."""
     url = postgres.new(made_database)
     yield url

@@ -1,180 +1,174 @@
-"""`python -m bench.choosing [--load 0.7 0.9] [--seconds N] [--rounds N] [--json]`: real processes, unequal nodes.
+"""Real processes, unequal nodes: `python -m bench.choosing [--load 0.7 0.9] [--seconds N] [--rounds N] [--json]`.
 
 Four scripted nodes (bench.faultnode) of unequal speed are started once. Our gateway has them as nodes that joined it,
 the others in front of the same processes' OpenAI form. Then each contender gets the same arrivals, one after the
 other, in turns over the rounds.
 """
 
-import argparse
-import json
-import statistics
-import sys
+import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import NamedTuple
 
-import uvloop
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+import msgspec
 
-from bench.choosing.load import Answered, Arrival, Texts, arrivals, play
-from bench.choosing.peers import PEERS, Peer, running
-from bench.engine.install import NotInstalled
-from bench.fault.rig import HOST, Rig, Speed, free_port, rigged
+from bench.choosing.load import Arrival, arrivals, make_pool, play
+from bench.fault.load import MAX_TOKENS, Pool, Record
+from bench.rig import fleet
+from bench.rig.command import bench, model_folder, progress
+from bench.rig.figures import percentile
+from bench.rig.fleet import Fleet, Speed
+from bench.rig.install import NotInstalled, healthy, nginx, python_router
+from bench.rig.processes import Process, free_port
 from embedmesh.engine.tokens import ModelTokenizer
-from tests.data import find_model_folder
 
 SPEEDS = (60_000.0, 30_000.0, 15_000.0, 5_000.0)  # tokens per second
 FIXED_MS = 2.0
 OURS = "embedmesh"
 SEED = 11
+START_S = 30.0  # of a peer
 P99_OVER_ROUND_ROBIN, P99_OVER_TWO_CHOICES = 4.0, 2.0  # at the first load
 WORSE_THAN_LEAST = 1.05  # at the second
-LIMIT = 256  # tokens of the default model
 
 
-async def run(loads: Sequence[float], seconds: float, rounds: int, progress: Progress) -> dict[float, Any]:
-    """All of it: load -> contender -> what came of its requests."""
-    folder = find_model_folder()
-    if folder is None:
-        raise RuntimeError("the default model's files are not here; run `embedmesh setup`")
-    texts = Texts(ModelTokenizer(folder, LIMIT))
-    figures: dict[float, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="embedmesh-choosing-") as scratch:
-        place = Path(scratch)
-        async with rigged(place) as rig:
-            ports = await start_nodes(rig)
+class Peer(NamedTuple):
+    """A router and its policy."""
+
+    name: str
+    program: str  # nginx or sglang-router
+    policy: str  # as its option
+
+
+PEERS = (
+    Peer("nginx, round robin", "nginx", ""),
+    Peer("nginx, two choices", "nginx", "random two least_conn;"),
+    Peer("nginx, least requests", "nginx", "least_conn;"),
+    Peer("sglang-router, round robin", "sglang-router", "round_robin"),
+    Peer("sglang-router, two choices", "sglang-router", "power_of_two"),
+)
+
+
+@contextmanager
+def running(peer: Peer, nodes: Sequence[int], folder: Path) -> Iterator[int]:
+    """The peer in front of nodes at these ports; the port that it listens on. Raises NotInstalled."""
+    port = free_port()
+    folder.mkdir()
+    if peer.program == "nginx":
+        command = nginx(peer.policy, nodes, folder, port)
+    else:
+        command = python_router(peer.program, peer.policy, nodes, port, "--request-timeout-secs", "600")
+    with healthy(Process(command, folder / "log"), port, START_S):
+        yield port
+
+
+class RouterRow(msgspec.Struct, frozen=True):
+    """One contender at one load, in milliseconds; of all requests and of the small ones."""
+
+    requests: int
+    failed: int
+    wrong_vectors: int
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    small_p50_ms: float
+    small_p99_ms: float
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "RouterRow":
+        """From what became of its requests."""
+        every = [one.took_s * 1000 for one in records]
+        small = [one.took_s * 1000 for one in records if one.user == "small"]
+        return cls(
+            len(records),
+            sum(not one.served for one in records),
+            sum(one.wrong for one in records),
+            fmean(every),
+            *(percentile(every, each) for each in (50, 90, 99)),
+            *(percentile(small, each) for each in (50, 99)),
+        )
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """Rows by load and contender."""
+
+    loads: dict[str, dict[str, RouterRow]]
+
+    @property
+    def broken(self) -> list[str]:
+        """The targets that were missed, in words."""
+        missed = []
+        for load, rows in self.loads.items():
+            ours = rows[OURS]
+            if ours.failed or ours.wrong_vectors:
+                missed.append(f"at {load} {ours.failed} failed, {ours.wrong_vectors} vectors were wrong")
+            for name, row in rows.items():
+                ratio, least = row.p99_ms / ours.p99_ms, _least_ratio(float(load), name)
+                if ratio < least:
+                    missed.append(f"at {load} p99 is {ratio:.2f}x better than {name}, not {least:.2f}x")
+        return missed
+
+
+def _least_ratio(load: float, name: str) -> float:
+    """The least that a peer's p99 over ours may be."""
+    if load < 0.8 and "round robin" in name:
+        return P99_OVER_ROUND_ROBIN
+    if load < 0.8 and "two choices" in name:
+        return P99_OVER_TWO_CHOICES
+    return 1 / WORSE_THAN_LEAST if "least requests" in name else 0.0
+
+
+async def measure(load: Sequence[float] = (0.7, 0.9), seconds: float = 20.0, rounds: int = 2) -> Figures:
+    """All of it."""
+    pool = make_pool(ModelTokenizer(model_folder(), MAX_TOKENS))
+    figures: dict[str, dict[str, RouterRow]] = {}
+    with tempfile.TemporaryDirectory(prefix="embedmesh-choosing-") as scratch, progress() as bar:
+        async with fleet.running(Path(scratch)) as nodes:
+            ports = await start_nodes(nodes)
             missing: set[str] = set()
-            task = progress.add_task("playing", total=len(loads) * rounds * (1 + len(PEERS)))
-            for load in loads:
-                per_contender: dict[str, list[Answered]] = {}
-                for number in range(rounds):
-                    planned = arrivals(texts, load * sum(SPEEDS), seconds, SEED + number)
-                    for at, peer in enumerate((None, *PEERS)):
-                        name = peer.name if peer is not None else OURS
-                        progress.update(task, description=f"load {load:.0%}: {name}")
-                        if name not in missing:
-                            try:
-                                took = await contend(peer, rig, planned, ports, place / f"{load}-{number}-{at}")
-                                per_contender.setdefault(name, []).extend(took)
-                            except NotInstalled as why:
-                                progress.console.print(f"{name} is left out: {why}")
-                                missing.add(name)
-                        progress.advance(task)
-                        progress.console.print(f"load {load:.0%}, round {number + 1}: {name} done", soft_wrap=True)
-                figures[load] = {name: summary(answered) for name, answered in per_contender.items()}
-    return figures
+            task = bar.add_task("playing", total=len(load) * rounds * (1 + len(PEERS)))
+            for share in load:
+                records: dict[str, list[Record]] = {}
+                for number, peer in itertools.product(range(rounds), (None, *PEERS)):
+                    planned = arrivals(pool, share * sum(SPEEDS), seconds, SEED + number)
+                    name = peer.name if peer is not None else OURS
+                    bar.update(task, description=f"load {share:.0%}: {name}", advance=1)
+                    if name in missing:
+                        continue
+                    folder = Path(scratch) / f"{share}-{number}-{name}"
+                    try:
+                        found = await contend(peer, nodes, planned, pool, ports, folder)
+                    except NotInstalled as why:
+                        bar.console.print(f"{name} is left out: {why}", markup=False)
+                        missing.add(name)
+                    else:
+                        records.setdefault(name, []).extend(found)
+                figures[f"{share:g}"] = {name: RouterRow.of(each) for name, each in records.items()}
+    return Figures(figures)
 
 
-async def start_nodes(rig: Rig) -> list[int]:
+async def start_nodes(nodes: Fleet) -> list[int]:
     """The nodes, joined; the ports of their OpenAI form."""
     ports = []
     for seed, speed in enumerate(SPEEDS):
         ports.append(free_port())
         options = ("--openai-port", str(ports[-1]))
-        node = await rig.start(Speed(speed, FIXED_MS), seed=seed, options=options)
-        await rig.join(node)
+        await nodes.join(await nodes.start(Speed(speed, FIXED_MS), seed=seed, options=options))
     return ports
 
 
 async def contend(
-    peer: Peer | None, rig: Rig, planned: Sequence[Arrival], ports: Sequence[int], place: Path
-) -> list[Answered]:
+    peer: Peer | None, nodes: Fleet, planned: Sequence[Arrival], pool: Pool, ports: Sequence[int], folder: Path
+) -> list[Record]:
     """One contender, alone with the nodes."""
     if peer is None:
-        return await play(planned, HOST, rig.port, rig.credentials.api_key)
-    async with running(peer, ports, place) as port:
-        return await play(planned, HOST, port, "none")
-
-
-def summary(answered: Sequence[Answered]) -> dict[str, Any]:
-    """Milliseconds by quantile, of all and of the small ones; what failed, what was wrong."""
-    every = [one.took_s * 1000 for one in answered]
-    small = [one.took_s * 1000 for one in answered if one.kind == "small"]
-    return {
-        "requests": len(answered),
-        "failed": sum(one.status != 200 for one in answered),
-        "wrong_vectors": sum(one.wrong for one in answered),
-        "mean_ms": statistics.fmean(every),
-        **{f"p{name}_ms": quantile(every, q) for name, q in (("50", 0.5), ("90", 0.9), ("99", 0.99))},
-        **{f"small_p{name}_ms": quantile(small, q) for name, q in (("50", 0.5), ("99", 0.99))},
-    }
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """The value that a share `q` of them does not exceed."""
-    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
-
-
-def verdict(figures: dict[float, Any]) -> list[str]:
-    """The targets that were missed, in words."""
-    missed = []
-    for load, rows in figures.items():
-        ours = rows[OURS]
-        if ours["failed"] or ours["wrong_vectors"]:
-            missed.append(f"at {load:.0%} {ours['failed']} failed, {ours['wrong_vectors']} vectors were wrong")
-        for name, row in rows.items():
-            ratio = row["p99_ms"] / ours["p99_ms"]
-            least = 0.0
-            if load < 0.8 and "round robin" in name:
-                least = P99_OVER_ROUND_ROBIN
-            elif load < 0.8 and "two choices" in name:
-                least = P99_OVER_TWO_CHOICES
-            elif "least requests" in name:
-                least = 1 / WORSE_THAN_LEAST
-            if ratio < least:
-                missed.append(f"at {load:.0%} p99 is {ratio:.2f}x better than {name}, not {least:.2f}x")
-    return missed
-
-
-def show(figures: dict[float, Any], console: Console) -> None:
-    """A table a load."""
-    for load, rows in figures.items():
-        table = Table(title=f"{load:.0%} of what nodes of {', '.join(f'{one:,.0f}' for one in SPEEDS)} tokens/s can do")
-        for column in (
-            "contender",
-            "p50",
-            "p90",
-            "p99 ms",
-            "ours is better",
-            "small p50",
-            "small p99",
-            "failed",
-            "wrong",
-        ):
-            table.add_column(column, justify="left" if column == "contender" else "right")
-        ours = rows[OURS]
-        for name, row in rows.items():
-            cells = [f"{row[key]:,.0f}" for key in ("p50_ms", "p90_ms", "p99_ms")]
-            cells += [f"{row['p99_ms'] / ours['p99_ms']:.1f}x"]
-            cells += [f"{row[key]:,.0f}" for key in ("small_p50_ms", "small_p99_ms", "failed", "wrong_vectors")]
-            table.add_row(name, *cells)
-        console.print(table)
-
-
-def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.choosing", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--load", type=float, nargs="+", default=[0.7, 0.9], help="of what the nodes can do together")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals, a round")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    console = Console(stderr=asked.json)
-    with Progress(console=console, transient=True) as progress:
-        figures = uvloop.run(run(asked.load, asked.seconds, asked.rounds, progress))
-    show(figures, console)
-    if asked.json:
-        print(json.dumps({str(load): rows for load, rows in figures.items()}))
-    missed = verdict(figures)
-    console.print("Every target is met." if not missed else "Missed: " + "; ".join(missed) + ".")
-    return 1 if missed else 0
+        return await play(planned, pool, nodes.port, nodes.credentials.api_key)
+    with running(peer, ports, folder) as port:
+        return await play(planned, pool, port, "none")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    bench(measure, load="of what the nodes can do together", seconds="of arrivals, a round")

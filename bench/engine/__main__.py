@@ -7,38 +7,28 @@ are installed under `.bench/` at the first run; one that does not install, or wh
 out. Writes `bench/results/engine.json` and `engine.svg`. Exit code 1 when a target is missed by more than GATE.
 """
 
-import argparse
 import contextlib
 import platform
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.engine import figures as f
-from bench.engine.contenders import Broke, Contender, Runner, Server, free_port
+from bench.engine.contenders import Broke, Contender, Runner, Server
 from bench.engine.figures import Figures
-from bench.engine.flops import flops
-from bench.engine.install import CHECKOUT, HOME, NotInstalled, build_shim, install, onnx_folder, python_of
-from bench.engine.measure import Clock, Job, compare, node_figures, row, warm_up
-from bench.engine.peak import Peaks
-from bench.engine.plot import plot
-from bench.engine.show import show
-from bench.live import MODEL
+from bench.engine.measure import Job, Peaks, Stopwatch, cosines_to, node_figures, row, warm_up
+from bench.engine.show import plot, show
 from bench.quality import with_int8
+from bench.rig.command import bench, model_folder, progress, save
+from bench.rig.http import MODEL
+from bench.rig.install import HOME, NotInstalled, infinity, install, run_step
+from bench.rig.processes import EMBEDMESH, HOST, free_port
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.served import usable_cores
-from tests.data import find_model_folder
 
-RESULTS = CHECKOUT / "bench" / "results"
 ROUNDS, QUICK_ROUNDS = 5, 2
 QUICK_SCALE = 0.25  # of the texts
 ROUNDS_S = 330.0  # no round begins that would end later; with starts and the node's figures, a run takes 8 minutes
@@ -47,29 +37,54 @@ STARTS, QUICK_STARTS = 5, 2  # of a node
 OURS = (f.EXACT, f.FAST, f.INT8, f.NODE)
 
 
-class Field:
-    """The contenders, started one by one; who cannot take part is in `left_out` with the reason."""
+SHIM = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
+"""MKL gives AVX-512 to CPUs whose vendor is Intel, and calls this function of its own to learn the vendor."""
 
-    def __init__(self, folder: Path, int8_folder: Path, threads: int, runs: Path) -> None:
-        """`int8_folder` has an `int8.json`, if this CPU can use it. `runs` is for sockets; a folder of a short name."""
-        self._folder, self._threads, self._runs = folder, threads, runs
+
+def build_shim() -> Path:
+    """A library that, loaded before MKL, makes it use AVX-512 on any CPU that has it. Raises NotInstalled."""
+    source, library = HOME / "mkl_avx512.c", HOME / "mkl_avx512.so"
+    source.write_text(SHIM)
+    run_step(["cc", "-shared", "-fPIC", "-o", str(library), str(source)])
+    return library
+
+
+def onnx_folder(model: Path) -> Path:
+    """`model` with an ONNX form of its weights, exported by sentence-transformers' torch. Raises NotInstalled."""
+    python, folder = install("sentence-transformers"), HOME / "onnx" / model.name
+    if not (folder / "model.onnx").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in model.glob("*.json"):
+            (folder / file.name).write_bytes(file.read_bytes())
+        part = folder / "model.onnx.part"
+        run_step([str(python), str(Path(__file__).with_name("export.py")), str(model), str(part)])
+        part.rename(folder / "model.onnx")
+    return folder
+
+
+class Field:
+    """The contenders, started one by one; those that cannot take part are in `left_out` with the reason."""
+
+    def __init__(self, model: Path, int8_model: Path, threads: int, folder: Path) -> None:
+        """`int8_model` has an `int8.json`, if this CPU can use it. `folder`, of a short name, is for sockets, logs."""
+        self._model, self._threads, self._folder = model, threads, folder
         self.starters: dict[str, Callable[[], Contender]] = {
-            f.EXACT: lambda: self._ours(f.EXACT, folder),
-            f.FAST: lambda: self._ours(f.FAST, folder),
-            f.INT8: lambda: self._ours(f.INT8, int8_folder),
+            f.EXACT: lambda: self._runner(f.EXACT, Path(sys.executable), f.EXACT),
+            f.FAST: lambda: self._runner(f.FAST, Path(sys.executable), f.FAST),
+            f.INT8: lambda: self._runner(f.INT8, Path(sys.executable), f.INT8, int8_model),
             f.NODE: self.start_node,
-            f.ST: lambda: self._sentence_transformers(f.ST, {}),
-            f.ST_TUNED: lambda: self._sentence_transformers(f.ST_TUNED, {"LD_PRELOAD": str(build_shim())}),
-            f.FASTEMBED: self._fastembed,
+            f.ST: lambda: self._runner(f.ST, install(f.ST), f.ST),
+            f.ST_TUNED: lambda: self._runner(f.ST_TUNED, install(f.ST), f.ST, LD_PRELOAD=str(build_shim())),
+            f.FASTEMBED: lambda: self._runner(f.FASTEMBED, install("fastembed"), "fastembed", onnx_folder(model)),
             f.INFINITY: self._infinity,
         }
         self.left_out: dict[str, str] = {}
 
     def start_node(self) -> Server:
         """A node of our own, with the default catalogue, on a new socket."""
-        path = self._runs / f"{time.monotonic_ns()}.sock"
-        command = [sys.executable, "-m", "embedmesh", "node", "--uds", str(path), "--threads", str(self._threads)]
-        return Server(f.NODE, "", command, path, "/v1/embeddings", MODEL, self._threads)
+        path = self._folder / f"{time.monotonic_ns()}.sock"
+        command = [*EMBEDMESH, "node", "--uds", str(path), "--threads", str(self._threads)]
+        return Server(f.NODE, command, path, self._folder, self._threads)
 
     def start_node_again(self) -> float:
         """Seconds from a process to its first vector."""
@@ -77,53 +92,36 @@ class Field:
         node.stop()
         return node.start_s
 
-    def _ours(self, tier: str, folder: Path) -> Runner:
-        return Runner(tier, Path(sys.executable), tier, folder, self._threads)
-
-    def _sentence_transformers(self, name: str, environ: dict[str, str]) -> Runner:
-        install("sentence-transformers")
-        python = python_of("sentence-transformers")
-        return Runner(name, python, "sentence-transformers", self._folder, self._threads, environ)
-
-    def _fastembed(self) -> Runner:
-        install("sentence-transformers")  # its torch exports the ONNX form
-        install("fastembed")
-        return Runner(f.FASTEMBED, python_of("fastembed"), "fastembed", onnx_folder(self._folder), self._threads)
+    def _runner(self, name: str, python: Path, kind: str, model: Path | None = None, **environment: str) -> Runner:
+        return Runner(name, python, kind, model or self._model, self._folder, self._threads, environment)
 
     def _infinity(self) -> Server:
-        install("infinity")
         port = free_port()
-        options = "--engine torch --device cpu --no-bettertransformer --no-model-warmup --host 127.0.0.1"
-        command = [str(python_of("infinity").with_name("infinity_emb")), "v2", "--model-id", str(self._folder)]
-        command += ["--served-model-name", MODEL, "--port", str(port), *options.split()]
-        return Server(f.INFINITY, "", command, ("127.0.0.1", port), "/embeddings", MODEL, self._threads)
+        command = infinity(self._model, MODEL, port)
+        return Server(f.INFINITY, command, (HOST, port), self._folder, self._threads, "/embeddings")
 
 
-def measure(folder: Path, threads: int, quick: bool, console: Console) -> Figures:
+def measure(quick: bool = False) -> Figures:
     """The whole run. Raises Broke when the engine itself, or a contender in the middle of it, does not answer."""
+    folder, threads = model_folder(), usable_cores()
     rounds = QUICK_ROUNDS if quick else ROUNDS
     with contextlib.ExitStack() as ending:
         runs = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="embedmesh-")))
         int8_folder = ending.enter_context(with_int8(folder)) if f.INT8 in tiers_here() else folder
         field = Field(folder, int8_folder, threads, runs)
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-        progress = ending.enter_context(Progress(*columns, console=console))
-        task = progress.add_task("corpora", total=len(field.starters) * (rounds + 2))
+        bar = ending.enter_context(progress())
+        task = bar.add_task("corpora", total=len(field.starters) * (rounds + 2))
 
         def step(words: str) -> None:
-            progress.update(task, description=words, advance=1)
-            if not console.is_terminal:
-                console.print(words)
+            bar.update(task, description=words, advance=1)
 
         job = Job(QUICK_SCALE if quick else 1.0)
         contenders, cosines = _start(field, job, step, ending)
-        peaks = Peaks(["f32", *(["bf16"] if f.FAST in cosines else [])], threads)
+        peaks = Peaks(["f32", *(["bf16"] if f.FAST in cosines else [])], threads, runs)
         ending.callback(peaks.stop)
-        clock, done, longest_s = Clock(contenders, job), 0, 0.0
+        clock, done, longest_s = Stopwatch(contenders, job), 0, 0.0
         ends = time.monotonic() + ROUNDS_S
-        for _ in range(rounds):
-            if done and time.monotonic() + longest_s > ends:
-                break
+        while done < rounds and (not done or time.monotonic() + longest_s <= ends):
             begun = time.monotonic()
             peaks.measure()
             clock.round(contenders, job, step)
@@ -135,19 +133,21 @@ def measure(folder: Path, threads: int, quick: bool, console: Console) -> Figure
             step("a query beside a bulk job; starts of a node")
             queries, starts = (QUICK_QUERIES, QUICK_STARTS) if quick else (QUERIES, STARTS)
             at_node = node_figures(node, exact, job, field.start_node_again, queries, starts)
-        m_flops = flops(read_folder(folder).config, job.counts["M"])
-        return Figures(
-            machine=_machine(),
-            threads=threads,
-            rounds=done,
-            texts={name: len(texts) for name, texts in job.texts.items()},
-            tokens={name: sum(counts) for name, counts in job.counts.items()},
-            peaks_gflops=peaks.gflops,
-            rows=rows,
-            node=at_node,
-            left_out=field.left_out,
-            targets=f.targets(clock.corpora, rows, at_node, m_flops, peaks.gflops),
-        )
+    m_flops = f.flops(read_folder(folder).config, job.counts["M"])
+    figures = Figures(
+        machine=_machine(),
+        threads=threads,
+        rounds=done,
+        texts={name: len(texts) for name, texts in job.texts.items()},
+        tokens={name: sum(counts) for name, counts in job.counts.items()},
+        peaks_gflops=peaks.gflops,
+        rows=rows,
+        node=at_node,
+        left_out=field.left_out,
+        targets=f.targets(clock.corpora, rows, at_node, m_flops, peaks.gflops),
+    )
+    save("engine.svg", plot(figures, OURS))
+    return figures
 
 
 def _start(
@@ -165,7 +165,7 @@ def _start(
             step(f"{name}: warming up")
             found = warm_up(contender, job)
             right = right or found
-            cosines[name] = compare(name, found, right)
+            cosines[name] = cosines_to(name, found, right)
         except (NotInstalled, Broke) as why:
             if right is None:
                 raise Broke(f"the engine itself did not start: {why}") from None
@@ -182,33 +182,5 @@ def _machine() -> str:
     return platform.machine()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.engine", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and texts: two minutes")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    asked: Any = parser.parse_args(arguments)
-    folder = find_model_folder()
-    if folder is None:
-        print("the default model's files are not here; run `embedmesh setup` first", file=sys.stderr)
-        return 1
-    HOME.mkdir(exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no contender is left behind
-    try:
-        found = measure(folder, usable_cores(), asked.quick, Console(stderr=True))
-    except Broke as broke:
-        print(f"bench: {broke}", file=sys.stderr)
-        return 1
-    RESULTS.mkdir(exist_ok=True)
-    encoded = msgspec.json.format(msgspec.json.encode(found), indent=1)
-    (RESULTS / "engine.json").write_bytes(encoded)
-    (RESULTS / "engine.svg").write_text(plot(found, OURS), encoding="utf-8")
-    if asked.json:
-        print(encoded.decode())
-    else:
-        show(found, Console())
-    return 1 if found.missed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(measure, show=show, file="engine.json", quick="fewer rounds and texts: two minutes")

@@ -2,18 +2,22 @@
 machine does meets all alike. Before the first round each does all of it once: that warms it up and checks its vectors.
 """
 
-import contextlib
 import statistics
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from bench.corpus import Name, corpus, token_counts
-from bench.engine.contenders import CALL_TEXTS, CALLS_AT_ONCE, Broke, Contender, Runner, Server, Vectors
-from bench.engine.figures import INT8, NodeFigures, Row, Spread
-from bench.live import Wire
+from bench.engine.contenders import CALL_TEXTS, CALLS_AT_ONCE, Broke, Contender, Runner, Server
+from bench.engine.figures import INT8, ContenderRow, NodeFigures
+from bench.engine.runner import MATMUL, MATMULS
+from bench.rig.corpus import Name, corpus, token_counts
+from bench.rig.figures import Spread, percentile
+from bench.rig.http import Vectors, Wire
+from bench.rig.processes import meanwhile
 
 TEXTS: dict[Name, int] = {"S": 512, "M": 96, "L": 48, "X": 256}  # a second of work or two, each
 SINGLES = 60  # short texts, one by one, in each round
@@ -22,6 +26,7 @@ REST_S = 0.1  # between two contenders: their threads spin for a moment when the
 QUERY_EVERY_S = 0.05
 BATCH_L_TEXTS = 4  # of 256 tokens: a full batch of 1,024 without padding
 BATCH_REPEATS = 15
+PEAK_REPEATS = 8  # products of 58 GFLOP in each round
 
 
 class Job:
@@ -40,7 +45,7 @@ def warm_up(contender: Contender, job: Job) -> dict[str, Vectors]:
     return {name: contender.vectors(texts) for name, texts in job.texts.items()}
 
 
-def compare(name: str, found: Mapping[str, Vectors], right: Mapping[str, Vectors]) -> tuple[float, float]:
+def cosines_to(name: str, found: Mapping[str, Vectors], right: Mapping[str, Vectors]) -> tuple[float, float]:
     """Smallest and mean cosine to the vectors of exact.
 
     Raises Broke where they should be the same and are not; int8 is judged by `make bench-quality`.
@@ -52,7 +57,34 @@ def compare(name: str, found: Mapping[str, Vectors], right: Mapping[str, Vectors
     return least, float(cosines.mean())
 
 
-class Clock:
+class Peaks:
+    """The machine's own limit: how many GFLOP/s a large matrix product reaches in the same OpenVINO, by precision.
+
+    It is the best of the run: a peak is what was reached once, and so it counts against us.
+    """
+
+    def __init__(self, precisions: Sequence[str], threads: int, folder: Path) -> None:
+        """`folder` is for logs."""
+        self._runners = {
+            name: Runner(f"peak {name}", Path(sys.executable), f"peak-{name}", Path(), folder, threads)
+            for name in precisions
+        }
+        self.gflops = dict.fromkeys(precisions, 0.0)
+
+    def measure(self) -> None:
+        """Once more."""
+        work = 2 * MATMUL**3 * MATMULS / 1e9
+        for name, runner in self._runners.items():
+            best = max(work / seconds for seconds in runner.singles([""] * PEAK_REPEATS))
+            self.gflops[name] = max(self.gflops[name], best)
+
+    def stop(self) -> None:
+        """End the processes."""
+        for runner in self._runners.values():
+            runner.stop()
+
+
+class Stopwatch:
     """Seconds of each contender and corpus, one a round, and of single texts."""
 
     def __init__(self, contenders: Sequence[Contender], job: Job) -> None:
@@ -71,16 +103,16 @@ class Clock:
             self.singles[contender.name] += contender.singles(job.singles)
 
 
-def row(contender: Contender, clock: Clock, job: Job, cosines: tuple[float, float]) -> Row:
+def row(contender: Contender, clock: Stopwatch, job: Job, cosines: tuple[float, float]) -> ContenderRow:
     """The figures of one contender, at the end of the run."""
     times, singles = clock.corpora[contender.name], clock.singles[contender.name]
-    return Row(
+    return ContenderRow(
         contender.name,
         contender.version,
         {name: _rates(len(texts), times[name]) for name, texts in job.texts.items()},
         {name: _rates(sum(counts), times[name]) for name, counts in job.counts.items()},
-        1000 * statistics.median(singles),
-        1000 * _percentile(singles, 99),
+        1000 * percentile(singles, 50),
+        1000 * percentile(singles, 99),
         contender.start_s,
         contender.memory_mb()[0],
         cosines,
@@ -90,35 +122,18 @@ def row(contender: Contender, clock: Clock, job: Job, cosines: tuple[float, floa
 def query_beside_bulk(node: Server, job: Job, queries: int) -> float:
     """p95, in ms, of one short text every QUERY_EVERY_S while a bulk client keeps CALLS_AT_ONCE calls in flight."""
     bulk = node.request((job.texts["M"] * 2)[:CALL_TEXTS])
-    with _bulk(node, bulk), Wire(node.address) as wire:
-        times = []
-        for text in (job.texts["S"] * queries)[:queries]:
-            time.sleep(QUERY_EVERY_S)
-            request = node.request([text])
-            begun = time.perf_counter()
-            node.ask(wire, request)
-            times.append(time.perf_counter() - begun)
-    return 1000 * _percentile(times, 95)
 
-
-@contextlib.contextmanager
-def _bulk(node: Server, request: bytes) -> Iterator[None]:
-    stop = threading.Event()
-
-    def work() -> None:
+    def work(stop: threading.Event) -> None:
         with Wire(node.address) as wire:
             while not stop.is_set():
-                node.ask(wire, request)
+                node.ask(wire, bulk)
 
-    threads = [threading.Thread(target=work) for _ in range(CALLS_AT_ONCE)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    times = []
+    with meanwhile(*[work] * CALLS_AT_ONCE), Wire(node.address) as wire:
+        for text in (job.texts["S"] * queries)[:queries]:
+            time.sleep(QUERY_EVERY_S)
+            times.append(node.ask(wire, node.request([text]))[0])
+    return 1000 * percentile(times, 95)
 
 
 def node_figures(
@@ -134,12 +149,8 @@ def _rates(count: int, seconds: Sequence[float]) -> Spread:
     return Spread.of([count / each for each in seconds])
 
 
-def _percentile(values: Sequence[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
 def _cosine(ours: Vectors, theirs: Vectors) -> Vectors:
-    """Row by row."""
+    """ContenderRow by row."""
     if ours.shape != theirs.shape:
         raise Broke(f"vectors of shape {ours.shape}, not {theirs.shape}")
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)

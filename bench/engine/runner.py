@@ -135,13 +135,13 @@ def main(kind: str, folder: str, threads: str) -> None:
         print(json.dumps(answer(embed, json.loads(line))), file=answers, flush=True)
 
 
-def answer(embed: Embed, asked: dict[str, Any]) -> dict[str, Any]:
-    """What one line in asks for."""
-    if asked.get("each"):
-        return {"seconds": [timed(embed, [text])[0] for text in asked["texts"]]}
-    seconds, vectors = timed(embed, asked["texts"])
+def answer(embed: Embed, work: dict[str, Any]) -> dict[str, Any]:
+    """The reply to one line in."""
+    if work.get("each"):
+        return {"seconds": [timed(embed, [text])[0] for text in work["texts"]]}
+    seconds, vectors = timed(embed, work["texts"])
     reply: dict[str, Any] = {"seconds": seconds}
-    if asked.get("vectors"):
+    if work.get("vectors"):
         reply["vectors"] = base64.b64encode(vectors.astype("<f4").tobytes()).decode("ascii")
     return reply
 

@@ -1,69 +1,71 @@
-"""The figures as tables for a person, the verdict last."""
+"""The figures as tables and as a picture."""
+
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
-from bench.engine.figures import GATE, Figures, Spread, Target
+from bench.engine.figures import ContenderRow, Figures
+from bench.rig import svg
+from bench.rig.figures import print_targets
+from bench.rig.tables import print_table
 
-COLOURS = {"reached": "green", "within 10 %": "yellow", "missed": "red", "not measured": "dim"}
+BAR, GAP, LEFT, WIDTH, RIGHT, TOP = 16, 22, 230, 460, 190, 48  # pixels
 
 
 def show(figures: Figures, console: Console) -> None:
-    """All of it."""
-    console.print(_speeds(figures), _contenders(figures), _targets(figures))
+    """The figures for a person."""
+    corpora = [
+        f"{corpus}: {texts} texts, mean {figures.tokens[corpus] / texts:.0f} tokens"
+        for corpus, texts in figures.texts.items()
+    ]
+    rows: list[tuple[object, ...]] = []
+    rows += [(row.name, *(row.texts_per_s[corpus] for corpus in figures.texts)) for row in figures.rows]
+    rows += [
+        (f"{row.name}: tokens/s", *(f"{row.tokens_per_s[corpus].median:,.0f}" for corpus in figures.texts))
+        for row in figures.rows
+    ]
+    columns = "texts/s: median (smallest - largest)", *corpora
+    print_table(console, columns, rows, f"{figures.rounds} interleaved rounds")
+    columns = "", "version", "one short text: p50 ms", "p99 ms", "start s", "memory MB", "cosine: least", "mean"
+    print_table(console, columns, map(_contender, figures.rows))
+    print_targets(console, figures.targets)
     peaks = ", ".join(f"{name} {value:,.0f} GFLOP/s" for name, value in figures.peaks_gflops.items())
     console.print(f"Peak of {figures.threads} threads of {figures.machine}: {peaks}.")
     for name, why in figures.left_out.items():
         console.print(f"Left out: {name}: {why}.", markup=False)
-    console.print(verdict(figures), markup=False)
 
 
-def verdict(figures: Figures) -> str:
-    """One line."""
-    counts = {word: sum(target.verdict == word for target in figures.targets) for word in COLOURS}
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    if not figures.missed:
-        return f"Passed: {said}."
-    return f"MISSED by more than {GATE:.0%}: {'; '.join(target.what for target in figures.missed)} ({said})."
+def _contender(row: ContenderRow) -> Sequence[str]:
+    times = f"{row.single_p50_ms:.2f}", f"{row.single_p99_ms:.2f}", f"{row.start_s:.2f}"
+    return row.name, row.version, *times, f"{row.resident_mb:,.0f}", *(f"{each:.5f}" for each in row.cosine)
 
 
-def _speeds(figures: Figures) -> Table:
-    table = Table("texts/s: median (smallest - largest)", title=f"{figures.rounds} interleaved rounds")
+def plot(figures: Figures, ours: Sequence[str]) -> str:
+    """Tokens a second by corpus and contender, as bars; `ours` have another colour.
+
+    A thin line spans the smallest and largest of the rounds.
+    """
+    parts, y = [], TOP
+    longest = max(spread.high for row in figures.rows for spread in row.tokens_per_s.values())
     for corpus, texts in figures.texts.items():
-        table.add_column(f"{corpus}: {texts} texts, mean {figures.tokens[corpus] / texts:.0f} tokens", justify="right")
-    for row in figures.rows:
-        table.add_row(row.name, *(_spread(row.texts_per_s[corpus]) for corpus in figures.texts))
-    table.add_section()
-    for row in figures.rows:
-        table.add_row(f"{row.name}: tokens/s", *(f"{row.tokens_per_s[name].median:,.0f}" for name in figures.texts))
-    return table
+        words = f"{corpus}: {texts} texts of {figures.tokens[corpus] / texts:.0f} tokens on average"
+        parts.append(svg.text(8, y + 12, words, bold=True))
+        y += BAR + 4
+        for row in sorted(figures.rows, key=lambda each: each.tokens_per_s[corpus].median):
+            parts += _bar(y, row, corpus, svg.OURS if row.name in ours else svg.THEIRS, WIDTH / longest)
+            y += BAR + 2
+        y += GAP
+    title = f"Tokens a second, {figures.threads} threads of {figures.machine}; median of {figures.rounds} rounds"
+    return svg.picture(LEFT + WIDTH + RIGHT, y, title, parts)
 
 
-def _contenders(figures: Figures) -> Table:
-    table = Table("", "version", "one short text: p50 ms", "p99 ms", "start s", "memory MB", "cosine: least", "mean")
-    for row in figures.rows:
-        times = f"{row.single_p50_ms:.2f}", f"{row.single_p99_ms:.2f}", f"{row.start_s:.2f}"
-        table.add_row(row.name, row.version, *times, f"{row.resident_mb:,.0f}", *(f"{each:.5f}" for each in row.cosine))
-    return table
-
-
-def _targets(figures: Figures) -> Table:
-    table = Table("target", "at least / most", "found: median (smallest - largest)", "verdict")
-    for target in figures.targets:
-        colour = COLOURS[target.verdict]
-        bound = f"{'≥' if target.at_least else '≤'} {target.bound:g}{target.unit}"
-        table.add_row(target.what, bound, _found(target), f"[{colour}]{target.verdict}[/]")
-    return table
-
-
-def _found(target: Target) -> str:
-    return "-" if target.found is None else _spread(target.found)
-
-
-def _spread(spread: Spread) -> str:
-    def words(value: float) -> str:
-        return f"{value:,.0f}" if value >= 50 else f"{value:.2f}"
-
-    if spread.low == spread.high:
-        return words(spread.median)
-    return f"{words(spread.median)} ({words(spread.low)} - {words(spread.high)})"
+def _bar(y: float, row: ContenderRow, corpus: str, colour: str, scale: float) -> list[str]:
+    spread, middle = row.tokens_per_s[corpus], y + BAR / 2
+    low, high = LEFT + spread.low * scale, LEFT + spread.high * scale
+    label = f"{spread.median:,.0f} ({row.texts_per_s[corpus].median:,.0f} texts/s)"
+    return [
+        svg.text(LEFT - 8, y + 12, row.name, anchor="end"),
+        svg.bar(LEFT, y, spread.median * scale, BAR, colour),
+        svg.line(low, high, middle, middle, svg.INK),
+        svg.text(high + 6, y + 12, label),
+    ]

@@ -1,34 +1,26 @@
-"""The command: `python -m bench.fault [--only MODE,...] [--quick] [--json]`."""
+"""Nodes that misbehave under load: `python -m bench.fault [--only MODE,...] [--quick] [--json]`."""
 
-import argparse
-import asyncio
 import os
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
-import uvloop
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from bench.fault import books, extras, pair
-from bench.fault.cells import Bench, plan
-from bench.fault.figures import Figures, Row, Saturated, Whole, as_json, line, set_bases, show
-from bench.fault.load import Client, Load, Mix, Pool, second
-from bench.fault.rig import HOST, rigged
+from bench.fault import extras, pair
+from bench.fault.cells import Cell, CellRunner, plan
+from bench.fault.figures import CellRow, Figures, Saturated, Whole, in_a_line, set_bases, show
+from bench.fault.load import MAX_TOKENS, CheckingClient, Record, loading, made_pool
 from bench.faultnode.modes import MODES
+from bench.rig import fleet, ledger
+from bench.rig.command import bench, check_names, model_folder, progress
+from bench.rig.fleet import Fleet
 from embedmesh.engine.tokens import ModelTokenizer
-from tests.data import find_model_folder
+from embedmesh.settings import secret_path, store_path
+from embedmesh.storage.secrets.secret import hash_user, read_secret
 
 WIDTH = 170  # characters that the table needs
-MAX_TOKENS = 256  # of the default model
-RESULTS = Path(__file__).parent.parent / "results"
 LOSSES = (
     ("kill -9, with an address", signal.SIGKILL, False, 1),
     ("kill -9, dials out", signal.SIGKILL, True, 1),
@@ -43,58 +35,55 @@ SATURATED = (
 )
 
 
-@asynccontextmanager
-async def loading(client: Client, pool: Pool) -> AsyncIterator[Load]:
-    """The load, while this is open."""
-    load = Load(client, second(pool, Mix()))
-    load.start()
-    try:
-        yield load
-    finally:
-        await load.stop()
-
-
-async def measure(only: list[str], place: Path, *, quick: bool, options: tuple[str, ...], console: Console) -> Figures:
-    """The whole run, with its files in `place`. Raises RuntimeError where something of our own does not start."""
-    folder = find_model_folder()
-    assert folder is not None
-    pool = Pool(ModelTokenizer(folder, MAX_TOKENS))
-    began = time.monotonic()
-    cells = plan(only, quick=quick)
+async def measure(only: str = "", quick: bool = False, keep: Path | None = None, gateway_options: str = "") -> Figures:
+    """The whole run."""
+    modes = [name for name in only.split(",") if name]
+    check_names(modes, list(MODES))
     more = not only and not quick
-    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="embedmesh-fault-") as scratch:
+        options = tuple(gateway_options.split())
+        return await run_cells(plan(modes, quick=quick), more, keep or Path(scratch), options)
+
+
+async def run_cells(cells: Sequence[Cell], more: bool, folder: Path, options: tuple[str, ...]) -> Figures:
+    """All cells, with files in `folder`; `more` is what is done to whole nodes. Raises CannotRun."""
+    model = model_folder()
+    pool = made_pool(ModelTokenizer(model, MAX_TOKENS))
+    began = time.monotonic()
+    rows: list[CellRow] = []
     wholes: list[Whole] = []
     saturated: list[Saturated] = []
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=console)
-    with bar:
+    with progress() as bar:
         task = bar.add_task("starting", total=len(cells) + more * (len(LOSSES) + len(SATURATED)))
-        async with rigged(place, options) as rig:
-            client = Client(HOST, rig.port, rig.credentials.api_key, pool)
+        async with fleet.running(folder, options) as nodes:
+            client = CheckingClient(nodes.port, nodes.credentials.api_key, pool)
             async with loading(client, pool) as load:
-                bench = Bench(rig, load)
-                await bench.begin()
+                runner = CellRunner(nodes, load)
+                await runner.begin()
                 await load.second()  # warm
                 load.records.clear()
                 for cell, following in zip(cells, [*cells[1:], None], strict=True):
                     bar.update(task, description=f"{cell.name} {cell.share:g}")
-                    rows.append(await bench.run(cell, following))
-                    bar.console.print(line(rows[-1]), highlight=False, soft_wrap=True)
+                    rows.append(await runner.run(cell, following))
+                    bar.console.print(in_a_line(rows[-1]), highlight=False, soft_wrap=True)
                     bar.advance(task)
                 for name, number, dials_out, count in LOSSES if more else ():
                     bar.update(task, description=name)
-                    wholes.append(await extras.lose(rig, load, name, number, dials_out=dials_out, count=count))
+                    wholes.append(await extras.lose(nodes, load, name, number, dials_out=dials_out, count=count))
                     bar.advance(task)
             for name, speed, size in SATURATED if more else ():
                 bar.update(task, description=name)
-                saturated.append(await extras.saturate(rig, client, pool, bench.good, name, speed, size))
+                saturated.append(await extras.saturate(nodes, client, pool, runner.good, name, speed, size))
                 bar.advance(task)
             client.close()
-            await rig.stop()
-            checked = await books.check(rig)
-            books.join(rig, [*rows, *wholes], load.records)
-            logged = rig.log.read_text(errors="replace")
+            nodes.gateway.stop()
+            everything: list[CellRow | Whole] = [*rows, *wholes]
+            open_holds = join_ledger(nodes, everything, load.records)
+            logged = nodes.gateway.log.read_text(errors="replace")
+            ledger_ok = ledger.check(nodes.data_dir)
         seconds = time.monotonic() - began
+    for one in everything:
+        one.users = []
     set_bases(rows)
     return Figures(
         seconds=seconds,
@@ -102,53 +91,42 @@ async def measure(only: list[str], place: Path, *, quick: bool, options: tuple[s
         rows=rows,
         wholes=wholes,
         saturated=saturated,
-        ledger_ok=checked.ok,
-        open_holds=checked.open,
+        ledger_ok=ledger_ok,
+        open_holds=open_holds,
         internal_errors=logged.count("internal error"),
-        pair=await pair.measure(folder, pair.TEXTS, console) if more else None,
+        pair=await pair.measure() if more else None,
     )
 
 
-def main(arguments: list[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.fault", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", default="", help="modes, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="every mode once, no more than that (4 minutes)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    parser.add_argument("--keep", type=Path, help="an empty folder for logs and ledger (default: removed in the end)")
-    parser.add_argument("--gateway-options", default="", help="such as `--hedge`, handed on")
-    asked: Any = parser.parse_args(arguments)
-    only = [name for name in asked.only.split(",") if name]
-    if unknown := [name for name in only if name not in MODES]:
-        parser.error(f"there is no mode {', '.join(unknown)}; `python -m bench.faultnode --help` lists them")
-    if find_model_folder() is None:
-        print("the default model's files are not here; run `embedmesh setup` first", file=sys.stderr)
-        return 1
-
-    async def run() -> Figures:
-        me = asyncio.current_task()
-        assert me is not None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, me.cancel)
-        options = tuple(asked.gateway_options.split())
-        with tempfile.TemporaryDirectory(prefix="embedmesh-fault-") as folder:
-            place = asked.keep or Path(folder)
-            return await measure(only, place, quick=asked.quick, options=options, console=Console(stderr=True))
-
-    try:
-        figures = uvloop.run(run())
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        return 130
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "fault.json").write_bytes(msgspec.json.encode(as_json(figures)))
-    if asked.json:
-        print(msgspec.json.encode(as_json(figures)).decode())
-    else:
-        wide = Console()
-        wide.width = max(wide.width, WIDTH)
-        show(figures, wide)
-    return 1 if figures.missed() else 0
+def join_ledger(fleet: Fleet, found: Iterable[CellRow | Whole], records: Sequence[Record]) -> int:
+    """Compare the ledger with the records: put into each figure how many of its requests were charged, and how many
+    wrongly. Returns how many holds are still open."""
+    usage, opened = ledger.read(
+        store_path(fleet.data_dir),
+        "SELECT user_hash, cost FROM usage",
+        "SELECT hold_id FROM holds WHERE ended_by IS NULL",
+    )
+    charges: defaultdict[str, list[int]] = defaultdict(list)
+    for user_hash, cost in usage:
+        charges[user_hash].append(cost)
+    secret = read_secret(secret_path(fleet.data_dir))
+    by_user = {each.user: each for each in records}
+    for one in found:
+        for user in one.users:
+            costs = charges[hash_user(secret, user)]
+            one.charged += len(costs)
+            one.charged_wrongly += costs != ([by_user[user].cost] if by_user[user].served else [])
+    return len(opened)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(
+        measure,
+        show=show,
+        file="fault.json",
+        width=WIDTH,
+        only="modes, separated by commas",
+        quick="every mode once, no more than that (4 minutes)",
+        keep="an empty folder for logs and ledger (default: removed in the end)",
+        gateway_options="such as `--hedge`, handed on",
+    )

@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bench.fault.figures import NEIGHBOURS, Row, Times, Window
+from bench.fault.figures import NEIGHBOURS, CellRow, Times, median_p99
 from bench.fault.load import Load
-from bench.fault.rig import Node, Rig, Speed
 from bench.faultnode.acts import PHASE_S
 from bench.faultnode.modes import MODES
+from bench.rig.fleet import Fleet, Node, Speed
 
 BEFORE_S, AFTER_S, MORE_S = 1, 2, 5  # seconds of load: good nodes alone, the bad one out, and again if in doubt
-CALM_S = 0.3  # that a new node works well before it is told not to
-SETTLE_S = 0.3  # after it is out: what had been sent to it is asked again
-WATCH_S, WATCH_STAYS_S, WATCH_DEAD_S, WATCH_LIES_S = 8.0, 5.0, 16.0, 14.0  # how long it is waited for that it is out
+CALM_S = 0.3  # that a new node works well before it is ordered not to
+SETTLE_S = 0.3  # after it is out: what had been sent to it is sent to others
+WATCH_S, WATCH_STAYS_S, WATCH_DEAD_S, WATCH_LIES_S = 8.0, 5.0, 16.0, 14.0  # how long we wait until it is out
 LOOK_S = 0.05
-GOOD, BAD = Speed(), Speed(24_000.0, 1.6)  # the bad one is faster, and so it is asked before the others
+GOOD, BAD = Speed(), Speed(24_000.0, 1.6)  # the bad one is faster, and so it gets work before the others
 OUT = ("ejected", "quarantined")
 PART = 0.3  # the share where not all requests are answered wrongly
 DOUBT = 1.15  # p99 after over before: from here on it is looked at for longer
 
 
 class Cell(NamedTuple):
-    """One try: so many nodes in that mode, beside the trusted node and perhaps an honest one that is not trusted."""
+    """One try: nodes in a mode, beside the trusted node and perhaps an honest one that is not trusted."""
 
     mode: str
     share: float = 1.0
@@ -77,15 +77,15 @@ class Seen:
 class Watch:
     """Looks at the bad nodes all the time."""
 
-    def __init__(self, rig: Rig) -> None:
-        self._rig = rig
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
         self._task: asyncio.Task[None] | None = None
         self.seen: list[Seen] = []
 
     async def start(self, nodes: Sequence[Node]) -> None:
         """From now on."""
         for node in nodes:
-            found = await self._rig.look(node)
+            found = await self._fleet.look(node)
             self.seen.append(Seen(node, found["answers"], Counter(found["failures"]), last=found))
         self._task = asyncio.create_task(self._watch())
 
@@ -104,7 +104,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         while True:
             for seen in self.seen:
-                found = await self._rig.look(seen.node)
+                found = await self._fleet.look(seen.node)
                 seen.last = found
                 if found["state"] not in OUT:
                     if seen.out_at is not None:
@@ -115,11 +115,11 @@ class Watch:
             await asyncio.sleep(LOOK_S)
 
 
-class Bench:
+class CellRunner:
     """Runs cells on one rig under one load."""
 
-    def __init__(self, rig: Rig, load: Load) -> None:
-        self._rig = rig
+    def __init__(self, fleet: Fleet, load: Load) -> None:
+        self._fleet = fleet
         self._load = load
         self._good: list[Node] = []
         self._seed = 0
@@ -128,9 +128,9 @@ class Bench:
 
     async def begin(self) -> None:
         """The one node that is trusted."""
-        healthy = await self._rig.start(GOOD)
-        await self._rig.join(healthy)
-        await self._rig.act(healthy, "trust")
+        healthy = await self._fleet.start(GOOD)
+        await self._fleet.join(healthy)
+        await self._fleet.act(healthy, "trust")
         self._good.append(healthy)
 
     @property
@@ -138,9 +138,9 @@ class Bench:
         """That node."""
         return self._good[0]
 
-    async def run(self, cell: Cell, following: Cell | None) -> Row:
+    async def run(self, cell: Cell, following: Cell | None) -> CellRow:
         """One try, from the good nodes alone to the good nodes alone. Meanwhile the next one's processes start."""
-        rig, load, loop = self._rig, self._load, asyncio.get_running_loop()
+        fleet, load, loop = self._fleet, self._load, asyncio.get_running_loop()
         await self._third(cell.third)
         bad = await (self._next or asyncio.create_task(self._start(cell)))
         before = [await load.second() for _ in range(BEFORE_S)]
@@ -148,10 +148,10 @@ class Bench:
         self._next = asyncio.create_task(self._start(following)) if following is not None else None
         if cell.at_once:
             await self._order(cell, bad)
-        await asyncio.gather(*(rig.join(node, "ready", *OUT) for node in bad))
+        await asyncio.gather(*(fleet.join(node, "ready", *OUT) for node in bad))
         if not cell.at_once:
             await asyncio.sleep(CALM_S)
-        watch = Watch(rig)
+        watch = Watch(fleet)
         await watch.start(bad)
         begun = loop.time()
         if not cell.at_once:
@@ -163,9 +163,9 @@ class Bench:
         finally:
             await watch.stop()
         ended = loop.time()
-        good = [await rig.look(node) for node in self._good]
+        good = [await fleet.look(node) for node in self._good]
         for node in bad:
-            await rig.drop(node)
+            await fleet.drop(node)
         await load.answered(ended)
         return self._row(cell, watch.seen, before, after, begun, out, ended, good)
 
@@ -173,7 +173,7 @@ class Bench:
         self._seed += 1
         options = ("--spare-probes",) if cell.spare_probes else ()
         starting = [
-            self._rig.start(BAD, dials_out=cell.dials_out, seed=10 * self._seed + at, options=options)
+            self._fleet.start(BAD, dials_out=cell.dials_out, seed=10 * self._seed + at, options=options)
             for at in range(cell.copies)
         ]
         return await asyncio.gather(*starting)
@@ -185,8 +185,8 @@ class Bench:
     async def _third(self, wanted: bool) -> None:
         if wanted and len(self._good) == 1:
             self._before.clear()  # two good nodes are faster than one
-            third = await self._rig.start(GOOD)
-            await self._rig.join(third)
+            third = await self._fleet.start(GOOD)
+            await self._fleet.join(third)
             self._good.append(third)
 
     async def _until_out(self, cell: Cell, watch: Watch, begun: float) -> None:
@@ -213,7 +213,7 @@ class Bench:
         return after
 
     def _p99(self, seconds: Sequence[tuple[float, float]]) -> float:
-        return Window.median_p99([Window.of(self._load.between(*each)) for each in seconds])
+        return median_p99([Times.of(self._load.between(*each)) for each in seconds])
 
     def _row(
         self,
@@ -225,7 +225,7 @@ class Bench:
         out: float | None,
         ended: float,
         good: Sequence[dict[str, Any]],
-    ) -> Row:
+    ) -> CellRow:
         load = self._load
         records = load.between(begun, ended)
         outs = [one.out_at for one in seen if one.out_at is not None]
@@ -235,7 +235,7 @@ class Bench:
         failures: Counter[str] = Counter()
         for one in seen:
             failures += Counter(one.last["failures"]) - one.failures
-        return Row(
+        return CellRow(
             name=cell.name,
             mode=cell.mode,
             share=cell.share,
@@ -244,22 +244,24 @@ class Bench:
             at_once=cell.at_once,
             spares_probes=cell.spare_probes,
             requests=len(records),
-            served=sum(asked.served for asked in records),
-            refused=dict(Counter(asked.said for asked in records if not asked.served)),
-            wrong=sum(asked.wrong for asked in records),
-            wrong_when_out=sum(asked.wrong for asked in records if out_at is not None and asked.at > out_at + SETTLE_S),
+            served=sum(record.served for record in records),
+            refused=dict(Counter(record.outcome for record in records if not record.served)),
+            wrong_vectors=sum(record.wrong for record in records),
+            wrong_when_out=sum(
+                record.wrong for record in records if out_at is not None and record.at > out_at + SETTLE_S
+            ),
             became=",".join(sorted({one.became for one in seen if one.became})),
             out_s=out_at - begun if out_at is not None else None,
             out_answers=max((one.out_answers for one in seen), default=0) if out_at is not None else None,
             answers=sum(one.last["answers"] - one.answers for one in seen),
             came_back=bool(backs),
-            before=[Window.of(load.between(*each)) for each in before],
-            during=Times.of([asked for asked in records if asked.at < (out_at if out_at is not None else ended)]),
-            after=[Window.of(load.between(*each)) for each in calm],
+            before=[Times.of(load.between(*each)) for each in before],
+            during=Times.of([record for record in records if record.at < (out_at if out_at is not None else ended)]),
+            after=[Times.of(load.between(*each)) for each in calm],
             failures=dict(failures),
             state=",".join(one.last["state"] for one in seen),
             last_failure=seen[0].last["last_failure"],
             honest_out=sum(found["state"] != "ready" for found in good),
             honest_failed=sum(found["canaries"]["failed"] for found in good),
-            users=[asked.user for asked in records],
+            users=[record.user for record in records],
         )

@@ -1,14 +1,13 @@
-"""What is done to whole nodes: one of two is killed or told to stop; both kinds are asked all that they can take."""
+"""What is done to whole nodes: one of two is killed or stopped; both kinds get all the load that they can take."""
 
 import asyncio
 import itertools
 import signal
 from collections import Counter
-from collections.abc import Callable
 
 from bench.fault.figures import Saturated, Whole
-from bench.fault.load import Client, Load, Pool
-from bench.fault.rig import Node, Rig, Speed
+from bench.fault.load import CheckingClient, Load, Pool
+from bench.rig.fleet import Fleet, Node, Speed
 
 CALM_S, SEEN_S = 1.0, 3.0  # before it happens, and after
 CALLERS = 96  # more than one node gets at one time
@@ -16,12 +15,12 @@ ROUNDS, ROUND_S, WARM_S = 4, 1.0, 0.3
 FAST, REAL = Speed(1_000_000.0, 0.1), Speed(15_000.0, 2.0)
 
 
-async def lose(rig: Rig, load: Load, name: str, number: signal.Signals, *, dials_out: bool, count: int) -> Whole:
+async def lose(fleet: Fleet, load: Load, name: str, number: signal.Signals, *, dials_out: bool, count: int) -> Whole:
     """All but one of the good nodes are sent a signal."""
     loop = asyncio.get_running_loop()
-    nodes = await asyncio.gather(*(rig.start(Speed(), dials_out=dials_out) for _ in range(count)))
+    nodes = await asyncio.gather(*(fleet.start(Speed(), dials_out=dials_out) for _ in range(count)))
     for node in nodes:
-        await rig.join(node)
+        await fleet.join(node)
     begun = loop.time()
     await asyncio.sleep(CALM_S)
     for node in nodes:
@@ -30,50 +29,50 @@ async def lose(rig: Rig, load: Load, name: str, number: signal.Signals, *, dials
     ended = loop.time()
     await load.answered(ended)
     for node in nodes:
-        await rig.drop(node)
+        await fleet.drop(node)
     records = load.between(begun, ended)
-    failed = [asked for asked in records if not asked.served]
+    failed = [record for record in records if not record.served]
     return Whole(
         name=name,
         requests=len(records),
         failed=len(failed),
-        refused=dict(Counter(asked.said for asked in failed)),
-        worst_ms=1000 * max(asked.took_s for asked in records),
-        wrong=sum(asked.wrong for asked in records),
-        users=[asked.user for asked in records],
+        refused=dict(Counter(record.outcome for record in failed)),
+        worst_ms=1000 * max(record.took_s for record in records),
+        wrong_vectors=sum(record.wrong for record in records),
+        users=[record.user for record in records],
     )
 
 
 async def saturate(
-    rig: Rig, client: Client, pool: Pool, healthy: Node, name: str, speed: Speed, size: int
+    fleet: Fleet, client: CheckingClient, pool: Pool, healthy: Node, name: str, speed: Speed, size: int
 ) -> Saturated:
     """The same closed loop on a node with an address and on one that dials out, in turns. No other load meanwhile."""
-    nodes = [await rig.start(speed), await rig.start(speed, dials_out=True)]
+    nodes = [await fleet.start(speed), await fleet.start(speed, dials_out=True)]
     for node in nodes:
-        await rig.join(node)
-        await rig.act(node, "drain")
-    await rig.act(healthy, "drain")
+        await fleet.join(node)
+        await fleet.act(node, "drain")
+    await fleet.act(healthy, "drain")
     rates: list[list[float]] = [[], []]
     failed = 0
     for number in range(ROUNDS):
         for node, found in list(zip(nodes, rates, strict=True))[:: -1 if number % 2 else 1]:  # each is first in turns
-            await rig.act(node, "resume")
+            await fleet.act(node, "resume")
             rate, lost = await _rate(client, pool, size, f"s{name}".replace(" ", ""))
-            await rig.act(node, "drain")
+            await fleet.act(node, "drain")
             found.append(rate)
             failed += lost
-    await rig.act(healthy, "resume")
+    await fleet.act(healthy, "resume")
     for node in nodes:
-        await rig.drop(node)
+        await fleet.drop(node)
     ratios = [dialled / address for address, dialled in zip(*rates, strict=True)]
     return Saturated(name, sum(rates[0]) / ROUNDS, sum(rates[1]) / ROUNDS, ratios, failed)
 
 
-async def _rate(client: Client, pool: Pool, size: int, user: str) -> tuple[float, int]:
+async def _rate(client: CheckingClient, pool: Pool, size: int, user: str) -> tuple[float, int]:
     """Requests a second, and how many were not served right."""
     loop = asyncio.get_running_loop()
-    places: Callable[[int], list[int]] = lambda n: [(n * size + at) % len(pool.texts) for at in range(size)]  # noqa: E731
-    questions = [pool.question(0.0, places(number)) for number in range(200)]
+    rows = [[(number * size + at) % len(pool.texts) for at in range(size)] for number in range(200)]
+    questions = [pool.question(0.0, each) for each in rows]
     numbers = itertools.count()
     begins = loop.time() + WARM_S
     ends = begins + ROUND_S
@@ -82,9 +81,9 @@ async def _rate(client: Client, pool: Pool, size: int, user: str) -> tuple[float
     async def caller() -> None:
         nonlocal done, failed
         while (now := loop.time()) < ends:
-            asked = await client.ask(questions[next(numbers) % len(questions)], user, now)
+            record = await client.ask(questions[next(numbers) % len(questions)], user, now)
             done += begins <= loop.time() < ends
-            failed += not asked.served or asked.wrong > 0
+            failed += not record.served or record.wrong > 0
 
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
     return done / ROUND_S, failed

@@ -2,16 +2,16 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
-from bench.fault import pair
-from bench.fault.load import Asked
-from bench.fault.pair import Found
+from bench.fault.load import Record
+from bench.fault.pair import TierComparison
 from bench.faultnode.modes import MODES
+from bench.rig.command import wrong
+from bench.rig.figures import percentile
+from bench.rig.tables import print_figures, print_table
 
 LIAR_ANSWERS_MAX = 300  # until it is quarantined
 DEAD_S_MAX = 15.0  # until a node that hangs is out
@@ -22,31 +22,24 @@ NEIGHBOURS = 3  # cells on either side whose seconds before count as one's own: 
 
 
 class Times(msgspec.Struct, frozen=True):
-    """Of some requests, in milliseconds."""
+    """Of the requests that were served, in milliseconds."""
 
     count: int
     p50: float
     p99: float
 
     @classmethod
-    def of(cls, records: Sequence[Asked]) -> "Times":
-        """Of those that were served."""
-        took = sorted(1000 * asked.took_s for asked in records if asked.served)
-        if len(took) < 2:
-            return cls(len(took), *([took[0]] * 2 if took else [0.0] * 2))
-        return cls(len(took), statistics.median(took), statistics.quantiles(took, n=100, method="inclusive")[98])
+    def of(cls, records: Sequence[Record]) -> "Times":
+        took = [1000 * record.took_s for record in records if record.served]
+        return cls(len(took), percentile(took, 50), percentile(took, 99))
 
 
-class Window(Times, frozen=True):
-    """Of one second of load."""
-
-    @staticmethod
-    def median_p99(windows: Sequence["Window"]) -> float:
-        """One slow second is the machine; half of them are us."""
-        return statistics.median(window.p99 for window in windows)
+def median_p99(seconds: Sequence[Times]) -> float:
+    """One slow second is the machine; half of them are us."""
+    return statistics.median(each.p99 for each in seconds)
 
 
-class Row(msgspec.Struct):
+class CellRow(msgspec.Struct):
     """One cell. `before` are the good nodes alone, `after` the same with the bad one out."""
 
     name: str
@@ -59,16 +52,16 @@ class Row(msgspec.Struct):
     requests: int
     served: int
     refused: dict[str, int]
-    wrong: int
+    wrong_vectors: int
     wrong_when_out: int
     became: str
     out_s: float | None
     out_answers: int | None
     answers: int
     came_back: bool
-    before: list[Window]
+    before: list[Times]
     during: Times
-    after: list[Window]
+    after: list[Times]
     failures: dict[str, int]
     state: str
     last_failure: str | None
@@ -76,13 +69,13 @@ class Row(msgspec.Struct):
     honest_failed: int
     users: list[str] = []  # of its requests; dropped once they are joined with the ledger
     charged: int = 0
-    charged_wrongly: int = 0  # served without exactly one charge of the cost that was told, or charged and not served
+    charged_wrongly: int = 0  # served without exactly one charge of the cost in its reply, or charged and not served
     base_p99: float = 0.0  # before, of it and its neighbours
 
     @property
     def after_p99(self) -> float | None:
         """Median of its seconds."""
-        return Window.median_p99(self.after) if self.after else None
+        return median_p99(self.after) if self.after else None
 
     @property
     def turned(self) -> bool:
@@ -98,9 +91,9 @@ class Row(msgspec.Struct):
         full = self.during.p99 / (self.base_p99 or 1.0) if mode.family == "busy" else 0.0
         late = lies and (self.became != "quarantined" or answers > LIAR_ANSWERS_MAX)
         always = self.share == 1.0 and not self.spares_probes  # its probes say that it works
-        said = {
+        conditions: dict[str, object] = {
             f"{self.requests - self.served} of {self.requests} callers not served": self.served < self.requests,
-            f"{self.wrong} wrong vectors": bool(self.wrong) and not self.turned,
+            f"{self.wrong_vectors} wrong vectors": bool(self.wrong_vectors) and not self.turned,
             f"{self.wrong_when_out} wrong vectors once it was out": bool(self.wrong_when_out),
             f"{self.charged_wrongly} charges are wrong": bool(self.charged_wrongly),
             f"not quarantined after {answers} answers": late,
@@ -110,7 +103,7 @@ class Row(msgspec.Struct):
             f"{self.honest_out} honest nodes were put out": bool(self.honest_out or self.honest_failed),
             "an honest node was put out": mode.family == "well" and self.out_s is not None,
         }
-        return [words for words, wrong in said.items() if wrong]
+        return wrong(conditions)
 
 
 class Whole(msgspec.Struct):
@@ -121,19 +114,19 @@ class Whole(msgspec.Struct):
     failed: int
     refused: dict[str, int]
     worst_ms: float
-    wrong: int
+    wrong_vectors: int
     users: list[str] = []
     charged: int = 0
     charged_wrongly: int = 0
 
     def missed(self) -> list[str]:
         """Which targets, in words."""
-        said = {
+        conditions: dict[str, object] = {
             f"{self.failed} of {self.requests} callers saw an error": self.failed,
-            f"{self.wrong} wrong vectors": self.wrong,
+            f"{self.wrong_vectors} wrong vectors": self.wrong_vectors,
             f"{self.charged_wrongly} charges are wrong": self.charged_wrongly,
         }
-        return [words for words, wrong in said.items() if wrong]
+        return wrong(conditions)
 
 
 class Saturated(msgspec.Struct):
@@ -152,11 +145,11 @@ class Saturated(msgspec.Struct):
 
     def missed(self) -> list[str]:
         """Which targets, in words."""
-        said = {
+        conditions: dict[str, object] = {
             f"a node that dials out has {self.ratio:.2f} of the throughput": self.ratio < RATIO_MIN,
             f"{self.failed} callers saw an error": self.failed > 0,
         }
-        return [words for words, wrong in said.items() if wrong]
+        return wrong(conditions)
 
 
 class Figures(msgspec.Struct):
@@ -164,87 +157,77 @@ class Figures(msgspec.Struct):
 
     seconds: float
     load_average: float
-    rows: list[Row]
+    rows: list[CellRow]
     wholes: list[Whole]
     saturated: list[Saturated]
     ledger_ok: bool
     open_holds: int
     internal_errors: int
-    pair: Found | None = None
+    pair: TierComparison | None = None
 
-    def missed(self) -> list[str]:
+    @property
+    def broken(self) -> list[str]:
         """Every target that was missed, with where; nothing when all is well."""
-        said = [f"{row.name} {row.share:g}: {words}" for row in self.rows for words in row.missed()]
-        said += [f"{one.name}: {words}" for one in (*self.wholes, *self.saturated) for words in one.missed()]
-        ends = {
+        missed = [f"{row.name} {row.share:g}: {words}" for row in self.rows for words in row.missed()]
+        missed += [f"{whole.name}: {words}" for whole in self.wholes for words in whole.missed()]
+        missed += [f"{each.name}: {words}" for each in self.saturated for words in each.missed()]
+        ends: dict[str, object] = {
             "`ledger check` found something": not self.ledger_ok,
             f"{self.open_holds} holds are still open": self.open_holds,
             f"{self.internal_errors} internal errors were logged": self.internal_errors,
             "an honest node in another tier would have been quarantined": self.pair is not None and self.pair.below,
         }
-        return said + [words for words, wrong in ends.items() if wrong]
+        return missed + wrong(ends)
 
 
-def set_bases(rows: Sequence[Row]) -> None:
+def set_bases(rows: Sequence[CellRow]) -> None:
     """What p99 is to be compared with: the median of the seconds before, a row's own and its neighbours'."""
     for at, row in enumerate(rows):
         near = [other for other in rows[max(0, at - NEIGHBOURS) : at + NEIGHBOURS + 1] if other.third == row.third]
-        row.base_p99 = Window.median_p99([window for other in near for window in other.before])
+        row.base_p99 = median_p99([each for other in near for each in other.before])
 
 
 def show(figures: Figures, console: Console) -> None:
-    """Tables for a person, the verdict last."""
-    table = Table(
-        *("mode", "share", "served %", "wrong", "charges", "out s", "answers", "p50/p99 before", "during", "after"),
-        *("failed attempts", "at the end"),
-        title=f"{figures.seconds:.0f} s at a load average of {figures.load_average:.1f}; times in ms",
+    """Tables for a person."""
+    columns = (
+        "mode",
+        "share",
+        "served %",
+        "wrong",
+        "charges",
+        "out s",
+        "answers",
+        "p50/p99 ms before",
+        "during",
+        "after",
     )
-    for row in figures.rows:
-        table.add_row(*_cells(row))
-    console.print(table)
-    if figures.wholes:
-        table = Table("done under load", "requests", "failed", "slowest ms", "wrong vectors", "charges")
-        for one in figures.wholes:
-            charges = f"{one.charged:,}" + (f", {one.charged_wrongly} wrong" if one.charged_wrongly else "")
-            table.add_row(
-                one.name, f"{one.requests:,}", str(one.failed), f"{one.worst_ms:.0f}", str(one.wrong), charges
-            )
-        console.print(table)
-    if figures.saturated:
-        table = Table("at saturation", "with an address, requests/s", "dials out", "ratio")
-        for each in figures.saturated:
-            table.add_row(each.name, f"{each.address_per_s:,.0f}", f"{each.dialled_per_s:,.0f}", f"{each.ratio:.2f}")
-        console.print(table)
-    if figures.pair is not None:
-        console.print("\n".join(pair.told(figures.pair)), markup=False, highlight=False)
-    turned = [row for row in figures.rows if row.turned and row.wrong]
-    if turned:
-        told = ", ".join(f"{row.name} {row.share:g}: {row.wrong}" for row in turned)
-        console.print(f"Wrong vectors of nodes that turned, until a canary found them: {told}.", markup=False)
-    missed = figures.missed()
-    console.print("MISSED:\n  " + "\n  ".join(missed) if missed else "All targets reached.", markup=False)
+    print_table(console, (*columns, "failed attempts", "at the end"), map(_cells, figures.rows))
+    print_figures(msgspec.structs.replace(figures, rows=[]), console)
+    turned = [
+        f"{row.name} {row.share:g}: {row.wrong_vectors}" for row in figures.rows if row.turned and row.wrong_vectors
+    ]
+    console.print(f"Wrong vectors of nodes that turned, until a canary found them: {', '.join(turned) or 'none'}.")
 
 
-def line(row: Row) -> str:
-    """A row in a line, as it is found."""
+def in_a_line(row: CellRow) -> str:
+    """A row, as it is found."""
     served = 100 * row.served / max(1, row.requests)
     out = f"{row.became} after {row.out_s:.1f} s, {row.out_answers} answers" if row.out_s is not None else "stays"
-    return f"{row.name:26} {row.share:<4g} {served:6.2f} % served, {row.wrong:4} wrong, {out}"
+    return f"{row.name:26} {row.share:<4g} {served:6.2f} % served, {row.wrong_vectors:4} wrong, {out}"
 
 
-def _cells(row: Row) -> list[str]:
-    before = f"{statistics.median(window.p50 for window in row.before):.0f}/{row.base_p99:.0f}"
+def _cells(row: CellRow) -> list[str]:
+    before = f"{statistics.median(each.p50 for each in row.before):.0f}/{row.base_p99:.0f}"
     after = "-"
     if row.after:
-        after = f"{statistics.median(window.p50 for window in row.after):.0f}/{row.after_p99:.0f}"
+        after = f"{statistics.median(each.p50 for each in row.after):.0f}/{row.after_p99:.0f}"
     state = row.state + (" (was out, came back)" if row.came_back else "")
-    charges = f"{row.charged:,}" + (f", {row.charged_wrongly} wrong" if row.charged_wrongly else "")
     return [
         row.name,
         f"{row.share:g}" + (" dialled" if row.via == "dials out" else ""),
         f"{100 * row.served / max(1, row.requests):.2f}",
-        str(row.wrong),
-        charges,
+        str(row.wrong_vectors),
+        f"{row.charged:,}" + (f", {row.charged_wrongly} wrong" if row.charged_wrongly else ""),
         "-" if row.out_s is None else f"{row.out_s:.1f}",
         str(row.answers) if row.out_answers is None else str(row.out_answers),
         before,
@@ -253,11 +236,3 @@ def _cells(row: Row) -> list[str]:
         ", ".join(f"{name} {count}" for name, count in row.failures.items()) or "-",
         state,
     ]
-
-
-def as_json(figures: Figures) -> dict[str, Any]:
-    """For programs: without the names of single requests."""
-    found: dict[str, Any] = msgspec.to_builtins(figures)
-    for each in (*found["rows"], *found["wholes"]):
-        del each["users"]
-    return {"ok": not figures.missed(), "missed": figures.missed(), **found}

@@ -7,39 +7,32 @@ compares. The target is that no pair is below its COSINE_MIN. Where the CPU has 
 then it says so, and judges nothing.
 """
 
-import argparse
-import asyncio
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from random import Random
-from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.corpus import corpus
-from bench.quality import cut_ids, started
+from bench.quality import cosines, cut_ids, started
+from bench.rig.command import bench, model_folder, progress
+from bench.rig.corpus import corpus
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.fleet.canary import COSINE_MIN
-from tests.data import find_model_folder, find_outside_data
+from tests.data import find_outside_data
 from tests.engine.goldens import read_goldens
 
 TEXTS = 100_000
 SEED = 20_261_125
-CALL_TEXTS = 512  # that the engine is asked for at once
-RARE = 1e-4  # the quantile that is told
+CALL_TEXTS = 512  # of one call to the engine
+RARE = 1e-4  # the quantile that is shown
 MAX_TOKENS = 256
-RESULTS = Path(__file__).parent.parent / "results"
 SHARES = {"S": 0.33, "X": 0.33, "M": 0.08, "L": 0.01, "odd": 0.10, "repeated": 0.07, "any tokens": 0.08}
-"""Of the texts: bench.corpus' four kinds; odd texts and other scripts; few words many times; tokens by dice."""
+"""Of the texts: the corpora's four kinds; odd texts and other scripts; few words many times; tokens by dice."""
 
 
-class Kind(msgspec.Struct, frozen=True):
+class TextKind(msgspec.Struct, frozen=True):
     """How alike the two tiers are on one kind of text: cosines."""
 
     texts: int
@@ -48,7 +41,7 @@ class Kind(msgspec.Struct, frozen=True):
     mean: float
 
 
-class Found(msgspec.Struct, frozen=True):
+class TierComparison(msgspec.Struct, frozen=True):
     """All kinds together, and each."""
 
     measured: bool
@@ -56,8 +49,13 @@ class Found(msgspec.Struct, frozen=True):
     texts: int = 0
     tokens: int = 0
     below: int = 0  # COSINE_MIN: so often an honest node would have been called a liar
-    all: Kind | None = None
-    kinds: dict[str, Kind] = {}
+    all: TextKind | None = None
+    kinds: dict[str, TextKind] = {}
+
+    @property
+    def broken(self) -> list[str]:
+        """What does not hold, in words."""
+        return [f"{self.below} pairs are below {COSINE_MIN['fast']}"] if self.below else []
 
 
 def inputs(tokenizer: ModelTokenizer, count: int) -> Iterator[tuple[str, list[list[int]]]]:
@@ -99,23 +97,19 @@ def _repeated(dice: Random, count: int) -> list[str]:
     return [" ".join(dice.choices(words, k=dice.randint(1, 3)) * dice.randint(2, 60)) for _ in range(count)]
 
 
-def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Row by row, as `canary` does."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    return np.einsum("ij,ij->i", a, b) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-
-
-async def measure(folder: Path, count: int, console: Console) -> Found:
+async def measure(texts: int = TEXTS) -> TierComparison:
     """Both tiers in turns, so that each has the machine for itself."""
     if "fast" not in tiers_here():
-        return Found(False, "this CPU has no bfloat16 instructions (AVX512_BF16 or AMX), so it cannot serve `fast`")
+        return TierComparison(
+            False, "this CPU has no bfloat16 instructions (AVX512_BF16 or AMX), so it cannot serve `fast`"
+        )
+    folder = model_folder()
     found: dict[str, list[np.ndarray]] = {}
     tokens = 0
-    columns = (TextColumn("vectors in both tiers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with started(folder, "exact") as exact, started(folder, "fast") as fast:
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=count)
-            for kind, ids in inputs(exact.tokenizer, count):
+        with progress() as bar:
+            task = bar.add_task("vectors in both tiers", total=texts)
+            for kind, ids in inputs(exact.tokenizer, texts):
                 for at in range(0, len(ids), CALL_TEXTS):
                     some = ids[at : at + CALL_TEXTS]
                     found.setdefault(kind, []).append(cosines(await exact.embed(some), await fast.embed(some)))
@@ -123,7 +117,7 @@ async def measure(folder: Path, count: int, console: Console) -> Found:
                     bar.advance(task, len(some))
     by_kind = {kind: np.concatenate(each) for kind, each in found.items()}
     whole = np.concatenate(list(by_kind.values()))
-    return Found(
+    return TierComparison(
         measured=True,
         texts=len(whole),
         tokens=tokens,
@@ -133,42 +127,9 @@ async def measure(folder: Path, count: int, console: Console) -> Found:
     )
 
 
-def _kind(values: np.ndarray) -> Kind:
-    return Kind(len(values), float(values.min()), float(np.quantile(values, RARE)), float(values.mean()))
-
-
-def told(found: Found) -> list[str]:
-    """Lines for a person, the verdict last."""
-    if not found.measured or found.all is None:
-        return [f"False quarantines: not measured, {found.why}."]
-    title = f"exact and fast, {found.texts:,} texts of {found.tokens:,} tokens; cosines: least, 0.01 % quantile, mean"
-    lines = [
-        f"  {name:12}{kind.texts:8,}  {kind.least:.6f}  {kind.rare:.6f}  {kind.mean:.6f}"
-        for name, kind in {"all": found.all, **found.kinds}.items()
-    ]
-    verdict = "BROKEN." if found.below else "No honest node would be out."
-    return [title, *lines, f"Below {COSINE_MIN['fast']}: {found.below}. {verdict}"]
-
-
-def main(arguments: list[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.fault.pair", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--texts", type=int, default=TEXTS, help="to embed in each tier")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    asked: Any = parser.parse_args(arguments)
-    folder = find_model_folder()
-    if folder is None:
-        print("the default model's files are not here; run `embedmesh setup` first", file=sys.stderr)
-        return 1
-    found = asyncio.run(measure(folder, asked.texts, Console(stderr=True)))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "fault-pair.json").write_bytes(msgspec.json.encode(found))
-    if asked.json:
-        print(msgspec.json.encode(found).decode())
-    else:
-        print("\n".join(told(found)))
-    return 1 if found.below else 0
+def _kind(values: np.ndarray) -> TextKind:
+    return TextKind(len(values), float(values.min()), float(np.quantile(values, RARE)), float(values.mean()))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(measure, file="fault-pair.json", texts="to embed in each tier")

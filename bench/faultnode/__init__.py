@@ -1,4 +1,4 @@
-"""A seeded node that joins and signs as ours does, with a scripted model for an engine, and misbehaves when told to.
+"""A seeded node that joins and signs as ours does, with a scripted model for an engine, and misbehaves on command.
 
     python -m bench.faultnode --gateway http://127.0.0.1:8080 --join emj_... --data-dir /tmp/n1 --mode hang --share 0.3
 

@@ -1,24 +1,33 @@
-"""The command: `python -m bench.faultnode --gateway URL --join TOKEN --data-dir D [--mode MODE]`."""
+"""A node that misbehaves: `python -m bench.faultnode --gateway URL --join TOKEN --data-dir D [--mode MODE]`.
+
+It joins and signs as ours does, and misbehaves on command.
+"""
 
 import argparse
 import asyncio
-import contextlib
 import ctypes
 import json
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import uvloop
 
-from bench.faultnode.acts import AFTER
+from bench.faultnode.acts import AFTER, State
 from bench.faultnode.modes import MODES, listed
-from bench.faultnode.node import FaultNode, Settings
+from bench.faultnode.node import FaultNode, Faults, Scripted
 from bench.faultnode.openai import OpenAiForm
+from bench.faultnode.scripted import Pace
+from bench.rig.command import CannotRun, check_names, given, options_of
+from bench.rig.processes import HOST
 from embedmesh.catalogue import load_catalogue
+from embedmesh.fleet.probe import PROBE_TEXT
 from embedmesh.http.server import HttpServer
 from embedmesh.process import EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit
 from embedmesh.provision.assets import assets_dir
@@ -26,41 +35,26 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 
 PR_SET_PDEATHSIG = 1
+HELP = {
+    "gateway": "to join, as http://HOST:PORT",
+    "join": "join token; later starts need none",
+    "data_dir": "for its identity (default: a new one, removed in the end)",
+    "address": "https://127.0.0.1:PORT; without it the node dials out",
+    "openai_port": "answer the public OpenAI form there, plain HTTP",
+    "models": "of the built-in catalogue (default: the first)",
+    "mode": "see below",
+    "share": "of the requests that misbehave, by seeded dice",
+    "tokens_per_s": "scripted speed (default: no limit)",
+    "fixed_ms": "the time of a batch besides its tokens",
+    "fifo": "one call after another; short ones do not pass long ones",
+    "slow_factor": "of the modes slow and slow-start",
+    "after": "requests until `crash` and `wedge` happen",
+    "spare_probes": "answer the gateway's known probe right in any mode",
+    "control": "read orders from standard input (`join`, `MODE [SHARE]`), answer each in JSON; end when it closes",
+}
 
 
-def parser() -> argparse.ArgumentParser:
-    """Its options."""
-    made = argparse.ArgumentParser(
-        prog="python -m bench.faultnode",
-        description="A node that joins and signs as ours does, and misbehaves when told to.",
-        epilog="modes:\n" + listed(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("--gateway", default="", help="to join, as http://HOST:PORT")
-    made.add_argument("--join", default="", help="join token; later starts need none")
-    made.add_argument("--data-dir", type=Path, help="for its identity (default: a new one, removed in the end)")
-    made.add_argument("--address", default="", help="https://127.0.0.1:PORT; without it the node dials out")
-    made.add_argument("--openai-port", type=int, default=0, help="answer the public OpenAI form there, plain HTTP")
-    made.add_argument("--models", nargs="+", default=[], help="of the built-in catalogue (default: the first)")
-    made.add_argument("--mode", choices=MODES, default="honest", metavar="MODE", help="see below")
-    made.add_argument("--share", type=float, default=1.0, help="of the requests that misbehave, by seeded dice")
-    made.add_argument("--seed", type=int, default=1)
-    made.add_argument("--tokens-per-s", type=float, default=0.0, help="scripted speed (default: as fast as it goes)")
-    made.add_argument("--fixed-ms", type=float, default=0.0, help="what a batch takes besides its tokens")
-    made.add_argument("--fifo", action="store_true", help="one call after another; short ones do not pass long ones")
-    made.add_argument("--slow-factor", type=float, default=10.0, help="of the modes slow and slow-start")
-    made.add_argument("--after", type=int, default=AFTER, help="requests until `crash` and `wedge` do it")
-    made.add_argument("--spare-probes", action="store_true", help="answer the gateway's known probe right in any mode")
-    made.add_argument(
-        "--control",
-        action="store_true",
-        help="take orders on standard input (`join`, `MODE [SHARE]`), answer each with a line of JSON, and end when it"
-        " closes",
-    )
-    return made
-
-
-def claimed(names: list[str]) -> list[Model]:
+def models_of(names: Sequence[str]) -> list[Model]:
     """Models of the built-in catalogue. Raises SetupError."""
     catalogue = load_catalogue(None, assets=assets_dir())
     found = [catalogue.find(name) for name in names] or [catalogue.models[0]]
@@ -69,102 +63,99 @@ def claimed(names: list[str]) -> list[Model]:
     return [model for model in found if model is not None]
 
 
-async def orders() -> asyncio.StreamReader:
-    """Standard input, line by line."""
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    return reader
-
-
 def say(**what: object) -> None:
     """A line of JSON."""
     print(json.dumps(what), flush=True)
 
 
-async def obey(node: FaultNode, joining: asyncio.Event) -> None:
+async def obey(node_id: str | None, faults: Faults, joining: asyncio.Event) -> None:
     """Orders until standard input closes."""
-    reader = await orders()
-    say(ready=True, node_id=getattr(node, "node_id", None))
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    say(ready=True, node_id=node_id)
     while line := await reader.readline():
         match line.decode().split():
             case ["join"]:
                 joining.set()
             case [mode] if mode in MODES:
-                node.faults.order(mode)
+                faults.order(mode)
             case [mode, share] if mode in MODES:
-                node.faults.order(mode, float(share))
-        say(asked=node.faults.asked, wrong=node.faults.wrong)
+                faults.order(mode, float(share))
+        say(requests=faults.requests, wrong=faults.wrong)
 
 
-async def serve(asked: Any, data_dir: Path) -> None:
+async def serve(
+    gateway: str = "",
+    join: str = "",
+    data_dir: Path | None = None,
+    address: str = "",
+    openai_port: int = 0,
+    models: Sequence[str] = (),
+    mode: str = "honest",
+    share: float = 1.0,
+    seed: int = 1,
+    tokens_per_s: float = 0.0,
+    fixed_ms: float = 0.0,
+    fifo: bool = False,
+    slow_factor: float = 10.0,
+    after: int = AFTER,
+    spare_probes: bool = False,
+    control: bool = False,
+) -> None:
     """Its life."""
-    settings = Settings(
-        data_dir=data_dir,
-        gateway=asked.gateway,
-        join=asked.join,
-        address=asked.address,
-        mode=asked.mode,
-        share=asked.share,
-        seed=asked.seed,
-        tokens_per_s=asked.tokens_per_s,
-        fixed_s=asked.fixed_ms / 1000,
-        fifo=asked.fifo,
-        slow_factor=asked.slow_factor,
-        after=asked.after,
-        spare_probes=asked.spare_probes,
-    )
+    check_names([mode], list(MODES))
     stop, joining = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    node = FaultNode(settings, claimed(asked.models))
-    tasks = [asyncio.create_task(stop.wait())]
-    if asked.openai_port:
-        form = HttpServer(OpenAiForm(node.scripted).routes())
-        await form.start(bind("127.0.0.1", asked.openai_port))
-    if asked.gateway:
-        await node.listen()
-    quieten_gc()
-    if asked.control:
-        tasks.append(asyncio.create_task(obey(node, joining)))
-    else:
-        joining.set()
-    if asked.gateway:
-
-        async def member() -> None:
-            await joining.wait()
-            await node.run()
-
-        tasks.append(asyncio.create_task(member()))
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    if asked.gateway:
-        await node.stop()
+    faults = Faults(State(Random(seed), after=after, slow_factor=slow_factor))
+    scripted = Scripted(models_of(models), Pace(tokens_per_s, fixed_ms / 1000, fifo=fifo), faults)
+    if spare_probes:
+        faults.spared = [each.ids([PROBE_TEXT])[0] for each in scripted.tokenizers.values()]
+    faults.order(mode, share)
+    lives: list[Coroutine[Any, Any, object]] = [stop.wait()]
+    if openai_port:
+        await HttpServer(OpenAiForm(scripted).routes()).start(bind(HOST, openai_port))
+    with tempfile.TemporaryDirectory(prefix="embedmesh-faultnode-") as folder:
+        node = FaultNode(scripted, data_dir or Path(folder), gateway, join, address) if gateway else None
+        if node is not None:
+            await node.listen()
+            lives.append(node.run(joining))
+        if control:
+            lives.append(obey(node.node_id if node is not None else None, faults, joining))
+        else:
+            joining.set()
+        quieten_gc()
+        tasks = [asyncio.create_task(each) for each in lives]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if node is not None:
+            await node.stop()
     for task in done:
         task.result()
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """The command."""
-    asked: Any = parser().parse_args(arguments)
-    if not asked.gateway and not asked.openai_port:
-        print("Say whom to serve: --gateway URL --join TOKEN, or --openai-port PORT.", file=sys.stderr)
-        return 2
-    if asked.control:  # also a node that has stopped itself must not outlive the bench
-        with contextlib.suppress(OSError, AttributeError):
+    made = options_of(serve, HELP)
+    made.epilog, made.formatter_class = "modes:\n" + listed(), argparse.RawDescriptionHelpFormatter
+    options = given(made)
+    if not options.get("gateway") and not options.get("openai_port"):
+        made.error("give --gateway URL --join TOKEN, or --openai-port PORT")
+    if options.get("control"):  # a node that has stopped itself must not outlive the bench either
+        with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     log_to_stderr()
     raise_file_limit()
-    with tempfile.TemporaryDirectory(prefix="embedmesh-faultnode-") as folder:
-        try:
-            uvloop.run(serve(asked, asked.data_dir or Path(folder)))
-        except SetupError as error:
-            print(f"faultnode: {error}", file=sys.stderr)
-            return EXIT_SETUP
+    try:
+        uvloop.run(serve(**options))
+    except (SetupError, CannotRun) as error:
+        print(f"faultnode: {error}", file=sys.stderr)
+        return EXIT_SETUP
     return 0
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
+    code = main()
     os._exit(code)

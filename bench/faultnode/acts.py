@@ -17,11 +17,12 @@ from typing import NoReturn
 import numpy as np
 from aiohttp import web
 
-from bench.faultnode.scripted import Vectors, vectors
+from bench.faultnode.scripted import vectors
+from bench.rig.http import Vectors
 from embedmesh.signing.session import Session
 
 DRIP_S = 0.2  # between two bytes
-DRIP_MAX = 100_000  # bytes; nobody waits for that many
+DRIP_MAX = 100_000  # bytes; no gateway waits for that many
 GARBAGE_BYTES = 2_000
 OVERSIZE_BYTES = 64 * 1024 * 1024  # the largest right answer has 3 MB
 CHUNK = 64 * 1024
@@ -31,7 +32,7 @@ SIGMA = 0.05  # a component; about as large as the components themselves
 RETRY_AFTER_S = 1
 ANOTHER_MODEL = 7  # seed of vectors that are not the model's
 AFTER = 20  # requests until it crashes or wedges
-STRANGER = Session("0123456789abcdef", bytes(range(32)))  # that nobody has agreed
+STRANGER = Session("0123456789abcdef", bytes(range(32)))  # that no gateway has agreed
 LINGER_NOT = struct.pack("ii", 1, 0)
 
 

@@ -1,6 +1,6 @@
 """What the node can do wrong: one table, by which its code is driven. Each mode says what it does in one sentence.
 
-A mode may act at four places of an answer's life, in this order: `instead` of embedding at all, on the `rows` and
+A mode may act at four points of an answer's life, in this order: `instead` of embedding at all, on the `rows` and
 tokens before they are signed, on the signed reply (`signed`), and on the receipt. What it has no hook for is honest.
 """
 
@@ -13,7 +13,8 @@ from aiohttp import web
 
 from bench.faultnode import acts
 from bench.faultnode.acts import PHASE_S, RETRY_AFTER_S, Answer, State, Turn
-from bench.faultnode.scripted import Vectors, vectors
+from bench.faultnode.scripted import vectors
+from bench.rig.http import Vectors
 
 EXTRA_TOKENS = 1_000  # that a false receipt claims
 

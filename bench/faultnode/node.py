@@ -1,28 +1,27 @@
-"""The node itself: our doors, our way to join and to sign, around a scripted model and a mode."""
+"""The node itself: our API, joining and signatures, around a scripted model and a mode."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
-from typing import NamedTuple, cast
+from typing import cast
 
 import msgspec
 from aiohttp import web
 
-from bench.faultnode.acts import AFTER, State, Turn
+from bench.faultnode.acts import State, Turn
 from bench.faultnode.modes import MODES, Mode
-from bench.faultnode.scripted import Pace, Vectors, vectors
+from bench.faultnode.scripted import Pace, vectors
+from bench.rig.http import Vectors
+from bench.rig.processes import HOST
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.fleet.addresses import parse
-from embedmesh.fleet.probe import PROBE_TEXT
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
-from embedmesh.node.dialling import DialOut
-from embedmesh.node.joining import Joining, NodeAddress, find_gateway
-from embedmesh.node.signed_api import SignedApi
+from embedmesh.node.joining import Joining, find_gateway
 from embedmesh.process import bind
 from embedmesh.rules import errors
 from embedmesh.rules.clock import SystemClock
@@ -41,33 +40,15 @@ DRAIN_S = 8.0  # a node's own
 BODIES_BYTES_MAX = 64 * 1024 * 1024
 
 
-class Settings(NamedTuple):
-    """What a node is told at its start. Without an address it dials out."""
-
-    data_dir: Path
-    gateway: str = ""
-    join: str = ""
-    address: str = ""
-    mode: str = "honest"
-    share: float = 1.0
-    seed: int = 1
-    tokens_per_s: float = 0.0
-    fixed_s: float = 0.0
-    fifo: bool = False
-    slow_factor: float = 10.0
-    after: int = AFTER
-    spare_probes: bool = False
-
-
 @dataclass
 class Faults:
-    """Which mode is on, and for how many of the requests. Counts what came."""
+    """Which mode is on, and for how many of the requests. Counts the requests."""
 
     state: State
     mode: Mode = MODES["honest"]
     share: float = 1.0
-    spared: Sequence[list[int]] = ()  # what is answered right in any mode
-    asked: int = 0
+    spared: Sequence[list[int]] = ()  # inputs that are answered right in any mode
+    requests: int = 0
     wrong: int = 0
 
     def order(self, mode: str, share: float = 1.0) -> None:
@@ -77,7 +58,7 @@ class Faults:
 
     def draw(self, ids: list[list[int]]) -> Mode:
         """How the next request is answered."""
-        self.asked += 1
+        self.requests += 1
         spared = len(ids) == 1 and ids[0] in self.spared
         if self.mode is MODES["honest"] or spared or self.state.dice.random() >= self.share:
             return MODES["honest"]
@@ -98,8 +79,8 @@ class Scripted:
 
     def listed(self) -> web.Response:
         """`GET /v1/models`."""
-        said = [ServedModel(m.id, m.width, m.max_tokens, m.digest, m.tier) for m in self.models.values()]
-        return web.Response(body=msgspec.json.encode(ServedModels(said)), content_type="application/json")
+        offers = [ServedModel(m.id, m.width, m.max_tokens, m.digest, m.tier) for m in self.models.values()]
+        return web.Response(body=msgspec.json.encode(ServedModels(offers)), content_type="application/json")
 
     def find(self, name: str) -> Model:
         """By id or alias. Raises ModelNotFound."""
@@ -109,7 +90,7 @@ class Scripted:
         raise errors.ModelNotFound("This node does not serve that model.", param="model")
 
     async def embed(self, model: Model, ids: list[list[int]], mode: Mode) -> tuple[Vectors, int]:
-        """The right rows, and the tokens, when it is time."""
+        """The right rows, and the tokens, after the time that they take."""
         tokens = sum(map(len, ids)) + self.tokenizers[model.id].specials * len(ids)
         await self.pace.work(tokens, mode.slowness(self.faults.state))
         return vectors(ids, width=model.width), tokens
@@ -125,22 +106,22 @@ class FaultReceipts(ReceiptLog):
 
 
 class FaultDoor(SignedApi):
-    """Our node's door, with a scripted model and its faults behind it."""
+    """Our node's signed API, with a scripted model and its faults behind it."""
 
-    def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **rest: object) -> None:
-        app = cast(NodeApp, scripted)  # of which the door asks `listed` and, where we do not, `embed_compact`
-        super().__init__(app, bodies, receipts=receipts, **rest)  # type: ignore[arg-type]
+    def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **options: object) -> None:
+        app = cast(NodeApp, scripted)  # the API calls its `listed` only
+        super().__init__(app, bodies, receipts=receipts, **options)  # type: ignore[arg-type]
         self._scripted = scripted
         self._decode = msgspec.msgpack.Decoder(EmbedIds).decode
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The compact form, signed both ways, with a receipt: right, or as the mode has it."""
+        """The compact form, signed both ways, with a receipt: right, or as the mode says."""
         checked = self._check(request)
         body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
         self._bodies.give_back("", len(body))
         self._check_body(checked, body)
-        asked = self._decode(body)
-        model, ids = self._scripted.find(asked.model), unpack_ids(asked)
+        call = self._decode(body)
+        model, ids = self._scripted.find(call.model), unpack_ids(call)
         mode = self._scripted.faults.draw(ids)
 
         async def answer(mode: Mode) -> web.Response:
@@ -179,69 +160,56 @@ class FaultDoor(SignedApi):
 class FaultNode:
     """One node, from `listen` to `stop`."""
 
-    def __init__(self, settings: Settings, models: Sequence[Model]) -> None:
-        """Reads or makes its files. Raises SetupError."""
-        self._settings = settings
-        state = State(Random(settings.seed), after=settings.after, slow_factor=settings.slow_factor)
-        self.faults = Faults(state)
-        pace = Pace(settings.tokens_per_s, settings.fixed_s, fifo=settings.fifo)
-        self.scripted = Scripted(models, pace, self.faults)
-        if settings.spare_probes:
-            self.faults.spared = [each.ids([PROBE_TEXT])[0] for each in self.scripted.tokenizers.values()]
-        self.faults.order(settings.mode, settings.share)
-        if settings.gateway:
-            self._prepare()
-
-    def _prepare(self) -> None:
-        settings, folder = self._settings, self._settings.data_dir
+    def __init__(self, scripted: Scripted, folder: Path, gateway: str, join: str, address: str) -> None:
+        """Reads or makes its files. Without an address it dials out. Raises SetupError."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        invite = Invite.parse(settings.join) if settings.join else None
-        known = find_gateway(folder / "gateway.json", settings.gateway, invite)
-        identity = Identity.load(folder / "node.identity")
-        clock = SystemClock()
+        self.scripted, self._address = scripted, address
+        invite, file = Invite.parse(join) if join else None, folder / "gateway.json"
+        known = find_gateway(file, gateway, invite)
+        identity, clock = Identity.load(folder / "node.identity"), SystemClock()
         self.node_id = node_id(identity.public_key)
         self.receipts = FaultReceipts(folder / "receipts.log")
         self._tls, certificate = None, b""
-        if settings.address and parse(settings.address).tls:
+        if address and parse(address).tls:
             make_certificate(folder / "node.key", folder / "node.cert")
             certificate = der(folder / "node.cert")
             self._tls = server_context(folder / "node.cert", folder / "node.key")
         self.door = FaultDoor(
-            self.scripted,
+            scripted,
             BodyBudget(BODIES_BYTES_MAX),
             self.receipts,
             identity=identity,
             gateway=known.fingerprint,
-            address=settings.address,
+            address=address,
             clock=clock,
         )
         self.server = HttpServer(self.door.routes())
-        file = folder / "gateway.json"
         self._joining = Joining(
-            known,
-            file,
-            invite,
-            identity,
-            NodeAddress(settings.address, certificate, ""),
-            None if settings.address else DialOut(known.url, self.server),
-            self.door.new_session,
-            self.receipts,
-            clock,
-            self._offers,
-            self._report,
+            known=known,
+            file=file,
+            invite=invite,
+            identity=identity,
+            address=NodeAddress(address, certificate, ""),
+            dial_out=None if address else DialOut(known.url, self.server),
+            on_session=self.door.new_session,
+            receipts=self.receipts,
+            clock=clock,
+            offers=self._offers,
+            report=self._report,
         )
 
     async def listen(self) -> None:
-        """Open its door, where it has an address."""
-        if self._settings.address:
-            await self.server.start(bind("127.0.0.1", parse(self._settings.address).port), self._tls)
+        """Listen, where it has an address."""
+        if self._address:
+            await self.server.start(bind(HOST, parse(self._address).port), self._tls)
 
-    async def run(self) -> None:
-        """Be a member, until cancelled."""
+    async def run(self, joining: asyncio.Event) -> None:
+        """Be a member from that event on, until cancelled."""
+        await joining.wait()
         await self._joining.run()
 
     async def stop(self) -> None:
-        """Say farewell, answer what is running, close the doors."""
+        """Say farewell, answer what is running, close the connections."""
         await self._joining.leave()
         await self.server.drain(DRAIN_S)
         await self._joining.hang_up()

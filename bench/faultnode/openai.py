@@ -13,7 +13,7 @@ from aiohttp import web
 from bench.faultnode.acts import Turn
 from bench.faultnode.modes import MODES, Mode
 from bench.faultnode.node import Scripted
-from bench.faultnode.scripted import Vectors
+from bench.rig.http import Vectors
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.routing import Routes
 from embedmesh.rules import errors
@@ -24,8 +24,8 @@ JSON = {"Content-Type": "application/json"}
 BODIES_BYTES_MAX = 256 * 1024 * 1024  # together: other routers send everything at once
 
 
-class Asked(msgspec.Struct):
-    """What is read of a request; the rest does not matter here."""
+class OpenAiCall(msgspec.Struct):
+    """The fields of a request that matter here."""
 
     model: str
     input: str | list[Any]
@@ -52,16 +52,16 @@ class OpenAiForm:
         body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies)
         self._bodies.give_back("", len(body))
         try:
-            asked = msgspec.json.decode(body, type=Asked)
-            model = self._scripted.find(asked.model)
-            ids = self._ids(model.id, asked.input)
+            call = msgspec.json.decode(body, type=OpenAiCall)
+            model = self._scripted.find(call.model)
+            ids = self._ids(model.id, call.input)
         except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
             raise errors.InvalidJson("Not a request of this API.") from None
         mode = self._scripted.faults.draw(ids)
 
         async def answer(mode: Mode) -> web.Response:
             rows, tokens = mode.rows(turn, *await self._scripted.embed(model, ids, mode))
-            return _reply(asked, rows, tokens, duplicate=mode is MODES["duplicate"])
+            return _reply(call, rows, tokens, duplicate=mode is MODES["duplicate"])
 
         turn = Turn(request, ids, self._scripted.faults.state, lambda: answer(MODES["honest"]))
         if mode.instead is not None and (instead := await mode.instead(turn)) is not None:
@@ -86,12 +86,13 @@ class OpenAiForm:
         return given if isinstance(given[0], list) else tokenizer.ids(given)
 
 
-def _reply(asked: Asked, rows: Vectors, tokens: int, *, duplicate: bool) -> web.Response:
-    as_base64 = asked.encoding_format == "base64"
-    said = [base64.b64encode(row.tobytes()).decode("ascii") if as_base64 else row for row in rows]
+def _reply(call: OpenAiCall, rows: Vectors, tokens: int, *, duplicate: bool) -> web.Response:
+    as_base64 = call.encoding_format == "base64"
+    encoded = [base64.b64encode(row.tobytes()).decode("ascii") if as_base64 else row for row in rows]
     data = [
-        {"object": "embedding", "index": 0 if duplicate else at, "embedding": vector} for at, vector in enumerate(said)
+        {"object": "embedding", "index": 0 if duplicate else at, "embedding": vector}
+        for at, vector in enumerate(encoded)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    told = {"object": "list", "data": data, "model": asked.model, "usage": usage}
-    return web.Response(body=orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY), headers=JSON)
+    reply = {"object": "list", "data": data, "model": call.model, "usage": usage}
+    return web.Response(body=orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY), headers=JSON)

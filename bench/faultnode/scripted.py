@@ -1,4 +1,4 @@
-"""A scripted model: a vector for any token ids, the same in every process, and the time that it says it takes."""
+"""A scripted model: a vector for any token ids, the same in every process, and the time that it takes."""
 
 import asyncio
 import zlib
@@ -10,20 +10,19 @@ from functools import cache
 
 import numpy as np
 
+from bench.rig.http import Vectors
 from embedmesh.engine.plan import BATCH_TOKENS_MAX
 from embedmesh.rules.errors import Overloaded
 
 SEED = 20_261_125  # of the right vectors; another seed is another model
-ROWS = 8_192  # different vectors: two texts share one by chance once in so many pairs
+ROWS = 8_192  # different vectors: two texts share one by chance once in ROWS pairs
 WIDTH = 384  # of the default model
 QUEUE_TOKENS_MAX = 600_000  # a node's default
-
-Vectors = np.ndarray  # float32, [inputs, width], rows of unit length
 
 
 @cache
 def _table(seed: int, width: int) -> Vectors:
-    rows = np.random.default_rng([seed, width]).standard_normal((ROWS, width), np.float32)
+    rows: Vectors = np.random.default_rng([seed, width]).standard_normal((ROWS, width), np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows.astype("<f4")
 
@@ -33,14 +32,16 @@ def _row(ids: Sequence[int]) -> int:
     return zlib.crc32(array("I", ids).tobytes()) % ROWS
 
 
-def vector(ids: Sequence[int], *, seed: int = SEED, width: int = WIDTH) -> np.ndarray:
+def vector(ids: Sequence[int], *, seed: int = SEED, width: int = WIDTH) -> Vectors:
     """The one right vector of these token ids, special tokens not added."""
-    return _table(seed, width)[_row(ids)]
+    found: Vectors = _table(seed, width)[_row(ids)]
+    return found
 
 
 def vectors(inputs: Sequence[Sequence[int]], *, seed: int = SEED, width: int = WIDTH) -> Vectors:
     """The vectors of several inputs; a few microseconds each."""
-    return _table(seed, width)[[_row(ids) for ids in inputs]]
+    found: Vectors = _table(seed, width)[[_row(ids) for ids in inputs]]
+    return found
 
 
 @dataclass(eq=False, slots=True)
@@ -70,7 +71,7 @@ class Pace:
         self._last_was_long = False
 
     async def work(self, tokens: int, slowness: float = 1.0) -> None:
-        """Returns when a call of so many tokens is done. Raises Overloaded. Cancelled, it gives up what has not run."""
+        """Returns when a call of `tokens` is done. Raises Overloaded. Cancelled, it gives up what has not run."""
         if not self.tokens_per_s and not self._fixed_s:
             return
         if self.waiting_tokens + tokens > QUEUE_TOKENS_MAX:
@@ -92,16 +93,16 @@ class Pace:
         for queue in (self._short, self._long):
             while queue and queue[0].done.cancelled():
                 queue.popleft()
-        line, other = self._long, self._short
-        if other and (not line or self._last_was_long):
-            line, other = other, line
-        self._running = bool(line)
-        if not line:
+        queue, other = self._long, self._short
+        if other and (not queue or self._last_was_long):
+            queue, other = other, queue
+        self._running = bool(queue)
+        if not queue:
             return
-        self._last_was_long = line is self._long
-        tokens, slowness, room = 0, line[0].slowness, BATCH_TOKENS_MAX
-        while line and (not tokens or (not self._fifo and line[0].left <= room)):
-            job = line[0]
+        self._last_was_long = queue is self._long
+        tokens, slowness, room = 0, queue[0].slowness, BATCH_TOKENS_MAX
+        while queue and (not tokens or (not self._fifo and queue[0].left <= room)):
+            job = queue[0]
             some = job.left if self._fifo else min(job.left, room)
             job.left -= some
             self.waiting_tokens -= some
@@ -109,7 +110,7 @@ class Pace:
             room -= some
             if job.left:
                 break
-            self._batch.append(line.popleft())
+            self._batch.append(queue.popleft())
         seconds = self._fixed_s + (tokens / self.tokens_per_s if self.tokens_per_s else 0.0)
         ends = at + seconds * slowness
         asyncio.get_running_loop().call_at(ends, self._ended, ends)

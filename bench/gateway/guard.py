@@ -1,24 +1,16 @@
 """Has a request become dearer? `python -m bench.gateway.guard [--rounds N] [--json]`: half a minute, exit code 1 if so.
 
-Absolute times say little on a shared machine. So what is compared is the gateway with all its work and the one that
-only forwards, in turns, by the least CPU a request that any round of each needed: what disturbs a round only adds.
+Absolute times say little on a shared machine. So the gateway with all its work is compared with the one that only
+forwards, in turns, by the least CPU a request that any round of each needed: what disturbs a round only adds.
 """
 
-import argparse
-import sys
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.progress import track
 
 from bench.gateway.contenders import started
-from bench.gateway.material import Material, build
-from embedmesh.catalogue import load_catalogue
-from embedmesh.provision.assets import assets_dir
+from bench.gateway.material import made_material
+from bench.rig.command import bench, track
 
 BASE = "forward"
 TIMES_MAX = {"key": 4.3, "count": 5.0, "hold": 7.8}
@@ -26,45 +18,30 @@ TIMES_MAX = {"key": 4.3, "count": 5.0, "hold": 7.8}
 SECONDS = 1.5
 
 
-def measure(rounds: int, console: Console) -> dict[str, float]:
-    """The least CPU a request of each stage, in microseconds."""
-    model = load_catalogue(None, assets=assets_dir()).models[0]
+class Figures(msgspec.Struct, frozen=True):
+    """By stage: the least CPU a request, and that over BASE's."""
+
+    least_cpu_us: dict[str, float]
+    times: dict[str, float]
+
+    @property
+    def broken(self) -> list[str]:
+        """The stages that have become dearer."""
+        return [f"{name} costs {each:.2f} times {BASE}" for name, each in self.times.items() if each > TIMES_MAX[name]]
+
+
+def measure(rounds: int = 5) -> Figures:
+    """All stages, in turns."""
     least: dict[str, float] = {}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embedmesh-guard-")))
-        material = Material(folder / "material", model)
-        program = build()
-        stages = {
-            name: stack.enter_context(started(name, program, material, folder / name)) for name in (BASE, *TIMES_MAX)
-        }
-        for _ in track(range(rounds), "measuring", console=console):
-            for name, stage in stages.items():
-                found = stage.ask(SECONDS)
-                if found.load.bad or not found.load.right:
-                    raise RuntimeError(f"{name} answers wrong: {found.load}")
-                least[name] = min(found.cpu_us, least.get(name, found.cpu_us))
-    return least
-
-
-def main(arguments: list[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gateway.guard", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    asked: Any = parser.parse_args(arguments)
-    least = measure(asked.rounds, Console(stderr=True))
-    times = {name: least[name] / least[BASE] for name in TIMES_MAX}
-    dear = [name for name, each in times.items() if each > TIMES_MAX[name]]
-    if asked.json:
-        print(msgspec.json.encode({"ok": not dear, "least_cpu_us": least, "times": times}).decode())
-        return 1 if dear else 0
-    for name, each in times.items():
-        print(f"{name}: {least[name]:.0f} us a request, {each:.2f} times {BASE}; at most {TIMES_MAX[name]:.2f}")
-    print(f"DEARER THAN IT WAS: {', '.join(dear)}" if dear else "No stage has become dearer.")
-    return 1 if dear else 0
+    with made_material() as material, ExitStack() as stack:
+        stages = {name: stack.enter_context(started(name, material)) for name in (BASE, *TIMES_MAX)}
+        for name, stage in track([*stages.items()] * rounds, "measuring"):
+            found = stage.load(SECONDS)
+            if found.load.bad or not found.load.right:
+                raise RuntimeError(f"{name} answers wrong: {found.load}")
+            least[name] = min(found.cpu_us, least.get(name, found.cpu_us))
+    return Figures(least, {name: least[name] / least[BASE] for name in TIMES_MAX})
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(measure)

@@ -5,15 +5,17 @@ STAGE is one of STAGES, each of which does all that those before it do, or ALONE
 
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
-import embedmesh.gateway as gateway
-import embedmesh.gateway.api.app as edge
 from bench.gateway.node import NODE_ID, SESSION
 from embedmesh.cli import main as cli
-from embedmesh.dialects.openai.render import respond
+from embedmesh.dialects.openai.render import render
+from embedmesh.flow.operation import Operation
 from embedmesh.flow.paid import Outcome
 from embedmesh.flow.world import World
+from embedmesh.gateway import build
+from embedmesh.gateway.api import embeddings_api
 from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import Call, Counted
@@ -34,9 +36,10 @@ class FixedTokenizer:
     """Takes every text for the same ids."""
 
     def __init__(self, real: Any) -> None:
-        self.specials, self.special_ids = real.specials, real.special_ids
-        self.vocab_size, self.max_tokens = real.vocab_size, real.max_tokens
-        self.clip, self.next_cut = real.clip, real.next_cut
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(IDS[0]) for _ in texts]
@@ -48,8 +51,10 @@ class NoLedger:
     """Holds nothing."""
 
     def __init__(self, real: Any) -> None:
-        self.healthy, self.prior, self.kept_bytes = real.healthy, real.prior, real.kept_bytes
-        self.available_nanousd = real.available_nanousd
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         return None
@@ -62,17 +67,22 @@ class NoLedger:
 
 
 async def only_forward(
-    world: World, asked: RequestHead, receive: Receive, deliver: Deliver, on_model: Callable[[str], None]
+    world: World,
+    operation: Operation,
+    head: RequestHead,
+    receive: Receive,
+    deliver: Deliver,
+    on_model: Callable[[str], None],
 ) -> Outcome:
-    """The body is read and not looked at; the node is asked for one vector, which is not checked."""
+    """The body is read and not parsed; the node gives one vector, which is not checked."""
     await receive("")
     model = world.catalogue.models[0]
     counted = Counted(lengths=[TOKENS], ids=IDS)
     part = Part(node_id="local", places=(0,), tokens=TOKENS, expected_s=1.0)
     reply = await world.client.embed(part, model, counted, "req")
     answer = Answer(reply.data, model.width, reply.tokens, (Share("local", TOKENS, 0),))
-    await deliver(respond(Call(model=model.id, encoding="base64"), 0, answer, 0.0))
-    return Outcome(model.id, TOKENS, 0)
+    delivery = await deliver(render(Call(model=model.id, encoding="base64"), 0, answer, {}))
+    return Outcome(model.id, TOKENS, 0, delivery)
 
 
 def signed_link(pool: ConnectionPool, clock: Clock) -> OwnLink:
@@ -82,12 +92,19 @@ def signed_link(pool: ConnectionPool, clock: Clock) -> OwnLink:
     return OwnLink(pool, clock, signing)
 
 
+def replace(module: ModuleType, **names: Any) -> None:
+    """Other values for what a module has imported."""
+    for name, value in names.items():
+        assert hasattr(module, name), f"{module.__name__} has no {name} any more"
+        setattr(module, name, value)
+
+
 def leave_out(stage: str) -> None:
     """Change the gateway of this process."""
     if stage in (ALONE, SIGNED):
-        gateway.CoalescingLink = lambda link: link  # type: ignore[misc, assignment]
+        replace(build, CoalescingLink=lambda link: link)
     if stage == SIGNED:
-        gateway.OwnLink = signed_link  # type: ignore[misc, assignment]
+        replace(build, OwnLink=signed_link)
     if stage in ("hold", ALONE, SIGNED):
         return
 
@@ -97,9 +114,9 @@ def leave_out(stage: str) -> None:
             parts["tokenizers"] = {name: FixedTokenizer(each) for name, each in parts["tokenizers"].items()}
         return World(**parts)
 
-    gateway.World = staged  # type: ignore[misc, assignment]
+    replace(build, World=staged)
     if stage == "forward":
-        edge.handle = only_forward
+        replace(embeddings_api, serve=only_forward)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The other gateways, each in front of the same cheap node: how to install and start them, and how to ask them.
+"""The other gateways, each in front of the same cheap node: how to install, start and call them.
 
 None counts tokens or holds money here: nginx and vllm-router cannot, LiteLLM runs without its database and checks its
 one key, and Portkey takes its settings from the request.
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.choosing.peers import nginx_config
-from bench.engine.install import HOME, LOCKS, NotInstalled, install, python_of, run_step
-from bench.fault.rig import HOST, free_port
-from bench.live import MODEL
+from bench.rig import install
+from bench.rig.http import MODEL
+from bench.rig.install import HOME, LOCKS, python_router, run_step, system_program
+from bench.rig.processes import HOST, free_port
 
 KEY = "sk-bench"
 PORTKEY = HOME / "portkey"
@@ -37,27 +37,22 @@ class Started(NamedTuple):
 
 def nginx(folder: Path, node: int) -> Started:
     """One worker, connections to the node kept."""
-    if shutil.which("nginx") is None:
-        raise NotInstalled("there is no nginx here: install your system's package")
     port = free_port()
-    return Started(port, nginx_config("", [node], folder, port))
+    return Started(port, install.nginx("", [node], folder, port))
 
 
 def vllm_router(folder: Path, node: int) -> Started:
     """With one thread for its work, on one core as all others."""
-    install("vllm-router")
     port = free_port()
-    options = ["--worker-urls", f"http://{HOST}:{node}", "--policy", "round_robin", "--log-level", "error"]
-    options += ["--host", HOST, "--port", str(port), "--prometheus-port", str(free_port())]
-    return Started(port, [str(python_of("vllm-router")), "-m", "vllm_router.launch_router", *options])
+    return Started(port, python_router("vllm-router", "round_robin", [node], port))
 
 
 def litellm(folder: Path, node: int) -> Started:
     """One worker, no database, one key."""
-    install("litellm")
+    python = install.install("litellm")
     port, config = free_port(), folder / "litellm.yaml"
     config.write_text(LITELLM.format(model=MODEL, host=HOST, node=node))
-    program = str(HOME / "litellm" / "bin" / "litellm")
+    program = str(python.with_name("litellm"))
     offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MASTER_KEY": KEY}
     options = ["--config", str(config), "--host", HOST, "--port", str(port), "--telemetry", "False"]
     return Started(port, [program, *options], environment=offline, key=KEY)
@@ -65,8 +60,7 @@ def litellm(folder: Path, node: int) -> Started:
 
 def portkey(folder: Path, node: int) -> Started:
     """Without its console."""
-    if shutil.which("npm") is None:
-        raise NotInstalled("there is no npm here: install your system's package")
+    system_program("npm")
     lock = LOCKS / "portkey" / "package-lock.json"
     stamp = PORTKEY / lock.name
     if not stamp.exists() or stamp.read_bytes() != lock.read_bytes() or not (PORTKEY / "node_modules").exists():
@@ -76,9 +70,9 @@ def portkey(folder: Path, node: int) -> Started:
         run_step(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(PORTKEY)])
     port = free_port()
     program = PORTKEY / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
-    asked = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"http://{HOST}:{node}/v1"}
+    headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"http://{HOST}:{node}/v1"}
     environment = {"TRUSTED_CUSTOM_HOSTS": HOST}
-    return Started(port, ["node", str(program), f"--port={port}", "--headless"], asked, environment, KEY)
+    return Started(port, ["node", str(program), f"--port={port}", "--headless"], headers, environment, KEY)
 
 
 PEERS = {"nginx": nginx, "vllm-router": vllm_router, "LiteLLM": litellm, "Portkey": portkey}

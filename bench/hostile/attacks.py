@@ -1,15 +1,20 @@
 """Ways to attack a gateway, each as a coroutine that goes on until it is cancelled.
 
-Each is done by three at once: a stranger, whose key is none; a key whose account has no money; and a tenant who pays.
+Three attackers do each at once: a stranger without a valid key; a key whose account has no money; and a paying tenant.
 Paces are bounded: the question is what one attacker's request costs others, not how many packets a machine can take.
+
+As a process: `python -m bench.hostile.attacks PORT SEED SECONDS KIND… < KEYS`, where KEYS is a JSON object: the key of
+each attacker by its name. It prints how often each got which answer, as JSON.
 """
 
 import asyncio
 import base64
 import contextlib
 import json
+import os
 import socket
 import struct
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -18,28 +23,31 @@ from string import ascii_lowercase
 from typing import NamedTuple
 
 import msgspec
+import uvloop
 
-from bench.live import MODEL, http_request
+from bench.rig.http import MODEL, http_request
+from bench.rig.processes import HOST
 from embedmesh.rules.membership import STATEMENT, Offer, Registration, Statement
 from embedmesh.signing.identity import Identity
 
-HOST = "127.0.0.1"
-ANSWER_S = 10.0  # an attacker does not wait longer for its answer
+TOGETHER = 3.0  # all kinds together send this many times as much as one kind: more is load, and no attack
+NICENESS = 10  # the clients and the node share its core, and must not wait for it
+ANSWER_S = 10.0  # an attacker waits no longer for an answer
 BODY_BYTES = 4 * 1024 * 1024 - 1024  # nearly the most that is taken
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
 
 class Attacker(NamedTuple):
-    """Who attacks: its name, its key, and where. `said` counts what it was answered.
+    """An attacker: its name, its key, and where. `answers` counts them by status.
 
-    `calm` is by how much slower it is than it might be.
+    `calm` is how many times slower it is than it might be.
     """
 
     name: str
     key: str
     port: int
     dice: Random
-    said: Counter[str]
+    answers: Counter[str]
     calm: float = 1.0
 
 
@@ -47,8 +55,8 @@ Attack = Callable[[Attacker], Awaitable[None]]
 
 
 async def tokenise(one: Attacker) -> None:
-    """Bodies that would be dear to count."""
-    letters, words = one.dice, ["".join(one.dice.choices(ascii_lowercase, k=99)) for _ in range(2_000)]
+    """Bodies whose tokens are expensive to count."""
+    words = ["".join(one.dice.choices(ascii_lowercase, k=99)) for _ in range(2_000)]
     bodies = [
         json.dumps({"model": MODEL, "input": text}).encode()
         for text in (
@@ -61,7 +69,7 @@ async def tokenise(one: Attacker) -> None:
             ["!" * 2_000] * 2_000,
         )
     ]
-    bodies.append(json.dumps({"model": MODEL, "input": [letters.randrange(100_000) for _ in range(500_000)]}).encode())
+    bodies.append(json.dumps({"model": MODEL, "input": [one.dice.randrange(100_000) for _ in range(500_000)]}).encode())
     bodies.append(b"[" * 1_000_000)
     await _paced(one, 0.1, lambda: _ask(one, _embed(one, one.dice.choice(bodies))))
 
@@ -73,12 +81,12 @@ async def half_bodies(one: Attacker) -> None:
 
 
 async def connections(one: Attacker) -> None:
-    """Connections that say nothing, or half a head."""
+    """Connections that send nothing, or half a head."""
     await _many(one, 400, lambda: _hold(one, one.dice.choice([b"", b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nX: "])))
 
 
 async def unknown_keys(one: Attacker) -> None:
-    """Keys that nobody has, a new one each time."""
+    """Keys that do not exist, a new one each time."""
 
     def guess() -> Awaitable[None]:
         key = "em_" + "".join(one.dice.choices(ascii_lowercase, k=43))
@@ -88,13 +96,13 @@ async def unknown_keys(one: Attacker) -> None:
 
 
 async def registrations(one: Attacker) -> None:
-    """New nodes that ask to join, one after another, each with as much to say as it may."""
+    """New nodes that register, one after another, each with as large a statement as it may send."""
     offers = tuple(Offer(f"model-{number}" * 10, 384, 512, "0" * 64, "exact") for number in range(64))
 
     async def join() -> None:
         greeting = await _exchange(one, http_request("GET", "/v1/nodes"))
         if not greeting.startswith(b"HTTP/1.1 200"):
-            one.said[_status(greeting)] += 1
+            one.answers[_status(greeting)] += 1
             return
         nonce = base64.b64decode(json.loads(greeting.partition(b"\r\n\r\n")[2])["nonce"])
         identity = Identity(one.dice.randbytes(32))
@@ -112,14 +120,14 @@ async def registrations(one: Attacker) -> None:
                 time_ms=time.time_ns() // 1_000_000,
             )
         )
-        asked = Registration(statement, identity.sign(STATEMENT, statement))
-        await _ask(one, http_request("POST", "/v1/nodes", msgspec.json.encode(asked)))
+        registration = Registration(statement, identity.sign(STATEMENT, statement))
+        await _ask(one, http_request("POST", "/v1/nodes", msgspec.json.encode(registration)))
 
     await _paced(one, 0.02, join)
 
 
 async def heartbeats(one: Attacker) -> None:
-    """Large reports of nodes that are not there, with signatures that are none."""
+    """Large reports of nodes that do not exist, with invalid signatures."""
     body = b'{"tokens_waiting":0,"tokens_per_s":1,"receipts":[' + b" " * 500_000
     fields = {"Signature": "sig=:" + "A" * 44 + ":", "Signature-Input": 'sig=("@method")', "Content-Digest": "x"}
 
@@ -143,13 +151,13 @@ async def new_keys(one: Attacker) -> None:
 
 
 async def deaf_readers(one: Attacker) -> None:
-    """Large replies that nobody reads."""
+    """Large replies that are not read."""
     body = json.dumps({"model": MODEL, "input": [f"{one.name} {number}" for number in range(1_000)]}).encode()
     await _many(one, 16, lambda: _hold(one, _embed(one, body), small_buffer=True))
 
 
 async def hang_ups(one: Attacker) -> None:
-    """Requests whose caller is gone before the answer, with and without an SDK's word on how often it has tried."""
+    """Requests whose caller is gone before the answer, with and without an SDK's header that counts its retries."""
 
     async def leave() -> None:
         body = json.dumps({"model": MODEL, "input": f"{one.dice.random()} is not waited for"}).encode()
@@ -160,7 +168,7 @@ async def hang_ups(one: Attacker) -> None:
         await writer.drain()
         await asyncio.sleep(one.dice.random() * 0.005)
         writer.close()
-        one.said["left"] += 1
+        one.answers["left"] += 1
 
     await _paced(one, 0.01, leave)
 
@@ -176,8 +184,8 @@ async def same_key_twice(one: Attacker) -> None:
 
 
 async def broken_http(one: Attacker) -> None:
-    """What is no HTTP, too long, or read differently by different parsers."""
-    lines = [
+    """Bytes that are not HTTP, too long, or read differently by different parsers."""
+    messages = [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 200,
         b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
         b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 5_000 + b"\r\n",
@@ -185,7 +193,7 @@ async def broken_http(one: Attacker) -> None:
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\r\n" * 4_000,
     ]
-    await _paced(one, 0.01, lambda: _ask(one, one.dice.choice(lines)))
+    await _paced(one, 0.01, lambda: _ask(one, one.dice.choice(messages)))
 
 
 ATTACKS: dict[str, Attack] = {
@@ -212,12 +220,12 @@ def _embed(one: Attacker, body: bytes, **headers: str) -> bytes:
 
 
 async def _paced(one: Attacker, every_s: float, act: Callable[[], Awaitable[None]]) -> None:
-    """Act every so often, whatever became of the acts before; at most 64 at one time."""
-    running: set[asyncio.Future[None]] = set()
+    """Act about every `every_s`, whatever became of the acts before; at most 64 at one time."""
+    running: set[asyncio.Task[None]] = set()
     try:
         while True:
             if len(running) < 64:
-                task = asyncio.ensure_future(_guarded(one, act))
+                task = asyncio.create_task(_guarded(one, act))
                 running.add(task)
                 task.add_done_callback(running.discard)
             await asyncio.sleep(one.calm * every_s * (0.5 + one.dice.random()))
@@ -227,7 +235,7 @@ async def _paced(one: Attacker, every_s: float, act: Callable[[], Awaitable[None
 
 
 async def _many(one: Attacker, count: int, act: Callable[[], Awaitable[None]]) -> None:
-    """So many at one time, each begun anew when it ends; not more than some twenty a second."""
+    """`count` acts at one time, each begun again when it ends; not more than some twenty a second."""
 
     async def again() -> None:
         while True:
@@ -241,15 +249,15 @@ async def _guarded(one: Attacker, act: Callable[[], Awaitable[None]]) -> None:
     try:
         await act()
     except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-        one.said[type(error).__name__] += 1
+        one.answers[type(error).__name__] += 1
 
 
 async def _ask(one: Attacker, request: bytes) -> None:
-    one.said[_status(await _exchange(one, request))] += 1
+    one.answers[_status(await _exchange(one, request))] += 1
 
 
 async def _exchange(one: Attacker, request: bytes) -> bytes:
-    """What comes back within ANSWER_S, its head and what came with it."""
+    """The reply's first bytes within ANSWER_S: its head and what came with it."""
     reader, writer = await asyncio.open_connection(HOST, one.port)
     try:
         async with asyncio.timeout(ANSWER_S):
@@ -262,7 +270,7 @@ async def _exchange(one: Attacker, request: bytes) -> bytes:
 
 
 async def _hold(one: Attacker, data: bytes, *, small_buffer: bool = False) -> None:
-    """Send, then say and read nothing until the other side closes."""
+    """Send, then send and read nothing until the other side closes."""
     sock = socket.socket()
     if small_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -270,16 +278,45 @@ async def _hold(one: Attacker, data: bytes, *, small_buffer: bool = False) -> No
     loop = asyncio.get_running_loop()
     try:
         await loop.sock_connect(sock, (HOST, one.port))
-        one.said["held"] += 1
+        one.answers["held"] += 1
         async with asyncio.timeout(ANSWER_S):
             await loop.sock_sendall(sock, data)
             if small_buffer:
                 await asyncio.sleep(ANSWER_S)
             else:
-                one.said[_status(await loop.sock_recv(sock, 4_096))] += 1
+                one.answers[_status(await loop.sock_recv(sock, 4_096))] += 1
     finally:
         sock.close()
 
 
 def _status(reply: bytes) -> str:
     return reply[9:12].decode("latin-1") if reply.startswith(b"HTTP/1.") else "closed" if not reply else "?"
+
+
+async def attack(
+    port: int, seed: int, seconds: float, kinds: list[str], keys: dict[str, str]
+) -> dict[str, Counter[str]]:
+    """All kinds at once by each attacker, for `seconds`."""
+    answers: dict[str, Counter[str]] = {name: Counter() for name in keys}
+    calm = max(1.0, len(kinds) / TOGETHER)
+    tasks = [
+        asyncio.ensure_future(
+            ATTACKS[kind](Attacker(name, key, port, Random(f"{seed} {name} {kind}"), answers[name], calm))
+        )
+        for name, key in keys.items()
+        for kind in kinds
+    ]
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    return answers
+
+
+if __name__ == "__main__":
+    os.nice(NICENESS)
+    port, seed, seconds, *kinds = sys.argv[1:]
+    found = uvloop.run(attack(int(port), int(seed), float(seconds), kinds, json.load(sys.stdin)))
+    print(json.dumps(found))

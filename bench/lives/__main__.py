@@ -9,25 +9,22 @@ Exit code 1 when anything was wrong; the seed and the command that shows how it 
 world: `--only SEED`.
 """
 
-import argparse
 import logging
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from bench.lives.world import Ended, Template, folder_in_memory, live
+from bench.rig.command import bench, progress
+from bench.rig.tables import print_figures
 
 LIVES_A_WORLD = 50
-FAILURES_MAX = 20  # then it is no use to go on
+FAILURES_MAX = 20  # then the run ends
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -50,30 +47,32 @@ class Figures(msgspec.Struct, frozen=True):
     seen: dict[str, int]
     failed: list[Failed]
 
+    @property
+    def broken(self) -> list[str]:
+        """The worlds that went wrong."""
+        return [f"seed {each.seed}: {each.wrong[0]}" for each in self.failed]
 
-def simulate(lives: int, seed: int, log: Console) -> Figures:
+
+def simulate(lives: int, seed: int) -> Figures:
     """World after world, from a seed on."""
     worlds = -(-lives // LIVES_A_WORLD)
     seen: Counter[str] = Counter()
     failed: list[Failed] = []
     steps, virtual_s, done = 0, 0.0, 0
     began = time.monotonic()
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with tempfile.TemporaryDirectory(prefix="embedmesh-lives-", dir=folder_in_memory()) as folder:
-        template = Template(Path(folder))
-        with Progress(*columns, console=log) as progress:
-            task = progress.add_task("living", total=worlds)
-            for number in range(seed, seed + worlds):
-                ended = live(number, template, LIVES_A_WORLD)
-                seen.update(ended.seen)
-                steps += ended.steps
-                virtual_s += ended.virtual_s
-                done += 1
-                if ended.wrong:
-                    failed.append(Failed(number, ended.wrong, f"python -m bench.lives --only {number}"))
-                progress.update(task, advance=1, description=f"{done * LIVES_A_WORLD:,} lives, {len(failed)} wrong")
-                if len(failed) >= FAILURES_MAX:
-                    break
+    with tempfile.TemporaryDirectory(prefix="embedmesh-lives-", dir=folder_in_memory()) as folder, progress() as bar:
+        template, task = Template(Path(folder)), bar.add_task("living", total=worlds)
+        for number in range(seed, seed + worlds):
+            ended = live(number, template, LIVES_A_WORLD)
+            seen.update(ended.seen)
+            steps += ended.steps
+            virtual_s += ended.virtual_s
+            done += 1
+            if ended.wrong:
+                failed.append(Failed(number, ended.wrong, f"python -m bench.lives --only {number}"))
+            bar.update(task, advance=1, description=f"{done * LIVES_A_WORLD:,} lives, {len(failed)} wrong")
+            if len(failed) >= FAILURES_MAX:
+                break
     seconds = time.monotonic() - began
     return Figures(
         lives=done * LIVES_A_WORLD,
@@ -82,63 +81,30 @@ def simulate(lives: int, seed: int, log: Console) -> Figures:
         lives_a_minute=round(done * LIVES_A_WORLD / seconds * 60),
         steps=steps,
         virtual_s=round(virtual_s, 1),
-        seen=dict(sorted(seen.items(), key=lambda each: -each[1])),
+        seen=dict(seen.most_common()),
         failed=failed,
     )
 
 
-def show(figures: Figures, console: Console) -> None:
-    """For people."""
-    table = Table(
-        "what happened", "times", title=f"{figures.worlds:,} worlds, {figures.virtual_s:,.0f} virtual seconds"
-    )
-    for what, times in figures.seen.items():
-        table.add_row(what.replace("_", " "), f"{times:,}")
-    console.print(table)
-    for each in figures.failed:
-        console.print(f"seed {each.seed}: {each.wrong[0]}", markup=False, soft_wrap=True)
-        console.print(f"  and {len(each.wrong) - 1} more; see: {each.replay}", markup=False, soft_wrap=True)
-    verdict = f"{len(figures.failed)} worlds went wrong" if figures.failed else "all promises were kept"
-    console.print(
-        f"lives: {verdict} in {figures.lives:,} lives; {figures.lives_a_minute:,} lives a minute, "
-        f"{figures.seen.get('deaths', 0):,} gateways killed",
-        soft_wrap=True,
-    )
-
-
-def tell(ended: Ended) -> None:
+def show_one(ended: Ended, console: Console) -> None:
     """One world, from beginning to end."""
-    print("\n".join(ended.trace))
-    for each in ended.wrong:
-        print(f"WRONG: {each}")
-    verdict = f"{len(ended.wrong)} things went wrong" if ended.wrong else "all promises were kept"
-    print(f"lives: {verdict} in the world of seed {ended.seed}, {ended.steps:,} steps, trace {ended.digest}")
+    console.print("\n".join(ended.trace), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"The world of seed {ended.seed}: {ended.steps:,} steps, trace {ended.digest}", soft_wrap=True)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.lives", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--lives", type=int, default=10_000, metavar="N")
-    parser.add_argument("--seed", type=int, default=1, help="of the first world; the others follow")
-    parser.add_argument("--only", type=int, metavar="SEED", help="one world, told step by step")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    asked: Any = parser.parse_args(arguments)
-    logging.disable(logging.CRITICAL)  # dead gateways have much to say
-    if asked.only is not None:
-        with tempfile.TemporaryDirectory(prefix="embedmesh-lives-", dir=folder_in_memory()) as folder:
-            ended = live(asked.only, Template(Path(folder)), LIVES_A_WORLD)
-        if asked.json:
-            print(msgspec.json.format(msgspec.json.encode(ended), indent=1).decode())
-        else:
-            tell(ended)
-        return 1 if ended.wrong else 0
-    figures = simulate(asked.lives, asked.seed, Console(stderr=True))
-    if asked.json:
-        print(msgspec.json.format(msgspec.json.encode(figures), indent=1).decode())
-    else:
-        show(figures, Console())
-    return 1 if figures.failed else 0
+def show(figures: Any, console: Console) -> None:
+    """Of one world every step, of many what happened."""
+    (show_one if isinstance(figures, Ended) else print_figures)(figures, console)
+
+
+def measure(lives: int = 10_000, seed: int = 1, only: int | None = None) -> Figures | Ended:
+    """Many worlds, or one."""
+    logging.disable(logging.CRITICAL)  # dead gateways log much
+    if only is None:
+        return simulate(lives, seed)
+    with tempfile.TemporaryDirectory(prefix="embedmesh-lives-", dir=folder_in_memory()) as folder:
+        return live(only, Template(Path(folder)), LIVES_A_WORLD)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    bench(measure, show=show, seed="of the first world; the others follow", only="the seed of one world, step by step")

@@ -1,4 +1,4 @@
-"""Callers: they ask, hang up, and ask again, with or without an `Idempotency-Key`, this gateway or another."""
+"""Callers: they send requests, hang up, and retry, with or without an `Idempotency-Key`, at this gateway or another."""
 
 import asyncio
 import random
@@ -10,10 +10,10 @@ from bench.lives.loop import Loop
 from embedmesh.rules.errors import Failure, Retry
 from embedmesh.rules.exchange import Reply, RequestHead
 
-SHARE_ODDS = 0.35  # of a caller to do what another does, too: the same key, the same body
+SHARE_ODDS = 0.35  # of a caller to do the same as another: the same key, the same body
 OTHER_BODY_ODDS = 0.04  # of those: the same Idempotency-Key for something else, by mistake
 TRIES_MAX = 5
-PATIENCE_S = 40.0
+WAIT_S_MAX = 40.0
 AGAIN_S = (0.01, 0.5, 1.0, 2.0)  # as SDKs wait
 
 
@@ -26,7 +26,7 @@ class Station:
 
 
 def make_errands(dice: random.Random, keys: Sequence[tuple[str, str, str]], number: int) -> list[Errand]:
-    """What is to be asked. `keys` are accounts, key ids and tokens."""
+    """The errands of one world. `keys` are accounts, key ids and tokens."""
     errands: list[Errand] = []
     for _ in range(number):
         with_idem = [errand for errand in errands if errand.idem is not None]
@@ -60,7 +60,7 @@ def _word(dice: random.Random) -> str:
 
 
 class Callers:
-    """Everybody who asks in one world."""
+    """All callers of one world."""
 
     def __init__(
         self, stations: Sequence[Station], loop: Loop, dice: random.Random, traits: Traits, journal: Journal
@@ -85,30 +85,30 @@ class Callers:
                 self._journal.seen["refused connections"] += 1
                 await asyncio.sleep(dice.random())
                 continue
-            self._journal.say(self._loop.now, f"c{number}", f"asks {gateway.name}, try {tried}, {errand.idem}")
+            self._journal.say(self._loop.now, f"c{number}", f"sends to {gateway.name}, try {tried}, {errand.idem}")
             retries = tried if errand.sdk else None
             asked = RequestHead(f"Bearer {errand.token}", errand.idem, retries)
-            told = await self._hear(gateway, gateway.ask(number, errand, asked))
-            if isinstance(told, Reply):
+            outcome = await self._wait(gateway, gateway.ask(number, errand, asked))
+            if isinstance(outcome, Reply):
                 self._journal.seen["replies"] += 1
                 if errand.idem is None or dice.random() < 0.8:
                     return
-                continue  # it has lost what it was told
-            if isinstance(told, Failure):
-                self._journal.seen[told.code] += 1
-                if told.retry is Retry.USELESS and dice.random() < 0.7:
+                continue  # it has lost the reply
+            if isinstance(outcome, Failure):
+                self._journal.seen[outcome.code] += 1
+                if outcome.retry is Retry.USELESS and dice.random() < 0.7:
                     return
             else:
                 self._journal.seen["broken connections"] += 1
 
-    async def _hear(self, gateway: Gateway, exchange: Exchange) -> Reply | Failure | None:
-        """What it is told, if it does not hang up before."""
+    async def _wait(self, gateway: Gateway, exchange: Exchange) -> Reply | Failure | None:
+        """The outcome, if it does not hang up before."""
         dice = self._dice
         leaves = dice.random() < self._traits.leave_odds
-        patience_s = dice.random() ** 3 * 3.0 if leaves else PATIENCE_S
+        wait_s = dice.random() ** 3 * 3.0 if leaves else WAIT_S_MAX
         try:
-            async with asyncio.timeout(patience_s):
-                return await asyncio.shield(exchange.told)
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(exchange.outcome)
         except TimeoutError:
             self._journal.seen["hang-ups"] += 1
             self._journal.say(self._loop.now, f"c{exchange.attempt.life}", "hangs up")

@@ -1,4 +1,4 @@
-"""What runs in threads in earnest, and the disk under it: late, full, broken. Here it happens at drawn moments.
+"""What runs in threads in production, and the disk under it: late, full, broken. Here it happens at drawn moments.
 
 A call is made at one moment, and what came of it is known at a later one: a process may die between the two.
 """
@@ -54,14 +54,14 @@ class Disk:
             thread.calls.append(made)
         self._loop.call_later(dice.random() * done_s, made)
 
-    def _make(self, kind: str, call: Callable[[], Any], future: "asyncio.Future[Any]", tell_s: float) -> None:
+    def _make(self, kind: str, call: Callable[[], Any], future: "asyncio.Future[Any]", known_s: float) -> None:
         error: BaseException | None = None
         found = None
         try:
             found = self._try(kind, call)
-        except Exception as raised:  # noqa: BLE001 - told to whoever waits
+        except Exception as raised:  # noqa: BLE001 - raised where it is awaited
             error = raised
-        self._loop.call_later(tell_s, _tell, future, found, error)
+        self._loop.call_later(known_s, _settle, future, found, error)
 
     def _try(self, kind: str, call: Callable[[], Any]) -> Any:
         if kind == "sync":
@@ -76,14 +76,14 @@ class Disk:
             if self._dice.random() < self._broken_odds:
                 self._lost = self._dice.random() < 0.3
                 if self._lost and self._dice.random() < 0.5:
-                    call()  # it is durable all the same: nobody knows
+                    call()  # it is durable all the same, which the gateway cannot know
                 self.seen["commits lost" if self._lost else "commits that failed"] += 1
                 raise disk_error("SQLITE_IOERR_FSYNC" if self._lost else "SQLITE_IOERR_WRITE")
         return call()
 
 
 class Thread:
-    """In place of a gateway's thread for commits: who shuts it down waits for its calls."""
+    """In place of a gateway's thread for commits: `shutdown` makes the calls that are left."""
 
     def __init__(self) -> None:
         self.calls: list[_Once] = []
@@ -118,7 +118,7 @@ def _kind(call: Callable[[], Any]) -> str:
     return "commit" if getattr(call, "__name__", "") == "commit" else "call"
 
 
-def _tell(future: "asyncio.Future[Any]", found: Any, error: BaseException | None) -> None:
+def _settle(future: "asyncio.Future[Any]", found: Any, error: BaseException | None) -> None:
     with suppress(asyncio.InvalidStateError):
         if error is None:
             future.set_result(found)

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 
 from bench.lives.disk import Thread
-from bench.lives.journal import Attempt, Errand, Journal, Taken
-from bench.lives.journal import Delivery as Delivered
+from bench.lives.journal import Attempt, DeliveryNote, Errand, Journal, Taken
 from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.registry import Registry
@@ -23,7 +22,7 @@ from embedmesh.flow.paid import Done, serve
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import Failure, InternalError, SetupError
-from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.ports import Caller, RateLimit
 from embedmesh.rules.shares import Shares
 from embedmesh.storage.cached.rate_limits import LeasedRateLimits
@@ -57,7 +56,7 @@ class Traits(msgspec.Struct, frozen=True):
     slow_odds: float
     broken_odds: float  # of a COMMIT
     kill_odds: float  # of a gateway, each time that it starts
-    leave_odds: float  # of a caller, each time that it asks
+    leave_odds: float  # of a caller, at each request
     undeliverable_odds: float
 
 
@@ -70,17 +69,17 @@ class Exchange:
         self.body = body
         self.gone = False  # the caller has hung up
         self.begun = False  # a byte of the reply has left
-        self.told: asyncio.Future[Reply | Failure | None] = loop.create_future()  # None: the connection broke
+        self.outcome: asyncio.Future[Reply | Failure | None] = loop.create_future()  # None: the connection broke
         self.serving: asyncio.Task[Any] | None = None
 
-    def tell(self, what: Reply | Failure | None) -> None:
-        """To the caller, if it listens still."""
-        if not self.told.done():
-            self.told.set_result(what)
+    def answer(self, what: Reply | Failure | None) -> None:
+        """What the caller gets, if it still listens."""
+        if not self.outcome.done():
+            self.outcome.set_result(what)
 
 
 class Metered:
-    """The real rate_limits; what they grant is written down. Implements the port `RateLimits`."""
+    """The real rate limits; what they grant is written down. Implements the port `RateLimits`."""
 
     def __init__(self, real: LeasedRateLimits, clock: Clock, journal: Journal) -> None:
         self._real = real
@@ -107,7 +106,7 @@ class Metered:
 
 
 class Gateway:
-    """From start to end; the next one on its folder is another. Implements the protocol `Process`."""
+    """From start to end; the next one on its folder is another. Implements the protocol `SimProcess`."""
 
     def __init__(
         self, name: str, place: Path, folder: Path, loop: Loop, clock: Clock, dice: random.Random, traits: Traits,
@@ -137,7 +136,7 @@ class Gateway:
             self.die("is killed")
 
     def die(self, why: str) -> None:
-        """At once: what is not durable is lost, and the kernel takes back its locks."""
+        """At once: what is not durable is lost, and the kernel releases its locks."""
         self.say(why)
         self.alive = self.serves = False
         self._journal.died[self.name] = self._loop.now
@@ -146,7 +145,8 @@ class Gateway:
             self.store._opened.close(clean=False)
         else:
             with suppress(Exception):
-                self._opening.get_coro().close()  # type: ignore[union-attr]
+                coroutine: Any = self._opening.get_coro()
+                coroutine.close()
         self._end()
 
     def _fatal(self, reason: str) -> None:
@@ -160,7 +160,7 @@ class Gateway:
         if stats is not None and (stats.broken_writes or stats.late_captures):
             self._journal.wrong.append(f"{self.name}: {stats}")
         for exchange in self._exchanges:
-            exchange.tell(None)
+            exchange.answer(None)
         if not self.ended.done():
             self.ended.set_result(None)
 
@@ -229,7 +229,7 @@ class Gateway:
         )
 
     def stop(self) -> None:
-        """In peace: callers are waited for, everything is written down."""
+        """An orderly stop: callers are waited for, everything is written down."""
         if self.serves:
             self.serves = False
             self._start(self._stop())
@@ -247,7 +247,7 @@ class Gateway:
         if self.replies.taken:
             self._journal.wrong.append(f"{self.name}: {self.replies.taken} bytes of replies were not given back")
         await self.store.close()
-        if left := self.store._writer.waiting():  # its disk did not answer, and it may not wait for ever
+        if left := self.store._writer.waiting():  # its disk did not answer, and it must not wait for ever
             self._journal.died[self.name] = self._loop.now
             self._journal.seen["stopped before all was written"] += 1
         self.say(f"is closed, {left} writes were lost")
@@ -257,7 +257,7 @@ class Gateway:
     # -- its callers
 
     def ask(self, life: int, errand: Errand, asked: RequestHead) -> Exchange:
-        """Called by a caller, which waits for what it is told."""
+        """Called by a caller, which waits for the outcome."""
         attempt = Attempt(life, errand, self.name, self._loop.now)
         self._journal.attempts.append(attempt)
         exchange = Exchange(self._loop, attempt, asked, errand.body)
@@ -266,7 +266,7 @@ class Gateway:
         return exchange
 
     def hang_up(self, exchange: Exchange) -> None:
-        """The caller has gone; the edge notices. What it is being sent ends by itself."""
+        """The caller has gone; the server notices. A reply that is being sent ends by itself."""
         exchange.gone = True
         if self.alive and exchange.serving is not None and not exchange.begun:
             exchange.serving.cancel()
@@ -278,7 +278,8 @@ class Gateway:
             await asyncio.sleep(self._dice.random() * 0.02)
             return exchange.body
 
-        async def deliver(reply: Reply) -> Delivery:
+        async def deliver(reply: Reply | StreamedReply) -> Delivery:
+            assert isinstance(reply, Reply)
             return await self._deliver(exchange, reply)
 
         try:
@@ -296,7 +297,7 @@ class Gateway:
             if self.alive:
                 attempt.ended, attempt.failure = self._loop.now, failure
                 self._exchanges.pop(exchange, None)
-                exchange.tell(failure)
+                exchange.answer(failure)
 
     async def _deliver(self, exchange: Exchange, reply: Reply) -> Delivery:
         dice, odds = self._dice, self._traits.undeliverable_odds
@@ -318,16 +319,16 @@ class Gateway:
             self._journal.wrong.append(f"life {attempt.life}: a reply that is neither new nor kept: {headers}")
         again = bool(exchange.asked.retries)
         self._journal.deliveries.append(
-            Delivered(
+            DeliveryNote(
                 self._loop.now, attempt.life, attempt.errand, self.name, hold_id, cost, reply.body, whole, again,
                 attempt.began,
             )
         )  # fmt: skip
-        told = f"{hold_id or 'what was kept'}, {cost}"
+        words = f"{hold_id or 'what was kept'}, {cost}"
         if not whole:
             self._journal.seen["deliveries that were broken off"] += 1
-            self.say(f"is broken off delivering to {attempt.life}: {told}")
+            self.say(f"is broken off delivering to {attempt.life}: {words}")
             return Delivery.BROKEN_OFF
-        self.say(f"delivers to {attempt.life}: {told}")
-        exchange.tell(reply)
+        self.say(f"delivers to {attempt.life}: {words}")
+        exchange.answer(reply)
         return Delivery.WHOLE

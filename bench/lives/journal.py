@@ -1,4 +1,4 @@
-"""What happened in one world, as those outside the gateways saw it; the judge compares it with the ledger."""
+"""What happened in one world, seen from outside the gateways; the judge compares it with the ledger."""
 
 import hashlib
 from collections import Counter
@@ -18,11 +18,11 @@ class Errand(NamedTuple):
     body: bytes
     tokens: int
     idem: str | None
-    sdk: bool  # an SDK that tells how often it has tried
+    sdk: bool  # an SDK that sends how often it has retried
 
 
-class Delivery(NamedTuple):
-    """A reply of which something was handed to a caller's socket: all of it, or the caller broke it off."""
+class DeliveryNote(NamedTuple):
+    """A reply of which a byte went to a caller's socket: all of it, or the caller broke it off."""
 
     at: float
     life: int
@@ -33,11 +33,11 @@ class Delivery(NamedTuple):
     body: bytes
     whole: bool
     again: bool  # as an SDK's retry
-    began: float  # when it was asked for
+    began: float  # when the request was sent
 
 
 class Attempt(msgspec.Struct):
-    """One request to one gateway. `failure` is what the caller was told, where it was told anything."""
+    """One request to one gateway. `failure` is what the caller got in place of a reply."""
 
     life: int
     errand: Errand
@@ -48,7 +48,7 @@ class Attempt(msgspec.Struct):
 
 
 class Taken(NamedTuple):
-    """What a key was granted of its minute."""
+    """What a rate limit granted a key in one minute."""
 
     key_id: str
     minute: int
@@ -62,7 +62,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.trace: list[str] = []
-        self.deliveries: list[Delivery] = []
+        self.deliveries: list[DeliveryNote] = []
         self.attempts: list[Attempt] = []
         self.taken: list[Taken] = []
         self.credited: Counter[str] = Counter()  # by account, in the operator's books
@@ -73,9 +73,9 @@ class Journal:
         self.wrong: list[str] = []  # found on the way
         self.seen: Counter[str] = Counter()
 
-    def say(self, at: float, who: str, what: str) -> None:
+    def say(self, at: float, name: str, what: str) -> None:
         """For the trace."""
-        self.trace.append(f"{at:11.6f} {who:<6} {what}")
+        self.trace.append(f"{at:11.6f} {name:<6} {what}")
 
     def digest(self) -> str:
         """The same for the same trace."""

@@ -1,4 +1,4 @@
-"""What must be true after a world: the ledger against what callers got, and against itself.
+"""What must be true after a world: the ledger compared with what callers got, and with itself.
 
 A caller that was handed a part of a reply has paid for it; one that was handed nothing has not.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import orjson
 
-from bench.lives.journal import Delivery, Journal
+from bench.lives.journal import DeliveryNote, Journal
 from embedmesh.flow.retries import UNREAD_S
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
@@ -34,7 +34,7 @@ class Judge:
         self._limits = limits
         ask = "SELECT hold_id, account_id, key_id, amount, state, ended_by, captured, created_ms, ended_ms FROM holds"
         self._holds = {row[0]: row[1:] for row in books._db.execute(ask).fetchall()}
-        self._by_hold: dict[str, list[Delivery]] = defaultdict(list)
+        self._by_hold: dict[str, list[DeliveryNote]] = defaultdict(list)
         for each in journal.deliveries:
             if each.hold_id is not None:
                 self._by_hold[each.hold_id].append(each)
@@ -60,12 +60,12 @@ class Judge:
 
     def _right(self) -> Iterator[str]:
         for each in self._journal.deliveries:
-            reply, asked = orjson.loads(each.body), orjson.loads(each.errand.body)
+            reply, body = orjson.loads(each.body), orjson.loads(each.errand.body)
             vectors = [one["embedding"] for one in reply["data"]]
-            if len(vectors) != len(asked["input"]) or not all(map(any, vectors)):
-                yield f"life {each.life} got vectors that nobody made: {vectors}"
-            if (told := reply["usage"]["prompt_tokens"]) != each.errand.tokens:
-                yield f"life {each.life} was told of {told} tokens, not {each.errand.tokens}"
+            if len(vectors) != len(body["input"]) or not all(map(any, vectors)):
+                yield f"life {each.life} got vectors that no node made: {vectors}"
+            if (counted := reply["usage"]["prompt_tokens"]) != each.errand.tokens:
+                yield f"life {each.life} got a count of {counted} tokens, not {each.errand.tokens}"
 
     def _captured(self) -> Iterator[str]:
         for hold_id, (_, _, _, state, _, captured, _, _) in self._holds.items():
@@ -73,7 +73,7 @@ class Judge:
             if state == "open":
                 yield f"{hold_id} is still open"
             if state == "captured" and not got:
-                yield f"{hold_id} was captured, and nobody was handed its reply"
+                yield f"{hold_id} was captured, and no caller got its reply"
             if state == "captured" and any(each.cost != captured for each in got):
                 yield f"{hold_id} captured {captured}, its replies said {[each.cost for each in got]}"
             if len({each.body for each in got}) > 1:
@@ -99,7 +99,7 @@ class Judge:
             yield f"{self.lost} were lost, of {recovered} that were in flight at a crash"
 
     def _idempotent(self) -> Iterator[str]:
-        paid: dict[tuple[str, str], dict[str, Delivery]] = defaultdict(dict)
+        paid: dict[tuple[str, str], dict[str, DeliveryNote]] = defaultdict(dict)
         for hold_id, got in self._by_hold.items():
             errand = got[0].errand
             if errand.idem is not None and hold_id in self._holds and self._holds[hold_id][3] == "captured":
@@ -108,9 +108,7 @@ class Judge:
             if len(holds) > 1:
                 yield f"{account} paid more than once for {idem}: {sorted(holds)}"
         for each in self._journal.deliveries:
-            if each.hold_id is not None:
-                continue
-            if each.errand.idem is None:
+            if each.hold_id is not None or each.errand.idem is None:
                 continue
             first = list(paid[each.errand.account, each.errand.idem].values())
             if [(one.body, one.cost, one.errand.body) for one in first] != [(each.body, each.cost, each.errand.body)]:
@@ -119,13 +117,13 @@ class Judge:
         for attempt in self._journal.attempts:
             bodies[attempt.errand.account, attempt.errand.idem].add(attempt.errand.body)
         for attempt in self._journal.attempts:
-            asked = bodies[attempt.errand.account, attempt.errand.idem]
-            if isinstance(attempt.failure, IdempotencyConflict) and len(asked) < 2:
-                yield f"life {attempt.life} was told of a conflict that was none"
+            sent = bodies[attempt.errand.account, attempt.errand.idem]
+            if isinstance(attempt.failure, IdempotencyConflict) and len(sent) < 2:
+                yield f"life {attempt.life} got a conflict without reason"
 
     def _broken_off(self) -> Iterator[str]:
-        """What a caller had broken off, and asked for again, it got without a second charge, in that gateway's life."""
-        by_errand: dict[tuple[str, str, bytes], list[Delivery]] = defaultdict(list)
+        """A retry of what a caller had broken off is not charged a second time, in that gateway's life."""
+        by_errand: dict[tuple[str, str, bytes], list[DeliveryNote]] = defaultdict(list)
         for each in self._journal.deliveries:
             if each.errand.idem is None:
                 by_errand[each.gateway, each.errand.key_id, each.errand.body].append(each)
@@ -136,14 +134,14 @@ class Judge:
                 if each.hold_id is None and not any((one.body, one.cost) == (each.body, each.cost) for one in paid):
                     policy = self._books.accounts.find(each.errand.account).cache
                     if each.cost or policy is not CachePolicy.FREE:  # else it was known already, and is free
-                        yield f"life {each.life} was told to pay {each.cost} ({policy}); the ledger does not know it"
+                        yield f"life {each.life} had to pay {each.cost} ({policy}); the ledger does not know it"
                 unread = before and not before[-1].whole and each.began - before[-1].at < UNREAD_S
                 others = {one.hold_id for one in before}
                 if unread and each.again and each.hold_id is not None and each.hold_id not in others and each.cost:
                     yield f"life {each.life} paid again ({each.hold_id}) for what it had broken off ({others})"
 
     def _free(self) -> Iterator[str]:
-        """What a cache gave for nothing, somebody had paid for before, at that gateway."""
+        """What a cache gives for nothing was paid for before, at that gateway."""
         paid: dict[tuple[str, str], set[str]] = defaultdict(set)
         for each in sorted(self._journal.deliveries, key=lambda each: each.at):
             inputs = orjson.loads(each.errand.body)["input"]
@@ -151,7 +149,7 @@ class Judge:
             if each.hold_id is not None:
                 known.update(inputs)
             elif each.errand.idem is None and not each.cost and not known.issuperset(inputs):
-                yield f"life {each.life} got for nothing what nobody had paid for"
+                yield f"life {each.life} got for nothing what was not paid for before"
 
     def _money(self) -> Iterator[str]:
         for account, limit in self._limits.items():
@@ -193,7 +191,7 @@ class Judge:
                 yield f"{key_id} spent {cost} on day {day}, of {budget}"
 
     def _refusals(self) -> Iterator[str]:
-        """Who was told that there is no money, though there was, at every moment of the request."""
+        """No request is refused for lack of money that was there at every moment of the request."""
         for attempt in self._journal.attempts:
             failure = attempt.failure
             if not isinstance(failure, InsufficientQuota) or attempt.ended is None:
@@ -240,7 +238,7 @@ class Judge:
         return least
 
     def _revoked(self) -> Iterator[str]:
-        """Nothing that was asked for with a key after it was revoked, and heard of, was delivered."""
+        """Nothing is delivered for a key a second after it was revoked."""
         for got in self._journal.deliveries:
             since = self._journal.revoked.get(got.errand.key_id)
             if since is not None and got.began >= since + REVOKED_S:

@@ -1,4 +1,4 @@
-"""An event loop in virtual time: it never waits, and the dice say which of the callbacks that are ready runs next.
+"""An event loop in virtual time: it never waits, and dice choose which of the callbacks that are ready runs next.
 
 Whatever runs belongs to the process (of the simulation) whose context it was made in. Nothing of a dead process ever
 runs again, so that a process may die between any two steps: at every await.
@@ -9,7 +9,7 @@ import contextvars
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ STALL_S_MAX = 0.4
 STEPS_MAX = 400_000  # of one world: more is a loop that does not end
 
 
-class Process(Protocol):
+class SimProcess(Protocol):
     """What may die."""
 
     alive: bool
@@ -29,11 +29,11 @@ class Process(Protocol):
         ...
 
 
-PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+PROCESS: contextvars.ContextVar[SimProcess | None] = contextvars.ContextVar("process", default=None)
 
 
 class Task(asyncio.Task[Any]):
-    """A task whose place in a set does not depend on where in memory it is."""
+    """A task whose order in a set does not depend on where in memory it is."""
 
     numbers = itertools.count()
 
@@ -52,8 +52,8 @@ class Loop(asyncio.BaseEventLoop):
         super().__init__()
         self.now = 0.0
         self.steps = 0
-        self.threads: Callable[[Any, Callable[[], Any], asyncio.Future[Any]], None]  # what runs in no thread
-        self.complaints: list[str] = []  # exceptions that nobody caught
+        self.threads: Callable[[Any, Callable[[], Any], asyncio.Future[Any]], None]  # runs what would run in threads
+        self.complaints: list[str] = []  # uncaught exceptions
         self._dice = dice
         self._disorder = disorder
         self._tasks: list[Task] = []  # kept: a task that is forgotten would be closed in the middle of the world
@@ -70,7 +70,7 @@ class Loop(asyncio.BaseEventLoop):
         return future
 
     def bury(self) -> None:
-        """End what did not: nothing of it runs on. Call it when the loop is not running."""
+        """End all tasks: nothing of them runs on. Call it when the loop is not running."""
         self.complaints = []
         for task in self._tasks:
             if not task.done():
@@ -86,7 +86,7 @@ class Loop(asyncio.BaseEventLoop):
         scheduled, ready = self._scheduled, self._ready  # type: ignore[attr-defined]
         if not ready:
             if not scheduled:
-                raise AssertionError("everybody waits, and for nobody")
+                raise AssertionError("every task waits, and nothing will happen")
             self.now = max(self.now, scheduled[0]._when)
         while scheduled and scheduled[0]._when <= self.now:
             timer = heapq.heappop(scheduled)
@@ -113,7 +113,7 @@ class Loop(asyncio.BaseEventLoop):
         if process is not None:
             process.stepped()
 
-    def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **more: Any) -> Task:
+    def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, /, **more: Any) -> Task:
         task = Task(coro, loop=loop, **more)
         self._tasks.append(task)
         return task

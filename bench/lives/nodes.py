@@ -1,4 +1,4 @@
-"""Scripted nodes: they answer rightly, each time with other vectors; or late, wrongly, or not at all."""
+"""Scripted nodes: they answer right, each time with other vectors; or late, wrong, or not at all."""
 
 import asyncio
 import math
@@ -31,18 +31,18 @@ class Nodes:
         await asyncio.sleep(dice.random() * (SLOW_S_MAX if slow else 0.05))
         bad = dice.random()
         if bad < self._bad_odds:
-            raise dice.choice(FAILURES)("so the dice say")
+            raise dice.choice(FAILURES)("by dice")
         tokens = part.tokens + (bad < 1.2 * self._bad_odds)  # a wrong count is a wrong answer
         return EmbedVectors(tokens=tokens, data=b"".join(self._vector(model.width) for _ in part.places))
 
     def _vector(self, width: int) -> bytes:
-        """Of length one; never the same again, so that one can see which reply is which."""
+        """Of length one; never the same again, so that replies can be told apart."""
         angle = self._dice.random() * math.tau
         return struct.pack(f"<{width}f", math.cos(angle), math.sin(angle), *(0.0,) * (width - 2))
 
 
 async def probe(registry: Registry, models: list[str]) -> None:
-    """In place of the real probes and the operator: whoever was sent away comes back in a while. For ever."""
+    """In place of the real probes and the operator: nodes that are out come back after a while. For ever."""
     while True:
         for node in registry:
             if node.state is NodeState.QUARANTINED:

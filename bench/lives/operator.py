@@ -19,7 +19,7 @@ TRIES_MAX = 100
 
 
 class Operator:
-    """What is done to one world from outside."""
+    """Acts on one world from outside."""
 
     def __init__(
         self, books: Books, stations: Sequence[Station], disk: Disk, loop: Loop, dice: random.Random, traits: Traits,
@@ -34,14 +34,14 @@ class Operator:
         self._references = 0
 
     async def work(self, times: int) -> None:
-        """So many things, one after the other."""
+        """`times` actions, one after the other."""
         pause_s = self._spans_s / (times + 1)
-        todo = (self.credit, self.credit, self.refund, self.refund, self.revoke, self.price, self.keep_lock,
+        actions = (self.credit, self.credit, self.refund, self.refund, self.revoke, self.price, self.keep_lock,
                 self.fill_disk, self.restart, self.look)  # fmt: skip
         odds = (3, 3, 3, 3, 0.7, 0.7, 2, 1.5, 1.5, 0.5)
         for _ in range(times):
             await asyncio.sleep(self._dice.random() * 2 * pause_s)
-            (what,) = self._dice.choices(todo, odds)
+            (what,) = self._dice.choices(actions, odds)
             await what()
 
     async def credit(self) -> None:
@@ -55,7 +55,7 @@ class Operator:
                 self._say(f"credits {account}: {amount}")
 
     async def refund(self) -> None:
-        """Some of what somebody has paid, or all; sometimes the same once more."""
+        """Some of what a request has cost, or all; sometimes the same once more."""
         paid = [each for each in self._journal.deliveries if each.hold_id is not None]
         if not paid:
             return
@@ -83,7 +83,7 @@ class Operator:
             self._say(f"sets the price {price}")
 
     async def keep_lock(self) -> None:
-        """Somebody writes by hand, and takes his time."""
+        """Another program writes, and keeps the lock for a while."""
         db = self._books._db
 
         def begin() -> bool:

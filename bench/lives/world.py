@@ -32,10 +32,10 @@ from tests.flow.world import MODEL
 from tests.storage.shop import START_MS, secret
 
 DAY_MS = 86_400_000
-DRAWN_STEPS_MAX = 2_000  # a gateway that is killed has run at most so many
+DRAWN_STEPS_MAX = 2_000  # the most that a gateway has run when it is killed
 DEADLINES_S = 70.0  # no hold lasts longer; and ten seconds more
-CALM_S = 6.0  # until nobody speaks to anybody any more, and sweeps have been made
-NEVER_HEARD = "Future exception was never retrieved"  # whoever was to hear it is dead, or has stopped
+CALM_S = 6.0  # until no message is under way, and sweeps have been made
+NEVER_HEARD = "Future exception was never retrieved"  # its gateway is dead, or has stopped
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -50,6 +50,11 @@ class Ended(msgspec.Struct, frozen=True):
     steps: int
     seen: dict[str, int]
 
+    @property
+    def broken(self) -> list[str]:
+        """What was wrong in the end."""
+        return self.wrong
+
 
 class Template:
     """An empty store of this version, to be copied for each world: migrating takes longer than living."""
@@ -62,15 +67,15 @@ class Template:
             Books.open(self._path, clock=Clock(loop, START_MS), secret=secret, migrating=True).close()
         loop.close()
 
-    def copy(self, place: Path) -> None:
+    def copy(self, path: Path) -> None:
         """For one world."""
-        place.parent.mkdir(mode=0o700)
-        shutil.copyfile(self._path, place)
-        place.chmod(0o600)
+        path.parent.mkdir(mode=0o700)
+        shutil.copyfile(self._path, path)
+        path.chmod(0o600)
 
 
 def draw(dice: random.Random, lives: int) -> Traits:
-    """What kind of world it is: most are a bit bad in every way, some are well in some ways."""
+    """The traits of a world: most are a bit bad in every way, some are well in some ways."""
 
     def odds(most: float, well: float = 0.3) -> float:
         return 0.0 if dice.random() < well else dice.random() * most
@@ -118,7 +123,7 @@ class _World:
         self.loop = Loop(dice, traits.disorder)
         self.clock = Clock(self.loop, traits.start_ms)
         self.disk = Disk(self.loop, dice, traits.broken_odds)
-        self.place = folder / "store.db"
+        self.path = folder / "store.db"
         self.stations = [Station(f"g{number}") for number in range(traits.gateways)]
         self.ending = False  # nothing more goes wrong
         self.over = False
@@ -129,8 +134,8 @@ class _World:
     def run(self) -> Ended:
         lost = 0
         self.journal.say(0.0, "world", f"{self.traits}")
-        with Books.open(self.place, clock=self.clock, secret=secret) as books:
-            books._db.execute("PRAGMA busy_timeout = 0")  # who waits, waits in virtual time
+        with Books.open(self.path, clock=self.clock, secret=secret) as books:
+            books._db.execute("PRAGMA busy_timeout = 0")  # waits are in virtual time
             self._found(books)
             try:
                 self.loop.run_until_complete(self._live(books))
@@ -221,7 +226,7 @@ class _World:
         for life in itertools.count(1):
             dies = not self.ending and dice.random() < self.traits.kill_odds
             station.gateway = Gateway(
-                f"{station.name}.{life}", self.place, self.folder / station.name, self.loop, self.clock, dice,
+                f"{station.name}.{life}", self.path, self.folder / station.name, self.loop, self.clock, dice,
                 self.traits, self.journal, 1 + int(dice.random() ** 2 * DRAWN_STEPS_MAX) if dies else None,
             )  # fmt: skip
             await station.gateway.ended
@@ -247,7 +252,7 @@ class _Time:
 
 @contextmanager
 def _seeded(dice: random.Random) -> Iterator[None]:
-    """No chance and no time but ours; and nobody waits for a lock in earnest."""
+    """No randomness and no time but ours; and no real wait for a lock."""
     changed: list[tuple[Any, str, Any]] = [
         (ids, "random_hex", lambda: dice.randbytes(ids.RANDOM_BYTES).hex()),
         (tokens, "secrets", _Secrets(dice)),
@@ -266,7 +271,7 @@ def _seeded(dice: random.Random) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Coroutines of dead processes are closed: what they say then is of no interest."""
+    """Coroutines of dead processes are closed: what they print then does not matter."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda unraisable: None
     try:

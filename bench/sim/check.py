@@ -34,11 +34,11 @@ def one_queue(runs: int = RUNS, requests: int = REQUESTS, seed: int = 1) -> Queu
         per_s = LOAD / mean_s
         right_s += per_s * square * factor_squared / (2 * (1 - LOAD)) / runs
         world, log = World(), Log()
-        asked = Trace(requests, number).at(per_s)
+        requests_in = Trace(requests, number).at(per_s)
         server = Fifo(world, 0, TOKENS_PER_S, noise, log, wire_s=0.0)
-        world.run(asked, Routed(RoundRobin, world, [server], number).arrive)
+        world.run(requests_in, Routed(RoundRobin, world, [server], number).arrive)
         began, ended = (np.array(each) for each in list(zip(*log.busy, strict=True))[:2])
-        arrived = np.array([request.at for request in asked])
+        arrived = np.array([request.at for request in requests_in])
         waited = began - arrived
         off_s = max(off_s, float(np.abs(waited - _lindley(arrived, ended - began)).max()))
         waits.append(float(waited[int(WARM * requests) :].mean()))

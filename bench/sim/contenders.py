@@ -1,4 +1,4 @@
-"""Who takes the requests: a router of others in front of the servers, our scheduler, or an oracle."""
+"""What takes the requests: a router in front of the servers, our scheduler, or an oracle that knows everything."""
 
 import bisect
 import heapq
@@ -9,12 +9,11 @@ from functools import partial
 from random import Random
 
 from bench.sim.routers import Router
-from bench.sim.servers import Server
+from bench.sim.servers import SimServer
 from bench.sim.workload import Request
 from bench.sim.world import World
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import NODE_PROBE_S, OUT_EVERY_S, SPEED_INPUTS, SPEED_TOKENS
-from embedmesh.fleet.queued import QueuedRequest
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.rules.deadlines import attempt_s
@@ -30,10 +29,10 @@ PROBE_TOKENS = 12
 START_S = 2.0  # before the first request: nodes are proven and measured
 
 
-class Contender:
+class SimContender:
     """Takes requests; sees to it that each is ended once."""
 
-    def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
+    def __init__(self, world: World, servers: Sequence[SimServer], seed: int) -> None:
         self.world = world
         self.servers = servers
         self.dice = Random(seed)
@@ -52,11 +51,11 @@ class Contender:
         request.failed = not well
 
 
-class Routed(Contender):
-    """A router of others. What fails is asked of another node, three at most."""
+class Routed(SimContender):
+    """Another router. What fails is sent to another node, to three at most."""
 
     def __init__(
-        self, make: Callable[[int, Random], Router], world: World, servers: Sequence[Server], seed: int
+        self, make: Callable[[int, Random], Router], world: World, servers: Sequence[SimServer], seed: int
     ) -> None:
         super().__init__(world, servers, seed)
         self._router = make(len(servers), self.dice)
@@ -81,28 +80,28 @@ class Routed(Contender):
         self.servers[number].ask(request.tokens, done)
 
 
-class Scheduled(Contender):
-    """`embedmesh.fleet.scheduler.Scheduler`, the very thing, in front of nodes that it has to get to know."""
+class Scheduled(SimContender):
+    """`embedmesh.fleet.scheduler.Scheduler`, the very thing, in front of nodes whose speed it has to learn."""
 
-    def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
+    def __init__(self, world: World, servers: Sequence[SimServer], seed: int) -> None:
         super().__init__(world, servers, seed)
         self.registry = Registry(world)
         self.scheduler = Scheduler(self.registry, world, self.dice, self._call_later)
-        self.taken: list[tuple[Asking, Part]] = []  # to be asked as soon as the scheduler has done
+        self.taken: list[tuple[SimRequest, Part]] = []  # to be sent as soon as the scheduler has done
         self._by_id = {f"n{server.number}": server for server in servers}
         for node_id, server in self._by_id.items():
             node = self.registry.add(Node(node_id, "", load=Load(interleaves=server.interleaves)))
             self._probe(node, PROBE_TOKENS, partial(self._probe, node, SPEED_INPUTS * SPEED_TOKENS))
 
     def arrive(self, request: Request) -> None:
-        Asking(self, request)
+        SimRequest(self, request)
 
     def over(self) -> None:
         assert not self.scheduler.queued_tokens, "nothing waits"
         assert all(not node.load.parts and not node.load.tokens for node in self.registry), "no load is left behind"
 
-    def tell(self, what: Callable[[], object]) -> None:
-        """Tell the scheduler something; ask the nodes what it says then. Counts the time that it takes us to decide."""
+    def decide(self, what: Callable[[], object]) -> None:
+        """Call the scheduler; then send the nodes what it has decided. Counts the time that it takes to decide."""
         began = time.process_time_ns()
         what()
         self.cpu_ns += time.process_time_ns() - began
@@ -119,7 +118,7 @@ class Scheduled(Contender):
             self.world.call_later(OUT_EVERY_S, lambda: self._probe(node, PROBE_TOKENS))
 
     def _probe(self, node: Node, tokens: int, then: Callable[[], None] = lambda: None) -> None:
-        """A small embedding. `then` is done after a right answer."""
+        """A small embedding. `then` is called after a right answer."""
         node.load.began(tokens, self.world.now)
         began = self.world.now
 
@@ -128,47 +127,47 @@ class Scheduled(Contender):
             node.load.ended(tokens, self.world.now, well=failure is None and not late)
             if failure is None and not late:
                 node.draining = False
-                self.tell(lambda: self.registry.answered_right(node, [MODEL.id]))
+                self.decide(lambda: self.registry.answered_right(node, [MODEL.id]))
                 then()
             if node.state is not NodeState.READY:
                 if failure is not None:
-                    self.tell(lambda: self.registry.failed(node, failure))
+                    self.decide(lambda: self.registry.failed(node, failure))
                 node.draining = True
                 self.world.call_later(OUT_EVERY_S, lambda: self._probe(node, tokens))
 
         self._by_id[node.node_id].ask(tokens, done)
 
     def _call_later(self, seconds: float, what: Callable[[], None]) -> None:
-        self.world.call_later(seconds, lambda: self.tell(what))
+        self.world.call_later(seconds, lambda: self.decide(what))
 
 
-class Asking:
+class SimRequest:
     """One request in our scheduler, as `embedmesh.flow.forward.Asking` is. Implements the port `Asker`."""
 
-    def __init__(self, lined: Scheduled, request: Request) -> None:
-        self._scheduled = lined
+    def __init__(self, scheduled: Scheduled, request: Request) -> None:
+        self._scheduled = scheduled
         self._request = request
         self._answered = bytearray(len(request.lengths))
         self._missing = len(request.lengths)
-        self._unasked = self._missing  # inputs that nobody is asked for now
-        self._unasked_since = lined.world.now
-        self._place: QueuedRequest | None = None
+        self._unsent = self._missing  # inputs that no node has now
+        self._unsent_since = scheduled.world.now
+        self._work: QueuedRequest | None = None
         counted = Counted(lengths=request.lengths, ids=[], texts=[])
-        lined.tell(lambda: self._enter(counted))
+        scheduled.decide(lambda: self._enter(counted))
 
     def _enter(self, counted: Counted) -> None:
-        self._place = self._scheduled.scheduler.enter(MODEL, counted, self._request.account, self)
+        self._work = self._scheduled.scheduler.enter(MODEL, counted, self._request.account, self)
 
     def take(self, part: Part) -> None:
-        self._unasked -= len(part.places)
-        if not self._unasked and self._scheduled.world.now > self._unasked_since:
-            self._scheduled.waited.append((self._unasked_since, self._scheduled.world.now))
+        self._unsent -= len(part.places)
+        if not self._unsent and self._scheduled.world.now > self._unsent_since:
+            self._scheduled.waited.append((self._unsent_since, self._scheduled.world.now))
         self._scheduled.taken.append((self, part))
 
     def give_up(self, last: NodeFailure | None) -> None:
         self._failed()
 
-    def ask(self, part: Part, server: Server) -> None:
+    def ask(self, part: Part, server: SimServer) -> None:
         world = self._scheduled.world
         over = False
 
@@ -188,19 +187,19 @@ class Asking:
         world.call_later(attempt_s(part.expected_s), too_late)
 
     def _ended(self, part: Part, failure: NodeFailure | None) -> None:
-        place = self._place
-        assert place is not None
+        work = self._work
+        assert work is not None
         again = False
         if failure is not None:
-            if not self._unasked:
-                self._unasked_since = self._scheduled.world.now
-            self._unasked += len(part.places)
+            if not self._unsent:
+                self._unsent_since = self._scheduled.world.now
+            self._unsent += len(part.places)
 
         def ended() -> None:
             nonlocal again
-            again = place.ended(part, failure)
+            again = work.ended(part, failure)
 
-        self._scheduled.tell(ended)
+        self._scheduled.decide(ended)
         if failure is not None:
             self._scheduled.failed(part.node_id)
             if not again:
@@ -216,82 +215,81 @@ class Asking:
     def _failed(self) -> None:
         if not self._request.failed:
             self._scheduled._end(self._request, well=False)
-            if self._place is not None:
-                self._place.leave()
+            if self._work is not None:
+                self._work.leave()
 
 
-class Oracle(Contender):
-    """What could be had by one who knows each node's speed and end of work, has no wire, and no account to be fair to:
-    one line in front of all, the request with least left to do first (Schrage, 1968), given out in small pieces."""
+class Oracle(SimContender):
+    """What is possible for one that knows each node's speed and end of work, has no wire, and no account to be fair to:
+    one queue in front of all, the request with least left to do first (Schrage, 1968), given out in small pieces."""
 
-    def __init__(self, world: World, servers: Sequence[Server], seed: int, *, first_come: bool = False) -> None:
+    def __init__(self, world: World, servers: Sequence[SimServer], seed: int) -> None:
         super().__init__(world, servers, seed)
-        self._line: list[tuple[float, int, _Rest]] = []
+        self._queue: list[tuple[float, int, _Remainder]] = []
         self._idle = sorted(servers, key=lambda server: server.tokens_per_s)  # the fastest last
         self._speed = sum(server.tokens_per_s for server in servers)
-        self._first_come = first_come
 
     def arrive(self, request: Request) -> None:
-        self._wait(_Rest(request, request.tokens, 0, self.world.now))
+        self._wait(_Remainder(request, request.tokens, 0, self.world.now))
         self._give()
 
-    def _wait(self, rest: "_Rest") -> None:
-        heapq.heappush(self._line, (rest.request.at if self._first_come else rest.left, rest.request.number, rest))
+    def _wait(self, remainder: "_Remainder") -> None:
+        heapq.heappush(self._queue, (remainder.left, remainder.request.number, remainder))
 
     def _give(self) -> None:
-        """QueuedRequest for whoever is idle, as long as that makes it sooner."""
+        """Work for idle nodes, as long as that makes it sooner."""
         aside = []
         ahead = 0
-        while self._line and self._idle:
-            _, _, rest = heapq.heappop(self._line)
-            if not self._place(rest, ahead):
-                ahead += rest.left
-                aside.append(rest)
+        while self._queue and self._idle:
+            _, _, remainder = heapq.heappop(self._queue)
+            if not self._place(remainder, ahead):
+                ahead += remainder.left
+                aside.append(remainder)
                 if len(aside) > 8:
                     break
-        for rest in aside:
-            self._wait(rest)
+        for remainder in aside:
+            self._wait(remainder)
 
-    def _place(self, rest: "_Rest", ahead: int) -> bool:
+    def _place(self, remainder: "_Remainder", ahead: int) -> bool:
         """Whether all of it, or a piece, was given out."""
         now = self.world.now
         server = self._idle[-1]
-        whole = rest.request.tokens <= WHOLE_TOKENS
+        whole = remainder.request.tokens <= WHOLE_TOKENS
         idle_speed = sum(each.tokens_per_s for each in self._idle)
-        share = rest.left * server.tokens_per_s / idle_speed
-        piece = rest.left if whole else int(max(PIECE_TOKENS, min(share, server.tokens_per_s * PIECE_S)))
-        piece = min(piece, rest.left)
+        share = remainder.left * server.tokens_per_s / idle_speed
+        piece = remainder.left if whole else int(max(PIECE_TOKENS, min(share, server.tokens_per_s * PIECE_S)))
+        piece = min(piece, remainder.left)
         takes_s = server.fixed_s + piece / server.tokens_per_s
         busy = [each for each in self.servers if each.busy and each.tokens_per_s > server.tokens_per_s]
         if busy:
             soonest_s = min(each.ends_at - now + each.fixed_s + piece / each.tokens_per_s for each in busy)
             running = sum((each.ends_at - now) * each.tokens_per_s for each in self.servers if each.busy)
-            if takes_s > max(soonest_s, (running + ahead + rest.left) / self._speed):
+            if takes_s > max(soonest_s, (running + ahead + remainder.left) / self._speed):
                 return False
         self._idle.pop()
-        rest.left -= piece
-        rest.out += 1
-        if rest.left:
-            self._wait(rest)
-        elif now > rest.since:
-            self.waited.append((rest.since, now))
-        server.ask(piece, lambda failure: self._done(rest, piece, server, failure))
+        remainder.left -= piece
+        remainder.out += 1
+        if remainder.left:
+            self._wait(remainder)
+        elif now > remainder.since:
+            self.waited.append((remainder.since, now))
+        server.ask(piece, lambda failure: self._done(remainder, piece, server, failure))
         return True
 
-    def _done(self, rest: "_Rest", piece: int, server: Server, failure: NodeFailure | None) -> None:
-        rest.out -= 1
+    def _done(self, remainder: "_Remainder", piece: int, server: SimServer, failure: NodeFailure | None) -> None:
+        remainder.out -= 1
         if failure is not None:
-            waits = rest.left > 0
-            rest.left += piece
+            waits = remainder.left > 0
+            remainder.left += piece
             if not waits:
-                self._wait(rest)
-        elif not rest.left and not rest.out:
-            self._end(rest.request, well=True)
+                self._wait(remainder)
+        elif not remainder.left and not remainder.out:
+            self._end(remainder.request, well=True)
         self._back(server)
         self._give()
 
-    def _back(self, server: Server) -> None:
-        """It may be given work again, once it lives."""
+    def _back(self, server: SimServer) -> None:
+        """It may get work again, once it lives."""
         if server.alive:
             bisect.insort(self._idle, server, key=lambda each: each.tokens_per_s)
             self._give()
@@ -304,8 +302,8 @@ LOOKS_EVERY_S = 0.05  # whether a dead node lives again
 
 
 @dataclass(eq=False, slots=True)
-class _Rest:
+class _Remainder:
     request: Request
-    left: int  # tokens that nobody was given
+    left: int  # tokens that no node was given
     out: int  # pieces at nodes
     since: float

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from bench.rig.command import wrong
+from bench.rig.figures import Spread, Target, missed
 from bench.sim.servers import FIXED_S, Log
 from bench.sim.workload import ACCOUNTS, NOISY, SMALL, Request
 
@@ -12,7 +14,7 @@ WARM = 0.1  # of the requests: they only fill the queues
 ERRORS_MAX, OFF_MAX = 3.0, 0.03  # standard errors, or a share of what is right: the larger of the two is forgiven
 
 
-class Times(msgspec.Struct, frozen=True):
+class ResponseTimes(msgspec.Struct, frozen=True):
     """Response times in seconds."""
 
     mean: float
@@ -21,13 +23,13 @@ class Times(msgspec.Struct, frozen=True):
     p999: float
 
     @classmethod
-    def of(cls, seconds: np.ndarray) -> "Times":
+    def of(cls, seconds: np.ndarray) -> "ResponseTimes":
         if not len(seconds):
             return cls(0.0, 0.0, 0.0, 0.0)
         return cls(float(seconds.mean()), *(float(each) for each in np.percentile(seconds, [50, 99, 99.9])))
 
 
-class Cell(msgspec.Struct, frozen=True):
+class SimCell(msgspec.Struct, frozen=True):
     """One contender in one scenario at one load.
 
     `fairness` is the p99 of the light accounts' small requests over that of the noisy one's. `jain` is Jain's index
@@ -38,8 +40,8 @@ class Cell(msgspec.Struct, frozen=True):
     scenario: str
     load: int
     contender: str
-    all: Times
-    small: Times
+    all: ResponseTimes
+    small: ResponseTimes
     fairness: float
     jain: float
     utilisation: float
@@ -48,19 +50,6 @@ class Cell(msgspec.Struct, frozen=True):
     requests: int
     cpu_us: float
     took_s: float
-
-
-class Target(msgspec.Struct, frozen=True):
-    """A promise, and what was found."""
-
-    what: str
-    bound: float
-    at_least: bool
-    found: float
-
-    @property
-    def ok(self) -> bool:
-        return self.found >= self.bound if self.at_least else self.found <= self.bound
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -81,48 +70,52 @@ class Queue(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """All of it. `queue` and `same_twice` say whether the simulator is to be believed."""
+    """All of it. `queue` and `same_twice` say whether the simulator can be believed."""
 
     seed: int
-    cells: list[Cell]
+    cells: list[SimCell]
     queue: Queue
     same_twice: bool
     targets: list[Target]
 
-    def find(self, scenario: str, load: int, contender: str) -> Cell | None:
+    def find(self, scenario: str, load: int, contender: str) -> SimCell | None:
         """That one, if it was run."""
         return _find(self.cells, scenario, load, contender)
 
     @property
-    def wrong(self) -> list[str]:
+    def broken(self) -> list[str]:
         """What fails the run."""
-        checks = {"one queue differs from the formula": self.queue.ok, "the same seed, other figures": self.same_twice}
-        return [words for words, ok in checks.items() if not ok] + [each.what for each in self.targets if not each.ok]
+        checks: dict[str, object] = {
+            "one queue differs from the formula": not self.queue.ok,
+            "the same seed gave other figures": not self.same_twice,
+        }
+        return wrong(checks) + missed(self.targets)
 
 
 RATIOS = {("4 very unequal", "round robin"): 4.0, ("4 very unequal", "two choices"): 2.0}  # at 70 %
 NOT_WORSE = 1.05  # than least requests, at 90 %, anywhere
 
 
-def targets(cells: Sequence[Cell], scenarios: Sequence[str], ours: str) -> list[Target]:
+def targets(cells: Sequence[SimCell], scenarios: Sequence[str], ours: str) -> list[Target]:
     """Those that can be judged by what was run."""
     found = []
+
+    def ratio(words: str, scenario: str, load: int, one: str, other: str, bound: float, at_least: bool) -> None:
+        above, below = (_find(cells, scenario, load, who) for who in (one, other))
+        if above is not None and below is not None:
+            spread = Spread.of([above.all.p99 / below.all.p99])
+            found.append(Target(f"p99 of {words}, {scenario}, {load} %", bound, at_least, spread))
+
     for (scenario, theirs), bound in RATIOS.items():
-        pair = [_find(cells, scenario, 70, who) for who in (theirs, ours)]
-        if pair[0] is not None and pair[1] is not None:
-            words = f"p99 of {theirs} over ours, {scenario}, 70 %"
-            found.append(Target(words, bound, True, pair[0].all.p99 / pair[1].all.p99))
+        ratio(f"{theirs} over ours", scenario, 70, theirs, ours, bound, True)
     for scenario in scenarios:
-        pair = [_find(cells, scenario, 90, who) for who in (ours, "least requests")]
-        if pair[0] is not None and pair[1] is not None:
-            words = f"p99 of ours over least requests, {scenario}, 90 %"
-            found.append(Target(words, NOT_WORSE, False, pair[0].all.p99 / pair[1].all.p99))
+        ratio("ours over least requests", scenario, 90, ours, "least requests", NOT_WORSE, False)
     return found
 
 
-def _find(cells: Sequence[Cell], scenario: str, load: int, contender: str) -> Cell | None:
-    asked = scenario, load, contender
-    return next((cell for cell in cells if (cell.scenario, cell.load, cell.contender) == asked), None)
+def _find(cells: Sequence[SimCell], scenario: str, load: int, contender: str) -> SimCell | None:
+    wanted = scenario, load, contender
+    return next((cell for cell in cells if (cell.scenario, cell.load, cell.contender) == wanted), None)
 
 
 def cell(
@@ -134,7 +127,7 @@ def cell(
     log: Log,
     cpu_ns: int,
     took_s: float,
-) -> Cell:
+) -> SimCell:
     """The figures of a run that is over. Raises AssertionError where a request got no end."""
     assert all(request.ended_at >= request.at for request in requests), "every request is ended"
     counted = requests[int(WARM * len(requests)) :]
@@ -149,12 +142,12 @@ def cell(
     )
     utilisation, wasted = _shares(speeds, log, counted[0].at, counted[-1].at)
     light_p99, noisy_p99 = (np.percentile(took[small & which], 99) for which in (~noisy, noisy))
-    return Cell(
+    return SimCell(
         scenario=scenario,
         load=load,
         contender=contender,
-        all=Times.of(took),
-        small=Times.of(took[small]),
+        all=ResponseTimes.of(took),
+        small=ResponseTimes.of(took[small]),
         fairness=float(light_p99 / noisy_p99),
         jain=float(means.sum() ** 2 / (len(means) * (means**2).sum())),
         utilisation=utilisation,

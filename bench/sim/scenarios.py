@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bench.sim.contenders import START_S, Contender, Oracle, Routed, Scheduled
-from bench.sim.figures import Cell, cell
+from bench.sim.contenders import START_S, Oracle, Routed, Scheduled, SimContender
+from bench.sim.figures import SimCell, cell
 from bench.sim.routers import ROUTERS
-from bench.sim.servers import FIXED_S, WIRE_S, Fifo, Log, Noise, Server, Turns
+from bench.sim.servers import FIXED_S, WIRE_S, Fifo, Log, Noise, SimServer, Turns
 from bench.sim.workload import Trace
 from bench.sim.world import World
 
@@ -17,21 +17,21 @@ UNEQUAL_8 = [2_000.0, 2_000.0, 4_000.0, 4_000.0, 8_000.0, 8_000.0, 16_000.0, 32_
 UNEQUAL_4 = [1_000.0, 4_000.0, 16_000.0, 64_000.0]
 MIXED = [2_000.0] * 30 + [8_000.0] * 40 + [16_000.0] * 20 + [64_000.0] * 10  # old machines to small accelerators
 
-SCHEDULER, ORACLE = "our scheduler", "oracle"
+SCHEDULER, ORACLE = "scheduler", "oracle"
 
-Befalls = Callable[[World, Sequence[Server], float, float], None]
+Befalls = Callable[[World, Sequence[SimServer], float, float], None]
 """World, servers, start and end of the middle third: what is done to them."""
 
 
-def nothing(world: World, servers: Sequence[Server], start: float, end: float) -> None: ...
+def nothing(world: World, servers: Sequence[SimServer], start: float, end: float) -> None: ...
 
 
-def slows(world: World, servers: Sequence[Server], start: float, end: float) -> None:
+def slows(world: World, servers: Sequence[SimServer], start: float, end: float) -> None:
     world.call_at(start, lambda: servers[0].slow_down(10.0))
     world.call_at(end, lambda: servers[0].slow_down(1.0))
 
 
-def dies(world: World, servers: Sequence[Server], start: float, end: float) -> None:
+def dies(world: World, servers: Sequence[SimServer], start: float, end: float) -> None:
     world.call_at(start, servers[0].die)
     world.call_at(end, servers[0].come_back)
 
@@ -43,13 +43,13 @@ class Scenario(NamedTuple):
     speeds: Sequence[float]  # tokens a second of each node
     requests: int = 4_000  # of a run in passing
     loads: Sequence[int] = (50, 70, 90)  # percent
-    kind: type[Server] = Fifo
+    kind: type[SimServer] = Fifo
     befalls: Befalls = nothing
     flood: float = 1.0
 
     def per_s(self, load: int, tokens: float) -> float:
-        """Requests a second, of so many tokens on average, that keep the fleet busy for so many percent, if each is
-        whole and every node does its share."""
+        """Requests a second, of `tokens` on average, that keep the fleet busy for `load` percent, if each is whole and
+        every node does its share."""
         return load / 100 * sum(1 / (FIXED_S + tokens / speed) for speed in self.speeds)
 
 
@@ -66,14 +66,14 @@ FATES = (
     Scenario("8 equal, the noisy account floods", EQUAL_8, loads=(70,), flood=3.0),
     Scenario("8 unequal, nodes that take turns", UNEQUAL_8, loads=(70, 90), kind=Turns),
 )
-CONTENDERS: dict[str, Callable[[World, Sequence[Server], int], Contender]] = {
+CONTENDERS: dict[str, Callable[[World, Sequence[SimServer], int], SimContender]] = {
     **{name: partial(Routed, make) for name, make in ROUTERS.items()},
     SCHEDULER: Scheduled,
     ORACLE: Oracle,
 }
 
 
-def run(scenario: Scenario, load: int, name: str, trace: Trace, seed: int) -> Cell:
+def run(scenario: Scenario, load: int, name: str, trace: Trace, seed: int) -> SimCell:
     """One contender, one load."""
     world, log = World(), Log()
     noise = Noise(seed)

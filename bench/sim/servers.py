@@ -1,14 +1,15 @@
-"""Nodes, from the inside: what they are given takes time.
+"""Nodes, from the inside: their work takes time.
 
 Two kinds. `Fifo` does one part after another, as a plain server would. `Turns` does what our own node does
-(`embedmesh.engine.plan`): batches of at most so many tokens, short calls together, and in turns with bulk ones.
-Both say when they were busy and what waited in them, so that somebody else can judge the chooser.
+(`embedmesh.engine.plan`): batches of at most BATCH_TOKENS_MAX, short calls together, and in turns with bulk ones.
+Both log when they were busy and what waited in them, so that others can judge the contender.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +20,13 @@ from embedmesh.rules.errors import NodeBroke, NodeFailure, NodeUnreachable
 FIXED_S = 0.002  # what a part costs besides its tokens: HTTP, and the start of a batch
 WIRE_S = 0.000_5  # one way, to a machine nearby
 NOISE = 0.10  # sigma of the lognormal factor on each part's time; its mean is 1
-NOISES = 8_192  # drawn once: every node walks through them from a place of its own
+NOISES = 8_192  # drawn once: every node walks through them from an index of its own
 
 Done = Callable[[NodeFailure | None], None]
 
 
 class Noise:
-    """Factors on the time of parts: the n-th part of a node has the same one whoever chose that node."""
+    """Factors on the time of parts: the n-th part of a node has the same one for every contender."""
 
     def __init__(self, seed: int, sigma: float = NOISE) -> None:
         dice = np.random.default_rng([seed, 1])
@@ -40,7 +41,7 @@ class Noise:
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class SimJob:
     """A part at a node."""
 
     tokens: int
@@ -53,16 +54,16 @@ class Job:
 
 @dataclass
 class Log:
-    """When who was busy, and between what times something waited. Read once, at the end."""
+    """When each node was busy, and between what times something waited. Read once, at the end."""
 
     busy: list[tuple[float, float, int]] = field(default_factory=list)  # from, until, node
     waited: list[tuple[float, float]] = field(default_factory=list)
 
 
-class Server:
+class SimServer:
     """What both kinds share: being slow, dying, coming back."""
 
-    interleaves = False  # whether short calls pass bulk ones: nodes of ours say so, and the scheduler knows
+    interleaves = False  # whether short calls pass bulk ones: our nodes say so, and the scheduler uses it
 
     def __init__(
         self,
@@ -87,23 +88,23 @@ class Server:
         self._wire_s = wire_s
         self._begun = 0
         self._began_at = 0.0
-        self._run = 0  # which event ends what runs: one that was overtaken says nothing
+        self._run = 0  # which event ends what runs: one that was overtaken does nothing
 
-    def ask(self, tokens: int, done: Done) -> Job:
-        """A part comes; `done` is called when its answer, or the news of its failure, is back."""
-        job = Job(tokens, self._world.now + self._wire_s, done, tokens)
+    def ask(self, tokens: int, done: Done) -> SimJob:
+        """A part comes; `done` is called when its answer, or its failure, is back."""
+        job = SimJob(tokens, self._world.now + self._wire_s, done, tokens)
         if self.alive:
             self._take(job)
         else:
             self._world.call_later(2 * self._wire_s, lambda: done(NodeUnreachable("refused")))
         return job
 
-    def give_up(self, job: Job) -> None:
-        """Nobody wants its answer any more: what has not run need not."""
+    def give_up(self, job: SimJob) -> None:
+        """Its answer is not needed any more: what has not run need not."""
         raise NotImplementedError
 
     def slow_down(self, factor: float) -> None:
-        """From now on everything takes so many times as long as at first, what runs included."""
+        """From now on everything takes `factor` times as long as at first, what runs included."""
         left = max(0.0, self.ends_at - self._world.now) * factor / self.slowness
         self.slowness = factor
         if self.busy:
@@ -143,42 +144,42 @@ class Server:
     def busy(self) -> bool:
         raise NotImplementedError
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: SimJob) -> None:
         raise NotImplementedError
 
     def _ended(self) -> None:
         raise NotImplementedError
 
-    def _lose(self) -> list[Job]:
+    def _lose(self) -> list[SimJob]:
         raise NotImplementedError
 
 
-class Fifo(Server):
+class Fifo(SimServer):
     """One part after another."""
 
-    def __init__(self, world: World, number: int, tokens_per_s: float, noise: Noise, log: Log, **costs: float) -> None:
-        super().__init__(world, number, tokens_per_s, noise, log, **costs)
-        self._running: Job | None = None
-        self._queue: deque[Job] = deque()
+    def __init__(self, *settings: Any, **costs: Any) -> None:
+        super().__init__(*settings, **costs)
+        self._running: SimJob | None = None
+        self._queue: deque[SimJob] = deque()
 
     @property
     def busy(self) -> bool:
         return self._running is not None
 
-    def give_up(self, job: Job) -> None:
+    def give_up(self, job: SimJob) -> None:
         job.given_up = True
         if job is self._running:
             self.ends_at = self._world.now
             self._run += 1
             self._ended()
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: SimJob) -> None:
         if self._running is None:
             self._start(job, job.there_at)
         else:
             self._queue.append(job)
 
-    def _start(self, job: Job, at: float) -> None:
+    def _start(self, job: SimJob, at: float) -> None:
         self._running = job
         job.began = at
         if at > job.there_at:
@@ -197,7 +198,7 @@ class Fifo(Server):
         if not job.given_up:
             job.done(None)
 
-    def _lose(self) -> list[Job]:
+    def _lose(self) -> list[SimJob]:
         lost = [job for job in self._queue if not job.given_up]
         self._queue.clear()
         if self._running is not None:
@@ -208,33 +209,33 @@ class Fifo(Server):
         return lost
 
 
-class Turns(Server):
+class Turns(SimServer):
     """Batches; short calls run together, and in turns with bulk ones, of which the oldest leads."""
 
     interleaves = True
 
-    def __init__(self, world: World, number: int, tokens_per_s: float, noise: Noise, log: Log, **costs: float) -> None:
-        super().__init__(world, number, tokens_per_s, noise, log, **costs)
-        self._short: deque[Job] = deque()
-        self._bulk: deque[Job] = deque()
-        self._batch: list[Job] = []
+    def __init__(self, *settings: Any, **costs: Any) -> None:
+        super().__init__(*settings, **costs)
+        self._short: deque[SimJob] = deque()
+        self._bulk: deque[SimJob] = deque()
+        self._batch: list[SimJob] = []
         self._last_was_bulk = False
 
     @property
     def busy(self) -> bool:
         return bool(self._batch)
 
-    def give_up(self, job: Job) -> None:
+    def give_up(self, job: SimJob) -> None:
         job.given_up = True
-        for line in (self._short, self._bulk):
-            if job in line:
-                line.remove(job)
+        for queue in (self._short, self._bulk):
+            if job in queue:
+                queue.remove(job)
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: SimJob) -> None:
         job.there_at += self.fixed_s  # is not the engine's time: others' batches run meanwhile
         self._world.call_at(job.there_at, lambda: self._there(job))
 
-    def _there(self, job: Job) -> None:
+    def _there(self, job: SimJob) -> None:
         if not self.alive:
             job.done(NodeBroke("reset"))
         elif not job.given_up:
@@ -243,15 +244,15 @@ class Turns(Server):
                 self._next(self._world.now)
 
     def _next(self, at: float) -> None:
-        line, others = self._bulk, self._short
-        if others and (not line or self._last_was_bulk):
-            line, others = others, line
-        self._last_was_bulk = line is self._bulk
-        if line:
-            at = max(at, line[0].there_at)
+        queue, others = self._bulk, self._short
+        if others and (not queue or self._last_was_bulk):
+            queue, others = others, queue
+        self._last_was_bulk = queue is self._bulk
+        if queue:
+            at = max(at, queue[0].there_at)
         left = BATCH_TOKENS_MAX
-        while line and left and (not self._batch or line is self._bulk or line[0].left <= left):
-            job = line[0]
+        while queue and left and (not self._batch or queue is self._bulk or queue[0].left <= left):
+            job = queue[0]
             tokens = min(job.left, left)
             self._batch.append(job)
             left -= tokens
@@ -262,7 +263,7 @@ class Turns(Server):
                     self._log.waited.append((job.there_at, at))
             if job.left:
                 break
-            line.popleft()
+            queue.popleft()
         if self._batch:
             self._begin(at, (BATCH_TOKENS_MAX - left + BATCH_COST_TOKENS) / self.tokens_per_s)
 
@@ -274,13 +275,13 @@ class Turns(Server):
         for job in finished:
             job.done(None)
 
-    def _lose(self) -> list[Job]:
+    def _lose(self) -> list[SimJob]:
         if self._batch:
             self.ends_at = min(self.ends_at, self._world.now)
             self._note()
         running = [job for job in self._batch if not job.left]
         lost = [job for job in (*running, *self._short, *self._bulk) if not job.given_up]
-        for line in (self._short, self._bulk):
-            line.clear()
+        for queue in (self._short, self._bulk):
+            queue.clear()
         self._batch = []
         return lost

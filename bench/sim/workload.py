@@ -1,4 +1,4 @@
-"""What is asked: three kinds of request, from six accounts, at random moments. All that is known of it is written here.
+"""The requests: three kinds, from six accounts, at random moments.
 
 The cost of a request is its tokens, and they are as unequal as in life: nearly nine in ten of the tokens are of the one
 request in twenty that is *bulk*. All distributions are discrete, so their moments are known exactly; the check against
@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     lengths: Sequence[int]
 
     def texts(self, uniform: float) -> int:
-        """How many, of a number in [0, 1)."""
+        """The number of texts for a number in [0, 1)."""
         low, high = self.texts_min, self.texts_max + 1
         return int(low / (1.0 - uniform * (1.0 - low / high)))
 
@@ -82,7 +82,7 @@ def moments() -> tuple[float, float]:
 
 
 class Trace:
-    """So many requests, the same for every contender; `at` makes them come at any rate."""
+    """Requests, the same for every contender; `at` makes them come at any rate."""
 
     def __init__(self, count: int, seed: int) -> None:
         dice = np.random.default_rng(seed)
@@ -100,8 +100,8 @@ class Trace:
         self.mean_tokens = fmean(self._tokens)  # of these requests: chance makes it differ by a few percent
 
     def at(self, per_s: float, flood: float = 1.0) -> list[Request]:
-        """Poisson arrivals. With a `flood` the noisy account's requests come so many times as often while the middle
-        third of all arrives, and everybody else's as ever."""
+        """Poisson arrivals. With a `flood` the noisy account's requests come that many times as often while the
+        middle third of all arrives, and the others' as before."""
         waits = self._waits / per_s
         count = len(waits)
         accounts = self._accounts

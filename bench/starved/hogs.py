@@ -15,7 +15,7 @@ V1, V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
 
 @contextmanager
 def hogs(count: int) -> Iterator[None]:
-    """So many busy loops, each in a session of its own: the scheduler shares the CPU out among sessions."""
+    """`count` busy loops, each in a session of its own: the scheduler shares the CPU out among sessions."""
     loops: list[subprocess.Popen[bytes]] = []
     try:
         while len(loops) < count:
@@ -34,7 +34,7 @@ class NoQuota(Exception):
 
 @contextmanager
 def quota(pids: list[int], share: float) -> Iterator[None]:
-    """These processes, and those that they start, together get so much of one CPU. Raises NoQuota."""
+    """These processes, and those that they start, together get a share of one CPU. Raises NoQuota."""
     v2 = (V2 / "cgroup.controllers").exists()
     group = (V2 if v2 else V1) / f"embedmesh-starved-{os.getpid()}"
     settings = (
@@ -58,6 +58,6 @@ def quota(pids: list[int], share: float) -> Iterator[None]:
             raise NoQuota(f"no quota can be set in {group.parent} ({error.strerror})") from None
         yield
     finally:
-        for pid in (group / "cgroup.procs").read_text().split():
-            (group.parent / "cgroup.procs").write_text(pid)
+        for line in (group / "cgroup.procs").read_text().split():
+            (group.parent / "cgroup.procs").write_text(line)
         group.rmdir()

@@ -1,27 +1,29 @@
-"""Five times as much as the nodes can do: one account asks for nine tenths of it, another politely for the rest.
+"""Five times as much as the nodes can do: one account sends nine tenths of it, another politely the remainder.
 
 A gateway in front of one scripted node that takes its time for each text, and so sets the capacity, which is measured
 first, closed loop. Then an open loop, each request due at its own moment, and times from that moment. Afterwards the
-account that had asked for too much asks one by one, until it is answered as fast as before.
+account that had sent too much sends one request after another, until it is answered as fast as before.
 """
 
 import asyncio
 import gc
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
 import msgspec
-import numpy as np
 from rich.progress import Progress
 
-from bench.fault.load import Asked, Client, Pool, Question
-from bench.fault.rig import HOST, Rig, Speed
+from bench.fault.load import CheckingClient, Pool, Question, Record
+from bench.rig.command import wrong
+from bench.rig.figures import percentile
+from bench.rig.fleet import Fleet, Speed
 
 TIMES = 5.0
-POLITE = 0.1  # of what is asked
+POLITE = 0.1  # of the requests
 CAPACITY_S, CALLERS = 5.0, 64
-NODE = Speed(tokens_per_s=20_000.0, fixed_ms=9.0, fifo=True)  # some 100 a second: the machine has to ask, too
+NODE = Speed(tokens_per_s=20_000.0, fixed_ms=9.0, fifo=True)  # some 100 a second: the machine has to send requests, too
 QUIET_REQUESTS = 200  # one after the other, before and after
 RECOVER_MAX_S = 30.0
 SAME = 3.0  # times what a request took before: as fast as before, on a noisy machine
@@ -37,38 +39,38 @@ class Overload(msgspec.Struct, frozen=True):
     """What was found. Rates are requests a second."""
 
     capacity: float
-    asked: float
+    sent: float
     seconds: float
     served: float
     refused_p99_s: float
-    polite_asked: int
+    polite_sent: int
     polite_served: int
     polite_p99_s: float
     recovered_s: float
-    wrong: int
-    said: dict[str, int]
+    wrong_vectors: int
+    outcomes: dict[str, int]
 
     @property
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
-        goodput, polite = self.served / self.capacity, self.polite_served / max(1, self.polite_asked)
-        others = {said: count for said, count in self.said.items() if said not in ("200", "503 overloaded")}
-        said = {
+        goodput, polite = self.served / self.capacity, self.polite_served / max(1, self.polite_sent)
+        others = {what: count for what, count in self.outcomes.items() if what not in ("200", "503 overloaded")}
+        conditions: dict[str, object] = {
             f"served {goodput:.2f} of the capacity, below {GOODPUT_MIN}": goodput < GOODPUT_MIN,
             f"p99 of refusals {1000 * self.refused_p99_s:.0f} ms": not self.refused_p99_s <= REFUSED_P99_MAX_S,
             f"{polite:.1%} of the polite account's requests served": polite < POLITE_MIN,
             f"{self.recovered_s:.1f} s until all was as before": not self.recovered_s <= RECOVERED_MAX_S,
-            f"{self.wrong} wrong vectors": self.wrong > 0,
+            f"{self.wrong_vectors} wrong vectors": self.wrong_vectors,
             f"other answers: {others}": bool(others),
         }
-        return [words for words, broken in said.items() if broken]
+        return wrong(conditions)
 
 
-async def overload(rig: Rig, pool: Pool, seconds: float, bar: Progress) -> Overload:
+async def overload(nodes: Fleet, pool: Pool, seconds: float, bar: Progress) -> Overload:
     """The whole run, over a gateway without nodes."""
-    await rig.join(await rig.start(NODE))
-    greedy = Client(HOST, rig.port, rig.credentials.api_key, pool)
-    polite = Client(HOST, rig.port, await _another_key(rig), pool)
+    await nodes.join(await nodes.start(NODE))
+    greedy = CheckingClient(nodes.port, nodes.credentials.api_key, pool)
+    polite = CheckingClient(nodes.port, await _another_key(nodes), pool)
     dice = Random(1)
     questions = [pool.question(0.0, [dice.randrange(len(pool.texts))]) for _ in range(1_000)]
     await _one_by_one(greedy, questions, QUIET_REQUESTS)
@@ -76,9 +78,9 @@ async def overload(rig: Rig, pool: Pool, seconds: float, bar: Progress) -> Overl
     quiet = await _one_by_one(greedy, questions, QUIET_REQUESTS)
     per_s = TIMES * capacity
     gc.freeze()
-    gc.disable()  # ours would stop those who ask for a tenth of a second, and they would take it for the gateway
+    gc.disable()  # ours would stop our clients for a tenth of a second, and they would blame the gateway
     running = await _open_loop(greedy, polite, questions, per_s, seconds, bar)
-    recovered_s = await _recovered(greedy, questions, float(np.median([each.took_s for each in quiet])))
+    recovered_s = await _recovered(greedy, questions, percentile([each.took_s for each in quiet], 50))
     records = await asyncio.gather(*running)
     gc.enable()
     for client in (greedy, polite):
@@ -86,31 +88,30 @@ async def overload(rig: Rig, pool: Pool, seconds: float, bar: Progress) -> Overl
     politely = [each for each in records if each.user == "polite"]
     ends = records[0].at + seconds
     served = sum(each.served and each.at + each.took_s <= ends for each in records)
-    kinds = [each.said for each in records]
     return Overload(
         capacity=capacity,
-        asked=per_s,
+        sent=per_s,
         seconds=seconds,
         served=served / seconds,
-        refused_p99_s=_p99([each.took_s for each in records if not each.served]),
-        polite_asked=len(politely),
+        refused_p99_s=percentile([each.took_s for each in records if not each.served], 99),
+        polite_sent=len(politely),
         polite_served=sum(each.served for each in politely),
-        polite_p99_s=_p99([each.took_s for each in politely if each.served]),
+        polite_p99_s=percentile([each.took_s for each in politely if each.served], 99),
         recovered_s=recovered_s,
-        wrong=sum(each.wrong for each in records),
-        said={said: kinds.count(said) for said in sorted(set(kinds))},
+        wrong_vectors=sum(each.wrong for each in records),
+        outcomes=dict(Counter(sorted(each.outcome for each in records))),
     )
 
 
-async def _another_key(rig: Rig) -> str:
-    await rig.ask("POST", "/v1/admin/accounts", {"id": "polite"})
-    await rig.ask("POST", "/v1/admin/accounts/polite/credits", {"amount_nanousd": 10**12, "reference": "start"})
-    made = await rig.ask("POST", "/v1/admin/keys", {"account": "polite", "name": "polite", "scopes": ["embeddings"]})
+async def _another_key(nodes: Fleet) -> str:
+    await nodes.ask("POST", "/v1/admin/accounts", {"id": "polite"})
+    await nodes.ask("POST", "/v1/admin/accounts/polite/credits", {"amount_nanousd": 10**12, "reference": "start"})
+    made = await nodes.ask("POST", "/v1/admin/keys", {"account": "polite", "name": "polite", "scopes": ["embeddings"]})
     return str(made["key"])
 
 
-async def _capacity(client: Client, questions: Sequence[Question]) -> float:
-    """Requests a second when so many callers ask again as soon as they are answered."""
+async def _capacity(client: CheckingClient, questions: Sequence[Question]) -> float:
+    """Requests a second when CALLERS each send the next request as soon as they are answered."""
     loop = asyncio.get_running_loop()
     until = loop.time() + CAPACITY_S
     turns = itertools.cycle(questions)
@@ -126,18 +127,23 @@ async def _capacity(client: Client, questions: Sequence[Question]) -> float:
     return sum(counts) / (loop.time() - begun)
 
 
-async def _one_by_one(client: Client, questions: Sequence[Question], count: int) -> list[Asked]:
+async def _one_by_one(client: CheckingClient, questions: Sequence[Question], count: int) -> list[Record]:
     loop = asyncio.get_running_loop()
     return [await client.ask(question, "quiet", loop.time()) for question in questions[:count]]
 
 
 async def _open_loop(
-    greedy: Client, polite: Client, questions: Sequence[Question], per_s: float, seconds: float, bar: Progress
-) -> "list[asyncio.Task[Asked]]":
-    """Every request is asked at its moment, whatever came of those before it. Returns when the last is asked."""
+    greedy: CheckingClient,
+    polite: CheckingClient,
+    questions: Sequence[Question],
+    per_s: float,
+    seconds: float,
+    bar: Progress,
+) -> "list[asyncio.Task[Record]]":
+    """Every request is sent at its moment, whatever came of those before it. Returns when the last is sent."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    running: list[asyncio.Task[Asked]] = []
+    running: list[asyncio.Task[Record]] = []
     shown = bar.add_task("overload", total=round(per_s * seconds))
     for number in range(round(per_s * seconds)):
         at = begun + number / per_s
@@ -150,20 +156,16 @@ async def _open_loop(
     return running
 
 
-async def _recovered(client: Client, questions: Sequence[Question], quiet_s: float) -> float:
-    """Seconds until the account that asked for too much is answered as before, several times in a row."""
+async def _recovered(client: CheckingClient, questions: Sequence[Question], quiet_s: float) -> float:
+    """Seconds until the account that sent too much is answered as before, several times in a row."""
     loop = asyncio.get_running_loop()
     begun = since = loop.time()
     well = 0
     for question in itertools.cycle(questions):
-        asked = await client.ask(question, "after", loop.time())
-        well = well + 1 if asked.served and asked.took_s <= SAME * quiet_s else 0
+        record = await client.ask(question, "after", loop.time())
+        well = well + 1 if record.served and record.took_s <= SAME * quiet_s else 0
         if well == 1:
-            since = asked.at
+            since = record.at
         if well == IN_A_ROW or loop.time() - begun > RECOVER_MAX_S:
             break
     return since - begun if well else RECOVER_MAX_S
-
-
-def _p99(times: list[float]) -> float:
-    return float(np.percentile(times, 99)) if times else 0.0

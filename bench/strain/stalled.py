@@ -1,20 +1,21 @@
-"""Two thousand connections that say half of something and then nothing: what do the others notice?
+"""Two thousand connections that send half of something and then nothing: what do the others notice?
 
-They have sent half a head, or a head with half a body; a few have asked for so much that the reply does not fit into
-the kernel's buffers, and do not read it. The others ask at a fixed rate, alone and beside them, in turns.
+They have sent half a head, or a head with half a body; a few get a reply that does not fit into the kernel's buffers,
+and do not read it. The others send requests at a fixed rate, alone and beside them, in turns.
 """
 
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from statistics import median
 
 import msgspec
 from rich.progress import Progress
 
-from bench.fault.rig import HOST
-from bench.gateway.contenders import Contender
-from bench.strain.soak import open_files
+from bench.gateway.contenders import Measurable
+from bench.rig.command import wrong
+from bench.rig.processes import HOST
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 
 CONNECTIONS = 2_000
@@ -25,7 +26,7 @@ SETTLE_S = 2.0  # until what can be done for them is done
 CLOSED_S = 60.0  # by then each of them must have been closed
 
 P99_TIMES_MAX = 2.0
-ANSWERED_MIN = 0.98  # of what the others asked for
+ANSWERED_MIN = 0.98  # of the others' requests
 STALLED_MIN = 0.9  # of the connections, from the first to the last of the others' requests beside them
 
 
@@ -48,35 +49,35 @@ class Stalled(msgspec.Struct, frozen=True):
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
         times = self.p99_ms / self.alone_p99_ms if self.alone_p99_ms else float("inf")
-        said = {
+        conditions: dict[str, object] = {
             f"only {self.answered:.1%} of the others' requests answered": self.answered < ANSWERED_MIN,
             f"only {self.least_stalled} were stalled": self.least_stalled < STALLED_MIN * self.connections,
             f"p99 of the others {times:.1f} times what it was": times > P99_TIMES_MAX,
             f"{self.not_right} of the others' answers were not right": self.not_right > 0,
             f"{self.left} connections were never closed": self.left > 0,
         }
-        return [words for words, broken in said.items() if broken]
+        return wrong(conditions)
 
 
-def stalled(gateway: Contender, bar: Progress) -> Stalled:
+def stalled(gateway: Measurable, bar: Progress) -> Stalled:
     """The whole run, over a gateway that answers."""
     request = gateway.requests.read_bytes().partition(b"\0")[0]
     shown = bar.add_task("stalled", total=2 * ROUNDS + 1)
     alone, beside = [], []
     least = CONNECTIONS
     for _ in range(ROUNDS):
-        alone.append(gateway.ask(SECONDS, RATE))
+        alone.append(gateway.load(SECONDS, RATE))
         bar.advance(shown)
-        files = open_files(gateway)
+        files = gateway.open_files
         with stalling(gateway.port, request):
-            beside.append(gateway.ask(SECONDS, RATE))
-            least = min(least, open_files(gateway) - files)
+            beside.append(gateway.load(SECONDS, RATE))
+            least = min(least, gateway.open_files - files)
         bar.advance(shown)
         time.sleep(SETTLE_S)  # all of those are closed
-    files = open_files(gateway)
+    files = gateway.open_files
     with stalling(gateway.port, request):
         begun = time.monotonic()
-        while (left := open_files(gateway) - files) > 0 and time.monotonic() - begun < CLOSED_S:
+        while (left := gateway.open_files - files) > 0 and time.monotonic() - begun < CLOSED_S:
             time.sleep(0.5)
         closed_s = time.monotonic() - begun
     bar.advance(shown)
@@ -84,10 +85,10 @@ def stalled(gateway: Contender, bar: Progress) -> Stalled:
         connections=CONNECTIONS,
         least_stalled=least,
         answered=sum(each.load.right for each in (*alone, *beside)) / (2 * ROUNDS * SECONDS * RATE),
-        alone_p50_ms=_median([each.load.p50_us for each in alone]) / 1e3,
-        alone_p99_ms=_median([each.load.p99_us for each in alone]) / 1e3,
-        p50_ms=_median([each.load.p50_us for each in beside]) / 1e3,
-        p99_ms=_median([each.load.p99_us for each in beside]) / 1e3,
+        alone_p50_ms=median([each.load.p50_us for each in alone]) / 1e3,
+        alone_p99_ms=median([each.load.p99_us for each in alone]) / 1e3,
+        p50_ms=median([each.load.p50_us for each in beside]) / 1e3,
+        p99_ms=median([each.load.p99_us for each in beside]) / 1e3,
         not_right=sum(each.load.bad for each in (*alone, *beside)),
         closed_s=closed_s,
         left=left,
@@ -113,10 +114,6 @@ def stalling(port: int, request: bytes) -> Iterator[None]:
 
 def _larger(head: bytes, body: bytes) -> bytes:
     """The same request for as many vectors as there may be."""
-    asked = msgspec.json.decode(body)
-    more = msgspec.json.encode(asked | {"input": [asked["input"]] * REQUEST_INPUTS_MAX})
+    fields = msgspec.json.decode(body)
+    more = msgspec.json.encode(fields | {"input": [fields["input"]] * REQUEST_INPUTS_MAX})
     return head.replace(b"Content-Length: %d" % len(body), b"Content-Length: %d" % len(more)) + b"\r\n\r\n" + more
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -1,170 +1,158 @@
-"""`python -m bench.upstreams [--only NAME ...]`: real servers of other makes as nodes of ours, checked from outside.
+"""Real servers of other makes as nodes of ours, checked from outside: `python -m bench.upstreams [--only NAME ...]`.
 
 Each is added with `embedmesh nodes add` to a running `serve`, whose own node is the truth. Then: are vectors the same,
-are its batch limit and its key respected, does it agree with canaries, is nobody's request lost when it dies?
+are its batch limit and its key respected, does it agree with canaries, is no request lost when it dies?
 """
 
-import argparse
-import asyncio
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from bench.corpus import corpus
-from bench.engine.install import HOME, NotInstalled
-from bench.fault.rig import HOST
-from bench.live import Live, serving
-from bench.upstreams.servers import KEY, Server, running
-from tests.data import find_model_folder
+from bench.rig import install
+from bench.rig.command import CannotRun, bench, check_names, model_folder, say
+from bench.rig.corpus import corpus
+from bench.rig.http import MODEL, Reply, Vectors
+from bench.rig.install import HOME, NotInstalled, healthy
+from bench.rig.live import Live, serving
+from bench.rig.processes import HOST, Process, free_port, meanwhile
+from bench.upstreams.gguf import convert
 
 NAMES = ("infinity", "llamacpp")
-MODEL = "all-MiniLM-L6-v2"
 BATCH = 16
 TEXTS = 60
+CALLERS = 4
 EXACT, CLOSE = 1e-5, 2e-3  # of a component: float32 as ours; llama.cpp's GELU is a table of half floats
+START_S = 90.0  # infinity imports torch
+STOP_S = 5.0  # llama.cpp never answers what is running when it is stopped
+KEY = "upstream-secret"
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+ENVIRONMENT |= {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "INFINITY_API_KEY": KEY}
 
 
-class Line(NamedTuple):
-    """One thing that was looked at."""
+class Check(msgspec.Struct, frozen=True):
+    """One thing that was checked."""
 
     what: str
     found: str
     right: bool
 
 
-def embedmesh(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command, on the running gateway's data directory."""
-    command = [sys.executable, "-m", "embedmesh", *arguments, "--data-dir", str(live.data_dir), "--json"]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+class Figures(msgspec.Struct, frozen=True):
+    """The checks by server."""
+
+    servers: dict[str, list[Check]]
+
+    @property
+    def broken(self) -> list[str]:
+        """What was wrong, in words."""
+        return [f"{name}: {each.what}" for name, checks in self.servers.items() for each in checks if not each.right]
 
 
-def add(live: Live, server: Server, key_file: Path, *more: str) -> dict[str, Any]:
+@contextmanager
+def running(name: str, model: Path, folder: Path) -> Iterator[tuple[Process, int]]:
+    """`infinity` or `llamacpp`, with one thread and a key, on a model folder; and its port. Raises NotInstalled."""
+    port = free_port()
+    if name == "infinity":
+        command = install.infinity(model, "theirs", port, "--url-prefix", "/v1")
+    else:
+        python, gguf = install.install("xllamacpp"), HOME / f"{model.name}.gguf"
+        if not gguf.exists():
+            convert(model, gguf)
+        command = [str(python), str(Path(__file__).with_name("llamacpp.py")), str(gguf), str(port), KEY]
+    process = Process(command, folder / f"{name}.log", environment=ENVIRONMENT, stop_s=STOP_S)
+    with healthy(process, port, START_S):
+        yield process, port
+
+
+def add(live: Live, name: str, port: int, key_file: Path) -> dict[str, Any]:
     """`nodes add`; what it says of the node."""
-    theirs = f"{MODEL}=theirs" if server.name == "infinity" else MODEL
-    done = embedmesh(
-        live, "nodes", "add", f"http://{HOST}:{server.port}", "--name", server.name, "--model", theirs, "--batch",
-        str(BATCH), "--token-file", str(key_file), *more,
-    )  # fmt: skip
-    return dict(msgspec.json.decode(done.stdout)) if done.stdout else {"state": done.stderr}
+    theirs = f"{MODEL}=theirs" if name == "infinity" else MODEL
+    options = ("--name", name, "--model", theirs, "--batch", str(BATCH), "--token-file", str(key_file))
+    done = live.command("nodes", "add", f"http://{HOST}:{port}", *options)
+    return dict(msgspec.json.decode(done.stdout)) if done.stdout else {"state": done.stderr, "last_failure": ""}
 
 
-def ask(live: Live, texts: list[str], **more: Any) -> tuple[np.ndarray, str, dict[str, Any]]:
-    """Vectors, the nodes that made them, and the whole reply. Raises RuntimeError."""
+def embed(live: Live, texts: Sequence[str]) -> Reply:
+    """A reply for the texts, in base64."""
     with live.wire() as wire:
-        reply = wire.ask(live.embed({"input": texts, **more}))
-    if reply.status != 200:
-        raise RuntimeError(f"{reply.status} {reply.body[:300]!r}")
-    body = reply.json()
-    return np.array([item["embedding"] for item in body["data"]], np.float32), reply.headers["x-embedmesh-node"], body
+        return wire.ask(live.embed({"input": texts, "encoding_format": "base64"}))
 
 
-async def look(live: Live, server: Server, folder: Path) -> list[Line]:
+def checks(live: Live, name: str, process: Process, port: int, folder: Path) -> Iterator[Check]:
     """All of it, for one server."""
-    lines: list[Line] = []
     texts = [*corpus("S", TEXTS // 2), *corpus("M", TEXTS // 2)]
-    truth, _, said = ask(live, texts)
+    truth = embed(live, texts)
     key_file, wrong_file = folder / "key", folder / "wrong"
     key_file.write_text(KEY)
     wrong_file.write_text("not-" + KEY)
-
-    refused = add(live, server, wrong_file)
-    lines.append(Line("a wrong token", str(refused["last_failure"]), refused["state"] != "ready"))
-    added = add(live, server, key_file)
-    lines.append(Line("added", str(added["state"]), added["state"] == "ready"))
-
-    embedmesh(live, "nodes", "drain", "local")
+    refused = add(live, name, port, wrong_file)
+    yield Check("a wrong token", str(refused["last_failure"]), refused["state"] != "ready")
+    added = add(live, name, port, key_file)
+    yield Check("added", str(added["state"]), added["state"] == "ready")
+    live.command("nodes", "drain", "local")
     try:
-        vectors, nodes, body = ask(live, texts)
-        off = float(np.abs(vectors - truth).max())
-        allowed = EXACT if server.name == "infinity" else CLOSE
-        lines.append(Line(f"{TEXTS} texts, at most {BATCH} a call", f"off by {off:.1e}", off <= allowed))
-        lines.append(Line("made by", nodes, nodes == server.name))
-        counted = body["usage"]["prompt_tokens"]
-        lines.append(Line("tokens are ours", f"{counted}", counted == said["usage"]["prompt_tokens"]))
+        reply = embed(live, texts)
+        if reply.status != 200:
+            raise CannotRun(f"{name}: {reply.outcome}")
+        off = _difference(reply.vectors(), truth.vectors())
+        allowed = EXACT if name == "infinity" else CLOSE
+        yield Check(f"{TEXTS} texts, at most {BATCH} a call", f"off by {off:.1e}", off <= allowed)
+        nodes = reply.headers["x-embedmesh-node"]
+        yield Check("made by", nodes, nodes == name)
+        counted, ours = (each.json()["usage"]["prompt_tokens"] for each in (reply, truth))
+        yield Check("tokens are ours", f"{counted}", counted == ours)
     finally:
-        embedmesh(live, "nodes", "resume", "local")
-
-    shown = msgspec.json.decode(embedmesh(live, "nodes", "show", server.name).stdout)
-    canaries = shown["canaries"]
-    lines.append(Line("canaries", f"{canaries}", canaries["failed"] == 0 and shown["quarantined"] is None))
-    lost = await dies(live, server, texts)
-    lines.append(Line("requests lost when it is killed", str(lost), lost == 0))
-    return lines
+        live.command("nodes", "resume", "local")
+    node = msgspec.json.decode(live.command("nodes", "show", name).stdout)
+    canaries = node["canaries"]
+    yield Check("canaries", f"{canaries}", canaries["failed"] == 0 and node["quarantined"] is None)
+    lost = requests_lost(live, process, texts)
+    yield Check("requests lost when it is killed", str(lost), lost == 0)
 
 
-async def dies(live: Live, server: Server, texts: list[str]) -> int:
+def _difference(ours: Vectors, theirs: Vectors) -> float:
+    return float(np.abs(ours - theirs).max())
+
+
+def requests_lost(live: Live, process: Process, texts: Sequence[str]) -> int:
     """Requests that fail while the server is killed under them."""
-    lost = 0
-    done = asyncio.Event()
+    failed: list[str] = []
 
-    def one(at: int) -> bool:
-        try:
-            ask(live, [texts[at % len(texts)]])
-        except RuntimeError:
-            return False
-        return True
-
-    async def caller() -> None:
-        nonlocal lost
+    def call(stop: threading.Event) -> None:
         at = 0
-        while not done.is_set():
+        while not stop.is_set():
             at += 1
-            lost += not await asyncio.to_thread(one, at)
+            if (outcome := embed(live, [texts[at % len(texts)]]).outcome) != "200":
+                failed.append(outcome)
 
-    callers = [asyncio.create_task(caller()) for _ in range(4)]
-    await asyncio.sleep(2)
-    server.process.kill()
-    await asyncio.sleep(3)
-    done.set()
-    await asyncio.gather(*callers)
-    return lost
+    with meanwhile(*[call] * CALLERS):
+        time.sleep(2)
+        process.kill()
+        time.sleep(3)
+    return len(failed)
 
 
-async def check(names: list[str], say: Callable[[str], None]) -> dict[str, list[Line]]:
-    """Server -> what was found."""
-    model = find_model_folder()
-    if model is None:
-        raise RuntimeError("the default model's files are not here; run `embedmesh setup`")
-    found: dict[str, list[Line]] = {}
-    HOME.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="embedmesh-upstreams-") as scratch:
-        for name in names:
-            say(f"{name}: installing (once) and starting")
+def measure(only: Sequence[str] = NAMES) -> Figures:
+    """All servers, one after the other."""
+    check_names(only, NAMES)
+    model, found = model_folder(), {}
+    for name in only:
+        say(f"{name}: installing (once) and starting")
+        with tempfile.TemporaryDirectory(prefix="embedmesh-upstreams-") as folder:
             try:
-                async with running(name, model) as server:
-                    with serving() as live:
-                        found[name] = await look(live, server, Path(scratch))
+                with running(name, model, Path(folder)) as (process, port), serving() as live:
+                    found[name] = list(checks(live, name, process, port, Path(folder)))
             except NotInstalled as why:
-                found[name] = [Line("installed", str(why), False)]
-    return found
-
-
-def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.upstreams", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
-    asked = parser.parse_args()
-    console = Console()
-    found = asyncio.run(check(asked.only, console.print))
-    for name, lines in found.items():
-        table = Table(title=name)
-        for column in ("what", "found", ""):
-            table.add_column(column)
-        for line in lines:
-            table.add_row(line.what, line.found, "ok" if line.right else "WRONG")
-        console.print(table)
-    wrong = [f"{name}: {line.what}" for name, lines in found.items() for line in lines if not line.right]
-    console.print("All servers are good nodes." if not wrong else "Wrong: " + "; ".join(wrong) + ".")
-    return 1 if wrong else 0
+                found[name] = [Check("installed", str(why), False)]
+    return Figures(found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    bench(measure, only=f"of {', '.join(NAMES)}")

@@ -6,7 +6,7 @@ Keys and tensors are those that llama.cpp's own converter writes.
 import json
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ def gguf_name(name: str) -> str | None:
     if stem in TOP:
         return f"{TOP[stem]}.{kind}"
     if stem.startswith("encoder.layer."):
-        _, _, number, rest = stem.split(".", 3)
-        return f"blk.{number}.{LAYER[rest]}.{kind}"
+        _, _, number, part = stem.split(".", 3)
+        return f"blk.{number}.{LAYER[part]}.{kind}"
     return None  # position_ids, pooler, heads
 
 
@@ -66,6 +66,33 @@ def array(key: str, kind: int, values: Sequence[Any]) -> bytes:
 
 def convert(folder: Path, out: Path) -> None:
     """Write the file, whole."""
+    fields = _fields(folder)
+    tensors = list(_tensors((folder / "model.safetensors").read_bytes()))
+    infos, at = [], 0
+    for name, shape, data in tensors:
+        infos.append(text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), 0, at))  # 0: F32
+        at += -(-len(data) // ALIGN) * ALIGN
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields + infos)
+    part = out.with_name(out.name + ".part")
+    with part.open("wb") as file:
+        for data in (head, *(data for _, _, data in tensors)):
+            file.write(data + bytes(-len(data) % ALIGN))
+    part.rename(out)
+
+
+def _tensors(weights: bytes) -> Iterator[tuple[str, list[int], bytes]]:
+    """Name, shape and data of what llama.cpp wants of a safetensors file."""
+    (size,) = struct.unpack("<Q", weights[:8])
+    for name, about in json.loads(weights[8 : 8 + size]).items():
+        ours = None if name == "__metadata__" else gguf_name(name)
+        if ours:
+            assert about["dtype"] == "F32", about
+            begin, end = about["data_offsets"]
+            yield ours, about["shape"], weights[8 + size + begin : 8 + size + end]
+
+
+def _fields(folder: Path) -> list[bytes]:
+    """Everything but the tensors."""
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
@@ -78,15 +105,26 @@ def convert(folder: Path, out: Path) -> None:
     def phantom(token: str) -> str:
         return token if token in special else token[2:] if token.startswith("##") else "\u2581" + token
 
-    fields = [
+    bert = {
+        "block_count": "num_hidden_layers",
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads",
+    }
+    ids = {
+        "bos": "[CLS]",
+        "eos": "[SEP]",
+        "unknown": "[UNK]",
+        "seperator": "[SEP]",
+        "padding": "[PAD]",
+        "mask": "[MASK]",
+    }
+    return [
         field("general.architecture", STR, "bert"),
         field("general.type", STR, "model"),
         field("general.name", STR, folder.name),
-        field("bert.block_count", U32, config["num_hidden_layers"]),
-        field("bert.context_length", U32, config["max_position_embeddings"]),
-        field("bert.embedding_length", U32, config["hidden_size"]),
-        field("bert.feed_forward_length", U32, config["intermediate_size"]),
-        field("bert.attention.head_count", U32, config["num_attention_heads"]),
+        *(field(f"bert.{name}", U32, config[theirs]) for name, theirs in bert.items()),
         field("bert.attention.layer_norm_epsilon", F32, config["layer_norm_eps"]),
         field("general.file_type", U32, 0),
         field("bert.attention.causal", BOOL, False),
@@ -97,38 +135,10 @@ def convert(folder: Path, out: Path) -> None:
         field("tokenizer.ggml.pre", STR, "jina-v2-en"),  # llama.cpp's name of BERT's pre-tokenizer
         array("tokenizer.ggml.tokens", STR, [phantom(token) for token, _ in vocab]),
         array("tokenizer.ggml.token_type", I32, [3 if token in special else 1 for token, _ in vocab]),
-        field("tokenizer.ggml.bos_token_id", U32, special["[CLS]"]),
-        field("tokenizer.ggml.eos_token_id", U32, special["[SEP]"]),
-        field("tokenizer.ggml.unknown_token_id", U32, special["[UNK]"]),
-        field("tokenizer.ggml.seperator_token_id", U32, special["[SEP]"]),
-        field("tokenizer.ggml.padding_token_id", U32, special["[PAD]"]),
-        field("tokenizer.ggml.mask_token_id", U32, special["[MASK]"]),
-        field("tokenizer.ggml.add_bos_token", BOOL, True),
-        field("tokenizer.ggml.add_eos_token", BOOL, True),
-        field("tokenizer.ggml.add_sep_token", BOOL, False),
+        *(field(f"tokenizer.ggml.{name}_token_id", U32, special[token]) for name, token in ids.items()),
+        *(field(f"tokenizer.ggml.add_{name}_token", BOOL, name != "sep") for name in ("bos", "eos", "sep")),
         field("tokenizer.ggml.normalizer.lowercase", BOOL, normal["lowercase"]),
     ]
-    with (folder / "model.safetensors").open("rb") as file:
-        weights = file.read()
-    (size,) = struct.unpack("<Q", weights[:8])
-    tensors = []
-    for name, about in json.loads(weights[8 : 8 + size]).items():
-        ours = None if name == "__metadata__" else gguf_name(name)
-        if ours:
-            assert about["dtype"] == "F32", about
-            begin, end = about["data_offsets"]
-            tensors.append((ours, about["shape"], weights[8 + size + begin : 8 + size + end]))
-    infos, at = [], 0
-    for name, shape, data in tensors:
-        infos.append(text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), 0, at))  # 0: F32
-        at += -(-len(data) // ALIGN) * ALIGN
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields + infos)
-    part = out.with_name(out.name + ".part")
-    with part.open("wb") as file:
-        file.write(head + bytes(-len(head) % ALIGN))
-        for _, _, data in tensors:
-            file.write(data + bytes(-len(data) % ALIGN))
-    part.rename(out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

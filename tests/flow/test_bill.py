@@ -14,7 +14,7 @@ from embedmesh.rules.forwarding import Share
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Meter, Metered, PriorRequest
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Room
-from tests.flow.world import Clock
+from tests.flow.world import Clock, MemoryLedger
 
 CALLER = Caller("acct", "key_1", frozenset())
 HOLD = Hold("req_1", "acct", 7, 0)

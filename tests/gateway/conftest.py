@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bench.postgres import Server
+from bench.rig.postgres import PostgresServer
 from tests.gateway.mesh import Applicant, Gateway, gateway, memory_folder
 
 
@@ -24,7 +24,7 @@ def tmp_path() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def database_of_module(postgres: Server, made_database: str) -> Iterator[str]:
+def database_of_module(postgres: PostgresServer, made_database: str) -> Iterator[str]:
     """The address of a database with a store that nothing has happened in."""
     url = postgres.new(made_database)
     yield url

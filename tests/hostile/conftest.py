@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.live import Live, http_request, serving
+from bench.rig.http import http_request
+from bench.rig.live import Live, serving
 from tests.data import model_folder
 
 NO_BUGS_MET = "embedmesh_internal_errors_total 0.0"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.live import Live, Reply, Wire, http_request
+from bench.rig.http import Reply, Wire, http_request
+from bench.rig.live import Live
 from tests.data import outside_data
 
 pytestmark = [pytest.mark.model, pytest.mark.story]

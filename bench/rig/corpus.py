@@ -64,7 +64,7 @@ def _length(lengths: Lengths, dice: Random) -> int:
 def _cut(source: Iterator[tuple[tuple[str, int], ...]], length: int) -> str:
     """Words from the start of a paragraph, and of those behind it as needed, that make exactly `length` tokens.
 
-    A word is never cut: where one would be too much, the next that fits takes its place.
+    A word is never cut: where one would be too much, the next that fits is used.
     """
     left = length - _tokenizer().specials
     words: list[str] = []
