@@ -129,15 +129,15 @@ class FaultDoor(SignedApi):
 
     def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **rest: object) -> None:
         app = cast(NodeApp, scripted)  # of which the door asks `listed` and, where we do not, `embed_compact`
-        super().__init__(app, bodies, receipts=receipts, **rest)  # type: ignore[arg-type]
+        super().__init__(app=app, bodies=bodies, receipts=receipts, **rest)  # type: ignore[arg-type]
         self._scripted = scripted
         self._decode = msgspec.msgpack.Decoder(EmbedIds).decode
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt: right, or as the mode has it."""
         checked = self._check(request)
-        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
-        self._bodies.give_back("", len(body))
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self.bodies, content_type=COMPACT)
+        self.bodies.give_back("", len(body))
         self._check_body(checked, body)
         asked = self._decode(body)
         model, ids = self._scripted.find(asked.model), unpack_ids(asked)
@@ -156,7 +156,7 @@ class FaultDoor(SignedApi):
             assert isinstance(response.body, bytes)
             forged = copy(checked)
             forged._mac = Mac(session)
-            response.headers.update(forged.sign_reply(200, response.body, self._receipts.count, self._now_s()))
+            response.headers.update(forged.sign_reply(200, response.body, self.receipts.count, self._now_s()))
 
         turn = Turn(request, ids, self._scripted.faults.state, lambda: answer(MODES["honest"]), resign)
         if mode.instead is not None and (instead := await mode.instead(turn)) is not None:
@@ -167,7 +167,7 @@ class FaultDoor(SignedApi):
         return response
 
     def _sign(self, checked: CheckedRequest, response: web.Response, tokens: int, extra: int) -> web.Response:
-        receipts = self._receipts
+        receipts = self.receipts
         assert isinstance(receipts, FaultReceipts)
         receipts.extra_tokens = extra
         try:
@@ -216,19 +216,18 @@ class FaultNode:
             clock=clock,
         )
         self.server = HttpServer(self.door.routes())
-        file = folder / "gateway.json"
         self._joining = Joining(
-            known,
-            file,
-            invite,
-            identity,
-            NodeAddress(settings.address, certificate, ""),
-            None if settings.address else DialOut(known.url, self.server),
-            self.door.new_session,
-            self.receipts,
-            clock,
-            self._offers,
-            self._report,
+            known=known,
+            file=folder / "gateway.json",
+            invite=invite,
+            identity=identity,
+            address=NodeAddress(settings.address, certificate, ""),
+            dial_out=None if settings.address else DialOut(known.url, self.server),
+            on_session=self.door.new_session,
+            receipts=self.receipts,
+            clock=clock,
+            offers=self._offers,
+            report=self._report,
         )
 
     async def listen(self) -> None:

@@ -170,7 +170,8 @@ class NodeApp:
     async def _read(self, body: bytes, path_model: str | None = None) -> tuple[Call, Served, Counted]:
         """Parse and count a request of the public form; its path may name a model. Raises a CallerFailure."""
         catalogue = Catalogue(tuple(one.model for one in self._models))
-        reading = functools.partial(validate, body, catalogue, self._terms(), named=path_model)
+        terms = Terms(normal=[one.model.id for one in self._models if one.normal])
+        reading = functools.partial(validate, body, catalogue, terms, named=path_model)
         call, model = await self._turns.call(SELF, reading)
         served = self._models.find(model.id)
         if served is None:  # it was unloaded meanwhile
@@ -249,9 +250,6 @@ class NodeApp:
             )
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
-
-    def _terms(self) -> Terms:
-        return Terms(normal=[one.model.id for one in self._models if one.normal])
 
     def _served(self, name: str) -> Served:
         catalogue = Catalogue(tuple(one.model for one in self._models))

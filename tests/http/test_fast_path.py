@@ -19,12 +19,12 @@ from aiohttp.http_parser import HttpRequestParser
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from embedmesh.http import aiohttp_connection
 from embedmesh.http import fast_path as module
 from embedmesh.http.exchange import Exchange, GeneralExchange
 from embedmesh.http.fast_path import FastPath, read_head
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
+from embedmesh.rules import limits
 from embedmesh.rules.errors import InvalidApiKey
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import Delivery, Reply
@@ -868,7 +868,7 @@ async def test_who_drips_a_body_is_told_that_it_is_late(monkeypatch: pytest.Monk
 
 @on_each_loop
 async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aiohttp_connection, "KEEP_ALIVE_S", 0.3)
+    monkeypatch.setattr(limits, "KEEP_ALIVE_S", 0.3)
     service = Service()
     service.hold = asyncio.Event()
     async with connected(service) as (reader, writer):
