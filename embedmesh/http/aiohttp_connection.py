@@ -46,8 +46,8 @@ class ServerConnection(web.RequestHandler):
             keepalive_timeout=AIOHTTP_IDLE_S,
             lingering_time=limits.REFUSED_BODY_S,
             max_line_size=limits.URI_BYTES_MAX,
-            max_field_size=limits.HEADER_BYTES_MAX,
-            max_headers=limits.HEADERS_MAX,
+            max_field_size=limits.REQUEST_HEADER_BYTES_MAX,
+            max_headers=limits.REQUEST_HEADERS_MAX,
             read_bufsize=READ_AHEAD_BYTES,
             auto_decompress=False,
             access_log=None,  # type: ignore[arg-type]  # None means no log
@@ -227,14 +227,14 @@ def refused_by_parser(exc: BaseException | None) -> Failure:
     if isinstance(exc, LineTooLong):
         if exc.args[1] == limits.URI_BYTES_MAX:
             return UriTooLong(f"The address in the request is longer than {limits.URI_BYTES_MAX:,} bytes.")
-        return HeadTooLarge(f"A header of the request is longer than {limits.HEADER_BYTES_MAX:,} bytes.")
+        return HeadTooLarge(f"A header of the request is longer than {limits.REQUEST_HEADER_BYTES_MAX:,} bytes.")
     reason = exc.message if isinstance(exc, BadHttpMessage) else ""
     if isinstance(exc, BadHttpMethod) or reason.startswith("Pause on PRI"):
         return MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
     if reason.startswith("Content-Length overflow"):
         return BodyTooLarge(f"The body is larger than the limit of {limits.REQUEST_BODY_BYTES_MAX:,} bytes.")
     if reason.startswith("Too many headers"):
-        return HeadTooLarge(f"The request has more than {limits.HEADERS_MAX} headers.")
+        return HeadTooLarge(f"The request has more than {limits.REQUEST_HEADERS_MAX} headers.")
     if reason.startswith("Duplicate"):
         return MalformedHttp("A header that may be given once is given more than once.")
     return MalformedHttp("The HTTP request could not be parsed: wrong request line, headers or framing.")

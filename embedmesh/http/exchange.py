@@ -21,7 +21,7 @@ class Exchange(Protocol):
         ...
 
     def header(self, name: str) -> str | None:
-        """A header of the request, its name in lower case."""
+        """The header of that name in lower case."""
         ...
 
     async def body(self, account_id: str) -> bytes:

@@ -60,7 +60,6 @@ class OneKey:
         self._caller = Caller("node", "node", frozenset())
 
     async def find(self, token: str) -> Caller | None:
-        """The caller, if the token is the key."""
         return self._caller if hmac.compare_digest(token.encode("utf-8", "replace"), self._key) else None
 
 
@@ -192,7 +191,6 @@ class NodeApp:
         return data
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The models that this node serves."""
         return self.listed()
 
     def listed(self) -> web.Response:
@@ -204,7 +202,6 @@ class NodeApp:
         return json_reply(ServedModels([_described(one.model) for one in self._models.up()], shortage=shortage))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One model that this node serves."""
         return json_reply(_described(self._served(request[PATH_REMAINDER]).model))
 
     async def load(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -232,7 +229,6 @@ class NodeApp:
         return json_reply({"id": served.model.id, "object": "model", "deleted": True})
 
     async def health(self, request: web.BaseRequest) -> web.StreamResponse:
-        """200 while the process answers."""
         return json_reply({"message": "ok"})
 
     async def readyz(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -243,7 +239,6 @@ class NodeApp:
         return json_reply({"message": "ready"})
 
     async def show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Prometheus text."""
         for one in self._models:
             self._metrics.state(
                 one.model.id, waiting_tokens=one.waiting_tokens, ready=one.ready(), starved=bool(one.shortage)

@@ -31,7 +31,7 @@ from embedmesh.signing.session import Session
 CHALLENGE_BYTES_MAX = 4_096
 CHALLENGES_BYTES_TOTAL_MAX = 64 * CHALLENGE_BYTES_MAX
 CHALLENGES_A_MINUTE_MAX = 600  # a gateway sends one when the node registers; 600 signatures take 0.06 s
-STRANGER = "This node answers its own gateways only."
+OWN_GATEWAYS_ONLY = "This node answers its own gateways only."
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,7 +77,6 @@ class SignedApi:
         return self._signed(checked, response, tokens=tokens) if tokens else response
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What this node serves, signed."""
         checked = self._check(request)
         self._check_body(checked, b"")
         return self._signed(checked, self.app.listed())
@@ -94,7 +93,7 @@ class SignedApi:
             raise errors.InvalidType("The body is not a challenge of the node protocol.") from None
         mine = fingerprint(challenge.gateway_key) == self.gateway
         if not mine or not verify(challenge.gateway_key, CHALLENGE, challenge.nonce, challenge.signature):
-            raise errors.InvalidApiKey(STRANGER)
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY)
         return json_reply(ChallengeAnswer(self.identity.sign(CHALLENGE, challenge.nonce + self.address.encode())))
 
     def _check(self, request: web.BaseRequest) -> CheckedRequest:
@@ -102,13 +101,13 @@ class SignedApi:
         try:
             return self._checker.check_head(request.method, request.rel_url.raw_path, headers, self._now_s())
         except Unauthenticated:
-            raise errors.InvalidApiKey(STRANGER) from None
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY) from None
 
     def _check_body(self, checked: CheckedRequest, body: bytes) -> None:
         try:
             checked.check_body(body, self._now_s())
         except Unauthenticated:
-            raise errors.InvalidApiKey(STRANGER) from None
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY) from None
 
     def _signed(self, checked: CheckedRequest, response: web.Response, *, tokens: int = 0) -> web.Response:
         """The response with its signature, and with a receipt if it embedded something."""
