@@ -120,8 +120,9 @@ class Service:
         """The children: first the node, then the gateway's workers."""
         gateway, node_socket, listen_fd = self.gateway, self.folder / "node.sock", self.sock.fileno()
         lifeline = ["--lifeline-fd", str(lifeline_fd)]
-        node_arguments = ["node", "--uds", str(node_socket), *lifeline, *as_arguments(self.node, without=("data_dir",))]
+        node_arguments = ["node", "--uds", str(node_socket), *lifeline]
         node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
+        node_arguments += as_arguments(self.node, without=("data_dir",))
         children = [Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {})]
         arguments = ["gateway", "--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), *lifeline]
         arguments += as_arguments(gateway, without=("host", "port", "store", "workers"))
