@@ -17,7 +17,7 @@ from embedmesh.http.rendering import REPLY_HEADERS, SERVER_HEADER, failure_bytes
 from embedmesh.http.sending import Sending
 from embedmesh.rules import limits
 from embedmesh.rules.errors import BodyTooLarge, Failure, HeadTooLarge, MalformedHttp, RequestTimeout, UriTooLong
-from embedmesh.rules.ports import Delivery
+from embedmesh.rules.exchange import Delivery
 
 AIOHTTP_IDLE_S = 7 * 86_400.0  # aiohttp's own idle timeout; ours, which knows the fast path, comes long before
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "no timeout"

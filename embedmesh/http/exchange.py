@@ -8,8 +8,8 @@ from aiohttp import web
 from embedmesh.http.aiohttp_connection import deliver
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID
+from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, WRITE_REPLY_S
-from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
 
 class Exchange(Protocol):

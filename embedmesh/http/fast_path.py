@@ -17,8 +17,8 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import failure_bytes, json_head, request_id_of
 from embedmesh.http.sending import Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
+from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply
 from embedmesh.rules.limits import REFUSED_BODY_S, REQUEST_BODY_S, WRITE_REPLY_S
-from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
 FAST_HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
 FAST_BODY_BYTES_MAX = 256 * 1024  # beside the work for larger bodies the general server's part does not matter

@@ -7,7 +7,7 @@ neither: if `send` is cancelled, nothing is delivered, whatever has left.
 
 import asyncio
 
-from embedmesh.rules.ports import Delivery
+from embedmesh.rules.exchange import Delivery
 
 SINGLE_WRITE_BYTES_MAX = (
     16 * 1024

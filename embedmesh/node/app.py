@@ -12,13 +12,13 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.catalogue import Catalogue
+from embedmesh.dialects.openai.parse import parse
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
 from embedmesh.flow.count import count
 from embedmesh.flow.identify import identify
 from embedmesh.flow.turns import Turns
-from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
 from embedmesh.http.bodies import JSON_HEADERS, json_reply
 from embedmesh.http.failures import failure_response
 from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
@@ -37,9 +37,11 @@ from embedmesh.rules.embeddings import (
     unpack_ids,
 )
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_MAX_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Answer, Caller, Share
+from embedmesh.rules.ports import Caller
+from embedmesh.rules.served import ORDINARY, ParseTerms, no_such_model
 
 QUEUE_FULL_STATUS = 429  # in the node protocol; in a gateway's API an overload has another status
 SELF = "self"  # x-embedmesh-node of a node without a gateway
@@ -156,7 +158,9 @@ class NodeApp:
         return web.Response(body=reply, headers={"Content-Type": COMPACT}), tokens
 
     async def _embed_public(self, body: bytes, path_model: str | None) -> web.Response:
-        from embedmesh.flow.respond import respond  # brings numpy: 15 MB that a node behind gateways does not need
+        from embedmesh.dialects.openai.render import (
+            respond,  # brings numpy: 15 MB that a node behind gateways does not need
+        )
 
         begun = time.monotonic()
         call, served, counted = await self._read(body, path_model)
@@ -169,8 +173,8 @@ class NodeApp:
     async def _read(self, body: bytes, path_model: str | None = None) -> tuple[Call, Served, Counted]:
         """Parse and count a request of the public form; its path may name a model. Raises a CallerFailure."""
         catalogue = Catalogue(tuple(one.model for one in self._models))
-        terms = Terms(normal=[one.model.id for one in self._models if one.normal])
-        reading = functools.partial(validate, body, catalogue, terms, named=path_model)
+        terms = ParseTerms(normal=[one.model.id for one in self._models if one.normal])
+        reading = functools.partial(parse, body, catalogue, terms, named=path_model)
         call, model = await self._turns.call(SELF, reading)
         served = self._models.find(model.id)
         if served is None:  # it was unloaded meanwhile

@@ -16,6 +16,7 @@ import uvloop
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_parser import HttpRequestParser
+from embedmesh.rules.exchange import Delivery, Reply
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,6 @@ from embedmesh.http.server import HttpServer
 from embedmesh.rules import limits
 from embedmesh.rules.errors import InvalidApiKey
 from embedmesh.rules.limits import WRITE_REPLY_S
-from embedmesh.rules.ports import Delivery, Reply
 from embedmesh.rules.shares import Room
 from tests.http.raw import Raw, read_reply, request, send, serving
 

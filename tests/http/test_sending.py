@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from embedmesh.rules.exchange import Delivery
 
 from embedmesh.http.sending import SINGLE_WRITE_BYTES_MAX, TLS_PIECE_BYTES, Sending
-from embedmesh.rules.ports import Delivery
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 SMALL, LARGE = b"s" * 1_000, b"l" * (SINGLE_WRITE_BYTES_MAX + 1)
