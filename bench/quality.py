@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from bench.rig.command import bench, model_folder, progress
 from bench.rig.http import Vectors
 from embedmesh.engine import int8
-from embedmesh.engine.layout import INT8_FILE
+from embedmesh.engine.batch_queue import BatchQueue
 from embedmesh.engine.folder import digest, read_folder
+from embedmesh.engine.frames import LoadModel
+from embedmesh.engine.layout import INT8_FILE
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.quantize import compare, quantize
 from embedmesh.engine.sample_text import library_text, package_text, spread

@@ -82,109 +82,95 @@ class Child:
 def main(gateway: GatewaySettings, node: NodeSettings, *, say: Say, on_ready: Callable[[Credentials], None]) -> int:
     """Run until told to stop. `say` gets lines of progress; `on_ready` is called once a first vector was made."""
     try:
-        with (
-            locked(gateway.data_dir),
-            socket_folder(gateway.data_dir) as folder,
-            bind(gateway.host, gateway.port) as sock,
-        ):
-            return asyncio.run(serve(gateway, node, sock, folder, say, on_ready))
+        folder = gateway.data_dir
+        with locked(folder), socket_folder(folder) as run_folder, bind(gateway.host, gateway.port) as sock:
+            return asyncio.run(Service(gateway, node, sock, run_folder, say, on_ready).serve())
     except SetupError as error:
         print(f"embedmesh serve: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
         return EXIT_SETUP
 
 
-async def serve(
-    gateway: GatewaySettings,
-    node: NodeSettings,
-    sock: socket.socket,
-    folder: Path,
-    say: Say,
-    on_ready: Callable[[Credentials], None],
-) -> int:
-    """Build the children, run them until told to stop, stop them. Returns the exit code. Raises SetupError."""
-    load_catalogue(gateway.catalogue, assets=assets_dir())  # mistakes in it are named before anything starts
-    key_defaults(gateway)  # likewise
-    stopping = stop_event(None)
-    with _lifeline() as lifeline_fd, _metrics_folder(folder) as metrics:
-        children = build(gateway, node, sock.fileno(), lifeline_fd, folder / "node.sock", metrics)
-        say("starting the gateway and a node; loading the model")
+@dataclass(frozen=True)
+class Service:
+    """What one `embedmesh serve` runs: a node on a Unix socket in `folder`, and gateway workers on `sock`."""
+
+    gateway: GatewaySettings
+    node: NodeSettings
+    sock: socket.socket
+    folder: Path
+    say: Say
+    on_ready: Callable[[Credentials], None]
+
+    async def serve(self) -> int:
+        """Build the children, run them until told to stop, stop them. Returns the exit code. Raises SetupError."""
+        load_catalogue(self.gateway.catalogue, assets=assets_dir())  # mistakes in it are named before anything starts
+        key_defaults(self.gateway)  # likewise
+        stopping = stop_event(None)
+        with _lifeline() as lifeline_fd, _metrics_folder(self.folder) as metrics:
+            children = self.build(lifeline_fd, metrics)
+            self.say("starting the gateway and a node; loading the model")
+            try:
+                return await self.run(children, stopping)
+            finally:
+                self.say("stopping: letting running requests finish" if stopping.is_set() else "stopping")
+                await self.stop(children)
+                self.say("stopped")
+
+    def build(self, lifeline_fd: int, metrics: Path) -> list[Child]:
+        """The children: first the node, then the gateway's workers."""
+        gateway, node_socket, listen_fd = self.gateway, self.folder / "node.sock", self.sock.fileno()
+        lifeline = ["--lifeline-fd", str(lifeline_fd)]
+        node_arguments = ["node", "--uds", str(node_socket), *lifeline]
+        node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
+        node_arguments += as_arguments(self.node, without=("data_dir",))
+        children = [Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {})]
+        arguments = ["gateway", "--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), *lifeline]
+        arguments += as_arguments(gateway, without=("host", "port", "store", "workers"))
+        # The store's DSN is not on the command line, which everybody on this machine can read.
+        environment = {ENV_PREFIX + "STORE": gateway.store} if gateway.store else {}
+        for number in range(1, gateway.workers + 1):
+            several = gateway.workers > 1
+            own = ["--metrics-file", str(metrics / f"{number}.json")] if several else []
+            name = f"gateway {number}" if several else "gateway"
+            children.append(Child(name, arguments + own, (lifeline_fd, listen_fd), STOP_GATEWAY_S, environment))
+        return children
+
+    async def run(self, children: list[Child], stopping: asyncio.Event) -> int:
+        """Keep the children running until `stopping`, or until one cannot run. Returns the exit code."""
+        host, port = self.sock.getsockname()[:2]
+        await children[0].start()  # the slower one first; the store is opened while the model loads
+        credentials = bootstrap(self.gateway.data_dir, base_url(host, port), store_place(self.gateway))
+        await asyncio.gather(*(child.start() for child in children[1:]))
+        ready = asyncio.Event()
+
+        async def announce() -> None:
+            workers = self.gateway.workers
+            await _until_ready(host, port, 1 if workers == 1 else READY_REPLIES_A_WORKER * workers)
+            ready.set()
+            self.on_ready(credentials)
+
+        keepers = [asyncio.create_task(_keep(child, self.say, ready)) for child in children]
+        others = [asyncio.create_task(stopping.wait()), asyncio.create_task(announce())]
         try:
-            return await run(children, gateway, sock.getsockname()[:2], stopping, say, on_ready)
+            await asyncio.wait([others[0], *keepers], return_when=asyncio.FIRST_COMPLETED)
+            return next((keeper.result() for keeper in keepers if keeper.done()), EXIT_OK)
         finally:
-            sock.close()  # new callers are refused at once, instead of waiting in vain
-            say("stopping: letting running requests finish" if stopping.is_set() else "stopping")
-            await stop(children)
-            say("stopped")
+            for task in (*keepers, *others):
+                task.cancel()
 
+    async def stop(self, children: list[Child]) -> None:
+        """Refuse new callers, then stop the gateway, then the node, which it needs. A second signal kills them all."""
 
-def build(
-    gateway: GatewaySettings, node: NodeSettings, listen_fd: int, lifeline_fd: int, node_socket: Path, metrics: Path
-) -> list[Child]:
-    """The children: first the node, then the gateway's workers."""
-    shared = ["--lifeline-fd", str(lifeline_fd)]
-    catalogue = ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
-    node_arguments = [
-        "node",
-        "--uds",
-        str(node_socket),
-        *shared,
-        *catalogue,
-        *as_arguments(node, without=("data_dir",)),
-    ]
-    children = [Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {})]
-    gateway_arguments = ["gateway", "--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), *shared]
-    gateway_arguments += as_arguments(gateway, without=("host", "port", "store", "workers"))
-    # The store's DSN is not on the command line, which everybody on this machine can read.
-    environment = {ENV_PREFIX + "STORE": gateway.store} if gateway.store else {}
-    for number in range(1, gateway.workers + 1):
-        several = gateway.workers > 1
-        own = ["--metrics-file", str(metrics / f"{number}.json")] if several else []
-        name = f"gateway {number}" if several else "gateway"
-        children.append(Child(name, gateway_arguments + own, (lifeline_fd, listen_fd), STOP_GATEWAY_S, environment))
-    return children
+        def kill() -> None:
+            for child in children:
+                if child.process is not None and child.process.returncode is None:
+                    child.process.kill()
 
-
-async def run(
-    children: list[Child],
-    gateway: GatewaySettings,
-    address: tuple[str, int],
-    stopping: asyncio.Event,
-    say: Say,
-    on_ready: Callable[[Credentials], None],
-) -> int:
-    """Start the children and keep them running until `stopping`, or until one cannot run. Returns the exit code."""
-    await children[0].start()  # the slower one first; the store is opened while the model loads
-    credentials = bootstrap(gateway.data_dir, base_url(*address), store_place(gateway))
-    await asyncio.gather(*(child.start() for child in children[1:]))
-    ready = asyncio.Event()
-
-    async def announce() -> None:
-        await _until_ready(*address, 1 if gateway.workers == 1 else READY_REPLIES_A_WORKER * gateway.workers)
-        ready.set()
-        on_ready(credentials)
-
-    keepers = [asyncio.create_task(_keep(child, say, ready)) for child in children]
-    others = [asyncio.create_task(stopping.wait()), asyncio.create_task(announce())]
-    try:
-        await asyncio.wait([others[0], *keepers], return_when=asyncio.FIRST_COMPLETED)
-        return next((keeper.result() for keeper in keepers if keeper.done()), EXIT_OK)
-    finally:
-        for task in (*keepers, *others):
-            task.cancel()
-
-
-async def stop(children: list[Child]) -> None:
-    """Stop the gateway first: it still needs the node. A second signal kills them all."""
-
-    def kill_all() -> None:
-        for child in children:
-            if child.process is not None and child.process.returncode is None:
-                child.process.kill()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, kill_all)
-    for child in reversed(children):
-        await child.stop()
+        self.sock.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, kill)
+        for child in reversed(children):
+            await child.stop()
 
 
 async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:

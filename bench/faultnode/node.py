@@ -21,7 +21,9 @@ from embedmesh.fleet.addresses import parse
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
-from embedmesh.node.joining import Joining, find_gateway
+from embedmesh.node.dialling import DialOut
+from embedmesh.node.joining import Joining, NodeAddress, find_gateway
+from embedmesh.node.signed_api import SignedApi
 from embedmesh.process import bind
 from embedmesh.rules import errors
 from embedmesh.rules.clock import SystemClock
@@ -110,15 +112,15 @@ class FaultDoor(SignedApi):
 
     def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **options: object) -> None:
         app = cast(NodeApp, scripted)  # the API calls its `listed` only
-        super().__init__(app, bodies, receipts=receipts, **options)  # type: ignore[arg-type]
+        super().__init__(app=app, bodies=bodies, receipts=receipts, **options)  # type: ignore[arg-type]
         self._scripted = scripted
         self._decode = msgspec.msgpack.Decoder(EmbedIds).decode
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt: right, or as the mode says."""
         checked = self._check(request)
-        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
-        self._bodies.give_back("", len(body))
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self.bodies, content_type=COMPACT)
+        self.bodies.give_back("", len(body))
         self._check_body(checked, body)
         call = self._decode(body)
         model, ids = self._scripted.find(call.model), unpack_ids(call)
@@ -137,7 +139,7 @@ class FaultDoor(SignedApi):
             assert isinstance(response.body, bytes)
             forged = copy(checked)
             forged._mac = Mac(session)
-            response.headers.update(forged.sign_reply(200, response.body, self._receipts.count, self._now_s()))
+            response.headers.update(forged.sign_reply(200, response.body, self.receipts.count, self._now_s()))
 
         turn = Turn(request, ids, self._scripted.faults.state, lambda: answer(MODES["honest"]), resign)
         if mode.instead is not None and (instead := await mode.instead(turn)) is not None:
@@ -148,7 +150,7 @@ class FaultDoor(SignedApi):
         return response
 
     def _sign(self, checked: CheckedRequest, response: web.Response, tokens: int, extra: int) -> web.Response:
-        receipts = self._receipts
+        receipts = self.receipts
         assert isinstance(receipts, FaultReceipts)
         receipts.extra_tokens = extra
         try:

@@ -14,6 +14,7 @@ from bench.sim.workload import Request
 from bench.sim.world import World
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import NODE_PROBE_S, OUT_EVERY_S, SPEED_INPUTS, SPEED_TOKENS
+from embedmesh.fleet.queued import QueuedRequest
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.rules.deadlines import attempt_s

@@ -15,17 +15,9 @@ from embedmesh.http.failures import failure_response
 from embedmesh.http.fast_path import Explain, FastExchange, FastPath, begin
 from embedmesh.http.rendering import REPLY_HEADERS, SERVER_HEADER, failure_bytes, own_request_id
 from embedmesh.http.sending import Sending
+from embedmesh.rules import limits
 from embedmesh.rules.errors import BodyTooLarge, Failure, HeadTooLarge, MalformedHttp, RequestTimeout, UriTooLong
 from embedmesh.rules.exchange import Delivery
-from embedmesh.rules.limits import (
-    HEADER_BYTES_MAX,
-    HEADERS_MAX,
-    KEEP_ALIVE_S,
-    REFUSED_BODY_S,
-    REQUEST_BODY_BYTES_MAX,
-    REQUEST_HEAD_BYTES_MAX,
-    URI_BYTES_MAX,
-)
 
 AIOHTTP_IDLE_S = 7 * 86_400.0  # aiohttp's own idle timeout; ours, which knows the fast path, comes long before
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "no timeout"
@@ -52,10 +44,10 @@ class ServerConnection(web.RequestHandler):
             server,
             loop=self._event_loop,
             keepalive_timeout=AIOHTTP_IDLE_S,
-            lingering_time=REFUSED_BODY_S,
-            max_line_size=URI_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
-            max_headers=HEADERS_MAX,
+            lingering_time=limits.REFUSED_BODY_S,
+            max_line_size=limits.URI_BYTES_MAX,
+            max_field_size=limits.REQUEST_HEADER_BYTES_MAX,
+            max_headers=limits.REQUEST_HEADERS_MAX,
             read_bufsize=READ_AHEAD_BYTES,
             auto_decompress=False,
             access_log=None,  # type: ignore[arg-type]  # None means no log
@@ -85,7 +77,7 @@ class ServerConnection(web.RequestHandler):
         if self._dialled:
             return
         self._start_head_timer()
-        self._idle_timer = self._event_loop.call_later(KEEP_ALIVE_S, self._close_if_idle)
+        self._idle_timer = self._event_loop.call_later(limits.KEEP_ALIVE_S, self._close_if_idle)
         origin = self._origins.of_peer(transport.get_extra_info("peername"))
         if not self._connections.made(self, origin, self._event_loop.time()):
             transport.abort()
@@ -108,8 +100,10 @@ class ServerConnection(web.RequestHandler):
             self._stop_head_timer()
             return
         self._head_bytes += len(data)
-        if self._head_bytes > REQUEST_HEAD_BYTES_MAX:
-            self._refuse_head(HeadTooLarge(f"The request's head has more than {REQUEST_HEAD_BYTES_MAX:,} bytes."))
+        if self._head_bytes > limits.REQUEST_HEAD_BYTES_MAX:
+            self._refuse_head(
+                HeadTooLarge(f"The request's head has more than {limits.REQUEST_HEAD_BYTES_MAX:,} bytes.")
+            )
         elif self._head_timer is None:  # the first bytes of a head that is not whole yet
             self._start_head_timer()
 
@@ -155,7 +149,7 @@ class ServerConnection(web.RequestHandler):
 
     def _close_if_idle(self) -> None:
         now, idle_since = self._event_loop.time(), self.idle_since()
-        close_at = (now if idle_since is None else idle_since) + KEEP_ALIVE_S
+        close_at = (now if idle_since is None else idle_since) + limits.KEEP_ALIVE_S
         if close_at <= now:
             self.force_close()
         else:
@@ -231,16 +225,16 @@ class ServerConnection(web.RequestHandler):
 def refused_by_parser(exc: BaseException | None) -> Failure:
     """The failure that the caller gets for what the parser refused."""
     if isinstance(exc, LineTooLong):
-        if exc.args[1] == URI_BYTES_MAX:
-            return UriTooLong(f"The address in the request is longer than {URI_BYTES_MAX:,} bytes.")
-        return HeadTooLarge(f"A header of the request is longer than {HEADER_BYTES_MAX:,} bytes.")
+        if exc.args[1] == limits.URI_BYTES_MAX:
+            return UriTooLong(f"The address in the request is longer than {limits.URI_BYTES_MAX:,} bytes.")
+        return HeadTooLarge(f"A header of the request is longer than {limits.REQUEST_HEADER_BYTES_MAX:,} bytes.")
     reason = exc.message if isinstance(exc, BadHttpMessage) else ""
     if isinstance(exc, BadHttpMethod) or reason.startswith("Pause on PRI"):
         return MalformedHttp("This is not an HTTP/1.1 request. Is the client speaking TLS or HTTP/2?")
     if reason.startswith("Content-Length overflow"):
-        return BodyTooLarge(f"The body is larger than the limit of {REQUEST_BODY_BYTES_MAX:,} bytes.")
+        return BodyTooLarge(f"The body is larger than the limit of {limits.REQUEST_BODY_BYTES_MAX:,} bytes.")
     if reason.startswith("Too many headers"):
-        return HeadTooLarge(f"The request has more than {HEADERS_MAX} headers.")
+        return HeadTooLarge(f"The request has more than {limits.REQUEST_HEADERS_MAX} headers.")
     if reason.startswith("Duplicate"):
         return MalformedHttp("A header that may be given once is given more than once.")
     return MalformedHttp("The HTTP request could not be parsed: wrong request line, headers or framing.")

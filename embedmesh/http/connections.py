@@ -3,7 +3,6 @@
 import heapq
 import itertools
 import resource
-from collections import defaultdict
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Protocol
@@ -34,7 +33,6 @@ class Origins:
         return _named(address)
 
     def of_request(self, request: web.BaseRequest) -> str:
-        """The origin of a request."""
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         return self.of(peer, request.headers.get("X-Forwarded-For"))
 
@@ -69,7 +67,6 @@ class Closable(Protocol):
 
     def idle_since(self) -> float | None:
         """When its last request ended; None during one."""
-        ...
 
     def force_close(self) -> None: ...
 
@@ -89,25 +86,24 @@ class Connections:
         )
         self._max = possible if connections_max is None else connections_max
         self._all = _Idle()
-        self._of: defaultdict[str, _Idle] = defaultdict(_Idle)
+        self._of: dict[str, _Idle] = {}
         self._origins: dict[Closable, str | None] = {}
 
     def made(self, connection: Closable, origin: str | None, now: float) -> bool:
         """Add a new one. Returns whether it may stay. Those without an origin may have all there are."""
         free = self._max - len(self._origins)
-        over_share = origin is not None and len(self._of[origin]) >= ACCOUNT_SHARE * (free + 1)
-        among = self._of[origin] if origin is not None and over_share else self._all
-        if among is not self._all or free <= 0:
-            idle = among.longest(now)
+        own = self._of.get(origin) if origin is not None else None
+        over_share = own is not None and len(own) >= ACCOUNT_SHARE * (free + 1)
+        if over_share or free <= 0:
+            idle = (own if own is not None and over_share else self._all).longest(now)
             if idle is None:
-                self._tidy(origin)
                 return False
             self.lost(idle)
             idle.force_close()
         self._origins[connection] = origin
         self._all.add(connection, now)
         if origin is not None:
-            self._of[origin].add(connection, now)
+            self._of.setdefault(origin, _Idle()).add(connection, now)
         return True
 
     def lost(self, connection: Closable) -> None:
@@ -118,11 +114,8 @@ class Connections:
         self._all.remove(connection)
         if origin is not None:
             self._of[origin].remove(connection)
-            self._tidy(origin)
-
-    def _tidy(self, origin: str | None) -> None:
-        if origin is not None and not len(self._of[origin]):
-            del self._of[origin]
+            if not len(self._of[origin]):
+                del self._of[origin]
 
 
 class _Idle:

@@ -16,7 +16,7 @@ MAY_SEND = re.compile(  # in lower case, as browsers write them
     "authorization|api-key|content-type|idempotency-key|openai-(?:organization|project|beta)|x-request-id"
     "|x-stainless-[a-z0-9-]{1,32}"
 )
-SENT_MAX = 32  # headers that a page may ask to send; the SDKs send some fifteen
+PREFLIGHT_HEADERS_MAX = 32  # headers that a page may ask to send; the SDKs send some fifteen
 PREFLIGHT_CACHE_S = 600
 MAY_READ = ", ".join(
     (
@@ -63,7 +63,9 @@ class Cors:
         names = [name.strip().lower() for name in request.headers.get("Access-Control-Request-Headers", "").split(",")]
         headers = {
             "Access-Control-Allow-Methods": ", ".join(sorted(methods)),
-            "Access-Control-Allow-Headers": ", ".join([name for name in names[:SENT_MAX] if MAY_SEND.fullmatch(name)]),
+            "Access-Control-Allow-Headers": ", ".join(
+                [name for name in names[:PREFLIGHT_HEADERS_MAX] if MAY_SEND.fullmatch(name)]
+            ),
             "Access-Control-Max-Age": str(PREFLIGHT_CACHE_S),
         }
         return web.Response(status=204, headers=headers)

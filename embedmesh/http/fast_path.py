@@ -18,7 +18,7 @@ from embedmesh.http.rendering import failure_bytes, json_head, request_id_of
 from embedmesh.http.sending import Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
 from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
-from embedmesh.rules.limits import BODY_S, REFUSED_BODY_S, WRITE_REPLY_S
+from embedmesh.rules.limits import REFUSED_BODY_S, REQUEST_BODY_S, WRITE_REPLY_S
 
 FAST_HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
 FAST_BODY_BYTES_MAX = 256 * 1024  # beside the work for larger bodies the general server's part does not matter
@@ -154,7 +154,7 @@ class FastExchange:
             self._fast_path.bodies.awaited.take(account_id)
             self._transport.resume_reading()
             self._whole = self._loop.create_future()
-            self._timer = self._loop.call_later(BODY_S, self._body_is_late)
+            self._timer = self._loop.call_later(REQUEST_BODY_S, self._body_is_late)
             try:
                 await self._whole
             finally:
@@ -174,7 +174,6 @@ class FastExchange:
     # -- for the connection
 
     def feed(self, data: bytes) -> None:
-        """More bytes have come."""
         part, after = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
         if after:
             self._after += after
@@ -190,7 +189,6 @@ class FastExchange:
                     self._end()
 
     def resume_writing(self) -> None:
-        """What was written is in the kernel."""
         if self._sending is not None:
             self._sending.resume_writing()
 
@@ -270,7 +268,9 @@ class FastExchange:
 
     def _body_is_late(self) -> None:
         if self._whole is not None and not self._whole.done():
-            self._whole.set_exception(RequestTimeout(f"The request's body did not arrive within {BODY_S:.0f} s."))
+            self._whole.set_exception(
+                RequestTimeout(f"The request's body did not arrive within {REQUEST_BODY_S:.0f} s.")
+            )
 
     def _break_off(self) -> None:
         self._transport.abort()

@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 
 from embedmesh.rules import errors
-from embedmesh.rules.limits import AWAITED_BODIES_MAX, BODY_S
+from embedmesh.rules.limits import AWAITED_BODIES_MAX, REQUEST_BODY_S
 from embedmesh.rules.shares import Room
 
 JSON_TYPE = "application/json"
@@ -34,7 +34,7 @@ async def read_body(
     whose: str = "",
     *,
     content_type: str = JSON_TYPE,
-    body_s: float = BODY_S,
+    body_s: float = REQUEST_BODY_S,
 ) -> bytes:
     """The whole body of a request of that content type. Its bytes stay taken from the share of `whose` in `budget`.
 

@@ -9,7 +9,7 @@ import asyncio
 
 from embedmesh.rules.exchange import Delivery
 
-WHOLE_BYTES_MAX = (
+SINGLE_WRITE_BYTES_MAX = (
     16 * 1024
 )  # in one write: a socket that is writable again has room for a third of its buffer, or 28 kB
 TLS_PIECE_BYTES = 64 * 1024  # TLS buffers all that it is given; after each piece we wait until it is sent
@@ -40,7 +40,7 @@ class Sending:
         if tls:
             ends = [1, *range(TLS_PIECE_BYTES, size, TLS_PIECE_BYTES), size]
         else:  # once one byte has left, the caller pays, whatever becomes of the others
-            ends = [size] if size <= WHOLE_BYTES_MAX else [1, size]
+            ends = [size] if size <= SINGLE_WRITE_BYTES_MAX else [1, size]
         begun, start = False, 0
         try:
             for end in ends:
@@ -71,7 +71,6 @@ class Sending:
         self._wake(True)
 
     def lost(self) -> None:
-        """The connection is gone."""
         self._gone = True
         self._wake(False)
 

@@ -19,7 +19,7 @@ from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID, SERVER_HEADER, r
 from embedmesh.http.routing import PATH_REMAINDER, Routes, RouteTable
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
-from embedmesh.rules.limits import HEAD_S, WRITE_REPLY_S
+from embedmesh.rules.limits import REQUEST_HEAD_S, WRITE_REPLY_S
 
 log = logging.getLogger("embedmesh.http")
 
@@ -39,7 +39,7 @@ class HttpServer:
         routes: Routes,
         *,
         on_internal_error: Callable[[], None] = lambda: None,
-        head_s: float = HEAD_S,
+        head_s: float = REQUEST_HEAD_S,
         fast_path: FastPath | None = None,
         other_paths: Mapping[str, str] | None = None,
         cors: Cors | None = None,

@@ -64,7 +64,6 @@ class OneKey:
         self._caller = Caller("node", "node", frozenset())
 
     async def find(self, token: str) -> Caller | None:
-        """The caller, if the token is the key."""
         return self._caller if hmac.compare_digest(token.encode("utf-8", "replace"), self._key) else None
 
 
@@ -177,7 +176,8 @@ class NodeApp:
     async def _read(self, body: bytes, path_model: str | None = None) -> tuple[Call, Served, Counted]:
         """Parse and count a request of the public form; its path may name a model. Raises a CallerFailure."""
         catalogue = Catalogue(tuple(one.model for one in self._models))
-        reading = functools.partial(parse, body, catalogue, self._terms(), named=path_model)
+        terms = ParseTerms(normal=[one.model.id for one in self._models if one.normal])
+        reading = functools.partial(parse, body, catalogue, terms, named=path_model)
         call, model = await self._turns.call(SELF, reading)
         served = self._models.find(model.id)
         if served is None:  # it was unloaded meanwhile
@@ -198,7 +198,6 @@ class NodeApp:
         return data
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The models that this node serves."""
         return self.listed()
 
     def listed(self) -> web.Response:
@@ -210,7 +209,6 @@ class NodeApp:
         return json_reply(ServedModels([_described(one.model) for one in self._models.up()], shortage=shortage))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One model that this node serves."""
         return json_reply(_described(self._served(request[PATH_REMAINDER]).model))
 
     async def load(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -238,7 +236,6 @@ class NodeApp:
         return json_reply({"id": served.model.id, "object": "model", "deleted": True})
 
     async def health(self, request: web.BaseRequest) -> web.StreamResponse:
-        """200 while the process answers."""
         return json_reply({"message": "ok"})
 
     async def readyz(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -249,16 +246,12 @@ class NodeApp:
         return json_reply({"message": "ready"})
 
     async def show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Prometheus text."""
         for one in self._models:
             self._metrics.state(
                 one.model.id, waiting_tokens=one.waiting_tokens, ready=one.ready(), starved=bool(one.shortage)
             )
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
-
-    def _terms(self) -> ParseTerms:
-        return ParseTerms(normal=[one.model.id for one in self._models if one.normal])
 
     def _served(self, name: str) -> Served:
         catalogue = Catalogue(tuple(one.model for one in self._models))

@@ -47,7 +47,6 @@ class DialOut:
         self._leaving = True
 
     async def stop(self) -> None:
-        """End the connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -20,23 +21,11 @@ import msgspec
 
 from embedmesh.files import write_draft
 from embedmesh.node.dialling import DialOut
+from embedmesh.rules import membership
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX, REQUEST_INPUTS_MAX
-from embedmesh.rules.membership import (
-    SESSION_S,
-    STATEMENT,
-    TRANSCRIPT,
-    VERSION,
-    Greeting,
-    Heartbeat,
-    HeartbeatReply,
-    Offer,
-    Registration,
-    SignedHead,
-    Statement,
-    Welcome,
-)
+from embedmesh.rules.membership import Greeting, Heartbeat, HeartbeatReply, Offer, Registration, SignedHead, Welcome
 from embedmesh.rules.ports import Clock
 from embedmesh.signing.identity import Identity, fingerprint, node_id, verify
 from embedmesh.signing.invites import Invite, proof
@@ -110,36 +99,27 @@ def find_gateway(file: Path, url: str, invite: Invite | None, key: str = "") -> 
     return KnownGateway(url, known.fingerprint)  # the gateway may have moved: its key is what counts
 
 
+@dataclass(kw_only=True, eq=False)
 class Joining:
-    """One node's membership at one gateway. `run` never returns by itself; after it come `leave` and `hang_up`."""
+    """One node's membership at one gateway. `run` never returns by itself; after it come `leave` and `hang_up`.
 
-    def __init__(
-        self,
-        known: KnownGateway,
-        file: Path,
-        invite: Invite | None,
-        identity: Identity,
-        address: NodeAddress,
-        dial_out: DialOut | None,
-        on_session: Callable[[Session], None],
-        receipts: ReceiptLog,
-        clock: Clock,
-        offers: Callable[[], tuple[Offer, ...]],
-        report: Callable[[], Heartbeat],
-    ) -> None:
-        """`on_session` gets the key of each session under which the gateway will sign; `dial_out` if no address."""
-        self._known = known
-        self._file = file
-        self._invite = invite
-        self._identity = identity
-        self._node_id = node_id(identity.public_key)
-        self._address = address
-        self._dial_out = dial_out
-        self._on_session = on_session
-        self._receipts = receipts
-        self._clock = clock
-        self._offers = offers
-        self._report = report
+    `on_session` gets the key of each session under which the gateway will sign. Without an address there is `dial_out`.
+    """
+
+    known: KnownGateway
+    file: Path
+    invite: Invite | None
+    identity: Identity
+    address: NodeAddress
+    dial_out: DialOut | None
+    on_session: Callable[[Session], None]
+    receipts: ReceiptLog
+    clock: Clock
+    offers: Callable[[], tuple[Offer, ...]]
+    report: Callable[[], Heartbeat]
+
+    def __post_init__(self) -> None:
+        self._node_id = node_id(self.identity.public_key)
         self._instance = secrets.token_hex(8)
         self._signer: RequestSigner | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -159,7 +139,7 @@ class Joining:
                     log.warning("the gateway does not take this node now: %s", refused)
                 except NO_REPLY as error:
                     if not failures:
-                        log.warning("the gateway %s does not answer (%s)", self._known.url, type(error).__name__)
+                        log.warning("the gateway %s does not answer (%s)", self.known.url, type(error).__name__)
                     failures += 1
                 else:
                     failures = 0
@@ -178,38 +158,38 @@ class Joining:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FAREWELL_S)) as self._http:
                 with contextlib.suppress(*NO_REPLY, GatewayRefused):
                     await self._say("drain", b"{}")
-        if self._dial_out is not None:
-            self._dial_out.leave()
+        if self.dial_out is not None:
+            self.dial_out.leave()
 
     async def hang_up(self) -> None:
         """End the connections that we opened for the gateway, once all requests are answered."""
-        if self._dial_out is not None:
-            await self._dial_out.stop()
+        if self.dial_out is not None:
+            await self.dial_out.stop()
 
     async def _register(self) -> Welcome:
         greeting = _decode(await self._send("GET", "/v1/nodes", b"", {}), Greeting)
-        if fingerprint(greeting.gateway_key) != self._known.fingerprint:
-            raise SetupError(f"{self._known.url} is not the gateway of this node's join token: is the address right?")
+        if fingerprint(greeting.gateway_key) != self.known.fingerprint:
+            raise SetupError(f"{self.known.url} is not the gateway of this node's join token: is the address right?")
         ephemeral = Ephemeral()
         statement = msgspec.json.encode(
-            Statement(
-                version=VERSION,
-                public_key=self._identity.public_key,
-                address=self._address.url,
-                certificate=self._address.certificate,
-                country=self._address.country,
-                offers=self._offers(),
+            membership.Statement(
+                version=membership.VERSION,
+                public_key=self.identity.public_key,
+                address=self.address.url,
+                certificate=self.address.certificate,
+                country=self.address.country,
+                offers=self.offers(),
                 inputs_max=REQUEST_INPUTS_MAX,
                 ephemeral=ephemeral.public,
                 nonce=greeting.nonce,
-                time_ms=self._clock.unix_ms(),
+                time_ms=self.clock.unix_ms(),
             )
         )
         registration = Registration(
             statement,
-            self._identity.sign(STATEMENT, statement),
-            self._invite.invite_id if self._invite else None,
-            proof(self._invite.secret, statement) if self._invite else None,
+            self.identity.sign(membership.STATEMENT, statement),
+            self.invite.invite_id if self.invite else None,
+            proof(self.invite.secret, statement) if self.invite else None,
         )
         welcome = _decode(await self._send("POST", "/v1/nodes", msgspec.json.encode(registration), {}), Welcome)
         if welcome.standing == "admitted":
@@ -225,23 +205,23 @@ class Joining:
             gateway_public_key=greeting.gateway_key,
             nonce=greeting.nonce,
         )
-        if not verify(greeting.gateway_key, TRANSCRIPT, agreed, welcome.signature):
+        if not verify(greeting.gateway_key, membership.TRANSCRIPT, agreed, welcome.signature):
             raise ValueError("the gateway's half of the session key is not signed by it")
         sessions = ephemeral.agree(welcome.ephemeral, agreed)
-        self._on_session(sessions.of_gateway)
+        self.on_session(sessions.of_gateway)
         self._signer = RequestSigner(sessions.of_node, self._node_id, self._instance)
         with contextlib.suppress(OSError):  # then the next start needs the token again, and says so
-            write_draft(self._file, msgspec.json.encode(self._known)).replace(self._file)
-        log.info("joined %s as %s (number %d there)", self._known.url, self._node_id, welcome.small_id)
-        if self._dial_out is not None:
-            self._dial_out.start(self._node_id, self._sign)
+            write_draft(self.file, msgspec.json.encode(self.known)).replace(self.file)
+        log.info("joined %s as %s (number %d there)", self.known.url, self._node_id, welcome.small_id)
+        if self.dial_out is not None:
+            self.dial_out.start(self._node_id, self._sign)
 
     async def _report_until_stale(self, every_s: float) -> None:
         """Send heartbeats until the session is old, the offers have changed, or the gateway has forgotten the node."""
-        began, offered, missed = self._clock.monotonic(), self._offers(), 0
+        began, offered, missed = self.clock.monotonic(), self.offers(), 0
         receipts_from: int | None = None
         more = False
-        while self._clock.monotonic() - began < SESSION_S and self._offers() == offered:
+        while self.clock.monotonic() - began < membership.SESSION_S and self.offers() == offered:
             await asyncio.sleep(0 if more else every_s)
             try:
                 reply = await self._beat(receipts_from)
@@ -251,20 +231,20 @@ class Joining:
                 receipts_from, more = None, False  # whether the gateway has our last receipts is not known
                 missed += 1
                 if missed == 1:
-                    log.warning("the gateway %s does not answer; trying on", self._known.url)
+                    log.warning("the gateway %s does not answer; trying on", self.known.url)
             else:
                 missed = 0
-                sent, receipts_from = receipts_from, self._receipts.wanted_from(reply.receipts_from)
-                more = sent is not None and sent < receipts_from <= self._receipts.count - HEARTBEAT_RECEIPTS_MAX
+                sent, receipts_from = receipts_from, self.receipts.wanted_from(reply.receipts_from)
+                more = sent is not None and sent < receipts_from <= self.receipts.count - HEARTBEAT_RECEIPTS_MAX
 
     async def _beat(self, receipts_from: int | None) -> HeartbeatReply:
         """One heartbeat, with the receipts from that number on; None asks the gateway for the number."""
-        beat = self._report()
+        beat = self.report()
         if receipts_from is not None:
-            page = self._receipts.page(receipts_from)
-            now_ms = self._clock.unix_ms()
-            message = head_message(self._node_id, self._known.fingerprint, page.count, page.head, now_ms)
-            head = SignedHead(page.count, page.head, now_ms, self._identity.sign(RECEIPTS_PURPOSE, message))
+            page = self.receipts.page(receipts_from)
+            now_ms = self.clock.unix_ms()
+            message = head_message(self._node_id, self.known.fingerprint, page.count, page.head, now_ms)
+            head = SignedHead(page.count, page.head, now_ms, self.identity.sign(RECEIPTS_PURPOSE, message))
             beat = msgspec.structs.replace(beat, receipts=page.receipts, head=head)
         return _decode(await self._say("heartbeat", msgspec.json.encode(beat)), HeartbeatReply)
 
@@ -275,7 +255,7 @@ class Joining:
     def _sign(self, method: str, path: str, body: bytes) -> dict[str, str]:
         """The headers that sign a request of the node under the session."""
         assert self._signer is not None
-        signed = self._signer.sign(method, path, body, new_id("nrq", self._clock), self._clock.unix_ms() // 1000)
+        signed = self._signer.sign(method, path, body, new_id("nrq", self.clock), self.clock.unix_ms() // 1000)
         return dict(line.split(": ", 1) for line in signed.headers.decode("ascii").splitlines())
 
     async def _send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
@@ -283,7 +263,7 @@ class Joining:
         assert self._http is not None
         headers = {"Content-Type": "application/json", **headers}
         async with self._http.request(
-            method, self._known.url + path, data=body or None, headers=headers, allow_redirects=False
+            method, self.known.url + path, data=body or None, headers=headers, allow_redirects=False
         ) as reply:
             content = await reply.content.read(GATEWAY_REPLY_BYTES_MAX)
             if reply.status != 200:

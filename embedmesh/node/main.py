@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -146,21 +145,20 @@ async def stop(node: NodeProcess) -> None:
 
 def choose_models(settings: NodeSettings, catalogue: Catalogue) -> list[Model]:
     """The models to serve from the start: those of --model, or all of the catalogue. Raises SetupError."""
-    chosen = list(_find(settings.model, catalogue)) or [model for model in catalogue.written if not model.foreign]
-    if not chosen:
-        raise SetupError("The catalogue has no model whose files are here: only other servers run them.")
-    return list({model.id: model for model in chosen}.values())
-
-
-def _find(names: tuple[str, ...], catalogue: Catalogue) -> Iterator[Model]:
-    for name in names:
+    chosen: dict[str, Model] = {}
+    for name in settings.model:
         model = catalogue.find(name)
         if model is None:
             known = ", ".join(model.id for model in catalogue.models)
             raise SetupError(f"There is no model {name!r} in the catalogue; it has {known}. Mend --model.")
         if model.foreign:
             raise SetupError(f"The files of {name!r} are not here: only other servers run it. Mend --model.")
-        yield model
+        chosen[model.id] = model
+    if not settings.model:
+        chosen = {model.id: model for model in catalogue.written if not model.foreign}
+    if not chosen:
+        raise SetupError("The catalogue has no model whose files are here: only other servers run them.")
+    return list(chosen.values())
 
 
 def check_servers(settings: NodeSettings) -> None:

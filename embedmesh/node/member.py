@@ -5,6 +5,7 @@ Only a node with `--gateway` imports this: it brings a TLS library and an HTTP c
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.fleet.addresses import Endpoint, parse
@@ -24,6 +25,8 @@ from embedmesh.signing.identity import Identity
 from embedmesh.signing.invites import Invite
 from embedmesh.signing.receipt_log import ReceiptLog
 
+T = TypeVar("T")
+
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - an address is given so that others reach it; all requests are authenticated
 
 
@@ -40,10 +43,10 @@ class MemberNode:
     ) -> None:
         """Reads or makes the node's files. Raises SetupError."""
         folder = _make_folder(settings.data_dir)
-        invite = _parse_invite(settings.join)
+        invite = _parse(Invite.parse, settings.join, "--join")
         known = find_gateway(folder / "gateway.json", settings.gateway, invite, settings.gateway_key)
         identity = Identity.load(folder / "node.identity")
-        endpoint = _parse_address(settings.address)
+        endpoint = _parse(parse, settings.address, "--address")
         self._listen_on = _parse_listen(settings.listen, endpoint)
         self._tls = None
         certificate = b""
@@ -56,20 +59,28 @@ class MemberNode:
         self._models = models
         self._price = settings.price
         self._receipts = ReceiptLog(folder / "receipts.log")
-        api = SignedApi(app, bodies, identity, known.fingerprint, settings.address, self._receipts, clock)
+        api = SignedApi(
+            app=app,
+            bodies=bodies,
+            identity=identity,
+            gateway=known.fingerprint,
+            address=settings.address,
+            receipts=self._receipts,
+            clock=clock,
+        )
         self._server = HttpServer(api.routes(), on_internal_error=on_internal_error)
         self._joining = Joining(
-            known,
-            folder / "gateway.json",
-            invite,
-            identity,
-            NodeAddress(settings.address, certificate, settings.country.upper()),
-            DialOut(known.url, self._server) if endpoint is None else None,
-            api.new_session,
-            self._receipts,
-            clock,
-            self._offers,
-            self._report,
+            known=known,
+            file=folder / "gateway.json",
+            invite=invite,
+            identity=identity,
+            address=NodeAddress(settings.address, certificate, settings.country.upper()),
+            dial_out=DialOut(known.url, self._server) if endpoint is None else None,
+            on_session=api.new_session,
+            receipts=self._receipts,
+            clock=clock,
+            offers=self._offers,
+            report=self._report,
         )
 
     async def listen(self) -> None:
@@ -108,18 +119,12 @@ def _make_folder(data_dir: Path) -> Path:
     return data_dir
 
 
-def _parse_invite(text: str) -> Invite | None:
+def _parse(kind: Callable[[str], T], text: str, option: str) -> T | None:
+    """The setting of that option; None if it is not given. Raises SetupError."""
     try:
-        return Invite.parse(text) if text else None
+        return kind(text) if text else None
     except ValueError as error:
-        raise SetupError(f"{error} Mend --join.") from None
-
-
-def _parse_address(text: str) -> Endpoint | None:
-    try:
-        return parse(text) if text else None
-    except ValueError as error:
-        raise SetupError(f"{error} Mend --address.") from None
+        raise SetupError(f"{error} Mend {option}.") from None
 
 
 def _parse_listen(text: str, address: Endpoint | None) -> tuple[str, int] | None:

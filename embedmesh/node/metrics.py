@@ -9,7 +9,7 @@ from embedmesh.engine.plan import Plan
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class NodeMetrics:
@@ -27,9 +27,11 @@ class NodeMetrics:
         self._refused = metric(Counter, "refused", "Calls refused because the queue was full")
         self._starts = metric(Counter, "engine_starts", "Starts of the engine process; more than one means it failed")
         self._padded = metric(Counter, "padded_tokens", "Tokens computed, padding included")
-        self._call_seconds = metric(Histogram, "call_seconds", "From a call's body to its answer", buckets=SECONDS)
+        self._call_seconds = metric(
+            Histogram, "call_seconds", "From a call's body to its answer", buckets=SECONDS_BUCKETS
+        )
         self._batch_seconds = metric(
-            Histogram, "batch_seconds", "One forward pass, as the node sees it", buckets=SECONDS
+            Histogram, "batch_seconds", "One forward pass, as the node sees it", buckets=SECONDS_BUCKETS
         )
         self._waiting = metric(Gauge, "queue_tokens", "Padded tokens that wait for their batch")
         self._ready = metric(Gauge, "ready", "1 while the model embedded something within the last two seconds")
@@ -49,16 +51,13 @@ class NodeMetrics:
         self._refused.labels(model).inc()
 
     def started(self, model: str) -> None:
-        """An engine process was started."""
         self._starts.labels(model).inc()
 
     def batch(self, model: str, plan: Plan, seconds: float) -> None:
-        """A batch was computed."""
         self._padded.labels(model).inc(plan.rows * plan.length)
         self._batch_seconds.labels(model).observe(seconds)
 
     def internal_error(self) -> None:
-        """A request ended in a bug of ours."""
         self._internal_errors.inc()
 
     def state(self, model: str, *, waiting_tokens: int, ready: bool, starved: bool) -> None:
@@ -73,5 +72,4 @@ class NodeMetrics:
             gauge.remove_by_labels({"model": model})
 
     def text(self) -> tuple[bytes, str]:
-        """The page and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

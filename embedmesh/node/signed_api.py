@@ -7,6 +7,7 @@ so their bodies have a budget of their own, and only some are checked, with a sh
 """
 
 from binascii import a2b_base64
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
@@ -30,34 +31,27 @@ from embedmesh.signing.session import Session
 CHALLENGE_BYTES_MAX = 4_096
 CHALLENGES_BYTES_TOTAL_MAX = 64 * CHALLENGE_BYTES_MAX
 CHALLENGES_A_MINUTE_MAX = 600  # a gateway sends one when the node registers; 600 signatures take 0.06 s
-STRANGER = "This node answers its own gateways only."
+OWN_GATEWAYS_ONLY = "This node answers its own gateways only."
 
 
+@dataclass(kw_only=True, eq=False)
 class SignedApi:
     """Handlers for gateways. `gateway` is the fingerprint of the gateway's key; `address` what the node registered."""
 
-    def __init__(
-        self,
-        app: NodeApp,
-        bodies: BodyBudget,
-        identity: Identity,
-        gateway: str,
-        address: str,
-        receipts: ReceiptLog,
-        clock: Clock,
-    ) -> None:
-        self._app = app
-        self._bodies = bodies
-        self._identity = identity
-        self._gateway = gateway
-        self._address = address
-        self._receipts = receipts
-        self._clock = clock
-        self._checker = RequestChecker(node_id(identity.public_key))
+    app: NodeApp
+    bodies: BodyBudget
+    identity: Identity
+    gateway: str
+    address: str
+    receipts: ReceiptLog
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._checker = RequestChecker(node_id(self.identity.public_key))
         self._origins = Origins()
         self._challenge_bodies = BodyBudget(CHALLENGES_BYTES_TOTAL_MAX)
         full = f"This node takes {CHALLENGES_A_MINUTE_MAX} challenges a minute; each address has a share of that."
-        self._challenges = Pace(CHALLENGES_A_MINUTE_MAX, 60.0, clock, full)
+        self._challenges = Pace(CHALLENGES_A_MINUTE_MAX, 60.0, self.clock, full)
 
     def routes(self) -> Routes:
         """Every path and method of the API."""
@@ -74,19 +68,18 @@ class SignedApi:
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt."""
         checked = self._check(request)  # before a byte of the body is read: strangers take no memory
-        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self.bodies, content_type=COMPACT)
         try:
             self._check_body(checked, body)
-            response, tokens = await self._app.embed_compact(body)
+            response, tokens = await self.app.embed_compact(body)
         finally:
-            self._bodies.give_back("", len(body))
+            self.bodies.give_back("", len(body))
         return self._signed(checked, response, tokens=tokens) if tokens else response
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What this node serves, signed."""
         checked = self._check(request)
         self._check_body(checked, b"")
-        return self._signed(checked, self._app.listed())
+        return self._signed(checked, self.app.listed())
 
     async def challenge(self, request: web.BaseRequest) -> web.StreamResponse:
         """Proves that this is the node that registered its address."""
@@ -98,37 +91,37 @@ class SignedApi:
             challenge = msgspec.json.decode(body, type=Challenge)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise errors.InvalidType("The body is not a challenge of the node protocol.") from None
-        mine = fingerprint(challenge.gateway_key) == self._gateway
+        mine = fingerprint(challenge.gateway_key) == self.gateway
         if not mine or not verify(challenge.gateway_key, CHALLENGE, challenge.nonce, challenge.signature):
-            raise errors.InvalidApiKey(STRANGER)
-        return json_reply(ChallengeAnswer(self._identity.sign(CHALLENGE, challenge.nonce + self._address.encode())))
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY)
+        return json_reply(ChallengeAnswer(self.identity.sign(CHALLENGE, challenge.nonce + self.address.encode())))
 
     def _check(self, request: web.BaseRequest) -> CheckedRequest:
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:
             return self._checker.check_head(request.method, request.rel_url.raw_path, headers, self._now_s())
         except Unauthenticated:
-            raise errors.InvalidApiKey(STRANGER) from None
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY) from None
 
     def _check_body(self, checked: CheckedRequest, body: bytes) -> None:
         try:
             checked.check_body(body, self._now_s())
         except Unauthenticated:
-            raise errors.InvalidApiKey(STRANGER) from None
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY) from None
 
     def _signed(self, checked: CheckedRequest, response: web.Response, *, tokens: int = 0) -> web.Response:
         """The response with its signature, and with a receipt if it embedded something."""
         reply = response.body
         assert isinstance(reply, bytes)
-        headers = checked.sign_reply(response.status, reply, self._receipts.count + 1 if tokens else 0, self._now_s())
+        headers = checked.sign_reply(response.status, reply, self.receipts.count + 1 if tokens else 0, self._now_s())
         if tokens:
             digests = _raw(checked.digest), _raw(dict(headers)["Content-Digest"])
-            self._receipts.add(checked.request_id, *digests, tokens, self._clock.unix_ms())
+            self.receipts.add(checked.request_id, *digests, tokens, self.clock.unix_ms())
         response.headers.extend(headers)
         return response
 
     def _now_s(self) -> int:
-        return self._clock.unix_ms() // 1000
+        return self.clock.unix_ms() // 1000
 
 
 def _raw(content_digest: str) -> bytes:

@@ -26,12 +26,12 @@ ATTEMPTS_MAX = 3  # of a part, on distinct nodes
 
 CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
 KEEP_ALIVE_S = 75.0  # longer than common proxies keep an idle connection, so that they close first
-HEAD_S = 10.0  # a head is a few hundred bytes; ten seconds is a very bad line
+REQUEST_HEAD_S = 10.0  # a head is a few hundred bytes; ten seconds is a very bad line
 REQUEST_HEAD_BYTES_MAX = 64 * 1024  # of a head that comes in pieces; a whole one is as large as one read
 URI_BYTES_MAX = 8_000  # RFC 9110 asks for at least as much
-HEADER_BYTES_MAX = 8_190  # of one header; a bearer key has 50
-HEADERS_MAX = 128  # an SDK sends twenty
-BODY_S = 20.0  # for a whole body: 4 MiB in 20 s is 1.7 Mbit/s
+REQUEST_HEADER_BYTES_MAX = 8_190  # of one header; a bearer key has 50
+REQUEST_HEADERS_MAX = 128  # an SDK sends twenty
+REQUEST_BODY_S = 20.0  # for a whole body: 4 MiB in 20 s is 1.7 Mbit/s
 SMALL_BODY_BYTES_MAX = 64 * 1024  # of a request for a small route, such as the admin API
 AWAITED_BODIES_MAX = 1_024  # unfinished bodies: their connections are in a request, and are not closed for others
 REFUSED_BODY_S = 2.0  # how long the rest of a refused body is read, so that its sender sees the answer, not a reset

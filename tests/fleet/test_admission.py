@@ -1,7 +1,6 @@
 """Whoever asks for more than its share of a busy fleet is refused at once; whoever asks for less is not."""
 
 from collections import Counter
-
 from typing import Any
 
 import pytest

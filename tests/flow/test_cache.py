@@ -14,7 +14,7 @@ from embedmesh.flow.paid import serve
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import NoNodeAvailable, WrongAnswer
-from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.ports import Caller
 from tests.flow.world import EMBEDDINGS, MODEL, NATIVE, ScriptedNodes, ScriptedWorld, make_world, vector_for
@@ -44,7 +44,8 @@ async def ask(world: ScriptedWorld, asked: bytes, account: str = "a", how: Deliv
     async def receive(account_id: str) -> bytes:
         return asked
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         if how is None:
             raise ConnectionResetError("the caller went")
         replies.append(reply)
@@ -195,7 +196,8 @@ async def test_who_made_it_is_believed_as_then_and_not_as_when_it_is_paid(how: D
     async def receive(account_id: str) -> bytes:
         return body("abc")
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         liar = world.node(world.client.asked[0][0])
         registry.quarantine(liar, "it lied")
         registry.readmit(liar)

@@ -10,7 +10,7 @@ import pytest
 from embedmesh.flow.paid import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, Outcome, serve
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, StoreUnavailable
-from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.ports import Caller
 from tests.flow.world import (
     EMBEDDINGS,
@@ -61,7 +61,8 @@ async def ask(
     async def receive(account_id: str) -> bytes:
         return body
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         if read is not None:
             await read()
         return Delivery.WHOLE

@@ -23,7 +23,7 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
-from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead
+from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.holds import Claim, Hold
 from embedmesh.rules.limits import REQUEST_MIN_S
@@ -54,7 +54,8 @@ async def ask(
     async def receive(account_id: str) -> bytes:
         return body
 
-    async def take(reply: Reply) -> Delivery:
+    async def take(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         delivered.append(reply)
         return Delivery.WHOLE
 
@@ -65,7 +66,8 @@ async def ask(
 async def test_a_good_request_is_held_answered_delivered_and_then_charged() -> None:
     world = make_world()
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         assert world.ledger.log == [("hold", COST)], "nothing is charged before delivery"
         assert json.loads(reply.body)["usage"]["prompt_tokens"] == 5
         return Delivery.WHOLE
@@ -226,7 +228,8 @@ async def test_without_a_node_there_is_nothing_to_pay() -> None:
 async def test_a_reply_that_is_not_delivered_is_not_charged(error: BaseException) -> None:
     """Nothing of it had left; or it was us who broke it off."""
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         raise error
 
     world = make_world()
@@ -236,7 +239,8 @@ async def test_a_reply_that_is_not_delivered_is_not_charged(error: BaseException
 
 
 async def test_a_reply_that_its_caller_broke_off_is_charged_in_full() -> None:
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         return Delivery.BROKEN_OFF
 
     world = make_world()

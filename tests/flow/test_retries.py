@@ -14,7 +14,7 @@ from embedmesh.flow.paid import serve
 from embedmesh.flow.retries import LINGER_S, LINGERING_ACCOUNT_MAX, LINGERING_MAX, UNREAD_ENTRY_BYTES, UNREAD_S, Unread
 from embedmesh.rules.embeddings import Call, Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, NodeBroke, RateLimited
-from embedmesh.rules.exchange import Delivery, Reply, RequestHead
+from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Answer, Part
 from embedmesh.rules.limits import KEPT_REPLIES_BYTES_MAX
 from embedmesh.rules.models import Model
@@ -53,7 +53,8 @@ async def ask(
     async def receive(account_id: str) -> bytes:
         return body
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         if lost:
             raise ConnectionResetError("the caller went")
         delivered.append(reply)
@@ -424,7 +425,8 @@ async def test_what_was_not_paid_is_not_kept() -> None:
     async def receive(account_id: str) -> bytes:
         return BODY
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
@@ -526,7 +528,8 @@ async def test_replies_under_way_are_bounded_by_account_before_anything_is_done_
     async def receive(account_id: str) -> bytes:
         return BODY
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         await read.wait()
         return Delivery.WHOLE
 
@@ -564,7 +567,8 @@ async def test_room_is_given_back_however_a_request_ends(error: BaseException) -
     async def receive(account_id: str) -> bytes:
         return BODY
 
-    async def deliver(reply: Reply) -> Delivery:
+    async def deliver(reply: Reply | StreamedReply) -> Delivery:
+        assert isinstance(reply, Reply)
         assert world.replies.taken > len(reply.body)
         raise error
 

@@ -216,8 +216,9 @@ class ScriptedNodes:
         return step or right_reply(ids)
 
 
-async def undelivered(reply: Reply) -> Delivery:
+async def undelivered(reply: Reply | StreamedReply) -> Delivery:
     """For what must end before a reply is delivered."""
+    assert isinstance(reply, Reply)
     raise AssertionError("a reply was delivered")
 
 

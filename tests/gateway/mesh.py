@@ -568,13 +568,13 @@ class Applicant:
         sock.setblocking(False)
         self.address = address = f"{'http' if plain else 'https'}://{host}:{sock.getsockname()[1]}"
         self.door = SignedApi(
-            self.engine,  # type: ignore[arg-type]
-            BodyBudget(10**8),
-            self.identity,
-            believes.get("gateway", self.gateway.fingerprint),
-            believes.get("address", address),
-            self.receipts,
-            self.gateway.clock,
+            app=self.engine,  # type: ignore[arg-type]
+            bodies=BodyBudget(10**8),
+            identity=self.identity,
+            gateway=believes.get("gateway", self.gateway.fingerprint),
+            address=believes.get("address", address),
+            receipts=self.receipts,
+            clock=self.gateway.clock,
         )
         server = HttpServer(self.door.routes())
         await server.start(sock, None if plain else self.tls)
@@ -590,7 +590,7 @@ class Applicant:
 
     def believe(self, address: str) -> None:
         """Its door is known by another address from now on."""
-        self.address = self.door._address = address
+        self.address = self.door.address = address
 
     @asynccontextmanager
     async def member(self) -> AsyncIterator[Node]:

@@ -272,7 +272,7 @@ async def test_a_clock_that_is_wrong_is_named(gw: Gateway, tmp_path: Path, ahead
 async def test_an_address_that_the_gateway_does_not_reach_is_named(gw: Gateway, tmp_path: Path) -> None:
     """At the first time it is a mistake in the settings."""
     async with real_node(tmp_path, gw, await gw.invite(), address="https") as node:
-        node.member._joining._address = node.member._joining._address._replace(url=f"https://127.0.0.1:{free_port()}")
+        node.member._joining.address = node.member._joining.address._replace(url=f"https://127.0.0.1:{free_port()}")
         assert "Can this gateway reach it?" in await ends(node)
 
 
@@ -282,13 +282,13 @@ async def test_a_member_that_is_not_reached_once_tries_on(
     """After it has joined, a refusal may be the network's: it must not take a node out of service for good."""
     async with real_node(tmp_path, gw, await gw.invite(), address="https") as node:
         await gw.until_ready(node.name)
-        address = node.member._joining._address
-        node.member._joining._address = address._replace(url=f"https://127.0.0.1:{free_port()}")
+        address = node.member._joining.address
+        node.member._joining.address = address._replace(url=f"https://127.0.0.1:{free_port()}")
         before = gw.roster.record(node.name)
         gw.connected.leave(node.name)  # so that its next report is refused, and it registers anew
         await until("it was refused", lambda: "does not take this node now: Nobody answers" in caplog.text)
         assert not node.running.done()
-        node.member._joining._address = address
+        node.member._joining.address = address
         await gw.until_ready(node.name)
         assert gw.roster.record(node.name).secret != before.secret
 

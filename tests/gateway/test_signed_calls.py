@@ -25,6 +25,7 @@ from embedmesh.node.dialling import DialOut
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, pack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.forwarding import Part
+from embedmesh.rules.limits import DIALLED_CONNECTIONS
 from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.messages import RequestSigner, content_digest
@@ -348,7 +349,7 @@ async def test_a_caller_that_goes_stops_the_work(gw: Gateway, tmp_path: Path, ad
         member = gw.roster.connected(node.name)
         assert member is not None
         if not address:
-            await until("it has dialled", lambda: len(member.pool._idle) == dialling.DIALLED_CONNECTIONS)
+            await until("it has dialled", lambda: len(member.pool._idle) == DIALLED_CONNECTIONS)
         await until("it is measured", lambda: member.node.load.parts == 0)
         node.engine.open.clear()
         calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(3)]
@@ -358,7 +359,7 @@ async def test_a_caller_that_goes_stops_the_work(gw: Gateway, tmp_path: Path, ad
         await until("they are dropped", lambda: node.engine.dropped >= 3)
         node.engine.open.set()
         if not address:
-            await until("it has dialled again", lambda: len(member.pool._idle) == dialling.DIALLED_CONNECTIONS)
+            await until("it has dialled again", lambda: len(member.pool._idle) == DIALLED_CONNECTIONS)
         await gw.answers_rightly(node.name)
 
 
@@ -370,18 +371,18 @@ async def test_a_node_that_dials_out_answers_as_many_calls_as_it_has_connections
         await gw.until_ready(node.name)
         member = gw.roster.connected(node.name)
         assert member is not None
-        assert member.node.in_flight_max == dialling.DIALLED_CONNECTIONS
-        await until("it has dialled", lambda: len(member.pool._idle) == dialling.DIALLED_CONNECTIONS)
+        assert member.node.in_flight_max == DIALLED_CONNECTIONS
+        await until("it has dialled", lambda: len(member.pool._idle) == DIALLED_CONNECTIONS)
         node.engine.open.clear()
-        calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(dialling.DIALLED_CONNECTIONS)]
-        await until("they run", lambda: node.engine.running == dialling.DIALLED_CONNECTIONS)
+        calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(DIALLED_CONNECTIONS)]
+        await until("they run", lambda: node.engine.running == DIALLED_CONNECTIONS)
         with monkeypatch.context() as patched, pytest.raises(NodeBusy):
             patched.setattr(pools, "CONNECT_S", 0.1)
             await gw.embed(node.name)
         late = asyncio.create_task(gw.embed(node.name))
         await asyncio.sleep(0)
         node.engine.open.set()
-        assert await asyncio.gather(*calls, late) == [right_reply(IDS)] * (dialling.DIALLED_CONNECTIONS + 1)
+        assert await asyncio.gather(*calls, late) == [right_reply(IDS)] * (DIALLED_CONNECTIONS + 1)
 
 
 async def test_a_session_that_the_node_has_not_heard_of_yet_costs_no_call(gw: Gateway, applicant: Applicant) -> None:
@@ -463,10 +464,10 @@ async def test_a_gateway_that_takes_connections_and_ends_them_is_not_hammered() 
     async with somebody(take_and_end) as port:
         out = DialOut(f"http://127.0.0.1:{port}", HttpServer({}))
         out.start("node_1", lambda method, path, body: {})
-        await until("each has dialled", lambda: dials >= dialling.DIALLED_CONNECTIONS)
+        await until("each has dialled", lambda: dials >= DIALLED_CONNECTIONS)
         await asyncio.sleep(0.1)
         await out.stop()
-    assert dials < 2 * dialling.DIALLED_CONNECTIONS
+    assert dials < 2 * DIALLED_CONNECTIONS
 
 
 @pytest.mark.parametrize(

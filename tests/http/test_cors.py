@@ -9,7 +9,7 @@ import pytest
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi.responses import HEADERS
 from embedmesh.gateway.network import allowed_origins
-from embedmesh.http.cors import MAY_READ, MAY_SEND, SENT_MAX, Cors
+from embedmesh.http.cors import MAY_READ, MAY_SEND, PREFLIGHT_HEADERS_MAX, Cors
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import SetupError
 from tests.flow.world import make_world
@@ -132,7 +132,7 @@ async def test_only_headers_of_the_list_may_be_sent_and_not_more_than_a_few() ->
     many = ",".join(f"x-stainless-{n}" for n in range(200))
     for headers, expected in (
         (odd, ["x-stainless-os", "api-key", "idempotency-key"]),
-        (many, many.split(",")[:SENT_MAX]),
+        (many, many.split(",")[:PREFLIGHT_HEADERS_MAX]),
     ):
         [reply] = await ask(make_app(APP), preflight("/v1/embeddings", headers=headers))
         assert reply.headers["access-control-allow-headers"].split(", ") == expected

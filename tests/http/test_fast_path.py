@@ -19,12 +19,12 @@ from aiohttp.http_parser import HttpRequestParser
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from embedmesh.http import aiohttp_connection
 from embedmesh.http import fast_path as module
 from embedmesh.http.exchange import Exchange, GeneralExchange
 from embedmesh.http.fast_path import FastPath, read_head
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
+from embedmesh.rules import limits
 from embedmesh.rules.errors import InvalidApiKey
 from embedmesh.rules.exchange import Delivery, Reply
 from embedmesh.rules.limits import WRITE_REPLY_S
@@ -579,7 +579,7 @@ async def test_who_hangs_up_in_the_middle_of_a_body() -> None:
 
 @on_each_loop
 async def test_a_body_that_is_late_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BODY_S", 0.1)
+    monkeypatch.setattr(module, "REQUEST_BODY_S", 0.1)
     monkeypatch.setattr(module, "REFUSED_BODY_S", 0.1)
     service = Service()
     async with connected(service) as (reader, writer):
@@ -594,7 +594,7 @@ async def test_a_body_that_is_late_is_told_so(monkeypatch: pytest.MonkeyPatch) -
 async def test_the_rest_of_a_late_body_is_read_so_that_its_sender_sees_the_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "BODY_S", 0.1)
+    monkeypatch.setattr(module, "REQUEST_BODY_S", 0.1)
     service = Service()
     async with connected(service) as (reader, writer):
         writer.write(request(body=BODY)[:-3])
@@ -852,7 +852,7 @@ async def test_the_deadline_is_for_a_head_and_for_nothing_else() -> None:
 @on_each_loop
 async def test_who_drips_a_body_is_told_that_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline is for the whole body."""
-    monkeypatch.setattr(module, "BODY_S", 0.15)
+    monkeypatch.setattr(module, "REQUEST_BODY_S", 0.15)
     service, raw = Service(), request(body=b"a" * 1_000)
     async with connected(service) as (reader, writer):
         writer.write(raw[:-999])
@@ -868,7 +868,7 @@ async def test_who_drips_a_body_is_told_that_it_is_late(monkeypatch: pytest.Monk
 
 @on_each_loop
 async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aiohttp_connection, "KEEP_ALIVE_S", 0.3)
+    monkeypatch.setattr(limits, "KEEP_ALIVE_S", 0.3)
     service = Service()
     service.hold = asyncio.Event()
     async with connected(service) as (reader, writer):
