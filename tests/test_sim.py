@@ -6,7 +6,7 @@ import pytest
 
 from bench.sim.check import one_queue, twice
 from bench.sim.figures import Queue, targets
-from bench.sim.scenarios import CONTENDERS, SCHEDULER, Scenario, dies, run, slows
+from bench.sim.scenarios import CONTENDERS, SCHEDULER, Befalls, Scenario, dies, run, slows
 from bench.sim.servers import FIXED_S, Fifo, Log, Noise, SimServer, Turns
 from bench.sim.workload import NOISY, Trace, moments
 from bench.sim.world import World
@@ -26,7 +26,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 @pytest.mark.parametrize("befalls", [dies, slows])
 @pytest.mark.parametrize("kind", [Fifo, Turns])
 @pytest.mark.parametrize("who", [SCHEDULER, "two choices"])
-def test_every_request_is_ended_once_whatever_befalls_the_nodes(who: str, kind: type[SimServer], befalls) -> None:
+def test_every_request_is_ended_once_whatever_befalls_them(who: str, kind: type[SimServer], befalls: Befalls) -> None:
     """`run` itself asserts that each request ends, and once; here, that few fail."""
     scenario = Scenario("", [16_000.0, 8_000.0, 4_000.0], kind=kind, befalls=befalls)
     found = run(scenario, 70, who, Trace(30, 1), 1)

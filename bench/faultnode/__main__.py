@@ -27,7 +27,7 @@ from bench.faultnode.scripted import Pace
 from bench.rig.command import CannotRun, check_names, given, options_of
 from bench.rig.processes import HOST
 from embedmesh.catalogue import load_catalogue
-from embedmesh.fleet.probe import PROBE_TEXT
+from embedmesh.fleet.examiner import PROBE_TEXT
 from embedmesh.http.server import HttpServer
 from embedmesh.process import EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit
 from embedmesh.provision.assets import assets_dir

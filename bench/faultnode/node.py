@@ -138,7 +138,7 @@ class FaultDoor(SignedApi):
         def resign(response: web.Response, session: Session) -> None:
             assert isinstance(response.body, bytes)
             forged = copy(checked)
-            forged._mac = Mac(session)
+            forged._session = forged._session._replace(mac=Mac(session))
             response.headers.update(forged.sign_reply(200, response.body, self.receipts.count, self._now_s()))
 
         turn = Turn(request, ids, self._scripted.faults.state, lambda: answer(MODES["honest"]), resign)

@@ -1,6 +1,6 @@
 """Questions of our own to nodes, for probes and canaries: their texts, and the verification of the answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,7 +32,7 @@ class Examiner:
     registry: Registry
     client: ProbeClient
     catalogue: Catalogue
-    tokenizers: dict[str, Tokenizer]
+    tokenizers: Mapping[str, Tokenizer]
     clock: Clock
     verify: Verify
 

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from bench import quality
-from bench.quality import Engine, Ids, Vectors
+from bench.quality import Engine, Ids
+from bench.rig.http import Vectors
 from tests.data import model_folder, outside_data
 from tests.engine.goldens import Goldens, read_goldens
 

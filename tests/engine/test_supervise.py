@@ -325,7 +325,7 @@ async def test_a_worker_without_memory_is_replaced(folder: Path) -> None:
         resource.prlimit(supervisor.pid, resource.RLIMIT_AS, (limit, limit))
         for rows in range(1, 400, 20):
             vectors = await supervisor.run([GOOD] * rows, rows, 48)
-            assert all(is_right(np.frombuffer(vector, "<f4")) for vector in vectors)
+            assert all(vector is not None and is_right(np.frombuffer(vector, "<f4")) for vector in vectors)
 
 
 async def test_a_model_that_has_gone_is_down_at_once_and_comes_back_with_its_files(folder: Path) -> None:

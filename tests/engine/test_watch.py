@@ -116,7 +116,8 @@ def test_a_second_of_starving_is_told_once_and_holds_for_a_while() -> None:
         now, throttled = look * WATCH_LOOK_S, throttled + (look > 5)
         watching.look(Sample(now, "R", 0.0, 0.0, throttled))
     assert told == ["cpu"]
-    assert starvation.shortage == "quota", "its group was throttled between the last two looks"
+    found: list[Shortage] = [starvation.shortage]
+    assert found == ["quota"], "its group was throttled between the last two looks"
     assert starvation.seconds == pytest.approx(11 * WATCH_LOOK_S)
     now += STARVED_FOR_S
     assert starvation.shortage == ""

@@ -58,6 +58,7 @@ def test_ids_of_random_texts_are_the_tokenizers(make: Callable[[], Tokenizer]) -
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x2FF)))
 def test_whatever_is_given_it_is_right_or_left_to_the_tokenizer(text: str) -> None:
+    assert SHARED is not None
     ids = SHARED.ids([text])[0]
     assert ids is None or ids == whole(TINY, text)
     assert ids is None or all(character in "\t\n\r" or " " <= character <= "~" for character in text)
@@ -154,6 +155,7 @@ def test_an_added_token_of_which_normalizing_leaves_nothing_is_left_to_the_token
 @pytest.mark.parametrize("character", ["\0", "\x0b", "\x0c", "\x1c", "\x7f", "\xa0", "é", "\u200b", "日"])
 def test_other_characters_are_left_to_the_tokenizer(character: str) -> None:
     """Normalizers drop them, join over them, or take them for white space."""
+    assert SHARED is not None
     assert SHARED.ids([f"river {character} don"])[0] is None
 
 

@@ -97,7 +97,8 @@ def reader(read: list[bytes], parts_max: int = 100) -> Deliver:
 
 
 async def test_a_stream_is_held_for_its_bound_and_charged_by_its_meters() -> None:
-    world, read = make_world(), []
+    world = make_world()
+    read: list[bytes] = []
     outcome = await echo(world, reader(read))
     assert read == [b"a", b"b", b"c"]
     assert world.ledger.log == [("hold", 3 * 1 + 3 * 3), ("capture", 12)]
@@ -105,7 +106,8 @@ async def test_a_stream_is_held_for_its_bound_and_charged_by_its_meters() -> Non
 
 
 async def test_a_caller_that_breaks_a_stream_off_pays_what_was_said_until_then() -> None:
-    world, read = make_world(), []
+    world = make_world()
+    read: list[bytes] = []
     outcome = await echo(world, reader(read, parts_max=2))
     assert world.ledger.log == [("hold", 12), ("capture", 3 * 1 + 2 * 3)]
     assert outcome.delivery is Delivery.BROKEN_OFF

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -181,7 +182,8 @@ async def test_with_hedging_the_first_right_answer_is_delivered_and_the_other_is
 
     nodes = OneHangs()
     world = make_world(nodes, nodes=2)
-    world.fleet._hedge = True
+    scheduler: Any = world.fleet
+    scheduler.retries._hedge = True
     delivered = await ask(world)
     assert len(delivered) == 1
     assert [node_id for node_id, _ in nodes.asked][:1] == broken_off

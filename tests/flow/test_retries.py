@@ -468,7 +468,7 @@ class Minute:
 
     def __init__(self, entries: int) -> None:
         self.later = Later()
-        self.unread = Unread(self.later, entries * (UNREAD_ENTRY_BYTES + 16))
+        self.unread: Unread[Kept] = Unread(self.later, entries * (UNREAD_ENTRY_BYTES + 16))
 
     def keep(self, account: str, number: int, inputs: int = 1) -> None:
         answer = Answer(bytes(16) * inputs, 4, 3, ())

@@ -23,7 +23,7 @@ def wirings(source: str, *, any_value: bool = False) -> Iterator[str]:
         for target in targets:
             if not isinstance(target, ast.Attribute) or ast.unparse(target.value) == "self":
                 continue
-            value = node.value
+            value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
             is_function = (
                 isinstance(value, ast.Lambda)
                 or (value is not None and ast.unparse(value).removeprefix("self.") in methods)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from embedmesh.gateway.nodes import registration
+from embedmesh.rules.limits import ADDRESS_CHECKS_MAX
 from embedmesh.rules.membership import CHALLENGE, ChallengeAnswer
 from embedmesh.signing.identity import Identity, verify
 from tests.gateway.mesh import Applicant, Gateway, Script, gateway, memory_folder, says, somebody, until
@@ -149,7 +150,7 @@ async def test_no_more_than_a_few_addresses_are_visited_at_one_time(
 
         replies = await asyncio.gather(*(ask(number) for number in range(12)))
     assert {reply.status for reply in replies} == {400}
-    assert 1 < most <= registration.ADDRESS_CHECKS_MAX
+    assert 1 < most <= ADDRESS_CHECKS_MAX
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,8 @@ async def test_a_registration_is_taken_once(gw: Gateway, applicant: Applicant) -
 
 async def topic_of_nodes(gw: Gateway) -> int:
     """How often gateways were told of nodes."""
-    return dict(await gw.store._reads.ask("SELECT kind, version FROM changes", {}))["nodes"]
+    found: dict[str, int] = dict(await gw.store._reads.ask("SELECT kind, version FROM changes", {}))
+    return found["nodes"]
 
 
 async def test_what_a_stranger_says_is_noted_once_and_small(gw: Gateway, applicant: Applicant) -> None:

@@ -328,7 +328,10 @@ async def test_a_gateway_that_was_killed_finds_its_nodes_again(tmp_path: Path, a
             await first.until_ready(node.name)
             for number in range(5):
                 await first.embed(node.name, request_id=f"req_{number}")
-            await until("receipts are checked", lambda: first.roster.connected(node.name).audit.count >= 5)
+            await until(
+                "receipts are checked",
+                lambda: (member := first.roster.connected(node.name)) is not None and member.audit.count >= 5,
+            )
             secret = first.roster.record(node.name).secret
             await first.end(within_s=0)
             async with gateway(folder, port=first.port) as second:

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +335,7 @@ async def test_a_reply_over_tls_ends_its_request(applicant: Applicant, size: int
         reply = await pool.exchange(lambda: b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", size)
         assert (len(reply.body), begun) == (size, number)
         [connection] = server._aiohttp.connections
-        await until("the request has ended", lambda connection=connection: not connection._request_in_progress)
+        await until("the request has ended", partial(lambda one: not one._request_in_progress, connection))
     async with asyncio.timeout(1):
         await server.drain(30)
     pool.close()
@@ -420,7 +421,7 @@ async def test_connections_that_were_cut_do_not_crowd_out_new_ones(monkeypatch: 
         pool.offer(connection)
         other_end.close()
         ends.append(server)
-        await until("it is cut", lambda connection=connection: not connection.usable)
+        await until("it is cut", partial(lambda one: not one.usable, connection))
     assert len(pool._idle) <= 4
     connection, other_end, server = await connected()
     pool.offer(connection)

@@ -23,5 +23,5 @@ def live() -> Iterator[Live]:
         assert NO_BUGS_MET in metrics.splitlines()
         assert running.pids() == began
         assert running.stop() == 0
-        log = running.log.read_text(errors="replace")
+        log = running.process.log.read_text(errors="replace")
         assert "Traceback" not in log, log

@@ -107,7 +107,9 @@ class Ring:
 
     def __init__(self) -> None:
         self.reads, self.changes = GatedReads(), ScriptedChanges()
-        self.keys = KeyRing(self.reads, None, self.changes, HandClock(), SECRET)
+        nobody: Any = None  # writes
+        changes: Any = self.changes
+        self.keys = KeyRing(self.reads, nobody, changes, HandClock(), SECRET)
 
     def make(self) -> str:
         token = make_token("em", SECRET)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.postgres import Server
 
 from bench.rig.postgres import PostgresServer
 from embedmesh.rules.errors import SetupError
@@ -38,7 +37,7 @@ async def test_a_file_of_a_program_before_the_first_release_is_left_untouched(tm
 
 @pytest.mark.parametrize("version", [3, 5, 99])
 async def test_a_database_of_a_program_before_the_first_release_is_left_untouched(
-    postgres: Server, tmp_path: Path, version: int
+    postgres: PostgresServer, tmp_path: Path, version: int
 ) -> None:
     """The same on a server."""
     url = postgres.new()

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from embedmesh.rules.errors import Overloaded, StoreUnavailable
+from embedmesh.rules.limits import PENDING_NODES_MAX
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.storage.db import refusals
-from embedmesh.storage.nodes import NO_RECEIPTS, PENDING_NODES_MAX, NodeRecord, SavedNode
+from embedmesh.storage.nodes import NO_RECEIPTS, NodeRecord, SavedNode
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop
 
