@@ -56,7 +56,7 @@ class SavedNode(NamedTuple):
 
 
 class InviteRow(msgspec.Struct, frozen=True):
-    """What may be told of a join token: not the token."""
+    """A join token without its secret."""
 
     invite_id: str
     note: str

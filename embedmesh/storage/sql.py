@@ -1,8 +1,8 @@
 """Statements and migrations, read from their files.
 
 A statements file is a list of `-- name: word`, a comment of one sentence, and one statement, for both kinds of stores:
-values are named (`:amount`), several rows come as JSON (`json_each(:rows)` and `value ->> 'member'`). What only one
-kind of store understands is in a file of its own (`check_sqlite.sql`).
+values are named (`:amount`), several rows come as JSON (`json_each(:rows)` and `value ->> 'field'`). Statements for one
+kind of store only have a file of their own (`check_sqlite.sql`).
 """
 
 import re
@@ -10,16 +10,16 @@ from functools import cache
 from importlib.resources import files
 
 HERE = files("embedmesh.storage")
-NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+STATEMENT_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 @cache
 def load(file: str) -> dict[str, str]:
     """The statements of one file by name, in its order."""
     text = (HERE / "statements" / file).read_text(encoding="utf-8")
-    _, *pieces = NAME.split(text)
+    _, *pieces = STATEMENT_NAME.split(text)
     names, bodies = pieces[::2], pieces[1::2]
-    # Comments stay in the files: SQLite would read them anew with every statement that it prepares.
+    # Without the comments, which SQLite would parse with every statement that it prepares.
     return {
         name: re.sub(r"^--.*\n", "", body, flags=re.MULTILINE).strip() for name, body in zip(names, bodies, strict=True)
     }

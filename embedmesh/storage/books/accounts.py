@@ -207,5 +207,6 @@ class AccountBooks:
 
 
 def _account(row: Row) -> Account:
-    account_id, kind, balance, held, created_ms, credit_limit, cache = row
-    return Account(account_id, kind, balance, held, created_ms, credit_limit, CachePolicy(cache))
+    """The columns stand in the order of the fields."""
+    fields = (*row[:-1], CachePolicy(row[-1]))
+    return Account(*fields)

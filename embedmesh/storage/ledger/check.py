@@ -19,7 +19,7 @@ BROKEN_ROWS_MAX = 20  # listed for each promise: enough to see what is wrong
 RECOVERED_ROWS_MAX = 100  # listed, the latest; `tallies` has their number
 PROMISES = load("check.sql")
 QUICK_CHECK = load("check_sqlite.sql")["quick_check"]
-OF_THE_STORE = {  # what only one kind of store can be asked
+PROMISES_OF_KIND = {  # of one kind of store only
     "sqlite": {name: statement for name, statement in load("check_sqlite.sql").items() if name != "quick_check"},
     "postgres": load("check_postgres.sql"),
 }
@@ -84,7 +84,7 @@ def check(db: Db) -> CheckReport:
 
 def check_within(db: Db) -> CheckReport:
     """The same inside a transaction that is open."""
-    promises = PROMISES | OF_THE_STORE[db.dialect]
+    promises = PROMISES | PROMISES_OF_KIND[db.dialect]
     broken = [
         Broken(promise, subject, detail)
         for promise, statement in promises.items()

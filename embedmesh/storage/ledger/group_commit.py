@@ -1,4 +1,4 @@
-"""Group commit: whatever arrived while one batch was being made durable is the next batch; there is no timer.
+"""Group commit: the writes that arrive while one batch is being made durable are the next batch; there is no timer.
 
 A batch that fails as a whole (disk full, read-only, no server) fails the writes that callers wait for. The others are
 tried again every RETRY_S, in order, until they are durable. A Medium makes a batch durable.

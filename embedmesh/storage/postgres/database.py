@@ -19,7 +19,7 @@ SERVER_VERSION_MIN = 140_000  # of the server; ours is tested with 18
 SERVER_CONNECT_S = 2  # callers hear within 2 s of a store that is away
 SCHEMA_LOCK = 0x656D_6D65  # the advisory lock of a process that changes the schema
 SESSION = {
-    "synchronous_commit": "on",  # a hold is on disk before a node is asked, whatever the server's default is
+    "synchronous_commit": "on",  # a hold is on disk before any work begins, also where the server's default differs
     "default_transaction_isolation": "read committed",
     "lock_timeout": "1500",  # ms; callers hear within 2 s of a hold that cannot be placed
     "statement_timeout": "30000",  # ms; none of the writer's statements takes a tenth of a second

@@ -54,7 +54,7 @@ def check_secret(db: Db, secret: bytes) -> None:
 
 
 def hash_user(secret: bytes, user: str) -> str:
-    """What is kept of a request's member `user`: a keyed hash, 32 hex digits."""
+    """What is kept of a request's field `user`: a keyed hash, 32 hex digits."""
     text = user.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, key=secret, digest_size=16, person=b"user").hexdigest()
 

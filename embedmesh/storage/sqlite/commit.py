@@ -3,8 +3,8 @@
 Statements run on the event loop, only COMMIT runs in a thread of its own, and the event loop never touches the
 connection while the thread does. After a failed fsync nobody knows what the disk holds: that is Fatal, and the process
 is to end; the next start recovers. SQLite's error does not say whether it was an fsync that failed (the driver hides
-extended codes), so the kernel is asked: `sync_wal` syncs the WAL through a descriptor of our own, and the kernel tells
-each descriptor of a failed write-back once.
+extended codes), so `sync_wal` syncs the WAL through a descriptor of our own: the kernel reports a failed write-back
+once to each descriptor.
 """
 
 import asyncio
