@@ -14,9 +14,8 @@ from embedmesh.flow.again import Unread
 from embedmesh.flow.hold import Held
 from embedmesh.rules.ports import Delivery
 from embedmesh.storage import store
-from embedmesh.storage.ledger.end_hold import HOLDS_SQL
-from embedmesh.storage.ledger.place_hold import CLAIMS_SQL
 from embedmesh.storage.ledger.writes import Write
+from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
 
 LIVES = 25
 WORLDS_MAX = 90  # within so many a bug is found

@@ -13,8 +13,9 @@ from embedmesh.commands.telling import print_json
 from embedmesh.rules.money import format_usd
 from embedmesh.storage.books.session import translated
 from embedmesh.storage.engines import engine_of
-from embedmesh.storage.ledger.chain import CHAIN_SQL, START
+from embedmesh.storage.ledger.chain import START
 from embedmesh.storage.ledger.check import CheckReport
+from embedmesh.storage.sql import CHAIN_SQL
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S
 
 HEAD = re.compile(r"[0-9a-f]{64}")

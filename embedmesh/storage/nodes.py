@@ -13,13 +13,12 @@ from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.writes import WriteDurably
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.sealed import Seal
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import NODES_SQL
 
-NODES_SQL = load("nodes.sql")
 PENDING_GONE_MS = (
     15 * 60_000
 )  # a pending node that was not heard of for this long makes room; one is noted every minute
-NO_RECEIPTS = bytes(32)
+NO_RECEIPTS_HEAD = bytes(32)
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +42,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     quarantined: str = ""  # why, where it is
     receipts_count: int = 0
-    receipts_head: bytes = NO_RECEIPTS
+    receipts_head: bytes = NO_RECEIPTS_HEAD
     created_ms: int = 0
     registered_ms: int = 0
 

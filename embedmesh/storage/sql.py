@@ -9,14 +9,13 @@ import re
 from functools import cache
 from importlib.resources import files
 
-HERE = files("embedmesh.storage")
+STORAGE_FILES = files("embedmesh.storage")
 STATEMENT_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
-@cache
 def load(file: str) -> dict[str, str]:
     """The statements of one file by name, in its order."""
-    text = (HERE / "statements" / file).read_text(encoding="utf-8")
+    text = (STORAGE_FILES / "statements" / file).read_text(encoding="utf-8")
     _, *pieces = STATEMENT_NAME.split(text)
     names, bodies = pieces[::2], pieces[1::2]
     # Without the comments, which SQLite would parse with every statement that it prepares.
@@ -25,9 +24,22 @@ def load(file: str) -> dict[str, str]:
     }
 
 
+ACCOUNTS_SQL = load("accounts.sql")
+CHAIN_SQL = load("chain.sql")
+CLAIMS_SQL = load("claims.sql")
+FACTS_SQL = load("facts.sql")
+HOLDS_SQL = load("holds.sql")
+KEYS_SQL = load("keys.sql")
+LEASES_SQL = load("leases.sql")
+NODES_SQL = load("nodes.sql")
+PRICES_SQL = load("prices.sql")
+REPORTS_SQL = load("reports.sql")
+RETENTION_SQL = load("retention.sql")
+
+
 @cache
 def migrations(dialect: str) -> dict[int, str]:
     """Migration scripts by the version that they bring a store to; the first makes it of nothing."""
-    scripts = (HERE / "migrations" / dialect).iterdir()
+    scripts = (STORAGE_FILES / "migrations" / dialect).iterdir()
     named = {int(entry.name.partition("_")[0]): entry for entry in scripts if entry.name.endswith(".sql")}
     return {version: named[version].read_text(encoding="utf-8") for version in sorted(named)}

@@ -25,13 +25,14 @@ from embedmesh.storage.instance import take_instance
 from embedmesh.storage.ledger import chain
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, EndHold, Expire
 from embedmesh.storage.ledger.group_commit import Writer
-from embedmesh.storage.ledger.place_hold import CLAIMS_SQL, PlaceHold
+from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.room import available_nanousd, read_room
 from embedmesh.storage.ledger.writes import Change, Stats, WaitedWrite
 from embedmesh.storage.nodes import NodeBooks
 from embedmesh.storage.opening import Opened, open_sqlite
 from embedmesh.storage.secrets.sealed import Seal
 from embedmesh.storage.secrets.secret import SecretOf
+from embedmesh.storage.sql import CLAIMS_SQL
 from embedmesh.storage.sqlite.database import LOCK_WAIT_S, SqliteEngine
 from embedmesh.storage.upkeep import Retention, upkeep
 

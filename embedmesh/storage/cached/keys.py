@@ -17,9 +17,8 @@ from embedmesh.storage.ledger.group_commit import Writer
 from embedmesh.storage.ledger.writes import Change, as_rows
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.tokens import hash_token, stamped, well_formed
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import KEYS_SQL
 
-KEYS_SQL = load("keys.sql")
 KNOWN_MAX = 10_000  # keys remembered; some 5 MB
 KNOWN_S = 60.0  # a key counts as good for this long without a lookup, should no change be heard of
 UNKNOWN_S = 1.0  # a key that was just made must work

@@ -12,7 +12,7 @@ from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger import chain
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import REPORTS_SQL, load
 from embedmesh.storage.sqlite.database import SqliteDb
 
 BROKEN_ROWS_MAX = 20  # listed for each promise: enough to see what is wrong
@@ -26,7 +26,6 @@ PROMISES_OF_KIND = {  # of one kind of store only
 CHAIN_HOLDS = "chain_holds"
 METERS_ADD_UP = "meters_add_up"
 METERED_ROWS_AT_ONCE = 1_000  # some 200 kB
-REPORTS_SQL = load("reports.sql")
 
 # What a write that the disk lost would break, cheapest first: 0.03 s for 100,000 holds; the file's check takes 0.2 s.
 SUMS = (

@@ -9,11 +9,9 @@ import msgspec
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.writes import Stats, WaitedWrite, as_rows, later_ids
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
 from embedmesh.storage.times import MS_PER_DAY
 
-HOLDS_SQL = load("holds.sql")
-KEEP_REPLY = load("claims.sql")["keep_reply"]
 EXPIRED_HOLDS_MAX = 256  # a batch: about two milliseconds
 REVENUE = "revenue"
 
@@ -61,7 +59,7 @@ class EndHold:
             for write, _ in captured:
                 write._ended_ids = ended_ids
                 if write.reply is not None:
-                    db.execute(KEEP_REPLY, {"hold_id": write.hold.hold_id, "reply": write.reply})
+                    db.execute(CLAIMS_SQL["keep_reply"], {"hold_id": write.hold.hold_id, "reply": write.reply})
 
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[EndHold]") -> None:

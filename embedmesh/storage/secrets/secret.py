@@ -10,10 +10,9 @@ from embedmesh.files import sync, write_draft
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.holds import Claim
 from embedmesh.storage.db import Db, Engine
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import FACTS_SQL
 
 SECRET_BYTES = 32
-FACTS_SQL = load("facts.sql")
 
 
 SecretOf = Callable[[Engine], bytes]

@@ -10,7 +10,7 @@ import secrets
 import string
 import zlib
 
-ALPHABET = string.digits + string.ascii_letters
+TOKEN_ALPHABET = string.digits + string.ascii_letters
 RANDOM_CHARS = 22  # 130 bits
 STAMP_CHARS = 10  # 59 bits, of no use without the rest
 CHECKSUM_CHARS = 6  # 62**6 is more than CRC-32's 2**32
@@ -22,7 +22,7 @@ TOKEN_CHARS_MAX = len(max(PREFIXES, key=len)) + 1 + BODY_CHARS
 def make_token(prefix: str, secret: bytes) -> str:
     """A new key, shown to its owner once, with the secret's stamp."""
     assert prefix in PREFIXES
-    start = f"{prefix}_" + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARS))
+    start = f"{prefix}_" + "".join(secrets.choice(TOKEN_ALPHABET) for _ in range(RANDOM_CHARS))
     start += _stamp(start, secret)
     return start + checksum(start)
 
@@ -60,6 +60,6 @@ def _stamp(start: str, secret: bytes) -> str:
 def _base62(number: int, chars: int) -> str:
     digits = ""
     for _ in range(chars):
-        number, digit = divmod(number, len(ALPHABET))
-        digits = ALPHABET[digit] + digits
+        number, digit = divmod(number, len(TOKEN_ALPHABET))
+        digits = TOKEN_ALPHABET[digit] + digits
     return digits

@@ -16,7 +16,7 @@ import pysqlite3.dbapi2 as sqlite
 
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import name_of, refusals
-from embedmesh.storage.ledger.batch import Batch
+from embedmesh.storage.ledger.batch import WriteBatch
 from embedmesh.storage.ledger.group_commit import Fatal
 from embedmesh.storage.sqlite.database import SqliteDb
 
@@ -38,7 +38,7 @@ class SqliteMedium:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commits = 0  # since the last checkpoint
 
-    async def write(self, batch: Batch, *, patient: bool) -> None:
+    async def write(self, batch: WriteBatch, *, patient: bool) -> None:
         try:
             await self._begin(patient)
             try:
