@@ -43,10 +43,6 @@ REPLY = "idempotent reply"
 T = TypeVar("T")
 
 
-def _ignore(reason: str) -> None:
-    """For tools that watch `healthy` instead."""
-
-
 class Store:
     """The store of one gateway. `stats` counts what became durable."""
 
@@ -82,7 +78,7 @@ class Store:
         clock: Clock,
         secret: SecretOf,
         retention: Retention | None = None,
-        on_fatal: OnFatal = _ignore,
+        on_fatal: OnFatal = lambda reason: None,
         lock_wait_s: float = LOCK_WAIT_S,
     ) -> "Store":
         """Open or make the store, and release what this gateway left open before. Raises SetupError.
@@ -118,7 +114,12 @@ class Store:
 
     def background(self) -> Collection[Awaitable[None]]:
         """What has to run as long as the gateway does."""
-        return self.changes.watch(), self.keys.note_uses(), self.prices.watch(), upkeep(self, self._clock)
+        return (
+            self.changes.watch(),
+            self.keys.note_uses(),
+            self.prices.watch(),
+            upkeep(self.extend_chain, self.forget, self._clock),
+        )
 
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         """Durably set money aside, or raise a Failure; nothing is held then, nor where there is a prior request."""

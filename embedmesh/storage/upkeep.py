@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -23,13 +22,6 @@ MINUTES_KEPT = 2
 
 
 log = logging.getLogger("embedmesh.storage")
-
-
-class Upkept(Protocol):
-    """A store."""
-
-    async def extend_chain(self) -> int: ...
-    async def forget(self) -> int: ...
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -59,16 +51,18 @@ class Retention(msgspec.Struct, frozen=True):
         return forgotten
 
 
-async def upkeep(store: Upkept, clock: Clock) -> None:
+async def upkeep(
+    extend_chain: Callable[[], Awaitable[int]], forget: Callable[[], Awaitable[int]], clock: Clock
+) -> None:
     """For ever; cancel it."""
     forgot = clock.monotonic()
     while True:
         await asyncio.sleep(EXTEND_EVERY_S)
         try:
-            await store.extend_chain()
+            await extend_chain()
             if clock.monotonic() - forgot > FORGET_EVERY_S:
                 forgot = clock.monotonic()
-                await store.forget()
+                await forget()
         except StoreUnavailable:
             log.info("the store cannot be written: its upkeep waits")
 

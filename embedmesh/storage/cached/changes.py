@@ -22,7 +22,6 @@ class Bell(Protocol):
 
     async def wait(self) -> None:
         """Wait for it, at most CHANGES_POLL_S."""
-        ...
 
     def close(self) -> None: ...
 

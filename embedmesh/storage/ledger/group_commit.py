@@ -35,15 +35,12 @@ class Medium(Protocol):
 
         `patient`: wait for other processes that write.
         """
-        ...
 
     async def between_batches(self) -> None:
         """What else has to be done now and then. Raises Fatal."""
-        ...
 
     async def close(self) -> None:
         """Wait for what is being written."""
-        ...
 
 
 class Writer:
