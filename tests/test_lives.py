@@ -7,12 +7,12 @@ from typing import Any
 
 import pysqlite3.dbapi2 as driver
 import pytest
+from embedmesh.flow.bill import Bill
+from embedmesh.flow.retries import Unread
+from embedmesh.rules.exchange import Delivery
 
 from bench.lives.world import Template, folder_in_memory, live
-from embedmesh.flow import handle as module
-from embedmesh.flow.again import Unread
-from embedmesh.flow.hold import Held
-from embedmesh.rules.ports import Delivery
+from embedmesh.flow import paid as module
 from embedmesh.storage import store
 from embedmesh.storage.ledger.writes import Write
 from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
@@ -55,7 +55,7 @@ def test_it_finds_a_charge_that_does_not_end_a_hold(template: Template, monkeypa
         held.release()
         held._ledger.capture(held.hold, charge, reply)
 
-    monkeypatch.setattr(Held, "capture", capture)
+    monkeypatch.setattr(Bill, "capture", capture)
     assert found(template, "ended by release")
 
 
