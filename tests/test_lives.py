@@ -15,10 +15,9 @@ from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.retries import Unread
 from embedmesh.flow.world import World
 from embedmesh.rules.exchange import Delivery
-from embedmesh.storage.ledger.end_hold import HOLDS_SQL
 from embedmesh.storage.ledger.group_commit import Writer
-from embedmesh.storage.ledger.place_hold import CLAIMS_SQL
 from embedmesh.storage.ledger.writes import Write
+from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
 
 LIVES = 25
 WORLDS_MAX = 90  # within so many a bug is found

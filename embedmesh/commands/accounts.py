@@ -11,7 +11,7 @@ from embedmesh.commands.output import CommandResult, iso_time, table
 from embedmesh.commands.statement import statement
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.money import format_usd
-from embedmesh.storage.books.accounts import CUSTOMER
+from embedmesh.storage.books.accounts import CUSTOMER_KIND
 
 CACHE_CHOICE = click.Choice([policy.value for policy in CachePolicy])
 CACHE_IN_WORDS = {
@@ -114,7 +114,7 @@ def show(operator: Operator, account: str | None) -> CommandResult:
       embedmesh accounts show local --json
     """
     found = [operator.get("accounts", account)] if account else operator.rows("accounts", cursor="id")
-    found.sort(key=lambda each: each["kind"] != CUSTOMER)
+    found.sort(key=lambda each: each["kind"] != CUSTOMER_KIND)
     text = table(("account", "kind", *AMOUNTS, "cache"), [_as_row(each) for each in found], right=AMOUNTS)
     return CommandResult([_as_json(each) for each in found], text)
 
@@ -156,10 +156,10 @@ def _terms(account: Row) -> str:
 
 
 def _as_row(account: Row) -> tuple[str, ...]:
-    pays = account["kind"] == CUSTOMER
+    pays = account["kind"] == CUSTOMER_KIND
     return (
         account["id"],
-        CUSTOMER if pays else f"internal: {account['kind'].replace('_', ' ')}",
+        CUSTOMER_KIND if pays else f"internal: {account['kind'].replace('_', ' ')}",
         format_usd(account["balance_nanousd"]),
         format_usd(account["held_nanousd"]),
         format_usd(account["credit_limit_nanousd"]) if pays else "-",

@@ -61,11 +61,9 @@ class Db(Protocol):
 
     def begin(self) -> None:
         """Begin to write."""
-        ...
 
     def begin_reading(self) -> None:
         """Begin a view of one moment."""
-        ...
 
     def commit(self) -> None: ...
     def rollback(self) -> None: ...
@@ -73,14 +71,12 @@ class Db(Protocol):
 
     def later(self, statement: str, values: Mapping[str, Any]) -> Callable[[], Sequence[Row]]:
         """Run one statement, and ask for what it found after the transaction."""
-        ...
 
     def lock_accounts(self, account_ids: set[str]) -> None:
         """Keep others from moving money of these accounts until this transaction ends.
 
         Always before anything is moved, and in one order, so that two transactions never wait for each other.
         """
-        ...
 
     def close(self) -> None: ...
 
@@ -96,23 +92,18 @@ class Engine(Protocol):
 
     def connect(self, *, busy_s: float, read_only: bool = False, planning: bool = False) -> Db:
         """A connection; a missing file is made. A connection for `planning` may read whole tables."""
-        ...
 
     def is_new(self) -> bool:
         """Whether there is no store yet."""
-        ...
 
     def version(self, db: Db) -> int:
         """The version of the store's schema; 0 where there is none yet."""
-        ...
 
     def run_script(self, db: Db, script: str, version: int) -> None:
         """Bring the store to `version`: all of the script or nothing, and nothing if another process did it."""
-        ...
 
     def backup(self, db: Db, target: Path, *, overwrite: bool) -> None:
         """A copy of the whole store in one file. See `embedmesh.storage.sqlite.backup`."""
-        ...
 
 
 def name_of(error: Exception) -> str:

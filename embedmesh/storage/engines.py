@@ -1,4 +1,4 @@
-"""Which kind of store is meant."""
+"""Which kind of store a DSN names."""
 
 from pathlib import Path
 
@@ -6,17 +6,15 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.storage.db import Engine
 from embedmesh.storage.sqlite.database import SqliteEngine
 
-URL_SCHEMES = ("postgresql://", "postgres://")
 
-
-def engine_of(place: str | Path) -> Engine:
+def engine_of(dsn: str | Path) -> Engine:
     """A file's path, or a `postgresql://` address. Raises SetupError for another address."""
-    if isinstance(place, Path):
-        return SqliteEngine(place)
-    if place.startswith(URL_SCHEMES):
+    if isinstance(dsn, Path):
+        return SqliteEngine(dsn)
+    if dsn.startswith(("postgresql://", "postgres://")):
         from embedmesh.storage.postgres.database import PostgresEngine
 
-        return PostgresEngine(place)
-    if "://" in place:
-        raise SetupError("A store is postgresql://USER@HOST/DATABASE, or a file's path. Mend EMBEDMESH_STORE.")
-    return SqliteEngine(Path(place))
+        return PostgresEngine(dsn)
+    if "://" in dsn:
+        raise SetupError("A store is postgresql://USER@HOST/DATABASE, or a file's path. Correct EMBEDMESH_STORE.")
+    return SqliteEngine(Path(dsn))

@@ -1,7 +1,7 @@
-"""Who a gateway is in its store: a name that stays when it starts anew, so that it can release what it left open.
+"""A gateway's name in its store. It outlives a restart, so that a gateway can release the holds that it left open.
 
-The name is kept in a file of the data directory, which the gateway locks as long as it runs: `gateway-0.lock` for the
-first, and so on. Whoever gets the lock knows that the gateway of that name on this machine is dead.
+The name is kept in a file of the data directory, which the gateway locks while it runs: `gateway-0.lock` for the first,
+and so on. A process that gets the lock knows that the gateway of that name on this machine is dead.
 """
 
 import fcntl
@@ -17,14 +17,14 @@ NAME_BYTES_MAX = 256
 
 
 class Instance:
-    """One gateway. `name` is the owner of its holds; `close` lets another have it."""
+    """One gateway. `name` is the owner of its holds, until `close`."""
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
         self._descriptor = descriptor
 
     def rename(self, name: str) -> None:
-        """Be another from now on: somebody else on the store has this name, too."""
+        """Take another name, because another gateway of the store has this one, too."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{name} {_file(self._descriptor)}".encode(), 0)
         self.name = name
@@ -55,6 +55,6 @@ def take_instance(folder: Path, clock: Clock) -> Instance:
 
 
 def _file(descriptor: int) -> str:
-    """What a copy does not have: where on which disk the file is, and the machine's name."""
+    """What tells a file from its copy: the machine, the disk and the inode."""
     stat = os.fstat(descriptor)
     return f"{os.uname().nodename}:{stat.st_dev}:{stat.st_ino}"

@@ -13,13 +13,10 @@ from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.writes import WriteDurably
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.sealed import Seal
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import NODES_SQL
 
-NODES_SQL = load("nodes.sql")
-PENDING_GONE_MS = (
-    15 * 60_000
-)  # a pending node that was not heard of for this long makes room; one is noted every minute
-NO_RECEIPTS = bytes(32)
+PENDING_GONE_MS = 15 * 60_000  # a pending node that was not heard of for this long makes room for a new one
+NO_RECEIPTS_HEAD = bytes(32)
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +40,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     quarantined: str = ""  # why, where it is
     receipts_count: int = 0
-    receipts_head: bytes = NO_RECEIPTS
+    receipts_head: bytes = NO_RECEIPTS_HEAD
     created_ms: int = 0
     registered_ms: int = 0
 
@@ -56,7 +53,7 @@ class SavedNode(NamedTuple):
 
 
 class InviteRow(msgspec.Struct, frozen=True):
-    """What may be told of a join token: not the token."""
+    """A join token without its secret."""
 
     invite_id: str
     note: str
@@ -123,8 +120,35 @@ class NodeBooks:
 
     async def touch(self, node_id: str, now_ms: int) -> None:
         """Note that a pending node still asks to join. Other gateways need not hear of it."""
-        row = {"node_id": node_id, "now_ms": now_ms}
-        await self._write(lambda db, _: db.execute(NODES_SQL["touch_node"], row).rowcount)
+        await self._run("touch_node", {"node_id": node_id, "now_ms": now_ms})
+
+    async def note_receipts(self, node_id: str, count: int, head: bytes) -> None:
+        """Remember how far a node's log was checked."""
+        await self._run("note_receipts", {"node_id": node_id, "receipts_count": count, "receipts_head": head})
+
+    async def add_invite(self, invite_id: str, verifier: bytes, note: str, expires_ms: int) -> None:
+        """Keep a new join token."""
+        sealed = self._seal.close(verifier, what="invite", whose=invite_id)
+        row = {"invite_id": invite_id, "sealed": sealed, "note": note, "expires_ms": expires_ms}
+        await self._run("insert_invite", row)
+
+    async def use_invite(self, invite_id: str, node_id: str) -> bool:
+        """Whether this node is the one that used it up: now, or before."""
+
+        def write(db: Db, now_ms: int) -> int:
+            row = {"invite_id": invite_id, "node_id": node_id, "now_ms": now_ms}
+            used = int(db.execute(NODES_SQL["use_invite"], row).rowcount)
+            return used or len(db.execute(NODES_SQL["find_invite"], row).fetchall())
+
+        return bool(await self._write(write))
+
+    async def revoke_invite(self, invite_id: str) -> bool:
+        """End an invite; False where it is not open."""
+        return bool(await self._run("revoke_invite", {"invite_id": invite_id}))
+
+    async def _run(self, statement: str, row: dict[str, Any]) -> int:
+        """Durably run one statement; how many rows it changed."""
+        return await self._write(lambda db, now_ms: db.execute(NODES_SQL[statement], {"now_ms": now_ms} | row).rowcount)
 
     def _make_room(self, db: Db, now_ms: int) -> str | None:
         """Make room for one more pending node; which one was forgotten, if one had to be. Raises Overloaded."""
@@ -144,39 +168,8 @@ class NodeBooks:
         row["trusted"], row["draining"] = int(record.trusted), int(record.draining)
         row["offers"] = msgspec.json.encode(record.offers).decode()
         row["sealed"] = self._seal.close(row.pop("secret"), what="node", whose=record.node_id)
-
         small_id = db.execute(NODES_SQL["save_node"], row).fetchall()[0][0]
         return msgspec.structs.replace(record, small_id=small_id)
-
-    async def note_receipts(self, node_id: str, count: int, head: bytes) -> None:
-        """Remember how far a node's log was checked."""
-        row = {"node_id": node_id, "receipts_count": count, "receipts_head": head}
-        await self._write(lambda db, now_ms: db.execute(NODES_SQL["note_receipts"], row).rowcount)
-
-    async def add_invite(self, invite_id: str, verifier: bytes, note: str, expires_ms: int) -> None:
-        """Keep a new join token."""
-        sealed = self._seal.close(verifier, what="invite", whose=invite_id)
-        row = {"invite_id": invite_id, "sealed": sealed, "note": note, "expires_ms": expires_ms}
-        await self._write(lambda db, now_ms: db.execute(NODES_SQL["insert_invite"], row | {"now_ms": now_ms}).rowcount)
-
-    async def use_invite(self, invite_id: str, node_id: str) -> bool:
-        """Whether this node is the one that used it up: now, or before."""
-
-        def write(db: Db, now_ms: int) -> int:
-            row = {"invite_id": invite_id, "node_id": node_id, "now_ms": now_ms}
-            used = int(db.execute(NODES_SQL["use_invite"], row).rowcount)
-            return used or len(db.execute(NODES_SQL["find_invite"], row).fetchall())
-
-        return bool(await self._write(write))
-
-    async def revoke_invite(self, invite_id: str) -> bool:
-        """End an invite; False where it is not open."""
-        row = {"invite_id": invite_id}
-        return bool(
-            await self._write(
-                lambda db, now_ms: db.execute(NODES_SQL["revoke_invite"], row | {"now_ms": now_ms}).rowcount
-            )
-        )
 
     def _record(self, row: Sequence[Any]) -> NodeRecord:
         fields = dict(zip(NodeRecord.__struct_fields__, row, strict=True))

@@ -14,11 +14,12 @@ from embedmesh.storage.cached.changes import Bell, PollTimer
 from embedmesh.storage.db import Db, errors
 from embedmesh.storage.instance import Instance
 from embedmesh.storage.ledger.check import verify
-from embedmesh.storage.ledger.end_hold import HOLDS_SQL, release_holds
+from embedmesh.storage.ledger.end_hold import release_holds
 from embedmesh.storage.ledger.group_commit import Medium
 from embedmesh.storage.migrate import migrate, refuse_another_version
 from embedmesh.storage.reads import Reads, SqliteReads
-from embedmesh.storage.secrets.secret import FACTS_SQL, check_secret
+from embedmesh.storage.secrets.secret import check_secret
+from embedmesh.storage.sql import FACTS_SQL, HOLDS_SQL
 from embedmesh.storage.sqlite.commit import SqliteMedium
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
 

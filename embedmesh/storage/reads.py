@@ -16,7 +16,6 @@ class Reads(Protocol):
 
     async def ask(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
         """The rows. Raises StoreUnavailable."""
-        ...
 
     def close(self) -> None: ...
 

@@ -1,33 +1,45 @@
 """Statements and migrations, read from their files.
 
 A statements file is a list of `-- name: word`, a comment of one sentence, and one statement, for both kinds of stores:
-values are named (`:amount`), several rows come as JSON (`json_each(:rows)` and `value ->> 'member'`). What only one
-kind of store understands is in a file of its own (`check_sqlite.sql`).
+values are named (`:amount`), several rows come as JSON (`json_each(:rows)` and `value ->> 'field'`). Statements for one
+kind of store only have a file of their own (`check_sqlite.sql`).
 """
 
 import re
 from functools import cache
 from importlib.resources import files
 
-HERE = files("embedmesh.storage")
-NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+STORAGE_FILES = files("embedmesh.storage")
+STATEMENT_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
-@cache
 def load(file: str) -> dict[str, str]:
     """The statements of one file by name, in its order."""
-    text = (HERE / "statements" / file).read_text(encoding="utf-8")
-    _, *pieces = NAME.split(text)
+    text = (STORAGE_FILES / "statements" / file).read_text(encoding="utf-8")
+    _, *pieces = STATEMENT_NAME.split(text)
     names, bodies = pieces[::2], pieces[1::2]
-    # Comments stay in the files: SQLite would read them anew with every statement that it prepares.
+    # Without the comments, which SQLite would parse with every statement that it prepares.
     return {
         name: re.sub(r"^--.*\n", "", body, flags=re.MULTILINE).strip() for name, body in zip(names, bodies, strict=True)
     }
 
 
+ACCOUNTS_SQL = load("accounts.sql")
+CHAIN_SQL = load("chain.sql")
+CLAIMS_SQL = load("claims.sql")
+FACTS_SQL = load("facts.sql")
+HOLDS_SQL = load("holds.sql")
+KEYS_SQL = load("keys.sql")
+LEASES_SQL = load("leases.sql")
+NODES_SQL = load("nodes.sql")
+PRICES_SQL = load("prices.sql")
+REPORTS_SQL = load("reports.sql")
+RETENTION_SQL = load("retention.sql")
+
+
 @cache
 def migrations(dialect: str) -> dict[int, str]:
     """Migration scripts by the version that they bring a store to; the first makes it of nothing."""
-    scripts = (HERE / "migrations" / dialect).iterdir()
+    scripts = (STORAGE_FILES / "migrations" / dialect).iterdir()
     named = {int(entry.name.partition("_")[0]): entry for entry in scripts if entry.name.endswith(".sql")}
     return {version: named[version].read_text(encoding="utf-8") for version in sorted(named)}

@@ -25,13 +25,14 @@ from embedmesh.storage.instance import take_instance
 from embedmesh.storage.ledger import chain
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, EndHold, Expire
 from embedmesh.storage.ledger.group_commit import Writer
-from embedmesh.storage.ledger.place_hold import CLAIMS_SQL, PlaceHold
+from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.room import available_nanousd, read_room
 from embedmesh.storage.ledger.writes import Change, Stats, WaitedWrite
 from embedmesh.storage.nodes import NodeBooks
 from embedmesh.storage.opening import Opened, open_sqlite
 from embedmesh.storage.secrets.sealed import Seal
 from embedmesh.storage.secrets.secret import SecretOf
+from embedmesh.storage.sql import CLAIMS_SQL
 from embedmesh.storage.sqlite.database import LOCK_WAIT_S, SqliteEngine
 from embedmesh.storage.upkeep import Retention, upkeep
 
@@ -40,10 +41,6 @@ DRAIN_WAIT_S = 5.0  # a disk that does not answer must not keep us from ending; 
 REPLY = "idempotent reply"
 
 T = TypeVar("T")
-
-
-def _ignore(reason: str) -> None:
-    """For tools that watch `healthy` instead."""
 
 
 class Store:
@@ -81,7 +78,7 @@ class Store:
         clock: Clock,
         secret: SecretOf,
         retention: Retention | None = None,
-        on_fatal: OnFatal = _ignore,
+        on_fatal: OnFatal = lambda reason: None,
         lock_wait_s: float = LOCK_WAIT_S,
     ) -> "Store":
         """Open or make the store, and release what this gateway left open before. Raises SetupError.
@@ -117,7 +114,12 @@ class Store:
 
     def background(self) -> Collection[Awaitable[None]]:
         """What has to run as long as the gateway does."""
-        return self.changes.watch(), self.keys.note_uses(), self.prices.watch(), upkeep(self, self._clock)
+        return (
+            self.changes.watch(),
+            self.keys.note_uses(),
+            self.prices.watch(),
+            upkeep(self.extend_chain, self.forget, self._clock),
+        )
 
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         """Durably set money aside, or raise a Failure; nothing is held then, nor where there is a prior request."""

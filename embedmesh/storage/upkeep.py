@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -12,7 +11,7 @@ from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.writes import WriteDurably
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import CLAIMS_SQL, FACTS_SQL, LEASES_SQL, RETENTION_SQL
 from embedmesh.storage.times import MS_PER_DAY, MS_PER_MINUTE
 
 EXTEND_EVERY_S = 5.0  # as long as a transfer may be without a block
@@ -21,19 +20,8 @@ ROWS_A_BATCH = 256  # about two milliseconds
 BATCHES_MAX = 64  # at one time: the rest waits for the next
 MINUTES_KEPT = 2
 
-FORGET_CLAIMS = load("claims.sql")["forget_claims"]
-FORGET_MINUTES = load("leases.sql")["forget_minutes"]
-SET_FACT = load("facts.sql")["set_fact"]
-RETENTION_SQL = load("retention.sql")
 
 log = logging.getLogger("embedmesh.storage")
-
-
-class Upkept(Protocol):
-    """A store."""
-
-    async def extend_chain(self) -> int: ...
-    async def forget(self) -> int: ...
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -46,9 +34,9 @@ class Retention(msgspec.Struct, frozen=True):
         """Delete what is older, a batch at a time; how many rows. Raises StoreUnavailable."""
         now_ms = clock.unix_ms()
         over = {"minute": now_ms // MS_PER_MINUTE - MINUTES_KEPT}
-        await write(lambda db, _: db.execute(FORGET_MINUTES, over).rowcount)
+        await write(lambda db, _: db.execute(LEASES_SQL["forget_minutes"], over).rowcount)
         kept = {"kept_from_ms": now_ms - self.reply_s * 1000, "rows_max": ROWS_A_BATCH}
-        forgotten = await _batches(write, lambda db, _: db.execute(FORGET_CLAIMS, kept).rowcount)
+        forgotten = await _batches(write, lambda db, _: db.execute(CLAIMS_SQL["forget_claims"], kept).rowcount)
         if self.usage_days is not None:
             day = now_ms // MS_PER_DAY - self.usage_days
             old = {"day": day, "rows_max": ROWS_A_BATCH}
@@ -56,23 +44,25 @@ class Retention(msgspec.Struct, frozen=True):
             def forget_usage(db: Db, _: int) -> int:
                 if db.execute(RETENTION_SQL["old_usage"], old).fetchone() is None:
                     return 0
-                db.execute(SET_FACT, {"name": "usage_kept_from_day", "value": str(day)})
+                db.execute(FACTS_SQL["set_fact"], {"name": "usage_kept_from_day", "value": str(day)})
                 return db.execute(RETENTION_SQL["forget_usage"], old).rowcount
 
             forgotten += await _batches(write, forget_usage)
         return forgotten
 
 
-async def upkeep(store: Upkept, clock: Clock) -> None:
+async def upkeep(
+    extend_chain: Callable[[], Awaitable[int]], forget: Callable[[], Awaitable[int]], clock: Clock
+) -> None:
     """For ever; cancel it."""
     forgot = clock.monotonic()
     while True:
         await asyncio.sleep(EXTEND_EVERY_S)
         try:
-            await store.extend_chain()
+            await extend_chain()
             if clock.monotonic() - forgot > FORGET_EVERY_S:
                 forgot = clock.monotonic()
-                await store.forget()
+                await forget()
         except StoreUnavailable:
             log.info("the store cannot be written: its upkeep waits")
 

@@ -19,7 +19,7 @@ import pytest
 from embedmesh.rules.errors import InsufficientQuota, SetupError, StoreUnavailable
 from embedmesh.rules.holds import Hold, HoldEnd
 from embedmesh.storage.ledger.end_hold import EndHold
-from embedmesh.storage.ledger.group_commit import PROBE_EVERY_S, QUEUE_WRITES_MAX, Writer
+from embedmesh.storage.ledger.group_commit import QUEUE_WRITES_MAX, WRITE_PROBE_EVERY_S, Writer
 from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.writes import Stats
 from embedmesh.storage.sqlite.commit import CHECKPOINT_COMMITS, SqliteMedium
@@ -154,7 +154,7 @@ async def test_an_idle_store_notices_a_full_disk(shop: Shop, store: Store) -> No
     with full_disk(shop):
         await store.expire(shop.clock.now_ms)  # it wrote a moment ago
         assert store.healthy()
-        shop.clock.skipped_s += PROBE_EVERY_S
+        shop.clock.skipped_s += WRITE_PROBE_EVERY_S
         with pytest.raises(StoreUnavailable):
             await store.expire(shop.clock.now_ms)
         assert not store.healthy()
@@ -169,7 +169,7 @@ async def test_a_store_is_probed_once_in_a_while(shop: Shop, store: Store) -> No
     await store.hold(shop.new_hold(1))
     find = "SELECT count(*) FROM facts WHERE name = 'probed_ms'"
     assert shop.books._db.execute(find).fetchone() == (0,)
-    shop.clock.skipped_s += PROBE_EVERY_S + 0.1
+    shop.clock.skipped_s += WRITE_PROBE_EVERY_S + 0.1
     with pytest.raises(InsufficientQuota):  # which writes nothing else
         await store.hold(shop.new_hold(1))
     assert shop.books._db.execute(find).fetchone() == (1,)

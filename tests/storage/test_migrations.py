@@ -89,7 +89,7 @@ def test_a_script_that_breaks_references_is_refused(tmp_path: Path) -> None:
     engine = SqliteEngine(tmp_path / "x.db")
     db = engine.connect(busy_s=1)
     broken = "CREATE TABLE a (x PRIMARY KEY);\nCREATE TABLE b (y REFERENCES a);\nINSERT INTO b VALUES (1);"
-    with pytest.raises(SetupError, match="refers to none"):
+    with pytest.raises(SetupError, match="refers to a missing row"):
         migrate(engine, db, {1: broken})
     assert engine.version(db) == 0
     db.close()

@@ -11,7 +11,7 @@ from embedmesh.rules.errors import Overloaded, StoreUnavailable
 from embedmesh.rules.limits import PENDING_NODES_MAX
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.storage.db import refusals
-from embedmesh.storage.nodes import NO_RECEIPTS, NodeRecord, SavedNode
+from embedmesh.storage.nodes import NO_RECEIPTS_HEAD, NodeRecord, SavedNode
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop
 
@@ -138,7 +138,7 @@ async def test_how_far_a_log_was_checked_is_not_undone_by_a_change(shop: Shop, s
     """Whoever saves a node may have read it before the last receipts came."""
     await store.nodes.save(node(1))
     before = (await store.nodes.all())[0]
-    assert (before.receipts_count, before.receipts_head) == (0, NO_RECEIPTS)
+    assert (before.receipts_count, before.receipts_head) == (0, NO_RECEIPTS_HEAD)
     await store.nodes.note_receipts(before.node_id, 5, b"h" * 32)
     await store.nodes.save(msgspec.structs.replace(before, trusted=True))
     after = (await store.nodes.all())[0]

@@ -14,7 +14,7 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books import Books
 from embedmesh.storage.migrate import newest
 from embedmesh.storage.secrets.secret import SECRET_BYTES, hash_user, load_secret
-from embedmesh.storage.sql import HERE, load
+from embedmesh.storage.sql import STORAGE_FILES, load
 from embedmesh.storage.sqlite.database import SqliteEngine, check_version
 from embedmesh.storage.store import Store
 from tests.storage.shop import SECRET, HandClock, Shop, secret
@@ -191,13 +191,13 @@ def test_a_user_is_kept_as_a_keyed_hash() -> None:
     assert len(hash_user(SECRET, "\ud800")) == 32
 
 
-FILES = sorted(entry.name for entry in (HERE / "statements").iterdir())
+FILES = sorted(entry.name for entry in (STORAGE_FILES / "statements").iterdir())
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_statement_has_a_name_and_a_sentence(file: str) -> None:
     """Each statement is introduced by a sentence."""
-    text = (HERE / "statements" / file).read_text(encoding="utf-8")
+    text = (STORAGE_FILES / "statements" / file).read_text(encoding="utf-8")
     for piece in text.split("-- name: ")[1:]:
         _, sentence, *_ = piece.splitlines()
         assert sentence.startswith("-- ")

@@ -50,7 +50,7 @@ async def test_holds_that_end_together_pay_new_nodes_each(
     shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every node of a batch that is paid for the first time has an account from then on; none begins the batch anew."""
-    monkeypatch.delattr("embedmesh.storage.ledger.batch.Batch.apply_again")
+    monkeypatch.delattr("embedmesh.storage.ledger.batch.WriteBatch.apply_again")
     shop.credit(1_000)
     holds = [shop.new_hold(10), shop.new_hold(10)]
     await asyncio.gather(*map(store.hold, holds))

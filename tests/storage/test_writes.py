@@ -225,7 +225,7 @@ async def test_upkeep_extends_the_chain_and_forgets(shop: Shop, store: Store, mo
 
     monkeypatch.setattr(store, "forget", counted)
     shop.credit(5)
-    keeping = asyncio.ensure_future(upkeep(store, shop.clock))
+    keeping = asyncio.ensure_future(upkeep(store.extend_chain, store.forget, shop.clock))
     while shop.books.check().head.transfers != 1 or len(forgot) < 2:
         await asyncio.sleep(0.01)
     keeping.cancel()

@@ -1,17 +1,17 @@
 """The operator's side of the store: plain calls that block, for the command line and, in a thread, the admin API.
 
-accounts    who has money, credit, payouts
-keys        bearer keys and what they may do
-new_keys    which limits new keys get
-prices      what tokens cost, from when on, for whom
-reports     what happened: usage, entries, statements, one request explained
-session     the connection that they share
-
 They have a connection of their own and work while gateways run; each write then waits for the gateways' batches.
+
+accounts    who has money; credits, refunds, payouts
+keys        bearer keys and what they may do
+key_family  how many keys an account may have, how deep; what a rotated key hands over
+new_keys    default limits of new keys
+prices      what tokens cost, from when on, for whom
+reports     usage, entries, statements, one request explained
+session     the connection that they share
 """
 
 from pathlib import Path
-from types import TracebackType
 
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.books.accounts import AccountBooks
@@ -30,12 +30,13 @@ from embedmesh.storage.sqlite.database import OPEN_BUSY_S
 
 
 class Books:
-    """The books of one store. A context manager; `close` lets go of it."""
+    """The books of one store. A context manager that closes them."""
 
     def __init__(self, engine: Engine, db: Db, clock: Clock, key_secret: bytes) -> None:
         self._engine = engine
         self._db = db
         self._session = BooksSession(db, clock)
+        self.close = db.close
         self.accounts = AccountBooks(self._session)
         self.keys = KeyBooks(self._session, self.accounts, key_secret)
         self.new_keys = NewKeyBooks(self._session)
@@ -43,12 +44,12 @@ class Books:
         self.reports = Reports(self._session, self.accounts)
 
     @classmethod
-    def open(cls, place: str | Path, *, clock: Clock, secret: SecretOf, migrating: bool = False) -> "Books":
+    def open(cls, dsn: str | Path, *, clock: Clock, secret: SecretOf, migrating: bool = False) -> "Books":
         """Open or make the store. Raises SetupError, or StoreUnavailable if it cannot be written now.
 
         A store of another version is refused unless `migrating`: a gateway of that version may be using it.
         """
-        engine = engine_of(place)
+        engine = engine_of(dsn)
         key_secret = secret(engine)
         db = engine.connect(busy_s=OPEN_BUSY_S, planning=True)
         try:
@@ -67,17 +68,11 @@ class Books:
     def __enter__(self) -> "Books":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Let go of the store."""
-        self._db.close()
-
     def check(self) -> CheckReport:
-        """Look at every promise of the ledger. Raises StoreUnavailable if the store cannot be read."""
+        """Check every promise of the ledger. Raises StoreUnavailable if the store cannot be read."""
         with translated():
             return check(self._db)
 
@@ -89,8 +84,8 @@ class Books:
     def backup(self, target: Path, *, overwrite: bool = False) -> None:
         """Write a consistent copy to a file of mode 0600. Raises StoreUnavailable; then there is no new file.
 
-        Raises InvalidValue for a target that is the store itself, or that is there already and not to `overwrite`; and
-        for a store that its server backs up.
+        Raises InvalidValue for a target that is the store itself, or exists and is not to be overwritten; and for a
+        store that its server backs up.
         """
         with translated():
             self._engine.backup(self._db, target, overwrite=overwrite)

@@ -12,13 +12,11 @@ from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, format_usd
 from embedmesh.storage.books.session import BooksSession
 from embedmesh.storage.db import Row
 from embedmesh.storage.ledger.end_hold import REVENUE, node_account
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import ACCOUNTS_SQL, REPORTS_SQL
 
-ACCOUNTS_SQL = load("accounts.sql")
-REPORTS_SQL = load("reports.sql")
 ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a colon would name one of our own accounts
 REFERENCE_USED = "That reference was used for something else."
-CUSTOMER, CREDIT_SOURCE, PAYOUTS = "customer", "credit_source", "payouts"
+CUSTOMER_KIND, CREDIT_SOURCE, PAYOUTS = "customer", "credit_source", "payouts"
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -58,7 +56,7 @@ class AccountBooks:
         if not ACCOUNT_ID.fullmatch(account_id):
             raise InvalidValue("An account id has 1 to 64 letters, digits, dots, dashes or underscores.", param="id")
         with self._session.transaction():
-            row = {"account_id": account_id, "kind": CUSTOMER, "cache": cache.value}
+            row = {"account_id": account_id, "kind": CUSTOMER_KIND, "cache": cache.value}
             now_ms = self._session.clock.unix_ms()
             if self._session.run(ACCOUNTS_SQL["insert_account"], row | {"now_ms": now_ms}).rowcount == 0:
                 raise InvalidValue(f"There is an account {account_id} already.", param="id")
@@ -170,7 +168,7 @@ class AccountBooks:
     def customer(self, account_id: str) -> Account:
         """One account, a customer's. Raises NotFound, InvalidValue."""
         account = self.find(account_id)
-        if account.kind != CUSTOMER:
+        if account.kind != CUSTOMER_KIND:
             raise InvalidValue(f"{account_id} is no customer's account.")
         return account
 
@@ -207,5 +205,6 @@ class AccountBooks:
 
 
 def _account(row: Row) -> Account:
-    account_id, kind, balance, held, created_ms, credit_limit, cache = row
-    return Account(account_id, kind, balance, held, created_ms, credit_limit, CachePolicy(cache))
+    """The columns stand in the order of the fields."""
+    fields = (*row[:-1], CachePolicy(row[-1]))
+    return Account(*fields)

@@ -6,10 +6,9 @@ Call it in a transaction that has locked the account, so that two callers who ma
 from embedmesh.rules.errors import InsufficientScope, InvalidValue, RateLimited
 from embedmesh.rules.limits import ACCOUNT_KEYS_A_DAY_MAX, ACCOUNT_KEYS_MAX, KEYS_ABOVE_MAX
 from embedmesh.storage.books.session import BooksSession
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import KEYS_SQL
 from embedmesh.storage.times import MS_PER_DAY, MS_PER_MINUTE
 
-KEYS_SQL = load("keys.sql")
 HAND_OVER = (  # in this order
     "hand_over_draws",
     "draw_from_new",

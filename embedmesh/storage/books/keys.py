@@ -24,9 +24,8 @@ from embedmesh.storage.books.key_family import check_depth, check_room, hand_ove
 from embedmesh.storage.books.session import BooksSession
 from embedmesh.storage.db import Row
 from embedmesh.storage.secrets.tokens import hash_token, make_token
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import KEYS_SQL
 
-KEYS_SQL = load("keys.sql")
 SCOPES = frozenset({"embeddings", "keys", "metrics", "admin"})
 
 

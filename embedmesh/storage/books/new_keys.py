@@ -5,9 +5,8 @@ import msgspec
 from embedmesh.rules.limits import KEY_LIMIT_MAX
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.session import BooksSession
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import FACTS_SQL
 
-FACTS_SQL = load("facts.sql")
 NEW_KEYS_FACT = "new_keys"
 LIMIT_NAMES = ("requests-a-minute", "tokens-a-minute", "concurrency")
 LIMITS_EXAMPLE = "requests-a-minute=60,tokens-a-minute=1000000,concurrency=8"

@@ -8,9 +8,7 @@ from embedmesh.rules.errors import InvalidValue
 from embedmesh.rules.limits import MODEL_ID_CHARS_MAX, PAGE_ROWS_MAX, PRICE_NANOUSD_MAX
 from embedmesh.storage.books.accounts import AccountBooks
 from embedmesh.storage.books.session import BooksSession
-from embedmesh.storage.sql import load
-
-PRICES_SQL = load("prices.sql")
+from embedmesh.storage.sql import PRICES_SQL
 
 
 class Price(msgspec.Struct, frozen=True):

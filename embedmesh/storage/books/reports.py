@@ -8,10 +8,9 @@ from embedmesh.rules.errors import NotFound
 from embedmesh.rules.limits import PAGE_ROWS_MAX
 from embedmesh.storage.books.accounts import AccountBooks
 from embedmesh.storage.books.session import BooksSession
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import REPORTS_SQL
 from embedmesh.storage.times import month_span_ms
 
-REPORTS_SQL = load("reports.sql")
 ENTRY_MAX = 2**62  # above every entry
 
 

@@ -1,1 +1,1 @@
-"""What a gateway keeps in memory of the store: keys, prices, rate limits, and what tells it of changes."""
+"""What a gateway keeps in memory of the store: keys, prices, rate limits, and how it hears of changes."""

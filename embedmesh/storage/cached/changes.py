@@ -1,7 +1,7 @@
 """What gateways of one store tell each other: that keys, nodes or prices have changed.
 
-Triggers raise a version in the store for each kind of record. A gateway reads the versions every POLL_S; on PostgreSQL,
-NOTIFY also wakes it as soon as a change is committed.
+Triggers raise a version in the store for each kind of record. A gateway reads the versions every CHANGES_POLL_S; on
+PostgreSQL, NOTIFY also wakes it as soon as a change is committed.
 """
 
 import asyncio
@@ -10,10 +10,9 @@ from typing import Literal, Protocol
 
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.storage.reads import Reads
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import FACTS_SQL
 
-POLL_S = 0.25  # a revoked key is useless within a second
-ALL_CHANGES = load("facts.sql")["all_changes"]
+CHANGES_POLL_S = 0.25  # a revoked key is useless within a second
 
 RecordKind = Literal["keys", "nodes", "prices"]
 
@@ -22,8 +21,7 @@ class Bell(Protocol):
     """Rings when there may be a change."""
 
     async def wait(self) -> None:
-        """Wait for it, at most POLL_S."""
-        ...
+        """Wait for it, at most CHANGES_POLL_S."""
 
     def close(self) -> None: ...
 
@@ -43,7 +41,7 @@ class Changes:
 
     async def look(self) -> None:
         """Look once. Raises StoreUnavailable."""
-        for kind, version in await self._reads.ask(ALL_CHANGES, {}):
+        for kind, version in await self._reads.ask(FACTS_SQL["all_changes"], {}):
             before = self._versions.get(kind, version)
             self._versions[kind] = version
             if version != before:
@@ -57,14 +55,16 @@ class Changes:
             try:
                 await self.look()
             except StoreUnavailable:
-                await asyncio.sleep(POLL_S)  # nothing can change while the store is away; the writer reports that
+                await asyncio.sleep(
+                    CHANGES_POLL_S
+                )  # nothing can change while the store is away; the writer reports that
 
 
 class PollTimer:
-    """Rings every POLL_S. Implements the protocol `Bell`."""
+    """Rings every CHANGES_POLL_S. Implements the protocol `Bell`."""
 
     async def wait(self) -> None:
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(CHANGES_POLL_S)
 
     def close(self) -> None:
         """Nothing to release."""

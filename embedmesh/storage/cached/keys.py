@@ -17,9 +17,8 @@ from embedmesh.storage.ledger.group_commit import Writer
 from embedmesh.storage.ledger.writes import Change, as_rows
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.tokens import hash_token, stamped, well_formed
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import KEYS_SQL
 
-KEYS_SQL = load("keys.sql")
 KNOWN_MAX = 10_000  # keys remembered; some 5 MB
 KNOWN_S = 60.0  # a key counts as good for this long without a lookup, should no change be heard of
 UNKNOWN_S = 1.0  # a key that was just made must work
@@ -33,7 +32,6 @@ class _KnownKey(NamedTuple):
     caller: Caller
     expires_ms: int | None
     until: float  # on the monotonic clock
-    changes: int  # how many changes of keys had been heard of before it was looked up
 
 
 class KeyRing:
@@ -53,10 +51,7 @@ class KeyRing:
     async def find(self, token: str) -> Caller | None:
         """The caller behind a key, or None whatever is wrong with it. Raises StoreUnavailable."""
         known = self._known.get(token)
-        if known is None:
-            if self._unknown.get(token, 0.0) < self._clock.monotonic() and self._made_here(token):
-                known = await self._look_up(token)
-        elif known.changes != self._changes or known.until < self._clock.monotonic():
+        if known is None or known.until < self._clock.monotonic():
             known = await self._look_up(token)
         now_ms = self._clock.unix_ms()
         if known is None or (known.expires_ms is not None and known.expires_ms <= now_ms):
@@ -83,24 +78,27 @@ class KeyRing:
         except StoreUnavailable:
             self._used = used | self._used
 
-    def _made_here(self, token: str) -> bool:
-        return well_formed(token) and stamped(token, self._key_secret)
-
     async def _look_up(self, token: str) -> _KnownKey | None:
-        changes = self._changes  # if more are heard of meanwhile, what is read may be old already
+        revoked = self._unknown.get(token, 0.0) >= self._clock.monotonic()
+        if revoked or not well_formed(token) or not stamped(token, self._key_secret):
+            return None
+        changes = self._changes
         rows = await self._reads.ask(KEYS_SQL["find_key"], {"token_hash": hash_token(token, self._key_secret)})
         now = self._clock.monotonic()
         self._known.pop(token, None)
         self._unknown.pop(token, None)
-        if not rows:
+        known = _KnownKey(_caller(rows), rows[0][3], now + KNOWN_S) if rows else None
+        if changes != self._changes:
+            return known  # what was read may be old already: it is not remembered
+        if known is not None:
+            _remember(self._known, token, known, KNOWN_MAX)
+        else:
             _remember(self._unknown, token, now + UNKNOWN_S, UNKNOWN_MAX)
-            return None
-        known = _KnownKey(_caller(rows), rows[0][3], now + KNOWN_S, changes)
-        _remember(self._known, token, known, KNOWN_MAX)
         return known
 
     def _keys_changed(self) -> None:
         self._changes += 1
+        self._known.clear()
         self._unknown.clear()
 
 

@@ -8,9 +8,8 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.cached.changes import Changes
 from embedmesh.storage.reads import Reads
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import PRICES_SQL
 
-CURRENT_PRICES = load("prices.sql")["current_prices"]
 READ_PRICES_S = 1.0  # a price that was set to begin later begins within this
 
 
@@ -31,7 +30,7 @@ class PriceList:
 
     async def look(self) -> None:
         """Read them all. Raises StoreUnavailable; then they stay as they were."""
-        rows = await self._reads.ask(CURRENT_PRICES, {"now_ms": self._clock.unix_ms()})
+        rows = await self._reads.ask(PRICES_SQL["current_prices"], {"now_ms": self._clock.unix_ms()})
         self._prices = {(model, account_id): price for model, account_id, price, _ in rows}
 
     async def watch(self) -> None:

@@ -16,10 +16,9 @@ from embedmesh.rules.errors import RateLimited
 from embedmesh.rules.ports import Above, Caller, Clock, RateLimit
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.writes import WriteDurably
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import LEASES_SQL
 from embedmesh.storage.times import MS_PER_MINUTE
 
-LEASES_SQL = load("leases.sql")
 LEASES_A_LIMIT = 16  # with few gateways hardly any of a limit lies idle; a minute takes about 16 leases from the store
 THIS_KEY, KEY_ABOVE = "This API key", "The API key that this one draws from"
 

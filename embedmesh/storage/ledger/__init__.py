@@ -1,1 +1,1 @@
-"""Accounts, holds, transfers and entries: what is written, in which batches, and the proofs over it."""
+"""Holds, transfers and entries: what is written, in which batches, and the proofs over it."""

@@ -12,16 +12,15 @@ from itertools import groupby
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db, name_of, refusals
 from embedmesh.storage.ledger.writes import Write
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import FACTS_SQL
 
 BATCH_WRITES_MAX = 128  # about 3 ms of work; to make it durable takes as long
 
-WRITE_PROBE = load("facts.sql")["write_probe"]
 
 logger = logging.getLogger(__name__)
 
 
-class Batch:
+class WriteBatch:
     """The `writes` that become durable together; `applied` are those that the store did not refuse.
 
     It takes them from the queue once its transaction has begun. All methods raise `errors()`, and may run in a thread:
@@ -43,7 +42,7 @@ class Batch:
             self.writes.append(self._queue.popleft())
         self._now_ms = self._clock.unix_ms()
         if self._probe:
-            db.execute(WRITE_PROBE, {"now_ms": self._now_ms})
+            db.execute(FACTS_SQL["write_probe"], {"now_ms": self._now_ms})
         self._lock(db)
         for kind, writes in _by_kind(self.writes):
             kind.apply_all(db, self._now_ms, writes)

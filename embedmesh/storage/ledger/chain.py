@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import msgspec
 
 from embedmesh.storage.db import Db, Row
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import CHAIN_SQL
 
-CHAIN_SQL = load("chain.sql")
 TRANSFERS_A_BLOCK = 512  # about two milliseconds of the gateway that covers them
 START = bytes(32)  # stands before the first block
 LOCKED = frozenset({"revenue", "credit_source", "payouts"})  # every transfer touches one of them

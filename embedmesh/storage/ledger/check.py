@@ -12,21 +12,20 @@ from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger import chain
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import REPORTS_SQL, load
 from embedmesh.storage.sqlite.database import SqliteDb
 
 BROKEN_ROWS_MAX = 20  # listed for each promise: enough to see what is wrong
 RECOVERED_ROWS_MAX = 100  # listed, the latest; `tallies` has their number
 PROMISES = load("check.sql")
 QUICK_CHECK = load("check_sqlite.sql")["quick_check"]
-OF_THE_STORE = {  # what only one kind of store can be asked
+PROMISES_OF_KIND = {  # of one kind of store only
     "sqlite": {name: statement for name, statement in load("check_sqlite.sql").items() if name != "quick_check"},
     "postgres": load("check_postgres.sql"),
 }
 CHAIN_HOLDS = "chain_holds"
 METERS_ADD_UP = "meters_add_up"
 METERED_ROWS_AT_ONCE = 1_000  # some 200 kB
-REPORTS_SQL = load("reports.sql")
 
 # What a write that the disk lost would break, cheapest first: 0.03 s for 100,000 holds; the file's check takes 0.2 s.
 SUMS = (
@@ -84,7 +83,7 @@ def check(db: Db) -> CheckReport:
 
 def check_within(db: Db) -> CheckReport:
     """The same inside a transaction that is open."""
-    promises = PROMISES | OF_THE_STORE[db.dialect]
+    promises = PROMISES | PROMISES_OF_KIND[db.dialect]
     broken = [
         Broken(promise, subject, detail)
         for promise, statement in promises.items()

@@ -8,26 +8,22 @@ import msgspec
 
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
 from embedmesh.storage.db import Db
-from embedmesh.storage.ledger.writes import Stats, WaitedWrite, as_rows, later_ids
-from embedmesh.storage.sql import load
+from embedmesh.storage.ledger.writes import Stats, WaitedWrite, Write, as_rows, later_ids
+from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
 from embedmesh.storage.times import MS_PER_DAY
 
-HOLDS_SQL = load("holds.sql")
-KEEP_REPLY = load("claims.sql")["keep_reply"]
 EXPIRED_HOLDS_MAX = 256  # a batch: about two milliseconds
 REVENUE = "revenue"
 
 logger = logging.getLogger(__name__)
 
 
-class EndHold:
+class EndHold(Write):
     """End an open hold: by charging it, or without. A hold that has ended stays as it is.
 
-    Kept until it is durable: nobody waits for it, and it must not be lost.
+    Kept until it is durable: nobody waits for it, and it must not be lost. If the store refuses it, the sweep will
+    release the hold.
     """
-
-    kept = True
-    rank = 0
 
     def __init__(self, hold: Hold, why: HoldEnd, charge: Charge | None = None, reply: bytes | None = None) -> None:
         """`reply` is kept for later requests with the same Idempotency-Key."""
@@ -61,7 +57,7 @@ class EndHold:
             for write, _ in captured:
                 write._ended_ids = ended_ids
                 if write.reply is not None:
-                    db.execute(KEEP_REPLY, {"hold_id": write.hold.hold_id, "reply": write.reply})
+                    db.execute(CLAIMS_SQL["keep_reply"], {"hold_id": write.hold.hold_id, "reply": write.reply})
 
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[EndHold]") -> None:
@@ -80,17 +76,9 @@ class EndHold:
             stats.late_captures += 1
             logger.warning("hold %s had ended before it was captured: delivered, not charged", self.hold.hold_id)
 
-    def failed(self, reason: str) -> None:
-        raise AssertionError("a kept write is tried until it is durable")
-
-    def refused(self, error: Exception) -> None:
-        """Counted and logged by the batch; the sweep will release the hold."""
-
 
 class Expire(WaitedWrite[int]):
     """Release holds past their deadline, at most EXPIRED_HOLDS_MAX. `outcome` becomes how many, once durable."""
-
-    rank = 0
 
     def __init__(self, until_ms: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Group commit: whatever arrived while one batch was being made durable is the next batch; there is no timer.
+"""Group commit: the writes that arrive while one batch is being made durable are the next batch; there is no timer.
 
 A batch that fails as a whole (disk full, read-only, no server) fails the writes that callers wait for. The others are
 tried again every RETRY_S, in order, until they are durable. A Medium makes a batch durable.
@@ -12,13 +12,13 @@ from typing import Protocol
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import OnFatal, errors, name_of
-from embedmesh.storage.ledger.batch import Batch
+from embedmesh.storage.ledger.batch import WriteBatch
 from embedmesh.storage.ledger.writes import Stats, Write
 
 QUEUE_WRITES_MAX = 8_192  # about half a second of writing; a caller that would wait longer is refused at once
 STUCK_S_MAX = 1.5  # a batch that takes longer is a disk, or a server, that does not answer
 RETRY_S = 0.5  # between two tries while the store cannot be written
-PROBE_EVERY_S = 4.0  # the sweep comes every 5 s, so that a bad disk is noticed within 10 s
+WRITE_PROBE_EVERY_S = 4.0  # the sweep comes every 5 s, so that a bad disk is noticed within 10 s
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +30,17 @@ class Fatal(Exception):
 class Medium(Protocol):
     """How a batch becomes durable."""
 
-    async def write(self, batch: Batch, *, patient: bool) -> None:
+    async def write(self, batch: WriteBatch, *, patient: bool) -> None:
         """One transaction around the batch. Raises `errors()` where it is not durable, or nobody knows, and Fatal.
 
         `patient`: wait for other processes that write.
         """
-        ...
 
     async def between_batches(self) -> None:
         """What else has to be done now and then. Raises Fatal."""
-        ...
 
     async def close(self) -> None:
         """Wait for what is being written."""
-        ...
 
 
 class Writer:
@@ -121,9 +118,9 @@ class Writer:
 
     async def _write_batch(self) -> None:
         now_s = self._clock.monotonic()
-        if probe := bool(self._trouble) or now_s - self._probed_s > PROBE_EVERY_S:
+        if probe := bool(self._trouble) or now_s - self._probed_s > WRITE_PROBE_EVERY_S:
             self._probed_s = now_s
-        batch = Batch(self._queue, self._clock, probe=probe)
+        batch = WriteBatch(self._queue, self._clock, probe=probe)
         self._batch = batch.writes
         try:
             await self._medium.write(batch, patient=not self._trouble)
@@ -142,7 +139,7 @@ class Writer:
             write.committed(self._stats)
 
     def _keep_what_must_be(self) -> None:
-        """Batch and queue become the queue, in order, without the writes that callers wait for."""
+        """WriteBatch and queue become the queue, in order, without the writes that callers wait for."""
         waiting = [*self._batch, *self._queue]
         self._batch = []
         self._queue = deque(write for write in waiting if write.kept)

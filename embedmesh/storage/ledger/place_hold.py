@@ -8,10 +8,7 @@ from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.room import Room, read_room, refusal
 from embedmesh.storage.ledger.writes import Stats, WaitedWrite, as_rows, later_ids
-from embedmesh.storage.sql import load
-
-PLACE_HOLDS = load("holds.sql")["place_holds"]
-CLAIMS_SQL = load("claims.sql")
+from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
 
 
 class PlaceHold(WaitedWrite[PriorRequest | None]):
@@ -48,7 +45,7 @@ class PlaceHold(WaitedWrite[PriorRequest | None]):
         if not placing:
             return
         rows = as_rows([write.hold for write in placing])
-        placed_ids = later_ids(db, PLACE_HOLDS, rows | {"owner": writes[0]._owner, "now_ms": now_ms})
+        placed_ids = later_ids(db, HOLDS_SQL["place_holds"], rows | {"owner": writes[0]._owner, "now_ms": now_ms})
         for write in placing:
             write._placed_ids = placed_ids
         if any(write._claim is not None for write in placing):

@@ -7,10 +7,9 @@ from embedmesh.rules.holds import Hold
 from embedmesh.rules.money import format_usd
 from embedmesh.storage.cached.rate_limits import KEY_ABOVE, THIS_KEY
 from embedmesh.storage.db import Db, Row
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import HOLDS_SQL
 from embedmesh.storage.times import MS_PER_DAY, first_day_of_month
 
-READ_ROOM = load("holds.sql")["read_room"]
 CONCURRENCY_AGAIN_S = 1.0  # a request of the same key ends in about that time, or later
 
 Room = list[Row]
@@ -20,7 +19,7 @@ Room = list[Row]
 def read_room(db: Db, now_ms: int, account_id: str, key_id: str | None) -> Room:
     """No rows where no customer has that account."""
     days = {"day": now_ms // MS_PER_DAY, "month_day": first_day_of_month(now_ms)}
-    return list(db.execute(READ_ROOM, {"account_id": account_id, "key_id": key_id} | days).fetchall())
+    return list(db.execute(HOLDS_SQL["read_room"], {"account_id": account_id, "key_id": key_id} | days).fetchall())
 
 
 def available_nanousd(room: Room) -> int:

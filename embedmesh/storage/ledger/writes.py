@@ -36,37 +36,33 @@ class WriteDurably(Protocol):
     def __call__(self, write: Callable[[Db, int], T]) -> Awaitable[T]: ...
 
 
-class Write(Protocol):
-    """One thing to write."""
+class Write:
+    """One thing to write. Methods that are not overridden do nothing."""
 
-    kept: bool  # whether it is written again after a batch that failed, until it is durable
-    rank: int  # of its kind: the lower are applied first, so that money is free before it is held again
+    kept = True  # whether it is written again after a batch that failed, until it is durable
+    rank = 0  # of its kind: the lower are applied first, so that money is free before it is held again
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
         """Look at what is to be done; the accounts whose money it moves. Nothing is written yet."""
-        ...
+        return set()
 
     @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
         """Run the statements of some writes of this kind, in their order. Raises the drivers' errors."""
-        ...
 
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
         """The batch is durable: find out what became of some writes of this kind. Raises the drivers' errors."""
-        ...
 
     def committed(self, stats: Stats) -> None:
         """The batch is durable, and what became of this write is known."""
-        ...
 
     def failed(self, reason: str) -> None:
         """The batch is not durable, or nobody knows, and this write is not kept."""
-        ...
+        raise AssertionError("a kept write is tried until it is durable")
 
     def refused(self, error: Exception) -> None:
         """The store's rules refuse this very write, whenever it is tried."""
-        ...
 
 
 def as_rows(rows: Sequence[dict[str, Any] | msgspec.Struct]) -> dict[str, str]:
@@ -87,10 +83,6 @@ class WaitedWrite(Write, Generic[T]):
 
     def __init__(self) -> None:
         self.outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-    @classmethod
-    def settle_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
-        """Nothing more to find out."""
 
     def failed(self, reason: str) -> None:
         self._fail(StoreUnavailable(reason))

@@ -13,13 +13,13 @@ from psycopg.pq import TransactionStatus
 
 from embedmesh.rules.errors import InvalidValue, SetupError, StoreAway
 from embedmesh.storage.db import Cursor, Db, Row, may_raise
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import FACTS_SQL
 
 SERVER_VERSION_MIN = 140_000  # of the server; ours is tested with 18
 SERVER_CONNECT_S = 2  # callers hear within 2 s of a store that is away
 SCHEMA_LOCK = 0x656D_6D65  # the advisory lock of a process that changes the schema
 SESSION = {
-    "synchronous_commit": "on",  # a hold is on disk before a node is asked, whatever the server's default is
+    "synchronous_commit": "on",  # a hold is on disk before any work begins, also where the server's default differs
     "default_transaction_isolation": "read committed",
     "lock_timeout": "1500",  # ms; callers hear within 2 s of a hold that cannot be placed
     "statement_timeout": "30000",  # ms; none of the writer's statements takes a tenth of a second
@@ -45,7 +45,6 @@ may_raise(psycopg.Error, (psycopg.IntegrityError, psycopg.ProgrammingError, psyc
 NAMED_VALUE = re.compile(r"(?<![:\w]):(\w+)")
 SQLITE_ROWS, POSTGRES_ROWS = "json_each(:rows)", "jsonb_array_elements(CAST(:rows AS jsonb)) AS each (value)"
 VERSION_FACT = "schema_version"
-FACTS_SQL = load("facts.sql")
 
 
 @cache

@@ -18,10 +18,10 @@ import psycopg
 from embedmesh.rules.errors import SetupError, StoreUnavailable
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.cached.changes import POLL_S
+from embedmesh.storage.cached.changes import CHANGES_POLL_S
 from embedmesh.storage.db import Row, errors, refusals
 from embedmesh.storage.instance import Instance
-from embedmesh.storage.ledger.batch import Batch
+from embedmesh.storage.ledger.batch import WriteBatch
 from embedmesh.storage.migrate import is_empty, migrate, refuse_another_version
 from embedmesh.storage.opening import Opened, prepare
 from embedmesh.storage.postgres.database import PostgresDb, PostgresEngine
@@ -72,7 +72,7 @@ class PostgresMedium:
         self._db = db
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transaction")
 
-    async def write(self, batch: Batch, *, patient: bool) -> None:
+    async def write(self, batch: WriteBatch, *, patient: bool) -> None:
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch))
 
     async def between_batches(self) -> None:
@@ -83,7 +83,7 @@ class PostgresMedium:
         self._thread.submit(self._db.close)
         self._thread.shutdown(wait=False)
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, batch: WriteBatch) -> None:
         if self._db.lost:
             self._db.close()
             self._db = reconnected(self._engine)
@@ -169,7 +169,7 @@ class Listener:
         try:
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._wait))
         except errors():
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(CHANGES_POLL_S)
 
     def close(self) -> None:
         self._thread.submit(self._db.close)
@@ -184,7 +184,7 @@ class Listener:
             self._db.connection.execute("LISTEN embedmesh")
             self._listening = True
         try:
-            for _ in self._db.connection.notifies(timeout=POLL_S, stop_after=1):
+            for _ in self._db.connection.notifies(timeout=CHANGES_POLL_S, stop_after=1):
                 return
         except psycopg.Error:
             self._db.close()

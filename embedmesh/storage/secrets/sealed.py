@@ -1,7 +1,7 @@
-"""What the store keeps and must be able to read again, encrypted: session keys, invites, other servers' tokens.
+"""Encrypted columns, for what must be read again: session keys, invites, other servers' tokens, kept replies.
 
 AES-256-GCM (NIST SP 800-38D) under a key that follows from the key secret, with a random nonce before each ciphertext.
-What it is for and whose it is are authenticated with it, so that one row's secret is worth nothing in another.
+Purpose and owner are authenticated with it, so that one row's secret is worth nothing in another.
 """
 
 import secrets
@@ -12,17 +12,17 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 NONCE_BYTES = 12
-INFO = b"embedmesh sealed v1"
+SEAL_INFO = b"embedmesh sealed v1"
 
 
 class Seal:
     """Encrypts and decrypts under one key secret."""
 
     def __init__(self, key_secret: bytes) -> None:
-        self._aead = AESGCM(HKDF(SHA256(), 32, salt=None, info=INFO).derive(key_secret))
+        self._aead = AESGCM(HKDF(SHA256(), 32, salt=None, info=SEAL_INFO).derive(key_secret))
 
     def close(self, plain: bytes, *, what: str, whose: str) -> bytes:
-        """The ciphertext; nothing stays nothing."""
+        """The ciphertext; empty for an empty text."""
         if not plain:
             return b""
         nonce = secrets.token_bytes(NONCE_BYTES)

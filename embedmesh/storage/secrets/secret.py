@@ -10,10 +10,9 @@ from embedmesh.files import sync, write_draft
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.holds import Claim
 from embedmesh.storage.db import Db, Engine
-from embedmesh.storage.sql import load
+from embedmesh.storage.sql import FACTS_SQL
 
 SECRET_BYTES = 32
-FACTS_SQL = load("facts.sql")
 
 
 SecretOf = Callable[[Engine], bytes]
@@ -54,7 +53,7 @@ def check_secret(db: Db, secret: bytes) -> None:
 
 
 def hash_user(secret: bytes, user: str) -> str:
-    """What is kept of a request's member `user`: a keyed hash, 32 hex digits."""
+    """What is kept of a request's field `user`: a keyed hash, 32 hex digits."""
     text = user.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, key=secret, digest_size=16, person=b"user").hexdigest()
 

@@ -1,8 +1,7 @@
 """What a bearer key looks like: `em_` (or `em_admin_`), 22 random letters and digits, 10 of stamp, 6 of checksum.
 
-The checksum is no secret. It lets junk die before the store is asked, and lets scanners recognise a leaked key. The
-stamp is a MAC over what stands before it: a key that has the right one was made here, whether or not it is good still.
-Keys that were made before there were stamps have ten random characters more in its place.
+The checksum is no secret. It tells junk without a query, and lets scanners recognise a leaked key. The stamp is a MAC
+over what stands before it: a key with the right one was made here, whether or not it is still good.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import secrets
 import string
 import zlib
 
-ALPHABET = string.digits + string.ascii_letters
+TOKEN_ALPHABET = string.digits + string.ascii_letters
 RANDOM_CHARS = 22  # 130 bits
 STAMP_CHARS = 10  # 59 bits, of no use without the rest
 CHECKSUM_CHARS = 6  # 62**6 is more than CRC-32's 2**32
@@ -21,21 +20,21 @@ TOKEN_CHARS_MAX = len(max(PREFIXES, key=len)) + 1 + BODY_CHARS
 
 
 def make_token(prefix: str, secret: bytes) -> str:
-    """A new key, shown to its owner once, with the stamp of whoever has the secret."""
+    """A new key, shown to its owner once, with the secret's stamp."""
     assert prefix in PREFIXES
-    start = f"{prefix}_" + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARS))
+    start = f"{prefix}_" + "".join(secrets.choice(TOKEN_ALPHABET) for _ in range(RANDOM_CHARS))
     start += _stamp(start, secret)
     return start + checksum(start)
 
 
 def stamped(token: str, secret: bytes) -> bool:
-    """Whether a well-formed key was made with the secret. Nobody without it can make one that was."""
+    """Whether a well-formed key was made with the secret."""
     start = token[: -STAMP_CHARS - CHECKSUM_CHARS]
     return hmac.compare_digest(_stamp(start, secret), token[len(start) : -CHECKSUM_CHARS])
 
 
 def well_formed(token: str) -> bool:
-    """Whether this may be a key of ours. The same small work whatever is wrong."""
+    """Whether this has the form of a key. The same small work for everything that has not."""
     if len(token) > TOKEN_CHARS_MAX or not token.isascii():
         return False
     prefix, _, body = token.rpartition("_")
@@ -61,6 +60,6 @@ def _stamp(start: str, secret: bytes) -> str:
 def _base62(number: int, chars: int) -> str:
     digits = ""
     for _ in range(chars):
-        number, digit = divmod(number, len(ALPHABET))
-        digits = ALPHABET[digit] + digits
+        number, digit = divmod(number, len(TOKEN_ALPHABET))
+        digits = TOKEN_ALPHABET[digit] + digits
     return digits

@@ -20,7 +20,7 @@ def backup(db: Db, target: Path, *, overwrite: bool) -> None:
     """
     _refuse_the_store_itself(db, target)
     if not overwrite and os.path.lexists(target):
-        raise InvalidValue(f"{target} is there already: name another file, or say that it may be overwritten.")
+        raise InvalidValue(f"{target} exists: name another file, or allow that it is overwritten.")
     draft, descriptor = make_draft(target)
     os.close(descriptor)
     try:
@@ -35,7 +35,7 @@ def backup(db: Db, target: Path, *, overwrite: bool) -> None:
 
 
 def _refuse_the_store_itself(db: Db, target: Path) -> None:
-    """By place and by file: a link to the store is the store."""
+    """By path and by file: a link to the store is the store."""
     _, _, store = db.execute("PRAGMA database_list").fetchall()[0]
     for suffix in STORE_SUFFIXES:
         ours = Path(store + suffix)

@@ -3,8 +3,8 @@
 Statements run on the event loop, only COMMIT runs in a thread of its own, and the event loop never touches the
 connection while the thread does. After a failed fsync nobody knows what the disk holds: that is Fatal, and the process
 is to end; the next start recovers. SQLite's error does not say whether it was an fsync that failed (the driver hides
-extended codes), so the kernel is asked: `sync_wal` syncs the WAL through a descriptor of our own, and the kernel tells
-each descriptor of a failed write-back once.
+extended codes), so `sync_wal` syncs the WAL through a descriptor of our own: the kernel reports a failed write-back
+once to each descriptor.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import pysqlite3.dbapi2 as sqlite
 
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import name_of, refusals
-from embedmesh.storage.ledger.batch import Batch
+from embedmesh.storage.ledger.batch import WriteBatch
 from embedmesh.storage.ledger.group_commit import Fatal
 from embedmesh.storage.sqlite.database import SqliteDb
 
@@ -38,7 +38,7 @@ class SqliteMedium:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._commits = 0  # since the last checkpoint
 
-    async def write(self, batch: Batch, *, patient: bool) -> None:
+    async def write(self, batch: WriteBatch, *, patient: bool) -> None:
         try:
             await self._begin(patient)
             try:

@@ -1,6 +1,6 @@
 """A store in one SQLite file: its version, pragmas, file modes, and the lock that its gateways share.
 
-Whatever is wrong here is a SetupError: one line that says what to do.
+Every failure here is a SetupError: one line that says what to do.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ class SqliteEngine:
                 db.close()
             if isinstance(error, driver.Error):
                 raise SetupError(
-                    f"Cannot open the store {self.path}: {error}. Is it one, and is its disk well?"
+                    f"Cannot open the store {self.path}: {error}. Is it an SQLite file, and does its disk work?"
                 ) from None
             raise
         return SqliteDb(db)
@@ -132,15 +132,13 @@ class SqliteEngine:
 
     def run_script(self, db: Db, script: str, version: int) -> None:
         try:
-            db.execute("PRAGMA foreign_keys = OFF")  # a table that is made anew is away for a moment
+            db.execute("PRAGMA foreign_keys = OFF")  # a script may replace a table
             db.begin()
             if self.version(db) < version:
                 for statement in _statements(script):
                     db.execute(statement)
                 if (broken := db.execute("PRAGMA foreign_key_check").fetchone()) is not None:
-                    raise SetupError(
-                        f"The store {self.path} has a row of {broken[0]} that refers to none: see a backup."
-                    )
+                    raise SetupError(f"The store {self.path} has a row of {broken[0]} that refers to a missing row.")
                 db.execute(f"PRAGMA user_version = {version}")
             db.commit()
         except driver.Error as error:
@@ -155,7 +153,7 @@ class SqliteEngine:
 
 
 class GatewayLock:
-    """Says that a gateway uses the store. `alone` while no other can: then what dead ones left can be mended."""
+    """Says that a gateway uses the store. While it is `alone`, it can recover what dead ones left."""
 
     def __init__(self, path: Path) -> None:
         """Raises SetupError."""
@@ -167,7 +165,7 @@ class GatewayLock:
         self.alone = False
 
     async def take(self, wait_s: float) -> None:
-        """Alone if no other gateway is there, else with it; one that is alone is waited for. Raises SetupError."""
+        """Take it alone, or share it with other gateways; waits for one that is alone. Raises SetupError."""
         try:
             self.alone = self._try(fcntl.LOCK_EX)
             if self.alone:
@@ -183,7 +181,7 @@ class GatewayLock:
             raise SetupError(f"Cannot lock {self._path}.lock: {error.strerror}. Is it on a network disk?") from None
 
     async def share(self, wait_s: float) -> None:
-        """No longer alone."""
+        """Let other gateways share it."""
         if self.alone:
             self.alone = False
             async with asyncio.timeout(wait_s):  # for a moment there is no lock, and another may be alone

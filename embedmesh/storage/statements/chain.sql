@@ -1,7 +1,3 @@
--- name: lock_chain
--- Every transfer touches one of these: who has them knows that none is under way.
-SELECT account_id FROM accounts WHERE account_id IN ('revenue', 'credit_source', 'payouts');
-
 -- name: last_block
 -- Where the chain ends.
 SELECT last_transfer, hash FROM blocks ORDER BY last_transfer DESC LIMIT 1;

@@ -1,4 +1,4 @@
--- Each statement lists what breaks one promise, as rows of (subject, detail); no rows means that it is kept.
+-- Each statement lists what breaks one promise, as rows of (subject, detail). Without rows, the promise is kept.
 -- The word after `name:` is the promise's name in the report.
 
 -- name: transfers_sum_to_zero
@@ -104,7 +104,7 @@ FROM (
 WHERE used <> charged;
 
 -- name: keys_draw_from_all_above
--- A key draws from its parent and from whatever that draws from, and from no other.
+-- A key draws from its parent and from the keys that its parent draws from, and from no other.
 SELECT 'key ' || key_id, 'draws or should draw from ' || from_id
 FROM (
     SELECT key_id, from_id FROM (

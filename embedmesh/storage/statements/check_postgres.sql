@@ -1,4 +1,4 @@
--- What only PostgreSQL can be asked; see check.sql. Its foreign keys are never switched off, and `amcheck` looks at files.
+-- Promises that only PostgreSQL can check; see check.sql. Its foreign keys are never switched off, and `amcheck` looks at files.
 
 -- name: constraints_are_valid
 -- Every constraint of the schema is in force.

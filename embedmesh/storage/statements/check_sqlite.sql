@@ -1,4 +1,4 @@
--- What only SQLite can be asked; see check.sql.
+-- Promises that only SQLite can check; see check.sql.
 
 -- name: references_are_whole
 -- Every row that a row refers to exists.

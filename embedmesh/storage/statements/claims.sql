@@ -32,7 +32,7 @@ UPDATE claims SET reply = :reply WHERE hold_id = :hold_id;
 SELECT bytes FROM kept_replies WHERE account_id = :account_id;
 
 -- name: forget_claims
--- What is older than it is kept, at most as many as one batch should carry.
+-- Delete claims that are too old, at most as many as one batch should carry.
 DELETE FROM claims WHERE (account_id, key_hash) IN (
     SELECT account_id, key_hash FROM claims WHERE created_ms < :kept_from_ms ORDER BY created_ms LIMIT :rows_max
 );

@@ -7,7 +7,7 @@ SELECT value FROM facts WHERE name = :name;
 INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING;
 
 -- name: set_fact
--- Note a fact about this store, whatever was noted before.
+-- Note a fact about this store, in place of an older value.
 INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
 -- name: delete_fact

@@ -9,8 +9,8 @@ WHERE true
 RETURNING hold_id;
 
 -- name: capture_holds
--- End open holds by capturing part or all of them. Open is said so that holds are found by their id: PostgreSQL would
--- rather read an index of open ones, which is full of those that have just ended.
+-- End open holds by capturing part or all of them. The condition is not `state = 'open'`, so that holds are found by
+-- their id: PostgreSQL would read the index of open holds, which is full of those that have just ended.
 UPDATE holds SET state = 'captured', ended_by = 'capture', captured = CAST(value ->> 'cost' AS BIGINT), ended_ms = :now_ms
 FROM json_each(:rows)
 WHERE hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
@@ -29,11 +29,11 @@ SELECT hold_id, account_id FROM holds
 WHERE state = 'open' AND deadline_ms < :now_ms ORDER BY deadline_ms LIMIT :holds_max;
 
 -- name: holds_of_owner
--- The open holds of one gateway: asked at its start, when whoever placed them is gone.
+-- The open holds of one gateway. Read at its start, when the process that placed them is gone.
 SELECT hold_id, account_id FROM holds WHERE state = 'open' AND owner = :owner;
 
 -- name: open_holds
--- All open holds: asked at the start of a gateway that is alone, when all who placed them are gone.
+-- All open holds. Read at the start of a gateway that is alone, when the processes that placed them are gone.
 SELECT hold_id, account_id FROM holds WHERE state = 'open';
 
 -- name: hold_state

@@ -51,13 +51,13 @@ WHERE account_id = :account_id AND revoked_ms IS NULL
     AND EXISTS (SELECT 1 FROM key_draws WHERE key_draws.key_id = keys.key_id AND from_id = :key_id);
 
 -- name: rotate_key
--- Let a key end, because another takes its place: at once or later, never later than it would have.
+-- End a key, because another takes its place: at once or later, never later than it would have.
 UPDATE keys SET rotated_to = :rotated_to, expires_ms = CASE WHEN expires_ms < :expires_ms THEN expires_ms ELSE :expires_ms END
 WHERE key_id = :key_id AND revoked_ms IS NULL AND rotated_to IS NULL
     AND (expires_ms IS NULL OR expires_ms > CAST(:now_ms AS BIGINT));
 
 -- name: hand_over_draws
--- Whatever is below a rotated key is below the one that takes its place...
+-- All keys below a rotated key are below the new one...
 UPDATE key_draws SET from_id = :new_id WHERE from_id = :old_id;
 
 -- name: draw_from_new

@@ -17,22 +17,22 @@ FROM nodes WHERE node_id = :node_id;
 UPDATE nodes SET node_id = node_id WHERE node_id = :node_id;
 
 -- name: count_pending
--- How many nodes wait for an operator's word.
+-- How many nodes wait for the operator's approval.
 SELECT count(*) FROM nodes WHERE standing = 'pending';
 
 -- name: forget_gone_pending
--- Make room for one more that asks to join: of those that ask no more, the one that asked longest ago goes.
+-- Make room for one more pending node: of those that stopped asking, the one that asked longest ago goes.
 DELETE FROM nodes WHERE node_id = (
     SELECT node_id FROM nodes WHERE standing = 'pending' AND registered_ms < :before_ms ORDER BY registered_ms LIMIT 1
 )
 RETURNING node_id;
 
 -- name: touch_node
--- A pending node asks still. No trigger tells gateways of it.
+-- A pending node still asks to join. No trigger counts that as a change.
 UPDATE nodes SET registered_ms = :now_ms WHERE node_id = :node_id AND standing = 'pending';
 
 -- name: save_node
--- A node as it is now; a new one gets the next small id. What was checked of its receipts only note_receipts changes.
+-- Save a node; a new one gets the next small id. Only note_receipts changes how far its receipts were checked.
 INSERT INTO nodes (
     node_id, small_id, kind, standing, public_key, address, ip, certificate, country, offers, inputs_max,
     in_flight_max, sealed, trusted, weight, draining, quarantined, receipts_count, receipts_head, created_ms, registered_ms
@@ -53,7 +53,7 @@ RETURNING small_id;
 UPDATE nodes SET receipts_count = :receipts_count, receipts_head = :receipts_head WHERE node_id = :node_id;
 
 -- name: insert_invite
--- Keep what shows that a node holds a join token.
+-- Keep what checks a join token.
 INSERT INTO invites (invite_id, sealed, note, created_ms, expires_ms)
 VALUES (:invite_id, :sealed, :note, :now_ms, :expires_ms);
 
@@ -63,7 +63,7 @@ SELECT sealed FROM invites
 WHERE invite_id = :invite_id AND (node_id = :node_id OR (used_ms IS NULL AND expires_ms > :now_ms));
 
 -- name: use_invite
--- Use an invite up; nothing is changed where another node was faster.
+-- Use an invite up, unless another node was faster.
 UPDATE invites SET used_ms = :now_ms, node_id = :node_id
 WHERE invite_id = :invite_id AND used_ms IS NULL AND expires_ms > :now_ms;
 

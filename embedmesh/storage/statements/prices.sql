@@ -5,7 +5,7 @@ WHERE from_ms <= CAST(:now_ms AS BIGINT) AND (to_ms IS NULL OR to_ms > CAST(:now
 ORDER BY from_ms, price_id;
 
 -- name: end_price
--- Let the price that holds at a moment end then, and those that were to begin later never begin.
+-- End the price that holds at a moment then; prices that were to begin later never begin.
 UPDATE prices SET to_ms = CASE WHEN from_ms > CAST(:from_ms AS BIGINT) THEN from_ms ELSE CAST(:from_ms AS BIGINT) END
 WHERE model = :model AND account_id IS NOT DISTINCT FROM CAST(:account_id AS TEXT)
     AND (to_ms IS NULL OR (to_ms > CAST(:from_ms AS BIGINT) AND to_ms > from_ms));
