@@ -25,7 +25,7 @@ from embedmesh.process import EXIT_OK, EXIT_SETUP, bind
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
-from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_place
+from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_dsn
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
 RESTART_MAX_S = 1.0  # a child that keeps dying should not heat the machine, nor keep callers waiting for 3 s
@@ -131,7 +131,7 @@ async def _run(
     exit_codes: list[int] = []
     try:
         await children[0].start()  # the slower one first; the store is opened while the model loads
-        credentials = bootstrap(gateway.data_dir, base_url(host, port), store_place(gateway))
+        credentials = bootstrap(gateway.data_dir, base_url(host, port), store_dsn(gateway))
         await asyncio.gather(*(child.start() for child in children[1:]))
         keepers = [asyncio.create_task(_keep(child, say, ready)) for child in children]
         stopping = asyncio.create_task(stop.wait())

