@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -143,18 +143,9 @@ def _model(entry: CatalogueEntry, number: int, defaults: CatalogueDefaults, name
         raise SetupError(
             f"{name}: {position} has only one of folder and digest: write both, or none for a foreign model."
         )
-    return Model(
-        id=entry.id,
-        folder=str(base / Path(entry.folder).expanduser()) if entry.folder is not None else "",
-        width=entry.width,
-        max_tokens=entry.max_tokens,
-        price=price,
-        digest=entry.digest or "",
-        aliases=entry.aliases,
-        token_ids=entry.token_ids,
-        prompts=cast(dict[str, str], entry.prompts),
-        tier=entry.tier,
-    )
+    folder = str(base / Path(entry.folder).expanduser()) if entry.folder is not None else ""
+    changed = {"folder": folder, "price": price, "digest": entry.digest or ""}
+    return Model(**msgspec.structs.asdict(entry) | changed)
 
 
 def _with_tiers(written: Sequence[Model]) -> tuple[Model, ...]:
