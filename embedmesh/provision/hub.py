@@ -16,17 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from embedmesh.engine import layout
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.jsonfile import read_object
-from embedmesh.engine.layout import (
-    ARCHITECTURES,
-    ONNX_FILES,
-    SENTENCE_FILES,
-    SENTENCES_FILE,
-    check_weights,
-    find_first,
-    module_folders,
-)
 from embedmesh.engine.modules import MODULES_FILE
 from embedmesh.engine.safetensors import WEIGHTS_INDEX_FILE
 from embedmesh.rules.errors import SetupError
@@ -45,9 +37,9 @@ CONFIG_FILES = {
     "special_tokens_map.json",
     "added_tokens.json",
     MODULES_FILE,
-    SENTENCES_FILE,
+    layout.SENTENCES_FILE,
     WEIGHTS_INDEX_FILE,
-    *SENTENCE_FILES,
+    *layout.SENTENCE_FILES,
 }
 OTHER_RUNTIMES = {"onnx", "openvino", "coreml"}  # folders with copies of the configs for other programs
 FETCH_THREADS = 4  # files at a time; more does not make one large file faster
@@ -100,7 +92,7 @@ def _fetch(repo: str, revision: str | None, folder: Path, models_dir: Path) -> N
         snapshot.take(name for name in snapshot.files if _is_config(name))
         try:
             _take_weights(snapshot)
-            check_weights(snapshot.folder, read_folder(snapshot.folder).transformer)
+            layout.check_weights(snapshot.folder, read_folder(snapshot.folder).transformer)
         except _NotFetched:
             raise
         except SetupError:
@@ -114,14 +106,16 @@ def _fetch(repo: str, revision: str | None, folder: Path, models_dir: Path) -> N
 
 def _take_weights(snapshot: "_Snapshot") -> None:
     """Safetensors of all modules; an .onnx file where the transformer has none or its architecture is foreign."""
-    first, static = find_first(snapshot.folder)
-    folders = {folder.relative_to(snapshot.folder).as_posix() for folder in module_folders(snapshot.folder)}
+    first, static = layout.find_first(snapshot.folder)
+    folders = {folder.relative_to(snapshot.folder).as_posix() for folder in layout.module_folders(snapshot.folder)}
     weights = [name for name in snapshot.files if _is_safetensors(name) and _parent(name) in folders]
     at = first.relative_to(snapshot.folder)
-    known = static or read_object(first / "config.json").get("model_type") in ARCHITECTURES
+    known = static or read_object(first / "config.json").get("model_type") in layout.ARCHITECTURES
     if not known or not any(_parent(name) == at.as_posix() for name in weights):
         weights = [name for name in weights if _parent(name) != at.as_posix()]
-        onnx = next(((at / name).as_posix() for name in ONNX_FILES if (at / name).as_posix() in snapshot.files), None)
+        onnx = next(
+            ((at / name).as_posix() for name in layout.ONNX_FILES if (at / name).as_posix() in snapshot.files), None
+        )
         weights += [name for name in snapshot.files if onnx is not None and name.startswith(onnx)]
     snapshot.take(weights)
 
