@@ -35,6 +35,7 @@ from embedmesh.engine import int8
 from embedmesh.engine.batch_queue import BatchQueue
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.engine.frames import LoadModel
+from embedmesh.engine.layout import INT8_FILE
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.quantize import compare, quantize
 from embedmesh.engine.sample_text import library_text, package_text, spread
@@ -221,7 +222,7 @@ async def foreign_vectors(engine: Engine) -> Vectors:
 @contextmanager
 def with_int8(folder: Path) -> Iterator[Path]:
     """The folder if it has an `int8.json`, else a copy, of links, that has."""
-    if (folder / int8.INT8_FILE).exists():
+    if (folder / INT8_FILE).exists():
         yield folder
         return
     with tempfile.TemporaryDirectory() as parent:
@@ -232,7 +233,7 @@ def with_int8(folder: Path) -> Iterator[Path]:
         some, other = spread(library_text(), CALIBRATION_TEXTS), spread(package_text(), FOREIGN_TEXTS)
         calibration, judged = (list(map(tokenizer.with_specials, cut_ids(tokenizer, texts))) for texts in (some, other))
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"making {int8.INT8_FILE}")
+            task = bar.add_task(f"making {INT8_FILE}")
             show_step = partial(_show_step, bar, task)
             int8.write(copy, quantize(model, calibration, judged, FOREIGN, threads=0, on_progress=show_step))
         yield copy

@@ -29,18 +29,19 @@ def bootstrap(data_dir: Path, base_url: str, store: str | Path | None = None) ->
     """
     path = data_dir / BOOTSTRAP
     try:
-        return _bootstrap(path, data_dir, base_url, store or store_path(data_dir))
+        written = read_bootstrap(data_dir)
+        credentials = written or _make_keys(data_dir, base_url, store or store_path(data_dir))
+        credentials = msgspec.structs.replace(credentials, base_url=base_url)
+        if credentials != written:
+            content = msgspec.json.format(msgspec.json.encode(credentials), indent=2) + b"\n"
+            write_draft(path, content).replace(path)
+            sync(data_dir)
     except OSError as error:
         raise SetupError(f"Cannot use {path}: {error.strerror}. Choose another --data-dir.") from None
+    return credentials
 
 
-def _bootstrap(path: Path, data_dir: Path, base_url: str, store: str | Path) -> Credentials:
-    credentials = read_bootstrap(data_dir)
-    if credentials is not None:
-        if credentials.base_url != base_url:
-            credentials = msgspec.structs.replace(credentials, base_url=base_url)
-            _write(path, credentials)
-        return credentials
+def _make_keys(data_dir: Path, base_url: str, store: str | Path) -> Credentials:
     ours = "://" not in str(store)  # a server's store may be in use by gateways of an older version
     with open_books(data_dir, store, migrating=ours) as books:
         with suppress(InvalidValue):  # it exists: the first start stopped half-way, or another gateway made it
@@ -48,9 +49,7 @@ def _bootstrap(path: Path, data_dir: Path, base_url: str, store: str | Path) -> 
         books.accounts.credit(BOOTSTRAP_ACCOUNT, BOOTSTRAP_CREDIT_NANOUSD, "bootstrap")
         _, api_key = books.keys.create(BOOTSTRAP_ACCOUNT, API_SCOPES, name="bootstrap")
         _, admin_key = books.keys.create(BOOTSTRAP_ACCOUNT, ADMIN_SCOPES, name="bootstrap admin")
-    credentials = Credentials(base_url=base_url, api_key=api_key, admin_key=admin_key, account=BOOTSTRAP_ACCOUNT)
-    _write(path, credentials)
-    return credentials
+    return Credentials(base_url=base_url, api_key=api_key, admin_key=admin_key, account=BOOTSTRAP_ACCOUNT)
 
 
 def open_books(data_dir: Path, store: str | Path, *, migrating: bool = False) -> Books:
@@ -68,9 +67,3 @@ def key_defaults(settings: GatewaySettings) -> Limits:
         return parse_limits(settings.key_defaults)
     except ValueError as error:
         raise SetupError(f"{error} Correct --key-defaults.") from None
-
-
-def _write(path: Path, credentials: Credentials) -> None:
-    """Whole or not at all, readable by its owner only."""
-    write_draft(path, msgspec.json.format(msgspec.json.encode(credentials), indent=2) + b"\n").replace(path)
-    sync(path.parent)

@@ -41,6 +41,7 @@ CONFIG_FILES = {
     WEIGHTS_INDEX_FILE,
     *layout.SENTENCE_FILES,
 }
+SAFETENSORS = re.compile(r"(^|/)model[^/]*\.safetensors$")
 OTHER_RUNTIMES = {"onnx", "openvino", "coreml"}  # folders with copies of the configs for other programs
 FETCH_THREADS = 4  # files at a time; more does not make one large file faster
 HUB_TIMEOUT_S = 20.0  # for the hub's list of files
@@ -89,7 +90,8 @@ def _fetch(repo: str, revision: str | None, folder: Path, models_dir: Path) -> N
         if folder.is_dir():  # another process brought it while we waited
             return
         snapshot = _Snapshot(repo, revision, staging, folder.relative_to(models_dir).as_posix().replace("/", "--"))
-        snapshot.take(name for name in snapshot.files if _is_config(name))
+        paths = map(PurePosixPath, snapshot.files)
+        snapshot.take(str(path) for path in paths if path.name in CONFIG_FILES and path.parts[0] not in OTHER_RUNTIMES)
         try:
             _take_weights(snapshot)
             layout.check_weights(snapshot.folder, read_folder(snapshot.folder).transformer)
@@ -108,7 +110,7 @@ def _take_weights(snapshot: "_Snapshot") -> None:
     """Safetensors of all modules; an .onnx file where the transformer has none or its architecture is foreign."""
     first, static = layout.find_first(snapshot.folder)
     folders = {folder.relative_to(snapshot.folder).as_posix() for folder in layout.module_folders(snapshot.folder)}
-    weights = [name for name in snapshot.files if _is_safetensors(name) and _parent(name) in folders]
+    weights = [name for name in snapshot.files if SAFETENSORS.search(name) and _parent(name) in folders]
     at = first.relative_to(snapshot.folder)
     known = static or read_object(first / "config.json").get("model_type") in layout.ARCHITECTURES
     if not known or not any(_parent(name) == at.as_posix() for name in weights):
@@ -118,15 +120,6 @@ def _take_weights(snapshot: "_Snapshot") -> None:
         )
         weights += [name for name in snapshot.files if onnx is not None and name.startswith(onnx)]
     snapshot.take(weights)
-
-
-def _is_config(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.name in CONFIG_FILES and path.parts[0] not in OTHER_RUNTIMES
-
-
-def _is_safetensors(name: str) -> bool:
-    return PurePosixPath(name).name.startswith("model") and name.endswith(".safetensors")
 
 
 def _parent(name: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from embedmesh.engine import int8, precision
 from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import read_folder
+from embedmesh.engine.layout import INT8_FILE
 from embedmesh.engine.models import build_graph
 from embedmesh.engine.quantize import compare, quantize
 from embedmesh.engine.safetensors import Weights
@@ -54,7 +55,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     """The file says all of it, and nothing else is left behind."""
     int8.write(tmp_path, RANGES)
     assert int8.read(tmp_path) == RANGES
-    assert [file.name for file in tmp_path.iterdir()] == [int8.INT8_FILE]
+    assert [file.name for file in tmp_path.iterdir()] == [INT8_FILE]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_another_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     """A format, member or type that is not known."""
     int8.write(tmp_path, RANGES)
-    file = tmp_path / int8.INT8_FILE
+    file = tmp_path / INT8_FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(SetupError, match="damaged"):
         int8.read(tmp_path)
@@ -72,7 +73,7 @@ def test_another_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff", b"null"])
 def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / int8.INT8_FILE).write_bytes(content)
+    (tmp_path / INT8_FILE).write_bytes(content)
     with pytest.raises(SetupError, match="damaged"):
         int8.read(tmp_path)
 

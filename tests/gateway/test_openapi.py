@@ -29,7 +29,7 @@ from embedmesh.rules.membership import Heartbeat, SignedHead
 from embedmesh.rules.ports import Caller
 from embedmesh.signing import atoma
 from embedmesh.signing.invites import Invite
-from embedmesh.signing.receipts import PURPOSE, head_message
+from embedmesh.signing.receipts import RECEIPTS_PURPOSE, head_message
 from tests.flow.world import CATALOGUE, GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world
 from tests.gateway.mesh import Applicant, Gateway, gateway, memory_folder, until
 from tests.http.raw import Raw, request, send, serving
@@ -342,7 +342,7 @@ async def test_real_answers_to_nodes_are_as_documented(complete: Gateway, tmp_pa
 def node_head(node: Applicant) -> SignedHead:
     """Of its empty log."""
     message = head_message(node.node_id, node.gateway.fingerprint, 0, bytes(32), 0)
-    return SignedHead(0, bytes(32), 0, node.identity.sign(PURPOSE, message))
+    return SignedHead(0, bytes(32), 0, node.identity.sign(RECEIPTS_PURPOSE, message))
 
 
 async def test_real_answers_to_operators_are_as_documented(complete: Gateway, tmp_path: Path) -> None:
