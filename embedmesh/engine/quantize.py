@@ -6,7 +6,7 @@ Three steps over token ids of ordinary text, without labels or training:
    largest value.
 2. Each input alone is made 8 bits, and the other half of the text tells how far the vectors move: one minus the mean
    cosine. Errors of that size add up.
-3. The inputs that move them most stay in bfloat16, until the rest together is expected to move them by LOSS_MAX.
+3. The inputs that move them most stay in bfloat16, so that the others together move them by LOSS_MAX at most.
 
 The result is then measured as it will be served, on text of another kind.
 """
@@ -32,7 +32,7 @@ Sequences = Sequence[Sequence[int]]
 
 LOSS_MAX = 5e-4  # of the mean cosine; measured: the 10 nearest then agree to 97 %
 SMOOTHING = 0.75  # how much of a channel's size moves into the weights; more fits the calibration text too closely
-ONE_SIDED = 8  # an input that reaches so many times further up than down (behind a GELU) is not shifted: it has a floor
+ONE_SIDED = 8  # an input that reaches this many times further up than down (behind a GELU) is not shifted
 NEAREST = 10  # neighbours whose agreement is measured
 TEXTS_MIN = 2 * (NEAREST + 1)
 RANGE_TOKENS_MAX = 20_000  # extremes hardly grow beyond
@@ -146,7 +146,7 @@ def _range(low: Array, high: Array, kernel: Array) -> Range:
 
 
 def _worst(losses: Sequence[float]) -> set[int]:
-    """The fewest, largest losses without which the rest adds up to at most LOSS_MAX."""
+    """The fewest, largest losses without which the others add up to at most LOSS_MAX."""
     order = sorted(range(len(losses)), key=lambda number: losses[number])
     sums = np.cumsum([max(losses[number], 0.0) for number in order])
     return {number for number, total in zip(order, sums, strict=True) if total > LOSS_MAX}

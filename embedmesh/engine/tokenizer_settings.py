@@ -77,7 +77,7 @@ class AddedTokens(msgspec.Struct):
 def load_tokenizer(folder: Folder) -> Tokenizer:
     """The tokenizer that `transformers` would make of the folder. Raises SetupError, in one line.
 
-    A static model's is tokenizer.json alone: those who make such models read nothing else.
+    A static model's is tokenizer.json alone: the makers of such models read nothing else.
     """
     content, file, json = _read(folder)
     if folder.source == "static":

@@ -194,7 +194,7 @@ class RequestChecker:
         except UnicodeEncodeError:
             raise Unauthenticated("malformed") from None
         _check_signature(session.mac, base, signature)
-        if not session.window.new(instance, int(counter, 16)):  # whatever its body
+        if not session.window.new(instance, int(counter, 16)):  # before its body is read
             raise Unauthenticated("replay")
         covered = _covered(method, path, digest, node_id, request_id, signature.removeprefix("em="))
         return CheckedRequest(request_id, digest, covered, session, instance, int(counter, 16))
