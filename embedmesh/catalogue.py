@@ -1,7 +1,7 @@
 """The operator's catalogue of models: a TOML file, read once at start, strictly.
 
-docs/reference/catalogue.md says what may stand in it. The built-in catalogue has the default model; a file of the
-operator replaces it whole.
+docs/reference/catalogue.md documents it. The built-in catalogue has the default model; the operator's file replaces it
+whole.
 """
 
 import re
@@ -9,30 +9,32 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from embedmesh.rules.embeddings import Role
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.limits import REQUEST_TOKENS_MAX
+from embedmesh.rules.limits import (
+    CATALOGUE_BYTES_MAX,
+    MODEL_PRICE_MAX,
+    PROMPT_CHARS_MAX,
+    REQUEST_TOKENS_MAX,
+    VECTOR_WIDTH_MAX,
+)
 from embedmesh.rules.models import TIERS, Model, Tier, TokenIds
 
-FILE_BYTES_MAX = 4 * 1024 * 1024  # about ten thousand models
-WIDTH_MAX = 65_536  # sixteen times the widest model we know of; bounds the size of a reply
-PRICE_MAX = 10**15  # a million USD per million tokens; the dearest request then still fits 64 bits
-PROMPT_CHARS_MAX = 1_024  # a prompt is a few words and is paid with every text
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")  # stands in paths, headers and file names as it is
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")  # used in paths, headers and file names as it is
 
-Price = Annotated[int, Meta(ge=0, le=PRICE_MAX)]
+Price = Annotated[int, Meta(ge=0, le=MODEL_PRICE_MAX)]
 
 
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
-    """`[[models]]` as it is written; `Model` says what each member means."""
+class CatalogueEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """`[[models]]` as it is written; `Model` documents each field."""
 
     id: str
-    width: Annotated[int, Meta(ge=1, le=WIDTH_MAX)]
+    width: Annotated[int, Meta(ge=1, le=VECTOR_WIDTH_MAX)]
     max_tokens: Annotated[int, Meta(ge=1, le=REQUEST_TOKENS_MAX)]
     folder: Annotated[str, Meta(min_length=1)] | None = None
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
@@ -43,20 +45,24 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     tier: Tier = "exact"
 
 
-class _Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CatalogueDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[defaults]`."""
+
     price: Price | None = None
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    models: Annotated[list[_Entry], Meta(min_length=1)]
-    defaults: _Defaults = _Defaults()
+class CatalogueFile(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole file."""
+
+    models: Annotated[list[CatalogueEntry], Meta(min_length=1)]
+    defaults: CatalogueDefaults = CatalogueDefaults()
 
 
 class Catalogue:
-    """The models that may be served, findable by id, alias, and either with a tier suffix.
+    """Implements the port `Catalogue`: the models that may be served, by id, alias, and either with a tier suffix.
 
-    A name without a suffix means the first model of that name, so that nobody's numbers change when a tier is added.
-    `written` are those of `models` that somebody asked for by an entry of their own.
+    A name without a suffix means the first model of that name, so that no vectors change when a tier is added.
+    `written` are the `models` that have an entry of their own.
     """
 
     def __init__(self, models: tuple[Model, ...], *, written: tuple[Model, ...] | None = None) -> None:
@@ -82,8 +88,8 @@ class Catalogue:
 def load_catalogue(file: Path | None, *, assets: Path) -> Catalogue:
     """Read the operator's `file`, or the built-in catalogue where it is None.
 
-    Folders are relative to the file; those of the built-in catalogue to `assets`, where set-up puts what it fetches.
-    Whether they exist is not looked at here. Raises SetupError naming file and member.
+    Folders are relative to the file; those of the built-in catalogue to `assets`, where set-up puts models. They need
+    not exist. Raises SetupError naming file and field.
     """
     if file is None:
         text = (resources.files("embedmesh") / "data" / "catalogue.toml").read_text("utf-8")
@@ -92,15 +98,15 @@ def load_catalogue(file: Path | None, *, assets: Path) -> Catalogue:
 
 
 def parse_catalogue(text: str, *, name: str, base: Path) -> Catalogue:
-    """The catalogue that `text` (TOML) writes down. `name` is for the one line that a SetupError says."""
+    """The catalogue in `text` (TOML). `name` is for the one line of a SetupError."""
     try:
-        written = msgspec.convert(tomllib.loads(text), _File)
+        written = msgspec.convert(tomllib.loads(text), CatalogueFile)
     except tomllib.TOMLDecodeError as error:
         raise SetupError(f"{name} is not TOML: {error}.") from None
     except RecursionError:
         raise SetupError(f"{name} is not TOML: it is nested too deep.") from None
     except msgspec.ValidationError as error:
-        raise SetupError(f"{name}: {_place_first(str(error))}.") from None
+        raise SetupError(f"{name}: {_position_first(str(error))}.") from None
     models = [_model(entry, number, written.defaults, name, base) for number, entry in enumerate(written.models)]
     _refuse_shared_names(models, name)
     named = _with_tiers(models)
@@ -110,47 +116,40 @@ def parse_catalogue(text: str, *, name: str, base: Path) -> Catalogue:
 def _read(file: Path) -> str:
     try:
         with file.open("rb") as stream:
-            raw = stream.read(FILE_BYTES_MAX + 1)
-        if len(raw) > FILE_BYTES_MAX:
-            raise SetupError(f"{file} is larger than {FILE_BYTES_MAX:,} bytes: that is no catalogue.")
+            raw = stream.read(CATALOGUE_BYTES_MAX + 1)
+        if len(raw) > CATALOGUE_BYTES_MAX:
+            raise SetupError(f"{file} is larger than {CATALOGUE_BYTES_MAX:,} bytes, so it is no catalogue.")
         return raw.decode("utf-8")
     except OSError as error:
-        raise SetupError(f"The catalogue {file} cannot be read ({error.strerror}). Mend --catalogue.") from None
+        raise SetupError(f"The catalogue {file} cannot be read ({error.strerror}). Correct --catalogue.") from None
     except UnicodeDecodeError:
         raise SetupError(f"{file} is not UTF-8 text. Save it as UTF-8.") from None
 
 
-def _model(entry: _Entry, number: int, defaults: _Defaults, name: str, base: Path) -> Model:
-    place = f"models[{number}]"
-    for member, called in [("id", entry.id), *((f"aliases[{i}]", alias) for i, alias in enumerate(entry.aliases))]:
-        if not NAME.fullmatch(called):
+def _model(entry: CatalogueEntry, number: int, defaults: CatalogueDefaults, name: str, base: Path) -> Model:
+    position = f"models[{number}]"
+    for field, called in _named_fields(entry):
+        if not MODEL_NAME.fullmatch(called):
             raise SetupError(
-                f"{name}: {place}.{member}: a name has 1 to 200 of the characters A-Z a-z 0-9 . _ : / @ + -"
+                f"{name}: {position}.{field}: a name has 1 to 200 of the characters A-Z a-z 0-9 . _ : / @ + -"
                 " and begins with a letter or digit."
             )
         if called.rpartition(":")[2] in TIERS and ":" in called:
-            raise SetupError(f"{name}: {place}.{member}: a name must not end in a tier; write tier = instead.")
+            raise SetupError(f"{name}: {position}.{field}: a name must not end in a tier; write tier = instead.")
     price = entry.price if entry.price is not None else defaults.price
     if price is None:
-        raise SetupError(f"{name}: {place}.price is missing, and [defaults] has no price either.")
+        raise SetupError(f"{name}: {position}.price is missing, and [defaults] has no price either.")
     if (entry.folder is None) != (entry.digest is None):
-        raise SetupError(f"{name}: {place} has one of folder and digest: write both, or neither for a foreign model.")
-    return Model(
-        id=entry.id,
-        folder=str(base / Path(entry.folder).expanduser()) if entry.folder is not None else "",
-        width=entry.width,
-        max_tokens=entry.max_tokens,
-        price=price,
-        digest=entry.digest or "",
-        aliases=entry.aliases,
-        token_ids=entry.token_ids,
-        prompts=cast(dict[str, str], entry.prompts),
-        tier=entry.tier,
-    )
+        raise SetupError(
+            f"{name}: {position} has only one of folder and digest: write both, or none for a foreign model."
+        )
+    folder = str(base / Path(entry.folder).expanduser()) if entry.folder is not None else ""
+    changed = {"folder": folder, "price": price, "digest": entry.digest or ""}
+    return Model(**msgspec.structs.asdict(entry) | changed)
 
 
 def _with_tiers(written: Sequence[Model]) -> tuple[Model, ...]:
-    """The same, an id that comes again under the name of its tier."""
+    """The same models; an id that occurs again is named with its tier."""
     seen: set[str] = set()
     named = []
     for model in written:
@@ -160,12 +159,12 @@ def _with_tiers(written: Sequence[Model]) -> tuple[Model, ...]:
 
 
 def _fast_ones(written: Sequence[Model]) -> tuple[Model, ...]:
-    """Each exact model in the fast tier, where that has no entry: the same weights in other arithmetic need none."""
-    there = {(name, model.tier) for model in written for name in _plain_names(model)}
+    """Each exact model in the fast tier, where that has no entry: it is the same weights in other arithmetic."""
+    written_as = {(name, model.tier) for model in written for name in _plain_names(model)}
     exact = [
         model
         for model in written
-        if model.tier == "exact" and not model.foreign and (_plain_names(model)[0], "fast") not in there
+        if model.tier == "exact" and not model.foreign and (_plain_names(model)[0], "fast") not in written_as
     ]
     return tuple(_in_tier(model, "fast") for model in exact)
 
@@ -181,22 +180,26 @@ def _plain_names(model: Model) -> list[str]:
 
 
 def _refuse_shared_names(models: Sequence[Model], name: str) -> None:
-    """A name may stand once; entries of one id, which must differ in their tier, may share their aliases."""
-    owners: dict[str, tuple[str, str]] = {}  # name -> id of the model that has it, and where that stands
-    places: dict[tuple[str, str], str] = {}  # name and tier -> where it stands
+    """Every name occurs once; entries of one id, which must differ in their tier, may share their aliases."""
+    owners: dict[str, tuple[str, str]] = {}  # name -> id of its model, and where it is written
+    positions: dict[tuple[str, str], str] = {}  # name and tier -> where it is written
     for number, model in enumerate(models):
-        members = [("id", model.id), *((f"aliases[{i}]", alias) for i, alias in enumerate(model.aliases))]
-        for member, called in members:
-            place = f"models[{number}].{member}"
-            owner, first = owners.setdefault(called, (model.id, place))
-            other = first if owner != model.id else places.setdefault((called, model.tier), place)
-            if other != place:
-                raise SetupError(f"{name}: {place} is {called}, as {other} is. Every name may stand once in a tier.")
+        for field, called in _named_fields(model):
+            position = f"models[{number}].{field}"
+            owner, first = owners.setdefault(called, (model.id, position))
+            other = first if owner != model.id else positions.setdefault((called, model.tier), position)
+            if other != position:
+                raise SetupError(f"{name}: {position} is {called}, as {other} is. Every name may occur once in a tier.")
 
 
-def _place_first(message: str) -> str:
+def _named_fields(entry: CatalogueEntry | Model) -> list[tuple[str, str]]:
+    """Every field that holds a name of the model, and the name."""
+    return [("id", entry.id), *((f"aliases[{at}]", alias) for at, alias in enumerate(entry.aliases))]
+
+
+def _position_first(message: str) -> str:
     """msgspec's `Expected ... - at `$.models[0].width`` as `models[0].width: expected ...`."""
-    said, _, where = message.partition(" - at `")
-    place = re.sub(r"^key` in `", "", where).strip("$.`")
-    said = said[0].lower() + said[1:]
-    return f"{place}: {said}" if place else said
+    problem, _, where = message.partition(" - at `")
+    position = re.sub(r"^key` in `", "", where).strip("$.`")
+    problem = problem[0].lower() + problem[1:]
+    return f"{position}: {problem}" if position else problem

@@ -13,15 +13,19 @@ import platformdirs
 from msgspec import Meta
 
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
+from embedmesh.rules.limits import NODE_PRICE_MAX, REQUEST_BODY_BYTES_MAX
 
 ENV_PREFIX = "EMBEDMESH_"
-PRICE_MAX = 10**12  # nano-USD a million tokens, $1,000: more is a number of nano-USD, given for one of USD
-IN_USD = {"given_in": "usd"}  # of a setting: nano-USD here, USD where people write it
+IN_USD = {"given_in": "usd"}  # marks a setting that is nano-USD here and USD where people write it
+MIB = 1024 * 1024
+
+CataloguePath = Annotated[
+    Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
+]
 
 
 def default_data_dir() -> Path:
-    """Where accounts, keys and the ledger live unless told otherwise: the platform's user data folder."""
+    """The folder of accounts, keys and the ledger by default: the platform's user data folder."""
     return Path(os.environ.get(ENV_PREFIX + "DATA_DIR") or platformdirs.user_data_path("embedmesh"))
 
 
@@ -30,88 +34,78 @@ def store_path(data_dir: Path) -> Path:
     return data_dir / "embedmesh.db"
 
 
-def store_place(settings: "GatewaySettings") -> str | Path:
-    """Where the store is: what the setting says, or the file in the data directory."""
+def store_dsn(settings: "GatewaySettings") -> str | Path:
+    """The store's DSN, or its file: as set, or the file in the data directory."""
     return settings.store or store_path(settings.data_dir)
 
 
 def secret_path(data_dir: Path) -> Path:
-    """The secret that key hashes are keyed with; apart from the store, so that a stolen store opens nothing."""
+    """The secret that key hashes are keyed with. It is not in the store, so that a stolen store opens nothing."""
     return data_dir / "key.secret"
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway can be told."""
+    """The settings of a gateway."""
 
-    host: Annotated[str, Meta(description="Address to listen on. Behind a proxy on another machine: 0.0.0.0.")] = (
+    host: Annotated[str, Meta(description="Address to listen on. Use 0.0.0.0 behind a proxy on another machine.")] = (
         "127.0.0.1"
     )
     port: Annotated[int, Meta(description="Port to listen on; 0 takes any free one.", ge=0, le=65535)] = 8080
-    data_dir: Annotated[Path, Meta(description="Folder for the store, keys and run files; made with mode 0700.")]
+    data_dir: Annotated[Path, Meta(description="Folder for the store, keys and run files; created with mode 0700.")]
     store: Annotated[
         str,
         Meta(
-            description="Store of accounts, keys and the ledger: postgresql://USER@HOST/DATABASE for many gateways, or "
-            "a file's path. Default: embedmesh.db in the data directory."
+            description="Database of accounts, keys and the ledger: postgresql://USER@HOST/DATABASE for several "
+            "gateways, or a file's path. Default: embedmesh.db in the data directory."
         ),
     ] = ""
     keep_usage_days: Annotated[
-        int | None,
-        Meta(description="Days that a request's usage record is kept; sums and money stay. Default: for ever.", ge=1),
+        int | None, Meta(description="Days to keep usage records; totals and money stay. Default: for ever.", ge=1)
     ] = None
     key_defaults: Annotated[
         str,
         Meta(
-            description="Limits of new keys where none are given, any of "
-            "requests-a-minute=60,tokens-a-minute=1000000,concurrency=8. Wise where strangers get keys."
+            description="Limits of new keys that are created without limits, any of "
+            "requests-a-minute=60,tokens-a-minute=1000000,concurrency=8. Recommended where strangers get keys."
         ),
     ] = ""
-    catalogue: Annotated[
-        Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
-    ] = None
+    catalogue: CataloguePath = None
     nodes: Annotated[
-        tuple[str, ...], Meta(description="Addresses of nodes of our own, as unix:/path/to/socket. May be repeated.")
+        tuple[str, ...], Meta(description="Address of a node of our own, as unix:/path/to/socket. May be repeated.")
     ] = ()
     node_networks: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Private network where nodes may be, such as 10.0.0.0/8; http is taken there. May be repeated."
-        ),
+        Meta(description="Private network that nodes may be in, such as 10.0.0.0/8, also by http. May be repeated."),
     ] = ()
     upstream_probe_s: Annotated[
-        int,
-        Meta(
-            description="Seconds between two probes of an idle server of another make; each may cost money there.",
-            ge=5,
-            le=86_400,
-        ),
+        int, Meta(description="Seconds between probes of an idle upstream; it may charge for each.", ge=5, le=86_400)
     ] = 60
     policy: Annotated[
-        Literal["fastest", "cheapest", "weighted"], Meta(description="Which of the nodes that could do it is asked.")
+        Literal["fastest", "cheapest", "weighted"], Meta(description="How a node is chosen among those with room.")
     ] = "fastest"
     ask_max: Annotated[
         int | None,
         Meta(
-            description="The most that a node is paid for a million tokens, in USD. Default: what it asks.",
+            description="The most that a node is paid for a million tokens, in USD. Default: the price it asks.",
             ge=0,
-            le=PRICE_MAX,
+            le=NODE_PRICE_MAX,
             extra=IN_USD,
         ),
     ] = None
-    hedge: Annotated[
-        bool, Meta(description="Ask an idle second node where a short request takes far longer than it should.")
-    ] = False
+    hedge: Annotated[bool, Meta(description="Ask an idle second node when the first is late with a short request.")] = (
+        False
+    )
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(
-            description="Network of reverse proxies, such as 10.0.0.0/8: who is behind them they say in "
-            "X-Forwarded-For, and their connections are not bounded by address. May be repeated."
+            description="Network of reverse proxies, such as 10.0.0.0/8. Their X-Forwarded-For names the client, and "
+            "their connections are not limited by address. May be repeated."
         ),
     ] = ()
     in_flight_max: Annotated[
         int,
         Meta(
-            description="Requests handled at one time, by one account four fifths of them; more get a 503 at once.",
+            description="Requests handled at one time, four fifths of them for one account; more get a 503 at once.",
             ge=1,
             le=65_536,
         ),
@@ -119,31 +113,25 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_total_max: Annotated[
         int,
         Meta(
-            description="Bytes of request bodies held in memory at one time, by one account four fifths of them; more "
-            "get a 503.",
+            description="Bytes of request bodies in memory, four fifths of them for one account; more get a 503.",
             ge=REQUEST_BODY_BYTES_MAX * 5 // 4,  # or one account's share would be less than one body
         ),
-    ] = 512 * 1024 * 1024
+    ] = 512 * MIB
     reply_bytes_total_max: Annotated[
         int,
         Meta(
-            description="Bytes of replies under way at one time, by one account four fifths of them; more get a 503.",
-            ge=16 * 1024 * 1024,
+            description="Bytes of replies in memory, four fifths of them for one account; more get a 503.", ge=16 * MIB
         ),
-    ] = 512 * 1024 * 1024
+    ] = 512 * MIB
     cache_bytes_max: Annotated[
         int,
-        Meta(
-            description="Bytes of vectors that a gateway process remembers for accounts whose `cache` is on.",
-            ge=0,
-            le=2**40,
-        ),
-    ] = 64 * 1024 * 1024
+        Meta(description="Bytes of cached vectors in a process, for accounts with `cache` on.", ge=0, le=2**40),
+    ] = 64 * MIB
     unknown_members: Annotated[
         Literal["refuse", "ignore"],
         Meta(
-            description="Unknown members of a request: refused, or, where they cannot change vectors, ignored and "
-            "named in a header."
+            description="Refuse unknown fields of a request, or ignore those that cannot change vectors and list them "
+            "in a header."
         ),
     ] = "refuse"
     cors_origin: Annotated[
@@ -154,12 +142,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     workers: Annotated[
-        int,
-        Meta(
-            description="Gateway processes that share the port and the store; more than one on several cores.",
-            ge=1,
-            le=64,
-        ),
+        int, Meta(description="Gateway processes that share the port and the store, for several cores.", ge=1, le=64)
     ] = 1
     listen_fd: int | None = None  # from our supervisor: a listening socket that outlives this process
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
@@ -167,48 +150,35 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node can be told."""
+    """The settings of a node."""
 
-    gateway: Annotated[str, Meta(description="Gateway to join and embed for, as http://HOST:PORT or https://HOST.")] = (
-        ""
-    )
-    join: Annotated[
-        str,
-        Meta(description="Join token that `embedmesh nodes invite` printed at the gateway. Needed once."),
-    ] = ""
+    gateway: Annotated[str, Meta(description="Gateway to join, as http://HOST:PORT or https://HOST.")] = ""
+    join: Annotated[str, Meta(description="Join token from `embedmesh nodes invite` at the gateway. Needed once.")] = ""
     gateway_key: Annotated[
-        str,
-        Meta(
-            description="In place of a token: the fingerprint that `embedmesh nodes key` prints; then wait for approval"
-        ),
+        str, Meta(description="Instead of a token: the fingerprint from `embedmesh nodes key`; then wait for approval.")
     ] = ""
     address: Annotated[
-        str,
-        Meta(description="Where that gateway can reach this node: https://HOST:PORT. Without it the node dials out."),
+        str, Meta(description="https://HOST:PORT where that gateway can reach this node. Default: the node dials out.")
     ] = ""
     listen: Annotated[
-        str, Meta(description="With --address: HOST:PORT to listen on. Default: every address, and the address's port.")
+        str, Meta(description="With --address: HOST:PORT to listen on. Default: all addresses, and the address's port.")
     ] = ""
-    country: Annotated[str, Meta(description="With --gateway: where this node is, in two letters.")] = ""
+    country: Annotated[str, Meta(description="With --gateway: the node's country, in two letters.")] = ""
     price: Annotated[
         int,
         Meta(
-            description="With --gateway: what this node asks for a million tokens, in USD.",
+            description="With --gateway: the price that this node asks for a million tokens, in USD.",
             ge=0,
-            le=PRICE_MAX,
+            le=NODE_PRICE_MAX,
             extra=IN_USD,
         ),
     ] = 0
-    data_dir: Annotated[Path, Meta(description="Folder for the node's identity; made with mode 0700.")]
-    uds: Annotated[Path | None, Meta(description="Unix socket to serve gateways on; made with mode 0600.")] = None
-    catalogue: Annotated[
-        Path | None, Meta(description="Models to serve, as TOML (see `embedmesh models`). Default: the built-in one.")
-    ] = None
+    data_dir: Annotated[Path, Meta(description="Folder for the node's identity; created with mode 0700.")]
+    uds: Annotated[Path | None, Meta(description="Unix socket to serve gateways on; created with mode 0600.")] = None
+    catalogue: CataloguePath = None
     model: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Model to serve, with a tier suffix such as `:fast` if wanted. May be repeated. Default: all."
-        ),
+        Meta(description="Model to serve, if wanted with a tier (`:fast`). May be repeated. Default: all."),
     ] = ()
     threads: Annotated[int, Meta(description="Threads of the engine; 0 takes all cores.", ge=0, le=1024)] = 0
     queue_tokens_max: Annotated[
@@ -218,13 +188,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: Annotated[str, Meta(description="With --standalone: address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(description="With --standalone: port to listen on.", ge=0, le=65535)] = 8081
     api_key: Annotated[
-        str, Meta(description="With --standalone: the bearer key that callers need. Better given in the environment.")
+        str, Meta(description="With --standalone: the bearer key of callers. Better given in the environment.")
     ] = ""
     lifeline_fd: int | None = None  # from our supervisor: a pipe that closes when it dies
 
 
 def meta_of(hint: Any) -> Meta | None:
-    """What a setting's type says of it beside its kind."""
+    """The description and bounds in a setting's type."""
     return next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Meta)), None)
 
 
@@ -232,7 +202,7 @@ BOOTSTRAP = "bootstrap.json"
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """`bootstrap.json`: what the first start made, for the person at this machine (mode 0600)."""
+    """`bootstrap.json` (mode 0600): the keys that the first start made, for the person at this machine."""
 
     base_url: str
     api_key: str
@@ -241,7 +211,7 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 def read_bootstrap(data_dir: Path) -> Credentials | None:
-    """What the first start wrote in `data_dir`; None where there was none. Raises SetupError, in one line."""
+    """The credentials of the first start in `data_dir`; None where there are none. Raises SetupError, in one line."""
     file = data_dir / BOOTSTRAP
     try:
         return msgspec.json.decode(file.read_bytes(), type=Credentials)

@@ -25,7 +25,7 @@ from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, stop_event
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
-from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_place
+from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_dsn
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
 RESTART_MAX_S = 1.0  # a child that keeps dying should not heat the machine, nor keep callers waiting for 3 s
@@ -139,7 +139,7 @@ class Service:
         """Keep the children running until `stopping`, or until one cannot run. Returns the exit code."""
         host, port = self.sock.getsockname()[:2]
         await children[0].start()  # the slower one first; the store is opened while the model loads
-        credentials = bootstrap(self.gateway.data_dir, base_url(host, port), store_place(self.gateway))
+        credentials = bootstrap(self.gateway.data_dir, base_url(host, port), store_dsn(self.gateway))
         await asyncio.gather(*(child.start() for child in children[1:]))
         ready = asyncio.Event()
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.catalogue import FILE_BYTES_MAX, Catalogue, load_catalogue, parse_catalogue
+from embedmesh.catalogue import Catalogue, load_catalogue, parse_catalogue
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import CATALOGUE_BYTES_MAX
 from embedmesh.rules.models import Model
 from tests.data import model_folder
 
@@ -149,7 +150,7 @@ def test_tiers_of_one_model() -> None:
     }
     reversed_ = parse_catalogue(int8 + ENTRY, name="models.toml", base=Path("/base"))
     assert (named(reversed_, "m").tier, named(reversed_, "org/m:exact").id) == ("int8", "org/m:exact")
-    with pytest.raises(SetupError, match="Every name may stand once in a tier"):
+    with pytest.raises(SetupError, match="Every name may occur once in a tier"):
         parse_catalogue(ENTRY + int8 + int8, name="models.toml", base=Path("/base"))
 
 
@@ -195,7 +196,7 @@ def test_an_operators_file(tmp_path: Path) -> None:
     file.write_bytes(b"\xff")
     with pytest.raises(SetupError, match="is not UTF-8"):
         load_catalogue(file, assets=Path("/assets"))
-    file.write_bytes(b"#" * (FILE_BYTES_MAX + 1))
+    file.write_bytes(b"#" * (CATALOGUE_BYTES_MAX + 1))
     with pytest.raises(SetupError, match="is larger than"):
         load_catalogue(file, assets=Path("/assets"))
     with pytest.raises(SetupError, match="cannot be read"):

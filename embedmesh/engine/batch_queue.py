@@ -56,8 +56,6 @@ class BatchQueue:
         self._tokens, self._seconds = SPEED_START * 1e-3, 1e-3  # of the last batches
         self.waiting_tokens: int = 0
         self._open: set[EmbedCall] = set()  # not answered yet, waiting or running
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     async def embed(self, sequences: list[list[int]]) -> list[bytes]:
         """One vector a sequence, in order. Raises Overloaded at once, or NodeFailure.
@@ -70,7 +68,6 @@ class BatchQueue:
             raise Overloaded("This node's queue is full. Try again shortly.", retry_after_s=wait_s)
         self._queue.append(call)
         self._open.add(call)
-        self._idle.clear()
         self.waiting_tokens += call.rows.tokens
         self._arrived.set()
         try:
@@ -80,13 +77,12 @@ class BatchQueue:
                 self._queue.remove(call)
                 self.waiting_tokens -= call.rows.tokens
             self._open.remove(call)
-            if not self._open:
-                self._idle.set()
         return [vector for vector in call.vectors if vector is not None]
 
     async def idle(self) -> None:
-        """Wait until every call is answered."""
-        await self._idle.wait()
+        """Wait until every call that is there now is answered."""
+        if self._open:
+            await asyncio.wait([call.done for call in self._open])
 
     @property
     def tokens_per_s(self) -> float:

@@ -25,10 +25,10 @@ BETWEEN_IDEOGRAPHS = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"  # BERT's puts a
 JOINING = ((0x0D4E, 0x0D4E), (0x0E33, 0x0E33), (0x0EB3, 0x0EB3), (0x1100, 0x11FF), (0xA960, 0xA97F), (0xD7B0, 0xD7FF))
 """Letters that may be one with a neighbour, from and to: Hangul's parts, and a few vowels."""
 LETTERS, ACCENTS = frozenset(("Lu", "Ll", "Lo", "Nd")), frozenset(("Mn", "Mc"))  # categories of Unicode
-CLOSING_MARKS = ".,;:!?)"  # of what stands before a space, too
+CLOSING_MARKS = ".,;:!?)"  # may also precede the space
 
 CALM = frozenset(("BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Precompiled", "Nmt"))
-"""Normalizers that change a letter, digit or space, which stands before a letter or space, by itself alone."""
+"""Normalizers that change a letter, digit or space before a letter or space independently of its neighbours."""
 SPACE_SPLITTERS = frozenset(("Whitespace", "WhitespaceSplit", "BertPreTokenizer"))
 
 
@@ -51,7 +51,7 @@ def cuts_of(tokenizer: Tokenizer) -> re.Pattern[str] | None:
 
 
 def _beside_marks(normalizer: dict[str, Any], added: set[str]) -> list[str]:
-    """BERT's cut isolates each ASCII mark. Those that stand in added tokens are left out."""
+    """BERT's pre-tokenizer isolates each ASCII mark. Marks that occur in added tokens are left out."""
     taken = {character for content in added for character in content}
     marks = [mark for mark in map(chr, range(33, 127)) if re.fullmatch(MARK, mark) and mark not in taken]
     some = "".join(map(re.escape, marks))
@@ -70,7 +70,7 @@ def _before_words() -> re.Pattern[str]:
 
 
 def _ranges(wanted: Callable[[str], bool]) -> str:
-    """Those of the characters, for a pattern."""
+    """The wanted characters, as ranges of a pattern."""
     groups = itertools.groupby(map(chr, range(0x10000)), wanted)
     runs = [list(characters) for good, characters in groups if good]
     return "".join(rf"\u{ord(run[0]):04x}-\u{ord(run[-1]):04x}" for run in runs)

@@ -4,17 +4,8 @@ import hashlib
 import mmap
 from pathlib import Path
 
+from embedmesh.engine import layout
 from embedmesh.engine.jsonfile import FETCH_AGAIN, read_object, text
-from embedmesh.engine.layout import (
-    INT8_FILE,
-    SENTENCE_FILES,
-    SENTENCES_FILE,
-    check_weights,
-    find_first,
-    find_onnx,
-    find_source,
-    module_folders,
-)
 from embedmesh.engine.modules import MODULES_FILE
 from embedmesh.engine.safetensors import WEIGHTS_INDEX_FILE
 from embedmesh.rules.errors import SetupError
@@ -43,22 +34,22 @@ def size_bytes(path: Path) -> int:
 
 
 def _deciding_files(path: Path) -> set[Path]:
-    first, static = find_first(path)
-    names = ["config.json", *SENTENCE_FILES, "tokenizer.json", WEIGHTS_INDEX_FILE]
-    files = {path / MODULES_FILE, path / SENTENCES_FILE, path / INT8_FILE}
-    for folder in {path, *module_folders(path)}:
+    first, static = layout.find_first(path)
+    names = ["config.json", *layout.SENTENCE_FILES, "tokenizer.json", WEIGHTS_INDEX_FILE]
+    files = {path / MODULES_FILE, path / layout.SENTENCES_FILE, path / layout.INT8_FILE}
+    for folder in {path, *layout.module_folders(path)}:
         files |= {*(folder / name for name in names), *folder.glob("*.safetensors")}
-    check_weights(path, first)
+    layout.check_weights(path, first)
     if not static:
         model_type = text(read_object(first / "config.json"), "model_type", path)
-        if find_source(path, first, model_type) == "onnx":
+        if layout.find_source(path, first, model_type) == "onnx":
             files |= _onnx_files(first)
     return {file for file in files if file.is_file()}
 
 
 def _onnx_files(transformer: Path) -> set[Path]:
     """The .onnx file and those that it keeps tensors in. Raises SetupError when one is not beside it."""
-    onnx = find_onnx(transformer)
+    onnx = layout.find_onnx(transformer)
     assert onnx is not None  # the source is "onnx"
     files = {onnx}
     try:

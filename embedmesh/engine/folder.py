@@ -10,17 +10,9 @@ from typing import Any
 
 import msgspec
 
+from embedmesh.engine import layout
 from embedmesh.engine.digest import digest
 from embedmesh.engine.jsonfile import Fields, count, only_known, read_object, text
-from embedmesh.engine.layout import (
-    ARCHITECTURES,
-    SENTENCE_FILES,
-    SENTENCES_FILE,
-    Architecture,
-    Source,
-    find_first,
-    find_source,
-)
 from embedmesh.engine.modules import MODULES_FILE, Dense, Pooling, read_modules
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
@@ -63,7 +55,7 @@ class Folder(msgspec.Struct, frozen=True):
 
     path: Path
     transformer: Path
-    source: Source
+    source: layout.Source
     model_type: str
     config: dict[str, Any]
     pooling: Pooling
@@ -79,15 +71,15 @@ class Folder(msgspec.Struct, frozen=True):
 
 def read_folder(path: Path) -> Folder:
     """Read and check all but the tokenizer and encoders' weights. Raises SetupError, in one line."""
-    first, static = find_first(path)
+    first, static = layout.find_first(path)
     return _read_static(path, first) if static else _read_encoder(path, first)
 
 
 def _read_encoder(path: Path, transformer: Path) -> Folder:
     config = read_object(transformer / "config.json")
     model_type = text(config, "model_type", path)
-    source = find_source(path, transformer, model_type)
-    architecture = ARCHITECTURES.get(model_type, Architecture())
+    source = layout.find_source(path, transformer, model_type)
+    architecture = layout.ARCHITECTURES.get(model_type, layout.Architecture())
     hidden = count(config, _spelling(config, architecture.width), path)
     modules = read_modules(path, hidden)
     sentence = _read_sentence(path, transformer)
@@ -103,7 +95,11 @@ def _read_encoder(path: Path, transformer: Path) -> Folder:
         width=modules.dense[-1].outputs if modules.dense else hidden,
         vocab_size=count(config, "vocab_size", path),
         max_tokens=_read_max_tokens(
-            path, transformer, sentence, _positions(config, architecture, path), known=model_type in ARCHITECTURES
+            path,
+            transformer,
+            sentence,
+            _positions(config, architecture, path),
+            known=model_type in layout.ARCHITECTURES,
         ),
         prompts=_read_prompts(path),
         lowercase=bool(sentence.get("do_lower_case")),
@@ -155,7 +151,7 @@ def _spelling(config: Fields, names: tuple[str, ...]) -> str:
     return next((name for name in names if name in config), names[0])
 
 
-def _positions(config: Fields, architecture: Architecture, path: Path) -> int | None:
+def _positions(config: Fields, architecture: layout.Architecture, path: Path) -> int | None:
     """How many tokens have a position; None where config.json does not say."""
     name = _spelling(config, architecture.positions)
     if config.get(name) is None:
@@ -167,7 +163,7 @@ def _positions(config: Fields, architecture: Architecture, path: Path) -> int | 
 
 def _read_sentence(path: Path, transformer: Path) -> Fields:
     """The sentence config; its `max_seq_length` is checked."""
-    file = next((transformer / name for name in SENTENCE_FILES if (transformer / name).is_file()), None)
+    file = next((transformer / name for name in layout.SENTENCE_FILES if (transformer / name).is_file()), None)
     if file is None:
         return {}
     sentence = read_object(file)
@@ -192,14 +188,14 @@ def _read_max_tokens(path: Path, transformer: Path, sentence: Fields, positions:
     if not limits:
         raise SetupError(
             f"Model folder {path.name} does not say how many tokens an input may have: add max_seq_length to "
-            f"{SENTENCE_FILES[0]}."
+            f"{layout.SENTENCE_FILES[0]}."
         )
     return min(limits)
 
 
 def _read_prompts(path: Path) -> dict[str, str]:
-    config = read_object(path / SENTENCES_FILE, absent_is_empty=True)
-    only_known(config, SENTENCES_KNOWN, SENTENCES_FILE, path)
+    config = read_object(path / layout.SENTENCES_FILE, absent_is_empty=True)
+    only_known(config, SENTENCES_KNOWN, layout.SENTENCES_FILE, path)
     try:
         prompts = msgspec.convert(config.get("prompts") or {}, dict[str, str])
     except msgspec.ValidationError:

@@ -1,4 +1,4 @@
-"""`int8.json`: how a model's linear layers become 8-bit integers, and the graph surgery that does it at load.
+"""`int8.json`: how a model's linear layers become 8-bit integers, and the change of the graph at load.
 
 A linear layer computes W x + b. Of its input each channel c is first moved and scaled, x' = (x - shift) / scale, which
 leaves the result as it was once W is scaled the other way and W·shift is added to b. That moves the large channels of
@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float32]
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How one input becomes 8 bits: (x - shift) / scale, a number a channel, cut to low..high. No shift: none."""
+    """How one input becomes 8 bits: (x - shift) / scale for each channel, cut to low..high. `shift` may be empty."""
 
     low: float
     high: float
@@ -74,7 +74,7 @@ class Input(NamedTuple):
 
 
 def read(folder: Path) -> Ranges:
-    """A folder's `int8.json`. Raises SetupError, in one line, if it is absent or no such file."""
+    """A folder's `int8.json`. Raises SetupError, in one line, if it is absent or damaged."""
     try:
         with (folder / INT8_FILE).open("rb") as file:
             content = file.read(INT8_FILE_BYTES_MAX + 1)
@@ -150,7 +150,7 @@ def _quantize_input(given: Input, chosen: Range) -> None:
 
 
 def _replace(layer: ov.Node, product: ov.Output, bias: Array | None) -> None:
-    """Put `product`, and `bias` if any, in the place of `layer`. One addition where the layer has a bias already."""
+    """Replace `layer` by `product` plus `bias`, if any. A bias that the layer has already is changed instead."""
     users = list(layer.output(0).get_target_inputs())
     if bias is None:
         for user in users:

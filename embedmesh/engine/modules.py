@@ -36,30 +36,22 @@ POOLINGS: dict[str, Pooling] = {
 }
 """The modes of version 6 that are served."""
 
-POOLING_KNOWN: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(POOLING_FLAGS, ()),
-    "pooling_mode": (),
-    "word_embedding_dimension": (),
-    "embedding_dimension": (),
-    "include_prompt": (),
-}
-
+POOLING_KNOWN: dict[str, tuple[object, ...]] = dict.fromkeys(
+    (*POOLING_FLAGS, "pooling_mode", "word_embedding_dimension", "embedding_dimension", "include_prompt"), ()
+)
 DENSE_ACTIVATIONS: dict[str, Activation] = {
     "torch.nn.modules.linear.Identity": "identity",
     "torch.nn.modules.activation.Tanh": "tanh",
     "torch.nn.modules.activation.GELU": "gelu",
     "torch.nn.modules.activation.ReLU": "relu",
 }
-NAMES_KNOWN: dict[str, tuple[object, ...]] = {
-    "module_input_name": ("sentence_embedding",),
-    "module_output_name": ("sentence_embedding",),
-}
+NAMES_KNOWN: dict[str, tuple[object, ...]] = dict.fromkeys(
+    ("module_input_name", "module_output_name"), ("sentence_embedding",)
+)
 DENSE_KNOWN: dict[str, tuple[object, ...]] = {
     **NAMES_KNOWN,
-    "in_features": (),
-    "out_features": (),
+    **dict.fromkeys(("in_features", "out_features", "activation_function"), ()),
     "bias": (True, False),
-    "activation_function": (),
     "use_residual": (False,),
 }
 

@@ -111,7 +111,7 @@ def _row_counts(rows_max: int) -> list[int]:
 
 
 def shape_rows(count: int, length: int) -> int:
-    """The fewest rows of the shapes of that length that take `count` sequences; the rest is padding."""
+    """The fewest rows of the shapes of that length that take `count` sequences; the others are padding."""
     return min(rows for rows in _row_counts(_rows_max(length)) if rows >= count)
 
 

@@ -2,11 +2,11 @@
 
 * exact: float32 throughout.
 * fast: bfloat16 products, summed in float32. OpenVINO says that it can do so wherever there is AVX-512, and then
-  imitates it slowly; asked for here is the instruction itself.
+  imitates it slowly; here the CPU must have the instruction itself.
 * int8: as fast, but most linear layers multiply 8-bit integers, as `int8.json` in the model folder says. Their sums are
   exact 32-bit integers on a CPU with VNNI or AMX; older instructions saturate at 16 bits, so such CPUs are refused.
 
-So vectors of a tier differ between CPUs only as sums in float32 do by their order, never by a choice made silently.
+So vectors of a tier differ between CPUs only by the order of sums in float32, never by a silent choice.
 """
 
 from functools import cache
@@ -18,7 +18,7 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import TIERS, Tier
 
 CPU_INFO = Path("/proc/cpuinfo")
-BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # as Linux names what multiplies bfloat16 in hardware
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # Linux's names for hardware that multiplies bfloat16
 INT8_FLAGS = {"avx512_vnni", "amx_int8"}  # and 8-bit integers into 32-bit sums
 KERNELS_CACHED_MAX = 1_024  # of each kind; the planner's shapes are far fewer, so that no kernel is made twice
 PRECISION_HINTS: dict[Tier, str] = {"exact": "f32", "fast": "bf16", "int8": "bf16"}
@@ -30,7 +30,7 @@ def tiers_here() -> tuple[Tier, ...]:
 
 
 def check_cpu(tier: Tier) -> None:
-    """Raises SetupError, in one line, where this CPU lacks what the tier is made of."""
+    """Raises SetupError, in one line, where this CPU lacks the instructions of the tier."""
     if missing := _missing(tier):
         raise SetupError(f"This CPU cannot serve the tier {tier!r}: it has no {missing}. Serve the tier 'exact' here.")
 
@@ -39,7 +39,7 @@ def compile_graph(graph: ov.Model, threads: int, tier: Tier) -> ov.CompiledModel
     """Compiled for the CPU. Raises SetupError where this CPU cannot do it. For int8 the graph says what is 8 bits.
 
     One stream over all threads: as fast as two streams, with half the latency and memory. `threads` 0 leaves their
-    number to OpenVINO. The precision is always said: its default depends on the machine, and so would the vectors.
+    number to OpenVINO. The precision is always set: its default depends on the machine, and so would the vectors.
     """
     check_cpu(tier)
     options: dict[str, object] = {

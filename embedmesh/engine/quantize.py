@@ -1,14 +1,14 @@
-"""Making `int8.json`: which linear layers may become 8-bit integers, and in which ranges. For a tool, not for a node.
+"""Makes `int8.json`: which linear layers may become 8-bit integers, and in which ranges. For a tool, not for a node.
 
-Three steps over token ids of ordinary text, none of which needs labels or training:
+Three steps over token ids of ordinary text, without labels or training:
 
 1. The exact graph runs over half of the text, and every channel of every input of linear layers leaves its smallest and
    largest value.
 2. Each input alone is made 8 bits, and the other half of the text tells how far the vectors move: one minus the mean
    cosine. Errors of that size add up.
-3. The inputs that move them most stay in bfloat16, until the rest together is expected to move them by LOSS_MAX.
+3. The inputs that move them most stay in bfloat16, so that the others together move them by LOSS_MAX at most.
 
-What comes out is then measured as it will be served, on text of another kind.
+The result is then measured as it will be served, on text of another kind.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +26,13 @@ from embedmesh.engine.plan import BATCH_TOKENS_MAX, pad_length
 from embedmesh.engine.precision import check_cpu, compile_graph
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Tier
 
 Sequences = Sequence[Sequence[int]]
 
 LOSS_MAX = 5e-4  # of the mean cosine; measured: the 10 nearest then agree to 97 %
 SMOOTHING = 0.75  # how much of a channel's size moves into the weights; more fits the calibration text too closely
-ONE_SIDED = 8  # an input that reaches so many times further up than down (behind a GELU) is not shifted: it has a floor
+ONE_SIDED = 8  # an input that reaches this many times further up than down (behind a GELU) is not shifted
 NEAREST = 10  # neighbours whose agreement is measured
 TEXTS_MIN = 2 * (NEAREST + 1)
 RANGE_TOKENS_MAX = 20_000  # extremes hardly grow beyond
@@ -51,38 +52,45 @@ def quantize(
 ) -> Ranges:
     """Ranges from `sequences`, judged on `judged`: token ids, special tokens included, of two kinds of text.
 
-    `on` says in words what the latter is. `on_progress` is told (steps done, steps in all). Raises SetupError where
-    this CPU cannot serve int8, for a model without linear layers, and for too little text.
+    `on` describes the latter. `on_progress` is called with (steps done, steps in all). Raises SetupError where this CPU
+    cannot serve int8, for a model without linear layers, and for too little text.
     """
     check_cpu("int8")
     if min(len(sequences), len(judged)) < TEXTS_MIN:
-        raise SetupError(f"There is too little text to measure with: {TEXTS_MIN} texts are the least, on each side.")
+        raise SetupError(f"There is too little text to measure with: each side needs {TEXTS_MIN} texts or more.")
     weights = Weights(folder.transformer)
     graph = build_graph(folder, weights)
     inputs = find_inputs(graph)
     if not inputs:
         raise SetupError(f"{folder.path.name} has no linear layers that could be made 8 bits.")
+
+    def embed(ranges: Sequence[Range | None], tier: Tier, sequences: Sequences) -> Array:
+        """Vectors of the graph with these ranges."""
+        changed = build_graph(folder, weights)
+        quantize_inputs(find_inputs(changed), ranges)
+        compiled = compile_graph(changed, threads, tier)
+        vectors = np.empty((len(sequences), folder.width), np.float32)
+        for batch, _, outputs in _run(compiled, sequences):
+            vectors[batch] = outputs[0]
+        return vectors
+
+    none: list[Range | None] = [None] * len(inputs)
     steps = len(inputs) + 2
     ranges = _find_ranges(graph, inputs, _first(sequences[::2], RANGE_TOKENS_MAX), threads)
     on_progress(1, steps)
     losses = []
     probes = _first(sequences[1::2], LOSS_TOKENS_MAX)
-    exact = _embed(compile_graph(build_graph(folder, weights), threads, "exact"), probes)
-    for number, chosen in enumerate(ranges):
-        trial = build_graph(folder, weights)
-        quantize_inputs(find_inputs(trial), [chosen if at == number else None for at in range(len(inputs))])
-        moved = _embed(compile_graph(trial, threads, "exact"), probes)
+    exact = embed(none, "exact", probes)
+    for number, one in enumerate(ranges):
+        moved = embed([*none[:number], one, *none[number + 1 :]], "exact", probes)
         losses.append(1 - float(_cosines(exact, moved).mean()))
         on_progress(number + 2, steps)
     kept = _worst(losses)
-    chosen_ranges = [None if number in kept else each for number, each in enumerate(ranges)]
+    chosen = [None if number in kept else one for number, one in enumerate(ranges)]
     judged = judged[:JUDGED_TEXTS_MAX]
-    right = _embed(compile_graph(build_graph(folder, weights), threads, "exact"), judged)
-    small = build_graph(folder, weights)
-    quantize_inputs(find_inputs(small), chosen_ranges)
-    quality = compare(right, _embed(compile_graph(small, threads, "int8"), judged), on)
+    quality = compare(embed(none, "exact", judged), embed(chosen, "int8", judged), on)
     on_progress(steps, steps)
-    return Ranges(format=1, weights=weights_digest(inputs), inputs=chosen_ranges, quality=quality)
+    return Ranges(format=1, weights=weights_digest(inputs), inputs=chosen, quality=quality)
 
 
 def compare(exact: Array, other: Array, on: str) -> Quality:
@@ -112,14 +120,10 @@ def _find_ranges(graph: ov.Model, inputs: Sequence[Input], sequences: Sequences,
     """The range of each input over the tokens of `sequences`; one batch of one input's values is in memory at once."""
     graph.add_outputs([each.source for each in inputs])
     kernels = [np.concatenate([np.abs(kernel) for kernel in each.kernels]).max(axis=0) for each in inputs]
-    request = compile_graph(graph, threads, "exact").create_infer_request()
     lows = [np.full(kernel.shape, np.inf, np.float32) for kernel in kernels]
     highs = [-low for low in lows]
-    for places in _batches(sequences):
-        ids, mask = pad([sequences[place] for place in places], len(places), _length(sequences, places))
-        request.infer([ids, mask], share_inputs=True)
-        for number in range(len(inputs)):
-            values = request.get_output_tensor(number + 1).data
+    for _, mask, (_, *outputs) in _run(compile_graph(graph, threads, "exact"), sequences):
+        for number, values in enumerate(outputs):
             values = values[mask > 0] if values.ndim == mask.ndim + 1 else values.reshape(-1, values.shape[-1])
             lows[number] = np.minimum(lows[number], values.min(axis=0))
             highs[number] = np.maximum(highs[number], values.max(axis=0))
@@ -142,34 +146,24 @@ def _range(low: Array, high: Array, kernel: Array) -> Range:
 
 
 def _worst(losses: Sequence[float]) -> set[int]:
-    """The fewest, largest losses without which the rest adds up to at most LOSS_MAX."""
+    """The fewest, largest losses without which the others add up to at most LOSS_MAX."""
     order = sorted(range(len(losses)), key=lambda number: losses[number])
     sums = np.cumsum([max(losses[number], 0.0) for number in order])
     return {number for number, total in zip(order, sums, strict=True) if total > LOSS_MAX}
 
 
-def _embed(compiled: ov.CompiledModel, sequences: Sequences) -> Array:
-    """Vectors [len(sequences), width]."""
+def _run(compiled: ov.CompiledModel, sequences: Sequences) -> Iterator[tuple[list[int], Array, list[Array]]]:
+    """Batches of sequences of like length: their indexes, their mask, and all outputs, valid until the next batch."""
     request = compiled.create_infer_request()
-    vectors: dict[int, Array] = {}
-    for places in _batches(sequences):
-        ids, mask = pad([sequences[place] for place in places], len(places), _length(sequences, places))
-        request.infer([ids, mask], share_inputs=True)
-        vectors |= dict(zip(places, request.get_output_tensor(0).data.copy(), strict=True))
-    return np.array([vectors[place] for place in range(len(sequences))])
-
-
-def _batches(sequences: Sequences) -> Iterator[list[int]]:
-    """The places of sequences that run together: of like length, BATCH_TOKENS_MAX padded tokens at most."""
-    left = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
+    left = sorted(range(len(sequences)), key=lambda at: len(sequences[at]))
     while left:
-        rows = max(1, BATCH_TOKENS_MAX // pad_length(len(sequences[left[-1]])))
-        yield left[-rows:]
+        length = pad_length(len(sequences[left[-1]]))
+        rows = max(1, BATCH_TOKENS_MAX // length)
+        batch = left[-rows:]
         del left[-rows:]
-
-
-def _length(sequences: Sequences, places: Sequence[int]) -> int:
-    return pad_length(max(len(sequences[place]) for place in places))
+        ids, mask = pad([sequences[at] for at in batch], len(batch), length)
+        request.infer([ids, mask], share_inputs=True)
+        yield batch, mask, [output.data for output in request.output_tensors]
 
 
 def _first(sequences: Sequences, tokens_max: int) -> Sequences:

@@ -61,12 +61,12 @@ class Weights:
         self._root = ""
         self._folder = folder.name
         self._files = [WeightsFile(folder / name) for name in weight_files(folder)]
-        self._tensors: dict[str, WeightsFile] = {}
+        self._tensors: dict[str, tuple[WeightsFile, TensorEntry]] = {}
         for file in self._files:
-            for name in file.entries:
+            for name, entry in file.read_header().items():
                 if name in self._tensors:
                     raise SetupError(f"The weights of {folder.name} cannot be used: two files hold {name}.")
-                self._tensors[name] = file
+                self._tensors[name] = file, entry
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
@@ -74,15 +74,22 @@ class Weights:
 
     def entry(self, name: str) -> TensorEntry:
         """The header's entry of the tensor `name`. Raises SetupError when there is none."""
-        return self._find(name).entries[self._root + name]
+        return self._find(name)[1]
 
     def get(self, name: str, *shape: int) -> Array:
         """The tensor `name` in float32, which must have just this shape. Raises SetupError otherwise."""
-        return self._find(name).get(self._root + name, shape)
+        import numpy as np
+
+        file, entry = self._find(name)
+        raw = file.read(self._root + name, entry, shape, FLOAT_DTYPES)
+        if entry.dtype == "BF16":  # the upper half of a float32
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        return np.require(raw, np.float32, ["ALIGNED"])
 
     def integers(self, name: str, *shape: int) -> npt.NDArray[np.int64]:
         """A tensor of integers, of just this shape. Raises SetupError otherwise."""
-        return self._find(name).integers(self._root + name, shape)
+        file, entry = self._find(name)
+        return file.read(self._root + name, entry, shape, INTEGER_DTYPES).astype("<i8")
 
     def rooted(self, anchor: str) -> Weights:
         """The same weights without the prefix of their names: what stands before `anchor` ("", "bert.", "model.").
@@ -97,12 +104,12 @@ class Weights:
         view.__dict__.update(self.__dict__, _root=roots[0])
         return view
 
-    def _find(self, name: str) -> WeightsFile:
-        file = self._tensors.get(self._root + name)
-        if file is None:
+    def _find(self, name: str) -> tuple[WeightsFile, TensorEntry]:
+        found = self._tensors.get(self._root + name)
+        if found is None:
             missing = f"there is no tensor {self._root}{name}" if self._files else f"there is no {WEIGHTS_FILE}"
             raise SetupError(f"The weights of {self._folder} cannot be used: {missing}. Fetch the model again.")
-        return file
+        return found
 
     def release_pages(self) -> None:
         """Give the pages back to the system; touched again, they are read from the files. Arrays stay valid."""
@@ -147,46 +154,35 @@ class WeightsFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError):
             raise SetupError(f"Cannot read the weights {path.name}. Fetch the model again.") from None
-        self._data_start, self.entries = self._read_header()
+        self._data_start = HEADER_LENGTH_BYTES + int.from_bytes(self._map[:HEADER_LENGTH_BYTES], "little")
 
-    def get(self, name: str, shape: tuple[int, ...]) -> Array:
+    def read(self, name: str, entry: TensorEntry, shape: tuple[int, ...], dtypes: dict[str, str]) -> npt.NDArray[Any]:
+        """The tensor as it is in the file. Raises SetupError unless it has this shape and one of these types."""
         import numpy as np
 
-        dtype, raw = self._raw(name, shape, FLOAT_DTYPES)
-        if dtype == "BF16":  # the upper half of a float32
-            raw = (raw.astype(np.uint32) << 16).view(np.float32)
-        return np.require(raw, np.float32, ["ALIGNED"])
-
-    def integers(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-        return self._raw(name, shape, INTEGER_DTYPES)[1].astype("<i8")
-
-    def _raw(self, name: str, shape: tuple[int, ...], known: dict[str, str]) -> tuple[str, npt.NDArray[Any]]:
-        import numpy as np
-
-        entry = self.entries[name]
-        if entry.dtype not in known:
-            raise self._broken(f"holds {name} as {entry.dtype}, and only {', '.join(known)} are supported")
+        if entry.dtype not in dtypes:
+            raise self._broken(f"holds {name} as {entry.dtype}, and only {', '.join(dtypes)} are supported")
         if tuple(entry.shape) != shape:
             raise self._broken(f"holds {name} with shape {entry.shape}, and the config asks for {list(shape)}")
         start, end = entry.data_offsets
         count = math.prod(shape)
-        item = np.dtype(known[entry.dtype])
+        item = np.dtype(dtypes[entry.dtype])
         if not 0 <= start <= end <= len(self._map) - self._data_start or end - start != count * item.itemsize:
             raise self._broken(f"gives {name} a range that is not its size")
-        return entry.dtype, np.frombuffer(self._map, item, count, self._data_start + start).reshape(shape)
+        return np.frombuffer(self._map, item, count, self._data_start + start).reshape(shape)
 
     def release_pages(self) -> None:
         self._map.madvise(mmap.MADV_DONTNEED)
 
-    def _read_header(self) -> tuple[int, dict[str, TensorEntry]]:
-        length = int.from_bytes(self._map[:HEADER_LENGTH_BYTES], "little")
-        start = HEADER_LENGTH_BYTES + length
-        if len(self._map) < HEADER_LENGTH_BYTES or length > WEIGHTS_HEADER_BYTES_MAX or start > len(self._map):
+    def read_header(self) -> dict[str, TensorEntry]:
+        """The entry of each tensor. Raises SetupError."""
+        start = self._data_start
+        if len(self._map) < HEADER_LENGTH_BYTES or start > min(len(self._map), WEIGHTS_HEADER_BYTES_MAX):
             raise self._broken("is cut short or not safetensors")
         try:
             header = msgspec.json.decode(self._map[HEADER_LENGTH_BYTES:start], type=dict[str, msgspec.Raw])
             header.pop("__metadata__", None)
-            return start, {name: msgspec.json.decode(raw, type=TensorEntry) for name, raw in header.items()}
+            return {name: msgspec.json.decode(raw, type=TensorEntry) for name, raw in header.items()}
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             raise self._broken("has a header that is not safetensors") from None
 

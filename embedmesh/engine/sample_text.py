@@ -1,7 +1,7 @@
-"""Plain English that is on every machine, so that a tool can try a model without a network and without sending a file.
+"""Plain English from files that every machine has, so that a tool can try a model without a network or a data set.
 
-Two kinds that have nothing in common, so that what was tuned on one can be judged on the other: the standard library's
-own words, and those of installed packages (their descriptions and licences).
+There are two kinds with nothing in common, to tune on one and judge on the other: the standard library's docstrings,
+and the descriptions and licences of installed packages.
 """
 
 import importlib.metadata
@@ -14,8 +14,8 @@ QUOTED = re.compile(r'(?:"""|\'\'\')(.+?)(?:"""|\'\'\')', re.DOTALL)
 PARAGRAPHS = re.compile(r"\n\s*\n")
 PROSE = re.compile(r"[A-Za-z ,.;:'()-]")
 PROSE_SHARE_MIN = 0.92  # of a paragraph's characters; below are tables, code and lists of names
-PARAGRAPH_BYTES = (40, 4_000)  # shorter is a heading, longer a table or somebody's data
-FILE_BYTES_MAX = 1_000_000  # the standard library's largest file with prose has 700 kB
+PARAGRAPH_BYTES = (40, 4_000)  # shorter is a heading, longer a table or data
+SAMPLE_FILE_BYTES_MAX = 1_000_000  # the standard library's largest file with prose has 700 kB
 LIBRARY_OTHER = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "ensurepip"}
 PACKAGE_WORDS = ("licen", "copying", "notice", "readme")  # in names of a package's files of prose
 COMMON_LICENCES = Path("/usr/share/common-licenses")  # of Debian and its like
@@ -50,7 +50,7 @@ def _package_texts() -> Iterator[str]:
 def _read(file: Path) -> str:
     """A file's text; nothing if it is unreadable or too large."""
     try:
-        return file.read_text(encoding="utf-8") if file.stat().st_size <= FILE_BYTES_MAX else ""
+        return file.read_text(encoding="utf-8") if file.stat().st_size <= SAMPLE_FILE_BYTES_MAX else ""
     except (OSError, UnicodeDecodeError):
         return ""
 

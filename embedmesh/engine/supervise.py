@@ -210,7 +210,7 @@ class Supervisor:
             raise
 
     def _note_starved(self, shortage: Shortage) -> None:
-        log.warning("the engine of %s is starved: %s; it is waited for", self._name, SHORTAGES[shortage])
+        log.warning("the engine of %s is starved: %s; waiting for it", self._name, SHORTAGES[shortage])
 
     async def _end(self, worker: Worker) -> None:
         """Kill it, and wait a moment until it is gone."""

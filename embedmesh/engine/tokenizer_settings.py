@@ -77,13 +77,13 @@ class AddedTokens(msgspec.Struct):
 def load_tokenizer(folder: Folder) -> Tokenizer:
     """The tokenizer that `transformers` would make of the folder. Raises SetupError, in one line.
 
-    A static model's is tokenizer.json alone: those who make such models read nothing else.
+    A static model's is tokenizer.json alone: the makers of such models read nothing else.
     """
-    content, file = _read(folder)
+    content, file, json = _read(folder)
     if folder.source == "static":
         return file
     refuse = partial(refused, folder.path)
-    source = TokenizerSource(_read_config(folder), file, _decode(content, folder), refuse)
+    source = TokenizerSource(_read_config(folder), file, json, refuse)
     named = source.config.get("tokenizer_class") or folder.config.get("tokenizer_class")
     of_class = find_class(folder.model_type, named, byte_level=b'"ByteLevel"' in content, refuse=refuse)
     tokens = _find_tokens(folder, source, of_class)
@@ -129,7 +129,7 @@ def _end(source: TokenizerSource, tokenizer: Tokenizer, name: str, tokens: Added
     return text, at
 
 
-def _read(folder: Folder) -> tuple[bytes, Tokenizer]:
+def _read(folder: Folder) -> tuple[bytes, Tokenizer, TokenizerJson]:
     file = folder.transformer / TOKENIZER_FILE
     if not file.is_file():
         other = next((name for name in OTHER_VOCABULARY_FILES if (folder.transformer / name).is_file()), None)
@@ -139,20 +139,9 @@ def _read(folder: Folder) -> tuple[bytes, Tokenizer]:
         )
     try:
         content = file.read_bytes()
-        return content, Tokenizer.from_buffer(content)
+        return content, Tokenizer.from_buffer(content), msgspec.json.decode(content, type=TokenizerJson)
     except Exception:  # noqa: BLE001 - the library raises bare Exception
-        raise _broken(folder) from None
-
-
-def _decode(content: bytes, folder: Folder) -> TokenizerJson:
-    try:
-        return msgspec.json.decode(content, type=TokenizerJson)
-    except msgspec.DecodeError:
-        raise _broken(folder) from None
-
-
-def _broken(folder: Folder) -> SetupError:
-    return SetupError(f"The {TOKENIZER_FILE} of {folder.path.name} is broken: fetch the model again.")
+        raise SetupError(f"The {TOKENIZER_FILE} of {folder.path.name} is broken: fetch the model again.") from None
 
 
 def _read_config(folder: Folder) -> Fields:

@@ -21,7 +21,7 @@ from embedmesh.engine.tokenizer_source import TokenizerJson
 from embedmesh.engine.words import TooDear, Words, words_of
 from embedmesh.rules.errors import SetupError
 
-PROBE_TEXT = "a"  # any text will do that every vocabulary knows
+TOKENIZER_PROBE = "a"  # any text will do that every vocabulary knows
 CAPITALS = "THE QUICK ÄÖÉ ΔΩ ЖЯ"  # in scripts that have capitals
 PIECE_CHARS = 2_048  # at most some 10 ms of a tokenizer's worst words
 RUN_CHARS_MAX = 32_768  # without a possible cut: 20 ms and 10 MB of smileys. More than fits of any language
@@ -46,7 +46,7 @@ class ModelTokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         if hasattr(tokenizer.model, "_resize_cache"):
-            tokenizer.model._resize_cache(0)  # of the words that were seen: it would tell of other accounts' texts
+            tokenizer.model._resize_cache(0)  # of earlier words: its timing would reveal other accounts' texts
         added = tokenizer.get_added_tokens_decoder()
         self._dropped = _find_unknown(tokenizer) if folder.drops_unknown else None
         self._head, self._tail = ([], []) if folder.source == "static" else _find_specials(tokenizer, path.name)
@@ -64,8 +64,8 @@ class ModelTokenizer:
 
     def prepare(self) -> None:
         """Build the tables that the first texts would otherwise wait for: that may take a second."""
-        self.soon([PROBE_TEXT])
-        self.next_cut(PROBE_TEXT * (PIECE_CHARS + 1), 0)
+        self.soon([TOKENIZER_PROBE])
+        self.next_cut(TOKENIZER_PROBE * (PIECE_CHARS + 1), 0)
 
     def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
         """The same, if it takes about a millisecond whatever the texts are; else None."""
@@ -124,7 +124,7 @@ class ModelTokenizer:
         return [one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def clip(self, text: str, tokens: int, *, end: bool) -> str:
-        """The piece of `text` that its first `tokens` tokens stand for, or its last where its `end` is to be kept.
+        """The piece of `text` that its first `tokens` tokens cover, or its last ones if the `end` is to be kept.
 
         Cut inside a word the piece may have other tokens than the text had there.
         """
@@ -160,8 +160,8 @@ def _find_unknown(tokenizer: Tokenizer) -> int | None:
 
 def _find_specials(tokenizer: Tokenizer, name: str) -> tuple[list[int], list[int]]:
     """The ids that go in front of and behind every text."""
-    plain: list[int] = tokenizer.encode(PROBE_TEXT, add_special_tokens=False).ids
-    full: list[int] = tokenizer.encode(PROBE_TEXT, add_special_tokens=True).ids
+    plain: list[int] = tokenizer.encode(TOKENIZER_PROBE, add_special_tokens=False).ids
+    full: list[int] = tokenizer.encode(TOKENIZER_PROBE, add_special_tokens=True).ids
     for start in range(len(full) - len(plain) + 1):
         if plain and full[start : start + len(plain)] == plain:
             return full[:start], full[start + len(plain) :]

@@ -53,7 +53,7 @@ from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
-from embedmesh.settings import GatewaySettings, store_place
+from embedmesh.settings import GatewaySettings, store_dsn
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secrets.secret import claim_of, hash_user
@@ -103,7 +103,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
     fleet = _fleet(settings, models, store, clock)
     probers = _local_nodes(settings, fleet, clock)
     world = _world(settings, models, store, fleet, clock)
-    opening = functools.partial(open_books, settings.data_dir, store_place(settings))
+    opening = functools.partial(open_books, settings.data_dir, store_dsn(settings))
     operators = BooksThread(opening)
     books = BooksThreads(
         operators,

@@ -30,7 +30,7 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
-from embedmesh.settings import GatewaySettings, secret_path, store_place
+from embedmesh.settings import GatewaySettings, secret_path, store_dsn
 from embedmesh.storage.books.new_keys import NewKeys
 from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.store import Store
@@ -88,7 +88,7 @@ async def open_store(settings: GatewaySettings, clock: Clock, ending: Ending) ->
     """The store; None if told to stop while another gateway holds it. Raises SetupError."""
     opening = asyncio.create_task(
         Store.open(
-            store_place(settings),
+            store_dsn(settings),
             folder=settings.data_dir,
             clock=clock,
             secret=functools.partial(load_secret, secret_path(settings.data_dir)),

@@ -1,1 +1,1 @@
-"""What is fetched or made before a first start: assets, wheels, models, the bootstrap key."""
+"""The steps before a first start: fetching assets, wheels and models, and making the bootstrap keys."""

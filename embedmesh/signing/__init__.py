@@ -1,1 +1,1 @@
-"""Who says what, provably: identities, sessions between gateway and node, signed messages, receipts."""
+"""Proof of who sent what: identities, sessions between gateway and node, signed messages, receipts."""

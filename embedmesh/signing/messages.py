@@ -38,6 +38,8 @@ REQUEST_INPUT = re.compile(
 REPLY_INPUT = re.compile(
     re.escape(f"em={REPLY_COVERS}") + ';created=([1-9][0-9]{0,11});keyid="([0-9a-f]{16})";alg="hmac-sha256"'
 )
+REQUEST_HEADERS = ("content-digest", "embedmesh-node", "embedmesh-request-id", "signature-input", "signature")
+REPLY_HEADERS = (b"content-digest", b"embedmesh-receipt", b"signature-input", b"signature")
 RECEIPT = re.compile("0|[1-9][0-9]{0,14}")
 
 Reason = Literal["missing", "malformed", "node", "key", "time", "signature", "digest", "replay"]
@@ -121,10 +123,7 @@ class SignedRequest:
     def check_reply(self, status: int, body: bytes, headers: Mapping[bytes, bytes], now_s: int) -> int:
         """The receipt number of a reply to this request. Header names in lower case. Raises Unauthenticated."""
         try:
-            digest = headers[b"content-digest"].decode("ascii")
-            receipt = headers[b"embedmesh-receipt"].decode("ascii")
-            signature_input = headers[b"signature-input"].decode("ascii")
-            signature = headers[b"signature"].decode("ascii")
+            digest, receipt, signature_input, signature = (headers[name].decode("ascii") for name in REPLY_HEADERS)
         except KeyError:
             raise Unauthenticated("missing") from None
         except UnicodeDecodeError:
@@ -177,11 +176,7 @@ class RequestChecker:
         `path` as it stood in the request line, not decoded. Header names in lower case.
         """
         try:
-            digest = headers["content-digest"]
-            node_id = headers["embedmesh-node"]
-            request_id = headers["embedmesh-request-id"]
-            signature_input = headers["signature-input"]
-            signature = headers["signature"]
+            digest, node_id, request_id, signature_input, signature = (headers[name] for name in REQUEST_HEADERS)
         except KeyError:
             raise Unauthenticated("missing") from None
         form = REQUEST_INPUT.fullmatch(signature_input)
@@ -199,7 +194,7 @@ class RequestChecker:
         except UnicodeEncodeError:
             raise Unauthenticated("malformed") from None
         _check_signature(session.mac, base, signature)
-        if not session.window.new(instance, int(counter, 16)):  # whatever its body
+        if not session.window.new(instance, int(counter, 16)):  # before its body is read
             raise Unauthenticated("replay")
         covered = _covered(method, path, digest, node_id, request_id, signature.removeprefix("em="))
         return CheckedRequest(request_id, digest, covered, session, instance, int(counter, 16))

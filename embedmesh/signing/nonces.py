@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 from embedmesh.rules.membership import NONCE_S
 
-TIME_BYTES, RANDOM_BYTES, MAC_BYTES = 6, 16, 16
+NONCE_TIME_BYTES, NONCE_RANDOM_BYTES, NONCE_MAC_BYTES = 6, 16, 16
 USED_NONCES_MAX = 10_000  # in two minutes; each is a whole registration of a node that may join
 
 
@@ -24,14 +24,14 @@ class Nonces:
 
     def make(self, now_s: int) -> bytes:
         """38 bytes, good for NONCE_S seconds."""
-        start = now_s.to_bytes(TIME_BYTES, "big") + secrets.token_bytes(RANDOM_BYTES)
+        start = now_s.to_bytes(NONCE_TIME_BYTES, "big") + secrets.token_bytes(NONCE_RANDOM_BYTES)
         return start + self._mac(start)
 
     def fresh(self, nonce: bytes, now_s: int) -> bool:
         """Whether it is one of ours, recent, and not taken. Changes nothing."""
-        start = nonce[:-MAC_BYTES]
+        start = nonce[:-NONCE_MAC_BYTES]
         in_time = 0 <= now_s - _made_s(nonce) <= NONCE_S
-        return in_time and nonce not in self._used and hmac.compare_digest(self._mac(start), nonce[-MAC_BYTES:])
+        return in_time and nonce not in self._used and hmac.compare_digest(self._mac(start), nonce[-NONCE_MAC_BYTES:])
 
     def take(self, nonce: bytes, now_s: int) -> bool:
         """Whether it is fresh; it is taken from now on."""
@@ -45,8 +45,8 @@ class Nonces:
         return True
 
     def _mac(self, start: bytes) -> bytes:
-        return hmac.digest(self._key, start, "sha256")[:MAC_BYTES]
+        return hmac.digest(self._key, start, "sha256")[:NONCE_MAC_BYTES]
 
 
 def _made_s(nonce: bytes) -> int:
-    return int.from_bytes(nonce[:TIME_BYTES], "big")
+    return int.from_bytes(nonce[:NONCE_TIME_BYTES], "big")

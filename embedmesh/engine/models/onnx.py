@@ -1,4 +1,4 @@
-"""Token states from an .onnx file, by OpenVINO's own reader: for architectures that are in no table of ours."""
+"""Token states from an .onnx file, by OpenVINO's own reader: for architectures without a builder here."""
 
 import openvino as ov
 from openvino import opset13 as op
@@ -8,8 +8,8 @@ from embedmesh.engine.folder import Folder
 from embedmesh.engine.layout import find_onnx
 from embedmesh.rules.errors import SetupError
 
-STATES = ("last_hidden_state", "token_embeddings")  # what exporters call the output we want
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+ONNX_STATES = ("last_hidden_state", "token_embeddings")  # what exporters call the output we want
+ONNX_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def build(folder: Folder, ids: ov.Output, mask: ov.Output) -> ov.Output:
@@ -33,11 +33,11 @@ def build(folder: Folder, ids: ov.Output, mask: ov.Output) -> ov.Output:
 
 
 def _connect_inputs(model: ov.Model, file: str, ids: ov.Output, mask: ov.Output) -> None:
-    """Put our ids and mask in the place of the file's inputs, in the types that it wants. A lone text is of type 0."""
+    """Replace the file's inputs by our ids and mask, in the types that it needs. A lone text is of type 0."""
     named = {_name(port): port for port in model.inputs}
-    if unknown := set(named) - set(INPUTS):
+    if unknown := set(named) - set(ONNX_INPUTS):
         raise SetupError(f"{file} has the input {sorted(unknown)[0]!r}, which this version does not know.")
-    if missing := set(INPUTS[:2]) - set(named):
+    if missing := set(ONNX_INPUTS[:2]) - set(named):
         raise SetupError(f"{file} has no input {sorted(missing)[0]!r}.")
     for name, port in named.items():
         shape = port.get_partial_shape()
@@ -53,12 +53,12 @@ def _connect_inputs(model: ov.Model, file: str, ids: ov.Output, mask: ov.Output)
 
 def _find_states(model: ov.Model, file: str) -> ov.Output:
     """What flows into the output of token states: the one of a known name, else the first of three axes."""
-    outputs = sorted(model.outputs, key=lambda port: not port.get_names() & set(STATES))
+    outputs = sorted(model.outputs, key=lambda port: not port.get_names() & set(ONNX_STATES))
     for port in outputs:
         shape = port.get_partial_shape()
         if shape.rank.is_static and len(shape) == 3:
             return port.get_node().input_value(0)
-    raise SetupError(f"{file} has no output of token states ({' or '.join(STATES)}).")
+    raise SetupError(f"{file} has no output of token states ({' or '.join(ONNX_STATES)}).")
 
 
 def _name(port: ov.Output) -> str:

@@ -63,8 +63,8 @@ def convert_rope(written: object, theta: float | None, types: Collection[str] = 
     """`written` in config.json as a Rope of one of `types`. Raises SetupError."""
     if not isinstance(written, dict):
         raise unsupported("rope_parameters", written, "an object is")
-    said = {field: value for field, value in written.items() if value is not None}
-    named = {"rope_type" if field == "type" else field: value for field, value in said.items()}
+    given = {field: value for field, value in written.items() if value is not None}
+    named = {"rope_type" if field == "type" else field: value for field, value in given.items()}
     kind = named.get("rope_type", "default")
     if kind not in types:
         raise unsupported("rope_type", kind, f"known are {', '.join(types)}")
