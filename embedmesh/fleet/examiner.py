@@ -8,7 +8,7 @@ from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Catalogue, Clock, Dice, Part, Tokenizer, Verify
+from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Tokenizer, Verify
 
 PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
 PROBE_WORDS = PROBE_TEXT.split()
@@ -16,10 +16,8 @@ RANDOM_TOKENS = (4, 40)  # of a random question, at least and at most
 PROBE_SPECIALS_MAX = 8  # special tokens that a model may add to a text, where its tokenizer is not here
 
 
-class ProbeClient(Protocol):
+class ProbeClient(NodeClient, Protocol):
     """What an examiner needs of the node client."""
-
-    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors: ...
 
     async def served(self, node_id: str) -> ServedModels: ...
 

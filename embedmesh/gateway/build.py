@@ -184,11 +184,7 @@ def _world(settings: GatewaySettings, models: Models, store: Store, fleet: Fleet
         cache=VectorCache(settings.cache_bytes_max, fleet.registry.generation),
         hash_user=functools.partial(hash_user, store.key_secret),
         claim_of=functools.partial(claim_of, store.key_secret),
-        terms=Terms(
-            lambda model: bool(fleet.registry.ready(model.id)),
-            models.normalizing,
-            ignore_unknown=settings.unknown_members == "ignore",
-        ),
+        terms=Terms(fleet.scheduler.serves, models.normalizing, ignore_unknown=settings.unknown_members == "ignore"),
         ask_max=settings.ask_max,
     )
 

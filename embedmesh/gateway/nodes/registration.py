@@ -104,13 +104,17 @@ class Registrar:
             raise errors.InvalidApiKey("The statement is not signed by the key that it names.")
         if known is not None and known.standing is Standing.REMOVED:
             raise errors.InsufficientScope("This node was removed by the operator of this gateway.")
-        if not admitted and not await self._shows_invite(registration, node_id(statement.public_key)):
-            return await self._note_pending(statement, origin)
+        name = node_id(statement.public_key)
+        if not admitted and not await self._shows_invite(registration, name):
+            pending = await self._roster.note_pending(  # we do not connect to it, nor keep what it offers
+                statement.public_key, origin, address=statement.address, country=statement.country
+            )
+            return Welcome(node_id=pending.node_id, small_id=pending.small_id, standing="pending")
         if not self._nonces.take(statement.nonce, self._now_s()):  # another registration with it was faster
             raise errors.InvalidApiKey(NOT_OURS)
-        if not admitted:
-            await self._use_invite(registration, node_id(statement.public_key))
-        self._last_from[node_id(statement.public_key)] = origin
+        if not admitted and not await self._books.use_invite(str(registration.invite_id), name):
+            raise errors.InvalidApiKey("The join token was used by another node just now.")
+        self._last_from[name] = origin
         ip = await self._find(statement.address, statement.certificate, statement.public_key)
         return await self._admit(statement, ip)
 
@@ -164,18 +168,6 @@ class Registrar:
         if verifier is None or not check_proof(verifier, registration.statement, registration.proof):
             raise errors.InvalidApiKey("The join token is not valid, was used by another node, or has expired.")
         return True
-
-    async def _use_invite(self, registration: Registration, of: str) -> None:
-        assert registration.invite_id is not None
-        if not await self._books.use_invite(registration.invite_id, of):
-            raise errors.InvalidApiKey("The join token was used by another node just now.")
-
-    async def _note_pending(self, statement: Statement, origin: str) -> Welcome:
-        """An unknown node asks: an operator may approve it. We do not connect to it, nor keep what it offers."""
-        record = await self._roster.note_pending(
-            statement.public_key, origin, address=statement.address, country=statement.country
-        )
-        return Welcome(node_id=record.node_id, small_id=record.small_id, standing="pending")
 
     async def _find(self, address: str, certificate: bytes, public_key: bytes) -> str:
         """The IP of an address at which the node itself answers; "" for a node that dials out."""
@@ -237,8 +229,16 @@ class Registrar:
             sessions = ephemeral.agree(statement.ephemeral, agreed)
         except ValueError:
             raise errors.InvalidValue("The node's half of the session key is not one.", param="ephemeral") from None
-        said = _said(statement) | {"ip": ip, "certificate": statement.certificate}
-        record = await self._roster.admit(statement.public_key, sessions, **said)
+        record = await self._roster.admit(
+            statement.public_key,
+            sessions,
+            address=statement.address,
+            ip=ip,
+            certificate=statement.certificate,
+            country=statement.country,
+            offers=statement.offers,
+            inputs_max=statement.inputs_max,
+        )
         return Welcome(
             node_id=record.node_id,
             small_id=record.small_id,
@@ -250,13 +250,3 @@ class Registrar:
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
-
-
-def _said(statement: Statement) -> dict[str, object]:
-    """What a node says of itself, as fields of its record."""
-    return {
-        "address": statement.address,
-        "country": statement.country,
-        "offers": statement.offers,
-        "inputs_max": statement.inputs_max,
-    }
