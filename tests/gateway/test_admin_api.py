@@ -167,7 +167,7 @@ async def test_each_action_is_done_kept_and_shown(gw: Gateway, applicant: Applic
 
 async def test_only_readmit_ends_a_quarantine(gw: Gateway, applicant: Applicant, monkeypatch: Any) -> None:
     """Also one that the store did not take down: another word on the node must not end it by the way."""
-    monkeypatch.setattr(gw.registry, "on_quarantine", lambda node, why: None)
+    monkeypatch.setattr(gw.registry, "on_quarantine", [])
     async with applicant.member() as node:
         gw.registry.quarantine(node, "it lied")
         for action in set(ACTIONS) - {"readmit", "remove", "weight"}:
