@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from embedmesh.engine.loaded import LoadedModels
-from embedmesh.fleet.addresses import Endpoint, parse
+from embedmesh.fleet.addresses import NodeAddress, parse
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
@@ -131,7 +131,7 @@ def _invite(text: str) -> Invite | None:
         raise SetupError(f"{error} Mend --join.") from None
 
 
-def _parse(address: str) -> Endpoint:
+def _parse(address: str) -> NodeAddress:
     try:
         return parse(address)
     except ValueError as error:

@@ -48,7 +48,7 @@ from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
 CHALLENGE_S = 4.0  # for a look-up, a connection, and one small exchange
 CHALLENGE_REPLY_BYTES_MAX = 4_096
-NOT_OURS = "The nonce is not one of this gateway's, or was used. GET /v1/nodes gives one."
+NOT_OURS = "The nonce is not from this gateway, or was used. GET /v1/nodes gives one."
 NO_SUCH_ATOMA_NODE = "No admitted node has this key and this small id."
 COUNTRY_CODE = re.compile("[A-Z]{2}")
 
@@ -138,7 +138,7 @@ class Registrar:
             atoma.check(data, signature)
             self._last_from[known.node_id] = origin
         except ValueError as error:
-            raise errors.InvalidValue(f"This is no registration: {error}.", param="signature") from None
+            raise errors.InvalidValue(f"This is not a valid registration: {error}.", param="signature") from None
         if known.small_id != data["node_small_id"]:
             raise errors.InsufficientScope(NO_SUCH_ATOMA_NODE)
         address = str(data["public_address"])
@@ -152,10 +152,10 @@ class Registrar:
         try:
             statement = msgspec.json.decode(registration.statement, type=Statement)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            message = f"The statement is not of the protocol's form: {error}."
+            message = f"The statement does not follow the protocol: {error}."
             raise errors.InvalidValue(message, param="statement") from None
         if abs(self._clock.unix_ms() - statement.time_ms) > NONCE_S * 1000:
-            raise errors.InvalidValue("The node's clock and the gateway's differ by more than a minute: set them.")
+            raise errors.InvalidValue("The node's clock and the gateway's differ by over a minute. Set the clocks.")
         if not self._nonces.fresh(statement.nonce, self._now_s()):
             raise errors.InvalidApiKey(NOT_OURS)
         return statement
@@ -179,18 +179,18 @@ class Registrar:
         try:
             endpoint = parse(address)
             if endpoint.tls and not is_certificate(certificate):
-                raise errors.InvalidValue("The certificate is not one that can be pinned (CA:FALSE, DER).")
+                raise errors.InvalidValue("The certificate cannot be pinned: it must be in DER, with CA:FALSE.")
             async with self._looking, asyncio.timeout(CHALLENGE_S):
                 ip = await resolve(endpoint, self._policy, self._lookup)
                 await self._challenge(ip, endpoint.port, address, certificate if endpoint.tls else b"", public_key)
         except AddressRefused as refused:
             raise errors.InvalidValue(f"The address is refused. {refused}", param="address") from None
         except ValueError as error:
-            raise errors.InvalidValue(f"The address is not one. {error}", param="address") from None
+            raise errors.InvalidValue(f"The address is invalid. {error}", param="address") from None
         except (NodeFailure, TimeoutError):
             raise errors.InvalidValue(
-                "Nobody answers at the node's address as the node that registered it. Can this gateway reach it? A "
-                "node without a reachable address joins without one, and dials out.",
+                "The node does not answer at its address with its own identity. Can this gateway reach it? A node "
+                "without a reachable address joins without one, and dials out.",
                 param="address",
             ) from None
         finally:
@@ -214,7 +214,7 @@ class Registrar:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = None
         if answer is None or not verify(public_key, CHALLENGE, nonce + address.encode(), answer.signature):
-            raise NodeFailure("somebody else answers there")
+            raise NodeFailure("another server answers there")
 
     async def _admit(self, statement: Statement, ip: str) -> Welcome:
         ephemeral = Ephemeral()
@@ -228,7 +228,7 @@ class Registrar:
         try:
             sessions = ephemeral.agree(statement.ephemeral, agreed)
         except ValueError:
-            raise errors.InvalidValue("The node's half of the session key is not one.", param="ephemeral") from None
+            raise errors.InvalidValue("The node's half of the session key is invalid.", param="ephemeral") from None
         record = await self._roster.admit(
             statement.public_key,
             sessions,
