@@ -1,9 +1,9 @@
 """How a gateway is put together, and how it ends."""
 
-import ast
 import asyncio
 import fcntl
 import gc
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,33 +26,32 @@ PACKAGE = Path(embedmesh.__file__).parent
 ROOMS = ("gateway", "fleet", "flow", "http", "signing", "storage")
 
 
+ASSIGNMENT = re.compile(r"^[ \t]*((?!self\.\w+\b(?!\.))\w[\w.]*\.\w+(?:: [^=\n]+)? = (.+))$", re.MULTILINE)
+"""To an attribute of another object than `self`. Not by `ast`: in CPython 3.11 that fails in a process that has met a
+RecursionError, as other tests do."""
+
+
 def wirings(source: str, *, any_value: bool = False) -> Iterator[str]:
     """Assignments of a function to an attribute of another object; with `any_value`, of anything."""
-    tree = ast.parse(source)
-    methods = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    for node in ast.walk(tree):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if not isinstance(target, ast.Attribute) or ast.unparse(target.value) == "self":
-                continue
-            value = node.value
-            is_function = (
-                isinstance(value, ast.Lambda)
-                or (value is not None and ast.unparse(value).removeprefix("self.") in methods)
-                or (isinstance(value, ast.Call) and ast.unparse(value.func).endswith("partial"))
-            )
-            if any_value or is_function:
-                yield ast.unparse(node)
+    functions = {
+        name if not indent else f"self.{name}"
+        for indent, name in re.findall(r"^( *)(?:async )?def (\w+)", source, re.M)
+    }
+    for found in ASSIGNMENT.finditer(source):
+        value = found[2]
+        is_function = value.startswith("lambda") or "partial(" in value or value in functions
+        if any_value or is_function:
+            yield found[1]
 
 
 EXAMPLES = [
     ("registry.on_change = lambda: None", ["registry.on_change = lambda: None"]),
     ("def f(): ...\nmembers.prove = f", ["members.prove = f"]),
-    ("class A:\n def g(self): b.on_end = self.g", ["b.on_end = self.g"]),
+    ("class A:\n def g(self):\n  b.on_end = self.g", ["b.on_end = self.g"]),
+    ("class A:\n def g(self):\n  self.b.on_end = self.g", ["self.b.on_end = self.g"]),
     ("a.b = functools.partial(print, 1)", ["a.b = functools.partial(print, 1)"]),
-    ("class A:\n def __init__(self, call): self.call = call", []),
+    ("class A:\n def __init__(self, call):\n  self.call = call", []),
+    ("class A:\n def call(self): ...\n def g(self):\n  self.once = self.call", []),
     ("node.draining = record.draining", []),
 ]
 
