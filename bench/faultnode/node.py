@@ -22,7 +22,7 @@ from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
 from embedmesh.node.dialling import DialOut
-from embedmesh.node.joining import Joining, NodeAddress, find_gateway
+from embedmesh.node.joining import AdvertisedAddress, Joining, find_gateway
 from embedmesh.node.signed_api import SignedApi
 from embedmesh.process import bind
 from embedmesh.rules import errors
@@ -191,7 +191,7 @@ class FaultNode:
             file=file,
             invite=invite,
             identity=identity,
-            address=NodeAddress(address, certificate, ""),
+            address=AdvertisedAddress(address, certificate, ""),
             dial_out=None if address else DialOut(known.url, self.server),
             on_session=self.door.new_session,
             receipts=self.receipts,

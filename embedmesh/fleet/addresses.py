@@ -69,7 +69,7 @@ class AddressRefused(ValueError):
     """The gateway does not connect there. The message never tells which IP was found."""
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class NodeAddress(msgspec.Struct, frozen=True):
     """A well-formed address in parts. `host` is a lower-case DNS name, or an IP in its one canonical form."""
 
     tls: bool
@@ -82,27 +82,27 @@ class Endpoint(msgspec.Struct, frozen=True):
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
 
-def parse(text: str) -> Endpoint:
+def parse(text: str) -> NodeAddress:
     """The parts of an address. Raises ValueError, whose message is for the node's operator and quotes nothing."""
     if len(text) > ADDRESS_CHARS_MAX:
         raise ValueError(f"The address is longer than {ADDRESS_CHARS_MAX} characters.")
     if not _CHARACTERS.fullmatch(text):
-        raise ValueError("The address holds more than letters, digits, brackets and . : / -, which is all it may hold.")
+        raise ValueError("The address may hold only letters, digits, brackets and . : / -, nothing else.")
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in DEFAULT_PORTS:
-        raise ValueError("The address does not begin with https:// or http:// (in lower case).")
+        raise ValueError("The address must begin with https:// or http:// (in lower case).")
     shape = _SHAPE.fullmatch(rest)
     if shape is None:
-        raise ValueError("The address is not https://HOST:PORT and nothing more; an IPv6 address stands in brackets.")
+        raise ValueError("The address must be https://HOST:PORT and nothing more; an IPv6 address needs brackets.")
     host, port = shape.groups()
-    return Endpoint(
+    return NodeAddress(
         tls=scheme == "https", host=_host(host), port=DEFAULT_PORTS[scheme] if port is None else _port(port)
     )
 
 
 def _port(digits: str) -> int:
     if not _PORT.fullmatch(digits) or int(digits) > PORT_MAX:
-        raise ValueError(f"The port is not a number from 1 to {PORT_MAX} without leading zeros.")
+        raise ValueError(f"The port must be a number from 1 to {PORT_MAX} without leading zeros.")
     return int(digits)
 
 
@@ -110,7 +110,7 @@ def _host(text: str) -> str:
     if text.startswith("["):
         ip = _ip(text[1:-1])
         if not isinstance(ip, ipaddress.IPv6Address):
-            raise ValueError("What stands in brackets is not an IPv6 address.")
+            raise ValueError("The text in brackets is not an IPv6 address.")
         return str(ip)
     if _ip(text):
         return text  # four decimals, which have one form only
@@ -166,7 +166,7 @@ def _network(text: str) -> Network:
         raise ValueError(f"{text!r} is not a network: an address whose bits after the prefix are zero.") from None
 
 
-async def resolve(endpoint: Endpoint, policy: Policy, lookup: Lookup) -> str:
+async def resolve(endpoint: NodeAddress, policy: Policy, lookup: Lookup) -> str:
     """The one IP to connect to from now on. Raises AddressRefused.
 
     All IPs of a name must be permitted: a public one beside a private one is an attack or a mistake.
@@ -182,7 +182,7 @@ async def resolve(endpoint: Endpoint, policy: Policy, lookup: Lookup) -> str:
     return str(_ip(found[0]))  # the checked form, not the text
 
 
-async def _look_up(endpoint: Endpoint, lookup: Lookup) -> Sequence[str]:
+async def _look_up(endpoint: NodeAddress, lookup: Lookup) -> Sequence[str]:
     try:
         found = (await lookup(endpoint.host, endpoint.port))[:LOOKUP_RESULTS_MAX]
     except OSError as failure:  # TimeoutError is one

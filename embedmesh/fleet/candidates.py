@@ -1,6 +1,6 @@
 """The nodes of one decision: how long each would take, and whether it has room."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.ports import Dice
@@ -59,14 +59,10 @@ class Candidate:
 
 def candidates_of(nodes: Sequence[Node], freed: Node | None, now: float, dice: Dice) -> list[Candidate]:
     """All nodes, or a sample of very many, with the one that was `freed`."""
-    if len(nodes) <= FULL_SCAN_NODES_MAX:
-        return [Candidate(node, now) for node in nodes]
-    return [Candidate(node, now) for node in _some(nodes, freed, dice)]
-
-
-def _some(nodes: Sequence[Node], freed: Node | None, dice: Dice) -> Iterable[Node]:
-    drawn = {int(dice.random() * len(nodes)) for _ in range(SAMPLE_NODES)}
-    some = [nodes[at] for at in sorted(drawn)]
-    if freed is not None and freed in nodes and freed not in some:
-        some.append(freed)
-    return some
+    if len(nodes) > FULL_SCAN_NODES_MAX:
+        drawn = {int(dice.random() * len(nodes)) for _ in range(SAMPLE_NODES)}
+        sample = [nodes[at] for at in sorted(drawn)]
+        if freed is not None and freed in nodes and freed not in sample:
+            sample.append(freed)
+        nodes = sample
+    return [Candidate(node, now) for node in nodes]

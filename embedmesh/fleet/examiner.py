@@ -6,7 +6,7 @@ from typing import Protocol
 
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
-from embedmesh.rules.forwarding import Part, Verify
+from embedmesh.rules.forwarding import NodeClient, Part, Verify
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer
@@ -17,10 +17,8 @@ RANDOM_TOKENS = (4, 40)  # of a random question, at least and at most
 PROBE_SPECIALS_MAX = 8  # special tokens that a model may add to a text, where its tokenizer is not here
 
 
-class ProbeClient(Protocol):
+class ProbeClient(NodeClient, Protocol):
     """What an examiner needs of the node client."""
-
-    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors: ...
 
     async def served(self, node_id: str) -> ServedModels: ...
 

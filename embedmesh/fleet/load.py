@@ -138,7 +138,7 @@ class _Fit:
     def __init__(self) -> None:
         self.fixed_s = PRIOR_FIXED_S
         self.per_token_s = 1.0 / PRIOR_TOKENS_PER_S
-        self._sums = [0.0] * 5  # weight, tokens, seconds, tokens squared, tokens times seconds
+        self._weight = self._tokens = self._seconds = self._tokens_squared = self._tokens_seconds = 0.0  # sums
         self._large_tokens = self._large_s = 0.0  # the last point that was at least half as large as any before it
         self._side = 0  # whether the last point lay far above the line (1), far below it (-1), or near it
         for tokens in (0.0, PRIOR_TOKENS):
@@ -147,7 +147,7 @@ class _Fit:
     @property
     def measured(self) -> bool:
         """Whether there is a point beside the prior."""
-        return self._sums[0] > 0.5
+        return self._weight > 0.5
 
     def seconds(self, parts: float, tokens: float) -> float:
         """The expected time of some parts."""
@@ -172,10 +172,9 @@ class _Fit:
         if tokens >= self._large_tokens / 2:
             self._large_tokens, self._large_s = tokens, seconds
         self._sum(fade, 1.0, tokens, seconds)
-        weight, *sums = self._sums
-        mean_tokens, mean_s, mean_squared, mean_product = (each / weight for each in sums)
-        spread = mean_squared - mean_tokens**2
-        together = mean_product - mean_tokens * mean_s
+        mean_tokens, mean_s = self._tokens / self._weight, self._seconds / self._weight
+        spread = self._tokens_squared / self._weight - mean_tokens**2
+        together = self._tokens_seconds / self._weight - mean_tokens * mean_s
         kept = (SPREAD_MIN * mean_tokens) ** 2 + 1.0
         slope = (together + kept * self.per_token_s) / (max(spread, 0.0) + kept)
         slope = min(slope, mean_s / mean_tokens if mean_tokens else slope)  # or the fixed cost would be negative
@@ -184,5 +183,8 @@ class _Fit:
         self.fixed_s = max(0.0, mean_s - self.per_token_s * mean_tokens)
 
     def _sum(self, fade: float, weight: float, tokens: float, seconds: float) -> None:
-        point = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
-        self._sums = [fade * old + weight * new for old, new in zip(self._sums, point, strict=True)]
+        self._weight = fade * self._weight + weight
+        self._tokens = fade * self._tokens + weight * tokens
+        self._seconds = fade * self._seconds + weight * seconds
+        self._tokens_squared = fade * self._tokens_squared + weight * tokens * tokens
+        self._tokens_seconds = fade * self._tokens_seconds + weight * tokens * seconds

@@ -1,6 +1,10 @@
-"""Whether inputs whose part failed, or is late, go to another node."""
+"""Whether inputs whose part failed, or is late, go to another node.
 
-from embedmesh.fleet.budget import RetryBudget
+The budget allows enough attempts beyond the first to hide a broken node, and too few to double the load.
+"""
+
+from collections import deque
+
 from embedmesh.fleet.candidates import Candidate
 from embedmesh.fleet.queued import QueuedRequest, Remainder
 from embedmesh.fleet.registry import Registry
@@ -10,10 +14,51 @@ from embedmesh.rules.limits import ATTEMPTS_MAX
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
 
+RETRY_SPAN_S = 10  # whole seconds
+RETRY_SHARE = 0.10  # of the requests in that span
+RETRIES_A_SECOND_MIN = 10  # so that a quiet gateway may retry at all
 REFUSALS_MAX = 8  # of one part, by nodes that are full or gone: a few requests find out, not all of them
 HEDGE_TOKENS_MAX = 256  # larger work is not done twice
 HEDGE_BUDGET = 0.5  # of the retry budget: when many parts are late, failed ones still need retries
 HEDGE_LATE, HEDGE_AFTER_S = 2.0, 0.02  # a short request is late after this multiple of its expected time, plus this
+
+
+class RetryBudget:
+    """Counts requests and further attempts over the last RETRY_SPAN_S seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seconds: deque[list[int]] = deque()  # [second, requests, retries], the newest last; at most RETRY_SPAN_S
+        self._requests = 0
+        self._retries = 0
+
+    def request(self) -> None:
+        """A request came."""
+        self._now()[1] += 1
+        self._requests += 1
+
+    def take(self, share: float = 1.0) -> bool:
+        """Take one more attempt if the budget allows. Attempts that are not necessary may use only a `share` of it."""
+        if not self.left(share):
+            return False
+        self._now()[2] += 1
+        self._retries += 1
+        return True
+
+    def left(self, share: float = 1.0) -> bool:
+        """Whether `take` would say yes."""
+        self._now()
+        return self._retries < share * max(RETRY_SHARE * self._requests, RETRIES_A_SECOND_MIN * RETRY_SPAN_S)
+
+    def _now(self) -> list[int]:
+        second = int(self._clock.monotonic())
+        if not self._seconds or self._seconds[-1][0] != second:
+            self._seconds.append([second, 0, 0])
+        while self._seconds[0][0] <= second - RETRY_SPAN_S:
+            _, requests, retries = self._seconds.popleft()
+            self._requests -= requests
+            self._retries -= retries
+        return self._seconds[-1]
 
 
 class Retries:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from embedmesh.engine.cl100k import Cl100k
-from embedmesh.fleet.addresses import system_lookup
+from embedmesh.fleet.addresses import Policy, system_lookup
 from embedmesh.fleet.canary import Canaries
 from embedmesh.fleet.choose import POLICIES
 from embedmesh.fleet.examiner import Examiner
@@ -37,7 +37,7 @@ from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.routes import Api
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 from embedmesh.gateway.models import Models
-from embedmesh.gateway.network import allowed_origins, node_policy, socket_path, trusted_origins
+from embedmesh.gateway.network import parsed
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.own import NodeClients, OwnLink
@@ -46,9 +46,11 @@ from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
+from embedmesh.http.cors import Cors
 from embedmesh.http.receive import BodyBudget
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
+from embedmesh.rules.errors import SetupError
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.served import ParseTerms
@@ -59,6 +61,7 @@ from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.store import Store
 
+UNIX = "unix:"
 IDENTITY = b"embedmesh gateway identity"  # derives the gateway's identity from the key secret
 
 
@@ -99,7 +102,7 @@ class Gateway:
 
 def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock) -> Gateway:
     """Make all parts, on the running event loop. Raises SetupError."""
-    origins = trusted_origins(settings.trusted_proxies)
+    origins = parsed(Origins, settings.trusted_proxies, "--trusted-proxies")
     fleet = _fleet(settings, models, store, clock)
     probers = _local_nodes(settings, fleet, clock)
     world = _world(settings, models, store, fleet, clock)
@@ -119,7 +122,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         gauges=lambda: _gauges(store, fleet.scheduler, world),
         more=_apis(settings, models, store, fleet, books, origins, clock),
         workers=workers,
-        cors=allowed_origins(settings.cors_origin),
+        cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
         origins=origins,
     )
     background = [expire(store, clock), *store.background(), fleet.canaries.run(), fleet.connected.broken]
@@ -159,8 +162,10 @@ def _local_nodes(settings: GatewaySettings, fleet: FleetParts, clock: Clock) -> 
     """Add the nodes of --nodes. Raises SetupError."""
     probers = []
     for number, address in enumerate(settings.nodes):
+        if not address.startswith(UNIX):
+            raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
         node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
-        fleet.clients.add(node_id, CoalescingLink(OwnLink(unix_pool(socket_path(address)), clock)))
+        fleet.clients.add(node_id, CoalescingLink(OwnLink(unix_pool(address.removeprefix(UNIX)), clock)))
         node = fleet.registry.add(Node(node_id, address, trusted=True, load=Load(interleaves=True)))
         probers.append(Prober(node, fleet.examiner))
     return probers
@@ -188,9 +193,7 @@ def _world(settings: GatewaySettings, models: Models, store: Store, fleet: Fleet
         hash_user=functools.partial(hash_user, store.key_secret),
         claim_of=functools.partial(claim_of, store.key_secret),
         terms=ParseTerms(
-            lambda model: bool(fleet.registry.ready(model.id)),
-            models.normalizing,
-            ignore_unknown=settings.unknown_members == "ignore",
+            fleet.scheduler.serves, models.normalizing, ignore_unknown=settings.unknown_members == "ignore"
         ),
         ask_max=settings.ask_max,
     )
@@ -207,7 +210,8 @@ def _apis(
 ) -> list[Api]:
     """The APIs for nodes, accounts and operators."""
     roster, registry, catalogue = fleet.roster, fleet.registry, models.catalogue
-    policy, nonces = node_policy(settings.node_networks), Nonces(store.key_secret)
+    policy = parsed(Policy, settings.node_networks, "--node-networks")
+    nonces = Nonces(store.key_secret)
     registrar = Registrar(fleet.identity, nonces, store.nodes, roster, policy, system_lookup, clock)
     bodies, account_bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX), BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
     return [

@@ -56,7 +56,7 @@ class KnownGateway(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
-class NodeAddress(NamedTuple):
+class AdvertisedAddress(NamedTuple):
     """Where gateways can reach the node, and its certificate if that is https. No address: it dials out."""
 
     url: str
@@ -110,7 +110,7 @@ class Joining:
     file: Path
     invite: Invite | None
     identity: Identity
-    address: NodeAddress
+    address: AdvertisedAddress
     dial_out: DialOut | None
     on_session: Callable[[Session], None]
     receipts: ReceiptLog

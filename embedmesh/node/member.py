@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from embedmesh.engine.loaded import LoadedModels
-from embedmesh.fleet.addresses import Endpoint, parse
+from embedmesh.fleet.addresses import NodeAddress, parse
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
 from embedmesh.node.dialling import DialOut
-from embedmesh.node.joining import Joining, NodeAddress, find_gateway
+from embedmesh.node.joining import AdvertisedAddress, Joining, find_gateway
 from embedmesh.node.signed_api import SignedApi
 from embedmesh.process import bind
 from embedmesh.rules.clock import SystemClock
@@ -74,7 +74,7 @@ class MemberNode:
             file=folder / "gateway.json",
             invite=invite,
             identity=identity,
-            address=NodeAddress(settings.address, certificate, settings.country.upper()),
+            address=AdvertisedAddress(settings.address, certificate, settings.country.upper()),
             dial_out=DialOut(known.url, self._server) if endpoint is None else None,
             on_session=api.new_session,
             receipts=self._receipts,
@@ -127,7 +127,7 @@ def _parse(kind: Callable[[str], T], text: str, option: str) -> T | None:
         raise SetupError(f"{error} Mend {option}.") from None
 
 
-def _parse_listen(text: str, address: Endpoint | None) -> tuple[str, int] | None:
+def _parse_listen(text: str, address: NodeAddress | None) -> tuple[str, int] | None:
     """Host and port to listen on; by default the port of the node's address. None if it has no address."""
     if address is None:
         return None

@@ -15,7 +15,7 @@ from embedmesh.fleet.addresses import (
     DENIED,
     LOOKUP_RESULTS_MAX,
     AddressRefused,
-    Endpoint,
+    NodeAddress,
     Policy,
     parse,
     resolve,
@@ -168,7 +168,7 @@ GOOD = [
 ]
 
 
-def all_agree(text: str, endpoint: Endpoint) -> None:
+def all_agree(text: str, endpoint: NodeAddress) -> None:
     """Two URL libraries find the same parts, C takes no name for a number, and the parts written out come back."""
     for found in (urlsplit(text), urlsplit(str(endpoint)), URL(text), URL(str(endpoint))):
         host = found.hostname if isinstance(found, SplitResult) else found.raw_host
@@ -191,7 +191,7 @@ def all_agree(text: str, endpoint: Endpoint) -> None:
 @pytest.mark.parametrize(("text", "tls", "host", "port"), GOOD)
 def test_a_good_address_is_understood(text: str, tls: bool, host: str, port: int) -> None:
     endpoint = parse(text)
-    assert endpoint == Endpoint(tls=tls, host=host, port=port)
+    assert endpoint == NodeAddress(tls=tls, host=host, port=port)
     all_agree(text, endpoint)
 
 
@@ -464,7 +464,7 @@ async def test_a_name_is_looked_up_once_and_its_answer_pinned() -> None:
 @pytest.mark.parametrize("host", ["8.8.8.8", "2606:4700::1111"])
 async def test_an_ip_is_not_looked_up(host: str) -> None:
     silent = Scripted()
-    assert await resolve(Endpoint(tls=True, host=host, port=443), NOTHING_ALLOWED, silent) == host
+    assert await resolve(NodeAddress(tls=True, host=host, port=443), NOTHING_ALLOWED, silent) == host
     assert silent.asked == []
 
 

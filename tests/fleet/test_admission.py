@@ -93,11 +93,11 @@ def test_sizes_of_many_kinds_get_no_more_than_one_share() -> None:
 
 
 def test_nobody_is_refused_where_nobody_waits() -> None:
-    world = World(100.0)  # slower than anybody's patience
+    world = World(100.0)  # slower than the longest wait
     world.scheduler.may_wait(MODEL, 250_000, "a")
 
 
-def test_what_has_left_the_line_counts_no_more() -> None:
+def test_what_has_left_the_queue_counts_no_more() -> None:
     world = World(SPEED)
     requests = [world.ask(28, account="a", held=True) for _ in range(admitted(World(SPEED), "a"))]
     for request in requests:
@@ -108,19 +108,19 @@ def test_what_has_left_the_line_counts_no_more() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500), st.booleans()), max_size=60))
 def test_backlogs_are_what_was_added_and_not_removed(steps: list[tuple[str, int, bool]]) -> None:
-    waiting, there = FairQueue(), list[QueuedRequest]()
+    queue, there = FairQueue(), list[QueuedRequest]()
     for account, tokens, removes in steps:
         if removes and there:
             work = there.pop(0)
-            waiting.remove(work, work.tokens, 1)
+            queue.remove(work, work.tokens, 1)
         else:
             work = _work(account, tokens)
-            waiting.add(work, tokens)
+            queue.add(work, tokens)
             there.append(work)
-        assert waiting.tokens == sum(each.tokens for each in there)
-        assert waiting.accounts_with("z") == len({each.account_id for each in there}) + 1
+        assert queue.tokens == sum(each.tokens for each in there)
+        assert queue.accounts_with("z") == len({each.account_id for each in there}) + 1
         for name, count in Counter(each.account_id for each in there).items():
-            ahead = waiting.ahead_of(name, 500)
+            ahead = queue.ahead_of(name, 500)
             assert (ahead.remainders, ahead.tokens) == (
                 count,
                 sum(each.tokens for each in there if each.account_id == name),

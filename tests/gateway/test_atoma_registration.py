@@ -72,7 +72,7 @@ async def test_it_must_be_signed(gw: Gateway, applicant: Applicant, wrong: str) 
         "more fields": {"data": data | {"more": 1}, "signature": signature},
     }[wrong]
     reply = await send(gw.port, request("POST", "/v1/nodes", json.dumps(body).encode(), key=None))
-    says(reply, 400, "This is no registration")
+    says(reply, 400, "This is not a valid registration")
 
 
 async def test_a_node_moves(gw: Gateway, applicant: Applicant, sdk: AtomaSDK) -> None:

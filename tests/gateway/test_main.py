@@ -1,44 +1,57 @@
-"""How a gateway is put together: what a part needs it gets when it is constructed."""
+"""How a gateway is put together, and how it ends."""
 
-import ast
-from collections.abc import Iterator
+import asyncio
+import fcntl
+import gc
+import re
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import embedmesh
+from embedmesh.gateway.build import Gateway, build
+from embedmesh.gateway.main import Ending, open_store, run, stop
+from embedmesh.gateway.models import Models
+from embedmesh.process import EXIT_OK
+from embedmesh.rules.clock import SystemClock
+from embedmesh.rules.errors import SetupError
+from embedmesh.settings import GatewaySettings, store_path
+from embedmesh.storage.books.new_keys import NewKeys
+from tests.flow.world import CATALOGUE, LetterTokenizer
+from tests.http.raw import request, send
 
 PACKAGE = Path(embedmesh.__file__).parent
 ROOMS = ("gateway", "fleet", "flow", "http", "signing", "storage")
 
 
+ASSIGNMENT = re.compile(r"^[ \t]*((?!self\.\w+\b(?!\.))\w[\w.]*\.\w+(?:: [^=\n]+)? = (.+))$", re.MULTILINE)
+"""To an attribute of another object than `self`. Not by `ast`: in CPython 3.11 that fails in a process that has met a
+RecursionError, as other tests do."""
+
+
 def wirings(source: str, *, any_value: bool = False) -> Iterator[str]:
     """Assignments of a function to an attribute of another object; with `any_value`, of anything."""
-    tree = ast.parse(source)
-    methods = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    for node in ast.walk(tree):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if not isinstance(target, ast.Attribute) or ast.unparse(target.value) == "self":
-                continue
-            value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-            is_function = (
-                isinstance(value, ast.Lambda)
-                or (value is not None and ast.unparse(value).removeprefix("self.") in methods)
-                or (isinstance(value, ast.Call) and ast.unparse(value.func).endswith("partial"))
-            )
-            if any_value or is_function:
-                yield ast.unparse(node)
+    functions = {
+        name if not indent else f"self.{name}"
+        for indent, name in re.findall(r"^( *)(?:async )?def (\w+)", source, re.M)
+    }
+    for found in ASSIGNMENT.finditer(source):
+        value = found[2]
+        is_function = value.startswith("lambda") or "partial(" in value or value in functions
+        if any_value or is_function:
+            yield found[1]
 
 
 EXAMPLES = [
     ("registry.on_change = lambda: None", ["registry.on_change = lambda: None"]),
     ("def f(): ...\nmembers.prove = f", ["members.prove = f"]),
-    ("class A:\n def g(self): b.on_end = self.g", ["b.on_end = self.g"]),
+    ("class A:\n def g(self):\n  b.on_end = self.g", ["b.on_end = self.g"]),
+    ("class A:\n def g(self):\n  self.b.on_end = self.g", ["self.b.on_end = self.g"]),
     ("a.b = functools.partial(print, 1)", ["a.b = functools.partial(print, 1)"]),
-    ("class A:\n def __init__(self, call): self.call = call", []),
+    ("class A:\n def __init__(self, call):\n  self.call = call", []),
+    ("class A:\n def call(self): ...\n def g(self):\n  self.once = self.call", []),
     ("node.draining = record.draining", []),
 ]
 
@@ -55,6 +68,88 @@ def test_no_part_gets_a_callback_after_its_construction(room: str) -> None:
     assert {path: words for path, words in found.items() if words} == {}
 
 
-def test_the_composition_root_sets_nothing_but_the_exit_code() -> None:
-    source = (PACKAGE / "gateway" / "main.py").read_text()
-    assert list(wirings(source, any_value=True)) == ["ending.exit_code = EXIT_SOFTWARE"]
+@pytest.mark.parametrize(("module", "found"), [("build", []), ("main", ["ending.exit_code = EXIT_SOFTWARE"])])
+def test_the_composition_root_sets_nothing_but_the_exit_code(module: str, found: list[str]) -> None:
+    source = (PACKAGE / "gateway" / f"{module}.py").read_text()
+    assert list(wirings(source, any_value=True)) == found
+
+
+# -- how it ends -------------------------------------------------------------------------------------------------------
+
+MODELS = Models(CATALOGUE, {model.id: LetterTokenizer() for model in CATALOGUE.models}, frozenset())
+
+
+@pytest.fixture(autouse=True)
+def garbage() -> Iterator[None]:
+    """A gateway that runs has settings of its own for it."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
+def told_to_stop(gateway: Gateway, ending: Ending) -> None:
+    ending.stop_event.set()
+
+
+def store_lost(gateway: Gateway, ending: Ending) -> None:
+    ending.store_lost("fsync failed")
+
+
+def probes_ended(gateway: Gateway, ending: Ending) -> None:
+    gateway.fleet.connected.broken.set_exception(RuntimeError("a bug"))
+
+
+@pytest.mark.parametrize(("event", "exit_code"), [(told_to_stop, EXIT_OK), (store_lost, 70), (probes_ended, 70)])
+async def test_it_serves_until_something_ends_it(
+    event: Callable[[Gateway, Ending], None], exit_code: int, tmp_path: Path
+) -> None:
+    """And closes all its parts, whatever it was: another gateway can open the store at once."""
+    for _ in range(2):
+        settings = GatewaySettings(data_dir=tmp_path)
+        ending, clock = Ending(settings), SystemClock()
+        store = await open_store(settings, clock, ending)
+        assert store is not None
+        gateway = build(settings, MODELS, store, clock)
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        running = asyncio.create_task(run(gateway, listener, NewKeys(), ending, local_nodes=False))
+        async with asyncio.timeout(30):
+            await asyncio.wait([running], timeout=0.2)
+            assert (await send(port, request("GET", "/health", b"", key=None))).status == 200
+            event(gateway, ending)
+            tasks = await running
+            await stop(gateway, tasks, drain_s=0.0)
+        assert ending.exit_code == exit_code
+        assert all(task.done() for task in tasks)
+        with pytest.raises(ConnectionRefusedError):
+            await send(port, request("GET", "/health", b"", key=None))
+
+
+async def test_told_to_stop_while_another_gateway_is_alone_with_the_store_it_leaves(tmp_path: Path) -> None:
+    settings = GatewaySettings(data_dir=tmp_path)
+    with Path(f"{store_path(tmp_path)}.lock").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        ending = Ending(settings)
+        opening = asyncio.create_task(open_store(settings, SystemClock(), ending))
+        await asyncio.wait([opening], timeout=0.2)
+        assert not opening.done()
+        ending.stop_event.set()
+        async with asyncio.timeout(30):
+            assert await opening is None
+
+
+async def test_a_setting_that_cannot_be_parsed_is_named(tmp_path: Path) -> None:
+    """With what to correct, before anything runs."""
+    clock = SystemClock()
+    store = await open_store(settings := GatewaySettings(data_dir=tmp_path), clock, Ending(settings))
+    assert store is not None
+    for wrong, option in (
+        (GatewaySettings(data_dir=tmp_path, node_networks=("10.0.0.1/8",)), "node-networks"),
+        (GatewaySettings(data_dir=tmp_path, cors_origin=("x",)), "cors-origin"),
+        (GatewaySettings(data_dir=tmp_path, nodes=("http://x",)), "nodes"),
+    ):
+        with pytest.raises(SetupError, match=f"Mend --{option}"):
+            build(wrong, MODELS, store, clock)
+    await store.close()

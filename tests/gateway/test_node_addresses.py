@@ -99,7 +99,11 @@ async def test_an_address_where_another_answers_is_refused(gw: Gateway, applican
     """With the right certificate even: what counts is the identity. One message for all: it is no port scanner."""
     async with somebody(says_always(said), applicant.tls) as port:
         place = {"address": f"https://127.0.0.1:{port}", "certificate": applicant.certificate}
-        says(await applicant.ask(await gw.invite(), **place), 400, "Nobody answers at the node's address as the node")
+        says(
+            await applicant.ask(await gw.invite(), **place),
+            400,
+            "not answer at its address with its own",
+        )
     assert gw.node(applicant.node_id) is None
 
 
@@ -122,7 +126,7 @@ async def test_an_address_that_does_not_answer_keeps_nobody_waiting(
         async with somebody(script, tls) as port:
             place = {"address": f"https://127.0.0.1:{port}", "certificate": applicant.certificate}
             async with asyncio.timeout(1):
-                says(await applicant.ask(invite, **place), 400, "Nobody answers")
+                says(await applicant.ask(invite, **place), 400, "does not answer at its address")
 
 
 async def test_no_more_than_a_few_addresses_are_visited_at_one_time(
@@ -173,14 +177,14 @@ async def test_its_own_address_said_wrongly_is_refused(
             async with somebody(says_always(b"")) as port:
                 pass
             place["address"] = f"https://127.0.0.1:{port}"
-        says(await applicant.ask(await gw.invite(), **place), 400, "Nobody answers")
+        says(await applicant.ask(await gw.invite(), **place), 400, "does not answer at its address")
 
 
 async def test_the_address_of_another_node_is_refused(gw: Gateway, applicant: Applicant, tmp_path: Path) -> None:
     """Even with that node's certificate, which anybody may see: the one who answers there signs as itself."""
     victim = Applicant(gw, tmp_path, "victim")
     async with victim.member():
-        says(await applicant.ask(await gw.invite(), **victim.place), 400, "Nobody answers")
+        says(await applicant.ask(await gw.invite(), **victim.place), 400, "does not answer at its address")
         await gw.answers_rightly(victim.node_id)
 
 

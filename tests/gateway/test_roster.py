@@ -286,7 +286,7 @@ async def test_a_member_that_is_not_reached_once_tries_on(
         node.member._joining.address = address._replace(url=f"https://127.0.0.1:{free_port()}")
         before = gw.roster.record(node.name)
         gw.connected.leave(node.name)  # so that its next report is refused, and it registers anew
-        await until("it was refused", lambda: "does not take this node now: Nobody answers" in caplog.text)
+        await until("it was refused", lambda: "does not take this node now: The node does not answer" in caplog.text)
         assert not node.running.done()
         node.member._joining.address = address
         await gw.until_ready(node.name)

@@ -184,7 +184,7 @@ async def test_a_good_nodes_redirect_is_not_followed(canaries: Canaries, tmp_pat
             async with somebody(redirect, one.tls) as port:
                 for _ in targets:
                     place: dict[str, Any] = {"address": f"https://127.0.0.1:{port}", "certificate": one.certificate}
-                    says(await one.ask(invite, **place), 400, "Nobody answers")
+                    says(await one.ask(invite, **place), 400, "does not answer at its address")
     assert said == targets  # each was visited once
     assert canaries.heard() == []
 
@@ -235,7 +235,7 @@ async def test_a_second_answer_is_not_asked_for_where_the_first_leads_nowhere(
     """Nobody listens at the good one: that is a refusal, and no reason to look again. All answers must be good."""
     with memory_folder() as folder:
         for first, words in (
-            ([ELSEWHERE], "Nobody answers"),
+            ([ELSEWHERE], "does not answer at its address"),
             ([ELSEWHERE, "127.0.0.1"], "a loopback address"),
             ([ELSEWHERE, "::1"], "a loopback address"),
         ):

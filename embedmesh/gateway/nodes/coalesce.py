@@ -66,7 +66,7 @@ class CoalescingLink:
     def close(self) -> None:
         self._link.close()
         while self._waiting:
-            _fail(self._waiting.popleft(), NodeUnreachable("the node was removed"))
+            _settle(self._waiting.popleft(), NodeUnreachable("the node was removed"))
         for task in self._tasks:
             task.cancel()
 
@@ -97,22 +97,21 @@ class CoalescingLink:
         try:
             answers = await self._answers(batch)
             for request, answer in zip(batch, answers, strict=True):
-                if not request.answer.done():
-                    request.answer.set_result(answer)
+                _settle(request, answer)
         except NodeFailure as failure:
             if len(batch) == 1:
-                _fail(batch[0], failure)
+                _settle(batch[0], failure)
             else:
                 await asyncio.gather(*(self._alone(request) for request in batch))
         except Exception as error:  # noqa: BLE001 - a bug of ours: all callers get it, and count it
             for request in batch:
-                _fail(request, error)
+                _settle(request, error)
 
     def _ended(self, batch: list[_SmallRequest], task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if task.cancelled():  # perhaps before its first step
             for request in batch:
-                _fail(request, NodeUnreachable("the node was removed, or no caller waits for it"))
+                _settle(request, NodeUnreachable("the node was removed, or no caller waits for it"))
         self._calls -= 1
         self._call_next()
 
@@ -120,12 +119,9 @@ class CoalescingLink:
         if request.answer.done():
             return
         try:
-            answer = await self._link.embed(request.part, request.model, request.counted, request.request_id)
+            _settle(request, await self._link.embed(request.part, request.model, request.counted, request.request_id))
         except Exception as error:  # noqa: BLE001 - as in `_call`; the others get their answers
-            _fail(request, error)
-        else:
-            if not request.answer.done():
-                request.answer.set_result(answer)
+            _settle(request, error)
         _drop(request)
 
     async def _answers(self, batch: list[_SmallRequest]) -> list[EmbedVectors]:
@@ -149,9 +145,13 @@ class CoalescingLink:
         return answers
 
 
-def _fail(request: _SmallRequest, failure: Exception) -> None:
-    if not request.answer.done():
-        request.answer.set_exception(failure)
+def _settle(request: _SmallRequest, answer: EmbedVectors | Exception) -> None:
+    if request.answer.done():
+        return
+    if isinstance(answer, Exception):
+        request.answer.set_exception(answer)
+    else:
+        request.answer.set_result(answer)
 
 
 def _drop(request: _SmallRequest) -> None:

@@ -119,7 +119,7 @@ class UpstreamLink:
         assert counted.texts is not None  # the scheduler gives us no other work
         offer = self._offers.get(model.id)
         if offer is None:
-            raise NodeBroke("the server is not said to run this model")
+            raise NodeBroke("the server does not run this model")
         texts = [offer.prefix + counted.texts[place] for place in part.places]
         limit = len(texts) * (model.width * JSON_BYTES_PER_COMPONENT + JSON_BYTES_PER_VECTOR) + JSON_BYTES_PER_REPLY
         body = {"model": offer.name or offer.id, "input": texts}
@@ -215,7 +215,7 @@ def _whole(said: object) -> int | None:
 def _in_order(items: list[Item], count: int, width: int) -> bytes:
     """The vectors as float32, by index, or as they came if none has an index. Raises WrongAnswer."""
     if len(items) != count:
-        raise WrongAnswer("the server answered with another number of vectors than asked", check=Check.COUNT)
+        raise WrongAnswer("the server answered with a wrong number of vectors", check=Check.COUNT)
     rows: list[bytes | None] = [None] * count
     ordered = all(item.index is None for item in items)
     for at, item in enumerate(items):
@@ -236,7 +236,7 @@ def _row(embedding: str | list[float], width: int) -> bytes:
         try:
             numbers = array("f", embedding)
         except OverflowError:
-            raise WrongAnswer("a component is no float32", check=Check.ENCODING) from None
+            raise WrongAnswer("a component is not a float32", check=Check.ENCODING) from None
         if sys.byteorder != "little":
             numbers.byteswap()
         row = numbers.tobytes()

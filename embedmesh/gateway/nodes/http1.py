@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import httptools
 
-from embedmesh.rules.errors import NodeBroke, NodeBusy, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, WrongAnswer
 from embedmesh.rules.nodes import Check
 
 NODE_HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 1,000
@@ -45,11 +45,6 @@ def retry_after_s(headers: dict[bytes, bytes]) -> float:
     return max(0.0, seconds)  # 0.0 of NaN, too
 
 
-def busy(reply: NodeReply) -> NodeBusy:
-    """The failure that means a refusal of load."""
-    return NodeBusy(f"the node answered {reply.status}", retry_after_s=retry_after_s(reply.headers))
-
-
 class Connection(asyncio.Protocol):
     """One connection, one exchange at a time."""
 
@@ -68,7 +63,10 @@ class Connection(asyncio.Protocol):
         self._complete = False
 
     async def exchange(self, request: bytes, limit: int) -> NodeReply:
-        """Send a request; its reply. Raises NodeBroke or WrongAnswer."""
+        """Send a request; its reply. Raises NodeBroke or WrongAnswer.
+
+        Any failure closes the connection, also a cancellation: then the node drops the work.
+        """
         if self._transport is None:
             raise NodeBroke("the node closed the connection")
         self._parser = httptools.HttpResponseParser(self)
@@ -78,6 +76,9 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         try:
             return await self._waiter
+        except BaseException:
+            self.abort()
+            raise
         finally:
             self._waiter = None
 

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1 import NodeReply, busy
+from embedmesh.gateway.nodes.http1 import NodeReply, retry_after_s
 from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, ServedModels, pack_ids
-from embedmesh.rules.errors import NodeBroke, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
@@ -194,7 +194,7 @@ def check_status(reply: NodeReply) -> None:
     if reply.status == 200:
         return
     if reply.status in (404, 408, 429, 503):  # 404: it has unloaded the model a moment ago
-        raise busy(reply)
+        raise NodeBusy(f"the node answered {reply.status}", retry_after_s=retry_after_s(reply.headers))
     if 400 <= reply.status < 500:
         raise NodeRefused(f"the node answered {reply.status}", check=check_of(reply.status))
     if reply.status == 504:

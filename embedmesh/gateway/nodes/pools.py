@@ -55,7 +55,7 @@ class OutboundPool:
         self._idle.clear()
 
     async def _on(self, connection: Connection, request: bytes, limit: int) -> NodeReply:
-        reply = await exchange_on(connection, request, limit)
+        reply = await connection.exchange(request, limit)
         if connection.usable and len(self._idle) < IDLE_CONNECTIONS_MAX and not self._closed:
             self._idle.append(connection)
         else:
@@ -91,7 +91,7 @@ class InboundPool:
             connection = await self._free()
             self._used += 1
             try:
-                reply = await exchange_on(connection, build(), limit)
+                reply = await connection.exchange(build(), limit)
             except NodeBroke:
                 if connection.heard:
                     raise
@@ -129,15 +129,6 @@ class InboundPool:
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
-
-
-async def exchange_on(connection: Connection, request: bytes, limit: int) -> NodeReply:
-    """One exchange on one connection. Any failure closes it, also a cancellation: then the node drops the work."""
-    try:
-        return await connection.exchange(request, limit)
-    except BaseException:
-        connection.abort()
-        raise
 
 
 def unix_pool(path: str) -> OutboundPool:

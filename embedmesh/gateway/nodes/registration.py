@@ -48,7 +48,7 @@ from embedmesh.storage.nodes import NodeBooks, NodeRecord
 
 CHALLENGE_S = 4.0  # for a look-up, a connection, and one small exchange
 CHALLENGE_REPLY_BYTES_MAX = 4_096
-NOT_OURS = "The nonce is not one of this gateway's, or was used. GET /v1/nodes gives one."
+NOT_OURS = "The nonce is not from this gateway, or was used. GET /v1/nodes gives one."
 NO_SUCH_ATOMA_NODE = "No admitted node has this key and this small id."
 COUNTRY_CODE = re.compile("[A-Z]{2}")
 
@@ -104,13 +104,17 @@ class Registrar:
             raise errors.InvalidApiKey("The statement is not signed by the key that it names.")
         if known is not None and known.standing is Standing.REMOVED:
             raise errors.InsufficientScope("This node was removed by the operator of this gateway.")
-        if not admitted and not await self._shows_invite(registration, node_id(statement.public_key)):
-            return await self._note_pending(statement, origin)
+        name = node_id(statement.public_key)
+        if not admitted and not await self._shows_invite(registration, name):
+            pending = await self._roster.note_pending(  # we do not connect to it, nor keep what it offers
+                statement.public_key, origin, address=statement.address, country=statement.country
+            )
+            return Welcome(node_id=pending.node_id, small_id=pending.small_id, standing="pending")
         if not self._nonces.take(statement.nonce, self._now_s()):  # another registration with it was faster
             raise errors.InvalidApiKey(NOT_OURS)
-        if not admitted:
-            await self._use_invite(registration, node_id(statement.public_key))
-        self._last_from[node_id(statement.public_key)] = origin
+        if not admitted and not await self._books.use_invite(str(registration.invite_id), name):
+            raise errors.InvalidApiKey("The join token was used by another node just now.")
+        self._last_from[name] = origin
         ip = await self._find(statement.address, statement.certificate, statement.public_key)
         return await self._admit(statement, ip)
 
@@ -134,7 +138,7 @@ class Registrar:
             atoma.check(data, signature)
             self._last_from[known.node_id] = origin
         except ValueError as error:
-            raise errors.InvalidValue(f"This is no registration: {error}.", param="signature") from None
+            raise errors.InvalidValue(f"This is not a valid registration: {error}.", param="signature") from None
         if known.small_id != data["node_small_id"]:
             raise errors.InsufficientScope(NO_SUCH_ATOMA_NODE)
         address = str(data["public_address"])
@@ -148,10 +152,10 @@ class Registrar:
         try:
             statement = msgspec.json.decode(registration.statement, type=Statement)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            message = f"The statement is not of the protocol's form: {error}."
+            message = f"The statement does not follow the protocol: {error}."
             raise errors.InvalidValue(message, param="statement") from None
         if abs(self._clock.unix_ms() - statement.time_ms) > NONCE_S * 1000:
-            raise errors.InvalidValue("The node's clock and the gateway's differ by more than a minute: set them.")
+            raise errors.InvalidValue("The node's clock and the gateway's differ by over a minute. Set the clocks.")
         if not self._nonces.fresh(statement.nonce, self._now_s()):
             raise errors.InvalidApiKey(NOT_OURS)
         return statement
@@ -165,18 +169,6 @@ class Registrar:
             raise errors.InvalidApiKey("The join token is not valid, was used by another node, or has expired.")
         return True
 
-    async def _use_invite(self, registration: Registration, of: str) -> None:
-        assert registration.invite_id is not None
-        if not await self._books.use_invite(registration.invite_id, of):
-            raise errors.InvalidApiKey("The join token was used by another node just now.")
-
-    async def _note_pending(self, statement: Statement, origin: str) -> Welcome:
-        """An unknown node asks: an operator may approve it. We do not connect to it, nor keep what it offers."""
-        record = await self._roster.note_pending(
-            statement.public_key, origin, address=statement.address, country=statement.country
-        )
-        return Welcome(node_id=record.node_id, small_id=record.small_id, standing="pending")
-
     async def _find(self, address: str, certificate: bytes, public_key: bytes) -> str:
         """The IP of an address at which the node itself answers; "" for a node that dials out."""
         if not address:
@@ -187,18 +179,18 @@ class Registrar:
         try:
             endpoint = parse(address)
             if endpoint.tls and not is_certificate(certificate):
-                raise errors.InvalidValue("The certificate is not one that can be pinned (CA:FALSE, DER).")
+                raise errors.InvalidValue("The certificate cannot be pinned: it must be in DER, with CA:FALSE.")
             async with self._looking, asyncio.timeout(CHALLENGE_S):
                 ip = await resolve(endpoint, self._policy, self._lookup)
                 await self._challenge(ip, endpoint.port, address, certificate if endpoint.tls else b"", public_key)
         except AddressRefused as refused:
             raise errors.InvalidValue(f"The address is refused. {refused}", param="address") from None
         except ValueError as error:
-            raise errors.InvalidValue(f"The address is not one. {error}", param="address") from None
+            raise errors.InvalidValue(f"The address is invalid. {error}", param="address") from None
         except (NodeFailure, TimeoutError):
             raise errors.InvalidValue(
-                "Nobody answers at the node's address as the node that registered it. Can this gateway reach it? A "
-                "node without a reachable address joins without one, and dials out.",
+                "The node does not answer at its address with its own identity. Can this gateway reach it? A node "
+                "without a reachable address joins without one, and dials out.",
                 param="address",
             ) from None
         finally:
@@ -222,7 +214,7 @@ class Registrar:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = None
         if answer is None or not verify(public_key, CHALLENGE, nonce + address.encode(), answer.signature):
-            raise NodeFailure("somebody else answers there")
+            raise NodeFailure("another server answers there")
 
     async def _admit(self, statement: Statement, ip: str) -> Welcome:
         ephemeral = Ephemeral()
@@ -236,9 +228,17 @@ class Registrar:
         try:
             sessions = ephemeral.agree(statement.ephemeral, agreed)
         except ValueError:
-            raise errors.InvalidValue("The node's half of the session key is not one.", param="ephemeral") from None
-        said = _said(statement) | {"ip": ip, "certificate": statement.certificate}
-        record = await self._roster.admit(statement.public_key, sessions, **said)
+            raise errors.InvalidValue("The node's half of the session key is invalid.", param="ephemeral") from None
+        record = await self._roster.admit(
+            statement.public_key,
+            sessions,
+            address=statement.address,
+            ip=ip,
+            certificate=statement.certificate,
+            country=statement.country,
+            offers=statement.offers,
+            inputs_max=statement.inputs_max,
+        )
         return Welcome(
             node_id=record.node_id,
             small_id=record.small_id,
@@ -250,13 +250,3 @@ class Registrar:
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
-
-
-def _said(statement: Statement) -> dict[str, object]:
-    """What a node says of itself, as fields of its record."""
-    return {
-        "address": statement.address,
-        "country": statement.country,
-        "offers": statement.offers,
-        "inputs_max": statement.inputs_max,
-    }

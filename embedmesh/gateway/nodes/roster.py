@@ -6,8 +6,7 @@ Each change is written to the store first, and then applied to the connected nod
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -47,7 +46,9 @@ class Roster:
         self._changing = asyncio.Lock()  # of records: no change is lost to another one that began earlier
         registry.on_quarantine.append(self._quarantined)
         registry.on_readmit.append(self._readmitted)
-        changes.on("nodes", lambda: self._spawn(self._reload_if_possible()))
+        changes.on(
+            "nodes", lambda: self._spawn(self.reload(), "the changes of nodes are not read until the next change")
+        )
 
     async def reload(self) -> None:
         """Read all records and apply those that other gateways have changed. Also the start. Raises StoreUnavailable.
@@ -193,33 +194,29 @@ class Roster:
 
     # -- following
 
-    async def _reload_if_possible(self) -> None:
-        try:
-            await self.reload()
-        except StoreUnavailable:
-            log.warning("the changes of nodes could not be read; they are read at the next change")
-
     def _quarantined(self, node: Node, why: str) -> None:
         """Save it, for the next start. Without the store it is not saved, and the node is found out again."""
         log.warning("node %s is quarantined: %s", node.node_id, why)
         record = self._records.get(node.node_id)
         if record is not None and not record.quarantined:
-            self._spawn(self._save_quarantine(node.node_id, why))
+            self._spawn(self.change(node.node_id, quarantined=why), f"the quarantine of {node.node_id} is not saved")
 
     def _readmitted(self, node: Node) -> None:
         """Save that its quarantine has ended by right answers."""
         record = self._records.get(node.node_id)
         if record is not None and record.quarantined:
-            self._spawn(self._save_quarantine(node.node_id, ""))
+            self._spawn(self.change(node.node_id, quarantined=""), f"the readmission of {node.node_id} is not saved")
 
-    async def _save_quarantine(self, node_id: str, why: str) -> None:
-        try:
-            await self.change(node_id, quarantined=why)
-        except StoreUnavailable:
-            log.warning("the quarantine of node %s could not be written down", node_id)
+    def _spawn(self, work: Awaitable[object], loss: str) -> None:
+        """Do it in a task. Without the store, log the loss."""
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        async def if_possible() -> None:
+            try:
+                await work
+            except StoreUnavailable:
+                log.warning("the store is unavailable: %s", loss)
+
+        task = asyncio.create_task(if_possible())
         self._saving.add(task)
         task.add_done_callback(self._saving.discard)
 
