@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.key_bodies import given
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
 from embedmesh.gateway.api.replies import (
     AccountReply,
@@ -104,8 +105,7 @@ class AccountsApi(Api):
 
         Its credit limit, which cannot be less than it owes now; and whether its answers may come from the cache.
         """
-        fields = msgspec.structs.asdict(call.body)
-        changes = {name: value for name, value in fields.items() if value is not UNSET}
+        changes = given(call.body)
         if not changes:
             raise InvalidValue("Name what to change: `credit_limit_nanousd`, `cache`, or both.")
         return _reply(await self._books.ask(lambda books: books.accounts.change(call.path, **changes)))

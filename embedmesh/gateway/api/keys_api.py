@@ -1,12 +1,12 @@
 """`/v1/admin/keys`: the keys of all accounts."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET
 
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.key_bodies import KeyChange, KeyRequest, RotateRequest
+from embedmesh.gateway.api.key_bodies import KeyChange, KeyRequest, RotateRequest, given
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
 from embedmesh.gateway.api.replies import KeyReply, NewKey, ReplyPage, doc, key_reply, new_key, page_of
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
@@ -63,8 +63,7 @@ class KeysApi(Api):
 
     async def change_key(self, call: ApiCall[KeyChange, None]) -> KeyReply:
         """Change a key. Its name, its expiry or its limits. Fields that are not given stay as they are."""
-        fields = msgspec.structs.asdict(call.body)
-        changes: dict[str, Any] = {name: value for name, value in fields.items() if value is not UNSET}
+        changes = given(call.body)
 
         def write(books: Books) -> Key:
             if call.body.limits is not UNSET:

@@ -23,9 +23,6 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import NotFound
 from embedmesh.storage.books import Books
 
-CHECK_S = 60.0  # a million requests; a proxy waits no longer
-CHECKS_MAX = 2  # one that runs, one that waits
-
 
 class CheckQuery(msgspec.Struct, frozen=True):
     head: (

@@ -71,10 +71,10 @@ class RawHandler(NamedTuple):
 class Route(NamedTuple):
     """One method of one path.
 
-    `handler` is a method of the API: it takes an `ApiCall` and returns the struct of the reply. Its name is the operation
-    id, its docstring the summary and the description; its annotations are the types of body, query and reply. A handler
-    with `raw` takes aiohttp's request and returns aiohttp's response. `failures` are those that the rest of the row does
-    not imply: see `failures_of` in `openapi.operations`.
+    `handler` is a method of the API: it takes an `ApiCall` and returns the struct of the reply. Its name is the
+    operation id, its docstring the summary and the description; its annotations are the types of body, query and reply.
+    A handler with `raw` takes aiohttp's request and returns aiohttp's response. `failures` are those that the rest of
+    the row does not imply: see `failures_of` in `openapi.operations`.
     """
 
     method: Literal["GET", "POST", "DELETE"]
