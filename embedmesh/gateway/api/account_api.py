@@ -135,7 +135,7 @@ class AccountApi(Api):
 
         The key and all keys that it made end at once, on every gateway. Revoking it again changes nothing.
         """
-        caller, key_id = call.caller, call.path
+        caller, key_id = call.caller, call.parameter
 
         def end(books: Books) -> Key:
             scopes = books.keys.find(key_id, account_id=caller.account_id).scopes

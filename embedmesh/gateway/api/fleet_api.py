@@ -115,7 +115,7 @@ class FleetApi(Api):
 
     async def get_node(self, call: ApiCall[None, None]) -> NodeReply:
         """Get a node. By its id or its number."""
-        return self._one(call.path)
+        return self._one(call.parameter)
 
     async def act_on_node(self, request: web.BaseRequest) -> web.StreamResponse:
         """Decide about a node. The decision takes effect at once, and is kept. Only `weight` has a body."""

@@ -85,9 +85,9 @@ class InvitesApi(Api):
 
     async def revoke_invite(self, call: ApiCall[None, None]) -> RevokedInvite:
         """Revoke an invite. Only an invite that no node has used yet."""
-        if not await self._books.revoke_invite(call.path):
+        if not await self._books.revoke_invite(call.parameter):
             raise NotFound("There is no open invite of that id.")
-        return RevokedInvite(call.path, True)
+        return RevokedInvite(call.parameter, True)
 
     ROUTES = (
         Route("GET", "/v1/admin/invites", ADMIN_KEY, list_invites),

@@ -29,25 +29,27 @@ STATUS_WORDS = {
     504: "The request took too long.",
 }
 
-HEADERS = {
-    "x-request-id": "The id of this exchange: the request's own `x-request-id` if it has one, else a new id.",
+COUNT_HEADERS = {
     "openai-processing-ms": "Time in the gateway, in milliseconds.",
     "x-embedmesh-cached": "How many vectors came from the cache, if the account's `cache` is on.",
     "x-embedmesh-cost-nanousd": "The charge, in nano-USD (1e-9 USD).",
-    "x-embedmesh-ignored": "Fields of the request that have no effect.",
-    "x-embedmesh-node": "The nodes that computed the vectors, most vectors first; `cache` for vectors from the cache.",
-    "x-embedmesh-request": "The ledger's id of the request; the same as `x-request-id` unless you sent one.",
     "x-embedmesh-truncated": "How many inputs were cut, as `truncate` requests.",
     "x-ratelimit-limit-requests": "The key's limit of requests per minute, if it has one.",
     "x-ratelimit-remaining-requests": "How many are left now.",
-    "x-ratelimit-reset-requests": "When the whole limit is available again, as in `7.000s`.",
     "x-ratelimit-limit-tokens": "The key's limit of tokens per minute, if it has one.",
     "x-ratelimit-remaining-tokens": "How many are left now.",
+    "Retry-After": "Seconds to wait before trying again, with jitter.",
+    "retry-after-ms": "The same wait in milliseconds.",
+}
+TEXT_HEADERS = {
+    "x-request-id": "The id of this exchange: the request's own `x-request-id` if it has one, else a new id.",
+    "x-embedmesh-ignored": "Fields of the request that have no effect.",
+    "x-embedmesh-node": "The nodes that computed the vectors, most vectors first; `cache` for vectors from the cache.",
+    "x-embedmesh-request": "The ledger's id of the request; the same as `x-request-id` unless you sent one.",
+    "x-ratelimit-reset-requests": "When the whole limit is available again, as in `7.000s`.",
     "x-ratelimit-reset-tokens": "When the whole limit is available again, as in `7.000s`.",
     "idempotent-replayed": "`true` on the stored reply to an `Idempotency-Key` or a retry: it was paid before.",
     "Content-Security-Policy": "Allows this page's own script and style, by hash, and nothing else.",
-    "Retry-After": "Seconds to wait before trying again, with jitter.",
-    "retry-after-ms": "The same wait in milliseconds.",
     "x-should-retry": "`false`: trying again will fail the same way.",
     "Location": "Where the page is.",
     "Allow": "The methods that this path takes.",
@@ -57,18 +59,7 @@ HEADERS = {
     "Signature-Input": "What the signature covers (RFC 9421).",
     "Signature": "The gateway's signature, under the session with this node.",
 }
-COUNTS = {
-    "openai-processing-ms",
-    "x-embedmesh-cached",
-    "x-embedmesh-cost-nanousd",
-    "x-embedmesh-truncated",
-    "x-ratelimit-limit-requests",
-    "x-ratelimit-remaining-requests",
-    "x-ratelimit-limit-tokens",
-    "x-ratelimit-remaining-tokens",
-    "Retry-After",
-    "retry-after-ms",
-}
+HEADERS = COUNT_HEADERS | TEXT_HEADERS
 
 
 def response(description: str, content_type: str, schema: Json, headers: Iterable[str] = ()) -> Json:
@@ -121,5 +112,5 @@ def _hints(failure: type[Failure]) -> Json:
 
 def header(name: str) -> Json:
     """One entry of `components.headers`."""
-    schema = {"type": "integer", "minimum": 0} if name in COUNTS else {"type": "string"}
+    schema = {"type": "integer", "minimum": 0} if name in COUNT_HEADERS else {"type": "string"}
     return {"description": HEADERS[name], "schema": schema}
