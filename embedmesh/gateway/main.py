@@ -38,7 +38,7 @@ from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.fleet_api import FleetApi
 from embedmesh.gateway.api.invites_api import InvitesApi
 from embedmesh.gateway.api.keys_api import KeysApi
-from embedmesh.gateway.api.ledger_api import CHECK_S, CHECKS_MAX, LedgerApi
+from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
@@ -67,6 +67,7 @@ from embedmesh.provision.assets import assets_dir, find_cl100k
 from embedmesh.provision.bootstrap import key_defaults, open_books
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
+from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Tokenizer
 from embedmesh.rules.shares import Shares
@@ -168,7 +169,7 @@ async def _run(settings: GatewaySettings) -> int:
     opening_books = functools.partial(open_books, settings.data_dir, store_place(settings))
     books = BooksThread(opening_books)
     callers_books = BooksThread(opening_books, first=books)
-    checks = BooksThread(opening_books, answer_s=CHECK_S, waiting_max=CHECKS_MAX)
+    checks = BooksThread(opening_books, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX)
     admin_bodies, account_bodies = BodyBudget(SMALL_BYTES_TOTAL_MAX), BodyBudget(SMALL_BYTES_TOTAL_MAX)
     apis = [
         NodesApi(registrar, members, registry, store.nodes, clock, origins),

@@ -40,7 +40,7 @@ class ApiCall(NamedTuple, Generic[Body, Query]):
     """What a handler gets: the decoded body and query of its row, and the path parameter."""
 
     request: web.BaseRequest
-    path: str
+    parameter: str  # of the path
     body: Body
     query: Query
 
@@ -71,10 +71,10 @@ class RawHandler(NamedTuple):
 class Route(NamedTuple):
     """One method of one path.
 
-    `handler` is a method of the API: it takes an `ApiCall` and returns the struct of the reply. Its name is the operation
-    id, its docstring the summary and the description; its annotations are the types of body, query and reply. A handler
-    with `raw` takes aiohttp's request and returns aiohttp's response. `failures` are those that the rest of the row does
-    not imply: see `failures_of` in `openapi.operations`.
+    `handler` is a method of the API: it takes an `ApiCall` and returns the struct of the reply. Its name is the
+    operation id, its docstring the summary and the description; its annotations are the types of body, query and reply.
+    A handler with `raw` takes aiohttp's request and returns aiohttp's response. `failures` are those that the rest of
+    the row does not imply: see `failures_of` in `openapi.operations`.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -173,13 +173,13 @@ def _adapted(route: Route, api: Api) -> Handler:
     kind, query_kind = route.request, route.query
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        path = path_parameter(request, any_name=route.any_name) if REST in request else ""
+        parameter = path_parameter(request, any_name=route.any_name) if REST in request else ""
         query = None if query_kind is None else query_of(request, query_kind)
         body = None
         if kind is not None:
             sent = await small_body(request, api.bodies)
             body = decoded(sent if sent or not route.body_optional else b"{}", kind)
-        return json_reply(await route.handler(api, ApiCall(request, path, body, query)))
+        return json_reply(await route.handler(api, ApiCall(request, parameter, body, query)))
 
     return answer
 
