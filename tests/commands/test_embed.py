@@ -223,7 +223,7 @@ def test_an_output_of_unknown_origin_is_not_touched(edge: Edge, embed: Embed, tm
     file, out = texts_file(tmp_path, TEXTS[:3]), tmp_path / "o.jsonl"
     out.write_text("precious\n")
     refused = embed(file, "-o", out)
-    assert refused.exit_code == 2 and "nothing tells which run made it" in refused.stderr
+    assert refused.exit_code == 2 and "it is not known which run made it" in refused.stderr
     edge.script = lambda asked: STOPS[3]
     assert embed(file, "-o", out, "--overwrite").exit_code == 2
     assert out.read_text() == "precious\n"

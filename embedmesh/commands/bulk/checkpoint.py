@@ -1,4 +1,4 @@
-"""How far a run got, in a small file beside its output (`OUT.state`): where the next run continues, or that all is done.
+"""How far a run got, in a small file beside its output (`OUT.state`): where the next run continues, or that it is done.
 
 It stays when a run has finished, so that the same command run again can say so instead of paying twice.
 """
