@@ -25,12 +25,12 @@ from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
-from embedmesh.flow.handle import World, give_up
-from embedmesh.flow.validate import Terms
+from embedmesh.flow.paid import give_up
+from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
@@ -70,6 +70,7 @@ from embedmesh.rules.errors import SetupError, StoreAway, StoreUnavailable
 from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Tokenizer
+from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
 from embedmesh.settings import GatewaySettings, secret_path, store_place
 from embedmesh.signing.identity import Identity, fingerprint
@@ -200,7 +201,7 @@ async def _run(settings: GatewaySettings) -> int:
         cache=VectorCache(settings.cache_bytes_max, registry.generation),
         hash_user=functools.partial(hash_user, secret),
         claim_of=functools.partial(claim_of, secret),
-        terms=Terms(
+        terms=ParseTerms(
             lambda model: bool(registry.ready(model.id)), normal, ignore_unknown=settings.unknown_members == "ignore"
         ),
         ask_max=settings.ask_max,
