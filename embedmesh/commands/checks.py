@@ -48,7 +48,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> HealthCheck
     """PYTHON_MIN is the oldest that we are tested with."""
     found = ".".join(map(str, version))
     if version < PYTHON_MIN:
-        return HealthCheck("python", "fail", found, "Install Python 3.11 or newer and make the environment anew.")
+        return HealthCheck("python", "fail", found, "Install Python 3.11 or newer and make a new environment.")
     return HealthCheck("python", "ok", found)
 
 
@@ -86,7 +86,7 @@ def check_memory(meminfo: Path = Path("/proc/meminfo")) -> HealthCheck:
 def check_disk(data_dir: Path) -> HealthCheck:
     """Room where the store is, or will be."""
     usage = shutil.disk_usage(_existing(data_dir))
-    if usage.total == 0:  # no disk at all, such as /proc; the check of the data folder says more
+    if usage.total == 0:  # no disk at all, such as /proc; the check of the data folder explains it
         return HealthCheck("disk", "ok", f"not known for {data_dir}")
     return _room(
         "disk",
@@ -179,7 +179,7 @@ def check_data_dir(data_dir: Path) -> HealthCheck:
 
 
 def check_port(host: str, port: int, ours: bool) -> HealthCheck:
-    """Whether `serve` can listen there; `ours` says that our own gateway has answered on it."""
+    """Whether `serve` can listen there; `ours` if our own gateway has answered on it."""
     where = f"{host} port {port}"
     if ours:
         return HealthCheck("port", "ok", f"{where}: our gateway listens")

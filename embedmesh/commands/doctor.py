@@ -134,7 +134,7 @@ def _client(local: Credentials, key: str) -> HttpClient:
 
 
 def _ready(reply: HttpReply) -> HealthCheck:
-    """What /readyz says."""
+    """The readiness by /readyz."""
     try:
         why = "; ".join(msgspec.json.decode(reply.body, type=_Readiness).reasons)
     except msgspec.DecodeError:

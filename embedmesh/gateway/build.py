@@ -31,7 +31,7 @@ from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.fleet_api import FleetApi
 from embedmesh.gateway.api.invites_api import InvitesApi
 from embedmesh.gateway.api.keys_api import KeysApi
-from embedmesh.gateway.api.ledger_api import CHECK_S, CHECKS_MAX, LedgerApi
+from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.routes import Api
@@ -51,6 +51,7 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.served import ParseTerms
@@ -111,7 +112,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
     books = BooksThreads(
         operators,
         accounts=BooksThread(opening, first=operators),
-        checks=BooksThread(opening, answer_s=CHECK_S, waiting_max=CHECKS_MAX),
+        checks=BooksThread(opening, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX),
     )
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
     app = GatewayApp(

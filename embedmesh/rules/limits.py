@@ -38,6 +38,24 @@ REFUSED_BODY_S = 2.0  # how long the rest of a refused body is read, so that its
 
 # -- how much may be under way at one time (gateway/)
 
+ACCOUNT_CALLS_MAX = 64  # of `/v1/account`, until their replies are read; the largest replies have two megabytes
+PAGE_REPLIES_MAX = 64  # of `/docs` and `/openapi.json`, about 100 kB each, until they are read
+BOOKS_WAITING_MAX = 64  # calls to the books; each takes a few milliseconds
+BOOKS_ANSWER_S = 5.0  # how long a call to the books may take, its wait included
+LEDGER_CHECKS_MAX = 2  # one that runs, one that waits
+LEDGER_CHECK_S = 60.0  # a million requests; a proxy waits no longer
+NODE_REPORTS_A_MINUTE_MAX = 150  # of one node: thirty, and more to catch up with 30,000 receipts
+
+# -- small requests and replies (gateway/api/)
+
+REGISTRATION_BYTES_MAX = 160 * 1024  # 64 offers with the longest names, twice in base64; an ordinary one has 2 kB
+USAGE_DAYS_MAX = 366
+USAGE_ROWS_MAX = 10_000  # one for each day, model and key
+INVITE_S_MAX = 30 * 86_400
+INVITE_NOTE_CHARS_MAX = 128
+NODE_WEIGHT_MAX = 1e6
+OVERLAP_S_MAX = 365 * 86_400  # how long a rotated key may stay good
+
 # -- accounts, keys and prices (storage/)
 
 ACCOUNT_KEYS_MAX = (

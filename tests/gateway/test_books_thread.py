@@ -110,7 +110,7 @@ async def test_more_calls_than_may_wait_are_refused_and_one_account_leaves_room_
     async with thread_over(FakeBooks(), waiting_max=10) as thread:
         waiting = [asyncio.create_task(thread.ask(lambda _: gate.wait(), "a")) for _ in range(8)]
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="At most 10 questions"):
+        with pytest.raises(Overloaded, match="At most 10 calls to the store wait"):
             await thread.ask(lambda _: None, "a")
         waiting += [asyncio.create_task(thread.ask(lambda _: gate.wait(), "b")) for _ in range(2)]
         await asyncio.sleep(0)
@@ -196,7 +196,7 @@ async def test_a_call_that_takes_long_is_given_up_and_so_are_those_behind_it_whi
         slow = asyncio.create_task(thread.ask(lambda _: gate.wait()))
         behind = asyncio.create_task(thread.ask(lambda _: made.append("behind")))
         for each in (slow, behind):
-            with pytest.raises(StoreUnavailable, match="may be done still"):
+            with pytest.raises(StoreUnavailable, match="may still happen"):
                 await each
         gate.set()
         await thread.ask(lambda _: made.append("after"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from embedmesh.gateway.api.metrics import COUNTERS, GAUGES, Metrics
+from embedmesh.gateway.api.metrics import GATEWAY_COUNTERS, GATEWAY_GAUGES, Metrics
 from embedmesh.gateway.api.worker_metrics import WorkerMetrics
 
 
@@ -29,13 +29,13 @@ def worker(tmp_path: Path) -> Callable[..., Metrics]:
 
 
 def test_a_reading_is_of_its_type_and_says_what_it_is() -> None:
-    metrics = Metrics(lambda: dict.fromkeys([*COUNTERS, *GAUGES], 3.0))
+    metrics = Metrics(lambda: dict.fromkeys([*GATEWAY_COUNTERS, *GATEWAY_GAUGES], 3.0))
     families = {family.name: family for family in text_string_to_metric_families(metrics.text().decode())}
-    for name, words in COUNTERS.items():
+    for name, words in GATEWAY_COUNTERS.items():
         family = families[f"embedmesh_{name}"]
         assert (family.type, family.documentation) == ("counter", words)
         assert [one.name for one in family.samples] == [f"embedmesh_{name}_total"]
-    for name, words in GAUGES.items():
+    for name, words in GATEWAY_GAUGES.items():
         family = families[f"embedmesh_{name}"]
         assert (family.type, family.documentation) == ("gauge", words)
     assert families["process_resident_memory_bytes"].samples[0].value > 0

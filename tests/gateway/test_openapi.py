@@ -22,6 +22,7 @@ from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.fleet_api import ACTIONS
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.pages.samples import CURL, ORIGIN, SAMPLES
+from embedmesh.gateway.api.table import APIS
 from embedmesh.http.failures import TABLE
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import CallerFailure, NodeBusy, NodeTooSlow, WrongAnswer
@@ -90,6 +91,12 @@ async def test_every_route_is_documented_and_every_documented_route_exists(compl
     there = {(path, method.lower()) for path, methods in routes.items() for method in methods}
     documented = {(re.sub("{.+}", "*", path), method) for path, methods in API["paths"].items() for method in methods}
     assert documented == there
+
+
+def test_only_embeddings_leave_the_check_of_the_key_to_the_flow() -> None:
+    """The router checks the keys of all other routes, before anything else of a request."""
+    rows = [row for api in APIS for row in api.ROUTES if row.raw is not None and row.raw.key_checked_by_flow]
+    assert [(row.method, row.path) for row in rows] == [("POST", "/v1/embeddings")]
 
 
 async def test_every_action_of_an_operator_is_documented() -> None:

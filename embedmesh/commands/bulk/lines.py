@@ -1,6 +1,6 @@
 """Lines of a file or pipe, and batches of them, without ever holding the whole input.
 
-Every batch carries the SHA-256 of all input up to its end. That is how a later run knows that it goes on with the same
+Every batch carries the SHA-256 of all input up to its end. By it a later run knows that it continues with the same
 input: the beginning is read and hashed again, which costs a second per gigabyte, and nothing needs to be stored.
 """
 
@@ -20,7 +20,7 @@ from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 READ_BYTES = 256 * 1024  # a few thousand short lines a read
 LINE_BYTES_MAX = REQUEST_BODY_BYTES_MAX - 64 * 1024  # what a request body can hold beside its other fields
 BATCH_BYTES_MAX = 1024 * 1024  # a quarter of what a body may have; a larger one waits longer for its last byte
-OVERWRITE = " Give the same input to go on, or --overwrite to begin anew."
+OVERWRITE = " Give the same input to continue, or --overwrite to start again."
 BOM = b"\xef\xbb\xbf"
 
 

@@ -60,7 +60,7 @@ class FileOutput:
         before = None if overwrite or self._is_new else read_checkpoint(target, settings)
         if not overwrite and before is None and _size(target):
             raise WrongUsage(
-                f"{target} is there already, and nothing tells which run made it and whether it is complete."
+                f"{target} exists, and it is not known which run made it and whether it is complete."
                 " Choose another --output, or --overwrite it."
             )
         self._rows: BinaryIO = os.fdopen(os.open(self._written, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
@@ -162,7 +162,7 @@ class NpyFile(FileOutput):
     def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         width = self.done.width or next((len(row) for row in outcomes if not isinstance(row, Refusal)), None)
         if width is None:
-            return b""  # rows of NaN wait until a first vector says how wide they are
+            return b""  # rows of NaN wait until the first vector gives their width
         unwritten = 0 if self.done.width else self.done.lines
         self.done.width = width
         rows = np.full((unwritten + len(outcomes), width), np.nan, "<f4")

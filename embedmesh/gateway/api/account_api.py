@@ -30,7 +30,14 @@ from embedmesh.gateway.api.routes import ADMIN_SCOPE, ANY_KEY, Api, ApiCall, Rou
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import Handler
 from embedmesh.rules.errors import InsufficientScope, InvalidValue, ModelNotFound, NotFound
-from embedmesh.rules.limits import ACCOUNT_KEYS_A_DAY_MAX, ACCOUNT_KEYS_MAX, KEYS_ABOVE_MAX
+from embedmesh.rules.limits import (
+    ACCOUNT_CALLS_MAX,
+    ACCOUNT_KEYS_A_DAY_MAX,
+    ACCOUNT_KEYS_MAX,
+    KEYS_ABOVE_MAX,
+    USAGE_DAYS_MAX,
+    USAGE_ROWS_MAX,
+)
 from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.rules.shares import Room
 from embedmesh.storage.books import Books
@@ -39,9 +46,6 @@ from embedmesh.storage.books.reports import ENTRY_MAX, Usage
 
 KEYS_SCOPE: Scope = ("keys",)
 USAGE_DAYS = 30  # without `from`
-USAGE_DAYS_MAX = 366
-USAGE_ROWS_MAX = 10_000  # one for each day, model and key
-CALLS_MAX = 64  # until their replies are read; the largest replies have two megabytes
 EPOCH = date(1970, 1, 1)
 
 T = TypeVar("T")
@@ -67,8 +71,8 @@ class AccountApi(Api):
     def __init__(self, books: BooksThread, bodies: BodyBudget, clock: Clock, catalogue: Catalogue) -> None:
         self._books = books
         self._room = Room(
-            CALLS_MAX,
-            f"The gateway handles {CALLS_MAX} such calls at a time, shared among accounts. Try again shortly.",
+            ACCOUNT_CALLS_MAX,
+            f"The gateway handles {ACCOUNT_CALLS_MAX} such calls at a time, shared among accounts. Try again shortly.",
         )
         self.bodies = bodies
         self._clock = clock
@@ -137,7 +141,7 @@ class AccountApi(Api):
 
         The key and all keys that it made end at once, on every gateway. Revoking it again changes nothing.
         """
-        caller, key_id = call.caller, call.path
+        caller, key_id = call.caller, call.parameter
 
         def end(books: Books) -> Key:
             scopes = books.keys.find(key_id, account_id=caller.account_id).scopes

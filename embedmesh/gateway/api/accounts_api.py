@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.key_bodies import given
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
 from embedmesh.gateway.api.replies import (
     AccountReply,
@@ -99,18 +100,17 @@ class AccountsApi(Api):
 
     async def get_an_account(self, call: ApiCall[None, None]) -> AccountReply:
         """Get an account. Its balance, holds and credit limit, and whether its answers may come from the cache."""
-        return _reply(await self._books.ask(lambda books: books.accounts.find(call.path)))
+        return _reply(await self._books.ask(lambda books: books.accounts.find(call.parameter)))
 
     async def change_account(self, call: ApiCall[OneAccountChange, None]) -> AccountReply:
         """Change an account.
 
         Its credit limit, which cannot be less than it owes now; and whether its answers may come from the cache.
         """
-        fields = msgspec.structs.asdict(call.body)
-        changes = {name: value for name, value in fields.items() if value is not UNSET}
+        changes = given(call.body)
         if not changes:
             raise InvalidValue("Name what to change: `credit_limit_nanousd`, `cache`, or both.")
-        return _reply(await self._books.ask(lambda books: books.accounts.change(call.path, **changes)))
+        return _reply(await self._books.ask(lambda books: books.accounts.change(call.parameter, **changes)))
 
     async def credit_account(self, call: ApiCall[CreditRequest, None]) -> Moved:
         """Credit an account, or take money back.
@@ -118,7 +118,7 @@ class AccountsApi(Api):
         Once for each reference: `applied` is false if that was done before.
         """
         amount, reference = call.body.amount_nanousd, call.body.reference
-        applied = await self._books.ask(lambda books: books.accounts.credit(call.path, amount, reference))
+        applied = await self._books.ask(lambda books: books.accounts.credit(call.parameter, amount, reference))
         return Moved(applied, amount, reference)
 
     async def get_statement(self, call: ApiCall[None, StatementQuery]) -> StatementPage:
@@ -130,8 +130,8 @@ class AccountsApi(Api):
         from_ms, to_ms = month_span_ms(month)
 
         def read(books: Books) -> tuple[Sequence[StatementLine], int | None]:
-            opening = books.reports.balance_at(call.path, from_ms) if after == 0 else None
-            return books.reports.statement(call.path, month, after=after, rows_max=limit + 1), opening
+            opening = books.reports.balance_at(call.parameter, from_ms) if after == 0 else None
+            return books.reports.statement(call.parameter, month, after=after, rows_max=limit + 1), opening
 
         found, opening = await self._books.ask(read)
         lines = [reply_of(StatementLineReply, line) for line in found[:limit]]

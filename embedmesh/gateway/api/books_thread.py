@@ -1,7 +1,7 @@
-"""The books of the store, asked from the event loop: they block, so they have a thread of their own.
+"""The books of the store block, so the event loop calls them in a thread of their own.
 
-A gateway has one for operators and one for callers. While an operator waits for the one, no call of the other begins:
-what a caller asks for without end delays an operator by the call that is under way, no more.
+A gateway has one thread for operators and one for callers. While an operator's call waits, no caller's call begins: a
+flood of callers' calls delays an operator by at most the one call that is under way.
 """
 
 import asyncio
@@ -15,31 +15,28 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from embedmesh.rules.errors import SetupError, StoreUnavailable
+from embedmesh.rules.limits import BOOKS_ANSWER_S, BOOKS_WAITING_MAX
 from embedmesh.rules.shares import Room
 from embedmesh.storage.books import Books
 
 log = logging.getLogger("embedmesh.books")
 
-WAITING_MAX = 64  # calls; each takes a few milliseconds
-ANSWER_S = 5.0  # as long as a caller waits, its turn included
 
 T = TypeVar("T")
 
 
 class BooksThread:
-    """One call at a time, accounts in turn. The books are opened by the first call, and anew after the store did not
-    do one.
-    """
+    """Runs one call at a time, accounts in turn. Opens the books at the first call and after a failure."""
 
     def __init__(
         self,
         open_books: Callable[[], Books],
         *,
-        answer_s: float = ANSWER_S,
-        waiting_max: int = WAITING_MAX,
+        answer_s: float = BOOKS_ANSWER_S,
+        waiting_max: int = BOOKS_WAITING_MAX,
         first: "BooksThread | None" = None,
     ) -> None:
-        """No call begins while one of those who come `first` waits."""
+        """No call begins while a call of `first` waits."""
         self._open = open_books
         self._answer_s = answer_s
         self._first = first
@@ -48,20 +45,20 @@ class BooksThread:
         self._turns = _Turns()
         self._waiting = Room(
             waiting_max,
-            f"At most {waiting_max} questions to the store wait, of each account a share of that. Try again shortly.",
+            f"At most {waiting_max} calls to the store wait at a time, shared among accounts. Try again shortly.",
         )
-        self._idle = asyncio.Event()  # nobody waits
+        self._idle = asyncio.Event()  # while no call waits
         self._idle.set()
         self._closed = False
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        # A daemon, as no thread of an executor is: what hangs in the store must not keep the process from ending.
+        # A daemon, unlike an executor's thread: a call that hangs in the store must not keep the process from ending.
         threading.Thread(target=self._work_on, name="books", daemon=True).start()
 
     async def ask(self, do: Callable[[Books], T], account_id: str = "") -> T:
-        """What `do` makes of the books, in the turn of that account; operators have none.
+        """The result of `do`, in the account's turn; operators have no account.
 
-        Raises what it raises, Overloaded, and StoreUnavailable. A call that has begun ends in the thread, whether or
-        not somebody waits for it still.
+        Raises what `do` raises, Overloaded, and StoreUnavailable. A call that has begun runs to its end in the thread,
+        even if nobody waits for it any more.
         """
         self._waiting.take(account_id)
         self._idle.clear()
@@ -73,8 +70,8 @@ class BooksThread:
             if not deadline.expired():
                 raise
             raise StoreUnavailable(
-                f"The store did not answer within {self._answer_s:g} s. What was asked may be done still: look "
-                "before you ask for it again."
+                f"The store did not answer within {self._answer_s:g} s. The change may still happen: look before you "
+                "try again."
             ) from None
         finally:
             self._waiting.give_back(account_id)
@@ -82,11 +79,11 @@ class BooksThread:
                 self._idle.set()
 
     async def close(self) -> None:
-        """Let go of the store. What is under way is waited for, but not for long."""
+        """Close the books. Waits for the call that is under way, but not for long."""
         self._closed = True
         closing = self._begin(self._let_go)
         self._work.put(None)
-        await asyncio.wait([closing], timeout=min(self._answer_s, ANSWER_S))
+        await asyncio.wait([closing], timeout=min(self._answer_s, BOOKS_ANSWER_S))
 
     async def _in_turn(self, do: Callable[[Books], T], account_id: str) -> T:
         await self._turns.take(account_id)
@@ -99,17 +96,17 @@ class BooksThread:
             self._turns.end()
             raise
         running = self._begin(lambda: self._do(do))
-        running.add_done_callback(lambda _: self._turns.end())  # not before: the thread may be long about it
+        running.add_done_callback(lambda _: self._turns.end())  # even if nobody waits for the thread
         return await asyncio.shield(running)
 
     def _begin(self, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Have it done by the thread."""
+        """Run `work` in the thread."""
         done: Future[T] = Future()
 
         def run() -> None:
             try:
                 done.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            except BaseException as error:  # noqa: BLE001 - the waiting call gets it
                 done.set_exception(error)
 
         self._work.put(run)
@@ -123,13 +120,13 @@ class BooksThread:
         try:
             return do(self._opened())
         except (SetupError, StoreUnavailable) as error:
-            # These words may name a path or an address, which are for the log only.
-            log.warning("the books will be opened anew: %s", error)
+            # The error may name a path or an address: for the log only.
+            log.warning("the books will be opened again: %s", error)
             self._doubted = True
-            raise StoreUnavailable("The store did not do it. Try again shortly.") from None
+            raise StoreUnavailable("The store failed. Try again shortly.") from None
 
     def _opened(self) -> Books:
-        """Books, new ones after a failure; the old ones where there are none: what only reads may go on."""
+        """The books, opened again after a failure; if that fails, too, the old ones, which may still read."""
         if self._books is not None and not self._doubted:
             return self._books
         try:
@@ -149,14 +146,14 @@ class BooksThread:
 
 
 class _Turns:
-    """One at a time: accounts in turn, and what one account wants in the order in which it came."""
+    """One call at a time: accounts in turn, calls of one account in their order."""
 
     def __init__(self) -> None:
         self._taken = False
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by account, whose turn is next first
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by account; the next account is first
 
     async def take(self, account_id: str) -> None:
-        """Returns when it is its turn, which has to be ended."""
+        """Wait for a turn, which the caller has to end."""
         if not self._taken:
             self._taken = True
             return
@@ -165,7 +162,7 @@ class _Turns:
         try:
             await turn
         except BaseException:
-            if not turn.cancelled():  # it was given the turn at the moment at which it went
+            if not turn.cancelled():  # its turn came at the moment of its cancellation
                 self.end()
             elif (queue := self._waiting.get(account_id)) is not None:
                 with suppress(ValueError):
@@ -175,7 +172,7 @@ class _Turns:
             raise
 
     def end(self) -> None:
-        """Of a turn: the next one begins."""
+        """End a turn: the next one begins."""
         while self._waiting:
             account_id = next(iter(self._waiting))
             queue = self._waiting.pop(account_id)

@@ -20,13 +20,12 @@ from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules import errors
-from embedmesh.rules.limits import REQUEST_INPUTS_MAX
+from embedmesh.rules.limits import NODE_WEIGHT_MAX, REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.storage.nodes import NodeRecord
 
-WEIGHT_MAX = 1e6
 LOCAL = "local"
 ADDING_S, ADDING_LOOK_S = 5.0, 0.1  # a server that is there embeds within a second
 ADDING_S_MAX = PACED_PROBE_S + 2.0  # until the first probe of a silent server has ended
@@ -116,7 +115,7 @@ class FleetApi(Api):
 
     async def get_node(self, call: ApiCall[None, None]) -> NodeReply:
         """Get a node. By its id or its number."""
-        return self._one(call.path)
+        return self._one(call.parameter)
 
     async def act_on_node(self, request: web.BaseRequest) -> web.StreamResponse:
         """Decide about a node. The decision takes effect at once, and is kept. Only `weight` has a body."""
@@ -131,8 +130,8 @@ class FleetApi(Api):
         record = self._find(name)
         if action == "weight":
             weight = decoded(body, WeightRequest).weight
-            if not 0 < weight <= WEIGHT_MAX:
-                raise errors.InvalidValue(f"A weight is above 0 and at most {WEIGHT_MAX:g}.", param="weight")
+            if not 0 < weight <= NODE_WEIGHT_MAX:
+                raise errors.InvalidValue(f"A weight is above 0 and at most {NODE_WEIGHT_MAX:g}.", param="weight")
             change: dict[str, object] = {"weight": weight}
         elif action in ACTIONS:
             change = ACTIONS[action]

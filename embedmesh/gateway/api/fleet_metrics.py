@@ -1,4 +1,4 @@
-"""What a gateway tells Prometheus of its nodes. The labels are node ids and words of our own."""
+"""A gateway's metrics of its nodes for Prometheus. Labels are node ids and words of our own."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,30 +8,30 @@ from prometheus_client.registry import Collector
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.nodes import NodeState
 
-NODES_SHOWN_MAX = 1_000  # each has some twenty series
-COUNTERS = {
-    "answers": "Parts answered right",
-    "tokens": "Tokens of those",
-    "hedges": "Parts got because another was late",
+NODES_MEASURED_MAX = 1_000  # each has about twenty series
+NODE_COUNTERS = {
+    "answers": "Parts answered correctly",
+    "tokens": "Tokens of parts answered correctly",
+    "hedges": "Parts answered after a hedge",
 }
-RESULTS = {"canaries": "Repeated answers by result", "receipts": "Receipts checked by result"}
+NODE_RESULTS = {"canaries": "Canaries by result", "receipts": "Receipts checked by result"}
 
 
 class FleetCollector(Collector):
-    """Reads the registry when Prometheus asks."""
+    """Reads the registry at each scrape."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterable[Metric]:
-        nodes = list(self._registry)[:NODES_SHOWN_MAX]
+        nodes = list(self._registry)[:NODES_MEASURED_MAX]
         yield from _gauges(nodes)
-        for name, words in COUNTERS.items():
+        for name, words in NODE_COUNTERS.items():
             family = CounterMetricFamily(f"embedmesh_node_{name}", words, labels=["node"])
             for node in nodes:
                 family.add_metric([node.node_id], node.counts[name])
             yield family
-        for name, words in RESULTS.items():
+        for name, words in NODE_RESULTS.items():
             family = CounterMetricFamily(f"embedmesh_node_{name}", words, labels=["node", "result"])
             for node in nodes:
                 for key, count in _named(node, f"{name}_"):
@@ -41,7 +41,7 @@ class FleetCollector(Collector):
 
 
 def _checks(nodes: list[Node]) -> Iterator[Metric]:
-    """What nodes were found wrong by: words of the closed list `Check`, never more of what they said."""
+    """Failures by check, from the closed list `Check`."""
     labels = ["node", "check"]
     words = "Failed attempts and probes by the check that failed; `busy` is load, not failure"
     failed = CounterMetricFamily("embedmesh_node_failures", words, labels=labels)
@@ -59,8 +59,8 @@ def _checks(nodes: list[Node]) -> Iterator[Metric]:
 
 def _gauges(nodes: list[Node]) -> Iterator[Metric]:
     state = GaugeMetricFamily("embedmesh_node_state", "1 for the state that the node is in", labels=["node", "state"])
-    tokens = GaugeMetricFamily("embedmesh_node_tokens_outstanding", "Tokens asked and not answered", labels=["node"])
-    speed = GaugeMetricFamily("embedmesh_node_tokens_per_second", "Learned speed", labels=["node"])
+    tokens = GaugeMetricFamily("embedmesh_node_tokens_outstanding", "Tokens sent and not answered", labels=["node"])
+    speed = GaugeMetricFamily("embedmesh_node_tokens_per_second", "Measured speed", labels=["node"])
     for node in nodes:
         for each in NodeState:
             state.add_metric([node.node_id, each.value], float(node.state is each))

@@ -8,13 +8,12 @@ from embedmesh.gateway.api.replies import Always, Count, ReplyList, reply_of
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import InvalidValue, NotFound
+from embedmesh.rules.limits import INVITE_NOTE_CHARS_MAX, INVITE_S_MAX
 from embedmesh.rules.ports import Clock
 from embedmesh.signing.invites import make_invite, verifier
 from embedmesh.storage.nodes import InviteRow, NodeBooks
 
 INVITE_S = 3_600
-INVITE_S_MAX = 30 * 86_400
-NOTE_CHARS_MAX = 128
 
 
 class InviteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,8 +76,8 @@ class InvitesApi(Api):
         expires_in_s, note = call.body.expires_in_s, call.body.note
         if not 0 < expires_in_s <= INVITE_S_MAX:
             raise InvalidValue(f"A token is good for 1 to {INVITE_S_MAX:,} seconds.", param="expires_in_s")
-        if len(note) > NOTE_CHARS_MAX:
-            raise InvalidValue(f"A note has at most {NOTE_CHARS_MAX} characters.", param="note")
+        if len(note) > INVITE_NOTE_CHARS_MAX:
+            raise InvalidValue(f"A note has at most {INVITE_NOTE_CHARS_MAX} characters.", param="note")
         made = make_invite(self._public_key)
         expires_ms = self._clock.unix_ms() + expires_in_s * 1000
         await self._books.add_invite(made.invite_id, verifier(made.secret), note, expires_ms)
@@ -86,9 +85,9 @@ class InvitesApi(Api):
 
     async def revoke_invite(self, call: ApiCall[None, None]) -> RevokedInvite:
         """Revoke an invite. Only an invite that no node has used yet."""
-        if not await self._books.revoke_invite(call.path):
+        if not await self._books.revoke_invite(call.parameter):
             raise NotFound("There is no open invite of that id.")
-        return RevokedInvite(call.path, True)
+        return RevokedInvite(call.parameter, True)
 
     ROUTES = (
         Route("GET", "/v1/admin/invites", ADMIN_KEY, list_invites),

@@ -1,20 +1,19 @@
-"""What is sent about keys, by operators and by accounts themselves."""
+"""Bodies of requests about keys, from operators and from accounts."""
 
 import difflib
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.rules.errors import ModelNotFound
-from embedmesh.rules.limits import KEY_LIMIT_MAX, MODEL_ID_CHARS_MAX
+from embedmesh.rules.limits import KEY_LIMIT_MAX, MODEL_ID_CHARS_MAX, OVERLAP_S_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.rules.ports import Catalogue
 from embedmesh.storage.books.keys import Limits
 
 OVERLAP_S = 86_400
-OVERLAP_S_MAX = 365 * 86_400
 
 Id = Annotated[str, Meta(pattern="^[!-~]{1,128}$")]
 Number = Annotated[int, Meta(ge=1, le=KEY_LIMIT_MAX)]
@@ -23,10 +22,10 @@ UnixMs = Annotated[int, Meta(ge=0, le=10**15)]
 
 
 class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a key may do, besides its scopes; null, or no models, is: no limit. Budgets are nano-USD, days are UTC.
+    """Limits of a key besides its scopes; null, or no models: no limit. Budgets are nano-USD, days are UTC.
 
-    What is not named stays as it was; a new key has what the key has that makes it, or else what the gateway's
-    `--key-defaults` says.
+    Limits that are not given stay as they are. A new key gets those of the key that creates it, or else the gateway's
+    `--key-defaults`.
     """
 
     models: tuple[str, ...] | UnsetType | None = UNSET
@@ -37,17 +36,16 @@ class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     budget_month: Budget | UnsetType | None = UNSET
 
     def over(self, before: Limits, catalogue: Catalogue) -> Limits:
-        """The limits of before, but for what is named here. Raises ModelNotFound."""
-        named = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not UNSET}
-        if "models" in named:
-            named["models"] = tuple(
-                dict.fromkeys(model_of(name, catalogue, param="limits.models").id for name in named["models"] or ())
-            )
-        return msgspec.structs.replace(before, **named)
+        """The limits `before`, with those that are given here. Raises ModelNotFound."""
+        limits = given(self)
+        if "models" in limits:
+            ids = (model_of(name, catalogue, param="limits.models").id for name in self.models or ())
+            limits["models"] = tuple(dict.fromkeys(ids))
+        return msgspec.structs.replace(before, **limits)
 
 
 class OwnKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/account/keys`. Where no end is named it has that of the key that makes it, if any."""
+    """A new key. By default it expires with the key that creates it."""
 
     scopes: Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)]
     name: str = ""
@@ -56,13 +54,13 @@ class OwnKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class KeyRequest(OwnKeyRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/admin/keys`."""
+    """A new key of any account."""
 
     account: Id
 
 
 class KeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/admin/keys/{id}`. What is not named stays as it is."""
+    """What changes of a key. Fields that are not given stay as they are."""
 
     name: str | UnsetType = UNSET
     expires_ms: UnixMs | UnsetType | None = UNSET
@@ -70,9 +68,14 @@ class KeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/admin/keys/{id}/rotate`: how much longer the old key is good."""
+    """How much longer the old key is good."""
 
     overlap_s: Annotated[int, Meta(ge=0, le=OVERLAP_S_MAX)] = OVERLAP_S
+
+
+def given(change: msgspec.Struct) -> dict[str, Any]:
+    """The fields that a request gives."""
+    return {name: value for name, value in msgspec.structs.asdict(change).items() if value is not UNSET}
 
 
 def model_of(name: str, catalogue: Catalogue, param: str) -> Model:

@@ -1,12 +1,12 @@
 """`/v1/admin/keys`: the keys of all accounts."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET
 
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.key_bodies import KeyChange, KeyRequest, RotateRequest
+from embedmesh.gateway.api.key_bodies import KeyChange, KeyRequest, RotateRequest, given
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
 from embedmesh.gateway.api.replies import KeyReply, NewKey, ReplyPage, doc, key_reply, new_key, page_of
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
@@ -59,17 +59,16 @@ class KeysApi(Api):
 
     async def get_key(self, call: ApiCall[None, None]) -> KeyReply:
         """Get a key."""
-        return self._reply(await self._books.ask(lambda books: books.keys.find(call.path)))
+        return self._reply(await self._books.ask(lambda books: books.keys.find(call.parameter)))
 
     async def change_key(self, call: ApiCall[KeyChange, None]) -> KeyReply:
         """Change a key. Its name, its expiry or its limits. Fields that are not given stay as they are."""
-        fields = msgspec.structs.asdict(call.body)
-        changes: dict[str, Any] = {name: value for name, value in fields.items() if value is not UNSET}
+        changes = given(call.body)
 
         def write(books: Books) -> Key:
             if call.body.limits is not UNSET:
-                changes["limits"] = call.body.limits.over(books.keys.find(call.path).limits, self._catalogue)
-            return books.keys.change(call.path, **changes)
+                changes["limits"] = call.body.limits.over(books.keys.find(call.parameter).limits, self._catalogue)
+            return books.keys.change(call.parameter, **changes)
 
         return self._reply(await self._books.ask(write))
 
@@ -79,7 +78,7 @@ class KeysApi(Api):
         The new key may do the same and has spent what the old one has. The old one ends later, so that nobody is locked
         out; until then it shares the new key's limits.
         """
-        new = await self._books.ask(lambda books: books.keys.rotate(call.path, overlap_s=call.body.overlap_s))
+        new = await self._books.ask(lambda books: books.keys.rotate(call.parameter, overlap_s=call.body.overlap_s))
         return new_key(*new, self._clock.unix_ms())
 
     async def revoke_any_key(self, call: ApiCall[None, None]) -> KeyReply:
@@ -87,7 +86,7 @@ class KeysApi(Api):
 
         The key and all keys that it made end at once, on every gateway. Revoking it again changes nothing.
         """
-        return self._reply(await self._books.ask(lambda books: revoked(books, call.path)))
+        return self._reply(await self._books.ask(lambda books: revoked(books, call.parameter)))
 
     def _reply(self, key: Key) -> KeyReply:
         return key_reply(key, self._clock.unix_ms())

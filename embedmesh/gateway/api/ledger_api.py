@@ -23,9 +23,6 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import NotFound
 from embedmesh.storage.books import Books
 
-CHECK_S = 60.0  # a million requests; a proxy waits no longer
-CHECKS_MAX = 2  # one that runs, one that waits
-
 
 class CheckQuery(msgspec.Struct, frozen=True):
     head: (
@@ -60,7 +57,7 @@ class LedgerApi(Api):
 
     async def explain_request(self, call: ApiCall[None, None]) -> ExplainedReply:
         """Explain a request. What was held for it, how that ended, what was bought, and all money that was moved."""
-        found = await self._books.ask(lambda books: books.reports.explain(call.path))
+        found = await self._books.ask(lambda books: books.reports.explain(call.parameter))
         bought = None if found.bought is None else reply_of(BoughtReply, found.bought)
         moves = tuple(reply_of(MoveReply, move) for move in found.moves)
         return reply_of(ExplainedReply, found, bought=bought, moves=moves)
@@ -72,7 +69,9 @@ class LedgerApi(Api):
         was done before.
         """
         amount, reference = call.body.amount_nanousd, call.body.reference
-        applied, refunded = await self._books.ask(lambda books: books.accounts.refund(call.path, amount, reference))
+        applied, refunded = await self._books.ask(
+            lambda books: books.accounts.refund(call.parameter, amount, reference)
+        )
         return Moved(applied, refunded, reference)
 
     async def list_payables(self, call: ApiCall[None, None]) -> ReplyList[PayableReply]:

@@ -1,19 +1,20 @@
-"""What a gateway counts about itself, for Prometheus. Numbers and fixed labels only: never a text, a key or an id."""
+"""A gateway's own metrics for Prometheus. Numbers and fixed labels only: never a text, a key or an id."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
+import prometheus_client
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from embedmesh.gateway.api.worker_metrics import WorkerMetrics
+from embedmesh.gateway.api.worker_metrics import Collected, WorkerMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
-COUNTERS = {
+GATEWAY_COUNTERS = {
     "store_holds": "Holds written: money set aside for a request.",
     "store_holds_refused": "Holds refused: the account had too little, or the key had no room.",
     "store_captured": "Holds captured: the reply was delivered and charged.",
@@ -28,9 +29,9 @@ COUNTERS = {
     "cache_hits": "Inputs answered from an account's cache of vectors.",
     "cache_misses": "Inputs looked for in an account's cache of vectors and not found.",
 }
-GAUGES = {
+GATEWAY_GAUGES = {
     "in_flight": "Embedding requests being handled now.",
-    "reply_bytes": "Bytes of replies that are made, or wait to be read.",
+    "reply_bytes": "Bytes of replies that are being made or sent.",
     "store_largest_batch": "Writes in the largest transaction since the start.",
     "nodes_ready": "Nodes that take work now.",
     "tokens_outstanding": "Tokens sent to nodes and not answered yet.",
@@ -40,30 +41,30 @@ GAUGES = {
 
 
 class Metrics:
-    """One registry a process. `readings` gives current values by name, of COUNTERS and GAUGES, when Prometheus asks.
+    """One registry for each process. `readings` gives the values of GATEWAY_COUNTERS and GATEWAY_GAUGES at each scrape.
 
-    What is counted for every request is kept as plain numbers: the library's own counters cost four times as much.
+    Counts of every request are plain numbers: the library's own counters cost four times as much.
     """
 
     def __init__(self, readings: Callable[[], dict[str, float]], workers: WorkerMetrics | None = None) -> None:
-        """With `workers` a page is the sum over all gateway processes that share a port."""
+        """With `workers`, a page is the sum over all gateway processes that share a port."""
         self.registry = CollectorRegistry()
         self._workers = workers
-        self._requests: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
         self._nanousd: dict[str, int] = {}
         self._times: dict[tuple[str, str], _Times] = {}
-        self.registry.register(_Collected(self._collect))
-        self.internal_errors = Counter("embedmesh_internal_errors", "Bugs of ours. Stays at 0.", registry=self.registry)
-        self.registry.register(_Collected(lambda: _told(readings())))
+        self.registry.register(Collected(self._collect))
+        self.internal_errors = prometheus_client.Counter(
+            "embedmesh_internal_errors", "Bugs of ours. Stays at 0.", registry=self.registry
+        )
+        self.registry.register(Collected(lambda: _families(readings())))
         ProcessCollector(registry=self.registry)
 
     def ended(self, code: str, model: str, seconds: float) -> None:
-        """A request ended, so many seconds after its head: `ok`, `broken_off`, `dropped`, or the code of its failure.
+        """Count a request, ended `seconds` after its head: `ok`, `broken_off`, `dropped`, or the code of its failure.
 
-        `model` is empty where the request ended before its model was known.
+        `model` is empty if the request ended before its model was known.
         """
-        self._requests[code] = self._requests.get(code, 0) + 1
         times = self._times.get((code, model))
         if times is None:
             times = self._times[code, model] = _Times()
@@ -71,20 +72,23 @@ class Metrics:
         times.seconds += seconds
 
     def delivered(self, model: str, tokens: int, nanousd: int) -> None:
-        """A reply was delivered, at least in part, and charged."""
+        """Count a reply that was delivered, at least in part, and charged."""
         self._tokens[model] = self._tokens.get(model, 0) + tokens
         self._nanousd[model] = self._nanousd.get(model, 0) + nanousd
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All metrics in the exposition format."""
         return generate_latest(self.registry if self._workers is None else self._workers.summed(self.registry))
 
     def _collect(self) -> Iterator[Metric]:
-        yield _by_label("requests", "Embedding requests that ended, by outcome.", "code", self._requests)
+        requests: Counter[str] = Counter()
+        for (code, _), times in self._times.items():
+            requests[code] += sum(times.counts)
+        yield _by_label("requests", "Embedding requests that ended, by outcome.", "code", requests)
         yield _by_label("tokens", "Tokens embedded and charged.", "model", self._tokens)
         yield _by_label("charged_nanousd", "Nano-USD charged.", "model", self._nanousd)
         bounds = [*map(str, map(float, BUCKETS_S)), "+Inf"]
-        words = "Seconds from a request's head to its end, by outcome and model (empty where it was not known yet)."
+        words = "Seconds from a request's head to its end, by outcome and model (empty if it was not known yet)."
         family = HistogramMetricFamily("embedmesh_request_seconds", words, labels=["code", "model"])
         for labels, times in self._times.items():
             buckets = list(zip(bounds, accumulate(times.counts), strict=True))
@@ -93,21 +97,13 @@ class Metrics:
 
 
 class _Times:
-    """Of one outcome of one model: requests by bucket, and their seconds in all."""
+    """Requests of one outcome of one model by bucket, and the sum of their seconds."""
 
     __slots__ = ("counts", "seconds")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BUCKETS_S) + 1)
         self.seconds = 0.0
-
-
-class _Collected(Collector):
-    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
-        self._collect = collect
-
-    def collect(self) -> Iterable[Metric]:
-        return self._collect()
 
 
 def _by_label(name: str, words: str, label: str, values: dict[str, int]) -> Metric:
@@ -117,9 +113,9 @@ def _by_label(name: str, words: str, label: str, values: dict[str, int]) -> Metr
     return family
 
 
-def _told(values: dict[str, float]) -> Iterator[Metric]:
+def _families(values: dict[str, float]) -> Iterator[Metric]:
     for name, value in values.items():
-        if name in COUNTERS:
-            yield CounterMetricFamily(f"embedmesh_{name}", COUNTERS[name], value=value)
+        if name in GATEWAY_COUNTERS:
+            yield CounterMetricFamily(f"embedmesh_{name}", GATEWAY_COUNTERS[name], value=value)
         else:
-            yield GaugeMetricFamily(f"embedmesh_{name}", GAUGES[name], value=value)
+            yield GaugeMetricFamily(f"embedmesh_{name}", GATEWAY_GAUGES[name], value=value)

@@ -46,9 +46,9 @@ class ModelsApi(Api):
 
     async def get_model(self, call: ApiCall[None, None]) -> ModelReply:
         """Get a model. By id, alias, or either with a precision suffix. Send a slash in it as `/` or `%2F`."""
-        model = self._world.catalogue.find(call.path)
+        model = self._world.catalogue.find(call.parameter)
         if model is None or not self._registry.ready(model.id):
-            raise no_such_model(call.path, self._world.catalogue, self._world.terms.serves)
+            raise no_such_model(call.parameter, self._world.catalogue, self._world.terms.serves)
         return self._reply(model)
 
     def _reply(self, model: Model) -> ModelReply:

@@ -27,7 +27,7 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules import errors
-from embedmesh.rules.limits import NODE_MESSAGE_BYTES_MAX
+from embedmesh.rules.limits import NODE_MESSAGE_BYTES_MAX, NODE_REPORTS_A_MINUTE_MAX, REGISTRATION_BYTES_MAX
 from embedmesh.rules.membership import HEARTBEAT_S, Greeting, Heartbeat, HeartbeatReply, Registration, Welcome
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock
@@ -40,7 +40,6 @@ log = logging.getLogger("embedmesh.fleet")
 
 UPGRADE = "embedmesh-node"  # the protocol that a node which dials out asks for
 SWITCHING = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n".encode("ascii")
-REGISTRATION_BYTES_MAX = 160 * 1024  # 64 offers with the longest names, twice in base64; an ordinary one has 2 kB
 REGISTRATIONS_BYTES_TOTAL_MAX = 2 * 1024 * 1024
 REPORTS_BYTES_TOTAL_MAX = 16 * 1024 * 1024
 SIGNATURE = ("Content-Digest", "Embedmesh-Receipt", "Signature-Input", "Signature")
@@ -52,7 +51,6 @@ ATOMA_DATA = {
     },
 }
 UNSIGNED = "This is not signed under a session of that node. Register anew."
-REPORTS_A_MINUTE_MAX = 150  # of one node: thirty, and those by which it catches up with 30,000 receipts
 BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
 
 
@@ -83,7 +81,7 @@ class NodesApi(Api):
         clock: Clock,
         origins: Origins,
         *,
-        reports_a_minute_max: int = REPORTS_A_MINUTE_MAX,
+        reports_a_minute_max: int = NODE_REPORTS_A_MINUTE_MAX,
     ) -> None:
         self._registrar = registrar
         self._roster = roster

@@ -11,9 +11,8 @@ from embedmesh.http.bodies import JSON_HEADERS
 from embedmesh.http.connections import Origins
 from embedmesh.http.routing import Handler
 from embedmesh.rules.errors import Overloaded
+from embedmesh.rules.limits import PAGE_REPLIES_MAX
 from embedmesh.rules.shares import Room
-
-OPEN_REPLIES_MAX = 64  # about 100 kB each, until they are read
 
 
 class PagesApi(Api):
@@ -27,7 +26,7 @@ class PagesApi(Api):
         self._docs, self._docs_csp = docs_page()
         self._origins = origins
         self.room = Room(
-            OPEN_REPLIES_MAX, f"This gateway sends {OPEN_REPLIES_MAX} of its pages at a time. Try again shortly."
+            PAGE_REPLIES_MAX, f"This gateway sends {PAGE_REPLIES_MAX} of its pages at a time. Try again shortly."
         )
 
     def bounded(self, handler: Handler) -> Handler:

@@ -41,7 +41,7 @@ class ApiCall(NamedTuple, Generic[Body, Query]):
     """What a handler gets: the decoded body and query of its row, and the path parameter."""
 
     request: web.BaseRequest
-    path: str
+    parameter: str  # of the path
     body: Body
     query: Query
 
@@ -174,13 +174,13 @@ def _adapted(route: Route, api: Api) -> Handler:
     kind, query_kind = route.request, route.query
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        path = path_parameter(request, any_name=route.any_name) if PATH_REMAINDER in request else ""
+        parameter = path_parameter(request, any_name=route.any_name) if PATH_REMAINDER in request else ""
         query = None if query_kind is None else query_of(request, query_kind)
         body = None
         if kind is not None:
             sent = await small_body(request, api.bodies)
             body = decoded(sent if sent or not route.body_optional else b"{}", kind)
-        return json_reply(await route.handler(api, ApiCall(request, path, body, query)))
+        return json_reply(await route.handler(api, ApiCall(request, parameter, body, query)))
 
     return answer
 

@@ -1,13 +1,13 @@
-"""One page of metrics for several gateway processes that share a port: whichever is scraped tells the sum of all.
+"""One page of metrics for several gateway processes that share a port: the page of each is the sum over all.
 
-Each worker keeps a file of its numbers in one folder. A worker that takes the place of one that died goes on from that
-one's counters, so that no counter falls: Prometheus would take that for a restart, and count all again.
+Each worker keeps a file of its numbers in one folder. A worker that replaces a dead one continues its counters, so that
+no counter falls: Prometheus would take that for a restart, and count everything again.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -17,9 +17,9 @@ from prometheus_client.registry import Collector
 
 log = logging.getLogger("embedmesh.metrics")
 
-WRITE_EVERY_S = 2.0  # as old as another worker's numbers may be; a page takes a millisecond to write
-SUMMED = frozenset({"counter", "histogram"})  # types of metrics whose values only rise
-# Of other gauges the largest is told: a node's state and speed, a moment, a bound.
+WRITE_EVERY_S = 2.0  # another worker's numbers may be that old; writing a page takes a millisecond
+SUMMED = frozenset({"counter", "histogram"})  # types whose values only rise
+# Of other gauges the page has the largest: a node's state and speed, a moment, a bound.
 SUMMED_GAUGES = frozenset(
     {
         "embedmesh_in_flight",
@@ -35,60 +35,65 @@ SUMMED_GAUGES = frozenset(
 )
 
 
-class _Saved(msgspec.Struct, array_like=True):
-    """One sample: its name, its labels in order of their names, its value."""
+class _WorkerSample(msgspec.Struct, array_like=True):
+    """A sample; its labels are sorted by name."""
 
     name: str
     labels: tuple[tuple[str, str], ...]
     value: float
 
 
-_Page = dict[str, list[_Saved]]  # by the name of the metric
+_WorkerPage = dict[str, list[_WorkerSample]]  # by the name of the metric
 
 
 class WorkerMetrics:
-    """`file` is this worker's; the others' are beside it, in a folder that their supervisor has emptied."""
+    """`file` is this worker's. The others' files are in the same folder, which the supervisor emptied at start."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._before = _read(file)
 
     def summed(self, registry: CollectorRegistry) -> Collector:
-        """What the registries of all workers hold now, as one."""
-        ours = [_with(metric, [self._before], rising_only=True) for metric in registry.collect()]
-        self._write(ours)
+        """The sum over the registries of all workers."""
+        ours = self._write(registry)
         others = [_read(file) for file in sorted(self._file.parent.glob("*.json")) if file != self._file]
-        return _Metrics([_with(metric, others) for metric in ours])
+        return Collected(lambda: [_with(metric, others) for metric in ours])
 
     async def keep(self, registry: CollectorRegistry) -> None:
-        """Write this worker's numbers again and again, for the others. Runs until cancelled."""
+        """Keep this worker's file up to date. Runs until cancelled."""
         while True:
-            self._write([_with(metric, [self._before], rising_only=True) for metric in registry.collect()])
+            self._write(registry)
             await asyncio.sleep(WRITE_EVERY_S)
 
-    def _write(self, metrics: Iterable[Metric]) -> None:
+    def _write(self, registry: CollectorRegistry) -> list[Metric]:
+        metrics = [_with(metric, [self._before], rising_only=True) for metric in registry.collect()]
         page = {
-            metric.name: [_Saved(one.name, tuple(sorted(one.labels.items())), one.value) for one in metric.samples]
+            metric.name: [
+                _WorkerSample(one.name, tuple(sorted(one.labels.items())), one.value) for one in metric.samples
+            ]
             for metric in metrics
         }
         new = self._file.with_suffix(".new")
         try:
             new.write_bytes(msgspec.json.encode(page))
             new.replace(self._file)
-        except OSError as error:  # a full disk costs the others' view of this worker, and no request
+        except OSError as error:  # a full disk must not fail requests
             log.warning("the metrics of this worker cannot be kept (%s)", error.strerror)
+        return metrics
 
 
-class _Metrics(Collector):
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
+class Collected(Collector):
+    """The metrics that a function returns at each scrape."""
+
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
 
     def collect(self) -> Iterable[Metric]:
-        return self._metrics
+        return self._collect()
 
 
-def _with(metric: Metric, pages: Iterable[_Page], *, rising_only: bool = False) -> Metric:
-    """A metric with what other pages say of it: added where it is summed, else the largest value."""
+def _with(metric: Metric, pages: Iterable[_WorkerPage], *, rising_only: bool = False) -> Metric:
+    """A metric over several pages: the sum, or for most gauges the largest value."""
     summed = metric.type in SUMMED or metric.name in SUMMED_GAUGES
     if rising_only and metric.type not in SUMMED:
         return metric
@@ -108,8 +113,8 @@ def _with(metric: Metric, pages: Iterable[_Page], *, rising_only: bool = False) 
     return whole
 
 
-def _read(file: Path) -> _Page:
-    """A worker's page; empty where there is none yet, or nobody can read it."""
+def _read(file: Path) -> _WorkerPage:
+    """A worker's page; empty if there is none yet, or it cannot be read."""
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(file.read_bytes(), type=_Page)
+        return msgspec.json.decode(file.read_bytes(), type=_WorkerPage)
     return {}

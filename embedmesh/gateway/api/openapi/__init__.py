@@ -14,7 +14,7 @@ from embedmesh.gateway.api.table import APIS
 from embedmesh.http.failures import TABLE
 from embedmesh.http.paths import EMBEDDINGS_PATH
 
-ASIDE = "x-embedmesh-aside"  # of a tag: not for those who make applications
+ASIDE = "x-embedmesh-aside"  # of a tag: the page folds it, because applications do not need it
 
 
 def document(version: str) -> Json:
@@ -40,20 +40,20 @@ def document(version: str) -> Json:
             "version": version,
             "summary": "OpenAI-compatible embeddings from as many nodes as you have.",
             "description": (
-                "Every path or method that is not listed here is refused with 404 `not_found` or 405 "
-                "`method_not_allowed`, in the same error envelope. Every reply has an `x-request-id`; send one of "
-                "1 to 128 characters of `A-Z a-z 0-9 . _ -` and it is kept. HEAD is answered wherever GET is."
+                "Other paths and methods get 404 `not_found` or 405 `method_not_allowed`, in the same error envelope. "
+                "Every reply has an `x-request-id`: the request's own if that has 1 to 128 characters of "
+                "`A-Z a-z 0-9 . _ -`, else a new one. HEAD works wherever GET does."
             ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/", "description": "The gateway that serves this document"}],
         "tags": [
             {"name": "Embeddings", "description": "Texts in, vectors out."},
-            {"name": "Models", "description": "What live nodes serve now."},
-            {"name": "Account", "description": "What an account has, what it used, and its keys."},
-            {"name": "Operations", "description": "For whoever runs this gateway."},
+            {"name": "Models", "description": "What ready nodes serve now."},
+            {"name": "Account", "description": "Your account: balance, usage and keys."},
+            {"name": "Operations", "description": "For those who run this gateway."},
             {"name": "About", "description": "The API, described."},
-            {"name": "Nodes", "description": "What nodes say to this gateway, signed.", ASIDE: True},
+            {"name": "Nodes", "description": "Signed messages of nodes to this gateway.", ASIDE: True},
             {"name": "Administration", "description": "For keys with the scope `admin`.", ASIDE: True},
         ],
         "security": [{"bearerAuth": []}],
@@ -69,7 +69,7 @@ def document(version: str) -> Json:
                     "type": "apiKey",
                     "in": "header",
                     "name": "Signature",
-                    "description": "RFC 9421, `hmac-sha256` under the session that the node agreed when it registered.",
+                    "description": "RFC 9421, `hmac-sha256` under the session from the node's registration.",
                 },
             },
             "headers": {name: header(name) for name in HEADERS},

@@ -36,37 +36,23 @@ PATH_PARAMETERS = {
     "request_id": PathParameter("The ledger's id of the request, as in entries.", "req_1"),
 }
 
-ALL_ROUTES: set[type[Failure]] = {
-    errors.MalformedHttp,
-    errors.RequestTimeout,
-    errors.UriTooLong,
-    errors.HeadTooLarge,
-    errors.InternalError,
-}
-KEY_ROUTES = {errors.InvalidApiKey, errors.Overloaded, errors.StoreUnavailable}
-BODY_ROUTES = {
-    errors.InvalidValue,
-    errors.BodyTooLarge,
-    errors.UnsupportedMediaType,
-    errors.Overloaded,
-    errors.StoreUnavailable,
-}
-QUERY_ROUTES = {errors.UnknownParameter, errors.InvalidValue}
+EVERY_ROUTE: set[type[Failure]] = {errors.MalformedHttp, errors.RequestTimeout, errors.UriTooLong, errors.HeadTooLarge}
+NOT_NOW: set[type[Failure]] = {errors.Overloaded, errors.StoreUnavailable}
 
 
 def failures_of(route: Route) -> tuple[type[Failure], ...]:
     """All failures of a route: those in its row, and those that the rest of the row implies."""
-    found: set[type[Failure]] = ALL_ROUTES | set(route.failures)
+    found = {errors.InternalError, *EVERY_ROUTE, *route.failures}
     if route.scope == SIGNED:
         found |= {errors.InvalidApiKey}
     elif route.scope is not None:
-        found |= KEY_ROUTES
+        found |= {errors.InvalidApiKey, *NOT_NOW}
         found |= {errors.InsufficientScope} if route.scope else set()
         found |= {errors.RateLimited} if route.scope != ADMIN_KEY else set()
     if route.request is not None:
-        found |= BODY_ROUTES
+        found |= {errors.InvalidValue, errors.BodyTooLarge, errors.UnsupportedMediaType, *NOT_NOW}
     if route.query is not None:
-        found |= QUERY_ROUTES
+        found |= {errors.UnknownParameter, errors.InvalidValue}
     if "{" in route.path:
         found |= {errors.NotFound}
     return tuple(failure for failure in TABLE if failure in found)

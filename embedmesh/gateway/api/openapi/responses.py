@@ -14,7 +14,7 @@ STATUS_WORDS = {
     400: "The request is wrong.",
     401: "The API key is missing or not valid.",
     403: "The API key may not do this.",
-    404: "There is no such thing here.",
+    404: "It does not exist.",
     405: "The path does not take this method.",
     408: "The request did not arrive in time.",
     409: "The request contradicts an earlier one.",
@@ -23,52 +23,43 @@ STATUS_WORDS = {
     415: "The body is not plain JSON.",
     429: "A limit of the account is reached.",
     431: "A header is too large, or there are too many.",
-    500: "A bug of ours. Trying again may help.",
-    502: "Every node tried answered wrongly.",
-    503: "It cannot be done right now. Try again shortly.",
-    504: "It took longer than it may.",
+    500: "A bug in the gateway. Trying again may help.",
+    502: "All nodes that were tried failed.",
+    503: "The gateway cannot do it right now. Try again shortly.",
+    504: "The request took too long.",
 }
 
-HEADERS = {
-    "x-request-id": "Names this exchange; the request's own `x-request-id`, if it sent one, else a new one.",
-    "openai-processing-ms": "How long the gateway took, in milliseconds.",
-    "x-embedmesh-cached": "How many inputs' vectors were known already, where the account's `cache` is on.",
-    "x-embedmesh-cost-nanousd": "What was charged, in nano-USD (1e-9 USD).",
-    "x-embedmesh-ignored": "Members of the request that change nothing, where it has any.",
-    "x-embedmesh-node": "Which nodes computed the vectors, the one with most first; `cache` where they were known.",
-    "x-embedmesh-request": "Our own id of the request, as in the ledger; `x-request-id` is the same if you sent none.",
-    "x-embedmesh-truncated": "How many inputs were cut, as `truncate` asked.",
-    "x-ratelimit-limit-requests": "Requests a minute that the key may make, where it has such a limit.",
-    "x-ratelimit-remaining-requests": "How many of them are left now.",
-    "x-ratelimit-reset-requests": "When all of them are there again, as in `7.000s`.",
-    "x-ratelimit-limit-tokens": "Tokens a minute that the key may send, where it has such a limit.",
-    "x-ratelimit-remaining-tokens": "How many of them are left now.",
-    "x-ratelimit-reset-tokens": "When all of them are there again, as in `7.000s`.",
-    "idempotent-replayed": "`true` on a reply that was kept for an `Idempotency-Key` or a retry: it was paid before.",
-    "Content-Security-Policy": "Allows this page's own script and style, by hash, and nothing else.",
+COUNT_HEADERS = {
+    "openai-processing-ms": "Time in the gateway, in milliseconds.",
+    "x-embedmesh-cached": "How many vectors came from the cache, if the account's `cache` is on.",
+    "x-embedmesh-cost-nanousd": "The charge, in nano-USD (1e-9 USD).",
+    "x-embedmesh-truncated": "How many inputs were cut, as `truncate` requests.",
+    "x-ratelimit-limit-requests": "The key's limit of requests per minute, if it has one.",
+    "x-ratelimit-remaining-requests": "How many are left now.",
+    "x-ratelimit-limit-tokens": "The key's limit of tokens per minute, if it has one.",
+    "x-ratelimit-remaining-tokens": "How many are left now.",
     "Retry-After": "Seconds to wait before trying again, with jitter.",
     "retry-after-ms": "The same wait in milliseconds.",
+}
+TEXT_HEADERS = {
+    "x-request-id": "The id of this exchange: the request's own `x-request-id` if it has one, else a new id.",
+    "x-embedmesh-ignored": "Fields of the request that have no effect.",
+    "x-embedmesh-node": "The nodes that computed the vectors, most vectors first; `cache` for vectors from the cache.",
+    "x-embedmesh-request": "The ledger's id of the request; the same as `x-request-id` unless you sent one.",
+    "x-ratelimit-reset-requests": "When the whole limit is available again, as in `7.000s`.",
+    "x-ratelimit-reset-tokens": "When the whole limit is available again, as in `7.000s`.",
+    "idempotent-replayed": "`true` on the stored reply to an `Idempotency-Key` or a retry: it was paid before.",
+    "Content-Security-Policy": "Allows this page's own script and style, by hash, and nothing else.",
     "x-should-retry": "`false`: trying again will fail the same way.",
-    "Location": "Where it is.",
+    "Location": "Where the page is.",
     "Allow": "The methods that this path takes.",
     "WWW-Authenticate": "`Bearer`: how to send the key.",
     "Content-Digest": "SHA-256 of the body (RFC 9530).",
-    "Embedmesh-Receipt": "Always 0 here: only a node's own answers have receipts.",
+    "Embedmesh-Receipt": "Always 0 here: only a node's own replies have receipts.",
     "Signature-Input": "What the signature covers (RFC 9421).",
-    "Signature": "By the gateway, under the session with this node.",
+    "Signature": "The gateway's signature, under the session with this node.",
 }
-COUNTS = {
-    "openai-processing-ms",
-    "x-embedmesh-cached",
-    "x-embedmesh-cost-nanousd",
-    "x-embedmesh-truncated",
-    "x-ratelimit-limit-requests",
-    "x-ratelimit-remaining-requests",
-    "x-ratelimit-limit-tokens",
-    "x-ratelimit-remaining-tokens",
-    "Retry-After",
-    "retry-after-ms",
-}
+HEADERS = COUNT_HEADERS | TEXT_HEADERS
 
 
 def response(description: str, content_type: str, schema: Json, headers: Iterable[str] = ()) -> Json:
@@ -81,7 +72,7 @@ def response(description: str, content_type: str, schema: Json, headers: Iterabl
 
 
 def failure_responses(failures: Failures) -> dict[int, Json]:
-    """One response a status: the envelope, narrowed to the types and codes that this route gives with it."""
+    """One response for each status: the envelope, narrowed to the types and codes of these failures."""
     by_status = sorted(failures, key=_status)
     return {status: _failure_response(status, tuple(group)) for status, group in groupby(by_status, key=_status)}
 
@@ -97,7 +88,7 @@ def _failure_response(status: int, failures: Failures) -> Json:
 
 
 def failure_row(failure: type[Failure]) -> Json:
-    """A failure for people: the line of the error table that the documentation page shows."""
+    """A row of the error table on the documentation page."""
     status, kind = TABLE[failure]
     return {
         "status": status,
@@ -114,12 +105,12 @@ def _status(failure: type[Failure]) -> int:
 
 
 def _hints(failure: type[Failure]) -> Json:
-    """The headers that such a failure leaves with."""
+    """The headers of such a failure."""
     sample = errors.MethodNotAllowed("", allowed=()) if failure is errors.MethodNotAllowed else failure("")
     return dict(hint_headers(sample))
 
 
 def header(name: str) -> Json:
     """One entry of `components.headers`."""
-    schema = {"type": "integer", "minimum": 0} if name in COUNTS else {"type": "string"}
+    schema = {"type": "integer", "minimum": 0} if name in COUNT_HEADERS else {"type": "string"}
     return {"description": HEADERS[name], "schema": schema}

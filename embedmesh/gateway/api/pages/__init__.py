@@ -1,6 +1,6 @@
-"""The pages that a gateway serves to browsers: whole in one file, loading nothing from anywhere.
+"""The pages that a gateway serves to browsers: each in one file that loads nothing else.
 
-A page is written as several files, so that each stays short, and joined here once, at start.
+A page's source is several short files, which are joined once, at start.
 """
 
 import base64
@@ -8,14 +8,14 @@ import hashlib
 from importlib.resources import files
 
 STYLES = ("docs.css",)
-SCRIPTS = ("dom.js", "vectors.js", "reference.js", "try.js", "docs.js")  # each uses only what stands before it
+SCRIPTS = ("dom.js", "vectors.js", "reference.js", "try.js", "docs.js")  # each uses only the ones before it
 
 
 def docs_page() -> tuple[bytes, str]:
     """The documentation page, and the Content-Security-Policy that it must be served with.
 
-    The policy allows this very script and style, by hash, and requests to the gateway itself: a text that found its
-    way into the page could neither run nor send anything away.
+    The policy allows only this script and style, by hash, and requests to the gateway itself: injected text could
+    neither run nor send anything away.
     """
     style, script = _joined(STYLES), '"use strict";\n' + _joined(SCRIPTS)
     html = _read("docs.html").replace("<style></style>", f"<style>{style}</style>")

@@ -1,6 +1,6 @@
 // The reference, drawn from the OpenAPI document.
 
-const SAMPLE_ORIGIN = "http://127.0.0.1:8080"; // what the document's samples say; the reader's gateway is put in its place
+const SAMPLE_ORIGIN = "http://127.0.0.1:8080"; // of the document's samples; the page replaces it by this gateway's
 
 /** What a `$ref` stands for. */
 function resolve(api, node) {
@@ -53,7 +53,7 @@ function drawRoutes(api) {
     const drawn = members.map((route) => drawRoute(api, ...route));
     const heading = el("h3", {}, tag.name, el("small", {}, prose(tag.description)));
     if (!tag["x-embedmesh-aside"]) return [heading, ...drawn];
-    // Nodes and operators know what they look for; who makes an application need not scroll past it.
+    // Folded: applications do not need the routes of nodes and operators.
     return [el("details", { class: "aside" }, el("summary", {}, heading), drawn)];
   });
   byId("route-list").replaceChildren(...groups.flat());
@@ -91,7 +91,7 @@ function drawRoute(api, path, method, operation) {
   );
 }
 
-/** What is sent: the request of this page has a part of its own, others show their members here. */
+/** The body of a request. The one for embeddings has a section of its own on this page. */
 function drawBody(api, path, operation) {
   if (!operation.requestBody) return [];
   const { schema } = operation.requestBody.content["application/json"];
@@ -110,7 +110,7 @@ function drawForm(api, path, form) {
   ]);
   return [
     el("p", {}, "Body: ", prose(description)),
-    table(`Body of ${path}`, ["Member", "Type", ""], rows, { stacks: true }),
+    table(`Body of ${path}`, ["Field", "Type", ""], rows, { stacks: true }),
   ];
 }
 
@@ -146,7 +146,7 @@ function drawMembers(api) {
   byId("member-list").replaceChildren(...members);
 }
 
-/** One line a member, which opens; those that every request needs are open. */
+/** A field in one line, which opens; required fields are open. */
 function drawMember(name, member, required) {
   const summary = el(
     "summary",
@@ -197,7 +197,7 @@ function drawErrors(api) {
   byId("error-list").replaceChildren(...api["x-embedmesh-errors"].map(drawError));
 }
 
-/** One line a failure, which opens: a phone shows all of them on three screens. */
+/** A failure in one line, which opens: a phone shows all failures on three screens. */
 function drawError(failure) {
   const summary = el(
     "summary",

@@ -1,7 +1,7 @@
-"""A first request in every client that must work unmodified. Each is whole: it runs as it stands.
+"""A first request in each client that must work unmodified. Each sample is a whole program.
 
-`ORIGIN` stands where the reader's own gateway belongs; the documentation page puts its own origin there. Keys come
-from the environment, so that nobody pastes one into a file.
+The documentation page replaces `ORIGIN` by its own origin. Keys come from the environment, so that nobody pastes one
+into a file.
 """
 
 ORIGIN = "http://127.0.0.1:8080"  # where `embedmesh serve` listens unless told otherwise

@@ -17,17 +17,17 @@ function authorization() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** Offer the models that are served now. Silent without a key. */
+/** List the models that are served now; nothing without a key. */
 async function offerModels() {
-  const asked = byId("key").value.trim();
-  if (!asked) return;
+  const key = byId("key").value.trim();
+  if (!key) return;
   const hint = byId("model-hint");
   try {
     const response = await fetch(`${BASE}/v1/models`, { headers: authorization() });
     const text = await response.text();
-    if (byId("key").value.trim() !== asked) return; // another key was typed meanwhile
+    if (byId("key").value.trim() !== key) return; // another key was typed meanwhile
     if (!response.ok) {
-      const message = envelopeOf(text)?.message ?? `The list of models could not be had (${response.status}).`;
+      const message = envelopeOf(text)?.message ?? `The list of models could not be loaded (${response.status}).`;
       hint.replaceChildren(...prose(message));
       return;
     }
@@ -54,7 +54,7 @@ function showModels(models) {
 
 function whyNoAnswer(error) {
   return error instanceof UnsendableKey
-    ? "The key has characters that no key has. Copy it again."
+    ? "The key has characters that keys never have. Copy it again."
     : "The gateway could not be reached, or the connection broke. Is it running?";
 }
 
@@ -65,9 +65,9 @@ async function send(event) {
   button.disabled = true;
   button.textContent = "Sending…";
   try {
-    if (!byId("model").value.trim()) await offerModels(); // the key was given just now: fills the first model in
-    const asked = formValues();
-    if (!asked.model) {
+    if (!byId("model").value.trim()) await offerModels(); // fills in the first model
+    const values = formValues();
+    if (!values.model) {
       showNoModel();
       return;
     }
@@ -75,10 +75,10 @@ async function send(event) {
     const response = await fetch(`${BASE}/v1/embeddings`, {
       method: "POST",
       headers: { "Content-Type": "application/json", ...authorization() },
-      body: JSON.stringify(requestBody(asked)),
+      body: JSON.stringify(requestBody(values)),
     });
     const text = await response.text();
-    showAnswer(response, text, performance.now() - began, asked.texts);
+    showAnswer(response, text, performance.now() - began, values.texts);
   } catch (error) {
     showNotSent("No answer", whyNoAnswer(error));
   } finally {
@@ -170,7 +170,7 @@ function firstNumbers(vector) {
   return vector.length > COMPONENTS_SHOWN ? `${numbers.join("  ")}  …` : numbers.join("  ");
 }
 
-/** How alike the texts are, each with each; nothing where that cannot be read. */
+/** The similarities of all pairs of texts; nothing if the table would be unreadable. */
 function showSimilarities(vectors, texts) {
   if (vectors.length < SIMILARITIES_MIN || vectors.length > SIMILARITIES_MAX) return [];
   const rows = similarities(vectors).map((row, index) =>
@@ -197,13 +197,13 @@ function heatCell(value) {
 
 function showRefusal(response, text) {
   const error = envelopeOf(text);
-  if (!error) return [el("p", {}, "The answer is not in this gateway's form. Is there a proxy in between?")];
+  if (!error) return [el("p", {}, "The reply is not from this gateway. Is there a proxy in between?")];
   const known = apiErrors.find((row) => row.status === response.status && row.code === error.code);
   const wait = response.headers.get("Retry-After");
   const facts = [
     ["Code", error.code],
     ["Type", error.type],
-    ["Member", error.param],
+    ["Field", error.param],
     ["Trying again", known && RETRY_IN_WORDS[known.retry] + (wait ? `, ${wait} s` : "")],
     ["Request id", response.headers.get("x-request-id")],
   ];
