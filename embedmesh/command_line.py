@@ -1,4 +1,4 @@
-"""Settings as the command line that says the same: how a supervisor tells its children."""
+"""Settings as command-line arguments, for the supervisor's children."""
 
 from collections.abc import Collection
 from typing import get_type_hints
@@ -10,7 +10,7 @@ from embedmesh.settings import IN_USD, meta_of
 
 
 def as_arguments(settings: msgspec.Struct, *, without: Collection[str]) -> list[str]:
-    """The command line that says the same, for a child process. Settings that are at their default are left out."""
+    """The arguments for these settings. Defaults, and the fields of `without`, are left out."""
     arguments: list[str] = []
     hints = get_type_hints(type(settings), include_extras=True)
     for field in msgspec.structs.fields(settings):

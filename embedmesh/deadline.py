@@ -1,6 +1,6 @@
-"""A deadline for a wait that nearly always ends before: a fifth of the cost of `asyncio.timeout`, and coarser.
+"""A deadline for a wait that nearly always ends in time: a fifth of the cost of `asyncio.timeout`, and coarser.
 
-All such waits of an event loop share one timer, which looks every TICK_S at those that are due.
+All such deadlines of an event loop share one timer, which ends those that are due every TICK_S.
 """
 
 import asyncio
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
-TICK_S = 0.02  # how late a deadline may be noticed; the shortest that we set is a second
+TICK_S = 0.02  # how late a deadline may be noticed; our shortest is a second
 
 
 class within:
-    """What is awaited inside is cancelled after so many seconds, and TimeoutError is raised in its place.
+    """Cancels what is awaited inside after `seconds`, and raises TimeoutError in its place.
 
-    When they have passed `more` is asked for how many it may have in addition; it is cancelled when that is none.
+    After `seconds`, `more` may grant further seconds; 0 cancels.
     """
 
     __slots__ = ("_cancelling", "_late", "_loop", "_more", "_seconds", "_task", "_tick", "_watch")
@@ -42,7 +42,7 @@ class within:
             raise TimeoutError from error
 
     def end(self) -> None:
-        """Its time has come."""
+        """The deadline has passed."""
         if self._more is not None and (seconds := self._more()) > 0:
             self._tick = self._watch.add(self, seconds, self._loop)
             return
@@ -51,11 +51,11 @@ class within:
 
 
 class _Watch:
-    """The deadlines of one event loop, by the tick at which they are due. Holds nothing that would keep the loop."""
+    """The deadlines of one event loop, by the tick at which they are due. Holds no reference to the loop."""
 
     def __init__(self) -> None:
-        self._due: dict[int, dict[within, None]] = {}  # who came first is told first
-        self._next = 0  # the tick at which the timer comes; 0 while there is none
+        self._due: dict[int, dict[within, None]] = {}  # in order of arrival
+        self._next = 0  # the tick at which the timer fires; 0 if there is none
 
     def add(self, one: within, seconds: float, loop: asyncio.AbstractEventLoop) -> int:
         now = loop.time()

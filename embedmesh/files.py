@@ -1,4 +1,4 @@
-"""Files that must be whole, private, and there after a power cut: a draft is written beside, synced, then named."""
+"""Writes files that must be whole, private and durable: a draft is written beside the file, synced, then renamed."""
 
 import os
 from contextlib import suppress
@@ -8,18 +8,18 @@ DRAFT_SUFFIX = ".part"
 
 
 def make_draft(path: Path) -> tuple[Path, int]:
-    """A new file (mode 0600) beside `path`, and its descriptor: to be written, synced, and then named `path`.
+    """A new file (mode 0600) beside `path`, and its descriptor: write it, sync it, then rename it to `path`.
 
-    What processes that died meanwhile have left of theirs is removed. Raises OSError.
+    Removes the drafts of processes that died. Raises OSError.
     """
     _remove_stale_drafts(path)
     draft = path.with_name(f"{path.name}.{os.getpid()}{DRAFT_SUFFIX}")
-    # O_EXCL and O_NOFOLLOW: never into a file, or through a link, that somebody else has put there.
+    # O_EXCL and O_NOFOLLOW: never into a file, or through a link, that somebody else made there.
     return draft, os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
 
 def write_draft(path: Path, content: bytes) -> Path:
-    """A whole draft of `path`, on disk. Raises OSError; then there is none."""
+    """A complete draft of `path`, synced to disk. Raises OSError, and then leaves none."""
     draft, descriptor = make_draft(path)
     try:
         with os.fdopen(descriptor, "wb") as file:

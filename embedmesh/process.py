@@ -1,4 +1,4 @@
-"""What gateway and node have in common as processes: signals, the lifeline, limits, logging, exit codes."""
+"""What gateway and node share as processes: signals, the lifeline, limits, logging, exit codes."""
 
 import asyncio
 import contextlib
@@ -15,16 +15,16 @@ import sys
 from embedmesh.rules.errors import SetupError
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
-MMAP_BYTES = 64 * 1024  # blocks as large have pages of their own, which costs time for each 4 kB that is used of them
+MMAP_BYTES_MIN = 64 * 1024  # such blocks get pages of their own, which costs time for each 4 kB that is used of them
 EXIT_OK = 0
 EXIT_AGAIN = 75  # EX_TEMPFAIL: something that we need is away; starting again may help
-EXIT_SETUP = 78  # EX_CONFIG: starting again will not help; a person must mend something
+EXIT_SETUP = 78  # EX_CONFIG: starting again will not help; a person must fix something
 
 
 def quieten_gc() -> None:
-    """After start-up: what lives now lives for ever, and garbage is collected in heaps that take some 10 ms at most.
+    """Call after start-up: freezes what lives now, and makes collections small, so that each takes 10 ms at most.
 
-    While requests pile up what is young lives: in heaps of 50,000 to look at it took 100 ms.
+    While requests pile up, young objects live: a collection at every 50,000 of them took 100 ms.
     """
     gc.collect()
     gc.freeze()
@@ -32,14 +32,14 @@ def quieten_gc() -> None:
 
 
 def give_memory_back() -> None:
-    """Large blocks are given back to the system when they are freed. With glibc; elsewhere nothing happens.
+    """Make glibc return large blocks to the system when they are freed. Does nothing with another C library.
 
-    By itself it learns from the first large block to keep such blocks, and bodies of megabytes leave holes everywhere:
-    100 connections with half a body each left some 200 MB behind.
+    By itself glibc keeps such blocks once it has seen one, and bodies of megabytes leave holes everywhere: 100
+    connections with half a body each left some 200 MB behind.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES_MIN)
 
 
 def raise_file_limit() -> None:
@@ -50,13 +50,13 @@ def raise_file_limit() -> None:
 
 
 def log_to_stderr() -> None:
-    """Lines for a person or a collector: time, level, what. Never a text, a key or a body."""
+    """Log lines with time, level, logger and message. Never a text, a key or a body."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def stop_event(lifeline_fd: int | None) -> asyncio.Event:
-    """Set on SIGTERM or SIGINT, or when the pipe that our supervisor holds open is closed because it died."""
+    """Set on SIGTERM or SIGINT, or when our supervisor dies, which closes the pipe that it holds open."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,7 +73,7 @@ def stop_event(lifeline_fd: int | None) -> asyncio.Event:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket. Raises SetupError, in one line that says what to do."""
+    """A listening TCP socket. Raises SetupError, in one line that says what to do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,7 +94,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def beyond_loopback(host: str) -> bool:
-    """Whether others than this machine reach what listens on an address. A name counts as one that they do."""
+    """Whether other machines can reach a socket on this address. A name counts as yes."""
     try:
         return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:

@@ -1,8 +1,8 @@
 """`embedmesh serve`: one command that runs a gateway and an ordinary node, and keeps both running.
 
 The supervisor holds three things that must outlive its children: the lock on the data directory, the listening socket
-(callers wait in its backlog while a gateway restarts, instead of being refused), and the lifeline, a pipe whose closing
-tells the children that it has died. There is no in-process short cut: what runs here is what production runs.
+(callers wait in its backlog while a gateway restarts, instead of being refused), and the lifeline, a pipe that closes
+when the supervisor dies, so that its children end. There is no in-process short cut: production runs the same.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.command_line import as_arguments
-from embedmesh.process import EXIT_OK, EXIT_SETUP, bind
+from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, stop_event
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
@@ -29,12 +29,12 @@ from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSet
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
 RESTART_MAX_S = 1.0  # a child that keeps dying should not heat the machine, nor keep callers waiting for 3 s
-HEALTHY_AFTER_S = 2.0  # a child that lived so long had started, which takes one; it starts again without delay
+HEALTHY_AFTER_S = 2.0  # starting takes a second: a child that lived longer starts again without delay
 STOP_GATEWAY_S = 35.0  # its own drain, and a little
 STOP_NODE_S = 10.0
 SOCKET_PATH_BYTES_MAX = 100  # Linux allows 108, macOS 104
-POLL_READY_S = 0.05
-LOOKS_A_WORKER = 8  # workers share the socket: nobody can ask all of them, but they take turns
+READY_POLL_S = 0.05
+READY_REPLIES_A_WORKER = 8  # workers share the socket: we cannot choose which one answers, but they take turns
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ class Child:
     delay_s: float = RESTART_FIRST_S
 
     async def start(self) -> None:
-        """Start it in a session of its own: Ctrl-C in the terminal is ours to hand on, in order."""
+        """Start it in a session of its own, so that Ctrl-C in the terminal reaches us alone: we stop in order."""
         self.started = time.monotonic()
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -67,7 +67,7 @@ class Child:
         )
 
     async def stop(self) -> None:
-        """Ask it to drain; kill it when it takes longer than it may."""
+        """Ask it to drain; kill it if that takes longer than `stop_s`."""
         if self.process is None or self.process.returncode is not None:
             return
         self.process.terminate()
@@ -80,92 +80,104 @@ class Child:
 
 
 def main(gateway: GatewaySettings, node: NodeSettings, *, say: Say, on_ready: Callable[[Credentials], None]) -> int:
-    """Run until told to stop. `say` gets a line of progress; `on_ready` is called once the first vector was made."""
+    """Run until told to stop. `say` gets lines of progress; `on_ready` is called once a first vector was made."""
     try:
-        with locked(gateway.data_dir), socket_folder(gateway.data_dir) as folder:
-            sock = bind(gateway.host, gateway.port)
-            with sock:
-                return asyncio.run(_run(gateway, node, sock, folder / "node.sock", say, on_ready))
+        folder = gateway.data_dir
+        with locked(folder), socket_folder(folder) as run_folder, bind(gateway.host, gateway.port) as sock:
+            return asyncio.run(Service(gateway, node, sock, run_folder, say, on_ready).serve())
     except SetupError as error:
         print(f"embedmesh serve: {error}", file=sys.stderr)  # noqa: T201 - a line for the person who started us
         return EXIT_SETUP
 
 
-async def _run(
-    gateway: GatewaySettings,
-    node: NodeSettings,
-    sock: socket.socket,
-    node_socket: Path,
-    say: Say,
-    on_ready: Callable[[Credentials], None],
-) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    load_catalogue(gateway.catalogue, assets=assets_dir())  # what is wrong with it is told before anything starts
-    key_defaults(gateway)  # likewise
-    metrics = _metrics_folder(node_socket.parent)
-    shutil.rmtree(metrics, ignore_errors=True)  # what the workers of an earlier run counted is over
-    if gateway.workers > 1:
-        metrics.mkdir(mode=0o700)
-    host, port = sock.getsockname()[:2]
-    lifeline_out, lifeline_in = os.pipe()
-    children = [
-        Child("node", _node_arguments(node, gateway, node_socket, lifeline_out), (lifeline_out,), STOP_NODE_S, {}),
-        *(
-            Child(
-                "gateway" if gateway.workers == 1 else f"gateway {number}",
-                _gateway_arguments(gateway, number, node_socket, sock.fileno(), lifeline_out),
-                (lifeline_out, sock.fileno()),
-                STOP_GATEWAY_S,
-                # Not on its command line, which everybody on this machine can read.
-                {ENV_PREFIX + "STORE": gateway.store} if gateway.store else {},
-            )
-            for number in range(1, gateway.workers + 1)
-        ),
-    ]
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    say("starting the gateway and a node; loading the model")
-    ready = asyncio.Event()
-    tasks: list[asyncio.Task[bool] | asyncio.Task[int] | asyncio.Task[None]] = []
-    exit_codes: list[int] = []
-    try:
+@dataclass(frozen=True)
+class Service:
+    """What one `embedmesh serve` runs: a node on a Unix socket in `folder`, and gateway workers on `sock`."""
+
+    gateway: GatewaySettings
+    node: NodeSettings
+    sock: socket.socket
+    folder: Path
+    say: Say
+    on_ready: Callable[[Credentials], None]
+
+    async def serve(self) -> int:
+        """Build the children, run them until told to stop, stop them. Returns the exit code. Raises SetupError."""
+        load_catalogue(self.gateway.catalogue, assets=assets_dir())  # mistakes in it are named before anything starts
+        key_defaults(self.gateway)  # likewise
+        stopping = stop_event(None)
+        with _lifeline() as lifeline_fd, _metrics_folder(self.folder) as metrics:
+            children = self.build(lifeline_fd, metrics)
+            self.say("starting the gateway and a node; loading the model")
+            try:
+                return await self.run(children, stopping)
+            finally:
+                self.say("stopping: letting running requests finish" if stopping.is_set() else "stopping")
+                await self.stop(children)
+                self.say("stopped")
+
+    def build(self, lifeline_fd: int, metrics: Path) -> list[Child]:
+        """The children: first the node, then the gateway's workers."""
+        gateway, node_socket, listen_fd = self.gateway, self.folder / "node.sock", self.sock.fileno()
+        lifeline = ["--lifeline-fd", str(lifeline_fd)]
+        node_arguments = ["node", "--uds", str(node_socket), *lifeline]
+        node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
+        node_arguments += as_arguments(self.node, without=("data_dir",))
+        children = [Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {})]
+        arguments = ["gateway", "--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), *lifeline]
+        arguments += as_arguments(gateway, without=("host", "port", "store", "workers"))
+        # The store's DSN is not on the command line, which everybody on this machine can read.
+        environment = {ENV_PREFIX + "STORE": gateway.store} if gateway.store else {}
+        for number in range(1, gateway.workers + 1):
+            several = gateway.workers > 1
+            own = ["--metrics-file", str(metrics / f"{number}.json")] if several else []
+            name = f"gateway {number}" if several else "gateway"
+            children.append(Child(name, arguments + own, (lifeline_fd, listen_fd), STOP_GATEWAY_S, environment))
+        return children
+
+    async def run(self, children: list[Child], stopping: asyncio.Event) -> int:
+        """Keep the children running until `stopping`, or until one cannot run. Returns the exit code."""
+        host, port = self.sock.getsockname()[:2]
         await children[0].start()  # the slower one first; the store is opened while the model loads
-        credentials = bootstrap(gateway.data_dir, base_url(host, port), store_place(gateway))
+        credentials = bootstrap(self.gateway.data_dir, base_url(host, port), store_place(self.gateway))
         await asyncio.gather(*(child.start() for child in children[1:]))
-        keepers = [asyncio.create_task(_keep(child, say, ready)) for child in children]
-        stopping = asyncio.create_task(stop.wait())
-        looks = 1 if gateway.workers == 1 else LOOKS_A_WORKER * gateway.workers
+        ready = asyncio.Event()
 
-        def tell() -> None:
+        async def announce() -> None:
+            workers = self.gateway.workers
+            await _until_ready(host, port, 1 if workers == 1 else READY_REPLIES_A_WORKER * workers)
             ready.set()
-            on_ready(credentials)
+            self.on_ready(credentials)
 
-        telling = asyncio.create_task(_tell_when_ready(host, port, looks, tell))
-        tasks = [stopping, *keepers, telling]
-        done, _ = await asyncio.wait([stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
-        exit_codes = [task.result() for task in done if task in keepers]
-    finally:
-        sock.close()  # who comes now is refused at once, and does not wait for what will not come
-        for task in tasks:
-            task.cancel()
+        keepers = [asyncio.create_task(_keep(child, self.say, ready)) for child in children]
+        others = [asyncio.create_task(stopping.wait()), asyncio.create_task(announce())]
+        try:
+            await asyncio.wait([others[0], *keepers], return_when=asyncio.FIRST_COMPLETED)
+            return next((keeper.result() for keeper in keepers if keeper.done()), EXIT_OK)
+        finally:
+            for task in (*keepers, *others):
+                task.cancel()
+
+    async def stop(self, children: list[Child]) -> None:
+        """Refuse new callers, then stop the gateway, then the node, which it needs. A second signal kills them all."""
+
+        def kill() -> None:
+            for child in children:
+                if child.process is not None and child.process.returncode is None:
+                    child.process.kill()
+
+        self.sock.close()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _kill, children)  # a second Ctrl-C does not wait
-        say("stopping: letting running requests finish" if stop.is_set() else "stopping")
-        for child in reversed(children):  # the gateway first: it still needs the node
+            asyncio.get_running_loop().add_signal_handler(number, kill)
+        for child in reversed(children):
             await child.stop()
-        os.close(lifeline_in)
-        os.close(lifeline_out)
-        shutil.rmtree(metrics, ignore_errors=True)
-        say("stopped")
-    return int(exit_codes[0]) if exit_codes else EXIT_OK
 
 
 async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:
-    """Start a child again whenever it dies. Returns the exit code of one that cannot run on this set-up.
+    """Start a child again whenever it dies. Returns the exit code of one that cannot run with these settings.
 
-    A set-up that all have worked on is not given up: what is in the way now (an engine killed for want of memory while
-    it started, a file that is away for a moment) may pass, and the others go on answering.
+    Settings that have worked once are not given up: what is in the way now (an engine killed for lack of memory, a
+    missing file) may pass, and the others go on answering.
     """
     while True:
         assert child.process is not None
@@ -180,65 +192,60 @@ async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:
         await child.start()
 
 
-async def _tell_when_ready(host: str, port: int, looks: int, tell: Callable[[], None]) -> None:
-    """Call `tell` once /readyz says 200 so many times in a row: whichever worker answers has really embedded."""
+async def _until_ready(host: str, port: int, replies: int) -> None:
+    """Wait until /readyz has said 200 that many times in a row: then every worker has embedded something."""
     right = 0
     if host in ("0.0.0.0", "::"):  # noqa: S104 - not bound here, only recognised
         host = "127.0.0.1"
-    while True:
+    while right < replies:
+        status = b""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection(host, port)
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             status = await reader.readline()
             writer.close()
-            right = right + 1 if b" 200 " in status else 0
-            if right >= looks:
-                tell()
-                return
-            if right:
-                continue
-        await asyncio.sleep(POLL_READY_S)
-
-
-def _gateway_arguments(
-    settings: GatewaySettings, number: int, node_socket: Path, listen_fd: int, lifeline_fd: int
-) -> list[str]:
-    ours = ["--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), "--lifeline-fd", str(lifeline_fd)]
-    if settings.workers > 1:
-        ours += ["--metrics-file", str(_metrics_folder(node_socket.parent) / f"{number}.json")]
-    return ["gateway", *ours, *as_arguments(settings, without=("host", "port", "store", "workers"))]
-
-
-def _node_arguments(node: NodeSettings, gateway: GatewaySettings, node_socket: Path, lifeline_fd: int) -> list[str]:
-    ours = ["--uds", str(node_socket), "--lifeline-fd", str(lifeline_fd)]
-    catalogue = ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
-    return ["node", *ours, *catalogue, *as_arguments(node, without=("data_dir",))]
-
-
-def _metrics_folder(folder: Path) -> Path:
-    return folder / "metrics"
-
-
-def _kill(children: list[Child]) -> None:
-    for child in children:
-        if child.process is not None and child.process.returncode is None:
-            child.process.kill()
+        right = right + 1 if b" 200 " in status else 0
+        if not right:
+            await asyncio.sleep(READY_POLL_S)
 
 
 def base_url(host: str, port: int) -> str:
-    """What a client on this machine is told to use."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{port}/v1"
+    """The base URL for a client on this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{name}:{port}/v1"
+
+
+@contextlib.contextmanager
+def _lifeline() -> Iterator[int]:
+    """The reading end of a pipe that closes when this process ends, however it ends."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+@contextlib.contextmanager
+def _metrics_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder in which several workers share their metrics."""
+    metrics = folder / "metrics"
+    shutil.rmtree(metrics, ignore_errors=True)  # of an earlier run
+    metrics.mkdir(mode=0o700)
+    try:
+        yield metrics
+    finally:
+        shutil.rmtree(metrics, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
-    """One `serve` a data directory. Makes the directory (0700). Raises SetupError."""
+    """One `serve` for each data directory. Makes the directory (0700). Raises SetupError."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(data_dir / "serve.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except (FileExistsError, NotADirectoryError):
-        file = next(place for place in (data_dir, *data_dir.parents) if place.exists())
+        file = next(path for path in (data_dir, *data_dir.parents) if path.exists())
         raise SetupError(f"{file} is a file, not a folder. Choose another with --data-dir.") from None
     except OSError as error:
         reason = os.strerror(error.errno or 0)
@@ -258,17 +265,14 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def socket_folder(data_dir: Path) -> Iterator[Path]:
-    """A private folder for the node's socket: in the data directory, or a temporary one where that path is too long."""
+    """A private folder for the node's socket: in the data directory, or a temporary one if that path is too long."""
     folder = data_dir / "run"
-    if len(os.fsencode(folder / "node.sock")) <= SOCKET_PATH_BYTES_MAX:
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise SetupError(f"cannot make the folder {folder} ({os.strerror(error.errno or 0)}).") from None
-        yield folder
-    else:
-        folder = Path(tempfile.mkdtemp(prefix="embedmesh-"))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    if len(os.fsencode(folder / "node.sock")) > SOCKET_PATH_BYTES_MAX:
+        with tempfile.TemporaryDirectory(prefix="embedmesh-", ignore_cleanup_errors=True) as temporary:
+            yield Path(temporary)
+        return
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"cannot make the folder {folder} ({os.strerror(error.errno or 0)}).") from None
+    yield folder

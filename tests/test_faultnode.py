@@ -90,7 +90,6 @@ async def pair(folder: Path, mode: str, share: float = 1.0) -> AsyncIterator[Pai
         BodyBudget(1 << 24),
         receipts,
         identity=identity,
-        node_id=name,
         gateway="f" * 64,
         address="",
         clock=clock,

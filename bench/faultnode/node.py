@@ -20,14 +20,15 @@ from embedmesh.fleet.probe import PROBE_TEXT
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
-from embedmesh.node.joining import Joining, Place, Report, find_gateway
-from embedmesh.node.signed_api import NodeDoor
+from embedmesh.node.dialling import DialOut
+from embedmesh.node.joining import Joining, NodeAddress, find_gateway
+from embedmesh.node.signed_api import SignedApi
 from embedmesh.process import bind
 from embedmesh.rules import errors
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import COMPACT, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
-from embedmesh.rules.membership import Offer
+from embedmesh.rules.membership import Heartbeat, Offer
 from embedmesh.rules.models import Model
 from embedmesh.signing.certificates import der, make_certificate, server_context
 from embedmesh.signing.identity import Identity, node_id
@@ -123,20 +124,20 @@ class FaultReceipts(ReceiptLog):
         return super().add(request_id, request_digest, reply_digest, tokens + self.extra_tokens, time_ms)
 
 
-class FaultDoor(NodeDoor):
+class FaultDoor(SignedApi):
     """Our node's door, with a scripted model and its faults behind it."""
 
     def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **rest: object) -> None:
         app = cast(NodeApp, scripted)  # of which the door asks `listed` and, where we do not, `embed_compact`
-        super().__init__(app, bodies, receipts=receipts, **rest)  # type: ignore[arg-type]
+        super().__init__(app=app, bodies=bodies, receipts=receipts, **rest)  # type: ignore[arg-type]
         self._scripted = scripted
         self._decode = msgspec.msgpack.Decoder(EmbedIds).decode
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt: right, or as the mode has it."""
         checked = self._check(request)
-        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
-        self._bodies.give_back("", len(body))
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self.bodies, content_type=COMPACT)
+        self.bodies.give_back("", len(body))
         self._check_body(checked, body)
         asked = self._decode(body)
         model, ids = self._scripted.find(asked.model), unpack_ids(asked)
@@ -155,7 +156,7 @@ class FaultDoor(NodeDoor):
             assert isinstance(response.body, bytes)
             forged = copy(checked)
             forged._mac = Mac(session)
-            response.headers.update(forged.sign_reply(200, response.body, self._receipts.count, self._now_s()))
+            response.headers.update(forged.sign_reply(200, response.body, self.receipts.count, self._now_s()))
 
         turn = Turn(request, ids, self._scripted.faults.state, lambda: answer(MODES["honest"]), resign)
         if mode.instead is not None and (instead := await mode.instead(turn)) is not None:
@@ -166,7 +167,7 @@ class FaultDoor(NodeDoor):
         return response
 
     def _sign(self, checked: CheckedRequest, response: web.Response, tokens: int, extra: int) -> web.Response:
-        receipts = self._receipts
+        receipts = self.receipts
         assert isinstance(receipts, FaultReceipts)
         receipts.extra_tokens = extra
         try:
@@ -210,27 +211,23 @@ class FaultNode:
             BodyBudget(BODIES_BYTES_MAX),
             self.receipts,
             identity=identity,
-            node_id=self.node_id,
             gateway=known.fingerprint,
             address=settings.address,
             clock=clock,
         )
         self.server = HttpServer(self.door.routes())
-        place = Place(settings.address, certificate, "")
-        file = folder / "gateway.json"
         self._joining = Joining(
-            known,
-            file,
-            invite,
-            identity,
-            self.node_id,
-            place,
-            self.door,
-            self.server,
-            self.receipts,
-            clock,
-            self._offers,
-            self._report,
+            known=known,
+            file=folder / "gateway.json",
+            invite=invite,
+            identity=identity,
+            address=NodeAddress(settings.address, certificate, ""),
+            dial_out=None if settings.address else DialOut(known.url, self.server),
+            on_session=self.door.new_session,
+            receipts=self.receipts,
+            clock=clock,
+            offers=self._offers,
+            report=self._report,
         )
 
     async def listen(self) -> None:
@@ -245,7 +242,6 @@ class FaultNode:
     async def stop(self) -> None:
         """Say farewell, answer what is running, close the doors."""
         await self._joining.leave()
-        self._joining.dial_no_more()
         await self.server.drain(DRAIN_S)
         await self._joining.hang_up()
         self.receipts.close()
@@ -254,6 +250,6 @@ class FaultNode:
         models = self.scripted.models.values()
         return tuple(Offer(m.id, m.width, m.max_tokens, m.digest, m.tier) for m in models)
 
-    def _report(self) -> Report:
+    def _report(self) -> Heartbeat:
         pace = self.scripted.pace
-        return Report(pace.waiting_tokens, pace.tokens_per_s)
+        return Heartbeat(pace.waiting_tokens, pace.tokens_per_s)

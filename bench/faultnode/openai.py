@@ -15,7 +15,7 @@ from bench.faultnode.modes import MODES, Mode
 from bench.faultnode.node import Scripted
 from bench.faultnode.scripted import Vectors
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.server import Routes
+from embedmesh.http.routing import Routes
 from embedmesh.rules import errors
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 

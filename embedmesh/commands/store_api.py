@@ -22,7 +22,7 @@ from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.api.routes import ADMIN_SCOPE, router
-from embedmesh.http.bodies import SMALL_BYTES_TOTAL_MAX
+from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.provision.assets import assets_dir
@@ -69,7 +69,7 @@ async def _serve(
     opening: Callable[[], Books], catalogue: Catalogue, ready: "Future[tuple[OpenSocket, Callable[[], object]]]"
 ) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    books, bodies = BooksThread(opening, answer_s=STORE_REPLY_S), BodyBudget(SMALL_BYTES_TOTAL_MAX)
+    books, bodies = BooksThread(opening, answer_s=STORE_REPLY_S), BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
     apis = (
         AccountsApi(books, bodies),
         KeysApi(books, bodies, SystemClock(), catalogue),

@@ -47,7 +47,7 @@ from embedmesh.gateway.nodes.http1 import unix_dialler
 from embedmesh.gateway.nodes.own import NodeClients, OwnLink
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Members
-from embedmesh.http.bodies import SMALL_BYTES_TOTAL_MAX
+from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.receive import BodyBudget
@@ -170,7 +170,7 @@ async def _run(settings: GatewaySettings) -> int:
     books = BooksThread(opening_books)
     callers_books = BooksThread(opening_books, first=books)
     checks = BooksThread(opening_books, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX)
-    admin_bodies, account_bodies = BodyBudget(SMALL_BYTES_TOTAL_MAX), BodyBudget(SMALL_BYTES_TOTAL_MAX)
+    admin_bodies, account_bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX), BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
     apis = [
         NodesApi(registrar, members, registry, store.nodes, clock, origins),
         AccountApi(callers_books, account_bodies, clock, catalogue),

@@ -1,11 +1,13 @@
-"""One request and its reply, whichever way they travel."""
+"""One request and its reply, over the fast path or the general server."""
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from aiohttp import web
 
+from embedmesh.http.aiohttp_connection import deliver
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.server import ALWAYS, REQUEST_ID, deliver
+from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, WRITE_REPLY_S
 from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
@@ -15,56 +17,53 @@ class Exchange(Protocol):
 
     @property
     def own_id(self) -> str | None:
-        """The id that we gave the request; None where its caller brought one, which is only echoed."""
+        """The id that we gave the request; None if its caller brought one, which is only echoed."""
         ...
 
     def header(self, name: str) -> str | None:
-        """A field of the request's head, its name in lower case."""
+        """The header of that name in lower case."""
         ...
 
     async def body(self, account_id: str) -> bytes:
-        """All of it, of the share of the account whose request this is. Raises what `read_body` raises."""
+        """The whole body, in the account's share of the room for bodies. Raises what `read_body` raises."""
         ...
 
     async def deliver(self, reply: Reply) -> Delivery:
-        """See the port `Deliver`. Raises ConnectionError where nothing of the body was handed to the socket."""
+        """See the port `Deliver`. Raises ConnectionError if nothing of the body was handed to the socket."""
         ...
 
 
+@dataclass(eq=False)
 class GeneralExchange:
-    """Over the general server. `response` is what the server is given back in the end."""
+    """Over the general server. The handler returns `response` in the end. The caller has `write_s` to read it."""
 
-    def __init__(
-        self, request: web.BaseRequest, bodies: BodyBudget, response: web.Response, write_s: float = WRITE_REPLY_S
-    ) -> None:
-        """The reply has to be read within `write_s` seconds."""
-        self._request = request
-        self._bodies = bodies
-        self._response = response
-        self._account_id = ""
-        self._write_s = write_s
-        self._taken = 0
+    request: web.BaseRequest
+    bodies: BodyBudget
+    response: web.Response
+    write_s: float = WRITE_REPLY_S
+    _account_id: str = field(default="", init=False)
+    _taken: int = field(default=0, init=False)
 
     @property
     def own_id(self) -> str | None:
-        request_id = self._request[REQUEST_ID]
-        return None if request_id == self._request.headers.get("x-request-id") else request_id
+        request_id = self.request[REQUEST_ID]
+        return None if request_id == self.request.headers.get("x-request-id") else request_id
 
     def header(self, name: str) -> str | None:
-        return self._request.headers.get(name)
+        return self.request.headers.get(name)
 
     async def body(self, account_id: str) -> bytes:
-        body = await read_body(self._request, REQUEST_BODY_BYTES_MAX, self._bodies, account_id)
+        body = await read_body(self.request, REQUEST_BODY_BYTES_MAX, self.bodies, account_id)
         self._account_id, self._taken = account_id, len(body)
         return body
 
     async def deliver(self, reply: Reply) -> Delivery:
-        self._response.headers.update(reply.headers)
+        self.response.headers.update(reply.headers)
         if self.own_id is not None and REQUEST_HEADER in reply.headers:
-            self._request[ALWAYS]["x-request-id"] = reply.headers[REQUEST_HEADER]
-        self._response.body = reply.body
-        return await deliver(self._request, self._response, self._write_s)
+            self.request[REPLY_HEADERS]["x-request-id"] = reply.headers[REQUEST_HEADER]
+        self.response.body = reply.body
+        return await deliver(self.request, self.response, self.write_s)
 
     def end(self) -> None:
-        """The body is needed no more."""
-        self._bodies.give_back(self._account_id, self._taken)
+        """The body is no longer needed."""
+        self.bodies.give_back(self._account_id, self._taken)

@@ -1,4 +1,4 @@
-"""The one table that maps failures to HTTP, and the error envelope (contract section 3)."""
+"""The one table that maps failures to HTTP, and the error envelope."""
 
 import math
 import random
@@ -9,52 +9,52 @@ from aiohttp import web
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
 
-REQUEST = "invalid_request_error"
-SERVER = "server_error"
+REQUEST_ERROR = "invalid_request_error"
+SERVER_ERROR = "server_error"
 
 TABLE: dict[type[Failure], tuple[int, str]] = {
-    errors.InvalidJson: (400, REQUEST),
-    errors.MalformedHttp: (400, REQUEST),
-    errors.MissingParameter: (400, REQUEST),
-    errors.UnknownParameter: (400, REQUEST),
-    errors.InvalidType: (400, REQUEST),
-    errors.InvalidValue: (400, REQUEST),
-    errors.EmptyInput: (400, REQUEST),
-    errors.TooManyInputs: (400, REQUEST),
-    errors.ContextLengthExceeded: (400, REQUEST),
-    errors.MaxTokensPerRequest: (400, REQUEST),
+    errors.InvalidJson: (400, REQUEST_ERROR),
+    errors.MalformedHttp: (400, REQUEST_ERROR),
+    errors.MissingParameter: (400, REQUEST_ERROR),
+    errors.UnknownParameter: (400, REQUEST_ERROR),
+    errors.InvalidType: (400, REQUEST_ERROR),
+    errors.InvalidValue: (400, REQUEST_ERROR),
+    errors.EmptyInput: (400, REQUEST_ERROR),
+    errors.TooManyInputs: (400, REQUEST_ERROR),
+    errors.ContextLengthExceeded: (400, REQUEST_ERROR),
+    errors.MaxTokensPerRequest: (400, REQUEST_ERROR),
     errors.InvalidApiKey: (401, "authentication_error"),
     errors.InsufficientScope: (403, "permission_error"),
-    errors.ModelNotFound: (404, REQUEST),
-    errors.NotFound: (404, REQUEST),
-    errors.MethodNotAllowed: (405, REQUEST),
-    errors.RequestTimeout: (408, REQUEST),
-    errors.UriTooLong: (414, REQUEST),
-    errors.HeadTooLarge: (431, REQUEST),
-    errors.BodyTooLarge: (413, REQUEST),
-    errors.UnsupportedMediaType: (415, REQUEST),
-    errors.IdempotencyConflict: (409, REQUEST),
+    errors.ModelNotFound: (404, REQUEST_ERROR),
+    errors.NotFound: (404, REQUEST_ERROR),
+    errors.MethodNotAllowed: (405, REQUEST_ERROR),
+    errors.RequestTimeout: (408, REQUEST_ERROR),
+    errors.UriTooLong: (414, REQUEST_ERROR),
+    errors.HeadTooLarge: (431, REQUEST_ERROR),
+    errors.BodyTooLarge: (413, REQUEST_ERROR),
+    errors.UnsupportedMediaType: (415, REQUEST_ERROR),
+    errors.IdempotencyConflict: (409, REQUEST_ERROR),
     errors.InsufficientQuota: (429, "insufficient_quota"),
     errors.RateLimited: (429, "rate_limit_error"),
-    errors.InternalError: (500, SERVER),
-    errors.BadNodeResponse: (502, SERVER),
-    errors.NoNodeAvailable: (503, SERVER),
-    errors.Overloaded: (503, SERVER),
-    errors.StoreUnavailable: (503, SERVER),
-    errors.DeadlineExceeded: (504, SERVER),
+    errors.InternalError: (500, SERVER_ERROR),
+    errors.BadNodeResponse: (502, SERVER_ERROR),
+    errors.NoNodeAvailable: (503, SERVER_ERROR),
+    errors.Overloaded: (503, SERVER_ERROR),
+    errors.StoreUnavailable: (503, SERVER_ERROR),
+    errors.DeadlineExceeded: (504, SERVER_ERROR),
 }
 
 RETRY_AFTER_S = 1.0  # a restarted node is back in about this time
-JITTER_S = 0.25  # after a minute that is over
+RATE_LIMIT_JITTER_S = 0.25  # after the minute is over
 
 
 def status_and_type(failure: Failure) -> tuple[int, str]:
     """The HTTP status and the envelope's `type`; a failure that is not in the table is a bug of ours."""
-    return TABLE.get(type(failure), (500, SERVER))
+    return TABLE.get(type(failure), (500, SERVER_ERROR))
 
 
 def envelope(failure: Failure) -> bytes:
-    """The JSON body of a failure: always the same four members."""
+    """The JSON body of a failure: always the same four fields."""
     _, kind = status_and_type(failure)
     error = {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}
     return orjson.dumps({"error": error})
@@ -71,9 +71,9 @@ def hint_headers(failure: Failure) -> dict[str, str]:
     if never or isinstance(failure, errors.InsufficientQuota | errors.IdempotencyConflict):
         return {"x-should-retry": "false"}
     if status in (429, 503):
-        # Jitter, so that all who were refused together do not come back together.
-        if isinstance(failure, errors.RateLimited) and failure.retry_after_s is not None:  # not before then
-            wait_s = failure.retry_after_s + JITTER_S * random.random()
+        # Jitter, so that clients that were refused together do not all come back together.
+        if isinstance(failure, errors.RateLimited) and failure.retry_after_s is not None:  # no earlier than that
+            wait_s = failure.retry_after_s + RATE_LIMIT_JITTER_S * random.random()
         else:
             base = failure.retry_after_s if isinstance(failure, errors.Overloaded) else RETRY_AFTER_S
             wait_s = base * (1 + random.random())

@@ -1,115 +1,106 @@
-"""The fast path: one kind of request, as clients really send it, without what a general HTTP server does for each.
+"""The fast path: serves one kind of request, as clients really send it, without the cost of a general HTTP server.
 
-A request takes the fast path if its head is whole in one read and says nothing that two parsers could read in two
-ways: exact request line, each field once, well-formed ASCII, a Content-Length and no other framing: see `read_head`.
-Everything else is left, byte for byte, to the general server behind it, and so is what follows on that connection. So
-nothing here is lenient: what the fast path takes means the same to both, which tests/http/test_fast_path.py compares.
+A request takes the fast path if its head is whole in one read and cannot be read in two ways: exact request line, each
+header once, well-formed ASCII, a Content-Length and no other framing (see `read_head`). Any other request goes, byte
+for byte, to the general server behind it, as does everything after it on that connection. So nothing here is lenient:
+what the fast path takes means the same to both, which tests/http/test_fast_path.py compares.
 """
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from embedmesh.http.cors import Cors
-from embedmesh.http.receive import BODY_S, BodyBudget
+from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import failure_bytes, json_head, request_id_of
 from embedmesh.http.sending import Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
-from embedmesh.rules.limits import WRITE_REPLY_S
+from embedmesh.rules.limits import REFUSED_BODY_S, REQUEST_BODY_S, WRITE_REPLY_S
 from embedmesh.rules.ports import REQUEST_HEADER, Delivery, Reply
 
-HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
-BODY_BYTES_MAX = 256 * 1024  # beside the work for larger ones the general server's part does not matter
-FIELDS_MAX = 64  # an SDK sends twenty
-AFTER_BYTES_MAX = 64 * 1024  # of further requests, sent before this one is answered; then we stop reading
-LINGER_S = 2.0  # read what a refused caller still sends, so that it sees the answer and not a reset
+FAST_HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
+FAST_BODY_BYTES_MAX = 256 * 1024  # beside the work for larger bodies the general server's part does not matter
+FAST_HEADERS_MAX = 64  # an SDK sends twenty
+PIPELINED_BYTES_MAX = 64 * 1024  # of further requests, sent before this one is answered; then we stop reading
 
-FIELD = re.compile(
+HEADER_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+((?:[!-~](?:[\t -~]*[!-~])?)?)[ \t]*"
 )  # `*+`: or 8 kB of spaces take a second
-SEEN_MAX, SEEN_BYTES_MAX = 2_048, 256  # lines of heads that are remembered: nearly all of a client's are the same again
-LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
-JSON = re.compile(r"application/json(?:; ?charset=utf-8)?", re.IGNORECASE)
+CACHED_LINES_MAX, CACHED_LINE_BYTES_MAX = 2_048, 256  # parsed header lines: a client sends nearly the same ones again
+CONTENT_LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
+JSON_CONTENT_TYPE = re.compile(r"application/json(?:; ?charset=utf-8)?", re.IGNORECASE)
 FRAMING = frozenset(("transfer-encoding", "content-encoding", "expect", "upgrade", "trailer", "te"))
-OTHER_WAYS = FRAMING | {"proxy-connection", "sec-websocket-key1"}
-"""Fields that ask for more than the fast path does, or mean something of their own to the general server."""
+UNSUPPORTED_HEADERS = FRAMING | {"proxy-connection", "sec-websocket-key1"}
+"""They ask for more than the fast path does, or mean something special to the general server."""
 
 Explain = Callable[[Exception, str], Failure]
-"""What the caller is told of what a handler raised, and in the reply to which request id. A bug of ours is counted."""
+"""The failure that the caller gets for what a handler raised, under this request id. Counts bugs of ours."""
 
 
-class Head(NamedTuple):
-    """Of a request. Names of fields are in lower case; the body begins at `end` and has `length` bytes."""
+class RequestHead(NamedTuple):
+    """Names of headers are in lower case; the body begins at `end` and has `length` bytes."""
 
-    fields: Mapping[str, str]
+    headers: Mapping[str, str]
     end: int
     length: int
 
 
-def read_head(data: bytes, line: bytes) -> Head | None:
-    """The head of a request that begins with `line`; None for whatever is not exactly of the fast path's form."""
+def read_head(data: bytes, line: bytes) -> RequestHead | None:
+    """The head of a request that begins with `line`; None if it is not exactly of the fast path's form."""
     if not data.startswith(line):
         return None
-    end = data.find(b"\r\n\r\n", len(line) - 2, HEAD_BYTES_MAX)
+    end = data.find(b"\r\n\r\n", len(line) - 2, FAST_HEAD_BYTES_MAX)
     if end < 0:
         return None
     lines = data[len(line) : end].split(b"\r\n")
     try:
-        fields = dict([_seen.get(each) or _read_field(each) for each in lines])
+        headers = dict([_cached_lines.get(each) or _read_line(each) for each in lines])
     except ValueError:
         return None
-    if not len(fields) == len(lines) <= FIELDS_MAX:
+    if not len(headers) == len(lines) <= FAST_HEADERS_MAX:
         return None
-    length = fields.get("content-length", "")
-    right = (
-        "host" in fields
-        and OTHER_WAYS.isdisjoint(fields)
-        and fields.get("connection", "keep-alive").lower() == "keep-alive"
-        and LENGTH.fullmatch(length)
-        and int(length) <= BODY_BYTES_MAX
-        and JSON.fullmatch(fields.get("content-type", ""))
+    length = headers.get("content-length", "")
+    ordinary = (
+        "host" in headers
+        and UNSUPPORTED_HEADERS.isdisjoint(headers)
+        and headers.get("connection", "keep-alive").lower() == "keep-alive"
+        and CONTENT_LENGTH.fullmatch(length)
+        and int(length) <= FAST_BODY_BYTES_MAX
+        and JSON_CONTENT_TYPE.fullmatch(headers.get("content-type", ""))
     )
-    return Head(fields, end + 4, int(length)) if right else None
+    return RequestHead(headers, end + 4, int(length)) if ordinary else None
 
 
-_seen: dict[bytes, tuple[str, str]] = {}
+_cached_lines: dict[bytes, tuple[str, str]] = {}
 
 
-def _read_field(line: bytes) -> tuple[str, str]:
-    """Name and value. Raises ValueError for a line that is not well-formed."""
-    field = FIELD.fullmatch(line)
-    if field is None:
+def _read_line(line: bytes) -> tuple[str, str]:
+    """The header's name and value. Raises ValueError for a line that is not well-formed."""
+    header = HEADER_LINE.fullmatch(line)
+    if header is None:
         raise ValueError
-    read = field[1].decode("ascii").lower(), field[2].decode("ascii")
-    if len(line) <= SEEN_BYTES_MAX:
-        if len(_seen) >= SEEN_MAX:
-            del _seen[next(iter(_seen))]
-        _seen[line] = read
-    return read
+    parsed = header[1].decode("ascii").lower(), header[2].decode("ascii")
+    if len(line) <= CACHED_LINE_BYTES_MAX:
+        if len(_cached_lines) >= CACHED_LINES_MAX:
+            del _cached_lines[next(iter(_cached_lines))]
+        _cached_lines[line] = parsed
+    return parsed
 
 
+@dataclass(frozen=True, slots=True)
 class FastPath:
-    """What the fast paths of all connections have in common. Requests that begin with `line` are for `handle`.
+    """What the exchanges of all connections share. Requests that begin with `line` go to `handle`.
 
-    `handle` delivers a reply, or raises. What it raises is told to the caller; `explain` says how.
+    `handle` delivers a reply, or raises. A caller has `write_s` seconds to read a reply.
     """
 
-    def __init__(
-        self,
-        line: bytes,
-        handle: "Callable[[FastExchange], Awaitable[None]]",
-        bodies: BodyBudget,
-        *,
-        write_s: float = WRITE_REPLY_S,
-        cors: Cors | None = None,
-    ) -> None:
-        """A reply has to be read within `write_s` seconds."""
-        self.line = line
-        self.handle = handle
-        self.bodies = bodies
-        self.write_s = write_s
-        self.cors = cors
+    line: bytes
+    handle: "Callable[[FastExchange], Awaitable[None]]"
+    bodies: BodyBudget
+    write_s: float = WRITE_REPLY_S
+    cors: Cors | None = None
 
 
 class FastExchange:
@@ -119,102 +110,99 @@ class FastExchange:
         self,
         fast_path: FastPath,
         transport: asyncio.Transport,
-        head: Head,
+        head: RequestHead,
         explain: Explain,
         on_end: Callable[[bytes], None],
     ) -> None:
-        """`on_end` is told, once this is over, of the bytes that came after it."""
-        self._lane = fast_path
+        """`on_end` is called in the end with the bytes that came after this request."""
+        self._fast_path = fast_path
         self._transport = transport
         self._explain = explain
         self._on_end = on_end
-        self._fields = head.fields
+        self._headers = head.headers
         self._missing = head.length
-        self._account_id: str | None = None  # once it is known who asks: no room is spent before
-        self._taken = 0  # of the room for bodies, of that account's share
+        self._account_id: str | None = None  # until it is known, no account's share of the room is taken
+        self._taken = 0  # bytes of that share
         self._chunks: list[bytes] = []
         self._no_room: Overloaded | None = None
         self._after = b""
         self._whole: asyncio.Future[None] | None = None  # `body` waits for it
-        self._sending: Sending | None = None  # the reply, or what is told in its place
+        self._sending: Sending | None = None  # the reply, or the failure in its place
         self._replied = False  # or has begun to
         self._answered = False
-        self.answered_at: float | None = None  # on the loop's clock, where what still comes is read for nobody
+        self.answered_at: float | None = None  # on the loop's clock, while the remainder of a refused body is read
         self._last = False  # on this connection
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._asked_id = head.fields.get("x-request-id")
-        self.request_id = request_id_of(self._asked_id)
+        self._callers_id = head.headers.get("x-request-id")
+        self.request_id = request_id_of(self._callers_id)
         self._task = self._loop.create_task(self._run())
 
     # -- for the handler
 
     @property
     def own_id(self) -> str | None:
-        return None if self.request_id == self._asked_id else self.request_id
+        return None if self.request_id == self._callers_id else self.request_id
 
     def header(self, name: str) -> str | None:
-        return self._fields.get(name)
+        return self._headers.get(name)
 
     async def body(self, account_id: str) -> bytes:
         self._account_id = account_id
         self._take(sum(map(len, self._chunks)))
         if self._missing and self._no_room is None:
-            await self._rest_of_body(account_id)
+            self._fast_path.bodies.awaited.take(account_id)
+            self._transport.resume_reading()
+            self._whole = self._loop.create_future()
+            self._timer = self._loop.call_later(REQUEST_BODY_S, self._body_is_late)
+            try:
+                await self._whole
+            finally:
+                self._timer.cancel()
+                self._fast_path.bodies.awaited.give_back(account_id)
         if self._no_room is not None:
             raise self._no_room
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
-    async def _rest_of_body(self, account_id: str) -> None:
-        self._lane.bodies.awaited.take(account_id)
-        self._transport.resume_reading()
-        self._whole = self._loop.create_future()
-        self._timer = self._loop.call_later(BODY_S, self._body_is_late)
-        try:
-            await self._whole
-        finally:
-            self._timer.cancel()
-            self._lane.bodies.awaited.give_back(account_id)
-
     async def deliver(self, reply: Reply) -> Delivery:
         self._replied = True
         request_id = self.request_id if self.own_id is None else reply.headers.get(REQUEST_HEADER, self.request_id)
-        head = json_head(200, request_id, reply.headers | self._also(), len(reply.body))
+        head = json_head(200, request_id, reply.headers | self._cors_headers(), len(reply.body))
         return await self._send(head, reply.body)
 
     # -- for the connection
 
     def feed(self, data: bytes) -> None:
-        """More bytes have come."""
         part, after = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
         if after:
             self._after += after
-            if len(self._after) > AFTER_BYTES_MAX:
+            if len(self._after) > PIPELINED_BYTES_MAX:
                 self._transport.pause_reading()
         if part:
             self._missing -= len(part)
             if not self._answered and self._no_room is None:
                 self._keep(part)
             if not self._missing:
-                self._all_is_here()
+                self._wake()
+                if self._answered:
+                    self._end()
 
     def resume_writing(self) -> None:
-        """What was written is in the kernel."""
         if self._sending is not None:
             self._sending.resume_writing()
 
     def lost(self) -> None:
-        """The connection is gone, and whoever asked. What is being sent ends by itself: it may have to be paid."""
+        """The connection is gone. What is being sent ends by itself: it may have to be paid."""
         self._last = True
         if self._sending is not None:
             self._sending.lost()
         else:
             self._task.cancel()
-        if self._task.done():  # it was waiting for the rest of a body that nobody needs
+        if self._task.done():  # only the remainder of a refused body was still read
             self._end()
 
     async def stopped(self, timeout_s: float) -> None:
-        """Wait for it to end, for at most so long; then break it off."""
+        """Wait at most `timeout_s` for it to end; then break it off."""
         self._last = True
         await asyncio.wait([self._task], timeout=timeout_s)
         self._task.cancel()
@@ -223,43 +211,42 @@ class FastExchange:
 
     async def _run(self) -> None:
         try:
-            await self._lane.handle(self)
+            try:
+                await self._fast_path.handle(self)
+            except ConnectionError:
+                raise
+            except Exception as error:  # noqa: BLE001 - explained to the caller, and counted if it is a bug of ours
+                failure = self._explain(error, self.request_id)
+                if self._replied:  # the client would take a second reply for that to its next request
+                    raise ConnectionAbortedError from None
+                self._last = self._last or isinstance(failure, RequestTimeout)
+                refusal = failure_bytes(failure, self.request_id, close=self._last, more=self._cors_headers())
+                await self._send(b"", refusal)
         except (asyncio.CancelledError, ConnectionError):
             self._break_off()
             return
-        except Exception as error:  # noqa: BLE001 - explained to the caller, and counted where it is a bug of ours
-            failure = self._explain(error, self.request_id)
-            if self._replied:  # a second answer would be taken for that to the next request
-                self._break_off()
-                return
-            self._last = self._last or isinstance(failure, RequestTimeout)
-            try:
-                refusal = failure_bytes(failure, self.request_id, close=self._last, more=self._also())
-                await self._send(b"", refusal)
-            except (asyncio.CancelledError, ConnectionError):
-                self._break_off()
-                return
         self._answered = True
         self._chunks.clear()
         if self._missing and not self._transport.is_closing():
             self._give_back()
             self._transport.resume_reading()
             self.answered_at = self._loop.time()
-            self._timer = self._loop.call_later(LINGER_S, self._break_off)
+            self._timer = self._loop.call_later(REFUSED_BODY_S, self._break_off)
         else:
             self._end()
 
-    def _also(self) -> dict[str, str]:
-        return {} if self._lane.cors is None else self._lane.cors.headers(self._fields.get("origin"))
+    def _cors_headers(self) -> dict[str, str]:
+        cors = self._fast_path.cors
+        return {} if cors is None else cors.headers(self._headers.get("origin"))
 
     async def _send(self, head: bytes, body: bytes) -> Delivery:
-        self._sending = Sending(self._transport, self._lane.write_s)
+        self._sending = Sending(self._transport, self._fast_path.write_s)
         return await self._sending.send(head, body)
 
     def _keep(self, part: bytes) -> None:
         if self._account_id is not None:
             self._take(len(part))
-        elif self._chunks and self._missing:  # enough of what may be nobody's: the rest waits in the kernel
+        elif self._chunks and self._missing:  # enough while the account is unknown: the kernel keeps the remainder
             self._transport.pause_reading()
         if self._no_room is None:
             self._chunks.append(part)
@@ -267,17 +254,12 @@ class FastExchange:
     def _take(self, size: int) -> None:
         assert self._account_id is not None
         try:
-            self._lane.bodies.take(self._account_id, size)
+            self._fast_path.bodies.take(self._account_id, size)
         except Overloaded as refused:
             self._no_room = refused
             self._wake()
         else:
             self._taken += size
-
-    def _all_is_here(self) -> None:
-        self._wake()
-        if self._answered:
-            self._end()
 
     def _wake(self) -> None:
         if self._whole is not None and not self._whole.done():
@@ -285,7 +267,9 @@ class FastExchange:
 
     def _body_is_late(self) -> None:
         if self._whole is not None and not self._whole.done():
-            self._whole.set_exception(RequestTimeout(f"The request's body did not arrive within {BODY_S:.0f} s."))
+            self._whole.set_exception(
+                RequestTimeout(f"The request's body did not arrive within {REQUEST_BODY_S:.0f} s.")
+            )
 
     def _break_off(self) -> None:
         self._transport.abort()
@@ -301,14 +285,14 @@ class FastExchange:
 
     def _give_back(self) -> None:
         if self._account_id is not None:
-            self._lane.bodies.give_back(self._account_id, self._taken)
+            self._fast_path.bodies.give_back(self._account_id, self._taken)
         self._taken = 0
 
 
 def begin(
     fast_path: FastPath, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
 ) -> FastExchange | None:
-    """A request on the fast path, where the data begins one; None where the general server is to have it."""
+    """Start an exchange if `data` begins with an ordinary request; None if the general server must take it."""
     head = read_head(data, fast_path.line)
     if head is None:
         return None

@@ -1,18 +1,18 @@
-"""Other paths of the same routes: those that clients of Azure, and clients with a base URL of another form, ask for."""
+"""Aliases of routes, for clients of Azure's API and clients with a base URL of another form."""
 
-EMBEDDINGS, MODELS, MODEL = "/v1/embeddings", "/v1/models", "/v1/models/*"
+EMBEDDINGS_PATH, MODELS_PATH, MODEL_PATH = "/v1/embeddings", "/v1/models", "/v1/models/*"
 
 OTHER_PATHS = {
-    "/embeddings": EMBEDDINGS,
-    "/v1/embeddings/": EMBEDDINGS,
-    "/openai/v1/embeddings": EMBEDDINGS,
-    "/openai/deployments/*/embeddings": EMBEDDINGS,  # the path names the model
-    "/models": MODELS,
-    "/v1/models/": MODELS,
-    "/openai/models": MODELS,
-    "/openai/v1/models": MODELS,
-    "/models/*": MODEL,
-    "/openai/models/*": MODEL,
-    "/openai/v1/models/*": MODEL,
+    "/embeddings": EMBEDDINGS_PATH,
+    "/v1/embeddings/": EMBEDDINGS_PATH,
+    "/openai/v1/embeddings": EMBEDDINGS_PATH,
+    "/openai/deployments/*/embeddings": EMBEDDINGS_PATH,  # the path names the model
+    "/models": MODELS_PATH,
+    "/v1/models/": MODELS_PATH,
+    "/openai/models": MODELS_PATH,
+    "/openai/v1/models": MODELS_PATH,
+    "/models/*": MODEL_PATH,
+    "/openai/models/*": MODEL_PATH,
+    "/openai/v1/models/*": MODEL_PATH,
 }
-"""Path -> the route that it is, both as `embedmesh.http.server.Routes` writes them."""
+"""Alias -> path of the route, both as `embedmesh.http.routing.Routes` writes them."""

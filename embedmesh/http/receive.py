@@ -1,15 +1,14 @@
-"""A request's body: in time, not too large, not too many at once, and plain JSON by its own word."""
+"""Reading a request's body: in time, within its size, within the memory for all bodies, of the right media type."""
 
 import asyncio
 
 from aiohttp import web
 
 from embedmesh.rules import errors
+from embedmesh.rules.limits import AWAITED_BODIES_MAX, REQUEST_BODY_S
 from embedmesh.rules.shares import Room
 
 JSON_TYPE = "application/json"
-AWAITED_MAX = 1_024  # bodies that are not whole: their connections are in a request, and are not closed for others
-BODY_S = 20.0  # 4 MiB in 20 s is 1.7 Mbit/s
 
 
 class BodyBudget(Room):
@@ -18,13 +17,13 @@ class BodyBudget(Room):
     def __init__(self, total_bytes: int) -> None:
         super().__init__(
             total_bytes,
-            f"Of request bodies this server holds {total_bytes:,} bytes at one time, and of each caller's a share of "
-            "that. Try again shortly.",
+            f"This server holds {total_bytes:,} bytes of request bodies at one time; each caller has a share of that. "
+            "Try again shortly.",
         )
         self.awaited = Room(
-            AWAITED_MAX,
-            f"This server waits for the rest of {AWAITED_MAX:,} bodies at one time, of each caller's for a share of "
-            "that. Try again shortly.",
+            AWAITED_BODIES_MAX,
+            f"This server waits for {AWAITED_BODIES_MAX:,} unfinished request bodies at one time; each caller has a "
+            "share of that. Try again shortly.",
         )
 
 
@@ -35,14 +34,12 @@ async def read_body(
     whose: str = "",
     *,
     content_type: str = JSON_TYPE,
-    body_s: float = BODY_S,
+    body_s: float = REQUEST_BODY_S,
 ) -> bytes:
-    """The whole body of a request that says it is plain JSON, or what else; its bytes stay taken from `budget`.
+    """The whole body of a request of that content type. Its bytes stay taken from the share of `whose` in `budget`.
 
-    They are of the share of `whose` request this is: known before a byte is read, where callers share the budget.
-
-    Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout, Overloaded; then nothing stays taken. The deadline is
-    for the whole body, not for each read: a sender that drips a byte a second is as late as one that sends nothing.
+    Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout, Overloaded, MalformedHttp; then nothing stays taken. The
+    deadline is for the whole body, not for each read: dripping a byte a second is as late as sending nothing.
     """
     if request.content_type != content_type:
         raise errors.UnsupportedMediaType("Send the body as JSON, with the header Content-Type: application/json.")
@@ -53,9 +50,8 @@ async def read_body(
     )
     if (request.content_length or 0) > limit_bytes:
         raise too_large
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     chunks: list[bytes] = []
     size = 0
     budget.awaited.take(whose)

@@ -1,10 +1,12 @@
-"""What every reply of ours says, and replies as the bytes of HTTP/1.1."""
+"""The headers of every reply, and replies as the bytes of HTTP/1.1."""
 
 import re
+import time
 from collections.abc import Mapping
+from email.utils import formatdate
 from http import HTTPStatus
 
-from aiohttp.helpers import rfc822_formatted_time
+from aiohttp import web
 
 from embedmesh.http.failures import envelope, hint_headers, status_and_type
 from embedmesh.http.receive import JSON_TYPE
@@ -12,15 +14,20 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.ids import new_id
 
-SERVER = {"Server": "embedmesh"}
+SERVER_HEADER = {"Server": "embedmesh"}
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CLOCK = SystemClock()  # for ids: nothing is decided by them
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
+REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
+REPLY_HEADERS = web.RequestKey("reply_headers", dict[str, str])  # headers that every reply to this request has
 
-def request_id_of(asked: str | None) -> str:
+_date = (0, "")  # the second, and how HTTP writes it
+
+
+def request_id_of(header: str | None) -> str:
     """The caller's `x-request-id` where it is sane, else one of our own."""
-    return asked if asked is not None and SANE_REQUEST_ID.fullmatch(asked) else own_request_id()
+    return header if header is not None and SANE_REQUEST_ID.fullmatch(header) else own_request_id()
 
 
 def own_request_id() -> str:
@@ -28,18 +35,27 @@ def own_request_id() -> str:
     return new_id("req", CLOCK)
 
 
+def _http_date() -> str:
+    """The time now, for a `Date` header. Formatted once a second."""
+    global _date
+    now = int(time.time())
+    if now != _date[0]:
+        _date = now, formatdate(now, usegmt=True)
+    return _date[1]
+
+
 def json_head(status: int, request_id: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
-    """The head of a response with a JSON body of so many bytes."""
+    """The head of a response with a JSON body of `body_bytes`."""
     more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     head = (
         f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {body_bytes}\r\n"
-        f"Date: {rfc822_formatted_time()}\r\nServer: embedmesh\r\nx-request-id: {request_id}\r\n{more}\r\n"
+        f"Date: {_http_date()}\r\nServer: embedmesh\r\nx-request-id: {request_id}\r\n{more}\r\n"
     )
     return head.encode("ascii")
 
 
 def failure_bytes(failure: Failure, request_id: str, *, close: bool, more: dict[str, str] | None = None) -> bytes:
-    """The whole response to a request that failed; with `close` it is the connection's last. `more` are headers."""
+    """The whole response to a request that failed; with `close` it is the connection's last. `more`: more headers."""
     status, _ = status_and_type(failure)
     headers = hint_headers(failure) | ({"Connection": "close"} if close else {}) | (more or {})
     body = envelope(failure)

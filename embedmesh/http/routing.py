@@ -1,21 +1,30 @@
-"""Which route a path is, and which one somebody may have meant whose path is none."""
+"""Finds the route of a path, or the nearest one where the path is misspelled."""
 
 import difflib
-from collections.abc import Mapping
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import unquote
 
-GUESSED_CHARS_MAX = 64  # of a path that is none; what was meant is found in a tenth of a millisecond
-ALIKE = 0.7  # from 0 to 1
+from aiohttp import web
 
-T = TypeVar("T")
+GUESSED_CHARS_MAX = 64  # of an unknown path; the nearest route is found in a tenth of a millisecond
+SIMILARITY_MIN = 0.7  # of an unknown path and the route that is suggested; from 0 to 1
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Methods = Mapping[str, Handler]
+Routes = Mapping[str, Methods]
+"""Path -> method -> handler. A `*` in a path, at its end or between, takes what is there: slashes, but not nothing.
+
+HEAD is answered wherever GET is.
+"""
+
+PATH_REMAINDER = web.RequestKey("path_remainder", str)  # what the path has in place of a route's `*`
 
 
-class RouteTable(Generic[T]):
-    """Path -> method -> handler. A `*` takes what is in its place; HEAD is wherever GET is."""
+class RouteTable:
+    """Routes with their aliases, by path."""
 
-    def __init__(self, routes: Mapping[str, Mapping[str, T]], other_paths: Mapping[str, str]) -> None:
-        """`other_paths` lead to some of the routes, too."""
+    def __init__(self, routes: Routes, other_paths: Mapping[str, str]) -> None:
+        """`other_paths`: alias -> path of a route."""
         every = {path: _with_head(methods) for path, methods in routes.items()}
         self._names = [path for path in every if "*" not in path and path != "/"]
         every |= {path: every[of] for path, of in other_paths.items()}
@@ -23,8 +32,8 @@ class RouteTable(Generic[T]):
         starred = [(*path.partition("*"), methods) for path, methods in every.items() if "*" in path]
         self._starred = sorted(starred, key=lambda row: -len(row[2]))  # /keys/*/rotate before /keys/*
 
-    def find(self, path: str) -> tuple[Mapping[str, T], str | None] | None:
-        """The methods of the path, and what it has in place of the star where there is one."""
+    def find(self, path: str) -> tuple[Methods, str | None] | None:
+        """The methods of the path, and what it has in place of the route's `*`, if any. None for an unknown path."""
         methods = self._exact.get(path)
         if methods is not None:
             return methods, None
@@ -35,13 +44,13 @@ class RouteTable(Generic[T]):
         return None
 
     def meant(self, path: str, method: str) -> str | None:
-        """The method and path that are nearest to these; None where none is near."""
-        near = difflib.get_close_matches(path[:GUESSED_CHARS_MAX].lower(), self._names, 1, ALIKE)
+        """The method and path of the nearest route; None if none is near."""
+        near = difflib.get_close_matches(path[:GUESSED_CHARS_MAX].lower(), self._names, 1, SIMILARITY_MIN)
         if not near:
             return None
         methods = self._exact[near[0]]
         return f"{method if method in methods else next(iter(methods))} {near[0]}"
 
 
-def _with_head(methods: Mapping[str, T]) -> Mapping[str, T]:
+def _with_head(methods: Methods) -> Methods:
     return {**methods, "HEAD": methods["GET"]} if "GET" in methods else methods

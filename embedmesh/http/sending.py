@@ -1,27 +1,29 @@
-"""A reply on its way to the caller's socket, and the moment from which the caller has no say in whether it pays.
+"""Writes a reply to the caller's socket, and knows from when on the caller must pay for it.
 
-That is when the first byte of its body is with the kernel. What the caller does before that is a hang-up; what it does
-after that (reset, close, half-close, not reading) only breaks off what it has to pay. What we do ourselves is neither:
-whoever is cancelled in `send` has not delivered, whatever has left.
+That is when the kernel has the first byte of the reply's body. A caller that goes before has hung up, and pays nothing.
+What it does later (reset, close, half-close, not reading) breaks the delivery off, and it pays. What we do ourselves is
+neither: if `send` is cancelled, nothing is delivered, whatever has left.
 """
 
 import asyncio
 
 from embedmesh.rules.ports import Delivery
 
-WHOLE_BYTES_MAX = 16 * 1024  # in one write: a socket that has room again has room for a third of its buffer, or 28 kB
-TLS_PIECE_BYTES = 64 * 1024  # TLS takes all that it is given into memory; after each piece it says whether it may go on
-TLS_TURNS = 3  # of the event loop, until TLS has told us that a write to its socket has failed
+SINGLE_WRITE_BYTES_MAX = (
+    16 * 1024
+)  # in one write: a socket that is writable again has room for a third of its buffer, or 28 kB
+TLS_PIECE_BYTES = 64 * 1024  # TLS buffers all that it is given; after each piece we wait until it is sent
+TLS_TURNS = 3  # of the event loop, until TLS reports that a write to its socket has failed
 
 
 class Sending:
-    """One reply on one connection, which tells it of `resume_writing` and `lost`, and must not cancel its writer.
+    """One reply on one connection. The connection calls `resume_writing` and `lost`, and must not cancel the writer.
 
-    The transport's write buffer has to be empty before, and its limits such that it wakes us when it is empty again.
+    The transport's write buffer must be empty before, with limits that resume writing when it is empty again.
     """
 
     def __init__(self, transport: asyncio.Transport, within_s: float) -> None:
-        """`within_s` are all the seconds that the caller may take to read it."""
+        """The caller has `within_s` seconds to read the whole reply."""
         self._transport = transport
         self._within_s = within_s
         self._gone = False
@@ -29,16 +31,16 @@ class Sending:
         self._late: asyncio.TimerHandle | None = None
 
     async def send(self, head: bytes, body: bytes) -> Delivery:
-        """Write it all; returns when its last byte is in the kernel, or the caller has broken it off after its first.
+        """Write it all. Returns when the kernel has the last byte, or the caller broke it off after the first.
 
-        Raises ConnectionResetError when the caller has gone before any of the body had left.
+        Raises ConnectionResetError if the caller went before any of the body had left.
         """
         transport, size = self._transport, len(body)
         tls = transport.get_extra_info("ssl_object") is not None
         if tls:
             ends = [1, *range(TLS_PIECE_BYTES, size, TLS_PIECE_BYTES), size]
-        else:  # once one byte has left, nothing about the rest is left to find out
-            ends = [size] if size <= WHOLE_BYTES_MAX else [1, size]
+        else:  # once one byte has left, the caller pays, whatever becomes of the others
+            ends = [size] if size <= SINGLE_WRITE_BYTES_MAX else [1, size]
         begun, start = False, 0
         try:
             for end in ends:
@@ -69,12 +71,11 @@ class Sending:
         self._wake(True)
 
     def lost(self) -> None:
-        """The connection is gone."""
         self._gone = True
         self._wake(False)
 
     async def _empty(self) -> bool:
-        """Wait until what was written is in the kernel. False where that will not be."""
+        """Wait until what was written is in the kernel. Returns False if it never will be."""
         if self._gone:
             return False
         loop = asyncio.get_running_loop()

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from embedmesh.rules.errors import SetupError
 
-PATH_BYTES_MAX = 107  # sun_path of Linux, less its closing zero
-PROBE_S = 1.0  # a live owner's kernel answers a connect at once
+SUN_PATH_BYTES_MAX = 107  # sun_path of Linux, less its closing zero
+LIVENESS_CHECK_S = 1.0  # the kernel answers a connect to a live socket at once
 
 
 def bind_unix(path: Path) -> socket.socket:
     """A bound socket with mode 0600. A socket file that nobody listens on is removed. Raises SetupError."""
-    if len(os.fsencode(path)) > PATH_BYTES_MAX:
-        raise SetupError(f"The socket's path is longer than {PATH_BYTES_MAX} bytes: choose a shorter data directory.")
+    if len(os.fsencode(path)) > SUN_PATH_BYTES_MAX:
+        raise SetupError(
+            f"The socket's path is longer than {SUN_PATH_BYTES_MAX} bytes: choose a shorter data directory."
+        )
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)  # so that there is no moment at which others may connect
@@ -44,7 +46,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(PROBE_S)
+        probe.settimeout(LIVENESS_CHECK_S)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:

@@ -1,7 +1,6 @@
-"""The node's HTTP: the public form for those who use a node alone, the compact one for its gateways.
+"""The node's HTTP API: the public form for callers of a node without a gateway, the compact form for its gateways.
 
-docs/reference/node-protocol.md describes both. What a caller may send in the public form, and what comes back, is
-decided by the same code as in a gateway.
+docs/reference/node-protocol.md describes both. The same code as in a gateway parses the public form and writes replies.
 """
 
 import asyncio
@@ -20,10 +19,10 @@ from embedmesh.flow.count import count
 from embedmesh.flow.identify import identify
 from embedmesh.flow.turns import Turns
 from embedmesh.flow.validate import ORDINARY, Terms, no_such_model, validate
-from embedmesh.http.bodies import JSON, json_reply
+from embedmesh.http.bodies import JSON_HEADERS, json_reply
 from embedmesh.http.failures import failure_response
 from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
-from embedmesh.http.server import REST, Handler, Routes
+from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
 from embedmesh.node.metrics import NodeMetrics
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.rules import errors
@@ -42,8 +41,8 @@ from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_MAX_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Answer, Caller, Share
 
-TOO_MANY_REQUESTS = 429  # what the protocol says of a full queue; the public API has its own number for it
-SELF = "self"  # x-embedmesh-node of a node that is asked directly
+QUEUE_FULL_STATUS = 429  # in the node protocol; in a gateway's API an overload has another status
+SELF = "self"  # x-embedmesh-node of a node without a gateway
 NOT_SERVED = "This node does not serve that model; GET /v1/models lists what it serves."
 
 
@@ -54,19 +53,18 @@ class LoadRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class OneKey:
-    """The one API key of a node that is used alone. Implements the port `Keys`."""
+    """The one API key of a node without a gateway. Implements the port `Keys`."""
 
     def __init__(self, api_key: str) -> None:
         self._key = api_key.encode()
         self._caller = Caller("node", "node", frozenset())
 
     async def find(self, token: str) -> Caller | None:
-        """The caller, if the token is the key."""
         return self._caller if hmac.compare_digest(token.encode("utf-8", "replace"), self._key) else None
 
 
 class NodeApp:
-    """Handlers over the models of one node. `catalogue` is what may be loaded while it runs."""
+    """Handlers over the models of one node. Models of `catalogue` may be loaded while it runs."""
 
     def __init__(self, models: LoadedModels, catalogue: Catalogue, metrics: NodeMetrics, bodies: BodyBudget) -> None:
         self._models = models
@@ -78,7 +76,7 @@ class NodeApp:
         self._decode_ids = msgspec.msgpack.Decoder(EmbedIds).decode
 
     def routes(self) -> Routes:
-        """Path -> method -> handler, for a socket that only the node's owner may open."""
+        """Routes for a socket that only the node's owner may open."""
         return {
             "/v1/embeddings": {"POST": self.embeddings},
             "/v1/tokenize": {"POST": self.tokenize},
@@ -90,7 +88,7 @@ class NodeApp:
         }
 
     def public_routes(self, api_key: str) -> Routes:
-        """The same for those who hold the key of a node that is used alone; what it serves is its owner's to say."""
+        """Routes for callers with the API key. Only the owner may load and unload models."""
         keys = OneKey(api_key)
 
         def with_key(handler: Handler) -> Handler:
@@ -112,7 +110,7 @@ class NodeApp:
         }
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Embed. A caller who hangs up cancels this, and its waiting work leaves the queue."""
+        """Embed. If the caller hangs up, this is cancelled, and its waiting work leaves the queue."""
         compact = request.content_type == COMPACT
         body = await read_body(
             request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT if compact else JSON_TYPE
@@ -120,14 +118,14 @@ class NodeApp:
         try:
             if compact:
                 return (await self.embed_compact(body))[0]
-            return await self._embed_public(body, request.get(REST))
+            return await self._embed_public(body, request.get(PATH_REMAINDER))
         except errors.Overloaded as failure:
-            return _too_many(failure)
+            return _queue_full(failure)
         finally:
             self._bodies.give_back("", len(body))
 
     async def tokenize(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What the model would be given: takes what /v1/embeddings takes, and answers with ids in place of vectors."""
+        """The model's token ids for a request of /v1/embeddings, in place of vectors."""
         body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies)
         try:
             call, served, counted = await self._read(body)
@@ -139,39 +137,40 @@ class NodeApp:
         return json_reply({"object": "list", "data": data, "model": call.model, "usage": usage})
 
     async def embed_compact(self, body: bytes) -> tuple[web.Response, int]:
-        """The answer to a request of the compact form, and how many tokens were embedded. Raises a Failure."""
+        """The reply to a request of the compact form, and how many tokens were embedded. Raises a Failure."""
         begun = time.monotonic()
         try:
-            asked = self._decode_ids(body)
-            ids = unpack_ids(asked)
+            request = self._decode_ids(body)
+            ids = unpack_ids(request)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
             raise errors.InvalidType("The body is not an embeddings request of the node protocol.") from None
-        served = self._models.find(asked.model)
+        served = self._models.find(request.model)
         if served is None:
             raise errors.ModelNotFound(NOT_SERVED, param="model")
         tokens = served.check(ids)
         try:
             data = await self._embed(served, ids, tokens, begun, within_s=REQUEST_MAX_S)  # a gateway hangs up before
         except errors.Overloaded as failure:
-            return _too_many(failure), 0
-        answer = msgspec.msgpack.encode(EmbedVectors(tokens, data))
-        return web.Response(body=answer, headers={"Content-Type": COMPACT}), tokens
+            return _queue_full(failure), 0
+        reply = msgspec.msgpack.encode(EmbedVectors(tokens, data))
+        return web.Response(body=reply, headers={"Content-Type": COMPACT}), tokens
 
-    async def _embed_public(self, body: bytes, named: str | None) -> web.Response:
-        from embedmesh.flow.respond import respond  # brings numpy, 15 MB that a node behind gateways can do without
+    async def _embed_public(self, body: bytes, path_model: str | None) -> web.Response:
+        from embedmesh.flow.respond import respond  # brings numpy: 15 MB that a node behind gateways does not need
 
         begun = time.monotonic()
-        call, served, counted = await self._read(body, named)
+        call, served, counted = await self._read(body, path_model)
         assert counted.ids is not None  # there was a tokenizer
         data = await self._embed(served, counted.ids, counted.tokens, begun)
         answer = Answer(data, served.model.width, counted.tokens, (Share(SELF, counted.tokens),))
         reply = respond(call, counted.truncated, answer, time.monotonic() - begun)
-        return web.Response(body=reply.body, headers=JSON | reply.headers)
+        return web.Response(body=reply.body, headers=JSON_HEADERS | reply.headers)
 
-    async def _read(self, body: bytes, named: str | None = None) -> tuple[Call, Served, Counted]:
-        """A request of the public form; `named` is the model that its path names. Raises a CallerFailure."""
+    async def _read(self, body: bytes, path_model: str | None = None) -> tuple[Call, Served, Counted]:
+        """Parse and count a request of the public form; its path may name a model. Raises a CallerFailure."""
         catalogue = Catalogue(tuple(one.model for one in self._models))
-        reading = functools.partial(validate, body, catalogue, self._terms(), named=named)
+        terms = Terms(normal=[one.model.id for one in self._models if one.normal])
+        reading = functools.partial(validate, body, catalogue, terms, named=path_model)
         call, model = await self._turns.call(SELF, reading)
         served = self._models.find(model.id)
         if served is None:  # it was unloaded meanwhile
@@ -192,21 +191,21 @@ class NodeApp:
         return data
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What this node serves. The digest is the catalogue's, which the worker has compared with the files."""
         return self.listed()
 
     def listed(self) -> web.Response:
-        """All models that are served, without those that are loading still or down: nobody should wait for them."""
-        every = list(self._models)
-        shortage = next((one.shortage for one in every if one.shortage), "")
+        """The list of models that embed now: without those that are down or still loading.
+
+        The digest is the catalogue's, which the worker has compared with the files.
+        """
+        shortage = next((one.shortage for one in self._models if one.shortage), "")
         return json_reply(ServedModels([_described(one.model) for one in self._models.up()], shortage=shortage))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One of them."""
-        return json_reply(_described(self._served(request[REST]).model))
+        return json_reply(_described(self._served(request[PATH_REMAINDER]).model))
 
     async def load(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Serve one model more; answers once a first text was embedded."""
+        """Load a model; replies once it has embedded a first text."""
         body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies)
         self._bodies.give_back("", len(body))
         try:
@@ -223,34 +222,29 @@ class NodeApp:
         return json_reply(_described(model))
 
     async def unload(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Stop serving a model; answers once its last calls were answered and its memory is free."""
-        served = self._served(request[REST])
+        """Unload a model; replies once its last calls are answered and its memory is free."""
+        served = self._served(request[PATH_REMAINDER])
         await self._models.unload(served.model.id)
         self._metrics.forget(served.model.id)
         return json_reply({"id": served.model.id, "object": "model", "deleted": True})
 
     async def health(self, request: web.BaseRequest) -> web.StreamResponse:
-        """200 while the process answers."""
         return json_reply({"message": "ok"})
 
     async def readyz(self, request: web.BaseRequest) -> web.StreamResponse:
-        """200 while each model embedded something within the last two seconds; else 503, which did not, and why."""
+        """200 if each model embedded something within the last two seconds; else 503, with those that did not."""
         waiting = [f"{one.model.id} ({one.state()})" for one in self._models if not one.ready()]
         if waiting:
             raise errors.NoNodeAvailable(f"Not ready: {', '.join(waiting)}.")
         return json_reply({"message": "ready"})
 
     async def show_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Prometheus text."""
         for one in self._models:
             self._metrics.state(
                 one.model.id, waiting_tokens=one.waiting_tokens, ready=one.ready(), starved=bool(one.shortage)
             )
         body, content_type = self._metrics.text()
         return web.Response(body=body, headers={"Content-Type": content_type})
-
-    def _terms(self) -> Terms:
-        return Terms(normal=[one.model.id for one in self._models if one.normal])
 
     def _served(self, name: str) -> Served:
         catalogue = Catalogue(tuple(one.model for one in self._models))
@@ -261,9 +255,9 @@ class NodeApp:
         return served
 
 
-def _too_many(failure: errors.Overloaded) -> web.Response:
+def _queue_full(failure: errors.Overloaded) -> web.Response:
     response = failure_response(failure)
-    response.set_status(TOO_MANY_REQUESTS)
+    response.set_status(QUEUE_FULL_STATUS)
     return response
 
 

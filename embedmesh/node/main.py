@@ -1,9 +1,9 @@
-"""Composition root of a node: models, their engines, HTTP on a Unix socket, a TCP port, or both."""
+"""Composition root of a node: builds it, runs it, stops it."""
 
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,26 @@ from embedmesh.settings import NodeSettings
 if TYPE_CHECKING:
     from embedmesh.node.member import MemberNode
 
-DRAIN_S = 8.0  # a supervisor kills after ten; calls that need longer have other nodes to go to
-BODIES_BYTES_MAX = 64 * 1024 * 1024  # sixteen of the largest; decoded ids take some ten times that
+NODE_DRAIN_S = 8.0  # a supervisor kills after ten; calls that need longer have other nodes to go to
+BODIES_BYTES_TOTAL_MAX = 64 * 1024 * 1024  # sixteen of the largest; decoded ids take some ten times that
+
+
+@dataclass(frozen=True)
+class NodeProcess:
+    """The parts of a node. A server is there if its setting is: a Unix socket, a port for callers, a gateway."""
+
+    settings: NodeSettings
+    chosen: list[Model]
+    models: LoadedModels
+    socket_server: HttpServer | None
+    public_server: HttpServer | None
+    member: "MemberNode | None"
 
 
 def main(settings: NodeSettings, catalogue: Catalogue) -> int:
     """Serve until SIGTERM, SIGINT or the end of the lifeline.
 
-    Returns the exit code: 0, or 78 after one line on standard error that says what must be mended.
+    Returns the exit code: 0, or 78 after one line on standard error that says what to fix.
     """
     log_to_stderr()
     raise_file_limit()
@@ -46,9 +58,21 @@ def main(settings: NodeSettings, catalogue: Catalogue) -> int:
 
 
 async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
-    """The node's life. It listens at once and is ready when its engines are. Raises SetupError."""
+    """The node's life. It listens at once, and is ready once its engines are. Raises SetupError."""
+    node = build(settings, catalogue)
+    stopping = stop_event(settings.lifeline_fd)
+    with contextlib.ExitStack() as cleanup:
+        await listen(node, cleanup)
+        try:
+            await run(node, stopping)
+        finally:
+            await stop(node)
+
+
+def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
+    """The node, with nothing opened or started yet. Raises SetupError."""
     chosen = choose_models(settings, catalogue)
-    check_doors(settings)
+    check_servers(settings)
     metrics = NodeMetrics()
 
     def make(model: Model) -> Served:
@@ -61,76 +85,84 @@ async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
         )
 
     models = LoadedModels(make)
-    bodies = BodyBudget(BODIES_BYTES_MAX)
+    bodies = BodyBudget(BODIES_BYTES_TOTAL_MAX)
     app = NodeApp(models, catalogue, metrics, bodies)
-    stop = stop_event(settings.lifeline_fd)
-    servers: list[HttpServer] = []
-    member = _member(settings, models, app, bodies, metrics) if settings.gateway else None
-    with contextlib.ExitStack() as doors:
-        if settings.uds is not None:
-            servers.append(HttpServer(app.routes(), on_internal_error=metrics.internal_error))
-            sock = bind_unix(settings.uds)
-            doors.callback(remove_unix, settings.uds, settings.uds.lstat().st_ino)
-            await servers[-1].start(sock)
-        if settings.standalone:
-            servers.append(
-                HttpServer(
-                    app.public_routes(settings.api_key),
-                    on_internal_error=metrics.internal_error,
-                    other_paths=OTHER_PATHS,
-                )
-            )
-            await servers[-1].start(bind(settings.host, settings.port))
-        if member is not None:
-            await member.listen()
-        loading, some = asyncio.create_task(models.load_all(chosen)), asyncio.create_task(models.some.wait())
-        tasks: list[asyncio.Future[Any]] = [loading, some]
-        try:
-            await _until(stop, loading, some)
-            quieten_gc()
-            if member is not None and not stop.is_set():
-                tasks.append(asyncio.create_task(member.run()))
-            await _until(stop, models.broken, *tasks[2:])
-        finally:
-            # The engines still work: what is queued is answered.
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if member is not None:
-                await member.stop(DRAIN_S)
-            await asyncio.gather(*(server.drain(DRAIN_S) for server in servers))
-            await models.stop()
+    server = partial(HttpServer, on_internal_error=metrics.internal_error)
+    member = None
+    if settings.gateway:
+        from embedmesh.node.member import MemberNode  # brings TLS and an HTTP client along
+
+        member = MemberNode(settings, models, app, bodies, metrics.internal_error)
+    return NodeProcess(
+        settings,
+        chosen,
+        models,
+        socket_server=server(app.routes()) if settings.uds is not None else None,
+        public_server=(
+            server(app.public_routes(settings.api_key), other_paths=OTHER_PATHS) if settings.standalone else None
+        ),
+        member=member,
+    )
 
 
-def _member(
-    settings: NodeSettings, models: LoadedModels, app: NodeApp, bodies: BodyBudget, metrics: NodeMetrics
-) -> "MemberNode":
-    from embedmesh.node.member import MemberNode  # brings TLS and an HTTP client along
+async def listen(node: NodeProcess, cleanup: contextlib.ExitStack) -> None:
+    """Open the node's sockets; `cleanup` removes the Unix socket. Raises SetupError."""
+    uds = node.settings.uds
+    if node.socket_server is not None and uds is not None:
+        sock = bind_unix(uds)
+        cleanup.callback(remove_unix, uds, uds.lstat().st_ino)
+        await node.socket_server.start(sock)
+    if node.public_server is not None:
+        await node.public_server.start(bind(node.settings.host, node.settings.port))
+    if node.member is not None:
+        await node.member.listen()
 
-    return MemberNode(settings, models, app, bodies, metrics.internal_error)
+
+async def run(node: NodeProcess, stopping: asyncio.Event) -> None:
+    """Load the models, then be a member of the gateway, until `stopping` is set. Raises SetupError."""
+    load, some = asyncio.create_task(node.models.load_all(node.chosen)), asyncio.create_task(node.models.some.wait())
+    tasks: list[asyncio.Future[Any]] = [load, some]
+    try:
+        await _until(stopping, load, some)
+        quieten_gc()
+        if node.member is not None and not stopping.is_set():
+            tasks.append(asyncio.create_task(node.member.run()))
+        await _until(stopping, node.models.broken, *tasks[2:])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def stop(node: NodeProcess) -> None:
+    """Answer what is queued while the engines still work, then end them."""
+    if node.member is not None:
+        await node.member.stop(NODE_DRAIN_S)
+    servers = [server for server in (node.socket_server, node.public_server) if server is not None]
+    await asyncio.gather(*(server.drain(NODE_DRAIN_S) for server in servers))
+    await node.models.stop()
 
 
 def choose_models(settings: NodeSettings, catalogue: Catalogue) -> list[Model]:
-    """What the node serves from its start: what it was told, else all that the catalogue writes down."""
-    chosen = list(_find(settings.model, catalogue)) or [model for model in catalogue.written if not model.foreign]
-    if not chosen:
-        raise SetupError("The catalogue has no model whose files are here: only other servers run them.")
-    return list({model.id: model for model in chosen}.values())
-
-
-def _find(names: tuple[str, ...], catalogue: Catalogue) -> Iterator[Model]:
-    for name in names:
+    """The models to serve from the start: those of --model, or all of the catalogue. Raises SetupError."""
+    chosen: dict[str, Model] = {}
+    for name in settings.model:
         model = catalogue.find(name)
         if model is None:
             known = ", ".join(model.id for model in catalogue.models)
             raise SetupError(f"There is no model {name!r} in the catalogue; it has {known}. Mend --model.")
         if model.foreign:
             raise SetupError(f"The files of {name!r} are not here: only other servers run it. Mend --model.")
-        yield model
+        chosen[model.id] = model
+    if not settings.model:
+        chosen = {model.id: model for model in catalogue.written if not model.foreign}
+    if not chosen:
+        raise SetupError("The catalogue has no model whose files are here: only other servers run them.")
+    return list(chosen.values())
 
 
-def check_doors(settings: NodeSettings) -> None:
-    """Somebody must be able to ask, and on a port nobody without the key."""
+def check_servers(settings: NodeSettings) -> None:
+    """Raises SetupError if nobody could reach the node, or anybody could without a key."""
     if settings.uds is None and not settings.standalone and not settings.gateway:
         raise SetupError(
             "Say whom to serve: --gateway URL --join TOKEN to join a gateway, --standalone for a port of its own, or "
@@ -140,9 +172,9 @@ def check_doors(settings: NodeSettings) -> None:
         raise SetupError("A node on a port of its own needs --api-key, or EMBEDMESH_API_KEY in the environment.")
 
 
-async def _until(stop: asyncio.Event, *works: asyncio.Future[Any]) -> None:
-    """Wait for one of the works to end, and raise what it raises; or for being told to stop, and leave them alone."""
-    stopped = asyncio.create_task(stop.wait())
+async def _until(stopping: asyncio.Event, *works: asyncio.Future[Any]) -> None:
+    """Wait until one of the works ends, and raise what it raises; or until `stopping` is set."""
+    stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait([stopped, *works], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     for work in works:

@@ -1,39 +1,41 @@
-"""What a node counts, for Prometheus. Models are the only label: nothing of a caller is ever in a metric."""
+"""A node's metrics for Prometheus. The model is the only label: nothing of a caller is ever in a metric."""
+
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from embedmesh.engine.plan import Plan
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class NodeMetrics:
-    """One registry of its own, so that two nodes in one test do not meet."""
+    """All metrics of one node, in a registry of their own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
 
-        def counter(name: str, words: str) -> Counter:
-            return Counter(f"embedmesh_node_{name}", words, ["model"], registry=self._registry)
+        def metric(kind: type[M], name: str, words: str, **options: Any) -> M:
+            return kind(f"embedmesh_node_{name}", words, ["model"], registry=self._registry, **options)
 
-        def gauge(name: str, words: str) -> Gauge:
-            return Gauge(f"embedmesh_node_{name}", words, ["model"], registry=self._registry)
-
-        def seconds(name: str, words: str) -> Histogram:
-            return Histogram(f"embedmesh_node_{name}", words, ["model"], registry=self._registry, buckets=SECONDS)
-
-        self._texts = counter("texts", "Texts embedded and answered")
-        self._tokens = counter("tokens", "Tokens embedded and answered, special tokens included")
-        self._refused = counter("refused", "Calls refused because the queue was full")
-        self._starts = counter("engine_starts", "Starts of the engine process; more than one means it failed")
-        self._padded = counter("padded_tokens", "Tokens computed, padding included")
-        self._call_seconds = seconds("call_seconds", "From a call's body to its answer")
-        self._batch_seconds = seconds("batch_seconds", "One forward pass, as the node sees it")
-        self._waiting = gauge("queue_tokens", "Padded tokens that wait for their batch")
-        self._ready = gauge("ready", "1 while the model embedded something within the last two seconds")
-        self._starved = gauge("starved", "1 while the model's engine could run and gets too little CPU")
+        self._texts = metric(Counter, "texts", "Texts embedded and answered")
+        self._tokens = metric(Counter, "tokens", "Tokens embedded and answered, special tokens included")
+        self._refused = metric(Counter, "refused", "Calls refused because the queue was full")
+        self._starts = metric(Counter, "engine_starts", "Starts of the engine process; more than one means it failed")
+        self._padded = metric(Counter, "padded_tokens", "Tokens computed, padding included")
+        self._call_seconds = metric(
+            Histogram, "call_seconds", "From a call's body to its answer", buckets=SECONDS_BUCKETS
+        )
+        self._batch_seconds = metric(
+            Histogram, "batch_seconds", "One forward pass, as the node sees it", buckets=SECONDS_BUCKETS
+        )
+        self._waiting = metric(Gauge, "queue_tokens", "Padded tokens that wait for their batch")
+        self._ready = metric(Gauge, "ready", "1 while the model embedded something within the last two seconds")
+        self._starved = metric(Gauge, "starved", "1 while the model's engine could run and gets too little CPU")
         self._internal_errors = Counter(
             "embedmesh_node_internal_errors", "Requests that ended in a bug of ours", registry=self._registry
         )
@@ -49,20 +51,17 @@ class NodeMetrics:
         self._refused.labels(model).inc()
 
     def started(self, model: str) -> None:
-        """An engine process was started."""
         self._starts.labels(model).inc()
 
     def batch(self, model: str, plan: Plan, seconds: float) -> None:
-        """A batch was computed."""
         self._padded.labels(model).inc(plan.rows * plan.length)
         self._batch_seconds.labels(model).observe(seconds)
 
     def internal_error(self) -> None:
-        """A request ended in a bug of ours."""
         self._internal_errors.inc()
 
     def state(self, model: str, *, waiting_tokens: int, ready: bool, starved: bool) -> None:
-        """What is true now, just before it is read."""
+        """The state of a model now, set just before the page is written."""
         self._waiting.labels(model).set(waiting_tokens)
         self._ready.labels(model).set(int(ready))
         self._starved.labels(model).set(int(starved))
@@ -73,5 +72,4 @@ class NodeMetrics:
             gauge.remove_by_labels({"model": model})
 
     def text(self) -> tuple[bytes, str]:
-        """The page and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -1,27 +1,29 @@
-"""What a node answers over the network: its own gateways, and nobody else.
+"""A node's API over the network: for its own gateways, and nobody else.
 
-Every request carries a signature under the session that was agreed at registration; one without it is told 401 and
-nothing more. The one exception is the challenge, by which a gateway finds out whether this is the node that registered
-this address: that is signed by the gateway's identity, which the node knows from its join token. Anybody may send one,
-so that their bodies have a room of their own, and few are looked at, with a share for each address.
+Every request carries a signature under the session that was agreed at registration; one without it gets a 401 and
+nothing more. The one exception is the challenge, by which a gateway checks that this is the node that registered this
+address: it is signed by the gateway's identity, which the node knows from its join token. Anybody may send a challenge,
+so their bodies have a budget of their own, and only some are checked, with a share for each address.
 """
 
 from binascii import a2b_base64
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
 
+from embedmesh.http.bodies import json_reply
 from embedmesh.http.connections import Origins
-from embedmesh.http.receive import JSON_TYPE, BodyBudget, read_body
-from embedmesh.http.server import Routes
+from embedmesh.http.receive import BodyBudget, read_body
+from embedmesh.http.routing import Routes
 from embedmesh.node.app import NodeApp
 from embedmesh.rules import errors
-from embedmesh.rules.embeddings import COMPACT, EmbedIds
+from embedmesh.rules.embeddings import COMPACT
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.rules.membership import CHALLENGE, Challenge, ChallengeAnswer
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.shares import Pace
-from embedmesh.signing.identity import Identity, fingerprint, verify
+from embedmesh.signing.identity import Identity, fingerprint, node_id, verify
 from embedmesh.signing.messages import CheckedRequest, RequestChecker, Unauthenticated
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
@@ -29,40 +31,30 @@ from embedmesh.signing.session import Session
 CHALLENGE_BYTES_MAX = 4_096
 CHALLENGES_BYTES_TOTAL_MAX = 64 * CHALLENGE_BYTES_MAX
 CHALLENGES_A_MINUTE_MAX = 600  # a gateway sends one when the node registers; 600 signatures take 0.06 s
-MINUTE_S = 60.0
-STRANGER = "This node answers its own gateways only."
+OWN_GATEWAYS_ONLY = "This node answers its own gateways only."
 
 
-class NodeDoor:
+@dataclass(kw_only=True, eq=False)
+class SignedApi:
     """Handlers for gateways. `gateway` is the fingerprint of the gateway's key; `address` what the node registered."""
 
-    def __init__(
-        self,
-        app: NodeApp,
-        bodies: BodyBudget,
-        identity: Identity,
-        node_id: str,
-        gateway: str,
-        address: str,
-        receipts: ReceiptLog,
-        clock: Clock,
-    ) -> None:
-        self._app = app
-        self._bodies = bodies
-        self._identity = identity
-        self._gateway = gateway
-        self._address = address
-        self._receipts = receipts
-        self._clock = clock
-        self._checker = RequestChecker(node_id)
+    app: NodeApp
+    bodies: BodyBudget
+    identity: Identity
+    gateway: str
+    address: str
+    receipts: ReceiptLog
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._checker = RequestChecker(node_id(self.identity.public_key))
         self._origins = Origins()
         self._challenge_bodies = BodyBudget(CHALLENGES_BYTES_TOTAL_MAX)
-        full = f"This node looks at {CHALLENGES_A_MINUTE_MAX} challenges a minute, from each address a share of that."
-        self._challenges = Pace(CHALLENGES_A_MINUTE_MAX, MINUTE_S, clock, full)
-        self._decode_ids = msgspec.msgpack.Decoder(EmbedIds).decode
+        full = f"This node takes {CHALLENGES_A_MINUTE_MAX} challenges a minute; each address has a share of that."
+        self._challenges = Pace(CHALLENGES_A_MINUTE_MAX, 60.0, self.clock, full)
 
     def routes(self) -> Routes:
-        """Every path and method there is."""
+        """Every path and method of the API."""
         return {
             "/v1/embeddings": {"POST": self.embeddings},
             "/v1/models": {"GET": self.models},
@@ -70,71 +62,66 @@ class NodeDoor:
         }
 
     def new_session(self, session: Session) -> None:
-        """Answer requests under this session, too."""
+        """Also answer requests under this session."""
         self._checker.add(session, self._now_s())
 
     async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """The compact form, signed both ways, with a receipt."""
-        checked = self._check(request)  # before a byte of the body is read: strangers get no room here
-        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
+        checked = self._check(request)  # before a byte of the body is read: strangers take no memory
+        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self.bodies, content_type=COMPACT)
         try:
             self._check_body(checked, body)
-            response, tokens = await self._app.embed_compact(body)
+            response, tokens = await self.app.embed_compact(body)
         finally:
-            self._bodies.give_back("", len(body))
+            self.bodies.give_back("", len(body))
         return self._signed(checked, response, tokens=tokens) if tokens else response
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What this node serves, signed."""
         checked = self._check(request)
         self._check_body(checked, b"")
-        return self._signed(checked, self._app.listed())
+        return self._signed(checked, self.app.listed())
 
     async def challenge(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Whether the node that registered this address is here."""
+        """Proves that this is the node that registered its address."""
         origin = self._origins.of_request(request)
         self._challenges.take(origin)
         body = await read_body(request, CHALLENGE_BYTES_MAX, self._challenge_bodies, origin)
         self._challenge_bodies.give_back(origin, len(body))
         try:
-            asked = msgspec.json.decode(body, type=Challenge)
+            challenge = msgspec.json.decode(body, type=Challenge)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise errors.InvalidType("The body is not a challenge of the node protocol.") from None
-        mine = fingerprint(asked.gateway_key) == self._gateway
-        if not mine or not verify(asked.gateway_key, CHALLENGE, asked.nonce, asked.signature):
-            raise errors.InvalidApiKey(STRANGER)
-        signature = self._identity.sign(CHALLENGE, asked.nonce + self._address.encode())
-        answer = msgspec.json.encode(ChallengeAnswer(signature))
-        return web.Response(body=answer, headers={"Content-Type": JSON_TYPE})
+        mine = fingerprint(challenge.gateway_key) == self.gateway
+        if not mine or not verify(challenge.gateway_key, CHALLENGE, challenge.nonce, challenge.signature):
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY)
+        return json_reply(ChallengeAnswer(self.identity.sign(CHALLENGE, challenge.nonce + self.address.encode())))
 
     def _check(self, request: web.BaseRequest) -> CheckedRequest:
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:
             return self._checker.check_head(request.method, request.rel_url.raw_path, headers, self._now_s())
         except Unauthenticated:
-            raise errors.InvalidApiKey(STRANGER) from None
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY) from None
 
     def _check_body(self, checked: CheckedRequest, body: bytes) -> None:
         try:
             checked.check_body(body, self._now_s())
         except Unauthenticated:
-            raise errors.InvalidApiKey(STRANGER) from None
+            raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY) from None
 
     def _signed(self, checked: CheckedRequest, response: web.Response, *, tokens: int = 0) -> web.Response:
-        """The response with its signature; one that embedded something is logged, too."""
+        """The response with its signature, and with a receipt if it embedded something."""
         reply = response.body
         assert isinstance(reply, bytes)
-        if not tokens:
-            response.headers.extend(checked.sign_reply(response.status, reply, 0, self._now_s()))
-            return response
-        headers = checked.sign_reply(response.status, reply, self._receipts.count + 1, self._now_s())
-        request_digest, reply_digest = checked.digest, dict(headers)["Content-Digest"]
-        self._receipts.add(checked.request_id, _raw(request_digest), _raw(reply_digest), tokens, self._clock.unix_ms())
+        headers = checked.sign_reply(response.status, reply, self.receipts.count + 1 if tokens else 0, self._now_s())
+        if tokens:
+            digests = _raw(checked.digest), _raw(dict(headers)["Content-Digest"])
+            self.receipts.add(checked.request_id, *digests, tokens, self.clock.unix_ms())
         response.headers.extend(headers)
         return response
 
     def _now_s(self) -> int:
-        return self._clock.unix_ms() // 1000
+        return self.clock.unix_ms() // 1000
 
 
 def _raw(content_digest: str) -> bytes:

@@ -21,6 +21,18 @@ ATTEMPTS_MAX = 3  # of a part, on distinct nodes
 
 # -- connections, heads and bodies (http/)
 
+CONNECTIONS_MAX = 8_192  # about 20 kB each when idle
+KEEP_ALIVE_S = 75.0  # longer than common proxies keep an idle connection, so that they close first
+REQUEST_HEAD_S = 10.0  # a head is a few hundred bytes; ten seconds is a very bad line
+REQUEST_HEAD_BYTES_MAX = 64 * 1024  # of a head that comes in pieces; a whole one is as large as one read
+URI_BYTES_MAX = 8_000  # RFC 9110 asks for at least as much
+REQUEST_HEADER_BYTES_MAX = 8_190  # of one header; a bearer key has 50
+REQUEST_HEADERS_MAX = 128  # an SDK sends twenty
+REQUEST_BODY_S = 20.0  # for a whole body: 4 MiB in 20 s is 1.7 Mbit/s
+SMALL_BODY_BYTES_MAX = 64 * 1024  # of a request for a small route, such as the admin API
+AWAITED_BODIES_MAX = 1_024  # unfinished bodies: their connections are in a request, and are not closed for others
+REFUSED_BODY_S = 2.0  # how long the rest of a refused body is read, so that its sender sees the answer, not a reset
+
 # -- how much may be under way at one time (gateway/)
 
 ACCOUNT_CALLS_MAX = 64  # of `/v1/account`, until their replies are read; the largest replies have two megabytes
@@ -46,6 +58,7 @@ OVERLAP_S_MAX = 365 * 86_400  # how long a rotated key may stay good
 # -- nodes and their messages (node/, fleet/, gateway/nodes/)
 
 NODE_MESSAGE_BYTES_MAX = 512 * 1024  # a heartbeat with a thousand receipts has 200 kB
+DIALLED_CONNECTIONS = 16  # that a node without an address keeps open: as many calls may run on it at one time
 OFFERS_MAX = 64  # models of one node: four times what one serves
 HEARTBEAT_RECEIPTS_MAX = 1_000
 

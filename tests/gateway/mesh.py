@@ -47,7 +47,7 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.member import MemberNode
-from embedmesh.node.signed_api import NodeDoor
+from embedmesh.node.signed_api import SignedApi
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import STATEMENT, Greeting, Offer, Registration, Statement, Welcome
@@ -468,7 +468,7 @@ class Applicant:
         self.welcome: Welcome
         self.sessions: Sessions
         self.signer: RequestSigner
-        self.door: NodeDoor
+        self.door: SignedApi
         self.address = ""  # where its door is
 
     async def greeting(self) -> Greeting:
@@ -564,15 +564,14 @@ class Applicant:
         sock = socket.create_server((host, port))
         sock.setblocking(False)
         self.address = address = f"{'http' if plain else 'https'}://{host}:{sock.getsockname()[1]}"
-        self.door = NodeDoor(
-            self.engine,  # type: ignore[arg-type]
-            BodyBudget(10**8),
-            self.identity,
-            self.node_id,
-            believes.get("gateway", self.gateway.fingerprint),
-            believes.get("address", address),
-            self.receipts,
-            self.gateway.clock,
+        self.door = SignedApi(
+            app=self.engine,  # type: ignore[arg-type]
+            bodies=BodyBudget(10**8),
+            identity=self.identity,
+            gateway=believes.get("gateway", self.gateway.fingerprint),
+            address=believes.get("address", address),
+            receipts=self.receipts,
+            clock=self.gateway.clock,
         )
         server = HttpServer(self.door.routes())
         await server.start(sock, None if plain else self.tls)
@@ -588,7 +587,7 @@ class Applicant:
 
     def believe(self, address: str) -> None:
         """Its door is known by another address from now on."""
-        self.address = self.door._address = address
+        self.address = self.door.address = address
 
     @asynccontextmanager
     async def member(self) -> AsyncIterator[Node]:

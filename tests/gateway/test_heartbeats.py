@@ -331,7 +331,7 @@ async def test_more_receipts_than_a_report_may_have_are_refused(gw: Gateway, app
 
 async def test_a_report_whose_answer_is_lost_is_no_lie(gw: Gateway, tmp_path: Path, monkeypatch: Any) -> None:
     """The node does not know whether its receipts have come: it asks, and says none twice."""
-    monkeypatch.setattr(joining, "ANSWER_S", 0.2)
+    monkeypatch.setattr(joining, "GATEWAY_REPLY_S", 0.2)
     lost = 0
 
     async def losing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -232,7 +232,7 @@ async def test_challenges_of_strangers_are_few_and_keep_no_room_of_the_gateways_
         _, half = await asyncio.open_connection("127.0.0.1", port)
         half.write(junk[:-1])
         await until("half of it has come", lambda: door._challenge_bodies.taken == 10)
-        assert door._bodies.taken == 0
+        assert door.bodies.taken == 0
         said = [(await send(port, junk)).status for _ in range(12)]
         assert said == [400] * said.count(400) + [503] * said.count(503)
         assert 0 < said.count(400) < 8

@@ -12,7 +12,7 @@ import pytest
 
 from embedmesh.http.receive import BodyBudget
 from embedmesh.node import dialling, joining
-from embedmesh.node.joining import Known
+from embedmesh.node.joining import KnownGateway
 from embedmesh.node.member import MemberNode
 from embedmesh.rules.errors import NodeUnreachable, SetupError
 from embedmesh.rules.membership import Greeting, Standing, Welcome
@@ -44,9 +44,9 @@ DOORS = ["https", "http", ""]  # an address of each kind; none: it dials out
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried again soon."""
-    monkeypatch.setattr(joining, "AGAIN_S", (0.02,))
+    monkeypatch.setattr(joining, "REGISTER_RETRY_S", (0.02,))
     monkeypatch.setattr(joining, "PENDING_S", 0.02)
-    monkeypatch.setattr(dialling, "AGAIN_MIN_S", 0.02)
+    monkeypatch.setattr(dialling, "REDIAL_MIN_S", 0.02)
 
 
 async def ends(node: RealNode) -> str:
@@ -243,7 +243,7 @@ async def test_a_node_whose_gateway_has_forgotten_it_waits_for_an_operator(
 ) -> None:
     """As after an old backup: it knows its gateway, has no token any more, and says once what to do there."""
     caplog.set_level(logging.INFO, "embedmesh.node")
-    (tmp_path / "gateway.json").write_bytes(msgspec.json.encode(Known(gw.url, gw.fingerprint)))
+    (tmp_path / "gateway.json").write_bytes(msgspec.json.encode(KnownGateway(gw.url, gw.fingerprint)))
     async with real_node(tmp_path, gw, address="https") as node:
         name = node.name
         await until("it is pending", lambda: name in {one.node_id for one in gw.members.records()})
@@ -270,7 +270,7 @@ async def test_a_clock_that_is_wrong_is_named(gw: Gateway, tmp_path: Path, ahead
 async def test_an_address_that_the_gateway_does_not_reach_is_named(gw: Gateway, tmp_path: Path) -> None:
     """At the first time it is a mistake in the settings."""
     async with real_node(tmp_path, gw, await gw.invite(), address="https") as node:
-        node.member._joining._place = node.member._joining._place._replace(address=f"https://127.0.0.1:{free_port()}")
+        node.member._joining.address = node.member._joining.address._replace(url=f"https://127.0.0.1:{free_port()}")
         assert "Can this gateway reach it?" in await ends(node)
 
 
@@ -280,13 +280,13 @@ async def test_a_member_that_is_not_reached_once_tries_on(
     """After it has joined, a refusal may be the network's: it must not take a node out of service for good."""
     async with real_node(tmp_path, gw, await gw.invite(), address="https") as node:
         await gw.until_ready(node.name)
-        place = node.member._joining._place
-        node.member._joining._place = place._replace(address=f"https://127.0.0.1:{free_port()}")
+        place = node.member._joining.address
+        node.member._joining.address = place._replace(url=f"https://127.0.0.1:{free_port()}")
         before = gw.members.record(node.name)
         gw.members._leave(node.name)  # so that its next report is refused, and it registers anew
         await until("it was refused", lambda: "does not take this node now: Nobody answers" in caplog.text)
         assert not node.running.done()
-        node.member._joining._place = place
+        node.member._joining.address = place
         await gw.until_ready(node.name)
         assert gw.members.record(node.name).secret != before.secret
 
@@ -360,7 +360,7 @@ async def test_a_new_session_disturbs_no_call(gw: Gateway, tmp_path: Path, addre
         running = [asyncio.create_task(gw.embed(node.name)) for _ in range(3)]
         await until("they run", lambda: node.engine.running >= 3)
         load, secret = found.load, gw.members.record(node.name).secret
-        node.member._settings = msgspec.structs.replace(node.member._settings, price=9)  # what it offers changes
+        node.member._price = 9  # what it offers changes
         began: list[asyncio.Task[Any]] = []
 
         def registered_anew() -> bool:

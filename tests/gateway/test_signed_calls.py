@@ -330,7 +330,7 @@ async def test_a_reply_over_tls_ends_its_request(applicant: Applicant, size: int
     for number in range(1, 6):
         reply = await wires.exchange(lambda: b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", size)
         assert (len(reply.body), begun) == (size, number)
-        [connection] = server._server.connections
+        [connection] = server._aiohttp.connections
         await until("the request has ended", lambda connection=connection: not connection._request_in_progress)
     async with asyncio.timeout(1):
         await server.drain(30)
@@ -340,13 +340,13 @@ async def test_a_reply_over_tls_ends_its_request(applicant: Applicant, size: int
 @pytest.mark.parametrize("address", ["https", ""])
 async def test_a_caller_that_goes_stops_the_work(gw: Gateway, tmp_path: Path, address: str, monkeypatch: Any) -> None:
     """The connection is closed, which cancels the node's handler; a dialled one is then dialled anew."""
-    monkeypatch.setattr(dialling, "AGAIN_MIN_S", 0.02)
+    monkeypatch.setattr(dialling, "REDIAL_MIN_S", 0.02)
     async with real_node(tmp_path, gw, await gw.invite(), address=address) as node:
         await gw.until_ready(node.name)
         member = gw.members.alive(node.name)
         assert member is not None
         if not address:
-            await until("it has dialled", lambda: len(member.wires._idle) == dialling.CONNECTIONS)
+            await until("it has dialled", lambda: len(member.wires._idle) == dialling.DIALLED_CONNECTIONS)
         await until("it is measured", lambda: member.node.load.parts == 0)
         node.engine.open.clear()
         calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(3)]
@@ -356,7 +356,7 @@ async def test_a_caller_that_goes_stops_the_work(gw: Gateway, tmp_path: Path, ad
         await until("they are dropped", lambda: node.engine.dropped >= 3)
         node.engine.open.set()
         if not address:
-            await until("it has dialled again", lambda: len(member.wires._idle) == dialling.CONNECTIONS)
+            await until("it has dialled again", lambda: len(member.wires._idle) == dialling.DIALLED_CONNECTIONS)
         await gw.answers_rightly(node.name)
 
 
@@ -368,18 +368,18 @@ async def test_a_node_that_dials_out_answers_as_many_calls_as_it_has_connections
         await gw.until_ready(node.name)
         member = gw.members.alive(node.name)
         assert member is not None
-        assert member.node.in_flight_max == dialling.CONNECTIONS
-        await until("it has dialled", lambda: len(member.wires._idle) == dialling.CONNECTIONS)
+        assert member.node.in_flight_max == dialling.DIALLED_CONNECTIONS
+        await until("it has dialled", lambda: len(member.wires._idle) == dialling.DIALLED_CONNECTIONS)
         node.engine.open.clear()
-        calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(dialling.CONNECTIONS)]
-        await until("they run", lambda: node.engine.running == dialling.CONNECTIONS)
+        calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(dialling.DIALLED_CONNECTIONS)]
+        await until("they run", lambda: node.engine.running == dialling.DIALLED_CONNECTIONS)
         with monkeypatch.context() as patched, pytest.raises(NodeBusy):
             patched.setattr(wire, "CONNECT_S", 0.1)
             await gw.embed(node.name)
         late = asyncio.create_task(gw.embed(node.name))
         await asyncio.sleep(0)
         node.engine.open.set()
-        assert await asyncio.gather(*calls, late) == [right_reply(IDS)] * (dialling.CONNECTIONS + 1)
+        assert await asyncio.gather(*calls, late) == [right_reply(IDS)] * (dialling.DIALLED_CONNECTIONS + 1)
 
 
 async def test_a_session_that_the_node_has_not_heard_of_yet_costs_no_call(gw: Gateway, applicant: Applicant) -> None:
@@ -461,18 +461,18 @@ async def test_a_gateway_that_takes_connections_and_ends_them_is_not_hammered() 
     async with somebody(take_and_end) as port:
         out = DialOut(f"http://127.0.0.1:{port}", HttpServer({}))
         out.start("node_1", lambda method, path, body: {})
-        await until("each has dialled", lambda: dials >= dialling.CONNECTIONS)
+        await until("each has dialled", lambda: dials >= dialling.DIALLED_CONNECTIONS)
         await asyncio.sleep(0.1)
         await out.stop()
-    assert dials < 2 * dialling.CONNECTIONS
+    assert dials < 2 * dialling.DIALLED_CONNECTIONS
 
 
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 401 Unauthorized\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 9_000, b""]
 )
 async def test_a_gateway_that_does_not_take_the_connection_is_tried_again(answer: bytes, monkeypatch: Any) -> None:
-    monkeypatch.setattr(dialling, "AGAIN_MIN_S", 0.001)
-    monkeypatch.setattr(dialling, "CONNECTIONS", 1)
+    monkeypatch.setattr(dialling, "REDIAL_MIN_S", 0.001)
+    monkeypatch.setattr(dialling, "DIALLED_CONNECTIONS", 1)
     served = 0
     dials = 0
 

@@ -115,7 +115,7 @@ class Till:
 
     def waits(self, fast_path: bool) -> list[bool]:
         """Of each connection, whether a reply on it waits for its socket to take more."""
-        protocols: list[Any] = self.app.server._server.connections
+        protocols: list[Any] = self.app.server._aiohttp.connections
         sendings = [
             each._exchange._sending if fast_path else each.sending
             for each in protocols

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from embedmesh.gateway.main import trusted_origins
-from embedmesh.http.connections import HERE, Connections, Origins
+from embedmesh.http.connections import LOCAL_ORIGIN, Connections, Origins
 from embedmesh.http.exchange import Exchange
 from embedmesh.http.fast_path import FastPath
 from embedmesh.http.receive import BodyBudget
@@ -44,9 +44,9 @@ FORWARDED = [
     ("192.0.2.9", "192.0.2.9"),
     ("192.0.2.1, 192.0.2.9", "192.0.2.9"),  # what stands before, anybody may have sent
     ("192.0.2.9,2001:db8::1", "2001:db8::/64"),
-    ("junk, unknown", HERE),
-    ("", HERE),
-    (None, HERE),
+    ("junk, unknown", LOCAL_ORIGIN),
+    ("", LOCAL_ORIGIN),
+    (None, LOCAL_ORIGIN),
 ]
 
 
@@ -175,8 +175,9 @@ class Service:
         self.gate = asyncio.Event()
         self.running = 0
         bodies = BodyBudget(1_000)
+        self.connections = Connections(connections_max)
 
-        async def by_lane(exchange: Exchange) -> None:
+        async def on_fast_path(exchange: Exchange) -> None:
             await self._wait()
             await exchange.deliver(Reply({}, b"{}"))
 
@@ -189,8 +190,8 @@ class Service:
 
         self.server = HttpServer(
             {"/slow": {"GET": slow}, "/quick": {"GET": quick}},
-            fast_path=FastPath(LINE, by_lane, bodies),
-            connections=Connections(connections_max),
+            fast_path=FastPath(LINE, on_fast_path, bodies),
+            connections=self.connections,
             origins=Origins(["127.0.0.0/8"]),  # or the three would be too many of one address
         )
 
@@ -208,10 +209,10 @@ async def until(what: Callable[[], bool]) -> None:
 async def test_a_connection_that_is_idle_goes_and_those_in_a_request_stay() -> None:
     service = Service(3)
     async with serving(service.server) as port:
-        by_lane, general, idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        on_fast_path, general, idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         idle[1].write(request("GET", "/quick"))
         assert (await read_reply(idle[0])).status == 200
-        by_lane[1].write(request(path="/fast_path", body=b"{}"))
+        on_fast_path[1].write(request(path="/fast_path", body=b"{}"))
         general[1].write(request("GET", "/slow"))
         await until(lambda: service.running == 2)
         new = await asyncio.open_connection("127.0.0.1", port)
@@ -224,7 +225,7 @@ async def test_a_connection_that_is_idle_goes_and_those_in_a_request_stay() -> N
             with contextlib.suppress(ConnectionError):
                 assert await refused[0].read() == b""
         service.gate.set()
-        for reader, writer in (by_lane, general, new):
+        for reader, writer in (on_fast_path, general, new):
             async with asyncio.timeout(5):
                 assert (await read_reply(reader)).status == 200
             writer.close()
@@ -264,7 +265,7 @@ async def test_who_was_answered_and_still_sends_is_idle(path: str) -> None:
         third = await asyncio.open_connection("127.0.0.1", port)
         third[1].write(request("GET", "/quick"))
         assert (await read_reply(third[0])).status == 200
-        assert len(service.server._server.open._origins) == 2
+        assert len(service.connections._origins) == 2
         second[1].write(request("GET", "/quick"))
         assert (await read_reply(second[0])).status == 200
         for _, writer in (first, second, third):
@@ -279,11 +280,12 @@ async def test_who_does_not_read_a_page_is_cut_off() -> None:
         asked.task.add_done_callback(lambda _: ended.set())
         return web.Response(body=b"x" * 50_000_000)
 
-    server = HttpServer({"/large": {"GET": large}}, write_s=0.2)
+    connections = Connections()
+    server = HttpServer({"/large": {"GET": large}}, write_s=0.2, connections=connections)
     async with serving(server) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(request("GET", "/large"))
         async with asyncio.timeout(5):
             await ended.wait()
-        await until(lambda: not server._server.open._origins)
+        await until(lambda: not connections._origins)
         writer.close()

@@ -8,7 +8,7 @@ import pytest
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi.responses import HEADERS
 from embedmesh.gateway.main import allowed_origins
-from embedmesh.http.cors import MAY_READ, MAY_SEND, SENT_MAX, Cors
+from embedmesh.http.cors import MAY_READ, MAY_SEND, PREFLIGHT_HEADERS_MAX, Cors
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import SetupError
 from tests.flow.world import make_world
@@ -127,7 +127,7 @@ async def test_only_headers_of_the_list_may_be_sent_and_not_more_than_a_few() ->
     many = ",".join(f"x-stainless-{n}" for n in range(200))
     for headers, expected in (
         (odd, ["x-stainless-os", "api-key", "idempotency-key"]),
-        (many, many.split(",")[:SENT_MAX]),
+        (many, many.split(",")[:PREFLIGHT_HEADERS_MAX]),
     ):
         [reply] = await ask(make_app(APP), preflight("/v1/embeddings", headers=headers))
         assert reply.headers["access-control-allow-headers"].split(", ") == expected
@@ -142,7 +142,7 @@ async def test_nothing_of_operators_and_nodes_is_opened(path: str, origin: str) 
         assert granted(reply) == {}, (method, path)
 
 
-async def test_the_lane_still_takes_a_browsers_request() -> None:
+async def test_the_fast_path_still_takes_a_browsers_request() -> None:
     """The page's requests are as cheap as others: they do not leave the fast path for their origin."""
     app = make_app(APP)
     async with serving(app.server) as port:
@@ -175,7 +175,7 @@ def test_what_an_origin_is(origin: str) -> None:
 
 @pytest.mark.parametrize("origin", WRONG)
 def test_what_is_none_is_refused_at_start(origin: str) -> None:
-    with pytest.raises(ValueError, match="is no origin"):
+    with pytest.raises(ValueError, match="is not an origin"):
         Cors([origin])
     with pytest.raises(SetupError, match="Mend --cors-origin"):
         allowed_origins([origin])
@@ -197,10 +197,10 @@ async def test_both_ways_say_the_same() -> None:
     fields += [{"Origin": APP, "api_key": "em_wrong"}, {"Origin": APP, "Idempotency_Key": "x" * 256}]
     for more in fields:
         for body in (BODY, b'{"model":"tiny","input":"abc","timeout":1}', b'{"model":"other","input":"a"}', b"\xff"):
-            by_lane, general = await ask(app, *(request(path=path, body=body, **more) for path in EITHER_WAY))
+            by_fast_path, general = await ask(app, *(request(path=path, body=body, **more) for path in EITHER_WAY))
             own = ("date", "x-request-id", "openai-processing-ms", "x-embedmesh-request")
             told = [
                 (reply.status, reply.body, {name: value for name, value in reply.headers.items() if name not in own})
-                for reply in (by_lane, general)
+                for reply in (by_fast_path, general)
             ]
             assert told[0] == told[1]

@@ -20,11 +20,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from embedmesh.http import fast_path as module
-from embedmesh.http import server as server_module
 from embedmesh.http.exchange import Exchange, GeneralExchange
 from embedmesh.http.fast_path import FastPath, read_head
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
+from embedmesh.rules import limits
 from embedmesh.rules.errors import InvalidApiKey
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import Delivery, Reply
@@ -55,16 +55,16 @@ def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 class Service:
     """One handler behind both ways: it says what it was asked. `fast_path` counts how often the fast path was taken."""
 
-    def __init__(self, *, with_lane: bool = True, head_s: float = 10.0, write_s: float = WRITE_REPLY_S) -> None:
+    def __init__(self, *, with_fast_path: bool = True, head_s: float = 10.0, write_s: float = WRITE_REPLY_S) -> None:
         self.bodies = BodyBudget(ROOM)
-        self.on_lane = self.bugs = self.cancelled = self.broken = 0
+        self.on_fast_path = self.bugs = self.cancelled = self.broken = 0
         self.delivered: list[Delivery] = []
         self._write_s = write_s
         self.hold: asyncio.Event | None = None
         self.known = asyncio.Event()  # who asks
         self.known.set()
         self.before_reply = self.after_reply = lambda: None
-        fast_path = FastPath(LINE, self._by_lane, self.bodies, write_s=write_s) if with_lane else None
+        fast_path = FastPath(LINE, self._by_fast_path, self.bodies, write_s=write_s) if with_fast_path else None
         routes = {"/v1/embeddings": {"POST": self._general}, "/health": {"GET": self._health}}
         self.server = HttpServer(routes, on_internal_error=self._bug, fast_path=fast_path, head_s=head_s)
 
@@ -75,8 +75,8 @@ class Service:
     def _bug(self) -> None:
         self.bugs += 1
 
-    async def _by_lane(self, exchange: Exchange) -> None:
-        self.on_lane += 1
+    async def _by_fast_path(self, exchange: Exchange) -> None:
+        self.on_fast_path += 1
         await self._handle(exchange)
 
     async def _general(self, asked: web.BaseRequest) -> web.StreamResponse:
@@ -149,12 +149,12 @@ def same(one: Raw, other: Raw) -> None:
 
 async def both(raw: bytes) -> tuple[bool, Raw, Raw]:
     """Whether the fast path took it, and what is said with and without one."""
-    service, plain = Service(), Service(with_lane=False)
+    service, plain = Service(), Service(with_fast_path=False)
     async with serving(service.server) as port, serving(plain.server) as general:
         replies = await asyncio.gather(send(port, raw), send(general, raw))
     assert service.bugs == plain.bugs
     assert (service.taken(), plain.taken()) == (0, 0)
-    return bool(service.on_lane), *replies
+    return bool(service.on_fast_path), *replies
 
 
 OWN = re.compile(rb"(?<=\r\n)(Date: [^\r]*|x-request-id: req_[0-9a-f]+)(?=\r\n)", re.IGNORECASE)
@@ -205,19 +205,19 @@ ORDINARY = {
     "white space around the length": request(body=BODY).replace(b"Content-Length: 7", b"Content-Length:\t 7 \t"),
     "an empty host": request(body=BODY).replace(b"Host: test", b"Host:"),
     "as many fields as it takes": request(body=BODY, **{f"x_{number}": "1" for number in range(60)}),
-    "the largest body that it takes": request(body=b"a" * module.BODY_BYTES_MAX),
+    "the largest body that it takes": request(body=b"a" * module.FAST_BODY_BYTES_MAX),
     "a charset in capitals": request(body=BODY, content_type="APPLICATION/JSON;charset=UTF-8"),
     "a name of odd characters": head("!#$%&'*+-.^_`|~09Az: 1"),
 }
 
 
 @pytest.mark.parametrize("raw", ORDINARY.values(), ids=ORDINARY)
-async def test_what_is_ordinary_takes_the_lane_and_means_the_same(raw: bytes) -> None:
-    taken, by_lane, general = await both(raw)
+async def test_what_is_ordinary_takes_the_fast_path_and_means_the_same(raw: bytes) -> None:
+    taken, by_fast_path, general = await both(raw)
     assert taken
-    same(by_lane, general)
+    same(by_fast_path, general)
     kept = "mine-1" if b"mine-1" in raw else None
-    assert (by_lane.headers["x-request-id"] == kept) == (kept is not None)
+    assert (by_fast_path.headers["x-request-id"] == kept) == (kept is not None)
 
 
 OTHERS = {
@@ -287,21 +287,21 @@ OTHERS = {
     "another charset": request(body=BODY, content_type="application/json; charset=latin-1"),
     "one field too many": head(*(f"X-{number}: 1" for number in range(62))),
     "many fields": head(*(f"X-{number}: 1" for number in range(70))),
-    "a large body": request(body=b"a" * (module.BODY_BYTES_MAX + 1)),
+    "a large body": request(body=b"a" * (module.FAST_BODY_BYTES_MAX + 1)),
     "a long line": head("X-Odd: " + "a" * 9_000),
     "half a head and then an end": head("X-Odd: 1")[:40] + b"\r\n\r\n",
 }
 
 
 @pytest.mark.parametrize("raw", OTHERS.values(), ids=OTHERS)
-async def test_everything_else_is_answered_as_without_a_lane(raw: bytes) -> None:
+async def test_everything_else_is_answered_as_without_a_fast_path(raw: bytes) -> None:
     assert read_head(raw, LINE) is None
-    service, plain = Service(head_s=0.2), Service(with_lane=False, head_s=0.2)
+    service, plain = Service(head_s=0.2), Service(with_fast_path=False, head_s=0.2)
     async with serving(service.server) as port, serving(plain.server) as general:
-        with_lane, without = await asyncio.gather(transcript(port, raw), transcript(general, raw))
-    assert (service.on_lane, service.taken()) == (0, 0)
+        with_fast_path, without = await asyncio.gather(transcript(port, raw), transcript(general, raw))
+    assert (service.on_fast_path, service.taken()) == (0, 0)
     assert without.startswith(b"HTTP/1.")
-    assert with_lane == without
+    assert with_fast_path == without
 
 
 NAMES = st.sampled_from(
@@ -326,7 +326,7 @@ def test_whatever_it_takes_the_general_parser_reads_alike(fields: list[tuple[str
     found = read_head(raw, LINE)
     if found is not None:
         names, length = asyncio.run(_as_aiohttp_reads(raw))
-        assert (dict(found.fields), found.length) == (names, length)
+        assert (dict(found.headers), found.length) == (names, length)
         assert raw[found.end :] == BODY
 
 
@@ -384,7 +384,7 @@ def check_alike(raw: bytes, parser: Parser) -> bool:
         return False
     whole = raw[: found.end + found.length]
     paths = ["/v1/embeddings", "/next"]
-    assert parser.read(whole + NEXT) == (dict(found.fields), whole[found.end :], paths), raw
+    assert parser.read(whole + NEXT) == (dict(found.headers), whole[found.end :], paths), raw
     return True
 
 
@@ -412,19 +412,19 @@ def test_a_head_with_a_few_bytes_changed_is_read_alike_or_not_taken(parser: Pars
     check_alike(bytes(raw), parser)
 
 
-def test_what_is_declined_is_answered_as_without_a_lane_whatever_it_is() -> None:
+def test_what_is_declined_is_answered_as_without_a_fast_path_whatever_it_is() -> None:
     """And what is taken, apart from the order of the reply's fields."""
 
     def lines(answered: bytes) -> list[bytes]:
         return sorted(answered.split(b"\r\n"))
 
     async def compare(raw: bytes) -> None:
-        before = service.on_lane
-        with_lane, without = await asyncio.gather(*(transcript(port, raw) for port in ports))
-        if service.on_lane == before:
-            assert with_lane == without
+        before = service.on_fast_path
+        with_fast_path, without = await asyncio.gather(*(transcript(port, raw) for port in ports))
+        if service.on_fast_path == before:
+            assert with_fast_path == without
         else:
-            assert lines(with_lane) == lines(without)
+            assert lines(with_fast_path) == lines(without)
 
     @settings(max_examples=80, deadline=None)
     @given(st.lists(st.tuples(NAMES, COLONS, VALUES, ENDS), max_size=3), st.booleans())
@@ -435,7 +435,7 @@ def test_what_is_declined_is_answered_as_without_a_lane_whatever_it_is() -> None
         runner.run(compare(LINE + "".join([*first, *map("".join, fields)]).encode("latin-1") + b"\r\n" + BODY))
 
     async def serve() -> tuple[Service, Service, list[int]]:
-        services = Service(head_s=0.2), Service(with_lane=False, head_s=0.2)
+        services = Service(head_s=0.2), Service(with_fast_path=False, head_s=0.2)
         return *services, [await until_closed.enter_async_context(serving(each.server)) for each in services]
 
     with asyncio.Runner() as runner:
@@ -445,7 +445,7 @@ def test_what_is_declined_is_answered_as_without_a_lane_whatever_it_is() -> None
             check()
         finally:
             runner.run(until_closed.aclose())
-    assert service.on_lane
+    assert service.on_fast_path
     assert (service.taken(), plain.taken()) == (0, 0)
 
 
@@ -475,7 +475,7 @@ async def test_a_body_may_come_in_pieces(pieces: str) -> None:
                 await writer.drain()
                 await asyncio.sleep(0.003 if len(cuts) > 1 else 0)
             assert (await answer(reader)).body == BODY
-    assert service.on_lane == 3
+    assert service.on_fast_path == 3
 
 
 @on_each_loop
@@ -484,7 +484,7 @@ async def test_requests_that_are_sent_together_are_answered_in_order() -> None:
     async with connected(service) as (reader, writer):
         writer.write(b"".join(request(body=b"%d" % number) for number in range(30)))
         assert [(await answer(reader)).body for _ in range(30)] == [b"%d" % number for number in range(30)]
-    assert service.on_lane == 30
+    assert service.on_fast_path == 30
 
 
 @on_each_loop
@@ -499,7 +499,7 @@ async def test_other_requests_may_follow_on_its_connection() -> None:
         ):
             writer.write(raw)
             assert (await answer(reader)).body == body
-    assert service.on_lane == 1
+    assert service.on_fast_path == 1
 
 
 @on_each_loop
@@ -509,7 +509,7 @@ async def test_what_follows_in_the_same_write_is_for_whom_it_is_for() -> None:
         writer.write(request(body=b"1") + request("GET", "/health") + request(body=b"2") + request("GET", "/nowhere"))
         assert [(await answer(reader)).body for _ in range(3)] == [b"1", b"well", b"2"]
         assert (await answer(reader)).status == 404
-    assert service.on_lane == 1
+    assert service.on_fast_path == 1
 
 
 @on_each_loop
@@ -521,7 +521,7 @@ async def test_after_another_request_a_connection_is_the_general_servers() -> No
         for _ in range(2):
             writer.write(request(body=BODY))
             assert (await answer(reader)).body == BODY
-    assert service.on_lane == 0
+    assert service.on_fast_path == 0
 
 
 @on_each_loop
@@ -533,7 +533,7 @@ async def test_a_head_in_two_pieces_is_answered_all_the_same(cut: int) -> None:
         await asyncio.sleep(0.01)
         writer.write(raw[cut:])
         assert (await answer(reader)).body == BODY
-    assert (service.on_lane, service.taken()) == (0, 0)
+    assert (service.on_fast_path, service.taken()) == (0, 0)
 
 
 @on_each_loop
@@ -542,7 +542,7 @@ async def test_many_bytes_behind_a_request_are_not_taken_in() -> None:
     service.hold = asyncio.Event()
     async with connected(service) as (reader, writer):
         writer.write(request(body=b"first"))
-        await until(lambda: service.on_lane)
+        await until(lambda: service.on_fast_path)
         more = request(body=b"b" * 50_000)
         for _ in range(40):
             writer.write(more)
@@ -559,7 +559,7 @@ async def test_who_hangs_up_is_worked_for_no_more() -> None:
     service.hold = asyncio.Event()
     async with connected(service) as (_, writer):
         writer.write(request(body=BODY))
-        await until(lambda: service.on_lane)
+        await until(lambda: service.on_fast_path)
         assert service.taken() == len(BODY)
         writer.close()
         await until(lambda: service.cancelled)
@@ -571,7 +571,7 @@ async def test_who_hangs_up_in_the_middle_of_a_body() -> None:
     service = Service()
     async with connected(service) as (_, writer):
         writer.write(request(body=BODY)[:-3])
-        await until(lambda: service.on_lane)
+        await until(lambda: service.on_fast_path)
         writer.close()
         await until(lambda: service.cancelled)
         assert service.taken() == 0
@@ -579,8 +579,8 @@ async def test_who_hangs_up_in_the_middle_of_a_body() -> None:
 
 @on_each_loop
 async def test_a_body_that_is_late_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BODY_S", 0.1)
-    monkeypatch.setattr(module, "LINGER_S", 0.1)
+    monkeypatch.setattr(module, "REQUEST_BODY_S", 0.1)
+    monkeypatch.setattr(module, "REFUSED_BODY_S", 0.1)
     service = Service()
     async with connected(service) as (reader, writer):
         writer.write(request(body=BODY)[:-3])
@@ -594,7 +594,7 @@ async def test_a_body_that_is_late_is_told_so(monkeypatch: pytest.MonkeyPatch) -
 async def test_the_rest_of_a_late_body_is_read_so_that_its_sender_sees_the_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "BODY_S", 0.1)
+    monkeypatch.setattr(module, "REQUEST_BODY_S", 0.1)
     service = Service()
     async with connected(service) as (reader, writer):
         writer.write(request(body=BODY)[:-3])
@@ -605,7 +605,7 @@ async def test_the_rest_of_a_late_body_is_read_so_that_its_sender_sees_the_answe
         writer.write(BODY[-1:] + request(body=b"not read"))
         assert (await answer(reader)).status == 408
         assert await reader.read() == b""
-    assert service.on_lane == 1
+    assert service.on_fast_path == 1
 
 
 @on_each_loop
@@ -618,12 +618,12 @@ async def test_a_refusal_does_not_wait_for_the_body() -> None:
         await until(lambda: not service.taken())  # nothing is kept of what is not wanted
         writer.write(raw[-3:] + request(body=b"next"))
         assert (await answer(reader)).body == b"next"
-    assert (service.on_lane, service.taken()) == (2, 0)
+    assert (service.on_fast_path, service.taken()) == (2, 0)
 
 
 @on_each_loop
 async def test_a_rest_that_never_comes_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINGER_S", 0.1)
+    monkeypatch.setattr(module, "REFUSED_BODY_S", 0.1)
     service = Service()
     async with connected(service) as (reader, writer):
         writer.write(request(body=BODY, key="wrong")[:-3])
@@ -634,9 +634,9 @@ async def test_a_rest_that_never_comes_ends_the_connection(monkeypatch: pytest.M
 
 
 @on_each_loop
-@pytest.mark.parametrize("with_lane", [True, False])
-async def test_a_reply_that_is_not_read_is_broken_off(with_lane: bool) -> None:
-    service = Service(with_lane=with_lane, write_s=0.2)
+@pytest.mark.parametrize("with_fast_path", [True, False])
+async def test_a_reply_that_is_not_read_is_broken_off(with_fast_path: bool) -> None:
+    service = Service(with_fast_path=with_fast_path, write_s=0.2)
     async with connected(service) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(request(body=b"large%d" % 30_000_000))
@@ -647,10 +647,10 @@ async def test_a_reply_that_is_not_read_is_broken_off(with_lane: bool) -> None:
 
 
 @on_each_loop
-@pytest.mark.parametrize("with_lane", [True, False])
-async def test_a_reply_whose_write_fails_is_not_delivered(with_lane: bool) -> None:
+@pytest.mark.parametrize("with_fast_path", [True, False])
+async def test_a_reply_whose_write_fails_is_not_delivered(with_fast_path: bool) -> None:
     """The caller has gone and we do not know yet: the kernel says so when we write. Nobody may be charged for it."""
-    service = Service(with_lane=with_lane)
+    service = Service(with_fast_path=with_fast_path)
     async with serving(service.server) as port:
         caller = socket.create_connection(("127.0.0.1", port))
 
@@ -662,13 +662,13 @@ async def test_a_reply_whose_write_fails_is_not_delivered(with_lane: bool) -> No
         caller.sendall(request(body=BODY))
         await until(lambda: service.broken)
         await until(lambda: not service.taken())
-    assert (service.on_lane, service.broken, service.cancelled, service.bugs) == (int(with_lane), 1, 0, 0)
+    assert (service.on_fast_path, service.broken, service.cancelled, service.bugs) == (int(with_fast_path), 1, 0, 0)
 
 
 @on_each_loop
-@pytest.mark.parametrize("with_lane", [True, False])
-async def test_who_hangs_up_before_all_of_a_reply_is_sent_broke_it_off(with_lane: bool) -> None:
-    service = Service(with_lane=with_lane)
+@pytest.mark.parametrize("with_fast_path", [True, False])
+async def test_who_hangs_up_before_all_of_a_reply_is_sent_broke_it_off(with_fast_path: bool) -> None:
+    service = Service(with_fast_path=with_fast_path)
     async with connected(service) as (reader, writer):
         writer.write(request(body=b"large%d" % 30_000_000))
         await reader.readexactly(1_000)
@@ -680,10 +680,10 @@ async def test_who_hangs_up_before_all_of_a_reply_is_sent_broke_it_off(with_lane
 
 
 @on_each_loop
-@pytest.mark.parametrize("with_lane", [True, False])
-async def test_what_draining_breaks_off_is_not_delivered(with_lane: bool) -> None:
+@pytest.mark.parametrize("with_fast_path", [True, False])
+async def test_what_draining_breaks_off_is_not_delivered(with_fast_path: bool) -> None:
     """Though it had begun: that was us, and not the caller."""
-    service = Service(with_lane=with_lane)
+    service = Service(with_fast_path=with_fast_path)
     async with connected(service) as (reader, writer):
         writer.write(request(body=b"large%d" % 30_000_000))
         await reader.readexactly(1_000)
@@ -700,7 +700,7 @@ async def test_a_large_reply_that_is_read_is_delivered() -> None:
         assert len((await answer(reader)).body) > 8_000_000
         writer.write(request(body=b"next"))
         assert (await answer(reader)).body == b"next"
-    assert (service.on_lane, service.delivered) == (2, [Delivery.WHOLE] * 2)
+    assert (service.on_fast_path, service.delivered) == (2, [Delivery.WHOLE] * 2)
 
 
 @on_each_loop
@@ -759,7 +759,7 @@ async def test_without_room_for_its_body_it_is_told_so(apart: int, free: int) ->
             service.bodies.give_back(other, size)
         writer.write(whole)
         assert (await answer(reader)).body == BODY
-    assert (service.on_lane, service.taken()) == (2, 0)
+    assert (service.on_fast_path, service.taken()) == (2, 0)
 
 
 @on_each_loop
@@ -767,7 +767,7 @@ async def test_only_what_has_come_of_a_body_takes_room() -> None:
     service = Service()
     async with connected(service) as (_, writer):
         writer.write(request(body=b"x" * 100_000)[: 200 - 100_000])
-        await until(lambda: service.on_lane == 1 and service.taken() > 0)
+        await until(lambda: service.on_fast_path == 1 and service.taken() > 0)
         assert service.taken() == 200
     await until(lambda: service.taken() == 0)
 
@@ -782,8 +782,8 @@ async def test_until_it_is_known_who_asks_a_body_takes_no_room_and_is_not_read_o
     start = len(whole) - 100_000
     async with connected(service) as (reader, writer):
         writer.write(whole[: start + 10])
-        await until(lambda: service.on_lane == 1)
-        exchange = next(iter(service.server._server.connections))._exchange
+        await until(lambda: service.on_fast_path == 1)
+        exchange = next(iter(service.server._aiohttp.connections))._exchange
         assert exchange is not None
         for end, missing in ((20, 99_980), (30, 99_980), (40, 99_980)):
             writer.write(whole[start + end - 10 : start + end])
@@ -846,13 +846,13 @@ async def test_the_deadline_is_for_a_head_and_for_nothing_else() -> None:
         assert (await answer(reader)).body == b"next"
         writer.write(LINE)
         assert (await answer(reader)).status == 408
-    assert service.on_lane == 2
+    assert service.on_fast_path == 2
 
 
 @on_each_loop
 async def test_who_drips_a_body_is_told_that_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline is for the whole body."""
-    monkeypatch.setattr(module, "BODY_S", 0.15)
+    monkeypatch.setattr(module, "REQUEST_BODY_S", 0.15)
     service, raw = Service(), request(body=b"a" * 1_000)
     async with connected(service) as (reader, writer):
         writer.write(raw[:-999])
@@ -868,7 +868,7 @@ async def test_who_drips_a_body_is_told_that_it_is_late(monkeypatch: pytest.Monk
 
 @on_each_loop
 async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "KEEP_ALIVE_S", 0.3)
+    monkeypatch.setattr(limits, "KEEP_ALIVE_S", 0.3)
     service = Service()
     service.hold = asyncio.Event()
     async with connected(service) as (reader, writer):
@@ -895,7 +895,7 @@ async def test_draining_ends_what_runs_and_closes_what_is_idle() -> None:
         service.hold.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request(body=b"runs"))
-        await until(lambda: service.on_lane == 2)
+        await until(lambda: service.on_fast_path == 2)
         draining = asyncio.create_task(service.server.drain(3))
         await asyncio.sleep(0.05)
         service.hold.set()
@@ -913,7 +913,7 @@ async def test_draining_does_not_wait_for_a_body_for_ever(key: str) -> None:
     service = Service()
     async with connected(service) as (reader, writer):
         writer.write(request(body=BODY, key=key)[:-3])
-        await until(lambda: service.on_lane)
+        await until(lambda: service.on_fast_path)
         if key == "wrong":
             assert (await answer(reader)).status == 401
         async with asyncio.timeout(2):
@@ -928,7 +928,7 @@ async def test_what_takes_too_long_is_broken_off_by_draining() -> None:
     service.hold = asyncio.Event()
     async with connected(service) as (reader, writer):
         writer.write(request(body=b"runs"))
-        await until(lambda: service.on_lane)
+        await until(lambda: service.on_fast_path)
         async with asyncio.timeout(2):
             await service.server.drain(0.1)
             with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):

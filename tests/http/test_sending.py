@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from embedmesh.http.sending import TLS_PIECE_BYTES, WHOLE_BYTES_MAX, Sending
+from embedmesh.http.sending import SINGLE_WRITE_BYTES_MAX, TLS_PIECE_BYTES, Sending
 from embedmesh.rules.ports import Delivery
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
-SMALL, LARGE = b"s" * 1_000, b"l" * (WHOLE_BYTES_MAX + 1)
+SMALL, LARGE = b"s" * 1_000, b"l" * (SINGLE_WRITE_BYTES_MAX + 1)
 WITHIN_S = 60.0
 TLS, PLAIN = True, False
 

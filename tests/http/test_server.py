@@ -8,9 +8,11 @@ from collections.abc import Callable
 import pytest
 from aiohttp import web
 
+from embedmesh.http.aiohttp_connection import READ_AHEAD_BYTES, deliver
 from embedmesh.http.failures import hint_headers
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.server import REST, UNREAD_BYTES, HttpServer, deliver
+from embedmesh.http.routing import PATH_REMAINDER
+from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import Failure, RateLimited
 from embedmesh.rules.ports import Delivery
 from tests.http.raw import Raw, read_reply, request, send, serving
@@ -58,7 +60,7 @@ class Echo:
         return web.Response()
 
     async def thing(self, asked: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=asked[REST].encode(), content_type="text/plain")
+        return web.Response(body=asked[PATH_REMAINDER].encode(), content_type="text/plain")
 
 
 async def until(what: Callable[[], bool], *, within_s: float = 5.0) -> None:
@@ -383,7 +385,7 @@ async def test_half_bodies_of_one_account_are_few_enough_for_others_to_find_conn
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However little has come of each."""
-    monkeypatch.setattr("embedmesh.http.receive.AWAITED_MAX", 5)
+    monkeypatch.setattr("embedmesh.http.receive.AWAITED_BODIES_MAX", 5)
     echo = Echo(body_s=20.0)
     async with serving(echo.server) as port:
         stalled = []
@@ -415,7 +417,7 @@ async def test_of_a_body_that_nobody_has_asked_for_little_is_read() -> None:
         writer.write(request(path="/slow", body=b"x" * 4_000_000))
         await until(lambda: bool(asked) and not asked[0].transport.is_reading())
         await asyncio.sleep(0.05)
-        assert asked[0].content._size <= 2 * UNREAD_BYTES + 256 * 1024
+        assert asked[0].content._size <= 2 * READ_AHEAD_BYTES + 256 * 1024
         gate.set()
         assert (await read_reply(reader)).body == b"4000000"
         writer.close()

@@ -28,7 +28,7 @@ from embedmesh.gateway.api.replies import (
 )
 from embedmesh.gateway.api.routes import ADMIN_SCOPE, ANY_KEY, Api, ApiCall, Route, Scope, account_of, in_room
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import Handler
+from embedmesh.http.routing import Handler
 from embedmesh.rules.errors import InsufficientScope, InvalidValue, ModelNotFound, NotFound
 from embedmesh.rules.limits import ACCOUNT_CALLS_MAX, USAGE_DAYS_MAX, USAGE_ROWS_MAX
 from embedmesh.rules.ports import Catalogue, Clock

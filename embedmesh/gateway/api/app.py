@@ -19,7 +19,8 @@ from embedmesh.http.cors import Cors
 from embedmesh.http.fast_path import FastPath
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import HttpServer, Routes
+from embedmesh.http.routing import Routes
+from embedmesh.http.server import HttpServer
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.shares import Room
 

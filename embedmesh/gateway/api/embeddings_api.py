@@ -14,12 +14,12 @@ from embedmesh.gateway.api.metrics import Metrics
 from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
 from embedmesh.gateway.api.replies import Count, doc
 from embedmesh.gateway.api.routes import Api, ApiReply, RawHandler, Route
-from embedmesh.http.bodies import JSON
+from embedmesh.http.bodies import JSON_HEADERS
 from embedmesh.http.exchange import Exchange, GeneralExchange
 from embedmesh.http.failures import TABLE
-from embedmesh.http.paths import EMBEDDINGS, OTHER_PATHS
+from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import REST
+from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import Failure, MethodNotAllowed, NotFound
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.ports import Delivery
@@ -100,10 +100,10 @@ class EmbeddingsApi(Api):
         special tokens included, once the reply is on its way to you. If your connection breaks then, a retry with the
         same key and body within a minute gets the reply without a second charge.
         """
-        response = web.Response(headers=JSON)
+        response = web.Response(headers=JSON_HEADERS)
         exchange = GeneralExchange(request, self.bodies, response, self._write_s)
         try:
-            await self.embed(exchange, request.get(REST))
+            await self.embed(exchange, request.get(PATH_REMAINDER))
         finally:
             exchange.end()
         return response
@@ -141,14 +141,14 @@ class EmbeddingsApi(Api):
     ROUTES = (
         Route(
             "POST",
-            EMBEDDINGS,
+            EMBEDDINGS_PATH,
             (EMBED_SCOPE,),
             create_embeddings,
             failures=tuple(failure for failure in TABLE if failure not in (NotFound, MethodNotAllowed)),
             details=f"A request takes at most {REQUEST_INPUTS_MAX:,} inputs, {REQUEST_TOKENS_MAX:,} tokens and "
             f"{REQUEST_BODY_BYTES_MAX // 1024**2} MiB of plain JSON. Other paths of the same route: "
-            f"{', '.join(f'`{path}`' for path, same in OTHER_PATHS.items() if same == EMBEDDINGS)}. The star is the "
-            "model, which the body may then leave out.",
+            f"{', '.join(f'`{path}`' for path, same in OTHER_PATHS.items() if same == EMBEDDINGS_PATH)}. The star is "
+            "the model, which the body may then leave out.",
             raw=RawHandler(
                 {200: ApiReply("One vector for each input, in input order.", EmbeddingList, headers=EMBEDDING_HEADERS)},
                 EmbeddingRequest,

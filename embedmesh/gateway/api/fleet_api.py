@@ -18,7 +18,7 @@ from embedmesh.gateway.nodes.foreign import parse_url
 from embedmesh.gateway.nodes.roster import Members
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import REST
+from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules import errors
 from embedmesh.rules.limits import NODE_WEIGHT_MAX, REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import Offer, Standing
@@ -119,7 +119,7 @@ class FleetApi(Api):
 
     async def act_on_node(self, request: web.BaseRequest) -> web.StreamResponse:
         """Decide about a node. The decision takes effect at once, and is kept. Only `weight` has a body."""
-        name, _, action = request[REST].rpartition("/")
+        name, _, action = request[PATH_REMAINDER].rpartition("/")
         body = await small_body(request, self.bodies)
         node = self._registry.find(name)
         if node is not None and node.kind == LOCAL:

@@ -10,7 +10,7 @@ from embedmesh.flow.handle import World
 from embedmesh.flow.validate import no_such_model
 from embedmesh.gateway.api.replies import Count, ReplyList, doc
 from embedmesh.gateway.api.routes import ANY_KEY, Api, ApiCall, Route
-from embedmesh.http.paths import MODELS
+from embedmesh.http.paths import MODELS_PATH
 from embedmesh.rules.errors import ModelNotFound
 from embedmesh.rules.models import Model, Tier
 
@@ -66,6 +66,6 @@ class ModelsApi(Api):
         )
 
     ROUTES = (
-        Route("GET", MODELS, ANY_KEY, list_models),
+        Route("GET", MODELS_PATH, ANY_KEY, list_models),
         Route("GET", "/v1/models/{id}", ANY_KEY, get_model, failures=(ModelNotFound,), any_name=True),
     )

@@ -19,10 +19,11 @@ from embedmesh.gateway.api.routes import NO_KEY, SIGNED, Api, ApiCall, ApiReply,
 from embedmesh.gateway.nodes.http1 import Connection, Inbound
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Member, Members
-from embedmesh.http.bodies import JSON, decoded, json_reply
+from embedmesh.http.aiohttp_connection import hand_over
+from embedmesh.http.bodies import JSON_HEADERS, decoded, json_reply
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.server import REST, hand_over
+from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules import errors
 from embedmesh.rules.limits import NODE_MESSAGE_BYTES_MAX, NODE_REPORTS_A_MINUTE_MAX, REGISTRATION_BYTES_MAX
 from embedmesh.rules.membership import HEARTBEAT_S, Greeting, Heartbeat, HeartbeatReply, Registration, Welcome
@@ -120,14 +121,14 @@ class NodesApi(Api):
     async def _speak(
         self, request: web.BaseRequest, handle: Callable[[Member, bytes], Awaitable[bytes]]
     ) -> web.StreamResponse:
-        node_id = request[REST]
+        node_id = request[PATH_REMAINDER]
         member, checked = self._check(request, node_id)
         self._pace(node_id).take(node_id)
         body = await _body(request, NODE_MESSAGE_BYTES_MAX, self._reports, node_id)
         self._check_body(checked, body)
         reply = await handle(member, body)
         headers = checked.sign_reply(200, reply, 0, self._now_s())
-        response = web.Response(body=reply, headers=JSON)
+        response = web.Response(body=reply, headers=JSON_HEADERS)
         response.headers.extend(headers)
         return response
 
@@ -139,7 +140,7 @@ class NodesApi(Api):
         """
         if request.method != "GET" or request.headers.get("Upgrade", "").lower() != UPGRADE:
             raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
-        member, checked = self._check(request, request[REST])
+        member, checked = self._check(request, request[PATH_REMAINDER])
         self._check_body(checked, b"")
         wires = member.wires
         if not isinstance(wires, Inbound):

@@ -7,9 +7,9 @@ from aiohttp import web
 
 from embedmesh.gateway.api.pages import docs_page
 from embedmesh.gateway.api.routes import NO_KEY, Api, ApiReply, RawHandler, Route, in_room
-from embedmesh.http.bodies import JSON
+from embedmesh.http.bodies import JSON_HEADERS
 from embedmesh.http.connections import Origins
-from embedmesh.http.server import Handler
+from embedmesh.http.routing import Handler
 from embedmesh.rules.errors import Overloaded
 from embedmesh.rules.limits import PAGE_REPLIES_MAX
 from embedmesh.rules.shares import Room
@@ -34,7 +34,7 @@ class PagesApi(Api):
 
     async def get_openapi(self, request: web.BaseRequest) -> web.StreamResponse:
         """Get this document. The OpenAPI 3.1 document of this API."""
-        return web.Response(body=self._openapi, headers=JSON)
+        return web.Response(body=self._openapi, headers=JSON_HEADERS)
 
     async def get_docs(self, request: web.BaseRequest) -> web.StreamResponse:
         """Get the documentation page. This API to read and to try in a browser. Loads nothing from elsewhere."""

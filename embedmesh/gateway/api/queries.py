@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from embedmesh.http.server import REST
+from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import InvalidValue, NotFound, UnknownParameter
 from embedmesh.storage.books.session import ROWS_MAX
 
@@ -28,7 +28,7 @@ def path_parameter(request: web.BaseRequest, *, any_name: bool) -> str:
 
     Raises NotFound for slashes and control characters, unless it may be `any_name`.
     """
-    value = request[REST]
+    value = request[PATH_REMAINDER]
     if not any_name and ("/" in value or not value.isprintable()):
         raise NotFound("There is nothing at this path.")
     return value

@@ -16,9 +16,10 @@ from aiohttp import web
 
 from embedmesh.flow.identify import identify
 from embedmesh.gateway.api.queries import path_parameter, query_of
+from embedmesh.http.aiohttp_connection import write_out
 from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.server import REST, Handler, Routes, write_out
+from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
 from embedmesh.rules.errors import Failure, StoreUnavailable
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import Caller, Keys, RateLimits
@@ -173,7 +174,7 @@ def _adapted(route: Route, api: Api) -> Handler:
     kind, query_kind = route.request, route.query
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        parameter = path_parameter(request, any_name=route.any_name) if REST in request else ""
+        parameter = path_parameter(request, any_name=route.any_name) if PATH_REMAINDER in request else ""
         query = None if query_kind is None else query_of(request, query_kind)
         body = None
         if kind is not None:

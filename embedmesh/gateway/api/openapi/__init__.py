@@ -13,7 +13,7 @@ from embedmesh.gateway.api.openapi.responses import HEADERS, failure_row, header
 from embedmesh.gateway.api.openapi.schemas import Json, schemas_of
 from embedmesh.gateway.api.table import APIS
 from embedmesh.http.failures import TABLE
-from embedmesh.http.paths import EMBEDDINGS
+from embedmesh.http.paths import EMBEDDINGS_PATH
 
 ASIDE = "x-embedmesh-aside"  # of a tag: the page folds it, because applications do not need it
 
@@ -34,7 +34,7 @@ def document(version: str) -> Json:
     paths: Json = {}
     for route, tag in rows:
         paths.setdefault(route.path, {})[route.method.lower()] = operation(route, tag, schema_of)
-    _add_examples(paths[EMBEDDINGS]["post"])
+    _add_examples(paths[EMBEDDINGS_PATH]["post"])
     return {
         "openapi": "3.1.0",
         "info": {
