@@ -33,8 +33,8 @@ from rich.progress import track
 from rich.table import Table
 
 from embedmesh.engine.folder import digest, read_folder
-from embedmesh.gateway.nodes.http1 import unix_dialler
 from embedmesh.gateway.nodes.own import OwnLink
+from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
@@ -86,8 +86,8 @@ class Rig:
     def __init__(self, process: subprocess.Popen[bytes], model: Model, uds: Path) -> None:
         self.process = process
         self.model = model
-        self.wires = unix_dialler(str(uds))
-        self.link = OwnLink(self.wires, SystemClock())
+        self.pool = unix_pool(str(uds))
+        self.link = OwnLink(self.pool, SystemClock())
         self.dice = Random(SEED)
         self.texts = [
             [1_000 + self.dice.randrange(20_000) for _ in range(self.dice.choice((6, 30, 90)))] for _ in range(64)
@@ -113,7 +113,7 @@ class Rig:
     async def ready(self) -> bool:
         """What /readyz says."""
         try:
-            reply = await self.wires.exchange(lambda: b"GET /readyz HTTP/1.1\r\nHost: node\r\n\r\n", 10_000)
+            reply = await self.pool.exchange(lambda: b"GET /readyz HTTP/1.1\r\nHost: node\r\n\r\n", 10_000)
         except NodeFailure:
             return False
         return reply.status == 200

@@ -19,8 +19,8 @@ from bench.faultnode.node import FaultDoor, FaultReceipts, Faults, Scripted
 from bench.faultnode.openai import OpenAiForm
 from bench.faultnode.scripted import ROWS, WIDTH, Pace, vector, vectors
 from embedmesh.flow.verify import verify
-from embedmesh.gateway.nodes.http1 import tcp_dialler
 from embedmesh.gateway.nodes.own import OwnLink, Signing
+from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.process import bind
@@ -102,9 +102,9 @@ async def pair(folder: Path, mode: str, share: float = 1.0) -> AsyncIterator[Pai
     pinned: ssl.SSLContext = pinned_context(der(certificate))
     signing = Signing(name, "0" * 16, clock, lambda *_: None)
     signing.add(SESSION)
-    wires = tcp_dialler("127.0.0.1", port, pinned, certificate=der(certificate))
+    pool = tcp_pool("127.0.0.1", port, pinned, certificate=der(certificate))
     claimed: list[int] = []
-    link = OwnLink(wires, clock, signing)
+    link = OwnLink(pool, clock, signing)
     try:
         yield Pair(link, inside, claimed)
         claimed += [receipt.tokens for receipt in receipts.page(1).receipts]
@@ -264,11 +264,11 @@ async def ask_openai(mode: str, **asked: Any) -> dict[str, Any]:
     await server.start(sock)
     body = orjson.dumps({"model": MODEL.id, **asked})
     head = b"POST /v1/embeddings HTTP/1.1\r\nHost: n\r\nContent-Type: application/json\r\n"
-    wires = tcp_dialler("127.0.0.1", port)
+    pool = tcp_pool("127.0.0.1", port)
     try:
-        reply = await wires.exchange(lambda: head + b"Content-Length: %d\r\n\r\n" % len(body) + body, 1 << 20)
+        reply = await pool.exchange(lambda: head + b"Content-Length: %d\r\n\r\n" % len(body) + body, 1 << 20)
     finally:
-        wires.close()
+        pool.close()
         await server.drain(0.0)
     assert reply.status == 200
     answer: dict[str, Any] = orjson.loads(reply.body)

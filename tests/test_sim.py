@@ -6,7 +6,7 @@ import pytest
 
 from bench.sim.check import one_queue, twice
 from bench.sim.figures import Queue, targets
-from bench.sim.scenarios import CONTENDERS, LINE, Scenario, dies, run, slows
+from bench.sim.scenarios import CONTENDERS, SCHEDULER, Scenario, dies, run, slows
 from bench.sim.servers import FIXED_S, Fifo, Log, Noise, Server, Turns
 from bench.sim.workload import NOISY, Trace, moments
 from bench.sim.world import World
@@ -25,7 +25,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 @pytest.mark.parametrize("befalls", [dies, slows])
 @pytest.mark.parametrize("kind", [Fifo, Turns])
-@pytest.mark.parametrize("who", [LINE, "two choices"])
+@pytest.mark.parametrize("who", [SCHEDULER, "two choices"])
 def test_every_request_is_ended_once_whatever_befalls_the_nodes(who: str, kind: type[Server], befalls) -> None:
     """`run` itself asserts that each request ends, and once; here, that few fail."""
     scenario = Scenario("", [16_000.0, 8_000.0, 4_000.0], kind=kind, befalls=befalls)
@@ -77,9 +77,9 @@ def test_a_slow_node_takes_longer_also_for_what_runs() -> None:
 
 
 def test_targets_are_judged_by_what_was_run() -> None:
-    cell = run(Scenario("4 very unequal", [16_000.0]), 70, LINE, Trace(50, 1), 1)
+    cell = run(Scenario("4 very unequal", [16_000.0]), 70, SCHEDULER, Trace(50, 1), 1)
     worse = msgspec.structs.replace(
         cell, contender="round robin", all=msgspec.structs.replace(cell.all, p99=3 * cell.all.p99)
     )
-    found = targets([cell, worse], ["4 very unequal"], LINE)
+    found = targets([cell, worse], ["4 very unequal"], SCHEDULER)
     assert [(target.found, target.ok) for target in found] == [(pytest.approx(3.0), False)]

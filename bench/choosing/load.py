@@ -12,7 +12,7 @@ from bench.fault.load import WORDS
 from bench.faultnode.scripted import vectors
 from bench.sim.workload import KINDS
 from embedmesh.engine.tokens import ModelTokenizer
-from embedmesh.gateway.nodes.http1 import tcp_dialler
+from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.rules.embeddings import EmbedReply
 from embedmesh.rules.errors import NodeFailure
 
@@ -86,7 +86,7 @@ def _body(texts: Sequence[str]) -> bytes:
 
 async def play(arrivals: Sequence[Arrival], host: str, port: int, key: str) -> list[Answered]:
     """Send all when it is time, whatever has become of those before."""
-    wires = tcp_dialler(host, port)
+    pool = tcp_pool(host, port)
     loop = asyncio.get_running_loop()
     began = loop.time() + 0.5
     decode = msgspec.json.Decoder(EmbedReply).decode
@@ -98,7 +98,7 @@ async def play(arrivals: Sequence[Arrival], host: str, port: int, key: str) -> l
         request = f"{head}{len(arrival.body)}\r\n\r\n".encode() + arrival.body
         try:
             async with asyncio.timeout(REPLY_S):
-                reply = await wires.exchange(lambda: request, REPLY_BYTES_MAX)
+                reply = await pool.exchange(lambda: request, REPLY_BYTES_MAX)
         except (NodeFailure, TimeoutError):
             return Answered(arrival.kind, loop.time() - began - arrival.at, 0, 0)
         took_s = loop.time() - began - arrival.at
@@ -111,4 +111,4 @@ async def play(arrivals: Sequence[Arrival], host: str, port: int, key: str) -> l
     try:
         return list(await asyncio.gather(*(one(arrival) for arrival in arrivals)))
     finally:
-        wires.close()
+        pool.close()

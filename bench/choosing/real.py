@@ -25,7 +25,7 @@ from rich.progress import track
 from bench.choosing.load import MODEL, REPLY_BYTES_MAX
 from bench.corpus import corpus
 from bench.fault.rig import HOST, Node, Rig, rigged
-from embedmesh.gateway.nodes.http1 import tcp_dialler
+from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.rules.embeddings import EmbedReply
 
 INPUTS = 2_048
@@ -76,14 +76,14 @@ async def measure(rounds: int, console: Console) -> tuple[list[float], list[floa
     first: np.ndarray | None = None
     with tempfile.TemporaryDirectory(prefix="embedmesh-spread-") as scratch:
         async with rigged(Path(scratch)) as rig, pinned_node(rig, 0), pinned_node(rig, 1) as second:
-            wires = tcp_dialler(HOST, rig.port)
+            pool = tcp_pool(HOST, rig.port)
             head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {rig.credentials.api_key}\r\n"
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             for number in track(range(-1, rounds), "measuring", console=console, transient=True):
                 for times, action in ((one_s, "drain"), (two_s, "resume")):
                     await rig.act(second, action)
                     begun = time.perf_counter()
-                    reply = await wires.exchange(lambda: head.encode() + body, REPLY_BYTES_MAX)
+                    reply = await pool.exchange(lambda: head.encode() + body, REPLY_BYTES_MAX)
                     took = time.perf_counter() - begun
                     if reply.status != 200:
                         raise RuntimeError(f"{reply.status} {reply.body[:300]!r}")
@@ -93,7 +93,7 @@ async def measure(rounds: int, console: Console) -> tuple[list[float], list[floa
                         raise RuntimeError("two nodes give other vectors than one")
                     if number >= 0:  # the first round warms shapes up
                         times.append(took)
-            wires.close()
+            pool.close()
     return one_s, two_s
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.faultnode.scripted import vectors
 from embedmesh.engine.tokens import ModelTokenizer
-from embedmesh.gateway.nodes.http1 import Dialler, tcp_dialler
+from embedmesh.gateway.nodes.pools import OutboundPool, tcp_pool
 from embedmesh.rules.embeddings import EmbedReply
 from embedmesh.rules.errors import NodeFailure
 
@@ -94,7 +94,7 @@ class Client:
     """Asks one gateway, and checks."""
 
     def __init__(self, host: str, port: int, key: str, pool: Pool) -> None:
-        self._wires: Dialler = tcp_dialler(host, port)
+        self._pool: OutboundPool = tcp_pool(host, port)
         self._pool = pool
         self._head = (
             f"POST /v1/embeddings HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
@@ -113,7 +113,7 @@ class Client:
         request = self._head + b"%d\r\n\r\n" % len(body) + body
         try:
             async with asyncio.timeout(REPLY_S):
-                reply = await self._wires.exchange(lambda: request, REPLY_BYTES_MAX)
+                reply = await self._pool.exchange(lambda: request, REPLY_BYTES_MAX)
         except (NodeFailure, TimeoutError):
             return Asked(user, at, loop.time() - at, LOST, len(question.places))
         took_s = loop.time() - at
@@ -126,7 +126,7 @@ class Client:
 
     def close(self) -> None:
         """Hang up."""
-        self._wires.close()
+        self._pool.close()
 
     def _wrong(self, body: bytes, places: list[int]) -> int:
         """How many of the vectors are not bit for bit the right ones."""

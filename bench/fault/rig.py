@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedmesh.gateway.nodes.http1 import Dialler, tcp_dialler
+from embedmesh.gateway.nodes.pools import OutboundPool, tcp_pool
 from embedmesh.provision.bootstrap import bootstrap
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.settings import Credentials
@@ -63,7 +63,7 @@ class Rig:
         self.gateway = gateway
         self.nodes: list[Node] = []
         self._started = 0
-        self._admin: Dialler = tcp_dialler(HOST, port)
+        self._admin: OutboundPool = tcp_pool(HOST, port)
 
     @property
     def log(self) -> Path:

@@ -14,8 +14,8 @@ from embedmesh.cli import main as cli
 from embedmesh.flow.again import Asked
 from embedmesh.flow.handle import Outcome, Receive, World
 from embedmesh.flow.respond import respond
-from embedmesh.gateway.nodes.http1 import Wires
 from embedmesh.gateway.nodes.own import OwnLink, Signing
+from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Answer, Clock, Deliver, Part, Share
@@ -73,11 +73,11 @@ async def only_forward(
     return Outcome(model.id, TOKENS, 0)
 
 
-def signed_link(wires: Wires, clock: Clock) -> OwnLink:
+def signed_link(pool: ConnectionPool, clock: Clock) -> OwnLink:
     """A link under the session of bench.gateway.node."""
     signing = Signing(NODE_ID, "0" * 16, clock, lambda *_: None)
     signing.add(SESSION)
-    return OwnLink(wires, clock, signing)
+    return OwnLink(pool, clock, signing)
 
 
 def leave_out(stage: str) -> None:

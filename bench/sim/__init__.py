@@ -1,1 +1,1 @@
-"""Our line beside other people's routers, in virtual time."""
+"""Our scheduler beside other people's routers, in virtual time."""

@@ -1,4 +1,4 @@
-"""Our line beside other people's routers, in virtual time: `make sim`, or `python -m bench.sim [--json]`.
+"""Our scheduler beside other people's routers, in virtual time: `make sim`, or `python -m bench.sim [--json]`.
 
 The scheduler is `embedmesh.fleet.scheduler` itself, driven by a clock that jumps from event to event, over nodes that
 it has to get to know. Beside it, over the same nodes and the same requests: round robin, random, two choices, least
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from bench.sim.check import one_queue, twice
 from bench.sim.figures import Figures, targets
 from bench.sim.plot import plot
-from bench.sim.scenarios import CONTENDERS, FATES, LARGE, LINE, STATIC, Scenario, run
+from bench.sim.scenarios import CONTENDERS, FATES, LARGE, SCHEDULER, STATIC, Scenario, run
 from bench.sim.show import markdown, show
 from bench.sim.workload import Trace
 
@@ -57,7 +57,7 @@ def simulate(
                 traces = {requests: Trace(requests, seed)}
             found.append(run(scenario, load, who, traces[requests], seed))
         progress.update(task, advance=1)
-    judged = targets(found, [scenario.name for scenario in STATIC], LINE)
+    judged = targets(found, [scenario.name for scenario in STATIC], SCHEDULER)
     return Figures(seed=seed, cells=found, queue=queue, same_twice=same_twice, targets=judged)
 
 

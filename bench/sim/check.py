@@ -9,7 +9,7 @@ import numpy as np
 from bench.sim.contenders import Routed
 from bench.sim.figures import WARM, Queue
 from bench.sim.routers import RoundRobin
-from bench.sim.scenarios import LINE, UNEQUAL_4, Scenario, run
+from bench.sim.scenarios import SCHEDULER, UNEQUAL_4, Scenario, run
 from bench.sim.servers import FIXED_S, Fifo, Log, Noise
 from bench.sim.workload import Trace, moments
 from bench.sim.world import World
@@ -56,6 +56,6 @@ def _lindley(arrived: np.ndarray, takes: np.ndarray) -> np.ndarray:
 def twice(requests: int = 500, seed: int = 1) -> bool:
     """Whether the same seed gives the same figures, our own clock's aside."""
     scenario = Scenario("twice", UNEQUAL_4)
-    cells = [run(scenario, 70, LINE, Trace(requests, seed), seed) for _ in range(2)]
+    cells = [run(scenario, 70, SCHEDULER, Trace(requests, seed), seed) for _ in range(2)]
     first, second = (msgspec.structs.replace(cell, cpu_us=0.0, took_s=0.0) for cell in cells)
     return first == second

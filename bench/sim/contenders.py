@@ -1,4 +1,4 @@
-"""Who takes the requests: a router of others in front of the servers, our line, or somebody who knows everything."""
+"""Who takes the requests: a router of others in front of the servers, our scheduler, or an oracle."""
 
 import bisect
 import heapq
@@ -12,9 +12,9 @@ from bench.sim.routers import Router
 from bench.sim.servers import Server
 from bench.sim.workload import Request
 from bench.sim.world import World
-from embedmesh.fleet.fair_queue import Work
 from embedmesh.fleet.load import Load
-from embedmesh.fleet.probe import OUT_EVERY_S, PROBE_S, SPEED_INPUTS, SPEED_TOKENS
+from embedmesh.fleet.probe import NODE_PROBE_S, OUT_EVERY_S, SPEED_INPUTS, SPEED_TOKENS
+from embedmesh.fleet.queued import QueuedRequest
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.rules.deadlines import attempt_s
@@ -81,14 +81,14 @@ class Routed(Contender):
         self.servers[number].ask(request.tokens, done)
 
 
-class Lined(Contender):
+class Scheduled(Contender):
     """`embedmesh.fleet.scheduler.Scheduler`, the very thing, in front of nodes that it has to get to know."""
 
     def __init__(self, world: World, servers: Sequence[Server], seed: int) -> None:
         super().__init__(world, servers, seed)
         self.registry = Registry(world)
-        self.line = Scheduler(self.registry, world, self.dice, self._call_later)
-        self.taken: list[tuple[Asking, Part]] = []  # to be asked as soon as the line has done
+        self.scheduler = Scheduler(self.registry, world, self.dice, self._call_later)
+        self.taken: list[tuple[Asking, Part]] = []  # to be asked as soon as the scheduler has done
         self._by_id = {f"n{server.number}": server for server in servers}
         for node_id, server in self._by_id.items():
             node = self.registry.add(Node(node_id, "", load=Load(interleaves=server.interleaves)))
@@ -98,11 +98,11 @@ class Lined(Contender):
         Asking(self, request)
 
     def over(self) -> None:
-        assert not self.line.waiting_tokens, "nothing waits"
+        assert not self.scheduler.queued_tokens, "nothing waits"
         assert all(not node.load.parts and not node.load.tokens for node in self.registry), "no load is left behind"
 
     def tell(self, what: Callable[[], object]) -> None:
-        """Tell the line something; ask the nodes what it says then. Counts the time that it takes us to decide."""
+        """Tell the scheduler something; ask the nodes what it says then. Counts the time that it takes us to decide."""
         began = time.process_time_ns()
         what()
         self.cpu_ns += time.process_time_ns() - began
@@ -124,7 +124,7 @@ class Lined(Contender):
         began = self.world.now
 
         def done(failure: NodeFailure | None) -> None:
-            late = self.world.now - began > PROBE_S
+            late = self.world.now - began > NODE_PROBE_S
             node.load.ended(tokens, self.world.now, well=failure is None and not late)
             if failure is None and not late:
                 node.draining = False
@@ -143,33 +143,33 @@ class Lined(Contender):
 
 
 class Asking:
-    """One request in our line, as `embedmesh.flow.forward.Asking` is. Implements the port `Asker`."""
+    """One request in our scheduler, as `embedmesh.flow.forward.Asking` is. Implements the port `Asker`."""
 
-    def __init__(self, lined: Lined, request: Request) -> None:
-        self._lined = lined
+    def __init__(self, lined: Scheduled, request: Request) -> None:
+        self._scheduled = lined
         self._request = request
         self._answered = bytearray(len(request.lengths))
         self._missing = len(request.lengths)
         self._unasked = self._missing  # inputs that nobody is asked for now
         self._unasked_since = lined.world.now
-        self._place: Work | None = None
+        self._place: QueuedRequest | None = None
         counted = Counted(lengths=request.lengths, ids=[], texts=[])
         lined.tell(lambda: self._enter(counted))
 
     def _enter(self, counted: Counted) -> None:
-        self._place = self._lined.line.enter(MODEL, counted, self._request.account, self)
+        self._place = self._scheduled.scheduler.enter(MODEL, counted, self._request.account, self)
 
     def take(self, part: Part) -> None:
         self._unasked -= len(part.places)
-        if not self._unasked and self._lined.world.now > self._unasked_since:
-            self._lined.waited.append((self._unasked_since, self._lined.world.now))
-        self._lined.taken.append((self, part))
+        if not self._unasked and self._scheduled.world.now > self._unasked_since:
+            self._scheduled.waited.append((self._unasked_since, self._scheduled.world.now))
+        self._scheduled.taken.append((self, part))
 
     def give_up(self, last: NodeFailure | None) -> None:
         self._failed()
 
     def ask(self, part: Part, server: Server) -> None:
-        world = self._lined.world
+        world = self._scheduled.world
         over = False
 
         def done(failure: NodeFailure | None) -> None:
@@ -193,16 +193,16 @@ class Asking:
         again = False
         if failure is not None:
             if not self._unasked:
-                self._unasked_since = self._lined.world.now
+                self._unasked_since = self._scheduled.world.now
             self._unasked += len(part.places)
 
         def ended() -> None:
             nonlocal again
             again = place.ended(part, failure)
 
-        self._lined.tell(ended)
+        self._scheduled.tell(ended)
         if failure is not None:
-            self._lined.failed(part.node_id)
+            self._scheduled.failed(part.node_id)
             if not again:
                 self._failed()
             return
@@ -211,11 +211,11 @@ class Asking:
             self._answered[at] = 1
         self._missing -= len(part.places)
         if not self._missing and not self._request.failed:
-            self._lined._end(self._request, well=True)
+            self._scheduled._end(self._request, well=True)
 
     def _failed(self) -> None:
         if not self._request.failed:
-            self._lined._end(self._request, well=False)
+            self._scheduled._end(self._request, well=False)
             if self._place is not None:
                 self._place.leave()
 
@@ -239,7 +239,7 @@ class Oracle(Contender):
         heapq.heappush(self._line, (rest.request.at if self._first_come else rest.left, rest.request.number, rest))
 
     def _give(self) -> None:
-        """Work for whoever is idle, as long as that makes it sooner."""
+        """QueuedRequest for whoever is idle, as long as that makes it sooner."""
         aside = []
         ahead = 0
         while self._line and self._idle:

@@ -4,7 +4,7 @@ import math
 from html import escape
 
 from bench.sim.figures import Cell, Figures
-from bench.sim.scenarios import LINE, ORACLE
+from bench.sim.scenarios import ORACLE, SCHEDULER
 
 LEFT, WIDTH, BETWEEN, TOP, STEP, GAP = 130, 250, 20, 84, 14, 26  # pixels
 LEAST_S, MOST_S = 0.003, 10_000.0
@@ -19,8 +19,10 @@ def plot(figures: Figures, scenarios: tuple[str, ...], loads: tuple[int, ...]) -
         y += STEP + 2
         rows = dict.fromkeys(cell.contender for cell in figures.cells if cell.scenario == scenario)
         for contender in rows:
-            colour = {LINE: OURS, ORACLE: BOUND}.get(contender, THEIRS)
-            parts.append(_text(LEFT - 10, y + 4, contender, "bold" if contender == LINE else "normal", "end", colour))
+            colour = {SCHEDULER: OURS, ORACLE: BOUND}.get(contender, THEIRS)
+            parts.append(
+                _text(LEFT - 10, y + 4, contender, "bold" if contender == SCHEDULER else "normal", "end", colour)
+            )
             for column, load in enumerate(loads):
                 cell = figures.find(scenario, load, contender)
                 if cell is not None:

@@ -149,7 +149,7 @@ class PeakEwma(TwoChoices):
 
 
 class ExpectedFinish(Router):
-    """When it would be done there, by our own measure of load, but chosen at once: the line without the line."""
+    """When it would be done there, by our own measure of load, but chosen at once: the scheduler without its queue."""
 
     def __init__(self, nodes: int, dice: Random) -> None:
         super().__init__(nodes, dice)

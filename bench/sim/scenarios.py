@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bench.sim.contenders import START_S, Contender, Lined, Oracle, Routed
+from bench.sim.contenders import START_S, Contender, Oracle, Routed, Scheduled
 from bench.sim.figures import Cell, cell
 from bench.sim.routers import ROUTERS
 from bench.sim.servers import FIXED_S, WIRE_S, Fifo, Log, Noise, Server, Turns
@@ -17,7 +17,7 @@ UNEQUAL_8 = [2_000.0, 2_000.0, 4_000.0, 4_000.0, 8_000.0, 8_000.0, 16_000.0, 32_
 UNEQUAL_4 = [1_000.0, 4_000.0, 16_000.0, 64_000.0]
 MIXED = [2_000.0] * 30 + [8_000.0] * 40 + [16_000.0] * 20 + [64_000.0] * 10  # old machines to small accelerators
 
-LINE, ORACLE = "line", "oracle"
+SCHEDULER, ORACLE = "our scheduler", "oracle"
 
 Befalls = Callable[[World, Sequence[Server], float, float], None]
 """World, servers, start and end of the middle third: what is done to them."""
@@ -68,7 +68,7 @@ FATES = (
 )
 CONTENDERS: dict[str, Callable[[World, Sequence[Server], int], Contender]] = {
     **{name: partial(Routed, make) for name, make in ROUTERS.items()},
-    LINE: Lined,
+    SCHEDULER: Scheduled,
     ORACLE: Oracle,
 }
 

@@ -62,7 +62,7 @@ class Log:
 class Server:
     """What both kinds share: being slow, dying, coming back."""
 
-    interleaves = False  # whether short calls pass bulk ones: nodes of ours say so, and the line knows
+    interleaves = False  # whether short calls pass bulk ones: nodes of ours say so, and the scheduler knows
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.sim.figures import Cell, Figures
-from bench.sim.scenarios import LINE, ORACLE
+from bench.sim.scenarios import ORACLE, SCHEDULER
 
 
 def show(figures: Figures, console: Console) -> None:
@@ -50,7 +50,7 @@ def _table(scenario: str, cells: list[Cell]) -> Table:
             table.add_section()
             load = cell.load
         shares = f"{cell.fairness:.2f}", f"{cell.jain:.3f}", f"{cell.utilisation:.0%}", f"{cell.wasted:.1%}"
-        decided = f"{cell.cpu_us:,.0f}" if cell.contender == LINE else ""
+        decided = f"{cell.cpu_us:,.0f}" if cell.contender == SCHEDULER else ""
         each = (cell.all, cell.small)
         table.add_row(
             f"{cell.load} %",
@@ -59,13 +59,13 @@ def _table(scenario: str, cells: list[Cell]) -> Table:
             *shares,
             f"{cell.failed:,}" if cell.failed else "",
             decided,
-            style={LINE: "bold", ORACLE: "dim"}.get(cell.contender),
+            style={SCHEDULER: "bold", ORACLE: "dim"}.get(cell.contender),
         )
     return table
 
 
 def markdown(figures: Figures) -> str:
-    """The 99th percentiles of all requests and of small ones, a table a scenario; and what the line takes to decide."""
+    """The 99th percentiles of all requests and of small ones, a table a scenario, and the time to decide."""
     lines = []
     for scenario in dict.fromkeys(cell.scenario for cell in figures.cells):
         cells = [cell for cell in figures.cells if cell.scenario == scenario]
@@ -75,7 +75,7 @@ def markdown(figures: Figures) -> str:
         for who in dict.fromkeys(cell.contender for cell in cells):
             found = [cell for cell in cells if cell.contender == who]
             values = " | ".join(f"{seconds(cell.all.p99)} | {seconds(cell.small.p99)}" for cell in found)
-            lines += [f"| **{who}** | {values} |" if who == LINE else f"| {who} | {values} |"]
+            lines += [f"| **{who}** | {values} |" if who == SCHEDULER else f"| {who} | {values} |"]
         lines += [""]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Virtual time: what is to happen, in order. Implements the port `Clock`, and the line's `CallLater`."""
+"""Virtual time: what is to happen, in order. Implements the port `Clock`, and the scheduler's `CallLater`."""
 
 import heapq
 from collections.abc import Callable, Sequence

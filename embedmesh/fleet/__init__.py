@@ -1,1 +1,1 @@
-"""Which nodes there are, how they are, and which to ask."""
+"""The nodes of a gateway: their states, their load, their health, and which of them gets a request."""

@@ -1,13 +1,13 @@
 """Where a node says it can be reached, and which IPs the gateway may connect to for it.
 
-A node's address is hostile input: who writes it chooses what our machine connects to. Three steps, each distrustful:
+A node's address is hostile input: its author chooses what our machine connects to. Three steps check it:
 
-- `parse` is a small grammar of our own. URL libraries disagree about odd text, and their disagreement is the attack;
-  here odd text is refused, and the gateway works with the parts, never with the text.
-- `Policy` has its own table of what is not the public internet. `ipaddress.is_global` is no such filter: it is true of
+- `parse` is a small grammar of our own. URL libraries disagree about odd text, which attacks use. We refuse odd text,
+  and work with the parts, never with the text.
+- `Policy` has its own table of networks that are not public. `ipaddress.is_global` does not suffice: it is true of
   `64:ff9b::a9fe:a9fe`, the cloud's metadata service seen through NAT64.
-- `resolve` looks a name up once and gives one IP, as judged. The caller connects to that IP and never looks again: the
-  second answer may be another.
+- `resolve` looks a name up once and returns one checked IP. The caller connects to that IP and never looks again: the
+  second answer may differ.
 """
 
 import asyncio
@@ -18,56 +18,43 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-ADDRESS_CHARS_MAX = 300  # scheme, the longest DNS name and a port take 267
-NAME_CHARS_MAX = 253  # DNS
+from embedmesh.rules.limits import ADDRESS_CHARS_MAX
+
+DNS_NAME_CHARS_MAX = 253
 PORT_MAX = 65_535
-PORTS = {"https": 443, "http": 80}  # where none is said
-RESULTS_MAX = 16  # of a look-up; a node has one or two, the rest is somebody's game
-LOOKUP_S = 2.0  # registration is rare and may wait; a name that takes longer would be no good node
+DEFAULT_PORTS = {"https": 443, "http": 80}
+LOOKUP_RESULTS_MAX = 16  # a node has one or two; more are an attack
+LOOKUP_S = 2.0  # registrations are rare and may wait; a node with a slower name is no good node
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]  # host and port to IPs, in text
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# The first row that holds an address names it. The last three rows are all IPv6 outside 2000::/3, the only part that is
-# given out; rows before them are there for the name.
+# The first row that contains an address names it. The last row is all IPv6 outside 2000::/3, the only part that is
+# assigned; the IPv6 networks before it only give better names.
 DENIED: Sequence[tuple[Network, str]] = [
     (ipaddress.ip_network(network), what)
-    for network, what in (
-        ("0.0.0.0/8", "an address of this network"),  # connects to this machine on Linux
-        ("10.0.0.0/8", "a private address"),
-        ("100.64.0.0/10", "an address behind a carrier's NAT"),  # also Alibaba's metadata, 100.100.100.200
-        ("127.0.0.0/8", "a loopback address"),
-        ("168.63.129.16/32", "an address of the cloud's own services"),  # Azure's, in the midst of public ones
-        ("169.254.0.0/16", "a link-local address"),  # also most clouds' metadata, 169.254.169.254
-        ("172.16.0.0/12", "a private address"),
-        ("192.0.0.0/24", "an address reserved for protocols"),  # also Oracle's metadata, 192.0.0.192
-        ("192.0.2.0/24", "an address for documentation"),
-        ("192.88.99.0/24", "a 6to4 relay"),
-        ("192.168.0.0/16", "a private address"),
-        ("198.18.0.0/15", "an address for benchmarks"),
-        ("198.51.100.0/24", "an address for documentation"),
-        ("203.0.113.0/24", "an address for documentation"),
-        ("224.0.0.0/4", "a multicast address"),
-        ("240.0.0.0/4", "a reserved address"),  # broadcast included
-        ("2001::/23", "an address reserved for protocols"),  # Teredo, which holds an IPv4 address; ORCHID
-        ("2001:db8::/32", "an address for documentation"),
-        ("2002::/16", "a 6to4 address"),  # holds an IPv4 address
-        ("3fff::/20", "an address for documentation"),
-        ("::/128", "an address of this network"),
-        ("::1/128", "a loopback address"),
-        ("::ffff:0:0/96", "an IPv4 address in the form of IPv6"),
-        ("::/96", "an IPv4 address in the form of IPv6"),
-        ("64:ff9b::/96", "a NAT64 address"),  # holds an IPv4 address
-        ("64:ff9b:1::/48", "a NAT64 address"),
-        ("fc00::/7", "a private address"),  # also the metadata of AWS, fd00:ec2::254
-        ("fe80::/10", "a link-local address"),
-        ("fec0::/10", "a private address"),  # site-local: withdrawn, but routed where it was set up
-        ("ff00::/8", "a multicast address"),
-        ("::/3", "an address outside the public internet"),
-        ("4000::/2", "an address outside the public internet"),
-        ("8000::/1", "an address outside the public internet"),
+    for what, networks in (
+        ("an address of this network", "0.0.0.0/8 ::/128"),  # 0.0.0.0 connects to this machine on Linux
+        ("a loopback address", "127.0.0.0/8 ::1/128"),
+        ("a private address", "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16"),
+        ("a private address", "fc00::/7 fec0::/10"),  # also the metadata of AWS, fd00:ec2::254
+        ("a link-local address", "169.254.0.0/16 fe80::/10"),  # also most clouds' metadata, 169.254.169.254
+        ("an address behind a carrier's NAT", "100.64.0.0/10"),  # also Alibaba's metadata, 100.100.100.200
+        ("an address of the cloud's own services", "168.63.129.16/32"),  # Azure's, among public ones
+        ("an address reserved for protocols", "192.0.0.0/24"),  # also Oracle's metadata, 192.0.0.192
+        ("an address reserved for protocols", "2001::/23"),  # Teredo, which holds an IPv4 address; ORCHID
+        ("an address for documentation", "192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 2001:db8::/32 3fff::/20"),
+        ("an address for benchmarks", "198.18.0.0/15"),
+        ("a multicast address", "224.0.0.0/4 ff00::/8"),
+        ("a reserved address", "240.0.0.0/4"),  # broadcast included
+        ("a 6to4 relay", "192.88.99.0/24"),
+        ("a 6to4 address", "2002::/16"),  # holds an IPv4 address
+        ("an IPv4 address in the form of IPv6", "::ffff:0:0/96 ::/96"),
+        ("a NAT64 address", "64:ff9b::/96 64:ff9b:1::/48"),  # holds an IPv4 address
+        ("an address outside the public internet", "::/3 4000::/2 8000::/1"),
     )
+    for network in networks.split()
 ]
 
 _CHARACTERS = re.compile(r"[A-Za-z0-9.:/\[\]-]*")
@@ -79,7 +66,7 @@ _CIDR = re.compile(r"[0-9A-Fa-f:.]+/(0|[1-9][0-9]{0,2})")  # no netmask, no zone
 
 
 class AddressRefused(ValueError):
-    """The gateway does not connect there. Says why in words, and never which IP was found."""
+    """The gateway does not connect there. The message never tells which IP was found."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -90,25 +77,27 @@ class Endpoint(msgspec.Struct, frozen=True):
     port: int
 
     def __str__(self) -> str:
-        """The address in full; `parse` takes it back to the same parts."""
+        """The address in full, which `parse` reads back."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
 
 def parse(text: str) -> Endpoint:
-    """The parts of an address. Raises ValueError, whose message is for the node's operator and repeats nothing."""
+    """The parts of an address. Raises ValueError, whose message is for the node's operator and quotes nothing."""
     if len(text) > ADDRESS_CHARS_MAX:
         raise ValueError(f"The address is longer than {ADDRESS_CHARS_MAX} characters.")
     if not _CHARACTERS.fullmatch(text):
         raise ValueError("The address holds more than letters, digits, brackets and . : / -, which is all it may hold.")
     scheme, separator, rest = text.partition("://")
-    if not separator or scheme not in PORTS:
+    if not separator or scheme not in DEFAULT_PORTS:
         raise ValueError("The address does not begin with https:// or http:// (in lower case).")
     shape = _SHAPE.fullmatch(rest)
     if shape is None:
         raise ValueError("The address is not https://HOST:PORT and nothing more; an IPv6 address stands in brackets.")
     host, port = shape.groups()
-    return Endpoint(tls=scheme == "https", host=_host(host), port=PORTS[scheme] if port is None else _port(port))
+    return Endpoint(
+        tls=scheme == "https", host=_host(host), port=DEFAULT_PORTS[scheme] if port is None else _port(port)
+    )
 
 
 def _port(digits: str) -> int:
@@ -124,10 +113,10 @@ def _host(text: str) -> str:
             raise ValueError("What stands in brackets is not an IPv6 address.")
         return str(ip)
     if _ip(text):
-        return text  # four decimals: they have one form only
+        return text  # four decimals, which have one form only
     name = text.lower().removesuffix(".")
     labels = name.split(".")
-    if len(name) > NAME_CHARS_MAX or not all(_LABEL.fullmatch(label) for label in labels):
+    if len(name) > DNS_NAME_CHARS_MAX or not all(_LABEL.fullmatch(label) for label in labels):
         raise ValueError("The host is neither an IP address nor a DNS name.")
     if _NUMBER.fullmatch(labels[-1]):
         raise ValueError("The host ends in a number, but is not four decimals from 0 to 255 without leading zeros.")
@@ -135,8 +124,8 @@ def _host(text: str) -> str:
 
 
 def _ip(text: str) -> Ip | None:
-    """The IP that is written there, if one is. One with a zone is none: a zone is a network card of ours."""
-    written = str(text)  # the library makes addresses of integers and bytes too, and look-ups are not to be trusted
+    """The IP that a text is, if any. An IP with a zone is refused: the zone is a network interface of ours."""
+    written = str(text)  # the library accepts integers and bytes, too, and look-ups are not to be trusted
     try:
         return None if "%" in written else ipaddress.ip_address(written)
     except ValueError:
@@ -144,26 +133,22 @@ def _ip(text: str) -> Ip | None:
 
 
 class Policy:
-    """Which IPs may be connected to: the public internet, and the networks that the operator's allow-list names.
+    """The IPs that we may connect to: the public internet, and the networks of the operator's allow-list.
 
-    An IPv4 address in the form of IPv6 is an IPv6 address here. It is never unwrapped, so an allowed `10.0.0.0/8` does
-    not allow `::ffff:10.0.0.1`.
+    An IPv4 address in IPv6 form counts as IPv6. It is never unwrapped, so an allowed `10.0.0.0/8` does not allow
+    `::ffff:10.0.0.1`.
     """
 
     def __init__(self, allowed: Sequence[str]) -> None:
         self._allowed = [_network(text) for text in allowed]
 
-    def permits(self, ip: str) -> bool:
-        """Whether the gateway may connect to this IP for a node. What is no IP is not permitted."""
-        return self.refusal(ip) is None
-
     def permits_plain(self, ip: str) -> bool:
-        """Whether it may do so without TLS: only inside a network that the allow-list names."""
+        """Whether the gateway may connect to this IP without TLS: only inside a network of the allow-list."""
         address = _ip(ip)
         return address is not None and any(address in network for network in self._allowed)
 
     def refusal(self, ip: str) -> str | None:
-        """What this IP is that is not permitted, in words ("a private address"); None where it is permitted."""
+        """Why the gateway must not connect to this IP, in words ("a private address"); None if it may."""
         address = _ip(ip)
         if address is None:
             return "no IP address"
@@ -184,7 +169,7 @@ def _network(text: str) -> Network:
 async def resolve(endpoint: Endpoint, policy: Policy, lookup: Lookup) -> str:
     """The one IP to connect to from now on. Raises AddressRefused.
 
-    All that a name resolves to must be permitted: one public and one private IP are an attack or a mistake.
+    All IPs of a name must be permitted: a public one beside a private one is an attack or a mistake.
     """
     literal = _ip(endpoint.host) is not None
     found = [endpoint.host] if literal else await _look_up(endpoint, lookup)
@@ -194,13 +179,13 @@ async def resolve(endpoint: Endpoint, policy: Policy, lookup: Lookup) -> str:
             raise AddressRefused(f"The host {'is' if literal else 'resolves to'} {what}.")
         if not endpoint.tls and not policy.permits_plain(ip):
             raise AddressRefused("Plain http is not permitted there: use https.")
-    return str(_ip(found[0]))  # as it was judged, not as it was written
+    return str(_ip(found[0]))  # the checked form, not the text
 
 
 async def _look_up(endpoint: Endpoint, lookup: Lookup) -> Sequence[str]:
     try:
-        found = (await lookup(endpoint.host, endpoint.port))[:RESULTS_MAX]
-    except OSError as failure:  # a deadline that passed is one too
+        found = (await lookup(endpoint.host, endpoint.port))[:LOOKUP_RESULTS_MAX]
+    except OSError as failure:  # TimeoutError is one
         raise AddressRefused("The host could not be looked up.") from failure
     if not found:
         raise AddressRefused("The host resolves to no address.")

@@ -1,16 +1,16 @@
-"""Nodes as they are looked at during one decision: what each would take, and whether it has room."""
+"""The nodes of one decision: how long each would take, and whether it has room."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.ports import Dice
 
-FULL_SCAN_NODES_MAX = 100  # above, only some are looked at: nearly as good, and the cost does not grow
-SAMPLE_NODES = 16  # so many by dice, beside the one that has just become free
+FULL_SCAN_NODES_MAX = 100  # with more, a sample is nearly as good, and its cost does not grow
+SAMPLE_NODES = 16  # random ones, beside the node that has just become free
 
 
 class Candidate:
-    """One node, with what is asked again and again of it worked out once."""
+    """One node, with its estimates worked out once."""
 
     __slots__ = ("_bulk_s", "_fixed_s", "_now", "_penalty_s", "_per_token_s", "_small_s", "node", "tokens_per_s")
 
@@ -25,7 +25,7 @@ class Candidate:
     def look(self, now: float) -> None:
         """Its load has changed."""
         self._now = now
-        self._bulk_s: float | None = None  # until it would begin with a large part; worked out when it is asked for
+        self._bulk_s: float | None = None  # until it would begin with a large part; worked out when needed
         self._small_s: float | None = None
 
     def room(self, small: bool) -> bool:
@@ -33,17 +33,17 @@ class Candidate:
         return self.node.room(self._remaining_s(small), self._now, small=small)
 
     def finish_s(self, tokens: int, small: bool) -> float:
-        """When it would be done with so many tokens more, in seconds from now."""
-        paused_s = self.node.paused_until - self._now  # or all would wait for a node that is full
+        """When it would be done with these tokens, too, in seconds from now."""
+        paused_s = self.node.paused_until - self._now  # or all would wait for a full node
         return max(self._remaining_s(small), paused_s) + self._fixed_s + tokens * self._per_token_s + self._penalty_s
 
     def work_s(self, parts: int, tokens: int) -> float:
-        """How long it works on so many parts with so many tokens in all."""
+        """How long it works on some parts with these tokens in all."""
         return parts * self._fixed_s + tokens * self._per_token_s
 
     @property
     def room_in_s(self) -> float:
-        """When a large part may be sent next, if all goes as expected."""
+        """When a large part may be sent next, as expected."""
         return max(self._remaining_s(False), self.node.paused_until - self._now) - self._fixed_s
 
     def _remaining_s(self, small: bool) -> float:
@@ -58,15 +58,11 @@ class Candidate:
 
 
 def candidates_of(nodes: Sequence[Node], freed: Node | None, now: float, dice: Dice) -> list[Candidate]:
-    """All of them, or of very many some, with the one that was `freed`: of those two the better is nearly the best."""
-    if len(nodes) <= FULL_SCAN_NODES_MAX:
-        return [Candidate(node, now) for node in nodes]
-    return [Candidate(node, now) for node in _some(nodes, freed, dice)]
-
-
-def _some(nodes: Sequence[Node], freed: Node | None, dice: Dice) -> Iterable[Node]:
-    drawn = {int(dice.random() * len(nodes)) for _ in range(SAMPLE_NODES)}
-    some = [nodes[at] for at in sorted(drawn)]
-    if freed is not None and freed in nodes and freed not in some:
-        some.append(freed)
-    return some
+    """All nodes, or a sample of very many, with the one that was `freed`."""
+    if len(nodes) > FULL_SCAN_NODES_MAX:
+        drawn = {int(dice.random() * len(nodes)) for _ in range(SAMPLE_NODES)}
+        sample = [nodes[at] for at in sorted(drawn)]
+        if freed is not None and freed in nodes and freed not in sample:
+            sample.append(freed)
+        nodes = sample
+    return [Candidate(node, now) for node in nodes]

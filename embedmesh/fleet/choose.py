@@ -1,16 +1,19 @@
 """Which node gets a part: one policy a function, over options that were measured before. Dice are handed in.
 
-An option may have no room now. A policy may still prefer it; then nobody is chosen, and the work waits in line for it.
+A policy may prefer a node that has no room now. Then none is chosen, and the request waits in the queue for it.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from embedmesh.fleet.candidates import Candidate
+from embedmesh.fleet.queued import QueuedRequest
 from embedmesh.fleet.registry import Node
+from embedmesh.fleet.spread import part_tokens_max
 from embedmesh.rules.ports import Dice
 
-TIE = 1.05  # nodes within five percent of the best are equal: the estimate is no better than that
-LATER_MAX_S = 1.0  # how much later a cheaper, or weightier, node may be done than the fastest
+TIE = 1.05  # nodes within five percent of the best count as equal: the estimate is no better
+LATER_MAX_S = 1.0  # how much later than the fastest a cheaper, or weightier, node may be done
 
 
 class Option(NamedTuple):
@@ -19,17 +22,17 @@ class Option(NamedTuple):
     node: Node
     finish_s: float
     room: bool
-    price: int = 0  # what the node asks, in nano-USD per million tokens
+    price: int = 0  # of the node, in nano-USD per million tokens
 
 
 Policy = Callable[[Sequence[Option], float, Dice], Option | None]
-"""Options, the time in seconds until all that goes before would be done anywhere, dice -> who takes it, if anybody."""
+"""Options, seconds until all earlier work would be done by any nodes, dice → the node that takes it, or None."""
 
 
 def fastest(options: Sequence[Option], horizon_s: float, dice: Dice) -> Option | None:
-    """The node that would be done first; equal ones by dice, or the first would take all the work.
+    """The node that would be done first; among equal ones by dice, or the first would take all the work.
 
-    A slower one is used where even that is done before the fast ones could have done all that is ahead (`horizon_s`).
+    A slower one is used if it is done before the fast ones could have done all that is ahead (`horizon_s`).
     """
     best_s = min(option.finish_s for option in options)
     limit_s = max(best_s, horizon_s) * TIE
@@ -41,15 +44,15 @@ def fastest(options: Sequence[Option], horizon_s: float, dice: Dice) -> Option |
 
 
 def cheapest(options: Sequence[Option], horizon_s: float, dice: Dice) -> Option | None:
-    """The node that asks least among those that would be done in reasonable time; waited for if it has no room."""
-    patient = _patient(options, horizon_s)
-    least = min(option.price for option in patient)
-    return fastest([option for option in patient if option.price == least], 0.0, dice)
+    """The cheapest node that would be done in reasonable time. If it has no room, the request waits for it."""
+    in_time = _in_time(options, horizon_s)
+    least = min(option.price for option in in_time)
+    return fastest([option for option in in_time if option.price == least], 0.0, dice)
 
 
 def weighted(options: Sequence[Option], horizon_s: float, dice: Dice) -> Option | None:
-    """A node with room by chance, as often as the operator's weights say."""
-    free = [option for option in _patient(options, horizon_s) if option.room]
+    """A random node with room, in proportion to the operator's weights."""
+    free = [option for option in _in_time(options, horizon_s) if option.room]
     drawn = dice.random() * sum(option.node.weight for option in free)
     for option in free:
         drawn -= option.node.weight
@@ -58,13 +61,54 @@ def weighted(options: Sequence[Option], horizon_s: float, dice: Dice) -> Option 
     return None
 
 
-def _patient(options: Sequence[Option], horizon_s: float) -> list[Option]:
+def _in_time(options: Sequence[Option], horizon_s: float) -> list[Option]:
     limit_s = max(min(option.finish_s for option in options), horizon_s) + LATER_MAX_S
     return [option for option in options if option.finish_s <= limit_s]
 
 
 def _any(options: Sequence[Option], dice: Dice) -> Option:
     return options[0] if len(options) == 1 else options[int(dice.random() * len(options))]
+
+
+def choose_candidate(
+    policy: Policy,
+    dice: Dice,
+    candidates: list[Candidate],
+    request: QueuedRequest,
+    tokens: int,
+    ahead: int,
+    *,
+    small: bool,
+) -> tuple[Candidate | None, int, float]:
+    """Which node gets inputs of a request, `tokens` in all, behind `ahead` tokens, and at most how many of them.
+
+    If none does, the last value is how many tokens must be ahead for a free node to be used.
+    """
+    whole = request.whole
+    if len(candidates) == 1 and whole and candidates[0].room(small):
+        return candidates[0], tokens, 0.0
+    speed = free_speed = 0.0
+    outstanding = 0
+    for candidate in candidates:
+        speed += candidate.tokens_per_s
+        outstanding += candidate.node.load.tokens
+        free_speed += candidate.tokens_per_s if candidate.room(small) else 0.0
+    if not free_speed:
+        return None, 0, 0.0
+    options, limits = [], []
+    for candidate in candidates:
+        node = candidate.node
+        limit = tokens if whole else part_tokens_max(tokens, candidate.tokens_per_s, free_speed)
+        limits.append(limit)
+        finish_s = candidate.finish_s(min(limit, tokens), whole)
+        options.append(Option(node, finish_s, candidate.room(small), node.asks.get(request.model_id, 0)))
+    horizon_s = (outstanding + ahead + (0 if whole else tokens)) / speed
+    chosen = policy(options, horizon_s, dice)
+    if chosen is None:
+        free_s = min(option.finish_s for option in options if option.room)
+        return None, 0, free_s / TIE * speed - outstanding
+    at = options.index(chosen)
+    return candidates[at], limits[at], 0.0
 
 
 POLICIES: dict[str, Policy] = {"fastest": fastest, "cheapest": cheapest, "weighted": weighted}

@@ -1,94 +1,93 @@
 """How loaded a node is and how fast it has been: measured apart from choosing.
 
-The cost of an embedding is known before it is sent, so what is learned is a node's speed, not its latency: a mean of
-latencies is misled by the mix of sizes, and by how much else was waiting. What counts is the time a node was busy and
-what it got done in it, in whatever order: each stretch of busy time gives one point (tokens a part, seconds a part),
-and a straight line through the recent points gives the fixed cost of a part and the tokens per second. A stretch ends
-where the *oldest* outstanding part ends: what short parts that passed a large one got done in a stretch is known, but
-not how much of the large one, so no stretch may end in the middle of it.
+The tokens of a part are known before it is sent, so we learn a node's speed, not its latency: the mix of sizes and the
+queue at the node distort a mean of latencies. Each stretch of busy time gives one point (tokens a part, seconds
+a part), and a straight line through the recent points gives the fixed cost of a part and the tokens per second. A
+stretch ends where the *oldest* outstanding part ends: while short parts pass a large one, nobody knows how much of the
+large one is done.
 """
 
-from dataclasses import dataclass
-
-FORGET = 0.95  # weight of the past at each new point: about the last twenty count
-TURNED, FORGET_TURNED = 2.0, 0.3  # once two points in a row lie so far off to the same side: the node has changed
-PRIOR_TOKENS_PER_S = 1_000.0  # a busy small machine; replaced by what is measured as soon as a node is ready
+POINT_FADE = 0.95  # weight of the past at each new point: about the last twenty count
+TURNED, POINT_FADE_TURNED = (
+    2.0,
+    0.3,
+)  # the same after two points in a row this far off on one side: the node has changed
+PRIOR_TOKENS_PER_S = 1_000.0  # a busy small machine; the first measurement replaces it
 PRIOR_FIXED_S = 0.005
-PRIOR_TOKENS = 1_000.0  # the prior is two points: a part without tokens, and one of so many
-PRIOR_WEIGHT = 0.001  # so that the first measurement replaces it
-TOKENS_PER_S_MIN = 50.0  # slower than any machine worth asking; keeps an outlier from closing a node for minutes
+PRIOR_TOKENS = 1_000.0  # the prior is two points: a part without tokens, and one with these
+PRIOR_WEIGHT = 0.001
+TOKENS_PER_S_MIN = 50.0  # slower than any useful machine; an outlier must not close a node for minutes
 TOKENS_PER_S_MAX = 10_000_000.0
-BATCH_TOKENS = 1_024  # of our engine: what a short call waits for at a node that interleaves
-STRETCH_PARTS = 8  # busy time is cut into points after so many parts,
-STRETCH_S = 0.25  # or so many seconds: while a node is never idle it is learned from, too
-SURPRISE = 4.0  # a point so many times above or below the line counts as that much: a stall is not a node's speed
-BEYOND = 4.0  # past the largest parts seen, tokens cost at least this part of what they cost there, fixed cost included
-ALIKE = 0.2  # points whose sizes spread by less than this part of their mean say nothing of the slope
+INTERLEAVED_BATCH_TOKENS = 1_024  # of our engine: a short call waits for one batch of large ones
+STRETCH_PARTS = 8  # busy time is cut into points after this many parts,
+STRETCH_S = 0.25  # or seconds, so that a node which is never idle is measured, too
+SURPRISE = 4.0  # a point is clipped to this factor above or below the line: a stall is not a node's speed
+BEYOND = 4.0  # a token costs at least one part in this of its cost in the largest parts seen, fixed cost included
+SPREAD_MIN = 0.2  # of the mean size: points that spread less say nothing of the slope
 
 
 class Load:
-    """One node's outstanding work and learned speed. Tokens and seconds; `now` is on the monotonic clock.
+    """One node's outstanding work and learned speed. `now` is on the monotonic clock.
 
     A node that `interleaves` runs short calls between the batches of large ones, as ours do (docs/reference/
-    node-protocol.md): they wait for one batch there, not for all that came before.
+    node-protocol.md): they wait for one batch, not for all earlier work.
     """
 
     def __init__(self, *, interleaves: bool = False) -> None:
         self.interleaves = interleaves
         self.tokens = 0  # outstanding: sent by us and not answered
         self.parts = 0
-        self.bulk_tokens = 0  # those of them that are of requests which were cut
+        self.bulk_tokens = 0  # of them, in parts of requests that were cut
         self.bulk_parts = 0
-        self._others = (0, 0.0)  # what the node says it has for other gateways, in tokens; and until when that counts
-        self._sent: list[int] = []  # tokens of what is outstanding, the oldest first
-        self._since = 0.0  # when the oldest was begun: when the one before it ended, or when the node ceased to be idle
-        self._passed_parts = 0  # what has ended since then: short parts that passed it
+        self._others = (0, 0.0)  # the node's tokens for other gateways, by its own report; and until when that counts
+        self._sent: list[int] = []  # tokens of the outstanding parts, the oldest first
+        self._since = 0.0  # when the oldest part began: the end of the part before, or of the node's idle time
+        self._passed_parts = 0  # short parts that have ended since then
         self._passed_tokens = 0
         self._stretch_parts = 0
         self._stretch_tokens = 0
         self._stretch_s = 0.0
-        self._line = _Line()
+        self._fit = _Fit()
 
     @property
     def tokens_per_s(self) -> float:
-        """As fast as it is once it runs: without the fixed cost."""
-        return 1.0 / self._line.per_token_s
+        """The speed without the fixed cost."""
+        return 1.0 / self._fit.per_token_s
 
     @property
     def measured(self) -> bool:
-        """Whether that, and what follows, was learned of this node: else it is what is thought of any."""
-        return self._line.measured
+        """Whether the speed was measured, or is the prior of any node."""
+        return self._fit.measured
 
     @property
     def fixed_s(self) -> float:
-        """What a part costs besides its tokens."""
-        return self._line.fixed_s
+        """The cost of a part besides its tokens."""
+        return self._fit.fixed_s
 
     def remaining_s(self, now: float, *, small: bool = False) -> float:
-        """Until the node would begin with what it is sent now: a `small` part, or one of a large request.
+        """Until the node would begin with a part sent now: a `small` one, or one of a large request.
 
-        Past the time that it should have taken a node gets worse the longer it says nothing, as a wedged one must not
-        look idle.
+        Once the expected time has passed, the value grows with the node's silence: a wedged node must not look idle.
         """
         others_tokens, until = self._others
         tokens = self.tokens + self._passed_tokens + (others_tokens if now < until else 0)
-        work_s = self._line.seconds(self.parts + self._passed_parts, tokens)
+        work_s = self._fit.seconds(self.parts + self._passed_parts, tokens)
         elapsed_s = now - self._since if self.parts else 0.0
         if not small or not self.interleaves or not self.bulk_parts:
             return abs(work_s - elapsed_s)
-        batch_s = min(self.bulk_tokens, BATCH_TOKENS) * self._line.per_token_s
+        batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * self._fit.per_token_s
         return self.small_s() + batch_s + max(0.0, elapsed_s - work_s)
 
     def small_s(self) -> float:
-        """How long its small parts will take, those of large requests left out."""
-        return self._line.seconds(self.parts - self.bulk_parts, self.tokens - self.bulk_tokens)
+        """How long its small parts will take."""
+        return self._fit.seconds(self.parts - self.bulk_parts, self.tokens - self.bulk_tokens)
 
     def finish_s(self, tokens: int, now: float, *, small: bool = False) -> float:
-        """Until a part of so many tokens more would be done."""
-        return self.remaining_s(now, small=small) + self._line.seconds(1, tokens)
+        """Until one more part with these tokens would be done."""
+        return self.remaining_s(now, small=small) + self._fit.seconds(1, tokens)
 
     def others_say(self, tokens: int, until: float) -> None:
-        """The node has so many tokens for other gateways; its word is good for a while."""
+        """The node reports its tokens for other gateways, which counts until then."""
         self._others = tokens, until
 
     def began(self, tokens: int, now: float, *, bulk: bool = False) -> None:
@@ -102,7 +101,7 @@ class Load:
         self._sent.append(tokens)
 
     def ended(self, tokens: int, now: float, *, well: bool, bulk: bool = False, late: bool = False) -> None:
-        """A part ended; only what ended well says how fast the node is, and what was `late` that it is slower."""
+        """A part ended. If it ended well, it tells the node's speed; if it was `late`, that the node is slower."""
         self.bulk_parts -= bulk
         self.bulk_tokens -= tokens if bulk else 0
         self.parts -= 1
@@ -115,13 +114,13 @@ class Load:
             return
         if late and was_oldest:
             parts = self._passed_parts + 1
-            self._line.add_at_least((self._passed_tokens + tokens) / parts, (now - self._since) / parts)
+            self._fit.add_at_least((self._passed_tokens + tokens) / parts, (now - self._since) / parts)
         if well:
             self._stretch_parts += self._passed_parts
             self._stretch_tokens += self._passed_tokens
             self._stretch_s += now - self._since
             if not self.parts or self._stretch_parts >= STRETCH_PARTS or self._stretch_s >= STRETCH_S:
-                self._line.add(self._stretch_tokens / self._stretch_parts, self._stretch_s / self._stretch_parts)
+                self._fit.add(self._stretch_tokens / self._stretch_parts, self._stretch_s / self._stretch_parts)
                 self._forget_stretch()
         elif not self.parts:
             self._forget_stretch()
@@ -133,71 +132,59 @@ class Load:
         self._stretch_s = 0.0
 
 
-@dataclass
-class _Line:
+class _Fit:
     """A weighted straight line through (tokens, seconds) of single parts. Old points fade."""
 
-    fixed_s: float = PRIOR_FIXED_S
-    per_token_s: float = 1.0 / PRIOR_TOKENS_PER_S
-    _weight: float = 0.0
-    _tokens: float = 0.0
-    _seconds: float = 0.0
-    _tokens_squared: float = 0.0
-    _tokens_seconds: float = 0.0
-    _large_tokens: float = 0.0  # the last point that was at least half as large as any before it
-    _large_s: float = 0.0
-    _side: int = 0  # whether the last point lay far above the line (1), far below it (-1), or near it
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.fixed_s = PRIOR_FIXED_S
+        self.per_token_s = 1.0 / PRIOR_TOKENS_PER_S
+        self._weight = self._tokens = self._seconds = self._tokens_squared = self._tokens_seconds = 0.0  # sums
+        self._large_tokens = self._large_s = 0.0  # the last point that was at least half as large as any before it
+        self._side = 0  # whether the last point lay far above the line (1), far below it (-1), or near it
         for tokens in (0.0, PRIOR_TOKENS):
-            self._sum(PRIOR_WEIGHT, tokens, PRIOR_FIXED_S + tokens / PRIOR_TOKENS_PER_S)
+            self._sum(1.0, PRIOR_WEIGHT, tokens, PRIOR_FIXED_S + tokens / PRIOR_TOKENS_PER_S)
 
     @property
     def measured(self) -> bool:
-        """Whether there is a point that is no prior."""
+        """Whether there is a point beside the prior."""
         return self._weight > 0.5
 
     def seconds(self, parts: float, tokens: float) -> float:
-        """What so much should take."""
+        """The expected time of some parts."""
         return parts * self.fixed_s + tokens * self.per_token_s
 
     def add_at_least(self, tokens: float, seconds: float) -> None:
-        """A point that would have lain higher: nobody waited for it to end."""
+        """A point whose true seconds are more: the part was not waited for."""
         if seconds > self.seconds(1, tokens):
             self.add(tokens, seconds)
 
     def add(self, tokens: float, seconds: float) -> None:
-        """One more point. Where all points are of like size the slope stays what it was, and the fixed cost moves."""
-        forget = FORGET
+        """One more point. If all points are of like size, the slope stays and the fixed cost moves."""
+        fade = POINT_FADE
         if self.measured:
             expected_s = self.seconds(1, tokens)
             side = (seconds > expected_s * TURNED) - (seconds < expected_s / TURNED)
             surprise = SURPRISE
             if side and side == self._side:
-                forget, surprise = FORGET_TURNED, SURPRISE**2
+                fade, surprise = POINT_FADE_TURNED, SURPRISE**2
             self._side = side
             seconds = min(max(seconds, expected_s / surprise), expected_s * surprise)
         if tokens >= self._large_tokens / 2:
             self._large_tokens, self._large_s = tokens, seconds
-        self._weight *= forget
-        self._tokens *= forget
-        self._seconds *= forget
-        self._tokens_squared *= forget
-        self._tokens_seconds *= forget
-        self._sum(1.0, tokens, seconds)
+        self._sum(fade, 1.0, tokens, seconds)
         mean_tokens, mean_s = self._tokens / self._weight, self._seconds / self._weight
         spread = self._tokens_squared / self._weight - mean_tokens**2
         together = self._tokens_seconds / self._weight - mean_tokens * mean_s
-        kept = (ALIKE * mean_tokens) ** 2 + 1.0
+        kept = (SPREAD_MIN * mean_tokens) ** 2 + 1.0
         slope = (together + kept * self.per_token_s) / (max(spread, 0.0) + kept)
         slope = min(slope, mean_s / mean_tokens if mean_tokens else slope)  # or the fixed cost would be negative
         slope = max(slope, self._large_s / self._large_tokens / BEYOND if self._large_tokens else slope)
         self.per_token_s = min(max(slope, 1 / TOKENS_PER_S_MAX), 1 / TOKENS_PER_S_MIN)
         self.fixed_s = max(0.0, mean_s - self.per_token_s * mean_tokens)
 
-    def _sum(self, weight: float, tokens: float, seconds: float) -> None:
-        self._weight += weight
-        self._tokens += weight * tokens
-        self._seconds += weight * seconds
-        self._tokens_squared += weight * tokens * tokens
-        self._tokens_seconds += weight * tokens * seconds
+    def _sum(self, fade: float, weight: float, tokens: float, seconds: float) -> None:
+        self._weight = fade * self._weight + weight
+        self._tokens = fade * self._tokens + weight * tokens
+        self._seconds = fade * self._seconds + weight * seconds
+        self._tokens_squared = fade * self._tokens_squared + weight * tokens * tokens
+        self._tokens_seconds = fade * self._tokens_seconds + weight * tokens * seconds

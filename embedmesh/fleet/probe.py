@@ -1,47 +1,32 @@
 """Health is a verified embedding. One task a node asks for one: rarely while callers' own requests show that it works,
-often while it is out. Servers of other makes are asked at their own pace (see pace)."""
+often while it is out. Upstream servers are probed at their own pace (see pace)."""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
-from embedmesh.fleet.pace import Pace
-from embedmesh.fleet.registry import PROBE_EVERY_S, Node, Registry
+from embedmesh.fleet.examiner import PROBE_TEXT, PROBE_WORDS, Examiner
+from embedmesh.fleet.pace import ProbePace
+from embedmesh.fleet.registry import PROBE_EVERY_S, Node
 from embedmesh.rules.deadlines import attempt_s
-from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
+from embedmesh.rules.embeddings import Counted, ServedModels
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, WrongAnswer
-from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.rules.ports import Catalogue, Clock, Part, Tokenizer, Verify
+from embedmesh.rules.ports import Part
 
 log = logging.getLogger("embedmesh.fleet")
 
-BY_CALLERS_S = 4.0  # a right answer so young was to a caller: our own last question was before that
+BY_CALLERS_S = 4.0  # a right answer this young went to a caller: our last probe is older
 OUT_EVERY_S = 0.25  # a node that is out, or has just failed, should not wait for us
-PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
-PACED_PROBE_S = 10.0  # of a server of another make: it may be far away, or load its model when it is asked first
-LATE_PROBE_S = 15.0  # at most, after some that were late: one that is starved is slow, not gone
+NODE_PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
+PACED_PROBE_S = 10.0  # of an upstream: it may be far away, or load its model at the first request
+LATE_PROBE_S = 15.0  # at most, after probes that were late: a node short of CPU is slow, not gone
 MEASURE_S = 10.0  # a thousand tokens
-MEASURE_EVERY_S = 30.0  # of a node that gets no work: a fifth of a per cent of a slow node's time
+MEASURE_EVERY_S = 30.0  # of a node without work: a fifth of a per cent of a slow node's time
 FIRST_ANSWER_S = 5.0  # a node that starts together with us is ready in one
-SPEED_INPUTS, SPEED_TOKENS = 16, 64  # of the one large probe that a node gets when it is ready: a batch of our engine
-SPECIALS_MAX = 8  # that a model may add to a text: of one whose tokenizer is not here
-PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
-
-
-class ProbeClient(Protocol):
-    """What a probe needs of the node client."""
-
-    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors: ...
-
-    async def served(self, node_id: str) -> ServedModels: ...
-
-
-async def _by_itself(node: Node) -> bool:
-    return True
+SPEED_INPUTS, SPEED_TOKENS = 16, 64  # of the one large probe of a node that has become ready: a batch of our engine
 
 
 class Prober:
@@ -50,33 +35,25 @@ class Prober:
     def __init__(
         self,
         node: Node,
-        registry: Registry,
-        catalogue: Catalogue,
-        tokenizers: dict[str, Tokenizer],
-        client: ProbeClient,
-        clock: Clock,
-        verify: Verify,
-        prove: Callable[[Node], Awaitable[bool]] = _by_itself,
-        pace: Pace | None = None,
+        examiner: Examiner,
+        prove: Callable[[Node], Awaitable[bool]] | None = None,
+        pace: ProbePace | None = None,
     ) -> None:
-        """`prove` says of a new node, once it embeds, whether it may get callers' work. One of another make has a
+        """`prove` decides whether a new node that embeds may get callers' work; without it, it may. An upstream has a
         `pace`.
         """
         self._pace = pace
         self._node = node
-        self._vouch = prove
-        self._registry = registry
-        self._catalogue = catalogue
-        self._client = client
-        self._clock = clock
-        self._verify = verify
-        self._probes = {model.id: count([PROBE_TEXT], model, tokenizers.get(model.id)) for model in catalogue.models}
-        self._tokenizers = tokenizers
-        self._told: set[str] = set()
-        self._told_unproven = self._told_quiet = False
-        self._began = clock.monotonic()
+        self._prove = prove
+        self._examiner = examiner
+        self._registry = examiner.registry
+        self._clock = examiner.clock
+        self._probes = {model.id: examiner.count([PROBE_TEXT], model) for model in examiner.catalogue.models}
+        self._logged_models: set[str] = set()
+        self._logged_unproven = self._logged_quiet = False
+        self._began = self._clock.monotonic()
         self._probed_at = float("-inf")
-        self._measured_at = clock.monotonic()
+        self._measured_at = self._began
         self._answers_seen = 0
         self._late = 0  # probes in a row
         self._measuring: asyncio.Task[None] | None = None
@@ -93,7 +70,7 @@ class Prober:
         while True:
             before = self._node.state
             if before is NodeState.QUARANTINED:
-                await self._look()  # its probes are compared with another node's answers: see canary
+                await self._learn_models()  # canary questions it, and compares its answers with another node's
                 if self._pace is not None:
                     self._pace.begin()  # once it is readmitted
             elif self._pace is not None:
@@ -104,53 +81,53 @@ class Prober:
                 await self.probe()
             elif self._clock.monotonic() - self._probed_at >= PROBE_EVERY_S:
                 await self.probe(only_new=self._quiet_s() < BY_CALLERS_S)
-            self._tell(before)
+            self._log(before)
             if self._node.state is NodeState.READY and self._wants_measuring(before):
                 self._measuring = asyncio.create_task(self.measure())  # a node that hangs in it must be probed, too
             await asyncio.sleep(PROBE_EVERY_S / 5 if before is NodeState.QUARANTINED else OUT_EVERY_S)
 
-    def _tell(self, before: NodeState) -> None:
-        """Say when the state has changed, and once why a new node gets no work."""
+    def _log(self, before: NodeState) -> None:
+        """Log a change of state, and once why a new node gets no work."""
         now = self._node.state
         quiet = now is NodeState.READY and not self._registry.proven(self._node)
-        if quiet and not self._told_quiet:  # it may be the only one, and get work for want of another
-            log.warning("node %s has answered nothing rightly of late: %s", self._node.node_id, self._node.last_failure)
-        self._told_quiet = quiet
-        if now is before and (now is not NodeState.UNPROVEN or self._told_unproven):
+        if quiet and not self._logged_quiet:  # it may be the only one, and still get work
+            log.warning("node %s has given no right answer of late: %s", self._node.node_id, self._node.last_failure)
+        self._logged_quiet = quiet
+        if now is before and (now is not NodeState.UNPROVEN or self._logged_unproven):
             return
         if now is NodeState.READY:
             log.info("node %s is ready", self._node.node_id)
         elif now is NodeState.UNPROVEN and self._clock.monotonic() - self._began > FIRST_ANSWER_S:
-            self._told_unproven = True
+            self._logged_unproven = True
             log.warning("node %s is unproven: %s", self._node.node_id, self._node.last_failure)
 
     def _wants_measuring(self, before: NodeState) -> bool:
-        """A new node's speed is not known, and what was learned of one that gets no work may not be true any more."""
+        """Whether its speed is unknown, or was learned too long ago since it gets no work."""
         if self._node.counts["answers"] != self._answers_seen:
             self._answers_seen = self._node.counts["answers"]
-            self._measured_at = self._clock.monotonic()  # by callers' requests
-        if self._pace is not None:  # once, before callers' large requests come: they tell, and it may cost money
+            self._measured_at = self._clock.monotonic()  # callers' requests measure it
+        if self._pace is not None:  # once, before callers' large requests measure it: it may cost money
             return before is not NodeState.READY and not self._node.load.measured
         return before is not NodeState.READY or self._clock.monotonic() - self._measured_at >= MEASURE_EVERY_S
 
-    async def _look(self) -> None:
-        """Learn what a quarantined node serves, where that is not known from before."""
+    async def _learn_models(self) -> None:
+        """Learn what a quarantined node serves, if that is not known."""
         if not self._node.models:
             with contextlib.suppress(NodeFailure, TimeoutError):
-                async with asyncio.timeout(PROBE_S):
-                    models = self._known(await self._client.served(self._node.node_id))
+                async with asyncio.timeout(NODE_PROBE_S):
+                    models = self._known(await self._examiner.client.served(self._node.node_id))
                     self._node.models = frozenset(model.id for model in models)
 
     async def probe(self, *, only_new: bool = False) -> None:
-        """One probe: what does it serve, and does each such model really embed?
+        """One probe: what does the node serve, and does each of these models embed?
 
-        `only_new` leaves out the models whose answers to callers prove them already: a busy node has better to do.
+        `only_new` leaves out the models that answers to callers prove already: a busy node has better to do.
         """
         self._probed_at = self._clock.monotonic()
         embedded = False
         try:
-            async with asyncio.timeout(self._patience_s()):
-                served = await self._client.served(self._node.node_id)
+            async with asyncio.timeout(self._deadline_s()):
+                served = await self._examiner.client.served(self._node.node_id)
                 self._node.shortage = served.shortage
                 if not served.data:
                     self._registry.serves(self._node, ())
@@ -171,77 +148,68 @@ class Prober:
             self._late = 0
             ids = [model.id for model in models]
             if self._node.state is NodeState.UNPROVEN:
-                self._node.models = frozenset(ids)  # it gets no work by that yet
-                if not await self._vouch(self._node):
+                self._node.models = frozenset(ids)  # it gets no work yet
+                if self._prove is not None and not await self._prove(self._node):
                     return
             if embedded:
                 self._registry.answered_right(self._node, ids)
             else:
-                self._registry.serves(self._node, ids)  # it says so, and no more
+                self._registry.serves(self._node, ids)
 
-    def _patience_s(self) -> float:
-        """As much as callers have, where it is known how fast the node is; after each that was late, twice as much."""
+    def _deadline_s(self) -> float:
+        """As much as callers' requests get, once the node's speed is known; doubled after each late probe."""
         if self._pace is not None:
             return PACED_PROBE_S
-        patience_s = PROBE_S
+        deadline_s = NODE_PROBE_S
         if self._node.state is not NodeState.UNPROVEN:
             load, tokens = self._node.load, max(counted.tokens for counted in self._probes.values())
-            patience_s = min(PROBE_S, attempt_s(load.fixed_s + tokens / load.tokens_per_s))
-        return float(min(patience_s * 2**self._late, LATE_PROBE_S))
+            deadline_s = min(NODE_PROBE_S, attempt_s(load.fixed_s + tokens / load.tokens_per_s))
+        return float(min(deadline_s * 2**self._late, LATE_PROBE_S))
 
     async def measure(self) -> None:
-        """One larger embedding, so that a new node's speed is known before callers' large requests come."""
+        """One larger embedding, which shows a new node's speed before callers' large requests come."""
         self._measured_at = self._clock.monotonic()
-        model = next((model for model in self._catalogue.models if model.id in self._node.models), None)
+        model = self._examiner.model_of(self._node)
         if model is None:
             return
-        words = PROBE_TEXT.split()
+        words = PROBE_WORDS
         repeats = min(SPEED_TOKENS, model.max_tokens) // (2 * len(words))  # a word may be two tokens
         texts = [" ".join(words[at:] + each * repeats) for each in (words, words[::-1]) for at in range(len(words))]
-        counted = count(texts[:SPEED_INPUTS], model, self._tokenizers.get(model.id))
-        with contextlib.suppress(NodeFailure, TimeoutError):  # it is proven already; callers' requests will tell
+        counted = self._examiner.count(texts[:SPEED_INPUTS], model)
+        with contextlib.suppress(NodeFailure, TimeoutError):  # it is proven already
             async with asyncio.timeout(MEASURE_S):
                 await self._embed(model, counted)
 
     async def _embed(self, model: Model, counted: Counted) -> None:
-        """A verified embedding, from which the node's speed is learned. Raises a NodeFailure.
+        """A verified embedding. Raises a NodeFailure.
 
-        Not while it is out: then a connection has to be made first, and the node may have just begun.
+        It teaches the node's speed, except while the node is out: then it includes a connection, or the node's start.
         """
         learns = self._node.state is NodeState.READY
-        part = Part(self._node.node_id, tuple(range(len(counted.lengths))), counted.tokens, PROBE_S)
+        part = Part(self._node.node_id, tuple(range(len(counted.lengths))), counted.tokens, NODE_PROBE_S)
         load, well, late = self._node.load, False, False
         load.began(part.tokens, self._clock.monotonic())
         try:
-            reply = await self._client.embed(part, model, counted, new_id("req", self._clock))
-            self._verify(reply, model, part, counted.exact)
+            await self._examiner.embed(part, model, counted)
             well = True
         except asyncio.CancelledError:
-            late = True  # so slow it is at least
+            late = True  # it is at least this slow
             raise
         finally:
             load.ended(part.tokens, self._clock.monotonic(), well=well and learns, late=late and learns)
 
     def _known(self, served: ServedModels) -> list[Model]:
-        """The catalogue's models among those offered; an offer with another digest is another model."""
+        """The catalogue's models among the offers. An offer with another digest is another model."""
         models = []
         for offer in served.data:
-            model = self._catalogue.find(offer.id)
+            model = self._examiner.catalogue.find(offer.id)
             if model is not None and model.digest == offer.digest and model.width == offer.width:
                 models.append(model)
-            elif offer.id not in self._told:
-                self._told.add(offer.id)
+            elif offer.id not in self._logged_models:
+                self._logged_models.add(offer.id)
                 log.warning("node %s offers a model that is not the catalogue's: ignored", self._node.node_id)
         return models
 
     def _quiet_s(self) -> float:
         last = self._node.last_right_answer
         return float("inf") if last is None else self._clock.monotonic() - last
-
-
-def count(texts: list[str], model: Model, tokenizer: Tokenizer | None) -> Counted:
-    """What callers' texts would be counted as; see flow.count."""
-    if tokenizer is None:
-        return Counted(lengths=[len(text) + SPECIALS_MAX for text in texts], texts=texts, exact=False)
-    ids = tokenizer.ids(texts)
-    return Counted(lengths=[len(each) + tokenizer.specials for each in ids], ids=ids, texts=texts)

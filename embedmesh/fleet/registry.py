@@ -1,8 +1,8 @@
 """The nodes a gateway knows: their states, their load, what they serve. Decides; never waits.
 
-Each node's life is the table `embedmesh.rules.nodes.MOVES`. A node gets work only after it has given a verified
-embedding, and again only after another one once it was ejected; then it is on trial: one part at a time, and the first
-failure puts it out again, each time for longer.
+The table `embedmesh.rules.nodes.MOVES` holds a node's states. A node gets work once it has given a verified embedding.
+After an ejection it needs another one, and is on trial: it gets one part at a time, and its first failure ejects it
+again, each time for longer.
 """
 
 import itertools
@@ -32,20 +32,19 @@ from embedmesh.rules.ports import Clock
 log = logging.getLogger("embedmesh.fleet")
 
 UPSTREAM = "upstream"  # the kind of a node that is a server of another make
-
-BULK_PARTS_MAX = 2  # large parts on one node: one that runs, and one that waits behind it
-IN_FLIGHT_PARTS_MAX = 64  # on one node: more than an engine batches together; each is a connection
-WINDOW_SMALL_S = 0.1  # of work that a node may have for small parts: a batch that runs and one that waits
-WINDOW_BULK_S = 0.01  # the next large part is sent when the last is as good as done: the later, the better informed
-PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # for a node that said 429 or 503, whatever it asked for
-TRIAL_ANSWERS = 3  # right ones in a row, one part at a time, before an ejected node is trusted with more
-OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a node stays out that is ejected a second time, and at most
+BULK_PARTS_MAX = 2  # large parts on one node: one runs, one waits behind it
+IN_FLIGHT_PARTS_MAX = 64  # on one node: more than an engine batches together; each needs a connection
+WINDOW_SMALL_S = 0.1  # of work in small parts on one node: a batch that runs and one that waits
+WINDOW_BULK_S = 0.01  # the next large part is sent when the last one is nearly done: late decisions are better informed
+PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # of a node that answered 429 or 503, whatever its Retry-After
+TRIAL_ANSWERS = 3  # right answers, one part at a time, before an ejected node gets more at once
+OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a second ejection lasts, and the longest one
 PROBE_EVERY_S = 5.0  # of an idle node of our make: a third of the 15 s within which /readyz wants a real embedding
 PROBE_GRACE_S = 2.0  # until a probe that is due has ended
-RETRY_AFTER_MAX_S = 60.0  # that a server may ask not to be probed for; it can ask again
-FORGIVEN_S = 600.0  # after so long without an ejection the next one is the first again
-PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to what is expected of a node while it is in doubt
-DOUBT = (1, 4, 16, 64, 256)  # right answers that end it, by failures of late: a probe or so, or a minute of them
+NO_PROBES_MAX_S = 60.0  # of a server's Retry-After, in which it is not probed; it can ask again
+FORGIVEN_S = 600.0  # without an ejection: then the next one counts as the first
+PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to the expected time of a node in doubt
+DOUBT = (1, 4, 16, 64, 256)  # right answers that end the doubt, by recent failures: from one probe to a minute's work
 
 
 @dataclass(eq=False)
@@ -55,7 +54,7 @@ class Node:
     node_id: str
     address: str
     kind: str = "local"  # local, remote, dialled or UPSTREAM
-    trusted: bool = False  # its word decides when two others disagree
+    trusted: bool = False  # its vectors decide when two other nodes disagree
     inputs_max: int = REQUEST_INPUTS_MAX  # what it takes in one call
     in_flight_max: int = IN_FLIGHT_PARTS_MAX
     weight: float = 1.0
@@ -66,20 +65,20 @@ class Node:
     models: frozenset[str] = frozenset()
     load: Load = field(default_factory=Load)
     failures_in_a_row: int = 0
-    doubt: int = 0  # right answers to go until it is asked like others again: it has failed
-    trial: int = 0  # right answers to go until it is trusted with more than one part
+    doubt: int = 0  # right answers still needed, after failures, before it is treated like the others
+    trial: int = 0  # right answers still needed before it gets more than one part at a time
     paused_until: float = 0.0  # on the monotonic clock, as all times here
-    fresh_answers: int = 0  # since it was admitted, or readmitted: the first are looked at more closely
+    fresh_answers: int = 0  # since it was admitted or readmitted: canaries check the first ones more often
     generation: int = 0  # see `Registry.generation`
     ejections: int = 0  # of late
     out_until: float = 0.0
     ejected_at: float = float("-inf")
     probe_every_s: float = PROBE_EVERY_S  # while it is well and idle
-    leave_alone_until: float = 0.0  # no probes: so it has asked, or it was wrong again
+    leave_alone_until: float = 0.0  # no probes until then: it sent Retry-After, or was wrong again
     last_right_answer: float | None = None
-    last_failure: Reason | None = None  # it is kept when the node is well again
+    last_failure: Reason | None = None  # kept after the node has recovered
     last_failed: float | None = None
-    shortage: str = ""  # why its engine is starved, as it says: see SHORTAGES
+    shortage: str = ""  # why its engine lacks CPU, by its own report: see SHORTAGES
     counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, hedges, canaries, receipts
     failed: Counter[Check] = field(default_factory=Counter)  # attempts and probes, by the check that failed
     sent_away: Counter[tuple[NodeState, Check]] = field(default_factory=Counter)  # ejections and quarantines
@@ -87,7 +86,7 @@ class Node:
     wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
 
     def room(self, remaining_s: float, now: float, *, small: bool) -> bool:
-        """Whether it may be sent one more part now, with `remaining_s` until it would begin with it."""
+        """Whether it may get one more part now, which it would begin in `remaining_s`."""
         load = self.load
         if now < self.paused_until or load.parts >= (1 if self.trial else self.in_flight_max):
             return False
@@ -100,33 +99,37 @@ class Node:
 
     @property
     def penalty_s(self) -> float:
-        """What is added to the time expected of it: a node that fails fast would look idle."""
+        """Added to its expected time: a node that fails fast would look idle."""
         if not self.doubt:
             return 0.0
         return float(min(PENALTY_FIRST_S * 2 ** max(sum(self.recent) - 1, 0), PENALTY_MAX_S))
 
 
 class Registry:
-    """All nodes, by id. `on_change` is called when the nodes that get work have changed, `on_quarantine` for each."""
+    """All nodes, by id. Whoever must know of a change appends a callback when it is constructed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._nodes: dict[str, Node] = {}
         self._ready: dict[str, list[Node]] = {}  # by model; made when asked for, dropped when anything changes
         self._served: set[str] = set()  # ids of the catalogue's models that any node has ever been known to serve
-        self._beliefs = itertools.count()
-        self.on_change: Callable[[], None] = lambda: None
-        self.on_quarantine: Callable[[Node, str], None] = lambda node, why: None
+        self._generations = itertools.count()
+        self.on_change: list[Callable[[], None]] = []
+        """Called when the set of nodes that get work has changed."""
+        self.on_quarantine: list[Callable[[Node, str], None]] = []
+        """Called with each node that is quarantined, and why."""
+        self.on_readmit: list[Callable[[Node], None]] = []
+        """Called with each node whose quarantine has ended."""
 
     def add(self, node: Node) -> Node:
-        """A new node, or another one in the place of the node of that id."""
-        node.generation = next(self._beliefs)
+        """Add a node. It replaces the node of that id."""
+        node.generation = next(self._generations)
         self._nodes[node.node_id] = node
         self._changed()
         return node
 
     def remove(self, node_id: str) -> None:
-        """Forget a node. Its running attempts end as they end."""
+        """Forget a node. Its running attempts go on."""
         if self._nodes.pop(node_id, None) is not None:
             self._changed()
 
@@ -135,7 +138,7 @@ class Registry:
         return self._nodes.get(node_id)
 
     def generation(self, node_id: str) -> int | None:
-        """A number that is another one once a node was quarantined, or is added anew; None while it is not believed."""
+        """Generation counter: changes when the node is quarantined or re-added. None while it is quarantined."""
         node = self._nodes.get(node_id)
         if node is None or node.state is NodeState.QUARANTINED:
             return None
@@ -156,7 +159,7 @@ class Registry:
         return ready
 
     def may_come(self, model_id: str) -> bool:
-        """Whether waiting may help who wants this model: a node has served it, or may yet say that it does."""
+        """Whether waiting for this model may help: a node has served it, or may yet report that it does."""
         return (
             model_id in self._served
             or not self._nodes
@@ -164,19 +167,19 @@ class Registry:
         )
 
     def drain(self, node: Node, draining: bool = True) -> None:
-        """Give a node no more work, or again."""
+        """Stop giving a node work, or resume."""
         node.draining = draining
         self._changed()
 
     def answered_right(self, node: Node, models: Iterable[str] | None = None) -> None:
-        """A verified embedding: the only way in, and back in. `models` are what it is known to serve now."""
+        """A node gave a verified embedding, the only way to become ready. `models` are what a probe found."""
         now = self._clock.monotonic()
         node.failures_in_a_row = 0
         node.doubt = max(0, node.doubt - 1)
         node.last_right_answer = now
         node.wrong.append(False)
         if models is None:
-            node.recent.append(False)  # by a caller's request: who answers nothing but probes stays in doubt for longer
+            node.recent.append(False)  # a caller's request: a node that answers only probes stays in doubt for longer
         else:
             self.serves(node, models)
         if node.state is NodeState.READY:
@@ -188,20 +191,21 @@ class Registry:
             self._move(node, NodeEvent.RIGHT_ANSWER)
 
     def serves(self, node: Node, models: Iterable[str]) -> None:
-        """What a node says that it serves now; whether it does is another question."""
+        """Note what a node reports to serve, which is not yet proven."""
         self._served.update(models := tuple(models))
         if node.models != (served := frozenset(models)):
             node.models = served
             self._changed()
 
     def failed(self, node: Node, failure: NodeFailure, *, by_probe: bool = False) -> None:
-        """An attempt or a probe went wrong. Refused load is no failure.
+        """Note that an attempt or a probe failed.
 
-        Nor is a caller's request that a server of another make refuses as wrong: it may be so. A probe tells.
+        Refused load does not count against the node. Nor does a caller's request that an upstream server calls invalid:
+        it may be. A probe tells.
         """
         now = self._clock.monotonic()
         node.failed[failure.check] += 1
-        node.leave_alone_until = max(node.leave_alone_until, now + min(failure.retry_after_s, RETRY_AFTER_MAX_S))
+        node.leave_alone_until = max(node.leave_alone_until, now + min(failure.retry_after_s, NO_PROBES_MAX_S))
         if not isinstance(failure, NodeBusy) or node.last_failure is None or node.last_failure.check is Check.BUSY:
             node.last_failure, node.last_failed = Reason(failure.check, failure.message), now
         if isinstance(failure, NodeBusy):
@@ -231,18 +235,19 @@ class Registry:
             self._move(node, NodeEvent.FAILURES)
 
     def quarantine(self, node: Node, why: str, check: Check | None = None) -> None:
-        """It gave wrong vectors: no work until it is readmitted. `why` is told to operators, after the `check`.
+        """Give a node no work until it is readmitted: its vectors are wrong. Operators see the `check` and `why`.
 
-        Without a check it is a quarantine that somebody else has told of in these words.
+        Without a check, `why` is the whole reason as another gateway has stored it.
         """
         if node.state is not NodeState.QUARANTINED:
             reason = Reason(check, why) if check is not None else Reason.read(why)
             node.last_failure, node.last_failed = reason, self._clock.monotonic()
             self._move(node, NodeEvent.WRONG_ANSWERS)
-            self.on_quarantine(node, str(reason))
+            for call in self.on_quarantine:
+                call(node, str(reason))
 
     def readmit(self, node: Node) -> None:
-        """An operator, or a run of right answers, says that it is well; it still has to prove itself once."""
+        """End a quarantine, by an operator or a run of right answers. The node still has to pass one probe."""
         node.wrong.clear()
         node.recent.clear()
         node.failures_in_a_row = node.doubt = 0
@@ -250,25 +255,27 @@ class Registry:
         node.fresh_answers = 0
         node.out_until = node.leave_alone_until = 0.0
         self._move(node, NodeEvent.READMITTED)
+        for call in self.on_readmit:
+            call(node)
 
     def seconds_since_right_answer(self) -> float | None:
-        """Since any node really embedded something; None when none ever did."""
+        """Since the last verified embedding of any node; None before the first."""
         times = [node.last_right_answer for node in self if node.last_right_answer is not None]
         return self._clock.monotonic() - max(times) if times else None
 
     def proven(self, node: Node, within_s: float = 0.0) -> bool:
-        """Whether a right answer of it is no older than its probes are apart, or than `within_s`.
+        """Whether its last right answer is no older than its probe interval, or than `within_s`.
 
-        Where it has failed since, as they are apart of a node of our make.
+        After failures the interval is that of our own nodes.
         """
         every_s = PROBE_EVERY_S if node.failures_in_a_row else node.probe_every_s
         last = node.last_right_answer
         return last is not None and self._clock.monotonic() - last <= max(within_s, every_s + PROBE_GRACE_S)
 
     def _may_eject(self, node: Node) -> bool:
-        """For slowness and errors never more than half: where all seem bad, it may be us, or the load.
+        """At most half of the nodes are ejected for slowness and errors: if all seem bad, it may be our fault.
 
-        Beyond half only one that has answered nothing for a while, and only while another one works.
+        Beyond half, only a node that has not answered for a while is ejected, and only while another one works.
         """
         out = sum(each.state is NodeState.EJECTED for each in self if each is not node)
         if 2 * (out + 1) <= len(self._nodes):
@@ -278,11 +285,11 @@ class Registry:
         )
 
     def _is_the_only_one(self, node: Node) -> bool:
-        """Whether there is a model that nobody else serves."""
+        """Whether it serves a model that no other node serves."""
         return not all(any(each is not node for each in self.ready(model_id)) for model_id in node.models)
 
     def _others_work(self, node: Node) -> bool:
-        """Whether others do for now what it would do: a node that stays out is missed where nobody does."""
+        """Whether other nodes work for each of its models, so that it may stay out."""
         return all(
             any(self._works(each) for each in self.ready(model_id) if each is not node) for model_id in node.models
         )
@@ -296,7 +303,7 @@ class Registry:
         if node.state is before:
             return
         if node.state is NodeState.QUARANTINED:
-            node.generation = next(self._beliefs)
+            node.generation = next(self._generations)
         if node.state is NodeState.EJECTED:
             now = self._clock.monotonic()
             node.ejections = node.ejections + 1 if now - node.ejected_at < FORGIVEN_S else 1
@@ -311,9 +318,10 @@ class Registry:
 
     def _changed(self) -> None:
         self._ready.clear()
-        self.on_change()
+        for call in self.on_change:
+            call()
 
 
 def _is_a_page(node: Node, failure: NodeFailure) -> bool:
-    """Whether a server of another make has answered no vectors at all: what stands before it says that it is away."""
+    """Whether an upstream answered no vectors at all: a proxy's error page says that the server is away."""
     return node.kind == UPSTREAM and failure.check in (Check.FORM, Check.HTTP)

@@ -61,5 +61,12 @@ NODE_MESSAGE_BYTES_MAX = 512 * 1024  # a heartbeat with a thousand receipts has 
 DIALLED_CONNECTIONS = 16  # that a node without an address keeps open: as many calls may run on it at one time
 OFFERS_MAX = 64  # models of one node: four times what one serves
 HEARTBEAT_RECEIPTS_MAX = 1_000
+DIALLED_IN_FLIGHT_MAX = 16  # parts on a node that dials out: as many as it keeps connections
+PENDING_OF_ORIGIN_MAX = 10  # nodes of one address that wait for approval, of a hundred in all: others use invites
+KNOWN_A_MINUTE_MAX = 600  # registrations of admitted nodes: each comes twice a day, and at every start
+STRANGERS_A_MINUTE_MAX = 3_000  # a hundred pending nodes ask twelve times each; 3,000 signatures take 0.3 s
+ADDRESS_CHECKS_MAX = 8  # at one time, for registrations; each may keep a thread of the resolver busy
+ADDRESS_CHARS_MAX = 300  # of a node: scheme, the longest DNS name and a port take 267
+UPSTREAM_URL_CHARS_MAX = 300
 
 # -- models and their files (engine/, provision/)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedmesh.fleet.admission import QUEUE_WAIT_S, STRETCH
-from embedmesh.fleet.fair_queue import REQUEST_TOKENS, FairQueue, Rest, Work, size_of
+from embedmesh.fleet.fair_queue import REQUEST_TOKENS, FairQueue, size_of
+from embedmesh.fleet.queued import QueuedRequest, Remainder
 from embedmesh.rules.errors import Overloaded
 from tests.fleet.test_scheduler import FIXED_S, World
 from tests.flow.world import MODEL
@@ -20,7 +21,7 @@ def admitted(world: World, account: str, tokens: int = 28, asked: int = 10_000) 
     """How many requests of an account come in before one is refused."""
     for number in range(asked):
         try:
-            world.line.may_wait(MODEL, tokens, account)
+            world.scheduler.may_wait(MODEL, tokens, account)
         except Overloaded as refused:
             assert 1.0 <= refused.retry_after_s <= 30.0  # and jitter: SDKs obey no more than sixty
             return number
@@ -47,7 +48,7 @@ def test_a_short_text_passes_the_large_work_of_its_own_account() -> None:
     world = World(SPEED)
     while True:
         try:
-            world.line.may_wait(MODEL, 100_000, "a")
+            world.scheduler.may_wait(MODEL, 100_000, "a")
         except Overloaded:
             break
         world.ask(*[500] * 200, account="a", held=True)
@@ -59,7 +60,7 @@ def test_large_work_may_wait_in_proportion() -> None:
     came = 0
     try:
         while True:
-            world.line.may_wait(MODEL, 10_000, "a")
+            world.scheduler.may_wait(MODEL, 10_000, "a")
             world.ask(*[500] * 20, account="a", held=True)
             came += 1
     except Overloaded:
@@ -74,7 +75,7 @@ def test_a_short_line_keeps_nobody_out_however_many_are_in_it(others: int, token
         world.ask(28, account="first", held=True)
     for number in range(others):
         world.ask(28, account=f"other {number}", held=True)
-    world.line.may_wait(MODEL, tokens, "a")
+    world.scheduler.may_wait(MODEL, tokens, "a")
 
 
 def test_sizes_of_many_kinds_get_no_more_than_one_share() -> None:
@@ -91,43 +92,43 @@ def test_sizes_of_many_kinds_get_no_more_than_one_share() -> None:
 
 
 def test_nobody_is_refused_where_nobody_waits() -> None:
-    world = World(100.0)  # slower than anybody's patience
-    world.line.may_wait(MODEL, 250_000, "a")
+    world = World(100.0)  # slower than the longest wait
+    world.scheduler.may_wait(MODEL, 250_000, "a")
 
 
-def test_what_has_left_the_line_counts_no_more() -> None:
+def test_what_has_left_the_queue_counts_no_more() -> None:
     world = World(SPEED)
     requests = [world.ask(28, account="a", held=True) for _ in range(admitted(World(SPEED), "a"))]
     for request in requests:
-        request.place.leave()
+        request.ticket.leave()
     assert admitted(world, "a", asked=1) == 1
     world.run()
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 500), st.booleans()), max_size=60))
 def test_backlogs_are_what_was_added_and_not_removed(steps: list[tuple[str, int, bool]]) -> None:
-    waiting, there = FairQueue(), []
+    queue, there = FairQueue(), []
     for account, tokens, removes in steps:
         if removes and there:
             work = there.pop(0)
-            waiting.remove(work, work.tokens, 1)
+            queue.remove(work, work.tokens, 1)
         else:
             work = _work(account, tokens)
-            waiting.add(work, tokens)
+            queue.add(work, tokens)
             there.append(work)
-        assert waiting.tokens == sum(each.tokens for each in there)
-        assert waiting.accounts_with("z") == len({each.account_id for each in there}) + 1
+        assert queue.tokens == sum(each.tokens for each in there)
+        assert queue.accounts_with("z") == len({each.account_id for each in there}) + 1
         for name, count in Counter(each.account_id for each in there).items():
-            ahead = waiting.ahead_of(name, 500)
-            assert (ahead.rests, ahead.tokens) == (
+            ahead = queue.ahead_of(name, 500)
+            assert (ahead.remainders, ahead.tokens) == (
                 count,
                 sum(each.tokens for each in there if each.account_id == name),
             )
 
 
-def _work(account: str, tokens: int) -> Work:
-    return Work(
-        line=None,
+def _work(account: str, tokens: int) -> QueuedRequest:
+    return QueuedRequest(
+        scheduler=None,
         model_id="m",
         account_id=account,
         size=size_of(tokens),
@@ -136,5 +137,5 @@ def _work(account: str, tokens: int) -> Work:
         whole=True,
         needs_texts=False,
         needs_ids=False,
-        rests=[Rest((0,), tokens)],
+        remainders=[Remainder((0,), tokens)],
     )

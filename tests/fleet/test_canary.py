@@ -3,11 +3,13 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from embedmesh.fleet.canary import COSINE_MIN, FIRST_ANSWERS, PROBATION_EVERY_S, PROBATION_RUN, Canaries
+from embedmesh.fleet.examiner import Examiner
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.verify import verify
@@ -44,33 +46,31 @@ def constant(ids: list[int]) -> np.ndarray:
 
 
 class Rig:
-    """Nodes that answer by rule, behind the real line; every answer is repeated."""
+    """Nodes that answer by rule, behind the real scheduler; every answer is repeated."""
 
     def __init__(self, trusted: str = "", **nodes: Vectors) -> None:
         self.nodes = nodes
         self.asked: list[str] = []
-        clock = Clock()
+        self.clock = clock = Clock()
         self.registry = Registry(clock)
-        line = Scheduler(
+        scheduler = Scheduler(
             self.registry, clock, random.Random(1), lambda s, f: asyncio.get_running_loop().call_later(s, f)
         )
         self.readmitted: list[str] = []
         self.share = 0.0  # of the dice: below every share
         self.shares: list[float] = []  # what it throws first
-        self.canaries = Canaries(
-            self.registry,
-            line,
-            self,
-            CATALOGUE,
-            {WIDE.id: LetterTokenizer(), MODEL.id: LetterTokenizer()},
-            clock,
-            self,
-            verify,
-            on_readmit=lambda node: self.readmitted.append(node.node_id),
-        )
+        tokenizers = {WIDE.id: LetterTokenizer(), MODEL.id: LetterTokenizer()}
+        examiner = Examiner(self.registry, self, CATALOGUE, tokenizers, clock, verify)
+        self.canaries = Canaries(examiner, scheduler, self)
+        self.registry.on_readmit.append(lambda node: self.readmitted.append(node.node_id))
         for name in nodes:
             node = self.registry.add(Node(name, "", trusted=name in trusted.split()))
             self.registry.answered_right(node, [WIDE.id])
+
+    def only_wide(self) -> None:
+        """Leave one model in the catalogue."""
+        one = type("One", (), {"models": (WIDE,)})()
+        self.canaries._examiner = replace(self.canaries._examiner, catalogue=one)
 
     def random(self) -> float:
         if self.shares:
@@ -209,7 +209,7 @@ async def quarantined() -> AsyncIterator[Rig]:
     rig = Rig("judge", liar=constant, judge=right)
     await rig.answer("liar")
     rig.node("liar").models = rig.node("judge").models = frozenset({WIDE.id})
-    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.only_wide()
     yield rig
     await rig.canaries.stop()
 
@@ -237,7 +237,7 @@ async def test_a_newcomer_that_lies_gets_no_work(lie: Vectors) -> None:
     """A trusted node is asked the same before anybody gets a vector of it."""
     rig = Rig("judge", newcomer=lie, judge=right)
     rig.node("newcomer").state = NodeState.UNPROVEN
-    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.only_wide()
     rig.share = 0.3
     assert not await rig.canaries.prove(rig.node("newcomer"))
     assert rig.state("newcomer") is NodeState.QUARANTINED
@@ -255,7 +255,7 @@ async def test_a_newcomer_that_says_nothing_is_asked_again_and_called_no_liar(fa
 
     mute = True
     rig = Mute("judge", newcomer=right, judge=right)
-    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.only_wide()
     rig.share = 0.3
     newcomer = rig.node("newcomer")
     newcomer.state = NodeState.UNPROVEN
@@ -267,12 +267,12 @@ async def test_a_newcomer_that_says_nothing_is_asked_again_and_called_no_liar(fa
 
 async def test_a_newcomer_that_is_right_or_cannot_be_compared_gets_work() -> None:
     rig = Rig("judge", newcomer=right, judge=right)
-    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.only_wide()
     rig.share = 0.3
     assert await rig.canaries.prove(rig.node("newcomer"))
     assert rig.node("newcomer").counts["canaries_passed"] == 1
     alone = Rig("", newcomer=constant)
-    alone.canaries._catalogue = rig.canaries._catalogue
+    alone.only_wide()
     alone.share = 0.3
     assert await alone.canaries.prove(alone.node("newcomer"))
 
@@ -289,7 +289,7 @@ async def test_who_reads_texts_only_is_asked_in_texts(vectors: Vectors, gets_wor
             return await super().embed(part, model, counted, request_id)
 
     rig = Reads("judge", newcomer=vectors, judge=right)
-    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.only_wide()
     rig.shares = [random.Random(2).random() for _ in range(2_000)]
     newcomer = rig.node("newcomer")
     newcomer.reads_ids = False
@@ -306,14 +306,14 @@ async def test_a_quarantined_server_of_another_make_that_is_wrong_again_is_asked
 ) -> None:
     """Each question may cost money there. One of our make is asked at every turn."""
     rig = Rig("judge", newcomer=constant, judge=right)
-    rig.canaries._catalogue = type("One", (), {"models": (WIDE,)})()
+    rig.only_wide()
     rig.share = 0.3
     rig.node("newcomer").kind = kind
     rig.registry.quarantine(rig.node("newcomer"), "of a test")
     for _ in range(20):
         rig.canaries._probe_all()
         await asyncio.gather(*rig.canaries._tasks)
-        rig.canaries._clock.now += PROBATION_EVERY_S
+        rig.clock.now += PROBATION_EVERY_S
     assert rig.asked.count("newcomer") == asked
 
 

@@ -249,7 +249,7 @@ def test_the_time_since_a_right_answer_is_known() -> None:
 def test_who_waits_is_told_of_every_change_in_who_gets_work() -> None:
     told: Counter[str] = Counter()
     registry = Registry(Clock())
-    registry.on_change = lambda: told.update(["change"])
+    registry.on_change.append(lambda: told.update(["change"]))
     node = registry.add(Node("n0", "unix:/nowhere"))
     registry.answered_right(node, [MODEL.id])
     before = told["change"]
@@ -280,7 +280,7 @@ def test_why_a_node_was_sent_away_is_remembered_by_its_check(spell, after, told)
     """And kept once it is well again, with the time: else nobody could say why it comes and goes."""
     registry = ready_registry(clock=(clock := Clock()))
     quarantines: list[str] = []
-    registry.on_quarantine = lambda node, why: quarantines.append(why)
+    registry.on_quarantine.append(lambda node, why: quarantines.append(why))
     suffer(registry, spell)
     node = first(registry)
     assert (node.state, str(node.last_failure), node.last_failed) == (after, told, clock.now)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from embedmesh.fleet.pace import AGAIN_MAX_S, NOBODY_MAX_S, Pace
+from embedmesh.fleet.pace import PROBE_WAIT_MAX_S, UNREACHABLE_WAIT_MAX_S, ProbePace
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.rules.errors import (
     NodeBroke,
@@ -34,7 +34,7 @@ class World:
         self.clock = Clock()
         self.registry = Registry(self.clock)
         self.node = self.registry.add(Node("theirs", "http://x", kind=UPSTREAM, probe_every_s=every_s))
-        self.pace = Pace(random.Random(seed))
+        self.pace = ProbePace(random.Random(seed))
         self.says = says
         self.began = self.clock.now
         self.probes: list[float] = []
@@ -97,7 +97,7 @@ FAILURES: list[NodeFailure] = [
 @pytest.mark.parametrize("well_before_s", [0.0, 100.0])
 def test_one_that_fails_for_ever_is_probed_less_and_less(failure: NodeFailure, well_before_s: float) -> None:
     """Seen: 5.8 requests a second for ever. Whether it was well before, and whether callers ask it meanwhile."""
-    most_s = NOBODY_MAX_S if isinstance(failure, NodeUnreachable) else AGAIN_MAX_S
+    most_s = UNREACHABLE_WAIT_MAX_S if isinstance(failure, NodeUnreachable) else PROBE_WAIT_MAX_S
     for ask in (lambda at: False, lambda at: True):
         world = World(lambda at, probe: None if at < well_before_s else failure)
         probes = [at for at in world.run(HOUR_S, ask) if at >= well_before_s]
@@ -122,7 +122,7 @@ def test_a_server_that_wants_to_be_left_alone_is_within_a_bound(
     world = World(lambda at, probe: failure("x", retry_after_s=asked_s))
     found = gaps(world.run(HOUR_S))
     assert min(found) >= kept_s
-    assert max(found) <= AGAIN_MAX_S + LOOK_S
+    assert max(found) <= PROBE_WAIT_MAX_S + LOOK_S
 
 
 def test_servers_that_fail_together_are_not_probed_together() -> None:
@@ -145,10 +145,12 @@ def test_who_sends_a_server_what_it_refuses_decides_neither_its_fate_nor_how_oft
     assert world.node.state is NodeState.READY
     assert not world.node.sent_away
     assert world.node.failures_in_a_row == 0
-    assert len(probes) <= HOUR_S / (AGAIN_MAX_S / 2) + 10
+    assert len(probes) <= HOUR_S / (PROBE_WAIT_MAX_S / 2) + 10
 
 
-@pytest.mark.parametrize(("failure", "most_s"), [(NodeBroke("x"), AGAIN_MAX_S), (NodeUnreachable("x"), NOBODY_MAX_S)])
+@pytest.mark.parametrize(
+    ("failure", "most_s"), [(NodeBroke("x"), PROBE_WAIT_MAX_S), (NodeUnreachable("x"), UNREACHABLE_WAIT_MAX_S)]
+)
 def test_one_that_is_back_is_found_in_bounded_time_and_then_soon_again(failure: NodeFailure, most_s: float) -> None:
     world = World(lambda at, probe: failure if at < 1_000 else None)
     probes = world.run(1_100.0)
@@ -157,7 +159,7 @@ def test_one_that_is_back_is_found_in_bounded_time_and_then_soon_again(failure: 
     assert world.node.state is NodeState.READY
     world.run(200.0)
     world.says, failed_at = (lambda at, probe: NodeUnreachable("x")), world.clock.now - world.began
-    world.run(AGAIN_MAX_S + 2, ask=lambda at: True)
+    world.run(PROBE_WAIT_MAX_S + 2, ask=lambda at: True)
     assert len([at for at in world.probes if at >= failed_at]) >= 4, "its past is forgotten"
 
 

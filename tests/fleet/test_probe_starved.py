@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from bench.lives.loop import Loop
-from embedmesh.fleet.probe import LATE_PROBE_S, PROBE_S, Prober
+from embedmesh.fleet.examiner import Examiner
+from embedmesh.fleet.probe import LATE_PROBE_S, NODE_PROBE_S, Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
@@ -47,7 +48,7 @@ def probe_until(client: Starved, done: Callable[[Node, float], bool], *, trusted
         registry = Registry(clock := LoopClock())
         node = registry.add(Node("n0", "unix:/nowhere", trusted=trusted))
         tokenizers = {model.id: LetterTokenizer() for model in CATALOGUE.models}
-        prober = Prober(node, registry, CATALOGUE, dict(tokenizers), client, clock, verify)
+        prober = Prober(node, Examiner(registry, client, CATALOGUE, dict(tokenizers), clock, verify))
         running = asyncio.create_task(prober.run())
         while not done(node, clock.monotonic()):
             await asyncio.sleep(0.05)
@@ -62,12 +63,12 @@ def probe_until(client: Starved, done: Callable[[Node, float], bool], *, trusted
         loop.close()
 
 
-@pytest.mark.parametrize("takes_s", [0.01, 3 * PROBE_S, 6 * PROBE_S])
+@pytest.mark.parametrize("takes_s", [0.01, 3 * NODE_PROBE_S, 6 * NODE_PROBE_S])
 def test_a_node_that_is_slow_from_the_start_becomes_ready(takes_s: float) -> None:
     """Patience doubles with each probe that was late: nobody knows yet how slow it is."""
     node, at = probe_until(Starved(takes_s), lambda node, now: node.state is NodeState.READY or now > 300.0)
     assert node.state is NodeState.READY
-    assert at <= 1.0 + 4 * takes_s + LATE_PROBE_S * (takes_s > PROBE_S)
+    assert at <= 1.0 + 4 * takes_s + LATE_PROBE_S * (takes_s > NODE_PROBE_S)
 
 
 def test_a_node_that_becomes_slow_stays_in_work_and_is_known_to_be_slow() -> None:

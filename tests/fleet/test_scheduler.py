@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.fleet.fair_queue import Work
+from embedmesh.fleet.queued import QueuedRequest
 from embedmesh.fleet.registry import IN_FLIGHT_PARTS_MAX, Node, Registry
 from embedmesh.fleet.scheduler import LOOK_AHEAD, Scheduler
 from embedmesh.fleet.spread import PART_S, PART_TOKENS_MIN
@@ -31,14 +31,14 @@ FIXED_S = 0.002
 
 
 class World:
-    """A line over nodes that are FIFO servers of known speed, in virtual time."""
+    """A scheduler over nodes that are FIFO servers of known speed, in virtual time."""
 
     def __init__(self, *tokens_per_s: float, seed: int = 1, **node: object) -> None:
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
         self.registry = Registry(self)
-        self.line = Scheduler(self.registry, self, random.Random(seed), self.call_later)
+        self.scheduler = Scheduler(self.registry, self, random.Random(seed), self.call_later)
         self.speeds: dict[str, float] = {}
         self._free_at: Counter[str] = Counter()
         for number, speed in enumerate(tokens_per_s):
@@ -99,17 +99,17 @@ class Request:
         self.gave_up: list[NodeFailure | None] = []
         self.ended_well_at: float | None = None
         self._taken_early: list[Part] = []
-        self.place: Work | None = None
+        self.ticket: QueuedRequest | None = None
         counted = Counted(
             lengths=self.lengths, ids=[[]] * len(lengths) if ids else None, texts=[""] * len(lengths) if texts else None
         )
-        self.place = world.line.enter(MODEL, counted, account, self)
+        self.ticket = world.scheduler.enter(MODEL, counted, account, self)
         for part in self._taken_early:
             self._begin(part)
 
     def take(self, part: Part) -> None:
         self.parts.append(part)
-        if self.place is None:
+        if self.ticket is None:
             self._taken_early.append(part)
         else:
             self._begin(part)
@@ -122,9 +122,9 @@ class Request:
             self.world.serve(part, lambda: self.end(part))
 
     def end(self, part: Part) -> None:
-        assert self.place is not None
+        assert self.ticket is not None
         failure = self.fails(part)
-        again = self.place.ended(part, failure)
+        again = self.ticket.ended(part, failure)
         if failure is None:
             self.answered += part.places
             if len(self.answered) == len(self.lengths):
@@ -160,7 +160,7 @@ def test_what_a_node_has_no_room_for_waits_and_the_short_go_first() -> None:
     bulk = world.ask(*[100] * 100)
     middle, short = world.ask(300), world.ask(10)
     assert not bulk.parts + middle.parts + short.parts
-    filling[-1].place.leave()
+    filling[-1].ticket.leave()
     for each in filling[:-1]:
         each.end(each.parts[0])
         if short.parts:
@@ -306,9 +306,9 @@ def test_what_is_lost_with_its_nodes_needs_little_budget() -> None:
 
     requests = [ask() for _ in range(120)]
     left = 0
-    while world.line._budget.take():
+    while world.scheduler.retries.budget.take():
         left += 1
-    world.line._budget._retries -= 12  # a few failures of each node, until it is known to be out
+    world.scheduler.retries.budget._retries -= 12  # a few failures of each node, until it is known to be out
     world.run()
     assert left == 100
     assert all(request.answered == [0] for request in requests)
@@ -336,7 +336,7 @@ NOT_BEGUN = [(NodeUnreachable("x"), 2), (NodeBusy("x"), 2), (UpstreamRefused("x"
 @pytest.mark.parametrize(("failure", "asked"), NOT_BEGUN)
 def test_without_budget_only_what_had_not_begun_is_asked_again(failure: NodeFailure, asked: int) -> None:
     world = World(10_000, 10_000)
-    while world.line._budget.take():
+    while world.scheduler.retries.budget.take():
         pass
     request = world.ask(10, fails=lambda part: failure if len(request.parts) == 1 else None)
     world.run()
@@ -366,7 +366,7 @@ def test_who_leaves_gets_nothing_more() -> None:
     world = World(10_000)
     filling = fill(world)
     waiting = world.ask(*[100] * 100)
-    waiting.place.leave()
+    waiting.ticket.leave()
     for request in filling:
         for part in request.parts:
             request.end(part)
@@ -393,19 +393,19 @@ def test_a_late_part_is_broken_off_only_where_another_node_would_be_asked(why: s
     if why == "third attempt":
         request.fails = lambda part: NodeTooSlow("x")
         request.end(request.parts[0])
-        assert request.place.may_ask_another(request.parts[1])
+        assert request.ticket.may_ask_another(request.parts[1])
         request.end(request.parts[1])
     part = request.parts[-1]
-    while why == "no budget" and world.line._budget.take():
+    while why == "no budget" and world.scheduler.retries.budget.take():
         pass
     if why == "it left":
-        request.place.leave()
+        request.ticket.leave()
     if why == "it ended":
         request.end(part)
-    assert request.place.may_ask_another(part) is (not why)
+    assert request.ticket.may_ask_another(part) is (not why)
     if why == "nobody else":
         world.add(Node("new", ""), 10_000)
-        assert request.place.may_ask_another(part), "it has come meanwhile"
+        assert request.ticket.may_ask_another(part), "it has come meanwhile"
 
 
 def test_how_slow_a_node_is_at_least_is_learned_from_who_could_not_wait_longer() -> None:
@@ -416,8 +416,8 @@ def test_how_slow_a_node_is_at_least_is_learned_from_who_could_not_wait_longer()
     for late in (False, True):
         request = world.ask(100, held=True)
         world.now += 30.0
-        request.place.abandoned(request.parts[0], late=late)
-        request.place.leave()
+        request.ticket.abandoned(request.parts[0], late=late)
+        request.ticket.leave()
         assert (node.load.finish_s(100, world.now) > before_s) is late
 
 
@@ -426,7 +426,7 @@ def test_how_slow_a_node_is_at_least_is_learned_from_who_could_not_wait_longer()
 
 def hedging(*tokens_per_s: float) -> World:
     world = World(*tokens_per_s)
-    world.line._hedge = True
+    world.scheduler.retries._hedge = True
     return world
 
 
@@ -434,15 +434,15 @@ def test_a_late_short_request_is_asked_of_an_idle_node_too_and_whoever_is_first_
     world = hedging(10_000, 9_000)
     request = world.ask(100, held=True)
     (part,) = request.parts
-    after_s = request.place.hedge_after_s(part)
+    after_s = request.ticket.hedge_after_s(part)
     assert after_s is not None
     assert after_s > 2 * part.expected_s
-    request.place.hedge(part)
+    request.ticket.hedge(part)
     assert request.nodes == ["n0", "n1"]
     assert request.parts[1].places == part.places
     request.end(request.parts[1])
-    request.place.abandoned(part)
-    request.place.leave()
+    request.ticket.abandoned(part)
+    request.ticket.leave()
     assert request.answered == [0]
     assert [node.load.parts for node in world.registry] == [0, 0]
 
@@ -450,7 +450,7 @@ def test_a_late_short_request_is_asked_of_an_idle_node_too_and_whoever_is_first_
 def test_a_hedged_part_that_fails_is_not_asked_again_while_its_twin_works() -> None:
     world = hedging(10_000, 9_000, 100)
     request = world.ask(100, held=True, fails=lambda part: NodeBroke("x") if part.node_id == "n0" else None)
-    request.place.hedge(request.parts[0])
+    request.ticket.hedge(request.parts[0])
     request.end(request.parts[0])
     assert len(request.parts) == 2
     assert not request.gave_up
@@ -461,7 +461,7 @@ def test_a_hedged_part_that_fails_is_not_asked_again_while_its_twin_works() -> N
 def test_where_both_of_a_hedge_fail_a_third_node_is_asked() -> None:
     world = hedging(10_000, 9_000, 8_000)
     request = world.ask(100, held=True, fails=lambda part: NodeBroke("x") if len(request.parts) < 3 else None)
-    request.place.hedge(request.parts[0])
+    request.ticket.hedge(request.parts[0])
     request.end(request.parts[0])
     request.end(request.parts[1])
     assert sorted(request.nodes) == ["n0", "n1", "n2"]
@@ -470,19 +470,19 @@ def test_where_both_of_a_hedge_fail_a_third_node_is_asked() -> None:
 @pytest.mark.parametrize("why", ["off", "large", "nobody idle", "no budget", "it has ended"])
 def test_no_second_node_is_asked(why: str) -> None:
     world = hedging(10_000, 9_000)
-    world.line._hedge = why != "off"
+    world.scheduler.retries._hedge = why != "off"
     request = world.ask(300 if why == "large" else 100, held=True)
     (part,) = request.parts
     if why in ("off", "large"):
-        assert request.place.hedge_after_s(part) is None
+        assert request.ticket.hedge_after_s(part) is None
         return
     if why == "nobody idle":
         fill(world)
-    while why == "no budget" and world.line._budget.take():
+    while why == "no budget" and world.scheduler.retries.budget.take():
         pass
     if why == "it has ended":
         request.end(part)
-    request.place.hedge(part)
+    request.ticket.hedge(part)
     assert request.parts == [part]
 
 
@@ -536,7 +536,7 @@ def test_work_of_our_own_avoids_the_nodes_that_it_is_about() -> None:
         def give_up(self, last: NodeFailure | None) -> None: ...
 
     for _ in range(20):
-        world.line.repeat(MODEL, counted, Canary(), frozenset({"n0"}))
+        world.scheduler.repeat(MODEL, counted, Canary(), frozenset({"n0"}))
     assert {part.node_id for part in taken} == {"n1"}
 
 
@@ -569,7 +569,7 @@ def test_every_input_is_answered_once_or_its_request_told_and_no_load_is_left_be
         elif event == "leave" and requests:
             left.add(dice.choice(requests))
             for request in left:
-                request.place.leave()
+                request.ticket.leave()
         elif event == "fail":
             failing[0] = number / 4
         elif event == "lose":
@@ -584,4 +584,4 @@ def test_every_input_is_answered_once_or_its_request_told_and_no_load_is_left_be
         assert len(set(request.answered)) == len(request.answered)
         assert len(request.answered) == len(request.lengths) or request.gave_up or request in left
     assert [(node.load.tokens, node.load.parts) for node in world.registry] == [(0, 0)] * 3
-    assert not world.line._running
+    assert not world.scheduler._running

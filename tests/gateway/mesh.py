@@ -23,6 +23,7 @@ import pytest
 from aiohttp import web
 
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
+from embedmesh.fleet.examiner import Examiner
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.again import SingleFlight, Unread
@@ -39,10 +40,11 @@ from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
 from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
-from embedmesh.gateway.main import IDENTITY
+from embedmesh.gateway.build import IDENTITY
+from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.own import NodeClients
 from embedmesh.gateway.nodes.registration import Registrar
-from embedmesh.gateway.nodes.roster import Members
+from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
@@ -63,7 +65,6 @@ from embedmesh.signing.nonces import Nonces
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Ephemeral, Sessions, transcript
 from embedmesh.storage.books import Books
-from embedmesh.storage.cached.changes import NODES
 from embedmesh.storage.secrets.secret import claim_of
 from embedmesh.storage.store import Store
 from tests.flow.world import CATALOGUE, MODEL, REPLY_BYTES, Bystander, LetterTokenizer, right_reply
@@ -145,19 +146,19 @@ class Gateway:
         self.clients = NodeClients()
         self.nonces = Nonces(SECRET)
         tokenizers = {model.id: LetterTokenizer() for model in CATALOGUE.models}
-        self.members = Members(
-            store.nodes, self.registry, self.clients, CATALOGUE, tokenizers, clock, verify, self.fingerprint
-        )
+        examiner = Examiner(self.registry, self.clients, CATALOGUE, tokenizers, clock, verify)
+        self.connected = ConnectedNodes(examiner, self.clients, self.fingerprint)
+        self.roster = Roster(store.nodes, self.connected, self.registry, clock, store.topics)
         bodies = BodyBudget(10**8)
         registrar = Registrar(
-            self.identity, self.nonces, store.nodes, self.members, policy, lookup, clock, heartbeat_s=beat_s
+            self.identity, self.nonces, store.nodes, self.roster, policy, lookup, clock, heartbeat_s=beat_s
         )
         self.registrar = registrar
         self.nodes_api = nodes_api = NodesApi(
-            registrar, self.members, self.registry, store.nodes, clock, origins, reports_a_minute_max=10**6
+            registrar, self.roster, self.registry, store.nodes, clock, origins, reports_a_minute_max=10**6
         )
         operators = (
-            FleetApi(self.members, self.registry, bodies, clock, CATALOGUE, adding_s=ADDING_S),
+            FleetApi(self.roster, self.registry, bodies, clock, CATALOGUE, adding_s=ADDING_S),
             InvitesApi(store.nodes, bodies, clock, self.identity.public_key),
             AccountsApi(self.books_thread, bodies),
             KeysApi(self.books_thread, bodies, clock, CATALOGUE),
@@ -249,7 +250,7 @@ class Gateway:
         return await until(f"{name} is ready", ready)
 
     async def embed(self, name: str, ids: list[list[int]] = IDS, *, request_id: str = "req_1") -> EmbedVectors:
-        """One call of that node, as the line would make it."""
+        """One call of that node, as the scheduler would make it."""
         lengths = [len(each) + 2 for each in ids]
         part = Part(name, tuple(range(len(ids))), sum(lengths), 0.1)
         return await self.clients.embed(part, MODEL, Counted(lengths=lengths, ids=ids), request_id)
@@ -263,10 +264,11 @@ class Gateway:
         if self._ended:
             return
         self._ended = True
-        bugs = self.app.metrics.internal_errors._value.get(), self.members.broken.done()
+        bugs = self.app.metrics.internal_errors._value.get(), self.connected.broken.done()
         self.clients.close()
         await self.app.server.drain(within_s)
-        await self.members.stop()
+        await self.connected.stop()
+        await self.roster.stop()
         await asyncio.gather(*(one.close() for one in (self.books_thread, self.callers_thread, self.checks_thread)))
         await self.store.close()
         assert bugs == (0, False)
@@ -299,8 +301,7 @@ async def gateway(
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]
-        await made.members.start()
-        store.topics.on(NODES, made.members.changed_elsewhere)
+        await made.roster.reload()
         watching = asyncio.ensure_future(store.topics.watch())
         await made.app.server.start(sock)
         try:

@@ -127,16 +127,16 @@ async def test_what_cannot_be_said_of_a_node(
     gw: Gateway, applicant: Applicant, action: str, body: object, status: int
 ) -> None:
     await applicant.join(await gw.invite())
-    before = gw.members.record(applicant.node_id)
+    before = gw.roster.record(applicant.node_id)
     assert (await gw.admin("POST", f"/nodes/{applicant.node_id}/{action}", body)).status == status
-    assert gw.members.record(applicant.node_id) == before
+    assert gw.roster.record(applicant.node_id) == before
 
 
 async def test_each_action_is_done_kept_and_shown(gw: Gateway, applicant: Applicant) -> None:
     """On the live node, in the store, and in the answer; by its id or its number."""
 
     def kept() -> Any:
-        return next(one for one in gw.members.records() if one.node_id == applicant.node_id)
+        return next(one for one in gw.roster.records() if one.node_id == applicant.node_id)
 
     async with applicant.member() as node:
         number = str(applicant.welcome.small_id)
@@ -168,7 +168,7 @@ async def test_each_action_is_done_kept_and_shown(gw: Gateway, applicant: Applic
 
 async def test_only_readmit_ends_a_quarantine(gw: Gateway, applicant: Applicant, monkeypatch: Any) -> None:
     """Also one that the store did not take down: another word on the node must not end it by the way."""
-    monkeypatch.setattr(gw.registry, "on_quarantine", lambda node, why: None)
+    monkeypatch.setattr(gw.registry, "on_quarantine", [])
     async with applicant.member() as node:
         gw.registry.quarantine(node, "it lied")
         for action in set(ACTIONS) - {"readmit", "remove", "weight"}:
@@ -199,7 +199,7 @@ async def test_nodes_are_listed_with_what_is_kept_and_what_is_seen(
         assert (shown["kind"], shown["state"], shown["address"]) == ("dialled", "unproven", None)
         shown = by_id[pending.node_id]
         assert (shown["kind"], shown["standing"], shown["state"]) == ("remote", "pending", None)
-        record = gw.members.record(applicant.node_id)
+        record = gw.roster.record(applicant.node_id)
         said = (await gw.admin("GET", "/nodes")).body
         for secret in (applicant.sessions.of_node.key, applicant.sessions.of_gateway.key, record.secret):
             assert secret not in said
@@ -281,7 +281,7 @@ async def test_a_store_that_takes_no_writes_is_told(tmp_path: Path) -> None:
         async with gateway(folder) as gw:
             applicant = Applicant(gw, tmp_path)
             async with applicant.member() as node:
-                before = gw.members.record(applicant.node_id)
+                before = gw.roster.record(applicant.node_id)
                 key = gw.key("admin")
                 gw.books._db.execute("BEGIN IMMEDIATE")  # another process keeps the lock
                 try:
@@ -291,4 +291,4 @@ async def test_a_store_that_takes_no_writes_is_told(tmp_path: Path) -> None:
                         assert (reply.status, reply.error["code"]) == (503, "store_unavailable")
                 finally:
                     gw.books._db.execute("ROLLBACK")
-                assert (gw.members.record(applicant.node_id), node.draining) == (before, False)
+                assert (gw.roster.record(applicant.node_id), node.draining) == (before, False)

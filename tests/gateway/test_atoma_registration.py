@@ -50,12 +50,12 @@ async def test_whatever_is_not_an_admitted_nodes_word_about_itself_is_refused(
         for changes, status in refused:
             if not changes:
                 await gw.act(applicant.node_id, "remove")
-            before = gw.members.record(applicant.node_id)
+            before = gw.roster.record(applicant.node_id)
             with pytest.raises(APIError) as error:
                 await create(sdk, applicant, **changes)
             assert error.value.status_code == status, changes
             assert json.loads(error.value.body)["error"]["message"]
-            assert gw.members.record(applicant.node_id) == before
+            assert gw.roster.record(applicant.node_id) == before
             assert gw.node(applicant.node_id) is (node if changes else None)
 
 
@@ -83,7 +83,7 @@ async def test_a_node_moves(gw: Gateway, applicant: Applicant, sdk: AtomaSDK) ->
         asked = len(applicant.engine.asked)
         await gw.answers_rightly(applicant.node_id)
         assert len(applicant.engine.asked) > asked
-        record = gw.members.record(applicant.node_id)
+        record = gw.roster.record(applicant.node_id)
         assert (record.address, record.country, record.trusted) == (address, "FR", False)
 
 
@@ -92,7 +92,7 @@ async def test_a_country_that_is_no_code_is_not_guessed(gw: Gateway, applicant: 
     async with applicant.member():
         for country, kept in (("Germany", "DE"), ("", "DE"), ("\U0001f1eb\U0001f1f7", "DE"), ("fr", "FR")):
             await create(sdk, applicant, country=country)
-            assert gw.members.record(applicant.node_id).country == kept
+            assert gw.roster.record(applicant.node_id).country == kept
 
 
 async def test_said_again_it_changes_nothing(gw: Gateway, applicant: Applicant, sdk: AtomaSDK) -> None:

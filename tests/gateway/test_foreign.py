@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedmesh.catalogue import Catalogue
-from embedmesh.gateway.nodes.foreign import Place, UpstreamLink, parse_url
+from embedmesh.gateway.nodes.foreign import UpstreamLink, UpstreamUrl, parse_url
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, UpstreamRefused, WrongAnswer
 from embedmesh.rules.membership import Offer
@@ -85,7 +85,7 @@ async def server(answer: Callable[[Asked], Reply]) -> AsyncIterator[tuple[int, l
 
 def link(port: int, model: Model = MODEL, token: str = "", **offer: str) -> UpstreamLink:
     offered = Offer(model.id, model.width, model.max_tokens, model.digest, model.tier, **offer)
-    return UpstreamLink(Place(False, "127.0.0.1", port, "/v1"), (offered,), CATALOGUE, token)
+    return UpstreamLink(UpstreamUrl(False, "127.0.0.1", port, "/v1"), (offered,), CATALOGUE, token)
 
 
 def rows(reply: EmbedVectors) -> np.ndarray:
@@ -200,18 +200,18 @@ async def test_what_it_serves_is_what_the_operator_said() -> None:
         await link(1).embed(PART, FOREIGN, COUNTED, "req_1")
 
 
-PLACES = [
-    ("http://10.0.0.7:8080", Place(False, "10.0.0.7", 8080, "/v1")),
-    ("http://10.0.0.7:8080/", Place(False, "10.0.0.7", 8080, "/v1")),
-    ("https://api.example", Place(True, "api.example", 443, "/v1")),
-    ("https://api.example/openai/v1/", Place(True, "api.example", 443, "/openai/v1")),
-    ("http://[::1]:99/x", Place(False, "::1", 99, "/x")),
+URLS = [
+    ("http://10.0.0.7:8080", UpstreamUrl(False, "10.0.0.7", 8080, "/v1")),
+    ("http://10.0.0.7:8080/", UpstreamUrl(False, "10.0.0.7", 8080, "/v1")),
+    ("https://api.example", UpstreamUrl(True, "api.example", 443, "/v1")),
+    ("https://api.example/openai/v1/", UpstreamUrl(True, "api.example", 443, "/openai/v1")),
+    ("http://[::1]:99/x", UpstreamUrl(False, "::1", 99, "/x")),
 ]
 
 
-@pytest.mark.parametrize(("url", "place"), PLACES)
-def test_an_operators_address_is_understood(url: str, place: Place) -> None:
-    assert parse_url(url) == place
+@pytest.mark.parametrize(("url", "expected"), URLS)
+def test_an_operators_address_is_understood(url: str, expected: UpstreamUrl) -> None:
+    assert parse_url(url) == expected
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ async def test_a_false_receipt_quarantines_the_node(gw: Gateway, applicant: Appl
         assert (node.counts["receipts_false"], node.state) == (1, NodeState.QUARANTINED)
         await until(
             "it is written down",
-            lambda: gw.members.record(applicant.node_id).quarantined,
+            lambda: gw.roster.record(applicant.node_id).quarantined,
         )
 
 
@@ -363,7 +363,7 @@ async def test_a_report_whose_answer_is_lost_is_no_lie(gw: Gateway, tmp_path: Pa
         real_node(tmp_path, f"http://127.0.0.1:{port}", invite, address="https") as node,
     ):
         found = await gw.until_ready(node.name)
-        member = gw.members.alive(node.name)
+        member = gw.roster.connected(node.name)
         assert member is not None
         number = 0
         while lost < 3 or number < 4:
@@ -381,7 +381,7 @@ async def test_a_busy_nodes_receipts_do_not_pile_up(tmp_path: Path) -> None:
             await gw.until_ready(node.name)
             for number in range(3 * HEARTBEAT_RECEIPTS_MAX):
                 node.member._receipts.add(f"req_{number}", bytes(32), bytes(32), 1, 1)
-            member = gw.members.alive(node.name)
+            member = gw.roster.connected(node.name)
             assert member is not None
             await until("a page has come", lambda: member.audit.count >= HEARTBEAT_RECEIPTS_MAX)
             began = time.monotonic()

@@ -149,7 +149,7 @@ async def test_no_more_than_a_few_addresses_are_visited_at_one_time(
 
         replies = await asyncio.gather(*(ask(number) for number in range(12)))
     assert {reply.status for reply in replies} == {400}
-    assert 1 < most <= registration.AT_ONE_TIME_MAX
+    assert 1 < most <= registration.ADDRESS_CHECKS_MAX
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ async def test_plain_http_is_taken_inside_a_network_of_the_allow_list(gw: Gatewa
         await applicant.join(await gw.invite(), address=address)
         await gw.until_ready(applicant.node_id)
         await gw.answers_rightly(applicant.node_id)
-        assert gw.members.record(applicant.node_id).certificate == b""
+        assert gw.roster.record(applicant.node_id).certificate == b""
 
 
 async def test_a_stranger_cannot_make_a_node_answer_its_challenge(gw: Gateway, applicant: Applicant) -> None:

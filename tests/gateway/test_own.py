@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from embedmesh.gateway.nodes.http1 import unix_dialler
 from embedmesh.gateway.nodes.own import NodeClients, OwnLink
+from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, unpack_ids
 from embedmesh.rules.errors import (
@@ -53,7 +53,7 @@ async def node(folder: Path, script: Script) -> AsyncIterator[OwnLink]:
 
     server = await asyncio.start_unix_server(serve, path)
     try:
-        link = OwnLink(unix_dialler(str(path)), SystemClock())
+        link = OwnLink(unix_pool(str(path)), SystemClock())
         yield link
         link.close()
     finally:
@@ -170,7 +170,7 @@ async def test_a_large_reply_that_comes_in_one_read_is_right(tmp_path: Path) -> 
 
 async def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(NodeUnreachable):
-        await embed(OwnLink(unix_dialler(f"{tmp_path}/none.sock"), SystemClock()))
+        await embed(OwnLink(unix_pool(f"{tmp_path}/none.sock"), SystemClock()))
 
 
 async def test_a_node_that_was_removed_is_unreachable(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from embedmesh.gateway.nodes.roster import PENDING_OF_ORIGIN_MAX
 from embedmesh.rules.errors import NodeUnreachable, Overloaded
+from embedmesh.rules.limits import PENDING_OF_ORIGIN_MAX
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.signing.identity import Identity
 from embedmesh.signing.invites import Invite, make_invite
@@ -100,7 +100,7 @@ async def test_a_statement_that_is_not_right_is_refused(
     """And the join token that came with it is not used up: the node may mend it and come again."""
     invite = await gw.invite()
     says(await ask(applicant, invite), status, words)
-    known = gw.members.by_key(applicant.identity.public_key)
+    known = gw.roster.by_key(applicant.identity.public_key)
     assert known is None or known.standing is Standing.PENDING
     assert (await applicant.join(invite)).standing == "admitted"
 
@@ -161,7 +161,7 @@ async def test_a_join_token_that_is_not_good_is_refused(
     """One message for all; and such a node is not even pending: it has shown a token that it should not have."""
     invite = await spoiled(gw, Applicant(gw, tmp_path, "other"))
     says(await applicant.ask(invite), 401, "The join token is not valid, was used by another node, or has expired.")
-    assert gw.members.by_key(applicant.identity.public_key) is None
+    assert gw.roster.by_key(applicant.identity.public_key) is None
 
 
 async def test_a_proof_of_another_statement_is_refused(gw: Gateway, applicant: Applicant) -> None:
@@ -215,12 +215,12 @@ async def test_an_approval_is_not_lost_to_a_node_that_asks_at_that_moment(gw: Ga
         asking = asyncio.create_task(applicant.ask())
         for _ in range(pause):
             await asyncio.sleep(0)
-        await gw.members.change(applicant.node_id, standing=Standing.ADMITTED)
+        await gw.roster.change(applicant.node_id, standing=Standing.ADMITTED)
         await asking
-        assert gw.members.record(applicant.node_id).standing is Standing.ADMITTED
+        assert gw.roster.record(applicant.node_id).standing is Standing.ADMITTED
         [kept] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
         assert kept.standing is Standing.ADMITTED
-        await gw.members.change(applicant.node_id, standing=Standing.PENDING)
+        await gw.roster.change(applicant.node_id, standing=Standing.PENDING)
 
 
 async def test_a_removed_node_is_not_taken_back(gw: Gateway, applicant: Applicant) -> None:
@@ -253,7 +253,7 @@ async def test_a_node_that_is_removed_while_it_registers_stays_removed(gw: Gatew
         await gw.act(applicant.node_id, "remove")
         go_on.set()
         says(await asking, 403, "removed by the operator")
-    assert gw.members.record(applicant.node_id).standing is Standing.REMOVED
+    assert gw.roster.record(applicant.node_id).standing is Standing.REMOVED
     assert gw.node(applicant.node_id) is None
 
 
@@ -267,7 +267,7 @@ async def test_what_an_operator_says_while_a_node_registers_is_not_lost(gw: Gate
             await gw.act(applicant.node_id, "drain")
             await gw.act(applicant.node_id, "trust")
             await asking
-            record = gw.members.record(applicant.node_id)
+            record = gw.roster.record(applicant.node_id)
             [kept] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
             assert (record.draining, record.trusted) == (kept.draining, kept.trusted) == (True, True)
             assert record == kept
@@ -295,13 +295,13 @@ async def test_what_a_stranger_says_is_noted_once_and_small(gw: Gateway, applica
     place = {"address": "https://node.example", "certificate": applicant.certificate}
     asked, _ = await applicant.registration(**place)
     said = await applicant.post(asked)
-    record, told = gw.members.record(applicant.node_id), await topic_of_nodes(gw)
+    record, told = gw.roster.record(applicant.node_id), await topic_of_nodes(gw)
     assert (record.address, record.country) == ("https://node.example", "DE")
     assert (record.offers, record.certificate, record.secret) == ((), b"", b"")
     for _ in range(5):
         assert (await applicant.post(asked)).body == said.body
         assert (await applicant.ask(address="https://elsewhere.example")).body == said.body
-    assert gw.members.record(applicant.node_id) == record
+    assert gw.roster.record(applicant.node_id) == record
     assert (len(gw.nonces._used), await topic_of_nodes(gw)) == (used, told)
 
 
@@ -317,7 +317,7 @@ async def test_that_a_stranger_asks_still_is_noted_every_minute_and_told_to_nobo
             gw.clock.ahead_s = ahead_s
             await applicant.join(address=address)
             [kept] = [one for one in await gw.store.nodes.all() if one.node_id == applicant.node_id]
-            assert kept == gw.members.record(applicant.node_id)
+            assert kept == gw.roster.record(applicant.node_id)
             assert kept.registered_ms >= first.registered_ms + ahead_s * 1000
             assert (kept.address, await topic_of_nodes(gw)) == (address, told + tells)
     finally:
@@ -327,7 +327,7 @@ async def test_that_a_stranger_asks_still_is_noted_every_minute_and_told_to_nobo
 async def note(gw: Gateway, name: int, origin: str) -> str:
     """A stranger asks to join; its id."""
     public_key = Identity(name.to_bytes(32, "big")).public_key
-    return (await gw.members.note_pending(public_key, origin, address="", country="")).node_id
+    return (await gw.roster.note_pending(public_key, origin, address="", country="")).node_id
 
 
 async def test_an_older_stranger_is_never_pushed_out_and_one_that_is_gone_makes_room(
@@ -346,9 +346,9 @@ async def test_an_older_stranger_is_never_pushed_out_and_one_that_is_gone_makes_
         fourth = await note(gw, 4, "origin 4")
         with pytest.raises(Overloaded):
             await note(gw, 5, "origin 5")
-        pending = {one.node_id for one in gw.members.records() if one.standing is Standing.PENDING}
+        pending = {one.node_id for one in gw.roster.records() if one.standing is Standing.PENDING}
         assert pending == {first, third, fourth} != {second}
-        assert {one.node_id for one in await gw.store.nodes.all()} == {one.node_id for one in gw.members.records()}
+        assert {one.node_id for one in await gw.store.nodes.all()} == {one.node_id for one in gw.roster.records()}
 
 
 async def test_strangers_of_one_address_leave_room_for_those_of_others(gw: Gateway) -> None:
@@ -369,7 +369,7 @@ async def test_signatures_that_strangers_have_checked_are_bounded_by_address_and
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the address that a trusted proxy names last, whatever stands before it."""
-    monkeypatch.setattr("embedmesh.gateway.nodes.registration.A_MINUTE_STRANGERS_MAX", 10)
+    monkeypatch.setattr("embedmesh.gateway.nodes.registration.STRANGERS_A_MINUTE_MAX", 10)
     async with gateway(tmp_path, trusted=["127.0.0.0/8"]) as gw:
         member, stranger = Applicant(gw, tmp_path), Applicant(gw, tmp_path, "stranger")
         await member.join(await gw.invite())
@@ -399,7 +399,7 @@ async def test_a_node_has_its_address_looked_at_once_at_a_time(gw: Gateway, appl
         applicant.believe(f"https://127.0.0.1:{port}")
         asking = asyncio.create_task(applicant.ask(**applicant.place))
         await visited.wait()
-        says(await applicant.ask(**applicant.place), 503, "for another registration of it")
+        says(await applicant.ask(**applicant.place), 503, "for another registration")
         go_on.set()
         assert (await asking).status == 200
         assert (await applicant.ask(**applicant.place)).status == 200

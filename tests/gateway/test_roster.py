@@ -76,14 +76,14 @@ async def test_an_invited_node_joins_and_comes_back_without_its_token(
         await gw.answers_rightly(node.name)
         assert found.kind == ("remote" if address else "dialled")
         assert found.asks == {"acme/tiny": 5, "acme/native": 5}
-        first = gw.members.record(node.name)
+        first = gw.roster.record(node.name)
         assert (first.address, first.country, first.standing) == (node.address, "DE", Standing.ADMITTED)
     assert (tmp_path / "gateway.json").stat().st_mode & 0o777 == 0o600
     async with real_node(tmp_path, gw, address=node.address) as again:
-        await until("it has another session", lambda: gw.members.record(again.name).secret != first.secret)
+        await until("it has another session", lambda: gw.roster.record(again.name).secret != first.secret)
         await gw.until_ready(again.name)
         await gw.answers_rightly(again.name)
-        record = gw.members.record(again.name)
+        record = gw.roster.record(again.name)
         assert (record.small_id, record.node_id) == (first.small_id, first.node_id)
 
 
@@ -181,7 +181,7 @@ async def test_a_token_that_is_not_good_ends_the_node_with_words(
     async with real_node(tmp_path, gw, await spoiled(gw)) as node:
         assert words in await ends(node)
         assert not (tmp_path / "gateway.json").exists()
-        assert gw.members.by_key(Identity.load(tmp_path / "node.identity").public_key) is None
+        assert gw.roster.by_key(Identity.load(tmp_path / "node.identity").public_key) is None
 
 
 async def test_a_gateway_with_another_key_is_told_nothing(gw: Gateway, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ async def test_a_node_whose_gateway_has_forgotten_it_waits_for_an_operator(
     (tmp_path / "gateway.json").write_bytes(msgspec.json.encode(KnownGateway(gw.url, gw.fingerprint)))
     async with real_node(tmp_path, gw, address="https") as node:
         name = node.name
-        await until("it is pending", lambda: name in {one.node_id for one in gw.members.records()})
+        await until("it is pending", lambda: name in {one.node_id for one in gw.roster.records()})
         asked = gw.strangers_asked()
         await until("it has asked again", lambda: gw.strangers_asked() != asked)
         assert gw.node(name) is None
@@ -282,13 +282,13 @@ async def test_a_member_that_is_not_reached_once_tries_on(
         await gw.until_ready(node.name)
         place = node.member._joining.address
         node.member._joining.address = place._replace(url=f"https://127.0.0.1:{free_port()}")
-        before = gw.members.record(node.name)
-        gw.members._leave(node.name)  # so that its next report is refused, and it registers anew
+        before = gw.roster.record(node.name)
+        gw.connected.leave(node.name)  # so that its next report is refused, and it registers anew
         await until("it was refused", lambda: "does not take this node now: Nobody answers" in caplog.text)
         assert not node.running.done()
         node.member._joining.address = place
         await gw.until_ready(node.name)
-        assert gw.members.record(node.name).secret != before.secret
+        assert gw.roster.record(node.name).secret != before.secret
 
 
 async def test_a_removed_node_ends(gw: Gateway, tmp_path: Path) -> None:
@@ -326,14 +326,14 @@ async def test_a_gateway_that_was_killed_finds_its_nodes_again(tmp_path: Path, a
             await first.until_ready(node.name)
             for number in range(5):
                 await first.embed(node.name, request_id=f"req_{number}")
-            await until("receipts are checked", lambda: first.members.alive(node.name).audit.count >= 5)
-            secret = first.members.record(node.name).secret
+            await until("receipts are checked", lambda: first.roster.connected(node.name).audit.count >= 5)
+            secret = first.roster.record(node.name).secret
             await first.end(within_s=0)
             async with gateway(folder, port=first.port) as second:
-                assert second.members.record(node.name).secret == secret
+                assert second.roster.record(node.name).secret == secret
                 await second.until_ready(node.name)
                 await second.answers_rightly(node.name)
-                member = second.members.alive(node.name)
+                member = second.roster.connected(node.name)
                 assert member is not None
                 assert member.audit.count >= 5
                 await until("its log is followed on", lambda: member.node.counts["receipts_matched"])
@@ -344,7 +344,7 @@ async def test_a_gateway_whose_store_is_older_takes_its_nodes_back(gw: Gateway, 
     """It does not know the session: the node is told 401, and registers anew by itself."""
     async with real_node(tmp_path, gw, await gw.invite(), address="https") as node:
         await gw.until_ready(node.name)
-        gw.members._leave(node.name)
+        gw.connected.leave(node.name)
         await until("it is back", lambda: gw.node(node.name))
         await gw.until_ready(node.name)
         await gw.answers_rightly(node.name)
@@ -355,17 +355,17 @@ async def test_a_new_session_disturbs_no_call(gw: Gateway, tmp_path: Path, addre
     """Calls that run under the old one are answered, those that begin meanwhile too; what was learned of it stays."""
     async with real_node(tmp_path, gw, await gw.invite(), address=address) as node:
         found = await gw.until_ready(node.name)
-        member = gw.members.alive(node.name)
+        member = gw.roster.connected(node.name)
         node.engine.open.clear()
         running = [asyncio.create_task(gw.embed(node.name)) for _ in range(3)]
         await until("they run", lambda: node.engine.running >= 3)
-        load, secret = found.load, gw.members.record(node.name).secret
+        load, secret = found.load, gw.roster.record(node.name).secret
         node.member._price = 9  # what it offers changes
         began: list[asyncio.Task[Any]] = []
 
         def registered_anew() -> bool:
             began.append(asyncio.create_task(gw.embed(node.name)))
-            return gw.members.record(node.name).secret != secret
+            return gw.roster.record(node.name).secret != secret
 
         await until("it has registered anew", registered_anew)
         node.engine.open.set()
@@ -373,7 +373,7 @@ async def test_a_new_session_disturbs_no_call(gw: Gateway, tmp_path: Path, addre
             assert answer == right_reply(IDS)
         await asyncio.gather(*began[12:], return_exceptions=True)  # more than a dialled node has connections
         assert gw.node(node.name) is found
-        assert gw.members.alive(node.name) is member
+        assert gw.roster.connected(node.name) is member
         assert (found.state, found.load is load, found.asks["acme/tiny"]) == (NodeState.READY, True, 9)
         assert not found.failed.keys() & {Check.ACCESS, Check.STATUS_4XX, Check.SIGNATURE}
 
@@ -388,10 +388,10 @@ async def test_a_node_that_moved_is_asked_at_its_new_address_only(gw: Gateway, t
 
     async with real_node(tmp_path, gw, await gw.invite(), address="https", farewell=False) as node:
         before = await gw.until_ready(node.name)
-        secret = gw.members.record(node.name).secret
+        secret = gw.roster.record(node.name).secret
     port = int(node.address.rpartition(":")[2])
     async with real_node(tmp_path, gw, address="https") as moved:
-        await until("it is at its new place", lambda: gw.members.record(node.name).address == moved.address)
+        await until("it is at its new place", lambda: gw.roster.record(node.name).address == moved.address)
         server = await asyncio.start_server(old_place, "127.0.0.1", port)
         after = await gw.until_ready(node.name)
         assert after is not before
@@ -399,7 +399,7 @@ async def test_a_node_that_moved_is_asked_at_its_new_address_only(gw: Gateway, t
             await gw.answers_rightly(node.name)
         server.close()
         assert heard == 0
-        assert gw.members.record(node.name).secret != secret
+        assert gw.roster.record(node.name).secret != secret
 
 
 @pytest.mark.parametrize(("first", "then"), [("https", ""), ("", "https")])
@@ -408,7 +408,7 @@ async def test_a_node_may_change_its_door(gw: Gateway, tmp_path: Path, first: st
     async with real_node(tmp_path, gw, await gw.invite(), address=first) as node:
         await gw.until_ready(node.name)
     async with real_node(tmp_path, gw, address=then) as node:
-        await until("it has the other door", lambda: gw.members.record(node.name).address == node.address)
+        await until("it has the other door", lambda: gw.roster.record(node.name).address == node.address)
         found = await gw.until_ready(node.name)
         assert found.kind == ("remote" if then else "dialled")
         await gw.answers_rightly(node.name)
@@ -437,7 +437,7 @@ async def test_a_node_that_leaves_answers_what_runs_and_gets_no_more(tmp_path: P
                 assert await last == 200
                 async with asyncio.timeout(5):  # it does not wait longer than it has something to do
                     await leaving
-            assert gw.members.record(node.name).draining is False  # its own word, not the operator's
+            assert gw.roster.record(node.name).draining is False  # its own word, not the operator's
             async with real_node(tmp_path, gw, address=node.address) as again:
                 await until("it is back", lambda: not gw.node(again.name).draining)
                 await gw.until_ready(again.name)
@@ -461,7 +461,7 @@ async def test_a_drained_node_stays_drained_until_the_operator_says_otherwise(tm
                 assert await embeds(gw) == 200
                 await gw.act(node.name, "drain")
         async with gateway(folder) as gw:
-            record = gw.members.record(node.name)
+            record = gw.roster.record(node.name)
             assert record.draining
             assert gw.node(node.name).draining
 
@@ -470,7 +470,7 @@ async def test_a_removed_nodes_connections_are_given_up(gw: Gateway, tmp_path: P
     """Of a node that dials out too, and also those that were in use just then: nobody keeps one for nothing."""
     async with real_node(tmp_path, gw, await gw.invite()) as node:
         await gw.until_ready(node.name)
-        member = gw.members.alive(node.name)
+        member = gw.roster.connected(node.name)
         assert member is not None
         node.engine.open.clear()
         running = asyncio.create_task(gw.embed(node.name))
@@ -478,6 +478,6 @@ async def test_a_removed_nodes_connections_are_given_up(gw: Gateway, tmp_path: P
         await gw.act(node.name, "remove")
         node.engine.open.set()
         assert await running == right_reply(IDS)
-        assert not member.wires._idle
+        assert not member.pool._idle
         with pytest.raises(NodeUnreachable):
             await gw.embed(node.name)

@@ -15,9 +15,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from embedmesh.gateway.nodes import http1 as wire
-from embedmesh.gateway.nodes.http1 import Connection, Inbound, tcp_dialler
+from embedmesh.gateway.nodes import pools
+from embedmesh.gateway.nodes.http1 import Connection
 from embedmesh.gateway.nodes.own import OwnLink, Signing
+from embedmesh.gateway.nodes.pools import InboundPool, tcp_pool
 from embedmesh.http.server import HttpServer
 from embedmesh.node import dialling
 from embedmesh.node.dialling import DialOut
@@ -227,7 +228,7 @@ async def linked(one: Applicant, script: Script) -> AsyncIterator[OwnLink]:
     signing = Signing(one.node_id, "f" * 16, one.gateway.clock, lambda *answer: None)
     signing.add(one.sessions.of_gateway)
     async with somebody(script) as port:
-        link = OwnLink(tcp_dialler("127.0.0.1", port), one.gateway.clock, signing)
+        link = OwnLink(tcp_pool("127.0.0.1", port), one.gateway.clock, signing)
         yield link
         link.close()
 
@@ -280,7 +281,7 @@ async def test_wrong_answers_quarantine_a_node_until_it_is_readmitted(gw: Gatewa
         change.clear()
 
         def kept() -> str:
-            return next(one.quarantined for one in gw.members.records() if one.node_id == applicant.node_id)
+            return next(one.quarantined for one in gw.roster.records() if one.node_id == applicant.node_id)
 
         assert "signature: 3 wrong answers" in await until("it is written down", kept)
         await applicant.join(**applicant.place)
@@ -305,7 +306,7 @@ async def test_only_the_pinned_certificate_is_talked_to(gw: Gateway, applicant: 
 
     tls = pinned_context(applicant.certificate)
     async with somebody(listen, other.tls) as port:
-        link = OwnLink(tcp_dialler("127.0.0.1", port, tls, certificate=applicant.certificate), gw.clock)
+        link = OwnLink(tcp_pool("127.0.0.1", port, tls, certificate=applicant.certificate), gw.clock)
         with pytest.raises(NodeUnreachable):
             await call(link)
         link.close()
@@ -326,15 +327,15 @@ async def test_a_reply_over_tls_ends_its_request(applicant: Applicant, size: int
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setblocking(False)
     await server.start(sock, applicant.tls)
-    wires = tcp_dialler("127.0.0.1", sock.getsockname()[1], pinned_context(applicant.certificate))
+    pool = tcp_pool("127.0.0.1", sock.getsockname()[1], pinned_context(applicant.certificate))
     for number in range(1, 6):
-        reply = await wires.exchange(lambda: b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", size)
+        reply = await pool.exchange(lambda: b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", size)
         assert (len(reply.body), begun) == (size, number)
         [connection] = server._aiohttp.connections
         await until("the request has ended", lambda connection=connection: not connection._request_in_progress)
     async with asyncio.timeout(1):
         await server.drain(30)
-    wires.close()
+    pool.close()
 
 
 @pytest.mark.parametrize("address", ["https", ""])
@@ -343,10 +344,10 @@ async def test_a_caller_that_goes_stops_the_work(gw: Gateway, tmp_path: Path, ad
     monkeypatch.setattr(dialling, "REDIAL_MIN_S", 0.02)
     async with real_node(tmp_path, gw, await gw.invite(), address=address) as node:
         await gw.until_ready(node.name)
-        member = gw.members.alive(node.name)
+        member = gw.roster.connected(node.name)
         assert member is not None
         if not address:
-            await until("it has dialled", lambda: len(member.wires._idle) == dialling.DIALLED_CONNECTIONS)
+            await until("it has dialled", lambda: len(member.pool._idle) == dialling.DIALLED_CONNECTIONS)
         await until("it is measured", lambda: member.node.load.parts == 0)
         node.engine.open.clear()
         calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(3)]
@@ -356,7 +357,7 @@ async def test_a_caller_that_goes_stops_the_work(gw: Gateway, tmp_path: Path, ad
         await until("they are dropped", lambda: node.engine.dropped >= 3)
         node.engine.open.set()
         if not address:
-            await until("it has dialled again", lambda: len(member.wires._idle) == dialling.DIALLED_CONNECTIONS)
+            await until("it has dialled again", lambda: len(member.pool._idle) == dialling.DIALLED_CONNECTIONS)
         await gw.answers_rightly(node.name)
 
 
@@ -366,15 +367,15 @@ async def test_a_node_that_dials_out_answers_as_many_calls_as_it_has_connections
     """At one time; the next waits for a free one, not longer than a connection may take: then it is busy, not gone."""
     async with real_node(tmp_path, gw, await gw.invite()) as node:
         await gw.until_ready(node.name)
-        member = gw.members.alive(node.name)
+        member = gw.roster.connected(node.name)
         assert member is not None
         assert member.node.in_flight_max == dialling.DIALLED_CONNECTIONS
-        await until("it has dialled", lambda: len(member.wires._idle) == dialling.DIALLED_CONNECTIONS)
+        await until("it has dialled", lambda: len(member.pool._idle) == dialling.DIALLED_CONNECTIONS)
         node.engine.open.clear()
         calls = [asyncio.create_task(gw.embed(node.name)) for _ in range(dialling.DIALLED_CONNECTIONS)]
         await until("they run", lambda: node.engine.running == dialling.DIALLED_CONNECTIONS)
         with monkeypatch.context() as patched, pytest.raises(NodeBusy):
-            patched.setattr(wire, "CONNECT_S", 0.1)
+            patched.setattr(pools, "CONNECT_S", 0.1)
             await gw.embed(node.name)
         late = asyncio.create_task(gw.embed(node.name))
         await asyncio.sleep(0)
@@ -395,7 +396,7 @@ async def test_a_session_that_the_node_has_not_heard_of_yet_costs_no_call(gw: Ga
         assert gw.node(applicant.node_id) is node
 
 
-# -- the wires of a node that dials out --------------------------------------------------------------------------------
+# -- the pool of a node that dials out ---------------------------------------------------------------------------------
 
 
 async def connected() -> tuple[Connection, asyncio.StreamWriter, asyncio.Server]:
@@ -409,41 +410,41 @@ async def connected() -> tuple[Connection, asyncio.StreamWriter, asyncio.Server]
 
 async def test_connections_that_were_cut_do_not_crowd_out_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """A router cuts what lies idle, again and again, while one connection is in use all the time."""
-    monkeypatch.setattr(wire, "IDLE_MAX", 4)
-    wires = Inbound()
+    monkeypatch.setattr(pools, "IDLE_CONNECTIONS_MAX", 4)
+    pool = InboundPool()
     ends = []
     for _ in range(12):
         connection, other_end, server = await connected()
-        wires.offer(connection)
+        pool.offer(connection)
         other_end.close()
         ends.append(server)
         await until("it is cut", lambda connection=connection: not connection.usable)
-    assert len(wires._idle) <= 4
+    assert len(pool._idle) <= 4
     connection, other_end, server = await connected()
-    wires.offer(connection)
+    pool.offer(connection)
     assert connection.usable
     with suppress(TimeoutError):
         async with asyncio.timeout(0.05):
-            await wires.exchange(lambda: b"GET / HTTP/1.1\r\n\r\n", 10)
+            await pool.exchange(lambda: b"GET / HTTP/1.1\r\n\r\n", 10)
     assert connection.heard is False
     for one in (*ends, server):
         one.close()
-    wires.close()
+    pool.close()
     other_end.close()
 
 
 async def test_closed_wires_keep_nothing() -> None:
     """Neither a connection that comes back from a call, nor one that is offered later, nor somebody who waits."""
-    wires = Inbound()
-    waiting = asyncio.create_task(wires.exchange(lambda: b"", 10))
+    pool = InboundPool()
+    waiting = asyncio.create_task(pool.exchange(lambda: b"", 10))
     await asyncio.sleep(0)
-    wires.close()
+    pool.close()
     with pytest.raises(NodeUnreachable):
         await waiting
     connection, other_end, server = await connected()
-    wires.offer(connection)
+    pool.offer(connection)
     assert not connection.usable
-    assert not wires._idle
+    assert not pool._idle
     other_end.close()
     server.close()
 

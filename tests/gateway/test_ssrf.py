@@ -144,7 +144,7 @@ async def test_no_hostile_address_is_connected_to(strict: Gateway, canaries: Can
     await asyncio.gather(*(try_all(addresses[at::AT_ONE_TIME], tmp_path / str(at)) for at in range(AT_ONE_TIME)))
     assert not [words for words in said if re.search(r"\d+\.\d+\.\d+|[0-9a-f]+:[0-9a-f:]+", words)]
     assert len(said) > 20
-    assert strict.members.records() == []
+    assert strict.roster.records() == []
     assert list(strict.registry) == []
 
 
@@ -152,10 +152,10 @@ async def test_nor_by_the_form_of_atoma(strict: Gateway, canaries: Canaries, tmp
     """Of a node that is admitted: it stays where it was."""
     one = Applicant(strict, tmp_path)
     await one.join(await strict.invite())
-    record = msgspec.structs.replace(strict.members.record(one.node_id), certificate=one.certificate)
+    record = msgspec.structs.replace(strict.roster.record(one.node_id), certificate=one.certificate)
     await strict.store.nodes.save(record)  # or it would be refused for having none
-    await strict.members.reload()
-    record = strict.members.record(one.node_id)
+    await strict.roster.reload()
+    record = strict.roster.record(one.node_id)
     for address, why in towards(canaries, FORBIDDEN)[::3]:
         data = {"node_small_id": one.welcome.small_id, "public_address": address, "country": "DE"}
         body = json.dumps({"data": data, "signature": atoma.sign(one.identity, data)}).encode()
@@ -163,7 +163,7 @@ async def test_nor_by_the_form_of_atoma(strict: Gateway, canaries: Canaries, tmp
         assert reply.status == 400, (address, why)
         assert str(reply.error["message"]).startswith("The address is refused."), (address, why)
     assert canaries.heard() == []
-    assert strict.members.record(one.node_id) == record
+    assert strict.roster.record(one.node_id) == record
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -215,7 +215,7 @@ async def test_a_name_is_looked_up_once_and_its_answer_kept(canaries: Canaries, 
                 await one.join(await gw.invite(), **one.place)
                 await gw.until_ready(one.node_id)
                 await gw.answers_rightly(one.node_id)
-                assert gw.members.record(one.node_id).ip == ELSEWHERE
+                assert gw.roster.record(one.node_id).ip == ELSEWHERE
                 await gw.end()
                 async with gateway(folder, networks=(f"{ELSEWHERE}/32",), lookup=lookup) as again:
                     await again.until_ready(one.node_id)
@@ -223,7 +223,7 @@ async def test_a_name_is_looked_up_once_and_its_answer_kept(canaries: Canaries, 
                     assert lookup.asked == 1
                     one.gateway = again
                     says(await one.ask(**one.place), 400, "resolves to a loopback address")
-                    assert again.members.record(one.node_id).standing is Standing.ADMITTED
+                    assert again.roster.record(one.node_id).standing is Standing.ADMITTED
                     await again.answers_rightly(one.node_id)
     assert lookup.asked == 2
     assert canaries.heard() == []

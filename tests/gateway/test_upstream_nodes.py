@@ -113,7 +113,7 @@ async def test_one_that_sends_us_elsewhere_is_not_followed(gw: Gateway) -> None:
     async with saying(http(b"", "Location: http://127.0.0.1:1/\r\n", "308 Permanent Redirect")) as (port, _):
         found = await add(gw, port, "moved")
         assert (found["state"], found["last_check"]) == ("unproven", "status_other")
-        assert found["last_failure"] == "it answered HTTP 308; it sends us elsewhere: is its address right?"
+        assert found["last_failure"] == "it answered HTTP 308; it redirects us: is its address right?"
     await gw.act("moved", "remove")
 
 
@@ -179,7 +179,7 @@ async def test_one_that_gave_nothing_right_for_longer_than_its_probes_are_apart_
         line, told = lines_of(await command(gw, tmp_path, "list"), "quiet")
         assert line.split()[2] == "unproven"
         assert told.startswith("quiet failed status_5xx: it answered HTTP 500")
-    words = "node quiet has answered nothing rightly of late: status_5xx: it answered HTTP 500"
+    words = "node quiet has given no right answer of late: status_5xx: it answered HTTP 500"
     assert [record.message for record in caplog.records if "quiet" in record.message] == [words]
 
 
@@ -204,14 +204,14 @@ async def test_a_quarantine_says_which_check_failed_also_after_a_restart(
         with caplog.at_level(logging.WARNING, "embedmesh.fleet"):
             gw.registry.quarantine(node, "its vectors are not the model's", Check.CANARY)
         assert f"node lies is quarantined: {why}" in caplog.text
-        await until("it is written down", lambda: gw.members.record("lies").quarantined == why)
+        await until("it is written down", lambda: gw.roster.record("lies").quarantined == why)
         found = await shown(gw, "lies")
         assert (found["state"], found["quarantined"], found["last_check"]) == ("quarantined", why, "canary")
         page = (await gw.ask("GET", "/metrics", key=gw.key("metrics"))).body.decode()
         assert 'embedmesh_node_quarantines_total{check="canary",node="lies"} 1.0' in page
         assert f"lies failed {why}" in (await command(gw, tmp_path, "list")).output
-        gw.members._leave("lies")
-        gw.members._join_upstream(gw.members.record("lies"))  # as at the next start
+        gw.connected.leave("lies")
+        gw.connected.join_upstream(gw.roster.record("lies"))  # as at the next start
         again = gw.node("lies")
         assert again is not None
         assert (again.state, str(again.last_failure)) == (NodeState.QUARANTINED, why)

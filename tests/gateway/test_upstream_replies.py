@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedmesh.flow.verify import verify
-from embedmesh.gateway.nodes.foreign import MEMBERS, Embeddings, Place, UpstreamLink, _check_unambiguous
-from embedmesh.gateway.nodes.http1 import HEAD_BYTES_MAX, retry_after_s
+from embedmesh.gateway.nodes.foreign import REPLY_FIELDS, Embeddings, UpstreamLink, UpstreamUrl, _check_unambiguous
+from embedmesh.gateway.nodes.http1 import NODE_HEAD_BYTES_MAX, retry_after_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, WrongAnswer
 from embedmesh.rules.membership import Offer
@@ -226,7 +226,7 @@ def http(body: bytes, head: str = "", status: str = "200 OK") -> bytes:
 
 def link(port: int, model: Model = MODEL) -> UpstreamLink:
     offer = Offer(model.id, model.width, model.max_tokens, model.digest, model.tier)
-    return UpstreamLink(Place(False, "127.0.0.1", port, "/v1"), (offer,), CATALOGUE, "")
+    return UpstreamLink(UpstreamUrl(False, "127.0.0.1", port, "/v1"), (offer,), CATALOGUE, "")
 
 
 async def ask(port: int) -> EmbedVectors:
@@ -283,7 +283,7 @@ def test_a_member_that_stands_twice_is_found_wherever_its_name_stands_else(
     top: list[tuple[str, Any]] = [("data", data), *more, *([("data", data)] if twice else [])]
     body = spelt(top).encode()
     objects = [[name for name, _ in top], *(["embedding", *(name for name, _ in pairs)] for pairs in several)]
-    ambiguous = any(names.count(name) > 1 for names in objects for name in MEMBERS)
+    ambiguous = any(names.count(name) > 1 for names in objects for name in REPLY_FIELDS)
     answer = msgspec.json.decode(body, type=Embeddings)
     with pytest.raises(ValueError, match="twice") if ambiguous else nullcontext():
         _check_unambiguous(body, answer)
@@ -357,8 +357,8 @@ WRONG_REPLIES: dict[str, tuple[bytes, Check]] = {
     "not HTTP": (b"SSH-2.0-OpenSSH\r\n", Check.HTTP),
     "HTTP/2": (b"HTTP/2 200 OK\r\nContent-Length: 0\r\n\r\n", Check.HTTP),
     "another protocol": (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nx", Check.HTTP),
-    "a head without end": (OK + b"X-Long: " + b"x" * 2 * HEAD_BYTES_MAX, Check.HTTP),
-    "a head that is too long": (http(BODY, f"X-Long: {'x' * HEAD_BYTES_MAX}\r\n"), Check.HTTP),
+    "a head without end": (OK + b"X-Long: " + b"x" * 2 * NODE_HEAD_BYTES_MAX, Check.HTTP),
+    "a head that is too long": (http(BODY, f"X-Long: {'x' * NODE_HEAD_BYTES_MAX}\r\n"), Check.HTTP),
     "interim replies without end": (b"HTTP/1.1 102 Processing\r\nX: y\r\n\r\n" * 2_000, Check.HTTP),
     "too large": (http(b" " * 200_000 + BODY), Check.HTTP),
     "gzip, unasked": (http(gzip.compress(BODY), "Content-Encoding: gzip\r\n"), Check.FORM),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from aiohttp import web
 
-from embedmesh.gateway.main import trusted_origins
+from embedmesh.gateway.network import parsed
 from embedmesh.http.connections import LOCAL_ORIGIN, Connections, Origins
 from embedmesh.http.exchange import Exchange
 from embedmesh.http.fast_path import FastPath
@@ -59,7 +59,7 @@ def test_a_trusted_proxy_says_who_is_behind_it_and_nobody_else_does(forwarded: s
 
 def test_what_is_no_network_is_told_with_the_setting_to_mend() -> None:
     with pytest.raises(SetupError, match=r"10\.0\.0\.1/8.*Mend --trusted-proxies"):
-        trusted_origins(["10.0.0.1/8"])
+        parsed(Origins, ["10.0.0.1/8"], "--trusted-proxies")
 
 
 # -- which one goes ----------------------------------------------------------------------------------------------------

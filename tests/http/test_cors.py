@@ -7,7 +7,7 @@ import pytest
 
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi.responses import HEADERS
-from embedmesh.gateway.main import allowed_origins
+from embedmesh.gateway.network import parsed
 from embedmesh.http.cors import MAY_READ, MAY_SEND, PREFLIGHT_HEADERS_MAX, Cors
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import SetupError
@@ -178,7 +178,7 @@ def test_what_is_none_is_refused_at_start(origin: str) -> None:
     with pytest.raises(ValueError, match="is not an origin"):
         Cors([origin])
     with pytest.raises(SetupError, match="Mend --cors-origin"):
-        allowed_origins([origin])
+        parsed(Cors, [origin], "--cors-origin")
 
 
 def test_every_header_of_ours_that_callers_get_may_be_read() -> None:

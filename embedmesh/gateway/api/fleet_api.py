@@ -15,7 +15,7 @@ from embedmesh.gateway.api.fleet_replies import NodeReply, node_reply
 from embedmesh.gateway.api.replies import ReplyList
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.gateway.nodes.foreign import parse_url
-from embedmesh.gateway.nodes.roster import Members
+from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
@@ -78,7 +78,7 @@ class FleetApi(Api):
 
     def __init__(
         self,
-        members: Members,
+        roster: Roster,
         registry: Registry,
         bodies: BodyBudget,
         clock: Clock,
@@ -88,14 +88,14 @@ class FleetApi(Api):
         """`adding_s` bounds how long the reply about a new server waits for its first embedding."""
         self._adding_s = adding_s
         self._catalogue = catalogue
-        self._members = members
+        self._roster = roster
         self._registry = registry
         self.bodies = bodies
         self._clock = clock
 
     async def list_nodes(self, call: ApiCall[None, None]) -> ReplyList[NodeReply]:
         """List nodes. All nodes: what is kept of them, and what this gateway observes now."""
-        kept = {record.node_id: record for record in self._members.records()}
+        kept = {record.node_id: record for record in self._roster.records()}
         own = [self._reply(None, node) for node in self._registry if node.node_id not in kept]
         return ReplyList("list", own + [self._reply(record) for record in kept.values()])
 
@@ -106,7 +106,7 @@ class FleetApi(Api):
         once it has embedded something correctly; the reply waits for that, or says what failed.
         """
         record = self._upstream(call.body)
-        await self._members.add_upstream(record)
+        await self._roster.add_upstream(record)
         for look in range(int(ADDING_S_MAX / ADDING_LOOK_S)):  # so that the reply says whether it works
             if not _undecided(self._registry.find(record.node_id), look * ADDING_LOOK_S, self._adding_s):
                 break
@@ -139,14 +139,14 @@ class FleetApi(Api):
             raise errors.NotFound(f"The actions on a node are {', '.join(ACTIONS)} and weight.")
         if action == "approve" and record.standing is Standing.REMOVED:
             raise errors.InvalidValue("A removed node stays removed. Let it join with a new identity.")
-        await self._members.change(record.node_id, **change)
+        await self._roster.change(record.node_id, **change)
         return json_reply(self._one(record.node_id))
 
     def _upstream(self, new: UpstreamRequest) -> NodeRecord:
         """The record of a server. Raises InvalidValue."""
         url = parse_url(new.address)
         name = new.name or f"{url.host}:{url.port}"
-        known = next((record for record in self._members.records() if record.node_id == name), None)
+        known = next((record for record in self._roster.records() if record.node_id == name), None)
         if not UPSTREAM_NAME.fullmatch(name) or (known is not None and known.kind != UPSTREAM):
             raise errors.InvalidValue(
                 "A server's name has 1 to 64 of A-Z a-z 0-9 . _ : -, and is no node's.", param="name"
@@ -185,15 +185,15 @@ class FleetApi(Api):
 
     def _find(self, name: str) -> NodeRecord:
         if SMALL_ID.fullmatch(name):
-            for record in self._members.records():
+            for record in self._roster.records():
                 if record.small_id == int(name):
                     return record
-        return self._members.record(name)
+        return self._roster.record(name)
 
     def _reply(self, record: NodeRecord | None, node: Node | None = None) -> NodeReply:
         member = None
         if record is not None:
-            node, member = self._registry.find(record.node_id), self._members.alive(record.node_id)
+            node, member = self._registry.find(record.node_id), self._roster.connected(record.node_id)
         return node_reply(record, node, member, self._registry, self._clock)
 
     ROUTES = (

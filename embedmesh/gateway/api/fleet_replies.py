@@ -7,8 +7,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.gateway.api.replies import Count, doc
+from embedmesh.gateway.nodes.connected import ConnectedNode
 from embedmesh.gateway.nodes.records import DIALLED, kind_of
-from embedmesh.gateway.nodes.roster import Member
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.rules.ports import Clock
@@ -97,7 +97,7 @@ class NodeReply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def node_reply(
-    record: NodeRecord | None, node: Node | None, member: Member | None, registry: Registry, clock: Clock
+    record: NodeRecord | None, node: Node | None, member: ConnectedNode | None, registry: Registry, clock: Clock
 ) -> NodeReply:
     """A node of the store, of this machine, or both: at least one of `record` and `node` is given."""
     fields = {} if record is None else _kept(record)
@@ -143,7 +143,7 @@ def _counts(node: Node, prefix: str, kind: type[C]) -> C:
     return kind(*(node.counts[f"{prefix}_{name}"] for name in kind.__struct_fields__))
 
 
-def _reported(member: Member | None, clock: Clock) -> dict[str, Any]:
+def _reported(member: ConnectedNode | None, clock: Clock) -> dict[str, Any]:
     if member is None:
         return {"reported": None, "receipts": 0, "last_heartbeat_s_ago": None}
     beat = member.reported

@@ -16,9 +16,11 @@ from msgspec import Meta
 
 from embedmesh.fleet.registry import Registry
 from embedmesh.gateway.api.routes import NO_KEY, SIGNED, Api, ApiCall, ApiReply, RawHandler, Route
-from embedmesh.gateway.nodes.http1 import Connection, Inbound
+from embedmesh.gateway.nodes.connected import ConnectedNode
+from embedmesh.gateway.nodes.http1 import Connection
+from embedmesh.gateway.nodes.pools import InboundPool
 from embedmesh.gateway.nodes.registration import Registrar
-from embedmesh.gateway.nodes.roster import Member, Members
+from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.aiohttp_connection import hand_over
 from embedmesh.http.bodies import JSON_HEADERS, decoded, json_reply
 from embedmesh.http.connections import Origins
@@ -72,7 +74,7 @@ class NodesApi(Api):
     def __init__(
         self,
         registrar: Registrar,
-        members: Members,
+        roster: Roster,
         registry: Registry,
         books: NodeBooks,
         clock: Clock,
@@ -81,7 +83,7 @@ class NodesApi(Api):
         reports_a_minute_max: int = NODE_REPORTS_A_MINUTE_MAX,
     ) -> None:
         self._registrar = registrar
-        self._members = members
+        self._roster = roster
         self._registry = registry
         self._books = books
         self._clock = clock
@@ -119,7 +121,7 @@ class NodesApi(Api):
         return await self._speak(request, self._drain)
 
     async def _speak(
-        self, request: web.BaseRequest, handle: Callable[[Member, bytes], Awaitable[bytes]]
+        self, request: web.BaseRequest, handle: Callable[[ConnectedNode, bytes], Awaitable[bytes]]
     ) -> web.StreamResponse:
         node_id = request[PATH_REMAINDER]
         member, checked = self._check(request, node_id)
@@ -142,14 +144,14 @@ class NodesApi(Api):
             raise errors.NotFound("A node dials in here, with `Upgrade: embedmesh-node`.")
         member, checked = self._check(request, request[PATH_REMAINDER])
         self._check_body(checked, b"")
-        wires = member.wires
-        if not isinstance(wires, Inbound):
+        pool = member.pool
+        if not isinstance(pool, InboundPool):
             raise errors.InvalidValue("This node is registered with an address. Join without one to dial out.")
         connection = Connection()
-        asyncio.get_running_loop().call_soon(wires.offer, connection)  # once it has been handed over
+        asyncio.get_running_loop().call_soon(pool.offer, connection)  # once it has been handed over
         await hand_over(request, connection, SWITCHING)
 
-    async def _heartbeat(self, member: Member, body: bytes) -> bytes:
+    async def _heartbeat(self, member: ConnectedNode, body: bytes) -> bytes:
         beat = decoded(body, Heartbeat)
         member.seen = self._clock.monotonic()
         load = member.node.load
@@ -158,7 +160,7 @@ class NodesApi(Api):
         member.reported = beat
         asks = beat.head is None  # from where on we want its receipts: what it is told of, it forgets
         if asks or (beat.receipts and beat.receipts[0].number != member.audit.count + 1):
-            await self._members.refresh_audit(member)
+            await self._roster.refresh_audit(member)
         if beat.head is not None:
             try:
                 checked = member.audit.check(beat.receipts, beat.head, self._clock.unix_ms())
@@ -175,15 +177,15 @@ class NodesApi(Api):
                     await self._books.note_receipts(member.node.node_id, member.audit.count, member.audit.head)
         return msgspec.json.encode(HeartbeatReply(member.audit.count + 1))
 
-    async def _drain(self, member: Member, body: bytes) -> bytes:
+    async def _drain(self, member: ConnectedNode, body: bytes) -> bytes:
         """It is about to leave: no more work for it, until it registers again."""
         self._registry.drain(member.node)
         log.info("node %s leaves", member.node.node_id)
         return b"{}"
 
-    def _check(self, request: web.BaseRequest, node_id: str) -> tuple[Member, CheckedRequest]:
+    def _check(self, request: web.BaseRequest, node_id: str) -> tuple[ConnectedNode, CheckedRequest]:
         """Whose request it is, by its head."""
-        member = self._members.alive(node_id)
+        member = self._roster.connected(node_id)
         if member is None:
             raise errors.InvalidApiKey(UNSIGNED)
         headers = {name.lower(): value for name, value in request.headers.items()}

@@ -1,10 +1,10 @@
 """Servers of other makes as nodes: TEI, vLLM, Infinity, llama.cpp, Ollama, anything with an OpenAI `/v1/embeddings`.
 
-They get texts and answer JSON, unsigned: they are trusted as far as the operator says. What can be checked is: order,
-strict base64 or numbers, width, finite, not zero, and a size bound on the whole.
+They get texts and answer unsigned JSON: the operator decides how far they are trusted. We check what can be checked:
+order, strict base64 or numbers, width, finite, not zero, and the size of the whole.
 
-They are taken as they are: a member that is not needed never spoils a reply, whatever it holds, and one that is needed
-may be written in any way that leaves its meaning plain. What can be read in two ways is refused.
+We are lenient where the meaning is plain: a field that we do not need may hold anything, and one that we need may be
+written in several ways. A reply that can be read in two ways is refused.
 """
 
 import binascii
@@ -20,30 +20,31 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from embedmesh.gateway.nodes.http1 import Dialler, Reply, retry_after_s, tcp_dialler
+from embedmesh.fleet.addresses import DEFAULT_PORTS
+from embedmesh.gateway.nodes.http1 import NodeReply, retry_after_s
 from embedmesh.gateway.nodes.own import check_of
+from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, UpstreamRefused, WrongAnswer
+from embedmesh.rules.limits import UPSTREAM_URL_CHARS_MAX
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Catalogue, Part
 
-BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, the longest of our peers' spellings; base64 has 5.4
-BYTES_PER_INPUT = 512  # around each vector
-BYTES_PER_REPLY = 16_384
-PORTS = {"http": 80, "https": 443}
-UNIT_OFF_MAX = 1e-3  # what half floats may make of it
+JSON_BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, in the longest spelling of known servers; base64 has 5.4
+JSON_BYTES_PER_VECTOR = 512  # around each vector
+JSON_BYTES_PER_REPLY = 16_384  # around all vectors
+UNIT_OFF_MAX = 1e-3  # of a unit vector's length, in half floats
 WRONG_REQUEST = (400, 413, 414, 422)
-SUCCESS = (200, 201, 203)  # others of the class say that there is no whole answer
-DIGITS_MAX = 15  # of a number that is written as a text
-MEMBERS = ("data", "embedding", "index", "usage")  # that we look at: each may stand once in its object
-NAMES = re.compile(f'"(?:{"|".join(MEMBERS)})"'.encode()).findall
+SUCCESS = (200, 201, 203)  # other 2xx mean that the answer is not whole
+COUNT_DIGITS_MAX = 15  # of a number that is written as a string
+REPLY_FIELDS = ("data", "embedding", "index", "usage")  # that we read: each may be in its object once
+FIELD_NAMES = re.compile(f'"(?:{"|".join(REPLY_FIELDS)})"'.encode()).findall
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-URL_CHARS_MAX = 300
-ELSEWHERE = "; it sends us elsewhere: is its address right?"  # where we do not go
-HINTS = {
-    **dict.fromkeys((301, 302, 303, 307, 308), ELSEWHERE),
+REDIRECTED = "; it redirects us: is its address right?"  # we do not follow
+STATUS_HINTS = {
+    **dict.fromkeys((301, 302, 303, 307, 308), REDIRECTED),
     401: "; is its token right?",
     403: "; is its token right?",
     404: "; are its address and its name for the model right?",
@@ -65,97 +66,92 @@ class Embeddings(msgspec.Struct):
     usage: Any = None
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Where a server is: what `parse_url` makes of the operator's word."""
+class UpstreamUrl(msgspec.Struct, frozen=True):
+    """The parts of a server's URL."""
 
     tls: bool
     host: str
     port: int
-    path: str  # before `/embeddings`, without a slash at its end
+    path: str  # before `/embeddings`, without a trailing slash
 
 
-def parse_url(url: str) -> Place:
-    """`http://HOST:PORT` or `https://HOST/some/v1`; `/v1` is added where no path is given. Raises InvalidValue."""
+def parse_url(url: str) -> UpstreamUrl:
+    """Parse `http://HOST:PORT` or `https://HOST/some/v1`; the default path is `/v1`. Raises InvalidValue."""
     try:
         parts = urlsplit(url)
-        port = PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
+        port = DEFAULT_PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
     except ValueError:
         parts, port = urlsplit(""), 0
-    sane = url.isascii() and url.isprintable() and " " not in url and len(url) <= URL_CHARS_MAX
+    sane = url.isascii() and url.isprintable() and " " not in url and len(url) <= UPSTREAM_URL_CHARS_MAX
     if not sane or not port or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
         raise InvalidValue("A server's address is like http://10.0.0.7:8080 or https://host/v1.", param="address")
-    return Place(parts.scheme == "https", parts.hostname, port, parts.path.rstrip("/") or "/v1")
-
-
-def dialler(place: Place) -> Dialler:
-    """Connections to the server. The operator named it: no policy, but its certificate must be good for its name."""
-    tls = ssl.create_default_context() if place.tls else None
-    return tcp_dialler(place.host, place.port, tls, name=place.host)
+    return UpstreamUrl(parts.scheme == "https", parts.hostname, port, parts.path.rstrip("/") or "/v1")
 
 
 class UpstreamLink:
-    """One server. `offers` say which catalogue models it runs, and what it calls them. Implements `Link`."""
+    """One server. `offers` are the catalogue's models that it runs, with its own names. Implements `Link`."""
 
     def __init__(
         self,
-        place: Place,
+        url: UpstreamUrl,
         offers: tuple[Offer, ...],
         catalogue: Catalogue,
         token: str,
         normalizing: Collection[str] = (),
     ) -> None:
-        """`normalizing` are models whose vectors have unit length: some servers leave that out."""
+        """`normalizing` are the models whose vectors have unit length, which some servers leave out."""
         self._normalizing = normalizing
-        self._wires = dialler(place)
+        tls = ssl.create_default_context() if url.tls else None
+        self._pool = tcp_pool(url.host, url.port, tls, name=url.host)  # no policy: an operator chose the server
         self._offers = {offer.id: offer for offer in offers}
         self._catalogue = catalogue
-        self._base64: bool | None = None  # whether it knows `encoding_format`; learned by asking
+        self._base64: bool | None = None  # whether it supports `encoding_format`; learned from its replies
         self._decode = msgspec.json.Decoder(Embeddings).decode
-        host = place.host if place.port in PORTS.values() else f"{place.host}:{place.port}"
+        host = url.host if url.port in DEFAULT_PORTS.values() else f"{url.host}:{url.port}"
         authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._head = (
-            f"POST {place.path}/embeddings HTTP/1.1\r\nHost: {host}\r\n{authorization}"
+            f"POST {url.path}/embeddings HTTP/1.1\r\nHost: {host}\r\n{authorization}"
             "Content-Type: application/json\r\nAccept: application/json\r\nAccept-Encoding: identity\r\n"
         )
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        assert counted.texts is not None  # the line gives us no other work
+        assert counted.texts is not None  # the scheduler gives us no other work
         offer = self._offers.get(model.id)
         if offer is None:
             raise NodeBroke("the server is not said to run this model")
         texts = [offer.prefix + counted.texts[place] for place in part.places]
-        limit = len(texts) * (model.width * BYTES_PER_COMPONENT + BYTES_PER_INPUT) + BYTES_PER_REPLY
-        asked: dict[str, Any] = {"model": offer.name or offer.id, "input": texts}
-        answer = self._read(await self._ask(asked, limit))
+        limit = len(texts) * (model.width * JSON_BYTES_PER_COMPONENT + JSON_BYTES_PER_VECTOR) + JSON_BYTES_PER_REPLY
+        body = {"model": offer.name or offer.id, "input": texts}
+        answer = self._read(await self._ask(body, limit))
         data = _in_order(answer.data, len(texts), model.width)
         if model.id in self._normalizing:
             data = _unit(data, model.width)
         return EmbedVectors(_tokens(answer, part, counted.exact), data)
 
     async def served(self) -> ServedModels:
-        """What the operator says that it serves: there is no list that all of these servers have."""
+        """The models that the operator has listed: not all of these servers have a list."""
         models = [model for offer in self._offers.values() if (model := self._catalogue.find(offer.id)) is not None]
         return ServedModels(
             [ServedModel(model.id, model.width, model.max_tokens, model.digest, model.tier) for model in models]
         )
 
     def close(self) -> None:
-        self._wires.close()
+        self._pool.close()
 
-    async def _ask(self, asked: dict[str, Any], limit: int) -> Reply:
-        """A success. The first time without knowing whether `encoding_format` is known there."""
+    async def _ask(self, body: dict[str, Any], limit: int) -> NodeReply:
+        """A successful reply. The first request finds out whether the server supports `encoding_format`."""
         knew = self._base64
         if knew is not False:
-            reply = await self._exchange(asked | {"encoding_format": "base64"}, limit)
+            reply = await self._exchange(body | {"encoding_format": "base64"}, limit)
             self._base64 = True if reply.status in SUCCESS else None if reply.status in WRONG_REQUEST else knew
-            if knew or reply.status not in WRONG_REQUEST:  # it knew it and is believed, until it is asked again
+            if knew or reply.status not in WRONG_REQUEST:  # else try without
                 return _checked(reply)
-        reply = await self._exchange(asked, limit)
+        reply = await self._exchange(body, limit)
         if reply.status in SUCCESS:
             self._base64 = False
         return _checked(reply)
 
-    def _read(self, reply: Reply) -> Embeddings:
+    def _read(self, reply: NodeReply) -> Embeddings:
         body = reply.body.removeprefix(BYTE_ORDER_MARK)
         try:
             answer = self._decode(body)
@@ -168,14 +164,14 @@ class UpstreamLink:
             raise WrongAnswer(f"the server's reply {words}", check=Check.FORM) from None
         return answer
 
-    async def _exchange(self, asked: dict[str, Any], limit: int) -> Reply:
-        body = json.dumps(asked, ensure_ascii=False).encode()
-        request = f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body
-        return await self._wires.exchange(lambda: request, limit)
+    async def _exchange(self, body: dict[str, Any], limit: int) -> NodeReply:
+        encoded = json.dumps(body, ensure_ascii=False).encode()
+        request = f"{self._head}Content-Length: {len(encoded)}\r\n\r\n".encode("latin-1") + encoded
+        return await self._pool.exchange(lambda: request, limit)
 
 
-def _checked(reply: Reply) -> Reply:
-    """The reply, if its status says that it is one. Raises what any other status means."""
+def _checked(reply: NodeReply) -> NodeReply:
+    """A successful reply. Raises the failure that any other status means."""
     status, wait_s = reply.status, retry_after_s(reply.headers)
     if status in SUCCESS:
         return reply
@@ -185,30 +181,30 @@ def _checked(reply: Reply) -> Reply:
     if status in WRONG_REQUEST:
         raise UpstreamRefused(f"it refuses: HTTP {status}", check=check, retry_after_s=wait_s)
     words = f"it refuses: HTTP {status}" if check in (Check.ACCESS, Check.STATUS_4XX) else f"it answered HTTP {status}"
-    raise NodeBroke(words + HINTS.get(status, ""), check=check, retry_after_s=wait_s)
+    raise NodeBroke(words + STATUS_HINTS.get(status, ""), check=check, retry_after_s=wait_s)
 
 
 def _check_unambiguous(body: bytes, answer: Embeddings) -> None:
-    """Raises ValueError where a member that we look at stands twice in one object: readers differ in which counts.
+    """Raises ValueError where one object has a field that we read twice: parsers differ in which one counts.
 
-    Where the names of them stand as often as they must, none stands twice; that is quick, and so with nearly every
-    reply. Else, or where a name may be spelt with an escape, the body is read anew, slowly.
+    Nearly every reply has the fields' names exactly as often as needed, so that none is there twice; that is a fast
+    check. Else, or where a name may contain an escape, the body is parsed again, slowly.
     """
     must = 1 + (answer.usage is not None) + len(answer.data)  # data, usage, and an embedding each; and of the items:
     must += sum((item.index is not None) + (item.object == "embedding") for item in answer.data)
-    if b"\\" in body or len(NAMES(body)) != must:
+    if b"\\" in body or len(FIELD_NAMES(body)) != must:
         json.loads(body, object_pairs_hook=_once_each)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> None:
     names = [name for name, _ in pairs]
-    if any(names.count(name) > 1 for name in MEMBERS):
-        raise ValueError("a member stands twice")
+    if any(names.count(name) > 1 for name in REPLY_FIELDS):
+        raise ValueError("a field is there twice")
 
 
 def _whole(said: object) -> int | None:
-    """A whole number of at least 0, also as `3.0` or `"3"`; None of anything else."""
-    if isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) <= DIGITS_MAX:
+    """A whole number of at least 0, also as `3.0` or `"3"`; None for anything else."""
+    if isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) <= COUNT_DIGITS_MAX:
         return int(said)
     if isinstance(said, float) and said.is_integer():
         said = int(said)
@@ -216,7 +212,7 @@ def _whole(said: object) -> int | None:
 
 
 def _in_order(items: list[Item], count: int, width: int) -> bytes:
-    """The vectors as float32, by index, or as they came where none has one. Raises WrongAnswer."""
+    """The vectors as float32, by index, or as they came if none has an index. Raises WrongAnswer."""
     if len(items) != count:
         raise WrongAnswer("the server answered with another number of vectors than asked", check=Check.COUNT)
     rows: list[bytes | None] = [None] * count
@@ -249,18 +245,18 @@ def _row(embedding: str | list[float], width: int) -> bytes:
 
 
 def _unit(data: bytes, width: int) -> bytes:
-    """The same vectors with length 1, where any is not of about that length already."""
+    """The vectors scaled to length 1, if any is not of about that length already."""
     rows = np.frombuffer(data, "<f4").reshape(-1, width)
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     if not (np.abs(norms - 1.0) > UNIT_OFF_MAX).any():
         return data
-    norms[norms == 0] = 1.0  # found out by the check that follows
+    norms[norms == 0] = 1.0  # `verify` refuses it
     unit: bytes = (rows / norms).astype("<f4").tobytes()
     return unit
 
 
 def _tokens(answer: Embeddings, part: Part, exact: bool) -> int:
-    """Ours where we have counted; else the server's, capped by our bound, and the bound where it does not say."""
+    """Our own exact count; else the server's, capped by our bound; else the bound."""
     if exact or not isinstance(answer.usage, dict):
         return part.tokens
     said = _whole(answer.usage.get("prompt_tokens")) or _whole(answer.usage.get("total_tokens"))

@@ -1,6 +1,6 @@
-"""What a gateway says to nodes, and how it reads their answers: the compact form of the node protocol.
+"""The links to nodes of our own making: what a gateway sends them, and how it reads their replies.
 
-docs/reference/node-protocol.md. How a node is reached, and whether both sides sign what they say, is its link's.
+The form is the compact one of docs/reference/node-protocol.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,9 +8,10 @@ from typing import Protocol
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1 import Reply, Wires, busy
+from embedmesh.gateway.nodes.http1 import NodeReply, retry_after_s
+from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, ServedModels, pack_ids
-from embedmesh.rules.errors import NodeBroke, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -18,16 +19,16 @@ from embedmesh.rules.ports import Clock, Part
 from embedmesh.signing.messages import RequestSigner, SignedRequest, Unauthenticated
 from embedmesh.signing.session import Session
 
-SMALL_REPLY_BYTES_MAX = 1024 * 1024  # a list of models
-BYTES_PER_COMPONENT = 4
-BYTES_PER_REPLY = 4_096  # around the vectors, or of a refusal
+MODELS_REPLY_BYTES_MAX = 1024 * 1024
+FLOAT32_BYTES = 4
+REPLY_FRAME_BYTES_MAX = 4_096  # around the vectors, or of a refusal
 
 
 class Link(Protocol):
     """One node as a gateway talks to it."""
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        """Vectors for a part. Raises a NodeFailure; the answer is not yet checked against the question."""
+        """Vectors for a part, not yet verified. Raises a NodeFailure."""
         ...
 
     async def served(self) -> ServedModels:
@@ -46,12 +47,12 @@ class NodeClients:
         self._links: dict[str, Link] = {}
 
     def add(self, node_id: str, link: Link) -> None:
-        """Talk to that node by this link from now on."""
+        """Use this link for a node from now on."""
         self.remove(node_id)
         self._links[node_id] = link
 
     def remove(self, node_id: str) -> None:
-        """Talk to it no more."""
+        """Close a node's link."""
         if (link := self._links.pop(node_id, None)) is not None:
             link.close()
 
@@ -75,11 +76,11 @@ class NodeClients:
 
 
 Answered = Callable[[str, str, str, int], None]
-"""Told of each answer: request id, digests of request and reply as in `Content-Digest`, tokens."""
+"""Called with each answer: request id, digests of request and reply as in `Content-Digest`, tokens."""
 
 
 class Signing:
-    """How what we say to one node is signed, and what it says is checked. `instance` names this process."""
+    """Signs our requests to one node, and checks its replies. `instance` names this process."""
 
     def __init__(self, node_id: str, instance: str, clock: Clock, answered: Answered) -> None:
         self._node_id = node_id
@@ -91,8 +92,8 @@ class Signing:
         self.answered = answered
 
     def add(self, session: Session) -> None:
-        """Sign under this session from now on; who waits for an answer still checks it under its own."""
-        if session.key_id != self._session:  # or its counter would begin again
+        """Sign under this session from now on. Replies under way are still checked under theirs."""
+        if session.key_id != self._session:  # else its counter would begin again
             self._session, self._before = session.key_id, self._newest
             self._newest = RequestSigner(session, self._node_id, self._instance)
 
@@ -107,8 +108,8 @@ class Signing:
         assert signer is not None  # a link is made with a session
         return signer.sign(method, path, body, request_id, self._now_s())
 
-    def check(self, signed: SignedRequest, reply: Reply) -> None:
-        """Raises WrongAnswer where the reply is not the node's to this very request."""
+    def check(self, signed: SignedRequest, reply: NodeReply) -> None:
+        """Raises WrongAnswer where the reply is not the node's own to this request."""
         try:
             signed.check_reply(reply.status, reply.body, reply.headers, self._now_s())
         except Unauthenticated as refused:
@@ -120,10 +121,10 @@ class Signing:
 
 
 class OwnLink:
-    """A node of our making, over some wires; signed, where it is not on a socket that only we may open."""
+    """A node of our making. Messages are signed, unless the node is on a socket that only we may open."""
 
-    def __init__(self, wires: Wires, clock: Clock, signing: Signing | None = None) -> None:
-        self._wires = wires
+    def __init__(self, pool: ConnectionPool, clock: Clock, signing: Signing | None = None) -> None:
+        self._pool = pool
         self._clock = clock
         self._signing = signing
         self._encode = msgspec.msgpack.Encoder().encode
@@ -131,13 +132,13 @@ class OwnLink:
         self._decode_models = msgspec.json.Decoder(ServedModels).decode
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        assert counted.ids is not None  # the line gives us no other work
+        assert counted.ids is not None  # the scheduler gives us no other work
         return await self.embed_ids(model, [counted.ids[place] for place in part.places], request_id)
 
-    async def embed_ids(self, model: Model, asked: Sequence[Sequence[int]], request_id: str) -> EmbedVectors:
-        """Vectors for inputs that are no part of one request."""
-        body = self._encode(pack_ids(model.id, asked))
-        limit = len(asked) * model.width * BYTES_PER_COMPONENT + BYTES_PER_REPLY
+    async def embed_ids(self, model: Model, inputs: Sequence[Sequence[int]], request_id: str) -> EmbedVectors:
+        """Vectors for inputs of several requests."""
+        body = self._encode(pack_ids(model.id, inputs))
+        limit = len(inputs) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
         reply, signed = await self._exchange("POST", "/v1/embeddings", body, limit, request_id)
         try:
             vectors = self._decode_reply(reply.body)
@@ -150,19 +151,19 @@ class OwnLink:
 
     async def served(self) -> ServedModels:
         request_id = new_id("req", self._clock)
-        reply, _ = await self._exchange("GET", "/v1/models", b"", SMALL_REPLY_BYTES_MAX, request_id)
+        reply, _ = await self._exchange("GET", "/v1/models", b"", MODELS_REPLY_BYTES_MAX, request_id)
         try:
             return self._decode_models(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the node's list of models is not of the protocol's form") from None
 
     def close(self) -> None:
-        self._wires.close()
+        self._pool.close()
 
     async def _exchange(
         self, method: str, path: str, body: bytes, limit: int, request_id: str
-    ) -> tuple[Reply, SignedRequest | None]:
-        """A reply of status 200, and the request that it answers. Raises a NodeFailure."""
+    ) -> tuple[NodeReply, SignedRequest | None]:
+        """A reply of status 200, and its request. Raises a NodeFailure."""
         signing = self._signing
         signed: SignedRequest | None = None
         before = False
@@ -175,24 +176,24 @@ class OwnLink:
             end = b"Content-Length: %d\r\n\r\n" % len(body)
             return head.encode("ascii") + (signed.headers if signed is not None else b"") + end + body
 
-        reply = await self._wires.exchange(build, limit)
+        reply = await self._pool.exchange(build, limit)
         if reply.status == 401 and signing is not None and signing.has_before:
-            before = True  # we know of a new session a little earlier than the node
-            reply = await self._wires.exchange(build, limit)
+            before = True  # we use a new session a little earlier than the node
+            reply = await self._pool.exchange(build, limit)
         if reply.by_closing:
-            raise NodeBroke("the node closed the connection")  # ours always say how long their reply is
-        check_status(reply)  # a refusal needs no signature: whoever could forge it could as well cut the connection
+            raise NodeBroke("the node closed the connection")  # our nodes always send Content-Length
+        check_status(reply)  # unsigned: a forger could as well cut the connection
         if signing is not None and signed is not None:
             signing.check(signed, reply)
         return reply, signed
 
 
-def check_status(reply: Reply) -> None:
-    """Raises what a status other than 200 means."""
+def check_status(reply: NodeReply) -> None:
+    """Raises the failure that a status other than 200 means."""
     if reply.status == 200:
         return
-    if reply.status in (404, 408, 429, 503):  # 404: it has unloaded the model, and we have not heard of it yet
-        raise busy(reply)
+    if reply.status in (404, 408, 429, 503):  # 404: it has unloaded the model a moment ago
+        raise NodeBusy(f"the node answered {reply.status}", retry_after_s=retry_after_s(reply.headers))
     if 400 <= reply.status < 500:
         raise NodeRefused(f"the node answered {reply.status}", check=check_of(reply.status))
     if reply.status == 504:
@@ -201,7 +202,7 @@ def check_status(reply: Reply) -> None:
 
 
 def check_of(status: int) -> Check:
-    """Which check a status that is neither success nor load fails."""
+    """The check that fails by a status other than success and load."""
     if status in (401, 403):
         return Check.ACCESS
     return {4: Check.STATUS_4XX, 5: Check.STATUS_5XX}.get(status // 100, Check.STATUS_OTHER)

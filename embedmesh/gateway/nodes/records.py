@@ -1,17 +1,17 @@
-"""What a node's record says, made into what a gateway works with: a place in the fleet, wires, sessions."""
+"""What a gateway makes of a node's record: an entry in the registry, a connection pool, sessions."""
 
 import msgspec
 
 from embedmesh.fleet.addresses import parse
 from embedmesh.fleet.registry import UPSTREAM, Node
-from embedmesh.gateway.nodes.http1 import Dialler, Inbound, tcp_dialler
+from embedmesh.gateway.nodes.pools import InboundPool, OutboundPool, tcp_pool
 from embedmesh.rules.nodes import NodeState, Reason
 from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.session import Session, Sessions
 from embedmesh.storage.nodes import NodeRecord
 
 REMOTE, DIALLED = "remote", "dialled"
-"""Kinds of nodes of our make: at an address, over their own connections."""
+"""Kinds of nodes of our make: reached at an address, or over connections that they open."""
 
 
 def kind_of(record: NodeRecord) -> str:
@@ -22,13 +22,13 @@ def kind_of(record: NodeRecord) -> str:
 
 
 def same(one: NodeRecord, other: NodeRecord) -> bool:
-    """But for how far the node's log was followed."""
+    """Whether two records are equal, how far the node's log was followed aside."""
     unread = {"receipts_count": 0, "receipts_head": b""}
     return msgspec.structs.replace(one, **unread) == msgspec.structs.replace(other, **unread)
 
 
 def server_of(record: NodeRecord) -> tuple[object, ...]:
-    """What decides how a server of another make is asked."""
+    """The fields that decide how an upstream is asked."""
     return record.address, record.offers, record.secret, record.inputs_max, record.in_flight_max
 
 
@@ -48,16 +48,16 @@ def node_of(record: NodeRecord) -> Node:
     )
 
 
-def wires_of(record: NodeRecord) -> Dialler | Inbound:
+def pool_of(record: NodeRecord) -> OutboundPool | InboundPool:
     if not record.address:
-        return Inbound()
+        return InboundPool()
     endpoint = parse(record.address)
     tls = pinned_context(record.certificate) if endpoint.tls else None
-    return tcp_dialler(record.ip, endpoint.port, tls, certificate=record.certificate if endpoint.tls else None)
+    return tcp_pool(record.ip, endpoint.port, tls, certificate=record.certificate if endpoint.tls else None)
 
 
 def way_to(record: NodeRecord) -> tuple[object, ...]:
-    """What decides how a node is reached."""
+    """The fields that decide how a node is reached."""
     return record.address, record.ip, record.certificate
 
 
@@ -65,16 +65,10 @@ def asks_of(record: NodeRecord) -> dict[str, int]:
     return {offer.id: offer.price for offer in record.offers}
 
 
-class _Kept(msgspec.Struct, array_like=True):
-    of_gateway: tuple[str, bytes]
-    of_node: tuple[str, bytes]
-
-
 def pack_sessions(sessions: Sessions) -> bytes:
-    both = [(session.key_id, session.key) for session in sessions]
-    return msgspec.msgpack.encode(_Kept(*both))
+    return msgspec.msgpack.encode([(session.key_id, session.key) for session in sessions])
 
 
 def sessions_of(secret: bytes) -> Sessions:
-    kept = msgspec.msgpack.decode(secret, type=_Kept)
-    return Sessions(Session(*kept.of_gateway), Session(*kept.of_node))
+    of_gateway, of_node = msgspec.msgpack.decode(secret, type=tuple[tuple[str, bytes], tuple[str, bytes]])
+    return Sessions(Session(*of_gateway), Session(*of_node))

@@ -1,0 +1,234 @@
+"""The parts of a gateway, and how they are put together: whatever a part needs it gets when it is constructed."""
+
+import asyncio
+import functools
+import random
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from embedmesh.engine.cl100k import Cl100k
+from embedmesh.fleet.addresses import Policy, system_lookup
+from embedmesh.fleet.canary import Canaries
+from embedmesh.fleet.choose import POLICIES
+from embedmesh.fleet.examiner import Examiner
+from embedmesh.fleet.load import Load
+from embedmesh.fleet.probe import Prober
+from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.scheduler import Scheduler
+from embedmesh.flow.again import SingleFlight, Unread
+from embedmesh.flow.cache import VectorCache
+from embedmesh.flow.expire import expire
+from embedmesh.flow.handle import World, give_up
+from embedmesh.flow.validate import Terms
+from embedmesh.flow.verify import verify
+from embedmesh.gateway.api.account_api import AccountApi
+from embedmesh.gateway.api.accounts_api import AccountsApi
+from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.fleet_api import FleetApi
+from embedmesh.gateway.api.invites_api import InvitesApi
+from embedmesh.gateway.api.keys_api import KeysApi
+from embedmesh.gateway.api.ledger_api import LedgerApi
+from embedmesh.gateway.api.nodes_api import NodesApi
+from embedmesh.gateway.api.prices_api import PricesApi
+from embedmesh.gateway.api.routes import Api
+from embedmesh.gateway.api.worker_metrics import WorkerMetrics
+from embedmesh.gateway.models import Models
+from embedmesh.gateway.network import parsed
+from embedmesh.gateway.nodes.coalesce import CoalescingLink
+from embedmesh.gateway.nodes.connected import ConnectedNodes
+from embedmesh.gateway.nodes.own import NodeClients, OwnLink
+from embedmesh.gateway.nodes.pools import unix_pool
+from embedmesh.gateway.nodes.registration import Registrar
+from embedmesh.gateway.nodes.roster import Roster
+from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
+from embedmesh.http.connections import Origins
+from embedmesh.http.cors import Cors
+from embedmesh.http.receive import BodyBudget
+from embedmesh.provision.assets import find_cl100k
+from embedmesh.provision.bootstrap import open_books
+from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
+from embedmesh.rules.nodes import NodeState
+from embedmesh.rules.ports import Clock
+from embedmesh.rules.shares import Shares
+from embedmesh.settings import GatewaySettings, store_place
+from embedmesh.signing.identity import Identity, fingerprint
+from embedmesh.signing.nonces import Nonces
+from embedmesh.storage.secrets.secret import claim_of, hash_user
+from embedmesh.storage.store import Store
+
+UNIX = "unix:"
+IDENTITY = b"embedmesh gateway identity"  # derives the gateway's identity from the key secret
+
+
+@dataclass(frozen=True)
+class FleetParts:
+    """The nodes of a gateway."""
+
+    registry: Registry
+    scheduler: Scheduler
+    clients: NodeClients
+    examiner: Examiner
+    canaries: Canaries
+    connected: ConnectedNodes
+    roster: Roster
+    identity: Identity
+
+
+@dataclass(frozen=True)
+class BooksThreads:
+    """Threads for the operators' and accounts' queries of the store."""
+
+    operators: BooksThread
+    accounts: BooksThread
+    checks: BooksThread
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """All parts of a gateway."""
+
+    store: Store
+    fleet: FleetParts
+    books: BooksThreads
+    world: World
+    app: GatewayApp
+    background: Sequence[Awaitable[Any]]  # run as long as the gateway does; none of them ends by itself
+
+
+def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock) -> Gateway:
+    """Make all parts, on the running event loop. Raises SetupError."""
+    origins = parsed(Origins, settings.trusted_proxies, "--trusted-proxies")
+    fleet = _fleet(settings, models, store, clock)
+    probers = _local_nodes(settings, fleet, clock)
+    world = _world(settings, models, store, fleet, clock)
+    opening = functools.partial(open_books, settings.data_dir, store_place(settings))
+    operators = BooksThread(opening)
+    books = BooksThreads(
+        operators,
+        accounts=BooksThread(opening, first=operators),
+        checks=BooksThread(opening, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX),
+    )
+    workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
+    app = GatewayApp(
+        world,
+        fleet.registry,
+        in_flight_max=settings.in_flight_max,
+        bodies=BodyBudget(settings.body_bytes_total_max),
+        gauges=lambda: _gauges(store, fleet.scheduler, world),
+        more=_apis(settings, models, store, fleet, books, origins, clock),
+        workers=workers,
+        cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
+        origins=origins,
+    )
+    background = [expire(store, clock), *store.background(), fleet.canaries.run(), fleet.connected.broken]
+    background += [prober.run() for prober in probers]
+    if workers is not None:
+        background.append(workers.keep(app.metrics.registry))
+    return Gateway(store, fleet, books, world, app, background)
+
+
+def _fleet(settings: GatewaySettings, models: Models, store: Store, clock: Clock) -> FleetParts:
+    registry = Registry(clock)
+    scheduler = Scheduler(
+        registry,
+        clock,
+        random.Random(),
+        asyncio.get_running_loop().call_later,
+        policy=POLICIES[settings.policy],
+        hedge=settings.hedge,
+    )
+    clients = NodeClients()
+    identity = Identity.from_seed(store.key_secret, IDENTITY)
+    examiner = Examiner(registry, clients, models.catalogue, models.tokenizers, clock, verify)
+    canaries = Canaries(examiner, scheduler, random.Random())
+    connected = ConnectedNodes(
+        examiner,
+        clients,
+        fingerprint(identity.public_key),
+        canaries.prove,
+        normalizing=models.normalizing,
+        upstream_probe_s=settings.upstream_probe_s,
+    )
+    roster = Roster(store.nodes, connected, registry, clock, store.topics)
+    return FleetParts(registry, scheduler, clients, examiner, canaries, connected, roster, identity)
+
+
+def _local_nodes(settings: GatewaySettings, fleet: FleetParts, clock: Clock) -> list[Prober]:
+    """Add the nodes of --nodes. Raises SetupError."""
+    probers = []
+    for number, address in enumerate(settings.nodes):
+        if not address.startswith(UNIX):
+            raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
+        node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
+        fleet.clients.add(node_id, CoalescingLink(OwnLink(unix_pool(address.removeprefix(UNIX)), clock)))
+        node = fleet.registry.add(Node(node_id, address, trusted=True, load=Load(interleaves=True)))
+        probers.append(Prober(node, fleet.examiner))
+    return probers
+
+
+def _world(settings: GatewaySettings, models: Models, store: Store, fleet: FleetParts, clock: Clock) -> World:
+    ranks = find_cl100k()
+    replies = Shares(settings.reply_bytes_total_max)
+    return World(
+        keys=store.keys,
+        rate_limits=store.rate_limits,
+        prices=store.prices,
+        catalogue=models.catalogue,
+        tokenizers=models.tokenizers,
+        cl100k=Cl100k(ranks) if ranks is not None else None,
+        ledger=store,
+        fleet=fleet.scheduler,
+        client=fleet.clients,
+        observer=fleet.canaries,
+        clock=clock,
+        single_flight=SingleFlight(give_up, replies),
+        unread=Unread(asyncio.get_running_loop().call_later),
+        replies=replies,
+        cache=VectorCache(settings.cache_bytes_max, fleet.registry.generation),
+        hash_user=functools.partial(hash_user, store.key_secret),
+        claim_of=functools.partial(claim_of, store.key_secret),
+        terms=Terms(fleet.scheduler.serves, models.normalizing, ignore_unknown=settings.unknown_members == "ignore"),
+        ask_max=settings.ask_max,
+    )
+
+
+def _apis(
+    settings: GatewaySettings,
+    models: Models,
+    store: Store,
+    fleet: FleetParts,
+    books: BooksThreads,
+    origins: Origins,
+    clock: Clock,
+) -> list[Api]:
+    """The APIs for nodes, accounts and operators."""
+    roster, registry, catalogue = fleet.roster, fleet.registry, models.catalogue
+    policy = parsed(Policy, settings.node_networks, "--node-networks")
+    nonces = Nonces(store.key_secret)
+    registrar = Registrar(fleet.identity, nonces, store.nodes, roster, policy, system_lookup, clock)
+    bodies, account_bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX), BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
+    return [
+        NodesApi(registrar, roster, registry, store.nodes, clock, origins),
+        AccountApi(books.accounts, account_bodies, clock, catalogue),
+        FleetApi(roster, registry, bodies, clock, catalogue),
+        InvitesApi(store.nodes, bodies, clock, fleet.identity.public_key),
+        AccountsApi(books.operators, bodies),
+        KeysApi(books.operators, bodies, clock, catalogue),
+        PricesApi(books.operators, bodies, catalogue),
+        LedgerApi(books.operators, books.checks, bodies),
+    ]
+
+
+def _gauges(store: Store, scheduler: Scheduler, world: World) -> dict[str, float]:
+    """What /metrics shows of the store, the nodes, the cache and the replies."""
+    values = {f"store_{name}": float(value) for name, value in msgspec.structs.asdict(store.stats).items()}
+    values["nodes_ready"] = sum(node.state is NodeState.READY for node in scheduler.registry)
+    values["tokens_outstanding"] = sum(node.load.tokens for node in scheduler.registry)
+    values["tokens_waiting"] = scheduler.queued_tokens
+    values |= {"cache_bytes": world.cache.bytes, "cache_hits": world.cache.hits, "cache_misses": world.cache.misses}
+    return values | {"reply_bytes": world.replies.taken}

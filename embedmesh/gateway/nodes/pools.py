@@ -1,0 +1,178 @@
+"""The connections to one server: those that we open, and those that the server opens to us."""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from embedmesh.gateway.nodes.http1 import Connection, NodeReply
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable
+from embedmesh.rules.limits import CONNECT_S
+
+IDLE_CONNECTIONS_MAX = 64  # kept for one node; as many as it gets parts at one time
+
+
+class ConnectionPool(Protocol):
+    """The connections to one server."""
+
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> NodeReply:
+        """Send a request, get its reply, whose body has at most `limit` bytes. Raises a NodeFailure.
+
+        `build` makes the request's bytes. It is called again if an idle connection turns out to be closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop every idle connection."""
+        ...
+
+
+class OutboundPool:
+    """Connections that we open, and keep for the next exchange."""
+
+    def __init__(self, dial: Callable[[], Awaitable[Connection]]) -> None:
+        self._dial = dial
+        self._idle: list[Connection] = []
+        self._closed = False
+
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> NodeReply:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                try:
+                    return await self._on(connection, build(), limit)
+                except NodeBroke:
+                    if connection.heard:
+                        raise
+                    # The idle connection was closed: the node restarted. Embedding twice does no harm.
+        return await self._on(await self._dial(), build(), limit)
+
+    def close(self) -> None:
+        self._closed = True
+        for connection in self._idle:
+            connection.abort()
+        self._idle.clear()
+
+    async def _on(self, connection: Connection, request: bytes, limit: int) -> NodeReply:
+        reply = await connection.exchange(request, limit)
+        if connection.usable and len(self._idle) < IDLE_CONNECTIONS_MAX and not self._closed:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+        return reply
+
+
+class InboundPool:
+    """Connections that an unreachable node opened to us: it offers them, we use them in turns."""
+
+    def __init__(self) -> None:
+        self._idle: deque[Connection] = deque()
+        self._waiting: deque[asyncio.Future[Connection]] = deque()
+        self._used = 0  # connections with an exchange under way
+        self._closed = False
+
+    def offer(self, connection: Connection) -> None:
+        """A connection is free to be used."""
+        if self._closed:
+            connection.abort()
+            return
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        self._idle.append(connection)
+        if len(self._idle) > IDLE_CONNECTIONS_MAX:
+            self._idle.popleft().abort()  # the oldest: it is the likeliest to have been cut unnoticed
+
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> NodeReply:
+        while True:
+            connection = await self._free()
+            self._used += 1
+            try:
+                reply = await connection.exchange(build(), limit)
+            except NodeBroke:
+                if connection.heard:
+                    raise
+                if not self._idle:
+                    raise NodeUnreachable("the node's own connection was closed") from None
+                continue  # the idle connection had been cut unnoticed
+            finally:
+                self._used -= 1
+            if connection.usable:
+                self.offer(connection)
+            return reply
+
+    def close(self) -> None:
+        self._closed = True
+        while self._idle:
+            self._idle.popleft().abort()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(NodeUnreachable("the node was removed, or is elsewhere now"))
+
+    async def _free(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()  # the last used one is the least likely to have been cut
+            if connection.usable:
+                return connection
+        waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await waiter
+        except TimeoutError:
+            if self._used:
+                raise NodeBusy("all connections of the node are in use") from None  # it is slow, not gone
+            raise NodeUnreachable("the node has no connection of its own to us") from None
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+
+def unix_pool(path: str) -> OutboundPool:
+    """To a server on a Unix socket."""
+
+    async def dial() -> Connection:
+        return await _connected(lambda loop: loop.create_unix_connection(Connection, path))
+
+    return OutboundPool(dial)
+
+
+def tcp_pool(
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None = None,
+    *,
+    certificate: bytes | None = None,
+    name: str | None = None,
+) -> OutboundPool:
+    """To a server, with TLS where a context is given. For a node, `host` must be the IP that `resolve` returned.
+
+    `certificate` is the one that the server must show, in DER; `name` is the host that its certificate must be for.
+    """
+
+    async def dial() -> Connection:
+        connection = await _connected(
+            lambda loop: loop.create_connection(
+                Connection, host, port, ssl=tls, server_hostname=(name or "") if tls is not None else None
+            )
+        )
+        if certificate is not None and connection.certificate() != certificate:
+            connection.abort()
+            raise NodeUnreachable("the node shows another certificate than it registered")
+        return connection
+
+    return OutboundPool(dial)
+
+
+async def _connected(
+    connect: Callable[[asyncio.AbstractEventLoop], Awaitable[tuple[Any, Connection]]],
+) -> Connection:
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, connection = await connect(asyncio.get_running_loop())
+    except (OSError, TimeoutError):  # ssl.SSLError is an OSError
+        raise NodeUnreachable("the node does not accept connections") from None
+    return connection
