@@ -67,7 +67,6 @@ class Closable(Protocol):
 
     def idle_since(self) -> float | None:
         """When its last request ended; None during one."""
-        ...
 
     def force_close(self) -> None: ...
 

@@ -18,19 +18,15 @@ class Exchange(Protocol):
     @property
     def own_id(self) -> str | None:
         """The id that we gave the request; None if its caller brought one, which is only echoed."""
-        ...
 
     def header(self, name: str) -> str | None:
         """The header of that name in lower case."""
-        ...
 
     async def body(self, account_id: str) -> bytes:
         """The whole body, in the account's share of the room for bodies. Raises what `read_body` raises."""
-        ...
 
     async def deliver(self, reply: Reply) -> Delivery:
         """See the port `Deliver`. Raises ConnectionError if nothing of the body was handed to the socket."""
-        ...
 
 
 @dataclass(eq=False)
