@@ -1,4 +1,4 @@
-"""The program's entry. Nothing heavy is imported before Ctrl-C is watched for: not even click."""
+"""The program's entry. Nothing heavy, not even click, is imported before Ctrl-C is handled."""
 
 import sys
 
@@ -6,7 +6,7 @@ from embedmesh.commands import EXIT_INTERRUPTED, importing
 
 
 def main() -> None:
-    """The console script. A set-up error is one line, an interruption none; neither shows a traceback."""
+    """The console script. A set-up error prints one line, an interruption none; neither prints a traceback."""
     try:
         _run()
     except KeyboardInterrupt:  # also in the moment when the usual handler has just been put back

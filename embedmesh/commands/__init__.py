@@ -1,4 +1,4 @@
-"""The commands that need no gateway of their own: one click command per file, named like the file."""
+"""The command line: one command or group a file, named like the file, over the admin API where it is for operators."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """While modules are imported Ctrl-C ends the process at once, without a word.
+    """While modules are imported Ctrl-C ends the process at once, silently.
 
     Nothing has begun yet, and a KeyboardInterrupt in the middle of a C extension's set-up may crash Python.
     """

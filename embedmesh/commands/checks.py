@@ -21,6 +21,7 @@ from embedmesh.engine.folder import digest
 from embedmesh.process import beyond_loopback
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Model
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.new_keys import EXAMPLE, NewKeys
 from embedmesh.storage.sqlite.database import SQLITE_VERSION_MIN
@@ -47,7 +48,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> HealthCheck
     """PYTHON_MIN is the oldest that we are tested with."""
     found = ".".join(map(str, version))
     if version < PYTHON_MIN:
-        return HealthCheck("python", "fail", found, "Install Python 3.11 or newer and make the environment anew.")
+        return HealthCheck("python", "fail", found, "Install Python 3.11 or newer and make a new environment.")
     return HealthCheck("python", "ok", found)
 
 
@@ -73,28 +74,27 @@ def check_memory(meminfo: Path = Path("/proc/meminfo")) -> HealthCheck:
         available = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return HealthCheck("memory", "ok", "not known on this system")
-    found = f"{available / 1e9:.1f} GB available"
-    if available < MEMORY_FAIL_BYTES:
-        return HealthCheck(
-            "memory", "fail", found, "A gateway and a node need 0.5 GB. End other programs or add memory."
-        )
-    if available < MEMORY_WARN_BYTES:
-        return HealthCheck("memory", "warn", found, "Just enough for a gateway and a node; 1 GB is comfortable.")
-    return HealthCheck("memory", "ok", found)
+    return _room(
+        "memory",
+        available,
+        f"{available / 1e9:.1f} GB available",
+        (MEMORY_FAIL_BYTES, "A gateway and a node need 0.5 GB. End other programs or add memory."),
+        (MEMORY_WARN_BYTES, "Just enough for a gateway and a node; 1 GB is comfortable."),
+    )
 
 
 def check_disk(data_dir: Path) -> HealthCheck:
     """Room where the store is, or will be."""
     usage = shutil.disk_usage(_existing(data_dir))
-    if usage.total == 0:  # no disk at all, such as /proc; the check of the data folder says more
+    if usage.total == 0:  # no disk at all, such as /proc; the check of the data folder explains it
         return HealthCheck("disk", "ok", f"not known for {data_dir}")
-    free = usage.free
-    found = f"{free / 1e9:.1f} GB free at {data_dir}"
-    if free < DISK_FAIL_BYTES:
-        return HealthCheck("disk", "fail", found, "Free some space, or choose --data-dir on another disk.")
-    if free < DISK_WARN_BYTES:
-        return HealthCheck("disk", "warn", found, "The store grows with every request. Free some space soon.")
-    return HealthCheck("disk", "ok", found)
+    return _room(
+        "disk",
+        usage.free,
+        f"{usage.free / 1e9:.1f} GB free at {data_dir}",
+        (DISK_FAIL_BYTES, "Free some space, or choose --data-dir on another disk."),
+        (DISK_WARN_BYTES, "The store grows with every request. Free some space soon."),
+    )
 
 
 def check_sqlite() -> HealthCheck:
@@ -134,29 +134,22 @@ def check_catalogue(file: Path) -> list[HealthCheck]:
         return [
             HealthCheck("catalogue", "fail", str(error), "Mend the file; docs/reference/catalogue.md describes it.")
         ]
-    checks = [HealthCheck("catalogue", "ok", f"{len(models)} models")]
-    for model in models:
-        name = f"model {model.id}"
-        if model.foreign:
-            checks.append(HealthCheck(name, "ok", "foreign: run by other servers"))
-            continue
-        if not Path(model.folder).is_dir():
-            checks.append(
-                HealthCheck(name, "fail", f"no folder {model.folder}", "Put the model there or mend `folder`.")
-            )
-            continue
-        try:
-            right = digest(Path(model.folder)) == model.digest
-        except SetupError as error:
-            checks.append(HealthCheck(name, "fail", str(error), "Fetch the model again."))
-            continue
-        todo = "Fetch the model again, or write down the digest if you meant to change it."
-        checks.append(
-            HealthCheck(name, "ok", "digest right")
-            if right
-            else HealthCheck(name, "fail", "its files have another digest", todo)
-        )
-    return checks
+    return [HealthCheck("catalogue", "ok", f"{len(models)} models"), *map(_check_model, models)]
+
+
+def _check_model(model: Model) -> HealthCheck:
+    name, folder = f"model {model.id}", Path(model.folder)
+    if model.foreign:
+        return HealthCheck(name, "ok", "foreign: run by other servers")
+    if not folder.is_dir():
+        return HealthCheck(name, "fail", f"no folder {folder}", "Put the model there or mend `folder`.")
+    try:
+        if digest(folder) == model.digest:
+            return HealthCheck(name, "ok", "digest right")
+    except SetupError as error:
+        return HealthCheck(name, "fail", str(error), "Fetch the model again.")
+    todo = "Fetch the model again, or write down the digest if you meant to change it."
+    return HealthCheck(name, "fail", "its files have another digest", todo)
 
 
 def check_data_dir(data_dir: Path) -> HealthCheck:
@@ -186,7 +179,7 @@ def check_data_dir(data_dir: Path) -> HealthCheck:
 
 
 def check_port(host: str, port: int, ours: bool) -> HealthCheck:
-    """Whether `serve` can listen there; `ours` says that our own gateway has answered on it."""
+    """Whether `serve` can listen there; `ours` if our own gateway has answered on it."""
     where = f"{host} port {port}"
     if ours:
         return HealthCheck("port", "ok", f"{where}: our gateway listens")
@@ -213,6 +206,14 @@ def check_new_keys(new_keys: NewKeys, host: str | None) -> list[HealthCheck]:
     found = "they have no limits, and other machines reach the gateway"
     todo = f"Where strangers get keys: embedmesh serve --key-defaults {EXAMPLE}"
     return [HealthCheck("new keys", "warn", found, todo)]
+
+
+def _room(name: str, free: int, found: str, fail: tuple[int, str], warn: tuple[int, str]) -> HealthCheck:
+    """`fail` and `warn` each have the bytes below which they apply, and what to do then."""
+    for state, (least, todo) in (("fail", fail), ("warn", warn)):
+        if free < least:
+            return HealthCheck(name, state, found, todo)  # type: ignore[arg-type]
+    return HealthCheck(name, "ok", found)
 
 
 def _existing(path: Path) -> Path:

@@ -100,29 +100,24 @@ def _check_endpoint(local: Credentials) -> list[HealthCheck]:
     """Health, readiness and one embedding of the endpoint that bootstrap.json names. Health is the first."""
     root = urlsplit(local.base_url).path.rstrip("/").removesuffix("/v1")
     stranger = _client(local, key="")  # the key is only for a gateway of ours
+    found: list[HealthCheck] = []
+    late = f"no answer within {DOCTOR_REPLY_S:.0f} s"
     try:
         health = stranger.send("GET", root + "/health")
         if health.status != 200 or b'"ok"' not in health.body:
             return [_foreign(local)]
         ready = _ready(stranger.send("GET", root + "/readyz"))
-        well = HealthCheck("endpoint", "ok", f"{local.base_url} answers")
-        if ready.state == "fail":
-            return [well, ready]
-        try:
-            return [well, ready, _embed(_client(local, key=local.api_key), root)]
-        except NoReply as error:
-            if error.kind != "late":
-                raise
-            late = f"no answer within {DOCTOR_REPLY_S:.0f} s"
-            return [well, ready, HealthCheck("embedding", "fail", late, ready.todo or "Look at the server's log.")]
+        found = [HealthCheck("endpoint", "ok", f"{local.base_url} answers"), ready]
+        return found if ready.state == "fail" else [*found, _embed(_client(local, key=local.api_key), root)]
     except NoReply as error:
         if error.kind == "connect":
-            nobody = f"nothing listens at {local.base_url}"
-            return [HealthCheck("endpoint", "warn", nobody, "Start it: embedmesh serve")]
+            todo = "Start it: embedmesh serve"
+            return [HealthCheck("endpoint", "warn", f"nothing listens at {local.base_url}", todo)]
+        if error.kind == "late" and found:
+            return [*found, HealthCheck("embedding", "fail", late, found[-1].todo or "Look at the server's log.")]
         if error.kind == "late":
             todo = "Stop what listens there, then start it again: embedmesh serve"
-            late = f"{local.base_url} did not answer within {DOCTOR_REPLY_S:.0f} s"
-            return [HealthCheck("endpoint", "fail", late, todo)]
+            return [HealthCheck("endpoint", "fail", f"{local.base_url}: {late}", todo)]
         return [_foreign(local)]
     except ValueError:  # an answer that is none of ours
         return [_foreign(local)]
@@ -139,7 +134,7 @@ def _client(local: Credentials, key: str) -> HttpClient:
 
 
 def _ready(reply: HttpReply) -> HealthCheck:
-    """What /readyz says."""
+    """The readiness by /readyz."""
     try:
         why = "; ".join(msgspec.json.decode(reply.body, type=_Readiness).reasons)
     except msgspec.DecodeError:

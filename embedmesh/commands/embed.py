@@ -22,8 +22,8 @@ from embedmesh.commands.bulk.client import (
     RequestRefused,
     Stopped,
 )
-from embedmesh.commands.bulk.lines import ChunkReader, LineRecords, Reader, read_chunks
-from embedmesh.commands.bulk.output import Output
+from embedmesh.commands.bulk.lines import ChunkReader, LineRecords, read_chunks
+from embedmesh.commands.bulk.output import FileOutput, Stdout
 from embedmesh.commands.bulk.report import RunReport
 from embedmesh.commands.bulk.run import IN_FLIGHT_MAX, run
 from embedmesh.commands.bulk.table_output import OUTPUTS, open_output
@@ -153,14 +153,14 @@ class Job:
     """What to embed: `source` is a file descriptor, `fields` those of every request beside the input."""
 
     source: int
-    reader: Reader
-    rows: Output
+    reader: ChunkReader | ParquetReader
+    rows: Stdout | FileOutput
     endpoint: GatewayAccess
     fields: dict[str, str | int]
     batch: int
 
 
-def _reader(fd: int, kind: str, field: str | None, column: str | None) -> Reader:
+def _reader(fd: int, kind: str, field: str | None, column: str | None) -> ChunkReader | ParquetReader:
     if kind == "parquet":
         return ParquetReader(fd, column)
     records = LineRecords(field) if kind == "lines" else CsvRecords("\t" if kind == "tsv" else ",", column)

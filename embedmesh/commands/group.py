@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are asked for."""
+    """A group whose commands are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -51,12 +51,12 @@ class Commands(click.Group):
             raise click.exceptions.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
     def make_context(self, *arguments: Any, **more: Any) -> click.Context:
-        """Ctrl-C while options are read, or help is shown, ends it without a word."""
+        """Ctrl-C while options are read or help is printed ends it silently."""
         with _quiet_interrupt():
             return super().make_context(*arguments, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Ctrl-C ends a command without a word, where the command does not say better what it left."""
+        """Ctrl-C ends a command silently, unless the command itself reports what it left."""
         with _quiet_interrupt():
             return super().invoke(ctx)
 

@@ -10,7 +10,7 @@ from embedmesh.commands.options import USD, WholeNumber, catalogue_option
 from embedmesh.rules.money import format_usd
 from embedmesh.storage.books.keys import LIMIT_MAX
 
-LIMITS = ("models", "requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
+KEY_LIMIT_FIELDS = ("models", "requests_a_minute", "tokens_a_minute", "concurrency", "budget_day", "budget_month")
 LIMIT_MODELS_SHOWN_MAX = 2  # in a column of a table
 
 
@@ -19,7 +19,7 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_limits(**given: Any) -> None:
-        values = {name: given.pop(name) for name in LIMITS}
+        values = {name: given.pop(name) for name in KEY_LIMIT_FIELDS}
         command(limits={name: value for name, value in values.items() if value not in (None, ())}, **given)
 
     number = WholeNumber(1, LIMIT_MAX)

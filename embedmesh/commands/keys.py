@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from embedmesh.commands.key_limits import LIMITS, in_words, limit_options
+from embedmesh.commands.key_limits import KEY_LIMIT_FIELDS, in_words, limit_options
 from embedmesh.commands.operator import ApiRefusal, Operator, operator_command
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.output import CommandResult, WrongUsage, iso_time, table, utc
@@ -110,7 +110,7 @@ def change(
     if days or never_expires:
         changes["expires_ms"] = _in_days(days)
     if no_limits or limits:
-        changes["limits"] = (dict.fromkeys(LIMITS) if no_limits else {}) | limits
+        changes["limits"] = (dict.fromkeys(KEY_LIMIT_FIELDS) if no_limits else {}) | limits
     if not changes:
         raise WrongUsage("Say what to change: `embedmesh keys change --help` lists it.")
     _find(operator, key_id)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from embedmesh.commands.explain import explain, refund
-from embedmesh.commands.operator import Operator, operator_command
+from embedmesh.commands.operator import ApiRefusal, Operator, operator_command
 from embedmesh.commands.output import CommandResult, utc
 from embedmesh.rules.money import format_usd
 
@@ -55,7 +55,12 @@ def check(operator: Operator, head: str | None) -> CommandResult:
       embedmesh ledger check --json | jq -r .head.hash >> heads.txt
       embedmesh ledger check --head "$(tail -1 heads.txt)"
     """
-    report = operator.get("ledger", head=head)
+    try:
+        report = operator.get("ledger", head=head)
+    except ApiRefusal as refusal:
+        if refusal.code != "store_unavailable":
+            raise
+        raise click.ClickException(f"{refusal.message} With --offline a check may take as long as it needs.") from None
     lines = list(_lines(report))
     if head is None:
         del report["head_known"]

@@ -188,21 +188,15 @@ def _ask_node(node: Path, method: str, path: str, body: dict[str, str] | None = 
 
 
 def _present(model: Model) -> bool:
-    return not model.foreign and (
-        (Path(model.folder) / "modules.json").exists() or (Path(model.folder) / "config.json").exists()
-    )
+    files = (Path(model.folder) / name for name in ("modules.json", "config.json"))
+    return not model.foreign and any(file.exists() for file in files)
 
 
 def _as_json(model: Model) -> dict[str, object]:
+    names = ("id", "aliases", "tier", "width", "max_tokens", "token_ids", "digest")
     return {
-        "id": model.id,
-        "aliases": model.aliases,
-        "tier": model.tier,
-        "width": model.width,
-        "max_tokens": model.max_tokens,
+        **{name: getattr(model, name) for name in names},
         "price_nanousd_per_million_tokens": model.price,
-        "token_ids": model.token_ids,
-        "digest": model.digest,
         "folder": model.folder or None,
         "present": _present(model),
     }

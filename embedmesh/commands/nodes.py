@@ -11,7 +11,7 @@ from embedmesh.commands.output import TERMINAL_COLUMNS, CommandResult, table, ut
 from embedmesh.commands.payables import pay, payables
 
 NODES_HEAD: tuple[str, ...] = ("no", "node", "state", "tokens/s", "answers", "failed", "last right")
-NODE_ID_CHARS = 12  # in the list; `nodes show` and --json have the whole id
+NODE_ID_SHOWN_CHARS = 12  # in the list; `nodes show` and --json have the whole id
 MODELS_CHARS_MIN = 8
 
 Row = dict[str, Any]
@@ -141,7 +141,7 @@ def _row(node: dict[str, Any]) -> tuple[str, ...]:
     speed = node.get("tokens_per_s")
     return (
         str(node.get("small_id") or "-"),
-        _short(node["node_id"], NODE_ID_CHARS),
+        _short(node["node_id"], NODE_ID_SHOWN_CHARS),
         _state(node),
         str(speed) if speed is not None else "-",
         str(node.get("answers", "-")),

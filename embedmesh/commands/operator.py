@@ -22,7 +22,7 @@ from embedmesh.settings import ENV_PREFIX
 
 ADMIN_REPLY_S = 90.0  # a gateway checks its ledger for at most 60 s
 ADMIN_REPLY_BYTES_MAX = 64 * 1024 * 1024  # a page of a thousand keys with a hundred models each has 20 MB
-PAGE_ROWS = 1_000  # the most that the admin API gives at one time
+ADMIN_PAGE_ROWS = 1_000  # the most that the admin API gives at one time
 
 Command = Callable[..., CommandResult | None]
 
@@ -65,7 +65,7 @@ class Operator:
         """The pages of a list; `cursor` names the field of a page's last row behind which the next page begins."""
         after: object = None
         while True:
-            page = self.get(*path, **query, limit=PAGE_ROWS, after=after)
+            page = self.get(*path, **query, limit=ADMIN_PAGE_ROWS, after=after)
             yield page
             if not page["has_more"]:
                 return

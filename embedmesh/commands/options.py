@@ -1,7 +1,4 @@
-"""Command-line options made from the settings: one place says what a setting is, its default and its words.
-
-And the kinds of values that several commands take: whole numbers within bounds, amounts, times.
-"""
+"""Command-line options made from the settings, options that several commands have, and the kinds of their values."""
 
 import types
 from collections.abc import Callable, Collection
@@ -54,7 +51,7 @@ class Usd(click.ParamType[int]):
 
 
 class Moment(click.ParamType[int]):
-    """A day or a time, UTC unless it says otherwise; becomes Unix milliseconds."""
+    """A day or a time, UTC if it has no zone; becomes Unix milliseconds."""
 
     name = "time"
 

@@ -82,17 +82,10 @@ def node(**settings: Any) -> None:
     """
     from embedmesh.catalogue import load_catalogue
     from embedmesh.node import main as program
-    from embedmesh.process import EXIT_SETUP
     from embedmesh.provision.assets import assets_dir
-    from embedmesh.rules.errors import SetupError
 
     node_settings = NodeSettings(**settings)
-    try:
-        catalogue = load_catalogue(node_settings.catalogue, assets=assets_dir())
-    except SetupError as error:
-        click.echo(f"embedmesh node: {error}", err=True)
-        sys.exit(EXIT_SETUP)
-    sys.exit(program.main(node_settings, catalogue))
+    sys.exit(program.main(node_settings, load_catalogue(node_settings.catalogue, assets=assets_dir())))
 
 
 @dataclass(frozen=True)

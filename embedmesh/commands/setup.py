@@ -52,7 +52,7 @@ def setup(wheels: Path | None) -> CommandResult:
 
 
 def _fetched(asset: Asset, folder: Path, wheels: Path | None, bar: ProgressBar) -> str:
-    """What was done for the asset. An asset that is not needed may fail; then the command goes on."""
+    """What was done for the asset. An asset that is not needed may fail; then the command continues."""
     announced = False
 
     def progress(what: str, done: int, total: int) -> None:

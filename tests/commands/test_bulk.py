@@ -25,7 +25,6 @@ from embedmesh.commands.bulk.lines import (
     ChunkReader,
     LineBatch,
     LineRecords,
-    Records,
     Refusal,
     Splitter,
 )
@@ -54,7 +53,7 @@ def test_lines_do_not_depend_on_how_the_input_is_cut(chunks: list[bytes]) -> Non
     assert [digest for _, digest in told] == [hashlib.sha256(whole[:end]).hexdigest() for end in ends]
 
 
-def batches_of(chunks: list[bytes], inputs_max: int, records: Records | None = None) -> list[LineBatch]:
+def batches_of(chunks: list[bytes], inputs_max: int, records: LineRecords | None = None) -> list[LineBatch]:
     async def source() -> AsyncIterator[bytes]:
         for chunk in chunks:
             yield chunk

@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_where_it_was(edge: Edge, embed: Embed, tmp_path: 
     edge.script = lambda asked: STOPS[2] if len(asked.texts) <= 5 and from_here & set(asked.texts) else None
     result = embed(file, "-o", out, "--batch", 5)
     assert result.exit_code == 3
-    assert f"Run the same command again to go on at line {5 * stop + 1}." in result.stderr
+    assert f"Run the same command again to continue at line {5 * stop + 1}." in result.stderr
     written = out if suffix == ".jsonl" else tmp_path / "out.npy.part"
     with written.open("ab") as rows:  # what a crash in the middle of a write leaves
         rows.write(b'{"index":10,"embe')
@@ -223,7 +223,7 @@ def test_an_output_of_unknown_origin_is_not_touched(edge: Edge, embed: Embed, tm
     file, out = texts_file(tmp_path, TEXTS[:3]), tmp_path / "o.jsonl"
     out.write_text("precious\n")
     refused = embed(file, "-o", out)
-    assert refused.exit_code == 2 and "nothing tells which run made it" in refused.stderr
+    assert refused.exit_code == 2 and "it is not known which run made it" in refused.stderr
     edge.script = lambda asked: STOPS[3]
     assert embed(file, "-o", out, "--overwrite").exit_code == 2
     assert out.read_text() == "precious\n"

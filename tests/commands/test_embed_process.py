@@ -42,7 +42,7 @@ def test_a_killed_process_goes_on_where_it_was(
     _, said = process.communicate(timeout=5)
     assert process.returncode == status, said
     assert "Traceback" not in said
-    assert number != signal.SIGINT or "go on at line 21" in said
+    assert number != signal.SIGINT or "continue at line 21" in said
     assert embed(file, "-o", out).exit_code == 0
     assert sorted(edge.answered) == sorted(TEXTS)  # each once
     if suffix == ".jsonl":

@@ -111,7 +111,7 @@ def test_a_statement_comes_page_by_page(data_dir: Path, rows: int, monkeypatch: 
     account = f"pages-{rows}"
     for words in (("create", account), *(("credit", account, amount) for amount in (1, 2, 3))):
         assert online(data_dir, "accounts", *words).exit_code == 0
-    monkeypatch.setattr("embedmesh.commands.operator.PAGE_ROWS", rows)
+    monkeypatch.setattr("embedmesh.commands.operator.ADMIN_PAGE_ROWS", rows)
     found = json.loads(online(data_dir, "accounts", "statement", account, MONTH, "--json").stdout)
     assert [row["balance_usd"] for row in found] == [f"{usd}.000000000" for usd in (0, 1, 3, 6, 6)]
 

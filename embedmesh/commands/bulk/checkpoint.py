@@ -1,4 +1,4 @@
-"""How far a run got, in a small file beside its output (`OUT.state`): where the next run goes on, or that all is done.
+"""How far a run got, in a small file beside its output (`OUT.state`): where the next run continues, or that it is done.
 
 It stays when a run has finished, so that the same command run again can say so instead of paying twice.
 """
@@ -17,7 +17,7 @@ Settings = dict[str, str | int | None]
 class Checkpoint(msgspec.Struct):
     """`digest` is the SHA-256 of the input up to the last of `lines`, of which `refused` have no vector.
 
-    `size_bytes` tells of the output. `width` is None until a first vector has come.
+    `size_bytes` is the output's. `width` is None until a first vector has come.
     """
 
     settings: Settings
@@ -38,7 +38,7 @@ def read_checkpoint(target: Path, settings: Settings) -> Checkpoint | None:
     except FileNotFoundError:
         return None
     except msgspec.DecodeError:
-        raise WrongUsage(f"{state} is damaged. Use --overwrite to begin anew.") from None
+        raise WrongUsage(f"{state} is damaged. Use --overwrite to start again.") from None
     other = [name for name in settings if done.settings.get(name) != settings[name]]
     if other:
         raise WrongUsage(f"{target} was begun with another {' and '.join(other)}. Give the same, or --overwrite.")

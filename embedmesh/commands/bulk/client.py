@@ -45,7 +45,7 @@ Clock = Callable[[], float]
 
 
 class Stopped(Exception):
-    """The run cannot go on. The message is one line that says why; what is written so far stays good."""
+    """The run cannot continue. The message is one line that says why; what is written so far stays valid."""
 
 
 class RequestRefused(Stopped):

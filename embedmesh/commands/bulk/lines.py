@@ -1,6 +1,6 @@
 """Lines of a file or pipe, and batches of them, without ever holding the whole input.
 
-Every batch carries the SHA-256 of all input up to its end. That is how a later run knows that it goes on with the same
+Every batch carries the SHA-256 of all input up to its end. By it a later run knows that it continues with the same
 input: the beginning is read and hashed again, which costs a second per gigabyte, and nothing needs to be stored.
 """
 
@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import orjson
@@ -18,9 +18,9 @@ from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 READ_BYTES = 256 * 1024  # a few thousand short lines a read
-LINE_BYTES_MAX = REQUEST_BODY_BYTES_MAX - 64 * 1024  # what a request body can hold beside its other members
+LINE_BYTES_MAX = REQUEST_BODY_BYTES_MAX - 64 * 1024  # what a request body can hold beside its other fields
 BATCH_BYTES_MAX = 1024 * 1024  # a quarter of what a body may have; a larger one waits longer for its last byte
-OVERWRITE = " Give the same input to go on, or --overwrite to begin anew."
+OVERWRITE = " Give the same input to continue, or --overwrite to start again."
 BOM = b"\xef\xbb\xbf"
 
 
@@ -32,10 +32,10 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class LineBatch(msgspec.Struct, frozen=True):
-    """Lines that are asked for together. `lines` holds each text as JSON, or why it cannot be asked for.
+    """Lines of one request. `lines` holds each text as JSON, or why it cannot be sent.
 
-    `first` is the index (from 0) of the first line; `digest` and `end_bytes` tell of the input up to the last one.
-    Of a table a line is a row. `columns` are the names of those beside the text and `kept` their values, row by row;
+    `first` is the index (from 0) of the first line; `digest` and `end_bytes` are of the input up to the last one.
+    In a table a line is a row. `columns` are the names of those beside the text and `kept` their values, row by row;
     of Parquet, where values have types, `kept` is an Arrow table.
     """
 
@@ -50,34 +50,8 @@ class LineBatch(msgspec.Struct, frozen=True):
 Batches = AsyncIterator[LineBatch]
 
 
-class Reader(Protocol):
-    """An input of one kind, as batches."""
-
-    def batches(self, *, inputs_max: int, skip: int = 0, skip_digest: str = "") -> Batches:
-        """Batches of at most `inputs_max` lines and about BATCH_BYTES_MAX bytes, in input order.
-
-        The first `skip` lines are passed over. Raises WrongUsage where they are not those that `skip_digest` tells of,
-        or the input is not what it should be.
-        """
-        ...
-
-
-class Records(Protocol):
-    """How lines make rows."""
-
-    columns: tuple[str, ...]
-
-    def join(self, lines: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
-        """Each row as it stands in the input; None for one that is too long."""
-        ...
-
-    def row(self, record: bytes | None, *, first: bool) -> tuple[bytes | Refusal, tuple[str, ...]]:
-        """Its text as a JSON string, and its values of `columns`."""
-        ...
-
-
 class Splitter:
-    """Cuts chunks into lines. `digest` and `end_bytes` always tell of the input up to the line given last."""
+    """Cuts chunks into lines. `digest` and `end_bytes` are always those of the input up to the last line."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -120,28 +94,6 @@ class Splitter:
         return line
 
 
-def as_json_text(line: bytes | None, field: str | None, *, first: bool = False) -> bytes | Refusal:
-    """The line's text as a JSON string; with `field`, the line is a JSON object and the text is that member."""
-    if line is None:
-        return Refusal("line_too_long", f"the line is longer than {LINE_BYTES_MAX:,} bytes")
-    line = line.removesuffix(b"\n").removesuffix(b"\r")
-    if first:
-        line = line.removeprefix(BOM)
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError:
-        return Refusal("not_utf8", "the line is not UTF-8")
-    if field is not None and text:
-        try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            return Refusal("invalid_json", "the line is not JSON")
-        if not isinstance(value, dict) or not isinstance(value.get(field), str):
-            return Refusal("missing_field", f"the line has no text in the member {field!r}")
-        text = value[field]
-    return encode_text(text)
-
-
 def encode_text(text: str) -> bytes | Refusal:
     """A text as JSON, if a request can hold it."""
     if not text:
@@ -153,36 +105,86 @@ def encode_text(text: str) -> bytes | Refusal:
 
 
 class LineRecords:
-    """A row a line: its text, or JSON with the text in the member `field`."""
+    """How lines make rows: here a row a line, its text, or JSON with the text in the field `field`."""
 
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # beside the text; none of lines
 
     def __init__(self, field: str | None = None) -> None:
         self._field = field
 
     def join(self, lines: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
-        """They are rows."""
+        """Each row as it stands in the input; None for one that is too long."""
         return lines
 
     def row(self, record: bytes | None, *, first: bool) -> tuple[bytes | Refusal, tuple[str, ...]]:
-        """The text alone."""
-        return as_json_text(record, self._field, first=first), ()
+        """Its text as a JSON string, and its values of `columns`."""
+        return self._text(record, first), ()
+
+    def _text(self, line: bytes | None, first: bool) -> bytes | Refusal:
+        if line is None:
+            return Refusal("line_too_long", f"the line is longer than {LINE_BYTES_MAX:,} bytes")
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        if first:
+            line = line.removeprefix(BOM)
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            return Refusal("not_utf8", "the line is not UTF-8")
+        if self._field is not None and text:
+            try:
+                value = orjson.loads(text)
+            except orjson.JSONDecodeError:
+                return Refusal("invalid_json", "the line is not JSON")
+            if not isinstance(value, dict) or not isinstance(value.get(self._field), str):
+                return Refusal("missing_field", f"the line has no text in the member {self._field!r}")
+            text = value[self._field]
+        return encode_text(text)
 
 
 class ChunkReader:
     """Rows of a file or pipe that is read once, chunk by chunk."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], records: Records) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], records: LineRecords) -> None:
         self._chunks = chunks
         self._records = records
 
-    def batches(self, *, inputs_max: int, skip: int = 0, skip_digest: str = "") -> Batches:
-        """As the protocol says."""
-        return read_batches(self._chunks, self._records, inputs_max=inputs_max, skip=skip, skip_digest=skip_digest)
+    async def batches(self, *, inputs_max: int, skip: int = 0, skip_digest: str = "") -> Batches:
+        """Batches of at most `inputs_max` rows and about BATCH_BYTES_MAX bytes, in input order.
+
+        The first `skip` rows are passed over. Raises WrongUsage where they have another digest than `skip_digest`, or
+        the input is not what it should be.
+        """
+        splitter, records = Splitter(), self._records
+        index = size_bytes = 0
+        lines: list[bytes | Refusal] = []
+        kept: list[tuple[str, ...]] = []
+
+        def batch() -> LineBatch:
+            return LineBatch(index - len(lines), lines, splitter.digest, splitter.end_bytes, records.columns, kept)
+
+        async for line in records.join(_each_line(self._chunks, splitter)):
+            index += 1
+            if index <= skip:
+                if index == skip and splitter.digest != skip_digest:
+                    raise WrongUsage(
+                        f"The first {skip:,} lines of the input are not those of the run before.{OVERWRITE}"
+                    )
+                continue
+            text, others = records.row(line, first=index == 1)
+            lines.append(text)
+            kept.append(others)
+            size_bytes += len(line or b"")
+            if len(lines) >= inputs_max or size_bytes >= BATCH_BYTES_MAX:
+                yield batch()
+                lines, kept, size_bytes = [], [], 0
+        if index < skip:
+            raise WrongUsage(f"The input has {index:,} lines; the run before had read {skip:,}.{OVERWRITE}")
+        if lines:
+            yield batch()
 
 
 async def read_chunks(fd: int) -> AsyncIterator[bytes]:
-    """What a file, pipe or terminal gives, chunk by chunk. Waiting for a pipe leaves the event loop free."""
+    """What a file, pipe or terminal gives, chunk by chunk. Waiting for a pipe does not block the event loop."""
     regular = stat.S_ISREG(os.fstat(fd).st_mode)
     while True:
         if not regular:
@@ -191,38 +193,6 @@ async def read_chunks(fd: int) -> AsyncIterator[bytes]:
         if not chunk:
             return
         yield chunk
-
-
-async def read_batches(
-    chunks: AsyncIterator[bytes], records: Records, *, inputs_max: int, skip: int, skip_digest: str
-) -> Batches:
-    """What `ChunkReader.batches` gives."""
-    splitter = Splitter()
-    index = 0
-    lines: list[bytes | Refusal] = []
-    kept: list[tuple[str, ...]] = []
-    size_bytes = 0
-
-    def batch() -> LineBatch:
-        return LineBatch(index - len(lines), lines, splitter.digest, splitter.end_bytes, records.columns, kept)
-
-    async for line in records.join(_each_line(chunks, splitter)):
-        index += 1
-        if index <= skip:
-            if index == skip and splitter.digest != skip_digest:
-                raise WrongUsage(f"The first {skip:,} lines of the input are not those of the run before.{OVERWRITE}")
-            continue
-        text, others = records.row(line, first=index == 1)
-        lines.append(text)
-        kept.append(others)
-        size_bytes += len(line or b"")
-        if len(lines) >= inputs_max or size_bytes >= BATCH_BYTES_MAX:
-            yield batch()
-            lines, kept, size_bytes = [], [], 0
-    if index < skip:
-        raise WrongUsage(f"The input has {index:,} lines; the run before had read {skip:,}.{OVERWRITE}")
-    if lines:
-        yield batch()
 
 
 async def _each_line(chunks: AsyncIterator[bytes], splitter: Splitter) -> AsyncIterator[bytes | None]:

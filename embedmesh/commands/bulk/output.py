@@ -1,8 +1,8 @@
-"""Where vectors are written, so that a run that was stopped anywhere can go on.
+"""Where vectors are written, so that a run that was stopped anywhere can be resumed.
 
-After each batch the rows are made durable, then a checkpoint beside the output says how far they go. The next run cuts
-off what was written after the checkpoint (a torn row, a batch without one) and goes on from there. Until there is a row
-to write, nothing of an earlier run is touched and nothing new stays behind.
+After each batch the rows are made durable, then a checkpoint beside the output records how far they go. The next run
+cuts off what was written after the checkpoint (a torn row, a batch without one) and continues from there. Until there
+is a row to write, nothing of an earlier run is touched and nothing new stays behind.
 
 A line without a vector keeps its row: `"embedding":null` and why in JSON, NaN in .npy. Rows and lines stay in step.
 Of a table the columns beside the text are in the row, too, but for .npy. The kinds that are tables: `table_output.py`.
@@ -14,7 +14,7 @@ import os
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -29,41 +29,24 @@ OWN_COLUMNS = ("index", "embedding", "error")  # an input's own "index" stands i
 NPY_HEADER_BYTES = 128  # numpy leaves room for the row count to grow, so the length does not depend on it
 
 
-class Output(Protocol):
-    """Rows go in, in line order."""
-
-    done: Checkpoint
-
-    def write(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
-        """Append a row a line of the batch. Raises Stopped, OSError."""
-        ...
-
-    def finish(self) -> None:
-        """All is written: give the output its name, and note that it is complete."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the file; what was not checkpointed is lost. A file that was made for nothing is removed."""
-        ...
-
-
 class Stdout:
-    """JSON lines; there is nothing to go on with."""
+    """JSON lines. A run cannot be resumed."""
 
     def __init__(self, settings: Settings) -> None:
         self.done = Checkpoint(settings)
 
     def write(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
+        """Write a row a line of the batch. Raises OSError."""
         sys.stdout.buffer.write(_json_rows(batch, outcomes))
         sys.stdout.buffer.flush()
         self.done.lines += len(outcomes)
         self.done.refused += _refused(outcomes)
 
     def finish(self) -> None:
-        pass
+        """There is no file to complete."""
 
     def close(self) -> None:
-        pass
+        """There is no file to close."""
 
 
 class FileOutput:
@@ -77,7 +60,7 @@ class FileOutput:
         before = None if overwrite or self._is_new else read_checkpoint(target, settings)
         if not overwrite and before is None and _size(target):
             raise WrongUsage(
-                f"{target} is there already, and nothing tells which run made it and whether it is complete."
+                f"{target} exists, and it is not known which run made it and whether it is complete."
                 " Choose another --output, or --overwrite it."
             )
         self._rows: BinaryIO = os.fdopen(os.open(self._written, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
@@ -98,6 +81,7 @@ class FileOutput:
         raise NotImplementedError
 
     def write(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> None:
+        """Append a row a line of the batch, durably. Raises Stopped, OSError."""
         self._begin(batch)
         rows = self._encode(batch, outcomes)
         self._rows.write(rows)
@@ -110,14 +94,16 @@ class FileOutput:
         save_checkpoint(self._target, self.done)
 
     def finish(self) -> None:
+        """All is written: give the output its name, and record that it is complete."""
         self._begin(None)
         os.fsync(self._rows.fileno())
         self._complete()
 
     def close(self) -> None:
+        """Close the file. Rows after the checkpoint are lost; a new file without rows is removed."""
         if self._is_new and not self._is_begun:
             self._written.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a full disk was told already, and the checkpoint stands before it
+        with contextlib.suppress(OSError):  # a full disk was reported already, and the checkpoint is before it
             self._rows.close()
 
     def _lock(self) -> None:
@@ -176,7 +162,7 @@ class NpyFile(FileOutput):
     def _encode(self, batch: LineBatch, outcomes: list[Vector | Refusal]) -> bytes:
         width = self.done.width or next((len(row) for row in outcomes if not isinstance(row, Refusal)), None)
         if width is None:
-            return b""  # rows of NaN wait until a first vector says how wide they are
+            return b""  # rows of NaN wait until the first vector gives their width
         unwritten = 0 if self.done.width else self.done.lines
         self.done.width = width
         rows = np.full((unwritten + len(outcomes), width), np.nan, "<f4")

@@ -76,20 +76,20 @@ class RunReport:
             self.bar.say(line)
 
     def begin(self, resumed_lines: int, refused_before: int) -> None:
-        """Say where a run goes on that was stopped before."""
+        """Print where a run that was stopped continues."""
         self._resumed, self._refused_before = resumed_lines, refused_before
         if resumed_lines:
             before = f" ({refused_before:,} lines before it were refused)" if refused_before else ""
-            self.bar.say(f"going on at line {resumed_lines + 1:,}{before}")
+            self.bar.say(f"continuing at line {resumed_lines + 1:,}{before}")
 
     def stopped_before(self, line: int, why: str) -> None:
-        """Say why the run ends early and how to go on; `line` counts from 0."""
-        where = f" to go on at line {line + 1:,}" if line else ""
+        """Print why the run ends early and how to continue; `line` counts from 0."""
+        where = f" to continue at line {line + 1:,}" if line else ""
         hint = f" Run the same command again{where}." if self._target else ""
         self.bar.say(f"embedmesh: {why.rstrip('.')}.{hint}")
 
     def complete_before(self, lines: int, refused: int, as_json: bool) -> None:
-        """Say that an earlier run has done it all."""
+        """Print that an earlier run has done it all."""
         self._resumed, self._refused_before = lines, refused
         if as_json:
             self.summary("finished", as_json=True)
@@ -118,7 +118,7 @@ class RunReport:
         self.bar.update(self._task, completed=batch.end_bytes, lines=self.lines, rate=self._rate())
 
     def summary(self, ended: str, as_json: bool) -> None:
-        """Say what was done, on stderr; as JSON on stdout, unless the vectors are there."""
+        """Print what was done, on stderr; as JSON on stdout, unless the vectors are there."""
         if as_json:
             value = {
                 "ended": ended,

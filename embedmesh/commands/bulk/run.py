@@ -1,4 +1,4 @@
-"""The story of a run: read a batch, ask for it while others are being asked for, write in input order."""
+"""The story of a run: read a batch, request it while other requests are in flight, write in input order."""
 
 import asyncio
 from collections import deque
@@ -6,52 +6,52 @@ from collections.abc import Callable
 
 from embedmesh.commands.bulk.client import BulkClient, Vector
 from embedmesh.commands.bulk.lines import Batches, LineBatch, Refusal
-from embedmesh.commands.bulk.output import Output
+from embedmesh.commands.bulk.output import FileOutput, Stdout
 
 IN_FLIGHT_MAX = 4  # two keep one node and the network both busy; four feed a second node, and bound the memory
 
-Asked = tuple[LineBatch, asyncio.Task[list[Vector | Refusal]]]
+Sent = tuple[LineBatch, asyncio.Task[list[Vector | Refusal]]]
 Report = Callable[[LineBatch, list[Vector | Refusal]], None]
 
 
-async def run(batches: Batches, client: BulkClient, output: Output, report: Report) -> None:
-    """Embed and write every batch; `report` hears of each that is written.
+async def run(batches: Batches, client: BulkClient, output: Stdout | FileOutput, report: Report) -> None:
+    """Embed and write every batch; `report` gets each that is written.
 
     Raises Stopped and whatever the input and output raise. Whatever ends it, batches that are answered already, and
     so paid for, are still written.
     """
-    asked: deque[Asked] = deque()
+    sent: deque[Sent] = deque()
     try:
         async for batch in batches:
-            asked.append((batch, asyncio.create_task(_embed(batch, client))))
-            if len(asked) >= IN_FLIGHT_MAX:
-                await _write_first(asked, output, report)
-        while asked:
-            await _write_first(asked, output, report)
+            sent.append((batch, asyncio.create_task(_embed(batch, client))))
+            if len(sent) >= IN_FLIGHT_MAX:
+                await _write_first(sent, output, report)
+        while sent:
+            await _write_first(sent, output, report)
     except BaseException as error:
         if not isinstance(error, OSError):  # an output that failed is not tried again
-            while asked and _is_answered(asked[0][1]):
-                await _write_first(asked, output, report)
+            while sent and _is_done(sent[0][1]):
+                await _write_first(sent, output, report)
         raise
     finally:
-        for _, task in asked:
+        for _, task in sent:
             task.cancel()
-        await asyncio.gather(*(task for _, task in asked), return_exceptions=True)
+        await asyncio.gather(*(task for _, task in sent), return_exceptions=True)
 
 
 async def _embed(batch: LineBatch, client: BulkClient) -> list[Vector | Refusal]:
-    """Ask for the lines that have a text; the others keep their refusals."""
+    """Request the lines that have a text; the others keep their refusals."""
     vectors = iter(await client.embed([line for line in batch.lines if isinstance(line, bytes)]))
     return [next(vectors) if isinstance(line, bytes) else line for line in batch.lines]
 
 
-async def _write_first(asked: deque[Asked], output: Output, report: Report) -> None:
-    batch, task = asked[0]
+async def _write_first(sent: deque[Sent], output: Stdout | FileOutput, report: Report) -> None:
+    batch, task = sent[0]
     outcomes = await task
-    asked.popleft()
+    sent.popleft()
     output.write(batch, outcomes)
     report(batch, outcomes)
 
 
-def _is_answered(task: asyncio.Task[list[Vector | Refusal]]) -> bool:
+def _is_done(task: asyncio.Task[list[Vector | Refusal]]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None

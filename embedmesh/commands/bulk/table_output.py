@@ -14,7 +14,7 @@ import orjson
 from embedmesh.commands.bulk.checkpoint import Settings
 from embedmesh.commands.bulk.client import Vector
 from embedmesh.commands.bulk.lines import LineBatch, Refusal
-from embedmesh.commands.bulk.output import OWN_COLUMNS, FileOutput, JsonlFile, NpyFile, Output, Stdout, kept_values
+from embedmesh.commands.bulk.output import OWN_COLUMNS, FileOutput, JsonlFile, NpyFile, Stdout, kept_values
 from embedmesh.commands.bulk.tables import PARQUET_MISSING
 from embedmesh.commands.output import WrongUsage
 
@@ -137,10 +137,10 @@ OUTPUTS: dict[str, type[FileOutput]] = {
 """By what an output's name ends in."""
 
 
-def open_output(target: Path | None, settings: Settings, *, overwrite: bool) -> Output:
+def open_output(target: Path | None, settings: Settings, *, overwrite: bool) -> Stdout | FileOutput:
     """Output for `target`, of the kind that its name says; None is stdout, which cannot be resumed. Raises WrongUsage.
 
-    For a target that is finished already, ask `finished_before` first.
+    For a target that is finished already, call `finished_before` first.
     """
     if target is None:
         return Stdout(settings)

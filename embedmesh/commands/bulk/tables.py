@@ -9,7 +9,16 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Sequence
 
-from embedmesh.commands.bulk.lines import BOM, LINE_BYTES_MAX, OVERWRITE, Batches, LineBatch, Refusal, encode_text
+from embedmesh.commands.bulk.lines import (
+    BOM,
+    LINE_BYTES_MAX,
+    OVERWRITE,
+    Batches,
+    LineBatch,
+    LineRecords,
+    Refusal,
+    encode_text,
+)
 from embedmesh.commands.output import WrongUsage
 
 TEXT_COLUMN = "text"
@@ -18,11 +27,11 @@ COLUMNS_SHOWN_MAX = 12  # of the names in a message
 PARQUET_MISSING = "Parquet needs pyarrow, which is not installed: pip install 'embedmesh[parquet]'."
 
 
-def find_column(columns: Sequence[str], asked: str | None) -> int:
-    """Which column to embed: the one of that name, else of that number from 0; unasked `text`, or the only one."""
-    if asked is None and len(columns) == 1:
+def find_column(columns: Sequence[str], column: str | None) -> int:
+    """Which column to embed: the one of that name, else of that number from 0; without one `text`, or the only one."""
+    if column is None and len(columns) == 1:
         return 0
-    name = TEXT_COLUMN if asked is None else asked
+    name = TEXT_COLUMN if column is None else column
     if name in columns:
         return list(columns).index(name)
     if name.isdecimal() and int(name) < len(columns):
@@ -32,28 +41,28 @@ def find_column(columns: Sequence[str], asked: str | None) -> int:
 
 
 def kept_columns(columns: Sequence[str], text: int) -> list[int]:
-    """All but the column that is embedded, and those that an earlier run made."""
+    """All but the column that is embedded, and those that an earlier run added."""
     return [at for at, name in enumerate(columns) if at != text and name not in MADE]
 
 
-class CsvRecords:
+class CsvRecords(LineRecords):
     """Rows of CSV or TSV. The first record names the columns."""
 
     def __init__(self, delimiter: str, column: str | None) -> None:
+        super().__init__()
         csv.field_size_limit(LINE_BYTES_MAX)
-        self.columns: tuple[str, ...] = ()
         self._delimiter = delimiter
-        self._asked = column
-        self._text = 0
+        self._column = column
+        self._text_at = 0
         self._kept: list[int] = []
 
     async def join(self, lines: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
-        """Each record, those without anything left out; None for one that is too long. Raises WrongUsage."""
+        """Each record but the empty ones; None for one that is too long. Raises WrongUsage."""
         parts: list[bytes] = []
         size = 0
         quoted = named = False
         async for line in lines:
-            # A line that is too long is gone, and with it how it ends: it ends its record, and so must be told.
+            # A line that is too long is dropped, and with it how it ends: so it ends its record.
             quoted = line is not None and ends_quoted(line, self._delimiter.encode(), quoted)
             size += LINE_BYTES_MAX + 1 if line is None else len(line)
             if size <= LINE_BYTES_MAX:
@@ -80,18 +89,18 @@ class CsvRecords:
         fields = self._fields(record)
         if isinstance(fields, Refusal):
             return fields, ("",) * len(self.columns)
-        if len(fields) <= self._text:
+        if len(fields) <= self._text_at:
             text: bytes | Refusal = Refusal("missing_field", f"the row has only {len(fields)} columns")
         else:
-            text = encode_text(fields[self._text])
+            text = encode_text(fields[self._text_at])
         return text, tuple(fields[at] if at < len(fields) else "" for at in self._kept)
 
     def _name(self, record: bytes | None) -> None:
         names = self._fields(None if record is None else record.removeprefix(BOM))
         if isinstance(names, Refusal):
             raise WrongUsage(f"The input's first row, which names the columns, cannot be read: {names.message}.")
-        self._text = find_column(names, self._asked)
-        self._kept = kept_columns(names, self._text)
+        self._text_at = find_column(names, self._column)
+        self._kept = kept_columns(names, self._text_at)
         self.columns = tuple(names[at] for at in self._kept)
 
     def _fields(self, record: bytes | None) -> list[str] | Refusal:
@@ -155,7 +164,7 @@ class ParquetReader:
         self._columns = tuple(schema.names[at] for at in self._kept)
 
     async def batches(self, *, inputs_max: int, skip: int = 0, skip_digest: str = "") -> Batches:
-        """As the protocol says; batches are bounded by their rows alone."""
+        """As ChunkReader's; batches are bounded by their rows alone."""
         if skip and skip_digest != self._digest:
             raise WrongUsage(f"The input is not that of the run before.{OVERWRITE}")
         first, rows = 0, self._file.metadata.num_rows
