@@ -28,6 +28,7 @@ from random import Random
 
 import msgspec
 import numpy as np
+from embedmesh.rules.forwarding import Part
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -40,7 +41,6 @@ from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
 from tests.data import find_model_folder
 
 POISON = 6  # [unused5] in BERT's vocabulary: no text gives it

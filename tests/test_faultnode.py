@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from embedmesh.rules.forwarding import Part
 
 from bench.faultnode.acts import AFTER, PHASE_S, State
 from bench.faultnode.modes import MODES, listed
@@ -28,7 +29,6 @@ from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, WrongAnswer
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.session import Session

@@ -7,18 +7,21 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from embedmesh.dialects.openai.render import respond
+from embedmesh.flow.paid import Outcome
+from embedmesh.flow.world import World
+from embedmesh.rules.exchange import Deliver, Receive, RequestHead
+from embedmesh.rules.forwarding import Answer, Part, Share
+
 import embedmesh.gateway as gateway
 import embedmesh.gateway.api.app as edge
 from bench.gateway.node import NODE_ID, SESSION
 from embedmesh.cli import main as cli
-from embedmesh.flow.again import Asked
-from embedmesh.flow.handle import Outcome, Receive, World
-from embedmesh.flow.respond import respond
 from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
-from embedmesh.rules.ports import Answer, Clock, Deliver, Part, Share
+from embedmesh.rules.ports import Clock
 
 STAGES = ("forward", "key", "count", "hold")
 """Only forward; + key, limits and validation; + token count; + money held durably: the gateway as it is."""
@@ -60,7 +63,7 @@ class NoLedger:
 
 
 async def only_forward(
-    world: World, asked: Asked, receive: Receive, deliver: Deliver, on_model: Callable[[str], None]
+    world: World, asked: RequestHead, receive: Receive, deliver: Deliver, on_model: Callable[[str], None]
 ) -> Outcome:
     """The body is read and not looked at; the node is asked for one vector, which is not checked."""
     await receive("")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from embedmesh.rules.forwarding import Part
+
 from bench.sim.routers import Router
 from bench.sim.servers import Server
 from bench.sim.workload import Request
@@ -23,7 +25,6 @@ from embedmesh.rules.errors import NodeFailure, NodeTooSlow
 from embedmesh.rules.limits import ATTEMPTS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 
 MODEL = Model(id="sim/model", width=4, max_tokens=256, price=1)
 PROBE_TOKENS = 12

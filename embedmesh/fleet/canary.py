@@ -22,10 +22,11 @@ from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model, Tier
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.rules.ports import Dice, Part
+from embedmesh.rules.ports import Dice
 
 log = logging.getLogger("embedmesh.fleet")
 

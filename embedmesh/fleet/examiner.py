@@ -6,9 +6,10 @@ from typing import Protocol
 
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
+from embedmesh.rules.forwarding import NodeClient, Part, Verify
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Catalogue, Clock, Dice, NodeClient, Part, Tokenizer, Verify
+from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer
 
 PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
 PROBE_WORDS = PROBE_TEXT.split()

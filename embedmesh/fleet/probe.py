@@ -12,9 +12,9 @@ from embedmesh.fleet.registry import PROBE_EVERY_S, Node
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted, ServedModels
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.rules.ports import Part
 
 log = logging.getLogger("embedmesh.fleet")
 

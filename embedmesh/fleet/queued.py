@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from embedmesh.fleet.registry import Node
 from embedmesh.rules.errors import NodeFailure
-from embedmesh.rules.ports import Asker, Part
+from embedmesh.rules.forwarding import Asker, Part
 
 if TYPE_CHECKING:
     from embedmesh.fleet.scheduler import Scheduler

@@ -9,9 +9,10 @@ from embedmesh.fleet.candidates import Candidate
 from embedmesh.fleet.queued import QueuedRequest, Remainder
 from embedmesh.fleet.registry import Registry
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeUnreachable, UpstreamRefused
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import ATTEMPTS_MAX
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Clock, Part
+from embedmesh.rules.ports import Clock
 
 RETRY_SPAN_S = 10  # whole seconds
 RETRY_SHARE = 0.10  # of the requests in that span

@@ -21,8 +21,9 @@ from embedmesh.fleet.retries import Retries, had_begun
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, stays_whole
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import InvalidValue, NodeFailure, NodeTooSlow, Overloaded
+from embedmesh.rules.forwarding import Asker, Part
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Asker, Clock, Dice, Part
+from embedmesh.rules.ports import Clock, Dice
 
 SOON_S = 1.0  # every request may take thirty: a better estimate below this changes nothing
 LOOK_AHEAD = 4  # requests that found no node, after which those behind them wait, too

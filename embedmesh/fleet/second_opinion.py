@@ -13,9 +13,9 @@ from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.rules.deadlines import LOOK_AGAIN_S, attempt_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, NodeTooSlow, Overloaded
+from embedmesh.rules.forwarding import Part, Ticket
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part, Ticket
 
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -18,12 +18,12 @@ from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.expire import expire
-from embedmesh.flow.handle import World, give_up
-from embedmesh.flow.validate import Terms
+from embedmesh.flow.paid import give_up
+from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
@@ -54,6 +54,7 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
 from embedmesh.settings import GatewaySettings, store_place
 from embedmesh.signing.identity import Identity, fingerprint
@@ -192,7 +193,9 @@ def _world(settings: GatewaySettings, models: Models, store: Store, fleet: Fleet
         cache=VectorCache(settings.cache_bytes_max, fleet.registry.generation),
         hash_user=functools.partial(hash_user, store.key_secret),
         claim_of=functools.partial(claim_of, store.key_secret),
-        terms=Terms(fleet.scheduler.serves, models.normalizing, ignore_unknown=settings.unknown_members == "ignore"),
+        terms=ParseTerms(
+            fleet.scheduler.serves, models.normalizing, ignore_unknown=settings.unknown_members == "ignore"
+        ),
         ask_max=settings.ask_max,
     )
 

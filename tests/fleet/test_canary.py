@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.fleet.canary import COSINE_MIN, FIRST_ANSWERS, PROBATION_EVERY_S, PROBATION_RUN, Canaries
 from embedmesh.fleet.examiner import Examiner
@@ -17,7 +18,6 @@ from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeTooSlow
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer
 
 WIDE = Model(id="acme/wide", folder="/nowhere", width=64, max_tokens=99, price=1, digest="2" * 64)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+from embedmesh.rules.forwarding import Part
 
 from bench.lives.loop import Loop
 from embedmesh.fleet.examiner import Examiner
@@ -14,7 +15,6 @@ from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer, right_reply
 
 OFFER = ServedModel(MODEL.id, MODEL.width, MODEL.max_tokens, MODEL.digest, MODEL.tier)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 import pytest
+from embedmesh.rules.forwarding import Part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,6 @@ from embedmesh.rules.errors import (
     NodeUnreachable,
     UpstreamRefused,
 )
-from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, NATIVE
 
 FIXED_S = 0.002

@@ -21,14 +21,16 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from embedmesh.flow.paid import give_up
+from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.world import World
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.examiner import Examiner
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.handle import World, give_up
 from embedmesh.flow.verify import verify
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
@@ -54,7 +56,6 @@ from embedmesh.rules.embeddings import COMPACT, Counted, EmbedIds, EmbedVectors,
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import STATEMENT, Greeting, Offer, Registration, Statement, Welcome
 from embedmesh.rules.nodes import NodeState
-from embedmesh.rules.ports import Part
 from embedmesh.rules.shares import Shares
 from embedmesh.settings import NodeSettings
 from embedmesh.signing.certificates import der, make_certificate, server_context

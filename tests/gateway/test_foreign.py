@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.gateway.nodes.foreign import UpstreamLink, UpstreamUrl, parse_url
@@ -17,7 +18,6 @@ from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, UpstreamRefused, WrongAnswer
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, vector_for
 
 FOREIGN = Model(id="acme/foreign", width=4, max_tokens=100, price=1)

@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.parse import parse
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from embedmesh import __version__
 from embedmesh.fleet.registry import Node
-from embedmesh.flow.members import MEMBERS
-from embedmesh.flow.validate import validate
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.fleet_api import ACTIONS
 from embedmesh.gateway.api.openapi import document
@@ -195,7 +195,7 @@ REFUSED: list[object] = [
 def test_the_schema_refuses_what_the_gateway_refuses(body: object) -> None:
     """One table makes both; this holds its checks and its schemas to each other."""
     try:
-        validate(json.dumps(body).encode(), CATALOGUE)
+        parse(json.dumps(body).encode(), CATALOGUE)
         accepted = True
     except CallerFailure:
         accepted = False

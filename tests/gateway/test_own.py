@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.gateway.nodes.own import NodeClients, OwnLink
 from embedmesh.gateway.nodes.pools import unix_pool
@@ -21,7 +22,6 @@ from embedmesh.rules.errors import (
     NodeUnreachable,
     WrongAnswer,
 )
-from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL, right_reply
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

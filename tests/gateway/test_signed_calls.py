@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.gateway.nodes import pools
 from embedmesh.gateway.nodes.http1 import Connection
@@ -25,7 +26,6 @@ from embedmesh.node.dialling import DialOut
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, pack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.nodes import Check, NodeState
-from embedmesh.rules.ports import Part
 from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.messages import RequestSigner, content_digest
 from embedmesh.signing.session import Session

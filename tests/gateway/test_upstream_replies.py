@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from embedmesh.rules.forwarding import Part
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from embedmesh.rules.errors import NodeFailure, WrongAnswer
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
-from embedmesh.rules.ports import Part
 from tests.flow.world import MODEL
 from tests.gateway.test_foreign import CATALOGUE, FOREIGN
 

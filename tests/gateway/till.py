@@ -16,20 +16,21 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from embedmesh.flow.paid import give_up
+from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.world import World
+from embedmesh.rules.forwarding import Part
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
-from embedmesh.flow.again import SingleFlight, Unread
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.handle import World, give_up
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Part
 from embedmesh.rules.shares import Shares
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
 from embedmesh.storage.secrets.secret import claim_of

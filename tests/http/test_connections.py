@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from aiohttp import web
+from embedmesh.rules.exchange import Reply
 
 from embedmesh.gateway.network import parsed
 from embedmesh.http.connections import LOCAL_ORIGIN, Connections, Origins
@@ -16,7 +17,6 @@ from embedmesh.http.fast_path import FastPath
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.ports import Reply
 from tests.http.raw import read_reply, request, serving
 
 # -- who is behind a connection ----------------------------------------------------------------------------------------

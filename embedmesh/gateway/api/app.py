@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from embedmesh import __version__
 from embedmesh.fleet.registry import Registry
-from embedmesh.flow.handle import World
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.metrics import Metrics

@@ -8,8 +8,9 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from embedmesh.flow.again import KEY_CHARS_MAX, Asked
-from embedmesh.flow.handle import EMBED_SCOPE, World, handle
+from embedmesh.flow.embed import EMBED_SCOPE
+from embedmesh.flow.paid import serve
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.metrics import Metrics
 from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
 from embedmesh.gateway.api.replies import Count, doc
@@ -21,8 +22,13 @@ from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import Failure, MethodNotAllowed, NotFound
-from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
-from embedmesh.rules.ports import Delivery
+from embedmesh.rules.exchange import Delivery, RequestHead
+from embedmesh.rules.limits import (
+    IDEMPOTENCY_KEY_CHARS_MAX,
+    REQUEST_BODY_BYTES_MAX,
+    REQUEST_INPUTS_MAX,
+    REQUEST_TOKENS_MAX,
+)
 from embedmesh.rules.shares import Room
 
 RETRIES_DIGITS_MAX = 4
@@ -44,13 +50,13 @@ IDEMPOTENCY_KEY = {
     "required": False,
     "description": "The same key with the same body gives the same reply for a day, and is charged once; with another "
     "body it is refused with 409 `idempotency_conflict`. All API keys of an account share it.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+    "schema": {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_CHARS_MAX},
     "example": "order-1729",
 }
 
 
 class EmbeddingRequest(msgspec.Struct):
-    """Stands for the schema of the request, which is made from `embedmesh.flow.members`."""
+    """Stands for the schema of the request, which is made from `embedmesh.dialects.openai.fields`."""
 
 
 class EmbeddingReply(msgspec.Struct):
@@ -127,7 +133,7 @@ class EmbeddingsApi(Api):
             model = known
 
         try:
-            outcome = await handle(self._world, _head(exchange, model_in_path), receive, exchange.deliver, on_model)
+            outcome = await serve(self._world, _head(exchange, model_in_path), receive, exchange.deliver, on_model)
             code = "ok" if outcome.delivery is Delivery.WHOLE else BROKEN_OFF
             self._metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd)
         except Failure as failure:
@@ -159,10 +165,10 @@ class EmbeddingsApi(Api):
     )
 
 
-def _head(exchange: Exchange, model_in_path: str | None) -> Asked:
+def _head(exchange: Exchange, model_in_path: str | None) -> RequestHead:
     """What the head of an embedding request has for the flow."""
     retries = exchange.header("x-stainless-retry-count") or ""
-    return Asked(
+    return RequestHead(
         exchange.header("authorization"),
         exchange.header("idempotency-key"),
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,

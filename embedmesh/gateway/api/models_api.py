@@ -6,13 +6,13 @@ import msgspec
 from msgspec import Meta
 
 from embedmesh.fleet.registry import Registry
-from embedmesh.flow.handle import World
-from embedmesh.flow.validate import no_such_model
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.replies import Count, ReplyList, doc
 from embedmesh.gateway.api.routes import ANY_KEY, Api, ApiCall, Route
 from embedmesh.http.paths import MODELS_PATH
 from embedmesh.rules.errors import ModelNotFound
 from embedmesh.rules.models import Model, Tier
+from embedmesh.rules.served import no_such_model
 
 Positive = Annotated[int, Meta(ge=1)]
 

@@ -7,8 +7,8 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.fleet.registry import Registry
-from embedmesh.flow.handle import World
 from embedmesh.flow.identify import METRICS_SCOPES
+from embedmesh.flow.world import World
 from embedmesh.gateway.api.metrics import CONTENT_TYPE, Metrics
 from embedmesh.gateway.api.replies import doc
 from embedmesh.gateway.api.routes import NO_KEY, Api, ApiCall, ApiReply, RawHandler, Route

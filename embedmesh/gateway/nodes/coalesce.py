@@ -13,9 +13,9 @@ from functools import partial
 from embedmesh.gateway.nodes.own import FLOAT32_BYTES, OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeUnreachable, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
-from embedmesh.rules.ports import Part
 
 CALLS = 2  # one that the node computes, and one that waits there, so that it is never idle
 MERGED_TOKENS_MAX = 1_024  # of one call: a batch of our engine

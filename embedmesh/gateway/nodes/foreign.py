@@ -26,11 +26,12 @@ from embedmesh.gateway.nodes.own import check_of
 from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, UpstreamRefused, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import UPSTREAM_URL_CHARS_MAX
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
-from embedmesh.rules.ports import Catalogue, Part
+from embedmesh.rules.ports import Catalogue
 
 JSON_BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, in the longest spelling of known servers; base64 has 5.4
 JSON_BYTES_PER_VECTOR = 512  # around each vector

@@ -12,10 +12,11 @@ from embedmesh.gateway.nodes.http1 import NodeReply, retry_after_s
 from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, ServedModels, pack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
-from embedmesh.rules.ports import Clock, Part
+from embedmesh.rules.ports import Clock
 from embedmesh.signing.messages import RequestSigner, SignedRequest, Unauthenticated
 from embedmesh.signing.session import Session
 

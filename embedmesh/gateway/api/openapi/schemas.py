@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.flow.members import MEMBERS
+from embedmesh.dialects.openai.fields import MEMBERS
 from embedmesh.http.failures import TABLE
 from embedmesh.rules import membership
 
