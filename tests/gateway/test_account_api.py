@@ -149,13 +149,23 @@ async def test_usage_is_told_by_day_model_and_key(gw: Gateway, applicant: Applic
         ("entries?limit=1001", "invalid_value"),
         ("entries?before=-1", "invalid_value"),
         ("entries?before=" + "9" * 40, "invalid_value"),
+        ("entries?limit=1e2", "invalid_value"),
         ("entries?after=1", "unknown_parameter"),
+        ("usage?from=null", "invalid_value"),
         ("keys?limit=%D9%A1", "invalid_value"),
         ("keys?account=a", "unknown_parameter"),
     ],
 )
 async def test_queries_that_cannot_be(gw: Gateway, query: str, code: str) -> None:
     refused(await Customer(gw).ask("GET", f"/v1/account/{query}"), 400, code)
+
+
+async def test_a_query_that_cannot_be_is_named(gw: Gateway) -> None:
+    error = (await Customer(gw).ask("GET", "/v1/account/entries?limit=1001")).error
+    assert (error["param"], error["message"]) == (
+        "limit",
+        "The query parameter `limit` is not valid: Expected `int` <= 1000.",
+    )
 
 
 @pytest.mark.parametrize("query", ["usage?to=9999-12-31", "usage?to=1970-01-01", "usage?from=2025-11-01&to=2026-11-01"])

@@ -231,7 +231,7 @@ async def test_a_removed_node_is_not_taken_back(gw: Gateway, applicant: Applican
         assert (removed["standing"], removed["state"]) == ("removed", None)
         says(await applicant.ask(**place), 403, "removed by the operator")
         says(await applicant.ask(await gw.invite(), **place), 403, "removed by the operator")
-        says(await applicant.say("heartbeat", {"tokens_waiting": 0, "tokens_per_s": 0}), 401, "Register anew")
+        says(await applicant.say("heartbeat", {"tokens_waiting": 0, "tokens_per_s": 0}), 401, "Register again")
         says(await gw.admin("POST", f"/nodes/{applicant.node_id}/approve"), 400, "stays removed")
         with pytest.raises(NodeUnreachable):
             await gw.embed(applicant.node_id)

@@ -112,7 +112,7 @@ class Till:
     @property
     def outcomes(self) -> dict[str, int]:
         """How requests ended, and how many of each."""
-        return self.app.metrics._requests
+        return self.app.metrics.requests()
 
     def waits(self, fast_path: bool) -> list[bool]:
         """Of each connection, whether a reply on it waits for its socket to take more."""

@@ -149,10 +149,10 @@ class FleetApi(Api):
         known = next((record for record in self._roster.records() if record.node_id == name), None)
         if not UPSTREAM_NAME.fullmatch(name) or (known is not None and known.kind != UPSTREAM):
             raise errors.InvalidValue(
-                "A server's name has 1 to 64 of A-Z a-z 0-9 . _ : -, and is no node's.", param="name"
+                "A server's name has 1 to 64 of A-Z a-z 0-9 . _ : -, and no node has it.", param="name"
             )
         if known is None and self._registry.find(name) is not None:
-            raise errors.InvalidValue("There is a node of that name.", param="name")
+            raise errors.InvalidValue("A node has that name already.", param="name")
         if not new.token.isascii() or not new.token.isprintable() or " " in new.token:
             raise errors.InvalidValue("The token has characters that no bearer token has.", param="token")
         return NodeRecord(

@@ -76,15 +76,19 @@ class Metrics:
         self._tokens[model] = self._tokens.get(model, 0) + tokens
         self._nanousd[model] = self._nanousd.get(model, 0) + nanousd
 
+    def requests(self) -> Counter[str]:
+        """Outcome -> requests that ended with it."""
+        found: Counter[str] = Counter()
+        for (code, _), times in self._times.items():
+            found[code] += sum(times.counts)
+        return found
+
     def text(self) -> bytes:
         """All metrics in the exposition format."""
         return generate_latest(self.registry if self._workers is None else self._workers.summed(self.registry))
 
     def _collect(self) -> Iterator[Metric]:
-        requests: Counter[str] = Counter()
-        for (code, _), times in self._times.items():
-            requests[code] += sum(times.counts)
-        yield _by_label("requests", "Embedding requests that ended, by outcome.", "code", requests)
+        yield _by_label("requests", "Embedding requests that ended, by outcome.", "code", self.requests())
         yield _by_label("tokens", "Tokens embedded and charged.", "model", self._tokens)
         yield _by_label("charged_nanousd", "Nano-USD charged.", "model", self._nanousd)
         bounds = [*map(str, map(float, BUCKETS_S)), "+Inf"]

@@ -38,7 +38,7 @@ from embedmesh.storage.nodes import NodeBooks
 
 log = logging.getLogger("embedmesh.fleet")
 
-UPGRADE = "embedmesh-node"  # the protocol that a node which dials out asks for
+UPGRADE = "embedmesh-node"  # the protocol of a connection that a node dials
 SWITCHING = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n".encode("ascii")
 REGISTRATIONS_BYTES_TOTAL_MAX = 2 * 1024 * 1024
 REPORTS_BYTES_TOTAL_MAX = 16 * 1024 * 1024
@@ -50,8 +50,8 @@ ATOMA_DATA = {
         for name, kind in ATOMA_FIELDS.items()
     },
 }
-UNSIGNED = "This is not signed under a session of that node. Register anew."
-BEATS_MISSED_MAX = 3  # then the node's own word on its queue is old
+UNSIGNED = "The request is not signed under a session of that node. Register again."
+BEATS_MISSED_MAX = 3  # then the node's report of its queue is too old
 
 
 class AtomaRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,7 +159,7 @@ class NodesApi(Api):
         until = self._clock.monotonic() + BEATS_MISSED_MAX * HEARTBEAT_S
         load.others_say(max(0, beat.tokens_waiting - load.tokens), until)
         member.reported = beat
-        asks = beat.head is None  # from where on we want its receipts: what it is told of, it forgets
+        asks = beat.head is None  # which receipts to send: the node forgets those before
         if asks or (beat.receipts and beat.receipts[0].number != member.audit.count + 1):
             await self._roster.refresh_audit(member)
         if beat.head is not None:
@@ -179,13 +179,12 @@ class NodesApi(Api):
         return msgspec.json.encode(HeartbeatReply(member.audit.count + 1))
 
     async def _drain(self, member: ConnectedNode, body: bytes) -> bytes:
-        """It is about to leave: no more work for it, until it registers again."""
         self._registry.drain(member.node)
         log.info("node %s leaves", member.node.node_id)
         return b"{}"
 
     def _check(self, request: web.BaseRequest, node_id: str) -> tuple[ConnectedNode, CheckedRequest]:
-        """Whose request it is, by its head."""
+        """The node that signed the request's head. Raises InvalidApiKey."""
         member = self._roster.connected(node_id)
         if member is None:
             raise errors.InvalidApiKey(UNSIGNED)
@@ -198,7 +197,7 @@ class NodesApi(Api):
 
     def _pace(self, node_id: str) -> Pace:
         if (pace := self._paces.get(node_id)) is None:
-            full = f"A node reports every {HEARTBEAT_S:g} s. This one has reported far more often: wait a minute."
+            full = f"A node reports every {HEARTBEAT_S:g} s. This node reported far more often. Wait a minute."
             pace = self._paces[node_id] = Pace(self._reports_a_minute_max, 60.0, self._clock, full)
         return pace
 

@@ -1,5 +1,6 @@
 """Path parameters and query strings of routes, decoded into the structs of their rows."""
 
+import functools
 import re
 from typing import Annotated, Any, TypeVar
 
@@ -35,7 +36,7 @@ def path_parameter(request: web.BaseRequest, *, any_name: bool) -> str:
 
 def query_of(request: web.BaseRequest, kind: type[Q]) -> Q:
     """The query; an empty parameter counts as not given. Raises UnknownParameter, InvalidValue."""
-    defaults = {field.encode_name: field.default for field in msgspec.structs.fields(kind)}
+    defaults = _defaults(kind)
     values: dict[str, Any] = {}
     for name, value in request.query.items():
         if name not in defaults:
@@ -53,5 +54,12 @@ def query_of(request: web.BaseRequest, kind: type[Q]) -> Q:
     except msgspec.ValidationError as error:
         message = str(error)
         found = AT_PARAMETER.search(message) or MISSING_PARAMETER.search(message)
-        expected = AT_PARAMETER.sub("", message)
-        raise InvalidValue(f"The query is not valid: {expected}.", param=found[1] if found else None) from None
+        param = found[1] if found else None
+        message = AT_PARAMETER.sub("", message)
+        raise InvalidValue(f"The query parameter `{param}` is not valid: {message}.", param=param) from None
+
+
+@functools.cache
+def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Names of parameters -> their defaults."""
+    return {field.encode_name: field.default for field in msgspec.structs.fields(kind)}

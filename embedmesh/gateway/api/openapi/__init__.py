@@ -4,6 +4,7 @@ It repeats nothing: operations come from the rows of the route table, schemas fr
 embeddings from the table that validates it, failures and their retry headers from the table that maps them to HTTP.
 """
 
+import functools
 from typing import Any
 
 from embedmesh.gateway.api.embeddings_api import reply_examples, request_examples
@@ -17,8 +18,9 @@ from embedmesh.http.paths import EMBEDDINGS_PATH
 ASIDE = "x-embedmesh-aside"  # of a tag: the page folds it, because applications do not need it
 
 
+@functools.cache  # it takes a tenth of a second
 def document(version: str) -> Json:
-    """The whole document, ready to be written as JSON. `version` is the product's."""
+    """The whole document, ready to be written as JSON. `version` is the product's. Nobody may change it."""
     rows = [(route, api.TAG) for api in APIS for route in api.ROUTES]
     types = [kind for route, _ in rows for kind in types_of(route)]
     references, components = schemas_of(types)
