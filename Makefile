@@ -8,9 +8,10 @@ SHELL  := bash
 .SHELLFLAGS := -o pipefail -ec
 
 TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
+DECIDES := rules flow fleet signing  # rooms whose tests need neither model, disc nor sockets
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check crash spenders scale mutate fault wedge starved soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-cached strain hostile bench-store upstreams lock wheel clean
+.PHONY: help serve test thorough fast check crash spenders scale mutate fault wedge starved soak sim lives bench-engine bench-quality bench-fleet bench-gateway guard bench-cached strain hostile bench-store upstreams lock wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,11 +20,16 @@ serve: $(VENV)/.setup  ## set up, then run a gateway and a node with a real mode
 	@exec $(BIN)/embedmesh serve $(ARGS)
 
 test: $(VENV)/.setup $(VENV)/.dev  ## everything: rules, stores, engine, real processes, real SDKs
-	$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore ,$(TIMED)) $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis $(addprefix --cov embedmesh/,$(DECIDES)) --cov-report= $(addprefix tests/,$(DECIDES)) $(ARGS)
+	@$(foreach room,$(DECIDES),echo "covered: $(room) $$($(BIN)/coverage report --include 'embedmesh/$(room)/*' --format total) %";)
+	$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore tests/,$(DECIDES)) $(addprefix --ignore ,$(TIMED)) $(ARGS)
 	$(BIN)/pytest $(TIMED) $(ARGS)
 
+thorough: $(VENV)/.setup $(VENV)/.dev  ## all examples of the tests that try a part of them in `make test` (minutes)
+	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile $(ARGS)
+
 fast: $(VENV)/.dev  ## what decides: rules, flow, fleet, signing (under 10 s)
-	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis tests/rules tests/flow tests/fleet tests/signing $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -p no:anyio -p no:pytest_cov $(addprefix tests/,$(DECIDES)) $(ARGS)
 
 check: $(VENV)/.dev  ## static checks: format, lint, types, import arrows
 	$(BIN)/ruff format --check .
