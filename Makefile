@@ -8,12 +8,13 @@ SHELL  := bash
 .SHELLFLAGS := -o pipefail -ec
 
 TIMED   := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
+DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached
 VIRTUAL := lives sim mutate  # these need no model
 BY_HAND := crash scale guard bench-store bench-fleet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fast check lock wheel clean $(BENCHES) $(VIRTUAL) $(BY_HAND)
+.PHONY: help serve test thorough fast check lock wheel clean $(BENCHES) $(VIRTUAL) $(BY_HAND)
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' $(MAKEFILE_LIST)
@@ -21,16 +22,22 @@ help:
 #: serve             set up, then run a gateway and a node with a real model (ARGS="--port 8099")
 #: test              everything: rules, stores, engine, real processes, real SDKs
 #: fast, check       what decides (under 10 s); format, lint, types, import contracts
+#: thorough          all examples of the tests that try a part of them in `make test`
 
 serve: $(VENV)/.setup
 	@exec $(BIN)/embedmesh serve $(ARGS)
 
 test: $(VENV)/.setup $(VENV)/.dev
-	$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore ,$(TIMED)) $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis $(addprefix --cov embedmesh/,$(DECIDES)) --cov-report= $(addprefix tests/,$(DECIDES)) $(ARGS)
+	@$(foreach room,$(DECIDES),echo "covered: $(room) $$($(BIN)/coverage report --include 'embedmesh/$(room)/*' --format total) %";)
+	$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore tests/,$(DECIDES)) $(addprefix --ignore ,$(TIMED)) $(ARGS)
 	$(BIN)/pytest $(TIMED) $(ARGS)
 
+thorough: $(VENV)/.setup $(VENV)/.dev
+	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile $(ARGS)
+
 fast: $(VENV)/.dev
-	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis tests/rules tests/flow tests/fleet tests/signing $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -p no:anyio -p no:pytest_cov $(addprefix tests/,$(DECIDES)) $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

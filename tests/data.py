@@ -1,4 +1,5 @@
-"""Where tests find what is not committed: other people's test data, and the default model's files.
+"""Where tests find what is not committed: other people's test data, and the default model's files. And how many
+examples they try of one kind: a part of them, or all by `make thorough`.
 
 Each has a `find_` form that answers None, and a form for tests that skips and says why.
 """
@@ -13,6 +14,12 @@ from embedmesh.provision import assets
 CHECKOUT = Path(__file__).parent.parent
 DATA_FOLDER = "EMBEDMESH_TEST_DATA"
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
+THOROUGH = os.environ.get("THOROUGH") == "1"
+
+
+def quick_or(thorough: int, *, quick: int) -> int:
+    """How many examples: more of the same kind, where somebody has the minutes for them."""
+    return thorough if THOROUGH else quick
 
 
 def find_outside_data(name: str) -> Path | None:

@@ -30,15 +30,15 @@ from schemathesis.specs.openapi.checks import (
 from bench.rig.http import MODEL, http_request
 from bench.rig.live import Live
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX
-from tests.data import outside_data
+from tests.data import outside_data, quick_or
 
 pytestmark = [pytest.mark.model, pytest.mark.story]
 
 Json = dict[str, Any]
 
-OWN_EXAMPLES = 150  # requests for each operation and mode; a few seconds
-FLEET_EXAMPLES = 40  # for those that callers do not use
-REFERENCE_EXAMPLES = 200
+OWN_EXAMPLES = quick_or(150, quick=40)  # requests for each operation and mode; a few seconds
+FLEET_EXAMPLES = quick_or(40, quick=10)  # for those that callers do not use
+REFERENCE_EXAMPLES = quick_or(200, quick=60)
 WIDTH, MAX_TOKENS = 384, 256
 TEXT_CHARS_MAX = 120  # surely fewer tokens than the model takes, whatever the characters
 TOKEN_ID_MAX = 1_000  # single characters and short words of cl100k

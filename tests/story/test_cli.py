@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from pysqlite3 import dbapi2 as sqlite
 
 from embedmesh.commands.group import cli
@@ -228,7 +229,8 @@ def test_help_is_quick_and_whole() -> None:
 @pytest.mark.parametrize("group", [(), *sorted({words[:1] for words in ALL if len(words) > 1})], ids=" ".join)
 def test_summaries_are_not_cut(group: tuple[str, ...]) -> None:
     """In a terminal of 80 columns each command's summary is a whole sentence on one line."""
-    listed = run(*group, "--help", COLUMNS="80").stdout.decode().partition("Commands:\n")[2].splitlines()
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(cli, [*group, "--help"]).output
+    listed = shown.partition("Commands:\n")[2].splitlines()
     assert listed
     assert all(line.endswith(".") and not line.endswith("...") for line in listed), listed
 
@@ -245,7 +247,7 @@ main()
 @pytest.mark.parametrize("words", [("--help",), ("models", "list"), ("embed", "-")], ids=" ".join)
 def test_ctrl_c_at_once(words: tuple[str, ...]) -> None:
     """Interrupted while it is still importing, a command ends without a word."""
-    for after_s in (0.001, 0.01, 0.03, 0.06, 0.1):
+    for after_s in (0.001, 0.03, 0.1):
         command = [sys.executable, "-c", INTERRUPTED, str(after_s), *words]
         done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, timeout=30, check=False)
         # Later it may have ended before: well, or with the alarm in Python's own last milliseconds.
