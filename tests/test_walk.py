@@ -24,8 +24,8 @@ import pytest
 import embedmesh
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
-from embedmesh.gateway.nodes.http1 import unix_dialler
 from embedmesh.gateway.nodes.own import OwnLink
+from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.exchange import Exchange
 from embedmesh.rules import ports
 from embedmesh.rules.embeddings import EmbedIds, unpack_ids
@@ -142,7 +142,7 @@ async def walk_of_a_request() -> Walk:
         server = await asyncio.start_unix_server(answer, path)
         async with gateway(Path(folder)) as gw:
             gw.registry.answered_right(gw.registry.add(Node("n0", f"unix:{path}")), [m.id for m in CATALOGUE.models])
-            gw.clients.add("n0", CoalescingLink(OwnLink(unix_dialler(path), gw.clock)))
+            gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock)))
             raw = request(body=b'{"model":"tiny","input":["ab","c"]}', key=gw.key("embeddings"))
             assert (await send(gw.port, raw)).status == 200
             with recorded() as walk:

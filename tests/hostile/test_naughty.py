@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from bench.live import Live, Reply, Wire, http_request
 from numpy.typing import NDArray
 
 from bench.rig.http import Reply, Wire, http_request
