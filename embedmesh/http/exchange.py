@@ -8,6 +8,7 @@ from aiohttp import web
 from embedmesh.http.aiohttp_connection import deliver
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID
+from embedmesh.http.streaming import stream
 from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, WRITE_REPLY_S
 
@@ -32,11 +33,13 @@ class Exchange(Protocol):
 
 @dataclass(eq=False)
 class GeneralExchange:
-    """Over the general server. The handler returns `response` in the end. The caller has `write_s` to read it."""
+    """Over the general server. The handler returns `response` in the end.
+
+    The caller has `write_s` seconds to read a reply, or each part of a stream."""
 
     request: web.BaseRequest
     bodies: BodyBudget
-    response: web.Response
+    response: web.StreamResponse
     write_s: float = WRITE_REPLY_S
     _account_id: str = field(default="", init=False)
     _taken: int = field(default=0, init=False)
@@ -55,10 +58,13 @@ class GeneralExchange:
         return body
 
     async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
-        assert isinstance(reply, Reply)
-        self.response.headers.update(reply.headers)
         if self.own_id is not None and REQUEST_HEADER in reply.headers:
             self.request[REPLY_HEADERS]["x-request-id"] = reply.headers[REQUEST_HEADER]
+        if isinstance(reply, StreamedReply):
+            self.response = web.StreamResponse(headers={"Content-Type": reply.content_type, **reply.headers})
+            return await stream(self.request, self.response, reply.parts, self.write_s)
+        assert isinstance(self.response, web.Response)
+        self.response.headers.update(reply.headers)
         self.response.body = reply.body
         return await deliver(self.request, self.response, self.write_s)
 

@@ -165,7 +165,7 @@ class FastExchange:
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
     async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
-        assert isinstance(reply, Reply)
+        assert isinstance(reply, Reply), "no operation on the fast path streams"
         self._replied = True
         request_id = self.request_id if self.own_id is None else reply.headers.get(REQUEST_HEADER, self.request_id)
         head = json_head(200, request_id, reply.headers | self._cors_headers(), len(reply.body))

@@ -114,7 +114,7 @@ class EmbeddingsApi(Api):
             await self.embed(exchange, request.get(PATH_REMAINDER))
         finally:
             exchange.end()
-        return response
+        return exchange.response
 
     async def embed(self, exchange: Exchange, model_in_path: str | None = None) -> None:
         """Answer one request. The fast path calls this, too."""
