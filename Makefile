@@ -7,7 +7,7 @@ ARGS   ?=
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -ec
 
-TIMED  := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
+TIMED  := tests/story/test_crash.py tests/story/test_serve.py  # they hold us to seconds: alone
 DECIDES := rules flow fleet signing  # rooms whose tests need neither model, disc nor sockets
 
 .DEFAULT_GOAL := help
