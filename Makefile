@@ -7,7 +7,7 @@ ARGS   ?=
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -ec
 
-TIMED   := tests/story/test_crash.py tests/story/test_fleet.py tests/story/test_serve.py  # they hold us to seconds: alone
+TIMED   := tests/story/test_crash.py tests/story/test_serve.py  # they hold us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached
 VIRTUAL := lives sim mutate  # these need no model

@@ -51,6 +51,13 @@ def quantized(folder: Path) -> int8.Ranges:
     return found
 
 
+@pytest.fixture(scope="module")
+def ranges(tmp_path_factory: pytest.TempPathFactory) -> int8.Ranges:
+    """Those of the folder, made once."""
+    needs("int8")
+    return quantized(make_folder(tmp_path_factory.mktemp("quantized") / "tiny"))
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     """The file says all of it, and nothing else is left behind."""
     int8.write(tmp_path, RANGES)
@@ -132,10 +139,9 @@ def test_the_same_text_gives_the_same_file(folder: Path) -> None:
 
 
 @pytest.mark.story
-def test_a_file_of_other_weights_is_refused(folder: Path) -> None:
+def test_a_file_of_other_weights_is_refused(folder: Path, ranges: int8.Ranges) -> None:
     """One weight that differs is enough."""
-    needs("int8")
-    int8.write(folder, quantized(folder))
+    int8.write(folder, ranges)
     weights = make_weights()
     weights["encoder.layer.1.output.dense.weight"][0, 0] += 1
     write_safetensors(folder / "model.safetensors", weights)
@@ -145,9 +151,9 @@ def test_a_file_of_other_weights_is_refused(folder: Path) -> None:
 
 @pytest.mark.story
 @pytest.mark.parametrize("change", [{"low": 2.0}, {"scale": [1.0]}, {"shift": [1.0, 2.0]}, {"scale": [0.0] * 16}])
-def test_numbers_that_make_no_sense_are_refused(folder: Path, change: dict[str, Any]) -> None:
-    needs("int8")
-    ranges = quantized(folder)
+def test_numbers_that_make_no_sense_are_refused(folder: Path, ranges: int8.Ranges, change: dict[str, Any]) -> None:
+    int8.write(folder, ranges)
+    CompiledModel(read_folder(folder), 1, "int8")  # those of a copy of the folder are right
     members: dict[str, Any] = {"low": -1.0, "high": 1.0, "scale": [1.0] * 16} | change
     wrong = int8.Range(**members)
     int8.write(folder, int8.Ranges(1, ranges.weights, [wrong, *ranges.inputs[1:]], ranges.quality))
