@@ -50,7 +50,6 @@ class Child:
     environment: dict[str, str]
     process: asyncio.subprocess.Process | None = None
     started: float = 0.0
-    delay_s: float = RESTART_FIRST_S
 
     async def start(self) -> None:
         """Start it in a session of its own, so that Ctrl-C in the terminal reaches us alone: we stop in order."""
@@ -179,16 +178,17 @@ async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:
     Settings that have worked once are not given up: what is in the way now (an engine killed for lack of memory, a
     missing file) may pass, and the others go on answering.
     """
+    delay_s = RESTART_FIRST_S
     while True:
         assert child.process is not None
         code = await child.process.wait()
         if code == EXIT_SETUP and not ready.is_set():
             return code
         if time.monotonic() - child.started > HEALTHY_AFTER_S:
-            child.delay_s = RESTART_FIRST_S
+            delay_s = RESTART_FIRST_S
         say(f"the {child.name} ended with code {code}; starting it again")
-        await asyncio.sleep(child.delay_s)
-        child.delay_s = min(child.delay_s * 2, RESTART_MAX_S)
+        await asyncio.sleep(delay_s)
+        delay_s = min(delay_s * 2, RESTART_MAX_S)
         await child.start()
 
 

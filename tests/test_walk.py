@@ -5,7 +5,8 @@ a profiler. docs/life-of-a-request.md has the walk as two tables. To write them:
 
 A *step* is the first time that a file is entered, from another one. rules/ and the modules beside the rooms are left
 out: every room uses them. What goes through a *port* is no step: it comes back to its caller, and what happens inside
-is its own. Ports are those of rules/ports.py, the exchange that http/ hands in, and what the gateway hands to the flow.
+is its own. Ports are those of rules/ports.py and
+rules/forwarding.py, the exchange that http/ hands in, and what the gateway hands to the flow.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.exchange import Exchange
-from embedmesh.rules import ports
+from embedmesh.rules import forwarding, ports
 from embedmesh.rules.embeddings import EmbedIds, unpack_ids
 from tests.flow.world import CATALOGUE, right_reply
 from tests.gateway.mesh import gateway
@@ -39,7 +40,7 @@ START = "http/"  # where the loop calls when a connection is made, or has bytes
 HANDED_IN = {"receive", "deliver", "on_model"}
 PROTOCOLS: dict[str, frozenset[str]] = {
     name: frozenset(member for member in vars(port) if not member.startswith("_"))
-    for name, port in (vars(ports) | {"Exchange": Exchange}).items()
+    for name, port in (vars(ports) | vars(forwarding) | {"Exchange": Exchange}).items()
     if isinstance(port, type) and getattr(port, "_is_protocol", False) and name != "Protocol"
 }
 

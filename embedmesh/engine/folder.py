@@ -109,7 +109,7 @@ def _read_encoder(path: Path, transformer: Path) -> Folder:
 def _read_static(path: Path, table: Path) -> Folder:
     """A table of one vector a token, as Model2Vec writes it ("embeddings") or as sentence-transformers does.
 
-    Model2Vec also cuts texts after so many *characters* as `max_length` tokens usually have; that is not done here.
+    Model2Vec also cuts texts at the usual number of *characters* of `max_length` tokens; that is not done here.
     """
     weights = Weights(table)
     model2vec = weights.has("embeddings")

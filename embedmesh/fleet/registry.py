@@ -106,7 +106,7 @@ class Node:
 
 
 class Registry:
-    """All nodes, by id. Whoever must know of a change appends a callback when it is constructed."""
+    """All nodes, by id. Parts that need to know of changes append a callback when they are constructed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -50,10 +50,14 @@ class Ending:
         self.exit_code = EXIT_OK
         self.stop_event = stop_event(settings.lifeline_fd)
 
+    def must_restart(self) -> None:
+        """Something is broken: the supervisor is to start the gateway anew."""
+        self.exit_code = EXIT_SOFTWARE
+
     def store_lost(self, reason: str) -> None:
         """The disk can no longer be trusted."""
         log.critical("the store is lost (%s): nothing more is acknowledged; starting anew", reason)
-        self.exit_code = EXIT_SOFTWARE
+        self.must_restart()
         self.stop_event.set()
 
 
@@ -126,7 +130,7 @@ async def run(
     if not stopped.done():
         broken = next(task for task in background if task.done())
         log.critical("a background task ended (%s); starting anew", type(broken.exception()).__name__)
-        ending.exit_code = EXIT_SOFTWARE
+        ending.must_restart()
     return [stopped, *background]
 
 

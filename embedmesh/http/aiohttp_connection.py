@@ -263,8 +263,7 @@ async def deliver(request: web.BaseRequest, response: web.Response, within_s: fl
     transport = connection.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the caller went before any of the reply was sent")
-    await response.prepare(request)
-    request.writer.send_headers()
+    await send_head(request, response)
     connection.sending = Sending(transport, within_s)
     try:
         delivery = await connection.sending.send(b"", body)
@@ -273,6 +272,12 @@ async def deliver(request: web.BaseRequest, response: web.Response, within_s: fl
     await request.writer.write_eof()  # nothing more to write
     await response.write_eof()
     return delivery
+
+
+async def send_head(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Write the head of a response now: aiohttp would wait for the first bytes of its body."""
+    await response.prepare(request)
+    request.writer.send_headers()
 
 
 async def hand_over(request: web.BaseRequest, protocol: asyncio.Protocol, answer: bytes) -> NoReturn:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from aiohttp import web
 
-from embedmesh.http.aiohttp_connection import ServerConnection
+from embedmesh.http.aiohttp_connection import ServerConnection, send_head
 from embedmesh.http.rendering import REPLY_HEADERS
 from embedmesh.http.sending import Sending
 from embedmesh.rules.exchange import Delivery
@@ -34,8 +34,7 @@ async def stream(
             if not response.prepared:
                 response.headers.update(request[REPLY_HEADERS])
                 response.enable_chunked_encoding()
-                await response.prepare(request)
-                request.writer.send_headers()
+                await send_head(request, response)
             try:
                 delivery = await connection.sending.send(b"", b"%x\r\n%b\r\n" % (len(part), part))
             except ConnectionResetError:

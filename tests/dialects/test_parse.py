@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from embedmesh.catalogue import Catalogue
-from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.dialects.openai.parse import IGNORED_MAX, parse
 from embedmesh.dialects.openai.spellings import COULD_CHANGE, HARMLESS
 from embedmesh.rules.embeddings import Call
@@ -212,7 +212,7 @@ ACCEPTED = [
         {"timeout": 1, "metadata": {}, "stream": False},
         {"ignored": ("timeout", "metadata", "stream"), "texts": ["a"], "single": True},
     ),
-    ({name: None for name in MEMBERS if name not in ("model", "input")}, {"texts": ["a"], "single": True}),
+    ({name: None for name in FIELDS if name not in ("model", "input")}, {"texts": ["a"], "single": True}),
 ]
 
 
@@ -334,9 +334,9 @@ def test_no_more_than_a_handful_of_ignored_members_are_named() -> None:
 
 def test_every_member_that_is_understood_would_be_refused_if_it_were_not() -> None:
     """The list of what could change vectors covers at least those that do."""
-    understood = {name for name, member in MEMBERS.items() if member.says not in (None, "user")}
+    understood = {name for name, member in FIELDS.items() if member.says not in (None, "user")}
     assert {name for name in understood if not COULD_CHANGE.search(name)} == set()
-    assert {name for name, member in MEMBERS.items() if member.says is None} == set(HARMLESS)
+    assert {name for name, member in FIELDS.items() if member.says is None} == set(HARMLESS)
 
 
 # -- broken text is placed --------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def test_the_default_model_too(reference: Callable[[Path], list[list[int]]]) -> 
 FLAGS = ["do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "legacy", "trim_offsets"]
 NAMED = ["cls_token", "unk_token", "mask_token", "bos_token", "my_token", "add_bos_token", "tokenizer_class"]
 LISTED = ["extra_special_tokens", "additional_special_tokens", "added_tokens_decoder", "auto_map", "extra_ids"]
-MEMBERS = [*FLAGS, *NAMED, *LISTED]
+FIELDS = [*FLAGS, *NAMED, *LISTED]
 TOKENS = st.just("[SEP]") | st.just(typed("<new>")) | st.just({"content": "x"}) | st.just({"7": added("<new>")})
 
 
@@ -274,8 +274,8 @@ def test_whatever_stands_in_a_member_is_applied_or_refused_in_one_line(tmp_path:
     @settings(max_examples=150, deadline=None)
     @given(
         folder=st.sampled_from(folders),
-        config=st.dictionaries(st.sampled_from(MEMBERS), TOKENS | ANYTHING, max_size=3),
-        tokens=st.dictionaries(st.sampled_from(MEMBERS), TOKENS | ANYTHING, max_size=2),
+        config=st.dictionaries(st.sampled_from(FIELDS), TOKENS | ANYTHING, max_size=3),
+        tokens=st.dictionaries(st.sampled_from(FIELDS), TOKENS | ANYTHING, max_size=2),
         old=st.just({}) | st.just({"<old>": 5}) | ANYTHING,
     )
     def read(folder: Path, config: dict[str, Any], tokens: dict[str, Any], old: Any) -> None:

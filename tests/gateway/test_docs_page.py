@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from embedmesh import __version__
-from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.pages import SCRIPTS, docs_page
@@ -167,7 +167,7 @@ def test_every_route_member_header_and_error_is_drawn() -> None:
     for path, methods in api["paths"].items():
         for method, operation in methods.items():
             assert f"{method.upper()}{path}{operation['summary']}" in drawn["route-list"]
-    for name, member in MEMBERS.items():
+    for name, member in FIELDS.items():
         assert name in drawn["member-list"]
         assert member.schema["description"].replace("`", "") in drawn["member-list"]
     for failure, (status, kind) in TABLE.items():

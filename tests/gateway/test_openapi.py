@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from embedmesh import __version__
-from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.dialects.openai.parse import parse
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.api.app import GatewayApp
@@ -205,7 +205,7 @@ def test_the_schema_refuses_what_the_gateway_refuses(body: object) -> None:
 
 def test_every_member_is_documented() -> None:
     schema = API["components"]["schemas"]["EmbeddingRequest"]
-    assert list(schema["properties"]) == list(MEMBERS)
+    assert list(schema["properties"]) == list(FIELDS)
     assert all(member["description"] for member in schema["properties"].values())
 
 

@@ -19,7 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedmesh.flow.verify import verify
-from embedmesh.gateway.nodes.foreign import REPLY_FIELDS, Embeddings, UpstreamLink, UpstreamUrl, _check_unambiguous
+from embedmesh.gateway.nodes.foreign import (
+    REPLY_FIELDS,
+    UpstreamEmbeddings,
+    UpstreamLink,
+    UpstreamUrl,
+    _check_unambiguous,
+)
 from embedmesh.gateway.nodes.http1 import NODE_HEAD_BYTES_MAX, retry_after_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, WrongAnswer
@@ -284,7 +290,7 @@ def test_a_member_that_stands_twice_is_found_wherever_its_name_stands_else(
     body = spelt(top).encode()
     objects = [[name for name, _ in top], *(["embedding", *(name for name, _ in pairs)] for pairs in several)]
     ambiguous = any(names.count(name) > 1 for names in objects for name in REPLY_FIELDS)
-    answer = msgspec.json.decode(body, type=Embeddings)
+    answer = msgspec.json.decode(body, type=UpstreamEmbeddings)
     with pytest.raises(ValueError, match="twice") if ambiguous else nullcontext():
         _check_unambiguous(body, answer)
 

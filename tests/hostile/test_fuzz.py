@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.dialects.openai.parse import parse
 from embedmesh.flow.count import count_now
 from embedmesh.gateway.api.app import GatewayApp
@@ -38,7 +38,7 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=6), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=20,
 )
-names = st.one_of(st.sampled_from([*MEMBERS]), st.text(max_size=100))
+names = st.one_of(st.sampled_from([*FIELDS]), st.text(max_size=100))
 nearly = {
     "model": st.sampled_from(["tiny", "acme/native", "acme/tiny:exact"]),
     "input": st.one_of(

@@ -5,13 +5,13 @@ Looked for only once a parser has refused the body; at most one more pass over i
 
 import orjson
 
-from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.rules.errors import InvalidJson
 from embedmesh.rules.utf8 import broken_bytes, pieces
 
 SENTINEL = "\ue000embedmesh"  # stands where the text broke off
 QUOTES_MAX = 64 * 1024  # in a body that is looked into: 2,048 texts have 4,096, and as many as they hold themselves
-OPEN_ENDS = (b'"}', b'"]}')  # of a member that is a text, and of one that is an array of texts
+OPEN_ENDS = (b'"}', b'"]}')  # of a field that is a text, and of one that is an array of texts
 
 
 def broken_json(body: bytes, error: orjson.JSONDecodeError) -> InvalidJson:
@@ -39,14 +39,14 @@ def _first(body: bytes, characters: int) -> bytes:
 
 
 def _text_that_ends(begun: bytes) -> str | None:
-    """Which member, or which of its texts, is open where the body breaks off; None where it is deeper than ours are."""
+    """The field, or its text, that is open where the body breaks off; None if it is nested deeper than our fields."""
     for end in OPEN_ENDS if begun.count(b'"') <= QUOTES_MAX else ():
         try:
             asked = orjson.loads(begun + SENTINEL.encode() + end)
         except orjson.JSONDecodeError:
             continue
         for name, value in asked.items() if isinstance(asked, dict) else ():
-            if name not in MEMBERS:
+            if name not in FIELDS:
                 continue
             if isinstance(value, str) and value.endswith(SENTINEL):
                 return str(name)

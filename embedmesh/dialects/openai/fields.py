@@ -1,7 +1,7 @@
-"""The members of a request, one by one: the rule for each and its documentation in one table.
+"""The fields of a request: for each its rule and its documentation, in one table.
 
-The OpenAPI page is generated from `MEMBERS`, so that what it says is what is checked. Several members may say the same
-thing, each in the words of another API: what they say is in `Member.says`, and they must not contradict each other.
+The OpenAPI page is generated from `FIELDS`, so it says what is checked. Several fields may mean the same, each in
+the words of another API: `Field.says` names the meaning, and such fields must not contradict each other.
 """
 
 from collections.abc import Callable
@@ -129,7 +129,7 @@ def _prompt_name(value: object) -> str:
     return value
 
 
-def _truncate_member(value: object) -> Truncate:
+def _truncate(value: object) -> Truncate:
     return cast(
         Truncate,
         _one_of("truncate", value.lower() if isinstance(value, str) else value, ("none", "end", "start")),
@@ -152,8 +152,8 @@ def _without_effect(name: str, harmless: Harmless) -> Callable[[object], None]:
     return check
 
 
-class Member(NamedTuple):
-    """One member of the request: how it is checked, how the OpenAPI page describes it, and what it is about.
+class Field(NamedTuple):
+    """One field of the request: how it is checked, how the OpenAPI page describes it, and what it is about.
 
     Members that say the same must agree; one that `says` nothing is ignored, and named in a header.
     """
@@ -163,8 +163,8 @@ class Member(NamedTuple):
     says: str | None
 
 
-MEMBERS: dict[str, Member] = {
-    "model": Member(
+FIELDS: dict[str, Field] = {
+    "model": Field(
         _model,
         {
             "type": "string",
@@ -173,7 +173,7 @@ MEMBERS: dict[str, Member] = {
         },
         "model",
     ),
-    "input": Member(
+    "input": Field(
         _input,
         {
             "description": "A text, an array of texts, an array of token ids, or an array of such arrays.",
@@ -197,7 +197,7 @@ MEMBERS: dict[str, Member] = {
         },
         "input",
     ),
-    "encoding_format": Member(
+    "encoding_format": Field(
         _encoding_format,
         {
             "type": ["string", "null"],
@@ -207,7 +207,7 @@ MEMBERS: dict[str, Member] = {
         },
         "encoding_format",
     ),
-    "dimensions": Member(
+    "dimensions": Field(
         _whole_number("dimensions"),
         {
             "type": ["integer", "null"],
@@ -216,7 +216,7 @@ MEMBERS: dict[str, Member] = {
         },
         "dimensions",
     ),
-    "user": Member(
+    "user": Field(
         _user,
         {
             "type": ["string", "null"],
@@ -225,7 +225,7 @@ MEMBERS: dict[str, Member] = {
         },
         "user",
     ),
-    "input_type": Member(
+    "input_type": Field(
         _role_in("input_type"),
         {
             "type": ["string", "null"],
@@ -234,8 +234,8 @@ MEMBERS: dict[str, Member] = {
         },
         "role",
     ),
-    "truncate": Member(
-        _truncate_member,
+    "truncate": Field(
+        _truncate,
         {
             "type": ["string", "null"],
             "pattern": "^([nN][oO][nN][eE]|[eE][nN][dD]|[sS][tT][aA][rR][tT])$",
@@ -244,32 +244,32 @@ MEMBERS: dict[str, Member] = {
         },
         "truncate",
     ),
-    "truncation": Member(
+    "truncation": Field(
         _truncation,
         {"type": ["boolean", "null"], "description": "`true` means `truncate: end`, `false` means `truncate: none`."},
         "truncate",
     ),
-    "truncate_prompt_tokens": Member(
+    "truncate_prompt_tokens": Field(
         _truncate_prompt_tokens,
         {
             "type": ["integer", "null"],
             "anyOf": [{"minimum": 1}, {"const": -1}, {"type": "null"}],
-            "description": "Cut each input to so many tokens, special tokens included, at its end unless `truncate` is "
-            "`start`; -1 means `truncate: end`.",
+            "description": "Cut each input to this many tokens, special tokens included; at its end unless `truncate` "
+            "is `start`; -1 means `truncate: end`.",
         },
         "keep",
     ),
-    "output_dimension": Member(
+    "output_dimension": Field(
         _whole_number("output_dimension"),
         {"type": ["integer", "null"], "minimum": 1, "description": "The same as `dimensions`."},
         "dimensions",
     ),
-    "task": Member(
+    "task": Field(
         _role_in("task"),
         {"type": ["string", "null"], "enum": [*ROLES, None], "description": "The same as `input_type`."},
         "role",
     ),
-    "prompt_name": Member(
+    "prompt_name": Field(
         _prompt_name,
         {
             "type": ["string", "null"],
@@ -278,7 +278,7 @@ MEMBERS: dict[str, Member] = {
         },
         "prompt",
     ),
-    "normalize": Member(
+    "normalize": Field(
         _flag("normalize"),
         {
             "type": ["boolean", "null"],
@@ -286,13 +286,13 @@ MEMBERS: dict[str, Member] = {
         },
         "normalize",
     ),
-    "normalized": Member(
+    "normalized": Field(
         _flag("normalized"),
         {"type": ["boolean", "null"], "description": "The same as `normalize`."},
         "normalize",
     ),
     **{
-        name: Member(
+        name: Field(
             _without_effect(name, harmless),
             harmless.schema | {"description": "Changes nothing: it is named in `x-embedmesh-ignored`."},
             None,

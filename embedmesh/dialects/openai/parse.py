@@ -1,4 +1,4 @@
-"""What is asked: a JSON body in, a Call and its Model out. Pure; every refusal names the member and says what to do."""
+"""Parses an embeddings request: a JSON body in, a Call and its Model out. Pure; every refusal names the field."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from embedmesh.dialects.openai.broken import broken_json
-from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.dialects.openai.spellings import COULD_CHANGE
 from embedmesh.dialects.openai.values import DEPTH_MAX, check_values
 from embedmesh.rules.embeddings import Call, Truncate
@@ -22,9 +22,9 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue
 from embedmesh.rules.served import ORDINARY, ParseTerms, no_such_model
 
-SHOWN_NAME_CHARS_MAX = 64  # of an unknown member, in the error
-IGNORED_MAX = 16  # members that are named in a header; there are nine of our own list
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a member: can be shown in a header
+SHOWN_NAME_CHARS_MAX = 64  # of an unknown field's name, in the error
+IGNORED_MAX = 16  # ignored fields that are named in a header; our own list has nine
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a field: can be shown in a header
 
 
 def parse(
@@ -88,18 +88,18 @@ def _validate(asked: object, catalogue: Catalogue, terms: ParseTerms, named: str
 
 
 def _read(given: dict[str, Any], terms: ParseTerms) -> tuple[dict[str, Any], list[str]]:
-    """What the members say, and the names of those that say nothing."""
-    if not given.keys() <= MEMBERS.keys():
-        _check_unknown((name for name in given if name not in MEMBERS), terms)
+    """The meanings of the fields, and the names of those without one."""
+    if not given.keys() <= FIELDS.keys():
+        _check_unknown((name for name in given if name not in FIELDS), terms)
     says: dict[str, Any] = {}
     ignored = []
     for name, value in given.items():
-        member = MEMBERS.get(name)
-        checked = member.check(value) if member is not None else None
-        if member is None or member.says is None:
+        field = FIELDS.get(name)
+        checked = field.check(value) if field is not None else None
+        if field is None or field.says is None:
             ignored.append(name)
-        elif (before := says.setdefault(member.says, checked)) is not checked and before != checked:
-            raise _contradiction(given, name, member.says)
+        elif (before := says.setdefault(field.says, checked)) is not checked and before != checked:
+            raise _contradiction(given, name, field.says)
     return says, ignored
 
 
@@ -107,14 +107,12 @@ def _check_unknown(names: Iterable[str], terms: ParseTerms) -> None:
     for name in names:
         if not (terms.ignore_unknown and PLAIN_NAME.fullmatch(name) and not COULD_CHANGE.search(name)):
             shown = name[:SHOWN_NAME_CHARS_MAX]
-            raise UnknownParameter(
-                f"Unknown parameter: `{shown}`. Known are {', '.join(MEMBERS)}.", param=shown or None
-            )
+            raise UnknownParameter(f"Unknown parameter: `{shown}`. Known are {', '.join(FIELDS)}.", param=shown or None)
 
 
 def _contradiction(given: Iterable[str], name: str, *subjects: str) -> InvalidValue:
-    """Between members that say something about these; `name` is the one at fault."""
-    several = " and ".join(f"`{member}`" for member in given if member in MEMBERS and MEMBERS[member].says in subjects)
+    """The failure for fields that contradict each other about these; `name` is the one at fault."""
+    several = " and ".join(f"`{field}`" for field in given if field in FIELDS and FIELDS[field].says in subjects)
     return InvalidValue(f"{several} contradict each other: send one of them.", param=name)
 
 

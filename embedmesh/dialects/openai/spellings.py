@@ -1,4 +1,4 @@
-"""What clients of other APIs write: which role of ours they mean, and which of their members change nothing here."""
+"""Other APIs' words: which of our roles their values mean, and which of their fields change nothing here."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ Tasks such as `classification` are not here: models that know them give other ve
 
 
 class Harmless(NamedTuple):
-    """A member that clients add and that changes nothing, as long as its value is one that it `takes`."""
+    """A field that clients add and that changes nothing, if its value is one that it `takes`."""
 
     schema: dict[str, Any]
     words: str
@@ -70,4 +70,4 @@ COULD_CHANGE = re.compile(
     "|vector|version|video|weight|width|window",
     re.IGNORECASE,
 )
-"""An unknown member whose name has one of these in it may ask for other vectors: it is refused, whatever is set."""
+"""An unknown field with one of these words in its name may ask for other vectors: it is always refused."""

@@ -1,15 +1,15 @@
-"""How many values a body's JSON has, before it is parsed: each costs fifty bytes or more, and a body may have millions.
+"""Bounds the values in a body's JSON before it is parsed: each costs fifty bytes or more, and a body may have millions.
 
-Nothing is parsed for that: marks are counted. Only those outside of strings count, and where those of the whole body
-are few enough strings need not be told from the rest.
+Nothing is parsed: marks are counted, those outside of strings. If the whole body has few marks, strings need not be
+found.
 """
 
 from embedmesh.rules.errors import InvalidJson, MaxTokensPerRequest, TooManyInputs
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 
-COUNTED_FROM_BYTES = 16 * 1024  # below, no body has so many values that it matters
-MEMBERS_VALUES_MAX = 2_048  # of all members beside `input`; a request has some ten
-STRINGS_MAX = ARRAYS_MAX = REQUEST_INPUTS_MAX + MEMBERS_VALUES_MAX
+COUNTED_FROM_BYTES = 16 * 1024  # a smaller body has too few values to matter
+FIELDS_VALUES_MAX = 2_048  # of all fields beside `input`; a request has some ten
+STRINGS_MAX = ARRAYS_MAX = REQUEST_INPUTS_MAX + FIELDS_VALUES_MAX
 COMMAS_MAX = REQUEST_TOKENS_MAX + ARRAYS_MAX
 DEPTH_MAX = 32  # a right request is three deep
 OPENING = bytes.maketrans(b"{", b"[")

@@ -111,12 +111,12 @@ class EmbeddingsApi(Api):
         response = web.Response(headers=JSON_HEADERS)
         exchange = GeneralExchange(request, self.bodies, response, self._write_s)
         try:
-            await self.embed(exchange, request.get(PATH_REMAINDER))
+            await self.answer(exchange, request.get(PATH_REMAINDER))
         finally:
             exchange.end()
         return exchange.response
 
-    async def embed(self, exchange: Exchange, model_in_path: str | None = None) -> None:
+    async def answer(self, exchange: Exchange, model_in_path: str | None = None) -> None:
         """Answer one request. The fast path calls this, too."""
         began = self._world.clock.monotonic()
         account: str | None = None  # once it has room

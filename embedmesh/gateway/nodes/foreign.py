@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from embedmesh.fleet.addresses import DEFAULT_PORTS
-from embedmesh.gateway.nodes.http1 import NodeReply, retry_after_s
+from embedmesh.gateway.nodes.http1 import Http1Reply, retry_after_s
 from embedmesh.gateway.nodes.own import check_of
 from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
@@ -60,7 +60,7 @@ class Item(msgspec.Struct):
     object: Any = None
 
 
-class Embeddings(msgspec.Struct):
+class UpstreamEmbeddings(msgspec.Struct):
     """The reply, as much of it as we look at."""
 
     data: list[Item]
@@ -107,7 +107,7 @@ class UpstreamLink:
         self._offers = {offer.id: offer for offer in offers}
         self._catalogue = catalogue
         self._base64: bool | None = None  # whether it supports `encoding_format`; learned from its replies
-        self._decode = msgspec.json.Decoder(Embeddings).decode
+        self._decode = msgspec.json.Decoder(UpstreamEmbeddings).decode
         host = url.host if url.port in DEFAULT_PORTS.values() else f"{url.host}:{url.port}"
         authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._head = (
@@ -139,7 +139,7 @@ class UpstreamLink:
     def close(self) -> None:
         self._pool.close()
 
-    async def _ask(self, body: dict[str, Any], limit: int) -> NodeReply:
+    async def _ask(self, body: dict[str, Any], limit: int) -> Http1Reply:
         """A successful reply. The first request finds out whether the server supports `encoding_format`."""
         knew = self._base64
         if knew is not False:
@@ -152,7 +152,7 @@ class UpstreamLink:
             self._base64 = False
         return _checked(reply)
 
-    def _read(self, reply: NodeReply) -> Embeddings:
+    def _read(self, reply: Http1Reply) -> UpstreamEmbeddings:
         body = reply.body.removeprefix(BYTE_ORDER_MARK)
         try:
             answer = self._decode(body)
@@ -165,13 +165,13 @@ class UpstreamLink:
             raise WrongAnswer(f"the server's reply {words}", check=Check.FORM) from None
         return answer
 
-    async def _exchange(self, body: dict[str, Any], limit: int) -> NodeReply:
+    async def _exchange(self, body: dict[str, Any], limit: int) -> Http1Reply:
         encoded = json.dumps(body, ensure_ascii=False).encode()
         request = f"{self._head}Content-Length: {len(encoded)}\r\n\r\n".encode("latin-1") + encoded
         return await self._pool.exchange(lambda: request, limit)
 
 
-def _checked(reply: NodeReply) -> NodeReply:
+def _checked(reply: Http1Reply) -> Http1Reply:
     """A successful reply. Raises the failure that any other status means."""
     status, wait_s = reply.status, retry_after_s(reply.headers)
     if status in SUCCESS:
@@ -185,7 +185,7 @@ def _checked(reply: NodeReply) -> NodeReply:
     raise NodeBroke(words + STATUS_HINTS.get(status, ""), check=check, retry_after_s=wait_s)
 
 
-def _check_unambiguous(body: bytes, answer: Embeddings) -> None:
+def _check_unambiguous(body: bytes, answer: UpstreamEmbeddings) -> None:
     """Raises ValueError where one object has a field that we read twice: parsers differ in which one counts.
 
     Nearly every reply has the fields' names exactly as often as needed, so that none is there twice; that is a fast
@@ -256,7 +256,7 @@ def _unit(data: bytes, width: int) -> bytes:
     return unit
 
 
-def _tokens(answer: Embeddings, part: Part, exact: bool) -> int:
+def _tokens(answer: UpstreamEmbeddings, part: Part, exact: bool) -> int:
     """Our own exact count; else the server's, capped by our bound; else the bound."""
     if exact or not isinstance(answer.usage, dict):
         return part.tokens

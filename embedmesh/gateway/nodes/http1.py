@@ -17,7 +17,7 @@ from embedmesh.rules.nodes import Check
 NODE_HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 1,000
 
 
-class NodeReply(NamedTuple):
+class Http1Reply(NamedTuple):
     """A node's whole reply, without interim ones (1xx) and trailers.
 
     Header names are in lower case; of a repeated one the last counts.
@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
         self.usable = True
         self.heard = False  # whether a byte of the current reply has come
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[NodeReply] | None = None
+        self._waiter: asyncio.Future[Http1Reply] | None = None
         self._parser: Any = None
         self._limit = 0
         self._size = 0
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         self._in_head = True
         self._complete = False
 
-    async def exchange(self, request: bytes, limit: int) -> NodeReply:
+    async def exchange(self, request: bytes, limit: int) -> Http1Reply:
         """Send a request; its reply. Raises NodeBroke or WrongAnswer.
 
         Any failure closes the connection, also a cancellation: then the node drops the work.
@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
     def _answer(self, *, by_closing: bool = False) -> None:
         if self._waiter is not None and not self._waiter.done():
             status = self._parser.get_status_code()
-            self._waiter.set_result(NodeReply(status, self._headers, b"".join(self._chunks), by_closing))
+            self._waiter.set_result(Http1Reply(status, self._headers, b"".join(self._chunks), by_closing))
 
 
 def _large_head() -> WrongAnswer:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1 import NodeReply, retry_after_s
+from embedmesh.gateway.nodes.http1 import Http1Reply, retry_after_s
 from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, ServedModels, pack_ids
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
@@ -109,7 +109,7 @@ class Signing:
         assert signer is not None  # a link is made with a session
         return signer.sign(method, path, body, request_id, self._now_s())
 
-    def check(self, signed: SignedRequest, reply: NodeReply) -> None:
+    def check(self, signed: SignedRequest, reply: Http1Reply) -> None:
         """Raises WrongAnswer where the reply is not the node's own to this request."""
         try:
             signed.check_reply(reply.status, reply.body, reply.headers, self._now_s())
@@ -163,7 +163,7 @@ class OwnLink:
 
     async def _exchange(
         self, method: str, path: str, body: bytes, limit: int, request_id: str
-    ) -> tuple[NodeReply, SignedRequest | None]:
+    ) -> tuple[Http1Reply, SignedRequest | None]:
         """A reply of status 200, and its request. Raises a NodeFailure."""
         signing = self._signing
         signed: SignedRequest | None = None
@@ -189,7 +189,7 @@ class OwnLink:
         return reply, signed
 
 
-def check_status(reply: NodeReply) -> None:
+def check_status(reply: Http1Reply) -> None:
     """Raises the failure that a status other than 200 means."""
     if reply.status == 200:
         return

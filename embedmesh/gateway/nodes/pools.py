@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from embedmesh.gateway.nodes.http1 import Connection, NodeReply
+from embedmesh.gateway.nodes.http1 import Connection, Http1Reply
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable
 from embedmesh.rules.limits import CONNECT_S
 
@@ -16,7 +16,7 @@ IDLE_CONNECTIONS_MAX = 64  # kept for one node; as many as it gets parts at one 
 class ConnectionPool(Protocol):
     """The connections to one server."""
 
-    async def exchange(self, build: Callable[[], bytes], limit: int) -> NodeReply:
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
         """Send a request, get its reply, whose body has at most `limit` bytes. Raises a NodeFailure.
 
         `build` makes the request's bytes. It is called again if an idle connection turns out to be closed.
@@ -36,7 +36,7 @@ class OutboundPool:
         self._idle: list[Connection] = []
         self._closed = False
 
-    async def exchange(self, build: Callable[[], bytes], limit: int) -> NodeReply:
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
         while self._idle:
             connection = self._idle.pop()
             if connection.usable:
@@ -54,7 +54,7 @@ class OutboundPool:
             connection.abort()
         self._idle.clear()
 
-    async def _on(self, connection: Connection, request: bytes, limit: int) -> NodeReply:
+    async def _on(self, connection: Connection, request: bytes, limit: int) -> Http1Reply:
         reply = await connection.exchange(request, limit)
         if connection.usable and len(self._idle) < IDLE_CONNECTIONS_MAX and not self._closed:
             self._idle.append(connection)
@@ -86,7 +86,7 @@ class InboundPool:
         if len(self._idle) > IDLE_CONNECTIONS_MAX:
             self._idle.popleft().abort()  # the oldest: it is the likeliest to have been cut unnoticed
 
-    async def exchange(self, build: Callable[[], bytes], limit: int) -> NodeReply:
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
         while True:
             connection = await self._free()
             self._used += 1

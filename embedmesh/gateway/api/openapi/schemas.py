@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.dialects.openai.fields import MEMBERS
+from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.http.failures import TABLE
 from embedmesh.rules import membership
 
@@ -53,7 +53,7 @@ def _embedding_request() -> Json:
         "type": "object",
         "required": ["model", "input"],
         "additionalProperties": False,
-        "properties": {name: member.schema for name, member in MEMBERS.items()},
+        "properties": {name: member.schema for name, member in FIELDS.items()},
     }
 
 
