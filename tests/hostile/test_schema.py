@@ -81,6 +81,7 @@ OPERATIONS = [
     ("/v1/admin/accounts", "GET"),
     ("/v1/admin/accounts", "POST"),
     ("/v1/admin/accounts/{account_id}", "GET"),
+    ("/v1/admin/accounts/{account_id}/statement", "GET"),
     ("/v1/admin/accounts/{account_id}", "POST"),
     ("/v1/admin/accounts/{account_id}/credits", "POST"),
     ("/v1/admin/keys", "GET"),
