@@ -13,6 +13,7 @@ from embedmesh.rules.shares import Room
 
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
 OPEN = "open"
+IMAGES = Meter.IMAGES  # an enum's member is slow to look up
 WAITERS_MAX = 128  # each waiter asks the store four times a second
 
 
@@ -53,7 +54,7 @@ class Bill:
         if cost > self.hold.amount_nanousd:
             raise ValueError("a request cannot owe more than was set aside for it")
         self.metered, self.shares, self.cost = metered, shares, cost
-        self.tokens = sum([each.quantity for each in metered if each.meter is not Meter.IMAGES])
+        self.tokens = sum_of_tokens(metered)
 
     def check_time(self, clock: Clock) -> None:
         """Raise DeadlineExceeded if the hold may end before the reply is read: then nobody would pay."""
@@ -78,6 +79,15 @@ class Bill:
         if self.state is HoldState.OPEN:
             self.state = HoldState.RELEASED
             self._ledger.release(self.hold, HoldEnd.RELEASE)
+
+
+def sum_of_tokens(metered: tuple[Metered, ...]) -> int:
+    """Tokens of all meters; images are not counted in tokens."""
+    tokens = 0
+    for meter, quantity, _ in metered:
+        if meter is not IMAGES:
+            tokens += quantity
+    return tokens
 
 
 def waiters() -> Room:

@@ -27,6 +27,7 @@ from embedmesh.rules.served import ParseTerms, no_such_model
 EMBED_SCOPE = "embeddings"
 NODES_NAMED_MAX = 8  # in a header; the ledger has all
 COMPONENT_BYTES = 4
+INPUT = Meter.INPUT  # an enum's member is slow to look up
 
 
 class Embedded(msgspec.Struct, frozen=True, array_like=True):
@@ -164,4 +165,4 @@ class EmbeddingsCall:
 
     def _metered(self, tokens: int) -> Metered:
         """The meter for that many tokens, without those that the cache gives free."""
-        return Metered(Meter.INPUT, tokens - self._free_tokens, self._price)
+        return Metered(INPUT, tokens - self._free_tokens, self._price)

@@ -38,6 +38,7 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.money import bill_nanousd, payable_nanousd
 from embedmesh.rules.ports import Caller, RateLimit
 
+INPUT = Meter.INPUT  # an enum's member is slow to look up
 REPLAYED = {"idempotent-replayed": "true"}
 SOON_BYTES_MAX = 32 * 1024  # of a body that is parsed on the event loop: a millisecond at most
 LARGE_BYTES = 256 * 1024  # a larger body is parsed only for callers who can pay: parsing may take 20 MB
@@ -233,7 +234,7 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
 def _charge(world: World, request: Request, bill: Bill) -> Charge:
     """The ledger's record of a captured bill."""
     metered, call = bill.metered or (), request.call
-    single = metered[0].price if len(metered) == 1 and metered[0].meter is Meter.INPUT else None
+    single = metered[0].price if len(metered) == 1 and metered[0].meter is INPUT else None
     return Charge(
         cost_nanousd=bill.cost,
         tokens=bill.tokens,

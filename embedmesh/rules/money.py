@@ -16,7 +16,10 @@ def cost_nanousd(tokens: int, price: int) -> int:
 
 def bill_nanousd(metered: Iterable[Metered]) -> int:
     """What all meters of one request cost together, rounded up once."""
-    return -(-sum([each.quantity * each.price for each in metered]) // TOKENS_PER_PRICE_UNIT)
+    total = 0
+    for _, quantity, price in metered:
+        total += quantity * price
+    return -(-total // TOKENS_PER_PRICE_UNIT)
 
 
 def payable_nanousd(tokens: int, ask: int, cap: int | None, left_nanousd: int) -> int:
