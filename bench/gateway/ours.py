@@ -78,7 +78,7 @@ async def only_forward(
     await receive("")
     model = world.catalogue.models[0]
     counted = Counted(lengths=[TOKENS], ids=IDS)
-    part = Part(node_id="local", places=(0,), tokens=TOKENS, expected_s=1.0)
+    part = Part(node_id="local", rows=(0,), tokens=TOKENS, expected_s=1.0)
     reply = await world.client.embed(part, model, counted, "req")
     answer = Answer(reply.data, model.width, reply.tokens, (Share("local", TOKENS, 0),))
     delivery = await deliver(render(Call(model=model.id, encoding="base64"), 0, answer, {}))

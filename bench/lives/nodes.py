@@ -33,7 +33,7 @@ class Nodes:
         if bad < self._bad_odds:
             raise dice.choice(FAILURES)("by dice")
         tokens = part.tokens + (bad < 1.2 * self._bad_odds)  # a wrong count is a wrong answer
-        return EmbedVectors(tokens=tokens, data=b"".join(self._vector(model.width) for _ in part.places))
+        return EmbedVectors(tokens=tokens, data=b"".join(self._vector(model.width) for _ in part.rows))
 
     def _vector(self, width: int) -> bytes:
         """Of length one; never the same again, so that replies can be told apart."""

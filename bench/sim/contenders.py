@@ -160,7 +160,7 @@ class SimRequest:
         self._work = self._scheduled.scheduler.enter(MODEL, counted, self._request.account, self)
 
     def take(self, part: Part) -> None:
-        self._unsent -= len(part.places)
+        self._unsent -= len(part.rows)
         if not self._unsent and self._scheduled.world.now > self._unsent_since:
             self._scheduled.waited.append((self._unsent_since, self._scheduled.world.now))
         self._scheduled.taken.append((self, part))
@@ -194,7 +194,7 @@ class SimRequest:
         if failure is not None:
             if not self._unsent:
                 self._unsent_since = self._scheduled.world.now
-            self._unsent += len(part.places)
+            self._unsent += len(part.rows)
 
         def ended() -> None:
             nonlocal again
@@ -206,10 +206,10 @@ class SimRequest:
             if not again:
                 self._failed()
             return
-        for at in part.places:
+        for at in part.rows:
             assert not self._answered[at], "an input is answered once"
             self._answered[at] = 1
-        self._missing -= len(part.places)
+        self._missing -= len(part.rows)
         if not self._missing and not self._request.failed:
             self._scheduled._end(self._request, well=True)
 

@@ -63,13 +63,13 @@ class Canaries:
         if node is None or node.trusted or len(self._tasks) >= COMPARISONS_MAX:
             return
         node.fresh_answers += 1
-        first_share = SEVERAL_SHARE if len(part.places) > 1 else FIRST_SHARE
+        first_share = SEVERAL_SHARE if len(part.rows) > 1 else FIRST_SHARE
         share = first_share if node.fresh_answers <= FIRST_ANSWERS else LATER_SHARE
         if self._dice.random() >= share or len(self._registry.ready(model.id)) < 2:
             return
         ask_trusted = self._dice.random() >= 1.0 - TRUSTED_SHARE
         chosen = self._some(counted, part)
-        question = only(counted, [part.places[at] for at in chosen])
+        question = only(counted, [part.rows[at] for at in chosen])
         first = Opinion(node, rows_of(reply, model)[chosen])
         self._spawn(self._compare(model, question, first, ask_trusted=ask_trusted))
 
@@ -173,12 +173,12 @@ class Canaries:
 
     def _some(self, counted: Counted, part: Part) -> list[int]:
         """Random inputs of a part to compare: as many as one node gets whole."""
-        left = list(range(len(part.places)))
+        left = list(range(len(part.rows)))
         some: list[int] = []
         tokens = 0
         while left and len(some) < COMPARED_INPUTS_MAX:
             at = left.pop(int(self._dice.random() * len(left)))
-            tokens += counted.lengths[part.places[at]]
+            tokens += counted.lengths[part.rows[at]]
             if some and tokens > WHOLE_TOKENS_MAX:
                 break
             some.append(at)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Remainder:
     """Inputs of a request that no node works on. Nodes in `tried` do not get them."""
 
-    places: tuple[int, ...]
+    rows: tuple[int, ...]
     tokens: int
     tried: frozenset[str] = frozenset()
     attempts: int = 0
@@ -25,7 +25,7 @@ class Remainder:
     def after(self, part: Part, *, attempts: int = 0, refusals: int = 0) -> "Remainder":
         """The inputs of a part that was cut from this one, for another node than the part's."""
         tried = self.tried | {part.node_id}
-        return Remainder(part.places, part.tokens, tried, self.attempts + attempts, self.refusals + refusals)
+        return Remainder(part.rows, part.tokens, tried, self.attempts + attempts, self.refusals + refusals)
 
 
 @dataclass(eq=False, slots=True)

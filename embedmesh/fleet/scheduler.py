@@ -133,7 +133,7 @@ class Scheduler:
             self.assign(node)
             return False
         self.registry.failed(node, failure)
-        if any(other.places == part.places for other in request.taken):
+        if any(other.rows == part.rows for other in request.taken):
             return True  # a hedge: the other node still works on it
         request.last = failure
         again = not request.left and self.retries.may_retry(request, part, remainder, failure)
@@ -281,9 +281,9 @@ class Scheduler:
             if candidate is None:
                 return needed if request.whole else 0.0
             part = self._bind(request, remainder, candidate, tokens_max, now)
-            left = remainder.places[len(part.places) :]
+            left = remainder.rows[len(part.rows) :]
             request.remainders[:1] = (
-                [replace(remainder, places=left, tokens=remainder.tokens - part.tokens)] if left else []
+                [replace(remainder, rows=left, tokens=remainder.tokens - part.tokens)] if left else []
             )
             if queue is not None:
                 queue.remove(request, part.tokens, not left)
@@ -295,10 +295,10 @@ class Scheduler:
         self, request: QueuedRequest, remainder: Remainder, candidate: Candidate, tokens_max: int, now: float
     ) -> Part:
         node = candidate.node
-        taken = cut(request.lengths, remainder.places, tokens_max, node.inputs_max)
+        taken = cut(request.lengths, remainder.rows, tokens_max, node.inputs_max)
         part = Part(
             node_id=node.node_id,
-            places=remainder.places[: taken.inputs],
+            rows=remainder.rows[: taken.inputs],
             tokens=taken.tokens,
             expected_s=candidate.finish_s(taken.tokens, request.whole),
             ask=node.asks.get(request.model_id, 0),

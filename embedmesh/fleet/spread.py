@@ -41,12 +41,12 @@ def part_tokens_max(left: int, tokens_per_s: float, free_tokens_per_s: float) ->
     return int(max(least, min(share, longest)))
 
 
-def cut(lengths: Sequence[int], places: Sequence[int], tokens_max: int, inputs_max: int) -> Cut:
-    """As many of `places`, from the first on, as fit; always at least one."""
+def cut(lengths: Sequence[int], rows: Sequence[int], tokens_max: int, inputs_max: int) -> Cut:
+    """As many of `rows`, from the first on, as fit; always at least one."""
     inputs = tokens = 0
-    for place in places[:inputs_max]:
-        if inputs and tokens + lengths[place] > tokens_max:
+    for row in rows[:inputs_max]:
+        if inputs and tokens + lengths[row] > tokens_max:
             break
         inputs += 1
-        tokens += lengths[place]
+        tokens += lengths[row]
     return Cut(inputs, tokens)

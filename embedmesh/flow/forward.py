@@ -110,7 +110,7 @@ class Asking:
             while self._parts and self._failure is None:
                 part = self._parts.popleft()
                 hedge_after_s = ticket.hedge_after_s(part)
-                if len(part.places) == len(self._counted.lengths) and hedge_after_s is None:
+                if len(part.rows) == len(self._counted.lengths) and hedge_after_s is None:
                     await self._ask(ticket, part)  # the ordinary case: one part, and nothing else to do meanwhile
                     continue
                 task = asyncio.create_task(self._ask(ticket, part))
@@ -203,18 +203,18 @@ class _Answers:
 
         A hedge may cover only some of a part's inputs; the first answer to each counts.
         """
-        fresh = [at for at, row in enumerate(part.places) if row in self._unanswered]
+        fresh = [at for at, row in enumerate(part.rows) if row in self._unanswered]
         if not fresh:
             return False
-        whole = len(fresh) == len(part.places)
-        if whole and part.places == self._in_order:
+        whole = len(fresh) == len(part.rows)
+        if whole and part.rows == self._in_order:
             self._data = reply.data
         else:
-            self._scatter(part.places, reply.data, fresh)
-        self._unanswered.difference_update(part.places)
+            self._scatter(part.rows, reply.data, fresh)
+        self._unanswered.difference_update(part.rows)
         tokens = reply.tokens
         if not whole:
-            tokens = min(tokens, sum(self._lengths[part.places[at]] for at in fresh))
+            tokens = min(tokens, sum(self._lengths[part.rows[at]] for at in fresh))
         self._tokens += tokens
         node = part.node_id, part.ask
         self._by_node[node] = self._by_node.get(node, 0) + tokens
@@ -226,14 +226,14 @@ class _Answers:
         shares = tuple(Share(node_id, tokens, ask) for (node_id, ask), tokens in most_first)
         return Answer(data=bytes(self._data), width=width, tokens=self._tokens, shares=shares)
 
-    def _scatter(self, places: tuple[int, ...], data: bytes, fresh: Sequence[int]) -> None:
+    def _scatter(self, inputs: tuple[int, ...], data: bytes, fresh: Sequence[int]) -> None:
         size = self._row_bytes
         if not self._data:
             self._data = bytearray(len(self._in_order) * size)
         assert isinstance(self._data, bytearray)
         rows, target = memoryview(data), memoryview(self._data)
         for at in fresh:
-            row = places[at]
+            row = inputs[at]
             target[row * size : (row + 1) * size] = rows[at * size : (at + 1) * size]
 
 

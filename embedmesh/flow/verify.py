@@ -22,16 +22,16 @@ def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
     If our count is only a bound (not `exact`), the node's must be above zero and within it.
     """
     row_bytes = model.width * BYTES_PER_COMPONENT
-    if len(reply.data) != len(part.places) * row_bytes:
+    if len(reply.data) != len(part.rows) * row_bytes:
         check = Check.WIDTH if len(reply.data) % row_bytes else Check.COUNT
         raise WrongAnswer("the node answered with another number of components than asked", check=check)
     if reply.tokens != part.tokens if exact else not 0 < reply.tokens <= part.tokens:
         raise WrongAnswer("the node counted other tokens than we did", check=Check.TOKENS)
     vectors = np.frombuffer(reply.data, dtype="<f4")
-    if len(part.places) == 1:  # the ordinary case, in a third of the time
+    if len(part.rows) == 1:  # the ordinary case, in a third of the time
         least = most = float(vectors @ vectors)
     else:
-        vectors = vectors.reshape(len(part.places), model.width)
+        vectors = vectors.reshape(len(part.rows), model.width)
         squares = np.einsum("ij,ij->i", vectors, vectors)  # one pass; NaN and infinity survive into the sum
         least, most = float(squares.min()), float(squares.max())
     if not (-math.inf < least and most < math.inf):  # NaN is neither

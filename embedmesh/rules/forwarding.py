@@ -13,12 +13,12 @@ from embedmesh.rules.models import Model
 class Part(msgspec.Struct, frozen=True, eq=False):
     """Some inputs of a request, for one node: what one attempt asks for.
 
-    `places` says which inputs; `tokens` counts theirs; `expected_s` is when the node should be done, in seconds from
+    `rows` says which inputs; `tokens` counts theirs; `expected_s` is when the node should be done, in seconds from
     when the part was given to it; `ask` is what the node wants for it, in nano-USD per million tokens.
     """
 
     node_id: str
-    places: tuple[int, ...]
+    rows: tuple[int, ...]
     tokens: int
     expected_s: float
     ask: int = 0

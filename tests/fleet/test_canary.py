@@ -84,7 +84,7 @@ class Rig:
         self.asked.append(part.node_id)
         assert request_id.startswith("req_"), "it looks like any other"
         assert counted.ids is not None
-        rows = [self.nodes[part.node_id](counted.ids[place]) for place in part.places]
+        rows = [self.nodes[part.node_id](counted.ids[place]) for place in part.rows]
         return EmbedVectors(part.tokens, b"".join(row.astype("<f4").tobytes() for row in rows))
 
     async def answer(self, name: str, *inputs: list[int]) -> None:

@@ -30,7 +30,7 @@ class Starved:
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         await asyncio.sleep(self.takes_s)
         assert counted.ids is not None
-        return right_reply([counted.ids[place] for place in part.places])
+        return right_reply([counted.ids[row] for row in part.rows])
 
     async def served(self, node_id: str) -> ServedModels:
         return self.served_now

@@ -132,7 +132,7 @@ class Request:
         failure = self.fails(part)
         again = self.ticket.ended(part, failure)
         if failure is None:
-            self.answered += part.places
+            self.answered += part.rows
             if len(self.answered) == len(self.lengths):
                 self.ended_well_at = self.world.now
         elif not again:
@@ -167,7 +167,7 @@ def fill(world: World) -> list[Request]:
 def test_a_node_with_room_is_asked_at_once() -> None:
     world = World(10_000)
     request = world.ask(5, 9, 7)
-    assert [(part.places, part.tokens) for part in request.parts] == [((0, 1, 2), 21)]
+    assert [(part.rows, part.tokens) for part in request.parts] == [((0, 1, 2), 21)]
 
 
 def test_what_a_node_has_no_room_for_waits_and_the_short_go_first() -> None:
@@ -263,7 +263,7 @@ def test_a_part_has_at_most_as_many_inputs_as_its_node_takes() -> None:
     request = world.ask(*[3] * 50)
     world.run()
     assert sorted(request.answered) == list(range(50))
-    assert max(len(part.places) for part in request.parts) == 7
+    assert max(len(part.rows) for part in request.parts) == 7
 
 
 # -- failing ----------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_one_failed_part_is_asked_again_and_the_rest_is_kept() -> None:
     request = world.ask(*[100] * 400, fails=fails)
     world.run()
     assert sorted(request.answered) == list(range(400))
-    assert Counter(place for part in request.parts for place in part.places).total() == 400 + len(broken[0].places)
+    assert Counter(place for part in request.parts for place in part.rows).total() == 400 + len(broken[0].rows)
 
 
 NOT_BEGUN = [(NodeUnreachable("x"), 2), (NodeBusy("x"), 2), (UpstreamRefused("x"), 2), (NodeBroke("x"), 1)]
@@ -455,7 +455,7 @@ def test_a_late_short_request_is_asked_of_an_idle_node_too_and_whoever_is_first_
     assert after_s > 2 * part.expected_s
     request.ticket.hedge(part)
     assert request.nodes == ["n0", "n1"]
-    assert request.parts[1].places == part.places
+    assert request.parts[1].rows == part.rows
     request.end(request.parts[1])
     request.ticket.abandoned(part)
     request.ticket.leave()

@@ -208,7 +208,7 @@ class ScriptedNodes:
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.ids is not None
-        ids = [counted.ids[place] for place in part.places]
+        ids = [counted.ids[row] for row in part.rows]
         self.asked.append((part.node_id, ids))
         step = next(self._script)
         if isinstance(step, BaseException):

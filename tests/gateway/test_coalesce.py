@@ -42,7 +42,7 @@ class Node:
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.ids is not None
-        return await self.embed_ids(model, [counted.ids[place] for place in part.places], request_id)
+        return await self.embed_ids(model, [counted.ids[row] for row in part.rows], request_id)
 
     async def embed_ids(self, model: Model, asked: list[list[int]], request_id: str) -> EmbedVectors:
         self.calls.append(asked)

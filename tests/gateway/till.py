@@ -61,7 +61,7 @@ class Nodes:
         self.calls += 1
         await self.open.wait()
         self.before_answer()
-        return EmbedVectors(tokens=part.tokens, data=VECTORS[list(part.places)].tobytes())
+        return EmbedVectors(tokens=part.tokens, data=VECTORS[list(part.rows)].tobytes())
 
 
 class Till:

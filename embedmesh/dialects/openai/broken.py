@@ -42,10 +42,10 @@ def _text_that_ends(begun: bytes) -> str | None:
     """The field, or its text, that is open where the body breaks off; None if it is nested deeper than our fields."""
     for end in OPEN_ENDS if begun.count(b'"') <= QUOTES_MAX else ():
         try:
-            asked = orjson.loads(begun + SENTINEL.encode() + end)
+            loaded = orjson.loads(begun + SENTINEL.encode() + end)
         except orjson.JSONDecodeError:
             continue
-        for name, value in asked.items() if isinstance(asked, dict) else ():
+        for name, value in loaded.items() if isinstance(loaded, dict) else ():
             if name not in FIELDS:
                 continue
             if isinstance(value, str) and value.endswith(SENTINEL):

@@ -33,20 +33,20 @@ def parse(
     """The call and the catalogue's model for it; `named` is the model that the path names. Raises a CallerFailure."""
     check_values(body)
     try:
-        asked = orjson.loads(body)
+        loaded = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise broken_json(body, error) from None
     try:
-        return _validate(asked, catalogue, terms, named)
+        return _validate(loaded, catalogue, terms, named)
     except (InvalidType, UnknownParameter):
-        _check_depth(asked)  # no accepted request is deep: looked at only once it is refused
+        _check_depth(loaded)  # no accepted request is deep: looked at only once it is refused
         raise
 
 
-def _validate(asked: object, catalogue: Catalogue, terms: ParseTerms, named: str | None) -> tuple[Call, Model]:
-    if not isinstance(asked, dict):
+def _validate(loaded: object, catalogue: Catalogue, terms: ParseTerms, named: str | None) -> tuple[Call, Model]:
+    if not isinstance(loaded, dict):
         raise InvalidType("The body must be a JSON object with at least `model` and `input`.")
-    given = {name: value for name, value in asked.items() if value is not None}  # null means: not given
+    given = {name: value for name, value in loaded.items() if value is not None}  # null means: not given
     if named is not None:
         given.setdefault("model", named)
     says, ignored = _read(given, terms)
@@ -155,8 +155,8 @@ def _normalize(says: dict[str, Any], model: Model, terms: ParseTerms) -> bool:
     return bool(wanted)
 
 
-def _check_depth(asked: object) -> None:
-    if _deeper_than(asked, DEPTH_MAX):
+def _check_depth(loaded: object) -> None:
+    if _deeper_than(loaded, DEPTH_MAX):
         raise InvalidJson(f"The JSON is nested deeper than {DEPTH_MAX} levels.") from None
 
 

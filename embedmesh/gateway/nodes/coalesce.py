@@ -129,7 +129,7 @@ class CoalescingLink:
         first = batch[0]
         if len(batch) == 1:
             return [await self._link.embed(first.part, first.model, first.counted, first.request_id)]
-        ids = [request.counted.ids[place] for request in batch if request.counted.ids for place in request.part.places]
+        ids = [request.counted.ids[place] for request in batch if request.counted.ids for place in request.part.rows]
         tokens = sum(request.part.tokens for request in batch)
         reply = await self._link.embed_ids(first.model, ids, first.request_id)
         row = first.model.width * FLOAT32_BYTES
@@ -139,7 +139,7 @@ class CoalescingLink:
             )
         answers, at = [], 0
         for request in batch:
-            size = len(request.part.places) * row
+            size = len(request.part.rows) * row
             answers.append(EmbedVectors(request.part.tokens, reply.data[at : at + size]))
             at += size
         return answers

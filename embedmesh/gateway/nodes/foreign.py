@@ -120,7 +120,7 @@ class UpstreamLink:
         offer = self._offers.get(model.id)
         if offer is None:
             raise NodeBroke("the server does not run this model")
-        texts = [offer.prefix + counted.texts[place] for place in part.places]
+        texts = [offer.prefix + counted.texts[row] for row in part.rows]
         limit = len(texts) * (model.width * JSON_BYTES_PER_COMPONENT + JSON_BYTES_PER_VECTOR) + JSON_BYTES_PER_REPLY
         body = {"model": offer.name or offer.id, "input": texts}
         answer = self._read(await self._ask(body, limit))

@@ -134,7 +134,7 @@ class OwnLink:
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.ids is not None  # the scheduler gives us no other work
-        return await self.embed_ids(model, [counted.ids[place] for place in part.places], request_id)
+        return await self.embed_ids(model, [counted.ids[row] for row in part.rows], request_id)
 
     async def embed_ids(self, model: Model, inputs: Sequence[Sequence[int]], request_id: str) -> EmbedVectors:
         """Vectors for inputs of several requests."""
