@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import orjson
 
 from bench.lives.journal import DeliveryNote, Journal
-from embedmesh.flow.retries import UNREAD_S
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
+from embedmesh.rules.limits import UNREAD_S
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key

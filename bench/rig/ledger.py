@@ -11,8 +11,8 @@ from embedmesh.storage.engines import engine_of
 
 
 def check(data_dir: Path, environment: Mapping[str, str] | None = None) -> bool:
-    """Whether `embedmesh ledger check` says that it adds up."""
-    done = embedmesh(data_dir, "ledger", "check", environment=environment)
+    """Whether `embedmesh ledger check --offline` says that it adds up."""
+    done = embedmesh(data_dir, "ledger", "check", "--offline", environment=environment)
     return done.returncode == 0 and bool(msgspec.json.decode(done.stdout)["ok"])
 
 

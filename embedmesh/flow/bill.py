@@ -6,7 +6,7 @@ from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter, Metered, PriorRequest
 from embedmesh.rules.ids import new_id
-from embedmesh.rules.limits import HOLD_GRACE_S, WRITE_REPLY_S
+from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.rules.ports import Caller, Clock, Ledger
 from embedmesh.rules.shares import Room
@@ -14,7 +14,6 @@ from embedmesh.rules.shares import Room
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
 OPEN = "open"
 IMAGES = Meter.IMAGES  # an enum's member is slow to look up
-WAITERS_MAX = 128  # each waiter asks the store four times a second
 
 
 class Bill:
@@ -93,9 +92,9 @@ def sum_of_tokens(metered: tuple[Metered, ...]) -> int:
 def waiters() -> Room:
     """Room for requests that wait for the reply to another with the same `Idempotency-Key`."""
     return Room(
-        WAITERS_MAX,
-        f"At most {WAITERS_MAX} requests may wait for the first with their Idempotency-Key, of each account a share. "
-        "Try again shortly.",
+        IDEMPOTENCY_WAITERS_MAX,
+        f"At most {IDEMPOTENCY_WAITERS_MAX} requests may wait for the first with their Idempotency-Key, each account "
+        "up to a share. Try again shortly.",
     )
 
 

@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.limits import UNREAD_S
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
 
 LINGER_S = 2.0  # SDKs try again after half a second, one, two
 LINGERING_MAX = 256  # each may keep a node busy in vain
 LINGERING_ACCOUNT_MAX = 16  # as many as one client has under way when its connection breaks
-UNREAD_S = 60.0  # SDKs give up long before
 UNREAD_BYTES_MAX = 64 * 1024 * 1024  # of all accounts: sixteen replies of the largest request at 512 components
 UNREAD_ENTRY_BYTES = 1_024  # of one beside its vectors
 

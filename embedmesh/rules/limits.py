@@ -10,6 +10,8 @@ REQUEST_INPUTS_MAX = 2_048  # what OpenAI's API takes in one request
 REQUEST_TOKENS_MAX = 300_000  # what OpenAI's API takes in one request
 USER_CHARS_MAX = 512  # of the field `user`
 IDEMPOTENCY_KEY_CHARS_MAX = 255
+IDEMPOTENCY_WAITERS_MAX = 128  # requests that wait for the first with their key; each asks the store 4 times a second
+UNREAD_S = 60.0  # a reply that its caller broke off is kept for a retry; SDKs give up long before
 KEPT_REPLY_BYTES_MAX = 8 * 1024 * 1024  # of one reply kept for an Idempotency-Key: 2,048 vectors of 1,024 components
 KEPT_REPLIES_BYTES_MAX = 256 * 1024 * 1024  # of all that are kept for one account
 

@@ -11,12 +11,12 @@ import pytest
 from embedmesh.dialects.openai.render import reply_bytes_max
 from embedmesh.flow.idempotency import Kept
 from embedmesh.flow.paid import serve
-from embedmesh.flow.retries import LINGER_S, LINGERING_ACCOUNT_MAX, LINGERING_MAX, UNREAD_ENTRY_BYTES, UNREAD_S, Unread
+from embedmesh.flow.retries import LINGER_S, LINGERING_ACCOUNT_MAX, LINGERING_MAX, UNREAD_ENTRY_BYTES, Unread
 from embedmesh.rules.embeddings import Call, Counted, EmbedVectors
 from embedmesh.rules.errors import Failure, NodeBroke, RateLimited
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Answer, Part
-from embedmesh.rules.limits import KEPT_REPLIES_BYTES_MAX
+from embedmesh.rules.limits import KEPT_REPLIES_BYTES_MAX, UNREAD_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
