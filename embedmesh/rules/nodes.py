@@ -95,6 +95,9 @@ MOVES: dict[tuple[NodeState, NodeEvent], NodeState] = {
 
 FAILURES_TO_EJECT = 3  # one slow answer is noise, two may be; three in a row are the node
 FAILURES_TO_EJECT_LAST = 6  # in a row, where half of the nodes are out already
+OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a second ejection lasts, and the longest one
+FORGIVEN_S = 600.0  # without an ejection: then the next one counts as the first
+TRIAL_ANSWERS = 3  # right answers, one part at a time, before an ejected node gets more at once
 RECENT_ANSWERS = 20  # the attempts that count
 RECENT_FAILURES_TO_EJECT = 10  # of these, the number of failures that ejects the node
 WRONG_TO_QUARANTINE = 3  # answers that failed a check within the last RECENT_WRONG: one may be a broken cable

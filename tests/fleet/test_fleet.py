@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from embedmesh.fleet.registry import OUT_FIRST_S, TRIAL_ANSWERS, UPSTREAM, Node, Registry
+from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.rules.errors import (
     NodeBroke,
     NodeBusy,
@@ -15,7 +15,7 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
-from embedmesh.rules.nodes import MOVES, Check, NodeEvent, NodeState, Reason
+from embedmesh.rules.nodes import MOVES, OUT_FIRST_S, TRIAL_ANSWERS, Check, NodeEvent, NodeState, Reason
 from tests.flow.world import MODEL, NATIVE, Clock
 
 
