@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.limits import UPSTREAM_TOKEN_CHARS_MAX
 from embedmesh.settings import BOOTSTRAP, read_bootstrap
 
-KEY_FILE_BYTES_MAX = 4_096  # a key has about 50 characters
 OPTIONS_OF_SCOPE = {"api": ("--url", "--api-key-file"), "admin": ("--gateway", "--admin-key-file")}
 
 
@@ -76,7 +76,7 @@ def read_key(file: Path) -> str:
     """The key in a file. Raises SetupError."""
     try:
         with file.open("rb") as stream:
-            return stream.read(KEY_FILE_BYTES_MAX).decode("ascii").strip()
+            return stream.read(UPSTREAM_TOKEN_CHARS_MAX).decode("ascii").strip()
     except OSError as error:
         raise SetupError(f"The key file {file} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:

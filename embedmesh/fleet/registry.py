@@ -15,6 +15,7 @@ from embedmesh.fleet.load import Load
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, UpstreamRefused, WrongAnswer
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.nodes import (
+    EJECTED_SHARE_MAX,
     FAILURES_TO_EJECT,
     FAILURES_TO_EJECT_LAST,
     FORGIVEN_S,
@@ -274,12 +275,12 @@ class Registry:
         return last is not None and self._clock.monotonic() - last <= max(within_s, every_s + PROBE_GRACE_S)
 
     def _may_eject(self, node: Node) -> bool:
-        """At most half of the nodes are ejected for slowness and errors: if all seem bad, it may be our fault.
+        """At most EJECTED_SHARE_MAX of the nodes are ejected for slowness and errors.
 
-        Beyond half, only a node that has not answered for a while is ejected, and only while another one works.
+        Beyond that, only a node that has not answered for a while is ejected, and only while another one works.
         """
         out = sum(each.state is NodeState.EJECTED for each in self if each is not node)
-        if 2 * (out + 1) <= len(self._nodes):
+        if out + 1 <= EJECTED_SHARE_MAX * len(self._nodes):
             return True
         return node.failures_in_a_row >= FAILURES_TO_EJECT_LAST and any(
             self._works(each) for each in self if each is not node

@@ -95,6 +95,7 @@ MOVES: dict[tuple[NodeState, NodeEvent], NodeState] = {
 
 FAILURES_TO_EJECT = 3  # one slow answer is noise, two may be; three in a row are the node
 FAILURES_TO_EJECT_LAST = 6  # in a row, where half of the nodes are out already
+EJECTED_SHARE_MAX = 0.5  # of all nodes, for errors and slowness: if all seem bad, it may be our fault
 OUT_FIRST_S, OUT_MAX_S = 0.5, 30.0  # how long a second ejection lasts, and the longest one
 FORGIVEN_S = 600.0  # without an ejection: then the next one counts as the first
 TRIAL_ANSWERS = 3  # right answers, one part at a time, before an ejected node gets more at once

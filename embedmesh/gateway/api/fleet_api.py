@@ -20,7 +20,17 @@ from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules import errors
-from embedmesh.rules.limits import NODE_WEIGHT_MAX, REQUEST_INPUTS_MAX
+from embedmesh.rules.limits import (
+    MODEL_ID_CHARS_MAX,
+    NODE_NAME_CHARS_MAX,
+    NODE_WEIGHT_MAX,
+    OFFERS_MAX,
+    REQUEST_INPUTS_MAX,
+    UPSTREAM_IN_FLIGHT_MAX,
+    UPSTREAM_PREFIX_CHARS_MAX,
+    UPSTREAM_TOKEN_CHARS_MAX,
+    UPSTREAM_URL_CHARS_MAX,
+)
 from embedmesh.rules.membership import Offer, Standing
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock
@@ -56,20 +66,20 @@ class UpstreamModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A catalogue model that a server runs: its name there, the prefix of each text, and its price."""
 
     id: str
-    name: Annotated[str, Meta(max_length=200)] = ""
-    prefix: Annotated[str, Meta(max_length=1_024)] = ""
+    name: Annotated[str, Meta(max_length=MODEL_ID_CHARS_MAX)] = ""
+    prefix: Annotated[str, Meta(max_length=UPSTREAM_PREFIX_CHARS_MAX)] = ""
     price: Annotated[int, Meta(ge=0, le=10**15)] = 0
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A server of another make. `name` is its node id."""
 
-    address: Annotated[str, Meta(max_length=300)]
-    models: Annotated[tuple[UpstreamModel, ...], Meta(min_length=1, max_length=64)]
-    name: Annotated[str, Meta(max_length=64)] = ""
-    token: Annotated[str, Meta(max_length=4_096)] = ""
+    address: Annotated[str, Meta(max_length=UPSTREAM_URL_CHARS_MAX)]
+    models: Annotated[tuple[UpstreamModel, ...], Meta(min_length=1, max_length=OFFERS_MAX)]
+    name: Annotated[str, Meta(max_length=NODE_NAME_CHARS_MAX)] = ""
+    token: Annotated[str, Meta(max_length=UPSTREAM_TOKEN_CHARS_MAX)] = ""
     inputs_max: Annotated[int, Meta(ge=1, le=REQUEST_INPUTS_MAX)] = 32
-    in_flight_max: Annotated[int, Meta(ge=1, le=64)] = 16
+    in_flight_max: Annotated[int, Meta(ge=1, le=UPSTREAM_IN_FLIGHT_MAX)] = 16
     trusted: bool = False
 
 
