@@ -302,3 +302,35 @@ def defined_in(path: Path) -> set[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
     return names
+
+
+# -- the map -----------------------------------------------------------------------------------------------------------
+
+MAP_FROM, MAP_TO = "<!-- map -->\n", "<!-- end of map -->"
+
+
+def drawn_map() -> str:
+    """Every module with the first line of its docstring, folder by folder."""
+    lines: list[str] = []
+    folder = None
+    for path, (_, tree) in sorted(modules().items(), key=lambda item: (item[0].parent, item[0].name)):
+        if path.name in ("__init__.py", "__main__.py"):
+            continue
+        if path.parent != folder:
+            folder = path.parent
+            lines += ["", f"**{folder.relative_to(ROOT)}/**", ""]
+        first = (ast.get_docstring(tree) or "").partition("\n")[0]
+        lines.append(f"- `{path.name}` {first}")
+    return "\n".join(lines).lstrip("\n") + "\n\n"
+
+
+def test_the_map_of_modules_is_the_real_one() -> None:
+    """To draw it anew: `python -m tests.test_house`."""
+    text = contributing()
+    assert text[text.index(MAP_FROM) + len(MAP_FROM) : text.index(MAP_TO)] == drawn_map()
+
+
+if __name__ == "__main__":
+    page = ROOT / "CONTRIBUTING.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(MAP_FROM)
+    page.write_text(before + MAP_FROM + drawn_map() + MAP_TO + rest.partition(MAP_TO)[2], encoding="utf-8")
