@@ -60,16 +60,13 @@ OVERLAP_S_MAX = 365 * 86_400  # how long a rotated key may stay good
 
 # -- accounts, keys and prices (storage/)
 
-ACCOUNT_KEYS_MAX = (
-    1_000  # good keys of an account: a revocation ends all keys below one in one statement, in milliseconds
-)
+ACCOUNT_KEYS_MAX = 1_000  # good ones: revoking a key ends all keys below it in one statement, in milliseconds
 ACCOUNT_KEYS_A_DAY_MAX = 1_000  # made by an account's keys: keys are never deleted, and nobody shall fill the store
 KEYS_ABOVE_MAX = 4  # above a key: a hold looks at each of them
 KEY_NAME_CHARS_MAX = 128
 KEY_MODELS_MAX = 64
 KEY_LIMIT_MAX = 10**12  # of requests or tokens a minute, or at one time
 MODEL_ID_CHARS_MAX = 200
-PRICE_NANOUSD_MAX = 10**15  # per million tokens: a dollar a token
 REFERENCE_CHARS_MAX = 255  # of a payment's reference
 PAGE_ROWS_MAX = 1_000  # of a list
 IDEMPOTENCY_KEY_S = 86_400  # as long as an Idempotency-Key stands for its reply
@@ -85,7 +82,6 @@ UPSTREAM_IN_FLIGHT_MAX = 64  # calls to one such server at a time: as many as to
 NODE_NAME_CHARS_MAX = 64
 OFFERS_MAX = 64  # models of one node: four times what one serves
 HEARTBEAT_RECEIPTS_MAX = 1_000
-DIALLED_IN_FLIGHT_MAX = 16  # parts on a node that dials out: as many as it keeps connections
 PENDING_OF_ORIGIN_MAX = 10  # nodes of one address that wait for approval, of a hundred in all: others use invites
 KNOWN_A_MINUTE_MAX = 600  # registrations of admitted nodes: each comes twice a day, and at every start
 STRANGERS_A_MINUTE_MAX = 3_000  # a hundred pending nodes ask twelve times each; 3,000 signatures take 0.3 s

@@ -17,7 +17,7 @@ from embedmesh.gateway.nodes.foreign import UpstreamLink, parse_url
 from embedmesh.gateway.nodes.own import Link, NodeClients, OwnLink, Signing
 from embedmesh.gateway.nodes.pools import InboundPool, OutboundPool
 from embedmesh.gateway.nodes.records import asks_of, node_of, pool_of, server_of, sessions_of, way_to
-from embedmesh.rules.limits import DIALLED_IN_FLIGHT_MAX
+from embedmesh.rules.limits import DIALLED_CONNECTIONS
 from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState
 from embedmesh.signing.audit import Audit
@@ -153,7 +153,7 @@ class ConnectedNodes:
         entry = node_of(record)
         entry.load.interleaves = True
         if not record.address:
-            entry.in_flight_max = DIALLED_IN_FLIGHT_MAX
+            entry.in_flight_max = DIALLED_CONNECTIONS
         probing = self._begin(entry, OwnLink(pool, self._clock, signing))
         node = self._nodes[record.node_id] = ConnectedNode(record, entry, pool, signing, checker, audit, probing)
         return node

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from embedmesh.rules.errors import InvalidValue
-from embedmesh.rules.limits import MODEL_ID_CHARS_MAX, PAGE_ROWS_MAX, PRICE_NANOUSD_MAX
+from embedmesh.rules.limits import MODEL_ID_CHARS_MAX, MODEL_PRICE_MAX, PAGE_ROWS_MAX
 from embedmesh.storage.books.accounts import AccountBooks
 from embedmesh.storage.books.session import BooksSession
 from embedmesh.storage.sql import PRICES_SQL
@@ -32,8 +32,8 @@ class PriceBooks:
     def set(self, model: str, price: int, *, account_id: str | None = None, from_ms: int | None = None) -> Price:
         """A new price, from now or a later moment on. Raises NotFound (no such account), InvalidValue."""
         self._check(model, account_id)
-        if not 0 <= price <= PRICE_NANOUSD_MAX:
-            raise InvalidValue(f"A price is 0 to {PRICE_NANOUSD_MAX:,} nano-USD per million tokens.", param="price")
+        if not 0 <= price <= MODEL_PRICE_MAX:
+            raise InvalidValue(f"A price is 0 to {MODEL_PRICE_MAX:,} nano-USD per million tokens.", param="price")
         now_ms = self._session.clock.unix_ms()
         begins = now_ms if from_ms is None else from_ms
         if begins < now_ms:
