@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 
 from embedmesh.fleet.examiner import PROBE_TEXT, PROBE_WORDS, Examiner
 from embedmesh.fleet.pace import ProbePace
-from embedmesh.fleet.registry import PROBE_EVERY_S, Node
+from embedmesh.fleet.registry import Node
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import Counted, ServedModels
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, WrongAnswer
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
-from embedmesh.rules.nodes import Check, NodeState
+from embedmesh.rules.nodes import PROBE_EVERY_S, Check, NodeState
 
 log = logging.getLogger("embedmesh.fleet")
 

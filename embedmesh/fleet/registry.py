@@ -22,6 +22,8 @@ from embedmesh.rules.nodes import (
     MOVES,
     OUT_FIRST_S,
     OUT_MAX_S,
+    PROBE_EVERY_S,
+    PROBE_GRACE_S,
     RECENT_ANSWERS,
     RECENT_FAILURES_TO_EJECT,
     RECENT_WRONG,
@@ -42,8 +44,6 @@ IN_FLIGHT_PARTS_MAX = 64  # on one node: more than an engine batches together; e
 WINDOW_SMALL_S = 0.1  # of work in small parts on one node: a batch that runs and one that waits
 WINDOW_BULK_S = 0.01  # the next large part is sent when the last one is nearly done: late decisions are better informed
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # of a node that answered 429 or 503, whatever its Retry-After
-PROBE_EVERY_S = 5.0  # of an idle node of our make: a third of the 15 s within which /readyz wants a real embedding
-PROBE_GRACE_S = 2.0  # until a probe that is due has ended
 NO_PROBES_MAX_S = 60.0  # of a server's Retry-After, in which it is not probed; it can ask again
 PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to the expected time of a node in doubt
 DOUBT = (1, 4, 16, 64, 256)  # right answers that end the doubt, by recent failures: from one probe to a minute's work

@@ -103,3 +103,5 @@ RECENT_ANSWERS = 20  # the attempts that count
 RECENT_FAILURES_TO_EJECT = 10  # of these, the number of failures that ejects the node
 WRONG_TO_QUARANTINE = 3  # answers that failed a check within the last RECENT_WRONG: one may be a broken cable
 RECENT_WRONG = 100
+PROBE_EVERY_S = 5.0  # of an idle node of our make: a third of the 15 s within which /readyz wants a real embedding
+PROBE_GRACE_S = 2.0  # until a probe that is due has ended
