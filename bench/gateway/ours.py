@@ -56,6 +56,9 @@ class NoLedger:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
+    def spend(self, hold: Hold) -> Hold | None:
+        return hold
+
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         return None
 

@@ -37,13 +37,17 @@ MOVES: dict[tuple[HoldState, HoldEnd], HoldState] = {
 
 
 class Hold(msgspec.Struct, frozen=True):
-    """Money set aside for one request. `hold_id` is our own request id; deadline is Unix time in milliseconds."""
+    """Money set aside for one request. `hold_id` is our own request id; deadline is Unix time in milliseconds.
+
+    `tab_id` names the tab of which it is a part; None: it is written in the store by itself.
+    """
 
     hold_id: str
     account_id: str
     amount_nanousd: int
     deadline_ms: int
     key_id: str | None = None
+    tab_id: str | None = None
 
 
 class Claim(msgspec.Struct, frozen=True):

@@ -106,6 +106,13 @@ class Prices(Protocol):
 class Ledger(Protocol):
     """Holds and what becomes of them. Amounts are nano-USD."""
 
+    def spend(self, hold: Hold) -> Hold | None:
+        """Set `hold` aside from an open tab of its key, exactly, in memory; or None: then `await hold(hold)` decides.
+
+        The hold that is returned names its tab: it is the one to capture or to release. Must not wait.
+        """
+        ...
+
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         """Durably set money aside, or raise InsufficientQuota, RateLimited or StoreUnavailable; nothing is held then.
 
@@ -130,14 +137,14 @@ class Ledger(Protocol):
         ...
 
     def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
-        """End an open hold by charging it; written with the next batch, in order after its hold.
+        """End an open hold, of either kind, by charging it; written with the next batch, in order after its hold.
 
         `reply` is kept with it, for the claim that the hold was placed with.
         """
         ...
 
     def release(self, hold: Hold, why: HoldEnd) -> None:
-        """End an open hold without charging; written with the next batch. Harmless after a capture."""
+        """End an open hold, of either kind, without charging; written with the next batch. Harmless after a capture."""
         ...
 
     def healthy(self) -> bool:

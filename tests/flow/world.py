@@ -147,6 +147,9 @@ class MemoryLedger:
     looked_at: int = 0  # how often somebody asked what there is
     kept: int = 0
 
+    def spend(self, hold: Hold) -> Hold | None:
+        return None
+
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         if hold.account_id in self.poor | {"penny"} and claim is None:  # what seemed to be there is gone
             raise InsufficientQuota("no money")
