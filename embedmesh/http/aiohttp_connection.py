@@ -12,9 +12,10 @@ from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, LineTooLong
 
 from embedmesh.http.connections import Connections, Origins
 from embedmesh.http.failures import failure_response
-from embedmesh.http.fast_path import Explain, FastExchange, FastPath, begin
+from embedmesh.http.fast_path import Explain, FastExchange, FastPath
 from embedmesh.http.rendering import REPLY_HEADERS, SERVER_HEADER, failure_bytes, own_request_id
 from embedmesh.http.sending import Sending
+from embedmesh.http.straight import KnownHead, StraightExchange, begin
 from embedmesh.rules import limits
 from embedmesh.rules.errors import BodyTooLarge, Failure, HeadTooLarge, MalformedHttp, RequestTimeout, UriTooLong
 from embedmesh.rules.exchange import Delivery
@@ -58,7 +59,8 @@ class ServerConnection(web.RequestHandler):
         self._connections = connections
         self._fast_path = fast_path  # None once another request has come, or the connection is to close
         self._dialled = dialled
-        self._exchange: FastExchange | None = None  # on the fast path, now
+        self._exchange: StraightExchange | FastExchange | None = None  # on the fast path, now
+        self._last_head: KnownHead | None = None  # where requests may go straight
         self.sending: Sending | None = None  # a reply that `deliver` writes, now
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -72,7 +74,9 @@ class ServerConnection(web.RequestHandler):
         transport = cast(asyncio.Transport, transport)
         # "Delivered" means: in the kernel. With no room in the buffer, drain() waits for just that. Over TLS a limit of
         # 0 would also pause us when the buffer is empty, and nothing would wake us again.
-        high = 0 if transport.get_extra_info("ssl_object") is None else 1
+        plain = transport.get_extra_info("ssl_object") is None
+        self._last_head = KnownHead() if plain else None
+        high = 0 if plain else 1
         transport.set_write_buffer_limits(high=high, low=0)
         if self._dialled:
             return
@@ -87,9 +91,12 @@ class ServerConnection(web.RequestHandler):
             self._exchange.feed(data)
             return
         if self._fast_path is not None and self.transport is not None:
-            self._exchange = begin(self._fast_path, self.transport, data, self._explain, self._fast_exchange_ended)
+            self._exchange = begin(
+                self._fast_path, self.transport, data, self._explain, self._fast_exchange_ended, self._last_head
+            )
             if self._exchange is not None:
-                self._stop_head_timer()
+                if self._head_timer is not None:
+                    self._stop_head_timer()
                 return
             self._fast_path = None  # aiohttp's parser has bytes now; where its next request begins only it knows
         super().data_received(data)

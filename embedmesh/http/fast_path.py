@@ -15,10 +15,11 @@ from typing import NamedTuple
 from embedmesh.http.cors import Cors
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import failure_bytes, json_head, request_id_of
-from embedmesh.http.sending import Sending
+from embedmesh.http.sending import Rest, Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
 from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import REFUSED_BODY_S, REQUEST_BODY_S, WRITE_REPLY_S
+from embedmesh.rules.straight import Straight
 
 FAST_HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
 FAST_BODY_BYTES_MAX = 256 * 1024  # beside the work for larger bodies the general server's part does not matter
@@ -93,7 +94,8 @@ def _read_line(line: bytes) -> tuple[str, str]:
 class FastPath:
     """What the exchanges of all connections share. Requests that begin with `line` go to `handle`.
 
-    `handle` delivers a reply, or raises. A caller has `write_s` seconds to read a reply.
+    `handle` delivers a reply, or raises. A caller has `write_s` seconds to read a reply. What `straight` can ask for at
+    once does not come here.
     """
 
     line: bytes
@@ -101,6 +103,7 @@ class FastPath:
     bodies: BodyBudget
     write_s: float = WRITE_REPLY_S
     cors: Cors | None = None
+    straight: Straight | None = None
 
 
 class FastExchange:
@@ -113,8 +116,17 @@ class FastExchange:
         head: FastHead,
         explain: Explain,
         on_end: Callable[[bytes], None],
+        handle: "Callable[[FastExchange], Awaitable[None]] | None" = None,
+        *,
+        request_id: str | None = None,
+        after: bytes = b"",
+        rest: Rest | None = None,
     ) -> None:
-        """`on_end` is called in the end with the bytes that came after this request."""
+        """`on_end` is called in the end with the bytes that came after this request.
+
+        What has gone straight until now brings its own `handle`, its `request_id`, what came `after` it, and the `rest`
+        of its reply.
+        """
         self._fast_path = fast_path
         self._transport = transport
         self._explain = explain
@@ -125,18 +137,19 @@ class FastExchange:
         self._taken = 0  # bytes of that share
         self._chunks: list[bytes] = []
         self._no_room: Overloaded | None = None
-        self._after = b""
+        self._after = after
         self._whole: asyncio.Future[None] | None = None  # `body` waits for it
-        self._sending: Sending | None = None  # the reply, or the failure in its place
-        self._replied = False  # or has begun to
+        self._rest = rest
+        self._sending = Sending(transport, fast_path.write_s) if rest is not None else None  # of the reply, or a failure
+        self._replied = rest is not None  # or has begun to
         self._answered = False
         self.answered_at: float | None = None  # on the loop's clock, while the remainder of a refused body is read
         self._last = False  # on this connection
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._callers_id = head.headers.get("x-request-id")
-        self.request_id = request_id_of(self._callers_id)
-        self._task = self._loop.create_task(self._run())
+        self.request_id = request_id or request_id_of(self._callers_id)
+        self._task = self._loop.create_task(self._run(handle or fast_path.handle))
 
     # -- for the handler
 
@@ -166,6 +179,8 @@ class FastExchange:
 
     async def deliver(self, reply: Reply | StreamedReply) -> Delivery:
         assert isinstance(reply, Reply), "no operation on the fast path streams"
+        if self._rest is not None and self._sending is not None:
+            return await self._sending.finish(self._rest)
         self._replied = True
         request_id = self.request_id if self.own_id is None else reply.headers.get(REQUEST_HEADER, self.request_id)
         head = json_head(200, request_id, reply.headers | self._cors_headers(), len(reply.body))
@@ -210,10 +225,10 @@ class FastExchange:
 
     # -- its life
 
-    async def _run(self) -> None:
+    async def _run(self, handle: "Callable[[FastExchange], Awaitable[None]]") -> None:
         try:
             try:
-                await self._fast_path.handle(self)
+                await handle(self)
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001 - explained to the caller, and counted if it is a bug of ours
@@ -288,15 +303,3 @@ class FastExchange:
         if self._account_id is not None:
             self._fast_path.bodies.give_back(self._account_id, self._taken)
         self._taken = 0
-
-
-def begin(
-    fast_path: FastPath, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
-) -> FastExchange | None:
-    """Start an exchange if `data` begins with an ordinary request; None if the general server must take it."""
-    head = read_head(data, fast_path.line)
-    if head is None:
-        return None
-    exchange = FastExchange(fast_path, transport, head, explain, on_end)
-    exchange.feed(data[head.end :])
-    return exchange

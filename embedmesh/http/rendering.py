@@ -46,10 +46,10 @@ def _http_date() -> str:
 
 def json_head(status: int, request_id: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
     """The head of a response with a JSON body of `body_bytes`."""
-    more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    more = "\r\n".join([f"x-request-id: {request_id}", *map(": ".join, headers.items())])
     head = (
         f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {body_bytes}\r\n"
-        f"Date: {_http_date()}\r\nServer: embedmesh\r\nx-request-id: {request_id}\r\n{more}\r\n"
+        f"Date: {_http_date()}\r\nServer: embedmesh\r\n{more}\r\n\r\n"
     )
     return head.encode("ascii")
 

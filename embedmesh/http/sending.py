@@ -6,6 +6,7 @@ neither: if `send` is cancelled, nothing is delivered, whatever has left.
 """
 
 import asyncio
+from typing import NamedTuple
 
 from embedmesh.rules.exchange import Delivery
 
@@ -14,6 +15,37 @@ SINGLE_WRITE_BYTES_MAX = (
 )  # in one write: a socket that is writable again has room for a third of its buffer, or 28 kB
 TLS_PIECE_BYTES = 64 * 1024  # TLS buffers all that it is given; after each piece we wait until it is sent
 TLS_TURNS = 3  # of the event loop, until TLS reports that a write to its socket has failed
+
+
+class Rest(NamedTuple):
+    """What `send_now` could not end: whether any of the body has left, and what of it is not written yet."""
+
+    begun: bool
+    unwritten: bytes = b""
+    gone: bool = False
+
+
+def send_now(transport: asyncio.Transport, head: bytes, body: bytes) -> Rest | None:
+    """Write a reply, over no TLS; None if the kernel has all of it, else `Sending.finish` must end it.
+
+    The transport's write buffer must be empty. Once one byte has left, the caller pays, whatever becomes of the others:
+    so it leaves alone where a write might take a part only.
+    """
+    if transport.is_closing():
+        return Rest(False, gone=True)
+    single = len(body) <= SINGLE_WRITE_BYTES_MAX
+    transport.write(head + body if single else head + body[:1])
+    if transport.is_closing():  # the write has failed: nothing has left
+        return Rest(False, gone=True)
+    left = transport.get_write_buffer_size()
+    if single:
+        return Rest(left < len(body)) if left else None
+    if left:
+        return Rest(False, body[1:])
+    transport.write(memoryview(body)[1:])
+    if transport.is_closing():
+        return Rest(True, gone=True)
+    return Rest(True) if transport.get_write_buffer_size() else None
 
 
 class Sending:
@@ -36,18 +68,16 @@ class Sending:
         Raises ConnectionResetError if the caller went before any of the body had left.
         """
         transport, size = self._transport, len(body)
-        tls = transport.get_extra_info("ssl_object") is not None
-        if tls:
-            ends = [1, *range(TLS_PIECE_BYTES, size, TLS_PIECE_BYTES), size]
-        else:  # once one byte has left, the caller pays, whatever becomes of the others
-            ends = [size] if size <= SINGLE_WRITE_BYTES_MAX else [1, size]
+        if transport.get_extra_info("ssl_object") is None:
+            rest = send_now(transport, head, body)
+            return Delivery.WHOLE if rest is None else await self.finish(rest)
         begun, start = False, 0
         try:
-            for end in ends:
+            for end in (1, *range(TLS_PIECE_BYTES, size, TLS_PIECE_BYTES), size):
                 if transport.is_closing():
                     break
                 transport.write(memoryview(body)[start:end] if start else head + body[:end])
-                if tls and not start:
+                if not start:
                     for _ in range(TLS_TURNS):
                         await asyncio.sleep(0)
                 if transport.is_closing() or self._gone:  # the write has failed: nothing of this piece has left
@@ -62,9 +92,23 @@ class Sending:
         finally:
             if self._late is not None:
                 self._late.cancel()
-        if begun:
-            return Delivery.BROKEN_OFF
-        raise ConnectionResetError("the caller went before any of the reply was sent")
+        return _broken_off(begun)
+
+    async def finish(self, rest: Rest) -> Delivery:
+        """End what `send_now` has begun. Returns and raises what `send` does."""
+        transport = self._transport
+        try:
+            if rest.gone or not await self._empty():
+                return _broken_off(rest.begun)
+            if not rest.unwritten:
+                return Delivery.WHOLE
+            transport.write(rest.unwritten)
+            if transport.is_closing() or (transport.get_write_buffer_size() and not await self._empty()):
+                return Delivery.BROKEN_OFF
+            return Delivery.WHOLE
+        finally:
+            if self._late is not None:
+                self._late.cancel()
 
     def resume_writing(self) -> None:
         """What was written is in the kernel."""
@@ -76,8 +120,8 @@ class Sending:
 
     async def _empty(self) -> bool:
         """Wait until what was written is in the kernel. Returns False if it never will be."""
-        if self._gone:
-            return False
+        if self._gone or not self._transport.get_write_buffer_size():
+            return not self._gone
         loop = asyncio.get_running_loop()
         self._emptied = loop.create_future()
         if self._late is None:
@@ -91,3 +135,10 @@ class Sending:
     def _wake(self, emptied: bool) -> None:
         if self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(emptied)
+
+
+def _broken_off(begun: bool) -> Delivery:
+    """How a delivery ended that is not whole: after it had `begun`, or else by a ConnectionResetError."""
+    if begun:
+        return Delivery.BROKEN_OFF
+    raise ConnectionResetError("the caller went before any of the reply was sent")

@@ -6,8 +6,7 @@ import time
 class SystemClock:
     """Implements the port `Clock`."""
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)  # itself, without a call of ours around it
 
     def unix_ms(self) -> int:
         return time.time_ns() // 1_000_000
