@@ -4,10 +4,9 @@ A policy may prefer a node that has no room now. Then none is chosen, and the re
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from embedmesh.fleet.candidates import Candidate
-from embedmesh.fleet.queued import QueuedRequest
 from embedmesh.fleet.registry import Node
 from embedmesh.fleet.spread import part_tokens_max
 from embedmesh.rules.ports import Dice
@@ -70,11 +69,20 @@ def _any(options: Sequence[Option], dice: Dice) -> Option:
     return options[0] if len(options) == 1 else options[int(dice.random() * len(options))]
 
 
+class Choosing(Protocol):
+    """A request for which a node is chosen."""
+
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def whole(self) -> bool: ...
+
+
 def choose_candidate(
     policy: Policy,
     dice: Dice,
     candidates: list[Candidate],
-    request: QueuedRequest,
+    request: Choosing,
     tokens: int,
     ahead: int,
     *,

@@ -8,16 +8,19 @@ This code never waits: it hands parts to callbacks, and takes time and dice as a
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from embedmesh.fleet.admission import check_admission
+from embedmesh.fleet.at_once import SOON_S, part_at_once
 from embedmesh.fleet.candidates import Candidate, candidates_of
 from embedmesh.fleet.choose import Policy, choose_candidate, fastest
 from embedmesh.fleet.fair_queue import FairQueue, size_of
+from embedmesh.fleet.look_again import CallLater, LookAgain
 from embedmesh.fleet.queued import QueuedRequest, Remainder
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.retries import Retries, had_begun
+from embedmesh.fleet.running import Running
 from embedmesh.fleet.spread import WHOLE_TOKENS_MAX, cut, in_order, stays_whole
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.errors import (
@@ -30,15 +33,10 @@ from embedmesh.rules.forwarding import Asker, Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock, Dice
 
-SOON_S = 1.0  # every request may take thirty: a better estimate below this changes nothing
 LOOK_AHEAD = 4  # requests that found no node, after which those behind them wait, too
 SKIP_MAX = 64  # the same, counting those for which too little is ahead to use a slow node
 QUEUED_TOKENS_MAX = 20_000_000  # of one model: 80 MB of ids, and ten minutes at thirty thousand tokens a second
 OWN_ACCOUNT = ""  # stands for the account of the gateway's own questions
-LOOK_AGAIN_MIN_S, LOOK_AGAIN_MAX_S = 0.001, 0.02  # for a node that will soon be free, and for one that says nothing
-
-CallLater = Callable[[float, Callable[[], None]], object]
-"""Seconds from now, what to do. The loop's `call_later`, or a simulator's."""
 
 
 class Scheduler:
@@ -59,13 +57,12 @@ class Scheduler:
         self.retries = Retries(registry, clock, hedge=hedge)
         self._clock = clock
         self._dice = dice
-        self._call_later = call_later
         self._policy = policy
         self._queues: dict[str, FairQueue] = {}  # by model; none that is empty
-        self._running: dict[Part, tuple[Node, bool]] = {}  # where, and whether its request was cut
+        self._running = Running(registry, clock)
         self._numbers = itertools.count()
         self._assigning = False
-        self._look_again_at = float("inf")
+        self._later = LookAgain(clock, call_later, self.assign)
         registry.on_change.append(self.assign)
 
     # -- the port Fleet
@@ -103,6 +100,29 @@ class Scheduler:
         self.retries.budget.request()
         return self._enter(model, counted, account_id, asker, frozenset())
 
+    def try_now(self, model: Model, counted: Counted) -> Part | None:
+        if self._queues:
+            return None  # there is an order to keep
+        now = self._clock.monotonic()
+        found = part_at_once(model.id, counted, self.registry.ready(model.id), now, self._dice, self._policy)
+        if found is None:
+            return None
+        node, part = found
+        self.retries.budget.request()
+        self._running.begin(part, node, now, bulk=False)
+        return part
+
+    def answered_now(self, part: Part) -> None:
+        node = self._running.answered(part)
+        if self._queues:
+            self.assign(node)
+
+    def adopt(self, model: Model, counted: Counted, account_id: str, asker: Asker, part: Part) -> QueuedRequest:
+        request = self._request(model, counted, account_id, asker, frozenset())
+        request.taken[part] = request.remainders.pop()
+        asker.take(part)
+        return request
+
     def repeat(self, model: Model, counted: Counted, asker: Asker, avoid: frozenset[str]) -> QueuedRequest:
         """Enter a question of our own, with a share like an account's. It never goes to the nodes to `avoid`."""
         return self._enter(model, counted, OWN_ACCOUNT, asker, avoid)
@@ -124,14 +144,11 @@ class Scheduler:
 
     def ended(self, request: QueuedRequest, part: Part, failure: NodeFailure | None) -> bool:
         """A part of it was answered right, or failed. Returns whether the inputs of a failed one wait again."""
-        node = self._end(part, well=failure is None, late=isinstance(failure, NodeTooSlow))
         remainder = request.taken.pop(part)
         if failure is None:
-            node.counts["answers"] += 1
-            node.counts["tokens"] += part.tokens
-            self.registry.answered_right(node)
-            self.assign(node)
+            self.answered_now(part)
             return False
+        node = self._running.end(part, well=False, late=isinstance(failure, NodeTooSlow))
         self.registry.failed(node, failure)
         if any(other.rows == part.rows for other in request.taken):
             return True  # a hedge: the other node still works on it
@@ -161,7 +178,7 @@ class Scheduler:
 
     def abandoned(self, part: Part, *, late: bool = False) -> None:
         """A part was given up through no fault of the node; with `late`, because the node is slow."""
-        self.assign(self._end(part, well=False, late=late))
+        self.assign(self._running.end(part, well=False, late=late))
 
     # -- who gets what
 
@@ -183,16 +200,31 @@ class Scheduler:
         self, model: Model, counted: Counted, account_id: str, asker: Asker, avoid: frozenset[str]
     ) -> QueuedRequest:
         nodes = self.registry.ready(model.id)
-        inputs_max = max([node.inputs_max for node in nodes], default=1)
         if counted.texts is None and nodes and not any(node.reads_ids for node in nodes):
             raise InvalidValue(
                 "The servers that run this model take no token ids. Send the text itself.", param="input"
             )
-        lengths, tokens = counted.lengths, counted.tokens
+        tokens = counted.tokens
         queue = self._queues.get(model.id)
         if queue is not None and queue.tokens + tokens > QUEUED_TOKENS_MAX and queue.heap:
             raise Overloaded("The queue for this model is full. Try again shortly.", retry_after_s=5.0)
-        request = QueuedRequest(
+        request = self._request(model, counted, account_id, asker, avoid)
+        if queue is None and not self._assigning and self._assign_at_once(request, nodes):
+            return request
+        queue = self._queues.setdefault(model.id, FairQueue())
+        for remainder in request.remainders:
+            queue.add(request, remainder.tokens)
+        queue.tag(request, tokens)
+        queue.push(request)
+        self.assign()
+        return request
+
+    def _request(
+        self, model: Model, counted: Counted, account_id: str, asker: Asker, avoid: frozenset[str]
+    ) -> QueuedRequest:
+        lengths, tokens = counted.lengths, counted.tokens
+        inputs_max = max([node.inputs_max for node in self.registry.ready(model.id)], default=1)
+        return QueuedRequest(
             scheduler=self,
             model_id=model.id,
             account_id=account_id,
@@ -205,15 +237,6 @@ class Scheduler:
             remainders=[Remainder(tuple(in_order(lengths, inputs_max)), tokens, avoid)],
             number=next(self._numbers),
         )
-        if queue is None and not self._assigning and self._assign_at_once(request, nodes):
-            return request
-        queue = self._queues.setdefault(model.id, FairQueue())
-        for remainder in request.remainders:
-            queue.add(request, remainder.tokens)
-        queue.tag(request, tokens)
-        queue.push(request)
-        self.assign()
-        return request
 
     def _assign_at_once(self, request: QueuedRequest, nodes: Sequence[Node]) -> bool:
         """Where the queue is empty there is no order to keep. Returns whether all of the request was given out."""
@@ -252,7 +275,7 @@ class Scheduler:
         for request in skipped:
             queue.push(request)
         if queue.heap and candidates:
-            self._look_again(candidates, model_id)
+            self._later.look(candidates, some_hidden=len(candidates) < len(self.registry.ready(model_id)))
 
     def _give_out(
         self,
@@ -304,15 +327,9 @@ class Scheduler:
             ask=node.asks.get(request.model_id, 0),
         )
         request.taken[part] = remainder
-        self._running[part] = node, not request.whole
-        node.load.began(taken.tokens, now, bulk=not request.whole)
+        self._running.begin(part, node, now, bulk=not request.whole)
         candidate.look(now)
         return part
-
-    def _end(self, part: Part, *, well: bool, late: bool = False) -> Node:
-        node, bulk = self._running.pop(part)
-        node.load.ended(part.tokens, self._clock.monotonic(), well=well, bulk=bulk, late=late)
-        return node
 
     def _give_up(self, request: QueuedRequest, queue: FairQueue | None) -> None:
         if queue is not None:
@@ -325,22 +342,3 @@ class Scheduler:
             request = queue.pop()
             if request.remainders:
                 self._give_up(request, queue)
-
-    def _look_again(self, candidates: list[Candidate], model_id: str) -> None:
-        """Assign again by the clock: no event tells that a node is nearly free, or silent for too long."""
-        now = self._clock.monotonic()
-        full = [candidate.room_in_s for candidate in candidates if not candidate.room(False)]  # no idle slow ones
-        soonest_s = min(full, default=LOOK_AGAIN_MAX_S)
-        if len(candidates) < len(self.registry.ready(model_id)):
-            soonest_s = 0.0  # a node that is no candidate may be idle
-        at = now + min(max(soonest_s, LOOK_AGAIN_MIN_S), LOOK_AGAIN_MAX_S)
-        if at >= self._look_again_at > now:
-            return
-        self._look_again_at = at
-
-        def look() -> None:
-            if self._look_again_at == at:
-                self._look_again_at = float("inf")
-                self.assign()
-
-        self._call_later(at - now, look)

@@ -23,15 +23,16 @@ class Bill:
     owes, that is a bug and the bill is released, too. After the work the bill belongs to the reply that it pays for.
     """
 
+    state = HoldState.OPEN
+    metered: tuple[Metered, ...] | None = None
+    shares: tuple[Share, ...] = ()
+    cost = 0  # nano-USD
+    tokens = 0
+
     def __init__(self, ledger: Ledger, hold: Hold, until: float) -> None:
         """`until` is when the work must be done, on the monotonic clock."""
         self.hold = hold
         self.until = until
-        self.state = HoldState.OPEN
-        self.metered: tuple[Metered, ...] | None = None
-        self.shares: tuple[Share, ...] = ()
-        self.cost = 0  # nano-USD
-        self.tokens = 0
         self._ledger = ledger
 
     def __enter__(self) -> "Bill":
@@ -120,7 +121,7 @@ async def set_aside(
     waiting = waiting or waiters()
     until = clock.monotonic() + within_s
     while True:
-        hold = _new(request_id or new_id("req", clock), caller, cost, within_s, clock)
+        hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
         prior = await ledger.hold(hold, claim)
         if prior is None or claim is None:
             return Bill(ledger, hold, until)
@@ -163,7 +164,8 @@ async def _reply_of(
     return None  # its hold was refused, or it was forgotten
 
 
-def _new(hold_id: str, caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
+def new_hold(hold_id: str, caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
+    """A hold that lasts until the reply to a request of `within_s` seconds must be written."""
     lasts_s = within_s + WRITE_REPLY_S + HOLD_GRACE_S
     return Hold(
         hold_id=hold_id,

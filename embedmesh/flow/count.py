@@ -37,7 +37,7 @@ async def count(
     Without a tokenizer the bytes of each text bound its tokens. Counting that may take longer than a millisecond is
     done off the event loop, in turns, and only as far as the caller can pay.
     """
-    counted = _count_soon(call, model, tokenizer, cl100k)
+    counted = count_soon(call, model, tokenizer, cl100k)
     if counted is not None:
         return counted
     can_pay = await can_pay_for(model) if can_pay_for is not None else None
@@ -55,7 +55,7 @@ def count_now(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Dec
             return counted
 
 
-def _count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted | None:
+def count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted | None:
     """Count short texts that fit at once; None for anything else."""
     if tokenizer is None or sum(map(len, call.ids)) > SOON_IDS_MAX or (call.ids and model.token_ids == "native"):
         return None

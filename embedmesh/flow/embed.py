@@ -8,16 +8,16 @@ import msgspec
 
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.cache import Learnt, Remembered
-from embedmesh.flow.count import count
-from embedmesh.flow.forward import forward, time_allowed_s
+from embedmesh.flow.count import count, count_soon
+from embedmesh.flow.forward import Begun, forward, time_allowed_s
 from embedmesh.flow.operation import Bound, CanPayFor
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.rules.embeddings import Call, Counted
+from embedmesh.rules.embeddings import Call, Counted, EmbedVectors
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import CACHED_HEADER, NODE_HEADER, Reply, RequestHead
-from embedmesh.rules.forwarding import Answer
+from embedmesh.rules.forwarding import Answer, Part, Share
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
@@ -43,6 +43,10 @@ class Dialect(Protocol):
 
     def parse(self, body: bytes, catalogue: Catalogue, terms: ParseTerms, *, named: str | None) -> tuple[Call, Model]:
         """The call and its model; `named` is the model that the path names. Raises a CallerFailure."""
+        ...
+
+    def parse_ordinary(self, body: bytes, catalogue: Catalogue) -> tuple[Call, Model] | None:
+        """The same for a request that needs no closer look; None for any other."""
         ...
 
     def reply_bytes_max(self, call: Call, width: int) -> int:
@@ -74,6 +78,11 @@ class Embeddings:
     def parse(self, world: World, head: RequestHead, body: bytes) -> "EmbeddingsCall":
         return EmbeddingsCall(self.dialect, *self.dialect.parse(body, world.catalogue, world.terms, named=head.model))
 
+    def parse_now(self, world: World, body: bytes) -> "EmbeddingsCall | None":
+        """An ordinary request; None for any other."""
+        parsed = self.dialect.parse_ordinary(body, world.catalogue)
+        return EmbeddingsCall(self.dialect, *parsed) if parsed is not None else None
+
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
         models = world.catalogue.models if model is None else (model,)
         return min(world.prices.of(each, account_id) for each in models)
@@ -86,18 +95,34 @@ class EmbeddingsCall:
     """One valid request. Implements the protocol `Invocation`."""
 
     streams = False
+    counted: Counted
+    begun: Begun | None = None  # an attempt that is under way already
+    _found: Remembered | None = None  # in the cache
+    _missing: Counted  # what has to be embedded
+    _free_tokens = 0
+    _price = 0
+    _learnt: Learnt | None = None
 
     def __init__(self, dialect: Dialect, call: Call, model: Model) -> None:
         self.model = model
         self.user = call.user
         self._dialect = dialect
         self._call = call
-        self._counted: Counted
-        self._found: Remembered | None = None  # in the cache
-        self._missing: Counted  # what has to be embedded
-        self._free_tokens = 0
-        self._price = 0
-        self._learnt: Learnt | None = None
+
+    def count_now(self, world: World, caller: Caller) -> Metered | None:
+        """Count at once, nothing looked for in a cache: what is metered; None if that may take longer."""
+        tokenizer = world.tokenizers.get(self.model.id)
+        counted = count_soon(self._call, self.model, tokenizer, world.cl100k)
+        if counted is None:
+            return None
+        self.counted = self._missing = counted
+        self._price = price = world.prices.of(self.model, caller.account_id)
+        return Metered(INPUT, counted.tokens, price)
+
+    def answer(self, vectors: EmbedVectors, part: Part) -> Embedded:
+        """The result, of one node's answer to all inputs."""
+        share = Share(part.node_id, vectors.tokens, part.ask)
+        return Embedded(Answer(vectors.data, self.model.width, vectors.tokens, (share,)), 0)
 
     @property
     def reply_bytes_max(self) -> int:
@@ -109,17 +134,17 @@ class EmbeddingsCall:
 
     @property
     def kept_bytes(self) -> int:
-        return len(self._counted.lengths) * self.model.width * COMPONENT_BYTES
+        return len(self.counted.lengths) * self.model.width * COMPONENT_BYTES
 
     async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
         tokenizer = world.tokenizers.get(self.model.id)
-        self._counted = await count(
+        self.counted = await count(
             self._call, self.model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for
         )
-        return self._counted.tokens
+        return self.counted.tokens
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
-        counted, model = self._counted, self.model
+        counted, model = self.counted, self.model
         if caller.cache is not CachePolicy.OFF:
             self._found = world.cache.look(caller.account_id, model, counted)
         found = self._found
@@ -143,7 +168,7 @@ class EmbeddingsCall:
         if missing.lengths:
             left_s = bill.until - world.clock.monotonic()
             answer = await forward(
-                self.model, missing, bill.hold, left_s, world.fleet, world.client, verify, world.observer
+                self.model, missing, bill.hold, left_s, world.fleet, world.client, verify, world.observer, self.begun
             )
             if found is not None:
                 self._learnt = world.cache.learn(missing, answer)
@@ -151,7 +176,7 @@ class EmbeddingsCall:
             answer = found.join(answer, self.model.width)
         assert answer is not None
         bill.owe(self._metered(answer.tokens), shares=answer.shares)
-        return Embedded(answer, self._counted.truncated, found.inputs if found is not None else None)
+        return Embedded(answer, self.counted.truncated, found.inputs if found is not None else None)
 
     def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
         headers[NODE_HEADER] = ",".join([share.node_id for share in result.answer.shares[:NODES_NAMED_MAX]])

@@ -24,11 +24,32 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
-from embedmesh.rules.forwarding import Answer, Fleet, NodeClient, Observer, Part, Share, Ticket, Verify
+from embedmesh.rules.forwarding import Answer, Attempt, Fleet, NodeClient, Observer, Part, Share, Ticket, Verify
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.models import Model
 
 RETRY_AFTER_MAX_S = 60.0  # the most that one node's Retry-After counts: others may be free before
+
+
+class Begun:
+    """An attempt that was begun without a coroutine, from when on one waits for it."""
+
+    def __init__(self, part: Part, attempt: Attempt, spent_s: float) -> None:
+        """It has taken `spent_s` until now."""
+        loop = asyncio.get_running_loop()
+        self.part = part
+        self.at = loop.time() - spent_s  # when it began
+        self._attempt = attempt
+        self.outcome: asyncio.Future[EmbedVectors] = loop.create_future()
+        self.outcome.add_done_callback(lambda outcome: outcome.cancelled() or outcome.exception())  # it is not awaited
+
+    async def reply(self) -> EmbedVectors:
+        """The node's answer, not yet checked. Raises a NodeFailure. Cancelling it breaks the attempt off."""
+        try:
+            return await self.outcome
+        except asyncio.CancelledError:
+            self._attempt.cancel()
+            raise
 
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
@@ -51,14 +72,19 @@ async def forward(
     client: NodeClient,
     verify: Verify,
     observer: Observer,
+    begun: Begun | None = None,
 ) -> Answer:
     """Get right answers to all inputs from the nodes that would be done first, or else from others.
 
-    Raises NoNodeAvailable, Overloaded, BadNodeResponse or DeadlineExceeded.
+    `begun` is an attempt for all inputs that is under way. Raises NoNodeAvailable, Overloaded, BadNodeResponse or
+    DeadlineExceeded.
     """
-    fleet.may_wait(model, counted.tokens, held.account_id)  # other requests may have come while the hold became durable
-    asking = Asking(model, counted, held.hold_id, client, verify, observer, within_s)
-    ticket = fleet.enter(model, counted, held.account_id, asking)
+    asking = Asking(model, counted, held.hold_id, client, verify, observer, within_s, begun)
+    if begun is not None:
+        ticket = fleet.adopt(model, counted, held.account_id, asking, begun.part)
+    else:
+        fleet.may_wait(model, counted.tokens, held.account_id)  # others may have come while the hold became durable
+        ticket = fleet.enter(model, counted, held.account_id, asking)
     try:
         return await asking.answer(ticket)
     except TimeoutError:
@@ -80,8 +106,9 @@ class Asking:
         verify: Verify,
         observer: Observer,
         within_s: float,
+        begun: Begun | None = None,
     ) -> None:
-        """All attempts together may take `within_s` seconds."""
+        """All attempts together may take `within_s` seconds. One of them may have `begun`."""
         self._time = asyncio.get_running_loop().time
         self._until = self._time() + within_s
         self._model = model
@@ -90,6 +117,7 @@ class Asking:
         self._client = client
         self._verify = verify
         self._observer = observer
+        self._begun = begun
         self._parts: deque[Part] = deque()  # to be asked
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = _Answers(counted.lengths, model.width * 4)
@@ -153,9 +181,15 @@ class Asking:
                 self._observer.answered(self._model, self._counted, part, reply)
 
     async def _attempt(self, ticket: Ticket, part: Part) -> EmbedVectors:
+        begun, self._begun = self._begun, None  # only the first attempt can be it
+        spent_s = self._time() - begun.at if begun is not None else 0.0
+        allowed_s = max(0.0, min(self._left_s(), attempt_s(part.expected_s) - spent_s))
         try:
-            with within(min(self._left_s(), attempt_s(part.expected_s)), partial(self._more_s, ticket, part)):
-                reply = await self._client.embed(part, self._model, self._counted, self._request_id)
+            with within(allowed_s, partial(self._more_s, ticket, part)):
+                if begun is not None:
+                    reply = await begun.reply()
+                else:
+                    reply = await self._client.embed(part, self._model, self._counted, self._request_id)
         except TimeoutError:
             if not self._left_s():
                 raise  # the request's own time has passed

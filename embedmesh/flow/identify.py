@@ -13,18 +13,24 @@ async def identify(authorization: str | None, keys: Keys, *any_of: str, api_key:
 
     Raises InvalidApiKey, InsufficientScope, Overloaded, StoreUnavailable, or InvalidValue if the two headers differ.
     """
+    token = token_of(authorization, api_key)
+    caller = await keys.find(token) if token is not None else None
+    if caller is None:
+        raise InvalidApiKey("The API key is missing or not valid. Send it as `Authorization: Bearer YOUR_KEY`.")
+    if any_of and caller.scopes.isdisjoint(any_of):
+        raise InsufficientScope(f"This API key may not do this: it lacks the scope `{any_of[0]}`.")
+    return caller
+
+
+def token_of(authorization: str | None, api_key: str | None) -> str | None:
+    """The key in the two headers; None where there is none. Raises InvalidValue if they differ."""
     scheme, _, token = (authorization or "").partition(" ")
     good = scheme.lower() == "bearer" and 0 < len(token) <= HEADER_CHARS_MAX
     if api_key is not None:
         if authorization and not (good and token.strip() == api_key.strip()):
             raise InvalidValue("`Authorization` and `api-key` carry different keys. Send one of them.")
         token, good = api_key, 0 < len(api_key) <= HEADER_CHARS_MAX
-    caller = await keys.find(token.strip()) if good else None
-    if caller is None:
-        raise InvalidApiKey("The API key is missing or not valid. Send it as `Authorization: Bearer YOUR_KEY`.")
-    if any_of and caller.scopes.isdisjoint(any_of):
-        raise InsufficientScope(f"This API key may not do this: it lacks the scope `{any_of[0]}`.")
-    return caller
+    return token.strip() if good else None
 
 
 def may_use(caller: Caller, model: Model) -> None:

@@ -8,7 +8,7 @@ charge. Nothing is remembered of work that was not paid. What differs by operati
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from embedmesh.flow.idempotency import Kept, check_key, check_room, pack, unpack
 from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.means import Means
 from embedmesh.flow.operation import CanPay, Invocation, Operation
+from embedmesh.flow.retries import Shared
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import CallerFailure, Failure, InsufficientQuota, InvalidValue, Overloaded
 from embedmesh.rules.exchange import (
@@ -148,18 +149,9 @@ def _take_room(world: World, caller: Caller, call: Invocation) -> int:
 async def _answer(world: World, request: Request, reply_bytes: int, deliver: Deliver) -> Outcome:
     """From a valid request to the delivery of its reply. Raises a Failure, or what `deliver` raises."""
     _, caller, head, body, call, operation = request
-    delivery = Delivery.WHOLE
-
-    async def hand_over(done: Done) -> None:
-        nonlocal delivery
-        if done.bill is not None:
-            done.bill.check_time(world.clock)
-        delivery = await deliver(_with_limits(done.reply, world.rate_limits.left(caller)))
-        _settle(world, request, done, delivery)
-
+    delivering = _Delivering(world, request, deliver)
     if request.again and head.idempotency_key is None and (kept := world.unread.find(caller, body)) is not None:
-        await hand_over(Done(_replayed(world, request, kept)))
-        return Outcome(call.model.id, 0, 0, delivery)
+        return await delivering.alone(Done(_replayed(world, request, kept)))
 
     with _spent_if_refused(world, caller, body):
         tokens = await call.count(world, caller, partial(_can_pay_for, world, operation, head, caller, body))
@@ -171,17 +163,75 @@ async def _answer(world: World, request: Request, reply_bytes: int, deliver: Del
         claim = world.claim_of(head.idempotency_key, body)
     work = partial(_work, world, request, tokens, claim)
     if head.retries is None or claim is not None or call.streams:
-        done = await work()
+        return await delivering.alone(await work())
+    return await delivering.shared(_join(world, request, work, reply_bytes))
+
+
+class _Delivering:
+    """Delivers a reply and charges it, in one step."""
+
+    def __init__(self, world: World, request: Request, deliver: Deliver) -> None:
+        self._world = world
+        self._request = request
+        self._deliver = deliver
+        self._delivery = Delivery.WHOLE
+
+    async def alone(self, done: Done) -> Outcome:
+        """Raises what the delivery raises; then nothing is charged."""
         try:
-            await hand_over(done)
+            await self._hand_over(done)
         finally:
             done.close()
-    else:
-        done = await world.single_flight.work(
-            caller, body, reply_bytes=reply_bytes, again=request.again, begin=work, deliver=hand_over
-        )
-    bill = done.bill
-    return Outcome(call.model.id, bill.tokens if bill else 0, bill.cost if bill else 0, delivery)
+        return self._outcome(done)
+
+    async def shared(self, work: Shared[Done]) -> Outcome:
+        """The same for what others may wait for, too. Raises what the work raises."""
+        return self._outcome(await self._world.single_flight.take(work, self._hand_over))
+
+    async def _hand_over(self, done: Done) -> None:
+        world, request = self._world, self._request
+        if done.bill is not None:
+            done.bill.check_time(world.clock)
+        self._delivery = await self._deliver(with_limits(done.reply, world.rate_limits.left(request.caller)))
+        _settle(world, request, done, self._delivery)
+
+    def _outcome(self, done: Done) -> Outcome:
+        bill, model = done.bill, self._request.call.model.id
+        return Outcome(model, bill.tokens if bill else 0, bill.cost if bill else 0, self._delivery)
+
+
+def _join(world: World, request: Request, work: Callable[[], Awaitable[Done]], reply_bytes: int) -> Shared[Done]:
+    """Begin the work, or join it if this is the same request again."""
+    return world.single_flight.join(
+        request.caller, request.body, reply_bytes=reply_bytes, again=request.again, begin=work
+    )
+
+
+class Continued:
+    """A request that was begun in one step, and is a matter of coroutines from now on. A retry finds it at once."""
+
+    def __init__(self, world: World, request: Request, work: Callable[[], Awaitable[Done]]) -> None:
+        self._world = world
+        self._request = request
+        self._work = work
+        shared = request.head.retries is not None
+        self._shared = _join(world, request, work, request.call.reply_bytes_max) if shared else None
+
+    async def deliver(self, deliver: Deliver) -> Outcome:
+        """Answer it, as `serve` does."""
+        try:
+            delivering = _Delivering(self._world, self._request, deliver)
+            if self._shared is not None:
+                return await delivering.shared(self._shared)
+            return await delivering.alone(await self._work())
+        except Failure as failure:
+            failure.envelope = self._request.operation.envelope
+            raise
+
+    def leave(self) -> None:
+        """The caller has gone: a retry may find it. Only for a request of an SDK that tries again."""
+        assert self._shared is not None
+        self._world.single_flight.leave(self._shared)
 
 
 async def _work(world: World, request: Request, tokens: int, claim: Claim | None) -> Done:
@@ -189,7 +239,7 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
     caller, call = request.caller, request.call
     bound = call.bound(world, caller, claimed=claim is not None)
     if bound.free is not None and claim is None:  # no node, no debt, no hold
-        return Done(call.render(bound.free, _headers(world, request, 0)))
+        return Done(call.render(bound.free, reply_headers(world, request.began, 0)))
     try:
         bill = await set_aside(
             world.ledger,
@@ -206,12 +256,17 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
         raise
     if isinstance(bill, bytes):  # delivered and paid before
         return Done(_replayed(world, request, unpack(bill, request.operation.result)))
+    return await work_under(world, request, bill, claimed=claim is not None)
+
+
+async def work_under(world: World, request: Request, bill: Bill, *, claimed: bool = False) -> Done:
+    """Have the work done and render the reply. Raises a Failure; then the bill is released."""
+    call = request.call
     with bill:
         result = await call.work(world, bill)
-        headers = _headers(world, request, None if call.streams else bill.cost)
-        headers[REQUEST_HEADER] = bill.hold.hold_id
+        headers = reply_headers(world, request.began, None if call.streams else bill.cost, bill)
         kept = None if call.streams else Kept(result, bill.cost)
-        return Done(call.render(result, headers), bill, kept, claim is not None)
+        return Done(call.render(result, headers), bill, kept, claimed)
 
 
 def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> None:
@@ -221,7 +276,9 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
         if request.again and delivery is Delivery.WHOLE:
             world.unread.forget(caller, request.body)
         return
-    if bill.capture(_charge(world, request, bill), pack(kept) if kept is not None and done.claimed else None):
+    if bill.capture(
+        charge_of(world, caller, request.call, bill), pack(kept) if kept is not None and done.claimed else None
+    ):
         request.call.paid(world, caller)
     if done.claimed or kept is None:
         return  # the ledger keeps it; or it was a stream
@@ -231,15 +288,15 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
         world.unread.forget(caller, request.body)
 
 
-def _charge(world: World, request: Request, bill: Bill) -> Charge:
+def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Charge:
     """The ledger's record of a captured bill."""
-    metered, call = bill.metered or (), request.call
+    metered = bill.metered or ()
     single = metered[0].price if len(metered) == 1 and metered[0].meter is INPUT else None
     return Charge(
         cost_nanousd=bill.cost,
         tokens=bill.tokens,
         model=call.model.id,
-        key_id=request.caller.key_id,
+        key_id=caller.key_id,
         node_id=bill.shares[0].node_id,
         payables=_payables(bill, world.ask_max),
         user_hash=world.hash_user(call.user) if call.user is not None else None,
@@ -262,19 +319,20 @@ def _payables(bill: Bill, ask_max: int | None) -> tuple[Payable, ...]:
 
 
 def _replayed(world: World, request: Request, kept: Kept) -> Reply | StreamedReply:
-    return request.call.render(kept.result, _headers(world, request, kept.cost) | REPLAYED)
+    return request.call.render(kept.result, reply_headers(world, request.began, kept.cost) | REPLAYED)
 
 
-def _headers(world: World, request: Request, cost: int | None) -> dict[str, str]:
+def reply_headers(world: World, began: float, cost: int | None, bill: Bill | None = None) -> dict[str, str]:
     """The headers that every reply has; `cost` in nano-USD, if it is known before the delivery."""
-    seconds = world.clock.monotonic() - request.began
-    headers = {PROCESSING_HEADER: str(math.ceil(seconds * 1000))}
+    headers = {PROCESSING_HEADER: str(math.ceil((world.clock.monotonic() - began) * 1000))}
     if cost is not None:
         headers[COST_HEADER] = str(cost)
+    if bill is not None:
+        headers[REQUEST_HEADER] = bill.hold.hold_id
     return headers
 
 
-def _with_limits(reply: Reply | StreamedReply, left: tuple[RateLimit, ...]) -> Reply | StreamedReply:
+def with_limits(reply: Reply | StreamedReply, left: tuple[RateLimit, ...]) -> Reply | StreamedReply:
     """The reply with what is left of the limits of the caller's key, if it has any."""
     if not left:
         return reply

@@ -93,11 +93,20 @@ class Unread(Generic[K]):
             del self._accounts[account_id]
 
 
-class _Shared(Generic[R]):
+class Unshared(Protocol):
+    """A request that goes straight."""
+
+    def share(self) -> None:
+        """Let it go on as a shared work."""
+        ...
+
+
+class Shared(Generic[R]):
     """One work and those who wait for it."""
 
-    def __init__(self, task: "asyncio.Task[R]", account_id: str, reply_bytes: int) -> None:
+    def __init__(self, task: "asyncio.Task[R]", retry_id: RetryId, account_id: str, reply_bytes: int) -> None:
         self.task = task
+        self.retry_id = retry_id
         self.account_id = account_id
         self.reply_bytes = reply_bytes
         self.waiting = 0
@@ -112,33 +121,33 @@ class SingleFlight(Generic[R]):
         """`replies` bounds the bytes of replies that wait for a reader."""
         self._give_up = give_up
         self._replies = replies
-        self._shared: dict[RetryId, _Shared[R]] = {}
-        self._lingering: dict[_Shared[R], asyncio.TimerHandle] = {}
+        self.straight: dict[tuple[str, bytes], Unshared] = {}  # by key and body: what nobody can join yet
+        self._shared: dict[RetryId, Shared[R]] = {}
+        self._lingering: dict[Shared[R], asyncio.TimerHandle] = {}
         self._lingering_of: Counter[str] = Counter()  # by account
 
-    async def work(
-        self,
-        caller: Caller,
-        body: bytes,
-        *,
-        reply_bytes: int,
-        again: bool,
-        begin: Callable[[], Awaitable[R]],
-        deliver: Callable[[R], Awaitable[None]],
-    ) -> R:
-        """Begin the work, or join it if this is the same request `again`; deliver its result.
+    def join(
+        self, caller: Caller, body: bytes, *, reply_bytes: int, again: bool, begin: Callable[[], Awaitable[R]]
+    ) -> "Shared[R]":
+        """Begin the work, or join it if this is the same request `again`; then `take` its result, or `leave`.
 
-        The reply has at most `reply_bytes`. Raises what either raises.
+        The reply has at most `reply_bytes`.
         """
         retry_id = _retry_id(caller, body)
+        if again:
+            self._go_on(caller, body)
         shared = self._shared.get(retry_id) if again else None
         if shared is None or _failed(shared.task):  # a failure is reported once; the next request starts anew
             task = asyncio.ensure_future(begin())
-            shared = self._shared[retry_id] = _Shared(task, caller.account_id, reply_bytes)
+            shared = self._shared[retry_id] = Shared(task, retry_id, caller.account_id, reply_bytes)
             task.add_done_callback(_heard)
         elif shared in self._lingering:
             self._found(shared)
         shared.waiting += 1
+        return shared
+
+    async def take(self, shared: "Shared[R]", deliver: Callable[[R], Awaitable[None]]) -> R:
+        """Deliver the result of the work. Raises what either raises."""
         try:
             result = await asyncio.shield(shared.task)
             await deliver(result)
@@ -146,18 +155,28 @@ class SingleFlight(Generic[R]):
             return result
         except Failure:
             shared.refused = True
-            self._forget(retry_id, shared)
+            self._forget(shared)
             raise
         finally:
-            shared.waiting -= 1
-            if not shared.waiting:
-                self._left(retry_id, shared)
+            self.leave(shared)
+
+    def leave(self, shared: "Shared[R]") -> None:
+        """Its caller has gone, or was answered. The work goes on for a while, if nobody else waits."""
+        shared.waiting -= 1
+        if not shared.waiting:
+            self._left(shared)
 
     def under_way(self, caller: Caller, body: bytes) -> bool:
         """Whether the same request is under way, or its reply waits for a reader."""
+        self._go_on(caller, body)
         if not self._shared:
             return False
         return _retry_id(caller, body) in self._shared
+
+    def _go_on(self, caller: Caller, body: bytes) -> None:
+        """If the same request goes straight, it can be joined from now on."""
+        if (twin := self.straight.get((caller.key_id, body))) is not None:
+            twin.share()
 
     async def stop(self) -> None:
         """Give up all works that wait for a retry."""
@@ -166,21 +185,21 @@ class SingleFlight(Generic[R]):
             self._end(shared)
         await asyncio.sleep(0)
 
-    def _left(self, retry_id: RetryId, shared: _Shared[R]) -> None:
+    def _left(self, shared: Shared[R]) -> None:
         if shared.delivered or shared.refused or _failed(shared.task) or not self._may_linger(shared):
-            self._forget(retry_id, shared)
+            self._forget(shared)
             self._end(shared)
             return
 
         def nobody_came() -> None:
             self._found(shared)
-            self._forget(retry_id, shared)
+            self._forget(shared)
             self._end(shared)
 
         self._lingering_of[shared.account_id] += 1
         self._lingering[shared] = asyncio.get_running_loop().call_later(LINGER_S, nobody_came)
 
-    def _may_linger(self, shared: _Shared[R]) -> bool:
+    def _may_linger(self, shared: Shared[R]) -> bool:
         """Take room to wait for a retry, if there is any."""
         return (
             len(self._lingering) < LINGERING_MAX
@@ -188,7 +207,7 @@ class SingleFlight(Generic[R]):
             and self._replies.take(shared.account_id, shared.reply_bytes)
         )
 
-    def _found(self, shared: _Shared[R]) -> None:
+    def _found(self, shared: Shared[R]) -> None:
         """A retry has come, or its time is over."""
         self._lingering.pop(shared).cancel()
         self._replies.give_back(shared.account_id, shared.reply_bytes)
@@ -196,11 +215,11 @@ class SingleFlight(Generic[R]):
         if not self._lingering_of[shared.account_id]:
             del self._lingering_of[shared.account_id]
 
-    def _forget(self, retry_id: RetryId, shared: _Shared[R]) -> None:
-        if self._shared.get(retry_id) is shared:
-            del self._shared[retry_id]
+    def _forget(self, shared: Shared[R]) -> None:
+        if self._shared.get(shared.retry_id) is shared:
+            del self._shared[shared.retry_id]
 
-    def _end(self, shared: _Shared[R]) -> None:
+    def _end(self, shared: Shared[R]) -> None:
         """Nobody will take it any more."""
         if shared.delivered:
             return

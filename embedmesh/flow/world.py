@@ -12,7 +12,7 @@ from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.forwarding import Fleet, NodeClient, Observer
 from embedmesh.rules.holds import Claim
-from embedmesh.rules.ports import Catalogue, Clock, Decoder, Keys, Ledger, Prices, RateLimits, Tokenizer
+from embedmesh.rules.ports import Catalogue, Clock, Decoder, Ledger, Prices, RateLimits, RememberedKeys, Tokenizer
 from embedmesh.rules.served import ORDINARY, ParseTerms
 from embedmesh.rules.shares import Room, Shares
 
@@ -26,7 +26,7 @@ class World(msgspec.Struct, frozen=True):
     `hash_user` hashes the field `user` with the store's secret; `claim_of` hashes an `Idempotency-Key` with its body.
     """
 
-    keys: Keys
+    keys: RememberedKeys
     rate_limits: RateLimits
     prices: Prices
     catalogue: Catalogue

@@ -140,7 +140,7 @@ class FastExchange:
         self._after = after
         self._whole: asyncio.Future[None] | None = None  # `body` waits for it
         self._rest = rest
-        self._sending = Sending(transport, fast_path.write_s) if rest is not None else None  # of the reply, or a failure
+        self._sending = Sending(transport, fast_path.write_s) if rest is not None else None  # reply, or failure
         self._replied = rest is not None  # or has begun to
         self._answered = False
         self.answered_at: float | None = None  # on the loop's clock, while the remainder of a refused body is read
@@ -213,7 +213,7 @@ class FastExchange:
         if self._sending is not None:
             self._sending.lost()
         else:
-            self._task.cancel()
+            self._loop.call_soon(self._task.cancel)  # or one that has not begun would never begin
         if self._task.done():  # only the remainder of a refused body was still read
             self._end()
 

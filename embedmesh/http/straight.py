@@ -13,13 +13,14 @@ from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange,
 from embedmesh.http.rendering import json_head, own_request_id, request_id_of
 from embedmesh.http.sending import Rest, send_now
 from embedmesh.rules.exchange import Reply
-from embedmesh.rules.straight import Asked, GoOn, Straight
+from embedmesh.rules.straight import GoOn, Straight
 
 STRAIGHT_BODY_BYTES_MAX = 16 * 1024  # kept until the reply: beside the room for bodies, 16 MB of 1,024 requests
 KNOWN_HEAD_BYTES_MAX = 2_048  # of a head that its connection remembers: an SDK's has 700, and 10,000 take 20 MB
 LENGTH_LINE = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})(?=\r\n)", re.IGNORECASE)
 ZERO = ord("0")
 NEVER = b"\0"  # begins no request
+
 
 class KnownHead:
     """The last head of a connection that may go straight. The next one is likely to differ in its length only."""
@@ -56,7 +57,18 @@ class KnownHead:
 class StraightExchange:
     """One request on one connection. It has no task, unless it goes on as a FastExchange."""
 
-    __slots__ = ("_after", "_asked", "_explain", "_fast_path", "_head", "_on_end", "_slow", "_transport", "request_id")
+    __slots__ = (
+        "_after",
+        "_asked",
+        "_explain",
+        "_fast_path",
+        "_head",
+        "_on_end",
+        "_slow",
+        "_transport",
+        "own_id",
+        "request_id",
+    )
 
     def __init__(
         self,
@@ -75,6 +87,7 @@ class StraightExchange:
         self._slow: FastExchange | None = None
         callers_id = last.callers_id
         self.request_id = own_request_id() if callers_id is None else request_id_of(callers_id)
+        self.own_id = None if self.request_id == callers_id else self.request_id
 
     def ask(self, straight: Straight, known: Any, body: bytes) -> bool:
         """Whether the request is ordinary, and its work has begun."""

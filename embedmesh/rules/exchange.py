@@ -11,6 +11,7 @@ PROCESSING_HEADER = "openai-processing-ms"
 COST_HEADER = "x-embedmesh-cost-nanousd"
 NODE_HEADER = "x-embedmesh-node"
 CACHED_HEADER = "x-embedmesh-cached"
+RETRIES_DIGITS_MAX = 4
 
 
 class RequestHead(NamedTuple):
@@ -27,6 +28,20 @@ class RequestHead(NamedTuple):
     request_id: str | None = None
     api_key: str | None = None
     model: str | None = None
+
+    @classmethod
+    def read(cls, header: Callable[[str], str | None], request_id: str | None, model: str | None) -> "RequestHead":
+        """What the headers of a request say, by their names in lower case."""
+        retries = header("x-stainless-retry-count") or ""
+        known = retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX
+        return cls(
+            header("authorization"),
+            header("idempotency-key"),
+            int(retries) if known else None,
+            request_id,
+            header("api-key"),
+            model,
+        )
 
     def identity(self, body: bytes) -> bytes:
         """What two requests have in common that are the same request: the body, and the model in the path."""

@@ -90,6 +90,25 @@ class Fleet(Protocol):
         """Enter the queue. Parts come at once if a node has room. Raises Overloaded. Leave with the ticket."""
         ...
 
+    def try_now(self, model: Model, counted: Counted) -> Part | None:
+        """Give all inputs to a node as one part, if nobody waits and one that reads ids has room; else None.
+
+        It ends by `answered_now` or `abandoned`, or is adopted.
+        """
+        ...
+
+    def answered_now(self, part: Part) -> None:
+        """The part of `try_now` was answered right."""
+        ...
+
+    def abandoned(self, part: Part, *, late: bool = False) -> None:
+        """A part was given up, for a reason that does not count against the node. `late`: see `Ticket`."""
+        ...
+
+    def adopt(self, model: Model, counted: Counted, account_id: str, asker: Asker, part: Part) -> Ticket:
+        """A ticket for a request whose only part, of `try_now`, is running. The asker takes it at once."""
+        ...
+
 
 class NodeClient(Protocol):
     """One exchange with one node."""

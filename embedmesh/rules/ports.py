@@ -53,6 +53,11 @@ class Caller(msgspec.Struct, frozen=True):
     tokens_a_minute: int | None = None
     cache: CachePolicy = CachePolicy.OFF
     above: tuple[Above, ...] = ()
+    limited: bool = False  # whether the key or one above has a limit a minute
+
+    def __post_init__(self) -> None:
+        if self.requests_a_minute is not None or self.tokens_a_minute is not None or self.above:
+            msgspec.structs.force_setattr(self, "limited", True)
 
 
 class Keys(Protocol):
@@ -63,6 +68,14 @@ class Keys(Protocol):
 
         Raises StoreUnavailable where keys cannot be looked up, Overloaded where too many wait to be.
         """
+        ...
+
+
+class RememberedKeys(Keys, Protocol):
+    """Keys that are remembered for a while."""
+
+    def known(self, token: str) -> Caller | None:
+        """The caller behind a key that was found a moment ago; None for any other. Must not wait."""
         ...
 
 
@@ -84,6 +97,10 @@ class RateLimits(Protocol):
 
     async def take_tokens(self, caller: Caller, tokens: int) -> None:
         """Raises RateLimited or StoreUnavailable."""
+        ...
+
+    def take_now(self, caller: Caller, tokens: int, *, look: bool = False) -> bool:
+        """Take a request and its tokens, if both can be had without waiting; else nothing. `look`: only say so."""
         ...
 
     def spend_tokens(self, caller: Caller, tokens: int) -> None:

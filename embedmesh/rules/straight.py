@@ -17,8 +17,8 @@ class ToCaller(Protocol):
     """One request's way back to its caller."""
 
     @property
-    def request_id(self) -> str:
-        """The caller's own id where it brought one, else ours."""
+    def own_id(self) -> str | None:
+        """The id that we gave the request; None if its caller brought one, which is only echoed."""
         ...
 
     def deliver(self, reply: Reply) -> object | None:

@@ -69,7 +69,9 @@ class GatewayApp:
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
-            fast_path=FastPath(EMBEDDINGS_LINE, embeddings.answer, bodies, write_s=write_s, cors=cors),
+            fast_path=FastPath(
+                EMBEDDINGS_LINE, embeddings.answer, bodies, write_s=write_s, cors=cors, straight=embeddings.straight
+            ),
             other_paths=OTHER_PATHS,
             cors=cors,
             origins=origins,

@@ -2,6 +2,8 @@
 
 import base64
 import struct
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,7 +12,8 @@ from msgspec import Meta
 
 from embedmesh.dialects.openai.dialect import OpenAI
 from embedmesh.flow.embed import EMBED_SCOPE, Embeddings
-from embedmesh.flow.paid import serve
+from embedmesh.flow.paid import Outcome, serve
+from embedmesh.flow.straight import Straight
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.metrics import Metrics
 from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
@@ -23,7 +26,7 @@ from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import Failure, MethodNotAllowed, NotFound
-from embedmesh.rules.exchange import Delivery, RequestHead
+from embedmesh.rules.exchange import Delivery
 from embedmesh.rules.limits import (
     IDEMPOTENCY_KEY_CHARS_MAX,
     REQUEST_BODY_BYTES_MAX,
@@ -32,7 +35,6 @@ from embedmesh.rules.limits import (
 )
 from embedmesh.rules.shares import Room
 
-RETRIES_DIGITS_MAX = 4
 BROKEN_OFF = "broken_off"  # the outcome of a request whose reply the caller did not take to its end
 EMBEDDING_HEADERS = (
     "openai-processing-ms",
@@ -100,6 +102,7 @@ class EmbeddingsApi(Api):
         self._room = room
         self.bodies = bodies
         self._write_s = write_s
+        self.straight = Straight(world, EMBEDDINGS, room, metrics, self._go_on)
 
     async def create_embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create embeddings.
@@ -118,35 +121,35 @@ class EmbeddingsApi(Api):
 
     async def answer(self, exchange: Exchange, model_in_path: str | None = None) -> None:
         """Answer one request. The fast path calls this, too."""
-        began = self._world.clock.monotonic()
-        account: str | None = None  # once it has room
-        code = "dropped"  # the caller went, or a bug of ours
-        model = ""  # once it is known
+        watched = _Watched(self._world.clock.monotonic())
 
         async def receive(account_id: str) -> bytes:
-            nonlocal account
             body = await exchange.body(account_id)  # before there is room for it: bodies that never end would fill it
             self._room.take(account_id)
-            account = account_id
+            watched.account = account_id
             return body
 
-        def on_model(known: str) -> None:
-            nonlocal model
-            model = known
+        head = RequestHead.read(exchange.header, exchange.own_id, model_in_path)
+        outcome = serve(self._world, EMBEDDINGS, head, receive, exchange.deliver, watched.on_model)
+        await self._observe(watched, outcome)
 
+    async def _go_on(self, began: float, account: str, model: str, outcome: Awaitable[Outcome]) -> None:
+        await self._observe(_Watched(began, account, model), outcome)
+
+    async def _observe(self, watched: "_Watched", outcome: Awaitable[Outcome]) -> None:
+        """Count how a request ends, and give its room back."""
+        code = "dropped"  # the caller went, or a bug of ours
         try:
-            outcome = await serve(
-                self._world, EMBEDDINGS, _head(exchange, model_in_path), receive, exchange.deliver, on_model
-            )
-            code = "ok" if outcome.delivery is Delivery.WHOLE else BROKEN_OFF
-            self._metrics.delivered(outcome.model, outcome.tokens, outcome.cost_nanousd)
+            ended = await outcome
+            code = "ok" if ended.delivery is Delivery.WHOLE else BROKEN_OFF
+            self._metrics.delivered(ended.model, ended.tokens, ended.cost_nanousd)
         except Failure as failure:
             code = failure.code
             raise
         finally:
-            if account is not None:
-                self._room.give_back(account)
-            self._metrics.ended(code, model, self._world.clock.monotonic() - began)
+            if watched.account is not None:
+                self._room.give_back(watched.account)
+            self._metrics.ended(code, watched.model, self._world.clock.monotonic() - watched.began)
 
     ROUTES = (
         Route(
@@ -169,17 +172,17 @@ class EmbeddingsApi(Api):
     )
 
 
-def _head(exchange: Exchange, model_in_path: str | None) -> RequestHead:
-    """What the head of an embedding request has for the flow."""
-    retries = exchange.header("x-stainless-retry-count") or ""
-    return RequestHead(
-        exchange.header("authorization"),
-        exchange.header("idempotency-key"),
-        int(retries) if retries.isascii() and retries.isdigit() and len(retries) <= RETRIES_DIGITS_MAX else None,
-        exchange.own_id,
-        exchange.header("api-key"),
-        model_in_path,
-    )
+@dataclass
+class _Watched:
+    """What is known of a request that is counted."""
+
+    began: float
+    account: str | None = None  # once it has room
+    model: str = ""  # once it is known
+
+    def on_model(self, known: str) -> None:
+        """The model is known."""
+        self.model = known
 
 
 def request_examples() -> dict[str, Any]:

@@ -53,6 +53,14 @@ class KeyRing:
         known = self._known.get(token)
         if known is None or known.until < self._clock.monotonic():
             known = await self._look_up(token)
+        return self._good(known)
+
+    def known(self, token: str) -> Caller | None:
+        known = self._known.get(token)
+        return None if known is None or known.until < self._clock.monotonic() else self._good(known)
+
+    def _good(self, known: _KnownKey | None) -> Caller | None:
+        """The caller of a key that was found, unless the key has expired; its use is noted."""
         now_ms = self._clock.unix_ms()
         if known is None or (known.expires_ms is not None and known.expires_ms <= now_ms):
             return None

@@ -64,6 +64,21 @@ class LeasedRateLimits:
         for key in _keys(caller):
             await self._take(key, "tokens", tokens)
 
+    def take_now(self, caller: Caller, tokens: int, *, look: bool = False) -> bool:
+        asked = ("requests", 1), ("tokens", tokens)
+        limits = [(key, what, amount) for key in _keys(caller) for what, amount in asked]
+        mine = [
+            (self._of(key, what, limit), amount)
+            for key, what, amount in limits
+            if (limit := _limit(key, what)) is not None
+        ]
+        if any(each.owed or each.left < amount for each, amount in mine):
+            return False  # to be leased, or refused
+        if not look:
+            for each, amount in mine:
+                each.left -= amount
+        return True
+
     def spend_tokens(self, caller: Caller, tokens: int) -> None:
         for key in _keys(caller):
             if key.tokens_a_minute is not None and tokens > 0:

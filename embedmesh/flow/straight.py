@@ -1,0 +1,278 @@
+"""The ordinary embedding request: asked for in one step, answered in another, with nothing that waits between them.
+
+`Straight.ask` looks at everything first and takes nothing, so that what is not ordinary can begin anew on the ordinary
+spine (`paid.serve`). A request that stops being ordinary while a node works on it goes on there from the state reached:
+with its hold, its count, and the attempt under way (`paid.Continued`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from embedmesh.flow.bill import Bill, new_hold
+from embedmesh.flow.embed import EMBED_SCOPE, Embeddings, EmbeddingsCall
+from embedmesh.flow.forward import Begun
+from embedmesh.flow.idempotency import Kept
+from embedmesh.flow.identify import token_of
+from embedmesh.flow.paid import Continued, Done, Outcome, Request, charge_of, reply_headers, with_limits, work_under
+from embedmesh.flow.verify import verify
+from embedmesh.flow.world import World
+from embedmesh.rules.caching import CachePolicy
+from embedmesh.rules.deadlines import attempt_s
+from embedmesh.rules.embeddings import EmbedVectors
+from embedmesh.rules.errors import InvalidValue, NodeFailure
+from embedmesh.rules.exchange import RequestHead
+from embedmesh.rules.forwarding import Attempt, Part
+from embedmesh.rules.holds import Metered
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.limits import REQUEST_MIN_S
+from embedmesh.rules.money import bill_nanousd
+from embedmesh.rules.ports import Caller
+from embedmesh.rules.shares import Room
+from embedmesh.rules.straight import GoOn, ToCaller
+
+LOOK_EVERY_S = 0.05  # at the attempts under way: the shortest deadline is a second
+NO_CACHE = CachePolicy.OFF  # an enum's member is slow to look up
+
+
+class Counts(Protocol):
+    """What is counted of requests."""
+
+    def ended(self, code: str, model: str, seconds: float) -> None:
+        """`ok`, or why not."""
+        ...
+
+    def delivered(self, model: str, tokens: int, nanousd: int) -> None:
+        """And charged."""
+        ...
+
+
+Observe = Callable[[float, str, str, Awaitable[Outcome]], Awaitable[None]]
+"""When a request began, its account, its model, and what it does from now on: counts how that ends."""
+
+
+class KnownHead(NamedTuple):
+    """A head with which a request may be ordinary."""
+
+    token: str
+    head: RequestHead
+
+
+class Straight:
+    """Asks for ordinary requests. Implements `rules.straight.Straight`."""
+
+    def __init__(self, world: World, operation: Embeddings, room: Room, counts: Counts, observe: Observe) -> None:
+        """`room` bounds the requests under way. `observe` gives their room back for those that go on."""
+        self.world = world
+        self.operation = operation
+        self.observe = observe
+        self.in_flight: dict[StraightRequest, None] = {}  # bounded by `room`
+        self._room = room
+        self._counts = counts
+        self._looking = False
+
+    def knows(self, headers: Mapping[str, str]) -> KnownHead | None:
+        head = RequestHead.read(headers.get, None, None)
+        try:
+            token = token_of(head.authorization, head.api_key)
+        except InvalidValue:
+            return None
+        return KnownHead(token, head) if token and not head.retries and head.idempotency_key is None else None
+
+    def ask(self, known: KnownHead, body: bytes, to_caller: ToCaller) -> "StraightRequest | None":
+        world = self.world
+        caller = world.keys.known(known.token)
+        if caller is None or EMBED_SCOPE not in caller.scopes or caller.cache is not NO_CACHE:
+            return None
+        if caller.limited and not world.rate_limits.take_now(caller, 1, look=True):
+            return None
+        call = self.operation.parse_now(world, body)
+        if call is None or (caller.models is not None and call.model.id not in caller.models):
+            return None
+        metered = call.count_now(world, caller)
+        if metered is None:
+            return None
+        if caller.limited and not world.rate_limits.take_now(caller, metered.quantity, look=True):
+            return None
+        request_id = to_caller.own_id or new_id("req", world.clock)
+        hold = world.ledger.spend(new_hold(request_id, caller, bill_nanousd((metered,)), REQUEST_MIN_S, world.clock))
+        if hold is None:
+            return None
+        now = world.clock.monotonic()
+        bill = Bill(world.ledger, hold, now + REQUEST_MIN_S)
+        request = StraightRequest(self, known.head, caller, call, metered, body, bill, to_caller, now)
+        if not (self._room.shares.take(caller.account_id, 1) and self._begin(request, hold.hold_id)):
+            bill.release()
+            return None
+        if caller.limited:
+            world.rate_limits.take_now(caller, metered.quantity)
+        return request
+
+    def end(self, request: "StraightRequest", code: str) -> None:
+        """Count how it ended."""
+        self._room.give_back(request.caller.account_id)
+        model = request.call.model.id
+        self._counts.ended(code, model, self.world.clock.monotonic() - request.began)
+        if request.bill.captured:
+            self._counts.delivered(model, request.bill.tokens, request.bill.cost)
+
+    def _begin(self, request: "StraightRequest", request_id: str) -> bool:
+        """Have a node asked. The request has room, which is given back if none can be asked at once."""
+        world, call = self.world, request.call
+        part = world.fleet.try_now(call.model, call.counted)
+        if part is not None:
+            attempt = world.client.ask(part, call.model, call.counted, request_id, request)
+            if attempt is not None:
+                request.began_at(part, attempt)
+                if not self._looking:
+                    self._looking = True
+                    asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+                return True
+            world.fleet.abandoned(part)
+        self._room.give_back(request.caller.account_id)
+        return False
+
+    def _look(self) -> None:
+        """Attempts that are late become a matter of coroutines: they may ask another node."""
+        now = self.world.clock.monotonic()
+        for request in [each for each in self.in_flight if each.late_at < now]:
+            request.share()
+        self._looking = bool(self.in_flight)
+        if self._looking:
+            asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+
+
+class StraightRequest:
+    """One of them, under way. Implements `rules.straight.Asked`, `AttemptOwner` and `Unshared`."""
+
+    __slots__ = (
+        "_attempt", "_begun", "_body", "_continued", "_head", "_metered", "_part", "_straight", "_to_caller",
+        "began", "bill", "call", "caller", "late_at",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        straight: Straight,
+        head: RequestHead,
+        caller: Caller,
+        call: EmbeddingsCall,
+        metered: Metered,
+        body: bytes,
+        bill: Bill,
+        to_caller: ToCaller,
+        began: float,
+    ) -> None:
+        self._straight = straight
+        self._head = head
+        self.caller = caller
+        self.call = call
+        self._metered = metered
+        self._body = body
+        self.bill = bill
+        self._to_caller = to_caller
+        self.began = began
+        self._begun: Begun | None = None  # once it goes on
+
+    def began_at(self, part: Part, attempt: Attempt) -> None:
+        """A node works on it."""
+        self._part = part
+        self._attempt = attempt
+        self.late_at = self.began + attempt_s(part.expected_s)
+        straight = self._straight
+        straight.in_flight[self] = None
+        if self._head.retries is not None:
+            straight.world.single_flight.straight[self.caller.key_id, self._body] = self
+
+    # -- for the node's client
+
+    def answered(self, vectors: EmbedVectors) -> None:
+        if self._begun is not None:
+            self._begun.outcome.set_result(vectors)
+            return
+        call, part, world = self.call, self._part, self._straight.world
+        try:
+            verify(vectors, call.model, part, call.counted.exact)
+        except NodeFailure as failure:
+            self.failed(failure)
+            return
+        self._forget()
+        world.fleet.answered_now(part)
+        try:
+            world.observer.answered(call.model, call.counted, part, vectors)
+            result = call.answer(vectors, part)
+            self.bill.owe(self._metered, shares=result.answer.shares)
+            reply = call.render(result, reply_headers(world, self.began, self.bill.cost, self.bill))
+            if self.caller.limited:
+                reply = with_limits(reply, world.rate_limits.left(self.caller))
+            rest = self._to_caller.deliver(reply)
+        except Exception as error:  # noqa: BLE001 - a bug of ours, which the coroutine explains and counts
+            self.bill.release()
+            self._go_on(partial(_broken, error))
+            return
+        if rest is not None:
+            self._go_on(partial(_ready, Done(reply, self.bill, Kept(result, self.bill.cost))), rest)
+            return
+        self.bill.capture(charge_of(world, self.caller, call, self.bill))
+        world.unread.forget(self.caller, self._body)
+        self._straight.end(self, "ok")
+        self._to_caller.end()
+
+    def failed(self, failure: NodeFailure) -> None:
+        if self._begun is None:
+            self.share()
+            assert self._begun is not None
+        self._begun.outcome.set_exception(failure)
+
+    # -- what is not ordinary
+
+    def share(self) -> None:
+        """A retry waits for it, too, or the attempt is late or has failed."""
+        self._to_caller.go_on(self.go_on())
+
+    def go_on(self) -> GoOn:
+        self._forget()
+        straight = self._straight
+        spent_s = straight.world.clock.monotonic() - self.began
+        self._begun = self.call.begun = Begun(self._part, self._attempt, spent_s)
+        return self._continue(partial(work_under, straight.world, self._request(), self.bill))
+
+    def caller_left(self) -> None:
+        if self._head.retries is None:
+            self._forget()
+            self._attempt.cancel()
+            self._straight.world.fleet.abandoned(self._part)
+            self.bill.release()
+        else:
+            self.go_on()
+            self._continued.leave()
+        self._straight.end(self, "dropped")
+
+    def _go_on(self, work: Callable[[], Awaitable[Done]], rest: object | None = None) -> None:
+        """Its part has ended; the coroutine does the remaining work."""
+        self._to_caller.go_on(self._continue(work), rest)
+
+    def _continue(self, work: Callable[[], Awaitable[Done]]) -> GoOn:
+        straight = self._straight
+        self._continued = continued = Continued(straight.world, self._request(), work)
+        account_id, model_id, began = self.caller.account_id, self.call.model.id, self.began
+        return lambda deliver: straight.observe(began, account_id, model_id, continued.deliver(deliver))
+
+    def _request(self) -> Request:
+        return Request(self.began, self.caller, self._head, self._body, self.call, self._straight.operation)
+
+    def _forget(self) -> None:
+        straight = self._straight
+        straight.in_flight.pop(self, None)
+        if self._head.retries is not None:
+            twins = straight.world.single_flight.straight
+            if twins.get(twin := (self.caller.key_id, self._body)) is self:
+                del twins[twin]
+
+
+async def _ready(done: Done) -> Done:
+    return done
+
+
+async def _broken(error: Exception) -> Done:
+    raise error
