@@ -102,6 +102,17 @@ class FastPath:
     write_s: float = WRITE_REPLY_S
     cors: Cors | None = None
 
+    def begin(
+        self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+    ) -> "FastExchange | None":
+        """Start an exchange if `data` begins with an ordinary request; None if the general server must take it."""
+        head = read_head(data, self.line)
+        if head is None:
+            return None
+        exchange = FastExchange(self, transport, head, explain, on_end)
+        exchange.feed(data[head.end :])
+        return exchange
+
 
 class FastExchange:
     """One request on one connection. Implements `Exchange`."""
@@ -132,6 +143,7 @@ class FastExchange:
         self._answered = False
         self.answered_at: float | None = None  # on the loop's clock, while the remainder of a refused body is read
         self._last = False  # on this connection
+        self.over = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._callers_id = head.headers.get("x-request-id")
@@ -277,6 +289,7 @@ class FastExchange:
         self._end()
 
     def _end(self) -> None:
+        self.over = True
         if self._timer is not None:
             self._timer.cancel()
         self._give_back()
@@ -288,15 +301,3 @@ class FastExchange:
         if self._account_id is not None:
             self._fast_path.bodies.give_back(self._account_id, self._taken)
         self._taken = 0
-
-
-def begin(
-    fast_path: FastPath, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
-) -> FastExchange | None:
-    """Start an exchange if `data` begins with an ordinary request; None if the general server must take it."""
-    head = read_head(data, fast_path.line)
-    if head is None:
-        return None
-    exchange = FastExchange(fast_path, transport, head, explain, on_end)
-    exchange.feed(data[head.end :])
-    return exchange
