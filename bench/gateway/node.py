@@ -24,6 +24,7 @@ from embedmesh.signing.session import Session
 SESSION = Session("0123456789abcdef", bytes(range(32)))  # both sides know it: the bench is about cost
 NODE_ID = "node_" + 32 * "0"
 SPECIALS = 2
+DRAIN_S = 0.1
 
 
 class CheapNode:
@@ -68,13 +69,16 @@ class Signs:
 
 
 async def serve(path: str, node: CheapNode, signed: bool) -> None:
-    """For ever."""
+    """Until it is cancelled."""
     fast_path = CompactPath(node, BodyBudget(1 << 30), Signs() if signed else None)
     server = HttpServer({}, fast_path=fast_path)
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(path)
     await server.start(sock)
-    await asyncio.Event().wait()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await server.drain(DRAIN_S)
 
 
 if __name__ == "__main__":
