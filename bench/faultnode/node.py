@@ -79,10 +79,10 @@ class Scripted:
         self.pace = pace
         self.faults = faults
 
-    def listed(self) -> web.Response:
+    def list_bytes(self) -> bytes:
         """`GET /v1/models`."""
         offers = [ServedModel(m.id, m.width, m.max_tokens, m.digest, m.tier) for m in self.models.values()]
-        return web.Response(body=msgspec.json.encode(ServedModels(offers)), content_type="application/json")
+        return msgspec.json.encode(ServedModels(offers))
 
     def find(self, name: str) -> Model:
         """By id or alias. Raises ModelNotFound."""
@@ -111,7 +111,7 @@ class FaultDoor(SignedApi):
     """Our node's signed API, with a scripted model and its faults behind it."""
 
     def __init__(self, scripted: Scripted, bodies: BodyBudget, receipts: FaultReceipts, **options: object) -> None:
-        app = cast(NodeApp, scripted)  # the API calls its `listed` only
+        app = cast(NodeApp, scripted)  # the API calls its `list_bytes` only
         super().__init__(app=app, bodies=bodies, receipts=receipts, **options)  # type: ignore[arg-type]
         self._scripted = scripted
         self._decode = msgspec.msgpack.Decoder(EmbedIds).decode
@@ -121,7 +121,7 @@ class FaultDoor(SignedApi):
         checked = self._check(request)
         body = await read_body(request, REQUEST_BODY_BYTES_MAX, self.bodies, content_type=COMPACT)
         self.bodies.give_back("", len(body))
-        self._check_body(checked, body)
+        self.check_body(checked, body)
         call = self._decode(body)
         model, ids = self._scripted.find(call.model), unpack_ids(call)
         mode = self._scripted.faults.draw(ids)

@@ -70,7 +70,7 @@ class OpenAiForm:
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
         """What it serves."""
-        return self._scripted.listed()
+        return web.Response(body=self._scripted.list_bytes(), content_type="application/json")
 
     async def health(self, request: web.BaseRequest) -> web.StreamResponse:
         """While the process answers."""

@@ -1,78 +1,88 @@
 """A cheap node that signs what it says, or does not: `python -m bench.gateway.node PATH signed|plain VECTOR MODELS`.
 
-`ends` cannot sign. Both forms are this same process, so that what differs is the signatures alone.
+`ends` cannot sign. Both forms are this same process, so that what differs is the signatures alone. It speaks as a real
+node does, by the same code: only the engine is not there.
 """
 
 import asyncio
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import uvloop
-from aiohttp import web
 
-from embedmesh.http.receive import BodyBudget, read_body
+from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
+from embedmesh.node.compact_path import CompactPath
 from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.embeddings import COMPACT, EmbedIds, EmbedVectors, unpack_ids
-from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
-from embedmesh.signing.messages import RequestChecker
+from embedmesh.rules.embeddings import EmbedIds, EmbedVectors, unpack_ids
+from embedmesh.signing.messages import CheckedRequest, RequestChecker
 from embedmesh.signing.session import Session
 
 SESSION = Session("0123456789abcdef", bytes(range(32)))  # both sides know it: the bench is about cost
 NODE_ID = "node_" + 32 * "0"
 SPECIALS = 2
+DRAIN_S = 0.1
 
 
 class CheapNode:
     """Answers with the same vector for every input."""
 
-    def __init__(self, signed: bool, vector: bytes, models: bytes) -> None:
+    def __init__(self, vector: bytes, models: bytes) -> None:
         self._vector, self._models = vector, models
-        self._clock = SystemClock()
-        self._bodies = BodyBudget(1 << 30)
-        self._checker: RequestChecker | None = None
-        if signed:
-            self._checker = RequestChecker(NODE_ID)
-            self._checker.add(SESSION, self._now_s())
 
-    async def embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def embed_compact(self, body: bytes) -> tuple[bytes, int]:
         """The compact form."""
-        body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies, content_type=COMPACT)
-        self._bodies.give_back("", len(body))
         ids = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
         tokens = sum(len(each) + SPECIALS for each in ids)
-        answer = msgspec.msgpack.encode(EmbedVectors(tokens, self._vector * len(ids)))
-        return self._signed(request, body, web.Response(body=answer, headers={"Content-Type": COMPACT}))
+        return msgspec.msgpack.encode(EmbedVectors(tokens, self._vector * len(ids))), tokens
 
-    async def models(self, request: web.BaseRequest) -> web.StreamResponse:
+    def list_bytes(self) -> bytes:
         """What it serves."""
-        return self._signed(request, b"", web.Response(body=self._models, headers={"Content-Type": "application/json"}))
+        return self._models
 
-    def _signed(self, request: web.BaseRequest, body: bytes, response: web.Response) -> web.Response:
-        if self._checker is not None:
-            headers = {name.lower(): value for name, value in request.headers.items()}
-            checked = self._checker.check_head(request.method, request.rel_url.raw_path, headers, self._now_s())
-            checked.check_body(body, self._now_s())
-            assert isinstance(response.body, bytes)
-            response.headers.extend(checked.sign_reply(200, response.body, 0, self._now_s()))
-        return response
+
+class Signs:
+    """As a node's signed API does, without receipts."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self._checker = RequestChecker(NODE_ID)
+        self._checker.add(SESSION, self._now_s())
+
+    def check_head(self, method: str, path: str, headers: Mapping[str, str]) -> CheckedRequest:
+        """Before its body is there."""
+        return self._checker.check_head(method, path, headers, self._now_s())
+
+    def check_body(self, checked: CheckedRequest, body: bytes) -> None:
+        """Accept the request, once."""
+        checked.check_body(body, self._now_s())
+
+    def sign(self, checked: CheckedRequest, reply: bytes, tokens: int) -> list[tuple[str, str]]:
+        """The headers of a reply."""
+        return checked.sign_reply(200, reply, 0, self._now_s())
 
     def _now_s(self) -> int:
         return self._clock.unix_ms() // 1000
 
 
-async def serve(path: str, node: CheapNode) -> None:
-    """For ever."""
-    server = HttpServer({"/v1/embeddings": {"POST": node.embeddings}, "/v1/models": {"GET": node.models}})
+async def serve(path: str, node: CheapNode, signed: bool) -> None:
+    """Until it is cancelled."""
+    fast_path = CompactPath(node, BodyBudget(1 << 30), Signs() if signed else None)
+    server = HttpServer({}, fast_path=fast_path)
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(path)
     await server.start(sock)
-    await asyncio.Event().wait()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await server.drain(DRAIN_S)
 
 
 if __name__ == "__main__":
     path, form, vector, models = sys.argv[1:]
     reply = Path(models).read_bytes()
-    uvloop.run(serve(path, CheapNode(form == "signed", Path(vector).read_bytes(), reply.partition(b"\r\n\r\n")[2])))
+    node = CheapNode(Path(vector).read_bytes(), reply.partition(b"\r\n\r\n")[2])
+    uvloop.run(serve(path, node, form == "signed"))

@@ -276,9 +276,8 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
         if request.again and delivery is Delivery.WHOLE:
             world.unread.forget(caller, request.body)
         return
-    if bill.capture(
-        charge_of(world, caller, request.call, bill), pack(kept) if kept is not None and done.claimed else None
-    ):
+    claimed = pack(kept) if kept is not None and done.claimed else None
+    if bill.capture(charge_of(world, caller, request.call, bill), claimed):
         request.call.paid(world, caller)
     if done.claimed or kept is None:
         return  # the ledger keeps it; or it was a stream

@@ -5,17 +5,17 @@ and pyproject.toml pins aiohttp's minor version.
 """
 
 import asyncio
-from typing import NoReturn, cast
+from collections.abc import Callable
+from typing import NoReturn, Protocol, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, LineTooLong
 
 from embedmesh.http.connections import Connections, Origins
 from embedmesh.http.failures import failure_response
-from embedmesh.http.fast_path import Explain, FastExchange, FastPath
+from embedmesh.http.fast_path import Explain
 from embedmesh.http.rendering import REPLY_HEADERS, SERVER_HEADER, failure_bytes, own_request_id
 from embedmesh.http.sending import Sending
-from embedmesh.http.straight import KnownHead, StraightExchange, begin
 from embedmesh.rules import limits
 from embedmesh.rules.errors import BodyTooLarge, Failure, HeadTooLarge, MalformedHttp, RequestTimeout, UriTooLong
 from embedmesh.rules.exchange import Delivery
@@ -23,6 +23,36 @@ from embedmesh.rules.exchange import Delivery
 AIOHTTP_IDLE_S = 7 * 86_400.0  # aiohttp's own idle timeout; ours, which knows the fast path, comes long before
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "no timeout"
 READ_AHEAD_BYTES = 16 * 1024  # of a body. aiohttp reads up to twice that before we know whose body it is
+
+
+class AnyFastExchange(Protocol):
+    """One request on a fast path, as its connection sees it: see FastExchange."""
+
+    @property
+    def answered_at(self) -> float | None: ...
+
+    @property
+    def over(self) -> bool: ...
+
+    def feed(self, data: bytes) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+    def lost(self) -> None: ...
+
+    async def stopped(self, timeout_s: float) -> None: ...
+
+
+class AnyFastPath(Protocol):
+    """What answers the requests that it knows to the byte; a gateway and a node have one each."""
+
+    def on(self, transport: asyncio.Transport) -> "AnyFastPath":
+        """The fast path of one connection, which may remember what came on it."""
+
+    def begin(
+        self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+    ) -> AnyFastExchange | None:
+        """Take a request; None if the general server must."""
 
 
 class ServerConnection(web.RequestHandler):
@@ -36,7 +66,7 @@ class ServerConnection(web.RequestHandler):
         explain: Explain,
         origins: Origins,
         connections: Connections,
-        fast_path: FastPath | None = None,
+        fast_path: AnyFastPath | None = None,
         dialled: bool = False,
     ) -> None:
         """`dialled`: we opened the connection ourselves. It may idle for as long as the other side likes."""
@@ -59,8 +89,7 @@ class ServerConnection(web.RequestHandler):
         self._connections = connections
         self._fast_path = fast_path  # None once another request has come, or the connection is to close
         self._dialled = dialled
-        self._exchange: StraightExchange | FastExchange | None = None  # on the fast path, now
-        self._last_head: KnownHead | None = None  # where requests may go straight
+        self._exchange: AnyFastExchange | None = None  # on the fast path, now
         self.sending: Sending | None = None  # a reply that `deliver` writes, now
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -74,9 +103,9 @@ class ServerConnection(web.RequestHandler):
         transport = cast(asyncio.Transport, transport)
         # "Delivered" means: in the kernel. With no room in the buffer, drain() waits for just that. Over TLS a limit of
         # 0 would also pause us when the buffer is empty, and nothing would wake us again.
-        plain = transport.get_extra_info("ssl_object") is None
-        self._last_head = KnownHead() if plain else None
-        high = 0 if plain else 1
+        high = 0 if transport.get_extra_info("ssl_object") is None else 1
+        if self._fast_path is not None:
+            self._fast_path = self._fast_path.on(transport)
         transport.set_write_buffer_limits(high=high, low=0)
         if self._dialled:
             return
@@ -91,12 +120,12 @@ class ServerConnection(web.RequestHandler):
             self._exchange.feed(data)
             return
         if self._fast_path is not None and self.transport is not None:
-            self._exchange = begin(
-                self._fast_path, self.transport, data, self._explain, self._fast_exchange_ended, self._last_head
-            )
-            if self._exchange is not None:
+            exchange = self._fast_path.begin(self.transport, data, self._explain, self._fast_exchange_ended)
+            if exchange is not None:
                 if self._head_timer is not None:
                     self._stop_head_timer()
+                if not exchange.over:
+                    self._exchange = exchange
                 return
             self._fast_path = None  # aiohttp's parser has bytes now; where its next request begins only it knows
         super().data_received(data)

@@ -19,7 +19,6 @@ from embedmesh.http.sending import Rest, Sending
 from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
 from embedmesh.rules.exchange import REQUEST_HEADER, Delivery, Reply, StreamedReply
 from embedmesh.rules.limits import REFUSED_BODY_S, REQUEST_BODY_S, WRITE_REPLY_S
-from embedmesh.rules.straight import Straight
 
 FAST_HEAD_BYTES_MAX = 8_190  # the general server takes as much for one line; an SDK's head has some 700 bytes
 FAST_BODY_BYTES_MAX = 256 * 1024  # beside the work for larger bodies the general server's part does not matter
@@ -94,8 +93,7 @@ def _read_line(line: bytes) -> tuple[str, str]:
 class FastPath:
     """What the exchanges of all connections share. Requests that begin with `line` go to `handle`.
 
-    `handle` delivers a reply, or raises. A caller has `write_s` seconds to read a reply. What `straight` can ask for at
-    once does not come here.
+    `handle` delivers a reply, or raises. A caller has `write_s` seconds to read a reply.
     """
 
     line: bytes
@@ -103,7 +101,20 @@ class FastPath:
     bodies: BodyBudget
     write_s: float = WRITE_REPLY_S
     cors: Cors | None = None
-    straight: Straight | None = None
+
+    def on(self, transport: asyncio.Transport) -> "FastPath":
+        return self
+
+    def begin(
+        self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+    ) -> "FastExchange | None":
+        """Start an exchange if `data` begins with an ordinary request; None if the general server must take it."""
+        head = read_head(data, self.line)
+        if head is None:
+            return None
+        exchange = FastExchange(self, transport, head, explain, on_end)
+        exchange.feed(data[head.end :])
+        return exchange
 
 
 class FastExchange:
@@ -145,6 +156,7 @@ class FastExchange:
         self._answered = False
         self.answered_at: float | None = None  # on the loop's clock, while the remainder of a refused body is read
         self._last = False  # on this connection
+        self.over = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._callers_id = head.headers.get("x-request-id")
@@ -292,6 +304,7 @@ class FastExchange:
         self._end()
 
     def _end(self) -> None:
+        self.over = True
         if self._timer is not None:
             self._timer.cancel()
         self._give_back()

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import HttpVersion11, web
 
-from embedmesh.http.aiohttp_connection import ServerConnection, write_out
+from embedmesh.http.aiohttp_connection import AnyFastPath, ServerConnection, write_out
 from embedmesh.http.connections import Connections, Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.failures import failure_response
-from embedmesh.http.fast_path import FastPath
 from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID, SERVER_HEADER, request_id_of
 from embedmesh.http.routing import PATH_REMAINDER, Routes, RouteTable
 from embedmesh.rules import errors
@@ -40,7 +39,7 @@ class HttpServer:
         *,
         on_internal_error: Callable[[], None] = lambda: None,
         head_s: float = REQUEST_HEAD_S,
-        fast_path: FastPath | None = None,
+        fast_path: AnyFastPath | None = None,
         other_paths: Mapping[str, str] | None = None,
         cors: Cors | None = None,
         origins: Origins | None = None,
@@ -77,7 +76,7 @@ class HttpServer:
 
     def adopt(self, transport: asyncio.Transport, data: bytes = b"") -> asyncio.Future[None]:
         """Serve on a connection that we opened ourselves and on which `data` has come. The future ends with it."""
-        connection = self._connection(dialled=True)
+        connection = self._connection(fast_path=self._fast_path, dialled=True)
         transport.set_protocol(connection)
         connection.connection_made(transport)
         if data:

@@ -7,6 +7,7 @@ once. What comes out of the ordinary later goes on as an exchange of the fast pa
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange, FastHead, FastPath, read_head
@@ -22,76 +23,25 @@ ZERO = ord("0")
 NEVER = b"\0"  # begins no request
 
 
-class KnownHead:
-    """The last head of a connection that may go straight. The next one is likely to differ in its length only."""
-
-    __slots__ = ("after", "before", "callers_id", "head", "known")
-
-    def __init__(self) -> None:
-        self.before = NEVER  # all up to the digits of Content-Length
-        self.after = NEVER  # and all that follows them
-        self.head: FastHead | None = None
-        self.known: Any = None  # what `Straight.knows` made of it
-        self.callers_id: str | None = None
-
-    def learn(self, data: bytes, head: FastHead, known: Any) -> None:
-        """Remember a head that the fast path takes."""
-        length = LENGTH_LINE.search(data, 0, head.end)
-        if length is not None and head.end <= KNOWN_HEAD_BYTES_MAX:
-            self.before, self.after = data[: length.start(1)], data[length.end(1) : head.end]
-            self.head, self.known, self.callers_id = head, known, head.headers.get("x-request-id")
-
-    def body(self, data: bytes) -> bytes | None:
-        """The body if `data` is one whole request with this head but for its length; None for anything else."""
-        if not data.startswith(self.before):
-            return None
-        at = len(self.before)
-        cut = data.find(b"\r\n", at, at + 7)
-        digits = data[at:cut]
-        end = cut + len(self.after)
-        if cut < 0 or not digits.isdigit() or digits[0] == ZERO or not data.startswith(self.after, cut):
-            return None
-        return data[end:] if int(digits) == len(data) - end <= STRAIGHT_BODY_BYTES_MAX else None
-
-
 class StraightExchange:
     """One request on one connection. It has no task, unless it goes on as a FastExchange."""
 
-    __slots__ = (
-        "_after",
-        "_asked",
-        "_explain",
-        "_fast_path",
-        "_head",
-        "_on_end",
-        "_slow",
-        "_transport",
-        "own_id",
-        "request_id",
-    )
+    __slots__ = ("_after", "_asked", "_connection", "_head", "_slow", "own_id", "request_id")
+    over = False
 
-    def __init__(
-        self,
-        fast_path: FastPath,
-        transport: asyncio.Transport,
-        last: KnownHead,
-        explain: Explain,
-        on_end: Callable[[bytes], None],
-    ) -> None:
-        self._fast_path = fast_path
-        self._transport = transport
-        self._head = last.head
-        self._explain = explain
-        self._on_end = on_end
+    def __init__(self, connection: "StraightConnection") -> None:
+        self._connection = connection
+        self._head = connection.head
         self._after = b""
         self._slow: FastExchange | None = None
-        callers_id = last.callers_id
+        callers_id = connection.callers_id
         self.request_id = own_request_id() if callers_id is None else request_id_of(callers_id)
         self.own_id = None if self.request_id == callers_id else self.request_id
 
-    def ask(self, straight: Straight, known: Any, body: bytes) -> bool:
+    def ask(self, body: bytes) -> bool:
         """Whether the request is ordinary, and its work has begun."""
-        asked = straight.ask(known, body, self)
+        connection = self._connection
+        asked = connection.straight.ask(connection.known, body, self)
         if asked is None:
             return False
         self._asked = asked
@@ -101,26 +51,25 @@ class StraightExchange:
 
     def deliver(self, reply: Reply) -> Rest | None:
         """See `send_now`. Whoever gets no rest calls `end`, and else `go_on`."""
-        headers, cors = reply.headers, self._fast_path.cors
-        if cors is not None:
-            assert self._head is not None
+        connection, headers = self._connection, reply.headers
+        if (cors := connection.fast_path.cors) is not None:
             headers = headers | cors.headers(self._head.headers.get("origin"))
-        return send_now(self._transport, json_head(200, self.request_id, headers, len(reply.body)), reply.body)
+        return send_now(connection.transport, json_head(200, self.request_id, headers, len(reply.body)), reply.body)
 
     def end(self) -> None:
         """The request is over."""
-        self._on_end(self._after)
+        self._connection.on_end(self._after)
 
     def go_on(self, handle: GoOn, rest: object | None = None) -> None:
         """Let a coroutine handle the request from now on; see `ToCaller`."""
-        assert self._head is not None
+        connection = self._connection
         assert rest is None or isinstance(rest, Rest)
         self._slow = FastExchange(
-            self._fast_path,
-            self._transport,
+            connection.fast_path,
+            connection.transport,
             self._head._replace(length=0),
-            self._explain,
-            self._on_end,
+            connection.explain,
+            connection.on_end,
             lambda exchange: handle(exchange.deliver),
             request_id=self.request_id,
             after=self._after,
@@ -140,7 +89,7 @@ class StraightExchange:
             return
         self._after += data
         if len(self._after) > PIPELINED_BYTES_MAX:
-            self._transport.pause_reading()
+            self._connection.transport.pause_reading()
 
     def resume_writing(self) -> None:
         if self._slow is not None:
@@ -161,33 +110,89 @@ class StraightExchange:
         await self._slow.stopped(timeout_s)
 
 
-def begin(
-    fast_path: FastPath,
-    transport: asyncio.Transport,
-    data: bytes,
-    explain: Explain,
-    on_end: Callable[[bytes], None],
-    last: KnownHead | None,
-) -> StraightExchange | FastExchange | None:
-    """Start an exchange if `data` begins with an ordinary request; None if the general server must take it.
+class StraightConnection:
+    """The fast path of one connection. It remembers the last head: the next one is likely to differ in its length only.
 
-    `last` is the connection's; None if nothing on it goes straight, as over TLS.
+    What it takes for a head that it has read before is that, to the byte.
     """
-    head = None
-    if last is not None and (straight := fast_path.straight) is not None:
-        body = last.body(data)
-        if body is None and (head := read_head(data, fast_path.line)) is not None:
-            known = straight.knows(head.headers) if head.end + head.length == len(data) else None
-            if known is not None:
-                last.learn(data, head, known)
-                body = last.body(data)
+
+    __slots__ = (
+        "_after",
+        "_before",
+        "callers_id",
+        "explain",
+        "fast_path",
+        "head",
+        "known",
+        "on_end",
+        "straight",
+        "transport",
+    )
+
+    def __init__(self, fast_path: FastPath, straight: Straight, transport: asyncio.Transport) -> None:
+        self.fast_path = fast_path
+        self.straight = straight
+        self.transport = transport
+        self._before = NEVER  # all of the last head up to the digits of Content-Length
+        self._after = NEVER  # and all that follows them
+        self.head: FastHead
+        self.known: Any = None  # what `Straight.knows` made of it
+        self.callers_id: str | None = None
+
+    def on(self, transport: asyncio.Transport) -> "StraightConnection":
+        return self
+
+    def begin(
+        self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+    ) -> StraightExchange | FastExchange | None:
+        """Start an exchange; None if the general server must take the request."""
+        self.explain, self.on_end = explain, on_end
+        body = self._body(data)
+        if body is None and (head := read_head(data, self.fast_path.line)) is not None:
+            if head.end + head.length == len(data) and (known := self.straight.knows(head.headers)) is not None:
+                self._learn(data, head, known)
+                body = self._body(data)
         if body is not None:
-            exchange = StraightExchange(fast_path, transport, last, explain, on_end)
-            if exchange.ask(straight, last.known, body):
+            exchange = StraightExchange(self)
+            if exchange.ask(body):
                 return exchange
-    head = head or read_head(data, fast_path.line)
-    if head is None:
-        return None
-    slow = FastExchange(fast_path, transport, head, explain, on_end)
-    slow.feed(data[head.end :])
-    return slow
+        return self.fast_path.begin(transport, data, explain, on_end)
+
+    def _learn(self, data: bytes, head: FastHead, known: Any) -> None:
+        """Remember a head that the fast path takes."""
+        length = LENGTH_LINE.search(data, 0, head.end)
+        if length is not None and head.end <= KNOWN_HEAD_BYTES_MAX:
+            self._before, self._after = data[: length.start(1)], data[length.end(1) : head.end]
+            self.head, self.known, self.callers_id = head, known, head.headers.get("x-request-id")
+
+    def _body(self, data: bytes) -> bytes | None:
+        """The body if `data` is one whole request with the last head but for its length; None for anything else."""
+        if not data.startswith(self._before):
+            return None
+        at = len(self._before)
+        cut = data.find(b"\r\n", at, at + 7)
+        digits = data[at:cut]
+        end = cut + len(self._after)
+        if cut < 0 or not digits.isdigit() or digits[0] == ZERO or not data.startswith(self._after, cut):
+            return None
+        return data[end:] if int(digits) == len(data) - end <= STRAIGHT_BODY_BYTES_MAX else None
+
+
+@dataclass(frozen=True, slots=True)
+class StraightPath:
+    """What is asked for at once by `straight`; all else goes to the `fast_path`. Not over TLS, where writes take turns."""
+
+    fast_path: FastPath
+    straight: Straight
+
+    def on(self, transport: asyncio.Transport) -> FastPath | StraightConnection:
+        """The fast path of a connection."""
+        if transport.get_extra_info("ssl_object") is not None:
+            return self.fast_path
+        return StraightConnection(self.fast_path, self.straight, transport)
+
+    def begin(
+        self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+    ) -> StraightExchange | FastExchange | None:
+        """See `StraightConnection`."""
+        return self.on(transport).begin(transport, data, explain, on_end)

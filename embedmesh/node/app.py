@@ -121,10 +121,11 @@ class NodeApp:
         )
         try:
             if compact:
-                return (await self.embed_compact(body))[0]
+                reply, _ = await self.embed_compact(body)
+                return web.Response(body=reply, headers={"Content-Type": COMPACT})
             return await self._embed_public(body, request.get(PATH_REMAINDER))
         except errors.Overloaded as failure:
-            return _queue_full(failure)
+            return queue_full(failure)
         finally:
             self._bodies.give_back("", len(body))
 
@@ -140,7 +141,7 @@ class NodeApp:
         usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
         return json_reply({"object": "list", "data": data, "model": call.model, "usage": usage})
 
-    async def embed_compact(self, body: bytes) -> tuple[web.Response, int]:
+    async def embed_compact(self, body: bytes) -> tuple[bytes, int]:
         """The reply to a request of the compact form, and how many tokens were embedded. Raises a Failure."""
         begun = time.monotonic()
         try:
@@ -152,12 +153,8 @@ class NodeApp:
         if served is None:
             raise errors.ModelNotFound(NOT_SERVED, param="model")
         tokens = served.check(ids)
-        try:
-            data = await self._embed(served, ids, tokens, begun, within_s=REQUEST_MAX_S)  # a gateway hangs up before
-        except errors.Overloaded as failure:
-            return _queue_full(failure), 0
-        reply = msgspec.msgpack.encode(EmbedVectors(tokens, data))
-        return web.Response(body=reply, headers={"Content-Type": COMPACT}), tokens
+        data = await self._embed(served, ids, tokens, begun, within_s=REQUEST_MAX_S)  # a gateway hangs up before
+        return msgspec.msgpack.encode(EmbedVectors(tokens, data)), tokens
 
     async def _embed_public(self, body: bytes, path_model: str | None) -> web.Response:
         from embedmesh.dialects.openai.render import (
@@ -198,15 +195,17 @@ class NodeApp:
         return data
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
-        return self.listed()
+        return web.Response(body=self.list_bytes(), headers=JSON_HEADERS)
 
-    def listed(self) -> web.Response:
+    def list_bytes(self) -> bytes:
         """The list of models that embed now: without those that are down or still loading.
 
         The digest is the catalogue's, which the worker has compared with the files.
         """
         shortage = next((one.shortage for one in self._models if one.shortage), "")
-        return json_reply(ServedModels([_described(one.model) for one in self._models.up()], shortage=shortage))
+        return msgspec.json.encode(
+            ServedModels([_described(one.model) for one in self._models.up()], shortage=shortage)
+        )
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_reply(_described(self._served(request[PATH_REMAINDER]).model))
@@ -262,7 +261,8 @@ class NodeApp:
         return served
 
 
-def _queue_full(failure: errors.Overloaded) -> web.Response:
+def queue_full(failure: errors.Overloaded) -> web.Response:
+    """The refusal of the node protocol for more work than may wait."""
     response = failure_response(failure)
     response.set_status(QUEUE_FULL_STATUS)
     return response

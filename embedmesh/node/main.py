@@ -17,6 +17,7 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.http.unix_socket import bind_unix, remove_unix
 from embedmesh.node.app import NodeApp
+from embedmesh.node.compact_path import CompactPath
 from embedmesh.node.metrics import NodeMetrics
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit, stop_event
 from embedmesh.rules.errors import SetupError
@@ -97,7 +98,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
         settings,
         chosen,
         models,
-        socket_server=server(app.routes()) if settings.uds is not None else None,
+        socket_server=server(app.routes(), fast_path=CompactPath(app, bodies)) if settings.uds is not None else None,
         public_server=(
             server(app.public_routes(settings.api_key), other_paths=OTHER_PATHS) if settings.standalone else None
         ),

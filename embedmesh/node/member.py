@@ -12,6 +12,7 @@ from embedmesh.fleet.addresses import NodeAddress, parse
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
+from embedmesh.node.compact_path import CompactPath
 from embedmesh.node.dialling import DialOut
 from embedmesh.node.joining import AdvertisedAddress, Joining, find_gateway
 from embedmesh.node.signed_api import SignedApi
@@ -68,7 +69,9 @@ class MemberNode:
             receipts=self._receipts,
             clock=clock,
         )
-        self._server = HttpServer(api.routes(), on_internal_error=on_internal_error)
+        self._server = HttpServer(
+            api.routes(), on_internal_error=on_internal_error, fast_path=CompactPath(app, bodies, api)
+        )
         self._joining = Joining(
             known=known,
             file=folder / "gateway.json",

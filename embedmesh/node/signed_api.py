@@ -7,16 +7,17 @@ so their bodies have a budget of their own, and only some are checked, with a sh
 """
 
 from binascii import a2b_base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
 
-from embedmesh.http.bodies import json_reply
+from embedmesh.http.bodies import JSON_HEADERS, json_reply
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.routing import Routes
-from embedmesh.node.app import NodeApp
+from embedmesh.node.app import NodeApp, queue_full
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import COMPACT
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
@@ -70,16 +71,18 @@ class SignedApi:
         checked = self._check(request)  # before a byte of the body is read: strangers take no memory
         body = await read_body(request, REQUEST_BODY_BYTES_MAX, self.bodies, content_type=COMPACT)
         try:
-            self._check_body(checked, body)
-            response, tokens = await self.app.embed_compact(body)
+            self.check_body(checked, body)
+            reply, tokens = await self.app.embed_compact(body)
+        except errors.Overloaded as failure:
+            return queue_full(failure)
         finally:
             self.bodies.give_back("", len(body))
-        return self._signed(checked, response, tokens=tokens) if tokens else response
+        return self._signed(checked, web.Response(body=reply, headers={"Content-Type": COMPACT}), tokens)
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
         checked = self._check(request)
-        self._check_body(checked, b"")
-        return self._signed(checked, self.app.listed())
+        self.check_body(checked, b"")
+        return self._signed(checked, web.Response(body=self.app.list_bytes(), headers=JSON_HEADERS), 0)
 
     async def challenge(self, request: web.BaseRequest) -> web.StreamResponse:
         """Proves that this is the node that registered its address."""
@@ -96,28 +99,35 @@ class SignedApi:
             raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY)
         return json_reply(ChallengeAnswer(self.identity.sign(CHALLENGE, challenge.nonce + self.address.encode())))
 
-    def _check(self, request: web.BaseRequest) -> CheckedRequest:
-        headers = {name.lower(): value for name, value in request.headers.items()}
+    def check_head(self, method: str, path: str, headers: Mapping[str, str]) -> CheckedRequest:
+        """The request, if its head is signed as agreed. Names of headers in lower case. Raises InvalidApiKey."""
         try:
-            return self._checker.check_head(request.method, request.rel_url.raw_path, headers, self._now_s())
+            return self._checker.check_head(method, path, headers, self._now_s())
         except Unauthenticated:
             raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY) from None
 
-    def _check_body(self, checked: CheckedRequest, body: bytes) -> None:
+    def check_body(self, checked: CheckedRequest, body: bytes) -> None:
+        """Accept the request, once. Raises InvalidApiKey."""
         try:
             checked.check_body(body, self._now_s())
         except Unauthenticated:
             raise errors.InvalidApiKey(OWN_GATEWAYS_ONLY) from None
 
-    def _signed(self, checked: CheckedRequest, response: web.Response, *, tokens: int = 0) -> web.Response:
-        """The response with its signature, and with a receipt if it embedded something."""
-        reply = response.body
-        assert isinstance(reply, bytes)
-        headers = checked.sign_reply(response.status, reply, self.receipts.count + 1 if tokens else 0, self._now_s())
+    def sign(self, checked: CheckedRequest, reply: bytes, tokens: int) -> list[tuple[str, str]]:
+        """The headers that sign a reply of status 200. It gets a receipt if it embedded something."""
+        headers = checked.sign_reply(200, reply, self.receipts.count + 1 if tokens else 0, self._now_s())
         if tokens:
             digests = _raw(checked.digest), _raw(dict(headers)["Content-Digest"])
             self.receipts.add(checked.request_id, *digests, tokens, self.clock.unix_ms())
-        response.headers.extend(headers)
+        return headers
+
+    def _check(self, request: web.BaseRequest) -> CheckedRequest:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return self.check_head(request.method, request.rel_url.raw_path, headers)
+
+    def _signed(self, checked: CheckedRequest, response: web.Response, tokens: int) -> web.Response:
+        assert isinstance(response.body, bytes)
+        response.headers.extend(self.sign(checked, response.body, tokens))
         return response
 
     def _now_s(self) -> int:

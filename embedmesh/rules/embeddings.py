@@ -17,6 +17,12 @@ Truncate = Literal["none", "end", "start"]
 
 COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds and EmbedVectors
 
+# The heads of the compact form, as gateway and node write them: constant up to a signature's lines and the length.
+EMBED_HEAD = f"POST /v1/embeddings HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode()
+LIST_HEAD = f"GET /v1/models HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode()
+VECTORS_HEAD = f"HTTP/1.1 200 OK\r\nContent-Type: {COMPACT}\r\nContent-Length: ".encode()
+LISTED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+
 
 class Call(msgspec.Struct, frozen=True):
     """A validated request: either `texts` or lists of token `ids`, never both, never neither."""

@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import web
 
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.examiner import Examiner
@@ -51,7 +50,7 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.member import MemberNode
 from embedmesh.node.signed_api import SignedApi
-from embedmesh.rules.embeddings import COMPACT, Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
+from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.membership import STATEMENT, Greeting, Offer, Registration, Statement, Welcome
@@ -334,7 +333,7 @@ class Engine:
     def up(self) -> list[SimpleNamespace]:
         return list(self)
 
-    async def embed_compact(self, body: bytes) -> tuple[web.Response, int]:
+    async def embed_compact(self, body: bytes) -> tuple[bytes, int]:
         asked = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
         self.asked.append(asked)
         self.running += 1
@@ -346,13 +345,11 @@ class Engine:
         finally:
             self.running -= 1
         answer = right_reply(asked)
-        return web.Response(body=msgspec.msgpack.encode(answer), headers={"Content-Type": COMPACT}), answer.tokens
+        return msgspec.msgpack.encode(answer), answer.tokens
 
-    def listed(self) -> web.Response:
+    def list_bytes(self) -> bytes:
         described = [ServedModel(one.id, one.width, one.max_tokens, one.digest, one.tier) for one in CATALOGUE.models]
-        return web.Response(
-            body=msgspec.json.encode(ServedModels(described)), headers={"Content-Type": "application/json"}
-        )
+        return msgspec.json.encode(ServedModels(described))
 
 
 def free_port() -> int:

@@ -21,6 +21,7 @@ from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import Routes
 from embedmesh.http.server import HttpServer
+from embedmesh.http.straight import StraightPath
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.shares import Room
 
@@ -69,8 +70,8 @@ class GatewayApp:
         self.server = HttpServer(
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
-            fast_path=FastPath(
-                EMBEDDINGS_LINE, embeddings.answer, bodies, write_s=write_s, cors=cors, straight=embeddings.straight
+            fast_path=StraightPath(
+                FastPath(EMBEDDINGS_LINE, embeddings.answer, bodies, write_s=write_s, cors=cors), embeddings.straight
             ),
             other_paths=OTHER_PATHS,
             cors=cors,

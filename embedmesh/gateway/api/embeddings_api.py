@@ -26,7 +26,7 @@ from embedmesh.http.paths import EMBEDDINGS_PATH, OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
 from embedmesh.rules.errors import Failure, MethodNotAllowed, NotFound
-from embedmesh.rules.exchange import Delivery
+from embedmesh.rules.exchange import Delivery, RequestHead
 from embedmesh.rules.limits import (
     IDEMPOTENCY_KEY_CHARS_MAX,
     REQUEST_BODY_BYTES_MAX,

@@ -1,0 +1,163 @@
+"""What an ordinary request costs, counted: `python -m bench.gateway.bytecodes [VARIANT ...] [--by module] [--json]`.
+
+Times on a shared machine say little; the bytecodes that the interpreter runs, and the Python functions that it enters,
+say the same on every machine and under every load. Counted is what a request causes on the gateway's event loop, from
+its first byte to its settlement: a whole gateway in this process (see bench.gateway.inprocess), 32 requests at once,
+a few times, the least of them: what disturbs only adds. C costs nothing here: `make guard` keeps the time beside it.
+
+A *call* is a Python function entered, or a coroutine gone on. What a program does without being asked (IDLE) is left
+out. Other Pythons than 3.11 have other bytecodes: compare counts of one version only.
+"""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import CO_COROUTINE
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Literal
+
+import msgspec
+import uvloop
+from rich.console import Console
+
+import embedmesh
+from bench.gateway.inprocess import BURST, VARIANTS, Variant, in_process
+from bench.rig.command import bench, check_names, track
+from bench.rig.postgres import serving
+from bench.rig.tables import print_table
+
+ROOT = Path(__file__).parent.parent.parent
+OWN = str(ROOT / "bench")
+WARM_BURSTS, BURSTS = 6, 9
+SHOWN = 60  # rows of a table
+IDLE = {"Changes.watch", "KeyRing.note_uses", "PriceList.watch", "expire", "upkeep"}
+"""Coroutines that run by the clock: not of requests, whatever they call."""
+
+
+class Row(msgspec.Struct):
+    """A function or a module, a request."""
+
+    name: str
+    bytecodes: float
+    calls: float
+
+
+class Cost(msgspec.Struct):
+    """Of one variant, a request. `rows`: the dearest first, means over all bursts."""
+
+    variant: Variant
+    bytecodes: float
+    calls: float
+    rows: list[Row]
+
+
+class Tracer:
+    """Counts what this thread runs in the functions that the event loop enters."""
+
+    def __init__(self) -> None:
+        self.bytecodes: Counter[CodeType] = Counter()
+        self.calls: Counter[CodeType] = Counter()
+        self._base: FrameType | None = None  # that runs the loop
+        self._skipping = False  # what the loop has entered is not of a request
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """In a task: what called its coroutine runs the loop."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and not frame.f_code.co_flags & CO_COROUTINE:
+            frame = frame.f_back
+        while frame is not None and frame.f_code.co_flags & CO_COROUTINE:
+            frame = frame.f_back
+        self._base, self._skipping = frame, True  # to the end of this step
+        before = sys.gettrace()
+        sys.settrace(self._entered)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+    def _entered(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        if frame.f_back is self._base:
+            self._skipping = code.co_qualname in IDLE or code.co_filename.startswith(OWN)
+        if self._skipping:
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        self.calls[code] += 1
+        return self._ran
+
+    def _ran(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "opcode":
+            self.bytecodes[frame.f_code] += 1
+        return self._ran
+
+
+async def cost_of(variant: Variant, dsn: str | None = None, by: str = "function") -> Cost:
+    """Of one variant. `dsn`: see in_process. Raises CannotRun, RuntimeError."""
+    totals: list[tuple[int, int]] = []
+    bytecodes: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    async with in_process(variant, dsn) as gateway:
+        assert gateway.background >= IDLE, "what runs by the clock has other names now"
+        for _ in range(WARM_BURSTS):
+            await gateway.ask()
+        for _ in range(BURSTS):
+            tracer = Tracer()
+            with tracer.counting():
+                await gateway.ask()
+            totals.append((tracer.bytecodes.total(), tracer.calls.total()))
+            for code, count in tracer.bytecodes.items():
+                bytecodes[_name(code, by)] += count
+            for code, count in tracer.calls.items():
+                calls[_name(code, by)] += count
+    requests = BURST * BURSTS
+    rows = [Row(name, count / requests, calls[name] / requests) for name, count in bytecodes.most_common()]
+    a_request = [min(each) / BURST for each in zip(*totals, strict=True)]
+    return Cost(variant, a_request[0], a_request[1], rows)
+
+
+def _name(code: CodeType, by: str) -> str:
+    path = code.co_filename
+    for folder in (Path(embedmesh.__file__).parent, ROOT, Path(asyncio.__file__).parent.parent):
+        path = path.removeprefix(f"{folder}/")
+    return f"{path}::{code.co_qualname}" if by == "function" else path
+
+
+class Figures(msgspec.Struct):
+    """All that were counted."""
+
+    costs: list[Cost]
+
+    @property
+    def broken(self) -> list[str]:
+        """Nothing: tests/test_cost.py has the bounds."""
+        return []
+
+
+def measure(variants: Sequence[str], by: Literal["function", "module"] = "function") -> Figures:
+    """The variants that are named, or all."""
+    check_names(variants, list(VARIANTS))
+    costs = []
+    for variant in track([each for each in VARIANTS if not variants or each in variants], "counting"):
+        if variant == "postgres":
+            with serving() as server:
+                costs.append(uvloop.run(cost_of(variant, server.new(), by)))
+        else:
+            costs.append(uvloop.run(cost_of(variant, None, by)))
+    return Figures(costs)
+
+
+def show(figures: Figures, console: Console) -> None:
+    """A table a variant, and one of all."""
+    for cost in figures.costs:
+        rows = ((row.name, f"{row.bytecodes:.1f}", f"{row.calls:.2f}") for row in cost.rows[:SHOWN])
+        print_table(console, ("what", "bytecodes", "calls"), rows, VARIANTS[cost.variant])
+    totals = ((cost.variant, f"{cost.bytecodes:,.0f}", f"{cost.calls:.1f}") for cost in figures.costs)
+    print_table(console, ("a request of", "bytecodes", "calls"), totals)
+
+
+if __name__ == "__main__":
+    bench(measure, show=show, variants="all, unless some of: " + " ".join(VARIANTS), by="what a row is")

@@ -1,0 +1,222 @@
+"""A whole gateway in this process, with a cheap node in a thread, and callers that ask all at once.
+
+The gateway is put together as `embedmesh gateway` does it, over a real store and real sockets. Its event loop runs on
+the caller's thread, so that a tracer of that thread sees the gateway and nothing else.
+"""
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from bench.gateway import ours
+from bench.gateway.node import CheapNode, serve
+from bench.rig.command import model_folder
+from bench.rig.heads import SDK_HEADERS
+from bench.rig.http import MODEL, Reply, Wire, http_request
+from bench.rig.processes import HOST, wait_for
+from embedmesh.gateway import build as building
+from embedmesh.gateway.build import Gateway
+from embedmesh.gateway.main import stop
+from embedmesh.gateway.models import load_models
+from embedmesh.gateway.network import listening_socket
+from embedmesh.provision.bootstrap import bootstrap, open_books
+from embedmesh.rules.clock import SystemClock
+from embedmesh.rules.embeddings import ServedModel, ServedModels
+from embedmesh.rules.models import Model
+from embedmesh.settings import GatewaySettings, secret_path, store_dsn
+from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.secrets.secret import load_secret
+from embedmesh.storage.store import Store
+
+Variant = Literal["text", "inputs", "floats", "limits", "signed", "postgres"]
+VARIANTS: dict[Variant, str] = {
+    "text": "one text, base64",
+    "inputs": "16 texts",
+    "floats": "one text, floats",
+    "limits": "a key with limits a minute",
+    "signed": "a node that signs",
+    "postgres": "PostgreSQL",
+}
+SEVERAL = 16
+BURST = 32  # requests at once, each on a connection of its own
+REQUESTS = 128  # different ones
+LOOK_S = 0.001
+NODE_S = SETTLED_S = REPLY_S = 20.0  # milliseconds, and some more under a tracer
+VISITS = ("Prober.run", "Canaries.run")  # nodes are asked for requests' sake alone
+PLENTY = 10**9  # a minute: a limit that is counted and never reached
+SEED = 15
+WORDS = (
+    "the a library keeps copies of papers that people wrote about how small rivers change when cities grow along their "
+    "banks and what farmers do with water in dry years some of it was measured by hand before there were instruments "
+    "now sensors report temperature pressure and depth every hour while volunteers photograph birds fish and insects "
+    "so that researchers can compare seasons over many decades and explain hydrology biogeochemistry sedimentation"
+)
+WORDS_A_TEXT = 26
+
+
+def texts(count: int) -> list[str]:
+    """Ordinary English, always the same, each text another: a few of the words are unknown to the vocabulary."""
+    dice, words = Random(SEED), WORDS.split()
+    return [" ".join(dice.choices(words, k=WORDS_A_TEXT)) for _ in range(count)]
+
+
+class InProcess:
+    """A running gateway. `ask` has BURST callers ask at once, and returns when all were answered and charged."""
+
+    def __init__(self, gateway: Gateway, port: int, requests: Sequence[bytes], inputs: int) -> None:
+        self.gateway = gateway
+        self.background = {_name(each) for each in gateway.background}
+        self._requests = requests
+        self._inputs = inputs
+        self._turn = 0
+        self._wires = [Wire((HOST, port), REPLY_S) for _ in range(BURST)]
+
+    async def ask(self, count: int = BURST) -> None:
+        """`count` requests. Raises RuntimeError for an answer that is not right, or was not charged."""
+        stats = self.gateway.store.stats
+        charged = stats.captured + count
+        replies: list[Reply] = []
+        asked = []
+        for wire in self._wires[:count]:  # all are there before the loop looks again
+            asked.append((wire, wire.send(self._requests[self._turn % len(self._requests)])))
+            self._turn += 1
+        reader = threading.Thread(target=lambda: replies.extend(wire.receive(until) for wire, until in asked))
+        reader.start()
+        until_s = time.monotonic() + SETTLED_S
+        while (reader.is_alive() or stats.captured < charged) and time.monotonic() < until_s:
+            await asyncio.sleep(LOOK_S)
+        await self.gateway.store.drain()
+        right = sum(map(self._is_right, replies))
+        if right != count or stats.captured != charged:
+            raise RuntimeError(f"of {count} answers {right} are right; {charged - stats.captured} were not charged")
+
+    def _is_right(self, reply: Reply) -> bool:
+        return reply.status == 200 and len(reply.json()["data"]) == self._inputs
+
+    def close(self) -> None:
+        """Hang up."""
+        for wire in self._wires:
+            wire.close()
+
+
+@asynccontextmanager
+async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[InProcess]:
+    """Started, and its node known as ready. `dsn`: of a new database, for `postgres`. Raises CannotRun."""
+    model_folder()
+    with tempfile.TemporaryDirectory(prefix="embedmesh-cost-") as name, ExitStack() as stack:
+        folder, clock = Path(name), SystemClock()
+        path = folder / "node.sock"
+        settings = GatewaySettings(data_dir=folder / "data", port=0, store=dsn or "", nodes=(f"unix:{path}",))
+        models = load_models(None)
+        model = models.catalogue.models[0]
+        listener = listening_socket(settings)
+        port = listener.getsockname()[1]
+        key = _key(settings, variant, port)
+        stack.enter_context(_node(path, model, signed=variant == "signed"))
+        stack.enter_context(_changed(variant))
+        secret = partial(load_secret, secret_path(settings.data_dir))
+        store = await Store.open(store_dsn(settings), folder=settings.data_dir, clock=clock, secret=secret)
+        gateway = building.build(settings, models, store, clock)
+        running: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(each) for each in gateway.background if not _visits(each)
+        ]
+        await gateway.fleet.roster.reload()
+        node = gateway.fleet.registry.find("local")
+        assert node is not None
+        gateway.fleet.registry.answered_right(node, [model.id])
+        await gateway.app.server.start(listener)
+        made = InProcess(gateway, port, _requests(key, variant), SEVERAL if variant == "inputs" else 1)
+        try:
+            yield made
+        finally:
+            made.close()
+            await stop(gateway, running, drain_s=1.0)
+
+
+def _key(settings: GatewaySettings, variant: Variant, port: int) -> str:
+    """Of a new store's first account."""
+    made = bootstrap(settings.data_dir, f"http://{HOST}:{port}/v1", settings.store or None)
+    if variant != "limits":
+        return made.api_key
+    with open_books(settings.data_dir, store_dsn(settings)) as books:
+        limits = Limits(requests_a_minute=PLENTY, tokens_a_minute=PLENTY)
+        return books.keys.create(made.account, ["embeddings"], limits=limits)[1]
+
+
+def _requests(key: str, variant: Variant) -> list[bytes]:
+    inputs = SEVERAL if variant == "inputs" else 1
+    encoding = "float" if variant == "floats" else "base64"
+    given = texts(REQUESTS * inputs)
+    return [
+        http_request(
+            "POST",
+            "/v1/embeddings",
+            msgspec.json.encode(
+                {
+                    "input": given[at : at + inputs] if inputs > 1 else given[at],
+                    "model": MODEL,
+                    "encoding_format": encoding,
+                }
+            ),
+            key=key,
+            headers=SDK_HEADERS,
+        )
+        for at in range(0, len(given), inputs)
+    ]
+
+
+def _visits(coroutine: Any) -> bool:
+    """Whether it would ask nodes for its own sake; it is closed then."""
+    if _name(coroutine) not in VISITS:
+        return False
+    coroutine.close()
+    return True
+
+
+def _name(coroutine: Any) -> str:
+    return getattr(coroutine, "__qualname__", "")
+
+
+@contextmanager
+def _changed(variant: Variant) -> Iterator[None]:
+    """The gateway of this variant; in the end as it was."""
+    before = vars(building).copy()
+    if variant == "signed":
+        ours.leave_out(ours.SIGNED)
+    try:
+        yield
+    finally:
+        vars(building).update(before)
+
+
+@contextmanager
+def _node(path: Path, model: Model, *, signed: bool) -> Iterator[None]:
+    """In a thread, until the process ends."""
+    vector = np.random.default_rng(SEED).standard_normal(model.width)
+    served = ServedModels([ServedModel(model.id, model.width, model.max_tokens, model.digest, model.tier)])
+    node = CheapNode((vector / np.linalg.norm(vector)).astype("<f4").tobytes(), msgspec.json.encode(served))
+    loop = asyncio.new_event_loop()
+    serving = loop.create_task(serve(str(path), node, signed))
+
+    def run() -> None:
+        with closing(loop), suppress(asyncio.CancelledError):
+            loop.run_until_complete(serving)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert wait_for(path.exists, NODE_S)
+        yield
+    finally:
+        loop.call_soon_threadsafe(serving.cancel)
+        thread.join()

@@ -1,0 +1,245 @@
+"""A node's fast path: a gateway's request, as our gateway writes it, is answered without the general server.
+
+A request takes it if its head is whole in one read and, byte for byte, of the one form that the node protocol gives.
+Any other, and all that follows it on its connection, goes to the general server behind, to which the form means the
+same. What is answered here has a head that is constant but for its length, so that a gateway can know it by heart.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from embedmesh.http.failures import envelope, hint_headers, status_and_type
+from embedmesh.http.fast_path import Explain
+from embedmesh.http.receive import BodyBudget
+from embedmesh.http.rendering import json_head, own_request_id
+from embedmesh.node.app import QUEUE_FULL_STATUS
+from embedmesh.rules.embeddings import EMBED_HEAD, LIST_HEAD, LISTED_HEAD, VECTORS_HEAD
+from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_BODY_S, WRITE_REPLY_S
+
+if TYPE_CHECKING:
+    from embedmesh.signing.messages import CheckedRequest  # only a node that joined a gateway needs it
+
+LENGTH = rb"Content-Length: (0|[1-9][0-9]{0,6})\r\n\r\n"
+UNSIGNED = re.compile(LENGTH)
+SIGNED_HEADERS = ("content-digest", "embedmesh-node", "embedmesh-request-id", "signature-input", "signature")
+SIGNED = re.compile(
+    rb"Content-Digest: ([!-~]+)\r\nEmbedmesh-Node: ([!-~]+)\r\nEmbedmesh-Request-Id: ([!-~]+)\r\n"
+    rb"Signature-Input: ([!-~]+(?: [!-~]+)*)\r\nSignature: ([!-~]+)\r\n" + LENGTH
+)
+
+
+class App(Protocol):
+    """What a node answers by: see NodeApp."""
+
+    async def embed_compact(self, body: bytes) -> tuple[bytes, int]: ...
+
+    def list_bytes(self) -> bytes: ...
+
+
+class Signs(Protocol):
+    """What checks requests and signs replies: see SignedApi."""
+
+    def check_head(self, method: str, path: str, headers: Mapping[str, str]) -> "CheckedRequest": ...
+
+    def check_body(self, checked: "CheckedRequest", body: bytes) -> None: ...
+
+    def sign(self, checked: "CheckedRequest", reply: bytes, tokens: int) -> list[tuple[str, str]]: ...
+
+
+class CompactPath:
+    """What the exchanges of all connections share. With `signed`, requests and replies are."""
+
+    def __init__(self, app: App, bodies: BodyBudget, signed: Signs | None = None) -> None:
+        self.app = app
+        self.bodies = bodies
+        self.signed = signed
+        self._form = (UNSIGNED if signed is None else SIGNED).match
+
+    def begin(
+        self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+    ) -> "CompactExchange | None":
+        """Answer `data` if it begins with a request of the form; None if the general server must take it."""
+        embeds = data.startswith(EMBED_HEAD)
+        if not embeds and not data.startswith(LIST_HEAD):
+            return None
+        head = self._form(data, len(EMBED_HEAD if embeds else LIST_HEAD))
+        if head is None:
+            return None
+        *headers, length = head.groups()
+        missing = int(length)
+        if missing > (REQUEST_BODY_BYTES_MAX if embeds else 0):
+            return None
+        exchange = CompactExchange(self, transport, explain, on_end, embeds=embeds, missing=missing)
+        exchange.check_head(headers)
+        exchange.feed(data[head.end() :])
+        return exchange
+
+
+class CompactExchange:
+    """One request on one connection."""
+
+    def __init__(
+        self,
+        path: CompactPath,
+        transport: asyncio.Transport,
+        explain: Explain,
+        on_end: Callable[[bytes], None],
+        *,
+        embeds: bool,
+        missing: int,
+    ) -> None:
+        """`missing` are the bytes of its body. `on_end` is called in the end with the bytes that came after it."""
+        self._path = path
+        self._transport = transport
+        self._explain = explain
+        self._on_end = on_end
+        self._embeds = embeds
+        self._missing = missing
+        self._checked: CheckedRequest | None = None
+        self._refused: Failure | None = None  # before its body was whole, which is then thrown away
+        self._chunks: list[bytes] = []
+        self._taken = 0  # bytes of the room for bodies
+        self._after = b""
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._replied = False
+        self._last = False  # on this connection
+        self.over = False
+        self._ended: asyncio.Future[None] | None = None  # `stopped` waits for it
+        self.answered_at: float | None = None  # never idle before its end
+
+    def check_head(self, headers: list[bytes]) -> None:
+        """Check who sends this, before a byte of the body is kept: strangers take no memory."""
+        signed = self._path.signed
+        if signed is None:
+            return
+        method, path = ("POST", "/v1/embeddings") if self._embeds else ("GET", "/v1/models")
+        named = dict(zip(SIGNED_HEADERS, [value.decode("ascii") for value in headers], strict=True))
+        try:
+            self._checked = signed.check_head(method, path, named)
+        except Failure as failure:
+            self._refused = failure
+
+    # -- for the connection
+
+    def feed(self, data: bytes) -> None:
+        part, after = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
+        if after:  # our gateway sends nothing before it is answered
+            self._after += after
+            self._transport.pause_reading()
+        if part and self._refused is None:
+            self._keep(part)
+        self._missing -= len(part)
+        if self._missing:
+            if self._timer is None:
+                self._timer = self._loop.call_later(REQUEST_BODY_S, self._body_is_late)
+        elif self._task is None and not self._replied:
+            self._whole()
+
+    def resume_writing(self) -> None:
+        if self._replied:
+            self._end()
+
+    def lost(self) -> None:
+        """The connection is gone: what waits for it is never computed."""
+        if self._task is not None:
+            self._task.cancel()
+        self._end()
+
+    async def stopped(self, timeout_s: float) -> None:
+        """Wait at most `timeout_s` for it to end; then break it off."""
+        self._last = True
+        if self.over:
+            return
+        self._ended = self._loop.create_future()
+        await asyncio.wait([self._ended], timeout=timeout_s)
+        if not self.over:
+            self._transport.abort()
+
+    # -- its life
+
+    def _keep(self, part: bytes) -> None:
+        try:
+            self._path.bodies.take("", len(part))
+        except Overloaded as failure:
+            self._refused = failure
+            self._chunks.clear()
+        else:
+            self._taken += len(part)
+            self._chunks.append(part)
+
+    def _body_is_late(self) -> None:
+        self._last = True
+        self._missing = 0
+        self._refuse(RequestTimeout(f"The request's body did not arrive within {REQUEST_BODY_S:.0f} s."))
+
+    def _whole(self) -> None:
+        """The body is there."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._refused is not None:
+            self._refuse(self._refused)
+            return
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        try:
+            if self._checked is not None and self._path.signed is not None:
+                self._path.signed.check_body(self._checked, body)
+            if not self._embeds:
+                self._reply(LISTED_HEAD, self._path.app.list_bytes(), 0)
+                return
+        except Exception as error:  # noqa: BLE001 - explained, and counted if it is a bug of ours
+            self._refuse(error)
+            return
+        self._task = self._loop.create_task(self._embed(body))
+
+    async def _embed(self, body: bytes) -> None:
+        try:
+            reply, tokens = await self._path.app.embed_compact(body)
+            self._reply(VECTORS_HEAD, reply, tokens)
+        except Exception as error:  # noqa: BLE001 - explained, and counted if it is a bug of ours
+            self._refuse(error)
+
+    def _reply(self, start: bytes, body: bytes, tokens: int) -> None:
+        head = b"%b%d\r\n" % (start, len(body))
+        if self._checked is not None and self._path.signed is not None:
+            lines = [f"{name}: {value}\r\n" for name, value in self._path.signed.sign(self._checked, body, tokens)]
+            head += "".join(lines).encode("ascii")
+        self._write(head + b"\r\n" + body)
+
+    def _refuse(self, error: Exception) -> None:
+        request_id = self._checked.request_id if self._checked is not None else own_request_id()
+        failure = self._explain(error, request_id)
+        status = QUEUE_FULL_STATUS if isinstance(failure, Overloaded) else status_and_type(failure)[0]
+        body = envelope(failure)
+        more = hint_headers(failure) | ({"Connection": "close"} if self._last else {})
+        self._write(json_head(status, request_id, more, len(body)) + body)
+
+    def _write(self, reply: bytes) -> None:
+        if self.over or self._transport.is_closing():
+            return
+        self._replied = True
+        self._transport.write(reply)
+        if self._transport.get_write_buffer_size():
+            self._timer = self._loop.call_later(WRITE_REPLY_S, self._transport.abort)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._taken:
+            self._path.bodies.give_back("", self._taken)
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        if self._last:
+            self._transport.close()
+        self._on_end(self._after)
