@@ -40,7 +40,7 @@ HEADS = {
     (method, path): f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode("ascii")
     for method, path in (EMBED, MODELS)
 }
-REQUEST = b"%bContent-Length: %d\r\n%b\r\n%b"  # one of HEADS, the body's length, the signature's headers, the body
+REQUEST = b"%b%bContent-Length: %d\r\n\r\n%b"  # one of HEADS, the signature's headers, the length of the body, that
 ENCODE = msgspec.msgpack.Encoder().encode
 DECODE = msgspec.msgpack.Decoder(EmbedVectors).decode
 DECODE_MODELS = msgspec.json.Decoder(ServedModels).decode
@@ -180,10 +180,10 @@ class OwnLink:
         body = ENCODE(pack_ids(model.id, tuple(map(counted.ids.__getitem__, part.rows))))
         limit = len(part.rows) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
         if self.signing is None:
-            signed, request = None, REQUEST % (HEADS[EMBED], len(body), b"", body)
+            signed, request = None, REQUEST % (HEADS[EMBED], b"", len(body), body)
         else:
             signed = self.signing.sign(EMBED, body, request_id)
-            request = REQUEST % (HEADS[EMBED], len(body), signed.headers, body)
+            request = REQUEST % (HEADS[EMBED], signed.headers, len(body), body)
         attempt = OwnAttempt(self, connection, signed, body, limit, request_id, owner)
         connection.begin(request, limit, attempt)
         return attempt
@@ -232,7 +232,7 @@ class OwnLink:
             nonlocal signed
             if signing is not None:
                 signed = signing.sign(what, body, request_id, before=before)
-            return REQUEST % (HEADS[what], len(body), b"" if signed is None else signed.headers, body)
+            return REQUEST % (HEADS[what], b"" if signed is None else signed.headers, len(body), body)
 
         reply = await self.pool.exchange(build, limit)
         if signing is not None and signing.is_too_new(reply):
