@@ -23,6 +23,7 @@ import msgspec
 import pytest
 
 import embedmesh
+from embedmesh.fleet.load import Load
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
@@ -143,7 +144,7 @@ async def walk_of_a_request() -> Walk:
         server = await asyncio.start_unix_server(answer, path)
         async with gateway(Path(folder)) as gw:
             gw.registry.answered_right(gw.registry.add(Node("n0", f"unix:{path}")), [m.id for m in CATALOGUE.models])
-            gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock)))
+            gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock), Load()))
             raw = request(body=b'{"model":"tiny","input":["ab","c"]}', key=gw.key("embeddings"))
             assert (await send(gw.port, raw)).status == 200
             with recorded() as walk:

@@ -105,7 +105,7 @@ def replace(module: ModuleType, **names: Any) -> None:
 def leave_out(stage: str) -> None:
     """Change the gateway of this process."""
     if stage in (ALONE, SIGNED):
-        replace(build, CoalescingLink=lambda link: link)
+        replace(build, CoalescingLink=lambda link, load: link)
     if stage == SIGNED:
         replace(build, OwnLink=signed_link)
     if stage in ("hold", ALONE, SIGNED):

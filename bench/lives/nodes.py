@@ -8,7 +8,7 @@ import struct
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeUnreachable, UpstreamRefused
-from embedmesh.rules.forwarding import Part
+from embedmesh.rules.forwarding import AttemptOwner, Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 
@@ -34,6 +34,9 @@ class Nodes:
             raise dice.choice(FAILURES)("by dice")
         tokens = part.tokens + (bad < 1.2 * self._bad_odds)  # a wrong count is a wrong answer
         return EmbedVectors(tokens=tokens, data=b"".join(self._vector(model.width) for _ in part.rows))
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> None:
+        """Never at once."""
 
     def _vector(self, width: int) -> bytes:
         """Of length one; never the same again, so that replies can be told apart."""

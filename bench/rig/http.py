@@ -142,8 +142,9 @@ class AsyncClient:
     async def ask(self, method: str, path: str, body: bytes = b"") -> Reply:
         """One request. Raises NodeFailure where no reply comes."""
         request = http_request(method, path, body, key=self._key)
-        status, headers, data, *_ = await self._pool.exchange(lambda: request, REPLY_BYTES_MAX)
-        return Reply(status, {name.decode(): value.decode("latin-1") for name, value in headers.items()}, data)
+        reply = await self._pool.exchange(lambda: request, REPLY_BYTES_MAX)
+        headers = {name.decode(): value.decode("latin-1") for name, value in reply.headers.items()}
+        return Reply(reply.status, headers, reply.body)
 
     def close(self) -> None:
         """Hang up."""

@@ -6,16 +6,15 @@ memory holds vectors and keyed hashes, no texts.
 """
 
 import os
-from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
 from typing import NamedTuple
 
 import msgspec
 
-from embedmesh.rules.embeddings import Counted
+from embedmesh.rules.embeddings import Counted, Ids, bytes_of
 from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.models import Model
 
@@ -159,12 +158,12 @@ class VectorCache:
         self.bytes += more
         self._bytes_of[account_id] = self._bytes_of.get(account_id, 0) + more
 
-    def _keys(self, account_id: str, model: Model, ids: list[list[int]]) -> Iterator[bytes]:
+    def _keys(self, account_id: str, model: Model, ids: Sequence[Ids]) -> Iterator[bytes]:
         names = msgspec.json.encode((account_id, model.id, model.digest))
         begun = blake2b(names, digest_size=KEY_BYTES, key=self._secret)
         for each in ids:
             hashed = begun.copy()
-            hashed.update(array("I", each).tobytes())
+            hashed.update(bytes_of(each))
             yield hashed.digest()
 
 

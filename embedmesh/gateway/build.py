@@ -166,8 +166,9 @@ def _local_nodes(settings: GatewaySettings, fleet: FleetParts, clock: Clock) -> 
         if not address.startswith(UNIX):
             raise SetupError(f"{address} is no address of a node: use unix:/path/to/socket. Mend --nodes.")
         node_id = "local" if len(settings.nodes) == 1 else f"local-{number}"
-        fleet.clients.add(node_id, CoalescingLink(OwnLink(unix_pool(address.removeprefix(UNIX)), clock)))
-        node = fleet.registry.add(Node(node_id, address, trusted=True, load=Load(interleaves=True)))
+        load = Load(interleaves=True)
+        fleet.clients.add(node_id, CoalescingLink(OwnLink(unix_pool(address.removeprefix(UNIX)), clock), load))
+        node = fleet.registry.add(Node(node_id, address, trusted=True, load=load))
         probers.append(Prober(node, fleet.examiner))
     return probers
 

@@ -35,6 +35,7 @@ from embedmesh.rules.embeddings import (
     EmbedVectors,
     ServedModel,
     ServedModels,
+    numbers_of,
     unpack_ids,
 )
 from embedmesh.rules.errors import SetupError
@@ -164,7 +165,7 @@ class NodeApp:
         begun = time.monotonic()
         call, served, counted = await self._read(body, path_model)
         assert counted.ids is not None  # there was a tokenizer
-        data = await self._embed(served, counted.ids, counted.tokens, begun)
+        data = await self._embed(served, list(map(numbers_of, counted.ids)), counted.tokens, begun)
         answer = Answer(data, served.model.width, counted.tokens, (Share(SELF, counted.tokens),))
         headers = {PROCESSING_HEADER: str(math.ceil((time.monotonic() - begun) * 1000)), NODE_HEADER: SELF}
         reply = render(call, counted.truncated, answer, headers)

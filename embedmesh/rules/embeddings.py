@@ -3,10 +3,11 @@
 The node protocol is written down in docs/reference/node-protocol.md; the structs here are its messages.
 """
 
+import struct
 import sys
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import msgspec
@@ -14,6 +15,9 @@ import msgspec
 Encoding = Literal["float", "base64"]
 Role = Literal["query", "document"]
 Truncate = Literal["none", "end", "start"]
+
+Ids = list[int] | bytes
+"""The token ids of one input: numbers, or little-endian uint32 as in messages. See `bytes_of` and `numbers_of`."""
 
 COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds and EmbedVectors
 
@@ -51,7 +55,7 @@ class Counted(msgspec.Struct, frozen=True):
     """
 
     lengths: list[int]
-    ids: list[list[int]] | None = None
+    ids: Sequence[Ids] | None = None
     texts: list[str] | None = None
     truncated: int = 0
     exact: bool = True
@@ -83,9 +87,26 @@ class EmbedVectors(msgspec.Struct):
     data: bytes
 
 
-def pack_ids(model: str, ids: Sequence[Sequence[int]]) -> EmbedIds:
+def pack_ids(model: str, ids: Sequence[Ids]) -> EmbedIds:
     """The message that asks for vectors of some inputs' ids."""
-    return EmbedIds(model, _uint32([len(each) for each in ids]), _uint32(list(chain.from_iterable(ids))))
+    try:
+        joined = b"".join(ids)  # type: ignore[arg-type]  # the ordinary case: all are bytes
+    except TypeError:
+        ids = [bytes_of(each) for each in ids]
+        joined = b"".join(ids)  # type: ignore[arg-type]
+    sizes = struct.pack(f"<{len(ids)}I", *map(len, ids))
+    lengths = int.from_bytes(sizes, "little") >> 2  # of all at once: each size is a multiple of four
+    return EmbedIds(model, lengths.to_bytes(len(sizes), "little"), joined)
+
+
+def bytes_of(ids: Ids) -> bytes:
+    """One input's ids as bytes."""
+    return ids if isinstance(ids, bytes) else _uint32(ids)
+
+
+def numbers_of(ids: Ids) -> list[int]:
+    """One input's ids as numbers."""
+    return _from_uint32(ids) if isinstance(ids, bytes) else ids
 
 
 def unpack_ids(message: EmbedIds) -> list[list[int]]:

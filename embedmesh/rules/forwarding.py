@@ -110,13 +110,40 @@ class Fleet(Protocol):
         ...
 
 
+class AttemptOwner(Protocol):
+    """Who began an attempt. It is told once how that ended. The calls must not wait."""
+
+    def answered(self, vectors: EmbedVectors) -> None:
+        """The node's answer, not yet checked."""
+        ...
+
+    def failed(self, failure: NodeFailure) -> None:
+        """The attempt failed."""
+        ...
+
+
+class Attempt(Protocol):
+    """An attempt under way. It has no deadline of its own."""
+
+    def cancel(self) -> None:
+        """Break it off, so that the node can stop. Its owner is told nothing more."""
+        ...
+
+
 class NodeClient(Protocol):
-    """One exchange with one node."""
+    """One exchange with one node.
+
+    `request_id` is our own, the hold's; it is the same for all parts and attempts of a request.
+    """
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        """The node's answer to a part, not yet checked. Raises a NodeFailure.
+        """The node's answer to a part, not yet checked. Raises a NodeFailure."""
+        ...
 
-        `request_id` is our own, the hold's; it is the same for all parts and attempts of a request.
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        """Begin an attempt at once. `owner` is told how it ends, never from inside of this call.
+
+        None if it cannot begin at once, as without an idle connection: then `embed` can.
         """
         ...
 

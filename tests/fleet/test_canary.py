@@ -14,12 +14,12 @@ from embedmesh.fleet.examiner import Examiner
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.verify import verify
-from embedmesh.rules.embeddings import Counted, EmbedVectors
+from embedmesh.rules.embeddings import Counted, EmbedVectors, numbers_of
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeTooSlow
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer
+from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer, NeverAtOnce
 
 WIDE = Model(id="acme/wide", folder="/nowhere", width=64, max_tokens=99, price=1, digest="2" * 64)
 Vectors = Callable[[list[int]], np.ndarray]
@@ -47,7 +47,7 @@ def constant(ids: list[int]) -> np.ndarray:
     return np.full(64, 0.125, "<f4")
 
 
-class Rig:
+class Rig(NeverAtOnce):
     """Nodes that answer by rule, behind the real scheduler; every answer is repeated."""
 
     def __init__(self, trusted: str = "", **nodes: Vectors) -> None:
@@ -84,7 +84,7 @@ class Rig:
         self.asked.append(part.node_id)
         assert request_id.startswith("req_"), "it looks like any other"
         assert counted.ids is not None
-        rows = [self.nodes[part.node_id](counted.ids[place]) for place in part.rows]
+        rows = [self.nodes[part.node_id](numbers_of(counted.ids[place])) for place in part.rows]
         return EmbedVectors(part.tokens, b"".join(row.astype("<f4").tobytes() for row in rows))
 
     async def answer(self, name: str, *inputs: list[int]) -> None:

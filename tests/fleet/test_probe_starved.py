@@ -11,16 +11,16 @@ from embedmesh.fleet.examiner import Examiner
 from embedmesh.fleet.probe import LATE_PROBE_S, NODE_PROBE_S, Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.verify import verify
-from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
+from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels, numbers_of
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
-from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer, right_reply
+from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer, NeverAtOnce, right_reply
 
 OFFER = ServedModel(MODEL.id, MODEL.width, MODEL.max_tokens, MODEL.digest, MODEL.tier)
 
 
-class Starved:
+class Starved(NeverAtOnce):
     """A node: what it lists, and how long an embedding takes, in the loop's seconds."""
 
     def __init__(self, takes_s: float = 0.01, served: ServedModels | None = None) -> None:
@@ -30,7 +30,7 @@ class Starved:
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         await asyncio.sleep(self.takes_s)
         assert counted.ids is not None
-        return right_reply([counted.ids[row] for row in part.rows])
+        return right_reply([numbers_of(counted.ids[row]) for row in part.rows])
 
     async def served(self, node_id: str) -> ServedModels:
         return self.served_now

@@ -18,10 +18,10 @@ from embedmesh.flow.embed import Embeddings
 from embedmesh.flow.paid import Done
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.world import World
-from embedmesh.rules.embeddings import Counted, EmbedVectors
+from embedmesh.rules.embeddings import Counted, EmbedVectors, numbers_of
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
 from embedmesh.rules.exchange import Delivery, Reply, StreamedReply
-from embedmesh.rules.forwarding import Part
+from embedmesh.rules.forwarding import AttemptOwner, Part
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller, RateLimit
@@ -202,7 +202,14 @@ def right_reply(ids: list[list[int]]) -> EmbedVectors:
     return EmbedVectors(tokens=tokens, data=b"".join(vector_for(each).tobytes() for each in ids))
 
 
-class ScriptedNodes:
+class NeverAtOnce:
+    """The part of a `NodeClient` whose attempts begin by `embed` alone."""
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> None:
+        return None
+
+
+class ScriptedNodes(NeverAtOnce):
     """Answers by a script: each step is a failure to raise, a reply to give, or None for the right reply."""
 
     def __init__(self, *script: Failure | EmbedVectors | BaseException | None) -> None:
@@ -211,7 +218,7 @@ class ScriptedNodes:
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.ids is not None
-        ids = [counted.ids[row] for row in part.rows]
+        ids = [numbers_of(counted.ids[row]) for row in part.rows]
         self.asked.append((part.node_id, ids))
         step = next(self._script)
         if isinstance(step, BaseException):

@@ -10,11 +10,12 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from embedmesh.gateway.nodes.coalesce import CALLS, MERGED_TOKENS_MAX, SMALL_TOKENS_MAX, CoalescingLink
+from embedmesh.fleet.load import Load
+from embedmesh.gateway.nodes.coalesce import CALLS, FIXED_S_MIN, MERGED_TOKENS_MAX, SMALL_TOKENS_MAX, CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
+from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels, numbers_of
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeUnreachable, WrongAnswer
-from embedmesh.rules.forwarding import Part
+from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
 from embedmesh.rules.models import Model
 from tests.flow.world import MODEL
 
@@ -38,11 +39,21 @@ class Node:
         self.cancelled = 0
         self.closed = 0
         self.holds = True
+        self.begun: list[AttemptOwner] = []
         self.spoil: dict[str, Any] = {}
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        if "no connection" in self.spoil:
+            return None
+        self.begun.append(owner)
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled += 1
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.ids is not None
-        return await self.embed_ids(model, [counted.ids[row] for row in part.rows], request_id)
+        return await self.embed_ids(model, [numbers_of(counted.ids[row]) for row in part.rows], request_id)
 
     async def embed_ids(self, model: Model, asked: list[list[int]], request_id: str) -> EmbedVectors:
         self.calls.append(asked)
@@ -81,7 +92,8 @@ async def settled() -> None:
 class Rig:
     def __init__(self) -> None:
         self.node = Node()
-        self.link = CoalescingLink(cast(OwnLink, self.node))
+        self.load = Load()
+        self.link = CoalescingLink(cast(OwnLink, self.node), self.load)
         self.tasks: list[asyncio.Task[EmbedVectors]] = []
 
     async def ask(self, *inputs: list[int], model: Model = MODEL) -> asyncio.Task[EmbedVectors]:
@@ -109,6 +121,88 @@ async def busy() -> Rig:
         await rig.ask([number])
     assert rig.node.calls == [[[number]] for number in range(CALLS)], "each is asked at once, alone"
     return rig
+
+
+class Asked:
+    """Who began an attempt."""
+
+    def __init__(self) -> None:
+        self.told: list[EmbedVectors | NodeFailure] = []
+
+    def answered(self, vectors: EmbedVectors) -> None:
+        self.told.append(vectors)
+
+    def failed(self, failure: NodeFailure) -> None:
+        self.told.append(failure)
+
+
+def ask(rig: Rig, ids: list[int], asked: Asked) -> Attempt | None:
+    counted = Counted(lengths=[len(ids) + SPECIALS], ids=[ids])
+    return rig.link.ask(Part("n1", (0,), counted.tokens, 1.0), MODEL, counted, "req_1", asked)
+
+
+async def test_attempts_begin_at_once_while_the_node_has_few_calls() -> None:
+    """They are calls as any other: what comes meanwhile shares the next one."""
+    rig, asked = Rig(), Asked()
+    attempts = [ask(rig, [number], asked) for number in range(CALLS)]
+    assert None not in attempts
+    assert ask(rig, [8], asked) is None, "then it has to wait"
+    waiting = await rig.ask([10])
+    assert len(rig.node.begun) == CALLS
+    assert rig.node.calls == []
+    answer = EmbedVectors(3, row([0]))
+    rig.node.begun[0].answered(answer)
+    await settled()
+    assert asked.told == [answer]
+    assert rig.node.calls == [[[10]]]
+    broke = NodeBroke("x")
+    rig.node.begun[1].failed(broke)
+    assert asked.told == [answer, broke]
+    await rig.node.let(0)
+    right(waiting, [10])
+    rig.quiet()
+
+
+async def test_an_attempt_that_is_cancelled_makes_room_for_the_next_call() -> None:
+    rig, asked = Rig(), Asked()
+    attempts = [ask(rig, [number], asked) for number in range(CALLS)]
+    waiting = await rig.ask([10])
+    for attempt in attempts * 2:
+        assert attempt is not None
+        attempt.cancel()
+    await settled()
+    assert (rig.node.cancelled, asked.told) == (CALLS, [])
+    await rig.node.let(0)
+    right(waiting, [10])
+    rig.quiet()
+
+
+async def test_an_attempt_that_cannot_begin_is_no_call() -> None:
+    rig = Rig()
+    rig.node.spoil = {"no connection": True}
+    assert ask(rig, [1], Asked()) is None
+    rig.quiet()
+
+
+async def test_where_a_call_costs_next_to_nothing_none_is_shared() -> None:
+    """As the node's speed says."""
+    rig, asked = Rig(), Asked()
+    tokens_s = 0.001
+    for number in range(100):
+        rig.load.began(10, number)
+        rig.load.ended(10, number + 10 * tokens_s + FIXED_S_MIN / 2, well=True)
+    for number in range(100):
+        rig.load.began(90, 100 + number)
+        rig.load.ended(90, 100 + number + 90 * tokens_s + FIXED_S_MIN / 2, well=True)
+    assert rig.load.fixed_s < FIXED_S_MIN
+    for number in range(CALLS + 3):
+        assert ask(rig, [number], asked) is not None
+        await rig.ask([number])
+    assert len(rig.node.begun) == len(rig.node.calls) == CALLS + 3
+    rig.node.holds = False
+    for each in range(CALLS + 3):
+        await rig.node.let(each)
+    rig.quiet()
 
 
 async def test_what_comes_while_a_node_is_busy_goes_together_with_the_next_call() -> None:

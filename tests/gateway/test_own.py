@@ -11,7 +11,7 @@ import pytest
 from embedmesh.gateway.nodes.own import NodeClients, OwnLink
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, unpack_ids
+from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, Ids, unpack_ids
 from embedmesh.rules.errors import (
     NodeBroke,
     NodeBusy,
@@ -23,6 +23,7 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.forwarding import Part
 from tests.flow.world import MODEL, right_reply
+from tests.gateway.attempts import Asked, ask, at_once
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 IDS = [[1, 2], [3]]
@@ -258,3 +259,161 @@ async def test_two_replies_in_one_packet_are_no_answer_for_two(tmp_path: Path) -
         for _ in range(2):
             with suppress(NodeFailure):
                 assert await embed(link) == right_reply(IDS)
+
+
+# -- attempts that begin at once
+
+
+def first_good(reply: bytes) -> Script:
+    """The first reply of a connection is right, so that it is kept; then comes `reply`, and the end."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(http(GOOD))
+        await read_request(reader)
+        writer.write(reply)
+        await writer.drain()
+
+    return script
+
+
+async def test_an_attempt_begins_at_once_where_a_connection_is_idle(tmp_path: Path) -> None:
+    """Then it is answered as any other; and so is the next, on the same connection."""
+    async with node(tmp_path, always(http(GOOD))) as link:
+        assert ask(link, Asked(), IDS) is None, "there is no connection yet"
+        await embed(link)
+        for _ in range(3):
+            assert await at_once(link, IDS) == right_reply(IDS)
+        first, second = Asked(), Asked()
+        assert ask(link, first, IDS) is not None
+        assert ask(link, second, IDS) is None, "the only one is in use"
+        assert await first.told == right_reply(IDS)
+
+
+async def test_both_ways_send_the_same(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            seen.append(await read_request(reader))
+            writer.write(http(GOOD))
+
+    async with node(tmp_path, script) as link:
+        await embed(link)
+        await at_once(link, IDS)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(("reply", "failure"), WRONG)
+async def test_what_is_not_the_protocol_is_told_as_a_failure(
+    tmp_path: Path, reply: bytes, failure: type[NodeFailure]
+) -> None:
+    async with node(tmp_path, first_good(reply)) as link:
+        await embed(link)
+        with pytest.raises(failure):
+            await at_once(link, IDS)
+
+
+@pytest.mark.parametrize("cut", [10, 60, len(http(GOOD)) - 1])
+async def test_a_reply_that_is_cut_is_told_as_a_failure(tmp_path: Path, cut: int) -> None:
+    async with node(tmp_path, first_good(http(GOOD)[:cut])) as link:
+        await embed(link)
+        with pytest.raises(NodeBroke):
+            await at_once(link, IDS)
+
+
+async def test_an_attempt_on_a_connection_that_had_died_is_made_on_another(tmp_path: Path) -> None:
+    """Nobody hears of it: the node restarted, and nothing of a reply had come."""
+    async with node(tmp_path, first_good(b"")) as link:
+        await embed(link)
+        assert await at_once(link, IDS) == right_reply(IDS)
+        await asyncio.sleep(0)
+        assert not link._again
+
+
+async def test_an_attempt_that_is_made_again_tells_how_that_ends(tmp_path: Path) -> None:
+    path = tmp_path / "n.sock"
+    async with node(tmp_path, first_good(b"")) as link:
+        await embed(link)
+        path.unlink()
+        with pytest.raises(NodeUnreachable):
+            await at_once(link, IDS)
+
+
+async def test_an_attempt_that_is_cancelled_tells_nothing_and_closes_its_connection(tmp_path: Path) -> None:
+    closed = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(http(GOOD))
+        await read_request(reader)
+        assert await reader.read() == b""
+        closed.set()
+
+    async with node(tmp_path, script) as link:
+        await embed(link)
+        asked = Asked()
+        attempt = ask(link, asked, IDS)
+        assert attempt is not None
+        await asyncio.sleep(0.02)
+        attempt.cancel()
+        attempt.cancel()
+        async with asyncio.timeout(2):
+            await closed.wait()
+        assert not asked.told.done()
+        assert ask(link, Asked(), IDS) is None, "the connection is gone"
+
+
+async def test_to_cancel_what_has_ended_harms_nobody(tmp_path: Path) -> None:
+    """Its connection is another attempt's by now."""
+    async with node(tmp_path, always(http(GOOD))) as link:
+        await embed(link)
+        first, second = Asked(), Asked()
+        attempt = ask(link, first, IDS)
+        await first.told
+        assert ask(link, second, IDS) is not None
+        assert attempt is not None
+        attempt.cancel()
+        assert await second.told == right_reply(IDS)
+
+
+async def test_what_is_cancelled_while_it_is_made_again_tells_nothing(tmp_path: Path) -> None:
+    connections = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await read_request(reader)
+        if connections > 1:
+            assert await reader.read() == b"", "the second is broken off"
+            return
+        writer.write(http(GOOD))
+        await read_request(reader)
+
+    async with node(tmp_path, script) as link:
+        await embed(link)
+        asked = Asked()
+        attempt = ask(link, asked, IDS)
+        assert attempt is not None
+        while connections < 2:
+            await asyncio.sleep(0.001)
+        attempt.cancel()
+        while link._again:
+            await asyncio.sleep(0.001)
+        assert not asked.told.done()
+
+
+async def test_ids_may_be_bytes_already(tmp_path: Path) -> None:
+    """And of the same request some may be numbers: one canary asks several inputs again."""
+    seen: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            seen.append(await read_request(reader))
+            writer.write(http(GOOD))
+
+    async with node(tmp_path, script) as link:
+        spellings: list[list[Ids]] = [[[1, 2], [3]], [b"\1\0\0\0\2\0\0\0", b"\3\0\0\0"], [[1, 2], b"\3\0\0\0"]]
+        for ids in spellings:
+            await link.embed(Part("n0", (0, 1), 7, 0.1), MODEL, Counted(lengths=[4, 3], ids=ids), "req_1")
+    assert seen[0] == seen[1] == seen[2]

@@ -32,6 +32,7 @@ from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.messages import RequestSigner, content_digest
 from embedmesh.signing.session import Session
 from tests.flow.world import CATALOGUE, MODEL, right_reply
+from tests.gateway.attempts import at_once
 from tests.gateway.mesh import IDS, Applicant, Gateway, Script, real_node, somebody, until
 from tests.http.raw import Raw, read_reply, request, send
 
@@ -246,11 +247,12 @@ async def test_a_reply_that_is_not_the_nodes_to_this_very_request_is_a_wrong_ans
     async with plain_node(applicant), linked(applicant, changing(applicant.address, change)) as link:
         for name, wrong in WRONG.items():
             change.clear()
-            assert await call(link) == right_reply(IDS)
+            assert await call(link) == await at_once(link, IDS) == right_reply(IDS)
             change.append(wrong)
-            with pytest.raises(NodeFailure) as failure:
-                await call(link)
-            assert isinstance(failure.value, WrongAnswer), name
+            for way in (at_once(link, IDS), call(link)):
+                with pytest.raises(NodeFailure) as failure:
+                    await way
+                assert isinstance(failure.value, WrongAnswer), name
         change[:] = [lambda reply, earlier: reply.replace(b" 200 ", b" 201 ", 1)]
         with pytest.raises(NodeBroke):
             await call(link)
@@ -392,6 +394,7 @@ async def test_a_session_that_the_node_has_not_heard_of_yet_costs_no_call(gw: Ga
         await applicant.join(tell_door=False, **applicant.place)
         for _ in range(3):
             await gw.answers_rightly(applicant.node_id)
+            assert await at_once(gw.clients, IDS, applicant.node_id) == right_reply(IDS)
         applicant.door.new_session(applicant.sessions.of_gateway)
         for _ in range(3):
             await gw.answers_rightly(applicant.node_id)

@@ -35,7 +35,7 @@ from embedmesh.rules.shares import Shares
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
 from embedmesh.storage.secrets.secret import claim_of
 from embedmesh.storage.store import Store
-from tests.flow.world import REPLY_BYTES, Bystander, LetterTokenizer
+from tests.flow.world import REPLY_BYTES, Bystander, LetterTokenizer, NeverAtOnce
 from tests.http.raw import request
 from tests.storage.shop import SECRET, Shop
 
@@ -48,7 +48,7 @@ PATIENCE_S = 20.0  # milliseconds; the rest is for a busy machine
 VECTORS = np.random.default_rng(1).standard_normal((2_048, WIDE.width)).astype("<f4")
 
 
-class Nodes:
+class Nodes(NeverAtOnce):
     """The n-th input of a call has the n-th vector. Held back while `open` is not set; `before_answer` may be cruel."""
 
     def __init__(self) -> None:

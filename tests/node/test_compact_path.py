@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from embedmesh.gateway.nodes.own import OwnLink, Signing
+from embedmesh.gateway.nodes.own import EMBED, OwnLink, Signing
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
@@ -307,9 +307,9 @@ async def test_a_stranger_is_refused_and_takes_no_memory(tmp_path: Path) -> None
     """A signature of another session, with a body that is still to come."""
     async with serving(tmp_path, signed=True) as node:
         link = node.link(signed=True)
-        assert link._signing is not None
-        link._signing.add(Session("fedcba9876543210", bytes(32)))
-        signed = link._signing.sign("POST", "/v1/embeddings", BODY, "req_1").headers
+        assert link.signing is not None
+        link.signing.add(Session("fedcba9876543210", bytes(32)))
+        signed = link.signing.sign(EMBED, BODY, "req_1").headers
         raw = ask().replace(b"Content-Length", signed + b"Content-Length")
         reader, writer = await connect(node)
         writer.write(raw[:-3])
@@ -326,11 +326,11 @@ async def test_a_stranger_is_refused_and_takes_no_memory(tmp_path: Path) -> None
 async def test_a_body_that_was_not_signed_and_a_replay_are_refused(tmp_path: Path) -> None:
     async with serving(tmp_path, signed=True) as node:
         link = node.link(signed=True)
-        assert link._signing is not None
+        assert link.signing is not None
         raw = [
             ask().replace(
                 b"Content-Length",
-                link._signing.sign("POST", "/v1/embeddings", body, "req_1").headers + b"Content-Length",
+                link.signing.sign(EMBED, body, "req_1").headers + b"Content-Length",
             )
             for body in (BODY, BODY + b"x")
         ]

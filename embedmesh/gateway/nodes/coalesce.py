@@ -1,7 +1,8 @@
 """Coalescing: small requests for one node share a call, whose fixed cost is then paid once.
 
 A request never waits for others: while a node has less than CALLS calls under way, each request is a call of its own.
-Requests that come while it has as many share the next call. If a shared call fails, each of its requests is repeated
+Requests that come while it has as many share the next call. Where a call's fixed cost is small there is nothing to
+share, and requests are not even counted. If a shared call fails, each of its requests is repeated
 alone, so that a text which the node cannot process costs the others a moment, and not their answer.
 """
 
@@ -10,16 +11,20 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
+from embedmesh.fleet.load import Load
 from embedmesh.gateway.nodes.own import FLOAT32_BYTES, OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeUnreachable, WrongAnswer
-from embedmesh.rules.forwarding import Part
+from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 
 CALLS = 2  # one that the node computes, and one that waits there, so that it is never idle
 MERGED_TOKENS_MAX = 1_024  # of one call: a batch of our engine
 SMALL_TOKENS_MAX = 512  # a larger request is a call of its own
+FIXED_S_MIN = 0.000_3  # of a call: less is not worth the gateway's own work of sharing, some 0.05 ms a request
 
 
 @dataclass(eq=False, slots=True)
@@ -36,22 +41,23 @@ class _SmallRequest:
 class CoalescingLink:
     """A node of ours that keeps no receipts: those name single requests. Implements `Link`."""
 
-    def __init__(self, link: OwnLink) -> None:
+    def __init__(self, link: OwnLink, load: Load) -> None:
+        """`load` tells what a call costs."""
         self._link = link
+        self._load = load
         self._calls = 0
         self._waiting: deque[_SmallRequest] = deque()  # bounded by IN_FLIGHT_PARTS_MAX
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        if part.tokens > SMALL_TOKENS_MAX:
+        if part.tokens > SMALL_TOKENS_MAX or self._load.fixed_s < FIXED_S_MIN:
             return await self._link.embed(part, model, counted, request_id)
         if self._calls < CALLS:
             self._calls += 1
             try:
                 return await self._link.embed(part, model, counted, request_id)
             finally:
-                self._calls -= 1
-                self._call_next()
+                self.call_ended()
         request = _SmallRequest(part, model, counted, request_id, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         try:
@@ -59,6 +65,18 @@ class CoalescingLink:
         except asyncio.CancelledError:
             _drop(request)
             raise
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        if part.tokens > SMALL_TOKENS_MAX or self._load.fixed_s < FIXED_S_MIN:
+            return self._link.ask(part, model, counted, request_id, owner)
+        if self._calls >= CALLS:
+            return None
+        call = _Call(self, owner)
+        call.attempt = self._link.ask(part, model, counted, request_id, call)
+        if call.attempt is None:
+            return None
+        self._calls += 1
+        return call
 
     async def served(self) -> ServedModels:
         return await self._link.served()
@@ -69,6 +87,11 @@ class CoalescingLink:
             _settle(self._waiting.popleft(), NodeUnreachable("the node was removed"))
         for task in self._tasks:
             task.cancel()
+
+    def call_ended(self) -> None:
+        """A call is no longer under way: the next can begin."""
+        self._calls -= 1
+        self._call_next()
 
     def _call_next(self) -> None:
         while self._calls < CALLS and (batch := self._take()):
@@ -112,8 +135,7 @@ class CoalescingLink:
         if task.cancelled():  # perhaps before its first step
             for request in batch:
                 _settle(request, NodeUnreachable("the node was removed, or no caller waits for it"))
-        self._calls -= 1
-        self._call_next()
+        self.call_ended()
 
     async def _alone(self, request: _SmallRequest) -> None:
         if request.answer.done():
@@ -143,6 +165,30 @@ class CoalescingLink:
             answers.append(EmbedVectors(request.part.tokens, reply.data[at : at + size]))
             at += size
         return answers
+
+
+class _Call(msgspec.Struct, eq=False):
+    """A call for one request, which counts as under way until it ends. Implements `Attempt` and `AttemptOwner`."""
+
+    link: CoalescingLink
+    owner: AttemptOwner
+    attempt: Attempt | None = None
+
+    def answered(self, vectors: EmbedVectors) -> None:
+        self.attempt = None
+        self.link.call_ended()
+        self.owner.answered(vectors)
+
+    def failed(self, failure: NodeFailure) -> None:
+        self.attempt = None
+        self.link.call_ended()
+        self.owner.failed(failure)
+
+    def cancel(self) -> None:
+        if (attempt := self.attempt) is not None:
+            self.attempt = None
+            attempt.cancel()
+            self.link.call_ended()
 
 
 def _settle(request: _SmallRequest, answer: EmbedVectors | Exception) -> None:

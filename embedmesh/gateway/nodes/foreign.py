@@ -26,7 +26,7 @@ from embedmesh.gateway.nodes.own import check_of
 from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, UpstreamRefused, WrongAnswer
-from embedmesh.rules.forwarding import Part
+from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
 from embedmesh.rules.limits import UPSTREAM_URL_CHARS_MAX
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
@@ -128,6 +128,9 @@ class UpstreamLink:
         if model.id in self._normalizing:
             data = _unit(data, model.width)
         return EmbedVectors(_tokens(answer, part, counted.exact), data)
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        return None  # what such a server needs may take a second request
 
     async def served(self) -> ServedModels:
         """The models that the operator has listed: not all of these servers have a list."""

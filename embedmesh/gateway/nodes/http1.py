@@ -1,32 +1,52 @@
-"""The gateway's HTTP/1.1 towards nodes, on httptools.
+"""The gateway's HTTP/1.1 towards nodes.
 
 A general client costs five to a hundred times as much per request (docs/decisions/0004-node-client.md). This one has
 what we need and no more: whole requests, replies of any framing that HTTP/1.1 allows, a cap on head and body. Deadlines
 are the caller's: cancelling an exchange closes its connection, which tells the node to stop.
+
+A reply is told to a receiver, without a future or a task. httptools reads it, unless its head is known: a connection
+remembers a few heads that httptools has read, byte for byte. A reply that begins with one of them and has come whole
+is what httptools made of the one before, with another body.
 """
 
 import asyncio
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, Protocol, cast
 
 import httptools
+import msgspec
 
-from embedmesh.rules.errors import NodeBroke, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeFailure, WrongAnswer
 from embedmesh.rules.nodes import Check
 
 NODE_HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 1,000
+KNOWN_HEADS_MAX = 32  # of one connection: one for each size of a reply that is frequent
+KNOWN_HEAD_BYTES_MAX = 512  # those of our nodes that recur are under 150
+HEAD_END = b"\r\n\r\n"
 
 
-class Http1Reply(NamedTuple):
+class Http1Reply(msgspec.Struct, frozen=True):
     """A node's whole reply, without interim ones (1xx) and trailers.
 
-    Header names are in lower case; of a repeated one the last counts.
+    Header names are in lower case; of a repeated one the last counts. They must not be changed.
     """
 
     status: int
     headers: dict[bytes, bytes]
     body: bytes
     by_closing: bool = False  # only the connection's end marks the body's end: it may have been cut
+
+
+class Receiver(Protocol):
+    """Who waits for a reply. It is told once, never from inside of `begin`. The calls must not wait."""
+
+    def replied(self, reply: Http1Reply) -> None:
+        """The reply is whole."""
+        ...
+
+    def broke(self, failure: NodeFailure) -> None:
+        """There is none: NodeBroke or WrongAnswer. The connection is closed."""
+        ...
 
 
 def retry_after_s(headers: dict[bytes, bytes]) -> float:
@@ -52,35 +72,41 @@ class Connection(asyncio.Protocol):
         self.usable = True
         self.heard = False  # whether a byte of the current reply has come
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[Http1Reply] | None = None
-        self._parser: Any = None
-        self._limit = 0
-        self._size = 0
-        self._chunks: list[bytes] = []
-        self._headers: dict[bytes, bytes] = {}
-        self._head_size = 0
-        self._in_head = True
-        self._complete = False
+        self._receiver: Receiver | None = None
+        self._reader: _ReplyReader | None = None  # while a reply comes whose head is not known
+        self._size_max = 0  # of the current reply, head and body
+        self._known: dict[bytes, _KnownHead] = {}
+
+    def begin(self, request: bytes, limit: int, receiver: Receiver) -> None:
+        """Send a request. Its reply, whose body has at most `limit` bytes, is told to the receiver.
+
+        Raises NodeBroke if the connection is closed already.
+        """
+        transport = self._transport
+        if transport is None:
+            raise NodeBroke("the node closed the connection")
+        self.heard = False
+        self._size_max = limit + NODE_HEAD_BYTES_MAX
+        self._receiver = receiver
+        transport.write(request)
 
     async def exchange(self, request: bytes, limit: int) -> Http1Reply:
         """Send a request; its reply. Raises NodeBroke or WrongAnswer.
 
         Any failure closes the connection, also a cancellation: then the node drops the work.
         """
-        if self._transport is None:
-            raise NodeBroke("the node closed the connection")
-        self._parser = httptools.HttpResponseParser(self)
-        self._limit, self._size, self._chunks, self._headers = limit, 0, [], {}
-        self._head_size, self._in_head, self._complete, self.heard = 0, True, False, False
-        self._waiter = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
+        waiter = _Waiter(asyncio.get_running_loop().create_future())
+        self.begin(request, limit, waiter)
         try:
-            return await self._waiter
+            return await waiter.future
         except BaseException:
-            self.abort()
+            self.cancel()
             raise
-        finally:
-            self._waiter = None
+
+    def cancel(self) -> None:
+        """Break the exchange off, and close. Its receiver is told nothing more."""
+        self._receiver = self._reader = None
+        self.abort()
 
     def abort(self) -> None:
         """Close at once."""
@@ -99,38 +125,121 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # by how we connect
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is None or self._waiter.done():
+        receiver = self._receiver
+        if receiver is None:
             self.abort()  # a node must not send unasked
             return
-        self.heard = True
-        self._size += len(data)
-        if self._size > self._limit + NODE_HEAD_BYTES_MAX:
-            self._fail(WrongAnswer("the node's reply is larger than any right one", check=Check.HTTP))
-            return
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(WrongAnswer("the node's reply is not HTTP", check=Check.HTTP))
-        if self._in_head and self._size > NODE_HEAD_BYTES_MAX:  # only now: one read may bring the head and a large body
-            self._fail(_large_head())
+        if not self.heard:
+            self.heard = True
+            known = self._known.get(data[: data.find(HEAD_END) + len(HEAD_END)])
+            if known is not None and len(data) == known.reply_bytes <= self._size_max:
+                self._receiver = None
+                receiver.replied(Http1Reply(known.status, known.headers, data[known.head_bytes :]))
+                return
+            self._reader = _ReplyReader(self._size_max)
+        self._read(data, receiver)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
         self._transport = None
-        if exc is None and self._ends_by_closing():
-            self._answer(by_closing=True)
-        self._fail(NodeBroke("the node closed the connection"))
+        receiver, reader = self._receiver, self._reader
+        self._receiver = self._reader = None
+        if receiver is None:
+            return
+        reply = reader.by_closing() if exc is None and reader is not None else None
+        if reply is not None:
+            receiver.replied(reply)
+        else:
+            receiver.broke(NodeBroke("the node closed the connection"))
 
-    def _fail(self, failure: Exception) -> None:
-        self.usable = False
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(failure)
+    def _read(self, data: bytes, receiver: Receiver) -> None:
+        """Some of a reply whose head is not known."""
+        reader = self._reader
+        assert reader is not None
+        reader.feed(data)
+        reply, failure = reader.reply, reader.failure
+        if failure is not None:
+            self.cancel()
+            receiver.broke(failure)
+        elif reply is not None:
+            self._receiver = self._reader = None
+            if not reader.keeps_alive:
+                self.usable = False
+            elif (known := _known_head(data, reply)) is not None:
+                if len(self._known) >= KNOWN_HEADS_MAX:
+                    del self._known[next(iter(self._known))]  # the oldest
+                self._known[data[: known.head_bytes]] = known
+            receiver.replied(reply)
+
+
+class _Waiter:
+    """A receiver for a coroutine."""
+
+    def __init__(self, future: "asyncio.Future[Http1Reply]") -> None:
+        self.future = future
+
+    def replied(self, reply: Http1Reply) -> None:
+        if not self.future.done():  # else the coroutine was cancelled a moment ago
+            self.future.set_result(reply)
+
+    def broke(self, failure: NodeFailure) -> None:
+        if not self.future.done():
+            self.future.set_exception(failure)
+
+
+class _ReplyReader:
+    """One reply, read by httptools as it comes. What is there first counts: the `reply`, or a `failure`."""
+
+    def __init__(self, size_max: int) -> None:
+        self.reply: Http1Reply | None = None
+        self.failure: WrongAnswer | None = None
+        self.keeps_alive = True
+        self._parser: Any = httptools.HttpResponseParser(self)  # until the end: each refers to the other
+        self._size_max = size_max
+        self._size = 0
+        self._chunks: list[bytes] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._head_size = 0
+        self._in_head = True
+
+    def feed(self, data: bytes) -> None:
+        """Read on, until there is a reply or a failure."""
+        self._size += len(data)
+        if self._size > self._size_max:
+            self._fail("the node's reply is larger than any right one")
+        else:
+            try:
+                self._parser.feed_data(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+                self.keeps_alive = False
+                self._fail("the node's reply is not HTTP")
+            if self._in_head and self._size > NODE_HEAD_BYTES_MAX:  # only now: a large body may have come with the head
+                self._fail_by_head()
+        if self.reply is not None or self.failure is not None:
+            self._parser = None
+
+    def by_closing(self) -> Http1Reply | None:
+        """The reply if the connection's end is its own, since its head gives no other."""
+        coding = self._headers.get(b"transfer-encoding", b"").lower()
+        if self._in_head or b"content-length" in self._headers or coding.endswith(b"chunked"):
+            return None
+        return self._whole(by_closing=True)
+
+    def _whole(self, *, by_closing: bool = False) -> Http1Reply:
+        return Http1Reply(self._parser.get_status_code(), self._headers, b"".join(self._chunks), by_closing)
+
+    def _fail(self, words: str) -> None:
+        if self.reply is None and self.failure is None:
+            self.failure = WrongAnswer(words, check=Check.HTTP)
+
+    def _fail_by_head(self) -> None:
+        self._fail("the head of the node's reply is larger than any right one")
 
     # -- httptools callbacks
 
     def on_message_begin(self) -> None:
-        if self._complete:
-            self.usable = False  # a second reply: it must not become the next answer
+        if self.reply is not None:
+            self.keeps_alive = False  # a second reply: it must not become the next answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
@@ -140,7 +249,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         if self._head_size > NODE_HEAD_BYTES_MAX:
-            self._fail(_large_head())
+            self._fail_by_head()
 
     def on_body(self, body: bytes) -> None:
         self._chunks.append(body)
@@ -149,21 +258,29 @@ class Connection(asyncio.Protocol):
         if 100 <= self._parser.get_status_code() < 200:  # the reply itself is still to come
             self._headers, self._in_head = {}, True
             return
-        self._complete = True
         if not self._parser.should_keep_alive():
-            self.usable = False
-        self._answer()
-
-    def _ends_by_closing(self) -> bool:
-        """Whether the connection's end is the reply's, since its head gives no other."""
-        coding = self._headers.get(b"transfer-encoding", b"").lower()
-        return not self._in_head and b"content-length" not in self._headers and not coding.endswith(b"chunked")
-
-    def _answer(self, *, by_closing: bool = False) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            status = self._parser.get_status_code()
-            self._waiter.set_result(Http1Reply(status, self._headers, b"".join(self._chunks), by_closing))
+            self.keeps_alive = False
+        if self.reply is None and self.failure is None:
+            self.reply = self._whole()
 
 
-def _large_head() -> WrongAnswer:
-    return WrongAnswer("the head of the node's reply is larger than any right one", check=Check.HTTP)
+class _KnownHead(msgspec.Struct, frozen=True):
+    """A reply's head that was read before: what it says, and how long it and the whole reply are."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    head_bytes: int
+    reply_bytes: int
+
+
+def _known_head(data: bytes, reply: Http1Reply) -> _KnownHead | None:
+    """The head of a reply, if all of it came in this one read, and its head alone says how long the body is."""
+    head_bytes = data.find(HEAD_END) + len(HEAD_END)
+    if (
+        head_bytes > KNOWN_HEAD_BYTES_MAX
+        or head_bytes + len(reply.body) != len(data)
+        or reply.headers.get(b"content-length") != b"%d" % len(reply.body)
+        or b"transfer-encoding" in reply.headers
+    ):
+        return None
+    return _KnownHead(reply.status, reply.headers, head_bytes, len(data))

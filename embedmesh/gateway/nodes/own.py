@@ -3,16 +3,25 @@
 The form is the compact one of docs/reference/node-protocol.md.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1 import Http1Reply, retry_after_s
+from embedmesh.gateway.nodes.http1 import Connection, Http1Reply, retry_after_s
 from embedmesh.gateway.nodes.pools import ConnectionPool
-from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, ServedModels, pack_ids
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeTooSlow, NodeUnreachable, WrongAnswer
-from embedmesh.rules.forwarding import Part
+from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, Ids, ServedModels, pack_ids
+from embedmesh.rules.errors import (
+    NodeBroke,
+    NodeBusy,
+    NodeFailure,
+    NodeRefused,
+    NodeTooSlow,
+    NodeUnreachable,
+    WrongAnswer,
+)
+from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -24,12 +33,28 @@ MODELS_REPLY_BYTES_MAX = 1024 * 1024
 FLOAT32_BYTES = 4
 REPLY_FRAME_BYTES_MAX = 4_096  # around the vectors, or of a refusal
 
+Endpoint = tuple[str, str]
+EMBED: Endpoint = ("POST", "/v1/embeddings")
+MODELS: Endpoint = ("GET", "/v1/models")
+HEADS = {
+    (method, path): f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode("ascii")
+    for method, path in (EMBED, MODELS)
+}
+REQUEST = b"%b%bContent-Length: %d\r\n\r\n%b"  # one of HEADS, the signature's headers, the length of the body, that
+ENCODE = msgspec.msgpack.Encoder().encode
+DECODE = msgspec.msgpack.Decoder(EmbedVectors).decode
+DECODE_MODELS = msgspec.json.Decoder(ServedModels).decode
+
 
 class Link(Protocol):
     """One node as a gateway talks to it."""
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         """Vectors for a part, not yet verified. Raises a NodeFailure."""
+        ...
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        """As `NodeClient.ask`."""
         ...
 
     async def served(self) -> ServedModels:
@@ -59,6 +84,10 @@ class NodeClients:
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         return await self._link(part.node_id).embed(part, model, counted, request_id)
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        link = self._links.get(part.node_id)
+        return None if link is None else link.ask(part, model, counted, request_id, owner)
 
     async def served(self, node_id: str) -> ServedModels:
         """What a node offers. Raises a NodeFailure."""
@@ -98,16 +127,15 @@ class Signing:
             self._session, self._before = session.key_id, self._newest
             self._newest = RequestSigner(session, self._node_id, self._instance)
 
-    @property
-    def has_before(self) -> bool:
-        """Whether there was a session before the newest."""
-        return self._before is not None
+    def is_too_new(self, reply: Http1Reply) -> bool:
+        """Whether the newest session may be unknown yet to the node that refused a request: try the one before."""
+        return reply.status == 401 and self._before is not None
 
-    def sign(self, method: str, path: str, body: bytes, request_id: str, *, before: bool = False) -> SignedRequest:
+    def sign(self, what: "Endpoint", body: bytes, request_id: str, *, before: bool = False) -> SignedRequest:
         """Sign a request under the newest session, or under the one before."""
         signer = self._before if before else self._newest
         assert signer is not None  # a link is made with a session
-        return signer.sign(method, path, body, request_id, self._now_s())
+        return signer.sign(*what, body, request_id, self._now_s())
 
     def check(self, signed: SignedRequest, reply: Http1Reply) -> None:
         """Raises WrongAnswer where the reply is not the node's own to this request."""
@@ -125,68 +153,153 @@ class OwnLink:
     """A node of our making. Messages are signed, unless the node is on a socket that only we may open."""
 
     def __init__(self, pool: ConnectionPool, clock: Clock, signing: Signing | None = None) -> None:
-        self._pool = pool
+        self.pool = pool
+        self.signing = signing
         self._clock = clock
-        self._signing = signing
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode_reply = msgspec.msgpack.Decoder(EmbedVectors).decode
-        self._decode_models = msgspec.json.Decoder(ServedModels).decode
+        self._again: set[asyncio.Task[None]] = set()
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.ids is not None  # the scheduler gives us no other work
         return await self.embed_ids(model, [counted.ids[row] for row in part.rows], request_id)
 
-    async def embed_ids(self, model: Model, inputs: Sequence[Sequence[int]], request_id: str) -> EmbedVectors:
+    async def embed_ids(self, model: Model, inputs: Sequence[Ids], request_id: str) -> EmbedVectors:
         """Vectors for inputs of several requests."""
-        body = self._encode(pack_ids(model.id, inputs))
         limit = len(inputs) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
-        reply, signed = await self._exchange("POST", "/v1/embeddings", body, limit, request_id)
+        return await self.embed_body(ENCODE(pack_ids(model.id, inputs)), limit, request_id)
+
+    async def embed_body(self, body: bytes, limit: int, request_id: str) -> EmbedVectors:
+        """Vectors for a request's body; those of its reply have at most `limit` bytes."""
+        reply, signed = await self._exchange(EMBED, body, limit, request_id)
+        return self.read(reply, signed, request_id)
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        connection = self.pool.take()
+        if connection is None:
+            return None
+        assert counted.ids is not None
+        body = ENCODE(pack_ids(model.id, tuple(map(counted.ids.__getitem__, part.rows))))
+        limit = len(part.rows) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
+        if self.signing is None:
+            signed, request = None, REQUEST % (HEADS[EMBED], b"", len(body), body)
+        else:
+            signed = self.signing.sign(EMBED, body, request_id)
+            request = REQUEST % (HEADS[EMBED], signed.headers, len(body), body)
+        attempt = OwnAttempt(self, connection, signed, body, limit, request_id, owner)
+        connection.begin(request, limit, attempt)
+        return attempt
+
+    def begin_again(self, attempt: "OwnAttempt") -> asyncio.Task[None]:
+        """Make an attempt once more, with time for it."""
+        task = asyncio.get_running_loop().create_task(attempt.embed())
+        self._again.add(task)
+        task.add_done_callback(self._again.discard)
+        return task
+
+    def read(self, reply: Http1Reply, signed: SignedRequest | None, request_id: str) -> EmbedVectors:
+        """The vectors of a reply. Raises a NodeFailure."""
+        if reply.status != 200 or reply.by_closing or self.signing is not None:
+            self._check(reply, signed)
         try:
-            vectors = self._decode_reply(reply.body)
+            vectors = DECODE(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the node's reply is not of the protocol's form") from None
-        if self._signing is not None and signed is not None:
+        if self.signing is not None and signed is not None:
             reply_digest = reply.headers[b"content-digest"].decode("ascii")
-            self._signing.answered(request_id, signed.digest, reply_digest, vectors.tokens)
+            self.signing.answered(request_id, signed.digest, reply_digest, vectors.tokens)
         return vectors
 
     async def served(self) -> ServedModels:
         request_id = new_id("req", self._clock)
-        reply, _ = await self._exchange("GET", "/v1/models", b"", MODELS_REPLY_BYTES_MAX, request_id)
+        reply, signed = await self._exchange(MODELS, b"", MODELS_REPLY_BYTES_MAX, request_id)
+        self._check(reply, signed)
         try:
-            return self._decode_models(reply.body)
+            return DECODE_MODELS(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the node's list of models is not of the protocol's form") from None
 
     def close(self) -> None:
-        self._pool.close()
+        self.pool.close()
 
     async def _exchange(
-        self, method: str, path: str, body: bytes, limit: int, request_id: str
+        self, what: Endpoint, body: bytes, limit: int, request_id: str
     ) -> tuple[Http1Reply, SignedRequest | None]:
-        """A reply of status 200, and its request. Raises a NodeFailure."""
-        signing = self._signing
+        """A reply, not checked, and its request. Raises a NodeFailure."""
+        signing = self.signing
         signed: SignedRequest | None = None
         before = False
 
         def build() -> bytes:
             nonlocal signed
             if signing is not None:
-                signed = signing.sign(method, path, body, request_id, before=before)
-            head = f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n"
-            end = b"Content-Length: %d\r\n\r\n" % len(body)
-            return head.encode("ascii") + (signed.headers if signed is not None else b"") + end + body
+                signed = signing.sign(what, body, request_id, before=before)
+            return REQUEST % (HEADS[what], b"" if signed is None else signed.headers, len(body), body)
 
-        reply = await self._pool.exchange(build, limit)
-        if reply.status == 401 and signing is not None and signing.has_before:
-            before = True  # we use a new session a little earlier than the node
-            reply = await self._pool.exchange(build, limit)
+        reply = await self.pool.exchange(build, limit)
+        if signing is not None and signing.is_too_new(reply):
+            before = True
+            reply = await self.pool.exchange(build, limit)
+        return reply, signed
+
+    def _check(self, reply: Http1Reply, signed: SignedRequest | None) -> None:
+        """Raises a NodeFailure unless the reply is of status 200 and, where we sign, signed."""
         if reply.by_closing:
             raise NodeBroke("the node closed the connection")  # our nodes always send Content-Length
         check_status(reply)  # unsigned: a forger could as well cut the connection
-        if signing is not None and signed is not None:
-            signing.check(signed, reply)
-        return reply, signed
+        if self.signing is not None and signed is not None:
+            self.signing.check(signed, reply)
+
+
+class OwnAttempt(msgspec.Struct, eq=False):
+    """An attempt at a node of ours that was begun at once. Implements `Attempt` and `Receiver`."""
+
+    link: OwnLink
+    connection: Connection | None  # until it has replied
+    signed: SignedRequest | None
+    body: bytes
+    limit: int
+    request_id: str
+    owner: AttemptOwner
+    again: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        if (connection := self.connection) is not None:
+            self.connection = None
+            connection.cancel()
+            self.link.pool.put_back(connection)
+        if self.again is not None:
+            self.again.cancel()
+
+    def replied(self, reply: Http1Reply) -> None:
+        connection, self.connection, link = self.connection, None, self.link
+        assert connection is not None
+        link.pool.put_back(connection)
+        if link.signing is not None and link.signing.is_too_new(reply):
+            self.again = link.begin_again(self)
+            return
+        try:
+            vectors = link.read(reply, self.signed, self.request_id)
+        except NodeFailure as failure:
+            self.owner.failed(failure)
+        else:
+            self.owner.answered(vectors)
+
+    def broke(self, failure: NodeFailure) -> None:
+        connection, self.connection, link = self.connection, None, self.link
+        assert connection is not None
+        link.pool.put_back(connection)
+        if connection.heard:
+            self.owner.failed(failure)
+        else:
+            self.again = link.begin_again(self)  # the idle connection was closed: embedding twice does no harm
+
+    async def embed(self) -> None:
+        """Once more, on any connection."""
+        try:
+            vectors = await self.link.embed_body(self.body, self.limit, self.request_id)
+        except NodeFailure as failure:
+            self.owner.failed(failure)
+        else:
+            self.owner.answered(vectors)
 
 
 def check_status(reply: Http1Reply) -> None:

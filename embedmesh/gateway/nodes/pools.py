@@ -16,6 +16,14 @@ IDLE_CONNECTIONS_MAX = 64  # kept for one node; as many as it gets parts at one 
 class ConnectionPool(Protocol):
     """The connections to one server."""
 
+    def take(self) -> Connection | None:
+        """An idle connection for one exchange, at once, if there is one. It must come back to `put_back`."""
+        ...
+
+    def put_back(self, connection: Connection) -> None:
+        """An exchange on a connection has ended, in whatever way."""
+        ...
+
     async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
         """Send a request, get its reply, whose body has at most `limit` bytes. Raises a NodeFailure.
 
@@ -36,31 +44,41 @@ class OutboundPool:
         self._idle: list[Connection] = []
         self._closed = False
 
-    async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
-        while self._idle:
-            connection = self._idle.pop()
+    def take(self) -> Connection | None:
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
             if connection.usable:
-                try:
-                    return await self._on(connection, build(), limit)
-                except NodeBroke:
-                    if connection.heard:
-                        raise
-                    # The idle connection was closed: the node restarted. Embedding twice does no harm.
-        return await self._on(await self._dial(), build(), limit)
+                return connection
+        return None
+
+    def put_back(self, connection: Connection) -> None:
+        if connection.usable and len(self._idle) < IDLE_CONNECTIONS_MAX and not self._closed:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
+        while (connection := self.take()) is not None:
+            try:
+                return await connection.exchange(build(), limit)
+            except NodeBroke:
+                if connection.heard:
+                    raise
+                # The idle connection was closed: the node restarted. Embedding twice does no harm.
+            finally:
+                self.put_back(connection)
+        connection = await self._dial()
+        try:
+            return await connection.exchange(build(), limit)
+        finally:
+            self.put_back(connection)
 
     def close(self) -> None:
         self._closed = True
         for connection in self._idle:
             connection.abort()
         self._idle.clear()
-
-    async def _on(self, connection: Connection, request: bytes, limit: int) -> Http1Reply:
-        reply = await connection.exchange(request, limit)
-        if connection.usable and len(self._idle) < IDLE_CONNECTIONS_MAX and not self._closed:
-            self._idle.append(connection)
-        else:
-            connection.abort()
-        return reply
 
 
 class InboundPool:
@@ -86,23 +104,32 @@ class InboundPool:
         if len(self._idle) > IDLE_CONNECTIONS_MAX:
             self._idle.popleft().abort()  # the oldest: it is the likeliest to have been cut unnoticed
 
+    def take(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()  # the last used one is the least likely to have been cut
+            if connection.usable:
+                self._used += 1
+                return connection
+        return None
+
+    def put_back(self, connection: Connection) -> None:
+        self._used -= 1
+        if connection.usable:
+            self.offer(connection)
+
     async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
         while True:
-            connection = await self._free()
-            self._used += 1
+            connection = self.take() or await self._next()
             try:
-                reply = await connection.exchange(build(), limit)
+                return await connection.exchange(build(), limit)
             except NodeBroke:
                 if connection.heard:
                     raise
                 if not self._idle:
                     raise NodeUnreachable("the node's own connection was closed") from None
-                continue  # the idle connection had been cut unnoticed
+                # The idle connection had been cut unnoticed.
             finally:
-                self._used -= 1
-            if connection.usable:
-                self.offer(connection)
-            return reply
+                self.put_back(connection)
 
     def close(self) -> None:
         self._closed = True
@@ -112,16 +139,13 @@ class InboundPool:
             if not waiter.done():
                 waiter.set_exception(NodeUnreachable("the node was removed, or is elsewhere now"))
 
-    async def _free(self) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()  # the last used one is the least likely to have been cut
-            if connection.usable:
-                return connection
+    async def _next(self) -> Connection:
+        """As `take`, once a connection is free or is offered."""
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
             async with asyncio.timeout(CONNECT_S):
-                return await waiter
+                connection = await waiter
         except TimeoutError:
             if self._used:
                 raise NodeBusy("all connections of the node are in use") from None  # it is slow, not gone
@@ -129,6 +153,8 @@ class InboundPool:
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
+        self._used += 1
+        return connection
 
 
 def unix_pool(path: str) -> OutboundPool:
