@@ -55,6 +55,7 @@ NODE_S = SETTLED_S = REPLY_S = 20.0  # milliseconds, and some more under a trace
 VISITS = ("Prober.run", "Canaries.run")  # nodes are asked for requests' sake alone
 PLENTY = 10**9  # a minute: a limit that is counted and never reached
 SEED = 15
+TRACED = 1_000  # times: more than a tracer of every bytecode slows, so that no load of the machine changes the way
 WORDS = (
     "the a library keeps copies of papers that people wrote about how small rivers change when cities grow along their "
     "banks and what farmers do with water in dry years some of it was measured by hand before there were instruments "
@@ -68,6 +69,16 @@ def texts(count: int) -> list[str]:
     """Ordinary English, always the same, each text another: a few of the words are unknown to the vocabulary."""
     dice, words = Random(SEED), WORDS.split()
     return [" ".join(dice.choices(words, k=WORDS_A_TEXT)) for _ in range(count)]
+
+
+class SlowClock(SystemClock):
+    """Time as it would pass without a tracer: with one a node seems slow, and then is asked for several at once."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+
+    def monotonic(self) -> float:  # type: ignore[override]  # a method, not a function
+        return self._began_s + (time.monotonic() - self._began_s) / TRACED
 
 
 class InProcess:
@@ -114,7 +125,7 @@ async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[
     """Started, and its node known as ready. `dsn`: of a new database, for `postgres`. Raises CannotRun."""
     model_folder()
     with tempfile.TemporaryDirectory(prefix="embedmesh-cost-") as name, ExitStack() as stack:
-        folder, clock = Path(name), SystemClock()
+        folder, clock = Path(name), SlowClock()
         path = folder / "node.sock"
         settings = GatewaySettings(data_dir=folder / "data", port=0, store=dsn or "", nodes=(f"unix:{path}",))
         models = load_models(None)

@@ -98,6 +98,16 @@ class Metered:
         if (limit := caller.tokens_a_minute) is not None:
             self._journal.taken.append(Taken(caller.key_id, minute, "tokens", tokens, limit))
 
+    def take_now(self, caller: Caller, tokens: int, *, look: bool = False) -> bool:
+        taken = self._real.take_now(caller, tokens, look=look)
+        if taken and not look:
+            minute = self._clock.unix_ms() // MS_PER_MINUTE
+            for what, amount in (("requests", 1), ("tokens", tokens)):
+                limit = caller.requests_a_minute if what == "requests" else caller.tokens_a_minute
+                if limit is not None:
+                    self._journal.taken.append(Taken(caller.key_id, minute, what, amount, limit))
+        return taken
+
     def spend_tokens(self, caller: Caller, tokens: int) -> None:
         self._real.spend_tokens(caller, tokens)
 

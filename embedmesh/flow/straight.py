@@ -8,7 +8,7 @@ with its hold, its count, and the attempt under way (`paid.Continued`).
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from embedmesh.flow.bill import Bill, new_hold
 from embedmesh.flow.embed import EMBED_SCOPE, Embeddings, EmbeddingsCall
@@ -22,7 +22,7 @@ from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeFailure
-from embedmesh.rules.exchange import RequestHead
+from embedmesh.rules.exchange import Reply, RequestHead
 from embedmesh.rules.forwarding import Attempt, Part
 from embedmesh.rules.holds import Metered
 from embedmesh.rules.ids import new_id
@@ -204,7 +204,7 @@ class StraightRequest:
             self.bill.owe(self._metered, shares=result.answer.shares)
             reply = call.render(result, reply_headers(world, self.began, self.bill.cost, self.bill))
             if self.caller.limited:
-                reply = with_limits(reply, world.rate_limits.left(self.caller))
+                reply = cast(Reply, with_limits(reply, world.rate_limits.left(self.caller)))
             rest = self._to_caller.deliver(reply)
         except Exception as error:  # noqa: BLE001 - a bug of ours, which the coroutine explains and counts
             self.bill.release()

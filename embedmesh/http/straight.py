@@ -148,22 +148,25 @@ class StraightConnection:
         """Start an exchange; None if the general server must take the request."""
         self.explain, self.on_end = explain, on_end
         body = self._body(data)
-        if body is None and (head := read_head(data, self.fast_path.line)) is not None:
-            if head.end + head.length == len(data) and (known := self.straight.knows(head.headers)) is not None:
-                self._learn(data, head, known)
-                body = self._body(data)
+        if body is None and self._learnt(data):
+            body = self._body(data)
         if body is not None:
             exchange = StraightExchange(self)
             if exchange.ask(body):
                 return exchange
         return self.fast_path.begin(transport, data, explain, on_end)
 
-    def _learn(self, data: bytes, head: FastHead, known: Any) -> None:
-        """Remember a head that the fast path takes."""
-        length = LENGTH_LINE.search(data, 0, head.end)
-        if length is not None and head.end <= KNOWN_HEAD_BYTES_MAX:
-            self._before, self._after = data[: length.start(1)], data[length.end(1) : head.end]
-            self.head, self.known, self.callers_id = head, known, head.headers.get("x-request-id")
+    def _learnt(self, data: bytes) -> bool:
+        """Remember the head, if the request is whole and may go straight. Returns whether it was."""
+        head = read_head(data, self.fast_path.line)
+        if head is None or head.end + head.length != len(data) or head.end > KNOWN_HEAD_BYTES_MAX:
+            return False
+        known, length = self.straight.knows(head.headers), LENGTH_LINE.search(data, 0, head.end)
+        if known is None or length is None:
+            return False
+        self._before, self._after = data[: length.start(1)], data[length.end(1) : head.end]
+        self.head, self.known, self.callers_id = head, known, head.headers.get("x-request-id")
+        return True
 
     def _body(self, data: bytes) -> bytes | None:
         """The body if `data` is one whole request with the last head but for its length; None for anything else."""
@@ -180,7 +183,7 @@ class StraightConnection:
 
 @dataclass(frozen=True, slots=True)
 class StraightPath:
-    """What is asked for at once by `straight`; all else goes to the `fast_path`. Not over TLS, where writes take turns."""
+    """What `straight` can ask for at once; all else goes to the `fast_path`, as all does over TLS."""
 
     fast_path: FastPath
     straight: Straight

@@ -58,6 +58,9 @@ class CompactPath:
         self.signed = signed
         self._form = (UNSIGNED if signed is None else SIGNED).match
 
+    def on(self, transport: asyncio.Transport) -> "CompactPath":
+        return self
+
     def begin(
         self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
     ) -> "CompactExchange | None":
