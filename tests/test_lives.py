@@ -9,7 +9,7 @@ import pysqlite3.dbapi2 as driver
 import pytest
 
 from bench.lives.world import Template, folder_in_memory, live
-from embedmesh.flow import paid as module
+from embedmesh.flow import deliver as module
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.retries import Unread

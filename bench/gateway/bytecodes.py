@@ -83,7 +83,7 @@ class Tracer:
         code = frame.f_code
         if frame.f_back is self._base:
             self._skipping = code.co_qualname in IDLE or code.co_filename.startswith(OWN)
-        if self._skipping:
+        if self._skipping or code.co_filename.startswith(OWN):
             return None
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
         self.calls[code] += 1

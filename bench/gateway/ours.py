@@ -11,8 +11,8 @@ from typing import Any
 from bench.gateway.node import NODE_ID, SESSION
 from embedmesh.cli import main as cli
 from embedmesh.dialects.openai.render import render
+from embedmesh.flow.deliver import Outcome
 from embedmesh.flow.operation import Operation
-from embedmesh.flow.paid import Outcome
 from embedmesh.flow.world import World
 from embedmesh.gateway import build
 from embedmesh.gateway.api import embeddings_api

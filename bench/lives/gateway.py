@@ -17,8 +17,9 @@ from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.registry import Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
+from embedmesh.flow.deliver import Done
 from embedmesh.flow.expire import expire
-from embedmesh.flow.paid import Done, serve
+from embedmesh.flow.paid import serve
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import Failure, InternalError, SetupError

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from embedmesh.fleet.candidates import Candidate, candidates_of
+from embedmesh.fleet.candidates import candidates_of
 from embedmesh.fleet.choose import Policy, choose_candidate
 from embedmesh.fleet.registry import Node
 from embedmesh.fleet.spread import stays_whole
@@ -28,22 +28,18 @@ def part_at_once(
     lengths = counted.lengths
     tokens, inputs = sum(lengths), len(lengths)
     if len(nodes) == 1:
-        node = nodes[0]
-        candidate = Candidate(node, now)
-        if not candidate.room(True):
+        node, load = nodes[0], nodes[0].load
+        remaining_s = load.remaining_s(now, small=True)
+        if not node.room(remaining_s, now, small=True):
             return None
+        expected_s = remaining_s + load.part_s(tokens) + node.penalty_s
     else:
         chosen, _, _ = choose_candidate(
             policy, dice, candidates_of(nodes, None, now, dice), Whole(model_id), tokens, 0, small=True
         )
         if chosen is None:
             return None
-        node, candidate = chosen.node, chosen
-    expected_s = candidate.finish_s(tokens, True)
+        node, expected_s = chosen.node, chosen.finish_s(tokens, True)
     if expected_s > SOON_S or not node.reads_ids or not stays_whole(tokens, inputs, node.inputs_max):
         return None
-    rows = SINGLE if inputs == 1 else tuple(range(inputs))
-    return node, Part(node.node_id, rows, tokens, expected_s, node.asks.get(model_id, 0))
-
-
-SINGLE = (0,)
+    return node, Part(node.node_id, tuple(range(inputs)), tokens, expected_s, node.asks.get(model_id, 0))

@@ -78,6 +78,10 @@ class Load:
         batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * self._fit.per_token_s
         return self.small_s() + batch_s + max(0.0, elapsed_s - work_s)
 
+    def part_s(self, tokens: int) -> float:
+        """How long it works on one part."""
+        return self._fit.fixed_s + tokens * self._fit.per_token_s
+
     def small_s(self) -> float:
         """How long its small parts will take."""
         return self._fit.seconds(self.parts - self.bulk_parts, self.tokens - self.bulk_tokens)

@@ -29,6 +29,7 @@ class RetryBudget:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._seconds: deque[list[int]] = deque()  # [second, requests, retries], the newest last; at most RETRY_SPAN_S
+        self._newest = [-1, 0, 0]
         self._requests = 0
         self._retries = 0
 
@@ -36,6 +37,15 @@ class RetryBudget:
         """A request came."""
         self._now()[1] += 1
         self._requests += 1
+
+    def request_at(self, now: float) -> None:
+        """The same, where somebody knows the time."""
+        newest = self._newest
+        if newest[0] == int(now):
+            newest[1] += 1
+            self._requests += 1
+        else:
+            self.request()
 
     def take(self, share: float = 1.0) -> bool:
         """Take one more attempt if the budget allows. Attempts that are not necessary may use only a `share` of it."""
@@ -58,7 +68,8 @@ class RetryBudget:
             _, requests, retries = self._seconds.popleft()
             self._requests -= requests
             self._retries -= retries
-        return self._seconds[-1]
+        self._newest = self._seconds[-1]
+        return self._newest
 
 
 class Retries:

@@ -108,7 +108,7 @@ class Scheduler:
         if found is None:
             return None
         node, part = found
-        self.retries.budget.request()
+        self.retries.budget.request_at(now)
         self._running.begin(part, node, now, bulk=False)
         return part
 

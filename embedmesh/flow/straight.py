@@ -1,8 +1,8 @@
 """The ordinary embedding request: asked for in one step, answered in another, with nothing that waits between them.
 
-`Straight.ask` looks at everything first and takes nothing, so that what is not ordinary can begin anew on the ordinary
-spine (`paid.serve`). A request that stops being ordinary while a node works on it goes on there from the state reached:
-with its hold, its count, and the attempt under way (`paid.Continued`).
+`StraightEmbeddings.ask` looks at everything before it takes anything, so that what is not ordinary can begin anew on
+the spine (`paid.serve`). A request that stops being ordinary while a node works on it goes on from the state reached:
+with its hold, its count, and the attempt under way (`deliver.Continued`).
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from functools import partial
 from typing import NamedTuple, Protocol, cast
 
 from embedmesh.flow.bill import Bill, new_hold
+from embedmesh.flow.deliver import Continued, Done, Outcome, Request, charge_of, reply_headers, with_limits, work_under
 from embedmesh.flow.embed import EMBED_SCOPE, Embeddings, EmbeddingsCall
 from embedmesh.flow.forward import Begun
 from embedmesh.flow.idempotency import Kept
 from embedmesh.flow.identify import token_of
-from embedmesh.flow.paid import Continued, Done, Outcome, Request, charge_of, reply_headers, with_limits, work_under
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.rules.caching import CachePolicy
@@ -59,7 +59,7 @@ class KnownHead(NamedTuple):
     head: RequestHead
 
 
-class Straight:
+class StraightEmbeddings:
     """Asks for ordinary requests. Implements `rules.straight.Straight`."""
 
     def __init__(self, world: World, operation: Embeddings, room: Room, counts: Counts, observe: Observe) -> None:
@@ -153,7 +153,7 @@ class StraightRequest:
 
     def __init__(
         self,
-        straight: Straight,
+        straight: StraightEmbeddings,
         head: RequestHead,
         caller: Caller,
         call: EmbeddingsCall,

@@ -17,7 +17,7 @@ from embedmesh.rules.served import ORDINARY, ParseTerms
 from embedmesh.rules.shares import Room, Shares
 
 if TYPE_CHECKING:
-    from embedmesh.flow.paid import Done
+    from embedmesh.flow.deliver import Done
 
 
 class World(msgspec.Struct, frozen=True):

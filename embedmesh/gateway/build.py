@@ -19,8 +19,8 @@ from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
+from embedmesh.flow.deliver import Done
 from embedmesh.flow.expire import expire
-from embedmesh.flow.paid import Done
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World

@@ -8,16 +8,17 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange, FastHead, FastPath, read_head
 from embedmesh.http.rendering import json_head, own_request_id, request_id_of
 from embedmesh.http.sending import Rest, send_now
-from embedmesh.rules.exchange import Reply
+from embedmesh.rules.exchange import Deliver, Reply
 from embedmesh.rules.straight import GoOn, Straight
 
 STRAIGHT_BODY_BYTES_MAX = 16 * 1024  # kept until the reply: beside the room for bodies, 16 MB of 1,024 requests
-KNOWN_HEAD_BYTES_MAX = 2_048  # of a head that its connection remembers: an SDK's has 700, and 10,000 take 20 MB
+LAST_HEAD_BYTES_MAX = 2_048  # of a head that its connection remembers: an SDK's has 700, and 10,000 take 20 MB
 LENGTH_LINE = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})(?=\r\n)", re.IGNORECASE)
 ZERO = ord("0")
 NEVER = b"\0"  # begins no request
@@ -50,7 +51,7 @@ class StraightExchange:
     # -- for the handler
 
     def deliver(self, reply: Reply) -> Rest | None:
-        """See `send_now`. Whoever gets no rest calls `end`, and else `go_on`."""
+        """See `send_now`. After it comes `end`, or `go_on` with the rest."""
         connection, headers = self._connection, reply.headers
         if (cors := connection.fast_path.cors) is not None:
             headers = headers | cors.headers(self._head.headers.get("origin"))
@@ -152,14 +153,18 @@ class StraightConnection:
             body = self._body(data)
         if body is not None:
             exchange = StraightExchange(self)
-            if exchange.ask(body):
+            try:
+                if exchange.ask(body):
+                    return exchange
+            except Exception as error:  # noqa: BLE001 - a bug of ours: explained to the caller, and counted
+                exchange.go_on(partial(_broken, error))
                 return exchange
         return self.fast_path.begin(transport, data, explain, on_end)
 
     def _learnt(self, data: bytes) -> bool:
         """Remember the head, if the request is whole and may go straight. Returns whether it was."""
         head = read_head(data, self.fast_path.line)
-        if head is None or head.end + head.length != len(data) or head.end > KNOWN_HEAD_BYTES_MAX:
+        if head is None or head.end + head.length != len(data) or head.end > LAST_HEAD_BYTES_MAX:
             return False
         known, length = self.straight.knows(head.headers), LENGTH_LINE.search(data, 0, head.end)
         if known is None or length is None:
@@ -179,6 +184,10 @@ class StraightConnection:
         if cut < 0 or not digits.isdigit() or digits[0] == ZERO or not data.startswith(self._after, cut):
             return None
         return data[end:] if int(digits) == len(data) - end <= STRAIGHT_BODY_BYTES_MAX else None
+
+
+async def _broken(error: Exception, deliver: Deliver) -> None:
+    raise error
 
 
 @dataclass(frozen=True, slots=True)

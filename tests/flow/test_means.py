@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from embedmesh.flow.paid import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, Outcome, serve
+from embedmesh.flow.deliver import Outcome
+from embedmesh.flow.paid import BYTES_A_TOKEN, LARGE_BYTES, SOON_BYTES_MAX, serve
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, StoreUnavailable
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from embedmesh.flow.bill import Bill
+from embedmesh.flow.deliver import Outcome
 from embedmesh.flow.operation import Bound, CanPayFor
-from embedmesh.flow.paid import Outcome, serve
+from embedmesh.flow.paid import serve
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import EmptyInput, Failure
 from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead, StreamedReply

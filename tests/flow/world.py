@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from embedmesh.catalogue import Catalogue
@@ -14,8 +15,8 @@ from embedmesh.dialects.openai.dialect import OpenAI
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
+from embedmesh.flow.deliver import Done
 from embedmesh.flow.embed import Embeddings
-from embedmesh.flow.paid import Done
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.world import World
 from embedmesh.rules.embeddings import Counted, EmbedVectors, numbers_of
@@ -157,9 +158,13 @@ class MemoryLedger:
     poor: set[str] = field(default_factory=lambda: {"poor"})  # accounts without money
     looked_at: int = 0  # how often somebody asked what there is
     kept: int = 0
+    tabs: bool = False  # whether every key that can pay has a tab
 
     def spend(self, hold: Hold) -> Hold | None:
-        return None
+        if not self.tabs or hold.account_id in self.poor:
+            return None
+        self.log.append(("spend", hold.amount_nanousd))
+        return msgspec.structs.replace(hold, tab_id="tab")
 
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
         if hold.account_id in self.poor | {"penny"} and claim is None:  # what seemed to be there is gone

@@ -27,7 +27,7 @@ from embedmesh.http.failures import TABLE
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import CallerFailure, NodeBusy, NodeTooSlow, WrongAnswer
 from embedmesh.rules.membership import Heartbeat, SignedHead
-from embedmesh.rules.ports import Caller, Keys
+from embedmesh.rules.ports import Caller, RememberedKeys
 from embedmesh.signing import atoma
 from embedmesh.signing.invites import Invite
 from embedmesh.signing.receipts import RECEIPTS_PURPOSE, head_message
@@ -51,13 +51,16 @@ SOMETIMES = (
 class KeyRingWithMetrics:
     """The scripted world's keys, and one that may read metrics."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: RememberedKeys) -> None:
         self._keys = keys
 
     async def find(self, token: str) -> Caller | None:
         if token == METRICS_KEY:
             return Caller("acct", "key_m", frozenset({"metrics"}))
         return await self._keys.find(token)
+
+    def known(self, token: str) -> Caller | None:
+        return self._keys.known(token)
 
 
 def make_app(nodes: ScriptedNodes | None = None, *, count: int = 1) -> GatewayApp:

@@ -284,10 +284,11 @@ async def test_an_attempt_begins_at_once_where_a_connection_is_idle(tmp_path: Pa
         await embed(link)
         for _ in range(3):
             assert await at_once(link, IDS) == right_reply(IDS)
-        first, second = Asked(), Asked()
+        first, second, third = Asked(), Asked(), Asked()
         assert ask(link, first, IDS) is not None
-        assert ask(link, second, IDS) is None, "the only one is in use"
-        assert await first.told == right_reply(IDS)
+        assert ask(link, second, IDS) is not None, "the first that found none had one more opened"
+        assert ask(link, third, IDS) is None, "both are in use"
+        assert await first.told == await second.told == right_reply(IDS)
 
 
 async def test_both_ways_send_the_same(tmp_path: Path) -> None:

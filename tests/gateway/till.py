@@ -21,7 +21,7 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.paid import Done
+from embedmesh.flow.deliver import Done
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.app import GatewayApp

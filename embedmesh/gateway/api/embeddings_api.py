@@ -11,9 +11,10 @@ from aiohttp import web
 from msgspec import Meta
 
 from embedmesh.dialects.openai.dialect import OpenAI
+from embedmesh.flow.deliver import Outcome
 from embedmesh.flow.embed import EMBED_SCOPE, Embeddings
-from embedmesh.flow.paid import Outcome, serve
-from embedmesh.flow.straight import Straight
+from embedmesh.flow.paid import serve
+from embedmesh.flow.straight import StraightEmbeddings
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.metrics import Metrics
 from embedmesh.gateway.api.pages.samples import EXAMPLE_MODEL, SAMPLES
@@ -102,7 +103,7 @@ class EmbeddingsApi(Api):
         self._room = room
         self.bodies = bodies
         self._write_s = write_s
-        self.straight = Straight(world, EMBEDDINGS, room, metrics, self._go_on)
+        self.straight = StraightEmbeddings(world, EMBEDDINGS, room, metrics, self._go_on)
 
     async def create_embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create embeddings.

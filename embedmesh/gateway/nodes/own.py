@@ -175,6 +175,7 @@ class OwnLink:
     def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
         connection = self.pool.take()
         if connection is None:
+            self.pool.grow()
             return None
         assert counted.ids is not None
         body = ENCODE(pack_ids(model.id, tuple(map(counted.ids.__getitem__, part.rows))))

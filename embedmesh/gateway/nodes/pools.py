@@ -4,12 +4,14 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from embedmesh.gateway.nodes.http1 import Connection, Http1Reply
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable
 from embedmesh.rules.limits import CONNECT_S
 
+GROWING_MAX = 8  # connections that are opened ahead at one time: enough for a burst, little work in vain
 IDLE_CONNECTIONS_MAX = 64  # kept for one node; as many as it gets parts at one time
 
 
@@ -22,6 +24,10 @@ class ConnectionPool(Protocol):
 
     def put_back(self, connection: Connection) -> None:
         """An exchange on a connection has ended, in whatever way."""
+        ...
+
+    def grow(self) -> None:
+        """There was none to `take`: have one more soon, if we can open one."""
         ...
 
     async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
@@ -42,6 +48,7 @@ class OutboundPool:
     def __init__(self, dial: Callable[[], Awaitable[Connection]]) -> None:
         self._dial = dial
         self._idle: list[Connection] = []
+        self._growing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def take(self) -> Connection | None:
@@ -57,6 +64,16 @@ class OutboundPool:
             self._idle.append(connection)
         else:
             connection.abort()
+
+    def grow(self) -> None:
+        if len(self._growing) < GROWING_MAX and not self._closed:
+            task = asyncio.get_running_loop().create_task(self._grow())
+            self._growing.add(task)
+            task.add_done_callback(self._growing.discard)
+
+    async def _grow(self) -> None:
+        with suppress(NodeUnreachable):  # an exchange that needs a connection will find out
+            self.put_back(await self._dial())
 
     async def exchange(self, build: Callable[[], bytes], limit: int) -> Http1Reply:
         while (connection := self.take()) is not None:
@@ -79,6 +96,8 @@ class OutboundPool:
         for connection in self._idle:
             connection.abort()
         self._idle.clear()
+        for task in self._growing:
+            task.cancel()
 
 
 class InboundPool:
@@ -111,6 +130,9 @@ class InboundPool:
                 self._used += 1
                 return connection
         return None
+
+    def grow(self) -> None:
+        """The node opens them."""
 
     def put_back(self, connection: Connection) -> None:
         self._used -= 1
