@@ -4,36 +4,46 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
 from embedmesh.rules.errors import SetupError, StoreAway
 from embedmesh.rules.holds import HoldEnd
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.tabs import TabState
 from embedmesh.storage.cached.changes import Bell, PollTimer
 from embedmesh.storage.db import Db, errors
 from embedmesh.storage.instance import Instance
 from embedmesh.storage.ledger.check import verify
 from embedmesh.storage.ledger.end_hold import release_holds
 from embedmesh.storage.ledger.group_commit import Medium
+from embedmesh.storage.ledger.open_tab import end_tabs
 from embedmesh.storage.migrate import migrate, refuse_another_version
 from embedmesh.storage.reads import Reads, SqliteReads
 from embedmesh.storage.secrets.secret import check_secret
-from embedmesh.storage.sql import FACTS_SQL, HOLDS_SQL
+from embedmesh.storage.sql import FACTS_SQL, HOLDS_SQL, TABS_SQL
 from embedmesh.storage.sqlite.commit import SqliteMedium
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
 
 RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it open
 
 
+class Left(NamedTuple):
+    """How many holds and tabs dead gateways had left."""
+
+    holds: int
+    tabs: int
+
+
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """The connections of a store that was opened. `recovered` is how many holds of dead gateways were released.
+    """The connections of a store that was opened. `recovered` is what of dead gateways was released.
 
     `key_reads` look up keys only, so that no other read delays them. `on_close` is told whether all was written.
     """
 
     instance: Instance
-    recovered: int
+    recovered: "Left"
     reads: Reads
     key_reads: Reads
     bell: Bell
@@ -98,10 +108,11 @@ async def open_sqlite(
     )
 
 
-def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> int:
+def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> Left:
     """Check the secret, verify an SQLite ledger if a gateway died, and release what it left open.
 
-    `alone`: there is no other gateway, so that all open holds are those of dead ones. Returns how many were released.
+    `alone`: there is no other gateway, so that all open holds and live tabs are those of dead ones. Returns how many
+    there were.
     """
     try:
         db.begin()
@@ -109,12 +120,16 @@ def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: 
         if running is not None:
             _verify(db, running, now_ms, alone=alone)
         if alone:
-            left = db.execute(HOLDS_SQL["open_holds"]).fetchall()
+            holds = db.execute(HOLDS_SQL["open_holds"]).fetchall()
+            tabs = db.execute(TABS_SQL["live_tabs"]).fetchall()
         else:
-            left = db.execute(HOLDS_SQL["holds_of_owner"], {"owner": owner}).fetchall()
-        if left:
-            db.lock_accounts({account_id for _, account_id in left})
-        recovered = release_holds(db, now_ms, [hold_id for hold_id, _ in left], HoldEnd.RECOVER)
+            holds = db.execute(HOLDS_SQL["holds_of_owner"], {"owner": owner}).fetchall()
+            tabs = db.execute(TABS_SQL["tabs_of_owner"], {"owner": owner}).fetchall()
+        if holds or tabs:
+            db.lock_accounts({account_id for _, account_id in (*holds, *tabs)})
+        released = release_holds(db, now_ms, [hold_id for hold_id, _ in holds], HoldEnd.RECOVER)
+        ended_ids = end_tabs(db, now_ms, [tab_id for tab_id, _ in tabs], TabState.RECOVERED)
+        recovered = Left(released, len(ended_ids()))
         db.commit()
     except errors() as error:
         away = StoreAway if db.dialect == "postgres" else SetupError

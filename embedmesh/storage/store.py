@@ -60,7 +60,7 @@ class Store:
         self._retention = retention
         self.key_secret = key_secret
         self._seal = Seal(key_secret)
-        self.stats = Stats(recovered=opened.recovered)
+        self.stats = Stats(recovered=opened.recovered.holds, tabs_recovered=opened.recovered.tabs)
         self._reads = opened.reads
         self._writer = Writer(opened.medium(clock), clock, self.stats, on_fatal)
         self.changes = Changes(self._reads, opened.bell)

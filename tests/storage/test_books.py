@@ -7,7 +7,10 @@ import pytest
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, StoreUnavailable
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
+from embedmesh.rules.tabs import Tab
 from embedmesh.storage.db import Db
+from embedmesh.storage.ledger.open_tab import OpenTab
+from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge, secret
@@ -106,9 +109,17 @@ BREAKING = {
     "entries_have_transfers": ["INSERT INTO entries VALUES ('revenue', 1, 0)"],
     "everything_sums_to_zero": ["UPDATE entries SET amount = amount + 1 WHERE account_id = 'revenue'"],
     "balance_is_sum_of_entries": ["UPDATE accounts SET balance = balance + 1 WHERE account_id = 'revenue'"],
-    "held_is_sum_of_open_holds": ["UPDATE accounts SET held = held - 1 WHERE account_id = 'a'"],
+    "held_is_sum_of_holds_and_tabs": ["UPDATE accounts SET held = held - 1 WHERE account_id = 'a'"],
     "available_is_not_negative": ["UPDATE accounts SET held = balance + 1 WHERE account_id = 'a'"],
     "holds_end_once": ["UPDATE holds SET captured = amount + 1 WHERE state = 'captured'"],
+    "tabs_end_once": ["UPDATE tabs SET ended_ms = 1"],
+    "tabs_captured_what_was_settled": ["UPDATE tabs SET requests = requests + 1"],
+    "requests_have_holds_or_tabs": ["DELETE FROM tabs"],
+    "settlements_are_their_usage": ["UPDATE usage SET cost = cost + 1 WHERE tab_id IS NOT NULL"],
+    "usage_of_tabs_is_settled": ["UPDATE usage SET settlement = 2 WHERE settlement = 1"],
+    "requests_are_charged_once": ["UPDATE usage SET tab_id = 'tab_1', settlement = 1"],
+    "payables_of_tabs_are_recorded": ["UPDATE usage SET payable = payable - 1 WHERE tab_id IS NOT NULL"],
+    "settlements_match_their_digests": ["UPDATE usage SET tokens = tokens + 1 WHERE tab_id IS NOT NULL"],
     "captured_holds_are_charged": ["DELETE FROM transfers WHERE kind = 'charge'"],
     "captured_holds_have_usage": ["DELETE FROM usage"],
     "payables_are_recorded": ["UPDATE usage SET payable = payable - 1"],
@@ -123,8 +134,7 @@ BREAKING = {
 }
 BREAKING_SQLITE = {
     "references_are_whole": [
-        "DELETE FROM transfers WHERE kind = 'charge'",
-        "DELETE FROM holds WHERE state = 'captured'",
+        "DELETE FROM accounts WHERE account_id = 'node:n1'",
     ],
     "file_is_whole": [
         "PRAGMA writable_schema = ON",
@@ -174,13 +184,20 @@ async def test_the_check_sees_each_broken_promise(shop: Shop, store: Store, prom
     await store.hold(paid)
     await store.hold(open_hold)
     store.capture(paid, charge(80, payable=30, key_id=child.key_id))
+    opening = OpenTab(Tab("tab_1", "a", child.key_id, shop.clock.now_ms + 1), "me", 10, 10)
+    store._writer.submit(opening)
+    assert await opening.outcome == 10
+    for cost in (3, 4):
+        settling = SettleRequest("tab_1", shop.new_hold(5), charge(cost, payable=1, key_id=child.key_id))
+        store._writer.submit(settling)
     await store.drain()
     shop.books.accounts.refund(paid.hold_id, 5, "sorry")
     await store.extend_chain()
     report = shop.books.check()
     assert report.broken == []
-    assert (report.head.transfers, report.head.blocks) == (4, 1)
-    assert report.tallies["holds_captured"] == report.tallies["holds_open"] == 1
+    assert (report.head.transfers, report.head.blocks) == (6, 1)
+    assert report.tallies["holds_captured"] == report.tallies["holds_open"] == report.tallies["tabs_live"] == 1
+    assert report.tallies["requests_settled"] == 2
     breaking = BREAKING | (BREAKING_SQLITE if shop.place == shop.path else BREAKING_POSTGRES)
     if promise not in breaking:
         return  # of the other kind of store

@@ -8,9 +8,12 @@ from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.rules.holds import Claim
 from embedmesh.rules.membership import Standing
+from embedmesh.rules.tabs import Tab
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.copy import copy
 from embedmesh.storage.engines import engine_of
+from embedmesh.storage.ledger.open_tab import OpenTab
+from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.nodes import NodeRecord
 from embedmesh.storage.postgres.database import PostgresEngine
 from embedmesh.storage.sqlite.database import SqliteEngine
@@ -32,6 +35,10 @@ async def full(shop: Shop) -> str:
     await store.hold(paid, Claim(b"k" * 32, b"b" * 32))
     await store.hold(left)
     store.capture(paid, charge(90, payable=30, key_id=child.key_id), b"the reply")
+    opening = OpenTab(Tab("tab_1", "a", child.key_id, shop.clock.now_ms + 1), store._opened.instance.name, 10, 10)
+    store._writer.submit(opening)
+    assert await opening.outcome == 10
+    store._writer.submit(SettleRequest("tab_1", shop.new_hold(4), charge(4, key_id=child.key_id)))
     await store.drain()
     shop.books.accounts.refund(paid.hold_id, 5, "sorry")
     shop.books.accounts.pay_out("n1", 10, "paid")
@@ -59,13 +66,13 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     assert set(copied.rows) == tables and all(copied.rows.values())
     assert copied.head == before.head.hash
     moved = Shop(shop.folder.parent, database, new=False)
-    assert moved.money() == shop.money() == (915, 50)
+    assert moved.money() == shop.money() == (911, 56)
     assert moved.books.accounts.list() == shop.books.accounts.list()
     assert moved.books.accounts.find("b").cache is CachePolicy.FREE
     assert moved.books.keys.list() == shop.books.keys.list()
     assert moved.books.prices.list() == shop.books.prices.list()
     store = await moved.open()
-    assert store.stats.recovered == 1  # the same data directory: it is the same gateway
+    assert store.stats.recovered == store.stats.tabs_recovered == 1  # the same data directory: it is the same gateway
     assert await store.keys.find(token) is not None
     [record] = await store.nodes.all()
     assert record.secret == b"session"

@@ -8,9 +8,12 @@ import pytest
 from bench.rig.postgres import PostgresServer
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.books import Books
+from embedmesh.storage.db import refusals
 from embedmesh.storage.engines import engine_of
+from embedmesh.storage.ledger.chain import START, link
+from embedmesh.storage.ledger.check import check
 from embedmesh.storage.migrate import migrate, newest
-from embedmesh.storage.sql import migrations
+from embedmesh.storage.sql import CHAIN_SQL, migrations
 from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
 from tests.storage.shop import HandClock, secret
@@ -108,6 +111,60 @@ def test_a_script_of_postgresql_runs_whole_or_not_at_all(postgres: PostgresServe
     assert engine.version(db) == known + 1
     with pytest.raises(SetupError, match="newer embedmesh"):
         migrate(engine, db)
+    db.close()
+
+
+BEFORE_TABS = """
+INSERT INTO accounts (account_id, kind, created_ms) VALUES ('a', 'customer', 0), ('node:n1', 'node', 0);
+INSERT INTO keys (key_id, account_id, name, token_hash, scopes, created_ms)
+VALUES ('k', 'a', '', HASH, 'embeddings', 0);
+INSERT INTO transfers (kind, source_id, target_id, amount, reference, created_ms)
+VALUES ('credit', 'credit_source', 'a', 1000, 'payment', 1);
+INSERT INTO holds (hold_id, account_id, key_id, amount, owner, created_ms, deadline_ms)
+VALUES ('req_1', 'a', 'k', 100, 'me', 2, 9), ('req_2', 'a', 'k', 50, 'me', 2, 9);
+UPDATE holds SET state = 'captured', ended_by = 'capture', captured = 80, ended_ms = 3 WHERE hold_id = 'req_1';
+INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, created_ms) VALUES
+('charge', 'a', 'revenue', 80, 'req_1', 3), ('payable', 'revenue', 'node:n1', 30, 'req_1', 3);
+INSERT INTO usage (hold_id, account_id, key_id, model, node_id, tokens, price, cost, payable, day)
+VALUES ('req_1', 'a', 'k', 'm', 'n1', 7, 5, 80, 30, 0);
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_store_from_before_tabs_keeps_all_that_it_had(kind: str, tmp_path: Path, postgres: PostgresServer) -> None:
+    """Every row, every sum and the chain: and whatever it refused before, it refuses still."""
+    engine = engine_of(tmp_path / "x.db" if kind == "sqlite" else postgres.new())
+    db = engine.connect(busy_s=1)
+    scripts = migrations(kind)
+    migrate(engine, db, {100: scripts[100]})
+    hash_ = "randomblob(32)" if kind == "sqlite" else "sha256('k')"
+    for statement in BEFORE_TABS.replace("HASH", hash_).split(";\n"):
+        db.execute(statement)
+    rows = db.execute(
+        "SELECT transfer_id, kind, source_id, target_id, amount, hold_id, reference, created_ms FROM transfers "
+        "ORDER BY transfer_id"
+    ).fetchall()
+    block = {
+        "last_transfer": rows[-1][0],
+        "transfers": 3,
+        "hash": link(START, rows),
+        "now_ms": 4,
+    }
+    db.execute(CHAIN_SQL["insert_block"], block)
+    kept = "SELECT * FROM transfers ORDER BY transfer_id", "SELECT * FROM usage", "SELECT * FROM entries ORDER BY 1, 2"
+    before = [[tuple(row) for row in db.execute(table).fetchall()] for table in kept]
+    migrate(engine, db)
+    after = [[tuple(row) for row in db.execute(table).fetchall()] for table in kept]
+    assert [
+        [row[: len(was)] for row, was in zip(*tables, strict=True)] for tables in zip(after, before, strict=True)
+    ] == before
+    report = check(db)
+    assert report.broken == []
+    assert (report.head.transfers, report.tallies["holds_open"]) == (3, 1)
+    refused = "DELETE FROM transfers", "UPDATE usage SET cost = 0", "UPDATE entries SET amount = 0", "DELETE FROM usage"
+    for tampering in refused:
+        with pytest.raises(refusals(), match=r"append-only|kept until"):
+            db.execute(tampering)
     db.close()
 
 

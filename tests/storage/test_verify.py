@@ -22,7 +22,7 @@ PAGE_BYTES = 4096
 
 LOST_WRITES = {
     "available_is_not_negative": "UPDATE accounts SET held = balance + 1 WHERE account_id = 'a'",
-    "held_is_sum_of_open_holds": "UPDATE accounts SET held = held - 1 WHERE account_id = 'a'",
+    "held_is_sum_of_holds_and_tabs": "UPDATE accounts SET held = held - 1 WHERE account_id = 'a'",
     "everything_sums_to_zero": "DELETE FROM entries WHERE account_id = 'a'",
     "balance_is_sum_of_entries": "UPDATE accounts SET balance = balance + 1 WHERE account_id = 'a'",
 }

@@ -1,8 +1,8 @@
 """The chain over the ledger: a change of what a block covers is noticed.
 
 A block covers a run of transfers. Its hash is BLAKE2b-256 over the hash of the block before and the transfers, each as
-a JSON array of its columns on a line of its own. With the last hash noted down elsewhere, an operator can tell later
-whether anything before it was changed.
+a JSON array of its columns on a line of its own; the columns of tabs are there for transfers of tabs only. With the
+last hash noted down elsewhere, an operator can tell later whether anything before it was changed.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from embedmesh.storage.sql import CHAIN_SQL
 
 TRANSFERS_A_BLOCK = 512  # about two milliseconds of the gateway that covers them
 START = bytes(32)  # stands before the first block
+COLUMNS_WITHOUT_TAB = 8  # those of tabs follow, and are NULL elsewhere
 LOCKED = frozenset({"revenue", "credit_source", "payouts"})  # every transfer touches one of them
 
 
@@ -51,7 +52,8 @@ def link(before: bytes, transfers: Sequence[Row]) -> bytes:
     """The hash of a block."""
     digest = hashlib.blake2b(before, digest_size=32, person=b"embedmesh block")
     for row in transfers:
-        digest.update(msgspec.json.encode(tuple(row)) + b"\n")
+        of_tab = any(row[COLUMNS_WITHOUT_TAB:])
+        digest.update(msgspec.json.encode(tuple(row) if of_tab else tuple(row[:COLUMNS_WITHOUT_TAB])) + b"\n")
     return digest.digest()
 
 

@@ -10,8 +10,9 @@ import pysqlite3.dbapi2 as sqlite
 
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.money import bill_nanousd
-from embedmesh.storage.db import Db
+from embedmesh.storage.db import Db, Row
 from embedmesh.storage.ledger import chain
+from embedmesh.storage.ledger.settle_tab import digest_of
 from embedmesh.storage.sql import REPORTS_SQL, load
 from embedmesh.storage.sqlite.database import SqliteDb
 
@@ -25,12 +26,14 @@ PROMISES_OF_KIND = {  # of one kind of store only
 }
 CHAIN_HOLDS = "chain_holds"
 METERS_ADD_UP = "meters_add_up"
+DIGESTS_MATCH = "settlements_match_their_digests"
 METERED_ROWS_AT_ONCE = 1_000  # some 200 kB
+SETTLEMENTS_AT_ONCE = 200  # some 2 MB of usage records
 
 # What a write that the disk lost would break, cheapest first: 0.03 s for 100,000 holds; the file's check takes 0.2 s.
 SUMS = (
     "available_is_not_negative",
-    "held_is_sum_of_open_holds",
+    "held_is_sum_of_holds_and_tabs",
     "everything_sums_to_zero",
     "balance_is_sum_of_entries",
 )
@@ -90,6 +93,7 @@ def check_within(db: Db) -> CheckReport:
         for subject, detail in db.execute(statement).fetchmany(BROKEN_ROWS_MAX)
     ]
     broken += islice(_wrong_meters(db), BROKEN_ROWS_MAX)
+    broken += islice(_wrong_digests(db), BROKEN_ROWS_MAX)
     head, torn = chain.follow(db)
     if torn is not None:
         broken.append(Broken(CHAIN_HOLDS, "chain", torn))
@@ -97,7 +101,7 @@ def check_within(db: Db) -> CheckReport:
     names = [column[0] for column in counted.description]
     tallies = dict(zip(names, counted.fetchall()[0], strict=True))
     recovered = [Recovered(*row) for row in db.execute(REPORTS_SQL["list_recovered"], {"rows_max": RECOVERED_ROWS_MAX})]
-    return CheckReport([*promises, METERS_ADD_UP, CHAIN_HOLDS], broken, tallies, recovered, head)
+    return CheckReport([*promises, METERS_ADD_UP, DIGESTS_MATCH, CHAIN_HOLDS], broken, tallies, recovered, head)
 
 
 def _wrong_meters(db: Db) -> Iterator[Broken]:
@@ -116,6 +120,22 @@ def _wrong_meters(db: Db) -> Iterator[Broken]:
                 detail = f"cost {cost}, meters {billed}; tokens {tokens}, meters {counted}"
                 yield Broken(METERS_ADD_UP, f"hold {hold_id}", detail)
         page["after"] = rows[-1][0]
+
+
+def _wrong_digests(db: Db) -> Iterator[Broken]:
+    """Settlements whose usage records, as long as they are kept, are not those that were digested when it was made."""
+    page: dict[str, str | int] = {"after": 0, "rows_max": SETTLEMENTS_AT_ONCE}
+    while settlements := db.execute(REPORTS_SQL["settlements"], page).fetchall():
+        page["after"] = settlements[-1][0]
+        of_settlement: dict[tuple[str, int], list[Row]] = {}
+        reading = {"first": settlements[0][0], "last": settlements[-1][0]}
+        for settlement, *record in db.execute(REPORTS_SQL["records_of_settlements"], reading).fetchall():
+            of_settlement.setdefault((record[0], settlement), []).append(tuple(record))
+        for _, tab_id, settlement, digest in settlements:
+            if digest_of(sorted(of_settlement.get((tab_id, settlement), ()), key=lambda record: record[1])) != digest:
+                yield Broken(
+                    DIGESTS_MATCH, f"tab {tab_id}", f"the usage records of settlement {settlement} were changed"
+                )
 
 
 def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
+from embedmesh.rules.tabs import TabState
 from embedmesh.storage.db import Db
+from embedmesh.storage.ledger.open_tab import end_tabs
 from embedmesh.storage.ledger.writes import Stats, WaitedWrite, Write, as_rows, later_ids
-from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
+from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL, TABS_SQL
 from embedmesh.storage.times import MS_PER_DAY
 
 EXPIRED_HOLDS_MAX = 256  # a batch: about two milliseconds
@@ -78,28 +80,47 @@ class EndHold(Write):
 
 
 class Expire(WaitedWrite[int]):
-    """Release holds past their deadline, at most EXPIRED_HOLDS_MAX. `outcome` becomes how many, once durable."""
+    """Release holds and end tabs past their deadline, at most EXPIRED_HOLDS_MAX of each.
+
+    `outcome` becomes how many, once durable. Whatever is captured in the same batch comes before.
+    """
+
+    rank = 1
 
     def __init__(self, until_ms: int) -> None:
         super().__init__()
         self._until_ms = until_ms
         self._overdue: list[str] = []
+        self._overdue_tabs: list[str] = []
         self._expired = 0
+        self._ended_tab_ids: Callable[[], frozenset[str]] = frozenset
+        self._expired_tabs = 0
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
         limits = {"now_ms": self._until_ms, "holds_max": EXPIRED_HOLDS_MAX}
         rows = db.execute(HOLDS_SQL["overdue_holds"], limits).fetchall()
         self._overdue = [hold_id for hold_id, _ in rows]
-        return {account_id for _, account_id in rows}
+        tabs = db.execute(
+            TABS_SQL["overdue_tabs"], {"now_ms": self._until_ms, "tabs_max": EXPIRED_HOLDS_MAX}
+        ).fetchall()
+        self._overdue_tabs = [tab_id for tab_id, _ in tabs]
+        return {account_id for _, account_id in (*rows, *tabs)}
 
     @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[Expire]") -> None:
         for write in writes:
             write._expired = release_holds(db, now_ms, write._overdue, HoldEnd.EXPIRE)
+            write._ended_tab_ids = end_tabs(db, now_ms, write._overdue_tabs, TabState.EXPIRED)
+
+    @classmethod
+    def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[Expire]") -> None:
+        for write in writes:
+            write._expired_tabs = len(write._ended_tab_ids())
 
     def committed(self, stats: Stats) -> None:
         stats.expired += self._expired
-        self._succeed(len(self._overdue))
+        stats.tabs_expired += self._expired_tabs
+        self._succeed(max(len(self._overdue), len(self._overdue_tabs)))
 
 
 def release_holds(db: Db, now_ms: int, hold_ids: Sequence[str], why: HoldEnd) -> int:

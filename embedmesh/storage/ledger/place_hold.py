@@ -14,7 +14,7 @@ from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
 class PlaceHold(WaitedWrite[PriorRequest | None]):
     """Set money aside. `outcome` becomes None once that is durable, or the prior request, or the refusal is raised."""
 
-    rank = 2
+    rank = 3
 
     def __init__(self, hold: Hold, owner: str, claim: Claim | None, give_back: Callable[[Hold], None]) -> None:
         """`give_back` ends a hold that became durable after its caller had gone."""

@@ -18,11 +18,15 @@ class Stats(msgspec.Struct):
 
     holds: int = 0
     holds_refused: int = 0  # the account did not cover them, or the key had no room
-    captured: int = 0
+    captured: int = 0  # requests, under holds of their own and under tabs
     released: int = 0
     expired: int = 0
     recovered: int = 0  # found open at start
-    late_captures: int = 0  # the hold had ended before: delivered, not charged
+    tabs_opened: int = 0
+    tabs_closed: int = 0  # by this gateway
+    tabs_expired: int = 0
+    tabs_recovered: int = 0  # found live at start
+    late_captures: int = 0  # the hold or the tab had ended before: delivered, not charged
     broken_writes: int = 0  # refused by the store's own rules: a bug of ours
     commits: int = 0
     writes: int = 0  # over `commits`: the mean batch
@@ -65,7 +69,7 @@ class Write:
         """The store's rules refuse this very write, whenever it is tried."""
 
 
-def as_rows(rows: Sequence[dict[str, Any] | msgspec.Struct]) -> dict[str, str]:
+def as_rows(rows: Sequence[dict[str, Any] | tuple[Any, ...] | msgspec.Struct]) -> dict[str, str]:
     """Values for a statement that takes several rows."""
     return {"rows": msgspec.json.encode(rows).decode()}
 
@@ -102,7 +106,7 @@ class WaitedWrite(Write, Generic[T]):
 class Change(WaitedWrite[T]):
     """Any function of the connection and the time."""
 
-    rank = 1
+    rank = 2
 
     def __init__(self, write: Callable[[Db, int], T], accounts: frozenset[str] = frozenset()) -> None:
         """`accounts` are those whose money it moves, or that it locks."""

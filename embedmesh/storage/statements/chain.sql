@@ -4,7 +4,9 @@ SELECT last_transfer, hash FROM blocks ORDER BY last_transfer DESC LIMIT 1;
 
 -- name: unchained
 -- Transfers that no block covers yet, in their order.
-SELECT transfer_id, kind, source_id, target_id, amount, hold_id, reference, created_ms FROM transfers
+SELECT
+    transfer_id, kind, source_id, target_id, amount, hold_id, reference, created_ms, tab_id, settlement, requests, digest
+FROM transfers
 WHERE transfer_id > :last_transfer ORDER BY transfer_id LIMIT :rows_max;
 
 -- name: insert_block

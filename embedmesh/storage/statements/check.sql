@@ -25,10 +25,13 @@ FROM accounts LEFT JOIN entries USING (account_id)
 GROUP BY account_id, balance
 HAVING balance <> coalesce(sum(amount), 0);
 
--- name: held_is_sum_of_open_holds
--- What an account has held is the sum of its open holds.
-SELECT 'account ' || account_id, 'held ' || held || ', open holds ' || coalesce(sum(amount), 0)
-FROM accounts LEFT JOIN (SELECT account_id, amount FROM holds WHERE state = 'open') AS open USING (account_id)
+-- name: held_is_sum_of_holds_and_tabs
+-- What an account has held is the sum of its open holds, and of what its live tabs have not captured.
+SELECT 'account ' || account_id, 'held ' || held || ', open holds and live tabs ' || coalesce(sum(amount), 0)
+FROM accounts LEFT JOIN (
+    SELECT account_id, amount FROM holds WHERE state = 'open'
+    UNION ALL SELECT account_id, amount - captured FROM tabs WHERE ended_ms IS NULL
+) AS open USING (account_id)
 GROUP BY account_id, held
 HAVING held <> coalesce(sum(amount), 0);
 
@@ -52,6 +55,67 @@ WHERE NOT coalesce(
     FALSE
 );
 
+-- name: tabs_end_once
+-- A tab's state and its times agree, and it captured at most its amount.
+SELECT 'tab ' || tab_id, 'state ' || state || ', ended ' || coalesce(CAST(ended_ms AS TEXT), 'never')
+    || ', captured ' || captured || ' of ' || amount
+FROM tabs
+WHERE NOT coalesce(
+    captured BETWEEN 0 AND amount AND CASE
+        WHEN state IN ('open', 'closing') THEN ended_ms IS NULL
+        WHEN state IN ('closed', 'expired', 'recovered') THEN ended_ms IS NOT NULL
+    END,
+    FALSE
+);
+
+-- name: tabs_captured_what_was_settled
+-- What a tab has captured is what its settlements moved, from its own account, numbered without a gap.
+SELECT 'tab ' || tabs.tab_id, 'captured ' || captured || ', settled ' || coalesce(sum(transfers.amount), 0)
+    || '; requests ' || tabs.requests || ', settled ' || coalesce(sum(transfers.requests), 0)
+    || '; settlements ' || settlements || ', found ' || count(transfer_id)
+FROM tabs LEFT JOIN transfers ON transfers.tab_id = tabs.tab_id AND kind = 'charge'
+GROUP BY tabs.tab_id
+HAVING captured <> coalesce(sum(transfers.amount), 0) OR tabs.requests <> coalesce(sum(transfers.requests), 0)
+    OR settlements <> count(transfer_id) OR settlements <> coalesce(max(settlement), 0)
+    OR min(source_id) <> tabs.account_id OR max(source_id) <> tabs.account_id;
+
+-- name: requests_have_holds_or_tabs
+-- Whatever was charged, paid or recorded for a request has a hold of its own, or a tab with that settlement.
+SELECT 'transfer ' || transfer_id, 'is of the hold ' || hold_id || ', which is missing'
+FROM transfers LEFT JOIN holds USING (hold_id)
+WHERE hold_id IS NOT NULL AND transfers.tab_id IS NULL AND holds.hold_id IS NULL
+UNION ALL SELECT 'transfer ' || transfer_id, 'is of the tab ' || transfers.tab_id || ', which is missing or has no such settlement'
+FROM transfers LEFT JOIN tabs USING (tab_id)
+WHERE transfers.tab_id IS NOT NULL AND (tabs.tab_id IS NULL OR settlement > settlements)
+UNION ALL SELECT 'usage of ' || hold_id, 'has no hold and no tab'
+FROM usage LEFT JOIN holds USING (hold_id)
+WHERE usage.tab_id IS NULL AND holds.hold_id IS NULL;
+
+-- name: settlements_are_their_usage
+-- A settlement is exactly its usage records, which are of its tab, as long as such records are kept.
+SELECT 'tab ' || settled.tab_id, 'settlement ' || settled.settlement || ': charged ' || settled.amount || ' for '
+    || settled.requests || ' requests, usage ' || coalesce(sum(cost), 0) || ' for ' || count(usage.hold_id)
+FROM transfers AS settled JOIN tabs USING (tab_id)
+    LEFT JOIN usage ON usage.tab_id = settled.tab_id AND usage.settlement = settled.settlement
+        AND usage.account_id = tabs.account_id AND usage.key_id = tabs.key_id AND day = settled.created_ms / 86400000
+WHERE kind = 'charge' AND settled.created_ms / 86400000
+    >= coalesce((SELECT CAST(value AS BIGINT) FROM facts WHERE name = 'usage_kept_from_day'), 0)
+GROUP BY settled.tab_id, settled.settlement, settled.amount, settled.requests
+HAVING settled.amount <> coalesce(sum(cost), 0) OR settled.requests <> count(usage.hold_id);
+
+-- name: usage_of_tabs_is_settled
+-- Every usage record of a tab is of one of its settlements.
+SELECT 'request ' || usage.hold_id, 'is of settlement ' || usage.settlement || ' of tab ' || usage.tab_id || ', which is missing'
+FROM usage LEFT JOIN transfers
+    ON transfers.tab_id = usage.tab_id AND transfers.settlement = usage.settlement AND kind = 'charge'
+WHERE usage.tab_id IS NOT NULL AND transfer_id IS NULL;
+
+-- name: requests_are_charged_once
+-- No request is charged under a hold of its own and under a tab.
+SELECT 'request ' || usage.hold_id, 'has a hold that was ' || state || ', and was settled under tab ' || tab_id
+FROM usage JOIN holds USING (hold_id)
+WHERE tab_id IS NOT NULL;
+
 -- name: captured_holds_are_charged
 -- A hold was captured if and only if it has one charge, of what was captured, to its own account.
 SELECT 'hold ' || holds.hold_id, 'state ' || state || ', charges ' || count(transfer_id)
@@ -73,16 +137,32 @@ WHERE (
 -- The nodes were given together exactly what the usage record says.
 SELECT 'hold ' || usage.hold_id, 'payable ' || payable || ', moved ' || coalesce(sum(amount), 0)
 FROM usage LEFT JOIN transfers ON transfers.hold_id = usage.hold_id AND kind = 'payable'
+WHERE usage.tab_id IS NULL
 GROUP BY usage.hold_id, payable
 HAVING payable <> coalesce(sum(amount), 0);
 
+-- name: payables_of_tabs_are_recorded
+-- The same for each settlement of a tab.
+SELECT 'tab ' || tab_id, 'settlement ' || settlement || ': ' || sum(recorded) || ' nano-USD more are recorded than were moved'
+FROM (
+    SELECT tab_id, settlement, payable AS recorded FROM usage WHERE tab_id IS NOT NULL
+    UNION ALL SELECT tab_id, settlement, -amount FROM transfers
+    WHERE kind = 'payable' AND settlement IS NOT NULL AND created_ms / 86400000
+        >= coalesce((SELECT CAST(value AS BIGINT) FROM facts WHERE name = 'usage_kept_from_day'), 0)
+) AS both_sides
+GROUP BY tab_id, settlement
+HAVING sum(recorded) <> 0;
+
 -- name: refunds_are_of_charges
--- A hold's refunds are together at most what it captured, and went to its own account.
-SELECT 'hold ' || holds.hold_id, 'captured ' || coalesce(CAST(captured AS TEXT), 'nothing') || ', refunds ' || sum(transfers.amount)
-FROM transfers JOIN holds USING (hold_id)
+-- A request's refunds are together at most what was charged for it, and went to its own account.
+SELECT 'hold ' || hold_id, 'captured ' || coalesce(CAST(charged AS TEXT), 'nothing') || ', refunds ' || sum(transfers.amount)
+FROM transfers JOIN (
+    SELECT hold_id, account_id, captured AS charged FROM holds
+    UNION ALL SELECT hold_id, account_id, cost FROM usage WHERE tab_id IS NOT NULL
+) AS request USING (hold_id)
 WHERE kind = 'refund'
-GROUP BY holds.hold_id, captured, account_id
-HAVING sum(transfers.amount) > coalesce(captured, 0) OR min(target_id) <> account_id OR max(target_id) <> account_id;
+GROUP BY hold_id, charged, account_id
+HAVING sum(transfers.amount) > coalesce(charged, 0) OR min(target_id) <> account_id OR max(target_id) <> account_id;
 
 -- name: usage_adds_up
 -- The sums by day are what the records add up to, for days whose records are all kept.
@@ -120,11 +200,12 @@ FROM (
 ) AS differing;
 
 -- name: drawn_is_held_below
--- What is drawn from a key is what the keys below it hold.
+-- What is drawn from a key is what the keys below it hold, in holds and in tabs.
 SELECT 'key ' || key_id, 'drawn ' || sum(counted) || ' in holds, ' || sum(amount) || ' nano-USD more than is held'
 FROM (
     SELECT key_id, holds AS counted, held AS amount FROM drawn
     UNION ALL SELECT from_id, -1, -amount FROM holds JOIN key_draws USING (key_id) WHERE state = 'open'
+    UNION ALL SELECT from_id, 0, captured - amount FROM tabs JOIN key_draws USING (key_id) WHERE ended_ms IS NULL
 ) AS both_sides
 GROUP BY key_id
 HAVING sum(counted) <> 0 OR sum(amount) <> 0;

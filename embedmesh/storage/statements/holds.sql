@@ -87,8 +87,7 @@ SELECT
         WHERE usage_days.key_id = counted AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT))
         + (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM drawn_days
             WHERE drawn_days.key_id = counted AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT)),
-    (SELECT CAST(coalesce(sum(amount), 0) AS BIGINT) FROM holds WHERE holds.key_id = counted AND state = 'open')
-        + coalesce((SELECT drawn.held FROM drawn WHERE drawn.key_id = counted), 0)
+    coalesce((SELECT key_held.held FROM key_held WHERE key_held.key_id = counted), 0)
 FROM accounts
 CROSS JOIN (
     SELECT CAST(:key_id AS TEXT) AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_id = :key_id

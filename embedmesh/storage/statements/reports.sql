@@ -11,12 +11,30 @@ SELECT
     (SELECT count(*) FROM holds WHERE state = 'open') AS holds_open,
     (SELECT count(*) FROM holds WHERE state = 'captured') AS holds_captured,
     (SELECT count(*) FROM holds WHERE state = 'released') AS holds_released,
-    (SELECT count(*) FROM holds WHERE ended_by = 'recover') AS holds_recovered;
+    (SELECT count(*) FROM holds WHERE ended_by = 'recover') AS holds_recovered,
+    (SELECT count(*) FROM tabs WHERE ended_ms IS NULL) AS tabs_live,
+    (SELECT count(*) FROM tabs WHERE ended_ms IS NOT NULL) AS tabs_ended,
+    (SELECT count(*) FROM tabs WHERE state = 'recovered') AS tabs_recovered,
+    (SELECT CAST(coalesce(sum(requests), 0) AS BIGINT) FROM tabs) AS requests_settled;
 
 -- name: metered_usage
 -- Usage records with several meters, from one on.
 SELECT hold_id, tokens, cost, meters FROM usage WHERE meters IS NOT NULL AND hold_id > :after
 ORDER BY hold_id LIMIT :rows_max;
+
+-- name: settlements
+-- Settlements of tabs from one on, whose usage records are kept.
+SELECT transfer_id, tab_id, settlement, digest FROM transfers
+WHERE digest IS NOT NULL AND transfer_id > :after AND created_ms / 86400000
+    >= coalesce((SELECT CAST(value AS BIGINT) FROM facts WHERE name = 'usage_kept_from_day'), 0)
+ORDER BY transfer_id LIMIT :rows_max;
+
+-- name: records_of_settlements
+-- The usage records of some settlements, as they were digested.
+SELECT
+    usage.settlement, usage.tab_id, usage.hold_id, model, node_id, tokens, price, cost, payable, user_hash, meters
+FROM transfers JOIN usage ON usage.tab_id = transfers.tab_id AND usage.settlement = transfers.settlement
+WHERE digest IS NOT NULL AND transfer_id BETWEEN :first AND :last;
 
 -- name: usage_of_account
 -- An account's sums from one day to another, by day, model and key.
