@@ -6,7 +6,7 @@ a profiler. docs/life-of-a-request.md has the walk as two tables. To write them:
 A *step* is the first time that a file is entered, from another one. rules/ and the modules beside the rooms are left
 out: every room uses them. What goes through a *port* is no step: it comes back to its caller, and what happens inside
 is its own. Ports are those of rules/ports.py and
-rules/forwarding.py, the exchange that http/ hands in, and what the gateway hands to the flow.
+rules/forwarding.py and rules/straight.py, the exchange that http/ hands in, and what the gateway hands to the flow.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.exchange import Exchange
-from embedmesh.rules import forwarding, ports
+from embedmesh.rules import forwarding, ports, straight
 from embedmesh.rules.embeddings import EmbedIds, unpack_ids
 from tests.flow.world import CATALOGUE, right_reply
 from tests.gateway.mesh import gateway
@@ -41,7 +41,7 @@ START = "http/"  # where the loop calls when a connection is made, or has bytes
 HANDED_IN = {"receive", "deliver", "on_model"}
 PROTOCOLS: dict[str, frozenset[str]] = {
     name: frozenset(member for member in vars(port) if not member.startswith("_"))
-    for name, port in (vars(ports) | vars(forwarding) | {"Exchange": Exchange}).items()
+    for name, port in (vars(ports) | vars(forwarding) | vars(straight) | {"Exchange": Exchange}).items()
     if isinstance(port, type) and getattr(port, "_is_protocol", False) and name != "Protocol"
 }
 
@@ -145,7 +145,7 @@ async def walk_of_a_request() -> Walk:
         async with gateway(Path(folder)) as gw:
             gw.registry.answered_right(gw.registry.add(Node("n0", f"unix:{path}")), [m.id for m in CATALOGUE.models])
             gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock), Load()))
-            raw = request(body=b'{"model":"tiny","input":["ab","c"]}', key=gw.key("embeddings"))
+            raw = request(body=b'{"model":"tiny","input":["ab","c"],"dimensions":3}', key=gw.key("embeddings"))
             assert (await send(gw.port, raw)).status == 200
             with recorded() as walk:
                 assert (await send(gw.port, raw)).status == 200
