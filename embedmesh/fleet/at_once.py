@@ -25,8 +25,7 @@ def part_at_once(
     model_id: str, counted: Counted, nodes: Sequence[Node], now: float, dice: Dice, policy: Policy
 ) -> tuple[Node, Part] | None:
     """The node for all inputs, and what it is asked for; None if none has room, or would be done within SOON_S."""
-    lengths = counted.lengths
-    tokens, inputs = sum(lengths), len(lengths)
+    tokens, inputs = counted.tokens, len(counted.lengths)
     if len(nodes) == 1:
         node, load = nodes[0], nodes[0].load
         remaining_s = load.remaining_s(now, small=True)

@@ -70,8 +70,10 @@ class Load:
         Once the expected time has passed, the value grows with the node's silence: a wedged node must not look idle.
         """
         others_tokens, until = self._others
-        tokens = self.tokens + self._passed_tokens + (others_tokens if now < until else 0)
-        work_s = self._fit.seconds(self.parts + self._passed_parts, tokens)
+        tokens, fit = self.tokens + self._passed_tokens, self._fit
+        if now < until:
+            tokens += others_tokens
+        work_s = (self.parts + self._passed_parts) * fit.fixed_s + tokens * fit.per_token_s
         elapsed_s = now - self._since if self.parts else 0.0
         if not small or not self.interleaves or not self.bulk_parts:
             return abs(work_s - elapsed_s)
@@ -96,8 +98,9 @@ class Load:
 
     def began(self, tokens: int, now: float, *, bulk: bool = False) -> None:
         """A part was sent."""
-        self.bulk_parts += bulk
-        self.bulk_tokens += tokens if bulk else 0
+        if bulk:
+            self.bulk_parts += 1
+            self.bulk_tokens += tokens
         if not self.parts:
             self._since = now
         self.parts += 1
@@ -106,16 +109,18 @@ class Load:
 
     def ended(self, tokens: int, now: float, *, well: bool, bulk: bool = False, late: bool = False) -> None:
         """A part ended. If it ended well, it tells the node's speed; if it was `late`, that the node is slower."""
-        self.bulk_parts -= bulk
-        self.bulk_tokens -= tokens if bulk else 0
+        if bulk:
+            self.bulk_parts -= 1
+            self.bulk_tokens -= tokens
         self.parts -= 1
         self.tokens -= tokens
         was_oldest = self._sent[0] == tokens
         self._sent.remove(tokens)  # the oldest of that size
-        self._passed_parts += well
-        self._passed_tokens += tokens if well else 0
-        if well and not was_oldest:
-            return
+        if well:
+            self._passed_parts += 1
+            self._passed_tokens += tokens
+            if not was_oldest:
+                return
         if late and was_oldest:
             parts = self._passed_parts + 1
             self._fit.add_at_least((self._passed_tokens + tokens) / parts, (now - self._since) / parts)

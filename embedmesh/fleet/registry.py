@@ -45,6 +45,7 @@ WINDOW_SMALL_S = 0.1  # of work in small parts on one node: a batch that runs an
 WINDOW_BULK_S = 0.01  # the next large part is sent when the last one is nearly done: late decisions are better informed
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # of a node that answered 429 or 503, whatever its Retry-After
 NO_PROBES_MAX_S = 60.0  # of a server's Retry-After, in which it is not probed; it can ask again
+READY = NodeState.READY  # an enum's member is slow to look up
 PENALTY_FIRST_S, PENALTY_MAX_S = 0.25, 8.0  # added to the expected time of a node in doubt
 DOUBT = (1, 4, 16, 64, 256)  # right answers that end the doubt, by recent failures: from one probe to a minute's work
 
@@ -173,19 +174,21 @@ class Registry:
         node.draining = draining
         self._changed()
 
-    def answered_right(self, node: Node, models: Iterable[str] | None = None) -> None:
+    def answered_right(self, node: Node, models: Iterable[str] | None = None, now: float | None = None) -> None:
         """A node gave a verified embedding, the only way to become ready. `models` are what a probe found."""
-        now = self._clock.monotonic()
+        now = now or self._clock.monotonic()
         node.failures_in_a_row = 0
-        node.doubt = max(0, node.doubt - 1)
+        if node.doubt:
+            node.doubt -= 1
         node.last_right_answer = now
         node.wrong.append(False)
         if models is None:
             node.recent.append(False)  # a caller's request: a node that answers only probes stays in doubt for longer
         else:
             self.serves(node, models)
-        if node.state is NodeState.READY:
-            node.trial = max(0, node.trial - 1)
+        if node.state is READY:
+            if node.trial:
+                node.trial -= 1
         elif now >= node.out_until or not self._others_work(node):
             node.trial = TRIAL_ANSWERS if node.state is NodeState.EJECTED else 0
             node.recent.clear()

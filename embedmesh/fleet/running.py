@@ -11,7 +11,7 @@ class Running:
     def __init__(self, registry: Registry, clock: Clock) -> None:
         self._registry = registry
         self._clock = clock
-        self._parts: dict[Part, tuple[Node, bool]] = {}
+        self._parts: dict[Part, tuple[Node, bool]] = {}  # bounded by what nodes may have at one time
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -29,8 +29,10 @@ class Running:
 
     def answered(self, part: Part) -> Node:
         """It was answered right."""
-        node = self.end(part, well=True)
-        node.counts["answers"] += 1
-        node.counts["tokens"] += part.tokens
-        self._registry.answered_right(node)
+        node, bulk = self._parts.pop(part)
+        now, tokens, counts = self._clock.monotonic(), part.tokens, node.counts
+        node.load.ended(tokens, now, well=True, bulk=bulk)
+        counts["answers"] += 1
+        counts["tokens"] += tokens
+        self._registry.answered_right(node, now=now)
         return node

@@ -56,6 +56,11 @@ class Bill:
         self.metered, self.shares, self.cost = metered, shares, cost
         self.tokens = sum_of_tokens(metered)
 
+    def owe_all(self, metered: Metered, share: Share) -> None:
+        """The same where that is just what was set aside, for tokens of one price that one node has done."""
+        self.metered, self.shares = (metered,), (share,)
+        self.cost, self.tokens = self.hold.amount_nanousd, metered.quantity
+
     def check_time(self, clock: Clock) -> None:
         """Raise DeadlineExceeded if the hold may end before the reply is read: then nobody would pay."""
         if self.state is HoldState.OPEN and clock.unix_ms() + WRITE_REPLY_S * 1000 > self.hold.deadline_ms:

@@ -5,7 +5,7 @@ What was delivered only in part, or not at all, is told apart here: see `rules.e
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ from embedmesh.rules.money import payable_nanousd
 from embedmesh.rules.ports import Caller, RateLimit
 
 INPUT = Meter.INPUT  # an enum's member is slow to look up
+AnyReply = TypeVar("AnyReply", bound=Reply | StreamedReply)
 REPLAYED = {"idempotent-replayed": "true"}
 
 
@@ -211,7 +212,7 @@ def reply_headers(world: World, began: float, cost: int | None, bill: Bill | Non
     return headers
 
 
-def with_limits(reply: Reply | StreamedReply, left: tuple[RateLimit, ...]) -> Reply | StreamedReply:
+def with_limits(reply: AnyReply, left: tuple[RateLimit, ...]) -> AnyReply:
     """The reply with what is left of the limits of the caller's key, if it has any."""
     if not left:
         return reply

@@ -179,7 +179,10 @@ class EmbeddingsCall:
         return Embedded(answer, self.counted.truncated, found.inputs if found is not None else None)
 
     def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
-        headers[NODE_HEADER] = ",".join([share.node_id for share in result.answer.shares[:NODES_NAMED_MAX]])
+        first, *others = result.answer.shares[:NODES_NAMED_MAX]
+        headers[NODE_HEADER] = first.node_id
+        if others:
+            headers[NODE_HEADER] = ",".join((first.node_id, *[share.node_id for share in others]))
         if result.cached is not None:
             headers[CACHED_HEADER] = str(result.cached)
         return self._dialect.render(self._call, result.truncated, result.answer, headers)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.limits import UNREAD_S
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Shares
@@ -96,6 +97,10 @@ class Unread(Generic[K]):
 class Unshared(Protocol):
     """A request that goes straight."""
 
+    head: RequestHead
+    caller: Caller
+    body: bytes
+
     def share(self) -> None:
         """Let it go on as a shared work."""
         ...
@@ -121,7 +126,7 @@ class SingleFlight(Generic[R]):
         """`replies` bounds the bytes of replies that wait for a reader."""
         self._give_up = give_up
         self._replies = replies
-        self.straight: dict[tuple[str, bytes], Unshared] = {}  # by key and body: what nobody can join yet
+        self.straight: dict[Unshared, None] = {}  # what nobody can join yet; bounded by the requests under way
         self._shared: dict[RetryId, Shared[R]] = {}
         self._lingering: dict[Shared[R], asyncio.TimerHandle] = {}
         self._lingering_of: Counter[str] = Counter()  # by account
@@ -175,8 +180,10 @@ class SingleFlight(Generic[R]):
 
     def _go_on(self, caller: Caller, body: bytes) -> None:
         """If the same request goes straight, it can be joined from now on."""
-        if (twin := self.straight.get((caller.key_id, body))) is not None:
-            twin.share()
+        for each in self.straight:
+            if each.body == body and each.caller.key_id == caller.key_id and each.head.retries is not None:
+                each.share()
+                return
 
     async def stop(self) -> None:
         """Give up all works that wait for a retry."""

@@ -22,7 +22,7 @@ from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeFailure
-from embedmesh.rules.exchange import Reply, RequestHead
+from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.forwarding import Attempt, Part
 from embedmesh.rules.holds import Metered
 from embedmesh.rules.ids import new_id
@@ -67,9 +67,9 @@ class StraightEmbeddings:
         self.world = world
         self.operation = operation
         self.observe = observe
-        self.in_flight: dict[StraightRequest, None] = {}  # bounded by `room`
-        self._room = room
-        self._counts = counts
+        self.counts = counts
+        self.room = room.shares
+        self.in_flight = cast("dict[StraightRequest, None]", world.single_flight.straight)  # bounded by `room`
         self._looking = False
 
     def knows(self, headers: Mapping[str, str]) -> KnownHead | None:
@@ -85,58 +85,51 @@ class StraightEmbeddings:
         caller = world.keys.known(known.token)
         if caller is None or EMBED_SCOPE not in caller.scopes or caller.cache is not NO_CACHE:
             return None
-        if caller.limited and not world.rate_limits.take_now(caller, 1, look=True):
+        limits = world.rate_limits if caller.limited else None
+        if limits is not None and not limits.take_now(caller, 1, look=True):
             return None
         call = self.operation.parse_now(world, body)
         if call is None or (caller.models is not None and call.model.id not in caller.models):
             return None
         metered = call.count_now(world, caller)
-        if metered is None:
+        if metered is None or (limits is not None and not limits.take_now(caller, metered.quantity, look=True)):
             return None
-        if caller.limited and not world.rate_limits.take_now(caller, metered.quantity, look=True):
-            return None
-        request_id = to_caller.own_id or new_id("req", world.clock)
-        hold = world.ledger.spend(new_hold(request_id, caller, bill_nanousd((metered,)), REQUEST_MIN_S, world.clock))
+        clock = world.clock
+        request_id = to_caller.own_id or new_id("req", clock)
+        hold = world.ledger.spend(new_hold(request_id, caller, bill_nanousd((metered,)), REQUEST_MIN_S, clock))
         if hold is None:
             return None
-        now = world.clock.monotonic()
+        now = clock.monotonic()
         bill = Bill(world.ledger, hold, now + REQUEST_MIN_S)
         request = StraightRequest(self, known.head, caller, call, metered, body, bill, to_caller, now)
-        if not (self._room.shares.take(caller.account_id, 1) and self._begin(request, hold.hold_id)):
+        if not (self.room.take(caller.account_id, 1) and self._begin(request)):
             bill.release()
             return None
-        if caller.limited:
-            world.rate_limits.take_now(caller, metered.quantity)
+        if limits is not None:
+            limits.take_now(caller, metered.quantity)
         return request
 
-    def end(self, request: "StraightRequest", code: str) -> None:
-        """Count how it ended."""
-        self._room.give_back(request.caller.account_id)
-        model = request.call.model.id
-        self._counts.ended(code, model, self.world.clock.monotonic() - request.began)
-        if request.bill.captured:
-            self._counts.delivered(model, request.bill.tokens, request.bill.cost)
-
-    def _begin(self, request: "StraightRequest", request_id: str) -> bool:
+    def _begin(self, request: "StraightRequest") -> bool:
         """Have a node asked. The request has room, which is given back if none can be asked at once."""
         world, call = self.world, request.call
         part = world.fleet.try_now(call.model, call.counted)
         if part is not None:
-            attempt = world.client.ask(part, call.model, call.counted, request_id, request)
+            attempt = world.client.ask(part, call.model, call.counted, request.bill.hold.hold_id, request)
             if attempt is not None:
-                request.began_at(part, attempt)
+                request.part, request.attempt = part, attempt
+                self.in_flight[request] = None
                 if not self._looking:
                     self._looking = True
                     asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
                 return True
             world.fleet.abandoned(part)
-        self._room.give_back(request.caller.account_id)
+        self.room.give_back(request.caller.account_id, 1)
         return False
 
     def _look(self) -> None:
         """Attempts that are late become a matter of coroutines: they may ask another node."""
         now = self.world.clock.monotonic()
-        for request in [each for each in self.in_flight if each.late_at < now]:
+        for request in [each for each in self.in_flight if each.began + attempt_s(each.part.expected_s) < now]:
             request.share()
         self._looking = bool(self.in_flight)
         if self._looking:
@@ -147,8 +140,8 @@ class StraightRequest:
     """One of them, under way. Implements `rules.straight.Asked`, `AttemptOwner` and `Unshared`."""
 
     __slots__ = (
-        "_attempt", "_begun", "_body", "_continued", "_head", "_metered", "_part", "_straight", "_to_caller",
-        "began", "bill", "call", "caller", "late_at",
+        "_begun", "_continued", "_metered", "_straight", "_to_caller", "attempt", "began", "bill", "body", "call",
+        "caller", "head", "part",
     )  # fmt: skip
 
     def __init__(
@@ -164,25 +157,17 @@ class StraightRequest:
         began: float,
     ) -> None:
         self._straight = straight
-        self._head = head
+        self.head = head
         self.caller = caller
         self.call = call
         self._metered = metered
-        self._body = body
+        self.body = body
         self.bill = bill
         self._to_caller = to_caller
         self.began = began
         self._begun: Begun | None = None  # once it goes on
-
-    def began_at(self, part: Part, attempt: Attempt) -> None:
-        """A node works on it."""
-        self._part = part
-        self._attempt = attempt
-        self.late_at = self.began + attempt_s(part.expected_s)
-        straight = self._straight
-        straight.in_flight[self] = None
-        if self._head.retries is not None:
-            straight.world.single_flight.straight[self.caller.key_id, self._body] = self
+        self.part: Part
+        self.attempt: Attempt
 
     # -- for the node's client
 
@@ -190,32 +175,34 @@ class StraightRequest:
         if self._begun is not None:
             self._begun.outcome.set_result(vectors)
             return
-        call, part, world = self.call, self._part, self._straight.world
+        straight, call, part, bill = self._straight, self.call, self.part, self.bill
+        world = straight.world
         try:
             verify(vectors, call.model, part, call.counted.exact)
         except NodeFailure as failure:
             self.failed(failure)
             return
-        self._forget()
+        del straight.in_flight[self]
         world.fleet.answered_now(part)
         try:
             world.observer.answered(call.model, call.counted, part, vectors)
             result = call.answer(vectors, part)
-            self.bill.owe(self._metered, shares=result.answer.shares)
-            reply = call.render(result, reply_headers(world, self.began, self.bill.cost, self.bill))
+            bill.owe_all(self._metered, result.answer.shares[0])
+            reply = call.render(result, reply_headers(world, self.began, bill.cost, bill))
             if self.caller.limited:
-                reply = cast(Reply, with_limits(reply, world.rate_limits.left(self.caller)))
+                reply = with_limits(reply, world.rate_limits.left(self.caller))
             rest = self._to_caller.deliver(reply)
         except Exception as error:  # noqa: BLE001 - a bug of ours, which the coroutine explains and counts
-            self.bill.release()
+            bill.release()
             self._go_on(partial(_broken, error))
             return
         if rest is not None:
-            self._go_on(partial(_ready, Done(reply, self.bill, Kept(result, self.bill.cost))), rest)
+            self._go_on(partial(_ready, Done(reply, bill, Kept(result, bill.cost))), rest)
             return
-        self.bill.capture(charge_of(world, self.caller, call, self.bill))
-        world.unread.forget(self.caller, self._body)
-        self._straight.end(self, "ok")
+        bill.capture(charge_of(world, self.caller, call, bill))
+        world.unread.forget(self.caller, self.body)
+        straight.counts.delivered(call.model.id, bill.tokens, bill.cost)
+        self._end("ok")
         self._to_caller.end()
 
     def failed(self, failure: NodeFailure) -> None:
@@ -231,22 +218,28 @@ class StraightRequest:
         self._to_caller.go_on(self.go_on())
 
     def go_on(self) -> GoOn:
-        self._forget()
         straight = self._straight
+        del straight.in_flight[self]
         spent_s = straight.world.clock.monotonic() - self.began
-        self._begun = self.call.begun = Begun(self._part, self._attempt, spent_s)
+        self._begun = self.call.begun = Begun(self.part, self.attempt, spent_s)
         return self._continue(partial(work_under, straight.world, self._request(), self.bill))
 
     def caller_left(self) -> None:
-        if self._head.retries is None:
-            self._forget()
-            self._attempt.cancel()
-            self._straight.world.fleet.abandoned(self._part)
+        if self.head.retries is None:
+            del self._straight.in_flight[self]
+            self.attempt.cancel()
+            self._straight.world.fleet.abandoned(self.part)
             self.bill.release()
         else:
             self.go_on()
             self._continued.leave()
-        self._straight.end(self, "dropped")
+        self._end("dropped")
+
+    def _end(self, code: str) -> None:
+        """It is over, without a coroutine."""
+        straight = self._straight
+        straight.room.give_back(self.caller.account_id, 1)
+        straight.counts.ended(code, self.call.model.id, straight.world.clock.monotonic() - self.began)
 
     def _go_on(self, work: Callable[[], Awaitable[Done]], rest: object | None = None) -> None:
         """Its part has ended; the coroutine does the remaining work."""
@@ -259,15 +252,7 @@ class StraightRequest:
         return lambda deliver: straight.observe(began, account_id, model_id, continued.deliver(deliver))
 
     def _request(self) -> Request:
-        return Request(self.began, self.caller, self._head, self._body, self.call, self._straight.operation)
-
-    def _forget(self) -> None:
-        straight = self._straight
-        straight.in_flight.pop(self, None)
-        if self._head.retries is not None:
-            twins = straight.world.single_flight.straight
-            if twins.get(twin := (self.caller.key_id, self._body)) is self:
-                del twins[twin]
+        return Request(self.began, self.caller, self.head, self.body, self.call, self._straight.operation)
 
 
 async def _ready(done: Done) -> Done:

@@ -58,8 +58,11 @@ def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) 
         data = shorten(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width), width).tobytes()
     elif call.normalize:
         data = to_unit_length(np.frombuffer(data, dtype="<f4").reshape(-1, width)).tobytes()
-    vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
-    items = [_Item(index, vector) for index, vector in enumerate(vectors)]
+    if call.encoding == "base64" and len(data) == width * COMPONENT_BYTES:  # the ordinary case
+        items = [_Item(0, data)]
+    else:
+        vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
+        items = [_Item(index, vector) for index, vector in enumerate(vectors)]
     body = ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens)))
     headers[TRUNCATED_HEADER] = str(truncated)
     if call.ignored:
@@ -73,9 +76,7 @@ def _as_floats(data: bytes, width: int) -> Iterator[msgspec.Raw]:
 
 
 def _rows(data: bytes, width: int) -> Sequence[Buffer]:
-    size = width * 4
-    if len(data) == size:
-        return (data,)
+    size = width * COMPONENT_BYTES
     rows = memoryview(data)
     return [rows[at : at + size] for at in range(0, len(data), size)]
 
