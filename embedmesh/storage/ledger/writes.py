@@ -51,6 +51,11 @@ class Write:
         return set()
 
     @classmethod
+    def prepare_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> set[str]:
+        """The same for some writes of this kind."""
+        return {account_id for write in writes for account_id in write.prepare(db, now_ms)}
+
+    @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:
         """Run the statements of some writes of this kind, in their order. Raises the drivers' errors."""
 
