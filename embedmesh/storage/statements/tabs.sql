@@ -121,3 +121,20 @@ SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL AND owner = :owner;
 -- name: live_tabs
 -- All live tabs. Read at the start of a gateway that is alone, when the processes that spent them are gone.
 SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL;
+
+-- name: tabs_with_limits
+-- The live tabs of one gateway whose key, or one above it, is no longer good or has a limit that a tab has a part of. Read
+-- after keys were changed.
+SELECT tab_id FROM tabs
+WHERE owner = :owner AND ended_ms IS NULL AND EXISTS (
+    SELECT 1 FROM (
+        SELECT tabs.key_id AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_draws.key_id = tabs.key_id
+    ) AS all_counted JOIN keys ON keys.key_id = counted
+    WHERE revoked_ms IS NOT NULL OR expires_ms <= CAST(:now_ms AS BIGINT)
+        OR coalesce(concurrency, budget_day, budget_month) IS NOT NULL
+);
+
+-- name: unspent_of_account
+-- What an account's live tabs have not captured: a hold may have it, once they were recalled.
+SELECT CAST(coalesce(sum(amount - captured), 0) AS BIGINT) FROM tabs
+WHERE account_id = :account_id AND ended_ms IS NULL;
