@@ -136,6 +136,7 @@ class Till:
     async def settled(self, requests: int) -> None:
         """So many requests have ended, and so have all holds and tabs, and the books are right."""
         await until(lambda: sum(self.outcomes.values()) >= requests)
+        await until(lambda: not self.store.tabs._opening)
         self.store.tabs.close_these(set(self.store.tabs._tabs))
         await until(lambda: not self.store.tabs._tabs)
         await until(lambda: not self.rows("SELECT 1 FROM holds WHERE state = 'open'"))
