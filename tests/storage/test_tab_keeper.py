@@ -303,10 +303,10 @@ async def test_a_store_that_does_not_answer_is_noticed(shop: Shop, live: Store) 
     key_id = new_key(shop)
     await tab_of(shop, live, key_id)
     live._writer._began_s = live._clock.monotonic() - 2.0
-    await asyncio.sleep(3 * tab_keeper.LOOK_EVERY_S)
+    await asyncio.sleep(3 * tab_keeper.TABS_LOOK_S)
     assert live.spend(hold_of(shop, key_id)) is None
     live._writer._began_s = None
-    await asyncio.sleep(3 * tab_keeper.LOOK_EVERY_S)
+    await asyncio.sleep(3 * tab_keeper.TABS_LOOK_S)
     assert live.spend(hold_of(shop, key_id)) is not None
 
 

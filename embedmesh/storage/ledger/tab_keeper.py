@@ -38,7 +38,7 @@ from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.ledger.writes import Stats
 
 FLUSH_S = 0.008  # a capture commits in the first batch after delivery, at most 10 ms later
-LOOK_EVERY_S = 0.1  # how late a store that does not answer, and a tab whose time is over, may be noticed
+TABS_LOOK_S = 0.1  # how late a store that does not answer, and a tab whose time is over, may be noticed
 KEYS_MAX = 4_096  # whose spending is noted; the quietest is forgotten first
 TABS_MAX = 4_096  # of one gateway, some 2 MB
 REFUSED_S = 1.0  # until a key is offered a tab again, after there was no money for one
@@ -254,7 +254,7 @@ class TabKeeper:
             while True:
                 self._look_at_health()
                 self._tick()
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(TABS_LOOK_S)
         finally:
             self._watching = False
             self._look_at_health()
