@@ -47,7 +47,7 @@ check: $(VENV)/.dev
 
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
 #: crash             kill -9 gateways, node, engine and PostgreSQL under load; the ledger adds up
-#: spenders          64 callers with money for 10, over three gateways; exactly 10 are served
+#: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
 #: fault, upstreams  nodes that lie, hang, break and vanish; real servers of other makes as nodes
 #: wedge, starved    break the engine in every way; 24 busy loops beside a server

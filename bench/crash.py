@@ -5,8 +5,8 @@ ledger keeps):
 
 * every captured charge is one that a client has read to its last byte (no client breaks a delivery off: what a caller
   decides is tested elsewhere, here it is what a crash does), at the cost that its header named;
-* every reply that was read is captured, but for replies in flight when a gateway died: at most as many as the ledger
-  released at its next start;
+* every reply that was read is captured, but for those in flight when a gateway died, and the last batch: together they
+  cost at most what the holds and tabs had left that the ledger released at its next start;
 * with `--receipts`, a second node's log of what it answered agrees with both (see crash_receipts);
 * every reply is right, and the service is back within BACK_S_MAX of each kill, without help.
 
@@ -36,7 +36,9 @@ GIVE_UP_S = 30.0  # a service that is not back by then will not be
 CALM_S = (0.05, 1.0)  # load between two kills: long enough for whatever state a kill may find
 CLIENTS = 6
 PAUSE_S = 0.05  # of a client that was refused; most wait longer, as the reply says
-OPEN_HOLDS = "SELECT count(*) FROM holds WHERE state = 'open'"
+OPEN_HOLDS = (
+    "SELECT (SELECT count(*) FROM holds WHERE state = 'open') + (SELECT count(*) FROM tabs WHERE ended_ms IS NULL)"
+)
 SIZES = (1, 1, 1, 1, 1, 2, 8, 8, 32)  # texts a request: mostly one, sometimes a tenth of a second of work
 WORDS = ("river", "stone", "light", "market", "engine", "winter", "paper", "garden", "silver", "number", "letter")
 VECTOR_ERROR_MAX = 1e-6  # a text alone and in any batch

@@ -17,8 +17,20 @@ from embedmesh.storage.secrets.secret import hash_user, read_secret
 KINDS = ("gateway", "node", "worker")
 POSTGRES = "postgres"  # also killed, where the store is on a server
 BACK_S_MAX = 3.0  # the promise: a killed service is back by then
+UNCHARGED_A_DEATH = 12  # twice the clients: a reply each in flight, and one each of the last batch, a few milliseconds
 APART = "apart"  # the user of requests that are not part of the load
 ENDS = "SELECT coalesce(ended_by, 'open'), count(*) FROM holds GROUP BY 1"
+TABS = """
+    SELECT
+        count(*), coalesce(sum(requests), 0), coalesce(sum(CASE state WHEN 'recovered' THEN 1 ELSE 0 END), 0),
+        coalesce(sum(CASE state WHEN 'expired' THEN 1 ELSE 0 END), 0),
+        coalesce(sum(CASE WHEN ended_ms IS NULL THEN 1 ELSE 0 END), 0)
+    FROM tabs
+"""
+LEFT = """
+    SELECT coalesce(sum(amount), 0) FROM holds WHERE ended_by = 'recover'
+    UNION ALL SELECT coalesce(sum(amount - captured), 0) FROM tabs WHERE state = 'recovered'
+"""
 USAGE = "SELECT user_hash, cost, hold_id FROM usage"
 
 
@@ -58,6 +70,10 @@ class Figures(msgspec.Struct):
     released_at_a_start: int
     expired: int
     left_open: int
+    tabs: int
+    under_tabs: int  # requests
+    tabs_recovered: int
+    left_nanousd: int  # of holds and tabs that were released at a start
     ledger_check_ok: bool
     internal_errors_logged: int
     charged_another_request: int
@@ -71,16 +87,19 @@ class Figures(msgspec.Struct):
             f"{self.charged_not_delivered} charges for replies that no client got": self.charged_not_delivered,
             f"{self.charged_twice} replies were charged twice": self.charged_twice,
             f"{self.charged_another_cost} charges differ from what the reply said": self.charged_another_cost,
-            "more replies went uncharged than were in flight at crashes": self.delivered_not_charged
-            > self.released_at_a_start,
+            "what went uncharged is more than what dead gateways had left": self.delivered_not_charged_nanousd
+            > self.left_nanousd,
+            f"{self.delivered_not_charged} replies went uncharged": self.delivered_not_charged
+            > UNCHARGED_A_DEATH * self.back_s.get("gateway", {}).get("kills", 0)
+            + UNCHARGED_A_DEATH * self.back_s.get(POSTGRES, {}).get("kills", 0),
             "the sums do not agree": self.captured_nanousd + self.delivered_not_charged_nanousd
             != self.delivered_nanousd,
             f"{self.wrong_replies} replies were wrong": self.wrong_replies,
             f"after {self.never_back} kills the service did not come back": self.never_back,
             f"the service was away for {slowest:.2f} s": slowest > BACK_S_MAX,
             "`ledger check` found something": not self.ledger_check_ok,
-            f"{self.left_open} holds are still open": self.left_open,
-            f"{self.expired} holds had to expire": self.expired,
+            f"{self.left_open} holds or tabs are still open": self.left_open,
+            f"{self.expired} holds or tabs had to expire": self.expired,
             f"{self.internal_errors_logged} internal errors were logged": self.internal_errors_logged,
             "nothing was delivered": not self.delivered,
             f"{self.charged_another_request} replies name another request": self.charged_another_request,
@@ -105,7 +124,7 @@ def join(
     member: Member | None,
 ) -> Figures:
     """Clients' logs against the ledger, and a node's, if any. Requests of the user APART are no part of it."""
-    ends_rows, usage = ledger.read(live.store, ENDS, USAGE)
+    ends_rows, usage, [tabs], left = ledger.read(live.store, ENDS, USAGE, TABS, LEFT)
     ends = dict(ends_rows)
     secret = read_secret(secret_path(live.data_dir))
     apart = hash_user(secret, APART)
@@ -131,8 +150,12 @@ def join(
         delivered_not_charged=len(unpaid),
         delivered_not_charged_nanousd=sum(unpaid),
         released_at_a_start=ends.get("recover", 0),
-        expired=ends.get("expire", 0),
-        left_open=ends.get("open", 0),
+        expired=ends.get("expire", 0) + tabs[3],
+        left_open=ends.get("open", 0) + tabs[4],
+        tabs=tabs[0],
+        under_tabs=tabs[1],
+        tabs_recovered=tabs[2],
+        left_nanousd=sum(int(row[0]) for row in left),
         ledger_check_ok=ledger.check(live.data_dir, live.environment),
         internal_errors_logged=live.process.log.read_text(errors="replace").count("internal error"),
         charged_another_request=sum(

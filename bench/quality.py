@@ -118,7 +118,7 @@ def parts_of(folder: Path, tier: Tier = "exact") -> tuple[ModelTokenizer, Superv
 async def started(folder: Path, tier: Tier = "exact") -> AsyncIterator[Engine]:
     """The engine of a node, worker process included, on the model in a folder."""
     tokenizer, supervisor = parts_of(folder, tier)
-    queue = BatchQueue(supervisor.run, tokens_max=QUEUE_TOKENS_MAX, on_batch=lambda plan, seconds: None)
+    queue = BatchQueue(supervisor.begin, tokens_max=QUEUE_TOKENS_MAX, on_batch=lambda plan, seconds: None)
 
     async def embed(ids: Ids) -> Vectors:
         async with asyncio.timeout(ANSWER_S):
@@ -129,12 +129,10 @@ async def started(folder: Path, tier: Tier = "exact") -> AsyncIterator[Engine]:
         async with asyncio.timeout(ANSWER_S):
             return as_array(await supervisor.run(sequences, len(ids), max(map(len, sequences))))
 
-    dispatching = asyncio.create_task(queue.dispatch())
     try:
         await supervisor.start()
         yield Engine(embed, one_batch, tokenizer)
     finally:
-        dispatching.cancel()
         await supervisor.stop()
 
 

@@ -1,4 +1,5 @@
-"""What a durable hold costs: holds a second with many callers, and the time a hold adds at 200 requests a second.
+"""What a durable hold costs: holds a second with many callers, the time a hold adds at 200 requests a second, and CPU a
+request by the size of a batch, under holds and under tabs (see bench.store_cpu).
 
     python -m bench.store [--store postgres] [--json] [--folder DIR]
 
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from bench import store_cpu
 from bench.rig.command import bench
 from bench.rig.figures import percentile
 from bench.rig.postgres import serving_if
@@ -113,6 +115,7 @@ async def find_us(store: Store, token: str, times: int = 20_000) -> float:
 class Figures(msgspec.Struct, frozen=True):
     """All of it."""
 
+    store: str
     fsync_ms: float
     throughput: list[dict[str, float]]
     latency: dict[str, float]
@@ -121,12 +124,15 @@ class Figures(msgspec.Struct, frozen=True):
     check_s: float
     tallies: dict[str, int]
     bytes_per_request: float | None  # of a store in one file
+    cpu_us: list[store_cpu.Row]
+    open_and_close_a_tab_us: float
     ok: bool
 
     @property
     def broken(self) -> list[str]:
         """The promises that were not kept, in words."""
-        return [] if self.ok else ["the ledger does not add up"]
+        wrong = [] if self.ok else ["the ledger does not add up"]
+        return wrong + store_cpu.over_the_gate(self.store, self.cpu_us)
 
 
 def make_account(store: str | Path) -> str:
@@ -158,6 +164,8 @@ async def measure_store(folder: Path, dsn: str | None, seconds: float) -> Figure
         "find_junk_us": await find_us(store, "em_" + "x" * 38),
     }
     await store.close()
+    cpu = store_cpu.measure_place(dsn or path)
+    found |= {"store": cpu.store, "cpu_us": cpu.rows, "open_and_close_a_tab_us": cpu.open_and_close_us}
     with Books.open(dsn or path, clock=CLOCK, secret=secret) as books:
         began = time.perf_counter()
         report = books.check()

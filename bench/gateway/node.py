@@ -7,7 +7,7 @@ node does, by the same code: only the engine is not there.
 import asyncio
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,7 @@ import uvloop
 
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
+from embedmesh.node.app import CompactDone
 from embedmesh.node.compact_path import CompactPath
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import EmbedIds, EmbedVectors, unpack_ids
@@ -33,11 +34,12 @@ class CheapNode:
     def __init__(self, vector: bytes, models: bytes) -> None:
         self._vector, self._models = vector, models
 
-    async def embed_compact(self, body: bytes) -> tuple[bytes, int]:
+    def begin_compact(self, body: bytes, done: CompactDone) -> Callable[[], object]:
         """The compact form."""
         ids = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
         tokens = sum(len(each) + SPECIALS for each in ids)
-        return msgspec.msgpack.encode(EmbedVectors(tokens, self._vector * len(ids))), tokens
+        reply = msgspec.msgpack.encode(EmbedVectors(tokens, self._vector * len(ids)))
+        return asyncio.get_running_loop().call_soon(done, reply, tokens).cancel
 
     def list_bytes(self) -> bytes:
         """What it serves."""

@@ -25,10 +25,15 @@ class Station:
         self.gateway: Gateway | None = None
 
 
-def make_errands(dice: random.Random, keys: Sequence[tuple[str, str, str]], number: int) -> list[Errand]:
-    """The errands of one world. `keys` are accounts, key ids and tokens."""
+def make_errands(
+    dice: random.Random, keys: Sequence[tuple[str, str, str]], number: int, plain_odds: float
+) -> list[Errand]:
+    """The errands of one world. `keys` are accounts, key ids and tokens; plain errands have the first, and no more."""
     errands: list[Errand] = []
     for _ in range(number):
+        if dice.random() < plain_odds:
+            errands.append(Errand(*keys[0], *_body(dice, len(errands)), None, sdk=dice.random() < 0.5))
+            continue
         with_idem = [errand for errand in errands if errand.idem is not None]
         if with_idem and dice.random() < SHARE_ODDS:
             errand = dice.choice(with_idem)

@@ -59,6 +59,8 @@ class Traits(msgspec.Struct, frozen=True):
     kill_odds: float  # of a gateway, each time that it starts
     leave_odds: float  # of a caller, at each request
     undeliverable_odds: float
+    rich_odds: float  # of an account to have money for tabs
+    plain_odds: float  # of a request to be like most others: such keys have tabs
 
 
 class Exchange:
@@ -170,6 +172,8 @@ class Gateway:
         stats = self.store.stats if self.store is not None else None
         if stats is not None and (stats.broken_writes or stats.late_captures):
             self._journal.wrong.append(f"{self.name}: {stats}")
+        if stats is not None:
+            self._journal.seen["tabs recalled"] += stats.tabs_recalled
         for exchange in self._exchanges:
             exchange.answer(None)
         if not self.ended.done():
@@ -202,11 +206,12 @@ class Gateway:
         medium: Any = self.store._writer._medium
         medium._thread.shutdown()
         medium._thread = Thread()
-        open_still = "SELECT hold_id FROM holds WHERE state = 'open' AND owner = :owner"
-        rows = await self.store._reads.ask(open_still, {"owner": self.store._opened.instance.name})
-        if rows:
-            self._journal.wrong.append(f"{self.name} left {len(rows)} holds of its last life open")
-        self.say(f"is open, recovered {self.store.stats.recovered}")
+        for what, condition in (("holds", "state = 'open'"), ("tabs", "ended_ms IS NULL")):
+            open_still = f"SELECT 1 FROM {what} WHERE {condition} AND owner = :owner"
+            rows = await self.store._reads.ask(open_still, {"owner": self.store._opened.instance.name})
+            if rows:
+                self._journal.wrong.append(f"{self.name} left {len(rows)} {what} of its last life open")
+        self.say(f"is open, recovered {self.store.stats.recovered} and {self.store.stats.tabs_recovered} tabs")
         self._world = self._make_world(self.store)
         running: list[Awaitable[None]] = [*self.store.background(), expire(self.store, self._clock)]
         self._background = [asyncio.ensure_future(each) for each in [*running, probe(self._registry, MODELS)]]

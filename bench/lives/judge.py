@@ -3,12 +3,13 @@
 A caller that was handed a part of a reply has paid for it; one that was handed nothing has not.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import orjson
 
-from bench.lives.journal import DeliveryNote, Journal
+from bench.lives.journal import Attempt, DeliveryNote, Journal
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
 from embedmesh.rules.limits import UNREAD_S
@@ -16,9 +17,23 @@ from embedmesh.rules.money import cost_nanousd
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key
 
+RECALL_S = 1.4  # so long a hold waits at least for tabs of its account, if one stays open
 IN_FLIGHT_S_MAX = 30.0  # a capture is durable in milliseconds, or after the disk's trouble
 REVOKED_S = 1.0
 BALANCE = "The account's balance"
+ENDED_BY_OTHERS = ("recovered", "expired")  # tabs whose gateway died
+
+
+class Tab(NamedTuple):
+    """A tab as the ledger has it."""
+
+    account: str
+    key_id: str
+    amount: int
+    captured: int
+    state: str
+    opened_ms: int
+    ended_ms: int | None
 
 
 class Judge:
@@ -34,11 +49,23 @@ class Judge:
         self._limits = limits
         ask = "SELECT hold_id, account_id, key_id, amount, state, ended_by, captured, created_ms, ended_ms FROM holds"
         self._holds = {row[0]: row[1:] for row in books._db.execute(ask).fetchall()}
+        ask = "SELECT tab_id, account_id, key_id, amount, captured, state, opened_ms, ended_ms FROM tabs"
+        self._tabs = {row[0]: Tab(*row[1:]) for row in books._db.execute(ask).fetchall()}
+        ask = "SELECT hold_id, tab_id, account_id, cost FROM usage WHERE tab_id IS NOT NULL"
+        self._under_tabs = {row[0]: row[1:] for row in books._db.execute(ask).fetchall()}
         self._by_hold: dict[str, list[DeliveryNote]] = defaultdict(list)
         for each in journal.deliveries:
             if each.hold_id is not None:
                 self._by_hold[each.hold_id].append(each)
         self.lost = 0  # delivered, at least in part, and not charged: in flight at a crash
+        self.seen = Counter(
+            {
+                "tabs": len(self._tabs),
+                "requests under tabs": len(self._under_tabs),
+                "tabs of dead gateways": sum(tab.state == "recovered" for tab in self._tabs.values()),
+                "tabs that expired": sum(tab.state == "expired" for tab in self._tabs.values()),
+            }
+        )
 
     def wrong(self) -> list[str]:
         """Everything that is not as it must be."""
@@ -47,6 +74,7 @@ class Judge:
         looks = (
             self._right,
             self._captured,
+            self._under_a_tab,
             self._delivered,
             self._idempotent,
             self._broken_off,
@@ -79,24 +107,48 @@ class Judge:
             if len({each.body for each in got}) > 1:
                 yield f"{hold_id} has replies that differ"
 
+    def _under_a_tab(self) -> Iterator[str]:
+        """What is charged under a tab is what its caller was told; what each tab has charged is what it says."""
+        captured: Counter[str] = Counter()
+        for hold_id, (tab_id, account, cost) in self._under_tabs.items():
+            captured[tab_id] += cost
+            got = self._by_hold.get(hold_id, [])
+            if not got:
+                yield f"{hold_id} was charged under {tab_id}, and no caller got its reply"
+            if any((each.cost, each.errand.account) != (cost, account) for each in got):
+                yield f"{hold_id} was charged {cost} to {account}, its replies said {[each.cost for each in got]}"
+        for tab_id, tab in self._tabs.items():
+            if tab.ended_ms is None:
+                yield f"{tab_id} is still {tab.state}"
+            if not captured[tab_id] == tab.captured <= tab.amount:
+                yield f"{tab_id} has {tab}, its requests cost {captured[tab_id]}"
+
     def _delivered(self) -> Iterator[str]:
         recovered = sum(hold[4] in ("recover", "expire") for hold in self._holds.values())
+        lost_holds = 0
+        lost_under_tabs: Counter[str] = Counter()  # nano-USD by account
         for hold_id, got in self._by_hold.items():
             hold = self._holds.get(hold_id)
-            if hold is None:
-                yield f"{hold_id} was delivered, and the ledger does not know it"
-                continue
-            if hold[3] == "captured":
+            if hold_id in self._under_tabs or (hold is not None and hold[3] == "captured"):
                 continue
             self.lost += 1
+            lost_holds += hold is not None
             first = min(got)
             died = max(self._journal.died.get(each.gateway, -1.0) for each in got)
-            if hold[4] not in ("recover", "expire"):
-                yield f"{hold_id} was delivered by {first.gateway} at {first.at:.6f}, and ended by {hold[4]}"
+            ended_by = "under a tab" if hold is None else hold[4]
+            if ended_by not in ("recover", "expire", "under a tab"):
+                yield f"{hold_id} was delivered by {first.gateway} at {first.at:.6f}, and ended by {ended_by}"
             elif not first.at <= died <= first.at + IN_FLIGHT_S_MAX:
-                yield f"{hold_id} was delivered by {first.gateway} at {first.at:.6f}, and never charged ({hold[4]})"
-        if self.lost > recovered:
-            yield f"{self.lost} were lost, of {recovered} that were in flight at a crash"
+                yield f"{hold_id} was delivered by {first.gateway} at {first.at:.6f}, and never charged ({ended_by})"
+            elif hold is None:
+                lost_under_tabs[first.errand.account] += first.cost
+        if lost_holds > recovered:
+            yield f"{lost_holds} were lost, of {recovered} that were in flight at a crash"
+        for account, lost in lost_under_tabs.items():
+            dead = [tab for tab in self._tabs.values() if tab.account == account and tab.state in ENDED_BY_OTHERS]
+            left = sum(tab.amount - tab.captured for tab in dead)
+            if lost > left:
+                yield f"{account} was not charged {lost} under tabs of dead gateways, which had {left} left"
 
     def _idempotent(self) -> Iterator[str]:
         paid: dict[tuple[str, str], dict[str, DeliveryNote]] = defaultdict(dict)
@@ -154,6 +206,7 @@ class Judge:
     def _money(self) -> Iterator[str]:
         for account, limit in self._limits.items():
             spent = sum(hold[5] or 0 for hold in self._holds.values() if hold[0] == account)
+            spent += sum(cost for _, payer, cost in self._under_tabs.values() if payer == account)
             should = self._journal.credited[account] + self._journal.refunded[account] - spent
             has = self._books.accounts.find(account)
             if has.balance_nanousd != should or has.balance_nanousd < -limit or has.held_nanousd:
@@ -196,6 +249,7 @@ class Judge:
             failure = attempt.failure
             if not isinstance(failure, InsufficientQuota) or attempt.ended is None:
                 continue
+            yield from self._recalled(attempt, attempt.ended)
             if not failure.message.startswith(BALANCE):
                 if not any(
                     limit is not None
@@ -215,6 +269,23 @@ class Judge:
                     f"{cost}, and {least} were available all the time ({failure.message})"
                 )
 
+    def _recalled(self, attempt: Attempt, ended: float) -> Iterator[str]:
+        """No request is refused at once while a tab has some of what it lacks."""
+        from_ms, to_ms = (self._start_ms + int(at * 1000) for at in (attempt.began, ended))
+        money = attempt.failure is not None and attempt.failure.message.startswith(BALANCE)
+        for tab_id, tab in self._tabs.items():
+            has_some = tab.account == attempt.errand.account if money else tab.key_id == attempt.errand.key_id
+            if has_some and tab.opened_ms < from_ms and (tab.ended_ms is None or tab.ended_ms > to_ms + 1):
+                self.seen["refused although a tab was open"] += 1
+                if ended - self._first_began(attempt) < RECALL_S:
+                    yield f"life {attempt.life} was refused at {ended:.6f}, and {tab_id} was open all the time"
+
+    def _first_began(self, attempt: Attempt) -> float:
+        """When the first try began that it may have joined."""
+        mine = attempt.gateway, attempt.errand.key_id, attempt.errand.body
+        of_all = self._journal.attempts
+        return min(one.began for one in of_all if (one.gateway, one.errand.key_id, one.errand.body) == mine)
+
     def _least_available(self, account: str, from_ms: int, to_ms: int) -> int:
         changes: list[tuple[int, int]] = []
         for owner, _, amount, _, _, captured, created_ms, ended_ms in self._holds.values():
@@ -222,9 +293,14 @@ class Judge:
                 changes.append((created_ms, -amount))
                 if ended_ms is not None:
                     changes.append((ended_ms, amount - (captured or 0)))
+        for tab in self._tabs.values():
+            if tab.account == account:
+                changes.append((tab.opened_ms, -tab.amount))
+                if tab.ended_ms is not None:
+                    changes.append((tab.ended_ms, tab.amount - tab.captured))
         ask = """
             SELECT created_ms, source_id, amount FROM transfers
-            WHERE (hold_id IS NULL AND :a IN (source_id, target_id)) OR (kind = 'refund' AND target_id = :a)
+            WHERE :a IN (source_id, target_id) AND kind IN ('credit', 'payout', 'refund')
         """
         for created_ms, source, amount in self._books._db.execute(ask, {"a": account}).fetchall():
             changes.append((created_ms, -amount if source == account else amount))

@@ -37,8 +37,8 @@ class Operator:
         """`times` actions, one after the other."""
         pause_s = self._spans_s / (times + 1)
         actions = (self.credit, self.credit, self.refund, self.refund, self.revoke, self.price, self.keep_lock,
-                self.fill_disk, self.restart, self.look)  # fmt: skip
-        odds = (3, 3, 3, 3, 0.7, 0.7, 2, 1.5, 1.5, 0.5)
+                self.fill_disk, self.restart, self.look, self.take_all)  # fmt: skip
+        odds = (3, 3, 3, 3, 0.7, 0.7, 2, 1.5, 1.5, 0.5, 1.5)
         for _ in range(times):
             await asyncio.sleep(self._dice.random() * 2 * pause_s)
             (what,) = self._dice.choices(actions, odds)
@@ -53,6 +53,17 @@ class Operator:
             if await self._do(lambda: self._books.accounts.credit(account, amount, reference)):
                 self._journal.credited[account] += amount
                 self._say(f"credits {account}: {amount}")
+
+    async def take_all(self) -> None:
+        """Take back nearly all that is available: then tabs have what is left."""
+        account = self._dice.choice(self._accounts)
+        if (found := await self._do(lambda: self._books.accounts.find(account))) is None:
+            return
+        amount = int(self._dice.random() * 20) - found.balance_nanousd - found.credit_limit_nanousd + found.held_nanousd
+        reference = self._reference()
+        if amount < 0 and await self._do(lambda: self._books.accounts.credit(account, amount, reference)):
+            self._journal.credited[account] += amount
+            self._say(f"takes from {account}: {amount}")
 
     async def refund(self) -> None:
         """Some of what a request has cost, or all; sometimes the same once more."""

@@ -88,7 +88,7 @@ def draw(dice: random.Random, lives: int) -> Traits:
         start_ms=start_ms,
         gateways=1 + int(dice.random() * 3),
         lives=lives,
-        spans_s=1.0 + dice.random() ** 2 * 60.0,
+        spans_s=0.3 + dice.random() * 2.0 if dice.random() < 0.4 else 1.0 + dice.random() ** 2 * 60.0,
         disorder=0.0 if dice.random() < 0.2 else dice.random(),
         nodes=1 + int(dice.random() * 3),
         inputs_max=None if dice.random() < 0.6 else 1 + int(dice.random() * 3),
@@ -100,6 +100,8 @@ def draw(dice: random.Random, lives: int) -> Traits:
         kill_odds=odds(0.9, 0.15),
         leave_odds=odds(0.5),
         undeliverable_odds=odds(0.1),
+        rich_odds=odds(1.0),
+        plain_odds=odds(1.0),
     )
 
 
@@ -146,6 +148,7 @@ class _World:
                 judge = Judge(books, self.journal, self.traits.start_ms, self.keys, self.limits)
                 wrong = judge.wrong()
                 lost = judge.lost
+                self.journal.seen += judge.seen
             finally:
                 with _quiet():
                     self.loop.bury()
@@ -172,16 +175,12 @@ class _World:
             books.accounts.create(account, credit_limit_nanousd=limit, cache=cache)
             self.limits[account] = limit
             amount = 1 + int(dice.random() ** 2 * 1_000)
+            if dice.random() < self.traits.rich_odds:
+                amount *= 20 + int(dice.random() * 100)  # else no tab is worth opening: it is a 64th of what there is
             books.accounts.credit(account, amount, f"first of {account}")
             self.journal.credited[account] += amount
             for _ in range(1 + int(dice.random() * 2)):
-                limits = Limits(
-                    requests_a_minute=self._maybe(0.2, 5, 40),
-                    tokens_a_minute=self._maybe(0.15, 60, 600),
-                    concurrency=self._maybe(0.25, 1, 5),
-                    budget_day=self._maybe(0.2, 50, 400),
-                    budget_month=self._maybe(0.2, 50, 600),
-                )
+                limits = self._draw_limits() if self.tokens or dice.random() < 0.5 else Limits()
                 key, token = books.keys.create(account, ["embeddings"], limits=limits)
                 self.keys[key.key_id] = key
                 self.tokens.append((account, key.key_id, token))
@@ -189,13 +188,22 @@ class _World:
                     0.0, "world", f"{account} has {amount} and {limit}, cache {cache}, {key.key_id}: {limits}"
                 )
 
+    def _draw_limits(self) -> Limits:
+        return Limits(
+            requests_a_minute=self._maybe(0.2, 5, 40),
+            tokens_a_minute=self._maybe(0.15, 60, 600),
+            concurrency=self._maybe(0.25, 1, 5),
+            budget_day=self._maybe(0.2, 50, 400),
+            budget_month=self._maybe(0.2, 50, 600),
+        )
+
     def _maybe(self, odds: float, least: int, most: int) -> int | None:
         return least + int(self.dice.random() * (most - least)) if self.dice.random() < odds else None
 
     async def _live(self, books: Books) -> None:
         running = [asyncio.create_task(self._keep(station)) for station in self.stations]
         callers = Callers(self.stations, self.loop, self.dice, self.traits, self.journal)
-        errands = make_errands(self.dice, self.tokens, self.traits.lives)
+        errands = make_errands(self.dice, self.tokens, self.traits.lives, self.traits.plain_odds)
         operator = Operator(
             books, self.stations, self.disk, self.loop, self.dice, self.traits, self.journal,
             list(self.limits), list(self.keys),

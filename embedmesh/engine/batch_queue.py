@@ -1,13 +1,16 @@
 """The bounded queue in front of a model: refuses early, runs at once when free, drops the work of callers that left.
 
 A call is admitted (or Overloaded), planned batch by batch, and answered when its last vector is there. A call that is
-cancelled leaves the queue at once; those of its rows that are already running are computed and thrown away.
+dropped leaves the queue at once; those of its rows that are already running are computed and thrown away. Nothing here
+is a coroutine: a call begins its batch where the engine is free, and each batch that ends begins the next.
 """
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from time import monotonic
 
-from embedmesh.engine.isolate import RunRows
+from embedmesh.engine.isolate import BeginRows, Rows
 from embedmesh.engine.plan import CallRows, Plan, next_batch
 from embedmesh.rules.errors import NodeBroke, NodeFailure, Overloaded
 
@@ -15,28 +18,27 @@ QUEUE_RETRY_AFTER_MAX_S = 30.0  # by then another node has surely taken it
 SPEED_START = 5_000.0  # tokens a second, until something was measured
 SPEED_DECAY = 0.9  # weight of earlier batches at each new one: a node that is starved is slow at once
 
+OnEnd = Callable[[list[bytes] | NodeFailure], None]
+"""Called once, later, with one vector a sequence, in order, or with why there are none."""
+
 
 class EmbedCall:
     """One admitted call."""
 
-    def __init__(self, sequences: list[list[int]]) -> None:
+    __slots__ = ("_on_end", "missing", "over", "rows", "sequences", "vectors")
+
+    def __init__(self, sequences: list[list[int]], on_end: OnEnd) -> None:
         self.sequences = sequences
         self.rows = CallRows([len(sequence) for sequence in sequences])
-        self.vectors: list[bytes | None] = [None] * len(sequences)
+        self.vectors: list[bytes] = [b""] * len(sequences)
         self.missing = len(sequences)
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over = False  # answered, failed or dropped
+        self._on_end = on_end
 
-    def put(self, index: int, vector: bytes) -> None:
-        """Keep one vector; the call ends with its last."""
-        self.vectors[index] = vector
-        self.missing -= 1
-        if not self.missing and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, failure: NodeFailure) -> None:
-        """End the call without vectors."""
-        if not self.done.done():
-            self.done.set_exception(failure)
+    def end(self, outcome: list[bytes] | NodeFailure) -> None:
+        """Answer it."""
+        self.over = True
+        self._on_end(outcome)
 
 
 class BatchQueue:
@@ -45,44 +47,63 @@ class BatchQueue:
     A call that finds nothing waiting is always taken, so that a bound below the largest call refuses nobody forever.
     """
 
-    def __init__(self, run: RunRows, *, tokens_max: int, on_batch: Callable[[Plan, float], None]) -> None:
-        """`on_batch` is called with each batch that succeeded, and its seconds."""
-        self._run = run
+    def __init__(
+        self,
+        begin: BeginRows,
+        *,
+        tokens_max: int,
+        on_batch: Callable[[Plan, float], None],
+        on_failure: Callable[[NodeBroke], None] = lambda failure: None,
+    ) -> None:
+        """`on_batch` is called with each batch that succeeded, and its seconds; `on_failure` when one has failed."""
+        self._begin = begin
+        self._on_failure = on_failure
         self._tokens_max = tokens_max
         self._on_batch = on_batch
         self._queue: list[EmbedCall] = []
-        self._arrived = asyncio.Event()
+        self._running = False  # a batch
         self._last_was_bulk = False
         self._tokens, self._seconds = SPEED_START * 1e-3, 1e-3  # of the last batches
         self.waiting_tokens: int = 0
-        self._open: set[EmbedCall] = set()  # not answered yet, waiting or running
+        self._open: dict[EmbedCall, None] = {}  # not answered yet, waiting or running
+        self._idle: list[asyncio.Future[None]] = []  # who waits until there are none
 
-    async def embed(self, sequences: list[list[int]]) -> list[bytes]:
-        """One vector a sequence, in order. Raises Overloaded at once, or NodeFailure.
-
-        `sequences` are token ids with special tokens, at least one each.
-        """
-        call = EmbedCall(sequences)
+    def submit(self, sequences: list[list[int]], on_end: OnEnd) -> EmbedCall:
+        """Take a call: token ids with special tokens, at least one sequence. Raises Overloaded at once."""
+        call = EmbedCall(sequences, on_end)
         if self._queue and self.waiting_tokens + call.rows.tokens > self._tokens_max:
             wait_s = min(self.expected_s(0), QUEUE_RETRY_AFTER_MAX_S)
             raise Overloaded("This node's queue is full. Try again shortly.", retry_after_s=wait_s)
         self._queue.append(call)
-        self._open.add(call)
+        self._open[call] = None
         self.waiting_tokens += call.rows.tokens
-        self._arrived.set()
+        if not self._running:
+            self._run_next()
+        return call
+
+    def drop(self, call: EmbedCall) -> None:
+        """Its caller has gone: it is not answered any more."""
+        call.over = True
+        self._forget(call)
+
+    async def embed(self, sequences: list[list[int]]) -> list[bytes]:
+        """One vector a sequence, in order. Raises Overloaded at once, or NodeFailure."""
+        ended: asyncio.Future[list[bytes] | NodeFailure] = asyncio.get_running_loop().create_future()
+        call = self.submit(sequences, lambda outcome: None if ended.done() else ended.set_result(outcome))
         try:
-            await call.done
+            outcome = await ended
         finally:
-            if call in self._queue:
-                self._queue.remove(call)
-                self.waiting_tokens -= call.rows.tokens
-            self._open.remove(call)
-        return [vector for vector in call.vectors if vector is not None]
+            self.drop(call)
+        if isinstance(outcome, NodeFailure):
+            raise outcome
+        return outcome
 
     async def idle(self) -> None:
-        """Wait until every call that is there now is answered."""
+        """Wait until every call is answered."""
         if self._open:
-            await asyncio.wait([call.done for call in self._open])
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(waiter)
+            await waiter
 
     @property
     def tokens_per_s(self) -> float:
@@ -93,39 +114,60 @@ class BatchQueue:
         """Seconds until a call of `tokens` tokens would be done, behind all that waits."""
         return (self.waiting_tokens + tokens) / self.tokens_per_s
 
-    async def dispatch(self) -> None:
-        """Run batch after batch until cancelled."""
-        while True:
-            plan = next_batch([call.rows for call in self._queue], last_was_bulk=self._last_was_bulk)
-            if plan is None:
-                self._arrived.clear()
-                await self._arrived.wait()
-            else:
-                await self._run_one(plan)
-
     def fail_all(self, failure: NodeFailure) -> None:
         """End every call that is not answered: the model will not be back soon."""
-        for call in self._open:
-            call.fail(failure)
+        for call in list(self._open):
+            self._end(call, failure)
 
-    async def _run_one(self, plan: Plan) -> None:
-        picked = self._take(plan)
-        begun = asyncio.get_running_loop().time()
-        try:
-            vectors = await self._run([call.sequences[at] for call, at in picked], plan.rows, plan.length)
-        except NodeFailure as failure:
+    def _run_next(self) -> None:
+        plan = next_batch([call.rows for call in self._queue], last_was_bulk=self._last_was_bulk)
+        self._running = plan is not None
+        if plan is not None:
+            picked = self._take(plan)
+            sequences = [call.sequences[at] for call, at in picked]
+            self._begin(sequences, plan.rows, plan.length, partial(self._ran, plan, picked, monotonic()))
+
+    def _ran(self, plan: Plan, picked: list[tuple[EmbedCall, int]], begun: float, outcome: Rows | NodeBroke) -> None:
+        seconds = monotonic() - begun
+        if isinstance(outcome, NodeBroke):
             for call, _ in picked:
-                call.fail(NodeBroke(failure.message))
+                self._end(call, NodeBroke(outcome.message))
+            self._on_failure(outcome)
+            self._run_next()
             return
-        seconds = asyncio.get_running_loop().time() - begun
         self._tokens = SPEED_DECAY * self._tokens + plan.rows * plan.length
         self._seconds = SPEED_DECAY * self._seconds + max(seconds, 1e-6)
+        if None in outcome:  # these first, so that nothing more of theirs is run
+            for (call, _), vector in zip(picked, outcome, strict=True):
+                if vector is None:
+                    self._end(call, NodeBroke("The node could not embed this: it breaks the engine."))
+        self._run_next()  # before the others are answered: the engine has waited long enough
+        for (call, at), vector in zip(picked, outcome, strict=True):
+            if vector is not None:
+                call.vectors[at] = vector
+                call.missing -= 1
+                if not call.missing:
+                    self._end(call, call.vectors)
         self._on_batch(plan, seconds)
-        for (call, at), vector in zip(picked, vectors, strict=True):
-            if vector is None:
-                call.fail(NodeBroke("The node could not embed this: it breaks the engine."))
-            else:
-                call.put(at, vector)
+
+    def _end(self, call: EmbedCall, outcome: list[bytes] | NodeFailure) -> None:
+        if call.over:
+            return
+        self._forget(call)
+        call.end(outcome)
+
+    def _forget(self, call: EmbedCall) -> None:
+        if call not in self._open:
+            return
+        del self._open[call]
+        if call.rows.rows:
+            self._queue.remove(call)
+            self.waiting_tokens -= call.rows.tokens
+        if not self._open:
+            for waiter in self._idle:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle.clear()
 
     def _take(self, plan: Plan) -> list[tuple[EmbedCall, int]]:
         """Take a batch's rows out of the queue; a call with more rows keeps its position."""

@@ -88,7 +88,7 @@ def body_bytes(prefix: bytes) -> int:
     return length
 
 
-def decode_from_worker(body: bytes) -> FromWorker:
+def decode_from_worker(body: bytes | memoryview) -> FromWorker:
     """A message of the worker. Raises FrameError."""
     return _decode(body, _from_worker)
 
@@ -105,7 +105,7 @@ def receive(stream: BinaryIO, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
     return _decode(body, decoder) if len(body) == length else None
 
 
-def _decode(body: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+def _decode(body: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T]) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -8,21 +8,24 @@ from embedmesh.rules.errors import NodeBroke
 
 ISOLATE_FAILURES_MAX = 8  # each costs a start of the worker; one sequence among 64 is found after six
 
-RunRows = Callable[[list[list[int]], int, int], Awaitable[list[bytes | None]]]
-"""Token ids of some sequences, and the shape (rows, length) they run in -> one float32 vector each, or NodeFailure.
+Rows = list[bytes | None]
+"""A float32 vector a sequence; None where this one broke the engine, or its vector was not finite."""
 
-None in place of a vector: this sequence broke the engine, or its vector was not finite.
-"""
+RowsDone = Callable[[Rows | NodeBroke], None]
+
+BeginRows = Callable[[list[list[int]], int, int, RowsDone], None]
+"""Begin to run token ids of some sequences in a shape (rows, length). Calls back once, later."""
+
+RunRows = Callable[[list[list[int]], int, int], Awaitable[Rows]]
+"""The same as a coroutine. Raises NodeBroke."""
 
 
-async def isolate(
-    sequences: list[list[int]], length: int, run: RunRows, may_go_on: Callable[[], bool]
-) -> list[bytes | None]:
+async def isolate(sequences: list[list[int]], length: int, run: RunRows, may_go_on: Callable[[], bool]) -> Rows:
     """One vector a sequence; None for those that break the engine, or whose part was not tried again.
 
     At most ISOLATE_FAILURES_MAX parts may fail, and no part is begun once `may_go_on` says no.
     """
-    vectors: list[bytes | None] = [None] * len(sequences)
+    vectors: Rows = [None] * len(sequences)
     parts = deque(_halves(range(len(sequences))))  # the largest first: most vectors come early
     failures = 0
     while parts and failures < ISOLATE_FAILURES_MAX and may_go_on():

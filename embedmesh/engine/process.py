@@ -1,5 +1,9 @@
 """The parent's side of one worker process: start it, give it batches one by one, end it.
 
+A batch begins and ends without a coroutine: `begin` writes its frame, and the read that completes the answer calls
+back. After a batch this program's code is in no cache any more, so that each function on the way costs several times
+what it would cost again.
+
 Any doubt about it (it closes its socket, is stuck, answers nonsense) is a WorkerBroke. Its stream is then out of step:
 its owner must kill it and start another, which is not decided here. A Watch decides from what the kernel says of it
 whether it is stuck, or only slow.
@@ -12,11 +16,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from embedmesh.engine import frames, kernel
-from embedmesh.engine.frames import Failed, FrameError, FromWorker, LoadModel, LoadRefused, Ready, RunBatch, Vectors
-from embedmesh.engine.watch import WATCH_LOOK_S, Sample, Watch
+from embedmesh.engine.frames import FrameError, FromWorker, LoadModel, LoadRefused, Ready, RunBatch
+from embedmesh.engine.watch import WATCH_LOOK_S, Sample
 from embedmesh.rules.errors import SetupError
 
 # One malloc arena: the worker has one thread that allocates from Python; more arenas only keep freed memory.
@@ -33,15 +37,22 @@ class WorkerStuck(WorkerBroke):
     """It did not answer, and will not."""
 
 
+Look = Callable[[Sample | None], str | None]
+"""Judges a look at a worker that has not answered yet: what is wrong with it, or None. See `Watch.look`."""
+
+Done = Callable[[FromWorker | WorkerBroke], None]
+"""Called once with an answer or what went wrong, unless the worker is killed before. Never called within `begin`."""
+
+
 class Worker(Protocol):
     """What a supervisor needs of a worker."""
 
     @property
     def pid(self) -> int: ...
 
-    async def load(self, load: LoadModel, watch: Watch) -> None: ...
+    async def load(self, load: LoadModel, look: Look) -> None: ...
 
-    async def run(self, batch: RunBatch, watch: Watch) -> Vectors: ...
+    def begin(self, batch: RunBatch, look: Look, done: Done) -> None: ...
 
     def kill(self) -> None: ...
 
@@ -49,19 +60,18 @@ class Worker(Protocol):
 
 
 class WorkerProcess:
-    """A worker: `load` its model, then `run` batches. Not for two callers at one time."""
+    """A worker: `load` its model, then `begin` batches, one at a time."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        sample: Callable[[int], Sample | None],
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], sample: Callable[[int], Sample | None]) -> None:
         self._process = process
         self._sample = sample
-        self._reader = reader
-        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self._socket = AnswerSocket(self._heard, self._lost)
+        self._look: Look | None = None
+        self._done: Done | None = None  # while it owes an answer
+        self._timer: asyncio.TimerHandle | None = None
+        self._telling: asyncio.Task[None] | None = None  # how it ended
+        self._wrong = ""  # what it said unasked
         self._killed_for_memory = kernel.killed_for_memory()
 
     @classmethod
@@ -79,70 +89,90 @@ class WorkerProcess:
             )
         ours.setblocking(False)
         try:
-            return cls(process, *await asyncio.open_unix_connection(sock=ours), sample)
+            made = cls(process, sample)
+            await made._loop.create_unix_connection(lambda: made._socket, sock=ours)
         except BaseException:
             process.kill()
             ours.close()
             await asyncio.shield(_gone(process, WORKER_END_S))
             raise
-
-    async def load(self, load: LoadModel, watch: Watch) -> None:
-        """Have it load a model and embed a first text. Raises SetupError when it refuses the folder, or WorkerBroke."""
-        answer = await self._exchange(load, watch)
-        if isinstance(answer, LoadRefused):
-            raise SetupError(answer.message)
-        if not isinstance(answer, Ready):
-            raise WorkerBroke("answered out of turn")
+        return made
 
     @property
     def pid(self) -> int:
         """The process id, for operators and tests."""
         return self._process.pid
 
-    async def run(self, batch: RunBatch, watch: Watch) -> Vectors:
-        """The vectors of the batch. Raises WorkerBroke; being cancelled is as bad."""
-        answer = await self._exchange(batch, watch)
-        if isinstance(answer, Vectors) and answer.number == batch.number:
-            return answer
-        raise WorkerBroke(f"failed ({answer.why})" if isinstance(answer, Failed) else "answered out of turn")
+    async def load(self, load: LoadModel, look: Look) -> None:
+        """Have it load a model and embed a first text. Raises SetupError when it refuses the folder, or WorkerBroke."""
+        answered: asyncio.Future[FromWorker | WorkerBroke] = self._loop.create_future()
+        self._begin(load, look, lambda said: None if answered.done() else answered.set_result(said))
+        answer = await answered
+        if isinstance(answer, WorkerBroke):
+            raise answer
+        if isinstance(answer, LoadRefused):
+            raise SetupError(answer.message)
+        if not isinstance(answer, Ready):
+            raise WorkerBroke("answered out of turn")
+
+    def begin(self, batch: RunBatch, look: Look, done: Done) -> None:
+        """Run a batch. `look` is called while it lasts long."""
+        self._begin(batch, look, done)
 
     def kill(self) -> None:
-        """End it now. May be called twice."""
+        """End it now; nobody is called any more. May be called twice."""
+        self._look = self._done = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
         self._process.kill()
-        self._writer.close()
+        self._socket.close()
 
     async def gone(self, within_s: float) -> bool:
         """Wait until a killed process has left the process table, `within_s` at most; whether it has."""
         return await _gone(self._process, within_s)
 
-    async def _exchange(self, message: LoadModel | RunBatch, watch: Watch) -> FromWorker:
-        loop = asyncio.get_running_loop()
-        wrong: str | None = None
-        timer: asyncio.TimerHandle
+    def _begin(self, message: LoadModel | RunBatch, look: Look, done: Done) -> None:
+        self._look, self._done = look, done
+        if self._wrong:
+            self._loop.call_soon(self._end, WorkerBroke(self._wrong))
+        elif not self._socket.write(frames.encode(message)):
+            self._lost()
+        else:
+            self._timer = self._loop.call_later(WATCH_LOOK_S, self._look_at_it)
 
-        def look() -> None:
-            nonlocal wrong, timer
-            wrong = watch.look(self._sample(self.pid))
-            if wrong is None:
-                timer = loop.call_later(WATCH_LOOK_S, look)
-            elif not ending.expired():
-                ending.reschedule(loop.time())
+    def _look_at_it(self) -> None:
+        if self._look is None:
+            return
+        wrong = self._look(self._sample(self.pid))
+        if wrong is None:
+            self._timer = self._loop.call_later(WATCH_LOOK_S, self._look_at_it)
+        else:
+            self._end(WorkerStuck(wrong))
 
-        timer = loop.call_later(WATCH_LOOK_S, look)
-        try:
-            async with asyncio.timeout(None) as ending:
-                self._writer.write(frames.encode(message))
-                await self._writer.drain()
-                prefix = await self._reader.readexactly(frames.FRAME_LENGTH_BYTES)
-                return frames.decode_from_worker(await self._reader.readexactly(frames.body_bytes(prefix)))
-        except TimeoutError:
-            raise WorkerStuck(wrong) from None
-        except FrameError:
-            raise WorkerBroke("answered nonsense") from None
-        except (OSError, EOFError):
-            raise WorkerBroke(await self._why_ended()) from None
-        finally:
-            timer.cancel()
+    def _heard(self, answer: FromWorker | FrameError) -> None:
+        if self._done is None:
+            self._wrong = "answered out of turn"
+        else:
+            self._end(WorkerBroke("answered nonsense") if isinstance(answer, FrameError) else answer)
+
+    def _lost(self) -> None:
+        """It has closed its socket."""
+        if self._done is not None and self._telling is None:
+            self._telling = self._loop.create_task(self._tell_why_ended())
+
+    def _end(self, said: FromWorker | WorkerBroke) -> None:
+        done, self._look, self._done = self._done, None, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if done is not None:
+            done(said)
+
+    async def _tell_why_ended(self) -> None:
+        why = await self._why_ended()
+        self._end(WorkerBroke(why))
 
     async def _why_ended(self) -> str:
         """How it ended, in words."""
@@ -155,6 +185,56 @@ class WorkerProcess:
         if code == -signal.SIGKILL and kernel.killed_for_memory() > self._killed_for_memory:
             return "was killed by the system because memory ran out"
         return f"was ended by signal {-code} ({signal.strsignal(-code)})"
+
+
+class AnswerSocket(asyncio.Protocol):
+    """Our end of a worker's socket: frames go out, each whole frame that comes is an answer."""
+
+    def __init__(self, heard: Callable[[FromWorker | FrameError], None], lost: Callable[[], None]) -> None:
+        self._heard = heard
+        self._lost = lost
+        self._transport: asyncio.Transport | None = None
+        self._chunks: list[bytes] = []  # of a frame that is not whole
+        self._size = 0
+        self._whole = frames.FRAME_LENGTH_BYTES  # bytes of the frame, or of its length while that is not there
+
+    def write(self, frame: bytes) -> bool:
+        """Send a frame; False if the socket is closed."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        self._transport.write(frame)
+        return True
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # of a socket
+
+    def data_received(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._size += len(data)
+        while self._size >= self._whole:
+            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks = [data]
+            try:
+                end = frames.FRAME_LENGTH_BYTES + frames.body_bytes(data[: frames.FRAME_LENGTH_BYTES])
+                if self._size < end:
+                    self._whole = end
+                    return
+                answer: FromWorker | FrameError = frames.decode_from_worker(
+                    memoryview(data)[frames.FRAME_LENGTH_BYTES : end]
+                )
+            except FrameError as error:
+                answer, end = error, self._size  # nothing that follows can be read
+            self._chunks, self._size = ([data[end:]] if self._size > end else []), self._size - end
+            self._whole = frames.FRAME_LENGTH_BYTES
+            self._heard(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._lost()
 
 
 async def _gone(process: subprocess.Popen[bytes], within_s: float) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from embedmesh.engine.batch_queue import BatchQueue
+from embedmesh.engine.batch_queue import BatchQueue, EmbedCall, OnEnd
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.frames import LoadModel
 from embedmesh.engine.plan import Plan
@@ -14,7 +14,7 @@ from embedmesh.engine.supervise import Supervisor
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules import errors
 from embedmesh.rules.deadlines import request_s
-from embedmesh.rules.errors import NodeBroke, SetupError
+from embedmesh.rules.errors import NodeBroke, NodeFailure, SetupError
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import SHORTAGES, Shortage
@@ -54,7 +54,9 @@ class Served:
         )
         self._supervisor = Supervisor(load, on_start=on_start)
         self._loaded = asyncio.Event()
-        self._queue = BatchQueue(self._run, tokens_max=queue_tokens_max, on_batch=on_batch)
+        self._queue = BatchQueue(
+            self._supervisor.begin, tokens_max=queue_tokens_max, on_batch=on_batch, on_failure=self._failed
+        )
 
     async def start(self) -> None:
         """Load the model and embed a first text. Raises SetupError in one line. `keep` goes on trying then."""
@@ -70,11 +72,9 @@ class Served:
         await self._loaded.wait()
 
     async def keep(self) -> None:
-        """Answer calls and keep the worker alive once it is loaded, until cancelled."""
+        """Keep the worker alive once it is loaded, until cancelled."""
         await self._loaded.wait()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._queue.dispatch())
-            tasks.create_task(self._supervisor.keep())
+        await self._supervisor.keep()
 
     async def stop(self) -> None:
         """End the worker. Calls that still wait fail."""
@@ -150,30 +150,53 @@ class Served:
             raise errors.MaxTokensPerRequest(message, param="input")
         return tokens
 
-    async def embed(self, ids: list[list[int]], *, within_s: float | None = None) -> bytes:
-        """Little-endian float32, [len(ids), width], of checked ids without special tokens. Equal inputs are run once.
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `start` has ended: `begin` may be called."""
+        return self._loaded.is_set()
 
-        It may take `within_s` seconds; by default the queue before it decides.
-        Raises Overloaded at once, NodeBroke when the engine is down, DeadlineExceeded.
+    def begin(self, ids: list[list[int]], on_end: OnEnd) -> EmbedCall:
+        """Embed checked ids without special tokens; equal inputs are run once. For `drop` if its caller goes.
+
+        `on_end` is called later, with one little-endian float32 vector an input, or a NodeFailure. Raises Overloaded at
+        once, NodeBroke when the engine is down.
         """
-        rows: dict[tuple[int, ...], int] = {}
-        order = [rows.setdefault(tuple(each), len(rows)) for each in ids]
-        sequences = [self.tokenizer.with_specials(each) for each in rows]
-        await self._loaded.wait()
         if self._supervisor.down:
             raise NodeBroke("The engine is down and is being restarted.")
+        if len(ids) == 1:
+            return self._queue.submit([self.tokenizer.with_specials(ids[0])], on_end)
+        rows: dict[tuple[int, ...], int] = {}
+        order = [rows.setdefault(tuple(each), len(rows)) for each in ids]
+
+        def ended(outcome: list[bytes] | NodeFailure) -> None:
+            on_end(outcome if isinstance(outcome, NodeFailure) else [outcome[row] for row in order])
+
+        return self._queue.submit([self.tokenizer.with_specials(each) for each in rows], ended)
+
+    def drop(self, call: EmbedCall) -> None:
+        """The caller has gone."""
+        self._queue.drop(call)
+
+    async def embed(self, ids: list[list[int]]) -> bytes:
+        """As `begin`: all vectors, one after another. The queue before it decides how long it may take.
+
+        Raises Overloaded at once, NodeFailure, DeadlineExceeded.
+        """
+        await self._loaded.wait()
+        expected_s = self._queue.expected_s(sum(map(len, ids)) + self.tokenizer.specials * len(ids))
+        ended: asyncio.Future[list[bytes] | NodeFailure] = asyncio.get_running_loop().create_future()
+        call = self.begin(ids, lambda outcome: None if ended.done() else ended.set_result(outcome))
         try:
-            expected_s = self._queue.expected_s(sum(map(len, sequences)))
-            async with asyncio.timeout(request_s(expected_s) if within_s is None else within_s):
-                vectors = await self._queue.embed(sequences)
+            async with asyncio.timeout(request_s(expected_s)):
+                outcome = await ended
         except TimeoutError:
             raise errors.DeadlineExceeded("The call took longer than it may. Send fewer or shorter inputs.") from None
-        return b"".join([vectors[row] for row in order])
+        finally:
+            self.drop(call)
+        if isinstance(outcome, NodeFailure):
+            raise outcome
+        return b"".join(outcome)
 
-    async def _run(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes | None]:
-        try:
-            return await self._supervisor.run(sequences, rows, length)
-        except NodeBroke as failure:
-            if self._supervisor.down:
-                self._queue.fail_all(failure)
-            raise
+    def _failed(self, failure: NodeBroke) -> None:
+        if self._supervisor.down:
+            self._queue.fail_all(failure)

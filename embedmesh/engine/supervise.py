@@ -4,10 +4,11 @@ A batch is bounded in CPU time and in how long it may do nothing, not in time on
 gets no CPU is *starved*, and waited for: another one would get no more (`watch` decides which it is). Where the kernel
 says nothing there is only the clock: then all bounds double with every failed try, and the next batch is smaller.
 
-A batch is tried on at most two processes. A vector that is not finite on the second either is its text's own fault, and
-the others of the batch are good; if the second process breaks too, halves of the batch are tried, to find what broke it
-(`isolate`). When no process will start, the model is *down* and its callers are told at once; `keep` goes on trying,
-with pauses.
+The ordinary batch begins and ends without a coroutine (`begin`); what goes wrong is mended by one, from the state
+reached. A batch is tried on at most two processes. A vector that is not finite on the second either is its text's own
+fault, and the others of the batch are good; if the second process breaks too, halves of the batch are tried, to find
+what broke it (`isolate`). When no process will start, the model is *down* and its callers are told at once; `keep` goes
+on trying, with pauses.
 """
 
 import asyncio
@@ -16,15 +17,17 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
+from embedmesh.engine.bounds import Bounds
 from embedmesh.engine.digest import size_bytes
-from embedmesh.engine.frames import LoadModel, RunBatch, Vectors
-from embedmesh.engine.isolate import isolate
+from embedmesh.engine.frames import Failed, FromWorker, LoadModel, RunBatch, Vectors
+from embedmesh.engine.isolate import Rows, RowsDone, isolate
 from embedmesh.engine.plan import pad_length
-from embedmesh.engine.process import WORKER_END_S, Worker, WorkerBroke, WorkerProcess, WorkerStuck
-from embedmesh.engine.watch import Starvation, TimeAllowed, Watch
+from embedmesh.engine.process import WORKER_END_S, Worker, WorkerBroke, WorkerProcess
+from embedmesh.engine.turn import Turn
+from embedmesh.engine.watch import LazyWatch, Starvation
 from embedmesh.rules.errors import NodeBroke, SetupError
 from embedmesh.rules.nodes import SHORTAGES, Shortage
 
@@ -34,18 +37,6 @@ LATE_FACTOR = 3.0  # a batch this much later than the last one's speed promises 
 SPEED_TOKENS_MIN = 128  # smaller batches are slower a token, and never take long
 PROVED_S = 1.75  # a forward pass this young proves the model; `ready` is true to 2 s, probe and report included
 IDLE_PROBE_S = 0.5  # an idle model is probed this often: 2 ms of work each
-BATCH_CPU_S = 0.3  # for any batch: the process may have other work meanwhile
-FLOPS_MIN = 25e9  # per second of CPU time: a seventh of what a core of our machines reaches
-REPEAT_FACTOR = 2.5  # a shape takes as much CPU time as before, on a busy machine a fifth more
-SHAPE_CPU_S = 0.25  # the first kernels of a shape in a process, here 0.02
-SHAPE_BYTES_PER_S = 1e9  # larger models have more of them
-BLIND_S = 2.0  # on the clock, where the kernel says nothing
-STILL_S = 1.5  # a batch computes all the time: while it lasts, some thread runs, or could
-START_CPU_S = 10.0  # half a second here, where little is to be compiled
-START_STILL_S = 10.0  # a cold disk
-START_BYTES_PER_S = 50e6  # weights are read and hashed from a slow network disk
-BLIND_CORES = 2  # that a batch has, as far as the clock goes
-BOUNDS_FACTOR_MAX = 32.0  # after five failures in a row
 PAUSES_S = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # before the n-th start in a row without a good batch
 DOWN_PAUSES_S = (*PAUSES_S, 5.0, 10.0, 30.0)  # no caller waits then; it may be for good, and each writes a line
 FAILED_STARTS_MAX = 3  # in a row; then callers do not wait for the next
@@ -72,22 +63,21 @@ class Supervisor:
         self._monotonic = monotonic
         self._on_start = on_start
         self._name = Path(load.folder).name
-        self._weights_bytes = size_bytes(Path(load.folder))
         self._worker: Worker | None = None
-        self._turn = asyncio.Lock()
+        self._turn = Turn()
         self._numbers = itertools.count()
         self._proved_at = float("-inf")
         self._expected_s = 0.0  # of the batch that runs, by the speed of those before it
         self._tokens_per_s = float("inf")
-        self._cpu_s: dict[tuple[int, int], float] = {}  # by shape (plan has few): what its last batch took
-        self._run_before: set[tuple[int, int]] = set()  # shapes that this process has kernels for
-        self._bounds_factor = 1.0
         self._starts_in_vain = 0  # since the last good batch
         self._failed_starts = 0  # since the last process that loaded
         self._dying: list[Worker] = []  # killed, and not gone
-        self._was_blind = False  # at the last failure: only the clock said that it was late
         self._starvation = Starvation(monotonic, self._note_starved)
+        self._bounds = Bounds(size_bytes(Path(load.folder)), self._starvation.note)
         self.down: bool = False
+        self._mending: set[asyncio.Task[None]] = set()  # batches that need more than one answer of one process
+        self._stopped = False
+        self._bug: BaseException | None = None  # of ours, on a way that nobody waits for
 
     async def start(self) -> None:
         """Start the first process, with a few tries. Raises SetupError when the folder cannot be served, WorkerBroke
@@ -112,13 +102,29 @@ class Supervisor:
         """Whether a forward pass succeeded just now, or a long one is not late yet."""
         return self._monotonic() - self._proved_at <= max(PROVED_S, LATE_FACTOR * self._expected_s)
 
-    async def run(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes | None]:
+    def begin(self, sequences: list[list[int]], rows: int, length: int, done: RowsDone) -> None:
+        """As `run`; `done` is called later with what that returns, or with the NodeBroke that it raises."""
+        worker = self._worker
+        if worker is None or not self._turn.take():
+            self._mend(self._run_for(done, sequences, rows, length))
+            return
+
+        def ended(outcome: Rows | WorkerBroke) -> None:
+            if isinstance(outcome, WorkerBroke):
+                self._mend(self._go_on(outcome, worker, done, sequences, rows, length))
+            else:
+                self._turn.give_back()
+                done(outcome)
+
+        self._begin_once(worker, sequences, rows, length, ended)
+
+    async def run(self, sequences: list[list[int]], rows: int, length: int, *, tried: int = 0) -> Rows:
         """One little-endian float32 vector a sequence; None for one that breaks the engine, or is never finite.
 
-        Raises NodeBroke when a lone sequence broke two processes, or the model is down.
+        Raises NodeBroke when a lone sequence broke two processes, or the model is down. `tried` on as many already.
         """
         try:
-            return await self._run(sequences, rows, length)
+            return await self._run(sequences, rows, length, tried=tried)
         except NodeBroke:
             if len(sequences) == 1 or self.down:
                 raise
@@ -127,33 +133,72 @@ class Supervisor:
         return await isolate(sequences, length, run_once, lambda: not self.down and self._fed_s() < ends)
 
     async def _run(
-        self, sequences: list[list[int]], rows: int, length: int, *, tries_max: int = BATCH_TRIES
-    ) -> list[bytes | None]:
-        tries = 0
-        while tries < tries_max:
+        self, sequences: list[list[int]], rows: int, length: int, *, tried: int = 0, tries_max: int = BATCH_TRIES
+    ) -> Rows:
+        failed = tried > 0
+        # Where only the clock says that it is late, halves are tried next.
+        while tried < tries_max and not (failed and (self.down or (self._bounds.was_blind and len(sequences) > 1))):
             async with self._turn:
                 try:
                     await self._ensure()
-                    tries += 1
-                    return await self._try_once(sequences, rows, length, last=tries == tries_max)
+                    tried += 1
+                    return await self._try_once(sequences, rows, length, last=tried == tries_max)
                 except (WorkerBroke, SetupError) as error:
                     self._note_failure(error)
-            if self.down or (self._was_blind and len(sequences) > 1):
-                break  # only the clock says that it is late: halves are tried next
+                    failed = True
         raise NodeBroke("The node could not embed this: its engine failed and is being restarted.")
+
+    async def _go_on(
+        self, error: WorkerBroke, worker: Worker, done: RowsDone, sequences: list[list[int]], rows: int, length: int
+    ) -> None:
+        """What `_run` does when the first try has failed; the turn is still ours."""
+        try:
+            await self._end(worker)
+            self._note_failure(error)
+        finally:
+            self._turn.give_back()
+        await self._run_for(done, sequences, rows, length, tried=1)
+
+    async def _run_for(
+        self, done: RowsDone, sequences: list[list[int]], rows: int, length: int, *, tried: int = 0
+    ) -> None:
+        try:
+            outcome: Rows | NodeBroke = await self.run(sequences, rows, length, tried=tried)
+        except NodeBroke as failure:
+            outcome = failure
+        done(outcome)
+
+    def _mend(self, work: Coroutine[None, None, None]) -> None:
+        if self._stopped:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work)
+        self._mending.add(task)
+        task.add_done_callback(self._mended)
+
+    def _mended(self, task: asyncio.Task[None]) -> None:
+        self._mending.discard(task)
+        if not task.cancelled():
+            self._bug = self._bug or task.exception()
 
     async def keep(self) -> None:
         """Probe while idle, and so restart a worker that died. Runs until cancelled."""
         while True:
             await asyncio.sleep(IDLE_PROBE_S)
             await self._bury()
-            if self._turn.locked() or self._monotonic() - self._proved_at < IDLE_PROBE_S:
+            if self._bug is not None:
+                raise self._bug
+            if self._turn.taken or self._monotonic() - self._proved_at < IDLE_PROBE_S:
                 continue
             with contextlib.suppress(NodeBroke):
                 await self.run([[0]], 1, pad_length(1))
 
     async def stop(self) -> None:
-        """End the process, if there is one, and wait a moment until it is gone."""
+        """End the process, if there is one, and wait a moment until it is gone. Batches that run are not answered."""
+        self._stopped = True
+        for task in self._mending:
+            task.cancel()
+        await asyncio.gather(*self._mending, return_exceptions=True)
         if self._worker is not None:
             worker, self._worker = self._worker, None
             worker.kill()
@@ -185,29 +230,15 @@ class Supervisor:
         if len(self._dying) >= DYING_MAX:
             raise WorkerBroke("cannot be started again: killed workers have not ended yet (does a disk hang?)")
         self._on_start()
-        read_s = self._weights_bytes / START_BYTES_PER_S
-        allowed = TimeAllowed(START_CPU_S + read_s, START_STILL_S + read_s, START_STILL_S + read_s)
         worker = await self._spawn()
+        watch = self._bounds.watch_start()
         try:
-            with self._watching(allowed) as watch:
-                await worker.load(self._load, watch)
-        except BaseException:
+            await worker.load(self._load, watch.look)
+        except BaseException as error:
+            self._bounds.failed(error, watch)
             await self._end(worker)
             raise
-        self._run_before.clear()
         return worker
-
-    @contextlib.contextmanager
-    def _watching(self, allowed: TimeAllowed) -> Iterator[Watch]:
-        """Watch one answer, and keep what it shows: starvation, and whether the kernel said anything."""
-        watch = Watch(allowed.times(self._bounds_factor), self._starvation.note)
-        self._was_blind = False
-        try:
-            yield watch
-        except WorkerStuck:
-            self._was_blind = watch.blind_looks > 0
-            self._bounds_factor = min(2 * self._bounds_factor, BOUNDS_FACTOR_MAX)
-            raise
 
     def _note_starved(self, shortage: Shortage) -> None:
         log.warning("the engine of %s is starved: %s; waiting for it", self._name, SHORTAGES[shortage])
@@ -225,58 +256,91 @@ class Supervisor:
         """A clock that stands still while the worker is starved."""
         return self._monotonic() - self._starvation.seconds
 
-    async def _try_once(
-        self, sequences: list[list[int]], rows: int, length: int, *, last: bool = False
-    ) -> list[bytes | None]:
+    async def _try_once(self, sequences: list[list[int]], rows: int, length: int, *, last: bool = False) -> Rows:
         """One attempt. Vectors that are not finite condemn the process, or on the `last` attempt their texts."""
         worker = self._worker
         if worker is None:
             raise WorkerBroke("is not there")
-        batch = RunBatch(next(self._numbers), rows, length, sequences)
-        begun = self._monotonic()
-        self._expected_s = rows * length / self._tokens_per_s
+        ended: asyncio.Future[Rows | WorkerBroke] = asyncio.get_running_loop().create_future()
+
+        def end(outcome: Rows | WorkerBroke) -> None:
+            if not ended.done():
+                ended.set_result(outcome)
+
         try:
-            with self._watching(self._allowed(rows, length)) as watch:
-                answer = await worker.run(batch, watch)
-            vectors = _cut(answer, len(sequences), self._load.width)
-            if answer.bad and not last:
-                raise WorkerBroke("gave vectors that are not finite")
+            self._begin_once(worker, sequences, rows, length, end, last=last)
+            outcome = await ended
+            if isinstance(outcome, WorkerBroke):
+                raise outcome
         except BaseException:
             self._worker = None
             await self._end(worker)
             raise
-        finally:
+        return outcome
+
+    def _begin_once(
+        self,
+        worker: Worker,
+        sequences: list[list[int]],
+        rows: int,
+        length: int,
+        ended: Callable[[Rows | WorkerBroke], None],
+        *,
+        last: bool = False,
+    ) -> None:
+        """Begin one attempt; `ended` is called later. After a WorkerBroke the worker is still to be ended."""
+        batch = RunBatch(next(self._numbers), rows, length, sequences)
+        watch = self._bounds.watch_batch(rows, length)
+        begun = self._monotonic()
+        self._expected_s = rows * length / self._tokens_per_s
+
+        def answered(answer: FromWorker | WorkerBroke) -> None:
             self._expected_s = 0.0
-        if any(vector is not None for vector in vectors):
-            self._proved_at = self._monotonic()
+            try:
+                try:
+                    outcome: Rows | WorkerBroke = self._judge(batch, answer, watch, begun, last=last)
+                except WorkerBroke as broke:
+                    self._worker = None
+                    self._bounds.failed(broke, watch)
+                    outcome = broke
+                ended(outcome)
+            except Exception as bug:
+                self._bug = bug
+                raise
+
+        worker.begin(batch, watch.look, answered)
+
+    def _judge(
+        self, batch: RunBatch, answer: FromWorker | WorkerBroke, watch: LazyWatch, begun: float, *, last: bool
+    ) -> Rows:
+        """The vectors of an answer. Raises WorkerBroke where it condemns the process."""
+        if isinstance(answer, WorkerBroke):
+            raise answer
+        if not isinstance(answer, Vectors) or answer.number != batch.number:
+            raise WorkerBroke(f"failed ({answer.why})" if isinstance(answer, Failed) else "answered out of turn")
+        vectors = _cut(answer, len(batch.sequences), self._load.width)
+        if answer.bad and not last:
+            raise WorkerBroke("gave vectors that are not finite")
+        if len(answer.bad) < len(vectors):
+            now, tokens = self._monotonic(), batch.rows * batch.length
+            self._proved_at = now
             self._starts_in_vain = 0
-            self._cpu_s[rows, length] = answer.cpu_s
-            self._run_before.add((rows, length))
-            if not watch.blind_looks:
-                self._bounds_factor = max(1.0, self._bounds_factor / 2)
-            if rows * length >= SPEED_TOKENS_MIN:
-                self._tokens_per_s = rows * length / max(self._proved_at - begun, 1e-6)
+            self._bounds.passed((batch.rows, batch.length), answer.cpu_s, watch)
+            if tokens >= SPEED_TOKENS_MIN:
+                self._tokens_per_s = tokens / max(now - begun, 1e-6)
         return vectors
 
     def _note_failure(self, error: Exception) -> None:
         self._proved_at = float("-inf")
         log.error("the engine of %s %s; it is being restarted", self._name, error)
 
-    def _allowed(self, rows: int, length: int) -> TimeAllowed:
-        """The bounds of a batch of that shape: from what one like it took before, else from its size."""
-        # Two operations a weight a token; the 4 bytes of each weight make that half a weights file.
-        size_s = rows * length * self._weights_bytes / 2 / FLOPS_MIN
-        before_s = self._cpu_s.get((rows, length))
-        cpu_s = BATCH_CPU_S + (size_s if before_s is None else REPEAT_FACTOR * before_s)
-        if (rows, length) not in self._run_before:
-            cpu_s += SHAPE_CPU_S + self._weights_bytes / SHAPE_BYTES_PER_S
-        return TimeAllowed(cpu_s, STILL_S, BLIND_S + size_s / BLIND_CORES)
 
-
-def _cut(answer: Vectors, count: int, width: int) -> list[bytes | None]:
+def _cut(answer: Vectors, count: int, width: int) -> Rows:
     """One vector a sequence; None for those that are not finite."""
     size = width * 4
     if len(answer.data) != count * size:
         raise WorkerBroke("answered with a wrong number of components")
+    if count == 1 and not answer.bad:
+        return [answer.data]
     bad = set(answer.bad)
     return [None if at in bad else answer.data[at * size : (at + 1) * size] for at in range(count)]

@@ -140,3 +140,22 @@ class Watch:
             case Doing.AT_DISK if same_s >= max(DISK_S, self._allowed.still_s):
                 return "hangs: it waits for a disk that does not answer"
         return None
+
+
+class LazyWatch:
+    """A Watch that is made at its first look, as most batches are done before."""
+
+    def __init__(self, make: Callable[[], Watch]) -> None:
+        self._make = make
+        self._watch: Watch | None = None
+
+    @property
+    def blind_looks(self) -> int:
+        """At which the kernel said nothing."""
+        return 0 if self._watch is None else self._watch.blind_looks
+
+    def look(self, sample: Sample | None) -> str | None:
+        """See Watch."""
+        if self._watch is None:
+            self._watch = self._make()
+        return self._watch.look(sample)

@@ -117,6 +117,7 @@ async def set_aside(
 ) -> Bill | bytes:
     """Hold `cost` nano-USD until the request and the delivery must be over, under `request_id` or a new id.
 
+    A request without a claim takes them from an open tab of its key, if there is one that covers them.
     A request with an `Idempotency-Key` has a `claim`. If another request had it before, the kept reply to that one is
     returned; one that is still under way is waited for, up to `within_s`, in the room `waiting`. If that one ends
     without a reply, this request takes its place.
@@ -127,6 +128,8 @@ async def set_aside(
     until = clock.monotonic() + within_s
     while True:
         hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
+        if claim is None and (spent := ledger.spend(hold)) is not None:
+            return Bill(ledger, spent, until)
         prior = await ledger.hold(hold, claim)
         if prior is None or claim is None:
             return Bill(ledger, hold, until)

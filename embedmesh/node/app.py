@@ -8,6 +8,7 @@ import functools
 import hmac
 import math
 import time
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
@@ -38,7 +39,7 @@ from embedmesh.rules.embeddings import (
     numbers_of,
     unpack_ids,
 )
-from embedmesh.rules.errors import SetupError
+from embedmesh.rules.errors import NodeFailure, SetupError
 from embedmesh.rules.exchange import NODE_HEADER, PROCESSING_HEADER
 from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_MAX_S
@@ -48,7 +49,11 @@ from embedmesh.rules.served import ORDINARY, ParseTerms, no_such_model
 
 QUEUE_FULL_STATUS = 429  # in the node protocol; in a gateway's API an overload has another status
 SELF = "self"  # x-embedmesh-node of a node without a gateway
+LATE = "The call took longer than it may. Send fewer or shorter inputs."
 NOT_SERVED = "This node does not serve that model; GET /v1/models lists what it serves."
+
+CompactDone = Callable[[bytes | Exception, int], None]
+"""Called with the reply to a request of the compact form and the tokens embedded, or with the failure and 0."""
 
 
 class LoadRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,6 +84,7 @@ class NodeApp:
         self._cl100k: Cl100k | None = None
         self._turns = Turns()
         self._decode_ids = msgspec.msgpack.Decoder(EmbedIds).decode
+        self._encode_vectors = msgspec.msgpack.Encoder().encode
 
     def routes(self) -> Routes:
         """Routes for a socket that only the node's owner may open."""
@@ -142,8 +148,8 @@ class NodeApp:
         usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
         return json_reply({"object": "list", "data": data, "model": call.model, "usage": usage})
 
-    async def embed_compact(self, body: bytes) -> tuple[bytes, int]:
-        """The reply to a request of the compact form, and how many tokens were embedded. Raises a Failure."""
+    def begin_compact(self, body: bytes, done: CompactDone) -> Callable[[], object]:
+        """Answer a request of the compact form, later; returns what drops it if its caller goes. Raises a Failure."""
         begun = time.monotonic()
         try:
             request = self._decode_ids(body)
@@ -154,8 +160,46 @@ class NodeApp:
         if served is None:
             raise errors.ModelNotFound(NOT_SERVED, param="model")
         tokens = served.check(ids)
-        data = await self._embed(served, ids, tokens, begun, within_s=REQUEST_MAX_S)  # a gateway hangs up before
-        return msgspec.msgpack.encode(EmbedVectors(tokens, data)), tokens
+        if not served.is_loaded:
+            return asyncio.get_running_loop().create_task(self._when_loaded(served, body, done)).cancel
+
+        def ended(outcome: list[bytes] | NodeFailure) -> None:
+            if isinstance(outcome, NodeFailure):
+                done(outcome, 0)
+                return
+            self._metrics.answered(served.model.id, len(ids), tokens, time.monotonic() - begun)
+            data = outcome[0] if len(outcome) == 1 else b"".join(outcome)
+            done(self._encode_vectors(EmbedVectors(tokens, data)), tokens)
+
+        try:
+            return functools.partial(served.drop, served.begin(ids, ended))
+        except errors.Overloaded:
+            self._metrics.refused(served.model.id)
+            raise
+
+    async def embed_compact(self, body: bytes) -> tuple[bytes, int]:
+        """As `begin_compact`: the reply, and how many tokens were embedded."""
+        ended: asyncio.Future[tuple[bytes | Exception, int]] = asyncio.get_running_loop().create_future()
+        drop = self.begin_compact(body, lambda *said: None if ended.done() else ended.set_result(said))
+        try:
+            async with asyncio.timeout(REQUEST_MAX_S):  # a gateway hangs up before
+                reply, tokens = await ended
+        except TimeoutError:
+            raise errors.DeadlineExceeded(LATE) from None
+        finally:
+            drop()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply, tokens
+
+    async def _when_loaded(self, served: Served, body: bytes, done: CompactDone) -> None:
+        try:
+            await served.loaded()
+            reply, tokens = await self.embed_compact(body)
+        except Exception as error:  # noqa: BLE001 - `done` explains it, and counts a bug of ours
+            done(error, 0)
+        else:
+            done(reply, tokens)
 
     async def _embed_public(self, body: bytes, path_model: str | None) -> web.Response:
         from embedmesh.dialects.openai.render import (
@@ -165,7 +209,12 @@ class NodeApp:
         begun = time.monotonic()
         call, served, counted = await self._read(body, path_model)
         assert counted.ids is not None  # there was a tokenizer
-        data = await self._embed(served, list(map(numbers_of, counted.ids)), counted.tokens, begun)
+        try:
+            data = await served.embed(list(map(numbers_of, counted.ids)))
+        except errors.Overloaded:
+            self._metrics.refused(served.model.id)
+            raise
+        self._metrics.answered(served.model.id, len(counted.ids), counted.tokens, time.monotonic() - begun)
         answer = Answer(data, served.model.width, counted.tokens, (Share(SELF, counted.tokens),))
         headers = {PROCESSING_HEADER: str(math.ceil((time.monotonic() - begun) * 1000)), NODE_HEADER: SELF}
         reply = render(call, counted.truncated, answer, headers)
@@ -183,17 +232,6 @@ class NodeApp:
         if call.ids and model.token_ids == "cl100k" and self._cl100k is None:
             self._cl100k = await asyncio.to_thread(_load_cl100k)
         return call, served, await count(call, model, served.tokenizer, self._cl100k, self._turns, SELF)
-
-    async def _embed(
-        self, served: Served, ids: list[list[int]], tokens: int, begun: float, *, within_s: float | None = None
-    ) -> bytes:
-        try:
-            data = await served.embed(ids, within_s=within_s)
-        except errors.Overloaded:
-            self._metrics.refused(served.model.id)
-            raise
-        self._metrics.answered(served.model.id, len(ids), tokens, time.monotonic() - begun)
-        return data
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=self.list_bytes(), headers=JSON_HEADERS)

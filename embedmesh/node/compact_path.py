@@ -14,10 +14,10 @@ from embedmesh.http.failures import envelope, hint_headers, status_and_type
 from embedmesh.http.fast_path import Explain
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import json_head, own_request_id
-from embedmesh.node.app import QUEUE_FULL_STATUS
+from embedmesh.node.app import LATE, QUEUE_FULL_STATUS, CompactDone
 from embedmesh.rules.embeddings import EMBED_HEAD, LIST_HEAD, LISTED_HEAD, VECTORS_HEAD
-from embedmesh.rules.errors import Failure, Overloaded, RequestTimeout
-from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_BODY_S, WRITE_REPLY_S
+from embedmesh.rules.errors import DeadlineExceeded, Failure, Overloaded, RequestTimeout
+from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_BODY_S, REQUEST_MAX_S, WRITE_REPLY_S
 
 if TYPE_CHECKING:
     from embedmesh.signing.messages import CheckedRequest  # only a node that joined a gateway needs it
@@ -34,7 +34,7 @@ SIGNED = re.compile(
 class App(Protocol):
     """What a node answers by: see NodeApp."""
 
-    async def embed_compact(self, body: bytes) -> tuple[bytes, int]: ...
+    def begin_compact(self, body: bytes, done: CompactDone) -> Callable[[], object]: ...
 
     def list_bytes(self) -> bytes: ...
 
@@ -57,6 +57,8 @@ class CompactPath:
         self.bodies = bodies
         self.signed = signed
         self._form = (UNSIGNED if signed is None else SIGNED).match
+        self._running: dict[CompactExchange, float] = {}  # since when, on the loop's clock; the oldest comes first
+        self._watched = False
 
     def on(self, transport: asyncio.Transport) -> "CompactPath":
         return self
@@ -79,6 +81,26 @@ class CompactPath:
         exchange.check_head(headers)
         exchange.feed(data[head.end() :])
         return exchange
+
+    def watch(self, exchange: "CompactExchange", loop: asyncio.AbstractEventLoop) -> None:
+        """End it if it is not forgotten within REQUEST_MAX_S. One timer for all: none comes to that."""
+        self._running[exchange] = loop.time()
+        if not self._watched:
+            self._watched = True
+            loop.call_later(REQUEST_MAX_S, self._look, loop)
+
+    def forget(self, exchange: "CompactExchange") -> None:
+        """It has ended."""
+        self._running.pop(exchange, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._watched = False
+        now = loop.time()
+        for exchange in [each for each, since in self._running.items() if now - since >= REQUEST_MAX_S]:
+            exchange.is_late()
+        if self._running:
+            self._watched = True
+            loop.call_later(next(iter(self._running.values())) + REQUEST_MAX_S - now, self._look, loop)
 
 
 class CompactExchange:
@@ -108,7 +130,7 @@ class CompactExchange:
         self._after = b""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._drop: Callable[[], object] | None = None  # while it is embedded
         self._replied = False
         self._last = False  # on this connection
         self.over = False
@@ -140,7 +162,7 @@ class CompactExchange:
         if self._missing:
             if self._timer is None:
                 self._timer = self._loop.call_later(REQUEST_BODY_S, self._body_is_late)
-        elif self._task is None and not self._replied:
+        elif self._drop is None and not self._replied:
             self._whole()
 
     def resume_writing(self) -> None:
@@ -149,9 +171,15 @@ class CompactExchange:
 
     def lost(self) -> None:
         """The connection is gone: what waits for it is never computed."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._drop is not None:
+            self._drop()
         self._end()
+
+    def is_late(self) -> None:
+        """Nothing may take so long."""
+        if self._drop is not None:
+            self._drop()
+        self._embedded(DeadlineExceeded(LATE), 0)
 
     async def stopped(self, timeout_s: float) -> None:
         """Wait at most `timeout_s` for it to end; then break it off."""
@@ -196,16 +224,23 @@ class CompactExchange:
             if not self._embeds:
                 self._reply(LISTED_HEAD, self._path.app.list_bytes(), 0)
                 return
+            self._drop = self._path.app.begin_compact(body, self._embedded)
+            self._path.watch(self, self._loop)
         except Exception as error:  # noqa: BLE001 - explained, and counted if it is a bug of ours
             self._refuse(error)
             return
-        self._task = self._loop.create_task(self._embed(body))
 
-    async def _embed(self, body: bytes) -> None:
+    def _embedded(self, reply: bytes | Exception, tokens: int) -> None:
+        self._drop = None
+        self._path.forget(self)
+        if self.over:
+            return
+        if isinstance(reply, Exception):
+            self._refuse(reply)
+            return
         try:
-            reply, tokens = await self._path.app.embed_compact(body)
             self._reply(VECTORS_HEAD, reply, tokens)
-        except Exception as error:  # noqa: BLE001 - explained, and counted if it is a bug of ours
+        except Exception as error:  # noqa: BLE001 - as above
             self._refuse(error)
 
     def _reply(self, start: bytes, body: bytes, tokens: int) -> None:
@@ -237,6 +272,7 @@ class CompactExchange:
         if self.over:
             return
         self.over = True
+        self._path.forget(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._taken:

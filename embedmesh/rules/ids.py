@@ -18,6 +18,11 @@ def new_id(prefix: str, clock: Clock) -> str:
     return f"{prefix}_{clock.unix_ms():012x}{random_hex()}"
 
 
+def first_id(prefix: str, unix_ms: int) -> str:
+    """Whatever was named before that moment sorts before it."""
+    return f"{prefix}_{unix_ms:012x}"
+
+
 def random_hex() -> str:
     """Twenty hex digits that nobody can guess."""
     try:

@@ -1,8 +1,8 @@
 """Statements and migrations, read from their files.
 
 A statements file is a list of `-- name: word`, a comment of one sentence, and one statement, for both kinds of stores:
-values are named (`:amount`), several rows come as JSON (`json_each(:rows)` and `value ->> 'field'`). Statements for one
-kind of store only have a file of their own (`check_sqlite.sql`).
+values are named (`:amount`), several rows come as JSON (`jsonb_each(:rows)`, and `value ->> 'field'` or `value ->> 0`).
+Statements for one kind of store only have a file of their own (`check_sqlite.sql`).
 """
 
 import re

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from embedmesh.deadline import within
-from embedmesh.rules.errors import StoreAway, StoreUnavailable
+from embedmesh.rules.errors import InsufficientQuota, RateLimited, StoreAway, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.cached.changes import Changes
@@ -25,14 +25,17 @@ from embedmesh.storage.instance import take_instance
 from embedmesh.storage.ledger import chain
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, EndHold, Expire
 from embedmesh.storage.ledger.group_commit import Writer
+from embedmesh.storage.ledger.open_tab import RecallTabs
 from embedmesh.storage.ledger.place_hold import PlaceHold
-from embedmesh.storage.ledger.room import available_nanousd, read_room
+from embedmesh.storage.ledger.recalls import Recalls
+from embedmesh.storage.ledger.room import Recall, available_nanousd
+from embedmesh.storage.ledger.tab_keeper import TabKeeper
 from embedmesh.storage.ledger.writes import Change, Stats, WaitedWrite
 from embedmesh.storage.nodes import NodeBooks
 from embedmesh.storage.opening import Opened, open_sqlite
 from embedmesh.storage.secrets.sealed import Seal
 from embedmesh.storage.secrets.secret import SecretOf
-from embedmesh.storage.sql import CLAIMS_SQL
+from embedmesh.storage.sql import CLAIMS_SQL, TABS_SQL
 from embedmesh.storage.sqlite.database import LOCK_WAIT_S, SqliteEngine
 from embedmesh.storage.upkeep import Retention, upkeep
 
@@ -68,6 +71,11 @@ class Store:
         self.prices = PriceList(self._reads, self.changes, clock)
         self.rate_limits = LeasedRateLimits(self._write, clock)
         self.nodes = NodeBooks(self._reads, self._write, clock, key_secret)
+        self.tabs = TabKeeper(self._writer, clock, opened.instance.name, self.stats)
+        self._recalls = Recalls(self._recall_tabs, self._own_tabs, self.tabs, clock)
+        self.changes.on("tabs", self._recalls.tabs_changed)
+        self.changes.on("keys", self._recalls.keys_changed)
+        self.spend = self.tabs.spend  # of the port Ledger; without a call of its own, as every request makes it
 
     @classmethod
     async def open(
@@ -118,30 +126,45 @@ class Store:
             self.changes.watch(),
             self.keys.note_uses(),
             self.prices.watch(),
+            self.tabs.watch(),
+            self._recalls.hear(),
             upkeep(self.extend_chain, self.forget, self._clock),
         )
 
-    def spend(self, hold: Hold) -> Hold | None:
-        """Set money aside from an open tab of the hold's key, in memory, or None where there is none."""
-        return None
-
     async def hold(self, hold: Hold, claim: Claim | None = None) -> PriorRequest | None:
-        """Durably set money aside, or raise a Failure; nothing is held then, nor where there is a prior request."""
-        write = PlaceHold(hold, self._opened.instance.name, claim, self.release)
-        self._writer.submit(write)
-        try:
-            with within(WRITE_WAIT_S):
-                prior = await write.outcome
-        except TimeoutError:
-            raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
-        return self._unsealed(prior) if prior is not None else None
+        """Durably set money aside, or raise a Failure; nothing is held then, nor where there is a prior request.
+
+        Where money is short and tabs of the account are open, they are recalled first.
+        """
+        until_s = self._clock.monotonic() + WRITE_WAIT_S
+        while True:
+            write = PlaceHold(hold, self._opened.instance.name, claim, self.release)
+            self._writer.submit(write)
+            try:
+                with within(until_s - self._clock.monotonic()):
+                    prior = await write.outcome
+                break
+            except TimeoutError:
+                raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
+            except (InsufficientQuota, RateLimited):
+                if write.recall is not None and await self._recalls.wait(write.recall, until_s):
+                    continue
+                if not write.may_fit_now or self._clock.monotonic() > until_s:
+                    self.stats.holds_refused += 1
+                    raise
+        if prior is not None:
+            return self._unsealed(prior)
+        if claim is None:
+            self.tabs.note(hold)
+        return None
 
     async def available_nanousd(self, account_id: str, key_id: str) -> int:
         """What a hold for the key may be at most now. Raises StoreUnavailable.
 
-        The writer reads it, after what was released before: money that is free already counts.
+        The writer reads it, after what was released before: money that is free already counts. So does what tabs of
+        the account have left: it can be recalled.
         """
-        return await self._write(lambda db, now_ms: available_nanousd(read_room(db, now_ms, account_id, key_id)))
+        return await self._write(lambda db, now_ms: available_nanousd(db, now_ms, account_id, key_id))
 
     async def prior_request(self, hold: Hold, claim: Claim) -> PriorRequest | None:
         """The request that answers for an Idempotency-Key now. Raises StoreUnavailable."""
@@ -159,6 +182,10 @@ class Store:
 
         Bounded without a limit of its own: there is at most one for each hold that became durable.
         """
+        if hold.tab_id is not None:
+            assert reply is None, "what has a claim has a hold of its own"
+            self.tabs.capture(hold, charge)
+            return
         sealed = self._seal.close(reply, what=REPLY, whose=hold.hold_id) if reply is not None else None
         self._writer.submit(EndHold(hold, HoldEnd.CAPTURE, charge, sealed))
 
@@ -167,7 +194,9 @@ class Store:
 
         If the queue is full, it is left to the sweep, which releases the hold at its deadline.
         """
-        if not self._writer.full():
+        if hold.tab_id is not None:
+            self.tabs.release(hold)
+        elif not self._writer.full():
             self._writer.submit(EndHold(hold, why))
 
     async def expire(self, now_ms: int) -> int:
@@ -196,14 +225,19 @@ class Store:
 
     async def drain(self) -> int:
         """Wait until everything queued is durable, at most DRAIN_WAIT_S; returns how many writes still are not."""
+        self.tabs.flush()
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_WAIT_S):
                 await self._writer.drained()
         return self._writer.waiting()
 
     async def close(self) -> None:
-        """Drain, then close the store."""
+        """Close all tabs, drain, then close the store."""
         self.keys.note_uses_now()
+        await self._recalls.end()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_WAIT_S):
+                await self.tabs.end()
         lost = await self.drain()
         sound = self._writer.healthy()
         await self._writer.close()
@@ -220,6 +254,14 @@ class Store:
                 return await write.outcome
         except TimeoutError:
             raise StoreUnavailable("The store did not answer in time; try again soon.") from None
+
+    async def _recall_tabs(self, what: Recall) -> int:
+        return await self._outcome(RecallTabs(what.account_id, what.key_id))
+
+    async def _own_tabs(self, which: str) -> list[str]:
+        """The ids of tabs of this gateway, by a statement that finds some. Raises StoreUnavailable."""
+        values = {"owner": self._opened.instance.name, "now_ms": self._clock.unix_ms()}
+        return [tab_id for (tab_id,) in await self._reads.ask(TABS_SQL[which], values)]
 
     def _unsealed(self, prior: PriorRequest) -> PriorRequest:
         if prior.reply is None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.ids import first_id
 from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
@@ -39,7 +40,7 @@ class Retention(msgspec.Struct, frozen=True):
         forgotten = await _batches(write, lambda db, _: db.execute(CLAIMS_SQL["forget_claims"], kept).rowcount)
         if self.usage_days is not None:
             day = now_ms // MS_PER_DAY - self.usage_days
-            old = {"day": day, "rows_max": ROWS_A_BATCH}
+            old = {"day": day, "before_id": first_id("req", day * MS_PER_DAY), "rows_max": ROWS_A_BATCH}
 
             def forget_usage(db: Db, _: int) -> int:
                 if db.execute(RETENTION_SQL["old_usage"], old).fetchone() is None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from embedmesh.engine.batch_queue import BatchQueue
+from embedmesh.engine.isolate import Rows, RowsDone
 from embedmesh.rules.errors import NodeBroke, Overloaded
 
 BREAKS = 255  # as first id
@@ -20,6 +21,7 @@ class Engine:
         self.free = asyncio.Event()
         self.free.set()
         self.failing = False
+        self.runs: set[asyncio.Future[None]] = set()
 
     async def run(self, sequences: list[list[int]], rows: int, length: int) -> list[bytes | None]:
         self.batches.append(sequences)
@@ -28,15 +30,22 @@ class Engine:
             raise NodeBroke("broken")
         return [bytes([sequence[0]]) if sequence[0] != BREAKS else None for sequence in sequences]
 
+    def begin(self, sequences: list[list[int]], rows: int, length: int, done: RowsDone) -> None:
+        async def run() -> None:
+            try:
+                outcome: Rows | NodeBroke = await self.run(sequences, rows, length)
+            except NodeBroke as failure:
+                outcome = failure
+            done(outcome)
+
+        self.runs.add(asyncio.ensure_future(run()))
+
 
 @asynccontextmanager
 async def queueing(engine: Engine, *, tokens_max: int = 1_000_000) -> AsyncIterator[BatchQueue]:
-    queue = BatchQueue(engine.run, tokens_max=tokens_max, on_batch=lambda plan, seconds: None)
-    task = asyncio.create_task(queue.dispatch())
-    try:
-        yield queue
-    finally:
-        task.cancel()
+    yield BatchQueue(engine.begin, tokens_max=tokens_max, on_batch=lambda plan, seconds: None)
+    engine.free.set()
+    await asyncio.gather(*engine.runs)  # no callback has failed
 
 
 async def settle() -> None:

@@ -126,3 +126,12 @@ def test_bulk_work_gets_every_other_turn() -> None:
         last = plan.bulk
     # Also its last, which alone would be small: it does not go before the query.
     assert turns == ["bulk", "query", "bulk", "query", "bulk", "query", "bulk"]
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 5, 33, 250, 1_024, 1_025, 8_000])
+def test_a_lone_row_is_planned_at_once_as_it_would_be_among_others(tokens: int) -> None:
+    """The quiet node's case has a shorter way to the same batch."""
+    lone, done = CallRows([tokens]), CallRows([1])
+    done.remove({0})
+    assert next_batch([lone], last_was_bulk=False) == next_batch([lone, done], last_was_bulk=False)
+    assert next_batch([done], last_was_bulk=False) is None

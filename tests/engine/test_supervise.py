@@ -20,7 +20,8 @@ import pytest
 import bench.starved
 from embedmesh.engine.folder import digest
 from embedmesh.engine.frames import LoadModel, RunBatch, Vectors
-from embedmesh.engine.process import Worker, WorkerBroke, WorkerProcess, WorkerStuck
+from embedmesh.engine.isolate import Rows
+from embedmesh.engine.process import Done, Look, Worker, WorkerBroke, WorkerProcess, WorkerStuck
 from embedmesh.engine.supervise import DYING_MAX, PROVED_S, Supervisor
 from embedmesh.engine.watch import WATCH_LOOK_S, TimeAllowed, Watch
 from embedmesh.rules.errors import NodeBroke, SetupError
@@ -64,9 +65,18 @@ class ScriptedWorker:
 
     pid = 0
 
-    async def load(self, load: LoadModel, watch: Watch) -> None: ...
+    async def load(self, load: LoadModel, look: Look) -> None: ...
 
-    async def run(self, batch: RunBatch, watch: Watch) -> Vectors:
+    def begin(self, batch: RunBatch, look: Look, done: Done) -> None:
+        async def run() -> None:
+            try:
+                done(await self.run(batch, look))
+            except WorkerBroke as broke:
+                done(broke)
+
+        self.running = asyncio.ensure_future(run())
+
+    async def run(self, batch: RunBatch, look: Look) -> Vectors:
         return Vectors(batch.number, np.ones((len(batch.sequences), 16), "<f4").tobytes())
 
     def kill(self) -> None: ...
@@ -82,9 +92,20 @@ def spawning(kind: type[ScriptedWorker]) -> Callable[[], Awaitable[Worker]]:
     return spawn
 
 
+async def run(supervisor: Supervisor, sequences: list[list[int]], rows: int, length: int) -> Rows:
+    """As the queue has it run: `begin`, and the coroutine behind it where something goes wrong."""
+    ended: asyncio.Future[Rows | NodeBroke] = asyncio.get_running_loop().create_future()
+    supervisor.begin(sequences, rows, length, ended.set_result)
+    assert not ended.done()
+    outcome = await ended
+    if isinstance(outcome, NodeBroke):
+        raise outcome
+    return outcome
+
+
 async def embed(supervisor: Supervisor, ids: list[int]) -> np.ndarray:
     async with asyncio.timeout(3 * BACK_S):
-        (vector,) = await supervisor.run([ids], 1, 8)
+        (vector,) = await run(supervisor, [ids], 1, 8)
     assert vector is not None
     return np.frombuffer(vector, "<f4")
 
@@ -185,7 +206,7 @@ async def test_how_a_worker_ended_is_told(folder: Path, fault: signal.Signals, w
     load = LoadModel(folder=str(folder), digest=digest(folder), width=16, max_tokens=48, threads=1)
     allowed = TimeAllowed(cpu_s=BACK_S, still_s=BACK_S, clock_s=BACK_S)
     with pytest.raises(WorkerBroke) as broke:
-        await worker.load(load, Watch(allowed, lambda seconds, shortage: None))
+        await worker.load(load, Watch(allowed, lambda seconds, shortage: None).look)
     assert words in str(broke.value)
     worker.kill()
     assert await worker.gone(BACK_S)
@@ -206,7 +227,7 @@ async def test_a_worker_that_gets_no_cpu_is_waited_for_and_said_to_be_starved(fo
                 os.sched_setaffinity(int(thread.name), {core})
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
             for _ in range(500):
-                assert len(await supervisor.run([GOOD] * 256, 256, 48)) == 256
+                assert len(await run(supervisor, [GOOD] * 256, 256, 48)) == 256
                 if supervisor.shortage:
                     break
             assert supervisor.shortage in ("cpu", "quota")  # a container may have one, too
@@ -223,22 +244,62 @@ async def test_where_the_kernel_tells_nothing_halves_are_tried_with_twice_the_ti
     clocks: list[float] = []
 
     class Blind(ScriptedWorker):
-        async def run(self, batch: RunBatch, watch: Watch) -> Vectors:
+        async def run(self, batch: RunBatch, look: Look) -> Vectors:
             rows.append(len(batch.sequences))
             looks = 1
-            while not watch.look(None):
+            while not look(None):
                 looks += 1
             clocks.append(looks * WATCH_LOOK_S)
             if len(rows) < 3:
                 raise WorkerStuck("did not answer in time")
-            return await super().run(batch, watch)
+            return await super().run(batch, look)
 
     async with supervising(folder, spawn=spawning(Blind)) as supervisor:
-        vectors = await supervisor.run([GOOD] * 8, 8, 8)
+        vectors = await run(supervisor, [GOOD] * 8, 8, 8)
     assert None not in vectors[4:]
     assert rows[:4] == [8, 4, 4, 2]
     assert clocks[1] == pytest.approx(2 * clocks[0], rel=0.1)
     assert clocks[2] == pytest.approx(4 * clocks[0], rel=0.1)
+
+
+async def test_a_batch_that_finds_the_worker_busy_waits_for_its_turn(folder: Path) -> None:
+    """Whether it came by the one way or the other; each gets its own vectors."""
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        batches = [[[2, 4 + at, 3]] for at in range(6)]
+        ways = [
+            run(supervisor, batch, 1, 8) if at % 2 else supervisor.run(batch, 1, 8) for at, batch in enumerate(batches)
+        ]
+        for batch, vectors in zip(batches, await asyncio.gather(*ways), strict=True):
+            assert vectors == await supervisor.run(batch, 1, 8)
+
+
+async def test_what_is_wrong_in_a_callback_is_not_lost(folder: Path) -> None:
+    """A bug of ours: nobody waits for a batch that begins without a coroutine, so `keep` tells it."""
+
+    def broken(outcome: object) -> None:
+        raise ZeroDivisionError
+
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        supervisor.begin([GOOD], 1, 8, broken)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(supervisor.keep(), BACK_S)
+
+
+async def test_at_the_end_a_batch_that_is_being_mended_leaves_no_process(folder: Path) -> None:
+    async with supervising(folder) as supervisor:
+        await supervisor.start()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        supervisor.begin([GOOD], 1, 8, lambda outcome: pytest.fail("it was answered"))
+        while not workers_of_ours():
+            await asyncio.sleep(0.001)
+    assert workers_of_ours() == set()
+    supervisor.begin([GOOD], 1, 8, lambda outcome: pytest.fail("it was answered"))
+    await asyncio.sleep(0.01)
+    assert workers_of_ours() == set()
 
 
 async def test_workers_that_do_not_die_are_left_alone_and_there_are_never_many(folder: Path) -> None:
@@ -246,10 +307,10 @@ async def test_workers_that_do_not_die_are_left_alone_and_there_are_never_many(f
     dead = False
 
     class Undying(ScriptedWorker):
-        async def run(self, batch: RunBatch, watch: Watch) -> Vectors:
+        async def run(self, batch: RunBatch, look: Look) -> Vectors:
             if not dead:
                 raise WorkerBroke("hangs")
-            return await super().run(batch, watch)
+            return await super().run(batch, look)
 
         async def gone(self, within_s: float) -> bool:
             return dead
@@ -258,11 +319,11 @@ async def test_workers_that_do_not_die_are_left_alone_and_there_are_never_many(f
     async with supervising(folder, on_start=started.append, spawn=spawning(Undying)) as supervisor:
         for _ in range(4):
             with pytest.raises(NodeBroke):
-                await supervisor.run([GOOD], 1, 8)
+                await run(supervisor, [GOOD], 1, 8)
         assert len(started) == DYING_MAX
         assert supervisor.down
         dead = True
-        assert len(await supervisor.run([GOOD], 1, 8)) == 1
+        assert len(await run(supervisor, [GOOD], 1, 8)) == 1
         assert not supervisor.down
 
 
@@ -282,7 +343,7 @@ async def test_a_poisoned_text_gets_an_error_and_others_their_vectors(folder: Pa
     """Its vector is not a number; no caller may ever see one."""
     async with supervising(folder) as supervisor:
         await supervisor.start()
-        assert await supervisor.run([[2, POISON, 3]], 1, 8) == [None]
+        assert await run(supervisor, [[2, POISON, 3]], 1, 8) == [None]
         assert is_right(await embed(supervisor, GOOD))
 
 
@@ -293,7 +354,7 @@ async def test_a_poisoned_text_is_found_in_its_batch(folder: Path, at: int) -> N
         await supervisor.start()
         batch = [GOOD] * 4
         batch[at] = [2, POISON, 3]
-        vectors = await supervisor.run(batch, 4, 8)
+        vectors = await run(supervisor, batch, 4, 8)
     assert [row for row, vector in enumerate(vectors) if vector is None] == [at]
     assert all(is_right(np.frombuffer(vector, "<f4")) for vector in vectors if vector is not None)
 
@@ -304,7 +365,7 @@ async def test_what_is_not_finite_costs_one_process(folder: Path) -> None:
     async with supervising(folder, on_start=starts.append) as supervisor:
         await supervisor.start()
         batch = [[2, POISON, 3] if at in (1, 40) else GOOD for at in range(64)]
-        vectors = await supervisor.run(batch, 64, 8)
+        vectors = await run(supervisor, batch, 64, 8)
         assert [row for row, vector in enumerate(vectors) if vector is None] == [1, 40]
         assert all(is_right(np.frombuffer(vector, "<f4")) for vector in vectors if vector is not None)
         assert is_right(await embed(supervisor, GOOD))
@@ -316,7 +377,7 @@ async def test_an_exception_in_the_worker_costs_nobody_else_anything(folder: Pat
     async with supervising(folder) as supervisor:
         await supervisor.start()
         with pytest.raises(NodeBroke):
-            await supervisor.run([GOOD], 0, 8)
+            await run(supervisor, [GOOD], 0, 8)
         assert is_right(await embed(supervisor, GOOD))
 
 
@@ -329,7 +390,7 @@ async def test_a_worker_without_memory_is_replaced(folder: Path) -> None:
         limit = pages * os.sysconf("SC_PAGE_SIZE")
         resource.prlimit(supervisor.pid, resource.RLIMIT_AS, (limit, limit))
         for rows in range(1, 400, 20):
-            vectors = await supervisor.run([GOOD] * rows, rows, 48)
+            vectors = await run(supervisor, [GOOD] * rows, rows, 48)
             assert all(vector is not None and is_right(np.frombuffer(vector, "<f4")) for vector in vectors)
 
 

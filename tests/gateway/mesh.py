@@ -48,6 +48,7 @@ from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
+from embedmesh.node.app import CompactDone
 from embedmesh.node.member import MemberNode
 from embedmesh.node.signed_api import SignedApi
 from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, ServedModel, ServedModels, unpack_ids
@@ -315,6 +316,19 @@ async def gateway(
 # -- nodes -------------------------------------------------------------------------------------------------------------
 
 
+def begin_compact(app: Any, body: bytes, done: CompactDone) -> Callable[[], object]:
+    """As a node's application begins its work, where a scripted one has a coroutine for it."""
+
+    async def run() -> None:
+        try:
+            said = await app.embed_compact(body)
+        except Exception as error:  # noqa: BLE001 - told to whom it concerns
+            said = error, 0
+        done(*said)
+
+    return asyncio.ensure_future(run()).cancel
+
+
 class Engine:
     """In place of a node's models and its application: right answers by rule, held back while `open` is not set."""
 
@@ -346,6 +360,9 @@ class Engine:
             self.running -= 1
         answer = right_reply(asked)
         return msgspec.msgpack.encode(answer), answer.tokens
+
+    def begin_compact(self, body: bytes, done: CompactDone) -> Callable[[], object]:
+        return begin_compact(self, body, done)
 
     def list_bytes(self) -> bytes:
         described = [ServedModel(one.id, one.width, one.max_tokens, one.digest, one.tier) for one in CATALOGUE.models]

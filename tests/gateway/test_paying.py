@@ -168,7 +168,7 @@ async def test_what_a_full_socket_did_not_take_is_not_paid(tmp_path: Path, fast_
             await until(lambda: any(shop.waits(fast_path)))
             await asyncio.sleep(0.1)
         assert 0 < seen < 100
-        await until(lambda: shop.rows("SELECT count(*) FROM holds")[0] == (seen + 1,))
+        await until(lambda: shop.set_aside == seen + 1)
         caller.reset()
         await shop.settled(seen + 1)
         in_part = shop.outcomes.get("broken_off", 0)

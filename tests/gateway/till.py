@@ -110,6 +110,15 @@ class Till:
         return self.rows("SELECT tokens, cost FROM usage ORDER BY cost DESC")
 
     @property
+    def set_aside(self) -> int:
+        """For how many requests money was set aside until now: in holds of their own, and under tabs."""
+        under_tabs = sum(len(tab.flight) for tab in self.store.tabs._tabs.values())
+        ((holds, settled),) = self.rows(
+            "SELECT (SELECT count(*) FROM holds), (SELECT count(*) FROM usage WHERE tab_id IS NOT NULL)"
+        )
+        return int(holds + settled) + under_tabs
+
+    @property
     def outcomes(self) -> dict[str, int]:
         """How requests ended, and how many of each."""
         return self.app.metrics.requests()
@@ -125,9 +134,13 @@ class Till:
         return [sending is not None and sending._emptied is not None for sending in sendings]
 
     async def settled(self, requests: int) -> None:
-        """So many requests have ended, and so have all holds, and the books are right."""
+        """So many requests have ended, and so have all holds and tabs, and the books are right."""
         await until(lambda: sum(self.outcomes.values()) >= requests)
+        await until(lambda: not self.store.tabs._opening)
+        self.store.tabs.close_these(set(self.store.tabs._tabs))
+        await until(lambda: not self.store.tabs._tabs)
         await until(lambda: not self.rows("SELECT 1 FROM holds WHERE state = 'open'"))
+        await until(lambda: not self.rows("SELECT 1 FROM tabs WHERE ended_ms IS NULL"))
         assert self.shop.money() == (CREDIT - sum(cost for _, cost in self.charged), 0)
         self.shop.assert_right()
         assert self.world.replies.taken == 0

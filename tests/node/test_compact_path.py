@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node import compact_path
-from embedmesh.node.app import NodeApp
+from embedmesh.node.app import CompactDone, NodeApp
 from embedmesh.node.compact_path import CompactExchange, CompactPath
 from embedmesh.node.signed_api import SignedApi
 from embedmesh.rules.clock import SystemClock
@@ -25,7 +25,7 @@ from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
 from tests.flow.world import CATALOGUE, MODEL, right_reply
-from tests.gateway.mesh import until
+from tests.gateway.mesh import begin_compact, until
 from tests.http.raw import Raw, read_reply
 
 IDS = [[1, 2], [3]]
@@ -60,6 +60,9 @@ class App:
             raise self.raises
         answer = right_reply(unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds)))
         return msgspec.msgpack.encode(answer), answer.tokens
+
+    def begin_compact(self, body: bytes, done: CompactDone) -> Callable[[], object]:
+        return begin_compact(self, body, done)
 
     def list_bytes(self) -> bytes:
         described = [ServedModel(one.id, one.width, one.max_tokens, one.digest, one.tier) for one in CATALOGUE.models]

@@ -21,7 +21,7 @@ from embedmesh.rules.holds import Hold, HoldEnd
 from embedmesh.storage.ledger.end_hold import EndHold
 from embedmesh.storage.ledger.group_commit import QUEUE_WRITES_MAX, WRITE_PROBE_EVERY_S, Writer
 from embedmesh.storage.ledger.place_hold import PlaceHold
-from embedmesh.storage.ledger.writes import Stats
+from embedmesh.storage.ledger.writes import Stats, Write
 from embedmesh.storage.sqlite.commit import CHECKPOINT_COMMITS, SqliteMedium
 from embedmesh.storage.sqlite.database import SqliteDb, SqliteEngine
 from embedmesh.storage.store import Store
@@ -288,23 +288,11 @@ async def test_the_wal_is_checkpointed(shop: Shop, error: str | None, ends: bool
     slow.close()
 
 
-class Bug:
+class Bug(Write):
     """A write that breaks in a way that nobody foresaw."""
-
-    kept = True
-    rank = 0
 
     def prepare(self, db: Any, now_ms: int) -> set[str]:
         raise RuntimeError("a bug of ours")
-
-    @classmethod
-    def apply_all(cls, db: Any, now_ms: int, writes: Any) -> None: ...
-
-    def committed(self, stats: Stats) -> None: ...
-
-    def failed(self, reason: str) -> None: ...
-
-    def refused(self, error: Exception) -> None: ...
 
 
 async def test_a_writer_that_breaks_says_so(shop: Shop, store: Store) -> None:

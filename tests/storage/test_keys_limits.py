@@ -12,6 +12,7 @@ from embedmesh.rules.holds import HoldEnd
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.ledger.end_hold import release_holds
 from embedmesh.storage.ledger.place_hold import PlaceHold
+from embedmesh.storage.ledger.room import Lacks, refusal
 from embedmesh.storage.store import Store
 from embedmesh.storage.times import MS_PER_DAY, first_day_of_month
 from tests.storage.shop import LASTS_MS, Shop, charge
@@ -102,7 +103,7 @@ def next_start_ms(now_ms: int, period: str) -> int:
     return int(after.timestamp() * 1000)
 
 
-async def test_where_there_is_room_again_a_caller_is_told_to_try_again(
+async def test_where_there_is_room_again_a_hold_is_tried_again(
     shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason is looked for after the commit: another gateway may have ended a hold since."""
@@ -116,11 +117,21 @@ async def test_where_there_is_room_again_a_caller_is_told_to_try_again(
         settle(db, now_ms, writes)
 
     monkeypatch.setattr(PlaceHold, "settle_all", after_another)
+    await store.hold(shop.new_hold(100))
+    assert shop.money() == (100, 100)
+    assert store.stats.holds_refused == 0
+
+
+def test_a_caller_is_told_to_try_again_where_there_is_room_and_no_time_is_left(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others have given back may be taken by others, again and again."""
     monkeypatch.setattr("embedmesh.storage.ledger.room.CONCURRENCY_AGAIN_S", 2.5)
-    failure = await refused(shop, store, "key_1", 100)
-    assert isinstance(failure, RateLimited)
-    assert failure.message == "There was no room for this request a moment ago, and there is now. Try again."
-    assert failure.retry_after_s == 2.5
+    refused = refusal(shop.new_hold(100), [(100, None, None, 0, None, 0, None, 0, 0)])
+    assert refused.lacks is Lacks.NOTHING
+    assert isinstance(refused.failure, RateLimited)
+    assert refused.failure.message == "There was no room for this request a moment ago, and there is now. Try again."
+    assert refused.failure.retry_after_s == 2.5
 
 
 async def test_who_has_the_budget_and_not_the_money_is_told_of_the_money(shop: Shop, store: Store) -> None:

@@ -243,7 +243,7 @@ async def test_two_machines_with_the_same_name_are_two_gateways(shop: Shop, tmp_
     [
         ("SELECT :a, b :: int", "SELECT %(a)s, b :: int"),
         ("x LIKE 'a%' AND y = :y_1", "x LIKE 'a%%' AND y = %(y_1)s"),
-        ("FROM json_each(:rows)", "FROM jsonb_array_elements(CAST(%(rows)s AS jsonb)) AS each (value)"),
+        ("FROM jsonb_each(:rows)", "FROM jsonb_array_elements(CAST(%(rows)s AS jsonb)) AS each (value)"),
     ],
 )
 def test_statements_are_translated(statement: str, said: str) -> None:

@@ -7,7 +7,6 @@ if nothing was kept of what it did before.
 
 import logging
 from collections import deque
-from itertools import groupby
 
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db, name_of, refusals
@@ -33,6 +32,7 @@ class WriteBatch:
         self._clock = clock
         self._probe = probe
         self._now_ms = 0
+        self._kinds: list[tuple[type[Write], list[Write]]] = []
         self.writes: list[Write] = []
         self.applied: list[Write] = []
 
@@ -43,8 +43,9 @@ class WriteBatch:
         self._now_ms = self._clock.unix_ms()
         if self._probe:
             db.execute(FACTS_SQL["write_probe"], {"now_ms": self._now_ms})
+        self._kinds = _by_kind(self.writes)
         self._lock(db)
-        for kind, writes in _by_kind(self.writes):
+        for kind, writes in self._kinds:
             kind.apply_all(db, self._now_ms, writes)
         self.applied = self.writes
 
@@ -52,7 +53,7 @@ class WriteBatch:
         """Run them one by one, and leave out what the store refuses."""
         self._lock(db)
         self.applied = []
-        for kind, writes in _by_kind(self.writes):
+        for kind, writes in self._kinds:
             for write in writes:
                 db.execute("SAVEPOINT one_write")
                 try:
@@ -67,15 +68,20 @@ class WriteBatch:
 
     def settle(self, db: Db) -> None:
         """The batch is durable: find out what became of each write."""
-        for kind, writes in _by_kind(self.applied):
+        for kind, writes in self._kinds if self.applied is self.writes else _by_kind(self.applied):
             kind.settle_all(db, self._now_ms, writes)
 
     def _lock(self, db: Db) -> None:
-        if accounts := {account for write in self.writes for account in write.prepare(db, self._now_ms)}:
+        accounts: set[str] = set()
+        for kind, writes in self._kinds:
+            accounts |= kind.prepare_all(db, self._now_ms, writes)
+        if accounts:
             db.lock_accounts(accounts)
 
 
 def _by_kind(batch: list[Write]) -> list[tuple[type[Write], list[Write]]]:
     """In the order of their ranks; those of one kind in the order in which they came."""
-    in_order = sorted(batch, key=lambda write: (write.rank, type(write).__name__))
-    return [(kind, list(writes)) for kind, writes in groupby(in_order, key=type)]
+    kinds: dict[type[Write], list[Write]] = {}
+    for write in batch:
+        kinds.setdefault(type(write), []).append(write)
+    return sorted(kinds.items(), key=lambda kind: (kind[0].rank, kind[0].__name__))

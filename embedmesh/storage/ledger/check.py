@@ -4,15 +4,16 @@ import logging
 import time
 from collections.abc import Iterator
 from itertools import islice
+from typing import cast
 
 import msgspec
 import pysqlite3.dbapi2 as sqlite
 
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.money import bill_nanousd
-from embedmesh.storage.db import Db, Row
+from embedmesh.storage.db import Db
 from embedmesh.storage.ledger import chain
-from embedmesh.storage.ledger.settle_tab import digest_of
+from embedmesh.storage.ledger.settle_tab import REQUEST, Record, digest_of
 from embedmesh.storage.sql import REPORTS_SQL, load
 from embedmesh.storage.sqlite.database import SqliteDb
 
@@ -127,12 +128,12 @@ def _wrong_digests(db: Db) -> Iterator[Broken]:
     page: dict[str, str | int] = {"after": 0, "rows_max": SETTLEMENTS_AT_ONCE}
     while settlements := db.execute(REPORTS_SQL["settlements"], page).fetchall():
         page["after"] = settlements[-1][0]
-        of_settlement: dict[tuple[str, int], list[Row]] = {}
+        of_settlement: dict[tuple[str, int], list[Record]] = {}
         reading = {"first": settlements[0][0], "last": settlements[-1][0]}
         for settlement, *record in db.execute(REPORTS_SQL["records_of_settlements"], reading).fetchall():
-            of_settlement.setdefault((record[0], settlement), []).append(tuple(record))
+            of_settlement.setdefault((record[0], settlement), []).append(cast(Record, tuple(record)))
         for _, tab_id, settlement, digest in settlements:
-            if digest_of(sorted(of_settlement.get((tab_id, settlement), ()), key=lambda record: record[1])) != digest:
+            if digest_of(sorted(of_settlement.get((tab_id, settlement), ()), key=REQUEST)) != digest:
                 yield Broken(
                     DIGESTS_MATCH, f"tab {tab_id}", f"the usage records of settlement {settlement} were changed"
                 )

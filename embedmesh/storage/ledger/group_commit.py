@@ -7,6 +7,7 @@ tried again every RETRY_S, in order, until they are durable. A Medium makes a ba
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from embedmesh.rules.errors import StoreUnavailable
@@ -60,6 +61,7 @@ class Writer:
         self._trouble = ""  # why the last batch failed; empty when it did not
         self._dead = False
         self._probed_s = clock.monotonic()
+        self._listeners: list[Callable[[], None]] = []
         self._task = asyncio.get_running_loop().create_task(self._run(), name="store writer")
 
     def submit(self, write: Write) -> None:
@@ -82,6 +84,10 @@ class Writer:
         """Whether the last batch became durable, and the one being written does not take too long."""
         stuck = self._began_s is not None and self._clock.monotonic() - self._began_s > STUCK_S_MAX
         return not (self._dead or self._trouble or stuck)
+
+    def on_health(self, call: Callable[[], None]) -> None:
+        """Have `call` called as soon as a batch has failed, or succeeds again. That one takes long is not told."""
+        self._listeners.append(call)
 
     async def drained(self) -> None:
         """Wait until nothing is queued or being written."""
@@ -152,7 +158,9 @@ class Writer:
             logger.error("the store cannot be written (%s); trying every %s s", trouble, RETRY_S)
         elif self._trouble and not trouble:
             logger.warning("the store can be written again")
-        self._trouble = trouble
+        changed, self._trouble = bool(trouble) != bool(self._trouble), trouble
+        if changed:
+            self._tell()
 
     def _die(self, reason: str) -> None:
         """Acknowledge nothing more."""
@@ -160,4 +168,9 @@ class Writer:
         self._dead = True
         self._keep_what_must_be()
         self._idle.set()
+        self._tell()
         self._on_fatal(reason)
+
+    def _tell(self) -> None:
+        for call in self._listeners:
+            call()

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from embedmesh.rules.errors import Failure, InternalError
+from embedmesh.rules.errors import InternalError
 from embedmesh.rules.holds import Claim, Hold, HoldState, PriorRequest
 from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
 from embedmesh.storage.db import Db
-from embedmesh.storage.ledger.room import Room, read_room, refusal
+from embedmesh.storage.ledger.room import Lacks, LiveTabs, NoRoom, Recall, Room, count_live_tabs, read_room, refusal
 from embedmesh.storage.ledger.writes import Stats, WaitedWrite, as_rows, later_ids
 from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
 
@@ -26,7 +26,9 @@ class PlaceHold(WaitedWrite[PriorRequest | None]):
         self._placed_ids: Callable[[], frozenset[str]] | None = None  # of all holds placed with this one
         self._placed = False
         self._prior: PriorRequest | None = None
-        self._refusal: Failure | None = None
+        self._refusal: NoRoom | None = None
+        self.may_fit_now = False  # once it was refused: something was given back since
+        self.recall: Recall | None = None  # or tabs have some of what it needs
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
         return {self.hold.account_id}
@@ -53,16 +55,19 @@ class PlaceHold(WaitedWrite[PriorRequest | None]):
 
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[PlaceHold]") -> None:
-        rooms: dict[tuple[str, str | None], Room] = {}  # read once a batch
+        rooms: dict[tuple[str, str | None], tuple[LiveTabs, Room]] = {}  # read once a batch
         for write in writes:
             if write._placed_ids is None:
                 continue
             write._placed = write.hold.hold_id in write._placed_ids()
             if not write._placed:
                 who = write.hold.account_id, write.hold.key_id
-                if who not in rooms:
-                    rooms[who] = read_room(db, now_ms, *who)
-                write._refusal = refusal(write.hold, rooms[who])
+                if who not in rooms:  # tabs first: what one of them gives back in between is seen
+                    rooms[who] = count_live_tabs(db, *who), read_room(db, now_ms, *who)
+                tabs, room = rooms[who]
+                write._refusal = refused = refusal(write.hold, room)
+                write.may_fit_now = refused.lacks is Lacks.NOTHING
+                write.recall = tabs.to_recall(refused.lacks, *who)
 
     def committed(self, stats: Stats) -> None:
         stats.holds += self._placed
@@ -70,8 +75,7 @@ class PlaceHold(WaitedWrite[PriorRequest | None]):
             if self._placed:  # the caller went while the batch was being written
                 self._give_back(self.hold)
         elif self._refusal is not None:
-            stats.holds_refused += 1
-            self._fail(self._refusal)
+            self._fail(self._refusal.failure)
         else:
             self._succeed(self._prior)
 

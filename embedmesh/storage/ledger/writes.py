@@ -19,10 +19,12 @@ class Stats(msgspec.Struct):
     holds: int = 0
     holds_refused: int = 0  # the account did not cover them, or the key had no room
     captured: int = 0  # requests, under holds of their own and under tabs
+    captured_under_tabs: int = 0
     released: int = 0
     expired: int = 0
     recovered: int = 0  # found open at start
     tabs_opened: int = 0
+    tabs_recalled: int = 0  # closed before their time, because a hold needed what they had left
     tabs_closed: int = 0  # by this gateway
     tabs_expired: int = 0
     tabs_recovered: int = 0  # found live at start
@@ -49,6 +51,11 @@ class Write:
     def prepare(self, db: Db, now_ms: int) -> set[str]:
         """Look at what is to be done; the accounts whose money it moves. Nothing is written yet."""
         return set()
+
+    @classmethod
+    def prepare_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> set[str]:
+        """The same for some writes of this kind."""
+        return {account_id for write in writes for account_id in write.prepare(db, now_ms)}
 
     @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: Sequence[Any]) -> None:

@@ -43,7 +43,7 @@ KEEPALIVE: dict[str, Any] = {
 may_raise(psycopg.Error, (psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.DataError))
 
 NAMED_VALUE = re.compile(r"(?<![:\w]):(\w+)")
-SQLITE_ROWS, POSTGRES_ROWS = "json_each(:rows)", "jsonb_array_elements(CAST(:rows AS jsonb)) AS each (value)"
+SQLITE_ROWS, POSTGRES_ROWS = "jsonb_each(:rows)", "jsonb_array_elements(CAST(:rows AS jsonb)) AS each (value)"
 VERSION_FACT = "schema_version"
 
 

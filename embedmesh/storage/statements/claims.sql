@@ -19,7 +19,7 @@ WHERE claims.account_id = :account_id AND key_hash = :key_hash;
 -- name: drop_claims
 -- Claims of holds that were not placed after all.
 DELETE FROM claims WHERE hold_id IN (
-    SELECT value ->> 'hold_id' FROM json_each(:rows)
+    SELECT value ->> 'hold_id' FROM jsonb_each(:rows)
     WHERE NOT EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id')
 );
 

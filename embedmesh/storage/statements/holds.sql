@@ -4,7 +4,7 @@ INSERT INTO holds (hold_id, account_id, key_id, amount, owner, created_ms, deadl
 SELECT
     value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', CAST(value ->> 'amount_nanousd' AS BIGINT),
     CAST(:owner AS TEXT), CAST(:now_ms AS BIGINT), CAST(value ->> 'deadline_ms' AS BIGINT)
-FROM json_each(:rows)
+FROM jsonb_each(:rows)
 WHERE true
 RETURNING hold_id;
 
@@ -12,14 +12,14 @@ RETURNING hold_id;
 -- End open holds by capturing part or all of them. The condition is not `state = 'open'`, so that holds are found by
 -- their id: PostgreSQL would read the index of open holds, which is full of those that have just ended.
 UPDATE holds SET state = 'captured', ended_by = 'capture', captured = CAST(value ->> 'cost' AS BIGINT), ended_ms = :now_ms
-FROM json_each(:rows)
+FROM jsonb_each(:rows)
 WHERE hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
 RETURNING hold_id;
 
 -- name: release_holds
 -- End open holds without charging.
 UPDATE holds SET state = 'released', ended_by = value ->> 'ended_by', ended_ms = :now_ms
-FROM json_each(:rows)
+FROM jsonb_each(:rows)
 WHERE hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
 RETURNING hold_id;
 
@@ -43,7 +43,7 @@ SELECT state FROM holds WHERE hold_id = :hold_id;
 -- name: insert_nodes
 -- Make the accounts of nodes that are paid for the first time.
 INSERT INTO accounts (account_id, kind, created_ms)
-SELECT value ->> 'account_id', 'node', CAST(:now_ms AS BIGINT) FROM json_each(:rows)
+SELECT value ->> 'account_id', 'node', CAST(:now_ms AS BIGINT) FROM jsonb_each(:rows)
 WHERE true ORDER BY value ->> 'account_id'
 ON CONFLICT DO NOTHING;
 
@@ -54,7 +54,7 @@ INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, created_ms)
 SELECT
     value ->> 'kind', value ->> 'source_id', value ->> 'target_id', CAST(value ->> 'amount' AS BIGINT),
     value ->> 'hold_id', CAST(:now_ms AS BIGINT)
-FROM json_each(:rows)
+FROM jsonb_each(:rows)
 WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND state = 'captured')
     AND NOT EXISTS (SELECT 1 FROM transfers AS t WHERE t.hold_id = value ->> 'hold_id' AND t.kind = 'charge');
 
@@ -65,7 +65,7 @@ SELECT
     value ->> 'hold_id', value ->> 'account_id', value ->> 'key_id', value ->> 'model', value ->> 'node_id',
     CAST(value ->> 'tokens' AS BIGINT), CAST(value ->> 'price' AS BIGINT), CAST(value ->> 'cost' AS BIGINT),
     CAST(value ->> 'payable' AS BIGINT), value ->> 'user_hash', CAST(:day AS BIGINT), value ->> 'meters'
-FROM json_each(:rows)
+FROM jsonb_each(:rows)
 WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND state = 'captured')
     AND NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.hold_id = value ->> 'hold_id');
 

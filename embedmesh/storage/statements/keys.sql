@@ -133,5 +133,5 @@ ORDER BY created_ms, key_id LIMIT :rows_max;
 -- name: note_use
 -- When keys were last used; written once in a while.
 UPDATE keys SET last_used_ms = CAST(value ->> 'used_ms' AS BIGINT)
-FROM json_each(:rows)
+FROM jsonb_each(:rows)
 WHERE key_id = value ->> 'key_id' AND coalesce(last_used_ms, 0) < CAST(value ->> 'used_ms' AS BIGINT);

@@ -31,7 +31,7 @@ FROM (
             ) AS all_counted JOIN keys AS limits ON limits.key_id = counted JOIN key_held ON key_held.key_id = counted
             WHERE budget_month IS NOT NULL
         ) AS bounds) AS amount
-    FROM json_each(:rows)
+    FROM jsonb_each(:rows)
         CROSS JOIN accounts CROSS JOIN keys
     WHERE accounts.account_id = value ->> 'account_id' AND accounts.kind = 'customer'
         AND keys.key_id = value ->> 'key_id' AND keys.account_id = accounts.account_id
@@ -54,7 +54,7 @@ SELECT
     value ->> 1, tabs.account_id, tabs.key_id, value ->> 2, value ->> 3,
     CAST(value ->> 4 AS BIGINT), CAST(value ->> 5 AS BIGINT), CAST(value ->> 6 AS BIGINT), CAST(value ->> 7 AS BIGINT),
     value ->> 8, CAST(:day AS BIGINT), value ->> 9, tabs.tab_id, settlements + 1
-FROM json_each(:rows) CROSS JOIN tabs
+FROM jsonb_each(:rows) CROSS JOIN tabs
 WHERE tabs.tab_id = value ->> 0 AND state IN ('open', 'closing');
 
 -- name: settle_tabs
@@ -63,19 +63,19 @@ INSERT INTO transfers (kind, source_id, target_id, amount, created_ms, tab_id, s
 SELECT
     value ->> 'kind', value ->> 'source_id', value ->> 'target_id', CAST(value ->> 'amount' AS BIGINT),
     CAST(:now_ms AS BIGINT), tabs.tab_id, settlements + 1, CAST(value ->> 'requests' AS BIGINT), value ->> 'digest'
-FROM json_each(:rows) CROSS JOIN tabs
+FROM jsonb_each(:rows) CROSS JOIN tabs
 WHERE tabs.tab_id = value ->> 'tab_id' AND state IN ('open', 'closing')
 RETURNING tab_id;
 
 -- name: settled_before
 -- Which of some requests were settled: nobody may know after a connection was lost.
-SELECT usage.hold_id FROM json_each(:rows) CROSS JOIN usage
+SELECT usage.hold_id FROM jsonb_each(:rows) CROSS JOIN usage
 WHERE usage.hold_id = value ->> 0 AND usage.tab_id = value ->> 1;
 
 -- name: end_tabs
 -- End live tabs; what was not captured goes back. Found by their ids: see `capture_holds`.
 UPDATE tabs SET state = value ->> 'state', ended_ms = CAST(:now_ms AS BIGINT)
-FROM json_each(:rows)
+FROM jsonb_each(:rows)
 WHERE tab_id = value ->> 'tab_id' AND tabs.state IN ('open', 'closing')
 RETURNING tab_id;
 
@@ -121,3 +121,20 @@ SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL AND owner = :owner;
 -- name: live_tabs
 -- All live tabs. Read at the start of a gateway that is alone, when the processes that spent them are gone.
 SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL;
+
+-- name: tabs_with_limits
+-- The live tabs of one gateway whose key, or one above it, is no longer good or has a limit that a tab has a part of. Read
+-- after keys were changed.
+SELECT tab_id FROM tabs
+WHERE owner = :owner AND ended_ms IS NULL AND EXISTS (
+    SELECT 1 FROM (
+        SELECT tabs.key_id AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_draws.key_id = tabs.key_id
+    ) AS all_counted JOIN keys ON keys.key_id = counted
+    WHERE revoked_ms IS NOT NULL OR expires_ms <= CAST(:now_ms AS BIGINT)
+        OR coalesce(concurrency, budget_day, budget_month) IS NOT NULL
+);
+
+-- name: unspent_of_account
+-- What an account's live tabs have not captured: a hold may have it, once they were recalled.
+SELECT CAST(coalesce(sum(amount - captured), 0) AS BIGINT) FROM tabs
+WHERE account_id = :account_id AND ended_ms IS NULL;

@@ -71,8 +71,10 @@ DECLARE
     counted keys%ROWTYPE;
 BEGIN
     FOR counted IN
-        SELECT keys.* FROM keys WHERE key_id = NEW.key_id
-        UNION ALL SELECT keys.* FROM key_draws JOIN keys ON keys.key_id = from_id WHERE key_draws.key_id = NEW.key_id
+        SELECT keys.* FROM keys
+        WHERE key_id = NEW.key_id AND (budget_day IS NOT NULL OR budget_month IS NOT NULL)
+        UNION ALL SELECT keys.* FROM key_draws JOIN keys ON keys.key_id = from_id
+        WHERE key_draws.key_id = NEW.key_id AND (budget_day IS NOT NULL OR budget_month IS NOT NULL)
     LOOP
         IF NOT has_budget(counted, NEW.amount, NEW.opened_ms) THEN
             RETURN NULL;
@@ -160,11 +162,12 @@ ALTER TABLE usage ADD COLUMN tab_id TEXT;
 ALTER TABLE usage ADD COLUMN settlement BIGINT CHECK (settlement > 0);
 ALTER TABLE usage ADD CONSTRAINT usage_of_a_tab_is_settled CHECK ((tab_id IS NULL) = (settlement IS NULL));
 CREATE INDEX usage_of_settlement ON usage (tab_id, settlement) WHERE tab_id IS NOT NULL;
+DROP INDEX usage_by_day;
 
 CREATE OR REPLACE FUNCTION add_usage_up() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (
-        SELECT 1 FROM added WHERE tab_id IS NULL AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = added.hold_id)
+        SELECT 1 FROM added WHERE tab_id IS NULL AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = added.hold_id AND holds.account_id = added.account_id)
     ) THEN
         RAISE EXCEPTION 'usage is of a hold or of a tab' USING ERRCODE = 'check_violation';
     END IF;
@@ -200,6 +203,8 @@ ALTER TABLE transfers ADD CONSTRAINT transfers_of_a_tab_settle CHECK (
     AND (requests IS NOT NULL) = (tab_id IS NOT NULL AND kind = 'charge')
     AND (digest IS NOT NULL) = (tab_id IS NOT NULL AND kind = 'charge')
 );
+ALTER TABLE transfers DROP CONSTRAINT transfers_reference_key;
+CREATE UNIQUE INDEX transfers_once_a_reference ON transfers (reference) WHERE reference IS NOT NULL;
 CREATE UNIQUE INDEX transfers_once_a_settlement ON transfers (tab_id, settlement, kind, target_id)
 WHERE settlement IS NOT NULL;
 

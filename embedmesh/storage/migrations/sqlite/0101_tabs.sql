@@ -139,7 +139,7 @@ END;
 
 CREATE TABLE usage_with_tabs (
     hold_id TEXT PRIMARY KEY,
-    account_id TEXT NOT NULL REFERENCES accounts,
+    account_id TEXT NOT NULL,
     key_id TEXT NOT NULL,
     model TEXT NOT NULL,
     node_id TEXT NOT NULL,
@@ -158,26 +158,18 @@ INSERT INTO usage_with_tabs
 SELECT hold_id, account_id, key_id, model, node_id, tokens, price, cost, payable, user_hash, day, meters, NULL, NULL FROM usage;
 DROP TABLE usage;
 ALTER TABLE usage_with_tabs RENAME TO usage;
-CREATE INDEX usage_by_day ON usage (day);
-CREATE INDEX usage_of_settlement ON usage (tab_id, settlement) WHERE tab_id IS NOT NULL;
-
-CREATE TRIGGER usage_needs_a_hold BEFORE INSERT ON usage WHEN NEW.tab_id IS NULL AND NOT EXISTS (
-    SELECT 1 FROM holds WHERE hold_id = NEW.hold_id
-)
-BEGIN SELECT RAISE(ABORT, 'usage is of a hold or of a tab'); END;
+-- With all that a settlement adds up, so that it need not look at the records themselves.
+CREATE INDEX usage_of_settlement ON usage (tab_id, settlement, model, cost, tokens) WHERE tab_id IS NOT NULL;
 
 -- Requests under a tab are added up by their settlement.
 CREATE TRIGGER usage_adds_up AFTER INSERT ON usage WHEN NEW.tab_id IS NULL
 BEGIN
+    SELECT RAISE(ABORT, 'usage is of a hold or of a tab')
+    WHERE NOT EXISTS (SELECT 1 FROM holds WHERE hold_id = NEW.hold_id AND account_id = NEW.account_id);
     INSERT INTO usage_days (key_id, day, model, account_id, requests, tokens, cost)
     VALUES (NEW.key_id, NEW.day, NEW.model, NEW.account_id, 1, NEW.tokens, NEW.cost)
     ON CONFLICT (key_id, day, model) DO UPDATE SET
         requests = requests + 1, tokens = tokens + excluded.tokens, cost = cost + excluded.cost;
-END;
-
-CREATE TRIGGER usage_draws AFTER INSERT ON usage
-WHEN NEW.tab_id IS NULL AND EXISTS (SELECT 1 FROM key_draws WHERE key_id = NEW.key_id)
-BEGIN
     INSERT INTO drawn_days (key_id, day, cost) SELECT from_id, NEW.day, NEW.cost FROM key_draws WHERE key_id = NEW.key_id
     ON CONFLICT (key_id, day) DO UPDATE SET cost = cost + excluded.cost;
 END;
@@ -201,7 +193,7 @@ CREATE TABLE transfers_with_tabs (
     target_id TEXT NOT NULL REFERENCES accounts,
     amount INTEGER NOT NULL CHECK (amount BETWEEN 0 AND 4611686018427387904),
     hold_id TEXT,
-    reference TEXT UNIQUE,
+    reference TEXT,
     created_ms INTEGER NOT NULL,
     tab_id TEXT,
     settlement INTEGER,
@@ -225,6 +217,7 @@ ALTER TABLE transfers_with_tabs RENAME TO transfers;
 -- A hold has one charge, and one payable for each node that did some of its work; so has a settlement.
 CREATE UNIQUE INDEX transfers_once_a_hold ON transfers (hold_id, kind, target_id, coalesce(reference, ''))
 WHERE hold_id IS NOT NULL;
+CREATE UNIQUE INDEX transfers_once_a_reference ON transfers (reference) WHERE reference IS NOT NULL;
 CREATE UNIQUE INDEX transfers_once_a_settlement ON transfers (tab_id, settlement, kind, target_id)
 WHERE settlement IS NOT NULL;
 
@@ -240,23 +233,22 @@ BEGIN SELECT RAISE(ABORT, 'a charge is what its hold captured, and goes to reven
 CREATE TRIGGER transfers_settle_tabs BEFORE INSERT ON transfers WHEN NEW.kind = 'charge' AND NEW.tab_id IS NOT NULL
 BEGIN
     SELECT RAISE(ABORT, 'a settlement is of a live tab, and goes to revenue') WHERE NEW.target_id <> 'revenue' OR NOT EXISTS (
-        SELECT 1 FROM tabs
-        WHERE tab_id = NEW.tab_id AND account_id = NEW.source_id AND ended_ms IS NULL AND settlements + 1 = NEW.settlement
+        SELECT 1 FROM tabs WHERE tab_id = NEW.tab_id AND account_id = NEW.source_id
+            AND state IN ('open', 'closing') AND settlements + 1 = NEW.settlement
     );
     SELECT RAISE(ABORT, 'a settlement is what its usage records add up to') WHERE (
-        SELECT count(*) IS NOT NEW.requests OR sum(cost) IS NOT NEW.amount
-            OR sum(usage.account_id = tabs.account_id AND usage.key_id = tabs.key_id) IS NOT NEW.requests
-        FROM usage JOIN tabs USING (tab_id)
-        WHERE usage.tab_id = NEW.tab_id AND usage.settlement = NEW.settlement
+        SELECT count(*) IS NOT NEW.requests OR sum(cost) IS NOT NEW.amount FROM usage
+        WHERE tab_id = NEW.tab_id AND settlement = NEW.settlement
     );
     INSERT INTO usage_days (key_id, day, model, account_id, requests, tokens, cost)
-    SELECT key_id, day, model, account_id, count(*), sum(tokens), sum(cost) FROM usage
-    WHERE tab_id = NEW.tab_id AND settlement = NEW.settlement GROUP BY key_id, day, model
+    SELECT (SELECT key_id FROM tabs WHERE tab_id = NEW.tab_id), NEW.created_ms / 86400000, model, NEW.source_id,
+        count(*), sum(tokens), sum(cost)
+    FROM usage WHERE tab_id = NEW.tab_id AND settlement = NEW.settlement GROUP BY model
     ON CONFLICT (key_id, day, model) DO UPDATE SET
         requests = requests + excluded.requests, tokens = tokens + excluded.tokens, cost = cost + excluded.cost;
     INSERT INTO drawn_days (key_id, day, cost)
-    SELECT from_id, day, sum(cost) FROM usage JOIN key_draws USING (key_id)
-    WHERE tab_id = NEW.tab_id AND settlement = NEW.settlement GROUP BY from_id, day
+    SELECT from_id, NEW.created_ms / 86400000, NEW.amount FROM tabs JOIN key_draws USING (key_id)
+    WHERE tab_id = NEW.tab_id
     ON CONFLICT (key_id, day) DO UPDATE SET cost = cost + excluded.cost;
     UPDATE tabs SET captured = captured + NEW.amount, requests = requests + NEW.requests, settlements = NEW.settlement
     WHERE tab_id = NEW.tab_id;
