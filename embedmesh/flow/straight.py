@@ -27,7 +27,7 @@ from embedmesh.rules.forwarding import Attempt, Part
 from embedmesh.rules.holds import Metered
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import REQUEST_MIN_S
-from embedmesh.rules.money import bill_nanousd
+from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.shares import Room
 from embedmesh.rules.straight import GoOn, ToCaller
@@ -39,12 +39,8 @@ NO_CACHE = CachePolicy.OFF  # an enum's member is slow to look up
 class Counts(Protocol):
     """What is counted of requests."""
 
-    def ended(self, code: str, model: str, seconds: float) -> None:
-        """`ok`, or why not."""
-        ...
-
-    def delivered(self, model: str, tokens: int, nanousd: int) -> None:
-        """And charged."""
+    def ended(self, code: str, model: str, seconds: float, tokens: int = 0, nanousd: int = 0) -> None:
+        """`ok`, or why not; and what was charged."""
         ...
 
 
@@ -96,7 +92,8 @@ class StraightEmbeddings:
             return None
         clock = world.clock
         request_id = to_caller.own_id or new_id("req", clock)
-        hold = world.ledger.spend(new_hold(request_id, caller, bill_nanousd((metered,)), REQUEST_MIN_S, clock))
+        cost = cost_nanousd(metered.quantity, metered.price)
+        hold = world.ledger.spend(new_hold(request_id, caller, cost, REQUEST_MIN_S, clock))
         if hold is None:
             return None
         now = clock.monotonic()
@@ -201,7 +198,6 @@ class StraightRequest:
             return
         bill.capture(charge_of(world, self.caller, call, bill))
         world.unread.forget(self.caller, self.body)
-        straight.counts.delivered(call.model.id, bill.tokens, bill.cost)
         self._end("ok")
         self._to_caller.end()
 
@@ -237,9 +233,10 @@ class StraightRequest:
 
     def _end(self, code: str) -> None:
         """It is over, without a coroutine."""
-        straight = self._straight
+        straight, bill = self._straight, self.bill
         straight.room.give_back(self.caller.account_id, 1)
-        straight.counts.ended(code, self.call.model.id, straight.world.clock.monotonic() - self.began)
+        seconds = straight.world.clock.monotonic() - self.began
+        straight.counts.ended(code, self.call.model.id, seconds, bill.tokens, bill.cost)
 
     def _go_on(self, work: Callable[[], Awaitable[Done]], rest: object | None = None) -> None:
         """Its part has ended; the coroutine does the remaining work."""

@@ -17,12 +17,16 @@ from embedmesh.rules.ids import new_id
 SERVER_HEADER = {"Server": "embedmesh"}
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CLOCK = SystemClock()  # for ids: nothing is decided by them
-PHRASES = {status.value: status.phrase for status in HTTPStatus}
+STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: "
+    for status in HTTPStatus
+}
+"""By status: the beginning of a head, up to the length."""
 
 REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
 REPLY_HEADERS = web.RequestKey("reply_headers", dict[str, str])  # headers that every reply to this request has
 
-_date = (0, "")  # the second, and how HTTP writes it
+_middle = (0, "")  # the second, and what is written in it
 
 
 def request_id_of(header: str | None) -> str:
@@ -35,23 +39,19 @@ def own_request_id() -> str:
     return new_id("req", CLOCK)
 
 
-def _http_date() -> str:
-    """The time now, for a `Date` header. Formatted once a second."""
-    global _date
+def _date_and_server() -> str:
+    """The middle of a head, from the length to the request id. Formatted once a second."""
+    global _middle
     now = int(time.time())
-    if now != _date[0]:
-        _date = now, formatdate(now, usegmt=True)
-    return _date[1]
+    if now != _middle[0]:
+        _middle = now, f"\r\nDate: {formatdate(now, usegmt=True)}\r\nServer: embedmesh\r\nx-request-id: "
+    return _middle[1]
 
 
 def json_head(status: int, request_id: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
     """The head of a response with a JSON body of `body_bytes`."""
-    more = "\r\n".join([f"x-request-id: {request_id}", *map(": ".join, headers.items())])
-    head = (
-        f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {body_bytes}\r\n"
-        f"Date: {_http_date()}\r\nServer: embedmesh\r\n{more}\r\n\r\n"
-    )
-    return head.encode("ascii")
+    more = "\r\n".join([request_id, *map(": ".join, headers.items())])
+    return f"{STATUS_LINES[status]}{body_bytes}{_date_and_server()}{more}\r\n\r\n".encode("ascii")
 
 
 def failure_bytes(failure: Failure, request_id: str, *, close: bool, more: dict[str, str] | None = None) -> bytes:

@@ -15,7 +15,7 @@ from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange,
 from embedmesh.http.rendering import json_head, own_request_id, request_id_of
 from embedmesh.http.sending import Rest, send_now
 from embedmesh.rules.exchange import Deliver, Reply
-from embedmesh.rules.straight import GoOn, Straight
+from embedmesh.rules.straight import Asked, GoOn, Straight
 
 STRAIGHT_BODY_BYTES_MAX = 16 * 1024  # kept until the reply: beside the room for bodies, 16 MB of 1,024 requests
 LAST_HEAD_BYTES_MAX = 2_048  # of a head that its connection remembers: an SDK's has 700, and 10,000 take 20 MB
@@ -27,8 +27,9 @@ NEVER = b"\0"  # begins no request
 class StraightExchange:
     """One request on one connection. It has no task, unless it goes on as a FastExchange."""
 
-    __slots__ = ("_after", "_asked", "_connection", "_head", "_slow", "own_id", "request_id")
+    __slots__ = ("_after", "_connection", "_head", "_slow", "asked", "own_id", "request_id")
     over = False
+    asked: Asked
 
     def __init__(self, connection: "StraightConnection") -> None:
         self._connection = connection
@@ -38,15 +39,6 @@ class StraightExchange:
         callers_id = connection.callers_id
         self.request_id = own_request_id() if callers_id is None else request_id_of(callers_id)
         self.own_id = None if self.request_id == callers_id else self.request_id
-
-    def ask(self, body: bytes) -> bool:
-        """Whether the request is ordinary, and its work has begun."""
-        connection = self._connection
-        asked = connection.straight.ask(connection.known, body, self)
-        if asked is None:
-            return False
-        self._asked = asked
-        return True
 
     # -- for the handler
 
@@ -98,7 +90,7 @@ class StraightExchange:
 
     def lost(self) -> None:
         if self._slow is None:
-            self._asked.caller_left()
+            self.asked.caller_left()
             self.end()
         else:
             self._slow.lost()
@@ -106,7 +98,7 @@ class StraightExchange:
     async def stopped(self, timeout_s: float) -> None:
         """Wait at most `timeout_s` for it to end; then break it off."""
         if self._slow is None:
-            self.go_on(self._asked.go_on())
+            self.go_on(self.asked.go_on())
         assert self._slow is not None
         await self._slow.stopped(timeout_s)
 
@@ -154,7 +146,9 @@ class StraightConnection:
         if body is not None:
             exchange = StraightExchange(self)
             try:
-                if exchange.ask(body):
+                asked = self.straight.ask(self.known, body, exchange)
+                if asked is not None:
+                    exchange.asked = asked
                     return exchange
             except Exception as error:  # noqa: BLE001 - a bug of ours: explained to the caller, and counted
                 exchange.go_on(partial(_broken, error))
@@ -175,15 +169,15 @@ class StraightConnection:
 
     def _body(self, data: bytes) -> bytes | None:
         """The body if `data` is one whole request with the last head but for its length; None for anything else."""
-        if not data.startswith(self._before):
-            return None
-        at = len(self._before)
+        before, after = self._before, self._after
+        at = len(before)
         cut = data.find(b"\r\n", at, at + 7)
-        digits = data[at:cut]
-        end = cut + len(self._after)
-        if cut < 0 or not digits.isdigit() or digits[0] == ZERO or not data.startswith(self._after, cut):
+        if cut <= at or not data.startswith(before) or not data.startswith(after, cut):
             return None
-        return data[end:] if int(digits) == len(data) - end <= STRAIGHT_BODY_BYTES_MAX else None
+        digits, end = data[at:cut], cut + len(after)
+        if not digits.isdigit() or digits[0] == ZERO or int(digits) != len(data) - end:
+            return None
+        return data[end:] if end + STRAIGHT_BODY_BYTES_MAX >= len(data) else None
 
 
 async def _broken(error: Exception, deliver: Deliver) -> None:

@@ -1,11 +1,14 @@
 """Ids of our own making: sortable by time, not guessable."""
 
 import os
+import re
 
 from embedmesh.rules.ports import Clock
 
 RANDOM_BYTES = 10
 PIECES = 256  # of randomness that are asked of the system at one time: asking costs most
+
+PIECE = re.compile(f".{{{2 * RANDOM_BYTES}}}")
 
 _pieces: list[str] = []  # not yet used; to take one is a single step, whatever other threads do
 
@@ -28,7 +31,7 @@ def random_hex() -> str:
     try:
         return _pieces.pop()
     except IndexError:
-        fresh = os.urandom(RANDOM_BYTES * (PIECES + 1)).hex()
-        first, *rest = (fresh[at : at + 2 * RANDOM_BYTES] for at in range(0, len(fresh), 2 * RANDOM_BYTES))
+        first: str
+        first, *rest = PIECE.findall(os.urandom(RANDOM_BYTES * (PIECES + 1)).hex())
         _pieces.extend(rest)
         return first

@@ -121,11 +121,10 @@ class Counts:
         self.codes: list[str] = []
         self.charged: list[tuple[int, int]] = []
 
-    def ended(self, code: str, model: str, seconds: float) -> None:
+    def ended(self, code: str, model: str, seconds: float, tokens: int = 0, nanousd: int = 0) -> None:
         self.codes.append(code)
-
-    def delivered(self, model: str, tokens: int, nanousd: int) -> None:
-        self.charged.append((tokens, nanousd))
+        if nanousd:
+            self.charged.append((tokens, nanousd))
 
 
 class Desk:

@@ -140,17 +140,19 @@ class EmbeddingsApi(Api):
     async def _observe(self, watched: "_Watched", outcome: Awaitable[Outcome]) -> None:
         """Count how a request ends, and give its room back."""
         code = "dropped"  # the caller went, or a bug of ours
+        tokens = nanousd = 0
         try:
             ended = await outcome
             code = "ok" if ended.delivery is Delivery.WHOLE else BROKEN_OFF
-            self._metrics.delivered(ended.model, ended.tokens, ended.cost_nanousd)
+            tokens, nanousd = ended.tokens, ended.cost_nanousd
         except Failure as failure:
             code = failure.code
             raise
         finally:
             if watched.account is not None:
                 self._room.give_back(watched.account)
-            self._metrics.ended(code, watched.model, self._world.clock.monotonic() - watched.began)
+            seconds = self._world.clock.monotonic() - watched.began
+            self._metrics.ended(code, watched.model, seconds, tokens, nanousd)
 
     ROUTES = (
         Route(

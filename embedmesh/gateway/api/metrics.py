@@ -56,8 +56,6 @@ class Metrics:
         """With `workers`, a page is the sum over all gateway processes that share a port."""
         self.registry = CollectorRegistry()
         self._workers = workers
-        self._tokens: dict[str, int] = {}
-        self._nanousd: dict[str, int] = {}
         self._times: dict[tuple[str, str], _Times] = {}
         self.registry.register(Collected(self._collect))
         self.internal_errors = prometheus_client.Counter(
@@ -66,21 +64,18 @@ class Metrics:
         self.registry.register(Collected(lambda: _families(readings())))
         ProcessCollector(registry=self.registry)
 
-    def ended(self, code: str, model: str, seconds: float) -> None:
+    def ended(self, code: str, model: str, seconds: float, tokens: int = 0, nanousd: int = 0) -> None:
         """Count a request, ended `seconds` after its head: `ok`, `broken_off`, `dropped`, or the code of its failure.
 
-        `model` is empty if the request ended before its model was known.
+        `model` is empty if the request ended before its model was known. `tokens` and `nanousd` were charged.
         """
         times = self._times.get((code, model))
         if times is None:
             times = self._times[code, model] = _Times()
         times.counts[bisect_left(BUCKETS_S, seconds)] += 1
         times.seconds += seconds
-
-    def delivered(self, model: str, tokens: int, nanousd: int) -> None:
-        """Count a reply that was delivered, at least in part, and charged."""
-        self._tokens[model] = self._tokens.get(model, 0) + tokens
-        self._nanousd[model] = self._nanousd.get(model, 0) + nanousd
+        times.tokens += tokens
+        times.nanousd += nanousd
 
     def requests(self) -> Counter[str]:
         """Outcome -> requests that ended with it."""
@@ -95,8 +90,14 @@ class Metrics:
 
     def _collect(self) -> Iterator[Metric]:
         yield _by_label("requests", "Embedding requests that ended, by outcome.", "code", self.requests())
-        yield _by_label("tokens", "Tokens embedded and charged.", "model", self._tokens)
-        yield _by_label("charged_nanousd", "Nano-USD charged.", "model", self._nanousd)
+        tokens: Counter[str] = Counter()
+        nanousd: Counter[str] = Counter()
+        for (_, model), times in self._times.items():
+            if times.nanousd or times.tokens:
+                tokens[model] += times.tokens
+                nanousd[model] += times.nanousd
+        yield _by_label("tokens", "Tokens embedded and charged.", "model", tokens)
+        yield _by_label("charged_nanousd", "Nano-USD charged.", "model", nanousd)
         bounds = [*map(str, map(float, BUCKETS_S)), "+Inf"]
         words = "Seconds from a request's head to its end, by outcome and model (empty if it was not known yet)."
         family = HistogramMetricFamily("embedmesh_request_seconds", words, labels=["code", "model"])
@@ -107,13 +108,14 @@ class Metrics:
 
 
 class _Times:
-    """Requests of one outcome of one model by bucket, and the sum of their seconds."""
+    """Requests of one outcome of one model by bucket, and the sums of their seconds, tokens and nano-USD."""
 
-    __slots__ = ("counts", "seconds")
+    __slots__ = ("counts", "nanousd", "seconds", "tokens")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BUCKETS_S) + 1)
         self.seconds = 0.0
+        self.tokens = self.nanousd = 0
 
 
 def _by_label(name: str, words: str, label: str, values: dict[str, int]) -> Metric:

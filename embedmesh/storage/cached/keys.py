@@ -57,7 +57,12 @@ class KeyRing:
 
     def known(self, token: str) -> Caller | None:
         known = self._known.get(token)
-        return None if known is None or known.until < self._clock.monotonic() else self._good(known)
+        if known is None or known.until < self._clock.monotonic():
+            return None
+        if known.expires_ms is not None:
+            return self._good(known)
+        self._used[known.caller.key_id] = self._clock.unix_ms()
+        return known.caller
 
     def _good(self, known: _KnownKey | None) -> Caller | None:
         """The caller of a key that was found, unless the key has expired; its use is noted."""
