@@ -38,7 +38,7 @@ from tests.http.raw import request, send
 PACKAGE = str(Path(embedmesh.__file__).parent) + "/"
 PAGE = Path(__file__).parent.parent / "docs" / "life-of-a-request.md"
 START = "http/"  # where the loop calls when a connection is made, or has bytes
-HANDED_IN = {"receive", "deliver", "on_model"}
+HANDED_IN = {"receive", "deliver", "on_model", "spend"}  # the last by the store
 PROTOCOLS: dict[str, frozenset[str]] = {
     name: frozenset(member for member in vars(port) if not member.startswith("_"))
     for name, port in (vars(ports) | vars(forwarding) | vars(straight) | {"Exchange": Exchange}).items()
