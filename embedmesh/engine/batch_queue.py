@@ -120,7 +120,9 @@ class BatchQueue:
             self._end(call, failure)
 
     def _run_next(self) -> None:
-        plan = next_batch([call.rows for call in self._queue], last_was_bulk=self._last_was_bulk)
+        plan = None
+        if self._queue:
+            plan = next_batch([call.rows for call in self._queue], last_was_bulk=self._last_was_bulk)
         self._running = plan is not None
         if plan is not None:
             picked = self._take(plan)

@@ -73,9 +73,11 @@ def _answer(model: CompiledModel, batch: RunBatch) -> Vectors | Failed:
     except Exception as error:  # noqa: BLE001 - whatever it is, the node replaces this process
         return Failed(batch.number, type(error).__name__)
     squares = np.einsum("ij,ij->i", vectors, vectors)
-    bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
+    bad: list[int] = []
+    if not (squares.min() > 0 and squares.max() < np.inf):  # also where one is not a number
+        bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0))).tolist()
     data = vectors.astype("<f4", copy=False).tobytes()
-    return Vectors(batch.number, data, bad.tolist(), time.process_time() - begun)
+    return Vectors(batch.number, data, bad, time.process_time() - begun)
 
 
 def _tie_to_parent() -> None:
