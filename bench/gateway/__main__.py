@@ -20,6 +20,7 @@ from bench.gateway.plot import plot
 from bench.rig.command import bench, progress, save, say
 from bench.rig.install import NotInstalled
 from bench.rig.postgres import serving
+from embedmesh.process import python_in_words
 
 SEVERAL = 16  # texts a request
 RATES = (200.0, 1_000.0)  # requests a second, open loop
@@ -63,7 +64,7 @@ def measure(rounds: int = 3, seconds: float = 3.0, only: Sequence[str] = ()) -> 
             with contender.awake():
                 at_rates = [contender.load(seconds, rate) for rate in rates]
                 rows.setdefault(name, []).append(GatewayRow.of(name, contender, contender.load(seconds), at_rates))
-    machine = f"{platform.machine()}, Python {platform.python_version()}"
+    machine = f"{platform.machine()}, {python_in_words()}"
     medians = [median_row(each) for each in rows.values()]
     figures = Figures(machine, rounds, seconds, medians, left_out, found_targets({row.name: row for row in medians}))
     say(f"Drawn: {save('gateway.svg', plot(figures))}")
