@@ -60,7 +60,7 @@ check: $(VENV)/.dev
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
 #: bench-engine      the engine beside its peers: speed, latency, start, memory
 #: bench-quality     parity with sentence-transformers and STS-B, as a table
-#: bench-gateway     the gateway's cost in stages, beside nginx, vllm-router, LiteLLM, Portkey
+#: bench-gateway     the gateway's cost beside nginx, routers, LiteLLM and Portkey; its gates
 #: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
 #: bench-cached, bench-store   a text that is known already; durable holds on both stores
 
