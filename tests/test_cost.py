@@ -22,12 +22,12 @@ from bench.rig.postgres import PostgresServer
 from tests.data import model_folder
 
 BOUNDS: dict[Variant, tuple[int, int]] = {  # bytecodes, calls
-    "text": (10_080, 392),
-    "inputs": (27_000, 451),
-    "floats": (10_110, 394),
-    "limits": (10_810, 413),
-    "signed": (11_150, 433),
-    "postgres": (9_640, 377),
+    "text": (4_740, 119),
+    "inputs": (20_620, 176),
+    "floats": (4_770, 121),
+    "limits": (6_040, 176),
+    "signed": (5_810, 162),
+    "postgres": (4_580, 119),
 }
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are for the bytecodes of 3.11")
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bou
 def test_a_request_costs_no_more(variant: Variant, request: pytest.FixtureRequest) -> None:
     model_folder()
     server: PostgresServer | None = request.getfixturevalue("postgres") if variant == "postgres" else None
-    cost = uvloop.run(cost_of(variant, server.new() if server is not None else None))
+    cost = cost_of(variant, server.new() if server is not None else None)
     bytecodes_max, calls_max = BOUNDS[variant]
     dearest = ", ".join(f"{row.name} {row.bytecodes:.0f}" for row in cost.rows[:8])
     assert cost.bytecodes <= bytecodes_max, dearest

@@ -3,8 +3,8 @@
 Times on a shared machine say little; the bytecodes that the interpreter runs, and the Python functions that it enters,
 say the same on every machine and under every load. Counted is what a request causes on the gateway's event loop, from
 its first byte to its settlement: a whole gateway in this process (see bench.gateway.inprocess), 32 requests at once,
-the mean of four such bursts, of each the lesser of two times: what disturbs only adds. C costs nothing here, nor does
-another thread: `make guard` keeps the time beside it.
+a thousand a second as time goes for it, the mean of four such bursts, of each the lesser of two times. C costs nothing
+here, nor does another thread: `make guard` keeps the time beside it.
 
 A *call* is a Python function entered, or a coroutine gone on. What a program does without being asked (IDLE) is left
 out. Other Pythons than 3.11 have other bytecodes: compare counts of one version only.
@@ -21,11 +21,11 @@ from types import CodeType, FrameType
 from typing import Any, Literal
 
 import msgspec
-import uvloop
 from rich.console import Console
 
 import embedmesh
 from bench.gateway.inprocess import BURST, DIFFERENT_BURSTS, VARIANTS, Variant, in_process
+from bench.gateway.still_time import StillLoop
 from bench.rig.command import bench, check_names, track
 from bench.rig.postgres import serving
 from bench.rig.tables import print_table
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent.parent
 OWN = str(ROOT / "bench")
 WARM_BURSTS, TIMES = 2 * DIFFERENT_BURSTS, 2
 SHOWN = 60  # rows of a table
-IDLE = {"Changes.watch", "KeyRing.note_uses", "PriceList.watch", "expire", "upkeep"}
+IDLE = {"TabKeeper.watch", "Changes.watch", "KeyRing.note_uses", "PriceList.watch", "expire", "upkeep"}
 """Coroutines that run by the clock: not of requests, whatever they call."""
 
 
@@ -101,8 +101,13 @@ class Tracer:
         return self._ran
 
 
-async def cost_of(variant: Variant, dsn: str | None = None, by: str = "function") -> Cost:
+def cost_of(variant: Variant, dsn: str | None = None, by: str = "function") -> Cost:
     """Of one variant. `dsn`: see in_process. Raises CannotRun, RuntimeError."""
+    with asyncio.Runner(loop_factory=StillLoop) as runner:
+        return runner.run(_cost_of(variant, dsn, by))
+
+
+async def _cost_of(variant: Variant, dsn: str | None, by: str) -> Cost:
     totals: list[tuple[int, int]] = []
     bursts = TIMES * DIFFERENT_BURSTS
     bytecodes: Counter[str] = Counter()
@@ -152,9 +157,9 @@ def measure(variants: Sequence[str], by: Literal["function", "module"] = "functi
     for variant in track([each for each in VARIANTS if not variants or each in variants], "counting"):
         if variant == "postgres":
             with serving() as server:
-                costs.append(uvloop.run(cost_of(variant, server.new(), by)))
+                costs.append(cost_of(variant, server.new(), by))
         else:
-            costs.append(uvloop.run(cost_of(variant, None, by)))
+            costs.append(cost_of(variant, None, by))
     return Figures(costs)
 
 

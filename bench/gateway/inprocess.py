@@ -19,6 +19,7 @@ import numpy as np
 
 from bench.gateway import ours
 from bench.gateway.still_node import StillNode
+from bench.gateway.still_time import StillLoop, still_clock
 from bench.rig.command import model_folder
 from bench.rig.heads import SDK_HEADERS
 from bench.rig.http import MODEL, Reply, Wire, http_request
@@ -29,8 +30,6 @@ from embedmesh.gateway.main import stop
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
 from embedmesh.provision.bootstrap import bootstrap, open_books
-from embedmesh.rules import clock as clock_module
-from embedmesh.rules.clock import SystemClock
 from embedmesh.settings import GatewaySettings, secret_path, store_dsn
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.secrets.secret import load_secret
@@ -49,7 +48,8 @@ SEVERAL = 16
 BURST = 32  # requests at once, each on a connection of its own
 DIFFERENT_BURSTS = 4  # then they come again
 REQUESTS = DIFFERENT_BURSTS * BURST
-LOOK_S = 0.001
+RATE = 1_000.0  # requests a second, as time goes for the gateway
+LOOK_S = 0.001  # of real time, in which whatever is under way comes
 NODE_S = 0.002  # what the node takes, whatever it was asked
 SETTLED_S = REPLY_S = 20.0  # milliseconds, and some more under a tracer
 VISITS = ("Prober.run", "Canaries.run")  # nodes are asked for requests' sake alone
@@ -70,38 +70,11 @@ def texts(count: int) -> list[str]:
     return [" ".join(dice.choices(words, k=WORDS_A_TEXT)) for _ in range(count)]
 
 
-class StillTime:
-    """In place of the module `time` under the gateway's clock: it stands still, but while the node computes."""
-
-    def __init__(self) -> None:
-        self._begun, self._begun_ns = time.monotonic(), time.time_ns()
-        self._passed_s = 0.0
-
-    def passes(self, seconds: float) -> None:
-        """So much later."""
-        self._passed_s += seconds
-
-    def monotonic(self) -> float:
-        """In seconds."""
-        return self._begun + self._passed_s
-
-    def time_ns(self) -> int:
-        """Of the day."""
-        return self._begun_ns + int(self._passed_s * 1e9)
-
-    def time(self) -> float:
-        """Of the day, in seconds."""
-        return self.time_ns() / 1e9
-
-
 class InProcess:
     """A running gateway. `ask` has BURST callers ask at once, and returns when all were answered and charged."""
 
-    def __init__(
-        self, gateway: Gateway, node: StillNode, still: StillTime, port: int, requests: Sequence[bytes], inputs: int
-    ) -> None:
+    def __init__(self, gateway: Gateway, node: StillNode, port: int, requests: Sequence[bytes], inputs: int) -> None:
         self.gateway = gateway
-        self._time = still
         self.background = {_name(each) for each in gateway.background}
         self._node = node
         self._requests = requests
@@ -109,30 +82,34 @@ class InProcess:
         self._turn = 0
         self._wires = [Wire((HOST, port), REPLY_S) for _ in range(BURST)]
 
-    async def ask(self, steps: Callable[[], int], count: int = BURST) -> None:
-        """`count` requests. `steps` is how often the loop has done something for the gateway so far.
+    async def ask(self, steps: Callable[[], int]) -> None:
+        """BURST requests. `steps` is how often the loop has done something for the gateway so far.
 
         Raises RuntimeError for an answer that is not right, or was not charged.
         """
-        store = self.gateway.store
-        charged = store.stats.captured + count
+        loop, store = asyncio.get_running_loop(), self.gateway.store
+        assert isinstance(loop, StillLoop)
+        charged, ends_s = store.stats.captured + BURST, loop.time() + BURST / RATE
         asked = []
-        for wire in self._wires[:count]:  # all are there before the loop looks again
+        for wire in self._wires:  # all are there before the loop looks again
             asked.append((wire, wire.send(self._requests[self._turn % len(self._requests)])))
             self._turn += 1
         until_s = time.monotonic() + SETTLED_S
-        while store.stats.captured < charged and time.monotonic() < until_s:
+        while (store.stats.captured < charged or loop.time() < ends_s) and time.monotonic() < until_s:
             await store.drain()
             before = steps()
-            await _pause()
-            if steps() == before:
-                self._time.passes(NODE_S)
+            await loop.pause(LOOK_S)
+            if steps() != before:
+                continue  # it has something to do yet
+            if self._node.is_asked():
+                loop.passes(NODE_S)
                 self._node.answer()
-        await store.drain()
+            else:
+                loop.passes(loop.next_timer_s(NODE_S))
         right = sum(self._is_right(wire.receive(until)) for wire, until in asked)
-        if right != count or store.stats.captured != charged:
+        if right != BURST or store.stats.captured != charged:
             missing = charged - store.stats.captured
-            raise RuntimeError(f"of {count} answers {right} are right; {missing} were not charged")
+            raise RuntimeError(f"of {BURST} answers {right} are right; {missing} were not charged")
 
     def _is_right(self, reply: Reply) -> bool:
         return reply.status == 200 and len(reply.json()["data"]) == self._inputs
@@ -143,20 +120,14 @@ class InProcess:
             wire.close()
 
 
-async def _pause() -> None:
-    """As asyncio.sleep, but nothing of Python's runs for it on the loop."""
-    loop = asyncio.get_running_loop()
-    over = loop.create_future()
-    loop.call_later(LOOK_S, over.set_result, None)
-    await over
-
-
 @asynccontextmanager
 async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[InProcess]:
-    """Started, and its node known as ready. `dsn`: of a new database, for `postgres`. Raises CannotRun."""
+    """Started on a StillLoop, its node known as ready. `dsn`: of a new database, for `postgres`. Raises CannotRun."""
     model_folder()
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, StillLoop)
     with tempfile.TemporaryDirectory(prefix="embedmesh-cost-") as name, ExitStack() as stack:
-        folder, clock = Path(name), SystemClock()
+        folder, clock = Path(name), stack.enter_context(still_clock(loop))
         path = folder / "node.sock"
         settings = GatewaySettings(data_dir=folder / "data", port=0, store=dsn or "", nodes=(f"unix:{path}",))
         models = load_models(None)
@@ -164,11 +135,10 @@ async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[
         listener = listening_socket(settings)
         port = listener.getsockname()[1]
         key = _key(settings, variant, port)
-        still = stack.enter_context(_still_time())
         vector = np.random.default_rng(SEED).standard_normal(model.width)
         vector /= np.linalg.norm(vector)
-        made_node = StillNode(path, vector.astype("<f4").tobytes(), signed=variant == "signed")
-        stack.callback(made_node.close)
+        still = StillNode(path, vector.astype("<f4").tobytes(), signed=variant == "signed")
+        stack.callback(still.close)
         stack.enter_context(_changed(variant))
         secret = partial(load_secret, secret_path(settings.data_dir))
         store = await Store.open(store_dsn(settings), folder=settings.data_dir, clock=clock, secret=secret)
@@ -181,12 +151,12 @@ async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[
         assert node is not None
         gateway.fleet.registry.answered_right(node, [model.id])
         await gateway.app.server.start(listener)
-        made = InProcess(
-            gateway, made_node, still, port, _requests(key, variant), SEVERAL if variant == "inputs" else 1
-        )
+        made = InProcess(gateway, still, port, _requests(key, variant), SEVERAL if variant == "inputs" else 1)
+        loop.stand_still()
         try:
             yield made
         finally:
+            loop.go_on()
             made.close()
             await stop(gateway, running, drain_s=1.0)
 
@@ -233,17 +203,6 @@ def _visits(coroutine: Any) -> bool:
 
 def _name(coroutine: Any) -> str:
     return getattr(coroutine, "__qualname__", "")
-
-
-@contextmanager
-def _still_time() -> Iterator[StillTime]:
-    """While the gateway lives."""
-    made, names = StillTime(), vars(clock_module)
-    real, names["time"] = names["time"], made
-    try:
-        yield made
-    finally:
-        names["time"] = real
 
 
 @contextmanager

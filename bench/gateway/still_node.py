@@ -33,8 +33,8 @@ class StillNode:
         self._connections: list[socket.socket] = []
         self._asked: dict[socket.socket, bytes] = {}
 
-    def answer(self) -> bool:
-        """Answer what has come since; whether there was anything."""
+    def is_asked(self) -> bool:
+        """Whether anything has come that is not answered."""
         while True:
             try:
                 connection, _ = self._listener.accept()
@@ -42,21 +42,23 @@ class StillNode:
                 break
             connection.setblocking(False)
             self._connections.append(connection)
-        replies = []
         for connection in self._connections:
             try:
-                data = self._asked.pop(connection, b"") + connection.recv(RECV_BYTES)
+                data = connection.recv(RECV_BYTES)
             except BlockingIOError:
                 continue
-            if _is_whole(data):
-                replies.append((connection, self._reply(data)))
-            elif data:
-                self._asked[connection] = data
-        for connection, reply in replies:  # all were asked before any is answered
+            if data:
+                self._asked[connection] = self._asked.get(connection, b"") + data
+        return any(map(_is_whole, self._asked.values()))
+
+    def answer(self) -> None:
+        """All that has come."""
+        whole = [(connection, data) for connection, data in self._asked.items() if _is_whole(data)]
+        for connection, reply in [(connection, self._reply(data)) for connection, data in whole]:
+            del self._asked[connection]
             connection.setblocking(True)
             connection.sendall(reply)
             connection.setblocking(False)
-        return bool(replies)
 
     def close(self) -> None:
         """Hang up."""
