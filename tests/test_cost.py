@@ -22,12 +22,12 @@ from bench.rig.postgres import PostgresServer
 from tests.data import model_folder
 
 BOUNDS: dict[Variant, tuple[int, int]] = {  # bytecodes, calls
-    "text": (4_740, 119),
-    "inputs": (20_620, 176),
-    "floats": (4_770, 121),
-    "limits": (6_040, 176),
-    "signed": (5_810, 162),
-    "postgres": (4_580, 119),
+    "text": (4_280, 103),
+    "inputs": (20_200, 162),
+    "floats": (4_340, 107),
+    "limits": (5_570, 158),
+    "signed": (5_350, 145),
+    "postgres": (4_210, 103),
 }
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are for the bytecodes of 3.11")
