@@ -217,6 +217,7 @@ class AnswerSocket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # of a socket
+        self._transport.set_write_buffer_limits(high=0)  # or a frame would leave only when this turn of the loop ends
 
     def data_received(self, data: bytes) -> None:
         self._chunks.append(data)
