@@ -91,7 +91,8 @@ def pad(sequences: Sequence[Sequence[int]], rows: int, length: int) -> list[npt.
 def _write(ids: npt.NDArray[np.int32], mask: npt.NDArray[np.float32], sequences: Sequence[Sequence[int]]) -> None:
     ids.fill(0)
     mask.fill(0.0)
-    mask[len(sequences) :, 0] = 1.0  # a padding row has one token, so that its mean is a number
+    if len(sequences) < len(mask):
+        mask[len(sequences) :, 0] = 1.0  # a padding row has one token, so that its mean is a number
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1.0
