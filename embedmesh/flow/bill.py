@@ -1,6 +1,8 @@
 """Money set aside for one request, and the promise that it ends once: captured or released."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
@@ -8,7 +10,7 @@ from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
 from embedmesh.rules.money import bill_nanousd
-from embedmesh.rules.ports import Caller, Clock, Ledger
+from embedmesh.rules.ports import Caller, Clock, Ledger, Slots
 from embedmesh.rules.shares import Room
 
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
@@ -29,11 +31,12 @@ class Bill:
     cost = 0  # nano-USD
     tokens = 0
 
-    def __init__(self, ledger: Ledger, hold: Hold, until: float) -> None:
-        """`until` is when the work must be done, on the monotonic clock."""
+    def __init__(self, ledger: Ledger, hold: Hold, until: float, give_back: Callable[[], None] | None = None) -> None:
+        """`until` is when the work must be done, on the monotonic clock; `give_back` is called when the bill ends."""
         self.hold = hold
         self.until = until
         self._ledger = ledger
+        self._give_back = give_back
 
     def __enter__(self) -> "Bill":
         return self
@@ -75,15 +78,20 @@ class Bill:
         """Some of the reply was handed to the caller. Returns whether this was the bill's end."""
         if self.state is not HoldState.OPEN:
             return False
-        self.state = HoldState.CAPTURED
+        self._end(HoldState.CAPTURED)
         self._ledger.capture(self.hold, charge, reply)
         return True
 
     def release(self) -> None:
         """Nothing of a reply was handed over, or we broke it off."""
         if self.state is HoldState.OPEN:
-            self.state = HoldState.RELEASED
+            self._end(HoldState.RELEASED)
             self._ledger.release(self.hold, HoldEnd.RELEASE)
+
+    def _end(self, state: HoldState) -> None:
+        self.state = state
+        if self._give_back is not None:
+            self._give_back()
 
 
 def sum_of_tokens(metered: tuple[Metered, ...]) -> int:
@@ -113,6 +121,7 @@ async def set_aside(
     claim: Claim | None = None,
     waiting: Room | None = None,
     *,
+    slots: Slots | None = None,
     request_id: str | None = None,
 ) -> Bill | bytes:
     """Hold `cost` nano-USD until the request and the delivery must be over, under `request_id` or a new id.
@@ -120,19 +129,19 @@ async def set_aside(
     A request without a claim takes them from an open tab of its key, if there is one that covers them.
     A request with an `Idempotency-Key` has a `claim`. If another request had it before, the kept reply to that one is
     returned; one that is still under way is waited for, up to `within_s`, in the room `waiting`. If that one ends
-    without a reply, this request takes its place.
+    without a reply, this request takes its place. Where the key has a limit of requests at one time, one of its `slots`
+    is taken, and given back when the bill ends.
 
     Raises InsufficientQuota, RateLimited, StoreUnavailable, IdempotencyConflict, Overloaded or DeadlineExceeded.
     """
     waiting = waiting or waiters()
+    limited = slots if caller.slots else None
     until = clock.monotonic() + within_s
     while True:
         hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
-        if claim is None and (spent := ledger.spend(hold)) is not None:
-            return Bill(ledger, spent, until)
-        prior = await ledger.hold(hold, claim)
+        prior = await _place(ledger, hold, claim, limited, caller)
         if prior is None or claim is None:
-            return Bill(ledger, hold, until)
+            return Bill(ledger, hold, until, partial(limited.give_back, caller) if limited is not None else None)
         reply = _kept_reply(prior, claim)
         if reply is None:
             waiting.take(caller.account_id)
@@ -142,6 +151,33 @@ async def set_aside(
                 waiting.give_back(caller.account_id)
         if reply is not None:
             return reply
+
+
+async def _place(
+    ledger: Ledger, hold: Hold, claim: Claim | None, slots: Slots | None, caller: Caller
+) -> PriorRequest | None:
+    """Set the money aside and take slots, both or neither. A request that waits for a prior one needs none."""
+    if slots is None:
+        return await ledger.hold(hold, claim)
+    if claim is not None:
+        if (prior := await ledger.hold(hold, claim)) is None:
+            try:
+                await _take(slots, caller, hold)
+            except BaseException:
+                ledger.release(hold, HoldEnd.RELEASE)
+                raise
+        return prior
+    await _take(slots, caller, hold)
+    try:
+        return await ledger.hold(hold)
+    except BaseException:
+        slots.give_back(caller)
+        raise
+
+
+async def _take(slots: Slots, caller: Caller, hold: Hold) -> None:
+    if not slots.take_now(caller, hold.deadline_ms):
+        await slots.take(caller, hold.deadline_ms)
 
 
 def _kept_reply(prior: PriorRequest, claim: Claim) -> bytes | None:

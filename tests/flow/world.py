@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,6 +145,29 @@ class Allowed:
         )
 
 
+class CountedSlots:
+    """Counts how many requests of each place have a slot, and refuses what is over its limit."""
+
+    def __init__(self) -> None:
+        self.in_use: Counter[str] = Counter()
+        self.waited = 0
+
+    def take_now(self, caller: Caller, until_ms: int) -> bool:
+        if any(self.in_use[each.place_id] >= each.limit for each in caller.slots):
+            return False
+        self.in_use.update(each.place_id for each in caller.slots)
+        return True
+
+    async def take(self, caller: Caller, until_ms: int) -> None:
+        self.waited += 1
+        await asyncio.sleep(0)
+        if not self.take_now(caller, until_ms):
+            raise RateLimited("all slots are in use", retry_after_s=1.0)
+
+    def give_back(self, caller: Caller) -> None:
+        self.in_use.subtract(each.place_id for each in caller.slots)
+
+
 class CataloguePrices:
     def of(self, model: Model, account_id: str) -> int:
         return model.price
@@ -262,6 +286,7 @@ class ScriptedWorld(World, frozen=True, kw_only=True):
     """A world whose edges are those of this module, for tests that look at them."""
 
     rate_limits: Allowed
+    slots: CountedSlots
     ledger: MemoryLedger
     fleet: Scheduler
     client: ScriptedNodes
@@ -282,6 +307,7 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
     return ScriptedWorld(
         keys=KeyRing(),
         rate_limits=Allowed(),
+        slots=CountedSlots(),
         prices=CataloguePrices(),
         catalogue=CATALOGUE,
         tokenizers={m.id: LetterTokenizer() for m in CATALOGUE.models},
