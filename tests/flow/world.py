@@ -26,7 +26,7 @@ from embedmesh.rules.exchange import Delivery, Reply, StreamedReply
 from embedmesh.rules.forwarding import AttemptOwner, Part
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, RateLimit
+from embedmesh.rules.ports import Caller, RateLimit, SlotLimit
 from embedmesh.rules.shares import Shares
 
 MODEL = Model(
@@ -47,6 +47,8 @@ PENNY_KEY = "em_penny"
 SCOPELESS_KEY = "em_scopeless"
 NARROW_KEY = "em_narrow"
 METERED_KEY = "em_metered"
+SINGLE_KEY = "em_single"
+POOR_SINGLE_KEY = "em_poor_single"
 EMBEDDINGS = Embeddings(OpenAI())
 REPLY_BYTES = 10**8
 
@@ -104,6 +106,8 @@ class KeyRing:
             PENNY_KEY: Caller("penny", "key_6", frozenset({"embeddings"})),
             SCOPELESS_KEY: Caller("acct", "key_3", frozenset()),
             NARROW_KEY: Caller("acct", "key_4", frozenset({"embeddings"}), frozenset({NATIVE.id})),
+            SINGLE_KEY: Caller("acct", "key_7", frozenset({"embeddings"}), slots=(SlotLimit("key_7", 1),)),
+            POOR_SINGLE_KEY: Caller("penny", "key_7", frozenset({"embeddings"}), slots=(SlotLimit("key_7", 1),)),
             METERED_KEY: Caller("acct", "key_5", frozenset({"embeddings"}), None, 2, 12),
         }.get(token)
 
