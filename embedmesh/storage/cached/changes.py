@@ -1,4 +1,4 @@
-"""What gateways of one store tell each other: that keys, nodes or prices have changed, or that tabs or slots are wanted.
+"""What gateways of one store tell each other: that keys, nodes or prices have changed, that tabs or slots are wanted.
 
 Triggers raise a version in the store for each kind of record. A gateway reads the versions every CHANGES_POLL_S; on
 PostgreSQL, NOTIFY also wakes it as soon as a change is committed.

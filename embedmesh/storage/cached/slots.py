@@ -35,7 +35,7 @@ AGAIN_S = 1.0  # a request of the same key ends in about that time, or later
 Write = Callable[[LeaseSlots], Awaitable[Leased]]
 
 
-class _Place:
+class _Ours:
     """What this gateway has leased of one key's slots."""
 
     def __init__(self, limit: int) -> None:
@@ -73,7 +73,7 @@ class LeasedSlots:
         self._owner = owner
         self._reads = reads
         self._clock = clock
-        self._places: dict[str, _Place] = {}  # bounded by the keys of the last IDLE_S
+        self._places: dict[str, _Ours] = {}  # bounded by the keys of the last IDLE_S
         self._wanted: set[str] = set()  # places of which we may have something that others want
         self._asked = False  # somebody may have asked since we looked
         self._work = asyncio.Event()
@@ -125,7 +125,7 @@ class LeasedSlots:
             writer.submit(write)
 
     async def _take(self, wanted: SlotLimit, until_ms: int) -> None:
-        mine = self._places.setdefault(wanted.place_id, _Place(wanted.limit))
+        mine = self._places.setdefault(wanted.place_id, _Ours(wanted.limit))
         if not mine.free(wanted.limit, until_ms):
             if mine.in_use + mine.waiting >= wanted.limit:
                 raise _refusal(wanted)
@@ -138,7 +138,7 @@ class LeasedSlots:
             mine.used = self._clock.monotonic()
         mine.in_use += 1
 
-    async def _find(self, mine: _Place, wanted: SlotLimit, until_ms: int) -> None:
+    async def _find(self, mine: _Ours, wanted: SlotLimit, until_ms: int) -> None:
         """Wait until there is a free slot here. Raises RateLimited, StoreUnavailable."""
         until = self._clock.monotonic() + ANSWER_S_MAX
         ask = True
@@ -159,7 +159,7 @@ class LeasedSlots:
                 mine.refused_until = self._clock.monotonic() + ASK_AGAIN_S
                 raise _refusal(wanted) from None
 
-    async def _lease(self, mine: _Place, wanted: SlotLimit, until_ms: int, *, ask: bool) -> Leased:
+    async def _lease(self, mine: _Ours, wanted: SlotLimit, until_ms: int, *, ask: bool) -> Leased:
         """Lease what is lacking, and some to spare where no other gateway wants them."""
         self._check(mine, wanted.limit)
         lacking = mine.in_use + mine.waiting - mine.leased
@@ -171,7 +171,7 @@ class LeasedSlots:
             mine.wanted_until = self._clock.monotonic() + WANTED_S
         return leased
 
-    async def _say(self, place_id: str, mine: _Place, *, more: int, until_ms: int = 0, ask: bool = False) -> Leased:
+    async def _say(self, place_id: str, mine: _Ours, *, more: int, until_ms: int = 0, ask: bool = False) -> Leased:
         """Tell the store what we have from now on. What is lost on the way is told again."""
         kept, mine.settled = mine.leased, False
         answer = kept <= mine.in_use
@@ -194,7 +194,7 @@ class LeasedSlots:
         mine.asked = mine.asked and not answer
         return leased
 
-    def _check(self, mine: _Place, limit: int) -> None:
+    def _check(self, mine: _Ours, limit: int) -> None:
         """After another limit, or a lease that has ended, only what is in use is ours: others may have the rest."""
         if limit != mine.limit or mine.until_ms < self._clock.unix_ms() + int(HOLD_GRACE_S * 1000):
             mine.limit = limit
@@ -227,14 +227,14 @@ class LeasedSlots:
         if self._asked:
             self._asked = False
             for (place_id,) in await self._reads.ask(SLOTS_SQL["asked_of"], {"owner": self._owner}):
-                mine = self._places.setdefault(place_id, _Place(0))
+                mine = self._places.setdefault(place_id, _Ours(0))
                 mine.wanted_until, mine.asked = now + WANTED_S, True
         for place_id, mine in self._places.items():
             if mine.asked or not mine.settled or self._is_due(mine, now):
                 due.add(place_id)
         await asyncio.gather(*(self._settle(place_id) for place_id in due))
 
-    def _is_due(self, mine: _Place, now: float) -> bool:
+    def _is_due(self, mine: _Ours, now: float) -> bool:
         """Whether a lease has to be renewed, or its slots have been idle for long."""
         if mine.in_use:
             return mine.until_ms < self._clock.unix_ms() + int(RENEWED_S * 1000)
