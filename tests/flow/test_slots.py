@@ -1,4 +1,4 @@
-"""A key with a limit of requests at one time: a request has its slot from before its money is held until that has ended."""
+"""A key with a limit of requests at one time: a request has its slot from before its money is held until that ends."""
 
 import asyncio
 from typing import Any
