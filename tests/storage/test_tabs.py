@@ -132,8 +132,7 @@ async def test_what_becomes_of_a_tab(
         ({}, {"budget_day": 640}, 1_000, 1, 10),
         ({}, {"budget_month": 640}, 1_000, 1, 10),
         ({"budget_day": 320}, {"budget_month": 640}, 1_000, 1, 5),
-        ({"concurrency": 3}, {}, 100, 1, 0),
-        ({}, {"concurrency": 3}, 100, 1, 0),
+        ({"concurrency": 3}, {"concurrency": 3}, 100, 1, 100),
     ],
 )
 async def test_how_much_a_tab_is_opened_for(

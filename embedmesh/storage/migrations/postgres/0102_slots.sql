@@ -1,4 +1,4 @@
--- Runs before the new code. How many requests a key has at one time is leased to gateways.
+-- Runs before the new code. How many requests a key has at one time is leased to gateways, no longer counted by open holds.
 -- What the tables are for, SQLite's script says.
 
 -- -- keys
@@ -34,3 +34,10 @@ INSERT INTO changes (kind) VALUES ('slots');
 
 CREATE TRIGGER slots_asked_for AFTER UPDATE OF asks, answers ON slot_places FOR EACH ROW
 WHEN (OLD.asks <> NEW.asks OR OLD.answers <> NEW.answers) EXECUTE FUNCTION note_change('slots');
+
+-- -- holds need room in budgets only
+
+CREATE OR REPLACE FUNCTION has_room(key keys, wanted BIGINT, now_ms BIGINT) RETURNS BOOLEAN LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN has_budget(key, wanted, now_ms);
+END $$;

@@ -1,4 +1,4 @@
--- Runs before the new code. How many requests a key has at one time is leased to gateways.
+-- Runs before the new code. How many requests a key has at one time is leased to gateways, no longer counted by open holds.
 
 -- -- keys: a key that took another's place has that one's: the first key's id. All keys of a place share its slots
 
@@ -35,3 +35,30 @@ INSERT INTO changes (kind) VALUES ('slots');
 CREATE TRIGGER slots_asked_for AFTER UPDATE OF asks, answers ON slot_places
 WHEN OLD.asks <> NEW.asks OR OLD.answers <> NEW.answers
 BEGIN UPDATE changes SET version = version + 1 WHERE kind = 'slots'; END;
+
+-- -- holds need room in budgets only
+
+DROP TRIGGER holds_need_room;
+
+CREATE TRIGGER holds_need_room BEFORE INSERT ON holds
+BEGIN
+    SELECT RAISE(IGNORE)
+    FROM (
+        SELECT NEW.key_id AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_id = NEW.key_id
+    ) CROSS JOIN keys ON keys.key_id = counted
+    WHERE coalesce(budget_day, budget_month) IS NOT NULL AND (
+        budget_day < NEW.amount + (SELECT held FROM key_held WHERE key_id = counted)
+            + (SELECT coalesce(sum(cost), 0) FROM usage_days WHERE key_id = counted AND day = NEW.created_ms / 86400000)
+            + coalesce((SELECT cost FROM drawn_days WHERE key_id = counted AND day = NEW.created_ms / 86400000), 0)
+        OR budget_month < NEW.amount + (SELECT held FROM key_held WHERE key_id = counted)
+            + (SELECT coalesce(sum(cost), 0) FROM usage_days WHERE key_id = counted AND day
+                BETWEEN unixepoch(NEW.created_ms / 1000, 'unixepoch', 'start of month') / 86400
+                AND NEW.created_ms / 86400000)
+            + (SELECT coalesce(sum(cost), 0) FROM drawn_days WHERE key_id = counted AND day
+                BETWEEN unixepoch(NEW.created_ms / 1000, 'unixepoch', 'start of month') / 86400
+                AND NEW.created_ms / 86400000)
+    );
+    UPDATE accounts SET held = held + NEW.amount
+    WHERE account_id = NEW.account_id AND kind = 'customer' AND balance + credit_limit - held >= NEW.amount;
+    SELECT RAISE(IGNORE) WHERE changes() = 0;
+END;
