@@ -31,12 +31,13 @@ class Bill:
     cost = 0  # nano-USD
     tokens = 0
 
-    def __init__(self, ledger: Ledger, hold: Hold, until: float, give_back: Callable[[], None] | None = None) -> None:
-        """`until` is when the work must be done, on the monotonic clock; `give_back` is called when the bill ends."""
+    _give_back: Callable[[], None] | None = None  # the request's slots
+
+    def __init__(self, ledger: Ledger, hold: Hold, until: float) -> None:
+        """`until` is when the work must be done, on the monotonic clock."""
         self.hold = hold
         self.until = until
         self._ledger = ledger
-        self._give_back = give_back
 
     def __enter__(self) -> "Bill":
         return self
@@ -47,6 +48,10 @@ class Bill:
         elif self.metered is None:
             self.release()
             raise RuntimeError("an operation returned without saying what it owes")
+
+    def has_slots(self, slots: Slots, caller: Caller) -> None:
+        """The request has taken them: they are given back when the bill ends."""
+        self._give_back = partial(slots.give_back, caller)
 
     def owe(self, *metered: Metered, shares: tuple[Share, ...]) -> None:
         """Say what the request costs: all of it until now. `shares` are the nodes' parts, the largest first.
@@ -78,20 +83,19 @@ class Bill:
         """Some of the reply was handed to the caller. Returns whether this was the bill's end."""
         if self.state is not HoldState.OPEN:
             return False
-        self._end(HoldState.CAPTURED)
+        self.state = HoldState.CAPTURED
+        if self._give_back is not None:
+            self._give_back()
         self._ledger.capture(self.hold, charge, reply)
         return True
 
     def release(self) -> None:
         """Nothing of a reply was handed over, or we broke it off."""
         if self.state is HoldState.OPEN:
-            self._end(HoldState.RELEASED)
+            self.state = HoldState.RELEASED
+            if self._give_back is not None:
+                self._give_back()
             self._ledger.release(self.hold, HoldEnd.RELEASE)
-
-    def _end(self, state: HoldState) -> None:
-        self.state = state
-        if self._give_back is not None:
-            self._give_back()
 
 
 def sum_of_tokens(metered: tuple[Metered, ...]) -> int:
@@ -139,9 +143,12 @@ async def set_aside(
     until = clock.monotonic() + within_s
     while True:
         hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
-        prior = await _place(ledger, hold, claim, limited, caller)
+        prior = await (ledger.hold(hold, claim) if limited is None else _place(ledger, hold, claim, limited, caller))
         if prior is None or claim is None:
-            return Bill(ledger, hold, until, partial(limited.give_back, caller) if limited is not None else None)
+            bill = Bill(ledger, hold, until)
+            if limited is not None:
+                bill.has_slots(limited, caller)
+            return bill
         reply = _kept_reply(prior, claim)
         if reply is None:
             waiting.take(caller.account_id)
@@ -153,12 +160,8 @@ async def set_aside(
             return reply
 
 
-async def _place(
-    ledger: Ledger, hold: Hold, claim: Claim | None, slots: Slots | None, caller: Caller
-) -> PriorRequest | None:
+async def _place(ledger: Ledger, hold: Hold, claim: Claim | None, slots: Slots, caller: Caller) -> PriorRequest | None:
     """Set the money aside and take slots, both or neither. A request that waits for a prior one needs none."""
-    if slots is None:
-        return await ledger.hold(hold, claim)
     if claim is not None:
         if (prior := await ledger.hold(hold, claim)) is None:
             try:
