@@ -143,36 +143,45 @@ async def set_aside(
     until = clock.monotonic() + within_s
     while True:
         hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
-        prior = await (ledger.hold(hold, claim) if limited is None else _place(ledger, hold, claim, limited, caller))
-        if prior is None or claim is None:
-            bill = Bill(ledger, hold, until)
+        found = await (_hold(ledger, hold, claim) if limited is None else _place(ledger, hold, claim, limited, caller))
+        if isinstance(found, Hold):
+            bill = Bill(ledger, found, until)
             if limited is not None:
                 bill.has_slots(limited, caller)
             return bill
-        reply = _kept_reply(prior, claim)
+        assert claim is not None
+        reply = _kept_reply(found, claim)
         if reply is None:
             waiting.take(caller.account_id)
             try:
-                reply = await _reply_of(prior, ledger, hold, claim, until, clock)
+                reply = await _reply_of(found, ledger, hold, claim, until, clock)
             finally:
                 waiting.give_back(caller.account_id)
         if reply is not None:
             return reply
 
 
-async def _place(ledger: Ledger, hold: Hold, claim: Claim | None, slots: Slots, caller: Caller) -> PriorRequest | None:
+async def _hold(ledger: Ledger, hold: Hold, claim: Claim | None) -> Hold | PriorRequest:
+    """Set the money aside: as a part of a tab, or by itself. A prior request has the claim, if one has."""
+    if claim is None and (spent := ledger.spend(hold)) is not None:
+        return spent
+    return await ledger.hold(hold, claim) or hold
+
+
+async def _place(ledger: Ledger, hold: Hold, claim: Claim | None, slots: Slots, caller: Caller) -> Hold | PriorRequest:
     """Set the money aside and take slots, both or neither. A request that waits for a prior one needs none."""
     if claim is not None:
-        if (prior := await ledger.hold(hold, claim)) is None:
+        found = await _hold(ledger, hold, claim)
+        if found is hold:
             try:
                 await _take(slots, caller, hold)
             except BaseException:
                 ledger.release(hold, HoldEnd.RELEASE)
                 raise
-        return prior
+        return found
     await _take(slots, caller, hold)
     try:
-        return await ledger.hold(hold)
+        return await _hold(ledger, hold, None)
     except BaseException:
         slots.give_back(caller)
         raise
