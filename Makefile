@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make serve` and `make test`. `make help` prints the lines that begin with "#:".
 
-PYTHON ?= python3
+PYTHON ?= $(shell requirements/python.sh)
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
@@ -60,7 +60,7 @@ check: $(VENV)/.dev
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
 #: bench-engine      the engine beside its peers: speed, latency, start, memory
 #: bench-quality     parity with sentence-transformers and STS-B, as a table
-#: bench-gateway     the gateway's cost in stages, beside nginx, vllm-router, LiteLLM, Portkey
+#: bench-gateway     the gateway's cost beside nginx, routers, LiteLLM and Portkey; its gates
 #: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
 #: bench-cached, bench-store   a text that is known already; durable holds on both stores
 
@@ -99,7 +99,7 @@ clean:
 # -- set-up: each step leaves a stamp, so that a second run is instant ------------------------------------------------
 
 $(VENV)/bin/pip:
-	@echo "embedmesh: making $(VENV)"
+	@echo "embedmesh: making $(VENV) with $(PYTHON)"
 	@$(PYTHON) -c 'import sys; sys.exit("embedmesh needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	@$(PYTHON) -m venv $(VENV)
 

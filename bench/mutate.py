@@ -23,6 +23,7 @@ MODULES = (
     "embedmesh/storage/ledger/place_hold.py",
     "embedmesh/storage/ledger/room.py",
     "embedmesh/storage/cached/rate_limits.py",
+    "embedmesh/storage/cached/slots.py",
     "embedmesh/storage/cached/keys.py",
     "embedmesh/storage/secrets/tokens.py",
     "embedmesh/storage/ledger/chain.py",

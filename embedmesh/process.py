@@ -7,10 +7,13 @@ import gc
 import ipaddress
 import logging
 import os
+import platform
 import resource
 import signal
 import socket
 import sys
+import sysconfig
+from collections.abc import Mapping
 
 from embedmesh.rules.errors import SetupError
 
@@ -19,6 +22,20 @@ MMAP_BYTES_MIN = 64 * 1024  # such blocks get pages of their own, which costs ti
 EXIT_OK = 0
 EXIT_AGAIN = 75  # EX_TEMPFAIL: something that we need is away; starting again may help
 EXIT_SETUP = 78  # EX_CONFIG: starting again will not help; a person must fix something
+
+
+def is_profiled(build: Mapping[str, object] | None = None) -> bool:
+    """Whether this Python was built with a profile of real programs (PGO); `build` are sysconfig's variables.
+
+    Who configures Python so says it there. Debian and Ubuntu profile by their own rules, which empty the flag.
+    """
+    found = sysconfig.get_config_vars() if build is None else build
+    return "--enable-optimizations" in str(found.get("CONFIG_ARGS")) or found.get("PGO_PROF_USE_FLAG") == ""
+
+
+def python_in_words() -> str:
+    """The Python that runs us: its version, and whether it was built with a profile."""
+    return f"Python {platform.python_version()} {'with' if is_profiled() else 'without'} PGO"
 
 
 def quieten_gc() -> None:

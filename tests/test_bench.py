@@ -1,16 +1,25 @@
 """What the benches say of what they measured: verdicts, arithmetic and slopes, on figures that are known."""
 
 import re
+import shutil
 import subprocess
+from math import inf
+from pathlib import Path as FilePath
 
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
 from bench.engine.figures import GATE, flops, targets
+from bench.gateway.figures import RATES, AtRate, GatewayRow, found_gates
+from bench.gateway.measure import EndsReport, Measured
 from bench.rig.figures import Spread, Target
+from bench.rig.http import Wire, http_request
+from bench.rig.processes import wait_for
 from bench.rig.tables import print_figures
 from bench.soak import growth_mb
+from embedmesh.rules.embeddings import COMPACT, VECTORS_HEAD, EmbedVectors, pack_ids
 from tests.data import CHECKOUT
 
 MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
@@ -47,6 +56,64 @@ def test_the_arithmetic_of_a_text() -> None:
     matrices = 6 * 2 * (4 * 384 * 384 + 2 * 384 * 1536)
     assert flops(MINILM, [1]) == matrices + 6 * 4 * 384
     assert flops(MINILM, [100, 1]) == 101 * matrices + (100 * 100 + 1) * 6 * 4 * 384
+
+
+def gateway_row(name: str, cpu_us: float, per_s: float = 100.0, p50_ms: float = 1.0) -> GatewayRow:
+    at = [AtRate(rate, p50_ms, 2 * p50_ms) for rate in RATES]
+    return GatewayRow(name, per_s, 1.0, 2.0, cpu_us, cpu_us, 1.0, 100.0, 1.0, 0, at)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "best", "middle", "verdict"),
+    [
+        ([105.0, 100.0, 220.0], [100.0, 100.0, 200.0], 1.0, 1.05, "pass"),
+        ([100.0, 120.0, 120.0], [100.0, 100.0, 100.0], 1.0, 1.2, "not yet"),  # once does not do
+        ([120.0, 120.0, 120.0], [100.0, 200.0, 200.0], 1.2, 0.6, "not yet"),  # the peer was disturbed, not we better
+        ([100.0], [inf], None, None, "not measured"),  # it gave no right answer
+        ([100.0], [], None, None, "not measured"),
+    ],
+)
+def test_a_gate_is_passed_by_the_best_rounds_and_by_the_median(
+    ours: list[float], theirs: list[float], best: float | None, middle: float | None, verdict: str
+) -> None:
+    rounds = {name: [gateway_row(name, x) for x in each] for name, each in (("hold", ours), ("vllm-router", theirs))}
+    gate = found_gates(rounds)[0]
+    assert (gate.what, gate.verdict) == ("CPU over vllm-router, 1 key", verdict)
+    assert [gate.best, gate.middle] == pytest.approx([best, middle])
+
+
+def test_a_rate_that_is_not_held_passes_nothing() -> None:
+    """The times are of those that were answered: of none, they would be zero."""
+    load = EndsReport(10, 0, 0, 0, 3.0, 100.0, 100.0, 100.0, 100.0, 100.0)
+    at = AtRate.of(RATES[0], Measured(load, 100.0, 100.0))
+    assert at.p50_ms == inf
+    late = msgspec.structs.replace(gateway_row("hold", 100.0), at=[at, at])
+    gates = {gate.what: gate.verdict for gate in found_gates({"hold": [late], "direct": [gateway_row("direct", inf)]})}
+    assert gates["p50 added over direct at 200/s, ms"] == "not yet"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_cheap_node_answers_as_a_real_one_does(tmp_path: FilePath) -> None:
+    """Byte for byte, at each of its addresses: what a gateway remembers of replies is remembered of these, too."""
+    vector = np.arange(4, dtype="<f4")
+    for name, data in (("vector", vector.tobytes()), ("models", b"{}"), ("reply", b"{}")):
+        (tmp_path / name).write_bytes(data)
+    places = [tmp_path / "one.sock", tmp_path / "other.sock"]
+    source = CHECKOUT / "bench" / "gateway" / "ends.c"
+    subprocess.run(["cc", "-o", str(tmp_path / "ends"), str(source)], check=True)
+    files = [str(tmp_path / name) for name in ("vector", "models", "reply")]
+    command = [str(tmp_path / "ends"), ",".join(map(str, places)), *files]
+    body = msgspec.msgpack.encode(pack_ids("m", [[1, 2, 3], [4]]))
+    answer = msgspec.msgpack.encode(EmbedVectors(8, vector.tobytes() * 2))
+    # Lengths are in MessagePack's widest form: what is known beforehand of a reply's size.
+    answer = answer.replace(b"\xa6tokens\x08\xa4data\xc4\x20", b"\xa6tokens\xce\0\0\0\x08\xa4data\xc6\0\0\0\x20")
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as ends:
+        for place in places:
+            assert wait_for(place.exists, 5.0)
+            with Wire(place) as wire:
+                wire.send(http_request("POST", "/v1/embeddings", body, headers={"Content-Type": COMPACT}))
+                assert wire.read_some() == VECTORS_HEAD + b"%d\r\n\r\n" % len(answer) + answer
+        ends.kill()
 
 
 def test_growth_is_the_slope_of_the_second_half() -> None:

@@ -15,9 +15,12 @@ from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.retries import Unread
 from embedmesh.flow.world import World
 from embedmesh.rules.exchange import Delivery
+from embedmesh.rules.holds import Charge, Hold
 from embedmesh.storage.ledger.group_commit import Writer
+from embedmesh.storage.ledger.recalls import Recalls
+from embedmesh.storage.ledger.tab_keeper import TabKeeper
 from embedmesh.storage.ledger.writes import Write
-from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL
+from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL, TABS_SQL
 
 LIVES = 25
 WORLDS_MAX = 90  # within so many a bug is found
@@ -131,6 +134,56 @@ def test_it_finds_a_lost_capture(template: Template, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Writer, "_keep_what_must_be", keep)
     assert found(template, "never charged")
+
+
+def test_it_finds_a_tab_that_is_closed_too_early(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in flight of it has to be waited for."""
+    flush = TabKeeper.flush
+
+    def at_once(keeper: TabKeeper) -> None:
+        for tab in keeper._closing.values():
+            tab.flight.clear()
+        flush(keeper)
+
+    monkeypatch.setattr(TabKeeper, "flush", at_once)
+    assert found(template, "broken_writes")
+
+
+def test_it_finds_a_tab_that_is_not_settled(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was delivered under it has to be charged."""
+    monkeypatch.setattr(TabKeeper, "capture", lambda keeper, hold, charge: keeper.release(hold))
+    assert found(template, "never charged (under a tab)")
+
+
+def test_it_finds_a_tab_that_is_spent_without_end(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no more than its amount, whatever is given back."""
+    capture = TabKeeper.capture
+
+    def gives_all_back(keeper: TabKeeper, hold: Hold, charge: Charge) -> None:
+        capture(keeper, hold, charge)
+        if (tab := keeper._tabs.get(hold.tab_id or "")) is not None:
+            tab.left = tab.amount
+
+    monkeypatch.setattr(TabKeeper, "capture", gives_all_back)
+    monkeypatch.setattr("embedmesh.rules.spending.REQUESTS_MIN", 4)
+    assert found(template, "broken_writes")
+
+
+def test_it_finds_tabs_that_are_not_recalled(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is refused at once while a tab of the account is open."""
+
+    async def wait(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(Recalls, "wait", wait)
+    assert found(template, "was open all the time")
+
+
+def test_it_finds_tabs_that_are_not_recovered(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dead gateway had in tabs is given back when it comes back."""
+    for name in ("tabs_of_owner", "live_tabs"):
+        monkeypatch.setitem(TABS_SQL, name, TABS_SQL[name].rstrip(";") + " AND false")
+    assert found(template, "tabs of its last life open")
 
 
 def test_it_finds_a_recovery_that_does_nothing(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:

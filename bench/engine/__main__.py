@@ -28,6 +28,7 @@ from bench.rig.processes import EMBEDMESH, HOST, free_port
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.served import usable_cores
+from embedmesh.process import python_in_words
 
 ROUNDS, QUICK_ROUNDS = 5, 2
 QUICK_SCALE = 0.25  # of the texts
@@ -178,8 +179,8 @@ def _start(
 def _machine() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+            return f"{line.partition(':')[2].strip()}, {python_in_words()}"
+    return f"{platform.machine()}, {python_in_words()}"
 
 
 if __name__ == "__main__":

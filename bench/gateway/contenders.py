@@ -1,28 +1,66 @@
-"""Every gateway that is measured, started in front of a cheap node of its own."""
+"""Every gateway that is measured, started in front of a cheap node of its own, or of several."""
 
 import os
+import re
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
+import numpy as np
 
 from bench.gateway.material import Material
 from bench.gateway.measure import GATEWAY_CORE, OTHER_CORE, Ends, Measured, ends
 from bench.gateway.ours import ALONE, SIGNED
 from bench.gateway.peers import PEERS, START_S
-from bench.rig.http import Wire
+from bench.rig.http import vectors_of
 from bench.rig.install import NotInstalled
 from bench.rig.processes import HOST, Process, family_of, free_port, open_files, rss_mb, wait_for
 from embedmesh.process import bind
-from embedmesh.provision.bootstrap import bootstrap
+from embedmesh.provision.bootstrap import BOOTSTRAP_CREDIT_NANOUSD, bootstrap, open_books
+from embedmesh.settings import GatewaySettings, store_dsn
 
 PLAIN = "plain"  # ALONE, in front of the node that could sign
+DIRECT = "direct"  # no gateway: the cheap node itself
 AWAKE_S = 0.5  # until one that was stopped has looked around
+WARM_S, WARM_KEYS_A_S = 1.0, 300  # a key that has not asked for a while is dearer: each asks a few times first
 REPLY_S = 10.0
 NODE_S = 20.0  # until the Python node listens
+EMBEDDING = re.compile(rb'"embedding": ?(\[[^\]]*\]|"[^"]*")')
+
+
+class Setup(NamedTuple):
+    """What is started: a stage of ours, a peer, or DIRECT; what its requests are like; what it runs on.
+
+    Each of several keys is of an account of its own.
+    """
+
+    name: str
+    inputs: int = 1
+    keys: int = 1
+    nodes: int = 1
+    floats: bool = False
+    workers: int = 1
+    store: str = ""
+
+    @property
+    def label(self) -> str:
+        """As tables and options name it."""
+        more = {
+            "PostgreSQL": bool(self.store),
+            f"{self.inputs} texts": self.inputs > 1,
+            f"{self.keys:,} keys": self.keys > 1,
+            f"{self.nodes} nodes": self.nodes > 1,
+            "floats": self.floats,
+            f"{self.workers} workers": self.workers > 1,
+        }
+        return ", ".join([self.name, *(words for words, holds in more.items() if holds)])
 
 
 class Measurable(NamedTuple):
@@ -35,10 +73,13 @@ class Measurable(NamedTuple):
     expected: Path
     first_s: float
     folder: Path
+    warm_s: float = WARM_S
 
     def load(self, seconds: float, rate: float = 0.0) -> Measured:
         """Put it under load: 32 connections without a pause, or `rate` requests a second."""
-        return self.ends.ask(self.port, self.requests, self.expected, self.pids, seconds=seconds, rate=rate)
+        return self.ends.ask(
+            self.port, self.requests, self.expected, self.pids, warm_s=self.warm_s, seconds=seconds, rate=rate
+        )
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -67,51 +108,73 @@ class Measurable(NamedTuple):
 
 
 @contextmanager
-def started(
-    name: str, material: Material, *, inputs: int = 1, workers: int = 1, store: str = ""
-) -> Iterator[Measurable]:
+def started(setup: Setup, material: Material) -> Iterator[Measurable]:
     """A stage of ours, or a peer. Raises NotInstalled."""
-    folder = material.folder / f"{name}-{inputs}-{workers}-{time.monotonic_ns()}"
+    folder = material.folder / f"{setup.name}-{time.monotonic_ns()}"
     folder.mkdir()
     with ExitStack() as stack:
-        if name in PEERS:
-            node = free_port()
-            end = stack.enter_context(ends(node, material, inputs))
-            peer = PEERS[name](folder, node)
-            port, requests = peer.port, material.requests(folder.name, inputs, peer.key, peer.headers)
-            begun = time.monotonic()
-            processes = [
-                Process(peer.command, folder / "log", core=GATEWAY_CORE, environment=peer.environment),
-            ]
-        else:
-            path = folder / "node.sock"
-            end = stack.enter_context(ends(path, material, inputs))
-            if name in (SIGNED, PLAIN):
-                path = stack.enter_context(_python_node(name, material, folder))
+        ours = setup.name not in PEERS and setup.name != DIRECT
+        places = [folder / f"node-{n}.sock" if ours else free_port() for n in range(setup.nodes)]
+        end = stack.enter_context(ends(places, material, setup.inputs, floats=setup.floats))
+        keys: Sequence[str | None] = [None]
+        headers: Mapping[str, str] = {}
+        if ours:
+            if setup.name in (SIGNED, PLAIN):
+                places = [stack.enter_context(_python_node(setup.name, material, folder))]
             port = free_port()
-            credentials = bootstrap(folder / "data", f"http://{HOST}:{port}/v1", store or None)
-            requests = material.requests(folder.name, inputs, credentials.api_key)
-            begun = time.monotonic()
-            processes = _ours(ALONE if name == PLAIN else name, path, port, folder, workers, store)
+            keys = _keys(folder / "data", f"http://{HOST}:{port}/v1", setup)
+        elif setup.name == DIRECT:
+            port = int(str(places[0]))
+        else:
+            peer = PEERS[setup.name](folder, [int(str(place)) for place in places])
+            port, keys, headers = peer.port, [peer.key], peer.headers
+        requests = material.requests(folder, setup.inputs, keys, headers, floats=setup.floats)
+        begun = time.monotonic()
+        processes: list[Process] = []
+        if ours:
+            processes = _ours(setup, [f"unix:{place}" for place in places], port, folder)
+        elif setup.name != DIRECT:
+            processes = [Process(peer.command, folder / "log", core=GATEWAY_CORE, environment=peer.environment)]
         for process in processes:
             stack.enter_context(process)
-        _wait(port, requests, processes[0])
+        expected = folder / "expected"
+        expected.write_bytes(_first_answer(port, requests, processes, material, setup.inputs))
+        first_s = time.monotonic() - begun
         pids = [process.pid for process in processes]
-        found = Measurable(end, port, pids, requests, material.expected(inputs), time.monotonic() - begun, folder)
+        warm_s = WARM_S + setup.keys / WARM_KEYS_A_S
+        found = Measurable(end, port, pids, requests, expected, first_s, folder, warm_s)
         stack.callback(found.sleep, signal.SIGCONT)  # what is stopped does not end
         yield found
 
 
-def _ours(stage: str, node: Path, port: int, folder: Path, workers: int, store: str) -> list[Process]:
+def _ours(setup: Setup, nodes: Sequence[str], port: int, folder: Path) -> list[Process]:
     with bind(HOST, port) as sock:
         os.set_inheritable(sock.fileno(), True)
+        stage = ALONE if setup.name == PLAIN else setup.name
         command = [sys.executable, "-m", "bench.gateway.ours", stage, "--data-dir", str(folder / "data")]
-        command += ["--nodes", f"unix:{node}", "--listen-fd", str(sock.fileno())]
-        environment = {"EMBEDMESH_STORE": store} if store else {}
+        command += ["--listen-fd", str(sock.fileno())]
+        for node in nodes:
+            command += ["--nodes", node]
+        environment = {"EMBEDMESH_STORE": setup.store} if setup.store else {}
         return [
             Process(command, folder / "log", core=GATEWAY_CORE, environment=environment, pass_fds=(sock.fileno(),))
-            for _ in range(workers)
+            for _ in range(setup.workers)
         ]
+
+
+def _keys(data_dir: Path, base_url: str, setup: Setup) -> list[str]:
+    """One, or several of as many accounts, in a new store."""
+    first = bootstrap(data_dir, base_url, setup.store or None)
+    keys = [first.api_key]
+    if setup.keys > 1:
+        settings = GatewaySettings(data_dir=data_dir, store=setup.store)
+        with open_books(data_dir, store_dsn(settings)) as books:
+            for number in range(1, setup.keys):
+                account = f"account-{number}"
+                books.accounts.create(account)
+                books.accounts.credit(account, BOOTSTRAP_CREDIT_NANOUSD, account)
+                keys.append(books.keys.create(account, ["embeddings"])[1])
+    return keys
 
 
 @contextmanager
@@ -125,14 +188,29 @@ def _python_node(form: str, material: Material, folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _wait(port: int, requests: Path, process: Process) -> None:
-    """Until the first request is answered right."""
+def _first_answer(port: int, requests: Path, processes: Sequence[Process], material: Material, inputs: int) -> bytes:
+    """The lines that `ends` looks for in every answer: each vector as it stands in the first one, which is right."""
     request = requests.read_bytes().partition(b"\0")[0]
+    found: list[bytes] = []
 
     def is_right() -> bool:
-        with Wire((HOST, port), REPLY_S) as wire:
-            wire.send(request)
-            return wire.read_some().startswith(b"HTTP/1.1 200 ")
+        with socket.create_connection((HOST, port), REPLY_S) as wire:
+            wire.sendall(request)
+            reply = HTTPResponse(wire, method="POST")
+            try:
+                reply.begin()
+                body = reply.read()
+            except HTTPException:
+                return False
+        if reply.status != 200:
+            return False
+        found[:] = EMBEDDING.findall(body)
+        values = [msgspec.json.decode(each) for each in found]
+        vectors = vectors_of(values) if isinstance(values[0], str) else np.array(values, dtype=np.float32)
+        return len(vectors) == inputs and all(np.array_equal(each, material.vector) for each in vectors)
 
-    if not wait_for(is_right, START_S, lambda: process.lives):
-        raise NotInstalled(f"no right answer within {START_S:.0f} s: {process.log_tail()[-500:]}")
+    lives = processes[0] if processes else None
+    if not wait_for(is_right, START_S, lambda: lives is None or lives.lives):
+        said = lives.log_tail()[-500:] if lives is not None else ""
+        raise NotInstalled(f"no right answer within {START_S:.0f} s: {said}")
+    return b"".join(each + b"\n" for each in found)

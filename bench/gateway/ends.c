@@ -1,8 +1,8 @@
 /* Both ends of a gateway under measurement, in one thread: those who ask, and the cheap node that answers.
  *
- *   ends PORT|PATH VECTOR MODELS REPLY
+ *   ends PORT|PATH[,PORT|PATH ...] VECTOR MODELS REPLY
  *
- * The node listens at PORT or PATH. It speaks the compact form of the node protocol (docs/reference/node-protocol.md):
+ * The node listens at each PORT or PATH, as if there were several nodes. It speaks the compact form of the node protocol (docs/reference/node-protocol.md):
  * the vector in the file VECTOR (little-endian float32), once for each input that was asked for, and the tokens that
  * the gateway counted. What is not in that form gets the file REPLY, a whole HTTP response; a GET gets MODELS.
  *
@@ -40,7 +40,8 @@
 #define COMPACT_BYTES_MAX (8 * 1024 * 1024) /* of one that the node writes: two thousand vectors */
 #define FILE_BYTES_MAX (16 * 1024 * 1024)
 #define LINES_MAX 64
-#define QUESTIONS_MAX 4096
+#define QUESTIONS_MAX 8192
+#define NODES_MAX 16
 #define TIMES_MAX (8 * 1024 * 1024)
 #define SPECIALS 2  /* tokens that the model adds to each input */
 #define LATE_S 30.0 /* after the end: what is unanswered by then is broken */
@@ -54,7 +55,7 @@ struct connection {
 };
 
 static struct connection asking[CONNECTIONS_MAX];
-static int idle[CONNECTIONS_MAX], idles, poller, listener, tcp;
+static int idle[CONNECTIONS_MAX], idles, poller, listeners[NODES_MAX], nodes;
 static struct sockaddr_in gateway = {.sin_family = AF_INET};
 static char *questions[QUESTIONS_MAX], *expected[LINES_MAX], body[MESSAGE_BYTES_MAX];
 static size_t question_bytes[QUESTIONS_MAX], count, turn, lines;
@@ -239,26 +240,28 @@ static void hear_question(struct connection *c) {
     else say(c->fd, compact, answer((unsigned char *)lengths + 8, (unsigned char *)body + bytes));
 }
 
-static void accept_one(void) {
+static void accept_one(int listener) {
     int one = 1;
     struct connection *c = calloc(1, sizeof *c);
     c->fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
     c->data = malloc(MESSAGE_BYTES_MAX);
-    if (tcp) setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* a Unix socket refuses it, and needs it not */
     watch(c, EPOLL_CTL_ADD, EPOLLIN);
 }
 
 static void listen_at(const char *where) {
-    int one = 1;
-    tcp = atoi(where);
+    int one = 1, tcp = atoi(where);
     struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(tcp), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct sockaddr_un there = {.sun_family = AF_UNIX};
     strncpy(there.sun_path, where, sizeof there.sun_path - 1);
-    listener = socket(tcp ? AF_INET : AF_UNIX, SOCK_STREAM, 0);
+    int listener = socket(tcp ? AF_INET : AF_UNIX, SOCK_STREAM, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (tcp ? bind(listener, (struct sockaddr *)&here, sizeof here) : bind(listener, (struct sockaddr *)&there, sizeof there))
         die("bind");
-    if (listen(listener, 1024)) die("listen");
+    if (listen(listener, 1024) || nodes == NODES_MAX) die("listen");
+    listeners[nodes] = listener;
+    struct epoll_event accepts = {.events = EPOLLIN, .data.ptr = &listeners[nodes++]};
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, listener, &accepts)) die("epoll_ctl");
 }
 
 /* -- both */
@@ -269,7 +272,7 @@ static int turn_once(int wait_ms) {
     for (int i = 0; i < n; i++) {
         struct connection *c = events[i].data.ptr;
         if (c == NULL) input = 1;
-        else if (c == (void *)&listener) accept_one();
+        else if ((int *)c >= listeners && (int *)c < listeners + NODES_MAX) accept_one(*(int *)c);
         else if (!c->asks) hear_question(c);
         else {
             if (events[i].events & EPOLLOUT) send_rest(c);
@@ -326,15 +329,15 @@ static void load(int port, int connections, double warm, double seconds, double 
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) return fprintf(stderr, "ends PORT|PATH VECTOR MODELS REPLY\n"), 2;
+    if (argc != 5) return fprintf(stderr, "ends PORT|PATH[,PORT|PATH ...] VECTOR MODELS REPLY\n"), 2;
     vector = read_file(argv[2], &vector_bytes);
     models = read_file(argv[3], &models_bytes);
     reply = read_file(argv[4], &reply_bytes);
     times = malloc(TIMES_MAX * sizeof *times);
     poller = epoll_create1(0);
-    listen_at(argv[1]);
-    struct epoll_event accepts = {.events = EPOLLIN, .data.ptr = &listener}, told = {.events = EPOLLIN, .data.ptr = NULL};
-    if (epoll_ctl(poller, EPOLL_CTL_ADD, listener, &accepts) || epoll_ctl(poller, EPOLL_CTL_ADD, 0, &told)) die("epoll_ctl");
+    for (char *where = strtok(argv[1], ","); where; where = strtok(NULL, ",")) listen_at(where);
+    struct epoll_event told = {.events = EPOLLIN, .data.ptr = NULL};
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, 0, &told)) die("epoll_ctl");
     for (;;) {
         int port, connections;
         double warm, seconds, rate;

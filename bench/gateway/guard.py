@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import msgspec
 
-from bench.gateway.contenders import started
+from bench.gateway.contenders import Setup, started
 from bench.gateway.material import made_material
 from bench.rig.command import bench, track
 
@@ -34,7 +34,7 @@ def measure(rounds: int = 5) -> Figures:
     """All stages, in turns."""
     least: dict[str, float] = {}
     with made_material() as material, ExitStack() as stack:
-        stages = {name: stack.enter_context(started(name, material)) for name in (BASE, *TIMES_MAX)}
+        stages = {name: stack.enter_context(started(Setup(name), material)) for name in (BASE, *TIMES_MAX)}
         for name, stage in track([*stages.items()] * rounds, "measuring"):
             found = stage.load(SECONDS)
             if found.load.bad or not found.load.right:

@@ -1,15 +1,14 @@
-"""A whole gateway in this process, with a cheap node in a thread, and callers that ask all at once.
+"""A whole gateway in this process, in front of a cheap node, with callers that ask all at once.
 
-The gateway is put together as `embedmesh gateway` does it, over a real store and real sockets. Its event loop runs on
-the caller's thread, so that a tracer of that thread sees the gateway and nothing else.
+The gateway is put together as `embedmesh gateway` does it, over a real store and real sockets. Callers and node are on
+its own event loop, and stand still while it works: it does the same from run to run, however busy the machine is.
 """
 
 import asyncio
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -19,20 +18,18 @@ import msgspec
 import numpy as np
 
 from bench.gateway import ours
-from bench.gateway.node import CheapNode, serve
+from bench.gateway.still_node import StillNode
+from bench.gateway.still_time import StillLoop, still_clock
 from bench.rig.command import model_folder
 from bench.rig.heads import SDK_HEADERS
 from bench.rig.http import MODEL, Reply, Wire, http_request
-from bench.rig.processes import HOST, wait_for
+from bench.rig.processes import HOST
 from embedmesh.gateway import build as building
 from embedmesh.gateway.build import Gateway
 from embedmesh.gateway.main import stop
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
 from embedmesh.provision.bootstrap import bootstrap, open_books
-from embedmesh.rules.clock import SystemClock
-from embedmesh.rules.embeddings import ServedModel, ServedModels
-from embedmesh.rules.models import Model
 from embedmesh.settings import GatewaySettings, secret_path, store_dsn
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.secrets.secret import load_secret
@@ -49,13 +46,15 @@ VARIANTS: dict[Variant, str] = {
 }
 SEVERAL = 16
 BURST = 32  # requests at once, each on a connection of its own
-REQUESTS = 128  # different ones
-LOOK_S = 0.001
-NODE_S = SETTLED_S = REPLY_S = 20.0  # milliseconds, and some more under a tracer
+DIFFERENT_BURSTS = 4  # then they come again
+REQUESTS = DIFFERENT_BURSTS * BURST
+RATE = 1_000.0  # requests a second, as time goes for the gateway
+LOOK_S = 0.001  # of real time, in which whatever is under way comes
+NODE_S = 0.002  # what the node takes, whatever it was asked
+SETTLED_S = REPLY_S = 20.0  # milliseconds, and some more under a tracer
 VISITS = ("Prober.run", "Canaries.run")  # nodes are asked for requests' sake alone
 PLENTY = 10**9  # a minute: a limit that is counted and never reached
 SEED = 15
-TRACED = 1_000  # times: more than a tracer of every bytecode slows, so that no load of the machine changes the way
 WORDS = (
     "the a library keeps copies of papers that people wrote about how small rivers change when cities grow along their "
     "banks and what farmers do with water in dry years some of it was measured by hand before there were instruments "
@@ -71,45 +70,46 @@ def texts(count: int) -> list[str]:
     return [" ".join(dice.choices(words, k=WORDS_A_TEXT)) for _ in range(count)]
 
 
-class SlowClock(SystemClock):
-    """Time as it would pass without a tracer: with one a node seems slow, and then is asked for several at once."""
-
-    def __init__(self) -> None:
-        self._began_s = time.monotonic()
-
-    def monotonic(self) -> float:
-        return self._began_s + (time.monotonic() - self._began_s) / TRACED
-
-
 class InProcess:
     """A running gateway. `ask` has BURST callers ask at once, and returns when all were answered and charged."""
 
-    def __init__(self, gateway: Gateway, port: int, requests: Sequence[bytes], inputs: int) -> None:
+    def __init__(self, gateway: Gateway, node: StillNode, port: int, requests: Sequence[bytes], inputs: int) -> None:
         self.gateway = gateway
         self.background = {_name(each) for each in gateway.background}
+        self._node = node
         self._requests = requests
         self._inputs = inputs
         self._turn = 0
         self._wires = [Wire((HOST, port), REPLY_S) for _ in range(BURST)]
 
-    async def ask(self, count: int = BURST) -> None:
-        """`count` requests. Raises RuntimeError for an answer that is not right, or was not charged."""
-        stats = self.gateway.store.stats
-        charged = stats.captured + count
-        replies: list[Reply] = []
+    async def ask(self, steps: Callable[[], int]) -> None:
+        """BURST requests. `steps` is how often the loop has done something for the gateway so far.
+
+        Raises RuntimeError for an answer that is not right, or was not charged.
+        """
+        loop, store = asyncio.get_running_loop(), self.gateway.store
+        assert isinstance(loop, StillLoop)
+        charged, ends_s = store.stats.captured + BURST, loop.time() + BURST / RATE
         asked = []
-        for wire in self._wires[:count]:  # all are there before the loop looks again
+        for wire in self._wires:  # all are there before the loop looks again
             asked.append((wire, wire.send(self._requests[self._turn % len(self._requests)])))
             self._turn += 1
-        reader = threading.Thread(target=lambda: replies.extend(wire.receive(until) for wire, until in asked))
-        reader.start()
         until_s = time.monotonic() + SETTLED_S
-        while (reader.is_alive() or stats.captured < charged) and time.monotonic() < until_s:
-            await asyncio.sleep(LOOK_S)
-        await self.gateway.store.drain()
-        right = sum(map(self._is_right, replies))
-        if right != count or stats.captured != charged:
-            raise RuntimeError(f"of {count} answers {right} are right; {charged - stats.captured} were not charged")
+        while (store.stats.captured < charged or loop.time() < ends_s) and time.monotonic() < until_s:
+            await store.drain()
+            before = steps()
+            await loop.pause(LOOK_S)
+            if steps() != before:
+                continue  # it has something to do yet
+            if self._node.is_asked():
+                loop.passes(NODE_S)
+                self._node.answer()
+            else:
+                loop.passes(loop.next_timer_s(NODE_S))
+        right = sum(self._is_right(wire.receive(until)) for wire, until in asked)
+        if right != BURST or store.stats.captured != charged:
+            missing = charged - store.stats.captured
+            raise RuntimeError(f"of {BURST} answers {right} are right; {missing} were not charged")
 
     def _is_right(self, reply: Reply) -> bool:
         return reply.status == 200 and len(reply.json()["data"]) == self._inputs
@@ -122,10 +122,12 @@ class InProcess:
 
 @asynccontextmanager
 async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[InProcess]:
-    """Started, and its node known as ready. `dsn`: of a new database, for `postgres`. Raises CannotRun."""
+    """Started on a StillLoop, its node known as ready. `dsn`: of a new database, for `postgres`. Raises CannotRun."""
     model_folder()
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, StillLoop)
     with tempfile.TemporaryDirectory(prefix="embedmesh-cost-") as name, ExitStack() as stack:
-        folder, clock = Path(name), SlowClock()
+        folder, clock = Path(name), stack.enter_context(still_clock(loop))
         path = folder / "node.sock"
         settings = GatewaySettings(data_dir=folder / "data", port=0, store=dsn or "", nodes=(f"unix:{path}",))
         models = load_models(None)
@@ -133,7 +135,10 @@ async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[
         listener = listening_socket(settings)
         port = listener.getsockname()[1]
         key = _key(settings, variant, port)
-        stack.enter_context(_node(path, model, signed=variant == "signed"))
+        vector = np.random.default_rng(SEED).standard_normal(model.width)
+        vector /= np.linalg.norm(vector)
+        still = StillNode(path, vector.astype("<f4").tobytes(), signed=variant == "signed")
+        stack.callback(still.close)
         stack.enter_context(_changed(variant))
         secret = partial(load_secret, secret_path(settings.data_dir))
         store = await Store.open(store_dsn(settings), folder=settings.data_dir, clock=clock, secret=secret)
@@ -146,10 +151,12 @@ async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[
         assert node is not None
         gateway.fleet.registry.answered_right(node, [model.id])
         await gateway.app.server.start(listener)
-        made = InProcess(gateway, port, _requests(key, variant), SEVERAL if variant == "inputs" else 1)
+        made = InProcess(gateway, still, port, _requests(key, variant), SEVERAL if variant == "inputs" else 1)
+        loop.stand_still()
         try:
             yield made
         finally:
+            loop.go_on()
             made.close()
             await stop(gateway, running, drain_s=1.0)
 
@@ -208,26 +215,3 @@ def _changed(variant: Variant) -> Iterator[None]:
         yield
     finally:
         vars(building).update(before)
-
-
-@contextmanager
-def _node(path: Path, model: Model, *, signed: bool) -> Iterator[None]:
-    """In a thread, until the process ends."""
-    vector = np.random.default_rng(SEED).standard_normal(model.width)
-    served = ServedModels([ServedModel(model.id, model.width, model.max_tokens, model.digest, model.tier)])
-    node = CheapNode((vector / np.linalg.norm(vector)).astype("<f4").tobytes(), msgspec.json.encode(served))
-    loop = asyncio.new_event_loop()
-    serving = loop.create_task(serve(str(path), node, signed))
-
-    def run() -> None:
-        with closing(loop), suppress(asyncio.CancelledError):
-            loop.run_until_complete(serving)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        assert wait_for(path.exists, NODE_S)
-        yield
-    finally:
-        loop.call_soon_threadsafe(serving.cancel)
-        thread.join()

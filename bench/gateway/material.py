@@ -2,7 +2,7 @@
 
 import base64
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from bench.rig.corpus import corpus
+from bench.rig.heads import SDK_HEADERS
 from bench.rig.http import MODEL, http_request
 from bench.rig.install import HOME, run_step
 from embedmesh.catalogue import load_catalogue
@@ -17,6 +18,7 @@ from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.embeddings import ServedModel, ServedModels
 
 TEXTS = 512  # different ones: what a gateway remembers of words may help it, what it remembers of texts may not
+REQUESTS_A_KEY = 4  # of many keys
 SEED = 6
 
 
@@ -37,7 +39,7 @@ def made_material() -> Iterator["Material"]:
 
 
 class Material:
-    """Files in `folder`. `expected` has one vector a line, as it stands in a reply: base64 between its quotes."""
+    """Files in `folder`, and what they are made of."""
 
     def __init__(self, folder: Path, program: Path) -> None:
         """`program` is `ends`."""
@@ -52,25 +54,36 @@ class Material:
         offer = ServedModel(model.id, model.width, model.max_tokens, model.digest, model.tier)
         (folder / "models").write_bytes(_response(msgspec.json.encode(ServedModels([offer]))))
 
-    def reply(self, inputs: int) -> Path:
-        """The reply of an OpenAI-compatible server, with base64: for peers."""
-        data = [{"object": "embedding", "index": at, "embedding": self.base64} for at in range(inputs)]
+    def reply(self, inputs: int, *, floats: bool = False) -> Path:
+        """The reply of an OpenAI-compatible server: for peers."""
+        embedding = self.vector.tolist() if floats else self.base64
+        data = [{"object": "embedding", "index": at, "embedding": embedding} for at in range(inputs)]
         usage = {"prompt_tokens": 28 * inputs, "total_tokens": 28 * inputs}
         body = {"object": "list", "data": data, "model": MODEL, "usage": usage}
-        return self._file(f"reply-{inputs}", _response(msgspec.json.encode(body)))
+        return self._file(f"reply-{inputs}-{floats}", _response(msgspec.json.encode(body)))
 
-    def requests(self, name: str, inputs: int, key: str | None, headers: Mapping[str, str] | None = None) -> Path:
-        """TEXTS requests of `inputs` texts each, for the gateway of that name."""
+    def requests(
+        self,
+        folder: Path,
+        inputs: int,
+        keys: Sequence[str | None],
+        headers: Mapping[str, str],
+        *,
+        floats: bool = False,
+    ) -> Path:
+        """Requests of `inputs` texts each, as an SDK sends them: TEXTS different ones, or some for each key."""
+        count = max(TEXTS, len(keys) * REQUESTS_A_KEY)
+        encoding = "float" if floats else "base64"
         requests = []
-        for at in range(TEXTS):
-            several = [self.texts[(at * inputs + each) % TEXTS] for each in range(inputs)]
-            body = {"model": MODEL, "input": several if inputs > 1 else several[0], "encoding_format": "base64"}
-            requests.append(http_request("POST", "/v1/embeddings", msgspec.json.encode(body), key=key, headers=headers))
-        return self._file(f"requests-{name}-{inputs}", b"".join(each + b"\0" for each in requests))
-
-    def expected(self, inputs: int) -> Path:
-        """Every vector in full, so of the right width, and as many as there are inputs."""
-        return self._file(f"expected-{inputs}", "".join(f'"{self.base64}"\n' for _ in range(inputs)).encode())
+        for at in range(count):
+            several = [self.texts[(at * inputs + each + at // TEXTS) % TEXTS] for each in range(inputs)]
+            body = {"input": several if inputs > 1 else several[0], "model": MODEL, "encoding_format": encoding}
+            head = {**SDK_HEADERS, **headers}
+            encoded = msgspec.json.encode(body)
+            requests.append(http_request("POST", "/v1/embeddings", encoded, key=keys[at % len(keys)], headers=head))
+        path = folder / "requests"
+        path.write_bytes(b"".join(each + b"\0" for each in requests))
+        return path
 
     def _file(self, name: str, data: bytes) -> Path:
         path = self.folder / name

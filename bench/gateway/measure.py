@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -43,7 +44,7 @@ class Measured(msgspec.Struct):
     """One run against one program."""
 
     load: EndsReport
-    cpu_us: float  # of all its processes, per right answer
+    cpu_us: float  # of all its processes, per right answer; infinite where there was none
     rss_mb: float
 
 
@@ -77,14 +78,16 @@ class Ends:
         used, took = cpu_s(family) - before, time.monotonic() - begun
         resident_mb = rss_mb(family)
         load = msgspec.json.decode(self._process.stdout.readline(), type=EndsReport)
-        return Measured(load, used / took * load.seconds / max(1, load.right) * 1e6, resident_mb)
+        cpu_us = used / took * load.seconds / load.right * 1e6 if load.right else inf
+        return Measured(load, cpu_us, resident_mb)
 
 
 @contextmanager
-def ends(node: int | Path, material: Material, inputs: int = 1) -> Iterator[Ends]:
-    """Started, with its node at a port or a path; peers are answered with `inputs` vectors."""
-    files = (material.folder / "vector", material.folder / "models", material.reply(inputs))
-    command = ["taskset", "--cpu-list", str(OTHER_CORE), str(material.program), str(node), *map(str, files)]
+def ends(nodes: Sequence[int | Path], material: Material, inputs: int = 1, *, floats: bool = False) -> Iterator[Ends]:
+    """Started, with nodes at these ports or paths; peers are answered with `inputs` vectors."""
+    files = (material.folder / "vector", material.folder / "models", material.reply(inputs, floats=floats))
+    places = ",".join(map(str, nodes))
+    command = ["taskset", "--cpu-list", str(OTHER_CORE), str(material.program), places, *map(str, files)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield Ends(process)
         process.kill()

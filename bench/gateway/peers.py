@@ -1,7 +1,8 @@
 """The other gateways, each in front of the same cheap node: how to install, start and call them.
 
-None counts tokens or holds money here: nginx and vllm-router cannot, LiteLLM runs without its database and checks its
-one key, and Portkey takes its settings from the request.
+None counts tokens or holds money here: nginx and the routers cannot, LiteLLM runs without its database and checks its
+one key, and Portkey takes its settings from the request. Bifrost and GoModel are not here: no registry of packages has
+their programs (the package of the one fetches its program from elsewhere).
 """
 
 import shutil
@@ -35,20 +36,27 @@ class Started(NamedTuple):
     key: str | None = None
 
 
-def nginx(folder: Path, node: int) -> Started:
-    """One worker, connections to the node kept."""
+def nginx(folder: Path, nodes: Sequence[int]) -> Started:
+    """One worker, connections to the nodes kept."""
     port = free_port()
-    return Started(port, install.nginx("", [node], folder, port))
+    return Started(port, install.nginx("", nodes, folder, port))
 
 
-def vllm_router(folder: Path, node: int) -> Started:
-    """With one thread for its work, on one core as all others."""
+def vllm_router(folder: Path, nodes: Sequence[int]) -> Started:
+    """On one core as all others."""
     port = free_port()
-    return Started(port, python_router("vllm-router", "round_robin", [node], port))
+    return Started(port, python_router("vllm-router", "round_robin", nodes, port))
 
 
-def litellm(folder: Path, node: int) -> Started:
+def sglang_router(folder: Path, nodes: Sequence[int]) -> Started:
+    """Its successor, also for other engines."""
+    port = free_port()
+    return Started(port, python_router("sglang-router", "round_robin", nodes, port))
+
+
+def litellm(folder: Path, nodes: Sequence[int]) -> Started:
     """One worker, no database, one key."""
+    (node,) = nodes
     python = install.install("litellm")
     port, config = free_port(), folder / "litellm.yaml"
     config.write_text(LITELLM.format(model=MODEL, host=HOST, node=node))
@@ -58,8 +66,9 @@ def litellm(folder: Path, node: int) -> Started:
     return Started(port, [program, *options], environment=offline, key=KEY)
 
 
-def portkey(folder: Path, node: int) -> Started:
+def portkey(folder: Path, nodes: Sequence[int]) -> Started:
     """Without its console."""
+    (node,) = nodes
     system_program("npm")
     lock = LOCKS / "portkey" / "package-lock.json"
     stamp = PORTKEY / lock.name
@@ -75,5 +84,11 @@ def portkey(folder: Path, node: int) -> Started:
     return Started(port, ["node", str(program), f"--port={port}", "--headless"], headers, environment, KEY)
 
 
-PEERS = {"nginx": nginx, "vllm-router": vllm_router, "LiteLLM": litellm, "Portkey": portkey}
+PEERS = {
+    "nginx": nginx,
+    "vllm-router": vllm_router,
+    "sglang-router": sglang_router,
+    "LiteLLM": litellm,
+    "Portkey": portkey,
+}
 """By the name that is shown."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from bench.gateway.contenders import Measurable, started
+from bench.gateway.contenders import Measurable, Setup, started
 from bench.gateway.material import made_material
 from bench.gateway.measure import OTHER_CORE
 from bench.hostile.attacks import ATTACKS
@@ -100,7 +100,7 @@ def measure(kinds: Sequence[str], seconds: float = 8.0, seed: int = 1) -> Figure
     check_names(kinds, KINDS)
     kinds = kinds or KINDS
     os.environ["ENDS_NAP_MS"] = "1"
-    with made_material() as material, started("hold", material) as gateway:
+    with made_material() as material, started(Setup("hold"), material) as gateway:
         data_dir = gateway.folder / "data"
         operator = AdminClient(gateway.port, bootstrap(data_dir, f"http://{HOST}:{gateway.port}/v1"))
         run = _Run(gateway, operator, operator.attackers(), seconds, seed)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from bench.lives.disk import Thread
-from bench.lives.journal import Attempt, DeliveryNote, Errand, Journal, Taken
+from bench.lives.journal import Attempt, DeliveryNote, Errand, Journal, SlotNote, Taken
 from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from embedmesh.fleet.registry import Registry
@@ -27,6 +27,7 @@ from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.ports import Caller, RateLimit
 from embedmesh.rules.shares import Shares
 from embedmesh.storage.cached.rate_limits import LeasedRateLimits
+from embedmesh.storage.cached.slots import LeasedSlots
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.sqlite.commit import FSYNC_FAILED
 from embedmesh.storage.store import Store
@@ -116,6 +117,35 @@ class Metered:
 
     def left(self, caller: Caller) -> tuple[RateLimit, ...]:
         return self._real.left(caller)
+
+
+class Slotted:
+    """The real slots; who has them when is written down. Implements the port `Slots`."""
+
+    def __init__(self, real: LeasedSlots, gateway: str, loop: Loop, journal: Journal) -> None:
+        self._real = real
+        self._gateway = gateway
+        self._loop = loop
+        self._journal = journal
+
+    def take_now(self, caller: Caller, until_ms: int) -> bool:
+        took = self._real.take_now(caller, until_ms)
+        if took:
+            self._note(caller, 1)
+            self._journal.seen["slots found at once"] += 1
+        return took
+
+    async def take(self, caller: Caller, until_ms: int) -> None:
+        await self._real.take(caller, until_ms)
+        self._note(caller, 1)
+
+    def give_back(self, caller: Caller) -> None:
+        self._real.give_back(caller)
+        self._note(caller, -1)
+
+    def _note(self, caller: Caller, change: int) -> None:
+        for each in caller.slots:
+            self._journal.slots.append(SlotNote(self._loop.now, each.place_id, self._gateway, change, each.limit))
 
 
 class Gateway:
@@ -227,6 +257,7 @@ class Gateway:
         return World(
             keys=store.keys,
             rate_limits=Metered(store.rate_limits, self._clock, self._journal),
+            slots=Slotted(store.slots, self.name, self._loop, self._journal),
             prices=store.prices,
             catalogue=CATALOGUE,
             tokenizers={model: LetterTokenizer() for model in MODELS},

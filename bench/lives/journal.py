@@ -57,6 +57,16 @@ class Taken(NamedTuple):
     limit: int
 
 
+class SlotNote(NamedTuple):
+    """A request of a key has begun at a gateway, or is over there."""
+
+    at: float
+    place_id: str
+    gateway: str
+    change: int
+    limit: int
+
+
 class Journal:
     """Everything that was seen, and a trace of it for people."""
 
@@ -65,6 +75,7 @@ class Journal:
         self.deliveries: list[DeliveryNote] = []
         self.attempts: list[Attempt] = []
         self.taken: list[Taken] = []
+        self.slots: list[SlotNote] = []
         self.credited: Counter[str] = Counter()  # by account, in the operator's books
         self.refunded: Counter[str] = Counter()
         self.prices: list[int] = []

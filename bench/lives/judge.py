@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import orjson
 
-from bench.lives.journal import Attempt, DeliveryNote, Journal
+from bench.lives.journal import Attempt, DeliveryNote, Journal, SlotNote
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
 from embedmesh.rules.limits import UNREAD_S
@@ -221,19 +221,18 @@ class Judge:
                 yield f"{key_id} had {amount} {what} in minute {minute}, of {limit}"
 
     def _at_once(self) -> Iterator[str]:
-        for key_id, key in self._keys.items():
-            if (most := key.limits.concurrency) is None:
-                continue
-            changes = []
-            for hold in self._holds.values():
-                if hold[1] == key_id and hold[7] is not None:
-                    changes += [(hold[6], 1), (hold[7], -1)]
-            now = 0
-            for at, change in sorted(changes):
-                now += change
-                if now > most:
-                    yield f"{key_id} had {now} requests under way at {at - self._start_ms} ms, of {most}"
-                    break
+        """Over all gateways; what a gateway had under way ends when it dies."""
+        now: dict[str, Counter[str]] = defaultdict(Counter)  # by place and gateway
+        died = self._journal.died
+        deaths = [SlotNote(at, "", gateway, 0, 0) for gateway, at in died.items()]
+        for at, place_id, gateway, change, limit in sorted([*self._journal.slots, *deaths], key=lambda note: note.at):
+            if not change:
+                for each in now.values():
+                    each.pop(gateway, None)
+            elif at <= died.get(gateway, at):
+                now[place_id][gateway] += change
+                if change > 0 and (has := now[place_id].total()) > limit:
+                    yield f"{place_id} had {has} requests under way at {at:.6f}, of {limit}"
 
     def _budgets(self) -> Iterator[str]:
         ask = "SELECT key_id, day, sum(cost) FROM usage_days GROUP BY key_id, day"

@@ -14,7 +14,7 @@ import msgspec
 from rich.progress import Progress
 
 from bench.fault.load import MAX_TOKENS, made_pool
-from bench.gateway.contenders import started
+from bench.gateway.contenders import Setup, started
 from bench.gateway.material import made_material
 from bench.rig import fleet
 from bench.rig.command import bench, check_names, model_folder, progress, run_async
@@ -48,7 +48,7 @@ def measure(parts: Sequence[str], seconds: float = 60.0, requests: int = 1_000_0
         if "overload" in parts:
             found["overload"] = run_async(_overload(seconds, bar))
         if "stalled" in parts or "soak" in parts:
-            with made_material() as material, started("hold", material) as gateway:
+            with made_material() as material, started(Setup("hold"), material) as gateway:
                 if "stalled" in parts:
                     found["stalled"] = stalled(gateway, bar)
                 if "soak" in parts:

@@ -18,7 +18,7 @@ import msgspec
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.key_limits import in_words
 from embedmesh.engine.folder import digest
-from embedmesh.process import beyond_loopback
+from embedmesh.process import beyond_loopback, is_profiled
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
@@ -44,9 +44,10 @@ class HealthCheck(msgspec.Struct, frozen=True):
     todo: str = ""
 
 
-def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> HealthCheck:
-    """PYTHON_MIN is the oldest that we are tested with."""
-    found = ".".join(map(str, version))
+def check_python(version: tuple[int, ...] = sys.version_info[:3], *, profiled: bool | None = None) -> HealthCheck:
+    """PYTHON_MIN is the oldest that we are tested with. Without a profile (PGO) it works as well, only slower."""
+    profiled = is_profiled() if profiled is None else profiled
+    found = ".".join(map(str, version)) + (" with PGO" if profiled else " without PGO: a request costs a fifth more")
     if version < PYTHON_MIN:
         return HealthCheck("python", "fail", found, "Install Python 3.11 or newer and make a new environment.")
     return HealthCheck("python", "ok", found)

@@ -120,7 +120,9 @@ class BatchQueue:
             self._end(call, failure)
 
     def _run_next(self) -> None:
-        plan = next_batch([call.rows for call in self._queue], last_was_bulk=self._last_was_bulk)
+        plan = None
+        if self._queue:
+            plan = next_batch([call.rows for call in self._queue], last_was_bulk=self._last_was_bulk)
         self._running = plan is not None
         if plan is not None:
             picked = self._take(plan)
@@ -171,7 +173,14 @@ class BatchQueue:
 
     def _take(self, plan: Plan) -> list[tuple[EmbedCall, int]]:
         """Take a batch's rows out of the queue; a call with more rows keeps its position."""
+        self._last_was_bulk = plan.bulk
         picked = [(self._queue[call], at) for call, at in plan.picks]
+        if len(picked) == len(picked[0][0].rows.rows) == 1:  # all of a call of one row
+            call, at = picked[0]
+            self.waiting_tokens -= call.rows.tokens
+            call.rows.remove({at})
+            self._queue.remove(call)
+            return picked
         taken: dict[EmbedCall, set[int]] = {}
         for call, at in picked:
             taken.setdefault(call, set()).add(at)
@@ -180,5 +189,4 @@ class BatchQueue:
             call.rows.remove(indexes)
             self.waiting_tokens += call.rows.tokens
         self._queue = [call for call in self._queue if call.rows.rows]
-        self._last_was_bulk = plan.bulk
         return picked

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
 from embedmesh.engine import int8
 from embedmesh.engine.folder import Folder
@@ -32,6 +33,8 @@ class CompiledModel:
         if tier == "int8":
             int8.insert(graph, int8.read(folder.path), folder.path.name)
         self._request = compile_graph(graph, threads, tier).create_infer_request()
+        self._bound: _Bound | None = None
+        self._width = folder.width
         self._tokens_since_release = 0
         self._shapes: set[tuple[int, int]] = set()
         self.run([[0]], rows=1, length=4)
@@ -40,14 +43,18 @@ class CompiledModel:
 
     def run(self, sequences: Sequence[Sequence[int]], rows: int, length: int) -> npt.NDArray[np.float32]:
         """Vectors [len(sequences), width] of token ids, special tokens included. The model sees `rows` x `length`."""
+        bound = self._bound
+        if bound is None or bound.shape != (rows, length):
+            bound = self._bound = _Bound(rows, length, self._width)
+            for at, tensor in enumerate(bound.inputs):
+                self._request.set_input_tensor(at, tensor)
+            self._request.set_output_tensor(0, bound.output)
         # Out of memory, OpenVINO may return at once and leave the last batch's vectors where these should be.
-        self._request.get_output_tensor(0).data.fill(np.nan)
-        self._request.infer(pad(sequences, rows, length), share_inputs=True)
+        bound.vectors.fill(np.nan)
+        _write(bound.ids, bound.mask, sequences)
+        self._request.infer(share_outputs=True, decode_strings=False)
         self._release_pages(rows, length)
-        output: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
-        if len(output) != rows:
-            raise RuntimeError("the batch did not run")
-        return output[: len(sequences)].copy()
+        return bound.vectors[: len(sequences)].copy()
 
     def _release_pages(self, rows: int, length: int) -> None:
         """Give pages of the weights file back now and then: it is 90 MB, and little of it is in use at one time.
@@ -62,12 +69,30 @@ class CompiledModel:
             self._weights.release_pages()
 
 
+class _Bound:
+    """Arrays of one shape that the graph reads and writes in place: to pass new ones costs a tenth of a millisecond."""
+
+    def __init__(self, rows: int, length: int, width: int) -> None:
+        self.shape = rows, length
+        self.ids = np.zeros((rows, length), np.int32)
+        self.mask = np.zeros((rows, length), np.float32)
+        self.vectors = np.empty((rows, width), np.float32)
+        self.inputs = [ov.Tensor(array, shared_memory=True) for array in (self.ids, self.mask)]
+        self.output = ov.Tensor(self.vectors, shared_memory=True)
+
+
 def pad(sequences: Sequence[Sequence[int]], rows: int, length: int) -> list[npt.NDArray[Any]]:
     """What a graph takes, both [rows, length]: ids (int32), and the mask (float32) that is 1 for tokens."""
-    ids = np.zeros((rows, length), np.int32)
-    mask = np.zeros((rows, length), np.float32)
-    mask[len(sequences) :, 0] = 1.0  # a padding row has one token, so that its mean is a number
+    ids, mask = np.empty((rows, length), np.int32), np.empty((rows, length), np.float32)
+    _write(ids, mask, sequences)
+    return [ids, mask]
+
+
+def _write(ids: npt.NDArray[np.int32], mask: npt.NDArray[np.float32], sequences: Sequence[Sequence[int]]) -> None:
+    ids.fill(0)
+    mask.fill(0.0)
+    if len(sequences) < len(mask):
+        mask[len(sequences) :, 0] = 1.0  # a padding row has one token, so that its mean is a number
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1.0
-    return [ids, mask]

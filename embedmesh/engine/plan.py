@@ -37,8 +37,10 @@ class CallRows:
 
     def __init__(self, lengths: Sequence[int]) -> None:
         """`lengths` are tokens of each input, special tokens included."""
-        self.rows = sorted((Row(pad_length(n), at) for at, n in enumerate(lengths)), reverse=True)
-        self.tokens = sum(row.length for row in self.rows)
+        self.rows = [Row(pad_length(n), at) for at, n in enumerate(lengths)]
+        if len(self.rows) > 1:
+            self.rows.sort(reverse=True)
+        self.tokens = sum([row.length for row in self.rows])
         self.is_bulk = self.tokens > BATCH_TOKENS_MAX  # for good: a tail that became small would go before queries
 
     def remove(self, indexes: set[int]) -> None:
@@ -96,8 +98,10 @@ def _plan(queue: Sequence[CallRows], leader: int, others: Iterable[int], *, bulk
 
 def pad_length(tokens: int) -> int:
     """Tokens of a row once padded: in steps of about an eighth, so that lengths stay few and padding small."""
-    step = next((step for up_to, step in LENGTH_STEPS if tokens <= up_to), LENGTH_STEP_ABOVE)
-    return -(-tokens // step) * step
+    for up_to, step in LENGTH_STEPS:
+        if tokens <= up_to:
+            return -(-tokens // step) * step
+    return -(-tokens // LENGTH_STEP_ABOVE) * LENGTH_STEP_ABOVE
 
 
 def _rows_max(length: int) -> int:

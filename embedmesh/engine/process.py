@@ -26,6 +26,7 @@ from embedmesh.rules.errors import SetupError
 # One malloc arena: the worker has one thread that allocates from Python; more arenas only keep freed memory.
 WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
 WORKER_END_S = 2.0  # a killed process is gone in milliseconds, unless a disk hangs or it gets no CPU
+TIMER_SLACK_S = 0.002  # a loop's clock stands still within a turn, and its timers count in milliseconds
 END_LOOK_S = 0.5  # at most, between two looks whether it is gone
 
 
@@ -69,7 +70,8 @@ class WorkerProcess:
         self._socket = AnswerSocket(self._heard, self._lost)
         self._look: Look | None = None
         self._done: Done | None = None  # while it owes an answer
-        self._timer: asyncio.TimerHandle | None = None
+        self._begun = 0.0  # on the loop's clock: the message that it owes an answer to
+        self._timer: asyncio.TimerHandle | None = None  # kept over batches: most are done before it fires
         self._telling: asyncio.Task[None] | None = None  # how it ended
         self._wrong = ""  # what it said unasked
         self._killed_for_memory = kernel.killed_for_memory()
@@ -140,10 +142,17 @@ class WorkerProcess:
         elif not self._socket.write(frames.encode(message)):
             self._lost()
         else:
-            self._timer = self._loop.call_later(WATCH_LOOK_S, self._look_at_it)
+            self._begun = self._loop.time()
+            if self._timer is None:
+                self._timer = self._loop.call_later(WATCH_LOOK_S, self._look_at_it)
 
     def _look_at_it(self) -> None:
+        self._timer = None
         if self._look is None:
+            return
+        young_s = self._begun + WATCH_LOOK_S - self._loop.time()
+        if young_s > TIMER_SLACK_S:
+            self._timer = self._loop.call_later(young_s, self._look_at_it)
             return
         wrong = self._look(self._sample(self.pid))
         if wrong is None:
@@ -164,9 +173,6 @@ class WorkerProcess:
 
     def _end(self, said: FromWorker | WorkerBroke) -> None:
         done, self._look, self._done = self._done, None, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if done is not None:
             done(said)
 
@@ -211,6 +217,7 @@ class AnswerSocket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # of a socket
+        self._transport.set_write_buffer_limits(high=0)  # or a frame would leave only when this turn of the loop ends
 
     def data_received(self, data: bytes) -> None:
         self._chunks.append(data)

@@ -298,21 +298,23 @@ class Supervisor:
             self._expected_s = 0.0
             try:
                 try:
-                    outcome: Rows | WorkerBroke = self._judge(batch, answer, watch, begun, last=last)
+                    vectors = self._judge(batch, answer, last=last)
                 except WorkerBroke as broke:
                     self._worker = None
                     self._bounds.failed(broke, watch)
-                    outcome = broke
-                ended(outcome)
+                    ended(broke)
+                else:
+                    now = self._monotonic()
+                    ended(vectors)  # first: somebody waits for it
+                    if isinstance(answer, Vectors) and len(answer.bad) < len(vectors):
+                        self._note_good(batch, answer, watch, now - begun)
             except Exception as bug:
                 self._bug = bug
                 raise
 
         worker.begin(batch, watch.look, answered)
 
-    def _judge(
-        self, batch: RunBatch, answer: FromWorker | WorkerBroke, watch: LazyWatch, begun: float, *, last: bool
-    ) -> Rows:
+    def _judge(self, batch: RunBatch, answer: FromWorker | WorkerBroke, *, last: bool) -> Rows:
         """The vectors of an answer. Raises WorkerBroke where it condemns the process."""
         if isinstance(answer, WorkerBroke):
             raise answer
@@ -321,14 +323,16 @@ class Supervisor:
         vectors = _cut(answer, len(batch.sequences), self._load.width)
         if answer.bad and not last:
             raise WorkerBroke("gave vectors that are not finite")
-        if len(answer.bad) < len(vectors):
-            now, tokens = self._monotonic(), batch.rows * batch.length
-            self._proved_at = now
-            self._starts_in_vain = 0
-            self._bounds.passed((batch.rows, batch.length), answer.cpu_s, watch)
-            if tokens >= SPEED_TOKENS_MIN:
-                self._tokens_per_s = tokens / max(now - begun, 1e-6)
         return vectors
+
+    def _note_good(self, batch: RunBatch, answer: Vectors, watch: LazyWatch, seconds: float) -> None:
+        """A forward pass has succeeded, and how fast."""
+        tokens = batch.rows * batch.length
+        self._proved_at = self._monotonic()
+        self._starts_in_vain = 0
+        self._bounds.passed((batch.rows, batch.length), answer.cpu_s, watch)
+        if tokens >= SPEED_TOKENS_MIN:
+            self._tokens_per_s = tokens / max(seconds, 1e-6)
 
     def _note_failure(self, error: Exception) -> None:
         self._proved_at = float("-inf")

@@ -1,6 +1,8 @@
 """Money set aside for one request, and the promise that it ends once: captured or released."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
@@ -8,7 +10,7 @@ from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
 from embedmesh.rules.money import bill_nanousd
-from embedmesh.rules.ports import Caller, Clock, Ledger
+from embedmesh.rules.ports import Caller, Clock, Ledger, Slots
 from embedmesh.rules.shares import Room
 
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
@@ -29,6 +31,8 @@ class Bill:
     cost = 0  # nano-USD
     tokens = 0
 
+    _give_back: Callable[[], None] | None = None  # the request's slots
+
     def __init__(self, ledger: Ledger, hold: Hold, until: float) -> None:
         """`until` is when the work must be done, on the monotonic clock."""
         self.hold = hold
@@ -44,6 +48,10 @@ class Bill:
         elif self.metered is None:
             self.release()
             raise RuntimeError("an operation returned without saying what it owes")
+
+    def has_slots(self, slots: Slots, caller: Caller) -> None:
+        """The request has taken them: they are given back when the bill ends."""
+        self._give_back = partial(slots.give_back, caller)
 
     def owe(self, *metered: Metered, shares: tuple[Share, ...]) -> None:
         """Say what the request costs: all of it until now. `shares` are the nodes' parts, the largest first.
@@ -76,6 +84,8 @@ class Bill:
         if self.state is not HoldState.OPEN:
             return False
         self.state = HoldState.CAPTURED
+        if self._give_back is not None:
+            self._give_back()
         self._ledger.capture(self.hold, charge, reply)
         return True
 
@@ -83,6 +93,8 @@ class Bill:
         """Nothing of a reply was handed over, or we broke it off."""
         if self.state is HoldState.OPEN:
             self.state = HoldState.RELEASED
+            if self._give_back is not None:
+                self._give_back()
             self._ledger.release(self.hold, HoldEnd.RELEASE)
 
 
@@ -113,6 +125,7 @@ async def set_aside(
     claim: Claim | None = None,
     waiting: Room | None = None,
     *,
+    slots: Slots | None = None,
     request_id: str | None = None,
 ) -> Bill | bytes:
     """Hold `cost` nano-USD until the request and the delivery must be over, under `request_id` or a new id.
@@ -120,28 +133,63 @@ async def set_aside(
     A request without a claim takes them from an open tab of its key, if there is one that covers them.
     A request with an `Idempotency-Key` has a `claim`. If another request had it before, the kept reply to that one is
     returned; one that is still under way is waited for, up to `within_s`, in the room `waiting`. If that one ends
-    without a reply, this request takes its place.
+    without a reply, this request takes its place. Where the key has a limit of requests at one time, one of its `slots`
+    is taken, and given back when the bill ends.
 
     Raises InsufficientQuota, RateLimited, StoreUnavailable, IdempotencyConflict, Overloaded or DeadlineExceeded.
     """
     waiting = waiting or waiters()
+    limited = slots if caller.slots else None
     until = clock.monotonic() + within_s
     while True:
         hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
-        if claim is None and (spent := ledger.spend(hold)) is not None:
-            return Bill(ledger, spent, until)
-        prior = await ledger.hold(hold, claim)
-        if prior is None or claim is None:
-            return Bill(ledger, hold, until)
-        reply = _kept_reply(prior, claim)
+        found = await (_hold(ledger, hold, claim) if limited is None else _place(ledger, hold, claim, limited, caller))
+        if isinstance(found, Hold):
+            bill = Bill(ledger, found, until)
+            if limited is not None:
+                bill.has_slots(limited, caller)
+            return bill
+        assert claim is not None
+        reply = _kept_reply(found, claim)
         if reply is None:
             waiting.take(caller.account_id)
             try:
-                reply = await _reply_of(prior, ledger, hold, claim, until, clock)
+                reply = await _reply_of(found, ledger, hold, claim, until, clock)
             finally:
                 waiting.give_back(caller.account_id)
         if reply is not None:
             return reply
+
+
+async def _hold(ledger: Ledger, hold: Hold, claim: Claim | None) -> Hold | PriorRequest:
+    """Set the money aside: as a part of a tab, or by itself. A prior request has the claim, if one has."""
+    if claim is None and (spent := ledger.spend(hold)) is not None:
+        return spent
+    return await ledger.hold(hold, claim) or hold
+
+
+async def _place(ledger: Ledger, hold: Hold, claim: Claim | None, slots: Slots, caller: Caller) -> Hold | PriorRequest:
+    """Set the money aside and take slots, both or neither. A request that waits for a prior one needs none."""
+    if claim is not None:
+        found = await _hold(ledger, hold, claim)
+        if found is hold:
+            try:
+                await _take(slots, caller, hold)
+            except BaseException:
+                ledger.release(hold, HoldEnd.RELEASE)
+                raise
+        return found
+    await _take(slots, caller, hold)
+    try:
+        return await _hold(ledger, hold, None)
+    except BaseException:
+        slots.give_back(caller)
+        raise
+
+
+async def _take(slots: Slots, caller: Caller, hold: Hold) -> None:
+    if not slots.take_now(caller, hold.deadline_ms):
+        await slots.take(caller, hold.deadline_ms)
 
 
 def _kept_reply(prior: PriorRequest, claim: Claim) -> bytes | None:

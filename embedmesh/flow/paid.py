@@ -133,6 +133,7 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
             world.clock,
             claim,
             world.waiting,
+            slots=world.slots,
             request_id=request.head.request_id,
         )
     except InsufficientQuota:

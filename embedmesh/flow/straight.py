@@ -99,6 +99,11 @@ class StraightEmbeddings:
         now = clock.monotonic()
         bill = Bill(world.ledger, hold, now + REQUEST_MIN_S)
         request = StraightRequest(self, known.head, caller, call, metered, body, bill, to_caller, now)
+        if caller.slots:
+            if not world.slots.take_now(caller, hold.deadline_ms):
+                bill.release()
+                return None
+            bill.has_slots(world.slots, caller)
         if not (self.room.take(caller.account_id, 1) and self._begin(request)):
             bill.release()
             return None

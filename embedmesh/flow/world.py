@@ -12,7 +12,17 @@ from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.forwarding import Fleet, NodeClient, Observer
 from embedmesh.rules.holds import Claim
-from embedmesh.rules.ports import Catalogue, Clock, Decoder, Ledger, Prices, RateLimits, RememberedKeys, Tokenizer
+from embedmesh.rules.ports import (
+    Catalogue,
+    Clock,
+    Decoder,
+    Ledger,
+    Prices,
+    RateLimits,
+    RememberedKeys,
+    Slots,
+    Tokenizer,
+)
 from embedmesh.rules.served import ORDINARY, ParseTerms
 from embedmesh.rules.shares import Room, Shares
 
@@ -28,6 +38,7 @@ class World(msgspec.Struct, frozen=True):
 
     keys: RememberedKeys
     rate_limits: RateLimits
+    slots: Slots
     prices: Prices
     catalogue: Catalogue
     tokenizers: Mapping[str, Tokenizer]  # by model id

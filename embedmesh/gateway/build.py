@@ -179,6 +179,7 @@ def _world(settings: GatewaySettings, models: Models, store: Store, fleet: Fleet
     return World(
         keys=store.keys,
         rate_limits=store.rate_limits,
+        slots=store.slots,
         prices=store.prices,
         catalogue=models.catalogue,
         tokenizers=models.tokenizers,

@@ -167,9 +167,9 @@ class NodeApp:
             if isinstance(outcome, NodeFailure):
                 done(outcome, 0)
                 return
-            self._metrics.answered(served.model.id, len(ids), tokens, time.monotonic() - begun)
             data = outcome[0] if len(outcome) == 1 else b"".join(outcome)
             done(self._encode_vectors(EmbedVectors(tokens, data)), tokens)
+            self._metrics.answered(served.model.id, len(ids), tokens, time.monotonic() - begun)
 
         try:
             return functools.partial(served.drop, served.begin(ids, ended))

@@ -232,7 +232,6 @@ class CompactExchange:
 
     def _embedded(self, reply: bytes | Exception, tokens: int) -> None:
         self._drop = None
-        self._path.forget(self)
         if self.over:
             return
         if isinstance(reply, Exception):

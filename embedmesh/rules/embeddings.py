@@ -111,7 +111,9 @@ def numbers_of(ids: Ids) -> list[int]:
 
 def unpack_ids(message: EmbedIds) -> list[list[int]]:
     """The ids of each input. Raises ValueError if the lengths do not add up to the ids."""
-    lengths, ids = (_from_uint32(member) for member in (message.lengths, message.ids))
+    lengths, ids = _from_uint32(message.lengths), _from_uint32(message.ids)
+    if len(lengths) == 1 and lengths[0] == len(ids):
+        return [ids]
     if sum(lengths) != len(ids):
         raise ValueError("the lengths do not add up to the ids")
     ends = list(accumulate(lengths, initial=0))

@@ -38,11 +38,20 @@ class Above(msgspec.Struct, frozen=True):
     tokens_a_minute: int | None = None
 
 
+class SlotLimit(msgspec.Struct, frozen=True):
+    """How many requests may be under way at one time, for a key and those whose place it took. `above`: not its own."""
+
+    place_id: str
+    limit: int
+    above: bool = False
+
+
 class Caller(msgspec.Struct, frozen=True):
     """The caller: a key of an account, and what that key may do.
 
     `models` are the ids of those that it may use, None for all. A limit of None is no limit. `cache` is the account's.
-    `above` are the limited keys from which this key descends, the nearest first.
+    `above` are the limited keys from which this key descends, the nearest first. `slots`: a request takes one of each,
+    its own first; ordinary keys have none of these limits.
     """
 
     account_id: str
@@ -53,6 +62,7 @@ class Caller(msgspec.Struct, frozen=True):
     tokens_a_minute: int | None = None
     cache: CachePolicy = CachePolicy.OFF
     above: tuple[Above, ...] = ()
+    slots: tuple[SlotLimit, ...] = ()
     limited: bool = False  # whether the key or one above has a limit a minute
 
     def __post_init__(self) -> None:
@@ -109,6 +119,28 @@ class RateLimits(Protocol):
 
     def left(self, caller: Caller) -> tuple[RateLimit, ...]:
         """The limit of requests and that of tokens of which least is left, as far as this gateway knows."""
+        ...
+
+
+class Slots(Protocol):
+    """How many requests of a key may be under way at one time. What was taken is given back, once: `flow.bill` does it.
+
+    `until_ms`, in Unix milliseconds, is when the request is over at the latest: a lease must last as long.
+    """
+
+    def take_now(self, caller: Caller, until_ms: int) -> bool:
+        """Take a slot of each limit of `caller.slots`, if this gateway has them free; else take none: ask `take`."""
+        ...
+
+    async def take(self, caller: Caller, until_ms: int) -> None:
+        """Take them, though other gateways may have to give some back; waits a second for each at most.
+
+        Raises RateLimited or StoreUnavailable; nothing is taken then, nor if this is cancelled.
+        """
+        ...
+
+    def give_back(self, caller: Caller) -> None:
+        """The request is over. Must not wait."""
         ...
 
 

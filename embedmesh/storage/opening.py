@@ -22,7 +22,7 @@ from embedmesh.storage.ledger.open_tab import end_tabs
 from embedmesh.storage.migrate import migrate, refuse_another_version
 from embedmesh.storage.reads import Reads, SqliteReads
 from embedmesh.storage.secrets.secret import check_secret
-from embedmesh.storage.sql import FACTS_SQL, HOLDS_SQL, TABS_SQL
+from embedmesh.storage.sql import FACTS_SQL, HOLDS_SQL, SLOTS_SQL, TABS_SQL
 from embedmesh.storage.sqlite.commit import SqliteMedium
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
 
@@ -127,6 +127,7 @@ def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: 
             tabs = db.execute(TABS_SQL["tabs_of_owner"], {"owner": owner}).fetchall()
         if holds or tabs:
             db.lock_accounts({account_id for _, account_id in (*holds, *tabs)})
+        db.execute(SLOTS_SQL["drop_all_slots" if alone else "drop_slots_of"], {} if alone else {"owner": owner})
         released = release_holds(db, now_ms, [hold_id for hold_id, _ in holds], HoldEnd.RECOVER)
         ended_ids = end_tabs(db, now_ms, [tab_id for tab_id, _ in tabs], TabState.RECOVERED)
         recovered = Left(released, len(ended_ids()))

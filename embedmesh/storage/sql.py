@@ -35,6 +35,7 @@ NODES_SQL = load("nodes.sql")
 PRICES_SQL = load("prices.sql")
 REPORTS_SQL = load("reports.sql")
 RETENTION_SQL = load("retention.sql")
+SLOTS_SQL = load("slots.sql")
 TABS_SQL = load("tabs.sql")
 
 

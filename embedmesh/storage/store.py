@@ -1,4 +1,4 @@
-"""The gateway's side of the store: rules.ports.Keys, Ledger, Prices and RateLimits, over either kind of store.
+"""The gateway's side of the store: rules.ports.Keys, Ledger, Prices, RateLimits and Slots, over either kind of store.
 
 One connection writes, in batches (see ledger.group_commit); others read. Any number of gateways may use one store: what
 they have to agree on is in it. What a gateway has in memory, it reads again after another has changed it (see
@@ -19,6 +19,7 @@ from embedmesh.storage.cached.changes import Changes
 from embedmesh.storage.cached.keys import KeyRing
 from embedmesh.storage.cached.prices import PriceList
 from embedmesh.storage.cached.rate_limits import LeasedRateLimits
+from embedmesh.storage.cached.slots import LeasedSlots
 from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.instance import take_instance
@@ -70,6 +71,7 @@ class Store:
         self.keys = KeyRing(opened.key_reads, self._writer, self.changes, clock, key_secret)
         self.prices = PriceList(self._reads, self.changes, clock)
         self.rate_limits = LeasedRateLimits(self._write, clock)
+        self.slots = LeasedSlots(self._outcome, opened.instance.name, self._reads, self.changes, clock)
         self.nodes = NodeBooks(self._reads, self._write, clock, key_secret)
         self.tabs = TabKeeper(self._writer, clock, opened.instance.name, self.stats)
         self._recalls = Recalls(self._recall_tabs, self._own_tabs, self.tabs, clock)
@@ -128,6 +130,7 @@ class Store:
             self.prices.watch(),
             self.tabs.watch(),
             self._recalls.hear(),
+            self.slots.watch(),
             upkeep(self.extend_chain, self.forget, self._clock),
         )
 
@@ -238,6 +241,7 @@ class Store:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_WAIT_S):
                 await self.tabs.end()
+        self.slots.give_all_back(self._writer)
         lost = await self.drain()
         sound = self._writer.healthy()
         await self._writer.close()

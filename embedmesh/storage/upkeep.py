@@ -12,7 +12,7 @@ from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger.writes import WriteDurably
-from embedmesh.storage.sql import CLAIMS_SQL, FACTS_SQL, LEASES_SQL, RETENTION_SQL
+from embedmesh.storage.sql import CLAIMS_SQL, FACTS_SQL, LEASES_SQL, RETENTION_SQL, SLOTS_SQL
 from embedmesh.storage.times import MS_PER_DAY, MS_PER_MINUTE
 
 EXTEND_EVERY_S = 5.0  # as long as a transfer may be without a block
@@ -36,6 +36,8 @@ class Retention(msgspec.Struct, frozen=True):
         now_ms = clock.unix_ms()
         over = {"minute": now_ms // MS_PER_MINUTE - MINUTES_KEPT}
         await write(lambda db, _: db.execute(LEASES_SQL["forget_minutes"], over).rowcount)
+        ended = {"now_ms": now_ms - MS_PER_MINUTE}  # a gateway that has only come late may still take it up
+        await write(lambda db, _: db.execute(SLOTS_SQL["forget_slots"], ended).rowcount)
         kept = {"kept_from_ms": now_ms - self.reply_s * 1000, "rows_max": ROWS_A_BATCH}
         forgotten = await _batches(write, lambda db, _: db.execute(CLAIMS_SQL["forget_claims"], kept).rowcount)
         if self.usage_days is not None:

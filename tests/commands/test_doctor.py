@@ -224,11 +224,14 @@ def test_memory(tmp_path: Path, kilobytes: int | None, state: str) -> None:
 
 
 def test_cpu_and_python(tmp_path: Path) -> None:
-    """What decides the speed is shown; Python 3.10 fails."""
+    """What decides the speed is shown; Python 3.10 fails, and a build without a profile does not."""
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags\t\t: sse2 avx2 avx512f avx512_bf16\n")
     assert checks.check_cpu(cpuinfo).found.endswith("AVX2 AVX-512 BF16")
     assert checks.check_python((3, 10, 4)).state == "fail"
+    for profiled, words in ((True, "3.12.4 with PGO"), (False, "3.12.4 without PGO")):
+        check = checks.check_python((3, 12, 4), profiled=profiled)
+        assert (check.state, check.found.startswith(words)) == ("ok", True)
 
 
 def hang_up_on_all(listening: socket.socket) -> None:

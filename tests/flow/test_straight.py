@@ -32,6 +32,7 @@ from tests.flow.world import (
     NARROW_KEY,
     POOR_KEY,
     SCOPELESS_KEY,
+    SINGLE_KEY,
     ScriptedNodes,
     ScriptedWorld,
     make_world,
@@ -313,6 +314,28 @@ async def _slow(desk: Desk) -> None:
         return Delivery.WHOLE
 
     await serve(desk.world, EMBEDDINGS, RequestHead(f"Bearer {GOOD_KEY}"), receive, deliver)
+
+
+@pytest.mark.parametrize("end", ["answered", "failed", "left"])
+async def test_a_slot_is_had_until_the_request_is_over(end: str) -> None:
+    """However it ends. Without one it begins on the spine, and no money is held."""
+    desk, line = Desk(), Line()
+    asked = desk.begin(line, key=SINGLE_KEY)
+    assert desk.world.slots.in_use["key_7"] == 1
+    assert desk.ask(Line(), key=SINGLE_KEY) is None
+    assert desk.log == [("spend", COST), ("spend", COST), ("release", COST)]
+    if end == "left":
+        asked.caller_left()
+    elif end == "answered":
+        desk.client.attempts[0].answer()
+    else:
+        desk.client.attempts[0].fail(NodeBroke("broke"))
+        assert line.task is not None
+        await asyncio.gather(line.task, return_exceptions=True)
+    assert desk.world.slots.in_use["key_7"] == 0
+    assert desk.ask(Line(), b"{", key=SINGLE_KEY) is None
+    assert desk.world.slots.in_use["key_7"] == 0
+    desk.begin(Line(), key=SINGLE_KEY)
 
 
 async def test_limits_are_taken_once_and_told() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from embedmesh.rules.exchange import Delivery, Reply, StreamedReply
 from embedmesh.rules.forwarding import AttemptOwner, Part
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, RateLimit
+from embedmesh.rules.ports import Caller, RateLimit, SlotLimit
 from embedmesh.rules.shares import Shares
 
 MODEL = Model(
@@ -46,6 +47,8 @@ PENNY_KEY = "em_penny"
 SCOPELESS_KEY = "em_scopeless"
 NARROW_KEY = "em_narrow"
 METERED_KEY = "em_metered"
+SINGLE_KEY = "em_single"
+POOR_SINGLE_KEY = "em_poor_single"
 EMBEDDINGS = Embeddings(OpenAI())
 REPLY_BYTES = 10**8
 
@@ -103,6 +106,8 @@ class KeyRing:
             PENNY_KEY: Caller("penny", "key_6", frozenset({"embeddings"})),
             SCOPELESS_KEY: Caller("acct", "key_3", frozenset()),
             NARROW_KEY: Caller("acct", "key_4", frozenset({"embeddings"}), frozenset({NATIVE.id})),
+            SINGLE_KEY: Caller("acct", "key_7", frozenset({"embeddings"}), slots=(SlotLimit("key_7", 1),)),
+            POOR_SINGLE_KEY: Caller("penny", "key_7", frozenset({"embeddings"}), slots=(SlotLimit("key_7", 1),)),
             METERED_KEY: Caller("acct", "key_5", frozenset({"embeddings"}), None, 2, 12),
         }.get(token)
 
@@ -142,6 +147,29 @@ class Allowed:
         return tuple(
             RateLimit(what, limit, limit - self.taken[what], 7.0) for what, limit in limits.items() if limit is not None
         )
+
+
+class CountedSlots:
+    """Counts how many requests of each place have a slot, and refuses what is over its limit."""
+
+    def __init__(self) -> None:
+        self.in_use: Counter[str] = Counter()
+        self.waited = 0
+
+    def take_now(self, caller: Caller, until_ms: int) -> bool:
+        if any(self.in_use[each.place_id] >= each.limit for each in caller.slots):
+            return False
+        self.in_use.update(each.place_id for each in caller.slots)
+        return True
+
+    async def take(self, caller: Caller, until_ms: int) -> None:
+        self.waited += 1
+        await asyncio.sleep(0)
+        if not self.take_now(caller, until_ms):
+            raise RateLimited("all slots are in use", retry_after_s=1.0)
+
+    def give_back(self, caller: Caller) -> None:
+        self.in_use.subtract(each.place_id for each in caller.slots)
 
 
 class CataloguePrices:
@@ -262,6 +290,7 @@ class ScriptedWorld(World, frozen=True, kw_only=True):
     """A world whose edges are those of this module, for tests that look at them."""
 
     rate_limits: Allowed
+    slots: CountedSlots
     ledger: MemoryLedger
     fleet: Scheduler
     client: ScriptedNodes
@@ -282,6 +311,7 @@ def make_world(client: ScriptedNodes | None = None, *, nodes: int = 1, decoder: 
     return ScriptedWorld(
         keys=KeyRing(),
         rate_limits=Allowed(),
+        slots=CountedSlots(),
         prices=CataloguePrices(),
         catalogue=CATALOGUE,
         tokenizers={m.id: LetterTokenizer() for m in CATALOGUE.models},

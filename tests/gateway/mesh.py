@@ -172,6 +172,7 @@ class Gateway:
         world = World(
             keys=store.keys,
             rate_limits=store.rate_limits,
+            slots=store.slots,
             prices=store.prices,
             catalogue=CATALOGUE,
             tokenizers=tokenizers,

@@ -96,6 +96,7 @@ class Till:
         self.world = World(
             keys=store.keys,
             rate_limits=store.rate_limits,
+            slots=store.slots,
             prices=store.prices,
             catalogue=Catalogue((WIDE,)),
             tokenizers={WIDE.id: LetterTokenizer()},

@@ -370,6 +370,25 @@ async def test_at_the_end_what_takes_too_long_is_broken_off(tmp_path: Path) -> N
         await until("it is dropped", lambda: node.app.running == 0)
 
 
+async def test_what_takes_too_long_is_dropped_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one timer for all, which looks at the oldest; the connections are good for more."""
+    monkeypatch.setattr(compact_path, "REQUEST_MAX_S", 0.1)
+    async with serving(tmp_path) as node:
+        node.app.open.clear()
+        both = [await connect(node) for _ in range(2)]
+        both[0][1].write(ask())
+        await asyncio.sleep(0.05)
+        both[1][1].write(ask())
+        for reader, writer in both:
+            assert (await read_reply(reader)).status == 504
+            writer.write(ask())
+        await until("only the new ones run", lambda: node.app.running == 2)
+        node.app.open.set()
+        for reader, writer in both:
+            assert (await read_reply(reader)).body == VECTORS
+            writer.close()
+
+
 async def test_a_gateway_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compact_path, "WRITE_REPLY_S", 0.05)
     async with serving(tmp_path) as node:

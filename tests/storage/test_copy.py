@@ -17,7 +17,7 @@ from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.nodes import NodeRecord
 from embedmesh.storage.postgres.database import PostgresEngine
 from embedmesh.storage.sqlite.database import SqliteEngine
-from tests.storage.shop import Shop, charge
+from tests.storage.shop import LASTS_MS, Shop, charge
 
 
 def quiet(table: str, copied: int, total: int) -> None:
@@ -29,7 +29,9 @@ async def full(shop: Shop) -> str:
     store = await shop.open()
     shop.credit(1_000)
     shop.books.accounts.create("b", credit_limit_nanousd=5, cache=CachePolicy.FREE)
-    key, token = shop.books.keys.create("a", ["embeddings"], limits=Limits(requests_a_minute=5, models=("m",)))
+    key, token = shop.books.keys.create(
+        "a", ["embeddings"], limits=Limits(requests_a_minute=5, concurrency=3, models=("m",))
+    )
     child, _ = shop.books.keys.create_below(key.key_id, ["embeddings"], limits=key.limits)
     paid, left = shop.new_hold(100, child.key_id), shop.new_hold(50)
     await store.hold(paid, Claim(b"k" * 32, b"b" * 32))
@@ -46,11 +48,14 @@ async def full(shop: Shop) -> str:
     caller = await store.keys.find(token)
     assert caller is not None
     await store.rate_limits.take_request(caller)
+    await store.slots.take(caller, shop.clock.now_ms + LASTS_MS)
     record = NodeRecord(node_id="n1", standing=Standing.ADMITTED, public_key=bytes(32), inputs_max=1, secret=b"session")
     await store.nodes.save(record)
     await store.nodes.add_invite("i", b"verifier", "note", shop.clock.now_ms + 1)
     await store.extend_chain()
     await store.close()
+    with shop.by_hand() as db:  # as if another gateway had died
+        db.execute("INSERT INTO slots VALUES (:key_id, 'gw_dead', 1, 1, 0)", {"key_id": key.key_id})
     return token
 
 

@@ -122,35 +122,22 @@ async def test_what_a_child_holds_and_gives_back_counts_above_it(shop: Shop, sto
 async def test_a_child_has_limits_of_its_own_that_count_against_nobody_else(shop: Shop, store: Store) -> None:
     """What its parent and its sisters spend is theirs."""
     shop.credit(1_000)
-    parent = top(shop, budget_day=100, concurrency=5)
-    one, other = (below(shop, parent, budget_day=30, concurrency=1) for _ in range(2))
+    parent = top(shop, budget_day=100)
+    one, other = (below(shop, parent, budget_day=30) for _ in range(2))
     await spend(shop, store, parent, 40)
     await spend(shop, store, one, 30)
     assert "This API key has a budget of $0.00000003" in str(await refused(shop, store, one, 1))
     await hold(shop, store, other, 30)
-    assert "This API key has 1 requests under way" in str(await refused(shop, store, other, 0))
-    shop.assert_right()
-
-
-async def test_children_share_the_requests_at_one_time(shop: Shop, store: Store) -> None:
-    shop.credit(1_000)
-    first, second, third = line(shop, top(shop, concurrency=2), 2)
-    one, _ = await hold(shop, store, second, 1), await hold(shop, store, third, 1)
-    for key, whose in ((first, "This API key"), (second, "This API key"), (third, OF_ANOTHER)):
-        failure = await refused(shop, store, key, 1)
-        assert isinstance(failure, RateLimited)
-        assert failure.message.startswith(f"{whose} has 2 requests under way")
-    store.release(one)
-    await hold(shop, store, first, 1)
     shop.assert_right()
 
 
 async def test_holds_of_children_that_nobody_ended_are_given_back(shop: Shop, store: Store) -> None:
     """By the sweep, and after a crash."""
     shop.credit(1_000)
-    parent = top(shop, concurrency=1)
+    parent = top(shop, budget_day=1)
     child = below(shop, parent)
     one = await hold(shop, store, child, 1)
+    assert isinstance(await refused(shop, store, parent, 1), InsufficientQuota)
     shop.clock.now_ms = one.deadline_ms + 1
     assert await store.expire(shop.clock.now_ms) == 1
     await hold(shop, store, parent, 1)
@@ -159,7 +146,7 @@ async def test_holds_of_children_that_nobody_ended_are_given_back(shop: Shop, st
 
 async def test_a_hold_that_the_account_does_not_cover_counts_nowhere(shop: Shop, store: Store) -> None:
     shop.credit(10)
-    parent = top(shop, budget_day=100, concurrency=1)
+    parent = top(shop, budget_day=11)
     child = below(shop, parent)
     assert "The account's balance" in str(await refused(shop, store, child, 11))
     await hold(shop, store, child, 10)

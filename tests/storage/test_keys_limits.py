@@ -1,4 +1,4 @@
-"""What a key may do: at one time, a day, a month; and what its account may owe. Decided where the hold is written."""
+"""What a key may do: a day, a month; and what its account may owe. Decided where the hold is written."""
 
 import asyncio
 import time
@@ -35,29 +35,6 @@ async def refused(shop: Shop, store: Store, key_id: str, amount: int) -> Failure
     with pytest.raises(Failure) as failure:
         await store.hold(shop.new_hold(amount, key_id))
     return failure.value
-
-
-async def test_a_key_has_so_many_requests_at_one_time(
-    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next is let in when one ends, however; another key of the account is not touched."""
-    monkeypatch.setattr("embedmesh.storage.ledger.room.CONCURRENCY_AGAIN_S", 2.5)
-    shop.credit(1_000)
-    key_id = key_of(shop, concurrency=2)
-    first, second = shop.new_hold(1, key_id), shop.new_hold(1, key_id)
-    outcomes = await asyncio.gather(
-        store.hold(first), store.hold(second), store.hold(shop.new_hold(1, key_id)), return_exceptions=True
-    )
-    assert [type(outcome) for outcome in outcomes] == [type(None), type(None), RateLimited]
-    assert "2 requests under way" in str(outcomes[2])
-    assert isinstance(outcomes[2], RateLimited) and outcomes[2].retry_after_s == 2.5
-    await store.hold(shop.new_hold(1, key_of(shop)))
-    store.release(first)
-    await store.hold(shop.new_hold(1, key_id))
-    shop.clock.now_ms += LASTS_MS + 1
-    await store.expire(shop.clock.now_ms)
-    await store.hold(shop.new_hold(1, key_id))
-    shop.assert_right()
 
 
 @pytest.mark.parametrize(("period", "limit"), [("day", "budget_day"), ("month", "budget_month")])
@@ -126,8 +103,8 @@ def test_a_caller_is_told_to_try_again_where_there_is_room_and_no_time_is_left(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What others have given back may be taken by others, again and again."""
-    monkeypatch.setattr("embedmesh.storage.ledger.room.CONCURRENCY_AGAIN_S", 2.5)
-    refused = refusal(shop.new_hold(100), [(100, None, None, 0, None, 0, None, 0, 0)])
+    monkeypatch.setattr("embedmesh.storage.ledger.room.AGAIN_S", 2.5)
+    refused = refusal(shop.new_hold(100), [(100, None, None, 0, None, 0, 0)])
     assert refused.lacks is Lacks.NOTHING
     assert isinstance(refused.failure, RateLimited)
     assert refused.failure.message == "There was no room for this request a moment ago, and there is now. Try again."

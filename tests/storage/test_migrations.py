@@ -168,6 +168,28 @@ def test_a_store_from_before_tabs_keeps_all_that_it_had(kind: str, tmp_path: Pat
     db.close()
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_keys_that_were_rotated_before_places_have_one_place(
+    kind: str, tmp_path: Path, postgres: PostgresServer
+) -> None:
+    """The first key's, however often it was rotated; a key that never was has its own."""
+    engine = engine_of(tmp_path / "x.db" if kind == "sqlite" else postgres.new())
+    db = engine.connect(busy_s=1)
+    migrate(engine, db, {100: migrations(kind)[100]})
+    db.execute("INSERT INTO accounts (account_id, kind, created_ms) VALUES ('a', 'customer', 0)")
+    for number, rotated_to in enumerate(("k2", "k3", None, None), start=1):
+        hash_ = "randomblob(32)" if kind == "sqlite" else f"sha256('k{number}')"
+        db.execute(
+            "INSERT INTO keys (key_id, account_id, name, token_hash, scopes, created_ms, rotated_to) "
+            f"VALUES ('k{number}', 'a', '', {hash_}, 'embeddings', 0, :rotated_to)",
+            {"rotated_to": rotated_to},
+        )
+    migrate(engine, db)
+    places = db.execute("SELECT key_id, place_id FROM keys ORDER BY key_id").fetchall()
+    assert places == [("k1", None), ("k2", "k1"), ("k3", "k1"), ("k4", None)]
+    db.close()
+
+
 def test_both_kinds_of_stores_have_the_same_tables(tmp_path: Path, database: str) -> None:
     """Name by name, column by column: statements and `store copy` rely on it."""
     found = []

@@ -166,6 +166,35 @@ async def test_a_charge_of_more_than_was_set_aside_is_charged_to_nobody(shop: Sh
     assert shop.money() == (MUCH, tab.amount)
 
 
+async def test_a_charge_that_the_store_refuses_takes_no_other_with_it(shop: Shop, live: Store) -> None:
+    """Those that were delivered together are settled together; what is wrong with one of them is found, and counted."""
+    shop.credit(MUCH)
+    key_id = new_key(shop)
+    tab = await tab_of(shop, live, key_id)
+    for payable in (30, 71, 0):  # a node does not get more than its request cost
+        live.capture(await set_aside(shop, live, key_id), charge(70, payable=payable, key_id=key_id))
+    await live.drain()
+    assert (live.stats.captured, live.stats.captured_under_tabs, live.stats.broken_writes) == (2, 2, 1)
+    assert shop.money() == (MUCH - 140, tab.amount - 140)
+    shop.assert_right()
+
+
+async def test_more_than_a_batch_may_be_delivered_at_one_time(shop: Shop, live: Store) -> None:
+    """It is settled in several: the event loop is not kept for long."""
+    shop.credit(1_000 * MUCH)
+    key_id = new_key(shop)
+    await tab_of(shop, live, key_id)
+    holds = [await set_aside(shop, live, key_id, 1) for _ in range(400)]
+    await live.drain()
+    commits = live.stats.commits
+    for hold in holds:
+        live.capture(hold, charge(1, key_id=key_id))
+    await live.drain()
+    assert live.stats.captured == 400
+    assert live.stats.commits >= commits + 3
+    assert shop.money()[0] == 1_000 * MUCH - 400
+
+
 async def test_requests_and_ends_in_any_order_leave_a_tab_exact(shop: Shop, live: Store) -> None:
     """Random spends, captures and releases over many tabs of three keys, against a model that only counts."""
     shop.credit(100 * MUCH)

@@ -17,6 +17,7 @@ from embedmesh.storage.ledger.open_tab import CloseTab, OpenTab, RecallTabs, rec
 from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.store import Store
 from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
+from tests.storage.test_books import without_defences
 
 MONEY = 6_400  # a tab is at most 100 of it
 
@@ -131,8 +132,7 @@ async def test_what_becomes_of_a_tab(
         ({}, {"budget_day": 640}, 1_000, 1, 10),
         ({}, {"budget_month": 640}, 1_000, 1, 10),
         ({"budget_day": 320}, {"budget_month": 640}, 1_000, 1, 5),
-        ({"concurrency": 3}, {}, 100, 1, 0),
-        ({}, {"concurrency": 3}, 100, 1, 0),
+        ({"concurrency": 3}, {"concurrency": 3}, 100, 1, 100),
     ],
 )
 async def test_how_much_a_tab_is_opened_for(
@@ -611,3 +611,69 @@ async def test_many_tabs_are_settled_in_one_batch(shop: Shop, store: Store) -> N
     assert shop.money() == (1_000_000 - costs(holds), 16_000 - costs(holds))
     shop.assert_right()
     assert msgspec.json.encode(tabs)  # they can be shown
+
+
+BREAKING = [
+    ("held_is_sum_of_holds_and_tabs", "UPDATE tabs SET amount = amount + 1"),
+    ("held_is_sum_of_holds_and_tabs", "UPDATE tabs SET state = 'closed', ended_ms = 1"),
+    ("drawn_is_held_below", "UPDATE tabs SET state = 'closed', ended_ms = 1"),
+    ("tabs_end_once", "UPDATE tabs SET captured = amount + 1"),
+    ("tabs_end_once", "UPDATE tabs SET state = 'closed'"),
+    ("tabs_end_once", "UPDATE tabs SET state = 'lost'"),
+    ("tabs_captured_what_was_settled", "UPDATE tabs SET captured = captured - 1, amount = amount - 1"),
+    ("tabs_captured_what_was_settled", "UPDATE tabs SET settlements = settlements + 1"),
+    ("tabs_captured_what_was_settled", "UPDATE tabs SET account_id = 'b'"),
+    ("tabs_captured_what_was_settled", "DELETE FROM transfers WHERE requests = 2"),
+    ("requests_have_holds_or_tabs", "UPDATE transfers SET tab_id = 'none' WHERE kind = 'payable'"),
+    ("requests_have_holds_or_tabs", "UPDATE transfers SET settlement = 9 WHERE kind = 'payable'"),
+    ("requests_have_holds_or_tabs", "UPDATE usage SET tab_id = NULL, settlement = NULL"),
+    ("settlements_are_their_usage", "DELETE FROM usage WHERE cost = 7"),
+    ("settlements_are_their_usage", "UPDATE usage SET key_id = 'another' WHERE cost = 7"),
+    ("settlements_are_their_usage", "UPDATE usage SET account_id = 'b' WHERE cost = 7"),
+    ("settlements_are_their_usage", "UPDATE usage SET day = day - 1 WHERE cost = 7"),
+    ("settlements_are_their_usage", "UPDATE usage SET settlement = 2 WHERE cost = 7"),
+    ("usage_of_tabs_is_settled", f"{USAGE} ('more', 'a', 'KEY', 'm', 'n', 1, 1, 0, 0, 'TAB', 9)"),
+    (
+        "requests_are_charged_once",
+        "INSERT INTO holds (hold_id, account_id, amount, owner, created_ms, deadline_ms) "
+        "SELECT hold_id, 'a', 0, 'me', 0, 0 FROM usage WHERE cost = 7",
+    ),
+    ("payables_of_tabs_are_recorded", "DELETE FROM transfers WHERE kind = 'payable'"),
+    ("payables_of_tabs_are_recorded", "UPDATE usage SET payable = payable + 1 WHERE cost = 7"),
+    ("settlements_match_their_digests", "UPDATE usage SET model = 'another' WHERE cost = 7"),
+    ("settlements_match_their_digests", "UPDATE usage SET user_hash = 'another' WHERE cost = 7"),
+    ("settlements_match_their_digests", "UPDATE usage SET price = 1 WHERE cost = 7"),
+    ("settlements_match_their_digests", "UPDATE usage SET hold_id = 'another' WHERE cost = 7"),
+    ("settlements_match_their_digests", f"UPDATE transfers SET digest = '{DIGEST}' WHERE requests = 2"),
+    ("chain_holds", f"UPDATE transfers SET digest = '{DIGEST}' WHERE requests = 2"),
+    ("chain_holds", "UPDATE transfers SET requests = 3 WHERE requests = 2"),
+    ("chain_holds", "UPDATE transfers SET tab_id = 'another' WHERE kind = 'payable'"),
+    (
+        "refunds_are_of_charges",
+        f"{TRANSFER} (99, 'refund', 'revenue', 'a', 8, (SELECT hold_id FROM usage WHERE cost = 7), 'x', 0, 'TAB', "
+        "NULL, NULL, NULL)",
+    ),
+    ("usage_adds_up", "UPDATE usage SET cost = 8 WHERE cost = 7"),
+    ("customers_were_charged_what_they_used", "UPDATE transfers SET amount = amount + 1 WHERE requests = 2"),
+]
+
+
+@pytest.mark.parametrize(("promise", "breaking"), BREAKING)
+async def test_the_check_sees_what_was_done_to_tabs(shop: Shop, store: Store, promise: str, breaking: str) -> None:
+    """Each column that matters is broken once, with the schema's defences down, and the promise is named."""
+    shop.credit(MONEY)
+    shop.books.accounts.create("b")
+    parent, _ = shop.books.keys.create("a", ["keys", "embeddings"])
+    key = shop.books.keys.create_below(parent.key_id, ["embeddings"])[0].key_id
+    tab, _ = await open_tab(shop, store, key)
+    for cost in (5, 7):
+        settle(shop, store, tab, cost, payable=2)
+    await store.drain()
+    settle(shop, store, tab, 11)
+    await store.drain()
+    await store.extend_chain()
+    shop.assert_right()
+    with shop.by_hand() as db:
+        without_defences(db)
+        db.execute(breaking.replace("TAB'", f"{tab.tab_id}'").replace("KEY", key))
+    assert promise in {broken.promise for broken in shop.books.check().broken}

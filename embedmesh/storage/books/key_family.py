@@ -10,6 +10,7 @@ from embedmesh.storage.sql import KEYS_SQL
 from embedmesh.storage.times import MS_PER_DAY, MS_PER_MINUTE
 
 HAND_OVER = (  # in this order
+    "hand_over_place",
     "hand_over_draws",
     "draw_from_new",
     "hand_over_children",

@@ -1,4 +1,4 @@
-"""What gateways of one store tell each other: that keys, nodes or prices have changed, and that tabs are asked for.
+"""What gateways of one store tell each other: that keys, nodes or prices have changed, that tabs or slots are wanted.
 
 Triggers raise a version in the store for each kind of record. A gateway reads the versions every CHANGES_POLL_S; on
 PostgreSQL, NOTIFY also wakes it as soon as a change is committed.
@@ -14,7 +14,7 @@ from embedmesh.storage.sql import FACTS_SQL
 
 CHANGES_POLL_S = 0.25  # a revoked key is useless within a second
 
-RecordKind = Literal["keys", "nodes", "prices", "tabs"]
+RecordKind = Literal["keys", "nodes", "prices", "slots", "tabs"]
 
 
 class Bell(Protocol):

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import StoreUnavailable
-from embedmesh.rules.ports import Above, Caller, Clock
+from embedmesh.rules.ports import Above, Caller, Clock, SlotLimit
 from embedmesh.storage.cached.changes import Changes
 from embedmesh.storage.db import Row
 from embedmesh.storage.ledger.group_commit import Writer
@@ -134,5 +134,13 @@ def _caller(rows: Sequence[Row]) -> Caller:
         requests_a_minute=requests_a_minute,
         tokens_a_minute=tokens_a_minute,
         cache=CachePolicy(cache),
-        above=tuple(Above(row[8], row[10], row[11]) for row in rows if row[10:] != (None, None)),
+        above=tuple(Above(row[8], row[10], row[11]) for row in rows if row[10:12] != (None, None)),
+        slots=_slots(rows),
     )
+
+
+def _slots(rows: Sequence[Row]) -> tuple[SlotLimit, ...]:
+    """A key that was rotated is below the one that took its place: that one's limit counts for both."""
+    *_, own_limit, own_place, _, _ = rows[0]
+    limits = {own_place: own_limit} | {place_id: limit for *_, limit, place_id in rows if place_id is not None}
+    return tuple(SlotLimit(each, limit, each != own_place) for each, limit in limits.items() if limit is not None)

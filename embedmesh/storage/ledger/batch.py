@@ -13,7 +13,7 @@ from embedmesh.storage.db import Db, name_of, refusals
 from embedmesh.storage.ledger.writes import Write
 from embedmesh.storage.sql import FACTS_SQL
 
-BATCH_WRITES_MAX = 128  # about 3 ms of work; to make it durable takes as long
+BATCH_WRITES_MAX = 128  # requests: about 3 ms of work; to make it durable takes as long
 
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,14 @@ class WriteBatch:
         self._kinds: list[tuple[type[Write], list[Write]]] = []
         self.writes: list[Write] = []
         self.applied: list[Write] = []
+        self.refused = 0
 
     def apply(self, db: Db) -> None:
         """Run the statements. After one of `refusals()`, `apply_again` is called in a new transaction."""
-        while self._queue and len(self.writes) < BATCH_WRITES_MAX:
-            self.writes.append(self._queue.popleft())
+        room = BATCH_WRITES_MAX
+        while self._queue and room > 0:
+            self.writes.append(write := self._queue.popleft())
+            room -= write.weight
         self._now_ms = self._clock.unix_ms()
         if self._probe:
             db.execute(FACTS_SQL["write_probe"], {"now_ms": self._now_ms})
@@ -50,21 +53,32 @@ class WriteBatch:
         self.applied = self.writes
 
     def apply_again(self, db: Db) -> None:
-        """Run them one by one, and leave out what the store refuses."""
+        """Run them one by one, and leave out what the store refuses; `refused` is how many that were."""
+        self.refused = 0
         self._lock(db)
         self.applied = []
-        for kind, writes in self._kinds:
+        for _, writes in self._kinds:
             for write in writes:
-                db.execute("SAVEPOINT one_write")
-                try:
-                    kind.apply_all(db, self._now_ms, [write])
-                except refusals() as error:
-                    db.execute("ROLLBACK TO one_write")
-                    logger.error("the store refused a %s: %s", kind.__name__, name_of(error))
-                    write.refused(error)
-                else:
-                    self.applied.append(write)
-                db.execute("RELEASE one_write")
+                self._apply_one(db, write)
+
+    def _apply_one(self, db: Db, write: Write) -> None:
+        """With all that it did undone where the store refuses it; then its parts are tried."""
+        db.execute("SAVEPOINT one_write")
+        try:
+            write.apply_all(db, self._now_ms, [write])
+        except refusals() as error:
+            db.execute("ROLLBACK TO one_write")
+            parts = write.parts()
+            if not parts:
+                logger.error("the store refused a %s: %s", type(write).__name__, name_of(error))
+                self.refused += 1
+                write.refused(error)
+        else:
+            parts = ()
+            self.applied.append(write)
+        db.execute("RELEASE one_write")
+        for part in parts:
+            self._apply_one(db, part)
 
     def settle(self, db: Db) -> None:
         """The batch is durable: find out what became of each write."""

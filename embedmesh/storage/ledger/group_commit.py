@@ -138,7 +138,7 @@ class Writer:
         self._note(trouble="")
         self._stats.commits += 1
         self._stats.writes += len(batch.writes)
-        self._stats.broken_writes += len(batch.writes) - len(batch.applied)
+        self._stats.broken_writes += batch.refused
         self._stats.largest_batch = max(self._stats.largest_batch, len(batch.writes))
         self._batch = []
         for write in batch.applied:

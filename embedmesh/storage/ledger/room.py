@@ -11,7 +11,7 @@ from embedmesh.storage.db import Db, Row
 from embedmesh.storage.sql import HOLDS_SQL, TABS_SQL
 from embedmesh.storage.times import MS_PER_DAY, first_day_of_month
 
-CONCURRENCY_AGAIN_S = 1.0  # a request of the same key ends in about that time, or later
+AGAIN_S = 1.0  # there is room already
 
 
 class Lacks(Enum):
@@ -20,7 +20,7 @@ class Lacks(Enum):
     MONEY = "money"
     BUDGET = "budget"
     NOTHING = "nothing"  # another gateway has ended something since
-    OTHER = "other"  # a slot, or an account that can be charged
+    OTHER = "other"  # an account that can be charged
 
 
 class NoRoom(NamedTuple):
@@ -96,7 +96,7 @@ def refusal(hold: Hold, room: Room) -> NoRoom:
             return refused
     if available >= amount:
         words = "There was no room for this request a moment ago, and there is now. Try again."
-        return NoRoom(Lacks.NOTHING, RateLimited(words, retry_after_s=CONCURRENCY_AGAIN_S))
+        return NoRoom(Lacks.NOTHING, RateLimited(words, retry_after_s=AGAIN_S))
     words = (
         f"The account's balance does not cover this request: it needs {format_usd(amount)}, and "
         f"{format_usd(max(0, available))} is available. Add credit."
@@ -106,10 +106,7 @@ def refusal(hold: Hold, room: Room) -> NoRoom:
 
 def _no_room_of(whose: str, amount: int, limits: list[Any]) -> NoRoom | None:
     """What to say where a key's own limits have no room for `amount`; None where they have."""
-    concurrency, in_use, budget_day, spent_day, budget_month, spent_month, held = limits
-    if concurrency is not None and in_use >= concurrency:
-        words = f"{whose} has {concurrency} requests under way, which is all it may. Wait for one of them."
-        return NoRoom(Lacks.OTHER, RateLimited(words, retry_after_s=CONCURRENCY_AGAIN_S))
+    budget_day, spent_day, budget_month, spent_month, held = limits
     for budget, spent, period in ((budget_day, spent_day, "day"), (budget_month, spent_month, "month")):
         if budget is not None and spent + held + amount > budget:
             words = (

@@ -7,7 +7,7 @@ JSON array on a line of its own.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -22,69 +22,96 @@ from embedmesh.storage.times import MS_PER_DAY
 
 Record = tuple[str, str, str, str, int, int | None, int, int, str | None, str | None]
 """What the digest covers: tab, request, model, node, tokens, price, cost, payable, user, meters."""
+Delivered = tuple[str, Charge]
+"""The id of a request's part of a tab, and what it is charged."""
 REQUEST, COST = itemgetter(1), itemgetter(6)
 ENCODER = msgspec.json.Encoder()
 
 logger = logging.getLogger(__name__)
 
 
-class SettleRequest(Write):
-    """Charge a request that was delivered under a tab. Where the tab has ended, nothing is charged: that is counted.
+class SettleTab(Write):
+    """Charge requests that were delivered under a tab. Where the tab has ended, nothing is charged: that is counted.
 
     Kept until it is durable: nobody waits for it, and it must not be lost. All of a batch are settled together.
     """
 
-    def __init__(self, tab_id: str, hold: Hold, charge: Charge) -> None:
+    def __init__(self, tab_id: str, account_id: str, requests: Sequence[Delivered]) -> None:
         self.tab_id = tab_id
-        self.hold = hold
-        self.charge = charge
+        self.account_id = account_id
+        self.requests = requests
+        self.weight = len(requests)
+        self._settling: Sequence[Delivered] = requests  # those that the batch has not been given by another write
         self._settled_ids: Callable[[], frozenset[str]] = frozenset  # of all tabs that were settled with this one
         self._tried = False  # then nobody may know whether it was settled
-        self._twice = False  # the batch has the request already
-        self._settled = False
+        self._settled = 0  # of the requests
+        self._late = 0
 
     @classmethod
-    def prepare_all(cls, db: Db, now_ms: int, writes: "Sequence[SettleRequest]") -> set[str]:
-        accounts = {write.hold.account_id for write in writes}
-        accounts.add(REVENUE)
+    def prepare_all(cls, db: Db, now_ms: int, writes: "Sequence[SettleTab]") -> set[str]:
+        accounts = {REVENUE}
         for write in writes:
-            if write.charge.payables:
-                accounts.update(node_account(payable.node_id) for payable in write.charge.payables)
+            accounts.add(write.account_id)
+            for _, charge in write.requests:
+                if charge.payables:
+                    accounts.update([node_account(payable.node_id) for payable in charge.payables])
         return accounts
 
     @classmethod
-    def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[SettleRequest]") -> None:
-        settling = {write.hold.hold_id: write for write in writes}
-        if len(settling) < len(writes):
-            for write in writes:
-                write._twice = settling[write.hold.hold_id] is not write
-        if tried := [write for write in settling.values() if write._tried]:
-            for hold_id in _settled_before(db, tried):
-                settling.pop(hold_id)._settled = True
+    def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[SettleTab]") -> None:
+        tried = [write for write in writes if write._tried]
+        before = _settled_before(db, tried) if tried else frozenset()
+        given: set[str] = set()
+        settling: list[SettleTab] = []
+        for write in writes:
+            ids = {hold_id for hold_id, _ in write.requests}
+            write._settled, write._late, write._settled_ids = 0, 0, frozenset
+            if len(ids) == len(write.requests) and given.isdisjoint(ids) and before.isdisjoint(ids):
+                write._settling = write.requests
+            else:
+                write._settled = len(ids & before)
+                write._settling = _once(write.requests, before | given)
+            given |= ids
+            write._tried = True
+            if write._settling:
+                settling.append(write)
         if not settling:
             return
-        for write in settling.values():
-            write._tried = True
-        settled_ids = _settle(db, now_ms, settling.values())
-        for write in settling.values():
+        settled_ids = _settle(db, now_ms, settling)
+        for write in settling:
             write._settled_ids = settled_ids
 
     @classmethod
-    def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[SettleRequest]") -> None:
+    def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[SettleTab]") -> None:
         for write in writes:
-            if not write._settled:
-                write._settled = write.tab_id in write._settled_ids()
+            if write.tab_id in write._settled_ids():
+                write._settled += len(write._settling)
+            else:
+                write._late = len(write._settling)
 
     def committed(self, stats: Stats) -> None:
-        if self._twice:
-            return
-        if self._settled:
-            stats.captured += 1
-            return
-        stats.late_captures += 1
-        logger.warning(
-            "tab %s had ended before request %s was settled: delivered, not charged", self.tab_id, self.hold.hold_id
-        )
+        stats.captured += self._settled
+        stats.captured_under_tabs += self._settled
+        stats.late_captures += self._late
+        for hold_id, _ in self._settling[: self._late]:
+            logger.warning(
+                "tab %s had ended before request %s was settled: delivered, not charged", self.tab_id, hold_id
+            )
+
+    def parts(self) -> "Sequence[SettleTab]":
+        if len(self.requests) == 1:
+            return ()
+        parts = [SettleTab(self.tab_id, self.account_id, [request]) for request in self.requests]
+        for part in parts:
+            part._tried = self._tried
+        return parts
+
+
+class SettleRequest(SettleTab):
+    """Charge one request that was delivered under a tab."""
+
+    def __init__(self, tab_id: str, hold: Hold, charge: Charge) -> None:
+        super().__init__(tab_id, hold.account_id, [(hold.hold_id, charge)])
 
 
 def digest_of(records: Iterable[Record]) -> str:
@@ -96,13 +123,18 @@ def _digest(lines: bytes) -> str:
     return hashlib.blake2b(lines, digest_size=32, person=b"embedmesh settle").hexdigest()
 
 
-def _settled_before(db: Db, writes: Sequence[SettleRequest]) -> set[str]:
+def _once(requests: Sequence[Delivered], others: Collection[str]) -> list[Delivered]:
+    """Each request once, but for those that others have."""
+    return [(hold_id, charge) for hold_id, charge in dict(requests).items() if hold_id not in others]
+
+
+def _settled_before(db: Db, writes: Sequence[SettleTab]) -> frozenset[str]:
     """The requests that were settled: a batch that failed may be durable, where its connection was lost."""
-    rows = as_rows([(write.hold.hold_id, write.tab_id) for write in writes])
-    return {hold_id for (hold_id,) in db.execute(TABS_SQL["settled_before"], rows).fetchall()}
+    rows = as_rows([(hold_id, write.tab_id) for write in writes for hold_id, _ in write.requests])
+    return frozenset(hold_id for (hold_id,) in db.execute(TABS_SQL["settled_before"], rows).fetchall())
 
 
-def _settle(db: Db, now_ms: int, writes: Iterable[SettleRequest]) -> Callable[[], frozenset[str]]:
+def _settle(db: Db, now_ms: int, writes: Iterable[SettleTab]) -> Callable[[], frozenset[str]]:
     """Settle those of some requests whose tabs are live, and nothing of the others. Returns the ids of these tabs.
 
     No statement needs what another has found, so that they are sent together.
@@ -111,21 +143,22 @@ def _settle(db: Db, now_ms: int, writes: Iterable[SettleRequest]) -> Callable[[]
     shares: dict[tuple[str, str], int] = {}  # by tab and node
     accounts: dict[str, str] = {}
     for write in writes:
-        charge, hold, tab_id = write.charge, write.hold, write.tab_id
-        payable = 0
-        for each in charge.payables:
-            to = tab_id, node_account(each.node_id)
-            shares[to] = shares.get(to, 0) + each.nanousd
-            payable += each.nanousd
-        record = (
-            *(tab_id, hold.hold_id, charge.model, charge.node_id, charge.tokens, charge.price, charge.cost_nanousd),
-            *(payable, charge.user_hash, msgspec.json.encode(charge.meters).decode() if charge.meters else None),
-        )
-        if tab_id in records:
-            records[tab_id].append(record)
-        else:
-            records[tab_id] = [record]
-            accounts[tab_id] = hold.account_id
+        tab_id = write.tab_id
+        accounts[tab_id] = write.account_id
+        append = records.setdefault(tab_id, []).append
+        for hold_id, charge in write._settling:
+            payable = 0
+            for each in charge.payables:
+                to = tab_id, node_account(each.node_id)
+                shares[to] = shares.get(to, 0) + each.nanousd
+                payable += each.nanousd
+            meters = ENCODER.encode(charge.meters).decode() if charge.meters else None
+            append(
+                (
+                    *(tab_id, hold_id, charge.model, charge.node_id, charge.tokens, charge.price),
+                    *(charge.cost_nanousd, payable, charge.user_hash, meters),
+                )
+            )
     transfers = []
     usage = []
     for tab_id, settled in records.items():

@@ -32,9 +32,10 @@ from embedmesh.rules.spending import (
     tab_size,
 )
 from embedmesh.rules.tabs import Tab
+from embedmesh.storage.ledger.batch import BATCH_WRITES_MAX
 from embedmesh.storage.ledger.group_commit import Writer
 from embedmesh.storage.ledger.open_tab import CloseTab, OpenTab
-from embedmesh.storage.ledger.settle_tab import SettleRequest
+from embedmesh.storage.ledger.settle_tab import Delivered, SettleTab
 from embedmesh.storage.ledger.writes import Stats
 
 FLUSH_S = 0.008  # a capture commits in the first batch after delivery, at most 10 ms later
@@ -51,7 +52,8 @@ class OpenedTab:
     """An open tab as its gateway has it in memory. Seconds are on the monotonic clock."""
 
     __slots__ = (
-        "account_id", "amount", "deadline_ms", "flight", "key_id", "left", "low", "opened_s", "requests", "tab_id",
+        "account_id", "amount", "deadline_ms", "delivered", "flight", "key_id", "left", "low", "opened_s", "requests",
+        "tab_id",
     )  # fmt: skip
 
     def __init__(self, tab: Tab, amount: int, now_s: float) -> None:
@@ -60,6 +62,7 @@ class OpenedTab:
         self.amount = self.left = amount
         self.low = amount // RENEW_SHARE  # with less left the next one is opened; -1 once it was asked for
         self.flight: dict[str, int] = {}  # hold id -> amount
+        self.delivered: list[Delivered] = []  # and not given to the writer yet
         self.requests = 0  # spent from it
         self.opened_s = now_s
 
@@ -82,7 +85,7 @@ class TabKeeper:
         self._spending: dict[str, Spending] = {}  # by key id, the one noted last at the end
         self._opening: dict[str, OpenTab] = {}  # by key id
         self._quiet: dict[str, float] = {}  # keys that get no tab, and until when
-        self._settling: list[SettleRequest] = []  # delivered, and not given to the writer yet
+        self._settling: list[OpenedTab] = []  # those with requests that the writer was not given yet
         self._flush_timer: asyncio.TimerHandle | None = None
         self._watching = False
         writer.on_health(self._look_at_health)
@@ -114,9 +117,12 @@ class TabKeeper:
                 self._refuse(tab, hold, amount)
                 return
             tab.left += amount - charge.cost_nanousd
-        self._settling.append(SettleRequest(hold.tab_id, hold, charge))
-        if self._flush_timer is None:
-            self._flush_soon()
+            if not tab.delivered:
+                self._settling.append(tab)
+                self._flush_soon()
+            tab.delivered.append((hold.hold_id, charge))
+        else:  # it has ended: the store says so, and it is counted
+            self._writer.submit(SettleTab(hold.tab_id, hold.account_id, [(hold.hold_id, charge)]))
 
     def release(self, hold: Hold) -> None:
         """End a part of a tab without charging. Harmless after a capture."""
@@ -210,8 +216,11 @@ class TabKeeper:
             self._flush_timer.cancel()
             self._flush_timer = None
         settling, self._settling = self._settling, []
-        for write in settling:
-            self._writer.submit(write)
+        for tab in settling:
+            delivered, tab.delivered = tab.delivered, []
+            for at in range(0, len(delivered), BATCH_WRITES_MAX):
+                part = delivered[at : at + BATCH_WRITES_MAX]
+                self._writer.submit(SettleTab(tab.tab_id, tab.account_id, part))
         for tab in [tab for tab in self._closing.values() if not tab.flight]:
             self._forget(tab)
             self._writer.submit(CloseTab(tab.tab_id, tab.account_id))

@@ -46,6 +46,7 @@ class Write:
     """One thing to write. Methods that are not overridden do nothing."""
 
     kept = True  # whether it is written again after a batch that failed, until it is durable
+    weight = 1  # how much of a batch it takes
     rank = 0  # of its kind: the lower are applied first, so that money is free before it is held again
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
@@ -71,6 +72,10 @@ class Write:
     def failed(self, reason: str) -> None:
         """The batch is not durable, or nobody knows, and this write is not kept."""
         raise AssertionError("a kept write is tried until it is durable")
+
+    def parts(self) -> Sequence["Write"]:
+        """Smaller writes that do the same together: the store may refuse only some of them."""
+        return ()
 
     def refused(self, error: Exception) -> None:
         """The store's rules refuse this very write, whenever it is tried."""

@@ -70,14 +70,11 @@ WHERE EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = value ->> 'hold_id' AND 
     AND NOT EXISTS (SELECT 1 FROM usage AS u WHERE u.hold_id = value ->> 'hold_id');
 
 -- name: read_room
--- What a hold would have met: what the account has available, and the limits of its key with what is in use; then the same
--- of each key above it.
+-- What a hold would have met: what the account has available, and the budgets of its key with what is used of them; then
+-- the same of each key above it.
 SELECT
     balance + credit_limit - held,
     counted,
-    concurrency,
-    (SELECT count(*) FROM holds WHERE holds.key_id = counted AND state = 'open')
-        + coalesce((SELECT holds FROM drawn WHERE drawn.key_id = counted), 0),
     budget_day,
     (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_days
         WHERE usage_days.key_id = counted AND day = CAST(:day AS BIGINT))

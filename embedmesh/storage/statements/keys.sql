@@ -3,7 +3,8 @@
 -- each key above it, the nearest first, or one without.
 SELECT
     keys.account_id, keys.key_id, keys.scopes, keys.expires_ms, keys.models, keys.requests_a_minute,
-    keys.tokens_a_minute, cache, above.key_id, above.models, above.requests_a_minute, above.tokens_a_minute
+    keys.tokens_a_minute, cache, above.key_id, above.models, above.requests_a_minute, above.tokens_a_minute,
+    keys.concurrency, coalesce(keys.place_id, keys.key_id), above.concurrency, coalesce(above.place_id, above.key_id)
 FROM keys JOIN accounts ON accounts.account_id = keys.account_id
 LEFT JOIN key_draws ON key_draws.key_id = keys.key_id
 LEFT JOIN keys AS above ON above.key_id = from_id
@@ -56,8 +57,13 @@ UPDATE keys SET rotated_to = :rotated_to, expires_ms = CASE WHEN expires_ms < :e
 WHERE key_id = :key_id AND revoked_ms IS NULL AND rotated_to IS NULL
     AND (expires_ms IS NULL OR expires_ms > CAST(:now_ms AS BIGINT));
 
+-- name: hand_over_place
+-- The new key has the rotated key's place...
+UPDATE keys SET place_id = (SELECT coalesce(old.place_id, old.key_id) FROM keys AS old WHERE old.key_id = :old_id)
+WHERE key_id = :new_id;
+
 -- name: hand_over_draws
--- All keys below a rotated key are below the new one...
+-- ... all keys below a rotated key are below the new one...
 UPDATE key_draws SET from_id = :new_id WHERE from_id = :old_id;
 
 -- name: draw_from_new

@@ -15,6 +15,8 @@ SELECT
     (SELECT count(*) FROM tabs WHERE ended_ms IS NULL) AS tabs_live,
     (SELECT count(*) FROM tabs WHERE ended_ms IS NOT NULL) AS tabs_ended,
     (SELECT count(*) FROM tabs WHERE state = 'recovered') AS tabs_recovered,
+    (SELECT CAST(coalesce(sum(amount - captured), 0) AS BIGINT) FROM tabs
+        WHERE state = 'recovered') AS tabs_recovered_nanousd,
     (SELECT CAST(coalesce(sum(requests), 0) AS BIGINT) FROM tabs) AS requests_settled;
 
 -- name: metered_usage

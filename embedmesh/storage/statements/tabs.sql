@@ -39,7 +39,7 @@ FROM (
             SELECT 1 FROM (
                 SELECT keys.key_id AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_draws.key_id = keys.key_id
             ) AS all_counted JOIN keys AS bad ON bad.key_id = counted
-            WHERE bad.revoked_ms IS NOT NULL OR bad.expires_ms <= CAST(:now_ms AS BIGINT) OR bad.concurrency IS NOT NULL
+            WHERE bad.revoked_ms IS NOT NULL OR bad.expires_ms <= CAST(:now_ms AS BIGINT)
         )
 ) AS opening
 WHERE amount >= least_amount
@@ -131,7 +131,7 @@ WHERE owner = :owner AND ended_ms IS NULL AND EXISTS (
         SELECT tabs.key_id AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_draws.key_id = tabs.key_id
     ) AS all_counted JOIN keys ON keys.key_id = counted
     WHERE revoked_ms IS NOT NULL OR expires_ms <= CAST(:now_ms AS BIGINT)
-        OR coalesce(concurrency, budget_day, budget_month) IS NOT NULL
+        OR coalesce(budget_day, budget_month) IS NOT NULL
 );
 
 -- name: unspent_of_account
