@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
@@ -64,7 +64,7 @@ class ModelTokenizer:
         """
         found = self._known(texts)
         self._complete(texts, found)
-        return [numbers_of(each) for each in cast(list[bytes], found)]
+        return [numbers_of(each) for each in found]
 
     def prepare(self) -> None:
         """Build the tables that the first texts would otherwise wait for: that may take a second."""
@@ -84,7 +84,7 @@ class ModelTokenizer:
             if len(others) > SOON_WHOLE_MAX or sum(others) > SOON_WHOLE_CHARS_MAX:
                 return None
             self._complete(texts, found)
-        return cast(list[bytes], found)
+        return found
 
     def next_cut(self, text: str, start: int) -> int | None:
         """Where the next piece of a text ends: the ids of its pieces are those of the text. None for one too large.
@@ -108,11 +108,11 @@ class ModelTokenizer:
     def _cuts(self) -> re.Pattern[str] | None:
         return cuts_of(self._tokenizer)
 
-    def _known(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[bytes | None]:
-        """The ids of the texts that are found word by word."""
+    def _known(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[Any]:
+        """The ids of the texts that are found word by word, as bytes; None for each other."""
         return [None] * len(texts) if self._words is None else self._words.packed(texts, others_max)
 
-    def _complete(self, texts: Sequence[str], found: list[bytes | None]) -> None:
+    def _complete(self, texts: Sequence[str], found: list[Any]) -> None:
         """Add the ids of the texts that are not found yet."""
         others = [at for at, ids in enumerate(found) if ids is None]
         if not others:

@@ -1,7 +1,7 @@
 """Token ids word by word, found in the vocabulary alone: for BERT's WordPiece, where white space cuts first.
 
 There the ids of a text are those of its words, one after another: a look-up for a word that the vocabulary holds whole,
-the library's own cut into pieces for any other. This holds for printable ASCII; beyond it normalizers join and drop
+the library's own cut into pieces for a rare one. This holds for printable ASCII; beyond it normalizers join and drop
 characters, so other texts are left to the tokenizer. Nothing is remembered of any text: how long a text takes says
 nothing of those before it.
 
@@ -11,8 +11,8 @@ Ids are kept as the bytes that a node is sent, so that those of a text are those
 import re
 import sys
 from collections.abc import Sequence
+from itertools import compress, repeat
 from operator import attrgetter
-from typing import cast
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -21,13 +21,11 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from embedmesh.rules.embeddings import bytes_of
 
-PLAIN = re.compile(r"[\t\n\r -~]*")  # its white space is the same for a regular expression and for BERT's normalizer
-MARK = r"[!-/:-@\[-`{-~]"
-RUN = re.compile(r"[!-~](?:(?<=[0-9A-Za-z])[0-9A-Za-z]*)?")
-"""A word: letters and digits, or a mark, which stands alone whatever is beside it. It may begin with any printable
-character, so that white space is skipped six times as fast as by the alternation that says the same.
-"""
+PLAIN = re.compile(r"[\t\n\r -~]*")  # its white space is the same for `str.split` and for BERT's normalizer
+MARK = r"[!-/:-@\[-`{-~]"  # stands alone, whatever is beside it
+RUN = re.compile(rf"[0-9A-Za-z]+|{MARK}")
 ID = attrgetter("id")
+NOTHING = repeat(b"")  # for what is not found
 OTHER_COST_MIN = 8  # in squares of characters: half a microsecond
 
 
@@ -45,14 +43,17 @@ class Words:
         *,
         lowercase: bool,
         leave: re.Pattern[str] | None,
+        sign: str,
         dropped: int | None,
     ) -> None:
-        """Texts in which `leave` is found, in lower case, are left to the tokenizer."""
+        """Texts in which `leave` is found, in lower case, are left to the tokenizer; where it is, there is `sign`."""
         self._bytes = [b"" if token == dropped else bytes_of([token]) for token in range(max(vocabulary.values()) + 1)]
         self._whole = {piece: self._bytes[token] for piece, token in vocabulary.items() if RUN.fullmatch(piece)}
-        self._pieces = model.tokenize
+        self._marks = {mark: ids for mark, ids in self._whole.items() if not mark.isalnum()}
+        self._cut = model.tokenize
         self._fold = str.lower if lowercase else str
         self._leave = leave
+        self._sign = sign
 
     def packed(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[bytes | None]:
         """Token ids of each text, special tokens aside; None for a text that has to be looked at as a whole.
@@ -60,20 +61,21 @@ class Words:
         Raises TooDear where the words that the vocabulary does not hold whole cost more than `others_max` together:
         the square of its characters each, as the library looks for every piece that a word may begin with, and some.
         """
-        all_plain = self._is_plain("".join(texts))
-        get, fold, find = self._whole.get, self._fold, RUN.findall
-        result: list[bytes | None] = []
-        for text in texts:
-            if not all_plain and not self._is_plain(text):
-                result.append(None)
-                continue
-            runs = find(fold(text))
-            found = list(map(get, runs))
-            try:
-                result.append(b"".join(cast(list[bytes], found)))
-            except TypeError:
-                others_max = self._cut_others(runs, found, others_max)
-                result.append(b"".join(cast(list[bytes], found)))
+        if self._is_plain("".join(texts)):
+            return [*self._of_plain(texts, others_max)]
+        plain = [self._is_plain(text) for text in texts]
+        found = iter(self._of_plain([*compress(texts, plain)], others_max))
+        return [next(found) if each else None for each in plain]
+
+    def _of_plain(self, texts: Sequence[str], others_max: int) -> list[bytes]:
+        get, join = self._whole.get, b"".join
+        result = []
+        for text in map(self._fold, texts):
+            words = text.split()
+            found = list(map(get, words, NOTHING))
+            if not all(found):
+                others_max = self._find_others(words, found, others_max)
+            result.append(join(found))
         return result
 
     def _is_plain(self, text: str) -> bool:
@@ -81,21 +83,30 @@ class Words:
         return (
             text.isascii()
             and (text.isprintable() or PLAIN.fullmatch(text) is not None)
-            and (self._leave is None or self._leave.search(text.lower()) is None)
+            and (self._leave is None or self._sign not in text or self._leave.search(text.lower()) is None)
         )
 
-    def _cut_others(self, runs: list[str], found: list[bytes | None], others_max: int) -> int:
-        """Find the words that the vocabulary does not hold whole. Returns what is left of `others_max`."""
-        pieces, bytes_of_id = self._pieces, self._bytes.__getitem__
+    def _find_others(self, words: list[str], found: list[bytes], others_max: int) -> int:
+        """Add the ids of the words that are not found whole. Returns what is left of `others_max`."""
+        get, get_mark = self._whole.get, self._marks.get
         at = -1
-        for _ in range(found.count(None)):
-            at = found.index(None, at + 1)
-            run = runs[at]
-            chars = len(run)
-            others_max -= chars * chars + OTHER_COST_MIN
-            if others_max < 0:
-                raise TooDear
-            found[at] = b"".join(map(bytes_of_id, map(ID, pieces(run))))
+        for _ in range(found.count(b"")):
+            at = found.index(b"", at + 1)
+            word = words[at]
+            chars = len(word)
+            if chars == 1 or word.isalnum():
+                others_max -= chars * chars + OTHER_COST_MIN
+                if others_max < 0:
+                    raise TooDear
+                found[at] = b"".join(map(self._bytes.__getitem__, map(ID, self._cut(word))))
+            elif (mark := get_mark(word[-1])) is not None and (stem := get(word[:-1])) is not None:
+                found[at] = stem + mark
+            else:
+                runs = RUN.findall(word)
+                parts = list(map(get, runs, NOTHING))
+                if not all(parts):
+                    others_max = self._find_others(runs, parts, others_max)
+                found[at] = b"".join(parts)
         return others_max
 
 
@@ -117,4 +128,6 @@ def words_of(tokenizer: Tokenizer, dropped: int | None = None) -> Words | None:
     if not all(each.strip() for each in leave):
         return None  # a token of which nothing is left may be found anywhere
     pattern = re.compile("|".join(map(re.escape, sorted(leave)))) if leave else None
-    return Words(model, vocabulary, lowercase=normalizer.lowercase, leave=pattern, dropped=dropped)
+    shared = set.intersection(*map(set, leave)) if leave else set()
+    sign = min((each for each in shared if re.fullmatch(MARK, each)), default="")  # a letter would be in every text
+    return Words(model, vocabulary, lowercase=normalizer.lowercase, leave=pattern, sign=sign, dropped=dropped)
