@@ -29,7 +29,7 @@ from embedmesh.storage.ledger.batch import WriteBatch
 from embedmesh.storage.ledger.end_hold import EndHold
 from embedmesh.storage.ledger.open_tab import CloseTab, OpenTab
 from embedmesh.storage.ledger.place_hold import PlaceHold
-from embedmesh.storage.ledger.settle_tab import SettleRequest
+from embedmesh.storage.ledger.settle_tab import SettleTab
 from embedmesh.storage.ledger.writes import Stats, Write
 
 PRICE = 100  # nano-USD a request
@@ -140,8 +140,11 @@ def exact(meter: Meter, shop: Shop, batch: int) -> tuple[float, float]:
 
 def under_tabs(meter: Meter, shop: Shop, tabs: Sequence[Tab], batch: int) -> tuple[float, float]:
     """Settle `batch` requests of some tabs."""
-    settling = [SettleRequest(tabs[at % len(tabs)].tab_id, shop.hold(), shop.charge) for at in range(batch)]
-    mine, server = meter.write(settling)
+    each = batch // len(tabs)
+    delivered = [[(shop.hold().hold_id, shop.charge) for _ in range(each)] for _ in tabs]
+    mine, server = meter.write(
+        [SettleTab(tab.tab_id, "bench", done) for tab, done in zip(tabs, delivered, strict=True)]
+    )
     return mine + server, server
 
 

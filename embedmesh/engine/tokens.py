@@ -6,10 +6,11 @@ tokens counted are the tokens embedded.
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ from embedmesh.engine.folder import Folder, read_folder
 from embedmesh.engine.tokenizer_settings import load_tokenizer
 from embedmesh.engine.tokenizer_source import TokenizerJson
 from embedmesh.engine.words import TooDear, Words, words_of
+from embedmesh.rules.embeddings import bytes_of, numbers_of
 from embedmesh.rules.errors import SetupError
 
 TOKENIZER_PROBE = "a"  # any text will do that every vocabulary knows
@@ -27,7 +29,7 @@ PIECE_CHARS = 2_048  # at most some 10 ms of a tokenizer's worst words
 RUN_CHARS_MAX = 32_768  # without a possible cut: 20 ms and 10 MB of smileys. More than fits of any language
 SOON_CHARS_MAX = 4_096  # of words that are looked up whole: 0.2 ms
 SOON_TEXTS_MAX = 512
-SOON_OTHER_CHARS_MAX = 768  # of words that are not: 1 ms
+SOON_OTHERS_MAX = 10_000  # the cost of words that are not: a hundred of ten letters, or 1 ms of the worst
 SOON_WHOLE_CHARS_MAX = 256  # of what the tokenizer looks at: 1 ms of its worst words
 SOON_WHOLE_MAX = 16
 
@@ -60,25 +62,29 @@ class ModelTokenizer:
 
         A text that a static model knows no word of has none.
         """
-        return self._without_dropped(self._complete(texts, self._known(texts)))
+        found = self._known(texts)
+        self._complete(texts, found)
+        return [numbers_of(each) for each in found]
 
     def prepare(self) -> None:
         """Build the tables that the first texts would otherwise wait for: that may take a second."""
-        self.soon([TOKENIZER_PROBE])
+        self.packed([TOKENIZER_PROBE])
         self.next_cut(TOKENIZER_PROBE * (PIECE_CHARS + 1), 0)
 
-    def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
-        """The same, if it takes about a millisecond whatever the texts are; else None."""
+    def packed(self, texts: Sequence[str]) -> list[bytes] | None:
+        """The same as little-endian uint32, if it takes about a millisecond whatever the texts are; else None."""
         if len(texts) > SOON_TEXTS_MAX or sum(map(len, texts)) > SOON_CHARS_MAX:
             return None
         try:
-            found = self._known(texts, SOON_OTHER_CHARS_MAX)
+            found = self._known(texts, SOON_OTHERS_MAX)
         except TooDear:
             return None
-        others = [len(text) for text, ids in zip(texts, found, strict=True) if ids is None]
-        if len(others) > SOON_WHOLE_MAX or sum(others) > SOON_WHOLE_CHARS_MAX:
-            return None
-        return self._without_dropped(self._complete(texts, found) if others else cast(list[list[int]], found))
+        if None in found:
+            others = [len(text) for text, ids in zip(texts, found, strict=True) if ids is None]
+            if len(others) > SOON_WHOLE_MAX or sum(others) > SOON_WHOLE_CHARS_MAX:
+                return None
+            self._complete(texts, found)
+        return found
 
     def next_cut(self, text: str, start: int) -> int | None:
         """Where the next piece of a text ends: the ids of its pieces are those of the text. None for one too large.
@@ -96,27 +102,23 @@ class ModelTokenizer:
     @cached_property
     def _words(self) -> Words | None:
         """Built at the first text: a node behind gateways counts none and saves the memory."""
-        return words_of(self._tokenizer)
+        return words_of(self._tokenizer, self._dropped)
 
     @cached_property
     def _cuts(self) -> re.Pattern[str] | None:
         return cuts_of(self._tokenizer)
 
-    def _known(self, texts: Sequence[str], others_chars_max: int | None = None) -> list[list[int] | None]:
-        return [None] * len(texts) if self._words is None else self._words.ids(texts, others_chars_max)
+    def _known(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[Any]:
+        """The ids of the texts that are found word by word, as bytes; None for each other."""
+        return [None] * len(texts) if self._words is None else self._words.packed(texts, others_max)
 
-    def _complete(self, texts: Sequence[str], found: list[list[int] | None]) -> list[list[int]]:
-        """Adds the ids of the texts that are not found yet."""
+    def _complete(self, texts: Sequence[str], found: list[Any]) -> None:
+        """Add the ids of the texts that are not found yet."""
         others = [at for at, ids in enumerate(found) if ids is None]
-        if others:
-            for at, ids in zip(others, self._encode([texts[at] for at in others]), strict=True):
-                found[at] = ids
-        return cast(list[list[int]], found)
-
-    def _without_dropped(self, found: list[list[int]]) -> list[list[int]]:
-        if self._dropped is None:
-            return found
-        return [[token for token in ids if token != self._dropped] for ids in found]
+        if not others:
+            return
+        for at, ids in zip(others, self._encode([texts[at] for at in others]), strict=True):
+            found[at] = bytes_of(ids if self._dropped is None else [token for token in ids if token != self._dropped])
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if len(texts) == 1:

@@ -1,21 +1,32 @@
 """Token ids word by word, found in the vocabulary alone: for BERT's WordPiece, where white space cuts first.
 
-There the ids of a text are those of its words, one after another, and a word's are a few look-ups. This holds for
-printable ASCII; beyond it normalizers join and drop characters, so other texts are left to the tokenizer. Nothing is
-remembered of any text: how long a text takes says nothing of those before it.
+There the ids of a text are those of its words, one after another: a look-up for a word that the vocabulary holds whole,
+the library's own cut into pieces for a rare one. This holds for printable ASCII; beyond it normalizers join and drop
+characters, so other texts are left to the tokenizer. Nothing is remembered of any text: how long a text takes says
+nothing of those before it.
+
+Ids are kept as the bytes that a node is sent, so that those of a text are those of its words, joined.
 """
 
 import re
+import sys
 from collections.abc import Sequence
+from itertools import compress, repeat
+from operator import attrgetter
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from embedmesh.rules.embeddings import bytes_of
+
 PLAIN = re.compile(r"[\t\n\r -~]*")  # its white space is the same for `str.split` and for BERT's normalizer
 MARK = r"[!-/:-@\[-`{-~]"  # stands alone, whatever is beside it
 RUN = re.compile(rf"[0-9A-Za-z]+|{MARK}")
+ID = attrgetter("id")
+NOTHING = repeat(b"")  # for what is not found
+OTHER_COST_MIN = 8  # in squares of characters: half a microsecond
 
 
 class TooDear(Exception):
@@ -26,77 +37,81 @@ class Words:
     """The ids of words. Never changes."""
 
     def __init__(
-        self, model: WordPiece, vocabulary: dict[str, int], *, lowercase: bool, leave: re.Pattern[str] | None
+        self,
+        model: WordPiece,
+        vocabulary: dict[str, int],
+        *,
+        lowercase: bool,
+        leave: re.Pattern[str] | None,
+        sign: str,
+        dropped: int | None,
     ) -> None:
-        """Texts in which `leave` is found, in lower case, are left to the tokenizer."""
-        prefix = model.continuing_subword_prefix
-        self._whole = {piece: token for piece, token in vocabulary.items() if RUN.fullmatch(piece)}
-        self._inner = {
-            piece.removeprefix(prefix): token
-            for piece, token in vocabulary.items()
-            if piece.startswith(prefix) and RUN.fullmatch(piece.removeprefix(prefix))
-        }
-        self._unknown = vocabulary[model.unk_token]
-        self._word_chars_max: int = model.max_input_chars_per_word
-        self._piece_chars_max = max(map(len, (*self._whole, *self._inner)), default=1)
-        self._lowercase = lowercase
+        """Texts in which `leave` is found, in lower case, are left to the tokenizer; where it is, there is `sign`."""
+        self._bytes = [b"" if token == dropped else bytes_of([token]) for token in range(max(vocabulary.values()) + 1)]
+        self._whole = {piece: self._bytes[token] for piece, token in vocabulary.items() if RUN.fullmatch(piece)}
+        self._marks = {mark: ids for mark, ids in self._whole.items() if not mark.isalnum()}
+        self._cut = model.tokenize
+        self._fold = str.lower if lowercase else str
         self._leave = leave
+        self._sign = sign
 
-    def ids(self, texts: Sequence[str], others_chars_max: int | None = None) -> list[list[int] | None]:
+    def packed(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[bytes | None]:
         """Token ids of each text, special tokens aside; None for a text that has to be looked at as a whole.
 
-        Raises TooDear past `others_chars_max` characters in words that take more than one look-up.
+        Raises TooDear where the words that the vocabulary does not hold whole cost more than `others_max` together:
+        the square of its characters each, as the library looks for every piece that a word may begin with, and some.
         """
-        whole, leave = self._whole, self._leave
-        spare = sum(map(len, texts)) if others_chars_max is None else others_chars_max
-        result: list[list[int] | None] = []
-        for text in texts:
-            lower = text.lower()
-            if (
-                not text.isascii()
-                or not (text.isprintable() or PLAIN.fullmatch(text))
-                or (leave is not None and leave.search(lower))
-            ):
-                result.append(None)
-                continue
-            found: list[int] = []
-            for word in (lower if self._lowercase else text).split():
-                token = whole.get(word)
-                if token is not None:
-                    found.append(token)
-                    continue
-                for run in RUN.findall(word):
-                    token = whole.get(run)
-                    if token is not None:
-                        found.append(token)
-                        continue
-                    spare -= len(run)
-                    if spare < 0:
-                        raise TooDear
-                    found += self._pieces(run)
-            result.append(found)
+        if self._is_plain("".join(texts)):
+            return [*self._of_plain(texts, others_max)]
+        plain = [self._is_plain(text) for text in texts]
+        found = iter(self._of_plain([*compress(texts, plain)], others_max))
+        return [next(found) if each else None for each in plain]
+
+    def _of_plain(self, texts: Sequence[str], others_max: int) -> list[bytes]:
+        get, join = self._whole.get, b"".join
+        result = []
+        for text in map(self._fold, texts):
+            words = text.split()
+            found = list(map(get, words, NOTHING))
+            if not all(found):
+                others_max = self._find_others(words, found, others_max)
+            result.append(join(found))
         return result
 
-    def _pieces(self, word: str) -> list[int]:
-        """The longest piece that begins the word, then the longest that continues it, and so on."""
-        size = len(word)
-        if size > self._word_chars_max:
-            return [self._unknown]
-        found: list[int] = []
-        table, start = self._whole, 0
-        while start < size:
-            end = min(size, start + self._piece_chars_max)
-            while (token := table.get(word[start:end])) is None:
-                end -= 1
-                if end == start:
-                    return [self._unknown]
-            found.append(token)
-            table, start = self._inner, end
-        return found
+    def _is_plain(self, text: str) -> bool:
+        """Whether the words of a text are all that counts."""
+        return (
+            text.isascii()
+            and (text.isprintable() or PLAIN.fullmatch(text) is not None)
+            and (self._leave is None or self._sign not in text or self._leave.search(text.lower()) is None)
+        )
+
+    def _find_others(self, words: list[str], found: list[bytes], others_max: int) -> int:
+        """Add the ids of the words that are not found whole. Returns what is left of `others_max`."""
+        get, get_mark = self._whole.get, self._marks.get
+        at = -1
+        for _ in range(found.count(b"")):
+            at = found.index(b"", at + 1)
+            word = words[at]
+            chars = len(word)
+            if chars == 1 or word.isalnum():
+                others_max -= chars * chars + OTHER_COST_MIN
+                if others_max < 0:
+                    raise TooDear
+                found[at] = b"".join(map(self._bytes.__getitem__, map(ID, self._cut(word))))
+            elif (mark := get_mark(word[-1])) is not None and (stem := get(word[:-1])) is not None:
+                found[at] = stem + mark
+            else:
+                runs = RUN.findall(word)
+                parts = list(map(get, runs, NOTHING))
+                if not all(parts):
+                    others_max = self._find_others(runs, parts, others_max)
+                found[at] = b"".join(parts)
+        return others_max
 
 
-def words_of(tokenizer: Tokenizer) -> Words | None:
-    """For a tokenizer that cuts at white space first; None for any other."""
+def words_of(tokenizer: Tokenizer, dropped: int | None = None) -> Words | None:
+    """For a tokenizer that cuts at white space first; None for any other. The id that is `dropped` is left out."""
     model, normalizer = tokenizer.model, tokenizer.normalizer
     if not (
         isinstance(model, WordPiece)
@@ -113,4 +128,6 @@ def words_of(tokenizer: Tokenizer) -> Words | None:
     if not all(each.strip() for each in leave):
         return None  # a token of which nothing is left may be found anywhere
     pattern = re.compile("|".join(map(re.escape, sorted(leave)))) if leave else None
-    return Words(model, vocabulary, lowercase=normalizer.lowercase, leave=pattern)
+    shared = set.intersection(*map(set, leave)) if leave else set()
+    sign = min((each for each in shared if re.fullmatch(MARK, each)), default="")  # a letter would be in every text
+    return Words(model, vocabulary, lowercase=normalizer.lowercase, leave=pattern, sign=sign, dropped=dropped)

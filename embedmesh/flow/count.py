@@ -7,7 +7,7 @@ Texts are counted piece by piece, and counting stops once they do not fit or can
 from collections.abc import Awaitable, Callable, Generator, Iterator
 
 from embedmesh.flow.turns import Turns
-from embedmesh.rules.embeddings import Call, Counted
+from embedmesh.rules.embeddings import ID_BYTES, Call, Counted
 from embedmesh.rules.errors import ContextLengthExceeded, EmptyInput, InvalidValue, MaxTokensPerRequest
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.models import Model
@@ -63,11 +63,11 @@ def count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: De
     texts = call.texts or [_text(call, index, cl100k) for index in range(len(call.ids))]
     if prompt:
         texts = [prompt + text for text in texts]
-    ids = tokenizer.soon(texts)
+    ids = tokenizer.packed(texts)
     if ids is None:
         return None
     specials = tokenizer.specials
-    lengths = [len(each) + specials for each in ids]
+    lengths = [len(each) // ID_BYTES + specials for each in ids]
     if max(lengths) > (call.keep or model.max_tokens) or not min(lengths) or sum(lengths) > REQUEST_TOKENS_MAX:
         return None
     return Counted(lengths=lengths, ids=ids, texts=texts)

@@ -143,7 +143,7 @@ class NodeApp:
             call, served, counted = await self._read(body)
         finally:
             self._bodies.give_back("", len(body))
-        ids = [served.tokenizer.with_specials(each) for each in counted.ids or ()]
+        ids = [served.tokenizer.with_specials(numbers_of(each)) for each in counted.ids or ()]
         data = [{"object": "tokens", "index": at, "token_ids": each} for at, each in enumerate(ids)]
         usage = {"prompt_tokens": counted.tokens, "total_tokens": counted.tokens}
         return json_reply({"object": "list", "data": data, "model": call.model, "usage": usage})

@@ -19,6 +19,8 @@ Truncate = Literal["none", "end", "start"]
 Ids = list[int] | bytes
 """The token ids of one input: numbers, or little-endian uint32 as in messages. See `bytes_of` and `numbers_of`."""
 
+ID_BYTES = 4
+
 COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds and EmbedVectors
 
 # The heads of the compact form, as gateway and node write them: constant up to a signature's lines and the length.

@@ -236,8 +236,11 @@ class Tokenizer(Protocol):
         """One list of ids a text, without special tokens. May take long: call it off the event loop for long texts."""
         ...
 
-    def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
-        """The same if it takes at most about a millisecond, whatever the texts are; else None."""
+    def packed(self, texts: Sequence[str]) -> list[bytes] | None:
+        """The same as little-endian uint32, if it takes at most about a millisecond whatever the texts are; else None.
+
+        These are an input's `Ids` as a node is sent them, four bytes each.
+        """
         ...
 
     def next_cut(self, text: str, start: int) -> int | None:

@@ -18,7 +18,8 @@ from tokenizers.normalizers import BertNormalizer, Lowercase, Sequence
 from tokenizers.pre_tokenizers import Whitespace
 
 from embedmesh.engine.tokens import ModelTokenizer
-from embedmesh.engine.words import TooDear, Words, words_of
+from embedmesh.engine.words import OTHER_COST_MIN, TooDear, Words, words_of
+from embedmesh.rules.embeddings import bytes_of, numbers_of
 from tests.data import find_model_folder
 from tests.engine.kinds import PIECES, SPECIALS, byte_pairs, save, tiny, unigram
 from tests.engine.tiny import make_folder
@@ -36,6 +37,11 @@ def real() -> Tokenizer:
     return tokenizer
 
 
+def ids_of(words: Words, text: str) -> list[int] | None:
+    (packed,) = words.packed([text])
+    return None if packed is None else numbers_of(packed)
+
+
 def whole(tokenizer: Tokenizer, text: str) -> list[int]:
     found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return found
@@ -51,7 +57,7 @@ def test_ids_of_random_texts_are_the_tokenizers(make: Callable[[], Tokenizer]) -
     known = [*FRAGMENTS, *map(chr, range(32, 127))]
     for _ in range(2_500):
         text = "".join(dice.choices(known, k=dice.randint(0, 14)))
-        ids = words.ids([text])[0]
+        ids = ids_of(words, text)
         left = "é" in text or any(special.lower() in text.lower() for special in SPECIALS)
         assert ids is None if left else ids == whole(tokenizer, text), text
 
@@ -59,7 +65,7 @@ def test_ids_of_random_texts_are_the_tokenizers(make: Callable[[], Tokenizer]) -
 @given(st.text(alphabet=st.characters(max_codepoint=0x2FF)))
 def test_whatever_is_given_it_is_right_or_left_to_the_tokenizer(text: str) -> None:
     assert SHARED is not None
-    ids = SHARED.ids([text])[0]
+    ids = ids_of(SHARED, text)
     assert ids is None or ids == whole(TINY, text)
     assert ids is None or all(character in "\t\n\r" or " " <= character <= "~" for character in text)
 
@@ -100,7 +106,7 @@ def test_nasty_texts_have_the_tokenizers_ids(make: Callable[[], Tokenizer], text
     words = words_of(tokenizer)
     assert words is not None
     for given_text in (text, f"un {text} river", f"x{text}\ty"):
-        ids = words.ids([given_text])[0]
+        ids = ids_of(words, given_text)
         assert ids == whole(tokenizer, given_text) or (ids is None and "[" in text)
 
 
@@ -116,7 +122,7 @@ def both(request: pytest.FixtureRequest) -> tuple[Words, Tokenizer]:
 @given(text=st.text(alphabet=[*map(chr, range(32, 127)), "\t", "\n", "\r"]))
 def test_any_printable_ascii_is_known_word_by_word(both: tuple[Words, Tokenizer], text: str) -> None:
     words, tokenizer = both
-    ids = words.ids([text])[0]
+    ids = ids_of(words, text)
     assert ids == whole(tokenizer, text) or (ids is None and "[" in text)
 
 
@@ -140,7 +146,7 @@ def test_texts_with_added_tokens_of_any_kind_are_left_to_the_tokenizer(how: dict
     dice = Random(11)
     for _ in range(1_000):
         text = "".join(dice.choices(["<mask>", "<MASK>", "<mask", " ", "\n", "river", "un", "[MASK]", "."], k=8))
-        ids = words.ids([text])[0]
+        ids = ids_of(words, text)
         assert ids == whole(tokenizer, text) or (ids is None and ("mask" in text.lower())), text
 
 
@@ -156,7 +162,7 @@ def test_an_added_token_of_which_normalizing_leaves_nothing_is_left_to_the_token
 def test_other_characters_are_left_to_the_tokenizer(character: str) -> None:
     """Normalizers drop them, join over them, or take them for white space."""
     assert SHARED is not None
-    assert SHARED.ids([f"river {character} don"])[0] is None
+    assert ids_of(SHARED, f"river {character} don") is None
 
 
 def test_a_models_ids_are_the_librarys_for_mixed_texts() -> None:
@@ -199,13 +205,19 @@ def test_a_tiny_models_ids_are_the_librarys_for_mixed_texts(tmp_path: Path) -> N
 
 
 def test_words_that_take_many_look_ups_are_bounded_where_that_is_asked_for() -> None:
-    """Over all texts together; a word that the vocabulary holds whole, or any mark, costs nothing."""
+    """Over all texts together; a word that the vocabulary holds whole costs nothing."""
     words = words_of(TINY)
     assert words is not None
     texts = ["river don! " * 1_000, "rivers " * 3, "un-rivers"]
-    assert words.ids(texts, others_chars_max=24) == [whole(TINY, text) for text in texts]
+    cost = 4 * (len("rivers") ** 2 + OTHER_COST_MIN)
+    assert words.packed(texts, cost) == [bytes_of(whole(TINY, text)) for text in texts]
     with pytest.raises(TooDear):
-        words.ids(texts, others_chars_max=23)
+        words.packed(texts, cost - 1)
+    short = ["qx " * 1_000]  # half a microsecond each, however short
+    cost = (len("qx") ** 2 + OTHER_COST_MIN) * 1_000
+    assert words.packed(short, cost) == [bytes_of(whole(TINY, short[0]))]
+    with pytest.raises(TooDear):
+        words.packed(short, cost - 1)
 
 
 @pytest.mark.parametrize(
@@ -229,8 +241,8 @@ def test_a_text_with_a_token_that_has_white_space_in_it_is_left_to_the_tokenizer
     tokenizer.add_tokens(["River bank"])
     words = words_of(tokenizer)
     assert words is not None
-    assert words.ids(["un river bank"])[0] is None
-    assert words.ids(["river un bank"])[0] == whole(tokenizer, "river un bank")
+    assert ids_of(words, "un river bank") is None
+    assert ids_of(words, "river un bank") == whole(tokenizer, "river un bank")
     plain = tiny()
     plain.normalizer = None
     assert json.loads(plain.to_str())["normalizer"] is None
@@ -247,7 +259,7 @@ def test_nothing_is_remembered_of_what_was_asked() -> None:
     assert words is not None
     before = _state(words)
     for number in range(2_000):
-        words.ids([f"river w{number} unbelievable{number} [MASK] \u00e9{number}"])
+        words.packed([f"river w{number} unbelievable{number} [MASK] \u00e9{number}"])
     assert _state(words) == before
 
 
@@ -294,4 +306,4 @@ def test_two_threads_may_use_it_at_one_time() -> None:
     texts = [" ".join(Random(number).choices(string.ascii_lowercase, k=40)) for number in range(200)]
     expected = [whole(TINY, text) for text in texts]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda text: words.ids([text])[0], texts * 5)) == expected * 5
+        assert list(pool.map(lambda text: ids_of(words, text), texts * 5)) == expected * 5

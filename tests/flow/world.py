@@ -20,7 +20,7 @@ from embedmesh.flow.deliver import Done
 from embedmesh.flow.embed import Embeddings
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.world import World
-from embedmesh.rules.embeddings import Counted, EmbedVectors, numbers_of
+from embedmesh.rules.embeddings import Counted, EmbedVectors, bytes_of, numbers_of
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
 from embedmesh.rules.exchange import Delivery, Reply, StreamedReply
 from embedmesh.rules.forwarding import AttemptOwner, Part
@@ -63,8 +63,8 @@ class LetterTokenizer:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(letter) % 31 for letter in text] for text in texts]
 
-    def soon(self, texts: Sequence[str]) -> list[list[int]] | None:
-        return self.ids(texts) if sum(map(len, texts)) <= 4_096 else None
+    def packed(self, texts: Sequence[str]) -> list[bytes] | None:
+        return [bytes_of(each) for each in self.ids(texts)] if sum(map(len, texts)) <= 4_096 else None
 
     def next_cut(self, text: str, start: int) -> int | None:
         return min(len(text), start + 1_000)

@@ -42,7 +42,7 @@ class OpenTab(WaitedWrite[int]):
             return
         days = {"day": now_ms // MS_PER_DAY, "month_day": first_day_of_month(now_ms)}
         rows = as_rows([write._row() for write in opening])
-        terms = {"owner": writes[0]._owner, "now_ms": now_ms, "share": SHARE_OF_MONEY}
+        terms = {"owner": writes[0]._owner, "now_ms": now_ms, "share": SHARE_OF_MONEY, "tabs_max": len(opening)}
         opened = db.later(TABS_SQL["open_tabs"], rows | terms | days)
         for write in opening:
             write._opened = opened

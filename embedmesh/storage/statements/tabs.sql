@@ -11,25 +11,20 @@ FROM (
         (SELECT min(most) FROM (
             SELECT CAST(value ->> 'wanted' AS BIGINT) AS most
             UNION ALL SELECT (accounts.balance + accounts.credit_limit - accounts.held) / CAST(:share AS BIGINT)
-            UNION ALL SELECT (budget_day - key_held.held
+            UNION ALL SELECT (
+                CASE monthly WHEN 0 THEN budget_day ELSE budget_month END - key_held.held
                 - (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_days
-                    WHERE usage_days.key_id = counted AND day = CAST(:day AS BIGINT))
-                - coalesce((SELECT cost FROM drawn_days WHERE drawn_days.key_id = counted AND day = CAST(:day AS BIGINT)), 0)
-            ) / CAST(:share AS BIGINT)
-            FROM (
-                SELECT keys.key_id AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_draws.key_id = keys.key_id
-            ) AS all_counted JOIN keys AS limits ON limits.key_id = counted JOIN key_held ON key_held.key_id = counted
-            WHERE budget_day IS NOT NULL
-            UNION ALL SELECT (budget_month - key_held.held
-                - (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_days
-                    WHERE usage_days.key_id = counted AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT))
+                    WHERE usage_days.key_id = counted AND day BETWEEN first_day AND CAST(:day AS BIGINT))
                 - (SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM drawn_days
-                    WHERE drawn_days.key_id = counted AND day BETWEEN CAST(:month_day AS BIGINT) AND CAST(:day AS BIGINT))
+                    WHERE drawn_days.key_id = counted AND day BETWEEN first_day AND CAST(:day AS BIGINT))
             ) / CAST(:share AS BIGINT)
             FROM (
                 SELECT keys.key_id AS counted UNION ALL SELECT from_id FROM key_draws WHERE key_draws.key_id = keys.key_id
             ) AS all_counted JOIN keys AS limits ON limits.key_id = counted JOIN key_held ON key_held.key_id = counted
-            WHERE budget_month IS NOT NULL
+            CROSS JOIN (
+                SELECT 0 AS monthly, CAST(:day AS BIGINT) AS first_day UNION ALL SELECT 1, CAST(:month_day AS BIGINT)
+            ) AS periods
+            WHERE CASE monthly WHEN 0 THEN budget_day ELSE budget_month END IS NOT NULL
         ) AS bounds) AS amount
     FROM jsonb_each(:rows)
         CROSS JOIN accounts CROSS JOIN keys
@@ -41,6 +36,7 @@ FROM (
             ) AS all_counted JOIN keys AS bad ON bad.key_id = counted
             WHERE bad.revoked_ms IS NOT NULL OR bad.expires_ms <= CAST(:now_ms AS BIGINT)
         )
+    LIMIT CAST(:tabs_max AS BIGINT)  -- all of them: PostgreSQL would compute each amount twice without it
 ) AS opening
 WHERE amount >= least_amount
 RETURNING tab_id, amount;
