@@ -1,19 +1,25 @@
 """Several gateways on one store: they agree about money, keys, limits and who is alive."""
 
 import asyncio
+import random
 import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 
+import msgspec
 import pytest
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InsufficientQuota, RateLimited, SetupError
+from embedmesh.rules.holds import Hold, Payable
 from embedmesh.rules.ports import Caller
+from embedmesh.rules.tabs import Tab
 from embedmesh.storage.cached.changes import RecordKind
 from embedmesh.storage.instance import take_instance
+from embedmesh.storage.ledger.open_tab import CloseTab, OpenTab, RecallTabs
+from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.store import Store
 from tests.storage.shop import LASTS_MS, Shop, charge
 
@@ -254,3 +260,53 @@ async def test_many_at_once_take_one_lease(shop: Shop, store: Store) -> None:
     await asyncio.gather(*(store.rate_limits.take_request(caller) for _ in range(100)))
     await store.drain()
     assert store.stats.writes - before == 1
+
+
+async def test_gateways_that_open_settle_recall_and_end_tabs_at_the_same_time_add_up(
+    shop: Shop, stores: list[Store]
+) -> None:
+    """Keys of two accounts at all gateways, with shared nodes, sweeps and exact holds between: none waits for ever.
+
+    What was settled was paid, what was late was not, and nothing stays held.
+    """
+    dice = random.Random(15)
+    shop.books.accounts.create("b")
+    shop.credit(10**7)
+    shop.books.accounts.credit("b", 10**7, "first")
+    keys = {account: shop.books.keys.create(account, ["embeddings"])[0].key_id for account in ("a", "b")}
+
+    async def spender(store: Store, name: str) -> None:
+        for number in range(12):
+            account_id = dice.choice("ab")
+            until_ms = shop.clock.now_ms + dice.choice([-1, LASTS_MS])  # some are swept at once
+            tab = Tab(f"tab_{name}_{number}", account_id, keys[account_id], until_ms)
+            opening = OpenTab(tab, store._opened.instance.name, 100, 1)
+            store._writer.submit(opening)
+            assert await opening.outcome == 100
+            for request in range(dice.randrange(4)):
+                hold = Hold(f"req_{name}_{number}_{request}", account_id, 10, 0, tab.key_id)
+                to = (Payable(f"n{dice.randrange(3)}", dice.randrange(4)),)
+                paid = msgspec.structs.replace(charge(10, key_id=tab.key_id), payables=to)
+                store._writer.submit(SettleRequest(tab.tab_id, hold, paid))
+            match dice.randrange(4):
+                case 0:
+                    recalling = RecallTabs(account_id, None)
+                    store._writer.submit(recalling)
+                    await recalling.outcome
+                case 1:
+                    await store.expire(shop.clock.now_ms)
+                case 2:
+                    await store.hold(hold := shop.new_hold(10, account_id=account_id))
+                    store.capture(hold, charge(10, payable=1, key_id=tab.key_id))
+            store._writer.submit(CloseTab(tab.tab_id, account_id))
+
+    await asyncio.gather(*(spender(store, f"{at}{n}") for at, store in enumerate(stores) for n in range(4)))
+    await asyncio.gather(*(store.drain() for store in stores))
+    accounts = [shop.books.accounts.find(account_id) for account_id in "ab"]
+    captured = sum(store.stats.captured for store in stores)
+    assert sum(account.balance_nanousd for account in accounts) == 2 * 10**7 - 10 * captured
+    assert [account.held_nanousd for account in accounts] == [0, 0]
+    ended = sum(store.stats.tabs_closed + store.stats.tabs_expired for store in stores)
+    assert ended == sum(store.stats.tabs_opened for store in stores) == 12 * 4 * GATEWAYS
+    assert [(store.stats.failed_batches, store.stats.broken_writes) for store in stores] == [(0, 0)] * GATEWAYS
+    shop.assert_right()
