@@ -11,6 +11,7 @@ from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.ports import Dice
 
+FIRST = (0,)
 SOON_S = 1.0  # every request may take thirty: a better estimate below this changes nothing
 
 
@@ -25,10 +26,11 @@ def part_at_once(
     model_id: str, counted: Counted, nodes: Sequence[Node], now: float, dice: Dice, policy: Policy
 ) -> tuple[Node, Part] | None:
     """The node for all inputs, and what it is asked for; None if none has room, or would be done within SOON_S."""
-    tokens, inputs = counted.tokens, len(counted.lengths)
+    lengths = counted.lengths
+    tokens, inputs = sum(lengths), len(lengths)
     if len(nodes) == 1:
         node, load = nodes[0], nodes[0].load
-        remaining_s = load.remaining_s(now, small=True)
+        remaining_s = load.remaining_s(now, small=True) if load.parts else 0.0
         if not node.room(remaining_s, now, small=True):
             return None
         expected_s = remaining_s + load.part_s(tokens) + node.penalty_s
@@ -41,4 +43,5 @@ def part_at_once(
         node, expected_s = chosen.node, chosen.finish_s(tokens, True)
     if expected_s > SOON_S or not node.reads_ids or not stays_whole(tokens, inputs, node.inputs_max):
         return None
-    return node, Part(node.node_id, tuple(range(inputs)), tokens, expected_s, node.asks.get(model_id, 0))
+    ask = node.asks.get(model_id, 0) if node.asks else 0
+    return node, Part(node.node_id, FIRST if inputs == 1 else tuple(range(inputs)), tokens, expected_s, ask)

@@ -75,7 +75,7 @@ class Load:
             tokens += others_tokens
         work_s = (self.parts + self._passed_parts) * fit.fixed_s + tokens * fit.per_token_s
         elapsed_s = now - self._since if self.parts else 0.0
-        if not small or not self.interleaves or not self.bulk_parts:
+        if not self.bulk_parts or not small or not self.interleaves:
             return abs(work_s - elapsed_s)
         batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * self._fit.per_token_s
         return self.small_s() + batch_s + max(0.0, elapsed_s - work_s)
@@ -86,7 +86,8 @@ class Load:
 
     def small_s(self) -> float:
         """How long its small parts will take."""
-        return self._fit.seconds(self.parts - self.bulk_parts, self.tokens - self.bulk_tokens)
+        fit = self._fit
+        return (self.parts - self.bulk_parts) * fit.fixed_s + (self.tokens - self.bulk_tokens) * fit.per_token_s
 
     def finish_s(self, tokens: int, now: float, *, small: bool = False) -> float:
         """Until one more part with these tokens would be done."""

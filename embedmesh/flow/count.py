@@ -57,11 +57,14 @@ def count_now(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Dec
 
 def count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: Decoder | None) -> Counted | None:
     """Count short texts that fit at once; None for anything else."""
-    if tokenizer is None or sum(map(len, call.ids)) > SOON_IDS_MAX or (call.ids and model.token_ids == "native"):
+    if tokenizer is None:
         return None
-    prompt = _prompt(call, model)
-    texts = call.texts or [_text(call, index, cl100k) for index in range(len(call.ids))]
-    if prompt:
+    texts = call.texts
+    if call.ids:
+        if sum(map(len, call.ids)) > SOON_IDS_MAX or model.token_ids == "native":
+            return None
+        texts = [_text(call, index, cl100k) for index in range(len(call.ids))]
+    if call.role and (prompt := _prompt(call, model)):
         texts = [prompt + text for text in texts]
     ids = tokenizer.packed(texts)
     if ids is None:

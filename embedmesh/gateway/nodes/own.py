@@ -178,7 +178,8 @@ class OwnLink:
             self.pool.grow()
             return None
         assert counted.ids is not None
-        body = ENCODE(pack_ids(model.id, tuple(map(counted.ids.__getitem__, part.rows))))
+        whole = len(part.rows) == len(counted.ids) and len(part.rows) == 1
+        body = ENCODE(pack_ids(model.id, counted.ids if whole else tuple(map(counted.ids.__getitem__, part.rows))))
         limit = len(part.rows) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
         if self.signing is None:
             signed, request = None, REQUEST % (HEADS[EMBED], b"", len(body), body)
