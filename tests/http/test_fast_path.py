@@ -887,7 +887,7 @@ async def test_draining_ends_what_runs_and_closes_what_is_idle() -> None:
     service = Service()
     service.hold = asyncio.Event()
     async with serving(service.server) as port:
-        idle, _ = await asyncio.open_connection("127.0.0.1", port)
+        idle, silent = await asyncio.open_connection("127.0.0.1", port)
         used, asks = await asyncio.open_connection("127.0.0.1", port)
         service.hold.set()
         asks.write(request(body=b"before"))
@@ -904,6 +904,8 @@ async def test_draining_ends_what_runs_and_closes_what_is_idle() -> None:
         assert await reader.read() == b""
         assert await idle.read() == b""
         assert await used.read() == b""
+        for each in (silent, asks, writer):
+            each.close()
 
 
 @on_each_loop
