@@ -9,6 +9,7 @@ import pytest
 
 from embedmesh.commands.group import COMMANDS, cli
 from embedmesh.commands.options import HIDDEN
+from embedmesh.rules import tabs
 from embedmesh.rules.holds import MOVES
 from embedmesh.settings import ENV_PREFIX, GatewaySettings, NodeSettings
 
@@ -78,9 +79,15 @@ def test_the_readme_names_commands_that_exist() -> None:
 
 
 def test_the_page_on_a_request_shows_every_move_of_a_hold() -> None:
-    page = (ROOT / "docs/life-of-a-request.md").read_text()
+    page = (ROOT / "docs/life-of-a-hard-request.md").read_text()
     rows = set(re.findall(r"^\| (open|captured|released) \| (\w+) \| (\w+) \|$", page, re.MULTILINE))
     assert rows == {(state.value, end.value, after.value) for (state, end), after in MOVES.items()}
+
+
+def test_the_page_on_a_request_shows_every_move_of_a_tab() -> None:
+    page = (ROOT / "docs/life-of-a-request.md").read_text()
+    rows = set(re.findall(r"^\| (open|closing) \| (\w+) \| (\w+) \|$", page, re.MULTILINE))
+    assert rows == {(state.value, move.value, after.value) for (state, move), after in tabs.MOVES.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

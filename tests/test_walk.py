@@ -1,7 +1,8 @@
 """The walk of a request: which file of embedmesh calls which, in order, from the accepting socket to the last byte.
 
-One real request goes over real sockets through a real gateway with a real store to a node that is played by hand, under
-a profiler. docs/life-of-a-request.md has the walk as two tables. To write them: `python -m tests.test_walk --print`.
+Real requests go over real sockets through a real gateway with a real store to a node that is played by hand, under a
+profiler: an ordinary one, which goes straight, and one of the hard way. docs/life-of-a-request.md has the walk of the
+first as two tables, docs/life-of-a-hard-request.md that of the other. To write them: `python -m tests.test_walk --write`.
 
 A *step* is the first time that a file is entered, from another one. rules/ and the modules beside the rooms are left
 out: every room uses them. What goes through a *port* is no step: it comes back to its caller, and what happens inside
@@ -31,19 +32,25 @@ from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.exchange import Exchange
 from embedmesh.rules import forwarding, ports, straight
 from embedmesh.rules.embeddings import EmbedIds, unpack_ids
+from embedmesh.rules.spending import TabSize
 from tests.flow.world import CATALOGUE, right_reply
 from tests.gateway.mesh import gateway
 from tests.http.raw import request, send
 
 PACKAGE = str(Path(embedmesh.__file__).parent) + "/"
-PAGE = Path(__file__).parent.parent / "docs" / "life-of-a-request.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {True: DOCS / "life-of-a-request.md", False: DOCS / "life-of-a-hard-request.md"}  # by whether it goes straight
+FROM, TO = "## Which file calls which", "\n## "
+LOOP = "the event loop"
 START = "http/"  # where the loop calls when a connection is made, or has bytes
+NODE = "gateway/nodes/http1.py"  # the same for a node's; on the straight way nothing waits there
 HANDED_IN = {"receive", "deliver", "on_model", "spend"}  # the last by the store
 PROTOCOLS: dict[str, frozenset[str]] = {
     name: frozenset(member for member in vars(port) if not member.startswith("_"))
     for name, port in (vars(ports) | vars(forwarding) | vars(straight) | {"Exchange": Exchange}).items()
     if isinstance(port, type) and getattr(port, "_is_protocol", False) and name != "Protocol"
 }
+WALKED_STRAIGHT = {*vars(straight), "AttemptOwner", "Observer"}  # the last looks like the one before: ports through which the straight walk itself leads
 
 Steps = list[tuple[str, str]]
 Ports = list[tuple[str, str, str]]
@@ -52,7 +59,11 @@ Ports = list[tuple[str, str, str]]
 class Walk:
     """What a profiler saw: `steps` are (file, entered from), `ports` are (port, called from, answered by)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_straight: bool) -> None:
+        self.starts = (START, NODE) if is_straight else (START,)
+        self.ports_of = {
+            name: members for name, members in PROTOCOLS.items() if not (is_straight and name in WALKED_STRAIGHT)
+        }
         self.steps: Steps = []
         self.calls: set[tuple[str, str]] = set()  # (caller, file): each that was made, not only the first of a file
         self.ports: Ports = []
@@ -66,15 +77,15 @@ class Walk:
         while above is not None and file_of(above) is None:
             above = above.f_back
         if above is None:
-            self._frames[frame] = file.startswith(START)
-            if file.startswith(START):
-                self.note(file, "the event loop")
+            self._frames[frame] = file.startswith(self.starts)
+            if file.startswith(self.starts):
+                self.note(file, LOOP)
             return
         caller = file_of(above)
         assert caller is not None
         walking = self._frames.get(above, False)
         if walking and caller != file and not is_everybodys(file):
-            port = port_of(frame)
+            port = port_of(frame, self.ports_of)
             if port is not None:
                 walking = False
                 self.ports += [(port, caller, file)] if (port, caller, file) not in self.ports else []
@@ -97,7 +108,7 @@ def is_everybodys(file: str) -> bool:
     return file.startswith("rules/") or "/" not in file
 
 
-def port_of(frame: FrameType) -> str | None:
+def port_of(frame: FrameType, ports_of: dict[str, frozenset[str]]) -> str | None:
     """The port that is called: its method, of an object that has all of the port's methods, or what is handed in."""
     code = frame.f_code
     if code.co_name in HANDED_IN:
@@ -105,12 +116,12 @@ def port_of(frame: FrameType) -> str | None:
     if not code.co_argcount or code.co_varnames[0] != "self":
         return None
     has = set(dir(frame.f_locals["self"]))
-    return next((name for name, methods in PROTOCOLS.items() if code.co_name in methods and methods <= has), None)
+    return next((name for name, methods in ports_of.items() if code.co_name in methods and methods <= has), None)
 
 
 @contextmanager
-def recorded() -> Iterator[Walk]:
-    walk = Walk()
+def recorded(*, is_straight: bool) -> Iterator[Walk]:
+    walk = Walk(is_straight=is_straight)
     before = sys.getprofile()
     sys.setprofile(walk.saw)
     try:
@@ -137,17 +148,33 @@ async def read_head(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
-async def walk_of_a_request() -> Walk:
+async def walk_of_a_request(*, is_straight: bool) -> Walk:
     """Of the second request: what is made once, and then kept, is made for the first."""
     with tempfile.TemporaryDirectory(prefix="embedmesh-") as folder:
         path = str(Path(folder) / "node.sock")
         server = await asyncio.start_unix_server(answer, path)
         async with gateway(Path(folder)) as gw:
             gw.registry.answered_right(gw.registry.add(Node("n0", f"unix:{path}")), [m.id for m in CATALOGUE.models])
-            gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock), Load()))
-            raw = request(body=b'{"model":"tiny","input":["ab","c"],"dimensions":3}', key=gw.key("embeddings"))
+            load = Load()
+            load._fit.fixed_s = 0.0  # a quick node, for which calls are not shared
+            gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock), load))
+            token = gw.key("embeddings")
+            more = b"" if is_straight else b',"dimensions":3'
+            raw = request(body=b'{"model":"tiny","input":["ab","c"]%s}' % more, key=token)
             assert (await send(gw.port, raw)).status == 200
-            with recorded() as walk:
+            keeper, caller = gw.store.tabs, await gw.store.keys.find(token)
+            assert caller is not None
+            if is_straight:
+                watching = asyncio.ensure_future(keeper.watch())
+                await asyncio.sleep(0)
+                keeper._want(caller.account_id, caller.key_id, TabSize(10**6, 1))
+                async with asyncio.timeout(20):
+                    while not keeper._open:
+                        await asyncio.sleep(0.01)
+                watching.cancel()  # it would be on the walk
+                await asyncio.gather(watching, return_exceptions=True)
+                keeper._spendable = keeper._open
+            with recorded(is_straight=is_straight) as walk:
                 assert (await send(gw.port, raw)).status == 200
                 await asyncio.sleep(0.05)  # until it is charged
         server.close()
@@ -155,8 +182,8 @@ async def walk_of_a_request() -> Walk:
 
 
 @pytest.fixture(scope="module")
-def walk() -> Walk:
-    return asyncio.run(walk_of_a_request())
+def walks() -> dict[bool, Walk]:
+    return {way: asyncio.run(walk_of_a_request(is_straight=way)) for way in PAGES}
 
 
 def tables(text: str) -> tuple[Steps, Ports]:
@@ -167,10 +194,12 @@ def tables(text: str) -> tuple[Steps, Ports]:
     return steps, [(cell[0], cell[1], cell[2]) for cell in cells if len(cell) == 3]
 
 
-def test_the_page_says_how_a_request_walks(walk: Walk) -> None:
-    steps, through = tables(PAGE.read_text(encoding="utf-8").partition("## Which file calls which")[2])
-    assert walk.steps == steps
-    assert walk.ports == through
+@pytest.mark.parametrize("is_straight", PAGES)
+def test_the_page_says_how_a_request_walks(walks: dict[bool, Walk], is_straight: bool) -> None:
+    text = PAGES[is_straight].read_text(encoding="utf-8").partition(FROM)[2].partition(TO)[0]
+    steps, through = tables(text)
+    assert walks[is_straight].steps == steps
+    assert walks[is_straight].ports == through
 
 
 def room_of(file: str) -> str:
@@ -178,8 +207,9 @@ def room_of(file: str) -> str:
     return file.rpartition("/")[0]
 
 
-def test_a_request_climbs_back_up_nowhere_and_returns_to_no_room_that_it_has_left(walk: Walk) -> None:
+def test_a_hard_request_climbs_back_up_nowhere_and_returns_to_no_room_that_it_has_left(walks: dict[bool, Walk]) -> None:
     """Each room is entered from one other room, which it never calls. To return to a caller is not to enter."""
+    walk = walks[False]
     entered = list(dict.fromkeys(room_of(file) for file, _ in walk.steps))
     doors: dict[str, set[str]] = {room: set() for room in entered}
     for caller, file in walk.calls:
@@ -187,21 +217,25 @@ def test_a_request_climbs_back_up_nowhere_and_returns_to_no_room_that_it_has_lef
             doors[room_of(file)].add(room_of(caller))
     assert {room: len(callers) for room, callers in doors.items()} == dict.fromkeys(entered, 1)
     first, *others = entered
-    assert doors[first] == {""}, "the event loop"
+    assert doors[first] == {""}, LOOP
     assert all(entered.index(caller) < entered.index(room) for room in others for caller in doors[room])
 
 
-def main() -> None:
-    walk = asyncio.run(walk_of_a_request())
-    print("| file | entered from |\n|---|---|")
-    for file, caller in walk.steps:
-        print(f"| `{file}` | {caller if caller == 'the event loop' else f'`{caller}`'} |")
-    print("\n| port | called from | answered by |\n|---|---|---|")
-    for port, caller, file in walk.ports:
-        print(f"| `{port}` | `{caller}` | `{file}` |")
+def drawn(walk: Walk) -> str:
+    """The tables of a page."""
+    lines = ["| file | entered from |", "|---|---|"]
+    lines += [f"| `{file}` | {caller if caller == LOOP else f'`{caller}`'} |" for file, caller in walk.steps]
+    lines += ["", "| port | called from | answered by |", "|---|---|---|"]
+    lines += [f"| `{port}` | `{caller}` | `{file}` |" for port, caller, file in walk.ports]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--print"]:
-        sys.exit("usage: python -m tests.test_walk --print")
-    main()
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python -m tests.test_walk --write")
+    for way, page in PAGES.items():
+        before, _, rest = page.read_text(encoding="utf-8").partition(FROM)
+        said, _, after = rest.partition(TO)
+        words = said.partition("| file |")[0]
+        new = drawn(asyncio.run(walk_of_a_request(is_straight=way)))
+        page.write_text(before + FROM + words + new + (TO + after if after else ""), encoding="utf-8")

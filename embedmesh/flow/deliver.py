@@ -187,7 +187,7 @@ def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Cha
 
 def _payables(bill: Bill, ask_max: int | None) -> tuple[Payable, ...]:
     """What each node gets; nothing if it asks for nothing."""
-    if not bill.shares[0].ask and (len(bill.shares) == 1 or not any([share.ask for share in bill.shares])):
+    if not bill.shares[0].ask and (len(bill.shares) == 1 or not any(share.ask for share in bill.shares)):
         return ()
     gets: dict[str, int] = {}  # a node may have changed its ask between two parts
     left = bill.cost
