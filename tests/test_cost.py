@@ -26,6 +26,8 @@ BOUNDS: dict[Variant, tuple[int, int]] = {  # bytecodes, calls
     "inputs": (20_200, 162),
     "floats": (4_340, 107),
     "limits": (5_570, 158),
+    "accounts": (4_610, 109),
+    "nodes": (6_060, 181),
     "signed": (5_350, 145),
     "postgres": (4_210, 103),
 }
