@@ -22,12 +22,14 @@ from bench.rig.postgres import PostgresServer
 from tests.data import model_folder
 
 BOUNDS: dict[Variant, tuple[int, int]] = {  # bytecodes, calls
-    "text": (4_280, 103),
-    "inputs": (20_200, 162),
-    "floats": (4_340, 107),
-    "limits": (5_570, 158),
-    "signed": (5_350, 145),
-    "postgres": (4_210, 103),
+    "text": (3_250, 98),
+    "inputs": (5_860, 120),
+    "floats": (3_310, 102),
+    "limits": (4_540, 154),
+    "accounts": (3_580, 104),
+    "nodes": (5_180, 181),
+    "signed": (3_990, 123),
+    "postgres": (3_180, 98),
 }
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are for the bytecodes of 3.11")

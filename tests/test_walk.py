@@ -2,7 +2,8 @@
 
 Real requests go over real sockets through a real gateway with a real store to a node that is played by hand, under a
 profiler: an ordinary one, which goes straight, and one of the hard way. docs/life-of-a-request.md has the walk of the
-first as two tables, docs/life-of-a-hard-request.md that of the other. To write them: `python -m tests.test_walk --write`.
+first as two tables, docs/life-of-a-hard-request.md that of the other. To write them:
+`python -m tests.test_walk --write`.
 
 A *step* is the first time that a file is entered, from another one. rules/ and the modules beside the rooms are left
 out: every room uses them. What goes through a *port* is no step: it comes back to its caller, and what happens inside
@@ -50,7 +51,11 @@ PROTOCOLS: dict[str, frozenset[str]] = {
     for name, port in (vars(ports) | vars(forwarding) | vars(straight) | {"Exchange": Exchange}).items()
     if isinstance(port, type) and getattr(port, "_is_protocol", False) and name != "Protocol"
 }
-WALKED_STRAIGHT = {*vars(straight), "AttemptOwner", "Observer"}  # the last looks like the one before: ports through which the straight walk itself leads
+WALKED_STRAIGHT = {
+    *vars(straight),
+    "AttemptOwner",
+    "Observer",
+}  # the last looks like the one before: ports through which the straight walk itself leads
 
 Steps = list[tuple[str, str]]
 Ports = list[tuple[str, str, str]]

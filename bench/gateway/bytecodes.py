@@ -167,7 +167,7 @@ def show(figures: Figures, console: Console) -> None:
     """A table a variant, and one of all."""
     for cost in figures.costs:
         rows = ((row.name, f"{row.bytecodes:.1f}", f"{row.calls:.2f}") for row in cost.rows[:SHOWN])
-        print_table(console, ("what", "bytecodes", "calls"), rows, VARIANTS[cost.variant])
+        print_table(console, ("what", "bytecodes", "calls"), rows, VARIANTS[cost.variant].words)
     totals = ((cost.variant, f"{cost.bytecodes:,.0f}", f"{cost.calls:.1f}") for cost in figures.costs)
     print_table(console, ("a request of", "bytecodes", "calls"), totals)
 

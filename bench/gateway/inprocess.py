@@ -12,7 +12,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,31 +29,49 @@ from embedmesh.gateway.build import Gateway
 from embedmesh.gateway.main import stop
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
-from embedmesh.provision.bootstrap import bootstrap, open_books
+from embedmesh.provision.bootstrap import BOOTSTRAP_CREDIT_NANOUSD, bootstrap, open_books
 from embedmesh.settings import GatewaySettings, secret_path, store_dsn
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.store import Store
 
-Variant = Literal["text", "inputs", "floats", "limits", "signed", "postgres"]
-VARIANTS: dict[Variant, str] = {
-    "text": "one text, base64",
-    "inputs": "16 texts",
-    "floats": "one text, floats",
-    "limits": "a key with limits a minute",
-    "signed": "a node that signs",
-    "postgres": "PostgreSQL",
+Variant = Literal[
+    "text", "inputs", "floats", "limits", "accounts", "nodes", "signed", "postgres"
+]  # fmt: skip
+
+
+class Case(NamedTuple):
+    """What is not as in the plainest case."""
+
+    words: str
+    inputs: int = 1
+    floats: bool = False
+    limits: Limits = Limits()
+    accounts: int = 1
+    nodes: int = 1
+    signed: bool = False
+
+
+PLENTY = 10**9  # a minute: a limit that is counted and never reached
+VARIANTS: dict[Variant, Case] = {
+    "text": Case("one text, base64"),
+    "inputs": Case("16 texts", inputs=16),
+    "floats": Case("one text, floats", floats=True),
+    "limits": Case("a key with limits a minute", limits=Limits(requests_a_minute=PLENTY, tokens_a_minute=PLENTY)),
+    "accounts": Case("32 accounts", accounts=32),
+    "nodes": Case("four nodes", nodes=4),
+    "signed": Case("a node that signs", signed=True),
+    "postgres": Case("PostgreSQL"),
 }
-SEVERAL = 16
 BURST = 32  # requests at once, each on a connection of its own
 DIFFERENT_BURSTS = 4  # then they come again
 REQUESTS = DIFFERENT_BURSTS * BURST
 RATE = 1_000.0  # requests a second, as time goes for the gateway
 LOOK_S = 0.001  # of real time, in which whatever is under way comes
-NODE_S = 0.002  # what the node takes, whatever it was asked
-SETTLED_S = REPLY_S = 20.0  # milliseconds, and some more under a tracer
+NODE_S = 0.002  # what a node takes, whatever it was asked
+TIMERS_S = 0.002  # between two looks at the timers, while no node is asked
+SETTLED_S, REPLY_S = 60.0, 70.0  # milliseconds, and some more under a tracer on a busy machine
 VISITS = ("Prober.run", "Canaries.run")  # nodes are asked for requests' sake alone
-PLENTY = 10**9  # a minute: a limit that is counted and never reached
 SEED = 15
 WORDS = (
     "the a library keeps copies of papers that people wrote about how small rivers change when cities grow along their "
@@ -73,12 +91,14 @@ def texts(count: int) -> list[str]:
 class InProcess:
     """A running gateway. `ask` has BURST callers ask at once, and returns when all were answered and charged."""
 
-    def __init__(self, gateway: Gateway, node: StillNode, port: int, requests: Sequence[bytes], inputs: int) -> None:
+    def __init__(
+        self, gateway: Gateway, nodes: Sequence[StillNode], port: int, requests: Sequence[bytes], case: Case
+    ) -> None:
         self.gateway = gateway
         self.background = {_name(each) for each in gateway.background}
-        self._node = node
+        self._nodes = nodes
         self._requests = requests
-        self._inputs = inputs
+        self._case = case
         self._turn = 0
         self._wires = [Wire((HOST, port), REPLY_S) for _ in range(BURST)]
 
@@ -101,18 +121,19 @@ class InProcess:
             await loop.pause(LOOK_S)
             if steps() != before:
                 continue  # it has something to do yet
-            if self._node.is_asked():
+            if asked_nodes := [node for node in self._nodes if node.is_asked()]:
                 loop.passes(NODE_S)
-                self._node.answer()
+                for node in asked_nodes:
+                    node.answer()
             else:
-                loop.passes(loop.next_timer_s(NODE_S))
+                loop.passes(loop.next_timer_s(TIMERS_S))
         right = sum(self._is_right(wire.receive(until)) for wire, until in asked)
         if right != BURST or store.stats.captured != charged:
             missing = charged - store.stats.captured
             raise RuntimeError(f"of {BURST} answers {right} are right; {missing} were not charged")
 
     def _is_right(self, reply: Reply) -> bool:
-        return reply.status == 200 and len(reply.json()["data"]) == self._inputs
+        return reply.status == 200 and len(reply.json()["data"]) == self._case.inputs
 
     def close(self) -> None:
         """Hang up."""
@@ -128,18 +149,20 @@ async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[
     assert isinstance(loop, StillLoop)
     with tempfile.TemporaryDirectory(prefix="embedmesh-cost-") as name, ExitStack() as stack:
         folder, clock = Path(name), stack.enter_context(still_clock(loop))
-        path = folder / "node.sock"
-        settings = GatewaySettings(data_dir=folder / "data", port=0, store=dsn or "", nodes=(f"unix:{path}",))
+        case = VARIANTS[variant]
+        paths = [folder / f"node-{number}.sock" for number in range(case.nodes)]
+        settings = GatewaySettings(
+            data_dir=folder / "data", port=0, store=dsn or "", nodes=tuple(f"unix:{path}" for path in paths)
+        )
         models = load_models(None)
         model = models.catalogue.models[0]
         listener = listening_socket(settings)
         port = listener.getsockname()[1]
-        key = _key(settings, variant, port)
-        vector = np.random.default_rng(SEED).standard_normal(model.width)
-        vector /= np.linalg.norm(vector)
-        still = StillNode(path, vector.astype("<f4").tobytes(), signed=variant == "signed")
-        stack.callback(still.close)
-        stack.enter_context(_changed(variant))
+        keys = _keys(settings, case, port)
+        nodes = [StillNode(path, _vector(model.width), signed=case.signed) for path in paths]
+        for still in nodes:
+            stack.callback(still.close)
+        stack.enter_context(_changed(case))
         secret = partial(load_secret, secret_path(settings.data_dir))
         store = await Store.open(store_dsn(settings), folder=settings.data_dir, clock=clock, secret=secret)
         gateway = building.build(settings, models, store, clock)
@@ -147,11 +170,10 @@ async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[
             asyncio.ensure_future(each) for each in gateway.background if not _visits(each)
         ]
         await gateway.fleet.roster.reload()
-        node = gateway.fleet.registry.find("local")
-        assert node is not None
-        gateway.fleet.registry.answered_right(node, [model.id])
+        for node in gateway.fleet.registry:
+            gateway.fleet.registry.answered_right(node, [model.id])
         await gateway.app.server.start(listener)
-        made = InProcess(gateway, still, port, _requests(key, variant), SEVERAL if variant == "inputs" else 1)
+        made = InProcess(gateway, nodes, port, _requests(keys, case), case)
         loop.stand_still()
         try:
             yield made
@@ -161,36 +183,38 @@ async def in_process(variant: Variant, dsn: str | None = None) -> AsyncIterator[
             await stop(gateway, running, drain_s=1.0)
 
 
-def _key(settings: GatewaySettings, variant: Variant, port: int) -> str:
-    """Of a new store's first account."""
-    made = bootstrap(settings.data_dir, f"http://{HOST}:{port}/v1", settings.store or None)
-    if variant != "limits":
-        return made.api_key
+def _vector(width: int) -> bytes:
+    vector = np.random.default_rng(SEED).standard_normal(width)
+    return (vector / np.linalg.norm(vector)).astype("<f4").tobytes()
+
+
+def _keys(settings: GatewaySettings, case: Case, port: int) -> list[str]:
+    """Each of an account of its own, in a new store."""
+    first = bootstrap(settings.data_dir, f"http://{HOST}:{port}/v1", settings.store or None).account
+    accounts = [first, *(f"account-{number}" for number in range(1, case.accounts))]
+    keys = []
     with open_books(settings.data_dir, store_dsn(settings)) as books:
-        limits = Limits(requests_a_minute=PLENTY, tokens_a_minute=PLENTY)
-        return books.keys.create(made.account, ["embeddings"], limits=limits)[1]
+        for account in accounts:
+            if account != first:
+                books.accounts.create(account)
+                books.accounts.credit(account, BOOTSTRAP_CREDIT_NANOUSD, account)
+            keys.append(books.keys.create(account, ["embeddings"], limits=case.limits)[1])
+    return keys
 
 
-def _requests(key: str, variant: Variant) -> list[bytes]:
-    inputs = SEVERAL if variant == "inputs" else 1
-    encoding = "float" if variant == "floats" else "base64"
-    given = texts(REQUESTS * inputs)
-    return [
-        http_request(
-            "POST",
-            "/v1/embeddings",
-            msgspec.json.encode(
-                {
-                    "input": given[at : at + inputs] if inputs > 1 else given[at],
-                    "model": MODEL,
-                    "encoding_format": encoding,
-                }
-            ),
-            key=key,
-            headers=SDK_HEADERS,
-        )
-        for at in range(0, len(given), inputs)
-    ]
+def _requests(keys: Sequence[str], case: Case) -> list[bytes]:
+    """Of the keys in turns."""
+    given, requests = texts(REQUESTS * case.inputs), []
+    for at in range(REQUESTS):
+        several = given[at * case.inputs : (at + 1) * case.inputs]
+        body = {
+            "input": several if case.inputs > 1 else several[0],
+            "model": MODEL,
+            "encoding_format": "float" if case.floats else "base64",
+        }
+        key = keys[at % len(keys)]
+        requests.append(http_request("POST", "/v1/embeddings", msgspec.json.encode(body), key=key, headers=SDK_HEADERS))
+    return requests
 
 
 def _visits(coroutine: Any) -> bool:
@@ -206,10 +230,10 @@ def _name(coroutine: Any) -> str:
 
 
 @contextmanager
-def _changed(variant: Variant) -> Iterator[None]:
-    """The gateway of this variant; in the end as it was."""
+def _changed(case: Case) -> Iterator[None]:
+    """The gateway of this case; in the end as it was."""
     before = vars(building).copy()
-    if variant == "signed":
+    if case.signed:
         ours.leave_out(ours.SIGNED)
     try:
         yield

@@ -4,7 +4,7 @@ STAGE is one of STAGES, each of which does all that those before it do, or ALONE
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +13,7 @@ from embedmesh.cli import main as cli
 from embedmesh.dialects.openai.render import render
 from embedmesh.flow.deliver import Outcome
 from embedmesh.flow.operation import Operation
+from embedmesh.flow.straight import KnownHead, StraightEmbeddings
 from embedmesh.flow.world import World
 from embedmesh.gateway import build
 from embedmesh.gateway.api import embeddings_api
@@ -88,6 +89,13 @@ async def only_forward(
     return Outcome(model.id, TOKENS, 0, delivery)
 
 
+class NothingStraight(StraightEmbeddings):
+    """Every request goes the way of `serve`."""
+
+    def knows(self, headers: Mapping[str, str]) -> KnownHead | None:
+        return None
+
+
 def signed_link(pool: ConnectionPool, clock: Clock) -> OwnLink:
     """A link under the session of bench.gateway.node."""
     signing = Signing(NODE_ID, "0" * 16, clock, lambda *_: None)
@@ -119,7 +127,7 @@ def leave_out(stage: str) -> None:
 
     replace(build, World=staged)
     if stage == "forward":
-        replace(embeddings_api, serve=only_forward)
+        replace(embeddings_api, serve=only_forward, StraightEmbeddings=NothingStraight)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tests.storage.shop import START_MS, secret
 
 DAY_MS = 86_400_000
 DRAWN_STEPS_MAX = 2_000  # the most that a gateway has run when it is killed
-DEADLINES_S = 70.0  # no hold lasts longer; and ten seconds more
+DEADLINES_S = 80.0  # no hold and no tab lasts longer; and ten seconds more
 CALM_S = 6.0  # until no message is under way, and sweeps have been made
 NEVER_HEARD = "Future exception was never retrieved"  # its gateway is dead, or has stopped
 

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from embedmesh.rules.limits import HOLD_GRACE_S, REQUEST_MIN_S, WRITE_REPLY_S
 
-TAB_S = 5.0  # how long a tab is spent from; then another takes its place, or its key has become quiet
-RENEW_S = 4.0  # when the next one is opened, so that no request finds none
+TAB_S = 15.0  # how long a tab is spent from; then another takes its place, or its key has become quiet
+RENEW_S = 12.0  # when the next one is opened, so that no request finds none
 RENEW_SHARE = 4  # or when less than this part of it is left: a quarter lasts half a second, opening one some ms
 WORTH_MS = 2_000  # a tab is worth what its key spends in this time...
 SPAN_MS_MIN = 20  # ... where that can be told: requests that come together say nothing of what follows
 REQUESTS_MIN = 16  # the fewest requests, of the mean size, that a tab is made for
 REQUESTS_LEAST = 4  # the fewest that it may be cut down to where money is short: with fewer it does not pay off
-RECENT_S = 2.0  # two requests within this time are worth a tab
+RECENT_S = 5.0  # two requests within this time are worth a tab: a third of its time
 REQUEST_S = REQUEST_MIN_S + WRITE_REPLY_S + HOLD_GRACE_S  # what every request may take; longer ones have exact holds
 
 

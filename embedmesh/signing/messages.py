@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
+from operator import methodcaller
 from typing import Literal, NamedTuple
 
 from embedmesh.signing.replay import ReplayWindow
@@ -40,6 +41,7 @@ REPLY_INPUT = re.compile(
 )
 REQUEST_HEADERS = ("content-digest", "embedmesh-node", "embedmesh-request-id", "signature-input", "signature")
 REPLY_HEADERS = (b"content-digest", b"embedmesh-receipt", b"signature-input", b"signature")
+AS_ASCII = methodcaller("decode", "ascii")
 RECEIPT = re.compile("0|[1-9][0-9]{0,14}")
 
 Reason = Literal["missing", "malformed", "node", "key", "time", "signature", "digest", "replay"]
@@ -123,7 +125,7 @@ class SignedRequest:
     def check_reply(self, status: int, body: bytes, headers: Mapping[bytes, bytes], now_s: int) -> int:
         """The receipt number of a reply to this request. Header names in lower case. Raises Unauthenticated."""
         try:
-            digest, receipt, signature_input, signature = (headers[name].decode("ascii") for name in REPLY_HEADERS)
+            digest, receipt, signature_input, signature = map(AS_ASCII, map(headers.__getitem__, REPLY_HEADERS))
         except KeyError:
             raise Unauthenticated("missing") from None
         except UnicodeDecodeError:

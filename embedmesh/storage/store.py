@@ -41,6 +41,7 @@ from embedmesh.storage.sqlite.database import LOCK_WAIT_S, SqliteEngine
 from embedmesh.storage.upkeep import Retention, upkeep
 
 WRITE_WAIT_S = 1.5  # a hold that is not durable by then is refused; callers hear within 2 s of a store that is away
+LAST_TRY_S = 0.3  # of a hold that has waited for tabs: enough for a commit, and still within those 2 s
 DRAIN_WAIT_S = 5.0  # a disk that does not answer must not keep us from ending; the next start recovers
 REPLY = "idempotent reply"
 
@@ -144,7 +145,7 @@ class Store:
             write = PlaceHold(hold, self._opened.instance.name, claim, self.release)
             self._writer.submit(write)
             try:
-                with within(until_s - self._clock.monotonic()):
+                with within(max(until_s - self._clock.monotonic(), LAST_TRY_S)):
                     prior = await write.outcome
                 break
             except TimeoutError:

@@ -4,12 +4,13 @@ A general client costs five to a hundred times as much per request (docs/decisio
 what we need and no more: whole requests, replies of any framing that HTTP/1.1 allows, a cap on head and body. Deadlines
 are the caller's: cancelling an exchange closes its connection, which tells the node to stop.
 
-A reply is told to a receiver, without a future or a task. httptools reads it, unless its head is known: a connection
-remembers a few heads that httptools has read, byte for byte. A reply that begins with one of them and has come whole
-is what httptools made of the one before, with another body.
+A reply is told to a receiver, without a future or a task. httptools reads it, unless it has come whole, and its head is
+of the plainest form or is known: a connection remembers a few heads byte for byte. A reply that begins with one of them
+is what was made of the one before, with another body.
 """
 
 import asyncio
+import re
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, cast
 
@@ -23,6 +24,10 @@ NODE_HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 1,000
 KNOWN_HEADS_MAX = 32  # of one connection: one for each size of a reply that is frequent
 KNOWN_HEAD_BYTES_MAX = 512  # those of our nodes that recur are under 150
 HEAD_END = b"\r\n\r\n"
+PLAIN_HEAD = re.compile(rb"HTTP/1\.1 200 OK\r\n((?:[A-Za-z-]+: [!-~]+(?: [!-~]+)*\r\n)+)\r\n").match
+HEAD_LINES = re.compile(rb"([A-Za-z-]+): ([!-~ ]+)\r\n").findall
+FRAMING = frozenset((b"connection", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+"""Headers that say where a reply ends, or the connection: a reply that has any is httptools' to read."""
 
 
 class Http1Reply(msgspec.Struct, frozen=True):
@@ -136,6 +141,11 @@ class Connection(asyncio.Protocol):
                 self._receiver = None
                 receiver.replied(Http1Reply(known.status, known.headers, data[known.head_bytes :]))
                 return
+            if (reply := _plain_reply(data, self._size_max)) is not None:
+                self._receiver = None
+                self._remember(data, reply)
+                receiver.replied(reply)
+                return
             self._reader = _ReplyReader(self._size_max)
         self._read(data, receiver)
 
@@ -165,11 +175,16 @@ class Connection(asyncio.Protocol):
             self._receiver = self._reader = None
             if not reader.keeps_alive:
                 self.usable = False
-            elif (known := _known_head(data, reply)) is not None:
-                if len(self._known) >= KNOWN_HEADS_MAX:
-                    del self._known[next(iter(self._known))]  # the oldest
-                self._known[data[: known.head_bytes]] = known
+            else:
+                self._remember(data, reply)
             receiver.replied(reply)
+
+    def _remember(self, data: bytes, reply: Http1Reply) -> None:
+        """Know the head of a reply from now on, if it can come again."""
+        if b"signature" not in reply.headers and (known := _known_head(data, reply)) is not None:
+            if len(self._known) >= KNOWN_HEADS_MAX:
+                del self._known[next(iter(self._known))]  # the oldest
+            self._known[data[: known.head_bytes]] = known
 
 
 class _Waiter:
@@ -271,6 +286,23 @@ class _KnownHead(msgspec.Struct, frozen=True):
     headers: dict[bytes, bytes]
     head_bytes: int
     reply_bytes: int
+
+
+def _plain_reply(data: bytes, size_max: int) -> Http1Reply | None:
+    """A reply of status 200 that came whole in one read, with a head that nobody could read in two ways; else None."""
+    head = PLAIN_HEAD(data)
+    if head is None or head.end() > NODE_HEAD_BYTES_MAX or len(data) > size_max:
+        return None
+    lines = HEAD_LINES(head[1])
+    headers = {name.lower(): value for name, value in lines}
+    body = data[head.end() :]
+    if (
+        len(headers) != len(lines)
+        or headers.get(b"content-length") != b"%d" % len(body)
+        or not FRAMING.isdisjoint(headers)
+    ):
+        return None
+    return Http1Reply(200, headers, body)
 
 
 def _known_head(data: bytes, reply: Http1Reply) -> _KnownHead | None:

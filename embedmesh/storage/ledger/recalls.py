@@ -66,7 +66,7 @@ class Recalls:
             try:
                 await self._close_recalled()
                 if keys_changed:
-                    self._keeper.close_these(frozenset(await self._own_tabs("tabs_with_limits")))
+                    self._keeper.close_these(frozenset(await self._own_tabs("tabs_with_budgets")))
             except StoreUnavailable:
                 self._keys_changed |= keys_changed
                 self._heard.set()

@@ -84,6 +84,7 @@ class TabKeeper:
         self._closing: dict[str, OpenedTab] = {}  # by tab id: those that admit nothing more
         self._spending: dict[str, Spending] = {}  # by key id, the one noted last at the end
         self._opening: dict[str, OpenTab] = {}  # by key id
+        self._asked: list[OpenTab] = []  # of these, what the writer was not given yet
         self._quiet: dict[str, float] = {}  # keys that get no tab, and until when
         self._settling: list[OpenedTab] = []  # those with requests that the writer was not given yet
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -170,13 +171,10 @@ class TabKeeper:
         if full or key_id in self._opening or key_id in self._quiet or not self._watching:
             return
         tab = Tab(new_id("tab", self._clock), account_id, key_id, tab_deadline_ms(self._clock.unix_ms()))
-        write = OpenTab(tab, self._owner, size.wanted, size.least)
-        try:
-            self._writer.submit(write)
-        except StoreUnavailable:
-            return
-        self._opening[key_id] = write
+        self._opening[key_id] = write = OpenTab(tab, self._owner, size.wanted, size.least)
+        self._asked.append(write)
         write.outcome.add_done_callback(partial(self._opened, tab, self._clock.monotonic()))
+        self._flush_soon()
 
     def _opened(self, tab: Tab, asked_s: float, outcome: "asyncio.Future[int]") -> None:
         del self._opening[tab.key_id]
@@ -211,7 +209,7 @@ class TabKeeper:
         return self._close_all([tab for tab in self._open.values() if tab.tab_id in tab_ids])
 
     def flush(self) -> None:
-        """Give the writer what was delivered, then close what is no longer needed."""
+        """Give the writer, in one batch, what was delivered, what is no longer needed, and what is to be opened."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
@@ -224,11 +222,18 @@ class TabKeeper:
         for tab in [tab for tab in self._closing.values() if not tab.flight]:
             self._forget(tab)
             self._writer.submit(CloseTab(tab.tab_id, tab.account_id))
+        asked, self._asked = self._asked, []
+        for opening in asked:
+            try:
+                self._writer.submit(opening)
+            except StoreUnavailable as failure:
+                opening.failed(failure.message)
 
     async def end(self) -> None:
         """Close everything. What is in flight yet is lost; the next start gives it back."""
         self._watching = False
         self._look_at_health()
+        self.flush()
         while self._opening:
             await asyncio.wait([write.outcome for write in self._opening.values()])
             await asyncio.sleep(0)  # until `_opened` has heard of them

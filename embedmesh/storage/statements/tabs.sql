@@ -118,8 +118,8 @@ SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL AND owner = :owner;
 -- All live tabs. Read at the start of a gateway that is alone, when the processes that spent them are gone.
 SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL;
 
--- name: tabs_with_limits
--- The live tabs of one gateway whose key, or one above it, is no longer good or has a limit that a tab has a part of. Read
+-- name: tabs_with_budgets
+-- The live tabs of one gateway whose key, or one above it, is no longer good or has a budget, of which a tab has a part. Read
 -- after keys were changed.
 SELECT tab_id FROM tabs
 WHERE owner = :owner AND ended_ms IS NULL AND EXISTS (
