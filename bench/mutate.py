@@ -19,9 +19,12 @@ WORK = CHECKOUT / ".bench" / "mutate"
 SCORE_MIN = 0.90
 MODULES = (
     "embedmesh/rules/money.py",
+    "embedmesh/rules/spending.py",
     "embedmesh/storage/ledger/end_hold.py",
     "embedmesh/storage/ledger/place_hold.py",
     "embedmesh/storage/ledger/room.py",
+    "embedmesh/storage/ledger/tab_keeper.py",
+    "embedmesh/storage/ledger/recalls.py",
     "embedmesh/storage/cached/rate_limits.py",
     "embedmesh/storage/cached/slots.py",
     "embedmesh/storage/cached/keys.py",

@@ -1,4 +1,4 @@
-"""`embedmesh ledger explain` and `refund`: what became of one request, and giving back what it cost."""
+"""`embedmesh ledger explain` and `refund`: what became of one request, or of a tab, and giving back what it cost."""
 
 from typing import Any
 
@@ -19,23 +19,34 @@ ENDS = {
 Row = dict[str, Any]
 
 
+TAB_ENDS = {
+    "closed": "closed: what was not spent went back",
+    "expired": "its deadline passed and nobody had closed it: what was not settled is not charged",
+    "recovered": "its gateway had died: what was not settled is not charged",
+}
+TAB_ID = "tab_"
+
+
 @click.command()
-@click.argument("request_id")
+@click.argument("request_id", metavar="REQUEST_ID|TAB_ID")
 @operator_command
 def explain(operator: Operator, request_id: str) -> CommandResult:
-    """Show what the ledger knows of a request.
+    """Show what the ledger knows of a request, or of a tab.
 
-    When it was held and ended, what for, and every movement of money.
+    When it was held and ended, what for, and every movement of money. The requests of a busy key share a tab: money
+    that is set aside for several of them, and settled for several at once.
 
     \b
     Examples:
       embedmesh ledger explain req_019aa0b4c0de…
-      embedmesh ledger explain req_019aa0b4c0de… --json
+      embedmesh ledger explain tab_019aa0b4c0de… --json
     """
+    if request_id.startswith(TAB_ID):
+        return _explain_tab(operator, request_id)
     found = operator.get("requests", request_id)
     key = found["key_id"] or "a key that is not known"
     lines = [f"Request {found['request_id']} of {found['account']}, with {key}"]
-    lines += [f"  {utc(unix_ms)}.{unix_ms % 1000:03}  {what}" for unix_ms, what in _story(found)]
+    lines += _lines(_story(found))
     times = {name: iso_time(found[f"{name}_ms"]) for name in ("created", "deadline", "ended")}
     return CommandResult({**_ledger_names(found), **times}, "\n".join(lines))
 
@@ -65,9 +76,32 @@ def refund(operator: Operator, request_id: str, usd: int | None, reference: str)
     )
 
 
+def _explain_tab(operator: Operator, tab_id: str) -> CommandResult:
+    found = operator.get("tabs", tab_id)
+    opened = f"opened for {format_usd(found['amount_nanousd'])} by gateway {found['gateway']}"
+    spent = f"{found['requests']:,} requests settled for {format_usd(found['captured_nanousd'])}"
+    story = [(found["opened_ms"], opened)]
+    story += [(move["created_ms"], _movement(move)) for move in reversed(found["moves"])]
+    if found["ended_ms"] is None:
+        story.append((found["deadline_ms"], f"its deadline: {spent} until now"))
+    else:
+        story.append((found["ended_ms"], f"{spent}; {TAB_ENDS[found['state']]}"))
+    lines = [f"Tab {tab_id} of {found['account']}, with {found['key_id']}", *_lines(story)]
+    times = {name: iso_time(found[f"{name}_ms"]) for name in ("opened", "deadline", "ended")}
+    return CommandResult({**_ledger_names(found), **times}, "\n".join(lines))
+
+
+def _lines(story: list[tuple[int, str]]) -> list[str]:
+    return [f"  {utc(unix_ms)}.{unix_ms % 1000:03}  {what}" for unix_ms, what in story]
+
+
 def _story(found: Row) -> list[tuple[int, str]]:
     """What happened, in its order."""
-    story = [(found["created_ms"], f"{format_usd(found['held_nanousd'])} held by gateway {found['gateway']}")]
+    if found["tab_id"] is None:
+        held = f"{format_usd(found['held_nanousd'])} held by gateway {found['gateway']}"
+    else:
+        held = f"set aside by gateway {found['gateway']}, from tab {found['tab_id']}"
+    story = [(found["created_ms"], held)]
     if found["ended_ms"] is None or found["ended_by"] is None:
         return [*story, (found["deadline_ms"], "its deadline: it runs, and is released then at the latest")]
     end = ENDS[found["ended_by"]].format(captured=format_usd(found["captured_nanousd"] or 0))
@@ -88,7 +122,8 @@ def _what_for(bought: Row | None) -> str:
 def _movement(move: Row) -> str:
     reference = "" if move["reference"] is None else f", reference {move['reference']}"
     amount = format_usd(move["amount_nanousd"])
-    return f"{move['kind']}: {amount} from {move['source_id']} to {move['target_id']}{reference}"
+    several = f", for {move['requests']:,} requests" if move["requests"] > 1 else ""
+    return f"{move['kind']}: {amount} from {move['source_id']} to {move['target_id']}{several}{reference}"
 
 
 def _ledger_names(value: Any) -> Any:

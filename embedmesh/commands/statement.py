@@ -35,9 +35,20 @@ STATEMENT_COLUMNS = (
     "model",
     "tokens",
     "price_nanousd_per_million_tokens",
+    "requests",
+    "tab_id",
 )
 OWN_TEXTS = frozenset({"amount_usd", "balance_usd"})  # texts that are numbers of ours
-SAME_NAMES = ("amount_nanousd", "request_id", "reference", "key_id", "model", "tokens")  # in the admin API
+SAME_NAMES = (
+    "amount_nanousd",
+    "request_id",
+    "reference",
+    "key_id",
+    "model",
+    "tokens",
+    "requests",
+    "tab_id",
+)  # in the admin API
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # what a spreadsheet, here or in Japan, would run or compute
 
 
@@ -56,7 +67,8 @@ def statement(
     MONTH is as 2026-11 (UTC). Each entry has a line, with the balance after it.
 
     The first line has the balance at the month's beginning, the last one that at its end, or now. Amounts are in USD
-    with all nine decimals, and in nano-USD. What was bought is listed as long as usage is kept.
+    with all nine decimals, and in nano-USD. What was bought is listed as long as usage is kept. A charge of a tab is
+    for several requests: their tokens together, and the model and price that all have in common.
 
     \b
     Examples:

@@ -8,6 +8,7 @@ from embedmesh.rules.ports import Clock
 RANDOM_BYTES = 10
 PIECES = 256  # of randomness that are asked of the system at one time: asking costs most
 
+OWN_ID = re.compile(f"[a-z]+_([0-9a-f]{{12}})[0-9a-f]{{{2 * RANDOM_BYTES}}}")
 PIECE = re.compile(f".{{{2 * RANDOM_BYTES}}}")
 
 _pieces: list[str] = []  # not yet used; to take one is a single step, whatever other threads do
@@ -24,6 +25,12 @@ def new_id(prefix: str, clock: Clock) -> str:
 def first_id(prefix: str, unix_ms: int) -> str:
     """Whatever was named before that moment sorts before it."""
     return f"{prefix}_{unix_ms:012x}"
+
+
+def began_ms(own_id: str, otherwise: int) -> int:
+    """When an id was made; `otherwise` for one that is not of our own making."""
+    found = OWN_ID.fullmatch(own_id)
+    return int(found[1], 16) if found else otherwise
 
 
 def random_hex() -> str:

@@ -126,7 +126,7 @@ def serve_some(data_dir: Path, place: Path | str, account: str) -> None:
         ("prices set all-MiniLM-L6-v2 0.02 --from soon", 2, "'soon' is no time: write 2026-12-01"),
         ("prices end all-MiniLM-L6-v2", 1, f"No price of {MODEL} is set for all accounts."),
         ("ledger explain req_none", 1, "The ledger knows no request req_none:"),
-        ("ledger refund req_none --reference r", 1, "No request req_none was charged."),
+        ("ledger refund req_none --reference r", 1, "No request req_none was charged, as far as usage is kept."),
         (f"ledger check --head {'0' * 63}", 2, "a head is 64 of the digits"),
         ("nodes payables", 0, "node  to be paid\n"),
         ("nodes pay n1 1 --reference r", 1, "n1 has earned nothing yet."),
@@ -362,7 +362,7 @@ def test_a_month_of_a_team(
         ("refund", "0.000000100", "1000000000", "ticket 2"),
         ("closing balance", "", "1000000000", ""),
     ]
-    assert list(rows[2].values())[6:] == ["req_paid", "", "key_1", MODEL, "7", "20000000"]
+    assert list(rows[2].values())[6:] == ["req_paid", "", "key_1", MODEL, "7", "20000000", "1", ""]
     file = tmp_path / "team.json"
     words = ("accounts", "statement", "team", MONTH, "--format", "json", "--out", file)
     told(run(*words))

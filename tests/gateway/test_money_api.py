@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from embedmesh.rules.holds import Charge, Hold, Payable
+from embedmesh.rules.tabs import Tab
 from embedmesh.storage.ledger.end_hold import REVENUE
+from embedmesh.storage.ledger.open_tab import OpenTab
+from embedmesh.storage.ledger.settle_tab import SettleRequest
 from tests.flow.world import MODEL
 from tests.gateway.mesh import ON_EACH_STORE, Applicant, Gateway, says, until
 from tests.http.raw import Raw
@@ -36,6 +40,7 @@ ROUTES = [
     ("DELETE", "/prices"),
     ("GET", "/requests/r"),
     ("POST", "/requests/r/refund"),
+    ("GET", "/tabs/t"),
     ("GET", "/payables"),
     ("POST", "/payouts"),
     ("GET", "/ledger"),
@@ -414,6 +419,62 @@ async def test_a_request_is_explained_refunded_and_its_node_paid(gw: Gateway, ap
     assert (last["has_more"], last["opening_nanousd"]) == (False, None)
     says(await gw.admin("GET", f"/accounts/{account}/statement?month=2026-13"), 400, "2026-11")
     refused(await gw.admin("GET", "/accounts/nobody/statement?month=2026-11"), 404, "not_found")
+
+
+async def test_requests_under_a_tab_are_explained_listed_and_refunded(gw: Gateway) -> None:
+    """By the operator; its account lists the requests of its own charges, and of no other's."""
+    account = await new_account(gw)
+    told(await gw.admin("POST", f"/accounts/{account}/credits", {"amount_nanousd": 64_000, "reference": account}))
+    made = await new_key(gw, account)
+    tab = Tab(f"tab_{account}", account, made["key_id"], FAR_MS)
+    gw.store._writer.submit(opening := OpenTab(tab, gw.store._opened.instance.name, 100, 1))
+    assert await opening.outcome == 100
+    requests = [f"req_{account}_{number}" for number in range(3)]
+    for request_id in requests:
+        hold = Hold(request_id, account, 10, FAR_MS, made["key_id"], tab.tab_id)
+        charge = Charge(10, 5, MODEL.id, made["key_id"], "n1", price=2_000_000, payables=(Payable("n1", 1),))
+        gw.store._writer.submit(SettleRequest(tab.tab_id, hold, charge))
+    await gw.store.drain()
+    told_tab = told(await gw.admin("GET", f"/tabs/{tab.tab_id}"))
+    assert (told_tab["account"], told_tab["amount_nanousd"], told_tab["captured_nanousd"]) == (account, 100, 30)
+    assert (told_tab["requests"], told_tab["state"], told_tab["ended_ms"]) == (3, "open", None)
+    assert [(move["kind"], move["requests"]) for move in told_tab["moves"]] == [("payable", 0), ("charge", 3)]
+    refused(await gw.admin("GET", "/tabs/none"), 404, "not_found")
+
+    explained = told(await gw.admin("GET", f"/requests/{requests[1]}"))
+    assert (explained["tab_id"], explained["held_nanousd"], explained["captured_nanousd"]) == (tab.tab_id, None, 10)
+    assert [(move["amount_nanousd"], move["requests"]) for move in explained["moves"]] == [(30, 3), (3, 3)]
+    given = told(await gw.admin("POST", f"/requests/{requests[1]}/refund", {"reference": f"{account} back"}))
+    assert (given["applied"], given["amount_nanousd"]) == (True, 10)
+
+    entries = told(await gw.ask("GET", "/v1/account/entries", key=made["key"]))["data"]
+    assert [(row["kind"], row["amount_nanousd"], row["requests"], row["tab_id"]) for row in entries] == [
+        ("refund", 10, None, tab.tab_id),
+        ("charge", -30, 3, tab.tab_id),
+        ("credit", 64_000, None, None),
+    ]
+    path = f"/v1/account/entries/{entries[1]['entry_id']}/requests"
+    page = told(await gw.ask("GET", f"{path}?limit=2", key=made["key"]))
+    assert [row["request_id"] for row in page["data"]] == requests[:2] and page["has_more"] is True
+    rest = told(await gw.ask("GET", f"{path}?limit=2&after={requests[1]}", key=made["key"]))
+    assert rest["data"] == [
+        {
+            "request_id": requests[2],
+            "key_id": made["key_id"],
+            "model": MODEL.id,
+            "tokens": 5,
+            "price": 2_000_000,
+            "cost_nanousd": 10,
+        }
+    ]
+    assert rest["has_more"] is False
+    stranger = (await new_key(gw, await new_account(gw)))["key"]
+    refused(await gw.ask("GET", path, key=stranger), 404, "not_found")
+    for entry_id in (entries[0]["entry_id"], "none", "9" * 30, "-1"):
+        refused(await gw.ask("GET", f"/v1/account/entries/{entry_id}/requests", key=made["key"]), 404, "not_found")
+    month = f"/accounts/{account}/statement?month={time.strftime('%Y-%m', time.gmtime())}"
+    line = told(await gw.admin("GET", month))["data"][1]
+    assert (line["requests"], line["tab_id"], line["tokens"], line["price"]) == (3, tab.tab_id, 15, 2_000_000)
 
 
 async def test_a_head_that_the_chain_never_had_is_said_to_be_unknown(gw: Gateway) -> None:

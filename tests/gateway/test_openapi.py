@@ -404,7 +404,8 @@ async def test_real_answers_about_accounts_and_money_are_as_documented(complete:
         for text, status in (("abc", 200), ("abc", 200), ("abd", 409)):
             await check("/v1/embeddings", "post", "/v1/embeddings", {"model": "tiny", "input": text}, status)
     await until("it is charged", lambda: complete.books.reports.entries("a")[0].kind == "charge")
-    bought = complete.books.reports.entries("a")[0].request_id
+    entry = complete.books.reports.entries("a")[0]
+    bought, charged = entry.request_id, "/v1/account/entries/{entry_id}/requests"
     made = await check("/v1/account/keys", "post", "/v1/account/keys", {"scopes": ["keys"]}, 200)
     requests, paid = "/v1/admin/requests", f"/v1/admin/requests/{bought}"
     own, one, key = f"/v1/account/keys/{made['key_id']}", accounts + "/{account_id}", keys + "/{key_id}"
@@ -415,6 +416,8 @@ async def test_real_answers_about_accounts_and_money_are_as_documented(complete:
         ("/v1/account/usage", "get", "/v1/account/usage?from=2026-01-01&to=2026-12-31", None, 200),
         ("/v1/account/usage", "get", "/v1/account/usage?from=x", None, 400),
         ("/v1/account/entries", "get", "/v1/account/entries?limit=1", None, 200),
+        (charged, "get", f"/v1/account/entries/{entry.entry_id}/requests?limit=1", None, 200),
+        (charged, "get", "/v1/account/entries/none/requests", None, 404),
         ("/v1/account/keys", "get", "/v1/account/keys", None, 200),
         ("/v1/account/keys", "post", "/v1/account/keys", {"scopes": ["admin"]}, 403),
         ("/v1/account/keys/{key_id}", "delete", own, None, 200),
@@ -444,6 +447,7 @@ async def test_real_answers_about_accounts_and_money_are_as_documented(complete:
         (prices, "delete", f"{prices}?model=tiny", None, 404),
         (requests + "/{request_id}", "get", paid, None, 200),
         (requests + "/{request_id}/refund", "post", f"{paid}/refund", {"reference": "f"}, 200),
+        ("/v1/admin/tabs/{tab_id}", "get", "/v1/admin/tabs/none", None, 404),
         ("/v1/admin/payables", "get", "/v1/admin/payables", None, 200),
         ("/v1/admin/payouts", "post", "/v1/admin/payouts", payout, 200),
         ("/v1/admin/ledger", "get", "/v1/admin/ledger", None, 200),

@@ -215,11 +215,16 @@ async def test_a_backup_is_a_whole_store(file_shop: Shop, tmp_path: Path) -> Non
     shop = file_shop
     store = await shop.open()
     shop.credit(1_000)
-    _, token = shop.books.keys.create("a", ["embeddings"])
+    key, token = shop.books.keys.create("a", ["embeddings"])
     paid, in_flight = shop.new_hold(100), shop.new_hold(200)
     await store.hold(paid)
     await store.hold(in_flight)
     store.capture(paid, charge(70))
+    tab = Tab("tab_1", "a", key.key_id, in_flight.deadline_ms)
+    store._writer.submit(opening := OpenTab(tab, store._opened.instance.name, 10, 10))
+    assert await opening.outcome == 10
+    under = shop.new_hold(4)
+    store._writer.submit(SettleRequest("tab_1", under, charge(4, key_id=key.key_id)))
     await store.drain()
     copy = tmp_path / "copy.db"
     shop.books.backup(copy)
@@ -228,12 +233,13 @@ async def test_a_backup_is_a_whole_store(file_shop: Shop, tmp_path: Path) -> Non
     assert list(tmp_path.glob("*.part")) == []
     restored = await shop.open(copy)
     try:
-        assert restored.stats.recovered == 1
+        assert (restored.stats.recovered, restored.stats.tabs_recovered) == (1, 1)
         assert await restored.keys.find(token) is not None
         with shop.books.open(copy, clock=shop.clock, secret=secret) as books:
             assert books.check().ok
             account = books.accounts.find("a")
-            assert (account.balance_nanousd, account.held_nanousd) == (930, 0)
+            assert (account.balance_nanousd, account.held_nanousd) == (926, 0)
+            assert books.reports.explain(under.hold_id).captured == 4
     finally:
         await restored.close()
     await store.close()

@@ -76,6 +76,13 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     assert moved.books.accounts.find("b").cache is CachePolicy.FREE
     assert moved.books.keys.list() == shop.books.keys.list()
     assert moved.books.prices.list() == shop.books.prices.list()
+    assert moved.books.reports.explain_tab("tab_1") == shop.books.reports.explain_tab("tab_1")
+    entries = shop.books.reports.entries("a")
+    assert moved.books.reports.entries("a") == entries
+    (settled,) = [each.entry_id for each in entries if each.tab_id == "tab_1" and each.requests]
+    (request,) = moved.books.reports.charged_requests("a", settled)
+    assert shop.books.reports.charged_requests("a", settled) == [request]
+    assert moved.books.reports.explain(request.request_id) == shop.books.reports.explain(request.request_id)
     store = await moved.open()
     assert store.stats.recovered == store.stats.tabs_recovered == 1  # the same data directory: it is the same gateway
     assert await store.keys.find(token) is not None

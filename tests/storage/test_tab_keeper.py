@@ -11,8 +11,10 @@ import pytest
 from embedmesh.rules.errors import InsufficientQuota, StoreUnavailable
 from embedmesh.rules.holds import Claim, Hold
 from embedmesh.rules.spending import TAB_S
+from embedmesh.rules.tabs import Tab
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.ledger import tab_keeper
+from embedmesh.storage.ledger.open_tab import OpenTab
 from embedmesh.storage.ledger.tab_keeper import OpenedTab
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge
@@ -305,6 +307,54 @@ async def test_a_quiet_key_s_tab_is_closed(shop: Shop, live: Store) -> None:
     shop.assert_right()
 
 
+async def test_a_tab_closes_when_the_last_request_under_it_has_ended(shop: Shop, live: Store) -> None:
+    """Also where that was not delivered, and nothing else happens."""
+    shop.credit(MUCH)
+    key_id = new_key(shop)
+    tab = await tab_of(shop, live, key_id)
+    flying = await set_aside(shop, live, key_id)
+    live.tabs.close_these({tab.tab_id})
+    await live.drain()
+    assert shop.money() == (MUCH, tab.amount)
+    live.release(flying)
+    await until(lambda: shop.money() == (MUCH, 0))
+
+
+async def test_a_tab_of_which_nobody_knows_whether_it_was_opened_is_closed(
+    shop: Shop, live: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has it, and its gateway was told that it could not be written, as when a connection is lost."""
+    shop.credit(MUCH)
+    key_id = new_key(shop)
+    monkeypatch.setattr(OpenTab, "committed", lambda write, stats: write.failed("nobody knows"))
+    for _ in range(2):
+        await set_aside(shop, live, key_id)
+    await until(lambda: rows(shop, "SELECT state FROM tabs") == [("closed",)])
+    assert shop.money() == (MUCH, 2 * COST)
+    assert key_id not in live.tabs._open
+
+
+async def test_a_key_without_money_for_a_tab_does_not_ask_for_one_each_time(
+    shop: Shop, live: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has exact holds, and asks again after a second."""
+    shop.credit(100 * COST)
+    key_id, asked = new_key(shop), []
+
+    def ask(tab: Tab, owner: str, wanted: int, least: int) -> OpenTab:
+        asked.append(tab)
+        return OpenTab(tab, owner, wanted, least)
+
+    monkeypatch.setattr(tab_keeper, "OpenTab", ask)
+    for _ in range(20):
+        live.release(await set_aside(shop, live, key_id))
+        await live.drain()
+    assert len(asked) == 1
+    live._clock.skipped_s += tab_keeper.REFUSED_S  # type: ignore[attr-defined]
+    await set_aside(shop, live, key_id)
+    assert len(asked) == 2
+
+
 async def test_nothing_is_spent_while_the_store_cannot_be_written(file_shop: Shop) -> None:
     """From the moment at which a batch fails; and again once one has succeeded. What was delivered is kept."""
     shop = file_shop
@@ -375,6 +425,17 @@ async def test_a_hold_that_needs_what_tabs_have_gets_it(shop: Shop, lives: list[
     await lives[0].drain()
     assert not lives[0].tabs._tabs
     assert tab.left == tab.amount
+
+
+async def test_a_tab_that_is_recalled_while_it_is_opened_is_not_spent(shop: Shop, live: Store) -> None:
+    """The store has it already, and its gateway has not heard of that yet."""
+    shop.credit(MUCH)
+    key_id = new_key(shop)
+    for _ in range(2):
+        await set_aside(shop, live, key_id)
+    live.tabs.close_recalled({live.tabs._opening[key_id].tab.tab_id}, 2.0)
+    await until(lambda: rows(shop, "SELECT state FROM tabs") == [("closed",)])
+    assert key_id not in live.tabs._open
 
 
 async def test_what_is_in_flight_is_waited_for(shop: Shop, lives: list[Store]) -> None:

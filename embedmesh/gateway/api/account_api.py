@@ -1,5 +1,6 @@
 """`/v1/account`: what an account sees of itself with any of its keys, and the keys that its keys can create."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, TypeVar
@@ -12,6 +13,7 @@ from embedmesh.gateway.api.key_bodies import OwnKeyRequest
 from embedmesh.gateway.api.keys_api import KeyQuery, keys_after, revoked
 from embedmesh.gateway.api.queries import PAGE_ROWS, Limit
 from embedmesh.gateway.api.replies import (
+    ChargedRequestReply,
     EntryPage,
     EntryReply,
     KeyReply,
@@ -47,6 +49,7 @@ from embedmesh.storage.books.reports import ENTRY_MAX, Usage
 KEYS_SCOPE: Scope = ("keys",)
 USAGE_DAYS = 30  # without `from`
 EPOCH = date(1970, 1, 1)
+ENTRY_ID = re.compile("[0-9]{1,18}")
 
 T = TypeVar("T")
 
@@ -60,6 +63,11 @@ class UsageQuery(msgspec.Struct, frozen=True, rename={"first": "from", "last": "
 
 class EntryQuery(msgspec.Struct, frozen=True):
     before: Annotated[int, Meta(ge=1, le=ENTRY_MAX, description="List entries before this one.")] = ENTRY_MAX
+    limit: Limit = PAGE_ROWS
+
+
+class RequestQuery(msgspec.Struct, frozen=True):
+    after: Annotated[str, Meta(max_length=64, description="List requests after this one.")] = ""
     limit: Limit = PAGE_ROWS
 
 
@@ -113,6 +121,22 @@ class AccountApi(Api):
         page = page_of(found, query.limit, lambda entry: reply_of(EntryReply, entry))
         return EntryPage(page.object, page.data, page.has_more, page.data[-1].entry_id if page.has_more else None)
 
+    async def list_charged_requests(self, call: ApiCall[None, RequestQuery]) -> ReplyPage[ChargedRequestReply]:
+        """List the requests of a charge.
+
+        A charge is for one request, or for several that were settled together. They are listed by their ids, as long as
+        usage is kept.
+        """
+        account_id, query = call.caller.account_id, call.query
+        entry_id = int(call.parameter) if ENTRY_ID.fullmatch(call.parameter) else 0
+        found = await self._ask(
+            call,
+            lambda books: books.reports.charged_requests(
+                account_id, entry_id, after=query.after, rows_max=query.limit + 1
+            ),
+        )
+        return page_of(found, query.limit, lambda request: reply_of(ChargedRequestReply, request))
+
     async def list_keys(self, call: ApiCall[None, KeyQuery]) -> ReplyPage[KeyReply]:
         """List your account's keys. The oldest first, revoked and expired keys included."""
         account_id, query = call.caller.account_id, call.query
@@ -161,6 +185,7 @@ class AccountApi(Api):
         Route("GET", "/v1/account", ANY_KEY, get_account),
         Route("GET", "/v1/account/usage", ANY_KEY, get_usage),
         Route("GET", "/v1/account/entries", ANY_KEY, list_entries),
+        Route("GET", "/v1/account/entries/{entry_id}/requests", ANY_KEY, list_charged_requests, failures=(NotFound,)),
         Route("GET", "/v1/account/keys", KEYS_SCOPE, list_keys, failures=(NotFound,)),
         Route(
             "POST",

@@ -16,6 +16,7 @@ from embedmesh.gateway.api.replies import (
     MoveReply,
     PayableReply,
     ReplyList,
+    TabReply,
     reply_of,
 )
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
@@ -62,6 +63,11 @@ class LedgerApi(Api):
         moves = tuple(reply_of(MoveReply, move) for move in found.moves)
         return reply_of(ExplainedReply, found, bought=bought, moves=moves)
 
+    async def explain_tab(self, call: ApiCall[None, None]) -> TabReply:
+        """Explain a tab. What it was opened for, how it ended, and the latest money that was moved for it."""
+        found = await self._books.ask(lambda books: books.reports.explain_tab(call.parameter))
+        return reply_of(TabReply, found, moves=tuple(reply_of(MoveReply, move) for move in found.moves))
+
     async def refund_request(self, call: ApiCall[RefundRequest, None]) -> Moved:
         """Refund a request.
 
@@ -104,6 +110,7 @@ class LedgerApi(Api):
 
     ROUTES = (
         Route("GET", "/v1/admin/requests/{request_id}", ADMIN_KEY, explain_request),
+        Route("GET", "/v1/admin/tabs/{tab_id}", ADMIN_KEY, explain_tab),
         Route("POST", "/v1/admin/requests/{request_id}/refund", ADMIN_KEY, refund_request),
         Route("GET", "/v1/admin/payables", ADMIN_KEY, list_payables),
         Route("POST", "/v1/admin/payouts", ADMIN_KEY, pay_out, failures=(NotFound,)),

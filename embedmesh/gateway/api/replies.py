@@ -60,7 +60,7 @@ class OwnAccount(msgspec.Struct, frozen=True, rename={"account_id": "id"}):
 
     account_id: str
     balance_nanousd: int
-    held_nanousd: Annotated[Count, doc("Held for running requests.")]
+    held_nanousd: Annotated[Count, doc("Held for running requests, and by tabs for those to come.")]
     credit_limit_nanousd: Annotated[Count, doc("How much may be owed; 0 is prepaid.")]
     available_nanousd: Annotated[int, doc("What further requests may hold: balance + limit - held.")]
     cache: CachePolicy
@@ -170,6 +170,8 @@ class EntryReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     request_id: str | None
     reference: str | None
     created_ms: Count
+    tab_id: Annotated[str | None, doc("The tab under which a charge was settled, or a refunded request was.")]
+    requests: Annotated[Count | None, doc("How many requests a charge is for; null for what is no charge.")]
 
 
 class EntryPage(ReplyPage[EntryReply], frozen=True):
@@ -178,8 +180,23 @@ class EntryPage(ReplyPage[EntryReply], frozen=True):
     next: Annotated[Count | None, doc("`before` of the next page.")]
 
 
+class ChargedRequestReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
+    """A request that an entry is the charge for; known as long as usage is kept."""
+
+    request_id: str
+    key_id: str
+    model: str
+    tokens: Count
+    price: TokenPrice | None
+    cost: Count
+
+
 class StatementLineReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
-    """An entry of a statement; what was bought is known as long as usage is kept."""
+    """An entry of a statement; what was bought is known as long as usage is kept.
+
+    A charge of a tab is for several requests: it has the sum of their tokens, and the model and the price that all of
+    them have in common.
+    """
 
     entry_id: Count
     created_ms: Count
@@ -191,6 +208,8 @@ class StatementLineReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     model: str | None
     tokens: Count | None
     price: TokenPrice | None
+    tab_id: str | None
+    requests: Annotated[Count | None, doc("How many requests a charge is for; null for what is no charge.")]
 
 
 class StatementPage(ReplyPage[StatementLineReply], frozen=True):
@@ -202,7 +221,7 @@ class StatementPage(ReplyPage[StatementLineReply], frozen=True):
 
 
 class MoveReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
-    """Money that was moved for a request."""
+    """Money that was moved for a request, or for several that were settled together."""
 
     transfer_id: Count
     kind: str
@@ -211,6 +230,7 @@ class MoveReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     target_id: str
     reference: str | None
     created_ms: Count
+    requests: Annotated[Count, doc("For how many requests; of a tab, 0 for a node's part of a settlement.")]
 
 
 class BoughtReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
@@ -232,7 +252,7 @@ class ExplainedReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     request_id: str
     account_id: str
     key_id: str | None
-    held: Count
+    held: Annotated[Count | None, doc("Null for a request under a tab.")]
     state: Literal["open", "captured", "released"]
     ended_by: str | None
     captured: Count | None
@@ -241,6 +261,25 @@ class ExplainedReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     deadline_ms: Count
     ended_ms: Count | None
     bought: BoughtReply | None
+    moves: tuple[MoveReply, ...]
+    tab_id: Annotated[str | None, doc("The tab under which it was settled.")]
+
+
+class TabReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
+    """A tab: money that was set aside for several requests of a key. The latest moves come first."""
+
+    tab_id: str
+    account_id: str
+    key_id: str
+    amount: Annotated[Count, doc("Nano-USD that it was opened for.")]
+    captured: Count
+    requests: Count
+    settlements: Count
+    state: Literal["open", "closing", "closed", "expired", "recovered"]
+    gateway: str
+    opened_ms: Count
+    deadline_ms: Count
+    ended_ms: Count | None
     moves: tuple[MoveReply, ...]
 
 

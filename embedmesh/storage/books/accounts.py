@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -124,22 +125,19 @@ class AccountBooks:
         No amount is all that was not given back yet. Returns whether it was done now, and how much it was. Raises
         NotFound, InvalidValue.
         """
-        hold = self._session.row(REPORTS_SQL["one_hold"], {"hold_id": hold_id})
-        if hold is None or hold[4] != "captured":
-            raise NotFound(f"No request {hold_id[:64]} was charged.")
-        account_id, captured = hold[1], hold[6]
+        account_id, captured, of_tab = self._charged(hold_id)
         with self._session.transaction(account_id, REVENUE):
             before = self._used(reference)
             if before is not None:
                 if before[::4] == ("refund", hold_id) and amount_nanousd in (None, before[3]):
                     return False, int(before[3])
                 raise InvalidValue(REFERENCE_USED, param="reference")
-            moved = self._session.rows(REPORTS_SQL["transfers_of_hold"], {"hold_id": hold_id})
-            left = captured - sum(amount for _, kind, _, _, amount, _, _ in moved if kind == "refund")
+            moved = self._session.rows(REPORTS_SQL["transfers_of_request"], {"hold_id": hold_id} | of_tab)
+            left = captured - sum(amount for _, kind, _, _, amount, *_ in moved if kind == "refund")
             amount = left if amount_nanousd is None else amount_nanousd
             if not 0 < amount <= left:
                 raise InvalidValue(f"{format_usd(left)} of this request can be given back.", param="amount_nanousd")
-            self._move("refund", REVENUE, account_id, amount, hold_id, reference)
+            self._move("refund", REVENUE, account_id, amount, hold_id, reference, of_tab["tab_id"])
             return True, amount
 
     def payables(self) -> Sequence[NodeBalance]:
@@ -198,10 +196,30 @@ class AccountBooks:
             raise InvalidValue(REFERENCE_USED, param="reference")
         return True
 
-    def _move(self, kind: str, source: str, target: str, amount: int, hold_id: str | None, reference: str) -> None:
+    def _charged(self, hold_id: str) -> tuple[str, int, dict[str, Any]]:
+        """Who was charged for a request, how much, and with which settlement of which tab. Raises NotFound."""
+        hold = self._session.row(REPORTS_SQL["one_hold"], {"hold_id": hold_id})
+        if hold is not None and hold[4] == "captured":
+            return hold[1], hold[6], {"tab_id": None, "settlement": None}
+        settled = self._session.row(REPORTS_SQL["request_under_tab"], {"hold_id": hold_id})
+        if settled is None:
+            raise NotFound(f"No request {hold_id[:64]} was charged, as far as usage is kept.")
+        account_id, _, cost, *_, tab_id, settlement = settled
+        return account_id, cost, {"tab_id": tab_id, "settlement": settlement}
+
+    def _move(
+        self,
+        kind: str,
+        source: str,
+        target: str,
+        amount: int,
+        hold_id: str | None,
+        reference: str,
+        tab_id: str | None = None,
+    ) -> None:
         row = {"kind": kind, "source_id": source, "target_id": target, "amount": amount, "hold_id": hold_id}
-        now_ms = self._session.clock.unix_ms()
-        self._session.run(ACCOUNTS_SQL["insert_referenced"], row | {"reference": reference, "now_ms": now_ms})
+        row |= {"reference": reference, "now_ms": self._session.clock.unix_ms(), "tab_id": tab_id}
+        self._session.run(ACCOUNTS_SQL["insert_referenced"], row)
 
 
 def _account(row: Row) -> Account:

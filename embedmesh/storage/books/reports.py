@@ -1,17 +1,23 @@
 """What happened: usage by day, entries, statements of a month, and one request with all that followed from it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from embedmesh.rules.errors import NotFound
+from embedmesh.rules.holds import HoldEnd, HoldState
+from embedmesh.rules.ids import began_ms
 from embedmesh.rules.limits import PAGE_ROWS_MAX
 from embedmesh.storage.books.accounts import AccountBooks
 from embedmesh.storage.books.session import BooksSession
+from embedmesh.storage.db import Row
+from embedmesh.storage.ledger.writes import as_rows
 from embedmesh.storage.sql import REPORTS_SQL
 from embedmesh.storage.times import month_span_ms
 
 ENTRY_MAX = 2**62  # above every entry
+CAPTURED, CAPTURE = HoldState.CAPTURED.value, HoldEnd.CAPTURE.value
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -26,7 +32,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
-    """One side of a transfer, as its account sees it: money came (above 0) or went. Amounts are nano-USD."""
+    """One side of a transfer, as its account sees it: money came (above 0) or went. Amounts are nano-USD.
+
+    A charge is for a number of `requests`: for one, or for those that were settled together under a tab.
+    """
 
     entry_id: int
     kind: str
@@ -36,10 +45,15 @@ class LedgerEntry(msgspec.Struct, frozen=True):
     request_id: str | None
     reference: str | None
     created_ms: int
+    tab_id: str | None = None
+    requests: int | None = None
 
 
 class StatementLine(msgspec.Struct, frozen=True):
-    """One line of a statement. What was bought is known as long as usage is kept."""
+    """One line of a statement. What was bought is known as long as usage is kept.
+
+    Of several `requests` it is what all have in common, and the sum of their tokens.
+    """
 
     entry_id: int
     created_ms: int
@@ -51,10 +65,23 @@ class StatementLine(msgspec.Struct, frozen=True):
     model: str | None
     tokens: int | None
     price: int | None
+    tab_id: str | None = None
+    requests: int | None = None
+
+
+class ChargedRequest(msgspec.Struct, frozen=True):
+    """One of the requests that an entry is the charge for. `cost` is nano-USD."""
+
+    request_id: str
+    key_id: str
+    model: str
+    tokens: int
+    price: int | None
+    cost: int
 
 
 class Move(msgspec.Struct, frozen=True):
-    """Money that was moved for a request."""
+    """Money that was moved for a number of `requests`; of a tab, 0 for a node's part of a settlement."""
 
     transfer_id: int
     kind: str
@@ -63,6 +90,7 @@ class Move(msgspec.Struct, frozen=True):
     amount: int
     reference: str | None
     created_ms: int
+    requests: int = 1
 
 
 class Bought(msgspec.Struct, frozen=True):
@@ -79,12 +107,15 @@ class Bought(msgspec.Struct, frozen=True):
 
 
 class Explained(msgspec.Struct, frozen=True):
-    """A request, as the ledger knows it: its hold, what ended it, what it was for, and all money that was moved."""
+    """A request, as the ledger knows it: its hold, what ended it, what it was for, and all money that was moved.
+
+    What was set aside for a request under a tab is not written down: `held` is None.
+    """
 
     request_id: str
     account_id: str
     key_id: str | None
-    held: int
+    held: int | None
     state: str
     ended_by: str | None
     captured: int | None
@@ -93,6 +124,25 @@ class Explained(msgspec.Struct, frozen=True):
     deadline_ms: int
     ended_ms: int | None
     bought: Bought | None
+    moves: tuple[Move, ...]
+    tab_id: str | None = None
+
+
+class ExplainedTab(msgspec.Struct, frozen=True):
+    """A tab, as the ledger knows it, and the latest money that was moved for it, the latest first."""
+
+    tab_id: str
+    account_id: str
+    key_id: str
+    amount: int
+    captured: int
+    requests: int
+    settlements: int
+    state: str
+    gateway: str
+    opened_ms: int
+    deadline_ms: int
+    ended_ms: int | None
     moves: tuple[Move, ...]
 
 
@@ -132,16 +182,62 @@ class Reports:
         from_ms, to_ms = month_span_ms(month)
         self._accounts.find(account_id)
         values = {"account_id": account_id, "from_ms": from_ms, "to_ms": to_ms, "after": after, "rows_max": rows_max}
-        return [StatementLine(*row) for row in self._session.rows(REPORTS_SQL["statement_of_account"], values)]
+        rows = self._session.rows(REPORTS_SQL["statement_of_account"], values)
+        settled = [(tab_id, settlement) for *_, tab_id, _, settlement in rows if settlement is not None]
+        bought = self._bought_under_tabs(settled) if settled else {}
+        lines = [(*row[:7], *bought.get((row[10], row[12]), row[7:10]), *row[10:12]) for row in rows]
+        return [StatementLine(*line) for line in lines]
+
+    def charged_requests(
+        self, account_id: str, entry_id: int, *, after: str = "", rows_max: int = PAGE_ROWS_MAX
+    ) -> Sequence[ChargedRequest]:
+        """The requests that an entry charged an account for, by their ids, from one on. Raises NotFound."""
+        entry = {"transfer_id": entry_id, "account_id": account_id}
+        if not 0 < entry_id < ENTRY_MAX or (found := self._session.row(REPORTS_SQL["charge_of_entry"], entry)) is None:
+            raise NotFound(f"There is no charge {entry_id} of this account.")
+        hold_id, tab_id, settlement = found
+        if tab_id is None:
+            rows = self._session.rows(REPORTS_SQL["requests_of_hold"], {"hold_id": hold_id, "after": after})
+        else:
+            page = {"tab_id": tab_id, "settlement": settlement, "after": after, "rows_max": rows_max}
+            rows = self._session.rows(REPORTS_SQL["requests_of_settlement"], page)
+        return [ChargedRequest(*row) for row in rows]
 
     def explain(self, request_id: str) -> Explained:
         """Raises NotFound."""
-        hold = self._session.row(REPORTS_SQL["one_hold"], {"hold_id": request_id})
-        if hold is None:
-            raise NotFound(
-                f"The ledger knows no request {request_id[:64]}: no money was held for it, or it repeated another one, "
-                "or its caller chose this id. The reply's header x-embedmesh-request has the ledger's id."
-            )
+        of_tab: dict[str, Any] = {"tab_id": None, "settlement": None}
+        found = self._session.row(REPORTS_SQL["one_hold"], {"hold_id": request_id})
+        if found is None:
+            found, of_tab = self._under_tab(request_id)
         bought = self._session.row(REPORTS_SQL["usage_of_hold"], {"hold_id": request_id})
-        moves = self._session.rows(REPORTS_SQL["transfers_of_hold"], {"hold_id": request_id})
-        return Explained(*(*hold, Bought(*bought) if bought else None, tuple(Move(*move) for move in moves)))
+        moves = self._session.rows(REPORTS_SQL["transfers_of_request"], {"hold_id": request_id} | of_tab)
+        known = Bought(*bought) if bought else None
+        fields = (*found, known, tuple(Move(*move) for move in moves), of_tab["tab_id"])
+        return Explained(*fields)
+
+    def explain_tab(self, tab_id: str) -> ExplainedTab:
+        """Raises NotFound."""
+        tab = self._session.row(REPORTS_SQL["one_tab"], {"tab_id": tab_id})
+        if tab is None:
+            raise NotFound(f"The ledger knows no tab {tab_id[:64]}.")
+        moves = self._session.rows(REPORTS_SQL["transfers_of_tab"], {"tab_id": tab_id, "rows_max": PAGE_ROWS_MAX})
+        fields = (*tab, tuple(Move(*move) for move in moves))
+        return ExplainedTab(*fields)
+
+    def _under_tab(self, request_id: str) -> tuple[Row, dict[str, Any]]:
+        """A request that was settled under a tab, as if it had had a hold; and the settlement. Raises NotFound."""
+        found = self._session.row(REPORTS_SQL["request_under_tab"], {"hold_id": request_id})
+        if found is None:
+            raise NotFound(
+                f"The ledger knows no request {request_id[:64]}: no money was held for it, or it was to be paid from a "
+                "tab and was not charged, or it repeated another one, or its usage is not kept any more, or its caller "
+                "chose this id. The reply's header x-embedmesh-request has the ledger's id."
+            )
+        account_id, key_id, cost, owner, deadline_ms, settled_ms, tab_id, settlement = found
+        ended = CAPTURED, CAPTURE, cost, owner, began_ms(request_id, settled_ms), deadline_ms, settled_ms
+        return (request_id, account_id, key_id, None, *ended), {"tab_id": tab_id, "settlement": settlement}
+
+    def _bought_under_tabs(self, settled: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
+        """Model, tokens and price by tab and settlement."""
+        rows = self._session.rows(REPORTS_SQL["bought_under_tabs"], as_rows(settled))
+        return {(tab_id, settlement): tuple(bought) for tab_id, settlement, *bought in rows}

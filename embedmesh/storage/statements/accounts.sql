@@ -24,8 +24,8 @@ UPDATE accounts SET cache = :cache WHERE account_id = :account_id;
 
 -- name: insert_referenced
 -- Move money under an outside reference that applies once: a credit, a refund, a payout.
-INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, reference, created_ms)
-VALUES (:kind, :source_id, :target_id, :amount, :hold_id, :reference, :now_ms);
+INSERT INTO transfers (kind, source_id, target_id, amount, hold_id, reference, created_ms, tab_id)
+VALUES (:kind, :source_id, :target_id, :amount, :hold_id, :reference, :now_ms, :tab_id);
 
 -- name: find_reference
 -- What was applied under a reference.

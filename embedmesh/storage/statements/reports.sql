@@ -47,7 +47,9 @@ ORDER BY day DESC, model, key_id LIMIT :rows_max;
 -- name: entries_of_account
 -- An account's entries before one, the latest first. The page is found before the transfers are looked at: a planner that
 -- knows both tables only by their sizes may begin with the other one, which has millions of rows of other accounts.
-SELECT transfer_id, kind, page.amount, source_id, target_id, hold_id, reference, created_ms
+SELECT
+    transfer_id, kind, page.amount, source_id, target_id, hold_id, reference, created_ms, tab_id,
+    CASE WHEN kind = 'charge' THEN coalesce(requests, 1) END
 FROM (
     SELECT transfer_id, amount FROM entries WHERE account_id = :account_id AND transfer_id < CAST(:before AS BIGINT)
     ORDER BY transfer_id DESC LIMIT :rows_max
@@ -55,14 +57,43 @@ FROM (
 ORDER BY transfer_id DESC;
 
 -- name: statement_of_account
--- An account's entries in a span of time, in their order, from one on, with what was bought.
+-- An account's entries in a span of time, in their order, from one on, with what was bought; under a tab that is known
+-- by its settlement (see `bought_under_tabs`).
 SELECT
-    entries.transfer_id, transfers.created_ms, kind, entries.amount, transfers.hold_id, reference, key_id, model, tokens, price
+    entries.transfer_id, transfers.created_ms, kind, entries.amount, transfers.hold_id, reference,
+    coalesce(usage.key_id, tabs.key_id), model, tokens, price, transfers.tab_id,
+    CASE WHEN kind = 'charge' THEN coalesce(transfers.requests, 1) END, transfers.settlement
 FROM entries JOIN transfers USING (transfer_id)
     LEFT JOIN usage ON usage.hold_id = transfers.hold_id AND kind = 'charge'
+    LEFT JOIN tabs ON tabs.tab_id = transfers.tab_id AND kind = 'charge'
 WHERE entries.account_id = :account_id AND entries.transfer_id > CAST(:after AS BIGINT)
     AND transfers.created_ms >= CAST(:from_ms AS BIGINT) AND transfers.created_ms < CAST(:to_ms AS BIGINT)
 ORDER BY entries.transfer_id LIMIT :rows_max;
+
+-- name: bought_under_tabs
+-- What some settlements were for, as long as that is kept: their tokens, and the model and the price that all of their
+-- requests have in common.
+SELECT
+    usage.tab_id, usage.settlement,
+    CASE WHEN min(model) = max(model) THEN min(model) END, CAST(sum(tokens) AS BIGINT),
+    CASE WHEN min(price) = max(price) AND count(price) = count(*) THEN min(price) END
+FROM jsonb_each(:rows) CROSS JOIN usage
+WHERE usage.tab_id = value ->> 0 AND usage.settlement = CAST(value ->> 1 AS BIGINT)
+GROUP BY usage.tab_id, usage.settlement;
+
+-- name: charge_of_entry
+-- What an entry charged an account for: a hold, or a settlement of a tab.
+SELECT hold_id, tab_id, settlement FROM transfers
+WHERE transfer_id = :transfer_id AND kind = 'charge' AND source_id = :account_id;
+
+-- name: requests_of_hold
+-- The only request of a charge, as long as that is kept.
+SELECT hold_id, key_id, model, tokens, price, cost FROM usage WHERE hold_id = :hold_id AND hold_id > :after;
+
+-- name: requests_of_settlement
+-- The requests of a settlement in the order of their ids, from one on, as long as they are kept.
+SELECT hold_id, key_id, model, tokens, price, cost FROM usage
+WHERE tab_id = :tab_id AND settlement = :settlement AND hold_id > :after ORDER BY hold_id LIMIT :rows_max;
 
 -- name: balance_before
 -- What an account had at a moment.
@@ -78,10 +109,35 @@ FROM holds WHERE hold_id = :hold_id;
 -- What a captured hold was for, as long as that is kept.
 SELECT key_id, model, node_id, tokens, price, cost, payable, user_hash FROM usage WHERE hold_id = :hold_id;
 
--- name: transfers_of_hold
--- All money that was moved for a hold, in its order.
-SELECT transfer_id, kind, source_id, target_id, amount, reference, created_ms FROM transfers
-WHERE hold_id = :hold_id ORDER BY transfer_id;
+-- name: request_under_tab
+-- A request that was settled under a tab, as long as that is kept: its cost, and the tab and the settlement.
+SELECT usage.account_id, usage.key_id, cost, owner, deadline_ms, transfers.created_ms, usage.tab_id, usage.settlement
+FROM usage JOIN tabs ON tabs.tab_id = usage.tab_id
+    JOIN transfers ON transfers.tab_id = usage.tab_id AND transfers.settlement = usage.settlement AND kind = 'charge'
+WHERE usage.hold_id = :hold_id;
+
+-- name: transfers_of_request
+-- All money that was moved for a request, in its order: by itself, and with others by its settlement.
+SELECT transfer_id, kind, source_id, target_id, amount, reference, created_ms, 1 AS requests FROM transfers
+WHERE hold_id = :hold_id
+UNION ALL SELECT
+    moved.transfer_id, moved.kind, moved.source_id, moved.target_id, moved.amount, moved.reference, moved.created_ms,
+    charge.requests
+FROM transfers AS moved JOIN transfers AS charge
+    ON charge.tab_id = moved.tab_id AND charge.settlement = moved.settlement AND charge.kind = 'charge'
+WHERE moved.tab_id = CAST(:tab_id AS TEXT) AND moved.settlement = CAST(:settlement AS BIGINT)
+ORDER BY transfer_id;
+
+-- name: one_tab
+-- A tab with all that is known of it.
+SELECT
+    tab_id, account_id, key_id, amount, captured, requests, settlements, state, owner, opened_ms, deadline_ms, ended_ms
+FROM tabs WHERE tab_id = :tab_id;
+
+-- name: transfers_of_tab
+-- The latest money that was moved for a tab, the latest first.
+SELECT transfer_id, kind, source_id, target_id, amount, reference, created_ms, coalesce(requests, 0) FROM transfers
+WHERE tab_id = :tab_id AND settlement IS NOT NULL ORDER BY transfer_id DESC LIMIT :rows_max;
 
 -- name: payables
 -- What nodes have earned and not been paid out.

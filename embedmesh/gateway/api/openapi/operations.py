@@ -33,6 +33,8 @@ PATH_PARAMETERS = {
     "invite_id": PathParameter("The invite's id.", "Gd0kZ5wQ1xYb"),
     "account_id": PathParameter("The account's id.", "local"),
     "key_id": PathParameter("The key's id.", "key_019aa0b4c0de7b62a1f0c3d4e5f60718"),
+    "entry_id": PathParameter("The entry's id.", "3"),
+    "tab_id": PathParameter("The tab's id, as in entries.", "tab_1"),
     "request_id": PathParameter("The ledger's id of the request, as in entries.", "req_1"),
 }
 
