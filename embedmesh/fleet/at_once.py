@@ -29,11 +29,10 @@ def part_at_once(
     lengths = counted.lengths
     tokens, inputs = sum(lengths), len(lengths)
     if len(nodes) == 1:
-        node, load = nodes[0], nodes[0].load
-        remaining_s = load.remaining_s(now, small=True) if load.parts else 0.0
-        if not node.room(remaining_s, now, small=True):
+        node = nodes[0]
+        expected_s = node.soon_s(tokens, now)
+        if expected_s is None:
             return None
-        expected_s = remaining_s + load.part_s(tokens) + node.penalty_s
     else:
         chosen, _, _ = choose_candidate(
             policy, dice, candidates_of(nodes, None, now, dice), Whole(model_id), tokens, 0, small=True
@@ -41,7 +40,7 @@ def part_at_once(
         if chosen is None:
             return None
         node, expected_s = chosen.node, chosen.finish_s(tokens, True)
-    if expected_s > SOON_S or not node.reads_ids or not stays_whole(tokens, inputs, node.inputs_max):
+    if not (expected_s <= SOON_S and node.reads_ids and stays_whole(tokens, inputs, node.inputs_max)):
         return None
     ask = node.asks.get(model_id, 0) if node.asks else 0
     return node, Part(node.node_id, FIRST if inputs == 1 else tuple(range(inputs)), tokens, expected_s, ask)

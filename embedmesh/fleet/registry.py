@@ -100,6 +100,18 @@ class Node:
             return ahead_s <= WINDOW_SMALL_S + load.fixed_s
         return load.bulk_parts < BULK_PARTS_MAX and remaining_s <= WINDOW_BULK_S + load.fixed_s
 
+    def soon_s(self, tokens: int, now: float) -> float | None:
+        """When it would be done with one more small part, in seconds from now; None if it may not have that now."""
+        load, remaining_s = self.load, 0.0
+        if not load.parts:  # the ordinary case; what other gateways have sent is not ours to wait for
+            if now < self.paused_until:
+                return None
+        else:
+            remaining_s = load.remaining_s(now, small=True)
+            if not self.room(remaining_s, now, small=True):
+                return None
+        return remaining_s + load.part_s(tokens) + (self.penalty_s if self.doubt else 0.0)
+
     @property
     def penalty_s(self) -> float:
         """Added to its expected time: a node that fails fast would look idle."""
