@@ -307,6 +307,33 @@ async def test_a_quiet_key_s_tab_is_closed(shop: Shop, live: Store) -> None:
     shop.assert_right()
 
 
+async def test_what_is_quiet_or_lost_is_forgotten(shop: Shop, live: Store) -> None:
+    """What keys have spent, once they are quiet; a tab with something in flight, once the store has ended it."""
+    shop.credit(MUCH)
+    key_id = new_key(shop)
+    tab = await tab_of(shop, live, key_id)
+    await set_aside(shop, live, key_id)
+    live.tabs.close_these({tab.tab_id})
+    await set_aside(shop, live, new_key(shop))
+    assert len(live.tabs._spending) == 2
+    shop.clock.skipped_s += TAB_S + 1
+    await until(lambda: not live.tabs._spending)
+    assert tab.tab_id in live.tabs._tabs
+    shop.clock.now_ms = tab.deadline_ms + tab_keeper.FORGET_MS + 1
+    await until(lambda: not live.tabs._tabs)
+
+
+async def test_a_request_that_is_too_large_for_a_tab_leaves_it_open(shop: Shop, live: Store) -> None:
+    """It has an exact hold; the tab is there for those that it covers."""
+    shop.credit(MUCH)
+    key_id = new_key(shop)
+    tab = await tab_of(shop, live, key_id)
+    for _ in range(3):
+        await set_aside(shop, live, key_id, tab.amount + 1)
+    assert not live.tabs._opening
+    assert live.tabs._open[key_id] is tab
+
+
 async def test_a_tab_closes_when_the_last_request_under_it_has_ended(shop: Shop, live: Store) -> None:
     """Also where that was not delivered, and nothing else happens."""
     shop.credit(MUCH)
