@@ -45,7 +45,7 @@ FROM, TO = "## Which file calls which", "\n## "
 LOOP = "the event loop"
 START = "http/"  # where the loop calls when a connection is made, or has bytes
 NODE = "gateway/nodes/http1.py"  # the same for a node's; on the straight way nothing waits there
-HANDED_IN = {"receive", "deliver", "on_model", "spend"}  # the last by the store
+HANDED_IN = {"receive", "deliver", "on_model", "spend", "has_tab"}  # the last two by the store
 PROTOCOLS: dict[str, frozenset[str]] = {
     name: frozenset(member for member in vars(port) if not member.startswith("_"))
     for name, port in (vars(ports) | vars(forwarding) | vars(straight) | {"Exchange": Exchange}).items()

@@ -57,6 +57,9 @@ class NoLedger:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
+    def has_tab(self, key_id: str) -> bool:
+        return True
+
     def spend(self, hold: Hold) -> Hold | None:
         return hold
 

@@ -81,6 +81,8 @@ class StraightEmbeddings:
         caller = world.keys.known(known.token)
         if caller is None or EMBED_SCOPE not in caller.scopes or caller.cache is not NO_CACHE:
             return None
+        if not world.ledger.has_tab(caller.key_id):
+            return None  # or a request that cannot be paid would be parsed twice
         limits = world.rate_limits if caller.limited else None
         if limits is not None and not limits.take_now(caller, 1, look=True):
             return None

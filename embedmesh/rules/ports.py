@@ -155,6 +155,10 @@ class Prices(Protocol):
 class Ledger(Protocol):
     """Holds and what becomes of them. Amounts are nano-USD."""
 
+    def has_tab(self, key_id: str) -> bool:
+        """Whether there is an open tab of the key, whatever is left of it. Must not wait."""
+        ...
+
     def spend(self, hold: Hold) -> Hold | None:
         """Set `hold` aside from an open tab of its key, exactly, in memory; or None: then `await hold(hold)` decides.
 

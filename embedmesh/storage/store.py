@@ -78,7 +78,7 @@ class Store:
         self._recalls = Recalls(self._recall_tabs, self._own_tabs, self.tabs, clock)
         self.changes.on("tabs", self._recalls.tabs_changed)
         self.changes.on("keys", self._recalls.keys_changed)
-        self.spend = self.tabs.spend  # of the port Ledger; without a call of its own, as every request makes it
+        self.has_tab, self.spend = self.tabs.has_tab, self.tabs.spend  # of the port Ledger, without a call of its own
 
     @classmethod
     async def open(

@@ -188,6 +188,9 @@ class MemoryLedger:
     kept: int = 0
     tabs: bool = False  # whether every key that can pay has a tab
 
+    def has_tab(self, key_id: str) -> bool:
+        return self.tabs
+
     def spend(self, hold: Hold) -> Hold | None:
         if not self.tabs or hold.account_id in self.poor:
             return None

@@ -93,6 +93,10 @@ class TabKeeper:
 
     # -- one request: on the path of all that are served
 
+    def has_tab(self, key_id: str) -> bool:
+        """Whether a request of the key may be a part of one."""
+        return key_id in self._spendable
+
     def spend(self, hold: Hold) -> Hold | None:
         """The hold as a part of an open tab of its key, or None: then an exact hold decides."""
         tab = self._spendable.get(hold.key_id)
