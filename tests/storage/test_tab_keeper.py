@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -533,6 +533,26 @@ async def test_tabs_of_keys_with_limits_close_when_keys_change(shop: Shop, live:
             live.capture(await set_aside(shop, live, changed), charge(COST, key_id=changed))
             served += 1
     assert served == 5
+
+
+async def test_a_change_of_keys_is_not_forgotten_while_the_store_is_away(
+    shop: Shop, live: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for again until the store answers."""
+    shop.credit(MUCH)
+    key_id = new_key(shop, Limits(budget_day=MUCH))
+    await tab_of(shop, live, key_id)
+    own_tabs, away = live._recalls._own_tabs, [True, True]
+
+    async def answers_late(which: str) -> Collection[str]:
+        if away:
+            away.pop()
+            raise StoreUnavailable("away")
+        return await own_tabs(which)
+
+    monkeypatch.setattr(live._recalls, "_own_tabs", answers_late)
+    live._recalls.keys_changed()
+    await until(lambda: key_id not in live.tabs._open)
 
 
 async def test_what_tabs_have_left_counts_as_available(shop: Shop, live: Store) -> None:
