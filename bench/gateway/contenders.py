@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from bench.gateway.ours import ALONE, SIGNED
 from bench.gateway.peers import PEERS, START_S
 from bench.rig.http import vectors_of
 from bench.rig.install import NotInstalled
-from bench.rig.processes import HOST, Process, family_of, free_port, open_files, rss_mb, wait_for
+from bench.rig.processes import HOST, Process, before_others, family_of, free_port, open_files, rss_mb, wait_for
 from embedmesh.process import bind
 from embedmesh.provision.bootstrap import BOOTSTRAP_CREDIT_NANOUSD, bootstrap, open_books
 from embedmesh.settings import GatewaySettings, store_dsn
@@ -82,12 +82,16 @@ class Measurable(NamedTuple):
         )
 
     @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Going on, and stopped again after: twenty idle gateways on its core would be a load of their own."""
+    def awake(self, *, first: bool = False) -> Iterator[None]:
+        """Going on, and stopped again after: twenty idle gateways on its core would be a load of their own.
+
+        `first`: before all other work of the machine, as clients and nodes, too. Raises PermissionError.
+        """
         self.sleep(signal.SIGCONT)
         time.sleep(AWAKE_S)
         try:
-            yield
+            with before_others(self.ends.pid, *self.pids) if first else nullcontext():
+                yield
         finally:
             self.sleep()
 

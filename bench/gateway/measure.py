@@ -53,6 +53,7 @@ class Ends:
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self._process = process
+        self.pid = process.pid
 
     def ask(
         self,

@@ -46,6 +46,16 @@ async def test_a_slot_is_had_until_the_delivery_is_over(key: str | None, how: De
     assert world.slots.in_use[PLACE] == 0
 
 
+@pytest.mark.parametrize("how", [Delivery.WHOLE, ConnectionResetError("the caller went")])
+async def test_with_a_slot_money_comes_from_a_tab(how: Delivery | BaseException) -> None:
+    """Where there is one; the slot is given back as with a hold of its own."""
+    world = make_world()
+    world.ledger.tabs = True
+    await asyncio.gather(ask(world, how=how), return_exceptions=True)
+    assert [what for what, _ in world.ledger.log] == ["spend", "capture" if how is Delivery.WHOLE else "release"]
+    assert world.slots.in_use[PLACE] == 0
+
+
 @pytest.mark.parametrize("key", [None, "k"])
 async def test_what_fails_gives_its_slot_back(key: str | None) -> None:
     """At a node, or for want of money."""

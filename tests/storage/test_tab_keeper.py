@@ -580,6 +580,8 @@ async def test_exactly_as_many_are_served_as_there_is_money_for(shop: Shop, live
                 hold = await set_aside(shop, store, key_id)
             except InsufficientQuota:
                 return
+            except StoreUnavailable:  # a server that is starved of CPU takes seconds: money is not the matter
+                continue
             await asyncio.sleep(dice.random() * 0.005)
             if dice.random() < 0.1:
                 store.release(hold)
