@@ -81,5 +81,5 @@ if __name__ == "__main__":
         width=130,
         seconds="of one load",
         only="labels of the table, such as hold",
-        first="what is measured runs before all other work of the machine (needs root)",
+        first="measure before all other work of the machine, even its disk's: for CPU, not for p99 (needs root)",
     )
