@@ -51,6 +51,14 @@ class Begun:
             self._attempt.cancel()
             raise
 
+    def answered(self, vectors: EmbedVectors) -> None:
+        if not self.outcome.done():  # else it was cancelled a moment ago
+            self.outcome.set_result(vectors)
+
+    def failed(self, failure: NodeFailure) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(failure)
+
 
 def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
     """Seconds that a request may take from now on, all attempts together. Decided once: its hold lasts as long.

@@ -101,34 +101,48 @@ class StraightEmbeddings:
         now = clock.monotonic()
         bill = Bill(world.ledger, hold, now + REQUEST_MIN_S)
         request = StraightRequest(self, known.head, caller, call, metered, body, bill, to_caller, now)
-        if caller.slots:
-            if not world.slots.take_now(caller, hold.deadline_ms):
+        asked = False
+        try:
+            asked = self._begin(request)
+        finally:
+            if not asked:
                 bill.release()
-                return None
-            bill.has_slots(world.slots, caller)
-        if not (self.room.take(caller.account_id, 1) and self._begin(request)):
-            bill.release()
+        if not asked:
             return None
         if limits is not None:
             limits.take_now(caller, metered.quantity)
         return request
 
     def _begin(self, request: "StraightRequest") -> bool:
-        """Have a node asked. The request has room, which is given back if none can be asked at once."""
-        world, call = self.world, request.call
-        part = world.fleet.try_now(call.model, call.counted)
-        if part is not None:
-            attempt = world.client.ask(part, call.model, call.counted, request.bill.hold.hold_id, request)
-            if attempt is not None:
-                request.part, request.attempt = part, attempt
-                self.in_flight[request] = None
-                if not self._looking:
-                    self._looking = True
-                    asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
-                return True
-            world.fleet.abandoned(part)
-        self.room.give_back(request.caller.account_id, 1)
-        return False
+        """Have a node asked. What was taken for that is given back if none can be asked at once, or by a bug of ours.
+
+        All but the money: that is the caller's of this.
+        """
+        world, call, caller = self.world, request.call, request.caller
+        if caller.slots:
+            if not world.slots.take_now(caller, request.bill.hold.deadline_ms):
+                return False
+            request.bill.has_slots(world.slots, caller)
+        if not self.room.take(caller.account_id, 1):
+            return False
+        part = attempt = None
+        try:
+            part = world.fleet.try_now(call.model, call.counted)
+            if part is not None:
+                attempt = world.client.ask(part, call.model, call.counted, request.bill.hold.hold_id, request)
+        finally:
+            if attempt is None:
+                self.room.give_back(caller.account_id, 1)
+                if part is not None:
+                    world.fleet.abandoned(part)
+        if part is None or attempt is None:
+            return False
+        request.part, request.attempt = part, attempt
+        self.in_flight[request] = None
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+        return True
 
     def _look(self) -> None:
         """Attempts that are late become a matter of coroutines: they may ask another node."""
@@ -177,7 +191,7 @@ class StraightRequest:
 
     def answered(self, vectors: EmbedVectors) -> None:
         if self._begun is not None:
-            self._begun.outcome.set_result(vectors)
+            self._begun.answered(vectors)
             return
         straight, call, part, bill = self._straight, self.call, self.part, self.bill
         world = straight.world
@@ -212,7 +226,7 @@ class StraightRequest:
         if self._begun is None:
             self.share()
             assert self._begun is not None
-        self._begun.outcome.set_exception(failure)
+        self._begun.failed(failure)
 
     # -- what is not ordinary
 

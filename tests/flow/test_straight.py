@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.lives.loop import Loop
@@ -211,6 +211,7 @@ async def test_it_is_held_asked_answered_delivered_and_charged() -> None:
     single=st.booleans(),
     encoding=st.sampled_from(["float", "base64", None]),
 )
+@settings(deadline=None)  # a busy machine takes its time for an event loop
 def test_the_reply_is_that_of_the_hard_way(texts: list[str], single: bool, encoding: str | None) -> None:
     asked: dict[str, Any] = {"model": "tiny", "input": texts[0] if single else texts}
     body = msgspec.json.encode(asked if encoding is None else asked | {"encoding_format": encoding})
@@ -455,6 +456,36 @@ def test_a_retry_that_never_comes_is_not_waited_for_long() -> None:
         runner.run(run())
 
 
+async def test_work_that_may_not_wait_for_a_retry_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when many of an account's connections break together: all that was taken goes back, and the node stops."""
+    monkeypatch.setattr("embedmesh.flow.retries.LINGERING_ACCOUNT_MAX", 1)
+    desk = Desk()
+    for _ in range(2):
+        desk.begin(Line(), headers=SDK).caller_left()
+    await asyncio.sleep(SOON_S)
+    assert [each.cancelled for each in desk.client.attempts] == [False, True]
+    assert desk.log == [("spend", COST), ("spend", COST), ("release", COST)]
+    await desk.world.single_flight.stop()
+    assert desk.client.attempts[0].cancelled
+    desk.assert_nothing_left()
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_a_node_that_ends_in_the_moment_of_a_cancellation_changes_nothing(*, right: bool) -> None:
+    """The attempt was given up, and its coroutine does not know it yet."""
+    desk, line = Desk(), Line()
+    desk.begin(line).share()
+    await asyncio.sleep(SOON_S)
+    assert line.task is not None
+    line.task.cancel()
+    attempt = desk.client.attempts[0]
+    attempt.answer() if right else attempt.fail(NodeBroke("broke"))
+    with pytest.raises(asyncio.CancelledError):
+        await line.task
+    assert desk.log == [("spend", COST), ("release", COST)]
+    desk.assert_nothing_left()
+
+
 async def test_a_retry_attaches_to_its_twin() -> None:
     desk, line = Desk(), Line()
     desk.begin(line, headers=SDK)
@@ -516,6 +547,26 @@ async def test_a_delivery_that_never_began_costs_nothing() -> None:
     with pytest.raises(ConnectionResetError):
         await line.task
     assert desk.log == [("spend", COST), ("release", COST)]
+    desk.assert_nothing_left()
+
+
+@pytest.mark.parametrize("where", ["slots", "fleet", "client"])
+async def test_a_bug_while_it_is_asked_for_keeps_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    broken_part: dict[str, tuple[object, str]] = {
+        "slots": (desk.world.slots, "take_now"),
+        "fleet": (desk.world.fleet, "try_now"),
+        "client": (desk.client, "ask"),
+    }
+    monkeypatch.setattr(*broken_part[where], broken)
+    with pytest.raises(ZeroDivisionError):
+        desk.ask(Line(), key=SINGLE_KEY)
+    assert desk.log == [("spend", COST), ("release", COST)]
+    assert desk.world.slots.in_use["key_7"] == 0
     desk.assert_nothing_left()
 
 

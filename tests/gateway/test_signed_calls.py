@@ -455,6 +455,22 @@ async def test_closed_wires_keep_nothing() -> None:
     server.close()
 
 
+async def test_a_connection_that_is_offered_to_who_has_just_left_is_there_for_the_next() -> None:
+    """Else callers who leave at that moment would take an unreachable node's few connections away from all."""
+    pool = InboundPool()
+    waiting = asyncio.create_task(pool.exchange(lambda: b"", 10))
+    await asyncio.sleep(0)
+    connection, other_end, server = await connected()
+    pool.offer(connection)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert pool.take() is connection
+    connection.abort()
+    other_end.close()
+    server.close()
+
+
 async def test_a_gateway_that_takes_connections_and_ends_them_is_not_hammered() -> None:
     """Each of them rests before it is dialled again, also after it was taken."""
     dials = 0

@@ -165,6 +165,7 @@ class InboundPool:
         """As `take`, once a connection is free or is offered."""
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
+        connection: Connection | None = None
         try:
             async with asyncio.timeout(CONNECT_S):
                 connection = await waiter
@@ -175,6 +176,8 @@ class InboundPool:
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
+            elif connection is None and not waiter.cancelled() and waiter.exception() is None:
+                self.offer(waiter.result())  # it came in the moment in which nobody waited any more
         self._used += 1
         return connection
 
