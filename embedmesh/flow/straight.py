@@ -22,7 +22,7 @@ from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeFailure
-from embedmesh.rules.exchange import RequestHead
+from embedmesh.rules.exchange import Deliver, RequestHead
 from embedmesh.rules.forwarding import Attempt, Part
 from embedmesh.rules.holds import Metered
 from embedmesh.rules.ids import new_id
@@ -127,12 +127,14 @@ class StraightEmbeddings:
             return False
         part = attempt = None
         try:
-            part = world.fleet.try_now(call.model, call.counted)
+            if len(call.counted.lengths) == 1 or request.takes_room_for_reply(call.reply_bytes_max):
+                part = world.fleet.try_now(call.model, call.counted)
             if part is not None:
                 attempt = world.client.ask(part, call.model, call.counted, request.bill.hold.hold_id, request)
         finally:
             if attempt is None:
                 self.room.give_back(caller.account_id, 1)
+                request.give_back_reply()
                 if part is not None:
                     world.fleet.abandoned(part)
         if part is None or attempt is None:
@@ -158,8 +160,8 @@ class StraightRequest:
     """One of them, under way. Implements `rules.straight.Asked`, `AttemptOwner` and `Unshared`."""
 
     __slots__ = (
-        "_begun", "_continued", "_metered", "_straight", "_to_caller", "attempt", "began", "bill", "body", "call",
-        "caller", "head", "part",
+        "_begun", "_continued", "_metered", "_reply_bytes", "_straight", "_to_caller", "attempt", "began", "bill",
+        "body", "call", "caller", "head", "part",
     )  # fmt: skip
 
     def __init__(
@@ -183,9 +185,23 @@ class StraightRequest:
         self.bill = bill
         self._to_caller = to_caller
         self.began = began
+        self._reply_bytes = 0  # of the room for replies; one vector's is small beside what else a request takes
         self._begun: Begun | None = None  # once it goes on
         self.part: Part
         self.attempt: Attempt
+
+    def takes_room_for_reply(self, size: int) -> bool:
+        """Take that many bytes, until the caller has the reply. Returns whether there was room."""
+        if not self._straight.world.replies.take(self.caller.account_id, size):
+            return False
+        self._reply_bytes = size
+        return True
+
+    def give_back_reply(self) -> None:
+        """The reply was read, or there will be none."""
+        if self._reply_bytes:
+            self._straight.world.replies.give_back(self.caller.account_id, self._reply_bytes)
+            self._reply_bytes = 0
 
     # -- for the node's client
 
@@ -256,6 +272,8 @@ class StraightRequest:
         """It is over, without a coroutine."""
         straight, bill = self._straight, self.bill
         straight.room.give_back(self.caller.account_id, 1)
+        if self._reply_bytes:
+            self.give_back_reply()
         seconds = straight.world.clock.monotonic() - self.began
         straight.counts.ended(code, self.call.model.id, seconds, bill.tokens, bill.cost)
 
@@ -267,7 +285,13 @@ class StraightRequest:
         straight = self._straight
         self._continued = continued = Continued(straight.world, self._request(), work)
         account_id, model_id, began = self.caller.account_id, self.call.model.id, self.began
-        return lambda deliver: straight.observe(began, account_id, model_id, continued.deliver(deliver))
+        return lambda deliver: straight.observe(began, account_id, model_id, self._deliver(continued, deliver))
+
+    async def _deliver(self, continued: Continued, deliver: Deliver) -> Outcome:
+        try:
+            return await continued.deliver(deliver)
+        finally:
+            self.give_back_reply()
 
     def _request(self) -> Request:
         return Request(self.began, self.caller, self.head, self.body, self.call, self._straight.operation)

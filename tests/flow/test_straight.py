@@ -40,6 +40,7 @@ from tests.flow.world import (
 )
 
 BODY = b'{"model":"tiny","input":"abc"}'
+SEVERAL = b'{"model":"tiny","input":["abc","abc"]}'
 COST = 8  # five tokens at 1.5 nano-USD each, rounded up
 PLAIN: Mapping[str, str] = {}
 SDK = {"x-stainless-retry-count": "0"}
@@ -290,6 +291,53 @@ async def test_without_room_what_was_held_goes_back(full: str) -> None:
         desk.world.node("n0").paused_until = desk.world.clock.now + 1
     assert desk.ask(Line()) is None
     assert desk.log == [("spend", COST), ("release", COST)]
+    desk.assert_nothing_left()
+
+
+async def test_a_reply_of_several_vectors_takes_room_like_any_other() -> None:
+    """Or callers who do not read could have more of them in memory than there is room for."""
+    desk = Desk()
+    alone = EMBEDDINGS.parse(desk.world, RequestHead(), SEVERAL).reply_bytes_max
+    desk.begin(Line(), SEVERAL)
+    assert desk.world.replies.taken == alone
+    desk.client.attempts[0].answer()
+    desk.assert_nothing_left()
+    others = 0
+    while desk.world.replies.take(f"other {others}", desk.world.replies.total // 16):
+        others += 1
+    while desk.world.replies.take("acct", alone):
+        others += 1
+    full, log = desk.world.replies.taken, list(desk.log)
+    assert desk.ask(Line(), SEVERAL) is None
+    assert desk.log == [*log, ("spend", 15), ("release", 15)]
+    assert desk.world.replies.taken == full
+    assert desk.room.taken == 0
+    assert desk.ask(Line()) is not None
+
+
+@pytest.mark.parametrize("headers", [PLAIN, SDK], ids=["plain", "sdk"])
+@pytest.mark.parametrize("end", ["whole", "rest", "broken off", "failed", "late", "left", "bug"])
+async def test_the_room_of_a_reply_goes_back_however_the_request_ends(
+    end: str, headers: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = "rest" if end in ("rest", "broken off") else None
+    desk, line = Desk(), Line(rest=rest, ends=ConnectionResetError() if end == "broken off" else None)
+    asked = desk.begin(line, SEVERAL, headers=headers)
+    assert desk.world.replies.taken
+    if end == "left":
+        asked.caller_left()
+        await asyncio.sleep(SOON_S)
+    elif end == "failed":
+        desk.client.attempts[0].fail(WrongAnswer("wrong"))
+    else:
+        if end == "late":
+            asked.share()
+        elif end == "bug":
+            monkeypatch.setattr(asked.call, "render", None)
+        desk.client.attempts[0].answer()
+    if line.task is not None:
+        await asyncio.gather(line.task, return_exceptions=True)
+    await desk.world.single_flight.stop()
     desk.assert_nothing_left()
 
 
