@@ -15,6 +15,7 @@ from embedmesh.storage.ledger.tab_keeper import TabKeeper
 
 QUIET_S = 2.0  # a key whose tab was recalled gets no new one: longer than a hold waits
 FIRST_PAUSE_S, PAUSE_S_MAX = 0.005, 0.05  # between two looks at what is open; it doubles
+EACH_PAUSE_S = 0.005  # the least pause for each recall of an account: together they look two hundred times a second
 SOME_S = 0.2  # for the last tabs is waited so long, where others have been closed
 
 
@@ -88,7 +89,8 @@ class Recalls:
                 if not live or (live < first and now_s > began_s + SOME_S):
                     return
                 await self._close_recalled()
-                await asyncio.sleep(pause_s)
+                of_account = sum(each.account_id == what.account_id for each in self._running)
+                await asyncio.sleep(max(pause_s, of_account * EACH_PAUSE_S))
                 pause_s = min(2 * pause_s, PAUSE_S_MAX)
         except StoreUnavailable:
             return  # the hold says so
