@@ -8,19 +8,23 @@ from typing import Any
 import pysqlite3.dbapi2 as driver
 import pytest
 
+from bench.lives.exchange import TO_THE_END
 from bench.lives.world import Template, folder_in_memory, live
 from embedmesh.flow import deliver as module
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.retries import Unread
+from embedmesh.flow.straight import StraightRequest
 from embedmesh.flow.world import World
 from embedmesh.rules.exchange import Delivery
-from embedmesh.rules.holds import Charge, Hold
+from embedmesh.rules.forwarding import Share
+from embedmesh.rules.holds import Charge, Hold, Metered
 from embedmesh.storage.ledger.group_commit import Writer
 from embedmesh.storage.ledger.recalls import Recalls
 from embedmesh.storage.ledger.tab_keeper import TabKeeper
 from embedmesh.storage.ledger.writes import Write
 from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL, TABS_SQL
+from tests.flow.world import MODEL
 
 LIVES = 25
 WORLDS_MAX = 90  # within so many a bug is found
@@ -75,6 +79,35 @@ def test_it_finds_a_caller_that_decides_whether_it_pays(template: Template, monk
 
     monkeypatch.setattr(module, "_settle", only_what_is_whole)
     assert found(template, "ended by release")
+
+
+def test_it_finds_what_goes_straight_and_is_charged_before_it_is_delivered(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that went before its reply was written pays nothing."""
+    owe_all = Bill.owe_all
+
+    def at_once(bill: Bill, metered: Metered, share: Share) -> None:
+        owe_all(bill, metered, share)
+        key_id, node_id = bill.hold.key_id, share.node_id
+        bill.capture(Charge(bill.cost, bill.tokens, model=MODEL.id, key_id=str(key_id), node_id=node_id))
+
+    monkeypatch.setattr(Bill, "owe_all", at_once)
+    assert found(template, "and no caller got its reply")
+
+
+def test_it_finds_what_goes_straight_and_is_not_ended_when_its_caller_leaves(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had is given back: its room, its part of the tab, its node's time."""
+    monkeypatch.setattr(StraightRequest, "caller_left", lambda request: request._end("dropped"))
+    assert found(template, "not given back")
+
+
+def test_many_requests_go_straight(template: Template) -> None:
+    """Or the judge would look at the hard way only."""
+    seen = [live(seed, template, LIVES).seen for seed in range(100, 120)]
+    assert sum(each.get(TO_THE_END, 0) for each in seen) > 20
 
 
 def test_it_finds_a_retry_that_pays_again(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:

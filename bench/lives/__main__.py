@@ -19,11 +19,12 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from bench.lives.exchange import STRAIGHT, TO_THE_END
 from bench.lives.world import Ended, Template, folder_in_memory, live
 from bench.rig.command import bench, progress
 from bench.rig.tables import print_figures
 
-LIVES_A_WORLD = 50
+LIVES_A_WORLD = 100
 FAILURES_MAX = 20  # then the run ends
 
 
@@ -42,6 +43,9 @@ class Figures(msgspec.Struct, frozen=True):
     worlds: int
     seconds: float
     lives_a_minute: int
+    requests: int  # to gateways that took them, retries included
+    went_straight: int
+    straight_to_the_end: int  # the others went on as coroutines, or their callers left
     steps: int
     virtual_s: float
     seen: dict[str, int]
@@ -79,6 +83,9 @@ def simulate(lives: int, seed: int) -> Figures:
         worlds=done,
         seconds=round(seconds, 1),
         lives_a_minute=round(done * LIVES_A_WORLD / seconds * 60),
+        requests=seen["requests"],
+        went_straight=seen[STRAIGHT],
+        straight_to_the_end=seen[TO_THE_END],
         steps=steps,
         virtual_s=round(virtual_s, 1),
         seen=dict(seen.most_common()),
@@ -94,7 +101,15 @@ def show_one(ended: Ended, console: Console) -> None:
 
 def show(figures: Any, console: Console) -> None:
     """Of one world every step, of many what happened."""
-    (show_one if isinstance(figures, Ended) else print_figures)(figures, console)
+    if isinstance(figures, Ended):
+        show_one(figures, console)
+        return
+    print_figures(figures, console)
+    asked, straight, to_the_end = figures.requests, figures.went_straight, figures.straight_to_the_end
+    console.print(
+        f"{straight:,} of {asked:,} requests went straight ({straight / max(asked, 1):.0%}), {to_the_end:,} of them to "
+        "the end"
+    )
 
 
 def measure(lives: int = 10_000, seed: int = 1, only: int | None = None) -> Figures | Ended:

@@ -4,7 +4,8 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from bench.lives.gateway import Exchange, Gateway, Traits
+from bench.lives.exchange import Exchange
+from bench.lives.gateway import Gateway, Traits
 from bench.lives.journal import Errand, Journal
 from bench.lives.loop import Loop
 from embedmesh.rules.errors import Failure, Retry
@@ -14,6 +15,7 @@ SHARE_ODDS = 0.35  # of a caller to do the same as another: the same key, the sa
 OTHER_BODY_ODDS = 0.04  # of those: the same Idempotency-Key for something else, by mistake
 TRIES_MAX = 5
 WAIT_S_MAX = 40.0
+LEAVES_S_MAX = {False: 3.0, True: 0.3}  # a node takes 0.05 s
 AGAIN_S = (0.01, 0.5, 1.0, 2.0)  # as SDKs wait
 
 
@@ -26,35 +28,39 @@ class Station:
 
 
 def make_errands(
-    dice: random.Random, keys: Sequence[tuple[str, str, str]], number: int, plain_odds: float
+    dice: random.Random, keys: Sequence[tuple[str, str, str]], number: int, traits: Traits
 ) -> list[Errand]:
     """The errands of one world. `keys` are accounts, key ids and tokens; plain errands have the first, and no more."""
     errands: list[Errand] = []
+    odds = traits.ordinary_odds
     for _ in range(number):
-        if dice.random() < plain_odds:
-            errands.append(Errand(*keys[0], *_body(dice, len(errands)), None, sdk=dice.random() < 0.5))
+        if dice.random() < traits.plain_odds:
+            errands.append(Errand(*keys[0], *_body(dice, len(errands), odds), None, sdk=dice.random() < 0.5))
             continue
         with_idem = [errand for errand in errands if errand.idem is not None]
         if with_idem and dice.random() < SHARE_ODDS:
             errand = dice.choice(with_idem)
             if dice.random() < OTHER_BODY_ODDS:
-                body, tokens = _body(dice, len(errands))
+                body, tokens = _body(dice, len(errands), odds)
                 errand = errand._replace(body=body, tokens=tokens)
             errands.append(errand)
             continue
         account, key_id, token = dice.choice(keys)
-        body, tokens = _body(dice, len(errands))
+        body, tokens = _body(dice, len(errands), odds)
         how = dice.random()
         idem = f"idem-{len(errands)}" if how < 0.45 else None
         errands.append(Errand(account, key_id, token, body, tokens, idem, sdk=0.3 < how < 0.8))
     return errands
 
 
-def _body(dice: random.Random, number: int) -> tuple[bytes, int]:
-    """A body like no other, and its tokens."""
+def _body(dice: random.Random, number: int, ordinary_odds: float) -> tuple[bytes, int]:
+    """A body like no other, and its tokens. An ordinary one differs by the spaces at its end."""
     words = [_word(dice) for _ in range(1 + int(dice.random() ** 3 * 6))]
     quoted = ",".join(f'"{word}"' for word in words)
-    body = f'{{"model":"tiny","input":[{quoted}],"user":"u{number}"}}'
+    if dice.random() < ordinary_odds:
+        body = f'{{"model":"tiny","input":[{quoted}]}}{" " * number}'
+    else:
+        body = f'{{"model":"tiny","input":[{quoted}],"user":"u{number}"}}'
     return body.encode(), sum(map(len, words)) + 2 * len(words)
 
 
@@ -110,7 +116,7 @@ class Callers:
         """The outcome, if it does not hang up before."""
         dice = self._dice
         leaves = dice.random() < self._traits.leave_odds
-        wait_s = dice.random() ** 3 * 3.0 if leaves else WAIT_S_MAX
+        wait_s = dice.random() ** 3 * LEAVES_S_MAX[self._traits.busy] if leaves else WAIT_S_MAX
         try:
             async with asyncio.timeout(wait_s):
                 return await asyncio.shield(exchange.outcome)

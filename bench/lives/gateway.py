@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,35 +11,36 @@ from typing import Any
 import msgspec
 
 from bench.lives.disk import Thread
-from bench.lives.journal import Attempt, DeliveryNote, Errand, Journal, SlotNote, Taken
+from bench.lives.exchange import STRAIGHT, Exchange
+from bench.lives.journal import Attempt, Errand, Journal
 from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
+from bench.lives.ports import Metered, Slotted
 from embedmesh.fleet.registry import Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
-from embedmesh.flow.deliver import Done
+from embedmesh.flow.deliver import Done, Outcome
 from embedmesh.flow.expire import expire
 from embedmesh.flow.paid import serve
 from embedmesh.flow.retries import SingleFlight, Unread
+from embedmesh.flow.straight import StraightEmbeddings
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import Failure, InternalError, SetupError
-from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
-from embedmesh.rules.ports import Caller, RateLimit
-from embedmesh.rules.shares import Shares
-from embedmesh.storage.cached.rate_limits import LeasedRateLimits
-from embedmesh.storage.cached.slots import LeasedSlots
+from embedmesh.rules.exchange import RequestHead
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.shares import Room, Shares
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.sqlite.commit import FSYNC_FAILED
 from embedmesh.storage.store import Store
-from embedmesh.storage.times import MS_PER_MINUTE
 from tests.flow.world import CATALOGUE, EMBEDDINGS, Bystander, LetterTokenizer
 from tests.storage.shop import SECRET, secret
 
 MODELS = [model.id for model in CATALOGUE.models]
 CACHE_BYTES = 8_000  # some twenty vectors
-REPLY_BYTES = 4_000_000  # of a thousand replies
 DRAIN_S_MAX = 20.0  # a gateway that stops waits so long for its callers
-WRITE_S_MAX = 8.0  # a slow caller takes so long to take its reply
+NOTICED_S = 0.005  # until a server knows that a caller has gone
+STOPPED_S = 0.01  # until what was cancelled has ended
+SPLIT_ODDS = 0.1  # of a request that does not come whole: then it cannot go straight
 
 
 class Traits(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class Traits(msgspec.Struct, frozen=True):
     lives: int
     spans_s: float
     disorder: float
+    turn_s: float  # of a busy event loop
     nodes: int
     inputs_max: int | None
     hedge: bool
@@ -60,92 +62,19 @@ class Traits(msgspec.Struct, frozen=True):
     kill_odds: float  # of a gateway, each time that it starts
     leave_odds: float  # of a caller, at each request
     undeliverable_odds: float
+    busy: bool  # most requests are ordinary ones of one key, which has tabs: many go straight
     rich_odds: float  # of an account to have money for tabs
     plain_odds: float  # of a request to be like most others: such keys have tabs
+    ordinary_odds: float  # of a body to be of the form that may go straight
+    room: int  # for requests that go straight
+    reply_bytes: int  # room for replies that are made or read
 
 
-class Exchange:
-    """One request and its reply, between a caller and a gateway."""
+class Uncounted:
+    """In place of the metrics."""
 
-    def __init__(self, loop: Loop, attempt: Attempt, asked: RequestHead, body: bytes) -> None:
-        self.attempt = attempt
-        self.asked = asked
-        self.body = body
-        self.gone = False  # the caller has hung up
-        self.begun = False  # a byte of the reply has left
-        self.outcome: asyncio.Future[Reply | Failure | None] = loop.create_future()  # None: the connection broke
-        self.serving: asyncio.Task[Any] | None = None
-
-    def answer(self, what: Reply | Failure | None) -> None:
-        """What the caller gets, if it still listens."""
-        if not self.outcome.done():
-            self.outcome.set_result(what)
-
-
-class Metered:
-    """The real rate limits; what they grant is written down. Implements the port `RateLimits`."""
-
-    def __init__(self, real: LeasedRateLimits, clock: Clock, journal: Journal) -> None:
-        self._real = real
-        self._clock = clock
-        self._journal = journal
-
-    async def take_request(self, caller: Caller) -> None:
-        minute = self._clock.unix_ms() // MS_PER_MINUTE
-        await self._real.take_request(caller)
-        if (limit := caller.requests_a_minute) is not None:
-            self._journal.taken.append(Taken(caller.key_id, minute, "requests", 1, limit))
-
-    async def take_tokens(self, caller: Caller, tokens: int) -> None:
-        minute = self._clock.unix_ms() // MS_PER_MINUTE
-        await self._real.take_tokens(caller, tokens)
-        if (limit := caller.tokens_a_minute) is not None:
-            self._journal.taken.append(Taken(caller.key_id, minute, "tokens", tokens, limit))
-
-    def take_now(self, caller: Caller, tokens: int, *, look: bool = False) -> bool:
-        taken = self._real.take_now(caller, tokens, look=look)
-        if taken and not look:
-            minute = self._clock.unix_ms() // MS_PER_MINUTE
-            for what, amount in (("requests", 1), ("tokens", tokens)):
-                limit = caller.requests_a_minute if what == "requests" else caller.tokens_a_minute
-                if limit is not None:
-                    self._journal.taken.append(Taken(caller.key_id, minute, what, amount, limit))
-        return taken
-
-    def spend_tokens(self, caller: Caller, tokens: int) -> None:
-        self._real.spend_tokens(caller, tokens)
-
-    def left(self, caller: Caller) -> tuple[RateLimit, ...]:
-        return self._real.left(caller)
-
-
-class Slotted:
-    """The real slots; who has them when is written down. Implements the port `Slots`."""
-
-    def __init__(self, real: LeasedSlots, gateway: str, loop: Loop, journal: Journal) -> None:
-        self._real = real
-        self._gateway = gateway
-        self._loop = loop
-        self._journal = journal
-
-    def take_now(self, caller: Caller, until_ms: int) -> bool:
-        took = self._real.take_now(caller, until_ms)
-        if took:
-            self._note(caller, 1)
-            self._journal.seen["slots found at once"] += 1
-        return took
-
-    async def take(self, caller: Caller, until_ms: int) -> None:
-        await self._real.take(caller, until_ms)
-        self._note(caller, 1)
-
-    def give_back(self, caller: Caller) -> None:
-        self._real.give_back(caller)
-        self._note(caller, -1)
-
-    def _note(self, caller: Caller, change: int) -> None:
-        for each in caller.slots:
-            self._journal.slots.append(SlotNote(self._loop.now, each.place_id, self._gateway, change, each.limit))
+    def ended(self, code: str, model: str, seconds: float, tokens: int = 0, nanousd: int = 0) -> None:
+        """Nobody looks at them here."""
 
 
 class Gateway:
@@ -243,6 +172,7 @@ class Gateway:
                 self._journal.wrong.append(f"{self.name} left {len(rows)} {what} of its last life open")
         self.say(f"is open, recovered {self.store.stats.recovered} and {self.store.stats.tabs_recovered} tabs")
         self._world = self._make_world(self.store)
+        self._straight = StraightEmbeddings(self._world, EMBEDDINGS, self._room, Uncounted(), self._observe)
         running: list[Awaitable[None]] = [*self.store.background(), expire(self.store, self._clock)]
         self._background = [asyncio.ensure_future(each) for each in [*running, probe(self._registry, MODELS)]]
         for task in self._background:
@@ -253,7 +183,8 @@ class Gateway:
         traits, loop = self._traits, self._loop
         self._registry = Registry(self._clock)
         make_nodes(self._registry, traits.nodes, traits.inputs_max, traits.ask, MODELS)
-        self.replies = Shares(REPLY_BYTES)
+        self.replies = Shares(traits.reply_bytes)
+        self._room = Room(traits.room, "full")
         return World(
             keys=store.keys,
             rate_limits=Metered(store.rate_limits, self._clock, self._journal),
@@ -284,15 +215,19 @@ class Gateway:
     async def _stop(self) -> None:
         assert self.store is not None
         self.say("drains")
+        for exchange in list(self._exchanges):
+            exchange.stop()
         serving = [each.serving for each in self._exchanges if each.serving is not None]
         if serving:
             await asyncio.wait(serving, timeout=self._dice.random() * DRAIN_S_MAX)
-        for task in [*serving, *self._background]:
+        for exchange in list(self._exchanges):
+            exchange.break_off()
+        for task in self._background:
             task.cancel()
         await asyncio.gather(*serving, *self._background, return_exceptions=True)
         await self._world.single_flight.stop()
-        if self.replies.taken:
-            self._journal.wrong.append(f"{self.name}: {self.replies.taken} bytes of replies were not given back")
+        await asyncio.sleep(STOPPED_S)
+        self._look_for_what_is_left(self.store)
         await self.store.close()
         if left := self.store._writer.waiting():  # its disk did not answer, and it must not wait for ever
             self._journal.died[self.name] = self._loop.now
@@ -301,81 +236,99 @@ class Gateway:
         self.alive = False
         self._end()
 
+    def _look_for_what_is_left(self, store: Store) -> None:
+        """Nothing is under way: so nothing is taken."""
+        left = {
+            "bytes of replies": self.replies.taken,
+            "requests in the room": self._room.taken,
+            "requests that go straight": len(self._straight.in_flight),
+            "parts at nodes": sum(node.load.parts for node in self._registry),
+            "slots": sum(each.in_use for each in store.slots._places.values()),
+            "parts of tabs": sum(len(tab.flight) for tab in store.tabs._tabs.values()),
+        }
+        if any(left.values()):
+            self._journal.wrong.append(f"{self.name}: not given back: {left}")
+
     # -- its callers
 
     def ask(self, life: int, errand: Errand, asked: RequestHead) -> Exchange:
         """Called by a caller, which waits for the outcome."""
         attempt = Attempt(life, errand, self.name, self._loop.now)
         self._journal.attempts.append(attempt)
-        exchange = Exchange(self._loop, attempt, asked, errand.body)
+        self._journal.seen["requests"] += 1
+        own_id = new_id("req", self._clock) if self._dice.random() < 0.5 else None
+        odds = self._traits.undeliverable_odds
+        exchange = Exchange(self, self._loop, self._dice, odds, self._journal, attempt, asked, own_id)
         self._exchanges[exchange] = None
-        exchange.serving = self._start(self._serve(exchange))
+        self._later(0.01, self._read, exchange)
         return exchange
 
     def hang_up(self, exchange: Exchange) -> None:
-        """The caller has gone; the server notices. A reply that is being sent ends by itself."""
+        """The caller has gone; the server notices soon."""
         exchange.gone = True
-        if self.alive and exchange.serving is not None and not exchange.begun:
-            exchange.serving.cancel()
+        self._later(NOTICED_S, exchange.lost)
 
-    async def _serve(self, exchange: Exchange) -> None:
-        attempt, failure = exchange.attempt, None
+    def _later(self, within_s: float, what: Callable[..., None], *args: Any) -> None:
+        """A step of this process."""
+        self._loop.call_later(self._dice.random() * within_s, what, *args, context=self._context.copy())
+
+    def _read(self, exchange: Exchange) -> None:
+        """The request has come, or the head and a part of its body: then it cannot go straight."""
+        if exchange.gone or not self.serves:
+            self.over(exchange)
+            return
+        if self._dice.random() >= SPLIT_ODDS and self._goes_straight(exchange):
+            self._journal.seen[STRAIGHT] += 1
+            return
+        head = exchange.asked._replace(request_id=exchange.own_id and new_id("req", self._clock))
 
         async def receive(account_id: str) -> bytes:
             await asyncio.sleep(self._dice.random() * 0.02)
             return exchange.body
 
-        async def deliver(reply: Reply | StreamedReply) -> Delivery:
-            assert isinstance(reply, Reply)
-            return await self._deliver(exchange, reply)
+        self.run(exchange, lambda: serve(self._world, EMBEDDINGS, head, receive, exchange.send))
 
+    def _goes_straight(self, exchange: Exchange) -> bool:
+        asked = exchange.asked
+        headers = {
+            "authorization": asked.authorization,
+            "idempotency-key": asked.idempotency_key,
+            "x-stainless-retry-count": None if asked.retries is None else str(asked.retries),
+        }
+        known = self._straight.knows({name: value for name, value in headers.items() if value is not None})
+        if known is not None:
+            exchange.straight = self._straight.ask(known, exchange.body, exchange)
+        return exchange.straight is not None
+
+    def run(self, exchange: Exchange, work: Callable[[], Awaitable[Any]]) -> None:
+        exchange.serving = self._start(self._serve(exchange, work))
+
+    async def _serve(self, exchange: Exchange, work: Callable[[], Awaitable[Any]]) -> None:
+        life, failure = exchange.attempt.life, None
+        exchange.started()
         try:
-            await serve(self._world, EMBEDDINGS, exchange.asked, receive, deliver)
+            await work()
         except Failure as error:
             failure = error
             if isinstance(error, InternalError):
-                self._journal.wrong.append(f"life {attempt.life}: {error.message}")
-            self.say(f"tells {attempt.life}: {error.code} ({error.message[:60]})")
+                self._journal.wrong.append(f"life {life}: {error.message}")
+            self.say(f"tells {life}: {error.code} ({error.message[:60]})")
         except ConnectionError:
             pass
         except Exception as error:  # noqa: BLE001 - that is what we look for
-            self._journal.wrong.append(f"life {attempt.life}: {type(error).__name__}: {error}")
+            self._journal.wrong.append(f"life {life}: {type(error).__name__}: {error}")
         finally:
             if self.alive:
-                attempt.ended, attempt.failure = self._loop.now, failure
-                self._exchanges.pop(exchange, None)
-                exchange.answer(failure)
+                self.over(exchange, failure)
 
-    async def _deliver(self, exchange: Exchange, reply: Reply) -> Delivery:
-        dice, odds = self._dice, self._traits.undeliverable_odds
-        await asyncio.sleep(dice.random() * 0.01)  # a socket that is full
-        if exchange.gone or dice.random() < odds:
-            raise ConnectionResetError("the caller is gone")
-        exchange.begun = True
+    def over(self, exchange: Exchange, failure: Failure | None = None) -> None:
+        exchange.attempt.ended, exchange.attempt.failure = self._loop.now, failure
+        self._exchanges.pop(exchange, None)
+        exchange.answer(failure)
+
+    async def _observe(self, began: float, account: str, model: str, outcome: Awaitable[Outcome]) -> None:
+        """As the gateway's API: what has gone straight goes on, and gives its room back."""
         try:
-            await asyncio.sleep(dice.random() * (WRITE_S_MAX if dice.random() < 0.05 else 0.01))
-        except asyncio.CancelledError:
-            self._journal.seen["deliveries that we broke off"] += 1
-            raise
-        attempt, headers = exchange.attempt, reply.headers
-        whole = not exchange.gone and dice.random() >= odds
-        hold_id = headers.get("x-embedmesh-request")
-        cost = int(headers["x-embedmesh-cost-nanousd"])
-        known = headers.get("x-embedmesh-cached") not in (None, "0") and cost == 0
-        if (hold_id is None) != (headers.get("idempotent-replayed") == "true") and not known:
-            self._journal.wrong.append(f"life {attempt.life}: a reply that is neither new nor kept: {headers}")
-        again = bool(exchange.asked.retries)
-        self._journal.deliveries.append(
-            DeliveryNote(
-                self._loop.now, attempt.life, attempt.errand, self.name, hold_id, cost, reply.body, whole, again,
-                attempt.began,
-            )
-        )  # fmt: skip
-        words = f"{hold_id or 'what was kept'}, {cost}"
-        if not whole:
-            self._journal.seen["deliveries that were broken off"] += 1
-            self.say(f"is broken off delivering to {attempt.life}: {words}")
-            return Delivery.BROKEN_OFF
-        self.say(f"delivers to {attempt.life}: {words}")
-        exchange.answer(reply)
-        return Delivery.WHOLE
+            await outcome
+        finally:
+            self._room.give_back(account)

@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,10 +47,14 @@ class Task(asyncio.Task[Any]):
 
 
 class Loop(asyncio.BaseEventLoop):
-    """One world's time. `disorder` is how often the next callback is drawn, and not the first that was ready."""
+    """One world's time. `disorder` is how often the next callback is drawn, and not the first that was ready.
 
-    def __init__(self, dice: random.Random, disorder: float) -> None:
+    A busy loop sees only every `turn_s` what has become ready: then much is ready at once. 0.0: it is not busy.
+    """
+
+    def __init__(self, dice: random.Random, disorder: float, turn_s: float = 0.0) -> None:
         super().__init__()
+        self._turn_s = turn_s
         self.now = 0.0
         self.steps = 0
         self.threads: Callable[[Any, Callable[[], Any], asyncio.Future[Any]], None]  # runs what would run in threads
@@ -63,6 +68,11 @@ class Loop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self.now
+
+    def call_at(self, when: float, *args: Any, **more: Any) -> asyncio.TimerHandle:  # type: ignore[override]
+        if self._turn_s:
+            when = math.ceil(when / self._turn_s) * self._turn_s
+        return super().call_at(when, *args, **more)
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         future = self.create_future()

@@ -7,14 +7,25 @@ import struct
 
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeRefused, NodeUnreachable, UpstreamRefused
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, NodeUnreachable, UpstreamRefused
 from embedmesh.rules.forwarding import AttemptOwner, Part
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 
 PROBE_S = 1.0
 SLOW_S_MAX = 9.0
-FAILURES = (NodeBroke, NodeUnreachable, NodeBusy, NodeRefused, UpstreamRefused)
+BUSY_ODDS = 0.05  # of a node without an idle connection: then no attempt begins at once
+FAILURES: tuple[type[NodeFailure], ...] = (NodeBroke, NodeUnreachable, NodeBusy, NodeRefused, UpstreamRefused)
+
+
+class SimAttempt:
+    """One that ends later, unless it is broken off. Implements `Attempt`."""
+
+    def __init__(self, timer: asyncio.TimerHandle) -> None:
+        self._timer = timer
+
+    def cancel(self) -> None:
+        self._timer.cancel()
 
 
 class Nodes:
@@ -26,17 +37,37 @@ class Nodes:
         self._slow_odds = slow_odds
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        dice = self._dice
-        slow = dice.random() < self._slow_odds
-        await asyncio.sleep(dice.random() * (SLOW_S_MAX if slow else 0.05))
-        bad = dice.random()
+        await asyncio.sleep(self._takes_s())
+        ended = self._end(part, model)
+        if isinstance(ended, NodeFailure):
+            raise ended
+        return ended
+
+    def ask(
+        self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner
+    ) -> "SimAttempt | None":
+        if self._dice.random() < BUSY_ODDS:
+            return None  # no connection is idle
+
+        def end() -> None:
+            ended = self._end(part, model)
+            if isinstance(ended, NodeFailure):
+                owner.failed(ended)
+            else:
+                owner.answered(ended)
+
+        return SimAttempt(asyncio.get_running_loop().call_later(self._takes_s(), end))
+
+    def _takes_s(self) -> float:
+        slow = self._dice.random() < self._slow_odds
+        return self._dice.random() * (SLOW_S_MAX if slow else 0.05)
+
+    def _end(self, part: Part, model: Model) -> EmbedVectors | NodeFailure:
+        bad = self._dice.random()
         if bad < self._bad_odds:
-            raise dice.choice(FAILURES)("by dice")
+            return self._dice.choice(FAILURES)("by dice")
         tokens = part.tokens + (bad < 1.2 * self._bad_odds)  # a wrong count is a wrong answer
         return EmbedVectors(tokens=tokens, data=b"".join(self._vector(model.width) for _ in part.rows))
-
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> None:
-        """Never at once."""
 
     def _vector(self, width: int) -> bytes:
         """Of length one; never the same again, so that replies can be told apart."""

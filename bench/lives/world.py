@@ -32,6 +32,9 @@ from tests.flow.world import MODEL
 from tests.storage.shop import START_MS, secret
 
 DAY_MS = 86_400_000
+ROOM = 1_000  # more requests than there are
+REPLY_BYTES = 4_000_000  # of a thousand replies
+FEW_REPLY_BYTES = 4_000  # of five: then hardly any work may wait for a retry
 DRAWN_STEPS_MAX = 2_000  # the most that a gateway has run when it is killed
 DEADLINES_S = 80.0  # no hold and no tab lasts longer; and ten seconds more
 CALM_S = 6.0  # until no message is under way, and sweeps have been made
@@ -80,6 +83,7 @@ def draw(dice: random.Random, lives: int) -> Traits:
     def odds(most: float, well: float = 0.3) -> float:
         return 0.0 if dice.random() < well else dice.random() * most
 
+    busy = dice.random() < 0.7
     near_midnight = dice.random() < 0.2
     start_ms = START_MS + int(dice.random() * DAY_MS)
     if near_midnight:
@@ -88,20 +92,25 @@ def draw(dice: random.Random, lives: int) -> Traits:
         start_ms=start_ms,
         gateways=1 + int(dice.random() * 3),
         lives=lives,
-        spans_s=0.3 + dice.random() * 2.0 if dice.random() < 0.4 else 1.0 + dice.random() ** 2 * 60.0,
+        spans_s=0.3 + dice.random() * 2.0 if dice.random() < 0.4 else 1.0 + dice.random() ** 2 * (12 if busy else 60),
         disorder=0.0 if dice.random() < 0.2 else dice.random(),
+        turn_s=0.0 if dice.random() < 0.6 else dice.random() ** 2 * 0.05,
         nodes=1 + int(dice.random() * 3),
         inputs_max=None if dice.random() < 0.6 else 1 + int(dice.random() * 3),
         hedge=dice.random() < 0.4,
         ask=0 if dice.random() < 0.3 else int(dice.random() * 2_000_000),
-        bad_odds=odds(0.3),
-        slow_odds=odds(0.2),
+        bad_odds=odds(0.12 if busy else 0.3),
+        slow_odds=odds(0.08 if busy else 0.2),
         broken_odds=odds(0.03),
-        kill_odds=odds(0.9, 0.15),
-        leave_odds=odds(0.5),
+        kill_odds=odds(0.6 if busy else 0.9, 0.15),
+        leave_odds=odds(0.3 if busy else 0.5),
         undeliverable_odds=odds(0.1),
-        rich_odds=odds(1.0),
-        plain_odds=odds(1.0),
+        busy=busy,
+        rich_odds=1.0 if busy else odds(1.0),
+        plain_odds=0.75 + 0.25 * dice.random() if busy else odds(1.0),
+        ordinary_odds=1.0 if busy else odds(1.0),
+        room=ROOM if dice.random() < 0.7 else 2 + int(dice.random() * 20),
+        reply_bytes=REPLY_BYTES if dice.random() < 0.7 else FEW_REPLY_BYTES,
     )
 
 
@@ -122,7 +131,7 @@ class _World:
     def __init__(self, seed: int, dice: random.Random, traits: Traits, folder: Path) -> None:
         self.seed, self.dice, self.traits, self.folder = seed, dice, traits, folder
         self.journal = Journal()
-        self.loop = Loop(dice, traits.disorder)
+        self.loop = Loop(dice, traits.disorder, traits.turn_s)
         self.clock = Clock(self.loop, traits.start_ms)
         self.disk = Disk(self.loop, dice, traits.broken_odds)
         self.path = folder / "store.db"
@@ -172,15 +181,21 @@ class _World:
             account = f"a{number}"
             limit = int(dice.random() * 200) if dice.random() < 0.3 else 0
             cache = list(CachePolicy)[int(dice.random() * len(CachePolicy))]
+            busy = self.traits.busy and not number
+            if busy:
+                cache = CachePolicy.OFF  # else nothing goes straight
             books.accounts.create(account, credit_limit_nanousd=limit, cache=cache)
             self.limits[account] = limit
             amount = 1 + int(dice.random() ** 2 * 1_000)
             if dice.random() < self.traits.rich_odds:
                 amount *= 20 + int(dice.random() * 100)  # else no tab is worth opening: it is a 64th of what there is
+            if busy:
+                amount += int(dice.random() * 400_000)
             books.accounts.credit(account, amount, f"first of {account}")
             self.journal.credited[account] += amount
             for _ in range(1 + int(dice.random() * 2)):
-                limits = self._draw_limits() if self.tokens or dice.random() < 0.5 else Limits()
+                wide = 20 if busy and dice.random() < 0.85 else 1
+                limits = self._draw_limits(wide) if self.tokens or dice.random() < 0.5 else Limits()
                 key, token = books.keys.create(account, ["embeddings"], limits=limits)
                 self.keys[key.key_id] = key
                 self.tokens.append((account, key.key_id, token))
@@ -188,13 +203,14 @@ class _World:
                     0.0, "world", f"{account} has {amount} and {limit}, cache {cache}, {key.key_id}: {limits}"
                 )
 
-    def _draw_limits(self) -> Limits:
+    def _draw_limits(self, wide: int) -> Limits:
+        """So `wide` that one or another is met."""
         return Limits(
-            requests_a_minute=self._maybe(0.2, 5, 40),
-            tokens_a_minute=self._maybe(0.15, 60, 600),
-            concurrency=self._maybe(0.25, 1, 5),
-            budget_day=self._maybe(0.2, 50, 400),
-            budget_month=self._maybe(0.2, 50, 600),
+            requests_a_minute=self._maybe(0.2, 5, 40 * wide),
+            tokens_a_minute=self._maybe(0.15, 60, 600 * wide),
+            concurrency=self._maybe(0.25, 1, 5 * wide),
+            budget_day=self._maybe(0.2, 50, 400 * wide**2),
+            budget_month=self._maybe(0.2, 50, 600 * wide**2),
         )
 
     def _maybe(self, odds: float, least: int, most: int) -> int | None:
@@ -203,13 +219,13 @@ class _World:
     async def _live(self, books: Books) -> None:
         running = [asyncio.create_task(self._keep(station)) for station in self.stations]
         callers = Callers(self.stations, self.loop, self.dice, self.traits, self.journal)
-        errands = make_errands(self.dice, self.tokens, self.traits.lives, self.traits.plain_odds)
+        errands = make_errands(self.dice, self.tokens, self.traits.lives, self.traits)
         operator = Operator(
             books, self.stations, self.disk, self.loop, self.dice, self.traits, self.journal,
             list(self.limits), list(self.keys),
         )  # fmt: skip
         await asyncio.gather(
-            operator.work(int(self.dice.random() * 25)),
+            operator.work(int(self.dice.random() * (12 if self.traits.busy else 25))),
             *(callers.live(number, errand) for number, errand in enumerate(errands)),
         )
         self.ending = True

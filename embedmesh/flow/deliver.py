@@ -3,7 +3,6 @@
 What was delivered only in part, or not at all, is told apart here: see `rules.exchange.Delivery`.
 """
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
@@ -138,8 +137,7 @@ class Continued:
     def leave(self) -> None:
         """The caller has gone: a retry may find it. Only for a request of an SDK that tries again."""
         assert self._shared is not None
-        leave = self._world.single_flight.leave
-        asyncio.get_running_loop().call_soon(leave, self._shared)  # or its work would never begin, nor end
+        self._world.single_flight.leave(self._shared)
 
 
 async def work_under(world: World, request: Request, bill: Bill, *, claimed: bool = False) -> Done:

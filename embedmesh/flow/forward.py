@@ -128,6 +128,7 @@ class Asking:
         self._begun = begun
         self._parts: deque[Part] = deque()  # to be asked
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[Part, None] = {}  # for their tasks to begin: one that is cancelled before that never does
         self._answers = _Answers(counted.lengths, model.width * 4)
         self._failure: BaseException | None = None  # a Failure, or a bug
         self._news: asyncio.Future[None] | None = None  # what `answer` waits for
@@ -149,7 +150,8 @@ class Asking:
                 if len(part.rows) == len(self._counted.lengths) and hedge_after_s is None:
                     await self._ask(ticket, part)  # the ordinary case: one part, and nothing else to do meanwhile
                     continue
-                task = asyncio.create_task(self._ask(ticket, part))
+                self._waiting[part] = None
+                task = asyncio.create_task(self._ask_beside(ticket, part))
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
                 if hedge_after_s is not None:
@@ -170,6 +172,12 @@ class Asking:
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        for part in self._waiting:
+            ticket.abandoned(part)
+
+    async def _ask_beside(self, ticket: Ticket, part: Part) -> None:
+        del self._waiting[part]
+        await self._ask(ticket, part)
 
     async def _ask(self, ticket: Ticket, part: Part) -> None:
         """Make one attempt. Its failure is the request's, unless another node will be asked."""

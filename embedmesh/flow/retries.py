@@ -109,12 +109,15 @@ class Unshared(Protocol):
 class Shared(Generic[R]):
     """One work and those who wait for it."""
 
-    def __init__(self, task: "asyncio.Task[R]", retry_id: RetryId, account_id: str, reply_bytes: int) -> None:
-        self.task = task
+    task: "asyncio.Task[R]"
+
+    def __init__(self, retry_id: RetryId, account_id: str, reply_bytes: int) -> None:
         self.retry_id = retry_id
         self.account_id = account_id
         self.reply_bytes = reply_bytes
         self.waiting = 0
+        self.begun = False
+        self.unwanted = False  # by anybody, from now on
         self.delivered = False
         self.refused = False  # a waiter got a failure instead of the result, which can be delivered no more
 
@@ -143,9 +146,9 @@ class SingleFlight(Generic[R]):
             self._go_on(caller, body)
         shared = self._shared.get(retry_id) if again else None
         if shared is None or _failed(shared.task):  # a failure is reported once; the next request starts anew
-            task = asyncio.ensure_future(begin())
-            shared = self._shared[retry_id] = Shared(task, retry_id, caller.account_id, reply_bytes)
-            task.add_done_callback(_heard)
+            shared = self._shared[retry_id] = Shared(retry_id, caller.account_id, reply_bytes)
+            shared.task = asyncio.ensure_future(self._work(shared, begin))
+            shared.task.add_done_callback(_heard)
         elif shared in self._lingering:
             self._found(shared)
         shared.waiting += 1
@@ -192,6 +195,16 @@ class SingleFlight(Generic[R]):
             self._end(shared)
         await asyncio.sleep(0)
 
+    async def _work(self, shared: Shared[R], begin: Callable[[], Awaitable[R]]) -> R:
+        """What is unwanted before it begins begins all the same, for it may have to give back what it has."""
+        shared.begun = True
+        if shared.unwanted:
+            shared.task.cancel()
+        result = await begin()
+        if shared.unwanted:
+            self._give_up(result)
+        return result
+
     def _left(self, shared: Shared[R]) -> None:
         if shared.delivered or shared.refused or _failed(shared.task) or not self._may_linger(shared):
             self._forget(shared)
@@ -231,7 +244,9 @@ class SingleFlight(Generic[R]):
         if shared.delivered:
             return
         if not shared.task.done():
-            shared.task.cancel()
+            shared.unwanted = True
+            if shared.begun:
+                shared.task.cancel()
         elif not shared.task.cancelled() and shared.task.exception() is None:
             self._give_up(shared.task.result())
 
