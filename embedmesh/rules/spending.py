@@ -11,6 +11,7 @@ from embedmesh.rules.limits import HOLD_GRACE_S, REQUEST_MIN_S, WRITE_REPLY_S
 
 TAB_S = 15.0  # how long a tab is spent from; then another takes its place, or its key has become quiet
 RENEW_S = 12.0  # when the next one is opened, so that no request finds none
+UNUSED_S = 3.0  # without a request, after which a tab is closed: who looks at an account sees all of its money again
 RENEW_SHARE = 4  # or when less than this part of it is left: a quarter lasts half a second, opening one some ms
 WORTH_MS = 2_000  # a tab is worth what its key spends in this time...
 SPAN_MS_MIN = 20  # ... where that can be told: requests that come together say nothing of what follows

@@ -10,7 +10,7 @@ import pytest
 
 from embedmesh.rules.errors import InsufficientQuota, StoreUnavailable
 from embedmesh.rules.holds import Claim, Hold
-from embedmesh.rules.spending import TAB_S
+from embedmesh.rules.spending import TAB_S, UNUSED_S
 from embedmesh.rules.tabs import Tab
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.ledger import tab_keeper
@@ -305,6 +305,25 @@ async def test_a_quiet_key_s_tab_is_closed(shop: Shop, live: Store) -> None:
     await until(lambda: shop.money() == (MUCH - COST, 0))
     assert not live.tabs._tabs
     shop.assert_right()
+
+
+async def test_a_tab_that_nobody_uses_gives_its_money_back_early(shop: Shop, live: Store) -> None:
+    """One that is used stays; so does one whose request takes long."""
+    shop.credit(MUCH)
+    unused, used, slow = (new_key(shop) for _ in range(3))
+    tabs = {key_id: await tab_of(shop, live, key_id) for key_id in (unused, used, slow)}
+    flying = await set_aside(shop, live, slow)
+    for _ in range(4):
+        await set_aside(shop, live, used)
+        shop.clock.skipped_s += UNUSED_S / 2
+        await asyncio.sleep(3 * tab_keeper.TABS_LOOK_S)
+    assert list(live.tabs._open.items()) == [(used, tabs[used]), (slow, tabs[slow])]
+    live.release(flying)
+    shop.clock.skipped_s += UNUSED_S / 2
+    await asyncio.sleep(3 * tab_keeper.TABS_LOOK_S)
+    assert slow in live.tabs._open
+    await live.drain()
+    assert shop.money()[1] == tabs[used].amount + tabs[slow].amount
 
 
 async def test_what_is_quiet_or_lost_is_forgotten(shop: Shop, live: Store) -> None:

@@ -14,6 +14,7 @@ import sys
 import tarfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.story.conftest import Serve
 
 DOWNLOAD_S = 60.0  # two seconds here
 RUN_S = 60.0
+SAFE: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python has it from 3.11.4 on
 NEEDED = (
     "tests/__init__.py",
     "tests/conftest.py",
@@ -63,7 +65,7 @@ def unpacked(sdist: Path, tmp_path: Path) -> Path:
         for member in archive:
             member.name = member.name.partition("/")[2]
             if member.isfile() and member.name.startswith((*NEEDED, ITS_TESTS)):
-                archive.extract(member, tmp_path, filter="data")
+                archive.extract(member, tmp_path, **SAFE)
     conftest = tmp_path / "tests/conftest.py"
     assert ITS_KEY in conftest.read_text()
     conftest.write_text(conftest.read_text().replace(ITS_KEY, 'api_key = os.environ["OPENAI_API_KEY"]'))

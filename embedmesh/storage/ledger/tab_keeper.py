@@ -25,6 +25,7 @@ from embedmesh.rules.spending import (
     RENEW_S,
     RENEW_SHARE,
     TAB_S,
+    UNUSED_S,
     Spending,
     TabSize,
     is_ordinary,
@@ -43,6 +44,7 @@ TABS_LOOK_S = 0.1  # how late a store that does not answer, and a tab whose time
 KEYS_MAX = 4_096  # whose spending is noted; the quietest is forgotten first
 TABS_MAX = 4_096  # of one gateway, some 2 MB
 REFUSED_S = 1.0  # until a key is offered a tab again, after there was no money for one
+QUIET_LOOK_S = 0.5  # between two looks for quiet tabs: a millisecond for the most that there may be
 FORGET_MS = 60_000  # after a tab's deadline: whatever was in flight is lost, and the store has ended the tab
 
 logger = logging.getLogger(__name__)
@@ -52,8 +54,8 @@ class OpenedTab:
     """An open tab as its gateway has it in memory. Seconds are on the monotonic clock."""
 
     __slots__ = (
-        "account_id", "amount", "deadline_ms", "delivered", "flight", "key_id", "left", "low", "opened_s", "requests",
-        "tab_id",
+        "account_id", "amount", "deadline_ms", "delivered", "flight", "key_id", "left", "low", "opened_s",
+        "quiet_since_s", "requests", "seen", "tab_id",
     )  # fmt: skip
 
     def __init__(self, tab: Tab, amount: int, now_s: float) -> None:
@@ -63,8 +65,8 @@ class OpenedTab:
         self.low = amount // RENEW_SHARE  # with less left the next one is opened; -1 once it was asked for
         self.flight: dict[str, int] = {}  # hold id -> amount
         self.delivered: list[Delivered] = []  # and not given to the writer yet
-        self.requests = 0  # spent from it
-        self.opened_s = now_s
+        self.requests = self.seen = 0  # spent from it, now and when somebody looked
+        self.opened_s = self.quiet_since_s = now_s
 
 
 Spendable = dict[str | None, OpenedTab]
@@ -89,6 +91,7 @@ class TabKeeper:
         self._settling: list[OpenedTab] = []  # those with requests that the writer was not given yet
         self._flush_timer: asyncio.TimerHandle | None = None
         self._watching = False
+        self._look_for_quiet_s = 0.0
         writer.on_health(self._look_at_health)
 
     # -- one request: on the path of all that are served
@@ -281,8 +284,18 @@ class TabKeeper:
         """Nothing is spent while the store cannot be written: what a tab owes could not be settled."""
         self._spendable = self._open if self._watching and self._writer.healthy() else {}
 
+    @staticmethod
+    def _is_quiet(tab: OpenedTab, now_s: float) -> bool:
+        """Whether nothing was spent from it for a while: then its money is better where it came from."""
+        if tab.requests != tab.seen or tab.flight:
+            tab.seen, tab.quiet_since_s = tab.requests, now_s
+        return now_s - tab.quiet_since_s >= UNUSED_S
+
     def _tick(self) -> None:
         now_s, now_ms = self._clock.monotonic(), self._clock.unix_ms()
+        if now_s >= self._look_for_quiet_s:
+            self._look_for_quiet_s = now_s + QUIET_LOOK_S
+            self._close_all([tab for tab in self._open.values() if self._is_quiet(tab, now_s)])
         due = []
         for tab in self._open.values():
             if now_s < tab.opened_s + RENEW_S:
