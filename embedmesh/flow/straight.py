@@ -217,6 +217,7 @@ class StraightRequest:
             self.failed(failure)
             return
         del straight.in_flight[self]
+        del self.attempt  # it knows us: or each request would have to be found by a collection of garbage
         world.fleet.answered_now(part)
         try:
             world.observer.answered(call.model, call.counted, part, vectors)

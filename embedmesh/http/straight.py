@@ -51,6 +51,7 @@ class StraightExchange:
 
     def end(self) -> None:
         """The request is over."""
+        del self.asked  # it knows us, as we know it: nobody should have to find out that both are garbage
         self._connection.on_end(self._after)
 
     def go_on(self, handle: GoOn, rest: object | None = None) -> None:

@@ -5,6 +5,7 @@ request had taken is left.
 """
 
 import asyncio
+import gc
 import json
 import random
 from collections.abc import Callable
@@ -16,12 +17,13 @@ import pytest
 
 from bench.lives.loop import Loop
 from embedmesh.flow import retries
+from embedmesh.flow.straight import StraightRequest
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.metrics import Metrics
 from embedmesh.http.aiohttp_connection import AnyFastExchange
 from embedmesh.http.fast_path import FastPath
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.straight import StraightPath
+from embedmesh.http.straight import StraightExchange, StraightPath
 from embedmesh.rules.embeddings import Counted, EmbedVectors, numbers_of
 from embedmesh.rules.errors import Failure, InternalError, NodeBroke, NodeBusy, NodeUnreachable
 from embedmesh.rules.forwarding import AttemptOwner, Part
@@ -96,7 +98,7 @@ class Transport:
     def __init__(self, takes: int, connection: "Connection") -> None:
         self.out = self._buffer = b""
         self.closing = False
-        self._takes = takes
+        self.takes = takes
         self._connection = connection
 
     def is_closing(self) -> bool:
@@ -110,7 +112,7 @@ class Transport:
 
     def write(self, data: bytes) -> None:
         if not self.closing:
-            now = 0 if self._buffer else self._takes
+            now = 0 if self._buffer else self.takes
             self.out += bytes(data[:now])
             self._buffer += bytes(data[now:])
 
@@ -221,6 +223,12 @@ class Attempt:
             self._owner.answered(how or right_reply(self._ids))
 
 
+def asked_for(texts: list[str], headers: dict[str, str]) -> bytes:
+    body = json.dumps({"model": "tiny", "input": texts}).encode()
+    headers |= {"host": "a", "content-type": "application/json", "content-length": str(len(body))}
+    return LINE + "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n" + body
+
+
 def _ids(part: Part, counted: Counted) -> list[list[int]]:
     assert counted.ids is not None
     return [numbers_of(counted.ids[row]) for row in part.rows]
@@ -293,11 +301,8 @@ class Life:
             headers["x-stainless-retry-count"] = dice.choice(["0", "0", "1"])
         if dice.random() < 0.05:
             headers["idempotency-key"] = dice.choice("xy")
-        body = json.dumps({"model": "tiny", "input": texts}).encode()
-        headers |= {"host": "a", "content-type": "application/json", "content-length": str(len(body))}
-        head = LINE + "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n"
         some.asked.append(texts)
-        some.received(head + body)
+        some.received(asked_for(texts, headers))
 
     def judge(self) -> None:
         world = self.world
@@ -349,3 +354,30 @@ def test_nothing_is_left_and_nobody_gets_what_is_anothers(seed: int, monkeypatch
     with asyncio.Runner(loop_factory=lambda: Loop(random.Random(seed), disorder=0.0)) as runner:
         runner.run(run())
     assert complaints == []
+
+
+@pytest.mark.parametrize("retries", [{}, {"x-stainless-retry-count": "0"}], ids=["plain", "sdk"])
+def test_an_ordinary_request_that_has_ended_is_no_garbage(retries: dict[str, str]) -> None:
+    """What is under way while garbage is collected would else stay with its texts for a hundred thousand requests."""
+
+    async def run() -> None:
+        life = Life(1)
+        life.dice.random = lambda: 0.5  # type: ignore[method-assign]  # nothing is out of the ordinary
+        connection = Connection(life)
+        connection.transport.takes = TAKES[0]
+        raw = asked_for(["abc"], {"authorization": f"Bearer {GOOD_KEY}", **retries})
+        kinds = (StraightRequest, StraightExchange, Attempt)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                connection.received(raw)
+                assert life.api.straight.in_flight
+                life.nodes.open.popitem()[1](None)
+            left = [each for each in gc.get_objects() if isinstance(each, kinds)]
+        finally:
+            gc.enable()
+        assert not left
+
+    with asyncio.Runner(loop_factory=lambda: Loop(random.Random(1), disorder=0.0)) as runner:
+        runner.run(run())
