@@ -38,7 +38,8 @@ from tests.storage.shop import SECRET, secret
 MODELS = [model.id for model in CATALOGUE.models]
 CACHE_BYTES = 8_000  # some twenty vectors
 DRAIN_S_MAX = 20.0  # a gateway that stops waits so long for its callers
-NOTICED_S = 0.005  # until a server knows that a caller has gone
+NOTICED_S, NOTICED_LATE_S = 0.005, 3.0  # until a server knows that a caller has gone; its retry may come before
+LATE_ODDS = 0.3
 STOPPED_S = 0.01  # until what was cancelled has ended
 SPLIT_ODDS = 0.1  # of a request that does not come whole: then it cannot go straight
 
@@ -266,7 +267,11 @@ class Gateway:
     def hang_up(self, exchange: Exchange) -> None:
         """The caller has gone; the server notices soon."""
         exchange.gone = True
-        self._later(NOTICED_S, exchange.lost)
+        self._later(NOTICED_LATE_S if self._dice.random() < LATE_ODDS else NOTICED_S, self._lost, exchange)
+
+    def _lost(self, exchange: Exchange) -> None:
+        if exchange in self._exchanges:
+            exchange.lost()
 
     def _later(self, within_s: float, what: Callable[..., None], *args: Any) -> None:
         """A step of this process."""

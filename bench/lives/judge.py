@@ -81,7 +81,7 @@ class Judge:
             self._free,
             self._money,
         )
-        limits = self._minutes, self._at_once, self._budgets, self._refusals, self._revoked
+        limits = self._counted, self._minutes, self._at_once, self._budgets, self._refusals, self._revoked
         for look in (*looks, *limits):
             found += look()
         return found
@@ -182,7 +182,9 @@ class Judge:
         for got in by_errand.values():
             for number, each in enumerate(got):
                 before = [one for one in got[:number] if one.at < each.began]
-                paid = [one for one in before if not one.whole and one.hold_id and each.at - one.at <= 2 * UNREAD_S]
+                paid = [
+                    one for one in got[:number] if not one.whole and one.hold_id and each.at - one.at <= 2 * UNREAD_S
+                ]
                 if each.hold_id is None and not any((one.body, one.cost) == (each.body, each.cost) for one in paid):
                     policy = self._books.accounts.find(each.errand.account).cache
                     if each.cost or policy is not CachePolicy.FREE:  # else it was known already, and is free
@@ -211,6 +213,18 @@ class Judge:
             has = self._books.accounts.find(account)
             if has.balance_nanousd != should or has.balance_nanousd < -limit or has.held_nanousd:
                 yield f"{account} has {has.balance_nanousd}, held {has.held_nanousd}; it should have {should}"
+
+    def _counted(self) -> Iterator[str]:
+        """No reply of a key with a limit goes past its count."""
+        counted = Counter((each.key_id, each.what) for each in self._journal.taken)
+        counted.update((each.place_id, "slots") for each in self._journal.slots if each.change > 0)
+        replies = Counter(got[0].errand.key_id for got in self._by_hold.values())
+        for key_id, key in self._keys.items():
+            has = key.limits
+            limits = {"requests": has.requests_a_minute, "tokens": has.tokens_a_minute, "slots": has.concurrency}
+            for what, limit in limits.items():
+                if limit is not None and replies[key_id] > counted[key_id, what]:
+                    yield f"{key_id} had {replies[key_id]} replies, and took {what} {counted[key_id, what]} times"
 
     def _minutes(self) -> Iterator[str]:
         sums: dict[tuple[str, int, str, int], int] = defaultdict(int)
