@@ -34,7 +34,7 @@ test: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/pytest $(TIMED) $(ARGS)
 
 thorough: $(VENV)/.setup $(VENV)/.dev
-	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile $(ARGS)
+	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile tests/storage/test_tabs_model.py $(ARGS)
 
 fast: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -p no:anyio -p no:pytest_cov $(addprefix tests/,$(DECIDES)) $(ARGS)

@@ -12,6 +12,7 @@ from embedmesh.rules.tabs import MOVES, SHARE_OF_MONEY, Tab, TabMove, TabState
 from embedmesh.storage.books import Books
 from embedmesh.storage.ledger.open_tab import CloseTab, OpenTab, RecallTabs
 from embedmesh.storage.ledger.settle_tab import SettleRequest
+from tests.data import quick_or
 from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
 
 SETTLE, CLOSE, RECALL = "settle", "close", "recall"  # in the order in which a batch applies them
@@ -166,5 +167,5 @@ class Tabs(RuleBasedStateMachine):
 
 TestTabs = Tabs.TestCase
 TestTabs.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=quick_or(200, quick=8), stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
