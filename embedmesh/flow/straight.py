@@ -148,12 +148,12 @@ class StraightEmbeddings:
 
     def _look(self) -> None:
         """Attempts that are late become a matter of coroutines: they may ask another node."""
+        self._looking = bool(self.in_flight)
+        if self._looking:  # first, so that a bug of ours below does not end it
+            asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
         now = self.world.clock.monotonic()
         for request in [each for each in self.in_flight if each.began + attempt_s(each.part.expected_s) < now]:
             request.share()
-        self._looking = bool(self.in_flight)
-        if self._looking:
-            asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
 
 
 class StraightRequest:
