@@ -44,6 +44,12 @@ def answers(one: Endpoint) -> bool:
     return reply.status_code == 200
 
 
+def kill_now(one: Endpoint, role: str) -> None:
+    """Of a process that may come and go. Never 0: that is our own group."""
+    pid = wait_until(f"there is a {role}", lambda: one.pid(role), BACK_S)
+    os.kill(pid, signal.SIGKILL)
+
+
 def kill(one: Endpoint, role: str) -> float:
     """Kill a part; seconds until a request gets a vector again. Another process has then taken its place."""
     pid = one.pid(role)
@@ -107,10 +113,10 @@ def end_of(one: Endpoint, texts: list[str]) -> tuple[str, int]:
 def test_an_engine_that_is_killed_while_it_starts_is_started_again(victim: Endpoint) -> None:
     """A set-up that has worked is not given up, whatever stands in its way just now."""
     wait_until("an answer", lambda: answers(victim), 4 * BACK_S)
-    os.kill(victim.pid("node") or 0, signal.SIGKILL)
+    kill_now(victim, "node")
     wait_until("the new node is there", lambda: victim.pid("node") is not None, BACK_S)
     wait_until("its engine starts", lambda: victim.pid("worker") is not None, BACK_S)
-    os.kill(victim.pid("worker") or 0, signal.SIGKILL)
+    kill_now(victim, "worker")
     wait_until("an answer", lambda: answers(victim), 4 * BACK_S)
     assert "was ended by signal 9 (Killed); it is being restarted" in victim.log.read_text()
     victim.check_ledger()
