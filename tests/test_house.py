@@ -214,8 +214,9 @@ def public_names() -> dict[str, str]:
 
 
 def is_failure(name: str) -> bool:
-    """Failures are named as sentences; the closed list in rules/errors.py is their glossary."""
-    return name in {node.name for path, node in classes() if path == PACKAGE / "rules" / "errors.py"}
+    """Failures are named as sentences; the closed lists in rules/ are their glossary."""
+    files = PACKAGE / "rules" / "errors.py", PACKAGE / "rules" / "lock_failures.py"
+    return name in {node.name for path, node in classes() if path in files}
 
 
 def glossary() -> set[str]:

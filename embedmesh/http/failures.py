@@ -6,7 +6,7 @@ import random
 import orjson
 from aiohttp import web
 
-from embedmesh.rules import errors
+from embedmesh.rules import errors, lock_failures
 from embedmesh.rules.errors import Failure
 
 REQUEST_ERROR = "invalid_request_error"
@@ -34,6 +34,11 @@ TABLE: dict[type[Failure], tuple[int, str]] = {
     errors.BodyTooLarge: (413, REQUEST_ERROR),
     errors.UnsupportedMediaType: (415, REQUEST_ERROR),
     errors.IdempotencyConflict: (409, REQUEST_ERROR),
+    lock_failures.LockNotFound: (404, REQUEST_ERROR),
+    lock_failures.LockUsed: (409, REQUEST_ERROR),
+    lock_failures.LockExpired: (409, REQUEST_ERROR),
+    lock_failures.KeyMismatch: (400, REQUEST_ERROR),
+    lock_failures.ConfidentialRefused: (400, REQUEST_ERROR),
     errors.InsufficientQuota: (429, "insufficient_quota"),
     errors.RateLimited: (429, "rate_limit_error"),
     errors.InternalError: (500, SERVER_ERROR),
@@ -70,7 +75,10 @@ def hint_headers(failure: Failure) -> dict[str, str]:
     if isinstance(failure, errors.InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
     never = isinstance(failure, errors.RateLimited) and failure.retry_after_s is None
-    if never or isinstance(failure, errors.InsufficientQuota | errors.IdempotencyConflict):
+    if never or isinstance(
+        failure,
+        errors.InsufficientQuota | errors.IdempotencyConflict | lock_failures.LockUsed | lock_failures.LockExpired,
+    ):
         return {"x-should-retry": "false"}
     if status in (429, 503):
         # Jitter, so that clients that were refused together do not all come back together.

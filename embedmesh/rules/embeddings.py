@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from embedmesh.rules.confidential import SignedKeys
+
 Encoding = Literal["float", "base64"]
 Role = Literal["query", "document"]
 Truncate = Literal["none", "end", "start"]
@@ -176,8 +178,12 @@ class ServedModel(msgspec.Struct):
 
 
 class ServedModels(msgspec.Struct):
-    """`GET /v1/models` of a node. `shortage` is one of `rules.nodes.SHORTAGES` while an engine of it is starved."""
+    """`GET /v1/models` of a node. `shortage` is one of `rules.nodes.SHORTAGES` while an engine of it is starved.
+
+    `keys` are those under which the node takes confidential requests, if it does.
+    """
 
     data: list[ServedModel]
     object: Literal["list"] = "list"
     shortage: str = ""
+    keys: SignedKeys | msgspec.UnsetType = msgspec.UNSET

@@ -15,6 +15,16 @@ UNREAD_S = 60.0  # a reply that its caller broke off is kept for a retry; SDKs g
 KEPT_REPLY_BYTES_MAX = 8 * 1024 * 1024  # of one reply kept for an Idempotency-Key: 2,048 vectors of 1,024 components
 KEPT_REPLIES_BYTES_MAX = 256 * 1024 * 1024  # of all that are kept for one account
 
+# -- confidential requests
+
+LOCK_TOKENS = 8_192  # that a lock covers where the caller says nothing, as in the reference
+LOCK_S_MIN, LOCK_S, LOCK_S_MAX = 5, 30, 60  # seconds to use it; SDKs do at once, a large body on a bad line needs 20
+LOCKS_OF_KEY_MAX = 64  # open at one time; a program that locks for each request has as many as it sends at once
+LOCKS_OF_ACCOUNT_MAX = 256
+CONFIDENTIAL_KEY_S = 86_400  # a node makes new keys for confidential requests every day
+CONFIDENTIAL_OVERLAP_S = 900  # and keeps the old ones for longer than the last lock and its request may last
+BYTES_A_TOKEN_MAX = 128  # of a sealed request: a node's count is at least a token for that many; text has twenty times
+
 # -- how long it may take, in seconds; total, not per read
 
 REQUEST_MIN_S = 30.0  # what every request may take, however small

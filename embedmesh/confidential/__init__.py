@@ -1,0 +1,1 @@
+"""Sealed requests and replies, key documents, statements: pure, used by node and client; the gateway checks only."""
