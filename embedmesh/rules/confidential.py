@@ -25,6 +25,11 @@ UNUSED = bytes(32)  # the body hash of the claim of a lock that no request has u
 Blob = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
 
 
+def claim_key(lock_id: int) -> str:
+    """What stands for an `Idempotency-Key` in the claim of a lock. No header can hold it."""
+    return f"\0lock:{lock_id}"
+
+
 class KeyDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The keys of a node under which it takes confidential requests, one for each scheme, and for which models.
 
