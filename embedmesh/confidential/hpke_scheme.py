@@ -1,0 +1,136 @@
+"""Our scheme: HPKE in base mode (RFC 9180) with X25519, HKDF-SHA256 and AES-128-GCM; all is bound to the Terms.
+
+The request carries a random reply secret, from which client and node make the reply's key: another key in each
+direction, and none that outlives the call. Requests and replies are padded, so that their lengths say little.
+"""
+
+import secrets
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from embedmesh.confidential.failures import SealBroken
+from embedmesh.confidential.node_keys import NONCE_BYTES, DhKey
+from embedmesh.confidential.statements import digest_of
+from embedmesh.rules.confidential import HPKE_SCHEME, SealedCall
+
+SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
+REQUEST_INFO = b"embedmesh hpke-1 request"
+REPLY_INFO = b"embedmesh hpke-1 reply"
+REPLY_SECRET_BYTES = 32
+REPLY_SALT_BYTES = 16
+REPLY_KEY_BYTES = 16  # of AES-128
+SIZE_BYTES = 4  # of a body's length, before the body
+PADDED_BYTES_MIN = 256  # most requests have one short text: all of them look alike
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What request and reply are bound to: changed by anybody on the way, neither can be opened."""
+
+    node_id: str
+    model_name: str
+    request_id: str
+    lock: int
+    expires_ms: int
+
+    @classmethod
+    def of(cls, call: SealedCall, node_id: str) -> "Terms":
+        """The terms of a call, as the node of that id reads them."""
+        return cls(node_id, call.model_name, call.request_id, call.lock, call.expires_ms)
+
+
+class HpkeReplies:
+    """What the client keeps of a request: it opens the reply."""
+
+    def __init__(self, secret: bytes, digest: bytes, terms: Terms) -> None:
+        self._secret = secret
+        self._digest = digest
+        self._terms = terms
+
+    def open(self, sealed: bytes) -> bytes:
+        """The body of the reply. Raises SealBroken."""
+        salt, ciphertext = sealed[:REPLY_SALT_BYTES], sealed[REPLY_SALT_BYTES:]
+        if len(salt) != REPLY_SALT_BYTES:
+            raise SealBroken
+        cipher, nonce = _reply_cipher(self._secret, salt, self._digest, self._terms)
+        try:
+            return unpad(cipher.decrypt(nonce, ciphertext, None))
+        except InvalidTag:
+            raise SealBroken from None
+
+
+class HpkeOpened:
+    """A request that the node has opened."""
+
+    def __init__(self, secret: bytes, digest: bytes, terms: Terms, body: bytes) -> None:
+        self._secret = secret
+        self._digest = digest
+        self._terms = terms
+        self.body = body
+
+    def seal_reply(self, body: bytes) -> bytes:
+        """A reply for who sealed the request; under a key of its own, however often it is called."""
+        salt = secrets.token_bytes(REPLY_SALT_BYTES)
+        cipher, nonce = _reply_cipher(self._secret, salt, self._digest, self._terms)
+        return salt + cipher.encrypt(nonce, pad(body), None)
+
+
+def seal(body: bytes, node_key: bytes, terms: Terms) -> tuple[bytes, HpkeReplies]:
+    """Seal a request: the encapsulated key and the ciphertext. Raises ValueError where the node's key is none."""
+    secret = secrets.token_bytes(REPLY_SECRET_BYTES)
+    plaintext = secret + pad(body, REPLY_SECRET_BYTES)
+    ciphertext = SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(node_key), _info(REQUEST_INFO, terms))
+    return ciphertext, HpkeReplies(secret, digest_of(HPKE_SCHEME, ciphertext), terms)
+
+
+def open_sealed(key: DhKey, ciphertext: bytes, terms: Terms) -> HpkeOpened:
+    """Open a request for this key. Raises SealBroken, whatever is wrong."""
+    try:
+        plaintext = key.decrypt(SUITE, ciphertext, _info(REQUEST_INFO, terms))
+    except (InvalidTag, ValueError):
+        raise SealBroken from None
+    body = unpad(plaintext, REPLY_SECRET_BYTES)
+    return HpkeOpened(plaintext[:REPLY_SECRET_BYTES], digest_of(HPKE_SCHEME, ciphertext), terms, body)
+
+
+def padded_size(size: int) -> int:
+    """The bucket of a plaintext of that many bytes: PURBs' Padmé, at most an eighth longer, and at least 256.
+
+    Of a number of E + 1 bits, only the highest ones stay, as many as E itself has.
+    """
+    if size <= PADDED_BYTES_MIN:
+        return PADDED_BYTES_MIN
+    exponent = size.bit_length() - 1
+    low = (1 << exponent - exponent.bit_length()) - 1
+    return (size + low) & ~low
+
+
+def pad(body: bytes, before: int = 0) -> bytes:
+    """Its length, the body, and zeros: `before` bytes stand before them in the same bucket."""
+    size = SIZE_BYTES + len(body)
+    return len(body).to_bytes(SIZE_BYTES, "big") + body + bytes(padded_size(before + size) - before - size)
+
+
+def unpad(plaintext: bytes, before: int = 0) -> bytes:
+    """The body behind the first `before` bytes. Raises SealBroken where it was padded in another way."""
+    start = before + SIZE_BYTES
+    end = start + int.from_bytes(plaintext[before:start], "big")
+    if len(plaintext) < start or len(plaintext) != padded_size(end) or plaintext.count(0, end) != len(plaintext) - end:
+        raise SealBroken
+    return plaintext[start:end]
+
+
+def _reply_cipher(secret: bytes, salt: bytes, digest: bytes, terms: Terms) -> tuple[AESGCM, bytes]:
+    """The cipher of one reply, and its nonce: neither is used a second time, for the salt is random."""
+    info = _info(REPLY_INFO, terms)
+    derived = HKDF(SHA256(), REPLY_KEY_BYTES + NONCE_BYTES, salt=salt + digest, info=info).derive(secret)
+    return AESGCM(derived[:REPLY_KEY_BYTES]), derived[REPLY_KEY_BYTES:]
+
+
+def _info(purpose: bytes, terms: Terms) -> bytes:
+    return purpose + msgspec.json.encode(terms)
