@@ -8,14 +8,13 @@ import secrets
 
 import msgspec
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from embedmesh.confidential.failures import SealBroken
-from embedmesh.confidential.node_keys import NONCE_BYTES, DhKey
+from embedmesh.confidential.node_keys import NONCE_BYTES, DhKey, read_public
 from embedmesh.confidential.statements import digest_of
 from embedmesh.rules.confidential import HPKE_SCHEME, SealedCall
 
@@ -84,7 +83,7 @@ def seal(body: bytes, node_key: bytes, terms: Terms) -> tuple[bytes, HpkeReplies
     """Seal a request: the encapsulated key and the ciphertext. Raises ValueError where the node's key is none."""
     secret = secrets.token_bytes(REPLY_SECRET_BYTES)
     plaintext = secret + pad(body, REPLY_SECRET_BYTES)
-    ciphertext = SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(node_key), _info(REQUEST_INFO, terms))
+    ciphertext = SUITE.encrypt(plaintext, read_public(node_key), _info(REQUEST_INFO, terms))
     return ciphertext, HpkeReplies(secret, digest_of(HPKE_SCHEME, ciphertext), terms)
 
 
@@ -99,9 +98,10 @@ def open_sealed(key: DhKey, ciphertext: bytes, terms: Terms) -> HpkeOpened:
 
 
 def padded_size(size: int) -> int:
-    """The bucket of a plaintext of that many bytes: PURBs' Padmé, at most an eighth longer, and at least 256.
+    """The bucket of a plaintext of that many bytes: at least 256, at most a sixteenth longer.
 
-    Of a number of E + 1 bits, only the highest ones stay, as many as E itself has.
+    Padmé (Nikitin and others, "Reducing Metadata Leakage from Encrypted Files and Communication with PURBs", 2019): of
+    a size of e + 1 bits, the lowest e - len(e) bits are rounded up to zeros, where len(e) is the number of bits of e.
     """
     if size <= PADDED_BYTES_MIN:
         return PADDED_BYTES_MIN

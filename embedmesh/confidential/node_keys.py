@@ -13,6 +13,17 @@ from cryptography.hazmat.primitives.hpke import Suite
 DH_KEY_BYTES = 32
 NONCE_BYTES = 12
 PREFIX_BYTES = 4  # of a reply's nonce, random; the counter has the other eight
+FIELD = 2**255 - 19  # a key is the little-endian number of a point below it
+
+
+def read_public(raw: bytes) -> X25519PublicKey:
+    """A public key in its one form. Raises ValueError for a wrong length and another form of the same point.
+
+    RFC 7748 has readers ignore the highest bit and take numbers modulo FIELD: then two keys would be one.
+    """
+    if len(raw) != DH_KEY_BYTES or int.from_bytes(raw, "little") >= FIELD:
+        raise ValueError("not an X25519 public key in its one form")
+    return X25519PublicKey.from_public_bytes(raw)
 
 
 class DhKey:
@@ -34,8 +45,8 @@ class DhKey:
         return cls(secrets.token_bytes(DH_KEY_BYTES), secrets.token_bytes(PREFIX_BYTES))
 
     def exchange(self, their_public: bytes) -> bytes:
-        """The shared secret, 32 bytes. Raises ValueError for a wrong length and a point of low order."""
-        return self._key.exchange(X25519PublicKey.from_public_bytes(their_public))  # refuses a result of zeros
+        """The shared secret, 32 bytes. Raises ValueError for a point of low order and what `read_public` refuses."""
+        return self._key.exchange(read_public(their_public))  # refuses a result of zeros
 
     def decrypt(self, suite: Suite, ciphertext: bytes, info: bytes) -> bytes:
         """The plaintext of an HPKE ciphertext. Raises InvalidTag, whatever is wrong."""
