@@ -27,9 +27,9 @@ class EmbedCall:
 
     __slots__ = ("_on_end", "missing", "over", "rows", "sequences", "vectors")
 
-    def __init__(self, sequences: list[list[int]], on_end: OnEnd) -> None:
+    def __init__(self, sequences: list[list[int]], on_end: OnEnd, *, alone: bool = False) -> None:
         self.sequences = sequences
-        self.rows = CallRows([len(sequence) for sequence in sequences])
+        self.rows = CallRows([len(sequence) for sequence in sequences], alone=alone)
         self.vectors: list[bytes] = [b""] * len(sequences)
         self.missing = len(sequences)
         self.over = False  # answered, failed or dropped
@@ -68,9 +68,12 @@ class BatchQueue:
         self._open: dict[EmbedCall, None] = {}  # not answered yet, waiting or running
         self._idle: list[asyncio.Future[None]] = []  # who waits until there are none
 
-    def submit(self, sequences: list[list[int]], on_end: OnEnd) -> EmbedCall:
-        """Take a call: token ids with special tokens, at least one sequence. Raises Overloaded at once."""
-        call = EmbedCall(sequences, on_end)
+    def submit(self, sequences: list[list[int]], on_end: OnEnd, *, alone: bool = False) -> EmbedCall:
+        """Take a call: token ids with special tokens, at least one sequence. Raises Overloaded at once.
+
+        No batch of a call that runs `alone` has rows of others.
+        """
+        call = EmbedCall(sequences, on_end, alone=alone)
         if self._queue and self.waiting_tokens + call.rows.tokens > self._tokens_max:
             wait_s = min(self.expected_s(0), QUEUE_RETRY_AFTER_MAX_S)
             raise Overloaded("This node's queue is full. Try again shortly.", retry_after_s=wait_s)
@@ -86,10 +89,10 @@ class BatchQueue:
         call.over = True
         self._forget(call)
 
-    async def embed(self, sequences: list[list[int]]) -> list[bytes]:
+    async def embed(self, sequences: list[list[int]], *, alone: bool = False) -> list[bytes]:
         """One vector a sequence, in order. Raises Overloaded at once, or NodeFailure."""
         ended: asyncio.Future[list[bytes] | NodeFailure] = asyncio.get_running_loop().create_future()
-        call = self.submit(sequences, lambda outcome: None if ended.done() else ended.set_result(outcome))
+        call = self.submit(sequences, lambda outcome: None if ended.done() else ended.set_result(outcome), alone=alone)
         try:
             outcome = await ended
         finally:

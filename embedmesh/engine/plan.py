@@ -6,7 +6,8 @@ larger batches are no faster on a CPU and make everybody wait. A call that fits 
 least every other turn. Within a kind the oldest call leads until it is done: taking bulk calls in turns would let them
 all finish at the end. A batch is as long as its leader's longest row and takes the rows that come next in length, its
 own and other calls': in a bulk call's batch those of any call, so that its last batches are as full as its first; in a
-small call's only those of small ones, since a fuller batch would make it wait.
+small call's only those of small ones, since a fuller batch would make it wait. A call that is to run *alone* leads as
+any other, and shares no batch.
 
 The shapes that can come out are few (`shapes` lists them), because a CPU engine keeps compiled kernels for each.
 """
@@ -35,8 +36,9 @@ class Row(NamedTuple):
 class CallRows:
     """The rows of one call that are still to run, longest first."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        """`lengths` are tokens of each input, special tokens included."""
+    def __init__(self, lengths: Sequence[int], *, alone: bool = False) -> None:
+        """`lengths` are tokens of each input, special tokens included. `alone`: in no batch with rows of others."""
+        self.alone = alone
         self.rows = [Row(pad_length(n), at) for at, n in enumerate(lengths)]
         if len(self.rows) > 1:
             self.rows.sort(reverse=True)
@@ -65,10 +67,11 @@ def next_batch(queue: Sequence[CallRows], *, last_was_bulk: bool) -> Plan | None
     small = next((at for at, call in enumerate(queue) if call.rows and not call.is_bulk), None)
     bulk = next((at for at, call in enumerate(queue) if call.rows and call.is_bulk), None)
     if bulk is not None and (small is None or not last_was_bulk):
-        return _plan(queue, bulk, (at for at in range(min(len(queue), LOOK_AHEAD_CALLS)) if at != bulk), bulk=True)
+        ahead = range(0 if queue[bulk].alone else min(len(queue), LOOK_AHEAD_CALLS))
+        return _plan(queue, bulk, (at for at in ahead if at != bulk and not queue[at].alone), bulk=True)
     if small is not None:
-        ahead = range(small + 1, min(len(queue), small + LOOK_AHEAD_CALLS))
-        return _plan(queue, small, (at for at in ahead if not queue[at].is_bulk), bulk=False)
+        ahead = range(small + 1, small if queue[small].alone else min(len(queue), small + LOOK_AHEAD_CALLS))
+        return _plan(queue, small, (at for at in ahead if not queue[at].is_bulk and not queue[at].alone), bulk=False)
     return None
 
 

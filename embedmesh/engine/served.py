@@ -155,29 +155,29 @@ class Served:
         """Whether `start` has ended: `begin` may be called."""
         return self._loaded.is_set()
 
-    def begin(self, ids: list[list[int]], on_end: OnEnd) -> EmbedCall:
+    def begin(self, ids: list[list[int]], on_end: OnEnd, *, alone: bool = False) -> EmbedCall:
         """Embed checked ids without special tokens; equal inputs are run once. For `drop` if its caller goes.
 
-        `on_end` is called later, with one little-endian float32 vector an input, or a NodeFailure. Raises Overloaded at
-        once, NodeBroke when the engine is down.
+        `on_end` is called later, with one little-endian float32 vector an input, or a NodeFailure. What runs `alone`
+        shares no batch with other calls. Raises Overloaded at once, NodeBroke when the engine is down.
         """
         if self._supervisor.down:
             raise NodeBroke("The engine is down and is being restarted.")
         if len(ids) == 1:
-            return self._queue.submit([self.tokenizer.with_specials(ids[0])], on_end)
+            return self._queue.submit([self.tokenizer.with_specials(ids[0])], on_end, alone=alone)
         rows: dict[tuple[int, ...], int] = {}
         order = [rows.setdefault(tuple(each), len(rows)) for each in ids]
 
         def ended(outcome: list[bytes] | NodeFailure) -> None:
             on_end(outcome if isinstance(outcome, NodeFailure) else [outcome[row] for row in order])
 
-        return self._queue.submit([self.tokenizer.with_specials(each) for each in rows], ended)
+        return self._queue.submit([self.tokenizer.with_specials(each) for each in rows], ended, alone=alone)
 
     def drop(self, call: EmbedCall) -> None:
         """The caller has gone."""
         self._queue.drop(call)
 
-    async def embed(self, ids: list[list[int]]) -> bytes:
+    async def embed(self, ids: list[list[int]], *, alone: bool = False) -> bytes:
         """As `begin`: all vectors, one after another. The queue before it decides how long it may take.
 
         Raises Overloaded at once, NodeFailure, DeadlineExceeded.
@@ -185,7 +185,7 @@ class Served:
         await self._loaded.wait()
         expected_s = self._queue.expected_s(sum(map(len, ids)) + self.tokenizer.specials * len(ids))
         ended: asyncio.Future[list[bytes] | NodeFailure] = asyncio.get_running_loop().create_future()
-        call = self.begin(ids, lambda outcome: None if ended.done() else ended.set_result(outcome))
+        call = self.begin(ids, lambda outcome: None if ended.done() else ended.set_result(outcome), alone=alone)
         try:
             async with asyncio.timeout(request_s(expected_s)):
                 outcome = await ended

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 
 import pytest
 
@@ -139,6 +140,26 @@ async def test_bulk_calls_end_in_the_order_they_came() -> None:
     last_batch = [max(at for at, batch in enumerate(engine.batches) if batch[0][0] == caller) for caller in range(5)]
     for caller, at in enumerate(last_batch):  # ten batches each; the last one runs as a small call, in their turn
         assert at < 10 * (caller + 1) + 1
+
+
+async def test_a_call_that_runs_alone_has_its_batches_for_itself() -> None:
+    """Among calls of all sizes: a vector is the first id, so a batch tells whose rows it has."""
+    engine = Engine()
+    dice = Random(3)
+    alone = {caller for caller in range(60) if dice.random() < 0.4}
+    async with queueing(engine) as queue:
+        calls = [
+            queue.embed(
+                [[caller] * dice.choice((4, 9, 30, 200)) for _ in range(dice.choice((1, 1, 3, 40)))],
+                alone=caller in alone,
+            )
+            for caller in range(60)
+        ]
+        answers = await asyncio.gather(*calls)
+    assert all(set(vectors) == {bytes([caller])} for caller, vectors in enumerate(answers))
+    batches = [{sequence[0] for sequence in batch} for batch in engine.batches]
+    assert all(len(callers) == 1 for callers in batches if callers & alone)
+    assert any(len(callers) > 1 for callers in batches)
 
 
 async def test_a_failed_batch_fails_its_calls_only() -> None:

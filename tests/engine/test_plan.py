@@ -59,6 +59,29 @@ def test_the_next_batch(
     assert (plan.rows, plan.length, plan.picks) == (rows, length, picks)
 
 
+@pytest.mark.parametrize(
+    ("calls", "alone", "last_was_bulk", "picks"),
+    [
+        # Nobody joins the batch of a small call that runs alone, and it joins no other's.
+        ([[10], [12], [9]], {0}, False, [(0, 0)]),
+        ([[10], [12], [9], [11]], {1}, False, [(0, 0), (2, 0), (3, 0)]),
+        ([[10, 12, 9], [9]], {0}, False, [(0, 2), (0, 1), (0, 0)]),
+        # The same of bulk, from either side.
+        ([[250, 250, *[10] * 200], [245] * 9, [245]], {0}, False, [(0, 1)]),
+        ([[250, 250, *[10] * 200], [250] * 9, [245] * 2], {1}, False, [(0, 1), (0, 0), (2, 1), (2, 0)]),
+        # It takes its turn like any other.
+        ([[250] * 9, [10]], {0, 1}, True, [(1, 0)]),
+    ],
+)
+def test_a_call_that_runs_alone_shares_no_batch(
+    calls: list[list[int]], alone: set[int], last_was_bulk: bool, picks: list[tuple[int, int]]
+) -> None:
+    queue = [CallRows(lengths, alone=at in alone) for at, lengths in enumerate(calls)]
+    plan = next_batch(queue, last_was_bulk=last_was_bulk)
+    assert plan is not None
+    assert plan.picks == picks
+
+
 def test_nothing_waits() -> None:
     assert next_batch([], last_was_bulk=False) is None
 
@@ -66,17 +89,22 @@ def test_nothing_waits() -> None:
 LENGTHS = st.lists(st.integers(1, 256), min_size=1, max_size=60)
 
 
-@given(calls=st.lists(LENGTHS, min_size=1, max_size=8))
-def test_everything_runs_once_in_few_shapes(calls: list[list[int]]) -> None:
-    """Whatever waits: each input is in exactly one batch, fits into it, and no batch has a shape out of the list."""
+@given(calls=st.lists(LENGTHS, min_size=1, max_size=8), alone=st.sets(st.integers(0, 7)))
+def test_everything_runs_once_in_few_shapes(calls: list[list[int]], alone: set[int]) -> None:
+    """Whatever waits: each input is in exactly one batch, fits into it, and no batch has a shape out of the list.
+
+    A batch with rows of a call that runs alone has no others.
+    """
     allowed = set(shapes(256))
-    queue = [(at, CallRows(lengths)) for at, lengths in enumerate(calls)]
+    queue = [(at, CallRows(lengths, alone=at in alone)) for at, lengths in enumerate(calls)]
     seen: list[tuple[int, int]] = []
     bulk = False
     while plan := next_batch([work for _, work in queue], last_was_bulk=bulk):
         assert (plan.rows, plan.length) in allowed
         assert 0 < len(plan.picks) <= plan.rows <= BATCH_ROWS_MAX
         assert plan.rows * plan.length <= BATCH_TOKENS_MAX
+        together = {queue[at][0] for at, _ in plan.picks}
+        assert len(together) == 1 or together.isdisjoint(alone)
         for at, index in plan.picks:
             call, work = queue[at]
             assert calls[call][index] <= plan.length
