@@ -142,7 +142,9 @@ def measure(texts: int = 100_000) -> Figures:
     model_folder()
     with tempfile.TemporaryDirectory(prefix="embedmesh-") as runs:
         path = Path(runs) / "node.sock"
-        node = Server("node", [*EMBEDMESH, "node", "--uds", str(path)], path, Path(runs), usable_cores())
+        node = Server(
+            "node", [*EMBEDMESH, "node", "--uds", str(path), "--data-dir", runs], path, Path(runs), usable_cores()
+        )
         try:
             return _soak(node, texts)
         finally:

@@ -250,7 +250,8 @@ async def measure(rounds: int = 5) -> Figures:
         )
         catalogue(model, scratch / "models.toml")
         uds = scratch / "node.sock"
-        command = [*EMBEDMESH, "node", "--uds", str(uds), "--catalogue", str(scratch / "models.toml")]
+        where = ["--uds", str(uds), "--data-dir", str(scratch)]
+        command = [*EMBEDMESH, "node", *where, "--catalogue", str(scratch / "models.toml")]
         with Process(command, scratch / "log") as process:
             node = Wedged(process, model, uds)
             await node.start()

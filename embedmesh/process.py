@@ -14,11 +14,13 @@ import socket
 import sys
 import sysconfig
 from collections.abc import Mapping
+from pathlib import Path
 
 from embedmesh.rules.errors import SetupError
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 MMAP_BYTES_MIN = 64 * 1024  # such blocks get pages of their own, which costs time for each 4 kB that is used of them
+CORE_FILTER = Path("/proc/self/coredump_filter")  # which kinds of memory are in a core
 EXIT_OK = 0
 EXIT_AGAIN = 75  # EX_TEMPFAIL: something that we need is away; starting again may help
 EXIT_SETUP = 78  # EX_CONFIG: starting again will not help; a person must fix something
@@ -64,6 +66,16 @@ def raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def keep_memory_off_disk() -> None:
+    """No core dumps of this process and its children: texts and keys are in their memory.
+
+    Where the kernel hands cores to a program, the limit does not count (core(5)); such a core then has no memory in it.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # not Linux
+        CORE_FILTER.write_text("0")
 
 
 def log_to_stderr() -> None:

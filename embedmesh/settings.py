@@ -174,6 +174,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 0
     data_dir: Annotated[Path, Meta(description="Folder for the node's identity; created with mode 0700.")]
+    attestation_key: Annotated[
+        Path | None,
+        Meta(description="The operator's key (32 bytes, mode 0600) that vouches for the node's confidential keys."),
+    ] = None
     uds: Annotated[Path | None, Meta(description="Unix socket to serve gateways on; created with mode 0600.")] = None
     catalogue: CataloguePath = None
     model: Annotated[

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.command_line import as_arguments
-from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, stop_event
+from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, keep_memory_off_disk, stop_event
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
@@ -80,6 +80,7 @@ class Child:
 
 def main(gateway: GatewaySettings, node: NodeSettings, *, say: Say, on_ready: Callable[[Credentials], None]) -> int:
     """Run until told to stop. `say` gets lines of progress; `on_ready` is called once a first vector was made."""
+    keep_memory_off_disk()  # nor of its children
     try:
         folder = gateway.data_dir
         with locked(folder), socket_folder(folder) as run_folder, bind(gateway.host, gateway.port) as sock:
@@ -121,7 +122,7 @@ class Service:
         lifeline = ["--lifeline-fd", str(lifeline_fd)]
         node_arguments = ["node", "--uds", str(node_socket), *lifeline]
         node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
-        node_arguments += as_arguments(self.node, without=("data_dir",))
+        node_arguments += as_arguments(self.node, without=())
         children = [Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {})]
         arguments = ["gateway", "--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), *lifeline]
         arguments += as_arguments(gateway, without=("host", "port", "store", "workers"))

@@ -84,7 +84,8 @@ class Field:
     def start_node(self) -> Server:
         """A node of our own, with the default catalogue, on a new socket."""
         path = self._folder / f"{time.monotonic_ns()}.sock"
-        command = [*EMBEDMESH, "node", "--uds", str(path), "--threads", str(self._threads)]
+        where = ["--uds", str(path), "--data-dir", str(self._folder)]
+        command = [*EMBEDMESH, "node", *where, "--threads", str(self._threads)]
         return Server(f.NODE, command, path, self._folder, self._threads)
 
     def start_node_again(self) -> float:

@@ -20,6 +20,7 @@ from embedmesh.process import (
     EXIT_SETUP,
     beyond_loopback,
     give_memory_back,
+    keep_memory_off_disk,
     log_to_stderr,
     quieten_gc,
     raise_file_limit,
@@ -64,6 +65,7 @@ class Ending:
 def main(settings: GatewaySettings) -> int:
     """Run a gateway until it is told to stop. Returns the exit code."""
     log_to_stderr()
+    keep_memory_off_disk()
     raise_file_limit()
     give_memory_back()
     try:

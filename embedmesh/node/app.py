@@ -8,7 +8,7 @@ import functools
 import hmac
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from aiohttp import web
@@ -28,6 +28,7 @@ from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
 from embedmesh.node.metrics import NodeMetrics
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.rules import errors
+from embedmesh.rules.confidential import SignedKeys
 from embedmesh.rules.embeddings import (
     COMPACT,
     Call,
@@ -48,6 +49,7 @@ from embedmesh.rules.ports import Caller
 from embedmesh.rules.served import ORDINARY, ParseTerms, no_such_model
 
 QUEUE_FULL_STATUS = 429  # in the node protocol; in a gateway's API an overload has another status
+SOON_BYTES_MAX = 32 * 1024  # of a body that is read on the event loop: a millisecond at most
 SELF = "self"  # x-embedmesh-node of a node without a gateway
 LATE = "The call took longer than it may. Send fewer or shorter inputs."
 NOT_SERVED = "This node does not serve that model; GET /v1/models lists what it serves."
@@ -76,8 +78,17 @@ class OneKey:
 class NodeApp:
     """Handlers over the models of one node. Models of `catalogue` may be loaded while it runs."""
 
-    def __init__(self, models: LoadedModels, catalogue: Catalogue, metrics: NodeMetrics, bodies: BodyBudget) -> None:
+    def __init__(
+        self,
+        models: LoadedModels,
+        catalogue: Catalogue,
+        metrics: NodeMetrics,
+        bodies: BodyBudget,
+        keys: Callable[[Mapping[str, str]], SignedKeys | msgspec.UnsetType] = lambda models: msgspec.UNSET,
+    ) -> None:
+        """`keys` gives the document of the node's confidential keys for these models (ids and digests)."""
         self._models = models
+        self._keys = keys
         self._catalogue = catalogue
         self._metrics = metrics
         self._bodies = bodies
@@ -140,7 +151,7 @@ class NodeApp:
         """The model's token ids for a request of /v1/embeddings, in place of vectors."""
         body = await read_body(request, REQUEST_BODY_BYTES_MAX, self._bodies)
         try:
-            call, served, counted = await self._read(body)
+            call, served, counted = await self.read(body)
         finally:
             self._bodies.give_back("", len(body))
         ids = [served.tokenizer.with_specials(numbers_of(each)) for each in counted.ids or ()]
@@ -207,7 +218,7 @@ class NodeApp:
         )
 
         begun = time.monotonic()
-        call, served, counted = await self._read(body, path_model)
+        call, served, counted = await self.read(body, path_model)
         assert counted.ids is not None  # there was a tokenizer
         try:
             data = await served.embed(list(map(numbers_of, counted.ids)))
@@ -220,12 +231,12 @@ class NodeApp:
         reply = render(call, counted.truncated, answer, headers)
         return web.Response(body=reply.body, headers=JSON_HEADERS | reply.headers)
 
-    async def _read(self, body: bytes, path_model: str | None = None) -> tuple[Call, Served, Counted]:
+    async def read(self, body: bytes, path_model: str | None = None) -> tuple[Call, Served, Counted]:
         """Parse and count a request of the public form; its path may name a model. Raises a CallerFailure."""
         catalogue = Catalogue(tuple(one.model for one in self._models))
         terms = ParseTerms(normal=[one.model.id for one in self._models if one.normal])
         reading = functools.partial(parse, body, catalogue, terms, named=path_model)
-        call, model = await self._turns.call(SELF, reading)
+        call, model = reading() if len(body) <= SOON_BYTES_MAX else await self._turns.call(SELF, reading)
         served = self._models.find(model.id)
         if served is None:  # it was unloaded meanwhile
             raise errors.ModelNotFound(NOT_SERVED, param="model")
@@ -239,12 +250,13 @@ class NodeApp:
     def list_bytes(self) -> bytes:
         """The list of models that embed now: without those that are down or still loading.
 
-        The digest is the catalogue's, which the worker has compared with the files.
+        The digest is the catalogue's, which the worker has compared with the files. With the list come the keys of
+        confidential requests: this is the one place where a node publishes them.
         """
         shortage = next((one.shortage for one in self._models if one.shortage), "")
-        return msgspec.json.encode(
-            ServedModels([_described(one.model) for one in self._models.up()], shortage=shortage)
-        )
+        models = [one.model for one in self._models.up()]
+        keys = self._keys({model.id: model.digest for model in models}) if models else msgspec.UNSET
+        return msgspec.json.encode(ServedModels([_described(model) for model in models], shortage=shortage, keys=keys))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_reply(_described(self._served(request[PATH_REMAINDER]).model))

@@ -8,14 +8,14 @@ same. What is answered here has a head that is constant but for its length, so t
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from embedmesh.http.failures import envelope, hint_headers, status_and_type
 from embedmesh.http.fast_path import Explain
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import json_head, own_request_id
 from embedmesh.node.app import LATE, QUEUE_FULL_STATUS, CompactDone
-from embedmesh.rules.embeddings import EMBED_HEAD, LIST_HEAD, LISTED_HEAD, VECTORS_HEAD
+from embedmesh.rules.embeddings import EMBED_HEAD, LIST_HEAD, LISTED_HEAD, SEALED_HEAD, VECTORS_HEAD
 from embedmesh.rules.errors import DeadlineExceeded, Failure, Overloaded, RequestTimeout
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_BODY_S, REQUEST_MAX_S, WRITE_REPLY_S
 
@@ -49,11 +49,33 @@ class Signs(Protocol):
     def sign(self, checked: "CheckedRequest", reply: bytes, tokens: int) -> list[tuple[str, str]]: ...
 
 
+class Seals(Protocol):
+    """What answers sealed calls: see SealedCalls."""
+
+    def begin(self, body: bytes, done: CompactDone) -> Callable[[], object]: ...
+
+
+class CompactForm(NamedTuple):
+    """One kind of request: how its head begins, and how long its body may be."""
+
+    head: bytes
+    method: str
+    path: str
+    bytes_max: int
+
+
+EMBED = CompactForm(EMBED_HEAD, "POST", "/v1/embeddings", REQUEST_BODY_BYTES_MAX)
+SEALED = CompactForm(SEALED_HEAD, "POST", "/v1/confidential/embeddings", REQUEST_BODY_BYTES_MAX)  # larger ones are rare
+LIST = CompactForm(LIST_HEAD, "GET", "/v1/models", 0)
+
+
 class CompactPath:
     """What the exchanges of all connections share. With `signed`, requests and replies are."""
 
-    def __init__(self, app: App, bodies: BodyBudget, signed: Signs | None = None) -> None:
+    def __init__(self, app: App, bodies: BodyBudget, signed: Signs | None = None, sealed: Seals | None = None) -> None:
+        """Without `sealed`, sealed calls are left to the general server."""
         self.app = app
+        self.sealed = sealed
         self.bodies = bodies
         self.signed = signed
         self._form = (UNSIGNED if signed is None else SIGNED).match
@@ -67,17 +89,22 @@ class CompactPath:
         self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
     ) -> "CompactExchange | None":
         """Answer `data` if it begins with a request of the form; None if the general server must take it."""
-        embeds = data.startswith(EMBED_HEAD)
-        if not embeds and not data.startswith(LIST_HEAD):
+        if data.startswith(EMBED_HEAD):
+            asked = EMBED
+        elif data.startswith(LIST_HEAD):
+            asked = LIST
+        elif self.sealed is not None and data.startswith(SEALED_HEAD):
+            asked = SEALED
+        else:
             return None
-        head = self._form(data, len(EMBED_HEAD if embeds else LIST_HEAD))
+        head = self._form(data, len(asked.head))
         if head is None:
             return None
         *headers, length = head.groups()
         missing = int(length)
-        if missing > (REQUEST_BODY_BYTES_MAX if embeds else 0):
+        if missing > asked.bytes_max:
             return None
-        exchange = CompactExchange(self, transport, explain, on_end, embeds=embeds, missing=missing)
+        exchange = CompactExchange(self, transport, explain, on_end, asked=asked, missing=missing)
         exchange.check_head(headers)
         exchange.feed(data[head.end() :])
         return exchange
@@ -113,7 +140,7 @@ class CompactExchange:
         explain: Explain,
         on_end: Callable[[bytes], None],
         *,
-        embeds: bool,
+        asked: CompactForm,
         missing: int,
     ) -> None:
         """`missing` are the bytes of its body. `on_end` is called in the end with the bytes that came after it."""
@@ -121,7 +148,7 @@ class CompactExchange:
         self._transport = transport
         self._explain = explain
         self._on_end = on_end
-        self._embeds = embeds
+        self._asked = asked
         self._missing = missing
         self._checked: CheckedRequest | None = None
         self._refused: Failure | None = None  # before its body was whole, which is then thrown away
@@ -142,10 +169,9 @@ class CompactExchange:
         signed = self._path.signed
         if signed is None:
             return
-        method, path = ("POST", "/v1/embeddings") if self._embeds else ("GET", "/v1/models")
         named = dict(zip(SIGNED_HEADERS, [value.decode("ascii") for value in headers], strict=True))
         try:
-            self._checked = signed.check_head(method, path, named)
+            self._checked = signed.check_head(self._asked.method, self._asked.path, named)
         except Failure as failure:
             self._refused = failure
 
@@ -221,10 +247,13 @@ class CompactExchange:
         try:
             if self._checked is not None and self._path.signed is not None:
                 self._path.signed.check_body(self._checked, body)
-            if not self._embeds:
+            if self._asked is LIST:
                 self._reply(LISTED_HEAD, self._path.app.list_bytes(), 0)
                 return
-            self._drop = self._path.app.begin_compact(body, self._embedded)
+            if self._asked is SEALED and self._path.sealed is not None:
+                self._drop = self._path.sealed.begin(body, self._embedded)
+            else:
+                self._drop = self._path.app.begin_compact(body, self._embedded)
             self._path.watch(self, self._loop)
         except Exception as error:  # noqa: BLE001 - explained, and counted if it is a bug of ours
             self._refuse(error)

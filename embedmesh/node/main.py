@@ -18,14 +18,27 @@ from embedmesh.http.server import HttpServer
 from embedmesh.http.unix_socket import bind_unix, remove_unix
 from embedmesh.node.app import NodeApp
 from embedmesh.node.compact_path import CompactPath
+from embedmesh.node.confidential import LateOpener, SealedCalls
 from embedmesh.node.metrics import NodeMetrics
-from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit, stop_event
+from embedmesh.process import (
+    EXIT_OK,
+    EXIT_SETUP,
+    bind,
+    keep_memory_off_disk,
+    log_to_stderr,
+    quieten_gc,
+    raise_file_limit,
+    stop_event,
+)
+from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 from embedmesh.settings import NodeSettings
 
 if TYPE_CHECKING:
     from embedmesh.node.member import MemberNode
+    from embedmesh.node.opener import Opener
+    from embedmesh.rules.ports import Clock
 
 NODE_DRAIN_S = 8.0  # a supervisor kills after ten; calls that need longer have other nodes to go to
 BODIES_BYTES_TOTAL_MAX = 64 * 1024 * 1024  # sixteen of the largest; decoded ids take some ten times that
@@ -41,6 +54,7 @@ class NodeProcess:
     socket_server: HttpServer | None
     public_server: HttpServer | None
     member: "MemberNode | None"
+    opener: LateOpener | None  # where there are gateways
 
 
 def main(settings: NodeSettings, catalogue: Catalogue) -> int:
@@ -49,6 +63,7 @@ def main(settings: NodeSettings, catalogue: Catalogue) -> int:
     Returns the exit code: 0, or 78 after one line on standard error that says what to fix.
     """
     log_to_stderr()
+    keep_memory_off_disk()
     raise_file_limit()
     try:
         uvloop.run(serve(settings, catalogue))
@@ -87,22 +102,30 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
 
     models = LoadedModels(make)
     bodies = BodyBudget(BODIES_BYTES_TOTAL_MAX)
-    app = NodeApp(models, catalogue, metrics, bodies)
+    clock = SystemClock()
+    opener = LateOpener(partial(_make_opener, settings, clock))
+    app = NodeApp(models, catalogue, metrics, bodies, opener.signed_keys)
+    sealed = SealedCalls(app, opener, metrics, bodies, clock)
     server = partial(HttpServer, on_internal_error=metrics.internal_error)
     member = None
     if settings.gateway:
         from embedmesh.node.member import MemberNode  # brings TLS and an HTTP client along
 
-        member = MemberNode(settings, models, app, bodies, metrics.internal_error)
+        member = MemberNode(settings, models, app, bodies, metrics.internal_error, sealed)
     return NodeProcess(
         settings,
         chosen,
         models,
-        socket_server=server(app.routes(), fast_path=CompactPath(app, bodies)) if settings.uds is not None else None,
+        socket_server=(
+            server({**app.routes(), **sealed.routes()}, fast_path=CompactPath(app, bodies, sealed=sealed))
+            if settings.uds is not None
+            else None
+        ),
         public_server=(
             server(app.public_routes(settings.api_key), other_paths=OTHER_PATHS) if settings.standalone else None
         ),
         member=member,
+        opener=opener if settings.uds is not None or settings.gateway else None,
     )
 
 
@@ -124,6 +147,9 @@ async def run(node: NodeProcess, stopping: asyncio.Event) -> None:
     load, some = asyncio.create_task(node.models.load_all(node.chosen)), asyncio.create_task(node.models.some.wait())
     tasks: list[asyncio.Future[Any]] = [load, some]
     try:
+        if node.opener is not None:
+            await node.opener.make()  # while the engines start, which takes longer
+            tasks.append(asyncio.create_task(node.opener.keep()))
         await _until(stopping, load, some)
         quieten_gc()
         if node.member is not None and not stopping.is_set():
@@ -181,3 +207,9 @@ async def _until(stopping: asyncio.Event, *works: asyncio.Future[Any]) -> None:
     for work in works:
         if work.done():
             work.result()
+
+
+def _make_opener(settings: NodeSettings, clock: "Clock") -> "Opener":
+    from embedmesh.node.opener import make_opener  # brings TLS along
+
+    return make_opener(settings, clock)

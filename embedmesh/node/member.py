@@ -13,8 +13,10 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node.app import NodeApp
 from embedmesh.node.compact_path import CompactPath
+from embedmesh.node.confidential import SealedCalls
 from embedmesh.node.dialling import DialOut
 from embedmesh.node.joining import AdvertisedAddress, Joining, find_gateway
+from embedmesh.node.opener import IDENTITY_FILE
 from embedmesh.node.signed_api import SignedApi
 from embedmesh.process import bind
 from embedmesh.rules.clock import SystemClock
@@ -41,12 +43,13 @@ class MemberNode:
         app: NodeApp,
         bodies: BodyBudget,
         on_internal_error: Callable[[], None],
+        sealed: SealedCalls | None = None,
     ) -> None:
         """Reads or makes the node's files. Raises SetupError."""
         folder = _make_folder(settings.data_dir)
         invite = _parse(Invite.parse, settings.join, "--join")
         known = find_gateway(folder / "gateway.json", settings.gateway, invite, settings.gateway_key)
-        identity = Identity.load(folder / "node.identity")
+        identity = Identity.load(folder / IDENTITY_FILE)
         endpoint = _parse(parse, settings.address, "--address")
         self._listen_on = _parse_listen(settings.listen, endpoint)
         self._tls = None
@@ -68,9 +71,10 @@ class MemberNode:
             address=settings.address,
             receipts=self._receipts,
             clock=clock,
+            sealed=sealed,
         )
         self._server = HttpServer(
-            api.routes(), on_internal_error=on_internal_error, fast_path=CompactPath(app, bodies, api)
+            api.routes(), on_internal_error=on_internal_error, fast_path=CompactPath(app, bodies, api, sealed)
         )
         self._joining = Joining(
             known=known,

@@ -1,6 +1,6 @@
-"""A node's metrics for Prometheus. The model is the only label: nothing of a caller is ever in a metric."""
+"""A node's metrics for Prometheus, by model; confidential calls by outcome. Nothing of a caller is ever in a metric."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -40,6 +40,12 @@ class NodeMetrics:
         self._waiting = metric(Gauge, "queue_tokens", "Padded tokens that wait for their batch")
         self._ready = metric(Gauge, "ready", "1 while the model embedded something within the last two seconds")
         self._starved = metric(Gauge, "starved", "1 while the model's engine could run and gets too little CPU")
+        self._confidential = Counter(
+            "embedmesh_node_confidential_calls",
+            "Confidential calls that were answered, or refused for what they are",
+            ["outcome"],
+            registry=self._registry,
+        )
         self._internal_errors = Counter(
             "embedmesh_node_internal_errors", "Requests that ended in a bug of ours", registry=self._registry
         )
@@ -53,6 +59,10 @@ class NodeMetrics:
     def refused(self, model: str) -> None:
         """A call found the queue full."""
         self._refused.labels(model).inc()
+
+    def confidential(self, outcome: Literal["answered", "refused"]) -> None:
+        """A confidential call has its answer."""
+        self._confidential.labels(outcome).inc()
 
     def started(self, model: str) -> None:
         self._starts.labels(model).inc()

@@ -6,6 +6,7 @@ address: it is signed by the gateway's identity, which the node knows from its j
 so their bodies have a budget of their own, and only some are checked, with a share for each address.
 """
 
+import functools
 from binascii import a2b_base64
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from aiohttp import web
 from embedmesh.http.bodies import JSON_HEADERS, json_reply
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget, read_body
-from embedmesh.http.routing import Routes
+from embedmesh.http.routing import Methods, Routes
 from embedmesh.node.app import NodeApp, queue_full
+from embedmesh.node.confidential import CONFIDENTIAL_PATH, SealedCalls
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import COMPACT
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
@@ -46,6 +48,7 @@ class SignedApi:
     address: str
     receipts: ReceiptLog
     clock: Clock
+    sealed: SealedCalls | None = None  # None where no confidential requests are taken
 
     def __post_init__(self) -> None:
         self._checker = RequestChecker(node_id(self.identity.public_key))
@@ -56,11 +59,14 @@ class SignedApi:
 
     def routes(self) -> Routes:
         """Every path and method of the API."""
-        return {
+        routes: dict[str, Methods] = {
             "/v1/embeddings": {"POST": self.embeddings},
             "/v1/models": {"GET": self.models},
             "/v1/challenge": {"POST": self.challenge},
         }
+        if self.sealed is not None:
+            routes[CONFIDENTIAL_PATH] = {"POST": functools.partial(self.confidential, self.sealed)}
+        return routes
 
     def new_session(self, session: Session) -> None:
         """Also answer requests under this session."""
@@ -77,6 +83,19 @@ class SignedApi:
             return queue_full(failure)
         finally:
             self.bodies.give_back("", len(body))
+        return self._signed(checked, web.Response(body=reply, headers={"Content-Type": COMPACT}), tokens)
+
+    async def confidential(self, sealed: SealedCalls, request: web.BaseRequest) -> web.StreamResponse:
+        """Signed both ways, with a receipt over what was sealed."""
+        checked = self._check(request)
+        body = await sealed.read_body(request)
+        try:
+            self.check_body(checked, body)
+            reply, tokens = await sealed.answer(body)
+        except errors.Overloaded as failure:
+            return queue_full(failure)
+        finally:
+            sealed.give_back(body)
         return self._signed(checked, web.Response(body=reply, headers={"Content-Type": COMPACT}), tokens)
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -23,10 +23,11 @@ Ids = list[int] | bytes
 
 ID_BYTES = 4
 
-COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds and EmbedVectors
+COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds, EmbedVectors and sealed calls
 
 # The heads of the compact form, as gateway and node write them: constant up to a signature's lines and the length.
 EMBED_HEAD = f"POST /v1/embeddings HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode()
+SEALED_HEAD = f"POST /v1/confidential/embeddings HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode()
 LIST_HEAD = f"GET /v1/models HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode()
 VECTORS_HEAD = f"HTTP/1.1 200 OK\r\nContent-Type: {COMPACT}\r\nContent-Length: ".encode()
 LISTED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "

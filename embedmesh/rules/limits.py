@@ -23,6 +23,9 @@ LOCKS_OF_KEY_MAX = 64  # open at one time; a program that locks for each request
 LOCKS_OF_ACCOUNT_MAX = 256
 CONFIDENTIAL_KEY_S = 86_400  # a node makes new keys for confidential requests every day
 CONFIDENTIAL_OVERLAP_S = 900  # and keeps the old ones for longer than the last lock and its request may last
+SEALED_CALL_BYTES_MAX = (
+    REQUEST_BODY_BYTES_MAX + 256 * 1024
+)  # at a node: the largest body, padded by 3 %, and its members
 BYTES_A_TOKEN_MAX = 128  # of a sealed request: a node's count is at least a token for that many; text has twenty times
 
 # -- how long it may take, in seconds; total, not per read

@@ -32,19 +32,29 @@ class Identity:
         self.public_key = self._key.public_key().public_bytes_raw()  # 32 bytes
 
     @classmethod
+    def new(cls) -> Self:
+        """One that nobody knows, and that is gone when we end."""
+        return cls(secrets.token_bytes(SEED_BYTES))
+
+    @classmethod
     def load(cls, path: Path) -> Self:
-        """The identity in the file: 32 bytes, mode 0600, made at first start. Raises SetupError."""
+        """A node's identity in the file: 32 bytes, mode 0600, made at first start. Raises SetupError."""
         try:
             if not path.exists():
                 make_once(path, secrets.token_bytes(SEED_BYTES))
-            seed = read_private(path, NODE_IDENTITY)
         except OSError as error:
             raise SetupError(f"Cannot use the {NODE_IDENTITY} {path}: {error.strerror}.") from None
+        return cls.read(path, NODE_IDENTITY, "restore it from a backup, or remove it and join again")
+
+    @classmethod
+    def read(cls, path: Path, what: str, remedy: str) -> Self:
+        """The identity in a file that is there; `what` names it. Raises SetupError."""
+        try:
+            seed = read_private(path, what)
+        except OSError as error:
+            raise SetupError(f"Cannot use the {what} {path}: {error.strerror}.") from None
         if len(seed) != SEED_BYTES:
-            raise SetupError(
-                f"The {NODE_IDENTITY} {path} must have {SEED_BYTES} bytes: restore it from a backup, or remove "
-                "it and join again."
-            )
+            raise SetupError(f"The {what} {path} must have {SEED_BYTES} bytes: {remedy}.")
         return cls(seed)
 
     @classmethod

@@ -39,6 +39,8 @@ class Node:
         every = [models] if isinstance(models, Model) else list(models)
         catalogue = write_catalogue(uds.with_suffix(".toml"), every)
         command = [sys.executable, "-m", "embedmesh", "node", "--uds", str(uds), "--catalogue", str(catalogue)]
+        self.data_dir = Path(options.pop("data_dir", uds.with_suffix(".data")))
+        command += ["--data-dir", str(self.data_dir)]
         for name, value in ({"threads": 1} | options).items():
             for one in value if isinstance(value, list) else [value]:
                 command += [f"--{name.replace('_', '-')}", *([] if one is True else [str(one)])]
