@@ -39,7 +39,9 @@ def test_first_and_second_start(serve: Serve, tmp_path: Path, note: Note) -> Non
     assert told.keys() == {"base_url", "api_key", "admin_key", "account"}
     assert told["account"] == "local"
     assert mode(first.data_dir) == 0o700
-    assert {mode(path) for path in first.data_dir.iterdir() if path.is_file()} == {0o600}
+    modes = {path.name: mode(path) for path in first.data_dir.iterdir() if path.is_file()}
+    assert modes.pop("node.identity.pub") == 0o644  # to be copied to clients
+    assert set(modes.values()) == {0o600}
 
     said = first.said.read_text()
     assert told["base_url"] in said
@@ -212,6 +214,19 @@ def test_a_second_ctrl_c_does_not_wait(serve: Serve) -> None:
     assert again.account().balance_nanousd == before
     assert len(again.check_ledger()["recovered"]) == 1
     assert again.stop() == 0
+
+
+def test_no_process_leaves_a_core(serve: Serve) -> None:
+    """Texts and keys are in their memory: no core file, and nothing in what the kernel hands to a program."""
+    one = serve().wait_ready()
+    found = one.processes()
+    assert set(found.values()) == {"gateway", "node", "serve", "worker"}
+    for pid in found:
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        (core,) = [line.split()[4:6] for line in limits.splitlines() if line.startswith("Max core file size")]
+        assert core == ["0", "0"]
+        assert int(Path(f"/proc/{pid}/coredump_filter").read_text(), 16) == 0
+    assert one.stop() == 0
 
 
 def test_killed_supervisor_leaves_nothing(serve: Serve, note: Note) -> None:
