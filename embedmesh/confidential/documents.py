@@ -6,7 +6,7 @@ import msgspec
 
 from embedmesh.confidential.attestation import Attester
 from embedmesh.confidential.failures import Untrusted
-from embedmesh.confidential.node_keys import DhKey
+from embedmesh.confidential.node_keys import read_public
 from embedmesh.confidential.statements import read_strictly
 from embedmesh.rules.confidential import KEY_DOCUMENT, KeyDocument, Scheme, SignedKeys
 from embedmesh.signing.identity import Identity, node_id, verify
@@ -50,7 +50,7 @@ def read_keys(signed: SignedKeys) -> KeyDocument:
         raise Untrusted("validity")
     for key in document.keys.values():
         try:
-            DhKey.new().exchange(key)
+            read_public(key)
         except ValueError:
             raise Untrusted("key") from None
     return document

@@ -14,14 +14,22 @@ DH_KEY_BYTES = 32
 NONCE_BYTES = 12
 PREFIX_BYTES = 4  # of a reply's nonce, random; the counter has the other eight
 FIELD = 2**255 - 19  # a key is the little-endian number of a point below it
+LOW_ORDER = {  # all points whose order divides eight: with them, anybody's shared secret is zeros
+    0,
+    1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    FIELD - 1,
+}
 
 
 def read_public(raw: bytes) -> X25519PublicKey:
-    """A public key in its one form. Raises ValueError for a wrong length and another form of the same point.
+    """A public key in its one form. Raises ValueError for a wrong length, low order, and another form of a point.
 
     RFC 7748 has readers ignore the highest bit and take numbers modulo FIELD: then two keys would be one.
     """
-    if len(raw) != DH_KEY_BYTES or int.from_bytes(raw, "little") >= FIELD:
+    number = int.from_bytes(raw, "little")
+    if len(raw) != DH_KEY_BYTES or number >= FIELD or number in LOW_ORDER:
         raise ValueError("not an X25519 public key in its one form")
     return X25519PublicKey.from_public_bytes(raw)
 
@@ -45,8 +53,8 @@ class DhKey:
         return cls(secrets.token_bytes(DH_KEY_BYTES), secrets.token_bytes(PREFIX_BYTES))
 
     def exchange(self, their_public: bytes) -> bytes:
-        """The shared secret, 32 bytes. Raises ValueError for a point of low order and what `read_public` refuses."""
-        return self._key.exchange(read_public(their_public))  # refuses a result of zeros
+        """The shared secret, 32 bytes. Raises ValueError for what `read_public` refuses."""
+        return self._key.exchange(read_public(their_public))  # refuses zeros, too
 
     def decrypt(self, suite: Suite, ciphertext: bytes, info: bytes) -> bytes:
         """The plaintext of an HPKE ciphertext. Raises InvalidTag, whatever is wrong."""

@@ -11,29 +11,22 @@ from embedmesh.confidential import hpke_scheme, sdk_scheme
 from embedmesh.confidential.documents import read_keys, sign_keys
 from embedmesh.confidential.failures import SealBroken, Untrusted
 from embedmesh.confidential.hpke_scheme import REQUEST_INFO
-from embedmesh.confidential.node_keys import FIELD, DhKey
+from embedmesh.confidential.node_keys import FIELD, LOW_ORDER, DhKey
 from tests.confidential import rfc9180
 from tests.confidential.calls import KEY, NODE, TERMS, changed, hpke_call, sdk_call
 
-# u-coordinates of all points whose order divides 8, on the curve and its twist.
-ORDER_EIGHT = (
-    325606250916557431795983626356110631294008115727848805560023387167927233504,
-    39382357235489614581723060781553021112529911719440698176882885853963445705823,
-)
-LOW_ORDER = (0, 1, *ORDER_EIGHT, FIELD - 1)
 OTHER_FORMS = (FIELD, FIELD + 1)  # of 0 and 1
 TOP_BIT = 2**255
-LOW_POINTS = [(number + top).to_bytes(32, "little") for number in (*LOW_ORDER, *OTHER_FORMS) for top in (0, TOP_BIT)]
+LOW_POINTS = [
+    (number + top).to_bytes(32, "little") for number in (*sorted(LOW_ORDER), *OTHER_FORMS) for top in (0, TOP_BIT)
+]
 NO_KEYS = [b"", bytes(31), KEY.public[:31], KEY.public + b"\0", bytes(33)]
 SECOND_FORMS = [(2**255 - 1).to_bytes(32, "little"), KEY.public[:31] + bytes([KEY.public[31] | 0x80])]
 
 
-@pytest.mark.parametrize("number", LOW_ORDER)
+@pytest.mark.parametrize("number", sorted(LOW_ORDER))
 def test_the_points_are_of_low_order(number: int) -> None:
     """The library itself finds the secret of zeros that makes them bad."""
-    for private in (KEY, DhKey.new()):
-        with pytest.raises(ValueError, match=r"X25519|shared key"):
-            private.exchange(number.to_bytes(32, "little"))
     with pytest.raises(ValueError, match="shared key"):
         X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(number.to_bytes(32, "little")))
 
