@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from embedmesh.client.refusals import read_problem
 from embedmesh.commands import checks
 from embedmesh.commands.bulk.client import decode_vectors
 from embedmesh.commands.checks import HealthCheck
-from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, read_problem, to_url
+from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, to_url
 from embedmesh.commands.offline import books_of
 from embedmesh.commands.options import WholeNumber, data_dir_option
 from embedmesh.commands.output import CommandResult, prints_result

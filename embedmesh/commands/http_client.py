@@ -14,10 +14,8 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import click
-import msgspec
 
 NOTICE_S = 2.0  # before the person at the terminal reads that a reply takes long
-MESSAGE_CHARS_MAX = 300  # of a server's own words that are repeated
 
 Connect = Callable[[float], http.client.HTTPConnection]
 """Opens a connection whose reads and writes time out after that many seconds."""
@@ -40,35 +38,6 @@ class NoReply(Exception):
     def __init__(self, text: str, kind: Literal["connect", "late", "broken"]) -> None:
         super().__init__(text)
         self.kind = kind
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """A refusal: the fields of the error envelope, as far as the reply has them."""
-
-    status: int
-    code: str
-    message: str
-    param: str | None = None
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    code: str | None = None
-    param: str | None = None
-
-
-class _Envelope(msgspec.Struct):
-    error: _Error
-
-
-def read_problem(status: int, body: bytes) -> Problem:
-    """What a refusal says, without control characters, which a terminal might obey."""
-    try:
-        error = msgspec.json.decode(body, type=_Envelope).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        error = _Error()
-    message = "".join(char for char in error.message if char.isprintable())[:MESSAGE_CHARS_MAX]
-    return Problem(status, error.code or f"http_{status}", message or f"HTTP status {status}", error.param)
 
 
 class HttpClient:

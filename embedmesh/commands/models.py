@@ -7,8 +7,9 @@ from urllib.parse import quote
 import click
 
 from embedmesh.catalogue import load_catalogue
+from embedmesh.client.refusals import read_problem
 from embedmesh.commands.catalogue_entry import catalogue_entry
-from embedmesh.commands.http_client import HttpClient, NoReply, read_problem, to_unix
+from embedmesh.commands.http_client import HttpClient, NoReply, to_unix
 from embedmesh.commands.options import catalogue_option
 from embedmesh.commands.output import CommandResult, prints_result
 from embedmesh.commands.quantize import quantize

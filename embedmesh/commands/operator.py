@@ -13,8 +13,9 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 
 from embedmesh import __version__
+from embedmesh.client.refusals import read_problem
 from embedmesh.commands.endpoint import find_gateway
-from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, over, read_problem, to_url
+from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, over, to_url
 from embedmesh.commands.options import data_dir_option
 from embedmesh.commands.output import CommandResult, WrongUsage, prints_result
 from embedmesh.rules.errors import SetupError

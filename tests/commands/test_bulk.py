@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedmesh.client.refusals import Problem, read_problem
 from embedmesh.commands.bulk.client import BulkClient, Stopped
 from embedmesh.commands.bulk.lines import (
     BATCH_BYTES_MAX,
@@ -32,7 +33,6 @@ from embedmesh.commands.bulk.refusals import Verdict, judge, wait_s
 from embedmesh.commands.bulk.report import RunReport
 from embedmesh.commands.bulk.tables import CsvRecords, find_column
 from embedmesh.commands.endpoint import GatewayAccess, find_gateway
-from embedmesh.commands.http_client import Problem, read_problem
 from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.errors import SetupError
 from tests.commands.edge import Edge, bootstrap, failure

@@ -22,10 +22,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from embedmesh.client.refusals import Problem, read_problem
 from embedmesh.commands.bulk.lines import BATCH_BYTES_MAX, Refusal
 from embedmesh.commands.bulk.refusals import ATTEMPTS_MIN, TOO_MANY, TOO_MUCH, judge, refused_input, wait_s
 from embedmesh.commands.endpoint import GatewayAccess
-from embedmesh.commands.http_client import Problem, read_problem
 from embedmesh.rules.embeddings import EmbedReply
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.ports import Dice

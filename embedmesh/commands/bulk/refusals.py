@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from embedmesh.commands.http_client import Problem
+from embedmesh.client.refusals import Problem
 from embedmesh.rules.ports import Dice
 
 ATTEMPTS_MIN = 10  # of a request, however long each takes

@@ -1,0 +1,56 @@
+"""A client of embedmesh: the OpenAI call for embeddings, plain or sealed for a node that the caller has pinned.
+
+Importing it is light: what a call does not need (aiohttp, cryptography) is imported with what needs it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from embedmesh.client.answer import CreateEmbeddingResponse, Embedding, TokenUsage
+from embedmesh.client.blocking import Client
+from embedmesh.client.errors import (
+    CallNotAnswered,
+    CallRefused,
+    CallTooSlow,
+    EmbedmeshError,
+    NodeNotTrusted,
+    NotEmbeddings,
+    NotTrusted,
+    ReplyNotTrusted,
+    WrongCall,
+    WrongPins,
+)
+
+if TYPE_CHECKING:
+    from embedmesh.client.aio import AsyncClient
+    from embedmesh.client.pins import Pins
+
+__all__ = [
+    "AsyncClient",
+    "CallNotAnswered",
+    "CallRefused",
+    "CallTooSlow",
+    "Client",
+    "CreateEmbeddingResponse",
+    "Embedding",
+    "EmbedmeshError",
+    "NodeNotTrusted",
+    "NotEmbeddings",
+    "NotTrusted",
+    "Pins",
+    "ReplyNotTrusted",
+    "TokenUsage",
+    "WrongCall",
+    "WrongPins",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AsyncClient":
+        from embedmesh.client.aio import AsyncClient
+
+        return AsyncClient
+    if name == "Pins":
+        from embedmesh.client.pins import Pins
+
+        return Pins
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

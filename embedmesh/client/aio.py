@@ -1,0 +1,188 @@
+"""The client for programs with an event loop, over aiohttp."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import aiohttp
+
+from embedmesh.client.access import Access
+from embedmesh.client.answer import CreateEmbeddingResponse
+from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
+from embedmesh.client.steps import HttpAnswer, NoAnswer, Pause, ToSend
+from embedmesh.client.wanted import Inputs
+from embedmesh.client.wire import CLIENT_IDLE_S, CLIENT_REPLY_BYTES_MAX, CONNECT_WITHIN_S
+
+if TYPE_CHECKING:
+    from embedmesh.client.pins import Pins
+
+CONNECTIONS_AT_ONCE_MAX = 64  # further calls wait for one; as many locks may a key have open
+
+
+class AsyncClient:
+    """As `Client`, with `await`: `await client.embeddings.create(…)`. For one event loop."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        confidential: bool = False,
+        pins: "Pins | str | Path | None" = None,
+        scheme: SchemeName = "hpke-1",
+        timeout: float = TIMEOUT_S,
+        max_retries: int = RETRIES,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        """Raises WrongCall or WrongPins."""
+        self._calls = Calls(
+            base_url=base_url,
+            api_key=api_key,
+            confidential=confidential,
+            pins=pins,
+            scheme=scheme,
+            timeout=timeout,
+            max_retries=max_retries,
+            ssl_context=ssl_context,
+        )
+        self._wire = AsyncWire(self._calls.access)
+        self.embeddings = AsyncClientEmbeddings(self._calls, self._wire)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._wire.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncClientEmbeddings:
+    """`client.embeddings`."""
+
+    def __init__(self, calls: Calls, wire: "AsyncWire") -> None:
+        self._calls = calls
+        self._wire = wire
+
+    async def create(
+        self,
+        *,
+        model: str,
+        input: Inputs,
+        encoding_format: Literal["float", "base64"] | None = None,
+        dimensions: int | None = None,
+        user: str | None = None,
+        input_type: str | None = None,
+        truncate: Literal["none", "end", "start"] | None = None,
+        confidential: bool | None = None,
+        lock_tokens: int | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> CreateEmbeddingResponse:
+        """As `ClientEmbeddings.create`."""
+        begun = self._calls.begin(
+            model=model,
+            input=input,
+            encoding_format=encoding_format,
+            dimensions=dimensions,
+            lock_tokens=lock_tokens,
+            idempotency_key=idempotency_key,
+            confidential=confidential,
+            timeout=timeout,
+            extra_body=extra_body,
+            fields={"user": user, "input_type": input_type, "truncate": truncate},
+        )
+        try:
+            async with asyncio.timeout(begun.deadline - time.monotonic()):
+                return await self._run(begun)
+        except TimeoutError:
+            raise begun.too_slow() from None
+
+    async def _run(self, begun: BegunCall) -> CreateEmbeddingResponse:
+        steps = begun.steps
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = steps.send(None)
+                else:
+                    step = steps.send(await self._wire.send(step))
+        except StopIteration as done:
+            response: CreateEmbeddingResponse = done.value
+            return response
+        finally:
+            steps.close()
+
+
+class AsyncWire:
+    """Connections to one gateway."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, request: ToSend) -> HttpAnswer | NoAnswer:
+        """The reply, whenever it comes."""
+        base_url = self._access.base_url
+        try:
+            async with self._opened().post(
+                base_url + request.path,
+                data=request.body,
+                headers={**self._access.headers, **request.headers},
+                ssl=self._access.tls or False,
+                allow_redirects=False,
+            ) as response:
+                if response.headers.get("Content-Encoding"):
+                    raise ValueError("encoded")
+                body = await read_bounded(response, CLIENT_REPLY_BYTES_MAX)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return HttpAnswer(response.status, headers, body)
+        except aiohttp.ClientConnectorCertificateError as error:
+            reason = getattr(error.certificate_error, "verify_message", "") or "its certificate is not trusted"
+            return NoAnswer("connect", f"no secure connection to {base_url} ({reason})")
+        except aiohttp.ClientConnectorError as error:
+            reason = error.os_error.strerror or type(error.os_error).__name__
+            return NoAnswer("connect", f"{base_url} cannot be reached ({reason})")
+        except aiohttp.ConnectionTimeoutError:
+            return NoAnswer("connect", f"{base_url} cannot be reached in time")
+        except (aiohttp.ClientError, ValueError) as error:
+            return NoAnswer("broken", f"the connection to {base_url} broke ({type(error).__name__})")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        """The session; an event loop has to run."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_AT_ONCE_MAX, keepalive_timeout=CLIENT_IDLE_S),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN_S),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+
+async def read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    """The whole body. Raises ValueError where it is larger than `bytes_max`."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > bytes_max:
+            raise ValueError("too large")
+        chunks.append(chunk)
+    return b"".join(chunks)

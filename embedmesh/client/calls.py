@@ -1,0 +1,110 @@
+"""What both clients do with the arguments of a call: whom to trust, how long it may take, which steps it is."""
+
+import random
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from embedmesh.client.access import find_access
+from embedmesh.client.answer import CreateEmbeddingResponse
+from embedmesh.client.errors import CallTooSlow, WrongCall
+from embedmesh.client.steps import Patience, Steps, confidential, plain
+from embedmesh.client.wanted import Inputs, Wanted, want
+
+if TYPE_CHECKING:
+    from embedmesh.client.core import Trust
+    from embedmesh.client.pins import Pins
+
+TIMEOUT_S = 600.0  # the longest a gateway lets a request live, and what the openai package waits
+RETRIES = 2  # as the openai package
+
+SchemeName = Literal["hpke-1", "atoma-sdk-1"]
+
+
+class BegunCall(NamedTuple):
+    """A call that can be run: its steps, and until when (`time.monotonic`)."""
+
+    steps: Steps[CreateEmbeddingResponse]
+    deadline: float
+    timeout_s: float
+
+    def too_slow(self) -> CallTooSlow:
+        """The error for a call that has passed its deadline."""
+        return CallTooSlow(f"No answer within {self.timeout_s:g} s. Whether it was done is not known.")
+
+
+class Calls:
+    """Makes calls of arguments."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str | None,
+        api_key: str | None,
+        confidential: bool,
+        pins: "Pins | str | Path | None",
+        scheme: str,
+        timeout: float,
+        max_retries: int,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
+        """Raises WrongCall or WrongPins."""
+        self.access = find_access(base_url, api_key, ssl_context)
+        self._confidential = confidential
+        self._trust = _trust(pins, scheme) if confidential or pins is not None else None
+        self._scheme = scheme
+        self._timeout_s = timeout
+        self._retries = max_retries
+
+    def begin(
+        self,
+        *,
+        model: str,
+        input: Inputs,
+        encoding_format: Literal["float", "base64"] | None,
+        dimensions: int | None,
+        lock_tokens: int | None,
+        idempotency_key: str | None,
+        confidential: bool | None,
+        timeout: float | None,
+        extra_body: Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+    ) -> BegunCall:
+        """Raises WrongCall."""
+        wanted = want(
+            model=model,
+            input=input,
+            encoding_format=encoding_format,
+            dimensions=dimensions,
+            tokens_max=lock_tokens,
+            fields={**fields, **(extra_body or {})},
+        )
+        timeout_s = self._timeout_s if timeout is None else timeout
+        deadline = time.monotonic() + timeout_s
+        patience = Patience(self._retries, lambda: deadline - time.monotonic(), random)
+        if not (self._confidential if confidential is None else confidential):
+            headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+            return BegunCall(plain(wanted, patience, headers), deadline, timeout_s)
+        if idempotency_key:
+            raise WrongCall("A confidential call needs no idempotency_key: its lock is good for one request.")
+        return BegunCall(self._confidential_steps(wanted, patience), deadline, timeout_s)
+
+    def _confidential_steps(self, wanted: Wanted, patience: Patience) -> Steps[CreateEmbeddingResponse]:
+        from embedmesh.client.core import LockStep  # cryptography takes its time, and plain calls need none
+
+        self._trust = self._trust or _trust(None, self._scheme)
+        return confidential(wanted, LockStep(wanted, self._trust), patience, now_ms)
+
+
+def now_ms() -> int:
+    """Unix time."""
+    return time.time_ns() // 1_000_000
+
+
+def _trust(pins: "Pins | str | Path | None", scheme: str) -> "Trust":
+    from embedmesh.client.core import Trust
+    from embedmesh.client.pins import Pins
+
+    return Trust(Pins.read(pins) if isinstance(pins, str | Path) else pins, scheme)

@@ -1,0 +1,65 @@
+"""What a call can end with besides an answer. Every message says what is wrong and what to do, and holds no text."""
+
+from embedmesh.client.refusals import Problem
+
+
+class EmbedmeshError(Exception):
+    """The base of all that this package raises."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class WrongPins(EmbedmeshError, ValueError):
+    """Pins that cannot be used: which line, and why."""
+
+
+class WrongCall(EmbedmeshError, ValueError):
+    """The arguments cannot be sent: nothing was."""
+
+
+class CallRefused(EmbedmeshError):
+    """The gateway, or a node through it, refused the request; nothing is charged.
+
+    `status` is HTTP's; `code` and `param` are those of the error's envelope. `sealed`: it is the word of the node that
+    was trusted, which only the caller could read; else it is the gateway's.
+    """
+
+    def __init__(self, problem: Problem, *, request_id: str | None = None, sealed: bool = False) -> None:
+        who = "The node" if sealed else "The gateway"
+        super().__init__(f"{who} refused: {problem.message.rstrip('.')} ({problem.code}, HTTP {problem.status}).")
+        self.problem = problem
+        self.status = problem.status
+        self.code = problem.code
+        self.param = problem.param
+        self.request_id = request_id
+        self.sealed = sealed
+
+
+class CallNotAnswered(EmbedmeshError):
+    """No connection, or one that broke before the reply was whole."""
+
+
+class CallTooSlow(EmbedmeshError, TimeoutError):
+    """The call's own deadline passed; whether it was done is not known."""
+
+
+class NotEmbeddings(EmbedmeshError):
+    """The reply is not what an embeddings endpoint answers."""
+
+
+class NotTrusted(EmbedmeshError):
+    """A check of a confidential request failed. `reason` is a word for programs."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class NodeNotTrusted(NotTrusted):
+    """The node that the gateway offers is not one to seal for. Nothing of the request has left this process."""
+
+
+class ReplyNotTrusted(NotTrusted):
+    """The reply is not what the node answered to this request. Nothing of it is returned."""

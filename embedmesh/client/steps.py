@@ -1,0 +1,171 @@
+"""What a call sends, reads and waits for, one after another, whatever carries it: both clients run these steps.
+
+A step is yielded; a `ToSend` is answered with a `HttpAnswer` or a `NoAnswer`, a `Pause` with None. What is sent again,
+and when, is decided here:
+
+- after 429 or 503, unless `x-should-retry` says no, and where there is no connection: after what `Retry-After` says;
+- after a connection that broke: the same bytes once more, which the gateway knows and charges once. A confidential
+  request is never sealed again for a lock that it may have used.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+from embedmesh.client.answer import CreateEmbeddingResponse, read_rows, to_response
+from embedmesh.client.errors import CallNotAnswered, CallRefused, NodeNotTrusted, NotEmbeddings
+from embedmesh.client.refusals import Problem, read_problem, retry_after_s
+from embedmesh.client.wanted import Wanted
+from embedmesh.rules.ports import Dice
+
+if TYPE_CHECKING:
+    from embedmesh.client.core import LockStep, SealedStep
+
+OTHER_LOCKS_MAX = 3  # that are asked for where a node is not pinned: each sets money aside until it expires
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # where nobody says how long
+NOT_NOW = frozenset({429, 503})
+
+
+class ToSend(NamedTuple):
+    """A POST: `path` is below `/v1`."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+class Pause(NamedTuple):
+    """Wait for that long."""
+
+    seconds: float
+
+
+class HttpAnswer(NamedTuple):
+    """A whole reply. Names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class NoAnswer(NamedTuple):
+    """`connect`: nothing was sent. `broken`: the request may have been read."""
+
+    kind: Literal["connect", "broken"]
+    words: str
+
+
+T = TypeVar("T")
+Steps = Generator[ToSend | Pause, HttpAnswer | NoAnswer | None, T]
+
+
+class Patience:
+    """How often a call tries again, and how long it waits before."""
+
+    def __init__(self, retries: int, left_s: Callable[[], float], dice: Dice) -> None:
+        """`left_s` is the time until the call's deadline."""
+        self._retries = retries
+        self._tried = 0
+        self._left_s = left_s
+        self._dice = dice
+
+    def wait_s(self, headers: Mapping[str, str]) -> float | None:
+        """Seconds before the next try; None where there is none."""
+        if self._tried >= self._retries or headers.get("x-should-retry") == "false":
+            return None
+        own_s = min(FIRST_WAIT_S * 2**self._tried, LONGEST_WAIT_S) * (0.5 + self._dice.random() / 2)
+        self._tried += 1
+        told_s = retry_after_s(headers)
+        wait_s = own_s if told_s is None else told_s
+        return wait_s if wait_s < self._left_s() else None
+
+
+def plain(wanted: Wanted, patience: Patience, headers: Mapping[str, str]) -> Steps[CreateEmbeddingResponse]:
+    """An ordinary call. Raises CallRefused, CallNotAnswered or NotEmbeddings."""
+    answer = yield from _answered(ToSend("/embeddings", wanted.body, headers), patience)
+    if answer.status != 200:
+        raise _refused(answer)
+    try:
+        rows = read_rows(answer.body, wanted)
+    except ValueError as error:
+        raise NotEmbeddings(
+            f"The reply is not what an embeddings endpoint answers ({error}). Is the base URL that of one?"
+        ) from None
+    return to_response(rows, wanted, request_id=_request_id(answer))
+
+
+def confidential(
+    wanted: Wanted, lock_step: "LockStep", patience: Patience, now_ms: Callable[[], int]
+) -> Steps[CreateEmbeddingResponse]:
+    """A sealed call. Raises NodeNotTrusted before anything of the request has left, ReplyNotTrusted, or as `plain`."""
+    while True:
+        sealed = yield from _sealed(lock_step, patience, now_ms)
+        answer = yield ToSend("/confidential/embeddings", sealed.body)
+        if isinstance(answer, NoAnswer):
+            answer = yield ToSend("/confidential/embeddings", sealed.body)
+        if not isinstance(answer, HttpAnswer):
+            raise _not_answered(answer)
+        if answer.status == 200:
+            return to_response(sealed.read(answer.body), wanted, request_id=_request_id(answer), node_id=sealed.node_id)
+        problem = sealed.read_refusal(answer.status, answer.body)
+        if problem is not None:
+            raise CallRefused(problem, request_id=_request_id(answer), sealed=True)
+        again = patience.wait_s({} if _code(answer) == "lock_expired" else answer.headers)
+        if again is None or not (answer.status in NOT_NOW or _code(answer) == "lock_expired"):
+            raise _refused(answer)
+        yield Pause(again)
+
+
+def _sealed(lock_step: "LockStep", patience: Patience, now_ms: Callable[[], int]) -> Steps["SealedStep"]:
+    """The request, sealed for a node that is trusted. A lock that is not used is released at its expiry."""
+    others = 0
+    while True:
+        answer = yield from _answered(ToSend("/nodes/lock", lock_step.body), patience)
+        if answer.status != 200:
+            raise _refused(answer)
+        try:
+            return lock_step.read(answer.body, now_ms())
+        except NodeNotTrusted as error:
+            if error.reason != "not_pinned" or others == OTHER_LOCKS_MAX:
+                raise
+        others += 1
+
+
+def _answered(send: ToSend, patience: Patience) -> Steps[HttpAnswer]:
+    """The answer, after as many tries as are worth while."""
+    broken = 0
+    while True:
+        answer = yield send
+        if isinstance(answer, HttpAnswer):
+            wait_s = patience.wait_s(answer.headers) if answer.status in NOT_NOW else None
+            if wait_s is None:
+                return answer
+        elif isinstance(answer, NoAnswer) and answer.kind == "broken" and broken == 0:
+            broken, wait_s = 1, 0.0
+        else:
+            wait_s = patience.wait_s({}) if isinstance(answer, NoAnswer) and answer.kind == "connect" else None
+            if wait_s is None:
+                raise _not_answered(answer)
+        if wait_s:
+            yield Pause(wait_s)
+
+
+def _not_answered(answer: NoAnswer | None) -> CallNotAnswered:
+    assert answer is not None
+    unknown = "" if answer.kind == "connect" else " Whether it was done is not known."
+    return CallNotAnswered(f"{answer.words[:1].upper()}{answer.words[1:]}.{unknown}")
+
+
+def _refused(answer: HttpAnswer) -> CallRefused:
+    return CallRefused(_problem(answer), request_id=_request_id(answer))
+
+
+def _problem(answer: HttpAnswer) -> Problem:
+    return read_problem(answer.status, answer.body)
+
+
+def _code(answer: HttpAnswer) -> str:
+    return _problem(answer).code
+
+
+def _request_id(answer: HttpAnswer) -> str | None:
+    return answer.headers.get("x-request-id")
