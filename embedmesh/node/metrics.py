@@ -46,6 +46,8 @@ class NodeMetrics:
             ["outcome"],
             registry=self._registry,
         )
+        self.confidential("answered", 0)
+        self.confidential("refused", 0)
         self._internal_errors = Counter(
             "embedmesh_node_internal_errors", "Requests that ended in a bug of ours", registry=self._registry
         )
@@ -60,9 +62,9 @@ class NodeMetrics:
         """A call found the queue full."""
         self._refused.labels(model).inc()
 
-    def confidential(self, outcome: Literal["answered", "refused"]) -> None:
-        """A confidential call has its answer."""
-        self._confidential.labels(outcome).inc()
+    def confidential(self, outcome: Literal["answered", "refused"], calls: int = 1) -> None:
+        """Confidential calls have their answers."""
+        self._confidential.labels(outcome).inc(calls)
 
     def started(self, model: str) -> None:
         self._starts.labels(model).inc()

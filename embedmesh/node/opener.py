@@ -86,8 +86,9 @@ class Opener:
 
     def find(self, call: SealedCall) -> HeldKey | None:
         """The key that a call was sealed for; None where it is none of ours, or the call comes too late."""
+        held = self._keys.find(call.scheme, call.node_key)
         late = call.scheme != SDK_SCHEME and self._clock.unix_ms() > call.expires_ms + NONCE_S * 1000
-        return None if late else self._keys.find(call.scheme, call.node_key)
+        return None if late else held
 
     def look(self, call: SealedCall, key: DhKey | None) -> SeenCall:
         """Open a call, if there is a key for it. Takes long for a large one; needs nothing that changes."""

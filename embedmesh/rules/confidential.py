@@ -5,7 +5,7 @@ its request for that key, the gateway carries it (`SealedCall`), the node answer
 a statement that everybody can (`SealedAnswer`).
 """
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -14,8 +14,10 @@ from embedmesh.rules.holds import Hold, PriorRequest
 from embedmesh.rules.membership import Digest, Key, Signature, Whole
 from embedmesh.rules.models import Model
 
-SDK_SCHEME = "atoma-sdk-1"  # of the published SDKs: X25519, HKDF-SHA256, AES-256-GCM; the gateway's word is trusted
-HPKE_SCHEME = "hpke-1"  # RFC 9180: X25519, HKDF-SHA256, AES-128-GCM; everything is bound to the node's identity
+SDK_SCHEME: Final = (
+    "atoma-sdk-1"  # of the published SDKs: X25519, HKDF-SHA256, AES-256-GCM; the gateway's word is trusted
+)
+HPKE_SCHEME: Final = "hpke-1"  # RFC 9180: X25519, HKDF-SHA256, AES-128-GCM; everything is bound to the node's identity
 Scheme = Literal["atoma-sdk-1", "hpke-1"]
 
 KEY_DOCUMENT = b"confidential keys"  # what a node's identity signs a KeyDocument for,
