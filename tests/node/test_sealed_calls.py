@@ -58,13 +58,18 @@ class Engine:
         self.shortage = ""
         self.asked: list[list[list[int]]] = []
         self.raises: Exception | None = None
+        self.dropped = asyncio.Event()
         self.open = asyncio.Event()
         self.open.set()
 
     async def embed(self, ids: list[list[int]], *, alone: bool = False) -> bytes:
         assert alone, "a batch might be shared"
         self.asked.append(ids)
-        await self.open.wait()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.dropped.set()
+            raise
         if self.raises is not None:
             raise self.raises
         return b"".join(np.full(self.model.width, sum(one), "<f4").tobytes() for one in ids)
@@ -97,13 +102,13 @@ class SealingNode:
         self.metrics = NodeMetrics()
         self.keys = KeySets(NODE, self.clock)
         self.opener = LateOpener(lambda: Opener(NODE, self.keys, self.clock))
-        bodies = BodyBudget(10**9)
+        self.bodies = BodyBudget(10**8)
         models: Any = Models(self.engine, self.other)
-        self.app = NodeApp(models, Catalogue((model, other)), self.metrics, bodies, self.opener.signed_keys)
+        self.app = NodeApp(models, Catalogue((model, other)), self.metrics, self.bodies, self.opener.signed_keys)
         self.slept: list[float] = []
         self.may_wake = asyncio.Event()
         self.may_wake.set()
-        self.calls = SealedCalls(self.app, self.opener, self.metrics, bodies, self.clock, self._sleep)
+        self.calls = SealedCalls(self.app, self.opener, self.metrics, self.bodies, self.clock, self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
