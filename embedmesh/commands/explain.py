@@ -1,4 +1,4 @@
-"""`embedmesh ledger explain` and `refund`: what became of one request, or of a tab, and giving back what it cost."""
+"""`embedmesh ledger explain` and `refund`: what became of a request, a lock or a tab; giving back what it cost."""
 
 from typing import Any
 
@@ -16,6 +16,8 @@ ENDS = {
     "recover": "its gateway had died while it ran: released, nothing is charged",
 }
 
+UNUSED_ENDS = ENDS | {"expire": "no request has used the lock in time: released, nothing is charged"}
+
 Row = dict[str, Any]
 
 
@@ -28,17 +30,19 @@ TAB_ID = "tab_"
 
 
 @click.command()
-@click.argument("request_id", metavar="REQUEST_ID|TAB_ID")
+@click.argument("request_id", metavar="REQUEST_ID|LOCK_ID|TAB_ID")
 @operator_command
 def explain(operator: Operator, request_id: str) -> CommandResult:
-    """Show what the ledger knows of a request, or of a tab.
+    """Show what the ledger knows of a request, a lock, or a tab.
 
     When it was held and ended, what for, and every movement of money. The requests of a busy key share a tab: money
-    that is set aside for several of them, and settled for several at once.
+    that is set aside for several of them, and settled for several at once. A confidential request uses a lock: money
+    that was set aside for it before.
 
     \b
     Examples:
       embedmesh ledger explain req_019aa0b4c0de…
+      embedmesh ledger explain 3177590311873215
       embedmesh ledger explain tab_019aa0b4c0de… --json
     """
     if request_id.startswith(TAB_ID):
@@ -101,14 +105,26 @@ def _story(found: Row) -> list[tuple[int, str]]:
         held = f"{format_usd(found['held_nanousd'])} held by gateway {found['gateway']}"
     else:
         held = f"set aside by gateway {found['gateway']}, from tab {found['tab_id']}"
-    story = [(found["created_ms"], held)]
+    story = [(found["created_ms"], held), *_of_lock(found["lock"], found["created_ms"])]
     if found["ended_ms"] is None or found["ended_by"] is None:
         return [*story, (found["deadline_ms"], "its deadline: it runs, and is released then at the latest")]
-    end = ENDS[found["ended_by"]].format(captured=format_usd(found["captured_nanousd"] or 0))
+    unused = found["lock"] is not None and found["lock"]["used_ms"] is None
+    ends = UNUSED_ENDS if unused else ENDS
+    end = ends[found["ended_by"]].format(captured=format_usd(found["captured_nanousd"] or 0))
     story.append((found["ended_ms"], end))
     if found["state"] == "captured":
         story.append((found["ended_ms"], _what_for(found["bought"])))
     return [*story, *((move["created_ms"], _movement(move)) for move in found["moves"])]
+
+
+def _of_lock(lock: Row | None, created_ms: int) -> list[tuple[int, str]]:
+    """What for, where the money was set aside before its request came; and when that did."""
+    if lock is None:
+        return []
+    tokens = f"{lock['units']:,} tokens of {lock['model']} at {format_usd(lock['price'])} a million"
+    where = f"on node {lock['node_id']} by {lock['scheme']}, until {utc(lock['expires_ms'])}"
+    story = [(created_ms, f"for lock {lock['lock_id']}: up to {tokens}, {where}")]
+    return story if lock["used_ms"] is None else [*story, (lock["used_ms"], "a request has used the lock")]
 
 
 def _what_for(bought: Row | None) -> str:

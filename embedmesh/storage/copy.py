@@ -21,6 +21,7 @@ from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteEn
 NUMBERED = {"transfers": "transfer_id", "prices": "price_id"}  # by the store itself
 OF_ONE_STORE = (VERSION_FACT, "probed_ms")  # facts that are not copied, nor that a gateway runs
 COPIED_ROWS_AT_ONCE = 2_000
+HALF = 2**32
 
 Say = Callable[[str, int, int], None]
 """Progress: a table, how many of its rows were copied, and how many it has."""
@@ -142,7 +143,8 @@ def _prove(old: Db, new: PostgresDb, tables: Sequence[str]) -> str:
         raise InvalidValue("The new store is not the old one: nothing was copied.")
     for table in tables:
         numbers = [name for name, kind in _columns(new, table) if kind in ("bigint", "smallint")]
-        sums = ", ".join(["count(*)", *(f"CAST(coalesce(sum({name}), 0) AS TEXT)" for name in numbers)])
+        halves = [f"{name} {half} {HALF}" for name in numbers for half in "/%"]  # a sum of ids does not fit 64 bits
+        sums = ", ".join(["count(*)", *(f"CAST(coalesce(sum({half}), 0) AS TEXT)" for half in halves)])
         before, after = (db.execute(f"SELECT {sums} FROM {table}").fetchall() for db in (old, new))
         if table != "facts" and list(before) != list(after):
             raise InvalidValue(f"The table {table} is not what it was: nothing was copied.")

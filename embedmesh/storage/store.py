@@ -1,4 +1,4 @@
-"""The gateway's side of the store: rules.ports.Keys, Ledger, Prices, RateLimits and Slots, over either kind of store.
+"""The gateway's side of the store: the ports Keys, Ledger, Prices, RateLimits, Slots and Locks, over either kind.
 
 One connection writes, in batches (see ledger.group_commit); others read. Any number of gateways may use one store: what
 they have to agree on is in it. What a gateway has in memory, it reads again after another has changed it (see
@@ -26,6 +26,7 @@ from embedmesh.storage.instance import take_instance
 from embedmesh.storage.ledger import chain
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, EndHold, Expire
 from embedmesh.storage.ledger.group_commit import Writer
+from embedmesh.storage.ledger.locks import StoredLocks
 from embedmesh.storage.ledger.open_tab import RecallTabs
 from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.recalls import Recalls
@@ -76,6 +77,10 @@ class Store:
         self.nodes = NodeBooks(self._reads, self._write, clock, key_secret)
         self.tabs = TabKeeper(self._writer, clock, opened.instance.name, self.stats)
         self._recalls = Recalls(self._recall_tabs, self._own_tabs, self.tabs, clock)
+        self.locks = StoredLocks(
+            self._writer, self._reads, clock, opened.instance.name, key_secret,
+            place=self._place, redeem=self._outcome, give_back=self.release, unsealed=self._unsealed,
+        )  # fmt: skip
         self.changes.on("tabs", self._recalls.tabs_changed)
         self.changes.on("keys", self._recalls.keys_changed)
         self.has_tab, self.spend = self.tabs.has_tab, self.tabs.spend  # of the port Ledger, without a call of its own
@@ -140,22 +145,7 @@ class Store:
 
         Where money is short and tabs of the account are open, they are recalled first.
         """
-        until_s = self._clock.monotonic() + WRITE_WAIT_S
-        while True:
-            write = PlaceHold(hold, self._opened.instance.name, claim, self.release)
-            self._writer.submit(write)
-            try:
-                with within(max(until_s - self._clock.monotonic(), LAST_TRY_S)):
-                    prior = await write.outcome
-                break
-            except TimeoutError:
-                raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
-            except (InsufficientQuota, RateLimited):
-                if write.recall is not None and await self._recalls.wait(write.recall, until_s):
-                    continue
-                if not write.may_fit_now or self._clock.monotonic() > until_s:
-                    self.stats.holds_refused += 1
-                    raise
+        prior = await self._place(lambda: PlaceHold(hold, self._opened.instance.name, claim, self.release))
         if prior is not None:
             return self._unsealed(prior)
         if claim is None:
@@ -248,6 +238,26 @@ class Store:
         await self._writer.close()
         self._opened.close(clean=sound and not lost)
 
+    async def _place(self, make: Callable[[], PlaceHold]) -> PriorRequest | None:
+        until_s = self._clock.monotonic() + WRITE_WAIT_S
+        while True:
+            self._writer.submit(write := make())
+            try:
+                with within(max(until_s - self._clock.monotonic(), LAST_TRY_S)):
+                    return await write.outcome
+            except asyncio.CancelledError:
+                write.left()
+                raise
+            except TimeoutError:
+                write.left()
+                raise StoreUnavailable("The ledger did not answer in time; try again soon.") from None
+            except (InsufficientQuota, RateLimited):
+                if write.recall is not None and await self._recalls.wait(write.recall, until_s):
+                    continue
+                if not write.may_fit_now or self._clock.monotonic() > until_s:
+                    self.stats.holds_refused += 1
+                    raise
+
     async def _write(self, write: Callable[[Db, int], T], accounts: frozenset[str] = frozenset()) -> T:
         """Run a function with the next batch; its result comes once that is durable. Raises StoreUnavailable."""
         return await self._outcome(Change(write, accounts))
@@ -257,7 +267,11 @@ class Store:
         try:
             async with asyncio.timeout(WRITE_WAIT_S):
                 return await write.outcome
+        except asyncio.CancelledError:
+            write.left()
+            raise
         except TimeoutError:
+            write.left()
             raise StoreUnavailable("The store did not answer in time; try again soon.") from None
 
     async def _recall_tabs(self, what: Recall) -> int:

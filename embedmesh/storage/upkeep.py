@@ -11,8 +11,8 @@ from embedmesh.rules.ids import first_id
 from embedmesh.rules.limits import IDEMPOTENCY_KEY_S
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db
-from embedmesh.storage.ledger.writes import WriteDurably
-from embedmesh.storage.sql import CLAIMS_SQL, FACTS_SQL, LEASES_SQL, RETENTION_SQL, SLOTS_SQL
+from embedmesh.storage.ledger.writes import WriteDurably, as_rows
+from embedmesh.storage.sql import CLAIMS_SQL, FACTS_SQL, LEASES_SQL, LOCKS_SQL, RETENTION_SQL, SLOTS_SQL
 from embedmesh.storage.times import MS_PER_DAY, MS_PER_MINUTE
 
 EXTEND_EVERY_S = 5.0  # as long as a transfer may be without a block
@@ -20,6 +20,7 @@ FORGET_EVERY_S = 60.0
 ROWS_A_BATCH = 256  # about two milliseconds
 BATCHES_MAX = 64  # at one time: the rest waits for the next
 MINUTES_KEPT = 2
+UNUSED_LOCK_S = 3_600  # as long as a lock that nobody has used is told from one that never was
 
 
 log = logging.getLogger("embedmesh.storage")
@@ -38,8 +39,10 @@ class Retention(msgspec.Struct, frozen=True):
         await write(lambda db, _: db.execute(LEASES_SQL["forget_minutes"], over).rowcount)
         ended = {"now_ms": now_ms - MS_PER_MINUTE}  # a gateway that has only come late may still take it up
         await write(lambda db, _: db.execute(SLOTS_SQL["forget_slots"], ended).rowcount)
+        unused = {"ended_ms": now_ms - UNUSED_LOCK_S * 1000, "rows_max": ROWS_A_BATCH}
+        forgotten = await _batches(write, lambda db, _: _forget_unused_locks(db, unused))
         kept = {"kept_from_ms": now_ms - self.reply_s * 1000, "rows_max": ROWS_A_BATCH}
-        forgotten = await _batches(write, lambda db, _: db.execute(CLAIMS_SQL["forget_claims"], kept).rowcount)
+        forgotten += await _batches(write, lambda db, _: _forget_claims(db, kept))
         if self.usage_days is not None:
             day = now_ms // MS_PER_DAY - self.usage_days
             old = {"day": day, "before_id": first_id("req", day * MS_PER_DAY), "rows_max": ROWS_A_BATCH}
@@ -68,6 +71,17 @@ async def upkeep(
                 await forget()
         except StoreUnavailable:
             log.info("the store cannot be written: its upkeep waits")
+
+
+def _forget_unused_locks(db: Db, unused: dict[str, int]) -> int:
+    hold_ids = db.execute(LOCKS_SQL["forget_unused_locks"], unused).fetchall()
+    db.execute(LOCKS_SQL["forget_their_claims"], as_rows(hold_ids))
+    return len(hold_ids)
+
+
+def _forget_claims(db: Db, kept: dict[str, int]) -> int:
+    db.execute(LOCKS_SQL["forget_used_locks"], kept)
+    return db.execute(CLAIMS_SQL["forget_claims"], kept).rowcount
 
 
 async def _batches(write: WriteDurably, delete: Callable[[Db, int], int]) -> int:

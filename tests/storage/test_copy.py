@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
-from embedmesh.rules.holds import Claim
+from embedmesh.rules.holds import Claim, Hold
 from embedmesh.rules.membership import Standing
 from embedmesh.rules.tabs import Tab
 from embedmesh.storage.books.keys import Limits
@@ -18,6 +19,7 @@ from embedmesh.storage.nodes import NodeRecord
 from embedmesh.storage.postgres.database import PostgresEngine
 from embedmesh.storage.sqlite.database import SqliteEngine
 from tests.storage.shop import LASTS_MS, Shop, charge
+from tests.storage.test_locks import new_lock, redeem
 
 
 def quiet(table: str, copied: int, total: int) -> None:
@@ -25,9 +27,9 @@ def quiet(table: str, copied: int, total: int) -> None:
 
 
 async def full(shop: Shop) -> str:
-    """A store with something of everything; a token of one of its keys."""
+    """A store with something of everything; a token of one of its keys. The sum of its locks' ids has 65 bits."""
     store = await shop.open()
-    shop.credit(1_000)
+    shop.credit(1_300)
     shop.books.accounts.create("b", credit_limit_nanousd=5, cache=CachePolicy.FREE)
     key, token = shop.books.keys.create(
         "a", ["embeddings"], limits=Limits(requests_a_minute=5, concurrency=3, models=("m",))
@@ -40,6 +42,9 @@ async def full(shop: Shop) -> str:
     opening = OpenTab(Tab("tab_1", "a", child.key_id, shop.clock.now_ms + 1), store._opened.instance.name, 10, 10)
     store._writer.submit(opening)
     assert await opening.outcome == 10
+    for lock_id in (7, 2**62, 2**62 + 1):
+        terms, hold = new_lock(shop)
+        await store.locks.open(msgspec.structs.replace(terms, lock_id=lock_id), hold)
     store._writer.submit(SettleRequest("tab_1", shop.new_hold(4), charge(4, key_id=child.key_id)))
     await store.drain()
     shop.books.accounts.refund(paid.hold_id, 5, "sorry")
@@ -71,7 +76,7 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     assert set(copied.rows) == tables and all(copied.rows.values())
     assert copied.head == before.head.hash
     moved = Shop(shop.folder.parent, database, new=False)
-    assert moved.money() == shop.money() == (911, 56)
+    assert moved.money() == shop.money() == (1_211, 356)
     assert moved.books.accounts.list() == shop.books.accounts.list()
     assert moved.books.accounts.find("b").cache is CachePolicy.FREE
     assert moved.books.keys.list() == shop.books.keys.list()
@@ -83,6 +88,7 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     (request,) = moved.books.reports.charged_requests("a", settled)
     assert shop.books.reports.charged_requests("a", settled) == [request]
     assert moved.books.reports.explain(request.request_id) == shop.books.reports.explain(request.request_id)
+    assert shop.books.reports.explain("7") == moved.books.reports.explain("7")
     store = await moved.open()
     assert store.stats.recovered == store.stats.tabs_recovered == 1  # the same data directory: it is the same gateway
     assert await store.keys.find(token) is not None
@@ -90,6 +96,7 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     assert record.secret == b"session"
     prior = await store.prior_request(moved.new_hold(1), Claim(b"k" * 32, b"b" * 32))
     assert prior is not None and prior.reply == b"the reply"
+    assert isinstance(await redeem(moved, store, await store.locks.find("a", 7)), Hold)
     moved.books.accounts.credit("a", 1, "after")
     moved.books.prices.set("m", 8)
     assert await store.extend_chain() == 1

@@ -207,6 +207,7 @@ def test_every_statement_has_a_name_and_a_sentence(file: str) -> None:
 REQUEST_PATH = {
     **load("holds.sql"),
     **load("claims.sql"),
+    **load("locks.sql"),
     **{name: load("keys.sql")[name] for name in ("find_key", "note_use", "list_keys", "keys_of_account")},
     **{name: load("leases.sql")[name] for name in ("open_minute", "read_minute", "lease")},
     **{name: load("chain.sql")[name] for name in ("last_block", "unchained", "insert_block")},

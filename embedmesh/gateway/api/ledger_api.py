@@ -12,6 +12,7 @@ from embedmesh.gateway.api.replies import (
     BoughtReply,
     ExplainedReply,
     LedgerReport,
+    LockReply,
     Moved,
     MoveReply,
     PayableReply,
@@ -57,11 +58,16 @@ class LedgerApi(Api):
         self.bodies = bodies
 
     async def explain_request(self, call: ApiCall[None, None]) -> ExplainedReply:
-        """Explain a request. What was held for it, how that ended, what was bought, and all money that was moved."""
+        """Explain a request.
+
+        What was held for it, how that ended, what was bought, and all money that was moved. For the number of a lock:
+        the request that has used it.
+        """
         found = await self._books.ask(lambda books: books.reports.explain(call.parameter))
         bought = None if found.bought is None else reply_of(BoughtReply, found.bought)
         moves = tuple(reply_of(MoveReply, move) for move in found.moves)
-        return reply_of(ExplainedReply, found, bought=bought, moves=moves)
+        lock = None if found.lock is None else reply_of(LockReply, found.lock)
+        return reply_of(ExplainedReply, found, bought=bought, moves=moves, lock=lock)
 
     async def explain_tab(self, call: ApiCall[None, None]) -> TabReply:
         """Explain a tab. What it was opened for, how it ended, and the latest money that was moved for it."""

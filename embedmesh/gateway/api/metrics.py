@@ -22,6 +22,8 @@ GATEWAY_COUNTERS = {
     "store_released": "Holds released: no reply was delivered, nothing was charged.",
     "store_expired": "Holds released because their deadline had passed.",
     "store_recovered": "Holds found open at a start of their gateway, and released.",
+    "store_locks_opened": "Locks opened: money set aside for one confidential request to one node.",
+    "store_locks_used": "Locks that a request has used.",
     "store_tabs_opened": "Tabs opened: money set aside for several requests of one key.",
     "store_tabs_recalled": "Tabs closed early, because a request needed what they had left.",
     "store_tabs_closed": "Tabs closed: what was not spent went back.",

@@ -246,6 +246,19 @@ class BoughtReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     user_hash: str | None
 
 
+class LockReply(msgspec.Struct, frozen=True):
+    """The lock that money was set aside for."""
+
+    lock_id: Count
+    node_id: str
+    scheme: str
+    model: str
+    units: Annotated[Count, doc("Tokens that it covers.")]
+    price: TokenPrice
+    expires_ms: Count
+    used_ms: Annotated[Count | None, doc("When a request has used it; null: none has.")]
+
+
 class ExplainedReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     """A request, as the ledger knows it."""
 
@@ -263,6 +276,7 @@ class ExplainedReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     bought: BoughtReply | None
     moves: tuple[MoveReply, ...]
     tab_id: Annotated[str | None, doc("The tab under which it was settled.")]
+    lock: Annotated[LockReply | None, doc("The lock that its money was set aside for, as long as locks are kept.")]
 
 
 class TabReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):

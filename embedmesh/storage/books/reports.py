@@ -1,5 +1,6 @@
 """What happened: usage by day, entries, statements of a month, and one request with all that followed from it."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from embedmesh.storage.sql import REPORTS_SQL
 from embedmesh.storage.times import month_span_ms
 
 ENTRY_MAX = 2**62  # above every entry
+LOCK_ID = re.compile("[0-9]{1,18}")  # what fits 64 bits
 CAPTURED, CAPTURE = HoldState.CAPTURED.value, HoldEnd.CAPTURE.value
 
 
@@ -106,10 +108,24 @@ class Bought(msgspec.Struct, frozen=True):
     user_hash: str | None
 
 
+class ExplainedLock(msgspec.Struct, frozen=True):
+    """The lock that a hold was placed for: `units` tokens at `price` nano-USD per million, on one node."""
+
+    lock_id: int
+    node_id: str
+    scheme: str
+    model: str
+    units: int
+    price: int
+    expires_ms: int
+    used_ms: int | None
+
+
 class Explained(msgspec.Struct, frozen=True):
     """A request, as the ledger knows it: its hold, what ended it, what it was for, and all money that was moved.
 
-    What was set aside for a request under a tab is not written down: `held` is None.
+    What was set aside for a request under a tab is not written down: `held` is None. What was set aside for a `lock`
+    came before its request.
     """
 
     request_id: str
@@ -126,6 +142,7 @@ class Explained(msgspec.Struct, frozen=True):
     bought: Bought | None
     moves: tuple[Move, ...]
     tab_id: str | None = None
+    lock: ExplainedLock | None = None
 
 
 class ExplainedTab(msgspec.Struct, frozen=True):
@@ -204,15 +221,18 @@ class Reports:
         return [ChargedRequest(*row) for row in rows]
 
     def explain(self, request_id: str) -> Explained:
-        """Raises NotFound."""
+        """A request, or a lock by its number: its hold and the request that has used it. Raises NotFound."""
         of_tab: dict[str, Any] = {"tab_id": None, "settlement": None}
+        if LOCK_ID.fullmatch(request_id):
+            request_id = self._hold_of_lock(int(request_id))
         found = self._session.row(REPORTS_SQL["one_hold"], {"hold_id": request_id})
         if found is None:
             found, of_tab = self._under_tab(request_id)
         bought = self._session.row(REPORTS_SQL["usage_of_hold"], {"hold_id": request_id})
         moves = self._session.rows(REPORTS_SQL["transfers_of_request"], {"hold_id": request_id} | of_tab)
-        known = Bought(*bought) if bought else None
-        fields = (*found, known, tuple(Move(*move) for move in moves), of_tab["tab_id"])
+        of_lock = self._session.row(REPORTS_SQL["lock_of_hold"], {"hold_id": request_id})
+        known, lock = Bought(*bought) if bought else None, ExplainedLock(*of_lock) if of_lock else None
+        fields = (*found, known, tuple(Move(*move) for move in moves), of_tab["tab_id"], lock)
         return Explained(*fields)
 
     def explain_tab(self, tab_id: str) -> ExplainedTab:
@@ -223,6 +243,15 @@ class Reports:
         moves = self._session.rows(REPORTS_SQL["transfers_of_tab"], {"tab_id": tab_id, "rows_max": PAGE_ROWS_MAX})
         fields = (*tab, tuple(Move(*move) for move in moves))
         return ExplainedTab(*fields)
+
+    def _hold_of_lock(self, lock_id: int) -> str:
+        found = self._session.row(REPORTS_SQL["hold_of_lock"], {"lock_id": lock_id})
+        if found is None:
+            raise NotFound(
+                f"The ledger knows no lock {lock_id}. A lock is kept for a day after a request has used it, and for an "
+                "hour if none has."
+            )
+        return str(found[0])
 
     def _under_tab(self, request_id: str) -> tuple[Row, dict[str, Any]]:
         """A request that was settled under a tab, as if it had had a hold; and the settlement. Raises NotFound."""

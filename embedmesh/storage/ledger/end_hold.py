@@ -109,7 +109,7 @@ class Expire(WaitedWrite[int]):
     @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[Expire]") -> None:
         for write in writes:
-            write._expired = release_holds(db, now_ms, write._overdue, HoldEnd.EXPIRE)
+            write._expired = write._expire_holds(db, now_ms)
             write._ended_tab_ids = end_tabs(db, now_ms, write._overdue_tabs, TabState.EXPIRED)
 
     @classmethod
@@ -121,6 +121,13 @@ class Expire(WaitedWrite[int]):
         stats.expired += self._expired
         stats.tabs_expired += self._expired_tabs
         self._succeed(max(len(self._overdue), len(self._overdue_tabs)))
+
+    def _expire_holds(self, db: Db, now_ms: int) -> int:
+        if not self._overdue:
+            return 0
+        rows = as_rows([(hold_id,) for hold_id in self._overdue])
+        until = {"now_ms": now_ms, "until_ms": self._until_ms}
+        return len(db.execute(HOLDS_SQL["expire_holds"], rows | until).fetchall())
 
 
 def release_holds(db: Db, now_ms: int, hold_ids: Sequence[str], why: HoldEnd) -> int:

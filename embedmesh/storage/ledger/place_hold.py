@@ -39,8 +39,8 @@ class PlaceHold(WaitedWrite[PriorRequest | None]):
         claimed: dict[tuple[str, bytes], PriorRequest] = {}  # by this batch: their holds are not in the store yet
         for write in writes:
             write._placed_ids, write._placed, write._prior, write._refusal = None, False, None, None
-            if write.outcome.done():
-                continue  # the caller has gone: place nothing
+            if not write._is_wanted():
+                continue
             write._prior = write._find_prior(db, now_ms, claimed)
             if write._prior is None:
                 placing.append(write)
@@ -84,8 +84,16 @@ class PlaceHold(WaitedWrite[PriorRequest | None]):
             self._give_back(self.hold)
         super().failed(reason)
 
+    def unheard(self, result: PriorRequest | None) -> None:
+        if result is None:
+            self._give_back(self.hold)
+
     def refused(self, error: Exception) -> None:
         self._fail(InternalError("The ledger refused to hold money for this request."))
+
+    def _is_wanted(self) -> bool:
+        """Else its caller has gone: place nothing."""
+        return not self.outcome.done()
 
     def _find_prior(self, db: Db, now_ms: int, claimed: dict[tuple[str, bytes], PriorRequest]) -> PriorRequest | None:
         """The request that has the Idempotency-Key already; None where this one has it now, or has no such key."""

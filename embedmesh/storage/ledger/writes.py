@@ -23,6 +23,8 @@ class Stats(msgspec.Struct):
     released: int = 0
     expired: int = 0
     recovered: int = 0  # found open at start
+    locks_opened: int = 0
+    locks_used: int = 0
     tabs_opened: int = 0
     tabs_recalled: int = 0  # closed before their time, because a hold needed what they had left
     tabs_closed: int = 0  # by this gateway
@@ -105,6 +107,14 @@ class WaitedWrite(Write, Generic[T]):
 
     def refused(self, error: Exception) -> None:
         self.failed("The store refused the change.")
+
+    def left(self) -> None:
+        """The caller waits no longer. It may not have heard of an outcome that there is already."""
+        if self.outcome.done() and not self.outcome.cancelled() and self.outcome.exception() is None:
+            self.unheard(self.outcome.result())
+
+    def unheard(self, result: T) -> None:
+        """It is durable, and its caller does not know."""
 
     def _succeed(self, result: T) -> None:
         if not self.outcome.done():

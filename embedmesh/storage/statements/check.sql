@@ -219,3 +219,20 @@ FROM (
 ) AS both_sides
 GROUP BY key_id, day
 HAVING sum(cost) <> 0;
+
+-- name: locks_have_holds
+-- A lock has a hold of its account and key, which covers what its units cost; no request has taken it over but one that has
+-- used the lock, and then in time.
+SELECT 'lock ' || lock_id, 'needs ' || units || ' at ' || price || ', hold ' || coalesce(holds.hold_id, 'missing')
+    || ' of ' || coalesce(CAST(amount AS TEXT), 'nothing') || ', ' || coalesce(state, 'none')
+FROM locks LEFT JOIN holds ON holds.hold_id = locks.hold_id
+WHERE NOT coalesce(
+    holds.account_id = locks.account_id AND holds.key_id = locks.key_id
+    AND amount >= units * (price / 1000000) + (units * (price % 1000000) + 999999) / 1000000
+    AND CASE WHEN used_ms IS NULL THEN state <> 'captured' AND deadline_ms = expires_ms ELSE used_ms < expires_ms END,
+    FALSE
+);
+
+-- name: holds_have_one_lock
+-- No two locks are for the same money.
+SELECT 'hold ' || hold_id, 'has ' || count(*) || ' locks' FROM locks GROUP BY hold_id HAVING count(*) > 1;

@@ -32,7 +32,7 @@ UPDATE claims SET reply = :reply WHERE hold_id = :hold_id;
 SELECT bytes FROM kept_replies WHERE account_id = :account_id;
 
 -- name: forget_claims
--- Delete claims that are too old, at most as many as one batch should carry.
+-- Delete claims that are too old, at most as many as one batch should carry; those of locks go after their locks.
 DELETE FROM claims WHERE (account_id, key_hash) IN (
     SELECT account_id, key_hash FROM claims WHERE created_ms < :kept_from_ms ORDER BY created_ms LIMIT :rows_max
-);
+) AND NOT EXISTS (SELECT 1 FROM locks WHERE locks.hold_id = claims.hold_id);

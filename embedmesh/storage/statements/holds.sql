@@ -23,18 +23,29 @@ FROM jsonb_each(:rows)
 WHERE hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
 RETURNING hold_id;
 
+-- name: expire_holds
+-- End those of some holds that are overdue: one may have been taken over by a request, with its lock, since it was found.
+UPDATE holds SET state = 'released', ended_by = 'expire', ended_ms = :now_ms
+FROM jsonb_each(:rows)
+WHERE hold_id = value ->> 0 AND state NOT IN ('captured', 'released') AND deadline_ms < CAST(:until_ms AS BIGINT)
+RETURNING hold_id;
+
 -- name: overdue_holds
 -- Open holds past their deadline, the oldest first, at most as many as one batch should carry.
 SELECT hold_id, account_id FROM holds
 WHERE state = 'open' AND deadline_ms < :now_ms ORDER BY deadline_ms LIMIT :holds_max;
 
 -- name: holds_of_owner
--- The open holds of one gateway. Read at its start, when the process that placed them is gone.
-SELECT hold_id, account_id FROM holds WHERE state = 'open' AND owner = :owner;
+-- The open holds of one gateway. Read at its start, when the process that placed them is gone; locks that no request has
+-- used yet outlive it.
+SELECT hold_id, account_id FROM holds WHERE state = 'open' AND owner = :owner
+    AND NOT EXISTS (SELECT 1 FROM locks WHERE locks.hold_id = holds.hold_id AND used_ms IS NULL);
 
 -- name: open_holds
--- All open holds. Read at the start of a gateway that is alone, when the processes that placed them are gone.
-SELECT hold_id, account_id FROM holds WHERE state = 'open';
+-- All open holds but those of unused locks. Read at the start of a gateway that is alone, when the processes that placed
+-- them are gone.
+SELECT hold_id, account_id FROM holds WHERE state = 'open'
+    AND NOT EXISTS (SELECT 1 FROM locks WHERE locks.hold_id = holds.hold_id AND used_ms IS NULL);
 
 -- name: hold_state
 -- Where a hold stands.

@@ -105,6 +105,14 @@ WHERE entries.account_id = :account_id AND created_ms < CAST(:until_ms AS BIGINT
 SELECT hold_id, account_id, key_id, amount, state, ended_by, captured, owner, created_ms, deadline_ms, ended_ms
 FROM holds WHERE hold_id = :hold_id;
 
+-- name: hold_of_lock
+-- The hold of a lock, as long as locks are kept.
+SELECT hold_id FROM locks WHERE lock_id = :lock_id;
+
+-- name: lock_of_hold
+-- The lock that a hold was placed for.
+SELECT lock_id, node_id, scheme, model, units, price, expires_ms, used_ms FROM locks WHERE hold_id = :hold_id;
+
 -- name: usage_of_hold
 -- What a captured hold was for, as long as that is kept.
 SELECT key_id, model, node_id, tokens, price, cost, payable, user_hash FROM usage WHERE hold_id = :hold_id;

@@ -1,0 +1,88 @@
+"""Locks in the store: opened at one gateway, redeemed at any, released by the sweep where nobody uses them.
+
+A lock stands on a hold like any other, whose deadline is the lock's expiry. The hold's claim says which request has
+used it, and keeps that one's reply. A gateway that dies leaves its unused locks as they are: they end in time.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from embedmesh.rules.confidential import UNUSED, LockTerms, claim_key
+from embedmesh.rules.errors import InternalError
+from embedmesh.rules.holds import Claim, Hold, PriorRequest
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.ports import Clock
+from embedmesh.storage.ledger.group_commit import Writer
+from embedmesh.storage.ledger.open_lock import OpenLock, one_too_many, unused_of, values_of_unused
+from embedmesh.storage.ledger.place_hold import PlaceHold
+from embedmesh.storage.ledger.redeem_lock import (
+    RedeemLock,
+    Redemption,
+    key_of,
+    may_be_used,
+    not_found,
+    prior_use,
+    use_of,
+)
+from embedmesh.storage.reads import Reads
+from embedmesh.storage.secrets.secret import claim_of
+from embedmesh.storage.sql import LOCKS_SQL
+
+LOCK_ID_MAX = 2**53  # JSON numbers are exact up to there; and what is larger would not fit the store
+
+
+class StoredLocks:
+    """Implements the port `Locks` for one gateway, whose name is `owner`."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        reads: Reads,
+        clock: Clock,
+        owner: str,
+        key_secret: bytes,
+        *,
+        place: Callable[[Callable[[], PlaceHold]], Awaitable[PriorRequest | None]],
+        redeem: Callable[[RedeemLock], Awaitable[Hold | PriorRequest]],
+        give_back: Callable[[Hold], None],
+        unsealed: Callable[[PriorRequest], PriorRequest],
+    ) -> None:
+        """`place` makes a hold and writes it, again once tabs were recalled for it; `redeem` writes and waits."""
+        self._writer = writer
+        self._reads = reads
+        self._clock = clock
+        self._owner = owner
+        self._key_secret = key_secret
+        self._place = place
+        self._redeem = redeem
+        self._give_back = give_back
+        self._unsealed = unsealed
+
+    async def open(self, terms: LockTerms, hold: Hold) -> None:
+        """Whether there may be one more is looked up first, so that a refusal costs no write; the write decides."""
+        agreed = terms.hold_id, terms.account_id, terms.key_id, terms.expires_ms
+        assert agreed == (hold.hold_id, hold.account_id, hold.key_id, hold.deadline_ms), "a lock and its hold agree"
+        now_ms = self._clock.unix_ms()
+        rows = await self._reads.ask(LOCKS_SQL["unused_locks"], values_of_unused(now_ms, terms.account_id))
+        if (refusal := one_too_many(unused_of(rows), terms.key_id, now_ms)) is not None:
+            raise refusal
+        claim = Claim(claim_of(self._key_secret, claim_key(terms.lock_id), b"").key_hash, UNUSED)
+        prior = await self._place(lambda: OpenLock(terms, hold, self._owner, claim, self._give_back))
+        if prior is not None:
+            raise InternalError("There is a lock of that id already.")
+
+    async def find(self, account_id: str, lock_id: int) -> LockTerms:
+        known = 0 <= lock_id < LOCK_ID_MAX
+        which = {"lock_id": lock_id, "account_id": account_id}
+        if not known or not (rows := await self._reads.ask(LOCKS_SQL["find_lock"], which)):
+            raise not_found()
+        return LockTerms(*rows[0])
+
+    async def redeem(self, terms: LockTerms, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
+        """What may not be used is told without a write, so that to ask again what became of it is cheap."""
+        assert len(body_hash) == len(UNUSED) and body_hash != UNUSED
+        found = use_of(await self._reads.ask(LOCKS_SQL["lock_use"], key_of(terms)))
+        if not may_be_used(found, self._clock.unix_ms()):
+            return self._unsealed(prior_use(found, body_hash))
+        asked = Redemption(terms, new_id("use", self._clock), body_hash, deadline_ms)
+        got = await self._redeem(RedeemLock(asked, self._owner, self._writer.submit))
+        return got if isinstance(got, Hold) else self._unsealed(got)

@@ -1,0 +1,181 @@
+"""Redeeming locks: of all requests that come with a lock, at whatever gateway, one has it; the others hear of it."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from embedmesh.rules.confidential import LockTerms
+from embedmesh.rules.holds import Hold, HoldEnd, HoldState, PriorRequest
+from embedmesh.rules.lock_failures import LockExpired, LockNotFound, LockUsed
+from embedmesh.storage.db import Db, Row
+from embedmesh.storage.ledger.end_hold import release_holds
+from embedmesh.storage.ledger.writes import Stats, WaitedWrite, Write, as_rows
+from embedmesh.storage.sql import LOCKS_SQL
+
+
+class LockUse(NamedTuple):
+    """What became of a lock. The last three are of the request that has used it; without a claim it was long ago."""
+
+    used_ms: int | None
+    expires_ms: int
+    hold_id: str
+    state: str
+    body_hash: bytes | None
+    reply: bytes | None
+
+
+class Redemption(msgspec.Struct, frozen=True):
+    """A request that comes with a lock. `use_id` is known to this write alone."""
+
+    terms: LockTerms
+    use_id: str
+    body_hash: bytes
+    deadline_ms: int
+
+
+class RedeemLock(WaitedWrite[Hold | PriorRequest]):
+    """Use a lock: its hold is this gateway's, with another deadline. `outcome` is that hold once that is durable.
+
+    Or the prior request of the same body, or a refusal is raised. A request that has gone by then, or that does not
+    hear whether it has the lock, uses it up: its hold is released.
+    """
+
+    rank = 2
+
+    def __init__(self, asked: Redemption, owner: str, submit: Callable[[Write], None]) -> None:
+        super().__init__()
+        self._asked = asked
+        self._owner = owner
+        self._submit = submit
+        self._tried = False
+        self._amount: int | None = None  # of the hold, if the lock is this request's
+        self._found: LockUse | None = None
+
+    def prepare(self, db: Db, now_ms: int) -> set[str]:
+        return {self._asked.terms.account_id}
+
+    @classmethod
+    def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[RedeemLock]") -> None:
+        first: dict[int, RedeemLock] = {}
+        for write in writes:
+            write._tried, write._amount, write._found = False, None, None
+            if not write.outcome.done():  # else the caller has gone
+                write._tried = True
+                first.setdefault(write._asked.terms.lock_id, write)
+        if not first:
+            return
+        using = as_rows([write._row() for write in first.values()])
+        used = db.execute(LOCKS_SQL["use_locks"], using | {"now_ms": now_ms}).fetchall()
+        redeemed = {write._asked.terms.hold_id: write for write in (first[lock_id] for (lock_id,) in used)}
+        for hold_id, write in redeemed.items():
+            db.execute(LOCKS_SQL["claim_lock"], {"hold_id": hold_id, "body_hash": write._asked.body_hash})
+        if redeemed:
+            taking = as_rows([write._row() for write in redeemed.values()])
+            owner = {"owner": writes[0]._owner}
+            for hold_id, amount in db.execute(LOCKS_SQL["take_over_holds"], taking | owner).fetchall():
+                redeemed[hold_id]._amount = amount
+
+    @classmethod
+    def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[RedeemLock]") -> None:
+        for write in writes:
+            if write._tried and write._amount is None:
+                rows = db.execute(LOCKS_SQL["lock_use"], key_of(write._asked.terms)).fetchall()
+                write._found = use_of(rows)
+
+    def committed(self, stats: Stats) -> None:
+        if self._amount is not None:
+            stats.locks_used += 1
+            if self.outcome.done():  # the caller went while the batch was being written
+                self._submit(GiveUpLock(self._asked))
+            else:
+                self._succeed(self._hold(self._amount))
+        elif self._tried:
+            try:
+                self._succeed(prior_use(self._found, self._asked.body_hash))
+            except (LockNotFound, LockExpired, LockUsed) as failure:
+                self._fail(failure)
+
+    def failed(self, reason: str) -> None:
+        if self._tried:  # nobody knows whether the store has it
+            self._submit(GiveUpLock(self._asked))
+        super().failed(reason)
+
+    def unheard(self, result: Hold | PriorRequest) -> None:
+        if isinstance(result, Hold):
+            self._submit(GiveUpLock(self._asked))
+
+    def _row(self) -> dict[str, str | int]:
+        terms = self._asked.terms
+        return {
+            "lock_id": terms.lock_id,
+            "account_id": terms.account_id,
+            "hold_id": terms.hold_id,
+            "used_by": self._asked.use_id,
+            "deadline_ms": self._asked.deadline_ms,
+        }
+
+    def _hold(self, amount: int) -> Hold:
+        terms = self._asked.terms
+        return Hold(terms.hold_id, terms.account_id, amount, self._asked.deadline_ms, terms.key_id)
+
+
+class GiveUpLock(Write):
+    """Release the hold of a lock, if it was this very request that has used it. Kept until it is durable."""
+
+    def __init__(self, asked: Redemption) -> None:
+        self._asked = asked
+        self._released = 0
+
+    def prepare(self, db: Db, now_ms: int) -> set[str]:
+        return {self._asked.terms.account_id}
+
+    @classmethod
+    def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[GiveUpLock]") -> None:
+        for write in writes:
+            use = [{"lock_id": write._asked.terms.lock_id, "used_by": write._asked.use_id}]
+            hold_ids = db.execute(LOCKS_SQL["holds_of_uses"], as_rows(use)).fetchall()
+            write._released = release_holds(db, now_ms, [hold_id for (hold_id,) in hold_ids], HoldEnd.RELEASE)
+
+    def committed(self, stats: Stats) -> None:
+        stats.released += self._released
+
+
+def key_of(terms: LockTerms) -> dict[str, str | int]:
+    """For the statements `find_lock` and `lock_use`."""
+    return {"lock_id": terms.lock_id, "account_id": terms.account_id}
+
+
+def use_of(rows: Sequence[Row]) -> LockUse | None:
+    """Found by the statement `lock_use`."""
+    return LockUse(*rows[0]) if rows else None
+
+
+def may_be_used(found: LockUse | None, now_ms: int) -> bool:
+    """Whether a request may use the lock now, as far as is known."""
+    if found is None or found.used_ms is not None:
+        return False
+    return found.state == HoldState.OPEN.value and found.expires_ms > now_ms
+
+
+def prior_use(found: LockUse | None, body_hash: bytes) -> PriorRequest:
+    """The request of that body which has used the lock. For a lock that may not be used.
+
+    Raises LockNotFound, LockExpired, or LockUsed: also where that request came to nothing.
+    """
+    if found is None:
+        raise not_found()
+    if found.used_ms is None:
+        raise LockExpired("This lock was not used in time, and its money is free again. Lock again.")
+    if found.body_hash is None or found.body_hash != body_hash:
+        raise LockUsed("Another request has used this lock, and each is for one. Lock again.")
+    if found.state == HoldState.RELEASED.value:
+        raise LockUsed("This lock was used by a request that failed, for which nothing was charged. Lock again.")
+    return PriorRequest(found.body_hash, found.hold_id, found.state, found.reply)
+
+
+def not_found() -> LockNotFound:
+    """The same words for a lock of another account, and for one that never was."""
+    return LockNotFound(
+        "This account has no lock of that id: lock again. Locks are forgotten some time after their end."
+    )
