@@ -33,6 +33,7 @@ from embedmesh.rules.membership import NONCE_S, Whole
 KEY_BYTES = 32
 CLOCKS_DIFFER_MS = NONCE_S * 1000  # at most, as between nodes and gateways
 ENVELOPE_BYTES_MAX = 2_048  # of a sealed request, beside the ciphertext
+UNREADABLE = "confidential_refused"  # the code of a refusal that says nothing to anybody
 NO_REASON = "it could not open the request, or does not take it, and nobody is told which"
 
 Open = Callable[[SealedAnswer], bytes]
@@ -195,7 +196,7 @@ class SealedStep:
         if statement.status == 200:
             raise reply_not_trusted("status")
         if not answer.sealed:
-            return Problem(status, "confidential_refused", NO_REASON)
+            return Problem(status, UNREADABLE, NO_REASON)
         return read_problem(status, self._opened(answer))
 
     def _checked(self, told: _Sealed) -> tuple[SealedAnswer, AnswerStatement]:

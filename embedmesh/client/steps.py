@@ -4,6 +4,8 @@ A step is yielded; a `ToSend` is answered with a `HttpAnswer` or a `NoAnswer`, a
 and when, is decided here:
 
 - after 429 or 503, unless `x-should-retry` says no, and where there is no connection: after what `Retry-After` says;
+- where the lock has expired, or the node cannot open what was sealed, maybe as it was started anew and has other keys:
+  sealed anew, for another lock;
 - after a connection that broke: the same bytes once more, which the gateway knows and charges once. A confidential
   request is never sealed again for a lock that it may have used.
 """
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 OTHER_LOCKS_MAX = 3  # that are asked for where a node is not pinned: each sets money aside until it expires
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # where nobody says how long
 NOT_NOW = frozenset({429, 503})
+FOR_A_NEW_LOCK = frozenset({"lock_expired", "confidential_refused"})  # a slow line; a node that was started anew
 
 
 class ToSend(NamedTuple):
@@ -106,12 +109,12 @@ def confidential(
             raise _not_answered(answer)
         if answer.status == 200:
             return to_response(sealed.read(answer.body), wanted, request_id=_request_id(answer), node_id=sealed.node_id)
-        problem = sealed.read_refusal(answer.status, answer.body)
-        if problem is not None:
-            raise CallRefused(problem, request_id=_request_id(answer), sealed=True)
-        again = patience.wait_s({} if _code(answer) == "lock_expired" else answer.headers)
-        if again is None or not (answer.status in NOT_NOW or _code(answer) == "lock_expired"):
-            raise _refused(answer)
+        told = sealed.read_refusal(answer.status, answer.body)
+        problem = told or _problem(answer)
+        renewable = problem.code in FOR_A_NEW_LOCK
+        again = patience.wait_s({} if renewable else answer.headers) if renewable or answer.status in NOT_NOW else None
+        if again is None:
+            raise CallRefused(problem, request_id=_request_id(answer), sealed=told is not None)
         yield Pause(again)
 
 
@@ -161,10 +164,6 @@ def _refused(answer: HttpAnswer) -> CallRefused:
 
 def _problem(answer: HttpAnswer) -> Problem:
     return read_problem(answer.status, answer.body)
-
-
-def _code(answer: HttpAnswer) -> str:
-    return _problem(answer).code
 
 
 def _request_id(answer: HttpAnswer) -> str | None:

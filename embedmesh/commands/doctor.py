@@ -10,7 +10,7 @@ import msgspec
 
 from embedmesh.client.refusals import read_problem
 from embedmesh.commands import checks
-from embedmesh.commands.bulk.client import decode_vectors
+from embedmesh.commands.bulk.tries import decode_vectors
 from embedmesh.commands.checks import HealthCheck
 from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, to_url
 from embedmesh.commands.offline import books_of

@@ -8,11 +8,12 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import aiohttp
 import click
 
+from embedmesh.client.errors import WrongPins
 from embedmesh.commands.bulk.checkpoint import Checkpoint, finished_before
 from embedmesh.commands.bulk.client import (
     BULK_CONNECT_S,
@@ -32,6 +33,9 @@ from embedmesh.commands.endpoint import GatewayAccess, find_gateway
 from embedmesh.commands.options import WholeNumber, data_dir_option
 from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
+
+if TYPE_CHECKING:
+    from embedmesh.client.core import Trust
 
 EMBED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # without --model
 EXIT_REFUSED_LINES = 1
@@ -53,6 +57,9 @@ A run that was stopped continues when the same command is run again; OUT.state b
 got, and that it is complete. --truncate end cuts texts that are longer than the model takes; otherwise such
 lines are refused.
 
+--confidential seals every request, so that only a node of --node-identity can read its texts, and not the gateway. That
+file comes from the node's operator (node.identity.pub in its data directory), not from the gateway.
+
 \b
 Examples:
   embedmesh embed texts.txt -o vectors.jsonl
@@ -64,6 +71,8 @@ Examples:
   zcat texts.gz | embedmesh embed - | head -1
   embedmesh embed q.txt -o q.jsonl --url https://host.example/v1 \\
       --api-key-file key.txt --input-type query
+  embedmesh embed private.txt -o v.npy --confidential \\
+      --node-identity node.identity.pub
 
 \b
 Exit status:
@@ -102,6 +111,13 @@ Exit status:
 @click.option(
     "--batch", type=WholeNumber(1, REQUEST_INPUTS_MAX), default=128, show_default=True, help="Lines a request."
 )
+@click.option("--confidential", is_flag=True, help="Seal the texts for a node of --node-identity.")
+@click.option(
+    "--node-identity",
+    "pins",
+    type=click.Path(path_type=Path),
+    help="File with lines of nodes that may read the texts, or of an operator who vouches for nodes.",
+)
 @click.option("--overwrite", is_flag=True, help="Start again and replace the output.")
 @click.option("--url", help="Endpoint, as http://127.0.0.1:8080/v1. Also EMBEDMESH_BASE_URL.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the key. Or: EMBEDMESH_API_KEY.")
@@ -116,6 +132,8 @@ def embed(
     column: str | None,
     kind: str | None,
     batch: int,
+    confidential: bool,
+    pins: Path | None,
     overwrite: bool,
     url: str | None,
     api_key_file: Path | None,
@@ -129,7 +147,14 @@ def embed(
         raise WrongUsage("Lines have no --column. Give --format csv, tsv or parquet, or --field for JSON lines.")
     if field is not None and kind != "lines":
         raise WrongUsage(f"--field is for JSON lines, and the input is {kind}: name a --column.")
-    settings = {**fields, "field": field, "column": column, "format": None if kind == "lines" else kind}
+    trust = _trust(confidential, pins)
+    settings = {
+        **fields,
+        "field": field,
+        "column": column,
+        "format": None if kind == "lines" else kind,
+        "confidential": 1 if confidential else None,  # a run that began sealed does not go on in the clear
+    }
     with _opened(file) as source:
         if target is not None and not overwrite and (before := finished_before(target, settings)):
             _check_same_input(source, before, target)
@@ -139,7 +164,9 @@ def embed(
         rows = open_output(target, settings, overwrite=overwrite)
         given = {name: value for name, value in fields.items() if value is not None}
         try:
-            job = Job(source.fileno(), _reader(source.fileno(), kind, field, column), rows, endpoint, given, batch)
+            job = Job(
+                source.fileno(), _reader(source.fileno(), kind, field, column), rows, endpoint, given, batch, trust
+            )
             with RunReport(_size(job.source), target) as report:
                 ended = _run(job, report)
             report.summary(ended, as_json)
@@ -158,6 +185,7 @@ class Job:
     endpoint: GatewayAccess
     fields: dict[str, str | int]
     batch: int
+    trust: "Trust | None"
 
 
 def _reader(fd: int, kind: str, field: str | None, column: str | None) -> ChunkReader | ParquetReader:
@@ -199,9 +227,24 @@ async def _work(job: Job, report: RunReport) -> None:
     timeout = aiohttp.ClientTimeout(total=BULK_REQUEST_S, sock_connect=BULK_CONNECT_S)
     connector = aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        client = BulkClient(session, job.endpoint, job.fields, observer=report, dice=random.Random())
+        client = BulkClient(session, job.endpoint, job.fields, observer=report, dice=random.Random(), trust=job.trust)
         await run(batches, client, job.rows, report.written)
     job.rows.finish()
+
+
+def _trust(confidential: bool, pins: Path | None) -> "Trust | None":
+    """Whom the texts are sealed for; None for nobody. Raises WrongUsage."""
+    if not confidential and pins is None:
+        return None
+    if not confidential or pins is None:
+        raise WrongUsage("--confidential and --node-identity FILE go together: the file says which nodes may read.")
+    from embedmesh.client.core import Trust  # these bring a TLS library along
+    from embedmesh.client.pins import Pins
+
+    try:
+        return Trust(Pins.read(pins))
+    except WrongPins as error:
+        raise WrongUsage(error.message) from None
 
 
 def _opened(file: Path) -> IO[bytes]:

@@ -541,6 +541,23 @@ def test_a_refusal_without_a_reason_says_that_nobody_is_told(gateway: ScriptedGa
     with pytest.raises(CallRefused, match="nobody is told") as caught:
         call(model=ALIAS, input=TEXT, confidential=True, pins=pins)
     assert (caught.value.code, caught.value.sealed) == ("confidential_refused", True)
+    assert len(gateway.locks) == 3
+    assert len(gateway.node.opened) == 0
+
+
+def test_a_node_that_was_started_anew_is_sealed_for_under_its_new_key(
+    gateway: ScriptedGateway, call: Call, pins: Path
+) -> None:
+    """A request under the old one gets the refusal that says nothing."""
+    left = [DhKey.new()]
+
+    def script(received: Received) -> None:
+        if received.path.endswith("confidential/embeddings") and left:
+            gateway.node.key = left.pop()
+
+    gateway.script = script
+    call(model=ALIAS, input=TEXT, confidential=True, pins=pins)
+    assert gateway.paths == ["/nodes/lock", "/confidential/embeddings"] * 2
 
 
 WRONG_REFUSALS: dict[str, tuple[Do, str]] = {

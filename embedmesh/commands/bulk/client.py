@@ -9,26 +9,36 @@ flight on kept connections and can be interrupted at any moment, which needs an 
 """
 
 import asyncio
-import base64
 import binascii
 import itertools
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from embedmesh.client.refusals import Problem, read_problem
+from embedmesh.client.aio import read_bounded
+from embedmesh.client.errors import NodeNotTrusted, NotTrusted
+from embedmesh.client.refusals import Problem
 from embedmesh.commands.bulk.lines import BATCH_BYTES_MAX, Refusal
 from embedmesh.commands.bulk.refusals import ATTEMPTS_MIN, TOO_MANY, TOO_MUCH, judge, refused_input, wait_s
+from embedmesh.commands.bulk.tries import (
+    BulkVectors,
+    PlainTries,
+    Posted,
+    SealedTries,
+    Tried,
+    Tries,
+    Vector,
+    want_texts,
+)
 from embedmesh.commands.endpoint import GatewayAccess
-from embedmesh.rules.embeddings import EmbedReply
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.ports import Dice
+
+if TYPE_CHECKING:
+    from embedmesh.client.core import Trust
 
 # Since the last reply: longer than an engine's restart on a starved machine, shorter than a night.
 BULK_SILENCE_MAX_S = 900.0
@@ -40,7 +50,6 @@ FINAL_STATUSES = frozenset({400, 404, 405, 422})  # no other key, credit or wait
 OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("model", "dimensions", "input_type", "truncate")}
 
 RequestFields = Mapping[str, str | int]
-Vector = NDArray[np.float32]
 Clock = Callable[[], float]
 
 
@@ -56,23 +65,6 @@ class NothingListens(Stopped):
     """The very first connection was refused: there is no endpoint, so waiting for it is useless."""
 
 
-class _Vectors(msgspec.Struct, frozen=True):
-    vectors: list[Vector]
-    tokens: int
-    cost_nanousd: int
-
-
-def decode_vectors(body: bytes, inputs: int) -> tuple[list[Vector], int]:
-    """The vectors of a reply, in input order, and its tokens. Raises ValueError where anything is not as it must be."""
-    reply = msgspec.json.decode(body, type=EmbedReply)
-    if [item.index for item in reply.data] != list(range(inputs)):
-        raise ValueError("count or order")
-    vectors = [np.frombuffer(base64.b64decode(item.embedding, validate=True), "<f4") for item in reply.data]
-    if not all(len(vector) == len(vectors[0]) > 0 and np.isfinite(vector).all() for vector in vectors):
-        raise ValueError("width or value")
-    return vectors, reply.usage.total_tokens
-
-
 class BulkObserver(Protocol):
     """Learns what the client does."""
 
@@ -86,7 +78,10 @@ class BulkObserver(Protocol):
 
 
 class BulkClient:
-    """Embeds batches of texts at one endpoint. `fields` are those of every request beside `input`."""
+    """Embeds batches of texts at one endpoint. `fields` are those of every request beside `input`.
+
+    With `trust` every request is sealed for a node that it names.
+    """
 
     def __init__(
         self,
@@ -96,6 +91,7 @@ class BulkClient:
         *,
         observer: BulkObserver,
         dice: Dice,
+        trust: "Trust | None" = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -103,6 +99,8 @@ class BulkClient:
         self._base_url = endpoint.base_url
         self._was_reached = False
         self._headers = {"Authorization": f"Bearer {endpoint.key}", "Content-Type": "application/json"}
+        self._fields = fields
+        self._trust = trust
         self._prefix = msgspec.json.encode({**fields, "encoding_format": "base64"})[:-1] + b',"input":['
         self._dice = dice
         self._observer = observer
@@ -125,7 +123,7 @@ class BulkClient:
                 part = part[:fits]
             inputs = [texts[i] for i in part]
             answer = await self._request(inputs)
-            if isinstance(answer, _Vectors):
+            if isinstance(answer, BulkVectors):
                 self._observer.paid(answer.tokens, answer.cost_nanousd)
                 outcomes.update(zip(part, answer.vectors, strict=True))
             elif judge(answer, {}, len(part)) == "split":
@@ -154,15 +152,16 @@ class BulkClient:
         elif problem.code in TOO_MUCH:
             self._bytes_max = min(self._bytes_max, sum(map(len, texts)) // 2)
 
-    async def _request(self, texts: list[bytes]) -> _Vectors | Problem:
+    async def _request(self, texts: list[bytes]) -> BulkVectors | Problem:
         """One request, repeated while that may help. A Problem is one to split or to take a line out for."""
         body = self._prefix + b",".join(texts) + b"]}"
-        # The same key for every attempt: a reply that was lost on the way is not charged twice.
-        headers = self._headers | {"Idempotency-Key": secrets.token_hex(16)}
+        tries: Tries = PlainTries(body, len(texts))
+        if self._trust is not None:
+            tries = SealedTries(want_texts(self._fields, body, texts), self._trust)
         began = self._clock()
         for attempt in itertools.count():
-            answer, hints = await self._attempt(body, headers, len(texts))
-            if isinstance(answer, _Vectors):
+            answer, hints = await self._attempt(tries)
+            if isinstance(answer, BulkVectors):
                 self._answered_at = self._clock()
                 return answer
             verdict = judge(answer, hints, len(texts))
@@ -188,20 +187,13 @@ class BulkClient:
         finally:
             self._waiting -= 1
 
-    async def _attempt(
-        self, body: bytes, headers: dict[str, str], inputs: int
-    ) -> tuple[_Vectors | Problem, Mapping[str, str]]:
+    async def _attempt(self, tries: Tries) -> Tried:
         try:
-            async with self._session.post(
-                self._base_url + "/embeddings", data=body, headers=headers, allow_redirects=False
-            ) as response:
-                self._was_reached = True
-                raw = await read_bounded(response, BULK_REPLY_BYTES_MAX)
-                if response.status != 200:
-                    return read_problem(response.status, raw), response.headers
-                vectors, tokens = decode_vectors(raw, inputs)
-                cost = response.headers.get("x-embedmesh-cost-nanousd", "0")
-                return _Vectors(vectors, tokens, int(cost) if cost.isdecimal() else 0), response.headers
+            return await tries.once(self._post)
+        except NodeNotTrusted as error:
+            raise RequestRefused(error.message) from None
+        except NotTrusted as error:
+            raise Stopped(error.message.rstrip(".")) from None
         except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
             what = "its certificate is not trusted" if isinstance(error, aiohttp.ClientSSLError) else "it is no address"
             raise Stopped(f"The endpoint {self._base_url} cannot be used: {what}. Check --url.") from None
@@ -216,6 +208,14 @@ class BulkClient:
         except (ValueError, binascii.Error):  # msgspec's errors are ValueErrors
             raise Stopped("The endpoint's answer is not what an embeddings endpoint answers. Check --url.") from None
 
+    async def _post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Posted:
+        async with self._session.post(
+            self._base_url + path, data=body, headers={**self._headers, **headers}, allow_redirects=False
+        ) as response:
+            self._was_reached = True
+            raw = await read_bounded(response, BULK_REPLY_BYTES_MAX)
+            return Posted(response.status, response.headers, raw)
+
 
 def _nothing_listens(base_url: str, error: aiohttp.ClientConnectorError) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -223,15 +223,3 @@ def _nothing_listens(base_url: str, error: aiohttp.ClientConnectorError) -> str:
     if isinstance(error.os_error, ConnectionRefusedError):
         return f"nothing listens at {base_url}; start it with: embedmesh serve"
     return f"{base_url} cannot be reached ({error.os_error.strerror or 'no connection'}); check --url"
-
-
-async def read_bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    """The whole body. Raises ValueError where it is larger than `bytes_max`."""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        size += len(chunk)
-        if size > bytes_max:
-            raise ValueError("too large")
-        chunks.append(chunk)
-    return b"".join(chunks)
