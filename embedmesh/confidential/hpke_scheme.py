@@ -54,8 +54,6 @@ class HpkeReplies:
     def open(self, sealed: bytes) -> bytes:
         """The body of the reply. Raises SealBroken."""
         salt, ciphertext = sealed[:REPLY_SALT_BYTES], sealed[REPLY_SALT_BYTES:]
-        if len(salt) != REPLY_SALT_BYTES:
-            raise SealBroken
         cipher, nonce = _reply_cipher(self._secret, salt, self._digest, self._terms)
         try:
             return unpad(cipher.decrypt(nonce, ciphertext, None))
@@ -120,7 +118,7 @@ def unpad(plaintext: bytes, before: int = 0) -> bytes:
     """The body behind the first `before` bytes. Raises SealBroken where it was padded in another way."""
     start = before + SIZE_BYTES
     end = start + int.from_bytes(plaintext[before:start], "big")
-    if len(plaintext) < start or len(plaintext) != padded_size(end) or plaintext.count(0, end) != len(plaintext) - end:
+    if len(plaintext) != padded_size(end) or plaintext.count(0, end) != len(plaintext) - end:
         raise SealBroken
     return plaintext[start:end]
 

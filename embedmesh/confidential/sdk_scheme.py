@@ -62,17 +62,14 @@ class SdkReplies:
 class SdkOpened:
     """A request that the node has opened."""
 
-    def __init__(self, key: DhKey, cipher: AESGCM, request_nonce: bytes, plaintext: bytes) -> None:
+    def __init__(self, key: DhKey, cipher: AESGCM, plaintext: bytes) -> None:
         self._key = key
         self._cipher = cipher
-        self._request_nonce = request_nonce
         self.plaintext = plaintext
 
     def seal_reply(self, plaintext: bytes, identity: Identity) -> SealedParts:
         """A reply for who sealed the request, under a nonce of its own, signed by the node's identity."""
-        nonce = self._key.reply_nonce()
-        if nonce == self._request_nonce:
-            nonce = self._key.reply_nonce()
+        nonce = self._key.reply_nonce()  # never the request's: `open_sealed` refuses what begins like one of these
         digest = plaintext_hash(plaintext)
         signature = ED25519_FLAG + identity.sign_raw(digest) + identity.public_key
         return SealedParts(self._cipher.encrypt(nonce, plaintext, None), nonce, digest, signature)
@@ -115,7 +112,7 @@ def open_sealed(key: DhKey, call: SealedCall) -> SdkOpened:
         cipher = _cipher(key.exchange(call.client_key), call.salt)
     except ValueError:
         raise SealBroken from None
-    return SdkOpened(key, cipher, call.nonce, _open(cipher, call.nonce, call.ciphertext, call.body_hash))
+    return SdkOpened(key, cipher, _open(cipher, call.nonce, call.ciphertext, call.body_hash))
 
 
 def check_response(public_key: bytes, response_hash: bytes, response_signature: bytes) -> None:
