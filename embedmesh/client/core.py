@@ -129,7 +129,8 @@ class LockStep:
             raise node_not_trusted("key")
         if not document.not_before_ms - CLOCKS_DIFFER_MS <= now_ms < document.not_after_ms:
             raise node_not_trusted("clock")
-        if lock.model not in document.models:
+        ids = document.models.keys()
+        if lock.model not in ({self._wanted.model} & ids or ids):  # what is no id may be another name of any
             raise node_not_trusted("model")
         latest_ms = min(now_ms + LOCK_S * 1000 + CLOCKS_DIFFER_MS, document.not_after_ms)
         if not now_ms - CLOCKS_DIFFER_MS <= lock.expires_ms <= latest_ms:

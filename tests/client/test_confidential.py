@@ -236,6 +236,18 @@ def test_nothing_is_sealed_where_a_check_of_the_lock_fails(
     assert nothing_left(gateway)
 
 
+def test_another_model_of_the_node_is_not_locked_in_place_of_the_one_that_was_named(
+    gateway: ScriptedGateway, call: Call, pins: Path
+) -> None:
+    """Its id is in the node's document. Another name for a model could mean any of them; the node knows which."""
+    gateway.node.models |= {"another/model": "digest"}
+    lock(model="another/model")(gateway)
+    with pytest.raises(NodeNotTrusted) as caught:
+        call(model=MODEL, input=TEXT, confidential=True, pins=pins)
+    assert caught.value.reason == "model"
+    assert nothing_left(gateway)
+
+
 def test_a_node_of_the_gateways_own_making_is_not_sealed_for(
     gateway: ScriptedGateway, call: Call, pins: Path, scheme: str
 ) -> None:
