@@ -128,7 +128,7 @@ class Prober:
         try:
             async with asyncio.timeout(self._deadline_s()):
                 served = await self._examiner.client.served(self._node.node_id)
-                self._node.shortage = served.shortage
+                self._node.shortage, self._node.keys = served.shortage, served.keys or None
                 if not served.data:
                     self._registry.serves(self._node, ())
                     raise NodeBusy("none of its models is loaded now")

@@ -46,6 +46,7 @@ class QueuedRequest:
     finish_tag: float = 0.0
     number: int = 0  # in the order of arrival, which decides where tags are equal
     left: bool = False
+    only: str | None = None  # the one node that may have it
     last: NodeFailure | None = None
     taken: dict[Part, Remainder] = field(default_factory=dict)  # what each running part was cut from
 
@@ -75,6 +76,6 @@ class QueuedRequest:
 
     def can(self, node: Node, remainder: Remainder) -> bool:
         """Whether a node may get these inputs at all."""
-        if node.node_id in remainder.tried:
+        if node.node_id in remainder.tried or (self.only is not None and node.node_id != self.only):
             return False
         return not (self.needs_texts if node.reads_ids else self.needs_ids)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from embedmesh.fleet.load import Load
+from embedmesh.rules.confidential import SignedKeys
 from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, UpstreamRefused, WrongAnswer
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.nodes import (
@@ -81,6 +82,8 @@ class Node:
     last_right_answer: float | None = None
     last_failure: Reason | None = None  # kept after the node has recovered
     last_failed: float | None = None
+    small_id: int = 0  # its number in the store; a local one has none
+    keys: SignedKeys | None = None  # for confidential requests, as it sends them: not verified
     shortage: str = ""  # why its engine lacks CPU, by its own report: see SHORTAGES
     counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, hedges, canaries, receipts
     failed: Counter[Check] = field(default_factory=Counter)  # attempts and probes, by the check that failed

@@ -96,9 +96,11 @@ class Scheduler:
         all_tokens_per_s = sum(candidate.tokens_per_s for candidate in candidates) * len(nodes) / len(candidates)
         return max(alone_s, (queue.tokens + tokens) / all_tokens_per_s)
 
-    def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> QueuedRequest:
+    def enter(
+        self, model: Model, counted: Counted, account_id: str, asker: Asker, only: str | None = None
+    ) -> QueuedRequest:
         self.retries.budget.request()
-        return self._enter(model, counted, account_id, asker, frozenset())
+        return self._enter(model, counted, account_id, asker, frozenset(), only)
 
     def try_now(self, model: Model, counted: Counted) -> Part | None:
         if self._queues:
@@ -125,7 +127,7 @@ class Scheduler:
 
     def repeat(self, model: Model, counted: Counted, asker: Asker, avoid: frozenset[str]) -> QueuedRequest:
         """Enter a question of our own, with a share like an account's. It never goes to the nodes to `avoid`."""
-        return self._enter(model, counted, OWN_ACCOUNT, asker, avoid)
+        return self._enter(model, counted, OWN_ACCOUNT, asker, avoid, None)
 
     @property
     def queued_tokens(self) -> int:
@@ -197,7 +199,7 @@ class Scheduler:
             self._assigning = False
 
     def _enter(
-        self, model: Model, counted: Counted, account_id: str, asker: Asker, avoid: frozenset[str]
+        self, model: Model, counted: Counted, account_id: str, asker: Asker, avoid: frozenset[str], only: str | None
     ) -> QueuedRequest:
         nodes = self.registry.ready(model.id)
         if counted.texts is None and nodes and not any(node.reads_ids for node in nodes):
@@ -209,6 +211,7 @@ class Scheduler:
         if queue is not None and queue.tokens + tokens > QUEUED_TOKENS_MAX and queue.heap:
             raise Overloaded("The queue for this model is full. Try again shortly.", retry_after_s=5.0)
         request = self._request(model, counted, account_id, asker, avoid)
+        request.only = only
         if queue is None and not self._assigning and self._assign_at_once(request, nodes):
             return request
         queue = self._queues.setdefault(model.id, FairQueue())

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
+from embedmesh.rules.confidential import Locks, LockTerms
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter, Metered, PriorRequest
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
+from embedmesh.rules.lock_failures import LockUsed
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.rules.ports import Caller, Clock, Ledger, Slots
 from embedmesh.rules.shares import Room
@@ -159,6 +161,48 @@ async def set_aside(
                 waiting.give_back(caller.account_id)
         if reply is not None:
             return reply
+
+
+async def redeem(
+    ledger: Ledger,
+    locks: Locks,
+    terms: LockTerms,
+    claim: Claim,
+    caller: Caller,
+    within_s: float,
+    clock: Clock,
+    waiting: Room,
+    slots: Slots,
+) -> Bill | bytes:
+    """The bill that a lock pays, once: its money is set aside already. The same request again gets the kept reply.
+
+    That of one still under way is waited for, up to `within_s`. Raises LockUsed, LockExpired, RateLimited,
+    StoreUnavailable, Overloaded or DeadlineExceeded.
+    """
+    until = clock.monotonic() + within_s
+    wanted = new_hold(terms.hold_id, caller, 0, within_s, clock)
+    limited = slots if caller.slots else None
+    if limited is not None:
+        await _take(limited, caller, wanted)
+    found: Hold | PriorRequest | None = None
+    try:
+        found = await locks.redeem(terms, claim.body_hash, wanted.deadline_ms)
+    finally:
+        if limited is not None and not isinstance(found, Hold):
+            limited.give_back(caller)
+    if isinstance(found, Hold):
+        bill = Bill(ledger, found, until)
+        if limited is not None:
+            bill.has_slots(limited, caller)
+        return bill
+    waiting.take(caller.account_id)
+    try:
+        reply = await _reply_of(found, ledger, wanted, claim, until, clock)
+    finally:
+        waiting.give_back(caller.account_id)
+    if reply is None:
+        raise LockUsed("The lock was used by this request before, and its reply is not kept. Lock again.")
+    return reply
 
 
 async def _hold(ledger: Ledger, hold: Hold, claim: Claim | None) -> Hold | PriorRequest:

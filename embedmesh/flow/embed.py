@@ -95,6 +95,7 @@ class EmbeddingsCall:
     """One valid request. Implements the protocol `Invocation`."""
 
     streams = False
+    lock = None
     counted: Counted
     begun: Begun | None = None  # an attempt that is under way already
     _found: Remembered | None = None  # in the cache

@@ -67,7 +67,7 @@ def time_allowed_s(model: Model, tokens: int, fleet: Fleet) -> float:
     """
     expected_s = fleet.expected_s(model, tokens)
     if expected_s is None:
-        raise _caller_failure(None)
+        raise caller_failure(None)
     return request_s(expected_s)
 
 
@@ -138,7 +138,7 @@ class Asking:
         self._tell()
 
     def give_up(self, last: NodeFailure | None) -> None:
-        self._failure = _caller_failure(last)
+        self._failure = caller_failure(last)
         self._tell()
 
     async def answer(self, ticket: Ticket) -> Answer:
@@ -185,7 +185,7 @@ class Asking:
             reply = await self._attempt(ticket, part)
         except NodeFailure as failure:
             if not ticket.ended(part, failure):
-                self._failure = self._failure or _caller_failure(failure)
+                self._failure = self._failure or caller_failure(failure)
         except BaseException as reason:
             ticket.abandoned(
                 part, late=isinstance(reason, TimeoutError)
@@ -287,7 +287,7 @@ class _Answers:
             target[row * size : (row + 1) * size] = rows[at * size : (at + 1) * size]
 
 
-def _caller_failure(last: NodeFailure | None) -> Failure:
+def caller_failure(last: NodeFailure | None) -> Failure:
     """The caller's failure when no attempt succeeded."""
     match last:
         case NodeBusy(retry_after_s=wait_s):

@@ -7,6 +7,7 @@ import msgspec
 
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.world import World
+from embedmesh.rules.confidential import Locks, LockTerms
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import Reply, RequestHead, StreamedReply
 from embedmesh.rules.holds import Metered
@@ -27,6 +28,14 @@ class Bound(NamedTuple):
     free: msgspec.Struct | None = None
 
 
+class LockUse(NamedTuple):
+    """The lock that a request uses: its money is set aside already. `kept`: whether there is room to keep the reply."""
+
+    locks: Locks
+    terms: LockTerms
+    kept: bool
+
+
 class Invocation(Protocol):
     """One valid request of an operation. The spine calls its methods in this order, each at most once."""
 
@@ -38,6 +47,11 @@ class Invocation(Protocol):
     @property
     def user(self) -> str | None:
         """The caller's own id of the person behind the request; only a keyed hash of it is kept."""
+        ...
+
+    @property
+    def lock(self) -> LockUse | None:
+        """The lock that pays, once the request is counted; None where money is still to be set aside."""
         ...
 
     @property

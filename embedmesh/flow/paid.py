@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from embedmesh.flow.bill import set_aside
+from embedmesh.flow.bill import redeem, set_aside
 from embedmesh.flow.deliver import Delivering, Done, Outcome, Request, join, replayed, reply_headers, work_under
 from embedmesh.flow.idempotency import check_key, check_room, unpack
 from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.means import Means
-from embedmesh.flow.operation import CanPay, Invocation, Operation
+from embedmesh.flow.operation import CanPay, Invocation, LockUse, Operation
 from embedmesh.flow.world import World
+from embedmesh.rules.confidential import claim_key
 from embedmesh.rules.errors import CallerFailure, Failure, InsufficientQuota, InvalidValue, Overloaded
 from embedmesh.rules.exchange import (
     Deliver,
@@ -113,7 +114,7 @@ async def _answer(world: World, request: Request, reply_bytes: int, deliver: Del
         check_room(call.kept_bytes, await world.ledger.kept_bytes(caller.account_id))
         claim = world.claim_of(head.idempotency_key, body)
     work = partial(_work, world, request, tokens, claim)
-    if head.retries is None or claim is not None or call.streams:
+    if head.retries is None or claim is not None or call.lock is not None or call.streams:
         return await delivering.alone(await work())
     return await delivering.shared(join(world, request, work, reply_bytes))
 
@@ -124,6 +125,8 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
     bound = call.bound(world, caller, claimed=claim is not None)
     if bound.free is not None and claim is None:  # no node, no debt, no hold
         return Done(call.render(bound.free, reply_headers(world, request.began, 0)))
+    if call.lock is not None:
+        return await _under_lock(world, request, call.lock, bound.within_s)
     try:
         bill = await set_aside(
             world.ledger,
@@ -142,6 +145,25 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
     if isinstance(bill, bytes):  # delivered and paid before
         return Done(replayed(world, request, unpack(bill, request.operation.result)))
     return await work_under(world, request, bill, claimed=claim is not None)
+
+
+async def _under_lock(world: World, request: Request, lock: LockUse, within_s: float) -> Done:
+    """The same where a lock has the money; the same request again finds the reply that was kept. Raises a Failure."""
+    claim = world.claim_of(claim_key(lock.terms.lock_id), request.body)
+    bill = await redeem(
+        world.ledger,
+        lock.locks,
+        lock.terms,
+        claim,
+        request.caller,
+        within_s,
+        world.clock,
+        world.waiting,
+        world.slots,
+    )
+    if isinstance(bill, bytes):
+        return Done(replayed(world, request, unpack(bill, request.operation.result)))
+    return await work_under(world, request, bill, claimed=lock.kept)
 
 
 @contextmanager

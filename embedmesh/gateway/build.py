@@ -44,6 +44,7 @@ from embedmesh.gateway.nodes.own import NodeClients, OwnLink
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
+from embedmesh.gateway.nodes.sealed import SealingNodes
 from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
@@ -125,6 +126,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         workers=workers,
         cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
         origins=origins,
+        confidential=(store.locks, SealingNodes(fleet.registry, fleet.clients, clock, random.Random())),
     )
     background = [expire(store, clock), *store.background(), fleet.canaries.run(), fleet.connected.broken]
     background += [prober.run() for prober in probers]

@@ -148,7 +148,7 @@ class LockTerms(msgspec.Struct, frozen=True):
     node_id: str
     identity: bytes
     node_key: bytes
-    scheme: str
+    scheme: Scheme
     model: str
     units: int
     price: int  # nano-USD per million tokens, as it was when the money was set aside
@@ -180,6 +180,6 @@ class Locks(Protocol):
 class SealingFleet(Protocol):
     """The nodes that take confidential requests."""
 
-    def choose_sealing(self, model: Model, scheme: str) -> SealingNode | None:
+    def choose_sealing(self, model: Model, scheme: Scheme) -> SealingNode | None:
         """The node that would be done first, among those whose keys for the scheme last long enough; None without."""
         ...

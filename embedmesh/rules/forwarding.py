@@ -86,8 +86,11 @@ class Fleet(Protocol):
         """Seconds until a request of that many tokens would be done, behind all that waits; None without a node."""
         ...
 
-    def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker) -> Ticket:
-        """Enter the queue. Parts come at once if a node has room. Raises Overloaded. Leave with the ticket."""
+    def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker, only: str | None = None) -> Ticket:
+        """Enter the queue; with `only`, for that node. Parts come at once if a node has room. Leave with the ticket.
+
+        Raises Overloaded.
+        """
         ...
 
     def try_now(self, model: Model, counted: Counted) -> Part | None:

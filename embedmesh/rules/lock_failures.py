@@ -1,5 +1,6 @@
 """Failures of locks and of confidential requests, besides those of `rules.errors`."""
 
+from embedmesh.rules.confidential import Scheme, SealedAnswer
 from embedmesh.rules.errors import CallerFailure
 
 
@@ -30,8 +31,8 @@ class KeyMismatch(CallerFailure):
 class ConfidentialRefused(CallerFailure):
     """The node could not open the sealed request, or refused what is in it: the caller alone can read why.
 
-    `answer` is the node's, for the dialect's envelope.
+    `answer` is the node's, with the request's scheme, for the dialect's envelope.
     """
 
     code = "confidential_refused"
-    answer: object = None
+    answer: "tuple[Scheme, SealedAnswer] | None" = None

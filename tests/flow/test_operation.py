@@ -42,7 +42,7 @@ class Echo:
 
 
 class EchoCall:
-    model, user, streams, reply_bytes_max, kept_bytes = MODEL, None, True, 1_024, 0
+    model, user, lock, streams, reply_bytes_max, kept_bytes = MODEL, None, None, True, 1_024, 0
 
     def __init__(self, words: list[bytes]) -> None:
         self.words = words

@@ -31,6 +31,7 @@ from embedmesh.rules.ports import Caller, RememberedKeys
 from embedmesh.signing import atoma
 from embedmesh.signing.invites import Invite
 from embedmesh.signing.receipts import RECEIPTS_PURPOSE, head_message
+from tests.flow.sealed import DictLocks, SealedNode
 from tests.flow.world import CATALOGUE, GOOD_KEY, POOR_KEY, SCOPELESS_KEY, ScriptedNodes, make_world
 from tests.gateway.mesh import Applicant, Gateway, gateway, memory_folder, until
 from tests.http.raw import Raw, request, send, serving
@@ -66,7 +67,14 @@ class KeyRingWithMetrics:
 def make_app(nodes: ScriptedNodes | None = None, *, count: int = 1) -> GatewayApp:
     world = make_world(nodes, nodes=count)
     world = msgspec.structs.replace(world, keys=KeyRingWithMetrics(world.keys))
-    return GatewayApp(world, world.fleet.registry, in_flight_max=100, bodies=BodyBudget(10**8), gauges=dict)
+    return GatewayApp(
+        world,
+        world.fleet.registry,
+        in_flight_max=100,
+        bodies=BodyBudget(10**8),
+        gauges=dict,
+        confidential=(DictLocks(world), SealedNode(world)),
+    )
 
 
 def errors_by(schema: dict[str, Any], value: object) -> list[str]:
@@ -99,7 +107,7 @@ async def test_every_route_is_documented_and_every_documented_route_exists(compl
 def test_only_embeddings_leave_the_check_of_the_key_to_the_flow() -> None:
     """The router checks the keys of all other routes, before anything else of a request."""
     rows = [row for api in APIS for row in api.ROUTES if row.raw is not None and row.raw.key_checked_by_flow]
-    assert [(row.method, row.path) for row in rows] == [("POST", "/v1/embeddings")]
+    assert [row.path for row in rows] == ["/v1/embeddings", "/v1/confidential/embeddings"]
 
 
 async def test_every_action_of_an_operator_is_documented() -> None:

@@ -20,7 +20,9 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from embedmesh.confidential.sdk_scheme import seal
 from embedmesh.provision.bootstrap import open_books
+from embedmesh.rules.base64s import decode64, encode64
 from embedmesh.settings import store_path
 from embedmesh.storage.books.accounts import Account
 
@@ -108,6 +110,22 @@ class Endpoint:
         self.admin_key: str = told["admin_key"]
         self.http = httpx.Client(headers={"Authorization": f"Bearer {self.api_key}"}, timeout=REQUEST_S)
         return self
+
+    def use_up(self, public_key: str, lock: int) -> None:
+        """End a lock by a request that the node refuses: its money is free at once."""
+        sealed, _ = seal(b"{}", decode64(public_key, 32))
+        body = {
+            "ciphertext": encode64(sealed.ciphertext),
+            "client_dh_public_key": encode64(sealed.client_key),
+            "model_name": MODEL,
+            "node_dh_public_key": public_key,
+            "nonce": encode64(sealed.nonce),
+            "plaintext_body_hash": encode64(sealed.body_hash),
+            "salt": encode64(sealed.salt),
+            "stack_small_id": lock,
+        }
+        refused = self.http.post(f"{self.base_url}/confidential/embeddings", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "confidential_refused")
 
     # -- its HTTP ----------------------------------------------------------------------------------------------------
 

@@ -62,3 +62,42 @@ def test_models_and_health(sdk: AtomaSDK) -> None:
     """Its other calls that we serve."""
     assert [model.id for model in sdk.models_.models_list().data] == [MODEL]
     assert sdk.health.health().message == "ok"
+
+
+def test_confidential(endpoint: Endpoint) -> None:
+    """Its confidential calls lock a node, seal, and open; the vectors are those of the plain call."""
+    texts = ["hello world", "日本語の文"]
+    with AtomaSDK(bearer_auth=endpoint.api_key, server_url=endpoint.root) as sdk:
+        reply = sdk.confidential_embeddings.create(model=MODEL, input=texts)
+    assert np.abs(np.array([item.embedding for item in reply.data]) - endpoint.embed(texts)).max() <= SAME
+    assert reply.usage.prompt_tokens == reply.usage.total_tokens > 0
+
+
+async def test_confidential_async(endpoint: Endpoint) -> None:
+    """Its asynchronous form is the same request."""
+    async with AtomaSDK(bearer_auth=endpoint.api_key, server_url=endpoint.root) as own:
+        reply = await own.confidential_embeddings.create_async(
+            model=MODEL, input="hello world", encoding_format="float"
+        )
+    assert np.abs(np.array(reply.data[0].embedding) - endpoint.embed(["hello world"])[0]).max() <= SAME
+
+
+def test_a_lock(endpoint: Endpoint) -> None:
+    """A lock can be taken by itself: a key, and two whole numbers."""
+    with AtomaSDK(bearer_auth=endpoint.api_key, server_url=endpoint.root) as sdk:
+        lock, other = (sdk.nodes.nodes_create_lock(model=MODEL) for _ in range(2))
+    assert lock.public_key == other.public_key
+    assert lock.stack_small_id != other.stack_small_id
+    assert lock.node_small_id == other.node_small_id
+    for each in (lock, other):
+        endpoint.use_up(each.public_key, each.stack_small_id)
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "code"), [("nobody/nothing", "x", "model_not_found"), (MODEL, "", "refused")]
+)
+def test_confidential_errors_are_shown(endpoint: Endpoint, model: str, text: str, code: str) -> None:
+    """Its exception carries our envelope. What the node has to say of an empty text is sealed."""
+    with AtomaSDK(bearer_auth=endpoint.api_key, server_url=endpoint.root) as sdk, pytest.raises(APIError) as refused:
+        sdk.confidential_embeddings.create(model=model, input=text)
+    assert code in str(refused.value.body)

@@ -118,6 +118,10 @@ def test_atoma(endpoint: Endpoint, expected: Vectors) -> None:
         assert np.abs(np.array(vectors) - expected).max() <= SAME
     assert np.abs(np.array(got["one"]) - expected[:1]).max() <= SAME
     assert got["usage"]["promptTokens"] == got["usage"]["totalTokens"] > 0
+    assert np.abs(np.array(got["sealed"]) - expected).max() <= SAME
+    assert got["sealedUsage"] == got["usage"]
+    public_key, lock, _ = got["lock"]
+    endpoint.use_up(public_key, lock)
     assert got["models"] == [MODEL]
     assert got["health"] == {"message": "ok"}
     assert got["refusals"] == [

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 from embedmesh import __version__
 from embedmesh.fleet.registry import Registry
+from embedmesh.flow.confidential import SealedNodes
 from embedmesh.flow.world import World
+from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.metrics import Metrics
@@ -22,6 +24,7 @@ from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import Routes
 from embedmesh.http.server import HttpServer
 from embedmesh.http.straight import StraightPath
+from embedmesh.rules.confidential import Locks
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.shares import Room
 
@@ -44,6 +47,7 @@ class GatewayApp:
         write_s: float = WRITE_REPLY_S,
         cors: Cors | None = None,
         origins: Origins | None = None,
+        confidential: tuple[Locks, SealedNodes] | None = None,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -65,6 +69,7 @@ class GatewayApp:
             ModelsApi(world, registry),
             OperationsApi(world, registry, self.metrics),
             self.pages,
+            *([] if confidential is None else [ConfidentialApi(world, embeddings, *confidential)]),
             *more,
         )
         self.server = HttpServer(

@@ -13,6 +13,7 @@ from msgspec import Meta
 from embedmesh.dialects.openai.dialect import OpenAI
 from embedmesh.flow.deliver import Outcome
 from embedmesh.flow.embed import EMBED_SCOPE, Embeddings
+from embedmesh.flow.operation import Operation
 from embedmesh.flow.paid import serve
 from embedmesh.flow.straight import StraightEmbeddings
 from embedmesh.flow.world import World
@@ -112,15 +113,21 @@ class EmbeddingsApi(Api):
         special tokens included, once the reply is on its way to you. If your connection breaks then, a retry with the
         same key and body within a minute gets the reply without a second charge.
         """
+        return await self.exchange(request, EMBEDDINGS)
+
+    async def exchange(self, request: web.BaseRequest, operation: Operation) -> web.StreamResponse:
+        """Answer one request of an operation, on the general server."""
         response = web.Response(headers=JSON_HEADERS)
         exchange = GeneralExchange(request, self.bodies, response, self._write_s)
         try:
-            await self.answer(exchange, request.get(PATH_REMAINDER))
+            await self.answer(exchange, request.get(PATH_REMAINDER), operation)
         finally:
             exchange.end()
         return exchange.response
 
-    async def answer(self, exchange: Exchange, model_in_path: str | None = None) -> None:
+    async def answer(
+        self, exchange: Exchange, model_in_path: str | None = None, operation: Operation = EMBEDDINGS
+    ) -> None:
         """Answer one request. The fast path calls this, too."""
         watched = _Watched(self._world.clock.monotonic())
 
@@ -131,7 +138,7 @@ class EmbeddingsApi(Api):
             return body
 
         head = RequestHead.read(exchange.header, exchange.own_id, model_in_path)
-        outcome = serve(self._world, EMBEDDINGS, head, receive, exchange.deliver, watched.on_model)
+        outcome = serve(self._world, operation, head, receive, exchange.deliver, watched.on_model)
         await self._observe(watched, outcome)
 
     async def _go_on(self, began: float, account: str, model: str, outcome: Awaitable[Outcome]) -> None:

@@ -8,11 +8,14 @@ from prometheus_client.registry import Collector
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.nodes import NodeState
 
-NODES_MEASURED_MAX = 1_000  # each has about twenty series
+NODES_MEASURED_MAX = 1_000  # each has some two dozen series
 NODE_COUNTERS = {
     "answers": "Parts answered correctly",
     "tokens": "Tokens of parts answered correctly",
     "hedges": "Parts answered after a hedge",
+    "sealed_answers": "Confidential requests answered",
+    "sealed_tokens": "Tokens that the node has counted and signed of confidential requests",
+    "sealed_bytes": "Bytes of those requests as sealed; a node that counts too much has more tokens for them",
 }
 NODE_RESULTS = {"canaries": "Canaries by result", "receipts": "Receipts checked by result"}
 

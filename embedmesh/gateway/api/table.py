@@ -2,6 +2,7 @@
 
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
+from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_api import FleetApi
 from embedmesh.gateway.api.invites_api import InvitesApi
@@ -16,6 +17,7 @@ from embedmesh.gateway.api.routes import Api
 
 APIS: tuple[type[Api], ...] = (
     EmbeddingsApi,
+    ConfidentialApi,
     ModelsApi,
     AccountApi,
     OperationsApi,

@@ -81,6 +81,9 @@ class CoalescingLink:
     async def served(self) -> ServedModels:
         return await self._link.served()
 
+    async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
+        return await self._link.post_sealed(body, limit, request_id)
+
     def close(self) -> None:
         self._link.close()
         while self._waiting:

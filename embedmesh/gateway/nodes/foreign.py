@@ -25,7 +25,7 @@ from embedmesh.gateway.nodes.http1 import Http1Reply, retry_after_s
 from embedmesh.gateway.nodes.own import check_of
 from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
-from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeRefused, UpstreamRefused, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
 from embedmesh.rules.limits import UPSTREAM_URL_CHARS_MAX
 from embedmesh.rules.membership import Offer
@@ -131,6 +131,9 @@ class UpstreamLink:
 
     def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
         return None  # what such a server needs may take a second request
+
+    async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
+        raise NodeRefused("a server of another make takes no confidential requests")
 
     async def served(self) -> ServedModels:
         """The models that the operator has listed: not all of these servers have a list."""

@@ -36,9 +36,10 @@ REPLY_FRAME_BYTES_MAX = 4_096  # around the vectors, or of a refusal
 Endpoint = tuple[str, str]
 EMBED: Endpoint = ("POST", "/v1/embeddings")
 MODELS: Endpoint = ("GET", "/v1/models")
+SEALED: Endpoint = ("POST", "/v1/confidential/embeddings")
 HEADS = {
     (method, path): f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode("ascii")
-    for method, path in (EMBED, MODELS)
+    for method, path in (EMBED, MODELS, SEALED)
 }
 REQUEST = b"%b%bContent-Length: %d\r\n\r\n%b"  # one of HEADS, the signature's headers, the length of the body, that
 ENCODE = msgspec.msgpack.Encoder().encode
@@ -59,6 +60,10 @@ class Link(Protocol):
 
     async def served(self) -> ServedModels:
         """What the node offers. Raises a NodeFailure."""
+        ...
+
+    async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
+        """The answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
         ...
 
     def close(self) -> None:
@@ -92,6 +97,10 @@ class NodeClients:
     async def served(self, node_id: str) -> ServedModels:
         """What a node offers. Raises a NodeFailure."""
         return await self._link(node_id).served()
+
+    async def post_sealed(self, node_id: str, body: bytes, limit: int, request_id: str) -> bytes:
+        """A node's answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
+        return await self._link(node_id).post_sealed(body, limit, request_id)
 
     def close(self) -> None:
         """Drop every idle connection."""
@@ -218,6 +227,11 @@ class OwnLink:
             return DECODE_MODELS(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the node's list of models is not of the protocol's form") from None
+
+    async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
+        reply, signed = await self._exchange(SEALED, body, limit, request_id)
+        self._check(reply, signed)
+        return reply.body
 
     def close(self) -> None:
         self.pool.close()

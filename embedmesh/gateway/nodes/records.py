@@ -37,6 +37,7 @@ def node_of(record: NodeRecord) -> Node:
         record.node_id,
         record.address or "(dials out)",
         kind=kind_of(record),
+        small_id=record.small_id,
         trusted=record.trusted,
         inputs_max=record.inputs_max,
         in_flight_max=record.in_flight_max,

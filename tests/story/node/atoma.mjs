@@ -15,12 +15,17 @@ const vectors = (reply) => reply.data.map((item) => item.embedding);
 const plain = await sdk.embeddings.create({ model, input });
 const nulls = await sdk.embeddings.create({ model, input, dimensions: null, encodingFormat: null, user: null });
 const one = await sdk.embeddings.create({ model, input: input[0], encodingFormat: "float", user: "someone" });
+const sealed = await sdk.confidentialEmbeddings.create({ model, input });
+const lock = await sdk.nodes.nodesCreateLock({ model });
 
 console.log(
   JSON.stringify({
     plain: vectors(plain),
     nulls: vectors(nulls),
     one: vectors(one),
+    sealed: vectors(sealed),
+    sealedUsage: sealed.usage,
+    lock: [lock.publicKey, lock.stackSmallId, lock.nodeSmallId],
     usage: plain.usage,
     models: (await sdk.models.modelsList()).data.map((found) => found.id),
     health: await sdk.health.health(),

@@ -18,6 +18,21 @@ from embedmesh.http.paths import EMBEDDINGS_PATH
 ASIDE = "x-embedmesh-aside"  # of a tag: the page folds it, because applications do not need it
 
 
+TAGS: list[Json] = [
+    {"name": "Embeddings", "description": "Texts in, vectors out."},
+    {
+        "name": "Confidential embeddings",
+        "description": "The same, sealed for one node: the gateway reads neither texts nor vectors.",
+    },
+    {"name": "Models", "description": "What ready nodes serve now."},
+    {"name": "Account", "description": "Your account: balance, usage and keys."},
+    {"name": "Operations", "description": "For those who run this gateway."},
+    {"name": "About", "description": "The API, described."},
+    {"name": "Nodes", "description": "Signed messages of nodes to this gateway.", ASIDE: True},
+    {"name": "Administration", "description": "For keys with the scope `admin`.", ASIDE: True},
+]
+
+
 @functools.cache  # it takes a tenth of a second
 def document(version: str) -> Json:
     """The whole document, ready to be written as JSON. `version` is the product's. Nobody may change it."""
@@ -49,15 +64,7 @@ def document(version: str) -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/", "description": "The gateway that serves this document"}],
-        "tags": [
-            {"name": "Embeddings", "description": "Texts in, vectors out."},
-            {"name": "Models", "description": "What ready nodes serve now."},
-            {"name": "Account", "description": "Your account: balance, usage and keys."},
-            {"name": "Operations", "description": "For those who run this gateway."},
-            {"name": "About", "description": "The API, described."},
-            {"name": "Nodes", "description": "Signed messages of nodes to this gateway.", ASIDE: True},
-            {"name": "Administration", "description": "For keys with the scope `admin`.", ASIDE: True},
-        ],
+        "tags": TAGS,
         "security": [{"bearerAuth": []}],
         "paths": paths,
         "components": {

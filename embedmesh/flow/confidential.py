@@ -1,0 +1,266 @@
+"""The operation "confidential embeddings": carry a sealed request to the one node that was locked, and its reply back.
+
+The gateway reads neither. It knows the lock, the bounds on what the ciphertext can hold, and the node's signed count.
+Nothing else ever sees these texts: no second node, no cache, no shared call, no canary.
+"""
+
+import asyncio
+import math
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from embedmesh.deadline import within
+from embedmesh.flow.bill import Bill
+from embedmesh.flow.forward import caller_failure, time_allowed_s
+from embedmesh.flow.operation import Bound, CanPayFor, LockUse
+from embedmesh.flow.world import World
+from embedmesh.rules.confidential import (
+    CheckedAnswer,
+    Locks,
+    LockTerms,
+    SealedAnswer,
+    SealedCall,
+    SealingFleet,
+)
+from embedmesh.rules.embeddings import Counted
+from embedmesh.rules.errors import DeadlineExceeded, Failure, InvalidValue, NodeFailure, NoNodeAvailable
+from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead
+from embedmesh.rules.forwarding import Part, Share, Ticket
+from embedmesh.rules.holds import Meter, Metered
+from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX, KEPT_REPLY_BYTES_MAX, REQUEST_INPUTS_MAX
+from embedmesh.rules.lock_failures import ConfidentialRefused, KeyMismatch
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Caller
+from embedmesh.rules.served import no_such_model
+
+SPECIALS_MAX = 8  # tokens that a model adds to an input, where its tokenizer is not here
+TOKEN_BYTES = 4  # of a token of ordinary text
+INPUT_BYTES_MIN = 4  # of an input in JSON: two quotes, a letter, a comma
+REPLY_INPUT_BYTES = 6  # of an input, for the room that its reply takes; shorter ones have shorter numbers to spare
+JSON_COMPONENT_BYTES = 20  # of one number in JSON with its comma, 12 on average
+REPLY_BYTES = 4_096  # around the vectors
+SEALED_AND_BASE64 = 3  # times: as it comes from the node, as base64, as JSON
+REFUSED = (
+    "The node could not open the sealed request, or refused what is in it, and nothing was charged. Why is sealed for "
+    "you in `sealed`, if the node could open it; else lock again, and seal anew for that lock's key."
+)
+
+
+class SealedNodes(SealingFleet, Protocol):
+    """The nodes that take confidential requests."""
+
+    async def answer(
+        self, terms: LockTerms, call: SealedCall, tokens_max: int, reply_bytes_max: int, request_id: str
+    ) -> CheckedAnswer:
+        """The node's answer, whose statement was checked. Raises a NodeFailure."""
+        ...
+
+
+class EnvelopeDialect(Protocol):
+    """How envelopes are written. Knows the rules only."""
+
+    def parse(self, body: bytes) -> SealedCall:
+        """What a node gets once the lock is known. Raises a CallerFailure."""
+        ...
+
+    def plaintext_bytes_max(self, call: SealedCall) -> int:
+        """What the ciphertext can hold."""
+        ...
+
+    def render(self, scheme: str, answer: SealedAnswer, tokens: int, headers: dict[str, str]) -> Reply:
+        """The reply."""
+        ...
+
+    def refusal(self, failure: Failure) -> bytes:
+        """The envelope of a failure."""
+        ...
+
+
+class Sealed(msgspec.Struct, frozen=True, array_like=True):
+    """The result: a node's answer, and how many tokens it has counted."""
+
+    answer: SealedAnswer
+    tokens: int
+    node_id: str
+
+
+class ConfidentialEmbeddings:
+    """Implements the protocol `Operation`."""
+
+    result = Sealed
+
+    def __init__(self, dialect: EnvelopeDialect, locks: Locks, nodes: SealedNodes, scope: str) -> None:
+        self.scope = scope
+        self.envelope = dialect.refusal
+        self._dialect = dialect
+        self._locks = locks
+        self._nodes = nodes
+
+    def parse(self, world: World, head: RequestHead, body: bytes) -> "ConfidentialCall":
+        if head.idempotency_key is not None:
+            raise InvalidValue("A lock is for one request already: leave the Idempotency-Key out.")
+        call = self._dialect.parse(body)
+        model = world.catalogue.find(call.model_name)
+        if model is None:
+            raise no_such_model(call.model_name, world.catalogue, world.terms.serves)
+        return ConfidentialCall(self._dialect, self._locks, self._nodes, call, model)
+
+    def price_min(self, world: World, account_id: str, model: Model | None) -> int:
+        return 0
+
+    def may_be_free(self, world: World, caller: Caller) -> bool:
+        return True  # a lock has the money: what the account has beside it says nothing
+
+
+class TokenBounds(NamedTuple):
+    """How many tokens a sealed request can be, by its length."""
+
+    least: int
+    most: int
+
+
+class ConfidentialCall:
+    """One valid request. Implements the protocol `Invocation`."""
+
+    streams = False
+    user = None
+    lock: LockUse | None = None
+    _bounds: TokenBounds
+    _terms: LockTerms
+
+    def __init__(
+        self, dialect: EnvelopeDialect, locks: Locks, nodes: SealedNodes, call: SealedCall, model: Model
+    ) -> None:
+        self.model = model
+        self._dialect = dialect
+        self._locks = locks
+        self._nodes = nodes
+        self._call = call
+        self._plaintext_bytes = dialect.plaintext_bytes_max(call)
+
+    @property
+    def _guess(self) -> int:
+        """About how many tokens it is."""
+        return max(1, min(self._bounds.most, self._plaintext_bytes // TOKEN_BYTES))
+
+    @property
+    def _answer_bytes_max(self) -> int:
+        inputs = min(REQUEST_INPUTS_MAX, 1 + self._plaintext_bytes // REPLY_INPUT_BYTES)
+        return REPLY_BYTES + inputs * self.model.width * JSON_COMPONENT_BYTES
+
+    @property
+    def reply_bytes_max(self) -> int:
+        return SEALED_AND_BASE64 * self._answer_bytes_max
+
+    @property
+    def kept_bytes(self) -> int:
+        return min(self._answer_bytes_max, KEPT_REPLY_BYTES_MAX)
+
+    def check_served(self, world: World) -> None:
+        if not world.fleet.may_come(self.model):
+            raise no_such_model(self._call.model_name, world.catalogue, world.terms.serves)
+
+    async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
+        """Find the lock, and bound what the ciphertext can hold. Raises LockNotFound or KeyMismatch."""
+        terms, call = await self._locks.find(caller.account_id, self._call.lock), self._call
+        if (terms.model, terms.scheme, terms.node_key) != (self.model.id, call.scheme, call.node_key):
+            raise KeyMismatch(
+                "The request is sealed for another node, key, scheme or model than was locked: lock again."
+            )
+        self._terms = terms
+        self._call = msgspec.structs.replace(call, model=terms.model, units=terms.units)
+        self._bounds = bounds = token_bounds(self._plaintext_bytes, terms.units, self._tokens_added(world))
+        kept_bytes = await world.ledger.kept_bytes(caller.account_id)
+        self.lock = LockUse(self._locks, terms, kept=kept_bytes + self._answer_bytes_max <= KEPT_REPLIES_BYTES_MAX)
+        return bounds.most
+
+    def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
+        within_s = time_allowed_s(self.model, self._guess, world.fleet)
+        world.fleet.may_wait(self.model, self._guess, caller.account_id)
+        return Bound((self._metered(self._terms.units),), within_s)
+
+    async def work(self, world: World, bill: Bill) -> Sealed:
+        terms, bounds = self._terms, self._bounds
+        checked, part = await self._asked(world, bill)
+        if checked.statement.status != 200:
+            refused = ConfidentialRefused(REFUSED)
+            refused.answer = terms.scheme, checked.answer
+            raise refused
+        tokens = checked.statement.tokens
+        charged = max(bounds.least, tokens)
+        bill.owe(self._metered(charged), shares=(Share(terms.node_id, charged, part.ask),))
+        return Sealed(checked.answer, tokens, terms.node_id)
+
+    def render(self, result: Sealed, headers: dict[str, str]) -> Reply:
+        headers[NODE_HEADER] = result.node_id
+        return self._dialect.render(self._call.scheme, result.answer, result.tokens, headers)
+
+    def paid(self, world: World, caller: Caller) -> None:
+        """Nothing is learned of what nobody here can read."""
+
+    async def _asked(self, world: World, bill: Bill) -> tuple[CheckedAnswer, Part]:
+        """The answer of the node that was locked, to the one attempt. Raises a Failure."""
+        counted = Counted(lengths=[self._guess], ids=[b""], exact=False)
+        turn = _Turn()
+        ticket = world.fleet.enter(self.model, counted, bill.hold.account_id, turn, self._terms.node_id)
+        try:
+            with within(max(0.0, bill.until - world.clock.monotonic())):
+                part = await turn.came
+                turn.part = None
+                return await self._attempt(ticket, part, bill.hold.hold_id), part
+        except TimeoutError:
+            raise DeadlineExceeded("The node did not answer in time. Lock again, and send a smaller request.") from None
+        finally:
+            ticket.leave()
+            if turn.part is not None:  # it came in the moment in which its caller went
+                ticket.abandoned(turn.part)
+
+    async def _attempt(self, ticket: Ticket, part: Part, request_id: str) -> CheckedAnswer:
+        try:
+            checked = await self._nodes.answer(
+                self._terms, self._call, self._bounds.most, self._answer_bytes_max, request_id
+            )
+        except NodeFailure as failure:
+            ticket.ended(part, failure)
+            raise caller_failure(failure) from None
+        except BaseException as reason:
+            ticket.abandoned(part, late=isinstance(reason, TimeoutError))
+            raise
+        ticket.abandoned(part)  # its tokens were a guess: nothing is learned of the node's speed
+        return checked
+
+    def _metered(self, tokens: int) -> Metered:
+        return Metered(Meter.INPUT, tokens, self._terms.price)
+
+    def _tokens_added(self, world: World) -> int:
+        """The most tokens that the model adds to an input: special ones and those of a prompt."""
+        tokenizer = world.tokenizers.get(self.model.id)
+        specials = SPECIALS_MAX if tokenizer is None else tokenizer.specials
+        return specials + max((len(prompt.encode()) for prompt in self.model.prompts.values()), default=0)
+
+
+def token_bounds(plaintext_bytes: int, units: int, added: int) -> TokenBounds:
+    """A token takes a byte at least, but for those that the model adds; text has no fewer than BYTES_A_TOKEN_MAX says.
+
+    What a node counts above is refused, below is charged as the least.
+    """
+    most = plaintext_bytes + math.ceil(plaintext_bytes / INPUT_BYTES_MIN) * added
+    return TokenBounds(min(plaintext_bytes // BYTES_A_TOKEN_MAX, units), max(1, min(units, most)))
+
+
+class _Turn:
+    """Waits for the one node. Implements the port `Asker`."""
+
+    def __init__(self) -> None:
+        self.came: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
+        self.part: Part | None = None  # until the attempt begins
+
+    def take(self, part: Part) -> None:
+        self.part = part
+        if not self.came.done():
+            self.came.set_result(part)
+
+    def give_up(self, last: NodeFailure | None) -> None:
+        if not self.came.done():
+            self.came.set_exception(NoNodeAvailable("The node that was locked is not there now. Lock again."))

@@ -1,0 +1,67 @@
+"""Lock a node for one confidential request: money is set aside, and the caller learns under which key to seal."""
+
+import secrets
+
+from embedmesh.flow.identify import may_use
+from embedmesh.flow.world import World
+from embedmesh.rules.confidential import Locks, LockTerms, Scheme, SealingFleet, SealingNode
+from embedmesh.rules.errors import InvalidValue, NoNodeAvailable
+from embedmesh.rules.holds import Hold
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.limits import LOCK_S_MAX, LOCK_S_MIN, REQUEST_TOKENS_MAX
+from embedmesh.rules.money import cost_nanousd
+from embedmesh.rules.ports import Caller
+from embedmesh.rules.served import no_such_model
+
+LOCK_ID_BITS = 49  # below 10^15, exact wherever JSON is read; too many to guess
+
+
+async def lock_node(
+    world: World,
+    locks: Locks,
+    nodes: SealingFleet,
+    caller: Caller,
+    model_name: str,
+    units: int,
+    span_s: int,
+    scheme: Scheme,
+) -> tuple[LockTerms, SealingNode]:
+    """A lock on the node that would be done first, for `units` tokens and `span_s` seconds.
+
+    Raises ModelNotFound, InsufficientScope, InvalidValue, NoNodeAvailable, InsufficientQuota, RateLimited or
+    StoreUnavailable.
+    """
+    model = world.catalogue.find(model_name)
+    if model is None or not world.fleet.may_come(model):
+        raise no_such_model(model_name, world.catalogue, world.terms.serves)
+    may_use(caller, model)
+    if not 0 < units <= REQUEST_TOKENS_MAX:
+        raise InvalidValue(f"`max_num_tokens` is 1 to {REQUEST_TOKENS_MAX:,}.", param="max_num_tokens")
+    if not LOCK_S_MIN <= span_s <= LOCK_S_MAX:
+        raise InvalidValue(f"`timeout` is {LOCK_S_MIN} to {LOCK_S_MAX} seconds.", param="timeout")
+    node = nodes.choose_sealing(model, scheme)
+    if node is None:
+        raise NoNodeAvailable(
+            "No node that takes confidential requests serves this model now. Nodes of embedmesh do, servers of other "
+            "makes cannot. Try again shortly."
+        )
+    price = world.prices.of(model, caller.account_id)
+    expires_ms = world.clock.unix_ms() + span_s * 1000
+    terms = LockTerms(
+        lock_id=secrets.randbits(LOCK_ID_BITS),
+        account_id=caller.account_id,
+        key_id=caller.key_id,
+        hold_id=new_id("req", world.clock),
+        node_id=node.node_id,
+        identity=node.document.public_key,
+        node_key=node.document.keys[scheme],
+        scheme=scheme,
+        model=model.id,
+        units=units,
+        price=price,
+        expires_ms=expires_ms,
+    )
+    await locks.open(
+        terms, Hold(terms.hold_id, caller.account_id, cost_nanousd(units, price), expires_ms, caller.key_id)
+    )
+    return terms, node

@@ -1,0 +1,161 @@
+"""`/v1/nodes/lock` and `/v1/confidential/embeddings`: adapt HTTP to the flow; no rule lives here."""
+
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from embedmesh.dialects import confidential
+from embedmesh.flow.confidential import ConfidentialEmbeddings, SealedNodes
+from embedmesh.flow.embed import EMBED_SCOPE
+from embedmesh.flow.lock import lock_node
+from embedmesh.flow.world import World
+from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, EmbeddingsApi, EmbeddingUsage
+from embedmesh.gateway.api.replies import Count, doc
+from embedmesh.gateway.api.routes import Api, ApiCall, ApiReply, RawHandler, Route
+from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
+from embedmesh.http.failures import TABLE, status_and_type
+from embedmesh.http.receive import BodyBudget
+from embedmesh.rules.confidential import SDK_SCHEME, Locks, Scheme, SealedCall, SignedKeys
+from embedmesh.rules.errors import (
+    Failure,
+    InsufficientQuota,
+    InvalidValue,
+    MethodNotAllowed,
+    ModelNotFound,
+    NoNodeAvailable,
+    NotFound,
+    RateLimited,
+    StoreUnavailable,
+)
+from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX
+from embedmesh.rules.lock_failures import ConfidentialRefused
+
+Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
+
+
+class LockRequest(msgspec.Struct, frozen=True):
+    """What to lock: a node that serves the model, for how many tokens at most, for how many seconds."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    max_num_tokens: int | None = None
+    timeout: int | None = None
+    scheme: Scheme | None = None
+
+
+class LockReply(msgspec.Struct, frozen=True):
+    """A lock: under which key of which node to seal one request."""
+
+    public_key: Annotated[bytes, doc("The node's key for this scheme, 32 bytes.")]
+    node_small_id: Count
+    stack_small_id: Annotated[Count, doc("The lock's id, for the request.")]
+    stack_entry_digest: None
+    scheme: Scheme
+    model: Annotated[str, doc("The model's id.")]
+    max_num_tokens: Count
+    expires_ms: Annotated[Count, doc("Until when the lock can be used, Unix time in milliseconds.")]
+    keys: Annotated[SignedKeys, doc("The node's keys, as its identity has signed them.")]
+
+
+class SealedReply(msgspec.Struct, frozen=True):
+    """A sealed reply, and what the node has signed about it. The last three members are those of the SDKs' scheme."""
+
+    ciphertext: Base64
+    usage: EmbeddingUsage
+    statement: Annotated[Base64, doc("JSON: lock, digests of request and reply, status, tokens.")]
+    statement_signature: Annotated[Base64, doc("By the node's identity, Ed25519.")]
+    nonce: Base64 | None = None
+    response_hash: Base64 | None = None
+    signature: Base64 | None = None
+
+
+class EnvelopeForm:
+    """Implements `flow.confidential.EnvelopeDialect`."""
+
+    plaintext_bytes_max = staticmethod(confidential.plaintext_bytes_max)
+    render = staticmethod(confidential.render)
+
+    def parse(self, body: bytes) -> SealedCall:
+        return confidential.parse(body)[1]
+
+    def refusal(self, failure: Failure) -> bytes:
+        scheme, answer = SDK_SCHEME, None
+        if isinstance(failure, ConfidentialRefused) and failure.answer is not None:
+            scheme, answer = failure.answer
+        return confidential.refusal(failure, status_and_type(failure)[1], scheme, answer)
+
+
+class ConfidentialApi(Api):
+    """What callers ask that do not show the gateway their texts."""
+
+    TAG = "Confidential embeddings"
+
+    def __init__(self, world: World, embeddings: EmbeddingsApi, locks: Locks, nodes: SealedNodes) -> None:
+        self._world = world
+        self._embeddings = embeddings
+        self._locks = locks
+        self._nodes = nodes
+        self._operation = ConfidentialEmbeddings(EnvelopeForm(), locks, nodes, EMBED_SCOPE)
+        self.bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
+
+    async def lock_node(self, call: ApiCall[LockRequest, None]) -> LockReply:
+        """Lock a node.
+
+        Sets money aside for one confidential request to one node, and says under which of its keys to seal it. A lock
+        that is not used is released when it expires.
+        """
+        asked, caller = call.body, call.caller
+        terms, node = await lock_node(
+            self._world,
+            self._locks,
+            self._nodes,
+            caller,
+            asked.model,
+            LOCK_TOKENS if asked.max_num_tokens is None else asked.max_num_tokens,
+            LOCK_S if asked.timeout is None else asked.timeout,
+            asked.scheme or SDK_SCHEME,
+        )
+        return LockReply(
+            public_key=terms.node_key,
+            node_small_id=node.small_id,
+            stack_small_id=terms.lock_id,
+            stack_entry_digest=None,
+            scheme=asked.scheme or SDK_SCHEME,
+            model=terms.model,
+            max_num_tokens=terms.units,
+            expires_ms=terms.expires_ms,
+            keys=node.signed,
+        )
+
+    async def create_confidential_embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Create confidential embeddings.
+
+        The request is sealed for the node that was locked, and so is the reply for you: this gateway carries both and
+        reads neither. You pay for the tokens that the node has counted and signed, at most the lock's. The same body
+        again gets the same reply without a second charge.
+        """
+        return await self._embeddings.exchange(request, self._operation)
+
+    ROUTES = (
+        Route(
+            "POST",
+            "/v1/nodes/lock",
+            (EMBED_SCOPE,),
+            lock_node,
+            failures=(InvalidValue, ModelNotFound, NoNodeAvailable, InsufficientQuota, RateLimited, StoreUnavailable),
+            details=f"At one time a key may have {LOCKS_OF_KEY_MAX} locks open, an account {LOCKS_OF_ACCOUNT_MAX}.",
+        ),
+        Route(
+            "POST",
+            "/v1/confidential/embeddings",
+            (EMBED_SCOPE,),
+            create_confidential_embeddings,
+            failures=tuple(failure for failure in TABLE if failure not in (NotFound, MethodNotAllowed)),
+            raw=RawHandler(
+                {200: ApiReply("A sealed reply.", SealedReply, headers=EMBEDDING_HEADERS)},
+                confidential.Envelope,
+                key_checked_by_flow=True,
+            ),
+        ),
+    )

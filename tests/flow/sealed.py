@@ -1,0 +1,119 @@
+"""A node and a caller of confidential requests for the small world: real seals, a scripted count, locks in a dict."""
+
+import json
+from dataclasses import dataclass, field
+
+import msgspec
+
+from embedmesh.confidential.documents import sign_keys
+from embedmesh.confidential.node_keys import DhKey
+from embedmesh.confidential.sdk_scheme import SdkReplies, open_sealed, seal
+from embedmesh.confidential.statements import read_answer, request_digest, sign_answer
+from embedmesh.rules.base64s import encode64
+from embedmesh.rules.confidential import (
+    SDK_SCHEME,
+    UNUSED,
+    CheckedAnswer,
+    KeyDocument,
+    LockTerms,
+    Scheme,
+    SealedAnswer,
+    SealedCall,
+    SealingNode,
+    claim_key,
+)
+from embedmesh.rules.holds import Claim, Hold, PriorRequest
+from embedmesh.rules.lock_failures import LockExpired, LockNotFound, LockUsed
+from embedmesh.rules.models import Model
+from embedmesh.signing.identity import Identity
+from tests.flow.world import MODEL, ScriptedWorld
+
+DAY_MS = 86_400_000
+
+
+@dataclass
+class SealedNode:
+    """The node `n0`. It answers each request with its plaintext in capitals, and counts what the test says."""
+
+    world: ScriptedWorld
+    tokens: int = 5
+    refuse: bool = False
+    script: list[BaseException] = field(default_factory=list)
+    asked: list[SealedCall] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.identity, self.key = Identity(bytes(range(32))), DhKey.new()
+        self.signed = sign_keys(self.identity, {MODEL.id: MODEL.digest}, {SDK_SCHEME: self.key.public}, 1, 10 * DAY_MS)
+        self.document = msgspec.json.decode(self.signed.document, type=KeyDocument)
+
+    def choose_sealing(self, model: Model, scheme: Scheme) -> SealingNode | None:
+        return SealingNode("n0", 7, self.signed, self.document) if scheme in self.document.keys else None
+
+    async def answer(
+        self, terms: LockTerms, call: SealedCall, tokens_max: int, reply_bytes_max: int, request_id: str
+    ) -> CheckedAnswer:
+        self.asked.append(call)
+        if self.script:
+            raise self.script.pop(0)
+        digest = request_digest(call)
+        if self.refuse:
+            statement, signature = sign_answer(self.identity, call.lock, digest, b"", 400, 0, 1)
+            answer = SealedAnswer(statement, signature)
+        else:
+            opened = open_sealed(self.key, call)
+            parts = opened.seal_reply(opened.plaintext.upper(), self.identity)
+            statement, signature = sign_answer(
+                self.identity, call.lock, digest, parts.sealed, 200, self.tokens, 1, nonce=parts.nonce
+            )
+            answer = SealedAnswer(statement, signature, *parts)
+        return CheckedAnswer(answer, read_answer(answer, terms.identity, terms.lock_id, digest))
+
+
+@dataclass
+class DictLocks:
+    """Locks over the scripted ledger, as the port says."""
+
+    world: ScriptedWorld
+    locks: dict[int, LockTerms] = field(default_factory=dict)
+
+    async def open(self, terms: LockTerms, hold: Hold) -> None:
+        claim = self.world.claim_of(claim_key(terms.lock_id), b"")
+        await self.world.ledger.hold(hold, Claim(claim.key_hash, UNUSED))
+        self.locks[terms.lock_id] = terms
+
+    async def find(self, account_id: str, lock_id: int) -> LockTerms:
+        terms = self.locks.get(lock_id)
+        if terms is None or terms.account_id != account_id:
+            raise LockNotFound("no such lock")
+        return terms
+
+    async def redeem(self, terms: LockTerms, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
+        claims, key = self.world.ledger.claims, self.world.claim_of(claim_key(terms.lock_id), b"").key_hash
+        prior = claims[key]
+        if prior.body_hash == body_hash:
+            return prior
+        if prior.body_hash != UNUSED:
+            raise LockUsed("used")
+        if prior.state != "open" or terms.expires_ms <= self.world.clock.unix_ms():
+            raise LockExpired("expired")
+        claims[key] = PriorRequest(body_hash, prior.hold_id, "open", None)
+        amount = -(-terms.units * terms.price // 1_000_000)
+        return Hold(terms.hold_id, terms.account_id, amount, deadline_ms, terms.key_id)
+
+
+def envelope(text: bytes, node_key: bytes, lock_id: int, **more: object) -> tuple[bytes, SdkReplies]:
+    """The body that an SDK sends, and what opens the reply."""
+    sealed, replies = seal(text, node_key)
+    body = {
+        "ciphertext": encode64(sealed.ciphertext),
+        "client_dh_public_key": encode64(sealed.client_key),
+        "model_name": "tiny",
+        "node_dh_public_key": encode64(node_key),
+        "nonce": encode64(sealed.nonce),
+        "num_compute_units": None,
+        "plaintext_body_hash": encode64(sealed.body_hash),
+        "salt": encode64(sealed.salt),
+        "stack_small_id": lock_id,
+        "stream": False,
+    }
+    return json.dumps(body | more).encode(), replies

@@ -1,0 +1,275 @@
+"""Confidential requests through the spine: a lock pays, once; nobody but the node reads; what is wrong is free."""
+
+import json
+from binascii import a2b_base64
+from typing import Any
+
+import pytest
+
+from embedmesh.flow.confidential import ConfidentialEmbeddings, token_bounds
+from embedmesh.flow.lock import lock_node
+from embedmesh.flow.paid import serve
+from embedmesh.gateway.api.confidential_api import EnvelopeForm
+from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, LockTerms
+from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy, WrongAnswer
+from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead, StreamedReply
+from embedmesh.rules.limits import BYTES_A_TOKEN_MAX
+from embedmesh.rules.ports import Caller
+from tests.flow.sealed import DictLocks, SealedNode, envelope
+from tests.flow.world import GOOD_KEY, MODEL, SINGLE_KEY, ScriptedWorld, make_world, undelivered
+
+TEXT = b'{"input":"abc","model":"tiny"}'
+OTHER_KEYS = "em_penny"  # of another account
+
+
+class Scene:
+    """A world with one node that takes confidential requests."""
+
+    def __init__(self) -> None:
+        self.world: ScriptedWorld = make_world()
+        self.node = SealedNode(self.world)
+        self.locks = DictLocks(self.world)
+        self.operation = ConfidentialEmbeddings(EnvelopeForm(), self.locks, self.node, "embeddings")
+
+    async def lock(self, units: int = 100, span_s: int = 30, key: str = GOOD_KEY) -> LockTerms:
+        caller = self.world.keys.known(key)  # type: ignore[attr-defined]
+        assert isinstance(caller, Caller)
+        terms, _ = await lock_node(self.world, self.locks, self.node, caller, "tiny", units, span_s, SDK_SCHEME)
+        return terms
+
+    async def send(self, body: bytes, key: str = GOOD_KEY, deliver: Deliver | None = None) -> dict[str, Any]:
+        replies: list[Reply] = []
+
+        async def receive(account_id: str) -> bytes:
+            return body
+
+        async def take(reply: Reply | StreamedReply) -> Delivery:
+            assert isinstance(reply, Reply)
+            replies.append(reply)
+            return Delivery.WHOLE
+
+        await serve(self.world, self.operation, RequestHead(f"Bearer {key}"), receive, deliver or take)
+        return json.loads(replies[0].body) if replies else {}
+
+    async def refused(self, body: bytes, key: str = GOOD_KEY) -> str:
+        with pytest.raises(Failure) as failure:
+            await self.send(body, key)
+        error = json.loads(self.operation.envelope(failure.value))["error"]
+        assert error["code"] == failure.value.code
+        assert error["message"]
+        return str(error["code"])
+
+    @property
+    def log(self) -> list[tuple[str, int]]:
+        return self.world.ledger.log
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+async def test_a_lock_pays_for_one_request_and_the_rest_goes_back(scene: Scene) -> None:
+    terms = await scene.lock(units=100)
+    assert scene.log == [("hold", 150)]
+    body, replies = envelope(TEXT, terms.node_key, terms.lock_id)
+    reply = await scene.send(body)
+    opened = replies.open(*(a2b_base64(reply[name]) for name in ("nonce", "ciphertext", "response_hash")))
+    assert opened == TEXT.upper()
+    assert reply["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
+    assert scene.log == [("hold", 150), ("capture", 8)]  # five tokens, rounded up
+
+
+async def test_the_node_gets_the_locks_words_and_not_the_callers(scene: Scene) -> None:
+    terms = await scene.lock(units=64)
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id, num_compute_units=10**9)
+    await scene.send(body)
+    (call,) = scene.node.asked
+    assert (call.model, call.model_name, call.units, call.lock) == (MODEL.id, "tiny", 64, terms.lock_id)
+
+
+async def test_the_same_body_again_gets_the_same_ciphertext_and_no_second_charge(scene: Scene) -> None:
+    terms = await scene.lock()
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    first = await scene.send(body)
+    assert await scene.send(body) == first
+    assert len(scene.node.asked) == 1
+    assert [what for what, _ in scene.log] == ["hold", "capture"]
+
+
+async def test_another_body_under_a_used_lock_is_refused(scene: Scene) -> None:
+    terms = await scene.lock()
+    await scene.send(envelope(TEXT, terms.node_key, terms.lock_id)[0])
+    assert await scene.refused(envelope(TEXT, terms.node_key, terms.lock_id)[0]) == "lock_used"
+    assert [what for what, _ in scene.log] == ["hold", "capture"]
+
+
+async def test_a_failed_request_uses_the_lock_up_and_frees_its_money(scene: Scene) -> None:
+    terms = await scene.lock()
+    scene.node.script.append(NodeBroke("broke"))
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    assert await scene.refused(body) == "no_node_available"
+    assert [what for what, _ in scene.log] == ["hold", "release"]
+    assert await scene.refused(body) == "lock_used"
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(NodeBusy("busy", retry_after_s=1.0), "overloaded"), (WrongAnswer("forged"), "bad_node_response")],
+)
+async def test_only_the_locked_node_is_asked(failure: BaseException, code: str) -> None:
+    scene = Scene()
+    scene.world = make_world(nodes=3)
+    scene.node.world = scene.locks.world = scene.world
+    terms = await scene.lock()
+    scene.node.script.append(failure)
+    assert await scene.refused(envelope(TEXT, terms.node_key, terms.lock_id)[0]) == code
+    assert len(scene.node.asked) == 1
+    assert scene.log[-1] == ("release", 150)
+
+
+async def test_what_the_node_refuses_is_free_and_its_reason_goes_on_sealed(scene: Scene) -> None:
+    terms = await scene.lock()
+    scene.node.refuse = True
+    with pytest.raises(Failure) as refused:
+        await scene.send(envelope(TEXT, terms.node_key, terms.lock_id)[0])
+    error = json.loads(scene.operation.envelope(refused.value))["error"]
+    assert error["code"] == "confidential_refused"
+    assert error["sealed"]["ciphertext"] == ""
+    assert scene.log == [("hold", 150), ("release", 150)]
+    assert scene.world.fleet.registry.find("n0").failures_in_a_row == 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("counted", "charged"), [(5, 23), (1, 23), (24, 24), (100, 100)])
+async def test_the_nodes_count_is_charged_or_the_least(scene: Scene, counted: int, charged: int) -> None:
+    """At least a token for every BYTES_A_TOKEN_MAX; the gateway's node client refuses a count above the most."""
+    terms = await scene.lock(units=100)
+    scene.node.tokens = counted
+    text = TEXT + b" " * (23 * BYTES_A_TOKEN_MAX)
+    reply = await scene.send(envelope(text, terms.node_key, terms.lock_id)[0])
+    assert reply["usage"]["total_tokens"] == counted
+    assert scene.log[-1] == ("capture", -(-charged * 3 // 2))
+
+
+def test_bounds_follow_from_length_and_lock() -> None:
+    assert token_bounds(1_280, 8_192, 2) == (10, 1_280 + 320 * 2)
+    assert token_bounds(1_280, 100, 2) == (10, 100)
+    assert token_bounds(128_000, 100, 2) == (100, 100)
+    assert token_bounds(0, 100, 2) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"stack_small_id": 1}, "lock_not_found"),
+        ({"node_dh_public_key": "B6N8vBQgk8i3VdwbEOhstCY3StFqqFPtC9/AsrhtHHw="}, "key_mismatch"),
+        ({"model_name": "acme/native"}, "key_mismatch"),
+        ({"model_name": "acme/other"}, "model_not_found"),
+        ({"stream": True}, "invalid_value"),
+        ({"salt": None}, "missing_parameter"),
+        ({"salt": "EBESExQVFhcYGRobHB0e"}, "invalid_value"),
+        ({"nonce": "ICEiIyQlJicoKSo="}, "invalid_value"),
+        ({"nonce": "ICEiIyQlJicoKSor\n"}, "invalid_value"),
+        ({"nonce": "ICEiIyQlJicoKSo"}, "invalid_value"),
+        ({"ciphertext": "AAAA"}, "invalid_value"),
+        ({"ciphertext": 5}, "invalid_type"),
+        ({"stack_small_id": 10**15}, "invalid_type"),
+        ({"stack_small_id": -1}, "invalid_type"),
+        ({"scheme": HPKE_SCHEME}, "missing_parameter"),
+        ({"scheme": HPKE_SCHEME, "request_id": "r", "expires_ms": 1}, "key_mismatch"),
+        ({"scheme": "none"}, "invalid_type"),
+    ],
+)
+async def test_a_wrong_envelope_is_refused_by_name_and_the_lock_stays(
+    scene: Scene, change: dict[str, Any], code: str
+) -> None:
+    terms = await scene.lock()
+    text = TEXT + b" " * 64
+    assert await scene.refused(envelope(text, terms.node_key, terms.lock_id, **change)[0]) == code
+    assert scene.log == [("hold", 150)]
+    assert not scene.node.asked
+    await scene.send(envelope(text, terms.node_key, terms.lock_id)[0])
+    assert scene.log[-1][0] == "capture"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'"a"', b"\xff", b"[" * 2_000])
+async def test_what_is_no_envelope_is_refused(scene: Scene, body: bytes) -> None:
+    assert await scene.refused(body) in ("invalid_json", "invalid_type", "missing_parameter")
+    assert not scene.log
+
+
+async def test_a_lock_of_another_account_is_not_there(scene: Scene) -> None:
+    terms = await scene.lock()
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    assert await scene.refused(body, OTHER_KEYS) == "lock_not_found"
+    assert scene.log == [("hold", 150)]
+
+
+async def test_an_expired_lock_is_refused(scene: Scene) -> None:
+    terms = await scene.lock(span_s=5)
+    scene.world.clock.now += 6
+    assert await scene.refused(envelope(TEXT, terms.node_key, terms.lock_id)[0]) == "lock_expired"
+
+
+@pytest.mark.parametrize(
+    ("units", "span_s", "code"),
+    [(0, 30, "invalid_value"), (300_001, 30, "invalid_value"), (1, 4, "invalid_value"), (1, 61, "invalid_value")],
+)
+async def test_locks_are_bounded(scene: Scene, units: int, span_s: int, code: str) -> None:
+    with pytest.raises(Failure) as refused:
+        await scene.lock(units, span_s)
+    assert refused.value.code == code
+    assert not scene.log
+
+
+async def test_a_caller_that_goes_before_the_first_byte_pays_nothing(scene: Scene) -> None:
+    terms = await scene.lock()
+
+    async def gone(reply: Reply | StreamedReply) -> Delivery:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await scene.send(envelope(TEXT, terms.node_key, terms.lock_id)[0], deliver=gone)
+    assert scene.log == [("hold", 150), ("release", 150)]
+
+
+async def test_a_caller_that_goes_after_the_first_byte_pays(scene: Scene) -> None:
+    terms = await scene.lock()
+
+    async def broken(reply: Reply | StreamedReply) -> Delivery:
+        return Delivery.BROKEN_OFF
+
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    await scene.send(body, deliver=broken)
+    assert scene.log == [("hold", 150), ("capture", 8)]
+    assert (await scene.send(body))["usage"]["total_tokens"] == 5  # the kept reply
+    assert scene.log == [("hold", 150), ("capture", 8)]
+
+
+async def test_a_key_with_one_slot_gives_it_back(scene: Scene) -> None:
+    terms = await scene.lock(key=SINGLE_KEY)
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    await scene.send(body, SINGLE_KEY)
+    await scene.send(body, SINGLE_KEY)
+    assert not +scene.world.slots.in_use
+
+
+async def test_a_full_account_is_served_and_its_reply_not_kept(scene: Scene) -> None:
+    terms = await scene.lock()
+    scene.world.ledger.kept = 10**12
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    await scene.send(body)
+    assert await scene.refused(body) == "lock_used"
+    assert scene.log == [("hold", 150), ("capture", 8)]
+
+
+async def test_an_idempotency_key_is_refused(scene: Scene) -> None:
+    terms = await scene.lock()
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+
+    async def receive(account_id: str) -> bytes:
+        return body
+
+    head = RequestHead(f"Bearer {GOOD_KEY}", idempotency_key="a")
+    with pytest.raises(Failure, match="leave the Idempotency-Key out"):
+        await serve(scene.world, scene.operation, head, receive, undelivered)
