@@ -11,11 +11,10 @@ import orjson
 from msgspec import Meta
 
 from embedmesh.rules.base64s import decode64, encode64
-from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, Scheme, SealedAnswer, SealedCall
+from embedmesh.rules.confidential import HPKE_SCHEME, LOCK_ID_MAX, SDK_SCHEME, Scheme, SealedAnswer, SealedCall
 from embedmesh.rules.errors import Failure, InvalidJson, InvalidType, InvalidValue, MissingParameter
 from embedmesh.rules.exchange import Reply
 
-LOCK_ID_MAX = 10**15 - 1  # exact wherever JSON is read
 KEY_BYTES, SALT_BYTES, NONCE_BYTES, HASH_BYTES, TAG_BYTES = 32, 16, 12, 32, 16
 ENC_BYTES = 32  # of HPKE: the encapsulated key, before the ciphertext
 SDK_ONLY = ("client_dh_public_key", "nonce", "plaintext_body_hash", "salt")

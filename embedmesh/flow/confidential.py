@@ -13,7 +13,7 @@ import msgspec
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.forward import caller_failure, time_allowed_s
-from embedmesh.flow.operation import Bound, CanPayFor, LockUse
+from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.world import World
 from embedmesh.rules.confidential import (
     CheckedAnswer,
@@ -125,7 +125,7 @@ class ConfidentialCall:
 
     streams = False
     user = None
-    lock: LockUse | None = None
+    lock: PayingLock | None = None
     _bounds: TokenBounds
     _terms: LockTerms
 
@@ -172,7 +172,7 @@ class ConfidentialCall:
         self._call = msgspec.structs.replace(call, model=terms.model, units=terms.units)
         self._bounds = bounds = token_bounds(self._plaintext_bytes, terms.units, self._tokens_added(world))
         kept_bytes = await world.ledger.kept_bytes(caller.account_id)
-        self.lock = LockUse(self._locks, terms, kept=kept_bytes + self._answer_bytes_max <= KEPT_REPLIES_BYTES_MAX)
+        self.lock = PayingLock(self._locks, terms, kept=kept_bytes + self._answer_bytes_max <= KEPT_REPLIES_BYTES_MAX)
         return bounds.most
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:

@@ -28,7 +28,7 @@ class Bound(NamedTuple):
     free: msgspec.Struct | None = None
 
 
-class LockUse(NamedTuple):
+class PayingLock(NamedTuple):
     """The lock that a request uses: its money is set aside already. `kept`: whether there is room to keep the reply."""
 
     locks: Locks
@@ -50,7 +50,7 @@ class Invocation(Protocol):
         ...
 
     @property
-    def lock(self) -> LockUse | None:
+    def lock(self) -> PayingLock | None:
         """The lock that pays, once the request is counted; None where money is still to be set aside."""
         ...
 

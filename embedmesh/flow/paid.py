@@ -16,7 +16,7 @@ from embedmesh.flow.deliver import Delivering, Done, Outcome, Request, join, rep
 from embedmesh.flow.idempotency import check_key, check_room, unpack
 from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.means import Means
-from embedmesh.flow.operation import CanPay, Invocation, LockUse, Operation
+from embedmesh.flow.operation import CanPay, Invocation, Operation, PayingLock
 from embedmesh.flow.world import World
 from embedmesh.rules.confidential import claim_key
 from embedmesh.rules.errors import CallerFailure, Failure, InsufficientQuota, InvalidValue, Overloaded
@@ -147,7 +147,7 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
     return await work_under(world, request, bill, claimed=claim is not None)
 
 
-async def _under_lock(world: World, request: Request, lock: LockUse, within_s: float) -> Done:
+async def _under_lock(world: World, request: Request, lock: PayingLock, within_s: float) -> Done:
     """The same where a lock has the money; the same request again finds the reply that was kept. Raises a Failure."""
     claim = world.claim_of(claim_key(lock.terms.lock_id), request.body)
     bill = await redeem(

@@ -22,6 +22,7 @@ Scheme = Literal["atoma-sdk-1", "hpke-1"]
 
 KEY_DOCUMENT = b"confidential keys"  # what a node's identity signs a KeyDocument for,
 ANSWER = b"confidential answer"  # and an AnswerStatement
+LOCK_ID_MAX = 10**15 - 1  # exact wherever JSON is read
 UNUSED = bytes(32)  # the body hash of the claim of a lock that no request has used yet
 
 Blob = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]

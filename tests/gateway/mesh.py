@@ -45,6 +45,7 @@ from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.own import NodeClients
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
+from embedmesh.gateway.nodes.sealed import SealingNodes
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
@@ -197,6 +198,7 @@ class Gateway:
             gauges=dict,
             more=[nodes_api, account_api, *operators],
             origins=origins,
+            confidential=(store.locks, SealingNodes(self.registry, self.clients, clock, random.Random(7))),
         )
         self.books = books
         self.keys: dict[str, str] = {}

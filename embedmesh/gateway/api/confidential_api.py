@@ -44,7 +44,7 @@ class LockRequest(msgspec.Struct, frozen=True):
     scheme: Scheme | None = None
 
 
-class LockReply(msgspec.Struct, frozen=True):
+class NodeLock(msgspec.Struct, frozen=True):
     """A lock: under which key of which node to seal one request."""
 
     public_key: Annotated[bytes, doc("The node's key for this scheme, 32 bytes.")]
@@ -99,7 +99,7 @@ class ConfidentialApi(Api):
         self._operation = ConfidentialEmbeddings(EnvelopeForm(), locks, nodes, EMBED_SCOPE)
         self.bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
 
-    async def lock_node(self, call: ApiCall[LockRequest, None]) -> LockReply:
+    async def lock_node(self, call: ApiCall[LockRequest, None]) -> NodeLock:
         """Lock a node.
 
         Sets money aside for one confidential request to one node, and says under which of its keys to seal it. A lock
@@ -116,7 +116,7 @@ class ConfidentialApi(Api):
             LOCK_S if asked.timeout is None else asked.timeout,
             asked.scheme or SDK_SCHEME,
         )
-        return LockReply(
+        return NodeLock(
             public_key=terms.node_key,
             node_small_id=node.small_id,
             stack_small_id=terms.lock_id,

@@ -6,7 +6,7 @@ used it, and keeps that one's reply. A gateway that dies leaves its unused locks
 
 from collections.abc import Awaitable, Callable
 
-from embedmesh.rules.confidential import UNUSED, LockTerms, claim_key
+from embedmesh.rules.confidential import LOCK_ID_MAX, UNUSED, LockTerms, claim_key
 from embedmesh.rules.errors import InternalError
 from embedmesh.rules.holds import Claim, Hold, PriorRequest
 from embedmesh.rules.ids import new_id
@@ -26,8 +26,6 @@ from embedmesh.storage.ledger.redeem_lock import (
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.secret import claim_of
 from embedmesh.storage.sql import LOCKS_SQL
-
-LOCK_ID_MAX = 2**53  # JSON numbers are exact up to there; and what is larger would not fit the store
 
 
 class StoredLocks:
@@ -71,7 +69,7 @@ class StoredLocks:
             raise InternalError("There is a lock of that id already.")
 
     async def find(self, account_id: str, lock_id: int) -> LockTerms:
-        known = 0 <= lock_id < LOCK_ID_MAX
+        known = 0 <= lock_id <= LOCK_ID_MAX
         which = {"lock_id": lock_id, "account_id": account_id}
         if not known or not (rows := await self._reads.ask(LOCKS_SQL["find_lock"], which)):
             raise not_found()
