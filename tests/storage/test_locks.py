@@ -50,7 +50,7 @@ def new_lock(shop: Shop, key_id: str = "key_1", *, account_id: str = "a", lasts_
     hold = shop.new_hold(cost_nanousd(UNITS, PRICE), key_id, account_id=account_id)
     hold = msgspec.structs.replace(hold, deadline_ms=shop.clock.now_ms + lasts_ms)
     terms = LockTerms(
-        lock_id=2**52 + int(hold.hold_id.removeprefix("req_")),
+        lock_id=2**49 + int(hold.hold_id.removeprefix("req_")),
         account_id=account_id,
         key_id=key_id,
         hold_id=hold.hold_id,
