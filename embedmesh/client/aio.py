@@ -149,7 +149,7 @@ class AsyncWire:
                 return HttpAnswer(response.status, headers, body)
         except aiohttp.ClientConnectorCertificateError as error:
             reason = getattr(error.certificate_error, "verify_message", "") or "its certificate is not trusted"
-            return NoAnswer("connect", f"no secure connection to {base_url} ({reason})")
+            return NoAnswer("tls", f"no secure connection to {base_url} ({reason})")
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or type(error.os_error).__name__
             return NoAnswer("connect", f"{base_url} cannot be reached ({reason})")

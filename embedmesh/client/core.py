@@ -57,6 +57,7 @@ class _LockReply(msgspec.Struct, frozen=True):
     stack_small_id: Whole
     scheme: str
     expires_ms: Whole
+    max_num_tokens: Whole
     model: str
     keys: SignedKeys
 
@@ -132,6 +133,8 @@ class LockStep:
         ids = document.models.keys()
         if lock.model not in ({self._wanted.model} & ids or ids):  # what is no id may be another name of any
             raise node_not_trusted("model")
+        if lock.max_num_tokens != self._wanted.tokens_max:
+            raise node_not_trusted("units")
         latest_ms = min(now_ms + LOCK_S * 1000 + CLOCKS_DIFFER_MS, document.not_after_ms)
         if not now_ms - CLOCKS_DIFFER_MS <= lock.expires_ms <= latest_ms:
             raise node_not_trusted("expiry")

@@ -51,9 +51,9 @@ class HttpAnswer(NamedTuple):
 
 
 class NoAnswer(NamedTuple):
-    """`connect`: nothing was sent. `broken`: the request may have been read."""
+    """`connect`: nothing was sent. `tls`: nor will it be. `broken`: the request may have been read."""
 
-    kind: Literal["connect", "broken"]
+    kind: Literal["connect", "tls", "broken"]
     words: str
 
 
@@ -154,7 +154,7 @@ def _answered(send: ToSend, patience: Patience) -> Steps[HttpAnswer]:
 
 def _not_answered(answer: NoAnswer | None) -> CallNotAnswered:
     assert answer is not None
-    unknown = "" if answer.kind == "connect" else " Whether it was done is not known."
+    unknown = " Whether it was done is not known." if answer.kind == "broken" else ""
     return CallNotAnswered(f"{answer.words[:1].upper()}{answer.words[1:]}.{unknown}")
 
 

@@ -43,7 +43,7 @@ class Wire:
             return NoAnswer("connect", f"{self._access.base_url} cannot be reached in time")
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", None) or error.reason
-            return NoAnswer("connect", f"no secure connection to {self._access.base_url} ({reason})")
+            return NoAnswer("tls", f"no secure connection to {self._access.base_url} ({reason})")
         except OSError as error:
             return NoAnswer("connect", f"{self._access.base_url} cannot be reached ({error.strerror or error})")
         try:

@@ -24,6 +24,7 @@ NODE_WORDS = {
         "the node does not say that it serves the model that was locked",
         "Name another model, or ask the gateway's operator.",
     ),
+    "units": ("the lock is for another number of tokens than was asked for", "Ask the gateway's operator."),
     "expiry": ("the lock ends at a time at which no lock ends", "Is the clock of this machine right?"),
 }
 REPLY_WORDS = {

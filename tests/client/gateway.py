@@ -1,10 +1,12 @@
 """A scripted gateway on a real socket, and nodes behind it that really open and seal."""
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -231,6 +233,7 @@ class ScriptedGateway:
             "stack_entry_digest": None,
             "scheme": body.get("scheme", SDK_SCHEME),
             "expires_ms": now_ms() + 1000 * body.get("timeout", 30),
+            "max_num_tokens": body["max_num_tokens"],
             "model": MODEL,
             "keys": msgspec.json.decode(msgspec.json.encode(node.keys())),
         }
@@ -257,12 +260,16 @@ class ScriptedGateway:
         return (status, told) if status == 200 else (status, envelope("confidential_refused", sealed=told))
 
     @contextmanager
-    def running(self) -> Iterator["ScriptedGateway"]:
+    def running(self, tls: ssl.SSLContext | None = None) -> Iterator["ScriptedGateway"]:
         gateway = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
+
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionError, ssl.SSLError):  # of a caller that does not trust us
+                    super().handle()
 
             def setup(self) -> None:
                 super().setup()
@@ -305,8 +312,13 @@ class ScriptedGateway:
         class Server(http.server.ThreadingHTTPServer):
             daemon_threads = True
 
+            def handle_error(self, *_: object) -> None:
+                pass  # a handshake that the caller broke off
+
         server = Server(("127.0.0.1", 0), Handler)
-        self.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        self.base_url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}/v1"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

@@ -217,6 +217,8 @@ WRONG_LOCKS: dict[str, tuple[Do, str]] = {
     "keys of no time": (keys(not_before_ms=now_ms(), not_after_ms=now_ms()), "validity"),
     "a model that the node does not serve": (other_models, "model"),
     "another model": (lock(model="another/model"), "model"),
+    "a lock for fewer tokens": (lock(max_num_tokens=1), "units"),
+    "a lock for more tokens": (lock(max_num_tokens=300_000), "units"),
     "a lock of the past": (lock(expires_ms=lambda: now_ms() - 120_000), "expiry"),
     "a lock for an hour": (lock(expires_ms=lambda: now_ms() + 3_600_000), "expiry"),
     "a lock longer than the keys": (keys(not_before_ms=1, not_after_ms=now_ms() + 20_000), "expiry"),
@@ -290,7 +292,7 @@ def test_the_scheme_of_the_sdks_is_never_used_unasked(gateway: ScriptedGateway, 
             Trust(None, scheme)
     assert Trust(pins=None, scheme=SDK_SCHEME).scheme == SDK_SCHEME
     step = LockStep(want(model=MODEL, input=TEXT, fields={}), Trust(Pins.read(pins)))
-    reply = gateway.lock({"scheme": SDK_SCHEME}) | {"scheme": SDK_SCHEME}
+    reply = gateway.lock({"scheme": SDK_SCHEME, "max_num_tokens": 1}) | {"scheme": SDK_SCHEME}
     with pytest.raises(NodeNotTrusted) as caught:
         step.read(json.dumps(reply).encode(), now_ms())
     assert caught.value.reason == "scheme"
