@@ -9,7 +9,7 @@ SHELL  := bash
 
 TIMED   := tests/story/test_crash.py tests/story/test_serve.py  # they hold us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
-BENCHES := spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached
+BENCHES := spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
 VIRTUAL := lives sim mutate  # these need no model
 BY_HAND := crash scale guard bench-store bench-fleet
 
@@ -62,6 +62,7 @@ check: $(VENV)/.dev
 #: bench-quality     parity with sentence-transformers and STS-B, as a table
 #: bench-gateway     the gateway's cost beside nginx, routers, LiteLLM and Portkey; its gates
 #: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
+#: bench-confidential   a sealed call over a plain one
 #: bench-cached, bench-store   a text that is known already; durable holds on both stores
 
 $(BENCHES): $(VENV)/.setup $(VENV)/.dev
