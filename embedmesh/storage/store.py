@@ -79,7 +79,7 @@ class Store:
         self._recalls = Recalls(self._recall_tabs, self._own_tabs, self.tabs, clock)
         self.locks = StoredLocks(
             self._writer, self._reads, clock, opened.instance.name, key_secret,
-            place=self._place, redeem=self._outcome, give_back=self.release, unsealed=self._unsealed,
+            place=self._place, redeem=self._outcome, unsealed=self._unsealed,
         )  # fmt: skip
         self.changes.on("tabs", self._recalls.tabs_changed)
         self.changes.on("keys", self._recalls.keys_changed)

@@ -12,7 +12,7 @@ import pytest
 
 from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import Failure, InsufficientQuota, InternalError, RateLimited, StoreUnavailable
-from embedmesh.rules.holds import Claim, Hold, HoldEnd, PriorRequest
+from embedmesh.rules.holds import Claim, Hold, PriorRequest
 from embedmesh.rules.limits import IDEMPOTENCY_KEY_S, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX
 from embedmesh.rules.lock_failures import LockExpired, LockNotFound, LockUsed
 from embedmesh.rules.money import cost_nanousd
@@ -238,16 +238,22 @@ async def test_an_account_has_so_many_unused_locks_whatever_keys_it_has(shop: Sh
     shop.assert_right()
 
 
-async def test_what_was_given_back_does_not_count(shop: Shop, store: Store) -> None:
-    """Locks whose callers left while they were opened, or whose money an end of any kind has freed."""
+async def test_locks_of_which_nobody_heard_do_not_count(shop: Shop, store: Store) -> None:
+    """Their callers left while they were opened: nothing is left of them."""
     shop.credit(MONEY)
     locks = [new_lock(shop) for _ in range(LOCKS_OF_KEY_MAX)]
-    await asyncio.gather(*(store.locks.open(*lock) for lock in locks))
-    for _, hold in locks:
-        store.release(hold, HoldEnd.RELEASE)
+    tasks = [asyncio.ensure_future(store.locks.open(*lock)) for lock in locks]
+    while not store._writer._batch:
+        await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await store.drain()
+    assert shop.money() == (MONEY, 0)
+    with shop.by_hand() as db:
+        assert db.execute("SELECT * FROM locks").fetchall() == db.execute("SELECT * FROM claims").fetchall() == []
     await open_lock(shop, store)
-    assert shop.money() == (MONEY, 100)
+    shop.assert_right()
 
 
 # -- at the same moment --------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ used it, and keeps that one's reply. A gateway that dies leaves its unused locks
 from collections.abc import Awaitable, Callable
 
 from embedmesh.rules.confidential import LOCK_ID_MAX, UNUSED, LockTerms, claim_key
-from embedmesh.rules.errors import InternalError
 from embedmesh.rules.holds import Claim, Hold, PriorRequest
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Clock
@@ -41,7 +40,6 @@ class StoredLocks:
         *,
         place: Callable[[Callable[[], PlaceHold]], Awaitable[PriorRequest | None]],
         redeem: Callable[[RedeemLock], Awaitable[Hold | PriorRequest]],
-        give_back: Callable[[Hold], None],
         unsealed: Callable[[PriorRequest], PriorRequest],
     ) -> None:
         """`place` makes a hold and writes it, again once tabs were recalled for it; `redeem` writes and waits."""
@@ -52,7 +50,6 @@ class StoredLocks:
         self._key_secret = key_secret
         self._place = place
         self._redeem = redeem
-        self._give_back = give_back
         self._unsealed = unsealed
 
     async def open(self, terms: LockTerms, hold: Hold) -> None:
@@ -64,9 +61,7 @@ class StoredLocks:
         if (refusal := one_too_many(unused_of(rows), terms.key_id, now_ms)) is not None:
             raise refusal
         claim = Claim(claim_of(self._key_secret, claim_key(terms.lock_id), b"").key_hash, UNUSED)
-        prior = await self._place(lambda: OpenLock(terms, hold, self._owner, claim, self._give_back))
-        if prior is not None:
-            raise InternalError("There is a lock of that id already.")
+        await self._place(lambda: OpenLock(terms, hold, self._owner, claim, self._writer.submit))
 
     async def find(self, account_id: str, lock_id: int) -> LockTerms:
         known = 0 <= lock_id <= LOCK_ID_MAX

@@ -49,6 +49,7 @@ class RedeemLock(WaitedWrite[Hold | PriorRequest]):
         self._owner = owner
         self._submit = submit
         self._tried = False
+        self._taken: Callable[[], Sequence[Row]] | None = None  # ids and amounts of all that were taken with it
         self._amount: int | None = None  # of the hold, if the lock is this request's
         self._found: LockUse | None = None
 
@@ -59,7 +60,7 @@ class RedeemLock(WaitedWrite[Hold | PriorRequest]):
     def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[RedeemLock]") -> None:
         first: dict[int, RedeemLock] = {}
         for write in writes:
-            write._tried, write._amount, write._found = False, None, None
+            write._tried, write._taken, write._amount, write._found = False, None, None, None
             if not write.outcome.done():  # else the caller has gone
                 write._tried = True
                 first.setdefault(write._asked.terms.lock_id, write)
@@ -67,19 +68,25 @@ class RedeemLock(WaitedWrite[Hold | PriorRequest]):
             return
         using = as_rows([write._row() for write in first.values()])
         used = db.execute(LOCKS_SQL["use_locks"], using | {"now_ms": now_ms}).fetchall()
-        redeemed = {write._asked.terms.hold_id: write for write in (first[lock_id] for (lock_id,) in used)}
-        for hold_id, write in redeemed.items():
-            db.execute(LOCKS_SQL["claim_lock"], {"hold_id": hold_id, "body_hash": write._asked.body_hash})
-        if redeemed:
-            taking = as_rows([write._row() for write in redeemed.values()])
-            owner = {"owner": writes[0]._owner}
-            for hold_id, amount in db.execute(LOCKS_SQL["take_over_holds"], taking | owner).fetchall():
-                redeemed[hold_id]._amount = amount
+        redeemed = [first[lock_id] for (lock_id,) in used]
+        if not redeemed:
+            return
+        taking = as_rows([write._row() for write in redeemed])
+        taken = db.later(LOCKS_SQL["take_over_holds"], taking | {"owner": writes[0]._owner})
+        for write in redeemed:
+            write._taken = taken
+            claim = {"hold_id": write._asked.terms.hold_id, "body_hash": write._asked.body_hash}
+            db.execute(LOCKS_SQL["claim_lock"], claim)
 
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[RedeemLock]") -> None:
+        amounts: dict[str, int] = {}
+        for taken in {write._taken for write in writes if write._taken is not None}:
+            amounts.update((hold_id, amount) for hold_id, amount in taken())
         for write in writes:
-            if write._tried and write._amount is None:
+            if write._taken is not None:
+                write._amount = amounts[write._asked.terms.hold_id]
+            elif write._tried:
                 rows = db.execute(LOCKS_SQL["lock_use"], key_of(write._asked.terms)).fetchall()
                 write._found = use_of(rows)
 

@@ -1,10 +1,14 @@
 -- name: unused_locks
--- The locks of an account that a request may use yet: of which key, and when each ends, the first one first.
-SELECT locks.key_id, expires_ms
-FROM locks JOIN holds ON holds.hold_id = locks.hold_id
-WHERE locks.account_id = :account_id AND used_ms IS NULL AND expires_ms > CAST(:now_ms AS BIGINT)
-    AND state NOT IN ('captured', 'released')
-ORDER BY expires_ms LIMIT :rows_max;
+-- How many locks of an account a request may use yet, by key, and when the first of these ends. The money of each is held:
+-- a lock of which its caller did not hear is deleted.
+SELECT key_id, count(*), min(expires_ms) FROM locks
+WHERE account_id = :account_id AND used_ms IS NULL AND expires_ms > CAST(:now_ms AS BIGINT)
+GROUP BY key_id;
+
+-- name: claim_unused
+-- What stands for the request that will use a lock, if its hold was placed.
+INSERT INTO claims (account_id, key_hash, body_hash, hold_id, created_ms)
+SELECT account_id, :key_hash, :body_hash, hold_id, CAST(:now_ms AS BIGINT) FROM holds WHERE hold_id = :hold_id;
 
 -- name: open_lock
 -- Remember a lock, if its hold was placed.
@@ -16,6 +20,10 @@ SELECT
     CAST(:scheme AS TEXT), CAST(:model AS TEXT), CAST(:units AS BIGINT), CAST(:price AS BIGINT),
     CAST(:expires_ms AS BIGINT), CAST(:now_ms AS BIGINT)
 FROM holds WHERE hold_id = :hold_id;
+
+-- name: delete_lock
+-- A lock of which its caller did not hear was never opened.
+DELETE FROM locks WHERE hold_id = :hold_id;
 
 -- name: find_lock
 -- One lock of an account, whatever became of it.

@@ -23,7 +23,8 @@ CREATE TABLE locks (
     used_by TEXT,
     CHECK ((used_ms IS NULL) = (used_by IS NULL))
 ) STRICT;
-CREATE INDEX locks_unused_of_account ON locks (account_id, expires_ms) WHERE used_ms IS NULL;
+-- With all that is counted, so that no row is looked at.
+CREATE INDEX locks_unused_of_account ON locks (account_id, expires_ms, key_id, used_ms) WHERE used_ms IS NULL;
 CREATE INDEX locks_unused ON locks (expires_ms) WHERE used_ms IS NULL;
 
 -- The price is split, so that the product fits 64 bits.
