@@ -16,11 +16,13 @@ from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeN
 from embedmesh.client.steps import HttpAnswer, NoAnswer, Pause, ToSend
 from embedmesh.client.wanted import Inputs
 from embedmesh.client.wire import CLIENT_IDLE_S, CLIENT_REPLY_BYTES_MAX, CONNECT_WITHIN_S
+from embedmesh.rules.limits import LOCKS_OF_KEY_MAX
 
 if TYPE_CHECKING:
     from embedmesh.client.pins import Pins
 
-CONNECTIONS_AT_ONCE_MAX = 64  # further calls wait for one; as many locks may a key have open
+CONNECTIONS_AT_ONCE_MAX = 64  # further calls wait for one
+SEALED_AT_ONCE_MAX = LOCKS_OF_KEY_MAX // 2  # further ones wait here: a key that has too many locks open gets no other
 
 
 class AsyncClient:
@@ -71,6 +73,7 @@ class AsyncClientEmbeddings:
     def __init__(self, calls: Calls, wire: "AsyncWire") -> None:
         self._calls = calls
         self._wire = wire
+        self._sealed = asyncio.Semaphore(SEALED_AT_ONCE_MAX)
 
     async def create(
         self,
@@ -103,7 +106,10 @@ class AsyncClientEmbeddings:
         )
         try:
             async with asyncio.timeout(begun.deadline - time.monotonic()):
-                return await self._run(begun)
+                if not begun.confidential:
+                    return await self._run(begun)
+                async with self._sealed:
+                    return await self._run(begun)
         except TimeoutError:
             raise begun.too_slow() from None
 

@@ -29,6 +29,7 @@ class BegunCall(NamedTuple):
     steps: Steps[CreateEmbeddingResponse]
     deadline: float
     timeout_s: float
+    confidential: bool
 
     def too_slow(self) -> CallTooSlow:
         """The error for a call that has passed its deadline."""
@@ -86,10 +87,10 @@ class Calls:
         patience = Patience(self._retries, lambda: deadline - time.monotonic(), random)
         if not (self._confidential if confidential is None else confidential):
             headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-            return BegunCall(plain(wanted, patience, headers), deadline, timeout_s)
+            return BegunCall(plain(wanted, patience, headers), deadline, timeout_s, False)
         if idempotency_key:
             raise WrongCall("A confidential call needs no idempotency_key: its lock is good for one request.")
-        return BegunCall(self._confidential_steps(wanted, patience), deadline, timeout_s)
+        return BegunCall(self._confidential_steps(wanted, patience), deadline, timeout_s, True)
 
     def _confidential_steps(self, wanted: Wanted, patience: Patience) -> Steps[CreateEmbeddingResponse]:
         from embedmesh.client.core import LockStep  # cryptography takes its time, and plain calls need none
