@@ -11,7 +11,7 @@ TIMED   := tests/story/test_crash.py tests/story/test_serve.py  # they hold us t
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
 VIRTUAL := lives sim mutate  # these need no model
-BY_HAND := crash locks scale guard bench-store bench-fleet
+BY_HAND := confidential crash locks scale guard bench-store bench-fleet
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test thorough fast check lock wheel clean $(BENCHES) $(VIRTUAL) $(BY_HAND)
@@ -50,6 +50,7 @@ check: $(VENV)/.dev
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: locks             10,000 locks are opened and abandoned, on both stores; others are not bothered
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
+#: confidential      10,000 attacks of a man in the middle on sealed calls; none is answered
 #: fault, upstreams  nodes that lie, hang, break and vanish; real servers of other makes as nodes
 #: wedge, starved    break the engine in every way; 24 busy loops beside a server
 #: hostile           a stranger, a broke key and a paying tenant attack; others do not notice
@@ -70,6 +71,9 @@ $(BENCHES): $(VENV)/.setup $(VENV)/.dev
 $(VIRTUAL): $(VENV)/.dev
 $(BENCHES) $(VIRTUAL):
 	$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)
+
+confidential: $(VENV)/.dev
+	$(BIN)/python -m bench.middle $(ARGS)
 
 crash: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.crash $(ARGS)
