@@ -16,6 +16,7 @@ from embedmesh.flow.forward import caller_failure, time_allowed_s
 from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.world import World
 from embedmesh.rules.confidential import (
+    HPKE_SCHEME,
     CheckedAnswer,
     Locks,
     LockTerms,
@@ -164,9 +165,11 @@ class ConfidentialCall:
     async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
         """Find the lock, and bound what the ciphertext can hold. Raises LockNotFound or KeyMismatch."""
         terms, call = await self._locks.find(caller.account_id, self._call.lock), self._call
-        if (terms.model, terms.scheme, terms.node_key) != (self.model.id, call.scheme, call.node_key):
+        expires_ms = call.expires_ms if call.scheme == HPKE_SCHEME else terms.expires_ms  # the SDKs' has none
+        said = self.model.id, call.scheme, call.node_key, expires_ms
+        if said != (terms.model, terms.scheme, terms.node_key, terms.expires_ms):
             raise KeyMismatch(
-                "The request is sealed for another node, key, scheme or model than was locked: lock again."
+                "The request is sealed for another node, key, scheme, model or expiry than was locked: lock again."
             )
         self._terms = terms
         self._call = msgspec.structs.replace(call, model=terms.model, units=terms.units)

@@ -4,6 +4,7 @@ import json
 from binascii import a2b_base64
 from typing import Any
 
+import msgspec
 import pytest
 
 from embedmesh.flow.confidential import ConfidentialEmbeddings, token_bounds
@@ -190,6 +191,16 @@ async def test_a_wrong_envelope_is_refused_by_name_and_the_lock_stays(
     assert not scene.node.asked
     await scene.send(envelope(text, terms.node_key, terms.lock_id)[0])
     assert scene.log[-1][0] == "capture"
+
+
+@pytest.mark.parametrize(("later_ms", "code"), [(0, "confidential_refused"), (1, "key_mismatch"), (-1, "key_mismatch")])
+async def test_what_is_sealed_for_another_expiry_is_not_for_this_lock(scene: Scene, later_ms: int, code: str) -> None:
+    """In our scheme the client has sealed it: somebody has told it another one than the gateway's."""
+    terms = await scene.lock()
+    scene.locks.locks[terms.lock_id] = msgspec.structs.replace(terms, scheme=HPKE_SCHEME)
+    scene.node.refuse = True
+    more = {"scheme": HPKE_SCHEME, "request_id": "r", "expires_ms": terms.expires_ms + later_ms}
+    assert await scene.refused(envelope(TEXT + b" " * 64, terms.node_key, terms.lock_id, **more)[0]) == code
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'"a"', b"\xff", b"[" * 2_000])
