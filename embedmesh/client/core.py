@@ -25,7 +25,7 @@ from embedmesh.confidential import hpke_scheme, sdk_scheme
 from embedmesh.confidential.documents import read_keys
 from embedmesh.confidential.failures import SealBroken, Untrusted
 from embedmesh.confidential.statements import digest_of, read_answer
-from embedmesh.confidential.strict import decode64
+from embedmesh.rules.base64s import decode64
 from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, AnswerStatement, KeyDocument, SealedAnswer, SignedKeys
 from embedmesh.rules.limits import LOCK_S, REQUEST_BODY_BYTES_MAX
 from embedmesh.rules.membership import NONCE_S, Whole

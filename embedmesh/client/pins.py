@@ -10,7 +10,7 @@ from typing import Final
 
 from embedmesh.client.errors import WrongPins
 from embedmesh.confidential.attestation import SignedStatement, Verifier
-from embedmesh.confidential.strict import decode64
+from embedmesh.rules.base64s import decode64
 from embedmesh.signing.identity import PUBLIC_KEY_BYTES, node_id
 
 NODE_PIN, ATTESTATION_PIN = "embedmesh-node", "embedmesh-attestation"

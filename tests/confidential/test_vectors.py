@@ -11,7 +11,7 @@ from embedmesh.confidential import sdk_scheme
 from embedmesh.confidential.failures import SealBroken
 from embedmesh.confidential.node_keys import DhKey
 from embedmesh.confidential.sdk_scheme import plaintext_hash
-from embedmesh.confidential.strict import decode64
+from embedmesh.rules.base64s import decode64
 from embedmesh.rules.confidential import SealedCall
 from embedmesh.signing.identity import Identity
 from tests.data import find_outside_data, outside_data

@@ -1,12 +1,10 @@
 """Base64 has one form: what other readers would let pass is refused."""
 
-import base64
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.confidential.strict import decode64
+from embedmesh.rules.base64s import decode64, encode64
 
 
 @pytest.mark.parametrize(
@@ -40,14 +38,14 @@ from embedmesh.confidential.strict import decode64
     ],
 )
 def test_another_form_or_length_is_refused(text: str, size: int | None) -> None:
-    with pytest.raises(ValueError, match="base64") as refused:
+    with pytest.raises(ValueError) as refused:
         decode64(text, size)
-    assert text.strip() not in str(refused.value) or not text
+    assert not text or text not in str(refused.value)
 
 
 @given(st.binary(max_size=64))
 def test_what_was_encoded_is_decoded(raw: bytes) -> None:
-    assert decode64(base64.b64encode(raw).decode("ascii"), len(raw)) == raw
+    assert decode64(encode64(raw), len(raw)) == raw
 
 
 @given(st.text("AB+/=-_ \n", max_size=12))
@@ -56,4 +54,4 @@ def test_no_two_texts_stand_for_the_same_bytes(text: str) -> None:
         raw = decode64(text)
     except ValueError:
         return
-    assert base64.b64encode(raw).decode("ascii") == text
+    assert encode64(raw) == text
