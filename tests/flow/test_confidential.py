@@ -33,7 +33,7 @@ class Scene:
         self.operation = ConfidentialEmbeddings(EnvelopeForm(), self.locks, self.node, "embeddings")
 
     async def lock(self, units: int = 100, span_s: int = 30, key: str = GOOD_KEY) -> LockTerms:
-        caller = self.world.keys.known(key)  # type: ignore[attr-defined]
+        caller = self.world.keys.known(key)
         assert isinstance(caller, Caller)
         terms, _ = await lock_node(self.world, self.locks, self.node, caller, "tiny", units, span_s, SDK_SCHEME)
         return terms
