@@ -48,9 +48,8 @@ check: $(VENV)/.dev
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
 #: crash             kill -9 gateways, node, engine and PostgreSQL under load; the ledger adds up
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
-#: locks             10,000 locks are opened and abandoned, on both stores; others are not bothered
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
-#: confidential      10,000 attacks of a man in the middle on sealed calls; none is answered
+#: locks, confidential   10,000 locks nobody uses; 10,000 attacks on sealed calls: none is answered
 #: fault, upstreams  nodes that lie, hang, break and vanish; real servers of other makes as nodes
 #: wedge, starved    break the engine in every way; 24 busy loops beside a server
 #: hostile           a stranger, a broke key and a paying tenant attack; others do not notice
@@ -64,8 +63,7 @@ check: $(VENV)/.dev
 #: bench-quality     parity with sentence-transformers and STS-B, as a table
 #: bench-gateway     the gateway's cost beside nginx, routers, LiteLLM and Portkey; its gates
 #: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
-#: bench-confidential   a sealed call over a plain one
-#: bench-cached, bench-store   a text that is known already; durable holds on both stores
+#: bench-cached, bench-store, bench-confidential   known texts; durable holds, both stores; sealed calls
 
 $(BENCHES): $(VENV)/.setup $(VENV)/.dev
 $(VIRTUAL): $(VENV)/.dev
