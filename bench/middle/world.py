@@ -87,7 +87,7 @@ class World:
         """A call that nobody attacks: every third is refused, half of those without a reason."""
         scheme = dice.choice(SCHEMES)
         refused = dice.choice(("", "", "", "", "opened", "unopened"))
-        wanted = _wanted(dice, tokens_max=1 if refused == "opened" else None)
+        wanted = _wanted(dice, lock_tokens=1 if refused == "opened" else None)
         noting = Noting(spoil=refused == "unopened")
         ended = attacked(self, wanted, Trust(self.pins["identity"], scheme), noting)
         assert (ended.error is None) == (refused == ""), ended.error
@@ -317,7 +317,7 @@ def wrong_vectors(response: CreateEmbeddingResponse, wanted: Wanted) -> list[str
     return []
 
 
-def _wanted(dice: Random, tokens_max: int | None = None) -> Wanted:
+def _wanted(dice: Random, lock_tokens: int | None = None) -> Wanted:
     """One to three texts."""
     texts = [f"{SECRET_WORDS}, {dice.randrange(10)}" for _ in range(dice.randrange(1, 4))]
-    return want(model="m", input=texts, tokens_max=tokens_max, fields={})
+    return want(model="m", input=texts, lock_tokens=lock_tokens, fields={})

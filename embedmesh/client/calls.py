@@ -79,7 +79,7 @@ class Calls:
             input=input,
             encoding_format=encoding_format,
             dimensions=dimensions,
-            tokens_max=lock_tokens,
+            lock_tokens=lock_tokens,
             fields={**fields, **(extra_body or {})},
         )
         timeout_s = self._timeout_s if timeout is None else timeout

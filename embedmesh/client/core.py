@@ -27,7 +27,7 @@ from embedmesh.confidential.failures import SealBroken, Untrusted
 from embedmesh.confidential.statements import digest_of, read_answer
 from embedmesh.rules.base64s import decode64
 from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, AnswerStatement, KeyDocument, SealedAnswer, SignedKeys
-from embedmesh.rules.limits import LOCK_S, REQUEST_BODY_BYTES_MAX
+from embedmesh.rules.limits import LOCK_S, REQUEST_BODY_BYTES_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.membership import NONCE_S, Whole
 
 KEY_BYTES = 32
@@ -100,10 +100,11 @@ class LockStep:
             raise WrongCall(f"Sealed, the request has more than {REQUEST_BODY_BYTES_MAX:,} bytes. Split it.")
         self._wanted = wanted
         self._trust = trust
+        self._units = wanted.lock_tokens or _units(wanted.tokens_max)
         self.body = msgspec.json.encode(
             {
                 "model": wanted.model,
-                "max_num_tokens": wanted.tokens_max,
+                "max_num_tokens": self._units,
                 "timeout": LOCK_S,
                 "scheme": trust.scheme,
             }
@@ -133,7 +134,7 @@ class LockStep:
         ids = document.models.keys()
         if lock.model not in ({self._wanted.model} & ids or ids):  # what is no id may be another name of any
             raise node_not_trusted("model")
-        if lock.max_num_tokens != self._wanted.tokens_max:
+        if lock.max_num_tokens != self._units:
             raise node_not_trusted("units")
         latest_ms = min(now_ms + LOCK_S * 1000 + CLOCKS_DIFFER_MS, document.not_after_ms)
         if not now_ms - CLOCKS_DIFFER_MS <= lock.expires_ms <= latest_ms:
@@ -157,13 +158,14 @@ class SealedStep:
     """One sealed request, for one lock."""
 
     def __init__(
-        self, wanted: Wanted, body: bytes, *, document: KeyDocument, lock: int, digest: bytes, opener: Open
+        self, wanted: Wanted, body: bytes, *, document: KeyDocument, lock: int, units: int, digest: bytes, opener: Open
     ) -> None:
         self.body = body
         self.node_id = document.node_id
         self._wanted = wanted
         self._public_key = document.public_key
         self._lock = lock
+        self._units = units
         self._digest = digest
         self._open = opener
 
@@ -176,7 +178,7 @@ class SealedStep:
         answer, statement = self._checked(told)
         if statement.status != 200:
             raise reply_not_trusted("status")
-        if not 0 < statement.tokens <= self._wanted.tokens_max:
+        if not 0 < statement.tokens <= self._units:
             raise reply_not_trusted("tokens")
         if not told.usage.prompt_tokens == told.usage.total_tokens == statement.tokens:
             raise reply_not_trusted("usage")
@@ -246,7 +248,15 @@ def _seal(wanted: Wanted, scheme: str, lock: _LockReply, document: KeyDocument, 
         envelope_parts, digest, opener = _seal_as_sdks(wanted.body, node_key, document.public_key)
         envelope |= envelope_parts
     body = msgspec.json.encode(envelope)
-    return SealedStep(wanted, body, document=document, lock=lock.stack_small_id, digest=digest, opener=opener)
+    return SealedStep(
+        wanted,
+        body,
+        document=document,
+        lock=lock.stack_small_id,
+        units=lock.max_num_tokens,
+        digest=digest,
+        opener=opener,
+    )
 
 
 def _seal_as_sdks(body: bytes, node_key: bytes, identity: bytes) -> tuple[dict[str, str], bytes, Open]:
@@ -273,6 +283,11 @@ def _seal_as_sdks(body: bytes, node_key: bytes, identity: bytes) -> tuple[dict[s
         return replies.open(answer.nonce, answer.sealed, answer.response_hash)
 
     return members, digest, opened
+
+
+def _units(tokens_max: int) -> int:
+    """How many tokens to lock: in steps, as the lengths of sealed requests are, or the lock would tell the length."""
+    return min(hpke_scheme.padded_size(tokens_max), REQUEST_TOKENS_MAX)
 
 
 def _text(raw: bytes) -> str:

@@ -17,13 +17,14 @@ Inputs = str | Iterable[str] | Iterable[int] | Iterable[Iterable[int]]
 class Wanted(msgspec.Struct, frozen=True):
     """`body` is the JSON of an ordinary request with base64 as its encoding: `encoding` is what the caller gets.
 
-    `tokens_max` bounds the tokens of all inputs; a confidential request has money set aside for as many.
+    `tokens_max` bounds the tokens of all inputs. `lock_tokens`: for how many money is set aside, if the caller says so.
     """
 
     model: str
     body: bytes
     inputs: int
     tokens_max: int
+    lock_tokens: int | None = None
     encoding: Encoding = "float"
     dimensions: int | None = None
 
@@ -34,7 +35,7 @@ def want(
     input: Inputs,
     encoding_format: Literal["float", "base64"] | None = None,
     dimensions: int | None = None,
-    tokens_max: int | None = None,
+    lock_tokens: int | None = None,
     fields: Mapping[str, Any],
 ) -> Wanted:
     """The request with these members; `fields` are further ones, of which None is not sent. Raises WrongCall."""
@@ -55,7 +56,8 @@ def want(
         model=model,
         body=body,
         inputs=1 if isinstance(inputs, str) or isinstance(inputs[0], int) else len(inputs),
-        tokens_max=tokens_max or tokens_bound(inputs),
+        tokens_max=tokens_bound(inputs),
+        lock_tokens=lock_tokens,
         encoding=encoding_format or "float",
         dimensions=width if isinstance(width, int) else None,
     )

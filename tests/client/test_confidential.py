@@ -94,9 +94,9 @@ def test_the_client_itself_may_be_confidential(gateway: ScriptedGateway, pins: P
 
 def test_a_lock_is_for_no_more_tokens_than_the_text_can_have(gateway: ScriptedGateway, call: Call, pins: Path) -> None:
     for arguments, most in (
-        ({"input": "äb"}, 3 + 64),
-        ({"input": ["ab", "c"]}, 3 + 128),
-        ({"input": [5, 6, 7]}, 12 + 64),
+        ({"input": "äb"}, 256),  # all short texts
+        ({"input": ["x" * 1_000, "c"]}, 1_152),  # 1,001 bytes and 64 an input, in the next step
+        ({"input": [[5, 6, 7]] * 40}, 3_072),  # 4 an id
         ({"input": ["x" * 400_000]}, 300_000),
         ({"input": "x" * 99, "lock_tokens": 20}, 20),
     ):
