@@ -63,7 +63,7 @@ check: $(VENV)/.dev
 #: bench-quality     parity with sentence-transformers and STS-B, as a table
 #: bench-gateway     the gateway's cost beside nginx, routers, LiteLLM and Portkey; its gates
 #: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
-#: bench-cached, bench-store, bench-confidential   known texts; durable holds, both stores; sealed calls
+#: bench-cached, bench-store, bench-confidential   known texts; durable holds; sealed calls
 
 $(BENCHES): $(VENV)/.setup $(VENV)/.dev
 $(VIRTUAL): $(VENV)/.dev
