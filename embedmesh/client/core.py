@@ -29,9 +29,11 @@ from embedmesh.rules.base64s import decode64
 from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, AnswerStatement, KeyDocument, SealedAnswer, SignedKeys
 from embedmesh.rules.limits import LOCK_S, REQUEST_BODY_BYTES_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.membership import NONCE_S, Whole
+from embedmesh.signing.identity import node_id
 
 KEY_BYTES = 32
 CLOCKS_DIFFER_MS = NONCE_S * 1000  # at most, as between nodes and gateways
+NODES_LOCKED_MAX = 64  # that a lock may be asked for by name
 ENVELOPE_BYTES_MAX = 2_048  # of a sealed request, beside the ciphertext
 UNREADABLE = "confidential_refused"  # the code of a refusal that says nothing to anybody
 NO_REASON = "it could not open the request, or does not take it, and nobody is told which"
@@ -101,14 +103,16 @@ class LockStep:
         self._wanted = wanted
         self._trust = trust
         self._units = wanted.lock_tokens or _units(wanted.tokens_max)
-        self.body = msgspec.json.encode(
-            {
-                "model": wanted.model,
-                "max_num_tokens": self._units,
-                "timeout": LOCK_S,
-                "scheme": trust.scheme,
-            }
-        )
+        asks: dict[str, Any] = {
+            "model": wanted.model,
+            "max_num_tokens": self._units,
+            "timeout": LOCK_S,
+            "scheme": trust.scheme,
+        }
+        pins = trust.pins
+        if pins is not None and not pins.verifiers and len(pins.nodes) <= NODES_LOCKED_MAX:
+            asks["nodes"] = sorted(map(node_id, pins.nodes))  # a hint: what comes back is checked all the same
+        self.body = msgspec.json.encode(asks)
 
     def read(self, reply: bytes, now_ms: int) -> "SealedStep":
         """Seal for the node of this lock. Raises NodeNotTrusted; `reason` is "not_pinned" where another may do."""

@@ -25,8 +25,9 @@ async def lock_node(
     units: int,
     span_s: int,
     scheme: Scheme,
+    among: frozenset[str] | None = None,
 ) -> tuple[LockTerms, SealingNode]:
-    """A lock on the node that would be done first, for `units` tokens and `span_s` seconds.
+    """A lock on the node that would be done first, of all or `among` some, for `units` tokens and `span_s` seconds.
 
     Raises ModelNotFound, InsufficientScope, InvalidValue, NoNodeAvailable, InsufficientQuota, RateLimited or
     StoreUnavailable.
@@ -39,11 +40,12 @@ async def lock_node(
         raise InvalidValue(f"`max_num_tokens` is 1 to {REQUEST_TOKENS_MAX:,}.", param="max_num_tokens")
     if not LOCK_S_MIN <= span_s <= LOCK_S_MAX:
         raise InvalidValue(f"`timeout` is {LOCK_S_MIN} to {LOCK_S_MAX} seconds.", param="timeout")
-    node = nodes.choose_sealing(model, scheme)
+    node = nodes.choose_sealing(model, scheme, among)
     if node is None:
+        of_those = "" if among is None else ", of those that you would seal for"
         raise NoNodeAvailable(
-            "No node that takes confidential requests serves this model now. Nodes of embedmesh do, servers of other "
-            "makes cannot. Try again shortly."
+            f"No node that takes confidential requests serves this model now{of_those}. Nodes of embedmesh do, servers "
+            "of other makes cannot. Try again shortly."
         )
     price = world.prices.of(model, caller.account_id)
     expires_ms = world.clock.unix_ms() + span_s * 1000

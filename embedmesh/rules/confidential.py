@@ -181,6 +181,9 @@ class Locks(Protocol):
 class SealingFleet(Protocol):
     """The nodes that take confidential requests."""
 
-    def choose_sealing(self, model: Model, scheme: Scheme) -> SealingNode | None:
-        """The node that would be done first, among those whose keys for the scheme last long enough; None without."""
+    def choose_sealing(self, model: Model, scheme: Scheme, among: frozenset[str] | None = None) -> SealingNode | None:
+        """The node that would be done first, of those whose keys for the scheme last long enough; None without.
+
+        `among` are the ids of nodes, as their identities give them, that the caller would seal for.
+        """
         ...

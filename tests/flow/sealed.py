@@ -46,7 +46,7 @@ class SealedNode:
         self.signed = sign_keys(self.identity, {MODEL.id: MODEL.digest}, {SDK_SCHEME: self.key.public}, 1, 10 * DAY_MS)
         self.document = msgspec.json.decode(self.signed.document, type=KeyDocument)
 
-    def choose_sealing(self, model: Model, scheme: Scheme) -> SealingNode | None:
+    def choose_sealing(self, model: Model, scheme: Scheme, among: frozenset[str] | None = None) -> SealingNode | None:
         return SealingNode("n0", 7, self.signed, self.document) if scheme in self.document.keys else None
 
     async def answer(

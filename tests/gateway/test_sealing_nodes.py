@@ -98,6 +98,17 @@ def test_keys_that_are_not_good_are_not_given_out(fleet: Fleet, signed: SignedKe
     assert fleet.nodes.choose_sealing(MODEL, SDK_SCHEME) is None
 
 
+def test_a_caller_may_name_the_nodes_that_it_would_seal_for(fleet: Fleet) -> None:
+    other = node_id(OTHER.public_key)
+    fleet.add(NAME, keys())
+    fleet.add(other, keys(OTHER))
+    for name in (NAME, other) * 5:
+        found = fleet.nodes.choose_sealing(MODEL, SDK_SCHEME, frozenset({name, "node_else"}))
+        assert found is not None
+        assert found.node_id == name
+    assert fleet.nodes.choose_sealing(MODEL, SDK_SCHEME, frozenset({"node_else"})) is None
+
+
 def test_a_local_node_is_known_by_its_socket(fleet: Fleet) -> None:
     fleet.add("local", keys(), kind="local")
     found = fleet.nodes.choose_sealing(MODEL, SDK_SCHEME)

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from embedmesh.client import Client
 from embedmesh.process import EXIT_SETUP
 from embedmesh.signing.identity import Identity, node_id
 from tests.story.conftest import Note
@@ -129,6 +130,19 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
                 node.process.kill()
                 node.process.wait()
         made.gateway.kill_all()
+
+
+def test_each_node_takes_confidential_requests(fleet: Fleet) -> None:
+    """Also one that dials out. The client names the node that it has pinned; the vectors are those of a plain call."""
+    gateway = fleet.gateway
+    right = gateway.embed(TEXTS)
+    for node in fleet.all:
+        pins = node.folder / "node.identity.pub"
+        with Client(base_url=gateway.base_url, api_key=gateway.api_key, pins=pins, confidential=True) as client:
+            for _ in range(3):
+                sealed = client.embeddings.create(model=MODEL, input=TEXTS)
+                assert sealed.node_id == node.node_id
+                assert np.abs(np.array([each.embedding for each in sealed.data]) - right).max() <= SAME
 
 
 @contextmanager

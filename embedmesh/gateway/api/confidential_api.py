@@ -32,6 +32,7 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX
 from embedmesh.rules.lock_failures import ConfidentialRefused
 
+NodeName = Annotated[str, Meta(max_length=64)]
 Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
 
 
@@ -42,6 +43,10 @@ class LockRequest(msgspec.Struct, frozen=True):
     max_num_tokens: int | None = None
     timeout: int | None = None
     scheme: Scheme | None = None
+    nodes: (
+        Annotated[tuple[NodeName, ...], Meta(max_length=64, description="Nodes that you would seal for; else any.")]
+        | None
+    ) = None
 
 
 class NodeLock(msgspec.Struct, frozen=True):
@@ -115,6 +120,7 @@ class ConfidentialApi(Api):
             LOCK_TOKENS if asked.max_num_tokens is None else asked.max_num_tokens,
             LOCK_S if asked.timeout is None else asked.timeout,
             asked.scheme or SDK_SCHEME,
+            None if asked.nodes is None else frozenset(asked.nodes),
         )
         return NodeLock(
             public_key=terms.node_key,

@@ -54,12 +54,14 @@ class SealingNodes:
         self._dice = dice
         self._read: dict[str, tuple[SignedKeys, KeyDocument | None]] = {}  # by node: what was verified last
 
-    def choose_sealing(self, model: Model, scheme: Scheme) -> SealingNode | None:
+    def choose_sealing(self, model: Model, scheme: Scheme, among: frozenset[str] | None = None) -> SealingNode | None:
         now, now_ms = self._clock.monotonic(), self._clock.unix_ms()
         able = {}
         for node in self._registry.ready(model.id):
             document = self._document(node)
-            if document is not None and _is_good(document, model, scheme, now_ms):
+            if document is None or (among is not None and document.node_id not in among):
+                continue
+            if _is_good(document, model, scheme, now_ms):
                 able[node.node_id] = node, document
         candidates = candidates_of([node for node, _ in able.values()], None, now, self._dice)
         if not candidates:
