@@ -212,9 +212,9 @@ def flip(data: bytes, at: int = 0) -> bytes:
 
 
 def lenient(data: bytes) -> bytes:
-    """What a decoder that skips what it does not know makes of url-safe base64."""
+    """What a decoder that skips what it does not know makes of url-safe base64: something shorter."""
     text = base64.urlsafe_b64encode(b"\xfb\xef\xff" + data).decode().replace("-", "").replace("_", "")
-    return base64.b64decode(text[: len(text) // 4 * 4])
+    return base64.b64decode(text[: (len(text) - 1) // 4 * 4])
 
 
 OTHER_KEY = bytes([9] + [0] * 31)  # the base point: a key of order enough
