@@ -37,6 +37,7 @@ from embedmesh.rules.served import no_such_model
 
 SPECIALS_MAX = 8  # tokens that a model adds to an input, where its tokenizer is not here
 TOKEN_BYTES = 4  # of a token of ordinary text
+PADDED_BYTES = 256  # our scheme makes short requests as long as that: they may have a token or fifty
 INPUT_BYTES_MIN = 4  # of an input in JSON: two quotes, a letter, a comma
 REPLY_INPUT_BYTES = 6  # of an input, for the room that its reply takes; shorter ones have shorter numbers to spare
 JSON_COMPONENT_BYTES = 20  # of one number in JSON with its comma, 12 on average
@@ -249,7 +250,8 @@ def token_bounds(plaintext_bytes: int, units: int, added: int) -> TokenBounds:
     What a node counts above is refused, below is charged as the least.
     """
     most = plaintext_bytes + math.ceil(plaintext_bytes / INPUT_BYTES_MIN) * added
-    return TokenBounds(min(plaintext_bytes // BYTES_A_TOKEN_MAX, units), max(1, min(units, most)))
+    least = max(0, plaintext_bytes - PADDED_BYTES) // BYTES_A_TOKEN_MAX
+    return TokenBounds(min(least, units), max(1, min(units, most)))
 
 
 class _Turn:

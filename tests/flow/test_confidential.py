@@ -146,15 +146,16 @@ async def test_the_nodes_count_is_charged_or_the_least(scene: Scene, counted: in
     """At least a token for every BYTES_A_TOKEN_MAX; the gateway's node client refuses a count above the most."""
     terms = await scene.lock(units=100)
     scene.node.tokens = counted
-    text = TEXT + b" " * (23 * BYTES_A_TOKEN_MAX)
+    text = TEXT + b" " * (256 + 23 * BYTES_A_TOKEN_MAX)
     reply = await scene.send(envelope(text, terms.node_key, terms.lock_id)[0])
     assert reply["usage"]["total_tokens"] == counted
     assert scene.log[-1] == ("capture", -(-charged * 3 // 2))
 
 
 def test_bounds_follow_from_length_and_lock() -> None:
-    assert token_bounds(1_280, 8_192, 2) == (10, 1_280 + 320 * 2)
-    assert token_bounds(1_280, 100, 2) == (10, 100)
+    assert token_bounds(256 + 1_280, 8_192, 2) == (10, 256 + 1_280 + 384 * 2)
+    assert token_bounds(256 + 1_280, 100, 2) == (10, 100)
+    assert token_bounds(256 + 127, 100, 2) == (0, 100)
     assert token_bounds(128_000, 100, 2) == (100, 100)
     assert token_bounds(0, 100, 2) == (0, 1)
 
