@@ -3,7 +3,8 @@
 A life is one request from its arrival to its end, its caller's retries included. The flow, the ledger, limits,
 retries and recovery are the real ones, over real SQLite files; clock, dice, threads, disk, nodes and callers are
 decided by a seed, which also says when gateways die: at any await. After each world the ledger is compared with what
-callers got. Ordinary requests go straight, as over the gateway's own connections; the last lines say how many did.
+callers got. Ordinary requests go straight, as over the gateway's own connections; the last lines say how many did. In
+half of the worlds some lives are confidential: they lock at one gateway, and send to another, late, twice or never.
 
 Exit code 1 when anything was wrong; the seed and the command that shows how it came to that are printed. To see one
 world: `--only SEED`.

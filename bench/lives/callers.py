@@ -4,12 +4,15 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from bench.lives.exchange import Exchange
+from bench.lives.exchange import Exchange, Outcome
 from bench.lives.gateway import Gateway, Traits
 from bench.lives.journal import Errand, Journal
+from bench.lives.locking import LOCK, SEALED, envelope
 from bench.lives.loop import Loop
+from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import Failure, Retry
 from embedmesh.rules.exchange import Reply, RequestHead
+from embedmesh.rules.limits import LOCK_S_MAX, LOCK_S_MIN
 
 SHARE_ODDS = 0.35  # of a caller to do the same as another: the same key, the same body
 OTHER_BODY_ODDS = 0.04  # of those: the same Idempotency-Key for something else, by mistake
@@ -17,6 +20,11 @@ TRIES_MAX = 5
 WAIT_S_MAX = 40.0
 LEAVES_S_MAX = {False: 3.0, True: 0.3}  # a node takes 0.05 s
 AGAIN_S = (0.01, 0.5, 1.0, 2.0)  # as SDKs wait
+UNITS_MAX = 40  # tokens of a lock
+ABANDON_ODDS = 0.2  # of a lock that its caller does not use
+LATE_ODDS, LATE_S_MAX = 0.2, 40.0  # of one that it uses late, or too late
+TWICE_ODDS, OTHER_SEALED_ODDS = 0.2, 0.1  # of the same sealed request at the same moment; of another with the same lock
+LOCKS_MAX = 3  # that one caller takes, one after the other
 
 
 class Station:
@@ -34,6 +42,9 @@ def make_errands(
     errands: list[Errand] = []
     odds = traits.ordinary_odds
     for _ in range(number):
+        if traits.sealed_odds and dice.random() < traits.sealed_odds:
+            errands.append(_lock(dice, *dice.choice(keys), len(errands)))
+            continue
         if dice.random() < traits.plain_odds:
             errands.append(Errand(*keys[0], *_body(dice, len(errands), odds), None, sdk=dice.random() < 0.5))
             continue
@@ -51,6 +62,13 @@ def make_errands(
         idem = f"idem-{len(errands)}" if how < 0.45 else None
         errands.append(Errand(account, key_id, token, body, tokens, idem, sdk=0.3 < how < 0.8))
     return errands
+
+
+def _lock(dice: random.Random, account: str, key_id: str, token: str, number: int) -> Errand:
+    """A lock like no other."""
+    span_s = LOCK_S_MIN + int(dice.random() ** 2 * (LOCK_S_MAX + 1 - LOCK_S_MIN))
+    units = 1 + int(dice.random() * UNITS_MAX)
+    return Errand(account, key_id, token, f"lock {number}".encode(), units, None, False, LOCK, span_s)
 
 
 def _body(dice: random.Random, number: int, ordinary_odds: float) -> tuple[bytes, int]:
@@ -84,8 +102,42 @@ class Callers:
 
     async def live(self, number: int, errand: Errand) -> None:
         """One life: from arrival to its end."""
+        await asyncio.sleep(self._dice.random() * self._traits.spans_s)
+        if errand.wants == LOCK:
+            await self._live_by_locks(number, errand)
+        else:
+            await self._send(number, errand)
+
+    async def _live_by_locks(self, number: int, errand: Errand) -> None:
+        """Lock, seal, send; or abandon the lock. What is refused for its lock's sake is sealed again for another."""
+        dice, seen = self._dice, self._journal.seen
+        for _ in range(LOCKS_MAX):
+            terms = await self._send(number, errand)
+            if not isinstance(terms, LockTerms):
+                return
+            seen["locks"] += 1
+            if dice.random() < ABANDON_ODDS:
+                seen["locks abandoned"] += 1
+                return
+            if dice.random() < LATE_ODDS:
+                await asyncio.sleep(dice.random() * LATE_S_MAX)
+            tokens = 1 + int(dice.random() * terms.units)
+            body = envelope(terms, tokens, dice)
+            sealed = errand._replace(body=body, tokens=tokens, idem=f"lock {terms.lock_id}", wants=SEALED)
+            sending = [self._send(number, sealed)]
+            if dice.random() < TWICE_ODDS:
+                sending.append(self._send(number, sealed))
+            if dice.random() < OTHER_SEALED_ODDS:
+                sending.append(self._send(number, sealed._replace(body=envelope(terms, tokens, dice))))
+            outcome, *_ = await asyncio.gather(*sending)
+            if isinstance(outcome, Reply):
+                seen["sealed replies"] += 1
+                return
+
+    async def _send(self, number: int, errand: Errand) -> Outcome:
+        """Until there is a reply, or it gives up: the last outcome."""
         dice = self._dice
-        await asyncio.sleep(dice.random() * self._traits.spans_s)
+        outcome: Outcome = None
         sticks_to = dice.choice(self._stations)  # SDKs keep a connection, so that a retry often finds its first try
         for tried in range(TRIES_MAX):
             if tried:
@@ -98,21 +150,25 @@ class Callers:
                 continue
             self._journal.say(self._loop.now, f"c{number}", f"sends to {gateway.name}, try {tried}, {errand.idem}")
             retries = tried if errand.sdk else None
-            asked = RequestHead(f"Bearer {errand.token}", errand.idem, retries)
+            idem = None if errand.wants == SEALED else errand.idem
+            asked = RequestHead(f"Bearer {errand.token}", idem, retries)
             outcome = await self._wait(gateway, gateway.ask(number, errand, asked))
+            if isinstance(outcome, LockTerms):
+                return outcome
             if isinstance(outcome, Reply):
                 self._journal.seen["replies"] += 1
                 if errand.idem is None or dice.random() < 0.8:
-                    return
+                    return outcome
                 continue  # it has lost the reply
             if isinstance(outcome, Failure):
                 self._journal.seen[outcome.code] += 1
                 if outcome.retry is Retry.USELESS and dice.random() < 0.7:
-                    return
+                    return outcome
             else:
                 self._journal.seen["broken connections"] += 1
+        return outcome
 
-    async def _wait(self, gateway: Gateway, exchange: Exchange) -> Reply | Failure | None:
+    async def _wait(self, gateway: Gateway, exchange: Exchange) -> Outcome:
         """The outcome, if it does not hang up before."""
         dice = self._dice
         leaves = dice.random() < self._traits.leave_odds

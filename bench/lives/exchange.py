@@ -12,9 +12,13 @@ from typing import Any, Protocol
 from bench.lives.journal import Attempt, DeliveryNote, Journal
 from bench.lives.loop import Loop
 from embedmesh.http.sending import Rest
+from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.straight import Asked, GoOn
+
+Outcome = Reply | LockTerms | Failure | None
+"""What a caller gets: a reply, or a lock, which is one; None: the connection broke."""
 
 STRAIGHT = "straight: requests"
 TO_THE_END = "straight: to the end"
@@ -54,7 +58,7 @@ class Exchange:
         self.gone = False  # the caller has hung up
         self.sending = False  # its reply: a caller that goes does not end that
         self.straight: Asked | None = None  # while it goes straight
-        self.outcome: asyncio.Future[Reply | Failure | None] = loop.create_future()  # None: the connection broke
+        self.outcome: asyncio.Future[Outcome] = loop.create_future()
         self.serving: asyncio.Task[Any] | None = None
         self._server = server
         self._loop = loop
@@ -63,7 +67,7 @@ class Exchange:
         self._journal = journal
         self._started = self._broken = False
 
-    def answer(self, what: Reply | Failure | None) -> None:
+    def answer(self, what: Outcome) -> None:
         """What the caller gets, if it still listens."""
         if not self.outcome.done():
             self.outcome.set_result(what)
@@ -132,6 +136,14 @@ class Exchange:
             raise ConnectionResetError("the caller is gone")
         self.sending = True
         return await self._finish(reply, Rest(begun=True))
+
+    async def send_lock(self, terms: LockTerms) -> None:
+        """Small, and of no worth: whether it is delivered decides nothing."""
+        await asyncio.sleep(self._dice.random() * 0.01)
+        if self.gone or self._dice.random() < self._odds:
+            raise ConnectionResetError("the caller is gone")
+        self._server.say(f"locks for {self.attempt.life}: {terms.hold_id}, {terms.units} at {terms.price}")
+        self.answer(terms)
 
     async def _finish(self, reply: Reply | StreamedReply, rest: Rest) -> Delivery:
         assert isinstance(reply, Reply)

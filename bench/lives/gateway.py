@@ -13,18 +13,25 @@ import msgspec
 from bench.lives.disk import Thread
 from bench.lives.exchange import STRAIGHT, Exchange
 from bench.lives.journal import Attempt, Errand, Journal
+from bench.lives.locking import LOCK, SEALED, SealingNodes
 from bench.lives.loop import PROCESS, Clock, Loop
 from bench.lives.nodes import Nodes, make_nodes, probe
 from bench.lives.ports import Metered, Slotted
 from embedmesh.fleet.registry import Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
+from embedmesh.flow.confidential import ConfidentialEmbeddings
 from embedmesh.flow.deliver import Done, Outcome
+from embedmesh.flow.embed import EMBED_SCOPE
 from embedmesh.flow.expire import expire
+from embedmesh.flow.identify import identify
+from embedmesh.flow.lock import lock_node
 from embedmesh.flow.paid import serve
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.straight import StraightEmbeddings
 from embedmesh.flow.world import World
+from embedmesh.gateway.api.confidential_api import EnvelopeForm
+from embedmesh.rules.confidential import SDK_SCHEME
 from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.ids import new_id
@@ -69,6 +76,7 @@ class Traits(msgspec.Struct, frozen=True):
     ordinary_odds: float  # of a body to be of the form that may go straight
     room: int  # for requests that go straight
     reply_bytes: int  # room for replies that are made or read
+    sealed_odds: float = 0.0  # of a life to be one of locks and confidential requests
 
 
 class Uncounted:
@@ -167,12 +175,17 @@ class Gateway:
         medium._thread.shutdown()
         medium._thread = Thread()
         for what, condition in (("holds", "state = 'open'"), ("tabs", "ended_ms IS NULL")):
+            if what == "holds":  # unused locks outlive their gateway
+                condition += " AND hold_id NOT IN (SELECT hold_id FROM locks WHERE used_ms IS NULL)"
             open_still = f"SELECT 1 FROM {what} WHERE {condition} AND owner = :owner"
             rows = await self.store._reads.ask(open_still, {"owner": self.store._opened.instance.name})
             if rows:
                 self._journal.wrong.append(f"{self.name} left {len(rows)} {what} of its last life open")
         self.say(f"is open, recovered {self.store.stats.recovered} and {self.store.stats.tabs_recovered} tabs")
         self._world = self._make_world(self.store)
+        nodes = SealingNodes(self._dice, self._traits.nodes, self._traits.bad_odds, self._traits.slow_odds)
+        self._sealing = nodes
+        self._confidential = ConfidentialEmbeddings(EnvelopeForm(), self.store.locks, nodes, EMBED_SCOPE)
         self._straight = StraightEmbeddings(self._world, EMBEDDINGS, self._room, Uncounted(), self._observe)
         running: list[Awaitable[None]] = [*self.store.background(), expire(self.store, self._clock)]
         self._background = [asyncio.ensure_future(each) for each in [*running, probe(self._registry, MODELS)]]
@@ -282,7 +295,11 @@ class Gateway:
         if exchange.gone or not self.serves:
             self.over(exchange)
             return
-        if self._dice.random() >= SPLIT_ODDS and self._goes_straight(exchange):
+        wants = exchange.attempt.errand.wants
+        if wants == LOCK:
+            self.run(exchange, lambda: self._lock(exchange))
+            return
+        if wants != SEALED and self._dice.random() >= SPLIT_ODDS and self._goes_straight(exchange):
             self._journal.seen[STRAIGHT] += 1
             return
         head = exchange.asked._replace(request_id=exchange.own_id and new_id("req", self._clock))
@@ -291,7 +308,18 @@ class Gateway:
             await asyncio.sleep(self._dice.random() * 0.02)
             return exchange.body
 
-        self.run(exchange, lambda: serve(self._world, EMBEDDINGS, head, receive, exchange.send))
+        operation = self._confidential if wants == SEALED else EMBEDDINGS
+        self.run(exchange, lambda: serve(self._world, operation, head, receive, exchange.send))
+
+    async def _lock(self, exchange: Exchange) -> None:
+        """As the gateway's API."""
+        assert self.store is not None
+        errand = exchange.attempt.errand
+        caller = await identify(exchange.asked.authorization, self._world.keys, EMBED_SCOPE)
+        terms, _ = await lock_node(
+            self._world, self.store.locks, self._sealing, caller, "tiny", errand.tokens, errand.span_s, SDK_SCHEME
+        )
+        await exchange.send_lock(terms)
 
     def _goes_straight(self, exchange: Exchange) -> bool:
         asked = exchange.asked

@@ -10,7 +10,10 @@ from embedmesh.rules.errors import Failure
 
 
 class Errand(NamedTuple):
-    """What a caller wants: one body, with one key of an account."""
+    """What a caller wants: one body, with one key of an account.
+
+    Or a lock for so many `tokens` and seconds; a sealed body has its lock's name in place of an `Idempotency-Key`.
+    """
 
     account: str
     key_id: str
@@ -19,6 +22,8 @@ class Errand(NamedTuple):
     tokens: int
     idem: str | None
     sdk: bool  # an SDK that sends how often it has retried
+    wants: str = "embeddings"
+    span_s: int = 0
 
 
 class DeliveryNote(NamedTuple):

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import orjson
 
 from bench.lives.journal import Attempt, DeliveryNote, Journal, SlotNote
+from bench.lives.locking import LOCKS_OF_ACCOUNT, LOCKS_OF_KEY, SEALED
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
 from embedmesh.rules.limits import UNREAD_S
+from embedmesh.rules.lock_failures import KeyMismatch, LockExpired, LockNotFound, LockUsed
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key
@@ -36,6 +38,17 @@ class Tab(NamedTuple):
     ended_ms: int | None
 
 
+class LockRow(NamedTuple):
+    """A lock as the store has it."""
+
+    hold_id: str
+    account: str
+    key_id: str
+    created_ms: int
+    expires_ms: int
+    used_ms: int | None
+
+
 class Judge:
     """Looks at one world that has ended. `limits` are the credit limits by account."""
 
@@ -53,6 +66,9 @@ class Judge:
         self._tabs = {row[0]: Tab(*row[1:]) for row in books._db.execute(ask).fetchall()}
         ask = "SELECT hold_id, tab_id, account_id, cost FROM usage WHERE tab_id IS NOT NULL"
         self._under_tabs = {row[0]: row[1:] for row in books._db.execute(ask).fetchall()}
+        ask = "SELECT lock_id, hold_id, account_id, key_id, created_ms, expires_ms, used_ms FROM locks"
+        self._locks = {f"lock {row[0]}": LockRow(*row[1:]) for row in books._db.execute(ask).fetchall()}
+        self._unused = {lock.hold_id for lock in self._locks.values() if lock.used_ms is None}
         self._by_hold: dict[str, list[DeliveryNote]] = defaultdict(list)
         for each in journal.deliveries:
             if each.hold_id is not None:
@@ -63,6 +79,7 @@ class Judge:
                 "tabs": len(self._tabs),
                 "requests under tabs": len(self._under_tabs),
                 "tabs of dead gateways": sum(tab.state == "recovered" for tab in self._tabs.values()),
+                "locks used": sum(lock.used_ms is not None for lock in self._locks.values()),
                 "tabs that expired": sum(tab.state == "expired" for tab in self._tabs.values()),
             }
         )
@@ -80,6 +97,9 @@ class Judge:
             self._broken_off,
             self._free,
             self._money,
+            self._locked,
+            self._locked_at_once,
+            self._refused_locks,
         )
         limits = self._counted, self._minutes, self._at_once, self._budgets, self._refusals, self._revoked
         for look in (*looks, *limits):
@@ -89,9 +109,10 @@ class Judge:
     def _right(self) -> Iterator[str]:
         for each in self._journal.deliveries:
             reply, body = orjson.loads(each.body), orjson.loads(each.errand.body)
-            vectors = [one["embedding"] for one in reply["data"]]
-            if len(vectors) != len(body["input"]) or not all(map(any, vectors)):
-                yield f"life {each.life} got vectors that no node made: {vectors}"
+            if each.errand.wants != SEALED:
+                vectors = [one["embedding"] for one in reply["data"]]
+                if len(vectors) != len(body["input"]) or not all(map(any, vectors)):
+                    yield f"life {each.life} got vectors that no node made: {vectors}"
             if (counted := reply["usage"]["prompt_tokens"]) != each.errand.tokens:
                 yield f"life {each.life} got a count of {counted} tokens, not {each.errand.tokens}"
 
@@ -124,7 +145,8 @@ class Judge:
                 yield f"{tab_id} has {tab}, its requests cost {captured[tab_id]}"
 
     def _delivered(self) -> Iterator[str]:
-        recovered = sum(hold[4] in ("recover", "expire") for hold in self._holds.values())
+        used = [hold for hold_id, hold in self._holds.items() if hold_id not in self._unused]
+        recovered = sum(hold[4] in ("recover", "expire") for hold in used)
         lost_holds = 0
         lost_under_tabs: Counter[str] = Counter()  # nano-USD by account
         for hold_id, got in self._by_hold.items():
@@ -198,12 +220,57 @@ class Judge:
         """What a cache gives for nothing was paid for before, at that gateway."""
         paid: dict[tuple[str, str], set[str]] = defaultdict(set)
         for each in sorted(self._journal.deliveries, key=lambda each: each.at):
+            if each.errand.wants == SEALED:
+                continue
             inputs = orjson.loads(each.errand.body)["input"]
             known = paid[each.gateway, each.errand.account]
             if each.hold_id is not None:
                 known.update(inputs)
             elif each.errand.idem is None and not each.cost and not known.issuperset(inputs):
                 yield f"life {each.life} got for nothing what was not paid for before"
+
+    def _locked(self) -> Iterator[str]:
+        """A lock that nobody has used lasts until its end, whatever becomes of its gateway, and no longer."""
+        for name, lock in self._locks.items():
+            _, _, _, state, ended_by, _, _, ended_ms = self._holds[lock.hold_id]
+            if lock.used_ms is None and (state, ended_by) != ("released", "expire"):
+                yield f"{name} was not used, and its hold was {state} by {ended_by}"
+            if lock.used_ms is None and ended_ms < lock.expires_ms:
+                yield f"{name} ended {lock.expires_ms - ended_ms} ms before its time"
+
+    def _locked_at_once(self) -> Iterator[str]:
+        """No key and no account has more unused locks than it may."""
+        changes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for lock in self._locks.values():
+            until_ms = lock.expires_ms if lock.used_ms is None else lock.used_ms
+            for whose in (lock.key_id, lock.account):
+                changes[whose] += [(lock.created_ms, 1), (until_ms, -1)]
+        for whose, times in changes.items():
+            has, most = 0, LOCKS_OF_KEY if whose in self._keys else LOCKS_OF_ACCOUNT
+            for at, change in sorted(times):  # within a millisecond what ends comes first
+                has += change
+                if has > most:
+                    yield f"{whose} had {has} unused locks at {at}, of {most}"
+
+    def _refused_locks(self) -> Iterator[str]:
+        """A lock is refused for a reason that the store knows."""
+        bodies: dict[str | None, set[bytes]] = defaultdict(set)
+        for attempt in self._journal.attempts:
+            if attempt.errand.wants == SEALED:
+                bodies[attempt.errand.idem].add(attempt.errand.body)
+        for attempt in self._journal.attempts:
+            failure, name = attempt.failure, attempt.errand.idem
+            if isinstance(failure, LockNotFound | KeyMismatch):
+                yield f"life {attempt.life}: {failure.code} of {name}, which it had got"
+            if not isinstance(failure, LockUsed | LockExpired) or attempt.ended is None:
+                continue
+            lock = self._locks[str(name)]
+            if isinstance(failure, LockExpired):
+                ended_ms = self._start_ms + attempt.ended * 1000
+                if lock.used_ms is not None or ended_ms < lock.expires_ms:
+                    yield f"life {attempt.life} was told that {name} has expired: {lock}, at {ended_ms}"
+            elif lock.used_ms is None or (len(bodies[name]) < 2 and self._holds[lock.hold_id][3] != "released"):
+                yield f"life {attempt.life} was told that {name} was used: {lock}"
 
     def _money(self) -> Iterator[str]:
         for account, limit in self._limits.items():

@@ -19,14 +19,16 @@ from bench.lives.disk import Disk
 from bench.lives.gateway import Gateway, Traits
 from bench.lives.journal import Journal
 from bench.lives.judge import Judge
+from bench.lives.locking import LOCKS_OF_ACCOUNT, LOCKS_OF_KEY
 from bench.lives.loop import Clock, Loop
 from bench.lives.operator import Operator
+from embedmesh.flow import lock
 from embedmesh.rules import ids
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.storage import opening
 from embedmesh.storage.books import Books
 from embedmesh.storage.books.keys import Key, Limits
-from embedmesh.storage.ledger import check
+from embedmesh.storage.ledger import check, open_lock
 from embedmesh.storage.secrets import tokens
 from tests.flow.world import MODEL
 from tests.storage.shop import START_MS, secret
@@ -35,6 +37,7 @@ DAY_MS = 86_400_000
 ROOM = 1_000  # more requests than there are
 REPLY_BYTES = 4_000_000  # of a thousand replies
 FEW_REPLY_BYTES = 4_000  # of five: then hardly any work may wait for a retry
+LOCKS_ODDS, SEALED_ODDS_MAX = 0.5, 0.6  # of a world to have lives of locks, and how many
 DRAWN_STEPS_MAX = 2_000  # the most that a gateway has run when it is killed
 DEADLINES_S = 80.0  # no hold and no tab lasts longer; and ten seconds more
 CALM_S = 6.0  # until no message is under way, and sweeps have been made
@@ -118,6 +121,9 @@ def live(seed: int, template: Template, lives: int = 50) -> Ended:
     """The whole world of a seed."""
     dice = random.Random(seed)
     traits = draw(dice, lives)
+    of_locks = random.Random(f"locks {seed}")
+    if of_locks.random() < LOCKS_ODDS:
+        traits = msgspec.structs.replace(traits, sealed_odds=of_locks.random() * SEALED_ODDS_MAX)
     folder = template.folder / f"world-{seed}"
     template.copy(folder / "store.db")
     try:
@@ -264,6 +270,7 @@ class _Secrets:
 
     def __init__(self, dice: random.Random) -> None:
         self.choice = dice.choice
+        self.randbits = dice.getrandbits
 
 
 class _Time:
@@ -280,6 +287,9 @@ def _seeded(dice: random.Random) -> Iterator[None]:
     changed: list[tuple[Any, str, Any]] = [
         (ids, "random_hex", lambda: dice.randbytes(ids.RANDOM_BYTES).hex()),
         (tokens, "secrets", _Secrets(dice)),
+        (lock, "secrets", _Secrets(dice)),
+        (open_lock, "LOCKS_OF_KEY_MAX", LOCKS_OF_KEY),
+        (open_lock, "LOCKS_OF_ACCOUNT_MAX", LOCKS_OF_ACCOUNT),
         (check, "time", _Time),
         (opening, "OPEN_BUSY_S", 0.0),
     ]
