@@ -40,7 +40,7 @@ class SealingNodes:
         self._bad_odds = bad_odds
         self._slow_odds = slow_odds
 
-    def choose_sealing(self, model: Model, scheme: Scheme) -> SealingNode | None:
+    def choose_sealing(self, model: Model, scheme: Scheme, among: frozenset[str] | None = None) -> SealingNode | None:
         if self._dice.random() < NONE_ODDS:
             return None
         number = int(self._dice.random() * self._number)

@@ -16,6 +16,7 @@ from click.testing import Result
 from embedmesh.commands.statement import STATEMENT_COLUMNS, write_csv
 from embedmesh.provision.bootstrap import bootstrap, open_books
 from embedmesh.rules.clock import SystemClock
+from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.rules.money import plain_usd
 from embedmesh.settings import secret_path, store_path
@@ -302,6 +303,47 @@ def test_prices_of_all_times(run: Run) -> None:
     said = told(run("prices", "end", "all-MiniLM-L6-v2"))
     assert said.endswith("has ended, and what was to follow it is withdrawn.\n")
     assert {one["state"] for one in shown(run("prices", "list", MODEL, "--json"))} == {"over", "withdrawn"}
+
+
+def test_a_lock_is_explained(tmp_path: Path) -> None:
+    """By its number, or that of its request: what it was for, whether a request has used it, and how that ended."""
+    data_dir = tmp_path / "data"
+    bootstrap(data_dir, "http://127.0.0.1:8080/v1")
+    run = run_offline(data_dir)
+    used, unused = 10**14, 10**14 + 1
+
+    async def locks() -> None:
+        secret = partial(load_secret, secret_path(data_dir))
+        now_ms = SystemClock().unix_ms()
+        store = await Store.open(store_path(data_dir), folder=data_dir, clock=SystemClock(), secret=secret)
+        for lock_id in (used, unused):
+            hold = Hold(f"req_{lock_id}", "local", 200, now_ms + 60_000, "key_1")
+            lock = LockTerms(
+                lock_id, "local", "key_1", hold.hold_id, "n1", bytes(32), bytes(32), "hpke-1", MODEL, 10, 20_000_000,
+                hold.deadline_ms,
+            )  # fmt: skip
+            await store.locks.open(lock, hold)
+            if lock_id == used:
+                mine = await store.locks.redeem(lock, b"b" * 32, now_ms + 90_000)
+                assert isinstance(mine, Hold) and SERVED["req_paid"] is not None
+                store.capture(mine, SERVED["req_paid"])
+        await store.expire(now_ms + 60_001)
+        await store.close()
+
+    asyncio.run(locks())
+    story = told(run("ledger", "explain", used))
+    assert story == told(run("ledger", "explain", f"req_{used}"))
+    told_of, held, what, taken, captured, *_ = story.splitlines()
+    assert f"req_{used}" in told_of and "$0.0000002 held" in held
+    terms = f"up to 10 tokens of {MODEL} at $0.02 a million, on node n1 by hpke-1, until "
+    assert what[27:].startswith(f"for lock {used}: {terms}")
+    assert taken[27:] == "a request has used the lock"
+    assert captured[27:] == "the reply was delivered, and $0.00000014 of it charged"
+    ends = "no request has used the lock in time: released, nothing is charged\n"
+    assert told(run("ledger", "explain", unused)).endswith(ends)
+    assert shown(run("ledger", "explain", unused, "--json"))["lock"]["used_ms"] is None
+    assert "knows no lock 7." in run("ledger", "explain", 7).stderr
+    assert told(run("ledger", "check")).startswith("The money adds up: ")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
