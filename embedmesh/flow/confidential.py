@@ -29,7 +29,7 @@ from embedmesh.rules.errors import DeadlineExceeded, Failure, InvalidValue, Node
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead
 from embedmesh.rules.forwarding import Part, Share, Ticket
 from embedmesh.rules.holds import Meter, Metered
-from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX, KEPT_REPLY_BYTES_MAX, REQUEST_INPUTS_MAX
+from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX, REQUEST_INPUTS_MAX
 from embedmesh.rules.lock_failures import ConfidentialRefused, KeyMismatch
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
@@ -38,10 +38,13 @@ from embedmesh.rules.served import no_such_model
 SPECIALS_MAX = 8  # tokens that a model adds to an input, where its tokenizer is not here
 TOKEN_BYTES = 4  # of a token of ordinary text
 PADDED_BYTES = 256  # our scheme makes short requests as long as that: they may have a token or fifty
+TOKENS_OF_BYTE_MAX = 32  # normalising makes 33 bytes of 3; six bytes of JSON may be an id of cl100k, for 128 bytes
+REFUSED_BYTES_A_TOKEN = 16  # as of a body that is refused
 INPUT_BYTES_MIN = 4  # of an input in JSON: two quotes, a letter, a comma
 REPLY_INPUT_BYTES = 6  # of an input, for the room that its reply takes; shorter ones have shorter numbers to spare
 JSON_COMPONENT_BYTES = 20  # of one number in JSON with its comma, 12 on average
 REPLY_BYTES = 4_096  # around the vectors
+KEPT_OF_LOCKS_BYTES_MAX = KEPT_REPLIES_BYTES_MAX // 2  # every such reply is kept: the rest is for Idempotency-Keys
 SEALED_AND_BASE64 = 3  # times: as it comes from the node, as base64, as JSON
 REFUSED = (
     "The node could not open the sealed request, or refused what is in it, and nothing was charged. Why is sealed for "
@@ -119,6 +122,7 @@ class TokenBounds(NamedTuple):
     """How many tokens a sealed request can be, by its length."""
 
     least: int
+    likely: int  # what it takes from limits at first, and keeps if it is refused
     most: int
 
 
@@ -130,6 +134,8 @@ class ConfidentialCall:
     lock: PayingLock | None = None
     _bounds: TokenBounds
     _terms: LockTerms
+    _caller: Caller
+    _answer_bytes: int | None = None  # once it is there
 
     def __init__(
         self, dialect: EnvelopeDialect, locks: Locks, nodes: SealedNodes, call: SealedCall, model: Model
@@ -157,7 +163,7 @@ class ConfidentialCall:
 
     @property
     def kept_bytes(self) -> int:
-        return min(self._answer_bytes_max, KEPT_REPLY_BYTES_MAX)
+        return self._answer_bytes_max if self._answer_bytes is None else self._answer_bytes
 
     def check_served(self, world: World) -> None:
         if not world.fleet.may_come(self.model):
@@ -175,9 +181,10 @@ class ConfidentialCall:
         self._terms = terms
         self._call = msgspec.structs.replace(call, model=terms.model, units=terms.units)
         self._bounds = bounds = token_bounds(self._plaintext_bytes, terms.units, self._tokens_added(world))
+        self._caller = caller
         kept_bytes = await world.ledger.kept_bytes(caller.account_id)
-        self.lock = PayingLock(self._locks, terms, kept=kept_bytes + self._answer_bytes_max <= KEPT_REPLIES_BYTES_MAX)
-        return bounds.most
+        self.lock = PayingLock(self._locks, terms, kept=kept_bytes + self._answer_bytes_max <= KEPT_OF_LOCKS_BYTES_MAX)
+        return bounds.likely
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
         within_s = time_allowed_s(self.model, self._guess, world.fleet)
@@ -192,7 +199,9 @@ class ConfidentialCall:
             refused.answer = terms.scheme, checked.answer
             raise refused
         tokens = checked.statement.tokens
+        self._answer_bytes = len(checked.answer.sealed)
         charged = max(bounds.least, tokens)
+        world.rate_limits.spend_tokens(self._caller, charged - bounds.likely)  # its limits have the likely ones
         bill.owe(self._metered(charged), shares=(Share(terms.node_id, charged, part.ask),))
         return Sealed(checked.answer, tokens, terms.node_id)
 
@@ -228,8 +237,8 @@ class ConfidentialCall:
         except NodeFailure as failure:
             ticket.ended(part, failure)
             raise caller_failure(failure) from None
-        except BaseException as reason:
-            ticket.abandoned(part, late=isinstance(reason, TimeoutError))
+        except BaseException:
+            ticket.abandoned(part)  # late or not: its caller has chosen how far our guess is off
             raise
         ticket.abandoned(part)  # its tokens were a guess: nothing is learned of the node's speed
         return checked
@@ -245,13 +254,18 @@ class ConfidentialCall:
 
 
 def token_bounds(plaintext_bytes: int, units: int, added: int) -> TokenBounds:
-    """A token takes a byte at least, but for those that the model adds; text has no fewer than BYTES_A_TOKEN_MAX says.
+    """A byte of text is a token at most, but for those that the model adds; BYTES_A_TOKEN_MAX are one at least.
 
-    What a node counts above is refused, below is charged as the least.
+    What a node counts above the most is refused, so that one is for whatever a request can be. What it counts below is
+    charged as the least. Of limits a request takes, however small its lock, what its bytes take when they are refused.
     """
-    most = plaintext_bytes + math.ceil(plaintext_bytes / INPUT_BYTES_MIN) * added
-    least = max(0, plaintext_bytes - PADDED_BYTES) // BYTES_A_TOKEN_MAX
-    return TokenBounds(min(least, units), max(1, min(units, most)))
+    added *= math.ceil(plaintext_bytes / INPUT_BYTES_MIN)
+    filled = max(0, plaintext_bytes - PADDED_BYTES)
+    return TokenBounds(
+        least=min(filled // BYTES_A_TOKEN_MAX, units),
+        likely=max(1, min(units, plaintext_bytes + added), filled // REFUSED_BYTES_A_TOKEN),
+        most=max(1, min(units, plaintext_bytes * TOKENS_OF_BYTE_MAX + added)),
+    )
 
 
 class _Turn:

@@ -26,6 +26,7 @@ from embedmesh.rules.exchange import (
     RequestHead,
 )
 from embedmesh.rules.holds import Claim, Hold, Meter
+from embedmesh.rules.limits import KEPT_REPLY_BYTES_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.rules.ports import Caller
@@ -163,7 +164,8 @@ async def _under_lock(world: World, request: Request, lock: PayingLock, within_s
     )
     if isinstance(bill, bytes):
         return Done(replayed(world, request, unpack(bill, request.operation.result)))
-    return await work_under(world, request, bill, claimed=lock.kept)
+    done = await work_under(world, request, bill, claimed=lock.kept)
+    return done._replace(claimed=lock.kept and request.call.kept_bytes <= KEPT_REPLY_BYTES_MAX)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from embedmesh.dialects.openai.parse import parse
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.engine.served import Served
-from embedmesh.flow.count import count
+from embedmesh.flow.count import CanPayFor, count
 from embedmesh.flow.identify import identify
 from embedmesh.flow.turns import Turns
 from embedmesh.http.bodies import JSON_HEADERS, json_reply
@@ -231,7 +231,9 @@ class NodeApp:
         reply = render(call, counted.truncated, answer, headers)
         return web.Response(body=reply.body, headers=JSON_HEADERS | reply.headers)
 
-    async def read(self, body: bytes, path_model: str | None = None) -> tuple[Call, Served, Counted]:
+    async def read(
+        self, body: bytes, path_model: str | None = None, can_pay_for: CanPayFor | None = None
+    ) -> tuple[Call, Served, Counted]:
         """Parse and count a request of the public form; its path may name a model. Raises a CallerFailure."""
         catalogue = Catalogue(tuple(one.model for one in self._models))
         terms = ParseTerms(normal=[one.model.id for one in self._models if one.normal])
@@ -242,7 +244,7 @@ class NodeApp:
             raise errors.ModelNotFound(NOT_SERVED, param="model")
         if call.ids and model.token_ids == "cl100k" and self._cl100k is None:
             self._cl100k = await asyncio.to_thread(_load_cl100k)
-        return call, served, await count(call, model, served.tokenizer, self._cl100k, self._turns, SELF)
+        return call, served, await count(call, model, served.tokenizer, self._cl100k, self._turns, SELF, can_pay_for)
 
     async def models(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=self.list_bytes(), headers=JSON_HEADERS)

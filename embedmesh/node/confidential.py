@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import web
 
 from embedmesh.engine.served import Served
+from embedmesh.flow.count import CanPay, CanPayFor
 from embedmesh.http.failures import envelope
 from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.routing import Routes
@@ -26,6 +27,7 @@ from embedmesh.rules.confidential import SealedCall, SignedKeys
 from embedmesh.rules.embeddings import COMPACT, Call, Counted, numbers_of
 from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, SEALED_CALL_BYTES_MAX
+from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock
 
 if TYPE_CHECKING:
@@ -203,14 +205,11 @@ class SealedCalls:
 
         if len(body) > REQUEST_BODY_BYTES_MAX:
             raise errors.BodyTooLarge(f"The sealed request has more than {REQUEST_BODY_BYTES_MAX:,} bytes. Split it.")
-        asked, served, counted = await self._app.read(body)
+        asked, served, counted = await self._app.read(body, can_pay_for=_covered_by(call.units))
         if asked.model != call.model_name or served.model.id != call.model:
             raise errors.InvalidValue("The sealed request names another model than was locked.", param="model")
         if counted.tokens > call.units:
-            raise errors.MaxTokensPerRequest(
-                f"The inputs have {counted.tokens:,} tokens, and the lock covers {call.units:,}. Lock more, or split.",
-                param="input",
-            )
+            raise _not_covered(f"{counted.tokens:,}", call.units)
         reply_bytes = reply_bytes_max(asked, served.model.width)
         if reply_bytes > REPLY_BYTES_MAX:
             raise errors.TooManyInputs('The reply would be too large. Split the inputs, or ask for "base64".')
@@ -247,3 +246,21 @@ class SealedCalls:
 
     async def _in_thread(self, function: Callable[..., T], *given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *given)
+
+
+def _covered_by(units: int) -> CanPayFor:
+    """For `NodeApp.read`: no more is counted than was locked."""
+
+    def check(tokens: int) -> None:
+        if tokens > units:
+            raise _not_covered(f"{tokens:,} or more", units)
+
+    async def of_model(_model: Model) -> CanPay:
+        return check
+
+    return of_model
+
+
+def _not_covered(tokens: str, units: int) -> errors.MaxTokensPerRequest:
+    words = f"The inputs have {tokens} tokens, and the lock covers {units:,}. Lock more, or split."
+    return errors.MaxTokensPerRequest(words, param="input")

@@ -40,6 +40,7 @@ class SealedNode:
     refuse: bool = False
     script: list[BaseException] = field(default_factory=list)
     asked: list[SealedCall] = field(default_factory=list)
+    tokens_max: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.identity, self.key = Identity(bytes(range(32))), DhKey.new()
@@ -53,6 +54,7 @@ class SealedNode:
         self, terms: LockTerms, call: SealedCall, tokens_max: int, reply_bytes_max: int, request_id: str
     ) -> CheckedAnswer:
         self.asked.append(call)
+        self.tokens_max.append(tokens_max)
         if self.script:
             raise self.script.pop(0)
         digest = request_digest(call)

@@ -3,18 +3,23 @@
 import json
 from binascii import a2b_base64
 from typing import Any
+from unicodedata import normalize
 
 import msgspec
 import pytest
+from pytest import MonkeyPatch
 
-from embedmesh.flow.confidential import ConfidentialEmbeddings, token_bounds
+from embedmesh.engine.cl100k import Cl100k
+from embedmesh.flow import paid
+from embedmesh.flow.confidential import TOKENS_OF_BYTE_MAX, ConfidentialEmbeddings, token_bounds
 from embedmesh.flow.lock import lock_node
 from embedmesh.flow.paid import serve
 from embedmesh.gateway.api.confidential_api import EnvelopeForm
+from embedmesh.provision.assets import find_cl100k
 from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, LockTerms
 from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy, WrongAnswer
 from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead, StreamedReply
-from embedmesh.rules.limits import BYTES_A_TOKEN_MAX
+from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX
 from embedmesh.rules.ports import Caller
 from tests.flow.sealed import DictLocks, SealedNode, envelope
 from tests.flow.world import GOOD_KEY, MODEL, SINGLE_KEY, ScriptedWorld, make_world, undelivered
@@ -153,11 +158,48 @@ async def test_the_nodes_count_is_charged_or_the_least(scene: Scene, counted: in
 
 
 def test_bounds_follow_from_length_and_lock() -> None:
-    assert token_bounds(256 + 1_280, 8_192, 2) == (10, 256 + 1_280 + 384 * 2)
-    assert token_bounds(256 + 1_280, 100, 2) == (10, 100)
-    assert token_bounds(256 + 127, 100, 2) == (0, 100)
-    assert token_bounds(128_000, 100, 2) == (100, 100)
-    assert token_bounds(0, 100, 2) == (0, 1)
+    assert token_bounds(256 + 1_280, 300_000, 2) == (10, 1_536 + 384 * 2, 1_536 * TOKENS_OF_BYTE_MAX + 384 * 2)
+    assert token_bounds(256 + 1_280, 100, 2) == (10, 100, 100)
+    assert token_bounds(256 + 127, 100, 2) == (0, 100, 100)
+    assert token_bounds(256 + 128_000, 100, 2) == (100, 8_000, 100)
+    assert token_bounds(0, 100, 2) == (0, 1, 1)
+
+
+def test_no_text_has_more_tokens_than_its_bytes_can_be() -> None:
+    """Else a caller could have an honest node found lying: by what normalising makes longer, or by ids of cl100k."""
+    letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    assert max(len(normalize("NFKC", each).encode()) / len(each.encode()) for each in letters) < TOKENS_OF_BYTE_MAX
+    ranks = find_cl100k()
+    if ranks is None:
+        pytest.skip("cl100k is not installed")
+    decoder = Cl100k(ranks)
+    spelled = [len(decoder.decode([number]).encode()) / len(f"{number},") for number in range(100_256)]
+    assert 20 < max(spelled) < TOKENS_OF_BYTE_MAX
+
+
+async def test_an_honest_count_of_ids_that_stand_for_long_words_is_believed(scene: Scene) -> None:
+    """The id 67307 of cl100k is five digits and 113 bytes: a node that counts them has not lied."""
+    terms = await scene.lock(units=100_000)
+    text = b'{"input":[' + b",".join([b"[67307]"] * 10) + b'],"model":"tiny"}'
+    scene.node.tokens = 10 * 114
+    await scene.send(envelope(text, terms.node_key, terms.lock_id)[0])
+    assert scene.node.tokens_max[0] >= 10 * 114
+    plaintext_likely = token_bounds(len(text), 100_000, 2 + len("q: ")).likely
+    assert scene.world.rate_limits.in_vain == [10 * 114 - plaintext_likely]  # the rest of what was embedded
+
+
+@pytest.mark.parametrize("refuse", [True, False])
+async def test_a_small_lock_does_not_make_a_large_request_cheap_for_its_limits(scene: Scene, refuse: bool) -> None:
+    """A node opens, parses and counts what is refused then: it takes what any refused body takes."""
+    terms = await scene.lock(units=1)
+    scene.node.refuse = refuse
+    body, _ = envelope(TEXT + b" " * (160_000 + 256), terms.node_key, terms.lock_id)
+    if refuse:
+        assert await scene.refused(body) == "confidential_refused"
+    else:
+        scene.node.script.append(NodeBroke("broke"))
+        assert await scene.refused(body) == "no_node_available"
+    assert scene.world.rate_limits.asked == [10_000 + len(TEXT) // 16]
 
 
 @pytest.mark.parametrize(
@@ -273,6 +315,27 @@ async def test_a_full_account_is_served_and_its_reply_not_kept(scene: Scene) -> 
     await scene.send(body)
     assert await scene.refused(body) == "lock_used"
     assert scene.log == [("hold", 150), ("capture", 8)]
+
+
+async def test_replies_to_confidential_requests_leave_room_for_those_to_idempotency_keys(scene: Scene) -> None:
+    """Nobody asks for them to be kept: they must not have requests refused that do."""
+    terms = await scene.lock()
+    scene.world.ledger.kept = KEPT_REPLIES_BYTES_MAX // 2
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    await scene.send(body)
+    assert await scene.refused(body) == "lock_used"
+
+
+async def test_a_reply_that_is_too_large_for_the_store_is_not_kept(scene: Scene, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(paid, "KEPT_REPLY_BYTES_MAX", 1_000)
+    terms = await scene.lock()
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    await scene.send(body)
+    await scene.send(body)  # kept
+    terms = await scene.lock()
+    body, _ = envelope(TEXT + b" " * 1_000, terms.node_key, terms.lock_id)
+    await scene.send(body)
+    assert await scene.refused(body) == "lock_used"
 
 
 async def test_an_idempotency_key_is_refused(scene: Scene) -> None:

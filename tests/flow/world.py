@@ -117,12 +117,14 @@ class Allowed:
 
     def __init__(self) -> None:
         self.taken: dict[str, int] = {"requests": 0, "tokens": 0}
+        self.asked: list[int] = []  # tokens, whatever the limit
         self.in_vain: list[int] = []  # tokens
 
     async def take_request(self, caller: Caller) -> None:
         self.take("requests", 1, caller.requests_a_minute)
 
     async def take_tokens(self, caller: Caller, tokens: int) -> None:
+        self.asked.append(tokens)
         self.take("tokens", tokens, caller.tokens_a_minute)
 
     def take_now(self, caller: Caller, tokens: int, *, look: bool = False) -> bool:

@@ -423,6 +423,14 @@ async def test_what_is_wrong_inside_is_told_the_caller_alone(
     assert node.counted("refused") == 2.0
 
 
+async def test_no_more_is_counted_than_was_locked(model: Model) -> None:
+    """A small lock is no way to have a large text counted for nothing."""
+    node = await SealingNode.start(model)
+    sealed = node.seal(HPKE_SCHEME, asking(input=["w1 w2 w3"] * 2_048), units=3)
+    _, body = sealed.read((await node.calls.answer(sealed.body))[0])
+    assert "have 4,096 or more tokens, and the lock covers 3" in json.loads(body)["error"]["message"]
+
+
 async def test_exactly_the_tokens_of_the_lock_are_taken(model: Model) -> None:
     node = await SealingNode.start(model)
     assert await node.says(node.seal(HPKE_SCHEME, units=4)) == (200, "vectors")
