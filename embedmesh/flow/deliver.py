@@ -176,7 +176,7 @@ def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Cha
         cost_nanousd=bill.cost,
         tokens=bill.tokens,
         model=call.model.id,
-        key_id=caller.key_id,
+        key_id=bill.hold.key_id or caller.key_id,  # of a lock: its key, whose budget was held; that of no other
         node_id=bill.shares[0].node_id,
         payables=_payables(bill, world.ask_max),
         user_hash=world.hash_user(call.user) if call.user is not None else None,

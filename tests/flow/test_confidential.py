@@ -1,5 +1,6 @@
 """Confidential requests through the spine: a lock pays, once; nobody but the node reads; what is wrong is free."""
 
+import asyncio
 import json
 from binascii import a2b_base64
 from typing import Any
@@ -14,13 +15,17 @@ from embedmesh.flow import paid
 from embedmesh.flow.confidential import TOKENS_OF_BYTE_MAX, ConfidentialEmbeddings, token_bounds
 from embedmesh.flow.lock import lock_node
 from embedmesh.flow.paid import serve
-from embedmesh.gateway.api.confidential_api import EnvelopeForm
+from embedmesh.gateway.api.confidential_api import ConfidentialApi, EnvelopeForm, LockRequest
+from embedmesh.gateway.api.routes import ApiCall
+from embedmesh.http.bodies import CALLER
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, LockTerms
-from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy, WrongAnswer
+from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy, Overloaded, WrongAnswer
 from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead, StreamedReply
+from embedmesh.rules.holds import Hold
 from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX
 from embedmesh.rules.ports import Caller
+from embedmesh.rules.shares import Room
 from tests.flow.sealed import DictLocks, SealedNode, envelope
 from tests.flow.world import GOOD_KEY, MODEL, SINGLE_KEY, ScriptedWorld, make_world, undelivered
 
@@ -274,6 +279,34 @@ async def test_locks_are_bounded(scene: Scene, units: int, span_s: int, code: st
         await scene.lock(units, span_s)
     assert refused.value.code == code
     assert not scene.log
+
+
+async def test_whichever_key_uses_a_lock_the_budget_of_the_key_that_has_it_pays(scene: Scene) -> None:
+    """Else two keys could spend without end: what one has held would never be counted as spent, nor checked."""
+    terms = await scene.lock()
+    await scene.send(envelope(TEXT, terms.node_key, terms.lock_id)[0], SINGLE_KEY)
+    assert [charge.key_id for charge in scene.world.ledger.charges] == ["key_1"]
+
+
+async def test_locks_under_way_have_a_share_for_each_account(scene: Scene) -> None:
+    """Each is a write in the queue that all requests wait for."""
+    embeddings: Any = None
+    api = ConfidentialApi(scene.world, embeddings, Room(1, "full"), scene.locks, scene.node)
+    request: Any = {CALLER: scene.world.keys.known(GOOD_KEY)}
+    may_open, open_lock = asyncio.Event(), scene.locks.open
+
+    async def slow(terms: LockTerms, hold: Hold) -> None:
+        await may_open.wait()
+        await open_lock(terms, hold)
+
+    scene.locks.open = slow  # type: ignore[method-assign]
+    first = asyncio.create_task(api.lock_node(ApiCall(request, "", LockRequest("tiny"), None)))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await api.lock_node(ApiCall(request, "", LockRequest("tiny"), None))
+    may_open.set()
+    await first
+    assert (await api.lock_node(ApiCall(request, "", LockRequest("tiny"), None))).max_num_tokens
 
 
 async def test_a_caller_that_goes_before_the_first_byte_pays_nothing(scene: Scene) -> None:

@@ -184,6 +184,7 @@ class MemoryLedger:
     """Says what happened, in order."""
 
     log: list[tuple[str, int]] = field(default_factory=list)
+    charges: list[Charge] = field(default_factory=list)
     claims: dict[bytes, PriorRequest] = field(default_factory=dict)
     poor: set[str] = field(default_factory=lambda: {"poor"})  # accounts without money
     looked_at: int = 0  # how often somebody asked what there is
@@ -224,6 +225,7 @@ class MemoryLedger:
 
     def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
         self.log.append(("capture", charge.cost_nanousd))
+        self.charges.append(charge)
         self.end(hold, "captured", reply)
 
     def release(self, hold: Hold, why: HoldEnd) -> None:

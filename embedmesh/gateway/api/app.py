@@ -69,7 +69,7 @@ class GatewayApp:
             ModelsApi(world, registry),
             OperationsApi(world, registry, self.metrics),
             self.pages,
-            *([] if confidential is None else [ConfidentialApi(world, embeddings, *confidential)]),
+            *([] if confidential is None else [ConfidentialApi(world, embeddings, room, *confidential)]),
             *more,
         )
         self.server = HttpServer(

@@ -26,11 +26,13 @@ from embedmesh.rules.errors import (
     ModelNotFound,
     NoNodeAvailable,
     NotFound,
+    Overloaded,
     RateLimited,
     StoreUnavailable,
 )
 from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX
 from embedmesh.rules.lock_failures import ConfidentialRefused
+from embedmesh.rules.shares import Room
 
 NodeName = Annotated[str, Meta(max_length=64)]
 Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
@@ -96,8 +98,10 @@ class ConfidentialApi(Api):
 
     TAG = "Confidential embeddings"
 
-    def __init__(self, world: World, embeddings: EmbeddingsApi, locks: Locks, nodes: SealedNodes) -> None:
+    def __init__(self, world: World, embeddings: EmbeddingsApi, room: Room, locks: Locks, nodes: SealedNodes) -> None:
+        """`room` is that of all requests under way: each lock is a write that others' requests wait for, too."""
         self._world = world
+        self._room = room
         self._embeddings = embeddings
         self._locks = locks
         self._nodes = nodes
@@ -111,17 +115,21 @@ class ConfidentialApi(Api):
         that is not used is released when it expires.
         """
         asked, caller = call.body, call.caller
-        terms, node = await lock_node(
-            self._world,
-            self._locks,
-            self._nodes,
-            caller,
-            asked.model,
-            LOCK_TOKENS if asked.max_num_tokens is None else asked.max_num_tokens,
-            LOCK_S if asked.timeout is None else asked.timeout,
-            asked.scheme or SDK_SCHEME,
-            None if asked.nodes is None else frozenset(asked.nodes),
-        )
+        self._room.take(caller.account_id)
+        try:
+            terms, node = await lock_node(
+                self._world,
+                self._locks,
+                self._nodes,
+                caller,
+                asked.model,
+                LOCK_TOKENS if asked.max_num_tokens is None else asked.max_num_tokens,
+                LOCK_S if asked.timeout is None else asked.timeout,
+                asked.scheme or SDK_SCHEME,
+                None if asked.nodes is None else frozenset(asked.nodes),
+            )
+        finally:
+            self._room.give_back(caller.account_id)
         return NodeLock(
             public_key=terms.node_key,
             node_small_id=node.small_id,
@@ -149,7 +157,15 @@ class ConfidentialApi(Api):
             "/v1/nodes/lock",
             (EMBED_SCOPE,),
             lock_node,
-            failures=(InvalidValue, ModelNotFound, NoNodeAvailable, InsufficientQuota, RateLimited, StoreUnavailable),
+            failures=(
+                InvalidValue,
+                ModelNotFound,
+                NoNodeAvailable,
+                InsufficientQuota,
+                Overloaded,
+                RateLimited,
+                StoreUnavailable,
+            ),
             details=f"At one time a key may have {LOCKS_OF_KEY_MAX} locks open, an account {LOCKS_OF_ACCOUNT_MAX}.",
         ),
         Route(
