@@ -55,6 +55,10 @@ REFUSED = (
 class SealedNodes(SealingFleet, Protocol):
     """The nodes that take confidential requests."""
 
+    def is_here(self, terms: LockTerms) -> bool:
+        """Whether the node that was locked is one of this gateway's. Another's may have the same name: `local`."""
+        ...
+
     async def answer(
         self, terms: LockTerms, call: SealedCall, tokens_max: int, reply_bytes_max: int, request_id: str
     ) -> CheckedAnswer:
@@ -183,11 +187,12 @@ class ConfidentialCall:
         self._bounds = bounds = token_bounds(self._plaintext_bytes, terms.units, self._tokens_added(world))
         self._caller = caller
         kept_bytes = await world.ledger.kept_bytes(caller.account_id)
-        self.lock = PayingLock(self._locks, terms, kept=kept_bytes + self._answer_bytes_max <= KEPT_OF_LOCKS_BYTES_MAX)
+        may_be_kept = kept_bytes + self._answer_bytes_max <= KEPT_OF_LOCKS_BYTES_MAX
+        self.lock = PayingLock(self._locks, terms, kept=may_be_kept, here=self._nodes.is_here(terms))
         return bounds.likely
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
-        within_s = time_allowed_s(self.model, self._guess, world.fleet)
+        within_s = time_allowed_s(self.model, self._bounds.most, world.fleet)  # slow because it is more is not stuck
         world.fleet.may_wait(self.model, self._guess, caller.account_id)
         return Bound((self._metered(self._terms.units),), within_s)
 

@@ -29,11 +29,15 @@ class Bound(NamedTuple):
 
 
 class PayingLock(NamedTuple):
-    """The lock that a request uses: its money is set aside already. `kept`: whether there is room to keep the reply."""
+    """The lock that a request uses: its money is set aside already.
+
+    `kept`: whether there is room to keep the reply. `here`: whether the node is one of this gateway's.
+    """
 
     locks: Locks
     terms: LockTerms
     kept: bool
+    here: bool
 
 
 class Invocation(Protocol):

@@ -18,8 +18,8 @@ from embedmesh.flow.identify import identify, may_use
 from embedmesh.flow.means import Means
 from embedmesh.flow.operation import CanPay, Invocation, Operation, PayingLock
 from embedmesh.flow.world import World
-from embedmesh.rules.confidential import claim_key
-from embedmesh.rules.errors import CallerFailure, Failure, InsufficientQuota, InvalidValue, Overloaded
+from embedmesh.rules.confidential import UNUSED, claim_key
+from embedmesh.rules.errors import CallerFailure, Failure, InsufficientQuota, InvalidValue, NoNodeAvailable, Overloaded
 from embedmesh.rules.exchange import (
     Deliver,
     Receive,
@@ -151,6 +151,14 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
 async def _under_lock(world: World, request: Request, lock: PayingLock, within_s: float) -> Done:
     """The same where a lock has the money; the same request again finds the reply that was kept. Raises a Failure."""
     claim = world.claim_of(claim_key(lock.terms.lock_id), request.body)
+    if not lock.here:
+        hold = Hold(hold_id="", account_id=request.caller.account_id, amount_nanousd=0, deadline_ms=0)
+        prior = await world.ledger.prior_request(hold, claim)
+        if prior is not None and prior.body_hash == UNUSED:
+            raise NoNodeAvailable(
+                "The node that was locked is not one of this gateway's, or not any more. Send the request to the "
+                "gateway that has locked it, or lock again."
+            )
     bill = await redeem(
         world.ledger,
         lock.locks,

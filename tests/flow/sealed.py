@@ -38,6 +38,7 @@ class SealedNode:
     world: ScriptedWorld
     tokens: int = 5
     refuse: bool = False
+    here: bool = True
     script: list[BaseException] = field(default_factory=list)
     asked: list[SealedCall] = field(default_factory=list)
     tokens_max: list[int] = field(default_factory=list)
@@ -49,6 +50,9 @@ class SealedNode:
 
     def choose_sealing(self, model: Model, scheme: Scheme, among: frozenset[str] | None = None) -> SealingNode | None:
         return SealingNode("n0", 7, self.signed, self.document) if scheme in self.document.keys else None
+
+    def is_here(self, terms: LockTerms) -> bool:
+        return self.here
 
     async def answer(
         self, terms: LockTerms, call: SealedCall, tokens_max: int, reply_bytes_max: int, request_id: str

@@ -288,6 +288,21 @@ async def test_whichever_key_uses_a_lock_the_budget_of_the_key_that_has_it_pays(
     assert [charge.key_id for charge in scene.world.ledger.charges] == ["key_1"]
 
 
+async def test_a_gateway_that_has_another_node_of_that_name_leaves_the_lock_unused(scene: Scene) -> None:
+    """Each gateway may have a node `local`. A reply that was kept is found at any of them."""
+    terms = await scene.lock()
+    body, _ = envelope(TEXT, terms.node_key, terms.lock_id)
+    scene.node.here = False
+    assert await scene.refused(body) == "no_node_available"
+    assert not scene.node.asked
+    scene.node.here = True
+    reply = await scene.send(body)
+    scene.node.here = False
+    assert await scene.send(body) == reply
+    assert await scene.refused(envelope(TEXT, terms.node_key, terms.lock_id)[0]) == "lock_used"
+    assert len(scene.node.asked) == 1
+
+
 async def test_locks_under_way_have_a_share_for_each_account(scene: Scene) -> None:
     """Each is a write in the queue that all requests wait for."""
     embeddings: Any = None

@@ -116,6 +116,16 @@ def test_a_local_node_is_known_by_its_socket(fleet: Fleet) -> None:
     assert found.node_id == "local"
 
 
+def test_another_node_of_the_same_name_is_not_the_one_that_was_locked(fleet: Fleet) -> None:
+    """Of another gateway: it could not open the request, and would be found lying for it."""
+    node = fleet.add("local", keys(), kind="local")
+    assert fleet.nodes.is_here(terms_of("local", IDENTITY))
+    assert not fleet.nodes.is_here(terms_of("local", OTHER))
+    assert not fleet.nodes.is_here(terms_of("local-1", IDENTITY))
+    node.keys = None
+    assert not fleet.nodes.is_here(terms_of("local", IDENTITY))
+
+
 def test_new_keys_take_the_place_of_old_ones(fleet: Fleet) -> None:
     node = fleet.add(NAME, keys(ends_ms=NOW_MS))
     assert fleet.nodes.choose_sealing(MODEL, SDK_SCHEME) is None
@@ -153,6 +163,10 @@ def call_of() -> SealedCall:
 
 CALL = call_of()
 TERMS = LockTerms(5, "a", "k", "h", NAME, IDENTITY.public_key, KEY.public, SDK_SCHEME, MODEL.id, 100, 1, 10**6)
+
+
+def terms_of(name: str, identity: Identity) -> LockTerms:
+    return msgspec.structs.replace(TERMS, node_id=name, identity=identity.public_key)
 
 
 def answer_of(

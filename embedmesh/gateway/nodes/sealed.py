@@ -73,6 +73,11 @@ class SealingNodes:
         assert signed is not None
         return SealingNode(node.node_id, node.small_id, signed, document)
 
+    def is_here(self, terms: LockTerms) -> bool:
+        node = self._registry.find(terms.node_id)
+        document = None if node is None else self._document(node)
+        return document is not None and document.public_key == terms.identity
+
     async def answer(
         self, terms: LockTerms, call: SealedCall, tokens_max: int, reply_bytes_max: int, request_id: str
     ) -> CheckedAnswer:
