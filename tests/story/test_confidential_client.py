@@ -52,6 +52,14 @@ def test_a_sealed_call_gives_what_a_plain_one_gives(endpoint: Endpoint, client: 
             assert sealed.node_id and sealed.node_id in pins_of(endpoint).read_text()
 
 
+def test_ids_that_stand_for_long_words_are_no_lie_of_the_nodes(endpoint: Endpoint, client: Client) -> None:
+    """One id is 112 hyphens: the node counts far more tokens than a sealed request of that length has else."""
+    for _ in range(4):  # three wrong answers in a row would put it out
+        reply = client.embeddings.create(model=MODEL, input=[[67307]] * 50, lock_tokens=10_000)
+        assert reply.usage.total_tokens == 50 * 114
+    assert client.embeddings.create(model=MODEL, input="still there").data
+
+
 def test_it_costs_what_it_costs_in_the_clear(endpoint: Endpoint, client: Client) -> None:
     def charged() -> int:
         return -endpoint.account().balance_nanousd
