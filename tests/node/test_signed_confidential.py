@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from embedmesh.gateway.nodes.http1 import Http1Reply
-from embedmesh.gateway.nodes.own import Signing
+from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.server import HttpServer
 from embedmesh.http.unix_socket import bind_unix
@@ -115,6 +115,21 @@ async def test_a_signed_call_gets_a_signed_answer_and_a_receipt_over_sealed_byte
         digests = [digest_value(digest) for digest in (receipt.request_digest, receipt.reply_digest)]
         assert digests == [content_digest(sealed.body), content_digest(reply.body)]
         assert receipt.tokens == 4
+
+
+async def test_the_gateway_remembers_sealed_answers_for_their_receipts(model: Model, tmp_path: Path) -> None:
+    """Else no receipt of a confidential request could be found false."""
+    noted: list[tuple[str, str, str, int]] = []
+    async with serving(model, tmp_path) as node:
+        signing = Signing(node_id(NODE.public_key), "1" * 16, SystemClock(), lambda *answer: noted.append(answer))
+        signing.add(SESSION)
+        link = OwnLink(node.pool, SystemClock(), signing)
+        sealed = node.node.seal(HPKE_SCHEME, asking(input=["w1 w2"]))
+        for _ in range(2):  # the second is refused as a replay
+            await link.post_sealed(sealed.body, 1_000_000, "req_7")
+        (receipt,) = node.receipts.page(1).receipts
+    digests = digest_value(receipt.request_digest), digest_value(receipt.reply_digest)
+    assert noted == [("req_7", *digests, receipt.tokens)]
 
 
 @pytest.mark.parametrize("head", [SEALED_HEAD, OTHER_HEAD])

@@ -11,6 +11,7 @@ import msgspec
 
 from embedmesh.gateway.nodes.http1 import Connection, Http1Reply, retry_after_s
 from embedmesh.gateway.nodes.pools import ConnectionPool
+from embedmesh.gateway.nodes.told import tokens_told
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, Ids, ServedModels, pack_ids
 from embedmesh.rules.errors import (
     NodeBroke,
@@ -214,9 +215,7 @@ class OwnLink:
             vectors = DECODE(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the node's reply is not of the protocol's form") from None
-        if self.signing is not None and signed is not None:
-            reply_digest = reply.headers[b"content-digest"].decode("ascii")
-            self.signing.answered(request_id, signed.digest, reply_digest, vectors.tokens)
+        self._note(reply, signed, request_id, vectors.tokens)
         return vectors
 
     async def served(self) -> ServedModels:
@@ -231,6 +230,8 @@ class OwnLink:
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
         reply, signed = await self._exchange(SEALED, body, limit, request_id)
         self._check(reply, signed)
+        if tokens := tokens_told(reply.body):  # what was refused has no receipt
+            self._note(reply, signed, request_id, tokens)
         return reply.body
 
     def close(self) -> None:
@@ -255,6 +256,12 @@ class OwnLink:
             before = True
             reply = await self.pool.exchange(build, limit)
         return reply, signed
+
+    def _note(self, reply: Http1Reply, signed: SignedRequest | None, request_id: str, tokens: int) -> None:
+        """For the comparison with the node's receipts."""
+        if self.signing is not None and signed is not None:
+            reply_digest = reply.headers[b"content-digest"].decode("ascii")
+            self.signing.answered(request_id, signed.digest, reply_digest, tokens)
 
     def _check(self, reply: Http1Reply, signed: SignedRequest | None) -> None:
         """Raises a NodeFailure unless the reply is of status 200 and, where we sign, signed."""
