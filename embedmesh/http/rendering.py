@@ -26,7 +26,7 @@ STATUS_LINES = {
 REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
 REPLY_HEADERS = web.RequestKey("reply_headers", dict[str, str])  # headers that every reply to this request has
 
-_middle = (0, "")  # the second, and what is written in it
+_middle = (0, "")  # the second, and what stands in its heads between the length and the request id
 
 
 def request_id_of(header: str | None) -> str:
@@ -39,19 +39,14 @@ def own_request_id() -> str:
     return new_id("req", CLOCK)
 
 
-def _date_and_server() -> str:
-    """The middle of a head, from the length to the request id. Formatted once a second."""
-    global _middle
-    now = int(time.time())
-    if now != _middle[0]:
-        _middle = now, f"\r\nDate: {formatdate(now, usegmt=True)}\r\nServer: embedmesh\r\nx-request-id: "
-    return _middle[1]
-
-
 def json_head(status: int, request_id: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
     """The head of a response with a JSON body of `body_bytes`."""
+    global _middle
+    now = int(time.time())
+    if now != _middle[0]:  # formatted once a second
+        _middle = now, f"\r\nDate: {formatdate(now, usegmt=True)}\r\nServer: embedmesh\r\nx-request-id: "
     more = "\r\n".join([request_id, *map(": ".join, headers.items())])
-    return f"{STATUS_LINES[status]}{body_bytes}{_date_and_server()}{more}\r\n\r\n".encode("ascii")
+    return f"{STATUS_LINES[status]}{body_bytes}{_middle[1]}{more}\r\n\r\n".encode("ascii")
 
 
 def failure_bytes(failure: Failure, request_id: str, *, close: bool, more: dict[str, str] | None = None) -> bytes:

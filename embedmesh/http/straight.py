@@ -12,33 +12,34 @@ from functools import partial
 from typing import Any
 
 from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange, FastHead, FastPath, read_head
-from embedmesh.http.rendering import json_head, own_request_id, request_id_of
+from embedmesh.http.rendering import CLOCK, SANE_REQUEST_ID, json_head
 from embedmesh.http.sending import Rest, send_now
 from embedmesh.rules.exchange import Deliver, Reply
+from embedmesh.rules.ids import new_id
 from embedmesh.rules.straight import Asked, GoOn, Straight
 
 STRAIGHT_BODY_BYTES_MAX = 16 * 1024  # kept until the reply: beside the room for bodies, 16 MB of 1,024 requests
 LAST_HEAD_BYTES_MAX = 2_048  # of a head that its connection remembers: an SDK's has 700, and 10,000 take 20 MB
 LENGTH_LINE = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})(?=\r\n)", re.IGNORECASE)
-ZERO = ord("0")
-NEVER = b"\0"  # begins no request
+HEAD_END = b"\r\n\r\n"
 
 
 class StraightExchange:
     """One request on one connection. It has no task, unless it goes on as a FastExchange."""
 
-    __slots__ = ("_after", "_connection", "_head", "_slow", "asked", "own_id", "request_id")
     over = False
     asked: Asked
+    own_id: str | None = None
+    _after = b""
+    _slow: FastExchange | None = None
 
     def __init__(self, connection: "StraightConnection") -> None:
         self._connection = connection
         self._head = connection.head
-        self._after = b""
-        self._slow: FastExchange | None = None
-        callers_id = connection.callers_id
-        self.request_id = own_request_id() if callers_id is None else request_id_of(callers_id)
-        self.own_id = None if self.request_id == callers_id else self.request_id
+        request_id = connection.callers_id
+        if request_id is None:
+            request_id = self.own_id = new_id("req", CLOCK)
+        self.request_id = request_id
 
     # -- for the handler
 
@@ -111,27 +112,18 @@ class StraightConnection:
     """
 
     __slots__ = (
-        "_after",
-        "_before",
-        "callers_id",
-        "explain",
-        "fast_path",
-        "head",
-        "known",
-        "on_end",
-        "straight",
-        "transport",
-    )
+        "_after", "_before", "callers_id", "explain", "fast_path", "head", "known", "on_end", "straight", "transport",
+    )  # fmt: skip
 
     def __init__(self, fast_path: FastPath, straight: Straight, transport: asyncio.Transport) -> None:
         self.fast_path = fast_path
         self.straight = straight
         self.transport = transport
-        self._before = NEVER  # all of the last head up to the digits of Content-Length
-        self._after = NEVER  # and all that follows them
+        self._before = HEAD_END  # all of the last head up to the digits of Content-Length; as yet what is in no head
+        self._after = b""  # and all that follows them
         self.head: FastHead
         self.known: Any = None  # what `Straight.knows` made of it
-        self.callers_id: str | None = None
+        self.callers_id: str | None = None  # if it is sane
 
     def on(self, transport: asyncio.Transport) -> "StraightConnection":
         return self
@@ -140,11 +132,12 @@ class StraightConnection:
         self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
     ) -> StraightExchange | FastExchange | None:
         """Start an exchange; None if the general server must take the request."""
-        self.explain, self.on_end = explain, on_end
-        body = self._body(data)
-        if body is None and self._learnt(data):
-            body = self._body(data)
-        if body is not None:
+        head, _, body = data.partition(HEAD_END)
+        size = len(body)
+        if size <= STRAIGHT_BODY_BYTES_MAX and (
+            head == b"%b%d%b" % (self._before, size, self._after) or self._learnt(data, head)
+        ):
+            self.explain, self.on_end = explain, on_end
             exchange = StraightExchange(self)
             try:
                 asked = self.straight.ask(self.known, body, exchange)
@@ -156,29 +149,19 @@ class StraightConnection:
                 return exchange
         return self.fast_path.begin(transport, data, explain, on_end)
 
-    def _learnt(self, data: bytes) -> bool:
+    def _learnt(self, data: bytes, head: bytes) -> bool:
         """Remember the head, if the request is whole and may go straight. Returns whether it was."""
-        head = read_head(data, self.fast_path.line)
-        if head is None or head.end + head.length != len(data) or head.end > LAST_HEAD_BYTES_MAX:
+        read = read_head(data, self.fast_path.line)
+        if read is None or read.end + read.length != len(data) or read.end > LAST_HEAD_BYTES_MAX:
             return False
-        known, length = self.straight.knows(head.headers), LENGTH_LINE.search(data, 0, head.end)
+        known, length = self.straight.knows(read.headers), LENGTH_LINE.search(data, 0, read.end)
         if known is None or length is None:
             return False
-        self._before, self._after = data[: length.start(1)], data[length.end(1) : head.end]
-        self.head, self.known, self.callers_id = head, known, head.headers.get("x-request-id")
+        self._before, self._after = head[: length.start(1)], head[length.end(1) :]
+        self.head, self.known = read, known
+        callers_id = read.headers.get("x-request-id")
+        self.callers_id = callers_id if callers_id is not None and SANE_REQUEST_ID.fullmatch(callers_id) else None
         return True
-
-    def _body(self, data: bytes) -> bytes | None:
-        """The body if `data` is one whole request with the last head but for its length; None for anything else."""
-        before, after = self._before, self._after
-        at = len(before)
-        cut = data.find(b"\r\n", at, at + 7)
-        if cut <= at or not data.startswith(before) or not data.startswith(after, cut):
-            return None
-        digits, end = data[at:cut], cut + len(after)
-        if not digits.isdigit() or digits[0] == ZERO or int(digits) != len(data) - end:
-            return None
-        return data[end:] if end + STRAIGHT_BODY_BYTES_MAX >= len(data) else None
 
 
 async def _broken(error: Exception, deliver: Deliver) -> None:
