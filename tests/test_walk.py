@@ -45,7 +45,7 @@ FROM, TO = "## Which file calls which", "\n## "
 LOOP = "the event loop"
 START = "http/"  # where the loop calls when a connection is made, or has bytes
 NODE = "gateway/nodes/http1.py"  # the same for a node's; on the straight way nothing waits there
-HANDED_IN = {"receive", "deliver", "on_model", "spend", "has_tab"}  # the last two by the store
+HANDED_IN = {"receive", "deliver", "on_model", "spend", "has_tab", "try_now", "answered_now"}  # by the store, the fleet
 PROTOCOLS: dict[str, frozenset[str]] = {
     name: frozenset(member for member in vars(port) if not member.startswith("_"))
     for name, port in (vars(ports) | vars(forwarding) | vars(straight) | {"Exchange": Exchange}).items()
@@ -161,7 +161,7 @@ async def walk_of_a_request(*, is_straight: bool) -> Walk:
         async with gateway(Path(folder)) as gw:
             gw.registry.answered_right(gw.registry.add(Node("n0", f"unix:{path}")), [m.id for m in CATALOGUE.models])
             load = Load()
-            load._fit.fixed_s = 0.0  # a quick node, for which calls are not shared
+            load.fit.fixed_s = 0.0  # a quick node, for which calls are not shared
             gw.clients.add("n0", CoalescingLink(OwnLink(unix_pool(path), gw.clock), load))
             token = gw.key("embeddings")
             more = b"" if is_straight else b',"dimensions":3'

@@ -1,15 +1,19 @@
 """A whole request for a node that has room at once, without a place in the queue. Chooses as the queue would."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from embedmesh.fleet.candidates import candidates_of
 from embedmesh.fleet.choose import Policy, choose_candidate
-from embedmesh.fleet.registry import Node
+from embedmesh.fleet.fair_queue import FairQueue
+from embedmesh.fleet.registry import Registry
+from embedmesh.fleet.retries import RetryBudget
+from embedmesh.fleet.running import Running
 from embedmesh.fleet.spread import stays_whole
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.ports import Dice
+from embedmesh.rules.models import Model
+from embedmesh.rules.ports import Clock, Dice
 
 FIRST = (0,)
 SOON_S = 1.0  # every request may take thirty: a better estimate below this changes nothing
@@ -22,25 +26,51 @@ class Whole(NamedTuple):
     whole: bool = True
 
 
-def part_at_once(
-    model_id: str, counted: Counted, nodes: Sequence[Node], now: float, dice: Dice, policy: Policy
-) -> tuple[Node, Part] | None:
-    """The node for all inputs, and what it is asked for; None if none has room, or would be done within SOON_S."""
-    lengths = counted.lengths
-    tokens, inputs = sum(lengths), len(lengths)
-    if len(nodes) == 1:
-        node = nodes[0]
-        expected_s = node.soon_s(tokens, now)
-        if expected_s is None:
+class AtOnce:
+    """Gives whole requests to nodes while nobody waits."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        running: Running,
+        budget: RetryBudget,
+        queues: Mapping[str, FairQueue],
+        clock: Clock,
+        dice: Dice,
+        policy: Policy,
+    ) -> None:
+        self._registry = registry
+        self._running = running
+        self._budget = budget
+        self._queues = queues
+        self._clock = clock
+        self._dice = dice
+        self._policy = policy
+
+    def try_now(self, model: Model, counted: Counted) -> Part | None:
+        """See `Fleet`. None, too, if no node would be done within SOON_S."""
+        if self._queues:
+            return None  # there is an order to keep
+        now, model_id, lengths = self._clock.monotonic(), model.id, counted.lengths
+        tokens, inputs = sum(lengths), len(lengths)
+        nodes = self._registry.ready(model_id)
+        if len(nodes) == 1:
+            node = nodes[0]
+            expected_s = node.soon_s(tokens, now)
+            if expected_s is None:
+                return None
+        else:
+            candidates = candidates_of(nodes, None, now, self._dice)
+            chosen, _, _ = choose_candidate(
+                self._policy, self._dice, candidates, Whole(model_id), tokens, 0, small=True
+            )
+            if chosen is None:
+                return None
+            node, expected_s = chosen.node, chosen.finish_s(tokens, True)
+        if expected_s > SOON_S or not node.reads_ids or not stays_whole(tokens, inputs, node.inputs_max):
             return None
-    else:
-        chosen, _, _ = choose_candidate(
-            policy, dice, candidates_of(nodes, None, now, dice), Whole(model_id), tokens, 0, small=True
-        )
-        if chosen is None:
-            return None
-        node, expected_s = chosen.node, chosen.finish_s(tokens, True)
-    if not (expected_s <= SOON_S and node.reads_ids and stays_whole(tokens, inputs, node.inputs_max)):
-        return None
-    ask = node.asks.get(model_id, 0) if node.asks else 0
-    return node, Part(node.node_id, FIRST if inputs == 1 else tuple(range(inputs)), tokens, expected_s, ask)
+        rows = FIRST if inputs == 1 else tuple(range(inputs))
+        part = Part(node.node_id, rows, tokens, expected_s, node.asks.get(model_id, 0))
+        self._budget.request(now)
+        self._running.begin(part, node, now)
+        return part

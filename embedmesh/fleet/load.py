@@ -39,7 +39,8 @@ class Load:
         self.parts = 0
         self.bulk_tokens = 0  # of them, in parts of requests that were cut
         self.bulk_parts = 0
-        self._others = (0, 0.0)  # the node's tokens for other gateways, by its own report; and until when that counts
+        self._others_tokens = 0  # the node's tokens for other gateways, by its own report,
+        self._others_until = 0.0  # and until when that counts
         self._sent: list[int] = []  # tokens of the outstanding parts, the oldest first
         self._since = 0.0  # when the oldest part began: the end of the part before, or of the node's idle time
         self._passed_parts = 0  # short parts that have ended since then
@@ -47,57 +48,53 @@ class Load:
         self._stretch_parts = 0
         self._stretch_tokens = 0
         self._stretch_s = 0.0
-        self._fit = _Fit()
+        self.fit = Fit()
 
     @property
     def tokens_per_s(self) -> float:
         """The speed without the fixed cost."""
-        return 1.0 / self._fit.per_token_s
+        return 1.0 / self.fit.per_token_s
 
     @property
     def measured(self) -> bool:
         """Whether the speed was measured, or is the prior of any node."""
-        return self._fit.measured
+        return self.fit.measured
 
     @property
     def fixed_s(self) -> float:
         """The cost of a part besides its tokens."""
-        return self._fit.fixed_s
+        return self.fit.fixed_s
 
-    def remaining_s(self, now: float, *, small: bool = False) -> float:
+    def remaining_s(self, now: float, small: bool = False) -> float:
         """Until the node would begin with a part sent now: a `small` one, or one of a large request.
 
         Once the expected time has passed, the value grows with the node's silence: a wedged node must not look idle.
         """
-        others_tokens, until = self._others
-        tokens, fit = self.tokens + self._passed_tokens, self._fit
-        if now < until:
-            tokens += others_tokens
+        fit = self.fit
+        tokens = self.tokens + self._passed_tokens
+        if now < self._others_until:
+            tokens += self._others_tokens
         work_s = (self.parts + self._passed_parts) * fit.fixed_s + tokens * fit.per_token_s
         elapsed_s = now - self._since if self.parts else 0.0
         if not self.bulk_parts or not small or not self.interleaves:
             return abs(work_s - elapsed_s)
-        batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * self._fit.per_token_s
+        batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * fit.per_token_s
         return self.small_s() + batch_s + max(0.0, elapsed_s - work_s)
-
-    def part_s(self, tokens: int) -> float:
-        """How long it works on one part."""
-        return self._fit.fixed_s + tokens * self._fit.per_token_s
 
     def small_s(self) -> float:
         """How long its small parts will take."""
-        fit = self._fit
+        fit = self.fit
         return (self.parts - self.bulk_parts) * fit.fixed_s + (self.tokens - self.bulk_tokens) * fit.per_token_s
 
     def finish_s(self, tokens: int, now: float, *, small: bool = False) -> float:
         """Until one more part with these tokens would be done."""
-        return self.remaining_s(now, small=small) + self._fit.seconds(1, tokens)
+        return self.remaining_s(now, small=small) + self.fit.seconds(1, tokens)
 
     def others_say(self, tokens: int, until: float) -> None:
         """The node reports its tokens for other gateways, which counts until then."""
-        self._others = tokens, until
+        self._others_tokens, self._others_until = tokens, until
 
-    def began(self, tokens: int, now: float, *, bulk: bool = False) -> None:
+    def began(self, tokens: int, now: float, bulk: bool = False) -> None:
         """A part was sent."""
         if bulk:
             self.bulk_parts += 1
@@ -108,7 +105,7 @@ class Load:
         self.tokens += tokens
         self._sent.append(tokens)
 
-    def ended(self, tokens: int, now: float, *, well: bool, bulk: bool = False, late: bool = False) -> None:
+    def ended(self, tokens: int, now: float, well: bool, bulk: bool = False, late: bool = False) -> None:
         """A part ended. If it ended well, it tells the node's speed; if it was `late`, that the node is slower."""
         if bulk:
             self.bulk_parts -= 1
@@ -124,13 +121,13 @@ class Load:
                 return
         if late and was_oldest:
             parts = self._passed_parts + 1
-            self._fit.add_at_least((self._passed_tokens + tokens) / parts, (now - self._since) / parts)
+            self.fit.add_at_least((self._passed_tokens + tokens) / parts, (now - self._since) / parts)
         if well:
             self._stretch_parts += self._passed_parts
             self._stretch_tokens += self._passed_tokens
             self._stretch_s += now - self._since
             if not self.parts or self._stretch_parts >= STRETCH_PARTS or self._stretch_s >= STRETCH_S:
-                self._fit.add(self._stretch_tokens / self._stretch_parts, self._stretch_s / self._stretch_parts)
+                self.fit.add(self._stretch_tokens / self._stretch_parts, self._stretch_s / self._stretch_parts)
                 self._forget_stretch()
         elif not self.parts:
             self._forget_stretch()
@@ -142,7 +139,7 @@ class Load:
         self._stretch_s = 0.0
 
 
-class _Fit:
+class Fit:
     """A weighted straight line through (tokens, seconds) of single parts. Old points fade."""
 
     def __init__(self) -> None:

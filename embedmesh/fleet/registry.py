@@ -94,26 +94,29 @@ class Node:
     def room(self, remaining_s: float, now: float, *, small: bool) -> bool:
         """Whether it may get one more part now, which it would begin in `remaining_s`."""
         load = self.load
-        if now < self.paused_until or load.parts >= (1 if self.trial else self.in_flight_max):
+        parts = load.parts
+        if now < self.paused_until or parts >= (1 if self.trial else self.in_flight_max):
             return False
-        if not load.parts:
+        if not parts:
             return True
         if small:
             ahead_s = load.small_s() if load.interleaves else remaining_s
-            return ahead_s <= WINDOW_SMALL_S + load.fixed_s
-        return load.bulk_parts < BULK_PARTS_MAX and remaining_s <= WINDOW_BULK_S + load.fixed_s
+            return ahead_s <= WINDOW_SMALL_S + load.fit.fixed_s
+        return load.bulk_parts < BULK_PARTS_MAX and remaining_s <= WINDOW_BULK_S + load.fit.fixed_s
 
     def soon_s(self, tokens: int, now: float) -> float | None:
         """When it would be done with one more small part, in seconds from now; None if it may not have that now."""
-        load, remaining_s = self.load, 0.0
-        if not load.parts:  # the ordinary case; what other gateways have sent is not ours to wait for
-            if now < self.paused_until:
+        load = self.load
+        fit = load.fit
+        done_s = fit.fixed_s + tokens * fit.per_token_s
+        if load.parts:  # else it begins at once: what other gateways have sent is not ours to wait for
+            begins_s = load.remaining_s(now, True)
+            if not self.room(begins_s, now, small=True):
                 return None
-        else:
-            remaining_s = load.remaining_s(now, small=True)
-            if not self.room(remaining_s, now, small=True):
-                return None
-        return remaining_s + load.part_s(tokens) + (self.penalty_s if self.doubt else 0.0)
+            done_s += begins_s
+        elif now < self.paused_until:
+            return None
+        return done_s + self.penalty_s if self.doubt else done_s
 
     @property
     def penalty_s(self) -> float:

@@ -23,52 +23,50 @@ HEDGE_BUDGET = 0.5  # of the retry budget: when many parts are late, failed ones
 HEDGE_LATE, HEDGE_AFTER_S = 2.0, 0.02  # a short request is late after this multiple of its expected time, plus this
 
 
+class _Second:
+    """What came in one second of the monotonic clock."""
+
+    __slots__ = ("end", "requests", "retries")
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self.requests = self.retries = 0
+
+
 class RetryBudget:
     """Counts requests and further attempts over the last RETRY_SPAN_S seconds."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._seconds: deque[list[int]] = deque()  # [second, requests, retries], the newest last; at most RETRY_SPAN_S
-        self._newest = [-1, 0, 0]
-        self._requests = 0
-        self._retries = 0
+        self._newest = _Second(0)
+        self._seconds = deque([self._newest])  # the newest last; at most RETRY_SPAN_S
 
-    def request(self) -> None:
+    def request(self, now: float) -> None:
         """A request came."""
-        self._now()[1] += 1
-        self._requests += 1
-
-    def request_at(self, now: float) -> None:
-        """The same, where somebody knows the time."""
-        newest = self._newest
-        if newest[0] == int(now):
-            newest[1] += 1
-            self._requests += 1
-        else:
-            self.request()
+        newest = self._newest if now < self._newest.end else self._at(now)
+        newest.requests += 1
 
     def take(self, share: float = 1.0) -> bool:
         """Take one more attempt if the budget allows. Attempts that are not necessary may use only a `share` of it."""
         if not self.left(share):
             return False
-        self._now()[2] += 1
-        self._retries += 1
+        self._newest.retries += 1
         return True
 
     def left(self, share: float = 1.0) -> bool:
         """Whether `take` would say yes."""
-        self._now()
-        return self._retries < share * max(RETRY_SHARE * self._requests, RETRIES_A_SECOND_MIN * RETRY_SPAN_S)
+        self._at(self._clock.monotonic())
+        requests = sum(each.requests for each in self._seconds)
+        retries = sum(each.retries for each in self._seconds)
+        return retries < share * max(RETRY_SHARE * requests, RETRIES_A_SECOND_MIN * RETRY_SPAN_S)
 
-    def _now(self) -> list[int]:
-        second = int(self._clock.monotonic())
-        if not self._seconds or self._seconds[-1][0] != second:
-            self._seconds.append([second, 0, 0])
-        while self._seconds[0][0] <= second - RETRY_SPAN_S:
-            _, requests, retries = self._seconds.popleft()
-            self._requests -= requests
-            self._retries -= retries
-        self._newest = self._seconds[-1]
+    def _at(self, now: float) -> _Second:
+        end = int(now) + 1
+        if self._newest.end != end:
+            self._newest = _Second(end)
+            self._seconds.append(self._newest)
+        while self._seconds[0].end <= end - RETRY_SPAN_S:
+            self._seconds.popleft()
         return self._newest
 
 

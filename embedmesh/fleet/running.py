@@ -1,5 +1,8 @@
 """The parts that nodes work on."""
 
+from collections.abc import Callable, Mapping
+
+from embedmesh.fleet.fair_queue import FairQueue
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.ports import Clock
@@ -8,31 +11,37 @@ from embedmesh.rules.ports import Clock
 class Running:
     """Each part with its node, whose load it is, and whether its request was cut."""
 
-    def __init__(self, registry: Registry, clock: Clock) -> None:
+    def __init__(
+        self, registry: Registry, clock: Clock, queues: Mapping[str, FairQueue], freed: Callable[[Node], None]
+    ) -> None:
+        """`freed` hears of nodes that have more room, if anybody waits for it."""
         self._registry = registry
         self._clock = clock
+        self._queues = queues
+        self._freed = freed
         self._parts: dict[Part, tuple[Node, bool]] = {}  # bounded by what nodes may have at one time
 
     def __len__(self) -> int:
         return len(self._parts)
 
-    def begin(self, part: Part, node: Node, now: float, *, bulk: bool) -> None:
+    def begin(self, part: Part, node: Node, now: float, bulk: bool = False) -> None:
         """The node gets a part."""
         self._parts[part] = node, bulk
-        node.load.began(part.tokens, now, bulk=bulk)
+        node.load.began(part.tokens, now, bulk)
 
-    def end(self, part: Part, *, well: bool, late: bool = False) -> Node:
-        """It ended; see `Load.ended`."""
+    def end(self, part: Part, *, late: bool = False) -> Node:
+        """It has failed, or was given up; see `Load.ended`."""
         node, bulk = self._parts.pop(part)
-        node.load.ended(part.tokens, self._clock.monotonic(), well=well, bulk=bulk, late=late)
+        node.load.ended(part.tokens, self._clock.monotonic(), False, bulk, late)
         return node
 
-    def answered(self, part: Part) -> Node:
+    def answered_now(self, part: Part) -> None:
         """It was answered right."""
         node, bulk = self._parts.pop(part)
         now, tokens, counts = self._clock.monotonic(), part.tokens, node.counts
-        node.load.ended(tokens, now, well=True, bulk=bulk)
+        node.load.ended(tokens, now, True, bulk)
         counts["answers"] += 1
         counts["tokens"] += tokens
-        self._registry.answered_right(node, now=now)
-        return node
+        self._registry.answered_right(node, None, now)
+        if self._queues:
+            self._freed(node)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from embedmesh.fleet.admission import check_admission
-from embedmesh.fleet.at_once import SOON_S, part_at_once
+from embedmesh.fleet.at_once import SOON_S, AtOnce
 from embedmesh.fleet.candidates import Candidate, candidates_of
 from embedmesh.fleet.choose import Policy, choose_candidate, fastest
 from embedmesh.fleet.fair_queue import FairQueue, size_of
@@ -59,7 +59,9 @@ class Scheduler:
         self._dice = dice
         self._policy = policy
         self._queues: dict[str, FairQueue] = {}  # by model; none that is empty
-        self._running = Running(registry, clock)
+        self._running = Running(registry, clock, self._queues, self.assign)
+        at_once = AtOnce(registry, self._running, self.retries.budget, self._queues, clock, dice, policy)
+        self.try_now, self.answered_now = at_once.try_now, self._running.answered_now  # without a call of its own
         self._numbers = itertools.count()
         self._assigning = False
         self._later = LookAgain(clock, call_later, self.assign)
@@ -99,25 +101,8 @@ class Scheduler:
     def enter(
         self, model: Model, counted: Counted, account_id: str, asker: Asker, only: str | None = None
     ) -> QueuedRequest:
-        self.retries.budget.request()
+        self.retries.budget.request(self._clock.monotonic())
         return self._enter(model, counted, account_id, asker, frozenset(), only)
-
-    def try_now(self, model: Model, counted: Counted) -> Part | None:
-        if self._queues:
-            return None  # there is an order to keep
-        now = self._clock.monotonic()
-        found = part_at_once(model.id, counted, self.registry.ready(model.id), now, self._dice, self._policy)
-        if found is None:
-            return None
-        node, part = found
-        self.retries.budget.request_at(now)
-        self._running.begin(part, node, now, bulk=False)
-        return part
-
-    def answered_now(self, part: Part) -> None:
-        node = self._running.answered(part)
-        if self._queues:
-            self.assign(node)
 
     def adopt(self, model: Model, counted: Counted, account_id: str, asker: Asker, part: Part) -> QueuedRequest:
         request = self._request(model, counted, account_id, asker, frozenset())
@@ -148,9 +133,9 @@ class Scheduler:
         """A part of it was answered right, or failed. Returns whether the inputs of a failed one wait again."""
         remainder = request.taken.pop(part)
         if failure is None:
-            self.answered_now(part)
+            self._running.answered_now(part)
             return False
-        node = self._running.end(part, well=False, late=isinstance(failure, NodeTooSlow))
+        node = self._running.end(part, late=isinstance(failure, NodeTooSlow))
         self.registry.failed(node, failure)
         if any(other.rows == part.rows for other in request.taken):
             return True  # a hedge: the other node still works on it
@@ -180,7 +165,7 @@ class Scheduler:
 
     def abandoned(self, part: Part, *, late: bool = False) -> None:
         """A part was given up through no fault of the node; with `late`, because the node is slow."""
-        self.assign(self._running.end(part, well=False, late=late))
+        self.assign(self._running.end(part, late=late))
 
     # -- who gets what
 
@@ -330,7 +315,7 @@ class Scheduler:
             ask=node.asks.get(request.model_id, 0),
         )
         request.taken[part] = remainder
-        self._running.begin(part, node, now, bulk=not request.whole)
+        self._running.begin(part, node, now, not request.whole)
         candidate.look(now)
         return part
 

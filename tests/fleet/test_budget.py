@@ -25,7 +25,7 @@ def test_a_busy_gateway_has_a_tenth_of_its_requests() -> None:
     budget = RetryBudget(clock := Clock())
     for _ in range(RETRY_SPAN_S):
         for _ in range(1_000):
-            budget.request()
+            budget.request(clock.now)
         clock.now += 1
     clock.now -= 1
     assert taken(budget, 10_000) == 1_000
