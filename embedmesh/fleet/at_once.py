@@ -1,12 +1,11 @@
 """A whole request for a node that has room at once, without a place in the queue. Chooses as the queue would."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
-from embedmesh.fleet.candidates import candidates_of
-from embedmesh.fleet.choose import Policy, choose_candidate
+from embedmesh.fleet.candidates import sample_of
+from embedmesh.fleet.choose import Option, Policy, choose
 from embedmesh.fleet.fair_queue import FairQueue
-from embedmesh.fleet.registry import Registry
+from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.retries import RetryBudget
 from embedmesh.fleet.running import Running
 from embedmesh.fleet.spread import stays_whole
@@ -17,13 +16,6 @@ from embedmesh.rules.ports import Clock, Dice
 
 FIRST = (0,)
 SOON_S = 1.0  # every request may take thirty: a better estimate below this changes nothing
-
-
-class Whole(NamedTuple):
-    """Stands for a request that one node gets whole."""
-
-    model_id: str
-    whole: bool = True
 
 
 class AtOnce:
@@ -56,17 +48,15 @@ class AtOnce:
         nodes = self._registry.ready(model_id)
         if len(nodes) == 1:
             node = nodes[0]
-            expected_s = node.soon_s(tokens, now)
-            if expected_s is None:
+            begins_s, room = node.start(now, True)
+            expected_s = node.done_s(begins_s, tokens)
+            if not room:
                 return None
         else:
-            candidates = candidates_of(nodes, None, now, self._dice)
-            chosen, _, _ = choose_candidate(
-                self._policy, self._dice, candidates, Whole(model_id), tokens, 0, small=True
-            )
+            chosen = self._choose(model_id, tokens, nodes, now)
             if chosen is None:
                 return None
-            node, expected_s = chosen.node, chosen.finish_s(tokens, True)
+            node, expected_s = chosen.node, chosen.finish_s
         if expected_s > SOON_S or not node.reads_ids or not stays_whole(tokens, inputs, node.inputs_max):
             return None
         rows = FIRST if inputs == 1 else tuple(range(inputs))
@@ -74,3 +64,11 @@ class AtOnce:
         self._budget.request(now)
         self._running.begin(part, node, now)
         return part
+
+    def _choose(self, model_id: str, tokens: int, nodes: Sequence[Node], now: float) -> Option | None:
+        options = []
+        for node in sample_of(nodes, None, self._dice):
+            begins_s, room = node.start(now, True)
+            options.append(Option(node, node.done_s(begins_s, tokens), room, node.asks.get(model_id, 0)))
+        chosen, _ = choose(self._policy, self._dice, options, 0)
+        return chosen

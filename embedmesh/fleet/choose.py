@@ -4,18 +4,22 @@ A policy may prefer a node that has no room now. Then none is chosen, and the re
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from operator import attrgetter
+
+import msgspec
 
 from embedmesh.fleet.candidates import Candidate
+from embedmesh.fleet.queued import QueuedRequest
 from embedmesh.fleet.registry import Node
 from embedmesh.fleet.spread import part_tokens_max
 from embedmesh.rules.ports import Dice
 
 TIE = 1.05  # nodes within five percent of the best count as equal: the estimate is no better
+FINISH_S = attrgetter("finish_s")
 LATER_MAX_S = 1.0  # how much later than the fastest a cheaper, or weightier, node may be done
 
 
-class Option(NamedTuple):
+class Option(msgspec.Struct, frozen=True):
     """A node that may take a part: when it would be done, in seconds from now, and whether it may have it now."""
 
     node: Node
@@ -33,12 +37,11 @@ def fastest(options: Sequence[Option], horizon_s: float, dice: Dice) -> Option |
 
     A slower one is used if it is done before the fast ones could have done all that is ahead (`horizon_s`).
     """
-    best_s = min(option.finish_s for option in options)
-    limit_s = max(best_s, horizon_s) * TIE
+    limit_s = max(min(options, key=FINISH_S).finish_s, horizon_s) * TIE
     free = [option for option in options if option.room and option.finish_s <= limit_s]
     if not free:
         return None
-    first_s = min(option.finish_s for option in free) * TIE
+    first_s = min(free, key=FINISH_S).finish_s * TIE
     return _any([option for option in free if option.finish_s <= first_s], dice)
 
 
@@ -61,7 +64,7 @@ def weighted(options: Sequence[Option], horizon_s: float, dice: Dice) -> Option 
 
 
 def _in_time(options: Sequence[Option], horizon_s: float) -> list[Option]:
-    limit_s = max(min(option.finish_s for option in options), horizon_s) + LATER_MAX_S
+    limit_s = max(min(options, key=FINISH_S).finish_s, horizon_s) + LATER_MAX_S
     return [option for option in options if option.finish_s <= limit_s]
 
 
@@ -69,20 +72,33 @@ def _any(options: Sequence[Option], dice: Dice) -> Option:
     return options[0] if len(options) == 1 else options[int(dice.random() * len(options))]
 
 
-class Choosing(Protocol):
-    """A request for which a node is chosen."""
+def choose(policy: Policy, dice: Dice, options: Sequence[Option], ahead: int) -> tuple[Option | None, float]:
+    """Which node gets some inputs, behind `ahead` tokens that no node has yet.
 
-    @property
-    def model_id(self) -> str: ...
-    @property
-    def whole(self) -> bool: ...
+    If none does, the last value is how many tokens must be ahead for a free node to be used.
+    """
+    speed = 0.0
+    outstanding = ahead
+    room = False
+    for option in options:
+        load = option.node.load
+        speed += 1.0 / load.fit.per_token_s
+        outstanding += load.tokens
+        room = room or option.room
+    if not room:
+        return None, 0.0
+    chosen = policy(options, outstanding / speed, dice)
+    if chosen is None:
+        free_s = min(option.finish_s for option in options if option.room)
+        return None, free_s / TIE * speed - (outstanding - ahead)
+    return chosen, 0.0
 
 
 def choose_candidate(
     policy: Policy,
     dice: Dice,
     candidates: list[Candidate],
-    request: Choosing,
+    request: QueuedRequest,
     tokens: int,
     ahead: int,
     *,
@@ -90,19 +106,12 @@ def choose_candidate(
 ) -> tuple[Candidate | None, int, float]:
     """Which node gets inputs of a request, `tokens` in all, behind `ahead` tokens, and at most how many of them.
 
-    If none does, the last value is how many tokens must be ahead for a free node to be used.
+    The last value: see `choose`.
     """
     whole = request.whole
     if len(candidates) == 1 and whole and candidates[0].room(small):
         return candidates[0], tokens, 0.0
-    speed = free_speed = 0.0
-    outstanding = 0
-    for candidate in candidates:
-        speed += candidate.tokens_per_s
-        outstanding += candidate.node.load.tokens
-        free_speed += candidate.tokens_per_s if candidate.room(small) else 0.0
-    if not free_speed:
-        return None, 0, 0.0
+    free_speed = 0.0 if whole else sum(each.tokens_per_s for each in candidates if each.room(small))
     options, limits = [], []
     for candidate in candidates:
         node = candidate.node
@@ -110,11 +119,9 @@ def choose_candidate(
         limits.append(limit)
         finish_s = candidate.finish_s(min(limit, tokens), whole)
         options.append(Option(node, finish_s, candidate.room(small), node.asks.get(request.model_id, 0)))
-    horizon_s = (outstanding + ahead + (0 if whole else tokens)) / speed
-    chosen = policy(options, horizon_s, dice)
+    chosen, needed = choose(policy, dice, options, ahead if whole else ahead + tokens)
     if chosen is None:
-        free_s = min(option.finish_s for option in options if option.room)
-        return None, 0, free_s / TIE * speed - outstanding
+        return None, 0, needed
     at = options.index(chosen)
     return candidates[at], limits[at], 0.0
 

@@ -23,6 +23,9 @@ STRETCH_PARTS = 8  # busy time is cut into points after this many parts,
 STRETCH_S = 0.25  # or seconds, so that a node which is never idle is measured, too
 SURPRISE = 4.0  # a point is clipped to this factor above or below the line: a stall is not a node's speed
 BEYOND = 4.0  # a token costs at least one part in this of its cost in the largest parts seen, fixed cost included
+BULK_PARTS_MAX = 2  # large parts on one node: one runs, one waits behind it
+WINDOW_SMALL_S = 0.1  # of work in small parts on one node: a batch that runs and one that waits
+WINDOW_BULK_S = 0.01  # the next large part is sent when the last one is nearly done: late decisions are better informed
 SPREAD_MIN = 0.2  # of the mean size: points that spread less say nothing of the slope
 
 
@@ -65,26 +68,35 @@ class Load:
         """The cost of a part besides its tokens."""
         return self.fit.fixed_s
 
-    def remaining_s(self, now: float, small: bool = False) -> float:
-        """Until the node would begin with a part sent now: a `small` one, or one of a large request.
+    def start(self, now: float, small: bool, parts_max: int) -> tuple[float, bool]:
+        """Until the node would begin with one more part, a `small` one or one of a large request; whether it has room.
 
-        Once the expected time has passed, the value grows with the node's silence: a wedged node must not look idle.
+        Once the expected time has passed, the first value grows with the node's silence: a wedged node must not look
+        idle. There is room for `parts_max`, and for no more work than a window.
         """
-        fit = self.fit
+        fit, parts = self.fit, self.parts
+        fixed_s, per_token_s = fit.fixed_s, fit.per_token_s
         tokens = self.tokens + self._passed_tokens
         if now < self._others_until:
             tokens += self._others_tokens
-        work_s = (self.parts + self._passed_parts) * fit.fixed_s + tokens * fit.per_token_s
-        elapsed_s = now - self._since if self.parts else 0.0
-        if not self.bulk_parts or not small or not self.interleaves:
-            return abs(work_s - elapsed_s)
-        batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * fit.per_token_s
-        return self.small_s() + batch_s + max(0.0, elapsed_s - work_s)
+        begins_s = (parts + self._passed_parts) * fixed_s + tokens * per_token_s
+        if not parts:
+            return begins_s, True
+        begins_s -= now - self._since
+        if small and self.interleaves:
+            ahead_s = (parts - self.bulk_parts) * fixed_s + (self.tokens - self.bulk_tokens) * per_token_s
+            if self.bulk_parts:
+                batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * per_token_s
+                begins_s = ahead_s + batch_s + max(0.0, -begins_s)
+        else:
+            ahead_s = abs(begins_s)
+        window_s = fixed_s + (WINDOW_SMALL_S if small else WINDOW_BULK_S)
+        room = parts < parts_max and ahead_s <= window_s and (small or self.bulk_parts < BULK_PARTS_MAX)
+        return abs(begins_s), room
 
-    def small_s(self) -> float:
-        """How long its small parts will take."""
-        fit = self.fit
-        return (self.parts - self.bulk_parts) * fit.fixed_s + (self.tokens - self.bulk_tokens) * fit.per_token_s
+    def remaining_s(self, now: float, *, small: bool = False) -> float:
+        """Until the node would begin with a part sent now."""
+        return self.start(now, small, 0)[0]
 
     def finish_s(self, tokens: int, now: float, *, small: bool = False) -> float:
         """Until one more part with these tokens would be done."""

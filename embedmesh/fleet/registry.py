@@ -40,10 +40,7 @@ from embedmesh.rules.ports import Clock
 log = logging.getLogger("embedmesh.fleet")
 
 UPSTREAM = "upstream"  # the kind of a node that is a server of another make
-BULK_PARTS_MAX = 2  # large parts on one node: one runs, one waits behind it
 IN_FLIGHT_PARTS_MAX = 64  # on one node: more than an engine batches together; each needs a connection
-WINDOW_SMALL_S = 0.1  # of work in small parts on one node: a batch that runs and one that waits
-WINDOW_BULK_S = 0.01  # the next large part is sent when the last one is nearly done: late decisions are better informed
 PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 1.0  # of a node that answered 429 or 503, whatever its Retry-After
 NO_PROBES_MAX_S = 60.0  # of a server's Retry-After, in which it is not probed; it can ask again
 READY = NodeState.READY  # an enum's member is slow to look up
@@ -91,31 +88,17 @@ class Node:
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_ANSWERS))  # whether attempts failed
     wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
 
-    def room(self, remaining_s: float, now: float, *, small: bool) -> bool:
-        """Whether it may get one more part now, which it would begin in `remaining_s`."""
-        load = self.load
-        parts = load.parts
-        if now < self.paused_until or parts >= (1 if self.trial else self.in_flight_max):
-            return False
-        if not parts:
-            return True
-        if small:
-            ahead_s = load.small_s() if load.interleaves else remaining_s
-            return ahead_s <= WINDOW_SMALL_S + load.fit.fixed_s
-        return load.bulk_parts < BULK_PARTS_MAX and remaining_s <= WINDOW_BULK_S + load.fit.fixed_s
+    def start(self, now: float, small: bool) -> tuple[float, bool]:
+        """Until it would begin with one more part, in seconds from now, and whether it may have that now."""
+        begins_s, room = self.load.start(now, small, 1 if self.trial else self.in_flight_max)
+        if now < self.paused_until:
+            return max(begins_s, self.paused_until - now), False  # or all would wait for a full node
+        return begins_s, room
 
-    def soon_s(self, tokens: int, now: float) -> float | None:
-        """When it would be done with one more small part, in seconds from now; None if it may not have that now."""
-        load = self.load
-        fit = load.fit
-        done_s = fit.fixed_s + tokens * fit.per_token_s
-        if load.parts:  # else it begins at once: what other gateways have sent is not ours to wait for
-            begins_s = load.remaining_s(now, True)
-            if not self.room(begins_s, now, small=True):
-                return None
-            done_s += begins_s
-        elif now < self.paused_until:
-            return None
+    def done_s(self, begins_s: float, tokens: int) -> float:
+        """When it would be done with a part that it begins then."""
+        fit = self.load.fit
+        done_s = begins_s + fit.fixed_s + tokens * fit.per_token_s
         return done_s + self.penalty_s if self.doubt else done_s
 
     @property

@@ -115,7 +115,7 @@ class Retries:
         idle = [
             Candidate(node, now)
             for node in self._registry.ready(request.model_id)
-            if not node.load.parts and node.room(0.0, now, small=True) and request.can(node, remainder)
+            if not node.load.parts and node.start(now, True)[1] and request.can(node, remainder)
         ]
         if not idle or not self.budget.take(HEDGE_BUDGET):
             return None

@@ -150,7 +150,7 @@ def test_after_an_ejection_a_node_is_on_trial_and_each_time_stays_out_for_longer
     suffer(registry, [NodeBroke("x")] * 3 + [None])
     assert (node.state, node.trial) == (NodeState.READY, TRIAL_ANSWERS), "the first time it is back at once"
     node.load.began(10, clock.now)
-    assert not node.room(0.0, clock.now, small=True), "on trial it has one part at a time"
+    assert not node.start(clock.now, True)[1], "on trial it has one part at a time"
     node.load.ended(10, clock.now, well=True)
     suffer(registry, [NodeBroke("x")])
     assert node.state is NodeState.EJECTED, "one failure on trial is enough"
@@ -222,8 +222,8 @@ def test_a_node_that_says_429_gets_a_pause_within_bounds(asked_s: float, paused_
     registry = ready_registry(clock=(clock := Clock()))
     suffer(registry, [NodeBusy("x", retry_after_s=asked_s)])
     node = first(registry)
-    assert not node.room(0.0, clock.now + paused_s - 0.01, small=True)
-    assert node.room(0.0, clock.now + paused_s + 0.01, small=True)
+    assert not node.start(clock.now + paused_s - 0.01, True)[1]
+    assert node.start(clock.now + paused_s + 0.01, True)[1]
 
 
 def test_failures_make_a_node_less_wanted_before_they_eject_it() -> None:
