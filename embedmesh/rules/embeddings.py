@@ -94,6 +94,8 @@ class EmbedVectors(msgspec.Struct):
 
 def pack_ids(model: str, ids: Sequence[Ids]) -> EmbedIds:
     """The message that asks for vectors of some inputs' ids."""
+    if len(ids) == 1 and type(alone := ids[0]) is bytes:  # the ordinary case, in half the time
+        return EmbedIds(model, (len(alone) // ID_BYTES).to_bytes(ID_BYTES, "little"), alone)
     try:
         joined = b"".join(ids)  # type: ignore[arg-type]  # the ordinary case: all are bytes
     except TypeError:

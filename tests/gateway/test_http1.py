@@ -144,7 +144,8 @@ def test_known_heads_are_bounded() -> None:
     for size in range(KNOWN_HEADS_MAX + 5):
         read(connection, script, [ordinary(b"a" * size)], closed=False)
     assert len(connection._known) == KNOWN_HEADS_MAX
-    assert ordinary(b"") not in connection._known
+    assert ordinary(b"").removesuffix(b"\r\n\r\n") not in connection._known
+    assert ordinary(b"a" * size).removesuffix(b"\r\n\r\n" + b"a" * size) in connection._known
     known = set(connection._known)
     for other in (reply(STARTS[0], LINES[-1], b"a", 1), reply(STARTS[0], CHUNKED, b"0\r\n\r\n", None)):
         assert read(connection, script, [other], closed=False)[2]

@@ -136,10 +136,11 @@ class Connection(asyncio.Protocol):
             return
         if not self.heard:
             self.heard = True
-            known = self._known.get(data[: data.find(HEAD_END) + len(HEAD_END)])
-            if known is not None and len(data) == known.reply_bytes <= self._size_max:
+            head, _, body = data.partition(HEAD_END)
+            known = self._known.get(head)
+            if known is not None and len(body) == known.body_bytes and len(data) <= self._size_max:
                 self._receiver = None
-                receiver.replied(Http1Reply(known.status, known.headers, data[known.head_bytes :]))
+                receiver.replied(Http1Reply(known.status, known.headers, body))
                 return
             if (reply := _plain_reply(data, self._size_max)) is not None:
                 self._receiver = None
@@ -175,16 +176,23 @@ class Connection(asyncio.Protocol):
             self._receiver = self._reader = None
             if not reader.keeps_alive:
                 self.usable = False
-            else:
+            elif reader.size == len(data):  # it came in this one read
                 self._remember(data, reply)
             receiver.replied(reply)
 
     def _remember(self, data: bytes, reply: Http1Reply) -> None:
-        """Know the head of a reply from now on, if it can come again."""
-        if b"signature" not in reply.headers and (known := _known_head(data, reply)) is not None:
+        """Know the head of a reply that came in one read from now on, if it can come again."""
+        head, _, body = data.partition(HEAD_END)
+        if (
+            len(head) <= KNOWN_HEAD_BYTES_MAX
+            and body == reply.body
+            and reply.headers.get(b"content-length") == b"%d" % len(body)  # nothing else says how long it is
+            and b"transfer-encoding" not in reply.headers
+            and b"signature" not in reply.headers
+        ):
             if len(self._known) >= KNOWN_HEADS_MAX:
                 del self._known[next(iter(self._known))]  # the oldest
-            self._known[data[: known.head_bytes]] = known
+            self._known[head] = _KnownHead(reply.status, reply.headers, len(body))
 
 
 class _Waiter:
@@ -211,7 +219,7 @@ class _ReplyReader:
         self.keeps_alive = True
         self._parser: Any = httptools.HttpResponseParser(self)  # until the end: each refers to the other
         self._size_max = size_max
-        self._size = 0
+        self.size = 0
         self._chunks: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
         self._head_size = 0
@@ -219,8 +227,8 @@ class _ReplyReader:
 
     def feed(self, data: bytes) -> None:
         """Read on, until there is a reply or a failure."""
-        self._size += len(data)
-        if self._size > self._size_max:
+        self.size += len(data)
+        if self.size > self._size_max:
             self._fail("the node's reply is larger than any right one")
         else:
             try:
@@ -228,7 +236,7 @@ class _ReplyReader:
             except (httptools.HttpParserError, httptools.HttpParserUpgrade):
                 self.keeps_alive = False
                 self._fail("the node's reply is not HTTP")
-            if self._in_head and self._size > NODE_HEAD_BYTES_MAX:  # only now: a large body may have come with the head
+            if self._in_head and self.size > NODE_HEAD_BYTES_MAX:  # only now: a large body may have come with the head
                 self._fail_by_head()
         if self.reply is not None or self.failure is not None:
             self._parser = None
@@ -280,12 +288,11 @@ class _ReplyReader:
 
 
 class _KnownHead(msgspec.Struct, frozen=True):
-    """A reply's head that was read before: what it says, and how long it and the whole reply are."""
+    """A reply's head that was read before: what it says, and how long the body is."""
 
     status: int
     headers: dict[bytes, bytes]
-    head_bytes: int
-    reply_bytes: int
+    body_bytes: int
 
 
 def _plain_reply(data: bytes, size_max: int) -> Http1Reply | None:
@@ -303,16 +310,3 @@ def _plain_reply(data: bytes, size_max: int) -> Http1Reply | None:
     ):
         return None
     return Http1Reply(200, headers, body)
-
-
-def _known_head(data: bytes, reply: Http1Reply) -> _KnownHead | None:
-    """The head of a reply, if all of it came in this one read, and its head alone says how long the body is."""
-    head_bytes = data.find(HEAD_END) + len(HEAD_END)
-    if (
-        head_bytes > KNOWN_HEAD_BYTES_MAX
-        or head_bytes + len(reply.body) != len(data)
-        or reply.headers.get(b"content-length") != b"%d" % len(reply.body)
-        or b"transfer-encoding" in reply.headers
-    ):
-        return None
-    return _KnownHead(reply.status, reply.headers, head_bytes, len(data))

@@ -187,15 +187,12 @@ class OwnLink:
         if connection is None:
             self.pool.grow()
             return None
-        assert counted.ids is not None
-        whole = len(part.rows) == len(counted.ids) and len(part.rows) == 1
-        body = ENCODE(pack_ids(model.id, counted.ids if whole else tuple(map(counted.ids.__getitem__, part.rows))))
-        limit = len(part.rows) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
-        if self.signing is None:
-            signed, request = None, REQUEST % (HEADS[EMBED], b"", len(body), body)
-        else:
-            signed = self.signing.sign(EMBED, body, request_id)
-            request = REQUEST % (HEADS[EMBED], signed.headers, len(body), body)
+        ids, rows, signing = counted.ids, part.rows, self.signing
+        assert ids is not None
+        body = ENCODE(pack_ids(model.id, ids if len(ids) == 1 else tuple(map(ids.__getitem__, rows))))
+        limit = len(rows) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
+        signed = signing.sign(EMBED, body, request_id) if signing is not None else None
+        request = REQUEST % (HEADS[EMBED], b"" if signed is None else signed.headers, len(body), body)
         attempt = OwnAttempt(self, connection, signed, body, limit, request_id, owner)
         connection.begin(request, limit, attempt)
         return attempt
