@@ -6,7 +6,6 @@ tokens counted are the tokens embedded.
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from embedmesh.engine.cuts import cuts_of
 from embedmesh.engine.folder import Folder, read_folder
 from embedmesh.engine.tokenizer_settings import load_tokenizer
 from embedmesh.engine.tokenizer_source import TokenizerJson
-from embedmesh.engine.words import TooDear, Words, words_of
+from embedmesh.engine.words import NoWords, TooDear, Words, words_of
 from embedmesh.rules.embeddings import bytes_of, numbers_of
 from embedmesh.rules.errors import SetupError
 
@@ -62,7 +61,7 @@ class ModelTokenizer:
 
         A text that a static model knows no word of has none.
         """
-        found = self._known(texts)
+        found: list[Any] = self._words.packed(texts)
         self._complete(texts, found)
         return [numbers_of(each) for each in found]
 
@@ -76,7 +75,7 @@ class ModelTokenizer:
         if len(texts) > SOON_TEXTS_MAX or sum(map(len, texts)) > SOON_CHARS_MAX:
             return None
         try:
-            found = self._known(texts, SOON_OTHERS_MAX)
+            found: list[Any] = self._words.packed(texts, SOON_OTHERS_MAX)
         except TooDear:
             return None
         if None in found:
@@ -100,17 +99,13 @@ class ModelTokenizer:
         return len(text) if len(text) - start <= RUN_CHARS_MAX else None
 
     @cached_property
-    def _words(self) -> Words | None:
+    def _words(self) -> Words | NoWords:
         """Built at the first text: a node behind gateways counts none and saves the memory."""
-        return words_of(self._tokenizer, self._dropped)
+        return words_of(self._tokenizer, self._dropped) or NoWords()
 
     @cached_property
     def _cuts(self) -> re.Pattern[str] | None:
         return cuts_of(self._tokenizer)
-
-    def _known(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[Any]:
-        """The ids of the texts that are found word by word, as bytes; None for each other."""
-        return [None] * len(texts) if self._words is None else self._words.packed(texts, others_max)
 
     def _complete(self, texts: Sequence[str], found: list[Any]) -> None:
         """Add the ids of the texts that are not found yet."""

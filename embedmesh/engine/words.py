@@ -110,6 +110,14 @@ class Words:
         return others_max
 
 
+class NoWords:
+    """Of a tokenizer that has to look at every text as a whole."""
+
+    def packed(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[bytes | None]:
+        """As `Words`."""
+        return [None] * len(texts)
+
+
 def words_of(tokenizer: Tokenizer, dropped: int | None = None) -> Words | None:
     """For a tokenizer that cuts at white space first; None for any other. The id that is `dropped` is left out."""
     model, normalizer = tokenizer.model, tokenizer.normalizer

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
 from embedmesh.rules.confidential import Locks, LockTerms
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
@@ -20,26 +22,22 @@ OPEN = "open"
 IMAGES = Meter.IMAGES  # an enum's member is slow to look up
 
 
-class Bill:
+class Bill(msgspec.Struct, eq=False):
     """Money set aside for one request, and what the request owes of it so far. It ends once: captured or released.
 
     The work runs inside `with bill:`. If it raises, the bill is released; if it returns without having said what it
     owes, that is a bug and the bill is released, too. After the work the bill belongs to the reply that it pays for.
     """
 
-    state = HoldState.OPEN
+    ledger: Ledger
+    hold: Hold
+    until: float  # when the work must be done, on the monotonic clock
+    state: HoldState = HoldState.OPEN
     metered: tuple[Metered, ...] | None = None
     shares: tuple[Share, ...] = ()
-    cost = 0  # nano-USD
-    tokens = 0
-
+    cost: int = 0  # nano-USD
+    tokens: int = 0
     _give_back: Callable[[], None] | None = None  # the request's slots
-
-    def __init__(self, ledger: Ledger, hold: Hold, until: float) -> None:
-        """`until` is when the work must be done, on the monotonic clock."""
-        self.hold = hold
-        self.until = until
-        self._ledger = ledger
 
     def __enter__(self) -> "Bill":
         return self
@@ -88,7 +86,7 @@ class Bill:
         self.state = HoldState.CAPTURED
         if self._give_back is not None:
             self._give_back()
-        self._ledger.capture(self.hold, charge, reply)
+        self.ledger.capture(self.hold, charge, reply)
         return True
 
     def release(self) -> None:
@@ -97,15 +95,15 @@ class Bill:
             self.state = HoldState.RELEASED
             if self._give_back is not None:
                 self._give_back()
-            self._ledger.release(self.hold, HoldEnd.RELEASE)
+            self.ledger.release(self.hold, HoldEnd.RELEASE)
 
 
 def sum_of_tokens(metered: tuple[Metered, ...]) -> int:
     """Tokens of all meters; images are not counted in tokens."""
     tokens = 0
-    for meter, quantity, _ in metered:
-        if meter is not IMAGES:
-            tokens += quantity
+    for each in metered:
+        if each.meter is not IMAGES:
+            tokens += each.quantity
     return tokens
 
 

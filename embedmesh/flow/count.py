@@ -71,7 +71,7 @@ def count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: De
         return None
     specials = tokenizer.specials
     lengths = [len(each) // ID_BYTES + specials for each in ids]
-    if max(lengths) > (call.keep or model.max_tokens) or not min(lengths) or sum(lengths) > REQUEST_TOKENS_MAX:
+    if max(lengths) > (call.keep or model.max_tokens) or 0 in lengths or sum(lengths) > REQUEST_TOKENS_MAX:
         return None
     return Counted(lengths=lengths, ids=ids, texts=texts)
 

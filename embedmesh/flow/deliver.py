@@ -3,8 +3,8 @@
 What was delivered only in part, or not at all, is told apart here: see `rules.exchange.Delivery`.
 """
 
-import math
 from collections.abc import Awaitable, Callable
+from math import ceil
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -170,16 +170,17 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
 
 def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Charge:
     """The ledger's record of a captured bill."""
-    metered = bill.metered or ()
+    metered, shares, user = bill.metered or (), bill.shares, call.user
     single = metered[0].price if len(metered) == 1 and metered[0].meter is INPUT else None
+    free = len(shares) == 1 and not shares[0].ask
     return Charge(
         cost_nanousd=bill.cost,
         tokens=bill.tokens,
         model=call.model.id,
         key_id=bill.hold.key_id or caller.key_id,  # of a lock: its key, whose budget was held; that of no other
-        node_id=bill.shares[0].node_id,
-        payables=_payables(bill, world.ask_max),
-        user_hash=world.hash_user(call.user) if call.user is not None else None,
+        node_id=shares[0].node_id,
+        payables=() if free else _payables(bill, world.ask_max),
+        user_hash=world.hash_user(user) if user is not None else None,
         price=single,
         meters=metered if single is None else (),
     )
@@ -187,8 +188,6 @@ def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Cha
 
 def _payables(bill: Bill, ask_max: int | None) -> tuple[Payable, ...]:
     """What each node gets; nothing if it asks for nothing."""
-    if not bill.shares[0].ask and (len(bill.shares) == 1 or not any(share.ask for share in bill.shares)):
-        return ()
     gets: dict[str, int] = {}  # a node may have changed its ask between two parts
     left = bill.cost
     for share in bill.shares:
@@ -204,9 +203,9 @@ def replayed(world: World, request: Request, kept: Kept) -> Reply | StreamedRepl
 
 def reply_headers(world: World, began: float, cost: int | None, bill: Bill | None = None) -> dict[str, str]:
     """The headers that every reply has; `cost` in nano-USD, if it is known before the delivery."""
-    headers = {PROCESSING_HEADER: str(math.ceil((world.clock.monotonic() - began) * 1000))}
+    headers = {PROCESSING_HEADER: f"{ceil((world.clock.monotonic() - began) * 1000)}"}
     if cost is not None:
-        headers[COST_HEADER] = str(cost)
+        headers[COST_HEADER] = f"{cost}"
     if bill is not None:
         headers[REQUEST_HEADER] = bill.hold.hold_id
     return headers

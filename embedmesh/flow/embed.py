@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 
@@ -28,6 +28,7 @@ EMBED_SCOPE = "embeddings"
 NODES_NAMED_MAX = 8  # in a header; the ledger has all
 COMPONENT_BYTES = 4
 INPUT = Meter.INPUT  # an enum's member is slow to look up
+NOT_COUNTED = Counted([])
 
 
 class Embedded(msgspec.Struct, frozen=True, array_like=True):
@@ -91,29 +92,31 @@ class Embeddings:
         return caller.cache is CachePolicy.FREE and world.cache.has(caller.account_id)
 
 
-class EmbeddingsCall:
+class EmbeddingsCall(msgspec.Struct, eq=False):
     """One valid request. Implements the protocol `Invocation`."""
 
-    streams = False
-    lock = None
-    counted: Counted
+    dialect: Dialect
+    call: Call
+    model: Model
+    counted: Counted = NOT_COUNTED
     begun: Begun | None = None  # an attempt that is under way already
     _found: Remembered | None = None  # in the cache
-    _missing: Counted  # what has to be embedded
-    _free_tokens = 0
-    _price = 0
+    _missing: Counted = NOT_COUNTED  # what has to be embedded
+    _free_tokens: int = 0
+    _price: int = 0
     _learnt: Learnt | None = None
 
-    def __init__(self, dialect: Dialect, call: Call, model: Model) -> None:
-        self.model = model
-        self.user = call.user
-        self._dialect = dialect
-        self._call = call
+    streams: ClassVar[bool] = False
+    lock: ClassVar[None] = None
+
+    @property
+    def user(self) -> str | None:
+        return self.call.user
 
     def count_now(self, world: World, caller: Caller) -> Metered | None:
         """Count at once, nothing looked for in a cache: what is metered; None if that may take longer."""
         tokenizer = world.tokenizers.get(self.model.id)
-        counted = count_soon(self._call, self.model, tokenizer, world.cl100k)
+        counted = count_soon(self.call, self.model, tokenizer, world.cl100k)
         if counted is None:
             return None
         self.counted = self._missing = counted
@@ -127,11 +130,11 @@ class EmbeddingsCall:
 
     @property
     def reply_bytes_max(self) -> int:
-        return self._dialect.reply_bytes_max(self._call, self.model.width)
+        return self.dialect.reply_bytes_max(self.call, self.model.width)
 
     def check_served(self, world: World) -> None:
         if not world.fleet.may_come(self.model):
-            raise no_such_model(self._call.model, world.catalogue, world.terms.serves)
+            raise no_such_model(self.call.model, world.catalogue, world.terms.serves)
 
     @property
     def kept_bytes(self) -> int:
@@ -140,7 +143,7 @@ class EmbeddingsCall:
     async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
         tokenizer = world.tokenizers.get(self.model.id)
         self.counted = await count(
-            self._call, self.model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for
+            self.call, self.model, tokenizer, world.cl100k, world.turns, caller.account_id, can_pay_for
         )
         return self.counted.tokens
 
@@ -180,13 +183,13 @@ class EmbeddingsCall:
         return Embedded(answer, self.counted.truncated, found.inputs if found is not None else None)
 
     def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
-        first, *others = result.answer.shares[:NODES_NAMED_MAX]
-        headers[NODE_HEADER] = first.node_id
-        if others:
-            headers[NODE_HEADER] = ",".join((first.node_id, *[share.node_id for share in others]))
+        shares = result.answer.shares
+        headers[NODE_HEADER] = shares[0].node_id
+        if len(shares) > 1:
+            headers[NODE_HEADER] = ",".join([share.node_id for share in shares[:NODES_NAMED_MAX]])
         if result.cached is not None:
             headers[CACHED_HEADER] = str(result.cached)
-        return self._dialect.render(self._call, result.truncated, result.answer, headers)
+        return self.dialect.render(self.call, result.truncated, result.answer, headers)
 
     def paid(self, world: World, caller: Caller) -> None:
         if self._learnt is not None:

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol, cast
 
+import msgspec
+
 from embedmesh.flow.bill import Bill, new_hold
 from embedmesh.flow.deliver import Continued, Done, Outcome, Request, charge_of, reply_headers, with_limits, work_under
 from embedmesh.flow.embed import EMBED_SCOPE, Embeddings, EmbeddingsCall
@@ -34,6 +36,7 @@ from embedmesh.rules.straight import GoOn, ToCaller
 
 LOOK_EVERY_S = 0.05  # at the attempts under way: the shortest deadline is a second
 NO_CACHE = CachePolicy.OFF  # an enum's member is slow to look up
+NO_PART = Part("", (), 0, 0.0)  # of a request that no node was asked for yet
 
 
 class Counts(Protocol):
@@ -156,60 +159,44 @@ class StraightEmbeddings:
             request.share()
 
 
-class StraightRequest:
+class StraightRequest(msgspec.Struct, eq=False):
     """One of them, under way. Implements `rules.straight.Asked`, `AttemptOwner` and `Unshared`."""
 
-    __slots__ = (
-        "_begun", "_continued", "_metered", "_reply_bytes", "_straight", "_to_caller", "attempt", "began", "bill",
-        "body", "call", "caller", "head", "part",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        straight: StraightEmbeddings,
-        head: RequestHead,
-        caller: Caller,
-        call: EmbeddingsCall,
-        metered: Metered,
-        body: bytes,
-        bill: Bill,
-        to_caller: ToCaller,
-        began: float,
-    ) -> None:
-        self._straight = straight
-        self.head = head
-        self.caller = caller
-        self.call = call
-        self._metered = metered
-        self.body = body
-        self.bill = bill
-        self._to_caller = to_caller
-        self.began = began
-        self._reply_bytes = 0  # of the room for replies; one vector's is small beside what else a request takes
-        self._begun: Begun | None = None  # once it goes on
-        self.part: Part
-        self.attempt: Attempt
+    straight: StraightEmbeddings
+    head: RequestHead
+    caller: Caller
+    call: EmbeddingsCall
+    metered: Metered
+    body: bytes
+    bill: Bill
+    to_caller: ToCaller
+    began: float
+    part: Part = NO_PART
+    attempt: Attempt | None = None
+    reply_bytes: int = 0  # of the room for replies; one vector's is small beside what else a request takes
+    begun: Begun | None = None  # once it goes on
+    continued: Continued | None = None
 
     def takes_room_for_reply(self, size: int) -> bool:
         """Take that many bytes, until the caller has the reply. Returns whether there was room."""
-        if not self._straight.world.replies.take(self.caller.account_id, size):
+        if not self.straight.world.replies.take(self.caller.account_id, size):
             return False
-        self._reply_bytes = size
+        self.reply_bytes = size
         return True
 
     def give_back_reply(self) -> None:
         """The reply was read, or there will be none."""
-        if self._reply_bytes:
-            self._straight.world.replies.give_back(self.caller.account_id, self._reply_bytes)
-            self._reply_bytes = 0
+        if self.reply_bytes:
+            self.straight.world.replies.give_back(self.caller.account_id, self.reply_bytes)
+            self.reply_bytes = 0
 
     # -- for the node's client
 
     def answered(self, vectors: EmbedVectors) -> None:
-        if self._begun is not None:
-            self._begun.answered(vectors)
+        if self.begun is not None:
+            self.begun.answered(vectors)
             return
-        straight, call, part, bill = self._straight, self.call, self.part, self.bill
+        straight, call, part, bill = self.straight, self.call, self.part, self.bill
         world = straight.world
         try:
             verify(vectors, call.model, part, call.counted.exact)
@@ -217,16 +204,16 @@ class StraightRequest:
             self.failed(failure)
             return
         del straight.in_flight[self]
-        del self.attempt  # it knows us: or each request would have to be found by a collection of garbage
+        self.attempt = None  # it knows us: or each request would have to be found by a collection of garbage
         world.fleet.answered_now(part)
         try:
             world.observer.answered(call.model, call.counted, part, vectors)
             result = call.answer(vectors, part)
-            bill.owe_all(self._metered, result.answer.shares[0])
+            bill.owe_all(self.metered, result.answer.shares[0])
             reply = call.render(result, reply_headers(world, self.began, bill.cost, bill))
             if self.caller.limited:
                 reply = with_limits(reply, world.rate_limits.left(self.caller))
-            rest = self._to_caller.deliver(reply)
+            rest = self.to_caller.deliver(reply)
         except Exception as error:  # noqa: BLE001 - a bug of ours, which the coroutine explains and counts
             bill.release()
             self._go_on(partial(_broken, error))
@@ -237,54 +224,57 @@ class StraightRequest:
         bill.capture(charge_of(world, self.caller, call, bill))
         world.unread.forget(self.caller, self.body)
         self._end("ok")
-        self._to_caller.end()
+        self.to_caller.end()
 
     def failed(self, failure: NodeFailure) -> None:
-        if self._begun is None:
+        if self.begun is None:
             self.share()
-            assert self._begun is not None
-        self._begun.failed(failure)
+            assert self.begun is not None
+        self.begun.failed(failure)
 
     # -- what is not ordinary
 
     def share(self) -> None:
         """A retry waits for it, too, or the attempt is late or has failed."""
-        self._to_caller.go_on(self.go_on())
+        self.to_caller.go_on(self.go_on())
 
     def go_on(self) -> GoOn:
-        straight = self._straight
+        straight = self.straight
         del straight.in_flight[self]
+        assert self.attempt is not None
         spent_s = straight.world.clock.monotonic() - self.began
-        self._begun = self.call.begun = Begun(self.part, self.attempt, spent_s)
+        self.begun = self.call.begun = Begun(self.part, self.attempt, spent_s)
         return self._continue(partial(work_under, straight.world, self._request(), self.bill))
 
     def caller_left(self) -> None:
         if self.head.retries is None:
-            del self._straight.in_flight[self]
+            del self.straight.in_flight[self]
+            assert self.attempt is not None
             self.attempt.cancel()
-            self._straight.world.fleet.abandoned(self.part)
+            self.straight.world.fleet.abandoned(self.part)
             self.bill.release()
         else:
             self.go_on()
-            self._continued.leave()
+            assert self.continued is not None
+            self.continued.leave()
         self._end("dropped")
 
     def _end(self, code: str) -> None:
         """It is over, without a coroutine."""
-        straight, bill = self._straight, self.bill
+        straight, bill = self.straight, self.bill
         straight.room.give_back(self.caller.account_id, 1)
-        if self._reply_bytes:
+        if self.reply_bytes:
             self.give_back_reply()
         seconds = straight.world.clock.monotonic() - self.began
         straight.counts.ended(code, self.call.model.id, seconds, bill.tokens, bill.cost)
 
     def _go_on(self, work: Callable[[], Awaitable[Done]], rest: object | None = None) -> None:
         """Its part has ended; the coroutine does the remaining work."""
-        self._to_caller.go_on(self._continue(work), rest)
+        self.to_caller.go_on(self._continue(work), rest)
 
     def _continue(self, work: Callable[[], Awaitable[Done]]) -> GoOn:
-        straight = self._straight
-        self._continued = continued = Continued(straight.world, self._request(), work)
+        straight = self.straight
+        self.continued = continued = Continued(straight.world, self._request(), work)
         account_id, model_id, began = self.caller.account_id, self.call.model.id, self.began
         return lambda deliver: straight.observe(began, account_id, model_id, self._deliver(continued, deliver))
 
@@ -295,7 +285,7 @@ class StraightRequest:
             self.give_back_reply()
 
     def _request(self) -> Request:
-        return Request(self.began, self.caller, self.head, self.body, self.call, self._straight.operation)
+        return Request(self.began, self.caller, self.head, self.body, self.call, self.straight.operation)
 
 
 async def _ready(done: Done) -> Done:

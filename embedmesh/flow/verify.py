@@ -14,6 +14,7 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 
 BYTES_PER_COMPONENT = 4
+FLOAT32 = np.dtype("<f4")
 
 
 def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
@@ -21,20 +22,21 @@ def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
 
     If our count is only a bound (not `exact`), the node's must be above zero and within it.
     """
-    row_bytes = model.width * BYTES_PER_COMPONENT
-    if len(reply.data) != len(part.rows) * row_bytes:
-        check = Check.WIDTH if len(reply.data) % row_bytes else Check.COUNT
+    data, rows, row_bytes = reply.data, len(part.rows), model.width * BYTES_PER_COMPONENT
+    if len(data) != rows * row_bytes:
+        check = Check.WIDTH if len(data) % row_bytes else Check.COUNT
         raise WrongAnswer("the node answered with another number of components than asked", check=check)
     if reply.tokens != part.tokens if exact else not 0 < reply.tokens <= part.tokens:
         raise WrongAnswer("the node counted other tokens than we did", check=Check.TOKENS)
-    vectors = np.frombuffer(reply.data, dtype="<f4")
-    if len(part.rows) == 1:  # the ordinary case, in a third of the time
+    vectors = np.frombuffer(data, FLOAT32)
+    if rows == 1:  # the ordinary case, in a third of the time
         least = most = float(vectors @ vectors)
     else:
-        vectors = vectors.reshape(len(part.rows), model.width)
+        vectors = vectors.reshape(rows, model.width)
         squares = np.einsum("ij,ij->i", vectors, vectors)  # one pass; NaN and infinity survive into the sum
         least, most = float(squares.min()), float(squares.max())
-    if not (-math.inf < least and most < math.inf):  # NaN is neither
-        raise WrongAnswer("a vector has a component that is not finite", check=Check.FINITE)
-    if least <= 0:
+    if least > 0.0 and most < math.inf:  # NaN is neither
+        return
+    if least == 0.0 and most < math.inf:
         raise WrongAnswer("a vector is all zeros", check=Check.ZERO)
+    raise WrongAnswer("a vector has a component that is not finite", check=Check.FINITE)

@@ -9,7 +9,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+
+import msgspec
 
 from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange, FastHead, FastPath, read_head
 from embedmesh.http.rendering import CLOCK, SANE_REQUEST_ID, json_head
@@ -24,22 +26,18 @@ LENGTH_LINE = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})(?=\r\n)", re.I
 HEAD_END = b"\r\n\r\n"
 
 
-class StraightExchange:
+class StraightExchange(msgspec.Struct, eq=False):
     """One request on one connection. It has no task, unless it goes on as a FastExchange."""
 
-    over = False
-    asked: Asked
-    own_id: str | None = None
-    _after = b""
+    _connection: "StraightConnection"
+    _head: FastHead
+    own_id: str | None
+    request_id: str
+    _after: bytes = b""
     _slow: FastExchange | None = None
+    asked: Asked | None = None
 
-    def __init__(self, connection: "StraightConnection") -> None:
-        self._connection = connection
-        self._head = connection.head
-        request_id = connection.callers_id
-        if request_id is None:
-            request_id = self.own_id = new_id("req", CLOCK)
-        self.request_id = request_id
+    over: ClassVar[bool] = False
 
     # -- for the handler
 
@@ -52,7 +50,7 @@ class StraightExchange:
 
     def end(self) -> None:
         """The request is over."""
-        del self.asked  # it knows us, as we know it: nobody should have to find out that both are garbage
+        self.asked = None  # it knows us, as we know it: nobody should have to find out that both are garbage
         self._connection.on_end(self._after)
 
     def go_on(self, handle: GoOn, rest: object | None = None) -> None:
@@ -92,6 +90,7 @@ class StraightExchange:
 
     def lost(self) -> None:
         if self._slow is None:
+            assert self.asked is not None
             self.asked.caller_left()
             self.end()
         else:
@@ -100,6 +99,7 @@ class StraightExchange:
     async def stopped(self, timeout_s: float) -> None:
         """Wait at most `timeout_s` for it to end; then break it off."""
         if self._slow is None:
+            assert self.asked is not None
             self.go_on(self.asked.go_on())
         assert self._slow is not None
         await self._slow.stopped(timeout_s)
@@ -123,7 +123,7 @@ class StraightConnection:
         self._after = b""  # and all that follows them
         self.head: FastHead
         self.known: Any = None  # what `Straight.knows` made of it
-        self.callers_id: str | None = None  # if it is sane
+        self.callers_id = ""  # if it is sane
 
     def on(self, transport: asyncio.Transport) -> "StraightConnection":
         return self
@@ -138,7 +138,8 @@ class StraightConnection:
             head == b"%b%d%b" % (self._before, size, self._after) or self._learnt(data, head)
         ):
             self.explain, self.on_end = explain, on_end
-            exchange = StraightExchange(self)
+            own_id = None if self.callers_id else new_id("req", CLOCK)
+            exchange = StraightExchange(self, self.head, own_id, own_id or self.callers_id)
             try:
                 asked = self.straight.ask(self.known, body, exchange)
                 if asked is not None:
@@ -159,8 +160,8 @@ class StraightConnection:
             return False
         self._before, self._after = head[: length.start(1)], head[length.end(1) :]
         self.head, self.known = read, known
-        callers_id = read.headers.get("x-request-id")
-        self.callers_id = callers_id if callers_id is not None and SANE_REQUEST_ID.fullmatch(callers_id) else None
+        callers_id = read.headers.get("x-request-id", "")
+        self.callers_id = callers_id if SANE_REQUEST_ID.fullmatch(callers_id) else ""
         return True
 
 

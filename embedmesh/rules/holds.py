@@ -5,7 +5,6 @@ for money that is not there, and no crash can lose track of it.
 """
 
 from enum import Enum
-from typing import NamedTuple
 
 import msgspec
 
@@ -82,7 +81,7 @@ class Meter(Enum):
     IMAGES = "images"
 
 
-class Metered(NamedTuple):
+class Metered(msgspec.Struct, frozen=True, array_like=True):
     """A quantity of one meter, at its price in nano-USD per million."""
 
     meter: Meter

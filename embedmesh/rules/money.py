@@ -17,8 +17,8 @@ def cost_nanousd(tokens: int, price: int) -> int:
 def bill_nanousd(metered: Iterable[Metered]) -> int:
     """What all meters of one request cost together, rounded up once."""
     total = 0
-    for _, quantity, price in metered:
-        total += quantity * price
+    for each in metered:
+        total += each.quantity * each.price
     return -(-total // TOKENS_PER_PRICE_UNIT)
 
 

@@ -33,11 +33,10 @@ class Shares:
         """
         if not number:
             return True
-        mine, others = self._accounts.get(account_id, 0), number - 1
-        if mine + others >= ACCOUNT_SHARE * (self._free - others):
+        mine, free = self._accounts.get(account_id, 0) + number, self._free - number
+        if mine > ACCOUNT_SHARE * (free + 1):
             return False
-        self._accounts[account_id] = mine + number
-        self._free -= number
+        self._accounts[account_id], self._free = mine, free
         return True
 
     def give_back(self, account_id: str, number: int) -> None:

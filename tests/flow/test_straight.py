@@ -333,7 +333,7 @@ async def test_the_room_of_a_reply_goes_back_however_the_request_ends(
         if end == "late":
             asked.share()
         elif end == "bug":
-            monkeypatch.setattr(asked.call, "render", None)
+            monkeypatch.setattr(type(asked.call), "render", None)
         desk.client.attempts[0].answer()
     if line.task is not None:
         await asyncio.gather(line.task, return_exceptions=True)
@@ -625,7 +625,7 @@ async def test_a_bug_of_ours_is_explained_and_not_charged(monkeypatch: pytest.Mo
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(asked.call, "render", broken)
+    monkeypatch.setattr(type(asked.call), "render", broken)
     desk.client.attempts[0].answer()
     assert line.task is not None
     with pytest.raises(ZeroDivisionError):

@@ -64,7 +64,7 @@ def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) 
         vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
         items = [_Item(index, vector) for index, vector in enumerate(vectors)]
     body = ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens)))
-    headers[TRUNCATED_HEADER] = str(truncated)
+    headers[TRUNCATED_HEADER] = f"{truncated}"
     if call.ignored:
         headers[IGNORED_HEADER] = ",".join(call.ignored)
     return Reply(headers, body)

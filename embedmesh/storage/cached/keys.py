@@ -45,7 +45,7 @@ class KeyRing:
         self._known: dict[str, _KnownKey] = {}  # by the key as it was sent: a request has it in memory anyway
         self._unknown: dict[str, float] = {}  # key -> until when it counts as revoked
         self._changes = 0  # of keys that were heard of
-        self._used: dict[str, int] = {}  # key id -> its last use in Unix milliseconds; not written yet
+        self._used: dict[str, float] = {}  # key id -> its last use, on the monotonic clock; not written yet
         changes.on("keys", self._keys_changed)
 
     async def find(self, token: str) -> Caller | None:
@@ -57,19 +57,20 @@ class KeyRing:
 
     def known(self, token: str) -> Caller | None:
         known = self._known.get(token)
-        if known is None or known.until < self._clock.monotonic():
+        now = self._clock.monotonic()
+        if known is None or known.until < now:
             return None
         if known.expires_ms is not None:
             return self._good(known)
-        self._used[known.caller.key_id] = self._clock.unix_ms()
-        return known.caller
+        caller = known.caller
+        self._used[caller.key_id] = now
+        return caller
 
     def _good(self, known: _KnownKey | None) -> Caller | None:
         """The caller of a key that was found, unless the key has expired; its use is noted."""
-        now_ms = self._clock.unix_ms()
-        if known is None or (known.expires_ms is not None and known.expires_ms <= now_ms):
+        if known is None or (known.expires_ms is not None and known.expires_ms <= self._clock.unix_ms()):
             return None
-        self._used[known.caller.key_id] = now_ms
+        self._used[known.caller.key_id] = self._clock.monotonic()
         return known.caller
 
     async def note_uses(self) -> None:
@@ -83,7 +84,10 @@ class KeyRing:
         if not self._used or not self._writer.healthy():
             return
         used, self._used = self._used, {}
-        rows = as_rows([{"key_id": key_id, "used_ms": used_ms} for key_id, used_ms in sorted(used.items())])
+        now, now_ms = self._clock.monotonic(), self._clock.unix_ms()
+        rows = as_rows(
+            [{"key_id": key_id, "used_ms": now_ms - int((now - at) * 1000)} for key_id, at in sorted(used.items())]
+        )
         write: Change[int] = Change(lambda db, now_ms: db.execute(KEYS_SQL["note_use"], rows).rowcount)
         write.outcome.add_done_callback(lambda outcome: outcome.exception())  # nobody waits for it
         try:
