@@ -22,14 +22,14 @@ from bench.rig.postgres import PostgresServer
 from tests.data import model_folder
 
 BOUNDS: dict[Variant, tuple[int, int]] = {  # bytecodes, calls
-    "text": (3_250, 98),
-    "inputs": (6_060, 122),
-    "floats": (3_310, 102),
-    "limits": (4_540, 154),
-    "accounts": (3_580, 104),
-    "nodes": (5_180, 181),
-    "signed": (3_990, 123),
-    "postgres": (3_180, 98),
+    "text": (2_970, 78),
+    "inputs": (5_780, 106),
+    "floats": (3_030, 82),
+    "limits": (4_260, 134),
+    "accounts": (3_300, 84),
+    "nodes": (3_820, 99),
+    "signed": (3_760, 104),
+    "postgres": (2_890, 77),
 }
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are for the bytecodes of 3.11")
