@@ -11,7 +11,7 @@ Ids are kept as the bytes that a node is sent, so that those of a text are those
 import re
 import sys
 from collections.abc import Sequence
-from itertools import compress, repeat
+from itertools import chain, compress, islice, repeat
 from operator import attrgetter
 
 from tokenizers import Tokenizer
@@ -62,21 +62,19 @@ class Words:
         the square of its characters each, as the library looks for every piece that a word may begin with, and some.
         """
         if self._is_plain("".join(texts)):
-            return [*self._of_plain(texts, others_max)]
+            return self._of_plain(texts, others_max)
         plain = [self._is_plain(text) for text in texts]
         found = iter(self._of_plain([*compress(texts, plain)], others_max))
         return [next(found) if each else None for each in plain]
 
-    def _of_plain(self, texts: Sequence[str], others_max: int) -> list[bytes]:
-        get, join = self._whole.get, b"".join
-        result = []
-        for text in map(self._fold, texts):
-            words = text.split()
-            found = list(map(get, words, NOTHING))
-            if not all(found):
-                others_max = self._find_others(words, found, others_max)
-            result.append(join(found))
-        return result
+    def _of_plain(self, texts: Sequence[str], others_max: int) -> list[bytes | None]:
+        words_of_each = list(map(str.split, map(self._fold, texts)))
+        words = list(chain.from_iterable(words_of_each))
+        found = list(map(self._whole.get, words, NOTHING))
+        if not all(found):
+            self._find_others(words, found, others_max)
+        ids = iter(found)
+        return list(map(b"".join, map(islice, repeat(ids), map(len, words_of_each))))
 
     def _is_plain(self, text: str) -> bool:
         """Whether the words of a text are all that counts."""

@@ -1,6 +1,7 @@
 """The reply's bytes. Vectors are printed as the shortest decimals that give back the same float32, or as base64."""
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -62,7 +63,7 @@ def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) 
         items = [_Item(0, data)]
     else:
         vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
-        items = [_Item(index, vector) for index, vector in enumerate(vectors)]
+        items = list(map(_Item, count(), vectors))
     body = ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens)))
     headers[TRUNCATED_HEADER] = f"{truncated}"
     if call.ignored:
@@ -77,8 +78,8 @@ def _as_floats(data: bytes, width: int) -> Iterator[msgspec.Raw]:
 
 def _rows(data: bytes, width: int) -> Sequence[Buffer]:
     size = width * COMPONENT_BYTES
-    rows = memoryview(data)
-    return [rows[at : at + size] for at in range(0, len(data), size)]
+    starts, ends = range(0, len(data), size), range(size, len(data) + 1, size)
+    return list(map(memoryview(data).__getitem__, map(slice, starts, ends)))
 
 
 def shorten(matrix: Matrix, dimensions: int) -> Matrix:
