@@ -45,6 +45,14 @@ class _Minute:
         return max(0, self.left + self.limit - self.total - self.owed)
 
 
+class _Counting(NamedTuple):
+    """What counts for one caller: the minutes of its own key, and of the keys above it."""
+
+    caller: Caller
+    requests: list[_Minute]
+    tokens: list[_Minute]
+
+
 class LeasedRateLimits:
     """Implements the port `RateLimits`."""
 
@@ -53,6 +61,7 @@ class LeasedRateLimits:
         self._clock = clock
         self._minute = 0
         self._minutes: dict[tuple[str, str], _Minute] = {}  # by key id and column; bounded by the keys of one minute
+        self._counting: dict[str, _Counting] = {}  # by the caller's key id; bounded likewise
 
     async def take_request(self, caller: Caller) -> None:
         for key in _keys(caller):
@@ -65,18 +74,18 @@ class LeasedRateLimits:
             await self._take(key, "tokens", tokens)
 
     def take_now(self, caller: Caller, tokens: int, *, look: bool = False) -> bool:
-        asked = ("requests", 1), ("tokens", tokens)
-        limits = [(key, what, amount) for key in _keys(caller) for what, amount in asked]
-        mine = [
-            (self._of(key, what, limit), amount)
-            for key, what, amount in limits
-            if (limit := _limit(key, what)) is not None
-        ]
-        if any(each.owed or each.left < amount for each, amount in mine):
-            return False  # to be leased, or refused
+        counting = self._counting_of(caller)
+        for each in counting.requests:
+            if each.owed or not each.left:
+                return False  # to be leased, or refused
+        for each in counting.tokens:
+            if each.owed or each.left < tokens:
+                return False
         if not look:
-            for each, amount in mine:
-                each.left -= amount
+            for each in counting.requests:
+                each.left -= 1
+            for each in counting.tokens:
+                each.left -= tokens
         return True
 
     def spend_tokens(self, caller: Caller, tokens: int) -> None:
@@ -88,18 +97,16 @@ class LeasedRateLimits:
                 mine.owed += tokens - spent
 
     def left(self, caller: Caller) -> tuple[RateLimit, ...]:
-        if caller.requests_a_minute is None and caller.tokens_a_minute is None and not caller.above:
+        if not caller.limited:
             return ()
-        minute, reset_s = self._now()
-        least: dict[str, RateLimit] = {}
-        for key in _keys(caller):
-            for what in ("requests", "tokens"):
-                if (limit := _limit(key, what)) is not None:
-                    mine = self._minutes.get((key.key_id, what)) if minute == self._minute else None
-                    left = limit if mine is None else mine.room()
-                    if what not in least or left < least[what].left:
-                        least[what] = RateLimit(what, limit, left, reset_s)
-        return tuple(least.values())
+        counting = self._counting_of(caller)
+        _, reset_s = self._now()
+        least = []
+        for what, minutes in (("requests", counting.requests), ("tokens", counting.tokens)):
+            if minutes:
+                mine = minutes[0] if len(minutes) == 1 else min(minutes, key=_Minute.room)
+                least.append(RateLimit(what, mine.limit, mine.room(), reset_s))
+        return tuple(least)
 
     async def _take(self, key: Caller | Above, what: str, amount: int) -> None:
         if (limit := _limit(key, what)) is None:
@@ -143,16 +150,33 @@ class LeasedRateLimits:
         mine.left, mine.owed = mine.left - paid, mine.owed - paid
         mine.total = max(mine.total, total)
 
-    def _of(self, key: Caller | Above, what: str, limit: int) -> _Minute:
-        minute, _ = self._now()
+    def _counting_of(self, caller: Caller) -> _Counting:
+        """What counts for the caller in this minute."""
+        self._turn()
+        counting = self._counting.get(caller.key_id)
+        if counting is None or counting.caller is not caller:  # or it was looked up again: limits may have changed
+            of_requests, of_tokens = (
+                [self._of(key, what, limit) for key in _keys(caller) if (limit := _limit(key, what)) is not None]
+                for what in ("requests", "tokens")
+            )
+            counting = self._counting[caller.key_id] = _Counting(caller, of_requests, of_tokens)
+        return counting
+
+    def _turn(self) -> None:
+        minute = self._clock.unix_ms() // MS_PER_MINUTE
         if minute != self._minute:
             self._minute = minute
             self._minutes.clear()
+            self._counting.clear()
+
+    def _of(self, key: Caller | Above, what: str, limit: int) -> _Minute:
+        self._turn()
         mine = self._minutes.get((key.key_id, what))
         if mine is None or mine.limit != limit:  # a new minute, or the operator has changed the limit
             before, mine = mine, _Minute(limit)
             if before is not None:
                 mine.total, mine.owed = before.total, before.owed
+                self._counting.clear()
             self._minutes[key.key_id, what] = mine
         return mine
 
