@@ -19,6 +19,8 @@ from hmac import compare_digest
 from operator import methodcaller
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from embedmesh.signing.replay import ReplayWindow
 from embedmesh.signing.session import Session
 
@@ -96,25 +98,24 @@ class RequestSigner:
 
     def sign(self, method: str, path: str, body: bytes, request_id: str, now_s: int) -> "SignedRequest":
         """Sign a request. Raises ValueError for a line break in a value, or a path with a query."""
-        digest = content_digest(body)
+        node_id, mac, digest = self._node_id, self._mac, content_digest(body)
         params = (
             f'{REQUEST_COVERS};created={now_s};nonce="{self._instance}-{next(self._counter):x}"'
-            f';keyid="{self._mac.key_id}";alg="hmac-sha256"'
+            f';keyid="{mac.key_id}";alg="hmac-sha256"'
         )
-        base = _request_base(method, path, digest, self._node_id, request_id, params)
+        base = _request_base(method, path, digest, node_id, request_id, params)
         if "?" in path or b"\r" in base or base.count(b"\n") != REQUEST_LINES - 1:
             raise ValueError("the path has a query, or a value has a line break")
-        signature = self._mac.sign(base)
+        signature = mac.sign(base)
         headers = (
-            f"Content-Digest: {digest}\r\nEmbedmesh-Node: {self._node_id}\r\nEmbedmesh-Request-Id: {request_id}\r\n"
+            f"Content-Digest: {digest}\r\nEmbedmesh-Node: {node_id}\r\nEmbedmesh-Request-Id: {request_id}\r\n"
             f"Signature-Input: em={params}\r\nSignature: em={signature}\r\n"
         )
-        covered = _covered(method, path, digest, self._node_id, request_id, signature)
-        return SignedRequest(headers.encode("ascii"), digest, covered, self._mac)
+        covered = _covered(method, path, digest, node_id, request_id, signature)
+        return SignedRequest(headers.encode("ascii"), digest, covered, mac)
 
 
-@dataclass(slots=True)
-class SignedRequest:
+class SignedRequest(msgspec.Struct, eq=False):
     """`headers` are ready to be put into an HTTP/1.1 head: five lines, each ended by CR LF. `digest` is the body's."""
 
     headers: bytes

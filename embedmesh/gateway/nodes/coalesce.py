@@ -67,7 +67,7 @@ class CoalescingLink:
             raise
 
     def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
-        if part.tokens > SMALL_TOKENS_MAX or self._load.fit.fixed_s < FIXED_S_MIN:
+        if self._load.fit.fixed_s < FIXED_S_MIN or part.tokens > SMALL_TOKENS_MAX:
             return self._link.ask(part, model, counted, request_id, owner)
         if self._calls >= CALLS:
             return None

@@ -182,13 +182,14 @@ class Connection(asyncio.Protocol):
 
     def _remember(self, data: bytes, reply: Http1Reply) -> None:
         """Know the head of a reply that came in one read from now on, if it can come again."""
+        if b"signature" in reply.headers:
+            return
         head, _, body = data.partition(HEAD_END)
         if (
             len(head) <= KNOWN_HEAD_BYTES_MAX
             and body == reply.body
             and reply.headers.get(b"content-length") == b"%d" % len(body)  # nothing else says how long it is
             and b"transfer-encoding" not in reply.headers
-            and b"signature" not in reply.headers
         ):
             if len(self._known) >= KNOWN_HEADS_MAX:
                 del self._known[next(iter(self._known))]  # the oldest
@@ -300,11 +301,11 @@ def _plain_reply(data: bytes, size_max: int) -> Http1Reply | None:
     head = PLAIN_HEAD(data)
     if head is None or head.end() > NODE_HEAD_BYTES_MAX or len(data) > size_max:
         return None
-    lines = HEAD_LINES(head[1])
-    headers = {name.lower(): value for name, value in lines}
+    names, values = zip(*HEAD_LINES(head[1]), strict=True)
+    headers = dict(zip(map(bytes.lower, names), values, strict=True))
     body = data[head.end() :]
     if (
-        len(headers) != len(lines)
+        len(headers) != len(names)
         or headers.get(b"content-length") != b"%d" % len(body)
         or not FRAMING.isdisjoint(headers)
     ):
