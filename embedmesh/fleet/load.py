@@ -76,20 +76,20 @@ class Load:
         """
         fit, parts = self.fit, self.parts
         fixed_s, per_token_s = fit.fixed_s, fit.per_token_s
-        tokens = self.tokens + self._passed_tokens
+        begins_s = ahead_s = parts * fixed_s + self.tokens * per_token_s
+        if self._passed_parts:
+            begins_s += self._passed_parts * fixed_s + self._passed_tokens * per_token_s
         if now < self._others_until:
-            tokens += self._others_tokens
-        begins_s = (parts + self._passed_parts) * fixed_s + tokens * per_token_s
+            begins_s += self._others_tokens * per_token_s
         if not parts:
             return begins_s, True
         begins_s -= now - self._since
-        if small and self.interleaves:
-            ahead_s = (parts - self.bulk_parts) * fixed_s + (self.tokens - self.bulk_tokens) * per_token_s
-            if self.bulk_parts:
-                batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * per_token_s
-                begins_s = ahead_s + batch_s + max(0.0, -begins_s)
-        else:
+        if not (small and self.interleaves):
             ahead_s = abs(begins_s)
+        elif self.bulk_parts:
+            ahead_s -= self.bulk_parts * fixed_s + self.bulk_tokens * per_token_s
+            batch_s = min(self.bulk_tokens, INTERLEAVED_BATCH_TOKENS) * per_token_s
+            begins_s = ahead_s + batch_s + max(0.0, -begins_s)
         window_s = fixed_s + (WINDOW_SMALL_S if small else WINDOW_BULK_S)
         room = parts < parts_max and ahead_s <= window_s and (small or self.bulk_parts < BULK_PARTS_MAX)
         return abs(begins_s), room

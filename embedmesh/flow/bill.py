@@ -19,6 +19,7 @@ from embedmesh.rules.shares import Room
 
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
 OPEN = "open"
+AFTER_MS = int((WRITE_REPLY_S + HOLD_GRACE_S) * 1000)  # of a hold beyond the time for the work
 IMAGES = Meter.IMAGES  # an enum's member is slow to look up
 
 
@@ -264,11 +265,10 @@ async def _reply_of(
 
 def new_hold(hold_id: str, caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
     """A hold that lasts until the reply to a request of `within_s` seconds must be written."""
-    lasts_s = within_s + WRITE_REPLY_S + HOLD_GRACE_S
     return Hold(
         hold_id=hold_id,
         account_id=caller.account_id,
         amount_nanousd=cost,
-        deadline_ms=clock.unix_ms() + int(lasts_s * 1000),
+        deadline_ms=clock.unix_ms() + int(within_s * 1000) + AFTER_MS,
         key_id=caller.key_id,
     )

@@ -77,12 +77,16 @@ class Embeddings:
         return self.dialect.envelope
 
     def parse(self, world: World, head: RequestHead, body: bytes) -> "EmbeddingsCall":
-        return EmbeddingsCall(self.dialect, *self.dialect.parse(body, world.catalogue, world.terms, named=head.model))
+        call, model = self.dialect.parse(body, world.catalogue, world.terms, named=head.model)
+        return EmbeddingsCall(self.dialect, call, model, call.user)
 
     def parse_now(self, world: World, body: bytes) -> "EmbeddingsCall | None":
         """An ordinary request; None for any other."""
         parsed = self.dialect.parse_ordinary(body, world.catalogue)
-        return EmbeddingsCall(self.dialect, *parsed) if parsed is not None else None
+        if parsed is None:
+            return None
+        call, model = parsed
+        return EmbeddingsCall(self.dialect, call, model, call.user)
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
         models = world.catalogue.models if model is None else (model,)
@@ -98,6 +102,7 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
     dialect: Dialect
     call: Call
     model: Model
+    user: str | None
     counted: Counted = NOT_COUNTED
     begun: Begun | None = None  # an attempt that is under way already
     _found: Remembered | None = None  # in the cache
@@ -108,10 +113,6 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
 
     streams: ClassVar[bool] = False
     lock: ClassVar[None] = None
-
-    @property
-    def user(self) -> str | None:
-        return self.call.user
 
     def count_now(self, world: World, caller: Caller) -> Metered | None:
         """Count at once, nothing looked for in a cache: what is metered; None if that may take longer."""

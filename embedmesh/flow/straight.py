@@ -104,45 +104,38 @@ class StraightEmbeddings:
         now = clock.monotonic()
         bill = Bill(world.ledger, hold, now + REQUEST_MIN_S)
         request = StraightRequest(self, known.head, caller, call, metered, body, bill, to_caller, now)
-        asked = False
-        try:
-            asked = self._begin(request)
-        finally:
-            if not asked:
-                bill.release()
-        if not asked:
+        if not self._begin(request):
             return None
         if limits is not None:
             limits.take_now(caller, metered.quantity)
         return request
 
     def _begin(self, request: "StraightRequest") -> bool:
-        """Have a node asked. What was taken for that is given back if none can be asked at once, or by a bug of ours.
-
-        All but the money: that is the caller's of this.
-        """
-        world, call, caller = self.world, request.call, request.caller
-        if caller.slots:
-            if not world.slots.take_now(caller, request.bill.hold.deadline_ms):
-                return False
-            request.bill.has_slots(world.slots, caller)
-        if not self.room.take(caller.account_id, 1):
-            return False
-        part = attempt = None
+        """Have a node asked. All that was taken is given back if none can be asked at once, or by a bug of ours."""
+        world, call, caller, bill = self.world, request.call, request.caller, request.bill
+        model, counted = call.model, call.counted
+        room, part = False, None
         try:
-            if len(call.counted.lengths) == 1 or request.takes_room_for_reply(call.reply_bytes_max):
-                part = world.fleet.try_now(call.model, call.counted)
+            if caller.slots:
+                if not world.slots.take_now(caller, bill.hold.deadline_ms):
+                    return False
+                bill.has_slots(world.slots, caller)
+            room = self.room.take(caller.account_id, 1)
+            if room and (len(counted.lengths) == 1 or request.takes_room_for_reply(call.reply_bytes_max)):
+                part = world.fleet.try_now(model, counted)
             if part is not None:
-                attempt = world.client.ask(part, call.model, call.counted, request.bill.hold.hold_id, request)
+                request.part = part
+                request.attempt = world.client.ask(part, model, counted, bill.hold.hold_id, request)
         finally:
-            if attempt is None:
-                self.room.give_back(caller.account_id, 1)
+            if request.attempt is None:
+                bill.release()
+                if room:
+                    self.room.give_back(caller.account_id, 1)
                 request.give_back_reply()
                 if part is not None:
                     world.fleet.abandoned(part)
-        if part is None or attempt is None:
+        if request.attempt is None:
             return False
-        request.part, request.attempt = part, attempt
         self.in_flight[request] = None
         if not self._looking:
             self._looking = True

@@ -25,8 +25,11 @@ class PriceList:
 
     def of(self, model: Model, account_id: str) -> int:
         """In nano-USD per million tokens."""
-        for_all = self._prices.get((model.id, None), model.price)
-        return self._prices.get((model.id, account_id), for_all)
+        prices = self._prices
+        if not prices:
+            return model.price
+        for_all = prices.get((model.id, None), model.price)
+        return prices.get((model.id, account_id), for_all)
 
     async def look(self) -> None:
         """Read them all. Raises StoreUnavailable; then they stay as they were."""
