@@ -46,7 +46,7 @@ async def test_a_heartbeat_is_answered_under_the_session(gw: Gateway, applicant:
         headers = {name.encode(): value.encode() for name, value in reply.headers.items()}
         assert signed.check_reply(reply.status, reply.body, headers, gw.clock.unix_ms() // 1000) == 0
         assert msgspec.json.decode(reply.body, type=HeartbeatReply).receipts_from == 1
-        assert node.load._others[0] == 100 - node.load.tokens
+        assert node.load._others_tokens == 100 - node.load.tokens
         shown = msgspec.json.decode((await gw.admin("GET", f"/nodes/{applicant.node_id}")).body)
         assert shown["last_heartbeat_s_ago"] is not None
 
