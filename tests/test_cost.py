@@ -22,14 +22,14 @@ from bench.rig.postgres import PostgresServer
 from tests.data import model_folder
 
 BOUNDS: dict[Variant, tuple[int, int]] = {  # bytecodes, calls
-    "text": (2_970, 78),
-    "inputs": (5_780, 106),
-    "floats": (3_030, 82),
-    "limits": (4_260, 134),
-    "accounts": (3_300, 84),
-    "nodes": (3_820, 99),
-    "signed": (3_760, 104),
-    "postgres": (2_890, 77),
+    "text": (2_940, 77),
+    "inputs": (4_580, 93),
+    "floats": (2_990, 80),
+    "limits": (3_580, 99),
+    "accounts": (3_270, 83),
+    "nodes": (3_610, 94),
+    "signed": (3_620, 101),
+    "postgres": (2_860, 77),
 }
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are for the bytecodes of 3.11")
