@@ -22,14 +22,14 @@ from bench.rig.postgres import PostgresServer
 from tests.data import model_folder
 
 BOUNDS: dict[Variant, tuple[int, int]] = {  # bytecodes, calls
-    "text": (2_940, 77),
-    "inputs": (4_580, 93),
-    "floats": (2_990, 80),
-    "limits": (3_580, 99),
-    "accounts": (3_270, 83),
-    "nodes": (3_610, 94),
-    "signed": (3_620, 101),
-    "postgres": (2_860, 77),
+    "text": (2_910, 75),
+    "inputs": (4_370, 91),
+    "floats": (2_960, 78),
+    "limits": (3_530, 92),
+    "accounts": (3_240, 80),
+    "nodes": (3_660, 92),
+    "signed": (3_600, 99),
+    "postgres": (2_850, 75),
 }
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are for the bytecodes of 3.11")

@@ -88,9 +88,9 @@ def test_it_finds_what_goes_straight_and_is_charged_before_it_is_delivered(
     """A caller that went before its reply was written pays nothing."""
     owe_all = Bill.owe_all
 
-    def at_once(bill: Bill, metered: Metered, share: Share) -> None:
-        owe_all(bill, metered, share)
-        key_id, node_id = bill.hold.key_id, share.node_id
+    def at_once(bill: Bill, metered: Metered, shares: tuple[Share, ...]) -> None:
+        owe_all(bill, metered, shares)
+        key_id, node_id = bill.hold.key_id, shares[0].node_id
         bill.capture(Charge(bill.cost, bill.tokens, model=MODEL.id, key_id=str(key_id), node_id=node_id))
 
     monkeypatch.setattr(Bill, "owe_all", at_once)

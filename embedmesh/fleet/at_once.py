@@ -32,7 +32,7 @@ class AtOnce:
         policy: Policy,
     ) -> None:
         self._registry = registry
-        self._running = running
+        self._parts = running.parts
         self._budget = budget
         self._queues = queues
         self._clock = clock
@@ -62,7 +62,8 @@ class AtOnce:
         rows = FIRST if inputs == 1 else tuple(range(inputs))
         part = Part(node.node_id, rows, tokens, expected_s, node.asks.get(model_id, 0))
         self._budget.request(now)
-        self._running.begin(part, node, now)
+        self._parts[part] = node, False
+        node.load.began(tokens, now)
         return part
 
     def _choose(self, model_id: str, tokens: int, nodes: Sequence[Node], now: float) -> Option | None:

@@ -19,25 +19,17 @@ class Running:
         self._clock = clock
         self._queues = queues
         self._freed = freed
-        self._parts: dict[Part, tuple[Node, bool]] = {}  # bounded by what nodes may have at one time
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def begin(self, part: Part, node: Node, now: float, bulk: bool = False) -> None:
-        """The node gets a part."""
-        self._parts[part] = node, bulk
-        node.load.began(part.tokens, now, bulk)
+        self.parts: dict[Part, tuple[Node, bool]] = {}  # bounded by what nodes may have at one time
 
     def end(self, part: Part, *, late: bool = False) -> Node:
         """It has failed, or was given up; see `Load.ended`."""
-        node, bulk = self._parts.pop(part)
+        node, bulk = self.parts.pop(part)
         node.load.ended(part.tokens, self._clock.monotonic(), False, bulk, late)
         return node
 
     def answered_now(self, part: Part) -> None:
         """It was answered right."""
-        node, bulk = self._parts.pop(part)
+        node, bulk = self.parts.pop(part)
         now, tokens, counts = self._clock.monotonic(), part.tokens, node.counts
         node.load.ended(tokens, now, True, bulk)
         counts["answers"] += 1

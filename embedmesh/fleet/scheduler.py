@@ -315,7 +315,8 @@ class Scheduler:
             ask=node.asks.get(request.model_id, 0),
         )
         request.taken[part] = remainder
-        self._running.begin(part, node, now, not request.whole)
+        self._running.parts[part] = node, not request.whole
+        node.load.began(part.tokens, now, not request.whole)
         candidate.look(now)
         return part
 

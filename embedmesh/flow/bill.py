@@ -65,9 +65,9 @@ class Bill(msgspec.Struct, eq=False):
         self.metered, self.shares, self.cost = metered, shares, cost
         self.tokens = sum_of_tokens(metered)
 
-    def owe_all(self, metered: Metered, share: Share) -> None:
-        """The same where that is just what was set aside, for tokens of one price that one node has done."""
-        self.metered, self.shares = (metered,), (share,)
+    def owe_all(self, metered: Metered, shares: tuple[Share, ...]) -> None:
+        """The same where that is just what was set aside, for tokens of one price."""
+        self.metered, self.shares = (metered,), shares
         self.cost, self.tokens = self.hold.amount_nanousd, metered.quantity
 
     def check_time(self, clock: Clock) -> None:

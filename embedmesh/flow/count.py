@@ -5,6 +5,8 @@ Texts are counted piece by piece, and counting stops once they do not fit or can
 """
 
 from collections.abc import Awaitable, Callable, Generator, Iterator
+from itertools import repeat
+from operator import add, floordiv
 
 from embedmesh.flow.turns import Turns
 from embedmesh.rules.embeddings import ID_BYTES, Call, Counted
@@ -70,7 +72,7 @@ def count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: De
     if ids is None:
         return None
     specials = tokenizer.specials
-    lengths = [len(each) // ID_BYTES + specials for each in ids]
+    lengths = list(map(add, map(floordiv, map(len, ids), repeat(ID_BYTES)), repeat(specials)))
     if max(lengths) > (call.keep or model.max_tokens) or 0 in lengths or sum(lengths) > REQUEST_TOKENS_MAX:
         return None
     return Counted(lengths=lengths, ids=ids, texts=texts)

@@ -202,7 +202,7 @@ class StraightRequest(msgspec.Struct, eq=False):
         try:
             world.observer.answered(call.model, call.counted, part, vectors)
             result = call.answer(vectors, part)
-            bill.owe_all(self.metered, result.answer.shares[0])
+            bill.owe_all(self.metered, result.answer.shares)
             reply = call.render(result, reply_headers(world, self.began, bill.cost, bill))
             if self.caller.limited:
                 reply = with_limits(reply, world.rate_limits.left(self.caller))

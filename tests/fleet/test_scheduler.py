@@ -601,4 +601,4 @@ def test_every_input_is_answered_once_or_its_request_told_and_no_load_is_left_be
         assert len(set(request.answered)) == len(request.answered)
         assert len(request.answered) == len(request.lengths) or request.gave_up or request in left
     assert [(node.load.tokens, node.load.parts) for node in world.registry] == [(0, 0)] * 3
-    assert not world.scheduler._running
+    assert not world.scheduler._running.parts

@@ -310,7 +310,7 @@ class Life:
         assert (self.room.taken, world.replies.taken, self.bodies.taken, self.bodies.awaited.taken) == (0, 0, 0, 0)
         assert not any(world.slots.in_use.values())
         assert not self.nodes.open
-        assert len(world.fleet._running) == 0
+        assert not world.fleet._running.parts
         for node in world.fleet.registry:
             assert (node.load.parts, node.load.tokens) == (0, 0)
         assert {tuple(ends) for ends in self.ledger.ends.values()} <= {("captured",), ("released",)}

@@ -152,7 +152,9 @@ class LeasedRateLimits:
 
     def _counting_of(self, caller: Caller) -> _Counting:
         """What counts for the caller in this minute."""
-        self._turn()
+        minute = self._clock.unix_ms() // MS_PER_MINUTE
+        if minute != self._minute:
+            self._turn(minute)
         counting = self._counting.get(caller.key_id)
         if counting is None or counting.caller is not caller:  # or it was looked up again: limits may have changed
             of_requests, of_tokens = (
@@ -162,15 +164,15 @@ class LeasedRateLimits:
             counting = self._counting[caller.key_id] = _Counting(caller, of_requests, of_tokens)
         return counting
 
-    def _turn(self) -> None:
-        minute = self._clock.unix_ms() // MS_PER_MINUTE
-        if minute != self._minute:
-            self._minute = minute
-            self._minutes.clear()
-            self._counting.clear()
+    def _turn(self, minute: int) -> None:
+        self._minute = minute
+        self._minutes.clear()
+        self._counting.clear()
 
     def _of(self, key: Caller | Above, what: str, limit: int) -> _Minute:
-        self._turn()
+        minute, _ = self._now()
+        if minute != self._minute:
+            self._turn(minute)
         mine = self._minutes.get((key.key_id, what))
         if mine is None or mine.limit != limit:  # a new minute, or the operator has changed the limit
             before, mine = mine, _Minute(limit)

@@ -25,6 +25,7 @@ Record = tuple[str, str, str, str, int, int | None, int, int, str | None, str | 
 Delivered = tuple[str, Charge]
 """The id of a request's part of a tab, and what it is charged."""
 REQUEST, COST = itemgetter(1), itemgetter(6)
+HOLD = itemgetter(0)
 ENCODER = msgspec.json.Encoder()
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class SettleTab(Write):
         given: set[str] = set()
         settling: list[SettleTab] = []
         for write in writes:
-            ids = {hold_id for hold_id, _ in write.requests}
+            ids = set(map(HOLD, write.requests))
             write._settled, write._late, write._settled_ids = 0, 0, frozenset
             if len(ids) == len(write.requests) and given.isdisjoint(ids) and before.isdisjoint(ids):
                 write._settling = write.requests
