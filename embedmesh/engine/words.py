@@ -69,7 +69,7 @@ class Words:
 
     def _of_plain(self, texts: Sequence[str], others_max: int) -> list[bytes | None]:
         words_of_each = list(map(str.split, map(self._fold, texts)))
-        words = list(chain.from_iterable(words_of_each))
+        words = list(chain(*words_of_each))
         found = list(map(self._whole.get, words, NOTHING))
         if not all(found):
             self._find_others(words, found, others_max)

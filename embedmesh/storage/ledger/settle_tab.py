@@ -93,11 +93,11 @@ class SettleTab(Write):
     def committed(self, stats: Stats) -> None:
         stats.captured += self._settled
         stats.captured_under_tabs += self._settled
-        stats.late_captures += self._late
-        for hold_id, _ in self._settling[: self._late]:
-            logger.warning(
-                "tab %s had ended before request %s was settled: delivered, not charged", self.tab_id, hold_id
-            )
+        if self._late:
+            stats.late_captures += self._late
+            words = "tab %s had ended before request %s was settled: delivered, not charged"
+            for hold_id, _ in self._settling[: self._late]:
+                logger.warning(words, self.tab_id, hold_id)
 
     def parts(self) -> "Sequence[SettleTab]":
         if len(self.requests) == 1:
@@ -154,12 +154,8 @@ def _settle(db: Db, now_ms: int, writes: Iterable[SettleTab]) -> Callable[[], fr
                 shares[to] = shares.get(to, 0) + each.nanousd
                 payable += each.nanousd
             meters = ENCODER.encode(charge.meters).decode() if charge.meters else None
-            append(
-                (
-                    *(tab_id, hold_id, charge.model, charge.node_id, charge.tokens, charge.price),
-                    *(charge.cost_nanousd, payable, charge.user_hash, meters),
-                )
-            )
+            rest = charge.tokens, charge.price, charge.cost_nanousd, payable, charge.user_hash, meters
+            append((tab_id, hold_id, charge.model, charge.node_id, *rest))
     transfers = []
     usage = []
     for tab_id, settled in records.items():
