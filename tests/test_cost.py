@@ -26,10 +26,10 @@ BOUNDS: dict[Variant, tuple[int, int]] = {  # bytecodes, calls
     "inputs": (4_370, 91),
     "floats": (2_960, 78),
     "limits": (3_530, 92),
-    "accounts": (3_240, 80),
-    "nodes": (3_660, 92),
+    "accounts": (3_220, 80),
+    "nodes": (3_580, 91),
     "signed": (3_600, 99),
-    "postgres": (2_850, 75),
+    "postgres": (2_830, 74),
 }
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are for the bytecodes of 3.11")
