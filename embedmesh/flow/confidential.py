@@ -41,8 +41,8 @@ PADDED_BYTES = 256  # our scheme makes short requests as long as that: they may 
 TOKENS_OF_BYTE_MAX = 32  # normalising makes 33 bytes of 3; six bytes of JSON may be an id of cl100k, for 128 bytes
 REFUSED_BYTES_A_TOKEN = 16  # as of a body that is refused
 INPUT_BYTES_MIN = 4  # of an input in JSON: two quotes, a letter, a comma
-REPLY_INPUT_BYTES = 6  # of an input, for the room that its reply takes; shorter ones have shorter numbers to spare
-JSON_COMPONENT_BYTES = 20  # of one number in JSON with its comma, 12 on average
+JSON_COMPONENT_BYTES = 16  # of one number in JSON with its comma: 15 at most, and a sixteenth that our scheme fills up
+REPLY_INPUT_BYTES = 72  # around the numbers of one vector, and a sixteenth
 REPLY_BYTES = 4_096  # around the vectors
 KEPT_OF_LOCKS_BYTES_MAX = KEPT_REPLIES_BYTES_MAX // 2  # every such reply is kept: the rest is for Idempotency-Keys
 SEALED_AND_BASE64 = 3  # times: as it comes from the node, as base64, as JSON
@@ -158,8 +158,9 @@ class ConfidentialCall:
 
     @property
     def _answer_bytes_max(self) -> int:
-        inputs = min(REQUEST_INPUTS_MAX, 1 + self._plaintext_bytes // REPLY_INPUT_BYTES)
-        return REPLY_BYTES + inputs * self.model.width * JSON_COMPONENT_BYTES
+        """No honest answer is longer: one that is counts as a wrong one."""
+        inputs = min(REQUEST_INPUTS_MAX, 1 + self._plaintext_bytes // INPUT_BYTES_MIN)
+        return REPLY_BYTES + inputs * (self.model.width * JSON_COMPONENT_BYTES + REPLY_INPUT_BYTES)
 
     @property
     def reply_bytes_max(self) -> int:

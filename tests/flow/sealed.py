@@ -42,6 +42,7 @@ class SealedNode:
     script: list[BaseException] = field(default_factory=list)
     asked: list[SealedCall] = field(default_factory=list)
     tokens_max: list[int] = field(default_factory=list)
+    bytes_max: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.identity, self.key = Identity(bytes(range(32))), DhKey.new()
@@ -59,6 +60,7 @@ class SealedNode:
     ) -> CheckedAnswer:
         self.asked.append(call)
         self.tokens_max.append(tokens_max)
+        self.bytes_max.append(reply_bytes_max)
         if self.script:
             raise self.script.pop(0)
         digest = request_digest(call)

@@ -7,9 +7,12 @@ from typing import Any
 from unicodedata import normalize
 
 import msgspec
+import numpy as np
 import pytest
 from pytest import MonkeyPatch
 
+from embedmesh.confidential.hpke_scheme import pad
+from embedmesh.dialects.openai.render import render as render_embeddings
 from embedmesh.engine.cl100k import Cl100k
 from embedmesh.flow import paid
 from embedmesh.flow.confidential import TOKENS_OF_BYTE_MAX, ConfidentialEmbeddings, token_bounds
@@ -19,9 +22,11 @@ from embedmesh.gateway.api.confidential_api import ConfidentialApi, EnvelopeForm
 from embedmesh.gateway.api.routes import ApiCall
 from embedmesh.http.bodies import CALLER
 from embedmesh.provision.assets import find_cl100k
-from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, LockTerms
+from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, LockTerms, SealedAnswer
+from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy, Overloaded, WrongAnswer
 from embedmesh.rules.exchange import Deliver, Delivery, Reply, RequestHead, StreamedReply
+from embedmesh.rules.forwarding import Answer, Share
 from embedmesh.rules.holds import Hold
 from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX
 from embedmesh.rules.ports import Caller
@@ -191,6 +196,19 @@ async def test_an_honest_count_of_ids_that_stand_for_long_words_is_believed(scen
     assert scene.node.tokens_max[0] >= 10 * 114
     plaintext_likely = token_bounds(len(text), 100_000, 2 + len("q: ")).likely
     assert scene.world.rate_limits.in_vain == [10 * 114 - plaintext_likely]  # the rest of what was embedded
+
+
+@pytest.mark.parametrize("inputs", [1, 3, 300, 2_048])
+async def test_no_honest_answer_is_longer_than_is_read_of_one(scene: Scene, inputs: int) -> None:
+    """Shortest inputs, longest numbers: else a caller could have a node found lying by what its model is."""
+    text = msgspec.json.encode({"input": ["a"] * inputs, "model": "tiny"})
+    answer = Answer(np.full(4 * inputs, -1.1754944e-38, "<f4").tobytes(), 4, inputs, (Share("n0", inputs),))
+    reply = render_embeddings(Call(model="tiny", texts=["a"] * inputs), 0, answer, {}).body
+    assert reply.count(b"-1.1754944e-38") == 4 * inputs
+    terms = await scene.lock()
+    await scene.send(envelope(text, terms.node_key, terms.lock_id)[0])
+    answered = msgspec.msgpack.encode(SealedAnswer(bytes(1_000), bytes(64), bytes(len(pad(reply)) + 32)))
+    assert len(answered) <= scene.node.bytes_max[0]
 
 
 @pytest.mark.parametrize("refuse", [True, False])
