@@ -22,6 +22,8 @@ MODULES = (
     "embedmesh/rules/spending.py",
     "embedmesh/storage/ledger/end_hold.py",
     "embedmesh/storage/ledger/place_hold.py",
+    "embedmesh/storage/ledger/open_lock.py",
+    "embedmesh/storage/ledger/redeem_lock.py",
     "embedmesh/storage/ledger/room.py",
     "embedmesh/storage/ledger/tab_keeper.py",
     "embedmesh/storage/ledger/recalls.py",
@@ -30,7 +32,7 @@ MODULES = (
     "embedmesh/storage/cached/keys.py",
     "embedmesh/storage/secrets/tokens.py",
     "embedmesh/storage/ledger/chain.py",
-    "embedmesh/flow/hold.py",
+    "embedmesh/flow/bill.py",
 )
 TESTS = ("tests/storage", "tests/flow", "tests/rules")
 # The same rules again on a server, by chance, or in processes of their own: slower, and seeing no more.
