@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -19,7 +19,10 @@ from embedmesh.rules.money import cost_nanousd
 from embedmesh.storage.books.reports import ExplainedLock
 from embedmesh.storage.db import refusals
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, Expire
+from embedmesh.storage.ledger.open_lock import OpenLock
+from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.redeem_lock import RedeemLock, Redemption
+from embedmesh.storage.ledger.writes import WaitedWrite
 from embedmesh.storage.sql import LOCKS_SQL
 from embedmesh.storage.store import Store
 from embedmesh.storage.upkeep import UNUSED_LOCK_S
@@ -390,6 +393,71 @@ async def test_a_caller_that_leaves_while_it_redeems_a_lock_leaves_no_hold(shop:
         assert shop.money() == (MONEY, 0)
     assert "as it was" in seen
     shop.assert_right()
+
+
+@pytest.mark.parametrize("doing", ["hold", "open", "redeem"])
+async def test_a_caller_that_leaves_before_it_hears_has_nothing(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch, doing: str
+) -> None:
+    """It is durable, and its task is cancelled before it runs again."""
+    shop.credit(MONEY)
+    terms, hold = new_lock(shop)
+    if doing == "redeem":
+        await store.locks.open(terms, hold)
+    kind: type[WaitedWrite[Any]] = {"hold": PlaceHold, "open": OpenLock, "redeem": RedeemLock}[doing]
+    committed = kind.committed
+    tasks: list[asyncio.Task[Any]] = []
+
+    def and_leave(write: Any, stats: Any) -> None:
+        committed(write, stats)
+        tasks[0].cancel()
+
+    monkeypatch.setattr(kind, "committed", and_leave)
+    released = store.stats.released
+    begin: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "hold": lambda: store.hold(hold),
+        "open": lambda: store.locks.open(terms, hold),
+        "redeem": lambda: redeem(shop, store, terms),
+    }
+    tasks.append(asyncio.ensure_future(begin[doing]()))
+    assert isinstance(await outcome_of(tasks[0]), asyncio.CancelledError)
+    await store.drain()
+    assert shop.money() == (MONEY, 0)
+    assert store.stats.released == released + 1
+    with pytest.raises(LockUsed if doing == "redeem" else LockNotFound):
+        await redeem(shop, store, terms)
+    shop.assert_right()
+
+
+async def test_who_has_gone_keeps_no_other_of_the_batch_from_a_lock(shop: Shop, store: Store) -> None:
+    shop.credit(MONEY)
+    locks = [new_lock(shop) for _ in range(6)]
+    tasks = [asyncio.ensure_future(store.locks.open(*lock)) for lock in locks]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    await store.drain()
+    assert [outcome is None for outcome in outcomes] == [False, True] * 3
+    assert shop.money() == (MONEY, 300)
+    assert store.stats.locks_opened - store.stats.released == 3
+    using = [asyncio.ensure_future(redeem(shop, store, terms)) for terms, _ in locks[1::2]]
+    await asyncio.gather(*using)
+    assert store.stats.locks_used == 3
+    shop.assert_right()
+
+
+async def test_what_is_known_costs_no_write(shop: Shop, store: Store) -> None:
+    """A lock that was used, has ended, or is another's, however often it is asked for."""
+    shop.credit(MONEY)
+    used, ended = await open_lock(shop, store), await open_lock(shop, store)
+    store.capture(await redeemed(shop, store, used), charge(10), REPLY)
+    await store.drain()
+    shop.clock.now_ms = ended.expires_ms
+    writes = store.stats.writes
+    for terms, body in ((used, BODY), (used, OTHER_BODY), (ended, BODY), (new_lock(shop)[0], BODY)):
+        await outcome_of(redeem(shop, store, terms, body))
+    assert store.stats.writes == writes
 
 
 def fail_once(store: Store, monkeypatch: pytest.MonkeyPatch, *, durable: bool) -> None:
