@@ -26,6 +26,7 @@ from embedmesh.confidential.failures import Untrusted
 from embedmesh.confidential.statements import read_answer, request_digest
 from embedmesh.dialects import confidential as dialect
 from embedmesh.dialects.openai.parse import parse
+from embedmesh.flow.operation import CanPayFor
 from embedmesh.http.receive import BodyBudget
 from embedmesh.node.app import NodeApp
 from embedmesh.node.confidential import LateOpener, SealedCalls
@@ -71,10 +72,13 @@ class HashModel:
 class HashApp:
     """In place of a NodeApp: reads requests as that does, and counts a token for each byte."""
 
-    async def read(self, body: bytes) -> tuple[Call, HashModel, Counted]:
+    async def read(self, body: bytes, *, can_pay_for: CanPayFor) -> tuple[Call, HashModel, Counted]:
         """Raises a CallerFailure."""
         call, model = parse(body, Catalogue(tuple(MODELS.values())))
         ids = [list(text.encode()) for text in call.texts] or call.ids
+        can_pay = await can_pay_for(model)
+        assert can_pay is not None
+        can_pay(sum(map(len, ids)))
         return call, HashModel(model), Counted(lengths=[len(each) for each in ids], ids=ids)
 
 

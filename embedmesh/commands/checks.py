@@ -22,6 +22,7 @@ from embedmesh.process import beyond_loopback, is_profiled
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
+from embedmesh.signing.public_lines import PUBLIC_SUFFIX
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.new_keys import LIMITS_EXAMPLE, NewKeys
 from embedmesh.storage.sqlite.database import SQLITE_VERSION_MIN
@@ -166,7 +167,8 @@ def check_data_dir(data_dir: Path) -> HealthCheck:
         return HealthCheck("data folder", "fail", f"{place} is not writable ({error.strerror})", todo)
     if place != data_dir.absolute():
         return HealthCheck("data folder", "ok", f"{data_dir} will be made by the first `embedmesh serve`")
-    files = [data_dir, *(path for path in sorted(data_dir.iterdir()) if path.is_file())]
+    private = (path for path in sorted(data_dir.iterdir()) if path.is_file() and path.suffix != PUBLIC_SUFFIX)
+    files = [data_dir, *private]
     open_to_others = [path.name for path in files if stat.S_IMODE(path.stat().st_mode) & 0o077]
     if not open_to_others:
         return HealthCheck("data folder", "ok", f"{data_dir}, private")

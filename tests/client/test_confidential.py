@@ -128,7 +128,7 @@ def keys(**more: Any) -> Do:
 
     def do(gateway: ScriptedGateway) -> None:
         def change(reply: Members) -> Members:
-            signed = gateway.node.keys(**more)
+            signed = gateway.node.keys(**{name: it() if callable(it) else it for name, it in more.items()})
             return reply | {"keys": msgspec.json.decode(msgspec.json.encode(signed))}
 
         gateway.on_lock = change
@@ -221,7 +221,7 @@ WRONG_LOCKS: dict[str, tuple[Do, str]] = {
     "a lock for more tokens": (lock(max_num_tokens=300_000), "units"),
     "a lock of the past": (lock(expires_ms=lambda: now_ms() - 120_000), "expiry"),
     "a lock for an hour": (lock(expires_ms=lambda: now_ms() + 3_600_000), "expiry"),
-    "a lock longer than the keys": (keys(not_before_ms=1, not_after_ms=now_ms() + 20_000), "expiry"),
+    "a lock longer than the keys": (keys(not_before_ms=1, not_after_ms=lambda: now_ms() + 20_000), "expiry"),
 }
 
 

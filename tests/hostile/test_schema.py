@@ -52,6 +52,8 @@ CHECKS = [
 ]
 OPERATIONS = [
     ("/v1/embeddings", "POST"),
+    ("/v1/nodes/lock", "POST"),
+    ("/v1/confidential/embeddings", "POST"),
     ("/v1/models", "GET"),
     ("/v1/models/{id}", "GET"),
     ("/health", "GET"),

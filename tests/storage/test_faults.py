@@ -337,8 +337,11 @@ async def test_a_store_that_cannot_be_written_at_start(shop: Shop) -> None:
     await heir.close()
 
 
-async def test_a_full_queue_refuses_holds_and_takes_captures(shop: Shop, store: Store) -> None:
+async def test_a_full_queue_refuses_holds_and_takes_captures(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What waits is bounded: holds are refused at once, a release is left to the sweep, a capture is never refused."""
+    monkeypatch.setattr("embedmesh.storage.store.WRITE_WAIT_S", 60.0)  # eight thousand of them, on a busy machine
     shop.credit(100_000)
     paid, lost = shop.new_hold(1), shop.new_hold(1)
     await store.hold(paid)
