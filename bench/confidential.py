@@ -59,9 +59,9 @@ def client_of(live: Live) -> Client:
     return Client(base_url=live.base_url, api_key=live.api_key, pins=found)
 
 
-def call(client: Client, *, confidential: bool) -> list[float]:
+def call(client: Client, *, confidential: bool, text: str = TEXT) -> list[float]:
     """One call's vector."""
-    reply = client.embeddings.create(model=MODEL, input=TEXT, confidential=confidential)
+    reply = client.embeddings.create(model=MODEL, input=text, confidential=confidential)
     return list(reply.data[0].embedding)
 
 
@@ -96,10 +96,10 @@ def per_s(live: Live, callers: int, seconds: float, *, confidential: bool) -> fl
     until = time.perf_counter() + seconds
     with client_of(live) as client:
 
-        def ask(_: int) -> int:
+        def ask(number: int) -> int:
             done = 0
             while time.perf_counter() < until:
-                call(client, confidential=confidential)
+                call(client, confidential=confidential, text=f"{TEXT} {number} {done}")  # equal texts share their work
                 done += 1
             return done
 
