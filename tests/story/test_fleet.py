@@ -206,7 +206,7 @@ def test_each_gives_the_same_vectors(fleet: Fleet) -> None:
     for name in names:
         for other in set(names) - {name}:
             fleet.act(other, "drain")
-        assert fleet.shown(name)["state"] == "ready"
+        wait_until("it is ready", lambda: fleet.shown(name)["state"] == "ready", BACK_S)  # noqa: B023 - asked at once
         assert [fleet.shown(other)["state"] for other in set(names) - {name}] == ["draining"] * 2
         assert fleet.embed_by() == name
         vectors[name] = fleet.gateway.embed(TEXTS)
