@@ -18,7 +18,7 @@ from embedmesh.rules.nodes import PROBE_EVERY_S, Check, NodeState
 
 log = logging.getLogger("embedmesh.fleet")
 
-BY_CALLERS_S = 4.0  # a right answer this young went to a caller: our last probe is older
+BY_CALLERS_S = 1.0  # a right answer this young will do: the next probe ends before it is too old (see Registry.proven)
 OUT_EVERY_S = 0.25  # a node that is out, or has just failed, should not wait for us
 NODE_PROBE_S = 2.0  # a dozen tokens; a node that needs longer is as good as out
 PACED_PROBE_S = 10.0  # of an upstream: it may be far away, or load its model at the first request

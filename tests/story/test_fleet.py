@@ -185,6 +185,8 @@ def callers(fleet: Fleet) -> Iterator[list[str]]:
 
 def test_they_are_listed_and_shown(fleet: Fleet) -> None:
     """By `nodes list` and `nodes show`, with their kind and their state, for programs and for people."""
+    for node in fleet.all:
+        node.wait_ready()
     by_id = {node["node_id"]: node for node in fleet.nodes("list")}
     assert set(by_id) == {"local", fleet.reached.node_id, fleet.dials.node_id}
     kinds = {"local": "local", fleet.reached.node_id: "remote", fleet.dials.node_id: "dialled"}
