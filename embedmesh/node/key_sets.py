@@ -98,7 +98,7 @@ class KeySets:
         return known[2]
 
     def find(self, scheme: Scheme, public: bytes) -> HeldKey | None:
-        """Our key of that scheme and public half; None if it is none of ours, or not any more."""
+        """The key of this node with that scheme and public half; None if the node has no such key now."""
         self.look()
         for one in self._sets:
             if one.keys[scheme].public == public:

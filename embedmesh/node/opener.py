@@ -85,7 +85,7 @@ class Opener:
         self._keys.look()
 
     def find(self, call: SealedCall) -> HeldKey | None:
-        """The key that a call was sealed for; None where it is none of ours, or the call comes too late."""
+        """The key that a call was sealed for; None if this node has no such key, or the call comes too late."""
         held = self._keys.find(call.scheme, call.node_key)
         late = call.scheme != SDK_SCHEME and self._clock.unix_ms() > call.expires_ms + NONCE_S * 1000
         return None if late else held

@@ -606,7 +606,7 @@ def test_a_refusal_of_the_gateway_is_said_to_be_its_own(gateway: ScriptedGateway
 
 
 def broken_replies(gateway: ScriptedGateway, times: int) -> None:
-    """The node answers; the first so many times, the connection breaks in the middle of the reply."""
+    """The node answers. The first replies, as many as the test says, break off in the middle."""
     left = [Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{")] * times
 
     def script(received: Received) -> Any:

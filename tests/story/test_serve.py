@@ -103,7 +103,10 @@ def test_a_second_one_on_the_same_data_or_port_is_refused(endpoint: Endpoint, tm
 
 
 def refused(words: str, *arguments: object, **environment: Any) -> None:
-    """`embedmesh serve ARGUMENTS` ends with 78 and one line with these words, without a traceback."""
+    """`embedmesh serve ARGUMENTS` ends with 78 and one message with these words, without a traceback.
+
+    Gateway and node may both find the fault before the supervisor ends them: then each says the message once.
+    """
     done = run("serve", *arguments, **environment)
     said = done.stderr.decode()
     assert done.returncode == EXIT_SETUP, said
