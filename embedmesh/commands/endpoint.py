@@ -6,10 +6,11 @@ A key goes only where its owner sent it: the keys of bootstrap.json are used wit
 import os
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
+from embedmesh.client import access
+from embedmesh.client.errors import WrongCall
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import UPSTREAM_TOKEN_CHARS_MAX
 from embedmesh.settings import BOOTSTRAP, read_bootstrap
@@ -63,13 +64,9 @@ def find_gateway(
 def checked_url(base_url: str) -> str:
     """A gateway's address without a slash at its end. Raises SetupError."""
     try:
-        parts = urlsplit(base_url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or "@" in parts.netloc or parts.query or parts.fragment:
-        raise SetupError("The gateway's address must look like http://127.0.0.1:8080/v1, without user or query.")
-    return base_url.rstrip("/")
+        return access.checked_url(base_url)
+    except WrongCall as error:
+        raise SetupError(str(error)) from None
 
 
 def read_key(file: Path) -> str:
