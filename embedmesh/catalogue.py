@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -18,24 +18,31 @@ from embedmesh.rules.embeddings import Role
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import (
     CATALOGUE_BYTES_MAX,
+    CONTEXT_TOKENS_MAX,
     MODEL_PRICE_MAX,
     PROMPT_CHARS_MAX,
     REQUEST_TOKENS_MAX,
+    TEMPLATE_TOKENS,
+    TEMPLATE_TOKENS_MAX,
     VECTOR_WIDTH_MAX,
 )
-from embedmesh.rules.models import TIERS, Model, Tier, TokenIds
+from embedmesh.rules.models import EMBEDDINGS, TIERS, Modality, Model, Tier, TokenIds
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")  # used in paths, headers and file names as it is
 
 Price = Annotated[int, Meta(ge=0, le=MODEL_PRICE_MAX)]
+ImageSize = Annotated[str, Meta(pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
+OUTPUT_MAX = 1_024  # tokens of an answer whose caller sets no limit, where the catalogue does not say
+GENERATES_ONLY = ("output_price", "cached_price", "output_max", "image_tokens", "image_prices", "pass_unknown")
+EMBEDS_ONLY = ("folder", "digest", "width", "prompts")
 
 
 class CatalogueEntry(msgspec.Struct, forbid_unknown_fields=True):
     """`[[models]]` as it is written; `Model` documents each field."""
 
     id: str
-    width: Annotated[int, Meta(ge=1, le=VECTOR_WIDTH_MAX)]
-    max_tokens: Annotated[int, Meta(ge=1, le=REQUEST_TOKENS_MAX)]
+    max_tokens: Annotated[int, Meta(ge=1, le=CONTEXT_TOKENS_MAX)]
+    width: Annotated[int, Meta(ge=1, le=VECTOR_WIDTH_MAX)] | None = None
     folder: Annotated[str, Meta(min_length=1)] | None = None
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     price: Price | None = None
@@ -43,6 +50,15 @@ class CatalogueEntry(msgspec.Struct, forbid_unknown_fields=True):
     token_ids: TokenIds = "cl100k"
     prompts: dict[Role, Annotated[str, Meta(max_length=PROMPT_CHARS_MAX)]] = {}
     tier: Tier = "exact"
+    modalities: Annotated[tuple[Modality, ...], Meta(min_length=1, max_length=4)] = EMBEDDINGS
+    output_price: Price | None = None
+    cached_price: Price | None = None
+    output_max: Annotated[int, Meta(ge=1, le=CONTEXT_TOKENS_MAX)] | None = None
+    template_tokens: Annotated[int, Meta(ge=0, le=TEMPLATE_TOKENS_MAX)] = TEMPLATE_TOKENS
+    image_tokens: Annotated[int, Meta(ge=1, le=CONTEXT_TOKENS_MAX)] | None = None
+    image_prices: dict[ImageSize, Price] = {}
+    pass_unknown: bool = False
+    charge_partial: bool = False
 
 
 class CatalogueDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,6 +152,8 @@ def _model(entry: CatalogueEntry, number: int, defaults: CatalogueDefaults, name
             )
         if called.rpartition(":")[2] in TIERS and ":" in called:
             raise SetupError(f"{name}: {position}.{field}: a name must not end in a tier; write tier = instead.")
+    if entry.modalities == EMBEDDINGS and entry.max_tokens > REQUEST_TOKENS_MAX:
+        raise SetupError(f"{name}: {position}.max_tokens: expected `int` <= {REQUEST_TOKENS_MAX}.")
     price = entry.price if entry.price is not None else defaults.price
     if price is None:
         raise SetupError(f"{name}: {position}.price is missing, and [defaults] has no price either.")
@@ -145,7 +163,34 @@ def _model(entry: CatalogueEntry, number: int, defaults: CatalogueDefaults, name
         )
     folder = str(base / Path(entry.folder).expanduser()) if entry.folder is not None else ""
     changed = {"folder": folder, "price": price, "digest": entry.digest or ""}
+    changed |= _generation(entry, price, f"{name}: {position}")
     return Model(**msgspec.structs.asdict(entry) | changed)
+
+
+def _generation(entry: CatalogueEntry, price: int, position: str) -> dict[str, Any]:
+    """What the fields about vectors or about generation are, where they are not written. Raises SetupError."""
+    embeds = entry.modalities == EMBEDDINGS
+    if not embeds and "embeddings" in entry.modalities:
+        raise SetupError(f"{position}.modalities: a model makes vectors or generates: write two entries.")
+    if len(set(entry.modalities)) < len(entry.modalities):
+        raise SetupError(f"{position}.modalities names one twice.")
+    if embeds and entry.width is None:
+        raise SetupError(f"{position}.width is missing.")
+    written = CatalogueEntry(id=entry.id, max_tokens=entry.max_tokens)
+    for field in GENERATES_ONLY if embeds else EMBEDS_ONLY:
+        if getattr(entry, field) != getattr(written, field):
+            kind = "generates" if embeds else "makes vectors"
+            raise SetupError(
+                f"{position}.{field}: only a model that {kind} has it. Leave it out, or mend `modalities`."
+            )
+    if embeds:
+        return {"output_price": 0, "output_max": 0}
+    if entry.max_tokens < (output_max := entry.output_max or min(OUTPUT_MAX, entry.max_tokens)):
+        raise SetupError(f"{position}.output_max is more than max_tokens, which bounds prompt and output together.")
+    if "images" in entry.modalities and not entry.image_prices:
+        raise SetupError(f'{position}.image_prices is missing: write image_prices = {{"1024x1024" = 40_000_000}}.')
+    output_price = price if entry.output_price is None else entry.output_price
+    return {"width": 0, "output_price": output_price, "output_max": output_max}
 
 
 def _with_tiers(written: Sequence[Model]) -> tuple[Model, ...]:

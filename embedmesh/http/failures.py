@@ -23,6 +23,7 @@ TABLE: dict[type[Failure], tuple[int, str]] = {
     errors.TooManyInputs: (400, REQUEST_ERROR),
     errors.ContextLengthExceeded: (400, REQUEST_ERROR),
     errors.MaxTokensPerRequest: (400, REQUEST_ERROR),
+    errors.UnsupportedModality: (400, REQUEST_ERROR),
     errors.InvalidApiKey: (401, "authentication_error"),
     errors.InsufficientScope: (403, "permission_error"),
     errors.ModelNotFound: (404, REQUEST_ERROR),

@@ -121,6 +121,12 @@ class ContextLengthExceeded(CallerFailure):
     code = "context_length_exceeded"
 
 
+class UnsupportedModality(CallerFailure):
+    """The model does something else: it makes vectors and is asked to chat, or the other way round."""
+
+    code = "unsupported_modality"
+
+
 class MaxTokensPerRequest(CallerFailure):
     """All inputs together have more tokens than one request may have."""
 
@@ -307,9 +313,15 @@ class NodeRefused(NodeFailure):
 
 
 class UpstreamRefused(NodeFailure):
-    """A server that is not ours says the request is wrong: it may know better than we do what its model takes."""
+    """A server that is not ours says the request is wrong: it may know better than we do what its model takes.
+
+    `said` is why, in its own words, bounded and printable: for the caller, never for a log. `too_long`: it says that
+    the context does not suffice.
+    """
 
     check = Check.STATUS_4XX
+    said = ""
+    too_long = False
 
 
 class WrongAnswer(NodeFailure):

@@ -104,6 +104,11 @@ UPSTREAM_URL_CHARS_MAX = 300
 
 # -- models and their files (engine/, provision/)
 
+CONTEXT_TOKENS_MAX = 16_000_000  # of a model that generates; the longest that we know takes ten
+TEMPLATE_TOKENS = 16  # a chat's template around a message: role, marks and line ends; the wordiest known has a dozen
+TEMPLATE_TOKENS_MAX = 100_000  # some templates carry a page of their own
+GENERATED_CHOICES_MAX = 128  # answers of one request, as OpenAI has it
+IMAGES_MAX = 10  # of one request, as OpenAI has it
 VECTOR_WIDTH_MAX = 65_536  # sixteen times the widest model we know of; bounds the size of a reply
 PROMPT_CHARS_MAX = 1_024  # a prompt is a few words and is paid with every text
 CATALOGUE_BYTES_MAX = 4 * 1024 * 1024  # about ten thousand models

@@ -7,6 +7,8 @@ import msgspec
 TokenIds = Literal["cl100k", "native"]
 Tier = Literal["exact", "fast", "int8"]
 TIERS: tuple[Tier, ...] = ("exact", "fast", "int8")
+Modality = Literal["embeddings", "chat", "completions", "images"]
+EMBEDDINGS: tuple[Modality, ...] = ("embeddings",)
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,6 +21,14 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     A *foreign* model, that only servers of other makes run, has no folder here and no digest: its tokens cannot be
     counted before it is asked.
+
+    A model that generates is foreign, and its `max_tokens` bounds prompt and output together. `price` is that of its
+    input; `output_price` and `cached_price` are those of what it makes, and of input that its node had cached (None: as
+    other input). `output_max` is how much it makes where the caller sets no limit. Its template may add
+    `template_tokens` to a request, and as many to each message. `image_tokens` is what an image in its input takes;
+    None if it takes no images. `image_prices` are nano-USD for an image made, by size, the model's own size first. With
+    `pass_unknown`, members of requests that we do not know go to its nodes as they are. `charge_partial`: whether an
+    answer is charged that its node breaks off.
     """
 
     id: str
@@ -31,6 +41,20 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     token_ids: TokenIds = "cl100k"
     prompts: dict[str, str] = {}
     tier: Tier = "exact"
+    modalities: tuple[Modality, ...] = EMBEDDINGS
+    output_price: int = 0
+    cached_price: int | None = None
+    output_max: int = 0
+    template_tokens: int = 0
+    image_tokens: int | None = None
+    image_prices: dict[str, int] = {}
+    pass_unknown: bool = False
+    charge_partial: bool = False
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors."""
+        return self.modalities == EMBEDDINGS
 
     @property
     def foreign(self) -> bool:
