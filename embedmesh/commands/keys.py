@@ -9,7 +9,7 @@ from embedmesh.commands.key_limits import KEY_LIMIT_FIELDS, in_words, limit_opti
 from embedmesh.commands.operator import ApiRefusal, Operator, operator_command
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.output import CommandResult, WrongUsage, iso_time, table, utc
-from embedmesh.storage.books.keys import SCOPES
+from embedmesh.storage.books.keys import CALLER_SCOPES, SCOPES
 
 HOUR_S = 60 * 60
 DAY_MS = 24 * HOUR_S * 1000
@@ -49,7 +49,7 @@ def create(
       embedmesh keys create local --name grafana --scope metrics --days 90
       embedmesh keys create local --model all-MiniLM-L6-v2 --requests-a-minute 600 --budget-month 50
     """
-    body = {"account": account, "scopes": scopes or ("embeddings",), "name": name, "limits": limits}
+    body = {"account": account, "scopes": scopes or CALLER_SCOPES, "name": name, "limits": limits}
     made = operator.post("keys", body=body | {"expires_ms": _in_days(days)})
     note = f"This is key {made['key_id']} of {account}. It is not shown again."
     if (words := in_words(made["limits"])) != "-":

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
+from embedmesh.rules.errors import WrongAnswer
 from embedmesh.rules.forwarding import NodeClient, Part, Verify
+from embedmesh.rules.generation import Asked, GeneratingClient
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer
@@ -14,13 +18,23 @@ from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer
 PROBE_TEXT = "The quick brown fox jumped over the lazy dog."
 PROBE_WORDS = PROBE_TEXT.split()
 RANDOM_TOKENS = (4, 40)  # of a random question, at least and at most
+ONE_TOKEN = {"max_tokens": 1}
+SHORT_QUESTIONS = {
+    "chat": Asked("chat", {"messages": [{"role": "user", "content": PROBE_TEXT}], **ONE_TOKEN}, 64 * 1024),
+    "completions": Asked("completions", {"prompt": PROBE_TEXT, **ONE_TOKEN}, 64 * 1024),
+}
+"""By modality; each reply has some hundred bytes, and some makes send the prompt again."""
 PROBE_SPECIALS_MAX = 8  # special tokens that a model may add to a text, where its tokenizer is not here
 
 
-class ProbeClient(NodeClient, Protocol):
+class ProbeClient(NodeClient, GeneratingClient, Protocol):
     """What an examiner needs of the node client."""
 
     async def served(self, node_id: str) -> ServedModels: ...
+
+
+class _Answers(msgspec.Struct):
+    choices: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +54,27 @@ class Examiner:
         self.verify(reply, model, part, counted.exact)
         return reply
 
+    async def generate(self, node: Node, model: Model) -> None:
+        """Have a node make one token. Raises a NodeFailure.
+
+        An image costs too much for a question: a server of images is believed until a request fails there.
+        """
+        modality = next((each for each in model.modalities if each in SHORT_QUESTIONS), None)
+        if modality is None:
+            return
+        asked = SHORT_QUESTIONS[modality]
+        part = Part(node.node_id, (0,), 1, 1.0)
+        reply = await self.client.generate(part, model, asked, new_id("req", self.clock))
+        try:
+            choices = msgspec.json.decode(reply, type=_Answers).choices
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            choices = []
+        if len(choices) != 1:
+            raise WrongAnswer("the server's reply is not of OpenAI's form")
+
     def model_of(self, node: Node) -> Model | None:
-        """A model of the catalogue that the node serves."""
-        return next((model for model in self.catalogue.models if model.id in node.models), None)
+        """A model of the catalogue that the node serves and that makes vectors."""
+        return next((model for model in self.catalogue.models if model.embeds and model.id in node.models), None)
 
     def count(self, texts: list[str], model: Model) -> Counted:
         """The same as callers' texts would be counted; see flow.count."""

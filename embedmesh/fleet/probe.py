@@ -1,5 +1,5 @@
-"""Health is a verified embedding. One task a node asks for one: rarely while callers' own requests show that it works,
-often while it is out. Upstream servers are probed at their own pace (see pace)."""
+"""Health is a verified embedding, or a token. One task a node asks for one: rarely while callers' own requests show that
+it works, often while it is out. Upstream servers are probed at their own pace (see pace)."""
 
 import asyncio
 import contextlib
@@ -136,9 +136,13 @@ class Prober:
                 if not models:
                     raise WrongAnswer("the node serves no model of the catalogue", check=Check.MODELS)
                 for model in models:
-                    if not (only_new and model.id in self._node.models):
+                    if only_new and model.id in self._node.models:
+                        continue
+                    if model.embeds:
                         await self._embed(model, self._probes[model.id])
-                        embedded = True
+                    else:
+                        await self._examiner.generate(self._node, model)
+                    embedded = True
         except NodeFailure as failure:
             self._registry.failed(self._node, failure, by_probe=True)
         except TimeoutError:

@@ -4,6 +4,7 @@ What was delivered only in part, or not at all, is told apart here: see `rules.e
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from math import ceil
 from typing import NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ from embedmesh.rules.exchange import (
     RequestHead,
     StreamedReply,
 )
-from embedmesh.rules.holds import Charge, Meter, Payable
+from embedmesh.rules.holds import Charge, HoldState, Meter, Payable
 from embedmesh.rules.money import payable_nanousd
 from embedmesh.rules.ports import Caller, RateLimit
 
@@ -98,7 +99,14 @@ class Delivering:
         world, request = self._world, self._request
         if done.bill is not None:
             done.bill.check_time(world.clock)
-        self._delivery = await self._deliver(with_limits(done.reply, world.rate_limits.left(request.caller)))
+        reply = with_limits(done.reply, world.rate_limits.left(request.caller))
+        if isinstance(reply, StreamedReply):
+            async with aclosing(reply.parts):  # what it owes is known once it is closed
+                self._delivery = await self._deliver(reply)
+        else:
+            self._delivery = await self._deliver(reply)
+        if done.bill is not None and done.bill.state is HoldState.RELEASED:
+            self._delivery = Delivery.FAILED
         _settle(world, request, done, self._delivery)
 
     def _outcome(self, done: Done) -> Outcome:

@@ -13,8 +13,10 @@ from embedmesh.rules.deadlines import LOOK_AGAIN_S, attempt_s, request_s
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import (
     BadNodeResponse,
+    ContextLengthExceeded,
     DeadlineExceeded,
     Failure,
+    InvalidValue,
     NodeBusy,
     NodeFailure,
     NodeRefused,
@@ -295,6 +297,10 @@ def caller_failure(last: NodeFailure | None) -> Failure:
             return Overloaded("Every node is full of work. Try again shortly.", retry_after_s=wait_s)
         case NodeTooSlow():
             return DeadlineExceeded("No node answered in time. Try again.")
+        case UpstreamRefused(too_long=True):
+            return ContextLengthExceeded("The prompt, with the answer's limit, is longer than this model takes.")
+        case UpstreamRefused(said=said) if said:
+            return InvalidValue(f"The server that runs this model refuses the request: {said}")
         case UpstreamRefused():
             return BadNodeResponse("The server that runs this model refused the inputs. Are they too long for it?")
         case WrongAnswer() | NodeRefused():

@@ -21,6 +21,7 @@ from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.deliver import Done
 from embedmesh.flow.expire import expire
+from embedmesh.flow.leases import Leases
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
@@ -115,6 +116,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         accounts=BooksThread(opening, first=operators),
         checks=BooksThread(opening, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX),
     )
+    leases = Leases(store, clock)
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
     app = GatewayApp(
         world,
@@ -127,8 +129,9 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
         origins=origins,
         confidential=(store.locks, SealingNodes(fleet.registry, fleet.clients, clock, random.Random())),
+        generating=(fleet.clients, leases),
     )
-    background = [expire(store, clock), *store.background(), fleet.canaries.run(), fleet.connected.broken]
+    background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
     background += [prober.run() for prober in probers]
     if workers is not None:
         background.append(workers.keep(app.metrics.registry))

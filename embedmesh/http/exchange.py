@@ -62,7 +62,7 @@ class GeneralExchange:
             self.request[REPLY_HEADERS]["x-request-id"] = reply.headers[REQUEST_HEADER]
         if isinstance(reply, StreamedReply):
             self.response = web.StreamResponse(headers={"Content-Type": reply.content_type, **reply.headers})
-            return await stream(self.request, self.response, reply.parts, self.write_s)
+            return await stream(self.request, self.response, reply, self.write_s)
         assert isinstance(self.response, web.Response)
         self.response.headers.update(reply.headers)
         self.response.body = reply.body

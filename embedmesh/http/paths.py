@@ -1,6 +1,7 @@
 """Aliases of routes, for clients of Azure's API and clients with a base URL of another form."""
 
 EMBEDDINGS_PATH, MODELS_PATH, MODEL_PATH = "/v1/embeddings", "/v1/models", "/v1/models/*"
+GENERATING_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/images/generations")
 
 OTHER_PATHS = {
     "/embeddings": EMBEDDINGS_PATH,
@@ -14,5 +15,7 @@ OTHER_PATHS = {
     "/models/*": MODEL_PATH,
     "/openai/models/*": MODEL_PATH,
     "/openai/v1/models/*": MODEL_PATH,
+    **{path.removeprefix("/v1"): path for path in GENERATING_PATHS},
+    **{f"/openai{path}": path for path in GENERATING_PATHS},
 }
 """Alias -> path of the route, both as `embedmesh.http.routing.Routes` writes them."""

@@ -3,7 +3,6 @@
 The status line waits for the first part. Until then a failure is an ordinary reply with an envelope.
 """
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from aiohttp import web
@@ -11,11 +10,11 @@ from aiohttp import web
 from embedmesh.http.aiohttp_connection import ServerConnection, send_head
 from embedmesh.http.rendering import REPLY_HEADERS
 from embedmesh.http.sending import Sending
-from embedmesh.rules.exchange import Delivery
+from embedmesh.rules.exchange import Delivery, StreamedReply
 
 
 async def stream(
-    request: web.BaseRequest, response: web.StreamResponse, parts: AsyncIterator[bytes], part_s: float
+    request: web.BaseRequest, response: web.StreamResponse, reply: StreamedReply, part_s: float
 ) -> Delivery:
     """Write all parts; the caller has `part_s` seconds to read each. Returns how the delivery ended.
 
@@ -25,8 +24,13 @@ async def stream(
     connection = request.protocol
     assert isinstance(connection, ServerConnection)
     begun = False
+
+    def on_lost(_: object) -> None:
+        reply.left()
+
+    connection.lost.add_done_callback(on_lost)
     try:
-        async for part in parts:
+        async for part in reply.parts:
             transport = connection.transport
             if transport is None:
                 break
@@ -43,17 +47,19 @@ async def stream(
             if delivery is Delivery.BROKEN_OFF:
                 return delivery
         else:
-            if not response.prepared:  # an empty reply
+            if not response.prepared and connection.transport is not None:  # an empty reply
                 response.headers.update(request[REPLY_HEADERS])
                 await response.prepare(request)
             with suppress(ConnectionError):  # it went after the last part
-                await response.write_eof()
-                return Delivery.WHOLE
+                if connection.transport is not None:
+                    await response.write_eof()
+                    return Delivery.WHOLE
     except BaseException:
         if response.prepared and request.transport is not None:
             request.transport.abort()
         raise
     finally:
+        connection.lost.remove_done_callback(on_lost)
         connection.sending = None
     if begun:
         return Delivery.BROKEN_OFF

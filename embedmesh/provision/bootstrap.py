@@ -12,14 +12,13 @@ from embedmesh.rules.errors import InvalidValue, SetupError
 from embedmesh.rules.money import NANOUSD_PER_USD
 from embedmesh.settings import BOOTSTRAP, Credentials, GatewaySettings, read_bootstrap, secret_path, store_path
 from embedmesh.storage.books import Books
-from embedmesh.storage.books.keys import Limits
+from embedmesh.storage.books.keys import CALLER_SCOPES, Limits
 from embedmesh.storage.books.new_keys import parse_limits
 from embedmesh.storage.secrets.secret import load_secret
 
 BOOTSTRAP_ACCOUNT = "local"
 BOOTSTRAP_CREDIT_NANOUSD = 100 * NANOUSD_PER_USD  # ten billion tokens of the default model
-API_SCOPES = ("embeddings",)
-ADMIN_SCOPES = ("embeddings", "metrics", "keys", "admin")
+ADMIN_SCOPES = (*CALLER_SCOPES, "metrics", "keys", "admin")
 
 
 def bootstrap(data_dir: Path, base_url: str, store: str | Path | None = None) -> Credentials:
@@ -47,7 +46,7 @@ def _make_keys(data_dir: Path, base_url: str, store: str | Path) -> Credentials:
         with suppress(InvalidValue):  # it exists: the first start stopped half-way, or another gateway made it
             books.accounts.create(BOOTSTRAP_ACCOUNT)
         books.accounts.credit(BOOTSTRAP_ACCOUNT, BOOTSTRAP_CREDIT_NANOUSD, "bootstrap")
-        _, api_key = books.keys.create(BOOTSTRAP_ACCOUNT, API_SCOPES, name="bootstrap")
+        _, api_key = books.keys.create(BOOTSTRAP_ACCOUNT, CALLER_SCOPES, name="bootstrap")
         _, admin_key = books.keys.create(BOOTSTRAP_ACCOUNT, ADMIN_SCOPES, name="bootstrap admin")
     return Credentials(base_url=base_url, api_key=api_key, admin_key=admin_key, account=BOOTSTRAP_ACCOUNT)
 

@@ -1,6 +1,6 @@
 """One request of a caller and its reply, whatever carries them: head, body, reply, stream, delivery."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -56,18 +56,23 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class StreamedReply(msgspec.Struct, frozen=True):
-    """A reply that is made while it is read, always status 200. An exception of `parts` breaks it off: nobody pays."""
+    """A reply that is made while it is read, always status 200. An exception of `parts` breaks it off: nobody pays.
+
+    `left` is called once its caller has gone while the next part is waited for: no more will be read.
+    """
 
     headers: dict[str, str]
-    parts: AsyncIterator[bytes]
+    parts: AsyncGenerator[bytes, None]
     content_type: str = "text/event-stream"
+    left: Callable[[], None] = lambda: None
 
 
 class Delivery(Enum):
-    """How a delivery ended that the caller has to pay for: some bytes of the body are in the kernel."""
+    """How a delivery ended of which some bytes are in the kernel: the caller has to pay for it, unless it failed."""
 
     WHOLE = "whole"  # to its last byte
     BROKEN_OFF = "broken_off"  # the caller closed, reset or did not read
+    FAILED = "failed"  # a stream ended with an error event; nobody pays
 
 
 Receive = Callable[[str], Awaitable[bytes]]

@@ -121,6 +121,11 @@ class Asked(msgspec.Struct, frozen=True):
 class NodeStream(Protocol):
     """A stream of a node, whose status was a success. Closed once; it holds little of what was not asked for."""
 
+    @property
+    def done(self) -> bool:
+        """Whether the node has said that it is at its end."""
+        ...
+
     async def next(self) -> bytes | None:
         """The data of the next event; None after the last. Raises a NodeFailure, also where the stream was cut."""
         ...

@@ -81,12 +81,13 @@ class Meter(Enum):
     IMAGES = "images"
 
 
-class Metered(msgspec.Struct, frozen=True, array_like=True):
-    """A quantity of one meter, at its price in nano-USD per million."""
+class Metered(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """A quantity of one meter, at its price in nano-USD per million. `estimated`: it is our count, not the node's."""
 
     meter: Meter
     quantity: int
     price: int
+    estimated: bool = False
 
 
 class Charge(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Another operation than embeddings runs through the same spine: an echo that streams, priced by two meters."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 import pytest
@@ -55,16 +55,16 @@ class EchoCall:
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
         return Bound(self.metered(len(self.words)), within_s=30.0)
 
-    async def work(self, world: World, bill: Bill) -> AsyncIterator[bytes]:
+    async def work(self, world: World, bill: Bill) -> AsyncGenerator[bytes, None]:
         bill.owe(*self.metered(0), shares=(Share("echo", len(self.words)),))
         return self.parts(bill)
 
-    async def parts(self, bill: Bill) -> AsyncIterator[bytes]:
+    async def parts(self, bill: Bill) -> AsyncGenerator[bytes, None]:
         for said, word in enumerate(self.words, 1):
             bill.owe(*self.metered(said), shares=(Share("echo", len(self.words)),))
             yield word
 
-    def render(self, result: AsyncIterator[bytes], headers: dict[str, str]) -> StreamedReply:
+    def render(self, result: AsyncGenerator[bytes, None], headers: dict[str, str]) -> StreamedReply:
         return StreamedReply(headers, result)
 
     def paid(self, world: World, caller: Caller) -> None: ...

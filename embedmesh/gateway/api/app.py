@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from embedmesh import __version__
 from embedmesh.fleet.registry import Registry
 from embedmesh.flow.confidential import SealedNodes
+from embedmesh.flow.leases import Leases
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
+from embedmesh.gateway.api.generation_api import GenerationApi
 from embedmesh.gateway.api.metrics import Metrics
 from embedmesh.gateway.api.models_api import ModelsApi
 from embedmesh.gateway.api.openapi import document
@@ -25,6 +27,7 @@ from embedmesh.http.routing import Routes
 from embedmesh.http.server import HttpServer
 from embedmesh.http.straight import StraightPath
 from embedmesh.rules.confidential import Locks
+from embedmesh.rules.generation import GeneratingClient
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.shares import Room
 
@@ -48,6 +51,7 @@ class GatewayApp:
         cors: Cors | None = None,
         origins: Origins | None = None,
         confidential: tuple[Locks, SealedNodes] | None = None,
+        generating: tuple[GeneratingClient, Leases] | None = None,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -69,6 +73,7 @@ class GatewayApp:
             ModelsApi(world, registry),
             OperationsApi(world, registry, self.metrics),
             self.pages,
+            *([] if generating is None else [GenerationApi(embeddings, *generating)]),
             *([] if confidential is None else [ConfidentialApi(world, embeddings, room, *confidential)]),
             *more,
         )

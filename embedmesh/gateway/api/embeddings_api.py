@@ -37,7 +37,8 @@ from embedmesh.rules.limits import (
 )
 from embedmesh.rules.shares import Room
 
-BROKEN_OFF = "broken_off"  # the outcome of a request whose reply the caller did not take to its end
+OUTCOMES = {Delivery.WHOLE: "ok", Delivery.BROKEN_OFF: "broken_off", Delivery.FAILED: "failed"}
+"""What a request's metrics say, by its delivery. A straight one is whole."""
 EMBEDDING_HEADERS = (
     "openai-processing-ms",
     "x-embedmesh-cached",
@@ -150,7 +151,7 @@ class EmbeddingsApi(Api):
         tokens = nanousd = 0
         try:
             ended = await outcome
-            code = "ok" if ended.delivery is Delivery.WHOLE else BROKEN_OFF
+            code = OUTCOMES[ended.delivery]
             tokens, nanousd = ended.tokens, ended.cost_nanousd
         except Failure as failure:
             code = failure.code

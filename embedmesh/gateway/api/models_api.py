@@ -11,7 +11,7 @@ from embedmesh.gateway.api.replies import Count, ReplyList, doc
 from embedmesh.gateway.api.routes import ANY_KEY, Api, ApiCall, Route
 from embedmesh.http.paths import MODELS_PATH
 from embedmesh.rules.errors import ModelNotFound
-from embedmesh.rules.models import Model, Tier
+from embedmesh.rules.models import Modality, Model, Tier
 from embedmesh.rules.served import no_such_model
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -26,9 +26,14 @@ class ModelReply(msgspec.Struct, frozen=True):
     owned_by: str
     aliases: Annotated[tuple[str, ...], doc("Other names that requests may use.")]
     tier: Annotated[Tier, doc("The precision of the arithmetic.")]
-    width: Annotated[Positive, doc("Components of a vector.")]
-    max_tokens: Annotated[Positive, doc("Most tokens of one input, special tokens included.")]
-    price_nanousd_per_million_tokens: Annotated[Count, doc("Nano-USD (1e-9 USD) per million tokens.")]
+    modalities: Annotated[tuple[Modality, ...], doc("What it does: `embeddings`, or `chat`, `completions`, `images`.")]
+    width: Annotated[Count, doc("Components of a vector; 0 if it makes none.")]
+    max_tokens: Annotated[
+        Positive, doc("Most tokens of one input, special tokens included; of a model that generates, with its answer.")
+    ]
+    price_nanousd_per_million_tokens: Annotated[Count, doc("Nano-USD (1e-9 USD) per million tokens of input.")]
+    output_price_nanousd_per_million_tokens: Annotated[Count, doc("The same, of what it makes.")]
+    image_prices_nanousd: Annotated[dict[str, Count], doc("Nano-USD for an image that it makes, by size.")]
     nodes: Annotated[Count, doc("Ready nodes that serve it.")]
 
 
@@ -59,9 +64,12 @@ class ModelsApi(Api):
             owned_by="embedmesh",
             aliases=model.aliases,
             tier=model.tier,
+            modalities=model.modalities,
             width=model.width,
             max_tokens=model.max_tokens,
             price_nanousd_per_million_tokens=model.price,
+            output_price_nanousd_per_million_tokens=model.output_price,
+            image_prices_nanousd=model.image_prices,
             nodes=len(self._registry.ready(model.id)),
         )
 

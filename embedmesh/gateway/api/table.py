@@ -5,6 +5,7 @@ from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_api import FleetApi
+from embedmesh.gateway.api.generation_api import GenerationApi
 from embedmesh.gateway.api.invites_api import InvitesApi
 from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
@@ -17,6 +18,7 @@ from embedmesh.gateway.api.routes import Api
 
 APIS: tuple[type[Api], ...] = (
     EmbeddingsApi,
+    GenerationApi,
     ConfidentialApi,
     ModelsApi,
     AccountApi,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from embedmesh.fleet.examiner import Examiner
 from embedmesh.fleet.pace import ProbePace
+from embedmesh.fleet.parallel_load import ParallelLoad
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import UPSTREAM, Node
 from embedmesh.gateway.nodes.foreign import UpstreamLink, parse_url
@@ -134,6 +135,9 @@ class ConnectedNodes:
         self.leave(record.node_id)
         entry = node_of(record)
         entry.reads_ids = False
+        find = self._examiner.catalogue.find
+        if any(model is not None and not model.embeds for model in map(find, (offer.id for offer in record.offers))):
+            entry.load = ParallelLoad()
         entry.probe_every_s = self._upstream_probe_s
         url, token = parse_url(record.address), record.secret.decode("ascii")
         link = UpstreamLink(url, record.offers, self._examiner.catalogue, token, self._normalizing)

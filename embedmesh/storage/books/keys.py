@@ -26,7 +26,8 @@ from embedmesh.storage.db import Row
 from embedmesh.storage.secrets.tokens import hash_token, make_token
 from embedmesh.storage.sql import KEYS_SQL
 
-SCOPES = frozenset({"embeddings", "keys", "metrics", "admin"})
+SCOPES = frozenset({"embeddings", "generate", "keys", "metrics", "admin"})
+CALLER_SCOPES = ("embeddings", "generate")  # of a key for which none are named
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,188 @@
+"""A stream on its way from a node to a caller, event by event.
+
+Until the first event a node that fails is replaced, and the status line waits, up to FIRST_WAIT_S. After it there is no
+second node: what fails then ends the stream with an error event, and without `[DONE]`. Nothing is read ahead: the next
+event is asked for when the caller's socket has the last one.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from embedmesh.deadline import within
+from embedmesh.flow.bill import Bill
+from embedmesh.flow.deliver import charge_of
+from embedmesh.flow.forward import caller_failure
+from embedmesh.flow.leases import Lease
+from embedmesh.flow.one_node import OneNode
+from embedmesh.flow.usage import Used
+from embedmesh.flow.world import World
+from embedmesh.rules.errors import DeadlineExceeded, Failure, NodeBroke, NodeFailure, NodeTooSlow, WrongAnswer
+from embedmesh.rules.forwarding import Part
+from embedmesh.rules.generation import NodeStream, Piece, StreamState, Usage
+from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
+from embedmesh.rules.ports import Caller
+
+if TYPE_CHECKING:
+    from embedmesh.flow.generate import GenerationCall
+
+FIRST_WAIT_S = 10.0  # the status line leaves then: hops cut a request that is silent for 30
+COMMENT_S = 10.0  # between two comments to a caller that waits for the first event
+FIRST_EVENT_S = 120.0  # a long prompt on a slow machine, or a model that is loaded for it
+BETWEEN_S = 60.0  # between two events: the slowest useful machine says a word a second
+STREAM_S = 3_600.0  # in all
+COMMENT = b": \n\n"
+DONE = b"data: [DONE]\n\n"
+EVENTS_MORE = 64  # than tokens: roles, ends, usage, and pieces of characters
+
+
+class Opened(NamedTuple):
+    """A node's stream, and its first event."""
+
+    stream: NodeStream
+    first: Piece
+
+
+class Stream:
+    """One stream. `begin`, then read `parts`, and close them."""
+
+    def __init__(self, call: "GenerationCall", world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
+        self._call = call
+        self._world = world
+        self._bill = bill
+        self._node = node
+        self._opening: asyncio.Task[tuple[Opened, Part]]
+        self._lease = Lease(bill, lambda: self._charge(caller))
+        self._prompt = msgspec.structs.replace(call.prompt, wants_usage=False)  # it is told once, by us
+        self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
+        self._text_bytes = self._events = 0
+        self._said: Usage | None = None
+        self._spent: Used | None = None  # once an event was handed over
+        self._finished = self._gone = False
+
+    async def begin(self) -> None:
+        """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
+        self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
+        self._opening = asyncio.create_task(self._node.ask(self._open))
+        try:
+            await asyncio.wait({self._opening}, timeout=FIRST_WAIT_S)
+            if self._opening.done():
+                self._opening.result()
+        except BaseException:
+            self._close()
+            raise
+        self._call.operation.leases.add(self._lease)
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """The events, for the caller. A failure is the last of them."""
+        try:
+            while not self._opening.done():
+                yield COMMENT
+                await asyncio.wait({self._opening}, timeout=COMMENT_S)
+            if self._gone:
+                return
+            opened, part = self._opening.result()
+            async for event in self._events_of(opened, part):
+                yield event
+            yield DONE
+        except (Failure, TimeoutError) as reason:
+            if not self._gone:
+                yield self._broken(reason)
+        finally:
+            self._close()
+
+    def left(self) -> None:
+        """The caller has gone: the node can stop."""
+        self._gone = True
+        self._stop()
+
+    async def _open(self, part: Part) -> Opened:
+        """A node's stream with its first event. Raises a NodeFailure."""
+        call = self._call
+        try:
+            with within(FIRST_EVENT_S):
+                stream = await call.operation.client.stream(part, call.model, call.asked(), self._bill.hold.hold_id)
+                try:
+                    first = await self._next(stream)
+                    if first is None:
+                        raise WrongAnswer("the server's stream has no event")
+                except BaseException:
+                    stream.close()
+                    raise
+        except TimeoutError:
+            raise NodeTooSlow("the server's first event did not come in time") from None
+        return Opened(stream, first)
+
+    async def _events_of(self, opened: Opened, part: Part) -> AsyncGenerator[bytes, None]:
+        call, stream = self._call, opened.stream
+        until = self._world.clock.monotonic() + STREAM_S
+        piece: Piece | None = opened.first
+        while piece is not None:
+            self._owe(piece, part)
+            if piece.data is not None:
+                yield b"data: %b\n\n" % piece.data
+            if self._world.clock.monotonic() > until:
+                raise DeadlineExceeded("The stream took longer than a stream may.")
+            with within(BETWEEN_S):
+                piece = await self._next(stream)
+        if not (stream.done or self._finished):
+            raise NodeBroke("the server's stream ended before its answer")
+        self._node.answered()
+        spent = self._spent
+        assert spent is not None
+        call.operation.expected.learn(call.model.id, spent.output / call.prompt.generated)
+        if call.prompt.wants_usage:
+            usage = Usage(spent.input, spent.output, spent.cached)
+            event = call.operation.dialect.usage_event(call.prompt, call.model, usage, self._state)
+            yield b"data: %b\n\n" % event
+
+    async def _next(self, stream: NodeStream) -> Piece | None:
+        data = await stream.next()
+        if data is None:
+            return None
+        call = self._call
+        piece = call.operation.dialect.piece(self._prompt, call.model, data, self._state)
+        if piece.text:
+            self._events += 1
+            if self._events > call.most.output + EVENTS_MORE:
+                raise WrongAnswer("the server's stream does not end where it was asked to")
+        return piece
+
+    def _owe(self, piece: Piece, part: Part) -> None:
+        self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
+        self._said = piece.usage or self._said
+        self._finished = self._finished or piece.finished
+        self._spent = self._call.owe(self._world, self._bill, part, self._said, self._text_bytes)
+
+    def _broken(self, reason: Failure | TimeoutError) -> bytes:
+        """The last event of a stream that has failed. It costs nothing, unless the operator charges for a part."""
+        if isinstance(reason, TimeoutError):
+            reason = NodeTooSlow("the server's next event did not come in time")
+        if isinstance(reason, NodeFailure):
+            self._node.failed(reason)
+        if self._spent is None or not self._call.model.charge_partial:
+            self._bill.release()
+        told = caller_failure(reason) if isinstance(reason, NodeFailure) else reason
+        return b"data: %b\n\n" % self._call.operation.failure_event(told)
+
+    def _charge(self, caller: Caller) -> Charge | None:
+        if self._spent is None or self._bill.state is not HoldState.OPEN:
+            return None
+        return charge_of(self._world, caller, self._call, self._bill)
+
+    def _stop(self) -> None:
+        self._opening.cancel()
+        if self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None:
+            self._opening.result()[0].stream.close()
+
+    def _close(self) -> None:
+        """However it ended. What was not handed over is not charged."""
+        self._stop()
+        self._node.leave()
+        self._call.operation.leases.remove(self._lease)
+        if self._spent is None:
+            self._bill.release()
+        elif self._bill.state is HoldState.OPEN:
+            self._call.spend(self._world, self._spent)

@@ -1,0 +1,46 @@
+"""How many tokens are charged for what a node has generated: its own word within bounds, else our count.
+
+A node's word is not believed where it says more than was asked for, or less than can be; then, and where it says
+nothing, our own count is charged and marked. Nodes of some makes count one of several answers only.
+"""
+
+from math import ceil
+from typing import NamedTuple
+
+from embedmesh.rules.generation import Usage
+from embedmesh.rules.limits import BYTES_A_TOKEN_MAX
+
+TEXT_BYTES_A_TOKEN = 4  # of ordinary text, where nobody here has the model's tokenizer
+
+
+class Most(NamedTuple):
+    """The most tokens that a request can be: of its input, and of all answers together."""
+
+    input: int
+    output: int
+
+
+class Used(NamedTuple):
+    """What is charged, in tokens. `cached` is a part of `input`. `estimated`: it is our count, not the node's."""
+
+    input: int
+    output: int
+    cached: int = 0
+    estimated: bool = False
+
+
+def used(said: Usage | None, own: Usage, delivered_bytes: int, most: Most, *, several: bool) -> Used:
+    """What is charged. `own` is our count, `delivered_bytes` that of all text; `several` answers were asked for."""
+    ours = Used(min(own.input, most.input), min(own.output, most.output), estimated=True)
+    if said is None or said.input > most.input or said.output > most.output or said.cached > said.input:
+        return ours
+    if said.output < ceil(delivered_bytes / BYTES_A_TOKEN_MAX):
+        return ours._replace(input=said.input, cached=said.cached)
+    if several and said.output < ours.output:
+        return ours._replace(input=said.input, cached=said.cached)
+    return Used(said.input, said.output, said.cached)
+
+
+def tokens_of(text_bytes: int) -> int:
+    """About how many tokens a text is, by its length; 0 only for none."""
+    return ceil(text_bytes / TEXT_BYTES_A_TOKEN)
