@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "embedmesh.commands.serve:serve",
     "setup": "embedmesh.commands.setup:setup",
     "embed": "embedmesh.commands.embed:embed",
+    "chat": "embedmesh.commands.chat:chat",
     "doctor": "embedmesh.commands.doctor:doctor",
     "models": "embedmesh.commands.models:models",
     "nodes": "embedmesh.commands.nodes:nodes",

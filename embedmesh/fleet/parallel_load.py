@@ -1,4 +1,4 @@
-"""The load of a server that generates: it works on many requests at one time, and nobody knows how long each will be."""
+"""The load of a server that generates: it works on many requests at one time, and nobody knows their length."""
 
 from embedmesh.fleet.load import Load
 

@@ -1,5 +1,5 @@
-"""Health is a verified embedding, or a token. One task a node asks for one: rarely while callers' own requests show that
-it works, often while it is out. Upstream servers are probed at their own pace (see pace)."""
+"""Health is a verified embedding, or a token that is made. One task a node asks for one: rarely while callers' own
+requests show that it works, often while it is out. Upstream servers are probed at their own pace (see pace)."""
 
 import asyncio
 import contextlib

@@ -19,7 +19,7 @@ from embedmesh.rules.generation import GeneratingClient, GenerationDialect
 FAILURES = tuple(failure for failure in TABLE if failure not in (NotFound, MethodNotAllowed))
 STREAMED = (
     "With `stream`, the reply is `text/event-stream`: each event is `data: ` and JSON, the last is `data: [DONE]`. An "
-    "error in mid-stream is an event `data: {\"error\": …}` without `[DONE]` after it, and costs nothing unless the "
+    'error in mid-stream is an event `data: {"error": …}` without `[DONE]` after it, and costs nothing unless the '
     "operator charges for a part. You pay for what was handed to you if you close the stream before its end."
 )
 
