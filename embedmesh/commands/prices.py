@@ -1,4 +1,4 @@
-"""`embedmesh prices`: what tokens of a model cost, from when on, for whom."""
+"""`embedmesh prices`: what tokens and images of a model cost, from when on, for whom."""
 
 import time
 from collections.abc import Sequence
@@ -9,18 +9,29 @@ import click
 from embedmesh.commands.operator import Operator, operator_command
 from embedmesh.commands.options import MOMENT, USD, catalogue_option
 from embedmesh.commands.output import CommandResult, iso_time, table, utc
+from embedmesh.rules.holds import Meter
+from embedmesh.rules.meters import size_of, unit_of
 from embedmesh.rules.money import format_usd
 
 Row = dict[str, Any]
 
+INPUT = Meter.INPUT.value
+
+meter_option = click.option(
+    "--meter",
+    default=INPUT,
+    show_default=True,
+    help="What it is the price of: input, cached, output, or images of a size, as images:1024x1024.",
+)
 offline_catalogue = catalogue_option("With --offline: the gateway's catalogue, a TOML file. Default: the built-in one.")
 
 
 @click.group()
 def prices() -> None:
-    """Set what tokens of a model cost.
+    """Set what tokens and images of a model cost.
 
-    An account's own price comes before the price for all accounts, and that before the catalogue's.
+    An account's own price comes before the price for all accounts, and that before the catalogue's. Each meter has its
+    own: input, cached input and output of models that generate, and images of each size.
 
     \b
     Example:
@@ -45,6 +56,7 @@ def list_(operator: Operator, model: str | None) -> CommandResult:
         (
             price["model"],
             price["account"] or "all",
+            unit_of(price["meter"]),
             format_usd(price["price"]),
             utc(price["from_ms"]),
             utc(price["to_ms"]),
@@ -52,9 +64,9 @@ def list_(operator: Operator, model: str | None) -> CommandResult:
         )
         for price, state in zip(found, states, strict=True)
     ]
-    head = ("model", "account", "a million tokens", "from", "to", "state")
+    head = ("model", "account", "of", "price", "from", "to", "state")
     value = [_as_json(price) | {"state": state} for price, state in zip(found, states, strict=True)]
-    return CommandResult(value, table(head, rows, right=("a million tokens",)))
+    return CommandResult(value, table(head, rows, right=("price",)))
 
 
 @prices.command("set")
@@ -62,23 +74,31 @@ def list_(operator: Operator, model: str | None) -> CommandResult:
 @click.argument("usd", type=USD)
 @click.option("--account", help="For this account alone. Default: for all.")
 @click.option("--from", "from_ms", type=MOMENT, help="UTC, as 2026-12-01 or 2026-12-01T08:00:00Z. Default: now.")
+@meter_option
 @offline_catalogue
 @operator_command
-def set_(operator: Operator, model: str, usd: int, account: str | None, from_ms: int | None) -> CommandResult:
-    """Set what a million tokens of a model cost, in USD.
+def set_(
+    operator: Operator, model: str, usd: int, account: str | None, from_ms: int | None, meter: str
+) -> CommandResult:
+    """Set what a million tokens of a model cost, in USD, or one image.
 
     From now or a later time on; on every gateway within a second.
 
-    What was bought before keeps its price.
+    What was bought before keeps its price. Cached input never costs more than other input.
 
     \b
     Examples:
       embedmesh prices set all-MiniLM-L6-v2 0.02
       embedmesh prices set all-MiniLM-L6-v2 0.015 --account partner --from 2026-12-01
+      embedmesh prices set acme/writer 0.60 --meter output
+      embedmesh prices set acme/painter 0.04 --meter images:1024x1024
     """
-    price = operator.post("prices", body={"model": model, "price": usd, "account": account, "from_ms": from_ms})
+    body = {"model": model, "price": usd, "account": account, "from_ms": from_ms, "meter": meter}
+    price = operator.post("prices", body=body)
+    unit = unit_of(meter)
     text = (
-        f"A million tokens of {price['model']} cost {format_usd(usd)} for {account or 'all accounts'} from "
+        f"{unit[0].upper()}{unit[1:]} {'by' if size_of(meter) else 'of'} {price['model']} "
+        f"{'costs' if size_of(meter) else 'cost'} {format_usd(usd)} for {account or 'all accounts'} from "
         f"{utc(price['from_ms'])} UTC on."
     )
     return CommandResult(_as_json(price), text)
@@ -87,9 +107,10 @@ def set_(operator: Operator, model: str, usd: int, account: str | None, from_ms:
 @prices.command()
 @click.argument("model")
 @click.option("--account", help="The price of this account. Default: the one for all.")
+@meter_option
 @offline_catalogue
 @operator_command
-def end(operator: Operator, model: str, account: str | None) -> CommandResult:
+def end(operator: Operator, model: str, account: str | None, meter: str) -> CommandResult:
     """End a price now, and withdraw those that were to follow.
 
     Then the price for all accounts applies, or the catalogue's.
@@ -100,18 +121,19 @@ def end(operator: Operator, model: str, account: str | None) -> CommandResult:
       embedmesh prices end all-MiniLM-L6-v2 --account partner
     """
     whom = account or "all accounts"
-    known = operator.delete("prices", model=model, account=account)["model"]
-    text = f"The price of {known} for {whom} has ended, and what was to follow it is withdrawn."
-    return CommandResult({"ended": True, "model": known, "account": account}, text)
+    known = operator.delete("prices", model=model, account=account, meter=meter)["model"]
+    what = known if meter == INPUT else f"{unit_of(meter)} of {known}"
+    text = f"The price of {what} for {whom} has ended, and what was to follow it is withdrawn."
+    return CommandResult({"ended": True, "model": known, "account": account, "meter": meter}, text)
 
 
 def _states(found: Sequence[Row]) -> list[str]:
     """What each price is, of prices whose latest come first: of those that hold at a time the latest counts."""
     now_ms = time.time() * 1000
-    counting: set[tuple[str, str | None]] = set()
+    counting: set[tuple[str, str, str | None]] = set()
     states = []
     for price in found:
-        whom = price["model"], price["account"]
+        whom = price["model"], price["meter"], price["account"]
         if price["to_ms"] is not None and price["to_ms"] <= max(now_ms, price["from_ms"]):
             states.append("withdrawn" if price["to_ms"] <= price["from_ms"] else "over")
         elif price["from_ms"] > now_ms:
@@ -126,7 +148,8 @@ def _as_json(price: Row) -> Row:
     return {
         "model": price["model"],
         "account": price["account"],
-        "price_nanousd_per_million_tokens": price["price"],
+        "meter": price["meter"],
+        f"price_nanousd_per_{'million_tokens' if size_of(price['meter']) is None else 'image'}": price["price"],
         "from": iso_time(price["from_ms"]),
         "to": iso_time(price["to_ms"]),
     }

@@ -24,6 +24,8 @@ class HoldEnd(Enum):
     RELEASE = "release"  # no reply was delivered, or we broke it off
     EXPIRE = "expire"  # its deadline passed without a word from its gateway
     RECOVER = "recover"  # its gateway died; whatever was in flight is not charged
+    EXPIRE_NOTED = "expire_noted"  # its deadline passed; what was noted of its stream is charged
+    RECOVER_NOTED = "recover_noted"  # its gateway died; what was noted of its stream is charged
 
 
 MOVES: dict[tuple[HoldState, HoldEnd], HoldState] = {
@@ -31,8 +33,13 @@ MOVES: dict[tuple[HoldState, HoldEnd], HoldState] = {
     (HoldState.OPEN, HoldEnd.RELEASE): HoldState.RELEASED,
     (HoldState.OPEN, HoldEnd.EXPIRE): HoldState.RELEASED,
     (HoldState.OPEN, HoldEnd.RECOVER): HoldState.RELEASED,
+    (HoldState.OPEN, HoldEnd.EXPIRE_NOTED): HoldState.CAPTURED,
+    (HoldState.OPEN, HoldEnd.RECOVER_NOTED): HoldState.CAPTURED,
 }
 """What is not in this table cannot happen; the store's SQL is checked against it by a test."""
+
+NOTED = {HoldEnd.EXPIRE: HoldEnd.EXPIRE_NOTED, HoldEnd.RECOVER: HoldEnd.RECOVER_NOTED}
+"""By what ends a hold without its gateway: what that is called where the hold has a note."""
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -107,3 +114,25 @@ class Charge(msgspec.Struct, frozen=True):
     price: int | None = None
     meters: tuple[Metered, ...] = ()
     payables: tuple[Payable, ...] = ()
+
+    def is_sound(self, amount_nanousd: int) -> bool:
+        """Whether a hold of that amount can be captured for it: nothing is negative, each part is within the whole."""
+        shares = [payable.nanousd for payable in self.payables]
+        nodes = {payable.node_id for payable in self.payables}
+        return (
+            0 <= sum(shares) <= self.cost_nanousd <= amount_nanousd
+            and len(nodes) == len(shares)
+            and all(number >= 0 for number in (self.tokens, self.price or 0, *shares))
+            and not (self.meters and self.price is not None)
+        )
+
+
+class StreamNote(msgspec.Struct, frozen=True):
+    """What a stream has delivered by now, as its `charge`, and until when its hold shall last (Unix milliseconds).
+
+    A hold whose gateway dies or falls silent is captured at its last durable note.
+    """
+
+    hold: Hold
+    charge: Charge
+    deadline_ms: int

@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Meter, PriorRequest, StreamNote
 from embedmesh.rules.models import Model
 
 
@@ -145,10 +145,18 @@ class Slots(Protocol):
 
 
 class Prices(Protocol):
-    """Prices of tokens."""
+    """Prices of a model for an account, now: the store's, or the catalogue's. All are nano-USD per million."""
 
     def of(self, model: Model, account_id: str) -> int:
-        """Nano-USD per million tokens of a model, for an account, now."""
+        """Of a million tokens of input."""
+        ...
+
+    def meter(self, model: Model, account_id: str, meter: Meter) -> int:
+        """Of a million tokens of a meter. Cached input never costs more than other input. Images: see `image`."""
+        ...
+
+    def image(self, model: Model, account_id: str, size: str) -> int:
+        """Of a million images of one of the sizes of `Model.image_prices`. Raises KeyError for another size."""
         ...
 
 
@@ -187,6 +195,15 @@ class Ledger(Protocol):
 
     async def kept_bytes(self, account_id: str) -> int:
         """How many bytes of an account's replies are kept. Raises StoreUnavailable."""
+        ...
+
+    async def extend(self, notes: Sequence[StreamNote]) -> frozenset[str]:
+        """Have the holds of some streams last longer, and durably note what these have delivered.
+
+        The holds are not parts of tabs. Returns the ids of those that are still open: they last at least until then,
+        and are captured at that note if nobody ends them. The others have ended, or do not cover their note. Raises
+        StoreUnavailable; nobody knows then which were extended, and the same may be tried again.
+        """
         ...
 
     def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:

@@ -16,8 +16,8 @@ from embedmesh.storage.cached.changes import Bell, PollTimer
 from embedmesh.storage.db import Db, errors
 from embedmesh.storage.instance import Instance
 from embedmesh.storage.ledger.check import verify
-from embedmesh.storage.ledger.end_hold import release_holds
 from embedmesh.storage.ledger.group_commit import Medium
+from embedmesh.storage.ledger.lost_holds import LostHolds
 from embedmesh.storage.ledger.open_tab import end_tabs
 from embedmesh.storage.migrate import migrate, refuse_another_version
 from embedmesh.storage.reads import Reads, SqliteReads
@@ -30,9 +30,10 @@ RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it 
 
 
 class Left(NamedTuple):
-    """How many holds and tabs dead gateways had left."""
+    """How many holds and tabs dead gateways had left. `noted` are holds with a note, that were charged for it."""
 
     holds: int
+    noted: int
     tabs: int
 
 
@@ -109,7 +110,7 @@ async def open_sqlite(
 
 
 def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: int, *, alone: bool) -> Left:
-    """Check the secret, verify an SQLite ledger if a gateway died, and release what it left open.
+    """Check the secret, verify an SQLite ledger if a gateway died, and end what it left open: see `LostHolds`.
 
     `alone`: there is no other gateway, so that all open holds and live tabs are those of dead ones. Returns how many
     there were.
@@ -120,17 +121,17 @@ def prepare(db: Db, owner: str, running: str | None, key_secret: bytes, now_ms: 
         if running is not None:
             _verify(db, running, now_ms, alone=alone)
         if alone:
-            holds = db.execute(HOLDS_SQL["open_holds"]).fetchall()
+            holds = LostHolds(db.execute(HOLDS_SQL["open_holds"]).fetchall())
             tabs = db.execute(TABS_SQL["live_tabs"]).fetchall()
         else:
-            holds = db.execute(HOLDS_SQL["holds_of_owner"], {"owner": owner}).fetchall()
+            holds = LostHolds(db.execute(HOLDS_SQL["holds_of_owner"], {"owner": owner}).fetchall())
             tabs = db.execute(TABS_SQL["tabs_of_owner"], {"owner": owner}).fetchall()
-        if holds or tabs:
-            db.lock_accounts({account_id for _, account_id in (*holds, *tabs)})
+        if accounts := holds.accounts | {account_id for _, account_id in tabs}:
+            db.lock_accounts(accounts)
         db.execute(SLOTS_SQL["drop_all_slots" if alone else "drop_slots_of"], {} if alone else {"owner": owner})
-        released = release_holds(db, now_ms, [hold_id for hold_id, _ in holds], HoldEnd.RECOVER)
+        ended = holds.end(db, now_ms, HoldEnd.RECOVER)
         ended_ids = end_tabs(db, now_ms, [tab_id for tab_id, _ in tabs], TabState.RECOVERED)
-        recovered = Left(released, len(ended_ids()))
+        recovered = Left(len(ended.released()), len(ended.captured()), len(ended_ids()))
         db.commit()
     except errors() as error:
         away = StoreAway if db.dialect == "postgres" else SetupError

@@ -6,14 +6,14 @@ cached.changes).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from embedmesh.deadline import within
 from embedmesh.rules.errors import InsufficientQuota, RateLimited, StoreAway, StoreUnavailable
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest, StreamNote
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.cached.changes import Changes
 from embedmesh.storage.cached.keys import KeyRing
@@ -24,7 +24,9 @@ from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.instance import take_instance
 from embedmesh.storage.ledger import chain
+from embedmesh.storage.ledger.batch import BATCH_WRITES_MAX
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, EndHold, Expire
+from embedmesh.storage.ledger.extend_holds import ExtendHolds
 from embedmesh.storage.ledger.group_commit import Writer
 from embedmesh.storage.ledger.locks import StoredLocks
 from embedmesh.storage.ledger.open_tab import RecallTabs
@@ -66,7 +68,9 @@ class Store:
         self._retention = retention
         self.key_secret = key_secret
         self._seal = Seal(key_secret)
-        self.stats = Stats(recovered=opened.recovered.holds, tabs_recovered=opened.recovered.tabs)
+        left = opened.recovered
+        self.stats = Stats(recovered=left.holds, captured_at_notes=left.noted, tabs_recovered=left.tabs)
+        self._noted: set[str] = set()  # ids of holds that may have a note: it is deleted when they end
         self._reads = opened.reads
         self._writer = Writer(opened.medium(clock), clock, self.stats, on_fatal)
         self.changes = Changes(self._reads, opened.bell)
@@ -171,6 +175,19 @@ class Store:
         rows = await self._reads.ask(CLAIMS_SQL["kept_bytes"], {"account_id": account_id})
         return int(rows[0][0]) if rows else 0
 
+    async def extend(self, notes: Sequence[StreamNote]) -> frozenset[str]:
+        """Have holds of streams last longer, and durably note what was delivered; the ids of those that are open.
+
+        Raises StoreUnavailable.
+        """
+        asked = {note.hold.hold_id for note in notes}
+        self._noted |= asked
+        each = range(0, len(notes), BATCH_WRITES_MAX)
+        writes = [ExtendHolds(notes[at : at + BATCH_WRITES_MAX]) for at in each]
+        extended = frozenset().union(*await asyncio.gather(*map(self._outcome, writes)))
+        self._noted -= asked - extended
+        return extended
+
     def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
         """End an open hold by charging it; written with the next batch, and kept until it is durable.
 
@@ -181,20 +198,23 @@ class Store:
             self.tabs.capture(hold, charge)
             return
         sealed = self._seal.close(reply, what=REPLY, whose=hold.hold_id) if reply is not None else None
-        self._writer.submit(EndHold(hold, HoldEnd.CAPTURE, charge, sealed))
+        self._writer.submit(EndHold(hold, HoldEnd.CAPTURE, charge, sealed, noted=self._was_noted(hold)))
 
     def release(self, hold: Hold, why: HoldEnd = HoldEnd.RELEASE) -> None:
         """End an open hold without charging; written with the next batch. Harmless after a capture.
 
-        If the queue is full, it is left to the sweep, which releases the hold at its deadline.
+        If the queue is full, it is left to the sweep, which releases the hold at its deadline; but not where there is
+        a note, for which the sweep would charge.
         """
         if hold.tab_id is not None:
             self.tabs.release(hold)
-        elif not self._writer.full():
-            self._writer.submit(EndHold(hold, why))
+            return
+        noted = self._was_noted(hold)
+        if noted or not self._writer.full():
+            self._writer.submit(EndHold(hold, why, noted=noted))
 
     async def expire(self, now_ms: int) -> int:
-        """Release every hold whose deadline is before `now_ms`; returns how many. Raises StoreUnavailable."""
+        """End every hold whose deadline is before `now_ms`; returns how many. Raises StoreUnavailable."""
         total = 0
         while True:
             total += (expired := await self._outcome(Expire(now_ms)))
@@ -237,6 +257,13 @@ class Store:
         sound = self._writer.healthy()
         await self._writer.close()
         self._opened.close(clean=sound and not lost)
+
+    def _was_noted(self, hold: Hold) -> bool:
+        """Whether it may have a note. It ends now: this is forgotten."""
+        if hold.hold_id not in self._noted:
+            return False
+        self._noted.discard(hold.hold_id)
+        return True
 
     async def _place(self, make: Callable[[], PlaceHold]) -> PriorRequest | None:
         until_s = self._clock.monotonic() + WRITE_WAIT_S

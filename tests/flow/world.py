@@ -24,7 +24,7 @@ from embedmesh.rules.embeddings import Counted, EmbedVectors, bytes_of, numbers_
 from embedmesh.rules.errors import Failure, InsufficientQuota, RateLimited
 from embedmesh.rules.exchange import Delivery, Reply, StreamedReply
 from embedmesh.rules.forwarding import AttemptOwner, Part
-from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
+from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Meter, PriorRequest, StreamNote
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller, RateLimit, SlotLimit
 from embedmesh.rules.shares import Shares
@@ -178,6 +178,13 @@ class CataloguePrices:
     def of(self, model: Model, account_id: str) -> int:
         return model.price
 
+    def meter(self, model: Model, account_id: str, meter: Meter) -> int:
+        cached = model.price if model.cached_price is None else model.cached_price
+        return {Meter.INPUT: model.price, Meter.CACHED: cached, Meter.OUTPUT: model.output_price}[meter]
+
+    def image(self, model: Model, account_id: str, size: str) -> int:
+        return model.image_prices[size] * 1_000_000
+
 
 @dataclass
 class MemoryLedger:
@@ -185,6 +192,8 @@ class MemoryLedger:
 
     log: list[tuple[str, int]] = field(default_factory=list)
     charges: list[Charge] = field(default_factory=list)
+    notes: list[StreamNote] = field(default_factory=list)
+    ended_ids: set[str] = field(default_factory=set)  # of holds
     claims: dict[bytes, PriorRequest] = field(default_factory=dict)
     poor: set[str] = field(default_factory=lambda: {"poor"})  # accounts without money
     looked_at: int = 0  # how often somebody asked what there is
@@ -223,6 +232,10 @@ class MemoryLedger:
     async def kept_bytes(self, account_id: str) -> int:
         return self.kept
 
+    async def extend(self, notes: Sequence[StreamNote]) -> frozenset[str]:
+        self.notes += notes
+        return frozenset(note.hold.hold_id for note in notes) - self.ended_ids
+
     def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
         self.log.append(("capture", charge.cost_nanousd))
         self.charges.append(charge)
@@ -233,6 +246,7 @@ class MemoryLedger:
         self.end(hold, "released", None)
 
     def end(self, hold: Hold, state: str, reply: bytes | None) -> None:
+        self.ended_ids.add(hold.hold_id)
         for key, prior in self.claims.items():
             if prior.hold_id == hold.hold_id:
                 self.claims[key] = PriorRequest(prior.body_hash, prior.hold_id, state, reply)

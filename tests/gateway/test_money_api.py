@@ -11,7 +11,7 @@ import pytest
 
 from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.rules.tabs import Tab
-from embedmesh.storage.ledger.end_hold import REVENUE
+from embedmesh.storage.ledger.charge_holds import REVENUE
 from embedmesh.storage.ledger.open_tab import OpenTab
 from embedmesh.storage.ledger.settle_tab import SettleRequest
 from tests.flow.world import MODEL

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from embedmesh.rules.holds import MOVES, HoldEnd, HoldState
+from embedmesh.rules.holds import MOVES, NOTED, HoldEnd, HoldState
 
 FINAL = (HoldState.CAPTURED, HoldState.RELEASED)
 
@@ -18,7 +18,7 @@ def test_nothing_moves_an_ended_hold(state: HoldState, end: HoldEnd) -> None:
 @pytest.mark.parametrize("end", HoldEnd)
 def test_everything_ends_an_open_hold(end: HoldEnd) -> None:
     """Only a capture captures; whatever else ends a hold gives the money back."""
-    captures = end is HoldEnd.CAPTURE
+    captures = end in {HoldEnd.CAPTURE, *NOTED.values()}
     assert MOVES[HoldState.OPEN, end] is (HoldState.CAPTURED if captures else HoldState.RELEASED)
 
 

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from embedmesh.rules.errors import InsufficientQuota, InternalError
-from embedmesh.rules.holds import MOVES, HoldEnd, HoldState
+from embedmesh.rules.holds import MOVES, NOTED, HoldEnd, HoldState, StreamNote
 from embedmesh.storage.db import refusals
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX
 from embedmesh.storage.store import Store
@@ -214,6 +214,8 @@ async def test_sql_allows_exactly_the_moves_of_the_table(
     shop.credit(100)
     hold = shop.new_hold(10)
     await store.hold(hold)
+    if end in NOTED.values():
+        await store.extend([StreamNote(hold, charge(10), hold.deadline_ms)])
     if state is HoldState.CAPTURED:
         store.capture(hold, charge(10))
     elif state is HoldState.RELEASED:

@@ -19,6 +19,7 @@ from embedmesh.rules.money import cost_nanousd
 from embedmesh.storage.books.reports import ExplainedLock
 from embedmesh.storage.db import refusals
 from embedmesh.storage.ledger.end_hold import EXPIRED_HOLDS_MAX, Expire
+from embedmesh.storage.ledger.lost_holds import LostHolds
 from embedmesh.storage.ledger.open_lock import OpenLock
 from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.redeem_lock import RedeemLock, Redemption
@@ -324,7 +325,7 @@ async def test_a_hold_that_was_taken_over_since_it_was_found_overdue_stays(shop:
 
     class FoundBefore(Expire):
         def prepare(self, db: Any, now_ms: int) -> set[str]:
-            self._overdue = [terms.hold_id]
+            self._overdue = LostHolds([(terms.hold_id, "a", 1, terms.expires_ms, None, None)])
             return {"a"}
 
     store._writer.submit(sweep := FoundBefore(terms.expires_ms + 1))

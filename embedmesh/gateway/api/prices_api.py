@@ -1,7 +1,7 @@
-"""`/v1/admin/prices`: what tokens cost, for all accounts or for one."""
+"""`/v1/admin/prices`: what tokens and images cost, for all accounts or for one."""
 
 import functools
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -12,10 +12,14 @@ from embedmesh.gateway.api.queries import PAGE_ROWS, Limit, NonEmpty
 from embedmesh.gateway.api.replies import EndedPrice, PriceReply, ReplyPage, doc, page_of, reply_of
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
-from embedmesh.rules.errors import ModelNotFound, NotFound
+from embedmesh.rules.errors import InvalidValue, ModelNotFound, NotFound
+from embedmesh.rules.holds import Meter
+from embedmesh.rules.meters import price_meters, unit_of
 from embedmesh.rules.ports import Catalogue
 
 ModelName = Annotated[NonEmpty, doc("A model, by id or alias.")]
+INPUT = Meter.INPUT.value
+PricedMeter = Annotated[NonEmpty, doc("`input`, `cached`, `output`, or images of a size: `images:1024x1024`.")]
 
 
 class PriceQuery(msgspec.Struct, frozen=True):
@@ -27,15 +31,17 @@ class PriceQuery(msgspec.Struct, frozen=True):
 class EndPriceQuery(msgspec.Struct, frozen=True):
     model: ModelName
     account: Annotated[str | None, doc("Whose price; by default the price for all accounts.")] = None
+    meter: PricedMeter = INPUT
 
 
 class PriceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A price in nano-USD per million tokens, for one account or for all, from now on or later."""
+    """A price in nano-USD per million tokens, or for one image; for one account or for all, from now on or later."""
 
     model: str
     price: int
     account: Id | None = None
     from_ms: UnixMs | None = None
+    meter: PricedMeter = INPUT
 
 
 _reply = functools.partial(reply_of, PriceReply)
@@ -63,18 +69,18 @@ class PricesApi(Api):
         """
         new = call.body
         model = model_of(new.model, self._catalogue, param="model")
-        return _reply(
-            await self._books.ask(
-                lambda books: books.prices.set(model.id, new.price, account_id=new.account, from_ms=new.from_ms)
-            )
-        )
+        if new.meter not in (known := price_meters(model)):
+            raise InvalidValue(f"{model.id} has no price for that: use one of {', '.join(known)}.", param="meter")
+        terms: dict[str, Any] = {"account_id": new.account, "from_ms": new.from_ms, "meter": new.meter}
+        return _reply(await self._books.ask(lambda books: books.prices.set(model.id, new.price, **terms)))
 
     async def end_price(self, call: ApiCall[None, EndPriceQuery]) -> EndedPrice:
         """End a price. Then the price for all accounts applies, or the catalogue's."""
-        model, account = self._model_id(call.query.model), call.query.account
-        if not await self._books.ask(lambda books: books.prices.end(model, account_id=account)):
-            raise NotFound(f"No price of {model[:200]} is set for {account or 'all accounts'}.")
-        return EndedPrice(model, account, True)
+        model, account, meter = self._model_id(call.query.model), call.query.account, call.query.meter
+        if not await self._books.ask(lambda books: books.prices.end(model, account_id=account, meter=meter)):
+            what = "" if meter == INPUT else f" for {unit_of(meter)}"
+            raise NotFound(f"No price of {model[:200]}{what} is set for {account or 'all accounts'}.")
+        return EndedPrice(model, account, meter, True)
 
     def _model_id(self, name: str) -> str:
         """The id of a catalogue model; a model that left the catalogue is named by its id."""

@@ -12,7 +12,7 @@ from embedmesh.rules.limits import PAGE_ROWS_MAX, REFERENCE_CHARS_MAX
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD, format_usd
 from embedmesh.storage.books.session import BooksSession
 from embedmesh.storage.db import Row
-from embedmesh.storage.ledger.end_hold import REVENUE, node_account
+from embedmesh.storage.ledger.charge_holds import REVENUE, node_account
 from embedmesh.storage.sql import ACCOUNTS_SQL, REPORTS_SQL
 
 ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a colon would name one of our own accounts

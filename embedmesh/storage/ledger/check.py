@@ -13,6 +13,7 @@ from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.storage.db import Db
 from embedmesh.storage.ledger import chain
+from embedmesh.storage.ledger.lost_holds import charge_of_note
 from embedmesh.storage.ledger.settle_tab import REQUEST, Record, digest_of
 from embedmesh.storage.sql import REPORTS_SQL, load
 from embedmesh.storage.sqlite.database import SqliteDb
@@ -27,8 +28,10 @@ PROMISES_OF_KIND = {  # of one kind of store only
 }
 CHAIN_HOLDS = "chain_holds"
 METERS_ADD_UP = "meters_add_up"
+NOTES_CAN_BE_CHARGED = "notes_can_be_charged"
 DIGESTS_MATCH = "settlements_match_their_digests"
 METERED_ROWS_AT_ONCE = 1_000  # some 200 kB
+NOTES_AT_ONCE = 1_000  # some 400 kB
 SETTLEMENTS_AT_ONCE = 200  # some 2 MB of usage records
 
 # What a write that the disk lost would break, cheapest first: 0.03 s for 100,000 holds; the file's check takes 0.2 s.
@@ -94,6 +97,7 @@ def check_within(db: Db) -> CheckReport:
         for subject, detail in db.execute(statement).fetchmany(BROKEN_ROWS_MAX)
     ]
     broken += islice(_wrong_meters(db), BROKEN_ROWS_MAX)
+    broken += islice(_wrong_notes(db), BROKEN_ROWS_MAX)
     broken += islice(_wrong_digests(db), BROKEN_ROWS_MAX)
     head, torn = chain.follow(db)
     if torn is not None:
@@ -102,7 +106,8 @@ def check_within(db: Db) -> CheckReport:
     names = [column[0] for column in counted.description]
     tallies = dict(zip(names, counted.fetchall()[0], strict=True))
     recovered = [Recovered(*row) for row in db.execute(REPORTS_SQL["list_recovered"], {"rows_max": RECOVERED_ROWS_MAX})]
-    return CheckReport([*promises, METERS_ADD_UP, DIGESTS_MATCH, CHAIN_HOLDS], broken, tallies, recovered, head)
+    computed = METERS_ADD_UP, NOTES_CAN_BE_CHARGED, DIGESTS_MATCH, CHAIN_HOLDS
+    return CheckReport([*promises, *computed], broken, tallies, recovered, head)
 
 
 def _wrong_meters(db: Db) -> Iterator[Broken]:
@@ -120,6 +125,16 @@ def _wrong_meters(db: Db) -> Iterator[Broken]:
             if (cost, tokens) != (billed, counted):
                 detail = f"cost {cost}, meters {billed}; tokens {tokens}, meters {counted}"
                 yield Broken(METERS_ADD_UP, f"hold {hold_id}", detail)
+        page["after"] = rows[-1][0]
+
+
+def _wrong_notes(db: Db) -> Iterator[Broken]:
+    """Notes that their holds could not be captured at."""
+    page: dict[str, str | int] = {"after": "", "rows_max": NOTES_AT_ONCE}
+    while rows := db.execute(REPORTS_SQL["notes"], page).fetchall():
+        for hold_id, amount, cost, text in rows:
+            if charge_of_note(text, cost, amount) is None:
+                yield Broken(NOTES_CAN_BE_CHARGED, f"note of {hold_id}", f"cannot be read, or not be charged as {cost}")
         page["after"] = rows[-1][0]
 
 

@@ -1,21 +1,19 @@
-"""Ending holds: by a charge (customer to revenue, and the nodes' shares from there), by a release, or by expiry."""
+"""Ending holds: by a charge, by a release, or by expiry."""
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import msgspec
-
-from embedmesh.rules.holds import Charge, Hold, HoldEnd
+from embedmesh.rules.holds import NOTED, Charge, Hold, HoldEnd
 from embedmesh.rules.tabs import TabState
 from embedmesh.storage.db import Db
+from embedmesh.storage.ledger.charge_holds import accounts_of, charge_holds
+from embedmesh.storage.ledger.lost_holds import EndedHolds, LostHolds, drop_notes
 from embedmesh.storage.ledger.open_tab import end_tabs
 from embedmesh.storage.ledger.writes import Stats, WaitedWrite, Write, as_rows, later_ids
 from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL, TABS_SQL
-from embedmesh.storage.times import MS_PER_DAY
 
 EXPIRED_HOLDS_MAX = 256  # a batch: about two milliseconds
-REVENUE = "revenue"
+NOTED_ENDS = {end.value for end in NOTED.values()}
 
 logger = logging.getLogger(__name__)
 
@@ -24,30 +22,36 @@ class EndHold(Write):
     """End an open hold: by charging it, or without. A hold that has ended stays as it is.
 
     Kept until it is durable: nobody waits for it, and it must not be lost. If the store refuses it, the sweep will
-    release the hold.
+    end the hold.
     """
 
-    def __init__(self, hold: Hold, why: HoldEnd, charge: Charge | None = None, reply: bytes | None = None) -> None:
-        """`reply` is kept for later requests with the same Idempotency-Key."""
+    def __init__(
+        self,
+        hold: Hold,
+        why: HoldEnd,
+        charge: Charge | None = None,
+        reply: bytes | None = None,
+        *,
+        noted: bool = False,
+    ) -> None:
+        """`reply` is kept for later requests with the same Idempotency-Key. `noted`: it may have a note, to delete."""
         self.hold = hold
         self.why = why
         self.charge = charge
         self.reply = reply
+        self.noted = noted
         self._ended_ids: Callable[[], frozenset[str]] | None = None  # of all holds that ended with this one
         self._ended = False
-        self._late = False
+        self._ended_by: str | None = None  # by what else, if a capture came too late
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
-        if self.charge is None:
-            return {self.hold.account_id}
-        return {self.hold.account_id, REVENUE, *(node_account(payable.node_id) for payable in self.charge.payables)}
+        return {self.hold.account_id} if self.charge is None else accounts_of(self.hold, self.charge)
 
     @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[EndHold]") -> None:
         first: dict[str, EndHold] = {}
         for write in writes:
-            write._ended = write._late = False
-            write._ended_ids = None
+            write._ended, write._ended_by, write._ended_ids = False, None, None
             first.setdefault(write.hold.hold_id, write)  # a hold ends once: the first write says how
         if released := [write for write in first.values() if write.charge is None]:
             rows = as_rows([{"hold_id": write.hold.hold_id, "ended_by": write.why.value} for write in released])
@@ -55,34 +59,38 @@ class EndHold(Write):
             for write in released:
                 write._ended_ids = ended_ids
         if captured := [(write, write.charge) for write in first.values() if write.charge is not None]:
-            ended_ids = _charge(db, now_ms, [(write.hold, charge) for write, charge in captured])
+            ended_ids = _capture(db, now_ms, [(write.hold, charge) for write, charge in captured])
             for write, _ in captured:
                 write._ended_ids = ended_ids
                 if write.reply is not None:
                     db.execute(CLAIMS_SQL["keep_reply"], {"hold_id": write.hold.hold_id, "reply": write.reply})
+        if noted := [write.hold.hold_id for write in writes if write.noted]:
+            drop_notes(db, noted)
 
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[EndHold]") -> None:
         for write in writes:
             write._ended = write._ended_ids is not None and write.hold.hold_id in write._ended_ids()
             if write.charge is not None and not write._ended:
-                state = db.execute(HOLDS_SQL["hold_state"], {"hold_id": write.hold.hold_id}).fetchone()
-                write._late = state != ("captured",)
+                found = db.execute(HOLDS_SQL["hold_end"], {"hold_id": write.hold.hold_id}).fetchone()
+                ended_by = None if found is None else found[0]
+                write._ended_by = None if ended_by == HoldEnd.CAPTURE.value else ended_by or "nothing"
 
     def committed(self, stats: Stats) -> None:
         if self.charge is None:
             stats.released += self._ended
             return
         stats.captured += self._ended
-        if self._late:
+        if self._ended_by is not None:
             stats.late_captures += 1
-            logger.warning("hold %s had ended before it was captured: delivered, not charged", self.hold.hold_id)
+            charged = "charged at its note" if self._ended_by in NOTED_ENDS else "not charged"
+            logger.warning("hold %s had ended before it was captured: delivered, %s", self.hold.hold_id, charged)
 
 
 class Expire(WaitedWrite[int]):
-    """Release holds and end tabs past their deadline, at most EXPIRED_HOLDS_MAX of each.
+    """End holds and tabs past their deadline, at most EXPIRED_HOLDS_MAX of each. What has a note is charged for that.
 
-    `outcome` becomes how many, once durable. Whatever is captured in the same batch comes before.
+    `outcome` becomes how many, once durable. Whatever is captured or extended in the same batch comes before.
     """
 
     rank = 1
@@ -90,44 +98,40 @@ class Expire(WaitedWrite[int]):
     def __init__(self, until_ms: int) -> None:
         super().__init__()
         self._until_ms = until_ms
-        self._overdue: list[str] = []
+        self._overdue = LostHolds(())
         self._overdue_tabs: list[str] = []
-        self._expired = 0
+        self._ended = EndedHolds()
+        self._captured = 0
+        self._released = 0
         self._ended_tab_ids: Callable[[], frozenset[str]] = frozenset
         self._expired_tabs = 0
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
         limits = {"now_ms": self._until_ms, "holds_max": EXPIRED_HOLDS_MAX}
-        rows = db.execute(HOLDS_SQL["overdue_holds"], limits).fetchall()
-        self._overdue = [hold_id for hold_id, _ in rows]
+        self._overdue = LostHolds(db.execute(HOLDS_SQL["overdue_holds"], limits).fetchall())
         tabs = db.execute(
             TABS_SQL["overdue_tabs"], {"now_ms": self._until_ms, "tabs_max": EXPIRED_HOLDS_MAX}
         ).fetchall()
         self._overdue_tabs = [tab_id for tab_id, _ in tabs]
-        return {account_id for _, account_id in (*rows, *tabs)}
+        return self._overdue.accounts | {account_id for _, account_id in tabs}
 
     @classmethod
     def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[Expire]") -> None:
         for write in writes:
-            write._expired = write._expire_holds(db, now_ms)
+            write._ended = write._overdue.end(db, now_ms, HoldEnd.EXPIRE, write._until_ms)
             write._ended_tab_ids = end_tabs(db, now_ms, write._overdue_tabs, TabState.EXPIRED)
 
     @classmethod
     def settle_all(cls, db: Db, now_ms: int, writes: "Sequence[Expire]") -> None:
         for write in writes:
+            write._captured, write._released = len(write._ended.captured()), len(write._ended.released())
             write._expired_tabs = len(write._ended_tab_ids())
 
     def committed(self, stats: Stats) -> None:
-        stats.expired += self._expired
+        stats.expired += self._released
+        stats.captured_at_notes += self._captured
         stats.tabs_expired += self._expired_tabs
         self._succeed(max(len(self._overdue), len(self._overdue_tabs)))
-
-    def _expire_holds(self, db: Db, now_ms: int) -> int:
-        if not self._overdue:
-            return 0
-        rows = as_rows([(hold_id,) for hold_id in self._overdue])
-        until = {"now_ms": now_ms, "until_ms": self._until_ms}
-        return len(db.execute(HOLDS_SQL["expire_holds"], rows | until).fetchall())
 
 
 def release_holds(db: Db, now_ms: int, hold_ids: Sequence[str], why: HoldEnd) -> int:
@@ -138,48 +142,9 @@ def release_holds(db: Db, now_ms: int, hold_ids: Sequence[str], why: HoldEnd) ->
     return len(db.execute(HOLDS_SQL["release_holds"], rows | {"now_ms": now_ms}).fetchall())
 
 
-def node_account(node_id: str) -> str:
-    """The account of what a node has earned."""
-    return f"node:{node_id}"
-
-
-def _charge(db: Db, now_ms: int, charges: Sequence[tuple[Hold, Charge]]) -> Callable[[], frozenset[str]]:
-    """Capture those of some holds that are open, and record all that follows; nothing for the others.
-
-    Returns which were captured. No statement needs what another has found, so that they are sent together.
-    """
+def _capture(db: Db, now_ms: int, charges: Sequence[tuple[Hold, Charge]]) -> Callable[[], frozenset[str]]:
+    """Capture those of some holds that are open, and charge them; nothing for the others. Returns the ids of those."""
     captures = as_rows([{"hold_id": hold.hold_id, "cost": charge.cost_nanousd} for hold, charge in charges])
     captured_ids = later_ids(db, HOLDS_SQL["capture_holds"], captures | {"now_ms": now_ms})
-    transfers, usage, nodes = [], [], set()
-    for hold, charge in charges:
-        transfers.append(_transfer("charge", hold.account_id, REVENUE, charge.cost_nanousd, hold))
-        for payable in charge.payables:
-            nodes.add(node := node_account(payable.node_id))
-            transfers.append(_transfer("payable", REVENUE, node, payable.nanousd, hold))
-        usage.append(_usage(hold, charge))
-    if nodes:
-        made = as_rows([{"account_id": node} for node in sorted(nodes)])
-        db.execute(HOLDS_SQL["insert_nodes"], made | {"now_ms": now_ms})
-    db.execute(HOLDS_SQL["insert_transfers"], as_rows(transfers) | {"now_ms": now_ms})
-    db.execute(HOLDS_SQL["insert_usage"], as_rows(usage) | {"day": now_ms // MS_PER_DAY})
+    charge_holds(db, now_ms, charges)
     return captured_ids
-
-
-def _transfer(kind: str, source: str, target: str, amount: int, hold: Hold) -> dict[str, Any]:
-    return {"kind": kind, "source_id": source, "target_id": target, "amount": amount, "hold_id": hold.hold_id}
-
-
-def _usage(hold: Hold, charge: Charge) -> dict[str, Any]:
-    return {
-        "hold_id": hold.hold_id,
-        "account_id": hold.account_id,
-        "key_id": charge.key_id,
-        "model": charge.model,
-        "node_id": charge.node_id,
-        "tokens": charge.tokens,
-        "price": charge.price,
-        "cost": charge.cost_nanousd,
-        "payable": sum(payable.nanousd for payable in charge.payables),
-        "user_hash": charge.user_hash,
-        "meters": msgspec.json.encode(charge.meters).decode() if charge.meters else None,
-    }

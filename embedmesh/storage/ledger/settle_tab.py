@@ -15,7 +15,7 @@ import msgspec
 
 from embedmesh.rules.holds import Charge, Hold
 from embedmesh.storage.db import Db
-from embedmesh.storage.ledger.end_hold import REVENUE, node_account
+from embedmesh.storage.ledger.charge_holds import REVENUE, node_account
 from embedmesh.storage.ledger.writes import Stats, Write, as_rows, later_ids
 from embedmesh.storage.sql import HOLDS_SQL, TABS_SQL
 from embedmesh.storage.times import MS_PER_DAY

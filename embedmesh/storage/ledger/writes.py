@@ -20,6 +20,8 @@ class Stats(msgspec.Struct):
     holds_refused: int = 0  # the account did not cover them, or the key had no room
     captured: int = 0  # requests, under holds of their own and under tabs
     captured_under_tabs: int = 0
+    captured_at_notes: int = 0  # streams that their gateway did not end, also found open at start
+    holds_extended: int = 0  # each time anew
     released: int = 0
     expired: int = 0
     recovered: int = 0  # found open at start

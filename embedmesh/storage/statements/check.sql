@@ -49,11 +49,19 @@ FROM holds
 WHERE NOT coalesce(
     CASE state
         WHEN 'open' THEN ended_by IS NULL AND ended_ms IS NULL AND captured IS NULL
-        WHEN 'captured' THEN ended_by = 'capture' AND ended_ms IS NOT NULL AND captured BETWEEN 0 AND amount
+        WHEN 'captured' THEN ended_by IN ('capture', 'expire_noted', 'recover_noted')
+            AND ended_ms IS NOT NULL AND captured BETWEEN 0 AND amount
         WHEN 'released' THEN ended_by IN ('release', 'expire', 'recover') AND ended_ms IS NOT NULL AND captured IS NULL
     END,
     FALSE
 );
+
+-- name: notes_end_with_their_holds
+-- A note is of an open hold, which covers it.
+SELECT 'note of ' || hold_notes.hold_id, 'cost ' || cost || ', hold ' || coalesce(state, 'missing') || ' of '
+    || coalesce(CAST(amount AS TEXT), 'nothing')
+FROM hold_notes LEFT JOIN holds ON holds.hold_id = hold_notes.hold_id
+WHERE NOT coalesce(state = 'open' AND cost BETWEEN 0 AND amount, FALSE);
 
 -- name: tabs_end_once
 -- A tab's state and its times agree, and it captured at most its amount.

@@ -1,12 +1,15 @@
 -- name: claim
--- Let a hold answer for an Idempotency-Key: a new one, one that is too old, or one whose hold ended without a reply.
+-- Let a hold answer for an Idempotency-Key: a new one, one that is too old, or one whose hold ended without a reply: it
+-- was released, or captured at its note.
 INSERT INTO claims (account_id, key_hash, body_hash, hold_id, created_ms)
 VALUES (:account_id, :key_hash, :body_hash, :hold_id, :now_ms)
 ON CONFLICT (account_id, key_hash) DO UPDATE SET
     body_hash = excluded.body_hash, hold_id = excluded.hold_id, created_ms = excluded.created_ms, reply = NULL
 WHERE claims.created_ms < CAST(:kept_from_ms AS BIGINT) OR (
     claims.reply IS NULL
-    AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.hold_id = claims.hold_id AND state IN ('open', 'captured'))
+    AND NOT EXISTS (
+        SELECT 1 FROM holds WHERE holds.hold_id = claims.hold_id AND (state = 'open' OR ended_by = 'capture')
+    )
 )
 RETURNING hold_id;
 

@@ -23,33 +23,77 @@ FROM jsonb_each(:rows)
 WHERE hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
 RETURNING hold_id;
 
--- name: expire_holds
--- End those of some holds that are overdue: one may have been taken over by a request, with its lock, since it was found.
-UPDATE holds SET state = 'released', ended_by = 'expire', ended_ms = :now_ms
+-- name: release_lost_holds
+-- Release those of some holds that are still overdue and have no note: one may have been taken over by a request, with its
+-- lock, or its stream was noted, since it was found.
+UPDATE holds SET state = 'released', ended_by = CAST(:ended_by AS TEXT), ended_ms = :now_ms
 FROM jsonb_each(:rows)
 WHERE hold_id = value ->> 0 AND state NOT IN ('captured', 'released') AND deadline_ms < CAST(:until_ms AS BIGINT)
+    AND NOT EXISTS (SELECT 1 FROM hold_notes WHERE hold_notes.hold_id = holds.hold_id)
 RETURNING hold_id;
 
+-- name: capture_at_notes
+-- Capture those of some holds that are still overdue at their notes, if these are still the same.
+UPDATE holds SET state = 'captured', ended_by = CAST(:ended_by AS TEXT), captured = hold_notes.cost, ended_ms = :now_ms
+FROM jsonb_each(:rows) CROSS JOIN hold_notes
+WHERE holds.hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
+    AND deadline_ms < CAST(:until_ms AS BIGINT)
+    AND hold_notes.hold_id = value ->> 'hold_id' AND hold_notes.charge = value ->> 'charge'
+RETURNING holds.hold_id;
+
+-- name: note_holds
+-- Note what some streams have delivered, if their holds are open and cover it.
+INSERT INTO hold_notes (hold_id, cost, charge, noted_ms)
+SELECT holds.hold_id, CAST(value ->> 'cost' AS BIGINT), value ->> 'charge', CAST(:now_ms AS BIGINT)
+FROM jsonb_each(:rows) CROSS JOIN holds
+WHERE holds.hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
+    AND amount >= CAST(value ->> 'cost' AS BIGINT)
+ON CONFLICT (hold_id) DO UPDATE SET cost = excluded.cost, charge = excluded.charge, noted_ms = excluded.noted_ms
+RETURNING hold_id;
+
+-- name: extend_holds
+-- Have open holds with a note last longer; none ends sooner than it would have.
+UPDATE holds SET deadline_ms = CAST(value ->> 'deadline_ms' AS BIGINT)
+FROM jsonb_each(:rows)
+WHERE hold_id = value ->> 'hold_id' AND state NOT IN ('captured', 'released')
+    AND deadline_ms < CAST(value ->> 'deadline_ms' AS BIGINT)
+    AND EXISTS (SELECT 1 FROM hold_notes WHERE hold_notes.hold_id = holds.hold_id);
+
+-- name: drop_notes
+-- Delete the notes of those of some holds that have ended.
+DELETE FROM hold_notes WHERE hold_id IN (SELECT value ->> 0 FROM jsonb_each(:rows)) AND NOT EXISTS (
+    SELECT 1 FROM holds WHERE holds.hold_id = hold_notes.hold_id AND state NOT IN ('captured', 'released')
+);
+
+-- name: drop_broken_notes
+-- Delete notes that nothing can be charged for, if they are still the same.
+DELETE FROM hold_notes WHERE (hold_id, charge) IN (SELECT value ->> 0, value ->> 1 FROM jsonb_each(:rows));
+
 -- name: overdue_holds
--- Open holds past their deadline, the oldest first, at most as many as one batch should carry.
-SELECT hold_id, account_id FROM holds
+-- Open holds past their deadline and their notes, the oldest first, at most as many as one batch should carry.
+SELECT holds.hold_id, account_id, amount, deadline_ms, cost, charge
+FROM holds LEFT JOIN hold_notes ON hold_notes.hold_id = holds.hold_id
 WHERE state = 'open' AND deadline_ms < :now_ms ORDER BY deadline_ms LIMIT :holds_max;
 
 -- name: holds_of_owner
--- The open holds of one gateway. Read at its start, when the process that placed them is gone; locks that no request has
--- used yet outlive it.
-SELECT hold_id, account_id FROM holds WHERE state = 'open' AND owner = :owner
+-- The open holds of one gateway and their notes. Read at its start, when the process that placed them is gone; locks that
+-- no request has used yet outlive it.
+SELECT holds.hold_id, account_id, amount, deadline_ms, cost, charge
+FROM holds LEFT JOIN hold_notes ON hold_notes.hold_id = holds.hold_id
+WHERE state = 'open' AND owner = :owner
     AND NOT EXISTS (SELECT 1 FROM locks WHERE locks.hold_id = holds.hold_id AND used_ms IS NULL);
 
 -- name: open_holds
--- All open holds but those of unused locks. Read at the start of a gateway that is alone, when the processes that placed
--- them are gone.
-SELECT hold_id, account_id FROM holds WHERE state = 'open'
+-- All open holds but those of unused locks, and their notes. Read at the start of a gateway that is alone, when the
+-- processes that placed them are gone.
+SELECT holds.hold_id, account_id, amount, deadline_ms, cost, charge
+FROM holds LEFT JOIN hold_notes ON hold_notes.hold_id = holds.hold_id
+WHERE state = 'open'
     AND NOT EXISTS (SELECT 1 FROM locks WHERE locks.hold_id = holds.hold_id AND used_ms IS NULL);
 
--- name: hold_state
--- Where a hold stands.
-SELECT state FROM holds WHERE hold_id = :hold_id;
+-- name: hold_end
+-- What has ended a hold.
+SELECT ended_by FROM holds WHERE hold_id = :hold_id;
 
 -- name: insert_nodes
 -- Make the accounts of nodes that are paid for the first time.

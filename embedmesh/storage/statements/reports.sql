@@ -1,5 +1,6 @@
 -- name: list_recovered
--- The latest holds that were open when their gateway died: a reply may have been delivered and was not charged.
+-- The latest holds that were open when their gateway died, without a note: a reply may have been delivered and was not
+-- charged.
 SELECT hold_id, account_id, amount, ended_ms FROM holds WHERE ended_by = 'recover'
 ORDER BY ended_ms DESC, hold_id DESC LIMIT :rows_max;
 
@@ -12,12 +13,18 @@ SELECT
     (SELECT count(*) FROM holds WHERE state = 'captured') AS holds_captured,
     (SELECT count(*) FROM holds WHERE state = 'released') AS holds_released,
     (SELECT count(*) FROM holds WHERE ended_by = 'recover') AS holds_recovered,
+    (SELECT count(*) FROM holds WHERE ended_by IN ('expire_noted', 'recover_noted')) AS holds_captured_at_notes,
     (SELECT count(*) FROM tabs WHERE ended_ms IS NULL) AS tabs_live,
     (SELECT count(*) FROM tabs WHERE ended_ms IS NOT NULL) AS tabs_ended,
     (SELECT count(*) FROM tabs WHERE state = 'recovered') AS tabs_recovered,
     (SELECT CAST(coalesce(sum(amount - captured), 0) AS BIGINT) FROM tabs
         WHERE state = 'recovered') AS tabs_recovered_nanousd,
     (SELECT CAST(coalesce(sum(requests), 0) AS BIGINT) FROM tabs) AS requests_settled;
+
+-- name: notes
+-- Notes of streams with the amounts of their holds, from one on.
+SELECT hold_notes.hold_id, amount, cost, charge FROM hold_notes JOIN holds ON holds.hold_id = hold_notes.hold_id
+WHERE hold_notes.hold_id > :after ORDER BY hold_notes.hold_id LIMIT :rows_max;
 
 -- name: metered_usage
 -- Usage records with several meters, from one on.
@@ -104,6 +111,10 @@ WHERE entries.account_id = :account_id AND created_ms < CAST(:until_ms AS BIGINT
 -- A hold with all that is known of it.
 SELECT hold_id, account_id, key_id, amount, state, ended_by, captured, owner, created_ms, deadline_ms, ended_ms
 FROM holds WHERE hold_id = :hold_id;
+
+-- name: note_of_hold
+-- What was last noted of a stream, while its hold is open.
+SELECT cost, noted_ms FROM hold_notes WHERE hold_id = :hold_id;
 
 -- name: hold_of_lock
 -- The hold of a lock, as long as locks are kept.
