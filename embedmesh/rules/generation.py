@@ -42,6 +42,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     wants_usage: bool = False  # whether a stream's caller has asked for `usage`
     size: str | None = None  # of images, as "1024x1024"
+    reply_form: str | None = None  # of images, as the caller wants them
     user: str | None = None
     ignored: tuple[str, ...] = ()  # names of members that change nothing
 
@@ -52,13 +53,14 @@ class Usage(msgspec.Struct, frozen=True):
     input: int
     output: int
     cached: int = 0  # of the input
+    reasoning: int = 0  # of the output
 
 
 class Piece(msgspec.Struct, frozen=True):
     """One event of a node's stream, as the caller may have it. `data` is JSON; None if nothing of it is for the caller.
 
     `text` is what it delivers: content, reasoning, names and arguments of tools. `usage` is the node's word, all of it
-    until now.
+    until now; `data` does not hold it, so that a caller is told once, and what it pays: see `usage_event`.
     """
 
     data: bytes | None
@@ -84,7 +86,7 @@ class GenerationDialect(Protocol):
         ...
 
     def whole(self, prompt: Prompt, model: Model, reply: bytes, request_id: str, created: int) -> Whole:
-        """A node's reply by an allow-list. Raises WrongAnswer."""
+        """A node's reply by an allow-list. Raises NodeBroke for an error instead of a reply, WrongAnswer."""
         ...
 
     def piece(self, prompt: Prompt, model: Model, data: bytes, state: "StreamState") -> Piece:
@@ -92,7 +94,7 @@ class GenerationDialect(Protocol):
         ...
 
     def usage_event(self, prompt: Prompt, model: Model, usage: Usage, state: "StreamState") -> bytes:
-        """The last data event of a stream whose caller wants `usage`, where the node has sent none: JSON."""
+        """The last data event of a stream whose caller wants `usage`: JSON."""
         ...
 
     def with_usage(self, whole: Whole, usage: Usage) -> bytes:
@@ -100,12 +102,26 @@ class GenerationDialect(Protocol):
         ...
 
 
+class ToolCall(msgspec.Struct):
+    """A call of a tool that a stream has begun. `index` is its place among those of its answer, as the caller has it.
+
+    `node_index` and `id` are the node's words for it, None where it has said none.
+    """
+
+    index: int
+    node_index: int | None
+    id: str | None
+    name: str = ""  # as far as it has come
+
+
 class StreamState(msgspec.Struct):
-    """What one stream's events share, so that each has it: the same id, time, and the tools' places by their ids."""
+    """What one stream's events share: the same id and time for all, and how far each of its answers has come."""
 
     request_id: str
     created: int  # Unix time in seconds
-    tools: dict[str, int] = {}
+    tools: dict[int, list[ToolCall]] = {}  # by answer, in the order in which they have begun
+    begun: set[int] = set()  # answers of which something was sent
+    ended: set[int] = set()  # answers whose node has said why they ended
     events: int = 0
 
 

@@ -365,7 +365,7 @@ BROKEN = [
         "`input.1` holds half a surrogate pair",
         "input.1",
     ),
-    (b'{"input":[["\\ud800"]]}', "The body holds half a surrogate pair (line 1, column ", None),
+    (b'{"input":[["\\ud800"]]}', "`input.0.0` holds half a surrogate pair", "input.0.0"),
     (b'{"\\ud800":1}', "The body holds half a surrogate pair (line 1, column ", None),
     (b'{"secret words":"\\ud800"}', "The body holds half a surrogate pair (line 1, column ", None),
     (b'["\\ud800"]', "The body holds half a surrogate pair (line 1, column ", None),

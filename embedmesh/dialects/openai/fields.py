@@ -5,8 +5,9 @@ the words of another API: `Field.says` names the meaning, and such fields must n
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+from embedmesh.dialects.openai.json_types import json_type
 from embedmesh.dialects.openai.spellings import HARMLESS, ROLES, Harmless
 from embedmesh.rules.embeddings import Encoding, Role, Truncate
 from embedmesh.rules.errors import EmptyInput, InvalidType, InvalidValue, TooManyInputs
@@ -15,7 +16,7 @@ from embedmesh.rules.limits import REQUEST_INPUTS_MAX, USER_CHARS_MAX
 
 def _model(value: object) -> str:
     if not isinstance(value, str):
-        raise InvalidType(f"`model` must be a string, not {_kind(value)}.", param="model")
+        raise InvalidType(f"`model` must be a string, not {json_type(value)}.", param="model")
     return value
 
 
@@ -26,7 +27,7 @@ def _input(value: object) -> str | list[Any]:
         return value
     if not isinstance(value, list):
         raise InvalidType(
-            f"`input` must be a string, an array of strings, or token ids, not {_kind(value)}.", param="input"
+            f"`input` must be a string, an array of strings, or token ids, not {json_type(value)}.", param="input"
         )
     if not value:
         raise EmptyInput("`input` must not be an empty array.", param="input")
@@ -40,7 +41,7 @@ def _input(value: object) -> str | list[Any]:
         case list():
             _check_arrays(value)
         case other:
-            raise InvalidType(f"`input.0` must be a string or token ids, not {_kind(other)}.", param="input.0")
+            raise InvalidType(f"`input.0` must be a string or token ids, not {json_type(other)}.", param="input.0")
     return value
 
 
@@ -67,7 +68,8 @@ def _check_ids(ids: list[Any], name: str) -> None:
     for index, token in enumerate(ids):
         if type(token) is not int:
             raise InvalidType(
-                f"`{name.format(index)}`: a token id must be an integer, not {_kind(token)}.", param=name.format(index)
+                f"`{name.format(index)}`: a token id must be an integer, not {json_type(token)}.",
+                param=name.format(index),
             )
         if token < 0:
             raise InvalidValue(f"`{name.format(index)}`: a token id is not negative.", param=name.format(index))
@@ -83,14 +85,15 @@ def _check_how_many(inputs: list[Any]) -> None:
 
 def _mixed(index: int, value: object, expected: str) -> InvalidType:
     return InvalidType(
-        f"`input.{index}` must be {expected} like the entries before it, not {_kind(value)}.", param=f"input.{index}"
+        f"`input.{index}` must be {expected} like the entries before it, not {json_type(value)}.",
+        param=f"input.{index}",
     )
 
 
 def _flag(name: str) -> Callable[[object], bool]:
     def check(value: object) -> bool:
         if not isinstance(value, bool):
-            raise InvalidType(f"`{name}` must be true or false, not {_kind(value)}.", param=name)
+            raise InvalidType(f"`{name}` must be true or false, not {json_type(value)}.", param=name)
         return value
 
     return check
@@ -103,7 +106,7 @@ def _encoding_format(value: object) -> Encoding:
 def _whole_number(name: str) -> Callable[[object], int]:
     def check(value: object) -> int:
         if type(value) is not int:
-            raise InvalidType(f"`{name}` must be an integer, not {_kind(value)}.", param=name)
+            raise InvalidType(f"`{name}` must be an integer, not {json_type(value)}.", param=name)
         if value < 1:
             raise InvalidValue(f"`{name}` must be at least 1.", param=name)
         return value
@@ -113,7 +116,7 @@ def _whole_number(name: str) -> Callable[[object], int]:
 
 def _user(value: object) -> str:
     if not isinstance(value, str):
-        raise InvalidType(f"`user` must be a string, not {_kind(value)}.", param="user")
+        raise InvalidType(f"`user` must be a string, not {json_type(value)}.", param="user")
     if len(value) > USER_CHARS_MAX:
         raise InvalidValue(f"`user` must have at most {USER_CHARS_MAX} characters.", param="user")
     return value
@@ -125,7 +128,7 @@ def _role_in(name: str) -> Callable[[object], Role | None]:
 
 def _prompt_name(value: object) -> str:
     if not isinstance(value, str):
-        raise InvalidType(f"`prompt_name` must be a string, not {_kind(value)}.", param="prompt_name")
+        raise InvalidType(f"`prompt_name` must be a string, not {json_type(value)}.", param="prompt_name")
     return value
 
 
@@ -304,29 +307,7 @@ FIELDS: dict[str, Field] = {
 
 def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> str:
     if not isinstance(value, str):
-        raise InvalidType(f"`{name}` must be a string, not {_kind(value)}.", param=name)
+        raise InvalidType(f"`{name}` must be a string, not {json_type(value)}.", param=name)
     if value not in accepted:
         raise InvalidValue(f"`{name}` must be one of {', '.join(accepted)}.", param=name)
     return value
-
-
-Kind = Literal["null", "a boolean", "an integer", "a number", "a string", "an array", "an object"]
-
-
-def _kind(value: object) -> Kind:
-    """The JSON type of a value, in words."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int():
-            return "an integer"
-        case float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case _:
-            return "an object"

@@ -8,11 +8,11 @@ import orjson
 
 from embedmesh.dialects.openai.broken import broken_json
 from embedmesh.dialects.openai.fields import FIELDS
+from embedmesh.dialects.openai.modalities import unsupported_modality
 from embedmesh.dialects.openai.spellings import COULD_CHANGE
-from embedmesh.dialects.openai.values import DEPTH_MAX, check_values
+from embedmesh.dialects.openai.values import check_depth, check_values
 from embedmesh.rules.embeddings import Call, Truncate
 from embedmesh.rules.errors import (
-    InvalidJson,
     InvalidType,
     InvalidValue,
     MissingParameter,
@@ -35,11 +35,11 @@ def parse(
     try:
         loaded = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise broken_json(body, error) from None
+        raise broken_json(body, error, FIELDS) from None
     try:
         return _validate(loaded, catalogue, terms, named)
     except (InvalidType, UnknownParameter):
-        _check_depth(loaded)  # no accepted request is deep: looked at only once it is refused
+        check_depth(loaded)  # no accepted request is deep: looked at only once it is refused
         raise
 
 
@@ -51,7 +51,7 @@ def _validate(loaded: object, catalogue: Catalogue, terms: ParseTerms, named: st
         given.setdefault("model", named)
     says, ignored = _read(given, terms)
     if ignored:
-        _check_depth({name: given[name] for name in ignored})  # nothing else looks into them
+        check_depth({name: given[name] for name in ignored})  # nothing else looks into them
     for name in ("model", "input"):
         if name not in given:
             raise MissingParameter(f"You must give the parameter `{name}`.", param=name)
@@ -120,6 +120,8 @@ def _model(name: str, catalogue: Catalogue, terms: ParseTerms) -> Model:
     model = catalogue.find(name)
     if model is None:
         raise no_such_model(name, catalogue, terms.serves)
+    if not model.embeds:
+        raise unsupported_modality(model)
     return model
 
 
@@ -153,23 +155,3 @@ def _normalize(says: dict[str, Any], model: Model, terms: ParseTerms) -> bool:
     if wanted is False and (model.foreign or model.id in terms.normal or says.get("dimensions") is not None):
         raise InvalidValue("This model's vectors come in unit length only: leave `normalize` out.", param="normalize")
     return bool(wanted)
-
-
-def _check_depth(loaded: object) -> None:
-    if _deeper_than(loaded, DEPTH_MAX):
-        raise InvalidJson(f"The JSON is nested deeper than {DEPTH_MAX} levels.") from None
-
-
-def _deeper_than(value: object, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels):
-        children: list[object] = []
-        for container in layer:
-            if isinstance(container, dict):
-                children += container.values()
-            elif isinstance(container, list):
-                children += container
-        layer = [child for child in children if isinstance(child, dict | list)]
-        if not layer:
-            return False
-    return True

@@ -32,8 +32,9 @@ def parse_ordinary(body: bytes, catalogue: Catalogue) -> tuple[Call, Model] | No
     model = catalogue.find(said.model)
     texts = said.input
     single = type(texts) is str
+    # a model that generates has no width: `parse` says what it does instead
     several = [texts] if single else texts
-    if model is None or not several or len(several) > TEXTS_MAX or "" in several:
+    if model is None or not model.width or not several or len(several) > TEXTS_MAX or "" in several:
         return None
     encoding = said.encoding_format or "float"
     return Call(model=said.model, texts=several, single=single, encoding=encoding), model  # type: ignore[arg-type]
