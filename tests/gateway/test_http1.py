@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedmesh.gateway.nodes import http1
-from embedmesh.gateway.nodes.http1 import KNOWN_HEAD_BYTES_MAX, KNOWN_HEADS_MAX, Connection, Http1Reply
+from embedmesh.gateway.nodes.http1 import KNOWN_HEAD_BYTES_MAX, KNOWN_HEADS_MAX, Connection
+from embedmesh.gateway.nodes.http1_reader import NODE_HEAD_BYTES_MAX, Http1Reply
 from embedmesh.rules.errors import NodeBroke, NodeFailure, WrongAnswer
 
 LIMIT = 600
@@ -128,7 +129,7 @@ def test_the_parser_is_not_asked_about_a_known_head(monkeypatch: pytest.MonkeyPa
     connection, script = connected()
     for body in BODIES[:4]:
         assert read(connection, script, [ordinary(body)], closed=False)[0] == [(200, script.told[0][1], body, False)]
-    monkeypatch.setattr(http1, "_ReplyReader", None)
+    monkeypatch.setattr(http1, "ReplyReader", None)
     monkeypatch.setattr(http1, "_plain_reply", None)
     for body in (b"", b"zz", b"w" * 40):
         told, aborted, usable, _ = read(connection, script, [ordinary(body)], closed=False)
@@ -165,7 +166,7 @@ def test_a_known_head_with_a_body_over_the_limit_is_refused() -> None:
     connection, script = connected()
     large = ordinary(b"v" * 50)
     read(connection, script, [large], closed=False)
-    connection.begin(b"", 50 - http1.NODE_HEAD_BYTES_MAX, script)
+    connection.begin(b"", 50 - NODE_HEAD_BYTES_MAX, script)
     connection.data_received(large)
     assert script.told[-1][0] is WrongAnswer and script.aborted
 

@@ -26,7 +26,8 @@ from embedmesh.gateway.nodes.foreign import (
     UpstreamUrl,
     _check_unambiguous,
 )
-from embedmesh.gateway.nodes.http1 import NODE_HEAD_BYTES_MAX, retry_after_s
+from embedmesh.gateway.nodes.http1 import retry_after_s
+from embedmesh.gateway.nodes.http1_reader import NODE_HEAD_BYTES_MAX
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, WrongAnswer
 from embedmesh.rules.forwarding import Part

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embedmesh.gateway.nodes.http1 import Http1Reply
+from embedmesh.gateway.nodes.http1_reader import Http1Reply
 from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.server import HttpServer

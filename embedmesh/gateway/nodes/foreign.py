@@ -21,7 +21,8 @@ import msgspec
 import numpy as np
 
 from embedmesh.fleet.addresses import DEFAULT_PORTS
-from embedmesh.gateway.nodes.http1 import Http1Reply, retry_after_s
+from embedmesh.gateway.nodes.http1 import retry_after_s
+from embedmesh.gateway.nodes.http1_reader import Http1Reply
 from embedmesh.gateway.nodes.own import check_of
 from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels

@@ -12,15 +12,14 @@ is what was made of the one before, with another body.
 import asyncio
 import re
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-import httptools
 import msgspec
 
-from embedmesh.rules.errors import NodeBroke, NodeFailure, WrongAnswer
-from embedmesh.rules.nodes import Check
+from embedmesh.gateway.nodes.http1_reader import NODE_HEAD_BYTES_MAX, Http1Reply, ReplyReader
+from embedmesh.rules.errors import NodeBroke, NodeFailure
 
-NODE_HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 1,000
+NODE_CLOSED = "the node closed the connection"
 KNOWN_HEADS_MAX = 32  # of one connection: one for each size of a reply that is frequent
 KNOWN_HEAD_BYTES_MAX = 512  # those of our nodes that recur are under 150
 HEAD_END = b"\r\n\r\n"
@@ -28,18 +27,6 @@ PLAIN_HEAD = re.compile(rb"HTTP/1\.1 200 OK\r\n((?:[A-Za-z-]+: [!-~]+(?: [!-~]+)
 HEAD_LINES = re.compile(rb"([A-Za-z-]+): ([!-~ ]+)\r\n").findall
 FRAMING = frozenset((b"connection", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 """Headers that say where a reply ends, or the connection: a reply that has any is httptools' to read."""
-
-
-class Http1Reply(msgspec.Struct, frozen=True):
-    """A node's whole reply, without interim ones (1xx) and trailers.
-
-    Header names are in lower case; of a repeated one the last counts. They must not be changed.
-    """
-
-    status: int
-    headers: dict[bytes, bytes]
-    body: bytes
-    by_closing: bool = False  # only the connection's end marks the body's end: it may have been cut
 
 
 class Receiver(Protocol):
@@ -78,7 +65,7 @@ class Connection(asyncio.Protocol):
         self.heard = False  # whether a byte of the current reply has come
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
-        self._reader: _ReplyReader | None = None  # while a reply comes whose head is not known
+        self._reader: ReplyReader | None = None  # while a reply comes whose head is not known
         self._size_max = 0  # of the current reply, head and body
         self._known: dict[bytes, _KnownHead] = {}
 
@@ -89,7 +76,7 @@ class Connection(asyncio.Protocol):
         """
         transport = self._transport
         if transport is None:
-            raise NodeBroke("the node closed the connection")
+            raise NodeBroke(NODE_CLOSED)
         self.heard = False
         self._size_max = limit + NODE_HEAD_BYTES_MAX
         self._receiver = receiver
@@ -119,6 +106,22 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def lend(self, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+        """Let another protocol have what comes from now on, for one exchange. Raises NodeBroke if the node has closed.
+
+        Whoever borrows it gives it back by `take_back`, and says if it was lost meanwhile.
+        """
+        self.heard = False
+        if self._transport is None:
+            raise NodeBroke(NODE_CLOSED)
+        _hand_over(self._transport, protocol)
+        return self._transport
+
+    def take_back(self) -> None:
+        """The borrower's exchange has ended."""
+        if self._transport is not None:
+            _hand_over(self._transport, self)
+
     def certificate(self) -> bytes | None:
         """What the other side showed, in DER; None without TLS."""
         ssl_object = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
@@ -147,7 +150,7 @@ class Connection(asyncio.Protocol):
                 self._remember(data, reply)
                 receiver.replied(reply)
                 return
-            self._reader = _ReplyReader(self._size_max)
+            self._reader = ReplyReader(self._size_max)
         self._read(data, receiver)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -161,7 +164,7 @@ class Connection(asyncio.Protocol):
         if reply is not None:
             receiver.replied(reply)
         else:
-            receiver.broke(NodeBroke("the node closed the connection"))
+            receiver.broke(NodeBroke(NODE_CLOSED))
 
     def _read(self, data: bytes, receiver: Receiver) -> None:
         """Some of a reply whose head is not known."""
@@ -211,81 +214,11 @@ class _Waiter:
             self.future.set_exception(failure)
 
 
-class _ReplyReader:
-    """One reply, read by httptools as it comes. What is there first counts: the `reply`, or a `failure`."""
-
-    def __init__(self, size_max: int) -> None:
-        self.reply: Http1Reply | None = None
-        self.failure: WrongAnswer | None = None
-        self.keeps_alive = True
-        self._parser: Any = httptools.HttpResponseParser(self)  # until the end: each refers to the other
-        self._size_max = size_max
-        self.size = 0
-        self._chunks: list[bytes] = []
-        self._headers: dict[bytes, bytes] = {}
-        self._head_size = 0
-        self._in_head = True
-
-    def feed(self, data: bytes) -> None:
-        """Read on, until there is a reply or a failure."""
-        self.size += len(data)
-        if self.size > self._size_max:
-            self._fail("the node's reply is larger than any right one")
-        else:
-            try:
-                self._parser.feed_data(data)
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                self.keeps_alive = False
-                self._fail("the node's reply is not HTTP")
-            if self._in_head and self.size > NODE_HEAD_BYTES_MAX:  # only now: a large body may have come with the head
-                self._fail_by_head()
-        if self.reply is not None or self.failure is not None:
-            self._parser = None
-
-    def by_closing(self) -> Http1Reply | None:
-        """The reply if the connection's end is its own, since its head gives no other."""
-        coding = self._headers.get(b"transfer-encoding", b"").lower()
-        if self._in_head or b"content-length" in self._headers or coding.endswith(b"chunked"):
-            return None
-        return self._whole(by_closing=True)
-
-    def _whole(self, *, by_closing: bool = False) -> Http1Reply:
-        return Http1Reply(self._parser.get_status_code(), self._headers, b"".join(self._chunks), by_closing)
-
-    def _fail(self, words: str) -> None:
-        if self.reply is None and self.failure is None:
-            self.failure = WrongAnswer(words, check=Check.HTTP)
-
-    def _fail_by_head(self) -> None:
-        self._fail("the head of the node's reply is larger than any right one")
-
-    # -- httptools callbacks
-
-    def on_message_begin(self) -> None:
-        if self.reply is not None:
-            self.keeps_alive = False  # a second reply: it must not become the next answer
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value)
-        if self._in_head:  # else a trailer: it must not overrule the head
-            self._headers[name.lower()] = value
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        if self._head_size > NODE_HEAD_BYTES_MAX:
-            self._fail_by_head()
-
-    def on_body(self, body: bytes) -> None:
-        self._chunks.append(body)
-
-    def on_message_complete(self) -> None:
-        if 100 <= self._parser.get_status_code() < 200:  # the reply itself is still to come
-            self._headers, self._in_head = {}, True
-            return
-        if not self._parser.should_keep_alive():
-            self.keeps_alive = False
-        if self.reply is None and self.failure is None:
-            self.reply = self._whole()
+def _hand_over(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+    """uvloop asks how a protocol is to be read for only when it begins to read."""
+    transport.pause_reading()
+    transport.set_protocol(protocol)
+    transport.resume_reading()
 
 
 class _KnownHead(msgspec.Struct, frozen=True):

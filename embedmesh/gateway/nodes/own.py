@@ -9,7 +9,8 @@ from typing import Protocol
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1 import Connection, Http1Reply, retry_after_s
+from embedmesh.gateway.nodes.http1 import Connection, retry_after_s
+from embedmesh.gateway.nodes.http1_reader import Http1Reply
 from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.gateway.nodes.told import tokens_told
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, Ids, ServedModels, pack_ids

@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from embedmesh.gateway.nodes.http1 import Connection, Http1Reply
+from embedmesh.gateway.nodes.http1 import Connection
+from embedmesh.gateway.nodes.http1_reader import Http1Reply
+from embedmesh.gateway.nodes.http1_stream import BodyStream
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable
 from embedmesh.rules.limits import CONNECT_S
 
 GROWING_MAX = 8  # connections that are opened ahead at one time: enough for a burst, little work in vain
+CUT_UNNOTICED = "the node's own connection was closed"
 IDLE_CONNECTIONS_MAX = 64  # kept for one node; as many as it gets parts at one time
 
 
@@ -35,6 +38,10 @@ class ConnectionPool(Protocol):
 
         `build` makes the request's bytes. It is called again if an idle connection turns out to be closed.
         """
+        ...
+
+    async def stream(self, build: Callable[[], bytes], limit: int) -> BodyStream:
+        """As `exchange`, but the reply is handed out once its head has come."""
         ...
 
     def close(self) -> None:
@@ -90,6 +97,15 @@ class OutboundPool:
             return await connection.exchange(build(), limit)
         finally:
             self.put_back(connection)
+
+    async def stream(self, build: Callable[[], bytes], limit: int) -> BodyStream:
+        while (connection := self.take()) is not None:
+            try:
+                return await _begun(connection, build(), limit, self.put_back)
+            except NodeBroke:
+                if connection.heard:
+                    raise
+        return await _begun(await self._dial(), build(), limit, self.put_back)
 
     def close(self) -> None:
         self._closed = True
@@ -148,10 +164,21 @@ class InboundPool:
                 if connection.heard:
                     raise
                 if not self._idle:
-                    raise NodeUnreachable("the node's own connection was closed") from None
+                    raise NodeUnreachable(CUT_UNNOTICED) from None
                 # The idle connection had been cut unnoticed.
             finally:
                 self.put_back(connection)
+
+    async def stream(self, build: Callable[[], bytes], limit: int) -> BodyStream:
+        while True:
+            connection = self.take() or await self._next()
+            try:
+                return await _begun(connection, build(), limit, self.put_back)
+            except NodeBroke:
+                if connection.heard:
+                    raise
+                if not self._idle:
+                    raise NodeUnreachable(CUT_UNNOTICED) from None
 
     def close(self) -> None:
         self._closed = True
@@ -180,6 +207,19 @@ class InboundPool:
                 self.offer(waiter.result())  # it came in the moment in which nobody waited any more
         self._used += 1
         return connection
+
+
+async def _begun(
+    connection: Connection, request: bytes, limit: int, put_back: Callable[[Connection], None]
+) -> BodyStream:
+    """A stream whose head has come. It puts the connection back, however it ends."""
+    try:
+        stream = BodyStream(connection, limit, put_back)
+    except NodeBroke:
+        put_back(connection)
+        raise
+    await stream.begin(request)
+    return stream
 
 
 def unix_pool(path: str) -> OutboundPool:
