@@ -10,7 +10,7 @@ from embedmesh.fleet.registry import Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import WrongAnswer
 from embedmesh.rules.forwarding import NodeClient, Part, Verify
-from embedmesh.rules.generation import Asked, GeneratingClient
+from embedmesh.rules.generation import Asked
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer
@@ -27,10 +27,12 @@ SHORT_QUESTIONS = {
 PROBE_SPECIALS_MAX = 8  # special tokens that a model may add to a text, where its tokenizer is not here
 
 
-class ProbeClient(NodeClient, GeneratingClient, Protocol):
+class ProbeClient(NodeClient, Protocol):
     """What an examiner needs of the node client."""
 
     async def served(self, node_id: str) -> ServedModels: ...
+
+    async def generate(self, part: Part, model: Model, asked: Asked, request_id: str) -> bytes: ...
 
 
 class _Answers(msgspec.Struct):

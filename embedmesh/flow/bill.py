@@ -128,10 +128,12 @@ async def set_aside(
     *,
     slots: Slots | None = None,
     request_id: str | None = None,
+    alone: bool = False,
 ) -> Bill | bytes:
     """Hold `cost` nano-USD until the request and the delivery must be over, under `request_id` or a new id.
 
-    A request without a claim takes them from an open tab of its key, if there is one that covers them.
+    A request without a claim takes them from an open tab of its key, if there is one that covers them; one that must
+    stand `alone` does not: it may outlive a tab.
     A request with an `Idempotency-Key` has a `claim`. If another request had it before, the kept reply to that one is
     returned; one that is still under way is waited for, up to `within_s`, in the room `waiting`. If that one ends
     without a reply, this request takes its place. Where the key has a limit of requests at one time, one of its `slots`
@@ -144,7 +146,10 @@ async def set_aside(
     until = clock.monotonic() + within_s
     while True:
         hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
-        found = await (_hold(ledger, hold, claim) if limited is None else _place(ledger, hold, claim, limited, caller))
+        if limited is None:
+            found = await _hold(ledger, hold, claim, alone)
+        else:
+            found = await _place(ledger, hold, claim, alone, limited, caller)
         if isinstance(found, Hold):
             bill = Bill(ledger, found, until)
             if limited is not None:
@@ -204,17 +209,19 @@ async def redeem(
     return reply
 
 
-async def _hold(ledger: Ledger, hold: Hold, claim: Claim | None) -> Hold | PriorRequest:
+async def _hold(ledger: Ledger, hold: Hold, claim: Claim | None, alone: bool) -> Hold | PriorRequest:
     """Set the money aside: as a part of a tab, or by itself. A prior request has the claim, if one has."""
-    if claim is None and (spent := ledger.spend(hold)) is not None:
+    if claim is None and not alone and (spent := ledger.spend(hold)) is not None:
         return spent
     return await ledger.hold(hold, claim) or hold
 
 
-async def _place(ledger: Ledger, hold: Hold, claim: Claim | None, slots: Slots, caller: Caller) -> Hold | PriorRequest:
+async def _place(
+    ledger: Ledger, hold: Hold, claim: Claim | None, alone: bool, slots: Slots, caller: Caller
+) -> Hold | PriorRequest:
     """Set the money aside and take slots, both or neither. A request that waits for a prior one needs none."""
     if claim is not None:
-        found = await _hold(ledger, hold, claim)
+        found = await _hold(ledger, hold, claim, alone)
         if found is hold:
             try:
                 await _take(slots, caller, hold)
@@ -224,7 +231,7 @@ async def _place(ledger: Ledger, hold: Hold, claim: Claim | None, slots: Slots, 
         return found
     await _take(slots, caller, hold)
     try:
-        return await _hold(ledger, hold, None)
+        return await _hold(ledger, hold, None, alone)
     except BaseException:
         slots.give_back(caller)
         raise

@@ -186,7 +186,7 @@ def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Cha
         tokens=bill.tokens,
         model=call.model.id,
         key_id=bill.hold.key_id or caller.key_id,  # of a lock: its key, whose budget was held; that of no other
-        node_id=shares[0].node_id,
+        node_id=shares[0].node_id if shares else "",  # a stream that is noted before its first event
         payables=() if free else _payables(bill, world.ask_max),
         user_hash=world.hash_user(user) if user is not None else None,
         price=single,

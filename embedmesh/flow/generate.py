@@ -6,9 +6,8 @@
 An output limit is always sent to the node. A stream is told in `stream.py`.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from math import ceil
-from typing import Any
 
 import msgspec
 
@@ -35,7 +34,6 @@ from embedmesh.rules.generation import Asked, GeneratingClient, GenerationDialec
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_MAX_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.money import TOKENS_PER_PRICE_UNIT
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.served import no_such_model
 
@@ -107,6 +105,7 @@ class GenerationCall:
     likely: Usage  # of the input, our own count; output: what such requests have made of late
     _caller: Caller
     _prices: tuple[int, int, int]  # input, cached, output
+    _image_price: int  # of a million
 
     def __init__(self, operation: Generation, prompt: Prompt, model: Model) -> None:
         self.operation = operation
@@ -174,6 +173,7 @@ class GenerationCall:
         world.fleet.may_wait(model, self.tokens_expected, account_id)
         within_s = LEASE_S if self.streams else REQUEST_MAX_S
         if self.prompt.modality == "images":
+            self._image_price = world.prices.image(model, account_id, self._size)
             return Bound((self._images(self.prompt.images),), within_s)
         prices = world.prices
         self._prices = (
@@ -185,13 +185,12 @@ class GenerationCall:
         held = Metered(Meter.INPUT, self.most.input, dearest), Metered(Meter.OUTPUT, self.most.output, self._prices[2])
         return Bound(held, within_s)
 
-    async def work(self, world: World, bill: Bill) -> Generated | AsyncIterator[bytes]:
+    async def work(self, world: World, bill: Bill) -> Generated | Stream:
         node = OneNode(world.fleet, self.model, self.tokens_expected, bill.hold.account_id, caller_failure)
         if self.streams:
             stream = Stream(self, world, self._caller, bill, node)
             await stream.begin()
-            self.left = stream.left
-            return stream.parts()
+            return stream
         try:
             with within(max(0.0, bill.until - world.clock.monotonic())):
                 whole, part = await node.ask(lambda part: self._whole(world, bill, part))
@@ -209,15 +208,15 @@ class GenerationCall:
             self.spend(world, spent)
             self.operation.expected.learn(self.model.id, spent.output / self.prompt.generated)
             if spent.estimated:
-                data = self.operation.dialect.with_usage(whole, Usage(spent.input, spent.output, spent.cached))
+                data = self.operation.dialect.with_usage(whole, spent.usage)
         return Generated(data, part.node_id)
 
-    def render(self, result: Any, headers: dict[str, str]) -> Reply | StreamedReply:
+    def render(self, result: Generated | Stream, headers: dict[str, str]) -> Reply | StreamedReply:
         if isinstance(result, Generated):
             headers[NODE_HEADER] = result.node_id
             return Reply(headers, result.data)
         headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamedReply(headers, result, left=self.left)
+        return StreamedReply(headers, result, left=result.left)
 
     def paid(self, world: World, caller: Caller) -> None:
         """Nothing beyond what its end has taught."""
@@ -264,9 +263,14 @@ class GenerationCall:
         return whole
 
     def _images(self, number: int) -> Metered:
+        return Metered(Meter.IMAGES, number, self._image_price)
+
+    @property
+    def _size(self) -> str:
+        """Of an image."""
         size = self.prompt.size
         assert size is not None
-        return Metered(Meter.IMAGES, number, self.model.image_prices[size] * TOKENS_PER_PRICE_UNIT)
+        return size
 
     @property
     def _whole_bytes_max(self) -> int:

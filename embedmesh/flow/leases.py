@@ -5,12 +5,14 @@ If the gateway dies, each stream is charged what was noted last, never more than
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
 from embedmesh.flow.bill import Bill
-from embedmesh.rules.holds import Charge, Noted
+from embedmesh.rules.errors import StoreUnavailable
+from embedmesh.rules.holds import Charge, StreamNote
 from embedmesh.rules.ports import Clock, Ledger
 
 LEASE_EVERY_S = 10.0
@@ -18,41 +20,41 @@ LEASE_S = 30.0  # three tries
 
 
 class Lease(NamedTuple):
-    """A stream under way. `charge` says what it owes until now; None as long as that is nothing."""
+    """A stream under way. `charge` says what it owes until now."""
 
     bill: Bill
-    charge: Callable[[], Charge | None]
+    charge: Callable[[], Charge]
 
 
 class Leases:
-    """The streams of one gateway."""
+    """The streams of one gateway. Run `run` while it runs."""
 
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._leases: set[Lease] = set()
+        self._leases: dict[str, Lease] = {}  # by the hold's id
 
     def add(self, lease: Lease) -> None:
         """Extend its hold until `remove`."""
-        self._leases.add(lease)
+        self._leases[lease.bill.hold.hold_id] = lease
 
-    def remove(self, lease: Lease) -> None:
+    def remove(self, hold_id: str) -> None:
         """It has ended."""
-        self._leases.discard(lease)
+        self._leases.pop(hold_id, None)
 
     async def run(self) -> None:
         """For ever; cancel it."""
         while True:
             await asyncio.sleep(LEASE_EVERY_S)
-            self.extend()
+            with suppress(StoreUnavailable):  # tried again, twice before the first hold ends
+                await self.extend()
 
-    def extend(self) -> None:
-        """Extend all holds once."""
-        deadline_ms = self._clock.unix_ms() + int(LEASE_S * 1000)
-        notes = []
-        for lease in self._leases:
-            bill = lease.bill
-            bill.hold = msgspec.structs.replace(bill.hold, deadline_ms=max(bill.hold.deadline_ms, deadline_ms))
-            notes.append(Noted(bill.hold, lease.charge()))
-        if notes:
-            self._ledger.extend(notes)
+    async def extend(self) -> None:
+        """Extend all holds once. Raises StoreUnavailable."""
+        until_ms = self._clock.unix_ms() + int(LEASE_S * 1000)
+        notes = [StreamNote(lease.bill.hold, lease.charge(), until_ms) for lease in self._leases.values()]
+        if not notes:
+            return
+        for hold_id in await self._ledger.extend(notes):
+            if (lease := self._leases.get(hold_id)) is not None:
+                lease.bill.hold = msgspec.structs.replace(lease.bill.hold, deadline_ms=until_ms)

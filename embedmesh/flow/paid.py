@@ -139,6 +139,7 @@ async def _work(world: World, request: Request, tokens: int, claim: Claim | None
             world.waiting,
             slots=world.slots,
             request_id=request.head.request_id,
+            alone=call.streams,
         )
     except InsufficientQuota:
         world.rate_limits.spend_tokens(caller, len(request.body) // BYTES_A_TOKEN - tokens)

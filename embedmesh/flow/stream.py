@@ -6,7 +6,7 @@ event is asked for when the caller's socket has the last one.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 FIRST_WAIT_S = 10.0  # the status line leaves then: hops cut a request that is silent for 30
 COMMENT_S = 10.0  # between two comments to a caller that waits for the first event
-FIRST_EVENT_S = 120.0  # a long prompt on a slow machine, or a model that is loaded for it
+FIRST_EVENT_S = 300.0  # of one node: a long prompt on a slow machine, or a model that is loaded for it
+OPENING_S = 600.0  # until a first event, all nodes together: as long as any request may take
 BETWEEN_S = 60.0  # between two events: the slowest useful machine says a word a second
 STREAM_S = 3_600.0  # in all
 COMMENT = b": \n\n"
@@ -46,7 +47,7 @@ class Opened(NamedTuple):
 
 
 class Stream:
-    """One stream. `begin`, then read `parts`, and close them."""
+    """One stream, and its parts for the caller. `begin`, then read it, and close it."""
 
     def __init__(self, call: "GenerationCall", world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
         self._call = call
@@ -54,18 +55,30 @@ class Stream:
         self._bill = bill
         self._node = node
         self._opening: asyncio.Task[tuple[Opened, Part]]
-        self._lease = Lease(bill, lambda: self._charge(caller))
+        self._caller = caller
         self._prompt = msgspec.structs.replace(call.prompt, wants_usage=False)  # it is told once, by us
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
         self._text_bytes = self._events = 0
         self._said: Usage | None = None
         self._spent: Used | None = None  # once an event was handed over
         self._finished = self._gone = False
+        self._parts = self._made()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._parts)
+
+    async def aclose(self) -> None:
+        await self._parts.aclose()
+        self._close()  # a generator that has not begun does nothing when it is closed
 
     async def begin(self) -> None:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
         self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
-        self._opening = asyncio.create_task(self._node.ask(self._open))
+        self._opening = asyncio.create_task(self._opened())
+        self._call.operation.leases.add(Lease(self._bill, self._charge))
         try:
             await asyncio.wait({self._opening}, timeout=FIRST_WAIT_S)
             if self._opening.done():
@@ -73,9 +86,8 @@ class Stream:
         except BaseException:
             self._close()
             raise
-        self._call.operation.leases.add(self._lease)
 
-    async def parts(self) -> AsyncGenerator[bytes, None]:
+    async def _made(self) -> AsyncGenerator[bytes, None]:
         """The events, for the caller. A failure is the last of them."""
         try:
             while not self._opening.done():
@@ -97,6 +109,14 @@ class Stream:
         """The caller has gone: the node can stop."""
         self._gone = True
         self._stop()
+
+    async def _opened(self) -> tuple[Opened, Part]:
+        """The first stream that has an event, and the part that its node works on. Raises a Failure."""
+        try:
+            with within(OPENING_S):
+                return await self._node.ask(self._open)
+        except TimeoutError:
+            raise DeadlineExceeded("No node began to answer in time. Send a shorter prompt, or try again.") from None
 
     async def _open(self, part: Part) -> Opened:
         """A node's stream with its first event. Raises a NodeFailure."""
@@ -134,8 +154,7 @@ class Stream:
         assert spent is not None
         call.operation.expected.learn(call.model.id, spent.output / call.prompt.generated)
         if call.prompt.wants_usage:
-            usage = Usage(spent.input, spent.output, spent.cached)
-            event = call.operation.dialect.usage_event(call.prompt, call.model, usage, self._state)
+            event = call.operation.dialect.usage_event(call.prompt, call.model, spent.usage, self._state)
             yield b"data: %b\n\n" % event
 
     async def _next(self, stream: NodeStream) -> Piece | None:
@@ -167,10 +186,9 @@ class Stream:
         told = caller_failure(reason) if isinstance(reason, NodeFailure) else reason
         return b"data: %b\n\n" % self._call.operation.failure_event(told)
 
-    def _charge(self, caller: Caller) -> Charge | None:
-        if self._spent is None or self._bill.state is not HoldState.OPEN:
-            return None
-        return charge_of(self._world, caller, self._call, self._bill)
+    def _charge(self) -> Charge:
+        """What was delivered until now; before that the least that a stream can be: nothing."""
+        return charge_of(self._world, self._caller, self._call, self._bill)
 
     def _stop(self) -> None:
         self._opening.cancel()
@@ -181,7 +199,7 @@ class Stream:
         """However it ended. What was not handed over is not charged."""
         self._stop()
         self._node.leave()
-        self._call.operation.leases.remove(self._lease)
+        self._call.operation.leases.remove(self._bill.hold.hold_id)
         if self._spent is None:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:

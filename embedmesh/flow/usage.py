@@ -26,7 +26,13 @@ class Used(NamedTuple):
     input: int
     output: int
     cached: int = 0
+    reasoning: int = 0  # a part of `output`, by the node's word
     estimated: bool = False
+
+    @property
+    def usage(self) -> Usage:
+        """As callers are told."""
+        return Usage(self.input, self.output, self.cached, self.reasoning)
 
 
 def used(said: Usage | None, own: Usage, delivered_bytes: int, most: Most, *, several: bool) -> Used:
@@ -38,7 +44,7 @@ def used(said: Usage | None, own: Usage, delivered_bytes: int, most: Most, *, se
         return ours._replace(input=said.input, cached=said.cached)
     if several and said.output < ours.output:
         return ours._replace(input=said.input, cached=said.cached)
-    return Used(said.input, said.output, said.cached)
+    return Used(said.input, said.output, said.cached, said.reasoning)
 
 
 def tokens_of(text_bytes: int) -> int:

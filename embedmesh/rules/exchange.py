@@ -1,8 +1,8 @@
 """One request of a caller and its reply, whatever carries them: head, body, reply, stream, delivery."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -55,6 +55,18 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class Parts(Protocol):
+    """The parts of a reply that is made while it is read, in order: an async generator is one."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None:
+        """No more will be read, however many were: also none."""
+        ...
+
+
 class StreamedReply(msgspec.Struct, frozen=True):
     """A reply that is made while it is read, always status 200. An exception of `parts` breaks it off: nobody pays.
 
@@ -62,7 +74,7 @@ class StreamedReply(msgspec.Struct, frozen=True):
     """
 
     headers: dict[str, str]
-    parts: AsyncGenerator[bytes, None]
+    parts: Parts
     content_type: str = "text/event-stream"
     left: Callable[[], None] = lambda: None
 

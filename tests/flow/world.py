@@ -101,8 +101,8 @@ class KeyRing:
 
     def known(self, token: str) -> Caller | None:
         return {
-            GOOD_KEY: Caller("acct", "key_1", frozenset({"embeddings"})),
-            POOR_KEY: Caller("poor", "key_2", frozenset({"embeddings"})),
+            GOOD_KEY: Caller("acct", "key_1", frozenset({"embeddings", "generate"})),
+            POOR_KEY: Caller("poor", "key_2", frozenset({"embeddings", "generate"})),
             PENNY_KEY: Caller("penny", "key_6", frozenset({"embeddings"})),
             SCOPELESS_KEY: Caller("acct", "key_3", frozenset()),
             NARROW_KEY: Caller("acct", "key_4", frozenset({"embeddings"}), frozenset({NATIVE.id})),

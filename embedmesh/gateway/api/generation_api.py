@@ -1,12 +1,12 @@
 """`/v1/chat/completions`, `/v1/completions`, `/v1/images/generations`: adapt HTTP to the flow; no rule lives here."""
 
-from typing import Any
-
+import msgspec
 from aiohttp import web
 
 from embedmesh.dialects.openai.chat import Chat
-from embedmesh.dialects.openai.completions import Completions
-from embedmesh.dialects.openai.images import Images
+from embedmesh.dialects.openai.chat_replies import ChatCompletionReply
+from embedmesh.dialects.openai.completions import Completions, TextCompletionReply
+from embedmesh.dialects.openai.images import ImageList, Images
 from embedmesh.flow.expected import ExpectedOutput
 from embedmesh.flow.generate import GENERATE_SCOPE, Generation
 from embedmesh.flow.leases import Leases
@@ -16,12 +16,25 @@ from embedmesh.http.failures import TABLE, envelope
 from embedmesh.rules.errors import MethodNotAllowed, NotFound
 from embedmesh.rules.generation import GeneratingClient, GenerationDialect
 
+HEADERS = tuple(header for header in EMBEDDING_HEADERS if header not in ("x-embedmesh-cached", "x-embedmesh-truncated"))
 FAILURES = tuple(failure for failure in TABLE if failure not in (NotFound, MethodNotAllowed))
 STREAMED = (
     "With `stream`, the reply is `text/event-stream`: each event is `data: ` and JSON, the last is `data: [DONE]`. An "
     'error in mid-stream is an event `data: {"error": …}` without `[DONE]` after it, and costs nothing unless the '
     "operator charges for a part. You pay for what was handed to you if you close the stream before its end."
 )
+
+
+class ChatRequest(msgspec.Struct):
+    """Stands for the schema of the request, which is made from `embedmesh.dialects.openai.members`."""
+
+
+class CompletionRequest(msgspec.Struct):
+    """The same of completions."""
+
+
+class ImageRequest(msgspec.Struct):
+    """The same of images."""
 
 
 class GenerationApi(Api):
@@ -59,3 +72,47 @@ class GenerationApi(Api):
         Images for a description. A `url` in the reply is a `data:` URL: nothing has to be fetched.
         """
         return await self._embeddings.exchange(request, self._images)
+
+    ROUTES = (
+        Route(
+            "POST",
+            "/v1/chat/completions",
+            (GENERATE_SCOPE,),
+            create_chat_completion,
+            failures=FAILURES,
+            details=STREAMED,
+            raw=RawHandler(
+                {200: ApiReply("The answers.", ChatCompletionReply, headers=HEADERS)},
+                ChatRequest,
+                key_checked_by_flow=True,
+                extra={"parameters": [IDEMPOTENCY_KEY]},
+            ),
+        ),
+        Route(
+            "POST",
+            "/v1/completions",
+            (GENERATE_SCOPE,),
+            create_completion,
+            failures=FAILURES,
+            details=STREAMED,
+            raw=RawHandler(
+                {200: ApiReply("The texts.", TextCompletionReply, headers=HEADERS)},
+                CompletionRequest,
+                key_checked_by_flow=True,
+                extra={"parameters": [IDEMPOTENCY_KEY]},
+            ),
+        ),
+        Route(
+            "POST",
+            "/v1/images/generations",
+            (GENERATE_SCOPE,),
+            create_image,
+            failures=FAILURES,
+            raw=RawHandler(
+                {200: ApiReply("The images.", ImageList, headers=HEADERS)},
+                ImageRequest,
+                key_checked_by_flow=True,
+                extra={"parameters": [IDEMPOTENCY_KEY]},
+            ),
+        ),
+    )

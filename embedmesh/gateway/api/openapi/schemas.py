@@ -1,4 +1,4 @@
-"""Schemas of the types in the rows. msgspec makes all but two: the request for embeddings, and the error envelope."""
+"""Schemas of the types in the rows. msgspec makes all but some requests, which are tables, and the error envelope."""
 
 import inspect
 import json
@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from embedmesh.dialects.openai.fields import FIELDS
+from embedmesh.dialects.openai.members import request_schemas
 from embedmesh.http.failures import TABLE
 from embedmesh.rules import membership
 
@@ -31,7 +32,7 @@ def schemas_of(types: Sequence[Any]) -> tuple[list[Json], Json]:
     components = {_name(name): _described(schema) for name, schema in components.items()}
     statement = {"contentMediaType": "application/json", "contentSchema": references.pop()}
     components["Registration"]["properties"]["statement"] |= statement
-    return references, components | {"EmbeddingRequest": _embedding_request(), "Error": _error()}
+    return references, components | request_schemas() | {"EmbeddingRequest": _embedding_request(), "Error": _error()}
 
 
 def _name(name: str) -> str:
