@@ -11,6 +11,7 @@ from embedmesh.commands.endpoint import read_key
 from embedmesh.commands.operator import Operator, gateway_command
 from embedmesh.commands.options import WholeNumber
 from embedmesh.commands.output import CommandResult, table, utc
+from embedmesh.rules.limits import UPSTREAM_GENERATING, UPSTREAM_IN_FLIGHT, UPSTREAM_IN_FLIGHT_MAX
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -93,7 +94,12 @@ def invites(operator: Operator) -> CommandResult:
 @click.option("--name", default="", help="What to call it. Default: its host and port.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with the bearer token that it wants.")
 @click.option("--batch", type=WholeNumber(1, 2048), default=32, show_default=True, help="Inputs that it takes at once.")
-@click.option("--parallel", type=WholeNumber(1, 64), default=16, show_default=True, help="Calls at one time.")
+@click.option(
+    "--parallel",
+    type=WholeNumber(1, UPSTREAM_IN_FLIGHT_MAX),
+    help="Requests that it works on at one time. "
+    f"Default: {UPSTREAM_GENERATING} if it generates, {UPSTREAM_IN_FLIGHT} if it only embeds.",
+)
 @click.option("--prefix", default="", help="Words that it wants before every text.")
 @click.option("--trusted", is_flag=True, help="Its vectors decide when two others disagree.")
 @gateway_command
@@ -104,19 +110,21 @@ def add(
     name: str,
     token_file: Path | None,
     batch: int,
-    parallel: int,
+    parallel: int | None,
     prefix: str,
     trusted: bool,
 ) -> CommandResult:
     """Use a server of another make as a node.
 
-    TEI, vLLM, Infinity, Ollama, llama.cpp, or any OpenAI-compatible URL. Requests go over plain HTTP or HTTPS, without
-    signatures. The same command with other options changes them.
+    TEI, vLLM, SGLang, Infinity, Ollama, llama.cpp, or any OpenAI-compatible URL. What a model does (embeddings, chat,
+    completions, images) is in the catalogue. Requests go over plain HTTP or HTTPS, without signatures. The same
+    command with other options changes them.
 
     \b
     Examples:
       embedmesh nodes add http://10.0.0.7:8080 --model all-MiniLM-L6-v2=sentence-transformers/all-MiniLM-L6-v2
       embedmesh nodes add https://api.openai.com --model text-embedding-3-small --token-file openai.key --batch 2048
+      embedmesh nodes add http://10.0.0.8:8000 --model llama-3.1-8b=meta-llama/Llama-3.1-8B-Instruct --parallel 128
     """
     body: dict[str, Any] = {
         "address": address,
@@ -131,7 +139,7 @@ def add(
     if found["state"] == "ready":
         return CommandResult(found, f"Node {found['node_id']} is ready.")
     failed = f"{found['last_check']}: {found['last_failure']}" if found["last_failure"] else "no answer yet"
-    note = f"Node {found['node_id']} is {found['state']}: it gets no work until it embeds correctly.\n"
+    note = f"Node {found['node_id']} is {found['state']}: it gets no work until it answers correctly.\n"
     return CommandResult(found, "", f"{note}What it failed: {failed}", exit_code=1)
 
 

@@ -61,7 +61,7 @@ class Stream:
         self._text_bytes = self._events = 0
         self._said: Usage | None = None
         self._spent: Used | None = None  # once an event was handed over
-        self._finished = self._gone = False
+        self._finished = self._gone = self._closed = False
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -147,7 +147,7 @@ class Stream:
                 raise DeadlineExceeded("The stream took longer than a stream may.")
             with within(BETWEEN_S):
                 piece = await self._next(stream)
-        if not (stream.done or self._finished):
+        if stream.end != "done" and not self._finished:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
         spent = self._spent
@@ -197,6 +197,9 @@ class Stream:
 
     def _close(self) -> None:
         """However it ended. What was not handed over is not charged."""
+        if self._closed:
+            return
+        self._closed = True
         self._stop()
         self._node.leave()
         self._call.operation.leases.remove(self._bill.hold.hold_id)

@@ -41,7 +41,8 @@ from embedmesh.gateway.models import Models
 from embedmesh.gateway.network import parsed
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.connected import ConnectedNodes
-from embedmesh.gateway.nodes.own import NodeClients, OwnLink
+from embedmesh.gateway.nodes.links import NodeClients
+from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster

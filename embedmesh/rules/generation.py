@@ -134,16 +134,23 @@ class Asked(msgspec.Struct, frozen=True):
     stream: bool = False
 
 
+StreamEnd = Literal["done", "whole", "closed"]
+"""What ended a stream: its own `[DONE]`; the end of its HTTP body; or only the connection's end, which may be a cut."""
+
+
 class NodeStream(Protocol):
     """A stream of a node, whose status was a success. Closed once; it holds little of what was not asked for."""
 
     @property
-    def done(self) -> bool:
-        """Whether the node has said that it is at its end."""
+    def end(self) -> StreamEnd | None:
+        """What has ended it; None until `next` has given None."""
         ...
 
     async def next(self) -> bytes | None:
-        """The data of the next event; None after the last. Raises a NodeFailure, also where the stream was cut."""
+        """The data of the next event; None after the last.
+
+        Raises a NodeFailure, also where the stream was cut, and for an error event: UpstreamRefused says what it says.
+        """
         ...
 
     def close(self) -> None:

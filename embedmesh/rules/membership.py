@@ -10,7 +10,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from embedmesh.rules.limits import HEARTBEAT_RECEIPTS_MAX, OFFERS_MAX, REQUEST_INPUTS_MAX
+from embedmesh.rules.limits import (
+    CONTEXT_TOKENS_MAX,
+    HEARTBEAT_RECEIPTS_MAX,
+    OFFERS_MAX,
+    REQUEST_INPUTS_MAX,
+    VECTOR_WIDTH_MAX,
+)
 
 VERSION: Literal[1] = 1  # of these messages
 STATEMENT = b"statement"  # what a node's identity signs a registration for,
@@ -47,12 +53,14 @@ class Greeting(msgspec.Struct, frozen=True):
 class Offer(msgspec.Struct, frozen=True):
     """A model that a node offers. `price` is what it asks, in nano-USD per million tokens.
 
+    The width of a model that generates is 0.
+
     Of an upstream server: `name` is what it calls the model, `prefix` what it wants before every text.
     """
 
     id: Annotated[str, Meta(max_length=200)]
-    width: Annotated[int, Meta(ge=1, le=65_536)]
-    max_tokens: Annotated[int, Meta(ge=1, le=300_000)]
+    width: Annotated[int, Meta(ge=0, le=VECTOR_WIDTH_MAX)]
+    max_tokens: Annotated[int, Meta(ge=1, le=CONTEXT_TOKENS_MAX)]
     digest: Annotated[str, Meta(max_length=64)]
     tier: Literal["exact", "fast", "int8"]
     price: Whole = 0

@@ -19,7 +19,7 @@ from embedmesh.http.failures import envelope
 from embedmesh.rules.errors import NodeBroke
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import Asked
+from embedmesh.rules.generation import Asked, StreamEnd
 from embedmesh.rules.models import Model
 from tests.flow.world import CATALOGUE, GOOD_KEY, ScriptedWorld, make_world
 
@@ -70,11 +70,11 @@ WORDS = (event("Well,"), event(" this"), event(" is."), event(finish="stop"))
 class ScriptedStream:
     """Events one after another; a function is awaited, and an exception raised, in their place."""
 
-    def __init__(self, steps: Sequence[Step], *, done: bool = True) -> None:
+    def __init__(self, steps: Sequence[Step], end: StreamEnd = "done") -> None:
         self._steps = list(steps)
-        self._says_done = done
+        self._end: StreamEnd = end
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.done = False
+        self.end: StreamEnd | None = None
         self.read = 0
 
     async def next(self) -> bytes | None:
@@ -90,7 +90,7 @@ class ScriptedStream:
             waiting.cancel()
             if self._closed.done():
                 raise NodeBroke("closed")
-        self.done = self._says_done
+        self.end = self._end
         return None
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class Speakers:
         self._script = list(script)
         self.asked: list[tuple[str, Asked]] = []
         self.streams: list[ScriptedStream] = []
-        self.says_done = True
+        self.ends: StreamEnd = "done"
 
     async def generate(self, part: Part, model: Model, asked: Asked, request_id: str) -> bytes:
         step = self._next(part, asked)
@@ -119,7 +119,7 @@ class Speakers:
     async def stream(self, part: Part, model: Model, asked: Asked, request_id: str) -> ScriptedStream:
         step = self._next(part, asked)
         assert not isinstance(step, bytes)
-        self.streams.append(ScriptedStream(step, done=self.says_done))
+        self.streams.append(ScriptedStream(step, self.ends))
         return self.streams[-1]
 
     def _next(self, part: Part, asked: Asked) -> bytes | Sequence[Step]:

@@ -42,7 +42,7 @@ from embedmesh.gateway.api.nodes_api import NodesApi
 from embedmesh.gateway.api.prices_api import PricesApi
 from embedmesh.gateway.build import IDENTITY
 from embedmesh.gateway.nodes.connected import ConnectedNodes
-from embedmesh.gateway.nodes.own import NodeClients
+from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.gateway.nodes.sealed import SealingNodes

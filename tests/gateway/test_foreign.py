@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from embedmesh.catalogue import Catalogue
-from embedmesh.gateway.nodes.foreign import UpstreamLink, UpstreamUrl, parse_url
+from embedmesh.gateway.nodes.foreign import UpstreamLink
+from embedmesh.gateway.nodes.upstream_server import UpstreamUrl, parse_url
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, UpstreamRefused, WrongAnswer
 from embedmesh.rules.forwarding import Part

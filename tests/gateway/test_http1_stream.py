@@ -5,6 +5,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -316,11 +317,13 @@ async def test_a_stream_that_is_left_gives_its_connection_back() -> None:
     async def answer(writer: Writer) -> None:
         writer.write(CHUNKED + chunk(b"[DONE]"))
         await late.wait()
-        writer.write(tail)
+        writer.write(tails[-1])
 
+    tails: list[bytes] = []
     for tail, kept in ((b"0\r\n\r\n", True), (chunk(b"x" * (LEFT_BYTES_MAX + 1)), False)):
         async with node(answer, watches=True) as (made, pool):
             late.clear()
+            tails.append(tail)
             stream = await opened(pool)
             assert await stream.read() == b"[DONE]"
             stream.leave()
@@ -410,7 +413,7 @@ async def test_any_split_and_any_cut(pieces: list[bytes], cuts: list[int], frami
         connection = Connection()
         connection.connection_made(Script())  # type: ignore[arg-type]
         stream = BodyStream(connection, LIMIT, put_back.append)
-        for start, end in zip(ends[:upto], ends[1 : upto + 1], strict=True):
+        for start, end in pairwise(ends[: upto + 1]):
             stream.get_buffer(-1)[: end - start] = wire[start:end]
             stream.buffer_updated(end - start)
         if end == len(wire) and framing != "closing":

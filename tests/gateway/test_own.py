@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from embedmesh.gateway.nodes.own import NodeClients, OwnLink
+from embedmesh.gateway.nodes.links import NodeClients
+from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, Ids, unpack_ids

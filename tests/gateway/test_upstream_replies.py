@@ -23,11 +23,11 @@ from embedmesh.gateway.nodes.foreign import (
     REPLY_FIELDS,
     UpstreamEmbeddings,
     UpstreamLink,
-    UpstreamUrl,
     _check_unambiguous,
 )
 from embedmesh.gateway.nodes.http1 import retry_after_s
 from embedmesh.gateway.nodes.http1_reader import NODE_HEAD_BYTES_MAX
+from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, WrongAnswer
 from embedmesh.rules.forwarding import Part

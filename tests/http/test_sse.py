@@ -1,6 +1,7 @@
 """Server-sent events are the same however their bytes come, and are what the standard says that they are."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -42,13 +43,14 @@ def fed(pieces: list[bytes]) -> list[bytes]:
 
 def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
     ends = [0, *sorted({at for at in cuts if at < len(stream)}), len(stream)]
-    return [stream[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [stream[start:end] for start, end in pairwise(ends)]
 
 
 words = st.sampled_from(
     [
-        b"data: {}", b"data:{}", b"data:  two", b"data", b"data:", b"data: ", b"Data: no", b" data: no", b"dat", b"a: b",
-        b": ping", b":", b"event: error", b"id: 7", b"retry: 10", b"data: \xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80",
+        b"data: {}", b"data:{}", b"data:  two", b"data", b"data:", b"data: ", b"Data: no", b" data: no", b"dat",
+        b"a: b", b": ping", b":", b"event: error", b"id: 7", b"retry: 10",
+        b"data: \xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80",
         b"data: \xff\xfe\x00", b"data: [DONE]", b"data: a:b: c", b"\xef\xbb\xbfdata: mark", b"data\x00: x", b"",
     ]
 )  # fmt: skip

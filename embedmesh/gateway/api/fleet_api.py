@@ -12,10 +12,10 @@ from embedmesh.fleet.pace import REFUSALS
 from embedmesh.fleet.probe import PACED_PROBE_S
 from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.gateway.api.fleet_replies import NodeReply, node_reply
-from embedmesh.gateway.api.replies import ReplyList
+from embedmesh.gateway.api.replies import ReplyList, doc
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, ApiReply, RawHandler, Route
-from embedmesh.gateway.nodes.foreign import parse_url
 from embedmesh.gateway.nodes.roster import Roster
+from embedmesh.gateway.nodes.upstream_server import parse_url
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
@@ -26,12 +26,15 @@ from embedmesh.rules.limits import (
     NODE_WEIGHT_MAX,
     OFFERS_MAX,
     REQUEST_INPUTS_MAX,
+    UPSTREAM_GENERATING,
+    UPSTREAM_IN_FLIGHT,
     UPSTREAM_IN_FLIGHT_MAX,
     UPSTREAM_PREFIX_CHARS_MAX,
     UPSTREAM_TOKEN_CHARS_MAX,
     UPSTREAM_URL_CHARS_MAX,
 )
 from embedmesh.rules.membership import Offer, Standing
+from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.storage.nodes import NodeRecord
@@ -79,7 +82,13 @@ class UpstreamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(max_length=NODE_NAME_CHARS_MAX)] = ""
     token: Annotated[str, Meta(max_length=UPSTREAM_TOKEN_CHARS_MAX)] = ""
     inputs_max: Annotated[int, Meta(ge=1, le=REQUEST_INPUTS_MAX)] = 32
-    in_flight_max: Annotated[int, Meta(ge=1, le=UPSTREAM_IN_FLIGHT_MAX)] = 16
+    in_flight_max: Annotated[
+        Annotated[int, Meta(ge=1, le=UPSTREAM_IN_FLIGHT_MAX)] | None,
+        doc(
+            "How many requests it works on at one time. Default: "
+            f"{UPSTREAM_GENERATING} if it has a model that generates, else {UPSTREAM_IN_FLIGHT}."
+        ),
+    ] = None
     trusted: bool = False
 
 
@@ -95,7 +104,7 @@ class FleetApi(Api):
         catalogue: Catalogue,
         adding_s: float = ADDING_S,
     ) -> None:
-        """`adding_s` bounds how long the reply about a new server waits for its first embedding."""
+        """`adding_s` bounds how long the reply about a new server waits for its first right answer."""
         self._adding_s = adding_s
         self._catalogue = catalogue
         self._roster = roster
@@ -112,8 +121,8 @@ class FleetApi(Api):
     async def add_upstream(self, call: ApiCall[UpstreamRequest, None]) -> NodeReply:
         """Use another server as a node.
 
-        A server of another make with an OpenAI-compatible `/v1/embeddings`, or changes of such a node. It gets work
-        once it has embedded something correctly; the reply waits for that, or says what failed.
+        A server of another make with OpenAI's API for the models that it runs, or changes of such a node. It gets work
+        once it has answered a probe correctly; the reply waits for that, or says what failed.
         """
         record = self._upstream(call.body)
         await self._roster.add_upstream(record)
@@ -163,6 +172,8 @@ class FleetApi(Api):
             )
         if known is None and self._registry.find(name) is not None:
             raise errors.InvalidValue("A node has that name already.", param="name")
+        models = [self._model(model.id) for model in new.models]
+        in_flight = UPSTREAM_IN_FLIGHT if all(model.embeds for model in models) else UPSTREAM_GENERATING
         if not new.token.isascii() or not new.token.isprintable() or " " in new.token:
             raise errors.InvalidValue("The token has characters that no bearer token has.", param="token")
         return NodeRecord(
@@ -170,22 +181,20 @@ class FleetApi(Api):
             kind=UPSTREAM,
             standing=Standing.ADMITTED,
             address=new.address,
-            offers=tuple(self._offer(model) for model in new.models),
+            offers=tuple(map(_offer, models, new.models)),
             inputs_max=new.inputs_max,
-            in_flight_max=new.in_flight_max,
+            in_flight_max=new.in_flight_max or in_flight,
             secret=new.token.encode("ascii"),
             trusted=new.trusted,
             created_ms=known.created_ms if known is not None else self._clock.unix_ms(),
             registered_ms=self._clock.unix_ms(),
         )
 
-    def _offer(self, served: UpstreamModel) -> Offer:
-        model = self._catalogue.find(served.id)
+    def _model(self, name: str) -> Model:
+        model = self._catalogue.find(name)
         if model is None:
-            raise errors.InvalidValue(f"The catalogue has no model {served.id[:200]}.", param="models")
-        return Offer(
-            model.id, model.width, model.max_tokens, model.digest, model.tier, served.price, served.name, served.prefix
-        )
+            raise errors.InvalidValue(f"The catalogue has no model {name[:200]}.", param="models")
+        return model
 
     def _one(self, name: str) -> NodeReply:
         node = self._registry.find(name)
@@ -219,6 +228,12 @@ class FleetApi(Api):
             details=f"This machine's own node only takes {' and '.join(f'`{name}`' for name in LOCAL_NODE_ACTIONS)}.",
             raw=RawHandler({200: ApiReply("The node.", NodeReply)}, WeightRequest),
         ),
+    )
+
+
+def _offer(model: Model, served: UpstreamModel) -> Offer:
+    return Offer(
+        model.id, model.width, model.max_tokens, model.digest, model.tier, served.price, served.name, served.prefix
     )
 
 

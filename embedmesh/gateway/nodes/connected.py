@@ -14,10 +14,12 @@ from embedmesh.fleet.pace import ProbePace
 from embedmesh.fleet.parallel_load import ParallelLoad
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import UPSTREAM, Node
-from embedmesh.gateway.nodes.foreign import UpstreamLink, parse_url
-from embedmesh.gateway.nodes.own import Link, NodeClients, OwnLink, Signing
+from embedmesh.gateway.nodes.foreign import UpstreamLink
+from embedmesh.gateway.nodes.links import Link, NodeClients
+from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.gateway.nodes.pools import InboundPool, OutboundPool
 from embedmesh.gateway.nodes.records import asks_of, node_of, pool_of, server_of, sessions_of, way_to
+from embedmesh.gateway.nodes.upstream_server import parse_url
 from embedmesh.rules.limits import DIALLED_CONNECTIONS
 from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState

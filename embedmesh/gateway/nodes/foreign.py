@@ -10,47 +10,36 @@ written in several ways. A reply that can be read in two ways is refused.
 import binascii
 import json
 import re
-import ssl
 import sys
 from array import array
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 
-from embedmesh.fleet.addresses import DEFAULT_PORTS
-from embedmesh.gateway.nodes.http1 import retry_after_s
+from embedmesh.gateway.nodes.generating import COMPRESSED, UpstreamGeneration
 from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.own import check_of
-from embedmesh.gateway.nodes.pools import tcp_pool
+from embedmesh.gateway.nodes.upstream_errors import SUCCESS, WRONG_REQUEST
+from embedmesh.gateway.nodes.upstream_server import UpstreamServer, UpstreamUrl, checked, is_plain
+from embedmesh.http.sse import BYTE_ORDER_MARK
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
-from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeRefused, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeRefused, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.limits import UPSTREAM_URL_CHARS_MAX
+from embedmesh.rules.generation import Asked, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Catalogue
 
+EMBEDDINGS = "embeddings"  # the path
 JSON_BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, in the longest spelling of known servers; base64 has 5.4
 JSON_BYTES_PER_VECTOR = 512  # around each vector
 JSON_BYTES_PER_REPLY = 16_384  # around all vectors
 UNIT_OFF_MAX = 1e-3  # of a unit vector's length, in half floats
-WRONG_REQUEST = (400, 413, 414, 422)
-SUCCESS = (200, 201, 203)  # other 2xx mean that the answer is not whole
 COUNT_DIGITS_MAX = 15  # of a number that is written as a string
 REPLY_FIELDS = ("data", "embedding", "index", "usage")  # that we read: each may be in its object once
 FIELD_NAMES = re.compile(f'"(?:{"|".join(REPLY_FIELDS)})"'.encode()).findall
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-REDIRECTED = "; it redirects us: is its address right?"  # we do not follow
-STATUS_HINTS = {
-    **dict.fromkeys((301, 302, 303, 307, 308), REDIRECTED),
-    401: "; is its token right?",
-    403: "; is its token right?",
-    404: "; are its address and its name for the model right?",
-}
 
 
 class Item(msgspec.Struct):
@@ -68,28 +57,6 @@ class UpstreamEmbeddings(msgspec.Struct):
     usage: Any = None
 
 
-class UpstreamUrl(msgspec.Struct, frozen=True):
-    """The parts of a server's URL."""
-
-    tls: bool
-    host: str
-    port: int
-    path: str  # before `/embeddings`, without a trailing slash
-
-
-def parse_url(url: str) -> UpstreamUrl:
-    """Parse `http://HOST:PORT` or `https://HOST/some/v1`; the default path is `/v1`. Raises InvalidValue."""
-    try:
-        parts = urlsplit(url)
-        port = DEFAULT_PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
-    except ValueError:
-        parts, port = urlsplit(""), 0
-    sane = url.isascii() and url.isprintable() and " " not in url and len(url) <= UPSTREAM_URL_CHARS_MAX
-    if not sane or not port or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
-        raise InvalidValue("A server's address is like http://10.0.0.7:8080 or https://host/v1.", param="address")
-    return UpstreamUrl(parts.scheme == "https", parts.hostname, port, parts.path.rstrip("/") or "/v1")
-
-
 class UpstreamLink:
     """One server. `offers` are the catalogue's models that it runs, with its own names. Implements `Link`."""
 
@@ -103,18 +70,12 @@ class UpstreamLink:
     ) -> None:
         """`normalizing` are the models whose vectors have unit length, which some servers leave out."""
         self._normalizing = normalizing
-        tls = ssl.create_default_context() if url.tls else None
-        self._pool = tcp_pool(url.host, url.port, tls, name=url.host)  # no policy: an operator chose the server
+        self._server = UpstreamServer(url, token)
         self._offers = {offer.id: offer for offer in offers}
         self._catalogue = catalogue
         self._base64: bool | None = None  # whether it supports `encoding_format`; learned from its replies
         self._decode = msgspec.json.Decoder(UpstreamEmbeddings).decode
-        host = url.host if url.port in DEFAULT_PORTS.values() else f"{url.host}:{url.port}"
-        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-        self._head = (
-            f"POST {url.path}/embeddings HTTP/1.1\r\nHost: {host}\r\n{authorization}"
-            "Content-Type: application/json\r\nAccept: application/json\r\nAccept-Encoding: identity\r\n"
-        )
+        self._generation = UpstreamGeneration(self._server, self._offers)
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         assert counted.texts is not None  # the scheduler gives us no other work
@@ -133,6 +94,12 @@ class UpstreamLink:
     def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
         return None  # what such a server needs may take a second request
 
+    async def generate(self, model: Model, asked: Asked) -> bytes:
+        return await self._generation.generate(model, asked)
+
+    async def stream(self, model: Model, asked: Asked) -> NodeStream:
+        return await self._generation.stream(model, asked)
+
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
         raise NodeRefused("a server of another make takes no confidential requests")
 
@@ -144,20 +111,20 @@ class UpstreamLink:
         )
 
     def close(self) -> None:
-        self._pool.close()
+        self._server.close()
 
     async def _ask(self, body: dict[str, Any], limit: int) -> Http1Reply:
         """A successful reply. The first request finds out whether the server supports `encoding_format`."""
         knew = self._base64
         if knew is not False:
-            reply = await self._exchange(body | {"encoding_format": "base64"}, limit)
+            reply = await self._server.exchange(EMBEDDINGS, body | {"encoding_format": "base64"}, limit)
             self._base64 = True if reply.status in SUCCESS else None if reply.status in WRONG_REQUEST else knew
             if knew or reply.status not in WRONG_REQUEST:  # else try without
-                return _checked(reply)
-        reply = await self._exchange(body, limit)
+                return checked(reply)
+        reply = await self._server.exchange(EMBEDDINGS, body, limit)
         if reply.status in SUCCESS:
             self._base64 = False
-        return _checked(reply)
+        return checked(reply)
 
     def _read(self, reply: Http1Reply) -> UpstreamEmbeddings:
         body = reply.body.removeprefix(BYTE_ORDER_MARK)
@@ -167,29 +134,9 @@ class UpstreamLink:
         except (ValueError, RecursionError):  # msgspec's, json's and Unicode's own errors are ValueErrors
             if reply.by_closing:
                 raise NodeBroke("the server closed the connection before its reply was whole") from None
-            coding = reply.headers.get(b"content-encoding", b"identity").lower()
-            words = "is compressed, which was not asked for" if coding != b"identity" else "is not of OpenAI's form"
-            raise WrongAnswer(f"the server's reply {words}", check=Check.FORM) from None
+            words = "the server's reply is not of OpenAI's form" if is_plain(reply.headers) else COMPRESSED
+            raise WrongAnswer(words, check=Check.FORM) from None
         return answer
-
-    async def _exchange(self, body: dict[str, Any], limit: int) -> Http1Reply:
-        encoded = json.dumps(body, ensure_ascii=False).encode()
-        request = f"{self._head}Content-Length: {len(encoded)}\r\n\r\n".encode("latin-1") + encoded
-        return await self._pool.exchange(lambda: request, limit)
-
-
-def _checked(reply: Http1Reply) -> Http1Reply:
-    """A successful reply. Raises the failure that any other status means."""
-    status, wait_s = reply.status, retry_after_s(reply.headers)
-    if status in SUCCESS:
-        return reply
-    if status in (408, 429, 503):
-        raise NodeBusy(f"it is busy: HTTP {status}", retry_after_s=wait_s)
-    check = check_of(status)
-    if status in WRONG_REQUEST:
-        raise UpstreamRefused(f"it refuses: HTTP {status}", check=check, retry_after_s=wait_s)
-    words = f"it refuses: HTTP {status}" if check in (Check.ACCESS, Check.STATUS_4XX) else f"it answered HTTP {status}"
-    raise NodeBroke(words + STATUS_HINTS.get(status, ""), check=check, retry_after_s=wait_s)
 
 
 def _check_unambiguous(body: bytes, answer: UpstreamEmbeddings) -> None:

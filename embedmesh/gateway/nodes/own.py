@@ -5,7 +5,6 @@ The form is the compact one of docs/reference/node-protocol.md.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -20,10 +19,10 @@ from embedmesh.rules.errors import (
     NodeFailure,
     NodeRefused,
     NodeTooSlow,
-    NodeUnreachable,
     WrongAnswer,
 )
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
+from embedmesh.rules.generation import Asked, NodeStream
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -33,6 +32,7 @@ from embedmesh.signing.session import Session
 
 MODELS_REPLY_BYTES_MAX = 1024 * 1024
 FLOAT32_BYTES = 4
+NO_CHAT = "a node of our own takes no chat, completions or images"
 REPLY_FRAME_BYTES_MAX = 4_096  # around the vectors, or of a refusal
 
 Endpoint = tuple[str, str]
@@ -47,73 +47,6 @@ REQUEST = b"%b%bContent-Length: %d\r\n\r\n%b"  # one of HEADS, the signature's h
 ENCODE = msgspec.msgpack.Encoder().encode
 DECODE = msgspec.msgpack.Decoder(EmbedVectors).decode
 DECODE_MODELS = msgspec.json.Decoder(ServedModels).decode
-
-
-class Link(Protocol):
-    """One node as a gateway talks to it."""
-
-    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        """Vectors for a part, not yet verified. Raises a NodeFailure."""
-        ...
-
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
-        """As `NodeClient.ask`."""
-        ...
-
-    async def served(self) -> ServedModels:
-        """What the node offers. Raises a NodeFailure."""
-        ...
-
-    async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
-        """The answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
-        ...
-
-    def close(self) -> None:
-        """Drop its idle connections."""
-        ...
-
-
-class NodeClients:
-    """The links to all nodes, by id. Implements the port `NodeClient`."""
-
-    def __init__(self) -> None:
-        self._links: dict[str, Link] = {}
-
-    def add(self, node_id: str, link: Link) -> None:
-        """Use this link for a node from now on."""
-        self.remove(node_id)
-        self._links[node_id] = link
-
-    def remove(self, node_id: str) -> None:
-        """Close a node's link."""
-        if (link := self._links.pop(node_id, None)) is not None:
-            link.close()
-
-    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        return await self._link(part.node_id).embed(part, model, counted, request_id)
-
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
-        link = self._links.get(part.node_id)
-        return None if link is None else link.ask(part, model, counted, request_id, owner)
-
-    async def served(self, node_id: str) -> ServedModels:
-        """What a node offers. Raises a NodeFailure."""
-        return await self._link(node_id).served()
-
-    async def post_sealed(self, node_id: str, body: bytes, limit: int, request_id: str) -> bytes:
-        """A node's answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
-        return await self._link(node_id).post_sealed(body, limit, request_id)
-
-    def close(self) -> None:
-        """Drop every idle connection."""
-        for link in self._links.values():
-            link.close()
-
-    def _link(self, node_id: str) -> Link:
-        link = self._links.get(node_id)
-        if link is None:
-            raise NodeUnreachable("the node was removed")
-        return link
 
 
 Answered = Callable[[str, str, str, int], None]
@@ -224,6 +157,12 @@ class OwnLink:
             return DECODE_MODELS(reply.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the node's list of models is not of the protocol's form") from None
+
+    async def generate(self, model: Model, asked: Asked) -> bytes:
+        raise NodeRefused(NO_CHAT)
+
+    async def stream(self, model: Model, asked: Asked) -> NodeStream:
+        raise NodeRefused(NO_CHAT)
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
         reply, signed = await self._exchange(SEALED, body, limit, request_id)

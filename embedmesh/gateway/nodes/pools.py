@@ -15,7 +15,7 @@ from embedmesh.rules.limits import CONNECT_S
 
 GROWING_MAX = 8  # connections that are opened ahead at one time: enough for a burst, little work in vain
 CUT_UNNOTICED = "the node's own connection was closed"
-IDLE_CONNECTIONS_MAX = 64  # kept for one node; as many as it gets parts at one time
+IDLE_CONNECTIONS_MAX = 256  # kept for one node, a few kB each: as many as large servers generate on at one time
 
 
 class ConnectionPool(Protocol):

@@ -1,0 +1,90 @@
+"""The links to all nodes: whatever a node is, it is asked in the same way."""
+
+from typing import Protocol
+
+from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
+from embedmesh.rules.errors import NodeUnreachable
+from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
+from embedmesh.rules.generation import Asked, NodeStream
+from embedmesh.rules.models import Model
+
+
+class Link(Protocol):
+    """One node as a gateway talks to it."""
+
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+        """Vectors for a part, not yet verified. Raises a NodeFailure."""
+        ...
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        """As `NodeClient.ask`."""
+        ...
+
+    async def served(self) -> ServedModels:
+        """What the node offers. Raises a NodeFailure."""
+        ...
+
+    async def generate(self, model: Model, asked: Asked) -> bytes:
+        """As `GeneratingClient.generate`."""
+        ...
+
+    async def stream(self, model: Model, asked: Asked) -> NodeStream:
+        """As `GeneratingClient.stream`."""
+        ...
+
+    async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
+        """The answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
+        ...
+
+    def close(self) -> None:
+        """Drop its idle connections."""
+        ...
+
+
+class NodeClients:
+    """The links to all nodes, by id. Implements the ports `NodeClient` and `GeneratingClient`."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, Link] = {}
+
+    def add(self, node_id: str, link: Link) -> None:
+        """Use this link for a node from now on."""
+        self.remove(node_id)
+        self._links[node_id] = link
+
+    def remove(self, node_id: str) -> None:
+        """Close a node's link."""
+        if (link := self._links.pop(node_id, None)) is not None:
+            link.close()
+
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+        return await self._link(part.node_id).embed(part, model, counted, request_id)
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        link = self._links.get(part.node_id)
+        return None if link is None else link.ask(part, model, counted, request_id, owner)
+
+    async def generate(self, part: Part, model: Model, asked: Asked, request_id: str) -> bytes:
+        return await self._link(part.node_id).generate(model, asked)
+
+    async def stream(self, part: Part, model: Model, asked: Asked, request_id: str) -> NodeStream:
+        return await self._link(part.node_id).stream(model, asked)
+
+    async def served(self, node_id: str) -> ServedModels:
+        """What a node offers. Raises a NodeFailure."""
+        return await self._link(node_id).served()
+
+    async def post_sealed(self, node_id: str, body: bytes, limit: int, request_id: str) -> bytes:
+        """A node's answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
+        return await self._link(node_id).post_sealed(body, limit, request_id)
+
+    def close(self) -> None:
+        """Drop every idle connection."""
+        for link in self._links.values():
+            link.close()
+
+    def _link(self, node_id: str) -> Link:
+        link = self._links.get(node_id)
+        if link is None:
+            raise NodeUnreachable("the node was removed")
+        return link
