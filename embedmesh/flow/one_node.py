@@ -25,7 +25,7 @@ class OneNode:
         *,
         only: str | None = None,
     ) -> None:
-        """Enter the queue with about so many tokens, for a node that takes texts or ids; `only` for that node.
+        """Enter the queue with about so many tokens, for a server of another make, or `only` for that node.
 
         `explain` makes the caller's failure of the last node's. Raises Overloaded.
         """
@@ -33,7 +33,8 @@ class OneNode:
         self._came: asyncio.Future[Part] | None = None  # what `_next` waits for
         self._part: Part | None = None  # that a node has, or that waits to be asked for
         self._failure: Failure | None = None
-        counted = Counted(lengths=[tokens], ids=[b""], texts=[""], exact=False)
+        ids = None if only is None else [b""]  # nodes of our own making read ids only, or what is sealed for them
+        counted = Counted(lengths=[tokens], ids=ids, texts=[""], exact=False)
         self._ticket = fleet.enter(model, counted, account_id, self, only)
 
     def take(self, part: Part) -> None:
