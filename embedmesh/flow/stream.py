@@ -9,8 +9,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
@@ -56,12 +54,11 @@ class Stream:
         self._node = node
         self._opening: asyncio.Task[tuple[Opened, Part]]
         self._caller = caller
-        self._prompt = msgspec.structs.replace(call.prompt, wants_usage=False)  # it is told once, by us
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
         self._text_bytes = self._events = 0
         self._said: Usage | None = None
         self._spent: Used | None = None  # once an event was handed over
-        self._finished = self._gone = self._closed = False
+        self._gone = self._closed = False
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -147,7 +144,7 @@ class Stream:
                 raise DeadlineExceeded("The stream took longer than a stream may.")
             with within(BETWEEN_S):
                 piece = await self._next(stream)
-        if stream.end != "done" and not self._finished:
+        if stream.end != "done" and len(self._state.ended) < call.prompt.choices:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
         spent = self._spent
@@ -162,7 +159,7 @@ class Stream:
         if data is None:
             return None
         call = self._call
-        piece = call.operation.dialect.piece(self._prompt, call.model, data, self._state)
+        piece = call.operation.dialect.piece(call.prompt, call.model, data, self._state)
         if piece.text:
             self._events += 1
             if self._events > call.most.output + EVENTS_MORE:
@@ -172,7 +169,6 @@ class Stream:
     def _owe(self, piece: Piece, part: Part) -> None:
         self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
         self._said = piece.usage or self._said
-        self._finished = self._finished or piece.finished
         self._spent = self._call.owe(self._world, self._bill, part, self._said, self._text_bytes)
 
     def _broken(self, reason: Failure | TimeoutError) -> bytes:
