@@ -7,7 +7,7 @@ nothing, our own count is charged and marked. Nodes of some makes count one of s
 from math import ceil
 from typing import NamedTuple
 
-from embedmesh.rules.generation import Usage
+from embedmesh.rules.generation import TokenCounts
 from embedmesh.rules.limits import BYTES_A_TOKEN_MAX
 
 TEXT_BYTES_A_TOKEN = 4  # of ordinary text, where nobody here has the model's tokenizer
@@ -30,12 +30,12 @@ class Used(NamedTuple):
     estimated: bool = False
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenCounts:
         """As callers are told."""
-        return Usage(self.input, self.output, self.cached, self.reasoning)
+        return TokenCounts(self.input, self.output, self.cached, self.reasoning)
 
 
-def used(said: Usage | None, own: Usage, delivered_bytes: int, most: Most, *, several: bool) -> Used:
+def used(said: TokenCounts | None, own: TokenCounts, delivered_bytes: int, most: Most, *, several: bool) -> Used:
     """What is charged. `own` is our count, `delivered_bytes` that of all text; `several` answers were asked for."""
     ours = Used(min(own.input, most.input), min(own.output, most.output), estimated=True)
     if said is None or said.input > most.input or said.output > most.output or said.cached > said.input:

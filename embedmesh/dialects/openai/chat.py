@@ -9,7 +9,7 @@ from embedmesh.dialects.openai.replies import with_usage_member
 from embedmesh.dialects.openai.requests import check_stream, read, wants_usage
 from embedmesh.dialects.openai.tools import check_tools
 from embedmesh.rules.errors import InvalidValue
-from embedmesh.rules.generation import Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 from embedmesh.rules.models import Model
 
 
@@ -54,11 +54,11 @@ class Chat:
         """One event of a node's stream by an allow-list. Raises NodeBroke, WrongAnswer."""
         return chat_replies.piece(prompt, data, state)
 
-    def usage_event(self, prompt: Prompt, model: Model, usage: Usage, state: StreamState) -> bytes:
+    def usage_event(self, prompt: Prompt, model: Model, usage: TokenCounts, state: StreamState) -> bytes:
         """The last data event of a stream whose caller wants `usage`."""
         return chat_replies.usage_event(prompt, usage, state)
 
-    def with_usage(self, whole: Whole, usage: Usage) -> bytes:
+    def with_usage(self, whole: Whole, usage: TokenCounts) -> bytes:
         """The same reply with this usage."""
         return with_usage_member(whole.data, usage)
 

@@ -34,7 +34,7 @@ from embedmesh.dialects.openai.tool_calls import (
     whole_calls,
 )
 from embedmesh.rules.errors import WrongAnswer
-from embedmesh.rules.generation import Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 
 PREFIX = "chatcmpl-"
 
@@ -240,7 +240,7 @@ def _add(function: FunctionDeltaReply | UnsetType, texts: list[str]) -> None:
         texts += (function.name or "", function.arguments or "")
 
 
-def usage_event(prompt: Prompt, usage: Usage, state: StreamState) -> bytes:
+def usage_event(prompt: Prompt, usage: TokenCounts, state: StreamState) -> bytes:
     """The last data event of a stream."""
     told = usage_reply(usage)
     return ENCODE(ChatCompletionChunkReply(PREFIX + state.request_id, state.created, prompt.model, [], told))

@@ -25,7 +25,7 @@ from embedmesh.dialects.openai.replies import (
 )
 from embedmesh.dialects.openai.requests import check_stream, read, wants_usage
 from embedmesh.rules.errors import InvalidValue, WrongAnswer
-from embedmesh.rules.generation import Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 from embedmesh.rules.limits import GENERATED_CHOICES_MAX
 from embedmesh.rules.models import Model
 
@@ -141,12 +141,12 @@ class Completions:
         body = TextCompletionReply(PREFIX + state.request_id, state.created, prompt.model, choices, told)
         return Piece(ENCODE(body), text, usage, finished)
 
-    def usage_event(self, prompt: Prompt, model: Model, usage: Usage, state: StreamState) -> bytes:
+    def usage_event(self, prompt: Prompt, model: Model, usage: TokenCounts, state: StreamState) -> bytes:
         """The last data event of a stream whose caller wants `usage`."""
         told = usage_reply(usage)
         return ENCODE(TextCompletionReply(PREFIX + state.request_id, state.created, prompt.model, [], told))
 
-    def with_usage(self, whole: Whole, usage: Usage) -> bytes:
+    def with_usage(self, whole: Whole, usage: TokenCounts) -> bytes:
         """The same reply with this usage."""
         return with_usage_member(whole.data, usage)
 

@@ -16,7 +16,7 @@ from embedmesh.dialects.openai.pictures import base64_of, data_url, kind_of_base
 from embedmesh.dialects.openai.replies import ENCODE, check_no_error, decoded
 from embedmesh.dialects.openai.requests import read
 from embedmesh.rules.errors import InvalidValue, WrongAnswer
-from embedmesh.rules.generation import Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 
@@ -92,11 +92,11 @@ class Images:
         """Images are not streamed: a request for it is refused."""
         raise WrongAnswer("Images are not streamed.")
 
-    def usage_event(self, prompt: Prompt, model: Model, usage: Usage, state: StreamState) -> bytes:
+    def usage_event(self, prompt: Prompt, model: Model, usage: TokenCounts, state: StreamState) -> bytes:
         """Images are not streamed: a request for it is refused."""
         raise WrongAnswer("Images are not streamed.")
 
-    def with_usage(self, whole: Whole, usage: Usage) -> bytes:
+    def with_usage(self, whole: Whole, usage: TokenCounts) -> bytes:
         """The same reply: images are paid by number and size, not by tokens."""
         return whole.data
 

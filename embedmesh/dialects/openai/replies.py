@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.rules.errors import NodeBroke, WrongAnswer
-from embedmesh.rules.generation import Prompt, Usage
+from embedmesh.rules.generation import Prompt, TokenCounts
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
@@ -64,7 +64,7 @@ class GenerationUsageReply(msgspec.Struct):
     completion_tokens_details: CompletionTokensReply | UnsetType = UNSET
 
 
-def usage_reply(usage: Usage) -> GenerationUsageReply:
+def usage_reply(usage: TokenCounts) -> GenerationUsageReply:
     """In OpenAI's words."""
     return GenerationUsageReply(
         usage.input,
@@ -75,7 +75,7 @@ def usage_reply(usage: Usage) -> GenerationUsageReply:
     )
 
 
-def usage_of(said: object) -> Usage | None:
+def usage_of(said: object) -> TokenCounts | None:
     """What a node says it has used; None where that cannot be: no counts, or counts that contradict each other."""
     if not isinstance(said, dict):
         return None
@@ -89,7 +89,7 @@ def usage_of(said: object) -> Usage | None:
     reasoning = _detail(said.get("completion_tokens_details"), "reasoning_tokens")
     if cached > prompt:
         return None
-    return Usage(prompt, completion, cached, reasoning if reasoning <= completion else 0)
+    return TokenCounts(prompt, completion, cached, reasoning if reasoning <= completion else 0)
 
 
 def _is_count(value: object) -> TypeGuard[int]:
@@ -156,7 +156,7 @@ def places_of(said: list[Any], prompt: Prompt) -> list[int]:
     return said
 
 
-def with_usage_member(data: bytes, usage: Usage) -> bytes:
+def with_usage_member(data: bytes, usage: TokenCounts) -> bytes:
     """The same reply, written by us, with this usage."""
     reply = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     return ENCODE(reply | {"usage": usage_reply(usage)})
