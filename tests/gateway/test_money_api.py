@@ -370,7 +370,12 @@ async def test_a_price_counts_for_its_account_until_it_is_ended(gw: Gateway) -> 
     assert made in told(await gw.admin("GET", "/prices?model=tiny"))["data"]
     assert made not in told(await gw.admin("GET", "/prices?model=acme/native"))["data"]
     path = f"/prices?model=tiny&account={account}"
-    assert told(await gw.admin("DELETE", path)) == {"model": MODEL.id, "account": account, "ended": True}
+    assert told(await gw.admin("DELETE", path)) == {
+        "model": MODEL.id,
+        "account": account,
+        "meter": "input",
+        "ended": True,
+    }
     refused(await gw.admin("DELETE", path), 404, "not_found")
 
 
