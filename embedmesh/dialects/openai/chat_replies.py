@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from embedmesh.dialects.openai.functions import FORM, delta_of, function_of, reason_for
 from embedmesh.dialects.openai.logprobs import ChatLogprobsReply, chat_logprobs
 from embedmesh.dialects.openai.replies import (
     ENCODE,
@@ -140,26 +141,28 @@ def whole(prompt: Prompt, reply: bytes, request_id: str, created: int) -> Whole:
     for place, choice in sorted(zip(places, spoken, strict=True), key=lambda pair: pair[0]):
         if choice.message is None:
             raise WrongAnswer("An answer has no message.")
-        message = _message(choice.message, request_id, place)
+        message = _message(choice.message, prompt, request_id, place)
         texts += _texts(message)
         logprobs = chat_logprobs(choice.logprobs) if prompt.body.get("logprobs") else None
         reason = finish_reason_of(choice.finish_reason) or ("tool_calls" if message.tool_calls else "stop")
-        choices.append(ChatChoiceReply(place, message, logprobs, reason))
+        choices.append(ChatChoiceReply(place, message, logprobs, reason_for(reason, prompt) or reason))
     usage = usage_of(said.usage)
     told = UNSET if usage is None else usage_reply(usage)
     body = ChatCompletionReply(PREFIX + request_id, created, prompt.model, choices, told)
     return Whole(ENCODE(body), "".join(texts), usage)
 
 
-def _message(said: _Spoken, request_id: str, place: int) -> ChatMessageReply:
+def _message(said: _Spoken, prompt: Prompt, request_id: str, place: int) -> ChatMessageReply:
     calls = whole_calls(said.tool_calls, request_id, place)
-    function = called(said.function_call)
+    function = called(said.function_call) or UNSET
+    if prompt.reply_form == FORM:
+        function, calls = function or function_of(calls), []
     return ChatMessageReply(
         text_of(said.content, "The content"),
         text_of(said.refusal, "The refusal") or UNSET,
         _reasoning(said) or UNSET,
         calls or UNSET,
-        UNSET if function is None else function,
+        function,
     )
 
 
@@ -190,10 +193,10 @@ def piece(prompt: Prompt, data: bytes, state: StreamState) -> Piece:
     finished = False
     for choice in said.choices:
         place = place_of(choice.index, prompt)
-        delta = _delta(choice.delta, place, state, texts)
+        delta = _delta(choice.delta, prompt, place, state, texts)
         reason = finish_reason_of(choice.finish_reason) if choice.finish_reason is not None else None
         if reason is not None:
-            reason = reason if place not in state.ended else None
+            reason = reason_for(reason, prompt) if place not in state.ended else None
             state.ended.add(place)
             finished = True
         logprobs = None
@@ -207,7 +210,7 @@ def piece(prompt: Prompt, data: bytes, state: StreamState) -> Piece:
     return Piece(ENCODE(chunk), "".join(texts), usage, finished)
 
 
-def _delta(said: _Spoken | None, place: int, state: StreamState, texts: list[str]) -> ChatDeltaReply:
+def _delta(said: _Spoken | None, prompt: Prompt, place: int, state: StreamState, texts: list[str]) -> ChatDeltaReply:
     delta = ChatDeltaReply()
     if said is None:
         said = _Spoken()
@@ -221,12 +224,15 @@ def _delta(said: _Spoken | None, place: int, state: StreamState, texts: list[str
         delta.refusal = text_of(said.refusal, "The refusal") or ""
         texts.append(delta.refusal)
     if said.tool_calls:
-        delta.tool_calls = delta_calls(said.tool_calls, place, state)
-        for call in delta.tool_calls:
+        calls = delta_calls(said.tool_calls, place, state)
+        if prompt.reply_form == FORM:
+            delta.function_call, calls = delta_of(calls), []
+        delta.tool_calls = calls or UNSET
+        for call in calls:
             _add(call.function, texts)
     if said.function_call is not None:
         delta.function_call = delta_called(said.function_call)
-        _add(delta.function_call, texts)
+    _add(delta.function_call, texts)
     if place not in state.begun:  # OpenAI says the role once, and some nodes with every event
         state.begun.add(place)
         delta.role = "assistant"
