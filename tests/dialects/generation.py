@@ -14,7 +14,7 @@ from tests.flow.world import MODEL as EMBEDDER
 
 
 def model(name: str, *modalities: Modality, **changes: Any) -> Model:
-    made = {"width": 0, "max_tokens": 8_192, "price": 1, "output_max": 1_024, "modalities": modalities}
+    made: dict[str, Any] = {"width": 0, "max_tokens": 8_192, "price": 1, "output_max": 1_024, "modalities": modalities}
     return Model(id=name, **made | changes)
 
 

@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from embedmesh.dialects.openai.members import CHAT, COMPLETIONS, IMAGES, request_schemas
-from embedmesh.dialects.openai.messages import INPUT_IMAGES_MAX, MESSAGES_MAX
+from embedmesh.dialects.openai.messages import MESSAGES_MAX
 from embedmesh.dialects.openai.shapes import NEVER_PASSED
 from embedmesh.dialects.openai.tools import TOOLS_MAX
 from embedmesh.rules.errors import CallerFailure
@@ -279,7 +279,7 @@ REFUSED_BEYOND_SCHEMA: list[tuple[Generating, dict[str, Any], str, str | None]] 
     ("chat", seen(part(PICTURE + "\n")), "invalid_value", "messages.0.content.0.image_url.url"),
     ("chat", seen(part(PICTURE[:-1])), "invalid_value", "messages.0.content.0.image_url.url"),
     ("chat", seen(part(f"data:image/gif;base64,{GIF}")), "invalid_value", "messages.0.content.0.image_url.url"),
-    ("chat", seen(*[part(PICTURE)] * (INPUT_IMAGES_MAX + 1)), "invalid_value", f"messages.{INPUT_IMAGES_MAX}.content.0"),
+    ("chat", seen(*[part(PICTURE)] * 65), "invalid_value", "messages.64.content.0"),
     ("chat", {"max_tokens": 5, "max_completion_tokens": 6}, "invalid_value", "max_tokens"),
     ("chat", {"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
     ("chat", {"stream": False, "stream_options": {}}, "invalid_value", "stream_options"),
@@ -295,7 +295,12 @@ REFUSED_BEYOND_SCHEMA: list[tuple[Generating, dict[str, Any], str, str | None]] 
         "tool_choice.function.name",
     ),
     ("chat", {"functions": [TOOL["function"]], "tools": [TOOL]}, "invalid_value", "functions"),
-    ("chat", {"functions": [TOOL["function"]], "function_call": {"name": "other"}}, "invalid_value", "function_call.name"),
+    (
+        "chat",
+        {"functions": [TOOL["function"]], "function_call": {"name": "other"}},
+        "invalid_value",
+        "function_call.name",
+    ),
     ("chat", {"function_call": {"name": "f"}}, "invalid_value", "function_call"),
     ("completions", {"model": "painter"}, "unsupported_modality", "model"),
     ("completions", {"model": "seer"}, "unsupported_modality", "model"),

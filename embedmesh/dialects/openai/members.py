@@ -112,6 +112,8 @@ CHAT: dict[str, Member] = {
     "metadata": Member(any_object(METADATA_MAX, string(chars_max=KEY_CHARS_MAX)), "nowhere", "Tags." + _IGNORED),
     "safety_identifier": Member(string(chars_max=KEY_CHARS_MAX), "nowhere", "Another `user`." + _IGNORED),
     "prompt_cache_key": Member(string(chars_max=KEY_CHARS_MAX), "nowhere", "A hint for OpenAI's caches." + _IGNORED),
+    "prompt_cache_retention": Member(one_of("in_memory"), "nowhere", "Nodes cache in memory, if they do." + _IGNORED),
+    "prompt_cache_options": Member(never("nodes cache as they are set up."), "nowhere", "Not taken."),
     "audio": Member(never("there is no audio here."), "nowhere", "Not taken."),
     "moderation": Member(never("nothing is moderated here."), "nowhere", "Not taken."),
     "prediction": Member(never("nodes of most makes know no predictions."), "nowhere", "Not taken."),
