@@ -4,12 +4,17 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
+from jsonschema import Draft202012Validator
 
+from embedmesh.dialects.openai.chat_replies import ChatCompletionChunkReply, ChatCompletionReply
+from embedmesh.dialects.openai.completions import TextCompletionReply
+from embedmesh.dialects.openai.images import ImageList
 from embedmesh.dialects.openai.replies import BREAKS, FINISH_REASONS, usage_of
 from embedmesh.rules.errors import NodeBroke, WrongAnswer
 from embedmesh.rules.generation import Generating, Piece, Prompt, StreamState, Usage, Whole
-from tests.dialects.generation import DIALECTS, MODELS, function_tool, parsed
+from tests.dialects.generation import DIALECTS, MODELS, PNG, function_tool, parsed
 from tests.dialects.makes import (
     CALLS,
     CHAT_REPLIES,
@@ -263,6 +268,35 @@ def test_a_reply_gets_another_usage() -> None:
         "completion_tokens_details": {"reasoning_tokens": 1},
     }
     assert other == {name: value for name, value in json.loads(reply.data).items() if name != "usage"}
+
+
+REPLY_SCHEMAS: dict[type[msgspec.Struct], dict[str, Any]] = {
+    kind: schema | {"$defs": components}
+    for kind in (ChatCompletionReply, ChatCompletionChunkReply, TextCompletionReply, ImageList)
+    for [schema], components in [msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")]
+}
+
+
+def check_documented(kind: type[msgspec.Struct], *replies: bytes | None) -> None:
+    for reply in replies:
+        Draft202012Validator(REPLY_SCHEMAS[kind]).validate(json.loads(reply or b"null"))
+
+
+def test_replies_are_as_their_schemas_say() -> None:
+    """Those of which the OpenAPI document is made."""
+    log = {"choices": [{"message": SAYS, "logprobs": {"content": [LOGPROB]}}]}
+    chats = [*CHAT_REPLIES.values(), *TOOL_REPLIES.values()]
+    check_documented(ChatCompletionReply, *(whole(reply).data for reply in chats))
+    check_documented(ChatCompletionReply, whole(log, parsed("chat", logprobs=True)).data)
+    check_documented(ChatCompletionReply, *(whole(reply, OLDER).data for reply in TOOL_REPLIES.values()))
+    for events in [*CHAT_STREAMS.values(), *TOOL_STREAMS.values()]:
+        for prompt in (STREAM, TOLD, OLDER):
+            check_documented(ChatCompletionChunkReply, *(piece.data for piece in pieces(events, prompt) if piece.data))
+    check_documented(ChatCompletionChunkReply, DIALECTS["chat"].usage_event(TOLD, TALKER, Usage(9, 4, 3, 2), state()))
+    check_documented(TextCompletionReply, *(whole(reply, TEXT_PROMPT).data for reply in TEXT_REPLIES.values()))
+    for events in TEXT_STREAMS.values():
+        check_documented(TextCompletionReply, *(piece.data for piece in pieces(events, TEXT_PROMPT) if piece.data))
+    check_documented(ImageList, whole({"data": [{"b64_json": PNG, "revised_prompt": "a"}]}, parsed("images")).data)
 
 
 # -- usage -------------------------------------------------------------------------------------------------------------

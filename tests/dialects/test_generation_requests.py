@@ -19,7 +19,14 @@ TOOL = function_tool()
 CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"a":1}'}}
 ASKED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 TOLD = {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
-DEEP = json.loads("[" * 33 + "]" * 33)
+
+
+def deep(levels: int) -> dict[str, Any]:
+    """An object of so many levels; a body that holds it under one name has one more."""
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
 
 
 def part(url: str, **members: object) -> dict[str, Any]:
@@ -191,6 +198,7 @@ ACCEPTED_CHAT: list[dict[str, Any]] = [
     {"logprobs": True, "top_logprobs": 20},
     {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False},
     {"tools": [TOOL] * TOOLS_MAX},
+    {"tools": [function_tool(parameters=deep(28))]},
     {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True},
     {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
     {"tools": [{"type": "function", "function": {"name": "f", "description": None, "strict": None}}]},
@@ -285,7 +293,8 @@ REFUSED_BEYOND_SCHEMA: list[tuple[Generating, dict[str, Any], str, str | None]] 
     ("chat", {"stream": False, "stream_options": {}}, "invalid_value", "stream_options"),
     ("chat", {"top_logprobs": 1}, "invalid_value", "top_logprobs"),
     ("chat", {"top_logprobs": 1, "logprobs": False}, "invalid_value", "top_logprobs"),
-    ("chat", {"tools": [function_tool(parameters={"a": DEEP})]}, "invalid_json", None),
+    ("chat", {"tools": [function_tool(parameters=deep(29))]}, "invalid_json", None),
+    ("chat", {"model": "loose", "extra": deep(32)}, "invalid_json", None),
     ("chat", {"tool_choice": "required"}, "invalid_value", "tool_choice"),
     ("chat", {"tools": [], "tool_choice": "required"}, "invalid_value", "tool_choice"),
     (

@@ -3,18 +3,20 @@
 An event that only brings text is made ten thousand times a second: it is decoded into structs and encoded of others.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.dialects.openai.functions import FORM, delta_of, function_of, reason_for
 from embedmesh.dialects.openai.logprobs import ChatLogprobsReply, chat_logprobs
 from embedmesh.dialects.openai.replies import (
     ENCODE,
+    Created,
     FinishReason,
     GenerationUsageReply,
     Index,
+    NamedModel,
     check_no_error,
     decoded,
     finish_reason_of,
@@ -47,7 +49,7 @@ class ChatMessageReply(msgspec.Struct, tag_field="role", tag="assistant"):
 
     content: str | None
     refusal: str | UnsetType = UNSET
-    reasoning_content: str | UnsetType = UNSET
+    reasoning_content: Annotated[str, Meta(description="What it thought before.")] | UnsetType = UNSET
     tool_calls: list[ToolCallReply] | UnsetType = UNSET
     function_call: FunctionReply | UnsetType = UNSET
 
@@ -65,8 +67,8 @@ class ChatCompletionReply(msgspec.Struct, tag_field="object", tag="chat.completi
     """As many answers as `n` asks for."""
 
     id: str
-    created: int
-    model: str
+    created: Created
+    model: NamedModel
     choices: list[ChatChoiceReply]
     usage: GenerationUsageReply | UnsetType = UNSET
 
@@ -95,8 +97,8 @@ class ChatCompletionChunkReply(msgspec.Struct, tag_field="object", tag="chat.com
     """An event of a stream. The last has no choices and tells the usage, if the request asks for that."""
 
     id: str
-    created: int
-    model: str
+    created: Created
+    model: NamedModel
     choices: list[ChatChunkChoiceReply]
     usage: GenerationUsageReply | UnsetType | None = UNSET
 

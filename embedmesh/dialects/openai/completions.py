@@ -10,9 +10,11 @@ from embedmesh.dialects.openai.logprobs import TextLogprobsReply, text_logprobs
 from embedmesh.dialects.openai.members import COMPLETIONS, COMPLETIONS_REQUIRED
 from embedmesh.dialects.openai.replies import (
     ENCODE,
+    Created,
     FinishReason,
     GenerationUsageReply,
     Index,
+    NamedModel,
     check_no_error,
     decoded,
     finish_reason_of,
@@ -45,8 +47,8 @@ class TextCompletionReply(msgspec.Struct, tag_field="object", tag="text_completi
     """As many answers as prompts times `n`. A stream's events have the same form."""
 
     id: str
-    created: int
-    model: str
+    created: Created
+    model: NamedModel
     choices: list[TextChoiceReply]
     usage: GenerationUsageReply | UnsetType | None = UNSET
 

@@ -40,6 +40,8 @@ ENCODE = msgspec.json.Encoder().encode
 
 Index = Annotated[int, Meta(ge=0)]
 TokenCount = Annotated[int, Meta(ge=0)]
+Created = Annotated[int, Meta(description="When the answer began: Unix time in seconds.")]
+NamedModel = Annotated[str, Meta(description="As the request names it.")]
 
 
 class PromptTokensReply(msgspec.Struct):

@@ -13,6 +13,7 @@ import msgspec
 import orjson
 
 from embedmesh.dialects.openai.json_types import json_type
+from embedmesh.dialects.openai.values import DEPTH_MAX, check_depth
 from embedmesh.rules.errors import (
     CallerFailure,
     InvalidType,
@@ -54,6 +55,7 @@ class Reading(msgspec.Struct):
     def unknown(self, name: str, path: str, value: object, known: Sequence[str]) -> object:
         """A member that has no shape: as it is, where the model's entry allows it. Else raises UnknownParameter."""
         if self.model.pass_unknown and name not in NEVER_PASSED and PLAIN_NAME.fullmatch(name):
+            check_depth(value, _levels_below(path))
             self.texts.append(compact(value))
             return value
         shown = path[: len(path) - len(name)] + name[:SHOWN_CHARS_MAX]
@@ -68,6 +70,11 @@ class Shape(NamedTuple):
     check: Callable[[Any, str, Reading], Any]
     schema: Schema
     sent: bool = True
+
+
+def _levels_below(path: str) -> int:
+    """How deep a value may be that stands there in a body."""
+    return DEPTH_MAX - path.count(".") - 1
 
 
 def compact(value: object) -> str:
@@ -214,11 +221,13 @@ def any_object(entries_max: int, values: Shape | None = None, names: str = ".*")
             raise wrong_type(path, "an object", value)
         if len(value) > entries_max:
             raise InvalidValue(f"`{path}` has {len(value):,} members; at most {entries_max:,} are taken.", param=path)
+        if values is None:
+            check_depth(value, _levels_below(path))
+            return value
         for name, each in value.items():
             if matches(name) is None:
                 raise InvalidValue(f"The names in `{path}` must match {names}.", param=path)
-            if values is not None:
-                values.check(each, f"{path}.{name[:SHOWN_CHARS_MAX]}", reading)
+            values.check(each, f"{path}.{name[:SHOWN_CHARS_MAX]}", reading)
         return value
 
     schema: Schema = {"type": "object", "maxProperties": entries_max}
