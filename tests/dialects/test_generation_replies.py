@@ -393,6 +393,7 @@ def test_the_answers_of_one_stream_have_each_their_own_begin_and_end() -> None:
         shared,
     )
     assert [delta.get("role") for delta in deltas(found)] == ["assistant", None, "assistant", *[None] * 5]
+    assert [piece.finished for piece in found] == [False, False, False, True, False, True, False]
     reasons = [(each["index"], each["finish_reason"]) for event in sent(found) for each in event["choices"]]
     assert [reason for reason in reasons if reason[1]] == [(1, "stop"), (0, "length")]
     assert shared.ended == {0, 1}
@@ -554,6 +555,9 @@ def test_an_echo_is_not_counted_as_made() -> None:
     assert (choice_of(reply)["text"], reply.text) == ("Once upon", " upon")
     found = pieces([text_event("Once"), text_event(" upon"), text_event("Once", "stop")], prompt)
     assert "".join(piece.text for piece in found) == " uponOnce"
+    prompt = parsed("completions", prompt=["Once", "Then"], n=2, echo=True)
+    texts = ["Once a", "Once b", "Then c", "Once d"]
+    assert whole({"choices": [{"text": text} for text in texts]}, prompt).text == " a b cOnce d"
 
 
 def test_log_probabilities_of_completions() -> None:

@@ -196,11 +196,12 @@ def piece(prompt: Prompt, data: bytes, state: StreamState) -> Piece:
     for choice in said.choices:
         place = place_of(choice.index, prompt)
         delta = _delta(choice.delta, prompt, place, state, texts)
-        reason = finish_reason_of(choice.finish_reason) if choice.finish_reason is not None else None
-        if reason is not None:
-            reason = reason_for(reason, prompt) if place not in state.ended else None
-            state.ended.add(place)
-            finished = True
+        reason = None
+        if choice.finish_reason is not None and place not in state.ended:
+            reason = reason_for(finish_reason_of(choice.finish_reason), prompt)
+            if reason is not None:
+                state.ended.add(place)
+                finished = True
         logprobs = None
         if choice.logprobs is not None and prompt.body.get("logprobs"):
             logprobs = chat_logprobs(choice.logprobs)

@@ -113,7 +113,7 @@ def decoded(decode: Callable[[bytes], Struct], reply: bytes) -> Struct:
 
 def check_no_error(error: object, kind: object) -> None:
     """Raise NodeBroke where a node sends an error instead of an answer. Its words may be a caller's own."""
-    if error is not None or kind == "error":
+    if error not in (None, False, "") or kind == "error":
         raise NodeBroke("The node has sent an error instead of an answer.")
 
 

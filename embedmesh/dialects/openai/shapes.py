@@ -29,7 +29,9 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 # more than is held for would be made: other words for the output limit, and how often it is reached
 _OUTPUT = "best_of beam_width ignore_eos max_completion_tokens max_length max_new_tokens max_tokens min_length"
-_MORE_OUTPUT = "min_new_tokens min_tokens n_predict n_probs num_predict num_return_sequences options use_beam_search"
+_MORE_OUTPUT = (
+    "min_new_tokens min_tokens prompt_logprobs n_cmpl n_predict n_probs num_predict num_return_sequences options use_beam_search"
+)
 # other images than are paid for
 _IMAGES = "batch_size height num_images num_images_per_prompt width"
 # more input than is counted: a template of the caller's own may repeat it without end
