@@ -29,9 +29,8 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 # more than is held for would be made: other words for the output limit, and how often it is reached
 _OUTPUT = "best_of beam_width ignore_eos max_completion_tokens max_length max_new_tokens max_tokens min_length"
-_MORE_OUTPUT = (
-    "min_new_tokens min_tokens prompt_logprobs n_cmpl n_predict n_probs num_predict num_return_sequences options use_beam_search"
-)
+_MORE_OUTPUT = "min_new_tokens min_tokens n_cmpl n_predict n_probs num_predict num_return_sequences options"
+_LARGE_OUTPUT = "prompt_logprobs use_beam_search"
 # other images than are paid for
 _IMAGES = "batch_size height num_images num_images_per_prompt width"
 # more input than is counted: a template of the caller's own may repeat it without end
@@ -43,7 +42,9 @@ _REACH = "bootstrap_host bootstrap_port bootstrap_room custom_logit_processor kv
 _MORE_REACH = "lora_path session_params"
 # what the gateway itself decides
 _OURS = "model request_id rid stream stream_options"
-NEVER_PASSED = frozenset(f"{_OUTPUT} {_MORE_OUTPUT} {_IMAGES} {_INPUT} {_QUEUE} {_REACH} {_MORE_REACH} {_OURS}".split())
+NEVER_PASSED = frozenset(
+    f"{_OUTPUT} {_MORE_OUTPUT} {_LARGE_OUTPUT} {_IMAGES} {_INPUT} {_QUEUE} {_REACH} {_MORE_REACH} {_OURS}".split()
+)
 """Members that no operator's `pass_unknown` sends on."""
 
 
