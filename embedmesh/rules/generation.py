@@ -42,7 +42,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     wants_usage: bool = False  # whether a stream's caller has asked for `usage`
     size: str | None = None  # of images, as "1024x1024"
-    reply_form: str | None = None  # of images, as the caller wants them
+    reply_form: str | None = None  # the form of the answer that its caller wants, in words of the dialect
     user: str | None = None
     ignored: tuple[str, ...] = ()  # names of members that change nothing
 

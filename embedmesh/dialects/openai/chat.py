@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from embedmesh.dialects.openai import chat_replies
+from embedmesh.dialects.openai.functions import to_tools
 from embedmesh.dialects.openai.members import CHAT, CHAT_REQUIRED
 from embedmesh.dialects.openai.replies import with_usage_member
 from embedmesh.dialects.openai.requests import check_stream, read, wants_usage
@@ -26,6 +27,7 @@ class Chat:
         says, sent = given.says, given.sent
         check_stream(says)
         check_tools(sent)
+        reply_form = to_tools(sent)
         if "top_logprobs" in says and not says.get("logprobs"):
             raise InvalidValue("`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
         choices = says.get("n", 1)
@@ -41,6 +43,7 @@ class Chat:
             output_max=_output_max(says),
             stream=says.get("stream", False),
             wants_usage=wants_usage(says),
+            reply_form=reply_form,
             user=says.get("user"),
             ignored=given.ignored,
         )

@@ -6,14 +6,14 @@ either, those of Atoma insist on `url`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.dialects.openai.members import IMAGES, IMAGES_REQUIRED
 from embedmesh.dialects.openai.pictures import base64_of, data_url, kind_of_base64
-from embedmesh.dialects.openai.replies import ENCODE, check_no_error, decoded
+from embedmesh.dialects.openai.replies import ENCODE, Created, check_no_error, decoded
 from embedmesh.dialects.openai.requests import read
 from embedmesh.rules.errors import InvalidValue, WrongAnswer
 from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
@@ -28,13 +28,13 @@ class ImageReply(msgspec.Struct):
 
     b64_json: str | UnsetType = UNSET
     url: str | UnsetType = UNSET
-    revised_prompt: str | UnsetType = UNSET
+    revised_prompt: Annotated[str, Meta(description="What the model made of the prompt.")] | UnsetType = UNSET
 
 
 class ImageList(msgspec.Struct):
     """As many images as `n` asks for."""
 
-    created: int
+    created: Created
     data: list[ImageReply]
 
 

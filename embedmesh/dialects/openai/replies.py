@@ -40,6 +40,8 @@ ENCODE = msgspec.json.Encoder().encode
 
 Index = Annotated[int, Meta(ge=0)]
 TokenCount = Annotated[int, Meta(ge=0)]
+Created = Annotated[int, Meta(description="When the answer began: Unix time in seconds.")]
+NamedModel = Annotated[str, Meta(description="As the request names it.")]
 
 
 class PromptTokensReply(msgspec.Struct):
@@ -111,7 +113,7 @@ def decoded(decode: Callable[[bytes], Struct], reply: bytes) -> Struct:
 
 def check_no_error(error: object, kind: object) -> None:
     """Raise NodeBroke where a node sends an error instead of an answer. Its words may be a caller's own."""
-    if error is not None or kind == "error":
+    if error not in (None, False, "") or kind == "error":
         raise NodeBroke("The node has sent an error instead of an answer.")
 
 

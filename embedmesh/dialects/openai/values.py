@@ -92,9 +92,9 @@ def _deeper_than(value: object, levels: int) -> bool:
     return True
 
 
-def check_depth(loaded: object) -> None:
-    """Raise InvalidJson where parsed JSON is nested too deep."""
-    if _deeper_than(loaded, DEPTH_MAX):
+def check_depth(loaded: object, levels: int = DEPTH_MAX) -> None:
+    """Raise InvalidJson where parsed JSON is nested deeper than the `levels` that are left at its place in a body."""
+    if _deeper_than(loaded, levels):
         raise InvalidJson(f"The JSON is nested deeper than {DEPTH_MAX} levels.") from None
 
 
