@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench.faultnode import speech
+from bench.faultnode.recorded import RECORDED, Recorded
 from bench.faultnode.speaking import SpeakingNode, speaking
 from bench.faultnode.speech import CALLS, text
 from bench.faultnode.speech_acts import Order
@@ -20,7 +21,7 @@ from embedmesh.gateway.nodes.foreign import UpstreamLink
 from embedmesh.gateway.nodes.generating import UpstreamStream
 from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import unix_pool
+from embedmesh.gateway.nodes.pools import tcp_pool, unix_pool
 from embedmesh.gateway.nodes.upstream_errors import SAID_CHARS_MAX, failure_in, failure_of
 from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.clock import SystemClock
@@ -178,6 +179,16 @@ async def test_a_request_that_is_too_long_is_not_asked_twice() -> None:
         with pytest.raises(UpstreamRefused) as refused:
             await streamed(clients)
         assert refused.value.too_long and len(node.heard) == 1
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded.name)
+async def test_recorded_streams_over_a_socket(recorded: Recorded) -> None:
+    """A few bytes a write, and the whole at once."""
+    found = []
+    for at in (7, 0):
+        async with pair(f"as-{recorded.name.replace('_', '-')}", at=at) as (_, clients):
+            found.append(await events_of(await streamed(clients)))
+    assert found[0] == found[1] and len(found[0]) == recorded.events
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -518,6 +529,17 @@ async def test_nodes_of_our_own_and_nodes_that_are_gone() -> None:
         with pytest.raises(NodeBroke):
             await link.generate(Model(id="other", width=0, max_tokens=1, price=1), asked())
         link.close()
+
+
+async def test_the_standing_order_is_set_over_http() -> None:
+    async with speaking() as (node, port):
+        pool = tcp_pool("127.0.0.1", port)
+        order = b'{"mode": "refuse-404", "tokens": 3}'
+        head = b"POST /control HTTP/1.1\r\nHost: n\r\nContent-Length: %d\r\n\r\n" % len(order)
+        reply = await pool.exchange(lambda: head + order, LIMIT)
+        pool.close()
+    assert node.order == Order("refuse-404", tokens=3)
+    assert json.loads(reply.body)["order"]["mode"] == "refuse-404"
 
 
 async def test_an_order_in_the_prompt() -> None:
