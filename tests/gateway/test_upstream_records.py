@@ -27,7 +27,7 @@ def record_of(*models: str, **more: Any) -> NodeRecord:
     roster = cast(Roster, SimpleNamespace(records=lambda: ()))
     clock = SystemClock()
     api = FleetApi(roster, Registry(clock), BodyBudget(1), clock, Catalogue((MODEL, CHAT, IMAGES)))
-    named = tuple(UpstreamModel(*model.split("=")) for model in models)
+    named = tuple(UpstreamModel(name.partition("=")[0], name.partition("=")[2]) for name in models)
     return api._upstream(UpstreamRequest("http://10.0.0.8:8000", named, **more))
 
 
