@@ -61,7 +61,7 @@ class Stream:
         self._text_bytes = self._events = 0
         self._said: TokenCounts | None = None
         self._spent: Used | None = None  # once an event was handed over
-        self._finished = self._gone = self._closed = False
+        self._gone = self._closed = False
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -147,7 +147,7 @@ class Stream:
                 raise DeadlineExceeded("The stream took longer than a stream may.")
             with within(BETWEEN_S):
                 piece = await self._next(stream)
-        if stream.end != "done" and not self._finished:
+        if stream.end != "done" and len(self._state.ended) < call.prompt.choices:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
         spent = self._spent
@@ -172,7 +172,6 @@ class Stream:
     def _owe(self, piece: Piece, part: Part) -> None:
         self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
         self._said = piece.usage or self._said
-        self._finished = self._finished or piece.finished
         self._spent = self._call.owe(self._world, self._bill, part, self._said, self._text_bytes)
 
     def _broken(self, reason: Failure | TimeoutError) -> bytes:

@@ -13,7 +13,7 @@ from embedmesh.dialects.openai.completions import TextCompletionReply
 from embedmesh.dialects.openai.images import ImageList
 from embedmesh.dialects.openai.replies import BREAKS, FINISH_REASONS, usage_of
 from embedmesh.rules.errors import NodeBroke, WrongAnswer
-from embedmesh.rules.generation import Generating, Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Generating, Piece, Prompt, StreamState, TokenCounts, Whole
 from tests.dialects.generation import DIALECTS, MODELS, PNG, function_tool, parsed
 from tests.dialects.makes import (
     CALLS,
@@ -33,7 +33,7 @@ from tests.dialects.makes import (
     whole_call,
 )
 
-USED = Usage(9, 4)
+USED = TokenCounts(9, 4)
 TALKER = MODELS["talker"]
 CHAT = parsed("chat")
 STREAM = parsed("chat", stream=True)
@@ -259,7 +259,7 @@ def test_an_answer_that_was_broken_off_never_looks_whole(said: str) -> None:
 
 def test_a_reply_gets_another_usage() -> None:
     reply = whole(CHAT_REPLIES["OpenAI"])
-    other = json.loads(DIALECTS["chat"].with_usage(reply, Usage(7, 3, 2, 1)))
+    other = json.loads(DIALECTS["chat"].with_usage(reply, TokenCounts(7, 3, 2, 1)))
     assert other.pop("usage") == {
         "prompt_tokens": 7,
         "completion_tokens": 3,
@@ -292,7 +292,9 @@ def test_replies_are_as_their_schemas_say() -> None:
     for events in [*CHAT_STREAMS.values(), *TOOL_STREAMS.values()]:
         for prompt in (STREAM, TOLD, OLDER):
             check_documented(ChatCompletionChunkReply, *(piece.data for piece in pieces(events, prompt) if piece.data))
-    check_documented(ChatCompletionChunkReply, DIALECTS["chat"].usage_event(TOLD, TALKER, Usage(9, 4, 3, 2), state()))
+    check_documented(
+        ChatCompletionChunkReply, DIALECTS["chat"].usage_event(TOLD, TALKER, TokenCounts(9, 4, 3, 2), state())
+    )
     check_documented(TextCompletionReply, *(whole(reply, TEXT_PROMPT).data for reply in TEXT_REPLIES.values()))
     for events in TEXT_STREAMS.values():
         check_documented(TextCompletionReply, *(piece.data for piece in pieces(events, TEXT_PROMPT) if piece.data))
@@ -310,11 +312,11 @@ def used(**members: object) -> dict[str, object]:
     ("said", "read"),
     [
         (USAGE, USED),
-        ({"prompt_tokens": 0, "completion_tokens": 0}, Usage(0, 0)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, TokenCounts(0, 0)),
         (used(total_tokens=None), USED),
-        (used(prompt_tokens_details={"cached_tokens": 8, "audio_tokens": 0}), Usage(9, 4, 8)),
+        (used(prompt_tokens_details={"cached_tokens": 8, "audio_tokens": 0}), TokenCounts(9, 4, 8)),
         (used(prompt_tokens_details={"cached_tokens": None}), USED),
-        (used(prompt_tokens_details=None, completion_tokens_details={"reasoning_tokens": 3}), Usage(9, 4, 0, 3)),
+        (used(prompt_tokens_details=None, completion_tokens_details={"reasoning_tokens": 3}), TokenCounts(9, 4, 0, 3)),
         (used(completion_tokens_details={"reasoning_tokens": 5}), USED),
         (used(prompt_tokens_details={"cached_tokens": 10}), None),
         (used(total_tokens=14), None),
@@ -331,7 +333,7 @@ def used(**members: object) -> dict[str, object]:
         (None, None),
     ],
 )
-def test_a_usage_that_cannot_be_is_none(said: object, read: Usage | None) -> None:
+def test_a_usage_that_cannot_be_is_none(said: object, read: TokenCounts | None) -> None:
     assert usage_of(said) == read
     assert whole(answer(SAYS, usage=said)).usage == read
 

@@ -16,7 +16,7 @@ from openai.types.chat import completion_create_params as chat_params
 from pydantic import BaseModel
 
 from embedmesh.dialects.openai.members import CHAT, COMPLETIONS, IMAGES
-from embedmesh.rules.generation import Generating, Prompt, StreamState, Usage
+from embedmesh.rules.generation import Generating, Prompt, StreamState, TokenCounts
 from tests.dialects.generation import DIALECTS, JPEG, PNG, find, function_tool
 from tests.dialects.makes import (
     CALLS,
@@ -57,7 +57,7 @@ class Server:
         pieces = [dialect.piece(prompt, model, json.dumps(event).encode(), state) for event in self.reply]
         events = [piece.data for piece in pieces if piece.data is not None]
         if prompt.wants_usage:
-            events.append(dialect.usage_event(prompt, model, Usage(9, 4), state))
+            events.append(dialect.usage_event(prompt, model, TokenCounts(9, 4), state))
         events.append(b"[DONE]")
         content = b"".join(b"data: " + event + b"\n\n" for event in events)
         return httpx.Response(200, content=content, headers={"content-type": "text/event-stream"})

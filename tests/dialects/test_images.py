@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from embedmesh.rules.errors import WrongAnswer
-from embedmesh.rules.generation import Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Prompt, StreamState, TokenCounts, Whole
 from tests.dialects.generation import DIALECTS, GIF, JPEG, MODELS, PNG, WEBP, parsed
 
 IMAGES = DIALECTS["images"]
@@ -49,7 +49,7 @@ def test_a_reply_has_our_time_and_what_is_allowed() -> None:
         "data": [{"b64_json": PNG, "url": url("png", PNG), "revised_prompt": "a black cat"}],
     }
     assert (reply.images, reply.usage, reply.text) == (1, None, "")
-    assert IMAGES.with_usage(reply, Usage(1, 1)) == reply.data
+    assert IMAGES.with_usage(reply, TokenCounts(1, 1)) == reply.data
 
 
 WRONG: dict[str, list[Any]] = {

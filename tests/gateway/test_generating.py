@@ -35,7 +35,7 @@ from embedmesh.rules.errors import (
     WrongAnswer,
 )
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import Asked, Generating, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -46,13 +46,13 @@ SOON_S = 5.0
 LIMIT = 4 * 1024 * 1024
 
 
-def asked(modality: Generating = "chat", limit: int = LIMIT, *, stream: bool = False, **more: Any) -> Asked:
+def asked(modality: Generating = "chat", limit: int = LIMIT, *, stream: bool = False, **more: Any) -> GenerationRequest:
     bodies: dict[Generating, dict[str, Any]] = {
         "chat": {"messages": [{"role": "user", "content": "Gr\u00fc\u00dfe \U0001f600"}]},
         "completions": {"prompt": "Once"},
         "images": {"prompt": "A cat"},
     }
-    return Asked(modality, bodies[modality] | more, limit, stream)
+    return GenerationRequest(modality, bodies[modality] | more, limit, stream)
 
 
 def link_to(port: int, name: str = "theirs", token: str = "") -> UpstreamLink:
@@ -72,7 +72,7 @@ async def pair(mode: str = "honest", **more: Any) -> AsyncIterator[tuple[Speakin
             clients.close()
 
 
-async def streamed(clients: NodeClients, question: Asked | None = None) -> NodeStream:
+async def streamed(clients: NodeClients, question: GenerationRequest | None = None) -> NodeStream:
     async with asyncio.timeout(SOON_S):
         return await clients.stream(PART, CHAT, question or asked(stream=True), "req_1")
 
@@ -86,7 +86,7 @@ async def events_of(stream: NodeStream) -> list[Any]:
     return found
 
 
-async def generated(clients: NodeClients, question: Asked | None = None) -> Any:
+async def generated(clients: NodeClients, question: GenerationRequest | None = None) -> Any:
     async with asyncio.timeout(SOON_S):
         return json.loads(await clients.generate(PART, CHAT, question or asked(), "req_1"))
 
