@@ -247,7 +247,7 @@ class GenerationCall:
     def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
         """Charge what was used until now: see `flow.usage`."""
         own = TokenCounts(self.likely.input, tokens_of(text_bytes))
-        spent = used(said, own, text_bytes, self.most, several=self.prompt.generated > 1)
+        spent = used(said, own, text_bytes, self.most, answers=self.prompt.generated)
         input_price, cached_price, output_price = self._prices
         bill.owe(
             Metered(Meter.INPUT, spent.input - spent.cached, input_price, spent.estimated),

@@ -9,8 +9,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
@@ -56,7 +54,6 @@ class Stream:
         self._node = node
         self._opening: asyncio.Task[tuple[OpenedStream, Part]]
         self._caller = caller
-        self._prompt = msgspec.structs.replace(call.prompt, wants_usage=False)  # it is told once, by us
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
         self._text_bytes = self._events = 0
         self._said: TokenCounts | None = None
@@ -162,7 +159,7 @@ class Stream:
         if data is None:
             return None
         call = self._call
-        piece = call.operation.dialect.piece(self._prompt, call.model, data, self._state)
+        piece = call.operation.dialect.piece(call.prompt, call.model, data, self._state)
         if piece.text:
             self._events += 1
             if self._events > call.most.output + EVENTS_MORE:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.data import find_model_folder
 from tests.story.endpoint import Endpoint
+from tests.story.generating import Generating, generating
 
 HERE = Path(__file__).parent
 Serve = Callable[..., Endpoint]
@@ -53,6 +54,13 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory, note: Note) -> Iterator[E
         assert running.stop() == 0
     finally:
         running.kill_all()
+
+
+@pytest.fixture(scope="session")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]:
+    """A running endpoint whose nodes generate, shared."""
+    with generating(tmp_path_factory.mktemp("speaking")) as running:
+        yield running
 
 
 @pytest.fixture

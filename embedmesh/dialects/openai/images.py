@@ -15,7 +15,7 @@ from embedmesh.dialects.openai.members import IMAGES, IMAGES_REQUIRED
 from embedmesh.dialects.openai.pictures import base64_of, data_url, kind_of_base64
 from embedmesh.dialects.openai.replies import ENCODE, Created, check_no_error, decoded
 from embedmesh.dialects.openai.requests import read
-from embedmesh.rules.errors import InvalidValue, WrongAnswer
+from embedmesh.rules.errors import InvalidValue, NotAsAsked, WrongAnswer
 from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -84,7 +84,7 @@ class Images:
         check_no_error(said.error, said.object)
         drawn = said.data or []
         if len(drawn) != prompt.images:
-            raise WrongAnswer(f"The reply has {len(drawn)} images instead of {prompt.images}.", check=Check.COUNT)
+            raise NotAsAsked(f"The reply has {len(drawn)} images instead of {prompt.images}.")
         images = [_image(each, prompt.reply_form) for each in drawn]
         return Whole(ENCODE(ImageList(created, images)), images=len(images))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from embedmesh.rules.errors import NodeBroke, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NotAsAsked, WrongAnswer
 from embedmesh.rules.generation import Prompt, TokenCounts
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
@@ -139,18 +139,18 @@ def text_of(said: object, what: str) -> str | None:
 
 
 def place_of(said: object, prompt: Prompt) -> int:
-    """Which of the answers an event is of. One that does not say is of the only one. Raises WrongAnswer."""
+    """Which of the answers an event is of. One that does not say is of the only one. Raises NotAsAsked."""
     if said is None and prompt.choices == 1:
         return 0
     if type(said) is not int or not 0 <= said < prompt.choices:
-        raise WrongAnswer("An event is of no answer that was asked for.")
+        raise NotAsAsked("An event is of no answer that was asked for.")
     return said
 
 
 def places_of(said: list[Any], prompt: Prompt) -> list[int]:
     """The index of each answer of a whole reply: as it says, else in order. Each must be there once."""
     if len(said) != prompt.choices:
-        raise WrongAnswer(f"The reply has {len(said)} answers instead of {prompt.choices}.")
+        raise NotAsAsked(f"The reply has {len(said)} answers instead of {prompt.choices}.")
     if all(index is None for index in said):
         return list(range(prompt.choices))
     if any(type(index) is not int for index in said) or sorted(said) != list(range(prompt.choices)):
