@@ -1,12 +1,16 @@
 """A node that speaks: chat, completions and images over plain HTTP/1.1, whole and streamed, right or wrong on command.
 
 A request is answered by an order. A text anywhere in it gives one, as `<<cut at=17 tokens=40 pace=0.01>>`; else it is
-the standing one, which `POST /control` sets with the same names in JSON. `GET /control` tells what was asked and heard.
+the standing one, which `POST /control` sets with an Order in JSON. `GET /control` tells what was asked and heard.
+
+    python -m bench.faultnode.speaking --port 9000 --mode bytewise --tokens 40
 """
 
+import argparse
 import asyncio
 import json
 import re
+import signal
 import socket
 import struct
 import time
@@ -16,9 +20,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import uvloop
+
 from bench.faultnode.speech import Asked, whole
 from bench.faultnode.speech_acts import End, Order, Reply
-from bench.faultnode.speech_modes import SPEECH_MODES, SpeechMode
+from bench.faultnode.speech_modes import SPEECH_MODES, SpeechMode, speech_listed
+from bench.rig.command import check_names, given, options_of
 from bench.rig.processes import HOST
 
 PATHS = ("chat/completions", "completions", "images/generations")
@@ -236,3 +243,23 @@ async def speaking(order: Order | None = None) -> AsyncIterator[tuple[SpeakingNo
     finally:
         with suppress(asyncio.CancelledError):
             await node.stop()
+
+
+async def serve(
+    port: int = 0, mode: str = "honest", at: int = Order.at, tokens: int = Order.tokens, pace_s: float = Order.pace_s
+) -> None:
+    """Its life as a process. It says its port in a line of JSON."""
+    check_names([mode], list(SPEECH_MODES))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    node = SpeakingNode(Order(mode, at, tokens, pace_s))
+    print(json.dumps({"ready": True, "port": await node.start(port)}), flush=True)
+    await stop.wait()
+    await node.stop()
+
+
+if __name__ == "__main__":
+    made = options_of(serve, {"port": "to listen at; 0 for any", "mode": "see below", "at": "byte or event"})
+    made.epilog, made.formatter_class = "modes:\n" + speech_listed(), argparse.RawDescriptionHelpFormatter
+    uvloop.run(serve(**given(made)))

@@ -253,6 +253,16 @@ def respelled(
     return writes
 
 
+def replayed(body: bytes) -> Callable[[Asked, Order, list[Event]], Iterator[Write]]:
+    """This, whatever was asked; all at once where `at` is 0."""
+
+    def writes(asked: Asked, order: Order, events: list[Event]) -> Iterator[Write]:
+        size = order.at or len(body)
+        yield from (body[at : at + size] for at in range(0, len(body), size))
+
+    return writes
+
+
 ERROR: Event = {
     "error": {"message": "CUDA out of memory: scripted", "type": "internal_error", "param": None, "code": 500}
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.faultnode import speech
 from bench.faultnode import speech_acts as acts
+from bench.faultnode.recorded import RECORDED
 from bench.faultnode.speech import DONE, Asked, Event, frame, frames
 from bench.faultnode.speech_acts import End, Order, Reply, Write
 
@@ -150,6 +151,14 @@ SPEECH_MODES: dict[str, SpeechMode] = {
 }
 
 
+SPEECH_MODES |= {
+    f"as-{one.name.replace('_', '-')}": SpeechMode(
+        f"a recorded stream, `at` bytes a write: {one.says}", writes=acts.replayed(one.body)
+    )
+    for one in RECORDED
+}
+
+
 def speech_listed() -> str:
     """The table, for `--help`."""
-    return "\n".join(f"  {name:19}{mode.says}" for name, mode in SPEECH_MODES.items())
+    return "\n".join(f"  {name:25}{mode.says}" for name, mode in SPEECH_MODES.items())

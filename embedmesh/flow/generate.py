@@ -30,7 +30,14 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Part, Share
-from embedmesh.rules.generation import Asked, GeneratingClient, GenerationDialect, Prompt, Usage, Whole
+from embedmesh.rules.generation import (
+    GeneratingClient,
+    GenerationDialect,
+    GenerationRequest,
+    Prompt,
+    TokenCounts,
+    Whole,
+)
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_MAX_S
 from embedmesh.rules.models import Model
@@ -40,7 +47,7 @@ from embedmesh.rules.served import no_such_model
 GENERATE_SCOPE = "generate"
 TEMPLATE_TOKENS_LIKELY = 4  # around a message, where no node says
 ALONE_BYTES = 32 * 1024  # of text that is counted on the event loop: a millisecond
-REPLY_BYTES = 64 * 1024  # around the answers
+ANSWER_FRAME_BYTES = 64 * 1024  # around the answers
 ANSWER_BYTES_A_TOKEN = 64  # of an answer in JSON, escaped; ordinary text has six
 LOGPROB_BYTES = 160  # of one token with its probability and its bytes
 STREAM_ROOM_BYTES = 256 * 1024  # of a stream: its events wait in the kernel and with the node
@@ -102,7 +109,7 @@ class GenerationCall:
 
     lock = None
     most: Most
-    likely: Usage  # of the input, our own count; output: what such requests have made of late
+    likely: TokenCounts  # of the input, our own count; output: what such requests have made of late
     _caller: Caller
     _prices: tuple[int, int, int]  # input, cached, output
     _image_price: int  # of a million
@@ -163,7 +170,7 @@ class GenerationCall:
         most_input = min(bound, model.max_tokens * max(1, prompt.choices))
         self.most = Most(most_input, prompt.generated * self.output_max)
         output = self.operation.expected.of(model.id, self.output_max) * prompt.generated
-        self.likely = Usage(min(likely, most_input), min(ceil(output), self.most.output))
+        self.likely = TokenCounts(min(likely, most_input), min(ceil(output), self.most.output))
         return self.likely.input
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
@@ -228,18 +235,18 @@ class GenerationCall:
             return IMAGE_TOKENS * self.prompt.images
         return max(1, self.likely.input + self.likely.output)
 
-    def asked(self) -> Asked:
+    def asked(self) -> GenerationRequest:
         """What a node is asked, but for the name that it has for the model."""
         prompt = self.prompt
         body = prompt.body
         if prompt.modality != "images":
             body = body | dict.fromkeys(prompt.limits, self.output_max)
         most = self._stream_bytes_max if self.streams else self._whole_bytes_max
-        return Asked(prompt.modality, body, most, self.streams)
+        return GenerationRequest(prompt.modality, body, most, self.streams)
 
-    def owe(self, world: World, bill: Bill, part: Part, said: Usage | None, text_bytes: int) -> Used:
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
         """Charge what was used until now: see `flow.usage`."""
-        own = Usage(self.likely.input, tokens_of(text_bytes))
+        own = TokenCounts(self.likely.input, tokens_of(text_bytes))
         spent = used(said, own, text_bytes, self.most, answers=self.prompt.generated)
         input_price, cached_price, output_price = self._prices
         bill.owe(
@@ -277,11 +284,11 @@ class GenerationCall:
         prompt = self.prompt
         if prompt.size is not None:
             width, _, height = prompt.size.partition("x")
-            return REPLY_BYTES + prompt.images * int(width) * int(height) * PIXEL_BYTES
+            return ANSWER_FRAME_BYTES + prompt.images * int(width) * int(height) * PIXEL_BYTES
         top = prompt.body.get("top_logprobs") or prompt.body.get("logprobs") or 0
         a_token = ANSWER_BYTES_A_TOKEN + LOGPROB_BYTES * (1 + int(top) if top else 0)
-        return REPLY_BYTES + prompt.generated * self.output_max * a_token
+        return ANSWER_FRAME_BYTES + prompt.generated * self.output_max * a_token
 
     @property
     def _stream_bytes_max(self) -> int:
-        return REPLY_BYTES + self.prompt.generated * self.output_max * EVENT_BYTES_A_TOKEN
+        return ANSWER_FRAME_BYTES + self.prompt.generated * self.output_max * EVENT_BYTES_A_TOKEN

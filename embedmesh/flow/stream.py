@@ -13,13 +13,13 @@ from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
 from embedmesh.flow.forward import caller_failure
-from embedmesh.flow.leases import Lease
+from embedmesh.flow.leases import StreamLease
 from embedmesh.flow.one_node import OneNode
 from embedmesh.flow.usage import Used
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import DeadlineExceeded, Failure, NodeBroke, NodeFailure, NodeTooSlow, WrongAnswer
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import NodeStream, Piece, StreamState, Usage
+from embedmesh.rules.generation import NodeStream, Piece, StreamState, TokenCounts
 from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
 from embedmesh.rules.ports import Caller
 
@@ -37,7 +37,7 @@ DONE = b"data: [DONE]\n\n"
 EVENTS_MORE = 64  # than tokens: roles, ends, usage, and pieces of characters
 
 
-class Opened(NamedTuple):
+class OpenedStream(NamedTuple):
     """A node's stream, and its first event."""
 
     stream: NodeStream
@@ -52,11 +52,11 @@ class Stream:
         self._world = world
         self._bill = bill
         self._node = node
-        self._opening: asyncio.Task[tuple[Opened, Part]]
+        self._opening: asyncio.Task[tuple[OpenedStream, Part]]
         self._caller = caller
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
         self._text_bytes = self._events = 0
-        self._said: Usage | None = None
+        self._said: TokenCounts | None = None
         self._spent: Used | None = None  # once an event was handed over
         self._gone = self._closed = False
         self._parts = self._made()
@@ -75,7 +75,7 @@ class Stream:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
         self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
         self._opening = asyncio.create_task(self._opened())
-        self._call.operation.leases.add(Lease(self._bill, self._charge))
+        self._call.operation.leases.add(StreamLease(self._bill, self._charge))
         try:
             await asyncio.wait({self._opening}, timeout=FIRST_WAIT_S)
             if self._opening.done():
@@ -107,7 +107,7 @@ class Stream:
         self._gone = True
         self._stop()
 
-    async def _opened(self) -> tuple[Opened, Part]:
+    async def _opened(self) -> tuple[OpenedStream, Part]:
         """The first stream that has an event, and the part that its node works on. Raises a Failure."""
         try:
             with within(OPENING_S):
@@ -115,7 +115,7 @@ class Stream:
         except TimeoutError:
             raise DeadlineExceeded("No node began to answer in time. Send a shorter prompt, or try again.") from None
 
-    async def _open(self, part: Part) -> Opened:
+    async def _open(self, part: Part) -> OpenedStream:
         """A node's stream with its first event. Raises a NodeFailure."""
         call = self._call
         try:
@@ -130,9 +130,9 @@ class Stream:
                     raise
         except TimeoutError:
             raise NodeTooSlow("the server's first event did not come in time") from None
-        return Opened(stream, first)
+        return OpenedStream(stream, first)
 
-    async def _events_of(self, opened: Opened, part: Part) -> AsyncGenerator[bytes, None]:
+    async def _events_of(self, opened: OpenedStream, part: Part) -> AsyncGenerator[bytes, None]:
         call, stream = self._call, opened.stream
         until = self._world.clock.monotonic() + STREAM_S
         piece: Piece | None = opened.first

@@ -8,7 +8,7 @@ nearer to that than to all of them is not believed.
 from math import ceil, sqrt
 from typing import NamedTuple
 
-from embedmesh.rules.generation import Usage
+from embedmesh.rules.generation import TokenCounts
 from embedmesh.rules.limits import BYTES_A_TOKEN_MAX
 
 TEXT_BYTES_A_TOKEN = 4  # of ordinary text, where nobody here has the model's tokenizer
@@ -31,13 +31,13 @@ class Used(NamedTuple):
     estimated: bool = False
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenCounts:
         """As callers are told."""
-        return Usage(self.input, self.output, self.cached, self.reasoning)
+        return TokenCounts(self.input, self.output, self.cached, self.reasoning)
 
 
-def used(said: Usage | None, own: Usage, delivered_bytes: int, most: Most, *, answers: int) -> Used:
-    """What is charged. `own` is our count, `delivered_bytes` that of all text; so many `answers` were asked for."""
+def used(said: TokenCounts | None, own: TokenCounts, delivered_bytes: int, most: Most, *, answers: int) -> Used:
+    """What is charged. `own` is our count, `delivered_bytes` that of all text; that many `answers` were asked for."""
     ours = Used(min(own.input, most.input), min(own.output, most.output), estimated=True)
     if said is None or said.input > most.input or said.output > most.output or said.cached > said.input:
         return ours

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench.faultnode import speech
+from bench.faultnode.recorded import RECORDED, Recorded
 from bench.faultnode.speaking import SpeakingNode, speaking
 from bench.faultnode.speech import CALLS, text
 from bench.faultnode.speech_acts import Order
@@ -20,7 +21,7 @@ from embedmesh.gateway.nodes.foreign import UpstreamLink
 from embedmesh.gateway.nodes.generating import UpstreamStream
 from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import unix_pool
+from embedmesh.gateway.nodes.pools import tcp_pool, unix_pool
 from embedmesh.gateway.nodes.upstream_errors import SAID_CHARS_MAX, failure_in, failure_of
 from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.clock import SystemClock
@@ -34,7 +35,7 @@ from embedmesh.rules.errors import (
     WrongAnswer,
 )
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import Asked, Generating, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -45,13 +46,13 @@ SOON_S = 5.0
 LIMIT = 4 * 1024 * 1024
 
 
-def asked(modality: Generating = "chat", limit: int = LIMIT, *, stream: bool = False, **more: Any) -> Asked:
+def asked(modality: Generating = "chat", limit: int = LIMIT, *, stream: bool = False, **more: Any) -> GenerationRequest:
     bodies: dict[Generating, dict[str, Any]] = {
         "chat": {"messages": [{"role": "user", "content": "Gr\u00fc\u00dfe \U0001f600"}]},
         "completions": {"prompt": "Once"},
         "images": {"prompt": "A cat"},
     }
-    return Asked(modality, bodies[modality] | more, limit, stream)
+    return GenerationRequest(modality, bodies[modality] | more, limit, stream)
 
 
 def link_to(port: int, name: str = "theirs", token: str = "") -> UpstreamLink:
@@ -71,7 +72,7 @@ async def pair(mode: str = "honest", **more: Any) -> AsyncIterator[tuple[Speakin
             clients.close()
 
 
-async def streamed(clients: NodeClients, question: Asked | None = None) -> NodeStream:
+async def streamed(clients: NodeClients, question: GenerationRequest | None = None) -> NodeStream:
     async with asyncio.timeout(SOON_S):
         return await clients.stream(PART, CHAT, question or asked(stream=True), "req_1")
 
@@ -85,7 +86,7 @@ async def events_of(stream: NodeStream) -> list[Any]:
     return found
 
 
-async def generated(clients: NodeClients, question: Asked | None = None) -> Any:
+async def generated(clients: NodeClients, question: GenerationRequest | None = None) -> Any:
     async with asyncio.timeout(SOON_S):
         return json.loads(await clients.generate(PART, CHAT, question or asked(), "req_1"))
 
@@ -178,6 +179,16 @@ async def test_a_request_that_is_too_long_is_not_asked_twice() -> None:
         with pytest.raises(UpstreamRefused) as refused:
             await streamed(clients)
         assert refused.value.too_long and len(node.heard) == 1
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded.name)
+async def test_recorded_streams_over_a_socket(recorded: Recorded) -> None:
+    """A few bytes a write, and the whole at once."""
+    found = []
+    for at in (7, 0):
+        async with pair(f"as-{recorded.name.replace('_', '-')}", at=at) as (_, clients):
+            found.append(await events_of(await streamed(clients)))
+    assert found[0] == found[1] and len(found[0]) == recorded.events
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -518,6 +529,17 @@ async def test_nodes_of_our_own_and_nodes_that_are_gone() -> None:
         with pytest.raises(NodeBroke):
             await link.generate(Model(id="other", width=0, max_tokens=1, price=1), asked())
         link.close()
+
+
+async def test_the_standing_order_is_set_over_http() -> None:
+    async with speaking() as (node, port):
+        pool = tcp_pool("127.0.0.1", port)
+        order = b'{"mode": "refuse-404", "tokens": 3}'
+        head = b"POST /control HTTP/1.1\r\nHost: n\r\nContent-Length: %d\r\n\r\n" % len(order)
+        reply = await pool.exchange(lambda: head + order, LIMIT)
+        pool.close()
+    assert node.order == Order("refuse-404", tokens=3)
+    assert json.loads(reply.body)["order"]["mode"] == "refuse-404"
 
 
 async def test_an_order_in_the_prompt() -> None:

@@ -1,12 +1,12 @@
 """`/v1/chat/completions`, `/v1/completions`, `/v1/images/generations`: adapt HTTP to the flow; no rule lives here."""
 
-import msgspec
 from aiohttp import web
 
 from embedmesh.dialects.openai.chat import Chat
 from embedmesh.dialects.openai.chat_replies import ChatCompletionReply
 from embedmesh.dialects.openai.completions import Completions, TextCompletionReply
 from embedmesh.dialects.openai.images import ImageList, Images
+from embedmesh.dialects.openai.members import ChatRequest, CompletionRequest, ImageRequest
 from embedmesh.flow.expected import ExpectedOutput
 from embedmesh.flow.generate import GENERATE_SCOPE, Generation
 from embedmesh.flow.leases import Leases
@@ -23,18 +23,6 @@ STREAMED = (
     'error in mid-stream is an event `data: {"error": …}` without `[DONE]` after it, and costs nothing unless the '
     "operator charges for a part. You pay for what was handed to you if you close the stream before its end."
 )
-
-
-class ChatRequest(msgspec.Struct):
-    """Stands for the schema of the request, which is made from `embedmesh.dialects.openai.members`."""
-
-
-class CompletionRequest(msgspec.Struct):
-    """The same of completions."""
-
-
-class ImageRequest(msgspec.Struct):
-    """The same of images."""
 
 
 class GenerationApi(Api):
