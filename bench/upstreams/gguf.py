@@ -71,7 +71,7 @@ def convert(folder: Path, out: Path) -> None:
     write(out, _fields(folder), list(_tensors((folder / "model.safetensors").read_bytes())))
 
 
-def write(out: Path, fields: Sequence[bytes], tensors: Sequence[tuple[str, Sequence[int], bytes]]) -> None:
+def write(out: Path, fields: list[bytes], tensors: Sequence[tuple[str, Sequence[int], bytes]]) -> None:
     """Write a file, whole. Tensors are names, shapes (as numpy has them) and float32."""
     infos, at = [], 0
     for name, shape, data in tensors:
