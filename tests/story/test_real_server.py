@@ -21,7 +21,7 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.gateway.nodes.foreign import UpstreamLink
 from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.errors import NodeBroke, UpstreamRefused
-from embedmesh.rules.generation import Asked, Generating
+from embedmesh.rules.generation import GenerationRequest, Generating
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -62,12 +62,12 @@ def link_to(port: int, token: str = KEY) -> UpstreamLink:
     return UpstreamLink(UpstreamUrl(False, HOST, port, "/v1"), (offer,), Catalogue((MODEL, TINY)), token)
 
 
-def asked(modality: Generating, tokens: int, text: str = QUESTION, **more: Any) -> Asked:
+def asked(modality: Generating, tokens: int, text: str = QUESTION, **more: Any) -> GenerationRequest:
     body = {"messages": [{"role": "user", "content": text}]} if modality == "chat" else {"prompt": text}
-    return Asked(modality, body | {"max_tokens": tokens, "temperature": 0} | more, 10_000_000)
+    return GenerationRequest(modality, body | {"max_tokens": tokens, "temperature": 0} | more, 10_000_000)
 
 
-async def whole(link: UpstreamLink, question: Asked) -> dict[str, Any]:
+async def whole(link: UpstreamLink, question: GenerationRequest) -> dict[str, Any]:
     async with asyncio.timeout(20):
         return dict(json.loads(await link.generate(TINY, question)))
 
@@ -117,7 +117,7 @@ async def test_a_context_that_does_not_suffice(link: UpstreamLink, modality: Gen
 async def test_a_request_that_it_calls_wrong(link: UpstreamLink) -> None:
     """Its words, for the caller."""
     with pytest.raises(UpstreamRefused) as refused:
-        await link.generate(TINY, Asked("chat", {"messages": 7, "max_tokens": 1}, 10_000))
+        await link.generate(TINY, GenerationRequest("chat", {"messages": 7, "max_tokens": 1}, 10_000))
     assert refused.value.said and not refused.value.too_long
 
 
