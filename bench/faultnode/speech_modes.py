@@ -83,7 +83,8 @@ SPEECH_MODES: dict[str, SpeechMode] = {
         "events have `choices` only",
         events=lambda asked, order: [{"choices": each["choices"]} for each in speech.events(asked)],
     ),
-    # acts.tools
+    "logprobs": SpeechMode("tokens have log probabilities", events=acts.with_logprobs, whole=acts.logprobs_in_whole),
+    # tool calls
     "tools": SpeechMode("calls a tool, in pieces", events=acts.tools, whole=acts.tools_in_whole),
     "tools-interleaved": SpeechMode(
         "two calls, whose pieces come in turns", events=acts.tools_interleaved, whole=acts.tools_in_whole

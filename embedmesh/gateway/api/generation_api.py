@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from embedmesh.dialects.openai.chat import Chat
-from embedmesh.dialects.openai.chat_replies import ChatCompletionReply
+from embedmesh.dialects.openai.chat_replies import ChatCompletionChunkReply, ChatCompletionReply
 from embedmesh.dialects.openai.completions import Completions, TextCompletionReply
 from embedmesh.dialects.openai.images import ImageList, Images
 from embedmesh.dialects.openai.members import ChatRequest, CompletionRequest, ImageRequest
@@ -70,7 +70,7 @@ class GenerationApi(Api):
             failures=FAILURES,
             details=STREAMED,
             raw=RawHandler(
-                {200: ApiReply("The answers.", ChatCompletionReply, headers=HEADERS)},
+                {200: ApiReply("The answers.", ChatCompletionReply, headers=HEADERS, event=ChatCompletionChunkReply)},
                 ChatRequest,
                 key_checked_by_flow=True,
                 extra={"parameters": [IDEMPOTENCY_KEY]},
@@ -84,7 +84,7 @@ class GenerationApi(Api):
             failures=FAILURES,
             details=STREAMED,
             raw=RawHandler(
-                {200: ApiReply("The texts.", TextCompletionReply, headers=HEADERS)},
+                {200: ApiReply("The texts.", TextCompletionReply, headers=HEADERS, event=TextCompletionReply)},
                 CompletionRequest,
                 key_checked_by_flow=True,
                 extra={"parameters": [IDEMPOTENCY_KEY]},

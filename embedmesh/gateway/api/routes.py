@@ -52,12 +52,16 @@ class ApiCall(NamedTuple, Generic[Body, Query]):
 
 
 class ApiReply(NamedTuple):
-    """One documented reply. `body` is a type that msgspec knows; None is text. An empty `content_type` is no body."""
+    """One documented reply. `body` is a type that msgspec knows; None is text. An empty `content_type` is no body.
+
+    `event` is the type of a stream's events, where the caller may have a stream instead.
+    """
 
     description: str
     body: Any = None
     content_type: str = "application/json"
     headers: tuple[str, ...] = ()
+    event: Any = None
 
 
 class RawHandler(NamedTuple):
