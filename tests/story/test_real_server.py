@@ -21,7 +21,7 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.gateway.nodes.foreign import UpstreamLink
 from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.errors import NodeBroke, UpstreamRefused
-from embedmesh.rules.generation import GenerationRequest, Generating
+from embedmesh.rules.generation import Generating, GenerationRequest
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
