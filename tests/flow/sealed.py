@@ -14,7 +14,9 @@ from embedmesh.rules.confidential import (
     SDK_SCHEME,
     UNUSED,
     CheckedAnswer,
+    FoundLock,
     KeyDocument,
+    LockState,
     LockTerms,
     Scheme,
     SealedAnswer,
@@ -22,7 +24,7 @@ from embedmesh.rules.confidential import (
     SealingNode,
     claim_key,
 )
-from embedmesh.rules.holds import Claim, Hold, PriorRequest
+from embedmesh.rules.holds import Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.lock_failures import LockExpired, LockNotFound, LockUsed
 from embedmesh.rules.models import Model
 from embedmesh.signing.identity import Identity
@@ -83,21 +85,30 @@ class DictLocks:
 
     world: ScriptedWorld
     locks: dict[int, LockTerms] = field(default_factory=dict)
+    dropped: list[LockTerms] = field(default_factory=list)
 
     async def open(self, terms: LockTerms, hold: Hold) -> None:
         claim = self.world.claim_of(claim_key(terms.lock_id), b"")
         await self.world.ledger.hold(hold, Claim(claim.key_hash, UNUSED))
         self.locks[terms.lock_id] = terms
 
-    async def find(self, account_id: str, lock_id: int) -> LockTerms:
+    def drop(self, terms: LockTerms) -> None:
+        del self.locks[terms.lock_id]
+        self.dropped.append(terms)
+        self.world.ledger.release(Hold(terms.hold_id, terms.account_id, 0, 0, terms.key_id), HoldEnd.RELEASE)
+
+    async def find(self, account_id: str, lock_id: int) -> FoundLock:
         terms = self.locks.get(lock_id)
         if terms is None or terms.account_id != account_id:
             raise LockNotFound("no such lock")
-        return terms
+        prior = self._claim(terms)[1]
+        used_ms = None if prior.body_hash == UNUSED else 1
+        kept_bytes = await self.world.ledger.kept_bytes(account_id)
+        return FoundLock(terms, LockState(used_ms, prior.state, prior.body_hash, prior.reply), kept_bytes)
 
-    async def redeem(self, terms: LockTerms, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
-        claims, key = self.world.ledger.claims, self.world.claim_of(claim_key(terms.lock_id), b"").key_hash
-        prior = claims[key]
+    async def redeem(self, found: FoundLock, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
+        terms, claims = found.terms, self.world.ledger.claims
+        key, prior = self._claim(terms)
         if prior.body_hash == body_hash:
             return prior
         if prior.body_hash != UNUSED:
@@ -107,6 +118,10 @@ class DictLocks:
         claims[key] = PriorRequest(body_hash, prior.hold_id, "open", None)
         amount = -(-terms.units * terms.price // 1_000_000)
         return Hold(terms.hold_id, terms.account_id, amount, deadline_ms, terms.key_id)
+
+    def _claim(self, terms: LockTerms) -> tuple[bytes, PriorRequest]:
+        key = self.world.claim_of(claim_key(terms.lock_id), b"").key_hash
+        return key, self.world.ledger.claims[key]
 
 
 def envelope(text: bytes, node_key: bytes, lock_id: int, **more: object) -> tuple[bytes, SdkReplies]:
