@@ -211,7 +211,8 @@ class SealedStep:
             raise reply_not_trusted("model")
         if rows.tokens != statement.tokens:
             raise reply_not_trusted("usage")
-        return msgspec.structs.replace(rows, next_lock=bytes(told.next_lock) or None)
+        next_lock = bytes(told.next_lock)
+        return rows if next_lock in (b"", b"null") else msgspec.structs.replace(rows, next_lock=next_lock)
 
     def read_refusal(self, status: int, reply: bytes) -> Problem | None:
         """What the node says about a refusal; None where only the gateway speaks. Raises ReplyNotTrusted."""

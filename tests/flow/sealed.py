@@ -1,16 +1,21 @@
 """A node and a caller of confidential requests for the small world: real seals, a scripted count, locks in a dict."""
 
+import asyncio
 import json
+import secrets
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
+from embedmesh.confidential import hpke_scheme
 from embedmesh.confidential.documents import sign_keys
 from embedmesh.confidential.node_keys import DhKey
 from embedmesh.confidential.sdk_scheme import SdkReplies, open_sealed, seal
 from embedmesh.confidential.statements import read_answer, request_digest, sign_answer
 from embedmesh.rules.base64s import encode64
 from embedmesh.rules.confidential import (
+    HPKE_SCHEME,
     SDK_SCHEME,
     UNUSED,
     CheckedAnswer,
@@ -79,6 +84,41 @@ class SealedNode:
         return CheckedAnswer(answer, read_answer(answer, terms.identity, terms.lock_id, digest))
 
 
+class HpkeNode(SealedNode):
+    """The same node, for our scheme."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keys = {HPKE_SCHEME: self.key.public, SDK_SCHEME: self.key.public}
+        self.signed = sign_keys(self.identity, {MODEL.id: MODEL.digest}, keys, 1, 10 * DAY_MS)  # type: ignore[arg-type]
+        self.document = msgspec.json.decode(self.signed.document, type=KeyDocument)
+        self.among: list[frozenset[str] | None] = []
+
+    def choose_sealing(self, model: Any, scheme: Any, among: frozenset[str] | None = None) -> Any:
+        self.among.append(among)
+        wanted = among is None or self.document.node_id in among
+        return super().choose_sealing(model, scheme) if wanted else None
+
+    async def answer(
+        self, terms: LockTerms, call: SealedCall, tokens_max: int, reply_bytes_max: int, request_id: str
+    ) -> CheckedAnswer:
+        await asyncio.sleep(0)  # as a node that is somewhere else
+        self.asked.append(call)
+        if self.script:
+            raise self.script.pop(0)
+        digest = request_digest(call)
+        if self.refuse:
+            sealed, status, tokens = b"", 400, 0
+        else:
+            opened = hpke_scheme.open_sealed(
+                self.key, call.ciphertext, hpke_scheme.Terms.of(call, self.document.node_id)
+            )
+            sealed, status, tokens = opened.seal_reply(opened.body.upper()), 200, self.tokens
+        signed = sign_answer(self.identity, call.lock, digest, sealed, status, tokens, 1)
+        answer = SealedAnswer(*signed, sealed)
+        return CheckedAnswer(answer, read_answer(answer, terms.identity, terms.lock_id, digest))
+
+
 @dataclass
 class DictLocks:
     """Locks over the scripted ledger, as the port says."""
@@ -140,3 +180,20 @@ def envelope(text: bytes, node_key: bytes, lock_id: int, **more: object) -> tupl
         "stream": False,
     }
     return json.dumps(body | more).encode(), replies
+
+
+def hpke_envelope(text: bytes, terms: LockTerms, node_id: str) -> bytes:
+    """The body that our own client sends."""
+    request_id = secrets.token_hex(8)
+    bound = hpke_scheme.Terms(node_id, "tiny", request_id, terms.lock_id, terms.expires_ms)
+    ciphertext, _ = hpke_scheme.seal(text, terms.node_key, bound)
+    members = {
+        "scheme": HPKE_SCHEME,
+        "model_name": "tiny",
+        "stack_small_id": terms.lock_id,
+        "node_dh_public_key": encode64(terms.node_key),
+        "ciphertext": encode64(ciphertext),
+        "request_id": request_id,
+        "expires_ms": terms.expires_ms,
+    }
+    return json.dumps(members).encode()

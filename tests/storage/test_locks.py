@@ -243,6 +243,69 @@ async def test_an_account_has_so_many_unused_locks_whatever_keys_it_has(shop: Sh
     shop.assert_right()
 
 
+async def test_a_lock_of_which_nobody_has_heard_is_dropped(shop: Shop, stores: list[Store]) -> None:
+    """It was never there, at no gateway: its money is free, its place among the key's locks, and its id."""
+    shop.credit(MONEY)
+    locks = [new_lock(shop) for _ in range(LOCKS_OF_KEY_MAX)]
+    await open_all(stores[0], locks)
+    stores[0].locks.drop(locks[0][0])
+    await stores[0].drain()
+    assert shop.money() == (MONEY, 100 * (LOCKS_OF_KEY_MAX - 1))
+    for store in stores:
+        with pytest.raises(LockNotFound):
+            await store.locks.find("a", locks[0][0].lock_id)
+    terms, hold = new_lock(shop)
+    await stores[1].locks.open(msgspec.structs.replace(terms, lock_id=locks[0][0].lock_id), hold)
+    assert stores[0].stats.released == 1
+    shop.assert_right()
+
+
+async def test_one_batch_redeems_a_lock_and_opens_the_next(shop: Shop, store: Store) -> None:
+    """A key that has as many as it may, less one, goes on from lock to lock."""
+    shop.credit(MONEY)
+    locks = [new_lock(shop) for _ in range(LOCKS_OF_KEY_MAX - 1)]
+    await open_all(store, locks)
+    terms = locks[0][0]
+    for _ in range(3):
+        following, hold = new_lock(shop)
+        found = await store.locks.find("a", terms.lock_id)
+        await store.drain()
+        commits = store.stats.commits
+        opening = asyncio.ensure_future(store.locks.open(following, hold))
+        await asyncio.sleep(0)
+        mine = await store.locks.redeem(found, BODY, shop.clock.now_ms + REQUEST_MS)
+        await opening
+        assert isinstance(mine, Hold)
+        assert store.stats.commits <= commits + 2, "one on SQLite; a server is asked in a thread before"
+        store.release(mine)
+        terms = following
+    await store.drain()
+    assert shop.money() == (MONEY, 100 * (LOCKS_OF_KEY_MAX - 1))
+    shop.assert_right()
+
+
+async def test_a_find_tells_of_use_and_of_replies_that_are_kept(shop: Shop, store: Store) -> None:
+    """One statement has it all: what a redemption would say, too."""
+    shop.credit(MONEY)
+    terms = await open_lock(shop, store)
+    found = await store.locks.find("a", terms.lock_id)
+    assert (found.terms, found.kept_bytes, found.is_free(shop.clock.now_ms)) == (terms, 0, True)
+    assert not found.is_free(terms.expires_ms)
+    hold = await redeemed(shop, store, terms)
+    assert not (await store.locks.find("a", terms.lock_id)).is_free(shop.clock.now_ms)
+    with pytest.raises(LockUsed):
+        await store.locks.redeem(found, OTHER_BODY, shop.clock.now_ms + REQUEST_MS)  # what was found is old
+    prior = await store.locks.redeem(found, BODY, shop.clock.now_ms + REQUEST_MS)
+    assert prior == PriorRequest(BODY, terms.hold_id, "open", None)
+    store.capture(hold, charge(70), REPLY)
+    await store.drain()
+    found = await store.locks.find("a", terms.lock_id)
+    assert found.kept_bytes > 0
+    prior = await store.locks.redeem(found, BODY, shop.clock.now_ms + REQUEST_MS)
+    assert prior == PriorRequest(BODY, terms.hold_id, "captured", REPLY)
+    shop.assert_right()
+
+
 async def test_locks_of_which_nobody_heard_do_not_count(shop: Shop, store: Store) -> None:
     """Their callers left while they were opened: nothing is left of them."""
     shop.credit(MONEY)
