@@ -21,6 +21,7 @@ from embedmesh.http.exchange import Exchange
 from embedmesh.http.failures import TABLE, status_and_type
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.confidential import (
+    HPKE_SCHEME,
     NODES_LOCKED_MAX,
     SDK_SCHEME,
     Locks,
@@ -44,7 +45,7 @@ from embedmesh.rules.errors import (
     RateLimited,
     StoreUnavailable,
 )
-from embedmesh.rules.exchange import Reply
+from embedmesh.rules.exchange import NEXT_LOCK_HEADER, Reply
 from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX, SMALL_BODY_BYTES_MAX
 from embedmesh.rules.lock_failures import ConfidentialRefused
 from embedmesh.rules.ports import Caller
@@ -97,6 +98,18 @@ class SealedReply(msgspec.Struct, frozen=True):
     next_lock: Annotated[NodeLock | msgspec.UnsetType, doc("For your next request, if you asked for one.")] = (
         msgspec.UNSET
     )
+
+
+NEXT_LOCK = {
+    "name": NEXT_LOCK_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "For how many tokens you would like a lock for your next request, and behind that number, if only "
+    "some nodes will do, the ids of those. It comes in the reply as `next_lock`, if it can be had by then. Only for "
+    f"the scheme `{HPKE_SCHEME}`.",
+    "schema": {"type": "string", "pattern": r"^[0-9]{1,9}( \S{1,64})*$"},
+    "example": "256",
+}
 
 
 class EnvelopeForm:
@@ -217,6 +230,7 @@ class ConfidentialApi(Api):
                 {200: ApiReply("A sealed reply.", SealedReply, headers=EMBEDDING_HEADERS)},
                 confidential.Envelope,
                 key_checked_by_flow=True,
+                extra={"parameters": [NEXT_LOCK]},
             ),
         ),
     )
