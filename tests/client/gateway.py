@@ -194,6 +194,7 @@ class ScriptedGateway:
         self.gives_ahead = True  # locks with replies, if it is asked to
         self.drip_s = 0.0
         self.locks: dict[int, ScriptedNode] = {}
+        self._one_lock = threading.Lock()  # requests come in threads
         self.replies: dict[bytes, tuple[int, Members]] = {}
         self.connections = 0
         self.base_url = ""
@@ -228,6 +229,10 @@ class ScriptedGateway:
         return 404, envelope("not_found")
 
     def lock(self, body: Members) -> Members:
+        with self._one_lock:
+            return self._lock(body)
+
+    def _lock(self, body: Members) -> Members:
         number = 1_000 + len(self.locks)
         node = self.nodes[min(len(self.locks), len(self.nodes) - 1)]
         self.locks[number] = node

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,19 @@ def test_keys_that_have_not_changed_are_verified_once(
     gateway.node.models["another/model"] = "digest"
     series({}, {}, {}, {})
     assert len(verified) == 2
+
+
+def test_threads_that_share_a_client_never_share_a_lock(gateway: ScriptedGateway, pins: Path) -> None:
+    """What is left in the end is no more than ran at one time."""
+    with (
+        Client(base_url=gateway.base_url, api_key=KEY, pins=pins, confidential=True) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        list(pool.map(lambda number: client.embeddings.create(model=ALIAS, input=f"text {number}"), range(80)))
+    sealed = [one.body["stack_small_id"] for one in gateway.received if one.path.endswith(SEALED)]
+    assert len(sealed) == len(set(sealed)) == 80
+    assert len(gateway.locks) - len(sealed) <= 8
+    assert gateway.paths.count(LOCK) < 80
 
 
 # -- the bad ways ------------------------------------------------------------------------------------------------------
