@@ -144,7 +144,7 @@ def confidential(
 
 def _is_of_no_use(problem: Problem, *, broke: bool) -> bool:
     """Whether a request was refused for its lock, and has not used it. `broke`: it may have, when it was sent first."""
-    return problem.code in OF_NO_USE or problem.status == 503 or (problem.code == "lock_used" and not broke)
+    return problem.code in OF_NO_USE or (not broke and (problem.status == 503 or problem.code == "lock_used"))
 
 
 def _carried(send: ToSend, patience: Patience) -> Steps[tuple[HttpAnswer, bool]]:

@@ -201,17 +201,18 @@ def test_a_second_refusal_is_the_calls_end(gateway: ScriptedGateway, series: Ser
     assert gateway.paths[4:] == [SEALED, LOCK, SEALED]
 
 
+@pytest.mark.parametrize(("status", "code"), [(409, "lock_used"), (503, "overloaded")])
 def test_a_lock_that_the_request_may_have_used_itself_is_not_followed_by_another(
-    gateway: ScriptedGateway, series: Series
+    gateway: ScriptedGateway, series: Series, status: int, code: str
 ) -> None:
-    """The reply broke off, and the same bytes hear that the lock was used: it may have been paid."""
-    answers: list[Any] = [(409, envelope("lock_used")), Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{")]
+    """The reply broke off, and the same bytes are refused: the first time it may have been paid."""
+    answers: list[Any] = [(status, envelope(code)), Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{")]
 
     def break_off() -> None:
         gateway.script = lambda one: answers.pop() if answers else None
 
-    with pytest.raises(CallRefused, match="lock_used"):
-        series({}, {}, {}, before=at_call(2, break_off))
+    with pytest.raises(CallRefused, match=code):
+        series({}, {}, {}, before=at_call(2, break_off), max_retries=0)
     assert gateway.paths[4:] == [SEALED, SEALED]
     assert gateway.received[4].raw == gateway.received[5].raw
 
