@@ -256,6 +256,21 @@ async def test_a_stream_that_fails_in_the_middle(mode: str, events: int, failure
         assert stream.end is None
 
 
+async def test_what_follows_an_error_does_not_count() -> None:
+    """Though it came in the same read, and the reply is whole."""
+    body = b'data: {}\n\ndata: {"error": {"message": "x", "code": 500}}\n\ndata: {}\n\ndata: [DONE]\n\n'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with raw(head + body) as port:
+        link = link_to(port)
+        stream = await link.stream(CHAT, asked(stream=True))
+        assert await stream.next() == b"{}"
+        for _ in range(2):
+            with pytest.raises(NodeBroke):
+                await stream.next()
+        assert stream.end is None
+        link.close()
+
+
 @pytest.mark.parametrize("mode, end", [("no-finish", "done"), ("no-end", "whole"), ("after-done", "done")])
 async def test_what_ended_a_stream_is_told(mode: str, end: str) -> None:
     """Nothing after [DONE] is read."""

@@ -11,7 +11,7 @@ from embedmesh.gateway.nodes.http1_stream import BodyStream
 from embedmesh.gateway.nodes.upstream_errors import failure_in
 from embedmesh.gateway.nodes.upstream_server import REFUSAL_BYTES_MAX, UpstreamServer, checked, is_plain
 from embedmesh.http.sse import BYTE_ORDER_MARK, SseParser
-from embedmesh.rules.errors import NodeBroke, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeFailure, UpstreamRefused, WrongAnswer
 from embedmesh.rules.generation import PATHS, GenerationRequest, StreamEnd
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
@@ -92,9 +92,12 @@ class UpstreamStream:
         self._parser = SseParser()
         self._events: deque[bytes] = deque()  # that have come in the last piece of the body
         self._any = False  # whether there was an event
+        self._failure: NodeFailure | None = None  # that an event told: nothing after it counts
 
     async def next(self) -> bytes | None:
         while True:
+            if self._failure is not None:
+                raise self._failure
             while self._events:
                 event = self._events.popleft()
                 if event.startswith(DONE):
@@ -102,9 +105,10 @@ class UpstreamStream:
                     self._events.clear()
                     self._body.leave()
                 elif event and not event.isspace():  # an empty one keeps the connection open
-                    if (failure := failure_in(event)) is not None:
+                    self._failure = failure_in(event)
+                    if self._failure is not None:
                         self.close()
-                        raise failure
+                        raise self._failure
                     self._any = True
                     return event
             if self.end is not None:
