@@ -123,7 +123,7 @@ def test_1_a_stream_is_the_same_however_its_node_writes_it(speaking: Generating,
 @pytest.mark.parametrize("mode", ["honest", "usage-unasked", "usage-in-each", "usage-on-finish", "usage-twice"])
 def test_2_usage_is_charged_and_is_told_to_who_asks(speaking: Generating, mode: str, wanted: bool | None) -> None:
     """The ledger has the node's; a stream has none unless asked for, and then one, at its end."""
-    options = {} if wanted is None else {"stream_options": {"include_usage": wanted}}
+    options: dict[str, Any] = {} if wanted is None else {"stream_options": {"include_usage": wanted}}
     *events, last = whole_stream(speaking, streaming(mode, **options))
     if wanted:
         assert last["choices"] == [] and last["usage"]["total_tokens"] == PROMPT_TOKENS + TOKENS
@@ -413,7 +413,7 @@ def test_an_image_that_is_none_is_not_delivered_and_not_charged(speaking: Genera
     right = [speaking.ask({"model": PAINTER, "prompt": "A cat"}, "images/generations") for _ in range(2)]
     charges = [speaking.charge(each.headers[REQUEST_HEADER]) for each in right]
     assert [each and each.cost for each in charges] == [LARGE_PRICE] * 2
-    assert speaking.books._db.execute(USAGE, (reply.headers["x-request-id"],)).fetchall() == []
+    assert speaking.books._db.execute(USAGE, {"hold_id": reply.headers["x-request-id"]}).fetchall() == []
 
 
 @pytest.mark.parametrize(
