@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil
 from typing import Any
 
 import pytest
@@ -36,7 +35,10 @@ from tests.story.generating import (
     Charge,
     Generating,
     asking,
+    estimated,
+    own_input,
     streaming,
+    tokens_of,
 )
 
 ODD = [name for name, mode in SPEECH_MODES.items() if mode.odd and name != "refuses-options"]
@@ -59,21 +61,6 @@ PARALLEL, MONEY_FOR = 50, 3
 SLOW_S, SLOW_BYTES = 3.0, 1_000
 GROWTH_BYTES_MAX = 512 * 1024  # twice what one such reader may take: this is the memory of a whole process
 SENTINEL = "xyzzy-4f1c"
-
-
-def tokens_of(text: str) -> int:
-    """Our own count, without a tokenizer."""
-    return ceil(len(text.encode()) / 4)
-
-
-def own_input(body: dict[str, Any]) -> int:
-    """Our own count of a chat's input: its texts, and four tokens around each message and the whole."""
-    return sum(tokens_of(each["content"]) for each in body["messages"]) + 4 * (1 + len(body["messages"]))
-
-
-def estimated(body: dict[str, Any], said: str) -> int:
-    """What an answer costs by our own count."""
-    return own_input(body) * INPUT_PRICE + tokens_of(said) * OUTPUT_PRICE
 
 
 def whole_stream(speaking: Generating, body: dict[str, Any], path: str = "chat/completions") -> list[dict[str, Any]]:
