@@ -60,7 +60,7 @@ class Exchange:
         self.sending = False  # its reply: a caller that goes does not end that
         self.straight: Asked | None = None  # while it goes straight
         self.left: Callable[[], None] | None = None  # of a stream: to be called once its caller has gone
-        self.noticed = False  # the server knows that the caller has gone
+        self.lost_it: asyncio.Future[None] = loop.create_future()  # the server knows that the caller has gone
         self.leaves_after = 0  # events of a stream; 0: its caller stays
         self.enough: asyncio.Future[None] = loop.create_future()  # the caller has so many
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
@@ -92,7 +92,8 @@ class Exchange:
             asked.caller_left()
             self._server.over(self)
             return
-        self.noticed = True
+        if not self.lost_it.done():
+            self.lost_it.set_result(None)
         if self.left is not None:
             self._loop.call_soon(self.left)
         if not self.sending:

@@ -85,6 +85,8 @@ class Judge:
                 "requests under tabs": len(self._under_tabs),
                 "tabs of dead gateways": sum(tab.state == "recovered" for tab in self._tabs.values()),
                 "locks used": sum(lock.used_ms is not None for lock in self._locks.values()),
+                "streams: charged at their note": self._streams.count("captured"),
+                "streams: lost without a note": self._streams.count("released"),
                 "tabs that expired": sum(tab.state == "expired" for tab in self._tabs.values()),
             }
         )

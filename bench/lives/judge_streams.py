@@ -35,6 +35,10 @@ class StreamJudge:
         self._died = journal.died
         self.holds = {hold_id: holds[hold_id] for hold_id in journal.streams.keys() | journal.notes.keys()}
 
+    def count(self, state: str) -> int:
+        """How many have such an end, and not by their gateway."""
+        return sum(hold.ended_by in BY_OTHERS and hold.state == state for hold in self.holds.values())
+
     def wrong(self) -> Iterator[str]:
         """Everything that is not as it must be."""
         for hold_id, hold in self.holds.items():

@@ -47,7 +47,7 @@ class Streaming:
         exchange.left = self._left
         try:
             async for part in self._reply.parts:
-                if exchange.noticed:
+                if exchange.lost_it.done():
                     break
                 exchange.sending = True
                 try:
@@ -58,7 +58,7 @@ class Streaming:
                 if delivery is Delivery.BROKEN_OFF:
                     return self._ended("broken off")
             else:
-                if not exchange.noticed and self._dice.random() >= self._odds:
+                if not exchange.lost_it.done() and self._dice.random() >= self._odds:
                     exchange.answer(self._reply)
                     return self._ended("whole")
         except BaseException:
@@ -80,11 +80,11 @@ class Streaming:
         if event is not None:
             seen.offered = self._said
         takes_s = dice.random() * self._reads_s
-        await asyncio.sleep(min(takes_s, WRITE_REPLY_S))
-        if takes_s > WRITE_REPLY_S:
+        lost, _ = await asyncio.wait({self._exchange.lost_it}, timeout=min(takes_s, WRITE_REPLY_S))
+        if takes_s > WRITE_REPLY_S and not lost:
             self._journal.seen["streams not read in time"] += 1
             return Delivery.BROKEN_OFF
-        if self._exchange.noticed or dice.random() < self._odds:
+        if lost or dice.random() < self._odds:
             if dice.random() < 0.5:
                 raise ConnectionResetError("the caller is gone")
             return Delivery.BROKEN_OFF  # some bytes of the part had left

@@ -40,7 +40,7 @@ REPLY_BYTES = 4_000_000  # of a thousand replies
 FEW_REPLY_BYTES = 4_000  # of five: then hardly any work may wait for a retry
 LOCKS_ODDS, SEALED_ODDS_MAX = 0.5, 0.6  # of a world to have lives of locks, and how many
 TALKS_ODDS, TALK_ODDS_MAX = 0.4, 0.6  # of a world to have lives of chats, and how many
-AWAY_S_MAX = 24.0  # a hold of a stream is extended by then, or has not ended
+AWAY_S_MAX = 16.0  # holds of streams last for that long, see `flow.leases`
 DEADLINES_S = 80.0  # no hold and no tab lasts longer; and ten seconds more
 CALM_S = 6.0  # until no message is under way, and sweeps have been made
 NEVER_HEARD = "Future exception was never retrieved"  # its gateway is dead, or has stopped
@@ -144,9 +144,10 @@ def with_talks(traits: Traits, dice: random.Random, odds: float) -> Traits:
     return msgspec.structs.replace(
         traits,
         talk_odds=odds,
+        kill_odds=traits.kill_odds if dice.random() < 0.3 else 0.4 + 0.6 * dice.random(),
         steps_max=traits.steps_max if dice.random() < 0.4 else 8_000,
         away_s=AWAY_S_MAX * dice.random() if dice.random() < 0.4 else 0.0,
-        reply_bytes=traits.reply_bytes * (20 if traits.reply_bytes == REPLY_BYTES else 250),
+        reply_bytes=traits.reply_bytes * (20 if traits.reply_bytes == REPLY_BYTES else 1_000),
     )
 
 
