@@ -89,6 +89,7 @@ class Traits(msgspec.Struct, frozen=True):
     sealed_odds: float = 0.0  # of a life to be one of locks and confidential requests
     talk_odds: float = 0.0  # of a life to be one of chats and their streams
     steps_max: int = 2_000  # the most that a gateway has run when it is killed
+    down_s_max: float = 4.0  # until another one starts in its place
     away_s: float = 0.0  # for how long the store cannot be written, once
 
 
