@@ -97,17 +97,20 @@ class Delivering:
 
     async def _hand_over(self, done: Done) -> None:
         world, request = self._world, self._request
-        if done.bill is not None:
-            done.bill.check_time(world.clock)
         reply = with_limits(done.reply, world.rate_limits.left(request.caller))
         if isinstance(reply, StreamedReply):
             async with aclosing(reply.parts):  # what it owes is known once it is closed
-                self._delivery = await self._deliver(reply)
+                await self._send(done, reply)
         else:
-            self._delivery = await self._deliver(reply)
+            await self._send(done, reply)
         if done.bill is not None and done.bill.state is HoldState.RELEASED:
             self._delivery = Delivery.FAILED
         _settle(world, request, done, self._delivery)
+
+    async def _send(self, done: Done, reply: Reply | StreamedReply) -> None:
+        if done.bill is not None:
+            done.bill.check_time(self._world.clock)
+        self._delivery = await self._deliver(reply)
 
     def _outcome(self, done: Done) -> Outcome:
         bill, model = done.bill, self._request.call.model.id
