@@ -1,7 +1,7 @@
 """A server of chats that costs nearly nothing: `python -m bench.generation.node PORT`.
 
-Each event of a stream is one write, and tells the moment it was meant for, on the clock that all processes share. What
-is asked for stands in a request's text: see `Spoken.asking`. It stops writing where its client does not read.
+Each event of a stream is one write, and tells its moments, on the clock that all processes share. What is asked for
+stands in a request's text: see `Spoken.asking`. It stops writing where its client does not read.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ import uvloop
 from bench.rig.processes import HOST
 
 TOLD = re.compile(rb"<<events=(\d+) pace=([\d.]+) size=(\d+)>>")
-MOMENT = b"T%017.6fT"
-"""Of an event, in seconds of `time.monotonic`."""
+MOMENTS = b"T%017.6f,%017.6fT"
+"""Of an event: what it was meant for, and when it was written, in seconds of `time.monotonic`."""
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
@@ -34,7 +34,7 @@ class Spoken(NamedTuple):
 
     events: int
     pace_s: float = 0.0
-    text_bytes: int = 19
+    text_bytes: int = 37
 
     @property
     def asking(self) -> str:
@@ -105,10 +105,10 @@ class CheapNode(asyncio.Protocol):
 
     def _answer(self, head: bytes, body: bytes) -> None:
         if b'"stream":true' in body.replace(b": ", b":"):
-            self._spoken, self._at, self._begun = Spoken.told(body), 0, self._loop.time()
-            text = MOMENT % 0.0
+            self._spoken, self._at, self._begun = Spoken.told(body), 0, time.monotonic()
+            text = MOMENTS % (0.0, 0.0)
             filled = text.decode() + "x" * (self._spoken.text_bytes - len(text))
-            self._template = event(**said(filled)).replace(text, MOMENT)
+            self._template = event(**said(filled)).replace(text, MOMENTS)
             self._transport.write(HEAD)
             self._speak()
         elif head.startswith(b"POST"):
@@ -133,12 +133,13 @@ class CheapNode(asyncio.Protocol):
                 self._transport.write(ending(events))
                 self._spoken = Spoken(0)
                 return
-            due = self._begun + self._at * pace_s if pace_s else time.monotonic()
-            if due > self._loop.time():
-                self._next = self._loop.call_at(due, self._speak)
+            now = time.monotonic()
+            due = self._begun + self._at * pace_s if pace_s else now
+            if due > now:
+                self._next = self._loop.call_later(due - now, self._speak)
                 return
             self._at += 1
-            self._transport.write(self._template % due)
+            self._transport.write(self._template % (due, now))
         self._next = self._loop.call_soon(self._speak)
 
     def _stop(self) -> None:

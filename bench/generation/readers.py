@@ -12,7 +12,7 @@ from bench.rig.figures import percentile
 from bench.rig.http import http_request
 from bench.rig.processes import HOST
 
-MOMENT = re.compile(rb"T(\d{10}\.\d{6})T")
+MOMENTS = re.compile(rb"T(\d{10}\.\d{6}),(\d{10}\.\d{6})T")
 LAST = b"0\r\n\r\n"
 STREAM_S = 60.0
 
@@ -32,10 +32,14 @@ class Target(NamedTuple):
 
 
 class Reader(asyncio.Protocol):
-    """One connection, and a stream on it. `delays` has seconds from the moment an event was meant for to its coming."""
+    """One connection, and a stream on it.
+
+    In seconds, of each event: `delays` from the moment it was meant for to its coming, `ways` from that of its writing.
+    """
 
     def __init__(self) -> None:
         self.delays: list[float] = []
+        self.ways: list[float] = []
         self.first_s = 0.0  # from the request to the first event
         self.head = b""
         self._tail = b""
@@ -44,7 +48,7 @@ class Reader(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> None:
         """Until its end. Raises RuntimeError where it is no stream with an end."""
-        self.delays, self.head, self._tail = [], b"", b""
+        self.delays, self.ways, self.head, self._tail = [], [], b"", b""
         self._ended = asyncio.get_running_loop().create_future()
         self._asked_at = time.monotonic()
         self._transport.write(request)
@@ -66,8 +70,9 @@ class Reader(asyncio.Protocol):
             self.head = data[:512]
         data = self._tail + data
         end = 0
-        for found in MOMENT.finditer(data):
+        for found in MOMENTS.finditer(data):
             self.delays.append(now - float(found[1]))
+            self.ways.append(now - float(found[2]))
             end = found.end()
         if end and not self.first_s:
             self.first_s = now - self._asked_at
@@ -104,7 +109,7 @@ async def alone(target: Target, streams: int, spoken: Spoken) -> Alone:
             reader.first_s = 0.0
             await reader.ask(target.request(spoken))
             first.append(1e3 * reader.first_s)
-            later += [1e3 * delay for delay in reader.delays[1:]]
+            later += [1e3 * delay for delay in reader.ways[1:]]
     finally:
         reader.close()
     return Alone(percentile(first, 50), percentile(later, 50), percentile(later, 99))
