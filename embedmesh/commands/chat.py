@@ -20,7 +20,7 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 ANSWER_S = 3_600.0  # as long as a gateway lets a stream be
-SILENCE_S = 180.0  # a gateway waits two minutes for a first event, and comments meanwhile
+SILENCE_S = 90.0  # a gateway comments every 10 s until the first event, and gives a node 60 between two
 CHAT_CONNECT_S = 10.0
 REFUSAL_BYTES_MAX = 64 * 1024
 WHOLE_BYTES_MAX = 64 * 1024 * 1024

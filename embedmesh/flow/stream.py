@@ -17,7 +17,16 @@ from embedmesh.flow.leases import StreamLease
 from embedmesh.flow.one_node import OneNode
 from embedmesh.flow.usage import Used
 from embedmesh.flow.world import World
-from embedmesh.rules.errors import DeadlineExceeded, Failure, NodeBroke, NodeFailure, NodeTooSlow, WrongAnswer
+from embedmesh.rules.errors import (
+    BadNodeResponse,
+    DeadlineExceeded,
+    Failure,
+    NodeBroke,
+    NodeFailure,
+    NodeTooSlow,
+    UpstreamRefused,
+    WrongAnswer,
+)
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.generation import NodeStream, Piece, StreamState, TokenCounts
 from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
@@ -179,7 +188,7 @@ class Stream:
             self._node.failed(reason)
         if self._spent is None or not self._call.model.charge_partial:
             self._bill.release()
-        told = caller_failure(reason) if isinstance(reason, NodeFailure) else reason
+        told = _not_whole(reason) if isinstance(reason, NodeFailure) else reason
         return b"data: %b\n\n" % self._call.operation.failure_event(told)
 
     def _charge(self) -> Charge:
@@ -203,3 +212,14 @@ class Stream:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:
             self._call.spend(self._world, self._spent)
+
+
+def _not_whole(last: NodeFailure) -> Failure:
+    """The caller's failure of a stream whose node has failed."""
+    match last:
+        case NodeTooSlow():
+            return DeadlineExceeded("The server that was answering fell silent, so the answer is not whole. Ask again.")
+        case UpstreamRefused():
+            return caller_failure(last)
+        case _:
+            return BadNodeResponse("The server that was answering broke off, so the answer is not whole. Ask again.")

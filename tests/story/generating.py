@@ -27,7 +27,7 @@ SMALL_PRICE, LARGE_PRICE = 700_000, 2_000_000
 SAID = speech.text(speech.TOKENS)
 CHARGED = speech.PROMPT_TOKENS * INPUT_PRICE + speech.TOKENS * OUTPUT_PRICE
 """Of an answer of the usual length, by the node's own usage."""
-USAGE = "SELECT cost, meters FROM usage WHERE hold_id = ?"
+USAGE = "SELECT cost, meters FROM usage WHERE hold_id = :hold_id"
 MENDED_S = 10.0  # a node that was ejected twice comes back after half a second
 
 TALKS = f"""
@@ -110,11 +110,11 @@ class Generating(NamedTuple):
 
     def charge(self, answer_id: str) -> Charge | None:
         """What an answer was charged, by its id or its request's; None if nothing. Waits until its hold has ended."""
-        hold, rows = (answer_id.rpartition("-")[2],), self.books._db.execute
+        hold, rows = {"hold_id": answer_id.rpartition("-")[2]}, self.books._db.execute
 
         def ended() -> bool:
             """Whether it was charged, or its hold has ended otherwise; under a tab there is no hold."""
-            held = rows("SELECT state FROM holds WHERE hold_id = ?", hold).fetchall()
+            held = rows("SELECT state FROM holds WHERE hold_id = :hold_id", hold).fetchall()
             return bool(rows(USAGE, hold).fetchall()) or (bool(held) and held != [("open",)])
 
         wait_until(f"the hold of {answer_id} has ended", ended, SETTLE_S)
@@ -159,7 +159,8 @@ def generating(folder: Path) -> Iterator[Generating]:
                 )
                 assert added["state"] == "ready", json.dumps(added)
             with open_books(endpoint.data_dir, store_path(endpoint.data_dir)) as books:
-                yield Generating(endpoint, *nodes[:3], nodes[3:], books)
+                sole, frail, old, *pair = nodes
+                yield Generating(endpoint, sole, frail, old, pair, books)
             endpoint.account()
             endpoint.check_ledger()
             assert "embedmesh_internal_errors_total 0.0" in endpoint.get("/metrics", endpoint.admin_key).text

@@ -11,6 +11,7 @@ from embedmesh.flow.expected import ExpectedOutput
 from embedmesh.flow.generate import GENERATE_SCOPE, Generation
 from embedmesh.flow.leases import Leases
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, IDEMPOTENCY_KEY, EmbeddingsApi
+from embedmesh.gateway.api.pages.samples import CHAT_SAMPLES
 from embedmesh.gateway.api.routes import Api, ApiReply, RawHandler, Route
 from embedmesh.http.failures import TABLE, envelope
 from embedmesh.rules.errors import MethodNotAllowed, NotFound
@@ -73,7 +74,7 @@ class GenerationApi(Api):
                 {200: ApiReply("The answers.", ChatCompletionReply, headers=HEADERS, event=ChatCompletionChunkReply)},
                 ChatRequest,
                 key_checked_by_flow=True,
-                extra={"parameters": [IDEMPOTENCY_KEY]},
+                extra={"parameters": [IDEMPOTENCY_KEY], "x-codeSamples": CHAT_SAMPLES},
             ),
         ),
         Route(

@@ -7,16 +7,18 @@ function kindOf(model) {
   return KINDS.find((kind) => model?.modalities.includes(kind)) ?? "embeddings";
 }
 
+const grouped = (number) => number.toLocaleString("en-US");
+
 /** A model in a line: what it does, how long, at what price. */
 function factsOf(model) {
   const input = dollars(model.price_nanousd_per_million_tokens);
   if (model.modalities.includes("embeddings"))
-    return `${model.width} components, up to ${model.max_tokens} tokens a text, ${input} a million tokens`;
+    return `${model.width} components, up to ${grouped(model.max_tokens)} tokens a text, ${input} a million tokens`;
   const prices = Object.entries(model.image_prices_nanousd).map(([size, price]) => `${size} at ${dollars(price)}`);
   if (prices.length) return `images of ${prices.join(", ")}`;
   const output = dollars(model.output_price_nanousd_per_million_tokens);
   const what = model.modalities.join(" and ");
-  return `${what}, up to ${model.max_tokens} tokens with the answer, ${input} a million tokens in, ${output} out`;
+  return `${what}, up to ${grouped(model.max_tokens)} tokens with the answer, ${input} a million tokens in, ${output} out`;
 }
 
 /** The body of a stream: of a chat, whose last message is `text`, or of how `text` goes on. */

@@ -30,16 +30,14 @@ async function send(event) {
   const streams = kind === "chat" || kind === "completions";
   button.disabled = true;
   button.textContent = BUSY[kind];
-  byId("stop").hidden = !streams;
   try {
     await (streams ? talk(kind, model) : kind === "images" ? paint(model) : embed(model));
   } catch (error) {
     showNotSent("No answer", whyNoAnswer(error));
   } finally {
-    if (document.activeElement === byId("stop")) button.focus(); // it goes; the reader's place does not
-    byId("stop").hidden = true;
     button.disabled = false;
     button.textContent = BUTTONS[kind];
+    if (document.activeElement === document.body) button.focus(); // what had the focus is gone; the place is not
   }
 }
 
@@ -52,7 +50,6 @@ function readyTheForm() {
   byId("try-form").addEventListener("submit", send);
   byId("key").addEventListener("change", choose);
   byId("model").addEventListener("input", () => underWay || showKind());
-  byId("stop").addEventListener("click", stop);
   byId("anew").addEventListener("click", startAnew);
   byId("try-form").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

@@ -12,6 +12,7 @@ async function talk(kind, model) {
   const text = byId(field).value;
   if (!text.trim()) return showNotSent("Nothing to send", "Write something first.");
   const body = talkBody({ kind, model, turns, text, limit: byId(`${field}-limit`).value });
+  const shown = showWaiting(kind === "chat" ? turns : [], text);
   const began = performance.now();
   underWay = new AbortController();
   try {
@@ -22,7 +23,7 @@ async function talk(kind, model) {
       signal: underWay.signal,
     });
     if (!response.ok) return showAnswer(response, await response.text(), performance.now() - began, () => null);
-    const answer = await showStream(response, kind, text, began);
+    const answer = await showStream(response, shown, began);
     if (kind === "chat" && !answer.broken && answer.said) {
       turns.push({ role: "user", content: text }, { role: "assistant", content: answer.said });
       byId(field).value = "";
@@ -35,44 +36,55 @@ async function talk(kind, model) {
   }
 }
 
-function stop() {
-  underWay?.abort();
-}
-
 function startAnew() {
+  underWay?.abort();
   turns = [];
   byId("result").replaceChildren();
   byId("message").focus();
   announce("The conversation starts anew");
 }
 
+/** Show what is asked, room for the answer, and what stops it. The parts that change. */
+function showWaiting(earlier, text) {
+  const stop = el("button", { type: "button", class: "quiet stop" }, "Stop");
+  stop.addEventListener("click", () => underWay?.abort());
+  const shown = {
+    state: el("strong", {}, "Waiting for the first word…"),
+    stop,
+    thoughts: el("p", { class: "said muted" }),
+    place: el("p", { class: "said" }),
+    facts: el("div"),
+  };
+  shown.status = el("p", { class: "status" }, shown.state, stop);
+  shown.turn = el("div", { class: "turn" }, el("h3", {}, "Answer"), shown.thoughts, shown.place);
+  const asked = [...earlier, { role: "user", content: text }].map(drawTurn);
+  shown.turns = el("div", { class: "turns", "aria-busy": "true" }, asked, shown.turn);
+  showResult(true, shown.status, shown.turns, shown.facts);
+  return shown;
+}
+
 /** Show the events of a stream as they come. What was said, and what broke it off, if anything did. */
-async function showStream(response, kind, text, began) {
-  const place = el("p", { class: "said" });
-  const thoughts = el("p", { class: "said muted" });
-  const state = el("strong", {}, "Answering…");
-  const facts = el("div");
-  const earlier = kind === "chat" ? turns.map(drawTurn) : [];
-  const said = el("div", { class: "turn" }, el("h3", {}, "Answer"), thoughts, place);
-  const asked = drawTurn({ role: "user", content: text });
-  const status = el("p", { class: "status" }, statusPill(response.status), state);
-  showResult(true, status, el("div", { class: "turns", "aria-busy": "true" }, ...earlier, asked, said), facts);
-  const answer = { said: "", usage: null, broken: null, done: false, firstMs: null };
+async function showStream(response, shown, began) {
+  shown.status.prepend(statusPill(response.status));
+  const answer = { said: "", usage: null, broken: null, stopped: false, done: false, firstMs: null, tookMs: 0 };
   try {
     await readStream(response.body, answer, (added) => {
-      answer.firstMs ??= performance.now() - began;
-      if (added.reasoning) thoughts.append(added.reasoning);
-      place.append(added.answer);
+      if (answer.firstMs === null) {
+        answer.firstMs = performance.now() - began;
+        shown.state.textContent = "Answering…";
+      }
+      shown.thoughts.append(added.reasoning);
+      shown.place.append(added.answer);
       answer.said += added.answer;
     });
     if (!answer.done) answer.broken ??= { message: "The connection broke before the answer's end." };
   } catch (error) {
-    if (error.name !== "AbortError") answer.broken ??= { message: whyNoAnswer(error) };
-    else answer.stopped = true;
+    if (error.name === "AbortError") answer.stopped = true;
+    else answer.broken ??= { message: whyNoAnswer(error) };
   }
-  said.parentNode.setAttribute("aria-busy", "false");
-  endOfStream(answer, state, facts, said, performance.now() - began);
-  await showCharge(response.headers.get("x-embedmesh-request"), answer, facts);
+  answer.tookMs = performance.now() - began;
+  showEnd(answer, shown);
+  await showCharge(response.headers.get("x-embedmesh-request"), answer, shown.facts);
   return answer;
 }
 
@@ -99,28 +111,25 @@ async function readStream(body, answer, add) {
   }
 }
 
-function endOfStream(answer, state, facts, said, tookMs) {
-  const [words, why] = answer.broken
-    ? ["Broken off", prose(answer.broken.message)]
-    : answer.stopped
-      ? ["Stopped", "You pay the input, and what you have received."]
-      : ["Answered", null];
-  state.textContent = words;
-  if (answer.broken) state.closest(".card").classList.add("refusal");
-  if (why) said.append(el("p", { class: "message" }, why));
-  showFacts(facts, answer, tookMs);
-  answer.tookMs = tookMs;
-  announce(answer.broken ? `Broken off: ${answer.broken.message}` : `${words}. ${answer.said}`);
+function showEnd(answer, shown) {
+  const words = answer.broken ? "Broken off" : answer.stopped ? "Stopped" : "Answered";
+  const why = answer.broken?.message ?? (answer.stopped ? "You pay the input, and what you have received." : null);
+  shown.state.textContent = words;
+  shown.turns.setAttribute("aria-busy", "false");
+  shown.stop.remove();
+  if (answer.broken) shown.status.parentNode.classList.add("refusal");
+  if (why) shown.turn.append(el("p", { class: "message" }, prose(why)));
+  showFacts(shown.facts, answer);
+  announce(answer.broken ? `Broken off: ${why}` : `${words}. ${answer.said}`);
 }
 
-function showFacts(facts, answer, tookMs, cost = null, tokens = null, requestId = null) {
+function showFacts(facts, answer, { tokens = null, cost = null, requestId = null } = {}) {
   const { usage } = answer;
-  const counted = usage ? `${usage.prompt_tokens} in, ${usage.completion_tokens} out` : tokens;
   const rows = [
-    ["Tokens", counted],
+    ["Tokens", usage ? `${usage.prompt_tokens} in, ${usage.completion_tokens} out` : tokens],
     ["Cost", cost],
     ["First word after", answer.firstMs === null ? null : `${answer.firstMs.toFixed(0)} ms`],
-    ["All after", `${(tookMs / 1000).toFixed(2)} s`],
+    ["All after", `${(answer.tookMs / 1000).toFixed(2)} s`],
     ["Code", answer.broken?.code],
     ["Request id", requestId],
   ];
@@ -131,11 +140,14 @@ function showFacts(facts, answer, tookMs, cost = null, tokens = null, requestId 
 async function showCharge(requestId, answer, facts) {
   for (let tries = 0; tries < CHARGE_TRIES; tries++) {
     const charge = await chargeOf(requestId);
-    if (charge) return showFacts(facts, answer, answer.tookMs, dollars(charge.cost), charge.tokens, requestId);
-    if (answer.broken) break;
-    await new Promise((resolve) => setTimeout(resolve, CHARGE_WAIT_MS));
+    if (charge) {
+      const { tokens, cost_nanousd: cost } = charge;
+      return showFacts(facts, answer, { tokens, cost: dollars(cost), requestId });
+    }
+    await new Promise((resolve) => setTimeout(resolve, answer.broken ? CHARGE_WAIT_MS / 2 : CHARGE_WAIT_MS));
+    if (answer.broken && tries) break;
   }
-  showFacts(facts, answer, answer.tookMs, answer.broken ? "nothing" : null, null, requestId);
+  showFacts(facts, answer, { cost: answer.broken ? "nothing" : null, requestId });
 }
 
 /** Tokens and nano-USD of a request, or null as long as its charge is not in the books. */
