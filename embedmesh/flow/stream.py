@@ -7,6 +7,7 @@ event is asked for when the caller's socket has the last one.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from copy import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 from embedmesh.deadline import within
@@ -27,7 +28,7 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
-from embedmesh.rules.forwarding import Part
+from embedmesh.rules.forwarding import Part, Share
 from embedmesh.rules.generation import NodeStream, Piece, StreamState, TokenCounts
 from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
 from embedmesh.rules.ports import Caller
@@ -66,7 +67,8 @@ class Stream:
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
         self._text_bytes = self._events = 0
         self._said: TokenCounts | None = None
-        self._spent: Used | None = None  # once an event was handed over
+        self._spent: Used | None = None  # with the event that is being handed over
+        self._handed: tuple[tuple[Metered, ...], tuple[Share, ...]] = ((Metered(Meter.INPUT, 0, 0),), ())  # without it
         self._gone = self._closed = False
         self._parts = self._made()
 
@@ -82,7 +84,8 @@ class Stream:
 
     async def begin(self) -> None:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
-        self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
+        metered, shares = self._handed
+        self._bill.owe(*metered, shares=shares)
         self._opening = asyncio.create_task(self._opened())
         self._call.operation.leases.add(StreamLease(self._bill, self._charge))
         try:
@@ -149,6 +152,7 @@ class Stream:
             self._owe(piece, part)
             if piece.data is not None:
                 yield b"data: %b\n\n" % piece.data
+            self._handed = self._bill.metered or (), self._bill.shares
             if self._world.clock.monotonic() > until:
                 raise DeadlineExceeded("The stream took longer than a stream may.")
             with within(BETWEEN_S):
@@ -192,8 +196,10 @@ class Stream:
         return b"data: %b\n\n" % self._call.operation.failure_event(told)
 
     def _charge(self) -> Charge:
-        """What was delivered until now; before that the least that a stream can be: nothing."""
-        return charge_of(self._world, self._caller, self._call, self._bill)
+        """What the caller's socket has by now, not what is on its way there; at first nothing."""
+        bill, (metered, shares) = copy(self._bill), self._handed
+        bill.owe(*metered, shares=shares)
+        return charge_of(self._world, self._caller, self._call, bill)
 
     def _stop(self) -> None:
         self._opening.cancel()
