@@ -129,7 +129,7 @@ class Stream:
                     if self._world.clock.monotonic() > until:
                         raise DeadlineExceeded("The stream took longer than a stream may.")
                     self._silent_from = self._loop.time()
-                    piece = await self._next(stream)
+                    piece = self._read(await stream.next())
                     self._silent_from = None
             if (usage := self._ended(stream)) is not None:
                 yield b"data: %b\n\n" % usage
@@ -160,7 +160,7 @@ class Stream:
             with within(FIRST_EVENT_S):
                 stream = await call.operation.client.stream(part, call.model, call.asked(), self._bill.hold.hold_id)
                 try:
-                    first = await self._next(stream)
+                    first = self._read(await stream.next())
                     if first is None:
                         raise WrongAnswer("the server's stream has no event")
                 except BaseException:
@@ -186,8 +186,8 @@ class Stream:
             return None
         return call.operation.dialect.usage_event(call.prompt, call.model, spent.usage, self._state)
 
-    async def _next(self, stream: NodeStream) -> Piece | None:
-        data = await stream.next()
+    def _read(self, data: bytes | None) -> Piece | None:
+        """The next event, as the caller may have it."""
         if data is None:
             return None
         call = self._call
