@@ -23,6 +23,11 @@ class Goldens(NamedTuple):
     max_tokens: int
     vectors: NDArray[np.float32]
 
+    def at(self, rows: list[int]) -> "Goldens":
+        """Some of them, in this order."""
+        kinds, texts, tokens = ([each[at] for at in rows] for each in (self.kinds, self.texts, self.tokens))
+        return Goldens(kinds, texts, tokens, self.max_tokens, self.vectors[rows])
+
 
 def read_goldens() -> Goldens:
     """The committed goldens."""
