@@ -1,7 +1,7 @@
 """The engine's vectors against the reference's: our goldens, published ones, and people's judgement.
 
-`bench/quality.py` measures; this file says how good is good enough. Of each kind of golden text every fourth is embedded
-here, and all of them by `make thorough`.
+`bench/quality.py` measures; this file says how good is good enough. Of each kind of golden text every fourth is
+embedded here, and all of them by `make thorough`.
 """
 
 import json

@@ -12,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from embedmesh.rules.errors import InsufficientQuota
 from embedmesh.rules.holds import MOVES, Hold, HoldEnd, HoldState
 from embedmesh.storage.books import Books
+from tests.data import quick_or
 from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
 
 AMOUNTS = st.integers(0, 120)
@@ -158,5 +159,5 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=quick_or(20, quick=10), stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
