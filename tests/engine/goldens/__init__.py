@@ -25,8 +25,13 @@ class Goldens(NamedTuple):
 
     def at(self, rows: list[int]) -> "Goldens":
         """Some of them, in this order."""
-        kinds, texts, tokens = ([each[at] for at in rows] for each in (self.kinds, self.texts, self.tokens))
-        return Goldens(kinds, texts, tokens, self.max_tokens, self.vectors[rows])
+        return Goldens(
+            kinds=[self.kinds[at] for at in rows],
+            texts=[self.texts[at] for at in rows],
+            tokens=[self.tokens[at] for at in rows],
+            max_tokens=self.max_tokens,
+            vectors=self.vectors[rows],
+        )
 
 
 def read_goldens() -> Goldens:
