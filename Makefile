@@ -5,9 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 SHELL  := bash
+export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compile everything again
 .SHELLFLAGS := -o pipefail -ec
 
-TIMED   := tests/story/test_crash.py tests/story/test_serve.py  # they hold us to seconds: alone
+TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := generation spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
 VIRTUAL := lives sim mutate  # these need no model
@@ -30,11 +31,12 @@ serve: $(VENV)/.setup
 test: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis $(addprefix --cov embedmesh/,$(DECIDES)) --cov-report= $(addprefix tests/,$(DECIDES)) $(ARGS)
 	@$(foreach room,$(DECIDES),echo "covered: $(room) $$($(BIN)/coverage report --include 'embedmesh/$(room)/*' --format total) %";)
-	$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore tests/,$(DECIDES)) $(addprefix --ignore ,$(TIMED)) $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(addprefix --ignore tests/,$(DECIDES)) $(addprefix --ignore ,$(TIMED)) $(ARGS)
 	$(BIN)/pytest $(TIMED) $(ARGS)
 
 thorough: $(VENV)/.setup $(VENV)/.dev
-	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile tests/storage/test_tabs_model.py $(ARGS)
+	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile tests/storage/test_tabs_model.py tests/storage/test_model.py \
+		tests/engine/test_parity.py $(ARGS)
 
 fast: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -p no:anyio -p no:pytest_cov $(addprefix tests/,$(DECIDES)) $(ARGS)
