@@ -118,7 +118,8 @@ class Stream:
                 await asyncio.wait({self._opening}, timeout=COMMENT_S)
             if self._gone:
                 return
-            (stream, piece), self._part = self._opening.result()
+            (stream, first), self._part = self._opening.result()
+            piece: Piece | None = first
             until = self._world.clock.monotonic() + STREAM_S
             with within(BETWEEN_S, self._patience_s):  # one for all: a new one for each event costs as much as its JSON
                 while piece is not None:
