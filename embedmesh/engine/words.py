@@ -64,7 +64,9 @@ class Words:
         the square of its characters each, as the library looks for every piece that a word may begin with, and some.
         `plain`: each of the texts is known to be.
         """
-        if not plain and not self._is_plain("".join(texts)):
+        joined = "".join(texts)
+        plain = plain or (joined.isascii() and joined.isprintable() and self._sign not in joined)  # enough for most
+        if not plain and not self._is_plain(joined):
             are = [self._is_plain(text) for text in texts]
             some = iter(self.packed([*compress(texts, are)], others_max, plain=True))
             return [next(some) if each else None for each in are]

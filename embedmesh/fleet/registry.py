@@ -88,18 +88,17 @@ class Node:
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_ANSWERS))  # whether attempts failed
     wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
 
-    def start(self, now: float, small: bool) -> tuple[float, bool]:
-        """Until it would begin with one more part, in seconds from now, and whether it may have that now."""
-        begins_s, room = self.load.start(now, small, 1 if self.trial else self.in_flight_max)
-        if now < self.paused_until:
-            return max(begins_s, self.paused_until - now), False  # or all would wait for a full node
-        return begins_s, room
+    def start(self, now: float, small: bool, tokens: int = 0) -> tuple[float, bool, float]:
+        """Of one more part with these tokens: when it would begin, whether it may have that now, when it would be done.
 
-    def done_s(self, begins_s: float, tokens: int) -> float:
-        """When it would be done with a part that it begins then."""
-        fit = self.load.fit
-        done_s = begins_s + fit.fixed_s + tokens * fit.per_token_s
-        return done_s + self.penalty_s if self.doubt else done_s
+        Seconds from now. More tokens take `per_token_s` each.
+        """
+        load = self.load
+        begins_s, room = load.start(now, small, 1 if self.trial else self.in_flight_max)
+        if now < self.paused_until:  # or all would wait for a full node
+            begins_s, room = max(begins_s, self.paused_until - now), False
+        done_s = begins_s + load.fit.fixed_s + tokens * load.fit.per_token_s
+        return begins_s, room, done_s + self.penalty_s if self.doubt else done_s
 
     @property
     def penalty_s(self) -> float:
@@ -115,7 +114,7 @@ class Registry:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._nodes: dict[str, Node] = {}
-        self._ready: dict[str, list[Node]] = {}  # by model; made when asked for, dropped when anything changes
+        self.last_ready: dict[str, list[Node]] = {}  # by model: what `ready` has said since anything changed
         self._served: set[str] = set()  # ids of the catalogue's models that any node has ever been known to serve
         self._generations = itertools.count()
         self.on_change: list[Callable[[], None]] = []
@@ -153,9 +152,9 @@ class Registry:
 
     def ready(self, model_id: str) -> list[Node]:
         """The nodes that get work for this model."""
-        ready = self._ready.get(model_id)
+        ready = self.last_ready.get(model_id)
         if ready is None:
-            ready = self._ready[model_id] = [
+            ready = self.last_ready[model_id] = [
                 node
                 for node in self._nodes.values()
                 if node.state is NodeState.READY and not node.draining and model_id in node.models
@@ -323,7 +322,7 @@ class Registry:
         self._changed()
 
     def _changed(self) -> None:
-        self._ready.clear()
+        self.last_ready.clear()
         for call in self.on_change:
             call()
 

@@ -10,7 +10,7 @@ from embedmesh.rules.confidential import Locks, LockTerms
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter, Metered, PriorRequest
-from embedmesh.rules.ids import new_id
+from embedmesh.rules.ids import id_at
 from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
 from embedmesh.rules.lock_failures import LockUsed
 from embedmesh.rules.money import bill_nanousd
@@ -143,7 +143,7 @@ async def set_aside(
     limited = slots if caller.slots else None
     until = clock.monotonic() + within_s
     while True:
-        hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
+        hold = new_hold(request_id, caller, cost, within_s, clock)
         found = await (_hold(ledger, hold, claim) if limited is None else _place(ledger, hold, claim, limited, caller))
         if isinstance(found, Hold):
             bill = Bill(ledger, found, until)
@@ -263,12 +263,13 @@ async def _reply_of(
     return None  # its hold was refused, or it was forgotten
 
 
-def new_hold(hold_id: str, caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
-    """A hold that lasts until the reply to a request of `within_s` seconds must be written."""
+def new_hold(hold_id: str | None, caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
+    """A hold that lasts until the reply to a request of `within_s` seconds must be written. None: under a new id."""
+    now_ms = clock.unix_ms()
     return Hold(
-        hold_id=hold_id,
+        hold_id=hold_id or id_at("req", now_ms),
         account_id=caller.account_id,
         amount_nanousd=cost,
-        deadline_ms=clock.unix_ms() + int(within_s * 1000) + AFTER_MS,
+        deadline_ms=now_ms + int(within_s * 1000) + AFTER_MS,
         key_id=caller.key_id,
     )

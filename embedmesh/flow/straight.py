@@ -14,7 +14,7 @@ import msgspec
 
 from embedmesh.flow.bill import Bill, new_hold
 from embedmesh.flow.deliver import Continued, Done, Outcome, Request, charge_of, reply_headers, with_limits, work_under
-from embedmesh.flow.embed import EMBED_SCOPE, Embeddings, EmbeddingsCall
+from embedmesh.flow.embed import EMBED_SCOPE, Embedded, Embeddings, EmbeddingsCall
 from embedmesh.flow.forward import Begun
 from embedmesh.flow.idempotency import Kept
 from embedmesh.flow.identify import token_of
@@ -25,9 +25,8 @@ from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeFailure
 from embedmesh.rules.exchange import Deliver, RequestHead
-from embedmesh.rules.forwarding import Attempt, Part
+from embedmesh.rules.forwarding import Answer, Attempt, Part, Share
 from embedmesh.rules.holds import Metered
-from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
@@ -80,7 +79,7 @@ class StraightEmbeddings:
         return KnownHead(token, head) if token and not head.retries and head.idempotency_key is None else None
 
     def ask(self, known: KnownHead, body: bytes, to_caller: ToCaller) -> "StraightRequest | None":
-        world = self.world
+        world, clock = self.world, self.world.clock
         caller = world.keys.known(known.token)
         if caller is None or EMBED_SCOPE not in caller.scopes or caller.cache is not NO_CACHE:
             return None
@@ -89,31 +88,28 @@ class StraightEmbeddings:
         limits = world.rate_limits if caller.limited else None
         if limits is not None and not limits.take_now(caller, 1, look=True):
             return None
-        call = self.operation.parse_now(world, body)
-        if call is None or (caller.models is not None and call.model.id not in caller.models):
+        read = self.operation.read_now(world, caller, body)
+        if read is None:
             return None
-        metered = call.count_now(world, caller)
-        if metered is None or (limits is not None and not limits.take_now(caller, metered.quantity, look=True)):
+        call, metered = read
+        if limits is not None and not limits.take_now(caller, metered.quantity, look=True):
             return None
-        clock = world.clock
-        request_id = to_caller.own_id or new_id("req", clock)
         cost = cost_nanousd(metered.quantity, metered.price)
-        hold = world.ledger.spend(new_hold(request_id, caller, cost, REQUEST_MIN_S, clock))
+        hold = world.ledger.spend(new_hold(None, caller, cost, REQUEST_MIN_S, clock))
         if hold is None:
             return None
         now = clock.monotonic()
         bill = Bill(world.ledger, hold, now + REQUEST_MIN_S)
         request = StraightRequest(self, known.head, caller, call, metered, body, bill, to_caller, now)
-        if not self._begin(request):
+        if not self._begin(request, caller, call, bill):
             return None
         if limits is not None:
             limits.take_now(caller, metered.quantity)
         return request
 
-    def _begin(self, request: "StraightRequest") -> bool:
+    def _begin(self, request: "StraightRequest", caller: Caller, call: EmbeddingsCall, bill: Bill) -> bool:
         """Have a node asked. All that was taken is given back if none can be asked at once, or by a bug of ours."""
-        world, call, caller, bill = self.world, request.call, request.caller, request.bill
-        model, counted = call.model, call.counted
+        world, model, counted = self.world, call.model, call.counted
         room, part = False, None
         try:
             if caller.slots:
@@ -122,10 +118,10 @@ class StraightEmbeddings:
                 bill.has_slots(world.slots, caller)
             room = self.room.take(caller.account_id, 1)
             if room and (len(counted.lengths) == 1 or request.takes_room_for_reply(call.reply_bytes_max)):
-                part = world.fleet.try_now(model, counted)
-            if part is not None:
+                part = world.fleet.try_now(model, counted, request.began)
+            if part is not None and (link := world.client.link_to(part.node_id)) is not None:
+                request.attempt = link.ask(part, model, counted, bill.hold.hold_id, request)
                 request.part = part
-                request.attempt = world.client.ask(part, model, counted, bill.hold.hold_id, request)
         finally:
             if request.attempt is None:
                 bill.release()
@@ -170,6 +166,10 @@ class StraightRequest(msgspec.Struct, eq=False):
     begun: Begun | None = None  # once it goes on
     continued: Continued | None = None
 
+    @property
+    def request_id(self) -> str:
+        return self.bill.hold.hold_id
+
     def takes_room_for_reply(self, size: int) -> bool:
         """Take that many bytes, until the caller has the reply. Returns whether there was room."""
         if not self.straight.world.replies.take(self.caller.account_id, size):
@@ -190,19 +190,22 @@ class StraightRequest(msgspec.Struct, eq=False):
             self.begun.answered(vectors)
             return
         straight, call, part, bill = self.straight, self.call, self.part, self.bill
-        world = straight.world
+        world, counted = straight.world, call.counted
         try:
-            verify(vectors, call.model, part, call.counted.exact)
+            verify(vectors, call.model, part, counted.exact)
         except NodeFailure as failure:
             self.failed(failure)
             return
         del straight.in_flight[self]
         self.attempt = None  # it knows us: or each request would have to be found by a collection of garbage
-        world.fleet.answered_now(part)
+        now = world.clock.monotonic()
+        observed = world.fleet.answered_now(part, now)
         try:
-            world.observer.answered(call.model, call.counted, part, vectors)
-            result = call.answer(vectors, part)
-            bill.owe_all(self.metered, result.answer.shares)
+            if observed:
+                world.observer.answered(call.model, counted, part, vectors)
+            shares = (Share(part.node_id, vectors.tokens, part.ask),)
+            result = Embedded(Answer(vectors.data, call.model.width, vectors.tokens, shares), 0)
+            bill.owe_all(self.metered, shares)
             reply = call.render(result, reply_headers(world, self.began, bill.cost, bill))
             if self.caller.limited:
                 reply = with_limits(reply, world.rate_limits.left(self.caller))
@@ -215,8 +218,9 @@ class StraightRequest(msgspec.Struct, eq=False):
             self._go_on(partial(_ready, Done(reply, bill, Kept(result, bill.cost))), rest)
             return
         bill.capture(charge_of(world, self.caller, call, bill))
-        world.unread.forget(self.caller, self.body)
-        self._end("ok")
+        if self.caller.account_id in world.unread.accounts:
+            world.unread.forget(self.caller, self.body)
+        self._end("ok", now)
         self.to_caller.end()
 
     def failed(self, failure: NodeFailure) -> None:
@@ -250,16 +254,15 @@ class StraightRequest(msgspec.Struct, eq=False):
             self.go_on()
             assert self.continued is not None
             self.continued.leave()
-        self._end("dropped")
+        self._end("dropped", self.straight.world.clock.monotonic())
 
-    def _end(self, code: str) -> None:
+    def _end(self, code: str, now: float) -> None:
         """It is over, without a coroutine."""
         straight, bill = self.straight, self.bill
         straight.room.give_back(self.caller.account_id, 1)
         if self.reply_bytes:
             self.give_back_reply()
-        seconds = straight.world.clock.monotonic() - self.began
-        straight.counts.ended(code, self.call.model.id, seconds, bill.tokens, bill.cost)
+        straight.counts.ended(code, self.call.model.id, now - self.began, bill.tokens, bill.cost)
 
     def _go_on(self, work: Callable[[], Awaitable[Done]], rest: object | None = None) -> None:
         """Its part has ended; the coroutine does the remaining work."""

@@ -93,15 +93,15 @@ class Fleet(Protocol):
         """
         ...
 
-    def try_now(self, model: Model, counted: Counted) -> Part | None:
+    def try_now(self, model: Model, counted: Counted, now: float) -> Part | None:
         """Give all inputs to a node as one part, if nobody waits and one that reads ids has room; else None.
 
         It ends by `answered_now` or `abandoned`, or is adopted.
         """
         ...
 
-    def answered_now(self, part: Part) -> None:
-        """The part of `try_now` was answered right."""
+    def answered_now(self, part: Part, now: float) -> bool:
+        """The part of `try_now` was answered right. Returns whether an Observer has to see that: of no trusted node."""
         ...
 
     def abandoned(self, part: Part, *, late: bool = False) -> None:
@@ -133,6 +133,17 @@ class Attempt(Protocol):
         ...
 
 
+class AsksAtOnce(Protocol):
+    """The link to one node, as far as attempts need it that begin at once."""
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        """Begin an attempt at once. `owner` is told how it ends, never from inside of this call.
+
+        None if it cannot begin at once, as without an idle connection: then `NodeClient.embed` can.
+        """
+        ...
+
+
 class NodeClient(Protocol):
     """One exchange with one node.
 
@@ -143,11 +154,9 @@ class NodeClient(Protocol):
         """The node's answer to a part, not yet checked. Raises a NodeFailure."""
         ...
 
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
-        """Begin an attempt at once. `owner` is told how it ends, never from inside of this call.
-
-        None if it cannot begin at once, as without an idle connection: then `embed` can.
-        """
+    @property
+    def link_to(self) -> Callable[[str], AsksAtOnce | None]:
+        """The link to the node of that id; None if there is none."""
         ...
 
 

@@ -256,7 +256,10 @@ def right_reply(ids: list[list[int]]) -> EmbedVectors:
 class NeverAtOnce:
     """The part of a `NodeClient` whose attempts begin by `embed` alone."""
 
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> None:
+    def link_to(self, node_id: str) -> "NeverAtOnce":
+        return self
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Any:
         return None
 
 
