@@ -57,25 +57,28 @@ class Words:
 
     def packed(
         self, texts: Sequence[str], others_max: int = sys.maxsize, *, plain: bool = False
-    ) -> Sequence[bytes | None]:
+    ) -> list[bytes | None]:
         """Token ids of each text, special tokens aside; None for a text that has to be looked at as a whole.
 
         Raises TooDear where the words that the vocabulary does not hold whole cost more than `others_max` together:
         the square of its characters each, as the library looks for every piece that a word may begin with, and some.
         `plain`: each of the texts is known to be.
         """
-        joined = "".join(texts)
+        joined = texts[0] if len(texts) == 1 else "".join(texts)
         plain = plain or (joined.isascii() and joined.isprintable() and self._sign not in joined)  # enough for most
         if not plain and not self._is_plain(joined):
             are = [self._is_plain(text) for text in texts]
             some = iter(self.packed([*compress(texts, are)], others_max, plain=True))
             return [next(some) if each else None for each in are]
-        words_of_each = [*map(str.split, map(self._fold, texts))]
-        words = words_of_each[0] if len(texts) == 1 else [*chain(*words_of_each)]
+        if joined is texts[0]:
+            words = self._fold(joined).split()
+        else:
+            words_of_each = [*map(str.split, map(self._fold, texts))]
+            words = [*chain(*words_of_each)]
         found = [*map(self._whole.get, words, NOTHING)]
         if not all(found):
             self._find_others(words, found, others_max)
-        if len(texts) == 1:
+        if joined is texts[0]:
             return [b"".join(found)]
         ids = iter(found)
         return list(map(b"".join, map(islice, repeat(ids), map(len, words_of_each))))
@@ -114,7 +117,7 @@ class Words:
 class NoWords:
     """Of a tokenizer that has to look at every text as a whole."""
 
-    def packed(self, texts: Sequence[str], others_max: int = sys.maxsize) -> Sequence[bytes | None]:
+    def packed(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[bytes | None]:
         """As `Words`."""
         return [None] * len(texts)
 

@@ -8,7 +8,7 @@ from embedmesh.fleet.fair_queue import FairQueue
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.retries import RetryBudget
 from embedmesh.fleet.running import Running
-from embedmesh.fleet.spread import stays_whole
+from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
@@ -44,6 +44,8 @@ class AtOnce:
             return None  # there is an order to keep
         model_id, lengths = model.id, counted.lengths
         tokens, inputs = sum(lengths), len(lengths)
+        if tokens > WHOLE_TOKENS_MAX:
+            return None  # it would be cut
         nodes = self._last_ready.get(model_id) or self._registry.ready(model_id)
         if len(nodes) == 1:
             node = nodes[0]
@@ -55,7 +57,7 @@ class AtOnce:
             if chosen is None:
                 return None
             node, expected_s = chosen.node, chosen.finish_s
-        if expected_s > SOON_S or not node.reads_ids or not stays_whole(tokens, inputs, node.inputs_max):
+        if expected_s > SOON_S or not node.reads_ids or inputs > node.inputs_max:
             return None
         rows = FIRST if inputs == 1 else tuple(range(inputs))
         part = Part(node.node_id, rows, tokens, expected_s, node.asks.get(model_id, 0))

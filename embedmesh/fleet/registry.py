@@ -69,6 +69,7 @@ class Node:
     doubt: int = 0  # right answers still needed, after failures, before it is treated like the others
     trial: int = 0  # right answers still needed before it gets more than one part at a time
     paused_until: float = 0.0  # on the monotonic clock, as all times here
+    spotless: bool = False  # no failure counts any more: a right answer changes nothing but its own time
     fresh_answers: int = 0  # since it was admitted or readmitted: canaries check the first ones more often
     generation: int = 0  # see `Registry.generation`
     ejections: int = 0  # of late
@@ -194,6 +195,8 @@ class Registry:
             node.recent.clear()
             node.doubt = 0
             self._move(node, NodeEvent.RIGHT_ANSWER)
+        lately = node.doubt or node.trial or any(node.recent) or any(node.wrong)
+        node.spotless = node.state is READY and not lately
 
     def serves(self, node: Node, models: Iterable[str]) -> None:
         """Note what a node reports to serve, which is not yet proven."""
@@ -209,6 +212,7 @@ class Registry:
         it may be. A probe tells.
         """
         now = self._clock.monotonic()
+        node.spotless = False
         node.failed[failure.check] += 1
         node.leave_alone_until = max(node.leave_alone_until, now + min(failure.retry_after_s, NO_PROBES_MAX_S))
         if not isinstance(failure, NodeBusy) or node.last_failure is None or node.last_failure.check is Check.BUSY:
@@ -304,6 +308,7 @@ class Registry:
 
     def _move(self, node: Node, event: NodeEvent) -> None:
         before = node.state
+        node.spotless = False
         node.state = MOVES[before, event]
         if node.state is before:
             return

@@ -34,7 +34,10 @@ class Running:
         node.load.ended(tokens, now, True, bulk)
         counts["answers"] += 1
         counts["tokens"] += tokens
-        self._registry.answered_right(node, None, now)
+        if node.spotless:
+            node.last_right_answer = now
+        else:
+            self._registry.answered_right(node, None, now)
         if self._queues:
             self._freed(node)
         return not node.trusted

@@ -20,7 +20,8 @@ from embedmesh.rules.shares import Room
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
 OPEN = "open"
 AFTER_MS = int((WRITE_REPLY_S + HOLD_GRACE_S) * 1000)  # of a hold beyond the time for the work
-IMAGES = Meter.IMAGES  # an enum's member is slow to look up
+IMAGES, INPUT = Meter.IMAGES, Meter.INPUT  # an enum's member is slow to look up
+IS_OPEN, CAPTURED = HoldState.OPEN, HoldState.CAPTURED
 
 
 class Bill(msgspec.Struct, eq=False):
@@ -28,6 +29,7 @@ class Bill(msgspec.Struct, eq=False):
 
     The work runs inside `with bill:`. If it raises, the bill is released; if it returns without having said what it
     owes, that is a bug and the bill is released, too. After the work the bill belongs to the reply that it pays for.
+    What goes straight owes all that was set aside, which is said when its bill is made.
     """
 
     ledger: Ledger
@@ -38,6 +40,7 @@ class Bill(msgspec.Struct, eq=False):
     shares: tuple[Share, ...] = ()
     cost: int = 0  # nano-USD
     tokens: int = 0
+    price: int | None = None  # of all tokens, where nothing but input at one price is metered
     _give_back: Callable[[], None] | None = None  # the request's slots
 
     def __enter__(self) -> "Bill":
@@ -64,11 +67,7 @@ class Bill(msgspec.Struct, eq=False):
             raise ValueError("a request cannot owe more than was set aside for it")
         self.metered, self.shares, self.cost = metered, shares, cost
         self.tokens = sum_of_tokens(metered)
-
-    def owe_all(self, metered: Metered, shares: tuple[Share, ...]) -> None:
-        """The same where that is just what was set aside, for tokens of one price."""
-        self.metered, self.shares = (metered,), shares
-        self.cost, self.tokens = self.hold.amount_nanousd, metered.quantity
+        self.price = metered[0].price if len(metered) == 1 and metered[0].meter is INPUT else None
 
     def check_time(self, clock: Clock) -> None:
         """Raise DeadlineExceeded if the hold may end before the reply is read: then nobody would pay."""
@@ -82,9 +81,9 @@ class Bill(msgspec.Struct, eq=False):
 
     def capture(self, charge: Charge, reply: bytes | None = None) -> bool:
         """Some of the reply was handed to the caller. Returns whether this was the bill's end."""
-        if self.state is not HoldState.OPEN:
+        if self.state is not IS_OPEN:
             return False
-        self.state = HoldState.CAPTURED
+        self.state = CAPTURED
         if self._give_back is not None:
             self._give_back()
         self.ledger.capture(self.hold, charge, reply)

@@ -73,10 +73,12 @@ def count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: De
         return None
     specials = tokenizer.specials
     if len(ids) == 1:  # the ordinary case, in half the time
-        lengths = [len(ids[0]) // ID_BYTES + specials]
+        least = most = total = len(ids[0]) // ID_BYTES + specials
+        lengths = [total]
     else:
         lengths = list(map(add, map(floordiv, map(len, ids), repeat(ID_BYTES)), repeat(specials)))
-    if max(lengths) > (call.keep or model.max_tokens) or 0 in lengths or sum(lengths) > REQUEST_TOKENS_MAX:
+        least, most, total = min(lengths), max(lengths), sum(lengths)
+    if not least or most > (call.keep or model.max_tokens) or total > REQUEST_TOKENS_MAX:
         return None
     return Counted(lengths=lengths, ids=ids, texts=texts)
 

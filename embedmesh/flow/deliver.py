@@ -25,11 +25,10 @@ from embedmesh.rules.exchange import (
     RequestHead,
     StreamedReply,
 )
-from embedmesh.rules.holds import Charge, Meter, Payable
+from embedmesh.rules.holds import Charge, Payable
 from embedmesh.rules.money import payable_nanousd
 from embedmesh.rules.ports import Caller, RateLimit
 
-INPUT = Meter.INPUT  # an enum's member is slow to look up
 AnyReply = TypeVar("AnyReply", bound=Reply | StreamedReply)
 REPLAYED = {"idempotent-replayed": "true"}
 
@@ -170,9 +169,8 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
 
 def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Charge:
     """The ledger's record of a captured bill."""
-    metered, shares, user = bill.metered or (), bill.shares, call.user
-    single = metered[0].price if len(metered) == 1 and metered[0].meter is INPUT else None
-    free = len(shares) == 1 and not shares[0].ask
+    shares, user, price = bill.shares, call.user, bill.price
+    free = not shares[0].ask and len(shares) == 1
     return Charge(
         cost_nanousd=bill.cost,
         tokens=bill.tokens,
@@ -181,8 +179,8 @@ def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Cha
         node_id=shares[0].node_id,
         payables=() if free else _payables(bill, world.ask_max),
         user_hash=world.hash_user(user) if user is not None else None,
-        price=single,
-        meters=metered if single is None else (),
+        price=price,
+        meters=bill.metered or () if price is None else (),
     )
 
 

@@ -26,7 +26,6 @@ from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeFailure
 from embedmesh.rules.exchange import Deliver, RequestHead
 from embedmesh.rules.forwarding import Answer, Attempt, Part, Share
-from embedmesh.rules.holds import Metered
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
@@ -79,8 +78,9 @@ class StraightEmbeddings:
         return KnownHead(token, head) if token and not head.retries and head.idempotency_key is None else None
 
     def ask(self, known: KnownHead, body: bytes, to_caller: ToCaller) -> "StraightRequest | None":
-        world, clock = self.world, self.world.clock
-        caller = world.keys.known(known.token)
+        world = self.world
+        now = world.clock.monotonic()
+        caller = world.keys.known(known.token, now)
         if caller is None or EMBED_SCOPE not in caller.scopes or caller.cache is not NO_CACHE:
             return None
         if not world.ledger.has_tab(caller.key_id):
@@ -95,48 +95,52 @@ class StraightEmbeddings:
         if limits is not None and not limits.take_now(caller, metered.quantity, look=True):
             return None
         cost = cost_nanousd(metered.quantity, metered.price)
-        hold = world.ledger.spend(new_hold(None, caller, cost, REQUEST_MIN_S, clock))
+        hold = world.ledger.spend(new_hold(None, caller, cost, REQUEST_MIN_S, world.clock))
         if hold is None:
             return None
-        now = clock.monotonic()
-        bill = Bill(world.ledger, hold, now + REQUEST_MIN_S)
-        request = StraightRequest(self, known.head, caller, call, metered, body, bill, to_caller, now)
-        if not self._begin(request, caller, call, bill):
-            return None
-        if limits is not None:
-            limits.take_now(caller, metered.quantity)
-        return request
-
-    def _begin(self, request: "StraightRequest", caller: Caller, call: EmbeddingsCall, bill: Bill) -> bool:
-        """Have a node asked. All that was taken is given back if none can be asked at once, or by a bug of ours."""
-        world, model, counted = self.world, call.model, call.counted
-        room, part = False, None
+        owed = (metered,)
+        bill = Bill(
+            world.ledger, hold, now + REQUEST_MIN_S, metered=owed, cost=cost, tokens=metered.quantity, price=metered.price
+        )
+        request = StraightRequest(self, known.head, caller, call, body, bill, to_caller, now)
+        model, counted, room, part, attempt = call.model, call.counted, False, None, None
         try:
-            if caller.slots:
-                if not world.slots.take_now(caller, bill.hold.deadline_ms):
-                    return False
-                bill.has_slots(world.slots, caller)
-            room = self.room.take(caller.account_id, 1)
+            if not caller.slots or self._takes_slots(caller, bill):
+                room = self.room.take(caller.account_id, 1)
             if room and (len(counted.lengths) == 1 or request.takes_room_for_reply(call.reply_bytes_max)):
-                part = world.fleet.try_now(model, counted, request.began)
+                part = world.fleet.try_now(model, counted, now)
             if part is not None and (link := world.client.link_to(part.node_id)) is not None:
-                request.attempt = link.ask(part, model, counted, bill.hold.hold_id, request)
                 request.part = part
+                attempt = link.ask(part, model, counted, hold.hold_id, request)
         finally:
-            if request.attempt is None:
-                bill.release()
-                if room:
-                    self.room.give_back(caller.account_id, 1)
-                request.give_back_reply()
-                if part is not None:
-                    world.fleet.abandoned(part)
-        if request.attempt is None:
-            return False
+            if attempt is None:  # no node can be asked at once, or there is a bug of ours
+                self._give_back(request, room, part)
+        if attempt is None:
+            return None
+        request.attempt = attempt
         self.in_flight[request] = None
         if not self._looking:
             self._looking = True
             asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+        if limits is not None:
+            limits.take_now(caller, metered.quantity)
+        return request
+
+    def _takes_slots(self, caller: Caller, bill: Bill) -> bool:
+        """Take them until the bill ends. Returns whether they were free."""
+        if not self.world.slots.take_now(caller, bill.hold.deadline_ms):
+            return False
+        bill.has_slots(self.world.slots, caller)
         return True
+
+    def _give_back(self, request: "StraightRequest", room: bool, part: Part | None) -> None:
+        """All that was taken for a request that does not begin."""
+        request.bill.release()
+        if room:
+            self.room.give_back(request.caller.account_id, 1)
+        request.give_back_reply()
+        if part is not None:
+            self.world.fleet.abandoned(part)
 
     def _look(self) -> None:
         """Attempts that are late become a matter of coroutines: they may ask another node."""
@@ -155,7 +159,6 @@ class StraightRequest(msgspec.Struct, eq=False):
     head: RequestHead
     caller: Caller
     call: EmbeddingsCall
-    metered: Metered
     body: bytes
     bill: Bill
     to_caller: ToCaller
@@ -189,26 +192,24 @@ class StraightRequest(msgspec.Struct, eq=False):
         if self.begun is not None:
             self.begun.answered(vectors)
             return
-        straight, call, part, bill = self.straight, self.call, self.part, self.bill
-        world, counted = straight.world, call.counted
+        straight, call = self.straight, self.call
+        part, bill, caller, world = self.part, self.bill, self.caller, straight.world
         try:
-            verify(vectors, call.model, part, counted.exact)
+            verify(vectors, call.model, part, call.counted.exact)
         except NodeFailure as failure:
             self.failed(failure)
             return
         del straight.in_flight[self]
         self.attempt = None  # it knows us: or each request would have to be found by a collection of garbage
         now = world.clock.monotonic()
-        observed = world.fleet.answered_now(part, now)
         try:
-            if observed:
-                world.observer.answered(call.model, counted, part, vectors)
-            shares = (Share(part.node_id, vectors.tokens, part.ask),)
+            if world.fleet.answered_now(part, now):
+                world.observer.answered(call.model, call.counted, part, vectors)
+            bill.shares = shares = (Share(part.node_id, vectors.tokens, part.ask),)
             result = Embedded(Answer(vectors.data, call.model.width, vectors.tokens, shares), 0)
-            bill.owe_all(self.metered, shares)
             reply = call.render(result, reply_headers(world, self.began, bill.cost, bill))
-            if self.caller.limited:
-                reply = with_limits(reply, world.rate_limits.left(self.caller))
+            if caller.limited:
+                reply = with_limits(reply, world.rate_limits.left(caller))
             rest = self.to_caller.deliver(reply)
         except Exception as error:  # noqa: BLE001 - a bug of ours, which the coroutine explains and counts
             bill.release()
@@ -217,10 +218,10 @@ class StraightRequest(msgspec.Struct, eq=False):
         if rest is not None:
             self._go_on(partial(_ready, Done(reply, bill, Kept(result, bill.cost))), rest)
             return
-        bill.capture(charge_of(world, self.caller, call, bill))
-        if self.caller.account_id in world.unread.accounts:
-            world.unread.forget(self.caller, self.body)
-        self._end("ok", now)
+        bill.capture(charge_of(world, caller, call, bill))
+        if world.unread.accounts:
+            world.unread.forget(caller, self.body)
+        self._end("ok", now, bill.tokens, bill.cost)
         self.to_caller.end()
 
     def failed(self, failure: NodeFailure) -> None:
@@ -241,6 +242,7 @@ class StraightRequest(msgspec.Struct, eq=False):
         assert self.attempt is not None
         spent_s = straight.world.clock.monotonic() - self.began
         self.begun = self.call.begun = Begun(self.part, self.attempt, spent_s)
+        self.bill.metered = None  # what it owes is for its work to say
         return self._continue(partial(work_under, straight.world, self._request(), self.bill))
 
     def caller_left(self) -> None:
@@ -256,13 +258,13 @@ class StraightRequest(msgspec.Struct, eq=False):
             self.continued.leave()
         self._end("dropped", self.straight.world.clock.monotonic())
 
-    def _end(self, code: str, now: float) -> None:
-        """It is over, without a coroutine."""
-        straight, bill = self.straight, self.bill
+    def _end(self, code: str, now: float, tokens: int = 0, cost: int = 0) -> None:
+        """It is over, without a coroutine. `tokens` and `cost` were charged."""
+        straight = self.straight
         straight.room.give_back(self.caller.account_id, 1)
         if self.reply_bytes:
             self.give_back_reply()
-        straight.counts.ended(code, self.call.model.id, now - self.began, bill.tokens, bill.cost)
+        straight.counts.ended(code, self.call.model.id, now - self.began, tokens, cost)
 
     def _go_on(self, work: Callable[[], Awaitable[Done]], rest: object | None = None) -> None:
         """Its part has ended; the coroutine does the remaining work."""

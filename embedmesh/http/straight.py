@@ -102,7 +102,9 @@ class StraightConnection:
     def end(self) -> None:
         """The request is over."""
         self._asked = None  # it knows us, as we know it: nobody should have to find out that it is garbage
-        further, self._further = self._further, b""
+        further = self._further
+        if further:
+            self._further = b""
         self._on_end(further)
 
     def go_on(self, handle: GoOn, rest: object | None = None) -> None:

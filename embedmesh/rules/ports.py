@@ -84,8 +84,11 @@ class Keys(Protocol):
 class RememberedKeys(Keys, Protocol):
     """Keys that are remembered for a while."""
 
-    def known(self, token: str) -> Caller | None:
-        """The caller behind a key that was found a moment ago; None for any other. Must not wait."""
+    def known(self, token: str, now: float) -> Caller | None:
+        """The caller behind a key that was found a moment ago; None for any other. Must not wait.
+
+        `now` is on the monotonic clock.
+        """
         ...
 
 

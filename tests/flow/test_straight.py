@@ -276,7 +276,7 @@ async def test_a_key_with_a_cache_is_left_alone() -> None:
         async def find(self, token: str) -> Caller | None:
             return caller
 
-        def known(self, token: str) -> Caller | None:
+        def known(self, token: str, now: float) -> Caller | None:
             return caller
 
     desk.straight.world = msgspec.structs.replace(desk.world, keys=Cached())

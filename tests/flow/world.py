@@ -97,9 +97,9 @@ class Shift3:
 
 class KeyRing:
     async def find(self, token: str) -> Caller | None:
-        return self.known(token)
+        return self.known(token, 0.0)
 
-    def known(self, token: str) -> Caller | None:
+    def known(self, token: str, now: float) -> Caller | None:
         return {
             GOOD_KEY: Caller("acct", "key_1", frozenset({"embeddings"})),
             POOR_KEY: Caller("poor", "key_2", frozenset({"embeddings"})),

@@ -59,7 +59,7 @@ def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) 
         data = shorten(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width), width).tobytes()
     elif call.normalize:
         data = to_unit_length(np.frombuffer(data, dtype="<f4").reshape(-1, width)).tobytes()
-    if call.encoding == "base64" and len(data) == width * COMPONENT_BYTES:  # the ordinary case
+    if call.single and call.encoding == "base64":  # the ordinary case
         items = [_Item(0, data)]
     else:
         vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
