@@ -194,8 +194,8 @@ def test_it_finds_a_tab_that_is_spent_without_end(template: Template, monkeypatc
     """It has no more than its amount, whatever is given back."""
     capture = TabKeeper.capture
 
-    def gives_all_back(keeper: TabKeeper, hold: Hold, charge: Charge) -> None:
-        capture(keeper, hold, charge)
+    def gives_all_back(keeper: TabKeeper, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
+        capture(keeper, hold, charge, reply)
         if (tab := keeper._tabs.get(hold.tab_id or "")) is not None:
             tab.left = tab.amount
 

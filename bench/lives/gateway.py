@@ -22,7 +22,6 @@ from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.confidential import ConfidentialEmbeddings
 from embedmesh.flow.deliver import Done, Outcome
-from embedmesh.flow.embed import EMBED_SCOPE
 from embedmesh.flow.expire import expire
 from embedmesh.flow.identify import identify
 from embedmesh.flow.lock import lock_node
@@ -35,6 +34,7 @@ from embedmesh.rules.confidential import SDK_SCHEME
 from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.ports import EMBED_SCOPE
 from embedmesh.rules.shares import Room, Shares
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.sqlite.commit import FSYNC_FAILED

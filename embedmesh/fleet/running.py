@@ -30,10 +30,10 @@ class Running:
     def answered_now(self, part: Part, now: float) -> bool:
         """See `Fleet`."""
         node, bulk = self.parts.pop(part)
-        tokens, counts = part.tokens, node.counts
-        node.load.ended(tokens, now, True, bulk)
+        counts = node.counts
+        node.load.ended(part.tokens, now, True, bulk)
         counts["answers"] += 1
-        counts["tokens"] += tokens
+        counts["tokens"] += part.tokens
         if node.spotless:
             node.last_right_answer = now
         else:

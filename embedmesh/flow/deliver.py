@@ -169,18 +169,17 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
 
 def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Charge:
     """The ledger's record of a captured bill."""
-    shares, user, price = bill.shares, call.user, bill.price
-    free = not shares[0].ask and len(shares) == 1
+    shares = bill.shares
     return Charge(
         cost_nanousd=bill.cost,
         tokens=bill.tokens,
         model=call.model.id,
         key_id=bill.hold.key_id or caller.key_id,  # of a lock: its key, whose budget was held; that of no other
         node_id=shares[0].node_id,
-        payables=() if free else _payables(bill, world.ask_max),
-        user_hash=world.hash_user(user) if user is not None else None,
-        price=price,
-        meters=bill.metered or () if price is None else (),
+        payables=_payables(bill, world.ask_max) if shares[0].ask or len(shares) > 1 else (),
+        user_hash=None if call.user is None else world.hash_user(call.user),
+        price=bill.price,
+        meters=bill.metered or () if bill.price is None else (),
     )
 
 

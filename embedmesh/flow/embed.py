@@ -14,17 +14,16 @@ from embedmesh.flow.operation import Bound, CanPayFor
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.rules.embeddings import Call, Counted, EmbedVectors
+from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import CACHED_HEADER, NODE_HEADER, Reply, RequestHead
-from embedmesh.rules.forwarding import Answer, Part, Share
+from embedmesh.rules.forwarding import Answer
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, Catalogue
+from embedmesh.rules.ports import EMBED_SCOPE, Caller, Catalogue
 from embedmesh.rules.served import ParseTerms, no_such_model
 
-EMBED_SCOPE = "embeddings"
 NODES_NAMED_MAX = 8  # in a header; the ledger has all
 COMPONENT_BYTES = 4
 INPUT = Meter.INPUT  # an enum's member is slow to look up
@@ -92,8 +91,10 @@ class Embeddings:
         if counted is None:
             return None
         price = world.prices.of(model, caller.account_id)
-        invocation = EmbeddingsCall(self.dialect, call, model, call.user, counted, missing=counted, price=price)
-        return invocation, Metered(INPUT, sum(counted.lengths), price)
+        return (
+            EmbeddingsCall(self.dialect, call, model, None, counted, missing=counted, price=price),
+            Metered(INPUT, sum(counted.lengths), price),
+        )
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
         models = world.catalogue.models if model is None else (model,)
@@ -176,10 +177,10 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
         return Embedded(answer, self.counted.truncated, found.inputs if found is not None else None)
 
     def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
-        shares = result.answer.shares
-        headers[NODE_HEADER] = shares[0].node_id
-        if len(shares) > 1:
-            headers[NODE_HEADER] = ",".join([share.node_id for share in shares[:NODES_NAMED_MAX]])
+        first, *others = result.answer.shares
+        headers[NODE_HEADER] = first.node_id
+        if others:
+            headers[NODE_HEADER] = ",".join([share.node_id for share in (first, *others[: NODES_NAMED_MAX - 1])])
         if result.cached is not None:
             headers[CACHED_HEADER] = str(result.cached)
         return self.dialect.render(self.call, result.truncated, result.answer, headers)

@@ -14,13 +14,12 @@ import msgspec
 
 from embedmesh.flow.bill import Bill, new_hold
 from embedmesh.flow.deliver import Continued, Done, Outcome, Request, charge_of, reply_headers, with_limits, work_under
-from embedmesh.flow.embed import EMBED_SCOPE, Embedded, Embeddings, EmbeddingsCall
+from embedmesh.flow.embed import Embedded, Embeddings, EmbeddingsCall
 from embedmesh.flow.forward import Begun
 from embedmesh.flow.idempotency import Kept
 from embedmesh.flow.identify import token_of
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
-from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeFailure
@@ -33,7 +32,6 @@ from embedmesh.rules.shares import Room
 from embedmesh.rules.straight import GoOn, ToCaller
 
 LOOK_EVERY_S = 0.05  # at the attempts under way: the shortest deadline is a second
-NO_CACHE = CachePolicy.OFF  # an enum's member is slow to look up
 NO_PART = Part("", (), 0, 0.0)  # of a request that no node was asked for yet
 
 
@@ -81,37 +79,37 @@ class StraightEmbeddings:
         world = self.world
         now = world.clock.monotonic()
         caller = world.keys.known(known.token, now)
-        if caller is None or EMBED_SCOPE not in caller.scopes or caller.cache is not NO_CACHE:
+        if caller is None or not caller.embeds:
             return None
         if not world.ledger.has_tab(caller.key_id):
             return None  # or a request that cannot be paid would be parsed twice
-        limits = world.rate_limits if caller.limited else None
-        if limits is not None and not limits.take_now(caller, 1, look=True):
+        limited = caller.limited
+        if limited and not world.rate_limits.take_now(caller, 1, look=True):
             return None
         read = self.operation.read_now(world, caller, body)
         if read is None:
             return None
         call, metered = read
-        if limits is not None and not limits.take_now(caller, metered.quantity, look=True):
+        if limited and not world.rate_limits.take_now(caller, metered.quantity, look=True):
             return None
         cost = cost_nanousd(metered.quantity, metered.price)
         hold = world.ledger.spend(new_hold(None, caller, cost, REQUEST_MIN_S, world.clock))
         if hold is None:
             return None
-        owed = (metered,)
         bill = Bill(
-            world.ledger, hold, now + REQUEST_MIN_S, metered=owed, cost=cost, tokens=metered.quantity, price=metered.price
-        )
+            world.ledger, hold, now + REQUEST_MIN_S,
+            metered=(metered,), cost=cost, tokens=metered.quantity, price=metered.price,
+        )  # fmt: skip
         request = StraightRequest(self, known.head, caller, call, body, bill, to_caller, now)
-        model, counted, room, part, attempt = call.model, call.counted, False, None, None
+        room, part, attempt = False, None, None
         try:
             if not caller.slots or self._takes_slots(caller, bill):
-                room = self.room.take(caller.account_id, 1)
-            if room and (len(counted.lengths) == 1 or request.takes_room_for_reply(call.reply_bytes_max)):
-                part = world.fleet.try_now(model, counted, now)
+                room = self.room.take(caller.account_id)
+            if room and (call.call.single or request.takes_room_for_reply(call.reply_bytes_max)):
+                part = world.fleet.try_now(call.model, call.counted, now)
             if part is not None and (link := world.client.link_to(part.node_id)) is not None:
                 request.part = part
-                attempt = link.ask(part, model, counted, hold.hold_id, request)
+                attempt = link.ask(part, call.model, call.counted, hold.hold_id, request)
         finally:
             if attempt is None:  # no node can be asked at once, or there is a bug of ours
                 self._give_back(request, room, part)
@@ -122,8 +120,8 @@ class StraightEmbeddings:
         if not self._looking:
             self._looking = True
             asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
-        if limits is not None:
-            limits.take_now(caller, metered.quantity)
+        if limited:
+            world.rate_limits.take_now(caller, metered.quantity)
         return request
 
     def _takes_slots(self, caller: Caller, bill: Bill) -> bool:
@@ -137,7 +135,7 @@ class StraightEmbeddings:
         """All that was taken for a request that does not begin."""
         request.bill.release()
         if room:
-            self.room.give_back(request.caller.account_id, 1)
+            self.room.give_back(request.caller.account_id)
         request.give_back_reply()
         if part is not None:
             self.world.fleet.abandoned(part)
@@ -193,7 +191,7 @@ class StraightRequest(msgspec.Struct, eq=False):
             self.begun.answered(vectors)
             return
         straight, call = self.straight, self.call
-        part, bill, caller, world = self.part, self.bill, self.caller, straight.world
+        part, bill, world = self.part, self.bill, straight.world
         try:
             verify(vectors, call.model, part, call.counted.exact)
         except NodeFailure as failure:
@@ -208,8 +206,8 @@ class StraightRequest(msgspec.Struct, eq=False):
             bill.shares = shares = (Share(part.node_id, vectors.tokens, part.ask),)
             result = Embedded(Answer(vectors.data, call.model.width, vectors.tokens, shares), 0)
             reply = call.render(result, reply_headers(world, self.began, bill.cost, bill))
-            if caller.limited:
-                reply = with_limits(reply, world.rate_limits.left(caller))
+            if self.caller.limited:
+                reply = with_limits(reply, world.rate_limits.left(self.caller))
             rest = self.to_caller.deliver(reply)
         except Exception as error:  # noqa: BLE001 - a bug of ours, which the coroutine explains and counts
             bill.release()
@@ -218,9 +216,9 @@ class StraightRequest(msgspec.Struct, eq=False):
         if rest is not None:
             self._go_on(partial(_ready, Done(reply, bill, Kept(result, bill.cost))), rest)
             return
-        bill.capture(charge_of(world, caller, call, bill))
+        bill.capture(charge_of(world, self.caller, call, bill))
         if world.unread.accounts:
-            world.unread.forget(caller, self.body)
+            world.unread.forget(self.caller, self.body)
         self._end("ok", now, bill.tokens, bill.cost)
         self.to_caller.end()
 
@@ -261,7 +259,7 @@ class StraightRequest(msgspec.Struct, eq=False):
     def _end(self, code: str, now: float, tokens: int = 0, cost: int = 0) -> None:
         """It is over, without a coroutine. `tokens` and `cost` were charged."""
         straight = self.straight
-        straight.room.give_back(self.caller.account_id, 1)
+        straight.room.give_back(self.caller.account_id)
         if self.reply_bytes:
             self.give_back_reply()
         straight.counts.ended(code, self.call.model.id, now - self.began, tokens, cost)

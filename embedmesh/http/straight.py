@@ -93,11 +93,11 @@ class StraightConnection:
 
     def deliver(self, reply: Reply) -> Rest | None:
         """See `send_now`. After it comes `end`, or `go_on` with the rest."""
-        headers, body = reply.headers, reply.body
+        headers = reply.headers
         request_id = self._callers_id or headers[REQUEST_HEADER]
         if (cors := self._fast_path.cors) is not None:
             headers = headers | cors.headers(self._head.headers.get("origin"))
-        return send_now(self._transport, json_head(200, request_id, headers, len(body)), body)
+        return send_now(self._transport, json_head(200, request_id, headers, len(reply.body)), reply.body)
 
     def end(self) -> None:
         """The request is over."""

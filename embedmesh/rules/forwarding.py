@@ -133,19 +133,8 @@ class Attempt(Protocol):
         ...
 
 
-class AsksAtOnce(Protocol):
-    """The link to one node, as far as attempts need it that begin at once."""
-
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
-        """Begin an attempt at once. `owner` is told how it ends, never from inside of this call.
-
-        None if it cannot begin at once, as without an idle connection: then `NodeClient.embed` can.
-        """
-        ...
-
-
-class NodeClient(Protocol):
-    """One exchange with one node.
+class NodeLink(Protocol):
+    """The link to one node.
 
     `request_id` is our own, the hold's; it is the same for all parts and attempts of a request.
     """
@@ -154,8 +143,23 @@ class NodeClient(Protocol):
         """The node's answer to a part, not yet checked. Raises a NodeFailure."""
         ...
 
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
+        """Begin an attempt at once. `owner` is told how it ends, never from inside of this call.
+
+        None if it cannot begin at once, as without an idle connection: then `embed` can.
+        """
+        ...
+
+
+class NodeClient(Protocol):
+    """All nodes, by their ids."""
+
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+        """As the link to the part's node."""
+        ...
+
     @property
-    def link_to(self) -> Callable[[str], AsksAtOnce | None]:
+    def link_to(self) -> Callable[[str], NodeLink | None]:
         """The link to the node of that id; None if there is none."""
         ...
 

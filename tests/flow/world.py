@@ -256,7 +256,7 @@ def right_reply(ids: list[list[int]]) -> EmbedVectors:
 class NeverAtOnce:
     """The part of a `NodeClient` whose attempts begin by `embed` alone."""
 
-    def link_to(self, node_id: str) -> "NeverAtOnce":
+    def link_to(self, node_id: str) -> Any:
         return self
 
     def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Any:

@@ -8,7 +8,6 @@ from msgspec import Meta
 
 from embedmesh.dialects import confidential
 from embedmesh.flow.confidential import ConfidentialEmbeddings, SealedNodes
-from embedmesh.flow.embed import EMBED_SCOPE
 from embedmesh.flow.lock import lock_node
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, EmbeddingsApi, EmbeddingUsage
@@ -32,6 +31,7 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX
 from embedmesh.rules.lock_failures import ConfidentialRefused
+from embedmesh.rules.ports import EMBED_SCOPE
 from embedmesh.rules.shares import Room
 
 NodeName = Annotated[str, Meta(max_length=64)]

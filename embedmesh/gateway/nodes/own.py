@@ -22,7 +22,7 @@ from embedmesh.rules.errors import (
     NodeUnreachable,
     WrongAnswer,
 )
-from embedmesh.rules.forwarding import AsksAtOnce, Attempt, AttemptOwner, Part
+from embedmesh.rules.forwarding import Attempt, AttemptOwner, NodeLink, Part
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -49,12 +49,8 @@ DECODE = msgspec.msgpack.Decoder(EmbedVectors).decode
 DECODE_MODELS = msgspec.json.Decoder(ServedModels).decode
 
 
-class Link(AsksAtOnce, Protocol):
+class Link(NodeLink, Protocol):
     """One node as a gateway talks to it."""
-
-    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        """Vectors for a part, not yet verified. Raises a NodeFailure."""
-        ...
 
     async def served(self) -> ServedModels:
         """What the node offers. Raises a NodeFailure."""
@@ -181,14 +177,14 @@ class OwnLink:
         if connection is None:
             self.pool.grow()
             return None
-        ids, rows, signing = counted.ids, part.rows, self.signing
+        ids = counted.ids
         assert ids is not None
-        body = ENCODE(pack_ids(model.id, ids if len(ids) == 1 else tuple(map(ids.__getitem__, rows))))
-        limit = len(rows) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
-        if signing is None:  # the ordinary case, in half the time
+        body = ENCODE(pack_ids(model.id, ids if len(ids) == 1 else tuple(map(ids.__getitem__, part.rows))))
+        limit = len(part.rows) * model.width * FLOAT32_BYTES + REPLY_FRAME_BYTES_MAX
+        if self.signing is None:  # the ordinary case, in half the time
             signed, request = None, EMBED_REQUEST % (len(body), body)
         else:
-            signed = signing.sign(EMBED, body, request_id)
+            signed = self.signing.sign(EMBED, body, request_id)
             request = REQUEST % (HEADS[EMBED], signed.headers, len(body), body)
         attempt = OwnAttempt(self, connection, signed, body, limit, request_id, owner)
         connection.begin(request, limit, attempt)

@@ -76,7 +76,12 @@ class TabKeeper:
     """Spends, captures and releases holds that are parts of tabs. Tabs are opened only while `watch` runs."""
 
     def __init__(
-        self, writer: Writer, clock: Clock, owner: str, stats: Stats, exact: Callable[[Hold, Charge, bytes | None], None]
+        self,
+        writer: Writer,
+        clock: Clock,
+        owner: str,
+        stats: Stats,
+        exact: Callable[[Hold, Charge, bytes | None], None],
     ) -> None:
         """`exact` captures holds that are no part of a tab."""
         self._writer = writer
