@@ -79,7 +79,7 @@ def count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: De
         least, most, total = min(lengths), max(lengths), sum(lengths)
     if not least or most > (call.keep or model.max_tokens) or total > REQUEST_TOKENS_MAX:
         return None
-    return Counted(lengths=lengths, ids=ids, texts=texts)
+    return Counted(lengths, ids, texts)
 
 
 def _count(

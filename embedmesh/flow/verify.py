@@ -23,9 +23,9 @@ def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
 
     If our count is only a bound (not `exact`), the node's must be above zero and within it.
     """
-    data, rows, row_bytes = reply.data, len(part.rows), model.width * BYTES_PER_COMPONENT
-    if len(data) != rows * row_bytes:
-        check = Check.WIDTH if len(data) % row_bytes else Check.COUNT
+    data, rows = reply.data, len(part.rows)
+    if len(data) != rows * model.width * BYTES_PER_COMPONENT:
+        check = Check.WIDTH if len(data) % (model.width * BYTES_PER_COMPONENT) else Check.COUNT
         raise WrongAnswer("the node answered with another number of components than asked", check=check)
     if reply.tokens != part.tokens if exact else not 0 < reply.tokens <= part.tokens:
         raise WrongAnswer("the node counted other tokens than we did", check=Check.TOKENS)

@@ -135,13 +135,13 @@ class Connection(asyncio.Protocol):
             self.abort()  # a node must not send unasked
             return
         if not self.heard:
+            self.heard = True
             head, _, body = data.partition(HEAD_END)
             known = self._known.get(head)
             if known is not None and len(body) == known.body_bytes and len(data) <= self._size_max:
                 self._receiver = None
                 receiver.replied(Http1Reply(known.status, known.headers, body))
                 return
-            self.heard = True
             if (reply := _plain_reply(data, self._size_max)) is not None:
                 self._receiver = None
                 self._remember(data, reply)
