@@ -12,14 +12,14 @@ import pytest
 from bench.lives.exchange import TO_THE_END
 from bench.lives.world import Template, folder_in_memory, live
 from embedmesh.flow import deliver as module
+from embedmesh.flow import straight
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.retries import Unread
 from embedmesh.flow.straight import StraightRequest
 from embedmesh.flow.world import World
 from embedmesh.rules.exchange import Delivery
-from embedmesh.rules.forwarding import Share
-from embedmesh.rules.holds import Charge, Hold, Metered
+from embedmesh.rules.holds import Charge, Hold
 from embedmesh.storage.ledger.group_commit import Writer
 from embedmesh.storage.ledger.recalls import Recalls
 from embedmesh.storage.ledger.tab_keeper import TabKeeper
@@ -86,14 +86,14 @@ def test_it_finds_what_goes_straight_and_is_charged_before_it_is_delivered(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller that went before its reply was written pays nothing."""
-    owe_all = Bill.owe_all
+    headers = module.reply_headers
 
-    def at_once(bill: Bill, metered: Metered, shares: tuple[Share, ...]) -> None:
-        owe_all(bill, metered, shares)
-        key_id, node_id = bill.hold.key_id, shares[0].node_id
+    def at_once(world: World, began: float, cost: int, bill: Bill) -> dict[str, str]:
+        key_id, node_id = bill.hold.key_id, bill.shares[0].node_id
         bill.capture(Charge(bill.cost, bill.tokens, model=MODEL.id, key_id=str(key_id), node_id=node_id))
+        return headers(world, began, cost, bill)
 
-    monkeypatch.setattr(Bill, "owe_all", at_once)
+    monkeypatch.setattr(straight, "reply_headers", at_once)
     assert found(template, "and no caller got its reply", first=114)
 
 
@@ -101,7 +101,7 @@ def test_it_finds_what_goes_straight_and_is_not_ended_when_its_caller_leaves(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it had is given back: its room, its part of the tab, its node's time."""
-    monkeypatch.setattr(StraightRequest, "caller_left", lambda request: request._end("dropped"))
+    monkeypatch.setattr(StraightRequest, "caller_left", lambda request: request._end("dropped", 0.0))
     assert found(template, "not given back", first=109)
 
 
@@ -194,8 +194,8 @@ def test_it_finds_a_tab_that_is_spent_without_end(template: Template, monkeypatc
     """It has no more than its amount, whatever is given back."""
     capture = TabKeeper.capture
 
-    def gives_all_back(keeper: TabKeeper, hold: Hold, charge: Charge) -> None:
-        capture(keeper, hold, charge)
+    def gives_all_back(keeper: TabKeeper, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
+        capture(keeper, hold, charge, reply)
         if (tab := keeper._tabs.get(hold.tab_id or "")) is not None:
             tab.left = tab.amount
 
