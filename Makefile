@@ -48,7 +48,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
-#: crash             kill -9 gateways, node, engine and PostgreSQL under load; the ledger adds up
+#: crash             kill -9 gateways, node, engine and PostgreSQL under load, and in mid-stream; the ledger adds up
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
 #: locks, confidential   10,000 locks nobody uses; 10,000 attacks on sealed calls: none is answered
@@ -80,6 +80,8 @@ crash: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.crash $(ARGS)
 	$(BIN)/python -m bench.crash --store postgres $(ARGS)
 	$(BIN)/python -m bench.crash --store postgres --receipts --kills 10 $(ARGS)
+	$(BIN)/python -m bench.crash_streams
+	$(BIN)/python -m bench.crash_streams --store postgres
 
 locks scale bench-store: $(VENV)/.dev
 	$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)
