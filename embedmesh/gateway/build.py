@@ -43,7 +43,6 @@ from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.gateway.nodes.sealed import SealingNodes
@@ -64,6 +63,7 @@ from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.store import Store
+from embedmesh.upstream.pools import unix_pool
 
 UNIX = "unix:"
 IDENTITY = b"embedmesh gateway identity"  # derives the gateway's identity from the key secret

@@ -17,9 +17,7 @@ from embedmesh.fleet.registry import UPSTREAM, Node
 from embedmesh.gateway.nodes.foreign import UpstreamLink
 from embedmesh.gateway.nodes.links import Link, NodeClients
 from embedmesh.gateway.nodes.own import OwnLink, Signing
-from embedmesh.gateway.nodes.pools import InboundPool, OutboundPool
 from embedmesh.gateway.nodes.records import asks_of, node_of, pool_of, server_of, sessions_of, way_to
-from embedmesh.gateway.nodes.upstream_server import parse_url
 from embedmesh.rules.limits import DIALLED_CONNECTIONS
 from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState
@@ -27,6 +25,8 @@ from embedmesh.signing.audit import Audit
 from embedmesh.signing.messages import RequestChecker
 from embedmesh.signing.session import Sessions
 from embedmesh.storage.nodes import NodeRecord
+from embedmesh.upstream.pools import InboundPool, OutboundPool
+from embedmesh.upstream.server import parse_url
 
 
 @dataclass(eq=False)

@@ -18,10 +18,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from embedmesh.gateway.nodes.generating import COMPRESSED, UpstreamGeneration
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.upstream_errors import SUCCESS, WRONG_REQUEST
-from embedmesh.gateway.nodes.upstream_server import UpstreamServer, UpstreamUrl, checked, is_plain
 from embedmesh.http.sse import BYTE_ORDER_MARK
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import NodeBroke, NodeRefused, WrongAnswer
@@ -31,6 +27,10 @@ from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Catalogue
+from embedmesh.upstream.generating import COMPRESSED, UpstreamGeneration
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.refusals import SUCCESS, WRONG_REQUEST
+from embedmesh.upstream.server import UpstreamServer, UpstreamUrl, checked, is_plain
 
 EMBEDDINGS = "embeddings"  # the path
 JSON_BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, in the longest spelling of known servers; base64 has 5.4

@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1 import Connection, retry_after_s
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.gateway.nodes.told import tokens_told
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, Ids, ServedModels, pack_ids
 from embedmesh.rules.errors import (
@@ -29,6 +26,10 @@ from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock
 from embedmesh.signing.messages import RequestSigner, SignedRequest, Unauthenticated
 from embedmesh.signing.session import Session
+from embedmesh.upstream.http1 import Connection, retry_after_s
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.pools import ConnectionPool
+from embedmesh.upstream.refusals import check_of
 
 MODELS_REPLY_BYTES_MAX = 1024 * 1024
 FLOAT32_BYTES = 4
@@ -273,10 +274,3 @@ def check_status(reply: Http1Reply) -> None:
     if reply.status == 504:
         raise NodeTooSlow("the node's own time for the call was over")
     raise NodeBroke(f"the node answered {reply.status}", check=check_of(reply.status))
-
-
-def check_of(status: int) -> Check:
-    """The check that fails by a status other than success and load."""
-    if status in (401, 403):
-        return Check.ACCESS
-    return {4: Check.STATUS_4XX, 5: Check.STATUS_5XX}.get(status // 100, Check.STATUS_OTHER)
