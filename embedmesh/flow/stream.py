@@ -7,26 +7,22 @@ event is asked for when the caller's socket has the last one.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, NamedTuple
-
-import msgspec
+from typing import NamedTuple, Protocol
 
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
 from embedmesh.flow.forward import caller_failure
-from embedmesh.flow.leases import Lease
+from embedmesh.flow.leases import Lease, Leases
 from embedmesh.flow.one_node import OneNode
+from embedmesh.flow.operation import Invocation
 from embedmesh.flow.usage import Used
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import DeadlineExceeded, Failure, NodeBroke, NodeFailure, NodeTooSlow, WrongAnswer
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import NodeStream, Piece, StreamState, Usage
+from embedmesh.rules.generation import Piece, StreamEnd, StreamState, Usage
 from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
 from embedmesh.rules.ports import Caller
-
-if TYPE_CHECKING:
-    from embedmesh.flow.generate import GenerationCall
 
 FIRST_WAIT_S = 10.0  # the status line leaves then: hops cut a request that is silent for 30
 COMMENT_S = 10.0  # between two comments to a caller that waits for the first event
@@ -35,30 +31,77 @@ OPENING_S = 600.0  # until a first event, all nodes together: as long as any req
 BETWEEN_S = 60.0  # between two events: the slowest useful machine says a word a second
 STREAM_S = 3_600.0  # in all
 COMMENT = b": \n\n"
-DONE = b"data: [DONE]\n\n"
-EVENTS_MORE = 64  # than tokens: roles, ends, usage, and pieces of characters
+
+
+class PieceStream(Protocol):
+    """A node's stream, as its caller may have it. Closed once."""
+
+    @property
+    def end(self) -> StreamEnd | None:
+        """What has ended it; None until `next` has given None."""
+        ...
+
+    async def next(self) -> Piece | None:
+        """The next event; None after the last. Raises a NodeFailure, also where the stream was cut."""
+        ...
+
+    def close(self) -> None:
+        """No more is wanted: the node can stop. Wakes who waits for `next` with NodeBroke."""
+        ...
+
+
+class StreamedCall(Invocation, Protocol):
+    """A request whose reply is a stream: what differs by operation."""
+
+    @property
+    def leases(self) -> Leases:
+        """Of all streams of this gateway."""
+        ...
+
+    async def open(self, part: Part, state: StreamState) -> PieceStream:
+        """A node's stream, once its head has come. Raises a Failure; after a NodeFailure another node may be asked."""
+        ...
+
+    def owe(self, world: World, bill: Bill, part: Part, said: Usage | None, text_bytes: int) -> Used:
+        """Charge what was used until now, by the node's word and by the bytes of text that were delivered."""
+        ...
+
+    def spend(self, world: World, spent: Used) -> None:
+        """What it has used takes from the key's limits."""
+        ...
+
+    def learn(self, spent: Used) -> None:
+        """It has ended well."""
+        ...
+
+    def ending(self, spent: Used, state: StreamState) -> tuple[bytes, ...]:
+        """What follows the last event, each in a write of its own."""
+        ...
+
+    def failure_event(self, failure: Failure) -> bytes:
+        """A failure as the data of an event."""
+        ...
 
 
 class Opened(NamedTuple):
     """A node's stream, and its first event."""
 
-    stream: NodeStream
+    stream: PieceStream
     first: Piece
 
 
 class Stream:
     """One stream, and its parts for the caller. `begin`, then read it, and close it."""
 
-    def __init__(self, call: "GenerationCall", world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
+    def __init__(self, call: StreamedCall, world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
         self._call = call
         self._world = world
         self._bill = bill
         self._node = node
         self._opening: asyncio.Task[tuple[Opened, Part]]
         self._caller = caller
-        self._prompt = msgspec.structs.replace(call.prompt, wants_usage=False)  # it is told once, by us
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
-        self._text_bytes = self._events = 0
+        self._text_bytes = 0
         self._said: Usage | None = None
         self._spent: Used | None = None  # once an event was handed over
         self._finished = self._gone = self._closed = False
@@ -78,7 +121,7 @@ class Stream:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
         self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
         self._opening = asyncio.create_task(self._opened())
-        self._call.operation.leases.add(Lease(self._bill, self._charge))
+        self._call.leases.add(Lease(self._bill, self._charge))
         try:
             await asyncio.wait({self._opening}, timeout=FIRST_WAIT_S)
             if self._opening.done():
@@ -98,7 +141,6 @@ class Stream:
             opened, part = self._opening.result()
             async for event in self._events_of(opened, part):
                 yield event
-            yield DONE
         except (Failure, TimeoutError) as reason:
             if not self._gone:
                 yield self._broken(reason)
@@ -120,12 +162,11 @@ class Stream:
 
     async def _open(self, part: Part) -> Opened:
         """A node's stream with its first event. Raises a NodeFailure."""
-        call = self._call
         try:
             with within(FIRST_EVENT_S):
-                stream = await call.operation.client.stream(part, call.model, call.asked(), self._bill.hold.hold_id)
+                stream = await self._call.open(part, self._state)
                 try:
-                    first = await self._next(stream)
+                    first = await stream.next()
                     if first is None:
                         raise WrongAnswer("the server's stream has no event")
                 except BaseException:
@@ -146,28 +187,15 @@ class Stream:
             if self._world.clock.monotonic() > until:
                 raise DeadlineExceeded("The stream took longer than a stream may.")
             with within(BETWEEN_S):
-                piece = await self._next(stream)
+                piece = await stream.next()
         if stream.end != "done" and not self._finished:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
         spent = self._spent
         assert spent is not None
-        call.operation.expected.learn(call.model.id, spent.output / call.prompt.generated)
-        if call.prompt.wants_usage:
-            event = call.operation.dialect.usage_event(call.prompt, call.model, spent.usage, self._state)
-            yield b"data: %b\n\n" % event
-
-    async def _next(self, stream: NodeStream) -> Piece | None:
-        data = await stream.next()
-        if data is None:
-            return None
-        call = self._call
-        piece = call.operation.dialect.piece(self._prompt, call.model, data, self._state)
-        if piece.text:
-            self._events += 1
-            if self._events > call.most.output + EVENTS_MORE:
-                raise WrongAnswer("the server's stream does not end where it was asked to")
-        return piece
+        call.learn(spent)
+        for last in call.ending(spent, self._state):
+            yield last
 
     def _owe(self, piece: Piece, part: Part) -> None:
         self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
@@ -184,7 +212,7 @@ class Stream:
         if self._spent is None or not self._call.model.charge_partial:
             self._bill.release()
         told = caller_failure(reason) if isinstance(reason, NodeFailure) else reason
-        return b"data: %b\n\n" % self._call.operation.failure_event(told)
+        return b"data: %b\n\n" % self._call.failure_event(told)
 
     def _charge(self) -> Charge:
         """What was delivered until now; before that the least that a stream can be: nothing."""
@@ -202,7 +230,7 @@ class Stream:
         self._closed = True
         self._stop()
         self._node.leave()
-        self._call.operation.leases.remove(self._bill.hold.hold_id)
+        self._call.leases.remove(self._bill.hold.hold_id)
         if self._spent is None:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:
