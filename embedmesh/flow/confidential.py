@@ -25,7 +25,14 @@ from embedmesh.rules.confidential import (
     SealingFleet,
 )
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import DeadlineExceeded, Failure, InvalidValue, NodeFailure, NoNodeAvailable
+from embedmesh.rules.errors import (
+    DeadlineExceeded,
+    Failure,
+    InvalidValue,
+    NodeFailure,
+    NoNodeAvailable,
+    UnsupportedModality,
+)
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead
 from embedmesh.rules.forwarding import Part, Share, Ticket
 from embedmesh.rules.holds import Meter, Metered
@@ -113,6 +120,8 @@ class ConfidentialEmbeddings:
         model = world.catalogue.find(call.model_name)
         if model is None:
             raise no_such_model(call.model_name, world.catalogue, world.terms.serves)
+        if not model.embeds:
+            raise UnsupportedModality("This model makes no vectors. Use the confidential path of what it does.")
         return ConfidentialCall(self._dialect, self._locks, self._nodes, call, model)
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
@@ -177,12 +186,7 @@ class ConfidentialCall:
     async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
         """Find the lock, and bound what the ciphertext can hold. Raises LockNotFound or KeyMismatch."""
         terms, call = await self._locks.find(caller.account_id, self._call.lock), self._call
-        expires_ms = call.expires_ms if call.scheme == HPKE_SCHEME else terms.expires_ms  # the SDKs' has none
-        said = self.model.id, call.scheme, call.node_key, expires_ms
-        if said != (terms.model, terms.scheme, terms.node_key, terms.expires_ms):
-            raise KeyMismatch(
-                "The request is sealed for another node, key, scheme, model or expiry than was locked: lock again."
-            )
+        check_fits(call, self.model, terms)
         self._terms = terms
         self._call = msgspec.structs.replace(call, model=terms.model, units=terms.units)
         self._bounds = bounds = token_bounds(self._plaintext_bytes, terms.units, self._tokens_added(world))
@@ -257,6 +261,16 @@ class ConfidentialCall:
         tokenizer = world.tokenizers.get(self.model.id)
         specials = SPECIALS_MAX if tokenizer is None else tokenizer.specials
         return specials + max((len(prompt.encode()) for prompt in self.model.prompts.values()), default=0)
+
+
+def check_fits(call: SealedCall, model: Model, terms: LockTerms) -> None:
+    """Raise KeyMismatch where a request was not sealed for what its lock says."""
+    expires_ms = call.expires_ms if call.scheme == HPKE_SCHEME else terms.expires_ms  # the SDKs' has none
+    said = model.id, call.scheme, call.node_key, expires_ms
+    if said != (terms.model, terms.scheme, terms.node_key, terms.expires_ms):
+        raise KeyMismatch(
+            "The request is sealed for another node, key, scheme, model or expiry than was locked: lock again."
+        )
 
 
 def token_bounds(plaintext_bytes: int, units: int, added: int) -> TokenBounds:

@@ -6,9 +6,10 @@ from embedmesh.flow.identify import may_use
 from embedmesh.flow.world import World
 from embedmesh.rules.confidential import Locks, LockTerms, Scheme, SealingFleet, SealingNode
 from embedmesh.rules.errors import InvalidValue, NoNodeAvailable
-from embedmesh.rules.holds import Hold
+from embedmesh.rules.holds import Hold, Meter
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import LOCK_S_MAX, LOCK_S_MIN, REQUEST_TOKENS_MAX
+from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.served import no_such_model
@@ -45,9 +46,9 @@ async def lock_node(
         of_those = "" if among is None else ", of those that you would seal for"
         raise NoNodeAvailable(
             f"No node that takes confidential requests serves this model now{of_those}. Nodes of embedmesh do, servers "
-            "of other makes cannot. Try again shortly."
+            "of other makes only with a node beside them (embedmesh node --upstream). Try again shortly."
         )
-    price = world.prices.of(model, caller.account_id)
+    price, amount = _price_of(world, model, caller.account_id, units)
     expires_ms = world.clock.unix_ms() + span_s * 1000
     terms = LockTerms(
         lock_id=secrets.randbits(LOCK_ID_BITS),
@@ -63,7 +64,15 @@ async def lock_node(
         price=price,
         expires_ms=expires_ms,
     )
-    await locks.open(
-        terms, Hold(terms.hold_id, caller.account_id, cost_nanousd(units, price), expires_ms, caller.key_id)
-    )
+    await locks.open(terms, Hold(terms.hold_id, caller.account_id, amount, expires_ms, caller.key_id))
     return terms, node
+
+
+def _price_of(world: World, model: Model, account_id: str, units: int) -> tuple[int, int]:
+    """The dearest price of a million tokens, and what is set aside: for all units at that, or for the dearest image."""
+    prices = world.prices
+    price = max(prices.of(model, account_id), 0 if model.embeds else prices.meter(model, account_id, Meter.OUTPUT))
+    amount = cost_nanousd(units, price)
+    for size in model.image_prices:
+        amount = max(amount, cost_nanousd(1, prices.image(model, account_id, size)))
+    return price, amount

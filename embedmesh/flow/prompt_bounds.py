@@ -1,4 +1,4 @@
-"""What a prompt can be at most, in tokens, and what may come back for it, in bytes: the same at gateways and sidecars."""
+"""What a prompt can be at most, in tokens, and what may come back for it, in bytes: for gateways and sidecars."""
 
 from typing import NamedTuple
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from embedmesh.rules.confidential import LockTerms, SealedAnswer, SealedCall, SealingFleet
+from embedmesh.rules.confidential import LockTerms, SealedAnswer, SealedCall
 from embedmesh.rules.generation import PATHS, Generating, StreamEnd
 from embedmesh.rules.membership import Digest, Whole
 from embedmesh.rules.models import Model
@@ -101,7 +101,7 @@ class SealedStream(Protocol):
         ...
 
 
-class GeneratingNodes(SealingFleet, Protocol):
+class GeneratingNodes(Protocol):
     """The sidecars."""
 
     def is_here(self, terms: LockTerms) -> bool:

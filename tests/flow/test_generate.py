@@ -24,6 +24,7 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.exchange import Delivery
 from embedmesh.rules.holds import Meter
+from embedmesh.rules.sealed_generation import EVENTS_MORE
 from tests.flow.speaking import (
     CHAT,
     HELD,

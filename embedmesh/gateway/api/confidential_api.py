@@ -9,6 +9,7 @@ from msgspec import Meta
 from embedmesh.dialects import confidential
 from embedmesh.flow.confidential import ConfidentialEmbeddings, SealedNodes
 from embedmesh.flow.embed import EMBED_SCOPE
+from embedmesh.flow.generate import GENERATE_SCOPE
 from embedmesh.flow.lock import lock_node
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, EmbeddingsApi, EmbeddingUsage
@@ -155,7 +156,7 @@ class ConfidentialApi(Api):
         Route(
             "POST",
             "/v1/nodes/lock",
-            (EMBED_SCOPE,),
+            (EMBED_SCOPE, GENERATE_SCOPE),
             lock_node,
             failures=(
                 InvalidValue,

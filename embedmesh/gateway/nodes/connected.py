@@ -137,8 +137,7 @@ class ConnectedNodes:
         self.leave(record.node_id)
         entry = node_of(record)
         entry.reads_ids = False
-        find = self._examiner.catalogue.find
-        if any(model is not None and not model.embeds for model in map(find, (offer.id for offer in record.offers))):
+        if self._generates(record):
             entry.load = ParallelLoad()
         entry.probe_every_s = self._upstream_probe_s
         url, token = parse_url(record.address), record.secret.decode("ascii")
@@ -157,12 +156,19 @@ class ConnectedNodes:
             checker = RequestChecker(record.node_id)
         pool = pool_of(record)
         entry = node_of(record)
+        if self._generates(record):
+            entry.load = ParallelLoad()
         entry.load.interleaves = True
         if not record.address:
             entry.in_flight_max = DIALLED_CONNECTIONS
         probing = self._begin(entry, OwnLink(pool, self._clock, signing))
         node = self._nodes[record.node_id] = ConnectedNode(record, entry, pool, signing, checker, audit, probing)
         return node
+
+    def _generates(self, record: NodeRecord) -> bool:
+        """Whether it offers a model that does something else than embed."""
+        found = map(self._examiner.catalogue.find, (offer.id for offer in record.offers))
+        return any(model is not None and not model.embeds for model in found)
 
     def _begin(self, entry: Node, link: Link, pace: ProbePace | None = None) -> asyncio.Task[None]:
         """Add a node to the registry. It gets work once it has answered a probe."""

@@ -5,8 +5,9 @@ from typing import Protocol
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeUnreachable
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.generation import Asked, NodeStream
+from embedmesh.rules.generation import Asked, Generating, NodeStream
 from embedmesh.rules.models import Model
+from embedmesh.upstream.http1_stream import BodyStream
 
 
 class Link(Protocol):
@@ -34,6 +35,14 @@ class Link(Protocol):
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
         """The answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
+        ...
+
+    async def generate_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> bytes:
+        """The same of chat, completions and images."""
+        ...
+
+    async def stream_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> BodyStream:
+        """The same as a stream, read as it comes."""
         ...
 
     def close(self) -> None:
@@ -77,6 +86,18 @@ class NodeClients:
     async def post_sealed(self, node_id: str, body: bytes, limit: int, request_id: str) -> bytes:
         """A node's answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
         return await self._link(node_id).post_sealed(body, limit, request_id)
+
+    async def generate_sealed(
+        self, node_id: str, modality: Generating, body: bytes, limit: int, request_id: str
+    ) -> bytes:
+        """The same of chat, completions and images."""
+        return await self._link(node_id).generate_sealed(modality, body, limit, request_id)
+
+    async def stream_sealed(
+        self, node_id: str, modality: Generating, body: bytes, limit: int, request_id: str
+    ) -> BodyStream:
+        """The same as a stream, read as it comes."""
+        return await self._link(node_id).stream_sealed(modality, body, limit, request_id)
 
     def close(self) -> None:
         """Drop every idle connection."""
