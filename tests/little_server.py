@@ -20,6 +20,7 @@ class LittleServer:
     """`asked` are the bodies that came; `left` counts streams whose reader went. `usage` may be overruled, or None."""
 
     pace_s: float = 0.0  # between two events
+    delay_s: float = 0.0  # before an answer
     words_max: int = 10_000  # of an answer, after which it breaks off
     usage: dict[str, int] | bool = True
     refuse: tuple[int, str] | None = None
@@ -40,6 +41,7 @@ class LittleServer:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
 
     @property
     def bodies(self) -> list[dict[str, Any]]:
@@ -51,7 +53,7 @@ class LittleServer:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/images/generations", self._images)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -100,6 +102,8 @@ class LittleServer:
         own_question = body.get("max_tokens") == 1
         if self.refuse is not None and not own_question:
             return self._refused()
+        if self.delay_s and not own_question:
+            await self._sleep(self.delay_s)
         words = [word if not at else f" {word}" for at, word in enumerate(said.split(" "))]
         limit = body.get("max_tokens", 10_000)
         finish = "stop" if len(words) <= limit else "length"
@@ -128,6 +132,13 @@ class LittleServer:
             self.left.append(asyncio.get_running_loop().time())
             raise
         return response
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.left.append(asyncio.get_running_loop().time())
+            raise
 
     async def _event(self, response: web.StreamResponse, event: dict[str, Any]) -> None:
         if self.pace_s:
