@@ -6,11 +6,11 @@ from embedmesh.confidential.failures import Untrusted
 from embedmesh.confidential.statements import SDK_NONCE_BYTES, read_strictly, reply_digest
 from embedmesh.rules.confidential import SealedAnswer
 from embedmesh.rules.generation import Generating
-from embedmesh.rules.sealed_generation import GENERATED, Counts, GenerationStatement
+from embedmesh.rules.sealed_generation import GENERATED, GenerationStatement, SignedCounts
 from embedmesh.signing.identity import Identity, node_id, verify
 
 
-class Answered(msgspec.Struct, frozen=True):
+class AnsweredRequest(msgspec.Struct, frozen=True):
     """Which answer of which node an event belongs to: the same for all of one stream. `digest` is the request's."""
 
     public_key: bytes  # the node's identity
@@ -22,9 +22,9 @@ class Answered(msgspec.Struct, frozen=True):
 
 def sign_event(
     identity: Identity,
-    answered: Answered,
+    answered: AnsweredRequest,
     sealed: bytes,
-    counts: Counts,
+    counts: SignedCounts,
     *,
     number: int,
     final: bool,
@@ -57,8 +57,8 @@ def sign_event(
     return statement, identity.sign(GENERATED, statement)
 
 
-def read_event(answer: SealedAnswer, answered: Answered, number: int, units: int) -> GenerationStatement:
-    """The statement of an event at this place, under a lock of so many tokens. Raises Untrusted."""
+def read_event(answer: SealedAnswer, answered: AnsweredRequest, number: int, units: int) -> GenerationStatement:
+    """The statement of an event at this place, under a lock of `units` tokens. Raises Untrusted."""
     if not verify(answered.public_key, GENERATED, answer.statement, answer.signature):
         raise Untrusted("signature")
     statement = read_strictly(answer.statement, GenerationStatement)

@@ -7,7 +7,7 @@ import orjson
 from embedmesh.dialects.confidential import plaintext_bytes_max, read_envelope, sealed_members
 from embedmesh.rules.confidential import SealedAnswer, SealedCall
 from embedmesh.rules.exchange import Reply
-from embedmesh.rules.sealed_generation import Counts
+from embedmesh.rules.sealed_generation import SignedCounts
 
 __all__ = ["event", "parse", "plaintext_bytes_max", "render"]
 
@@ -18,12 +18,12 @@ def parse(body: bytes) -> tuple[SealedCall, bool]:
     return call, bool(envelope.stream)
 
 
-def render(scheme: str, answer: SealedAnswer, counts: Counts, headers: dict[str, str]) -> Reply:
+def render(scheme: str, answer: SealedAnswer, counts: SignedCounts, headers: dict[str, str]) -> Reply:
     """A whole reply. Images have no `usage`."""
     return Reply(headers, event(scheme, answer, counts, known=True))
 
 
-def event(scheme: str, answer: SealedAnswer, counts: Counts, *, known: bool) -> bytes:
+def event(scheme: str, answer: SealedAnswer, counts: SignedCounts, *, known: bool) -> bytes:
     """One event of a stream: JSON, with `usage` once it is known."""
     members: dict[str, Any] = sealed_members(scheme, answer)
     if known and not counts.images:

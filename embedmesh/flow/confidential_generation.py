@@ -8,13 +8,12 @@ the lock was opened do not count.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
-from embedmesh.flow.confidential import KEPT_OF_LOCKS_BYTES_MAX, REFUSED, TokenBounds, check_fits, token_bounds
+from embedmesh.flow.confidential import KEPT_OF_LOCKS_BYTES_MAX, TokenBounds, check_fits, token_bounds
 from embedmesh.flow.forward import caller_failure
 from embedmesh.flow.generate import GENERATE_SCOPE, IMAGE_TOKENS, STREAM_ROOM_BYTES
 from embedmesh.flow.leases import LEASE_S, Leases
@@ -22,11 +21,12 @@ from embedmesh.flow.one_node import OneNode
 from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.prompt_bounds import (
     ANSWER_BYTES_A_TOKEN,
+    AROUND_ANSWERS_BYTES,
     EVENT_BYTES_A_TOKEN,
     LOGPROB_BYTES,
-    REPLY_BYTES,
     image_bytes_max,
 )
+from embedmesh.flow.sealed_pieces import GenerationEnvelopes, SealedPieces, check_not_refused, counts_of
 from embedmesh.flow.stream import PieceStream, Stream
 from embedmesh.flow.usage import Used
 from embedmesh.flow.world import World
@@ -41,19 +41,17 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Part, Share
-from embedmesh.rules.generation import Generating, Piece, StreamEnd, StreamState, Usage
+from embedmesh.rules.generation import Generating, StreamState, Usage
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_MAX_S
-from embedmesh.rules.lock_failures import ConfidentialRefused
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.sealed_generation import (
     CheckedEvent,
-    Counts,
     GeneratingNodes,
     GenerationStatement,
     SealedBounds,
-    SealedStream,
+    SignedCounts,
     largest_size,
 )
 from embedmesh.rules.served import no_such_model
@@ -64,35 +62,11 @@ SEALED_ANSWER_SHARE = 2  # times: a sixteenth that our scheme fills up, probabil
 SEALED_AND_BASE64 = 3  # times: as it comes from the node, as base64, as JSON
 
 
-class GenerationEnvelopes(Protocol):
-    """How envelopes are written. Knows the rules only."""
-
-    def parse(self, body: bytes) -> tuple[SealedCall, bool]:
-        """What a node gets once the lock is known, and whether it is to be a stream. Raises a CallerFailure."""
-        ...
-
-    def plaintext_bytes_max(self, call: SealedCall) -> int:
-        """What the ciphertext can hold."""
-        ...
-
-    def render(self, scheme: str, answer: SealedAnswer, counts: Counts, headers: dict[str, str]) -> Reply:
-        """A whole reply."""
-        ...
-
-    def event(self, scheme: str, answer: SealedAnswer, counts: Counts, *, known: bool) -> bytes:
-        """One event of a stream: JSON. `known`: its counts are what will be charged, as far as it is for the node."""
-        ...
-
-    def refusal(self, failure: Failure) -> bytes:
-        """The envelope of a failure."""
-        ...
-
-
 class SealedGenerated(msgspec.Struct, frozen=True, array_like=True):
     """The result: a node's answer, and what it has counted."""
 
     answer: SealedAnswer
-    counts: Counts
+    counts: SignedCounts
     node_id: str
 
 
@@ -301,47 +275,7 @@ class SealedGenerationCall:
         """No honest answer is longer."""
         if self._draws:
             return SEALED_ANSWER_SHARE * image_bytes_max(largest_size(self.model), 1)
-        return SEALED_ANSWER_SHARE * (REPLY_BYTES + tokens * a_token)
-
-
-class SealedPieces:
-    """A node's sealed events as the caller gets them. Implements `PieceStream`."""
-
-    def __init__(self, stream: SealedStream, dialect: GenerationEnvelopes, scheme: str) -> None:
-        self.statement: GenerationStatement | None = None  # of the last event
-        self._stream = stream
-        self._dialect = dialect
-        self._scheme = scheme
-
-    @property
-    def end(self) -> StreamEnd | None:
-        return self._stream.end
-
-    async def next(self) -> Piece | None:
-        event = await self._stream.next()
-        if event is None:
-            return None
-        check_not_refused(event, self._scheme)
-        self.statement = said = event.statement
-        known = said.final or not said.estimated
-        data = self._dialect.event(self._scheme, event.answer, counts_of(said), known=known)
-        return Piece(data, finished=said.final)
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def check_not_refused(event: CheckedEvent, scheme: str) -> None:
-    """Raise ConfidentialRefused where the node has refused: why is sealed."""
-    if event.statement.status != 200:
-        refused = ConfidentialRefused(REFUSED)
-        refused.answer = scheme, event.answer  # type: ignore[assignment]  # of a call: one of the two
-        raise refused
-
-
-def counts_of(said: GenerationStatement) -> Counts:
-    """What a statement says of what was used."""
-    return Counts(said.input, said.output, said.cached, said.images, said.size, said.estimated)
+        return SEALED_ANSWER_SHARE * (AROUND_ANSWERS_BYTES + tokens * a_token)
 
 
 def _failure(last: NodeFailure | None) -> Failure:

@@ -7,7 +7,7 @@ from embedmesh.rules.generation import Asked, Prompt
 from embedmesh.rules.models import Model
 
 TEMPLATE_TOKENS_LIKELY = 4  # around a message, where no node says
-REPLY_BYTES = 64 * 1024  # around the answers
+AROUND_ANSWERS_BYTES = 64 * 1024  # around the answers
 ANSWER_BYTES_A_TOKEN = 64  # of an answer in JSON, escaped; ordinary text has six
 LOGPROB_BYTES = 160  # of one token with its probability and its bytes
 EVENT_BYTES_A_TOKEN = 4_096  # of a stream's events: each repeats its id, its model and usage
@@ -54,15 +54,15 @@ def whole_bytes_max(prompt: Prompt, output_max: int) -> int:
         return image_bytes_max(prompt.size, prompt.images)
     top = prompt.body.get("top_logprobs") or prompt.body.get("logprobs") or 0
     a_token = ANSWER_BYTES_A_TOKEN + LOGPROB_BYTES * (1 + int(top) if top else 0)
-    return REPLY_BYTES + prompt.generated * output_max * a_token
+    return AROUND_ANSWERS_BYTES + prompt.generated * output_max * a_token
 
 
 def stream_bytes_max(prompt: Prompt, output_max: int) -> int:
     """Of all of a stream."""
-    return REPLY_BYTES + prompt.generated * output_max * EVENT_BYTES_A_TOKEN
+    return AROUND_ANSWERS_BYTES + prompt.generated * output_max * EVENT_BYTES_A_TOKEN
 
 
 def image_bytes_max(size: str, images: int) -> int:
     """Of a whole reply with images."""
     width, _, height = size.partition("x")
-    return REPLY_BYTES + images * int(width) * int(height) * PIXEL_BYTES
+    return AROUND_ANSWERS_BYTES + images * int(width) * int(height) * PIXEL_BYTES

@@ -14,7 +14,7 @@ import msgspec
 from embedmesh.confidential import hpke_scheme, sdk_scheme
 from embedmesh.confidential.attestation import KeyAttester
 from embedmesh.confidential.failures import SealBroken
-from embedmesh.confidential.generation_statements import Answered
+from embedmesh.confidential.generation_statements import AnsweredRequest
 from embedmesh.confidential.hpke_scheme import HpkeOpened, Terms
 from embedmesh.confidential.node_keys import DhKey
 from embedmesh.confidential.sdk_scheme import SealedParts
@@ -106,7 +106,7 @@ class Opener:
         if key is not None:
             with contextlib.suppress(SealBroken):
                 opened = self._open_generation(call, key, operation_of(modality, asked.stream), asked.stream)
-        answered = Answered(self._identity.public_key, call.lock, request_digest(call), modality, asked.stream)
+        answered = AnsweredRequest(self._identity.public_key, call.lock, request_digest(call), modality, asked.stream)
         return SeenGeneration(self._identity, answered, replay_digest(call), opened)
 
     def _open_generation(self, call: SealedCall, key: DhKey, operation: str, stream: bool) -> tuple[bytes, SealEvent]:

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import msgspec
 
-from embedmesh.confidential.generation_statements import Answered, sign_event
+from embedmesh.confidential.generation_statements import AnsweredRequest, sign_event
 from embedmesh.confidential.sdk_scheme import SealedParts
 from embedmesh.confidential.statements import digest_of
 from embedmesh.rules.confidential import SealedAnswer, SealedCall
-from embedmesh.rules.sealed_generation import Counts
+from embedmesh.rules.sealed_generation import SignedCounts
 from embedmesh.signing.identity import Identity
 
 NOTHING = SealedParts(b"", b"", b"", b"")
-NO_COUNTS = Counts()
+NO_COUNTS = SignedCounts()
 ENCODE = msgspec.msgpack.Encoder().encode
 SealEvent = Callable[[bytes, bool], SealedParts]
 """Seals the next event, which may be the final one."""
@@ -27,7 +27,7 @@ class SeenGeneration:
     """`replay` tells whether the same was sealed before; `body` is None if it cannot be opened, whatever was wrong."""
 
     def __init__(
-        self, identity: Identity, answered: Answered, replay: bytes, opened: tuple[bytes, SealEvent] | None
+        self, identity: Identity, answered: AnsweredRequest, replay: bytes, opened: tuple[bytes, SealEvent] | None
     ) -> None:
         self._identity = identity
         self._answered = answered
@@ -36,7 +36,7 @@ class SeenGeneration:
         self.body: bytes | None = None if opened is None else opened[0]
         self._seal: SealEvent | None = None if opened is None else opened[1]
 
-    def seal(self, body: bytes, counts: Counts, time_ms: int, *, final: bool = True) -> bytes:
+    def seal(self, body: bytes, counts: SignedCounts, time_ms: int, *, final: bool = True) -> bytes:
         """The message with the next event: the body for its caller alone, and the node's word on it."""
         assert self._seal is not None
         return self._message(self._seal(body, final), counts, 200, time_ms, final=final)
@@ -49,7 +49,7 @@ class SeenGeneration:
             parts = self._seal(body, True)
         return self._message(parts, NO_COUNTS, 400, time_ms, final=True)
 
-    def _message(self, parts: SealedParts, counts: Counts, status: int, time_ms: int, *, final: bool) -> bytes:
+    def _message(self, parts: SealedParts, counts: SignedCounts, status: int, time_ms: int, *, final: bool) -> bytes:
         statement, signature = sign_event(
             self._identity,
             self._answered,

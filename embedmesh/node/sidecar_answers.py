@@ -23,14 +23,14 @@ from embedmesh.rules.generation import Generating, GenerationDialect, NodeStream
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue, Clock
-from embedmesh.rules.sealed_generation import EVENTS_MORE, FRAME_LENGTH_BYTES, Counts, SealedGeneration
+from embedmesh.rules.sealed_generation import EVENTS_MORE, FRAME_LENGTH_BYTES, SealedGeneration, SignedCounts
 from embedmesh.upstream.generating import UpstreamGeneration
 
 DIALECTS: dict[Generating, GenerationDialect] = {"chat": Chat(), "completions": Completions(), "images": Images()}
 NOT_SERVED = "This node does not serve that model."
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class FittedPrompt(msgspec.Struct, frozen=True):
     """What was in a sealed request, held to the words around it: each answer has at most `output_max` tokens."""
 
     prompt: Prompt
@@ -41,7 +41,7 @@ class Wanted(msgspec.Struct, frozen=True):
     units: int
 
 
-def read_wanted(body: bytes, asked: SealedGeneration, modality: Generating, catalogue: Catalogue) -> Wanted:
+def fit_prompt(body: bytes, asked: SealedGeneration, modality: Generating, catalogue: Catalogue) -> FittedPrompt:
     """The request, by the same tables as an ordinary one. Takes long for a large body. Raises a CallerFailure."""
 
     def find(name: str) -> Model:
@@ -59,7 +59,7 @@ def read_wanted(body: bytes, asked: SealedGeneration, modality: Generating, cata
     if prompt.modality == "images":
         if prompt.images != 1:
             raise InvalidValue("A lock is for one image: leave `n` out.", param="n")
-        return Wanted(prompt, model, Most(0, 0), 0, 0, call.units)
+        return FittedPrompt(prompt, model, Most(0, 0), 0, 0, call.units)
     tokens = prompt_tokens(prompt, model, text_bytes(prompt), None)
     likely = max(1, tokens.likely)
     room = (call.units - likely) // prompt.generated
@@ -71,28 +71,33 @@ def read_wanted(body: bytes, asked: SealedGeneration, modality: Generating, cata
         )
     output_max = min(prompt.output_max or model.output_max, room)
     most = Most(max(1, tokens.most), prompt.generated * output_max)
-    return Wanted(prompt, model, most, likely, output_max, call.units)
+    return FittedPrompt(prompt, model, most, likely, output_max, call.units)
 
 
 class Answering:
     """One request on its way to the server and back."""
 
     def __init__(
-        self, upstream: UpstreamGeneration, served: SidecarModel, wanted: Wanted, seen: SeenGeneration, clock: Clock
+        self,
+        upstream: UpstreamGeneration,
+        served: SidecarModel,
+        fitted: FittedPrompt,
+        seen: SeenGeneration,
+        clock: Clock,
     ) -> None:
         self._upstream = upstream
         self.served = served
-        self.wanted = wanted
+        self.fitted = fitted
         self.seen = seen
         self.clock = clock
-        self.dialect = DIALECTS[wanted.prompt.modality]
-        self._asked = asked_of(wanted.prompt, wanted.output_max)
+        self.dialect = DIALECTS[fitted.prompt.modality]
+        self._asked = asked_of(fitted.prompt, fitted.output_max)
         self._request_id = new_id("gen", clock)
 
     async def whole(self) -> tuple[bytes, int]:
         """The sealed answer, and its tokens. Raises a NodeFailure."""
-        wanted, dialect = self.wanted, self.dialect
-        prompt, model = wanted.prompt, wanted.model
+        fitted, dialect = self.fitted, self.dialect
+        prompt, model = fitted.prompt, fitted.model
         try:
             reply = await self._upstream.generate(model, self._asked)
             whole = dialect.whole(prompt, model, reply, self._request_id, self._now_s())
@@ -101,17 +106,17 @@ class Answering:
             raise
         self.served.answered()
         if prompt.modality == "images":
-            counts = Counts(images=whole.images, size=prompt.size or "")
+            counts = SignedCounts(images=whole.images, size=prompt.size or "")
             return self.seen.seal(whole.data, counts, self.clock.unix_ms()), 0
         spent = self.spent(whole.usage, len(whole.text.encode("utf-8", "surrogatepass")))
         data = dialect.with_usage(whole, spent.usage) if spent.usage != whole.usage else whole.data
         return self.seen.seal(data, _counts(spent), self.clock.unix_ms()), spent.input + spent.output
 
-    async def stream(self) -> "SealedParts":
+    async def stream(self) -> "SealedFrames":
         """The sealed stream, once its first event is there. Raises a NodeFailure."""
         state = StreamState(self._request_id, self._now_s())
         try:
-            stream = await self._upstream.stream(self.wanted.model, self._asked)
+            stream = await self._upstream.stream(self.fitted.model, self._asked)
             try:
                 first = await self.next(stream, state)
                 if first is None:
@@ -122,31 +127,31 @@ class Answering:
         except NodeFailure as failure:
             self.served.failed(failure)
             raise
-        return SealedParts(self, stream, state, first)
+        return SealedFrames(self, stream, state, first)
 
     async def next(self, stream: NodeStream, state: StreamState) -> Piece | None:
         """The next event by the dialect's allow-list; None after the last. Raises a NodeFailure."""
         data = await stream.next()
         if data is None:
             return None
-        prompt = msgspec.structs.replace(self.wanted.prompt, wants_usage=False)  # it is told once, by us
-        return self.dialect.piece(prompt, self.wanted.model, data, state)
+        prompt = msgspec.structs.replace(self.fitted.prompt, wants_usage=False)  # it is told once, by us
+        return self.dialect.piece(prompt, self.fitted.model, data, state)
 
     def spent(self, said: Usage | None, delivered_bytes: int) -> Used:
         """By the server's word within its bounds, else by our count; together never above the lock."""
-        wanted = self.wanted
-        own = Usage(wanted.likely, tokens_of(delivered_bytes))
-        spent = used(said, own, delivered_bytes, wanted.most, several=wanted.prompt.generated > 1)
-        tokens = max(1, min(spent.input, wanted.units))
+        fitted = self.fitted
+        own = Usage(fitted.likely, tokens_of(delivered_bytes))
+        spent = used(said, own, delivered_bytes, fitted.most, several=fitted.prompt.generated > 1)
+        tokens = max(1, min(spent.input, fitted.units))
         return spent._replace(
-            input=tokens, cached=min(spent.cached, tokens), output=min(spent.output, wanted.units - tokens)
+            input=tokens, cached=min(spent.cached, tokens), output=min(spent.output, fitted.units - tokens)
         )
 
     def _now_s(self) -> int:
         return self.clock.unix_ms() // 1000
 
 
-class SealedParts:
+class SealedFrames:
     """The frames of one sealed stream. Nothing is read ahead; an event that ends an answer waits for what follows it.
 
     So the last event is known as the last one when it is sealed, and usage has come by then.
@@ -206,11 +211,11 @@ class SealedParts:
     def _last(self, waiting: bytes | None) -> tuple[bytes, ...]:
         """What is sent once all is counted: what has waited, or usage where the caller wants it, or both."""
         of = self._of
-        wanted = of.wanted
-        if waiting is not None and not wanted.prompt.wants_usage:
+        fitted = of.fitted
+        if waiting is not None and not fitted.prompt.wants_usage:
             return (self._frame(waiting, final=True),)
         spent = of.spent(self._said, self._text_bytes)
-        usage = of.dialect.usage_event(wanted.prompt, wanted.model, spent.usage, self._state)
+        usage = of.dialect.usage_event(fitted.prompt, fitted.model, spent.usage, self._state)
         before = () if waiting is None else (self._frame(waiting),)
         return (*before, self._frame(usage, final=True))
 
@@ -219,7 +224,7 @@ class SealedParts:
         self._said = piece.usage or self._said
         self._finished = self._finished or piece.finished
         self._events += bool(piece.text)
-        if self._events > self._of.wanted.most.output + EVENTS_MORE:
+        if self._events > self._of.fitted.most.output + EVENTS_MORE:
             raise WrongAnswer("the server's stream does not end where it was asked to")
 
     def _frame(self, data: bytes, *, final: bool = False) -> bytes:
@@ -233,5 +238,5 @@ def framed(message: bytes) -> bytes:
     return len(message).to_bytes(FRAME_LENGTH_BYTES, "big") + message
 
 
-def _counts(spent: Used) -> Counts:
-    return Counts(spent.input, spent.output, spent.cached, estimated=spent.estimated)
+def _counts(spent: Used) -> SignedCounts:
+    return SignedCounts(spent.input, spent.output, spent.cached, estimated=spent.estimated)

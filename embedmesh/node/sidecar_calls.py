@@ -21,7 +21,7 @@ from embedmesh.node.key_sets import HeldKey
 from embedmesh.node.metrics import NodeMetrics
 from embedmesh.node.refusals import Refusals
 from embedmesh.node.seen_generation import SeenGeneration
-from embedmesh.node.sidecar_answers import NOT_SERVED, Answering, SealedParts, framed, read_wanted
+from embedmesh.node.sidecar_answers import NOT_SERVED, Answering, SealedFrames, fit_prompt, framed
 from embedmesh.node.sidecar_models import SidecarModels
 from embedmesh.rules import errors
 from embedmesh.rules.embeddings import COMPACT
@@ -38,7 +38,7 @@ READ_PART_S = 600.0  # for a gateway to read one event: it has a deadline of its
 LATE = "The answer took longer than it may. Ask for less of it, or for a stream."
 DECODE = msgspec.msgpack.Decoder(SealedGeneration).decode
 Sign = Callable[[web.Response, int], web.Response]
-"""Signs a whole reply, which has so many tokens."""
+"""Signs a whole reply, with its number of tokens."""
 
 
 class SidecarCalls:
@@ -109,7 +109,7 @@ class SidecarCalls:
             await answer.aclose()
         return response
 
-    async def answer(self, modality: Generating, body: bytes) -> tuple[bytes | SealedParts, int]:
+    async def answer(self, modality: Generating, body: bytes) -> tuple[bytes | SealedFrames, int]:
         """The answer to a body that has just come: whole with its tokens, or a stream that has begun.
 
         Raises Overloaded, InvalidType for what is no sealed call, NoNodeAvailable, DeadlineExceeded, NodeFailure.
@@ -140,15 +140,15 @@ class SidecarCalls:
 
     async def _opened(
         self, asked: SealedGeneration, modality: Generating, seen: SeenGeneration, held: HeldKey
-    ) -> tuple[bytes | SealedParts, int] | None:
+    ) -> tuple[bytes | SealedFrames, int] | None:
         """None for what came before. Raises a CallerFailure, too."""
         body = seen.body
         assert body is not None
         if len(body) > REQUEST_BODY_BYTES_MAX:
             raise errors.BodyTooLarge(f"The sealed request has more than {REQUEST_BODY_BYTES_MAX:,} bytes.")
-        read = functools.partial(read_wanted, body, asked, modality, self._catalogue)
-        wanted = read() if len(body) <= SOON_BYTES_MAX else await asyncio.to_thread(read)
-        served = self._models.find(wanted.model.id)
+        read = functools.partial(fit_prompt, body, asked, modality, self._catalogue)
+        fitted = read() if len(body) <= SOON_BYTES_MAX else await asyncio.to_thread(read)
+        served = self._models.find(fitted.model.id)
         if served is None:
             raise errors.ModelNotFound(NOT_SERVED, param="model")
         if self._under_way >= UNDER_WAY_MAX:
@@ -156,7 +156,7 @@ class SidecarCalls:
         if held.of.has_seen(seen.replay):  # meanwhile
             return None
         held.of.remember(seen.replay)
-        answering = Answering(self._upstream, served, wanted, seen, self._clock)
+        answering = Answering(self._upstream, served, fitted, seen, self._clock)
         self._under_way += 1
         try:
             return await self._asked(answering, stream=asked.stream)
@@ -166,7 +166,7 @@ class SidecarCalls:
         finally:
             self._under_way -= 1
 
-    async def _asked(self, answering: Answering, *, stream: bool) -> tuple[bytes | SealedParts, int]:
+    async def _asked(self, answering: Answering, *, stream: bool) -> tuple[bytes | SealedFrames, int]:
         try:
             if stream:
                 return await answering.stream(), 0

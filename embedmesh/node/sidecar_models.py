@@ -19,8 +19,8 @@ from embedmesh.upstream.generating import UpstreamGeneration
 
 log = logging.getLogger("embedmesh.node")
 
-LOOK_S = 0.5  # between two looks whether a question is due
-QUIET_S = 60.0  # without an answer, until it is asked for one: it may be busy for others, or charge for each
+SERVER_LOOK_S = 0.5  # between two looks whether a question is due
+SERVER_QUIET_S = 60.0  # without an answer, until it is asked for one: it may be busy for others, or charge for each
 AGAIN_S = (1.0, 2.0, 5.0, 10.0)  # after failures in a row; the last repeats
 QUESTION_S = 30.0  # it may load its model for it
 FAILURES_MAX = 3  # of requests in a row, before it is asked for a token: until then it stays announced
@@ -48,7 +48,7 @@ class SidecarModel:
 
     def answered(self) -> None:
         """A request, or a question, was answered."""
-        self.up, self._failures, self._due = True, 0, self._clock.monotonic() + QUIET_S
+        self.up, self._failures, self._due = True, 0, self._clock.monotonic() + SERVER_QUIET_S
 
     def failed(self, failure: NodeFailure, *, by_question: bool = False) -> None:
         """One was not. What is refused as wrong, or for its load, says nothing of the server."""
@@ -91,7 +91,7 @@ class SidecarModels:
             await asyncio.gather(*(self._ask(each) for each in self if each.is_due()))
             if self.up():
                 self.some.set()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(SERVER_LOOK_S)
 
     async def stop(self) -> None:
         """Nothing of the server's is ended."""

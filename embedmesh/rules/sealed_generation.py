@@ -57,7 +57,7 @@ class GenerationStatement(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     time_ms: Whole
 
 
-class Counts(msgspec.Struct, frozen=True):
+class SignedCounts(msgspec.Struct, frozen=True):
     """What an answer has used until now, in tokens or images, as a GenerationStatement says it."""
 
     input: int = 0

@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from embedmesh.confidential.generation_statements import Answered, sign_event
+from embedmesh.confidential.generation_statements import AnsweredRequest, sign_event
 from embedmesh.confidential.statements import request_digest
 from embedmesh.gateway.nodes.sealed_generation import Sidecars
 from embedmesh.node.sidecar_answers import framed
 from embedmesh.rules.confidential import SDK_SCHEME, LockTerms, SealedAnswer, SealedCall
 from embedmesh.rules.errors import NodeBroke, NodeFailure, WrongAnswer
 from embedmesh.rules.generation import Generating
-from embedmesh.rules.sealed_generation import Counts, SealedBounds
+from embedmesh.rules.sealed_generation import SealedBounds, SignedCounts
 from embedmesh.signing.identity import Identity
 
 NODE, OTHER = Identity(bytes(range(32))), Identity(bytes(32))
@@ -38,8 +38,8 @@ def message(
     **counts: Any,
 ) -> bytes:
     """One event as a node writes it."""
-    said = Counts(**{"input": 10, "output": 2 * number} | counts)
-    answered = Answered(by.public_key, lock, request_digest(call), modality, stream)
+    said = SignedCounts(**{"input": 10, "output": 2 * number} | counts)
+    answered = AnsweredRequest(by.public_key, lock, request_digest(call), modality, stream)
     place = {"number": number, "final": final, "status": status, "time_ms": 1}
     statement, signature = sign_event(by, answered, sealed + b"%d" % number, said, **place)
     return msgspec.msgpack.encode(SealedAnswer(statement, signature, sealed + b"%d" % number))

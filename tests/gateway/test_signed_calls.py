@@ -16,7 +16,6 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from embedmesh.gateway.nodes import pools
 from embedmesh.gateway.nodes.own import OwnLink, Signing
 from embedmesh.http.server import HttpServer
 from embedmesh.node import dialling
@@ -29,6 +28,7 @@ from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.messages import RequestSigner, content_digest
 from embedmesh.signing.session import Session
+from embedmesh.upstream import pools
 from embedmesh.upstream.http1 import Connection
 from embedmesh.upstream.pools import InboundPool, tcp_pool
 from tests.flow.world import CATALOGUE, MODEL, right_reply

@@ -5,7 +5,7 @@ from typing import Protocol
 import msgspec
 
 from embedmesh.confidential.failures import Untrusted
-from embedmesh.confidential.generation_statements import Answered, read_event
+from embedmesh.confidential.generation_statements import AnsweredRequest, read_event
 from embedmesh.confidential.statements import request_digest
 from embedmesh.rules.confidential import LockTerms, SealedAnswer, SealedCall
 from embedmesh.rules.errors import NodeBroke, WrongAnswer
@@ -125,7 +125,7 @@ class SidecarStream:
 class _Reading:
     """The events of one answer, in order."""
 
-    def __init__(self, answered: Answered, bounds: SealedBounds) -> None:
+    def __init__(self, answered: AnsweredRequest, bounds: SealedBounds) -> None:
         self.is_over = False
         self._answered = answered
         self._bounds = bounds
@@ -157,5 +157,5 @@ def _check_believable(statement: GenerationStatement, bounds: SealedBounds) -> N
         raise WrongAnswer("the node made an image of a size that the model has not", check=Check.TOKENS)
 
 
-def _answered(terms: LockTerms, call: SealedCall, modality: Generating, *, stream: bool) -> Answered:
-    return Answered(terms.identity, terms.lock_id, request_digest(call), modality, stream)
+def _answered(terms: LockTerms, call: SealedCall, modality: Generating, *, stream: bool) -> AnsweredRequest:
+    return AnsweredRequest(terms.identity, terms.lock_id, request_digest(call), modality, stream)
