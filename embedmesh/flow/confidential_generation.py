@@ -150,7 +150,7 @@ class SealedGenerationCall:
         kept_bytes = await world.ledger.kept_bytes(caller.account_id)
         may_be_kept = not self.streams and kept_bytes + self.kept_bytes <= KEPT_OF_LOCKS_BYTES_MAX
         self.lock = PayingLock(operation.locks, terms, kept=may_be_kept, here=operation.nodes.is_here(terms))
-        return 0 if self._draws else self._tokens.likely
+        return self._taken
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
         world.fleet.may_wait(self.model, self._likely, caller.account_id)
@@ -210,7 +210,7 @@ class SealedGenerationCall:
         return self._owe(world, bill, part, statement)
 
     def spend(self, world: World, spent: Used) -> None:
-        world.rate_limits.spend_tokens(self._caller, spent.input + spent.output - self._tokens.likely)
+        world.rate_limits.spend_tokens(self._caller, spent.input + spent.output - self._taken)
 
     def learn(self, spent: Used) -> None:
         """Nothing is learned of what nobody here can read."""
@@ -226,6 +226,11 @@ class SealedGenerationCall:
     @property
     def _draws(self) -> bool:
         return self._operation.modality == "images"
+
+    @property
+    def _taken(self) -> int:
+        """Tokens that it takes from the key's limits at first."""
+        return 0 if self._draws else self._tokens.likely
 
     @property
     def _likely(self) -> int:

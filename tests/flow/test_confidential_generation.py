@@ -144,7 +144,7 @@ class Scene:
 
     def __init__(self, *answers: Any, model: Model = CHAT) -> None:
         world = make_world()
-        world.fleet.registry.answered_right(world.fleet.registry.find("n0"), [CHAT.id, PAINTER.id])
+        world.fleet.registry.answered_right(world.node("n0"), [CHAT.id, PAINTER.id])
         models = (*CATALOGUE.models, model, *(each for each in (CHAT, PAINTER) if each.id != model.id))
         self.world: ScriptedWorld = msgspec.structs.replace(world, catalogue=Catalogue(models))
         self.node = ScriptedSidecar(self.world, answers=list(answers))

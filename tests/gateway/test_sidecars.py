@@ -40,9 +40,9 @@ def message(
     """One event as a node writes it."""
     said = SignedCounts(**{"input": 10, "output": 2 * number} | counts)
     answered = AnsweredRequest(by.public_key, lock, request_digest(call), modality, stream)
-    place = {"number": number, "final": final, "status": status, "time_ms": 1}
-    statement, signature = sign_event(by, answered, sealed + b"%d" % number, said, **place)
-    return msgspec.msgpack.encode(SealedAnswer(statement, signature, sealed + b"%d" % number))
+    sealed += b"%d" % number
+    statement, signature = sign_event(by, answered, sealed, said, number=number, final=final, status=status, time_ms=1)
+    return msgspec.msgpack.encode(SealedAnswer(statement, signature, sealed))
 
 
 def good() -> list[bytes]:

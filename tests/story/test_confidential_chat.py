@@ -1,6 +1,7 @@
 """`embedmesh.client`'s sealed chats, sync and async, at a real gateway and a sidecar; no text stays anywhere."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from embedmesh.client import AsyncClient, CallRefused, Client, NodeNotTrusted
 from embedmesh.signing.identity import Identity
 from embedmesh.signing.public_lines import node_line
+from tests.story.conftest import Note
+from tests.story.endpoint import wait_until
 from tests.story.sidecar import CHAT, Sidecar, sidecar_mesh
 
 SENTINEL = "zanzibar quixotic nutmeg"
@@ -68,12 +71,19 @@ async def test_async(mesh: Sidecar) -> None:
         assert whole.choices[0].message.content == TEXT
 
 
-def test_who_leaves_pays_what_was_handed_over(client: Client, mesh: Sidecar) -> None:
+def test_who_leaves_pays_what_was_handed_over(client: Client, mesh: Sidecar, note: Note) -> None:
+    """And the server beside the sidecar is stopped within 100 ms."""
     before = mesh.endpoint.account().balance_nanousd
-    with client.chat.completions.create(model=CHAT, messages=MESSAGES, stream=True) as stream:
+    words = " ".join(["word"] * 200)
+    ask = [{"role": "user", "content": words}]
+    with client.chat.completions.create(model=CHAT, messages=ask, max_tokens=300, stream=True) as stream:
         next(stream)
+    left = time.monotonic()
+    wait_until("the server sees its reader go", lambda: bool(mesh.server.left), 5)
+    note("the caller of a sealed stream leaves, its server sees it", (mesh.server.left[-1] - left) * 1000, "ms")
+    assert mesh.server.left[-1] - left <= 0.1
     paid = before - mesh.endpoint.account().balance_nanousd
-    assert 1_000 < paid < COST
+    assert 1_000 < paid < 203 * 1_000 + 60 * 3_000
 
 
 def test_refusals(client: Client, mesh: Sidecar, tmp_path: Path) -> None:
