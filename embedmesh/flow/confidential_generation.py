@@ -23,7 +23,6 @@ from embedmesh.flow.prompt_bounds import (
     ANSWER_BYTES_A_TOKEN,
     AROUND_ANSWERS_BYTES,
     EVENT_BYTES_A_TOKEN,
-    LOGPROB_BYTES,
     image_bytes_max,
 )
 from embedmesh.flow.sealed_pieces import GenerationEnvelopes, SealedPieces, check_not_refused, counts_of
@@ -43,7 +42,7 @@ from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead, StreamedRe
 from embedmesh.rules.forwarding import Part, Share
 from embedmesh.rules.generation import Generating, StreamState, Usage
 from embedmesh.rules.holds import Meter, Metered
-from embedmesh.rules.limits import REQUEST_MAX_S
+from embedmesh.rules.limits import LOCK_TOKENS, REQUEST_MAX_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.sealed_generation import (
@@ -129,11 +128,11 @@ class SealedGenerationCall:
 
     @property
     def reply_bytes_max(self) -> int:
-        return STREAM_ROOM_BYTES if self.streams else SEALED_AND_BASE64 * self._answer_bytes_max(self.model.output_max)
+        return STREAM_ROOM_BYTES if self.streams else SEALED_AND_BASE64 * self._whole_bytes_max
 
     @property
     def kept_bytes(self) -> int:
-        return self._answer_bytes_max(self._terms.units) if self._answer_bytes is None else self._answer_bytes
+        return self._whole_bytes_max if self._answer_bytes is None else self._answer_bytes
 
     def check_served(self, world: World) -> None:
         if not world.fleet.may_come(self.model):
@@ -199,7 +198,7 @@ class SealedGenerationCall:
 
     async def open(self, part: Part, state: StreamState) -> PieceStream:
         operation = self._operation
-        bounds = self._bounds(EVENT_BYTES_A_TOKEN)
+        bounds = self._bounds()
         stream = await operation.nodes.stream(self._terms, self._call, operation.modality, bounds, state.request_id)
         self._events = SealedPieces(stream, operation.dialect, self._call.scheme)
         return self._events
@@ -239,7 +238,7 @@ class SealedGenerationCall:
 
     async def _whole(self, request_id: str) -> CheckedEvent:
         operation = self._operation
-        bounds = self._bounds(ANSWER_BYTES_A_TOKEN + LOGPROB_BYTES)
+        bounds = self._bounds()
         event = await operation.nodes.generate(self._terms, self._call, operation.modality, bounds, request_id)
         check_not_refused(event, self._call.scheme)
         return event
@@ -271,16 +270,20 @@ class SealedGenerationCall:
             bounds = bounds._replace(least=0)
         return bounds._replace(most=max(1, min(units, size + added)))
 
-    def _bounds(self, bytes_a_token: int) -> SealedBounds:
+    def _bounds(self) -> SealedBounds:
         sizes = tuple(self.model.image_prices) if self._draws else ()
-        reply_bytes = self._answer_bytes_max(self._terms.units, bytes_a_token)
+        reply_bytes = self._whole_bytes_max
+        if self.streams:
+            reply_bytes = SEALED_ANSWER_SHARE * (AROUND_ANSWERS_BYTES + self._terms.units * EVENT_BYTES_A_TOKEN)
         return SealedBounds(self._tokens.most, self._terms.units, reply_bytes, sizes)
 
-    def _answer_bytes_max(self, tokens: int, a_token: int = ANSWER_BYTES_A_TOKEN) -> int:
-        """No honest answer is longer."""
+    @property
+    def _whole_bytes_max(self) -> int:
+        """Of a whole answer; a longer one can be had as a stream. The lock is not known when room is taken."""
         if self._draws:
             return SEALED_ANSWER_SHARE * image_bytes_max(largest_size(self.model), 1)
-        return SEALED_ANSWER_SHARE * (AROUND_ANSWERS_BYTES + tokens * a_token)
+        tokens = max(self.model.output_max, LOCK_TOKENS)
+        return SEALED_ANSWER_SHARE * (AROUND_ANSWERS_BYTES + tokens * ANSWER_BYTES_A_TOKEN)
 
 
 def _failure(last: NodeFailure | None) -> Failure:

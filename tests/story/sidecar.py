@@ -42,7 +42,7 @@ image_prices = {{ "256x256" = 2_000_000, "512x512" = 5_000_000 }}
 class Sidecar:
     """`embedmesh node --upstream`."""
 
-    def __init__(self, endpoint: Endpoint, server: LittleServer, folder: Path) -> None:
+    def __init__(self, endpoint: Endpoint, server: LittleServer, folder: Path, *, address: str = "") -> None:
         self.endpoint = endpoint
         self.server = server
         self.data_dir = folder / "sidecar"
@@ -55,6 +55,8 @@ class Sidecar:
         given: list[Any] = ["--upstream", server.url, "--catalogue", catalogue, "--data-dir", self.data_dir]
         given += ["--model", f"{CHAT}=their-chat", "--model", PAINTER]
         given += ["--gateway", endpoint.root, "--join", token]
+        if address:
+            given += ["--address", address]
         self.log = folder / "sidecar.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([*COMMAND, "node", *map(str, given)], stderr=log, env=os.environ)
@@ -81,14 +83,14 @@ class Sidecar:
 
 
 @contextlib.contextmanager
-def sidecar_mesh(folder: Path, **of_server: Any) -> Iterator[Sidecar]:
-    """All three, ready. At the end the books add up and no bug was met."""
+def sidecar_mesh(folder: Path, *, address: str = "", **of_server: Any) -> Iterator[Sidecar]:
+    """All three, ready; the sidecar dials out, if it has no address. At the end the books add up and no bug was met."""
     catalogue = folder / "catalogue.toml"
     catalogue.write_text(OWN_MODEL.replace("FOLDER", str(find_model_folder())) + CATALOGUE)
-    endpoint = Endpoint(folder / "data", "--catalogue", catalogue)
+    endpoint = Endpoint(folder / "data", "--catalogue", catalogue, "--node-networks", "127.0.0.0/8")
     try:
         with LittleServer(**of_server) as server:
-            sidecar = Sidecar(endpoint.wait_ready(), server, folder)
+            sidecar = Sidecar(endpoint.wait_ready(), server, folder, address=address)
             try:
                 yield sidecar.wait_ready()
                 endpoint.account()

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from atoma_sdk import AtomaSDK
 
 from embedmesh.client import AsyncClient, CallRefused, Client, NodeNotTrusted
 from embedmesh.signing.identity import Identity
 from embedmesh.signing.public_lines import node_line
+from tests.gateway.mesh import free_port
 from tests.story.conftest import Note
 from tests.story.endpoint import wait_until
 from tests.story.sidecar import CHAT, Sidecar, sidecar_mesh
@@ -91,12 +93,40 @@ def test_refusals(client: Client, mesh: Sidecar, tmp_path: Path) -> None:
     with pytest.raises(CallRefused) as refused:
         client.chat.completions.create(model=CHAT, messages=MESSAGES, temperature=9)
     assert refused.value.sealed and refused.value.param == "temperature"
+    with pytest.raises(CallRefused) as refused:
+        client.chat.completions.create(model=CHAT, messages=MESSAGES, temperature=9, stream=True)
+    assert refused.value.sealed and refused.value.param == "temperature"
     other = tmp_path / "other.pub"
     other.write_text(node_line(Identity.new().public_key) + "\n")
     asked = len(mesh.server.bodies)
     access: dict[str, Any] = {"base_url": mesh.endpoint.base_url, "api_key": mesh.endpoint.api_key, "max_retries": 0}
     with Client(**access, pins=other, confidential=True) as stranger, pytest.raises((NodeNotTrusted, CallRefused)):
         stranger.chat.completions.create(model=CHAT, messages=MESSAGES)
+    assert len(mesh.server.bodies) == asked
+
+
+def test_a_server_that_breaks_off_costs_nothing(client: Client, mesh: Sidecar) -> None:
+    """What came of the answer is known to be a part."""
+    before = mesh.endpoint.account().balance_nanousd
+    mesh.server.words_max = 3
+    try:
+        said: list[str | None] = []
+        stream = client.chat.completions.create(model=CHAT, messages=MESSAGES, stream=True)
+        with pytest.raises(CallRefused) as refused:
+            said.extend(chunk.choices[0].delta.content for chunk in stream)
+    finally:
+        mesh.server.words_max = 10_000
+    assert said == ["the", " words", f" {SENTINEL.split()[0]}"][: len(said)] and not refused.value.sealed
+    assert mesh.endpoint.account().balance_nanousd == before
+
+
+def test_an_ordinary_chat_never_goes_to_a_sidecar(mesh: Sidecar) -> None:
+    """It is refused at once where no other node has the model."""
+    asked = len(mesh.server.bodies)
+    reply = mesh.endpoint.http.post(
+        f"{mesh.endpoint.base_url}/chat/completions", json={"model": CHAT, "messages": MESSAGES}
+    )
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "no_node_available")
     assert len(mesh.server.bodies) == asked
 
 
@@ -107,6 +137,10 @@ def test_nothing_of_the_texts_is_left(client: Client, mesh: Sidecar) -> None:
     with pytest.raises(CallRefused):
         client.chat.completions.create(model=CHAT, messages=MESSAGES, temperature=9)
     endpoint = mesh.endpoint
+    with AtomaSDK(bearer_auth=endpoint.api_key, server_url=endpoint.root) as sdk:
+        sdk.confidential_chat.create(model=CHAT, messages=MESSAGES)
+        with sdk.confidential_chat.create_stream(model=CHAT, messages=MESSAGES) as events:
+            assert list(events)
     endpoint.account()
     words = [word.encode() for word in SENTINEL.split()]
     looked = [path for folder in (endpoint.data_dir, mesh.data_dir) for path in folder.rglob("*") if path.is_file()]
@@ -117,3 +151,13 @@ def test_nothing_of_the_texts_is_left(client: Client, mesh: Sidecar) -> None:
         assert not any(word in data for word in words), path
     page = endpoint.get("/metrics", endpoint.admin_key).content
     assert page and not any(word in page for word in words)
+
+
+def test_at_an_address(tmp_path: Path) -> None:
+    """A sidecar that its gateway reaches over TLS, instead of on connections that it dialled: the same."""
+    with sidecar_mesh(tmp_path, address=f"https://127.0.0.1:{free_port()}") as mesh:
+        access: dict[str, Any] = {"base_url": mesh.endpoint.base_url, "api_key": mesh.endpoint.api_key}
+        with Client(**access, pins=mesh.identity, confidential=True) as client:
+            chunks = list(client.chat.completions.create(model=CHAT, messages=MESSAGES, stream=True))
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == TEXT
+            assert client.chat.completions.create(model=CHAT, messages=MESSAGES).choices[0].message.content == TEXT

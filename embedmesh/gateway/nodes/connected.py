@@ -156,11 +156,12 @@ class ConnectedNodes:
             checker = RequestChecker(record.node_id)
         pool = pool_of(record)
         entry = node_of(record)
-        if self._generates(record):
+        generates = self._generates(record)
+        if generates:
             entry.load = ParallelLoad()
         entry.load.interleaves = True
         if not record.address:
-            entry.in_flight_max = DIALLED_CONNECTIONS
+            entry.in_flight_max = DIALLED_CONNECTIONS - generates  # a stream has one for minutes: one is for our probes
         probing = self._begin(entry, OwnLink(pool, self._clock, signing))
         node = self._nodes[record.node_id] = ConnectedNode(record, entry, pool, signing, checker, audit, probing)
         return node
