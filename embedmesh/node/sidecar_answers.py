@@ -1,5 +1,6 @@
 """What a sidecar asks the server beside it, and how it counts and seals what comes back: whole, or event by event."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
@@ -195,6 +196,7 @@ class SealedFrames:
                     waiting = piece.data if piece.finished else None
                     if waiting is None:
                         yield self._frame(piece.data)
+                await asyncio.sleep(0)  # an event takes half a millisecond here: where many have come, others have turns
                 piece = await self._of.next(self._stream, self._state)
             if self._stream.end != "done" and not self._finished:
                 raise NodeBroke("the server's stream ended before its answer")
