@@ -42,7 +42,7 @@ class CatalogueEntry(msgspec.Struct, forbid_unknown_fields=True):
 
     id: str
     max_tokens: Annotated[int, Meta(ge=1, le=CONTEXT_TOKENS_MAX)]
-    width: Annotated[int, Meta(ge=1, le=VECTOR_WIDTH_MAX)] | None = None
+    width: Annotated[int, Meta(ge=0, le=VECTOR_WIDTH_MAX)] = 0
     folder: Annotated[str, Meta(min_length=1)] | None = None
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     price: Price | None = None
@@ -174,8 +174,8 @@ def _generation(entry: CatalogueEntry, price: int, position: str) -> dict[str, A
         raise SetupError(f"{position}.modalities: a model makes vectors or generates: write two entries.")
     if len(set(entry.modalities)) < len(entry.modalities):
         raise SetupError(f"{position}.modalities names one twice.")
-    if embeds and entry.width is None:
-        raise SetupError(f"{position}.width is missing.")
+    if embeds and not entry.width:
+        raise SetupError(f"{position}.width is missing: how many components a vector has.")
     written = CatalogueEntry(id=entry.id, max_tokens=entry.max_tokens)
     for field in GENERATES_ONLY if embeds else EMBEDS_ONLY:
         if getattr(entry, field) != getattr(written, field):
@@ -184,13 +184,13 @@ def _generation(entry: CatalogueEntry, price: int, position: str) -> dict[str, A
                 f"{position}.{field}: only a model that {kind} has it. Leave it out, or mend `modalities`."
             )
     if embeds:
-        return {"output_price": 0, "output_max": 0}
+        return {"output_price": 0, "output_max": 0, "template_tokens": 0}
     if entry.max_tokens < (output_max := entry.output_max or min(OUTPUT_MAX, entry.max_tokens)):
         raise SetupError(f"{position}.output_max is more than max_tokens, which bounds prompt and output together.")
     if "images" in entry.modalities and not entry.image_prices:
         raise SetupError(f'{position}.image_prices is missing: write image_prices = {{"1024x1024" = 40_000_000}}.')
     output_price = price if entry.output_price is None else entry.output_price
-    return {"width": 0, "output_price": output_price, "output_max": output_max}
+    return {"output_price": output_price, "output_max": output_max}
 
 
 def _with_tiers(written: Sequence[Model]) -> tuple[Model, ...]:

@@ -44,8 +44,8 @@ def load(text: str) -> tuple[Model, ...]:
         (ENTRY + "colour = 1", "models[0]: object contains unknown field `colour`"),
         (ENTRY + "[other]", "object contains unknown field `other`"),
         (ENTRY + "[defaults]\nwidth = 1", "defaults: object contains unknown field `width`"),
-        (ENTRY.replace("width = 8", ""), "models[0]: object missing required field `width`"),
-        (ENTRY.replace("width = 8", "width = 0"), "models[0].width: expected `int` >= 1"),
+        (ENTRY.replace("width = 8", ""), "models[0].width is missing: how many components a vector has"),
+        (ENTRY.replace("width = 8", "width = 0"), "models[0].width is missing"),
         (ENTRY.replace("width = 8", "width = 65537"), "models[0].width: expected `int` <= 65536"),
         (ENTRY.replace("width = 8", "width = true"), "models[0].width: expected `int`, got `bool`"),
         (ENTRY.replace("width = 8", "width = 8.0"), "models[0].width: expected `int`, got `float`"),
@@ -93,6 +93,61 @@ def test_what_a_full_entry_means() -> None:
     )
     assert (second.price, second.token_ids, second.tier, second.prompts) == (7, "native", "int8", {"query": "Q: "})
     assert fast == msgspec.structs.replace(first, id="org/m:fast", aliases=("m:fast", "qwen:0.6b:fast"), tier="fast")
+
+
+CHAT = """
+[[models]]
+id = "org/chat"
+modalities = ["chat", "completions"]
+max_tokens = 100
+price = 5
+"""
+PAINTER = """
+[[models]]
+id = "org/painter"
+modalities = ["images"]
+max_tokens = 100
+price = 0
+image_prices = { "16x16" = 9, "8x8" = 3 }
+"""
+
+
+def test_what_an_entry_that_generates_means() -> None:
+    """Answers cost what input does, and are as long as the context allows, unless it says otherwise."""
+    (chat,) = load(CHAT)
+    assert (chat.foreign, chat.embeds, chat.width, chat.digest) == (True, False, 0, "")
+    assert (chat.output_price, chat.cached_price, chat.output_max, chat.template_tokens) == (5, None, 100, 16)
+    (chat,) = load(CHAT + "output_price = 7\ncached_price = 1\noutput_max = 30\ntemplate_tokens = 4\nimage_tokens = 2")
+    assert (chat.output_price, chat.cached_price, chat.output_max, chat.template_tokens) == (7, 1, 30, 4)
+    (painter,) = load(PAINTER)
+    assert list(painter.image_prices.items()) == [("16x16", 9), ("8x8", 3)]
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (CHAT + "width = 4", "models[0].width: only a model that makes vectors has it"),
+        (
+            CHAT + 'folder = "f"\ndigest = "' + "0" * 64 + '"',
+            "models[0].folder: only a model that makes vectors has it",
+        ),
+        (CHAT + '[models.prompts]\nquery = "q"', "models[0].prompts: only a model that makes vectors has it"),
+        (ENTRY + "output_price = 1", "models[0].output_price: only a model that generates has it"),
+        (ENTRY + "pass_unknown = true", "models[0].pass_unknown: only a model that generates has it"),
+        (CHAT + "output_max = 101", "models[0].output_max is more than max_tokens"),
+        (CHAT.replace('"chat",', '"embeddings",'), "models[0].modalities: a model makes vectors or generates"),
+        (CHAT.replace('"chat",', '"completions",'), "models[0].modalities names one twice"),
+        (CHAT.replace('["chat", "completions"]', "[]"), "models[0].modalities: expected `array` of length >= 1"),
+        (CHAT.replace('"chat",', '"audio",'), "models[0].modalities[0]: invalid enum value 'audio'"),
+        (PAINTER.replace("image_prices", "# image_prices"), "models[0].image_prices is missing"),
+        (PAINTER.replace("8x8", "8"), "models[0].image_prices: expected `str` matching regex"),
+        (ENTRY.replace("tokens = 16", "tokens = 300001"), "models[0].max_tokens: expected `int` <= 300000"),
+    ],
+)
+def test_what_is_refused_of_models_that_generate(text: str, says: str) -> None:
+    with pytest.raises(SetupError) as refused:
+        load(text)
+    assert says in str(refused.value)
 
 
 @pytest.mark.parametrize(

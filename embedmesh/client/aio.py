@@ -40,6 +40,7 @@ class AsyncClient:
         timeout: float = TIMEOUT_S,
         max_retries: int = RETRIES,
         ssl_context: ssl.SSLContext | None = None,
+        lock_ahead: bool = True,
     ) -> None:
         """Raises WrongCall or WrongPins."""
         self._calls = Calls(
@@ -51,6 +52,7 @@ class AsyncClient:
             timeout=timeout,
             max_retries=max_retries,
             ssl_context=ssl_context,
+            lock_ahead=lock_ahead,
         )
         self._wire = AsyncWire(self._calls.access)
         self.embeddings = AsyncClientEmbeddings(self._calls, self._wire)

@@ -26,6 +26,8 @@ class Client:
     `confidential` the texts are sealed for a node that is among the `pins`, which may be the name of a file; a call can
     say so for itself. Threads may share a client; a connection is kept for each that runs at one time. `timeout` is in
     seconds, for a whole call with all its tries; only the look-up of the host's name takes as long as it takes.
+    With `lock_ahead`, confidential calls that follow one another need one exchange each, not two: every reply brings
+    the lock for the next call. After the last, the money for that one stays set aside for up to 30 seconds.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Client:
         timeout: float = TIMEOUT_S,
         max_retries: int = RETRIES,
         ssl_context: ssl.SSLContext | None = None,
+        lock_ahead: bool = True,
     ) -> None:
         """Raises WrongCall or WrongPins. `scheme="atoma-sdk-1"` is what the published SDKs do."""
         self._calls = Calls(
@@ -50,6 +53,7 @@ class Client:
             timeout=timeout,
             max_retries=max_retries,
             ssl_context=ssl_context,
+            lock_ahead=lock_ahead,
         )
         self._wire = Wire(self._calls.access)
         self.embeddings = ClientEmbeddings(self._calls, self._wire)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from embedmesh.client.access import find_access
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.errors import CallTooSlow, WrongCall
+from embedmesh.client.reserves import Reserves
 from embedmesh.client.steps import Patience, Steps, confidential, plain
 from embedmesh.client.wanted import Inputs, Wanted, want
+from embedmesh.rules.confidential import HPKE_SCHEME
 
 if TYPE_CHECKING:
     from embedmesh.client.core import Trust
@@ -62,6 +64,7 @@ class Calls:
         timeout: float,
         max_retries: int,
         ssl_context: ssl.SSLContext | None,
+        lock_ahead: bool = True,
     ) -> None:
         """Raises WrongCall or WrongPins."""
         self.access = find_access(base_url, api_key, ssl_context)
@@ -70,6 +73,7 @@ class Calls:
         self._scheme = scheme
         self._timeout_s = timeout
         self._retries = max_retries
+        self._reserves = Reserves() if lock_ahead and scheme == HPKE_SCHEME else None
 
     def begin(
         self,
@@ -134,7 +138,8 @@ class Calls:
         from embedmesh.client.core import LockStep  # cryptography takes its time, and plain calls need none
 
         self._trust = self._trust or _trust(None, self._scheme)
-        return confidential(wanted, LockStep(wanted, self._trust), patience, now_ms)
+        step = LockStep(wanted, self._trust)
+        return confidential(wanted, step, patience, now_ms, self._reserves)
 
 
 def now_ms() -> int:

@@ -49,7 +49,7 @@ def sealed_chat(
     from embedmesh.client.chat_core import CHAT_PATH, ChatReader
 
     while True:
-        sealed = yield from _sealed(lock_step, patience, now_ms)
+        sealed = yield from _sealed(lock_step, None, patience, now_ms)
         reader = ChatReader(sealed, wanted)
         kind = OpensStream if wanted.stream else ToSend
         answer = yield kind(CHAT_PATH, sealed.body)

@@ -20,8 +20,8 @@ from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 
 ANSWER_S = 3_600.0  # as long as a gateway lets a stream be
-SILENCE_S = 180.0  # a gateway waits two minutes for a first event, and comments meanwhile
-CONNECT_S = 10.0
+SILENCE_S = 90.0  # a gateway comments every 10 s until the first event, and gives a node 60 between two
+CHAT_CONNECT_S = 10.0
 REFUSAL_BYTES_MAX = 64 * 1024
 WHOLE_BYTES_MAX = 64 * 1024 * 1024
 CHAT = "/chat/completions"
@@ -53,7 +53,7 @@ class Refused(Exception):
     """The gateway refused, or the answer broke off. The message is for the user."""
 
 
-class Chat(NamedTuple):
+class Conversation(NamedTuple):
     """A conversation with one model. `body` is that of every request, but for the messages."""
 
     session: aiohttp.ClientSession
@@ -128,11 +128,11 @@ def chat(
 async def _chat(
     gateway: GatewayAccess, body: dict[str, Any], messages: list[dict[str, str]], text: str | None, *, as_json: bool
 ) -> None:
-    timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S, sock_read=SILENCE_S)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CHAT_CONNECT_S, sock_read=SILENCE_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         if "model" not in body:
             body["model"] = await _only_model(session, gateway)
-        talk = Chat(session, gateway, body)
+        talk = Conversation(session, gateway, body)
         while (said := text if text is not None else _line()) is not None:
             messages.append({"role": "user", "content": said})
             if as_json:
@@ -143,7 +143,7 @@ async def _chat(
                 return
 
 
-async def _print(talk: Chat, messages: list[dict[str, str]]) -> str:
+async def _print(talk: Conversation, messages: list[dict[str, str]]) -> str:
     """Print the answer as it comes, and return it."""
     answer = []
     try:

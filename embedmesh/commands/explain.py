@@ -14,6 +14,8 @@ ENDS = {
     "release": "no reply was delivered: released, nothing is charged",
     "expire": "its deadline passed and nobody had ended it: released, nothing is charged",
     "recover": "its gateway had died while it ran: released, nothing is charged",
+    "expire_noted": "its deadline passed and nobody had ended it: {captured} charged, as was last noted of its stream",
+    "recover_noted": "its gateway had died while it ran: {captured} charged, as was last noted of its stream",
 }
 
 UNUSED_ENDS = ENDS | {"expire": "no request has used the lock in time: released, nothing is charged"}
@@ -107,7 +109,7 @@ def _story(found: Row) -> list[tuple[int, str]]:
         held = f"set aside by gateway {found['gateway']}, from tab {found['tab_id']}"
     story = [(found["created_ms"], held), *_of_lock(found["lock"], found["created_ms"])]
     if found["ended_ms"] is None or found["ended_by"] is None:
-        return [*story, (found["deadline_ms"], "its deadline: it runs, and is released then at the latest")]
+        return [*story, *_runs(found["note"], found["deadline_ms"])]
     unused = found["lock"] is not None and found["lock"]["used_ms"] is None
     ends = UNUSED_ENDS if unused else ENDS
     end = ends[found["ended_by"]].format(captured=format_usd(found["captured_nanousd"] or 0))
@@ -115,6 +117,16 @@ def _story(found: Row) -> list[tuple[int, str]]:
     if found["state"] == "captured":
         story.append((found["ended_ms"], _what_for(found["bought"])))
     return [*story, *((move["created_ms"], _movement(move)) for move in found["moves"])]
+
+
+def _runs(note: Row | None, deadline_ms: int) -> list[tuple[int, str]]:
+    if note is None:
+        return [(deadline_ms, "its deadline: it runs, and is released then at the latest")]
+    cost = format_usd(note["cost_nanousd"])
+    return [
+        (note["noted_ms"], f"noted: its stream has cost {cost} until now"),
+        (deadline_ms, "its deadline: it runs, and is charged what is noted then, unless it is extended"),
+    ]
 
 
 def _of_lock(lock: Row | None, created_ms: int) -> list[tuple[int, str]]:

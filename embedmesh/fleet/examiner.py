@@ -10,7 +10,7 @@ from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import WrongAnswer
 from embedmesh.rules.forwarding import NodeClient, Part, Verify
-from embedmesh.rules.generation import Asked
+from embedmesh.rules.generation import GenerationRequest
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue, Clock, Dice, Tokenizer
@@ -20,8 +20,8 @@ PROBE_WORDS = PROBE_TEXT.split()
 RANDOM_TOKENS = (4, 40)  # of a random question, at least and at most
 ONE_TOKEN = {"max_tokens": 1}
 SHORT_QUESTIONS = {
-    "chat": Asked("chat", {"messages": [{"role": "user", "content": PROBE_TEXT}], **ONE_TOKEN}, 64 * 1024),
-    "completions": Asked("completions", {"prompt": PROBE_TEXT, **ONE_TOKEN}, 64 * 1024),
+    "chat": GenerationRequest("chat", {"messages": [{"role": "user", "content": PROBE_TEXT}], **ONE_TOKEN}, 64 * 1024),
+    "completions": GenerationRequest("completions", {"prompt": PROBE_TEXT, **ONE_TOKEN}, 64 * 1024),
 }
 """By modality; each reply has some hundred bytes, and some makes send the prompt again."""
 PROBE_SPECIALS_MAX = 8  # special tokens that a model may add to a text, where its tokenizer is not here
@@ -32,7 +32,7 @@ class ProbeClient(NodeClient, Protocol):
 
     async def served(self, node_id: str) -> ServedModels: ...
 
-    async def generate(self, part: Part, model: Model, asked: Asked, request_id: str) -> bytes: ...
+    async def generate(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> bytes: ...
 
 
 class _Answers(msgspec.Struct):

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 
 from embedmesh.fleet.load import Load
 from embedmesh.rules.confidential import SignedKeys
-from embedmesh.rules.errors import NodeBusy, NodeFailure, NodeTooSlow, NodeUnreachable, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import (
+    NodeBusy,
+    NodeFailure,
+    NodeTooSlow,
+    NodeUnreachable,
+    NotAsAsked,
+    UpstreamRefused,
+    WrongAnswer,
+)
 from embedmesh.rules.limits import REQUEST_INPUTS_MAX
 from embedmesh.rules.nodes import (
     EJECTED_SHARE_MAX,
@@ -206,8 +214,8 @@ class Registry:
     def failed(self, node: Node, failure: NodeFailure, *, by_probe: bool = False) -> None:
         """Note that an attempt or a probe failed.
 
-        Refused load does not count against the node. Nor does a caller's request that an upstream server calls invalid:
-        it may be. A probe tells.
+        Refused load does not count against the node. Nor does a caller's request that an upstream server calls invalid,
+        or answers without all that was asked for: no caller shall send it away. A probe tells.
         """
         now = self._clock.monotonic()
         node.failed[failure.check] += 1
@@ -217,7 +225,7 @@ class Registry:
         if isinstance(failure, NodeBusy):
             node.paused_until = now + min(max(failure.retry_after_s, PAUSE_MIN_S), PAUSE_MAX_S)
             return
-        if isinstance(failure, UpstreamRefused) and not by_probe:
+        if isinstance(failure, UpstreamRefused | NotAsAsked) and not by_probe:
             node.doubt = max(node.doubt, 1)
             return
         node.failures_in_a_row += 1

@@ -1,12 +1,12 @@
 """Money set aside for one request, and the promise that it ends once: captured or released."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import msgspec
 
-from embedmesh.rules.confidential import Locks, LockTerms
+from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter, Metered, PriorRequest
@@ -21,6 +21,9 @@ LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of 
 OPEN = "open"
 AFTER_MS = int((WRITE_REPLY_S + HOLD_GRACE_S) * 1000)  # of a hold beyond the time for the work
 IMAGES = Meter.IMAGES  # an enum's member is slow to look up
+
+Redeem = Callable[[bytes, int], Awaitable[Hold | PriorRequest]]
+"""Use a lock for a request of that body hash until that deadline, in Unix milliseconds: see `Locks.redeem`."""
 
 
 class Bill(msgspec.Struct, eq=False):
@@ -169,7 +172,7 @@ async def set_aside(
 
 async def redeem(
     ledger: Ledger,
-    locks: Locks,
+    use: Redeem,
     terms: LockTerms,
     claim: Claim,
     caller: Caller,
@@ -192,7 +195,7 @@ async def redeem(
         await _take(limited, caller, wanted)
     found: Hold | PriorRequest | None = None
     try:
-        found = await locks.redeem(terms, claim.body_hash, wanted.deadline_ms)
+        found = await use(claim.body_hash, wanted.deadline_ms)
     finally:
         if limited is not None and not isinstance(found, Hold):
             limited.give_back(caller)

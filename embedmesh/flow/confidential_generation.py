@@ -8,6 +8,7 @@ the lock was opened do not count.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -21,7 +22,7 @@ from embedmesh.flow.one_node import OneNode
 from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.prompt_bounds import (
     ANSWER_BYTES_A_TOKEN,
-    AROUND_ANSWERS_BYTES,
+    ANSWER_FRAME_BYTES,
     EVENT_BYTES_A_TOKEN,
     image_bytes_max,
 )
@@ -40,7 +41,7 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Part, Share
-from embedmesh.rules.generation import Generating, StreamState, Usage
+from embedmesh.rules.generation import Generating, StreamState, TokenCounts
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import LOCK_TOKENS, REQUEST_MAX_S
 from embedmesh.rules.models import Model
@@ -141,14 +142,15 @@ class SealedGenerationCall:
     async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
         """Find the lock, and bound what the ciphertext can hold. Raises LockNotFound or KeyMismatch."""
         operation = self._operation
-        terms = await operation.locks.find(caller.account_id, self._call.lock)
+        found = await operation.locks.find(caller.account_id, self._call.lock)
+        terms = found.terms
         check_fits(self._call, self.model, terms)
         self._terms, self._caller = terms, caller
         self._call = msgspec.structs.replace(self._call, model=terms.model, units=terms.units)
         self._tokens = self._token_bounds(terms.units)
-        kept_bytes = await world.ledger.kept_bytes(caller.account_id)
-        may_be_kept = not self.streams and kept_bytes + self.kept_bytes <= KEPT_OF_LOCKS_BYTES_MAX
-        self.lock = PayingLock(operation.locks, terms, kept=may_be_kept, here=operation.nodes.is_here(terms))
+        may_be_kept = not self.streams and found.kept_bytes + self.kept_bytes <= KEPT_OF_LOCKS_BYTES_MAX
+        redeem = partial(operation.locks.redeem, found)
+        self.lock = PayingLock(terms, redeem, kept=may_be_kept, here=operation.nodes.is_here(terms))
         return self._taken
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
@@ -203,7 +205,7 @@ class SealedGenerationCall:
         self._events = SealedPieces(stream, operation.dialect, self._call.scheme)
         return self._events
 
-    def owe(self, world: World, bill: Bill, part: Part, said: Usage | None, text_bytes: int) -> Used:
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
         statement = self._events.statement
         assert statement is not None  # an event has come
         return self._owe(world, bill, part, statement)
@@ -274,7 +276,7 @@ class SealedGenerationCall:
         sizes = tuple(self.model.image_prices) if self._draws else ()
         reply_bytes = self._whole_bytes_max
         if self.streams:
-            reply_bytes = SEALED_ANSWER_SHARE * (AROUND_ANSWERS_BYTES + self._terms.units * EVENT_BYTES_A_TOKEN)
+            reply_bytes = SEALED_ANSWER_SHARE * (ANSWER_FRAME_BYTES + self._terms.units * EVENT_BYTES_A_TOKEN)
         return SealedBounds(self._tokens.most, self._terms.units, reply_bytes, sizes)
 
     @property
@@ -283,7 +285,7 @@ class SealedGenerationCall:
         if self._draws:
             return SEALED_ANSWER_SHARE * image_bytes_max(largest_size(self.model), 1)
         tokens = max(self.model.output_max, LOCK_TOKENS)
-        return SEALED_ANSWER_SHARE * (AROUND_ANSWERS_BYTES + tokens * ANSWER_BYTES_A_TOKEN)
+        return SEALED_ANSWER_SHARE * (ANSWER_FRAME_BYTES + tokens * ANSWER_BYTES_A_TOKEN)
 
 
 def _failure(last: NodeFailure | None) -> Failure:

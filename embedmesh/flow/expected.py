@@ -15,6 +15,6 @@ class ExpectedOutput:
         return min(self._means.get(model_id, FIRST * output_max), output_max)
 
     def learn(self, model_id: str, tokens: float) -> None:
-        """An answer had so many tokens."""
+        """An answer had that many tokens."""
         before = self._means.get(model_id)
         self._means[model_id] = tokens if before is None else FADE * before + (1 - FADE) * tokens

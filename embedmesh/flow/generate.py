@@ -32,15 +32,14 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Part, Share
 from embedmesh.rules.generation import (
-    Asked,
     GeneratingClient,
     GenerationDialect,
+    GenerationRequest,
     NodeStream,
     Piece,
     Prompt,
-    StreamEnd,
     StreamState,
-    Usage,
+    TokenCounts,
     Whole,
 )
 from embedmesh.rules.holds import Meter, Metered
@@ -110,7 +109,7 @@ class GenerationCall:
 
     lock = None
     most: Most
-    likely: Usage  # of the input, our own count; output: what such requests have made of late
+    likely: TokenCounts  # of the input, our own count; output: what such requests have made of late
     _caller: Caller
     _prices: tuple[int, int, int]  # input, cached, output
     _image_price: int  # of a million
@@ -165,7 +164,7 @@ class GenerationCall:
             )
         self.most = Most(tokens.most, prompt.generated * self.output_max)
         output = self.operation.expected.of(model.id, self.output_max) * prompt.generated
-        self.likely = Usage(tokens.likely, min(ceil(output), self.most.output))
+        self.likely = TokenCounts(tokens.likely, min(ceil(output), self.most.output))
         return self.likely.input
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
@@ -230,7 +229,7 @@ class GenerationCall:
             return IMAGE_TOKENS * self.prompt.images
         return max(1, self.likely.input + self.likely.output)
 
-    def asked(self) -> Asked:
+    def asked(self) -> GenerationRequest:
         """What a node is asked, but for the name that it has for the model."""
         return asked_of(self.prompt, self.output_max)
 
@@ -259,10 +258,10 @@ class GenerationCall:
         """A failure as the data of an event."""
         return self.operation.failure_event(failure)
 
-    def owe(self, world: World, bill: Bill, part: Part, said: Usage | None, text_bytes: int) -> Used:
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
         """Charge what was used until now: see `flow.usage`."""
-        own = Usage(self.likely.input, tokens_of(text_bytes))
-        spent = used(said, own, text_bytes, self.most, several=self.prompt.generated > 1)
+        own = TokenCounts(self.likely.input, tokens_of(text_bytes))
+        spent = used(said, own, text_bytes, self.most, answers=self.prompt.generated)
         input_price, cached_price, output_price = self._prices
         bill.owe(
             Metered(Meter.INPUT, spent.input - spent.cached, input_price, spent.estimated),
@@ -304,15 +303,15 @@ class DialectPieces:
 
     def __init__(self, call: GenerationCall, stream: NodeStream, state: StreamState) -> None:
         self._dialect = call.operation.dialect
-        self._prompt = msgspec.structs.replace(call.prompt, wants_usage=False)  # it is told once, by us
+        self._prompt = call.prompt
         self._model = call.model
         self._stream = stream
         self._state = state
         self._left = call.most.output + EVENTS_MORE
 
     @property
-    def end(self) -> StreamEnd | None:
-        return self._stream.end
+    def is_whole(self) -> bool:
+        return self._stream.end == "done" or len(self._state.ended) >= self._prompt.choices
 
     async def next(self) -> Piece | None:
         data = await self._stream.next()

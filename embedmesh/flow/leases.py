@@ -19,7 +19,7 @@ LEASE_EVERY_S = 10.0
 LEASE_S = 30.0  # three tries
 
 
-class Lease(NamedTuple):
+class StreamLease(NamedTuple):
     """A stream under way. `charge` says what it owes until now."""
 
     bill: Bill
@@ -32,9 +32,9 @@ class Leases:
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._leases: dict[str, Lease] = {}  # by the hold's id
+        self._leases: dict[str, StreamLease] = {}  # by the hold's id
 
-    def add(self, lease: Lease) -> None:
+    def add(self, lease: StreamLease) -> None:
         """Extend its hold until `remove`."""
         self._leases[lease.bill.hold.hold_id] = lease
 

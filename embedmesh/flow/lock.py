@@ -37,8 +37,7 @@ async def lock_node(
     if model is None or not world.fleet.may_come(model):
         raise no_such_model(model_name, world.catalogue, world.terms.serves)
     may_use(caller, model)
-    if not 0 < units <= REQUEST_TOKENS_MAX:
-        raise InvalidValue(f"`max_num_tokens` is 1 to {REQUEST_TOKENS_MAX:,}.", param="max_num_tokens")
+    check_units(units, "max_num_tokens")
     if not LOCK_S_MIN <= span_s <= LOCK_S_MAX:
         raise InvalidValue(f"`timeout` is {LOCK_S_MIN} to {LOCK_S_MAX} seconds.", param="timeout")
     node = nodes.choose_sealing(model, scheme, among)
@@ -76,3 +75,9 @@ def _price_of(world: World, model: Model, account_id: str, units: int) -> tuple[
     for size in model.image_prices:
         amount = max(amount, cost_nanousd(1, prices.image(model, account_id, size)))
     return price, amount
+
+
+def check_units(units: int, param: str) -> None:
+    """Raise InvalidValue where no lock is for that number of tokens."""
+    if not 0 < units <= REQUEST_TOKENS_MAX:
+        raise InvalidValue(f"`{param}` is 1 to {REQUEST_TOKENS_MAX:,}.", param=param)

@@ -25,7 +25,7 @@ class OneNode:
         *,
         only: str | None = None,
     ) -> None:
-        """Enter the queue with about so many tokens, for a server of another make, or `only` for that node.
+        """Enter the queue with about that many `tokens`, for a server of another make, or `only` for that node.
 
         `explain` makes the caller's failure of the last node's. Raises Overloaded.
         """

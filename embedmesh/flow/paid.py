@@ -162,7 +162,7 @@ async def _under_lock(world: World, request: Request, lock: PayingLock, within_s
             )
     bill = await redeem(
         world.ledger,
-        lock.locks,
+        lock.redeem,
         lock.terms,
         claim,
         request.caller,

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 from embedmesh.flow.usage import tokens_of
-from embedmesh.rules.generation import Asked, Prompt
+from embedmesh.rules.generation import GenerationRequest, Prompt
 from embedmesh.rules.models import Model
 
 TEMPLATE_TOKENS_LIKELY = 4  # around a message, where no node says
-AROUND_ANSWERS_BYTES = 64 * 1024  # around the answers
+ANSWER_FRAME_BYTES = 64 * 1024  # around the answers
 ANSWER_BYTES_A_TOKEN = 64  # of an answer in JSON, escaped; ordinary text has six
 LOGPROB_BYTES = 160  # of one token with its probability and its bytes
 EVENT_BYTES_A_TOKEN = 4_096  # of a stream's events: each repeats its id, its model and usage
@@ -39,13 +39,13 @@ def prompt_tokens(prompt: Prompt, model: Model, size: int, exact: int | None) ->
     return PromptTokens(most, min(likely, most), None if exact is None else exact + given)
 
 
-def asked_of(prompt: Prompt, output_max: int) -> Asked:
+def asked_of(prompt: Prompt, output_max: int) -> GenerationRequest:
     """What a node is asked, but for its name of the model; each answer may have `output_max` tokens."""
     body = prompt.body
     if prompt.modality != "images":
         body = body | dict.fromkeys(prompt.limits, output_max)
     most = stream_bytes_max(prompt, output_max) if prompt.stream else whole_bytes_max(prompt, output_max)
-    return Asked(prompt.modality, body, most, prompt.stream)
+    return GenerationRequest(prompt.modality, body, most, prompt.stream)
 
 
 def whole_bytes_max(prompt: Prompt, output_max: int) -> int:
@@ -54,15 +54,15 @@ def whole_bytes_max(prompt: Prompt, output_max: int) -> int:
         return image_bytes_max(prompt.size, prompt.images)
     top = prompt.body.get("top_logprobs") or prompt.body.get("logprobs") or 0
     a_token = ANSWER_BYTES_A_TOKEN + LOGPROB_BYTES * (1 + int(top) if top else 0)
-    return AROUND_ANSWERS_BYTES + prompt.generated * output_max * a_token
+    return ANSWER_FRAME_BYTES + prompt.generated * output_max * a_token
 
 
 def stream_bytes_max(prompt: Prompt, output_max: int) -> int:
     """Of all of a stream."""
-    return AROUND_ANSWERS_BYTES + prompt.generated * output_max * EVENT_BYTES_A_TOKEN
+    return ANSWER_FRAME_BYTES + prompt.generated * output_max * EVENT_BYTES_A_TOKEN
 
 
 def image_bytes_max(size: str, images: int) -> int:
     """Of a whole reply with images."""
     width, _, height = size.partition("x")
-    return AROUND_ANSWERS_BYTES + images * int(width) * int(height) * PIXEL_BYTES
+    return ANSWER_FRAME_BYTES + images * int(width) * int(height) * PIXEL_BYTES

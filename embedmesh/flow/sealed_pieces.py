@@ -6,7 +6,7 @@ from embedmesh.flow.confidential import REFUSED
 from embedmesh.rules.confidential import SealedAnswer, SealedCall
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import Reply
-from embedmesh.rules.generation import Piece, StreamEnd
+from embedmesh.rules.generation import Piece
 from embedmesh.rules.lock_failures import ConfidentialRefused
 from embedmesh.rules.sealed_generation import CheckedEvent, GenerationStatement, SealedStream, SignedCounts
 
@@ -45,8 +45,8 @@ class SealedPieces:
         self._scheme = scheme
 
     @property
-    def end(self) -> StreamEnd | None:
-        return self._stream.end
+    def is_whole(self) -> bool:
+        return self.statement is not None and self.statement.final
 
     async def next(self) -> Piece | None:
         event = await self._stream.next()

@@ -7,20 +7,30 @@ event is asked for when the caller's socket has the last one.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from copy import copy
 from typing import NamedTuple, Protocol
 
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
 from embedmesh.flow.forward import caller_failure
-from embedmesh.flow.leases import Lease, Leases
+from embedmesh.flow.leases import Leases, StreamLease
 from embedmesh.flow.one_node import OneNode
 from embedmesh.flow.operation import Invocation
 from embedmesh.flow.usage import Used
 from embedmesh.flow.world import World
-from embedmesh.rules.errors import DeadlineExceeded, Failure, NodeBroke, NodeFailure, NodeTooSlow, WrongAnswer
-from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import Piece, StreamEnd, StreamState, Usage
+from embedmesh.rules.errors import (
+    BadNodeResponse,
+    DeadlineExceeded,
+    Failure,
+    NodeBroke,
+    NodeFailure,
+    NodeTooSlow,
+    UpstreamRefused,
+    WrongAnswer,
+)
+from embedmesh.rules.forwarding import Part, Share
+from embedmesh.rules.generation import Piece, StreamState, TokenCounts
 from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
 from embedmesh.rules.ports import Caller
 
@@ -37,8 +47,8 @@ class PieceStream(Protocol):
     """A node's stream, as its caller may have it. Closed once."""
 
     @property
-    def end(self) -> StreamEnd | None:
-        """What has ended it; None until `next` has given None."""
+    def is_whole(self) -> bool:
+        """Whether it came to its own end; after `next` has given None."""
         ...
 
     async def next(self) -> Piece | None:
@@ -62,7 +72,7 @@ class StreamedCall(Invocation, Protocol):
         """A node's stream, once its head has come. Raises a Failure; after a NodeFailure another node may be asked."""
         ...
 
-    def owe(self, world: World, bill: Bill, part: Part, said: Usage | None, text_bytes: int) -> Used:
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
         """Charge what was used until now, by the node's word and by the bytes of text that were delivered."""
         ...
 
@@ -83,7 +93,7 @@ class StreamedCall(Invocation, Protocol):
         ...
 
 
-class Opened(NamedTuple):
+class OpenedStream(NamedTuple):
     """A node's stream, and its first event."""
 
     stream: PieceStream
@@ -98,13 +108,14 @@ class Stream:
         self._world = world
         self._bill = bill
         self._node = node
-        self._opening: asyncio.Task[tuple[Opened, Part]]
+        self._opening: asyncio.Task[tuple[OpenedStream, Part]]
         self._caller = caller
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
         self._text_bytes = 0
-        self._said: Usage | None = None
-        self._spent: Used | None = None  # once an event was handed over
-        self._finished = self._gone = self._closed = False
+        self._said: TokenCounts | None = None
+        self._spent: Used | None = None  # with the event that is being handed over
+        self._handed: tuple[tuple[Metered, ...], tuple[Share, ...]] = ((Metered(Meter.INPUT, 0, 0),), ())  # without it
+        self._gone = self._closed = False
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -119,9 +130,10 @@ class Stream:
 
     async def begin(self) -> None:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
-        self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
+        metered, shares = self._handed
+        self._bill.owe(*metered, shares=shares)
         self._opening = asyncio.create_task(self._opened())
-        self._call.leases.add(Lease(self._bill, self._charge))
+        self._call.leases.add(StreamLease(self._bill, self._charge))
         try:
             await asyncio.wait({self._opening}, timeout=FIRST_WAIT_S)
             if self._opening.done():
@@ -152,7 +164,7 @@ class Stream:
         self._gone = True
         self._stop()
 
-    async def _opened(self) -> tuple[Opened, Part]:
+    async def _opened(self) -> tuple[OpenedStream, Part]:
         """The first stream that has an event, and the part that its node works on. Raises a Failure."""
         try:
             with within(OPENING_S):
@@ -160,7 +172,7 @@ class Stream:
         except TimeoutError:
             raise DeadlineExceeded("No node began to answer in time. Send a shorter prompt, or try again.") from None
 
-    async def _open(self, part: Part) -> Opened:
+    async def _open(self, part: Part) -> OpenedStream:
         """A node's stream with its first event. Raises a NodeFailure."""
         try:
             with within(FIRST_EVENT_S):
@@ -174,9 +186,9 @@ class Stream:
                     raise
         except TimeoutError:
             raise NodeTooSlow("the server's first event did not come in time") from None
-        return Opened(stream, first)
+        return OpenedStream(stream, first)
 
-    async def _events_of(self, opened: Opened, part: Part) -> AsyncGenerator[bytes, None]:
+    async def _events_of(self, opened: OpenedStream, part: Part) -> AsyncGenerator[bytes, None]:
         call, stream = self._call, opened.stream
         until = self._world.clock.monotonic() + STREAM_S
         piece: Piece | None = opened.first
@@ -184,11 +196,12 @@ class Stream:
             self._owe(piece, part)
             if piece.data is not None:
                 yield b"data: %b\n\n" % piece.data
+            self._handed = self._bill.metered or (), self._bill.shares
             if self._world.clock.monotonic() > until:
                 raise DeadlineExceeded("The stream took longer than a stream may.")
             with within(BETWEEN_S):
                 piece = await stream.next()
-        if stream.end != "done" and not self._finished:
+        if not stream.is_whole:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
         spent = self._spent
@@ -200,7 +213,6 @@ class Stream:
     def _owe(self, piece: Piece, part: Part) -> None:
         self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
         self._said = piece.usage or self._said
-        self._finished = self._finished or piece.finished
         self._spent = self._call.owe(self._world, self._bill, part, self._said, self._text_bytes)
 
     def _broken(self, reason: Failure | TimeoutError) -> bytes:
@@ -211,12 +223,14 @@ class Stream:
             self._node.failed(reason)
         if self._spent is None or not self._call.model.charge_partial:
             self._bill.release()
-        told = caller_failure(reason) if isinstance(reason, NodeFailure) else reason
+        told = _not_whole(reason) if isinstance(reason, NodeFailure) else reason
         return b"data: %b\n\n" % self._call.failure_event(told)
 
     def _charge(self) -> Charge:
-        """What was delivered until now; before that the least that a stream can be: nothing."""
-        return charge_of(self._world, self._caller, self._call, self._bill)
+        """What the caller's socket has by now, not what is on its way there; at first nothing."""
+        bill, (metered, shares) = copy(self._bill), self._handed
+        bill.owe(*metered, shares=shares)
+        return charge_of(self._world, self._caller, self._call, bill)
 
     def _stop(self) -> None:
         self._opening.cancel()
@@ -235,3 +249,14 @@ class Stream:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:
             self._call.spend(self._world, self._spent)
+
+
+def _not_whole(last: NodeFailure) -> Failure:
+    """The caller's failure of a stream whose node has failed."""
+    match last:
+        case NodeTooSlow():
+            return DeadlineExceeded("The server that was answering fell silent, so the answer is not whole. Ask again.")
+        case UpstreamRefused():
+            return caller_failure(last)
+        case _:
+            return BadNodeResponse("The server that was answering broke off, so the answer is not whole. Ask again.")

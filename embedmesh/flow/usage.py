@@ -1,13 +1,14 @@
 """How many tokens are charged for what a node has generated: its own word within bounds, else our count.
 
 A node's word is not believed where it says more than was asked for, or less than can be; then, and where it says
-nothing, our own count is charged and marked. Nodes of some makes count one of several answers only.
+nothing, our own count is charged and marked. Nodes of some makes count one of several answers only: a word that is
+nearer to that than to all of them is not believed.
 """
 
-from math import ceil
+from math import ceil, sqrt
 from typing import NamedTuple
 
-from embedmesh.rules.generation import Usage
+from embedmesh.rules.generation import TokenCounts
 from embedmesh.rules.limits import BYTES_A_TOKEN_MAX
 
 TEXT_BYTES_A_TOKEN = 4  # of ordinary text, where nobody here has the model's tokenizer
@@ -30,19 +31,19 @@ class Used(NamedTuple):
     estimated: bool = False
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenCounts:
         """As callers are told."""
-        return Usage(self.input, self.output, self.cached, self.reasoning)
+        return TokenCounts(self.input, self.output, self.cached, self.reasoning)
 
 
-def used(said: Usage | None, own: Usage, delivered_bytes: int, most: Most, *, several: bool) -> Used:
-    """What is charged. `own` is our count, `delivered_bytes` that of all text; `several` answers were asked for."""
+def used(said: TokenCounts | None, own: TokenCounts, delivered_bytes: int, most: Most, *, answers: int) -> Used:
+    """What is charged. `own` is our count, `delivered_bytes` that of all text; that many `answers` were asked for."""
     ours = Used(min(own.input, most.input), min(own.output, most.output), estimated=True)
     if said is None or said.input > most.input or said.output > most.output or said.cached > said.input:
         return ours
     if said.output < ceil(delivered_bytes / BYTES_A_TOKEN_MAX):
         return ours._replace(input=said.input, cached=said.cached)
-    if several and said.output < ours.output:
+    if answers > 1 and said.output * sqrt(answers) < ours.output:
         return ours._replace(input=said.input, cached=said.cached)
     return Used(said.input, said.output, said.cached, said.reasoning)
 

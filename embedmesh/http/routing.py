@@ -24,10 +24,10 @@ class RouteTable:
     """Routes with their aliases, by path."""
 
     def __init__(self, routes: Routes, other_paths: Mapping[str, str]) -> None:
-        """`other_paths`: alias -> path of a route."""
+        """`other_paths`: alias -> path of a route; that of a route which is not here is no path."""
         every = {path: _with_head(methods) for path, methods in routes.items()}
         self._names = [path for path in every if "*" not in path and path != "/"]
-        every |= {path: every[of] for path, of in other_paths.items()}
+        every |= {path: every[of] for path, of in other_paths.items() if of in every}
         self._exact = {path: methods for path, methods in every.items() if "*" not in path}
         starred = [(*path.partition("*"), methods) for path, methods in every.items() if "*" in path]
         self._starred = sorted(starred, key=lambda row: -len(row[2]))  # /keys/*/rotate before /keys/*

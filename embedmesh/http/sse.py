@@ -38,7 +38,8 @@ class SseParser:
     def rest(self) -> bytes | None:
         """The data of a last event whose blank line is missing, or whose last line has no end; None without one.
 
-        By the standard, such an event is dropped: it may have been cut. Whoever knows that nothing was cut may have it.
+        By the standard, such an event is dropped, since it may have been cut. Ask only of a stream that is known to be
+        whole.
         """
         ended = self.feed(b"\n\n")
         return ended[0] if ended else None

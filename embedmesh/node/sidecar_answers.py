@@ -20,7 +20,15 @@ from embedmesh.rules.errors import (
     NodeFailure,
     WrongAnswer,
 )
-from embedmesh.rules.generation import Generating, GenerationDialect, NodeStream, Piece, Prompt, StreamState, Usage
+from embedmesh.rules.generation import (
+    Generating,
+    GenerationDialect,
+    NodeStream,
+    Piece,
+    Prompt,
+    StreamState,
+    TokenCounts,
+)
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Catalogue, Clock
@@ -135,14 +143,13 @@ class Answering:
         data = await stream.next()
         if data is None:
             return None
-        prompt = msgspec.structs.replace(self.fitted.prompt, wants_usage=False)  # it is told once, by us
-        return self.dialect.piece(prompt, self.fitted.model, data, state)
+        return self.dialect.piece(self.fitted.prompt, self.fitted.model, data, state)
 
-    def spent(self, said: Usage | None, delivered_bytes: int) -> Used:
+    def spent(self, said: TokenCounts | None, delivered_bytes: int) -> Used:
         """By the server's word within its bounds, else by our count; together never above the lock."""
         fitted = self.fitted
-        own = Usage(fitted.likely, tokens_of(delivered_bytes))
-        spent = used(said, own, delivered_bytes, fitted.most, several=fitted.prompt.generated > 1)
+        own = TokenCounts(fitted.likely, tokens_of(delivered_bytes))
+        spent = used(said, own, delivered_bytes, fitted.most, answers=fitted.prompt.generated)
         tokens = max(1, min(spent.input, fitted.units))
         return spent._replace(
             input=tokens, cached=min(spent.cached, tokens), output=min(spent.output, fitted.units - tokens)
@@ -163,8 +170,8 @@ class SealedFrames:
         self._stream = stream
         self._state = state
         self._text_bytes = self._events = 0
-        self._said: Usage | None = None
-        self._finished = self._gone = False
+        self._said: TokenCounts | None = None
+        self._gone = False
         self._parts = self._made(first)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -196,9 +203,9 @@ class SealedFrames:
                     waiting = piece.data if piece.finished else None
                     if waiting is None:
                         yield self._frame(piece.data)
-                await asyncio.sleep(0)  # an event takes half a millisecond here: where many have come, others have turns
+                await asyncio.sleep(0)  # an event takes half a millisecond here: where many have come, others get turns
                 piece = await self._of.next(self._stream, self._state)
-            if self._stream.end != "done" and not self._finished:
+            if self._stream.end != "done" and len(self._state.ended) < self._of.fitted.prompt.choices:
                 raise NodeBroke("the server's stream ended before its answer")
             served.answered()
             for part in self._last(waiting):
@@ -224,7 +231,6 @@ class SealedFrames:
     def _note(self, piece: Piece) -> None:
         self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
         self._said = piece.usage or self._said
-        self._finished = self._finished or piece.finished
         self._events += bool(piece.text)
         if self._events > self._of.fitted.most.output + EVENTS_MORE:
             raise WrongAnswer("the server's stream does not end where it was asked to")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from embedmesh.rules.errors import NodeBusy, NodeFailure, UpstreamRefused
-from embedmesh.rules.generation import Asked
+from embedmesh.rules.generation import GenerationRequest
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock
 from embedmesh.upstream.generating import UpstreamGeneration
@@ -26,8 +26,10 @@ QUESTION_S = 30.0  # it may load its model for it
 FAILURES_MAX = 3  # of requests in a row, before it is asked for a token: until then it stays announced
 QUESTION = "The quick brown fox jumped over the lazy dog."
 QUESTIONS = {
-    "chat": Asked("chat", {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 1}, 64 * 1024),
-    "completions": Asked("completions", {"prompt": QUESTION, "max_tokens": 1}, 64 * 1024),
+    "chat": GenerationRequest(
+        "chat", {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 1}, 64 * 1024
+    ),
+    "completions": GenerationRequest("completions", {"prompt": QUESTION, "max_tokens": 1}, 64 * 1024),
 }
 """By modality; each reply has some hundred bytes."""
 

@@ -330,6 +330,12 @@ class WrongAnswer(NodeFailure):
     check = Check.FORM
 
 
+class NotAsAsked(WrongAnswer):
+    """A server that is not ours made another number of answers than was asked for: not all know `n`."""
+
+    check = Check.COUNT
+
+
 # -- at start-up: shown in one line, exit code 78 ---------------------------------------------------------------------
 
 

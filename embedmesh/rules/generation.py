@@ -42,12 +42,12 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     wants_usage: bool = False  # whether a stream's caller has asked for `usage`
     size: str | None = None  # of images, as "1024x1024"
-    reply_form: str | None = None  # of images, as the caller wants them
+    reply_form: str | None = None  # the form of the answer that its caller wants, in words of the dialect
     user: str | None = None
     ignored: tuple[str, ...] = ()  # names of members that change nothing
 
 
-class Usage(msgspec.Struct, frozen=True):
+class TokenCounts(msgspec.Struct, frozen=True):
     """What a node says it has used, in tokens. Not believed yet: see `flow.usage`."""
 
     input: int
@@ -65,7 +65,7 @@ class Piece(msgspec.Struct, frozen=True):
 
     data: bytes | None
     text: str = ""
-    usage: Usage | None = None
+    usage: TokenCounts | None = None
     finished: bool = False  # whether it ends an answer
 
 
@@ -74,7 +74,7 @@ class Whole(msgspec.Struct, frozen=True):
 
     data: bytes
     text: str = ""
-    usage: Usage | None = None
+    usage: TokenCounts | None = None
     images: int = 0  # that it holds
 
 
@@ -93,11 +93,11 @@ class GenerationDialect(Protocol):
         """One event of a node's stream by an allow-list. Raises NodeBroke for an error event, WrongAnswer."""
         ...
 
-    def usage_event(self, prompt: Prompt, model: Model, usage: Usage, state: "StreamState") -> bytes:
+    def usage_event(self, prompt: Prompt, model: Model, usage: TokenCounts, state: "StreamState") -> bytes:
         """The last data event of a stream whose caller wants `usage`: JSON."""
         ...
 
-    def with_usage(self, whole: Whole, usage: Usage) -> bytes:
+    def with_usage(self, whole: Whole, usage: TokenCounts) -> bytes:
         """The same reply with this usage: JSON."""
         ...
 
@@ -125,7 +125,7 @@ class StreamState(msgspec.Struct):
     events: int = 0
 
 
-class Asked(msgspec.Struct, frozen=True):
+class GenerationRequest(msgspec.Struct, frozen=True):
     """What one attempt asks of a node: the body without the model's name, and how much may come back."""
 
     modality: Generating
@@ -161,10 +161,10 @@ class NodeStream(Protocol):
 class GeneratingClient(Protocol):
     """One exchange with one node. `request_id` is our own."""
 
-    async def generate(self, part: Part, model: Model, asked: Asked, request_id: str) -> bytes:
+    async def generate(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> bytes:
         """The node's whole reply. Raises a NodeFailure; UpstreamRefused says what the node says."""
         ...
 
-    async def stream(self, part: Part, model: Model, asked: Asked, request_id: str) -> NodeStream:
+    async def stream(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> NodeStream:
         """The node's stream, once its head has come. Raises a NodeFailure."""
         ...

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from embedmesh.http.sse import BYTE_ORDER_MARK, SseParser
-from embedmesh.rules.errors import NodeBroke, UpstreamRefused, WrongAnswer
-from embedmesh.rules.generation import PATHS, Asked, StreamEnd
+from embedmesh.rules.errors import NodeBroke, NodeFailure, UpstreamRefused, WrongAnswer
+from embedmesh.rules.generation import PATHS, GenerationRequest, StreamEnd
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -32,7 +32,7 @@ class UpstreamGeneration:
         self._offers = offers
         self._knows_options: bool | None = None  # whether it supports `stream_options`; learned from its replies
 
-    async def generate(self, model: Model, asked: Asked) -> bytes:
+    async def generate(self, model: Model, asked: GenerationRequest) -> bytes:
         """A whole reply: one JSON value, unless something else is wrong with it. Raises a NodeFailure."""
         offer = self._offer(model)
         try:
@@ -41,7 +41,7 @@ class UpstreamGeneration:
         except UpstreamRefused as refused:
             raise _in_our_words(refused, offer, model) from None
 
-    async def stream(self, model: Model, asked: Asked) -> "UpstreamStream":
+    async def stream(self, model: Model, asked: GenerationRequest) -> "UpstreamStream":
         """A stream, once its head has come. Raises a NodeFailure."""
         offer = self._offer(model)
         try:
@@ -49,7 +49,7 @@ class UpstreamGeneration:
         except UpstreamRefused as refused:
             raise _in_our_words(refused, offer, model) from None
 
-    async def _usage_told(self, body: dict[str, Any], asked: Asked) -> "UpstreamStream":
+    async def _usage_told(self, body: dict[str, Any], asked: GenerationRequest) -> "UpstreamStream":
         """A stream that tells its usage, from a server that can. The first request finds that out."""
         knew = self._knows_options
         if knew is not False:
@@ -64,7 +64,7 @@ class UpstreamGeneration:
         self._knows_options = False
         return stream
 
-    async def _stream(self, body: dict[str, Any], asked: Asked) -> "UpstreamStream":
+    async def _stream(self, body: dict[str, Any], asked: GenerationRequest) -> "UpstreamStream":
         stream = await self._server.stream(PATHS[asked.modality], body, asked.reply_bytes_max)
         kind = stream.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind not in NO_STREAMS and is_plain(stream.headers):
@@ -92,9 +92,12 @@ class UpstreamStream:
         self._parser = SseParser()
         self._events: deque[bytes] = deque()  # that have come in the last piece of the body
         self._any = False  # whether there was an event
+        self._failure: NodeFailure | None = None  # that an event told: nothing after it counts
 
     async def next(self) -> bytes | None:
         while True:
+            if self._failure is not None:
+                raise self._failure
             while self._events:
                 event = self._events.popleft()
                 if event.startswith(DONE):
@@ -102,9 +105,10 @@ class UpstreamStream:
                     self._events.clear()
                     self._body.leave()
                 elif event and not event.isspace():  # an empty one keeps the connection open
-                    if (failure := failure_in(event)) is not None:
+                    self._failure = failure_in(event)
+                    if self._failure is not None:
                         self.close()
-                        raise failure
+                        raise self._failure
                     self._any = True
                     return event
             if self.end is not None:
@@ -131,7 +135,7 @@ class UpstreamStream:
             self._events.append(last)
 
 
-def _named(offer: Offer, asked: Asked) -> dict[str, Any]:
+def _named(offer: Offer, asked: GenerationRequest) -> dict[str, Any]:
     """The body as the server wants it."""
     return asked.body | {"model": offer.name or offer.id}
 

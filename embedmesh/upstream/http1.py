@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
     def lend(self, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
         """Let another protocol have what comes from now on, for one exchange. Raises NodeBroke if the node has closed.
 
-        Whoever borrows it gives it back by `take_back`, and says if it was lost meanwhile.
+        The borrower ends that by `take_back`, and passes on `connection_lost` if that comes meanwhile.
         """
         self.heard = False
         if self._transport is None:

@@ -26,7 +26,7 @@ class Http1Reply(msgspec.Struct, frozen=True):
 class ReplyReader:
     """One reply, read by httptools as it comes. What is there first counts: the `reply`, or a `failure`.
 
-    Whoever wants the body before it is whole takes it from here; what was taken is not in the `reply`.
+    A body can be taken before it is whole; what was taken is not in the `reply`.
     """
 
     def __init__(self, size_max: int) -> None:

@@ -12,7 +12,7 @@ from embedmesh.rules.nodes import Check
 from embedmesh.upstream.http1 import Connection
 from embedmesh.upstream.http1_reader import NODE_HEAD_BYTES_MAX, ReplyReader
 
-UNREAD_BYTES_MAX = 32 * 1024  # of a body; a reply of ordinary speed never has as much, and each reader may be slow
+HELD_BYTES_MAX = 32 * 1024  # of a body; a reply of ordinary speed never has as much, and each reader may be slow
 READ_BYTES_MAX = 16 * 1024  # at one time, beyond the above: asyncio's own 256 kB would make the bound useless
 FRAMED_BYTES_MAX = 8  # on the wire for each byte of a body: a chunk for each takes six
 LEFT_S, LEFT_BYTES_MAX = 1.0, 4_096  # until a reply ends of which no more is wanted: a last chunk has five bytes
@@ -141,7 +141,7 @@ class BodyStream(asyncio.BufferedProtocol):
             self._fail(WrongAnswer("the node's reply is larger than any right one", check=Check.HTTP))
         else:
             self._pieces += pieces
-            if self._unread > UNREAD_BYTES_MAX and not self._paused:
+            if self._unread > HELD_BYTES_MAX and not self._paused:
                 self._paused = True
                 self._transport.pause_reading()
 

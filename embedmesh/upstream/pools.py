@@ -105,6 +105,7 @@ class OutboundPool:
             except NodeBroke:
                 if connection.heard:
                     raise
+                # As in `exchange`.
         return await _begun(await self._dial(), build(), limit, self.put_back)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ from embedmesh.commands.statement import STATEMENT_COLUMNS, write_csv
 from embedmesh.provision.bootstrap import bootstrap, open_books
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.confidential import LockTerms
-from embedmesh.rules.holds import Charge, Hold, Payable
+from embedmesh.rules.holds import Charge, Hold, Payable, StreamNote
 from embedmesh.rules.money import plain_usd
 from embedmesh.settings import secret_path, store_path
 from embedmesh.storage.books.keys import Limits
@@ -305,6 +306,75 @@ def test_prices_of_all_times(run: Run) -> None:
     assert {one["state"] for one in shown(run("prices", "list", MODEL, "--json"))} == {"over", "withdrawn"}
 
 
+WRITER = """
+[[models]]
+id = "acme/writer"
+modalities = ["chat", "images"]
+max_tokens = 1000
+price = 150_000_000
+output_price = 600_000_000
+image_prices = { "1024x1024" = 40_000_000 }
+"""
+
+
+def test_each_meter_has_a_price(run: Run, tmp_path: Path) -> None:
+    """Said in words, with the unit of each; what a model has no price for is refused, and what is set is named."""
+    (tmp_path / "models.toml").write_text(WRITER)
+
+    def prices(*words: object) -> Result:
+        return run("prices", *words, "--catalogue", tmp_path / "models.toml")
+
+    said = told(prices("set", "acme/writer", "0.5", "--meter", "output"))
+    assert said.startswith("A million output tokens of acme/writer cost $0.50 for all accounts from ")
+    said = told(prices("set", "acme/writer", "0.05", "--meter", "images:1024x1024"))
+    assert said.startswith("An image of 1024x1024 by acme/writer costs $0.05 for all accounts from ")
+    told(prices("set", "acme/writer", "0.2"))
+    refused = prices("set", "acme/writer", "0.05", "--meter", "images:1x1")
+    assert "use one of input, cached, output, images:1024x1024." in refused.stderr
+    by_meter = {one["meter"]: one for one in shown(prices("list", "--json"))}
+    assert {meter: one["state"] for meter, one in by_meter.items()} == dict.fromkeys(by_meter, "in force")
+    assert by_meter["output"]["price_nanousd_per_million_tokens"] == 500_000_000
+    assert by_meter["images:1024x1024"]["price_nanousd_per_image"] == 50_000_000
+    rows = [re.split(" {2,}", line)[2:4] for line in told(prices("list")).splitlines()]
+    units = ["a million tokens", "$0.20"], ["an image of 1024x1024", "$0.05"], ["a million output tokens", "$0.50"]
+    assert rows == [["of", "price"], *units]
+    said = told(prices("end", "acme/writer", "--meter", "output"))
+    assert said.startswith("The price of a million output tokens of acme/writer for all accounts has ended")
+    again = prices("end", "acme/writer", "--meter", "output")
+    assert "No price of acme/writer for a million output tokens is set for all accounts." in again.stderr
+
+
+def test_a_stream_is_explained(tmp_path: Path) -> None:
+    """While it runs: what was noted. Once its gateway is gone: that it was charged for that."""
+    data_dir = tmp_path / "data"
+    bootstrap(data_dir, "http://127.0.0.1:8080/v1")
+    run = run_offline(data_dir)
+    hold = Hold("req_stream", "local", 200, SystemClock().unix_ms() + 60_000, "key_1")
+    note = SERVED["req_paid"]
+    assert note is not None
+
+    async def stream(*, fresh: bool) -> None:
+        secret = partial(load_secret, secret_path(data_dir))
+        store = await Store.open(store_path(data_dir), folder=data_dir, clock=SystemClock(), secret=secret)
+        if fresh:
+            await store.hold(hold)
+            assert await store.extend([StreamNote(hold, note, hold.deadline_ms + 1_000)]) == {hold.hold_id}
+        await store.close()
+
+    asyncio.run(stream(fresh=True))
+    *_, noted, deadline = told(run("ledger", "explain", "req_stream")).splitlines()
+    assert noted[27:] == "noted: its stream has cost $0.00000014 until now"
+    assert deadline[27:] == "its deadline: it runs, and is charged what is noted then, unless it is extended"
+    explained = shown(run("ledger", "explain", "req_stream", "--json"))
+    assert explained["note"]["cost"] == 140 and explained["state"] == "open"
+    asyncio.run(stream(fresh=False))
+    story = [line[27:] for line in told(run("ledger", "explain", "req_stream")).splitlines()[2:]]
+    assert story[0] == "its gateway had died while it ran: $0.00000014 charged, as was last noted of its stream"
+    assert story[2] == "charge: $0.00000014 from local to revenue"
+    assert shown(run("ledger", "explain", "req_stream", "--json"))["note"] is None
+    assert told(run("ledger", "check")).startswith("The money adds up: ")
+
+
 def test_a_lock_is_explained(tmp_path: Path) -> None:
     """By its number, or that of its request: what it was for, whether a request has used it, and how that ended."""
     data_dir = tmp_path / "data"
@@ -324,7 +394,8 @@ def test_a_lock_is_explained(tmp_path: Path) -> None:
             )  # fmt: skip
             await store.locks.open(lock, hold)
             if lock_id == used:
-                mine = await store.locks.redeem(lock, b"b" * 32, now_ms + 90_000)
+                found = await store.locks.find("local", lock_id)
+                mine = await store.locks.redeem(found, b"b" * 32, now_ms + 90_000)
                 assert isinstance(mine, Hold) and SERVED["req_paid"] is not None
                 store.capture(mine, SERVED["req_paid"])
         await store.expire(now_ms + 60_001)

@@ -10,8 +10,10 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.dialects.openai.parse import IGNORED_MAX, parse
 from embedmesh.dialects.openai.spellings import COULD_CHANGE, HARMLESS
+from embedmesh.dialects.openai.straight import parse_ordinary
 from embedmesh.rules.embeddings import Call
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.models import Modality, Model
 from embedmesh.rules.served import NAMED_MODELS_MAX, ParseTerms
 from tests.flow.world import CATALOGUE, MODEL, NATIVE
 
@@ -389,3 +391,15 @@ def test_to_find_the_place_takes_no_more_memory_than_the_body() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < len(raw)
+
+
+@pytest.mark.parametrize(("modality", "path"), [("chat", "/v1/chat/completions"), ("images", "/v1/images/generations")])
+def test_a_model_that_generates_makes_no_vectors(modality: Modality, path: str) -> None:
+    """The ordinary way leaves it to this one, which says what the model does instead."""
+    talker = Model(id="acme/talker", width=0, max_tokens=8, price=1, modalities=(modality,))
+    catalogue = Catalogue((MODEL, talker))
+    raw = body(model="acme/talker")
+    assert parse_ordinary(raw, catalogue) is None
+    with pytest.raises(Failure, match=path) as refused:
+        parse(raw, catalogue)
+    assert (refused.value.code, refused.value.param) == ("unsupported_modality", "model")

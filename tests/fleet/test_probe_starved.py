@@ -13,7 +13,7 @@ from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels, numbers_of
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import Asked
+from embedmesh.rules.generation import GenerationRequest
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from tests.flow.world import CATALOGUE, MODEL, Clock, LetterTokenizer, NeverAtOnce, right_reply
@@ -36,7 +36,7 @@ class Starved(NeverAtOnce):
     async def served(self, node_id: str) -> ServedModels:
         return self.served_now
 
-    async def generate(self, part: Part, model: Model, asked: Asked, request_id: str) -> bytes:
+    async def generate(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> bytes:
         raise AssertionError("it makes vectors")
 
 

@@ -19,7 +19,7 @@ from embedmesh.http.failures import envelope
 from embedmesh.rules.errors import NodeBroke
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import Asked, StreamEnd
+from embedmesh.rules.generation import GenerationRequest, StreamEnd
 from embedmesh.rules.models import Model
 from tests.flow.world import CATALOGUE, GOOD_KEY, ScriptedWorld, make_world
 
@@ -107,22 +107,22 @@ class Speakers:
 
     def __init__(self, *script: bytes | BaseException | Sequence[Step]) -> None:
         self._script = list(script)
-        self.asked: list[tuple[str, Asked]] = []
+        self.asked: list[tuple[str, GenerationRequest]] = []
         self.streams: list[ScriptedStream] = []
         self.ends: StreamEnd = "done"
 
-    async def generate(self, part: Part, model: Model, asked: Asked, request_id: str) -> bytes:
+    async def generate(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> bytes:
         step = self._next(part, asked)
         assert isinstance(step, bytes)
         return step
 
-    async def stream(self, part: Part, model: Model, asked: Asked, request_id: str) -> ScriptedStream:
+    async def stream(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> ScriptedStream:
         step = self._next(part, asked)
         assert not isinstance(step, bytes)
         self.streams.append(ScriptedStream(step, self.ends))
         return self.streams[-1]
 
-    def _next(self, part: Part, asked: Asked) -> bytes | Sequence[Step]:
+    def _next(self, part: Part, asked: GenerationRequest) -> bytes | Sequence[Step]:
         self.asked.append((part.node_id, asked))
         step = self._script.pop(0)
         if isinstance(step, BaseException):

@@ -16,7 +16,7 @@ from embedmesh.flow.leases import Leases
 from embedmesh.flow.lock import lock_node
 from embedmesh.flow.paid import serve
 from embedmesh.gateway.api.confidential_generation_api import GenerationEnvelopeForm
-from embedmesh.rules.confidential import SDK_SCHEME, LockTerms, Scheme, SealedAnswer, SealedCall, SealingNode
+from embedmesh.rules.confidential import SDK_SCHEME, FoundLock, LockTerms, Scheme, SealedAnswer, SealedCall, SealingNode
 from embedmesh.rules.errors import Failure, NodeBroke, NodeBusy
 from embedmesh.rules.exchange import Delivery, RequestHead
 from embedmesh.rules.generation import Generating, StreamEnd
@@ -134,9 +134,9 @@ class HeldLocks(DictLocks):
         await super().open(terms, hold)
         self.amount = hold.amount_nanousd
 
-    async def redeem(self, terms: LockTerms, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
-        found = await super().redeem(terms, body_hash, deadline_ms)
-        return msgspec.structs.replace(found, amount_nanousd=self.amount) if isinstance(found, Hold) else found
+    async def redeem(self, found: FoundLock, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
+        got = await super().redeem(found, body_hash, deadline_ms)
+        return msgspec.structs.replace(got, amount_nanousd=self.amount) if isinstance(got, Hold) else got
 
 
 class Scene:

@@ -27,6 +27,7 @@ from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.deliver import Done
+from embedmesh.flow.leases import Leases
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
@@ -199,6 +200,7 @@ class Gateway:
             more=[nodes_api, account_api, *operators],
             origins=origins,
             confidential=(store.locks, SealingNodes(self.registry, self.clients, clock, random.Random(7))),
+            generating=(self.clients, Leases(store, clock)),
         )
         self.books = books
         self.keys: dict[str, str] = {}

@@ -47,7 +47,7 @@ async def test_no_path_of_the_whole_gateway_is_open_by_omission(gw: Gateway) -> 
     HEAD is as open as GET, and as closed.
     """
     routes = dict(gw.app.routes())
-    routes |= {path: routes[of] for path, of in OTHER_PATHS.items()}
+    routes |= {path: routes[of] for path, of in OTHER_PATHS.items() if of in routes}
     for path, methods in routes.items():
         asked = path.replace("*", "x/drain" if path.endswith("*") else "x")
         for method in METHODS:

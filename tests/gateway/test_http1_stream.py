@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from embedmesh.rules.errors import NodeBroke, NodeUnreachable, WrongAnswer
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
 from embedmesh.upstream.http1 import Connection
-from embedmesh.upstream.http1_stream import LEFT_BYTES_MAX, READ_BYTES_MAX, UNREAD_BYTES_MAX, BodyStream
+from embedmesh.upstream.http1_stream import HELD_BYTES_MAX, LEFT_BYTES_MAX, READ_BYTES_MAX, BodyStream
 from embedmesh.upstream.pools import InboundPool, OutboundPool, tcp_pool
 
 LIMIT = 1 << 20
@@ -227,7 +227,7 @@ def test_a_slow_reader_holds_the_node_back(run: Callable[..., None]) -> None:
             while written != before:  # until the kernel's own buffers are full, too
                 before = written
                 await asyncio.sleep(0.1)
-                assert stream._unread <= UNREAD_BYTES_MAX + READ_BYTES_MAX
+                assert stream._unread <= HELD_BYTES_MAX + READ_BYTES_MAX
             assert written < len(piece) * pieces
             total = 0
             while (some := await stream.read()) is not None:

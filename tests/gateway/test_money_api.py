@@ -133,6 +133,7 @@ async def test_broken_bytes_are_placed(gw: Gateway, body: bytes, said: str) -> N
         ("DELETE", "/keys/none", None),
         ("POST", "/prices", {"model": "tiny", "price": 1, "account": "none"}),
         ("DELETE", "/prices?model=acme/native", None),
+        ("DELETE", "/prices?model=acme/native&meter=output", None),
         ("GET", "/requests/none", None),
         ("POST", "/requests/none/refund", {"reference": "none"}),
         ("POST", "/payouts", {"node": "none", "amount_nanousd": 1, "reference": "none"}),
@@ -208,6 +209,7 @@ HUGE = 2**70
         ("POST", "/prices", {"model": "tiny", "price": 1, "from_ms": 1}),
         ("POST", "/prices", {"model": "tiny", "price": 1, "from_ms": HUGE}),
         ("DELETE", "/prices", None),
+        ("DELETE", "/prices?model=tiny&meter=smoke", None),
     ],
 )
 async def test_values_that_cannot_be_are_refused_and_change_nothing(
@@ -370,7 +372,12 @@ async def test_a_price_counts_for_its_account_until_it_is_ended(gw: Gateway) -> 
     assert made in told(await gw.admin("GET", "/prices?model=tiny"))["data"]
     assert made not in told(await gw.admin("GET", "/prices?model=acme/native"))["data"]
     path = f"/prices?model=tiny&account={account}"
-    assert told(await gw.admin("DELETE", path)) == {"model": MODEL.id, "account": account, "ended": True}
+    assert told(await gw.admin("DELETE", path)) == {
+        "model": MODEL.id,
+        "account": account,
+        "meter": "input",
+        "ended": True,
+    }
     refused(await gw.admin("DELETE", path), 404, "not_found")
 
 
@@ -516,6 +523,9 @@ async def test_nobody_waits_for_a_check_of_the_ledger(gw: Gateway) -> None:
         ("/keys", {"account": "a", "scopes": ["embeddings", 1]}, "scopes.1"),
         ("/prices", {"model": "tiny", "price": -1}, "price"),
         ("/prices", {"model": "tiny", "price": 1, "from_ms": 1}, "from_ms"),
+        ("/prices", {"model": "tiny", "price": 1, "meter": "output"}, "meter"),  # it makes none
+        ("/prices", {"model": "tiny", "price": 1, "meter": "images:1x1"}, "meter"),
+        ("/prices", {"model": "tiny", "price": 1, "meter": 1}, "meter"),
     ],
 )
 async def test_a_refusal_names_the_member_as_it_was_sent(

@@ -104,10 +104,16 @@ async def test_every_route_is_documented_and_every_documented_route_exists(compl
     assert documented == there
 
 
-def test_only_embeddings_leave_the_check_of_the_key_to_the_flow() -> None:
+def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
     """The router checks the keys of all other routes, before anything else of a request."""
     rows = [row for api in APIS for row in api.ROUTES if row.raw is not None and row.raw.key_checked_by_flow]
-    assert [row.path for row in rows] == ["/v1/embeddings", "/v1/confidential/embeddings"]
+    assert [row.path for row in rows] == [
+        "/v1/embeddings",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/images/generations",
+        "/v1/confidential/embeddings",
+    ]
 
 
 async def test_every_action_of_an_operator_is_documented() -> None:

@@ -52,6 +52,9 @@ CHECKS = [
 ]
 OPERATIONS = [
     ("/v1/embeddings", "POST"),
+    ("/v1/chat/completions", "POST"),
+    ("/v1/completions", "POST"),
+    ("/v1/images/generations", "POST"),
     ("/v1/nodes/lock", "POST"),
     ("/v1/confidential/embeddings", "POST"),
     ("/v1/models", "GET"),

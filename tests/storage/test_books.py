@@ -6,6 +6,7 @@ import pytest
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import Failure, InsufficientQuota, InvalidValue, NotFound, StoreUnavailable
+from embedmesh.rules.holds import StreamNote
 from embedmesh.rules.money import AMOUNT_MAX_NANOUSD
 from embedmesh.rules.tabs import Tab
 from embedmesh.storage.db import Db
@@ -113,6 +114,8 @@ BREAKING = {
     "held_is_sum_of_holds_and_tabs": ["UPDATE accounts SET held = held - 1 WHERE account_id = 'a'"],
     "available_is_not_negative": ["UPDATE accounts SET held = balance + 1 WHERE account_id = 'a'"],
     "holds_end_once": ["UPDATE holds SET captured = amount + 1 WHERE state = 'captured'"],
+    "notes_end_with_their_holds": ["UPDATE hold_notes SET cost = 51"],
+    "notes_can_be_charged": ["UPDATE hold_notes SET charge = replace(charge, '20', '21')"],
     "tabs_end_once": ["UPDATE tabs SET ended_ms = 1"],
     "tabs_captured_what_was_settled": ["UPDATE tabs SET requests = requests + 1"],
     "requests_have_holds_or_tabs": ["DELETE FROM tabs"],
@@ -192,6 +195,7 @@ async def test_the_check_sees_each_broken_promise(shop: Shop, store: Store, prom
     paid, open_hold = shop.new_hold(100, child.key_id), shop.new_hold(50, child.key_id)
     await store.hold(paid)
     await store.hold(open_hold)
+    assert await store.extend([StreamNote(open_hold, charge(20, key_id=child.key_id), open_hold.deadline_ms)])
     store.capture(paid, charge(80, payable=30, key_id=child.key_id))
     opening = OpenTab(Tab("tab_1", "a", child.key_id, shop.clock.now_ms + 1), "me", 10, 10)
     store._writer.submit(opening)
@@ -230,6 +234,8 @@ async def test_a_backup_is_a_whole_store(file_shop: Shop, tmp_path: Path) -> Non
     paid, in_flight = shop.new_hold(100), shop.new_hold(200)
     await store.hold(paid)
     await store.hold(in_flight)
+    await store.hold(streams := shop.new_hold(20))
+    await store.extend([StreamNote(streams, charge(6), streams.deadline_ms)])
     store.capture(paid, charge(70))
     tab = Tab("tab_1", "a", key.key_id, in_flight.deadline_ms)
     store._writer.submit(opening := OpenTab(tab, store._opened.instance.name, 10, 10))
@@ -244,12 +250,13 @@ async def test_a_backup_is_a_whole_store(file_shop: Shop, tmp_path: Path) -> Non
     assert list(tmp_path.glob("*.part")) == []
     restored = await shop.open(copy)
     try:
-        assert (restored.stats.recovered, restored.stats.tabs_recovered) == (1, 1)
+        stats = restored.stats
+        assert (stats.recovered, stats.captured_at_notes, stats.tabs_recovered) == (1, 1, 1)
         assert await restored.keys.find(token) is not None
         with shop.books.open(copy, clock=shop.clock, secret=secret) as books:
             assert books.check().ok
             account = books.accounts.find("a")
-            assert (account.balance_nanousd, account.held_nanousd) == (926, 0)
+            assert (account.balance_nanousd, account.held_nanousd) == (920, 0)
             assert books.reports.explain(under.hold_id).captured == 4
     finally:
         await restored.close()

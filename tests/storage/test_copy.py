@@ -7,7 +7,7 @@ import pytest
 
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
-from embedmesh.rules.holds import Claim, Hold
+from embedmesh.rules.holds import Claim, Hold, StreamNote
 from embedmesh.rules.membership import Standing
 from embedmesh.rules.tabs import Tab
 from embedmesh.storage.books.keys import Limits
@@ -35,9 +35,11 @@ async def full(shop: Shop) -> str:
         "a", ["embeddings"], limits=Limits(requests_a_minute=5, concurrency=3, models=("m",))
     )
     child, _ = shop.books.keys.create_below(key.key_id, ["embeddings"], limits=key.limits)
-    paid, left = shop.new_hold(100, child.key_id), shop.new_hold(50)
+    paid, left, streams = shop.new_hold(100, child.key_id), shop.new_hold(50), shop.new_hold(60)
     await store.hold(paid, Claim(b"k" * 32, b"b" * 32))
     await store.hold(left)
+    await store.hold(streams)
+    await store.extend([StreamNote(streams, charge(40, payable=10), streams.deadline_ms + 1)])
     store.capture(paid, charge(90, payable=30, key_id=child.key_id), b"the reply")
     opening = OpenTab(Tab("tab_1", "a", child.key_id, shop.clock.now_ms + 1), store._opened.instance.name, 10, 10)
     store._writer.submit(opening)
@@ -50,6 +52,7 @@ async def full(shop: Shop) -> str:
     shop.books.accounts.refund(paid.hold_id, 5, "sorry")
     shop.books.accounts.pay_out("n1", 10, "paid")
     shop.books.prices.set("m", 7)
+    shop.books.prices.set("m", 9, meter="output")
     caller = await store.keys.find(token)
     assert caller is not None
     await store.rate_limits.take_request(caller)
@@ -76,7 +79,7 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     assert set(copied.rows) == tables and all(copied.rows.values())
     assert copied.head == before.head.hash
     moved = Shop(shop.folder.parent, database, new=False)
-    assert moved.money() == shop.money() == (1_211, 356)
+    assert moved.money() == shop.money() == (1_211, 416)
     assert moved.books.accounts.list() == shop.books.accounts.list()
     assert moved.books.accounts.find("b").cache is CachePolicy.FREE
     assert moved.books.keys.list() == shop.books.keys.list()
@@ -90,16 +93,17 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     assert moved.books.reports.explain(request.request_id) == shop.books.reports.explain(request.request_id)
     assert shop.books.reports.explain("7") == moved.books.reports.explain("7")
     store = await moved.open()
-    assert store.stats.recovered == store.stats.tabs_recovered == 1  # the same data directory: it is the same gateway
+    stats = store.stats  # the same data directory: it is the same gateway
+    assert stats.recovered == stats.captured_at_notes == stats.tabs_recovered == 1
     assert await store.keys.find(token) is not None
     [record] = await store.nodes.all()
     assert record.secret == b"session"
     prior = await store.prior_request(moved.new_hold(1), Claim(b"k" * 32, b"b" * 32))
     assert prior is not None and prior.reply == b"the reply"
-    assert isinstance(await redeem(moved, store, await store.locks.find("a", 7)), Hold)
+    assert isinstance(await redeem(moved, store, (await store.locks.find("a", 7)).terms), Hold)
     moved.books.accounts.credit("a", 1, "after")
     moved.books.prices.set("m", 8)
-    assert await store.extend_chain() == 1
+    assert await store.extend_chain() == 3  # the credit, and what was noted of the stream with its node's part
     await store.close()
     moved.assert_right()
     moved.books.close()

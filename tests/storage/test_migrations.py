@@ -12,11 +12,12 @@ from embedmesh.storage.db import refusals
 from embedmesh.storage.engines import engine_of
 from embedmesh.storage.ledger.chain import START, link
 from embedmesh.storage.ledger.check import check
+from embedmesh.storage.ledger.lost_holds import note_text
 from embedmesh.storage.migrate import migrate, newest
 from embedmesh.storage.sql import CHAIN_SQL, migrations
 from embedmesh.storage.sqlite.database import SqliteEngine
 from embedmesh.storage.store import Store
-from tests.storage.shop import HandClock, secret
+from tests.storage.shop import HandClock, charge, secret
 
 OLD = "of a program before the first release.*untouched.*another --data-dir.*EMBEDMESH_STORE"
 
@@ -187,6 +188,42 @@ def test_keys_that_were_rotated_before_places_have_one_place(
     migrate(engine, db)
     places = db.execute("SELECT key_id, place_id FROM keys ORDER BY key_id").fetchall()
     assert places == [("k1", None), ("k2", "k1"), ("k3", "k1"), ("k4", None)]
+    db.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_a_store_from_before_notes_has_them_now(kind: str, tmp_path: Path, postgres: PostgresServer) -> None:
+    """Holds that were open are captured at notes as others are, what has ended stays, and prices are those of input."""
+    place = tmp_path / "x.db" if kind == "sqlite" else postgres.new()
+    engine = engine_of(place)
+    db = engine.connect(busy_s=1)
+    scripts = migrations(kind)
+    migrate(engine, db, {number: script for number, script in scripts.items() if number < 104})
+    hash_ = "randomblob(32)" if kind == "sqlite" else "sha256('k')"
+    for statement in BEFORE_TABS.replace("HASH", hash_).split(";\n"):
+        db.execute(statement)
+    db.execute("INSERT INTO prices (model, price, from_ms, created_ms) VALUES ('m', 7, 0, 0)")
+    before = db.execute("SELECT * FROM holds ORDER BY hold_id").fetchall()
+    migrate(engine, db)
+    assert db.execute("SELECT * FROM holds ORDER BY hold_id").fetchall() == before
+    assert db.execute("SELECT meter, price FROM prices").fetchall() == [("input", 7)]
+    for tampering in ("UPDATE prices SET meter = 'output'", "UPDATE prices SET price = 1"):
+        with pytest.raises(refusals(), match="only ends"):
+            db.execute(tampering)
+    with pytest.raises(refusals()):
+        db.execute("INSERT INTO prices (model, meter, price, from_ms, created_ms) VALUES ('m', 'smoke', 7, 0, 0)")
+    note = {"charge": note_text(charge(40, payable=10, key_id="k"))}
+    db.execute("INSERT INTO hold_notes (hold_id, cost, charge, noted_ms) VALUES ('req_2', 40, :charge, 5)", note)
+    if kind == "sqlite":
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    store = await Store.open(place, folder=tmp_path, clock=HandClock(), secret=secret)
+    await store.expire(10**15)
+    assert store.stats.captured_at_notes == 1
+    await store.close()
+    report = check(db)
+    assert report.broken == [] and report.tallies["holds_captured_at_notes"] == 1
+    ended = db.execute("SELECT ended_by, captured FROM holds ORDER BY hold_id").fetchall()
+    assert [ended[0], ended[1][1]] == [("capture", 80), 40]
     db.close()
 
 

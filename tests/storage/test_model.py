@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from embedmesh.rules.errors import InsufficientQuota
-from embedmesh.rules.holds import MOVES, Hold, HoldEnd, HoldState
+from embedmesh.rules.holds import MOVES, NOTED, Hold, HoldEnd, HoldState, StreamNote
 from embedmesh.storage.books import Books
 from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
 
@@ -23,8 +24,10 @@ class Model:
     def __init__(self) -> None:
         self.balance = 0
         self.holds: dict[str, tuple[HoldState, Hold]] = {}
+        self.notes: dict[str, int] = {}  # of open holds
         self.late = 0
         self.recovered = 0
+        self.lost: set[str] = set()  # holds that their gateway did not end
 
     def held(self) -> int:
         return sum(hold.amount_nanousd for state, hold in self.holds.values() if state is HoldState.OPEN)
@@ -41,24 +44,38 @@ class Model:
         if after is not None:
             self.holds[hold.hold_id] = (after, hold)
             self.balance -= cost if after is HoldState.CAPTURED else 0
-        elif end is HoldEnd.CAPTURE and state is HoldState.RELEASED:
+            self.notes.pop(hold.hold_id, None)
+            self.lost |= {hold.hold_id} if end in (*NOTED, *NOTED.values()) else set()
+        elif end is HoldEnd.CAPTURE and (state is HoldState.RELEASED or hold.hold_id in self.lost):
             self.late += 1
+
+    def lose(self, hold: Hold, why: HoldEnd) -> None:
+        cost = self.notes.get(hold.hold_id)
+        self.end(hold, why if cost is None else NOTED[why], cost or 0)
+
+    def extend(self, note: StreamNote) -> bool:
+        state, hold = self.holds[note.hold.hold_id]
+        if state is HoldState.OPEN:
+            self.notes[hold.hold_id] = note.charge.cost_nanousd
+            lasting = msgspec.structs.replace(hold, deadline_ms=max(hold.deadline_ms, note.deadline_ms))
+            self.holds[hold.hold_id] = (state, lasting)
+        return state is HoldState.OPEN
 
     def expire(self, now_ms: int) -> int:
         late = [h for s, h in self.holds.values() if s is HoldState.OPEN and h.deadline_ms < now_ms]
         for hold in late:
-            self.end(hold, HoldEnd.EXPIRE)
+            self.lose(hold, HoldEnd.EXPIRE)
         return len(late)
 
     def crash(self) -> None:
         for state, hold in list(self.holds.values()):
             if state is HoldState.OPEN:
-                self.end(hold, HoldEnd.RECOVER)
-                self.recovered += 1
+                self.recovered += hold.hold_id not in self.notes
+                self.lose(hold, HoldEnd.RECOVER)
 
 
 class Life(RuleBasedStateMachine):
-    """Any order of credits, holds, ends, sweeps and crashes leaves the store as the model says."""
+    """Any order of credits, holds, notes, ends, sweeps and crashes leaves the store as the model says."""
 
     placed = Bundle("placed")
 
@@ -116,6 +133,14 @@ class Life(RuleBasedStateMachine):
         for hold in holds[-2:]:
             self.store.release(hold)
             self.queued.append(lambda hold=hold: self.model.end(hold, HoldEnd.RELEASE))  # type: ignore[misc]
+
+    @rule(holds=placed, share=st.integers(0, 100), lasts_ms=st.integers(0, 3 * LASTS_MS))
+    def extend(self, holds: list[Hold], share: int, lasts_ms: int) -> None:
+        until_ms = self.shop.clock.now_ms + lasts_ms
+        notes = [StreamNote(hold, charge(hold.amount_nanousd * share // 100), until_ms) for hold in holds]
+        extended = self.runner.run(self.store.extend(notes))
+        self.flush()
+        assert extended == {note.hold.hold_id for note in notes if self.model.extend(note)}
 
     @rule(pass_ms=st.sampled_from([0, 1, LASTS_MS, LASTS_MS + 1]))
     def expire(self, pass_ms: int) -> None:

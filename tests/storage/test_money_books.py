@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from embedmesh.rules.errors import InvalidValue, NotFound
-from embedmesh.rules.holds import Hold
+from embedmesh.rules.holds import Hold, Meter
 from embedmesh.rules.models import Model
 from embedmesh.storage.books.reports import Bought, StatementLine
 from embedmesh.storage.store import Store
@@ -78,9 +78,68 @@ async def test_a_price_begins_when_it_is_said_to(shop: Shop, store: Store) -> No
     assert store.prices.of(MODEL, "a") == 4
 
 
+WRITER = Model(
+    id="w",
+    width=0,
+    max_tokens=8,
+    price=100,
+    modalities=("chat", "images"),
+    output_price=400,
+    cached_price=25,
+    image_prices={"64x64": 3, "8x8": 1},
+)
+
+
+async def test_each_meter_has_a_price_of_its_own(shop: Shop, store: Store) -> None:
+    """The account's own, the store's for all, the catalogue's; cached input never costs more than other input."""
+    prices = shop.books.prices
+
+    async def seen(account_id: str = "a", model: Model = WRITER) -> tuple[int, ...]:
+        await store.prices.look()
+        tokens = [store.prices.meter(model, account_id, each) for each in (Meter.INPUT, Meter.CACHED, Meter.OUTPUT)]
+        return store.prices.of(model, account_id), *tokens, store.prices.image(model, account_id, "64x64") // 10**6
+
+    assert await seen() == (100, 100, 25, 400, 3)
+    assert await seen(model=msgspec.structs.replace(WRITER, cached_price=None)) == (100, 100, 100, 400, 3)
+    prices.set("w", 300, meter="output")
+    prices.set("w", 7, meter="images:64x64")
+    prices.set("w", 30, meter="cached", account_id="a")
+    assert await seen() == (100, 100, 30, 300, 7)
+    assert await seen("b") == (100, 100, 25, 300, 7)
+    prices.set("w", 200, meter="output", account_id="a")
+    prices.set("w", 5, meter="images:64x64", account_id="a")
+    prices.set("w", 20, account_id="a")
+    assert await seen() == (20, 20, 20, 200, 5)
+    assert await seen("b") == (100, 100, 25, 300, 7)
+    assert prices.end("w", meter="output") and not prices.end("w", meter="output")
+    assert prices.end("w", meter="images:64x64", account_id="a")
+    assert await seen() == (20, 20, 20, 200, 7)
+    assert await seen("b") == (100, 100, 25, 400, 7)
+    assert store.prices.image(WRITER, "a", "8x8") == 10**6
+    with pytest.raises(KeyError):
+        store.prices.image(WRITER, "a", "9x9")
+    listed = [(one.meter, one.price, one.account_id) for one in reversed(prices.list("w"))]
+    assert listed[:3] == [("output", 300, None), ("images:64x64", 7, None), ("cached", 30, "a")]
+
+
+async def test_a_price_of_output_leaves_that_of_input_as_it_is(shop: Shop, store: Store) -> None:
+    """They begin, follow each other and end by themselves."""
+    prices, begins = shop.books.prices, shop.clock.now_ms + 1_000
+    prices.set("w", 70)
+    prices.set("w", 300, meter="output", from_ms=begins)
+    assert prices.end("w")
+    shop.clock.now_ms = begins
+    await store.prices.look()
+    assert (store.prices.of(WRITER, "a"), store.prices.meter(WRITER, "a", Meter.OUTPUT)) == (100, 300)
+
+
 @pytest.mark.parametrize(
     ("given", "failure"),
     [
+        ({"meter": "smoke"}, InvalidValue),
+        ({"meter": "images"}, InvalidValue),
+        ({"meter": "images:1024"}, InvalidValue),
+        ({"meter": "images:0x1"}, InvalidValue),
         ({"price": -1}, InvalidValue),
         ({"price": 10**15 + 1}, InvalidValue),
         ({"model": ""}, InvalidValue),

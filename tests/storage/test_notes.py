@@ -11,6 +11,7 @@ from embedmesh.rules.holds import Charge, Claim, Hold, Meter, Metered, Payable, 
 from embedmesh.storage.books import Books
 from embedmesh.storage.db import refusals
 from embedmesh.storage.ledger.end_hold import Expire
+from embedmesh.storage.ledger.extend_holds import ExtendHolds
 from embedmesh.storage.ledger.lost_holds import LostHolds, note_text
 from embedmesh.storage.store import Store
 from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
@@ -214,14 +215,18 @@ async def test_another_gateways_sweep_captures_at_the_note(shop: Shop, store: St
     await other.close()
 
 
-@pytest.mark.parametrize(("changed", "balance"), [("noted anew", MONEY), ("captured", MONEY - 50)])
+@pytest.mark.parametrize(
+    ("changed", "balance"), [("noted anew", MONEY), ("noted at first", MONEY), ("captured", MONEY - 50)]
+)
 async def test_what_changes_once_it_was_found_overdue_stays(
     shop: Shop, store: Store, changed: str, balance: int
 ) -> None:
     """PostgreSQL finds what is overdue before it has the account's lock."""
     hold = await streaming(shop, store)
     first = noted(hold, 40, lasts_ms=LASTS_MS)
-    await store.extend([first])
+    before = (None, None) if changed == "noted at first" else (40, note_text(first.charge))
+    if changed != "noted at first":
+        await store.extend([first])
     if changed == "captured":
         store.capture(hold, charge(50))
         await store.drain()
@@ -230,18 +235,42 @@ async def test_what_changes_once_it_was_found_overdue_stays(
 
     class FoundBefore(Expire):
         def prepare(self, db: Any, now_ms: int) -> set[str]:
-            row = hold.hold_id, "a", AMOUNT, hold.deadline_ms, 40, note_text(first.charge)
-            self._overdue = LostHolds([row])
+            self._overdue = LostHolds([(hold.hold_id, "a", AMOUNT, hold.deadline_ms, *before)])
             return {"a"}
 
     store._writer.submit(sweep := FoundBefore(hold.deadline_ms + 1))
     await sweep.outcome
     assert shop.money()[0] == balance
-    assert store.stats.captured_at_notes == 0
+    assert (store.stats.captured_at_notes, store.stats.broken_writes) == (0, 0)
     shop.assert_right()
     await store.expire(hold.deadline_ms + 1)
     assert shop.money() == (MONEY - (50 if changed == "captured" else 60), 0)
     shop.assert_right()
+
+
+async def test_a_release_is_written_however_long_the_queue_is(
+    shop: Shop, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hold without a note may be left to the sweep, which releases it; one with a note it would charge."""
+    hold, other = await streaming(shop, store), shop.new_hold(AMOUNT)
+    await store.hold(other)
+    await store.extend([noted(hold, 40)])
+    monkeypatch.setattr(store._writer, "full", lambda: True)
+    store.release(hold)
+    store.release(other)
+    await store.drain()
+    assert shop.money() == (MONEY, AMOUNT)
+    assert shop.books.reports.explain(hold.hold_id).ended_by == "release"
+
+
+async def test_whose_accounts_are_locked(shop: Shop) -> None:
+    """Whose money a capture at a note moves; and the customer while it is noted, so that no sweep comes between."""
+    hold = shop.new_hold(AMOUNT)
+    row = hold.hold_id, "a", AMOUNT, 0, 40, note_text(DELIVERED)
+    assert LostHolds([row]).accounts == {"a", "revenue", "node:n1", "node:n2"}
+    assert LostHolds([(*row[:4], None, None)]).accounts == {"a"}
+    with shop.by_hand() as db:
+        assert ExtendHolds([noted(hold, 40), noted(hold, 101)]).prepare(db, 0) == {"a"}
 
 
 async def test_a_killed_gateways_streams_are_charged_what_was_noted(file_shop: Shop, tmp_path: Path) -> None:

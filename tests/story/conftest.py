@@ -7,6 +7,8 @@ import pytest
 
 from tests.data import find_model_folder
 from tests.story.endpoint import Endpoint
+from tests.story.generating import Generating, generating
+from tests.story.npm import why_no_native, why_no_packages
 
 HERE = Path(__file__).parent
 Serve = Callable[..., Endpoint]
@@ -53,6 +55,27 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory, note: Note) -> Iterator[E
         assert running.stop() == 0
     finally:
         running.kill_all()
+
+
+@pytest.fixture(scope="session")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]:
+    """A running endpoint whose nodes generate, shared."""
+    with generating(tmp_path_factory.mktemp("speaking")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def packages() -> None:
+    """The packages of Node's clients; skips where they cannot be had."""
+    if (why := why_no_packages()) is not None:
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def native(packages: None) -> None:
+    """The native part of atoma-sdk, too."""
+    if (why := why_no_native()) is not None:
+        pytest.skip(why)
 
 
 @pytest.fixture

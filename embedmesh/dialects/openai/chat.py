@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from embedmesh.dialects.openai import chat_replies
+from embedmesh.dialects.openai.functions import to_tools
 from embedmesh.dialects.openai.members import CHAT, CHAT_REQUIRED
 from embedmesh.dialects.openai.replies import with_usage_member
 from embedmesh.dialects.openai.requests import check_stream, read, wants_usage
 from embedmesh.dialects.openai.tools import check_tools
 from embedmesh.rules.errors import InvalidValue
-from embedmesh.rules.generation import Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 from embedmesh.rules.models import Model
 
 
@@ -26,6 +27,7 @@ class Chat:
         says, sent = given.says, given.sent
         check_stream(says)
         check_tools(sent)
+        reply_form = to_tools(sent)
         if "top_logprobs" in says and not says.get("logprobs"):
             raise InvalidValue("`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
         choices = says.get("n", 1)
@@ -41,6 +43,7 @@ class Chat:
             output_max=_output_max(says),
             stream=says.get("stream", False),
             wants_usage=wants_usage(says),
+            reply_form=reply_form,
             user=says.get("user"),
             ignored=given.ignored,
         )
@@ -54,11 +57,11 @@ class Chat:
         """One event of a node's stream by an allow-list. Raises NodeBroke, WrongAnswer."""
         return chat_replies.piece(prompt, data, state)
 
-    def usage_event(self, prompt: Prompt, model: Model, usage: Usage, state: StreamState) -> bytes:
+    def usage_event(self, prompt: Prompt, model: Model, usage: TokenCounts, state: StreamState) -> bytes:
         """The last data event of a stream whose caller wants `usage`."""
         return chat_replies.usage_event(prompt, usage, state)
 
-    def with_usage(self, whole: Whole, usage: Usage) -> bytes:
+    def with_usage(self, whole: Whole, usage: TokenCounts) -> bytes:
         """The same reply with this usage."""
         return with_usage_member(whole.data, usage)
 

@@ -3,17 +3,20 @@
 An event that only brings text is made ten thousand times a second: it is decoded into structs and encoded of others.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
+from embedmesh.dialects.openai.functions import FORM, delta_of, function_of, reason_for
 from embedmesh.dialects.openai.logprobs import ChatLogprobsReply, chat_logprobs
 from embedmesh.dialects.openai.replies import (
     ENCODE,
+    Created,
     FinishReason,
     GenerationUsageReply,
     Index,
+    NamedModel,
     check_no_error,
     decoded,
     finish_reason_of,
@@ -34,7 +37,7 @@ from embedmesh.dialects.openai.tool_calls import (
     whole_calls,
 )
 from embedmesh.rules.errors import WrongAnswer
-from embedmesh.rules.generation import Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 
 PREFIX = "chatcmpl-"
 
@@ -46,7 +49,7 @@ class ChatMessageReply(msgspec.Struct, tag_field="role", tag="assistant"):
 
     content: str | None
     refusal: str | UnsetType = UNSET
-    reasoning_content: str | UnsetType = UNSET
+    reasoning_content: Annotated[str, Meta(description="What it thought before.")] | UnsetType = UNSET
     tool_calls: list[ToolCallReply] | UnsetType = UNSET
     function_call: FunctionReply | UnsetType = UNSET
 
@@ -64,8 +67,8 @@ class ChatCompletionReply(msgspec.Struct, tag_field="object", tag="chat.completi
     """As many answers as `n` asks for."""
 
     id: str
-    created: int
-    model: str
+    created: Created
+    model: NamedModel
     choices: list[ChatChoiceReply]
     usage: GenerationUsageReply | UnsetType = UNSET
 
@@ -94,8 +97,8 @@ class ChatCompletionChunkReply(msgspec.Struct, tag_field="object", tag="chat.com
     """An event of a stream. The last has no choices and tells the usage, if the request asks for that."""
 
     id: str
-    created: int
-    model: str
+    created: Created
+    model: NamedModel
     choices: list[ChatChunkChoiceReply]
     usage: GenerationUsageReply | UnsetType | None = UNSET
 
@@ -140,26 +143,28 @@ def whole(prompt: Prompt, reply: bytes, request_id: str, created: int) -> Whole:
     for place, choice in sorted(zip(places, spoken, strict=True), key=lambda pair: pair[0]):
         if choice.message is None:
             raise WrongAnswer("An answer has no message.")
-        message = _message(choice.message, request_id, place)
+        message = _message(choice.message, prompt, request_id, place)
         texts += _texts(message)
         logprobs = chat_logprobs(choice.logprobs) if prompt.body.get("logprobs") else None
         reason = finish_reason_of(choice.finish_reason) or ("tool_calls" if message.tool_calls else "stop")
-        choices.append(ChatChoiceReply(place, message, logprobs, reason))
+        choices.append(ChatChoiceReply(place, message, logprobs, reason_for(reason, prompt) or reason))
     usage = usage_of(said.usage)
     told = UNSET if usage is None else usage_reply(usage)
     body = ChatCompletionReply(PREFIX + request_id, created, prompt.model, choices, told)
     return Whole(ENCODE(body), "".join(texts), usage)
 
 
-def _message(said: _Spoken, request_id: str, place: int) -> ChatMessageReply:
+def _message(said: _Spoken, prompt: Prompt, request_id: str, place: int) -> ChatMessageReply:
     calls = whole_calls(said.tool_calls, request_id, place)
-    function = called(said.function_call)
+    function = called(said.function_call) or UNSET
+    if prompt.reply_form == FORM:
+        function, calls = function or function_of(calls), []
     return ChatMessageReply(
         text_of(said.content, "The content"),
         text_of(said.refusal, "The refusal") or UNSET,
         _reasoning(said) or UNSET,
         calls or UNSET,
-        UNSET if function is None else function,
+        function,
     )
 
 
@@ -190,12 +195,13 @@ def piece(prompt: Prompt, data: bytes, state: StreamState) -> Piece:
     finished = False
     for choice in said.choices:
         place = place_of(choice.index, prompt)
-        delta = _delta(choice.delta, place, state, texts)
-        reason = finish_reason_of(choice.finish_reason) if choice.finish_reason is not None else None
-        if reason is not None:
-            reason = reason if place not in state.ended else None
-            state.ended.add(place)
-            finished = True
+        delta = _delta(choice.delta, prompt, place, state, texts)
+        reason = None
+        if choice.finish_reason is not None and place not in state.ended:
+            reason = reason_for(finish_reason_of(choice.finish_reason), prompt)
+            if reason is not None:
+                state.ended.add(place)
+                finished = True
         logprobs = None
         if choice.logprobs is not None and prompt.body.get("logprobs"):
             logprobs = chat_logprobs(choice.logprobs)
@@ -207,7 +213,7 @@ def piece(prompt: Prompt, data: bytes, state: StreamState) -> Piece:
     return Piece(ENCODE(chunk), "".join(texts), usage, finished)
 
 
-def _delta(said: _Spoken | None, place: int, state: StreamState, texts: list[str]) -> ChatDeltaReply:
+def _delta(said: _Spoken | None, prompt: Prompt, place: int, state: StreamState, texts: list[str]) -> ChatDeltaReply:
     delta = ChatDeltaReply()
     if said is None:
         said = _Spoken()
@@ -221,12 +227,15 @@ def _delta(said: _Spoken | None, place: int, state: StreamState, texts: list[str
         delta.refusal = text_of(said.refusal, "The refusal") or ""
         texts.append(delta.refusal)
     if said.tool_calls:
-        delta.tool_calls = delta_calls(said.tool_calls, place, state)
-        for call in delta.tool_calls:
+        calls = delta_calls(said.tool_calls, place, state)
+        if prompt.reply_form == FORM:
+            delta.function_call, calls = delta_of(calls), []
+        delta.tool_calls = calls or UNSET
+        for call in calls:
             _add(call.function, texts)
     if said.function_call is not None:
         delta.function_call = delta_called(said.function_call)
-        _add(delta.function_call, texts)
+    _add(delta.function_call, texts)
     if place not in state.begun:  # OpenAI says the role once, and some nodes with every event
         state.begun.add(place)
         delta.role = "assistant"
@@ -240,7 +249,7 @@ def _add(function: FunctionDeltaReply | UnsetType, texts: list[str]) -> None:
         texts += (function.name or "", function.arguments or "")
 
 
-def usage_event(prompt: Prompt, usage: Usage, state: StreamState) -> bytes:
+def usage_event(prompt: Prompt, usage: TokenCounts, state: StreamState) -> bytes:
     """The last data event of a stream."""
     told = usage_reply(usage)
     return ENCODE(ChatCompletionChunkReply(PREFIX + state.request_id, state.created, prompt.model, [], told))

@@ -10,9 +10,11 @@ from embedmesh.dialects.openai.logprobs import TextLogprobsReply, text_logprobs
 from embedmesh.dialects.openai.members import COMPLETIONS, COMPLETIONS_REQUIRED
 from embedmesh.dialects.openai.replies import (
     ENCODE,
+    Created,
     FinishReason,
     GenerationUsageReply,
     Index,
+    NamedModel,
     check_no_error,
     decoded,
     finish_reason_of,
@@ -25,7 +27,7 @@ from embedmesh.dialects.openai.replies import (
 )
 from embedmesh.dialects.openai.requests import check_stream, read, wants_usage
 from embedmesh.rules.errors import InvalidValue, WrongAnswer
-from embedmesh.rules.generation import Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 from embedmesh.rules.limits import GENERATED_CHOICES_MAX
 from embedmesh.rules.models import Model
 
@@ -45,8 +47,8 @@ class TextCompletionReply(msgspec.Struct, tag_field="object", tag="text_completi
     """As many answers as prompts times `n`. A stream's events have the same form."""
 
     id: str
-    created: int
-    model: str
+    created: Created
+    model: NamedModel
     choices: list[TextChoiceReply]
     usage: GenerationUsageReply | UnsetType | None = UNSET
 
@@ -114,7 +116,7 @@ class Completions:
         usage = usage_of(said.usage)
         told = UNSET if usage is None else usage_reply(usage)
         body = TextCompletionReply(PREFIX + request_id, created, prompt.model, choices, told)
-        text = "".join(_new(choice.text, prompt) for choice in choices)
+        text = "".join(_new(choice, prompt) for choice in choices)
         return Whole(ENCODE(body), text, usage)
 
     def piece(self, prompt: Prompt, model: Model, data: bytes, state: StreamState) -> Piece:
@@ -132,21 +134,22 @@ class Completions:
         for choice in choices:
             first = choice.index not in state.begun
             state.begun.add(choice.index)
-            text += _new(choice.text, prompt) if first else choice.text
-            if choice.finish_reason is not None:
+            text += _new(choice, prompt) if first else choice.text
+            if choice.index in state.ended:
+                choice.finish_reason = None
+            elif choice.finish_reason is not None:
                 finished = True
-                choice.finish_reason = None if choice.index in state.ended else choice.finish_reason
                 state.ended.add(choice.index)
         told = None if prompt.wants_usage else UNSET
         body = TextCompletionReply(PREFIX + state.request_id, state.created, prompt.model, choices, told)
         return Piece(ENCODE(body), text, usage, finished)
 
-    def usage_event(self, prompt: Prompt, model: Model, usage: Usage, state: StreamState) -> bytes:
+    def usage_event(self, prompt: Prompt, model: Model, usage: TokenCounts, state: StreamState) -> bytes:
         """The last data event of a stream whose caller wants `usage`."""
         told = usage_reply(usage)
         return ENCODE(TextCompletionReply(PREFIX + state.request_id, state.created, prompt.model, [], told))
 
-    def with_usage(self, whole: Whole, usage: Usage) -> bytes:
+    def with_usage(self, whole: Whole, usage: TokenCounts) -> bytes:
         """The same reply with this usage."""
         return with_usage_member(whole.data, usage)
 
@@ -192,7 +195,11 @@ def _reason(said: object) -> FinishReason | None:
     return "stop" if reason in ("tool_calls", "function_call") else reason
 
 
-def _new(text: str, prompt: Prompt) -> str:
+def _new(choice: TextChoiceReply, prompt: Prompt) -> str:
     """What the model has made of a text that may begin with the prompt."""
+    if not prompt.body.get("echo"):
+        return choice.text
     sent = prompt.body["prompt"]
-    return text.removeprefix(sent) if prompt.body.get("echo") and isinstance(sent, str) else text
+    if isinstance(sent, list):
+        sent = sent[choice.index // prompt.body.get("n", 1)] if isinstance(sent[0], str) else ""
+    return choice.text.removeprefix(sent)

@@ -6,17 +6,17 @@ either, those of Atoma insist on `url`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from embedmesh.dialects.openai.members import IMAGES, IMAGES_REQUIRED
 from embedmesh.dialects.openai.pictures import base64_of, data_url, kind_of_base64
-from embedmesh.dialects.openai.replies import ENCODE, check_no_error, decoded
+from embedmesh.dialects.openai.replies import ENCODE, Created, check_no_error, decoded
 from embedmesh.dialects.openai.requests import read
-from embedmesh.rules.errors import InvalidValue, WrongAnswer
-from embedmesh.rules.generation import Piece, Prompt, StreamState, Usage, Whole
+from embedmesh.rules.errors import InvalidValue, NotAsAsked, WrongAnswer
+from embedmesh.rules.generation import Piece, Prompt, StreamState, TokenCounts, Whole
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 
@@ -28,13 +28,13 @@ class ImageReply(msgspec.Struct):
 
     b64_json: str | UnsetType = UNSET
     url: str | UnsetType = UNSET
-    revised_prompt: str | UnsetType = UNSET
+    revised_prompt: Annotated[str, Meta(description="What the model made of the prompt.")] | UnsetType = UNSET
 
 
 class ImageList(msgspec.Struct):
     """As many images as `n` asks for."""
 
-    created: int
+    created: Created
     data: list[ImageReply]
 
 
@@ -84,7 +84,7 @@ class Images:
         check_no_error(said.error, said.object)
         drawn = said.data or []
         if len(drawn) != prompt.images:
-            raise WrongAnswer(f"The reply has {len(drawn)} images instead of {prompt.images}.", check=Check.COUNT)
+            raise NotAsAsked(f"The reply has {len(drawn)} images instead of {prompt.images}.")
         images = [_image(each, prompt.reply_form) for each in drawn]
         return Whole(ENCODE(ImageList(created, images)), images=len(images))
 
@@ -92,11 +92,11 @@ class Images:
         """Images are not streamed: a request for it is refused."""
         raise WrongAnswer("Images are not streamed.")
 
-    def usage_event(self, prompt: Prompt, model: Model, usage: Usage, state: StreamState) -> bytes:
+    def usage_event(self, prompt: Prompt, model: Model, usage: TokenCounts, state: StreamState) -> bytes:
         """Images are not streamed: a request for it is refused."""
         raise WrongAnswer("Images are not streamed.")
 
-    def with_usage(self, whole: Whole, usage: Usage) -> bytes:
+    def with_usage(self, whole: Whole, usage: TokenCounts) -> bytes:
         """The same reply: images are paid by number and size, not by tokens."""
         return whole.data
 

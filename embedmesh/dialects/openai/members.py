@@ -4,9 +4,14 @@ The OpenAPI document is generated from these tables, so it says what is checked.
 are looked at in `chat`, `completions` and `images`.
 """
 
+from typing import Any
+
+import msgspec
+
 from embedmesh.dialects.openai.messages import MESSAGES
 from embedmesh.dialects.openai.requests import Member, request_schema
 from embedmesh.dialects.openai.shapes import (
+    Reading,
     Schema,
     Shape,
     any_object,
@@ -112,6 +117,8 @@ CHAT: dict[str, Member] = {
     "metadata": Member(any_object(METADATA_MAX, string(chars_max=KEY_CHARS_MAX)), "nowhere", "Tags." + _IGNORED),
     "safety_identifier": Member(string(chars_max=KEY_CHARS_MAX), "nowhere", "Another `user`." + _IGNORED),
     "prompt_cache_key": Member(string(chars_max=KEY_CHARS_MAX), "nowhere", "A hint for OpenAI's caches." + _IGNORED),
+    "prompt_cache_retention": Member(one_of("in_memory"), "nowhere", "Nodes cache in memory, if they do." + _IGNORED),
+    "prompt_cache_options": Member(never("nodes cache as they are set up."), "nowhere", "Not taken."),
     "audio": Member(never("there is no audio here."), "nowhere", "Not taken."),
     "moderation": Member(never("nothing is moderated here."), "nowhere", "Not taken."),
     "prediction": Member(never("nodes of most makes know no predictions."), "nowhere", "Not taken."),
@@ -120,7 +127,18 @@ CHAT: dict[str, Member] = {
 
 _TEXT_PROMPT = string(chars_min=1, text=True, empty=EmptyInput)
 _TOKEN_ID = whole(0, TOKEN_ID_MAX)
-_IDS = array_of(_TOKEN_ID, CONTEXT_TOKENS_MAX, empty=EmptyInput)
+_EACH_ID = array_of(_TOKEN_ID, CONTEXT_TOKENS_MAX, empty=EmptyInput)
+
+
+def _ids(value: Any, path: str, reading: Reading) -> list[int]:
+    """All at once, since there may be 300,000; one by one only to say which is wrong."""
+    if isinstance(value, list) and set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= TOKEN_ID_MAX:
+        return value
+    ids: list[int] = _EACH_ID.check(value, path, reading)
+    return ids
+
+
+_IDS = Shape(_ids, _EACH_ID.schema)
 
 
 def _prompt() -> Shape:
@@ -128,7 +146,7 @@ def _prompt() -> Shape:
     texts = array_of(_TEXT_PROMPT, GENERATED_CHOICES_MAX, empty=EmptyInput)
     arrays = array_of(_IDS, GENERATED_CHOICES_MAX, empty=EmptyInput)
 
-    def check(value: object, path: str, reading: object) -> object:
+    def check(value: object, path: str, reading: Reading) -> object:
         first = value[0] if isinstance(value, list) and value else None
         if isinstance(value, str):
             shape = _TEXT_PROMPT
@@ -136,7 +154,7 @@ def _prompt() -> Shape:
             shape = arrays
         else:
             shape = _IDS if type(first) is int else texts
-        return shape.check(value, path, reading)  # type: ignore[arg-type]
+        return shape.check(value, path, reading)
 
     return Shape(check, {"anyOf": [_TEXT_PROMPT.schema, texts.schema, _IDS.schema, arrays.schema]})
 
@@ -184,10 +202,22 @@ IMAGES: dict[str, Member] = {
 }
 
 
+class ChatRequest(msgspec.Struct):
+    """Stands for the schema of the request, which is made from `CHAT`."""
+
+
+class CompletionRequest(msgspec.Struct):
+    """Stands for the schema of the request, which is made from `COMPLETIONS`."""
+
+
+class ImageRequest(msgspec.Struct):
+    """Stands for the schema of the request, which is made from `IMAGES`."""
+
+
 def request_schemas() -> dict[str, Schema]:
     """The three requests for the OpenAPI document, by the names of their schemas."""
     return {
-        "ChatRequest": request_schema(CHAT, CHAT_REQUIRED),
-        "CompletionRequest": request_schema(COMPLETIONS, COMPLETIONS_REQUIRED),
-        "ImageRequest": request_schema(IMAGES, IMAGES_REQUIRED),
+        ChatRequest.__name__: request_schema(CHAT, CHAT_REQUIRED),
+        CompletionRequest.__name__: request_schema(COMPLETIONS, COMPLETIONS_REQUIRED),
+        ImageRequest.__name__: request_schema(IMAGES, IMAGES_REQUIRED),
     }

@@ -115,6 +115,8 @@ _ASSISTANT_SHAPE = object_of(_ASSISTANT, ("role",))
 
 def _assistant(value: Any, path: str, reading: Reading) -> dict[str, Any]:
     sent: dict[str, Any] = _ASSISTANT_SHAPE.check(value, path, reading)
+    if "reasoning" in sent:
+        sent.setdefault("reasoning_content", sent.pop("reasoning"))
     if not sent.get("tool_calls"):
         sent.pop("tool_calls", None)
     if "content" not in sent:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from embedmesh.rules.errors import NodeBroke, WrongAnswer
-from embedmesh.rules.generation import Prompt, Usage
+from embedmesh.rules.errors import NodeBroke, NotAsAsked, WrongAnswer
+from embedmesh.rules.generation import Prompt, TokenCounts
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
@@ -40,6 +40,8 @@ ENCODE = msgspec.json.Encoder().encode
 
 Index = Annotated[int, Meta(ge=0)]
 TokenCount = Annotated[int, Meta(ge=0)]
+Created = Annotated[int, Meta(description="When the answer began: Unix time in seconds.")]
+NamedModel = Annotated[str, Meta(description="As the request names it.")]
 
 
 class PromptTokensReply(msgspec.Struct):
@@ -64,7 +66,7 @@ class GenerationUsageReply(msgspec.Struct):
     completion_tokens_details: CompletionTokensReply | UnsetType = UNSET
 
 
-def usage_reply(usage: Usage) -> GenerationUsageReply:
+def usage_reply(usage: TokenCounts) -> GenerationUsageReply:
     """In OpenAI's words."""
     return GenerationUsageReply(
         usage.input,
@@ -75,7 +77,7 @@ def usage_reply(usage: Usage) -> GenerationUsageReply:
     )
 
 
-def usage_of(said: object) -> Usage | None:
+def usage_of(said: object) -> TokenCounts | None:
     """What a node says it has used; None where that cannot be: no counts, or counts that contradict each other."""
     if not isinstance(said, dict):
         return None
@@ -89,7 +91,7 @@ def usage_of(said: object) -> Usage | None:
     reasoning = _detail(said.get("completion_tokens_details"), "reasoning_tokens")
     if cached > prompt:
         return None
-    return Usage(prompt, completion, cached, reasoning if reasoning <= completion else 0)
+    return TokenCounts(prompt, completion, cached, reasoning if reasoning <= completion else 0)
 
 
 def _is_count(value: object) -> TypeGuard[int]:
@@ -111,7 +113,7 @@ def decoded(decode: Callable[[bytes], Struct], reply: bytes) -> Struct:
 
 def check_no_error(error: object, kind: object) -> None:
     """Raise NodeBroke where a node sends an error instead of an answer. Its words may be a caller's own."""
-    if error is not None or kind == "error":
+    if error not in (None, False, "") or kind == "error":
         raise NodeBroke("The node has sent an error instead of an answer.")
 
 
@@ -137,18 +139,18 @@ def text_of(said: object, what: str) -> str | None:
 
 
 def place_of(said: object, prompt: Prompt) -> int:
-    """Which of the answers an event is of. One that does not say is of the only one. Raises WrongAnswer."""
+    """Which of the answers an event is of. One that does not say is of the only one. Raises NotAsAsked."""
     if said is None and prompt.choices == 1:
         return 0
     if type(said) is not int or not 0 <= said < prompt.choices:
-        raise WrongAnswer("An event is of no answer that was asked for.")
+        raise NotAsAsked("An event is of no answer that was asked for.")
     return said
 
 
 def places_of(said: list[Any], prompt: Prompt) -> list[int]:
     """The index of each answer of a whole reply: as it says, else in order. Each must be there once."""
     if len(said) != prompt.choices:
-        raise WrongAnswer(f"The reply has {len(said)} answers instead of {prompt.choices}.")
+        raise NotAsAsked(f"The reply has {len(said)} answers instead of {prompt.choices}.")
     if all(index is None for index in said):
         return list(range(prompt.choices))
     if any(type(index) is not int for index in said) or sorted(said) != list(range(prompt.choices)):
@@ -156,7 +158,7 @@ def places_of(said: list[Any], prompt: Prompt) -> list[int]:
     return said
 
 
-def with_usage_member(data: bytes, usage: Usage) -> bytes:
+def with_usage_member(data: bytes, usage: TokenCounts) -> bytes:
     """The same reply, written by us, with this usage."""
     reply = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     return ENCODE(reply | {"usage": usage_reply(usage)})

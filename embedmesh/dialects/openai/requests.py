@@ -1,6 +1,5 @@
 """Reads a request to generate: a JSON body in, what it says and what its node gets out. Pure."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,12 +9,10 @@ import orjson
 from embedmesh.dialects.openai.broken import broken_json
 from embedmesh.dialects.openai.modalities import unsupported_modality
 from embedmesh.dialects.openai.shapes import Reading, Schema, Shape, object_schema, wrong_type
-from embedmesh.dialects.openai.values import DEPTH_MAX, GENERATION_BOUNDS, check_depth, check_values
+from embedmesh.dialects.openai.values import GENERATION_BOUNDS, check_values
 from embedmesh.rules.errors import InvalidType, InvalidValue, MissingParameter
 from embedmesh.rules.generation import Generating
 from embedmesh.rules.models import Model
-
-OPENS = re.compile(rb"[\[{]")
 
 
 class Member(NamedTuple):
@@ -77,8 +74,6 @@ def _given(body: bytes, members: Members) -> dict[str, Any]:
         loaded = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise broken_json(body, error, members) from None
-    if len(OPENS.findall(body)) > DEPTH_MAX:
-        check_depth(loaded)
     if not isinstance(loaded, dict):
         raise InvalidType("The body must be a JSON object.")
     return {name: value for name, value in loaded.items() if value is not None}

@@ -13,6 +13,7 @@ import msgspec
 import orjson
 
 from embedmesh.dialects.openai.json_types import json_type
+from embedmesh.dialects.openai.values import DEPTH_MAX, check_depth
 from embedmesh.rules.errors import (
     CallerFailure,
     InvalidType,
@@ -26,23 +27,23 @@ Schema = dict[str, Any]
 SHOWN_CHARS_MAX = 64  # of an unknown member's name, in the error
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
+# more than is held for would be made: other words for the output limit, and how often it is reached
+_OUTPUT = "best_of beam_width ignore_eos max_completion_tokens max_length max_new_tokens max_tokens min_length"
+_MORE_OUTPUT = "min_new_tokens min_tokens n_cmpl n_predict n_probs num_predict num_return_sequences options"
+_LARGE_OUTPUT = "prompt_logprobs use_beam_search"
+# other images than are paid for
+_IMAGES = "batch_size height num_images num_images_per_prompt width"
+# more input than is counted: a template of the caller's own may repeat it without end
+_INPUT = "chat_template documents input_embeds input_ids mm_processor_kwargs prompt_embeds prompt_token_ids template"
+# a place in the node's queue before that of others
+_QUEUE = "priority"
+# the node would call an address, load a file or run code that the caller names
+_REACH = "bootstrap_host bootstrap_port bootstrap_room custom_logit_processor kv_transfer_params logits_processors"
+_MORE_REACH = "lora_path session_params"
+# what the gateway itself decides
+_OURS = "model request_id rid stream stream_options"
 NEVER_PASSED = frozenset(
-    (
-        # more than is held for would be made: other words for the output limit, and how often it is reached
-        "best_of beam_width ignore_eos max_length max_new_tokens min_length min_new_tokens min_tokens n_predict n_probs "
-        "num_predict num_return_sequences options use_beam_search "
-        # other images than are paid for
-        "batch_size height num_images num_images_per_prompt width "
-        # more input than is counted: a template of the caller's own may repeat it without end
-        "chat_template documents input_embeds input_ids mm_processor_kwargs prompt_embeds prompt_token_ids template "
-        # a place in the node's queue before that of others
-        "priority "
-        # the node would call an address, load a file or run code that the caller names
-        "bootstrap_host bootstrap_port bootstrap_room custom_logit_processor kv_transfer_params logits_processors "
-        "lora_path session_params "
-        # what the gateway itself decides
-        "max_completion_tokens max_tokens model n request_id response_format rid stream stream_options"
-    ).split()
+    f"{_OUTPUT} {_MORE_OUTPUT} {_LARGE_OUTPUT} {_IMAGES} {_INPUT} {_QUEUE} {_REACH} {_MORE_REACH} {_OURS}".split()
 )
 """Members that no operator's `pass_unknown` sends on."""
 
@@ -57,6 +58,7 @@ class Reading(msgspec.Struct):
     def unknown(self, name: str, path: str, value: object, known: Sequence[str]) -> object:
         """A member that has no shape: as it is, where the model's entry allows it. Else raises UnknownParameter."""
         if self.model.pass_unknown and name not in NEVER_PASSED and PLAIN_NAME.fullmatch(name):
+            check_depth(value, _levels_below(path))
             self.texts.append(compact(value))
             return value
         shown = path[: len(path) - len(name)] + name[:SHOWN_CHARS_MAX]
@@ -71,6 +73,11 @@ class Shape(NamedTuple):
     check: Callable[[Any, str, Reading], Any]
     schema: Schema
     sent: bool = True
+
+
+def _levels_below(path: str) -> int:
+    """How deep a value may be that stands there in a body."""
+    return DEPTH_MAX - path.count(".") - 1
 
 
 def compact(value: object) -> str:
@@ -217,11 +224,13 @@ def any_object(entries_max: int, values: Shape | None = None, names: str = ".*")
             raise wrong_type(path, "an object", value)
         if len(value) > entries_max:
             raise InvalidValue(f"`{path}` has {len(value):,} members; at most {entries_max:,} are taken.", param=path)
+        if values is None:
+            check_depth(value, _levels_below(path))
+            return value
         for name, each in value.items():
             if matches(name) is None:
                 raise InvalidValue(f"The names in `{path}` must match {names}.", param=path)
-            if values is not None:
-                values.check(each, f"{path}.{name[:SHOWN_CHARS_MAX]}", reading)
+            values.check(each, f"{path}.{name[:SHOWN_CHARS_MAX]}", reading)
         return value
 
     schema: Schema = {"type": "object", "maxProperties": entries_max}
@@ -261,16 +270,20 @@ def object_of(members: Mapping[str, Shape], required: Sequence[str] = (), *, tex
 
 def by_member(tag: str, shapes: Mapping[str, Shape]) -> Shape:
     """An object of one of several shapes; its member `tag` says of which."""
-    says = one_of(*shapes)
+    taken = {word: shape for word, shape in shapes.items() if shape.schema.get("type") != "null"}
+    says = one_of(*taken)
 
     def check(value: object, path: str, reading: Reading) -> Any:
         if not isinstance(value, dict):
             raise wrong_type(path, "an object", value)
-        if value.get(tag) is None:
+        word = value.get(tag)
+        if word is None:
             raise MissingParameter(f"`{path}` must have the member `{tag}`.", param=f"{path}.{tag}")
-        return shapes[says.check(value[tag], f"{path}.{tag}", reading)].check(value, path, reading)
+        if type(word) is not str or word not in shapes:
+            says.check(word, f"{path}.{tag}", reading)  # refuses it
+        return shapes[word].check(value, path, reading)
 
-    return Shape(check, {"oneOf": [shape.schema for shape in shapes.values() if shape.schema.get("type") != "null"]})
+    return Shape(check, {"oneOf": [shape.schema for shape in taken.values()]})
 
 
 def string_or(text: Shape, other: Shape, words: str) -> Shape:

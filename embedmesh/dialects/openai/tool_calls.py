@@ -59,11 +59,12 @@ class _Said(msgspec.Struct):
 
 def whole_calls(said: object, request_id: str, choice: int) -> list[ToolCallReply]:
     """The calls of a whole answer. Raises WrongAnswer."""
-    calls = []
+    calls: list[ToolCallReply] = []
     for index, call in enumerate(_calls(said)):
         if not call.name:
             raise WrongAnswer("A call of a tool has no name.")
-        own_id = call.id or made_id(request_id, choice, index)
+        twice = any(other.id == call.id for other in calls)
+        own_id = call.id if call.id and not twice else made_id(request_id, choice, index)
         calls.append(
             ToolCallReply(own_id, FunctionReply(call.name, "{}" if call.arguments is None else call.arguments))
         )
@@ -93,7 +94,7 @@ def delta_calls(said: object, choice: int, state: StreamState) -> list[ToolCallD
 
 
 def made_id(request_id: str, choice: int, index: int) -> str:
-    """The id of a call whose node gives it none."""
+    """The id of a call whose node gives it none, or that of another call."""
     return f"call_{request_id}_{choice}_{index}"
 
 
@@ -101,7 +102,8 @@ def _delta(said: _Said, begun: list[ToolCall], choice: int, state: StreamState) 
     call = _begun(said, begun)
     if call is None:
         call = _begin(said, begun)
-        own_id = said.id or made_id(state.request_id, choice, call.index)
+        twice = any(other.id == said.id for other in begun if other is not call)
+        own_id = said.id if said.id and not twice else made_id(state.request_id, choice, call.index)
         function = FunctionDeltaReply(said.name or UNSET, said.arguments or "")
         return ToolCallDeltaReply(call.index, own_id, "function", function)
     name = said.name if said.name != call.name else None  # some nodes repeat it
@@ -111,7 +113,8 @@ def _delta(said: _Said, begun: list[ToolCall], choice: int, state: StreamState) 
 
 def _begun(said: _Said, begun: list[ToolCall]) -> ToolCall | None:
     """The call that a piece goes on with; None where it begins one."""
-    if said.id is not None and (same := _newest(call for call in begun if call.id == said.id)) is not None:
+    same = _newest(call for call in begun if call.id == said.id) if said.id is not None else None
+    if same is not None and (said.index is None or said.index == same.node_index):
         return same
     if said.index is not None:
         at = _newest(call for call in begun if call.node_index == said.index)

@@ -19,7 +19,7 @@ OPENING = bytes.maketrans(b"{", b"[")
 BETWEEN = b" \t\r\n:"  # two that open, in what is left where strings are taken out
 
 
-class Bounds(NamedTuple):
+class ValueBounds(NamedTuple):
     """How many values a body may have, and what is said of one with more."""
 
     strings: int
@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
     param: str | None
 
 
-EMBEDDINGS_BOUNDS = Bounds(
+EMBEDDINGS_BOUNDS = ValueBounds(
     STRINGS_MAX,
     ARRAYS_MAX,
     COMMAS_MAX,
@@ -43,7 +43,7 @@ EMBEDDINGS_BOUNDS = Bounds(
     "input",
 )
 _TOO_MANY_VALUES = f"The body has more than {GENERATION_VALUES_MAX:,} strings, arrays or objects. Send less of them."
-GENERATION_BOUNDS = Bounds(
+GENERATION_BOUNDS = ValueBounds(
     GENERATION_VALUES_MAX,
     GENERATION_VALUES_MAX,
     COMMAS_MAX,
@@ -55,7 +55,7 @@ GENERATION_BOUNDS = Bounds(
 )
 
 
-def check_values(body: bytes, bounds: Bounds = EMBEDDINGS_BOUNDS) -> None:
+def check_values(body: bytes, bounds: ValueBounds = EMBEDDINGS_BOUNDS) -> None:
     """Raise the failures that the bounds name, where the JSON has more values than any request may have."""
     if len(body) < COUNTED_FROM_BYTES:
         return
@@ -92,9 +92,9 @@ def _deeper_than(value: object, levels: int) -> bool:
     return True
 
 
-def check_depth(loaded: object) -> None:
-    """Raise InvalidJson where parsed JSON is nested too deep."""
-    if _deeper_than(loaded, DEPTH_MAX):
+def check_depth(loaded: object, levels: int = DEPTH_MAX) -> None:
+    """Raise InvalidJson where parsed JSON is nested deeper than the `levels` that are left at its place in a body."""
+    if _deeper_than(loaded, levels):
         raise InvalidJson(f"The JSON is nested deeper than {DEPTH_MAX} levels.") from None
 
 

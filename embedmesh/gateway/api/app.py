@@ -71,13 +71,14 @@ class GatewayApp:
         self.metrics.registry.register(FleetCollector(registry))
         embeddings = EmbeddingsApi(world, self.metrics, room, bodies, write_s)
         self.pages = PagesApi(document(__version__), origins)
+        sealed = [] if confidential is None else [ConfidentialApi(world, embeddings, room, *confidential)]
         self._apis: tuple[Api, ...] = (
             embeddings,
             ModelsApi(world, registry),
             OperationsApi(world, registry, self.metrics),
             self.pages,
             *([] if generating is None else [GenerationApi(embeddings, *generating)]),
-            *([] if confidential is None else [ConfidentialApi(world, embeddings, room, *confidential)]),
+            *sealed,
             *([] if sidecars is None else [ConfidentialGenerationApi(embeddings, *sidecars)]),
             *more,
         )
@@ -85,7 +86,15 @@ class GatewayApp:
             self.routes(),
             on_internal_error=self.metrics.internal_errors.inc,
             fast_path=StraightPath(
-                FastPath(EMBEDDINGS_LINE, embeddings.answer, bodies, write_s=write_s, cors=cors), embeddings.straight
+                FastPath(
+                    EMBEDDINGS_LINE,
+                    embeddings.answer,
+                    bodies,
+                    write_s=write_s,
+                    cors=cors,
+                    others={line: handle for api in sealed for line, handle in api.fast().items()},
+                ),
+                embeddings.straight,
             ),
             other_paths=OTHER_PATHS,
             cors=cors,

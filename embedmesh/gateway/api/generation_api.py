@@ -1,16 +1,17 @@
 """`/v1/chat/completions`, `/v1/completions`, `/v1/images/generations`: adapt HTTP to the flow; no rule lives here."""
 
-import msgspec
 from aiohttp import web
 
 from embedmesh.dialects.openai.chat import Chat
-from embedmesh.dialects.openai.chat_replies import ChatCompletionReply
+from embedmesh.dialects.openai.chat_replies import ChatCompletionChunkReply, ChatCompletionReply
 from embedmesh.dialects.openai.completions import Completions, TextCompletionReply
 from embedmesh.dialects.openai.images import ImageList, Images
+from embedmesh.dialects.openai.members import ChatRequest, CompletionRequest, ImageRequest
 from embedmesh.flow.expected import ExpectedOutput
 from embedmesh.flow.generate import GENERATE_SCOPE, Generation
 from embedmesh.flow.leases import Leases
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, IDEMPOTENCY_KEY, EmbeddingsApi
+from embedmesh.gateway.api.pages.samples import CHAT_SAMPLES
 from embedmesh.gateway.api.routes import Api, ApiReply, RawHandler, Route
 from embedmesh.http.failures import TABLE, envelope
 from embedmesh.rules.errors import MethodNotAllowed, NotFound
@@ -23,18 +24,6 @@ STREAMED = (
     'error in mid-stream is an event `data: {"error": …}` without `[DONE]` after it, and costs nothing unless the '
     "operator charges for a part. You pay for what was handed to you if you close the stream before its end."
 )
-
-
-class ChatRequest(msgspec.Struct):
-    """Stands for the schema of the request, which is made from `embedmesh.dialects.openai.members`."""
-
-
-class CompletionRequest(msgspec.Struct):
-    """The same of completions."""
-
-
-class ImageRequest(msgspec.Struct):
-    """The same of images."""
 
 
 class GenerationApi(Api):
@@ -82,10 +71,10 @@ class GenerationApi(Api):
             failures=FAILURES,
             details=STREAMED,
             raw=RawHandler(
-                {200: ApiReply("The answers.", ChatCompletionReply, headers=HEADERS)},
+                {200: ApiReply("The answers.", ChatCompletionReply, headers=HEADERS, event=ChatCompletionChunkReply)},
                 ChatRequest,
                 key_checked_by_flow=True,
-                extra={"parameters": [IDEMPOTENCY_KEY]},
+                extra={"parameters": [IDEMPOTENCY_KEY], "x-codeSamples": CHAT_SAMPLES},
             ),
         ),
         Route(
@@ -96,7 +85,7 @@ class GenerationApi(Api):
             failures=FAILURES,
             details=STREAMED,
             raw=RawHandler(
-                {200: ApiReply("The texts.", TextCompletionReply, headers=HEADERS)},
+                {200: ApiReply("The texts.", TextCompletionReply, headers=HEADERS, event=TextCompletionReply)},
                 CompletionRequest,
                 key_checked_by_flow=True,
                 extra={"parameters": [IDEMPOTENCY_KEY]},

@@ -15,6 +15,7 @@ from embedmesh.gateway.api.replies import (
     LockReply,
     Moved,
     MoveReply,
+    NoteReply,
     PayableReply,
     ReplyList,
     TabReply,
@@ -67,7 +68,8 @@ class LedgerApi(Api):
         bought = None if found.bought is None else reply_of(BoughtReply, found.bought)
         moves = tuple(reply_of(MoveReply, move) for move in found.moves)
         lock = None if found.lock is None else reply_of(LockReply, found.lock)
-        return reply_of(ExplainedReply, found, bought=bought, moves=moves, lock=lock)
+        note = None if found.note is None else reply_of(NoteReply, found.note)
+        return reply_of(ExplainedReply, found, bought=bought, moves=moves, lock=lock, note=note)
 
     async def explain_tab(self, call: ApiCall[None, None]) -> TabReply:
         """Explain a tab. What it was opened for, how it ended, and the latest money that was moved for it."""

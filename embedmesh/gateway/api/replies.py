@@ -261,6 +261,13 @@ class LockReply(msgspec.Struct, frozen=True):
     used_ms: Annotated[Count | None, doc("When a request has used it; null: none has.")]
 
 
+class NoteReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
+    """What a stream that runs had cost by then: so much is charged if its gateway dies."""
+
+    cost: Count
+    noted_ms: Count
+
+
 class ExplainedReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     """A request, as the ledger knows it."""
 
@@ -279,6 +286,7 @@ class ExplainedReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     moves: tuple[MoveReply, ...]
     tab_id: Annotated[str | None, doc("The tab under which it was settled.")]
     lock: Annotated[LockReply | None, doc("The lock that its money was set aside for, as long as locks are kept.")]
+    note: Annotated[NoteReply | None, doc("What was last noted of a stream that runs.")]
 
 
 class TabReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):

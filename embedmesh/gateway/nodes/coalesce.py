@@ -18,7 +18,7 @@ from embedmesh.gateway.nodes.own import FLOAT32_BYTES, OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.generation import Asked, Generating, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 from embedmesh.upstream.http1_stream import BodyStream
@@ -83,10 +83,10 @@ class CoalescingLink:
     async def served(self) -> ServedModels:
         return await self._link.served()
 
-    async def generate(self, model: Model, asked: Asked) -> bytes:
+    async def generate(self, model: Model, asked: GenerationRequest) -> bytes:
         return await self._link.generate(model, asked)
 
-    async def stream(self, model: Model, asked: Asked) -> NodeStream:
+    async def stream(self, model: Model, asked: GenerationRequest) -> NodeStream:
         return await self._link.stream(model, asked)
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:

@@ -22,7 +22,7 @@ from embedmesh.http.sse import BYTE_ORDER_MARK
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import NodeBroke, NodeRefused, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.generation import Asked, Generating, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -96,10 +96,10 @@ class UpstreamLink:
     def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
         return None  # what such a server needs may take a second request
 
-    async def generate(self, model: Model, asked: Asked) -> bytes:
+    async def generate(self, model: Model, asked: GenerationRequest) -> bytes:
         return await self._generation.generate(model, asked)
 
-    async def stream(self, model: Model, asked: Asked) -> NodeStream:
+    async def stream(self, model: Model, asked: GenerationRequest) -> NodeStream:
         return await self._generation.stream(model, asked)
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:

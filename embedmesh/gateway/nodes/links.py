@@ -5,7 +5,7 @@ from typing import Protocol
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeUnreachable
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.generation import Asked, Generating, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.models import Model
 from embedmesh.upstream.http1_stream import BodyStream
 
@@ -25,11 +25,11 @@ class Link(Protocol):
         """What the node offers. Raises a NodeFailure."""
         ...
 
-    async def generate(self, model: Model, asked: Asked) -> bytes:
+    async def generate(self, model: Model, asked: GenerationRequest) -> bytes:
         """As `GeneratingClient.generate`."""
         ...
 
-    async def stream(self, model: Model, asked: Asked) -> NodeStream:
+    async def stream(self, model: Model, asked: GenerationRequest) -> NodeStream:
         """As `GeneratingClient.stream`."""
         ...
 
@@ -73,10 +73,10 @@ class NodeClients:
         link = self._links.get(part.node_id)
         return None if link is None else link.ask(part, model, counted, request_id, owner)
 
-    async def generate(self, part: Part, model: Model, asked: Asked, request_id: str) -> bytes:
+    async def generate(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> bytes:
         return await self._link(part.node_id).generate(model, asked)
 
-    async def stream(self, part: Part, model: Model, asked: Asked, request_id: str) -> NodeStream:
+    async def stream(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> NodeStream:
         return await self._link(part.node_id).stream(model, asked)
 
     async def served(self, node_id: str) -> ServedModels:

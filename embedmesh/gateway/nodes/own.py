@@ -20,7 +20,7 @@ from embedmesh.rules.errors import (
     WrongAnswer,
 )
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.generation import Asked, Generating, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
@@ -163,10 +163,10 @@ class OwnLink:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise WrongAnswer("the node's list of models is not of the protocol's form") from None
 
-    async def generate(self, model: Model, asked: Asked) -> bytes:
+    async def generate(self, model: Model, asked: GenerationRequest) -> bytes:
         raise NodeRefused(NO_CHAT)
 
-    async def stream(self, model: Model, asked: Asked) -> NodeStream:
+    async def stream(self, model: Model, asked: GenerationRequest) -> NodeStream:
         raise NodeRefused(NO_CHAT)
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:

@@ -121,11 +121,18 @@ class ExplainedLock(msgspec.Struct, frozen=True):
     used_ms: int | None
 
 
+class ExplainedNote(msgspec.Struct, frozen=True):
+    """What the stream of an open hold had cost by `noted_ms`, in nano-USD."""
+
+    cost: int
+    noted_ms: int
+
+
 class Explained(msgspec.Struct, frozen=True):
     """A request, as the ledger knows it: its hold, what ended it, what it was for, and all money that was moved.
 
     What was set aside for a request under a tab is not written down: `held` is None. What was set aside for a `lock`
-    came before its request.
+    came before its request. A stream that runs has a `note`.
     """
 
     request_id: str
@@ -143,6 +150,7 @@ class Explained(msgspec.Struct, frozen=True):
     moves: tuple[Move, ...]
     tab_id: str | None = None
     lock: ExplainedLock | None = None
+    note: ExplainedNote | None = None
 
 
 class ExplainedTab(msgspec.Struct, frozen=True):
@@ -231,8 +239,10 @@ class Reports:
         bought = self._session.row(REPORTS_SQL["usage_of_hold"], {"hold_id": request_id})
         moves = self._session.rows(REPORTS_SQL["transfers_of_request"], {"hold_id": request_id} | of_tab)
         of_lock = self._session.row(REPORTS_SQL["lock_of_hold"], {"hold_id": request_id})
+        noted = self._session.row(REPORTS_SQL["note_of_hold"], {"hold_id": request_id})
         known, lock = Bought(*bought) if bought else None, ExplainedLock(*of_lock) if of_lock else None
-        fields = (*found, known, tuple(Move(*move) for move in moves), of_tab["tab_id"], lock)
+        note = ExplainedNote(*noted) if noted else None
+        fields = (*found, known, tuple(Move(*move) for move in moves), of_tab["tab_id"], lock, note)
         return Explained(*fields)
 
     def explain_tab(self, tab_id: str) -> ExplainedTab:
