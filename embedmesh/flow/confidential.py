@@ -14,12 +14,11 @@ import msgspec
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.forward import caller_failure, time_allowed_s
-from embedmesh.flow.lock import lock_node
+from embedmesh.flow.lock import check_fits, lock_node
 from embedmesh.flow.lock_ahead import LockAhead, Opened, WantedLock, read_wanted
 from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.world import World
 from embedmesh.rules.confidential import (
-    HPKE_SCHEME,
     CheckedAnswer,
     FoundLock,
     Locks,
@@ -42,7 +41,7 @@ from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead
 from embedmesh.rules.forwarding import Part, Share, Ticket
 from embedmesh.rules.holds import Hold, Meter, Metered, PriorRequest
 from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX, LOCK_S, REQUEST_INPUTS_MAX
-from embedmesh.rules.lock_failures import ConfidentialRefused, KeyMismatch
+from embedmesh.rules.lock_failures import ConfidentialRefused
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.served import no_such_model
@@ -312,16 +311,6 @@ class ConfidentialCall:
         tokenizer = world.tokenizers.get(self.model.id)
         specials = SPECIALS_MAX if tokenizer is None else tokenizer.specials
         return specials + max((len(prompt.encode()) for prompt in self.model.prompts.values()), default=0)
-
-
-def check_fits(call: SealedCall, model: Model, terms: LockTerms) -> None:
-    """Raise KeyMismatch where a request was not sealed for what its lock says."""
-    expires_ms = call.expires_ms if call.scheme == HPKE_SCHEME else terms.expires_ms  # the SDKs' has none
-    said = model.id, call.scheme, call.node_key, expires_ms
-    if said != (terms.model, terms.scheme, terms.node_key, terms.expires_ms):
-        raise KeyMismatch(
-            "The request is sealed for another node, key, scheme, model or expiry than was locked: lock again."
-        )
 
 
 def token_bounds(plaintext_bytes: int, units: int, added: int) -> TokenBounds:

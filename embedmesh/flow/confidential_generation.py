@@ -14,10 +14,11 @@ import msgspec
 
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
-from embedmesh.flow.confidential import KEPT_OF_LOCKS_BYTES_MAX, TokenBounds, check_fits, token_bounds
+from embedmesh.flow.confidential import KEPT_OF_LOCKS_BYTES_MAX, TokenBounds, token_bounds
 from embedmesh.flow.forward import caller_failure
 from embedmesh.flow.generate import GENERATE_SCOPE, IMAGE_TOKENS, STREAM_ROOM_BYTES
 from embedmesh.flow.leases import LEASE_S, Leases
+from embedmesh.flow.lock import check_fits
 from embedmesh.flow.one_node import OneNode
 from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.prompt_bounds import (

@@ -4,11 +4,20 @@ import secrets
 
 from embedmesh.flow.identify import may_use
 from embedmesh.flow.world import World
-from embedmesh.rules.confidential import Locks, LockTerms, Scheme, SealingFleet, SealingNode
+from embedmesh.rules.confidential import (
+    HPKE_SCHEME,
+    Locks,
+    LockTerms,
+    Scheme,
+    SealedCall,
+    SealingFleet,
+    SealingNode,
+)
 from embedmesh.rules.errors import InvalidValue, NoNodeAvailable
 from embedmesh.rules.holds import Hold, Meter
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import LOCK_S_MAX, LOCK_S_MIN, REQUEST_TOKENS_MAX
+from embedmesh.rules.lock_failures import KeyMismatch
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
@@ -81,3 +90,13 @@ def check_units(units: int, param: str) -> None:
     """Raise InvalidValue where no lock is for that number of tokens."""
     if not 0 < units <= REQUEST_TOKENS_MAX:
         raise InvalidValue(f"`{param}` is 1 to {REQUEST_TOKENS_MAX:,}.", param=param)
+
+
+def check_fits(call: SealedCall, model: Model, terms: LockTerms) -> None:
+    """Raise KeyMismatch where a request was not sealed for what its lock says."""
+    expires_ms = call.expires_ms if call.scheme == HPKE_SCHEME else terms.expires_ms  # the SDKs' has none
+    said = model.id, call.scheme, call.node_key, expires_ms
+    if said != (terms.model, terms.scheme, terms.node_key, terms.expires_ms):
+        raise KeyMismatch(
+            "The request is sealed for another node, key, scheme, model or expiry than was locked: lock again."
+        )

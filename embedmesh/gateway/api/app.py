@@ -35,6 +35,8 @@ from embedmesh.rules.shares import Room
 
 EMBEDDINGS_LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
 
+FULL = "This gateway handles {:,} requests at a time, shared among accounts. Try again shortly."
+
 
 class GatewayApp:
     """Routes over a `World`. Bounds what is handled at one time; more is refused at once."""
@@ -63,10 +65,7 @@ class GatewayApp:
         self._world = world
         self._registry = registry
         origins = origins or Origins()
-        room = Room(
-            in_flight_max,
-            f"This gateway handles {in_flight_max:,} requests at a time, shared among accounts. Try again shortly.",
-        )
+        room = Room(in_flight_max, FULL.format(in_flight_max))
         self.metrics = Metrics(lambda: {"in_flight": room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
         embeddings = EmbeddingsApi(world, self.metrics, room, bodies, write_s)
