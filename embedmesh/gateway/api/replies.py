@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from embedmesh.rules.caching import CachePolicy
+from embedmesh.rules.holds import Meter
 from embedmesh.storage.books.keys import SCOPES, Key
 from embedmesh.storage.ledger.chain import ChainHead
 from embedmesh.storage.ledger.check import Broken, Recovered
@@ -235,6 +236,15 @@ class MoveReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     requests: Annotated[Count, doc("For how many requests; of a tab, 0 for a node's part of a settlement.")]
 
 
+class MeteredReply(msgspec.Struct, frozen=True):
+    """A quantity of what is generated."""
+
+    meter: Meter
+    quantity: Annotated[Count, doc("Tokens or images.")]
+    price: Annotated[Count, doc("Nano-USD per million of them.")]
+    estimated: Annotated[bool, doc("Whether it is the gateway's own count, because the node told none that can be.")]
+
+
 class BoughtReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     """What a request bought; known as long as usage is kept."""
 
@@ -246,6 +256,7 @@ class BoughtReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     cost: Count
     payable: Annotated[Count, doc("What its nodes earned.")]
     user_hash: str | None
+    meters: Annotated[list[MeteredReply], doc("What was generated, meter by meter; such a request has no one `price`.")]
 
 
 class LockReply(msgspec.Struct, frozen=True):
