@@ -7,6 +7,7 @@ event is asked for when the caller's socket has the last one.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from copy import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 from embedmesh.deadline import within
@@ -53,25 +54,41 @@ class OpenedStream(NamedTuple):
     first: Piece
 
 
+class Told(NamedTuple):
+    """What a node has said until now: bytes of text, and the usage that it tells."""
+
+    text_bytes: int = 0
+    usage: TokenCounts | None = None
+
+    def more(self, piece: Piece) -> "Told":
+        """With one more event."""
+        text = piece.text
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        return Told(self.text_bytes + size, piece.usage or self.usage)
+
+
 class Stream:
     """One stream, and its parts for the caller. `begin`, then read it, and close it."""
 
     def __init__(self, call: "GenerationCall", world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
         self._call = call
         self._world = world
+        self._loop = asyncio.get_running_loop()
         self._bill = bill
         self._node = node
         self._opening: asyncio.Task[tuple[OpenedStream, Part]]
         self._caller = caller
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
-        self._text_bytes = self._events = 0
-        self._said: TokenCounts | None = None
-        self._spent: Used | None = None  # once an event was handed over
+        self._part: Part | None = None  # once there is an event
+        self._events = 0
+        self._now = Told()  # with the event that is being handed over
+        self._handed: Told | None = None  # without it
+        self._silent_from: float | None = None  # on the loop's clock, while the next event is waited for
         self._gone = self._closed = False
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
+        return self._parts
 
     async def __anext__(self) -> bytes:
         return await anext(self._parts)
@@ -101,9 +118,22 @@ class Stream:
                 await asyncio.wait({self._opening}, timeout=COMMENT_S)
             if self._gone:
                 return
-            opened, part = self._opening.result()
-            async for event in self._events_of(opened, part):
-                yield event
+            (stream, first), self._part = self._opening.result()
+            piece: Piece | None = first
+            until = self._world.clock.monotonic() + STREAM_S
+            with within(BETWEEN_S, self._patience_s):  # one for all: a new one for each event costs as much as its JSON
+                while piece is not None:
+                    self._now = self._now.more(piece)
+                    if piece.data is not None:
+                        yield b"data: %b\n\n" % piece.data
+                    self._handed = self._now
+                    if self._world.clock.monotonic() > until:
+                        raise DeadlineExceeded("The stream took longer than a stream may.")
+                    self._silent_from = self._loop.time()
+                    piece = self._read(await stream.next())
+                    self._silent_from = None
+            if (usage := self._ended(stream)) is not None:
+                yield b"data: %b\n\n" % usage
             yield DONE
         except (Failure, TimeoutError) as reason:
             if not self._gone:
@@ -131,7 +161,7 @@ class Stream:
             with within(FIRST_EVENT_S):
                 stream = await call.operation.client.stream(part, call.model, call.asked(), self._bill.hold.hold_id)
                 try:
-                    first = await self._next(stream)
+                    first = self._read(await stream.next())
                     if first is None:
                         raise WrongAnswer("the server's stream has no event")
                 except BaseException:
@@ -141,30 +171,24 @@ class Stream:
             raise NodeTooSlow("the server's first event did not come in time") from None
         return OpenedStream(stream, first)
 
-    async def _events_of(self, opened: OpenedStream, part: Part) -> AsyncGenerator[bytes, None]:
-        call, stream = self._call, opened.stream
-        until = self._world.clock.monotonic() + STREAM_S
-        piece: Piece | None = opened.first
-        while piece is not None:
-            self._owe(piece, part)
-            if piece.data is not None:
-                yield b"data: %b\n\n" % piece.data
-            if self._world.clock.monotonic() > until:
-                raise DeadlineExceeded("The stream took longer than a stream may.")
-            with within(BETWEEN_S):
-                piece = await self._next(stream)
+    def _patience_s(self) -> float:
+        """How much longer the node may be silent. A caller that does not read has a deadline of its own."""
+        return BETWEEN_S if self._silent_from is None else self._silent_from + BETWEEN_S - self._loop.time()
+
+    def _ended(self, stream: NodeStream) -> bytes | None:
+        """The node is done; the event that tells usage, if the caller wants one. Raises NodeBroke if it was cut."""
+        call = self._call
         if stream.end != "done" and len(self._state.ended) < call.prompt.choices:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
-        spent = self._spent
-        assert spent is not None
+        spent = self._owe(self._bill, self._now)
         call.operation.expected.learn(call.model.id, spent.output / call.prompt.generated)
-        if call.prompt.wants_usage:
-            event = call.operation.dialect.usage_event(call.prompt, call.model, spent.usage, self._state)
-            yield b"data: %b\n\n" % event
+        if not call.prompt.wants_usage:
+            return None
+        return call.operation.dialect.usage_event(call.prompt, call.model, spent.usage, self._state)
 
-    async def _next(self, stream: NodeStream) -> Piece | None:
-        data = await stream.next()
+    def _read(self, data: bytes | None) -> Piece | None:
+        """The next event, as the caller may have it."""
         if data is None:
             return None
         call = self._call
@@ -175,10 +199,10 @@ class Stream:
                 raise WrongAnswer("the server's stream does not end where it was asked to")
         return piece
 
-    def _owe(self, piece: Piece, part: Part) -> None:
-        self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
-        self._said = piece.usage or self._said
-        self._spent = self._call.owe(self._world, self._bill, part, self._said, self._text_bytes)
+    def _owe(self, bill: Bill, told: Told) -> Used:
+        """Only where somebody asks: an event must not cost that."""
+        assert self._part is not None
+        return self._call.owe(self._world, bill, self._part, told.usage, told.text_bytes)
 
     def _broken(self, reason: Failure | TimeoutError) -> bytes:
         """The last event of a stream that has failed. It costs nothing, unless the operator charges for a part."""
@@ -186,14 +210,17 @@ class Stream:
             reason = NodeTooSlow("the server's next event did not come in time")
         if isinstance(reason, NodeFailure):
             self._node.failed(reason)
-        if self._spent is None or not self._call.model.charge_partial:
+        if self._part is None or not self._call.model.charge_partial:
             self._bill.release()
         told = _not_whole(reason) if isinstance(reason, NodeFailure) else reason
         return b"data: %b\n\n" % self._call.operation.failure_event(told)
 
     def _charge(self) -> Charge:
-        """What was delivered until now; before that the least that a stream can be: nothing."""
-        return charge_of(self._world, self._caller, self._call, self._bill)
+        """What the caller's socket has by now, not what is on its way there; at first nothing."""
+        bill = copy(self._bill)
+        if self._handed is not None:
+            self._owe(bill, self._handed)
+        return charge_of(self._world, self._caller, self._call, bill)
 
     def _stop(self) -> None:
         self._opening.cancel()
@@ -208,10 +235,10 @@ class Stream:
         self._stop()
         self._node.leave()
         self._call.operation.leases.remove(self._bill.hold.hold_id)
-        if self._spent is None:
+        if self._part is None:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:
-            self._call.spend(self._world, self._spent)
+            self._call.spend(self._world, self._owe(self._bill, self._now))
 
 
 def _not_whole(last: NodeFailure) -> Failure:
