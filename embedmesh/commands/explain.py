@@ -29,7 +29,7 @@ TAB_ENDS = {
     "recovered": "its gateway had died: what was not settled is not charged",
 }
 TAB_ID = "tab_"
-IMAGES_PRICED = 1_000_000  # a price is that of so many
+IMAGES_PRICED = 1_000_000  # prices are those of a million
 
 
 @click.command()

@@ -217,7 +217,6 @@ def test_more_keys_than_a_page(run: Run, data_dir: Path) -> None:
 
 def test_a_key_that_another_made_is_listed_with_it(run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And so is one that was rotated; a list without any has no such column."""
-    monkeypatch.setenv("COLUMNS", "240")  # or it is no table
     assert "draws from" not in told(run("keys", "list"))
     with open_books(data_dir, store_path(data_dir)) as books:
         parent = books.keys.create("local", ["keys"])[0].key_id

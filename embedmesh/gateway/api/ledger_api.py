@@ -7,21 +7,17 @@ from msgspec import Meta
 
 from embedmesh.gateway.api.accounts_api import Reference
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.key_bodies import Id
-from embedmesh.gateway.api.replies import (
+from embedmesh.gateway.api.explained_replies import (
     BoughtReply,
     ExplainedReply,
-    LedgerReport,
     LockReply,
     MeteredReply,
-    Moved,
     MoveReply,
     NoteReply,
-    PayableReply,
-    ReplyList,
     TabReply,
-    reply_of,
 )
+from embedmesh.gateway.api.key_bodies import Id
+from embedmesh.gateway.api.replies import LedgerReport, Moved, PayableReply, ReplyList, reply_of
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import NotFound
