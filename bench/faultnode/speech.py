@@ -78,7 +78,10 @@ class Asked:
 
     @property
     def choices(self) -> int:
-        return int(self.body.get("n") or 1)
+        """Answers: of completions, for each prompt."""
+        prompts = self.body.get("prompt")
+        several = len(prompts) if isinstance(prompts, list) and not isinstance(prompts[0], int) else 1
+        return several * int(self.body.get("n") or 1)
 
     @property
     def streams(self) -> bool:

@@ -97,6 +97,35 @@ def without_finish(asked: Asked, order: Order) -> list[Event]:
     return [each for each in speech.events(asked) if all(c["finish_reason"] is None for c in each["choices"])]
 
 
+def with_logprobs(asked: Asked, order: Order) -> list[Event]:
+    """Each token has its log probability, and what else was likely."""
+    found = speech.events(asked)
+    for choice in (choice for each in found for choice in each["choices"]):
+        said = choice.get("text") or choice.get("delta", {}).get("content")
+        choice["logprobs"] = _logprobs(asked, [said]) if said else None
+    return found
+
+
+def logprobs_in_whole(asked: Asked) -> Any:
+    reply = speech.whole(asked)
+    for choice in reply.get("choices", ()):
+        choice["logprobs"] = _logprobs(asked, speech.tokens(asked.says))
+    return reply
+
+
+def _logprobs(asked: Asked, said: list[str]) -> Event:
+    if not asked.chat:
+        offsets = [len("".join(said[:at])) for at in range(len(said))]
+        return {"tokens": said, "token_logprobs": [-0.5] * len(said), "top_logprobs": None, "text_offset": offsets}
+    top = [{"token": "other", "logprob": -1.5, "bytes": list(b"other")}]
+    return {
+        "content": [
+            {"token": each, "logprob": -0.5, "bytes": list(each.encode()), "top_logprobs": top} for each in said
+        ],
+        "refusal": None,
+    }
+
+
 # -- tool calls in every known shape
 
 
@@ -169,6 +198,11 @@ def drip(asked: Asked, order: Order, events: list[Event]) -> Iterator[Write]:
     for byte in bytewise(asked, order, events):
         yield byte
         yield order.pace_s or DRIP_S
+
+
+def late(asked: Asked, order: Order, events: list[Event]) -> Iterator[Write]:
+    yield float(order.at)
+    yield from frames(events)
 
 
 def at_once(asked: Asked, order: Order, events: list[Event]) -> Iterator[Write]:

@@ -33,6 +33,7 @@ SPEECH_MODES: dict[str, SpeechMode] = {
     # odd, and yet right
     "bytewise": SpeechMode("each byte of the stream is written by itself", writes=acts.bytewise, odd=True),
     "drip": SpeechMode("one byte every 0.02 s (pace)", writes=acts.drip, odd=True),
+    "late": SpeechMode("the first event comes after `at` seconds", writes=acts.late),
     "at-once": SpeechMode("the whole stream in one write", writes=acts.at_once, odd=True),
     "crlf": SpeechMode("lines end in CR LF", writes=acts.respelled(lambda f: f.replace(b"\n", b"\r\n")), odd=True),
     "cr": SpeechMode("lines end in CR", writes=acts.respelled(lambda f: f.replace(b"\n", b"\r")), odd=True),
@@ -83,7 +84,8 @@ SPEECH_MODES: dict[str, SpeechMode] = {
         "events have `choices` only",
         events=lambda asked, order: [{"choices": each["choices"]} for each in speech.events(asked)],
     ),
-    # acts.tools
+    "logprobs": SpeechMode("tokens have log probabilities", events=acts.with_logprobs, whole=acts.logprobs_in_whole),
+    # tool calls
     "tools": SpeechMode("calls a tool, in pieces", events=acts.tools, whole=acts.tools_in_whole),
     "tools-interleaved": SpeechMode(
         "two calls, whose pieces come in turns", events=acts.tools_interleaved, whole=acts.tools_in_whole

@@ -18,6 +18,7 @@ from embedmesh.catalogue import Catalogue
 from embedmesh.client import steps as client_steps
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.core import LockStep, Trust
+from embedmesh.client.reserves import Reserves
 from embedmesh.client.steps import HttpAnswer, Patience, Steps, ToSend
 from embedmesh.client.wanted import Wanted
 from embedmesh.confidential.attestation import KeyAttester
@@ -250,10 +251,20 @@ class Ended(NamedTuple):
     sent: list[ToSend]
 
 
-def begin(wanted: Wanted, trust: Trust) -> Steps[CreateEmbeddingResponse]:
+def begin(wanted: Wanted, trust: Trust, reserves: Reserves | None = None) -> Steps[CreateEmbeddingResponse]:
     """A call of the client, which tries nothing twice."""
     patience = Patience(0, lambda: 60.0, Random(1))
-    return client_steps.confidential(wanted, LockStep(wanted, trust), patience, lambda: NOW_MS)
+    return client_steps.confidential(wanted, LockStep(wanted, trust), patience, lambda: NOW_MS, reserves)
+
+
+def with_lock(wanted: Wanted, trust: Trust, send: Callable[[ToSend], HttpAnswer]) -> Reserves:
+    """What the client keeps where the answer to its request for a lock had come with an earlier reply."""
+    step, reserves = LockStep(wanted, trust), Reserves()
+    reserves.begin(wanted.model, step.units, NOW_MS).end()  # one that asks for none, as it is the first
+    call = reserves.begin(wanted.model, step.units, NOW_MS)
+    call.keep(send(ToSend("/nodes/lock", step.body)).body, step.units, NOW_MS)
+    call.end()
+    return reserves
 
 
 def run(steps: Steps[CreateEmbeddingResponse], send: Callable[[ToSend], HttpAnswer]) -> Ended:

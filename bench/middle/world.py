@@ -8,7 +8,7 @@ import msgspec
 
 from bench.middle.attacks import ATTACKS, TEXTS, Attack, Known, Passed, Place
 from bench.middle.meaning import meaning
-from bench.middle.parties import NOW_MS, Ended, Gateway, Middle, SealedNode, begin, run, vector_of
+from bench.middle.parties import NOW_MS, Ended, Gateway, Middle, SealedNode, begin, run, vector_of, with_lock
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.core import Trust
 from embedmesh.client.errors import EmbedmeshError, NodeNotTrusted, ReplyNotTrusted
@@ -179,15 +179,15 @@ class Attacking(Middle):
         return self._attack.do(self._known, value)
 
 
-def attacked(world: World, wanted: Wanted, trust: Trust, middle: Middle) -> Ended:
-    """A call with that man in the middle."""
+def attacked(world: World, wanted: Wanted, trust: Trust, middle: Middle, *, ahead: bool = False) -> Ended:
+    """A call with that man in the middle; with `ahead`, its lock has come with an earlier reply, also through him."""
 
     def send(step: ToSend) -> HttpAnswer:
         if step.path == "/nodes/lock":
             return middle.locked(HttpAnswer(200, {}, middle.lock(world.gateway.lock(world.pinned, step.body))))
         return world.gateway.carry(step.body, middle)
 
-    return run(begin(wanted, trust), send)
+    return run(begin(wanted, trust, with_lock(wanted, trust, send) if ahead else None), send)
 
 
 def attack(world: World, seed: int, kind: str | None = None) -> Verdict:
@@ -204,7 +204,8 @@ def attack(world: World, seed: int, kind: str | None = None) -> Verdict:
     if kind == REORDERED:
         return exchange(world, dice, trust)
     middle = Attacking(ATTACKS[kind], world.known(dice, scheme), reads_evidence=pinned_by == "operator")
-    ended = attacked(world, wanted, trust, middle)
+    ahead = scheme == HPKE_SCHEME and dice.random() < 0.5
+    ended = attacked(world, wanted, trust, middle, ahead=ahead)
     wrong = [] if middle.done else ["the attack changed nothing"]
     return judge(world, kind, ended, wrong)
 
@@ -273,7 +274,7 @@ def judge(world: World, kind: str, ended: Ended, wrong: list[str]) -> Verdict:
     if not isinstance(error, EmbedmeshError):
         wrong.append(f"the client broke: {error!r}")
     if isinstance(error, NodeNotTrusted):
-        if any(step.path != "/nodes/lock" for step in ended.sent):
+        if ended.sent and ended.sent[-1].path != "/nodes/lock":  # before: for a lock that was trusted, and refused
             wrong.append("it was sealed, and then not trusted")
         return Verdict(kind, "before", wrong)
     return Verdict(kind, "reply" if isinstance(error, ReplyNotTrusted) else "refused", wrong)

@@ -1,4 +1,4 @@
-"""A caller of streams on a socket of its own: it reads byte by byte, hangs up where it likes, resets, or stops reading."""
+"""A caller of streams on a socket of its own: it reads byte by byte, hangs up where it likes, resets, stops reading."""
 
 import json
 import socket

@@ -61,13 +61,18 @@ def field(key: str, kind: int, value: Any) -> bytes:
 def array(key: str, kind: int, values: Sequence[Any]) -> bytes:
     """A key and its values."""
     head = text(key) + struct.pack("<IIQ", ARR, kind, len(values))
-    return head + (b"".join(map(text, values)) if kind == STR else struct.pack(f"<{len(values)}i", *values))
+    if kind == STR:
+        return head + b"".join(map(text, values))
+    return head + struct.pack(f"<{len(values)}{'f' if kind == F32 else 'i'}", *values)
 
 
 def convert(folder: Path, out: Path) -> None:
-    """Write the file, whole."""
-    fields = _fields(folder)
-    tensors = list(_tensors((folder / "model.safetensors").read_bytes()))
+    """Write the file of a folder."""
+    write(out, _fields(folder), list(_tensors((folder / "model.safetensors").read_bytes())))
+
+
+def write(out: Path, fields: list[bytes], tensors: Sequence[tuple[str, Sequence[int], bytes]]) -> None:
+    """Write a file, whole. Tensors are names, shapes (as numpy has them) and float32."""
     infos, at = [], 0
     for name, shape, data in tensors:
         infos.append(text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), 0, at))  # 0: F32

@@ -1,19 +1,21 @@
-"""Run by the peer's own Python: llama.cpp's HTTP server, which xllamacpp has inside. `GGUF PORT KEY`."""
+"""Run by the peer's own Python: llama.cpp's HTTP server, which xllamacpp has inside. `GGUF PORT KEY [generates]`."""
 
 import signal
 import sys
 
 import xllamacpp  # type: ignore[import-not-found]
 
-SLOTS, SLOT_TOKENS = 4, 256  # calls at one time; what the model takes
-
-gguf, port, key = sys.argv[1:]
+gguf, port, key, *generates = sys.argv[1:]
+SLOTS, SLOT_TOKENS = 4, 4_096 if generates else 256  # calls at one time; what the model takes
 params = xllamacpp.CommonParams()
 params.model.path = gguf
 params.hostnames = ["127.0.0.1"]
 params.port = int(port)
-params.embedding = True
-params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+if generates:
+    params.endpoint_slots = True  # so that others see what it is doing
+else:
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 params.n_parallel = SLOTS
 params.kv_unified = False
 params.n_ctx = SLOTS * SLOT_TOKENS

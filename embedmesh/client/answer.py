@@ -59,11 +59,12 @@ class CreateEmbeddingResponse(msgspec.Struct, frozen=True):
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """The vectors of a reply as little-endian float32, in input order."""
+    """The vectors of a reply as little-endian float32, in input order. A sealed reply may have a lock for the next."""
 
     vectors: list[bytes]
     model: str
     tokens: int
+    next_lock: bytes | None = None
 
 
 def read_rows(body: bytes, wanted: Wanted) -> Rows:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
+from embedmesh.client.chat import ClientChat
 from embedmesh.client.steps import Pause
 from embedmesh.client.wanted import Inputs
 from embedmesh.client.wire import Late, Wire
@@ -25,6 +26,8 @@ class Client:
     `confidential` the texts are sealed for a node that is among the `pins`, which may be the name of a file; a call can
     say so for itself. Threads may share a client; a connection is kept for each that runs at one time. `timeout` is in
     seconds, for a whole call with all its tries; only the look-up of the host's name takes as long as it takes.
+    With `lock_ahead`, confidential calls that follow one another need one exchange each, not two: every reply brings
+    the lock for the next call. After the last, the money for that one stays set aside for up to 30 seconds.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Client:
         timeout: float = TIMEOUT_S,
         max_retries: int = RETRIES,
         ssl_context: ssl.SSLContext | None = None,
+        lock_ahead: bool = True,
     ) -> None:
         """Raises WrongCall or WrongPins. `scheme="atoma-sdk-1"` is what the published SDKs do."""
         self._calls = Calls(
@@ -49,9 +53,11 @@ class Client:
             timeout=timeout,
             max_retries=max_retries,
             ssl_context=ssl_context,
+            lock_ahead=lock_ahead,
         )
         self._wire = Wire(self._calls.access)
         self.embeddings = ClientEmbeddings(self._calls, self._wire)
+        self.chat = ClientChat(self._calls, self._wire)
 
     def close(self) -> None:
         """Close its connections."""

@@ -11,7 +11,7 @@ and a bound of its tokens. A SealedStep is sealed once, for one lock; its body m
 import secrets
 from base64 import b64encode
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,23 +22,45 @@ from embedmesh.client.refusals import Problem, read_problem
 from embedmesh.client.wanted import Wanted
 from embedmesh.client.words import node_not_trusted, reply_not_trusted
 from embedmesh.confidential import hpke_scheme, sdk_scheme
-from embedmesh.confidential.documents import read_keys
+from embedmesh.confidential.documents import KnownKeys
 from embedmesh.confidential.failures import SealBroken, Untrusted
+from embedmesh.confidential.hpke_scheme import EventOpener
 from embedmesh.confidential.statements import digest_of, read_answer
 from embedmesh.rules.base64s import decode64
-from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, AnswerStatement, KeyDocument, SealedAnswer, SignedKeys
+from embedmesh.rules.confidential import (
+    HPKE_SCHEME,
+    NODES_LOCKED_MAX,
+    SDK_SCHEME,
+    AnswerStatement,
+    KeyDocument,
+    SealedAnswer,
+    SignedKeys,
+)
+from embedmesh.rules.exchange import NEXT_LOCK_HEADER
 from embedmesh.rules.limits import LOCK_S, REQUEST_BODY_BYTES_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.membership import NONCE_S, Whole
 from embedmesh.signing.identity import node_id
 
 KEY_BYTES = 32
 CLOCKS_DIFFER_MS = NONCE_S * 1000  # at most, as between nodes and gateways
-NODES_LOCKED_MAX = 64  # that a lock may be asked for by name
 ENVELOPE_BYTES_MAX = 2_048  # of a sealed request, beside the ciphertext
 UNREADABLE = "confidential_refused"  # the code of a refusal that says nothing to anybody
 NO_REASON = "it could not open the request, or does not take it, and nobody is told which"
 
+NO_LOCK = msgspec.Raw(b"")
+
 Open = Callable[[SealedAnswer], bytes]
+
+
+class SealedFor(NamedTuple):
+    """What a request was sealed for, and what opens the reply: see `SealedStep`."""
+
+    public_key: bytes  # the node's identity
+    lock: int
+    units: int
+    digest: bytes  # of the request
+    opener: Open
+    events: Callable[[], EventOpener] | None
 
 
 class Trust(msgspec.Struct, frozen=True):
@@ -46,6 +68,7 @@ class Trust(msgspec.Struct, frozen=True):
 
     pins: Pins | None
     scheme: str = HPKE_SCHEME
+    documents: KnownKeys = msgspec.field(default_factory=KnownKeys)
 
     def __post_init__(self) -> None:
         if self.scheme not in (HPKE_SCHEME, SDK_SCHEME):
@@ -82,6 +105,7 @@ class _SealedUsage(msgspec.Struct, frozen=True):
 
 class _SealedReply(_Sealed, frozen=True, kw_only=True):
     usage: _SealedUsage
+    next_lock: msgspec.Raw = NO_LOCK
 
 
 class _RefusedError(msgspec.Struct, frozen=True):
@@ -93,7 +117,7 @@ class _Refused(msgspec.Struct, frozen=True):
 
 
 class LockStep:
-    """Asks for a node to be locked."""
+    """Asks for a node to be locked. `ahead` are the headers by which a sealed request asks for the next lock."""
 
     def __init__(self, wanted: Wanted, trust: Trust) -> None:
         """Raises WrongCall where the request is too large to be sealed."""
@@ -102,20 +126,25 @@ class LockStep:
             raise WrongCall(f"Sealed, the request has more than {REQUEST_BODY_BYTES_MAX:,} bytes. Split it.")
         self._wanted = wanted
         self._trust = trust
-        self._units = wanted.lock_tokens or _units(wanted.tokens_max)
+        self.units = wanted.lock_tokens or _units(wanted.tokens_max)
         asks: dict[str, Any] = {
             "model": wanted.model,
-            "max_num_tokens": self._units,
+            "max_num_tokens": self.units,
             "timeout": LOCK_S,
             "scheme": trust.scheme,
         }
         pins = trust.pins
+        nodes: list[str] = []
         if pins is not None and not pins.verifiers and len(pins.nodes) <= NODES_LOCKED_MAX:
-            asks["nodes"] = sorted(map(node_id, pins.nodes))  # a hint: what comes back is checked all the same
+            nodes = asks["nodes"] = sorted(map(node_id, pins.nodes))  # a hint: what comes back is checked all the same
         self.body = msgspec.json.encode(asks)
+        self.ahead = {NEXT_LOCK_HEADER: " ".join((str(self.units), *nodes))}
 
-    def read(self, reply: bytes, now_ms: int) -> "SealedStep":
-        """Seal for the node of this lock. Raises NodeNotTrusted; `reason` is "not_pinned" where another may do."""
+    def read(self, reply: bytes, now_ms: int, units: int | None = None) -> "SealedStep":
+        """Seal for the node of this lock; `units` are those that it was asked for, if more than are needed.
+
+        Raises NodeNotTrusted; `reason` is "not_pinned" where another may do.
+        """
         try:
             lock = msgspec.json.decode(reply, type=_LockReply)
         except (msgspec.DecodeError, ValueError, RecursionError):
@@ -123,7 +152,7 @@ class LockStep:
         if lock.scheme != self._trust.scheme:
             raise node_not_trusted("scheme")
         try:
-            document = read_keys(lock.keys)
+            document = self._trust.documents.read(lock.keys)
         except Untrusted as error:
             raise node_not_trusted(error.reason) from None
         self._check_who(lock.keys, document)
@@ -138,7 +167,7 @@ class LockStep:
         ids = document.models.keys()
         if lock.model not in ({self._wanted.model} & ids or ids):  # what is no id may be another name of any
             raise node_not_trusted("model")
-        if lock.max_num_tokens != self._units:
+        if lock.max_num_tokens != (units or self.units):
             raise node_not_trusted("units")
         latest_ms = min(now_ms + LOCK_S * 1000 + CLOCKS_DIFFER_MS, document.not_after_ms)
         if not now_ms - CLOCKS_DIFFER_MS <= lock.expires_ms <= latest_ms:
@@ -162,9 +191,20 @@ class SealedStep:
     """One sealed request, for one lock."""
 
     def __init__(
-        self, wanted: Wanted, body: bytes, *, document: KeyDocument, lock: int, units: int, digest: bytes, opener: Open
+        self,
+        wanted: Wanted,
+        body: bytes,
+        *,
+        document: KeyDocument,
+        lock: int,
+        units: int,
+        digest: bytes,
+        opener: Open,
+        events: Callable[[], EventOpener] | None = None,
     ) -> None:
+        """`opener` opens a whole reply, `events` those of a stream."""
         self.body = body
+        self.about = SealedFor(document.public_key, lock, units, digest, opener, events)
         self.node_id = document.node_id
         self._wanted = wanted
         self._public_key = document.public_key
@@ -174,7 +214,7 @@ class SealedStep:
         self._open = opener
 
     def read(self, reply: bytes) -> Rows:
-        """The vectors of a reply with status 200. Raises ReplyNotTrusted."""
+        """The vectors of a reply with status 200; `next_lock` is in them, not checked yet. Raises ReplyNotTrusted."""
         try:
             told = msgspec.json.decode(reply, type=_SealedReply)
         except (msgspec.DecodeError, ValueError, RecursionError):
@@ -194,7 +234,8 @@ class SealedStep:
             raise reply_not_trusted("model")
         if rows.tokens != statement.tokens:
             raise reply_not_trusted("usage")
-        return rows
+        next_lock = bytes(told.next_lock)
+        return rows if next_lock in (b"", b"null") else msgspec.structs.replace(rows, next_lock=next_lock)
 
     def read_refusal(self, status: int, reply: bytes) -> Problem | None:
         """What the node says about a refusal; None where only the gateway speaks. Raises ReplyNotTrusted."""
@@ -242,8 +283,10 @@ def _seal(wanted: Wanted, scheme: str, lock: _LockReply, document: KeyDocument, 
     }
     if scheme == HPKE_SCHEME:
         request_id = secrets.token_hex(16)
-        terms = hpke_scheme.Terms(document.node_id, wanted.model, request_id, lock.stack_small_id, lock.expires_ms)
+        lock_id, expires_ms = lock.stack_small_id, lock.expires_ms
+        terms = hpke_scheme.Terms(document.node_id, wanted.model, request_id, lock_id, expires_ms, wanted.operation)
         ciphertext, replies = hpke_scheme.seal(wanted.body, node_key, terms)
+        events = replies.events
         envelope |= {"scheme": scheme, "request_id": request_id, "expires_ms": lock.expires_ms}
         envelope["ciphertext"] = _text(ciphertext)
         digest = digest_of(scheme, ciphertext)
@@ -251,6 +294,9 @@ def _seal(wanted: Wanted, scheme: str, lock: _LockReply, document: KeyDocument, 
     else:
         envelope_parts, digest, opener = _seal_as_sdks(wanted.body, node_key, document.public_key)
         envelope |= envelope_parts
+        events = None
+    if wanted.stream:
+        envelope["stream"] = True
     body = msgspec.json.encode(envelope)
     return SealedStep(
         wanted,
@@ -260,6 +306,7 @@ def _seal(wanted: Wanted, scheme: str, lock: _LockReply, document: KeyDocument, 
         units=lock.max_num_tokens,
         digest=digest,
         opener=opener,
+        events=events,
     )
 
 

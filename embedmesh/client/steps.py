@@ -7,7 +7,8 @@ and when, is decided here:
 - where the lock has expired, or the node cannot open what was sealed, maybe as it was started anew and has other keys:
   sealed anew, for another lock;
 - after a connection that broke: the same bytes once more, which the gateway knows and charges once. A confidential
-  request is never sealed again for a lock that it may have used.
+  request is never sealed again for a lock that it may have used;
+- where a lock that came with an earlier reply is refused: sealed anew at once, for one that is asked for.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -21,11 +22,14 @@ from embedmesh.rules.ports import Dice
 
 if TYPE_CHECKING:
     from embedmesh.client.core import LockStep, SealedStep
+    from embedmesh.client.reserves import Reserve, Reserves
 
 OTHER_LOCKS_MAX = 3  # that are asked for where a node is not pinned: each sets money aside until it expires
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # where nobody says how long
 NOT_NOW = frozenset({429, 503})
 FOR_A_NEW_LOCK = frozenset({"lock_expired", "confidential_refused"})  # a slow line; a node that was started anew
+OF_NO_USE = FOR_A_NEW_LOCK | {"lock_not_found", "key_mismatch"}  # a lock that came with an earlier reply
+SEALED_PATH = "/confidential/embeddings"
 
 
 class ToSend(NamedTuple):
@@ -97,30 +101,79 @@ def plain(wanted: Wanted, patience: Patience, headers: Mapping[str, str]) -> Ste
 
 
 def confidential(
-    wanted: Wanted, lock_step: "LockStep", patience: Patience, now_ms: Callable[[], int]
+    wanted: Wanted,
+    lock_step: "LockStep",
+    patience: Patience,
+    now_ms: Callable[[], int],
+    reserves: "Reserves | None" = None,
 ) -> Steps[CreateEmbeddingResponse]:
-    """A sealed call. Raises NodeNotTrusted before anything of the request has left, ReplyNotTrusted, or as `plain`."""
-    while True:
-        sealed = yield from _sealed(lock_step, patience, now_ms)
-        answer = yield ToSend("/confidential/embeddings", sealed.body)
-        if isinstance(answer, NoAnswer):
-            answer = yield ToSend("/confidential/embeddings", sealed.body)
-        if not isinstance(answer, HttpAnswer):
-            raise _not_answered(answer)
-        if answer.status == 200:
-            return to_response(sealed.read(answer.body), wanted, request_id=_request_id(answer), node_id=sealed.node_id)
-        told = sealed.read_refusal(answer.status, answer.body)
-        problem = told or _problem(answer)
-        renewable = problem.code in FOR_A_NEW_LOCK
-        again = patience.wait_s({} if renewable else answer.headers) if renewable or answer.status in NOT_NOW else None
-        if again is None:
-            raise CallRefused(problem, request_id=_request_id(answer), sealed=told is not None)
-        yield Pause(again)
+    """A sealed call. Raises NodeNotTrusted before anything of the request has left, ReplyNotTrusted, or as `plain`.
+
+    A lock that came with an earlier reply saves the call one exchange. Where that is of no use, another is asked for.
+    """
+    turn = None if reserves is None else reserves.begin(wanted.model, lock_step.units, now_ms())
+    reserve = None if turn is None else turn.reserve
+    headers = lock_step.ahead if turn is not None and turn.asks else {}
+    try:
+        while True:
+            sealed = yield from _sealed(lock_step, reserve, patience, now_ms)
+            asked_ms = now_ms()
+            answer, broke = yield from _carried(ToSend(SEALED_PATH, sealed.body, headers), patience)
+            if answer.status == 200:
+                rows = sealed.read(answer.body)
+                if turn is not None and rows.next_lock is not None:
+                    turn.keep(rows.next_lock, lock_step.units, asked_ms)
+                return to_response(rows, wanted, request_id=_request_id(answer), node_id=sealed.node_id)
+            told = sealed.read_refusal(answer.status, answer.body)
+            problem = told or _problem(answer)
+            if turn is not None and reserve is not None and _is_of_no_use(problem, broke=broke):
+                turn.refused()
+                reserve = None
+                continue
+            renewable = problem.code in FOR_A_NEW_LOCK
+            waits = renewable or answer.status in NOT_NOW
+            again = patience.wait_s({} if renewable else answer.headers) if waits else None
+            if again is None:
+                raise CallRefused(problem, request_id=_request_id(answer), sealed=told is not None)
+            reserve = None
+            yield Pause(again)
+    finally:
+        if turn is not None:
+            turn.end()
 
 
-def _sealed(lock_step: "LockStep", patience: Patience, now_ms: Callable[[], int]) -> Steps["SealedStep"]:
+def _is_of_no_use(problem: Problem, *, broke: bool) -> bool:
+    """Whether a request was refused for its lock, and has not used it. `broke`: it may have, when it was sent first."""
+    return problem.code in OF_NO_USE or (not broke and (problem.status == 503 or problem.code == "lock_used"))
+
+
+def _carried(send: ToSend, patience: Patience) -> Steps[tuple[HttpAnswer, bool]]:
+    """The answer to a sealed request, and whether it may have been read before: it is sent again byte for byte."""
+    answer = yield send
+    broke = isinstance(answer, NoAnswer) and answer.kind == "broken"
+    if isinstance(answer, NoAnswer):
+        answer = yield send
+    while isinstance(answer, NoAnswer) and answer.kind == "connect":
+        if (wait_s := patience.wait_s({})) is None:
+            break
+        yield Pause(wait_s)
+        answer = yield send
+    if not isinstance(answer, HttpAnswer):
+        raise _not_answered(answer)
+    return answer, broke
+
+
+def _sealed(
+    lock_step: "LockStep", reserve: "Reserve | None", patience: Patience, now_ms: Callable[[], int]
+) -> Steps["SealedStep"]:
     """The request, sealed for a node that is trusted. A lock that is not used is released at its expiry."""
     others = 0
+    if reserve is not None:
+        try:
+            return lock_step.read(reserve.lock, now_ms(), reserve.units)
+        except NodeNotTrusted as error:
+            if error.reason != "not_pinned":
+                raise
     while True:
         answer = yield from _answered(ToSend("/nodes/lock", lock_step.body), patience)
         if answer.status != 200:

@@ -11,6 +11,8 @@ from embedmesh.confidential.statements import read_strictly
 from embedmesh.rules.confidential import KEY_DOCUMENT, KeyDocument, Scheme, SignedKeys
 from embedmesh.signing.identity import Identity, node_id, verify
 
+KNOWN_DOCUMENTS_MAX = 64  # documents of nodes, some 500 bytes each
+
 
 def sign_keys(
     identity: Identity,
@@ -34,6 +36,24 @@ def sign_keys(
     )
     evidence = () if attester is None else (attester.attest(document),)
     return SignedKeys(document, identity.sign(KEY_DOCUMENT, document), evidence)
+
+
+class KnownKeys:
+    """Documents that were read before: the same bytes under the same signature are not verified again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, bytes], KeyDocument] = {}
+
+    def read(self, signed: SignedKeys) -> KeyDocument:
+        """As `read_keys`."""
+        which = signed.document, signed.signature
+        document = self._known.get(which)
+        if document is None:
+            document = read_keys(signed)
+            if len(self._known) >= KNOWN_DOCUMENTS_MAX:
+                self._known.clear()
+            self._known[which] = document
+        return document
 
 
 def read_keys(signed: SignedKeys) -> KeyDocument:

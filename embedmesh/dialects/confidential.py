@@ -44,9 +44,15 @@ DECODE = msgspec.json.Decoder(Envelope).decode
 
 def parse(body: bytes) -> tuple[Envelope, SealedCall]:
     """The envelope, and what a node gets of it once its lock is known. Raises a CallerFailure that names the member."""
-    envelope = _decoded(body)
+    envelope, call = read_envelope(body)
     if envelope.stream:
         raise InvalidValue("Embeddings are not streamed: leave `stream` out, or false.", param="stream")
+    return envelope, call
+
+
+def read_envelope(body: bytes) -> tuple[Envelope, SealedCall]:
+    """The same for whatever may be streamed."""
+    envelope = _decoded(body)
     ours = envelope.scheme == HPKE_SCHEME
     wanted = ("request_id", "expires_ms") if ours else SDK_ONLY
     for name in wanted:
@@ -74,10 +80,15 @@ def plaintext_bytes_max(call: SealedCall) -> int:
     return len(call.ciphertext) - TAG_BYTES - (ENC_BYTES if call.scheme == HPKE_SCHEME else 0)
 
 
-def render(scheme: str, answer: SealedAnswer, tokens: int, headers: dict[str, str]) -> Reply:
-    """The reply to a request that a node has answered."""
+def render(
+    scheme: str, answer: SealedAnswer, tokens: int, headers: dict[str, str], next_lock: bytes | None = None
+) -> Reply:
+    """The reply to a request that a node has answered; `next_lock` is JSON."""
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return Reply(headers, orjson.dumps({**sealed_members(scheme, answer), "usage": usage}))
+    members: dict[str, Any] = {**sealed_members(scheme, answer), "usage": usage}
+    if next_lock is not None:
+        members["next_lock"] = orjson.Fragment(next_lock)
+    return Reply(headers, orjson.dumps(members))
 
 
 def refusal(failure: Failure, kind: str, scheme: str, answer: SealedAnswer | None) -> bytes:

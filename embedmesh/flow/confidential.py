@@ -6,6 +6,7 @@ Nothing else ever sees these texts: no second node, no cache, no shared call, no
 
 import asyncio
 import math
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -13,24 +14,34 @@ import msgspec
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.forward import caller_failure, time_allowed_s
+from embedmesh.flow.lock import check_fits, lock_node
+from embedmesh.flow.lock_ahead import LockAhead, Opened, WantedLock, read_wanted
 from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.world import World
 from embedmesh.rules.confidential import (
-    HPKE_SCHEME,
     CheckedAnswer,
+    FoundLock,
     Locks,
     LockTerms,
+    Scheme,
     SealedAnswer,
     SealedCall,
     SealingFleet,
 )
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import DeadlineExceeded, Failure, InvalidValue, NodeFailure, NoNodeAvailable
+from embedmesh.rules.errors import (
+    DeadlineExceeded,
+    Failure,
+    InvalidValue,
+    NodeFailure,
+    NoNodeAvailable,
+    UnsupportedModality,
+)
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead
 from embedmesh.rules.forwarding import Part, Share, Ticket
-from embedmesh.rules.holds import Meter, Metered
-from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX, REQUEST_INPUTS_MAX
-from embedmesh.rules.lock_failures import ConfidentialRefused, KeyMismatch
+from embedmesh.rules.holds import Hold, Meter, Metered, PriorRequest
+from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX, LOCK_S, REQUEST_INPUTS_MAX
+from embedmesh.rules.lock_failures import ConfidentialRefused
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.served import no_such_model
@@ -77,8 +88,10 @@ class EnvelopeDialect(Protocol):
         """What the ciphertext can hold."""
         ...
 
-    def render(self, scheme: str, answer: SealedAnswer, tokens: int, headers: dict[str, str]) -> Reply:
-        """The reply."""
+    def render(
+        self, scheme: str, answer: SealedAnswer, tokens: int, headers: dict[str, str], ahead: Opened | None
+    ) -> Reply:
+        """The reply; `ahead` is a lock for the caller's next request."""
         ...
 
     def refusal(self, failure: Failure) -> bytes:
@@ -113,7 +126,10 @@ class ConfidentialEmbeddings:
         model = world.catalogue.find(call.model_name)
         if model is None:
             raise no_such_model(call.model_name, world.catalogue, world.terms.serves)
-        return ConfidentialCall(self._dialect, self._locks, self._nodes, call, model)
+        if not model.embeds:
+            raise UnsupportedModality("This model makes no vectors. Use the confidential path of what it does.")
+        wanted = read_wanted(head.next_lock, call.scheme)
+        return ConfidentialCall(self._dialect, self._locks, self._nodes, call, model, wanted)
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
         return 0
@@ -140,15 +156,23 @@ class ConfidentialCall:
     _terms: LockTerms
     _caller: Caller
     _answer_bytes: int | None = None  # once it is there
+    _ahead: LockAhead | None = None
 
     def __init__(
-        self, dialect: EnvelopeDialect, locks: Locks, nodes: SealedNodes, call: SealedCall, model: Model
+        self,
+        dialect: EnvelopeDialect,
+        locks: Locks,
+        nodes: SealedNodes,
+        call: SealedCall,
+        model: Model,
+        wanted: WantedLock | None,
     ) -> None:
         self.model = model
         self._dialect = dialect
         self._locks = locks
         self._nodes = nodes
         self._call = call
+        self._wanted = wanted
         self._plaintext_bytes = dialect.plaintext_bytes_max(call)
 
     @property
@@ -176,20 +200,16 @@ class ConfidentialCall:
 
     async def count(self, world: World, caller: Caller, can_pay_for: CanPayFor) -> int:
         """Find the lock, and bound what the ciphertext can hold. Raises LockNotFound or KeyMismatch."""
-        terms, call = await self._locks.find(caller.account_id, self._call.lock), self._call
-        expires_ms = call.expires_ms if call.scheme == HPKE_SCHEME else terms.expires_ms  # the SDKs' has none
-        said = self.model.id, call.scheme, call.node_key, expires_ms
-        if said != (terms.model, terms.scheme, terms.node_key, terms.expires_ms):
-            raise KeyMismatch(
-                "The request is sealed for another node, key, scheme, model or expiry than was locked: lock again."
-            )
+        found, call = await self._locks.find(caller.account_id, self._call.lock), self._call
+        terms = found.terms
+        check_fits(call, self.model, terms)
         self._terms = terms
         self._call = msgspec.structs.replace(call, model=terms.model, units=terms.units)
         self._bounds = bounds = token_bounds(self._plaintext_bytes, terms.units, self._tokens_added(world))
         self._caller = caller
-        kept_bytes = await world.ledger.kept_bytes(caller.account_id)
-        may_be_kept = kept_bytes + self._answer_bytes_max <= KEPT_OF_LOCKS_BYTES_MAX
-        self.lock = PayingLock(self._locks, terms, kept=may_be_kept, here=self._nodes.is_here(terms))
+        may_be_kept = found.kept_bytes + self._answer_bytes_max <= KEPT_OF_LOCKS_BYTES_MAX
+        redeem = partial(self._redeem, world, found)
+        self.lock = PayingLock(terms, redeem, kept=may_be_kept, here=self._nodes.is_here(terms))
         return bounds.likely
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
@@ -198,6 +218,13 @@ class ConfidentialCall:
         return Bound((self._metered(self._terms.units),), within_s)
 
     async def work(self, world: World, bill: Bill) -> Sealed:
+        try:
+            return await self._worked(world, bill)
+        except BaseException:
+            self._drop_ahead()
+            raise
+
+    async def _worked(self, world: World, bill: Bill) -> Sealed:
         terms, bounds = self._terms, self._bounds
         checked, part = await self._asked(world, bill)
         if checked.statement.status != 200:
@@ -213,10 +240,37 @@ class ConfidentialCall:
 
     def render(self, result: Sealed, headers: dict[str, str]) -> Reply:
         headers[NODE_HEADER] = result.node_id
-        return self._dialect.render(self._call.scheme, result.answer, result.tokens, headers)
+        ahead = None if self._ahead is None else self._ahead.told()
+        return self._dialect.render(self._call.scheme, result.answer, result.tokens, headers, ahead)
 
     def paid(self, world: World, caller: Caller) -> None:
         """Nothing is learned of what nobody here can read."""
+
+    async def _redeem(self, world: World, found: FoundLock, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
+        """Use the lock; where it is free as yet, the next one is opened beside. Who finds it used gets no next one."""
+        got: Hold | PriorRequest | None = None
+        if self._wanted is not None and found.is_free(world.clock.unix_ms()):
+            opening = partial(self._open_ahead, world, self._wanted, self._call.scheme)
+            self._ahead = LockAhead(opening, self._locks.drop)
+            self._ahead.begin()
+        try:
+            got = await self._locks.redeem(found, body_hash, deadline_ms)
+        finally:
+            if not isinstance(got, Hold):
+                self._drop_ahead()
+        return got
+
+    async def _open_ahead(self, world: World, wanted: WantedLock, scheme: Scheme) -> Opened:
+        """As `POST /v1/nodes/lock` does: it counts as a request of the key, too. Raises a Failure."""
+        caller = self._caller
+        await world.rate_limits.take_request(caller)
+        return await lock_node(
+            world, self._locks, self._nodes, caller, self.model.id, wanted.units, LOCK_S, scheme, wanted.among
+        )
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.drop()
 
     async def _asked(self, world: World, bill: Bill) -> tuple[CheckedAnswer, Part]:
         """The answer of the node that was locked, to the one attempt. Raises a Failure."""

@@ -1,4 +1,4 @@
-"""Holds whose request is lost, or never came to use their lock, are released once their deadline has passed."""
+"""Holds whose request is lost, or never came to use their lock, are ended once their deadline has passed."""
 
 import asyncio
 import logging
@@ -16,7 +16,10 @@ class Expiring(Protocol):
     """The part of the ledger that the sweep needs."""
 
     async def expire(self, now_ms: int) -> int:
-        """Release every open hold whose deadline is before `now_ms`; returns their number. Raises StoreUnavailable."""
+        """End every open hold whose deadline is before `now_ms`: charged at its note if it has one, else released.
+
+        Returns their number. Raises StoreUnavailable.
+        """
         ...
 
 
@@ -24,9 +27,9 @@ async def expire(ledger: Expiring, clock: Clock) -> None:
     """Sweep until cancelled."""
     while True:
         try:
-            released = await ledger.expire(clock.unix_ms())
+            ended = await ledger.expire(clock.unix_ms())
         except StoreUnavailable:
-            released = 0  # the next sweep tries again
-        if released:
-            log.info("released %d holds past their deadline", released)  # locks that nobody uses are an everyday matter
+            ended = 0  # the next sweep tries again
+        if ended:
+            log.info("ended %d holds past their deadline", ended)  # locks that nobody uses are an everyday matter
         await asyncio.sleep(SWEEP_EVERY_S)

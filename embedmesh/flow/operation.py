@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from embedmesh.flow.bill import Bill
+from embedmesh.flow.bill import Bill, Redeem
 from embedmesh.flow.world import World
-from embedmesh.rules.confidential import Locks, LockTerms
+from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import Reply, RequestHead, StreamedReply
 from embedmesh.rules.holds import Metered
@@ -31,11 +31,12 @@ class Bound(NamedTuple):
 class PayingLock(NamedTuple):
     """The lock that a request uses: its money is set aside already.
 
-    `kept`: whether there is room to keep the reply. `here`: whether the node is one of this gateway's.
+    `redeem` uses it, as `Locks.redeem` says. `kept`: whether there is room to keep the reply. `here`: whether the node
+    is one of this gateway's.
     """
 
-    locks: Locks
     terms: LockTerms
+    redeem: Redeem
     kept: bool
     here: bool
 

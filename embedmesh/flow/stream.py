@@ -8,24 +8,31 @@ event is asked for when the caller's socket has the last one.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from copy import copy
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
 from embedmesh.flow.forward import caller_failure
-from embedmesh.flow.leases import StreamLease
+from embedmesh.flow.leases import Leases, StreamLease
 from embedmesh.flow.one_node import OneNode
+from embedmesh.flow.operation import Invocation
 from embedmesh.flow.usage import Used
 from embedmesh.flow.world import World
-from embedmesh.rules.errors import DeadlineExceeded, Failure, NodeBroke, NodeFailure, NodeTooSlow, WrongAnswer
-from embedmesh.rules.forwarding import Part, Share
-from embedmesh.rules.generation import NodeStream, Piece, StreamState, TokenCounts
+from embedmesh.rules.errors import (
+    BadNodeResponse,
+    DeadlineExceeded,
+    Failure,
+    NodeBroke,
+    NodeFailure,
+    NodeTooSlow,
+    UpstreamRefused,
+    WrongAnswer,
+)
+from embedmesh.rules.forwarding import Part
+from embedmesh.rules.generation import Piece, StreamState, TokenCounts
 from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
 from embedmesh.rules.ports import Caller
-
-if TYPE_CHECKING:
-    from embedmesh.flow.generate import GenerationCall
 
 FIRST_WAIT_S = 10.0  # the status line leaves then: hops cut a request that is silent for 30
 COMMENT_S = 10.0  # between two comments to a caller that waits for the first event
@@ -34,37 +41,99 @@ OPENING_S = 600.0  # until a first event, all nodes together: as long as any req
 BETWEEN_S = 60.0  # between two events: the slowest useful machine says a word a second
 STREAM_S = 3_600.0  # in all
 COMMENT = b": \n\n"
-DONE = b"data: [DONE]\n\n"
-EVENTS_MORE = 64  # than tokens: roles, ends, usage, and pieces of characters
+
+
+class PieceStream(Protocol):
+    """A node's stream, as its caller may have it. Closed once."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it came to its own end; after `next` has given None."""
+        ...
+
+    async def next(self) -> Piece | None:
+        """The next event; None after the last. Raises a NodeFailure, also where the stream was cut."""
+        ...
+
+    def close(self) -> None:
+        """No more is wanted: the node can stop. Wakes who waits for `next` with NodeBroke."""
+        ...
+
+
+class StreamedCall(Invocation, Protocol):
+    """A request whose reply is a stream: what differs by operation."""
+
+    @property
+    def leases(self) -> Leases:
+        """Of all streams of this gateway."""
+        ...
+
+    async def open(self, part: Part, state: StreamState) -> PieceStream:
+        """A node's stream, once its head has come. Raises a Failure; after a NodeFailure another node may be asked."""
+        ...
+
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
+        """Charge what was used until now, by the node's word and by the bytes of text that were delivered."""
+        ...
+
+    def spend(self, world: World, spent: Used) -> None:
+        """What it has used takes from the key's limits."""
+        ...
+
+    def learn(self, spent: Used) -> None:
+        """It has ended well."""
+        ...
+
+    def ending(self, spent: Used, state: StreamState) -> tuple[bytes, ...]:
+        """What follows the last event, each in a write of its own."""
+        ...
+
+    def failure_event(self, failure: Failure) -> bytes:
+        """A failure as the data of an event."""
+        ...
 
 
 class OpenedStream(NamedTuple):
     """A node's stream, and its first event."""
 
-    stream: NodeStream
+    stream: PieceStream
     first: Piece
+
+
+class Told(NamedTuple):
+    """What a node has said until now: bytes of text, and the usage that it tells."""
+
+    text_bytes: int = 0
+    usage: TokenCounts | None = None
+
+    def more(self, piece: Piece) -> "Told":
+        """With one more event."""
+        text = piece.text
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        return Told(self.text_bytes + size, piece.usage or self.usage)
 
 
 class Stream:
     """One stream, and its parts for the caller. `begin`, then read it, and close it."""
 
-    def __init__(self, call: "GenerationCall", world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
+    def __init__(self, call: StreamedCall, world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
         self._call = call
         self._world = world
+        self._loop = asyncio.get_running_loop()
         self._bill = bill
         self._node = node
         self._opening: asyncio.Task[tuple[OpenedStream, Part]]
         self._caller = caller
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
-        self._text_bytes = self._events = 0
-        self._said: TokenCounts | None = None
-        self._spent: Used | None = None  # with the event that is being handed over
-        self._handed: tuple[tuple[Metered, ...], tuple[Share, ...]] = ((Metered(Meter.INPUT, 0, 0),), ())  # without it
+        self._part: Part | None = None  # once there is an event
+        self._now = Told()  # with the event that is being handed over
+        self._handed: Told | None = None  # without it
+        self._silent_from: float | None = None  # on the loop's clock, while the next event is waited for
         self._gone = self._closed = False
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
+        return self._parts
 
     async def __anext__(self) -> bytes:
         return await anext(self._parts)
@@ -75,10 +144,9 @@ class Stream:
 
     async def begin(self) -> None:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
-        metered, shares = self._handed
-        self._bill.owe(*metered, shares=shares)
+        self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
         self._opening = asyncio.create_task(self._opened())
-        self._call.operation.leases.add(StreamLease(self._bill, self._charge))
+        self._call.leases.add(StreamLease(self._bill, self._charge))
         try:
             await asyncio.wait({self._opening}, timeout=FIRST_WAIT_S)
             if self._opening.done():
@@ -95,10 +163,22 @@ class Stream:
                 await asyncio.wait({self._opening}, timeout=COMMENT_S)
             if self._gone:
                 return
-            opened, part = self._opening.result()
-            async for event in self._events_of(opened, part):
-                yield event
-            yield DONE
+            (stream, first), self._part = self._opening.result()
+            piece: Piece | None = first
+            until = self._world.clock.monotonic() + STREAM_S
+            with within(BETWEEN_S, self._patience_s):  # one for all: a new one for each event costs as much as its JSON
+                while piece is not None:
+                    self._now = self._now.more(piece)
+                    if piece.data is not None:
+                        yield b"data: %b\n\n" % piece.data
+                    self._handed = self._now
+                    if self._world.clock.monotonic() > until:
+                        raise DeadlineExceeded("The stream took longer than a stream may.")
+                    self._silent_from = self._loop.time()
+                    piece = await stream.next()
+                    self._silent_from = None
+            for last in self._ended(stream):
+                yield last
         except (Failure, TimeoutError) as reason:
             if not self._gone:
                 yield self._broken(reason)
@@ -120,12 +200,11 @@ class Stream:
 
     async def _open(self, part: Part) -> OpenedStream:
         """A node's stream with its first event. Raises a NodeFailure."""
-        call = self._call
         try:
             with within(FIRST_EVENT_S):
-                stream = await call.operation.client.stream(part, call.model, call.asked(), self._bill.hold.hold_id)
+                stream = await self._call.open(part, self._state)
                 try:
-                    first = await self._next(stream)
+                    first = await stream.next()
                     if first is None:
                         raise WrongAnswer("the server's stream has no event")
                 except BaseException:
@@ -135,45 +214,23 @@ class Stream:
             raise NodeTooSlow("the server's first event did not come in time") from None
         return OpenedStream(stream, first)
 
-    async def _events_of(self, opened: OpenedStream, part: Part) -> AsyncGenerator[bytes, None]:
-        call, stream = self._call, opened.stream
-        until = self._world.clock.monotonic() + STREAM_S
-        piece: Piece | None = opened.first
-        while piece is not None:
-            self._owe(piece, part)
-            if piece.data is not None:
-                yield b"data: %b\n\n" % piece.data
-            self._handed = self._bill.metered or (), self._bill.shares
-            if self._world.clock.monotonic() > until:
-                raise DeadlineExceeded("The stream took longer than a stream may.")
-            with within(BETWEEN_S):
-                piece = await self._next(stream)
-        if stream.end != "done" and len(self._state.ended) < call.prompt.choices:
+    def _patience_s(self) -> float:
+        """How much longer the node may be silent. A caller that does not read has a deadline of its own."""
+        return BETWEEN_S if self._silent_from is None else self._silent_from + BETWEEN_S - self._loop.time()
+
+    def _ended(self, stream: PieceStream) -> tuple[bytes, ...]:
+        """The node is done; what follows the last event. Raises NodeBroke if the stream was cut."""
+        if not stream.is_whole:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
-        spent = self._spent
-        assert spent is not None
-        call.operation.expected.learn(call.model.id, spent.output / call.prompt.generated)
-        if call.prompt.wants_usage:
-            event = call.operation.dialect.usage_event(call.prompt, call.model, spent.usage, self._state)
-            yield b"data: %b\n\n" % event
+        spent = self._owe(self._bill, self._now)
+        self._call.learn(spent)
+        return self._call.ending(spent, self._state)
 
-    async def _next(self, stream: NodeStream) -> Piece | None:
-        data = await stream.next()
-        if data is None:
-            return None
-        call = self._call
-        piece = call.operation.dialect.piece(call.prompt, call.model, data, self._state)
-        if piece.text:
-            self._events += 1
-            if self._events > call.most.output + EVENTS_MORE:
-                raise WrongAnswer("the server's stream does not end where it was asked to")
-        return piece
-
-    def _owe(self, piece: Piece, part: Part) -> None:
-        self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
-        self._said = piece.usage or self._said
-        self._spent = self._call.owe(self._world, self._bill, part, self._said, self._text_bytes)
+    def _owe(self, bill: Bill, told: Told) -> Used:
+        """Only where somebody asks: an event must not cost that."""
+        assert self._part is not None
+        return self._call.owe(self._world, bill, self._part, told.usage, told.text_bytes)
 
     def _broken(self, reason: Failure | TimeoutError) -> bytes:
         """The last event of a stream that has failed. It costs nothing, unless the operator charges for a part."""
@@ -181,15 +238,16 @@ class Stream:
             reason = NodeTooSlow("the server's next event did not come in time")
         if isinstance(reason, NodeFailure):
             self._node.failed(reason)
-        if self._spent is None or not self._call.model.charge_partial:
+        if self._part is None or not self._call.model.charge_partial:
             self._bill.release()
-        told = caller_failure(reason) if isinstance(reason, NodeFailure) else reason
-        return b"data: %b\n\n" % self._call.operation.failure_event(told)
+        told = _not_whole(reason) if isinstance(reason, NodeFailure) else reason
+        return b"data: %b\n\n" % self._call.failure_event(told)
 
     def _charge(self) -> Charge:
         """What the caller's socket has by now, not what is on its way there; at first nothing."""
-        bill, (metered, shares) = copy(self._bill), self._handed
-        bill.owe(*metered, shares=shares)
+        bill = copy(self._bill)
+        if self._handed is not None:
+            self._owe(bill, self._handed)
         return charge_of(self._world, self._caller, self._call, bill)
 
     def _stop(self) -> None:
@@ -204,8 +262,19 @@ class Stream:
         self._closed = True
         self._stop()
         self._node.leave()
-        self._call.operation.leases.remove(self._bill.hold.hold_id)
-        if self._spent is None:
+        self._call.leases.remove(self._bill.hold.hold_id)
+        if self._part is None:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:
-            self._call.spend(self._world, self._spent)
+            self._call.spend(self._world, self._owe(self._bill, self._now))
+
+
+def _not_whole(last: NodeFailure) -> Failure:
+    """The caller's failure of a stream whose node has failed."""
+    match last:
+        case NodeTooSlow():
+            return DeadlineExceeded("The server that was answering fell silent, so the answer is not whole. Ask again.")
+        case UpstreamRefused():
+            return caller_failure(last)
+        case _:
+            return BadNodeResponse("The server that was answering broke off, so the answer is not whole. Ask again.")

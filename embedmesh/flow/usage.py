@@ -1,8 +1,8 @@
 """How many tokens are charged for what a node has generated: its own word within bounds, else our count.
 
 A node's word is not believed where it says more than was asked for, or less than can be; then, and where it says
-nothing, our own count is charged and marked. Nodes of some makes count one of several answers only: a word that is nearer
-to that than to all of them is not believed.
+nothing, our own count is charged and marked. Nodes of some makes count one of several answers only: a word that is
+nearer to that than to all of them is not believed.
 """
 
 from math import ceil, sqrt

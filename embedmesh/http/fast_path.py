@@ -1,4 +1,4 @@
-"""The fast path: serves one kind of request, as clients really send it, without the cost of a general HTTP server.
+"""The fast path: serves a few kinds of request, as clients really send them, without the cost of a general HTTP server.
 
 A request takes the fast path if its head is whole in one read and cannot be read in two ways: exact request line, each
 header once, well-formed ASCII, a Content-Length and no other framing (see `read_head`). Any other request goes, byte
@@ -9,7 +9,7 @@ what the fast path takes means the same to both, which tests/http/test_fast_path
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from embedmesh.http.cors import Cors
@@ -31,6 +31,7 @@ HEADER_LINE = re.compile(
 CACHED_LINES_MAX, CACHED_LINE_BYTES_MAX = 2_048, 256  # parsed header lines: a client sends nearly the same ones again
 CONTENT_LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
 JSON_CONTENT_TYPE = re.compile(r"application/json(?:; ?charset=utf-8)?", re.IGNORECASE)
+LINE_END = b"\r\n"
 FRAMING = frozenset(("transfer-encoding", "content-encoding", "expect", "upgrade", "trailer", "te"))
 UNSUPPORTED_HEADERS = FRAMING | {"proxy-connection", "sec-websocket-key1"}
 """They ask for more than the fast path does, or mean something special to the general server."""
@@ -93,7 +94,8 @@ def _read_line(line: bytes) -> tuple[str, str]:
 class FastPath:
     """What the exchanges of all connections share. Requests that begin with `line` go to `handle`.
 
-    `handle` delivers a reply, or raises. A caller has `write_s` seconds to read a reply.
+    `handle` delivers a reply, or raises; so do those of `others`, by their lines. A caller has `write_s` seconds to
+    read a reply.
     """
 
     line: bytes
@@ -101,6 +103,7 @@ class FastPath:
     bodies: BodyBudget
     write_s: float = WRITE_REPLY_S
     cors: Cors | None = None
+    others: "Mapping[bytes, Callable[[FastExchange], Awaitable[None]]]" = field(default_factory=dict)
 
     def on(self, transport: asyncio.Transport) -> "FastPath":
         return self
@@ -109,10 +112,16 @@ class FastPath:
         self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
     ) -> "FastExchange | None":
         """Start an exchange if `data` begins with an ordinary request; None if the general server must take it."""
-        head = read_head(data, self.line)
+        line, handle = self.line, self.handle
+        if self.others and not data.startswith(line):
+            line = data[: data.find(LINE_END) + len(LINE_END)]
+            if (other := self.others.get(line)) is None:
+                return None
+            handle = other
+        head = read_head(data, line)
         if head is None:
             return None
-        exchange = FastExchange(self, transport, head, explain, on_end)
+        exchange = FastExchange(self, transport, head, explain, on_end, handle)
         exchange.feed(data[head.end :])
         return exchange
 

@@ -5,12 +5,12 @@ its request for that key, the gateway carries it (`SealedCall`), the node answer
 a statement that everybody can (`SealedAnswer`).
 """
 
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
 
-from embedmesh.rules.holds import Hold, PriorRequest
+from embedmesh.rules.holds import Hold, HoldState, PriorRequest
 from embedmesh.rules.membership import Digest, Key, Signature, Whole
 from embedmesh.rules.models import Model
 
@@ -23,6 +23,7 @@ Scheme = Literal["atoma-sdk-1", "hpke-1"]
 KEY_DOCUMENT = b"confidential keys"  # what a node's identity signs a KeyDocument for,
 ANSWER = b"confidential answer"  # and an AnswerStatement
 LOCK_ID_MAX = 10**15 - 1  # exact wherever JSON is read
+NODES_LOCKED_MAX = 64  # that a lock may be asked for by name
 UNUSED = bytes(32)  # the body hash of the claim of a lock that no request has used yet
 
 Blob = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
@@ -156,6 +157,28 @@ class LockTerms(msgspec.Struct, frozen=True):
     expires_ms: int
 
 
+class LockState(NamedTuple):
+    """What became of a lock. The last two are of the request that has used it; without a claim it was long ago."""
+
+    used_ms: int | None
+    state: str  # of its hold
+    body_hash: bytes | None
+    reply: bytes | None
+
+
+class FoundLock(NamedTuple):
+    """A lock of an account as it was when it was looked for, and how many bytes of the account's replies are kept."""
+
+    terms: LockTerms
+    use: LockState
+    kept_bytes: int
+
+    def is_free(self, now_ms: int) -> bool:
+        """Whether a request may use it, as far as is known."""
+        unused = self.use.used_ms is None and self.use.state == HoldState.OPEN.value
+        return unused and self.terms.expires_ms > now_ms
+
+
 class Locks(Protocol):
     """Locks in the store: any gateway can redeem them."""
 
@@ -166,11 +189,15 @@ class Locks(Protocol):
         """
         ...
 
-    async def find(self, account_id: str, lock_id: int) -> LockTerms:
+    def drop(self, terms: LockTerms) -> None:
+        """A lock was opened of which nobody has heard: it was never there. For an unused one."""
+        ...
+
+    async def find(self, account_id: str, lock_id: int) -> FoundLock:
         """The lock of this account, whatever became of it. Raises LockNotFound or StoreUnavailable."""
         ...
 
-    async def redeem(self, terms: LockTerms, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
+    async def redeem(self, found: FoundLock, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
         """Use the lock, once: its hold is this gateway's from now on, and lasts until `deadline_ms`.
 
         Where the same request has used it before, that one is returned. Raises LockUsed, LockExpired, StoreUnavailable.

@@ -11,6 +11,7 @@ PROCESSING_HEADER = "openai-processing-ms"
 COST_HEADER = "x-embedmesh-cost-nanousd"
 NODE_HEADER = "x-embedmesh-node"
 CACHED_HEADER = "x-embedmesh-cached"
+NEXT_LOCK_HEADER = "x-embedmesh-next-lock"  # of a sealed request: what lock its caller would like for the next one
 RETRIES_DIGITS_MAX = 4
 
 
@@ -19,7 +20,7 @@ class RequestHead(NamedTuple):
 
     `retries` is how often an SDK says it has tried before; None if no SDK says so. `request_id` is the id that we gave
     the request; None if the caller brought one, which never reaches the ledger. `api_key` is the key as Azure's
-    clients send it. `model` is the model that the path names, if it names one.
+    clients send it. `model` is the model that the path names, if it names one. `next_lock` is of sealed requests.
     """
 
     authorization: str | None = None
@@ -28,6 +29,7 @@ class RequestHead(NamedTuple):
     request_id: str | None = None
     api_key: str | None = None
     model: str | None = None
+    next_lock: str | None = None
 
     @classmethod
     def read(cls, header: Callable[[str], str | None], request_id: str | None, model: str | None) -> "RequestHead":
@@ -41,6 +43,7 @@ class RequestHead(NamedTuple):
             request_id,
             header("api-key"),
             model,
+            header(NEXT_LOCK_HEADER),
         )
 
     def identity(self, body: bytes) -> bytes:

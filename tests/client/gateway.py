@@ -23,6 +23,7 @@ from embedmesh.confidential.failures import SealBroken
 from embedmesh.confidential.node_keys import DhKey
 from embedmesh.confidential.statements import request_digest, sign_answer
 from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, Scheme, SealedCall, SignedKeys
+from embedmesh.rules.exchange import NEXT_LOCK_HEADER
 from embedmesh.signing.identity import Identity, node_id
 
 WIDTH = 4
@@ -190,8 +191,10 @@ class ScriptedGateway:
         self.on_lock: Change = lambda reply: reply
         self.on_reply: Change = lambda reply: reply
         self.said: Members = {}
+        self.gives_ahead = True  # locks with replies, if it is asked to
         self.drip_s = 0.0
         self.locks: dict[int, ScriptedNode] = {}
+        self._one_lock = threading.Lock()  # requests come in threads
         self.replies: dict[bytes, tuple[int, Members]] = {}
         self.connections = 0
         self.base_url = ""
@@ -216,13 +219,20 @@ class ScriptedGateway:
                 reply = self.lock(received.body)
                 return 200, self.on_lock(reply) or reply
             case "/v1/confidential/embeddings":
+                ahead: Members = {}
                 if received.raw not in self.replies:
                     self.replies[received.raw] = self.sealed(received.body)
+                    ahead = self.ahead(received)
                 status, reply = self.replies[received.raw]
+                reply = reply | ahead if status == 200 else reply
                 return status, self.on_reply(reply) or reply
         return 404, envelope("not_found")
 
     def lock(self, body: Members) -> Members:
+        with self._one_lock:
+            return self._lock(body)
+
+    def _lock(self, body: Members) -> Members:
         number = 1_000 + len(self.locks)
         node = self.nodes[min(len(self.locks), len(self.nodes) - 1)]
         self.locks[number] = node
@@ -237,6 +247,14 @@ class ScriptedGateway:
             "model": MODEL,
             "keys": msgspec.json.decode(msgspec.json.encode(node.keys())),
         }
+
+    def ahead(self, received: Received) -> Members:
+        """The lock that a sealed request has asked for."""
+        asked = received.headers.get(NEXT_LOCK_HEADER)
+        if asked is None or not self.gives_ahead:
+            return {}
+        scheme = received.body.get("scheme", SDK_SCHEME)
+        return {"next_lock": self.lock({"max_num_tokens": int(asked.split(" ")[0]), "scheme": scheme})}
 
     def sealed(self, body: Members) -> tuple[int, Members]:
         node = self.locks[body["stack_small_id"]]

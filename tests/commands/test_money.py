@@ -394,7 +394,8 @@ def test_a_lock_is_explained(tmp_path: Path) -> None:
             )  # fmt: skip
             await store.locks.open(lock, hold)
             if lock_id == used:
-                mine = await store.locks.redeem(lock, b"b" * 32, now_ms + 90_000)
+                found = await store.locks.find("local", lock_id)
+                mine = await store.locks.redeem(found, b"b" * 32, now_ms + 90_000)
                 assert isinstance(mine, Hold) and SERVED["req_paid"] is not None
                 store.capture(mine, SERVED["req_paid"])
         await store.expire(now_ms + 60_001)

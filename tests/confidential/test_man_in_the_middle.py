@@ -15,7 +15,7 @@ from embedmesh.client.core import LockStep, Trust
 from embedmesh.client.errors import EmbedmeshError
 from embedmesh.client.steps import ToSend
 from embedmesh.client.wanted import Wanted
-from embedmesh.confidential import sdk_scheme
+from embedmesh.confidential import documents, sdk_scheme
 from embedmesh.rules.confidential import AnswerStatement, KeyDocument, SealedAnswer, SignedKeys
 from tests.data import quick_or
 
@@ -62,7 +62,7 @@ def breaks(*_: object) -> None:
 
 
 BUGS: list[tuple[object, str, object, str, str]] = [
-    (core, "read_keys", document_unchecked, "lock: the nodes document with his key", "he can open the request"),
+    (documents, "read_keys", document_unchecked, "lock: the nodes document with his key", "he can open the request"),
     (LockStep, "_check_who", trusts_everybody, "lock: a node of his", "he can open the request"),
     (core, "read_answer", answer_unchecked, "answer: a statement of his", "accepted"),
     (core, "read_answer", breaks, "answer: a statement of his", "the client broke"),

@@ -16,7 +16,7 @@ from embedmesh.dialects.openai.fields import FIELDS
 from embedmesh.gateway.api.app import GatewayApp
 from embedmesh.gateway.api.openapi import document
 from embedmesh.gateway.api.pages import SCRIPTS, docs_page
-from embedmesh.gateway.api.pages.samples import ORIGIN, SAMPLES
+from embedmesh.gateway.api.pages.samples import CHAT_SAMPLES, ORIGIN, SAMPLES
 from embedmesh.http.failures import TABLE
 from embedmesh.http.receive import BodyBudget
 from tests.flow.world import make_world
@@ -123,9 +123,13 @@ BROWSER = """
 class Node {
   constructor(tag) { Object.assign(this, { tag, attributes: {}, children: [], style: { setProperty() {} } }); }
   setAttribute(name, value) { this.attributes[name] = String(value); }
-  append(...children) { this.children.push(...children); }
-  replaceChildren(...children) { this.children = children; }
-  after() {} addEventListener() {}
+  append(...children) { this.children.push(...children.map((child) => this.adopt(child))); }
+  prepend(...children) { this.children.unshift(...children); }
+  replaceChildren(...children) { this.children = []; this.append(...children); }
+  adopt(child) { if (typeof child !== "string") child.parentNode = this; return child; }
+  remove() { this.parentNode.children = this.parentNode.children.filter((child) => child !== this); }
+  get classList() { return { add: (name) => (this.attributes.class += ` ${name}`) }; }
+  after() {} addEventListener() {} scrollIntoView() {} focus() {}
   set textContent(text) { this.children = [text]; }
   get textContent() { return this.children.map((c) => (typeof c === "string" ? c : c.textContent)).join(""); } }
 const elements = {};
@@ -145,7 +149,7 @@ def run_script(code: str, given: object) -> Any:
         pytest.skip("Node is not installed; the page's script is only tested where it is")
     start = SCRIPT.index("// The page's life")
     program = f"{BROWSER}\n{SCRIPT[:start]}\nconst given = {json.dumps(given)};\n"
-    program += f"console.log(JSON.stringify((() => {{ {code} }})()));"
+    program += f"(async () => {{ {code} }})().then((made) => console.log(JSON.stringify(made)));"
     ran = subprocess.run([node, "-"], input=program, capture_output=True, text=True, timeout=30, check=False)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
@@ -174,7 +178,11 @@ def test_every_route_member_header_and_error_is_drawn() -> None:
         assert f"{status}{failure.code}{kind}" in drawn["error-list"]
     for name in api["paths"]["/v1/embeddings"]["post"]["responses"]["200"]["headers"]:
         assert name in drawn["header-list"]
-    for sample in SAMPLES:
+    for schema in ("ChatRequest", "CompletionRequest", "ImageRequest"):
+        for name, member in api["components"]["schemas"][schema]["properties"].items():
+            assert name in drawn["route-list"]
+            assert member["description"].replace("`", "") in drawn["route-list"]
+    for sample in (*SAMPLES, *CHAT_SAMPLES):
         assert sample["source"].strip().replace(ORIGIN, "https://mesh.example/embed") in drawn["samples"]
     assert "undefined" not in "".join(drawn.values())
 
@@ -196,6 +204,17 @@ def test_routes_of_nodes_and_operators_stand_aside_behind_those_of_callers() -> 
     assert groups[0] == "h3"
     for member in ("statement", "tokens_waiting", "signed by the node"):
         assert member in body
+
+
+STREAMED = {"model": "m", "stream": True, "stream_options": {"include_usage": True}}
+MODEL = {
+    "width": 384,
+    "max_tokens": 8_192,
+    "price_nanousd_per_million_tokens": 50_000_000,
+    "output_price_nanousd_per_million_tokens": 80_000_000,
+    "image_prices_nanousd": {},
+}
+PAINTER = MODEL | {"modalities": ["images"], "image_prices_nanousd": {"64x64": 2_000_000}}
 
 
 @pytest.mark.parametrize(
@@ -224,6 +243,77 @@ def test_routes_of_nodes_and_operators_stand_aside_behind_those_of_callers() -> 
         ("return given.map(envelopeOf)", ["<html>", "{}", "null", '{"error":"x"}'], [None, None, None, None]),
         ("return envelopeOf(given)", '{"error":{"message":"m","code":"c"}}', {"message": "m", "code": "c"}),
         ("return given.map(replyOf)", ["<html>", "null", "{}", '{"data":[]}'], [None, None, None, None]),
+        (
+            "return given.map((modalities) => kindOf(modalities && { modalities }))",
+            [None, ["embeddings"], ["completions", "chat"], ["completions"], ["images"]],
+            ["embeddings", "embeddings", "chat", "completions", "images"],
+        ),
+        (
+            "return given.map(factsOf)",
+            [MODEL | {"modalities": ["embeddings"]}, MODEL | {"modalities": ["chat"]}, PAINTER],
+            [
+                "384 components, up to 8,192 tokens a text, $0.05 a million tokens",
+                "chat, up to 8,192 tokens with the answer, $0.05 a million tokens in, $0.08 out",
+                "images of 64x64 at $0.002",
+            ],
+        ),
+        (
+            "return talkBody(given)",
+            {"kind": "chat", "model": "m", "turns": [{"role": "user", "content": "a"}], "text": "b", "limit": "7"},
+            STREAMED
+            | {
+                "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+                "max_tokens": 7,
+            },
+        ),
+        (
+            "return talkBody(given)",
+            {"kind": "completions", "model": "m", "turns": [], "text": "b", "limit": ""},
+            STREAMED | {"prompt": "b"},
+        ),
+        (
+            "return given.map(imageBody)",
+            [
+                {"model": "m", "text": "a", "size": "", "number": ""},
+                {"model": "m", "text": "a", "size": "1x1", "number": "2"},
+            ],
+            [
+                {"model": "m", "prompt": "a", "response_format": "b64_json"},
+                {"model": "m", "prompt": "a", "response_format": "b64_json", "size": "1x1", "n": 2},
+            ],
+        ),
+        (
+            "return given.map(takeEvents)",
+            ["", ": \n\n", "data: a\n\ndata: b\n", "data: a\n\n: \n\ndata: [DONE]\n\n"],
+            [[[], ""], [[], ""], [["a"], "data: b\n"], [["a", "[DONE]"], ""]],
+        ),
+        (
+            "return given.map(addedBy)",
+            [
+                {"choices": [{"delta": {"content": "a"}}]},
+                {"choices": [{"delta": {"reasoning_content": "b", "content": None}}]},
+                {"choices": [{"text": "c"}]},
+                {"choices": [], "usage": {}},
+                {"error": {}},
+            ],
+            [
+                {"answer": "a", "reasoning": ""},
+                {"answer": "", "reasoning": "b"},
+                {"answer": "c", "reasoning": ""},
+                {"answer": "", "reasoning": ""},
+                {"answer": "", "reasoning": ""},
+            ],
+        ),
+        (
+            "return given.map(imagesOf)",
+            [
+                '{"data":[{"b64_json":"iVBORw0KGgo="}]}',
+                '{"data":[{"url":"https://x"}]}',
+                '{"data":[{"b64_json":"PHN2Zz4="}]}',
+                "<html>",
+            ],
+            [["data:image/png;base64,iVBORw0KGgo="], None, None, None],
+        ),
     ],
 )
 def test_what_is_sent_and_made_of_the_answer(code: str, given: object, expected: object) -> None:
@@ -242,3 +332,80 @@ def test_a_hostile_reply_stays_text() -> None:
     )
     assert set(tags) <= {"p", "dl", "div", "dt", "dd", "code"}
     assert shown.count(hostile) == 4
+
+
+# -- a stream, as it is shown ------------------------------------------------------------------------------------------
+
+TALK = """
+let asked = [];
+globalThis.fetch = async (url, options) => {
+  asked.push(url.replace(BASE, ""));
+  if (url.endsWith("/requests")) return Response.json({ data: [{ tokens: 9, cost_nanousd: 21 }] });
+  if (url.includes("/account/entries")) {
+    return Response.json({ data: given.charged ? [{ entry_id: 5, request_id: "req_1" }] : [] });
+  }
+  const encoder = new TextEncoder();
+  const body = new ReadableStream({
+    async pull(controller) {
+      const piece = given.pieces.shift();
+      if (piece === undefined) return controller.close();
+      if (piece === "STOP") return underWay.abort();
+      controller.enqueue(encoder.encode(piece));
+    },
+    start(controller) {
+      options.signal.addEventListener("abort", () => controller.error(new DOMException("", "AbortError")));
+    },
+  }, { highWaterMark: 0 });
+  return new Response(body, { headers: { "x-embedmesh-request": "req_1" } });
+};
+Object.assign(byId("key"), { value: "em_x" });
+Object.assign(byId("message"), { value: "Hello?" });
+Object.assign(byId("message-limit"), { value: "" });
+await talk("chat", "m");
+const walk = (node) => (typeof node === "string" ? [] : [node.tag, ...node.children.flatMap(walk)]);
+return {
+  shown: byId("result").textContent, turns, asked, left: byId("message").value, tags: walk(byId("result")),
+  announced: byId("announcer").textContent, class: byId("result").children[0].attributes.class,
+};
+"""
+FIRST = 'data: {"choices":[{"index":0,"delta":{"content":"Good "}}]}\n\n'
+SECOND = 'data: {"choices":[{"index":0,"delta":{"content":"<b>day</b>"}}]}\n\n'
+USED = 'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":6}}\n\n'
+DONE = "data: [DONE]\n\n"
+
+
+def test_a_chat_is_shown_as_it_comes_whatever_the_pieces() -> None:
+    """With its usage and what the ledger says of it; the conversation is kept for the next message."""
+    stream = ": \n\n" + FIRST + SECOND + USED + DONE
+    for pieces in ([stream], list(stream), [FIRST[:20], FIRST[20:] + SECOND, USED, DONE]):
+        got = run_script(TALK, {"pieces": pieces, "charged": True})
+        assert "AnsweredYouHello?AnswerGood <b>day</b>Tokens3 in, 6 outCost$0.000000021" in got["shown"]
+        assert got["turns"] == [
+            {"role": "user", "content": "Hello?"},
+            {"role": "assistant", "content": "Good <b>day</b>"},
+        ]
+        assert got["left"] == "" and got["announced"] == "Answered. Good <b>day</b>"
+        assert "b" not in got["tags"] and "button" not in got["tags"], "markup stays text, and Stop is gone"
+        assert got["asked"] == [
+            "/v1/chat/completions",
+            "/v1/account/entries?limit=20",
+            "/v1/account/entries/5/requests",
+        ]
+
+
+def test_an_error_in_a_stream_is_shown_and_the_message_is_kept() -> None:
+    error = (
+        'data: {"error":{"message":"It `broke`.","type":"server_error","param":null,"code":"bad_node_response"}}\n\n'
+    )
+    for pieces in ([FIRST, error], [FIRST]):
+        got = run_script(TALK, {"pieces": pieces, "charged": False})
+        assert "Broken off" in got["shown"] and "Costnothing" in got["shown"] and "refusal" in got["class"]
+        assert ("It broke." in got["shown"]) == (len(pieces) == 2)
+        assert (got["turns"], got["left"]) == ([], "Hello?")
+
+
+def test_a_stream_that_is_stopped_says_what_it_cost() -> None:
+    got = run_script(TALK, {"pieces": [FIRST, "STOP"], "charged": True})
+    assert "StoppedYouHello?AnswerGood You pay the input, and what you have received." in got["shown"]
+    assert "Tokens9Cost$0.000000021" in got["shown"]
+    assert got["turns"][-1] == {"role": "assistant", "content": "Good "}

@@ -18,12 +18,8 @@ from bench.faultnode.speech_acts import Order
 from bench.faultnode.speech_modes import SPEECH_MODES
 from embedmesh.catalogue import Catalogue
 from embedmesh.gateway.nodes.foreign import UpstreamLink
-from embedmesh.gateway.nodes.generating import UpstreamStream
 from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import tcp_pool, unix_pool
-from embedmesh.gateway.nodes.upstream_errors import SAID_CHARS_MAX, failure_in, failure_of
-from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import (
     NodeBroke,
@@ -39,6 +35,10 @@ from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.generating import UpstreamStream
+from embedmesh.upstream.pools import tcp_pool, unix_pool
+from embedmesh.upstream.refusals import SAID_CHARS_MAX, failure_in, failure_of
+from embedmesh.upstream.server import UpstreamUrl
 
 CHAT = Model(id="acme/chat", width=0, max_tokens=4096, price=1, modalities=("chat", "completions", "images"))
 PART = Part("up", (), 100, 1.0)
@@ -254,6 +254,21 @@ async def test_a_stream_that_fails_in_the_middle(mode: str, events: int, failure
                 async with asyncio.timeout(SOON_S):
                     await stream.next()
         assert stream.end is None
+
+
+async def test_what_follows_an_error_does_not_count() -> None:
+    """Though it came in the same read, and the reply is whole."""
+    body = b'data: {}\n\ndata: {"error": {"message": "x", "code": 500}}\n\ndata: {}\n\ndata: [DONE]\n\n'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with raw(head + body) as port:
+        link = link_to(port)
+        stream = await link.stream(CHAT, asked(stream=True))
+        assert await stream.next() == b"{}"
+        for _ in range(2):
+            with pytest.raises(NodeBroke):
+                await stream.next()
+        assert stream.end is None
+        link.close()
 
 
 @pytest.mark.parametrize("mode, end", [("no-finish", "done"), ("no-end", "whole"), ("after-done", "done")])

@@ -60,8 +60,8 @@ class KeyRingWithMetrics:
             return Caller("acct", "key_m", frozenset({"metrics"}))
         return await self._keys.find(token)
 
-    def known(self, token: str) -> Caller | None:
-        return self._keys.known(token)
+    def known(self, token: str, now: float) -> Caller | None:
+        return self._keys.known(token, now)
 
 
 def make_app(nodes: ScriptedNodes | None = None, *, count: int = 1) -> GatewayApp:
@@ -104,10 +104,19 @@ async def test_every_route_is_documented_and_every_documented_route_exists(compl
     assert documented == there
 
 
-def test_only_embeddings_leave_the_check_of_the_key_to_the_flow() -> None:
+def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
     """The router checks the keys of all other routes, before anything else of a request."""
     rows = [row for api in APIS for row in api.ROUTES if row.raw is not None and row.raw.key_checked_by_flow]
-    assert [row.path for row in rows] == ["/v1/embeddings", "/v1/confidential/embeddings"]
+    assert [row.path for row in rows] == [
+        "/v1/embeddings",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/images/generations",
+        "/v1/confidential/embeddings",
+        "/v1/confidential/chat/completions",
+        "/v1/confidential/completions",
+        "/v1/confidential/images/generations",
+    ]
 
 
 async def test_every_action_of_an_operator_is_documented() -> None:

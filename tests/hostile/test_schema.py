@@ -52,8 +52,14 @@ CHECKS = [
 ]
 OPERATIONS = [
     ("/v1/embeddings", "POST"),
+    ("/v1/chat/completions", "POST"),
+    ("/v1/completions", "POST"),
+    ("/v1/images/generations", "POST"),
     ("/v1/nodes/lock", "POST"),
     ("/v1/confidential/embeddings", "POST"),
+    ("/v1/confidential/chat/completions", "POST"),
+    ("/v1/confidential/completions", "POST"),
+    ("/v1/confidential/images/generations", "POST"),
     ("/v1/models", "GET"),
     ("/v1/models/{id}", "GET"),
     ("/health", "GET"),

@@ -100,7 +100,7 @@ async def test_all_of_it_is_there_and_goes_on(file_shop: Shop, database: str) ->
     assert record.secret == b"session"
     prior = await store.prior_request(moved.new_hold(1), Claim(b"k" * 32, b"b" * 32))
     assert prior is not None and prior.reply == b"the reply"
-    assert isinstance(await redeem(moved, store, await store.locks.find("a", 7)), Hold)
+    assert isinstance(await redeem(moved, store, (await store.locks.find("a", 7)).terms), Hold)
     moved.books.accounts.credit("a", 1, "after")
     moved.books.prices.set("m", 8)
     assert await store.extend_chain() == 3  # the credit, and what was noted of the stream with its node's part

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -10,9 +11,9 @@ import msgspec
 import pysqlite3.dbapi2 as sqlite
 import pytest
 
-from embedmesh.rules.confidential import LockTerms
+from embedmesh.rules.confidential import LockState, LockTerms
 from embedmesh.rules.errors import Failure, InsufficientQuota, InternalError, RateLimited, StoreUnavailable
-from embedmesh.rules.holds import Claim, Hold, PriorRequest
+from embedmesh.rules.holds import Claim, Hold, PriorRequest, StreamNote
 from embedmesh.rules.limits import IDEMPOTENCY_KEY_S, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX
 from embedmesh.rules.lock_failures import LockExpired, LockNotFound, LockUsed
 from embedmesh.rules.money import cost_nanousd
@@ -83,7 +84,8 @@ async def open_all(store: Store, locks: Sequence[Lock]) -> None:
 
 
 async def redeem(shop: Shop, store: Store, terms: LockTerms, body: bytes = BODY) -> Hold | PriorRequest:
-    return await store.locks.redeem(terms, body, shop.clock.now_ms + REQUEST_MS)
+    found = await store.locks.find(terms.account_id, terms.lock_id)
+    return await store.locks.redeem(found, body, shop.clock.now_ms + REQUEST_MS)
 
 
 async def redeemed(shop: Shop, store: Store, terms: LockTerms, body: bytes = BODY) -> Hold:
@@ -100,7 +102,7 @@ async def test_a_lock_sets_money_aside_and_is_found_at_every_gateway(shop: Shop,
     shop.credit(MONEY)
     terms = await open_lock(shop, stores[0])
     assert shop.money() == (MONEY, 100)
-    assert [await store.locks.find("a", terms.lock_id) for store in stores] == [terms, terms]
+    assert [(await store.locks.find("a", terms.lock_id)).terms for store in stores] == [terms, terms]
     for account_id, lock_id in (("b", terms.lock_id), ("a", terms.lock_id + 1), ("a", 2**70), ("a", -1), ("a", 0)):
         with pytest.raises(LockNotFound):
             await stores[1].locks.find(account_id, lock_id)
@@ -129,7 +131,7 @@ async def test_a_request_at_another_gateway_uses_it_once(shop: Shop, stores: lis
         assert await redeem(shop, store, terms) == PriorRequest(BODY, hold.hold_id, "captured", REPLY)
         with pytest.raises(LockUsed, match="Another request"):
             await redeem(shop, store, terms, OTHER_BODY)
-        assert await store.locks.find("a", terms.lock_id) == terms
+        assert (await store.locks.find("a", terms.lock_id)).terms == terms
     shop.assert_right()
 
 
@@ -159,7 +161,7 @@ async def test_a_lock_that_is_not_used_in_time_is_released(shop: Shop, store: St
         assert shop.money() == (MONEY, 100)
     with pytest.raises(LockExpired, match="its money is free again"):
         await redeem(shop, store, terms)
-    assert await store.locks.find("a", terms.lock_id) == terms
+    assert (await store.locks.find("a", terms.lock_id)).terms == terms
     shop.assert_right()
 
 
@@ -239,6 +241,69 @@ async def test_an_account_has_so_many_unused_locks_whatever_keys_it_has(shop: Sh
     shop.books.accounts.create("b")
     shop.books.accounts.credit("b", MONEY, "of b")
     await open_lock(shop, store, account_id="b")
+    shop.assert_right()
+
+
+async def test_a_lock_of_which_nobody_has_heard_is_dropped(shop: Shop, stores: list[Store]) -> None:
+    """It was never there, at no gateway: its money is free, its place among the key's locks, and its id."""
+    shop.credit(MONEY)
+    locks = [new_lock(shop) for _ in range(LOCKS_OF_KEY_MAX)]
+    await open_all(stores[0], locks)
+    stores[0].locks.drop(locks[0][0])
+    await stores[0].drain()
+    assert shop.money() == (MONEY, 100 * (LOCKS_OF_KEY_MAX - 1))
+    for store in stores:
+        with pytest.raises(LockNotFound):
+            await store.locks.find("a", locks[0][0].lock_id)
+    terms, hold = new_lock(shop)
+    await stores[1].locks.open(msgspec.structs.replace(terms, lock_id=locks[0][0].lock_id), hold)
+    assert stores[0].stats.released == 1
+    shop.assert_right()
+
+
+async def test_one_batch_redeems_a_lock_and_opens_the_next(shop: Shop, store: Store) -> None:
+    """A key that has as many as it may, less one, goes on from lock to lock."""
+    shop.credit(MONEY)
+    locks = [new_lock(shop) for _ in range(LOCKS_OF_KEY_MAX - 1)]
+    await open_all(store, locks)
+    terms = locks[0][0]
+    for _ in range(3):
+        following, hold = new_lock(shop)
+        found = await store.locks.find("a", terms.lock_id)
+        await store.drain()
+        commits = store.stats.commits
+        opening = asyncio.ensure_future(store.locks.open(following, hold))
+        await asyncio.sleep(0)
+        mine = await store.locks.redeem(found, BODY, shop.clock.now_ms + REQUEST_MS)
+        await opening
+        assert isinstance(mine, Hold)
+        assert store.stats.commits <= commits + 2, "one on SQLite; a server is asked in a thread before"
+        store.release(mine)
+        terms = following
+    await store.drain()
+    assert shop.money() == (MONEY, 100 * (LOCKS_OF_KEY_MAX - 1))
+    shop.assert_right()
+
+
+async def test_a_find_tells_of_use_and_of_replies_that_are_kept(shop: Shop, store: Store) -> None:
+    """One statement has it all: what a redemption would say, too."""
+    shop.credit(MONEY)
+    terms = await open_lock(shop, store)
+    found = await store.locks.find("a", terms.lock_id)
+    assert (found.terms, found.kept_bytes, found.is_free(shop.clock.now_ms)) == (terms, 0, True)
+    assert not found.is_free(terms.expires_ms)
+    hold = await redeemed(shop, store, terms)
+    assert not (await store.locks.find("a", terms.lock_id)).is_free(shop.clock.now_ms)
+    with pytest.raises(LockUsed):
+        await store.locks.redeem(found, OTHER_BODY, shop.clock.now_ms + REQUEST_MS)  # what was found is old
+    prior = await store.locks.redeem(found, BODY, shop.clock.now_ms + REQUEST_MS)
+    assert prior == PriorRequest(BODY, terms.hold_id, "open", None)
+    store.capture(hold, charge(70), REPLY)
+    await store.drain()
+    found = await store.locks.find("a", terms.lock_id)
+    assert found.kept_bytes > 0
+    prior = await store.locks.redeem(found, BODY, shop.clock.now_ms + REQUEST_MS)
+    assert prior == PriorRequest(BODY, terms.hold_id, "captured", REPLY)
     shop.assert_right()
 
 
@@ -727,5 +792,30 @@ async def test_many_abandoned_locks_are_all_released_at_once(shop: Shop, store: 
 
 def test_the_terms_of_a_lock_are_those_of_its_row() -> None:
     """The statement names them in the order of the struct."""
-    named: Sequence[str] = LOCKS_SQL["find_lock"].partition("FROM")[0].removeprefix("SELECT ").strip().split(", ")
-    assert list(named) == [field.name for field in msgspec.structs.fields(LockTerms)]
+    *named, _kept_bytes = re.findall(r"[a-z_]+\.([a-z_]+)", LOCKS_SQL["find_lock"].partition("FROM")[0])
+    assert named == [*(field.name for field in msgspec.structs.fields(LockTerms)), *LockState._fields]
+
+
+@pytest.mark.parametrize("ends", ["expire", "start again", "capture"])
+async def test_a_sealed_stream_is_extended_and_charged_at_its_last_note(shop: Shop, ends: str) -> None:
+    """A lock's hold is as any other once it is used: it outlives its deadline, and a gateway that died."""
+    shop.credit(MONEY)
+    store = await shop.open()
+    hold = await redeemed(shop, store, await open_lock(shop, store))
+    until_ms = shop.clock.now_ms + 2 * REQUEST_MS
+    assert await store.extend([StreamNote(hold, charge(40), until_ms)]) == {hold.hold_id}
+    shop.clock.now_ms += REQUEST_MS + 1
+    await store.expire(shop.clock.now_ms)
+    assert shop.money() == (MONEY, 100), "it was extended"
+    if ends == "capture":
+        store.capture(hold, charge(70))
+    elif ends == "expire":
+        shop.clock.now_ms = until_ms + 1
+        await store.expire(shop.clock.now_ms)
+    else:
+        await store.close()
+        store = await shop.open()
+    await store.drain()
+    await store.close()
+    assert shop.money() == (MONEY - (70 if ends == "capture" else 40), 0)
+    shop.assert_right()

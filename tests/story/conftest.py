@@ -8,6 +8,7 @@ import pytest
 from tests.data import find_model_folder
 from tests.story.endpoint import Endpoint
 from tests.story.generating import Generating, generating
+from tests.story.npm import why_no_native, why_no_packages
 
 HERE = Path(__file__).parent
 Serve = Callable[..., Endpoint]
@@ -63,6 +64,20 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def packages() -> None:
+    """The packages of Node's clients; skips where they cannot be had."""
+    if (why := why_no_packages()) is not None:
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def native(packages: None) -> None:
+    """The native part of atoma-sdk, too."""
+    if (why := why_no_native()) is not None:
+        pytest.skip(why)
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start an endpoint of one's own, in `tmp_path / "data"` unless told otherwise. Whatever is left is killed."""
@@ -76,3 +91,11 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for one in started:
         one.kill_all()
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """One for a module whose tests kill its parts."""
+    one = Endpoint(tmp_path_factory.mktemp("victim") / "data").wait_ready()
+    yield one
+    one.kill_all()

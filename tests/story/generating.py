@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import msgspec
 
 from bench.faultnode import speech
@@ -13,6 +15,7 @@ from bench.rig.speakers import Speaker, speakers
 from bench.rig.streams import Caller
 from embedmesh.provision.bootstrap import open_books
 from embedmesh.rules.holds import Metered
+from embedmesh.rules.nodes import TRIAL_ANSWERS
 from embedmesh.settings import store_path
 from embedmesh.storage.books import Books
 from tests.data import model_folder
@@ -25,6 +28,7 @@ SMALL_PRICE, LARGE_PRICE = 700_000, 2_000_000
 SAID = speech.text(speech.TOKENS)
 CHARGED = speech.PROMPT_TOKENS * INPUT_PRICE + speech.TOKENS * OUTPUT_PRICE
 """Of an answer of the usual length, by the node's own usage."""
+USAGE = "SELECT cost, meters FROM usage WHERE hold_id = :hold_id"
 MENDED_S = 10.0  # a node that was ejected twice comes back after half a second
 
 TALKS = f"""
@@ -85,37 +89,41 @@ class Generating(NamedTuple):
         """A request on a connection of its own."""
         return Caller(self.address, key or self.endpoint.api_key, f"/v1/{path}", body, **more)
 
+    def ask(self, body: dict[str, Any], path: str = "chat/completions", **headers: str) -> httpx.Response:
+        """Any reply that is no stream."""
+        return self.endpoint.http.post(f"{self.endpoint.base_url}/{path}", json=body, headers=headers)
+
     def post(self, body: dict[str, Any], path: str = "chat/completions") -> Any:
         """The whole reply, as JSON; it must be a 200."""
-        reply = self.endpoint.http.post(f"{self.endpoint.base_url}/{path}", json=body)
+        reply = self.ask(body, path)
         assert reply.status_code == 200, reply.text
         return reply.json()
 
-    def mend(self, node: Speaker, model: str, **more: Any) -> None:
-        """Two right answers of a node for each that was wrong: else it is ejected."""
-        body, asked = asking(model=model, **more), node.asked
+    def mend(self, node: Speaker, model: str, within_s: float = MENDED_S) -> None:
+        """Right answers of a node after one that was wrong: else it is ejected, and stays so for longer each time."""
+        body, asked = asking(model=model), node.asked
 
         def answered() -> bool:
-            self.endpoint.http.post(f"{self.endpoint.base_url}/chat/completions", json=body)
-            return node.asked > asked + 1
+            self.ask(body)
+            return node.asked >= asked + TRIAL_ANSWERS
 
-        wait_until(f"a node of {model} is well", answered, MENDED_S)
+        wait_until(f"a node of {model} is well", answered, within_s)
 
     def charge(self, answer_id: str) -> Charge | None:
-        """What an answer was charged, by the id that it has; None if nothing. Waits until its hold has ended."""
-        hold = (answer_id.partition("-")[2] or answer_id,)
+        """What an answer was charged, by its id or its request's; None if nothing. Waits until its hold has ended."""
+        hold, rows = {"hold_id": answer_id.rpartition("-")[2]}, self.books._db.execute
 
         def ended() -> bool:
-            ((state,),) = self.books._db.execute("SELECT state FROM holds WHERE hold_id = ?", hold).fetchall()
-            return str(state) != "open"
+            """Whether it was charged, or its hold has ended otherwise; under a tab there is no hold."""
+            held = rows("SELECT state FROM holds WHERE hold_id = :hold_id", hold).fetchall()
+            return bool(rows(USAGE, hold).fetchall()) or (bool(held) and held != [("open",)])
 
         wait_until(f"the hold of {answer_id} has ended", ended, SETTLE_S)
-        rows = self.books._db.execute("SELECT cost, meters FROM usage WHERE hold_id = ?", hold).fetchall()
-        if not rows:
-            return None
-        ((cost, meters),) = rows
-        found = msgspec.json.decode(meters, type=tuple[Metered, ...])
-        return Charge(cost, {each.meter.value: each.quantity for each in found}, any(each.estimated for each in found))
+        for cost, meters in rows(USAGE, hold).fetchall():
+            found = msgspec.json.decode(meters, type=tuple[Metered, ...])
+            counted = {each.meter.value: each.quantity for each in found}
+            return Charge(cost, counted, any(each.estimated for each in found))
+        return None
 
     def account(self, account_id: str, nanousd: int) -> str:
         """A new account with so much money, and a key of it."""
@@ -123,12 +131,6 @@ class Generating(NamedTuple):
         self.books.accounts.credit(account_id, nanousd, f"story {account_id}")
         _, key = self.books.keys.create(account_id, ("generate",))
         return key
-
-    def balance(self, account_id: str = "local") -> int:
-        """In nano-USD, once nothing of it is held."""
-        accounts = self.books.accounts
-        wait_until("nothing is held", lambda: accounts.find(account_id).held_nanousd == 0, SETTLE_S)
-        return accounts.find(account_id).balance_nanousd
 
 
 def asking(order: str = "", model: str = CHAT, **more: Any) -> dict[str, Any]:
@@ -140,6 +142,21 @@ def asking(order: str = "", model: str = CHAT, **more: Any) -> dict[str, Any]:
 def streaming(order: str = "", model: str = CHAT, **more: Any) -> dict[str, Any]:
     """The same, as a stream."""
     return asking(order, model, stream=True, **more)
+
+
+def tokens_of(text: str) -> int:
+    """Our own count, without a tokenizer."""
+    return ceil(len(text.encode()) / 4)
+
+
+def own_input(body: dict[str, Any]) -> int:
+    """Our own count of a chat's input: its texts, and four tokens around each message and the whole."""
+    return sum(tokens_of(each["content"]) for each in body["messages"]) + 4 * (1 + len(body["messages"]))
+
+
+def estimated(body: dict[str, Any], said: str) -> int:
+    """What an answer costs by our own count."""
+    return own_input(body) * INPUT_PRICE + tokens_of(said) * OUTPUT_PRICE
 
 
 @contextmanager
@@ -158,7 +175,8 @@ def generating(folder: Path) -> Iterator[Generating]:
                 )
                 assert added["state"] == "ready", json.dumps(added)
             with open_books(endpoint.data_dir, store_path(endpoint.data_dir)) as books:
-                yield Generating(endpoint, *nodes[:3], nodes[3:], books)
+                sole, frail, old, *pair = nodes
+                yield Generating(endpoint, sole, frail, old, pair, books)
             endpoint.account()
             endpoint.check_ledger()
             assert "embedmesh_internal_errors_total 0.0" in endpoint.get("/metrics", endpoint.admin_key).text

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,6 +20,7 @@ from embedmesh.settings import store_path
 from embedmesh.signing.identity import Identity
 from tests.story.endpoint import MODEL, SAME, Endpoint, Vectors, run, wait_until
 
+JSON = {"Content-Type": "application/json"}
 SENTINEL = "quetzalcoatlus sentinel text"
 
 
@@ -37,9 +40,15 @@ def held(endpoint: Endpoint) -> int:
         return books.accounts.find("local").held_nanousd
 
 
+def client_of(endpoint: Endpoint, **more: Any) -> Client:
+    pins = pins_of(endpoint)
+    return Client(base_url=endpoint.base_url, api_key=endpoint.api_key, pins=pins, confidential=True, **more)
+
+
 @pytest.fixture
 def client(endpoint: Endpoint) -> Client:
-    return Client(base_url=endpoint.base_url, api_key=endpoint.api_key, pins=pins_of(endpoint), confidential=True)
+    """Leaves no money set aside: the other tests have the same account."""
+    return client_of(endpoint, lock_ahead=False)
 
 
 def test_a_sealed_call_gives_what_a_plain_one_gives(endpoint: Endpoint, client: Client) -> None:
@@ -85,6 +94,32 @@ def test_what_is_refused_is_read_here_and_is_free(endpoint: Endpoint, client: Cl
     assert endpoint.account().balance_nanousd == before
 
 
+def test_calls_that_follow_one_another_need_no_lock_of_their_own(endpoint: Endpoint) -> None:
+    """The last lock is used up by hand."""
+
+    def counted(name: str) -> int:
+        page = endpoint.get("/metrics", endpoint.admin_key).text
+        found = re.search(rf"^embedmesh_{name}\S* ([0-9.]+)$", page, re.MULTILINE)
+        assert found is not None, page
+        return int(float(found[1]))
+
+    texts = [f"one after another {number}" for number in range(6)]
+    opened, before = counted("store_locks_opened"), endpoint.account().balance_nanousd
+    with client_of(endpoint) as client:
+        rows = np.concatenate([vectors(client.embeddings.create(model=MODEL, input=text)) for text in texts])
+        assert np.abs(rows - endpoint.embed(texts)).max() < SAME
+        reserves = client._calls._reserves
+        assert reserves is not None
+        left = reserves.begin(MODEL, 256, now_ms()).reserve
+    assert left is not None
+    step = LockStep(want(model=MODEL, input="the last", fields={}), Trust(Pins.read(pins_of(endpoint))))
+    sealed = step.read(left.lock, now_ms())
+    reply = endpoint.http.post(f"{endpoint.base_url}/confidential/embeddings", content=sealed.body, headers=JSON)
+    assert sealed.read(reply.content).tokens > 0
+    assert endpoint.account().balance_nanousd < before
+    wait_until("all is counted", lambda: counted("store_locks_opened") == opened + 7, 10)
+
+
 def test_a_node_that_is_not_pinned_is_not_sealed_for(endpoint: Endpoint) -> None:
     """And its lock, which nobody uses, is released when it expires."""
     trust = Trust(Pins([Identity(b"x" * 32).public_key]))
@@ -98,7 +133,11 @@ def test_a_node_that_is_not_pinned_is_not_sealed_for(endpoint: Endpoint) -> None
 
 async def test_many_sealed_calls_at_one_time(endpoint: Endpoint) -> None:
     async with AsyncClient(
-        base_url=endpoint.base_url, api_key=endpoint.api_key, pins=pins_of(endpoint), confidential=True
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key,
+        pins=pins_of(endpoint),
+        confidential=True,
+        lock_ahead=False,
     ) as client:
         calls = [client.embeddings.create(model=MODEL, input=f"number {number}") for number in range(100)]
         replies = await asyncio.gather(*calls)

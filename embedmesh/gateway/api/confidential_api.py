@@ -1,5 +1,6 @@
 """`/v1/nodes/lock` and `/v1/confidential/embeddings`: adapt HTTP to the flow; no rule lives here."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import msgspec
@@ -8,17 +9,31 @@ from msgspec import Meta
 
 from embedmesh.dialects import confidential
 from embedmesh.flow.confidential import ConfidentialEmbeddings, SealedNodes
-from embedmesh.flow.embed import EMBED_SCOPE
+from embedmesh.flow.generate import GENERATE_SCOPE
 from embedmesh.flow.lock import lock_node
+from embedmesh.flow.lock_ahead import Opened
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, EmbeddingsApi, EmbeddingUsage
 from embedmesh.gateway.api.replies import Count, doc
-from embedmesh.gateway.api.routes import Api, ApiCall, ApiReply, RawHandler, Route
-from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
+from embedmesh.gateway.api.routes import Api, ApiCall, ApiReply, RawHandler, Route, admit
+from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX, decoded
+from embedmesh.http.exchange import Exchange
 from embedmesh.http.failures import TABLE, status_and_type
 from embedmesh.http.receive import BodyBudget
-from embedmesh.rules.confidential import SDK_SCHEME, Locks, Scheme, SealedCall, SignedKeys
+from embedmesh.rules.confidential import (
+    HPKE_SCHEME,
+    NODES_LOCKED_MAX,
+    SDK_SCHEME,
+    Locks,
+    LockTerms,
+    Scheme,
+    SealedAnswer,
+    SealedCall,
+    SealingNode,
+    SignedKeys,
+)
 from embedmesh.rules.errors import (
+    BodyTooLarge,
     Failure,
     InsufficientQuota,
     InvalidValue,
@@ -30,8 +45,10 @@ from embedmesh.rules.errors import (
     RateLimited,
     StoreUnavailable,
 )
-from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX
+from embedmesh.rules.exchange import NEXT_LOCK_HEADER, Reply
+from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX, SMALL_BODY_BYTES_MAX
 from embedmesh.rules.lock_failures import ConfidentialRefused
+from embedmesh.rules.ports import EMBED_SCOPE, Caller
 from embedmesh.rules.shares import Room
 
 NodeName = Annotated[str, Meta(max_length=64)]
@@ -46,7 +63,10 @@ class LockRequest(msgspec.Struct, frozen=True):
     timeout: int | None = None
     scheme: Scheme | None = None
     nodes: (
-        Annotated[tuple[NodeName, ...], Meta(max_length=64, description="Nodes that you would seal for; else any.")]
+        Annotated[
+            tuple[NodeName, ...],
+            Meta(max_length=NODES_LOCKED_MAX, description="Nodes that you would seal for; else any."),
+        ]
         | None
     ) = None
 
@@ -66,7 +86,7 @@ class NodeLock(msgspec.Struct, frozen=True):
 
 
 class SealedReply(msgspec.Struct, frozen=True):
-    """A sealed reply, and what the node has signed about it. The last three members are those of the SDKs' scheme."""
+    """A sealed reply, and what the node has signed about it. Three members are those of the SDKs' scheme."""
 
     ciphertext: Base64
     usage: EmbeddingUsage
@@ -75,13 +95,33 @@ class SealedReply(msgspec.Struct, frozen=True):
     nonce: Base64 | None = None
     response_hash: Base64 | None = None
     signature: Base64 | None = None
+    next_lock: Annotated[NodeLock | msgspec.UnsetType, doc("For your next request, if you asked for one.")] = (
+        msgspec.UNSET
+    )
+
+
+NEXT_LOCK = {
+    "name": NEXT_LOCK_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "For how many tokens you would like a lock for your next request, and behind that number, if only "
+    "some nodes will do, the ids of those. It comes in the reply as `next_lock`, if it can be had by then. Only for "
+    f"the scheme `{HPKE_SCHEME}`.",
+    "schema": {"type": "string", "pattern": r"^[0-9]{1,9}( \S{1,64})*$"},
+    "example": "256",
+}
 
 
 class EnvelopeForm:
     """Implements `flow.confidential.EnvelopeDialect`."""
 
     plaintext_bytes_max = staticmethod(confidential.plaintext_bytes_max)
-    render = staticmethod(confidential.render)
+
+    def render(
+        self, scheme: str, answer: SealedAnswer, tokens: int, headers: dict[str, str], ahead: Opened | None
+    ) -> Reply:
+        next_lock = None if ahead is None else msgspec.json.encode(_node_lock(*ahead))
+        return confidential.render(scheme, answer, tokens, headers, next_lock)
 
     def parse(self, body: bytes) -> SealedCall:
         return confidential.parse(body)[1]
@@ -114,7 +154,18 @@ class ConfidentialApi(Api):
         Sets money aside for one confidential request to one node, and says under which of its keys to seal it. A lock
         that is not used is released when it expires.
         """
-        asked, caller = call.body, call.caller
+        return await self._locked(call.body, call.caller)
+
+    async def answer_lock(self, exchange: Exchange) -> None:
+        """Lock a node, on the fast path."""
+        caller = await admit(exchange.header, (EMBED_SCOPE,), self._world.keys, self._world.rate_limits)
+        body = await exchange.body(caller.account_id)
+        if len(body) > SMALL_BODY_BYTES_MAX:
+            raise BodyTooLarge(f"The body is larger than {SMALL_BODY_BYTES_MAX:,} bytes.")
+        lock = await self._locked(decoded(body, LockRequest), caller)
+        await exchange.deliver(Reply({}, msgspec.json.encode(lock)))
+
+    async def _locked(self, asked: LockRequest, caller: Caller) -> NodeLock:
         self._room.take(caller.account_id)
         try:
             terms, node = await lock_node(
@@ -130,17 +181,7 @@ class ConfidentialApi(Api):
             )
         finally:
             self._room.give_back(caller.account_id)
-        return NodeLock(
-            public_key=terms.node_key,
-            node_small_id=node.small_id,
-            stack_small_id=terms.lock_id,
-            stack_entry_digest=None,
-            scheme=asked.scheme or SDK_SCHEME,
-            model=terms.model,
-            max_num_tokens=terms.units,
-            expires_ms=terms.expires_ms,
-            keys=node.signed,
-        )
+        return _node_lock(terms, node)
 
     async def create_confidential_embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create confidential embeddings.
@@ -151,11 +192,22 @@ class ConfidentialApi(Api):
         """
         return await self._embeddings.exchange(request, self._operation)
 
+    def fast(self) -> dict[bytes, Callable[[Exchange], Awaitable[None]]]:
+        """What the fast path takes, too, by the first line of a request."""
+        return {
+            b"POST /v1/nodes/lock HTTP/1.1\r\n": self.answer_lock,
+            b"POST /v1/confidential/embeddings HTTP/1.1\r\n": self.answer,
+        }
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer one sealed request, on the fast path."""
+        await self._embeddings.answer(exchange, operation=self._operation)
+
     ROUTES = (
         Route(
             "POST",
             "/v1/nodes/lock",
-            (EMBED_SCOPE,),
+            (EMBED_SCOPE, GENERATE_SCOPE),
             lock_node,
             failures=(
                 InvalidValue,
@@ -178,6 +230,21 @@ class ConfidentialApi(Api):
                 {200: ApiReply("A sealed reply.", SealedReply, headers=EMBEDDING_HEADERS)},
                 confidential.Envelope,
                 key_checked_by_flow=True,
+                extra={"parameters": [NEXT_LOCK]},
             ),
         ),
+    )
+
+
+def _node_lock(terms: LockTerms, node: SealingNode) -> NodeLock:
+    return NodeLock(
+        public_key=terms.node_key,
+        node_small_id=node.small_id,
+        stack_small_id=terms.lock_id,
+        stack_entry_digest=None,
+        scheme=terms.scheme,
+        model=terms.model,
+        max_num_tokens=terms.units,
+        expires_ms=terms.expires_ms,
+        keys=node.signed,
     )

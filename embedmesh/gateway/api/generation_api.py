@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from embedmesh.dialects.openai.chat import Chat
-from embedmesh.dialects.openai.chat_replies import ChatCompletionReply
+from embedmesh.dialects.openai.chat_replies import ChatCompletionChunkReply, ChatCompletionReply
 from embedmesh.dialects.openai.completions import Completions, TextCompletionReply
 from embedmesh.dialects.openai.images import ImageList, Images
 from embedmesh.dialects.openai.members import ChatRequest, CompletionRequest, ImageRequest
@@ -11,6 +11,7 @@ from embedmesh.flow.expected import ExpectedOutput
 from embedmesh.flow.generate import GENERATE_SCOPE, Generation
 from embedmesh.flow.leases import Leases
 from embedmesh.gateway.api.embeddings_api import EMBEDDING_HEADERS, IDEMPOTENCY_KEY, EmbeddingsApi
+from embedmesh.gateway.api.pages.samples import CHAT_SAMPLES
 from embedmesh.gateway.api.routes import Api, ApiReply, RawHandler, Route
 from embedmesh.http.failures import TABLE, envelope
 from embedmesh.rules.errors import MethodNotAllowed, NotFound
@@ -70,10 +71,10 @@ class GenerationApi(Api):
             failures=FAILURES,
             details=STREAMED,
             raw=RawHandler(
-                {200: ApiReply("The answers.", ChatCompletionReply, headers=HEADERS)},
+                {200: ApiReply("The answers.", ChatCompletionReply, headers=HEADERS, event=ChatCompletionChunkReply)},
                 ChatRequest,
                 key_checked_by_flow=True,
-                extra={"parameters": [IDEMPOTENCY_KEY]},
+                extra={"parameters": [IDEMPOTENCY_KEY], "x-codeSamples": CHAT_SAMPLES},
             ),
         ),
         Route(
@@ -84,7 +85,7 @@ class GenerationApi(Api):
             failures=FAILURES,
             details=STREAMED,
             raw=RawHandler(
-                {200: ApiReply("The texts.", TextCompletionReply, headers=HEADERS)},
+                {200: ApiReply("The texts.", TextCompletionReply, headers=HEADERS, event=TextCompletionReply)},
                 CompletionRequest,
                 key_checked_by_flow=True,
                 extra={"parameters": [IDEMPOTENCY_KEY]},

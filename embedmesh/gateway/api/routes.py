@@ -52,12 +52,16 @@ class ApiCall(NamedTuple, Generic[Body, Query]):
 
 
 class ApiReply(NamedTuple):
-    """One documented reply. `body` is a type that msgspec knows; None is text. An empty `content_type` is no body."""
+    """One documented reply. `body` is a type that msgspec knows; None is text. An empty `content_type` is no body.
+
+    `event` is the type of a stream's events, where the caller may have a stream instead.
+    """
 
     description: str
     body: Any = None
     content_type: str = "application/json"
     headers: tuple[str, ...] = ()
+    event: Any = None
 
 
 class RawHandler(NamedTuple):
@@ -192,12 +196,18 @@ def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits
     """
 
     async def checked(request: web.BaseRequest) -> web.StreamResponse:
-        headers = request.headers
-        caller = await identify(headers.get("Authorization"), keys, *scopes, api_key=headers.get("api-key"))
-        request[CALLER] = caller
-        if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
-            with suppress(StoreUnavailable):  # reads go on; writes meet it later
-                await rate_limits.take_request(caller)
+        request[CALLER] = await admit(request.headers.get, scopes, keys, rate_limits)
         return await handler(request)
 
     return checked
+
+
+async def admit(
+    header: Callable[[str], str | None], scopes: tuple[str, ...], keys: Keys, rate_limits: RateLimits | None
+) -> Caller:
+    """Whose key a request has, which is one of those that it may make. Raises CallerFailure or StoreUnavailable."""
+    caller = await identify(header("authorization"), keys, *scopes, api_key=header("api-key"))
+    if rate_limits is not None and ADMIN_SCOPE not in caller.scopes:
+        with suppress(StoreUnavailable):  # reads go on; writes meet it later
+            await rate_limits.take_request(caller)
+    return caller

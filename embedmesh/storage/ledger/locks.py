@@ -6,22 +6,14 @@ used it, and keeps that one's reply. A gateway that dies leaves its unused locks
 
 from collections.abc import Awaitable, Callable
 
-from embedmesh.rules.confidential import LOCK_ID_MAX, UNUSED, LockTerms, claim_key
+from embedmesh.rules.confidential import LOCK_ID_MAX, UNUSED, FoundLock, LockTerms, claim_key
 from embedmesh.rules.holds import Claim, Hold, PriorRequest
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.ledger.group_commit import Writer
-from embedmesh.storage.ledger.open_lock import OpenLock, one_too_many, unused_of, values_of_unused
+from embedmesh.storage.ledger.open_lock import DropLock, OpenLock, one_too_many, unused_of, values_of_unused
 from embedmesh.storage.ledger.place_hold import PlaceHold
-from embedmesh.storage.ledger.redeem_lock import (
-    RedeemLock,
-    Redemption,
-    key_of,
-    may_be_used,
-    not_found,
-    prior_use,
-    use_of,
-)
+from embedmesh.storage.ledger.redeem_lock import RedeemLock, Redemption, found_in, not_found, prior_use, which_lock
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.secrets.secret import claim_of
 from embedmesh.storage.sql import LOCKS_SQL
@@ -63,19 +55,22 @@ class StoredLocks:
         claim = Claim(claim_of(self._key_secret, claim_key(terms.lock_id), b"").key_hash, UNUSED)
         await self._place(lambda: OpenLock(terms, hold, self._owner, claim, self._writer.submit))
 
-    async def find(self, account_id: str, lock_id: int) -> LockTerms:
-        known = 0 <= lock_id <= LOCK_ID_MAX
-        which = {"lock_id": lock_id, "account_id": account_id}
-        if not known or not (rows := await self._reads.ask(LOCKS_SQL["find_lock"], which)):
-            raise not_found()
-        return LockTerms(*rows[0])
+    def drop(self, terms: LockTerms) -> None:
+        self._writer.submit(DropLock(Hold(terms.hold_id, terms.account_id, 0, terms.expires_ms, terms.key_id)))
 
-    async def redeem(self, terms: LockTerms, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
+    async def find(self, account_id: str, lock_id: int) -> FoundLock:
+        found = None
+        if 0 <= lock_id <= LOCK_ID_MAX:
+            found = found_in(await self._reads.ask(LOCKS_SQL["find_lock"], which_lock(account_id, lock_id)))
+        if found is None:
+            raise not_found()
+        return found
+
+    async def redeem(self, found: FoundLock, body_hash: bytes, deadline_ms: int) -> Hold | PriorRequest:
         """What may not be used is told without a write, so that to ask again what became of it is cheap."""
         assert len(body_hash) == len(UNUSED) and body_hash != UNUSED
-        found = use_of(await self._reads.ask(LOCKS_SQL["lock_use"], key_of(terms)))
-        if not may_be_used(found, self._clock.unix_ms()):
+        if not found.is_free(self._clock.unix_ms()):
             return self._unsealed(prior_use(found, body_hash))
-        asked = Redemption(terms, new_id("use", self._clock), body_hash, deadline_ms)
+        asked = Redemption(found.terms, new_id("use", self._clock), body_hash, deadline_ms)
         got = await self._redeem(RedeemLock(asked, self._owner, self._writer.submit))
         return got if isinstance(got, Hold) else self._unsealed(got)

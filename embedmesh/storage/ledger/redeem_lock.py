@@ -1,28 +1,16 @@
 """Redeeming locks: of all requests that come with a lock, at whatever gateway, one has it; the others hear of it."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
-from embedmesh.rules.confidential import LockTerms
+from embedmesh.rules.confidential import FoundLock, LockState, LockTerms
 from embedmesh.rules.holds import Hold, HoldEnd, HoldState, PriorRequest
 from embedmesh.rules.lock_failures import LockExpired, LockNotFound, LockUsed
 from embedmesh.storage.db import Db, Row
 from embedmesh.storage.ledger.end_hold import release_holds
 from embedmesh.storage.ledger.writes import Stats, WaitedWrite, Write, as_rows
 from embedmesh.storage.sql import LOCKS_SQL
-
-
-class LockUse(NamedTuple):
-    """What became of a lock. The last three are of the request that has used it; without a claim it was long ago."""
-
-    used_ms: int | None
-    expires_ms: int
-    hold_id: str
-    state: str
-    body_hash: bytes | None
-    reply: bytes | None
 
 
 class Redemption(msgspec.Struct, frozen=True):
@@ -51,7 +39,7 @@ class RedeemLock(WaitedWrite[Hold | PriorRequest]):
         self._tried = False
         self._taken: Callable[[], Sequence[Row]] | None = None  # ids and amounts of all that were taken with it
         self._amount: int | None = None  # of the hold, if the lock is this request's
-        self._found: LockUse | None = None
+        self._found: FoundLock | None = None
 
     def prepare(self, db: Db, now_ms: int) -> set[str]:
         return {self._asked.terms.account_id}
@@ -87,8 +75,9 @@ class RedeemLock(WaitedWrite[Hold | PriorRequest]):
             if write._taken is not None:
                 write._amount = amounts[write._asked.terms.hold_id]
             elif write._tried:
-                rows = db.execute(LOCKS_SQL["lock_use"], key_of(write._asked.terms)).fetchall()
-                write._found = use_of(rows)
+                terms = write._asked.terms
+                values = which_lock(terms.account_id, terms.lock_id)
+                write._found = found_in(db.execute(LOCKS_SQL["find_lock"], values).fetchall())
 
     def committed(self, stats: Stats) -> None:
         if self._amount is not None:
@@ -148,37 +137,34 @@ class GiveUpLock(Write):
         stats.released += self._released
 
 
-def key_of(terms: LockTerms) -> dict[str, str | int]:
-    """For the statements `find_lock` and `lock_use`."""
-    return {"lock_id": terms.lock_id, "account_id": terms.account_id}
+def which_lock(account_id: str, lock_id: int) -> dict[str, str | int]:
+    """For the statement `find_lock`."""
+    return {"account_id": account_id, "lock_id": lock_id}
 
 
-def use_of(rows: Sequence[Row]) -> LockUse | None:
-    """Found by the statement `lock_use`."""
-    return LockUse(*rows[0]) if rows else None
+def found_in(rows: Sequence[Row]) -> FoundLock | None:
+    """Found by the statement `find_lock`."""
+    if not rows:
+        return None
+    *terms, used_ms, state, body_hash, reply, kept_bytes = rows[0]
+    return FoundLock(LockTerms(*terms), LockState(used_ms, state, body_hash, reply), kept_bytes)
 
 
-def may_be_used(found: LockUse | None, now_ms: int) -> bool:
-    """Whether a request may use the lock now, as far as is known."""
-    if found is None or found.used_ms is not None:
-        return False
-    return found.state == HoldState.OPEN.value and found.expires_ms > now_ms
-
-
-def prior_use(found: LockUse | None, body_hash: bytes) -> PriorRequest:
-    """The request of that body which has used the lock. For a lock that may not be used.
+def prior_use(found: FoundLock | None, body_hash: bytes) -> PriorRequest:
+    """The request of that body which has used the lock. For a lock that is not free.
 
     Raises LockNotFound, LockExpired, or LockUsed: also where that request came to nothing.
     """
     if found is None:
         raise not_found()
-    if found.used_ms is None:
+    use = found.use
+    if use.used_ms is None:
         raise LockExpired("This lock was not used in time, and its money is free again. Lock again.")
-    if found.body_hash is None or found.body_hash != body_hash:
+    if use.body_hash is None or use.body_hash != body_hash:
         raise LockUsed("Another request has used this lock, and each is for one. Lock again.")
-    if found.state == HoldState.RELEASED.value:
+    if use.state == HoldState.RELEASED.value:
         raise LockUsed("This lock was used by a request that failed, for which nothing was charged. Lock again.")
-    return PriorRequest(found.body_hash, found.hold_id, found.state, found.reply)
+    return PriorRequest(use.body_hash, found.terms.hold_id, use.state, use.reply)
 
 
 def not_found() -> LockNotFound:

@@ -26,15 +26,15 @@ FROM holds WHERE hold_id = :hold_id;
 DELETE FROM locks WHERE hold_id = :hold_id;
 
 -- name: find_lock
--- One lock of an account, whatever became of it.
-SELECT lock_id, account_id, key_id, hold_id, node_id, identity, node_key, scheme, model, units, price, expires_ms
-FROM locks WHERE lock_id = :lock_id AND account_id = :account_id;
-
--- name: lock_use
--- Whether a lock of an account was used, by a request with which body, and what became of that.
-SELECT used_ms, expires_ms, locks.hold_id, state, body_hash, reply
+-- One lock of an account: its terms; whether it was used, by a request with which body, and what became of that; and how
+-- much of the account's replies is kept.
+SELECT
+    locks.lock_id, locks.account_id, locks.key_id, locks.hold_id, locks.node_id, locks.identity, locks.node_key,
+    locks.scheme, locks.model, locks.units, locks.price, locks.expires_ms,
+    locks.used_ms, holds.state, claims.body_hash, claims.reply, coalesce(kept_replies.bytes, 0)
 FROM locks JOIN holds ON holds.hold_id = locks.hold_id LEFT JOIN claims ON claims.hold_id = locks.hold_id
-WHERE lock_id = :lock_id AND locks.account_id = :account_id;
+LEFT JOIN kept_replies ON kept_replies.account_id = locks.account_id
+WHERE locks.lock_id = :lock_id AND locks.account_id = :account_id;
 
 -- name: use_locks
 -- Use several locks, each of them once, in time, and while its hold is open.

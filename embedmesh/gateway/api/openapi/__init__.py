@@ -21,8 +21,16 @@ ASIDE = "x-embedmesh-aside"  # of a tag: the page folds it, because applications
 TAGS: list[Json] = [
     {"name": "Embeddings", "description": "Texts in, vectors out."},
     {
+        "name": "Chat, completions, images",
+        "description": "What nodes of other makes generate, whole or in streams.",
+    },
+    {
         "name": "Confidential embeddings",
         "description": "The same, sealed for one node: the gateway reads neither texts nor vectors.",
+    },
+    {
+        "name": "Confidential chat, completions, images",
+        "description": "Sealed for a node beside a server of another make, whole or event by event.",
     },
     {"name": "Models", "description": "What ready nodes serve now."},
     {"name": "Account", "description": "Your account: balance, usage and keys."},
@@ -55,7 +63,7 @@ def document(version: str) -> Json:
         "info": {
             "title": "embedmesh",
             "version": version,
-            "summary": "OpenAI-compatible embeddings from as many nodes as you have.",
+            "summary": "OpenAI-compatible embeddings, chat, completions and images from as many nodes as you have.",
             "description": (
                 "Other paths and methods get 404 `not_found` or 405 `method_not_allowed`, in the same error envelope. "
                 "Every reply has an `x-request-id`: the request's own if that has 1 to 128 characters of "

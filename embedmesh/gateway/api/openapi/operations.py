@@ -38,6 +38,7 @@ PATH_PARAMETERS = {
     "request_id": PathParameter("The ledger's id of the request, as in entries.", "req_1"),
 }
 
+EVENT_STREAM = "text/event-stream"
 EVERY_ROUTE: set[type[Failure]] = {errors.MalformedHttp, errors.RequestTimeout, errors.UriTooLong, errors.HeadTooLarge}
 NOT_NOW: set[type[Failure]] = {errors.Overloaded, errors.StoreUnavailable}
 
@@ -66,7 +67,7 @@ def operation(route: Route, tag: str, schema_of: SchemaOf) -> Json:
     summary, *rest = re.split(r"(?<=[.?]) ", docstring, maxsplit=1)
     description = f"{rest[0] if rest else summary} {route.details}".strip()
     responses = failure_responses(failures_of(route)) | {
-        status: response(reply.description, reply.content_type, _body_schema(reply, schema_of), reply.headers)
+        status: response(reply.description, _content(reply, schema_of), reply.headers)
         if reply.content_type
         else {"description": reply.description, "headers": {}}
         for status, reply in route.replies.items()
@@ -94,7 +95,7 @@ def operation(route: Route, tag: str, schema_of: SchemaOf) -> Json:
 
 def types_of(route: Route) -> Iterator[Any]:
     """All types whose schemas the row needs. A tuple of types in a row means: one of them."""
-    for kind in (route.request, *(reply.body for reply in route.replies.values())):
+    for kind in (route.request, *(kind for reply in route.replies.values() for kind in (reply.body, reply.event))):
         if kind is not None:
             yield from kind if isinstance(kind, tuple) else (kind,)
 
@@ -103,8 +104,12 @@ def _camel_case(name: str) -> str:
     return re.sub("_(.)", lambda found: found[1].upper(), name)
 
 
-def _body_schema(reply: ApiReply, schema_of: SchemaOf) -> Json:
-    return {"type": "string"} if reply.body is None else schema_of(reply.body)
+def _content(reply: ApiReply, schema_of: SchemaOf) -> Json:
+    """Schemas by content type; of a stream, the schema is that of an event's data, as OpenAI's document has it."""
+    content = {reply.content_type: {"type": "string"} if reply.body is None else schema_of(reply.body)}
+    if reply.event is not None:
+        content[EVENT_STREAM] = schema_of(reply.event)
+    return content
 
 
 def _security(route: Route) -> list[Json]:

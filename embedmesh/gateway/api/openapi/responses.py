@@ -1,6 +1,6 @@
 """Responses of operations: replies with their headers, and failures narrowed to those of the route."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from embedmesh.gateway.api.openapi.schemas import Json, ref, unique
@@ -62,12 +62,12 @@ TEXT_HEADERS = {
 HEADERS = COUNT_HEADERS | TEXT_HEADERS
 
 
-def response(description: str, content_type: str, schema: Json, headers: Iterable[str] = ()) -> Json:
-    """A response of one content type; `x-request-id` is always among its headers."""
+def response(description: str, content: Mapping[str, Json], headers: Iterable[str] = ()) -> Json:
+    """A response, with a schema for each content type; `x-request-id` is always among its headers."""
     return {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *headers)},
-        "content": {content_type: {"schema": schema}},
+        "content": {content_type: {"schema": schema} for content_type, schema in content.items()},
     }
 
 
@@ -84,7 +84,7 @@ def _failure_response(status: int, failures: Failures) -> Json:
     }
     schema = {"allOf": [ref("Error"), {"properties": {"error": {"properties": narrowed}}}]}
     headers = unique(name for failure in failures for name in _hints(failure))
-    return response(STATUS_WORDS[status], "application/json", schema, headers)
+    return response(STATUS_WORDS[status], {"application/json": schema}, headers)
 
 
 def failure_row(failure: type[Failure]) -> Json:

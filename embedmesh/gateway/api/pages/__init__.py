@@ -8,7 +8,16 @@ import hashlib
 from importlib.resources import files
 
 STYLES = ("docs.css",)
-SCRIPTS = ("dom.js", "vectors.js", "reference.js", "try.js", "docs.js")  # each uses only the ones before it
+SCRIPTS = (  # each uses only the ones before it
+    "dom.js",
+    "vectors.js",
+    "answers.js",
+    "reference.js",
+    "try.js",
+    "talk.js",
+    "form.js",
+    "docs.js",
+)
 
 
 def docs_page() -> tuple[bytes, str]:

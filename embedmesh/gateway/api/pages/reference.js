@@ -21,13 +21,10 @@ function typeInWords(schema) {
   if (schema.$ref) return schema.$ref.split("/").at(-1);
   const several = schema.oneOf ?? schema.anyOf;
   if (several)
-    return several
-      .map(typeInWords)
-      .filter((words) => words)
-      .join(" | ");
+    return [...new Set(several.map(typeInWords))].filter((words) => words).join(" | ");
   const types = [schema.type].flat().filter((type) => type !== "null");
   if (types[0] === "array")
-    return `array of ${typeInWords(schema.items).replace(/^(array|string|integer|number)\b/, "$1s")}`;
+    return `array of ${typeInWords(schema.items).replace(/^(array|object|string|integer|number)\b/, "$1s")}`;
   const bounds = [
     schema.minimum !== undefined && schema.minimum > 0 ? `≥ ${schema.minimum}` : null,
     schema.maxLength ? `at most ${schema.maxLength} characters` : null,
@@ -36,8 +33,8 @@ function typeInWords(schema) {
 }
 
 function drawSamples(api) {
-  const samples = api.paths["/v1/embeddings"].post["x-codeSamples"];
-  const entries = samples.map(({ label, source }) => [
+  const sampled = ["/v1/embeddings", "/v1/chat/completions"].map((path) => api.paths[path].post["x-codeSamples"]);
+  const entries = sampled.flat().map(({ label, source }) => [
     label,
     codeBlock(source.trimEnd().replaceAll(SAMPLE_ORIGIN, BASE), `the ${label} example`),
   ]);
@@ -106,11 +103,11 @@ function drawForm(api, path, form) {
   const rows = Object.entries(properties).map(([name, member]) => [
     el("code", {}, name),
     typeInWords(member),
-    required.includes(name) ? "required" : "",
+    [required.includes(name) ? "Required. " : null, ...prose(member.description ?? "")],
   ]);
   return [
-    el("p", {}, "Body: ", prose(description)),
-    table(`Body of ${path}`, ["Field", "Type", ""], rows, { stacks: true }),
+    el("p", {}, ...(description ? ["Body: ", ...prose(description)] : ["Body:"])),
+    table(`Body of ${path}`, ["Field", "Type", "Meaning"], rows, { stacks: true }),
   ];
 }
 

@@ -6,6 +6,7 @@ into a file.
 
 ORIGIN = "http://127.0.0.1:8080"  # where `embedmesh serve` listens unless told otherwise
 EXAMPLE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+CHAT_MODEL = "llama"  # as in docs/how-to/chat.md
 
 CURL = f"""\
 curl {ORIGIN}/v1/embeddings \\
@@ -89,6 +90,38 @@ for (const item of reply.data) {{
 }}
 """
 
+CHAT_CURL = f"""\
+curl --no-buffer {ORIGIN}/v1/chat/completions \\
+  -H "Authorization: Bearer $EMBEDMESH_API_KEY" \\
+  -H "Content-Type: application/json" \\
+  -d '{{"model": "{CHAT_MODEL}", "stream": true,
+       "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
+"""
+
+CHAT_PYTHON = f"""\
+# pip install openai
+import os
+
+from openai import OpenAI
+
+client = OpenAI(
+    base_url="{ORIGIN}/v1",
+    api_key=os.environ["EMBEDMESH_API_KEY"],
+)
+stream = client.chat.completions.create(
+    model="{CHAT_MODEL}",
+    messages=[{{"role": "user", "content": "Why is the sky blue?"}}],
+    stream=True,
+)
+
+for event in stream:
+    print(event.choices[0].delta.content or "", end="")
+"""
+
+CHAT_SAMPLES = [
+    {"lang": "shell", "label": "chat · curl", "source": CHAT_CURL},
+    {"lang": "python", "label": "chat · Python", "source": CHAT_PYTHON},
+]
 SAMPLES = [
     {"lang": "shell", "label": "curl", "source": CURL},
     {"lang": "python", "label": "openai · Python", "source": OPENAI_PYTHON},

@@ -1,4 +1,4 @@
-// The form that sends real requests. The key lives in its input field and nowhere else.
+// Real requests: the key, the models, embeddings, and what every reply shows. The key lives in its input field only.
 
 const TEXTS_SHOWN_MAX = 50; // rows of the table of vectors; more would only be scrolled past
 const COMPONENTS_SHOWN = 6; // enough to see that it is a vector
@@ -8,6 +8,7 @@ const RAW_CHARS_SHOWN_MAX = 4000; // of a raw reply
 
 class UnsendableKey extends Error {}
 
+let served = []; // the models that are served, once a key was given
 let apiErrors = []; // the document's error table, to say whether trying again helps
 
 /** Headers that name the caller. Throws what a person can act on where the key cannot even be sent. */
@@ -38,18 +39,25 @@ async function offerModels() {
 }
 
 function showModels(models) {
+  served = models;
   const names = models.flatMap((model) => [model.id, ...model.aliases]);
   byId("models").replaceChildren(...names.map((name) => el("option", { value: name })));
-  const model = models[0];
-  if (!model) {
+  if (!models.length) {
     byId("model-hint").textContent = "No node serves a model right now.";
     return;
   }
-  if (!byId("model").value) byId("model").value = model.id;
-  const price = dollars(model.price_nanousd_per_million_tokens);
-  const facts = `${model.width} components, up to ${model.max_tokens} tokens a text, ${price} a million tokens`;
-  byId("model-hint").textContent =
-    models.length === 1 ? `${facts}.` : `${models.length} models; ${model.id}: ${facts}.`;
+  if (!byId("model").value) byId("model").value = models[0].id;
+  byId("model-hint").textContent = hintOf(chosenModel() ?? models[0]);
+}
+
+/** The model whose name or alias stands in the form, as far as it is known. */
+function chosenModel() {
+  const name = byId("model").value.trim();
+  return served.find((model) => model.id === name || model.aliases.includes(name));
+}
+
+function hintOf(model) {
+  return served.length === 1 ? `${factsOf(model)}.` : `${served.length} models; ${model.id}: ${factsOf(model)}.`;
 }
 
 function whyNoAnswer(error) {
@@ -58,38 +66,21 @@ function whyNoAnswer(error) {
     : "The gateway could not be reached, or the connection broke. Is it running?";
 }
 
-async function send(event) {
-  event.preventDefault();
-  const button = byId("send");
-  if (button.disabled) return;
-  button.disabled = true;
-  button.textContent = "Sending…";
-  try {
-    if (!byId("model").value.trim()) await offerModels(); // fills in the first model
-    const values = formValues();
-    if (!values.model) {
-      showNoModel();
-      return;
-    }
-    const began = performance.now();
-    const response = await fetch(`${BASE}/v1/embeddings`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json", ...authorization() },
-      body: JSON.stringify(requestBody(values)),
-    });
-    const text = await response.text();
-    showAnswer(response, text, performance.now() - began, values.texts);
-  } catch (error) {
-    showNotSent("No answer", whyNoAnswer(error));
-  } finally {
-    button.disabled = false;
-    button.textContent = "Create embeddings";
-  }
+/** Ask for the vectors of the texts, and show them. */
+async function embed(model) {
+  const values = { model, ...formValues() };
+  const began = performance.now();
+  const response = await fetch(`${BASE}/v1/embeddings`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", ...authorization() },
+    body: JSON.stringify(requestBody(values)),
+  });
+  const text = await response.text();
+  showAnswer(response, text, performance.now() - began, (raw) => showVectors(response, raw, values.texts));
 }
 
 function formValues() {
   return {
-    model: byId("model").value.trim(),
     texts: textsOf(byId("texts").value),
     encoding: byId("encoding").value,
     dimensions: byId("dimensions").value,
@@ -108,7 +99,8 @@ function showNotSent(title, why) {
   announce(why);
 }
 
-function showAnswer(response, text, tookMs, texts) {
+/** Show a reply that is no stream. `draw` makes its parts and words of the body, or null of one that is something else. */
+function showAnswer(response, text, tookMs, draw) {
   const words = response.statusText || (response.ok ? "OK" : "Refused");
   const status = el(
     "p",
@@ -117,18 +109,18 @@ function showAnswer(response, text, tookMs, texts) {
     el("strong", {}, words),
     el("span", { class: "muted" }, `after ${tookMs.toFixed(1)} ms`),
   );
-  const reply = response.ok ? replyOf(text) : null;
-  const parts = reply ? showVectors(response, reply, texts) : showRefusal(response, text);
+  const drawn = response.ok ? draw(text) : null;
+  const parts = drawn ? drawn.parts : showRefusal(response, text);
   const raw = text.length > RAW_CHARS_SHOWN_MAX ? `${text.slice(0, RAW_CHARS_SHOWN_MAX)}…` : text;
   const headers = [...response.headers].map(([name, value]) => `${name}: ${value}`).join("\n");
   const whole = codeBlock(`${headers}\n\n${raw}`, "the raw reply");
   showResult(
-    reply !== null,
+    drawn !== null,
     status,
     ...parts,
     el("details", { class: "raw" }, el("summary", {}, "Raw reply"), whole),
   );
-  announce(reply ? `${reply.data.length} vectors received` : `Refused with status ${response.status}`);
+  announce(drawn ? drawn.words : `Refused with status ${response.status}`);
 }
 
 function showResult(good, heading, ...parts) {
@@ -136,7 +128,9 @@ function showResult(good, heading, ...parts) {
   heading.scrollIntoView({ block: "nearest" });
 }
 
-function showVectors(response, reply, texts) {
+function showVectors(response, raw, texts) {
+  const reply = replyOf(raw);
+  if (!reply) return null;
   const header = (name) => response.headers.get(name);
   const vectors = reply.data.map((item) => components(item.embedding));
   const cost = header("x-embedmesh-cost-nanousd");
@@ -157,12 +151,13 @@ function showVectors(response, reply, texts) {
       el("code", { class: "numbers" }, firstNumbers(vector)),
     ]);
   const left = vectors.length - shown.length;
-  return [
+  const parts = [
     factList(facts),
     table("Vectors", ["#", "Text", "Vector"], shown),
     left > 0 ? el("p", { class: "muted" }, `and ${left} more`) : null,
     ...showSimilarities(vectors, texts),
   ];
+  return { parts, words: `${vectors.length} vectors received` };
 }
 
 function firstNumbers(vector) {
@@ -214,21 +209,4 @@ function factList(facts) {
   const known = facts.filter(([, value]) => value !== null && value !== undefined);
   const entries = known.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value))));
   return el("dl", { class: "facts" }, entries);
-}
-
-function readyTheForm() {
-  byId("try-form").addEventListener("submit", send);
-  byId("key").addEventListener("change", offerModels);
-  byId("try-form").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-    event.preventDefault(); // or a browser may submit a second time
-    byId("try-form").requestSubmit();
-  });
-  const show = byId("show-key");
-  show.addEventListener("click", () => {
-    const hidden = byId("key").type === "password";
-    byId("key").type = hidden ? "text" : "password";
-    show.textContent = hidden ? "Hide" : "Show";
-    show.setAttribute("aria-pressed", String(hidden));
-  });
 }

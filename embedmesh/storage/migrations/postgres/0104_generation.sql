@@ -62,7 +62,7 @@ BEGIN
 END $$;
 
 CREATE TRIGGER holds_are_captured_at_their_notes BEFORE UPDATE OF state ON holds FOR EACH ROW
-WHEN (NEW.ended_by IN ('expire', 'recover', 'expire_noted', 'recover_noted')) EXECUTE FUNCTION capture_at_note();
+WHEN (NEW.ended_by <> 'capture' AND NEW.ended_by <> 'release') EXECUTE FUNCTION capture_at_note();
 
 CREATE OR REPLACE FUNCTION change_hands_by_a_lock() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

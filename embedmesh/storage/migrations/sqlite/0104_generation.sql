@@ -48,7 +48,7 @@ UPDATE sqlite_schema SET sql = replace(
     replace(
         sql,
         'CHECK ((state = ''captured'') = (ended_by IS ''capture''))',
-        'CHECK ((state = ''captured'') = coalesce(ended_by IN (''capture'', ''expire_noted'', ''recover_noted''), FALSE))'
+        'CHECK ((state = ''captured'') = (ended_by IS ''capture'' OR ended_by IS ''expire_noted'' OR ended_by IS ''recover_noted''))'
     ),
     'ended_by IN (''capture'', ''release'', ''expire'', ''recover'')',
     'ended_by IN (''capture'', ''release'', ''expire'', ''recover'', ''expire_noted'', ''recover_noted'')'
@@ -56,10 +56,17 @@ UPDATE sqlite_schema SET sql = replace(
 
 PRAGMA writable_schema = RESET;
 
-CREATE TRIGGER holds_are_captured_at_their_notes BEFORE UPDATE OF state ON holds
-WHEN NEW.ended_by IN ('expire', 'recover', 'expire_noted', 'recover_noted')
-    AND (SELECT cost FROM hold_notes WHERE hold_id = OLD.hold_id) IS NOT NEW.captured
-BEGIN SELECT RAISE(ABORT, 'a hold that its gateway did not end is captured at its note, or released without one'); END;
+-- The note is looked for in the trigger that every end of a hold has: one of its own would cost each request 0.5 µs. With a
+-- list of more than two words SQLite would make a table of them for each row, which costs 2 µs.
+DROP TRIGGER holds_give_back;
+
+CREATE TRIGGER holds_give_back AFTER UPDATE OF state ON holds WHEN NEW.state <> 'open'
+BEGIN
+    UPDATE accounts SET held = held - OLD.amount WHERE account_id = OLD.account_id;
+    SELECT RAISE(ABORT, 'a hold that its gateway did not end is captured at its note, or released without one')
+    WHERE NEW.ended_by <> 'capture' AND NEW.ended_by <> 'release'
+        AND (SELECT cost FROM hold_notes WHERE hold_id = OLD.hold_id) IS NOT NEW.captured;
+END;
 
 DROP TRIGGER holds_change_hands_by_a_lock;
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.http1_stream import BodyStream
-from embedmesh.gateway.nodes.upstream_errors import failure_in
-from embedmesh.gateway.nodes.upstream_server import REFUSAL_BYTES_MAX, UpstreamServer, checked, is_plain
 from embedmesh.http.sse import BYTE_ORDER_MARK, SseParser
-from embedmesh.rules.errors import NodeBroke, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeFailure, UpstreamRefused, WrongAnswer
 from embedmesh.rules.generation import PATHS, GenerationRequest, StreamEnd
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.http1_stream import BodyStream
+from embedmesh.upstream.refusals import failure_in
+from embedmesh.upstream.server import REFUSAL_BYTES_MAX, UpstreamServer, checked, is_plain
 
 DONE = b"[DONE]"  # the data of the last event
 USAGE = {"stream_options": {"include_usage": True}}
@@ -92,9 +92,12 @@ class UpstreamStream:
         self._parser = SseParser()
         self._events: deque[bytes] = deque()  # that have come in the last piece of the body
         self._any = False  # whether there was an event
+        self._failure: NodeFailure | None = None  # that an event told: nothing after it counts
 
     async def next(self) -> bytes | None:
         while True:
+            if self._failure is not None:
+                raise self._failure
             while self._events:
                 event = self._events.popleft()
                 if event.startswith(DONE):
@@ -102,26 +105,26 @@ class UpstreamStream:
                     self._events.clear()
                     self._body.leave()
                 elif event and not event.isspace():  # an empty one keeps the connection open
-                    if (failure := failure_in(event)) is not None:
+                    self._failure = failure_in(event)
+                    if self._failure is not None:
                         self.close()
-                        raise failure
+                        raise self._failure
                     self._any = True
                     return event
             if self.end is not None:
                 if not self._any:
                     raise NodeBroke("the server's stream has no event", check=Check.FORM)
                 return None
-            await self._more()
+            if self._parser.too_large:
+                self.close()
+                raise WrongAnswer("an event of the server's stream is larger than any right one", check=Check.HTTP)
+            self._feed(await self._body.read())
 
     def close(self) -> None:
         self._body.close()
 
-    async def _more(self) -> None:
+    def _feed(self, data: bytes | None) -> None:
         """Have the next events, or the end."""
-        if self._parser.too_large:
-            self.close()
-            raise WrongAnswer("an event of the server's stream is larger than any right one", check=Check.HTTP)
-        data = await self._body.read()
         if data is not None:
             self._events.extend(self._parser.feed(data))
             return

@@ -12,6 +12,7 @@ from embedmesh.dialects.openai.members import CHAT, COMPLETIONS, IMAGES
 from embedmesh.rules.errors import CallerFailure, NodeBroke, WrongAnswer
 from embedmesh.rules.generation import Generating, Prompt, StreamState
 from embedmesh.rules.limits import GENERATED_CHOICES_MAX
+from tests.data import quick_or
 from tests.dialects.generation import DIALECTS, MODELS, PNG, RIGHT, find, parsed
 from tests.dialects.makes import CHAT_REPLIES, CHAT_STREAMS, TEXT_REPLIES, TEXT_STREAMS, TOOL_REPLIES, TOOL_STREAMS
 from tests.dialects.test_generation_requests import ACCEPTED, REFUSED
@@ -56,7 +57,7 @@ def check_request(modality: Generating, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("modality", DIALECTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=quick_or(300, quick=50), deadline=None)
 @given(data=st.data())
 def test_any_request_is_a_prompt_or_the_caller_s_failure(modality: Generating, data: st.DataObject) -> None:
     names = st.sampled_from([*MEMBERS[modality]]) | st.text(max_size=80)
@@ -74,7 +75,7 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("modality", DIALECTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=quick_or(200, quick=33), deadline=None)
 @given(data=st.data())
 def test_a_damaged_request_is_the_caller_s_failure(modality: Generating, data: st.DataObject) -> None:
     row = data.draw(st.sampled_from(ROWS[modality]))
@@ -115,7 +116,7 @@ def check_reply(modality: Generating, prompt: Prompt, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("modality", DIALECTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=quick_or(300, quick=50), deadline=None)
 @given(data=st.data())
 def test_any_reply_is_ours_or_the_node_s_failure(modality: Generating, data: st.DataObject) -> None:
     prompt = data.draw(st.sampled_from(PROMPTS[modality]))
@@ -129,7 +130,7 @@ def test_any_reply_is_ours_or_the_node_s_failure(modality: Generating, data: st.
 
 
 @pytest.mark.parametrize("modality", DIALECTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=quick_or(300, quick=50), deadline=None)
 @given(data=st.data())
 def test_a_damaged_reply_is_ours_or_the_node_s_failure(modality: Generating, data: st.DataObject) -> None:
     prompt = data.draw(st.sampled_from(PROMPTS[modality]))
