@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from bench.gateway.peers import START_S, nginx, sglang_router, vllm_router
 from bench.generation.node import Spoken
 from bench.generation.readers import Target, connected
 from bench.rig.command import CannotRun, run_async
-from bench.rig.http import HEAD_END, Wire, http_request
+from bench.rig.http import Wire, http_request
 from bench.rig.live import embedmesh
 from bench.rig.processes import EMBEDMESH, HOST, Process, cpu_s, family_of, free_port, wait_for
 from embedmesh.provision.bootstrap import bootstrap
@@ -58,14 +58,14 @@ class Contender(NamedTuple):
 
 
 @contextmanager
-def cheap_node(folder: Path) -> Iterator[int]:
-    """Its port."""
+def cheap_node(folder: Path) -> Iterator[tuple[int, int]]:
+    """Its port, and its process."""
     port = free_port()
     command = [sys.executable, "-m", "bench.generation.node", str(port)]
     with Process(command, folder / "node.log", core=OTHER_CORE) as process:
         if not wait_for(lambda: _answers(port), START_S, lambda: process.lives):
             raise CannotRun(f"the node does not start: {process.log_tail()}")
-        yield port
+        yield port, process.pid
         process.kill()
 
 
