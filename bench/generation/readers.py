@@ -16,6 +16,7 @@ from bench.rig.processes import HOST
 MOMENTS = re.compile(rb"T(\d{10}\.\d{6}),(\d{10}\.\d{6})T")
 LAST = b"0\r\n\r\n"
 STREAM_S = 60.0
+PAUSE_S = 0.03  # of a caller that asks one thing after another: what it owed is written meanwhile
 BEGUN_S = 1.0  # until all streams have begun: each has its money written to disk first
 END_S = 0.2  # before the first of them ends
 
@@ -126,6 +127,7 @@ async def alone(target: Target, streams: int, spoken: Spoken) -> Alone:
             await reader.ask(target.request(spoken))
             first.append(1e3 * reader.first_s)
             ways += [1e3 * way for way in reader.ways[1:]]
+            await asyncio.sleep(PAUSE_S)
     finally:
         reader.close()
     return Alone(percentile(first, 50), percentile(ways, 50), percentile(ways, 99))
