@@ -1,5 +1,6 @@
 """`embedmesh serve`: one command that runs a gateway and an ordinary node, and keeps both running.
 
+Where only servers of other makes run the catalogue's models, it runs the gateway alone.
 The supervisor holds three things that must outlive its children: the lock on the data directory, the listening socket
 (callers wait in its backlog while a gateway restarts, instead of being refused), and the lifeline, a pipe that closes
 when the supervisor dies, so that its children end. There is no in-process short cut: production runs the same.
@@ -25,6 +26,7 @@ from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, keep_memory_off_disk, s
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
+from embedmesh.rules.models import Model
 from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_dsn
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
@@ -37,6 +39,8 @@ READY_POLL_S = 0.05
 READY_REPLIES_A_WORKER = 8  # workers share the socket: we cannot choose which one answers, but they take turns
 
 Say = Callable[[str], None]
+OnReady = Callable[[Credentials, Model | None], None]
+"""Called once there is something to ask: a model that has made a first vector here, or None for a gateway alone."""
 
 
 @dataclass
@@ -78,8 +82,8 @@ class Child:
             await self.process.wait()
 
 
-def main(gateway: GatewaySettings, node: NodeSettings, *, say: Say, on_ready: Callable[[Credentials], None]) -> int:
-    """Run until told to stop. `say` gets lines of progress; `on_ready` is called once a first vector was made."""
+def main(gateway: GatewaySettings, node: NodeSettings, *, say: Say, on_ready: OnReady) -> int:
+    """Run until told to stop. `say` gets lines of progress."""
     keep_memory_off_disk()  # nor of its children
     try:
         folder = gateway.data_dir
@@ -99,32 +103,40 @@ class Service:
     sock: socket.socket
     folder: Path
     say: Say
-    on_ready: Callable[[Credentials], None]
+    on_ready: OnReady
 
     async def serve(self) -> int:
         """Build the children, run them until told to stop, stop them. Returns the exit code. Raises SetupError."""
-        load_catalogue(self.gateway.catalogue, assets=assets_dir())  # mistakes in it are named before anything starts
+        # Mistakes in it are named before anything starts.
+        catalogue = load_catalogue(self.gateway.catalogue, assets=assets_dir())
+        model = next((model for model in catalogue.written if not model.foreign), None)
         key_defaults(self.gateway)  # likewise
         stopping = stop_event(None)
         with _lifeline() as lifeline_fd, _metrics_folder(self.folder) as metrics:
-            children = self.build(lifeline_fd, metrics)
-            self.say("starting the gateway and a node; loading the model")
+            children = self.build(lifeline_fd, metrics, with_node=model is not None)
+            if model is not None:
+                self.say("starting the gateway and a node; loading the model")
+            else:
+                self.say("starting the gateway alone: only other servers run the catalogue's models")
             try:
-                return await self.run(children, stopping)
+                return await self.run(children, stopping, model)
             finally:
                 self.say("stopping: letting running requests finish" if stopping.is_set() else "stopping")
                 await self.stop(children)
                 self.say("stopped")
 
-    def build(self, lifeline_fd: int, metrics: Path) -> list[Child]:
-        """The children: first the node, then the gateway's workers."""
+    def build(self, lifeline_fd: int, metrics: Path, *, with_node: bool) -> list[Child]:
+        """The children: first the node, if any, then the gateway's workers."""
         gateway, node_socket, listen_fd = self.gateway, self.folder / "node.sock", self.sock.fileno()
         lifeline = ["--lifeline-fd", str(lifeline_fd)]
-        node_arguments = ["node", "--uds", str(node_socket), *lifeline]
-        node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
-        node_arguments += as_arguments(self.node, without=())
-        children = [Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {})]
-        arguments = ["gateway", "--nodes", f"unix:{node_socket}", "--listen-fd", str(listen_fd), *lifeline]
+        arguments = ["gateway", "--listen-fd", str(listen_fd), *lifeline]
+        children = []
+        if with_node:
+            node_arguments = ["node", "--uds", str(node_socket), *lifeline]
+            node_arguments += ["--catalogue", str(gateway.catalogue)] if gateway.catalogue else []
+            node_arguments += as_arguments(self.node, without=())
+            children.append(Child("node", node_arguments, (lifeline_fd,), STOP_NODE_S, {}))
+            arguments += ["--nodes", f"unix:{node_socket}"]
         arguments += as_arguments(gateway, without=("host", "port", "store", "workers"))
         # The store's DSN is not on the command line, which everybody on this machine can read.
         environment = {ENV_PREFIX + "STORE": gateway.store} if gateway.store else {}
@@ -135,7 +147,7 @@ class Service:
             children.append(Child(name, arguments + own, (lifeline_fd, listen_fd), STOP_GATEWAY_S, environment))
         return children
 
-    async def run(self, children: list[Child], stopping: asyncio.Event) -> int:
+    async def run(self, children: list[Child], stopping: asyncio.Event, model: Model | None) -> int:
         """Keep the children running until `stopping`, or until one cannot run. Returns the exit code."""
         host, port = self.sock.getsockname()[:2]
         await children[0].start()  # the slower one first; the store is opened while the model loads
@@ -145,9 +157,10 @@ class Service:
 
         async def announce() -> None:
             workers = self.gateway.workers
-            await _until_ready(host, port, 1 if workers == 1 else READY_REPLIES_A_WORKER * workers)
+            path = "/health" if model is None else "/readyz"  # a gateway alone is ready when it has a server
+            await _until_ready(host, port, path, 1 if workers == 1 else READY_REPLIES_A_WORKER * workers)
             ready.set()
-            self.on_ready(credentials)
+            self.on_ready(credentials, model)
 
         keepers = [asyncio.create_task(_keep(child, self.say, ready)) for child in children]
         others = [asyncio.create_task(stopping.wait()), asyncio.create_task(announce())]
@@ -193,8 +206,8 @@ async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:
         await child.start()
 
 
-async def _until_ready(host: str, port: int, replies: int) -> None:
-    """Wait until /readyz has said 200 that many times in a row: then every worker has embedded something."""
+async def _until_ready(host: str, port: int, path: str, replies: int) -> None:
+    """Wait until the path has said 200 that many times in a row: /readyz does once a worker has embedded something."""
     right = 0
     if host in ("0.0.0.0", "::"):  # noqa: S104 - not bound here, only recognised
         host = "127.0.0.1"
@@ -202,7 +215,7 @@ async def _until_ready(host: str, port: int, replies: int) -> None:
         status = b""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection(host, port)
-            writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             status = await reader.readline()
             writer.close()
         right = right + 1 if b" 200 " in status else 0

@@ -200,6 +200,11 @@ def drip(asked: Asked, order: Order, events: list[Event]) -> Iterator[Write]:
         yield order.pace_s or DRIP_S
 
 
+def late(asked: Asked, order: Order, events: list[Event]) -> Iterator[Write]:
+    yield float(order.at)
+    yield from frames(events)
+
+
 def at_once(asked: Asked, order: Order, events: list[Event]) -> Iterator[Write]:
     yield b"".join(frames(events))
 

@@ -33,6 +33,7 @@ SPEECH_MODES: dict[str, SpeechMode] = {
     # odd, and yet right
     "bytewise": SpeechMode("each byte of the stream is written by itself", writes=acts.bytewise, odd=True),
     "drip": SpeechMode("one byte every 0.02 s (pace)", writes=acts.drip, odd=True),
+    "late": SpeechMode("the first event comes after `at` seconds", writes=acts.late),
     "at-once": SpeechMode("the whole stream in one write", writes=acts.at_once, odd=True),
     "crlf": SpeechMode("lines end in CR LF", writes=acts.respelled(lambda f: f.replace(b"\n", b"\r\n")), odd=True),
     "cr": SpeechMode("lines end in CR", writes=acts.respelled(lambda f: f.replace(b"\n", b"\r")), odd=True),

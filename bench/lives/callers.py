@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from bench.lives.exchange import Exchange, Outcome
 from bench.lives.gateway import Gateway, Traits
@@ -197,7 +198,8 @@ class Callers:
         if leaves:
             exchange.leaves_after = 1 + int(dice.random() ** 2 * LEAVES_EVENTS_MAX)
             wait_s *= dice.random()
-        await asyncio.wait({exchange.outcome, exchange.enough}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {exchange.outcome, exchange.enough}
+        await asyncio.wait(either, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         if exchange.outcome.done():
             return exchange.outcome.result()
         self._hang_up(gateway, exchange)

@@ -26,7 +26,6 @@ from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.confidential import ConfidentialEmbeddings
 from embedmesh.flow.deliver import Done, Outcome
-from embedmesh.flow.embed import EMBED_SCOPE
 from embedmesh.flow.expected import ExpectedOutput
 from embedmesh.flow.expire import expire
 from embedmesh.flow.generate import Generation
@@ -44,6 +43,7 @@ from embedmesh.rules.confidential import SDK_SCHEME
 from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.ports import EMBED_SCOPE
 from embedmesh.rules.shares import Room, Shares
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.sqlite.commit import FSYNC_FAILED
@@ -89,6 +89,7 @@ class Traits(msgspec.Struct, frozen=True):
     sealed_odds: float = 0.0  # of a life to be one of locks and confidential requests
     talk_odds: float = 0.0  # of a life to be one of chats and their streams
     steps_max: int = 2_000  # the most that a gateway has run when it is killed
+    down_s_max: float = 4.0  # until another one starts in its place
     away_s: float = 0.0  # for how long the store cannot be written, once
 
 

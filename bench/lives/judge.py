@@ -25,6 +25,7 @@ from embedmesh.storage.books.keys import Key
 RECALL_S = 1.4  # so long a hold waits at least for tabs of its account, if one stays open
 IN_FLIGHT_S_MAX = 30.0  # a capture is durable in milliseconds, or after the disk's trouble
 REVOKED_S = 1.0
+NOTHING = {"prompt_tokens": 0, "completion_tokens": 0}
 BALANCE = "The account's balance"
 ENDED_BY_OTHERS = ("recovered", "expired")  # tabs whose gateway died
 
@@ -86,6 +87,7 @@ class Judge:
                 "tabs of dead gateways": sum(tab.state == "recovered" for tab in self._tabs.values()),
                 "locks used": sum(lock.used_ms is not None for lock in self._locks.values()),
                 "streams: charged at their note": self._streams.count("captured"),
+                "streams: ended by another gateway": self._streams.count_by("expire_noted"),
                 "streams: lost without a note": self._streams.count("released"),
                 "tabs that expired": sum(tab.state == "expired" for tab in self._tabs.values()),
             }
@@ -133,7 +135,7 @@ class Judge:
             first = got[0]
             if first.errand.wants != CHAT:
                 continue
-            terms, told = terms_of(first.errand), orjson.loads(first.body)["usage"]
+            terms, told = terms_of(first.errand), orjson.loads(first.body).get("usage", NOTHING)
             cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
             told_cost = terms.cost(TokenCounts(told["prompt_tokens"], told["completion_tokens"], cached))
             if not terms.owed(self._journal.speeches[hold_id][-1].said) == first.cost == told_cost:

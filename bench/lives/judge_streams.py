@@ -39,6 +39,10 @@ class StreamJudge:
         """How many have such an end, and not by their gateway."""
         return sum(hold.ended_by in BY_OTHERS and hold.state == state for hold in self.holds.values())
 
+    def count_by(self, end: str) -> int:
+        """How many were ended by that."""
+        return sum(hold.ended_by == end for hold in self.holds.values())
+
     def wrong(self) -> Iterator[str]:
         """Everything that is not as it must be."""
         for hold_id, hold in self.holds.items():
@@ -47,7 +51,7 @@ class StreamJudge:
             if hold.ended_by in BY_OTHERS:
                 found = self._lost(hold, seen, notes, self._said(hold_id))
             elif seen is None:
-                found = () if hold.state == "released" else ("was charged before it began",)
+                found = iter(() if hold.state == "released" else ("was charged before it began",))
             else:
                 found = self._ended(hold, seen, self._said(hold_id))
             yield from (f"{hold_id} {each} ({hold}, {seen}, {notes})" for each in found)

@@ -43,6 +43,9 @@ class Nodes:
             raise ended
         return ended
 
+    def link_to(self, node_id: str) -> "Nodes":
+        return self
+
     def ask(
         self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner
     ) -> "SimAttempt | None":

@@ -103,7 +103,7 @@ def terms_of(errand: Errand) -> Terms:
 
 def talk(dice: random.Random, account: str, key_id: str, token: str, number: int) -> Errand:
     """A chat like no other."""
-    body = {
+    body: dict[str, Any] = {
         "model": dice.choice((TALK.id, PARTLY.id)),
         "messages": [{"role": "user", "content": "a" * (1 + int(dice.random() ** 2 * 40))}],
         "user": f"u{number}",

@@ -40,6 +40,7 @@ REPLY_BYTES = 4_000_000  # of a thousand replies
 FEW_REPLY_BYTES = 4_000  # of five: then hardly any work may wait for a retry
 LOCKS_ODDS, SEALED_ODDS_MAX = 0.5, 0.6  # of a world to have lives of locks, and how many
 TALKS_ODDS, TALK_ODDS_MAX = 0.4, 0.6  # of a world to have lives of chats, and how many
+DOWN_S, DOWN_S_MAX = 4.0, 75.0  # the most that a gateway is down; in some worlds so long that others end its holds
 AWAY_S_MAX = 16.0  # holds of streams last for that long, see `flow.leases`
 DEADLINES_S = 80.0  # no hold and no tab lasts longer; and ten seconds more
 CALM_S = 6.0  # until no message is under way, and sweeps have been made
@@ -146,6 +147,7 @@ def with_talks(traits: Traits, dice: random.Random, odds: float) -> Traits:
         talk_odds=odds,
         kill_odds=traits.kill_odds if dice.random() < 0.3 else 0.4 + 0.6 * dice.random(),
         steps_max=traits.steps_max if dice.random() < 0.4 else 8_000,
+        down_s_max=DOWN_S_MAX if dice.random() < 0.4 else DOWN_S,
         away_s=AWAY_S_MAX * dice.random() if dice.random() < 0.4 else 0.0,
         reply_bytes=traits.reply_bytes * (20 if traits.reply_bytes == REPLY_BYTES else 1_000),
     )
@@ -281,7 +283,8 @@ class _World:
             await station.gateway.ended
             if self.over:
                 return
-            await asyncio.sleep(0.05 + dice.random() ** 3 * 4.0)
+            down_s_max = DOWN_S if self.ending else self.traits.down_s_max
+            await asyncio.sleep(0.05 + dice.random() ** 3 * down_s_max)
 
 
 class _Secrets:

@@ -11,6 +11,7 @@ import msgspec
 
 from embedmesh.commands import importing
 from embedmesh.commands.options import settings_options
+from embedmesh.rules.models import Model
 from embedmesh.settings import Credentials, GatewaySettings, NodeSettings
 
 SERVE_HELP = """Run a working endpoint: a gateway and a node on this machine.
@@ -79,6 +80,7 @@ def node(**settings: Any) -> None:
       embedmesh node --uds /run/embedmesh/node.sock --threads 4
       EMBEDMESH_API_KEY=... embedmesh node --standalone --port 8081
       embedmesh node --uds ./node.sock --model all-MiniLM-L6-v2 --model all-MiniLM-L6-v2:fast
+      embedmesh node --upstream http://127.0.0.1:8000 --model my-chat=their-name --gateway https://gw.example
     """
     from embedmesh.catalogue import load_catalogue
     from embedmesh.node import main as program
@@ -99,7 +101,7 @@ class _ServeOutput:
         if not self.as_json:
             click.echo(f"embedmesh: {line}", err=True)
 
-    def ready(self, credentials: Credentials) -> None:
+    def ready(self, credentials: Credentials, model: Model | None) -> None:
         path = self.data_dir.absolute() / "bootstrap.json"
         if self.as_json:
             event = {"event": "ready", "base_url": credentials.base_url, "bootstrap": str(path)}
@@ -107,13 +109,16 @@ class _ServeOutput:
             return
         root = credentials.base_url.removesuffix("/v1")
         key = f'$(sed -n \'s/.*"api_key": *"\\([^"]*\\)".*/\\1/p\' \'{path}\')'
+        first = "Add a server that runs a model: embedmesh nodes add URL --model MODEL"
+        if model is not None:
+            first = f"""curl {credentials.base_url}/embeddings \\
+    -H "Authorization: Bearer {key}" \\
+    -H "Content-Type: application/json" \\
+    -d '{{"model": "{(*model.aliases, model.id)[0]}", "input": "Hello, world"}}'"""
         click.echo(f"""
   Ready: {credentials.base_url}
 
-  curl {credentials.base_url}/embeddings \\
-    -H "Authorization: Bearer {key}" \\
-    -H "Content-Type: application/json" \\
-    -d '{{"model": "all-MiniLM-L6-v2", "input": "Hello, world"}}'
+  {first}
 
   Keys: {path} (readable by you only)
   Docs: {root}/docs

@@ -60,8 +60,8 @@ class KeyRingWithMetrics:
             return Caller("acct", "key_m", frozenset({"metrics"}))
         return await self._keys.find(token)
 
-    def known(self, token: str) -> Caller | None:
-        return self._keys.known(token)
+    def known(self, token: str, now: float) -> Caller | None:
+        return self._keys.known(token, now)
 
 
 def make_app(nodes: ScriptedNodes | None = None, *, count: int = 1) -> GatewayApp:
@@ -113,6 +113,9 @@ def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
         "/v1/completions",
         "/v1/images/generations",
         "/v1/confidential/embeddings",
+        "/v1/confidential/chat/completions",
+        "/v1/confidential/completions",
+        "/v1/confidential/images/generations",
     ]
 
 

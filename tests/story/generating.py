@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,15 +99,15 @@ class Generating(NamedTuple):
         assert reply.status_code == 200, reply.text
         return reply.json()
 
-    def mend(self, node: Speaker, model: str, **more: Any) -> None:
+    def mend(self, node: Speaker, model: str, within_s: float = MENDED_S) -> None:
         """Right answers of a node after one that was wrong: else it is ejected, and stays so for longer each time."""
-        body, asked = asking(model=model, **more), node.asked
+        body, asked = asking(model=model), node.asked
 
         def answered() -> bool:
             self.ask(body)
             return node.asked >= asked + TRIAL_ANSWERS
 
-        wait_until(f"a node of {model} is well", answered, MENDED_S)
+        wait_until(f"a node of {model} is well", answered, within_s)
 
     def charge(self, answer_id: str) -> Charge | None:
         """What an answer was charged, by its id or its request's; None if nothing. Waits until its hold has ended."""
@@ -141,6 +142,22 @@ def asking(order: str = "", model: str = CHAT, **more: Any) -> dict[str, Any]:
 def streaming(order: str = "", model: str = CHAT, **more: Any) -> dict[str, Any]:
     """The same, as a stream."""
     return asking(order, model, stream=True, **more)
+
+
+def tokens_of(text: str) -> int:
+    """Our own count, without a tokenizer."""
+    return ceil(len(text.encode()) / 4)
+
+
+def own_input(body: dict[str, Any]) -> int:
+    """Our own count of a chat's input: its texts, and four tokens around each message and the whole."""
+    return sum(tokens_of(each["content"]) for each in body["messages"]) + 4 * (1 + len(body["messages"]))
+
+
+def estimated(body: dict[str, Any], said: str) -> int:
+    """What an answer costs by our own count: never more than its limit."""
+    output = min(tokens_of(said), int(body.get("max_tokens", OUTPUT_MAX)))
+    return own_input(body) * INPUT_PRICE + output * OUTPUT_PRICE
 
 
 @contextmanager
