@@ -33,6 +33,7 @@ TOLD = re.compile(r"<<([a-z0-9-]+)((?: [a-z_]+=[0-9.]+)*)>>")
 HEARD_MAX = 10_000  # requests that are remembered
 BODY_BYTES_MAX = 64 * 1024 * 1024
 LINGER_NOT = struct.pack("ii", 1, 0)
+SEND_BYTES = 64 * 1024  # in the kernel, of what nobody reads: on loopback it would take four megabytes
 RETRY_AFTER = "Retry-After: 1\r\n"
 
 JsonObject = dict[str, Any]
@@ -95,6 +96,7 @@ class SpeakingNode:
         assert task is not None
         self._serving.add(task)
         self.connections += 1
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         try:
             early: bytes | None = b""
             while early is not None:

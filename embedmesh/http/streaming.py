@@ -30,6 +30,21 @@ async def stream(
     """
     connection = request.protocol
     assert isinstance(connection, ServerConnection)
+    # A task of its own: each part wakes all coroutines of the task that waits for it, and a request's are many.
+    writing = asyncio.create_task(_write(connection, request, response, reply, part_s))
+    try:
+        return await writing
+    finally:
+        connection.sending = None  # only here: a caller that goes between the last part and this must not cancel us
+
+
+async def _write(
+    connection: ServerConnection,
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    reply: StreamedReply,
+    part_s: float,
+) -> Delivery:
     begun, sending = False, None
 
     def on_lost(_: object) -> None:
@@ -68,7 +83,6 @@ async def stream(
         raise
     finally:
         connection.lost.remove_done_callback(on_lost)
-        connection.sending = None
         if sending is not None and connection.transport is not None:
             _keep_unsent(connection.transport, 0)
     if begun:
