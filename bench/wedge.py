@@ -31,13 +31,13 @@ from bench.rig.command import CannotRun, bench, model_folder, track
 from bench.rig.processes import EMBEDMESH, Process, children_of
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
+from embedmesh.upstream.pools import unix_pool
 
 POISON = 6  # [unused5] in BERT's vocabulary: no text gives it
 CALLERS = 4

@@ -184,6 +184,16 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="Model to serve, if wanted with a tier (`:fast`). May be repeated. Default: all."),
     ] = ()
+    upstream: Annotated[
+        str,
+        Meta(
+            description="Server of another make beside this node, as http://127.0.0.1:8000: it takes sealed chat, "
+            "completions and images for it, and embeds nothing itself. Then --model is MODEL or MODEL=WHAT-IT-CALLS-IT."
+        ),
+    ] = ""
+    token_file: Annotated[
+        Path | None, Meta(description="With --upstream: file with the bearer token that it wants.")
+    ] = None
     threads: Annotated[int, Meta(description="Threads of the engine; 0 takes all cores.", ge=0, le=1024)] = 0
     queue_tokens_max: Annotated[
         int, Meta(description="Tokens that may wait in the node; more are refused at once with 429.", ge=1024)

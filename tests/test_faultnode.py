@@ -20,7 +20,6 @@ from bench.faultnode.openai import OpenAiForm
 from bench.faultnode.scripted import ROWS, WIDTH, Pace, vector, vectors
 from embedmesh.flow.verify import verify
 from embedmesh.gateway.nodes.own import OwnLink, Signing
-from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.process import bind
@@ -32,6 +31,7 @@ from embedmesh.rules.models import Model
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.session import Session
+from embedmesh.upstream.pools import tcp_pool
 
 DOCS = Path(__file__).parent.parent / "docs" / "fault-figures.md"
 MODEL = Model(id="tests/scripted", folder="/nowhere", width=WIDTH, max_tokens=256, price=1, digest="1" * 64)

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from bench.faultnode.recorded import RECORDED, STREAMS, Recorded
-from embedmesh.gateway.nodes.generating import UpstreamStream
-from embedmesh.gateway.nodes.http1 import Connection
-from embedmesh.gateway.nodes.http1_stream import READ_BYTES_MAX, BodyStream
 from embedmesh.http.sse import SseParser
 from embedmesh.rules.errors import NodeBroke, NodeFailure
+from embedmesh.upstream.generating import UpstreamStream
+from embedmesh.upstream.http1 import Connection
+from embedmesh.upstream.http1_stream import READ_BYTES_MAX, BodyStream
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

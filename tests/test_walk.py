@@ -29,11 +29,11 @@ from embedmesh.fleet.load import Load
 from embedmesh.fleet.registry import Node
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.exchange import Exchange
 from embedmesh.rules import forwarding, ports, straight
 from embedmesh.rules.embeddings import EmbedIds, unpack_ids
 from embedmesh.rules.spending import TabSize
+from embedmesh.upstream.pools import unix_pool
 from tests.flow.world import CATALOGUE, right_reply
 from tests.gateway.mesh import gateway
 from tests.http.raw import request, send
@@ -44,7 +44,7 @@ PAGES = {True: DOCS / "life-of-a-request.md", False: DOCS / "life-of-a-hard-requ
 FROM, TO = "## Which file calls which", "\n## "
 LOOP = "the event loop"
 START = "http/"  # where the loop calls when a connection is made, or has bytes
-NODE = "gateway/nodes/http1.py"  # the same for a node's; on the straight way nothing waits there
+NODE = "upstream/http1.py"  # the same for a node's; on the straight way nothing waits there
 HANDED_IN = {
     "receive",
     "deliver",

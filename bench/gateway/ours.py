@@ -18,12 +18,12 @@ from embedmesh.flow.world import World
 from embedmesh.gateway import build
 from embedmesh.gateway.api import embeddings_api
 from embedmesh.gateway.nodes.own import OwnLink, Signing
-from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.exchange import Deliver, Receive, RequestHead
 from embedmesh.rules.forwarding import Answer, Part, Share
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest
 from embedmesh.rules.ports import Clock
+from embedmesh.upstream.pools import ConnectionPool
 
 STAGES = ("forward", "key", "count", "hold")
 """Only forward; + key, limits and validation; + token count; + money held durably: the gateway as it is."""

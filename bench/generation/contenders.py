@@ -58,14 +58,14 @@ class Contender(NamedTuple):
 
 
 @contextmanager
-def cheap_node(folder: Path) -> Iterator[int]:
-    """Its port."""
+def cheap_node(folder: Path) -> Iterator[tuple[int, int]]:
+    """Its port, and its process."""
     port = free_port()
     command = [sys.executable, "-m", "bench.generation.node", str(port)]
     with Process(command, folder / "node.log", core=OTHER_CORE) as process:
         if not wait_for(lambda: _answers(port), START_S, lambda: process.lives):
             raise CannotRun(f"the node does not start: {process.log_tail()}")
-        yield port
+        yield port, process.pid
         process.kill()
 
 

@@ -30,7 +30,7 @@ BURST = 16  # events without a pause, until others have their turn
 
 
 class Spoken(NamedTuple):
-    """One stream: its events, seconds from one to the next (0: as fast as they are read), bytes of text in each."""
+    """One stream: events, seconds from one to the next (0: as fast as they are read), bytes of text in each."""
 
     events: int
     pace_s: float = 0.0
@@ -116,8 +116,9 @@ class CheapNode(asyncio.Protocol):
             usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 1}
             self._say({"object": "chat.completion", "choices": [choice], "usage": usage})
         else:
-            listed = {"id": "scripted", "object": "model", "created": 0, "owned_by": "x"}
-            self._say({"object": "list", "data": [listed]})
+            self._say(
+                {"object": "list", "data": [{"id": "scripted", "object": "model", "created": 0, "owned_by": "x"}]}
+            )
 
     def _say(self, reply: dict[str, Any]) -> None:
         encoded = json.dumps(reply).encode()

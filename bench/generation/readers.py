@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,6 +16,9 @@ from bench.rig.processes import HOST
 MOMENTS = re.compile(rb"T(\d{10}\.\d{6}),(\d{10}\.\d{6})T")
 LAST = b"0\r\n\r\n"
 STREAM_S = 60.0
+PAUSE_S = 0.03  # of a caller that asks one thing after another: what it owed is written meanwhile
+BEGUN_S = 1.0  # until all streams have begun: each has its money written to disk first
+END_S = 0.2  # before the first of them ends
 
 
 class Target(NamedTuple):
@@ -50,6 +54,7 @@ class Reader(asyncio.Protocol):
         """Until its end. Raises RuntimeError where it is no stream with an end."""
         self.delays, self.ways, self.head, self._tail = [], [], b"", b""
         self._ended = asyncio.get_running_loop().create_future()
+        self.first_s = 0.0
         self._asked_at = time.monotonic()
         self._transport.write(request)
         async with asyncio.timeout(STREAM_S):
@@ -91,47 +96,72 @@ async def connected(port: int) -> Reader:
     return reader
 
 
-class Alone(msgspec.Struct, frozen=True):
-    """Streams one after another, in ms: to the first event, and by how much later ones came after their moment."""
+class Alone(NamedTuple):
+    """Streams one after another, in ms: to the first event, and the way of later ones from the node to their reader."""
 
     first_p50_ms: float
     event_p50_ms: float
     event_p99_ms: float
 
 
+class Together(NamedTuple):
+    """Many streams at one time, once all have begun.
+
+    Delays are from the moments that events were meant for; `in_time` is the share that came before the next one's.
+    """
+
+    delay_p50_ms: float
+    delay_p99_ms: float
+    in_time: float
+    cpu_us: float  # of an event
+    core: float  # the share of a core
+
+
 async def alone(target: Target, streams: int, spoken: Spoken) -> Alone:
-    """On one connection each, as an SDK that has just asked something else: the connection is there already."""
+    """On one connection, which is there already, as an SDK's is. Raises RuntimeError."""
     first: list[float] = []
-    later: list[float] = []
+    ways: list[float] = []
     reader = await connected(target.port)
     try:
         for _ in range(streams):
-            reader.first_s = 0.0
             await reader.ask(target.request(spoken))
             first.append(1e3 * reader.first_s)
-            later += [1e3 * delay for delay in reader.ways[1:]]
+            ways += [1e3 * way for way in reader.ways[1:]]
+            await asyncio.sleep(PAUSE_S)
     finally:
         reader.close()
-    return Alone(percentile(first, 50), percentile(later, 50), percentile(later, 99))
+    return Alone(percentile(first, 50), percentile(ways, 50), percentile(ways, 99))
 
 
-async def together(target: Target, streams: int, spoken: Spoken) -> list[float]:
-    """All at one time; the delay in seconds of each of their events, warm-up aside. Raises RuntimeError."""
+async def together(target: Target, streams: int, spoken: Spoken, cpu_s: Callable[[], float]) -> Together:
+    """All at one time; `cpu_s` says what the other side has used until now. Raises RuntimeError."""
     readers = [await connected(target.port) for _ in range(streams)]
     request = target.request(spoken)
+    begun = int(BEGUN_S / spoken.pace_s)
 
     async def one(reader: Reader, at: int) -> None:
         await asyncio.sleep(at * spoken.pace_s / streams)  # or all would be due at one moment
         await reader.ask(request)
 
+    async def used() -> tuple[float, float]:
+        """CPU seconds of an event, and of a second."""
+        await asyncio.sleep(BEGUN_S)
+        before, at, events = cpu_s(), time.monotonic(), sum(len(reader.delays) for reader in readers)
+        await asyncio.sleep(spoken.events * spoken.pace_s - BEGUN_S - END_S)
+        spent, took = cpu_s() - before, time.monotonic() - at
+        return spent / (sum(len(reader.delays) for reader in readers) - events), spent / took
+
     try:
         async with asyncio.TaskGroup() as group:
+            using = group.create_task(used())
             for at, reader in enumerate(readers):
                 group.create_task(one(reader, at))
     finally:
         for reader in readers:
             reader.close()
-    for reader in readers:
-        if len(reader.delays) != spoken.events:
-            raise RuntimeError(f"{len(reader.delays)} events instead of {spoken.events}")
-    return [delay for reader in readers for delay in reader.delays]
+    if wrong := [len(reader.delays) for reader in readers if len(reader.delays) != spoken.events]:
+        raise RuntimeError(f"{wrong[0]} events instead of {spoken.events}")
+    delays = [1e3 * delay for reader in readers for delay in reader.delays[begun:]]
+    in_time = sum(delay < 1e3 * spoken.pace_s for delay in delays) / len(delays)
+    an_event, a_second = using.result()
+    return Together(percentile(delays, 50), percentile(delays, 99), in_time, 1e6 * an_event, a_second)

@@ -5,6 +5,8 @@ retries and recovery are the real ones, over real SQLite files; clock, dice, thr
 decided by a seed, which also says when gateways die: at any await. After each world the ledger is compared with what
 callers got. Ordinary requests go straight, as over the gateway's own connections; the last lines say how many did. In
 half of the worlds some lives are confidential: they lock at one gateway, and send to another, late, twice or never.
+In others some are chats, most of them streams: nodes speak by dice, fall silent, break or never end; callers leave
+after some events, read slowly or not at all; the store is away for long. `--talks 1` makes all lives chats.
 
 Exit code 1 when anything was wrong; the seed and the command that shows how it came to that are printed. To see one
 world: `--only SEED`.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.rig.processes import HOST
-from embedmesh.gateway.nodes.pools import tcp_pool
+from embedmesh.upstream.pools import tcp_pool
 
 MODEL = "all-MiniLM-L6-v2"
 REPLY_S = 30.0  # as long as the gateway gives an ordinary request

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import aiohttp
 
 from embedmesh.client.access import Access
+from embedmesh.client.aio_chat import AsyncClientChat
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
 from embedmesh.client.steps import HttpAnswer, NoAnswer, Pause, ToSend
@@ -55,6 +56,7 @@ class AsyncClient:
         )
         self._wire = AsyncWire(self._calls.access)
         self.embeddings = AsyncClientEmbeddings(self._calls, self._wire)
+        self.chat = AsyncClientChat(self._calls, self._wire)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -141,15 +143,27 @@ class AsyncWire:
 
     async def send(self, request: ToSend) -> HttpAnswer | NoAnswer:
         """The reply, whenever it comes."""
+        answer = await self._answer(request, streams=False)
+        assert not isinstance(answer, aiohttp.ClientResponse)
+        return answer
+
+    async def open(self, request: ToSend) -> HttpAnswer | NoAnswer | aiohttp.ClientResponse:
+        """The same, but a reply of status 200 is not read yet, and is its reader's to close."""
+        return await self._answer(request, streams=True)
+
+    async def _answer(self, request: ToSend, *, streams: bool) -> HttpAnswer | NoAnswer | aiohttp.ClientResponse:
         base_url = self._access.base_url
         try:
-            async with self._opened().post(
+            response = await self._opened().post(
                 base_url + request.path,
                 data=request.body,
                 headers={**self._access.headers, **request.headers},
                 ssl=self._access.tls or False,
                 allow_redirects=False,
-            ) as response:
+            )
+            if streams and response.status == 200:
+                return response
+            async with response:
                 if response.headers.get("Content-Encoding"):
                     raise ValueError("encoded")
                 body = await read_bounded(response, CLIENT_REPLY_BYTES_MAX)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from embedmesh.client.answer import CreateEmbeddingResponse
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
+from embedmesh.client.chat import ClientChat
 from embedmesh.client.steps import Pause
 from embedmesh.client.wanted import Inputs
 from embedmesh.client.wire import Late, Wire
@@ -56,6 +57,7 @@ class Client:
         )
         self._wire = Wire(self._calls.access)
         self.embeddings = ClientEmbeddings(self._calls, self._wire)
+        self.chat = ClientChat(self._calls, self._wire)
 
     def close(self) -> None:
         """Close its connections."""

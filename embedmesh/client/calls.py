@@ -3,7 +3,7 @@
 import random
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -32,6 +32,18 @@ class BegunCall(NamedTuple):
     deadline: float
     timeout_s: float
     confidential: bool
+
+    def too_slow(self) -> CallTooSlow:
+        """The error for a call that has passed its deadline."""
+        return CallTooSlow(f"No answer within {self.timeout_s:g} s. Whether it was done is not known.")
+
+
+class BegunChat(NamedTuple):
+    """A sealed chat that can be run; `timeout_s` is for its head, and then for each event of a stream."""
+
+    steps: Steps[Any]  # of the completion, or of what reads the stream
+    deadline: float
+    timeout_s: float
 
     def too_slow(self) -> CallTooSlow:
         """The error for a call that has passed its deadline."""
@@ -95,6 +107,32 @@ class Calls:
         if idempotency_key:
             raise WrongCall("A confidential call needs no idempotency_key: its lock is good for one request.")
         return BegunCall(self._confidential_steps(wanted, patience), deadline, timeout_s, True)
+
+    def begin_chat(
+        self,
+        *,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        stream: bool,
+        confidential: bool | None,
+        lock_tokens: int | None,
+        timeout: float | None,
+        fields: Mapping[str, Any],
+    ) -> BegunChat:
+        """Raises WrongCall."""
+        if not (self._confidential if confidential is None else confidential):
+            raise WrongCall("Only confidential chats are made here: use the openai package for the others.")
+        from embedmesh.client.chat_core import check_scheme, want_chat
+        from embedmesh.client.chat_steps import sealed_chat
+        from embedmesh.client.core import LockStep
+
+        wanted = want_chat(model=model, messages=messages, stream=stream, lock_tokens=lock_tokens, fields=fields)
+        self._trust = trust = self._trust or _trust(None, self._scheme)
+        check_scheme(trust)
+        timeout_s = self._timeout_s if timeout is None else timeout
+        deadline = time.monotonic() + timeout_s
+        patience = Patience(self._retries, lambda: deadline - time.monotonic(), random)
+        return BegunChat(sealed_chat(wanted, LockStep(wanted, trust), patience, now_ms), deadline, timeout_s)
 
     def _confidential_steps(self, wanted: Wanted, patience: Patience) -> Steps[CreateEmbeddingResponse]:
         from embedmesh.client.core import LockStep  # cryptography takes its time, and plain calls need none

@@ -11,7 +11,7 @@ and a bound of its tokens. A SealedStep is sealed once, for one lock; its body m
 import secrets
 from base64 import b64encode
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,7 @@ from embedmesh.client.words import node_not_trusted, reply_not_trusted
 from embedmesh.confidential import hpke_scheme, sdk_scheme
 from embedmesh.confidential.documents import KnownKeys
 from embedmesh.confidential.failures import SealBroken, Untrusted
+from embedmesh.confidential.hpke_scheme import EventOpener
 from embedmesh.confidential.statements import digest_of, read_answer
 from embedmesh.rules.base64s import decode64
 from embedmesh.rules.confidential import (
@@ -49,6 +50,17 @@ NO_REASON = "it could not open the request, or does not take it, and nobody is t
 NO_LOCK = msgspec.Raw(b"")
 
 Open = Callable[[SealedAnswer], bytes]
+
+
+class SealedFor(NamedTuple):
+    """What a request was sealed for, and what opens the reply: see `SealedStep`."""
+
+    public_key: bytes  # the node's identity
+    lock: int
+    units: int
+    digest: bytes  # of the request
+    opener: Open
+    events: Callable[[], EventOpener] | None
 
 
 class Trust(msgspec.Struct, frozen=True):
@@ -179,9 +191,20 @@ class SealedStep:
     """One sealed request, for one lock."""
 
     def __init__(
-        self, wanted: Wanted, body: bytes, *, document: KeyDocument, lock: int, units: int, digest: bytes, opener: Open
+        self,
+        wanted: Wanted,
+        body: bytes,
+        *,
+        document: KeyDocument,
+        lock: int,
+        units: int,
+        digest: bytes,
+        opener: Open,
+        events: Callable[[], EventOpener] | None = None,
     ) -> None:
+        """`opener` opens a whole reply, `events` those of a stream."""
         self.body = body
+        self.about = SealedFor(document.public_key, lock, units, digest, opener, events)
         self.node_id = document.node_id
         self._wanted = wanted
         self._public_key = document.public_key
@@ -260,8 +283,10 @@ def _seal(wanted: Wanted, scheme: str, lock: _LockReply, document: KeyDocument, 
     }
     if scheme == HPKE_SCHEME:
         request_id = secrets.token_hex(16)
-        terms = hpke_scheme.Terms(document.node_id, wanted.model, request_id, lock.stack_small_id, lock.expires_ms)
+        lock_id, expires_ms = lock.stack_small_id, lock.expires_ms
+        terms = hpke_scheme.Terms(document.node_id, wanted.model, request_id, lock_id, expires_ms, wanted.operation)
         ciphertext, replies = hpke_scheme.seal(wanted.body, node_key, terms)
+        events = replies.events
         envelope |= {"scheme": scheme, "request_id": request_id, "expires_ms": lock.expires_ms}
         envelope["ciphertext"] = _text(ciphertext)
         digest = digest_of(scheme, ciphertext)
@@ -269,6 +294,9 @@ def _seal(wanted: Wanted, scheme: str, lock: _LockReply, document: KeyDocument, 
     else:
         envelope_parts, digest, opener = _seal_as_sdks(wanted.body, node_key, document.public_key)
         envelope |= envelope_parts
+        events = None
+    if wanted.stream:
+        envelope["stream"] = True
     body = msgspec.json.encode(envelope)
     return SealedStep(
         wanted,
@@ -278,6 +306,7 @@ def _seal(wanted: Wanted, scheme: str, lock: _LockReply, document: KeyDocument, 
         units=lock.max_num_tokens,
         digest=digest,
         opener=opener,
+        events=events,
     )
 
 

@@ -18,6 +18,7 @@ class Wanted(msgspec.Struct, frozen=True):
     """`body` is the JSON of an ordinary request with base64 as its encoding: `encoding` is what the caller gets.
 
     `tokens_max` bounds the tokens of all inputs. `lock_tokens`: for how many money is set aside, if the caller says so.
+    Of a chat, `body` is that of a chat, `operation` what the seal is bound to, and `stream` whether it is to be one.
     """
 
     model: str
@@ -27,6 +28,8 @@ class Wanted(msgspec.Struct, frozen=True):
     lock_tokens: int | None = None
     encoding: Encoding = "float"
     dimensions: int | None = None
+    operation: str = ""
+    stream: bool = False
 
 
 def want(

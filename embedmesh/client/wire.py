@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from embedmesh.client.access import Access
@@ -33,6 +34,17 @@ class Wire:
 
     def send(self, request: ToSend, deadline: float) -> HttpAnswer | NoAnswer:
         """The reply, by the deadline (of `time.monotonic`). Raises Late."""
+        answer = self._answer(request, deadline, lambda line: line.exchange(request, self._access, deadline))
+        assert not isinstance(answer, Pieces)
+        return answer
+
+    def open(self, request: ToSend, deadline: float) -> "HttpAnswer | Pieces | NoAnswer":
+        """The same, but a reply of status 200 is read by its reader. Raises Late."""
+        return self._answer(request, deadline, lambda line: line.open(request, self._access, deadline))
+
+    def _answer(
+        self, request: ToSend, deadline: float, ask: "Callable[[_Line], HttpAnswer | Pieces]"
+    ) -> "HttpAnswer | Pieces | NoAnswer":
         line = self._kept()
         try:
             if line is None:
@@ -47,7 +59,7 @@ class Wire:
         except OSError as error:
             return NoAnswer("connect", f"{self._access.base_url} cannot be reached ({error.strerror or error})")
         try:
-            answer = line.exchange(request, self._access, deadline)
+            answer = ask(line)
         except TimeoutError:
             line.close()
             raise Late from None
@@ -58,7 +70,8 @@ class Wire:
         except BaseException:
             line.close()
             raise
-        self._keep(line)
+        if not isinstance(answer, Pieces):
+            self._keep(line)
         return answer
 
     def close(self) -> None:
@@ -115,9 +128,23 @@ class _Line:
 
     def exchange(self, request: ToSend, access: Access, deadline: float) -> HttpAnswer:
         """Raises TimeoutError, OSError, HTTPException, and ValueError where the reply is cut short or too large."""
+        return self._whole(self._head(request, access, deadline))
+
+    def open(self, request: ToSend, access: Access, deadline: float) -> "HttpAnswer | Pieces":
+        """The same, but a reply of status 200 is not read yet: its connection is used for nothing else."""
+        response = self._head(request, access, deadline)
+        return Pieces(self, response) if response.status == 200 else self._whole(response)
+
+    def until(self, deadline: float) -> None:
+        """What is read from now on must come by then."""
+        self._timed.deadline = deadline
+
+    def _head(self, request: ToSend, access: Access, deadline: float) -> http.client.HTTPResponse:
         self._timed.deadline = deadline
         self._http.request("POST", access.path + request.path, request.body, {**access.headers, **request.headers})
-        response = self._http.getresponse()
+        return self._http.getresponse()
+
+    def _whole(self, response: http.client.HTTPResponse) -> HttpAnswer:
         if (response.length or 0) > CLIENT_REPLY_BYTES_MAX or response.getheader("content-encoding"):
             raise ValueError("too large, or encoded")
         parts: list[bytes] = []
@@ -134,6 +161,23 @@ class _Line:
 
     def close(self) -> None:
         self._http.close()
+
+
+class Pieces:
+    """A reply that is read as it comes."""
+
+    def __init__(self, line: _Line, response: http.client.HTTPResponse) -> None:
+        self._line = line
+        self._response = response
+
+    def read(self, within_s: float) -> bytes:
+        """What has come; nothing at its end. Raises TimeoutError, OSError or HTTPException where it breaks."""
+        self._line.until(time.monotonic() + within_s)
+        return self._response.read1(CHUNK)
+
+    def close(self) -> None:
+        """No more is wanted."""
+        self._line.close()
 
 
 class _TimedSocket:

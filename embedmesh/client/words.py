@@ -40,10 +40,13 @@ REPLY_WORDS = {
     "usage": "the numbers of tokens in it differ",
     "model": "it is of another model than was asked for",
     "count": "it has another number of vectors than the request has inputs",
-    "order": "its vectors are not in the order of the inputs",
+    "order": "its parts are not those that must follow, in their order",
     "width": "its vectors are not as wide as they must be",
     "finite": "a vector in it has a component that is no number",
     "zero": "a vector in it is all zeros",
+    "operation": "the node's statement is about something else than was asked for",
+    "cut": "it ends before the node's last event",
+    "after": "something comes after the node's last event",
 }
 
 

@@ -80,6 +80,7 @@ def node(**settings: Any) -> None:
       embedmesh node --uds /run/embedmesh/node.sock --threads 4
       EMBEDMESH_API_KEY=... embedmesh node --standalone --port 8081
       embedmesh node --uds ./node.sock --model all-MiniLM-L6-v2 --model all-MiniLM-L6-v2:fast
+      embedmesh node --upstream http://127.0.0.1:8000 --model my-chat=their-name --gateway https://gw.example
     """
     from embedmesh.catalogue import load_catalogue
     from embedmesh.node import main as program

@@ -14,13 +14,15 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from embedmesh.confidential.failures import SealBroken
-from embedmesh.confidential.node_keys import NONCE_BYTES, DhKey, read_public
+from embedmesh.confidential.node_keys import NONCE_BYTES, PREFIX_BYTES, DhKey, read_public
 from embedmesh.confidential.statements import digest_of
 from embedmesh.rules.confidential import HPKE_SCHEME, SealedCall
 
 SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
 REQUEST_INFO = b"embedmesh hpke-1 request"
 REPLY_INFO = b"embedmesh hpke-1 reply"
+EVENTS_INFO = b"embedmesh hpke-1 events"
+FINAL, NOT_FINAL = b"\1", b"\0"  # additional data of an event
 REPLY_SECRET_BYTES = 32
 REPLY_SALT_BYTES = 16
 REPLY_KEY_BYTES = 16  # of AES-128
@@ -28,19 +30,23 @@ SIZE_BYTES = 4  # of a body's length, before the body
 PADDED_BYTES_MIN = 256  # most requests have one short text: all of them look alike
 
 
-class Terms(msgspec.Struct, frozen=True):
-    """What request and reply are bound to: changed by anybody on the way, neither can be opened."""
+class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What request and reply are bound to: changed by anybody on the way, neither can be opened.
+
+    `operation` is what is asked for, if that is not embeddings: see `rules.sealed_generation.operation_of`.
+    """
 
     node_id: str
     model_name: str
     request_id: str
     lock: int
     expires_ms: int
+    operation: str = ""
 
     @classmethod
-    def of(cls, call: SealedCall, node_id: str) -> "Terms":
+    def of(cls, call: SealedCall, node_id: str, operation: str = "") -> "Terms":
         """The terms of a call, as the node of that id reads them."""
-        return cls(node_id, call.model_name, call.request_id, call.lock, call.expires_ms)
+        return cls(node_id, call.model_name, call.request_id, call.lock, call.expires_ms, operation)
 
 
 class HpkeReplies:
@@ -60,6 +66,10 @@ class HpkeReplies:
         except InvalidTag:
             raise SealBroken from None
 
+    def events(self) -> "EventOpener":
+        """Opens the events of a reply that is a stream."""
+        return EventOpener(self._secret, self._digest, self._terms)
+
 
 class HpkeOpened:
     """A request that the node has opened."""
@@ -75,6 +85,64 @@ class HpkeOpened:
         salt = secrets.token_bytes(REPLY_SALT_BYTES)
         cipher, nonce = _reply_cipher(self._secret, salt, self._digest, self._terms)
         return salt + cipher.encrypt(nonce, pad(body), None)
+
+    def events(self) -> "EventSealer":
+        """Seals the events of a reply that is a stream, under a key of its own."""
+        return EventSealer(self._secret, self._digest, self._terms)
+
+
+class EventSealer:
+    """One stream's key. Each event has its place in its nonce, and whether it is the last one beside its ciphertext:
+    dropped, repeated, reordered or cut, the rest cannot be opened.
+    """
+
+    def __init__(self, secret: bytes, digest: bytes, terms: Terms) -> None:
+        self._salt = secrets.token_bytes(REPLY_SALT_BYTES)
+        self._key = _EventKey(secret, self._salt, digest, terms)
+
+    def seal(self, body: bytes, *, final: bool) -> bytes:
+        """The next event; the first one brings the salt along."""
+        first = not self._key.number
+        cipher, nonce, mark = self._key.next(final=final)
+        sealed = cipher.encrypt(nonce, pad(body), mark)
+        return self._salt + sealed if first else sealed
+
+
+class EventOpener:
+    """The same for who reads it."""
+
+    def __init__(self, secret: bytes, digest: bytes, terms: Terms) -> None:
+        self._of = secret, digest, terms
+        self._key: _EventKey | None = None
+
+    def open(self, sealed: bytes, *, final: bool) -> bytes:
+        """The body of the next event. Raises SealBroken."""
+        if self._key is None:
+            secret, digest, terms = self._of
+            self._key = _EventKey(secret, sealed[:REPLY_SALT_BYTES], digest, terms)
+            sealed = sealed[REPLY_SALT_BYTES:]
+        cipher, nonce, mark = self._key.next(final=final)
+        try:
+            return unpad(cipher.decrypt(nonce, sealed, mark))
+        except (InvalidTag, ValueError):
+            raise SealBroken from None
+
+
+class _EventKey:
+    """A stream's cipher, and the nonces of its events: four bytes of its own, then their number as 64 bits."""
+
+    def __init__(self, secret: bytes, salt: bytes, digest: bytes, terms: Terms) -> None:
+        size = REPLY_KEY_BYTES + PREFIX_BYTES
+        derived = HKDF(SHA256(), size, salt=salt + digest, info=_info(EVENTS_INFO, terms)).derive(secret)
+        self._cipher = AESGCM(derived[:REPLY_KEY_BYTES])
+        self._prefix = derived[REPLY_KEY_BYTES:]
+        self.number = 0  # of the next event
+
+    def next(self, *, final: bool) -> tuple[AESGCM, bytes, bytes]:
+        """Cipher, nonce and additional data of the next event."""
+        nonce = self._prefix + self.number.to_bytes(NONCE_BYTES - PREFIX_BYTES, "big")
+        self.number += 1
+        return self._cipher, nonce, FINAL if final else NOT_FINAL
 
 
 def seal(body: bytes, node_key: bytes, terms: Terms) -> tuple[bytes, HpkeReplies]:

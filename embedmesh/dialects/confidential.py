@@ -44,9 +44,15 @@ DECODE = msgspec.json.Decoder(Envelope).decode
 
 def parse(body: bytes) -> tuple[Envelope, SealedCall]:
     """The envelope, and what a node gets of it once its lock is known. Raises a CallerFailure that names the member."""
-    envelope = _decoded(body)
+    envelope, call = read_envelope(body)
     if envelope.stream:
         raise InvalidValue("Embeddings are not streamed: leave `stream` out, or false.", param="stream")
+    return envelope, call
+
+
+def read_envelope(body: bytes) -> tuple[Envelope, SealedCall]:
+    """The same for whatever may be streamed."""
+    envelope = _decoded(body)
     ours = envelope.scheme == HPKE_SCHEME
     wanted = ("request_id", "expires_ms") if ours else SDK_ONLY
     for name in wanted:

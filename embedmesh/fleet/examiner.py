@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import WrongAnswer
 from embedmesh.rules.forwarding import NodeClient, Part, Verify
@@ -59,8 +59,11 @@ class Examiner:
     async def generate(self, node: Node, model: Model) -> None:
         """Have a node make one token. Raises a NodeFailure.
 
-        An image costs too much for a question: a server of images is believed until a request fails there.
+        An image costs too much for a question: a server of images is believed until a request fails there. A sidecar
+        takes no question in the clear: it lists what its own server has answered for of late.
         """
+        if node.kind != UPSTREAM:
+            return
         modality = next((each for each in model.modalities if each in SHORT_QUESTIONS), None)
         if modality is None:
             return

@@ -179,11 +179,13 @@ async def redeem(
     clock: Clock,
     waiting: Room,
     slots: Slots,
+    *,
+    streams: bool = False,
 ) -> Bill | bytes:
     """The bill that a lock pays, once: its money is set aside already. The same request again gets the kept reply.
 
-    That of one still under way is waited for, up to `within_s`. Raises LockUsed, LockExpired, RateLimited,
-    StoreUnavailable, Overloaded or DeadlineExceeded.
+    That of one still under way is waited for, up to `within_s`, unless it `streams`: then none is kept. Raises
+    LockUsed, LockExpired, RateLimited, StoreUnavailable, Overloaded or DeadlineExceeded.
     """
     until = clock.monotonic() + within_s
     wanted = new_hold(terms.hold_id, caller, 0, within_s, clock)
@@ -201,6 +203,8 @@ async def redeem(
         if limited is not None:
             bill.has_slots(limited, caller)
         return bill
+    if streams:
+        raise LockUsed("The lock was used by this request before, and streams are not kept. Lock again.")
     waiting.take(caller.account_id)
     try:
         reply = await _reply_of(found, ledger, wanted, claim, until, clock)

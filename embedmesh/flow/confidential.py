@@ -14,12 +14,11 @@ import msgspec
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.forward import caller_failure, time_allowed_s
-from embedmesh.flow.lock import lock_node
+from embedmesh.flow.lock import check_fits, lock_node
 from embedmesh.flow.lock_ahead import LockAhead, Opened, WantedLock, read_wanted
 from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.world import World
 from embedmesh.rules.confidential import (
-    HPKE_SCHEME,
     CheckedAnswer,
     FoundLock,
     Locks,
@@ -30,12 +29,19 @@ from embedmesh.rules.confidential import (
     SealingFleet,
 )
 from embedmesh.rules.embeddings import Counted
-from embedmesh.rules.errors import DeadlineExceeded, Failure, InvalidValue, NodeFailure, NoNodeAvailable
+from embedmesh.rules.errors import (
+    DeadlineExceeded,
+    Failure,
+    InvalidValue,
+    NodeFailure,
+    NoNodeAvailable,
+    UnsupportedModality,
+)
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead
 from embedmesh.rules.forwarding import Part, Share, Ticket
 from embedmesh.rules.holds import Hold, Meter, Metered, PriorRequest
 from embedmesh.rules.limits import BYTES_A_TOKEN_MAX, KEPT_REPLIES_BYTES_MAX, LOCK_S, REQUEST_INPUTS_MAX
-from embedmesh.rules.lock_failures import ConfidentialRefused, KeyMismatch
+from embedmesh.rules.lock_failures import ConfidentialRefused
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.served import no_such_model
@@ -120,6 +126,8 @@ class ConfidentialEmbeddings:
         model = world.catalogue.find(call.model_name)
         if model is None:
             raise no_such_model(call.model_name, world.catalogue, world.terms.serves)
+        if not model.embeds:
+            raise UnsupportedModality("This model makes no vectors. Use the confidential path of what it does.")
         wanted = read_wanted(head.next_lock, call.scheme)
         return ConfidentialCall(self._dialect, self._locks, self._nodes, call, model, wanted)
 
@@ -194,12 +202,7 @@ class ConfidentialCall:
         """Find the lock, and bound what the ciphertext can hold. Raises LockNotFound or KeyMismatch."""
         found, call = await self._locks.find(caller.account_id, self._call.lock), self._call
         terms = found.terms
-        expires_ms = call.expires_ms if call.scheme == HPKE_SCHEME else terms.expires_ms  # the SDKs' has none
-        said = self.model.id, call.scheme, call.node_key, expires_ms
-        if said != (terms.model, terms.scheme, terms.node_key, terms.expires_ms):
-            raise KeyMismatch(
-                "The request is sealed for another node, key, scheme, model or expiry than was locked: lock again."
-            )
+        check_fits(call, self.model, terms)
         self._terms = terms
         self._call = msgspec.structs.replace(call, model=terms.model, units=terms.units)
         self._bounds = bounds = token_bounds(self._plaintext_bytes, terms.units, self._tokens_added(world))

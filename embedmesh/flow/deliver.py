@@ -26,11 +26,13 @@ from embedmesh.rules.exchange import (
     RequestHead,
     StreamedReply,
 )
+from embedmesh.rules.forwarding import Share
 from embedmesh.rules.holds import Charge, HoldState, Payable
 from embedmesh.rules.money import payable_nanousd
 from embedmesh.rules.ports import Caller, RateLimit
 
 AnyReply = TypeVar("AnyReply", bound=Reply | StreamedReply)
+NOBODYS = (Share("", 0),)
 REPLAYED = {"idempotent-replayed": "true"}
 
 
@@ -180,14 +182,14 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
 
 def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Charge:
     """The ledger's record of a captured bill."""
-    shares = bill.shares
+    shares = bill.shares or NOBODYS  # a stream may be noted before its first event
     return Charge(
         cost_nanousd=bill.cost,
         tokens=bill.tokens,
         model=call.model.id,
         key_id=bill.hold.key_id or caller.key_id,  # of a lock: its key, whose budget was held; that of no other
-        node_id=shares[0].node_id if shares else "",  # a stream that is noted before its first event
-        payables=_payables(bill, world.ask_max) if len(shares) > 1 or (shares and shares[0].ask) else (),
+        node_id=shares[0].node_id,
+        payables=_payables(bill, world.ask_max) if shares[0].ask or len(shares) > 1 else (),
         user_hash=None if call.user is None else world.hash_user(call.user),
         price=bill.price,
         meters=bill.metered or () if bill.price is None else (),

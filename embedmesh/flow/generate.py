@@ -18,7 +18,8 @@ from embedmesh.flow.forward import caller_failure
 from embedmesh.flow.leases import LEASE_S, Leases
 from embedmesh.flow.one_node import OneNode
 from embedmesh.flow.operation import Bound, CanPayFor
-from embedmesh.flow.stream import Stream
+from embedmesh.flow.prompt_bounds import asked_of, prompt_tokens, text_bytes, whole_bytes_max
+from embedmesh.flow.stream import PieceStream, Stream
 from embedmesh.flow.usage import Most, Used, tokens_of, used
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import (
@@ -34,7 +35,10 @@ from embedmesh.rules.generation import (
     GeneratingClient,
     GenerationDialect,
     GenerationRequest,
+    NodeStream,
+    Piece,
     Prompt,
+    StreamState,
     TokenCounts,
     Whole,
 )
@@ -42,17 +46,13 @@ from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_MAX_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
+from embedmesh.rules.sealed_generation import EVENTS_MORE
 from embedmesh.rules.served import no_such_model
 
 GENERATE_SCOPE = "generate"
-TEMPLATE_TOKENS_LIKELY = 4  # around a message, where no node says
 ALONE_BYTES = 32 * 1024  # of text that is counted on the event loop: a millisecond
-ANSWER_FRAME_BYTES = 64 * 1024  # around the answers
-ANSWER_BYTES_A_TOKEN = 64  # of an answer in JSON, escaped; ordinary text has six
-LOGPROB_BYTES = 160  # of one token with its probability and its bytes
 STREAM_ROOM_BYTES = 256 * 1024  # of a stream: its events wait in the kernel and with the node
-EVENT_BYTES_A_TOKEN = 4_096  # of a stream's events: each repeats its id, its model and usage
-PIXEL_BYTES = 6  # of an image in base64: an honest encoder needs a third
+DONE = b"data: [DONE]\n\n"
 IMAGE_TOKENS = 1_000  # what an image counts in the scheduler: seconds of work
 
 
@@ -148,29 +148,23 @@ class GenerationCall:
                 "together for this model.",
                 param=prompt.limits[0],
             )
-        text_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in prompt.texts)
-        given = prompt.ids + (model.image_tokens or 0) * (prompt.images if prompt.size is None else 0)
-        templates = 1 + prompt.messages
+        size = text_bytes(prompt)
         tokenizer, exact = world.tokenizers.get(model.id), None
         if tokenizer is not None:
             ids = tokenizer.ids
-            if text_bytes <= ALONE_BYTES:
+            if size <= ALONE_BYTES:
                 exact = sum(map(len, ids(prompt.texts)))
             else:
                 exact = sum(map(len, await world.turns.call(caller.account_id, ids, prompt.texts)))
-        bound = (text_bytes if exact is None else exact) + given + templates * model.template_tokens
-        likely = (tokens_of(text_bytes) if exact is None else exact) + given
-        if prompt.messages:
-            likely += templates * min(TEMPLATE_TOKENS_LIKELY, model.template_tokens)
-        if exact is not None and exact + given > model.max_tokens:
+        tokens = prompt_tokens(prompt, model, size, exact)
+        if tokens.exact is not None and tokens.exact > model.max_tokens:
             raise ContextLengthExceeded(
-                f"The prompt has {exact + given:,} tokens; this model takes {model.max_tokens:,}, answer included.",
+                f"The prompt has {tokens.exact:,} tokens; this model takes {model.max_tokens:,}, answer included.",
                 param="messages" if prompt.messages else "prompt",
             )
-        most_input = min(bound, model.max_tokens * max(1, prompt.choices))
-        self.most = Most(most_input, prompt.generated * self.output_max)
+        self.most = Most(tokens.most, prompt.generated * self.output_max)
         output = self.operation.expected.of(model.id, self.output_max) * prompt.generated
-        self.likely = TokenCounts(min(likely, most_input), min(ceil(output), self.most.output))
+        self.likely = TokenCounts(tokens.likely, min(ceil(output), self.most.output))
         return self.likely.input
 
     def bound(self, world: World, caller: Caller, *, claimed: bool) -> Bound:
@@ -237,12 +231,32 @@ class GenerationCall:
 
     def asked(self) -> GenerationRequest:
         """What a node is asked, but for the name that it has for the model."""
-        prompt = self.prompt
-        body = prompt.body
-        if prompt.modality != "images":
-            body = body | dict.fromkeys(prompt.limits, self.output_max)
-        most = self._stream_bytes_max if self.streams else self._whole_bytes_max
-        return GenerationRequest(prompt.modality, body, most, self.streams)
+        return asked_of(self.prompt, self.output_max)
+
+    @property
+    def leases(self) -> Leases:
+        """Of all streams of this gateway."""
+        return self.operation.leases
+
+    async def open(self, part: Part, state: StreamState) -> PieceStream:
+        """A node's stream, once its head has come. Raises a NodeFailure."""
+        stream = await self.operation.client.stream(part, self.model, self.asked(), state.request_id)
+        return DialectPieces(self, stream, state)
+
+    def ending(self, spent: Used, state: StreamState) -> tuple[bytes, ...]:
+        """What follows the last event."""
+        if not self.prompt.wants_usage:
+            return (DONE,)
+        event = self.operation.dialect.usage_event(self.prompt, self.model, spent.usage, state)
+        return b"data: %b\n\n" % event, DONE
+
+    def learn(self, spent: Used) -> None:
+        """A stream has ended well."""
+        self.operation.expected.learn(self.model.id, spent.output / self.prompt.generated)
+
+    def failure_event(self, failure: Failure) -> bytes:
+        """A failure as the data of an event."""
+        return self.operation.failure_event(failure)
 
     def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
         """Charge what was used until now: see `flow.usage`."""
@@ -281,14 +295,34 @@ class GenerationCall:
 
     @property
     def _whole_bytes_max(self) -> int:
-        prompt = self.prompt
-        if prompt.size is not None:
-            width, _, height = prompt.size.partition("x")
-            return ANSWER_FRAME_BYTES + prompt.images * int(width) * int(height) * PIXEL_BYTES
-        top = prompt.body.get("top_logprobs") or prompt.body.get("logprobs") or 0
-        a_token = ANSWER_BYTES_A_TOKEN + LOGPROB_BYTES * (1 + int(top) if top else 0)
-        return ANSWER_FRAME_BYTES + prompt.generated * self.output_max * a_token
+        return whole_bytes_max(self.prompt, self.output_max)
+
+
+class DialectPieces:
+    """A node's events by the dialect's allow-list. Implements `PieceStream`."""
+
+    def __init__(self, call: GenerationCall, stream: NodeStream, state: StreamState) -> None:
+        self._dialect = call.operation.dialect
+        self._prompt = call.prompt
+        self._model = call.model
+        self._stream = stream
+        self._state = state
+        self._left = call.most.output + EVENTS_MORE
 
     @property
-    def _stream_bytes_max(self) -> int:
-        return ANSWER_FRAME_BYTES + self.prompt.generated * self.output_max * EVENT_BYTES_A_TOKEN
+    def is_whole(self) -> bool:
+        return self._stream.end == "done" or len(self._state.ended) >= self._prompt.choices
+
+    async def next(self) -> Piece | None:
+        data = await self._stream.next()
+        if data is None:
+            return None
+        piece = self._dialect.piece(self._prompt, self._model, data, self._state)
+        if piece.text:
+            self._left -= 1
+            if self._left < 0:
+                raise WrongAnswer("the server's stream does not end where it was asked to")
+        return piece
+
+    def close(self) -> None:
+        self._stream.close()

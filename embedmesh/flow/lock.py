@@ -4,11 +4,21 @@ import secrets
 
 from embedmesh.flow.identify import may_use
 from embedmesh.flow.world import World
-from embedmesh.rules.confidential import Locks, LockTerms, Scheme, SealingFleet, SealingNode
+from embedmesh.rules.confidential import (
+    HPKE_SCHEME,
+    Locks,
+    LockTerms,
+    Scheme,
+    SealedCall,
+    SealingFleet,
+    SealingNode,
+)
 from embedmesh.rules.errors import InvalidValue, NoNodeAvailable
-from embedmesh.rules.holds import Hold
+from embedmesh.rules.holds import Hold, Meter
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.limits import LOCK_S_MAX, LOCK_S_MIN, REQUEST_TOKENS_MAX
+from embedmesh.rules.lock_failures import KeyMismatch
+from embedmesh.rules.models import Model
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.served import no_such_model
@@ -44,9 +54,9 @@ async def lock_node(
         of_those = "" if among is None else ", of those that you would seal for"
         raise NoNodeAvailable(
             f"No node that takes confidential requests serves this model now{of_those}. Nodes of embedmesh do, servers "
-            "of other makes cannot. Try again shortly."
+            "of other makes only with a node beside them (embedmesh node --upstream). Try again shortly."
         )
-    price = world.prices.of(model, caller.account_id)
+    price, amount = _price_of(world, model, caller.account_id, units)
     expires_ms = world.clock.unix_ms() + span_s * 1000
     terms = LockTerms(
         lock_id=secrets.randbits(LOCK_ID_BITS),
@@ -62,13 +72,31 @@ async def lock_node(
         price=price,
         expires_ms=expires_ms,
     )
-    await locks.open(
-        terms, Hold(terms.hold_id, caller.account_id, cost_nanousd(units, price), expires_ms, caller.key_id)
-    )
+    await locks.open(terms, Hold(terms.hold_id, caller.account_id, amount, expires_ms, caller.key_id))
     return terms, node
+
+
+def _price_of(world: World, model: Model, account_id: str, units: int) -> tuple[int, int]:
+    """The dearest price of a million tokens, and what is set aside: for all units at that, or for the dearest image."""
+    prices = world.prices
+    price = max(prices.of(model, account_id), 0 if model.embeds else prices.meter(model, account_id, Meter.OUTPUT))
+    amount = cost_nanousd(units, price)
+    for size in model.image_prices:
+        amount = max(amount, cost_nanousd(1, prices.image(model, account_id, size)))
+    return price, amount
 
 
 def check_units(units: int, param: str) -> None:
     """Raise InvalidValue where no lock is for that number of tokens."""
     if not 0 < units <= REQUEST_TOKENS_MAX:
         raise InvalidValue(f"`{param}` is 1 to {REQUEST_TOKENS_MAX:,}.", param=param)
+
+
+def check_fits(call: SealedCall, model: Model, terms: LockTerms) -> None:
+    """Raise KeyMismatch where a request was not sealed for what its lock says."""
+    expires_ms = call.expires_ms if call.scheme == HPKE_SCHEME else terms.expires_ms  # the SDKs' has none
+    said = model.id, call.scheme, call.node_key, expires_ms
+    if said != (terms.model, terms.scheme, terms.node_key, terms.expires_ms):
+        raise KeyMismatch(
+            "The request is sealed for another node, key, scheme, model or expiry than was locked: lock again."
+        )

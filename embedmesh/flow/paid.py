@@ -170,6 +170,7 @@ async def _under_lock(world: World, request: Request, lock: PayingLock, within_s
         world.clock,
         world.waiting,
         world.slots,
+        streams=request.call.streams,
     )
     if isinstance(bill, bytes):
         return Done(replayed(world, request, unpack(bill, request.operation.result)))

@@ -8,14 +8,15 @@ event is asked for when the caller's socket has the last one.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from copy import copy
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
 from embedmesh.flow.forward import caller_failure
-from embedmesh.flow.leases import StreamLease
+from embedmesh.flow.leases import Leases, StreamLease
 from embedmesh.flow.one_node import OneNode
+from embedmesh.flow.operation import Invocation
 from embedmesh.flow.usage import Used
 from embedmesh.flow.world import World
 from embedmesh.rules.errors import (
@@ -29,12 +30,9 @@ from embedmesh.rules.errors import (
     WrongAnswer,
 )
 from embedmesh.rules.forwarding import Part
-from embedmesh.rules.generation import NodeStream, Piece, StreamState, TokenCounts
+from embedmesh.rules.generation import Piece, StreamState, TokenCounts
 from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
 from embedmesh.rules.ports import Caller
-
-if TYPE_CHECKING:
-    from embedmesh.flow.generate import GenerationCall
 
 FIRST_WAIT_S = 10.0  # the status line leaves then: hops cut a request that is silent for 30
 COMMENT_S = 10.0  # between two comments to a caller that waits for the first event
@@ -43,14 +41,62 @@ OPENING_S = 600.0  # until a first event, all nodes together: as long as any req
 BETWEEN_S = 60.0  # between two events: the slowest useful machine says a word a second
 STREAM_S = 3_600.0  # in all
 COMMENT = b": \n\n"
-DONE = b"data: [DONE]\n\n"
-EVENTS_MORE = 64  # than tokens: roles, ends, usage, and pieces of characters
+
+
+class PieceStream(Protocol):
+    """A node's stream, as its caller may have it. Closed once."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it came to its own end; after `next` has given None."""
+        ...
+
+    async def next(self) -> Piece | None:
+        """The next event; None after the last. Raises a NodeFailure, also where the stream was cut."""
+        ...
+
+    def close(self) -> None:
+        """No more is wanted: the node can stop. Wakes who waits for `next` with NodeBroke."""
+        ...
+
+
+class StreamedCall(Invocation, Protocol):
+    """A request whose reply is a stream: what differs by operation."""
+
+    @property
+    def leases(self) -> Leases:
+        """Of all streams of this gateway."""
+        ...
+
+    async def open(self, part: Part, state: StreamState) -> PieceStream:
+        """A node's stream, once its head has come. Raises a Failure; after a NodeFailure another node may be asked."""
+        ...
+
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
+        """Charge what was used until now, by the node's word and by the bytes of text that were delivered."""
+        ...
+
+    def spend(self, world: World, spent: Used) -> None:
+        """What it has used takes from the key's limits."""
+        ...
+
+    def learn(self, spent: Used) -> None:
+        """It has ended well."""
+        ...
+
+    def ending(self, spent: Used, state: StreamState) -> tuple[bytes, ...]:
+        """What follows the last event, each in a write of its own."""
+        ...
+
+    def failure_event(self, failure: Failure) -> bytes:
+        """A failure as the data of an event."""
+        ...
 
 
 class OpenedStream(NamedTuple):
     """A node's stream, and its first event."""
 
-    stream: NodeStream
+    stream: PieceStream
     first: Piece
 
 
@@ -70,7 +116,7 @@ class Told(NamedTuple):
 class Stream:
     """One stream, and its parts for the caller. `begin`, then read it, and close it."""
 
-    def __init__(self, call: "GenerationCall", world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
+    def __init__(self, call: StreamedCall, world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
         self._call = call
         self._world = world
         self._loop = asyncio.get_running_loop()
@@ -80,7 +126,6 @@ class Stream:
         self._caller = caller
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
         self._part: Part | None = None  # once there is an event
-        self._events = 0
         self._now = Told()  # with the event that is being handed over
         self._handed: Told | None = None  # without it
         self._silent_from: float | None = None  # on the loop's clock, while the next event is waited for
@@ -101,7 +146,7 @@ class Stream:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
         self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
         self._opening = asyncio.create_task(self._opened())
-        self._call.operation.leases.add(StreamLease(self._bill, self._charge))
+        self._call.leases.add(StreamLease(self._bill, self._charge))
         try:
             await asyncio.wait({self._opening}, timeout=FIRST_WAIT_S)
             if self._opening.done():
@@ -130,11 +175,10 @@ class Stream:
                     if self._world.clock.monotonic() > until:
                         raise DeadlineExceeded("The stream took longer than a stream may.")
                     self._silent_from = self._loop.time()
-                    piece = self._read(await stream.next())
+                    piece = await stream.next()
                     self._silent_from = None
-            if (usage := self._ended(stream)) is not None:
-                yield b"data: %b\n\n" % usage
-            yield DONE
+            for last in self._ended(stream):
+                yield last
         except (Failure, TimeoutError) as reason:
             if not self._gone:
                 yield self._broken(reason)
@@ -156,12 +200,11 @@ class Stream:
 
     async def _open(self, part: Part) -> OpenedStream:
         """A node's stream with its first event. Raises a NodeFailure."""
-        call = self._call
         try:
             with within(FIRST_EVENT_S):
-                stream = await call.operation.client.stream(part, call.model, call.asked(), self._bill.hold.hold_id)
+                stream = await self._call.open(part, self._state)
                 try:
-                    first = self._read(await stream.next())
+                    first = await stream.next()
                     if first is None:
                         raise WrongAnswer("the server's stream has no event")
                 except BaseException:
@@ -175,29 +218,14 @@ class Stream:
         """How much longer the node may be silent. A caller that does not read has a deadline of its own."""
         return BETWEEN_S if self._silent_from is None else self._silent_from + BETWEEN_S - self._loop.time()
 
-    def _ended(self, stream: NodeStream) -> bytes | None:
-        """The node is done; the event that tells usage, if the caller wants one. Raises NodeBroke if it was cut."""
-        call = self._call
-        if stream.end != "done" and len(self._state.ended) < call.prompt.choices:
+    def _ended(self, stream: PieceStream) -> tuple[bytes, ...]:
+        """The node is done; what follows the last event. Raises NodeBroke if the stream was cut."""
+        if not stream.is_whole:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
         spent = self._owe(self._bill, self._now)
-        call.operation.expected.learn(call.model.id, spent.output / call.prompt.generated)
-        if not call.prompt.wants_usage:
-            return None
-        return call.operation.dialect.usage_event(call.prompt, call.model, spent.usage, self._state)
-
-    def _read(self, data: bytes | None) -> Piece | None:
-        """The next event, as the caller may have it."""
-        if data is None:
-            return None
-        call = self._call
-        piece = call.operation.dialect.piece(call.prompt, call.model, data, self._state)
-        if piece.text:
-            self._events += 1
-            if self._events > call.most.output + EVENTS_MORE:
-                raise WrongAnswer("the server's stream does not end where it was asked to")
-        return piece
+        self._call.learn(spent)
+        return self._call.ending(spent, self._state)
 
     def _owe(self, bill: Bill, told: Told) -> Used:
         """Only where somebody asks: an event must not cost that."""
@@ -213,7 +241,7 @@ class Stream:
         if self._part is None or not self._call.model.charge_partial:
             self._bill.release()
         told = _not_whole(reason) if isinstance(reason, NodeFailure) else reason
-        return b"data: %b\n\n" % self._call.operation.failure_event(told)
+        return b"data: %b\n\n" % self._call.failure_event(told)
 
     def _charge(self) -> Charge:
         """What the caller's socket has by now, not what is on its way there; at first nothing."""
@@ -234,7 +262,7 @@ class Stream:
         self._closed = True
         self._stop()
         self._node.leave()
-        self._call.operation.leases.remove(self._bill.hold.hold_id)
+        self._call.leases.remove(self._bill.hold.hold_id)
         if self._part is None:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:

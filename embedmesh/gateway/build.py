@@ -43,10 +43,10 @@ from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.connected import ConnectedNodes
 from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.gateway.nodes.sealed import SealingNodes
+from embedmesh.gateway.nodes.sealed_generation import Sidecars
 from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
@@ -64,6 +64,7 @@ from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.store import Store
+from embedmesh.upstream.pools import unix_pool
 
 UNIX = "unix:"
 IDENTITY = b"embedmesh gateway identity"  # derives the gateway's identity from the key secret
@@ -118,6 +119,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         checks=BooksThread(opening, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX),
     )
     leases = Leases(store, clock)
+    sealing = SealingNodes(fleet.registry, fleet.clients, clock, random.Random())
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
     app = GatewayApp(
         world,
@@ -129,8 +131,9 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         workers=workers,
         cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
         origins=origins,
-        confidential=(store.locks, SealingNodes(fleet.registry, fleet.clients, clock, random.Random())),
+        confidential=(store.locks, sealing),
         generating=(fleet.clients, leases),
+        sidecars=(store.locks, Sidecars(sealing, fleet.clients), leases),
     )
     background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
     background += [prober.run() for prober in probers]

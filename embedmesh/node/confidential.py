@@ -7,7 +7,6 @@ wrong with a request that was opened is said to its caller alone, sealed.
 
 import asyncio
 import importlib
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -22,6 +21,7 @@ from embedmesh.http.receive import BodyBudget, read_body
 from embedmesh.http.routing import Routes
 from embedmesh.node.app import SELF, SOON_BYTES_MAX, CompactDone, NodeApp, queue_full
 from embedmesh.node.metrics import NodeMetrics
+from embedmesh.node.refusals import Refusals
 from embedmesh.rules import errors
 from embedmesh.rules.confidential import SealedCall, SignedKeys
 from embedmesh.rules.embeddings import COMPACT, Call, Counted, numbers_of
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONFIDENTIAL_PATH = "/v1/confidential/embeddings"
-REFUSAL_S = 0.05  # opening and counting the largest request take less; one that took more leaves at the next multiple
-REFUSALS_WAITING_MAX = 1_024  # at one time, about 2 kB each: 20,000 a second, more than a node reads
 THREADS = 2  # for what would hold up the event loop; most of it lets the interpreter go on
 RENDER = "embedmesh.dialects.openai.render"  # brings numpy: 15 MB that a node without such calls does not need
 SOON_COMPONENTS_MAX = 4_096  # of a reply: printed and sealed in 1 ms
@@ -102,10 +100,9 @@ class SealedCalls:
         self._metrics = metrics
         self._bodies = bodies
         self._clock = clock
-        self._sleep = sleep
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="seal")  # bodies and replies bound what waits
         self._can_render = False
-        self._refusals = 0  # that wait
+        self._refusals = Refusals(clock, sleep)
         self._reply_bytes = 0
 
     def routes(self) -> Routes:
@@ -141,8 +138,7 @@ class SealedCalls:
         Raises Overloaded, InvalidType for what is no sealed call, NoNodeAvailable, DeadlineExceeded, NodeFailure.
         """
         arrived, arrived_ms = self._clock.monotonic(), self._clock.unix_ms()
-        if self._refusals >= REFUSALS_WAITING_MAX:
-            raise errors.Overloaded("This node is refusing as many requests as it may at one time.")
+        self._refusals.check_room()
         try:
             call = DECODE(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -188,12 +184,7 @@ class SealedCalls:
         """The one refusal. Neither what it says nor when depends on what was wrong."""
         self._metrics.confidential("refused")
         reply = seen.refuse(arrived_ms)
-        self._refusals += 1
-        try:
-            took_s = self._clock.monotonic() - arrived
-            await self._sleep(REFUSAL_S * (math.floor(took_s / REFUSAL_S) + 1) - took_s)
-        finally:
-            self._refusals -= 1
+        await self._refusals.wait(arrived)
         return reply, 0
 
     async def _read(self, call: SealedCall, body: bytes) -> _Asked:

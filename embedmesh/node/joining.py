@@ -4,7 +4,7 @@ Whatever happens to the gateway, the node goes on serving and tries again. Only 
 invalid join token, an address that is refused at the first registration, a removal.
 
 The node speaks to its gateway with aiohttp's client, as the commands do, not with the gateway's own towards nodes
-(`gateway/nodes/http1.py`): that one exists for thousands of requests a second over few connections, this is one in two.
+(`upstream/http1.py`): that one exists for thousands of requests a second over few connections, this is one in two.
 """
 
 import asyncio

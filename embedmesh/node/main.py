@@ -38,6 +38,7 @@ from embedmesh.settings import NodeSettings
 if TYPE_CHECKING:
     from embedmesh.node.member import MemberNode
     from embedmesh.node.opener import Opener
+    from embedmesh.node.sidecar_models import SidecarModels
     from embedmesh.rules.ports import Clock
 
 NODE_DRAIN_S = 8.0  # a supervisor kills after ten; calls that need longer have other nodes to go to
@@ -50,7 +51,7 @@ class NodeProcess:
 
     settings: NodeSettings
     chosen: list[Model]
-    models: LoadedModels
+    models: "LoadedModels | SidecarModels"
     socket_server: HttpServer | None
     public_server: HttpServer | None
     member: "MemberNode | None"
@@ -75,7 +76,7 @@ def main(settings: NodeSettings, catalogue: Catalogue) -> int:
 
 async def serve(settings: NodeSettings, catalogue: Catalogue) -> None:
     """The node's life. It listens at once, and is ready once its engines are. Raises SetupError."""
-    node = build(settings, catalogue)
+    node = (build_sidecar if settings.upstream else build)(settings, catalogue)
     stopping = stop_event(settings.lifeline_fd)
     with contextlib.ExitStack() as cleanup:
         await listen(node, cleanup)
@@ -127,6 +128,25 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
         member=member,
         opener=opener if settings.uds is not None or settings.gateway else None,
     )
+
+
+def build_sidecar(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
+    """A node without an engine, beside a server of another make. Raises SetupError."""
+    from embedmesh.node.sidecar import SidecarParts  # brings the dialects, and TLS
+
+    if settings.standalone:
+        raise SetupError("A node with --upstream takes sealed requests only, from gateways. Leave --standalone out.")
+    check_servers(settings)
+    opener = LateOpener(partial(_make_opener, settings, SystemClock()))
+    bodies = BodyBudget(BODIES_BYTES_TOTAL_MAX)
+    parts = SidecarParts(settings, catalogue, opener, bodies)
+    member = None
+    if settings.gateway:
+        from embedmesh.node.member import MemberNode
+
+        member = MemberNode(settings, parts.models, parts.app, bodies, parts.on_internal_error, door=parts.door)
+    socket_server = parts.socket_server() if settings.uds is not None else None
+    return NodeProcess(settings, parts.chosen, parts.models, socket_server, None, member, opener)
 
 
 async def listen(node: NodeProcess, cleanup: contextlib.ExitStack) -> None:

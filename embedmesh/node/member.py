@@ -5,7 +5,7 @@ Only a node with `--gateway` imports this: it brings a TLS library and an HTTP c
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from embedmesh.engine.loaded import LoadedModels
 from embedmesh.fleet.addresses import NodeAddress, parse
@@ -28,6 +28,10 @@ from embedmesh.signing.identity import Identity
 from embedmesh.signing.invites import Invite
 from embedmesh.signing.receipt_log import ReceiptLog
 
+if TYPE_CHECKING:
+    from embedmesh.node.sidecar_api import SidecarApp
+    from embedmesh.node.sidecar_models import SidecarModels
+
 T = TypeVar("T")
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - an address is given so that others reach it; all requests are authenticated
@@ -39,13 +43,14 @@ class MemberNode:
     def __init__(
         self,
         settings: NodeSettings,
-        models: LoadedModels,
-        app: NodeApp,
+        models: "LoadedModels | SidecarModels",
+        app: "NodeApp | SidecarApp",
         bodies: BodyBudget,
         on_internal_error: Callable[[], None],
         sealed: SealedCalls | None = None,
+        door: Callable[..., SignedApi] = SignedApi,
     ) -> None:
-        """Reads or makes the node's files. Raises SetupError."""
+        """Reads or makes the node's files; `door` makes the API over the network. Raises SetupError."""
         folder = _make_folder(settings.data_dir)
         invite = _parse(Invite.parse, settings.join, "--join")
         known = find_gateway(folder / "gateway.json", settings.gateway, invite, settings.gateway_key)
@@ -60,10 +65,10 @@ class MemberNode:
             certificate = der(certificate_file)
             self._tls = server_context(certificate_file, key_file)
         clock = SystemClock()
-        self._models = models
+        self._models: LoadedModels | SidecarModels = models
         self._price = settings.price
         self._receipts = ReceiptLog(folder / "receipts.log")
-        api = SignedApi(
+        api = door(
             app=app,
             bodies=bodies,
             identity=identity,
@@ -113,9 +118,8 @@ class MemberNode:
         )
 
     def _report(self) -> Heartbeat:
-        served = list(self._models)
-        fastest = max((one.tokens_per_s for one in served), default=0.0)
-        return Heartbeat(sum(one.waiting_tokens for one in served), fastest)
+        waiting = sum(one.waiting_tokens for one in self._models)
+        return Heartbeat(waiting, max((one.tokens_per_s for one in self._models), default=0.0))
 
 
 def _make_folder(data_dir: Path) -> Path:

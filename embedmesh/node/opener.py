@@ -14,14 +14,18 @@ import msgspec
 from embedmesh.confidential import hpke_scheme, sdk_scheme
 from embedmesh.confidential.attestation import KeyAttester
 from embedmesh.confidential.failures import SealBroken
-from embedmesh.confidential.hpke_scheme import Terms
+from embedmesh.confidential.generation_statements import AnsweredRequest
+from embedmesh.confidential.hpke_scheme import HpkeOpened, Terms
 from embedmesh.confidential.node_keys import DhKey
 from embedmesh.confidential.sdk_scheme import SealedParts
-from embedmesh.confidential.statements import digest_of, request_digest, sign_answer
+from embedmesh.confidential.statements import request_digest, sign_answer
 from embedmesh.node.key_sets import HeldKey, KeySets
+from embedmesh.node.seen_generation import NOTHING, SealEvent, SeenGeneration, replay_digest
 from embedmesh.rules.confidential import SDK_SCHEME, SealedAnswer, SealedCall, SignedKeys
+from embedmesh.rules.generation import Generating
 from embedmesh.rules.membership import NONCE_S
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.sealed_generation import SealedGeneration, operation_of
 from embedmesh.settings import NodeSettings
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.public_lines import attestation_line, node_line, write_beside
@@ -31,7 +35,6 @@ log = logging.getLogger("embedmesh.node")
 IDENTITY_FILE = "node.identity"
 ATTESTATION_KEY = "attestation key"
 Seal = Callable[[bytes], SealedParts]
-NOTHING = SealedParts(b"", b"", b"", b"")
 ENCODE = msgspec.msgpack.Encoder().encode
 
 
@@ -46,8 +49,7 @@ class SeenCall:
         self._identity = identity
         self._lock = call.lock
         self._digest = request_digest(call)
-        # Only what the cipher has checked tells two requests apart: a client's X25519 key can be written in two ways.
-        self.replay = digest_of(call.scheme, call.ciphertext, salt=call.salt, nonce=call.nonce)
+        self.replay = replay_digest(call)
         self.body: bytes | None = None if opened is None else opened[0]
         self._seal: Seal | None = None if opened is None else opened[1]
 
@@ -98,15 +100,38 @@ class Opener:
                 opened = self._open(call, key)
         return SeenCall(self._identity, call, opened)
 
+    def look_at_generation(self, asked: SealedGeneration, modality: Generating, key: DhKey | None) -> SeenGeneration:
+        """The same for chat, completions and images."""
+        call, opened = asked.call, None
+        if key is not None:
+            with contextlib.suppress(SealBroken):
+                opened = self._open_generation(call, key, operation_of(modality, asked.stream), asked.stream)
+        answered = AnsweredRequest(self._identity.public_key, call.lock, request_digest(call), modality, asked.stream)
+        return SeenGeneration(self._identity, answered, replay_digest(call), opened)
+
+    def _open_generation(self, call: SealedCall, key: DhKey, operation: str, stream: bool) -> tuple[bytes, SealEvent]:
+        """What the caller asks, and what seals each event of the answer. Raises SealBroken."""
+        if call.scheme == SDK_SCHEME:
+            by_sdk = sdk_scheme.open_sealed(key, call)
+            return by_sdk.plaintext, lambda body, final: by_sdk.seal_reply(body, self._identity)
+        by_hpke = self._open_hpke(call, key, operation)
+        if not stream:
+            return by_hpke.body, lambda body, final: NOTHING._replace(sealed=by_hpke.seal_reply(body))
+        events = by_hpke.events()
+        return by_hpke.body, lambda body, final: NOTHING._replace(sealed=events.seal(body, final=final))
+
     def _open(self, call: SealedCall, key: DhKey) -> tuple[bytes, Seal]:
         """What the caller asks, and what seals a reply. Raises SealBroken."""
         if call.scheme == SDK_SCHEME:
             by_sdk = sdk_scheme.open_sealed(key, call)
             return by_sdk.plaintext, lambda body: by_sdk.seal_reply(body, self._identity)
+        by_hpke = self._open_hpke(call, key, "")
+        return by_hpke.body, lambda body: NOTHING._replace(sealed=by_hpke.seal_reply(body))
+
+    def _open_hpke(self, call: SealedCall, key: DhKey, operation: str) -> HpkeOpened:
         if call.client_key or call.salt or call.nonce or call.body_hash:  # of the other scheme: no seal covers them
             raise SealBroken
-        by_hpke = hpke_scheme.open_sealed(key, call.ciphertext, Terms.of(call, self._node_id))
-        return by_hpke.body, lambda body: NOTHING._replace(sealed=by_hpke.seal_reply(body))
+        return hpke_scheme.open_sealed(key, call.ciphertext, Terms.of(call, self._node_id, operation))
 
 
 def make_opener(settings: NodeSettings, clock: Clock) -> Opener:

@@ -10,6 +10,7 @@ import functools
 from binascii import a2b_base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -31,6 +32,9 @@ from embedmesh.signing.messages import CheckedRequest, RequestChecker, Unauthent
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
 
+if TYPE_CHECKING:
+    from embedmesh.node.sidecar_api import SidecarApp
+
 CHALLENGE_BYTES_MAX = 4_096
 CHALLENGES_BYTES_TOTAL_MAX = 64 * CHALLENGE_BYTES_MAX
 CHALLENGES_A_MINUTE_MAX = 600  # a gateway sends one when the node registers; 600 signatures take 0.06 s
@@ -41,7 +45,7 @@ OWN_GATEWAYS_ONLY = "This node answers its own gateways only."
 class SignedApi:
     """Handlers for gateways. `gateway` is the fingerprint of the gateway's key; `address` what the node registered."""
 
-    app: NodeApp
+    app: "NodeApp | SidecarApp"
     bodies: BodyBudget
     identity: Identity
     gateway: str

@@ -25,6 +25,7 @@ from embedmesh.rules.errors import (
 )
 from embedmesh.rules.exchange import Delivery, Reply, StreamedReply
 from embedmesh.rules.holds import Meter
+from embedmesh.rules.sealed_generation import EVENTS_MORE
 from tests.flow.speaking import (
     CHAT,
     HELD,
@@ -281,7 +282,7 @@ async def test_a_stream_without_end_is_ended() -> None:
     client = Speakers([event("word")] * 1_000)
     await ask(world, client, STREAM, reader)
     assert "error" in reader.events[-1] and client.streams[0].closed
-    assert len(reader.parts) <= CHAT.output_max + stream.EVENTS_MORE + 1
+    assert len(reader.parts) <= CHAT.output_max + EVENTS_MORE + 1
 
 
 async def test_a_caller_that_waits_gets_comments_and_then_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.gateway.nodes.sealed import SealingNodes
+from embedmesh.gateway.nodes.sealed_generation import Sidecars
 from embedmesh.http.connections import Origins
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
@@ -191,6 +192,7 @@ class Gateway:
             hash_user=lambda user: "hash",
             claim_of=functools.partial(claim_of, SECRET),
         )
+        sealing, leases = SealingNodes(self.registry, self.clients, clock, random.Random(7)), Leases(store, clock)
         self.app = GatewayApp(
             world,
             self.registry,
@@ -199,8 +201,9 @@ class Gateway:
             gauges=dict,
             more=[nodes_api, account_api, *operators],
             origins=origins,
-            confidential=(store.locks, SealingNodes(self.registry, self.clients, clock, random.Random(7))),
-            generating=(self.clients, Leases(store, clock)),
+            confidential=(store.locks, sealing),
+            generating=(self.clients, leases),
+            sidecars=(store.locks, Sidecars(sealing, self.clients), leases),
         )
         self.books = books
         self.keys: dict[str, str] = {}

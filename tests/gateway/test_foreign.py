@@ -13,12 +13,12 @@ import pytest
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.gateway.nodes.foreign import UpstreamLink
-from embedmesh.gateway.nodes.upstream_server import UpstreamUrl, parse_url
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeBroke, NodeBusy, NodeFailure, UpstreamRefused, WrongAnswer
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
+from embedmesh.upstream.server import UpstreamUrl, parse_url
 from tests.flow.world import MODEL, vector_for
 
 FOREIGN = Model(id="acme/foreign", width=4, max_tokens=100, price=1)

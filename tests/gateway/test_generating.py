@@ -18,12 +18,8 @@ from bench.faultnode.speech_acts import Order
 from bench.faultnode.speech_modes import SPEECH_MODES
 from embedmesh.catalogue import Catalogue
 from embedmesh.gateway.nodes.foreign import UpstreamLink
-from embedmesh.gateway.nodes.generating import UpstreamStream
 from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import tcp_pool, unix_pool
-from embedmesh.gateway.nodes.upstream_errors import SAID_CHARS_MAX, failure_in, failure_of
-from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import (
     NodeBroke,
@@ -39,6 +35,10 @@ from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.generating import UpstreamStream
+from embedmesh.upstream.pools import tcp_pool, unix_pool
+from embedmesh.upstream.refusals import SAID_CHARS_MAX, failure_in, failure_of
+from embedmesh.upstream.server import UpstreamUrl
 
 CHAT = Model(id="acme/chat", width=0, max_tokens=4096, price=1, modalities=("chat", "completions", "images"))
 PART = Part("up", (), 100, 1.0)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.gateway.nodes import http1
-from embedmesh.gateway.nodes.http1 import KNOWN_HEAD_BYTES_MAX, KNOWN_HEADS_MAX, Connection
-from embedmesh.gateway.nodes.http1_reader import NODE_HEAD_BYTES_MAX, Http1Reply
 from embedmesh.rules.errors import NodeBroke, NodeFailure, WrongAnswer
+from embedmesh.upstream import http1
+from embedmesh.upstream.http1 import KNOWN_HEAD_BYTES_MAX, KNOWN_HEADS_MAX, Connection
+from embedmesh.upstream.http1_reader import NODE_HEAD_BYTES_MAX, Http1Reply
 
 LIMIT = 600
 BODIES = [b"", b"ab", b"x" * 40, b"\r\n\r\n", b"a\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", b"y" * (LIMIT + 1)]

@@ -14,11 +14,11 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.gateway.nodes.http1 import Connection
-from embedmesh.gateway.nodes.http1_stream import HELD_BYTES_MAX, LEFT_BYTES_MAX, READ_BYTES_MAX, BodyStream
-from embedmesh.gateway.nodes.pools import InboundPool, OutboundPool, tcp_pool
 from embedmesh.rules.errors import NodeBroke, NodeUnreachable, WrongAnswer
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
+from embedmesh.upstream.http1 import Connection
+from embedmesh.upstream.http1_stream import HELD_BYTES_MAX, LEFT_BYTES_MAX, READ_BYTES_MAX, BodyStream
+from embedmesh.upstream.pools import InboundPool, OutboundPool, tcp_pool
 
 LIMIT = 1 << 20
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

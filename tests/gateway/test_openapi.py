@@ -113,6 +113,9 @@ def test_only_what_is_paid_leaves_the_check_of_the_key_to_the_flow() -> None:
         "/v1/completions",
         "/v1/images/generations",
         "/v1/confidential/embeddings",
+        "/v1/confidential/chat/completions",
+        "/v1/confidential/completions",
+        "/v1/confidential/images/generations",
     ]
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from embedmesh.gateway.nodes.links import NodeClients
 from embedmesh.gateway.nodes.own import OwnLink
-from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedIds, EmbedVectors, Ids, unpack_ids
 from embedmesh.rules.errors import (
@@ -23,6 +22,7 @@ from embedmesh.rules.errors import (
     WrongAnswer,
 )
 from embedmesh.rules.forwarding import Part
+from embedmesh.upstream.pools import unix_pool
 from tests.flow.world import MODEL, right_reply
 from tests.gateway.attempts import Asked, ask, at_once
 

@@ -16,10 +16,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from embedmesh.gateway.nodes import pools
-from embedmesh.gateway.nodes.http1 import Connection
 from embedmesh.gateway.nodes.own import OwnLink, Signing
-from embedmesh.gateway.nodes.pools import InboundPool, tcp_pool
 from embedmesh.http.server import HttpServer
 from embedmesh.node import dialling
 from embedmesh.node.dialling import DialOut
@@ -31,6 +28,9 @@ from embedmesh.rules.nodes import Check, NodeState
 from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.messages import RequestSigner, content_digest
 from embedmesh.signing.session import Session
+from embedmesh.upstream import pools
+from embedmesh.upstream.http1 import Connection
+from embedmesh.upstream.pools import InboundPool, tcp_pool
 from tests.flow.world import CATALOGUE, MODEL, right_reply
 from tests.gateway.attempts import at_once
 from tests.gateway.mesh import IDS, Applicant, Gateway, Script, real_node, somebody, until

@@ -25,15 +25,15 @@ from embedmesh.gateway.nodes.foreign import (
     UpstreamLink,
     _check_unambiguous,
 )
-from embedmesh.gateway.nodes.http1 import retry_after_s
-from embedmesh.gateway.nodes.http1_reader import NODE_HEAD_BYTES_MAX
-from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeFailure, WrongAnswer
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.http1 import retry_after_s
+from embedmesh.upstream.http1_reader import NODE_HEAD_BYTES_MAX
+from embedmesh.upstream.server import UpstreamUrl
 from tests.flow.world import MODEL
 from tests.gateway.test_foreign import CATALOGUE, FOREIGN
 

@@ -8,7 +8,7 @@ import msgspec
 
 from embedmesh.confidential import hpke_scheme, sdk_scheme
 from embedmesh.confidential.documents import read_keys
-from embedmesh.confidential.hpke_scheme import Terms
+from embedmesh.confidential.hpke_scheme import HpkeReplies, Terms
 from embedmesh.confidential.statements import read_answer, request_digest
 from embedmesh.rules.confidential import (
     HPKE_SCHEME,
@@ -41,7 +41,14 @@ def asking(**members: Any) -> bytes:
 class SealedBy:
     """A call, what its caller keeps to read the answer, and the keys that it was sealed for."""
 
-    def __init__(self, call: SealedCall, opens: Callable[[SealedAnswer], bytes], document: KeyDocument) -> None:
+    def __init__(
+        self,
+        call: SealedCall,
+        opens: Callable[[SealedAnswer], bytes],
+        document: KeyDocument,
+        hpke: HpkeReplies | None = None,
+    ) -> None:
+        self.hpke = hpke
         self.call = call
         self.body = ENCODE(call)
         self._opens = opens
@@ -49,7 +56,18 @@ class SealedBy:
 
     def but(self, **changes: Any) -> "SealedBy":
         """The same with some members changed on the way."""
-        return SealedBy(msgspec.structs.replace(self.call, **changes), self._opens, self._document)
+        return SealedBy(msgspec.structs.replace(self.call, **changes), self._opens, self._document, self.hpke)
+
+    def opener(self) -> Callable[[SealedAnswer, bool], bytes]:
+        """Opens the events of a stream, in order."""
+        if self.hpke is None:
+            return lambda answer, final: self._opens(answer)
+        events = self.hpke.events()
+        return lambda answer, final: events.open(answer.sealed, final=final)
+
+    def opened(self, answer: SealedAnswer) -> bytes:
+        """The body of a whole answer."""
+        return self._opens(answer)
 
     def read(self, answer: bytes) -> tuple[AnswerStatement, bytes]:
         """The checked statement, and what the caller reads; nothing of nothing."""
@@ -72,6 +90,7 @@ def seal(
     name: str = "tiny",
     units: int = 1_000,
     expires_ms: int = 10**13,
+    operation: str = "",
 ) -> SealedBy:
     """A call for the node of these keys."""
     document = read_keys(signed)
@@ -93,6 +112,8 @@ def seal(
         )
         return SealedBy(call, lambda one: replies.open(one.nonce, one.sealed, one.response_hash), document)
     key = document.keys[HPKE_SCHEME]
-    ciphertext, opens = hpke_scheme.seal(body, key, Terms(document.node_id, name, REQUEST_ID, LOCK, expires_ms))
+    ciphertext, opens = hpke_scheme.seal(
+        body, key, Terms(document.node_id, name, REQUEST_ID, LOCK, expires_ms, operation)
+    )
     call = SealedCall(HPKE_SCHEME, model, name, LOCK, units, key, ciphertext, REQUEST_ID, expires_ms)
-    return SealedBy(call, lambda one: opens.open(one.sealed), document)
+    return SealedBy(call, lambda one: opens.open(one.sealed), document, opens)

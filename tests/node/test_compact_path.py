@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from embedmesh.gateway.nodes.own import EMBED, OwnLink, Signing
-from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.node import compact_path
@@ -24,6 +23,7 @@ from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX
 from embedmesh.signing.identity import Identity, node_id
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
+from embedmesh.upstream.pools import unix_pool
 from tests.flow.world import CATALOGUE, MODEL, right_reply
 from tests.gateway.mesh import begin_compact, until
 from tests.http.raw import Raw, read_reply

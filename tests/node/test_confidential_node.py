@@ -15,7 +15,7 @@ import pytest
 
 from embedmesh.confidential.attestation import SignedStatement
 from embedmesh.confidential.documents import read_keys
-from embedmesh.node.confidential import REFUSAL_S
+from embedmesh.node.refusals import REFUSAL_S
 from embedmesh.rules.confidential import SDK_SCHEME, Scheme, SignedKeys
 from embedmesh.rules.embeddings import COMPACT
 from embedmesh.rules.models import Model

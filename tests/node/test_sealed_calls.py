@@ -19,10 +19,11 @@ from embedmesh.confidential.hpke_scheme import padded_size
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.http.receive import BodyBudget
 from embedmesh.node.app import NodeApp
-from embedmesh.node.confidential import REFUSAL_S, REFUSALS_WAITING_MAX, LateOpener, SealedCalls
+from embedmesh.node.confidential import LateOpener, SealedCalls
 from embedmesh.node.key_sets import REPLAYS_OF_SET_MAX, KeySets
 from embedmesh.node.metrics import NodeMetrics
 from embedmesh.node.opener import Opener
+from embedmesh.node.refusals import REFUSAL_S, REFUSALS_WAITING_MAX
 from embedmesh.rules.confidential import HPKE_SCHEME, SDK_SCHEME, Scheme, SealedAnswer, SealedCall, SignedKeys
 from embedmesh.rules.errors import InvalidType, NodeBroke, NoNodeAvailable, Overloaded
 from embedmesh.rules.limits import (

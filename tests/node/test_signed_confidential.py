@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
 from embedmesh.gateway.nodes.own import OwnLink, Signing
-from embedmesh.gateway.nodes.pools import unix_pool
 from embedmesh.http.server import HttpServer
 from embedmesh.http.unix_socket import bind_unix
 from embedmesh.node.compact_path import CompactPath
@@ -23,6 +21,8 @@ from embedmesh.signing.identity import node_id
 from embedmesh.signing.messages import content_digest, digest_value
 from embedmesh.signing.receipt_log import ReceiptLog
 from embedmesh.signing.session import Session
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.pools import unix_pool
 from tests.engine.tiny import catalogue_entry, make_folder
 from tests.http.raw import read_reply
 from tests.node.sealing import asking

@@ -13,7 +13,7 @@ import pytest
 
 from embedmesh.rules.confidential import LockState, LockTerms
 from embedmesh.rules.errors import Failure, InsufficientQuota, InternalError, RateLimited, StoreUnavailable
-from embedmesh.rules.holds import Claim, Hold, PriorRequest
+from embedmesh.rules.holds import Claim, Hold, PriorRequest, StreamNote
 from embedmesh.rules.limits import IDEMPOTENCY_KEY_S, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX
 from embedmesh.rules.lock_failures import LockExpired, LockNotFound, LockUsed
 from embedmesh.rules.money import cost_nanousd
@@ -794,3 +794,28 @@ def test_the_terms_of_a_lock_are_those_of_its_row() -> None:
     """The statement names them in the order of the struct."""
     *named, _kept_bytes = re.findall(r"[a-z_]+\.([a-z_]+)", LOCKS_SQL["find_lock"].partition("FROM")[0])
     assert named == [*(field.name for field in msgspec.structs.fields(LockTerms)), *LockState._fields]
+
+
+@pytest.mark.parametrize("ends", ["expire", "start again", "capture"])
+async def test_a_sealed_stream_is_extended_and_charged_at_its_last_note(shop: Shop, ends: str) -> None:
+    """A lock's hold is as any other once it is used: it outlives its deadline, and a gateway that died."""
+    shop.credit(MONEY)
+    store = await shop.open()
+    hold = await redeemed(shop, store, await open_lock(shop, store))
+    until_ms = shop.clock.now_ms + 2 * REQUEST_MS
+    assert await store.extend([StreamNote(hold, charge(40), until_ms)]) == {hold.hold_id}
+    shop.clock.now_ms += REQUEST_MS + 1
+    await store.expire(shop.clock.now_ms)
+    assert shop.money() == (MONEY, 100), "it was extended"
+    if ends == "capture":
+        store.capture(hold, charge(70))
+    elif ends == "expire":
+        shop.clock.now_ms = until_ms + 1
+        await store.expire(shop.clock.now_ms)
+    else:
+        await store.close()
+        store = await shop.open()
+    await store.drain()
+    await store.close()
+    assert shop.money() == (MONEY - (70 if ends == "capture" else 40), 0)
+    shop.assert_right()

@@ -19,12 +19,12 @@ from bench.upstreams import tiny_llama
 from bench.upstreams.tiny_llama import CONTEXT
 from embedmesh.catalogue import Catalogue
 from embedmesh.gateway.nodes.foreign import UpstreamLink
-from embedmesh.gateway.nodes.upstream_server import UpstreamUrl
 from embedmesh.rules.errors import NodeBroke, UpstreamRefused
 from embedmesh.rules.generation import Generating, GenerationRequest
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.server import UpstreamUrl
 from tests.flow.world import MODEL
 
 pytestmark = pytest.mark.story

@@ -8,6 +8,7 @@ from embedmesh.flow.confidential import SealedNodes
 from embedmesh.flow.leases import Leases
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
+from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_metrics import FleetCollector
 from embedmesh.gateway.api.generation_api import GenerationApi
@@ -29,9 +30,12 @@ from embedmesh.http.straight import StraightPath
 from embedmesh.rules.confidential import Locks
 from embedmesh.rules.generation import GeneratingClient
 from embedmesh.rules.limits import WRITE_REPLY_S
+from embedmesh.rules.sealed_generation import GeneratingNodes
 from embedmesh.rules.shares import Room
 
 EMBEDDINGS_LINE = b"POST /v1/embeddings HTTP/1.1\r\n"
+
+FULL = "This gateway handles {:,} requests at a time, shared among accounts. Try again shortly."
 
 
 class GatewayApp:
@@ -52,6 +56,7 @@ class GatewayApp:
         origins: Origins | None = None,
         confidential: tuple[Locks, SealedNodes] | None = None,
         generating: tuple[GeneratingClient, Leases] | None = None,
+        sidecars: tuple[Locks, GeneratingNodes, Leases] | None = None,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -60,10 +65,7 @@ class GatewayApp:
         self._world = world
         self._registry = registry
         origins = origins or Origins()
-        room = Room(
-            in_flight_max,
-            f"This gateway handles {in_flight_max:,} requests at a time, shared among accounts. Try again shortly.",
-        )
+        room = Room(in_flight_max, FULL.format(in_flight_max))
         self.metrics = Metrics(lambda: {"in_flight": room.taken, **gauges()}, workers)
         self.metrics.registry.register(FleetCollector(registry))
         embeddings = EmbeddingsApi(world, self.metrics, room, bodies, write_s)
@@ -76,6 +78,7 @@ class GatewayApp:
             self.pages,
             *([] if generating is None else [GenerationApi(embeddings, *generating)]),
             *sealed,
+            *([] if sidecars is None else [ConfidentialGenerationApi(embeddings, *sidecars)]),
             *more,
         )
         self.server = HttpServer(

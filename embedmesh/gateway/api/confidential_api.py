@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from embedmesh.dialects import confidential
 from embedmesh.flow.confidential import ConfidentialEmbeddings, SealedNodes
+from embedmesh.flow.generate import GENERATE_SCOPE
 from embedmesh.flow.lock import lock_node
 from embedmesh.flow.lock_ahead import Opened
 from embedmesh.flow.world import World
@@ -206,7 +207,7 @@ class ConfidentialApi(Api):
         Route(
             "POST",
             "/v1/nodes/lock",
-            (EMBED_SCOPE,),
+            (EMBED_SCOPE, GENERATE_SCOPE),
             lock_node,
             failures=(
                 InvalidValue,

@@ -15,7 +15,6 @@ from embedmesh.gateway.api.fleet_replies import NodeReply, node_reply
 from embedmesh.gateway.api.replies import ReplyList, doc
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.gateway.nodes.roster import Roster
-from embedmesh.gateway.nodes.upstream_server import parse_url
 from embedmesh.http.bodies import decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER
@@ -38,6 +37,7 @@ from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Catalogue, Clock
 from embedmesh.storage.nodes import NodeRecord
+from embedmesh.upstream.server import parse_url
 
 LOCAL = "local"
 ADDING_S, ADDING_LOOK_S = 5.0, 0.1  # a server that is there embeds within a second

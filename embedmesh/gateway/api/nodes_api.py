@@ -17,8 +17,6 @@ from msgspec import Meta
 from embedmesh.fleet.registry import Registry
 from embedmesh.gateway.api.routes import NO_KEY, SIGNED, Api, ApiCall, ApiReply, RawHandler, Route
 from embedmesh.gateway.nodes.connected import ConnectedNode
-from embedmesh.gateway.nodes.http1 import Connection
-from embedmesh.gateway.nodes.pools import InboundPool
 from embedmesh.gateway.nodes.registration import Registrar
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.http.aiohttp_connection import hand_over
@@ -35,6 +33,8 @@ from embedmesh.rules.shares import Pace
 from embedmesh.signing.atoma import ATOMA_FIELDS
 from embedmesh.signing.messages import CheckedRequest, Unauthenticated
 from embedmesh.storage.nodes import NodeBooks
+from embedmesh.upstream.http1 import Connection
+from embedmesh.upstream.pools import InboundPool
 
 log = logging.getLogger("embedmesh.fleet")
 

@@ -3,6 +3,7 @@
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
+from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.fleet_api import FleetApi
 from embedmesh.gateway.api.generation_api import GenerationApi
@@ -20,6 +21,7 @@ APIS: tuple[type[Api], ...] = (
     EmbeddingsApi,
     GenerationApi,
     ConfidentialApi,
+    ConfidentialGenerationApi,
     ModelsApi,
     AccountApi,
     OperationsApi,

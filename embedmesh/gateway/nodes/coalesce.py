@@ -18,9 +18,10 @@ from embedmesh.gateway.nodes.own import FLOAT32_BYTES, OwnLink
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeFailure, NodeUnreachable, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.generation import GenerationRequest, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.http1_stream import BodyStream
 
 CALLS = 2  # one that the node computes, and one that waits there, so that it is never idle
 MERGED_TOKENS_MAX = 1_024  # of one call: a batch of our engine
@@ -90,6 +91,12 @@ class CoalescingLink:
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
         return await self._link.post_sealed(body, limit, request_id)
+
+    async def generate_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> bytes:
+        return await self._link.generate_sealed(modality, body, limit, request_id)
+
+    async def stream_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> BodyStream:
+        return await self._link.stream_sealed(modality, body, limit, request_id)
 
     def close(self) -> None:
         self._link.close()

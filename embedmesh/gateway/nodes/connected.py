@@ -17,9 +17,7 @@ from embedmesh.fleet.registry import UPSTREAM, Node
 from embedmesh.gateway.nodes.foreign import UpstreamLink
 from embedmesh.gateway.nodes.links import Link, NodeClients
 from embedmesh.gateway.nodes.own import OwnLink, Signing
-from embedmesh.gateway.nodes.pools import InboundPool, OutboundPool
 from embedmesh.gateway.nodes.records import asks_of, node_of, pool_of, server_of, sessions_of, way_to
-from embedmesh.gateway.nodes.upstream_server import parse_url
 from embedmesh.rules.limits import DIALLED_CONNECTIONS
 from embedmesh.rules.membership import Heartbeat, Standing
 from embedmesh.rules.nodes import NodeState
@@ -27,6 +25,8 @@ from embedmesh.signing.audit import Audit
 from embedmesh.signing.messages import RequestChecker
 from embedmesh.signing.session import Sessions
 from embedmesh.storage.nodes import NodeRecord
+from embedmesh.upstream.pools import InboundPool, OutboundPool
+from embedmesh.upstream.server import parse_url
 
 
 @dataclass(eq=False)
@@ -137,8 +137,7 @@ class ConnectedNodes:
         self.leave(record.node_id)
         entry = node_of(record)
         entry.reads_ids = False
-        find = self._examiner.catalogue.find
-        if any(model is not None and not model.embeds for model in map(find, (offer.id for offer in record.offers))):
+        if self._generates(record):
             entry.load = ParallelLoad()
         entry.probe_every_s = self._upstream_probe_s
         url, token = parse_url(record.address), record.secret.decode("ascii")
@@ -157,12 +156,20 @@ class ConnectedNodes:
             checker = RequestChecker(record.node_id)
         pool = pool_of(record)
         entry = node_of(record)
+        generates = self._generates(record)
+        if generates:
+            entry.load = ParallelLoad()
         entry.load.interleaves = True
         if not record.address:
-            entry.in_flight_max = DIALLED_CONNECTIONS
+            entry.in_flight_max = DIALLED_CONNECTIONS - generates  # a stream has one for minutes: one is for our probes
         probing = self._begin(entry, OwnLink(pool, self._clock, signing))
         node = self._nodes[record.node_id] = ConnectedNode(record, entry, pool, signing, checker, audit, probing)
         return node
+
+    def _generates(self, record: NodeRecord) -> bool:
+        """Whether it offers a model that does something else than embed."""
+        found = map(self._examiner.catalogue.find, (offer.id for offer in record.offers))
+        return any(model is not None and not model.embeds for model in found)
 
     def _begin(self, entry: Node, link: Link, pace: ProbePace | None = None) -> asyncio.Task[None]:
         """Add a node to the registry. It gets work once it has answered a probe."""

@@ -18,20 +18,22 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from embedmesh.gateway.nodes.generating import COMPRESSED, UpstreamGeneration
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.upstream_errors import SUCCESS, WRONG_REQUEST
-from embedmesh.gateway.nodes.upstream_server import UpstreamServer, UpstreamUrl, checked, is_plain
 from embedmesh.http.sse import BYTE_ORDER_MARK
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels
 from embedmesh.rules.errors import NodeBroke, NodeRefused, WrongAnswer
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.generation import GenerationRequest, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Catalogue
+from embedmesh.upstream.generating import COMPRESSED, UpstreamGeneration
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.http1_stream import BodyStream
+from embedmesh.upstream.refusals import SUCCESS, WRONG_REQUEST
+from embedmesh.upstream.server import UpstreamServer, UpstreamUrl, checked, is_plain
 
+NOT_SEALED = "a server of another make takes no confidential requests"
 EMBEDDINGS = "embeddings"  # the path
 JSON_BYTES_PER_COMPONENT = 24  # of a vector as JSON floats, in the longest spelling of known servers; base64 has 5.4
 JSON_BYTES_PER_VECTOR = 512  # around each vector
@@ -101,7 +103,13 @@ class UpstreamLink:
         return await self._generation.stream(model, asked)
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
-        raise NodeRefused("a server of another make takes no confidential requests")
+        raise NodeRefused(NOT_SEALED)
+
+    async def generate_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> bytes:
+        raise NodeRefused(NOT_SEALED)
+
+    async def stream_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> BodyStream:
+        raise NodeRefused(NOT_SEALED)
 
     async def served(self) -> ServedModels:
         """The models that the operator has listed: not all of these servers have a list."""

@@ -6,8 +6,9 @@ from typing import Protocol
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeUnreachable
 from embedmesh.rules.forwarding import NodeLink, Part
-from embedmesh.rules.generation import GenerationRequest, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.models import Model
+from embedmesh.upstream.http1_stream import BodyStream
 
 
 class Link(NodeLink, Protocol):
@@ -27,6 +28,14 @@ class Link(NodeLink, Protocol):
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
         """The answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
+        ...
+
+    async def generate_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> bytes:
+        """The same of chat, completions and images."""
+        ...
+
+    async def stream_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> BodyStream:
+        """The same as a stream, read as it comes."""
         ...
 
     def close(self) -> None:
@@ -67,6 +76,18 @@ class NodeClients:
     async def post_sealed(self, node_id: str, body: bytes, limit: int, request_id: str) -> bytes:
         """A node's answer, of at most `limit` bytes, to a confidential request. Raises a NodeFailure."""
         return await self._link(node_id).post_sealed(body, limit, request_id)
+
+    async def generate_sealed(
+        self, node_id: str, modality: Generating, body: bytes, limit: int, request_id: str
+    ) -> bytes:
+        """The same of chat, completions and images."""
+        return await self._link(node_id).generate_sealed(modality, body, limit, request_id)
+
+    async def stream_sealed(
+        self, node_id: str, modality: Generating, body: bytes, limit: int, request_id: str
+    ) -> BodyStream:
+        """The same as a stream, read as it comes."""
+        return await self._link(node_id).stream_sealed(modality, body, limit, request_id)
 
     def close(self) -> None:
         """Drop every idle connection."""

@@ -5,12 +5,10 @@ The form is the compact one of docs/reference/node-protocol.md.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1 import Connection, retry_after_s
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.pools import ConnectionPool
 from embedmesh.gateway.nodes.told import tokens_told
 from embedmesh.rules.embeddings import COMPACT, Counted, EmbedVectors, Ids, ServedModels, pack_ids
 from embedmesh.rules.errors import (
@@ -22,26 +20,33 @@ from embedmesh.rules.errors import (
     WrongAnswer,
 )
 from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
-from embedmesh.rules.generation import GenerationRequest, NodeStream
+from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.sealed_generation import confidential_path
 from embedmesh.signing.messages import RequestSigner, SignedRequest, Unauthenticated
 from embedmesh.signing.session import Session
+from embedmesh.upstream.http1 import Connection, retry_after_s
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.http1_stream import BodyStream
+from embedmesh.upstream.pools import ConnectionPool
+from embedmesh.upstream.refusals import check_of
 
 MODELS_REPLY_BYTES_MAX = 1024 * 1024
 FLOAT32_BYTES = 4
-NO_CHAT = "a node of our own takes no chat, completions or images"
+NO_CHAT = "a node of our own takes chat, completions and images only sealed"
 REPLY_FRAME_BYTES_MAX = 4_096  # around the vectors, or of a refusal
 
 Endpoint = tuple[str, str]
 EMBED: Endpoint = ("POST", "/v1/embeddings")
 MODELS: Endpoint = ("GET", "/v1/models")
 SEALED: Endpoint = ("POST", "/v1/confidential/embeddings")
+GENERATE: dict[Generating, Endpoint] = {each: ("POST", confidential_path(each)) for each in get_args(Generating)}
 HEADS = {
     (method, path): f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: {COMPACT}\r\n".encode("ascii")
-    for method, path in (EMBED, MODELS, SEALED)
+    for method, path in (EMBED, MODELS, SEALED, *GENERATE.values())
 }
 REQUEST = b"%b%bContent-Length: %d\r\n\r\n%b"  # one of HEADS, the signature's headers, the length of the body, that
 EMBED_REQUEST = HEADS[EMBED] + b"Content-Length: %d\r\n\r\n%b"  # the same, of one that is not signed
@@ -170,7 +175,25 @@ class OwnLink:
         raise NodeRefused(NO_CHAT)
 
     async def post_sealed(self, body: bytes, limit: int, request_id: str) -> bytes:
-        reply, signed = await self._exchange(SEALED, body, limit, request_id)
+        return await self._sealed(SEALED, body, limit, request_id)
+
+    async def generate_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> bytes:
+        return await self._sealed(GENERATE[modality], body, limit, request_id)
+
+    async def stream_sealed(self, modality: Generating, body: bytes, limit: int, request_id: str) -> BodyStream:
+        what = GENERATE[modality]
+        for before in (False, True):
+            stream = await self.pool.stream(lambda: self._request(what, body, request_id, before=before)[0], limit)  # noqa: B023 - called at once
+            if stream.status == 200:
+                return stream  # unsigned: each of its events is signed by the node's identity
+            refused = Http1Reply(stream.status, stream.headers, b"")
+            stream.close()
+            if before or self.signing is None or not self.signing.is_too_new(refused):
+                check_status(refused)
+        raise NodeBroke("the node does not know the session")
+
+    async def _sealed(self, what: Endpoint, body: bytes, limit: int, request_id: str) -> bytes:
+        reply, signed = await self._exchange(what, body, limit, request_id)
         self._check(reply, signed)
         if signed is not None and (tokens := tokens_told(reply.body)):  # what was refused has no receipt
             self._note(reply, signed, request_id, tokens)
@@ -189,15 +212,21 @@ class OwnLink:
 
         def build() -> bytes:
             nonlocal signed
-            if signing is not None:
-                signed = signing.sign(what, body, request_id, before=before)
-            return REQUEST % (HEADS[what], b"" if signed is None else signed.headers, len(body), body)
+            request, signed = self._request(what, body, request_id, before=before)
+            return request
 
         reply = await self.pool.exchange(build, limit)
         if signing is not None and signing.is_too_new(reply):
             before = True
             reply = await self.pool.exchange(build, limit)
         return reply, signed
+
+    def _request(
+        self, what: Endpoint, body: bytes, request_id: str, *, before: bool
+    ) -> tuple[bytes, SignedRequest | None]:
+        """A request's bytes, signed under the newest session or the one before."""
+        signed = None if self.signing is None else self.signing.sign(what, body, request_id, before=before)
+        return REQUEST % (HEADS[what], b"" if signed is None else signed.headers, len(body), body), signed
 
     def _note(self, reply: Http1Reply, signed: SignedRequest, request_id: str, tokens: int) -> None:
         """For the comparison with the node's receipts."""
@@ -278,10 +307,3 @@ def check_status(reply: Http1Reply) -> None:
     if reply.status == 504:
         raise NodeTooSlow("the node's own time for the call was over")
     raise NodeBroke(f"the node answered {reply.status}", check=check_of(reply.status))
-
-
-def check_of(status: int) -> Check:
-    """The check that fails by a status other than success and load."""
-    if status in (401, 403):
-        return Check.ACCESS
-    return {4: Check.STATUS_4XX, 5: Check.STATUS_5XX}.get(status // 100, Check.STATUS_OTHER)

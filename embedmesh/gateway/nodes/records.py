@@ -4,11 +4,11 @@ import msgspec
 
 from embedmesh.fleet.addresses import parse
 from embedmesh.fleet.registry import UPSTREAM, Node
-from embedmesh.gateway.nodes.pools import InboundPool, OutboundPool, tcp_pool
 from embedmesh.rules.nodes import NodeState, Reason
 from embedmesh.signing.certificates import pinned_context
 from embedmesh.signing.session import Session, Sessions
 from embedmesh.storage.nodes import NodeRecord
+from embedmesh.upstream.pools import InboundPool, OutboundPool, tcp_pool
 
 REMOTE, DIALLED = "remote", "dialled"
 """Kinds of nodes of our make: reached at an address, or over connections that they open."""

@@ -17,7 +17,6 @@ import secrets
 import msgspec
 
 from embedmesh.fleet.addresses import AddressRefused, Lookup, Policy, parse, resolve
-from embedmesh.gateway.nodes.pools import tcp_pool
 from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.rules import errors
 from embedmesh.rules.errors import NodeFailure
@@ -45,6 +44,7 @@ from embedmesh.signing.invites import check_proof
 from embedmesh.signing.nonces import Nonces
 from embedmesh.signing.session import Ephemeral, transcript
 from embedmesh.storage.nodes import NodeBooks, NodeRecord
+from embedmesh.upstream.pools import tcp_pool
 
 CHALLENGE_S = 4.0  # for a look-up, a connection, and one small exchange
 CHALLENGE_REPLY_BYTES_MAX = 4_096

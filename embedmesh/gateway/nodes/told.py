@@ -10,9 +10,11 @@ class _Told(msgspec.Struct):
 
 
 class _Statement(msgspec.Struct):
-    """Of an AnswerStatement."""
+    """Of an AnswerStatement, or of a GenerationStatement."""
 
-    tokens: int
+    tokens: int = 0
+    input: int = 0
+    output: int = 0
 
 
 DECODE_TOLD = msgspec.msgpack.Decoder(_Told).decode
@@ -22,6 +24,7 @@ DECODE_STATEMENT = msgspec.json.Decoder(_Statement).decode
 def tokens_told(answer: bytes) -> int:
     """The tokens; 0 where that is no sealed answer."""
     try:
-        return DECODE_STATEMENT(DECODE_TOLD(answer).statement).tokens
+        said = DECODE_STATEMENT(DECODE_TOLD(answer).statement)
+        return said.tokens + said.input + said.output
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0

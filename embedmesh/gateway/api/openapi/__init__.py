@@ -28,6 +28,10 @@ TAGS: list[Json] = [
         "name": "Confidential embeddings",
         "description": "The same, sealed for one node: the gateway reads neither texts nor vectors.",
     },
+    {
+        "name": "Confidential chat, completions, images",
+        "description": "Sealed for a node beside a server of another make, whole or event by event.",
+    },
     {"name": "Models", "description": "What ready nodes serve now."},
     {"name": "Account", "description": "Your account: balance, usage and keys."},
     {"name": "Operations", "description": "For those who run this gateway."},

@@ -6,16 +6,16 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.http1_stream import BodyStream
-from embedmesh.gateway.nodes.upstream_errors import failure_in
-from embedmesh.gateway.nodes.upstream_server import REFUSAL_BYTES_MAX, UpstreamServer, checked, is_plain
 from embedmesh.http.sse import BYTE_ORDER_MARK, SseParser
 from embedmesh.rules.errors import NodeBroke, NodeFailure, UpstreamRefused, WrongAnswer
 from embedmesh.rules.generation import PATHS, GenerationRequest, StreamEnd
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.http1_stream import BodyStream
+from embedmesh.upstream.refusals import failure_in
+from embedmesh.upstream.server import REFUSAL_BYTES_MAX, UpstreamServer, checked, is_plain
 
 DONE = b"[DONE]"  # the data of the last event
 USAGE = {"stream_options": {"include_usage": True}}

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from embedmesh.gateway.nodes.http1 import Connection
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.http1_stream import BodyStream
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeUnreachable
 from embedmesh.rules.limits import CONNECT_S
+from embedmesh.upstream.http1 import Connection
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.http1_stream import BodyStream
 
 GROWING_MAX = 8  # connections that are opened ahead at one time: enough for a burst, little work in vain
 CUT_UNNOTICED = "the node's own connection was closed"

@@ -16,8 +16,8 @@ from typing import Protocol, cast
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1_reader import NODE_HEAD_BYTES_MAX, Http1Reply, ReplyReader
 from embedmesh.rules.errors import NodeBroke, NodeFailure
+from embedmesh.upstream.http1_reader import NODE_HEAD_BYTES_MAX, Http1Reply, ReplyReader
 
 NODE_CLOSED = "the node closed the connection"
 KNOWN_HEADS_MAX = 32  # of one connection: one for each size of a reply that is frequent

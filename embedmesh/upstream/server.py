@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from embedmesh.fleet.addresses import DEFAULT_PORTS
-from embedmesh.gateway.nodes.http1_reader import Http1Reply
-from embedmesh.gateway.nodes.http1_stream import BodyStream
-from embedmesh.gateway.nodes.pools import tcp_pool
-from embedmesh.gateway.nodes.upstream_errors import SUCCESS, failure_of
 from embedmesh.rules.errors import InvalidValue, NodeFailure
 from embedmesh.rules.limits import UPSTREAM_URL_CHARS_MAX
+from embedmesh.upstream.http1_reader import Http1Reply
+from embedmesh.upstream.http1_stream import BodyStream
+from embedmesh.upstream.pools import tcp_pool
+from embedmesh.upstream.refusals import SUCCESS, failure_of
 
 REFUSAL_BYTES_MAX = 64 * 1024  # of a reply without success to a request for a stream; it says why in a few hundred
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.gateway.nodes.http1 import retry_after_s
-from embedmesh.gateway.nodes.own import check_of
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, UpstreamRefused
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.http1 import retry_after_s
 
 SUCCESS = (200, 201, 203)  # other 2xx mean that the answer is not whole
 WRONG_REQUEST = (400, 413, 414, 422)
@@ -93,6 +92,13 @@ def _refused(words: str, check: Check, wait_s: float, said: dict[str, Any]) -> U
     failure.said = printable(_message(said))
     failure.too_long = _is_too_long(said) or TOO_LONG(failure.said) is not None
     return failure
+
+
+def check_of(status: int) -> Check:
+    """The check that fails by a status other than success and load."""
+    if status in (401, 403):
+        return Check.ACCESS
+    return {4: Check.STATUS_4XX, 5: Check.STATUS_5XX}.get(status // 100, Check.STATUS_OTHER)
 
 
 def printable(text: str) -> str:

@@ -7,10 +7,10 @@ handed out together, as many as there are; nobody waits for what is here already
 import asyncio
 from collections.abc import Callable
 
-from embedmesh.gateway.nodes.http1 import Connection
-from embedmesh.gateway.nodes.http1_reader import NODE_HEAD_BYTES_MAX, ReplyReader
 from embedmesh.rules.errors import NodeBroke, NodeFailure, WrongAnswer
 from embedmesh.rules.nodes import Check
+from embedmesh.upstream.http1 import Connection
+from embedmesh.upstream.http1_reader import NODE_HEAD_BYTES_MAX, ReplyReader
 
 HELD_BYTES_MAX = 32 * 1024  # of a body; a reply of ordinary speed never has as much, and each reader may be slow
 READ_BYTES_MAX = 16 * 1024  # at one time, beyond the above: asyncio's own 256 kB would make the bound useless
