@@ -1,6 +1,5 @@
 """One request and its reply, over the fast path or the general server."""
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -63,8 +62,7 @@ class GeneralExchange:
             self.request[REPLY_HEADERS]["x-request-id"] = reply.headers[REQUEST_HEADER]
         if isinstance(reply, StreamedReply):
             self.response = web.StreamResponse(headers={"Content-Type": reply.content_type, **reply.headers})
-            writing = stream(self.request, self.response, reply, self.write_s)
-            return await asyncio.create_task(writing)  # an event wakes all coroutines of its task, and ours are many
+            return await stream(self.request, self.response, reply, self.write_s)
         assert isinstance(self.response, web.Response)
         self.response.headers.update(reply.headers)
         self.response.body = reply.body

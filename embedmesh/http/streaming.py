@@ -30,6 +30,19 @@ async def stream(
     """
     connection = request.protocol
     assert isinstance(connection, ServerConnection)
+    try:  # a task of its own: each event wakes all coroutines of its task, and those of a handler are many
+        return await asyncio.create_task(_written(request, response, reply, part_s, connection))
+    finally:
+        connection.sending = None  # not sooner: who leaves after the last byte must not cancel who charges for it
+
+
+async def _written(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    reply: StreamedReply,
+    part_s: float,
+    connection: ServerConnection,
+) -> Delivery:
     begun, sending = False, None
 
     def on_lost(_: object) -> None:
@@ -68,7 +81,6 @@ async def stream(
         raise
     finally:
         connection.lost.remove_done_callback(on_lost)
-        connection.sending = None
         if sending is not None and connection.transport is not None:
             _keep_unsent(connection.transport, 0)
     if begun:
