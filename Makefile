@@ -5,11 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 SHELL  := bash
+export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compile everything again
 .SHELLFLAGS := -o pipefail -ec
 
-TIMED   := tests/story/test_crash.py tests/story/test_serve.py  # they hold us to seconds: alone
+TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
-BENCHES := generation spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
+BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
 VIRTUAL := lives sim mutate  # these need no model
 BY_HAND := confidential crash locks scale guard bench-store bench-fleet
 
@@ -30,11 +31,12 @@ serve: $(VENV)/.setup
 test: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis $(addprefix --cov embedmesh/,$(DECIDES)) --cov-report= $(addprefix tests/,$(DECIDES)) $(ARGS)
 	@$(foreach room,$(DECIDES),echo "covered: $(room) $$($(BIN)/coverage report --include 'embedmesh/$(room)/*' --format total) %";)
-	$(BIN)/pytest -n 3 --dist loadfile $(addprefix --ignore tests/,$(DECIDES)) $(addprefix --ignore ,$(TIMED)) $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(addprefix --ignore tests/,$(DECIDES)) $(addprefix --ignore ,$(TIMED)) $(ARGS)
 	$(BIN)/pytest $(TIMED) $(ARGS)
 
 thorough: $(VENV)/.setup $(VENV)/.dev
-	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile tests/storage/test_tabs_model.py $(ARGS)
+	THOROUGH=1 $(BIN)/pytest -n 2 --dist loadfile tests/hostile tests/storage/test_tabs_model.py tests/storage/test_model.py \
+		tests/engine/test_parity.py $(ARGS)
 
 fast: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist worksteal -p no:schemathesis -p no:anyio -p no:pytest_cov $(addprefix tests/,$(DECIDES)) $(ARGS)
@@ -46,11 +48,11 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
-#: crash             kill -9 gateways, node, engine and PostgreSQL under load; the ledger adds up
+#: crash             kill -9 gateways, node, engine and PostgreSQL under load, and in mid-stream; the ledger adds up
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
 #: locks, confidential   10,000 locks nobody uses; 10,000 attacks on sealed calls: none is answered
-#: generation        streams cut, stalled, reset, left and read slowly; whatever happens is paid right
+#: streams           streams cut, stalled, reset, left and read slowly; whatever happens is paid right
 #: fault, upstreams  nodes that lie, hang, break and vanish; real servers of other makes as nodes
 #: wedge, starved    break the engine in every way; 24 busy loops beside a server
 #: hostile           a stranger, a broke key and a paying tenant attack; others do not notice
@@ -78,6 +80,8 @@ crash: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.crash $(ARGS)
 	$(BIN)/python -m bench.crash --store postgres $(ARGS)
 	$(BIN)/python -m bench.crash --store postgres --receipts --kills 10 $(ARGS)
+	$(BIN)/python -m bench.crash_streams
+	$(BIN)/python -m bench.crash_streams --store postgres
 
 locks scale bench-store: $(VENV)/.dev
 	$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)

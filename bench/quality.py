@@ -47,7 +47,8 @@ Embed = Callable[[Ids], Awaitable[Vectors]]
 """Token ids, special tokens not yet added, to one unit vector an input, in input order."""
 
 STSB = "stsb_captions_ccbysa.tsv"
-MIX_SIZES = (2, 3, 5, 8, 13, 21, 180)  # texts, from a pair to many batches
+MIX_SIZES = (2, 3, 5, 8, 13, 21)  # texts, from a pair to some batches
+MANY = 180  # texts, many batches
 CALLS_AT_ONCE = 12  # callers whose texts may share a batch
 UNPLANNED_MAX = 13  # texts; of those mixes, what is also run as one batch of some 3,000 padded tokens
 QUEUE_TOKENS_MAX = 600_000  # a node's default
@@ -187,13 +188,13 @@ async def one_by_one(engine: Engine, ids: Ids) -> Vectors:
     return np.concatenate([await engine.embed([each]) for each in ids])
 
 
-async def mixed(engine: Engine, ids: Ids, alone: Vectors, dice: Random) -> Distance:
+async def mixed(engine: Engine, ids: Ids, alone: Vectors, dice: Random, many: int = MANY) -> Distance:
     """How far vectors move from `alone` (one row an input) when each shares its batch with others by dice."""
 
     def some(count: int) -> list[int]:
         return [dice.randrange(len(ids)) for _ in range(count)]
 
-    planned = [some(size) for size in MIX_SIZES]
+    planned = [some(size) for size in (*MIX_SIZES, many)]
     unplanned = [some(size) for size in MIX_SIZES if size <= UNPLANNED_MAX]  # from 3 to 256 tokens side by side
     at_once = [some(dice.randint(1, 4)) for _ in range(CALLS_AT_ONCE)]
     answers = [await engine.embed([ids[at] for at in mix]) for mix in planned]

@@ -6,7 +6,7 @@ whole.
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,6 +86,7 @@ class Catalogue:
         self.models = models
         self.written = models if written is None else written
         self._by_name: dict[str, Model] = {}
+        self.find: Callable[[str], Model | None] = self._by_name.get  # the model of that name, without a call of ours
         for model in models:
             for name in _plain_names(model):
                 self._by_name.setdefault(f"{name}:{model.tier}", model)
@@ -95,10 +96,6 @@ class Catalogue:
     def names(self) -> Iterable[str]:
         """Every name that finds a model: ids and aliases, with and without a tier."""
         return self._by_name.keys()
-
-    def find(self, name: str) -> Model | None:
-        """The model called `name`, or None."""
-        return self._by_name.get(name)
 
 
 def load_catalogue(file: Path | None, *, assets: Path) -> Catalogue:

@@ -16,6 +16,12 @@ for name in [name for name in os.environ if name.startswith("EMBEDMESH_") and na
     del os.environ[name]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Stories come first: they wait a lot, while others work; and at the end nobody waits for one that is long."""
+    items.sort(key=lambda item: "story" not in item.path.parts)
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays to the end: no collection of garbage during a test need look at it."""
     gc.freeze()

@@ -45,7 +45,16 @@ FROM, TO = "## Which file calls which", "\n## "
 LOOP = "the event loop"
 START = "http/"  # where the loop calls when a connection is made, or has bytes
 NODE = "upstream/http1.py"  # the same for a node's; on the straight way nothing waits there
-HANDED_IN = {"receive", "deliver", "on_model", "spend", "has_tab", "try_now", "answered_now"}  # by the store, the fleet
+HANDED_IN = {
+    "receive",
+    "deliver",
+    "on_model",
+    "spend",
+    "has_tab",
+    "TabKeeper.capture",
+    "try_now",
+    "answered_now",
+}  # by the store, the fleet
 PROTOCOLS: dict[str, frozenset[str]] = {
     name: frozenset(member for member in vars(port) if not member.startswith("_"))
     for name, port in (vars(ports) | vars(forwarding) | vars(straight) | {"Exchange": Exchange}).items()
@@ -116,7 +125,7 @@ def is_everybodys(file: str) -> bool:
 def port_of(frame: FrameType, ports_of: dict[str, frozenset[str]]) -> str | None:
     """The port that is called: its method, of an object that has all of the port's methods, or what is handed in."""
     code = frame.f_code
-    if code.co_name in HANDED_IN:
+    if code.co_name in HANDED_IN or code.co_qualname in HANDED_IN:
         return code.co_name
     if not code.co_argcount or code.co_varnames[0] != "self":
         return None

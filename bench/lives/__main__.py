@@ -5,6 +5,8 @@ retries and recovery are the real ones, over real SQLite files; clock, dice, thr
 decided by a seed, which also says when gateways die: at any await. After each world the ledger is compared with what
 callers got. Ordinary requests go straight, as over the gateway's own connections; the last lines say how many did. In
 half of the worlds some lives are confidential: they lock at one gateway, and send to another, late, twice or never.
+In others some are chats, most of them streams: nodes speak by dice, fall silent, break or never end; callers leave
+after some events, read slowly or not at all; the store is away for long. `--talks 1` makes all lives chats.
 
 Exit code 1 when anything was wrong; the seed and the command that shows how it came to that are printed. To see one
 world: `--only SEED`.
@@ -58,8 +60,9 @@ class Figures(msgspec.Struct, frozen=True):
         return [f"seed {each.seed}: {each.wrong[0]}" for each in self.failed]
 
 
-def simulate(lives: int, seed: int) -> Figures:
+def simulate(lives: int, seed: int, talks: float | None) -> Figures:
     """World after world, from a seed on."""
+    with_talks = "" if talks is None else f" --talks {talks}"
     worlds = -(-lives // LIVES_A_WORLD)
     seen: Counter[str] = Counter()
     failed: list[Failed] = []
@@ -68,13 +71,13 @@ def simulate(lives: int, seed: int) -> Figures:
     with tempfile.TemporaryDirectory(prefix="embedmesh-lives-", dir=folder_in_memory()) as folder, progress() as bar:
         template, task = Template(Path(folder)), bar.add_task("living", total=worlds)
         for number in range(seed, seed + worlds):
-            ended = live(number, template, LIVES_A_WORLD)
+            ended = live(number, template, LIVES_A_WORLD, talks)
             seen.update(ended.seen)
             steps += ended.steps
             virtual_s += ended.virtual_s
             done += 1
             if ended.wrong:
-                failed.append(Failed(number, ended.wrong, f"python -m bench.lives --only {number}"))
+                failed.append(Failed(number, ended.wrong, f"python -m bench.lives --only {number}{with_talks}"))
             bar.update(task, advance=1, description=f"{done * LIVES_A_WORLD:,} lives, {len(failed)} wrong")
             if len(failed) >= FAILURES_MAX:
                 break
@@ -113,14 +116,20 @@ def show(figures: Any, console: Console) -> None:
     )
 
 
-def measure(lives: int = 10_000, seed: int = 1, only: int | None = None) -> Figures | Ended:
+def measure(lives: int = 10_000, seed: int = 1, only: int | None = None, talks: float | None = None) -> Figures | Ended:
     """Many worlds, or one."""
     logging.disable(logging.CRITICAL)  # dead gateways log much
     if only is None:
-        return simulate(lives, seed)
+        return simulate(lives, seed, talks)
     with tempfile.TemporaryDirectory(prefix="embedmesh-lives-", dir=folder_in_memory()) as folder:
-        return live(only, Template(Path(folder)), LIVES_A_WORLD)
+        return live(only, Template(Path(folder)), LIVES_A_WORLD, talks)
 
 
 if __name__ == "__main__":
-    bench(measure, show=show, seed="of the first world; the others follow", only="the seed of one world, step by step")
+    bench(
+        measure,
+        show=show,
+        seed="of the first world; the others follow",
+        only="the seed of one world, step by step",
+        talks="the share of lives that are chats and their streams, in all worlds; else some, in some",
+    )

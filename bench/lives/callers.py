@@ -3,21 +3,25 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from bench.lives.exchange import Exchange, Outcome
 from bench.lives.gateway import Gateway, Traits
 from bench.lives.journal import Errand, Journal
 from bench.lives.locking import LOCK, SEALED, envelope
 from bench.lives.loop import Loop
+from bench.lives.talking import STREAM, talk
 from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import Failure, Retry
-from embedmesh.rules.exchange import Reply, RequestHead
+from embedmesh.rules.exchange import Reply, RequestHead, StreamedReply
 from embedmesh.rules.limits import LOCK_S_MAX, LOCK_S_MIN
 
 SHARE_ODDS = 0.35  # of a caller to do the same as another: the same key, the same body
 OTHER_BODY_ODDS = 0.04  # of those: the same Idempotency-Key for something else, by mistake
 TRIES_MAX = 5
 WAIT_S_MAX = 40.0
+STREAM_WAIT_S = 240.0  # longer than a stream of these nodes may take
+LEAVES_EVENTS_MAX = 30
 LEAVES_S_MAX = {False: 3.0, True: 0.3}  # a node takes 0.05 s
 AGAIN_S = (0.01, 0.5, 1.0, 2.0)  # as SDKs wait
 UNITS_MAX = 40  # tokens of a lock
@@ -42,6 +46,9 @@ def make_errands(
     errands: list[Errand] = []
     odds = traits.ordinary_odds
     for _ in range(number):
+        if traits.talk_odds and dice.random() < traits.talk_odds:
+            errands.append(talk(dice, *dice.choice(keys), len(errands)))
+            continue
         if traits.sealed_odds and dice.random() < traits.sealed_odds:
             errands.append(_lock(dice, *dice.choice(keys), len(errands)))
             continue
@@ -155,6 +162,8 @@ class Callers:
             outcome = await self._wait(gateway, gateway.ask(number, errand, asked))
             if isinstance(outcome, LockTerms):
                 return outcome
+            if isinstance(outcome, StreamedReply):
+                return outcome
             if isinstance(outcome, Reply):
                 self._journal.seen["replies"] += 1
                 if errand.idem is None or dice.random() < 0.8:
@@ -173,11 +182,30 @@ class Callers:
         dice = self._dice
         leaves = dice.random() < self._traits.leave_odds
         wait_s = dice.random() ** 3 * LEAVES_S_MAX[self._traits.busy] if leaves else WAIT_S_MAX
+        if exchange.attempt.errand.wants == STREAM:
+            return await self._read(gateway, exchange, leaves)
         try:
             async with asyncio.timeout(wait_s):
                 return await asyncio.shield(exchange.outcome)
         except TimeoutError:
-            self._journal.seen["hang-ups"] += 1
-            self._journal.say(self._loop.now, f"c{exchange.attempt.life}", "hangs up")
-            gateway.hang_up(exchange)
+            self._hang_up(gateway, exchange)
             return None
+
+    async def _read(self, gateway: Gateway, exchange: Exchange, leaves: bool) -> Outcome:
+        """A stream, to its end, or so many events of it, or for a while."""
+        dice = self._dice
+        wait_s = STREAM_WAIT_S
+        if leaves:
+            exchange.leaves_after = 1 + int(dice.random() ** 2 * LEAVES_EVENTS_MAX)
+            wait_s *= dice.random()
+        either: set[asyncio.Future[Any]] = {exchange.outcome, exchange.enough}
+        await asyncio.wait(either, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        if exchange.outcome.done():
+            return exchange.outcome.result()
+        self._hang_up(gateway, exchange)
+        return None
+
+    def _hang_up(self, gateway: Gateway, exchange: Exchange) -> None:
+        self._journal.seen["hang-ups"] += 1
+        self._journal.say(self._loop.now, f"c{exchange.attempt.life}", "hangs up")
+        gateway.hang_up(exchange)

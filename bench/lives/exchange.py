@@ -11,14 +11,15 @@ from typing import Any, Protocol
 
 from bench.lives.journal import Attempt, DeliveryNote, Journal
 from bench.lives.loop import Loop
+from bench.lives.streaming import Streaming
 from embedmesh.http.sending import Rest
 from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import Delivery, Reply, RequestHead, StreamedReply
 from embedmesh.rules.straight import Asked, GoOn
 
-Outcome = Reply | LockTerms | Failure | None
-"""What a caller gets: a reply, or a lock, which is one; None: the connection broke."""
+Outcome = Reply | StreamedReply | LockTerms | Failure | None
+"""What a caller gets: a reply, or a lock, which is one; a stream that has ended; None: the connection broke."""
 
 STRAIGHT = "straight: requests"
 TO_THE_END = "straight: to the end"
@@ -58,6 +59,10 @@ class Exchange:
         self.gone = False  # the caller has hung up
         self.sending = False  # its reply: a caller that goes does not end that
         self.straight: Asked | None = None  # while it goes straight
+        self.left: Callable[[], None] | None = None  # of a stream: to be called once its caller has gone
+        self.lost_it: asyncio.Future[None] = loop.create_future()  # the server knows that the caller has gone
+        self.leaves_after = 0  # events of a stream; 0: its caller stays
+        self.enough: asyncio.Future[None] = loop.create_future()  # the caller has so many
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
         self.serving: asyncio.Task[Any] | None = None
         self._server = server
@@ -72,6 +77,11 @@ class Exchange:
         if not self.outcome.done():
             self.outcome.set_result(what)
 
+    def had(self, events: int) -> None:
+        """The caller has so many events of its stream."""
+        if events == self.leaves_after and not self.enough.done():
+            self.enough.set_result(None)
+
     # -- for the server
 
     def lost(self) -> None:
@@ -81,7 +91,12 @@ class Exchange:
             self._journal.seen["straight: their callers left"] += 1
             asked.caller_left()
             self._server.over(self)
-        elif not self.sending:
+            return
+        if not self.lost_it.done():
+            self.lost_it.set_result(None)
+        if self.left is not None:
+            self._loop.call_soon(self.left)
+        if not self.sending:
             self.break_off()
 
     def stop(self) -> None:
@@ -131,6 +146,8 @@ class Exchange:
 
     async def send(self, reply: Reply | StreamedReply) -> Delivery:
         """Implements `Deliver`."""
+        if isinstance(reply, StreamedReply):
+            return await Streaming(self, reply, self._loop, self._dice, self._odds, self._journal).send()
         await asyncio.sleep(self._dice.random() * 0.01)  # a socket that is full
         if self.gone or self._dice.random() < self._odds:
             raise ConnectionResetError("the caller is gone")

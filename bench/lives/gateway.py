@@ -15,26 +15,35 @@ from bench.lives.exchange import STRAIGHT, Exchange
 from bench.lives.journal import Attempt, Errand, Journal
 from bench.lives.locking import LOCK, SEALED, SealingNodes
 from bench.lives.loop import PROCESS, Clock, Loop
-from bench.lives.nodes import Nodes, make_nodes, probe
+from bench.lives.nodes import Nodes, make_nodes, make_speaking_nodes, probe
 from bench.lives.ports import Metered, Slotted
+from bench.lives.streaming import Noting
+from bench.lives.talking import CHAT, STREAM, TALKS, SpeakingNodes
+from embedmesh.catalogue import Catalogue
+from embedmesh.dialects.openai.chat import Chat
 from embedmesh.fleet.registry import Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.confidential import ConfidentialEmbeddings
 from embedmesh.flow.deliver import Done, Outcome
-from embedmesh.flow.embed import EMBED_SCOPE
+from embedmesh.flow.expected import ExpectedOutput
 from embedmesh.flow.expire import expire
+from embedmesh.flow.generate import Generation
 from embedmesh.flow.identify import identify
+from embedmesh.flow.leases import Leases
 from embedmesh.flow.lock import lock_node
+from embedmesh.flow.operation import Operation
 from embedmesh.flow.paid import serve
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.straight import StraightEmbeddings
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.confidential_api import EnvelopeForm
+from embedmesh.http.failures import envelope
 from embedmesh.rules.confidential import SDK_SCHEME
 from embedmesh.rules.errors import Failure, InternalError, SetupError
 from embedmesh.rules.exchange import RequestHead
 from embedmesh.rules.ids import new_id
+from embedmesh.rules.ports import EMBED_SCOPE
 from embedmesh.rules.shares import Room, Shares
 from embedmesh.storage.secrets.secret import claim_of, hash_user
 from embedmesh.storage.sqlite.commit import FSYNC_FAILED
@@ -43,6 +52,7 @@ from tests.flow.world import CATALOGUE, EMBEDDINGS, Bystander, LetterTokenizer
 from tests.storage.shop import SECRET, secret
 
 MODELS = [model.id for model in CATALOGUE.models]
+WITH_TALKS = Catalogue((*CATALOGUE.models, *TALKS.values()))
 CACHE_BYTES = 8_000  # some twenty vectors
 DRAIN_S_MAX = 20.0  # a gateway that stops waits so long for its callers
 NOTICED_S, NOTICED_LATE_S = 0.005, 3.0  # until a server knows that a caller has gone; its retry may come before
@@ -77,6 +87,10 @@ class Traits(msgspec.Struct, frozen=True):
     room: int  # for requests that go straight
     reply_bytes: int  # room for replies that are made or read
     sealed_odds: float = 0.0  # of a life to be one of locks and confidential requests
+    talk_odds: float = 0.0  # of a life to be one of chats and their streams
+    steps_max: int = 2_000  # the most that a gateway has run when it is killed
+    down_s_max: float = 4.0  # until another one starts in its place
+    away_s: float = 0.0  # for how long the store cannot be written, once
 
 
 class Uncounted:
@@ -186,9 +200,18 @@ class Gateway:
         nodes = SealingNodes(self._dice, self._traits.nodes, self._traits.bad_odds, self._traits.slow_odds)
         self._sealing = nodes
         self._confidential = ConfidentialEmbeddings(EnvelopeForm(), self.store.locks, nodes, EMBED_SCOPE)
+        self._nodes = SpeakingNodes(
+            self._dice, self.name, self._traits.bad_odds, self._traits.slow_odds, self._journal.speeches
+        )
+        noting: Any = Noting(self.store, self.name, self._loop, self._journal)
+        self._leases = Leases(noting, self._clock)
+        self._talk = Generation(Chat(), self._nodes, self._leases, ExpectedOutput(), envelope)
+        self._operations: dict[str, Operation] = {SEALED: self._confidential, STREAM: self._talk, CHAT: self._talk}
         self._straight = StraightEmbeddings(self._world, EMBEDDINGS, self._room, Uncounted(), self._observe)
         running: list[Awaitable[None]] = [*self.store.background(), expire(self.store, self._clock)]
-        self._background = [asyncio.ensure_future(each) for each in [*running, probe(self._registry, MODELS)]]
+        if self._traits.talk_odds:
+            running.append(self._leases.run())
+        self._background = [asyncio.ensure_future(each) for each in [*running, probe(self._registry)]]
         for task in self._background:
             task.add_done_callback(self._ended_by_itself)
         self.serves = True
@@ -197,6 +220,8 @@ class Gateway:
         traits, loop = self._traits, self._loop
         self._registry = Registry(self._clock)
         make_nodes(self._registry, traits.nodes, traits.inputs_max, traits.ask, MODELS)
+        if traits.talk_odds:
+            make_speaking_nodes(self._registry, traits.nodes, traits.ask, list(TALKS))
         self.replies = Shares(traits.reply_bytes)
         self._room = Room(traits.room, "full")
         return World(
@@ -204,7 +229,7 @@ class Gateway:
             rate_limits=Metered(store.rate_limits, self._clock, self._journal),
             slots=Slotted(store.slots, self.name, self._loop, self._journal),
             prices=store.prices,
-            catalogue=CATALOGUE,
+            catalogue=WITH_TALKS if traits.talk_odds else CATALOGUE,
             tokenizers={model: LetterTokenizer() for model in MODELS},
             cl100k=None,
             ledger=store,
@@ -258,6 +283,8 @@ class Gateway:
             "requests that go straight": len(self._straight.in_flight),
             "parts at nodes": sum(node.load.parts for node in self._registry),
             "slots": sum(each.in_use for each in store.slots._places.values()),
+            "holds of streams": len(self._leases._leases),
+            "nodes that speak": self._nodes.speaking,
             "parts of tabs": sum(len(tab.flight) for tab in store.tabs._tabs.values()),
         }
         if any(left.values()):
@@ -299,7 +326,7 @@ class Gateway:
         if wants == LOCK:
             self.run(exchange, lambda: self._lock(exchange))
             return
-        if wants != SEALED and self._dice.random() >= SPLIT_ODDS and self._goes_straight(exchange):
+        if wants not in self._operations and self._dice.random() >= SPLIT_ODDS and self._goes_straight(exchange):
             self._journal.seen[STRAIGHT] += 1
             return
         head = exchange.asked._replace(request_id=exchange.own_id and new_id("req", self._clock))
@@ -308,7 +335,7 @@ class Gateway:
             await asyncio.sleep(self._dice.random() * 0.02)
             return exchange.body
 
-        operation = self._confidential if wants == SEALED else EMBEDDINGS
+        operation = self._operations.get(wants, EMBEDDINGS)
         self.run(exchange, lambda: serve(self._world, operation, head, receive, exchange.send))
 
     async def _lock(self, exchange: Exchange) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from embedmesh.rules.errors import Failure
+from embedmesh.rules.generation import TokenCounts
 
 
 class Errand(NamedTuple):
@@ -39,6 +40,48 @@ class DeliveryNote(NamedTuple):
     whole: bool
     again: bool  # as an SDK's retry
     began: float  # when the request was sent
+
+
+class Said(NamedTuple):
+    """One event of a node: the text in it, and its word on usage until now. `shown`: callers get it."""
+
+    text_bytes: int
+    usage: TokenCounts | None = None
+    shown: bool = True
+
+
+class Speech(msgspec.Struct):
+    """What one attempt's node has said, as far as its gateway has read it."""
+
+    gateway: str
+    said: list[Said] = []
+    over: float | None = None  # when it was closed, or had failed
+
+
+class Streamed(msgspec.Struct):
+    """A stream on its way to a caller. Parts without JSON are comments and `[DONE]`."""
+
+    life: int
+    errand: Errand
+    gateway: str
+    began: float
+    handed: list[tuple[float, int]] = []  # when the kernel had an event, and how much the node had said by then
+    offered: int = 0  # how much the node had said when the last event was about to be handed over
+    text_bytes: int = 0  # that the kernel had
+    usage: TokenCounts | None = None  # that the caller was told
+    failed: bool = False  # its last event says so
+    end: str = ""  # "whole", "broken off" or "cancelled"; else its gateway died before
+    ended: float = 0.0
+    noticed: float | None = None  # when its gateway knew that the caller had gone
+
+
+class Noted(msgspec.Struct):
+    """What a gateway had noted of a stream. `durable`: the gateway knows that it is."""
+
+    at: float
+    gateway: str
+    cost: int
+    durable: bool = False
 
 
 class Attempt(msgspec.Struct):
@@ -84,6 +127,9 @@ class Journal:
         self.credited: Counter[str] = Counter()  # by account, in the operator's books
         self.refunded: Counter[str] = Counter()
         self.prices: list[int] = []
+        self.speeches: dict[str, list[Speech]] = {}  # of nodes, by request: one an attempt
+        self.streams: dict[str, Streamed] = {}  # by hold
+        self.notes: dict[str, list[Noted]] = {}  # by hold
         self.revoked: dict[str, float] = {}  # by key, when that was durable
         self.died: dict[str, float] = {}  # gateways that did not stop in peace
         self.wrong: list[str] = []  # found on the way

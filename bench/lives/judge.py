@@ -10,9 +10,12 @@ from typing import NamedTuple
 import orjson
 
 from bench.lives.journal import Attempt, DeliveryNote, Journal, SlotNote
+from bench.lives.judge_streams import Ended, StreamJudge
 from bench.lives.locking import LOCKS_OF_ACCOUNT, LOCKS_OF_KEY, SEALED
+from bench.lives.talking import CHAT, STREAM, terms_of
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import IdempotencyConflict, InsufficientQuota
+from embedmesh.rules.generation import TokenCounts
 from embedmesh.rules.limits import UNREAD_S
 from embedmesh.rules.lock_failures import KeyMismatch, LockExpired, LockNotFound, LockUsed
 from embedmesh.rules.money import cost_nanousd
@@ -22,6 +25,7 @@ from embedmesh.storage.books.keys import Key
 RECALL_S = 1.4  # so long a hold waits at least for tabs of its account, if one stays open
 IN_FLIGHT_S_MAX = 30.0  # a capture is durable in milliseconds, or after the disk's trouble
 REVOKED_S = 1.0
+NOTHING = {"prompt_tokens": 0, "completion_tokens": 0}
 BALANCE = "The account's balance"
 ENDED_BY_OTHERS = ("recovered", "expired")  # tabs whose gateway died
 
@@ -73,6 +77,8 @@ class Judge:
         for each in journal.deliveries:
             if each.hold_id is not None:
                 self._by_hold[each.hold_id].append(each)
+        ended = {hold_id: Ended(row[3], row[4], row[5] or 0) for hold_id, row in self._holds.items()}
+        self._streams = StreamJudge(journal, ended)
         self.lost = 0  # delivered, at least in part, and not charged: in flight at a crash
         self.seen = Counter(
             {
@@ -80,6 +86,9 @@ class Judge:
                 "requests under tabs": len(self._under_tabs),
                 "tabs of dead gateways": sum(tab.state == "recovered" for tab in self._tabs.values()),
                 "locks used": sum(lock.used_ms is not None for lock in self._locks.values()),
+                "streams: charged at their note": self._streams.count("captured"),
+                "streams: ended by another gateway": self._streams.count_by("expire_noted"),
+                "streams: lost without a note": self._streams.count("released"),
                 "tabs that expired": sum(tab.state == "expired" for tab in self._tabs.values()),
             }
         )
@@ -94,6 +103,8 @@ class Judge:
             self._under_a_tab,
             self._delivered,
             self._idempotent,
+            self._streams.wrong,
+            self._chatted,
             self._broken_off,
             self._free,
             self._money,
@@ -108,6 +119,8 @@ class Judge:
 
     def _right(self) -> Iterator[str]:
         for each in self._journal.deliveries:
+            if each.errand.wants == CHAT:
+                continue
             reply, body = orjson.loads(each.body), orjson.loads(each.errand.body)
             if each.errand.wants != SEALED:
                 vectors = [one["embedding"] for one in reply["data"]]
@@ -116,11 +129,25 @@ class Judge:
             if (counted := reply["usage"]["prompt_tokens"]) != each.errand.tokens:
                 yield f"life {each.life} got a count of {counted} tokens, not {each.errand.tokens}"
 
+    def _chatted(self) -> Iterator[str]:
+        """Chats that were not streamed cost what their node has said, and their callers are told that."""
+        for hold_id, got in self._by_hold.items():
+            first = got[0]
+            if first.errand.wants != CHAT:
+                continue
+            terms, told = terms_of(first.errand), orjson.loads(first.body).get("usage", NOTHING)
+            cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+            told_cost = terms.cost(TokenCounts(told["prompt_tokens"], told["completion_tokens"], cached))
+            if not terms.owed(self._journal.speeches[hold_id][-1].said) == first.cost == told_cost:
+                yield f"{hold_id} cost {first.cost}, of {self._journal.speeches[hold_id]}, and told {told}"
+
     def _captured(self) -> Iterator[str]:
         for hold_id, (_, _, _, state, _, captured, _, _) in self._holds.items():
             got = self._by_hold.get(hold_id, [])
             if state == "open":
                 yield f"{hold_id} is still open"
+            if hold_id in self._streams.holds:
+                continue
             if state == "captured" and not got:
                 yield f"{hold_id} was captured, and no caller got its reply"
             if state == "captured" and any(each.cost != captured for each in got):
@@ -220,7 +247,7 @@ class Judge:
         """What a cache gives for nothing was paid for before, at that gateway."""
         paid: dict[tuple[str, str], set[str]] = defaultdict(set)
         for each in sorted(self._journal.deliveries, key=lambda each: each.at):
-            if each.errand.wants == SEALED:
+            if each.errand.wants in (SEALED, CHAT):
                 continue
             inputs = orjson.loads(each.errand.body)["input"]
             known = paid[each.gateway, each.errand.account]
@@ -342,6 +369,8 @@ class Judge:
             from_ms = self._start_ms + int(attempt.began * 1000) - 1
             to_ms = self._start_ms + int(attempt.ended * 1000) + 1
             cost = max(cost_nanousd(attempt.errand.tokens, price) for price in self._journal.prices)
+            if attempt.errand.wants in (STREAM, CHAT):
+                cost = terms_of(attempt.errand).held
             least = self._least_available(account, from_ms, to_ms)
             if least >= cost:
                 yield (

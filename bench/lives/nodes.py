@@ -5,7 +5,7 @@ import math
 import random
 import struct
 
-from embedmesh.fleet.registry import Node, Registry
+from embedmesh.fleet.registry import UPSTREAM, Node, Registry
 from embedmesh.rules.embeddings import Counted, EmbedVectors
 from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, NodeUnreachable, UpstreamRefused
 from embedmesh.rules.forwarding import AttemptOwner, Part
@@ -43,6 +43,9 @@ class Nodes:
             raise ended
         return ended
 
+    def link_to(self, node_id: str) -> "Nodes":
+        return self
+
     def ask(
         self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner
     ) -> "SimAttempt | None":
@@ -75,14 +78,22 @@ class Nodes:
         return struct.pack(f"<{width}f", math.cos(angle), math.sin(angle), *(0.0,) * (width - 2))
 
 
-async def probe(registry: Registry, models: list[str]) -> None:
+async def probe(registry: Registry) -> None:
     """In place of the real probes and the operator: nodes that are out come back after a while. For ever."""
     while True:
         for node in registry:
             if node.state is NodeState.QUARANTINED:
                 registry.readmit(node)
-            registry.answered_right(node, models)
+            registry.answered_right(node, list(node.asks))
         await asyncio.sleep(PROBE_S)
+
+
+def make_speaking_nodes(registry: Registry, number: int, ask: int, models: list[str]) -> None:
+    """Servers of another make, which read no ids."""
+    for each in range(number):
+        node = registry.add(Node(f"s{each}", "unix:/nowhere", kind=UPSTREAM, reads_ids=False))
+        node.asks = dict.fromkeys(models, ask)
+        registry.answered_right(node, models)
 
 
 def make_nodes(registry: Registry, number: int, inputs_max: int | None, ask: int, models: list[str]) -> None:

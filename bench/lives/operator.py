@@ -30,6 +30,7 @@ class Operator:
         self._disk = disk
         self._loop, self._dice, self._journal = loop, dice, journal
         self._spans_s = traits.spans_s
+        self._away_s = traits.away_s
         self._accounts, self._keys = accounts, keys
         self._references = 0
 
@@ -114,6 +115,13 @@ class Operator:
         seconds = self._dice.random() ** 2 * 2.5
         self._disk.fill(seconds)
         self._say(f"the disk is full for {seconds:.3f} s")
+
+    async def take_away(self) -> None:
+        """Nothing can be written for long, once: streams go on."""
+        if self._away_s:
+            await asyncio.sleep(self._dice.random() * 2 * self._spans_s + 10.0)
+            self._disk.fill(self._away_s)
+            self._say(f"the store is away for {self._away_s:.3f} s")
 
     async def restart(self) -> None:
         """In peace."""

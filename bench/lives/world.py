@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from bench.lives import talking
 from bench.lives.callers import Callers, Station, make_errands
 from bench.lives.disk import Disk
 from bench.lives.gateway import Gateway, Traits
@@ -22,7 +23,7 @@ from bench.lives.judge import Judge
 from bench.lives.locking import LOCKS_OF_ACCOUNT, LOCKS_OF_KEY
 from bench.lives.loop import Clock, Loop
 from bench.lives.operator import Operator
-from embedmesh.flow import lock
+from embedmesh.flow import lock, stream
 from embedmesh.rules import ids
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.storage import opening
@@ -38,7 +39,9 @@ ROOM = 1_000  # more requests than there are
 REPLY_BYTES = 4_000_000  # of a thousand replies
 FEW_REPLY_BYTES = 4_000  # of five: then hardly any work may wait for a retry
 LOCKS_ODDS, SEALED_ODDS_MAX = 0.5, 0.6  # of a world to have lives of locks, and how many
-DRAWN_STEPS_MAX = 2_000  # the most that a gateway has run when it is killed
+TALKS_ODDS, TALK_ODDS_MAX = 0.4, 0.6  # of a world to have lives of chats, and how many
+DOWN_S, DOWN_S_MAX = 4.0, 75.0  # the most that a gateway is down; in some worlds so long that others end its holds
+AWAY_S_MAX = 16.0  # holds of streams last for that long, see `flow.leases`
 DEADLINES_S = 80.0  # no hold and no tab lasts longer; and ten seconds more
 CALM_S = 6.0  # until no message is under way, and sweeps have been made
 NEVER_HEARD = "Future exception was never retrieved"  # its gateway is dead, or has stopped
@@ -117,13 +120,17 @@ def draw(dice: random.Random, lives: int) -> Traits:
     )
 
 
-def live(seed: int, template: Template, lives: int = 50) -> Ended:
-    """The whole world of a seed."""
+def live(seed: int, template: Template, lives: int = 50, talk_odds: float | None = None) -> Ended:
+    """The whole world of a seed. `talk_odds` are those of a life to be one of chats, which its seed decides else."""
     dice = random.Random(seed)
     traits = draw(dice, lives)
     of_locks = random.Random(f"locks {seed}")
     if of_locks.random() < LOCKS_ODDS:
         traits = msgspec.structs.replace(traits, sealed_odds=of_locks.random() * SEALED_ODDS_MAX)
+    of_talks = random.Random(f"talks {seed}")
+    if talk_odds is not None or of_talks.random() < TALKS_ODDS:
+        drawn = of_talks.random() * TALK_ODDS_MAX
+        traits = with_talks(traits, of_talks, drawn if talk_odds is None else talk_odds)
     folder = template.folder / f"world-{seed}"
     template.copy(folder / "store.db")
     try:
@@ -131,6 +138,19 @@ def live(seed: int, template: Template, lives: int = 50) -> Ended:
             return _World(seed, dice, traits, folder).run()
     finally:
         shutil.rmtree(folder)
+
+
+def with_talks(traits: Traits, dice: random.Random, odds: float) -> Traits:
+    """The same world, where some lives are chats: they last longer, and take more memory."""
+    return msgspec.structs.replace(
+        traits,
+        talk_odds=odds,
+        kill_odds=traits.kill_odds if dice.random() < 0.3 else 0.4 + 0.6 * dice.random(),
+        steps_max=traits.steps_max if dice.random() < 0.4 else 8_000,
+        down_s_max=DOWN_S_MAX if dice.random() < 0.4 else DOWN_S,
+        away_s=AWAY_S_MAX * dice.random() if dice.random() < 0.4 else 0.0,
+        reply_bytes=traits.reply_bytes * (20 if traits.reply_bytes == REPLY_BYTES else 1_000),
+    )
 
 
 class _World:
@@ -202,7 +222,7 @@ class _World:
             for _ in range(1 + int(dice.random() * 2)):
                 wide = 20 if busy and dice.random() < 0.85 else 1
                 limits = self._draw_limits(wide) if self.tokens or dice.random() < 0.5 else Limits()
-                key, token = books.keys.create(account, ["embeddings"], limits=limits)
+                key, token = books.keys.create(account, ["embeddings", "generate"], limits=limits)
                 self.keys[key.key_id] = key
                 self.tokens.append((account, key.key_id, token))
                 self.journal.say(
@@ -232,6 +252,7 @@ class _World:
         )  # fmt: skip
         await asyncio.gather(
             operator.work(int(self.dice.random() * (12 if self.traits.busy else 25))),
+            operator.take_away(),
             *(callers.live(number, errand) for number, errand in enumerate(errands)),
         )
         self.ending = True
@@ -257,12 +278,13 @@ class _World:
             dies = not self.ending and dice.random() < self.traits.kill_odds
             station.gateway = Gateway(
                 f"{station.name}.{life}", self.path, self.folder / station.name, self.loop, self.clock, dice,
-                self.traits, self.journal, 1 + int(dice.random() ** 2 * DRAWN_STEPS_MAX) if dies else None,
+                self.traits, self.journal, 1 + int(dice.random() ** 2 * self.traits.steps_max) if dies else None,
             )  # fmt: skip
             await station.gateway.ended
             if self.over:
                 return
-            await asyncio.sleep(0.05 + dice.random() ** 3 * 4.0)
+            down_s_max = DOWN_S if self.ending else self.traits.down_s_max
+            await asyncio.sleep(0.05 + dice.random() ** 3 * down_s_max)
 
 
 class _Secrets:
@@ -288,6 +310,7 @@ def _seeded(dice: random.Random) -> Iterator[None]:
         (ids, "random_hex", lambda: dice.randbytes(ids.RANDOM_BYTES).hex()),
         (tokens, "secrets", _Secrets(dice)),
         (lock, "secrets", _Secrets(dice)),
+        *((stream, name, getattr(talking, name)) for name in ("FIRST_EVENT_S", "OPENING_S", "BETWEEN_S", "STREAM_S")),
         (open_lock, "LOCKS_OF_KEY_MAX", LOCKS_OF_KEY),
         (open_lock, "LOCKS_OF_ACCOUNT_MAX", LOCKS_OF_ACCOUNT),
         (check, "time", _Time),

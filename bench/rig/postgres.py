@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -26,6 +27,8 @@ class PostgresServer:
         self._server = server
         self._dsn: str = server.get_uri()
         self._numbers = itertools.count()
+        self._old: list[str] = []  # databases that nobody needs any more
+        self._session: psycopg.Connection[Any] | None = None  # kept: tests make and drop a thousand databases
 
     @property
     def pid(self) -> int:
@@ -36,6 +39,7 @@ class PostgresServer:
 
     def start_again(self) -> None:
         """After it was killed: it recovers by itself."""
+        self.close()
         # Its number may still be that of a dead process that was not reaped.
         for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
             (self._server.pgdata / name).unlink(missing_ok=True)
@@ -53,18 +57,27 @@ class PostgresServer:
         return self._dsn.replace("/postgres?", f"/{name}?")
 
     def run(self, statement: str) -> None:
-        with psycopg.connect(self._dsn, autocommit=True) as db:
-            db.execute(statement)
+        if self._session is None or self._session.closed:
+            self._session = psycopg.connect(self._dsn, autocommit=True)
+        self._session.execute(statement.encode())
+
+    def close(self) -> None:
+        """Ends its own session."""
+        if self._session is not None:
+            self._session.close()
 
     def new(self, template: str = "template1") -> str:
         """The DSN of a new database."""
+        while self._old:
+            self.run(f"DROP DATABASE {self._old.pop()} WITH (FORCE)")
         name = f"t{next(self._numbers)}"
-        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # Copied file by file, the catalogue's cache too: a third of the work that its pages one by one are.
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         return self.url(name)
 
     def drop(self, url: str) -> None:
-        name = url.partition("?")[0].rpartition("/")[2]
-        self.run(f"DROP DATABASE {name} WITH (FORCE)")
+        """Before the next is made: the server sleeps for 0.1 s where a session in it is just ending."""
+        self._old.append(url.partition("?")[0].rpartition("/")[2])
 
 
 @contextmanager
@@ -75,14 +88,15 @@ def serving(*, on_disk: bool = False) -> Iterator[PostgresServer]:
         prefix="embedmesh-pg-", dir=memory if memory.is_dir() and not on_disk else None
     ) as folder:
         server = wheel.get_server(folder, cleanup_mode="stop")
+        made = PostgresServer(server)
         try:
-            made = PostgresServer(server)
             if not on_disk:  # the machine keeps its power: what was written is there, whatever process dies
                 for name in ("fsync", "full_page_writes", "autovacuum"):
                     made.run(f"ALTER SYSTEM SET {name} = off")
                 made.run("SELECT pg_reload_conf()")
             yield made
         finally:
+            made.close()
             server.cleanup()
 
 

@@ -30,7 +30,7 @@ EXIT_REFUSED = 1
 HELP = """Ask a model that chats, and print its answer as it comes.
 
 TEXT is the question; - reads it from standard input. Without TEXT, on a terminal, it is a conversation: each line is a
-message, and an empty one or Ctrl-D ends it.
+message. Ctrl-C stops an answer; an empty line or Ctrl-D ends it all.
 
 \b
 Examples:
@@ -64,7 +64,7 @@ class Conversation(NamedTuple):
         """The whole reply. Raises Refused."""
         async with self._post(self.body | {"messages": messages}) as reply:
             await _check(reply)
-            whole: dict[str, Any] = orjson.loads(await reply.content.read(WHOLE_BYTES_MAX))
+            whole: dict[str, Any] = orjson.loads(await _read(reply, WHOLE_BYTES_MAX))
             return whole
 
     async def words(self, messages: list[dict[str, str]]) -> AsyncIterator[str]:
@@ -72,11 +72,14 @@ class Conversation(NamedTuple):
         async with self._post(self.body | {"messages": messages, "stream": True}) as reply:
             await _check(reply)
             events = SseParser()
-            async for data in reply.content.iter_any():
-                for event in events.feed(data):
-                    if event == b"[DONE]":
-                        return
-                    yield _words(event)
+            try:
+                async for data in reply.content.iter_any():
+                    for event in events.feed(data):
+                        if event == b"[DONE]":
+                            return
+                        yield _words(event)
+            except aiohttp.ClientPayloadError:
+                pass  # it was cut
         raise Refused("The answer broke off.")
 
     def _post(self, body: dict[str, Any]) -> Any:
@@ -109,43 +112,68 @@ def chat(
         text = "-"
     if text == "-":
         text = sys.stdin.read(REQUEST_BODY_BYTES_MAX)
+    if text is None and as_json:
+        raise click.UsageError("--json is for one question: give TEXT.")
+    if text is not None and not text.strip():
+        raise click.UsageError("There is nothing to ask: TEXT is empty.")
     gateway = find_gateway(url, api_key_file, data_dir, "api")
     asked = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
     body = {name: value for name, value in asked.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system else []
     try:
-        asyncio.run(_chat(gateway, body, messages, text, as_json=as_json))
+        with asyncio.Runner() as runner:  # Ctrl-C is its own while it runs, and the terminal's where a line is typed
+            talk = runner.run(_begin(gateway, body))
+            try:
+                if text is None:
+                    _converse(runner, talk, messages)
+                else:
+                    runner.run(_answer(talk, [*messages, {"role": "user", "content": text}], as_json=as_json))
+            finally:
+                runner.run(talk.session.close())
     except Refused as refused:
         click.echo(f"embedmesh: {refused}", err=True)
         sys.exit(EXIT_REFUSED)
     except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, TimeoutError):
         raise SetupError(f"Nothing answers at {gateway.base_url}. Is the gateway running?") from None
-    except aiohttp.ClientError as error:
-        click.echo(f"embedmesh: the answer broke off ({type(error).__name__}).", err=True)
-        sys.exit(EXIT_REFUSED)
 
 
-async def _chat(
-    gateway: GatewayAccess, body: dict[str, Any], messages: list[dict[str, str]], text: str | None, *, as_json: bool
-) -> None:
+async def _begin(gateway: GatewayAccess, body: dict[str, Any]) -> Conversation:
+    """A conversation with the model of `body`, or with the only one that chats. Raises Refused, SetupError."""
     timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CHAT_CONNECT_S, sock_read=SILENCE_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        if "model" not in body:
-            body["model"] = await _only_model(session, gateway)
-        talk = Conversation(session, gateway, body)
-        while (said := text if text is not None else _line()) is not None:
-            messages.append({"role": "user", "content": said})
-            if as_json:
-                print_json(await talk.whole(messages))
-            else:
-                messages.append({"role": "assistant", "content": await _print(talk, messages)})
-            if text is not None:
-                return
+    session = aiohttp.ClientSession(timeout=timeout)
+    try:
+        model = body.get("model") or await _only_model(session, gateway)
+    except BaseException:
+        await session.close()
+        raise
+    return Conversation(session, gateway, body | {"model": model})
 
 
-async def _print(talk: Conversation, messages: list[dict[str, str]]) -> str:
-    """Print the answer as it comes, and return it."""
-    answer = []
+def _converse(runner: asyncio.Runner, talk: Conversation, messages: list[dict[str, str]]) -> None:
+    """Ask line by line. A refusal does not end it, nor does Ctrl-C in an answer: what has come of it is kept."""
+    while (said := _line()) is not None:
+        asked, answer = [*messages, {"role": "user", "content": said}], list[str]()
+        try:
+            runner.run(_print(talk, asked, answer))
+        except Refused as refused:
+            click.echo(f"embedmesh: {refused}", err=True)
+            continue
+        except KeyboardInterrupt:
+            click.echo("(stopped)", err=True)
+        if answer:
+            messages = [*asked, {"role": "assistant", "content": "".join(answer)}]
+
+
+async def _answer(talk: Conversation, messages: list[dict[str, str]], *, as_json: bool) -> None:
+    """Print the answer to one question. Raises Refused."""
+    if as_json:
+        print_json(await talk.whole(messages))
+    else:
+        await _print(talk, messages, [])
+
+
+async def _print(talk: Conversation, messages: list[dict[str, str]], answer: list[str]) -> None:
+    """Print the answer as it comes, and keep its pieces in `answer`. Raises Refused."""
     try:
         async for words in talk.words(messages):
             answer.append(words)
@@ -153,7 +181,6 @@ async def _print(talk: Conversation, messages: list[dict[str, str]]) -> str:
     finally:
         if answer:
             click.echo()
-    return "".join(answer)
 
 
 def _line() -> str | None:
@@ -169,7 +196,7 @@ async def _only_model(session: aiohttp.ClientSession, gateway: GatewayAccess) ->
     """The one model that chats. Raises SetupError where there is none, or several."""
     async with session.get(f"{gateway.base_url}/models", headers={"Authorization": f"Bearer {gateway.key}"}) as reply:
         await _check(reply)
-        served = orjson.loads(await reply.read())["data"]
+        served = orjson.loads(await _read(reply, WHOLE_BYTES_MAX))["data"]
     chats = [each["id"] for each in served if "chat" in each.get("modalities", ())]
     if not chats:
         raise SetupError("No model that chats is served. Add a server: embedmesh nodes add URL --model MODEL.")
@@ -181,7 +208,17 @@ async def _only_model(session: aiohttp.ClientSession, gateway: GatewayAccess) ->
 async def _check(reply: aiohttp.ClientResponse) -> None:
     """Raise Refused where the reply is a refusal."""
     if reply.status != 200:
-        raise Refused(read_problem(reply.status, await reply.content.read(REFUSAL_BYTES_MAX)).message)
+        raise Refused(read_problem(reply.status, await _read(reply, REFUSAL_BYTES_MAX)).message)
+
+
+async def _read(reply: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    """The whole body. Raises Refused."""
+    data = b""
+    async for piece in reply.content.iter_any():
+        data += piece
+        if len(data) > bytes_max:
+            raise Refused("The reply is larger than any right one.")
+    return data
 
 
 class _Delta(msgspec.Struct):

@@ -29,6 +29,7 @@ TAB_ENDS = {
     "recovered": "its gateway had died: what was not settled is not charged",
 }
 TAB_ID = "tab_"
+IMAGES_PRICED = 1_000_000  # prices are those of a million
 
 
 @click.command()
@@ -144,7 +145,18 @@ def _what_for(bought: Row | None) -> str:
         return "what it was for is not kept any more"
     price = "" if bought["price"] is None else f" at {format_usd(bought['price'])} a million"
     user = "" if bought["user_hash"] is None else f", for user {bought['user_hash']}"
-    return f"for {bought['tokens']:,} tokens of {bought['model']}{price}, by node {bought['node_id']}{user}"
+    what = f"{bought['tokens']:,} tokens of {bought['model']}{price}"
+    if used := [each for each in bought["meters"] if each["quantity"]]:
+        what = f"{', '.join(map(_metered, used))} of {bought['model']}"
+    return f"for {what}, by node {bought['node_id']}{user}"
+
+
+def _metered(used: Row) -> str:
+    quantity = f"{used['quantity']:,}"
+    if used["meter"] == "images":
+        return f"{quantity} images at {format_usd(used['price'] // IMAGES_PRICED)}"
+    whose = ", by the gateway's own count," if used["estimated"] else ""
+    return f"{quantity} {used['meter']} tokens{whose} at {format_usd(used['price'])} a million"
 
 
 def _movement(move: Row) -> str:

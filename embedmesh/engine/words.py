@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from itertools import chain, compress, islice, repeat
-from operator import attrgetter
+from operator import attrgetter, not_
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -55,24 +55,30 @@ class Words:
         self._leave = leave
         self._sign = sign
 
-    def packed(self, texts: Sequence[str], others_max: int = sys.maxsize) -> list[bytes | None]:
+    def packed(self, texts: Sequence[str], others_max: int = sys.maxsize, *, plain: bool = False) -> list[bytes | None]:
         """Token ids of each text, special tokens aside; None for a text that has to be looked at as a whole.
 
         Raises TooDear where the words that the vocabulary does not hold whole cost more than `others_max` together:
         the square of its characters each, as the library looks for every piece that a word may begin with, and some.
+        `plain`: each of the texts is known to be.
         """
-        if self._is_plain("".join(texts)):
-            return self._of_plain(texts, others_max)
-        plain = [self._is_plain(text) for text in texts]
-        found = iter(self._of_plain([*compress(texts, plain)], others_max))
-        return [next(found) if each else None for each in plain]
-
-    def _of_plain(self, texts: Sequence[str], others_max: int) -> list[bytes | None]:
-        words_of_each = list(map(str.split, map(self._fold, texts)))
-        words = list(chain(*words_of_each))
-        found = list(map(self._whole.get, words, NOTHING))
+        single = len(texts) == 1
+        joined = texts[0] if single else "".join(texts)
+        plain = plain or (joined.isascii() and joined.isprintable() and self._sign not in joined)  # enough for most
+        if not plain and not self._is_plain(joined):
+            are = [self._is_plain(text) for text in texts]
+            some = iter(self.packed([*compress(texts, are)], others_max, plain=True))
+            return [next(some) if each else None for each in are]
+        if single:
+            words = self._fold(joined).split()
+        else:
+            words_of_each = [*map(str.split, map(self._fold, texts))]
+            words = [*chain(*words_of_each)]
+        found = [*map(self._whole.get, words, NOTHING)]
         if not all(found):
             self._find_others(words, found, others_max)
+        if single:
+            return [b"".join(found)]
         ids = iter(found)
         return list(map(b"".join, map(islice, repeat(ids), map(len, words_of_each))))
 
@@ -86,17 +92,14 @@ class Words:
 
     def _find_others(self, words: list[str], found: list[bytes], others_max: int) -> int:
         """Add the ids of the words that are not found whole. Returns what is left of `others_max`."""
-        get, get_mark = self._whole.get, self._marks.get
-        at = -1
-        for _ in range(found.count(b"")):
-            at = found.index(b"", at + 1)
+        get, get_mark, bytes_of_id, cut = self._whole.get, self._marks.get, self._bytes.__getitem__, self._cut
+        for at in [*compress(range(len(words)), map(not_, found))]:
             word = words[at]
-            chars = len(word)
-            if chars == 1 or word.isalnum():
-                others_max -= chars * chars + OTHER_COST_MIN
+            if word.isalnum() or len(word) == 1:
+                others_max -= len(word) ** 2 + OTHER_COST_MIN
                 if others_max < 0:
                     raise TooDear
-                found[at] = b"".join(map(self._bytes.__getitem__, map(ID, self._cut(word))))
+                found[at] = b"".join(map(bytes_of_id, map(ID, cut(word))))
             elif (mark := get_mark(word[-1])) is not None and (stem := get(word[:-1])) is not None:
                 found[at] = stem + mark
             else:

@@ -8,11 +8,11 @@ from embedmesh.fleet.fair_queue import FairQueue
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.retries import RetryBudget
 from embedmesh.fleet.running import Running
-from embedmesh.fleet.spread import stays_whole
+from embedmesh.fleet.spread import WHOLE_TOKENS_MAX
 from embedmesh.rules.embeddings import Counted
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Clock, Dice
+from embedmesh.rules.ports import Dice
 
 FIRST = (0,)
 SOON_S = 1.0  # every request may take thirty: a better estimate below this changes nothing
@@ -27,29 +27,29 @@ class AtOnce:
         running: Running,
         budget: RetryBudget,
         queues: Mapping[str, FairQueue],
-        clock: Clock,
         dice: Dice,
         policy: Policy,
     ) -> None:
         self._registry = registry
+        self._last_ready = registry.last_ready
         self._parts = running.parts
         self._budget = budget
         self._queues = queues
-        self._clock = clock
         self._dice = dice
         self._policy = policy
 
-    def try_now(self, model: Model, counted: Counted) -> Part | None:
+    def try_now(self, model: Model, counted: Counted, now: float) -> Part | None:
         """See `Fleet`. None, too, if no node would be done within SOON_S."""
         if self._queues:
             return None  # there is an order to keep
-        now, model_id, lengths = self._clock.monotonic(), model.id, counted.lengths
+        model_id, lengths = model.id, counted.lengths
         tokens, inputs = sum(lengths), len(lengths)
-        nodes = self._registry.ready(model_id)
+        if tokens > WHOLE_TOKENS_MAX:
+            return None  # it would be cut
+        nodes = self._last_ready.get(model_id) or self._registry.ready(model_id)
         if len(nodes) == 1:
             node = nodes[0]
-            begins_s, room = node.start(now, True)
-            expected_s = node.done_s(begins_s, tokens)
+            _, room, expected_s = node.start(now, True, tokens)
             if not room:
                 return None
         else:
@@ -57,11 +57,14 @@ class AtOnce:
             if chosen is None:
                 return None
             node, expected_s = chosen.node, chosen.finish_s
-        if expected_s > SOON_S or not node.reads_ids or not stays_whole(tokens, inputs, node.inputs_max):
+        if expected_s > SOON_S or not node.reads_ids or inputs > node.inputs_max:
             return None
         rows = FIRST if inputs == 1 else tuple(range(inputs))
         part = Part(node.node_id, rows, tokens, expected_s, node.asks.get(model_id, 0))
-        self._budget.request(now)
+        if now < (second := self._budget.newest).end:
+            second.requests += 1
+        else:
+            self._budget.request(now)
         self._parts[part] = node, False
         node.load.began(tokens, now)
         return part
@@ -69,7 +72,7 @@ class AtOnce:
     def _choose(self, model_id: str, tokens: int, nodes: Sequence[Node], now: float) -> Option | None:
         options = []
         for node in sample_of(nodes, None, self._dice):
-            begins_s, room = node.start(now, True)
-            options.append(Option(node, node.done_s(begins_s, tokens), room, node.asks.get(model_id, 0)))
+            _, room, done_s = node.start(now, True, tokens)
+            options.append(Option(node, done_s, room, node.asks.get(model_id, 0)))
         chosen, _ = choose(self._policy, self._dice, options, 0)
         return chosen

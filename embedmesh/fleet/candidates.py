@@ -22,8 +22,8 @@ class Candidate:
     def look(self, now: float) -> None:
         """Its load has changed."""
         self._now = now
-        self._bulk: tuple[float, bool] | None = None  # `Node.start` of a large part; worked out when needed
-        self._small: tuple[float, bool] | None = None
+        self._bulk: tuple[float, bool, float] | None = None  # `Node.start` of a large part; worked out when needed
+        self._small: tuple[float, bool, float] | None = None
 
     def room(self, small: bool) -> bool:
         """Whether a small part may be sent to it now, or a large one."""
@@ -31,7 +31,7 @@ class Candidate:
 
     def finish_s(self, tokens: int, small: bool) -> float:
         """When it would be done with these tokens, too, in seconds from now."""
-        return self.node.done_s(self._start(small)[0], tokens)
+        return self._start(small)[2] + tokens * self.node.load.fit.per_token_s
 
     def work_s(self, parts: int, tokens: int) -> float:
         """How long it works on some parts with these tokens in all."""
@@ -42,7 +42,7 @@ class Candidate:
         """When a large part may be sent next, as expected."""
         return self._start(False)[0] - self.node.load.fixed_s
 
-    def _start(self, small: bool) -> tuple[float, bool]:
+    def _start(self, small: bool) -> tuple[float, bool, float]:
         if small:
             if self._small is None:
                 self._small = self.node.start(self._now, True)

@@ -74,8 +74,8 @@ class Load:
         Once the expected time has passed, the first value grows with the node's silence: a wedged node must not look
         idle. There is room for `parts_max`, and for no more work than a window.
         """
-        fit, parts = self.fit, self.parts
-        fixed_s, per_token_s = fit.fixed_s, fit.per_token_s
+        parts = self.parts
+        fixed_s, per_token_s = self.fit.fixed_s, self.fit.per_token_s
         begins_s = ahead_s = parts * fixed_s + self.tokens * per_token_s
         if self._passed_parts:
             begins_s += self._passed_parts * fixed_s + self._passed_tokens * per_token_s

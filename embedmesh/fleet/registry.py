@@ -77,6 +77,7 @@ class Node:
     doubt: int = 0  # right answers still needed, after failures, before it is treated like the others
     trial: int = 0  # right answers still needed before it gets more than one part at a time
     paused_until: float = 0.0  # on the monotonic clock, as all times here
+    spotless: bool = False  # no failure counts any more: a right answer changes nothing but its own time
     fresh_answers: int = 0  # since it was admitted or readmitted: canaries check the first ones more often
     generation: int = 0  # see `Registry.generation`
     ejections: int = 0  # of late
@@ -96,18 +97,17 @@ class Node:
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_ANSWERS))  # whether attempts failed
     wrong: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_WRONG))  # whether answers were wrong
 
-    def start(self, now: float, small: bool) -> tuple[float, bool]:
-        """Until it would begin with one more part, in seconds from now, and whether it may have that now."""
-        begins_s, room = self.load.start(now, small, 1 if self.trial else self.in_flight_max)
-        if now < self.paused_until:
-            return max(begins_s, self.paused_until - now), False  # or all would wait for a full node
-        return begins_s, room
+    def start(self, now: float, small: bool, tokens: int = 0) -> tuple[float, bool, float]:
+        """Of one more part with these tokens: when it would begin, whether it may have that now, when it would be done.
 
-    def done_s(self, begins_s: float, tokens: int) -> float:
-        """When it would be done with a part that it begins then."""
-        fit = self.load.fit
-        done_s = begins_s + fit.fixed_s + tokens * fit.per_token_s
-        return done_s + self.penalty_s if self.doubt else done_s
+        Seconds from now. More tokens take `per_token_s` each.
+        """
+        load = self.load
+        begins_s, room = load.start(now, small, 1 if self.trial else self.in_flight_max)
+        if now < self.paused_until:  # or all would wait for a full node
+            begins_s, room = max(begins_s, self.paused_until - now), False
+        done_s = begins_s + load.fit.fixed_s + tokens * load.fit.per_token_s
+        return begins_s, room, done_s + self.penalty_s if self.doubt else done_s
 
     @property
     def penalty_s(self) -> float:
@@ -123,7 +123,7 @@ class Registry:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._nodes: dict[str, Node] = {}
-        self._ready: dict[str, list[Node]] = {}  # by model; made when asked for, dropped when anything changes
+        self.last_ready: dict[str, list[Node]] = {}  # by model: what `ready` has said since anything changed
         self._served: set[str] = set()  # ids of the catalogue's models that any node has ever been known to serve
         self._generations = itertools.count()
         self.on_change: list[Callable[[], None]] = []
@@ -161,9 +161,9 @@ class Registry:
 
     def ready(self, model_id: str) -> list[Node]:
         """The nodes that get work for this model."""
-        ready = self._ready.get(model_id)
+        ready = self.last_ready.get(model_id)
         if ready is None:
-            ready = self._ready[model_id] = [
+            ready = self.last_ready[model_id] = [
                 node
                 for node in self._nodes.values()
                 if node.state is NodeState.READY and not node.draining and model_id in node.models
@@ -203,6 +203,8 @@ class Registry:
             node.recent.clear()
             node.doubt = 0
             self._move(node, NodeEvent.RIGHT_ANSWER)
+        lately = node.doubt or node.trial or any(node.recent) or any(node.wrong)
+        node.spotless = node.state is READY and not lately
 
     def serves(self, node: Node, models: Iterable[str]) -> None:
         """Note what a node reports to serve, which is not yet proven."""
@@ -218,6 +220,7 @@ class Registry:
         or answers without all that was asked for: no caller shall send it away. A probe tells.
         """
         now = self._clock.monotonic()
+        node.spotless = False
         node.failed[failure.check] += 1
         node.leave_alone_until = max(node.leave_alone_until, now + min(failure.retry_after_s, NO_PROBES_MAX_S))
         if not isinstance(failure, NodeBusy) or node.last_failure is None or node.last_failure.check is Check.BUSY:
@@ -313,6 +316,7 @@ class Registry:
 
     def _move(self, node: Node, event: NodeEvent) -> None:
         before = node.state
+        node.spotless = False
         node.state = MOVES[before, event]
         if node.state is before:
             return
@@ -331,7 +335,7 @@ class Registry:
         self._changed()
 
     def _changed(self) -> None:
-        self._ready.clear()
+        self.last_ready.clear()
         for call in self.on_change:
             call()
 

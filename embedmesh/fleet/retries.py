@@ -38,19 +38,18 @@ class RetryBudget:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._newest = _Second(0)
-        self._seconds = deque([self._newest])  # the newest last; at most RETRY_SPAN_S
+        self.newest = _Second(0)  # whose requests may be counted without `request` until its end
+        self._seconds = deque([self.newest])  # the newest last; at most RETRY_SPAN_S
 
     def request(self, now: float) -> None:
         """A request came."""
-        newest = self._newest if now < self._newest.end else self._at(now)
-        newest.requests += 1
+        self._at(now).requests += 1
 
     def take(self, share: float = 1.0) -> bool:
         """Take one more attempt if the budget allows. Attempts that are not necessary may use only a `share` of it."""
         if not self.left(share):
             return False
-        self._newest.retries += 1
+        self.newest.retries += 1
         return True
 
     def left(self, share: float = 1.0) -> bool:
@@ -62,12 +61,12 @@ class RetryBudget:
 
     def _at(self, now: float) -> _Second:
         end = int(now) + 1
-        if self._newest.end != end:
-            self._newest = _Second(end)
-            self._seconds.append(self._newest)
+        if self.newest.end != end:
+            self.newest = _Second(end)
+            self._seconds.append(self.newest)
         while self._seconds[0].end <= end - RETRY_SPAN_S:
             self._seconds.popleft()
-        return self._newest
+        return self.newest
 
 
 class Retries:

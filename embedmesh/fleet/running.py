@@ -27,13 +27,17 @@ class Running:
         node.load.ended(part.tokens, self._clock.monotonic(), False, bulk, late)
         return node
 
-    def answered_now(self, part: Part) -> None:
-        """It was answered right."""
+    def answered_now(self, part: Part, now: float) -> bool:
+        """See `Fleet`."""
         node, bulk = self.parts.pop(part)
-        now, tokens, counts = self._clock.monotonic(), part.tokens, node.counts
-        node.load.ended(tokens, now, True, bulk)
+        counts = node.counts
+        node.load.ended(part.tokens, now, True, bulk)
         counts["answers"] += 1
-        counts["tokens"] += tokens
-        self._registry.answered_right(node, None, now)
+        counts["tokens"] += part.tokens
+        if node.spotless:
+            node.last_right_answer = now
+        else:
+            self._registry.answered_right(node, None, now)
         if self._queues:
             self._freed(node)
+        return not node.trusted

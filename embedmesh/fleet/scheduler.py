@@ -60,7 +60,7 @@ class Scheduler:
         self._policy = policy
         self._queues: dict[str, FairQueue] = {}  # by model; none that is empty
         self._running = Running(registry, clock, self._queues, self.assign)
-        at_once = AtOnce(registry, self._running, self.retries.budget, self._queues, clock, dice, policy)
+        at_once = AtOnce(registry, self._running, self.retries.budget, self._queues, dice, policy)
         self.try_now, self.answered_now = at_once.try_now, self._running.answered_now  # without a call of its own
         self._numbers = itertools.count()
         self._assigning = False
@@ -133,7 +133,7 @@ class Scheduler:
         """A part of it was answered right, or failed. Returns whether the inputs of a failed one wait again."""
         remainder = request.taken.pop(part)
         if failure is None:
-            self._running.answered_now(part)
+            self._running.answered_now(part, self._clock.monotonic())
             return False
         node = self._running.end(part, late=isinstance(failure, NodeTooSlow))
         self.registry.failed(node, failure)

@@ -10,7 +10,7 @@ from embedmesh.rules.confidential import LockTerms
 from embedmesh.rules.errors import DeadlineExceeded, IdempotencyConflict
 from embedmesh.rules.forwarding import Share
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, HoldState, Meter, Metered, PriorRequest
-from embedmesh.rules.ids import new_id
+from embedmesh.rules.ids import id_at
 from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
 from embedmesh.rules.lock_failures import LockUsed
 from embedmesh.rules.money import bill_nanousd
@@ -20,7 +20,8 @@ from embedmesh.rules.shares import Room
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
 OPEN = "open"
 AFTER_MS = int((WRITE_REPLY_S + HOLD_GRACE_S) * 1000)  # of a hold beyond the time for the work
-IMAGES = Meter.IMAGES  # an enum's member is slow to look up
+IMAGES, INPUT = Meter.IMAGES, Meter.INPUT  # an enum's member is slow to look up
+IS_OPEN, CAPTURED = HoldState.OPEN, HoldState.CAPTURED
 
 Redeem = Callable[[bytes, int], Awaitable[Hold | PriorRequest]]
 """Use a lock for a request of that body hash until that deadline, in Unix milliseconds: see `Locks.redeem`."""
@@ -31,6 +32,7 @@ class Bill(msgspec.Struct, eq=False):
 
     The work runs inside `with bill:`. If it raises, the bill is released; if it returns without having said what it
     owes, that is a bug and the bill is released, too. After the work the bill belongs to the reply that it pays for.
+    What goes straight owes all that was set aside, which is said when its bill is made.
     """
 
     ledger: Ledger
@@ -41,6 +43,7 @@ class Bill(msgspec.Struct, eq=False):
     shares: tuple[Share, ...] = ()
     cost: int = 0  # nano-USD
     tokens: int = 0
+    price: int | None = None  # of all tokens, where nothing but input at one price is metered
     _give_back: Callable[[], None] | None = None  # the request's slots
 
     def __enter__(self) -> "Bill":
@@ -67,11 +70,7 @@ class Bill(msgspec.Struct, eq=False):
             raise ValueError("a request cannot owe more than was set aside for it")
         self.metered, self.shares, self.cost = metered, shares, cost
         self.tokens = sum_of_tokens(metered)
-
-    def owe_all(self, metered: Metered, shares: tuple[Share, ...]) -> None:
-        """The same where that is just what was set aside, for tokens of one price."""
-        self.metered, self.shares = (metered,), shares
-        self.cost, self.tokens = self.hold.amount_nanousd, metered.quantity
+        self.price = metered[0].price if len(metered) == 1 and metered[0].meter is INPUT else None
 
     def check_time(self, clock: Clock) -> None:
         """Raise DeadlineExceeded if the hold may end before the reply is read: then nobody would pay."""
@@ -85,9 +84,9 @@ class Bill(msgspec.Struct, eq=False):
 
     def capture(self, charge: Charge, reply: bytes | None = None) -> bool:
         """Some of the reply was handed to the caller. Returns whether this was the bill's end."""
-        if self.state is not HoldState.OPEN:
+        if self.state is not IS_OPEN:
             return False
-        self.state = HoldState.CAPTURED
+        self.state = CAPTURED
         if self._give_back is not None:
             self._give_back()
         self.ledger.capture(self.hold, charge, reply)
@@ -148,7 +147,7 @@ async def set_aside(
     limited = slots if caller.slots else None
     until = clock.monotonic() + within_s
     while True:
-        hold = new_hold(request_id or new_id("req", clock), caller, cost, within_s, clock)
+        hold = new_hold(request_id, caller, cost, within_s, clock)
         if limited is None:
             found = await _hold(ledger, hold, claim, alone)
         else:
@@ -277,12 +276,13 @@ async def _reply_of(
     return None  # its hold was refused, or it was forgotten
 
 
-def new_hold(hold_id: str, caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
-    """A hold that lasts until the reply to a request of `within_s` seconds must be written."""
+def new_hold(hold_id: str | None, caller: Caller, cost: int, within_s: float, clock: Clock) -> Hold:
+    """A hold that lasts until the reply to a request of `within_s` seconds must be written. None: under a new id."""
+    now_ms = clock.unix_ms()
     return Hold(
-        hold_id=hold_id,
+        hold_id=hold_id or id_at("req", now_ms),
         account_id=caller.account_id,
         amount_nanousd=cost,
-        deadline_ms=clock.unix_ms() + int(within_s * 1000) + AFTER_MS,
+        deadline_ms=now_ms + int(within_s * 1000) + AFTER_MS,
         key_id=caller.key_id,
     )

@@ -65,17 +65,21 @@ def count_soon(call: Call, model: Model, tokenizer: Tokenizer | None, cl100k: De
     if call.ids:
         if sum(map(len, call.ids)) > SOON_IDS_MAX or model.token_ids == "native":
             return None
-        texts = [_text(call, index, cl100k) for index in range(len(call.ids))]
+        texts = list(_texts(call, cl100k))
     if call.role and (prompt := _prompt(call, model)):
-        texts = [prompt + text for text in texts]
+        texts = list(map(add, repeat(prompt), texts))
     ids = tokenizer.packed(texts)
     if ids is None:
         return None
-    specials = tokenizer.specials
-    lengths = list(map(add, map(floordiv, map(len, ids), repeat(ID_BYTES)), repeat(specials)))
-    if max(lengths) > (call.keep or model.max_tokens) or 0 in lengths or sum(lengths) > REQUEST_TOKENS_MAX:
+    if len(ids) == 1:  # the ordinary case, in half the time
+        least = most = total = len(ids[0]) // ID_BYTES + tokenizer.specials
+        lengths = [total]
+    else:
+        lengths = list(map(add, map(floordiv, map(len, ids), repeat(ID_BYTES)), repeat(tokenizer.specials)))
+        least, most, total = min(lengths), max(lengths), sum(lengths)
+    if not least or most > (call.keep or model.max_tokens) or total > REQUEST_TOKENS_MAX:
         return None
-    return Counted(lengths=lengths, ids=ids, texts=texts)
+    return Counted(lengths, ids, texts)
 
 
 def _count(

@@ -26,12 +26,13 @@ from embedmesh.rules.exchange import (
     RequestHead,
     StreamedReply,
 )
-from embedmesh.rules.holds import Charge, HoldState, Meter, Payable
+from embedmesh.rules.forwarding import Share
+from embedmesh.rules.holds import Charge, HoldState, Payable
 from embedmesh.rules.money import payable_nanousd
 from embedmesh.rules.ports import Caller, RateLimit
 
-INPUT = Meter.INPUT  # an enum's member is slow to look up
 AnyReply = TypeVar("AnyReply", bound=Reply | StreamedReply)
+NOBODYS = (Share("", 0),)
 REPLAYED = {"idempotent-replayed": "true"}
 
 
@@ -97,17 +98,20 @@ class Delivering:
 
     async def _hand_over(self, done: Done) -> None:
         world, request = self._world, self._request
-        if done.bill is not None:
-            done.bill.check_time(world.clock)
         reply = with_limits(done.reply, world.rate_limits.left(request.caller))
         if isinstance(reply, StreamedReply):
             async with aclosing(reply.parts):  # what it owes is known once it is closed
-                self._delivery = await self._deliver(reply)
+                await self._send(done, reply)
         else:
-            self._delivery = await self._deliver(reply)
+            await self._send(done, reply)
         if done.bill is not None and done.bill.state is HoldState.RELEASED:
             self._delivery = Delivery.FAILED
         _settle(world, request, done, self._delivery)
+
+    async def _send(self, done: Done, reply: Reply | StreamedReply) -> None:
+        if done.bill is not None:
+            done.bill.check_time(self._world.clock)
+        self._delivery = await self._deliver(reply)
 
     def _outcome(self, done: Done) -> Outcome:
         bill, model = done.bill, self._request.call.model.id
@@ -178,19 +182,17 @@ def _settle(world: World, request: Request, done: Done, delivery: Delivery) -> N
 
 def charge_of(world: World, caller: Caller, call: Invocation, bill: Bill) -> Charge:
     """The ledger's record of a captured bill."""
-    metered, shares, user = bill.metered or (), bill.shares, call.user
-    single = metered[0].price if len(metered) == 1 and metered[0].meter is INPUT else None
-    free = len(shares) == 1 and not shares[0].ask
+    shares = bill.shares or NOBODYS  # a stream may be noted before its first event
     return Charge(
         cost_nanousd=bill.cost,
         tokens=bill.tokens,
         model=call.model.id,
         key_id=bill.hold.key_id or caller.key_id,  # of a lock: its key, whose budget was held; that of no other
-        node_id=shares[0].node_id if shares else "",  # a stream that is noted before its first event
-        payables=() if free else _payables(bill, world.ask_max),
-        user_hash=world.hash_user(user) if user is not None else None,
-        price=single,
-        meters=metered if single is None else (),
+        node_id=shares[0].node_id,
+        payables=_payables(bill, world.ask_max) if shares[0].ask or len(shares) > 1 else (),
+        user_hash=None if call.user is None else world.hash_user(call.user),
+        price=bill.price,
+        meters=bill.metered or () if bill.price is None else (),
     )
 
 

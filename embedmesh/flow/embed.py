@@ -14,17 +14,16 @@ from embedmesh.flow.operation import Bound, CanPayFor
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.rules.caching import CachePolicy
-from embedmesh.rules.embeddings import Call, Counted, EmbedVectors
+from embedmesh.rules.embeddings import Call, Counted
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.exchange import CACHED_HEADER, NODE_HEADER, Reply, RequestHead
-from embedmesh.rules.forwarding import Answer, Part, Share
+from embedmesh.rules.forwarding import Answer
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.models import Model
-from embedmesh.rules.ports import Caller, Catalogue
+from embedmesh.rules.ports import EMBED_SCOPE, Caller, Catalogue
 from embedmesh.rules.served import ParseTerms, no_such_model
 
-EMBED_SCOPE = "embeddings"
 NODES_NAMED_MAX = 8  # in a header; the ledger has all
 COMPONENT_BYTES = 4
 INPUT = Meter.INPUT  # an enum's member is slow to look up
@@ -80,13 +79,22 @@ class Embeddings:
         call, model = self.dialect.parse(body, world.catalogue, world.terms, named=head.model)
         return EmbeddingsCall(self.dialect, call, model, call.user)
 
-    def parse_now(self, world: World, body: bytes) -> "EmbeddingsCall | None":
-        """An ordinary request; None for any other."""
+    def read_now(self, world: World, caller: Caller, body: bytes) -> "tuple[EmbeddingsCall, Metered] | None":
+        """An ordinary request that the caller may make, counted at once, and what is metered; None for any other."""
         parsed = self.dialect.parse_ordinary(body, world.catalogue)
         if parsed is None:
             return None
         call, model = parsed
-        return EmbeddingsCall(self.dialect, call, model, call.user)
+        if caller.models is not None and model.id not in caller.models:
+            return None
+        counted = count_soon(call, model, world.tokenizers.get(model.id), world.cl100k)
+        if counted is None:
+            return None
+        price = world.prices.of(model, caller.account_id)
+        return (
+            EmbeddingsCall(self.dialect, call, model, None, counted, missing=counted, price=price),
+            Metered(INPUT, sum(counted.lengths), price),
+        )
 
     def price_min(self, world: World, account_id: str, model: Model | None) -> int:
         models = world.catalogue.models if model is None else (model,)
@@ -106,28 +114,13 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
     counted: Counted = NOT_COUNTED
     begun: Begun | None = None  # an attempt that is under way already
     _found: Remembered | None = None  # in the cache
-    _missing: Counted = NOT_COUNTED  # what has to be embedded
+    missing: Counted = NOT_COUNTED  # what has to be embedded
     _free_tokens: int = 0
-    _price: int = 0
+    price: int = 0
     _learnt: Learnt | None = None
 
     streams: ClassVar[bool] = False
     lock: ClassVar[None] = None
-
-    def count_now(self, world: World, caller: Caller) -> Metered | None:
-        """Count at once, nothing looked for in a cache: what is metered; None if that may take longer."""
-        tokenizer = world.tokenizers.get(self.model.id)
-        counted = count_soon(self.call, self.model, tokenizer, world.cl100k)
-        if counted is None:
-            return None
-        self.counted = self._missing = counted
-        self._price = price = world.prices.of(self.model, caller.account_id)
-        return Metered(INPUT, counted.tokens, price)
-
-    def answer(self, vectors: EmbedVectors, part: Part) -> Embedded:
-        """The result, of one node's answer to all inputs."""
-        share = Share(part.node_id, vectors.tokens, part.ask)
-        return Embedded(Answer(vectors.data, self.model.width, vectors.tokens, (share,)), 0)
 
     @property
     def reply_bytes_max(self) -> int:
@@ -153,7 +146,7 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
         if caller.cache is not CachePolicy.OFF:
             self._found = world.cache.look(caller.account_id, model, counted)
         found = self._found
-        self._missing = missing = found.missing if found is not None and found.inputs else counted
+        self.missing = missing = found.missing if found is not None and found.inputs else counted
         within_s = REQUEST_MIN_S
         if missing.lengths:
             within_s = time_allowed_s(model, missing.tokens, world.fleet)
@@ -161,14 +154,14 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
                 world.fleet.may_wait(model, missing.tokens, caller.account_id)
         free = found.tokens if found is not None and caller.cache is CachePolicy.FREE else 0
         self._free_tokens = free
-        self._price = world.prices.of(model, caller.account_id)
+        self.price = world.prices.of(model, caller.account_id)
         result = None
         if found is not None and free == counted.tokens:  # no node, no debt
             result = Embedded(found.join(None, model.width), counted.truncated, found.inputs)
         return Bound((self._metered(counted.tokens),), within_s, result)
 
     async def work(self, world: World, bill: Bill) -> Embedded:
-        missing, found = self._missing, self._found
+        missing, found = self.missing, self._found
         answer = None
         if missing.lengths:
             left_s = bill.until - world.clock.monotonic()
@@ -184,10 +177,10 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
         return Embedded(answer, self.counted.truncated, found.inputs if found is not None else None)
 
     def render(self, result: Embedded, headers: dict[str, str]) -> Reply:
-        shares = result.answer.shares
-        headers[NODE_HEADER] = shares[0].node_id
-        if len(shares) > 1:
-            headers[NODE_HEADER] = ",".join([share.node_id for share in shares[:NODES_NAMED_MAX]])
+        first, *others = result.answer.shares
+        headers[NODE_HEADER] = first.node_id
+        if others:
+            headers[NODE_HEADER] = ",".join([share.node_id for share in (first, *others[: NODES_NAMED_MAX - 1])])
         if result.cached is not None:
             headers[CACHED_HEADER] = str(result.cached)
         return self.dialect.render(self.call, result.truncated, result.answer, headers)
@@ -198,4 +191,4 @@ class EmbeddingsCall(msgspec.Struct, eq=False):
 
     def _metered(self, tokens: int) -> Metered:
         """The meter for that many tokens, without those that the cache gives free."""
-        return Metered(INPUT, tokens - self._free_tokens, self._price)
+        return Metered(INPUT, tokens - self._free_tokens, self.price)

@@ -31,8 +31,8 @@ def check_room(reply_bytes: int, kept_bytes: int) -> None:
     """Raise InvalidValue or RateLimited if a reply of this size cannot be kept beside those of the account."""
     if reply_bytes > KEPT_REPLY_BYTES_MAX:
         raise InvalidValue(
-            f"This reply may be too large to be kept for an Idempotency-Key: at most {KEPT_REPLY_BYTES_MAX:,} bytes are "
-            "kept. Ask for less at once, or leave the key out."
+            f"This reply may be too large to be kept for an Idempotency-Key: at most {KEPT_REPLY_BYTES_MAX:,} bytes "
+            "are. Ask for less at once, or leave the key out."
         )
     if kept_bytes + reply_bytes > KEPT_REPLIES_BYTES_MAX:
         raise RateLimited(

@@ -5,7 +5,6 @@ If the gateway dies, each stream is charged what was noted last, never more than
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -16,7 +15,8 @@ from embedmesh.rules.holds import Charge, StreamNote
 from embedmesh.rules.ports import Clock, Ledger
 
 LEASE_EVERY_S = 10.0
-LEASE_S = 30.0  # three tries
+LEASE_AGAIN_S = 1.0  # after a try in vain
+LEASE_S = 30.0  # the store may be away for 17 of them, whenever that begins
 
 
 class StreamLease(NamedTuple):
@@ -45,9 +45,11 @@ class Leases:
     async def run(self) -> None:
         """For ever; cancel it."""
         while True:
-            await asyncio.sleep(LEASE_EVERY_S)
-            with suppress(StoreUnavailable):  # tried again, twice before the first hold ends
+            try:
                 await self.extend()
+                await asyncio.sleep(LEASE_EVERY_S)
+            except StoreUnavailable:
+                await asyncio.sleep(LEASE_AGAIN_S)
 
     async def extend(self) -> None:
         """Extend all holds once. Raises StoreUnavailable."""

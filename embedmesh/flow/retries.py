@@ -8,7 +8,7 @@ the caller broke the delivery off, the reply was paid and not read: a retry with
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from embedmesh.rules.errors import Failure
@@ -59,6 +59,8 @@ class Unread(Generic[K]):
         self._call_later = call_later
         self._shares = Shares(bytes_max)
         self._accounts: dict[str, dict[RetryId, _Unread[K]]] = {}
+        self.accounts: Collection[str] = self._accounts.keys()
+        """Those of which any is kept."""
 
     def keep(self, caller: Caller, body: bytes, kept: K, reply_bytes: int) -> None:
         """Keep a reply of that size for a retry of this request. Only a paid one."""
@@ -81,7 +83,7 @@ class Unread(Generic[K]):
 
     def forget(self, caller: Caller, body: bytes) -> None:
         """The reply was read to its end."""
-        if caller.account_id in self._accounts:
+        if caller.account_id in self.accounts:
             self._drop(caller.account_id, _retry_id(caller, body))
 
     def _drop(self, account_id: str, retry_id: RetryId) -> None:

@@ -14,20 +14,17 @@ import msgspec
 
 from embedmesh.flow.bill import Bill, new_hold
 from embedmesh.flow.deliver import Continued, Done, Outcome, Request, charge_of, reply_headers, with_limits, work_under
-from embedmesh.flow.embed import EMBED_SCOPE, Embeddings, EmbeddingsCall
+from embedmesh.flow.embed import Embedded, Embeddings, EmbeddingsCall
 from embedmesh.flow.forward import Begun
 from embedmesh.flow.idempotency import Kept
 from embedmesh.flow.identify import token_of
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
-from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.deadlines import attempt_s
 from embedmesh.rules.embeddings import EmbedVectors
 from embedmesh.rules.errors import InvalidValue, NodeFailure
 from embedmesh.rules.exchange import Deliver, RequestHead
-from embedmesh.rules.forwarding import Attempt, Part
-from embedmesh.rules.holds import Metered
-from embedmesh.rules.ids import new_id
+from embedmesh.rules.forwarding import Answer, Attempt, Part, Share
 from embedmesh.rules.limits import REQUEST_MIN_S
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
@@ -35,7 +32,6 @@ from embedmesh.rules.shares import Room
 from embedmesh.rules.straight import GoOn, ToCaller
 
 LOOK_EVERY_S = 0.05  # at the attempts under way: the shortest deadline is a second
-NO_CACHE = CachePolicy.OFF  # an enum's member is slow to look up
 NO_PART = Part("", (), 0, 0.0)  # of a request that no node was asked for yet
 
 
@@ -81,66 +77,68 @@ class StraightEmbeddings:
 
     def ask(self, known: KnownHead, body: bytes, to_caller: ToCaller) -> "StraightRequest | None":
         world = self.world
-        caller = world.keys.known(known.token)
-        if caller is None or EMBED_SCOPE not in caller.scopes or caller.cache is not NO_CACHE:
+        now = world.clock.monotonic()
+        caller = world.keys.known(known.token, now)
+        if caller is None or not caller.embeds:
             return None
         if not world.ledger.has_tab(caller.key_id):
             return None  # or a request that cannot be paid would be parsed twice
-        limits = world.rate_limits if caller.limited else None
-        if limits is not None and not limits.take_now(caller, 1, look=True):
+        limited = caller.limited
+        if limited and not world.rate_limits.take_now(caller, 1, look=True):
             return None
-        call = self.operation.parse_now(world, body)
-        if call is None or (caller.models is not None and call.model.id not in caller.models):
+        read = self.operation.read_now(world, caller, body)
+        if read is None:
             return None
-        metered = call.count_now(world, caller)
-        if metered is None or (limits is not None and not limits.take_now(caller, metered.quantity, look=True)):
+        call, metered = read
+        if limited and not world.rate_limits.take_now(caller, metered.quantity, look=True):
             return None
-        clock = world.clock
-        request_id = to_caller.own_id or new_id("req", clock)
         cost = cost_nanousd(metered.quantity, metered.price)
-        hold = world.ledger.spend(new_hold(request_id, caller, cost, REQUEST_MIN_S, clock))
+        hold = world.ledger.spend(new_hold(None, caller, cost, REQUEST_MIN_S, world.clock))
         if hold is None:
             return None
-        now = clock.monotonic()
-        bill = Bill(world.ledger, hold, now + REQUEST_MIN_S)
-        request = StraightRequest(self, known.head, caller, call, metered, body, bill, to_caller, now)
-        if not self._begin(request):
-            return None
-        if limits is not None:
-            limits.take_now(caller, metered.quantity)
-        return request
-
-    def _begin(self, request: "StraightRequest") -> bool:
-        """Have a node asked. All that was taken is given back if none can be asked at once, or by a bug of ours."""
-        world, call, caller, bill = self.world, request.call, request.caller, request.bill
-        model, counted = call.model, call.counted
-        room, part = False, None
+        bill = Bill(
+            world.ledger, hold, now + REQUEST_MIN_S,
+            metered=(metered,), cost=cost, tokens=metered.quantity, price=metered.price,
+        )  # fmt: skip
+        request = StraightRequest(self, known.head, caller, call, body, bill, to_caller, now)
+        room, part, attempt = False, None, None
         try:
-            if caller.slots:
-                if not world.slots.take_now(caller, bill.hold.deadline_ms):
-                    return False
-                bill.has_slots(world.slots, caller)
-            room = self.room.take(caller.account_id, 1)
-            if room and (len(counted.lengths) == 1 or request.takes_room_for_reply(call.reply_bytes_max)):
-                part = world.fleet.try_now(model, counted)
-            if part is not None:
+            if not caller.slots or self._takes_slots(caller, bill):
+                room = self.room.take(caller.account_id)
+            if room and (call.call.single or request.takes_room_for_reply(call.reply_bytes_max)):
+                part = world.fleet.try_now(call.model, call.counted, now)
+            if part is not None and (link := world.client.link_to(part.node_id)) is not None:
                 request.part = part
-                request.attempt = world.client.ask(part, model, counted, bill.hold.hold_id, request)
+                attempt = link.ask(part, call.model, call.counted, hold.hold_id, request)
         finally:
-            if request.attempt is None:
-                bill.release()
-                if room:
-                    self.room.give_back(caller.account_id, 1)
-                request.give_back_reply()
-                if part is not None:
-                    world.fleet.abandoned(part)
-        if request.attempt is None:
-            return False
+            if attempt is None:  # no node can be asked at once, or there is a bug of ours
+                self._give_back(request, room, part)
+        if attempt is None:
+            return None
+        request.attempt = attempt
         self.in_flight[request] = None
         if not self._looking:
             self._looking = True
             asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+        if limited:
+            world.rate_limits.take_now(caller, metered.quantity)
+        return request
+
+    def _takes_slots(self, caller: Caller, bill: Bill) -> bool:
+        """Take them until the bill ends. Returns whether they were free."""
+        if not self.world.slots.take_now(caller, bill.hold.deadline_ms):
+            return False
+        bill.has_slots(self.world.slots, caller)
         return True
+
+    def _give_back(self, request: "StraightRequest", room: bool, part: Part | None) -> None:
+        """All that was taken for a request that does not begin."""
+        request.bill.release()
+        if room:
+            self.room.give_back(request.caller.account_id)
+        request.give_back_reply()
+        if part is not None:
+            self.world.fleet.abandoned(part)
 
     def _look(self) -> None:
         """Attempts that are late become a matter of coroutines: they may ask another node."""
@@ -159,7 +157,6 @@ class StraightRequest(msgspec.Struct, eq=False):
     head: RequestHead
     caller: Caller
     call: EmbeddingsCall
-    metered: Metered
     body: bytes
     bill: Bill
     to_caller: ToCaller
@@ -169,6 +166,10 @@ class StraightRequest(msgspec.Struct, eq=False):
     reply_bytes: int = 0  # of the room for replies; one vector's is small beside what else a request takes
     begun: Begun | None = None  # once it goes on
     continued: Continued | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.bill.hold.hold_id
 
     def takes_room_for_reply(self, size: int) -> bool:
         """Take that many bytes, until the caller has the reply. Returns whether there was room."""
@@ -189,8 +190,8 @@ class StraightRequest(msgspec.Struct, eq=False):
         if self.begun is not None:
             self.begun.answered(vectors)
             return
-        straight, call, part, bill = self.straight, self.call, self.part, self.bill
-        world = straight.world
+        straight, call = self.straight, self.call
+        part, bill, world = self.part, self.bill, straight.world
         try:
             verify(vectors, call.model, part, call.counted.exact)
         except NodeFailure as failure:
@@ -198,11 +199,12 @@ class StraightRequest(msgspec.Struct, eq=False):
             return
         del straight.in_flight[self]
         self.attempt = None  # it knows us: or each request would have to be found by a collection of garbage
-        world.fleet.answered_now(part)
+        now = world.clock.monotonic()
         try:
-            world.observer.answered(call.model, call.counted, part, vectors)
-            result = call.answer(vectors, part)
-            bill.owe_all(self.metered, result.answer.shares)
+            if world.fleet.answered_now(part, now):
+                world.observer.answered(call.model, call.counted, part, vectors)
+            bill.shares = shares = (Share(part.node_id, vectors.tokens, part.ask),)
+            result = Embedded(Answer(vectors.data, call.model.width, vectors.tokens, shares), 0)
             reply = call.render(result, reply_headers(world, self.began, bill.cost, bill))
             if self.caller.limited:
                 reply = with_limits(reply, world.rate_limits.left(self.caller))
@@ -215,8 +217,9 @@ class StraightRequest(msgspec.Struct, eq=False):
             self._go_on(partial(_ready, Done(reply, bill, Kept(result, bill.cost))), rest)
             return
         bill.capture(charge_of(world, self.caller, call, bill))
-        world.unread.forget(self.caller, self.body)
-        self._end("ok")
+        if world.unread.accounts:
+            world.unread.forget(self.caller, self.body)
+        self._end("ok", now, bill.tokens, bill.cost)
         self.to_caller.end()
 
     def failed(self, failure: NodeFailure) -> None:
@@ -237,6 +240,7 @@ class StraightRequest(msgspec.Struct, eq=False):
         assert self.attempt is not None
         spent_s = straight.world.clock.monotonic() - self.began
         self.begun = self.call.begun = Begun(self.part, self.attempt, spent_s)
+        self.bill.metered = None  # what it owes is for its work to say
         return self._continue(partial(work_under, straight.world, self._request(), self.bill))
 
     def caller_left(self) -> None:
@@ -250,16 +254,15 @@ class StraightRequest(msgspec.Struct, eq=False):
             self.go_on()
             assert self.continued is not None
             self.continued.leave()
-        self._end("dropped")
+        self._end("dropped", self.straight.world.clock.monotonic())
 
-    def _end(self, code: str) -> None:
-        """It is over, without a coroutine."""
-        straight, bill = self.straight, self.bill
-        straight.room.give_back(self.caller.account_id, 1)
+    def _end(self, code: str, now: float, tokens: int = 0, cost: int = 0) -> None:
+        """It is over, without a coroutine. `tokens` and `cost` were charged."""
+        straight = self.straight
+        straight.room.give_back(self.caller.account_id)
         if self.reply_bytes:
             self.give_back_reply()
-        seconds = straight.world.clock.monotonic() - self.began
-        straight.counts.ended(code, self.call.model.id, seconds, bill.tokens, bill.cost)
+        straight.counts.ended(code, self.call.model.id, now - self.began, tokens, cost)
 
     def _go_on(self, work: Callable[[], Awaitable[Done]], rest: object | None = None) -> None:
         """Its part has ended; the coroutine does the remaining work."""

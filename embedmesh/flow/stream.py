@@ -29,7 +29,7 @@ from embedmesh.rules.errors import (
     UpstreamRefused,
     WrongAnswer,
 )
-from embedmesh.rules.forwarding import Part, Share
+from embedmesh.rules.forwarding import Part
 from embedmesh.rules.generation import Piece, StreamState, TokenCounts
 from embedmesh.rules.holds import Charge, HoldState, Meter, Metered
 from embedmesh.rules.ports import Caller
@@ -100,26 +100,40 @@ class OpenedStream(NamedTuple):
     first: Piece
 
 
+class Told(NamedTuple):
+    """What a node has said until now: bytes of text, and the usage that it tells."""
+
+    text_bytes: int = 0
+    usage: TokenCounts | None = None
+
+    def more(self, piece: Piece) -> "Told":
+        """With one more event."""
+        text = piece.text
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        return Told(self.text_bytes + size, piece.usage or self.usage)
+
+
 class Stream:
     """One stream, and its parts for the caller. `begin`, then read it, and close it."""
 
     def __init__(self, call: StreamedCall, world: World, caller: Caller, bill: Bill, node: OneNode) -> None:
         self._call = call
         self._world = world
+        self._loop = asyncio.get_running_loop()
         self._bill = bill
         self._node = node
         self._opening: asyncio.Task[tuple[OpenedStream, Part]]
         self._caller = caller
         self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
-        self._text_bytes = 0
-        self._said: TokenCounts | None = None
-        self._spent: Used | None = None  # with the event that is being handed over
-        self._handed: tuple[tuple[Metered, ...], tuple[Share, ...]] = ((Metered(Meter.INPUT, 0, 0),), ())  # without it
+        self._part: Part | None = None  # once there is an event
+        self._now = Told()  # with the event that is being handed over
+        self._handed: Told | None = None  # without it
+        self._silent_from: float | None = None  # on the loop's clock, while the next event is waited for
         self._gone = self._closed = False
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
+        return self._parts
 
     async def __anext__(self) -> bytes:
         return await anext(self._parts)
@@ -130,8 +144,7 @@ class Stream:
 
     async def begin(self) -> None:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
-        metered, shares = self._handed
-        self._bill.owe(*metered, shares=shares)
+        self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
         self._opening = asyncio.create_task(self._opened())
         self._call.leases.add(StreamLease(self._bill, self._charge))
         try:
@@ -150,9 +163,22 @@ class Stream:
                 await asyncio.wait({self._opening}, timeout=COMMENT_S)
             if self._gone:
                 return
-            opened, part = self._opening.result()
-            async for event in self._events_of(opened, part):
-                yield event
+            (stream, first), self._part = self._opening.result()
+            piece: Piece | None = first
+            until = self._world.clock.monotonic() + STREAM_S
+            with within(BETWEEN_S, self._patience_s):  # one for all: a new one for each event costs as much as its JSON
+                while piece is not None:
+                    self._now = self._now.more(piece)
+                    if piece.data is not None:
+                        yield b"data: %b\n\n" % piece.data
+                    self._handed = self._now
+                    if self._world.clock.monotonic() > until:
+                        raise DeadlineExceeded("The stream took longer than a stream may.")
+                    self._silent_from = self._loop.time()
+                    piece = await stream.next()
+                    self._silent_from = None
+            for last in self._ended(stream):
+                yield last
         except (Failure, TimeoutError) as reason:
             if not self._gone:
                 yield self._broken(reason)
@@ -188,32 +214,23 @@ class Stream:
             raise NodeTooSlow("the server's first event did not come in time") from None
         return OpenedStream(stream, first)
 
-    async def _events_of(self, opened: OpenedStream, part: Part) -> AsyncGenerator[bytes, None]:
-        call, stream = self._call, opened.stream
-        until = self._world.clock.monotonic() + STREAM_S
-        piece: Piece | None = opened.first
-        while piece is not None:
-            self._owe(piece, part)
-            if piece.data is not None:
-                yield b"data: %b\n\n" % piece.data
-            self._handed = self._bill.metered or (), self._bill.shares
-            if self._world.clock.monotonic() > until:
-                raise DeadlineExceeded("The stream took longer than a stream may.")
-            with within(BETWEEN_S):
-                piece = await stream.next()
+    def _patience_s(self) -> float:
+        """How much longer the node may be silent. A caller that does not read has a deadline of its own."""
+        return BETWEEN_S if self._silent_from is None else self._silent_from + BETWEEN_S - self._loop.time()
+
+    def _ended(self, stream: PieceStream) -> tuple[bytes, ...]:
+        """The node is done; what follows the last event. Raises NodeBroke if the stream was cut."""
         if not stream.is_whole:
             raise NodeBroke("the server's stream ended before its answer")
         self._node.answered()
-        spent = self._spent
-        assert spent is not None
-        call.learn(spent)
-        for last in call.ending(spent, self._state):
-            yield last
+        spent = self._owe(self._bill, self._now)
+        self._call.learn(spent)
+        return self._call.ending(spent, self._state)
 
-    def _owe(self, piece: Piece, part: Part) -> None:
-        self._text_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
-        self._said = piece.usage or self._said
-        self._spent = self._call.owe(self._world, self._bill, part, self._said, self._text_bytes)
+    def _owe(self, bill: Bill, told: Told) -> Used:
+        """Only where somebody asks: an event must not cost that."""
+        assert self._part is not None
+        return self._call.owe(self._world, bill, self._part, told.usage, told.text_bytes)
 
     def _broken(self, reason: Failure | TimeoutError) -> bytes:
         """The last event of a stream that has failed. It costs nothing, unless the operator charges for a part."""
@@ -221,15 +238,16 @@ class Stream:
             reason = NodeTooSlow("the server's next event did not come in time")
         if isinstance(reason, NodeFailure):
             self._node.failed(reason)
-        if self._spent is None or not self._call.model.charge_partial:
+        if self._part is None or not self._call.model.charge_partial:
             self._bill.release()
         told = _not_whole(reason) if isinstance(reason, NodeFailure) else reason
         return b"data: %b\n\n" % self._call.failure_event(told)
 
     def _charge(self) -> Charge:
         """What the caller's socket has by now, not what is on its way there; at first nothing."""
-        bill, (metered, shares) = copy(self._bill), self._handed
-        bill.owe(*metered, shares=shares)
+        bill = copy(self._bill)
+        if self._handed is not None:
+            self._owe(bill, self._handed)
         return charge_of(self._world, self._caller, self._call, bill)
 
     def _stop(self) -> None:
@@ -245,10 +263,10 @@ class Stream:
         self._stop()
         self._node.leave()
         self._call.leases.remove(self._bill.hold.hold_id)
-        if self._spent is None:
+        if self._part is None:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:
-            self._call.spend(self._world, self._spent)
+            self._call.spend(self._world, self._owe(self._bill, self._now))
 
 
 def _not_whole(last: NodeFailure) -> Failure:

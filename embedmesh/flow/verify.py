@@ -15,6 +15,7 @@ from embedmesh.rules.nodes import Check
 
 BYTES_PER_COMPONENT = 4
 FLOAT32 = np.dtype("<f4")
+FROM_BUFFER, INFINITY = np.frombuffer, math.inf  # an attribute of a module is slow to look up
 
 
 def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
@@ -22,21 +23,21 @@ def verify(reply: EmbedVectors, model: Model, part: Part, exact: bool) -> None:
 
     If our count is only a bound (not `exact`), the node's must be above zero and within it.
     """
-    data, rows, row_bytes = reply.data, len(part.rows), model.width * BYTES_PER_COMPONENT
-    if len(data) != rows * row_bytes:
-        check = Check.WIDTH if len(data) % row_bytes else Check.COUNT
+    data, rows = reply.data, len(part.rows)
+    if len(data) != rows * model.width * BYTES_PER_COMPONENT:
+        check = Check.WIDTH if len(data) % (model.width * BYTES_PER_COMPONENT) else Check.COUNT
         raise WrongAnswer("the node answered with another number of components than asked", check=check)
     if reply.tokens != part.tokens if exact else not 0 < reply.tokens <= part.tokens:
         raise WrongAnswer("the node counted other tokens than we did", check=Check.TOKENS)
-    vectors = np.frombuffer(data, FLOAT32)
+    vectors = FROM_BUFFER(data, FLOAT32)
     if rows == 1:  # the ordinary case, in a third of the time
         least = most = float(vectors @ vectors)
     else:
         vectors = vectors.reshape(rows, model.width)
         squares = np.einsum("ij,ij->i", vectors, vectors)  # one pass; NaN and infinity survive into the sum
         least, most = float(squares.min()), float(squares.max())
-    if least > 0.0 and most < math.inf:  # NaN is neither
+    if least > 0.0 and most < INFINITY:  # NaN is neither
         return
-    if least == 0.0 and most < math.inf:
+    if least == 0.0 and most < INFINITY:
         raise WrongAnswer("a vector is all zeros", check=Check.ZERO)
     raise WrongAnswer("a vector has a component that is not finite", check=Check.FINITE)

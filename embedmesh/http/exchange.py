@@ -1,5 +1,6 @@
 """One request and its reply, over the fast path or the general server."""
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -62,7 +63,8 @@ class GeneralExchange:
             self.request[REPLY_HEADERS]["x-request-id"] = reply.headers[REQUEST_HEADER]
         if isinstance(reply, StreamedReply):
             self.response = web.StreamResponse(headers={"Content-Type": reply.content_type, **reply.headers})
-            return await stream(self.request, self.response, reply, self.write_s)
+            writing = stream(self.request, self.response, reply, self.write_s)
+            return await asyncio.create_task(writing)  # an event wakes all coroutines of its task, and ours are many
         assert isinstance(self.response, web.Response)
         self.response.headers.update(reply.headers)
         self.response.body = reply.body

@@ -1,10 +1,10 @@
 """The headers of every reply, and replies as the bytes of HTTP/1.1."""
 
 import re
-import time
 from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
+from time import time
 
 from aiohttp import web
 
@@ -26,7 +26,7 @@ STATUS_LINES = {
 REQUEST_ID = web.RequestKey("request_id", str)  # the caller's x-request-id where it is sane, else our own
 REPLY_HEADERS = web.RequestKey("reply_headers", dict[str, str])  # headers that every reply to this request has
 
-_middle = (0, "")  # the second, and what stands in its heads between the length and the request id
+_second, _middle = 0, ""  # what stands in the heads of that second between the length and the request id
 
 
 def request_id_of(header: str | None) -> str:
@@ -41,12 +41,12 @@ def own_request_id() -> str:
 
 def json_head(status: int, request_id: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
     """The head of a response with a JSON body of `body_bytes`."""
-    global _middle
-    now = int(time.time())
-    if now != _middle[0]:  # formatted once a second
-        _middle = now, f"\r\nDate: {formatdate(now, usegmt=True)}\r\nServer: embedmesh\r\nx-request-id: "
+    global _second, _middle
+    now = int(time())
+    if now != _second:  # formatted once a second
+        _second, _middle = now, f"\r\nDate: {formatdate(now, usegmt=True)}\r\nServer: embedmesh\r\nx-request-id: "
     more = "\r\n".join([request_id, *map(": ".join, headers.items())])
-    return f"{STATUS_LINES[status]}{body_bytes}{_middle[1]}{more}\r\n\r\n".encode("ascii")
+    return f"{STATUS_LINES[status]}{body_bytes}{_middle}{more}\r\n\r\n".encode("ascii")
 
 
 def failure_bytes(failure: Failure, request_id: str, *, close: bool, more: dict[str, str] | None = None) -> bytes:

@@ -49,14 +49,16 @@ def send_now(transport: asyncio.Transport, head: bytes, body: bytes) -> Rest | N
 
 
 class Sending:
-    """One reply on one connection. The connection calls `resume_writing` and `lost`, and must not cancel the writer.
+    """One reply on one connection, or the parts of one. The connection calls `resume_writing` and `lost`, and must not
+    cancel the writer.
 
     The transport's write buffer must be empty before, with limits that resume writing when it is empty again.
     """
 
     def __init__(self, transport: asyncio.Transport, within_s: float) -> None:
-        """The caller has `within_s` seconds to read the whole reply."""
+        """The caller has `within_s` seconds to read what is given to one `send`."""
         self._transport = transport
+        self._plain = transport.get_extra_info("ssl_object") is None
         self._within_s = within_s
         self._gone = False
         self._emptied: asyncio.Future[bool] | None = None
@@ -68,7 +70,7 @@ class Sending:
         Raises ConnectionResetError if the caller went before any of the body had left.
         """
         transport, size = self._transport, len(body)
-        if transport.get_extra_info("ssl_object") is None:
+        if self._plain:
             rest = send_now(transport, head, body)
             return Delivery.WHOLE if rest is None else await self.finish(rest)
         begun, start = False, 0
@@ -90,8 +92,7 @@ class Sending:
             else:
                 return Delivery.WHOLE
         finally:
-            if self._late is not None:
-                self._late.cancel()
+            self._in_time()
         return _broken_off(begun)
 
     async def finish(self, rest: Rest) -> Delivery:
@@ -107,8 +108,7 @@ class Sending:
                 return Delivery.BROKEN_OFF
             return Delivery.WHOLE
         finally:
-            if self._late is not None:
-                self._late.cancel()
+            self._in_time()
 
     def resume_writing(self) -> None:
         """What was written is in the kernel."""
@@ -127,6 +127,11 @@ class Sending:
         if self._late is None:
             self._late = loop.call_later(self._within_s, self._is_late)
         return await self._emptied
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
     def _is_late(self) -> None:
         self._transport.abort()

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import msgspec
-
 from embedmesh.http.fast_path import PIPELINED_BYTES_MAX, Explain, FastExchange, FastHead, FastPath, read_head
 from embedmesh.http.rendering import CLOCK, SANE_REQUEST_ID, json_head
 from embedmesh.http.sending import Rest, send_now
-from embedmesh.rules.exchange import Deliver, Reply
+from embedmesh.rules.exchange import REQUEST_HEADER, Deliver, Reply
 from embedmesh.rules.ids import new_id
 from embedmesh.rules.straight import Asked, GoOn, Straight
 
@@ -26,48 +24,112 @@ LENGTH_LINE = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})(?=\r\n)", re.I
 HEAD_END = b"\r\n\r\n"
 
 
-class StraightExchange(msgspec.Struct, eq=False):
-    """One request on one connection. It has no task, unless it goes on as a FastExchange."""
+class StraightConnection:
+    """The fast path of one connection, and what is asked for on it: one request at a time, as in HTTP/1.1.
 
-    _connection: "StraightConnection"
-    _head: FastHead
-    own_id: str | None
-    request_id: str
-    _after: bytes = b""
-    _slow: FastExchange | None = None
-    asked: Asked | None = None
+    It remembers the last head: the next one is likely to differ in its length only. What it takes for a head that it
+    has read before is that, to the byte. A request has no task, unless it goes on as a FastExchange.
+    """
+
+    __slots__ = (
+        "_after", "_asked", "_before", "_callers_id", "_explain", "_fast_path", "_further", "_head", "_known",
+        "_on_end", "_slow", "_straight", "_transport",
+    )  # fmt: skip
 
     over: ClassVar[bool] = False
+
+    def __init__(self, fast_path: FastPath, straight: Straight, transport: asyncio.Transport) -> None:
+        self._fast_path = fast_path
+        self._straight = straight
+        self._transport = transport
+        self._before = HEAD_END  # all of the last head up to the digits of Content-Length; as yet what is in no head
+        self._after = b""  # and all that follows them
+        self._head: FastHead
+        self._known: Any = None  # what `Straight.knows` made of it
+        self._callers_id = ""  # if it is sane
+        self._explain: Explain
+        self._on_end: Callable[[bytes], None]
+        self._asked: Asked | None = None  # until it is over, or goes on
+        self._slow: FastExchange | None = None  # that it goes on as
+        self._further = b""  # what came after the request that is under way
+
+    def on(self, transport: asyncio.Transport) -> "StraightConnection":
+        return self
+
+    def begin(
+        self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
+    ) -> "StraightConnection | FastExchange | None":
+        """Start an exchange; None if the general server must take the request."""
+        head, _, body = data.partition(HEAD_END)
+        size = len(body)
+        if size <= STRAIGHT_BODY_BYTES_MAX and (
+            head == b"%b%d%b" % (self._before, size, self._after) or self._learnt(data, head, explain, on_end)
+        ):
+            try:
+                self._asked = asked = self._straight.ask(self._known, body, self)
+            except Exception as error:  # noqa: BLE001 - a bug of ours: explained to the caller, and counted
+                self._go_on(partial(_broken, error), new_id("req", CLOCK))
+                return self
+            if asked is not None:
+                return self
+        return self._fast_path.begin(transport, data, explain, on_end)
+
+    def _learnt(self, data: bytes, head: bytes, explain: Explain, on_end: Callable[[bytes], None]) -> bool:
+        """Remember the head, if the request is whole and may go straight. Returns whether it was."""
+        read = read_head(data, self._fast_path.line)
+        if read is None or read.end + read.length != len(data) or read.end > LAST_HEAD_BYTES_MAX:
+            return False
+        known, length = self._straight.knows(read.headers), LENGTH_LINE.search(data, 0, read.end)
+        if known is None or length is None:
+            return False
+        self._before, self._after = head[: length.start(1)], head[length.end(1) :]
+        self._head, self._known = read, known
+        callers_id = read.headers.get("x-request-id", "")
+        self._callers_id = callers_id if SANE_REQUEST_ID.fullmatch(callers_id) else ""
+        self._explain, self._on_end = explain, on_end  # the same for all requests of a connection
+        return True
 
     # -- for the handler
 
     def deliver(self, reply: Reply) -> Rest | None:
         """See `send_now`. After it comes `end`, or `go_on` with the rest."""
-        connection, headers = self._connection, reply.headers
-        if (cors := connection.fast_path.cors) is not None:
+        headers = reply.headers
+        request_id = self._callers_id or headers[REQUEST_HEADER]
+        if (cors := self._fast_path.cors) is not None:
             headers = headers | cors.headers(self._head.headers.get("origin"))
-        return send_now(connection.transport, json_head(200, self.request_id, headers, len(reply.body)), reply.body)
+        return send_now(self._transport, json_head(200, request_id, headers, len(reply.body)), reply.body)
 
     def end(self) -> None:
         """The request is over."""
-        self.asked = None  # it knows us, as we know it: nobody should have to find out that both are garbage
-        self._connection.on_end(self._after)
+        self._asked = None  # it knows us, as we know it: nobody should have to find out that it is garbage
+        further = self._further
+        if further:
+            self._further = b""
+        self._on_end(further)
 
     def go_on(self, handle: GoOn, rest: object | None = None) -> None:
         """Let a coroutine handle the request from now on; see `ToCaller`."""
-        connection = self._connection
+        assert self._asked is not None
         assert rest is None or isinstance(rest, Rest)
+        self._go_on(handle, self._asked.request_id, rest)
+
+    def _go_on(self, handle: GoOn, own_id: str, rest: Rest | None = None) -> None:
+        further, self._further, self._asked = self._further, b"", None
         self._slow = FastExchange(
-            connection.fast_path,
-            connection.transport,
+            self._fast_path,
+            self._transport,
             self._head._replace(length=0),
-            connection.explain,
-            connection.on_end,
+            self._explain,
+            self._slow_ended,
             lambda exchange: handle(exchange.deliver),
-            request_id=self.request_id,
-            after=self._after,
+            request_id=self._callers_id or own_id,
+            after=further,
             rest=rest,
         )
+
+    def _slow_ended(self, further: bytes) -> None:
+        self._slow = None
+        self._on_end(further)
 
     # -- for the connection
 
@@ -80,9 +142,9 @@ class StraightExchange(msgspec.Struct, eq=False):
         if self._slow is not None:
             self._slow.feed(data)
             return
-        self._after += data
-        if len(self._after) > PIPELINED_BYTES_MAX:
-            self._connection.transport.pause_reading()
+        self._further += data
+        if len(self._further) > PIPELINED_BYTES_MAX:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         if self._slow is not None:
@@ -90,79 +152,19 @@ class StraightExchange(msgspec.Struct, eq=False):
 
     def lost(self) -> None:
         if self._slow is None:
-            assert self.asked is not None
-            self.asked.caller_left()
+            assert self._asked is not None
+            self._asked.caller_left()
             self.end()
         else:
             self._slow.lost()
 
     async def stopped(self, timeout_s: float) -> None:
-        """Wait at most `timeout_s` for it to end; then break it off."""
+        """Wait at most `timeout_s` for what is under way to end; then break it off."""
         if self._slow is None:
-            assert self.asked is not None
-            self.go_on(self.asked.go_on())
+            assert self._asked is not None
+            self.go_on(self._asked.go_on())
         assert self._slow is not None
         await self._slow.stopped(timeout_s)
-
-
-class StraightConnection:
-    """The fast path of one connection. It remembers the last head: the next one is likely to differ in its length only.
-
-    What it takes for a head that it has read before is that, to the byte.
-    """
-
-    __slots__ = (
-        "_after", "_before", "callers_id", "explain", "fast_path", "head", "known", "on_end", "straight", "transport",
-    )  # fmt: skip
-
-    def __init__(self, fast_path: FastPath, straight: Straight, transport: asyncio.Transport) -> None:
-        self.fast_path = fast_path
-        self.straight = straight
-        self.transport = transport
-        self._before = HEAD_END  # all of the last head up to the digits of Content-Length; as yet what is in no head
-        self._after = b""  # and all that follows them
-        self.head: FastHead
-        self.known: Any = None  # what `Straight.knows` made of it
-        self.callers_id = ""  # if it is sane
-
-    def on(self, transport: asyncio.Transport) -> "StraightConnection":
-        return self
-
-    def begin(
-        self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
-    ) -> StraightExchange | FastExchange | None:
-        """Start an exchange; None if the general server must take the request."""
-        head, _, body = data.partition(HEAD_END)
-        size = len(body)
-        if size <= STRAIGHT_BODY_BYTES_MAX and (
-            head == b"%b%d%b" % (self._before, size, self._after) or self._learnt(data, head)
-        ):
-            self.explain, self.on_end = explain, on_end
-            own_id = None if self.callers_id else new_id("req", CLOCK)
-            exchange = StraightExchange(self, self.head, own_id, own_id or self.callers_id)
-            try:
-                asked = self.straight.ask(self.known, body, exchange)
-                if asked is not None:
-                    exchange.asked = asked
-                    return exchange
-            except Exception as error:  # noqa: BLE001 - a bug of ours: explained to the caller, and counted
-                exchange.go_on(partial(_broken, error))
-                return exchange
-        return self.fast_path.begin(transport, data, explain, on_end)
-
-    def _learnt(self, data: bytes, head: bytes) -> bool:
-        """Remember the head, if the request is whole and may go straight. Returns whether it was."""
-        read = read_head(data, self.fast_path.line)
-        if read is None or read.end + read.length != len(data) or read.end > LAST_HEAD_BYTES_MAX:
-            return False
-        known, length = self.straight.knows(read.headers), LENGTH_LINE.search(data, 0, read.end)
-        if known is None or length is None:
-            return False
-        self._before, self._after = head[: length.start(1)], head[length.end(1) :]
-        self.head, self.known = read, known
-        callers_id = read.headers.get("x-request-id", "")
-        self.callers_id = callers_id if SANE_REQUEST_ID.fullmatch(callers_id) else ""
-        return True
 
 
 async def _broken(error: Exception, deliver: Deliver) -> None:
@@ -184,6 +186,6 @@ class StraightPath:
 
     def begin(
         self, transport: asyncio.Transport, data: bytes, explain: Explain, on_end: Callable[[bytes], None]
-    ) -> StraightExchange | FastExchange | None:
+    ) -> StraightConnection | FastExchange | None:
         """See `StraightConnection`."""
         return self.on(transport).begin(transport, data, explain, on_end)

@@ -1,8 +1,13 @@
 """Writes a reply that is made while it is read: each part is with the kernel before the next one is asked for.
 
 The status line waits for the first part. Until then a failure is an ordinary reply with an envelope.
+
+The kernel would take megabytes for a caller that does not read: the node would make them, the caller pay for them, and
+its deadline pass before a third of them has left. So it gets UNSENT_BYTES_MAX more than the caller's own window.
 """
 
+import asyncio
+import socket
 from contextlib import suppress
 
 from aiohttp import web
@@ -11,6 +16,8 @@ from embedmesh.http.aiohttp_connection import ServerConnection, send_head
 from embedmesh.http.rendering import REPLY_HEADERS
 from embedmesh.http.sending import Sending
 from embedmesh.rules.exchange import Delivery, StreamedReply
+
+UNSENT_BYTES_MAX = 16 * 1024  # half of it leaves in `part_s` also where a kilobyte a second is read; it is fifty events
 
 
 async def stream(
@@ -23,7 +30,7 @@ async def stream(
     """
     connection = request.protocol
     assert isinstance(connection, ServerConnection)
-    begun = False
+    begun, sending = False, None
 
     def on_lost(_: object) -> None:
         reply.left()
@@ -34,13 +41,14 @@ async def stream(
             transport = connection.transport
             if transport is None:
                 break
-            connection.sending = Sending(transport, part_s)  # from now on the caller's leaving does not cancel us
-            if not response.prepared:
+            if sending is None:
+                sending = connection.sending = Sending(transport, part_s)  # the caller's leaving does not cancel us now
+                _keep_unsent(transport, UNSENT_BYTES_MAX)
                 response.headers.update(request[REPLY_HEADERS])
                 response.enable_chunked_encoding()
                 await send_head(request, response)
             try:
-                delivery = await connection.sending.send(b"", b"%x\r\n%b\r\n" % (len(part), part))
+                delivery = await sending.send(b"", b"%x\r\n%b\r\n" % (len(part), part))
             except ConnectionResetError:
                 break
             begun = True
@@ -61,6 +69,15 @@ async def stream(
     finally:
         connection.lost.remove_done_callback(on_lost)
         connection.sending = None
+        if sending is not None and connection.transport is not None:
+            _keep_unsent(connection.transport, 0)
     if begun:
         return Delivery.BROKEN_OFF
     raise ConnectionResetError("the caller went before any of the reply was sent")
+
+
+def _keep_unsent(transport: asyncio.Transport, size: int) -> None:
+    """Let the kernel take no more than `size` bytes beyond what the other side has room for; 0: as much as it likes."""
+    sock = transport.get_extra_info("socket")
+    with suppress(AttributeError, OSError):  # no TCP, or a system that cannot
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)

@@ -22,6 +22,7 @@ Ids = list[int] | bytes
 """The token ids of one input: numbers, or little-endian uint32 as in messages. See `bytes_of` and `numbers_of`."""
 
 ID_BYTES = 4
+UINT32 = struct.Struct("<I").pack
 
 COMPACT = "application/vnd.embedmesh.v2+msgpack"  # content type of EmbedIds, EmbedVectors and sealed calls
 
@@ -94,8 +95,8 @@ class EmbedVectors(msgspec.Struct):
 
 def pack_ids(model: str, ids: Sequence[Ids]) -> EmbedIds:
     """The message that asks for vectors of some inputs' ids."""
-    if len(ids) == 1 and type(alone := ids[0]) is bytes:  # the ordinary case, in half the time
-        return EmbedIds(model, (len(alone) // ID_BYTES).to_bytes(ID_BYTES, "little"), alone)
+    if len(ids) == 1 and (alone := ids[0]).__class__ is bytes:  # the ordinary case, in half the time
+        return EmbedIds(model, UINT32(len(alone) // ID_BYTES), alone)
     try:
         joined = b"".join(ids)  # type: ignore[arg-type]  # the ordinary case: all are bytes
     except TypeError:

@@ -93,15 +93,15 @@ class Fleet(Protocol):
         """
         ...
 
-    def try_now(self, model: Model, counted: Counted) -> Part | None:
+    def try_now(self, model: Model, counted: Counted, now: float) -> Part | None:
         """Give all inputs to a node as one part, if nobody waits and one that reads ids has room; else None.
 
         It ends by `answered_now` or `abandoned`, or is adopted.
         """
         ...
 
-    def answered_now(self, part: Part) -> None:
-        """The part of `try_now` was answered right."""
+    def answered_now(self, part: Part, now: float) -> bool:
+        """The part of `try_now` was answered right. Returns whether an Observer has to see that: of no trusted node."""
         ...
 
     def abandoned(self, part: Part, *, late: bool = False) -> None:
@@ -133,8 +133,8 @@ class Attempt(Protocol):
         ...
 
 
-class NodeClient(Protocol):
-    """One exchange with one node.
+class NodeLink(Protocol):
+    """The link to one node.
 
     `request_id` is our own, the hold's; it is the same for all parts and attempts of a request.
     """
@@ -148,6 +148,19 @@ class NodeClient(Protocol):
 
         None if it cannot begin at once, as without an idle connection: then `embed` can.
         """
+        ...
+
+
+class NodeClient(Protocol):
+    """All nodes, by their ids."""
+
+    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
+        """As the link to the part's node."""
+        ...
+
+    @property
+    def link_to(self) -> Callable[[str], NodeLink | None]:
+        """The link to the node of that id; None if there is none."""
         ...
 
 

@@ -19,7 +19,15 @@ def new_id(prefix: str, clock: Clock) -> str:
 
     Time first, so that rows that are written together lie together in an index.
     """
-    return f"{prefix}_{clock.unix_ms():012x}{random_hex()}"
+    return id_at(prefix, clock.unix_ms())
+
+
+def id_at(prefix: str, unix_ms: int) -> str:
+    """The same where the time is known."""
+    try:
+        return f"{prefix}_{unix_ms:012x}{_pieces.pop()}"
+    except IndexError:
+        return f"{prefix}_{unix_ms:012x}{random_hex()}"
 
 
 def first_id(prefix: str, unix_ms: int) -> str:

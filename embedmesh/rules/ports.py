@@ -9,6 +9,8 @@ from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, Meter, PriorRequest, StreamNote
 from embedmesh.rules.models import Model
 
+EMBED_SCOPE = "embeddings"
+
 
 class Clock(Protocol):
     """Two clocks: one that never jumps, to measure spans; one that agrees with other machines, for deadlines."""
@@ -64,8 +66,10 @@ class Caller(msgspec.Struct, frozen=True):
     above: tuple[Above, ...] = ()
     slots: tuple[SlotLimit, ...] = ()
     limited: bool = False  # whether the key or one above has a limit a minute
+    embeds: bool = False  # whether it may have something embedded, and nothing is looked for in a cache before
 
     def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "embeds", EMBED_SCOPE in self.scopes and self.cache is CachePolicy.OFF)
         if self.requests_a_minute is not None or self.tokens_a_minute is not None or self.above:
             msgspec.structs.force_setattr(self, "limited", True)
 
@@ -84,8 +88,11 @@ class Keys(Protocol):
 class RememberedKeys(Keys, Protocol):
     """Keys that are remembered for a while."""
 
-    def known(self, token: str) -> Caller | None:
-        """The caller behind a key that was found a moment ago; None for any other. Must not wait."""
+    def known(self, token: str, now: float) -> Caller | None:
+        """The caller behind a key that was found a moment ago; None for any other. Must not wait.
+
+        `now` is on the monotonic clock.
+        """
         ...
 
 

@@ -26,7 +26,7 @@ class Shares:
         """Taken by all accounts together."""
         return self.total - self._free
 
-    def take(self, account_id: str, number: int) -> bool:
+    def take(self, account_id: str, number: int = 1) -> bool:
         """Take more for an account. Returns False, and takes nothing, if that is over its share.
 
         The rule is applied as if they were taken one after another, so that the last one can be had, too.
@@ -39,7 +39,7 @@ class Shares:
         self._accounts[account_id], self._free = mine, free
         return True
 
-    def give_back(self, account_id: str, number: int) -> None:
+    def give_back(self, account_id: str, number: int = 1) -> None:
         """Return some of what the account has taken."""
         if not number:
             return

@@ -16,13 +16,11 @@ GoOn = Callable[[Deliver], Awaitable[None]]
 class ToCaller(Protocol):
     """One request's way back to its caller."""
 
-    @property
-    def own_id(self) -> str | None:
-        """The id that we gave the request; None if its caller brought one, which is only echoed."""
-        ...
-
     def deliver(self, reply: Reply) -> object | None:
-        """Write the reply. None if the kernel has all of it, and `end` must be called; else the rest for `go_on`."""
+        """Write the reply, whose headers have the request's id (REQUEST_HEADER).
+
+        None if the kernel has all of it, and `end` must be called; else the rest for `go_on`.
+        """
         ...
 
     def end(self) -> None:
@@ -36,6 +34,11 @@ class ToCaller(Protocol):
 
 class Asked(Protocol):
     """A request whose work has begun. In the end it calls `ToCaller.end` or `go_on`."""
+
+    @property
+    def request_id(self) -> str:
+        """Our own id of it, as the ledger has it."""
+        ...
 
     def go_on(self) -> GoOn:
         """From now on its life is that of a coroutine, which is run at once."""

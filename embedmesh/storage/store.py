@@ -79,7 +79,7 @@ class Store:
         self.rate_limits = LeasedRateLimits(self._write, clock)
         self.slots = LeasedSlots(self._outcome, opened.instance.name, self._reads, self.changes, clock)
         self.nodes = NodeBooks(self._reads, self._write, clock, key_secret)
-        self.tabs = TabKeeper(self._writer, clock, opened.instance.name, self.stats)
+        self.tabs = TabKeeper(self._writer, clock, opened.instance.name, self.stats, self._capture_exact)
         self._recalls = Recalls(self._recall_tabs, self._own_tabs, self.tabs, clock)
         self.locks = StoredLocks(
             self._writer, self._reads, clock, opened.instance.name, key_secret,
@@ -87,7 +87,8 @@ class Store:
         )  # fmt: skip
         self.changes.on("tabs", self._recalls.tabs_changed)
         self.changes.on("keys", self._recalls.keys_changed)
-        self.has_tab, self.spend = self.tabs.has_tab, self.tabs.spend  # of the port Ledger, without a call of its own
+        # Of the port Ledger, without a call of its own.
+        self.has_tab, self.spend, self.capture = self.tabs.has_tab, self.tabs.spend, self.tabs.capture
 
     @classmethod
     async def open(
@@ -188,15 +189,11 @@ class Store:
         self._noted -= asked - extended
         return extended
 
-    def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
+    def _capture_exact(self, hold: Hold, charge: Charge, reply: bytes | None) -> None:
         """End an open hold by charging it; written with the next batch, and kept until it is durable.
 
         Bounded without a limit of its own: there is at most one for each hold that became durable.
         """
-        if hold.tab_id is not None:
-            assert reply is None, "what has a claim has a hold of its own"
-            self.tabs.capture(hold, charge)
-            return
         sealed = self._seal.close(reply, what=REPLY, whose=hold.hold_id) if reply is not None else None
         self._writer.submit(EndHold(hold, HoldEnd.CAPTURE, charge, sealed, noted=self._was_noted(hold)))
 

@@ -115,17 +115,16 @@ class UpstreamStream:
                 if not self._any:
                     raise NodeBroke("the server's stream has no event", check=Check.FORM)
                 return None
-            await self._more()
+            if self._parser.too_large:
+                self.close()
+                raise WrongAnswer("an event of the server's stream is larger than any right one", check=Check.HTTP)
+            self._feed(await self._body.read())
 
     def close(self) -> None:
         self._body.close()
 
-    async def _more(self) -> None:
+    def _feed(self, data: bytes | None) -> None:
         """Have the next events, or the end."""
-        if self._parser.too_large:
-            self.close()
-            raise WrongAnswer("an event of the server's stream is larger than any right one", check=Check.HTTP)
-        data = await self._body.read()
         if data is not None:
             self._events.extend(self._parser.feed(data))
             return

@@ -29,6 +29,7 @@ class BodyStream(asyncio.BufferedProtocol):
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.by_closing = False
+        self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = connection
         self._put_back = put_back
         self._limit = limit
@@ -49,7 +50,8 @@ class BodyStream(asyncio.BufferedProtocol):
             while not self.status:
                 if self._failure is not None:
                     raise self._failure
-                await self._wait()
+                self._waiter = self._loop.create_future()
+                await self._waiter
         except BaseException:
             self.close()
             raise
@@ -64,7 +66,8 @@ class BodyStream(asyncio.BufferedProtocol):
                 raise self._failure
             if self._ended:
                 return None
-            await self._wait()
+            self._waiter = self._loop.create_future()
+            await self._waiter
         pieces, self._pieces, self._unread = self._pieces, [], 0
         if self._paused:
             self._paused = False
@@ -86,7 +89,7 @@ class BodyStream(asyncio.BufferedProtocol):
         if self._connection is not None and not self._left:
             self._left, self._unread = True, 0
             self._pieces.clear()
-            self._leaving = asyncio.get_running_loop().call_later(LEFT_S, self._give_up)
+            self._leaving = self._loop.call_later(LEFT_S, self._give_up)
             if self._paused:
                 self._paused = False
                 self._transport.resume_reading()
@@ -146,14 +149,6 @@ class BodyStream(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
 
     # -- inside
-
-    async def _wait(self) -> None:
-        """Until something has come."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

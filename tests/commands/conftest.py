@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from embedmesh.commands.group import cli
 from tests.commands.edge import Edge, bootstrap
 
-WIDE = {"COLUMNS": "200"}  # a terminal in which every table has a row a line
+WIDE = {"COLUMNS": "240"}  # a terminal in which every table has a row a line
 STORE_ONLY = ("store", "doctor")  # commands that have no --offline: they never need a gateway
 
 

@@ -215,7 +215,7 @@ def test_more_keys_than_a_page(run: Run, data_dir: Path) -> None:
     told(run("keys", "revoke", last))
 
 
-def test_a_key_that_another_made_is_listed_with_it(run: Run, data_dir: Path) -> None:
+def test_a_key_that_another_made_is_listed_with_it(run: Run, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And so is one that was rotated; a list without any has no such column."""
     assert "draws from" not in told(run("keys", "list"))
     with open_books(data_dir, store_path(data_dir)) as books:

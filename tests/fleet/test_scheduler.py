@@ -324,7 +324,7 @@ def test_what_is_lost_with_its_nodes_needs_little_budget() -> None:
     left = 0
     while world.scheduler.retries.budget.take():
         left += 1
-    world.scheduler.retries.budget._newest.retries -= 12  # a few failures of each node, until it is known to be out
+    world.scheduler.retries.budget.newest.retries -= 12  # a few failures of each node, until it is known to be out
     world.run()
     assert left == 100
     assert all(request.answered == [0] for request in requests)

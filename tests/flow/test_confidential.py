@@ -48,7 +48,7 @@ class Scene:
         self.operation = ConfidentialEmbeddings(EnvelopeForm(), self.locks, self.node, "embeddings")
 
     async def lock(self, units: int = 100, span_s: int = 30, key: str = GOOD_KEY) -> LockTerms:
-        caller = self.world.keys.known(key)
+        caller = self.world.keys.known(key, 0.0)
         assert isinstance(caller, Caller)
         terms, _ = await lock_node(self.world, self.locks, self.node, caller, "tiny", units, span_s, SDK_SCHEME)
         return terms
@@ -325,7 +325,7 @@ async def test_locks_under_way_have_a_share_for_each_account(scene: Scene) -> No
     """Each is a write in the queue that all requests wait for."""
     embeddings: Any = None
     api = ConfidentialApi(scene.world, embeddings, Room(1, "full"), scene.locks, scene.node)
-    request: Any = {CALLER: scene.world.keys.known(GOOD_KEY)}
+    request: Any = {CALLER: scene.world.keys.known(GOOD_KEY, 0.0)}
     may_open, open_lock = asyncio.Event(), scene.locks.open
 
     async def slow(terms: LockTerms, hold: Hold) -> None:

@@ -152,7 +152,7 @@ class Scene:
         self.leases = Leases(self.world.ledger, self.world.clock)
 
     async def lock(self, model: Model = CHAT, units: int = UNITS) -> LockTerms:
-        caller = self.world.keys.known(GOOD_KEY)
+        caller = self.world.keys.known(GOOD_KEY, self.world.clock.monotonic())
         assert isinstance(caller, Caller)
         terms, _ = await lock_node(self.world, self.locks, self.node, caller, model.id, units, 30, SDK_SCHEME)
         return terms

@@ -20,9 +20,10 @@ from embedmesh.rules.errors import (
     NodeBroke,
     NodeBusy,
     NoNodeAvailable,
+    StoreUnavailable,
     UpstreamRefused,
 )
-from embedmesh.rules.exchange import Delivery
+from embedmesh.rules.exchange import Delivery, Reply, StreamedReply
 from embedmesh.rules.holds import Meter
 from embedmesh.rules.sealed_generation import EVENTS_MORE
 from tests.flow.speaking import (
@@ -341,6 +342,61 @@ async def test_the_hold_of_a_stream_is_extended_with_what_it_owes() -> None:
     await asking
     await leases.extend()
     assert len(world.ledger.notes) == 1 and ledger(world)[-1][0] == "capture"
+
+
+async def test_a_stream_that_begins_too_late_is_closed() -> None:
+    """As after a machine has slept: its hold may end before it is read."""
+    world, reader = speaking_world(), Reader()
+
+    async def sleeps() -> None:
+        world.clock.now += 50.0
+
+    leases, client = Leases(world.ledger, world.clock), Speakers([sleeps, *WORDS])
+    with pytest.raises(Failure):
+        await ask(world, client, STREAM, reader, leases=leases)
+    assert client.streams[0].closed and not leases._leases and world.node("n0").load.parts == 0
+    assert ledger(world) == [("hold", HELD), ("release", HELD)]
+
+
+async def test_a_note_leaves_out_the_event_that_is_on_its_way() -> None:
+    """If the gateway dies now, its caller never had that."""
+    world = speaking_world()
+    leases = Leases(world.ledger, world.clock)
+
+    class Slow(Reader):
+        async def __call__(self, reply: Reply | StreamedReply) -> Delivery:
+            assert isinstance(reply, StreamedReply)
+            async for part in reply.parts:
+                self.parts.append(part)
+                await leases.extend()
+            return Delivery.WHOLE
+
+    await ask(world, Speakers([event("four"), event("more"), event(finish="stop")]), STREAM, Slow(), leases=leases)
+    before, after_one, *_ = (note.charge for note in world.ledger.notes)
+    assert before.cost_nanousd == 0 < after_one.cost_nanousd
+    assert after_one.meters[-1].quantity == 1 and world.ledger.charges[-1].meters[-1].quantity == 2
+
+
+async def test_leases_are_tried_again_soon_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two tries are all that a hold has."""
+    world, slept = speaking_world(), []
+    outcomes = iter([None, StoreUnavailable("away"), StoreUnavailable("away"), None])
+    leases = Leases(world.ledger, world.clock)
+
+    async def extend() -> None:
+        if (outcome := next(outcomes, None)) is not None:
+            raise outcome
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 4:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(leases, "extend", extend)
+    monkeypatch.setattr("embedmesh.flow.leases.asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await leases.run()
+    assert slept == [10.0, 1.0, 1.0, 10.0]
 
 
 async def test_a_stream_takes_nothing_from_a_tab() -> None:

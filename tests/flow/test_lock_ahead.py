@@ -66,7 +66,7 @@ class Scene:
         self.operation = ConfidentialEmbeddings(EnvelopeForm(), self.locks, self.node, "embeddings")
 
     async def lock(self, units: int = 100) -> LockTerms:
-        caller = self.world.keys.known(GOOD_KEY)
+        caller = self.world.keys.known(GOOD_KEY, self.world.clock.monotonic())
         assert isinstance(caller, Caller)
         terms, _ = await lock_node(self.world, self.locks, self.node, caller, "tiny", units, LOCK_S, HPKE_SCHEME)
         self.locks.did.clear()

@@ -87,9 +87,8 @@ class Nodes(ScriptedNodes):
 class Line:
     """A caller's connection: what it gets, and how it takes a reply."""
 
-    def __init__(self, *, own_id: str | None = "req_own", rest: object | None = None, ends: Any = None) -> None:
+    def __init__(self, *, rest: object | None = None, ends: Any = None) -> None:
         """Of a reply, `rest` is left; a coroutine's delivery ends like `ends`, or whole."""
-        self.own_id = own_id
         self.replies: list[Reply] = []
         self.ended = 0
         self.task: asyncio.Task[None] | None = None
@@ -194,13 +193,13 @@ async def retry(desk: Desk) -> Reply:
 
 async def test_it_is_held_asked_answered_delivered_and_charged() -> None:
     desk, line = Desk(), Line()
-    desk.begin(line)
+    asked = desk.begin(line)
     assert desk.log == [("spend", COST)]
     assert line.replies == []
     desk.client.attempts[0].answer()
     assert desk.log == [("spend", COST), ("capture", COST)]
     assert json.loads(line.replies[0].body)["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
-    assert line.replies[0].headers["x-embedmesh-request"] == "req_own"
+    assert line.replies[0].headers["x-embedmesh-request"] == asked.request_id
     assert (line.ended, line.task) == (1, None)
     assert (desk.counts.codes, desk.counts.charged) == (["ok"], [(5, COST)])
     assert desk.world.node("n0").counts["answers"] == 1
@@ -219,7 +218,7 @@ def test_the_reply_is_that_of_the_hard_way(texts: list[str], single: bool, encod
 
     async def both() -> None:
         desk, line = Desk(), Line()
-        desk.begin(line, body)
+        own_id = desk.begin(line, body).request_id
         desk.client.attempts[0].answer()
         hard: list[Reply] = []
 
@@ -231,7 +230,7 @@ def test_the_reply_is_that_of_the_hard_way(texts: list[str], single: bool, encod
             hard.append(reply)
             return Delivery.WHOLE
 
-        await serve(make_world(), EMBEDDINGS, RequestHead(f"Bearer {GOOD_KEY}", request_id="req_own"), receive, deliver)
+        await serve(make_world(), EMBEDDINGS, RequestHead(f"Bearer {GOOD_KEY}", request_id=own_id), receive, deliver)
         assert line.replies == hard
         assert list(line.replies[0].headers) == list(hard[0].headers)
 
@@ -277,7 +276,7 @@ async def test_a_key_with_a_cache_is_left_alone() -> None:
         async def find(self, token: str) -> Caller | None:
             return caller
 
-        def known(self, token: str) -> Caller | None:
+        def known(self, token: str, now: float) -> Caller | None:
             return caller
 
     desk.straight.world = msgspec.structs.replace(desk.world, keys=Cached())

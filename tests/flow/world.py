@@ -97,9 +97,9 @@ class Shift3:
 
 class KeyRing:
     async def find(self, token: str) -> Caller | None:
-        return self.known(token)
+        return self.known(token, 0.0)
 
-    def known(self, token: str) -> Caller | None:
+    def known(self, token: str, now: float) -> Caller | None:
         return {
             GOOD_KEY: Caller("acct", "key_1", frozenset({"embeddings", "generate"})),
             POOR_KEY: Caller("poor", "key_2", frozenset({"embeddings", "generate"})),
@@ -270,7 +270,10 @@ def right_reply(ids: list[list[int]]) -> EmbedVectors:
 class NeverAtOnce:
     """The part of a `NodeClient` whose attempts begin by `embed` alone."""
 
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> None:
+    def link_to(self, node_id: str) -> Any:
+        return self
+
+    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Any:
         return None
 
 

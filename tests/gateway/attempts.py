@@ -26,7 +26,9 @@ def ask(client: NodeClient | OwnLink, asked: Asked, ids: list[list[int]], node_i
     """Begin an attempt."""
     lengths = [len(each) + 2 for each in ids]
     part = Part(node_id, tuple(range(len(ids))), sum(lengths), 0.1)
-    attempt = client.ask(part, MODEL, Counted(lengths=lengths, ids=ids), "req_1", asked)
+    link = client if isinstance(client, OwnLink) else client.link_to(node_id)
+    assert link is not None
+    attempt = link.ask(part, MODEL, Counted(lengths=lengths, ids=ids), "req_1", asked)
     assert not asked.told.done(), "not from inside of the call"
     return attempt
 

@@ -60,8 +60,8 @@ class KeyRingWithMetrics:
             return Caller("acct", "key_m", frozenset({"metrics"}))
         return await self._keys.find(token)
 
-    def known(self, token: str) -> Caller | None:
-        return self._keys.known(token)
+    def known(self, token: str, now: float) -> Caller | None:
+        return self._keys.known(token, now)
 
 
 def make_app(nodes: ScriptedNodes | None = None, *, count: int = 1) -> GatewayApp:

@@ -17,13 +17,14 @@ import pytest
 
 from bench.lives.loop import Loop
 from embedmesh.flow import retries
+from embedmesh.flow.embed import EmbeddingsCall
 from embedmesh.flow.straight import StraightRequest
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
 from embedmesh.gateway.api.metrics import Metrics
 from embedmesh.http.aiohttp_connection import AnyFastExchange
 from embedmesh.http.fast_path import FastPath
 from embedmesh.http.receive import BodyBudget
-from embedmesh.http.straight import StraightExchange, StraightPath
+from embedmesh.http.straight import StraightPath
 from embedmesh.rules.embeddings import Counted, EmbedVectors, numbers_of
 from embedmesh.rules.errors import Failure, InternalError, NodeBroke, NodeBusy, NodeUnreachable
 from embedmesh.rules.forwarding import AttemptOwner, Part
@@ -357,7 +358,7 @@ def test_nothing_is_left_and_nobody_gets_what_is_anothers(seed: int, monkeypatch
 
 
 def of_requests() -> set[int]:
-    kinds = (StraightRequest, StraightExchange, Attempt)
+    kinds = (StraightRequest, EmbeddingsCall, Attempt)
     return {id(each) for each in gc.get_objects() if isinstance(each, kinds)}
 
 

@@ -1,7 +1,7 @@
 """515 strings that have broken other people's programs, through the whole real endpoint.
 
-As `input` they are texts like any other, all of them. Anywhere else they are refused in the envelope, and never said
-back: every fourth is tried there, and all of them by `make thorough`.
+As `input` they are texts like any other: all of them in one request, every fourth alone and in small company. Anywhere
+else they are refused in the envelope, and never said back: every fourth is tried there. `make thorough` tries all.
 """
 
 import json
@@ -19,10 +19,10 @@ from tests.data import outside_data, quick_or
 pytestmark = [pytest.mark.model, pytest.mark.story]
 
 WIDTH = 384
-BATCHES = (7, 515)  # texts a request; the last takes all
+FEW = 7  # texts a request
 SAME = 1e-6  # a text alone and in any batch
 FREE_HEADER = "x-request-id"  # any legal value will do
-EVERY = quick_or(1, quick=4)  # of the strings, anywhere but as `input`
+EVERY = quick_or(1, quick=4)  # of the strings, but in the request that has all
 NAME_CHARS_MAX = 64  # of an unknown member's name, in the refusal
 
 Vectors = NDArray[np.float64]
@@ -48,24 +48,34 @@ def vectors(reply: Reply) -> Vectors:
 
 @pytest.fixture(scope="module")
 def alone(live: Live, texts: Sequence[str]) -> Vectors:
-    """Each text in a request of its own. Shape (texts, width)."""
+    """Each text that is tried, in a request of its own. Shape (texts, width)."""
     with live.wire() as wire:
-        return np.concatenate([vectors(wire.ask(live.embed({"input": text}))) for text in texts])
+        return np.concatenate([vectors(wire.ask(live.embed({"input": text}))) for text in texts[::EVERY]])
 
 
-def test_each_is_embedded(texts: Sequence[str], alone: Vectors) -> None:
-    assert alone.shape == (len(texts), WIDTH)
-    assert np.isfinite(alone).all()
-    assert np.abs(np.linalg.norm(alone, axis=1) - 1).max() < SAME
+@pytest.fixture(scope="module")
+def all_at_once(live: Live, texts: Sequence[str]) -> Vectors:
+    """All texts in one request. Shape (texts, width)."""
+    with live.wire() as wire:
+        return vectors(wire.ask(live.embed({"input": texts})))
 
 
-@pytest.mark.parametrize("size", BATCHES)
-def test_company_changes_nothing(live: Live, texts: Sequence[str], alone: Vectors, size: int) -> None:
-    batches = [list(texts[start : start + size]) for start in range(0, len(texts), size)]
+def test_each_is_embedded(texts: Sequence[str], alone: Vectors, all_at_once: Vectors) -> None:
+    for found, expected in ((alone, texts[::EVERY]), (all_at_once, texts)):
+        assert found.shape == (len(expected), WIDTH)
+        assert np.isfinite(found).all()
+        assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < SAME
+
+
+def test_company_changes_nothing(live: Live, texts: Sequence[str], alone: Vectors, all_at_once: Vectors) -> None:
+    """Neither a few others nor all of them."""
+    tried = texts[::EVERY]
+    batches = [list(tried[start : start + FEW]) for start in range(0, len(tried), FEW)]
     with live.wire() as wire:
         together = np.concatenate([vectors(wire.ask(live.embed({"input": batch}))) for batch in batches])
-    assert together.shape == alone.shape
-    assert np.abs(together - alone).max() <= SAME
+    for found in (together, all_at_once[::EVERY]):
+        assert found.shape == alone.shape
+        assert np.abs(found - alone).max() <= SAME
 
 
 def test_the_empty_one_is_refused(live: Live, strings: Sequence[str]) -> None:

@@ -14,7 +14,9 @@ from embedmesh.http.fast_path import FastPath, read_head
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
 from embedmesh.http.straight import LAST_HEAD_BYTES_MAX, STRAIGHT_BODY_BYTES_MAX, StraightConnection, StraightPath
+from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.exchange import Deliver, Reply
+from embedmesh.rules.ids import new_id
 from embedmesh.rules.straight import ToCaller
 from tests.http.raw import Raw, read_reply, request, serving
 
@@ -26,13 +28,14 @@ class Asked:
     """Ends when the test says so."""
 
     def __init__(self, body: bytes, to_caller: ToCaller) -> None:
+        self.request_id = new_id("req", SystemClock())
         self.body = body
         self.left = False
         self._to_caller = to_caller
 
     def answer(self) -> None:
         """With the body that was sent."""
-        reply = Reply({"x-way": "straight"}, self.body)
+        reply = Reply({"x-way": "straight", "x-embedmesh-request": self.request_id}, self.body)
         rest = self._to_caller.deliver(reply)
         if rest is None:
             self._to_caller.end()

@@ -9,7 +9,7 @@ from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge
 
 METERS = (Metered(Meter.INPUT, 10, 20_000), Metered(Meter.OUTPUT, 5, 60_001), Metered(Meter.IMAGES, 1, 3_000_000))
-KEPT = '[["input",10,20000],["output",5,60001],["images",1,3000000]]'
+KEPT = '[["input",10,20000,false],["output",5,60001,false],["images",1,3000000,false]]'
 TOKENS = 15  # without the image
 COST = 4  # 3.500005 nano-USD, rounded up once; 5 if each meter was
 

@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from embedmesh.rules.errors import InsufficientQuota
 from embedmesh.rules.holds import MOVES, NOTED, Hold, HoldEnd, HoldState, StreamNote
 from embedmesh.storage.books import Books
+from tests.data import quick_or
 from tests.storage.shop import LASTS_MS, Shop, charge, crash_image, secret
 
 AMOUNTS = st.integers(0, 120)
@@ -183,5 +184,5 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=quick_or(20, quick=10), stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )

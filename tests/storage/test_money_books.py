@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from embedmesh.rules.errors import InvalidValue, NotFound
-from embedmesh.rules.holds import Hold, Meter
+from embedmesh.rules.holds import Hold, Meter, Metered
 from embedmesh.rules.models import Model
 from embedmesh.storage.books.reports import Bought, StatementLine
 from embedmesh.storage.store import Store
@@ -302,6 +302,18 @@ async def test_what_was_bought_is_written_down(shop: Shop, store: Store) -> None
     await store.drain()
     bought = Bought("key_1", "m", "n1", tokens=7, price=1_250_000, cost=9, payable=3, user_hash="u1")
     assert shop.books.reports.explain(hold.hold_id).bought == bought
+
+
+async def test_what_was_generated_is_told_meter_by_meter(shop: Shop, store: Store) -> None:
+    """With who has counted it: the node, or we."""
+    shop.credit(100)
+    hold = shop.new_hold(50)
+    await store.hold(hold)
+    meters = Metered(Meter.INPUT, 3, 1_000_000), Metered(Meter.OUTPUT, 4, 9_000_000, estimated=True)
+    store.capture(hold, msgspec.structs.replace(charge(39), meters=meters, price=None))
+    await store.drain()
+    bought = shop.books.reports.explain(hold.hold_id).bought
+    assert bought is not None and (bought.meters, bought.tokens, bought.price) == (meters, 7, None)
 
 
 # -- the chain and what is deleted -------------------------------------------------------------------------------------

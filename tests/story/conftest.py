@@ -91,3 +91,11 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for one in started:
         one.kill_all()
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """One for a module whose tests kill its parts."""
+    one = Endpoint(tmp_path_factory.mktemp("victim") / "data").wait_ready()
+    yield one
+    one.kill_all()

@@ -31,10 +31,11 @@ MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 WIDTH = 384
 MARK = "EMBEDMESH_STORY_MARK"
 
-READY_S = 30.0  # 1.3 s when quiet; a cold disk and a busy machine may take ten times that
+READY_S = 60.0  # 1.3 s when quiet; a cold disk and a busy machine may take ten times that
+ASKING_S = 6.0  # who asks whether it is back asks again after this
 REQUEST_S = 60.0  # the longest request of a story takes some seconds
 STOP_S = 45.0  # `serve` gives the gateway 35 s and then the node 10 s
-SETTLE_S = 5.0  # a capture commits in the next batch, a few milliseconds later
+SETTLE_S = 30.0  # a capture commits in a few milliseconds, an idle tab is closed after some seconds
 COMMAND_S = 60.0  # the longest command of a story takes some seconds
 POLL_S = 0.02
 
@@ -138,6 +139,21 @@ class Endpoint:
         reply = self.ask(input=texts if isinstance(texts, str) else list(texts), **members)
         assert reply.status_code == 200, reply.text
         return np.array([item["embedding"] for item in reply.json()["data"]], np.float32)
+
+    def answers(self) -> bool:
+        """Whether a short request, on a new connection, gets its vector now. No other failure than a 503 is allowed."""
+        try:
+            reply = httpx.post(
+                f"{self.base_url}/embeddings",
+                json={"model": MODEL, "input": "are you back?"},
+                headers={"Authorization": f"Bearer {self.api_key}"},
+                timeout=ASKING_S,
+            )
+        except httpx.TransportError:
+            return False  # its connection was to the gateway that died
+        assert reply.status_code in (200, 503), reply.text
+        assert reply.status_code == 200 or reply.headers["retry-after"]
+        return reply.status_code == 200
 
     def get(self, path: str, key: str | None = None) -> httpx.Response:
         """GET a path under the root, with a key or with none, on a connection of its own."""

@@ -155,8 +155,9 @@ def own_input(body: dict[str, Any]) -> int:
 
 
 def estimated(body: dict[str, Any], said: str) -> int:
-    """What an answer costs by our own count."""
-    return own_input(body) * INPUT_PRICE + tokens_of(said) * OUTPUT_PRICE
+    """What an answer costs by our own count: never more than its limit."""
+    output = min(tokens_of(said), int(body.get("max_tokens", OUTPUT_MAX)))
+    return own_input(body) * INPUT_PRICE + output * OUTPUT_PRICE
 
 
 @contextmanager

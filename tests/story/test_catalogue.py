@@ -139,3 +139,17 @@ def test_a_tier_is_chosen_by_name_and_comes_and_goes(serve: Serve) -> None:
     assert endpoint.ask(input=TEXT, model="all-MiniLM-L6-v2:fast").status_code == 503
     until({plain: "exact"})
     assert (vector(endpoint, TEXT, model="all-MiniLM-L6-v2") == exact).all()
+
+
+def test_where_only_other_servers_run_the_models_there_is_no_node(serve: Serve, tmp_path: Path) -> None:
+    """`serve` runs the gateway alone, says what to do next, and its own node is not missed."""
+    file = tmp_path / "models.toml"
+    file.write_text('[[models]]\nid = "llama"\nmodalities = ["chat"]\nmax_tokens = 8_192\nprice = 50_000_000\n')
+    endpoint = serve("--catalogue", file, as_json=False).wait_ready("Ready:")
+    assert set(endpoint.processes().values()) == {"serve", "gateway"}
+    assert "embedmesh nodes add URL --model MODEL" in endpoint.said.read_text()
+    reply = endpoint.http.post(
+        f"{endpoint.base_url}/chat/completions", json={"model": "llama", "messages": [{"role": "user", "content": "x"}]}
+    )
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "no_node_available")
+    assert endpoint.stop() == 0

@@ -20,7 +20,7 @@ from tests.story.conftest import Serve
 from tests.story.endpoint import COMMAND, MODEL, SAME, WIDTH, Endpoint, Vectors, run, run_json, wait_until
 
 TEXTS = ["A first line.", "Ein zweiter Satz.", "三行目", "the fourth & last"]
-MANY = [f"line {number} of a file that takes a while " + "to embed " * 10 for number in range(300)]  # about a second
+MANY = [f"line {number} of a file that takes a while " + "to embed " * 10 for number in range(160)]
 
 
 @pytest.fixture

@@ -209,7 +209,10 @@ def test_metrics_need_a_key(endpoint: Endpoint, keys: dict[str, tuple[str, str]]
 def test_what_needs_no_key(endpoint: Endpoint) -> None:
     """Health, readiness and the documents of the API."""
     assert endpoint.get("/health").json() == {"message": "ok"}
-    assert endpoint.get("/readyz").json() == {"ready": True, "reasons": []}
+    ready = endpoint.get("/readyz").json()
+    assert ready.keys() == {"ready", "reasons"}
+    assert ready["ready"] is True
+    assert [reason for reason in ready["reasons"] if "starved" not in reason] == []  # it may be, on a busy machine
     assert endpoint.get("/openapi.json").json()["openapi"].startswith("3.1")
     assert endpoint.get("/docs").headers["content-type"] == "text/html; charset=utf-8"
     sent = endpoint.get("/")

@@ -15,7 +15,7 @@ from bench.faultnode.speech_modes import SPEECH_MODES
 from bench.rig.streams import DONE, Caller, event_of, events_of, text_of
 from embedmesh.rules.exchange import REQUEST_HEADER
 from tests.story.conftest import Note
-from tests.story.endpoint import wait_until
+from tests.story.endpoint import run, wait_until
 from tests.story.generating import (
     CHARGED,
     CHAT,
@@ -55,7 +55,7 @@ FAILS_FIRST = (
     "reset-at-once",
 )
 SEES_S = 1.0  # a node sees that a caller has gone within 0.1 s on a quiet machine
-RESETS = 20  # `make generation` has a thousand
+RESETS = 20  # `make streams` has a thousand
 TRIES = 10
 PARALLEL, MONEY_FOR = 50, 3
 SLOW_S, SLOW_BYTES = 3.0, 1_000
@@ -217,7 +217,7 @@ def test_6_a_stream_that_breaks_off_never_looks_whole(speaking: Generating, orde
 
 
 def test_6_wherever_it_is_cut(speaking: Generating) -> None:
-    """It is whole if [DONE] has come, and never else. A sample of the bytes: `make generation` tries each."""
+    """It is whole if [DONE] has come, and never else. A sample of the bytes: `make streams` tries each."""
     whole = sum(map(len, speech.frames(speech.events(Asked("chat/completions", ASKED_OF_NODE)))))
     for at in (*range(150, whole, 239), whole - 14, whole - 2, whole):
         with speaking.call(streaming(f"cut at={at}", FRAIL)) as caller:
@@ -352,6 +352,18 @@ def test_as_many_streams_begin_as_there_is_money_for(speaking: Generating) -> No
         each.close()
     left = speaking.endpoint.account("poor").balance_nanousd
     assert 0 < left < MONEY_FOR * held
+
+
+def test_ledger_explain_says_what_was_generated_and_who_counted(speaking: Generating) -> None:
+    answers = [speaking.ask(asking()), speaking.ask(asking("no-usage"))]
+    answers.append(speaking.ask({"model": PAINTER, "prompt": "A cat", "n": 2}, "images/generations"))
+    said = []
+    for answer in answers:
+        speaking.charge(request_id := answer.headers[REQUEST_HEADER])
+        said.append(run("ledger", "explain", request_id, "--data-dir", speaking.endpoint.data_dir).stdout.decode())
+    assert f"for 7 input tokens at $0.001 a million, 12 output tokens at $0.003 a million of {CHAT}" in said[0]
+    assert "output tokens, by the gateway's own count, at $0.003 a million" in said[1]
+    assert f"for 2 images at $0.002 of {PAINTER}" in said[2]
 
 
 def test_an_output_limit_is_always_sent_and_held(speaking: Generating) -> None:

@@ -3,6 +3,9 @@
 import asyncio
 import base64
 import json
+import os
+import pty
+import select
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +18,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from bench.faultnode import speech
 from bench.faultnode.speech import CALLS, PROMPT_TOKENS, TOKENS
-from tests.story.endpoint import MODEL
+from tests.story.endpoint import COMMAND, MODEL, run, wait_until
 from tests.story.generating import (
     CHARGED,
     CHAT,
@@ -350,3 +353,68 @@ def test_atoma_for_node(speaking: Generating) -> None:
         {"kind": "APIError", "status": 400, "code": "unsupported_modality"},
         {"kind": "APIError", "status": 404, "code": "model_not_found"},
     ]
+
+
+# -- embedmesh chat ----------------------------------------------------------------------------------------------------
+
+
+def chat(speaking: Generating, *arguments: str, stdin: bytes | None = None, model: str = CHAT) -> tuple[int, str, str]:
+    """Its exit status, what it printed, and what it said on standard error."""
+    done = run("chat", *arguments, "--model", model, "--data-dir", speaking.endpoint.data_dir, stdin=stdin)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_chat_answers_a_question_from_the_command_line_or_a_pipe(speaking: Generating) -> None:
+    assert chat(speaking, "Tell me something.") == (0, SAID + "\n", "")
+    assert chat(speaking, "-", "--system", "Be brief.", stdin=b"Tell me.\n") == (0, SAID + "\n", "")
+    assert [each["role"] for each in speaking.sole.last["messages"]] == ["system", "user"]
+    code, said, _ = chat(speaking, "Tell me.", "--json", "--max-tokens", "3")
+    assert code == 0 and json.loads(said)["choices"][0]["finish_reason"] == "length"
+
+
+def test_chat_says_in_a_line_what_went_wrong(speaking: Generating) -> None:
+    code, said, why = chat(speaking, "<<dies at=4>>", model=FRAIL)
+    assert (code, said) == (1, speech.text(3) + "\n") and "broke off" in why and why.count("\n") == 1
+    speaking.mend(speaking.frail, FRAIL)
+    code, said, why = chat(speaking, "Tell me.", model="nobody/nothing")
+    assert (code, said) == (1, "") and "There is no model of that name" in why
+    assert chat(speaking, "-", stdin=b" \n")[0] == 2
+    assert run("chat", "Tell me.", "--data-dir", speaking.endpoint.data_dir).returncode == 78, "several models chat"
+
+
+def test_chat_on_a_terminal_is_a_conversation(speaking: Generating) -> None:
+    """What was said is sent along. Ctrl-C stops an answer, which is kept; at the prompt it ends the program."""
+    child, terminal = pty.fork()
+    if not child:
+        arguments = ["chat", "--model", CHAT, "--data-dir", str(speaking.endpoint.data_dir)]
+        os.execv(COMMAND[0], [*COMMAND, *arguments])
+    shown = b""
+
+    def until(words: str) -> None:
+        nonlocal shown
+        shown = b""
+
+        def look() -> bool:
+            nonlocal shown
+            if select.select([terminal], [], [], 0.1)[0]:
+                shown += os.read(terminal, 4_096)
+            return words in shown.decode(errors="replace")
+
+        wait_until(f"{words!r} on the terminal", look, 30)
+
+    try:
+        until("> ")
+        os.write(terminal, b"Tell me <<stalls at=3>>\n")
+        until(speech.text(2))
+        os.write(terminal, b"\x03")
+        until("(stopped)\r\n> ")
+        os.write(terminal, b"<<refuse-400>> is no order: the first one counts\n")
+        until(speech.text(2))
+        assert [each["content"] for each in speaking.sole.last["messages"]][1] == speech.text(2)
+        os.write(terminal, b"\x03")
+        until("> ")
+        os.write(terminal, b"\x03")
+    finally:
+        _, status = os.waitpid(child, 0)
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 130

@@ -1,13 +1,10 @@
 """The life of `embedmesh serve`: first start, second start, refusals to start, and its end."""
 
-import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,80 +15,12 @@ import pytest
 
 from embedmesh.process import EXIT_SETUP
 from tests.data import model_folder
-from tests.story.conftest import Note, Serve
-from tests.story.endpoint import MODEL, WIDTH, Endpoint, run, wait_until
+from tests.story.conftest import Serve
+from tests.story.endpoint import WIDTH, Endpoint, run, wait_until
 
-WARM_S = 6.0  # the promise is 2.5 s on a quiet machine; the rest is for a busy one
-ALONE_S = 5.0  # how long children may outlive a supervisor that was killed
 LONG = [
     f"number {at}: " + "one two three four five six seven eight nine ten " * 10 for at in range(100)
 ]  # about a second
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_first_and_second_start(serve: Serve, tmp_path: Path, note: Note) -> None:
-    """The first start makes the data folder and says all one needs; the second one is warm and keeps the keys."""
-    first = serve(as_json=False).wait_ready("Stop: Ctrl-C")
-    told = json.loads((first.data_dir / "bootstrap.json").read_bytes())
-    assert told.keys() == {"base_url", "api_key", "admin_key", "account"}
-    assert told["account"] == "local"
-    assert mode(first.data_dir) == 0o700
-    modes = {path.name: mode(path) for path in first.data_dir.iterdir() if path.is_file()}
-    assert modes.pop("node.identity.pub") == 0o644  # to be copied to clients
-    assert set(modes.values()) == {0o600}
-
-    said = first.said.read_text()
-    assert told["base_url"] in said
-    assert str(first.data_dir / "bootstrap.json") in said
-    assert told["api_key"] not in said + first.log.read_text()
-    reply = run_curl(said[said.index("curl") : said.index("Keys:")], tmp_path)
-    assert len(reply["data"][0]["embedding"]) == WIDTH
-    assert first.stop(signal.SIGINT) == 0
-
-    port = httpx.URL(first.base_url).port
-    second = serve("--port", port)
-    warm_s = first_answer_s(second, told["base_url"], told["api_key"])
-    second.wait_ready()
-    assert json.loads((second.data_dir / "bootstrap.json").read_bytes()) == told
-    note("warm start, spawn to first 200", warm_s, "s")
-    assert warm_s <= WARM_S
-    assert second.stop() == 0
-    second.check_ledger()
-
-
-def run_curl(line: str, home: Path) -> Any:
-    """Run the very line that was printed; it must get a 200. What to add to curl's output is in its own settings."""
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
-    (home / ".curlrc").write_text('silent\nwrite-out = "\\n%{http_code}"\n')
-    done = subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, env=os.environ | {"CURL_HOME": str(home)}, check=True
-    )
-    body, _, status = done.stdout.rpartition("\n")
-    assert status == "200", body
-    return json.loads(body)
-
-
-def first_answer_s(endpoint: Endpoint, base_url: str, key: str) -> float:
-    """Seconds from its spawn until somebody who keeps asking gets a first real vector."""
-
-    def answered() -> bool:
-        try:
-            reply = httpx.post(
-                f"{base_url}/embeddings",
-                json={"model": MODEL, "input": "first"},
-                headers={"Authorization": f"Bearer {key}"},
-                timeout=WARM_S,
-            )
-        except httpx.TransportError:
-            return False
-        return reply.status_code == 200
-
-    wait_until("a first 200", answered, 5 * WARM_S)
-    return time.monotonic() - endpoint.began
 
 
 def test_a_second_one_on_the_same_data_or_port_is_refused(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -230,20 +159,3 @@ def test_no_process_leaves_a_core(serve: Serve) -> None:
         assert core == ["0", "0"]
         assert int(Path(f"/proc/{pid}/coredump_filter").read_text(), 16) == 0
     assert one.stop() == 0
-
-
-def test_killed_supervisor_leaves_nothing(serve: Serve, note: Note) -> None:
-    """Its children notice that it is gone and end by themselves; the next start finds everything in order."""
-    one = serve().wait_ready()
-    one.embed("before")
-    assert sorted(one.processes().values()) == ["gateway", "node", "serve", "worker"]
-    one.process.kill()
-    began = time.monotonic()
-    one.process.wait()
-    wait_until("all of it ended", lambda: not one.processes(), ALONE_S)
-    note("kill -9 of serve to nothing left", time.monotonic() - began, "s")
-    again = serve().wait_ready()
-    again.embed("after")
-    assert again.api_key == one.api_key
-    assert again.stop() == 0
-    again.check_ledger()

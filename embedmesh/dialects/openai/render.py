@@ -53,15 +53,15 @@ def reply_bytes_max(call: Call, width: int) -> int:
 
 def render(call: Call, truncated: int, answer: Answer, headers: dict[str, str]) -> Reply:
     """The reply with these headers and our own; `truncated` is how many inputs were cut."""
-    data, width = answer.data, answer.width
-    if call.dimensions is not None and call.dimensions != width:
-        width = call.dimensions
-        data = shorten(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width), width).tobytes()
+    data = answer.data
+    if call.dimensions is not None and call.dimensions != answer.width:
+        data = shorten(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width), call.dimensions).tobytes()
     elif call.normalize:
-        data = to_unit_length(np.frombuffer(data, dtype="<f4").reshape(-1, width)).tobytes()
-    if call.encoding == "base64" and len(data) == width * COMPONENT_BYTES:  # the ordinary case
+        data = to_unit_length(np.frombuffer(data, dtype="<f4").reshape(-1, answer.width)).tobytes()
+    if call.single and call.encoding == "base64":  # the ordinary case
         items = [_Item(0, data)]
     else:
+        width = call.dimensions or answer.width
         vectors = _as_floats(data, width) if call.encoding == "float" else _rows(data, width)
         items = list(map(_Item, count(), vectors))
     body = ENCODE(_Body(items, call.model, _Usage(answer.tokens, answer.tokens)))

@@ -31,10 +31,11 @@ def parse_ordinary(body: bytes, catalogue: Catalogue) -> tuple[Call, Model] | No
         return None
     model = catalogue.find(said.model)
     texts = said.input
-    single = type(texts) is str
-    # a model that generates has no width: `parse` says what it does instead
-    several = [texts] if single else texts
-    if model is None or not model.width or not several or len(several) > TEXTS_MAX or "" in several:
+    single = texts.__class__ is str
+    if model is None or not texts or (not single and (len(texts) > TEXTS_MAX or "" in texts)):
         return None
+    if not model.width:  # it generates: `parse` says what it does instead
+        return None
+    several = [texts] if single else texts
     encoding = said.encoding_format or "float"
     return Call(model=said.model, texts=several, single=single, encoding=encoding), model  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ from msgspec import Meta
 
 from embedmesh.dialects import confidential
 from embedmesh.flow.confidential import ConfidentialEmbeddings, SealedNodes
-from embedmesh.flow.embed import EMBED_SCOPE
 from embedmesh.flow.generate import GENERATE_SCOPE
 from embedmesh.flow.lock import lock_node
 from embedmesh.flow.lock_ahead import Opened
@@ -49,7 +48,7 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.exchange import NEXT_LOCK_HEADER, Reply
 from embedmesh.rules.limits import LOCK_S, LOCK_TOKENS, LOCKS_OF_ACCOUNT_MAX, LOCKS_OF_KEY_MAX, SMALL_BODY_BYTES_MAX
 from embedmesh.rules.lock_failures import ConfidentialRefused
-from embedmesh.rules.ports import Caller
+from embedmesh.rules.ports import EMBED_SCOPE, Caller
 from embedmesh.rules.shares import Room
 
 NodeName = Annotated[str, Meta(max_length=64)]

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from embedmesh.dialects.openai.dialect import OpenAI
 from embedmesh.flow.deliver import Outcome
-from embedmesh.flow.embed import EMBED_SCOPE, Embeddings
+from embedmesh.flow.embed import Embeddings
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.paid import serve
 from embedmesh.flow.straight import StraightEmbeddings
@@ -35,6 +35,7 @@ from embedmesh.rules.limits import (
     REQUEST_INPUTS_MAX,
     REQUEST_TOKENS_MAX,
 )
+from embedmesh.rules.ports import EMBED_SCOPE
 from embedmesh.rules.shares import Room
 
 OUTCOMES = {Delivery.WHOLE: "ok", Delivery.BROKEN_OFF: "broken_off", Delivery.FAILED: "failed"}

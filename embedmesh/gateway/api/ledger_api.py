@@ -7,24 +7,22 @@ from msgspec import Meta
 
 from embedmesh.gateway.api.accounts_api import Reference
 from embedmesh.gateway.api.books_thread import BooksThread
-from embedmesh.gateway.api.key_bodies import Id
-from embedmesh.gateway.api.replies import (
+from embedmesh.gateway.api.explained_replies import (
     BoughtReply,
     ExplainedReply,
-    LedgerReport,
     LockReply,
-    Moved,
+    MeteredReply,
     MoveReply,
     NoteReply,
-    PayableReply,
-    ReplyList,
     TabReply,
-    reply_of,
 )
+from embedmesh.gateway.api.key_bodies import Id
+from embedmesh.gateway.api.replies import LedgerReport, Moved, PayableReply, ReplyList, reply_of
 from embedmesh.gateway.api.routes import ADMIN_KEY, Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
 from embedmesh.rules.errors import NotFound
 from embedmesh.storage.books import Books
+from embedmesh.storage.books.reports import Bought
 
 
 class CheckQuery(msgspec.Struct, frozen=True):
@@ -65,7 +63,7 @@ class LedgerApi(Api):
         the request that has used it.
         """
         found = await self._books.ask(lambda books: books.reports.explain(call.parameter))
-        bought = None if found.bought is None else reply_of(BoughtReply, found.bought)
+        bought = None if found.bought is None else _bought_reply(found.bought)
         moves = tuple(reply_of(MoveReply, move) for move in found.moves)
         lock = None if found.lock is None else reply_of(LockReply, found.lock)
         note = None if found.note is None else reply_of(NoteReply, found.note)
@@ -124,3 +122,7 @@ class LedgerApi(Api):
         Route("POST", "/v1/admin/payouts", ADMIN_KEY, pay_out, failures=(NotFound,)),
         Route("GET", "/v1/admin/ledger", ADMIN_KEY, check_ledger),
     )
+
+
+def _bought_reply(bought: Bought) -> BoughtReply:
+    return reply_of(BoughtReply, bought, meters=[reply_of(MeteredReply, each) for each in bought.meters])

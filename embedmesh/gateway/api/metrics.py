@@ -73,8 +73,9 @@ class Metrics:
 
         `model` is empty if the request ended before its model was known. `tokens` and `nanousd` were charged.
         """
-        times = self._times.get((code, model))
-        if times is None:
+        try:
+            times = self._times[code, model]
+        except KeyError:
             times = self._times[code, model] = _Times()
         times.counts[bisect_left(BUCKETS_S, seconds)] += 1
         times.seconds += seconds

@@ -1,25 +1,18 @@
 """The links to all nodes: whatever a node is, it is asked in the same way."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModels
 from embedmesh.rules.errors import NodeUnreachable
-from embedmesh.rules.forwarding import Attempt, AttemptOwner, Part
+from embedmesh.rules.forwarding import NodeLink, Part
 from embedmesh.rules.generation import Generating, GenerationRequest, NodeStream
 from embedmesh.rules.models import Model
 from embedmesh.upstream.http1_stream import BodyStream
 
 
-class Link(Protocol):
+class Link(NodeLink, Protocol):
     """One node as a gateway talks to it."""
-
-    async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
-        """Vectors for a part, not yet verified. Raises a NodeFailure."""
-        ...
-
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
-        """As `NodeClient.ask`."""
-        ...
 
     async def served(self) -> ServedModels:
         """What the node offers. Raises a NodeFailure."""
@@ -55,6 +48,7 @@ class NodeClients:
 
     def __init__(self) -> None:
         self._links: dict[str, Link] = {}
+        self.link_to: Callable[[str], Link | None] = self._links.get  # of the port, without a call of ours
 
     def add(self, node_id: str, link: Link) -> None:
         """Use this link for a node from now on."""
@@ -68,10 +62,6 @@ class NodeClients:
 
     async def embed(self, part: Part, model: Model, counted: Counted, request_id: str) -> EmbedVectors:
         return await self._link(part.node_id).embed(part, model, counted, request_id)
-
-    def ask(self, part: Part, model: Model, counted: Counted, request_id: str, owner: AttemptOwner) -> Attempt | None:
-        link = self._links.get(part.node_id)
-        return None if link is None else link.ask(part, model, counted, request_id, owner)
 
     async def generate(self, part: Part, model: Model, asked: GenerationRequest, request_id: str) -> bytes:
         return await self._link(part.node_id).generate(model, asked)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from embedmesh.rules.errors import NotFound
-from embedmesh.rules.holds import HoldEnd, HoldState
+from embedmesh.rules.holds import HoldEnd, HoldState, Metered
 from embedmesh.rules.ids import began_ms
 from embedmesh.rules.limits import PAGE_ROWS_MAX
 from embedmesh.storage.books.accounts import AccountBooks
@@ -96,7 +96,7 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Bought(msgspec.Struct, frozen=True):
-    """What a captured hold was for."""
+    """What a captured hold was for. What is charged by several meters has no one `price`, but `meters`."""
 
     key_id: str
     model: str
@@ -106,6 +106,7 @@ class Bought(msgspec.Struct, frozen=True):
     cost: int
     payable: int
     user_hash: str | None
+    meters: tuple[Metered, ...] = ()
 
 
 class ExplainedLock(msgspec.Struct, frozen=True):
@@ -240,7 +241,7 @@ class Reports:
         moves = self._session.rows(REPORTS_SQL["transfers_of_request"], {"hold_id": request_id} | of_tab)
         of_lock = self._session.row(REPORTS_SQL["lock_of_hold"], {"hold_id": request_id})
         noted = self._session.row(REPORTS_SQL["note_of_hold"], {"hold_id": request_id})
-        known, lock = Bought(*bought) if bought else None, ExplainedLock(*of_lock) if of_lock else None
+        known, lock = _bought(bought) if bought else None, ExplainedLock(*of_lock) if of_lock else None
         note = ExplainedNote(*noted) if noted else None
         fields = (*found, known, tuple(Move(*move) for move in moves), of_tab["tab_id"], lock, note)
         return Explained(*fields)
@@ -280,3 +281,10 @@ class Reports:
         """Model, tokens and price by tab and settlement."""
         rows = self._session.rows(REPORTS_SQL["bought_under_tabs"], as_rows(settled))
         return {(tab_id, settlement): tuple(bought) for tab_id, settlement, *bought in rows}
+
+
+def _bought(row: Row) -> Bought:
+    known, meters = Bought(*row[:-1]), row[-1]
+    if meters is None:
+        return known
+    return msgspec.structs.replace(known, meters=msgspec.json.decode(meters, type=tuple[Metered, ...]))

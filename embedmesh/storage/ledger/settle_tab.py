@@ -8,7 +8,7 @@ JSON array on a line of its own.
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ Record = tuple[str, str, str, str, int, int | None, int, int, str | None, str | 
 Delivered = tuple[str, Charge]
 """The id of a request's part of a tab, and what it is charged."""
 REQUEST, COST = itemgetter(1), itemgetter(6)
+WORK = attrgetter("model", "node_id", "tokens", "price", "cost_nanousd")
 HOLD = itemgetter(0)
 ENCODER = msgspec.json.Encoder()
 
@@ -148,14 +149,15 @@ def _settle(db: Db, now_ms: int, writes: Iterable[SettleTab]) -> Callable[[], fr
         accounts[tab_id] = write.account_id
         append = records.setdefault(tab_id, []).append
         for hold_id, charge in write._settling:
-            payable = 0
-            for each in charge.payables:
-                to = tab_id, node_account(each.node_id)
-                shares[to] = shares.get(to, 0) + each.nanousd
-                payable += each.nanousd
-            meters = ENCODER.encode(charge.meters).decode() if charge.meters else None
-            rest = charge.tokens, charge.price, charge.cost_nanousd, payable, charge.user_hash, meters
-            append((tab_id, hold_id, charge.model, charge.node_id, *rest))
+            payable, meters = 0, None
+            if charge.payables:
+                for each in charge.payables:
+                    to = tab_id, node_account(each.node_id)
+                    shares[to] = shares.get(to, 0) + each.nanousd
+                    payable += each.nanousd
+            if charge.meters:
+                meters = ENCODER.encode(charge.meters).decode()
+            append((tab_id, hold_id, *WORK(charge), payable, charge.user_hash, meters))
     transfers = []
     usage = []
     for tab_id, settled in records.items():

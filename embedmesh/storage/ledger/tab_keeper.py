@@ -12,7 +12,7 @@ gateway after their deadline.
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 from msgspec.structs import replace
@@ -75,11 +75,20 @@ Spendable = dict[str | None, OpenedTab]
 class TabKeeper:
     """Spends, captures and releases holds that are parts of tabs. Tabs are opened only while `watch` runs."""
 
-    def __init__(self, writer: Writer, clock: Clock, owner: str, stats: Stats) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        clock: Clock,
+        owner: str,
+        stats: Stats,
+        exact: Callable[[Hold, Charge, bytes | None], None],
+    ) -> None:
+        """`exact` captures holds that are no part of a tab."""
         self._writer = writer
         self._clock = clock
         self._owner = owner
         self._stats = stats
+        self._exact = exact
         self._open: Spendable = {}  # by key id: tabs that admit requests, the oldest first
         self._spendable: Spendable = {}  # the same, or nothing while the store is not healthy
         self._tabs: dict[str, OpenedTab] = {}  # by tab id: all of them
@@ -115,22 +124,30 @@ class TabKeeper:
             self._renew(tab)
         return replace(hold, tab_id=tab.tab_id)
 
-    def capture(self, hold: Hold, charge: Charge) -> None:
-        """End a part of a tab by charging it; given to the writer FLUSH_S later, which keeps it until it is durable."""
-        assert hold.tab_id is not None
-        tab = self._tabs.get(hold.tab_id)
-        if tab is not None:
-            amount = tab.flight.pop(hold.hold_id, -1)
-            if amount < charge.cost_nanousd:
-                self._refuse(tab, hold, amount)
-                return
-            tab.left += amount - charge.cost_nanousd
-            if not tab.delivered:
-                self._settling.append(tab)
-                self._flush_soon()
-            tab.delivered.append((hold.hold_id, charge))
-        else:  # it has ended: the store says so, and it is counted
-            self._writer.submit(SettleTab(hold.tab_id, hold.account_id, [(hold.hold_id, charge)]))
+    def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
+        """End a hold by charging it. A part of a tab is given to the writer FLUSH_S later.
+
+        The writer keeps it until it is durable. A `reply` is kept for a claim, which parts of tabs have none of.
+        """
+        hold_id, tab_id = hold.hold_id, hold.tab_id
+        if tab_id is None:
+            self._exact(hold, charge, reply)
+            return
+        assert reply is None, "what has a claim has a hold of its own"
+        tab = self._tabs.get(tab_id)
+        if tab is None:  # it has ended: the store says so, and it is counted
+            self._writer.submit(SettleTab(tab_id, hold.account_id, [(hold_id, charge)]))
+            return
+        amount, cost = tab.flight.pop(hold_id, -1), charge.cost_nanousd
+        if amount < cost:
+            self._refuse(tab, hold, amount)
+            return
+        if amount != cost:
+            tab.left += amount - cost
+        if not tab.delivered:
+            self._settling.append(tab)
+            self._flush_soon()
+        tab.delivered.append((hold_id, charge))
 
     def release(self, hold: Hold) -> None:
         """End a part of a tab without charging. Harmless after a capture."""

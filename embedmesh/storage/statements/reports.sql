@@ -126,7 +126,7 @@ SELECT lock_id, node_id, scheme, model, units, price, expires_ms, used_ms FROM l
 
 -- name: usage_of_hold
 -- What a captured hold was for, as long as that is kept.
-SELECT key_id, model, node_id, tokens, price, cost, payable, user_hash FROM usage WHERE hold_id = :hold_id;
+SELECT key_id, model, node_id, tokens, price, cost, payable, user_hash, meters FROM usage WHERE hold_id = :hold_id;
 
 -- name: request_under_tab
 -- A request that was settled under a tab, as long as that is kept: its cost, and the tab and the settlement.

@@ -23,6 +23,16 @@ class Goldens(NamedTuple):
     max_tokens: int
     vectors: NDArray[np.float32]
 
+    def at(self, rows: list[int]) -> "Goldens":
+        """Some of them, in this order."""
+        return Goldens(
+            kinds=[self.kinds[at] for at in rows],
+            texts=[self.texts[at] for at in rows],
+            tokens=[self.tokens[at] for at in rows],
+            max_tokens=self.max_tokens,
+            vectors=self.vectors[rows],
+        )
+
 
 def read_goldens() -> Goldens:
     """The committed goldens."""

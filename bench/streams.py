@@ -1,6 +1,6 @@
 """Streams that are left, reset, cut, stalled and read slowly: what callers get, and what they pay.
 
-    python -m bench.generation [--resets 1000] [--events 60] [--rounds 20] [--slow-s 60] [--json]
+    python -m bench.streams [--resets 1000] [--events 60] [--rounds 20] [--slow-s 60] [--json]
 
 A real `embedmesh serve`, and nodes that speak by a script. `tests/story/test_generation.py` tries a part of this in
 seconds; here are all examples, and the deadlines that take minutes.
@@ -262,7 +262,7 @@ def keep_deadlines(mesh: Generating, found: Found) -> None:
 def measure(resets: int = 1_000, events: int = 60, rounds: int = 20, slow_s: float = 60.0) -> Found:
     """All of it, at one endpoint."""
     found = Found()
-    with tempfile.TemporaryDirectory(prefix="embedmesh-generation-") as folder, generating(Path(folder)) as mesh:
+    with tempfile.TemporaryDirectory(prefix="embedmesh-streams-") as folder, generating(Path(folder)) as mesh:
         read_slowly(mesh, found, slow_s)
         delay(mesh, found)
         reset(mesh, found, resets)
