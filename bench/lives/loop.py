@@ -62,6 +62,7 @@ class Loop(asyncio.BaseEventLoop):
         self._dice = dice
         self._disorder = disorder
         self._tasks: list[Task] = []  # kept: a task that is forgotten would be closed in the middle of the world
+        self._generators: list[Any] = []  # the same: nobody knows when one would be collected
         Task.numbers = itertools.count()
         self.set_task_factory(self._make_task)
         self.set_exception_handler(self._complain)
@@ -122,6 +123,9 @@ class Loop(asyncio.BaseEventLoop):
         handle._run()
         if process is not None:
             process.stepped()
+
+    def _asyncgen_firstiter_hook(self, agen: Any) -> None:
+        self._generators.append(agen)
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, /, **more: Any) -> Task:
         task = Task(coro, loop=loop, **more)

@@ -307,6 +307,7 @@ class _Time:
 def _seeded(dice: random.Random) -> Iterator[None]:
     """No randomness and no time but ours; and no real wait for a lock."""
     changed: list[tuple[Any, str, Any]] = [
+        (ids, "_pieces", []),
         (ids, "random_hex", lambda: dice.randbytes(ids.RANDOM_BYTES).hex()),
         (tokens, "secrets", _Secrets(dice)),
         (lock, "secrets", _Secrets(dice)),
