@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compil
 TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
-VIRTUAL := lives sim mutate  # these need no model
+VIRTUAL := lives sim mutate bench-generation  # these need no model
 BY_HAND := confidential crash locks scale guard bench-store bench-fleet
 
 .DEFAULT_GOAL := help
@@ -65,6 +65,7 @@ check: $(VENV)/.dev
 #: bench-engine      the engine beside its peers: speed, latency, start, memory
 #: bench-quality     parity with sentence-transformers and STS-B, as a table
 #: bench-gateway     the gateway's cost beside nginx, routers, LiteLLM and Portkey; its gates
+#: bench-generation  streams of chats beside nginx and a router: first event, others, CPU, a slow reader
 #: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
 #: bench-cached, bench-store, bench-confidential   known texts; durable holds; sealed calls
 
