@@ -107,7 +107,7 @@ def test_it_finds_what_goes_straight_and_is_not_ended_when_its_caller_leaves(
 
 def test_many_requests_go_straight_and_many_locks_are_used(template: Template) -> None:
     """Or the judge would look at the hard way only, and at no lock."""
-    seen = sum((Counter(live(seed, template, LIVES).seen) for seed in range(100, 114)), Counter[str]())
+    seen = sum((Counter(live(seed, template, LIVES).seen) for seed in range(100, 116)), Counter[str]())
     assert seen[TO_THE_END] > 20
     assert min(seen[what] for what in ("locks", "sealed replies", "locks abandoned")) > 4
 

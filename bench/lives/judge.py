@@ -291,8 +291,10 @@ class Judge:
                 yield f"life {attempt.life}: {failure.code} of {name}, which it had got"
             if not isinstance(failure, LockUsed | LockExpired) or attempt.ended is None:
                 continue
-            lock = self._locks[str(name)]
-            if isinstance(failure, LockExpired):
+            lock = self._locks.get(str(name))
+            if lock is None:
+                yield f"life {attempt.life} was told {failure.code} of {name}, which the store does not know"
+            elif isinstance(failure, LockExpired):
                 ended_ms = self._start_ms + attempt.ended * 1000
                 if lock.used_ms is not None or ended_ms < lock.expires_ms:
                     yield f"life {attempt.life} was told that {name} has expired: {lock}, at {ended_ms}"

@@ -20,10 +20,11 @@ LEASE_S = 30.0  # the store may be away for 17 of them, whenever that begins
 
 
 class StreamLease(NamedTuple):
-    """A stream under way. `charge` says what it owes until now."""
+    """A stream under way. `charge` says what it owes until now; `lost` is called once its hold has ended without it."""
 
     bill: Bill
     charge: Callable[[], Charge]
+    lost: Callable[[], None]
 
 
 class Leases:
@@ -57,6 +58,13 @@ class Leases:
         notes = [StreamNote(lease.bill.hold, lease.charge(), until_ms) for lease in self._leases.values()]
         if not notes:
             return
-        for hold_id in await self._ledger.extend(notes):
-            if (lease := self._leases.get(hold_id)) is not None:
+        extended = await self._ledger.extend(notes)
+        for note in notes:
+            hold_id = note.hold.hold_id
+            if (lease := self._leases.get(hold_id)) is None:
+                continue  # it has ended meanwhile
+            if hold_id in extended:
                 lease.bill.hold = msgspec.structs.replace(lease.bill.hold, deadline_ms=until_ms)
+            else:  # the store was away for longer than its hold: what went on now would be unpaid
+                self.remove(hold_id)
+                lease.lost()

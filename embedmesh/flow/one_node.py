@@ -30,6 +30,7 @@ class OneNode:
         `explain` makes the caller's failure of the last node's. Raises Overloaded.
         """
         self._explain = explain
+        self._only = only is not None
         self._came: asyncio.Future[Part] | None = None  # what `_next` waits for
         self._part: Part | None = None  # that a node has, or that waits to be asked for
         self._failure: Failure | None = None
@@ -59,7 +60,13 @@ class OneNode:
                     raise self._explain(failure) from None
 
     def answered(self) -> None:
-        """The node is done, and its speed is learned from that."""
+        """The node is done, and its speed is learned from that: not where it is the `only` one, for a sealed request.
+
+        The tokens of that are a guess by its length, and its caller has chosen how far that is off.
+        """
+        if self._only:
+            self.leave()
+            return
         self._end(lambda part: self._ticket.ended(part, None))
 
     def failed(self, failure: NodeFailure) -> None:

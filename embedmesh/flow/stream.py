@@ -26,6 +26,7 @@ from embedmesh.rules.errors import (
     NodeBroke,
     NodeFailure,
     NodeTooSlow,
+    StoreUnavailable,
     UpstreamRefused,
     WrongAnswer,
 )
@@ -129,7 +130,7 @@ class Stream:
         self._now = Told()  # with the event that is being handed over
         self._handed: Told | None = None  # without it
         self._silent_from: float | None = None  # on the loop's clock, while the next event is waited for
-        self._gone = self._closed = False
+        self._gone = self._lost = self._closed = False
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -146,9 +147,10 @@ class Stream:
         """Wait for the first event, but no longer than FIRST_WAIT_S. Raises a Failure if no node has one."""
         self._bill.owe(Metered(Meter.INPUT, 0, 0), shares=())
         self._opening = asyncio.create_task(self._opened())
-        self._call.leases.add(StreamLease(self._bill, self._charge))
+        self._call.leases.add(StreamLease(self._bill, self._charge, self._hold_lost))
         try:
             await asyncio.wait({self._opening}, timeout=FIRST_WAIT_S)
+            self._check_hold()
             if self._opening.done():
                 self._opening.result()
         except BaseException:
@@ -163,6 +165,7 @@ class Stream:
                 await asyncio.wait({self._opening}, timeout=COMMENT_S)
             if self._gone:
                 return
+            self._check_hold()
             (stream, first), self._part = self._opening.result()
             piece: Piece | None = first
             until = self._world.clock.monotonic() + STREAM_S
@@ -181,7 +184,7 @@ class Stream:
                 yield last
         except (Failure, TimeoutError) as reason:
             if not self._gone:
-                yield self._broken(reason)
+                yield self._broken(reason if not self._lost else _hold_ended())
         finally:
             self._close()
 
@@ -189,6 +192,14 @@ class Stream:
         """The caller has gone: the node can stop."""
         self._gone = True
         self._stop()
+
+    def _hold_lost(self) -> None:
+        self._lost = True
+        self._stop()
+
+    def _check_hold(self) -> None:
+        if self._lost:
+            raise _hold_ended()
 
     async def _opened(self) -> tuple[OpenedStream, Part]:
         """The first stream that has an event, and the part that its node works on. Raises a Failure."""
@@ -267,6 +278,10 @@ class Stream:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:
             self._call.spend(self._world, self._owe(self._bill, self._now))
+
+
+def _hold_ended() -> StoreUnavailable:
+    return StoreUnavailable("The ledger was away for too long to go on, so the answer is not whole. Ask again.")
 
 
 def _not_whole(last: NodeFailure) -> Failure:

@@ -399,6 +399,24 @@ async def test_leases_are_tried_again_soon_while_the_store_is_away(monkeypatch: 
     assert slept == [10.0, 1.0, 1.0, 10.0]
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_stream_whose_hold_has_ended_is_ended(monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    """As when the store was away for long, and another gateway's sweep came first."""
+    monkeypatch.setattr(stream, "FIRST_WAIT_S", 0.0)
+    world, reader = speaking_world(), Reader()
+    leases = Leases(world.ledger, world.clock)
+    client = Speakers([*([event("word")] if begun else []), asyncio.Event().wait, event("more")])
+    asking = asyncio.create_task(ask(world, client, STREAM, reader, leases=leases))
+    while not reader.parts or (begun and reader.parts[-1] == stream.COMMENT):
+        await asyncio.sleep(0)
+    world.ledger.ended_ids.update(leases._leases)
+    await leases.extend()
+    await asking
+    assert reader.events[-1]["error"]["code"] == "store_unavailable" and client.streams[0].closed
+    assert ledger(world)[-1] == ("release", HELD) and not leases._leases
+    assert world.node("n0").load.parts == 0 and not world.node("n0").failures_in_a_row
+
+
 async def test_a_stream_takes_nothing_from_a_tab() -> None:
     world = speaking_world()
     world.ledger.tabs = True

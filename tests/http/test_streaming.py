@@ -23,6 +23,7 @@ from tests.flow.world import GOOD_KEY, POOR_KEY, MemoryLedger, make_world
 from tests.http.raw import request, send, serving
 
 WORDS = b"one two three"
+RESETS = 60
 HELD = 3 * 1 + 3 * 3
 
 
@@ -101,6 +102,25 @@ def breaks_after(monkeypatch: pytest.MonkeyPatch, said: int) -> None:
         raise NoNodeAvailable("the node is gone")
 
     monkeypatch.setattr(EchoCall, "parts", broken)
+
+
+async def test_a_caller_that_resets_right_after_the_last_byte_pays() -> None:
+    """In a thread, as callers are elsewhere: it is gone before the handler has heard that all is written."""
+    world = make_world()
+
+    def once(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(request("POST", "/echo", WORDS, key=GOOD_KEY))
+            got = b""
+            while b"three" not in got:
+                got += sock.recv(65_536)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async with echoing(world) as port:
+        for _ in range(RESETS):
+            await asyncio.to_thread(once, port)
+        await asyncio.sleep(0.1)
+    assert [what for what, _ in ledger(world)].count("capture") == RESETS
 
 
 async def test_a_failure_before_the_first_part_is_an_ordinary_one(monkeypatch: pytest.MonkeyPatch) -> None:

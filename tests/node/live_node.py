@@ -25,8 +25,9 @@ def write_catalogue(file: Path, models: Iterable[Model]) -> Path:
     """A catalogue of these models (a JSON string is a TOML string)."""
     entries = []
     for model in models:
-        members = msgspec.structs.asdict(model)
-        members.pop("prompts")
+        defaults = {field.name: field.default for field in msgspec.structs.fields(Model)}
+        members = {name: value for name, value in msgspec.structs.asdict(model).items() if value != defaults[name]}
+        members.pop("prompts", None)
         entries.append("[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in members.items()))
     file.write_text("\n".join(entries))
     return file
