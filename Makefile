@@ -48,7 +48,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
-#: crash             kill -9 gateways, node, engine and PostgreSQL under load, and in mid-stream; the ledger adds up
+#: crash             kill -9 gateways (in mid-stream), node, engine, PostgreSQL; the ledger adds up
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
 #: locks, confidential   10,000 locks nobody uses; 10,000 attacks on sealed calls: none is answered
@@ -62,10 +62,8 @@ check: $(VENV)/.dev
 #: sim               the scheduler beside other routers, in virtual time
 #: Speed (minutes each; peers are installed in .bench):
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
-#: bench-engine      the engine beside its peers: speed, latency, start, memory
-#: bench-quality     parity with sentence-transformers and STS-B, as a table
-#: bench-gateway     the gateway's cost beside nginx, routers, LiteLLM and Portkey; its gates
-#: bench-generation  streams of chats beside nginx and a router: first event, others, CPU, a slow reader
+#: bench-engine, bench-quality   the engine beside its peers: speed, memory; its parity, and STS-B
+#: bench-gateway, bench-generation   beside nginx, routers, LiteLLM, Portkey; streams, a slow reader
 #: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
 #: bench-cached, bench-store, bench-confidential   known texts; durable holds; sealed calls
 
