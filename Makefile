@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compil
 TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
-VIRTUAL := lives sim mutate  # these need no model
+VIRTUAL := lives sim mutate bench-generation  # these need no model
 BY_HAND := confidential crash locks scale guard bench-store bench-fleet
 
 .DEFAULT_GOAL := help
@@ -48,7 +48,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
-#: crash             kill -9 gateways, node, engine and PostgreSQL under load, and in mid-stream; the ledger adds up
+#: crash             kill -9 gateways (in mid-stream), node, engine, PostgreSQL; the ledger adds up
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
 #: locks, confidential   10,000 locks nobody uses; 10,000 attacks on sealed calls: none is answered
@@ -62,9 +62,8 @@ check: $(VENV)/.dev
 #: sim               the scheduler beside other routers, in virtual time
 #: Speed (minutes each; peers are installed in .bench):
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
-#: bench-engine      the engine beside its peers: speed, latency, start, memory
-#: bench-quality     parity with sentence-transformers and STS-B, as a table
-#: bench-gateway     the gateway's cost beside nginx, routers, LiteLLM and Portkey; its gates
+#: bench-engine, bench-quality   the engine beside its peers: speed, memory; its parity, and STS-B
+#: bench-gateway, bench-generation   beside nginx, routers, LiteLLM, Portkey; streams, a slow reader
 #: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
 #: bench-cached, bench-store, bench-confidential   known texts; durable holds; sealed calls
 

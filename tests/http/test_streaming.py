@@ -149,3 +149,29 @@ async def test_a_refusal_has_the_operation_s_envelope() -> None:
     async with echoing(world) as port:
         reply = await send(port, request(path="/echo", body=WORDS, key=POOR_KEY))
     assert (reply.status, reply.body) == (429, b"echo: insufficient_quota")
+
+
+async def test_the_kernel_takes_little_for_a_caller_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On loopback it would take megabytes, and the caller would have to pay for them."""
+    world, said = make_world(), 0
+
+    async def endless(call: EchoCall, bill: Bill) -> AsyncIterator[bytes]:
+        nonlocal said
+        while True:
+            said += 1
+            yield b"x" * 1_000
+
+    monkeypatch.setattr(EchoCall, "parts", endless)
+    async with echoing(world) as port:
+        with socket.socket() as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            caller.connect(("127.0.0.1", port))
+            caller.sendall(request(path="/echo", body=WORDS, key=GOOD_KEY))
+            async with asyncio.timeout(5):
+                while not said:
+                    await asyncio.sleep(0.01)
+                before = -1
+                while said != before:
+                    before = said
+                    await asyncio.sleep(0.1)
+    assert said < 100
