@@ -93,7 +93,7 @@ async def test_cached_input_has_its_own_price() -> None:
     "usage",
     [
         {},
-        {"prompt_tokens": INPUT_BOUND + 1, "completion_tokens": 2},
+        {"prompt_tokens": INPUT_BOUND + 1, "completion_tokens": 0},
         {"prompt_tokens": 9, "completion_tokens": CHAT.output_max + 1},
         {"prompt_tokens": 9, "completion_tokens": 0},
         {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 99},
@@ -108,6 +108,16 @@ async def test_a_usage_that_cannot_be_is_counted_by_us_and_marked(usage: dict[st
     assert 0 < metered(world)[Meter.INPUT] <= INPUT_BOUND
     told = json.loads(reader.body)["usage"]
     assert told["completion_tokens"] == 3 and told["prompt_tokens"] == metered(world)[Meter.INPUT]
+
+
+async def test_a_prompt_beyond_its_bound_does_not_make_the_answer_cheaper() -> None:
+    """A template says more about tools than any bound of ours; the answer may have reasoning that nobody sees."""
+    tools = {"tools": [{"type": "function", "function": {"name": "a"}}]}
+    world = speaking_world()
+    await ask(world, Speakers(answer("Hi.", prompt_tokens=170, completion_tokens=19)), HELLO | tools, Reader())
+    assert metered(world)[Meter.OUTPUT] == 19 and 0 < metered(world)[Meter.INPUT] <= INPUT_BOUND + len('{"name":"a"}')
+    (charge,) = world.ledger.charges
+    assert all(each.estimated for each in charge.meters)
 
 
 async def test_of_several_answers_a_node_may_count_one_only() -> None:
