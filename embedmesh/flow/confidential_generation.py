@@ -206,7 +206,7 @@ class SealedGenerationCall:
         self._events = SealedPieces(stream, operation.dialect, self._call.scheme)
         return self._events
 
-    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int, events: int) -> Used:
         statement = self._events.statement
         assert statement is not None  # an event has come
         return self._owe(world, bill, part, statement)

@@ -258,9 +258,11 @@ class GenerationCall:
         """A failure as the data of an event."""
         return self.operation.failure_event(failure)
 
-    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
+    def owe(
+        self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int, events: int = 0
+    ) -> Used:
         """Charge what was used until now: see `flow.usage`."""
-        own = TokenCounts(self.likely.input, tokens_of(text_bytes))
+        own = TokenCounts(self.likely.input, tokens_of(text_bytes, events))
         spent = used(said, own, text_bytes, self.most, answers=self.prompt.generated)
         input_price, cached_price, output_price = self._prices
         bill.owe(

@@ -72,8 +72,8 @@ class StreamedCall(Invocation, Protocol):
         """A node's stream, once its head has come. Raises a Failure; after a NodeFailure another node may be asked."""
         ...
 
-    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
-        """Charge what was used until now, by the node's word and by the bytes of text that were delivered."""
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int, events: int) -> Used:
+        """Charge what was used until now, by the node's word, and by its text, which came in that many events."""
         ...
 
     def spend(self, world: World, spent: Used) -> None:
@@ -101,16 +101,17 @@ class OpenedStream(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a node has said until now: bytes of text, and the usage that it tells."""
+    """What a node has said until now: bytes of text, the events that had some, and the usage that it tells."""
 
     text_bytes: int = 0
+    events: int = 0
     usage: TokenCounts | None = None
 
     def more(self, piece: Piece) -> "Told":
         """With one more event."""
         text = piece.text
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        return Told(self.text_bytes + size, piece.usage or self.usage)
+        return Told(self.text_bytes + size, self.events + bool(text), piece.usage or self.usage)
 
 
 class Stream:
@@ -230,7 +231,7 @@ class Stream:
     def _owe(self, bill: Bill, told: Told) -> Used:
         """Only where somebody asks: an event must not cost that."""
         assert self._part is not None
-        return self._call.owe(self._world, bill, self._part, told.usage, told.text_bytes)
+        return self._call.owe(self._world, bill, self._part, told.usage, told.text_bytes, told.events)
 
     def _broken(self, reason: Failure | TimeoutError) -> bytes:
         """The last event of a stream that has failed. It costs nothing, unless the operator charges for a part."""

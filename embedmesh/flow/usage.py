@@ -51,6 +51,10 @@ def used(said: TokenCounts | None, own: TokenCounts, delivered_bytes: int, most:
     return spent
 
 
-def tokens_of(text_bytes: int) -> int:
-    """About how many tokens a text is, by its length; 0 only for none."""
-    return ceil(text_bytes / TEXT_BYTES_A_TOKEN)
+def tokens_of(text_bytes: int, events: int = 0) -> int:
+    """About how many tokens a text is, by its length; 0 only for none. Each event of a stream has one at least.
+
+    Digits, and scripts that the vocabulary lacks, have a byte or two a token: who has what it wants, and leaves before
+    the node can say its usage, shall not have them at the price of prose.
+    """
+    return max(ceil(text_bytes / TEXT_BYTES_A_TOKEN), events)

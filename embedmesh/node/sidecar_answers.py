@@ -145,10 +145,10 @@ class Answering:
             return None
         return self.dialect.piece(self.fitted.prompt, self.fitted.model, data, state)
 
-    def spent(self, said: TokenCounts | None, delivered_bytes: int) -> Used:
+    def spent(self, said: TokenCounts | None, delivered_bytes: int, events: int = 0) -> Used:
         """By the server's word within its bounds, else by our count; together never above the lock."""
         fitted = self.fitted
-        own = TokenCounts(fitted.likely, tokens_of(delivered_bytes))
+        own = TokenCounts(fitted.likely, tokens_of(delivered_bytes, events))
         spent = used(said, own, delivered_bytes, fitted.most, answers=fitted.prompt.generated)
         tokens = max(1, min(spent.input, fitted.units))
         return spent._replace(
@@ -223,7 +223,7 @@ class SealedFrames:
         fitted = of.fitted
         if waiting is not None and not fitted.prompt.wants_usage:
             return (self._frame(waiting, final=True),)
-        spent = of.spent(self._said, self._text_bytes)
+        spent = of.spent(self._said, self._text_bytes, self._events)
         usage = of.dialect.usage_event(fitted.prompt, fitted.model, spent.usage, self._state)
         before = () if waiting is None else (self._frame(waiting),)
         return (*before, self._frame(usage, final=True))
@@ -237,7 +237,7 @@ class SealedFrames:
 
     def _frame(self, data: bytes, *, final: bool = False) -> bytes:
         of = self._of
-        counts = _counts(of.spent(self._said, self._text_bytes))
+        counts = _counts(of.spent(self._said, self._text_bytes, self._events))
         return framed(of.seen.seal(data, counts, of.clock.unix_ms(), final=final))
 
 

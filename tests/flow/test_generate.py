@@ -232,6 +232,13 @@ async def test_who_leaves_pays_what_was_handed_over(read: int) -> None:
     assert metered(world)[Meter.INPUT] > 0
 
 
+async def test_who_leaves_before_the_usage_pays_for_tokens_of_a_byte() -> None:
+    world = speaking_world()
+    digits = [event(each) for each in "0123456789"]
+    await ask(world, Speakers([*digits, event(finish="stop"), usage_event(9, 10)]), STREAM, Reader(11))
+    assert metered(world)[Meter.OUTPUT] == 10
+
+
 async def test_who_leaves_before_the_first_event_is_delivered_pays_nothing() -> None:
     world, client = speaking_world(), Speakers([*WORDS])
     with pytest.raises(ConnectionResetError):
