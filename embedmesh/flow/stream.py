@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from copy import copy
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
@@ -125,7 +127,7 @@ class Stream:
         self._node = node
         self._opening: asyncio.Task[tuple[OpenedStream, Part]]
         self._caller = caller
-        self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
+        self._state = self._new_state()
         self._part: Part | None = None  # once there is an event
         self._now = Told()  # with the event that is being handed over
         self._handed: Told | None = None  # without it
@@ -201,19 +203,21 @@ class Stream:
 
     async def _open(self, part: Part) -> OpenedStream:
         """A node's stream with its first event. Raises a NodeFailure."""
+        self._state = self._new_state()  # what a node has begun that failed is not the next one's
         try:
             with within(FIRST_EVENT_S):
                 stream = await self._call.open(part, self._state)
                 try:
-                    first = await stream.next()
-                    if first is None:
-                        raise WrongAnswer("the server's stream has no event")
+                    first = await _first_of(stream)
                 except BaseException:
                     stream.close()
                     raise
         except TimeoutError:
             raise NodeTooSlow("the server's first event did not come in time") from None
         return OpenedStream(stream, first)
+
+    def _new_state(self) -> StreamState:
+        return StreamState(self._bill.hold.hold_id, self._world.clock.unix_ms() // 1000)
 
     def _patience_s(self) -> float:
         """How much longer the node may be silent. A caller that does not read has a deadline of its own."""
@@ -268,6 +272,19 @@ class Stream:
             self._bill.release()
         elif self._bill.state is HoldState.OPEN:
             self._call.spend(self._world, self._owe(self._bill, self._now))
+
+
+async def _first_of(stream: PieceStream) -> Piece:
+    """The first event that has something for the caller: until then it may still be another node's answer.
+
+    Raises a NodeFailure.
+    """
+    usage: TokenCounts | None = None
+    while (piece := await stream.next()) is not None:
+        usage = piece.usage or usage
+        if piece.data is not None:
+            return msgspec.structs.replace(piece, usage=usage)
+    raise WrongAnswer("the server's stream has no event")
 
 
 def _not_whole(last: NodeFailure) -> Failure:

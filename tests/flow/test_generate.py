@@ -284,6 +284,25 @@ async def test_before_the_first_event_another_node_is_asked(events: list[Any]) -
     assert ledger(world) == [("hold", HELD), ("capture", 9 + 3 * 3)]
 
 
+async def test_an_event_that_has_nothing_for_the_caller_is_not_the_first() -> None:
+    """Some makes begin with one that tells what a filter thinks of the prompt."""
+    world, reader = speaking_world(nodes=2), Reader()
+    client = Speakers([b'{"choices": []}', NodeBroke("it is gone")], [b'{"choices": []}', *WORDS, usage_event(9, 4)])
+    await ask(world, client, STREAM, reader)
+    assert reader.text == "Well, this is." and len(client.asked) == 2 and metered(world)[Meter.OUTPUT] == 4
+
+
+async def test_what_a_node_has_begun_that_failed_is_not_the_next_one_s() -> None:
+    """Or an answer that is cut would be whole, and paid, since another node had said the word of its end."""
+    twice = [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}, {"index": 0, "delta": {}}]
+    world, reader = speaking_world(nodes=2), Reader()
+    client = Speakers([json.dumps({"choices": twice}).encode()], [event("Well"), event(" no")])
+    client.ends = "closed"
+    await ask(world, client, STREAM, reader)
+    assert reader.events[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "error" in reader.events[-1] and ledger(world)[-1] == ("release", HELD)
+
+
 async def test_a_stream_that_ends_without_a_word_of_its_end_is_cut() -> None:
     """Without `[DONE]` it must have said why its answer ended."""
     for events, whole in ([*WORDS], True), ([*WORDS[:-1]], False):
