@@ -17,6 +17,7 @@ from embedmesh.rules.ports import Clock, Ledger
 LEASE_EVERY_S = 10.0
 LEASE_AGAIN_S = 1.0  # after a try in vain
 LEASE_S = 30.0  # the store may be away for 17 of them, whenever that begins
+ENDED_MS = 0  # the deadline of a hold that another gateway has ended
 
 
 class StreamLease(NamedTuple):
@@ -52,11 +53,17 @@ class Leases:
                 await asyncio.sleep(LEASE_AGAIN_S)
 
     async def extend(self) -> None:
-        """Extend all holds once. Raises StoreUnavailable."""
+        """Extend all holds once. One that has ended meanwhile has no time left: its stream ends, too.
+
+        Raises StoreUnavailable.
+        """
         until_ms = self._clock.unix_ms() + int(LEASE_S * 1000)
         notes = [StreamNote(lease.bill.hold, lease.charge(), until_ms) for lease in self._leases.values()]
         if not notes:
             return
-        for hold_id in await self._ledger.extend(notes):
+        extended = await self._ledger.extend(notes)
+        for note in notes:
+            hold_id = note.hold.hold_id
             if (lease := self._leases.get(hold_id)) is not None:
-                lease.bill.hold = msgspec.structs.replace(lease.bill.hold, deadline_ms=until_ms)
+                deadline_ms = until_ms if hold_id in extended else ENDED_MS
+                lease.bill.hold = msgspec.structs.replace(lease.bill.hold, deadline_ms=deadline_ms)

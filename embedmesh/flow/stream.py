@@ -28,6 +28,7 @@ from embedmesh.rules.errors import (
     NodeBroke,
     NodeFailure,
     NodeTooSlow,
+    StoreUnavailable,
     UpstreamRefused,
     WrongAnswer,
 )
@@ -168,15 +169,18 @@ class Stream:
                 return
             (stream, first), self._part = self._opening.result()
             piece: Piece | None = first
-            until = self._world.clock.monotonic() + STREAM_S
+            clock = self._world.clock
+            until = clock.monotonic() + STREAM_S
             with within(BETWEEN_S, self._patience_s):  # one for all: a new one for each event costs as much as its JSON
                 while piece is not None:
                     self._now = self._now.more(piece)
                     if piece.data is not None:
                         yield b"data: %b\n\n" % piece.data
                     self._handed = self._now
-                    if self._world.clock.monotonic() > until:
+                    if clock.monotonic() > until:
                         raise DeadlineExceeded("The stream took longer than a stream may.")
+                    if clock.unix_ms() > self._bill.hold.deadline_ms:  # or nobody would pay for what follows
+                        raise StoreUnavailable("The store is away for too long: the answer ends here. Ask again.")
                     self._silent_from = self._loop.time()
                     piece = await stream.next()
                     self._silent_from = None

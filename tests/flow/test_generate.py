@@ -413,6 +413,30 @@ async def test_a_note_leaves_out_the_event_that_is_on_its_way() -> None:
     assert after_one.meters[-1].quantity == 1 and world.ledger.charges[-1].meters[-1].quantity == 2
 
 
+@pytest.mark.parametrize("how", ["ended", "away"])
+async def test_a_stream_ends_with_its_hold(how: str) -> None:
+    """Another gateway has charged the note, or will: nobody would pay for what follows."""
+    world = speaking_world()
+    leases = Leases(world.ledger, world.clock)
+
+    class Slow(Reader):
+        async def __call__(self, reply: Reply | StreamedReply) -> Delivery:
+            assert isinstance(reply, StreamedReply)
+            async for part in reply.parts:
+                self.parts.append(part)
+                if how == "ended":
+                    world.ledger.ended_ids |= leases._leases.keys()
+                    await leases.extend()
+                else:
+                    world.clock.now += 56.0
+            return Delivery.WHOLE
+
+    client, reader = Speakers([event("one"), event("two"), event("three"), event(finish="stop")]), Slow()
+    await ask(world, client, STREAM, reader, leases=leases)
+    assert reader.text == "one" and reader.events[-1]["error"]["code"] == "store_unavailable"
+    assert client.streams[0].closed and ledger(world)[-1][0] == "release"
+
+
 async def test_leases_are_tried_again_soon_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else two tries are all that a hold has."""
     world, slept = speaking_world(), []
