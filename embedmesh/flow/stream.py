@@ -43,6 +43,8 @@ FIRST_EVENT_S = 300.0  # of one node: a long prompt on a slow machine, or a mode
 OPENING_S = 600.0  # until a first event, all nodes together: as long as any request may take
 BETWEEN_S = 60.0  # between two events: the slowest useful machine says a word a second
 STREAM_S = 3_600.0  # in all
+READING_MAX = 0.1  # of a stream's time, where that tells the node's speed,
+READING_S_MIN = 1.0  # or seconds: of fast nodes, the writing alone is as much
 COMMENT = b": \n\n"
 
 
@@ -134,6 +136,8 @@ class Stream:
         self._handed: Told | None = None  # without it
         self._silent_from: float | None = None  # on the loop's clock, while the next event is waited for
         self._gone = self._closed = False
+        self._began = world.clock.monotonic()
+        self._reading_s = 0.0  # that the caller took to read
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -174,10 +178,13 @@ class Stream:
             with within(BETWEEN_S, self._patience_s):  # one for all: a new one for each event costs as much as its JSON
                 while piece is not None:
                     self._now = self._now.more(piece)
+                    handing = clock.monotonic()
                     if piece.data is not None:
                         yield b"data: %b\n\n" % piece.data
                     self._handed = self._now
-                    if clock.monotonic() > until:
+                    now = clock.monotonic()
+                    self._reading_s += now - handing
+                    if now > until:
                         raise DeadlineExceeded("The stream took longer than a stream may.")
                     if clock.unix_ms() > self._bill.hold.deadline_ms:  # or nobody would pay for what follows
                         raise StoreUnavailable("The store is away for too long: the answer ends here. Ask again.")
@@ -231,7 +238,10 @@ class Stream:
         """The node is done; what follows the last event. Raises NodeBroke if the stream was cut."""
         if not stream.is_whole:
             raise NodeBroke("the server's stream ended before its answer")
-        self._node.answered()
+        if self._reading_s > max(READING_S_MIN, READING_MAX * (self._world.clock.monotonic() - self._began)):
+            self._node.leave()  # how long that took tells the caller's speed
+        else:
+            self._node.answered()
         spent = self._owe(self._bill, self._now)
         self._call.learn(spent)
         return self._call.ending(spent, self._state)

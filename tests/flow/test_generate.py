@@ -459,6 +459,22 @@ async def test_leases_are_tried_again_soon_while_the_store_is_away(monkeypatch: 
     assert slept == [10.0, 1.0, 1.0, 10.0]
 
 
+async def test_a_caller_that_reads_slowly_makes_no_node_look_slow() -> None:
+    """Others would be sent to worse ones."""
+    world = speaking_world()
+
+    class Slow(Reader):
+        async def __call__(self, reply: Reply | StreamedReply) -> Delivery:
+            assert isinstance(reply, StreamedReply)
+            async for part in reply.parts:
+                self.parts.append(part)
+                world.clock.now += 5.0
+            return Delivery.WHOLE
+
+    await ask(world, Speakers([*WORDS, usage_event(9, 4)]), STREAM, Slow())
+    assert not world.node("n0").load.measured and world.node("n0").load.parts == 0
+
+
 async def test_a_stream_takes_nothing_from_a_tab() -> None:
     world = speaking_world()
     world.ledger.tabs = True
