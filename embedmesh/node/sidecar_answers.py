@@ -8,7 +8,14 @@ import msgspec
 from embedmesh.dialects.openai.chat import Chat
 from embedmesh.dialects.openai.completions import Completions
 from embedmesh.dialects.openai.images import Images
-from embedmesh.flow.prompt_bounds import asked_of, prompt_tokens, text_bytes
+from embedmesh.flow.prompt_bounds import (
+    asked_of,
+    prompt_tokens,
+    sealed_input_max,
+    sealed_whole_bytes_max,
+    text_bytes,
+    whole_bytes_max,
+)
 from embedmesh.flow.usage import Most, Used, tokens_of, used
 from embedmesh.node.seen_generation import SeenGeneration
 from embedmesh.node.sidecar_models import SidecarModel
@@ -36,6 +43,7 @@ from embedmesh.rules.sealed_generation import EVENTS_MORE, FRAME_LENGTH_BYTES, S
 from embedmesh.upstream.generating import UpstreamGeneration
 
 DIALECTS: dict[Generating, GenerationDialect] = {"chat": Chat(), "completions": Completions(), "images": Images()}
+PLAIN_SHARE = 0.9  # of a sealed answer: our scheme fills up a sixteenth
 NOT_SERVED = "This node does not serve that model."
 
 
@@ -79,7 +87,12 @@ def fit_prompt(body: bytes, asked: SealedGeneration, modality: Generating, catal
             param="messages" if prompt.messages else "prompt",
         )
     output_max = min(prompt.output_max or model.output_max, room)
-    most = Most(max(1, tokens.most), prompt.generated * output_max)
+    if not prompt.stream and whole_bytes_max(prompt, output_max) > PLAIN_SHARE * sealed_whole_bytes_max(model):
+        raise InvalidValue(
+            "The answer may be larger than a whole one may be. Ask for a stream, or for fewer tokens, or likely ones.",
+            param=prompt.limits[0],
+        )
+    most = Most(max(1, min(tokens.most, sealed_input_max(len(body), model))), prompt.generated * output_max)
     return FittedPrompt(prompt, model, most, likely, output_max, call.units)
 
 
