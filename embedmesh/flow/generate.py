@@ -27,6 +27,7 @@ from embedmesh.rules.errors import (
     DeadlineExceeded,
     Failure,
     InvalidValue,
+    NotAsAsked,
     WrongAnswer,
 )
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead, StreamedReply
@@ -323,7 +324,7 @@ class DialectPieces:
         if piece.text:
             self._left -= 1
             if self._left < 0:
-                raise WrongAnswer("the server's stream does not end where it was asked to")
+                raise NotAsAsked("the server's stream does not end where it was asked to")
         return piece
 
     def close(self) -> None:

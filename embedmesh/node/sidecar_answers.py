@@ -25,6 +25,7 @@ from embedmesh.rules.errors import (
     ModelNotFound,
     NodeBroke,
     NodeFailure,
+    NotAsAsked,
     WrongAnswer,
 )
 from embedmesh.rules.generation import (
@@ -246,7 +247,7 @@ class SealedFrames:
         self._said = piece.usage or self._said
         self._events += bool(piece.text)
         if self._events > self._of.fitted.most.output + EVENTS_MORE:
-            raise WrongAnswer("the server's stream does not end where it was asked to")
+            raise NotAsAsked("the server's stream does not end where it was asked to")
 
     def _frame(self, data: bytes, *, final: bool = False) -> bytes:
         of = self._of

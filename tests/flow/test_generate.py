@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from embedmesh.dialects.openai.completions import Completions
 from embedmesh.flow import stream
 from embedmesh.flow.leases import Leases
+from embedmesh.flow.prompt_bounds import asked_of
 from embedmesh.rules.errors import (
     BadNodeResponse,
     CallerFailure,
@@ -174,6 +176,15 @@ async def test_what_is_refused_reaches_no_node() -> None:
         with pytest.raises(failure):
             await ask(world, client, body, Reader(), key=key)
         assert not client.asked and not world.ledger.charges
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_echo_is_no_more_than_may_come_back(stream: bool) -> None:
+    """Or three callers with long prompts would have the node ejected."""
+    prompt = "\x01" * 200_000
+    echo = {"model": CHAT.id, "prompt": [prompt, "b"], "echo": True, "n": 2, "max_tokens": 1, "stream": stream}
+    sent, _ = Completions().parse(json.dumps(echo).encode(), lambda name: CHAT)
+    assert asked_of(sent, 1).reply_bytes_max > 2 * 6 * len(prompt)
 
 
 async def test_images_cost_what_their_size_does() -> None:
