@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.rules.errors import NodeBroke, NodeFailure, TooLarge, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeFailure, TooLarge
 from embedmesh.upstream import http1
 from embedmesh.upstream.http1 import KNOWN_HEAD_BYTES_MAX, KNOWN_HEADS_MAX, Connection
 from embedmesh.upstream.http1_reader import NODE_HEAD_BYTES_MAX, Http1Reply
