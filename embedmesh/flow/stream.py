@@ -43,6 +43,7 @@ FIRST_EVENT_S = 300.0  # of one node: a long prompt on a slow machine, or a mode
 OPENING_S = 600.0  # until a first event, all nodes together: as long as any request may take
 BETWEEN_S = 60.0  # between two events: the slowest useful machine says a word a second
 STREAM_S = 3_600.0  # in all
+READING_S, READING_SHARE = 10.0, 0.5  # that a caller may hold its node back while others wait: seconds, of its time
 READING_MAX = 0.1  # of a stream's time, where that tells the node's speed,
 READING_S_MIN = 1.0  # or seconds: of fast nodes, the writing alone is as much
 COMMENT = b": \n\n"
@@ -174,7 +175,6 @@ class Stream:
             (stream, first), self._part = self._opening.result()
             piece: Piece | None = first
             clock = self._world.clock
-            until = clock.monotonic() + STREAM_S
             with within(BETWEEN_S, self._patience_s):  # one for all: a new one for each event costs as much as its JSON
                 while piece is not None:
                     self._now = self._now.more(piece)
@@ -184,8 +184,9 @@ class Stream:
                     self._handed = self._now
                     now = clock.monotonic()
                     self._reading_s += now - handing
-                    if now > until:
-                        raise DeadlineExceeded("The stream took longer than a stream may.")
+                    if (why := self._takes_too_long(now)) is not None:
+                        yield self._event(why)  # the caller could have had all of it: what it has is paid
+                        return
                     if clock.unix_ms() > self._bill.hold.deadline_ms:  # or nobody would pay for what follows
                         raise StoreUnavailable("The store is away for too long: the answer ends here. Ask again.")
                     self._silent_from = self._loop.time()
@@ -227,6 +228,20 @@ class Stream:
             raise NodeTooSlow("the server's first event did not come in time") from None
         return OpenedStream(stream, first)
 
+    def _takes_too_long(self, now: float) -> Failure | None:
+        """Why it ends here, through no fault of its node."""
+        if now - self._began > STREAM_S:
+            return DeadlineExceeded(
+                "The stream took longer than a stream may. Ask for less at once, or read it faster."
+            )
+        slow = self._reading_s > max(READING_S, READING_SHARE * (now - self._began))
+        if slow and self._world.fleet.others_wait(self._call.model, self._bill.hold.account_id):
+            return DeadlineExceeded("The stream is read too slowly while others wait for its node. Read it faster.")
+        return None
+
+    def _event(self, failure: Failure) -> bytes:
+        return b"data: %b\n\n" % self._call.failure_event(failure)
+
     def _new_state(self) -> StreamState:
         return StreamState(self._bill.hold.hold_id, self._world.clock.unix_ms() // 1000)
 
@@ -260,7 +275,7 @@ class Stream:
         if self._part is None or not self._call.model.charge_partial:
             self._bill.release()
         told = _not_whole(reason) if isinstance(reason, NodeFailure) else reason
-        return b"data: %b\n\n" % self._call.failure_event(told)
+        return self._event(told)
 
     def _charge(self) -> Charge:
         """What the caller's socket has by now, not what is on its way there; at first nothing."""

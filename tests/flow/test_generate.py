@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from embedmesh.dialects.openai.completions import Completions
+from embedmesh.fleet.parallel_load import ParallelLoad
 from embedmesh.flow import stream
 from embedmesh.flow.leases import Leases
 from embedmesh.flow.prompt_bounds import asked_of
@@ -43,7 +44,7 @@ from tests.flow.speaking import (
     speaking_world,
     usage_event,
 )
-from tests.flow.world import METERED_KEY, POOR_KEY, ScriptedWorld
+from tests.flow.world import METERED_KEY, OTHER_KEY, POOR_KEY, ScriptedWorld
 
 STREAM = HELLO | {"stream": True}
 PNG = "iVBORw0KGgo="
@@ -56,6 +57,25 @@ def ledger(world: ScriptedWorld) -> list[tuple[str, int]]:
 def metered(world: ScriptedWorld) -> dict[Meter, int]:
     (charge,) = world.ledger.charges
     return {each.meter: each.quantity for each in charge.meters}
+
+
+class Slow(Reader):
+    """A caller that takes so long for each event. `leases` are extended meanwhile."""
+
+    def __init__(self, world: ScriptedWorld, seconds: float, leases: Leases | None = None) -> None:
+        super().__init__()
+        self._world, self._seconds, self._leases = world, seconds, leases
+
+    async def __call__(self, reply: Reply | StreamedReply) -> Delivery:
+        if isinstance(reply, Reply):
+            return await super().__call__(reply)
+        async for part in reply.parts:
+            self.parts.append(part)
+            self._world.clock.now += self._seconds
+            if self._leases is not None:
+                await self._leases.extend()
+            await asyncio.sleep(0.001)
+        return Delivery.WHOLE
 
 
 def refusal(words: str, *, too_long: bool = False) -> UpstreamRefused:
@@ -470,19 +490,36 @@ async def test_leases_are_tried_again_soon_while_the_store_is_away(monkeypatch: 
     assert slept == [10.0, 1.0, 1.0, 10.0]
 
 
+async def test_a_stream_that_takes_too_long_is_paid() -> None:
+    """Or who reads the last of it slowly enough would have the rest for nothing."""
+    world = speaking_world()
+    leases = Leases(world.ledger, world.clock)
+    reader = Slow(world, 40.0, leases)
+    await ask(world, Speakers([event("word")] * 100), STREAM | {"max_tokens": 100}, reader, leases=leases)
+    assert reader.events[-1]["error"]["code"] == "deadline_exceeded" and len(reader.parts) == 92
+    assert metered(world)[Meter.OUTPUT] == 91
+
+
+async def test_who_holds_a_node_back_makes_room_for_others() -> None:
+    """A thousand streams that are hardly read would keep the only node for an hour each."""
+    world = speaking_world()
+    node = world.node("n0")
+    node.in_flight_max, node.load = 1, ParallelLoad()
+    slow = Slow(world, 4.0)
+    holding = asyncio.create_task(ask(world, Speakers([event("word")] * 20), STREAM, slow))
+    while not slow.parts:
+        await asyncio.sleep(0)
+    few = Reader()
+    await asyncio.gather(holding, ask(world, Speakers(answer("Hi.")), HELLO, few, key=OTHER_KEY))
+    assert few.body and slow.events[-1]["error"]["code"] == "deadline_exceeded"
+    assert {entry for entry, _ in ledger(world)} == {"hold", "capture"}
+    assert len(slow.parts) == 4  # three events, in twelve seconds
+
+
 async def test_a_caller_that_reads_slowly_makes_no_node_look_slow() -> None:
     """Others would be sent to worse ones."""
     world = speaking_world()
-
-    class Slow(Reader):
-        async def __call__(self, reply: Reply | StreamedReply) -> Delivery:
-            assert isinstance(reply, StreamedReply)
-            async for part in reply.parts:
-                self.parts.append(part)
-                world.clock.now += 5.0
-            return Delivery.WHOLE
-
-    await ask(world, Speakers([*WORDS, usage_event(9, 4)]), STREAM, Slow())
+    await ask(world, Speakers([*WORDS, usage_event(9, 4)]), STREAM, Slow(world, 5.0))
     assert not world.node("n0").load.measured and world.node("n0").load.parts == 0
 
 
