@@ -81,6 +81,10 @@ class Scheduler:
             candidates = candidates_of(nodes, None, self._clock.monotonic(), self._dice)
             check_admission(queue, account_id, tokens, candidates, len(nodes))
 
+    def others_wait(self, model: Model, account_id: str) -> bool:
+        queue = self._queues.get(model.id)
+        return queue is not None and queue.accounts_with(account_id) > 1
+
     def expected_s(self, model: Model, tokens: int) -> float | None:
         nodes = self.registry.ready(model.id)
         if not nodes:

@@ -22,10 +22,12 @@ from embedmesh.flow.lock import check_fits
 from embedmesh.flow.one_node import OneNode
 from embedmesh.flow.operation import Bound, CanPayFor, PayingLock
 from embedmesh.flow.prompt_bounds import (
-    ANSWER_BYTES_A_TOKEN,
     ANSWER_FRAME_BYTES,
     EVENT_BYTES_A_TOKEN,
+    SEALED_ANSWER_SHARE,
     image_bytes_max,
+    sealed_input_max,
+    sealed_whole_bytes_max,
 )
 from embedmesh.flow.sealed_pieces import GenerationEnvelopes, SealedPieces, check_not_refused, counts_of
 from embedmesh.flow.stream import PieceStream, Stream
@@ -44,7 +46,7 @@ from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead, StreamedRe
 from embedmesh.rules.forwarding import Part, Share
 from embedmesh.rules.generation import Generating, StreamState, TokenCounts
 from embedmesh.rules.holds import Meter, Metered
-from embedmesh.rules.limits import LOCK_TOKENS, REQUEST_MAX_S
+from embedmesh.rules.limits import REQUEST_MAX_S
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Caller
 from embedmesh.rules.sealed_generation import (
@@ -57,9 +59,6 @@ from embedmesh.rules.sealed_generation import (
 )
 from embedmesh.rules.served import no_such_model
 
-MESSAGE_BYTES_MIN = 28  # of a message in JSON: {"role":"user","content":""}
-IMAGE_PART_BYTES_MIN = 40  # of an image in a message: {"type":"image_url","image_url":{"url":""}}
-SEALED_ANSWER_SHARE = 2  # times: a sixteenth that our scheme fills up, probabilities of tokens that nobody here can see
 SEALED_AND_BASE64 = 3  # times: as it comes from the node, as base64, as JSON
 
 
@@ -206,7 +205,7 @@ class SealedGenerationCall:
         self._events = SealedPieces(stream, operation.dialect, self._call.scheme)
         return self._events
 
-    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int, events: int) -> Used:
         statement = self._events.statement
         assert statement is not None  # an event has come
         return self._owe(world, bill, part, statement)
@@ -266,12 +265,10 @@ class SealedGenerationCall:
     def _token_bounds(self, units: int) -> TokenBounds:
         """Of the input. Templates add to each message; images take what the model says, whatever their bytes are."""
         size, model = self._plaintext_bytes, self.model
-        added = model.template_tokens * (1 + size // MESSAGE_BYTES_MIN)
         bounds = token_bounds(size, units, 0)
         if model.image_tokens is not None:
-            added += model.image_tokens * (size // IMAGE_PART_BYTES_MIN)
             bounds = bounds._replace(least=0)
-        return bounds._replace(most=max(1, min(units, size + added)))
+        return bounds._replace(most=max(1, min(units, sealed_input_max(size, model))))
 
     def _bounds(self) -> SealedBounds:
         sizes = tuple(self.model.image_prices) if self._draws else ()
@@ -285,8 +282,7 @@ class SealedGenerationCall:
         """Of a whole answer; a longer one can be had as a stream. The lock is not known when room is taken."""
         if self._draws:
             return SEALED_ANSWER_SHARE * image_bytes_max(largest_size(self.model), 1)
-        tokens = max(self.model.output_max, LOCK_TOKENS)
-        return SEALED_ANSWER_SHARE * (ANSWER_FRAME_BYTES + tokens * ANSWER_BYTES_A_TOKEN)
+        return sealed_whole_bytes_max(self.model)
 
 
 def _failure(last: NodeFailure | None) -> Failure:

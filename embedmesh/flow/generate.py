@@ -27,6 +27,7 @@ from embedmesh.rules.errors import (
     DeadlineExceeded,
     Failure,
     InvalidValue,
+    NotAsAsked,
     WrongAnswer,
 )
 from embedmesh.rules.exchange import NODE_HEADER, Reply, RequestHead, StreamedReply
@@ -258,9 +259,11 @@ class GenerationCall:
         """A failure as the data of an event."""
         return self.operation.failure_event(failure)
 
-    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
+    def owe(
+        self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int, events: int = 0
+    ) -> Used:
         """Charge what was used until now: see `flow.usage`."""
-        own = TokenCounts(self.likely.input, tokens_of(text_bytes))
+        own = TokenCounts(self.likely.input, tokens_of(text_bytes, events))
         spent = used(said, own, text_bytes, self.most, answers=self.prompt.generated)
         input_price, cached_price, output_price = self._prices
         bill.owe(
@@ -321,7 +324,7 @@ class DialectPieces:
         if piece.text:
             self._left -= 1
             if self._left < 0:
-                raise WrongAnswer("the server's stream does not end where it was asked to")
+                raise NotAsAsked("the server's stream does not end where it was asked to")
         return piece
 
     def close(self) -> None:

@@ -53,7 +53,10 @@ class Leases:
                 await asyncio.sleep(LEASE_AGAIN_S)
 
     async def extend(self) -> None:
-        """Extend all holds once. Raises StoreUnavailable."""
+        """Extend all holds once. Where one has ended meanwhile, its stream ends, too.
+
+        Raises StoreUnavailable.
+        """
         until_ms = self._clock.unix_ms() + int(LEASE_S * 1000)
         notes = [StreamNote(lease.bill.hold, lease.charge(), until_ms) for lease in self._leases.values()]
         if not notes:

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from copy import copy
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from embedmesh.deadline import within
 from embedmesh.flow.bill import Bill
 from embedmesh.flow.deliver import charge_of
@@ -41,6 +43,9 @@ FIRST_EVENT_S = 300.0  # of one node: a long prompt on a slow machine, or a mode
 OPENING_S = 600.0  # until a first event, all nodes together: as long as any request may take
 BETWEEN_S = 60.0  # between two events: the slowest useful machine says a word a second
 STREAM_S = 3_600.0  # in all
+READING_S, READING_SHARE = 10.0, 0.5  # that a caller may hold its node back while others wait: seconds, of its time
+READING_MAX = 0.1  # of a stream's time, where that tells the node's speed,
+READING_S_MIN = 1.0  # or seconds: of fast nodes, the writing alone is as much
 COMMENT = b": \n\n"
 
 
@@ -73,8 +78,8 @@ class StreamedCall(Invocation, Protocol):
         """A node's stream, once its head has come. Raises a Failure; after a NodeFailure another node may be asked."""
         ...
 
-    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int) -> Used:
-        """Charge what was used until now, by the node's word and by the bytes of text that were delivered."""
+    def owe(self, world: World, bill: Bill, part: Part, said: TokenCounts | None, text_bytes: int, events: int) -> Used:
+        """Charge what was used until now, by the node's word, and by its text, which came in that many events."""
         ...
 
     def spend(self, world: World, spent: Used) -> None:
@@ -102,16 +107,17 @@ class OpenedStream(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a node has said until now: bytes of text, and the usage that it tells."""
+    """What a node has said until now: bytes of text, the events that had some, and the usage that it tells."""
 
     text_bytes: int = 0
+    events: int = 0
     usage: TokenCounts | None = None
 
     def more(self, piece: Piece) -> "Told":
         """With one more event."""
         text = piece.text
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        return Told(self.text_bytes + size, piece.usage or self.usage)
+        return Told(self.text_bytes + size, self.events + bool(text), piece.usage or self.usage)
 
 
 class Stream:
@@ -125,12 +131,14 @@ class Stream:
         self._node = node
         self._opening: asyncio.Task[tuple[OpenedStream, Part]]
         self._caller = caller
-        self._state = StreamState(bill.hold.hold_id, world.clock.unix_ms() // 1000)
+        self._state = self._new_state()
         self._part: Part | None = None  # once there is an event
         self._now = Told()  # with the event that is being handed over
         self._handed: Told | None = None  # without it
         self._silent_from: float | None = None  # on the loop's clock, while the next event is waited for
         self._gone = self._lost = self._closed = False
+        self._began = world.clock.monotonic()
+        self._reading_s = 0.0  # that the caller took to read
         self._parts = self._made()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -168,15 +176,20 @@ class Stream:
             self._check_hold()
             (stream, first), self._part = self._opening.result()
             piece: Piece | None = first
-            until = self._world.clock.monotonic() + STREAM_S
+            clock = self._world.clock
             with within(BETWEEN_S, self._patience_s):  # one for all: a new one for each event costs as much as its JSON
                 while piece is not None:
                     self._now = self._now.more(piece)
+                    handing = clock.monotonic()
                     if piece.data is not None:
                         yield b"data: %b\n\n" % piece.data
                     self._handed = self._now
-                    if self._world.clock.monotonic() > until:
-                        raise DeadlineExceeded("The stream took longer than a stream may.")
+                    now = clock.monotonic()
+                    self._reading_s += now - handing
+                    if (why := self._takes_too_long(now)) is not None:
+                        yield self._event(why)  # the caller could have had all of it: what it has is paid
+                        return
+                    self._check_hold()
                     self._silent_from = self._loop.time()
                     piece = await stream.next()
                     self._silent_from = None
@@ -198,7 +211,8 @@ class Stream:
         self._stop()
 
     def _check_hold(self) -> None:
-        if self._lost:
+        """Raise StoreUnavailable where the hold has ended, or may have: nobody would pay for what follows."""
+        if self._lost or self._world.clock.unix_ms() > self._bill.hold.deadline_ms:
             raise _hold_ended()
 
     async def _opened(self) -> tuple[OpenedStream, Part]:
@@ -211,19 +225,35 @@ class Stream:
 
     async def _open(self, part: Part) -> OpenedStream:
         """A node's stream with its first event. Raises a NodeFailure."""
+        self._state = self._new_state()  # what a node has begun that failed is not the next one's
         try:
             with within(FIRST_EVENT_S):
                 stream = await self._call.open(part, self._state)
                 try:
-                    first = await stream.next()
-                    if first is None:
-                        raise WrongAnswer("the server's stream has no event")
+                    first = await _first_of(stream)
                 except BaseException:
                     stream.close()
                     raise
         except TimeoutError:
             raise NodeTooSlow("the server's first event did not come in time") from None
         return OpenedStream(stream, first)
+
+    def _takes_too_long(self, now: float) -> Failure | None:
+        """Why it ends here, through no fault of its node."""
+        if now - self._began > STREAM_S:
+            return DeadlineExceeded(
+                "The stream took longer than a stream may. Ask for less at once, or read it faster."
+            )
+        slow = self._reading_s > max(READING_S, READING_SHARE * (now - self._began))
+        if slow and self._world.fleet.others_wait(self._call.model, self._bill.hold.account_id):
+            return DeadlineExceeded("The stream is read too slowly while others wait for its node. Read it faster.")
+        return None
+
+    def _event(self, failure: Failure) -> bytes:
+        return b"data: %b\n\n" % self._call.failure_event(failure)
+
+    def _new_state(self) -> StreamState:
+        return StreamState(self._bill.hold.hold_id, self._world.clock.unix_ms() // 1000)
 
     def _patience_s(self) -> float:
         """How much longer the node may be silent. A caller that does not read has a deadline of its own."""
@@ -233,7 +263,10 @@ class Stream:
         """The node is done; what follows the last event. Raises NodeBroke if the stream was cut."""
         if not stream.is_whole:
             raise NodeBroke("the server's stream ended before its answer")
-        self._node.answered()
+        if self._reading_s > max(READING_S_MIN, READING_MAX * (self._world.clock.monotonic() - self._began)):
+            self._node.leave()  # how long that took tells the caller's speed
+        else:
+            self._node.answered()
         spent = self._owe(self._bill, self._now)
         self._call.learn(spent)
         return self._call.ending(spent, self._state)
@@ -241,7 +274,7 @@ class Stream:
     def _owe(self, bill: Bill, told: Told) -> Used:
         """Only where somebody asks: an event must not cost that."""
         assert self._part is not None
-        return self._call.owe(self._world, bill, self._part, told.usage, told.text_bytes)
+        return self._call.owe(self._world, bill, self._part, told.usage, told.text_bytes, told.events)
 
     def _broken(self, reason: Failure | TimeoutError) -> bytes:
         """The last event of a stream that has failed. It costs nothing, unless the operator charges for a part."""
@@ -252,7 +285,7 @@ class Stream:
         if self._part is None or not self._call.model.charge_partial:
             self._bill.release()
         told = _not_whole(reason) if isinstance(reason, NodeFailure) else reason
-        return b"data: %b\n\n" % self._call.failure_event(told)
+        return self._event(told)
 
     def _charge(self) -> Charge:
         """What the caller's socket has by now, not what is on its way there; at first nothing."""
@@ -281,7 +314,20 @@ class Stream:
 
 
 def _hold_ended() -> StoreUnavailable:
-    return StoreUnavailable("The ledger was away for too long to go on, so the answer is not whole. Ask again.")
+    return StoreUnavailable("The store was away for too long: the answer ends here. Ask again.")
+
+
+async def _first_of(stream: PieceStream) -> Piece:
+    """The first event that has something for the caller: until then it may still be another node's answer.
+
+    Raises a NodeFailure.
+    """
+    usage: TokenCounts | None = None
+    while (piece := await stream.next()) is not None:
+        usage = piece.usage or usage
+        if piece.data is not None:
+            return msgspec.structs.replace(piece, usage=usage)
+    raise WrongAnswer("the server's stream has no event")
 
 
 def _not_whole(last: NodeFailure) -> Failure:

@@ -1,8 +1,9 @@
 """How many tokens are charged for what a node has generated: its own word within bounds, else our count.
 
 A node's word is not believed where it says more than was asked for, or less than can be; then, and where it says
-nothing, our own count is charged and marked. Nodes of some makes count one of several answers only: a word that is
-nearer to that than to all of them is not believed.
+nothing, our own count is charged and marked. Input and output are judged each by itself: a caller whose template says
+more than the bound of its prompt allows for must not get the answer by our count, too, which sees no hidden reasoning.
+Nodes of some makes count one of several answers only: a word that is nearer to that than to all is not believed.
 """
 
 from math import ceil, sqrt
@@ -38,16 +39,22 @@ class Used(NamedTuple):
 
 def used(said: TokenCounts | None, own: TokenCounts, delivered_bytes: int, most: Most, *, answers: int) -> Used:
     """What is charged. `own` is our count, `delivered_bytes` that of all text; that many `answers` were asked for."""
-    ours = Used(min(own.input, most.input), min(own.output, most.output), estimated=True)
-    if said is None or said.input > most.input or said.output > most.output or said.cached > said.input:
-        return ours
-    if said.output < ceil(delivered_bytes / BYTES_A_TOKEN_MAX):
-        return ours._replace(input=said.input, cached=said.cached)
-    if answers > 1 and said.output * sqrt(answers) < ours.output:
-        return ours._replace(input=said.input, cached=said.cached)
-    return Used(said.input, said.output, said.cached, said.reasoning)
+    spent = Used(min(own.input, most.input), min(own.output, most.output), estimated=True)
+    if said is None:
+        return spent
+    counts_one = answers > 1 and said.output * sqrt(answers) < spent.output
+    output = ceil(delivered_bytes / BYTES_A_TOKEN_MAX) <= said.output <= most.output and not counts_one
+    if output:
+        spent = spent._replace(output=said.output, reasoning=said.reasoning)
+    if said.cached <= said.input <= most.input:
+        spent = spent._replace(input=said.input, cached=said.cached, estimated=not output)
+    return spent
 
 
-def tokens_of(text_bytes: int) -> int:
-    """About how many tokens a text is, by its length; 0 only for none."""
-    return ceil(text_bytes / TEXT_BYTES_A_TOKEN)
+def tokens_of(text_bytes: int, events: int = 0) -> int:
+    """About how many tokens a text is, by its length; 0 only for none. Each event of a stream has one at least.
+
+    Digits, and scripts that the vocabulary lacks, have a byte or two a token: who has what it wants, and leaves before
+    the node can say its usage, shall not have them at the price of prose.
+    """
+    return max(ceil(text_bytes / TEXT_BYTES_A_TOKEN), events)

@@ -8,7 +8,14 @@ import msgspec
 from embedmesh.dialects.openai.chat import Chat
 from embedmesh.dialects.openai.completions import Completions
 from embedmesh.dialects.openai.images import Images
-from embedmesh.flow.prompt_bounds import asked_of, prompt_tokens, text_bytes
+from embedmesh.flow.prompt_bounds import (
+    asked_of,
+    prompt_tokens,
+    sealed_input_max,
+    sealed_whole_bytes_max,
+    text_bytes,
+    whole_bytes_max,
+)
 from embedmesh.flow.usage import Most, Used, tokens_of, used
 from embedmesh.node.seen_generation import SeenGeneration
 from embedmesh.node.sidecar_models import SidecarModel
@@ -18,6 +25,7 @@ from embedmesh.rules.errors import (
     ModelNotFound,
     NodeBroke,
     NodeFailure,
+    NotAsAsked,
     WrongAnswer,
 )
 from embedmesh.rules.generation import (
@@ -36,6 +44,7 @@ from embedmesh.rules.sealed_generation import EVENTS_MORE, FRAME_LENGTH_BYTES, S
 from embedmesh.upstream.generating import UpstreamGeneration
 
 DIALECTS: dict[Generating, GenerationDialect] = {"chat": Chat(), "completions": Completions(), "images": Images()}
+PLAIN_SHARE = 0.9  # of a sealed answer: our scheme fills up a sixteenth
 NOT_SERVED = "This node does not serve that model."
 
 
@@ -79,7 +88,12 @@ def fit_prompt(body: bytes, asked: SealedGeneration, modality: Generating, catal
             param="messages" if prompt.messages else "prompt",
         )
     output_max = min(prompt.output_max or model.output_max, room)
-    most = Most(max(1, tokens.most), prompt.generated * output_max)
+    if not prompt.stream and whole_bytes_max(prompt, output_max) > PLAIN_SHARE * sealed_whole_bytes_max(model):
+        raise InvalidValue(
+            "The answer may be larger than a whole one may be. Ask for a stream, or for fewer tokens, or likely ones.",
+            param=prompt.limits[0],
+        )
+    most = Most(max(1, min(tokens.most, sealed_input_max(len(body), model))), prompt.generated * output_max)
     return FittedPrompt(prompt, model, most, likely, output_max, call.units)
 
 
@@ -145,10 +159,10 @@ class Answering:
             return None
         return self.dialect.piece(self.fitted.prompt, self.fitted.model, data, state)
 
-    def spent(self, said: TokenCounts | None, delivered_bytes: int) -> Used:
+    def spent(self, said: TokenCounts | None, delivered_bytes: int, events: int = 0) -> Used:
         """By the server's word within its bounds, else by our count; together never above the lock."""
         fitted = self.fitted
-        own = TokenCounts(fitted.likely, tokens_of(delivered_bytes))
+        own = TokenCounts(fitted.likely, tokens_of(delivered_bytes, events))
         spent = used(said, own, delivered_bytes, fitted.most, answers=fitted.prompt.generated)
         tokens = max(1, min(spent.input, fitted.units))
         return spent._replace(
@@ -223,7 +237,7 @@ class SealedFrames:
         fitted = of.fitted
         if waiting is not None and not fitted.prompt.wants_usage:
             return (self._frame(waiting, final=True),)
-        spent = of.spent(self._said, self._text_bytes)
+        spent = of.spent(self._said, self._text_bytes, self._events)
         usage = of.dialect.usage_event(fitted.prompt, fitted.model, spent.usage, self._state)
         before = () if waiting is None else (self._frame(waiting),)
         return (*before, self._frame(usage, final=True))
@@ -233,11 +247,11 @@ class SealedFrames:
         self._said = piece.usage or self._said
         self._events += bool(piece.text)
         if self._events > self._of.fitted.most.output + EVENTS_MORE:
-            raise WrongAnswer("the server's stream does not end where it was asked to")
+            raise NotAsAsked("the server's stream does not end where it was asked to")
 
     def _frame(self, data: bytes, *, final: bool = False) -> bytes:
         of = self._of
-        counts = _counts(of.spent(self._said, self._text_bytes))
+        counts = _counts(of.spent(self._said, self._text_bytes, self._events))
         return framed(of.seen.seal(data, counts, of.clock.unix_ms(), final=final))
 
 

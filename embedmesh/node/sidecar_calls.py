@@ -177,6 +177,8 @@ class SidecarCalls:
             if isinstance(told, errors.CallerFailure):
                 raise told from None  # for the caller alone: it may quote the text
             raise
+        except errors.NotAsAsked:  # gateways would count it against this node, whose caller may be the reason
+            raise errors.InvalidValue("The server behind this node answers more or less than was asked for.") from None
         except TimeoutError:
             raise errors.DeadlineExceeded(LATE) from None
 

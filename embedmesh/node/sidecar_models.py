@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.rules.errors import NodeBusy, NodeFailure, UpstreamRefused
+from embedmesh.rules.errors import NodeBusy, NodeFailure, NotAsAsked, UpstreamRefused
 from embedmesh.rules.generation import GenerationRequest
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock
@@ -54,7 +54,7 @@ class SidecarModel:
 
     def failed(self, failure: NodeFailure, *, by_question: bool = False) -> None:
         """One was not. What is refused as wrong, or for its load, says nothing of the server."""
-        if isinstance(failure, NodeBusy) or (isinstance(failure, UpstreamRefused) and not by_question):
+        if isinstance(failure, NodeBusy) or (isinstance(failure, UpstreamRefused | NotAsAsked) and not by_question):
             return
         self._failures += 1
         self._due = self._clock.monotonic() + AGAIN_S[min(self._failures, len(AGAIN_S)) - 1]

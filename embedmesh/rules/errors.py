@@ -330,8 +330,17 @@ class WrongAnswer(NodeFailure):
     check = Check.FORM
 
 
+class TooLarge(WrongAnswer):
+    """The answer has more bytes than any right one."""
+
+    check = Check.HTTP
+
+
 class NotAsAsked(WrongAnswer):
-    """A server that is not ours made another number of answers than was asked for: not all know `n`."""
+    """A server that is not ours made more or less than was asked for: not all know `n`, or count what they think.
+
+    Its caller may be the reason, and must not have it sent away.
+    """
 
     check = Check.COUNT
 

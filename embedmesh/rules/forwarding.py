@@ -82,6 +82,10 @@ class Fleet(Protocol):
         """Raises Overloaded if too much of the account's work is waiting."""
         ...
 
+    def others_wait(self, model: Model, account_id: str) -> bool:
+        """Whether any other account waits for a node of the model."""
+        ...
+
     def expected_s(self, model: Model, tokens: int) -> float | None:
         """Seconds until a request of that many tokens would be done, behind all that waits; None without a node."""
         ...

@@ -31,7 +31,7 @@ class Check(Enum):
     HTTP = "http"  # the reply is not HTTP, or larger than any right one
     FORM = "form"  # its body is not of the protocol's form
     MODELS = "models"  # it serves none of the catalogue's
-    COUNT = "count"  # as many vectors as inputs
+    COUNT = "count"  # as many vectors as inputs, as many answers as asked for, and no longer ones
     ORDER = "order"  # each input's index once
     WIDTH = "width"
     ENCODING = "encoding"  # strict base64, or numbers that are float32

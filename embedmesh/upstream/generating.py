@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from embedmesh.http.sse import BYTE_ORDER_MARK, SseParser
-from embedmesh.rules.errors import NodeBroke, NodeFailure, UpstreamRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeFailure, NotAsAsked, TooLarge, UpstreamRefused, WrongAnswer
 from embedmesh.rules.generation import PATHS, GenerationRequest, StreamEnd
 from embedmesh.rules.membership import Offer
 from embedmesh.rules.models import Model
@@ -38,6 +38,8 @@ class UpstreamGeneration:
         try:
             body = _named(offer, asked)
             return _whole(checked(await self._server.exchange(PATHS[asked.modality], body, asked.reply_bytes_max)))
+        except TooLarge as failure:
+            raise _more_than_asked(failure) from None
         except UpstreamRefused as refused:
             raise _in_our_words(refused, offer, model) from None
 
@@ -117,8 +119,11 @@ class UpstreamStream:
                 return None
             if self._parser.too_large:
                 self.close()
-                raise WrongAnswer("an event of the server's stream is larger than any right one", check=Check.HTTP)
-            self._feed(await self._body.read())
+                raise NotAsAsked("an event of the server's stream is larger than any right one", check=Check.HTTP)
+            try:
+                self._feed(await self._body.read())
+            except TooLarge as failure:
+                raise _more_than_asked(failure) from None
 
     def close(self) -> None:
         self._body.close()
@@ -132,6 +137,11 @@ class UpstreamStream:
         last = self._parser.rest()
         if last is not None and (self.end == "whole" or last.startswith(DONE)):  # else it may have been cut
             self._events.append(last)
+
+
+def _more_than_asked(failure: TooLarge) -> NotAsAsked:
+    """How much comes back is for the caller's prompt to say: that node is not sent away for it."""
+    return NotAsAsked(failure.message, check=failure.check)
 
 
 def _named(offer: Offer, asked: GenerationRequest) -> dict[str, Any]:

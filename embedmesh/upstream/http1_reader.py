@@ -5,7 +5,7 @@ from typing import Any
 import httptools
 import msgspec
 
-from embedmesh.rules.errors import WrongAnswer
+from embedmesh.rules.errors import TooLarge, WrongAnswer
 from embedmesh.rules.nodes import Check
 
 NODE_HEAD_BYTES_MAX = 16 * 1024  # our nodes send under 1,000
@@ -45,7 +45,7 @@ class ReplyReader:
         """Read on, until there is a reply or a failure."""
         self.size += len(data)
         if self.size > self._size_max:
-            self._fail("the node's reply is larger than any right one")
+            self._fail("the node's reply is larger than any right one", TooLarge)
         else:
             try:
                 self._parser.feed_data(data)
@@ -79,9 +79,9 @@ class ReplyReader:
     def _whole(self, *, by_closing: bool = False) -> Http1Reply:
         return Http1Reply(self._parser.get_status_code(), self._headers, b"".join(self._chunks), by_closing)
 
-    def _fail(self, words: str) -> None:
+    def _fail(self, words: str, kind: type[WrongAnswer] = WrongAnswer) -> None:
         if self.reply is None and self.failure is None:
-            self.failure = WrongAnswer(words, check=Check.HTTP)
+            self.failure = kind(words, check=Check.HTTP)
 
     def _fail_by_head(self) -> None:
         self._fail("the head of the node's reply is larger than any right one")

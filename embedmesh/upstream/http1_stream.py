@@ -7,7 +7,7 @@ handed out together, as many as there are; nobody waits for what is here already
 import asyncio
 from collections.abc import Callable
 
-from embedmesh.rules.errors import NodeBroke, NodeFailure, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeFailure, TooLarge
 from embedmesh.rules.nodes import Check
 from embedmesh.upstream.http1 import Connection
 from embedmesh.upstream.http1_reader import NODE_HEAD_BYTES_MAX, ReplyReader
@@ -141,7 +141,7 @@ class BodyStream(asyncio.BufferedProtocol):
             if self._unread > LEFT_BYTES_MAX:
                 self._give_up()
         elif self._limit < 0:
-            self._fail(WrongAnswer("the node's reply is larger than any right one", check=Check.HTTP))
+            self._fail(TooLarge("the node's reply is larger than any right one", check=Check.HTTP))
         else:
             self._pieces += pieces
             if self._unread > HELD_BYTES_MAX and not self._paused:

@@ -7,8 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from embedmesh.dialects.openai.completions import Completions
+from embedmesh.fleet.parallel_load import ParallelLoad
 from embedmesh.flow import stream
 from embedmesh.flow.leases import Leases
+from embedmesh.flow.prompt_bounds import asked_of
 from embedmesh.rules.errors import (
     BadNodeResponse,
     CallerFailure,
@@ -41,7 +44,7 @@ from tests.flow.speaking import (
     speaking_world,
     usage_event,
 )
-from tests.flow.world import METERED_KEY, POOR_KEY, ScriptedWorld
+from tests.flow.world import METERED_KEY, OTHER_KEY, POOR_KEY, ScriptedWorld
 
 STREAM = HELLO | {"stream": True}
 PNG = "iVBORw0KGgo="
@@ -54,6 +57,25 @@ def ledger(world: ScriptedWorld) -> list[tuple[str, int]]:
 def metered(world: ScriptedWorld) -> dict[Meter, int]:
     (charge,) = world.ledger.charges
     return {each.meter: each.quantity for each in charge.meters}
+
+
+class Slow(Reader):
+    """A caller that takes so long for each event. `leases` are extended meanwhile."""
+
+    def __init__(self, world: ScriptedWorld, seconds: float, leases: Leases | None = None) -> None:
+        super().__init__()
+        self._world, self._seconds, self._leases = world, seconds, leases
+
+    async def __call__(self, reply: Reply | StreamedReply) -> Delivery:
+        if isinstance(reply, Reply):
+            return await super().__call__(reply)
+        async for part in reply.parts:
+            self.parts.append(part)
+            self._world.clock.now += self._seconds
+            if self._leases is not None:
+                await self._leases.extend()
+            await asyncio.sleep(0.001)
+        return Delivery.WHOLE
 
 
 def refusal(words: str, *, too_long: bool = False) -> UpstreamRefused:
@@ -93,7 +115,7 @@ async def test_cached_input_has_its_own_price() -> None:
     "usage",
     [
         {},
-        {"prompt_tokens": INPUT_BOUND + 1, "completion_tokens": 2},
+        {"prompt_tokens": INPUT_BOUND + 1, "completion_tokens": 0},
         {"prompt_tokens": 9, "completion_tokens": CHAT.output_max + 1},
         {"prompt_tokens": 9, "completion_tokens": 0},
         {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 99},
@@ -108,6 +130,16 @@ async def test_a_usage_that_cannot_be_is_counted_by_us_and_marked(usage: dict[st
     assert 0 < metered(world)[Meter.INPUT] <= INPUT_BOUND
     told = json.loads(reader.body)["usage"]
     assert told["completion_tokens"] == 3 and told["prompt_tokens"] == metered(world)[Meter.INPUT]
+
+
+async def test_a_prompt_beyond_its_bound_does_not_make_the_answer_cheaper() -> None:
+    """A template says more about tools than any bound of ours; the answer may have reasoning that nobody sees."""
+    tools = {"tools": [{"type": "function", "function": {"name": "a"}}]}
+    world = speaking_world()
+    await ask(world, Speakers(answer("Hi.", prompt_tokens=170, completion_tokens=19)), HELLO | tools, Reader())
+    assert metered(world)[Meter.OUTPUT] == 19 and 0 < metered(world)[Meter.INPUT] <= INPUT_BOUND + len('{"name":"a"}')
+    (charge,) = world.ledger.charges
+    assert all(each.estimated for each in charge.meters)
 
 
 async def test_of_several_answers_a_node_may_count_one_only() -> None:
@@ -166,6 +198,15 @@ async def test_what_is_refused_reaches_no_node() -> None:
         assert not client.asked and not world.ledger.charges
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_echo_is_no_more_than_may_come_back(stream: bool) -> None:
+    """Or three callers with long prompts would have the node ejected."""
+    prompt = "\x01" * 200_000
+    echo = {"model": CHAT.id, "prompt": [prompt, "b"], "echo": True, "n": 2, "max_tokens": 1, "stream": stream}
+    sent, _ = Completions().parse(json.dumps(echo).encode(), lambda name: CHAT)
+    assert asked_of(sent, 1).reply_bytes_max > 2 * 6 * len(prompt)
+
+
 async def test_images_cost_what_their_size_does() -> None:
     world, reader = speaking_world(), Reader()
     body = {"model": PAINTER.id, "prompt": "a dot", "n": 2, "size": "2x2"}
@@ -222,6 +263,13 @@ async def test_who_leaves_pays_what_was_handed_over(read: int) -> None:
     assert metered(world)[Meter.INPUT] > 0
 
 
+async def test_who_leaves_before_the_usage_pays_for_tokens_of_a_byte() -> None:
+    world = speaking_world()
+    digits = [event(each) for each in "0123456789"]
+    await ask(world, Speakers([*digits, event(finish="stop"), usage_event(9, 10)]), STREAM, Reader(11))
+    assert metered(world)[Meter.OUTPUT] == 10
+
+
 async def test_who_leaves_before_the_first_event_is_delivered_pays_nothing() -> None:
     world, client = speaking_world(), Speakers([*WORDS])
     with pytest.raises(ConnectionResetError):
@@ -265,6 +313,25 @@ async def test_before_the_first_event_another_node_is_asked(events: list[Any]) -
     await ask(world, client, STREAM, reader)
     assert reader.text == "Well, this is." and client.streams[0].closed
     assert ledger(world) == [("hold", HELD), ("capture", 9 + 3 * 3)]
+
+
+async def test_an_event_that_has_nothing_for_the_caller_is_not_the_first() -> None:
+    """Some makes begin with one that tells what a filter thinks of the prompt."""
+    world, reader = speaking_world(nodes=2), Reader()
+    client = Speakers([b'{"choices": []}', NodeBroke("it is gone")], [b'{"choices": []}', *WORDS, usage_event(9, 4)])
+    await ask(world, client, STREAM, reader)
+    assert reader.text == "Well, this is." and len(client.asked) == 2 and metered(world)[Meter.OUTPUT] == 4
+
+
+async def test_what_a_node_has_begun_that_failed_is_not_the_next_one_s() -> None:
+    """Or an answer that is cut would be whole, and paid, since another node had said the word of its end."""
+    twice = [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}, {"index": 0, "delta": {}}]
+    world, reader = speaking_world(nodes=2), Reader()
+    client = Speakers([json.dumps({"choices": twice}).encode()], [event("Well"), event(" no")])
+    client.ends = "closed"
+    await ask(world, client, STREAM, reader)
+    assert reader.events[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "error" in reader.events[-1] and ledger(world)[-1] == ("release", HELD)
 
 
 async def test_a_stream_that_ends_without_a_word_of_its_end_is_cut() -> None:
@@ -377,6 +444,30 @@ async def test_a_note_leaves_out_the_event_that_is_on_its_way() -> None:
     assert after_one.meters[-1].quantity == 1 and world.ledger.charges[-1].meters[-1].quantity == 2
 
 
+@pytest.mark.parametrize("how", ["ended", "away"])
+async def test_a_stream_ends_with_its_hold(how: str) -> None:
+    """Another gateway has charged the note, or will: nobody would pay for what follows."""
+    world = speaking_world()
+    leases = Leases(world.ledger, world.clock)
+
+    class Slow(Reader):
+        async def __call__(self, reply: Reply | StreamedReply) -> Delivery:
+            assert isinstance(reply, StreamedReply)
+            async for part in reply.parts:
+                self.parts.append(part)
+                if how == "ended":
+                    world.ledger.ended_ids |= leases._leases.keys()
+                    await leases.extend()
+                else:
+                    world.clock.now += 56.0
+            return Delivery.WHOLE
+
+    client, reader = Speakers([event("one"), event("two"), event("three"), event(finish="stop")]), Slow()
+    await ask(world, client, STREAM, reader, leases=leases)
+    assert reader.text == "one" and reader.events[-1]["error"]["code"] == "store_unavailable"
+    assert client.streams[0].closed and ledger(world)[-1][0] == "release"
+
+
 async def test_leases_are_tried_again_soon_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else two tries are all that a hold has."""
     world, slept = speaking_world(), []
@@ -415,6 +506,39 @@ async def test_a_stream_whose_hold_has_ended_is_ended(monkeypatch: pytest.Monkey
     assert reader.events[-1]["error"]["code"] == "store_unavailable" and client.streams[0].closed
     assert ledger(world)[-1] == ("release", HELD) and not leases._leases
     assert world.node("n0").load.parts == 0 and not world.node("n0").failures_in_a_row
+
+
+async def test_a_stream_that_takes_too_long_is_paid() -> None:
+    """Or who reads the last of it slowly enough would have the rest for nothing."""
+    world = speaking_world()
+    leases = Leases(world.ledger, world.clock)
+    reader = Slow(world, 40.0, leases)
+    await ask(world, Speakers([event("word")] * 100), STREAM | {"max_tokens": 100}, reader, leases=leases)
+    assert reader.events[-1]["error"]["code"] == "deadline_exceeded" and len(reader.parts) == 92
+    assert metered(world)[Meter.OUTPUT] == 91
+
+
+async def test_who_holds_a_node_back_makes_room_for_others() -> None:
+    """A thousand streams that are hardly read would keep the only node for an hour each."""
+    world = speaking_world()
+    node = world.node("n0")
+    node.in_flight_max, node.load = 1, ParallelLoad()
+    slow = Slow(world, 4.0)
+    holding = asyncio.create_task(ask(world, Speakers([event("word")] * 20), STREAM, slow))
+    while not slow.parts:
+        await asyncio.sleep(0)
+    few = Reader()
+    await asyncio.gather(holding, ask(world, Speakers(answer("Hi.")), HELLO, few, key=OTHER_KEY))
+    assert few.body and slow.events[-1]["error"]["code"] == "deadline_exceeded"
+    assert {entry for entry, _ in ledger(world)} == {"hold", "capture"}
+    assert len(slow.parts) == 4  # three events, in twelve seconds
+
+
+async def test_a_caller_that_reads_slowly_makes_no_node_look_slow() -> None:
+    """Others would be sent to worse ones."""
+    world = speaking_world()
+    await ask(world, Speakers([*WORDS, usage_event(9, 4)]), STREAM, Slow(world, 5.0))
+    assert not world.node("n0").load.measured and world.node("n0").load.parts == 0
 
 
 async def test_a_stream_takes_nothing_from_a_tab() -> None:

@@ -42,6 +42,7 @@ MODEL = Model(
 NATIVE = Model(id="acme/native", folder="/nowhere", width=4, max_tokens=8, price=1, digest="1" * 64, token_ids="native")
 CATALOGUE = Catalogue((MODEL, NATIVE))
 GOOD_KEY = "em_good"
+OTHER_KEY = "em_other"
 POOR_KEY = "em_poor"
 PENNY_KEY = "em_penny"
 SCOPELESS_KEY = "em_scopeless"
@@ -102,6 +103,7 @@ class KeyRing:
     def known(self, token: str, now: float) -> Caller | None:
         return {
             GOOD_KEY: Caller("acct", "key_1", frozenset({"embeddings", "generate"})),
+            OTHER_KEY: Caller("other", "key_8", frozenset({"generate"})),
             POOR_KEY: Caller("poor", "key_2", frozenset({"embeddings", "generate"})),
             PENNY_KEY: Caller("penny", "key_6", frozenset({"embeddings"})),
             SCOPELESS_KEY: Caller("acct", "key_3", frozenset()),

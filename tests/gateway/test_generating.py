@@ -27,6 +27,7 @@ from embedmesh.rules.errors import (
     NodeFailure,
     NodeRefused,
     NodeUnreachable,
+    NotAsAsked,
     UpstreamRefused,
     WrongAnswer,
 )
@@ -346,6 +347,16 @@ async def test_a_stream_has_no_more_bytes_than_asked_for() -> None:
         async with asyncio.timeout(SOON_S):
             while not node.heard[0].left:
                 await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_node_that_sends_too_much_is_not_sent_away_for_it(stream: bool) -> None:
+    """Its caller may have made it long: three of them would take the node from all others."""
+    async with pair(tokens=20_000) as (_, clients):
+        with pytest.raises(NotAsAsked):
+            if stream:
+                await events_of(await streamed(clients, asked(limit=300, stream=True)))
+            await clients.generate(PART, CHAT, asked(limit=100), "req_1")
 
 
 async def test_a_stream_that_is_asked_for_and_not_given() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmesh.rules.errors import NodeBroke, NodeFailure, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeFailure, TooLarge
 from embedmesh.upstream import http1
 from embedmesh.upstream.http1 import KNOWN_HEAD_BYTES_MAX, KNOWN_HEADS_MAX, Connection
 from embedmesh.upstream.http1_reader import NODE_HEAD_BYTES_MAX, Http1Reply
@@ -168,7 +168,7 @@ def test_a_known_head_with_a_body_over_the_limit_is_refused() -> None:
     read(connection, script, [large], closed=False)
     connection.begin(b"", 50 - NODE_HEAD_BYTES_MAX, script)
     connection.data_received(large)
-    assert script.told[-1][0] is WrongAnswer and script.aborted
+    assert script.told[-1][0] is TooLarge and script.aborted
 
 
 def test_nothing_is_told_from_inside_of_begin_nor_after_a_cancel() -> None:

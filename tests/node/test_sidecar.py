@@ -11,11 +11,14 @@ import httpx
 import msgspec
 import pytest
 
+from embedmesh.catalogue import Catalogue
+from embedmesh.flow.prompt_bounds import sealed_input_max
 from embedmesh.node.refusals import REFUSAL_S
-from embedmesh.rules.confidential import SDK_SCHEME, Scheme
+from embedmesh.node.sidecar_answers import fit_prompt
+from embedmesh.rules.confidential import SDK_SCHEME, Scheme, SealedCall
 from embedmesh.rules.errors import NodeBroke, NodeFailure
 from embedmesh.rules.generation import Generating
-from embedmesh.rules.sealed_generation import CheckedEvent
+from embedmesh.rules.sealed_generation import CheckedEvent, SealedGeneration
 from tests.little_server import LittleServer
 from tests.node.little_sidecar import BOUNDS, CHAT, PAINTER, LittleSidecar, little_sidecar, terms_of
 from tests.node.sealing import SCHEMES, SealedBy
@@ -144,6 +147,27 @@ async def test_the_output_is_limited_to_what_the_lock_leaves(
     assert abs(server.bodies[-1]["max_tokens"] - sent) <= 2
 
 
+async def test_a_whole_answer_that_no_gateway_takes_is_not_made(server: LittleServer, tmp_path: Path) -> None:
+    """Or gateways would count it against the node, whose caller has asked for it."""
+    asked = HELLO | {"max_tokens": 4_000, "logprobs": True, "top_logprobs": 20}
+    async with little_sidecar(server, tmp_path) as node:
+        sealed = node.seal(SDK_SCHEME, "chat", asked, units=8_192)
+        event = await node.sidecars.generate(terms_of(sealed.call, 8_192), sealed.call, "chat", BOUNDS, "req_1")
+        assert refusal(sealed, event)["param"] == "max_tokens"
+    assert not server.bodies
+
+
+def test_no_more_input_is_believed_than_gateways_do() -> None:
+    """A server may write numbers out, as JSON that is made anew does: four bytes become eighteen."""
+    numbers = "1e15," * 1_000
+    tool = f'{{"type": "function", "function": {{"name": "a", "parameters": {{"enum": [{numbers}0]}}}}}}'
+    text = f'{{"model": "{CHAT.id}", "messages": [{{"role": "user", "content": "x"}}], "tools": [{tool}]}}'
+    body, model = text.encode(), msgspec.structs.replace(CHAT, max_tokens=100_000)
+    call = SealedCall(SDK_SCHEME, CHAT.id, CHAT.id, 41, 100_000, bytes(32), b"")
+    fitted = fit_prompt(body, SealedGeneration(call), "chat", Catalogue((model,)))
+    assert 1 < fitted.most.input <= sealed_input_max(len(body), model)
+
+
 async def test_a_prompt_that_the_lock_does_not_cover(server: LittleServer, tmp_path: Path) -> None:
     async with little_sidecar(server, tmp_path) as node:
         sealed = node.seal(SDK_SCHEME, "chat", HELLO, units=10)
@@ -163,7 +187,8 @@ async def test_what_the_server_counts_is_believed_within_its_bounds(
             statement = (
                 (await streamed(node, sealed))[-1].statement if stream else (await whole(node, sealed)).statement
             )
-    assert statement.estimated and 5 < statement.input < 40 and statement.output == -(-len(TEXT) // 4)
+    assert statement.estimated and 5 < statement.input < 40
+    assert statement.output == (-(-len(TEXT) // 4) if told is None else told["completion_tokens"])
 
 
 @each_scheme
