@@ -10,7 +10,7 @@ import asyncio
 import socket
 from contextlib import suppress
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from embedmesh.http.aiohttp_connection import ServerConnection, send_head
 from embedmesh.http.rendering import REPLY_HEADERS
@@ -46,6 +46,7 @@ async def _write(
     part_s: float,
 ) -> Delivery:
     begun, sending = False, None
+    chunked = request.version >= HttpVersion11  # to others the connection's end is that of the reply
 
     def on_lost(_: object) -> None:
         reply.left()
@@ -60,10 +61,11 @@ async def _write(
                 sending = connection.sending = Sending(transport, part_s)  # the caller's leaving does not cancel us now
                 _keep_unsent(transport, UNSENT_BYTES_MAX)
                 response.headers.update(request[REPLY_HEADERS])
-                response.enable_chunked_encoding()
+                if chunked:
+                    response.enable_chunked_encoding()
                 await send_head(request, response)
             try:
-                delivery = await sending.send(b"", b"%x\r\n%b\r\n" % (len(part), part))
+                delivery = await sending.send(b"", b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
             except ConnectionResetError:
                 break
             begun = True

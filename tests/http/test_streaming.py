@@ -69,6 +69,19 @@ async def test_a_stream_is_delivered_part_by_part_and_charged() -> None:
     assert ledger(world) == [("hold", HELD), ("capture", HELD)]
 
 
+async def test_a_caller_that_knows_no_chunks() -> None:
+    """As nginx asks, unless it is told to speak HTTP/1.1."""
+    world = make_world()
+    async with echoing(world) as port:
+        asked = request(path="/echo", body=WORDS, key=GOOD_KEY).replace(b"HTTP/1.1", b"HTTP/1.0")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(asked)
+        head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+        writer.close()
+    assert body == b"".join(WORDS.split()) and b" 200 OK" in head and b"chunked" not in head.lower()
+    assert ledger(world) == [("hold", HELD), ("capture", HELD)]
+
+
 async def test_a_caller_that_resets_in_the_middle_pays_what_was_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second word waits until the caller is gone; the third is not said any more."""
     world, gone = make_world(), asyncio.Event()
