@@ -75,7 +75,9 @@ class Streaming:
         seen, dice = self._seen, self._dice
         event = orjson.loads(part[6:]) if part.startswith(b"data: {") else None
         if event is not None and "error" in event:
-            seen.failed = True
+            slow = "faster" in event["error"]["message"]  # its caller's own doing, which is paid
+            seen.failed = not slow
+            self._journal.seen["streams read too slowly"] += slow
             event = None
         if event is not None:
             seen.offered = self._said

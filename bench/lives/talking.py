@@ -71,12 +71,13 @@ class Terms(NamedTuple):
         text_bytes = sum(each.text_bytes for each in said)
         usage = next((each.usage for each in reversed(said) if each.usage is not None), None)
         most_input, most_output = self.most
-        output = min(ceil(text_bytes / 4), most_output)
-        if usage is None or usage.input > most_input or usage.output > most_output or usage.cached > usage.input:
-            return self.cost(TokenCounts(ceil(self.text_bytes / 4) + 8, output))
-        if usage.output < ceil(text_bytes / 128):
-            return self.cost(msgspec.structs.replace(usage, output=output))
-        return self.cost(usage)
+        output = min(max(ceil(text_bytes / 4), sum(each.text_bytes > 0 for each in said)), most_output)
+        owed = TokenCounts(ceil(self.text_bytes / 4) + 8, output)
+        if usage is not None and usage.cached <= usage.input <= most_input:
+            owed = msgspec.structs.replace(owed, input=usage.input, cached=usage.cached)
+        if usage is not None and ceil(text_bytes / 128) <= usage.output <= most_output:
+            owed = msgspec.structs.replace(owed, output=usage.output)
+        return self.cost(owed)
 
     def cost(self, counts: TokenCounts) -> int:
         """In nano-USD."""
