@@ -313,15 +313,11 @@ class NodeRefused(NodeFailure):
 
 
 class UpstreamRefused(NodeFailure):
-    """A server that is not ours says the request is wrong: it may know better than we do what its model takes.
-
-    `said` is why, in its own words, bounded and printable: for the caller, never for a log. `too_long`: it says that
-    the context does not suffice.
-    """
+    """A server that is not ours says the request is wrong: it may know better than we do what its model takes."""
 
     check = Check.STATUS_4XX
-    said = ""
-    too_long = False
+    said = ""  # why, in its own words, bounded and printable: for the caller, never for a log
+    too_long = False  # it says that the context does not suffice
 
 
 class WrongAnswer(NodeFailure):
@@ -337,10 +333,7 @@ class TooLarge(WrongAnswer):
 
 
 class NotAsAsked(WrongAnswer):
-    """A server that is not ours made more or less than was asked for: not all know `n`, or count what they think.
-
-    Its caller may be the reason, and must not have it sent away.
-    """
+    """A server made more or less than was asked for. Its caller may be the reason, and must not have it sent away."""
 
     check = Check.COUNT
 
