@@ -95,8 +95,8 @@ def test_it_finds_a_charge_of_everything(template: Template, monkeypatch: pytest
     """Whatever the caller had of it."""
     owe = GenerationCall.owe
 
-    def all_of_it(call: Any, world: Any, bill: Bill, part: Any, said: TokenCounts | None, text_bytes: int) -> Any:
-        return owe(call, world, bill, part, TokenCounts(*call.most) if call.streams else said, text_bytes)
+    def all_of_it(call: Any, world: Any, bill: Bill, part: Any, said: TokenCounts | None, *text: int) -> Any:
+        return owe(call, world, bill, part, TokenCounts(*call.most) if call.streams else said, *text)
 
     monkeypatch.setattr(GenerationCall, "owe", all_of_it)
     assert found(template, ", not [")

@@ -71,12 +71,15 @@ class Terms(NamedTuple):
         text_bytes = sum(each.text_bytes for each in said)
         usage = next((each.usage for each in reversed(said) if each.usage is not None), None)
         most_input, most_output = self.most
-        output = min(ceil(text_bytes / 4), most_output)
-        if usage is None or usage.input > most_input or usage.output > most_output or usage.cached > usage.input:
-            return self.cost(TokenCounts(ceil(self.text_bytes / 4) + 8, output))
-        if usage.output < ceil(text_bytes / 128):
-            return self.cost(msgspec.structs.replace(usage, output=output))
-        return self.cost(usage)
+        events = sum(each.text_bytes > 0 for each in said)  # each is a token at least
+        counted = TokenCounts(ceil(self.text_bytes / 4) + 8, min(max(ceil(text_bytes / 4), events), most_output))
+        if usage is None:
+            return self.cost(counted)
+        if usage.cached <= usage.input <= most_input:
+            counted = msgspec.structs.replace(counted, input=usage.input, cached=usage.cached)
+        if ceil(text_bytes / 128) <= usage.output <= most_output:
+            counted = msgspec.structs.replace(counted, output=usage.output)
+        return self.cost(counted)
 
     def cost(self, counts: TokenCounts) -> int:
         """In nano-USD."""

@@ -315,8 +315,7 @@ class NodeRefused(NodeFailure):
 class UpstreamRefused(NodeFailure):
     """A server that is not ours says the request is wrong: it may know better than we do what its model takes.
 
-    `said` is why, in its own words, bounded and printable: for the caller, never for a log. `too_long`: it says that
-    the context does not suffice.
+    `said` is why, bounded and printable: for the caller, never for a log. `too_long`: the context does not suffice.
     """
 
     check = Check.STATUS_4XX
@@ -333,14 +332,9 @@ class WrongAnswer(NodeFailure):
 class TooLarge(WrongAnswer):
     """The answer has more bytes than any right one."""
 
-    check = Check.HTTP
-
 
 class NotAsAsked(WrongAnswer):
-    """A server that is not ours made more or less than was asked for: not all know `n`, or count what they think.
-
-    Its caller may be the reason, and must not have it sent away.
-    """
+    """A server that is not ours made more or less than was asked for: its caller must not have it sent away."""
 
     check = Check.COUNT
 
