@@ -329,8 +329,6 @@ class WrongAnswer(NodeFailure):
 class TooLarge(WrongAnswer):
     """The answer has more bytes than any right one."""
 
-    check = Check.HTTP
-
 
 class NotAsAsked(WrongAnswer):
     """A server made more or less than was asked for. Its caller may be the reason, and must not have it sent away."""
