@@ -33,7 +33,15 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")  # used in path
 Price = Annotated[int, Meta(ge=0, le=MODEL_PRICE_MAX)]
 ImageSize = Annotated[str, Meta(pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
 OUTPUT_MAX = 1_024  # tokens of an answer whose caller sets no limit, where the catalogue does not say
-GENERATES_ONLY = ("output_price", "cached_price", "output_max", "image_tokens", "image_prices", "pass_unknown")
+GENERATES_ONLY = (
+    "output_price",
+    "cached_price",
+    "output_max",
+    "image_tokens",
+    "image_prices",
+    "pass_unknown",
+    "affinity",
+)
 EMBEDS_ONLY = ("folder", "digest", "width", "prompts")
 
 
@@ -59,6 +67,7 @@ class CatalogueEntry(msgspec.Struct, forbid_unknown_fields=True):
     image_prices: dict[ImageSize, Price] = {}
     pass_unknown: bool = False
     charge_partial: bool = False
+    affinity: bool = False
 
 
 class CatalogueDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

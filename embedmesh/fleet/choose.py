@@ -4,6 +4,7 @@ A policy may prefer a node that has no room now. Then none is chosen, and the re
 """
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from operator import attrgetter
 
 import msgspec
@@ -16,6 +17,7 @@ from embedmesh.rules.ports import Dice
 
 TIE = 1.05  # nodes within five percent of the best count as equal: the estimate is no better
 FINISH_S = attrgetter("finish_s")
+HOME_TIMES, HOME_S = 2.0, 1.0  # how much later a node may be done that has a request's beginning in its cache
 LATER_MAX_S = 1.0  # how much later than the fastest a cheaper, or weightier, node may be done
 
 
@@ -94,6 +96,15 @@ def choose(policy: Policy, dice: Dice, options: Sequence[Option], ahead: int) ->
     return chosen, 0.0
 
 
+def at_home(options: Sequence[Option], chosen: Option, beginning: bytes) -> Option:
+    """The node that gets requests which begin alike, unless it has no room or would be done much later than `chosen`.
+
+    By rendezvous hashing: every gateway finds the same node, and a node that goes moves its own requests only.
+    """
+    home = max(options, key=lambda each: blake2b(each.node.node_id.encode(), key=beginning, digest_size=8).digest())
+    return home if home.room and home.finish_s <= HOME_TIMES * chosen.finish_s + HOME_S else chosen
+
+
 def choose_candidate(
     policy: Policy,
     dice: Dice,
@@ -122,6 +133,8 @@ def choose_candidate(
     chosen, needed = choose(policy, dice, options, ahead if whole else ahead + tokens)
     if chosen is None:
         return None, 0, needed
+    if request.beginning is not None:
+        chosen = at_home(options, chosen, request.beginning)
     at = options.index(chosen)
     return candidates[at], limits[at], 0.0
 

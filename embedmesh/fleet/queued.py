@@ -47,6 +47,7 @@ class QueuedRequest:
     number: int = 0  # in the order of arrival, which decides where tags are equal
     left: bool = False
     only: str | None = None  # the one node that may have it
+    beginning: bytes | None = None  # a hash of how it begins, where its node may have that in a cache
     last: NodeFailure | None = None
     taken: dict[Part, Remainder] = field(default_factory=dict)  # what each running part was cut from
 

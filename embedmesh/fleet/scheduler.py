@@ -103,10 +103,16 @@ class Scheduler:
         return max(alone_s, (queue.tokens + tokens) / all_tokens_per_s)
 
     def enter(
-        self, model: Model, counted: Counted, account_id: str, asker: Asker, only: str | None = None
+        self,
+        model: Model,
+        counted: Counted,
+        account_id: str,
+        asker: Asker,
+        only: str | None = None,
+        beginning: bytes | None = None,
     ) -> QueuedRequest:
         self.retries.budget.request(self._clock.monotonic())
-        return self._enter(model, counted, account_id, asker, frozenset(), only)
+        return self._enter(model, counted, account_id, asker, frozenset(), only, beginning)
 
     def adopt(self, model: Model, counted: Counted, account_id: str, asker: Asker, part: Part) -> QueuedRequest:
         request = self._request(model, counted, account_id, asker, frozenset())
@@ -188,7 +194,14 @@ class Scheduler:
             self._assigning = False
 
     def _enter(
-        self, model: Model, counted: Counted, account_id: str, asker: Asker, avoid: frozenset[str], only: str | None
+        self,
+        model: Model,
+        counted: Counted,
+        account_id: str,
+        asker: Asker,
+        avoid: frozenset[str],
+        only: str | None,
+        beginning: bytes | None = None,
     ) -> QueuedRequest:
         nodes = self.registry.ready(model.id)
         if counted.texts is None and nodes and not any(node.reads_ids for node in nodes):
@@ -200,7 +213,7 @@ class Scheduler:
         if queue is not None and queue.tokens + tokens > QUEUED_TOKENS_MAX and queue.heap:
             raise Overloaded("The queue for this model is full. Try again shortly.", retry_after_s=5.0)
         request = self._request(model, counted, account_id, asker, avoid)
-        request.only = only
+        request.only, request.beginning = only, beginning
         if queue is None and not self._assigning and self._assign_at_once(request, nodes):
             return request
         queue = self._queues.setdefault(model.id, FairQueue())

@@ -6,6 +6,7 @@
 An output limit is always sent to the node. A stream is told in `stream.py`.
 """
 
+import hashlib
 from collections.abc import Callable
 from math import ceil
 
@@ -51,6 +52,8 @@ from embedmesh.rules.sealed_generation import EVENTS_MORE
 from embedmesh.rules.served import no_such_model
 
 GENERATE_SCOPE = "generate"
+BEGINNING_TEXTS, BEGINNING_CHARS = 2, 4_096  # what a model is told first, and the first question, decide its node
+BEGINNING_BYTES = 16
 ALONE_BYTES = 32 * 1024  # of text that is counted on the event loop: a millisecond
 STREAM_ROOM_BYTES = 256 * 1024  # of a stream: its events wait in the kernel and with the node
 DONE = b"data: [DONE]\n\n"
@@ -188,7 +191,8 @@ class GenerationCall:
         return Bound(held, within_s)
 
     async def work(self, world: World, bill: Bill) -> Generated | Stream:
-        node = OneNode(world.fleet, self.model, self.tokens_expected, bill.hold.account_id, caller_failure)
+        account_id, beginning = bill.hold.account_id, self._beginning
+        node = OneNode(world.fleet, self.model, self.tokens_expected, account_id, caller_failure, beginning=beginning)
         if self.streams:
             stream = Stream(self, world, self._caller, bill, node)
             await stream.begin()
@@ -222,6 +226,16 @@ class GenerationCall:
 
     def paid(self, world: World, caller: Caller) -> None:
         """Nothing beyond what its end has taught."""
+
+    @property
+    def _beginning(self) -> bytes | None:
+        """A hash of the first messages, for this account alone: no speed of an answer tells what others ask."""
+        if not self.model.affinity:
+            return None
+        begins = hashlib.blake2b(self._caller.account_id.encode(), digest_size=BEGINNING_BYTES)
+        for text in self.prompt.texts[:BEGINNING_TEXTS]:
+            begins.update(text[:BEGINNING_CHARS].encode("utf-8", "surrogatepass") + b"\0")
+        return begins.digest()
 
     @property
     def tokens_expected(self) -> int:

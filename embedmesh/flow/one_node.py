@@ -24,6 +24,7 @@ class OneNode:
         explain: Callable[[NodeFailure | None], Failure],
         *,
         only: str | None = None,
+        beginning: bytes | None = None,
     ) -> None:
         """Enter the queue with about that many `tokens`, for a server of another make, or `only` for that node.
 
@@ -36,7 +37,7 @@ class OneNode:
         self._failure: Failure | None = None
         ids = None if only is None else [b""]  # nodes of our own making read ids only, or what is sealed for them
         counted = Counted(lengths=[tokens], ids=ids, texts=[""], exact=False)
-        self._ticket = fleet.enter(model, counted, account_id, self, only)
+        self._ticket = fleet.enter(model, counted, account_id, self, only, beginning)
 
     def take(self, part: Part) -> None:
         self._part = part

@@ -90,8 +90,18 @@ class Fleet(Protocol):
         """Seconds until a request of that many tokens would be done, behind all that waits; None without a node."""
         ...
 
-    def enter(self, model: Model, counted: Counted, account_id: str, asker: Asker, only: str | None = None) -> Ticket:
+    def enter(
+        self,
+        model: Model,
+        counted: Counted,
+        account_id: str,
+        asker: Asker,
+        only: str | None = None,
+        beginning: bytes | None = None,
+    ) -> Ticket:
         """Enter the queue; with `only`, for that node. Parts come at once if a node has room. Leave with the ticket.
+
+        Requests with the same `beginning` go to the same node where that has room and is not much slower.
 
         Raises Overloaded.
         """

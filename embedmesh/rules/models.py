@@ -28,7 +28,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     `template_tokens` to a request, and as many to each message. `image_tokens` is what an image in its input takes;
     None if it takes no images. `image_prices` are nano-USD for an image made, by size, the model's own size first. With
     `pass_unknown`, members of requests that we do not know go to its nodes as they are. `charge_partial`: whether an
-    answer is charged that its node breaks off.
+    answer is charged that its node breaks off. `affinity`: whether requests that begin alike go to one node, whose
+    cache then has their beginning.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     image_prices: dict[str, int] = {}
     pass_unknown: bool = False
     charge_partial: bool = False
+    affinity: bool = False
 
     @property
     def embeds(self) -> bool:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from embedmesh.fleet.choose import Option, cheapest, fastest, weighted
+from embedmesh.fleet.choose import Option, at_home, cheapest, fastest, weighted
 from embedmesh.fleet.registry import Node
 
 
@@ -43,6 +43,21 @@ CHEAPEST = [
 def test_cheapest(options: list[Option], horizon_s: float, who: str | None) -> None:
     chosen = cheapest(options, horizon_s, random.Random(1))
     assert (chosen.node.node_id if chosen else None) == who
+
+
+def test_what_begins_alike_goes_to_one_node_while_that_is_not_much_busier() -> None:
+    nodes = [option(f"n{number}", 1.0) for number in range(4)]
+    homes = {at_home(nodes, nodes[0], bytes([each])).node.node_id for each in range(64)}
+    assert len(homes) == 4
+    home = at_home(nodes, nodes[0], b"system prompt")
+    others = [each for each in nodes if each is not home]
+    assert at_home([*others, home], others[0], b"system prompt") is home
+    moved = [at_home(others, others[0], bytes([each])) for each in range(64)]
+    stayed = [at_home(nodes, nodes[0], bytes([each])) for each in range(64)]
+    assert all(now is before for now, before in zip(moved, stayed, strict=True) if before is not home)
+    full, busy = option(home.node.node_id, 1.0, room=False), option(home.node.node_id, 3.1)
+    assert at_home([*others, full], others[0], b"system prompt") is others[0]
+    assert at_home([*others, busy], others[0], b"system prompt") is others[0]
 
 
 def test_equal_nodes_share_by_dice() -> None:

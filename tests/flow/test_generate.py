@@ -553,3 +553,16 @@ async def test_what_was_made_counts_against_the_key_s_limits() -> None:
     await ask(world, Speakers([*WORDS, usage_event(9, 3)]), STREAM, Reader())
     (taken,), (more,) = world.rate_limits.asked, world.rate_limits.in_vain
     assert taken + more == 9 + 3
+
+
+async def test_what_begins_alike_goes_to_one_node_where_the_operator_wants_that() -> None:
+    """And what does not to several; more of the same conversation changes nothing."""
+    chat = msgspec.structs.replace(CHAT, affinity=True)
+    for alike in True, False:
+        world = speaking_world(4, [chat, PAINTER])
+        client = Speakers(*[answer("Hi.", prompt_tokens=9, completion_tokens=2)] * 24)
+        for number in range(24):
+            first = {"role": "system", "content": "You are a poet." if alike else f"You are poet {number}."}
+            talk = [first, {"role": "user", "content": "Begin."}, {"role": "user", "content": f"{number}"}]
+            await ask(world, client, HELLO | {"messages": talk}, Reader())
+        assert (len({node for node, _ in client.asked}) == 1) is alike
