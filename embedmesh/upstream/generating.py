@@ -149,7 +149,7 @@ def _more_than_asked(failure: TooLarge) -> NotAsAsked:
 
 
 def _of_this_request(failure: NodeBroke) -> NodeFailure:
-    """A server that chats may have no path for completions: who asks for them does not send it away by its 404."""
+    """A server for chats may have no path for completions. Its 404 to them must not keep it from those who chat."""
     return NotAsAsked(failure.message, check=failure.check) if failure.check is Check.STATUS_4XX else failure
 
 
