@@ -68,6 +68,7 @@ class Node:
     in_flight_max: int = IN_FLIGHT_PARTS_MAX
     weight: float = 1.0
     asks: dict[str, int] = field(default_factory=dict)  # by model: nano-USD per million tokens
+    generates: bool = False  # chat and the like: what fails for one caller may do for others
     reads_ids: bool = True  # whether it takes token ids of the model's own vocabulary, or texts only
     state: NodeState = NodeState.UNPROVEN
     draining: bool = False
@@ -217,7 +218,8 @@ class Registry:
         """Note that an attempt or a probe failed.
 
         Refused load does not count against the node. Nor does a caller's request that an upstream server calls invalid,
-        or answers without all that was asked for: no caller shall send it away. A probe tells.
+        or answers without all that was asked for: no caller shall send it away. Nor does a 5xx of one that generates:
+        many of them say that of a conversation whose turns, or a grammar, they cannot follow. A probe tells.
         """
         now = self._clock.monotonic()
         node.spotless = False
@@ -228,7 +230,8 @@ class Registry:
         if isinstance(failure, NodeBusy):
             node.paused_until = now + min(max(failure.retry_after_s, PAUSE_MIN_S), PAUSE_MAX_S)
             return
-        if isinstance(failure, UpstreamRefused | NotAsAsked) and not by_probe:
+        of_request = isinstance(failure, UpstreamRefused | NotAsAsked)
+        if (of_request or (node.generates and failure.check is Check.STATUS_5XX)) and not by_probe:
             node.doubt = max(node.doubt, 1)
             return
         node.failures_in_a_row += 1

@@ -6,6 +6,7 @@
 An output limit is always sent to the node. A stream is told in `stream.py`.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from math import ceil
@@ -202,6 +203,9 @@ class GenerationCall:
                 whole, part = await node.ask(lambda part: self._whole(world, bill, part))
         except TimeoutError:
             raise DeadlineExceeded("The answer took longer than it may. Ask for less of it, or for a stream.") from None
+        except asyncio.CancelledError:  # its caller has gone, and pays nothing: it was worked for, all the same
+            world.rate_limits.spend_tokens(self._caller, self.likely.output)
+            raise
         else:
             node.answered()
         finally:

@@ -42,6 +42,8 @@ class UpstreamGeneration:
             raise _more_than_asked(failure) from None
         except UpstreamRefused as refused:
             raise _in_our_words(refused, offer, model) from None
+        except NodeBroke as failure:
+            raise _of_this_request(failure) from None
 
     async def stream(self, model: Model, asked: GenerationRequest) -> "UpstreamStream":
         """A stream, once its head has come. Raises a NodeFailure."""
@@ -50,6 +52,8 @@ class UpstreamGeneration:
             return await self._usage_told(_named(offer, asked) | {"stream": True}, asked)
         except UpstreamRefused as refused:
             raise _in_our_words(refused, offer, model) from None
+        except NodeBroke as failure:
+            raise _of_this_request(failure) from None
 
     async def _usage_told(self, body: dict[str, Any], asked: GenerationRequest) -> "UpstreamStream":
         """A stream that tells its usage, from a server that can. The first request finds that out."""
@@ -142,6 +146,11 @@ class UpstreamStream:
 def _more_than_asked(failure: TooLarge) -> NotAsAsked:
     """How much comes back is for the caller's prompt to say: that node is not sent away for it."""
     return NotAsAsked(failure.message, check=failure.check)
+
+
+def _of_this_request(failure: NodeBroke) -> NodeFailure:
+    """A server for chats may have no path for completions. Its 404 to them must not keep it from those who chat."""
+    return NotAsAsked(failure.message, check=failure.check) if failure.check is Check.STATUS_4XX else failure
 
 
 def _named(offer: Offer, asked: GenerationRequest) -> dict[str, Any]:

@@ -336,6 +336,19 @@ def test_what_a_server_refuses_to_a_probe_counts_and_what_it_refuses_to_a_caller
     assert node.state is NodeState.EJECTED
 
 
+@pytest.mark.parametrize(("generates", "after"), [(False, NodeState.EJECTED), (True, NodeState.READY)])
+def test_no_caller_breaks_a_node_that_generates(generates: bool, after: NodeState) -> None:
+    """llama.cpp answers 500 where a template wants turns to alternate, and in mid-stream where a grammar has no way."""
+    registry = ready_registry()
+    node = first(registry)
+    node.generates = generates
+    suffer(registry, [NodeBroke("x", check=Check.STATUS_5XX)] * 9)
+    assert (node.state, bool(node.doubt)) == (after, True)
+    for _ in range(3):
+        registry.failed(node, NodeBroke("x", check=Check.STATUS_5XX), by_probe=True)
+    assert node.state is NodeState.EJECTED
+
+
 @pytest.mark.parametrize(("kind", "after"), [(UPSTREAM, NodeState.EJECTED), ("remote", NodeState.QUARANTINED)])
 def test_a_page_in_place_of_vectors_is_what_stands_before_a_server_and_no_lie_of_it(
     kind: str, after: NodeState

@@ -548,6 +548,23 @@ async def test_a_stream_takes_nothing_from_a_tab() -> None:
     assert [what for what, _ in ledger(world)] == ["hold", "capture"]
 
 
+async def test_who_leaves_before_a_whole_answer_keeps_its_likely_tokens_spent() -> None:
+    """Or a key could have nodes work all day within a limit that counts prompts only."""
+    world, begun = speaking_world(), asyncio.Event()
+
+    class Silent(Speakers):
+        async def generate(self, *_: Any) -> bytes:
+            begun.set()
+            await asyncio.Event().wait()
+            return b""
+
+    asking = asyncio.create_task(ask(world, Silent(), HELLO, Reader()))
+    await begun.wait()
+    asking.cancel()
+    await asyncio.wait({asking})
+    assert ledger(world)[-1] == ("release", HELD) and sum(world.rate_limits.in_vain) >= CHAT.output_max // 4
+
+
 async def test_what_was_made_counts_against_the_key_s_limits() -> None:
     world = speaking_world()
     await ask(world, Speakers([*WORDS, usage_event(9, 3)]), STREAM, Reader())

@@ -203,7 +203,7 @@ AT_ONCE: dict[str, tuple[type[NodeFailure], Check]] = {
     "error-500": (NodeBroke, Check.STATUS_5XX),
     "refuse-400": (UpstreamRefused, Check.STATUS_4XX),
     "refuse-401": (NodeBroke, Check.ACCESS),
-    "refuse-404": (NodeBroke, Check.STATUS_4XX),
+    "refuse-404": (NotAsAsked, Check.STATUS_4XX),
     "too-long": (UpstreamRefused, Check.STATUS_4XX),
 }
 IN_STREAMS = AT_ONCE | {
@@ -357,6 +357,19 @@ async def test_a_node_that_sends_too_much_is_not_sent_away_for_it(stream: bool) 
             if stream:
                 await events_of(await streamed(clients, asked(limit=300, stream=True)))
             await clients.generate(PART, CHAT, asked(limit=100), "req_1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_has_no_such_path_is_not_sent_away_for_it(stream: bool) -> None:
+    """It may do well what others ask for; where it is set up wrong, probes tell."""
+    async with raw(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as port:
+        link = link_to(port)
+        try:
+            with pytest.raises(NotAsAsked) as failed:
+                await (link.stream if stream else link.generate)(CHAT, asked("completions", stream=stream))
+            assert failed.value.check is Check.STATUS_4XX and "404" in failed.value.message
+        finally:
+            link.close()
 
 
 async def test_a_stream_that_is_asked_for_and_not_given() -> None:

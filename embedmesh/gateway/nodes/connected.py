@@ -138,7 +138,7 @@ class ConnectedNodes:
         entry = node_of(record)
         entry.reads_ids = False
         if self._generates(record):
-            entry.load = ParallelLoad()
+            entry.load, entry.generates = ParallelLoad(), True
         entry.probe_every_s = self._upstream_probe_s
         url, token = parse_url(record.address), record.secret.decode("ascii")
         link = UpstreamLink(url, record.offers, self._examiner.catalogue, token, self._normalizing)
@@ -158,7 +158,7 @@ class ConnectedNodes:
         entry = node_of(record)
         generates = self._generates(record)
         if generates:
-            entry.load = ParallelLoad()
+            entry.load, entry.generates = ParallelLoad(), True
         entry.load.interleaves = True
         if not record.address:
             entry.in_flight_max = DIALLED_CONNECTIONS - generates  # a stream has one for minutes: one is for our probes
