@@ -25,7 +25,7 @@ from embedmesh.http.server import HttpServer
 from embedmesh.process import bind
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.embeddings import Counted, EmbedVectors
-from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, WrongAnswer
+from embedmesh.rules.errors import NodeBroke, NodeBusy, NodeFailure, NodeRefused, TooLarge, WrongAnswer
 from embedmesh.rules.forwarding import Part
 from embedmesh.rules.models import Model
 from embedmesh.signing.certificates import der, make_certificate, pinned_context, server_context
@@ -141,7 +141,7 @@ CRUDE: dict[str, type[NodeFailure]] = {
     "nan": WrongAnswer,
     "inf": WrongAnswer,
     "zero": WrongAnswer,
-    "oversize": WrongAnswer,
+    "oversize": TooLarge,
     "wrong-tokens": WrongAnswer,
     "wrong-signature": WrongAnswer,
     "no-signature": WrongAnswer,
