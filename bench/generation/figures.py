@@ -14,7 +14,6 @@ FIRST_MS_MAX, EVENT_MS_MAX = 2.0, 1.0  # added
 IN_TIME_MIN = 0.99
 CPU_US_MAX = 40.0  # of an event: four tenths of a core for 10,000 a second
 GROWTH_KB_MAX = 256.0
-SLACK = 0.1  # of a time, where others share the machine
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -69,8 +68,7 @@ def targets_of(rows: Mapping[str, Row], growth_kb: float | None) -> list[Target]
     """By the best rounds: what disturbs one only adds."""
 
     def most(what: str, bound: float, found: float | None, unit: str = "") -> Target:
-        slack = SLACK if unit == " ms" else 0.0
-        return Target(what, bound, False, None if found is None else Spread.of([found]), unit, slack)
+        return Target(what, bound, False, None if found is None else Spread.of([found]), unit)
 
     ours, direct = rows.get(OURS), rows.get(DIRECT)
 
