@@ -49,7 +49,7 @@ class Found(msgspec.Struct):
 
     resets: int = 0
     resets_paid: int = 0
-    left_after: int = 0  # of so many events, each number once
+    left_after: int = 0  # of that many events, each number once
     left_paid_right: int = 0
     cuts: int = 0  # one at each byte of a stream
     cuts_that_looked_whole: int = 0

@@ -1,6 +1,6 @@
 """What a speaking node says when nothing is wrong: texts, tool calls and images that a bench knows beforehand.
 
-Pure. One token is one event. The text of so many tokens is always the same; its characters have one to four bytes.
+Pure. One token is one event. A number of tokens always has the same text, whose characters have one to four bytes.
 """
 
 import base64
@@ -103,7 +103,7 @@ class Asked:
 
 
 def tokens(count: int) -> list[str]:
-    """The text of so-and-so many tokens, token by token."""
+    """The text of that many tokens, token by token."""
     return [WORDS[at % len(WORDS)] for at in range(count)]
 
 

@@ -192,7 +192,7 @@ class Callers:
             return None
 
     async def _read(self, gateway: Gateway, exchange: Exchange, leaves: bool) -> Outcome:
-        """A stream, to its end, or so many events of it, or for a while."""
+        """A stream, to its end, for a number of events, or for a while."""
         dice = self._dice
         wait_s = STREAM_WAIT_S
         if leaves:

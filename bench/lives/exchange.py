@@ -62,7 +62,7 @@ class Exchange:
         self.left: Callable[[], None] | None = None  # of a stream: to be called once its caller has gone
         self.lost_it: asyncio.Future[None] = loop.create_future()  # the server knows that the caller has gone
         self.leaves_after = 0  # events of a stream; 0: its caller stays
-        self.enough: asyncio.Future[None] = loop.create_future()  # the caller has so many
+        self.enough: asyncio.Future[None] = loop.create_future()  # the caller has all events that it wants
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
         self.serving: asyncio.Task[Any] | None = None
         self._server = server
@@ -78,7 +78,7 @@ class Exchange:
             self.outcome.set_result(what)
 
     def had(self, events: int) -> None:
-        """The caller has so many events of its stream."""
+        """The caller has that many events of its stream."""
         if events == self.leaves_after and not self.enough.done():
             self.enough.set_result(None)
 
