@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -175,7 +176,19 @@ class Endpoint:
                 account = books.accounts.find(account_id)
             return account if account.held_nanousd == 0 else None
 
-        return wait_until(f"nothing of {account_id} is held", settled, SETTLE_S)
+        try:
+            return wait_until(f"nothing of {account_id} is held", settled, SETTLE_S)
+        except AssertionError as late:
+            raise AssertionError(f"{late}; {self._held()}; {self.log.read_text()[-2_000:]}") from None
+
+    def _held(self) -> str:
+        """What is held yet, row by row: for whoever reads a failure."""
+        looked = [
+            "SELECT * FROM holds WHERE state = 'open'",
+            "SELECT * FROM tabs WHERE ended_ms IS NULL",
+        ]
+        with contextlib.closing(sqlite3.connect(f"file:{store_path(self.data_dir)}?mode=ro", uri=True)) as store:
+            return f"{[store.execute(sql).fetchall() for sql in looked]} at {int(time.time() * 1000)}"
 
     def check_ledger(self) -> dict[str, Any]:
         """`ledger check` as JSON; every promise must be kept."""

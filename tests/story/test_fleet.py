@@ -138,7 +138,13 @@ def test_each_node_takes_confidential_requests(fleet: Fleet) -> None:
     right = gateway.embed(TEXTS)
     for node in fleet.all:
         pins = node.folder / "node.identity.pub"
-        with Client(base_url=gateway.base_url, api_key=gateway.api_key, pins=pins, confidential=True) as client:
+        with Client(
+            base_url=gateway.base_url,
+            api_key=gateway.api_key,
+            pins=pins,
+            confidential=True,
+            lock_ahead=False,  # the last lock would be held until it expires
+        ) as client:
             for _ in range(3):
                 sealed = client.embeddings.create(model=MODEL, input=TEXTS)
                 assert sealed.node_id == node.node_id
