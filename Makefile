@@ -12,7 +12,7 @@ TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
 VIRTUAL := lives sim mutate bench-generation  # these need no model
-BY_HAND := confidential crash locks scale guard bench-store bench-fleet
+BY_HAND := confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test thorough fast check lock wheel clean $(BENCHES) $(VIRTUAL) $(BY_HAND)
@@ -45,6 +45,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin -p embedmesh
 	$(BIN)/lint-imports
 
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
@@ -64,7 +65,7 @@ check: $(VENV)/.dev
 #: guard             has a request become dearer? each stage of the gateway over mere forwarding
 #: bench-engine, bench-quality   the engine beside its peers: speed, memory; its parity, and STS-B
 #: bench-gateway, bench-generation   beside nginx, routers, LiteLLM, Portkey; streams, a slow reader
-#: bench-fleet       unequal nodes behind us and behind other routers; two real nodes
+#: bench-fleet, bench-two-models   unequal nodes behind us and other routers; models on the same cores
 #: bench-cached, bench-store, bench-confidential   known texts; durable holds; sealed calls
 
 $(BENCHES): $(VENV)/.setup $(VENV)/.dev
@@ -86,6 +87,12 @@ locks scale bench-store: $(VENV)/.dev
 	$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)
 	$(BIN)/python -m bench.$(@:bench-%=%) --store postgres $(ARGS)
 
+bench-two-models: $(VENV)/.setup $(VENV)/.dev
+	$(BIN)/python -m bench.two_models $(ARGS)
+
+platforms: $(VENV)/.dev
+	$(BIN)/python -m bench.platforms $(ARGS)
+
 guard: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.gateway.guard $(ARGS)
 
@@ -93,7 +100,7 @@ bench-fleet: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.choosing $(ARGS)
 	$(BIN)/python -m bench.choosing.real
 
-#: lock, wheel, clean   write requirements/*.lock (needs uv); build dist/*.whl; remove what was made
+#: lock, platforms, wheel, clean   write *.lock (needs uv); has each pin wheels? dist/*.whl; tidy up
 
 lock:
 	requirements/lock.sh

@@ -29,7 +29,7 @@ from bench.rig.live import Live, serving
 from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.plan import pad_length
-from embedmesh.engine.served import usable_cores
+from embedmesh.engine.threads import threads_here
 from embedmesh.process import python_in_words
 from embedmesh.rules.embeddings import EMBED_HEAD, bytes_of, pack_ids
 
@@ -90,7 +90,7 @@ def questions(live: Live, ids: bytes) -> tuple[bytes, bytes]:
 async def turn_by_turn(live: Live, folder: Path, rounds: int) -> list[Rate]:
     """All four in turns. Their blocking clients hold the event loop, which has nothing else to do."""
     tokenizer, worker = parts_of(folder)
-    model = CompiledModel(read_folder(folder), usable_cores())
+    model = CompiledModel(read_folder(folder), threads_here())
     to_node, to_gateway = questions(live, bytes_of(tokenizer.ids([TEXT])[0]))
     took: list[list[float]] = [[], [], [], []]
 

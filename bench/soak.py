@@ -24,7 +24,7 @@ from bench.rig.corpus import Name, corpus
 from bench.rig.figures import slope
 from bench.rig.http import Reply, Wire
 from bench.rig.processes import EMBEDMESH
-from embedmesh.engine.served import usable_cores
+from embedmesh.engine.threads import threads_here
 
 CALLERS = 6
 SIZES = (1, 1, 1, 2, 8, 32, 64, 200)  # texts a call
@@ -143,7 +143,7 @@ def measure(texts: int = 100_000) -> Figures:
     with tempfile.TemporaryDirectory(prefix="embedmesh-") as runs:
         path = Path(runs) / "node.sock"
         node = Server(
-            "node", [*EMBEDMESH, "node", "--uds", str(path), "--data-dir", runs], path, Path(runs), usable_cores()
+            "node", [*EMBEDMESH, "node", "--uds", str(path), "--data-dir", runs], path, Path(runs), threads_here()
         )
         try:
             return _soak(node, texts)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import ipaddress
 import logging
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from embedmesh.rules.errors import SetupError
+from embedmesh.system import call_c
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 MMAP_BYTES_MIN = 64 * 1024  # such blocks get pages of their own, which costs time for each 4 kB that is used of them
@@ -56,16 +56,7 @@ def give_memory_back() -> None:
     By itself glibc keeps such blocks once it has seen one, and bodies of megabytes leave holes everywhere: 100
     connections with half a body each left some 200 MB behind.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES_MIN)
-
-
-def raise_file_limit() -> None:
-    """Each connection is a file descriptor; the soft limit is often 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    call_c("mallopt", M_MMAP_THRESHOLD, MMAP_BYTES_MIN)
 
 
 def keep_memory_off_disk() -> None:

@@ -194,7 +194,14 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     token_file: Annotated[
         Path | None, Meta(description="With --upstream: file with the bearer token that it wants.")
     ] = None
-    threads: Annotated[int, Meta(description="Threads of the engine; 0 takes all cores.", ge=0, le=1024)] = 0
+    threads: Annotated[
+        int,
+        Meta(
+            description="Threads of an engine; 0: one for each core that it may use, within its CPU quota.",
+            ge=0,
+            le=1024,
+        ),
+    ] = 0
     queue_tokens_max: Annotated[
         int, Meta(description="Tokens that may wait in the node; more are refused at once with 429.", ge=1024)
     ] = 600_000

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pysqlite3.dbapi2 as driver
 import pytest
 
 from bench.lives.exchange import TO_THE_END
@@ -25,6 +24,7 @@ from embedmesh.storage.ledger.recalls import Recalls
 from embedmesh.storage.ledger.tab_keeper import TabKeeper
 from embedmesh.storage.ledger.writes import Write
 from embedmesh.storage.sql import CLAIMS_SQL, HOLDS_SQL, LOCKS_SQL, TABS_SQL
+from embedmesh.storage.sqlite.driver import driver
 from tests.flow.world import MODEL
 
 LIVES = 25

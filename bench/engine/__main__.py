@@ -27,7 +27,7 @@ from bench.rig.install import HOME, NotInstalled, infinity, install, run_step
 from bench.rig.processes import EMBEDMESH, HOST, free_port
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.precision import tiers_here
-from embedmesh.engine.served import usable_cores
+from embedmesh.engine.threads import threads_here
 from embedmesh.process import python_in_words
 
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -105,7 +105,7 @@ class Field:
 
 def measure(quick: bool = False) -> Figures:
     """The whole run. Raises Broke when the engine itself, or a contender in the middle of it, does not answer."""
-    folder, threads = model_folder(), usable_cores()
+    folder, threads = model_folder(), threads_here()
     rounds = QUICK_ROUNDS if quick else ROUNDS
     with contextlib.ExitStack() as ending:
         runs = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="embedmesh-")))

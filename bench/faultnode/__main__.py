@@ -29,10 +29,11 @@ from bench.rig.processes import HOST
 from embedmesh.catalogue import load_catalogue
 from embedmesh.fleet.examiner import PROBE_TEXT
 from embedmesh.http.server import HttpServer
-from embedmesh.process import EXIT_SETUP, bind, log_to_stderr, quieten_gc, raise_file_limit
+from embedmesh.process import EXIT_SETUP, bind, log_to_stderr, quieten_gc
 from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
+from embedmesh.system import raise_file_limit
 
 PR_SET_PDEATHSIG = 1
 HELP = {

@@ -13,9 +13,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import pysqlite3.dbapi2 as driver
-
 from bench.lives.loop import Loop
+from embedmesh.storage.sqlite.driver import driver
 
 COMMIT_S = 0.004  # the most that a COMMIT takes as a rule
 LATE_ODDS, LATE_S_MAX = 0.01, 2.2  # longer than a caller waits for its hold

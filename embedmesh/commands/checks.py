@@ -3,7 +3,6 @@
 Nothing is changed, and nothing leaves this machine except the requests to the endpoint of bootstrap.json.
 """
 
-import os
 import platform
 import shutil
 import socket
@@ -18,6 +17,7 @@ import msgspec
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.key_limits import in_words
 from embedmesh.engine.folder import digest
+from embedmesh.engine.threads import engine_threads
 from embedmesh.process import beyond_loopback, is_profiled
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
@@ -25,7 +25,7 @@ from embedmesh.rules.models import Model
 from embedmesh.signing.public_lines import PUBLIC_SUFFIX
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.new_keys import LIMITS_EXAMPLE, NewKeys
-from embedmesh.storage.sqlite.database import SQLITE_VERSION_MIN
+from embedmesh.storage.sqlite.driver import BRINGS, REMEDIES, check_version, driver
 
 State = Literal["ok", "warn", "fail"]
 
@@ -56,17 +56,21 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3], *, profiled: b
 
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> HealthCheck:
     """Which vector instructions there are: they decide the speed, nothing else."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         lines = cpuinfo.read_text("utf-8", "replace").splitlines()
     except OSError:
-        return HealthCheck("cpu", "ok", f"{cores} cores, {platform.machine()}")
+        return HealthCheck("cpu", "ok", platform.machine())
     flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "BF16", "avx512_vnni": "VNNI", "amx_tile": "AMX"}
-    found = f"{cores} cores, {' '.join(word for flag, word in known.items() if flag in flags) or platform.machine()}"
+    found = " ".join(word for flag, word in known.items() if flag in flags) or platform.machine()
     if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
         return HealthCheck("cpu", "warn", found, "It works, slowly: without AVX2 expect a quarter of the usual speed.")
     return HealthCheck("cpu", "ok", found)
+
+
+def check_threads() -> HealthCheck:
+    """How many threads an engine started here and now would have."""
+    return HealthCheck("threads", "ok", str(engine_threads()))
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> HealthCheck:
@@ -100,16 +104,13 @@ def check_disk(data_dir: Path) -> HealthCheck:
 
 
 def check_sqlite() -> HealthCheck:
-    """The SQLite that the store uses, which is not Python's own."""
+    """The SQLite that the store uses: pysqlite3's, or Python's own where there is none."""
+    found = f"{driver.sqlite_version} of {BRINGS}"
     try:
-        from pysqlite3 import sqlite_version
-    except ImportError:
-        return HealthCheck(
-            "sqlite", "fail", "pysqlite3 is not installed", "Install embedmesh again with its dependencies."
-        )
-    if tuple(int(part) for part in sqlite_version.split(".")) < SQLITE_VERSION_MIN:
-        return HealthCheck("sqlite", "fail", sqlite_version, "It may corrupt the store. Run: pip install -U pysqlite3")
-    return HealthCheck("sqlite", "ok", sqlite_version)
+        check_version()
+    except SetupError:
+        return HealthCheck("sqlite", "fail", f"{found} may corrupt the store", REMEDIES[BRINGS])
+    return HealthCheck("sqlite", "ok", found)
 
 
 def check_assets() -> list[HealthCheck]:

@@ -48,8 +48,13 @@ def doctor(data_dir: Path, host: str | None, port: int | None, catalogue: Path |
       embedmesh doctor --data-dir ./data --port 8099
       embedmesh doctor --json | jq '.checks[] | select(.state != "ok")'
     """
-    found = [checks.check_python(), checks.check_cpu(), checks.check_memory(), checks.check_disk(data_dir)]
-    found += [checks.check_sqlite(), *checks.check_assets(), checks.check_data_dir(data_dir)]
+    found = [checks.check_python(), checks.check_cpu(), checks.check_threads(), checks.check_memory()]
+    found += [
+        checks.check_disk(data_dir),
+        checks.check_sqlite(),
+        *checks.check_assets(),
+        checks.check_data_dir(data_dir),
+    ]
     if catalogue is not None:
         found += checks.check_catalogue(catalogue)
     found += _check_server(data_dir, host, port)

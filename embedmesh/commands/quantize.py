@@ -39,9 +39,14 @@ def find_folder(name: str, catalogue: Path | None) -> tuple[Path, str]:
 def quantize_folder(source: Path, target: Path, text: Path | None, threads: int) -> str:
     """Make `target`, whole or not at all. What it measured, in one line. Raises SetupError."""
     with importing():
-        from embedmesh.engine import int8
+        from embedmesh.engine.no_openvino import no_openvino
+
+        try:
+            from embedmesh.engine import int8
+            from embedmesh.engine.quantize import quantize
+        except ImportError as error:
+            raise SetupError(no_openvino(error)) from None
         from embedmesh.engine.folder import read_folder
-        from embedmesh.engine.quantize import quantize
         from embedmesh.engine.sample_text import library_text, package_text, spread
         from embedmesh.engine.tokens import ModelTokenizer
 
@@ -124,7 +129,12 @@ def _link_or_copy(source: str, target: str) -> None:
     help="Text like yours, one a line: half of it calibrates, half judges. Default: text that is on this machine.",
 )
 @catalogue_option()
-@click.option("--threads", type=click.IntRange(0, 1024), default=0, help="Threads to compute with; 0 takes all cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(0, 1024),
+    default=0,
+    help="Threads to compute with; 0: one a core, within the quota.",
+)
 @prints_result
 def quantize(name: str, output: Path | None, text: Path | None, catalogue: Path | None, threads: int) -> CommandResult:
     """Make a folder for the int8 tier; print its catalogue entry.

@@ -1,6 +1,5 @@
 """A model, compiled and ready: padded ids in, vectors out. Only the worker process imports this (and so OpenVINO)."""
 
-import ctypes
 import gc
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from embedmesh.engine.models import build_graph
 from embedmesh.engine.precision import check_cpu, compile_graph
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.models import Tier
+from embedmesh.system import call_c
 
 RELEASE_EVERY_TOKENS = 2_048  # 0.1 to 0.3 s of work, and less than a millisecond to map its pages again
 
@@ -25,7 +25,7 @@ class CompiledModel:
     def __init__(self, folder: Folder, threads: int, tier: Tier = "exact") -> None:
         """Build, compile, embed a first token, free unused memory. Raises SetupError.
 
-        `threads` 0 leaves their number to OpenVINO. What a tier means and needs: `embedmesh.engine.precision`.
+        `threads` 0 means what the machine lets us use. What a tier means and needs: `embedmesh.engine.precision`.
         """
         check_cpu(tier)
         self._weights = Weights(folder.transformer)
@@ -39,7 +39,7 @@ class CompiledModel:
         self._shapes: set[tuple[int, int]] = set()
         self.run([[0]], rows=1, length=4)
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        call_c("malloc_trim", 0)
 
     def run(self, sequences: Sequence[Sequence[int]], rows: int, length: int) -> npt.NDArray[np.float32]:
         """Vectors [len(sequences), width] of token ids, special tokens included. The model sees `rows` x `length`."""

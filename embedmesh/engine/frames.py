@@ -18,7 +18,7 @@ class FrameError(Exception):
 
 
 class LoadModel(msgspec.Struct, frozen=True):
-    """Node to worker, once, first: what the catalogue says of the model. `threads` 0 leaves that to OpenVINO."""
+    """Node to worker, once, first: what the catalogue says of the model. `threads` 0: see `engine.threads`."""
 
     folder: str
     digest: str

@@ -14,7 +14,7 @@ from embedmesh.engine.watch import Sample
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 THREADS_MAX = 256  # of a process that are read: one a core, and a few
-CGROUPS_MAX = 6  # a quota may be set on a group above: container, pod, slice
+CGROUPS_MAX = 12  # a quota may be set on a group above: container, pod, slice
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NS_PER_S = 1e9
 OOM_FILES = ("memory.events", "memory.oom_control")  # of cgroup v2, and of v1
@@ -46,6 +46,12 @@ def killed_for_memory(proc: Path = PROC, groups: Path = CGROUPS) -> int:
 def throttled(process: Path, groups: Path = CGROUPS) -> int:
     """How often the CPU quota of a process's group, or of one above it, was used up and stopped it."""
     return sum(_number(group / "cpu.stat", b"nr_throttled ") for group in _groups(process, "cpu", groups))
+
+
+def cpu_quota(process: Path, groups: Path = CGROUPS) -> float | None:
+    """How many CPUs the quotas of a process's group and of those above it leave it, such as 1.5; None for no quota."""
+    found = [quota for group in _groups(process, "cpu", groups) if (quota := _quota(group)) is not None]
+    return min(found, default=None)
 
 
 def _fields(folder: Path) -> list[bytes]:
@@ -82,6 +88,22 @@ def _groups(process: Path, controller: str, mounts: Path) -> Iterator[Path]:
             if one == mounted.parent:
                 break
             yield one
+
+
+def _quota(group: Path) -> float | None:
+    """Of one group: `cpu.max` has quota and period (cgroup v2), or each has a file (v1)."""
+    try:
+        words = (group / "cpu.max").read_text().split()
+    except OSError:
+        try:
+            words = [(group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
+        except OSError:
+            return None
+    try:
+        quota, period = map(int, words)
+    except ValueError:
+        return None  # "max": none
+    return quota / period if quota > 0 and period > 0 else None
 
 
 def _number(file: Path, name: bytes) -> int:

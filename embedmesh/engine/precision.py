@@ -14,6 +14,7 @@ from pathlib import Path
 
 import openvino as ov
 
+from embedmesh.engine.threads import engine_threads
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import TIERS, Tier
 
@@ -38,18 +39,22 @@ def check_cpu(tier: Tier) -> None:
 def compile_graph(graph: ov.Model, threads: int, tier: Tier) -> ov.CompiledModel:
     """Compiled for the CPU. Raises SetupError where this CPU cannot do it. For int8 the graph says what is 8 bits.
 
-    One stream over all threads: as fast as two streams, with half the latency and memory. `threads` 0 leaves their
-    number to OpenVINO. The precision is always set: its default depends on the machine, and so would the vectors.
+    One stream over all threads: as fast as two streams, with half the latency and memory. `threads` 0 means what the
+    machine lets us use; OpenVINO by itself takes no notice of a CPU quota. The precision is always set: its default
+    depends on the machine, and so would the vectors.
+
+    Threads are bound to no core: OpenVINO would bind those of every engine to the same ones, so that two engines, or
+    two containers of one machine, wait for each other beside cores that are idle.
     """
     check_cpu(tier)
     options: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": PRECISION_HINTS[tier],
         "EXECUTION_MODE_HINT": "ACCURACY",
         "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_NUM_THREADS": engine_threads(threads).number,
         "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_CACHED_MAX,
     }
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
     return ov.Core().compile_model(graph, "CPU", options)
 
 

@@ -1,7 +1,7 @@
 """One model that a node serves: its tokenizer, its queue and its worker, put together."""
 
 import asyncio
-import os
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from embedmesh.engine.frames import LoadModel
 from embedmesh.engine.plan import Plan
 from embedmesh.engine.process import WorkerBroke
 from embedmesh.engine.supervise import Supervisor
+from embedmesh.engine.threads import EngineThreads, engine_threads
 from embedmesh.engine.tokens import ModelTokenizer
 from embedmesh.rules import errors
 from embedmesh.rules.deadlines import request_s
@@ -19,12 +20,7 @@ from embedmesh.rules.limits import REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 from embedmesh.rules.models import Model
 from embedmesh.rules.nodes import SHORTAGES, Shortage
 
-
-def usable_cores() -> int:
-    """The cores that this process may run on: a container or `taskset` may leave it fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+log = logging.getLogger("embedmesh.engine")
 
 
 class Served:
@@ -39,8 +35,14 @@ class Served:
         on_batch: Callable[[Plan, float], None] = lambda plan, seconds: None,
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
-        """Reads the tokenizer; raises SetupError. `threads` of the engine; 0 takes all cores that we may run on."""
+        """Reads the tokenizer; raises SetupError. `threads` of the engine; 0 takes what the machine lets us use.
+
+        That is looked at when the engine starts, and at each start after that.
+        """
         self.model = model
+        self._threads_asked = threads
+        self._on_start = on_start
+        self.threads: EngineThreads | None = None
         folder = Path(model.folder)
         self.tokenizer = ModelTokenizer(folder, model.max_tokens)
         read = read_folder(folder)
@@ -49,10 +51,8 @@ class Served:
             raise SetupError(
                 f"The tokenizer of {folder.name} knows more tokens than its weights: fetch the model again."
             )
-        load = LoadModel(
-            str(folder), model.digest, model.width, model.max_tokens, threads or usable_cores(), model.tier
-        )
-        self._supervisor = Supervisor(load, on_start=on_start)
+        load = LoadModel(str(folder), model.digest, model.width, model.max_tokens, threads, model.tier)
+        self._supervisor = Supervisor(load, on_start=self._starting)
         self._loaded = asyncio.Event()
         self._queue = BatchQueue(
             self._supervisor.begin, tokens_max=queue_tokens_max, on_batch=on_batch, on_failure=self._failed
@@ -62,10 +62,22 @@ class Served:
         """Load the model and embed a first text. Raises SetupError in one line. `keep` goes on trying then."""
         try:
             await self._supervisor.start()
+            self._tell_threads()
         except WorkerBroke as error:
             raise SetupError(f"The engine of {self.model.id} {error} while it started.") from None
         finally:
             self._loaded.set()  # after a failure too: waiting calls then learn that it is down
+
+    def _starting(self) -> None:
+        """Its worker sees what we see now: it is in the same control group, on the same CPUs."""
+        before, self.threads = self.threads, engine_threads(self._threads_asked)
+        if before not in (None, self.threads):
+            self._tell_threads()
+        self._on_start()
+
+    def _tell_threads(self) -> None:
+        if not self._threads_asked:  # who has asked knows
+            log.info("the engine of %s has %s", self.model.id, self.threads)
 
     async def loaded(self) -> None:
         """Wait until `start` has ended, with or without success."""

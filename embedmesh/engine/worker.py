@@ -4,7 +4,6 @@ It may crash, hang or be killed at any moment, so it holds nothing that must sur
 and the kernel kills it when its parent dies while it computes: it never outlives its node.
 """
 
-import ctypes
 import math
 import os
 import signal
@@ -12,15 +11,21 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from embedmesh.engine import frames
-from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import Folder, digest, read_folder
 from embedmesh.engine.frames import Failed, LoadModel, LoadRefused, Ready, RunBatch, Vectors
+from embedmesh.engine.no_openvino import no_openvino
+from embedmesh.engine.threads import engine_threads
 from embedmesh.rules.errors import SetupError
+from embedmesh.system import call_c
+
+if TYPE_CHECKING:
+    from embedmesh.engine.compiled import CompiledModel
 
 PR_SET_PDEATHSIG = 1
 OOM_SCORE = 500  # short of memory, the kernel shall take the worker, which comes back in a second
@@ -46,7 +51,7 @@ def main(fd: int) -> None:
         sock.sendall(frames.encode(_answer(model, batch)))
 
 
-def _load(load: LoadModel) -> CompiledModel:
+def _load(load: LoadModel) -> "CompiledModel":
     path = Path(load.folder)
     if digest(path) != load.digest:
         raise SetupError(
@@ -55,7 +60,11 @@ def _load(load: LoadModel) -> CompiledModel:
         )
     folder = read_folder(path)
     _compare(load, folder)
-    return CompiledModel(folder, load.threads, load.tier)
+    try:
+        from embedmesh.engine.compiled import CompiledModel
+    except ImportError as error:
+        raise SetupError(no_openvino(error)) from None
+    return CompiledModel(folder, engine_threads(load.threads).number, load.tier)
 
 
 def _compare(load: LoadModel, folder: Folder) -> None:
@@ -67,7 +76,7 @@ def _compare(load: LoadModel, folder: Folder) -> None:
         raise SetupError(f"The catalogue gives {name} {load.max_tokens} tokens; its folder allows {folder.max_tokens}.")
 
 
-def _answer(model: CompiledModel, batch: RunBatch) -> Vectors | Failed:
+def _answer(model: "CompiledModel", batch: RunBatch) -> Vectors | Failed:
     begun = time.process_time()
     try:
         vectors = model.run(batch.sequences, batch.rows, batch.length)
@@ -86,7 +95,7 @@ def _tie_to_parent() -> None:
     # The node drains on these and then closes our socket; a terminal or an init system sends them to the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    call_c("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # elsewhere it ends when its batch is done
     try:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     except OSError:

@@ -25,6 +25,7 @@ PACED_PROBE_S = 10.0  # of an upstream: it may be far away, or load its model at
 LATE_PROBE_S = 15.0  # at most, after probes that were late: a node short of CPU is slow, not gone
 MEASURE_S = 10.0  # a thousand tokens
 MEASURE_EVERY_S = 30.0  # of a node without work: a fifth of a per cent of a slow node's time
+THREADS_CHARS_MAX = 200  # of what a node says of its threads, which operators are shown
 FIRST_ANSWER_S = 5.0  # a node that starts together with us is ready in one
 SPEED_INPUTS, SPEED_TOKENS = 16, 64  # of the one large probe of a node that has become ready: a batch of our engine
 
@@ -129,6 +130,7 @@ class Prober:
             async with asyncio.timeout(self._deadline_s()):
                 served = await self._examiner.client.served(self._node.node_id)
                 self._node.shortage, self._node.keys = served.shortage, served.keys or None
+                self._node.threads = served.threads[:THREADS_CHARS_MAX] if served.threads.isprintable() else ""
                 if not served.data:
                     self._registry.serves(self._node, ())
                     raise NodeBusy("none of its models is loaded now")

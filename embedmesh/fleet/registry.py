@@ -92,6 +92,7 @@ class Node:
     small_id: int = 0  # its number in the store; a local one has none
     keys: SignedKeys | None = None  # for confidential requests, as it sends them: not verified
     shortage: str = ""  # why its engine lacks CPU, by its own report: see SHORTAGES
+    threads: str = ""  # how many its engines have, and why, in its own words
     counts: Counter[str] = field(default_factory=Counter)  # answers, tokens, hedges, canaries, receipts
     failed: Counter[Check] = field(default_factory=Counter)  # attempts and probes, by the check that failed
     sent_away: Counter[tuple[NodeState, Check]] = field(default_factory=Counter)  # ejections and quarantines

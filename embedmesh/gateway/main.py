@@ -23,7 +23,6 @@ from embedmesh.process import (
     keep_memory_off_disk,
     log_to_stderr,
     quieten_gc,
-    raise_file_limit,
     stop_event,
 )
 from embedmesh.provision.bootstrap import key_defaults
@@ -36,6 +35,7 @@ from embedmesh.storage.books.new_keys import NewKeys
 from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.store import Store
 from embedmesh.storage.upkeep import Retention
+from embedmesh.system import raise_file_limit
 
 log = logging.getLogger("embedmesh.gateway")
 

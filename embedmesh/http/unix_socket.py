@@ -6,16 +6,16 @@ import stat
 from pathlib import Path
 
 from embedmesh.rules.errors import SetupError
+from embedmesh.system import socket_path_bytes_max
 
-SUN_PATH_BYTES_MAX = 107  # sun_path of Linux, less its closing zero
 LIVENESS_CHECK_S = 1.0  # the kernel answers a connect to a live socket at once
 
 
 def bind_unix(path: Path) -> socket.socket:
     """A bound socket with mode 0600. A socket file that nobody listens on is removed. Raises SetupError."""
-    if len(os.fsencode(path)) > SUN_PATH_BYTES_MAX:
+    if len(os.fsencode(path)) > socket_path_bytes_max():
         raise SetupError(
-            f"The socket's path is longer than {SUN_PATH_BYTES_MAX} bytes: choose a shorter data directory."
+            f"The socket's path is longer than {socket_path_bytes_max()} bytes: choose a shorter data directory."
         )
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX)

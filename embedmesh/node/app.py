@@ -256,9 +256,11 @@ class NodeApp:
         confidential requests: this is the one place where a node publishes them.
         """
         shortage = next((one.shortage for one in self._models if one.shortage), "")
+        threads = "; ".join(dict.fromkeys(str(one.threads) for one in self._models if one.threads is not None))
         models = [one.model for one in self._models.up()]
         keys = self._keys({model.id: model.digest for model in models}) if models else msgspec.UNSET
-        return msgspec.json.encode(ServedModels([_described(model) for model in models], shortage=shortage, keys=keys))
+        described = [_described(model) for model in models]
+        return msgspec.json.encode(ServedModels(described, shortage=shortage, threads=threads, keys=keys))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_reply(_described(self._served(request[PATH_REMAINDER]).model))

@@ -7,22 +7,19 @@ change: the gateway sends the same requests that it would send to an address, an
 import asyncio
 import contextlib
 import secrets
-import socket
 import ssl
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from embedmesh.http.server import HttpServer
 from embedmesh.rules.limits import DIALLED_CONNECTIONS
+from embedmesh.system import keep_alive
 
 UPGRADE_S = 10.0  # for connecting, TLS and the 101
 REDIAL_MIN_S, REDIAL_MAX_S = 0.25, 10.0  # pause between two tries of one connection
 UPGRADE_HEAD_BYTES_MAX = 8 * 1024
 HEAD_END = b"\r\n\r\n"
-TCP_KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
-"""Probe after 20 s of silence, then every 5 s; after three without an answer the connection is dead.
-
-Routers forget quiet connections, often after a minute."""
+KEEP_ALIVE_IDLE_S, KEEP_ALIVE_EVERY_S, KEEP_ALIVE_TRIES = 20, 5, 3  # routers forget quiet ones, often after a minute
 
 Sign = Callable[[str, str, bytes], dict[str, str]]
 """Method, path and body -> the headers that sign the request."""
@@ -80,10 +77,8 @@ class DialOut:
         transport, upgrade = await loop.create_connection(_Upgrade, parts.hostname or "", port, ssl=tls)
         try:
             sock = transport.get_extra_info("socket")
-            with contextlib.suppress(OSError, AttributeError):  # not every system has all of these options
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for option, value in TCP_KEEP_ALIVE:
-                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            with contextlib.suppress(OSError):
+                keep_alive(sock, KEEP_ALIVE_IDLE_S, KEEP_ALIVE_EVERY_S, KEEP_ALIVE_TRIES)
             transport.write(head.encode("ascii"))
             return transport, await upgrade.first_data
         except BaseException:

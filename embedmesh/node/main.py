@@ -27,13 +27,13 @@ from embedmesh.process import (
     keep_memory_off_disk,
     log_to_stderr,
     quieten_gc,
-    raise_file_limit,
     stop_event,
 )
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 from embedmesh.settings import NodeSettings
+from embedmesh.system import raise_file_limit
 
 if TYPE_CHECKING:
     from embedmesh.node.member import MemberNode

@@ -184,10 +184,12 @@ class ServedModel(msgspec.Struct):
 class ServedModels(msgspec.Struct):
     """`GET /v1/models` of a node. `shortage` is one of `rules.nodes.SHORTAGES` while an engine of it is starved.
 
-    `keys` are those under which the node takes confidential requests, if it does.
+    `threads` says how many its engines have, and why. `keys` are those under which the node takes confidential
+    requests, if it does.
     """
 
     data: list[ServedModel]
     object: Literal["list"] = "list"
     shortage: str = ""
+    threads: str = ""
     keys: SignedKeys | msgspec.UnsetType = msgspec.UNSET

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import pysqlite3.dbapi2 as sqlite
+from embedmesh.storage.sqlite.driver import driver
 
 Row = tuple[Any, ...]
 
-_errors: list[type[Exception]] = [sqlite.Error]
+_errors: list[type[Exception]] = [driver.Error]
 _refusals: list[type[Exception]] = [
-    sqlite.IntegrityError,
-    sqlite.ProgrammingError,
-    sqlite.InterfaceError,
-    sqlite.DataError,
+    driver.IntegrityError,
+    driver.ProgrammingError,
+    driver.InterfaceError,
+    driver.DataError,
     OverflowError,
 ]
 

@@ -25,6 +25,7 @@ from embedmesh.storage.secrets.secret import check_secret
 from embedmesh.storage.sql import FACTS_SQL, HOLDS_SQL, SLOTS_SQL, TABS_SQL
 from embedmesh.storage.sqlite.commit import SqliteMedium
 from embedmesh.storage.sqlite.database import OPEN_BUSY_S, GatewayLock, SqliteDb, SqliteEngine
+from embedmesh.system import sync_data
 
 RUNNING = "gateway_running"  # a fact of an SQLite store while a gateway has it open
 
@@ -104,7 +105,7 @@ async def open_sqlite(
         reads=at_once,
         key_reads=at_once,
         bell=PollTimer(),
-        medium=lambda clock: SqliteMedium(writes, clock, partial(os.fdatasync, wal)),
+        medium=lambda clock: SqliteMedium(writes, clock, partial(sync_data, wal)),
         on_close=close,
     )
 

@@ -53,7 +53,7 @@ def test_a_machine_before_set_up(examined: Doctor, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert (found["all-MiniLM-L6-v2"]["state"], found["cl100k_base"]["state"]) == ("fail", "warn")
     assert found["all-MiniLM-L6-v2"]["todo"] == "Run `embedmesh setup`."
-    for name in ("python", "cpu", "sqlite", "data folder", "port"):
+    for name in ("python", "cpu", "threads", "sqlite", "data folder", "port"):
         assert found[name]["state"] == "ok", found[name]
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,7 @@ import pytest
 
 from bench.lives.loop import Loop
 from embedmesh.fleet.examiner import Examiner
-from embedmesh.fleet.probe import LATE_PROBE_S, NODE_PROBE_S, Prober
+from embedmesh.fleet.probe import LATE_PROBE_S, NODE_PROBE_S, THREADS_CHARS_MAX, Prober
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.flow.verify import verify
 from embedmesh.rules.embeddings import Counted, EmbedVectors, ServedModel, ServedModels, numbers_of
@@ -95,6 +95,17 @@ def test_a_node_that_has_loaded_nothing_yet_is_no_liar(trusted: bool) -> None:
     client = Starved(served=ServedModels([], shortage="cpu"))
     node, _ = probe_until(client, lambda node, now: now > 10.0, trusted=trusted)
     assert (node.state, node.shortage, node.counts["WrongAnswer"]) == (NodeState.UNPROVEN, "cpu", 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("2 threads: 2 cores", "2 threads: 2 cores"), ("\x1b[2Jgone", ""), ("9" * 1_000, "9" * THREADS_CHARS_MAX)],
+)
+def test_what_a_node_says_of_its_threads_is_kept_as_plain_text(said: str, kept: str) -> None:
+    """It is shown to operators, and a node may say anything."""
+    client = Starved(served=ServedModels([], threads=said))
+    node, _ = probe_until(client, lambda node, now: now > 1.0)
+    assert node.threads == kept
 
 
 def test_a_node_whose_models_are_all_down_gets_no_work_until_one_is_back() -> None:

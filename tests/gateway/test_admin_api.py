@@ -212,7 +212,9 @@ async def test_this_machines_own_node_can_be_drained_and_resumed(gw: Gateway) ->
     node = gw.registry.add(Node("local", "unix:/nowhere", trusted=True))
     try:
         gw.registry.answered_right(node, ["acme/tiny"])
-        assert (await gw.act("local", "drain"))["state"] == "draining"
+        node.threads = "2 threads: 2 cores"  # as its probe has heard
+        drained = await gw.act("local", "drain")
+        assert (drained["state"], drained["threads"]) == ("draining", "2 threads: 2 cores")
         assert node not in gw.registry.ready("acme/tiny")
         assert (await gw.act("local", "resume"))["state"] == "ready"
         assert node in gw.registry.ready("acme/tiny")

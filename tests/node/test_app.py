@@ -156,7 +156,9 @@ def test_tokenize_tells_what_the_model_is_given(node: Node) -> None:
 
 
 def test_what_it_serves(node: Node, model: Model) -> None:
-    (served,) = node.http.get("/v1/models").json()["data"]
+    listed = node.http.get("/v1/models").json()
+    (served,) = listed["data"]
+    assert listed["threads"] == "1 thread: as --threads says"
     assert served == {
         "id": "tests/tiny",
         "width": 16,

@@ -57,6 +57,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.normal = True
         self.shortage = ""
+        self.threads = None
         self.asked: list[list[list[int]]] = []
         self.raises: Exception | None = None
         self.dropped = asyncio.Event()

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pysqlite3.dbapi2 as driver
 import pytest
 
 from embedmesh.rules.errors import InsufficientQuota, SetupError, StoreUnavailable
@@ -24,6 +23,7 @@ from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.writes import Stats, Write
 from embedmesh.storage.sqlite.commit import CHECKPOINT_COMMITS, SqliteMedium
 from embedmesh.storage.sqlite.database import SqliteDb, SqliteEngine
+from embedmesh.storage.sqlite.driver import driver
 from embedmesh.storage.store import Store
 from tests.storage.shop import Shop, charge, crash_image
 

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
-import pysqlite3.dbapi2 as sqlite
 import pytest
 
 from embedmesh.rules.confidential import LockState, LockTerms
@@ -26,6 +25,7 @@ from embedmesh.storage.ledger.place_hold import PlaceHold
 from embedmesh.storage.ledger.redeem_lock import RedeemLock, Redemption
 from embedmesh.storage.ledger.writes import WaitedWrite
 from embedmesh.storage.sql import LOCKS_SQL
+from embedmesh.storage.sqlite.driver import driver as sqlite
 from embedmesh.storage.store import Store
 from embedmesh.storage.upkeep import UNUSED_LOCK_S
 from tests.storage.shop import Shop, charge

@@ -15,7 +15,8 @@ from embedmesh.storage.books import Books
 from embedmesh.storage.migrate import newest
 from embedmesh.storage.secrets.secret import SECRET_BYTES, hash_user, load_secret
 from embedmesh.storage.sql import STORAGE_FILES, load
-from embedmesh.storage.sqlite.database import SqliteEngine, check_version
+from embedmesh.storage.sqlite.database import SqliteEngine
+from embedmesh.storage.sqlite.driver import check_version
 from embedmesh.storage.store import Store
 from tests.storage.shop import SECRET, HandClock, Shop, secret
 

@@ -13,9 +13,9 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from pysqlite3 import dbapi2 as sqlite
 
 from embedmesh.commands.group import cli
+from embedmesh.storage.sqlite.driver import driver as sqlite
 from tests.story.conftest import Serve
 from tests.story.endpoint import COMMAND, MODEL, SAME, WIDTH, Endpoint, Vectors, run, run_json, wait_until
 

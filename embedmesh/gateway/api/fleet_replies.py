@@ -76,6 +76,9 @@ class NodeReply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     parts_outstanding: Count | UnsetType = UNSET
     tokens_per_s: Annotated[Count | UnsetType | None, doc("As measured; null before the first measurement.")] = UNSET
     fixed_ms: float | UnsetType | None = UNSET
+    threads: Annotated[
+        str | UnsetType | None, doc("Threads of its engines, and the reason, as it says; null where it does not.")
+    ] = UNSET
     answers: Count | UnsetType = UNSET
     tokens: Count | UnsetType = UNSET
     hedges: Count | UnsetType = UNSET
@@ -124,6 +127,7 @@ def _observed(node: Node, clock: Clock) -> dict[str, Any]:
         "parts_outstanding": load.parts,
         "tokens_per_s": round(load.tokens_per_s) if load.measured else None,
         "fixed_ms": round(load.fixed_s * 1000, 2) if load.measured else None,
+        "threads": node.threads or None,
         **{name: node.counts[name] for name in ("answers", "tokens", "hedges")},
         "canaries": _counts(node, "canaries", CanaryCounts),
         "receipts_seen": _counts(node, "receipts", ReceiptCounts),

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import cast
 
 import msgspec
-import pysqlite3.dbapi2 as sqlite
 
 from embedmesh.rules.holds import Meter, Metered
 from embedmesh.rules.money import bill_nanousd
@@ -17,6 +16,7 @@ from embedmesh.storage.ledger.lost_holds import charge_of_note
 from embedmesh.storage.ledger.settle_tab import REQUEST, Record, digest_of
 from embedmesh.storage.sql import REPORTS_SQL, load
 from embedmesh.storage.sqlite.database import SqliteDb
+from embedmesh.storage.sqlite.driver import driver
 
 BROKEN_ROWS_MAX = 20  # listed for each promise: enough to see what is wrong
 RECOVERED_ROWS_MAX = 100  # listed, the latest; `tallies` has their number
@@ -168,7 +168,7 @@ def verify(db: Db, seconds_max: float = VERIFY_S_MAX) -> list[Broken]:
                 return [Broken(promise, subject, detail) for subject, detail in rows]
         found = [text for (text,) in db.execute(QUICK_CHECK).fetchmany(BROKEN_ROWS_MAX)]
         return [Broken("file_is_whole", "file", text) for text in found if text != "ok"]
-    except sqlite.DatabaseError as error:
+    except driver.DatabaseError as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_CORRUPT"):
             return [Broken("file_is_whole", "file", str(error))]

@@ -12,13 +12,12 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import pysqlite3.dbapi2 as sqlite
-
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import name_of, refusals
 from embedmesh.storage.ledger.batch import WriteBatch
 from embedmesh.storage.ledger.group_commit import Fatal
 from embedmesh.storage.sqlite.database import SqliteDb
+from embedmesh.storage.sqlite.driver import driver
 
 BUSY_S_MAX = 1.0  # as long as another process may keep the lock; callers hear of it within 2 s
 BUSY_PAUSE_MIN_S, BUSY_PAUSE_MAX_S = 0.001, 0.02  # between two tries to get the lock
@@ -49,7 +48,7 @@ class SqliteMedium:
                 batch.apply_again(self._db)
             await self._in_thread(self._db.commit)
             batch.settle(self._db)
-        except (sqlite.Error, OverflowError) as error:
+        except (driver.Error, OverflowError) as error:
             if name_of(error).startswith("SQLITE_IOERR"):
                 try:
                     await self._in_thread(self._sync_wal)
@@ -67,7 +66,7 @@ class SqliteMedium:
         self._commits = 0
         try:
             await self._in_thread(self._checkpoint)
-        except sqlite.Error as error:
+        except driver.Error as error:
             if name_of(error).startswith("SQLITE_IOERR"):  # may be an fsync of the database itself: not worth the doubt
                 raise Fatal(f"{FSYNC_FAILED} ({name_of(error)})") from None
             # the WAL still has everything; the next checkpoint tries again
@@ -83,7 +82,7 @@ class SqliteMedium:
             try:
                 self._db.begin()
                 return
-            except sqlite.OperationalError as error:
+            except driver.OperationalError as error:
                 waited_s = self._clock.monotonic() - began_s
                 if name_of(error) != "SQLITE_BUSY" or not patient or waited_s > BUSY_S_MAX:
                     raise

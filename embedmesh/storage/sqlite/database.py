@@ -11,25 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-import pysqlite3.dbapi2 as driver
-
 from embedmesh.rules.errors import SetupError
 from embedmesh.storage.db import Cursor, Db, Row
 from embedmesh.storage.sqlite.backup import backup
+from embedmesh.storage.sqlite.driver import check_version, driver
 
-SQLITE_VERSION_MIN = (3, 51, 3)  # 3.7.0 to 3.51.2 can corrupt a WAL that two connections write
 WAL_BYTES_KEPT = 64 * 1024 * 1024  # a WAL that grew behind a long read is cut back to this
 STATEMENTS_CACHED = 128  # prepared ones, a connection; we have about fifty
 OPEN_BUSY_S = 5.0  # another process may be migrating, or checkpointing a large WAL
 LOCK_WAIT_S = 30.0  # another gateway may be bringing a large store to this version, or verifying it
 LOCK_POLL_S = 0.1  # between two looks at the lock
-
-
-def check_version(version: tuple[int, ...] = driver.sqlite_version_info) -> None:
-    """Refuse an SQLite that can corrupt a WAL."""
-    if version < SQLITE_VERSION_MIN:
-        found, needed = (".".join(map(str, v)) for v in (version, SQLITE_VERSION_MIN))
-        raise SetupError(f"SQLite {found} can corrupt the store: {needed} or newer is needed; reinstall pysqlite3.")
 
 
 def make_file(path: Path) -> None:
@@ -108,6 +99,8 @@ class SqliteEngine:
                     f"The store {self.path} cannot use a write-ahead log (mode {mode}): is it on a network disk?"
                 )
             db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA fullfsync = ON")  # on macOS a plain fsync leaves data in the disk's own cache
+            db.execute("PRAGMA checkpoint_fullfsync = ON")
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("PRAGMA recursive_triggers = ON")  # or REPLACE would delete rows behind the triggers' back
             db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
