@@ -47,8 +47,8 @@ def sync_data(descriptor: int) -> None:
 
 def raise_file_limit() -> None:
     """Each connection is a file descriptor; the soft limit is often 1,024, and on macOS 256."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for soft in (hard, OPEN_FILES_MAX):
+    now, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for soft in (hard, max(now, OPEN_FILES_MAX)):
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             return
