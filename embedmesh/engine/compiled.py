@@ -1,8 +1,10 @@
 """A model, compiled and ready: padded ids in, vectors out. Only the worker process imports this (and so OpenVINO)."""
 
+import contextlib
 import ctypes
 import gc
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.models import Tier
 
 RELEASE_EVERY_TOKENS = 2_048  # 0.1 to 0.3 s of work, and less than a millisecond to map its pages again
+RELEASE_EVERY_S = 0.02  # while loading: at 2 GB/s, some 40 MB are read meanwhile
 
 
 class CompiledModel:
@@ -29,15 +32,17 @@ class CompiledModel:
         """
         check_cpu(tier)
         self._weights = Weights(folder.transformer)
-        graph = build_graph(folder, self._weights)
-        if tier == "int8":
-            int8.insert(graph, int8.read(folder.path), folder.path.name)
-        self._request = compile_graph(graph, threads, tier).create_infer_request()
         self._bound: _Bound | None = None
         self._width = folder.width
         self._tokens_since_release = 0
         self._shapes: set[tuple[int, int]] = set()
-        self.run([[0]], rows=1, length=4)
+        with _releasing(self._weights):
+            graph = build_graph(folder, self._weights)
+            if tier == "int8":
+                int8.insert(graph, int8.read(folder.path), folder.path.name)
+            self._request = compile_graph(graph, threads, tier).create_infer_request()
+            del graph
+            self.run([[0]], rows=1, length=4)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -67,6 +72,25 @@ class CompiledModel:
             self._shapes.add((rows, length))
             self._tokens_since_release = 0
             self._weights.release_pages()
+
+
+@contextlib.contextmanager
+def _releasing(weights: Weights) -> Iterator[None]:
+    """Give the pages of weights back while they are read once, or the whole file would be in memory beside its copy."""
+    done = threading.Event()
+
+    def release() -> None:
+        while not done.wait(RELEASE_EVERY_S):
+            weights.release_pages()
+
+    thread = threading.Thread(target=release, name="release pages", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        weights.release_pages()
 
 
 class _Bound:
