@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,11 @@ class Weights:
     def entry(self, name: str) -> TensorEntry:
         """The header's entry of the tensor `name`. Raises SetupError when there is none."""
         return self._find(name)[1]
+
+    def entries(self) -> Iterator[tuple[str, TensorEntry]]:
+        """Every tensor's whole name and entry of the header, which is not checked."""
+        for name, (_, entry) in self._tensors.items():
+            yield name, entry
 
     def get(self, name: str, *shape: int) -> Array:
         """The tensor `name` in float32, which must have just this shape. Raises SetupError otherwise."""

@@ -84,6 +84,16 @@ def places(folder: Path) -> list[Path]:
     return [folder, Path(tempfile.gettempdir()), Path("/var/tmp")]  # noqa: S108 - a file without a name
 
 
+def has_room(folders: Iterable[Path], size: int) -> bool:
+    """Whether numbers of that many bytes will be in a file."""
+    file = _open_file(folders)
+    if file is None:
+        return False
+    with file:
+        usage = os.statvfs(file.fileno())
+        return usage.f_bavail * usage.f_frsize >= size + DISK_LEFT_BYTES_MIN
+
+
 def _open_file(folders: Iterable[Path]) -> IO[bytes] | None:
     for folder in folders:
         try:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,8 @@ import numpy as np
 from embedmesh.engine import frames
 from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import Folder, digest, read_folder
-from embedmesh.engine.frames import Failed, LoadModel, LoadRefused, Ready, RunBatch, Vectors
+from embedmesh.engine.frames import Failed, Loading, LoadModel, LoadRefused, Ready, RunBatch, Step, Vectors
+from embedmesh.engine.progress import STEPS
 from embedmesh.rules.errors import SetupError
 
 PR_SET_PDEATHSIG = 1
@@ -36,7 +38,7 @@ def main(fd: int) -> None:
     if load is None:
         return
     try:
-        model = _load(load)
+        model = _load(load, lambda step: sock.sendall(frames.encode(Loading(step, STEPS[step]))))
     except SetupError as error:
         sock.sendall(frames.encode(LoadRefused(str(error))))
         return
@@ -46,7 +48,8 @@ def main(fd: int) -> None:
         sock.sendall(frames.encode(_answer(model, batch)))
 
 
-def _load(load: LoadModel) -> CompiledModel:
+def _load(load: LoadModel, on_step: Callable[[Step], None]) -> CompiledModel:
+    on_step("checks its files")
     path = Path(load.folder)
     if digest(path) != load.digest:
         raise SetupError(
@@ -55,7 +58,7 @@ def _load(load: LoadModel) -> CompiledModel:
         )
     folder = read_folder(path)
     _compare(load, folder)
-    return CompiledModel(folder, load.threads, load.tier)
+    return CompiledModel(folder, load.threads, load.tier, on_step)
 
 
 def _compare(load: LoadModel, folder: Folder) -> None:

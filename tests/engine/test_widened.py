@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.engine.large import MODELS, make_folder
+from bench.engine.large_folder import MODELS, make_folder
 from embedmesh.engine import widened
 from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import read_folder

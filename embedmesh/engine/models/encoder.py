@@ -52,6 +52,16 @@ class Encoder:
         biases = np.split(self._weights.get(f"{name}.bias", parts * outputs), parts) if bias else [None] * parts
         return [linear(x, kernel, one) for kernel, one in zip(kernels, biases, strict=True)]
 
+    def halves(self, x: ov.Output, name: str, *, bias: bool = True) -> list[ov.Output]:
+        """Both halves of the linear layer `name`, each `intermediate_size` wide: what is gated, and the gate.
+
+        One layer, whose activation comes later: OpenVINO would take it into a layer of its own, and pack the weights of
+        such a layer once for few tokens and again for many.
+        """
+        width = self._config.intermediate_size
+        both = self._linear(x, name, 2 * width, self._config.hidden_size, bias)
+        return list(op.variadic_split(both, op.constant(np.int64(2)), axes(width, width)).outputs())
+
     def activate(self, x: ov.Output) -> ov.Output:
         """The config's `hidden_act`."""
         return ACTIVATION_OPS[self._config.hidden_act](x).output(0)

@@ -63,7 +63,7 @@ def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Out
         mixed = encoder.attend(parts, masked[kind], rotations[kind])
         x = add(x, encoder.dense(mixed, f"{at}attn.Wo", bias=config.attention_bias))
         normal = encoder.norm(x, f"{at}mlp_norm", bias=config.norm_bias)
-        gated, gate = encoder.split(normal, f"{at}mlp.Wi", 2, config.intermediate_size, bias=config.mlp_bias)
+        gated, gate = encoder.halves(normal, f"{at}mlp.Wi", bias=config.mlp_bias)
         wide = op.multiply(encoder.activate(gated), gate).output(0)
         x = add(x, encoder.narrow(wide, f"{at}mlp.Wo", bias=config.mlp_bias))
     return encoder.norm(x, "final_norm", bias=config.norm_bias)

@@ -1,4 +1,4 @@
-"""Model folders of real large models' size, with random weights: `python -m bench.engine.large NAME FOLDER [--dtype]`.
+"""Folders of large models' real size, with random weights: `python -m bench.engine.large_folder NAME FOLDER [--dtype]`.
 
 What a large model costs (memory, time to load, tokens a second) does not depend on what its weights say, so a folder
 with the true configuration and random numbers shows it without a download. NAME is one of MODELS. Weights are written
@@ -17,6 +17,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from embedmesh.engine.safetensors import WEIGHTS_FILE
 
 Dtype = Literal["F32", "F16", "BF16"]
 Tensors = list[tuple[str, tuple[int, ...]]]
@@ -89,8 +91,14 @@ MODELS = {
 }
 
 
+def find_or_make(name: str, home: Path) -> Path:
+    """The folder `home`/`name` of one of MODELS, made if it is not there. It takes 1.1 to 2.3 GB, and some 20 s."""
+    folder = home / name
+    return folder if (folder / WEIGHTS_FILE).exists() else make_folder(MODELS[name], folder)
+
+
 def make_folder(model: LargeModel, folder: Path, dtype: Dtype | None = None) -> Path:
-    """Write the whole folder: configuration, tokenizer and weights. Harmless where it is there: the same is written."""
+    """Write the whole folder: configuration, tokenizer and, at last, weights. The same numbers each time."""
     folder.mkdir(parents=True, exist_ok=True)
     flag = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[model.pooling]
     listed = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
@@ -109,7 +117,7 @@ def make_folder(model: LargeModel, folder: Path, dtype: Dtype | None = None) -> 
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": model.max_tokens, "do_lower_case": False})
     _write_tokenizer(model.config, model.max_tokens, folder)
     tensors = list(_modernbert(model.config) if model.config["model_type"] == "modernbert" else _bert(model.config))
-    _write_weights(folder / "model.safetensors", tensors, dtype or model.dtype)
+    _write_weights(folder / WEIGHTS_FILE, tensors, dtype or model.dtype)
     return folder
 
 
