@@ -205,6 +205,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     queue_tokens_max: Annotated[
         int, Meta(description="Tokens that may wait in the node; more are refused at once with 429.", ge=1024)
     ] = 600_000
+    memory_check: Annotated[
+        Literal["refuse", "ignore"],
+        Meta(description="A model that will not fit into memory, by an estimate, is refused; or loaded all the same."),
+    ] = "refuse"
     standalone: Annotated[bool, Meta(description="Serve callers directly, without a gateway, on a port.")] = False
     host: Annotated[str, Meta(description="With --standalone: address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(description="With --standalone: port to listen on.", ge=0, le=65535)] = 8081

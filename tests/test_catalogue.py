@@ -272,3 +272,12 @@ def test_the_reference_names_every_member_and_its_example_loads() -> None:
     ]
     for member in Model.__struct_fields__:
         assert f"| `{member}` |" in page
+
+
+def test_an_instruction_with_a_new_line_stands_before_queries_only() -> None:
+    """As docs/how-to/large-models.md has it; a document has no entry, and so nothing before it."""
+    page = (REFERENCE.parent.parent / "how-to/large-models.md").read_text()
+    model = load(page.split("```toml\n")[1].split("```")[0])[0]
+    assert model.prompts.keys() == {"query"}
+    assert model.prompts["query"].startswith("Instruct: Given a web search query, ")
+    assert model.prompts["query"].endswith("\nQuery: ")

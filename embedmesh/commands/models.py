@@ -1,10 +1,14 @@
 """`embedmesh models`: what the catalogue has, what a folder would be in it, and what a running node serves."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
+from rich.progress import Progress
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.client.refusals import read_problem
@@ -12,6 +16,7 @@ from embedmesh.commands.catalogue_entry import catalogue_entry
 from embedmesh.commands.http_client import HttpClient, NoReply, to_unix
 from embedmesh.commands.options import catalogue_option
 from embedmesh.commands.output import CommandResult, prints_result
+from embedmesh.commands.progress import ProgressBar
 from embedmesh.commands.quantize import quantize
 from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.errors import SetupError
@@ -20,6 +25,7 @@ from embedmesh.rules.money import format_usd
 from embedmesh.settings import default_data_dir
 
 NODE_REPLY_S = 600.0  # a large model on a slow disk; unloading waits for its last calls
+LOADING_LOOK_S = 0.2  # between two looks at how far a model is loaded
 NODE_REPLY_BYTES_MAX = 64 * 1024  # one model, or an error
 
 
@@ -147,13 +153,15 @@ node_option = click.option(
 def load(name: str, node: Path) -> CommandResult:
     """Load one more model of its catalogue into a running node.
 
-    Gateways send it work within five seconds. The next start of the node serves what --model says again.
+    Gateways send it work within five seconds. The next start of the node serves what --model says again. A model that
+    will not fit into memory is refused.
 
     \b
     Example:
       embedmesh models load all-MiniLM-L6-v2:fast
     """
-    loaded = _ask_node(node, "POST", "/v1/models", {"model": name})
+    with _loading_bar(node, name):
+        loaded = _ask_node(node, "POST", "/v1/models", {"model": name})
     return CommandResult(loaded, f"{loaded['id']} is served now, in the tier {loaded['tier']}.")
 
 
@@ -186,6 +194,27 @@ def _ask_node(node: Path, method: str, path: str, body: dict[str, str] | None = 
         raise SetupError(
             f"No node answers on {node} ({error}). Is `embedmesh serve` running? Or name its socket: --node PATH."
         ) from None
+
+
+@contextmanager
+def _loading_bar(node: Path, name: str) -> Iterator[None]:
+    """Shows how far the node is with a model that another request has it load."""
+    over = threading.Event()
+    with ProgressBar(*Progress.get_default_columns(), transient=True) as bar:
+
+        def look() -> None:
+            while not over.wait(LOADING_LOOK_S):
+                with suppress(click.ClickException, SetupError):  # the other request says what is wrong
+                    loading = _ask_node(node, "GET", f"/v1/models/{quote(name, safe='')}").get("loading")
+                    if loading is not None:
+                        bar.show(f"the engine {loading['step']}", loading["percent"], 100)
+
+        if bar.shown:
+            threading.Thread(target=look, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def _present(model: Model) -> bool:

@@ -31,6 +31,7 @@ Examples:
 NODE_OPTIONS = [
     "threads",
     "queue_tokens_max",
+    "memory_check",
     "model",
 ]  # the node's settings that `serve` takes; the supervisor sets the others
 SUPERVISORS = [field.name for field in msgspec.structs.fields(NodeSettings) if field.name not in NODE_OPTIONS]
@@ -40,12 +41,13 @@ SUPERVISORS = [field.name for field in msgspec.structs.fields(NodeSettings) if f
 @settings_options(GatewaySettings, without=["nodes"])  # it has a node of its own
 @settings_options(NodeSettings, without=SUPERVISORS)
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON lines on standard output.")
-def serve(as_json: bool, threads: int, queue_tokens_max: int, model: tuple[str, ...], **settings: Any) -> None:
+def serve(as_json: bool, **settings: Any) -> None:
     with importing():
         from embedmesh import supervisor
 
+    of_node = {name: settings.pop(name) for name in NODE_OPTIONS}
     gateway = GatewaySettings(**settings)
-    node = NodeSettings(data_dir=gateway.data_dir, threads=threads, queue_tokens_max=queue_tokens_max, model=model)
+    node = NodeSettings(data_dir=gateway.data_dir, **of_node)
     output = _ServeOutput(gateway.data_dir, as_json)
     sys.exit(supervisor.main(gateway, node, say=output.say, on_ready=output.ready))
 

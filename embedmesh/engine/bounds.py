@@ -5,12 +5,13 @@ A batch is bounded in CPU time and in how long it may do nothing; where the kern
 
 from collections.abc import Callable
 
+from embedmesh.engine.estimate import Sizes
 from embedmesh.engine.process import WorkerStuck
 from embedmesh.engine.watch import LazyWatch, TimeAllowed, Watch
 from embedmesh.rules.nodes import Shortage
 
 BATCH_CPU_S = 0.3  # for any batch: the process may have other work meanwhile
-FLOPS_MIN = 25e9  # per second of CPU time: a seventh of what a core of our machines reaches
+FLOPS_MIN = 10e9  # per second of CPU time: a quarter of what a core with AVX2 reaches
 REPEAT_FACTOR = 2.5  # a shape takes as much CPU time as before, on a busy machine a fifth more
 SHAPE_CPU_S = 0.25  # the first kernels of a shape in a process, here 0.02
 SHAPE_BYTES_PER_S = 1e9  # larger models have more of them
@@ -26,8 +27,9 @@ BOUNDS_FACTOR_MAX = 32.0  # after five failures in a row
 class Bounds:
     """The bounds of one model's worker. They double with each answer that is late, and halve with each that is good."""
 
-    def __init__(self, weights_bytes: int, on_starved: Callable[[float, Shortage], None]) -> None:
+    def __init__(self, weights_bytes: int, sizes: Sizes, on_starved: Callable[[float, Shortage], None]) -> None:
         self._weights_bytes = weights_bytes
+        self._sizes = sizes
         self._on_starved = on_starved
         self._cpu_s: dict[tuple[int, int], float] = {}  # by shape (plan has few): what its last batch took
         self._run_before: set[tuple[int, int]] = set()  # shapes that this process has kernels for
@@ -61,8 +63,7 @@ class Bounds:
             self._factor = min(2 * self._factor, BOUNDS_FACTOR_MAX)
 
     def _allowed(self, rows: int, length: int) -> TimeAllowed:
-        # Two operations a weight a token; the 4 bytes of each weight make that half a weights file.
-        size_s = rows * length * self._weights_bytes / 2 / FLOPS_MIN
+        size_s = rows * length * self._sizes.flops(length) / FLOPS_MIN
         before_s = self._cpu_s.get((rows, length))
         cpu_s = BATCH_CPU_S + (size_s if before_s is None else REPEAT_FACTOR * before_s)
         if (rows, length) not in self._run_before:

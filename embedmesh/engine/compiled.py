@@ -1,7 +1,8 @@
 """A model, compiled and ready: padded ids in, vectors out. Only the worker process imports this (and so OpenVINO)."""
 
-import gc
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,36 +11,45 @@ import openvino as ov
 
 from embedmesh.engine import int8
 from embedmesh.engine.folder import Folder
+from embedmesh.engine.frames import Step
+from embedmesh.engine.memory import release_freed
 from embedmesh.engine.models import build_graph
 from embedmesh.engine.precision import check_cpu, compile_graph
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.models import Tier
-from embedmesh.system import call_c
 
 RELEASE_EVERY_TOKENS = 2_048  # 0.1 to 0.3 s of work, and less than a millisecond to map its pages again
+RELEASE_EVERY_S = 0.005  # while loading: up to 100 MB are read meanwhile
 
 
 class CompiledModel:
     """A model in one tier on the CPU. Not for two threads at one time."""
 
-    def __init__(self, folder: Folder, threads: int, tier: Tier = "exact") -> None:
+    def __init__(
+        self, folder: Folder, threads: int, tier: Tier = "exact", on_step: Callable[[Step], None] = lambda step: None
+    ) -> None:
         """Build, compile, embed a first token, free unused memory. Raises SetupError.
 
         `threads` 0 means what the machine lets us use. What a tier means and needs: `embedmesh.engine.precision`.
+        `on_step` is called as each step begins.
         """
         check_cpu(tier)
         self._weights = Weights(folder.transformer)
-        graph = build_graph(folder, self._weights)
-        if tier == "int8":
-            int8.insert(graph, int8.read(folder.path), folder.path.name)
-        self._request = compile_graph(graph, threads, tier).create_infer_request()
         self._bound: _Bound | None = None
         self._width = folder.width
         self._tokens_since_release = 0
         self._shapes: set[tuple[int, int]] = set()
-        self.run([[0]], rows=1, length=4)
-        gc.collect()
-        call_c("malloc_trim", 0)
+        with _releasing(self._weights):
+            on_step("reads its weights")
+            graph = build_graph(folder, self._weights)
+            if tier == "int8":
+                int8.insert(graph, int8.read(folder.path), folder.path.name)
+            on_step("compiles it")
+            self._request = compile_graph(graph, threads, tier).create_infer_request()
+            del graph
+            on_step("packs its weights")
+            self.run([[0]], rows=1, length=4)
+        release_freed()
 
     def run(self, sequences: Sequence[Sequence[int]], rows: int, length: int) -> npt.NDArray[np.float32]:
         """Vectors [len(sequences), width] of token ids, special tokens included. The model sees `rows` x `length`."""
@@ -67,6 +77,25 @@ class CompiledModel:
             self._shapes.add((rows, length))
             self._tokens_since_release = 0
             self._weights.release_pages()
+
+
+@contextlib.contextmanager
+def _releasing(weights: Weights) -> Iterator[None]:
+    """Give the pages of weights back while they are read once, or the whole file would be in memory beside its copy."""
+    done = threading.Event()
+
+    def release() -> None:
+        while not done.wait(RELEASE_EVERY_S):
+            weights.release_pages()
+
+    thread = threading.Thread(target=release, name="release pages", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        weights.release_pages()
 
 
 class _Bound:

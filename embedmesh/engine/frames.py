@@ -3,7 +3,7 @@
 Every message is one typed struct. Anything that does not decode to it is a FrameError, and the worker is replaced.
 """
 
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 import msgspec
 
@@ -11,6 +11,10 @@ from embedmesh.rules.models import Tier
 
 WORKER_FRAME_BYTES_MAX = 16 * 1024 * 1024  # a batch of 128 vectors of 16,384 components is 8 MiB; ids are far less
 FRAME_LENGTH_BYTES = 4
+
+
+Step = Literal["checks its files", "reads its weights", "compiles it", "packs its weights"]
+"""What a worker does while it loads a model, in this order, in words that continue "the engine"."""
 
 
 class FrameError(Exception):
@@ -32,6 +36,13 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Worker to node, once: the folder was what the catalogue says, and a first text was really embedded."""
 
     load_ms: int
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """Worker to node, any number of times before Ready: what it does now, and how much of the time is over by then."""
+
+    step: Step
+    percent: int
 
 
 class LoadRefused(msgspec.Struct, frozen=True, tag="refused"):
@@ -68,7 +79,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     why: str
 
 
-FromWorker = Ready | LoadRefused | Vectors | Failed
+FromWorker = Loading | Ready | LoadRefused | Vectors | Failed
 T = TypeVar("T")
 
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

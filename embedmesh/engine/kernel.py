@@ -18,6 +18,10 @@ CGROUPS_MAX = 12  # a quota may be set on a group above: container, pod, slice
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NS_PER_S = 1e9
 OOM_FILES = ("memory.events", "memory.oom_control")  # of cgroup v2, and of v1
+MEMORY_FILES = (  # of cgroup v2, and of v1: its limit, what is used, and which of that are pages of files
+    ("memory.max", "memory.current", (b"active_file ", b"inactive_file ")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", (b"total_active_file ", b"total_inactive_file ")),
+)
 STATE, USER_TICKS, SYSTEM_TICKS = 0, 11, 12  # fields of a `stat` after the name in brackets
 
 
@@ -41,6 +45,21 @@ def killed_for_memory(proc: Path = PROC, groups: Path = CGROUPS) -> int:
     ours = _groups(proc / "self", "memory", groups)
     counts = [_number(group / name, b"oom_kill ") for group in ours for name in OOM_FILES]
     return sum(counts) + _number(proc / "vmstat", b"oom_kill ")
+
+
+def available_bytes(proc: Path = PROC, groups: Path = CGROUPS) -> int | None:
+    """Memory that could be had now without swapping: of the machine, or of our groups where they have less.
+
+    What files take in a group counts as had: the kernel takes it back. None where nothing is said.
+    """
+    found = [kib * 1024 for kib in [_number(proc / "meminfo", b"MemAvailable:", b" kB")] if kib]
+    for group in _groups(proc / "self", "memory", groups):
+        for limit, used, files in MEMORY_FILES:
+            most = _read_number(group / limit)
+            if most is not None:
+                cached = sum(_number(group / "memory.stat", name) for name in files)
+                found.append(max(0, most - (_read_number(group / used) or 0) + cached))
+    return min(found, default=None)
 
 
 def throttled(process: Path, groups: Path = CGROUPS) -> int:
@@ -106,10 +125,18 @@ def _quota(group: Path) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def _number(file: Path, name: bytes) -> int:
+def _read_number(file: Path) -> int | None:
+    """The number that a file is; None for a word such as `max`, or no file."""
+    try:
+        return int(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _number(file: Path, name: bytes, unit: bytes = b"") -> int:
     """The number behind a name at a line's beginning; 0 where there is none."""
     try:
         lines = file.read_bytes().splitlines()
-        return next((int(line[len(name) :]) for line in lines if line.startswith(name)), 0)
+        return next((int(line[len(name) :].removesuffix(unit)) for line in lines if line.startswith(name)), 0)
     except (OSError, ValueError):
         return 0

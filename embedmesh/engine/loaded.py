@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from embedmesh.engine.memory import release_freed
 from embedmesh.engine.served import Served
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import NODE_MODELS_MAX
@@ -113,6 +114,8 @@ class LoadedModels:
             pass  # calls that still wait fail when the worker is gone
         finally:
             await _end(*loaded)
+            del loaded
+            release_freed()
 
     async def stop(self) -> None:
         """End every worker at once."""

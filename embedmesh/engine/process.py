@@ -19,12 +19,13 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from embedmesh.engine import frames, kernel
-from embedmesh.engine.frames import FrameError, FromWorker, LoadModel, LoadRefused, Ready, RunBatch
+from embedmesh.engine.frames import FrameError, FromWorker, Loading, LoadModel, LoadRefused, Ready, RunBatch, Vectors
 from embedmesh.engine.watch import WATCH_LOOK_S, Sample
 from embedmesh.rules.errors import SetupError
 
-# One malloc arena: the worker has one thread that allocates from Python; more arenas only keep freed memory.
-WORKER_ENV = {"MALLOC_ARENA_MAX": "1"}
+# One malloc arena: the worker has one thread that allocates from Python; more arenas only keep freed memory. Blocks of
+# 4 MB and more go back when they are freed: else growing texts leave gaps, a third of the states of 3,000 tokens.
+WORKER_ENV = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(4 * 1024 * 1024)}
 WORKER_END_S = 2.0  # a killed process is gone in milliseconds, unless a disk hangs or it gets no CPU
 TIMER_SLACK_S = 0.002  # a loop's clock stands still within a turn, and its timers count in milliseconds
 END_LOOK_S = 0.5  # at most, between two looks whether it is gone
@@ -45,13 +46,17 @@ Done = Callable[[FromWorker | WorkerBroke], None]
 """Called once with an answer or what went wrong, unless the worker is killed before. Never called within `begin`."""
 
 
+OnLoading = Callable[[Loading], None]
+"""Called with each step of a load."""
+
+
 class Worker(Protocol):
     """What a supervisor needs of a worker."""
 
     @property
     def pid(self) -> int: ...
 
-    async def load(self, load: LoadModel, look: Look) -> None: ...
+    async def load(self, load: LoadModel, look: Look, on_loading: OnLoading) -> None: ...
 
     def begin(self, batch: RunBatch, look: Look, done: Done) -> None: ...
 
@@ -69,6 +74,7 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._socket = AnswerSocket(self._heard, self._lost)
         self._look: Look | None = None
+        self._on_loading: OnLoading | None = None  # while it loads
         self._done: Done | None = None  # while it owes an answer
         self._begun = 0.0  # on the loop's clock: the message that it owes an answer to
         self._timer: asyncio.TimerHandle | None = None  # kept over batches: most are done before it fires
@@ -105,11 +111,16 @@ class WorkerProcess:
         """The process id, for operators and tests."""
         return self._process.pid
 
-    async def load(self, load: LoadModel, look: Look) -> None:
-        """Have it load a model and embed a first text. Raises SetupError when it refuses the folder, or WorkerBroke."""
+    async def load(self, load: LoadModel, look: Look, on_loading: OnLoading = lambda loading: None) -> None:
+        """Have it load a model and embed a first text. Raises SetupError when it refuses the folder, or WorkerBroke.
+
+        `on_loading` is called at each step.
+        """
         answered: asyncio.Future[FromWorker | WorkerBroke] = self._loop.create_future()
+        self._on_loading = on_loading
         self._begin(load, look, lambda said: None if answered.done() else answered.set_result(said))
         answer = await answered
+        self._on_loading = None
         if isinstance(answer, WorkerBroke):
             raise answer
         if isinstance(answer, LoadRefused):
@@ -161,7 +172,9 @@ class WorkerProcess:
             self._end(WorkerStuck(wrong))
 
     def _heard(self, answer: FromWorker | FrameError) -> None:
-        if self._done is None:
+        if isinstance(answer, Loading) and self._on_loading is not None:
+            self._on_loading(answer)
+        elif self._done is None:
             self._wrong = "answered out of turn"
         else:
             self._end(WorkerBroke("answered nonsense") if isinstance(answer, FrameError) else answer)
@@ -242,6 +255,17 @@ class AnswerSocket(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._lost()
+
+
+def rows_of(answer: Vectors, count: int, width: int) -> list[bytes | None]:
+    """One vector a sequence; None for those that are not finite. Raises WorkerBroke for another number of them."""
+    size = width * 4
+    if len(answer.data) != count * size:
+        raise WorkerBroke("answered with a wrong number of components")
+    if count == 1 and not answer.bad:
+        return [answer.data]
+    bad = set(answer.bad)
+    return [None if at in bad else answer.data[at * size : (at + 1) * size] for at in range(count)]
 
 
 async def _gone(process: subprocess.Popen[bytes], within_s: float) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import mmap
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from embedmesh.engine.widened import Widened, places
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import MODEL_SHARDS_MAX
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:  # a node reads headers only, and has 15 MB less without numpy
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float32]
+    Table = Array | npt.NDArray[np.float16]
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
@@ -50,7 +53,8 @@ class WeightsIndex(msgspec.Struct):
 class Weights:
     """The tensors of a folder. F32 arrays are views into a map: pages are read when touched and belong to the file.
 
-    The map is private and copy-on-write, since graphs take no read-only arrays; nothing here ever writes to it.
+    The map is private and copy-on-write, since graphs take no read-only arrays; nothing here ever writes to it. F16 and
+    BF16 become float32 in another map (see `widened`), but for tables in F16, which stay as they are.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,6 +65,7 @@ class Weights:
         self._root = ""
         self._folder = folder.name
         self._files = [WeightsFile(folder / name) for name in weight_files(folder)]
+        self._widened = Widened(places(folder))
         self._tensors: dict[str, tuple[WeightsFile, TensorEntry]] = {}
         for file in self._files:
             for name, entry in file.read_header().items():
@@ -76,15 +81,36 @@ class Weights:
         """The header's entry of the tensor `name`. Raises SetupError when there is none."""
         return self._find(name)[1]
 
+    def entries(self) -> Iterator[tuple[str, TensorEntry]]:
+        """Every tensor's whole name and entry of the header, which is not checked."""
+        for name, (_, entry) in self._tensors.items():
+            yield name, entry
+
     def get(self, name: str, *shape: int) -> Array:
         """The tensor `name` in float32, which must have just this shape. Raises SetupError otherwise."""
         import numpy as np
 
         file, entry = self._find(name)
         raw = file.read(self._root + name, entry, shape, FLOAT_DTYPES)
+        if entry.dtype == "F32":
+            return np.require(raw, np.float32, ["ALIGNED"])
+        wide = self._widened.place(raw.size).reshape(shape)
         if entry.dtype == "BF16":  # the upper half of a float32
-            raw = (raw.astype(np.uint32) << 16).view(np.float32)
-        return np.require(raw, np.float32, ["ALIGNED"])
+            bits = wide.view(np.uint32)
+            np.copyto(bits, raw)
+            np.left_shift(bits, 16, out=bits)
+        else:
+            np.copyto(wide, raw)
+        return wide
+
+    def table(self, name: str, *shape: int) -> Table:
+        """As `get`, for rows that are looked up: F16 stays what it is, and is as little in memory as the file."""
+        import numpy as np
+
+        file, entry = self._find(name)
+        if entry.dtype != "F16":
+            return self.get(name, *shape)
+        return np.require(file.read(self._root + name, entry, shape, FLOAT_DTYPES), np.float16, ["ALIGNED"])
 
     def integers(self, name: str, *shape: int) -> npt.NDArray[np.int64]:
         """A tensor of integers, of just this shape. Raises SetupError otherwise."""
@@ -115,6 +141,7 @@ class Weights:
         """Give the pages back to the system; touched again, they are read from the files. Arrays stay valid."""
         for file in self._files:
             file.release_pages()
+        self._widened.release_pages()
 
 
 def weight_files(folder: Path) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from embedmesh.engine.batch_queue import BatchQueue, EmbedCall, OnEnd
 from embedmesh.engine.folder import read_folder
-from embedmesh.engine.frames import LoadModel
+from embedmesh.engine.frames import Loading, LoadModel
+from embedmesh.engine.memory import MemoryRoom
 from embedmesh.engine.plan import Plan
 from embedmesh.engine.process import WorkerBroke
 from embedmesh.engine.supervise import Supervisor
@@ -34,10 +35,12 @@ class Served:
         queue_tokens_max: int,
         on_batch: Callable[[Plan, float], None] = lambda plan, seconds: None,
         on_start: Callable[[], None] = lambda: None,
+        memory: MemoryRoom | None = None,
     ) -> None:
         """Reads the tokenizer; raises SetupError. `threads` of the engine; 0 takes what the machine lets us use.
 
-        That is looked at when the engine starts, and at each start after that.
+        That is looked at when the engine starts, and at each start after that. `memory` is the room that all models of
+        the node share.
         """
         self.model = model
         self._threads_asked = threads
@@ -52,7 +55,7 @@ class Served:
                 f"The tokenizer of {folder.name} knows more tokens than its weights: fetch the model again."
             )
         load = LoadModel(str(folder), model.digest, model.width, model.max_tokens, threads, model.tier)
-        self._supervisor = Supervisor(load, on_start=self._starting)
+        self._supervisor = Supervisor(load, on_start=self._starting, memory=memory)
         self._loaded = asyncio.Event()
         self._queue = BatchQueue(
             self._supervisor.begin, tokens_max=queue_tokens_max, on_batch=on_batch, on_failure=self._failed
@@ -112,10 +115,15 @@ class Served:
         if shortage := self.shortage:
             return f"starved: {SHORTAGES[shortage]}"
         if not self._loaded.is_set():
-            return "loading"
+            return str(self._supervisor.progress)
         if self._supervisor.down:
             return "down: its engine does not start"
         return "ready" if self.ready() else "not embedding"
+
+    @property
+    def loading(self) -> Loading | None:
+        """What it does while it is loaded for the first time; None once that has ended, or before the first step."""
+        return None if self._loaded.is_set() else self._supervisor.progress.now
 
     async def idle(self) -> None:
         """Wait until every call is answered."""

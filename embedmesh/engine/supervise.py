@@ -22,10 +22,14 @@ from pathlib import Path
 
 from embedmesh.engine.bounds import Bounds
 from embedmesh.engine.digest import size_bytes
+from embedmesh.engine.estimate import estimate, measure
+from embedmesh.engine.folder import read_folder
 from embedmesh.engine.frames import Failed, FromWorker, LoadModel, RunBatch, Vectors
 from embedmesh.engine.isolate import Rows, RowsDone, isolate
+from embedmesh.engine.memory import MemoryRoom
 from embedmesh.engine.plan import pad_length
-from embedmesh.engine.process import WORKER_END_S, Worker, WorkerBroke, WorkerProcess
+from embedmesh.engine.process import WORKER_END_S, Worker, WorkerBroke, WorkerProcess, rows_of
+from embedmesh.engine.progress import LoadProgress
 from embedmesh.engine.turn import Turn
 from embedmesh.engine.watch import LazyWatch, Starvation
 from embedmesh.rules.errors import NodeBroke, SetupError
@@ -46,13 +50,14 @@ BATCH_TRIES = 2  # the first may have met a worker that was already dying
 
 
 class Supervisor:
-    """One model's worker. `on_start` is called at every start of a process, the first included."""
+    """One model's worker. `on_start` is called at every start of a process. `memory` is shared with other models."""
 
     def __init__(
         self,
         load: LoadModel,
         *,
         on_start: Callable[[], None],
+        memory: MemoryRoom | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         spawn: Callable[[], Awaitable[Worker]] = WorkerProcess.spawn,
@@ -63,6 +68,7 @@ class Supervisor:
         self._monotonic = monotonic
         self._on_start = on_start
         self._name = Path(load.folder).name
+        self.progress = LoadProgress(self._name)
         self._worker: Worker | None = None
         self._turn = Turn()
         self._numbers = itertools.count()
@@ -73,7 +79,10 @@ class Supervisor:
         self._failed_starts = 0  # since the last process that loaded
         self._dying: list[Worker] = []  # killed, and not gone
         self._starvation = Starvation(monotonic, self._note_starved)
-        self._bounds = Bounds(size_bytes(Path(load.folder)), self._starvation.note)
+        self._memory = memory or MemoryRoom()
+        folder = read_folder(Path(load.folder))
+        self._need_bytes = estimate(folder, load.tier).peak_bytes
+        self._bounds = Bounds(size_bytes(folder.path), measure(folder), self._starvation.note)
         self.down: bool = False
         self._mending: set[asyncio.Task[None]] = set()  # batches that need more than one answer of one process
         self._stopped = False
@@ -217,7 +226,8 @@ class Supervisor:
         await self._sleep(pauses_s[min(self._starts_in_vain, len(pauses_s) - 1)])
         self._starts_in_vain += 1
         try:
-            self._worker = await self._loaded_worker()
+            async with self._memory.taken(self._need_bytes, self._name):
+                self._worker = await self._loaded_worker()
         except (WorkerBroke, SetupError) as error:
             self._failed_starts += 1
             self.down = isinstance(error, SetupError) or self._failed_starts >= FAILED_STARTS_MAX
@@ -233,7 +243,7 @@ class Supervisor:
         worker = await self._spawn()
         watch = self._bounds.watch_start()
         try:
-            await worker.load(self._load, watch.look)
+            await worker.load(self._load, watch.look, self.progress.note)
         except BaseException as error:
             self._bounds.failed(error, watch)
             await self._end(worker)
@@ -320,7 +330,7 @@ class Supervisor:
             raise answer
         if not isinstance(answer, Vectors) or answer.number != batch.number:
             raise WorkerBroke(f"failed ({answer.why})" if isinstance(answer, Failed) else "answered out of turn")
-        vectors = _cut(answer, len(batch.sequences), self._load.width)
+        vectors = rows_of(answer, len(batch.sequences), self._load.width)
         if answer.bad and not last:
             raise WorkerBroke("gave vectors that are not finite")
         return vectors
@@ -337,14 +347,3 @@ class Supervisor:
     def _note_failure(self, error: Exception) -> None:
         self._proved_at = float("-inf")
         log.error("the engine of %s %s; it is being restarted", self._name, error)
-
-
-def _cut(answer: Vectors, count: int, width: int) -> Rows:
-    """One vector a sequence; None for those that are not finite."""
-    size = width * 4
-    if len(answer.data) != count * size:
-        raise WorkerBroke("answered with a wrong number of components")
-    if count == 1 and not answer.bad:
-        return [answer.data]
-    bad = set(answer.bad)
-    return [None if at in bad else answer.data[at * size : (at + 1) * size] for at in range(count)]

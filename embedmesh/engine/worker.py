@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,9 @@ import numpy as np
 
 from embedmesh.engine import frames
 from embedmesh.engine.folder import Folder, digest, read_folder
-from embedmesh.engine.frames import Failed, LoadModel, LoadRefused, Ready, RunBatch, Vectors
+from embedmesh.engine.frames import Failed, Loading, LoadModel, LoadRefused, Ready, RunBatch, Step, Vectors
 from embedmesh.engine.no_openvino import no_openvino
+from embedmesh.engine.progress import STEPS
 from embedmesh.engine.threads import engine_threads
 from embedmesh.rules.errors import SetupError
 from embedmesh.system import call_c
@@ -41,7 +43,7 @@ def main(fd: int) -> None:
     if load is None:
         return
     try:
-        model = _load(load)
+        model = _load(load, lambda step: sock.sendall(frames.encode(Loading(step, STEPS[step]))))
     except SetupError as error:
         sock.sendall(frames.encode(LoadRefused(str(error))))
         return
@@ -51,7 +53,8 @@ def main(fd: int) -> None:
         sock.sendall(frames.encode(_answer(model, batch)))
 
 
-def _load(load: LoadModel) -> "CompiledModel":
+def _load(load: LoadModel, on_step: Callable[[Step], None]) -> "CompiledModel":
+    on_step("checks its files")
     path = Path(load.folder)
     if digest(path) != load.digest:
         raise SetupError(
@@ -64,7 +67,7 @@ def _load(load: LoadModel) -> "CompiledModel":
         from embedmesh.engine.compiled import CompiledModel
     except ImportError as error:
         raise SetupError(no_openvino(error)) from None
-    return CompiledModel(folder, engine_threads(load.threads).number, load.tier)
+    return CompiledModel(folder, engine_threads(load.threads).number, load.tier, on_step)
 
 
 def _compare(load: LoadModel, folder: Folder) -> None:

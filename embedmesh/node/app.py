@@ -263,7 +263,12 @@ class NodeApp:
         return msgspec.json.encode(ServedModels(described, shortage=shortage, threads=threads, keys=keys))
 
     async def model(self, request: web.BaseRequest) -> web.StreamResponse:
-        return json_reply(_described(self._served(request[PATH_REMAINDER]).model))
+        """A model as the list has it; while it loads, `loading` says what its engine does, and how far it is."""
+        served = self._served(request[PATH_REMAINDER])
+        members = msgspec.structs.asdict(_described(served.model))
+        if served.loading is not None:
+            members["loading"] = msgspec.structs.asdict(served.loading)
+        return json_reply(members)
 
     async def load(self, request: web.BaseRequest) -> web.StreamResponse:
         """Load a model; replies once it has embedded a first text."""
@@ -284,10 +289,10 @@ class NodeApp:
 
     async def unload(self, request: web.BaseRequest) -> web.StreamResponse:
         """Unload a model; replies once its last calls are answered and its memory is free."""
-        served = self._served(request[PATH_REMAINDER])
-        await self._models.unload(served.model.id)
-        self._metrics.forget(served.model.id)
-        return json_reply({"id": served.model.id, "object": "model", "deleted": True})
+        model_id = self._served(request[PATH_REMAINDER]).model.id  # a name for the model itself would keep it alive
+        await self._models.unload(model_id)
+        self._metrics.forget(model_id)
+        return json_reply({"id": model_id, "object": "model", "deleted": True})
 
     async def health(self, request: web.BaseRequest) -> web.StreamResponse:
         return json_reply({"message": "ok"})

@@ -11,6 +11,7 @@ import uvloop
 
 from embedmesh.catalogue import Catalogue
 from embedmesh.engine.loaded import LoadedModels
+from embedmesh.engine.memory import MemoryRoom
 from embedmesh.engine.served import Served
 from embedmesh.http.paths import OTHER_PATHS
 from embedmesh.http.receive import BodyBudget
@@ -91,6 +92,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
     chosen = choose_models(settings, catalogue)
     check_servers(settings)
     metrics = NodeMetrics()
+    memory = MemoryRoom(insist=settings.memory_check == "ignore")
 
     def make(model: Model) -> Served:
         return Served(
@@ -99,6 +101,7 @@ def build(settings: NodeSettings, catalogue: Catalogue) -> NodeProcess:
             queue_tokens_max=settings.queue_tokens_max,
             on_batch=partial(metrics.batch, model.id),
             on_start=partial(metrics.started, model.id),
+            memory=memory,
         )
 
     models = LoadedModels(make)

@@ -20,6 +20,18 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(models, [str(argument) for argument in arguments])
 
 
+def test_inspect_says_what_a_model_will_take_in_words_that_a_catalogue_skips(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tiny")
+    text = run("inspect", folder).stdout
+    assert "# estimated, here, in the tier exact: 0." in text
+    assert "tokens a second, in texts of 48, on" in text
+    twice = text + text.replace('"tiny"', '"other"', 1)  # appended, as people do
+    assert len(parse_catalogue("[defaults]\nprice = 1\n" + twice, name="m.toml", base=tmp_path).written) == 2
+    said = json.loads(run("inspect", folder, "--json").stdout)["estimate"]
+    assert said["memory_bytes"] > said["loading_bytes"] > 100e6
+    assert said["tokens_per_s"] > 1_000 * said["cores"]
+
+
 @pytest.mark.story
 @pytest.mark.skipif("int8" not in tiers_here(), reason="this CPU has no 8-bit integer instructions")
 def test_quantize_makes_a_folder_beside_the_model(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import bench.starved
 from embedmesh.engine.folder import digest
 from embedmesh.engine.frames import LoadModel, RunBatch, Vectors
 from embedmesh.engine.isolate import Rows
-from embedmesh.engine.process import Done, Look, Worker, WorkerBroke, WorkerProcess, WorkerStuck
+from embedmesh.engine.process import Done, Look, OnLoading, Worker, WorkerBroke, WorkerProcess, WorkerStuck
 from embedmesh.engine.supervise import DYING_MAX, PROVED_S, Supervisor
 from embedmesh.engine.watch import WATCH_LOOK_S, TimeAllowed, Watch
 from embedmesh.rules.errors import NodeBroke, SetupError
@@ -65,7 +65,7 @@ class ScriptedWorker:
 
     pid = 0
 
-    async def load(self, load: LoadModel, look: Look) -> None: ...
+    async def load(self, load: LoadModel, look: Look, on_loading: OnLoading) -> None: ...
 
     def begin(self, batch: RunBatch, look: Look, done: Done) -> None:
         async def run() -> None:

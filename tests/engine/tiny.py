@@ -152,9 +152,16 @@ def add_module(folder: Path, kind: str, config: dict[str, Any]) -> Path:
     return folder / where
 
 
-def write_safetensors(path: Path, weights: dict[str, npt.NDArray[Any]]) -> None:
-    """The format as its specification says, by hand, so that the reader is not tested against itself."""
+def write_safetensors(
+    path: Path, weights: dict[str, npt.NDArray[Any]], claims: dict[str, tuple[int, ...]] | None = None
+) -> None:
+    """The format as its specification says, by hand, so that the reader is not tested against itself.
+
+    `claims` are tensors that the header has, with these shapes, and the file has not.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, shape in (claims or {}).items():
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 0]}
     at = 0
     for name, array in weights.items():
         dtype = DTYPES[array.dtype.name]

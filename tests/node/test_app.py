@@ -17,11 +17,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from bench.engine.large_folder import MODELS
+from bench.engine.large_folder import make_folder as make_large
+from embedmesh.engine.folder import digest
+from embedmesh.engine.progress import STEPS
 from embedmesh.http.unix_socket import bind_unix
 from embedmesh.rules.embeddings import COMPACT, EmbedIds, EmbedVectors
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
-from tests.engine.tiny import POISON, catalogue_entry, make_folder, make_weights, textbook
+from tests.engine.tiny import POISON, catalogue_entry, make_folder, make_weights, textbook, write_safetensors
 from tests.node.live_node import START_S, Node, rows, vectors
 
 pytestmark = pytest.mark.story
@@ -511,3 +515,67 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="not a socket"):
         bind_unix(tmp_path / "n.sock")
     assert (tmp_path / "n.sock").read_text() == "mine"
+
+
+def test_a_model_that_is_too_large_is_refused_while_the_others_go_on(model: Model, tmp_path: Path) -> None:
+    """By what its headers say, before anything is loaded; who insists gets it."""
+    folder = make_folder(tmp_path / "huge")
+    write_safetensors(folder / "model.safetensors", make_weights(), claims={"unused.weight": (10**7, 10**7)})
+    huge = msgspec.structs.replace(catalogue_entry(folder), id="tests/huge", aliases=("huge",))
+    node = Node([model, huge], tmp_path / "n.sock")
+    try:
+        until(lambda: node.readyz() is not None and node.http.get("/v1/models").json()["data"] != [])
+        assert len(vectors(node.embed())) == 1
+        assert "huge (down" in node.http.get("/readyz").text  # it is tried again
+        node.http.delete("/v1/models/huge")
+        refused = node.http.post("/v1/models", json={"model": "huge"})
+        assert refused.status_code == 400
+        assert "The model huge needs about 400000." in refused.json()["error"]["message"]
+        assert len(vectors(node.embed())) == 1
+    finally:
+        code, said = node.end()
+    assert code == 0
+    assert "a model is not served: The model huge needs about" in said
+    insists = Node(huge, tmp_path / "i.sock", memory_check="ignore")
+    try:
+        insists.until(200)
+    finally:
+        assert insists.end()[0] == 0
+
+
+def test_while_a_model_loads_it_says_how_far_it_is(model: Model, tmp_path: Path) -> None:
+    node, seen = Node(model, tmp_path / "n.sock"), []
+    try:
+        while node.readyz() != 200:
+            with suppress(httpx.TransportError):
+                seen.append(node.http.get("/v1/models/tiny").json().get("loading"))
+        steps = [each for each in seen if each]
+        assert steps
+        assert all(STEPS[each["step"]] == each["percent"] for each in steps)
+        assert "loading" not in node.http.get("/v1/models/tiny").json()
+    finally:
+        assert node.end()[0] == 0
+
+
+def test_a_model_that_is_unloaded_leaves_nothing_of_its_tokenizer(model: Model, tmp_path: Path) -> None:
+    """Of 250,000 pieces. Its worker has ended; but the node itself had the pieces, and the words it built of them."""
+    large = MODELS["multilingual-e5-large-instruct"]
+    small = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    folder = make_large(large._replace(config=large.config | small), tmp_path / "pieces")
+    pieces = msgspec.structs.replace(
+        model, id="tests/pieces", aliases=(), folder=str(folder), max_tokens=512, digest=digest(folder)
+    )
+    node = Node([model, pieces], tmp_path / "n.sock")
+
+    def resident() -> int:
+        return int(Path(f"/proc/{node.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    try:
+        node.until(200)
+        assert node.embed(model="tests/pieces").status_code == 200
+        before = resident()
+        assert node.http.delete("/v1/models/tests%2Fpieces").status_code == 200
+        assert before - resident() > 60e6
+        assert node.embed().status_code == 200
+    finally:
+        assert node.end()[0] == 0

@@ -7,7 +7,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from embedmesh.engine.models.config import EncoderConfig
-from embedmesh.engine.models.graph import ACTIVATION_OPS, Array, axes, linear, weight
+from embedmesh.engine.models.graph import ACTIVATION_OPS, Array, axes, linear, table_weight, weight
 from embedmesh.engine.models.rotary import Rotations, rotate
 from embedmesh.engine.safetensors import Weights
 
@@ -24,11 +24,11 @@ class Encoder:
         """`words` is the table of word embeddings: the prefix in front of it is that of all tensors."""
         self._config = config
         self._weights = weights.rooted(words)
-        self._words = self._weights.get(words, config.vocab_size, config.hidden_size)
+        self._words = self._weights.table(words, config.vocab_size, config.hidden_size)
 
     def embed(self, ids: ov.Output) -> ov.Output:
         """The word embeddings of token ids [rows, length]."""
-        return op.gather(weight(self._words), ids, axes(0)).output(0)
+        return op.gather(table_weight(self._words), ids, axes(0)).output(0)
 
     def table(self, name: str, rows: int, width: int | None = None) -> Array:
         """The table `name`, with rows of `hidden_size` components unless a width is given."""
@@ -51,6 +51,16 @@ class Encoder:
         kernels = np.split(self._weights.get(f"{name}.weight", parts * outputs, self._config.hidden_size), parts)
         biases = np.split(self._weights.get(f"{name}.bias", parts * outputs), parts) if bias else [None] * parts
         return [linear(x, kernel, one) for kernel, one in zip(kernels, biases, strict=True)]
+
+    def halves(self, x: ov.Output, name: str, *, bias: bool = True) -> list[ov.Output]:
+        """Both halves of the linear layer `name`, each `intermediate_size` wide: what is gated, and the gate.
+
+        One layer, whose activation comes later: OpenVINO would take it into a layer of its own, and pack the weights of
+        such a layer once for few tokens and again for many.
+        """
+        width = self._config.intermediate_size
+        both = self._linear(x, name, 2 * width, self._config.hidden_size, bias)
+        return list(op.variadic_split(both, op.constant(np.int64(2)), axes(width, width)).outputs())
 
     def activate(self, x: ov.Output) -> ov.Output:
         """The config's `hidden_act`."""

@@ -8,6 +8,8 @@ import openvino as ov
 from openvino import opset13 as op
 
 Array = npt.NDArray[np.float32]
+Table = Array | npt.NDArray[np.float16]
+KEEP_STORED = "decompression_0"
 MASKED = -1e4  # added to a score, its exp() is exactly 0 in float32
 
 ACTIVATION_OPS: dict[str, Callable[[ov.Output], ov.Node]] = {
@@ -24,6 +26,19 @@ ACTIVATION_OPS: dict[str, Callable[[ov.Output], ov.Node]] = {
 def weight(array: Array) -> ov.Output:
     """A constant that shares the array's memory, so that weights are never copied before they are packed."""
     return op.constant(array, shared_memory=True).output(0)
+
+
+def table_weight(table: Table) -> ov.Output:
+    """A constant that shares the table's memory, seen as float32. Only for look-ups: float16 then stays what it is.
+
+    The mark is OpenVINO's own for weights that are stored in fewer bits. Without it, its compiler would widen them all.
+    """
+    stored = op.constant(table, shared_memory=True)
+    if table.dtype == np.float32:
+        return stored.output(0)
+    wide = op.convert(stored, "f32")
+    wide.get_rt_info()[KEEP_STORED] = ""
+    return wide.output(0)
 
 
 def small(value: float) -> ov.Output:

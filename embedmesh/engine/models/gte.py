@@ -46,7 +46,7 @@ def build(fields: dict[str, Any], weights: Weights, ids: ov.Output, mask: ov.Out
         parts = encoder.split(x, f"{at}attention.qkv_proj", 3, config.hidden_size)
         mixed = encoder.dense(encoder.attend(parts, masked, rotations), f"{at}attention.o_proj")
         x = encoder.norm(add(x, mixed), f"{at}attn_ln")
-        up, gate = encoder.split(x, f"{at}mlp.up_gate_proj", 2, config.intermediate_size, bias=False)
+        up, gate = encoder.halves(x, f"{at}mlp.up_gate_proj", bias=False)
         wide = op.multiply(up, encoder.activate(gate)).output(0)
         x = encoder.norm(add(x, encoder.narrow(wide, f"{at}mlp.down_proj")), f"{at}mlp_ln")
     return x

@@ -4,7 +4,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from embedmesh.engine.models.graph import Array, axes, weight
+from embedmesh.engine.models.graph import Table, axes, table_weight, weight
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
 
@@ -23,16 +23,16 @@ def build(weights: Weights, ids: ov.Output) -> ov.Output:
             raise SetupError("The static model's mapping points outside of its table. Fetch the model again.")
         tokens = len(mapping)
         rows = op.gather(op.constant(mapping), ids, axes(0)).output(0)
-    states = op.gather(weight(table), rows, axes(0)).output(0)
+    states = op.gather(table_weight(table), rows, axes(0)).output(0)
     if weights.has("weights"):
         scale = op.gather(weight(weights.get("weights", tokens)), ids, axes(0))
         states = op.multiply(states, op.unsqueeze(scale, axes(-1))).output(0)
     return states
 
 
-def _read_table(weights: Weights) -> Array:
+def _read_table(weights: Weights) -> Table:
     name = "embeddings" if weights.has("embeddings") else "embedding.weight"
     entry = weights.entry(name)
     if entry.dtype == "I8":  # Model2Vec drops the scale: only the direction is meant
         return weights.integers(name, *entry.shape).astype(np.float32)
-    return weights.get(name, *entry.shape)
+    return weights.table(name, *entry.shape)
