@@ -28,10 +28,11 @@ from bench.engine.targets import targets
 from bench.rig.command import RESULTS, bench, check_names, model_folder, progress, save
 from bench.rig.http import Vectors
 from bench.rig.install import NotInstalled
-from embedmesh.engine.precision import CPU_INFO, tiers_here
+from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.served import usable_cores
 from embedmesh.process import python_in_words
 
+CPU_INFO = Path("/proc/cpuinfo")
 QUICK_SCALE = 0.25  # of the texts
 QUICK_MINUTES = 1.0  # of rounds
 ROUNDS_FILE = RESULTS / "engine-rounds.json"
