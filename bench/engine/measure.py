@@ -41,7 +41,7 @@ TOKENS_MAX = {name: 512 if name == "512" else 256 for name in CORPORA}  # of a t
 SINGLES = 20  # short texts, one by one, in each round
 COSINE_MIN = 0.999  # below that a peer does not compute the same thing
 REST_S = 0.1  # between two contenders: their threads spin for a moment when they have nothing to do
-ALONE_TEXTS = 12  # of each corpus, embedded alone too
+ALONE_TEXTS = 128  # of each corpus, embedded alone too: one in ten differs at all
 WAY_WARM, WAY_ROUNDS = 30, 200  # requests to the engine's process and to the node, in turns
 QUERIES = 120  # short ones beside a bulk job
 QUERY_EVERY_S = 0.05
