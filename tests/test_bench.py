@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.engine.figures import GATE, flops, targets
+from bench.engine.figures import EXACT, FASTEMBED, NODE, ONNX, flops, is_settled
+from bench.engine.peak import ACCUMULATORS, LOOPS, Peaks, start_state
+from bench.engine.rounds import ROUNDS_MAX, ROUNDS_MIN, Rounds, saved_rounds
+from bench.engine.targets import targets
 from bench.gateway.figures import RATES, AtRate, GatewayRow, found_gates
 from bench.gateway.measure import EndsReport, Measured
-from bench.rig.figures import Spread, Target
+from bench.rig.command import CannotRun
+from bench.rig.figures import Spread, Target, median_interval
 from bench.rig.http import Wire, http_request
 from bench.rig.processes import wait_for
 from bench.rig.tables import print_figures
@@ -37,18 +41,85 @@ MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
     ],
 )
 def test_a_verdict_is_the_medians(found: float, at_least: bool, verdict: str) -> None:
-    assert Target("what", 2.0, at_least, Spread(found, 0.0, 99.0), slack=GATE).verdict == verdict
+    assert Target("what", 2.0, at_least, Spread(found, 0.0, 99.0), slack=0.1).verdict == verdict
+
+
+def rounds_of(row: str, **taken: list[float]) -> Rounds:
+    """Rounds of one row; the names of contenders are `exact`, `FastEmbed` and so on."""
+    found = Rounds({"CPU": "this one"})
+    for at in range(len(next(iter(taken.values())))):
+        found.add(row, {name: seconds[at] for name, seconds in taken.items()})
+    return found
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
     """A round in which the whole machine was slow tells the same ratio as the others."""
-    times = {
-        "exact": {corpus: [1.0, 10.0, 1.0] for corpus in "SMX"},
-        "FastEmbed": {corpus: [3.0, 30.0, 4.0] for corpus in "SMX"},
-    }
-    found = {target.what: target.found for target in targets(times, [], None, 0.0, {})}
-    assert found["exact over FastEmbed, X"] == Spread(3.0, 3.0, 4.0)
-    assert found["exact over sentence-transformers, X"] is None
+    rounds = rounds_of("S", exact=[1.0, 10.0, 1.0], FastEmbed=[3.0, 30.0, 4.0], onnxruntime=[5.0, 5.0, 5.0])
+    ratio = rounds.ratios("S")[0]
+    assert (ratio.ours, ratio.theirs, ratio.median) == (EXACT, FASTEMBED, 3.0)
+    assert rounds.ratio("S", EXACT, ONNX) is not None
+    assert rounds.ratio("S", NODE, EXACT) is None
+    assert rounds.ratios("M") == []
+
+
+def test_exact_is_compared_with_the_best_peer_of_the_row() -> None:
+    rounds = rounds_of("L", exact=[2.0] * 6, FastEmbed=[3.0] * 6, onnxruntime=[1.8] * 6)
+    found = {target.what: target for target in targets("AVX2", rounds.ratios("L"), [], None, None, None)}
+    target = found["L, 256 tokens: exact over onnxruntime (the best peer)"]
+    assert (target.found, target.verdict) == (Spread(0.9, 0.9, 0.9), "missed")
+    assert found["S: exact over its best peer"].verdict == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("values", "interval"),
+    [
+        ([1, 2, 3, 4, 5], None),  # both ends enclose the median with 15/16 only
+        ([6, 5, 4, 3, 2, 1], (1, 6)),
+        ([1, 2, 3, 4, 5, 6, 7, 8], (1, 8)),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 99], (2, 8)),  # one wild round tells nothing
+    ],
+)
+def test_between_which_values_the_median_is(values: list[float], interval: tuple[float, float] | None) -> None:
+    assert median_interval(values) == interval
+
+
+def test_rounds_go_on_until_the_ratio_is_settled() -> None:
+    """Within a bound: a machine with other work is never settled."""
+    steady = [1.0 + 0.001 * at for at in range(ROUNDS_MIN)]
+    rounds = rounds_of("512", exact=steady[:-1], FastEmbed=[2.0] * (ROUNDS_MIN - 1))
+    assert not rounds.is_done("512")
+    rounds.add("512", {EXACT: steady[-1], FASTEMBED: 2.0})
+    assert rounds.is_done("512")
+    wild = rounds_of("512", exact=[1.0, 2.0] * (ROUNDS_MAX // 2), FastEmbed=[2.0] * ROUNDS_MAX)
+    assert not is_settled(wild.ratios("512")[0])
+    assert wild.is_done("512")
+    wild.rows["512"].pop()
+    assert not wild.is_done("512")
+
+
+def test_rounds_are_added_to_those_of_the_same_machine_only(tmp_path: FilePath) -> None:
+    file = tmp_path / "results" / "rounds.json"
+    with pytest.raises(CannotRun, match="run without --add"):
+        saved_rounds(file, {"CPU": "this one"})
+    rounds_of("S", exact=[1.0], FastEmbed=[2.0]).save(file)
+    assert saved_rounds(file, {"CPU": "this one"}).taken("S", FASTEMBED) == [2.0]
+    with pytest.raises(CannotRun, match="another CPU"):
+        saved_rounds(file, {"CPU": "another"})
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_loop_of_the_peak_does_all_its_multiply_adds() -> None:
+    """A compiler that leaves some out would make the peak too high: what is computed is what arithmetic says."""
+    flags = frozenset(FilePath("/proc/cpuinfo").read_text().split())
+    if not LOOPS["f32_256"].flags <= flags:
+        pytest.skip("needs a CPU with AVX2")
+    state, turns = start_state("f32_256"), 1_000
+    started, last = state[:-16].astype(np.float64), ACCUMULATORS * 8
+    Peaks(flags, 1).loop("f32_256")(turns, state.ctypes.data)
+    power = float(np.float32(0.999)) ** turns  # s·a + b, again and again, from s
+    wanted = started * power + float(np.float32(0.001)) * (1 - power) / (1 - float(np.float32(0.999)))
+    assert len(set(state[:last].tolist())) == last  # all different: none was computed for two
+    np.testing.assert_allclose(state[:last], wanted, rtol=1e-5)
 
 
 def test_the_arithmetic_of_a_text() -> None:

@@ -1,15 +1,15 @@
-"""How fast the engine is, beside other people's: `python -m bench.engine [--quick] [--json]`.
+"""How fast the engine is, beside other people's: `python -m bench.engine [--quick] [--add] [--json]`.
 
-Throughput on four corpora, one short text at a time, start, memory, and the share of the machine's arithmetic peak, of
-our tiers in process and of a node over its socket; against sentence-transformers (as it is, and with MKL made to use
-AVX-512), FastEmbed and Infinity, all on the same weights, the same threads and in the same interleaved run. The peers
-are installed under `.bench/` at the first run; one that does not install, or whose vectors differ, is named and left
-out. Writes `bench/results/engine.json` and `engine.svg`. Exit code 1 when a target is missed by more than GATE.
+Throughput on five corpora, one short text alone, start, memory and the share of what the cores' registers do at most,
+of our tiers in process and of a node over its socket; against sentence-transformers (as it comes, and with its fast
+path forced), FastEmbed, onnxruntime and Infinity, all on the same weights and the same threads, in interleaved rounds.
+Rounds go on until the ratios are settled (see rounds.py) or the minutes are over; `--add` goes on where a run ended.
+The peers are installed under `.bench/` at the first run; one that does not install, or whose vectors differ, is named
+and left out. Writes `bench/results/engine.json` and `engine.svg`. Exit code 1 when a target is missed.
 """
 
 import contextlib
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,172 +17,185 @@ from pathlib import Path
 
 from bench.engine import figures as f
 from bench.engine.contenders import Broke, Contender, Runner, Server
-from bench.engine.figures import Figures
-from bench.engine.measure import Job, Peaks, Stopwatch, cosines_to, node_figures, row, warm_up
+from bench.engine.field import Field
+from bench.engine.large import measure_large
+from bench.engine.measure import Job, cosines_to, differences, node_figures, one_round, row, warm_up
+from bench.engine.models import has_int8, takes_512
+from bench.engine.peak import Peaks
+from bench.engine.rounds import Rounds, engine_digest, saved_rounds
 from bench.engine.show import plot, show
-from bench.quality import with_int8
-from bench.rig.command import bench, model_folder, progress, save
-from bench.rig.http import MODEL
-from bench.rig.install import HOME, NotInstalled, infinity, install, run_step
-from bench.rig.processes import EMBEDMESH, HOST, free_port
-from embedmesh.engine.folder import read_folder
+from bench.engine.targets import targets
+from bench.rig.command import RESULTS, bench, check_names, model_folder, progress, save
+from bench.rig.http import Vectors
+from bench.rig.install import NotInstalled
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.threads import threads_here
 from embedmesh.process import python_in_words
 
-ROUNDS, QUICK_ROUNDS = 5, 2
+CPU_INFO = Path("/proc/cpuinfo")
 QUICK_SCALE = 0.25  # of the texts
-ROUNDS_S = 330.0  # no round begins that would end later; with starts and the node's figures, a run takes 8 minutes
-QUERIES, QUICK_QUERIES = 120, 40  # short ones beside a bulk job
-STARTS, QUICK_STARTS = 5, 2  # of a node
-OURS = (f.EXACT, f.FAST, f.INT8, f.NODE)
+QUICK_MINUTES = 1.0  # of rounds
+ROUNDS_FILE = RESULTS / "engine-rounds.json"
+
+Started = tuple[list[Contender], dict[str, dict[str, Vectors]], dict[str, tuple[float, float]]]
 
 
-SHIM = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
-"""MKL gives AVX-512 to CPUs whose vendor is Intel, and calls this function of its own to learn the vendor."""
-
-
-def build_shim() -> Path:
-    """A library that, loaded before MKL, makes it use AVX-512 on any CPU that has it. Raises NotInstalled."""
-    source, library = HOME / "mkl_avx512.c", HOME / "mkl_avx512.so"
-    source.write_text(SHIM)
-    run_step(["cc", "-shared", "-fPIC", "-o", str(library), str(source)])
-    return library
-
-
-def onnx_folder(model: Path) -> Path:
-    """`model` with an ONNX form of its weights, exported by sentence-transformers' torch. Raises NotInstalled."""
-    python, folder = install("sentence-transformers"), HOME / "onnx" / model.name
-    if not (folder / "model.onnx").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in model.glob("*.json"):
-            (folder / file.name).write_bytes(file.read_bytes())
-        part = folder / "model.onnx.part"
-        run_step([str(python), str(Path(__file__).with_name("export.py")), str(model), str(part)])
-        part.rename(folder / "model.onnx")
-    return folder
-
-
-class Field:
-    """The contenders, started one by one; those that cannot take part are in `left_out` with the reason."""
-
-    def __init__(self, model: Path, int8_model: Path, threads: int, folder: Path) -> None:
-        """`int8_model` has an `int8.json`, if this CPU can use it. `folder`, of a short name, is for sockets, logs."""
-        self._model, self._threads, self._folder = model, threads, folder
-        self.starters: dict[str, Callable[[], Contender]] = {
-            f.EXACT: lambda: self._runner(f.EXACT, Path(sys.executable), f.EXACT),
-            f.FAST: lambda: self._runner(f.FAST, Path(sys.executable), f.FAST),
-            f.INT8: lambda: self._runner(f.INT8, Path(sys.executable), f.INT8, int8_model),
-            f.NODE: self.start_node,
-            f.ST: lambda: self._runner(f.ST, install(f.ST), f.ST),
-            f.ST_TUNED: lambda: self._runner(f.ST_TUNED, install(f.ST), f.ST, LD_PRELOAD=str(build_shim())),
-            f.FASTEMBED: lambda: self._runner(f.FASTEMBED, install("fastembed"), "fastembed", onnx_folder(model)),
-            f.INFINITY: self._infinity,
-        }
-        self.left_out: dict[str, str] = {}
-
-    def start_node(self) -> Server:
-        """A node of our own, with the default catalogue, on a new socket."""
-        path = self._folder / f"{time.monotonic_ns()}.sock"
-        where = ["--uds", str(path), "--data-dir", str(self._folder)]
-        command = [*EMBEDMESH, "node", *where, "--threads", str(self._threads)]
-        return Server(f.NODE, command, path, self._folder, self._threads)
-
-    def start_node_again(self) -> float:
-        """Seconds from a process to its first vector."""
-        node = self.start_node()
-        node.stop()
-        return node.start_s
-
-    def _runner(self, name: str, python: Path, kind: str, model: Path | None = None, **environment: str) -> Runner:
-        return Runner(name, python, kind, model or self._model, self._folder, self._threads, environment)
-
-    def _infinity(self) -> Server:
-        port = free_port()
-        command = infinity(self._model, MODEL, port)
-        return Server(f.INFINITY, command, (HOST, port), self._folder, self._threads, "/embeddings")
-
-
-def measure(quick: bool = False) -> Figures:
+def measure(
+    quick: bool = False,
+    minutes: float = 10.0,
+    add: bool = False,
+    only: list[str] | None = None,
+    large: Path | None = None,
+) -> f.Figures:
     """The whole run. Raises Broke when the engine itself, or a contender in the middle of it, does not answer."""
-    folder, threads = model_folder(), threads_here()
-    rounds = QUICK_ROUNDS if quick else ROUNDS
+    folder, threads, flags = model_folder(), threads_here(), cpu_flags()
+    model = takes_512(folder)
+    made_by = {"CPU": _machine(), "kind of CPU": kind_of(flags), "threads": str(threads), "engine": engine_digest()}
+    rounds = saved_rounds(ROUNDS_FILE, made_by) if add else Rounds(made_by)
+    left_out: dict[str, str] = {}
     with contextlib.ExitStack() as ending:
         runs = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="embedmesh-")))
-        int8_folder = ending.enter_context(with_int8(folder)) if f.INT8 in tiers_here() else folder
-        field = Field(folder, int8_folder, threads, runs)
+        int8_model = has_int8(model) if f.INT8 in tiers_here() and _wanted(f.INT8, only) else None
+        field = Field(model, int8_model, threads, runs)
+        check_names(only or (), list(field.starters))
+        names = [name for name in field.starters if name == f.EXACT or _wanted(name, only)]
         bar = ending.enter_context(progress())
-        task = bar.add_task("corpora", total=len(field.starters) * (rounds + 2))
+        task = bar.add_task("corpora", total=None)
 
         def step(words: str) -> None:
             bar.update(task, description=words, advance=1)
 
         job = Job(QUICK_SCALE if quick else 1.0)
-        contenders, cosines = _start(field, job, step, ending)
-        peaks = Peaks(["f32", *(["bf16"] if f.FAST in cosines else [])], threads, runs)
-        ending.callback(peaks.stop)
-        clock, done, longest_s = Stopwatch(contenders, job), 0, 0.0
-        ends = time.monotonic() + ROUNDS_S
-        while done < rounds and (not done or time.monotonic() + longest_s <= ends):
-            begun = time.monotonic()
-            peaks.measure()
-            clock.round(contenders, job, step)
-            done, longest_s = done + 1, max(longest_s, time.monotonic() - begun)
-        rows = [row(each, clock, job, cosines[each.name]) for each in contenders]
+        contenders, vectors, cosines = _start(field, names, job, step, ending, left_out)
+        peaks = _peaks(flags, threads, left_out)
+        until = time.monotonic() + 60 * (QUICK_MINUTES if quick else minutes)
+        _run_rounds(rounds, contenders, job, until, peaks, step)
+        rounds.save(ROUNDS_FILE)
+        by_precision = {name: peaks.gflops(name) for name in ("f32", "bf16")} if peaks else {}
+        rows = [row(each, rounds, job, cosines[each.name], model, by_precision) for each in contenders]
         by_name = {each.name: each for each in contenders}
         exact, node, at_node = by_name[f.EXACT], by_name.get(f.NODE), None
         if isinstance(node, Server) and isinstance(exact, Runner):
-            step("a query beside a bulk job; starts of a node")
-            queries, starts = (QUICK_QUERIES, QUICK_STARTS) if quick else (QUERIES, STARTS)
-            at_node = node_figures(node, exact, job, field.start_node_again, queries, starts)
-    m_flops = f.flops(read_folder(folder).config, job.counts["M"])
-    figures = Figures(
+            step("one text on its way, a query beside a bulk job, starts of a node")
+            at_node = node_figures(node, exact, job, folder, field.start_node_again, quick)
+        differ = differences(exact, job, vectors[f.EXACT], vectors.get(f.ST, {}))
+        for each in contenders:
+            each.stop()  # what follows needs the memory
+        at_large = measure_large(large, field, quick, step, left_out) if large is not None else None
+    ratios = [ratio for name in f.ROWS for ratio in rounds.ratios(name)]
+    kind = kind_of(flags)
+    figures = f.Figures(
         machine=_machine(),
+        kind=kind,
         threads=threads,
-        rounds=done,
-        texts={name: len(texts) for name, texts in job.texts.items()},
         tokens={name: sum(counts) for name, counts in job.counts.items()},
-        peaks_gflops=peaks.gflops,
+        peaks=peaks.found if peaks else {},
         rows=rows,
+        ratios=ratios,
         node=at_node,
-        left_out=field.left_out,
-        targets=f.targets(clock.corpora, rows, at_node, m_flops, peaks.gflops),
+        differences=differ,
+        large=at_large,
+        left_out=left_out,
+        targets=targets(kind, ratios, rows, at_node, differ, at_large),
     )
-    save("engine.svg", plot(figures, OURS))
+    save("engine.svg", plot(figures, f.OURS))
     return figures
 
 
+def cpu_flags() -> frozenset[str]:
+    """The CPU's flags as Linux lists them; none elsewhere."""
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def kind_of(flags: frozenset[str]) -> f.Kind:
+    """Whose targets hold."""
+    return "AVX-512" if "avx512f" in flags else "AVX2" if {"avx2", "fma"} <= flags else "other"
+
+
+def _wanted(name: str, only: list[str] | None) -> bool:
+    return only is None or name in only
+
+
 def _start(
-    field: Field, job: Job, step: Callable[[str], None], ending: contextlib.ExitStack
-) -> tuple[list[Contender], dict[str, tuple[float, float]]]:
-    """Who takes part, warmed up and checked against exact, which is the first; and their cosines to it."""
+    field: Field,
+    names: list[str],
+    job: Job,
+    step: Callable[[str], None],
+    ending: contextlib.ExitStack,
+    left_out: dict[str, str],
+) -> Started:
+    """Who takes part, warmed up and checked against exact, which is the first; their vectors, and cosines to it."""
     contenders: list[Contender] = []
+    vectors: dict[str, dict[str, Vectors]] = {}
     cosines: dict[str, tuple[float, float]] = {}
-    right = None
-    for name, start in field.starters.items():
+    for name in names:
         step(f"{name}: starting (a first run installs it)")
         try:
-            contender = start()
+            contender = field.starters[name]()
             ending.callback(contender.stop)
             step(f"{name}: warming up")
             found = warm_up(contender, job)
-            right = right or found
-            cosines[name] = cosines_to(name, found, right)
+            cosines[name] = cosines_to(name, found, vectors.get(f.EXACT, found))
         except (NotInstalled, Broke) as why:
-            if right is None:
+            if not contenders:
                 raise Broke(f"the engine itself did not start: {why}") from None
-            field.left_out[name] = str(why)
+            left_out[name] = str(why)
         else:
             contenders.append(contender)
-    return contenders, cosines
+            vectors[name] = found
+    return contenders, vectors, cosines
+
+
+def _peaks(flags: frozenset[str], threads: int, left_out: dict[str, str]) -> Peaks | None:
+    try:
+        return Peaks(flags, threads)
+    except NotInstalled as why:
+        left_out["the peak of the cores"] = str(why)
+        return None
+
+
+def _run_rounds(
+    rounds: Rounds,
+    contenders: list[Contender],
+    job: Job,
+    until: float,
+    peaks: Peaks | None,
+    step: Callable[[str], None],
+) -> None:
+    """Rounds of each row that is not done, until all are or the time is over; the longest round so far must fit."""
+    longest_s = 0.0
+    while (left := [name for name in f.ROWS if not rounds.is_done(name)]) and time.monotonic() + longest_s < until:
+        begun = time.monotonic()
+        if peaks is not None:
+            peaks.measure()
+        for name in left:
+            step(f"round {len(rounds.rows[name]) + 1} of {f.IN_WORDS[name]}")
+            rounds.add(name, one_round(name, contenders, job, len(rounds.rows[name])))
+        longest_s = max(longest_s, time.monotonic() - begun)
 
 
 def _machine() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {python_in_words()}"
-    return f"{platform.machine()}, {python_in_words()}"
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {python_in_words()}"
 
 
 if __name__ == "__main__":
-    bench(measure, show=show, file="engine.json", quick="fewer rounds and texts: two minutes")
+    bench(
+        measure,
+        show=show,
+        file="engine.json",
+        width=150,
+        quick="fewer rounds and texts: two minutes",
+        minutes="of rounds, at most",
+        add="to the rounds of the last run, which was of this machine and this engine",
+        only="contenders by name, besides exact; the others' targets are then not measured",
+        large="a folder of a large model, measured besides",
+    )

@@ -35,7 +35,12 @@ class Broke(CannotRun):
 
 
 class Contender:
-    """What can be measured, in a process of its own. All methods may raise Broke."""
+    """What can be measured, in a process of its own. All methods may raise Broke.
+
+    `takes_tokens`: what its model takes of a text; longer ones it is not asked for.
+    """
+
+    takes_tokens = 512
 
     def __init__(
         self,
@@ -52,7 +57,7 @@ class Contender:
         self._process = Process(
             command, folder / f"{name}.log", environment={**QUIET, **counts, **environment}, stop_s=STOP_S, **pipes
         )
-        self.memory_mb, self.stop = self._process.memory_mb, self._process.stop
+        self.memory_mb, self.stop, self.pid = self._process.memory_mb, self._process.stop, self._process.pid
         try:
             self.version = self._wait()
         except BaseException:

@@ -1,41 +1,47 @@
-"""What a run found, and what it was to reach."""
+"""What a run found: rates, times, memory and differences, by contender and row."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from bench.rig.figures import Spread, Target, missed
+from bench.engine.peak import Peak
+from bench.rig.corpus import Name
+from bench.rig.figures import Spread, Target
 
-GATE = 0.10  # how far off a target a shared machine may be before the run fails
+Kind = Literal["AVX2", "AVX-512", "other"]
+"""Of CPU: what its widest registers are. Peers and targets differ by it."""
 
-ST, ST_TUNED, FASTEMBED, INFINITY = "sentence-transformers", "sentence-transformers, AVX-512", "FastEmbed", "Infinity"
 EXACT, FAST, INT8, NODE = "exact", "fast", "int8", "exact, node over HTTP"
+ST, ST_FAST, FASTEMBED = "sentence-transformers", "sentence-transformers, fast path forced", "FastEmbed"
+ONNX, INFINITY = "onnxruntime", "Infinity"
+OURS = (EXACT, FAST, INT8, NODE)
+PEERS = (ST, ST_FAST, FASTEMBED, ONNX, INFINITY)
 
-RATIOS: dict[tuple[str, str], dict[str, float]] = {
-    (EXACT, ST): {"S": 2.8, "M": 2.4, "X": 3.0},
-    (EXACT, ST_TUNED): {"S": 1.5, "M": 1.3, "X": 1.6},
-    (EXACT, FASTEMBED): {"S": 1.2, "M": 1.4, "X": 5.0},
-    (FAST, EXACT): {"S": 1.6, "M": 1.5, "X": 1.6},
-    (INT8, FAST): {"S": 1.2, "M": 1.2, "X": 1.2},
-    (NODE, EXACT): {"S": 0.92, "M": 0.92, "X": 0.92},
+CORPORA: tuple[Name, ...] = ("S", "M", "L", "512", "X")
+ONE = "one text"
+IN_CALLS: dict[str, Name] = {f"{name}, in calls": name for name in ("S", "M", "L", "X")}
+"""Rows of the node and exact only: calls of 64 texts, some of them at once."""
+
+ROWS = (*CORPORA, ONE, *IN_CALLS)
+IN_WORDS = {
+    "S": "S, short texts",
+    "M": "M, 135 tokens",
+    "L": "L, 256 tokens",
+    "512": "512 tokens",
+    "X": "X, mixed lengths",
+    ONE: "one short text alone",
 }
-"""Speed of the first over the second, at least, by corpus."""
-
-SHARES_OF_PEAK = {EXACT: ("f32", 0.75), FAST: ("bf16", 0.60)}  # on M
-ADDED_MS_MAX = 0.7  # what the node's HTTP adds to one short text
-P99_OVER_P50_MAX = 3.0
-QUERY_BATCHES_MAX = 2.0  # p95 of a short query while a bulk job runs
-START_S_MAX = 1.2
+IN_WORDS |= {row: f"{IN_WORDS[name]}, 64 a call" for row, name in IN_CALLS.items()}
 
 
 class ContenderRow(msgspec.Struct, frozen=True):
-    """One contender. `cosine` is (smallest, mean) to the vectors of exact."""
+    """One contender; rates by corpus. `cosine` is (smallest, mean) to the vectors of exact."""
 
     name: str
     version: str
-    texts_per_s: dict[str, Spread]
     tokens_per_s: dict[str, Spread]
+    share_of_peak: dict[str, float]  # of exact and fast only
     single_p50_ms: float
     single_p99_ms: float
     start_s: float
@@ -43,36 +49,83 @@ class ContenderRow(msgspec.Struct, frozen=True):
     cosine: tuple[float, float]
 
 
+class Ratio(msgspec.Struct, frozen=True):
+    """How many times as fast `ours` is as `theirs` in a row, over all rounds: (low, high) has the median at 95 %."""
+
+    row: str
+    ours: str
+    theirs: str
+    rounds: int
+    median: float
+    interval: tuple[float, float] | None  # None of fewer rounds than tell it
+    spread: float | None  # half of the interval's width, over the median
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        peer = " (the best peer)" if self.theirs in PEERS else ""
+        return f"{IN_WORDS[self.row]}: {self.ours} over {self.theirs}{peer}"
+
+
 class NodeFigures(msgspec.Struct, frozen=True):
     """The node over its socket. Times of one short text in ms; `batch_ms` is a full batch in process."""
 
+    engine_p50_ms: float  # of the engine's process, asked without HTTP
+    node_p50_ms: float  # of the node, asked in turns with it
+    node_p99_ms: float
     query_p95_ms: float
     batch_ms: float
     starts_s: list[float]
 
 
+class Differences(msgspec.Struct, frozen=True):
+    """The largest difference of any component of vectors of exact: to transformers', and alone to in a batch."""
+
+    transformers: float | None
+    alone: float
+
+
+class LargeFigures(msgspec.Struct, frozen=True):
+    """A large model at its real size, on texts of 256 of its tokens. `weights_mb`: in float32."""
+
+    name: str
+    tokens_per_s: dict[str, Spread]
+    ratio: Ratio | None
+    weights_mb: float
+    peak_mb: float
+    load_s: float  # to the first vector
+    reading_s: float  # its file, from where the first vector's loading reads it
+
+
 class Figures(msgspec.Struct, frozen=True):
-    """All of it. `left_out` says why by name; `peaks_gflops` is by precision, `texts` by corpus."""
+    """All of it. `left_out` says why by name; `peaks` by loop; `tokens` of a corpus."""
 
     machine: str
+    kind: Kind
     threads: int
-    rounds: int
-    texts: dict[str, int]
     tokens: dict[str, int]
-    peaks_gflops: dict[str, float]
+    peaks: dict[str, Peak]
     rows: list[ContenderRow]
+    ratios: list[Ratio]
     node: NodeFigures | None
+    differences: Differences | None
+    large: LargeFigures | None
     left_out: dict[str, str]
     targets: list[Target]
 
     @property
     def broken(self) -> list[str]:
-        """What fails the run."""
-        return missed(self.targets)
+        """What fails the run: each missed target, with what was found and whether its spread is small."""
+        unsettled = {ratio.what: ratio.spread for ratio in self.ratios if not is_settled(ratio)}
+        return [_missed(target, unsettled) for target in self.targets if target.verdict == "missed"]
 
 
-Times = Mapping[str, Mapping[str, Sequence[float]]]
-"""Seconds by contender and corpus, one a round."""
+SPREAD_MAX = 0.05
+
+
+def is_settled(ratio: Ratio) -> bool:
+    """Whether more rounds would change it by little: the spread is below SPREAD_MAX."""
+    return ratio.spread is not None and ratio.spread < SPREAD_MAX
 
 
 def flops(config: Mapping[str, Any], lengths: Sequence[int]) -> float:
@@ -87,45 +140,10 @@ def flops(config: Mapping[str, Any], lengths: Sequence[int]) -> float:
     return float(config["num_hidden_layers"] * sum(tokens * (matrices + 4 * tokens * h) for tokens in lengths))
 
 
-def targets(
-    times: Times, rows: Sequence[ContenderRow], node: NodeFigures | None, m_flops: float, peaks: Mapping[str, float]
-) -> list[Target]:
-    """Every target. A ratio is taken round by round, so that what slows the machine down slows both.
-
-    `m_flops` is what one pass of M costs.
-    """
-    found = []
-    for (ours, theirs), bounds in RATIOS.items():
-        for corpus, bound in bounds.items():
-            ratio = _ratio(times, ours, theirs, corpus)
-            found.append(Target(f"{ours} over {theirs}, {corpus}", bound, True, ratio, "x", GATE))
-    for name, (precision, bound) in SHARES_OF_PEAK.items():
-        share = None
-        if name in times and precision in peaks:
-            share = Spread.of([m_flops / seconds / 1e9 / peaks[precision] for seconds in times[name]["M"]])
-        found.append(Target(f"{name}: share of the {precision} peak, M", bound, True, share, slack=GATE))
-    return found + _node_targets({row.name: row for row in rows}, node)
-
-
-def _node_targets(rows: Mapping[str, ContenderRow], node: NodeFigures | None) -> list[Target]:
-    added = relative = query = start = None
-    if NODE in rows and node is not None:
-        row = rows[NODE]
-        added = Spread.of([row.single_p50_ms - rows[EXACT].single_p50_ms])
-        relative = Spread.of([row.single_p99_ms / row.single_p50_ms])
-        query = Spread.of([node.query_p95_ms / node.batch_ms])
-        start = Spread.of(node.starts_s)
-    at_most: list[tuple[str, float, Spread | None, str]] = [
-        ("p50 of one short text, above exact in process", ADDED_MS_MAX, added, " ms"),
-        ("p99 over p50 of one short text", P99_OVER_P50_MAX, relative, "x"),
-        ("p95 of a query while a bulk job runs, in batch times", QUERY_BATCHES_MAX, query, "x"),
-        ("start of the process to first vector", START_S_MAX, start, " s"),
-    ]
-    return [Target(f"node: {what}", bound, False, found, unit, GATE) for what, bound, found, unit in at_most]
-
-
-def _ratio(times: Times, ours: str, theirs: str, corpus: str) -> Spread | None:
-    if ours not in times or theirs not in times:
-        return None
-    pairs = zip(times[ours][corpus], times[theirs][corpus], strict=True)
-    return Spread.of([their_s / our_s for our_s, their_s in pairs])
+def _missed(target: Target, unsettled: Mapping[str, float | None]) -> str:
+    found = "" if target.found is None else f"{target.found.median:.3g}"
+    words = f"{target.what}: {found}{target.unit} instead of {target.bound:.3g}"
+    if target.what not in unsettled:
+        return words
+    spread = unsettled[target.what]
+    return f"{words} (too few rounds to say)" if spread is None else f"{words} (spread {100 * spread:.0f} %)"

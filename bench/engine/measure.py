@@ -1,9 +1,9 @@
-"""The interleaved run: every contender does every corpus in each round, one after the other, so that what else the
-machine does meets all alike. Before the first round each does all of it once: that warms it up and checks its vectors.
+"""The interleaved run: in each round of a row every contender does it, one after the other, so that what else the
+machine does meets all alike; who is first differs from round to round. Before the first round each does all of it once:
+that warms it up and checks its vectors.
 """
 
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +12,42 @@ from pathlib import Path
 import numpy as np
 
 from bench.engine.contenders import CALL_TEXTS, CALLS_AT_ONCE, Broke, Contender, Runner, Server
-from bench.engine.figures import INT8, ContenderRow, NodeFigures
-from bench.engine.runner import MATMUL, MATMULS
+from bench.engine.figures import (
+    CORPORA,
+    EXACT,
+    FAST,
+    IN_CALLS,
+    INT8,
+    NODE,
+    ONE,
+    ContenderRow,
+    Differences,
+    NodeFigures,
+    flops,
+)
+from bench.engine.rounds import Rounds
+from bench.quality import parts_of
+from bench.rig.command import run_async
 from bench.rig.corpus import Name, corpus, token_counts
 from bench.rig.figures import Spread, percentile
 from bench.rig.http import Vectors, Wire
 from bench.rig.processes import meanwhile
+from embedmesh.engine.folder import read_folder
+from embedmesh.engine.plan import pad_length
 
-TEXTS: dict[Name, int] = {"S": 512, "M": 96, "L": 48, "X": 256}  # a second of work or two, each
-SINGLES = 60  # short texts, one by one, in each round
+TEXTS: dict[Name, int] = {"S": 256, "M": 32, "L": 16, "512": 8, "X": 128}  # about a second of work, each
+TEXTS_IN_CALLS: dict[Name, int] = {"S": 512, "M": 128, "L": 64, "X": 256}  # calls enough to keep some in flight
+TOKENS_MAX = {name: 512 if name == "512" else 256 for name in CORPORA}  # of a text
+SINGLES = 20  # short texts, one by one, in each round
 COSINE_MIN = 0.999  # below that a peer does not compute the same thing
 REST_S = 0.1  # between two contenders: their threads spin for a moment when they have nothing to do
+ALONE_TEXTS = 128  # of each corpus, embedded alone too: one in ten differs at all
+WAY_WARM, WAY_ROUNDS = 30, 200  # requests to the engine's process and to the node, in turns
+QUERIES = 120  # short ones beside a bulk job
 QUERY_EVERY_S = 0.05
 BATCH_L_TEXTS = 4  # of 256 tokens: a full batch of 1,024 without padding
 BATCH_REPEATS = 15
-PEAK_REPEATS = 8  # products of 58 GFLOP in each round
+STARTS = 5  # of a node
 
 
 class Job:
@@ -36,13 +57,27 @@ class Job:
         """`scale` of the usual number of texts."""
         self.texts = {name: corpus(name, round(count * scale)) for name, count in TEXTS.items()}
         self.counts = {name: token_counts(texts) for name, texts in self.texts.items()}
-        self.singles = self.texts["S"][: round(SINGLES * scale)]
+        self.singles = self.texts["S"][:SINGLES]
+        sizes = {name: max(CALL_TEXTS, round(count * scale)) for name, count in TEXTS_IN_CALLS.items()}
+        self.in_calls = {row: corpus(name, sizes[name]) for row, name in IN_CALLS.items()}
+        self.counts_in_calls = {row: token_counts(texts) for row, texts in self.in_calls.items()}
+
+    def of(self, contender: Contender) -> list[Name]:
+        """The corpora whose texts its model takes."""
+        return [name for name in CORPORA if TOKENS_MAX[name] <= contender.takes_tokens]
+
+    def texts_for(self, contender: Contender, row: str) -> list[str] | None:
+        """What a contender embeds in a row that is not ONE; None where it takes no part."""
+        if row in self.in_calls:
+            return self.in_calls[row] if contender.name in {EXACT, NODE} else None
+        name = next((name for name in self.of(contender) if name == row), None)
+        return None if name is None or contender.name == NODE else self.texts[name]
 
 
 def warm_up(contender: Contender, job: Job) -> dict[str, Vectors]:
     """One pass, whose vectors are then checked."""
     contender.singles(job.singles)
-    return {name: contender.vectors(texts) for name, texts in job.texts.items()}
+    return {name: contender.vectors(job.texts[name]) for name in job.of(contender)}
 
 
 def cosines_to(name: str, found: Mapping[str, Vectors], right: Mapping[str, Vectors]) -> tuple[float, float]:
@@ -50,78 +85,114 @@ def cosines_to(name: str, found: Mapping[str, Vectors], right: Mapping[str, Vect
 
     Raises Broke where they should be the same and are not; int8 is judged by `make bench-quality`.
     """
-    cosines = np.concatenate([_cosine(found[corpus], right[corpus]) for corpus in right])
+    cosines = np.concatenate([_cosine(found[corpus], right[corpus]) for corpus in found])
     least = float(cosines.min())
     if name != INT8 and not least >= COSINE_MIN:
         raise Broke(f"its vectors differ from ours (smallest cosine {least:.4f})")
     return least, float(cosines.mean())
 
 
-class Peaks:
-    """The machine's own limit: how many GFLOP/s a large matrix product reaches in the same OpenVINO, by precision.
-
-    It is the best of the run: a peak is what was reached once, and so it counts against us.
-    """
-
-    def __init__(self, precisions: Sequence[str], threads: int, folder: Path) -> None:
-        """`folder` is for logs."""
-        self._runners = {
-            name: Runner(f"peak {name}", Path(sys.executable), f"peak-{name}", Path(), folder, threads)
-            for name in precisions
-        }
-        self.gflops = dict.fromkeys(precisions, 0.0)
-
-    def measure(self) -> None:
-        """Once more."""
-        work = 2 * MATMUL**3 * MATMULS / 1e9
-        for name, runner in self._runners.items():
-            best = max(work / seconds for seconds in runner.singles([""] * PEAK_REPEATS))
-            self.gflops[name] = max(self.gflops[name], best)
-
-    def stop(self) -> None:
-        """End the processes."""
-        for runner in self._runners.values():
-            runner.stop()
+def differences(exact: Contender, job: Job, ours: Mapping[str, Vectors], theirs: Mapping[str, Vectors]) -> Differences:
+    """Of exact: to `theirs`, which are transformers' (none where it is left out), and alone to in a batch."""
+    transformers = max((float(np.abs(ours[name] - theirs[name]).max()) for name in theirs), default=None)
+    alone = 0.0
+    for name in job.of(exact):
+        for at, text in enumerate(job.texts[name][:ALONE_TEXTS]):
+            alone = max(alone, float(np.abs(exact.vectors([text])[0] - ours[name][at]).max()))
+    return Differences(transformers, alone)
 
 
-class Stopwatch:
-    """Seconds of each contender and corpus, one a round, and of single texts."""
-
-    def __init__(self, contenders: Sequence[Contender], job: Job) -> None:
-        self.corpora: dict[str, dict[str, list[float]]] = {
-            each.name: {name: [] for name in job.texts} for each in contenders
-        }
-        self.singles: dict[str, list[float]] = {each.name: [] for each in contenders}
-
-    def round(self, contenders: Sequence[Contender], job: Job, step: Callable[[str], None]) -> None:
-        """Each contender once."""
-        for contender in contenders:
-            step(contender.name)
+def one_round(row: str, contenders: Sequence[Contender], job: Job, number: int) -> dict[str, float]:
+    """Seconds of each contender in a row; for one text alone their median. `number` decides who is first."""
+    taken = {}
+    first = number % len(contenders)
+    for contender in (*contenders[first:], *contenders[:first]):
+        if row == ONE:
             time.sleep(REST_S)
-            for name, texts in job.texts.items():
-                self.corpora[contender.name][name].append(contender.seconds(texts))
-            self.singles[contender.name] += contender.singles(job.singles)
+            taken[contender.name] = statistics.median(contender.singles(job.singles))
+        elif (texts := job.texts_for(contender, row)) is not None:
+            time.sleep(REST_S)
+            taken[contender.name] = contender.seconds(texts)
+    return taken
 
 
-def row(contender: Contender, clock: Stopwatch, job: Job, cosines: tuple[float, float]) -> ContenderRow:
-    """The figures of one contender, at the end of the run."""
-    times, singles = clock.corpora[contender.name], clock.singles[contender.name]
+def row(
+    contender: Contender,
+    rounds: Rounds,
+    job: Job,
+    cosines: tuple[float, float],
+    model: Path,
+    peaks: Mapping[str, float | None],
+) -> ContenderRow:
+    """The figures of one contender, at the end of the run. `peaks` in GFLOP/s, by precision."""
+    taken = {name: rounds.taken(name, contender.name) for name in CORPORA}
+    tokens: dict[str, Spread] = {name: _rates(sum(job.counts[name]), taken[name]) for name in CORPORA if taken[name]}
+    for row_, name in IN_CALLS.items():
+        if contender.name == NODE and (seconds := rounds.taken(row_, NODE)):
+            tokens[name] = _rates(sum(job.counts_in_calls[row_]), seconds)
+    singles = rounds.taken(ONE, contender.name)
+    peak = peaks.get({EXACT: "f32", FAST: "bf16"}.get(contender.name, ""))
+    config = read_folder(model).config
+    shares: dict[str, float] = {}
+    if peak:
+        rates = {
+            name: flops(config, job.counts[name]) / statistics.median(taken[name]) for name in CORPORA if taken[name]
+        }
+        shares = {name: each / 1e9 / peak for name, each in rates.items()}
+    p50_ms, p99_ms = 1000 * percentile(singles, 50), 1000 * percentile(singles, 99)
+    memory_mb = contender.memory_mb()[0]
     return ContenderRow(
-        contender.name,
-        contender.version,
-        {name: _rates(len(texts), times[name]) for name, texts in job.texts.items()},
-        {name: _rates(sum(counts), times[name]) for name, counts in job.counts.items()},
-        1000 * percentile(singles, 50),
-        1000 * percentile(singles, 99),
-        contender.start_s,
-        contender.memory_mb()[0],
-        cosines,
+        contender.name, contender.version, tokens, shares, p50_ms, p99_ms, contender.start_s, memory_mb, cosines
     )
 
 
-def query_beside_bulk(node: Server, job: Job, queries: int) -> float:
+def node_figures(
+    node: Server, exact: Runner, job: Job, model: Path, start_again: Callable[[], float], quick: bool
+) -> NodeFigures:
+    """What only a node has. `start_again` starts another and gives the seconds to its first vector."""
+    share = 4 if quick else 1
+    engine_ms, node_ms = run_async(_way(node, job, model, WAY_ROUNDS // share))
+    batches = [exact.seconds(job.texts["L"][:BATCH_L_TEXTS]) for _ in range(BATCH_REPEATS)]
+    query_ms = _query_beside_bulk(node, job, QUERIES // share)
+    return NodeFigures(
+        percentile(engine_ms, 50),
+        percentile(node_ms, 50),
+        percentile(node_ms, 99),
+        query_ms,
+        1000 * statistics.median(batches),
+        [start_again() for _ in range(STARTS // share + 1)],
+    )
+
+
+async def _way(node: Server, job: Job, model: Path, rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of one short text: at an engine's process of our own, without HTTP; and at the node over its socket.
+
+    In turns, text by text, tokenising included. The node's client blocks the event loop, which has nothing else to do.
+    """
+    tokenizer, worker = parts_of(model)
+    engine_ms, node_ms = [], []
+    await worker.start()
+    try:
+        with Wire(node.address) as wire:
+            for number in range(WAY_WARM + rounds):
+                text = job.singles[number % len(job.singles)]
+                request = node.request([text])
+                begun = time.perf_counter()
+                ids = tokenizer.with_specials(tokenizer.ids([text])[0])
+                await worker.run([ids], 1, pad_length(len(ids)))
+                engine_s = time.perf_counter() - begun
+                node_s = node.ask(wire, request)[0]
+                if number >= WAY_WARM:
+                    engine_ms.append(1000 * engine_s)
+                    node_ms.append(1000 * node_s)
+    finally:
+        await worker.stop()
+    return engine_ms, node_ms
+
+
+def _query_beside_bulk(node: Server, job: Job, queries: int) -> float:
     """p95, in ms, of one short text every QUERY_EVERY_S while a bulk client keeps CALLS_AT_ONCE calls in flight."""
-    bulk = node.request((job.texts["M"] * 2)[:CALL_TEXTS])
+    bulk = node.request((job.texts["M"] * CALL_TEXTS)[:CALL_TEXTS])
 
     def work(stop: threading.Event) -> None:
         with Wire(node.address) as wire:
@@ -136,21 +207,12 @@ def query_beside_bulk(node: Server, job: Job, queries: int) -> float:
     return 1000 * percentile(times, 95)
 
 
-def node_figures(
-    node: Server, exact: Runner, job: Job, start_again: Callable[[], float], queries: int, starts: int
-) -> NodeFigures:
-    """What only a node has. `start_again` starts another and gives the seconds to its first vector."""
-    batches = [exact.seconds(job.texts["L"][:BATCH_L_TEXTS]) for _ in range(BATCH_REPEATS)]
-    query_ms = query_beside_bulk(node, job, queries)
-    return NodeFigures(query_ms, 1000 * statistics.median(batches), [start_again() for _ in range(starts)])
-
-
 def _rates(count: int, seconds: Sequence[float]) -> Spread:
     return Spread.of([count / each for each in seconds])
 
 
 def _cosine(ours: Vectors, theirs: Vectors) -> Vectors:
-    """ContenderRow by row."""
+    """Row by row."""
     if ours.shape != theirs.shape:
         raise Broke(f"vectors of shape {ours.shape}, not {theirs.shape}")
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)

@@ -23,8 +23,7 @@ Load = Callable[[str, int], Embed]
 """Model folder, threads -> what embeds."""
 
 FIRST = "How long does it take from nothing to a first vector?"
-MATMUL = 1_536  # rows, columns and inner size of the matrix product that the peak is measured with
-MATMULS = 8  # one after the other, so that what happens at the ends of the graph counts for little
+ONNX_BATCH = 32  # texts, as sentence-transformers takes them
 
 
 def sentence_transformers(folder: str, threads: int) -> Embed:
@@ -50,6 +49,41 @@ def fastembed(folder: str, threads: int) -> Embed:
     )
     model = TextEmbedding("local/model", specific_model_path=folder, threads=threads)
     return lambda texts: np.array(list(model.embed(texts)))
+
+
+def onnxruntime(folder: str, threads: int) -> Embed:
+    """As a careful user writes it: sorted by length, in batches, on the ONNX form of the same weights."""
+    import numpy as np
+    from onnxruntime import InferenceSession, SessionOptions
+    from tokenizers import Tokenizer
+
+    path = Path(folder)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.enable_truncation(json.loads((path / "sentence_bert_config.json").read_bytes())["max_seq_length"])
+    tokenizer.enable_padding()
+    options = SessionOptions()
+    options.intra_op_num_threads = threads
+    session = InferenceSession(str(path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+    def run(texts: Sequence[str]) -> Any:
+        found = tokenizer.encode_batch(list(texts))
+        ids = np.array([each.ids for each in found], np.int64)
+        mask = np.array([each.attention_mask for each in found], np.int64)
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        states = session.run(None, inputs)[0]
+        sums = np.einsum("rtw,rt->rw", states, mask.astype(np.float32), optimize=True)
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)  # a mean's direction is its sum's
+
+    def embed(texts: Sequence[str]) -> Any:
+        order = sorted(range(len(texts)), key=lambda at: -len(texts[at]))
+        vectors: list[Any] = [None] * len(texts)
+        for begin in range(0, len(order), ONNX_BATCH):
+            batch = order[begin : begin + ONNX_BATCH]
+            for at, vector in zip(batch, run([texts[at] for at in batch]), strict=True):
+                vectors[at] = vector
+        return np.array(vectors)
+
+    return embed
 
 
 def embedmesh(tier: Any) -> Load:
@@ -83,40 +117,13 @@ def embedmesh(tier: Any) -> Load:
     return load
 
 
-def peak(precision: str) -> Load:
-    """No model: a large matrix product in the same OpenVINO, as fast as this machine does it. Texts are ignored."""
-
-    def load(folder: str, threads: int) -> Embed:
-        import numpy as np
-        import openvino as ov
-        from openvino import opset13 as op
-
-        rows = op.parameter([MATMUL, MATMUL], np.float32)
-        product = rows.output(0)
-        weights = np.random.default_rng(1).standard_normal((MATMUL, MATMUL), np.float32) / 40  # keeps numbers near 1
-        for _ in range(MATMULS):
-            product = op.matmul(product, op.constant(weights), False, True).output(0)
-        options = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
-        request = ov.Core().compile_model(ov.Model([product], [rows], "peak"), "CPU", options).create_infer_request()
-        given = np.ones((MATMUL, MATMUL), np.float32)
-
-        def multiply(texts: Sequence[str]) -> Any:
-            request.infer([given], share_inputs=True)
-            return given[: len(texts)]
-
-        return multiply
-
-    return load
-
-
 KINDS: dict[str, Load] = {
     "sentence-transformers": sentence_transformers,
     "fastembed": fastembed,
+    "onnxruntime": onnxruntime,
     "exact": embedmesh("exact"),
     "fast": embedmesh("fast"),
     "int8": embedmesh("int8"),
-    "peak-f32": peak("f32"),
-    "peak-bf16": peak("bf16"),
 }
 
 
@@ -126,13 +133,32 @@ def main(kind: str, folder: str, threads: str) -> None:
     os.dup2(2, 1)  # libraries that print must not break the protocol
     embed = KINDS[kind](folder, int(threads))
     embed([FIRST])
-    try:
-        version = importlib.metadata.version(kind)
-    except importlib.metadata.PackageNotFoundError:
-        version = importlib.metadata.version("openvino")
-    print(json.dumps({"version": version}), file=answers, flush=True)
+    print(json.dumps({"version": version(kind)}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(embed, json.loads(line))), file=answers, flush=True)
+
+
+def version(kind: str) -> str:
+    """Of what computes; for sentence-transformers with the instructions that its MKL has chosen."""
+    if kind == "sentence-transformers":
+        return f"{importlib.metadata.version(kind)}, MKL level {mkl_level()}"
+    try:
+        return importlib.metadata.version(kind)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version("openvino")
+
+
+def mkl_level() -> str:
+    """What MKL has found the CPU to be, by its own numbers: 5 is AVX2, 7 is AVX-512, 0 a CPU that is not Intel's."""
+    import ctypes
+
+    import torch
+
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        return str(library.mkl_serv_cpu_detect())
+    except (OSError, AttributeError):
+        return "unknown"
 
 
 def answer(embed: Embed, work: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Medians, percentiles, ratios and targets, as every bench computes and prints them."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -9,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+CONFIDENCE = 0.95  # of an interval
 Verdict = Literal["reached", "nearly reached", "missed", "not measured"]
 COLOURS: dict[Verdict, str] = {
     "reached": "green",
@@ -80,6 +82,23 @@ def print_targets(console: Console, targets: Sequence[Target]) -> None:
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value that `percent` in a hundred do not exceed; 0 of no values."""
     return float(np.percentile(values, percent)) if len(values) else 0.0
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Between which the true median is, with a probability of at least 95 %; None of fewer than six values.
+
+    By order statistics, whatever the values' distribution is: each value is above the median with probability 1/2, so
+    that the k-th smallest and k-th largest enclose it unless fewer than k are on one side (Conover, Practical
+    Nonparametric Statistics, section 3.2).
+    """
+    count, beyond, outside = len(values), 0, 0.5 ** len(values)  # how many on either side lie outside, how probably
+    while 2 * outside <= 1 - CONFIDENCE:
+        beyond += 1
+        outside += math.comb(count, beyond) * 0.5**count
+    if not beyond:
+        return None
+    ordered = sorted(values)
+    return ordered[beyond - 1], ordered[-beyond]
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
