@@ -4,49 +4,33 @@ Whatever is tried again is the same request to the gateway, so that a reply that
 by one `Idempotency-Key`, or by the same sealed bytes for the same lock.
 """
 
-import base64
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
+from embedmesh.client.bulk.posting import Post, Posted
+from embedmesh.client.bulk.replies import Vectors, made_vectors, read_vectors, reply_bytes_max
 from embedmesh.client.errors import NodeNotTrusted, WrongCall
 from embedmesh.client.refusals import Problem, read_problem
 from embedmesh.client.steps import FOR_A_NEW_LOCK, OTHER_LOCKS_MAX
 from embedmesh.client.wanted import EXTRA_TOKENS_MAX, Wanted
-from embedmesh.rules.embeddings import EmbedReply
 from embedmesh.rules.limits import REQUEST_TOKENS_MAX
 
 if TYPE_CHECKING:
     from embedmesh.client.core import SealedStep, Trust
 
-Vector = NDArray[np.float32]
+LOCK_REPLY_BYTES_MAX = 1024 * 1024  # a node's keys and its models; evidence may be large
+SEALED_AGAIN = 2  # what is sealed is in base64 in base64
 
 
-class BulkVectors(msgspec.Struct, frozen=True):
-    """An answer: a vector for each text."""
+class Tried(NamedTuple):
+    """What came of one try: vectors or a problem, the headers beside it, and what was charged."""
 
-    vectors: list[Vector]
-    tokens: int
-    cost_nanousd: int
-
-
-class Posted(NamedTuple):
-    """A whole reply."""
-
-    status: int
+    answer: Vectors | Problem
     headers: Mapping[str, str]
-    body: bytes
-
-
-Post = Callable[[str, bytes, Mapping[str, str]], Awaitable[Posted]]
-"""Sends a body to a path below the endpoint, with these headers besides its own."""
-
-Tried = tuple[BulkVectors | Problem, Mapping[str, str]]
-"""What came of one try, and the headers beside it."""
+    cost_nanousd: int = 0
 
 
 class Tries(Protocol):
@@ -67,11 +51,10 @@ class PlainTries:
 
     async def once(self, post: Post) -> Tried:
         """Try it."""
-        reply = await post("/embeddings", self._body, self._headers)
+        reply = await post("/embeddings", self._body, self._headers, reply_bytes_max(self._inputs))
         if reply.status != 200:
-            return read_problem(reply.status, reply.body), reply.headers
-        vectors, tokens = decode_vectors(reply.body, self._inputs)
-        return BulkVectors(vectors, tokens, _cost(reply)), reply.headers
+            return _refused(reply)
+        return Tried(read_vectors(reply.body, self._inputs), reply.headers, _cost(reply))
 
 
 class SealedTries:
@@ -86,24 +69,24 @@ class SealedTries:
         """Try it. Raises NotTrusted, too."""
         if self._sealed is None:
             sealed = await self._lock(post)
-            if isinstance(sealed, tuple):
+            if isinstance(sealed, Tried):
                 return sealed
             self._sealed = sealed
         sealed = self._sealed
-        reply = await post("/confidential/embeddings", sealed.body, {})
+        bytes_max = SEALED_AGAIN * reply_bytes_max(self._wanted.inputs)
+        reply = await post("/confidential/embeddings", sealed.body, {}, bytes_max)
         self._sealed = None
         if reply.status == 200:
-            rows = sealed.read(reply.body)
-            vectors = [np.frombuffer(row, "<f4") for row in rows.vectors]
-            return BulkVectors(vectors, rows.tokens, _cost(reply)), reply.headers
-        problem = sealed.read_refusal(reply.status, reply.body)
+            rows = sealed.read(bytes(reply.body))
+            return Tried(made_vectors(rows.vectors, rows.tokens), reply.headers, _cost(reply))
+        problem = sealed.read_refusal(reply.status, bytes(reply.body))
         if problem is None:
             problem = read_problem(reply.status, reply.body)
         elif problem.code not in FOR_A_NEW_LOCK:
-            return problem, {}
+            return Tried(problem, {})
         if problem.code in FOR_A_NEW_LOCK:
-            return msgspec.structs.replace(problem, status=503), {}
-        return problem, reply.headers
+            return Tried(msgspec.structs.replace(problem, status=503), {})
+        return Tried(problem, reply.headers)
 
     async def _lock(self, post: Post) -> "SealedStep | Tried":
         """The request, sealed for a trusted node; or why there is no lock."""
@@ -113,42 +96,33 @@ class SealedTries:
         try:
             step = LockStep(self._wanted, self._trust)
         except WrongCall as error:  # nothing else can be wrong with it
-            return Problem(413, "body_too_large", error.message), {}
+            return Tried(Problem(413, "body_too_large", error.message), {})
         for others in range(OTHER_LOCKS_MAX + 1):
-            reply = await post("/nodes/lock", step.body, {})
+            reply = await post("/nodes/lock", step.body, {}, LOCK_REPLY_BYTES_MAX)
             if reply.status != 200:
-                return read_problem(reply.status, reply.body), reply.headers
+                return _refused(reply)
             try:
-                return step.read(reply.body, now_ms())
+                return step.read(bytes(reply.body), now_ms())
             except NodeNotTrusted as error:
                 if error.reason != "not_pinned" or others == OTHER_LOCKS_MAX:
                     raise
         raise AssertionError("unreachable: the last lock is used, or refused")
 
 
-def want_texts(fields: Mapping[str, str | int], body: bytes, texts: list[bytes]) -> Wanted:
-    """What a request for these texts (JSON strings) wants; `fields` are its other members."""
-    dimensions = fields.get("dimensions")
-    tokens = sum(map(len, texts)) + EXTRA_TOKENS_MAX * len(texts)
+def want_texts(model: str, dimensions: object, body: bytes, inputs: int, size: int) -> Wanted:
+    """What a request for texts of `size` bytes of JSON wants."""
     return Wanted(
-        model=str(fields["model"]),
+        model=model,
         body=body,
-        inputs=len(texts),
-        tokens_max=min(tokens, REQUEST_TOKENS_MAX),
+        inputs=inputs,
+        tokens_max=min(size + EXTRA_TOKENS_MAX * inputs, REQUEST_TOKENS_MAX),
         encoding="base64",
         dimensions=dimensions if isinstance(dimensions, int) else None,
     )
 
 
-def decode_vectors(body: bytes, inputs: int) -> tuple[list[Vector], int]:
-    """The vectors of a reply, in input order, and its tokens. Raises ValueError where anything is not as it must be."""
-    reply = msgspec.json.decode(body, type=EmbedReply)
-    if [item.index for item in reply.data] != list(range(inputs)):
-        raise ValueError("count or order")
-    vectors = [np.frombuffer(base64.b64decode(item.embedding, validate=True), "<f4") for item in reply.data]
-    if not all(len(vector) == len(vectors[0]) > 0 and np.isfinite(vector).all() for vector in vectors):
-        raise ValueError("width or value")
-    return vectors, reply.usage.total_tokens
+def _refused(reply: Posted) -> Tried:
+    return Tried(read_problem(reply.status, reply.body), reply.headers)
 
 
 def _cost(reply: Posted) -> int:
