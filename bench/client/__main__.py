@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.gateway.node import SPECIALS
 from bench.rig.command import bench, check_names, progress
 from bench.rig.corpus import corpus
 from bench.rig.figures import Spread, Target
@@ -215,7 +214,7 @@ def targets_of(rows: Sequence[Row]) -> list[Target]:
         Target("texts/s over openai's, same requests", OVER_OPENAI, True, over(OPENAI, OURS)),
         Target("texts/s over baseten's, same requests", OVER_BASETEN, True, over(BASETEN, OURS)),
         Target("texts/s over baseten's, as both come", OVER_BASETEN, True, over(BASETEN_DEFAULT, OURS_DEFAULT)),
-        Target("memory of a stream", STREAM_MB_MAX, False, stream and stream.grown_mb, " MB"),
+        Target("memory of a stream", STREAM_MB_MAX, False, stream.grown_mb if stream else None, " MB"),
     ]
 
 

@@ -9,19 +9,26 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+Job = dict[str, Any]
+Work = Callable[[], Any]
+"""Embeds all texts: an array (texts, width), or how many there were."""
 
-def openai(job, texts):
+
+def openai(job: Job, texts: list[str]) -> Work:
     """The way of every tutorial: tasks, and a semaphore."""
     from openai import AsyncOpenAI
 
-    async def run():
+    async def run() -> Any:
         gate = asyncio.Semaphore(job["concurrency"])
         async with AsyncOpenAI(base_url=job["base_url"], api_key=job["api_key"], timeout=600) as client:
 
-            async def ask(some):
+            async def ask(some: list[str]) -> Any:
                 async with gate:
                     reply = await client.embeddings.create(model=job["model"], input=some)
                 return np.array([item.embedding for item in reply.data], dtype=np.float32)
@@ -33,13 +40,13 @@ def openai(job, texts):
     return lambda: asyncio.run(run())
 
 
-def baseten(job, texts, **more):
+def baseten(job: Job, texts: list[str], *, as_it_comes: bool = False) -> Work:
     """Its own function, with as many requests of the same size. It asks for floats, as `numpy()` needs them."""
     from baseten_performance_client import PerformanceClient, RequestProcessingPreference
 
     client = PerformanceClient(base_url=job["base_url"].removesuffix("/v1"), api_key=job["api_key"])
     preference = None
-    if not more:
+    if not as_it_comes:
         preference = RequestProcessingPreference(
             batch_size=job["batch_size"],
             max_concurrent_requests=job["concurrency"],
@@ -48,36 +55,36 @@ def baseten(job, texts, **more):
     return lambda: client.embed(input=texts, model=job["model"], preference=preference).numpy()
 
 
-def baseten_default(job, texts):
+def baseten_default(job: Job, texts: list[str]) -> Work:
     """As it comes: few texts a request, many requests."""
-    return baseten(job, texts, default=True)
+    return baseten(job, texts, as_it_comes=True)
 
 
-def embedmesh(job, texts):
+def embedmesh(job: Job, texts: list[str]) -> Work:
     """Ours, with as many requests of the same size."""
     return _ours(job, texts, batch_size=job["batch_size"], concurrency=job["concurrency"])
 
 
-def embedmesh_default(job, texts):
+def embedmesh_default(job: Job, texts: list[str]) -> Work:
     """As it comes."""
     return _ours(job, texts)
 
 
-def _ours(job, texts, **options):
+def _ours(job: Job, texts: list[str], **options: Any) -> Work:
     from embedmesh.client import Client
 
     client = Client(base_url=job["base_url"], api_key=job["api_key"])
     return lambda: client.embed(texts, model=job["model"], **options)
 
 
-def embedmesh_stream(job, texts):
+def embedmesh_stream(job: Job, texts: list[str]) -> Work:
     """Ours, a chunk at a time, none of which is kept: the vectors are counted here, and not checked."""
     from embedmesh.client import Client
 
     client = Client(base_url=job["base_url"], api_key=job["api_key"])
     options = {"batch_size": job["batch_size"], "concurrency": job["concurrency"]}
 
-    def run():
+    def run() -> Any:
         total = np.zeros(1, dtype=np.float64)
         for _, vectors in client.embed_stream(iter(texts), model=job["model"], **options):
             total += len(vectors)
@@ -96,25 +103,31 @@ CLIENTS = {
 }
 
 
-def cpu_s():
+def resident_mb() -> float:
+    """The most that was resident so far. The kernel's `ru_maxrss` would have that of the parent in it."""
+    with Path("/proc/self/status").open() as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
+def cpu_s() -> float:
     """Of this process, all threads."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
-def main():
+def main() -> None:
     """Embed a few texts to warm up, and then all."""
     name, file = sys.argv[1:]
-    with open(file) as opened:
+    with Path(file).open() as opened:
         job = json.load(opened)
     texts = job["texts"]
     CLIENTS[name](job, texts[: job["batch_size"] * 2])()
     work = CLIENTS[name](job, texts)
-    before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before_mb = resident_mb()
     began, used = time.perf_counter(), cpu_s()
     vectors = work()
     seconds, used = time.perf_counter() - began, cpu_s() - used
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mb = resident_mb()
     if vectors.ndim == 2:
         np.save(job["vectors"], vectors.astype("<f4", copy=False))
     said = {"seconds": seconds, "cpu_s": used, "before_mb": before_mb, "peak_mb": peak_mb, "pid": os.getpid()}

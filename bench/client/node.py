@@ -1,9 +1,10 @@
 """A cheap node with a vector for every text: `python -m bench.client.node PATH TABLE MODELS`.
 
-It speaks as a real node does, and chooses one of some thousand vectors by a text's ids: what a client puts into the wrong
-row is noticed, and yet the client and the gateway are what is measured.
+It speaks as a real node does, and chooses one of some thousand vectors by a text's ids: what a client puts into the
+wrong row is noticed, and yet the client and the gateway are what is measured.
 """
 
+import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +27,10 @@ class TableNode(CheapNode):
 
     def begin_compact(self, body: bytes, done: CompactDone) -> Callable[[], object]:
         """The compact form."""
-        import asyncio
-
         ids = unpack_ids(msgspec.msgpack.decode(body, type=EmbedIds))
         tokens = sum(len(each) + SPECIALS for each in ids)
-        vectors = b"".join([self._rows[(31 * each[0] + 7 * each[-1] + each[len(each) // 2]) % len(self._rows)] for each in ids])
+        rows = self._rows
+        vectors = b"".join([rows[(31 * each[0] + 7 * each[-1] + each[len(each) // 2]) % len(rows)] for each in ids])
         reply = msgspec.msgpack.encode(EmbedVectors(tokens, vectors))
         return asyncio.get_running_loop().call_soon(done, reply, tokens).cancel
 

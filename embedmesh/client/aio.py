@@ -13,7 +13,7 @@ import aiohttp
 from embedmesh.client.access import Access
 from embedmesh.client.aio_chat import AsyncClientChat
 from embedmesh.client.answer import CreateEmbeddingResponse
-from embedmesh.client.bulk.options import BulkCall, BulkOptions
+from embedmesh.client.bulk.options import BulkCall, BulkOptions, Chunk
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
 from embedmesh.client.steps import HttpAnswer, NoAnswer, Pause, ToSend
 from embedmesh.client.wanted import Inputs
@@ -23,7 +23,7 @@ from embedmesh.rules.limits import LOCKS_OF_KEY_MAX
 if TYPE_CHECKING:
     from embedmesh.client.bulk.posting import Post
     from embedmesh.client.bulk.replies import Rows
-    from embedmesh.client.bulk.run import Chunk, Texts
+    from embedmesh.client.bulk.run import Texts
     from embedmesh.client.bulk.wire import BulkWire
     from embedmesh.client.pins import Pins
 
@@ -72,7 +72,7 @@ class AsyncClient:
         given = [text async for text in texts] if isinstance(texts, AsyncIterable) else as_sequence(texts)
         return await embed_all(call, self._bulk_post(call), given)
 
-    def embed_stream(self, texts: "Texts", *, model: str, **options: Unpack[BulkOptions]) -> "AsyncIterator[Chunk]":
+    def embed_stream(self, texts: "Texts", *, model: str, **options: Unpack[BulkOptions]) -> AsyncIterator[Chunk]:
         """As `Client.embed_stream`, with `async for`. Texts may come from an asynchronous iterator, too."""
         from embedmesh.client.bulk.run import as_iterable, embed_stream
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from embedmesh.client.answer import CreateEmbeddingResponse
-from embedmesh.client.bulk.options import BulkOptions
+from embedmesh.client.bulk.options import BulkOptions, Chunk
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
 from embedmesh.client.chat import ClientChat
 from embedmesh.client.steps import Pause
@@ -18,7 +18,6 @@ from embedmesh.client.wire import Late, Wire
 
 if TYPE_CHECKING:
     from embedmesh.client.bulk.replies import Rows
-    from embedmesh.client.bulk.run import Chunk
     from embedmesh.client.pins import Pins
 
 
@@ -75,7 +74,7 @@ class Client:
 
     def embed_stream(
         self, texts: Iterable[str | Sequence[int]], *, model: str, **options: Unpack[BulkOptions]
-    ) -> "Iterator[Chunk]":
+    ) -> Iterator[Chunk]:
         """As `embed`, for more texts than fit into memory: `for start, vectors in client.embed_stream(texts, …)`.
 
         Chunks come in input order. What is in flight is in memory, and no more. Texts are taken in this thread. To

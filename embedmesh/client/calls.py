@@ -121,6 +121,7 @@ class Calls:
             access=self.access,
             fields=bulk_fields(model, options),
             trust=trust,
+            idempotent=options.get("idempotent", False),
             concurrency=bulk_concurrency(options),
             batch_size=bulk_batch_size(options),
             progress=options.get("progress"),

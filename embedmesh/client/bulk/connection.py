@@ -12,7 +12,7 @@ import numpy as np
 
 from embedmesh.client.bulk.posting import Posted
 
-HEAD_BYTES_MAX = 32 * 1024  # as large as any server's that proxies did not refuse
+REPLY_HEAD_BYTES_MAX = 32 * 1024  # as large as any server's that proxies did not refuse
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n]*)?")
 HEAD_END = b"\r\n\r\n"
 
@@ -33,7 +33,7 @@ class BulkConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Posted] | None = None
         self._bytes_max = 0
-        self._head = bytearray(HEAD_BYTES_MAX)
+        self._head = bytearray(REPLY_HEAD_BYTES_MAX)
         self._begin()
 
     def _begin(self) -> None:
@@ -102,7 +102,7 @@ class BulkConnection(asyncio.BufferedProtocol):
     def _read_head(self) -> None:
         end = self._head.find(HEAD_END, 0, self._come)
         if end < 0:
-            if self._come == HEAD_BYTES_MAX:
+            if self._come == REPLY_HEAD_BYTES_MAX:
                 self._break()
             return
         lines = bytes(memoryview(self._head)[:end]).split(b"\r\n")

@@ -9,6 +9,7 @@ from embedmesh.client.refusals import Problem
 
 if TYPE_CHECKING:
     from embedmesh.client.access import Access
+    from embedmesh.client.bulk.replies import Rows
     from embedmesh.client.core import Trust
 
 CONCURRENCY_MAX = 1_024  # a connection each; the system's own bound is often as much
@@ -25,13 +26,22 @@ class BulkProgress(NamedTuple):
     seconds: float
 
 
+class Chunk(NamedTuple):
+    """Vectors of consecutive texts, one a row; `start` is the index of the first. A refused text has a row of NaN."""
+
+    start: int
+    vectors: "Rows"
+
+
 class BulkOptions(TypedDict, total=False):
     """Options of `embed` and `embed_stream`.
 
     `dimensions`, `input_type`, `truncate`, `user`, `extra_body`, `confidential`: as of `embeddings.create`.
     `concurrency`: requests in flight, "auto" for as many as make it faster. `batch_size`: texts a request at most; by
-    default requests are cut by tokens. `progress` is called when texts are done. `on_refused` is called with the index
-    of each text that the endpoint refuses, and why; its row is NaN then. Without it the first such text ends the run.
+    default requests are cut by tokens. `idempotent`: every request has an Idempotency-Key, so that what is sent again
+    is not paid twice, whichever gateway gets it. `progress` is called when texts are done. `on_refused` is called with
+    the index of each text that the endpoint refuses, and why; its row is NaN then. Without it the first such text ends
+    the run.
     """
 
     dimensions: int | None
@@ -40,6 +50,7 @@ class BulkOptions(TypedDict, total=False):
     user: str | None
     extra_body: Mapping[str, Any] | None
     confidential: bool | None
+    idempotent: bool
     concurrency: int | Literal["auto"]
     batch_size: int | None
     progress: Callable[[BulkProgress], object] | None
@@ -52,6 +63,7 @@ class BulkCall(NamedTuple):
     access: "Access"
     fields: Mapping[str, Any]
     trust: "Trust | None"
+    idempotent: bool
     concurrency: int | None
     batch_size: int | None
     progress: Callable[[BulkProgress], object] | None

@@ -15,12 +15,12 @@ Text = str | Sequence[int] | msgspec.Raw
 """A text, its token ids, or a text as JSON."""
 
 UNIT_TOKENS = 16_384  # the fixed cost of a request is a few hundred tokens' on the fastest nodes: a few per cent
-REPLY_BYTES = 4 * 1024 * 1024  # wanted of a reply at most; several are in memory at one time
+UNIT_REPLY_BYTES = 4 * 1024 * 1024  # wanted of a reply at most; several are in memory at one time
 VECTOR_BYTES = 8 * 1024  # of one in base64, until a first reply tells: 1,536 components
 FLOAT_BYTES = 16 / 3  # of a component in base64
 BYTES_A_TOKEN = 4.0  # of English; learned from replies
 BYTES_A_TOKEN_MIN = 0.5
-ID_BYTES = 8  # of an id in JSON, its comma included
+JSON_ID_BYTES = 8  # of an id in JSON, its comma included
 BODY_BYTES = REQUEST_BODY_BYTES_MAX - 256 * 1024  # what JSON's escapes and other members may add
 
 
@@ -45,7 +45,7 @@ class Packing:
     @property
     def inputs(self) -> int:
         """Of one request, at most."""
-        wanted = self._inputs_wanted or max(1, int(REPLY_BYTES / self._vector_bytes))
+        wanted = self._inputs_wanted or max(1, int(UNIT_REPLY_BYTES / self._vector_bytes))
         return min(wanted, self._inputs_max)
 
     @property
@@ -61,7 +61,7 @@ class Packing:
 
     def units(self, texts: Iterable[Text], start: int = 0) -> Iterator[Unit]:
         """All of the texts. It looks at no more of them than make the next request."""
-        cut = Cut(self, start)
+        cut = UnitCutter(self, start)
         for text in texts:
             if (unit := cut.add(text)) is not None:
                 yield unit
@@ -86,15 +86,15 @@ class Packing:
             self._bytes_a_token += (max(size / tokens, BYTES_A_TOKEN_MIN) - self._bytes_a_token) / 8
 
     def too_many(self, inputs: int) -> None:
-        """So many inputs were refused. Requests that were refused at the same time halve it once, not twice."""
+        """That many inputs were refused. What was refused at the same time halves the number once, not twice."""
         self._inputs_max = min(self._inputs_max, max(inputs // 2, 1))
 
     def too_much(self, size: int) -> None:
-        """Texts of so many bytes were refused."""
+        """A request whose texts have that many bytes was refused."""
         self._bytes_max = min(self._bytes_max, max(size // 2, 1))
 
 
-class Cut:
+class UnitCutter:
     """Takes texts one by one, wherever they come from."""
 
     def __init__(self, packing: Packing, start: int = 0) -> None:
@@ -134,4 +134,4 @@ def size_of(text: Text) -> int:
         return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     if isinstance(text, msgspec.Raw):
         return memoryview(text).nbytes
-    return ID_BYTES * len(text)
+    return JSON_ID_BYTES * len(text)

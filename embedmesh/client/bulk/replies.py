@@ -19,7 +19,7 @@ FLOAT_TEXT_BYTES_MAX = 32  # of a component as a decimal, its comma included
 REPLY_BESIDE_BYTES_MAX = 64 * 1024  # beside the vectors
 
 
-class _Item(msgspec.Struct):
+class _BulkItem(msgspec.Struct):
     embedding: bytes
     index: int | None = None
 
@@ -29,21 +29,21 @@ class _FloatItem(msgspec.Struct):
     index: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _BulkUsage(msgspec.Struct):
     total_tokens: int = 0
 
 
 class _Reply(msgspec.Struct):
-    data: list[_Item]
-    usage: _Usage | None = None
+    data: list[_BulkItem]
+    usage: _BulkUsage | None = None
 
 
 class _FloatReply(msgspec.Struct):
     data: list[_FloatItem]
-    usage: _Usage | None = None
+    usage: _BulkUsage | None = None
 
 
-class Vectors(NamedTuple):
+class ReplyVectors(NamedTuple):
     """Those of one reply, in input order, not copied yet. `parts` are bytes of float32, or lists of floats."""
 
     parts: Sequence[bytes | list[float]]
@@ -66,8 +66,8 @@ _decode = msgspec.json.Decoder(_Reply).decode
 _decode_floats = msgspec.json.Decoder(_FloatReply).decode
 
 
-def read_vectors(body: bytes | bytearray | memoryview, inputs: int) -> Vectors:
-    """The vectors of a reply to so many inputs. Raises ValueError with one word for what is wrong."""
+def read_vectors(body: bytes | bytearray | memoryview, inputs: int) -> ReplyVectors:
+    """The vectors of a reply to that many inputs. Raises ValueError with one word for what is wrong."""
     try:
         reply: _Reply | _FloatReply = _decode(body)
     except (ValueError, RecursionError):
@@ -87,7 +87,7 @@ def read_vectors(body: bytes | bytearray | memoryview, inputs: int) -> Vectors:
     return made_vectors(parts, reply.usage.total_tokens if reply.usage else 0)
 
 
-def made_vectors(parts: Sequence[bytes | list[float]], tokens: int) -> Vectors:
+def made_vectors(parts: Sequence[bytes | list[float]], tokens: int) -> ReplyVectors:
     """All of one width, at least one. Raises ValueError where they are not."""
     size = len(parts[0])
     width = size // COMPONENT_BYTES if isinstance(parts[0], bytes) else size
@@ -95,9 +95,9 @@ def made_vectors(parts: Sequence[bytes | list[float]], tokens: int) -> Vectors:
         raise ValueError("width")
     if set(map(len, parts)) != {size}:
         raise ValueError("width")
-    return Vectors(parts, width, tokens)
+    return ReplyVectors(parts, width, tokens)
 
 
 def reply_bytes_max(inputs: int) -> int:
-    """How large a reply with so many vectors can be."""
+    """How large a reply with that many vectors can be."""
     return min(REPLY_BESIDE_BYTES_MAX + inputs * VECTOR_WIDTH_MAX * FLOAT_TEXT_BYTES_MAX, CLIENT_REPLY_BYTES_MAX)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from embedmesh.client.bulk.pace import Clock, Gate, Pace, Sleep
 from embedmesh.client.bulk.packing import Packing, Text, Unit, size_of
 from embedmesh.client.bulk.posting import NoSecureConnection, NothingThere, NotPosted, Post, TooLate
 from embedmesh.client.bulk.refusals import ATTEMPTS_MIN, TOO_MANY, TOO_MUCH, judge, refused_input, wait_s
-from embedmesh.client.bulk.replies import FLOAT32, Rows, Vectors
+from embedmesh.client.bulk.replies import FLOAT32, ReplyVectors, Rows
 from embedmesh.client.bulk.tries import PlainTries, SealedTries, Tried, Tries, want_texts
+from embedmesh.client.bulk.window import Clock, CongestionWindow, Gate, Sleep
 from embedmesh.client.errors import CallNotAnswered, CallRefused, NotEmbeddings, WrongCall
 from embedmesh.client.refusals import Problem
 from embedmesh.rules.ports import Dice
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 # Since the last reply: longer than an engine's restart on a starved machine, shorter than a night.
 BULK_SILENCE_MAX_S = 900.0
-IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024  # of replies, by their expected size: wide vectors have fewer in flight
+REPLIES_IN_FLIGHT_BYTES = 64 * 1024 * 1024  # of replies, by their expected size: wide vectors have fewer in flight
 TOO_BUSY = frozenset({429, 503})
 
 MakeRows = Callable[[int], Rows]
 """Where the vectors go, of that width: as many contiguous rows as there are texts."""
 
 
-class Embedded(NamedTuple):
+class EmbeddedUnit(NamedTuple):
     """The vectors of some texts, with rows of NaN for those that were refused, which are named by their place."""
 
     vectors: Rows
@@ -60,7 +60,7 @@ class BulkObserver(Protocol):
 class BulkRequests:
     """Embeds texts at one endpoint. `fields` are the members of every request beside `input`.
 
-    With `trust` every request is sealed for a node that it names.
+    With `trust` every request is sealed for a node that it names. `idempotent`: see tries.py.
     """
 
     def __init__(
@@ -69,10 +69,11 @@ class BulkRequests:
         fields: Mapping[str, Any],
         *,
         packing: Packing,
-        pace: Pace,
+        window: CongestionWindow,
         observer: BulkObserver,
         dice: Dice,
         trust: "Trust | None" = None,
+        idempotent: bool = False,
         silence_max_s: float = BULK_SILENCE_MAX_S,
         sleep: Sleep = asyncio.sleep,
         clock: Clock = time.monotonic,
@@ -81,12 +82,13 @@ class BulkRequests:
         self._post = post
         self._fields = fields
         self._trust = trust
+        self._idempotent = idempotent
         try:
             self._prefix = msgspec.json.encode({**fields, "encoding_format": "base64"})[:-1] + b',"input":'
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise WrongCall(f"The arguments are not JSON: {type(error).__name__}.") from None
         self.packing = packing
-        self.gate = Gate(pace, clock, sleep)
+        self.gate = Gate(window, clock, sleep)
         self._dice = dice
         self._observer = observer
         self._silence_max_s = silence_max_s
@@ -96,7 +98,7 @@ class BulkRequests:
         self._was_reached = False
         self._waiting = 0
 
-    async def embed(self, unit: Unit, make_rows: MakeRows | None = None) -> Embedded:
+    async def embed(self, unit: Unit, make_rows: MakeRows | None = None) -> EmbeddedUnit:
         """A vector for each text, or why there is none.
 
         Raises CallRefused, CallNotAnswered, NotEmbeddings, NotTrusted, or WrongCall where a text is none.
@@ -118,7 +120,7 @@ class BulkRequests:
                 continue
             tried = await self._request(inputs, size)
             answer = tried.answer
-            if isinstance(answer, Vectors):
+            if isinstance(answer, ReplyVectors):
                 if rows is None:
                     rows = (make_rows or _rows(len(texts)))(answer.width)
                     rows[list(refused)] = np.nan
@@ -137,9 +139,9 @@ class BulkRequests:
                 parts += [rest] if rest else []
         if rows is None:
             rows = np.full((len(texts), 0), np.nan, FLOAT32)
-        return Embedded(rows, refused, tokens, cost_nanousd)
+        return EmbeddedUnit(rows, refused, tokens, cost_nanousd)
 
-    def _write(self, answer: Vectors, rows: Rows, part: Sequence[int]) -> None:
+    def _write(self, answer: ReplyVectors, rows: Rows, part: Sequence[int]) -> None:
         """Into the rows of a part. Raises NotEmbeddings."""
         width = rows.shape[1]
         if answer.width != width:
@@ -167,15 +169,15 @@ class BulkRequests:
         began = self._clock()
         for attempt in itertools.count():
             async with self.gate.passed(again=attempt > 0):
-                full = self.gate.running >= self.gate.pace.window
+                full = self.gate.running >= self.gate.window.size
                 sent_at = self._clock()
                 answer, hints, cost_nanousd = tried = await self._attempt(tries)
             now = self._clock()
-            if isinstance(answer, Vectors):
+            if isinstance(answer, ReplyVectors):
                 self._answered_at = now
-                self.gate.pace.replied(size, full, now)
+                self.gate.window.replied(size, full, now)
                 self.packing.replied(answer.width, size, answer.tokens)
-                self.gate.pace.bound(int(IN_FLIGHT_BYTES_MAX / self.packing.reply_bytes))
+                self.gate.window.bound(int(REPLIES_IN_FLIGHT_BYTES / self.packing.reply_bytes))
                 self._observer.paid(answer.tokens, cost_nanousd)
                 return tried
             verdict = judge(answer, hints, len(texts))
@@ -189,7 +191,7 @@ class BulkRequests:
                 raise CallNotAnswered(f"The endpoint has answered nothing for {silent_s / 60:.0f} minutes: {words}.")
             pause_s = wait_s(attempt, hints, self._dice)
             if answer.status in TOO_BUSY:
-                self.gate.pace.refused(sent_at, pause_s, now)
+                self.gate.window.refused(sent_at, pause_s, now)
             await self._pause(words, pause_s)
         raise AssertionError("unreachable: the count never ends")
 
@@ -201,7 +203,7 @@ class BulkRequests:
         except TypeError as error:
             raise WrongCall(f"Every text must be a str, or a list of token ids: {error}.") from None
         if self._trust is None:
-            return PlainTries(body, len(texts))
+            return PlainTries(body, len(texts), idempotent=self._idempotent)
         dimensions = self._fields.get("dimensions")
         return SealedTries(want_texts(self._fields["model"], dimensions, body, len(texts), size), self._trust)
 

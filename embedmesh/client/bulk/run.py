@@ -5,28 +5,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from embedmesh.client.bulk.options import BulkCall, BulkProgress
-from embedmesh.client.bulk.pace import Pace
-from embedmesh.client.bulk.packing import Cut, Packing, Text, Unit
+from embedmesh.client.bulk.options import BulkCall, BulkProgress, Chunk
+from embedmesh.client.bulk.packing import Packing, Text, Unit, UnitCutter
 from embedmesh.client.bulk.posting import Post
 from embedmesh.client.bulk.replies import FLOAT32, Rows
-from embedmesh.client.bulk.requests import BulkRequests, Embedded, MakeRows
+from embedmesh.client.bulk.requests import BulkRequests, EmbeddedUnit, MakeRows
+from embedmesh.client.bulk.window import CongestionWindow
 from embedmesh.client.errors import InputRefused, NotEmbeddings, WrongCall
 
 log = logging.getLogger("embedmesh.client")
 T = TypeVar("T")
 Texts = Iterable[Text] | AsyncIterable[Text]
-
-
-class Chunk(NamedTuple):
-    """Vectors of consecutive texts, one a row; `start` is the index of the first. A refused text has a row of NaN."""
-
-    start: int
-    vectors: Rows
 
 
 class BulkRun:
@@ -36,9 +29,16 @@ class BulkRun:
         """Raises WrongCall."""
         self._call = call
         self.packing = Packing(call.batch_size)
-        self.pace = Pace(call.concurrency)
+        self.window = CongestionWindow(call.concurrency)
         self._requests = BulkRequests(
-            post, call.fields, packing=self.packing, pace=self.pace, observer=self, dice=call.dice, trust=call.trust
+            post,
+            call.fields,
+            packing=self.packing,
+            window=self.window,
+            observer=self,
+            dice=call.dice,
+            trust=call.trust,
+            idempotent=call.idempotent,
         )
         self._began = time.monotonic()
         self._width: int | None = None
@@ -47,13 +47,13 @@ class BulkRun:
     @property
     def ahead(self) -> int:
         """Units that are begun and not handed over, at most: some are whole and wait for one before them."""
-        return self.pace.window + max(2, self.pace.window // 2)
+        return self.window.size + max(2, self.window.size // 2)
 
-    async def embed(self, unit: Unit, make_rows: MakeRows | None = None) -> Embedded:
+    async def embed(self, unit: Unit, make_rows: MakeRows | None = None) -> EmbeddedUnit:
         """Request the vectors of a unit. Raises as BulkRequests.embed."""
         return await self._requests.embed(unit, make_rows)
 
-    def take(self, unit: Unit, embedded: Embedded) -> Chunk:
+    def take(self, unit: Unit, embedded: EmbeddedUnit) -> Chunk:
         """A unit is done. Raises InputRefused, NotEmbeddings."""
         width = embedded.vectors.shape[1]
         self._width = self._width or width
@@ -132,7 +132,7 @@ async def embed_all(call: BulkCall, post: Post, texts: Sequence[Text]) -> Rows:
 async def embed_stream(call: BulkCall, post: Post, texts: Texts) -> AsyncIterator[Chunk]:
     """Chunks in input order, as they are done. No more texts are taken than are in flight, and some more."""
     run = BulkRun(call, post, length_of(texts))
-    units = run.packing.units(texts) if isinstance(texts, Iterable) else _units(texts, Cut(run.packing))
+    units = run.packing.units(texts) if isinstance(texts, Iterable) else _units(texts, UnitCutter(run.packing))
     async for unit, embedded in in_order(units, run.embed, lambda: run.ahead):
         yield run.take(unit, embedded)
 
@@ -169,7 +169,7 @@ async def _each(units: Iterable[Unit] | AsyncIterable[Unit]) -> AsyncIterator[Un
             yield unit
 
 
-async def _units(texts: AsyncIterable[Text], cut: Cut) -> AsyncIterator[Unit]:
+async def _units(texts: AsyncIterable[Text], cut: UnitCutter) -> AsyncIterator[Unit]:
     async for text in texts:
         if (unit := cut.add(text)) is not None:
             yield unit

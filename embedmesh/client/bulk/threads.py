@@ -7,11 +7,11 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
-from embedmesh.client.bulk.options import BulkCall
+from embedmesh.client.bulk.options import BulkCall, Chunk
 from embedmesh.client.bulk.packing import Text, Unit
 from embedmesh.client.bulk.replies import Rows
-from embedmesh.client.bulk.requests import Embedded
-from embedmesh.client.bulk.run import BulkRun, Chunk, embed_all, length_of
+from embedmesh.client.bulk.requests import EmbeddedUnit
+from embedmesh.client.bulk.run import BulkRun, embed_all, length_of
 from embedmesh.client.bulk.wire import BulkWire
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def embed_stream_waiting(call: BulkCall, texts: Iterable[Text]) -> Iterator[Chun
     with LoopThread() as loop:
         wire = BulkWire(call.access, call.within_s)
         run = BulkRun(call, wire.post, length_of(texts))
-        begun: deque[tuple[Unit, Future[Embedded]]] = deque()
+        begun: deque[tuple[Unit, Future[EmbeddedUnit]]] = deque()
         try:
             for unit in run.packing.units(texts):
                 begun.append((unit, loop.submit(run.embed(unit))))

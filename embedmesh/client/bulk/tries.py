@@ -1,7 +1,10 @@
 """One request of a run, tried once and again: in the clear, or sealed for a node whose identity is pinned.
 
-Whatever is tried again is the same request to the gateway, so that a reply that was lost on the way is not paid twice:
-by one `Idempotency-Key`, or by the same sealed bytes for the same lock.
+Whatever is tried again is the same request to the gateway, so that a reply that was lost on the way is not paid twice.
+It says how often it was sent before, as SDKs do, by which a gateway of ours finds the first for a minute (see
+embedmesh.flow.retries); or it has one `Idempotency-Key`, which any gateway of the store knows for a day; or it is the
+same sealed bytes for the same lock. Keys are for those who ask: a gateway keeps the reply to each, which costs it as
+much again as the request, and it keeps 256 MiB for an account.
 """
 
 import secrets
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from embedmesh.client.bulk.posting import Post, Posted
-from embedmesh.client.bulk.replies import Vectors, made_vectors, read_vectors, reply_bytes_max
+from embedmesh.client.bulk.replies import ReplyVectors, made_vectors, read_vectors, reply_bytes_max
 from embedmesh.client.errors import NodeNotTrusted, WrongCall
 from embedmesh.client.refusals import Problem, read_problem
 from embedmesh.client.steps import FOR_A_NEW_LOCK, OTHER_LOCKS_MAX
@@ -21,6 +24,7 @@ from embedmesh.rules.limits import REQUEST_TOKENS_MAX
 if TYPE_CHECKING:
     from embedmesh.client.core import SealedStep, Trust
 
+RETRY_HEADER = "x-stainless-retry-count"
 LOCK_REPLY_BYTES_MAX = 1024 * 1024  # a node's keys and its models; evidence may be large
 SEALED_AGAIN = 2  # what is sealed is in base64 in base64
 
@@ -28,7 +32,7 @@ SEALED_AGAIN = 2  # what is sealed is in base64 in base64
 class Tried(NamedTuple):
     """What came of one try: vectors or a problem, the headers beside it, and what was charged."""
 
-    answer: Vectors | Problem
+    answer: ReplyVectors | Problem
     headers: Mapping[str, str]
     cost_nanousd: int = 0
 
@@ -44,14 +48,17 @@ class Tries(Protocol):
 class PlainTries:
     """In the clear."""
 
-    def __init__(self, body: bytes, inputs: int) -> None:
+    def __init__(self, body: bytes, inputs: int, *, idempotent: bool) -> None:
         self._body = body
         self._inputs = inputs
-        self._headers = {"Idempotency-Key": secrets.token_hex(16)}
+        self._headers = {"Idempotency-Key": secrets.token_hex(16)} if idempotent else {}
+        self._tried = 0
 
     async def once(self, post: Post) -> Tried:
         """Try it."""
-        reply = await post("/embeddings", self._body, self._headers, reply_bytes_max(self._inputs))
+        headers = self._headers | {RETRY_HEADER: str(self._tried)}
+        self._tried += 1
+        reply = await post("/embeddings", self._body, headers, reply_bytes_max(self._inputs))
         if reply.status != 200:
             return _refused(reply)
         return Tried(read_vectors(reply.body, self._inputs), reply.headers, _cost(reply))

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from embedmesh.client.bulk.pace import Clock, Pace, Sleep
 from embedmesh.client.bulk.packing import Packing, Unit
 from embedmesh.client.bulk.posting import Post
 from embedmesh.client.bulk.replies import Rows as Vector
 from embedmesh.client.bulk.requests import BulkObserver, BulkRequests, NothingAtAddress
+from embedmesh.client.bulk.window import Clock, CongestionWindow, Sleep
 from embedmesh.client.errors import (
     CallNotAnswered,
     CallRefused,
@@ -65,12 +65,12 @@ class BulkClient:
         sleep: Sleep = asyncio.sleep,
         clock: Clock = time.monotonic,
     ) -> None:
-        packing, pace = Packing(REQUEST_INPUTS_MAX), Pace(IN_FLIGHT_MAX)
+        packing, window = Packing(REQUEST_INPUTS_MAX), CongestionWindow(IN_FLIGHT_MAX)
         self._requests = BulkRequests(
             post,
             fields,
             packing=packing,
-            pace=pace,
+            window=window,
             observer=observer,
             dice=dice,
             trust=trust,
