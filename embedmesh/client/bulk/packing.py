@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from embedmesh.client.errors import WrongCall
 from embedmesh.rules.limits import REQUEST_BODY_BYTES_MAX, REQUEST_INPUTS_MAX, REQUEST_TOKENS_MAX
 
 Text = str | Sequence[int] | msgspec.Raw
@@ -129,9 +130,12 @@ class UnitCutter:
 
 
 def size_of(text: Text) -> int:
-    """Bytes of UTF-8, or about those of JSON."""
+    """Bytes of UTF-8, or about those of JSON. Raises WrongCall."""
     if isinstance(text, str):
         return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     if isinstance(text, msgspec.Raw):
         return memoryview(text).nbytes
-    return JSON_ID_BYTES * len(text)
+    try:
+        return JSON_ID_BYTES * len(text)
+    except TypeError:
+        raise WrongCall("Every text must be a str, or a list of token ids.") from None

@@ -39,5 +39,9 @@ class ConnectionBroke(NotPosted):
     """The request may have been read."""
 
 
+class ConnectionWasClosed(ConnectionBroke):
+    """The server had closed a kept connection, as servers do with those that are not used for a while. Send again."""
+
+
 class TooLate(NotPosted):
     """The time for it is over; the request may have been read."""

@@ -9,13 +9,21 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 
 from embedmesh.client.bulk.packing import Packing, Text, Unit, size_of
-from embedmesh.client.bulk.posting import NoSecureConnection, NothingThere, NotPosted, Post, TooLate
+from embedmesh.client.bulk.posting import (
+    ConnectionWasClosed,
+    NoSecureConnection,
+    NothingThere,
+    NotPosted,
+    Post,
+    TooLate,
+)
 from embedmesh.client.bulk.refusals import ATTEMPTS_MIN, TOO_MANY, TOO_MUCH, judge, refused_input, wait_s
 from embedmesh.client.bulk.replies import FLOAT32, ReplyVectors, Rows
 from embedmesh.client.bulk.tries import PlainTries, SealedTries, Tried, Tries, want_texts
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 # Since the last reply: longer than an engine's restart on a starved machine, shorter than a night.
 BULK_SILENCE_MAX_S = 900.0
 REPLIES_IN_FLIGHT_BYTES = 64 * 1024 * 1024  # of replies, by their expected size: wide vectors have fewer in flight
+CLOSED_MAX = 3  # kept connections in a row that the server had closed; a server that breaks every one is tried later
 TOO_BUSY = frozenset({429, 503})
 
 MakeRows = Callable[[int], Rows]
@@ -96,6 +105,7 @@ class BulkRequests:
         self._clock = clock
         self._answered_at = clock()
         self._was_reached = False
+        self._ended: CallRefused | None = None  # why no other request has a chance
         self._waiting = 0
 
     async def embed(self, unit: Unit, make_rows: MakeRows | None = None) -> EmbeddedUnit:
@@ -114,11 +124,11 @@ class BulkRequests:
             if len(part) < len(texts):
                 inputs = [texts[at] for at in part]
                 size = sum(map(size_of, inputs))
-            fits = self.packing.fits(inputs, size)
-            if fits < len(part):
+            tried = await self._request(inputs, size)
+            if tried is None:
+                fits = self.packing.fits(inputs, size)
                 parts += [part[fits:], part[:fits]]
                 continue
-            tried = await self._request(inputs, size)
             answer = tried.answer
             if isinstance(answer, ReplyVectors):
                 if rows is None:
@@ -163,13 +173,22 @@ class BulkRequests:
         elif problem.code in TOO_MUCH:
             self.packing.too_much(size)
 
-    async def _request(self, texts: Sequence[Text], size: int) -> Tried:
-        """One request, repeated while that may help. A Problem is one to split or to take a text out for."""
-        tries = self._tries(texts, size)
+    async def _request(self, texts: Sequence[Text], size: int) -> Tried | None:
+        """One request, repeated while that may help. A Problem is one to split or to take a text out for.
+
+        None where these texts are known to be too many by the time that they may be sent.
+        """
+        tries: Tries | None = None
         began = self._clock()
         for attempt in itertools.count():
             async with self.gate.passed(again=attempt > 0):
                 full = self.gate.running >= self.gate.window.size
+                if self._ended is not None:
+                    raise self._ended
+                if tries is None:
+                    if self.packing.fits(texts, size) < len(texts):
+                        return None
+                    tries = self._tries(texts, size)
                 sent_at = self._clock()
                 answer, hints, cost_nanousd = tried = await self._attempt(tries)
             now = self._clock()
@@ -182,7 +201,8 @@ class BulkRequests:
                 return tried
             verdict = judge(answer, hints, len(texts))
             if verdict == "stop":
-                raise CallRefused(answer, request_id=hints.get("x-request-id"))
+                self._ended = CallRefused(answer, request_id=hints.get("x-request-id"))
+                raise self._ended
             if verdict != "retry":
                 return tried
             words = f"{answer.message.rstrip('.')} ({answer.code})"
@@ -217,7 +237,7 @@ class BulkRequests:
 
     async def _attempt(self, tries: Tries) -> Tried:
         try:
-            tried = await tries.once(self._post)
+            tried = await self._once(tries)
         except NoSecureConnection as error:
             raise CallNotAnswered(f"{_sentence(error)}.") from None
         except NothingThere as error:
@@ -232,6 +252,12 @@ class BulkRequests:
             raise _not_embeddings(str(error)) from None
         self._was_reached = True
         return tried
+
+    async def _once(self, tries: Tries) -> Tried:
+        for _ in range(CLOSED_MAX):
+            with suppress(ConnectionWasClosed):
+                return await tries.once(self._post)
+        return await tries.once(self._post)
 
 
 class NothingAtAddress(CallNotAnswered):

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 import numpy as np
@@ -124,8 +125,10 @@ async def embed_all(call: BulkCall, post: Post, texts: Sequence[Text]) -> Rows:
         return np.empty((0, call.fields.get("dimensions") or 0), FLOAT32)
     run, table = BulkRun(call, post, len(texts)), Table(len(texts))
     units = run.packing.units(texts)
-    async for unit, embedded in in_order(units, lambda unit: run.embed(unit, table.rows(unit)), lambda: 2 * run.ahead):
-        table.took(run.take(unit, embedded))
+    begun = in_order(units, lambda unit: run.embed(unit, table.rows(unit)), lambda: 2 * run.ahead)
+    async with aclosing(begun):
+        async for unit, embedded in begun:
+            table.took(run.take(unit, embedded))
     return table.whole()
 
 
@@ -133,13 +136,14 @@ async def embed_stream(call: BulkCall, post: Post, texts: Texts) -> AsyncIterato
     """Chunks in input order, as they are done. No more texts are taken than are in flight, and some more."""
     run = BulkRun(call, post, length_of(texts))
     units = run.packing.units(texts) if isinstance(texts, Iterable) else _units(texts, UnitCutter(run.packing))
-    async for unit, embedded in in_order(units, run.embed, lambda: run.ahead):
-        yield run.take(unit, embedded)
+    async with aclosing(in_order(units, run.embed, lambda: run.ahead)) as begun:
+        async for unit, embedded in begun:
+            yield run.take(unit, embedded)
 
 
 async def in_order(
     units: Iterable[Unit] | AsyncIterable[Unit], start: Callable[[Unit], Awaitable[T]], ahead: Callable[[], int]
-) -> AsyncIterator[tuple[Unit, T]]:
+) -> AsyncGenerator[tuple[Unit, T], None]:
     """Start every unit, at most `ahead()` before the first that is not done; each with what came of it, in order.
 
     What is under way is cancelled, and has ended, when this ends.

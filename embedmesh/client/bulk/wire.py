@@ -10,6 +10,7 @@ from embedmesh.client.access import Access
 from embedmesh.client.bulk.connection import Broke, BulkConnection
 from embedmesh.client.bulk.posting import (
     ConnectionBroke,
+    ConnectionWasClosed,
     NoSecureConnection,
     NothingThere,
     Posted,
@@ -35,23 +36,18 @@ class BulkWire:
         more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"POST {self._access.path}{path}{self._lines}{more}Content-Length: {len(body)}\r\n\r\n"
         request = head.encode("latin-1") + body
+        kept = self._kept()
         try:
             async with asyncio.timeout(self._within_s):
-                return await self._exchange(request, bytes_max)
-        except Broke:
-            raise ConnectionBroke(f"the connection to {self._access.base_url} broke") from None
+                if kept is None:
+                    return await self._on(await self._dial(), request, bytes_max)
+                return await self._on(kept, request, bytes_max)
+        except Broke as broke:
+            self.close()  # the others may be as old
+            kind = ConnectionBroke if broke.heard or not kept else ConnectionWasClosed
+            raise kind(f"the connection to {self._access.base_url} broke") from None
         except TimeoutError:
             raise TooLate(f"{self._access.base_url} did not answer in time") from None
-
-    async def _exchange(self, request: bytes, bytes_max: int) -> Posted:
-        while (kept := self._kept()) is not None:
-            try:
-                return await self._on(kept, request, bytes_max)
-            except Broke as broke:
-                if broke.heard:
-                    raise
-                # The server had closed it, as servers do with connections that are not used for a while.
-        return await self._on(await self._dial(), request, bytes_max)
 
     async def _on(self, connection: BulkConnection, request: bytes, bytes_max: int) -> Posted:
         reply = await connection.exchange(request, bytes_max)
