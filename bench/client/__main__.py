@@ -34,7 +34,8 @@ from tests.data import CHECKOUT
 
 OURS, OURS_DEFAULT, OURS_STREAM = "embedmesh", "embedmesh, as it comes", "embedmesh, stream"
 OPENAI, BASETEN, BASETEN_DEFAULT = "openai", "baseten", "baseten, as it comes"
-NAMES = (OPENAI, BASETEN, BASETEN_DEFAULT, OURS, OURS_DEFAULT, OURS_STREAM)
+BASETEN_BASE64 = "baseten, base64"  # which it does not decode
+NAMES = (OPENAI, BASETEN, BASETEN_BASE64, BASETEN_DEFAULT, OURS, OURS_DEFAULT, OURS_STREAM)
 CHEAP, REAL = "a node that costs nothing", "a real node"
 TABLE_ROWS = 4_096
 CHARS_MAX = 1_000_000  # of a request of baseten's: no request is cut by that
@@ -213,6 +214,7 @@ def targets_of(rows: Sequence[Row]) -> list[Target]:
     return [
         Target("texts/s over openai's, same requests", OVER_OPENAI, True, over(OPENAI, OURS)),
         Target("texts/s over baseten's, same requests", OVER_BASETEN, True, over(BASETEN, OURS)),
+        Target("texts/s over baseten's, same requests, base64", OVER_BASETEN, True, over(BASETEN_BASE64, OURS)),
         Target("texts/s over baseten's, as both come", OVER_BASETEN, True, over(BASETEN_DEFAULT, OURS_DEFAULT)),
         Target("memory of a stream", STREAM_MB_MAX, False, stream.grown_mb if stream else None, " MB"),
     ]

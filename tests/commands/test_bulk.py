@@ -331,7 +331,7 @@ def test_it_does_not_wait_for_ever(edge: Edge) -> None:
     heard = Heard()
     with pytest.raises(Stopped, match=r"answered nothing for \d+ minutes: Nobody is there \(no_node_available\)"):
         asyncio.run(asked_of(edge, heard, requests=3))
-    assert {1, 2} <= {count for _, count in heard.waited} <= {1, 2, 3}  # once one was refused, fewer are sent
+    assert {1} <= {count for _, count in heard.waited} <= {1, 2, 3}  # once one was refused, fewer are sent
 
 
 def test_one_line_tells_of_all_that_wait(capsys: pytest.CaptureFixture[str]) -> None:
