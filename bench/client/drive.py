@@ -156,4 +156,5 @@ def main() -> None:
     print(json.dumps(said | {"count": int(vectors[0]) if vectors.ndim == 1 else len(vectors)}))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
@@ -72,7 +72,9 @@ class AsyncClient:
         given = [text async for text in texts] if isinstance(texts, AsyncIterable) else as_sequence(texts)
         return await embed_all(call, self._bulk_post(call), given)
 
-    def embed_stream(self, texts: "Texts", *, model: str, **options: Unpack[BulkOptions]) -> AsyncIterator[Chunk]:
+    def embed_stream(
+        self, texts: "Texts", *, model: str, **options: Unpack[BulkOptions]
+    ) -> AsyncGenerator[Chunk, None]:
         """As `Client.embed_stream`, with `async for`. Texts may come from an asynchronous iterator, too."""
         from embedmesh.client.bulk.run import as_iterable, embed_stream
 

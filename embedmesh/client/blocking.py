@@ -3,7 +3,7 @@
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
@@ -74,7 +74,7 @@ class Client:
 
     def embed_stream(
         self, texts: Iterable[str | Sequence[int]], *, model: str, **options: Unpack[BulkOptions]
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """As `embed`, for more texts than fit into memory: `for start, vectors in client.embed_stream(texts, …)`.
 
         Chunks come in input order. What is in flight is in memory, and no more. Texts are taken in this thread. To

@@ -416,6 +416,7 @@ NAN = base64.b64encode(np.array([1, np.nan, 1, 1], "<f4").tobytes()).decode()
         (changed(embedding=NAN), "finite"),
         (lambda reply: {"error": "none"}, "form"),
         (lambda reply: changed(embedding=[1.0, 2.0])(as_floats(reply)), "width"),
+        (lambda reply: changed(embedding=[1e300, 2.0, 3.0, 4.0])(as_floats(reply)), "finite"),
     ],
     ids=[
         "one less",
@@ -430,6 +431,7 @@ NAN = base64.b64encode(np.array([1, np.nan, 1, 1], "<f4").tobytes()).decode()
         "NaN",
         "an error",
         "short floats",
+        "too large",
     ],
 )
 def test_a_reply_that_is_none_is_not_returned(
@@ -481,7 +483,7 @@ def test_a_stream_takes_no_more_than_is_in_flight(gateway: ScriptedGateway) -> N
             given += len(vectors)
             if given >= 2_000:
                 break
-        chunks.close()  # type: ignore[attr-defined]  # an iterator that is a generator
+        chunks.close()
     assert most <= 10 * (AUTO_CONCURRENCY_MAX * 3 // 2 + 1)
     assert taken < 20_000 and threads == {threading.get_ident()}
     assert {one for one in threading.enumerate() if one.name == "embedmesh-client"} <= before
@@ -498,7 +500,7 @@ def test_an_async_stream_that_is_left(gateway: ScriptedGateway) -> None:
             async for start, _ in chunks:
                 if start >= 500:
                     break
-            await chunks.aclose()  # type: ignore[attr-defined]  # an iterator that is a generator
+            await chunks.aclose()
             assert asyncio.all_tasks() == {asyncio.current_task()}
             assert np.array_equal(await client.embed(TEXTS, model=ALIAS), expected(TEXTS))
 

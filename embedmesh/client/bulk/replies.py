@@ -57,7 +57,8 @@ class ReplyVectors(NamedTuple):
             for at, part in enumerate(cast("Sequence[bytes]", self.parts)):
                 into[at * size : (at + 1) * size] = part
         else:
-            rows[:] = self.parts
+            with np.errstate(over="ignore"):  # what is too large for float32 is found below
+                rows[:] = self.parts
         if not np.isfinite(rows).all():
             raise ValueError("finite")
 

@@ -132,7 +132,7 @@ async def embed_all(call: BulkCall, post: Post, texts: Sequence[Text]) -> Rows:
     return table.whole()
 
 
-async def embed_stream(call: BulkCall, post: Post, texts: Texts) -> AsyncIterator[Chunk]:
+async def embed_stream(call: BulkCall, post: Post, texts: Texts) -> AsyncGenerator[Chunk, None]:
     """Chunks in input order, as they are done. No more texts are taken than are in flight, and some more."""
     run = BulkRun(call, post, length_of(texts))
     units = run.packing.units(texts) if isinstance(texts, Iterable) else _units(texts, UnitCutter(run.packing))

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
@@ -35,7 +35,7 @@ async def _embed_all(call: BulkCall, texts: Sequence[Text]) -> Rows:
         wire.close()
 
 
-def embed_stream_waiting(call: BulkCall, texts: Iterable[Text]) -> Iterator[Chunk]:
+def embed_stream_waiting(call: BulkCall, texts: Iterable[Text]) -> Generator[Chunk, None, None]:
     """As `embed_stream`. Texts are taken, and chunks given, in the caller's thread; requests go on meanwhile."""
     with LoopThread() as loop:
         wire = BulkWire(call.access, call.within_s)
