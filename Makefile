@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compil
 
 TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
-BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential
+BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client
 VIRTUAL := lives sim mutate bench-generation  # these need no model
 BY_HAND := confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
@@ -67,6 +67,7 @@ check: $(VENV)/.dev
 #: bench-gateway, bench-generation   beside nginx, routers, LiteLLM, Portkey; streams, a slow reader
 #: bench-fleet, bench-two-models   unequal nodes behind us and other routers; models on the same cores
 #: bench-cached, bench-store, bench-confidential   known texts; durable holds; sealed calls
+#: bench-client      our client beside openai's and baseten's: texts a second, CPU, memory
 
 $(BENCHES): $(VENV)/.setup $(VENV)/.dev
 $(VIRTUAL): $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""A client of embedmesh: the OpenAI call for embeddings, plain or sealed for a node that the caller has pinned.
+"""A client of embedmesh: the OpenAI call for embeddings, of a few texts or many, plain or sealed for a pinned node.
 
 Importing it is light: what a call does not need (aiohttp, cryptography) is imported with what needs it.
 """
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from embedmesh.client.answer import CreateEmbeddingResponse, Embedding, TokenUsage
 from embedmesh.client.blocking import Client
+from embedmesh.client.bulk.options import BulkProgress, Chunk
 from embedmesh.client.errors import (
     CallNotAnswered,
     CallRefused,
     CallTooSlow,
     EmbedmeshError,
+    InputRefused,
     NodeNotTrusted,
     NotEmbeddings,
     NotTrusted,
@@ -26,13 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "BulkProgress",
     "CallNotAnswered",
     "CallRefused",
     "CallTooSlow",
+    "Chunk",
     "Client",
     "CreateEmbeddingResponse",
     "Embedding",
     "EmbedmeshError",
+    "InputRefused",
     "NodeNotTrusted",
     "NotEmbeddings",
     "NotTrusted",

@@ -3,16 +3,17 @@
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import aiohttp
 
 from embedmesh.client.access import Access
 from embedmesh.client.aio_chat import AsyncClientChat
 from embedmesh.client.answer import CreateEmbeddingResponse
+from embedmesh.client.bulk.options import BulkCall, BulkOptions, Chunk
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
 from embedmesh.client.steps import HttpAnswer, NoAnswer, Pause, ToSend
 from embedmesh.client.wanted import Inputs
@@ -20,6 +21,10 @@ from embedmesh.client.wire import CLIENT_IDLE_S, CLIENT_REPLY_BYTES_MAX, CONNECT
 from embedmesh.rules.limits import LOCKS_OF_KEY_MAX
 
 if TYPE_CHECKING:
+    from embedmesh.client.bulk.posting import Post
+    from embedmesh.client.bulk.replies import Rows
+    from embedmesh.client.bulk.run import Texts
+    from embedmesh.client.bulk.wire import BulkWire
     from embedmesh.client.pins import Pins
 
 CONNECTIONS_AT_ONCE_MAX = 64  # further calls wait for one
@@ -55,11 +60,38 @@ class AsyncClient:
             lock_ahead=lock_ahead,
         )
         self._wire = AsyncWire(self._calls.access)
+        self._bulk_wire: BulkWire | None = None
         self.embeddings = AsyncClientEmbeddings(self._calls, self._wire)
         self.chat = AsyncClientChat(self._calls, self._wire)
 
+    async def embed(self, texts: "Texts", *, model: str, **options: Unpack[BulkOptions]) -> "Rows":
+        """As `Client.embed`. Texts may come from an asynchronous iterator, too."""
+        from embedmesh.client.bulk.run import as_sequence, embed_all
+
+        call = self._calls.begin_bulk(model, options)
+        given = [text async for text in texts] if isinstance(texts, AsyncIterable) else as_sequence(texts)
+        return await embed_all(call, self._bulk_post(call), given)
+
+    def embed_stream(
+        self, texts: "Texts", *, model: str, **options: Unpack[BulkOptions]
+    ) -> AsyncGenerator[Chunk, None]:
+        """As `Client.embed_stream`, with `async for`. Texts may come from an asynchronous iterator, too."""
+        from embedmesh.client.bulk.run import as_iterable, embed_stream
+
+        call = self._calls.begin_bulk(model, options)
+        return embed_stream(call, self._bulk_post(call), as_iterable(texts))
+
+    def _bulk_post(self, call: BulkCall) -> "Post":
+        from embedmesh.client.bulk.wire import BulkWire
+
+        if self._bulk_wire is None:
+            self._bulk_wire = BulkWire(call.access, call.within_s)
+        return self._bulk_wire.post
+
     async def close(self) -> None:
         """Close its connections."""
+        if self._bulk_wire is not None:
+            self._bulk_wire.close()
         await self._wire.close()
 
     async def __aenter__(self) -> Self:

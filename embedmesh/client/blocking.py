@@ -3,12 +3,13 @@
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from embedmesh.client.answer import CreateEmbeddingResponse
+from embedmesh.client.bulk.options import BulkOptions, Chunk
 from embedmesh.client.calls import RETRIES, TIMEOUT_S, BegunCall, Calls, SchemeName
 from embedmesh.client.chat import ClientChat
 from embedmesh.client.steps import Pause
@@ -16,6 +17,7 @@ from embedmesh.client.wanted import Inputs
 from embedmesh.client.wire import Late, Wire
 
 if TYPE_CHECKING:
+    from embedmesh.client.bulk.replies import Rows
     from embedmesh.client.pins import Pins
 
 
@@ -58,6 +60,30 @@ class Client:
         self._wire = Wire(self._calls.access)
         self.embeddings = ClientEmbeddings(self._calls, self._wire)
         self.chat = ClientChat(self._calls, self._wire)
+
+    def embed(self, texts: Iterable[str | Sequence[int]], *, model: str, **options: Unpack[BulkOptions]) -> "Rows":
+        """The vectors of many texts, or lists of token ids: float32 (texts, width), in input order.
+
+        Texts are packed into requests, several of which are in flight; what is refused for load is sent again. See
+        BulkOptions. Raises subclasses of EmbedmeshError; an interrupt cancels what is under way.
+        """
+        from embedmesh.client.bulk.run import as_sequence
+        from embedmesh.client.bulk.threads import embed_all_waiting
+
+        return embed_all_waiting(self._calls.begin_bulk(model, options), as_sequence(texts))
+
+    def embed_stream(
+        self, texts: Iterable[str | Sequence[int]], *, model: str, **options: Unpack[BulkOptions]
+    ) -> Generator[Chunk, None, None]:
+        """As `embed`, for more texts than fit into memory: `for start, vectors in client.embed_stream(texts, …)`.
+
+        Chunks come in input order. What is in flight is in memory, and no more. Texts are taken in this thread. To
+        leave the loop, or to close the generator, cancels what is under way.
+        """
+        from embedmesh.client.bulk.run import as_iterable
+        from embedmesh.client.bulk.threads import embed_stream_waiting
+
+        return embed_stream_waiting(self._calls.begin_bulk(model, options), as_iterable(texts))
 
     def close(self) -> None:
         """Close its connections."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from embedmesh.client.access import find_access
 from embedmesh.client.answer import CreateEmbeddingResponse
+from embedmesh.client.bulk.options import BulkCall, BulkOptions, bulk_batch_size, bulk_concurrency, bulk_fields
 from embedmesh.client.errors import CallTooSlow, WrongCall
 from embedmesh.client.reserves import Reserves
 from embedmesh.client.steps import Patience, Steps, confidential, plain
@@ -107,6 +108,26 @@ class Calls:
         if idempotency_key:
             raise WrongCall("A confidential call needs no idempotency_key: its lock is good for one request.")
         return BegunCall(self._confidential_steps(wanted, patience), deadline, timeout_s, True)
+
+    def begin_bulk(self, model: str, options: BulkOptions) -> BulkCall:
+        """Raises WrongCall."""
+        sealed = options.get("confidential")
+        if self._confidential if sealed is None else sealed:
+            self._trust = self._trust or _trust(None, self._scheme)
+            trust: Trust | None = self._trust
+        else:
+            trust = None
+        return BulkCall(
+            access=self.access,
+            fields=bulk_fields(model, options),
+            trust=trust,
+            idempotent=options.get("idempotent", False),
+            concurrency=bulk_concurrency(options),
+            batch_size=bulk_batch_size(options),
+            progress=options.get("progress"),
+            on_refused=options.get("on_refused"),
+            within_s=self._timeout_s,
+        )
 
     def begin_chat(
         self,

@@ -37,6 +37,16 @@ class CallRefused(EmbedmeshError):
         self.sealed = sealed
 
 
+class InputRefused(CallRefused):
+    """One of many texts was refused: that with this index, from 0."""
+
+    def __init__(self, index: int, problem: Problem) -> None:
+        super().__init__(problem)
+        self.index = index
+        self.message = f"Text {index:,}: {self.message}"
+        self.args = (self.message,)
+
+
 class CallNotAnswered(EmbedmeshError):
     """No connection, or one that broke before the reply was whole."""
 

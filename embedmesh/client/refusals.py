@@ -27,7 +27,7 @@ class _Envelope(msgspec.Struct):
     error: _Error
 
 
-def read_problem(status: int, body: bytes) -> Problem:
+def read_problem(status: int, body: bytes | bytearray | memoryview) -> Problem:
     """What a refusal says, without control characters, which a terminal might obey."""
     try:
         error = msgspec.json.decode(body, type=_Envelope).error

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from embedmesh.client.bulk.replies import read_vectors
 from embedmesh.client.refusals import read_problem
 from embedmesh.commands import checks
-from embedmesh.commands.bulk.tries import decode_vectors
 from embedmesh.commands.checks import HealthCheck
 from embedmesh.commands.http_client import HttpClient, HttpReply, NoReply, to_url
 from embedmesh.commands.offline import books_of
@@ -177,8 +177,8 @@ def _embed(client: HttpClient, root: str) -> HealthCheck:
     if reply.status != 200:
         return _refused(reply)
     spent_ms = (time.monotonic() - began) * 1000
-    vectors, tokens = decode_vectors(reply.body, 1)
-    return HealthCheck("embedding", "ok", f"{len(vectors[0])} components, {tokens} tokens, {spent_ms:.1f} ms")
+    vectors = read_vectors(reply.body, 1)
+    return HealthCheck("embedding", "ok", f"{vectors.width} components, {vectors.tokens} tokens, {spent_ms:.1f} ms")
 
 
 def _refused(reply: HttpReply) -> HealthCheck:

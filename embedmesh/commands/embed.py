@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import aiohttp
 import click
 
+from embedmesh.client.access import find_access
+from embedmesh.client.bulk.wire import BulkWire
 from embedmesh.client.errors import WrongPins
 from embedmesh.commands.bulk.checkpoint import Checkpoint, finished_before
 from embedmesh.commands.bulk.client import (
-    BULK_CONNECT_S,
     BULK_REQUEST_S,
     BulkClient,
     NothingListens,
@@ -26,7 +26,7 @@ from embedmesh.commands.bulk.client import (
 from embedmesh.commands.bulk.lines import ChunkReader, LineRecords, read_chunks
 from embedmesh.commands.bulk.output import FileOutput, Stdout
 from embedmesh.commands.bulk.report import RunReport
-from embedmesh.commands.bulk.run import IN_FLIGHT_MAX, run
+from embedmesh.commands.bulk.run import run
 from embedmesh.commands.bulk.table_output import OUTPUTS, open_output
 from embedmesh.commands.bulk.tables import CsvRecords, ParquetReader
 from embedmesh.commands.endpoint import GatewayAccess, find_gateway
@@ -224,11 +224,12 @@ def _run(job: Job, report: RunReport) -> str:
 async def _work(job: Job, report: RunReport) -> None:
     done = job.rows.done
     batches = job.reader.batches(inputs_max=job.batch, skip=done.lines, skip_digest=done.digest)
-    timeout = aiohttp.ClientTimeout(total=BULK_REQUEST_S, sock_connect=BULK_CONNECT_S)
-    connector = aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        client = BulkClient(session, job.endpoint, job.fields, observer=report, dice=random.Random(), trust=job.trust)
+    wire = BulkWire(find_access(job.endpoint.base_url, job.endpoint.key, None), BULK_REQUEST_S)
+    try:
+        client = BulkClient(wire.post, job.fields, observer=report, dice=random.Random(), trust=job.trust)
         await run(batches, client, job.rows, report.written)
+    finally:
+        wire.close()
     job.rows.finish()
 
 

@@ -1,6 +1,6 @@
 """How commands speak HTTP: one request, one deadline for the whole reply, and a line on stderr while it takes long.
 
-`commands/bulk/client.py` is the only other HTTP client of the command line, and says why.
+`embedmesh embed` alone has another, that of `embedmesh.client.bulk`: it has several requests in flight.
 """
 
 import http.client

@@ -11,12 +11,14 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedmesh.client.access import find_access
+from embedmesh.client.bulk.refusals import Verdict, judge, wait_s
+from embedmesh.client.bulk.wire import BulkWire
 from embedmesh.client.refusals import Problem, read_problem
 from embedmesh.commands.bulk.client import BulkClient, Stopped
 from embedmesh.commands.bulk.lines import (
@@ -29,10 +31,9 @@ from embedmesh.commands.bulk.lines import (
     Refusal,
     Splitter,
 )
-from embedmesh.commands.bulk.refusals import Verdict, judge, wait_s
 from embedmesh.commands.bulk.report import RunReport
 from embedmesh.commands.bulk.tables import CsvRecords, find_column
-from embedmesh.commands.endpoint import GatewayAccess, find_gateway
+from embedmesh.commands.endpoint import find_gateway
 from embedmesh.commands.output import WrongUsage
 from embedmesh.rules.errors import SetupError
 from tests.commands.edge import Edge, bootstrap, failure
@@ -122,16 +123,16 @@ def test_what_a_refusal_means(status: int, code: str, param: str | None, inputs:
 @pytest.mark.parametrize(
     "attempt, headers, low, high",
     [
-        (0, {"retry-after-ms": "250", "Retry-After": "9"}, 0.25, 0.25),
-        (0, {"Retry-After": "3"}, 3, 3),
-        (0, {"Retry-After": "86400"}, 120, 120),
-        (0, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.25, 0.5),
-        (0, {"Retry-After": "nan"}, 0.25, 0.5),
-        (0, {"Retry-After": "-5"}, 0.25, 0.5),
+        (0, {"retry-after-ms": "250", "retry-after": "9"}, 0.25, 0.25),
+        (0, {"retry-after": "3"}, 3, 3),
+        (0, {"retry-after": "86400"}, 120, 120),
+        (0, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.25, 0.5),
+        (0, {"retry-after": "nan"}, 0.25, 0.5),
+        (0, {"retry-after": "-5"}, 0.25, 0.5),
         (3, {}, 2, 4),
         (9, {}, 5, 10),
-        (9, {"Retry-After": "1"}, 1, 1),
-        (10, {"Retry-After": "1"}, 5, 10),
+        (9, {"retry-after": "1"}, 1, 1),
+        (10, {"retry-after": "1"}, 5, 10),
         (5_000, {}, 5, 10),
     ],
 )
@@ -307,17 +308,14 @@ async def asked_of(edge: Edge, heard: Heard, requests: int = 1, away_s: float = 
             edge.script = lambda asked: None
         await asyncio.sleep(0)
 
-    async with aiohttp.ClientSession() as session:
-        client = BulkClient(
-            session,
-            GatewayAccess(edge.base_url, "k"),
-            {"model": "m"},
-            observer=heard,
-            dice=random.Random(3),
-            sleep=sleep,
-            clock=lambda: now,
-        )
+    wire = BulkWire(find_access(edge.base_url, "k", None), 60.0)
+    client = BulkClient(
+        wire.post, {"model": "m"}, observer=heard, dice=random.Random(3), sleep=sleep, clock=lambda: now
+    )
+    try:
         await asyncio.gather(*(client.embed([b'"a"']) for _ in range(requests)))
+    finally:
+        wire.close()
     return now
 
 
@@ -333,7 +331,7 @@ def test_it_does_not_wait_for_ever(edge: Edge) -> None:
     heard = Heard()
     with pytest.raises(Stopped, match=r"answered nothing for \d+ minutes: Nobody is there \(no_node_available\)"):
         asyncio.run(asked_of(edge, heard, requests=3))
-    assert {count for _, count in heard.waited} == {1, 2, 3}
+    assert {1} <= {count for _, count in heard.waited} <= {1, 2, 3}  # once one was refused, fewer are sent
 
 
 def test_one_line_tells_of_all_that_wait(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_json_lines_with_a_field(edge: Edge, embed: Embed, tmp_path: Path) -> No
     ],
 )
 def test_it_asks_again_when_told_to_wait(edge: Edge, embed: Embed, tmp_path: Path, answers: list[web.Response]) -> None:
-    """After 429 and 5xx the same request is sent again, under the same idempotency key."""
+    """After 429 and 5xx the same request is sent again, and says how often it was sent before."""
     edge.script = lambda asked: answers[asked.number] if asked.number < len(answers) else None
     out = tmp_path / "out.jsonl"
     result = embed(texts_file(tmp_path, TEXTS[:3]), "-o", out)
@@ -79,7 +79,7 @@ def test_it_asks_again_when_told_to_wait(edge: Edge, embed: Embed, tmp_path: Pat
     assert result.stderr.count("; trying again") == 1, "one line, however many attempts"
     assert_rows(rows_of(out), TEXTS[:3])
     assert len(edge.asked) == len(answers) + 1
-    assert len({asked.headers["Idempotency-Key"] for asked in edge.asked}) == 1
+    assert [asked.headers["x-stainless-retry-count"] for asked in edge.asked] == list(map(str, range(len(edge.asked))))
     assert edge.answered == TEXTS[:3]
 
 

@@ -4,12 +4,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from embedmesh.commands.bulk.client import BulkClient
+from embedmesh.commands.bulk.client import IN_FLIGHT_MAX, BulkClient, Vector
 from embedmesh.commands.bulk.lines import Batches, LineBatch, Refusal
 from embedmesh.commands.bulk.output import FileOutput, Stdout
-from embedmesh.commands.bulk.tries import Vector
-
-IN_FLIGHT_MAX = 4  # two keep one node and the network both busy; four feed a second node, and bound the memory
 
 Sent = tuple[LineBatch, asyncio.Task[list[Vector | Refusal]]]
 Report = Callable[[LineBatch, list[Vector | Refusal]], None]

@@ -1,4 +1,4 @@
-"""What to do about a refusal, and how long to wait before the next attempt."""
+"""What to do about a refusal of a bulk run's request, and how long to wait before the next attempt."""
 
 import math
 import re
@@ -50,7 +50,7 @@ def wait_s(attempt: int, headers: Mapping[str, str], dice: Dice) -> float:
     After many attempts it doubles despite a Retry-After: a server that is away for long gets no request every second.
     """
     own = float(min(WAIT_FIRST_S * 2 ** min(attempt, 30), WAIT_MAX_S) * (0.5 + dice.random() / 2))
-    for name, unit_s in (("retry-after-ms", 0.001), ("Retry-After", 1.0)):
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             servers = float(headers[name]) * unit_s
         except (KeyError, ValueError):

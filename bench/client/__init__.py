@@ -1,0 +1,1 @@
+"""Our client beside others, against the same gateway."""
