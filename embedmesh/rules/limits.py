@@ -143,4 +143,5 @@ UNITS_A_WRITE_MAX = 512  # rows of units in one write: about two milliseconds
 FILE_EXPIRES_S = 30 * 86_400  # as at OpenAI
 FILE_EXPIRES_S_MIN, FILE_EXPIRES_S_MAX = 3_600, 30 * 86_400  # that a caller may ask for
 FILENAME_CHARS_MAX = 255  # the longest name that common file systems have
-FILES_OF_ACCOUNT_MAX = 1_000  # two output files for each of some hundred batches
+FILES_OF_ACCOUNT_MAX = 10_000  # as many batches as are kept have a file each; output files are not refused
+UPLOADS_MAX = 64  # at one time, each account up to a share: each has half a megabyte in memory
