@@ -235,3 +235,13 @@ def line_request_id(batch_id: str, line: int) -> str:
     if OWN_ID.fullmatch(batch_id) is None or not 0 <= line < 16**LINE_DIGITS:
         raise ValueError("not a line of a batch")
     return f"req_{batch_id.partition('_')[2][:-LINE_DIGITS]}{line:0{LINE_DIGITS}x}"
+
+
+def line_of(batch_id: str, request_id: str) -> int | None:
+    """Which line of a batch, from 0 on, has that request id; None if none has."""
+    line = request_id[-LINE_DIGITS:]
+    try:
+        number = int(line, 16)
+        return number if line_request_id(batch_id, number) == request_id else None
+    except ValueError:
+        return None
