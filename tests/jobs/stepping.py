@@ -6,10 +6,9 @@ What it had asked of the store or the disk may still be done.
 """
 
 import asyncio
+import ctypes
 from collections.abc import Coroutine, Generator
 from typing import Any
-
-KILLED: list[object] = []  # coroutines that must not even be collected: that would run their `finally`
 
 
 class Stepped:
@@ -45,7 +44,7 @@ class Stepped:
     async def crash(self) -> None:
         """It makes no more steps."""
         self._crashed = True
-        KILLED.append(self._work)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._work))  # never collected: that would run its `finally`
         self._gate.set()
         await self._task
 

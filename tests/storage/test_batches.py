@@ -107,12 +107,13 @@ async def test_a_batch_that_is_not_covered_is_refused_whole(store: Store, shop: 
     shop.credit(49 if lack == "money" else 1_000)
     key_id = new_key(shop)
     if lack == "day":
-        shop.books.keys.change(key_id, budget_day=49)
+        shop.books.keys.change(key_id, limits=Limits(budget_day=49))
     elif lack == "month":
-        shop.books.keys.change(key_id, budget_month=49)
+        shop.books.keys.change(key_id, limits=Limits(budget_month=49))
     elif lack == "above":
-        parent, _ = shop.books.keys.create("a", ["keys", "embeddings"], limits=Limits(budget_day=49))
+        parent, _ = shop.books.keys.create("a", ["keys", "embeddings"])
         key_id = shop.books.keys.create_below(parent.key_id, ["embeddings"])[0].key_id
+        shop.books.keys.change(parent.key_id, limits=Limits(budget_day=49))
     lease = await validating(store, shop, key_id)
     units = units_of([3, 2])
     await store.batches.add_units(lease, units)
@@ -133,9 +134,10 @@ async def test_money_in_tabs_of_gateways_is_recalled_for_a_batch(store: Store, s
     hearing = [asyncio.ensure_future(each) for each in store.background()]
     for _ in range(20):
         hold = shop.new_hold(10, key_id)
-        if store.spend(hold) is None:
+        spent = store.spend(hold)
+        if spent is None:
             await store.hold(hold)
-            store.release(hold)
+        store.release(spent or hold)
         await store.drain()
     lease = await validating(store, shop, key_id)
     units = units_of([320, 320])
@@ -149,8 +151,9 @@ async def test_money_in_tabs_of_gateways_is_recalled_for_a_batch(store: Store, s
     shop.assert_right()
 
 
-async def test_nobody_has_the_money_of_a_batch(store: Store, shop: Shop) -> None:
+async def test_nobody_has_the_money_of_a_batch(shop: Shop) -> None:
     """Not by a recall; not by the start of a gateway; it is not told as available; the sweep ends it after its time."""
+    store = await shop.open()
     shop.credit(100)
     key_id = new_key(shop)
     lease, units = await begun(store, shop, key_id, [5, 5])
@@ -196,6 +199,7 @@ async def test_more_than_was_set_aside_is_never_charged(store: Store, shop: Shop
     lease, units = await begun(store, shop, key_id, [3])
     with pytest.raises(InternalError):
         await store.batches.finish_unit(lease, results_of(units[0], key_id, cost=17))
+    await store.drain()
     assert store.stats.broken_writes == 1
     assert shop.money() == (1_000, 30)
     right = results_of(units[0], key_id)

@@ -266,18 +266,16 @@ FROM batches JOIN tabs ON tabs.tab_id = batch_id
 WHERE cost <> captured OR charged <> requests OR charged > completed;
 
 -- name: batches_are_their_units
--- The counts of a batch are those of its units, as long as these are kept.
+-- The counts of a batch that is being worked off are those of its units; once it is over these are deleted.
 SELECT 'batch ' || batches.batch_id, 'completed ' || batches.completed || ', units ' || coalesce(sum(batch_units.completed), 0)
     || '; cost ' || batches.cost || ', units ' || coalesce(sum(batch_units.cost), 0)
 FROM batches LEFT JOIN batch_units ON batch_units.batch_id = batches.batch_id
-WHERE swept = 0 AND in_progress_ms IS NOT NULL
+WHERE ended_ms IS NULL AND in_progress_ms IS NOT NULL
 GROUP BY
-    batches.batch_id, batches.completed, batches.failed, batches.charged, batches.cost, batches.units, batches.total,
-    batches.ended_ms
-HAVING batches.completed <> coalesce(sum(batch_units.completed), 0) OR batches.charged <> coalesce(sum(batch_units.charged), 0)
-    OR batches.cost <> coalesce(sum(batch_units.cost), 0) OR batches.units <> count(unit)
-    OR batches.total <> coalesce(sum(lines), 0)
-    OR (batches.ended_ms IS NULL AND batches.failed <> coalesce(sum(batch_units.failed), 0));
+    batches.batch_id, batches.completed, batches.failed, batches.charged, batches.cost, batches.units, batches.total
+HAVING batches.completed <> coalesce(sum(batch_units.completed), 0) OR batches.failed <> coalesce(sum(batch_units.failed), 0)
+    OR batches.charged <> coalesce(sum(batch_units.charged), 0) OR batches.cost <> coalesce(sum(batch_units.cost), 0)
+    OR batches.units <> count(unit) OR batches.total <> coalesce(sum(lines), 0);
 
 -- name: lines_are_of_their_batch
 -- What was charged under a batch's tab are lines of that batch: their ids begin as its own.
