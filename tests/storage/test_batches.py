@@ -16,11 +16,12 @@ from embedmesh.rules.batches import (
     UnitEnd,
     line_request_id,
 )
-from embedmesh.rules.errors import InsufficientQuota, InternalError, NotFound, RateLimited, StoreUnavailable
+from embedmesh.rules.errors import InsufficientQuota, InternalError, NotFound, Overloaded, RateLimited, StoreUnavailable
 from embedmesh.rules.file_failures import TooMuchKept
 from embedmesh.rules.holds import Hold
-from embedmesh.rules.limits import BATCH_GRACE_S, BATCHES_OPEN_OF_ACCOUNT_MAX
+from embedmesh.rules.limits import BATCH_GRACE_S, BATCHES_OF_ACCOUNT_A_DAY_MAX, BATCHES_OPEN_OF_ACCOUNT_MAX
 from embedmesh.rules.tabs import Tab
+from embedmesh.storage import batches
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.db import refusals
 from embedmesh.storage.ledger.open_tab import OpenTab
@@ -449,6 +450,43 @@ async def test_an_account_has_a_bounded_number_of_open_batches(store: Store, sho
     await store.batches.create(asks(key_id))
 
 
+async def test_batches_that_fail_do_not_fill_the_store(store: Store, shop: Shop) -> None:
+    """They cost nothing and their rows are kept: so many a day, and no more."""
+    key_id = new_key(shop)
+    await store.files.add(new_file(shop), bytes_max=ROOM)
+    await store.batches.create(asks(key_id))
+    copied = (
+        "INSERT INTO batches (batch_id, account_id, key_id, endpoint, input_file_id, window_s, output_expires_s, "
+        "created_ms, expires_ms) SELECT substr(batch_id, 1, 20) || {number}, account_id, key_id, endpoint, "
+        "input_file_id, window_s, output_expires_s, created_ms, expires_ms FROM batches LIMIT 1"
+    )
+    with shop.by_hand() as db:
+        db.begin()
+        for number in range(10_000, 10_000 + BATCHES_OF_ACCOUNT_A_DAY_MAX - 1):
+            db.execute(copied.format(number=number))
+        db.execute(f"UPDATE batches SET state = 'failed', ended_ms = {shop.clock.now_ms}")
+        db.commit()
+    with pytest.raises(RateLimited, match="in 24 hours"):
+        await store.batches.create(asks(key_id))
+    shop.clock.now_ms += DAY_MS + 1
+    await store.batches.create(asks(key_id))
+
+
+async def test_no_account_takes_all_open_batches(store: Store, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a share of what is free, so that another finds some."""
+    monkeypatch.setitem(batches.LIMITS, "of_all", 10)
+    shop.books.accounts.create("b")
+    keys = {"a": new_key(shop), "b": new_key(shop, "b")}
+    made = {"a": 0, "b": 0}
+    for account in ("a", "b"):
+        await store.files.add(new_file(shop, f"file-{account}", account_id=account), bytes_max=ROOM)
+        with pytest.raises(Overloaded, match="of each account a share"):
+            while True:
+                await store.batches.create(asks(keys[account], account_id=account, file_id=f"file-{account}"))
+                made[account] += 1
+    assert made == {"a": 8, "b": 2}
+
+
 @pytest.mark.parametrize("how", ["cancel", "revoke", "revoke above"])
 async def test_a_cancelled_batch_pays_for_what_was_done(store: Store, shop: Shop, how: str) -> None:
     """By its account, or because its key was revoked: what is under way ends, the rest costs nothing."""
@@ -475,6 +513,24 @@ async def test_a_cancelled_batch_pays_for_what_was_done(store: Store, shop: Shop
     assert await store.batches.cancel("a", lease.batch_id) == batch
     with pytest.raises(LeaseLost):
         await store.batches.renew(lease)
+    shop.assert_right()
+
+
+async def test_a_batch_goes_on_when_its_key_is_rotated(store: Store, shop: Shop) -> None:
+    """Its money was set aside while the key was good; what it holds and spends counts for the new key."""
+    shop.credit(1_000)
+    key_id = new_key(shop)
+    lease, units = await begun(store, shop, key_id, [3, 2])
+    await work_off(store, lease, units[:1], key_id)
+    new, _ = shop.books.keys.rotate(key_id, overlap_s=0)
+    shop.assert_right()
+    shop.books.keys.change(new.key_id, limits=Limits(budget_day=59))
+    with pytest.raises(InsufficientQuota, match=r"0\.000000009 is left"):  # 30 were spent, 20 are held
+        await store.hold(shop.new_hold(10, new.key_id))
+    shop.clock.now_ms += 1
+    assert (await store.batches.renew(lease)).state is BatchState.IN_PROGRESS
+    await work_off(store, lease, units[1:], key_id)
+    assert (await completed(store, shop, lease)).completed == 5
     shop.assert_right()
 
 
@@ -561,7 +617,7 @@ async def test_what_is_over_is_swept_and_forgotten(store: Store, shop: Shop) -> 
     assert await store.batches.done_units(lease, limit=1) == []
     shop.assert_right()
     assert await store.batches.forget() == 0
-    shop.clock.now_ms += 90 * DAY_MS + 1
+    shop.clock.now_ms += 30 * DAY_MS + 1
     assert await store.batches.forget() == 1
     assert await store.batches.find("a", lease.batch_id) is None
     assert shop.books.reports.explain(line_request_id(lease.batch_id, 599)).line == 600
