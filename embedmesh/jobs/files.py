@@ -95,9 +95,14 @@ class FileWriter:
         self._end()
         return msgspec.structs.replace(self._row, bytes=self._bytes)
 
-    async def commit(self) -> FileRow:
-        """Keep the file. Raises TooMuchKept, StorageFull, StoreUnavailable; then it was aborted."""
+    async def commit(self, *, expires_s: int | None = None) -> FileRow:
+        """Keep the file. Raises TooMuchKept, StorageFull, StoreUnavailable; then it was aborted.
+
+        `expires_s` takes the place of what `create` was given: a form may say it after the file.
+        """
         row = await self.seal()
+        if expires_s is not None:
+            row = msgspec.structs.replace(row, expires_ms=row.created_ms + expires_s * 1000)
         try:
             await self._store.rows.add(row, bytes_max=self._kept_bytes_max)
         except BaseException:

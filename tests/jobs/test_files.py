@@ -56,6 +56,9 @@ async def test_a_file_is_kept_and_read_by_its_account_only(files: FileStore, sho
     data = os.urandom(1_000_000)
     row = await kept(files, data)
     assert (row.bytes, row.expires_ms - row.created_ms) == (len(data), HOUR_S * 1000)
+    async with await create(files) as writer:
+        later = await writer.commit(expires_s=7)
+    assert (later.bytes, later.expires_ms - later.created_ms) == (0, 7_000)
     assert await read(files, row.file_id) == data
     assert await read(files, row.file_id, 70_000, 200_000) == data[70_000:200_000]
     assert await files.rows.find("a", row.file_id) == row

@@ -548,6 +548,19 @@ async def test_a_revoked_key_begins_no_batch(store: Store, shop: Shop) -> None:
     assert shop.money() == (1_000, 0)
 
 
+@pytest.mark.parametrize(("said", "counted"), [(0, 1), (2, 2), (3, 3), (9, 3)])
+async def test_a_batch_ends_though_results_were_lost(store: Store, shop: Shop, said: int, counted: int) -> None:
+    """Whatever is in the error file: what was completed and what failed are together at most all lines."""
+    shop.credit(1_000)
+    key_id = new_key(shop)
+    lease, units = await begun(store, shop, key_id, [3, 2])
+    await work_off(store, lease, units[:1], key_id, failing=1)
+    await store.batches.cancel("a", lease.batch_id)
+    batch = await store.batches.finish(lease, None, new_output(shop, "file-e"), failed=said)
+    assert (batch.state, batch.completed, batch.failed) == (BatchState.CANCELLED, 2, counted)
+    shop.assert_right()
+
+
 # -- states, upkeep
 
 PATHS: dict[BatchState, list[str]] = {

@@ -96,7 +96,7 @@ UPDATE batches SET lease_ms = 0 FROM jsonb_each(:rows) WHERE batch_id = value ->
 
 -- name: batch_of_lease
 -- A batch as whoever has it sees it.
-SELECT state, account_id, key_id, expires_ms, output_file_id, error_file_id FROM batches
+SELECT state, output_file_id, error_file_id, completed, failed, total FROM batches
 WHERE batch_id = :batch_id AND epoch = CAST(:epoch AS BIGINT);
 
 -- name: clear_units
