@@ -156,8 +156,8 @@ class LeasedBatches:
         """End the batch: its files get their rows, what is left of its money goes back. Raises LeaseLost.
 
         It becomes what follows from its state: finalizing → completed, cancelling → cancelled, in_progress or
-        validating → expired. `failed` is how many lines are in the error file: it is counted between those that are known
-        to have failed, and all that were not completed. The files' contents are durable already.
+        validating → expired. `failed` is how many lines are in the error file; it is counted as at least those that are
+        known to have failed, and at most all that were not completed. The files' contents are durable already.
         """
         files = [file for file in (output, errors) if file is not None]
         ids = (output.file_id if output else None), (errors.file_id if errors else None)
