@@ -215,7 +215,7 @@ def public_names() -> dict[str, str]:
 
 def is_failure(name: str) -> bool:
     """Failures are named as sentences; the closed lists in rules/ are their glossary."""
-    files = PACKAGE / "rules" / "errors.py", PACKAGE / "rules" / "lock_failures.py"
+    files = {PACKAGE / "rules" / file for file in ("errors.py", "lock_failures.py", "file_failures.py")}
     return name in {node.name for path, node in classes() if path in files}
 
 

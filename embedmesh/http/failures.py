@@ -6,7 +6,7 @@ import random
 import orjson
 from aiohttp import web
 
-from embedmesh.rules import errors, lock_failures
+from embedmesh.rules import errors, file_failures, lock_failures
 from embedmesh.rules.errors import Failure
 
 REQUEST_ERROR = "invalid_request_error"
@@ -41,6 +41,7 @@ TABLE: dict[type[Failure], tuple[int, str]] = {
     lock_failures.KeyMismatch: (400, REQUEST_ERROR),
     lock_failures.ConfidentialRefused: (400, REQUEST_ERROR),
     errors.InsufficientQuota: (429, "insufficient_quota"),
+    file_failures.TooMuchKept: (429, "insufficient_quota"),
     errors.RateLimited: (429, "rate_limit_error"),
     errors.InternalError: (500, SERVER_ERROR),
     errors.BadNodeResponse: (502, SERVER_ERROR),
@@ -48,6 +49,7 @@ TABLE: dict[type[Failure], tuple[int, str]] = {
     errors.Overloaded: (503, SERVER_ERROR),
     errors.StoreUnavailable: (503, SERVER_ERROR),
     errors.DeadlineExceeded: (504, SERVER_ERROR),
+    file_failures.StorageFull: (507, SERVER_ERROR),
 }
 
 RETRY_AFTER_S = 1.0  # a restarted node is back in about this time
@@ -78,7 +80,11 @@ def hint_headers(failure: Failure) -> dict[str, str]:
     never = isinstance(failure, errors.RateLimited) and failure.retry_after_s is None
     if never or isinstance(
         failure,
-        errors.InsufficientQuota | errors.IdempotencyConflict | lock_failures.LockUsed | lock_failures.LockExpired,
+        errors.InsufficientQuota
+        | errors.IdempotencyConflict
+        | file_failures.TooMuchKept
+        | lock_failures.LockUsed
+        | lock_failures.LockExpired,
     ):
         return {"x-should-retry": "false"}
     if status in (429, 503):

@@ -139,3 +139,26 @@ STATIC_TOKENS_MAX = 8_192  # of one input; a static model has no longest text, t
 MODEL_CONFIG_BYTES_MAX = 1024 * 1024  # of one JSON file of a model's folder; the largest in use have some 30 kB
 MODEL_MODULES_MAX = 16  # published models have at most five
 MODEL_SHARDS_MAX = 64  # published models that a CPU can serve have some 10
+
+# -- files and batches (jobs/, storage/)
+
+BATCH_FILE_BYTES_MAX = 200 * 1024 * 1024  # of a batch's file, as OpenAI has it
+BATCH_LINES_MAX = 50_000  # of a batch, as OpenAI has it; a setting raises it
+BATCH_INPUTS_MAX = 50_000  # of a batch's embeddings requests together, likewise
+BATCH_LINES_LIMIT = 1_000_000  # the highest setting of both: unit rows and keyed ids of that number of lines take 20 MB
+BATCH_WINDOW_S = 86_400  # until a batch expires: the only window that OpenAI has
+BATCH_GRACE_S = 900.0  # after that, for units under way and for the output files; then its money goes back
+BATCH_ERRORS_MAX = 100  # told of a file that is not right
+BATCHES_OPEN_OF_ACCOUNT_MAX = 100  # not over: each may have a thousand rows of units
+BATCHES_OPEN_MAX = 1_000  # of all accounts: gateways look through them every second for one that nobody has
+BATCHES_KEPT_OF_ACCOUNT_MAX = 10_000  # ended ones, too; then the oldest is forgotten
+BATCH_KEPT_S = 90 * 86_400  # after its end, its files expire sooner
+METADATA_PAIRS_MAX, METADATA_KEY_CHARS_MAX, METADATA_VALUE_CHARS_MAX = 16, 64, 512  # as OpenAI has it
+UNIT_LINES_MAX = 256  # settled in one step: some milliseconds of the store
+UNIT_TOKENS_MAX = 50_000  # some seconds of a node: that much is done again after a crash
+UNIT_REPLY_BYTES_MAX = 4 * 1024 * 1024  # of its results, which are in memory until they are written
+UNITS_A_WRITE_MAX = 512  # rows of units in one write: about two milliseconds
+FILE_EXPIRES_S = 30 * 86_400  # as at OpenAI
+FILE_EXPIRES_S_MIN, FILE_EXPIRES_S_MAX = 3_600, 30 * 86_400  # that a caller may ask for
+FILENAME_CHARS_MAX = 255  # the longest name that common file systems have
+FILES_OF_ACCOUNT_MAX = 1_000  # two output files for each of some hundred batches

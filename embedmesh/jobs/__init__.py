@@ -1,0 +1,1 @@
+"""What outlives a request: files, and the batches that are worked off from them."""

@@ -1,0 +1,17 @@
+"""Failures of files and batches, besides those of `rules.errors`."""
+
+from embedmesh.rules.errors import CallerFailure, Failure, Fault, Retry
+
+
+class StorageFull(Failure):
+    """The disk that files are kept on has no room now."""
+
+    code = "storage_full"
+    fault = Fault.US
+    retry = Retry.LATER
+
+
+class TooMuchKept(CallerFailure):
+    """The account keeps as many files, or bytes of files, as it may."""
+
+    code = "storage_quota"
