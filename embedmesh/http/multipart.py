@@ -50,8 +50,8 @@ class FormPart(NamedTuple):
 async def form_parts(request: web.BaseRequest, limit_bytes: int) -> AsyncIterator[FormPart]:
     """The parts of a request's form, in the order in which they were sent.
 
-    Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout or MalformedHttp. The body may have `limit_bytes`, and must
-    come at no less than UPLOAD_BYTES_A_SECOND_MIN: a slow line is waited for, one that drips is not.
+    Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout or MalformedHttp. The body may have `limit_bytes`, and
+    must come at no less than UPLOAD_BYTES_A_SECOND_MIN: a slow line is waited for, one that drips is not.
     """
     _check_head(request, limit_bytes)
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
@@ -59,7 +59,10 @@ async def form_parts(request: web.BaseRequest, limit_bytes: int) -> AsyncIterato
     body = _PacedBody(request.content, limit_bytes)
     try:
         reader = MultipartReader(
-            request.headers, body, max_field_size=PART_HEAD_BYTES_MAX, max_headers=PART_HEADERS_MAX  # type: ignore[arg-type]
+            request.headers,
+            body,  # type: ignore[arg-type]  # has what is used of a StreamReader
+            max_field_size=PART_HEAD_BYTES_MAX,
+            max_headers=PART_HEADERS_MAX,
         )
         while (part := await reader.next()) is not None:
             yield _form_part(part)
@@ -80,7 +83,7 @@ def _check_head(request: web.BaseRequest, limit_bytes: int) -> None:
 
 def _form_part(part: Any) -> FormPart:
     if not isinstance(part, BodyPartReader):
-        raise ValueError("a form within a form")  # noqa: TRY004 - of the body, as all that is wrong with one
+        raise ValueError("a form within a form")
     name = part.name
     encoded = part.headers.get("Content-Transfer-Encoding", "binary").lower() not in ("binary", "8bit", "7bit")
     if not name or encoded:
@@ -99,8 +102,8 @@ async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
 
 def _malformed() -> NoReturn:
     raise errors.MalformedHttp(
-        "The form could not be read: it broke off, or has wrong boundaries or a part without a name. Let a client library "
-        "write it."
+        "The form could not be read: it broke off, or has wrong boundaries or a part without a name. Let a client "
+        "library write it."
     ) from None
 
 

@@ -1,6 +1,6 @@
 """Which operations a batch can have, and what a line of one is to them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -45,6 +45,11 @@ def prices_now(prices: Prices, model: Model, account_id: str, ratio_ppm: int) ->
         found |= {meter.value: prices.meter(model, account_id, meter) for meter in (Meter.CACHED, Meter.OUTPUT)}
         found |= {IMAGE_PRICE + size: prices.image(model, account_id, size) for size in model.image_prices}
     return {name: batch_price(price, ratio_ppm) for name, price in found.items()}
+
+
+def at_prices(world: World, prices: Mapping[str, int]) -> World:
+    """The world in which one batch's lines are worked off."""
+    return msgspec.structs.replace(world, prices=FixedPrices(prices))
 
 
 class Unlimited:
@@ -104,3 +109,11 @@ def used_tokens(metered: tuple[Metered, ...]) -> UsedTokens:
             sums[each.meter] += each.quantity
     cached = sums[Meter.CACHED]
     return UsedTokens(sums[Meter.INPUT] + cached, cached, sums[Meter.OUTPUT])
+
+
+def sum_of_used(used: Iterable[UsedTokens]) -> UsedTokens:
+    """All of it together."""
+    tokens = cached = output = 0
+    for each in used:
+        tokens, cached, output = tokens + each.input, cached + each.cached, output + each.output
+    return UsedTokens(tokens, cached, output)

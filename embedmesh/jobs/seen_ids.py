@@ -1,4 +1,4 @@
-"""Which `custom_id`s a file has had, in eight bytes each: a million take sixteen megabytes, where a set takes a hundred.
+"""Which `custom_id`s a file has had, in eight bytes each: a million take 16 MB, where a set of texts takes a hundred.
 
 An id stands for itself by a keyed hash of 64 bits: of a million different ids two are taken for one in one file of
 thirty million. Tables are small and many, so that none takes longer than some milliseconds to grow.

@@ -11,20 +11,24 @@ from typing import NamedTuple
 
 from embedmesh.flow.operation import Operation
 from embedmesh.flow.world import World
-from embedmesh.jobs.endpoints import CountedLine, FixedPrices, counted_line, prices_now
+from embedmesh.jobs.endpoints import CountedLine, at_prices, counted_line, prices_now
 from embedmesh.jobs.lines import BadLine, BatchLine, FoundLine, LineFinder, model_named, read_line
 from embedmesh.jobs.seen_ids import SeenIds
-from embedmesh.rules.batches import LineError, Plan, Unit
+from embedmesh.rules.batches import PRICE_RATIO_PPM, BatchPlan, LineError, Unit
 from embedmesh.rules.errors import Failure, Overloaded
-from embedmesh.rules.limits import BATCH_ERRORS_MAX, BATCH_INPUTS_MAX, BATCH_LINES_MAX
+from embedmesh.rules.limits import (
+    BATCH_ERRORS_MAX,
+    BATCH_INPUTS_MAX,
+    BATCH_LINES_MAX,
+    UNIT_LINES_MAX,
+    UNIT_REPLY_BYTES_MAX,
+    UNIT_TOKENS_MAX,
+)
 from embedmesh.rules.models import Model
 from embedmesh.rules.money import bill_nanousd
 from embedmesh.rules.ports import Caller
 
-UNIT_LINES_MAX = 256  # of one unit: a transaction of some milliseconds, and seconds of work that a crash repeats
-UNIT_TOKENS_MAX = 50_000  # some seconds of one node's time
-UNIT_REPLY_BYTES_MAX = 4 * 1024 * 1024  # that one unit has in memory; a single line may have more, and is alone then
-UNITS_A_WRITE = 64  # that are added at one time
+UNITS_A_WRITE = 64  # so that little is kept here, and few writes are made
 FRAME_BYTES = 512  # of a line of the output besides the reply and the `custom_id`, which may take six bytes a character
 AGAIN_S = 0.5  # until a line is counted again that there was no room for
 
@@ -36,7 +40,7 @@ class BatchTerms(NamedTuple):
 
     lines_max: int = BATCH_LINES_MAX
     inputs_max: int = BATCH_INPUTS_MAX
-    ratio_ppm: int = 500_000
+    ratio_ppm: int = PRICE_RATIO_PPM
 
 
 class BadFile(Exception):
@@ -67,7 +71,7 @@ class Validation:
         self._prices: dict[str, int] = {}
         self._lines = self._inputs = self._amount = self._output_bytes = self._units = 0
 
-    async def plan(self, pieces: AsyncIterator[bytes]) -> Plan:
+    async def plan(self, pieces: AsyncIterator[bytes]) -> BatchPlan:
         """Read the whole file. Raises BadFile, and what reading it and adding units raise."""
         finder = LineFinder()
         async for piece in pieces:
@@ -81,7 +85,7 @@ class Validation:
             raise BadFile(LineError("empty_file", "The file has no line. Give it one request a line."))
         self._cutter.end()
         await self._add(all_of_them=True)
-        return Plan(
+        return BatchPlan(
             model=self._model.id,
             prices=self._prices,
             amount_nanousd=self._amount,
@@ -117,13 +121,14 @@ class Validation:
             raise BadLine("missing_required_parameter", "`body` names no `model`.", "body.model")
         model = self._world.catalogue.find(name)
         if model is None:
-            raise BadLine("model_not_found", "There is no model of that name here. GET /v1/models lists all.", "body.model")
+            message = "There is no model of that name here. GET /v1/models lists all."
+            raise BadLine("model_not_found", message, "body.model")
         if self._model is None:
             if self._caller.models is not None and model.id not in self._caller.models:
                 raise BadLine("insufficient_scope", "The batch's API key may not use this model.", "body.model")
             self._model = model
             self._prices = prices_now(self._world.prices, model, self._caller.account_id, self._terms.ratio_ppm)
-            self._world = world_of(self._world, self._prices)
+            self._world = at_prices(self._world, self._prices)
         elif model.id != self._model.id:
             raise BadLine("mismatched_model", "The lines above are for another model. A batch has one.", "body.model")
 
@@ -192,16 +197,8 @@ class UnitCutter:
         """The lines so far are a unit."""
         if not self._lines:
             return
-        self.ready.append(
-            Unit(self._made, self._first_byte, self._end - self._first_byte, self._first_line, self._lines, self._tokens)
-        )
+        size = self._end - self._first_byte
+        self.ready.append(Unit(self._made, self._first_byte, size, self._first_line, self._lines, self._tokens))
         self._made += 1
         self._first_line += self._lines
         self._lines = self._tokens = self._reply_bytes = 0
-
-
-def world_of(world: World, prices: dict[str, int]) -> World:
-    """The world with one batch's prices."""
-    import msgspec
-
-    return msgspec.structs.replace(world, prices=FixedPrices(prices))

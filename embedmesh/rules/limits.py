@@ -51,24 +51,6 @@ SMALL_BODY_BYTES_MAX = 64 * 1024  # of a request for a small route, such as the 
 AWAITED_BODIES_MAX = 1_024  # unfinished bodies: their connections are in a request, and are not closed for others
 REFUSED_BODY_S = 2.0  # how long the rest of a refused body is read, so that its sender sees the answer, not a reset
 
-# -- files and batches (jobs/, gateway/api/)
-
-UPLOAD_BYTES_A_SECOND_MIN = 64 * 1024  # of a file: half a megabit a second; 200 MB take an hour at most
-BATCH_FILE_BYTES_MAX = 200 * 1024 * 1024  # of a batch's file, as at OpenAI: of its 200 MB we take the larger ones
-BATCH_LINES_MAX = 50_000  # of one file by default, as at OpenAI
-BATCH_INPUTS_MAX = 50_000  # of all lines of one file by default, as at OpenAI
-BATCH_LINES_SETTING_MAX = 1_000_000  # that an operator may allow: a file of a million lines takes minutes to validate
-BATCH_LINE_BYTES_MAX = REQUEST_BODY_BYTES_MAX + 64 * 1024  # the largest body, and what stands around it
-BATCH_ERRORS_MAX = 100  # of a file that are named: more are not mended at one time
-CUSTOM_ID_CHARS_MAX = 512
-BATCH_WINDOW_S = 86_400  # the one window that there is, `24h`
-FILE_NAME_CHARS_MAX = 255  # what a file system takes
-FILE_LIFE_S_MIN, FILE_LIFE_S, FILE_LIFE_S_MAX = 3_600, 30 * 86_400, 30 * 86_400  # as at OpenAI
-METADATA_PAIRS_MAX, METADATA_NAME_CHARS_MAX, METADATA_VALUE_CHARS_MAX = 16, 64, 512  # as at OpenAI
-FILES_PAGE_ROWS_MAX = 10_000  # that a caller may ask for, as at OpenAI; it gets PAGE_ROWS_MAX of them at most
-BATCHES_PAGE_ROWS_MAX = 100  # as at OpenAI
-UPLOADS_MAX = 16  # at one time, each account up to a share: each has a file open and a few pieces in memory
-
 # -- how much may be under way at one time (gateway/)
 
 ACCOUNT_CALLS_MAX = 64  # of `/v1/account`, until their replies are read; the largest replies have two megabytes
@@ -162,3 +144,9 @@ FILE_EXPIRES_S = 30 * 86_400  # as at OpenAI
 FILE_EXPIRES_S_MIN, FILE_EXPIRES_S_MAX = 3_600, 30 * 86_400  # that a caller may ask for
 FILENAME_CHARS_MAX = 255  # the longest name that common file systems have
 FILES_OF_ACCOUNT_MAX = 1_000  # two output files for each of some hundred batches
+BATCH_LINE_BYTES_MAX = REQUEST_BODY_BYTES_MAX + 64 * 1024  # the largest body, and what stands around it
+CUSTOM_ID_CHARS_MAX = 512
+UPLOAD_BYTES_A_SECOND_MIN = 64 * 1024  # of a file: half a megabit a second; the largest takes an hour at most
+UPLOADS_MAX = 64  # files on their way in or out at one time: each has a file open, and some pieces in memory
+FILES_PAGE_ROWS_MAX = 10_000  # that a caller may ask for, as at OpenAI; it gets PAGE_ROWS_MAX at most
+BATCHES_PAGE_ROWS_MAX = 100  # as at OpenAI
