@@ -147,10 +147,10 @@ class Leftover:
         """A node that has time for it now."""
         scheduler, now = self.scheduler, self._clock.monotonic()
         nodes = scheduler.registry.ready(turn.model.id)
-        if not nodes or scheduler.others_wait(turn.model, NOBODY):
+        starved = now - self._last_turn > STARVED_S
+        if not nodes or (scheduler.others_wait(turn.model, NOBODY) and not starved):
             return None
         polite = self.polite
-        starved = polite and now - self._last_turn > STARVED_S
         ahead_s, node = min(((self._ahead_s(node), node) for node in nodes), key=lambda each: each[0])
         fit, taken = node.load.fit, self._taken.get(node.node_id, _Taken())
         if now < node.paused_until or (node.trial and (taken.turns or node.load.parts)):
