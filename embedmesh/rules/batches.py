@@ -179,7 +179,7 @@ class BatchLease(msgspec.Struct, frozen=True):
     epoch: int
 
 
-class Unit(msgspec.Struct, frozen=True, array_like=True):
+class BatchUnit(msgspec.Struct, frozen=True, array_like=True):
     """Some lines of a batch's file: where they are in it, and what they need. `unit` and `first_line` count from 0."""
 
     unit: int

@@ -1,32 +1,41 @@
-"""Batches and their units in the store. Reads are plain; writes wait until they are durable.
+"""Batches in the store, by their account, and who has them. See `batch_steps` for what is done with them."""
 
-Whatever a gateway writes about a batch that it works on is written under its lease: if another gateway has taken the
-batch over, nothing is written and LeaseLost is raised.
-"""
-
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from embedmesh.rules.batches import (
     Batch,
     BatchLease,
-    BatchPlan,
-    FileRow,
-    LineError,
     NewBatch,
-    Segment,
-    Unit,
-    UnitEnd,
-    UsedTokens,
 )
-from embedmesh.rules.holds import Charge
+from embedmesh.rules.errors import NotFound, Overloaded, RateLimited, StoreUnavailable
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.limits import (
+    BATCH_KEPT_S,
+    BATCHES_KEPT_OF_ACCOUNT_MAX,
+    BATCHES_OPEN_MAX,
+    BATCHES_OPEN_OF_ACCOUNT_MAX,
+    PAGE_ROWS_MAX,
+    UNITS_A_WRITE_MAX,
+)
 from embedmesh.rules.ports import Clock
-from embedmesh.storage.ledger.writes import WriteDurably
+from embedmesh.storage.batch_rows import batch_of, values_of_new
+from embedmesh.storage.batch_steps import LeasedBatches, Outcome, Place, held, read_batch
+from embedmesh.storage.db import Db, Row
+from embedmesh.storage.ledger.writes import KeptChange, SubmitWrite, WriteDurably, as_rows
 from embedmesh.storage.reads import Reads
+from embedmesh.storage.sql import BATCHES_SQL
 
 BATCH_LEASE_S = 10.0  # a batch whose gateway has died goes on within this time and one look
 BATCH_RENEW_S = 3.0  # three tries within a lease
+CANDIDATES_MAX = 8  # batches that nobody has and that are tried, the best first: others may be faster
+LAST = "\x7f"  # sorts after every id
+LATER_S = 60.0  # when to try again while too many batches are not over
+
+T = TypeVar("T")
 
 
 class BatchesPage(msgspec.Struct, frozen=True):
@@ -36,49 +45,68 @@ class BatchesPage(msgspec.Struct, frozen=True):
     more: bool
 
 
-class UnitResults(msgspec.Struct, frozen=True):
-    """What a unit came to. `charges` name the line, from 0 on in the file; a line that failed has none."""
+class Batches(LeasedBatches):
+    """The batches of one store, as the gateway `owner` sees them. Methods raise StoreUnavailable, too."""
 
-    unit: int
-    segment: Segment
-    charges: Sequence[tuple[int, Charge]]
-    completed: int
-    failed: int
-    used: UsedTokens
-
-
-class DoneUnit(msgspec.Struct, frozen=True):
-    """A unit that is done, and where its results are."""
-
-    unit: Unit
-    segment: Segment
-
-
-class Batches:
-    """The batches of one store. Methods raise StoreUnavailable; then nobody knows what became of a write."""
-
-    def __init__(self, reads: Reads, write: WriteDurably, clock: Clock) -> None:
-        self._reads = reads
-        self._write = write
+    def __init__(
+        self,
+        reads: Reads,
+        write: WriteDurably,
+        submit: SubmitWrite,
+        outcome: Outcome,
+        place: Place,
+        owner: str,
+        clock: Clock,
+    ) -> None:
+        super().__init__(reads, write, outcome, place)
+        self._submit = submit
+        self._owner = owner
         self._clock = clock
 
     # -- by their account
 
     async def create(self, new: NewBatch) -> Batch:
-        """Raises NotFound (the account has no such file), InvalidValue (it is no batch's input), Overloaded."""
-        raise NotImplementedError
+        """Raises NotFound (the account has no such file for batches), RateLimited, Overloaded.
 
-    async def find(self, account_id: str, batch_id: str) -> Batch | None:
-        """A batch of the account."""
-        raise NotImplementedError
+        If it cannot be known whether the batch was made, it is deleted.
+        """
+        batch_id, account = new_id("batch", self._clock), frozenset({new.account_id})
+        limits = {"of_account": BATCHES_OPEN_OF_ACCOUNT_MAX, "of_all": BATCHES_OPEN_MAX}
+        values = values_of_new(new) | limits | {"batch_id": batch_id}
+
+        def create(db: Db, now_ms: int) -> bool:
+            too_many = {"account_id": new.account_id, "rows_max": PAGE_ROWS_MAX, "kept": BATCHES_KEPT_OF_ACCOUNT_MAX}
+            old = db.execute(BATCHES_SQL["too_many_batches"], too_many).fetchall()
+            db.execute(BATCHES_SQL["forget_batches"], as_rows([(old_id,) for old_id, _ in old]))
+            return bool(db.execute(BATCHES_SQL["create_batch"], values | {"now_ms": now_ms}).fetchall())
+
+        try:
+            made = await self._write(create, account)
+        except (StoreUnavailable, asyncio.CancelledError):
+            self._submit(KeptChange(lambda db, now_ms: _undo(db, now_ms, new.account_id, batch_id), account))
+            raise
+        batch = await self.find(new.account_id, batch_id) if made else None
+        if batch is None:
+            raise await self._why_not(new)
+        return batch
 
     async def page(self, account_id: str, *, after: str | None = None, limit: int) -> BatchesPage:
-        """A page of the account's batches, the newest first, after the batch `after`."""
-        raise NotImplementedError
+        """A page of at most `limit`, and PAGE_ROWS_MAX, of the account's batches, the newest first, after `after`."""
+        limit = min(limit, PAGE_ROWS_MAX)
+        values = {"account_id": account_id, "after": after or LAST, "rows_max": limit + 1}
+        rows = await self._reads.ask(BATCHES_SQL["batches_before"], values)
+        return BatchesPage([batch_of(row) for row in rows[:limit]], len(rows) > limit)
 
     async def cancel(self, account_id: str, batch_id: str) -> Batch | None:
         """Have it begin nothing more; the batch as it is then. One that is past that stays as it is."""
-        raise NotImplementedError
+        values = {"account_id": account_id, "batch_id": batch_id}
+
+        def cancel(db: Db, now_ms: int) -> Row | None:
+            db.execute(BATCHES_SQL["cancel_batch"], values | {"now_ms": now_ms})
+            return read_batch(db, account_id, batch_id)
+
+        found = await self._write(cancel, frozenset({account_id}))
+        return None if found is None else batch_of(found)
 
     # -- leases
 
@@ -87,73 +115,84 @@ class Batches:
 
         The lease lasts BATCH_LEASE_S: renew it every BATCH_RENEW_S.
         """
-        raise NotImplementedError
+        now_ms = self._clock.unix_ms()
+        free = {"now_ms": now_ms, "rows_max": CANDIDATES_MAX}
+        for batch_id, account_id in await self._reads.ask(BATCHES_SQL["free_batches"], free):
+            taken = await self._write(self._take(batch_id, account_id), frozenset({account_id}))
+            if taken is not None:
+                epoch, row = taken
+                return BatchLease(batch_id, account_id, epoch), batch_of(row)
+        return None
 
     async def renew(self, lease: BatchLease) -> Batch:
         """Keep the batch; how it is now. It is cancelled here if its key was revoked. Raises LeaseLost."""
-        raise NotImplementedError
+
+        def renew(db: Db, now_ms: int) -> Row | None:
+            values = {"batch_id": lease.batch_id, "epoch": lease.epoch, "until_ms": _until_ms(now_ms), "now_ms": now_ms}
+            if not db.execute(BATCHES_SQL["keep_batch"], values).fetchall():
+                return None
+            db.execute(BATCHES_SQL["cancel_if_revoked"], values)
+            return read_batch(db, lease.account_id, lease.batch_id)
+
+        return batch_of(held(await self._under(lease, renew)))
 
     async def release(self, lease: BatchLease) -> None:
-        """Let another gateway take it at once. Harmless if the lease was lost."""
-        raise NotImplementedError
-
-    # -- validation
-
-    async def clear_units(self, lease: BatchLease) -> None:
-        """Begin the validation anew: delete units of one that was broken off. Raises LeaseLost."""
-        raise NotImplementedError
-
-    async def add_units(self, lease: BatchLease, units: Sequence[Unit]) -> None:
-        """Add units that follow those that are there, at most UNITS_A_WRITE_MAX at a time. Raises LeaseLost."""
-        raise NotImplementedError
-
-    async def begin(self, lease: BatchLease, plan: BatchPlan, *, bytes_max: int) -> Batch:
-        """Set the batch's money aside, all of it, and put it in progress: both or neither.
-
-        Raises LeaseLost; InsufficientQuota, where the balance or a budget does not cover the sum, which is named;
-        TooMuchKept, where the account may not keep so much output: `bytes_max` is how much it may keep in all.
-        Then call `fail`.
-        """
-        raise NotImplementedError
-
-    async def fail(self, lease: BatchLease, errors: Sequence[LineError], *, total: int = 0) -> Batch:
-        """The validation has found errors: nothing is done. Raises LeaseLost."""
-        raise NotImplementedError
-
-    # -- work
-
-    async def open_units(self, lease: BatchLease, *, after: int = -1, limit: int) -> list[Unit]:
-        """Units that are not done, in their order, those after the unit `after`."""
-        raise NotImplementedError
-
-    async def finish_unit(self, lease: BatchLease, results: UnitResults) -> UnitEnd:
-        """Charge a unit's lines and mark it done: both or neither. Its segment is durable already. Raises LeaseLost."""
-        raise NotImplementedError
-
-    # -- the end
-
-    async def finalize(self, lease: BatchLease) -> Batch:
-        """All units are done: the output files follow. Raises LeaseLost, also where units are open."""
-        raise NotImplementedError
-
-    async def done_units(self, lease: BatchLease, *, after: int = -1, limit: int) -> list[DoneUnit]:
-        """Units that are done, in their order, those after the unit `after`."""
-        raise NotImplementedError
-
-    async def finish(self, lease: BatchLease, output: FileRow | None, errors: FileRow | None, *, failed: int) -> Batch:
-        """End the batch: its files get their rows, what is left of its money goes back. Raises LeaseLost.
-
-        It becomes what follows from its state: finalizing → completed, cancelling → cancelled, in_progress or
-        validating → expired. `failed` is how many lines are in the error file. The files' contents are durable already.
-        """
-        raise NotImplementedError
+        """Let another gateway take it at once. Harmless if the lease was lost, or the batch is over."""
+        values = {"batch_id": lease.batch_id, "epoch": lease.epoch, "until_ms": 0}
+        await self._under(lease, lambda db, _: db.execute(BATCHES_SQL["keep_batch"], values).fetchall())
 
     # -- upkeep
 
     async def ended(self, batch_ids: Sequence[str]) -> set[str]:
         """Those of some batches that have ended or are not known: their segments are of no use."""
-        raise NotImplementedError
+        rows = await self._reads.ask(BATCHES_SQL["open_of_batches"], as_rows([(each,) for each in batch_ids]))
+        return set(batch_ids) - {batch_id for (batch_id,) in rows}
+
+    async def unswept(self) -> list[str]:
+        """Batches that are over and have units yet: delete their segments, then call `sweep`."""
+        rows = await self._reads.ask(BATCHES_SQL["unswept_batches"], {"rows_max": PAGE_ROWS_MAX})
+        return [batch_id for batch_id, _ in rows]
+
+    async def sweep(self, batch_id: str) -> None:
+        """Delete the units of a batch that is over."""
+        values = {"batch_id": batch_id, "rows_max": UNITS_A_WRITE_MAX}
+        while await self._write(lambda db, _: db.execute(BATCHES_SQL["clear_units"], values).rowcount):
+            pass
+        await self._write(lambda db, _: db.execute(BATCHES_SQL["sweep_batch"], values).rowcount)
 
     async def forget(self) -> int:
-        """Delete batches that ended long ago; how many."""
-        raise NotImplementedError
+        """Delete batches that ended long ago, at most PAGE_ROWS_MAX; how many."""
+        old = {"kept_from_ms": self._clock.unix_ms() - BATCH_KEPT_S * 1000, "rows_max": PAGE_ROWS_MAX}
+        rows = as_rows([(batch_id,) for batch_id, _ in await self._reads.ask(BATCHES_SQL["old_batches"], old)])
+        return len(await self._write(lambda db, _: db.execute(BATCHES_SQL["forget_batches"], rows).fetchall()))
+
+    # -- within
+
+    def _take(self, batch_id: str, account_id: str) -> Callable[[Db, int], tuple[int, Row] | None]:
+        def take(db: Db, now_ms: int) -> tuple[int, Row] | None:
+            values = {"batch_id": batch_id, "owner": self._owner, "now_ms": now_ms, "until_ms": _until_ms(now_ms)}
+            epoch = db.execute(BATCHES_SQL["take_batch"], values).fetchone()
+            row = read_batch(db, account_id, batch_id)
+            return None if epoch is None or row is None else (epoch[0], row)
+
+        return take
+
+    async def _why_not(self, new: NewBatch) -> NotFound | RateLimited | Overloaded:
+        ((of_account, of_all),) = await self._reads.ask(BATCHES_SQL["count_open"], {"account_id": new.account_id})
+        if of_account >= BATCHES_OPEN_OF_ACCOUNT_MAX:
+            words = f"An account may have {BATCHES_OPEN_OF_ACCOUNT_MAX} batches that are not over. Wait, or cancel one."
+            return RateLimited(words, retry_after_s=LATER_S)
+        if of_all >= BATCHES_OPEN_MAX:
+            return Overloaded(f"There are {of_all:,} batches that are not over, as many as may be. Try again later.")
+        return NotFound("There is no such file with the purpose batch.", param="input_file_id")
+
+
+def _until_ms(now_ms: int) -> int:
+    return now_ms + int(BATCH_LEASE_S * 1000)
+
+
+def _undo(db: Db, now_ms: int, account_id: str, batch_id: str) -> None:
+    """A batch of which its caller did not hear: it was never there, or, once it is worked on, does nothing more."""
+    values = {"account_id": account_id, "batch_id": batch_id, "now_ms": now_ms}
+    db.execute(BATCHES_SQL["drop_batch"], values)
+    db.execute(BATCHES_SQL["cancel_batch"], values)

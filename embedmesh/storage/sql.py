@@ -25,9 +25,11 @@ def load(file: str) -> dict[str, str]:
 
 
 ACCOUNTS_SQL = load("accounts.sql")
+BATCHES_SQL = load("batches.sql")
 CHAIN_SQL = load("chain.sql")
 CLAIMS_SQL = load("claims.sql")
 FACTS_SQL = load("facts.sql")
+FILES_SQL = load("files.sql")
 HOLDS_SQL = load("holds.sql")
 KEYS_SQL = load("keys.sql")
 LEASES_SQL = load("leases.sql")

@@ -15,6 +15,7 @@ from embedmesh.deadline import within
 from embedmesh.rules.errors import InsufficientQuota, RateLimited, StoreAway, StoreUnavailable
 from embedmesh.rules.holds import Charge, Claim, Hold, HoldEnd, PriorRequest, StreamNote
 from embedmesh.rules.ports import Clock
+from embedmesh.storage.batches import Batches
 from embedmesh.storage.cached.changes import Changes
 from embedmesh.storage.cached.keys import KeyRing
 from embedmesh.storage.cached.prices import PriceList
@@ -22,6 +23,7 @@ from embedmesh.storage.cached.rate_limits import LeasedRateLimits
 from embedmesh.storage.cached.slots import LeasedSlots
 from embedmesh.storage.db import Db, OnFatal
 from embedmesh.storage.engines import engine_of
+from embedmesh.storage.files import FileRows
 from embedmesh.storage.instance import take_instance
 from embedmesh.storage.ledger import chain
 from embedmesh.storage.ledger.batch import BATCH_WRITES_MAX
@@ -85,6 +87,11 @@ class Store:
             self._writer, self._reads, clock, opened.instance.name, key_secret,
             place=self._place, redeem=self._outcome, unsealed=self._unsealed,
         )  # fmt: skip
+        submit = self._writer.submit
+        self.files = FileRows(self._reads, self._write, submit, clock)
+        self.batches = Batches(
+            self._reads, self._write, submit, self._outcome, self._place, opened.instance.name, clock
+        )
         self.changes.on("tabs", self._recalls.tabs_changed)
         self.changes.on("keys", self._recalls.keys_changed)
         # Of the port Ledger, without a call of its own.

@@ -79,7 +79,7 @@ class SettleTab(Write):
                 settling.append(write)
         if not settling:
             return
-        settled_ids = _settle(db, now_ms, settling)
+        settled_ids = settle(db, now_ms, settling)
         for write in settling:
             write._settled_ids = settled_ids
 
@@ -136,7 +136,7 @@ def _settled_before(db: Db, writes: Sequence[SettleTab]) -> frozenset[str]:
     return frozenset(hold_id for (hold_id,) in db.execute(TABS_SQL["settled_before"], rows).fetchall())
 
 
-def _settle(db: Db, now_ms: int, writes: Iterable[SettleTab]) -> Callable[[], frozenset[str]]:
+def settle(db: Db, now_ms: int, writes: Iterable[SettleTab]) -> Callable[[], frozenset[str]]:
     """Settle those of some requests whose tabs are live, and nothing of the others. Returns the ids of these tabs.
 
     No statement needs what another has found, so that they are sent together.

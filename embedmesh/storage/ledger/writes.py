@@ -25,6 +25,7 @@ class Stats(msgspec.Struct):
     released: int = 0
     expired: int = 0
     recovered: int = 0  # found open at start
+    units_finished: int = 0  # of batches: whatever their lines came to
     locks_opened: int = 0
     locks_used: int = 0
     tabs_opened: int = 0
@@ -41,9 +42,19 @@ class Stats(msgspec.Struct):
 
 
 class WriteDurably(Protocol):
-    """Runs a function of the connection and the time with the next batch; its result comes once that is durable."""
+    """Runs a function of the connection and the time with the next batch; its result comes once that is durable.
 
-    def __call__(self, write: Callable[[Db, int], T]) -> Awaitable[T]: ...
+    It may run again if the batch has to. `accounts` are those whose money it moves, or that it locks. The function must
+    raise nothing but the driver's errors.
+    """
+
+    def __call__(self, write: Callable[[Db, int], T], accounts: frozenset[str] = ...) -> Awaitable[T]: ...
+
+
+class SubmitWrite(Protocol):
+    """Queues a write. Raises StoreUnavailable for one that is not kept, where it could not be written soon."""
+
+    def __call__(self, write: "Write") -> None: ...
 
 
 class Write:
@@ -149,3 +160,21 @@ class Change(WaitedWrite[T]):
 
     def committed(self, stats: Stats) -> None:
         self._succeed(self._result)
+
+
+class KeptChange(Write):
+    """Any function of the connection and the time; nobody waits for it, and it is tried until it is durable."""
+
+    rank = 3  # after a `Change` that it undoes
+
+    def __init__(self, write: Callable[[Db, int], None], accounts: frozenset[str]) -> None:
+        self._write = write
+        self._accounts = accounts
+
+    def prepare(self, db: Db, now_ms: int) -> set[str]:
+        return set(self._accounts)
+
+    @classmethod
+    def apply_all(cls, db: Db, now_ms: int, writes: "Sequence[KeptChange]") -> None:
+        for one in writes:
+            one._write(db, now_ms)

@@ -76,9 +76,10 @@ WHERE tab_id = value ->> 'tab_id' AND tabs.state IN ('open', 'closing')
 RETURNING tab_id;
 
 -- name: recall_tabs
--- Ask for the money of an account's open tabs; with a key, of those that have a budget in common with it.
+-- Ask for the money of an account's open tabs; with a key, of those that have a budget in common with it. The tab of a batch,
+-- which is its own owner, keeps its money until the batch ends.
 UPDATE tabs SET state = 'closing'
-WHERE account_id = :account_id AND ended_ms IS NULL AND state = 'open' AND (
+WHERE account_id = :account_id AND ended_ms IS NULL AND state = 'open' AND owner <> tab_id AND (
     CAST(:key_id AS TEXT) IS NULL OR key_id = :key_id
     OR key_id IN (SELECT from_id FROM key_draws WHERE key_draws.key_id = :key_id)
     OR key_id IN (
@@ -91,7 +92,7 @@ WHERE account_id = :account_id AND ended_ms IS NULL AND state = 'open' AND (
 -- name: count_live_tabs
 -- How many of them have not ended.
 SELECT count(*) FROM tabs
-WHERE account_id = :account_id AND ended_ms IS NULL AND (
+WHERE account_id = :account_id AND ended_ms IS NULL AND owner <> tab_id AND (
     CAST(:key_id AS TEXT) IS NULL OR key_id = :key_id
     OR key_id IN (SELECT from_id FROM key_draws WHERE key_draws.key_id = :key_id)
     OR key_id IN (
@@ -115,8 +116,9 @@ WHERE ended_ms IS NULL AND deadline_ms < :now_ms ORDER BY deadline_ms LIMIT :tab
 SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL AND owner = :owner;
 
 -- name: live_tabs
--- All live tabs. Read at the start of a gateway that is alone, when the processes that spent them are gone.
-SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL;
+-- All live tabs but those of batches. Read at the start of a gateway that is alone, when the processes that spent them are
+-- gone; whatever gateway has a batch goes on with its tab.
+SELECT tab_id, account_id FROM tabs WHERE ended_ms IS NULL AND owner <> tab_id;
 
 -- name: tabs_with_budgets
 -- The live tabs of one gateway whose key, or one above it, is no longer good or has a budget, of which a tab has a part. Read
@@ -131,6 +133,6 @@ WHERE owner = :owner AND ended_ms IS NULL AND EXISTS (
 );
 
 -- name: unspent_of_account
--- What an account's live tabs have not captured: a hold may have it, once they were recalled.
+-- What an account's live tabs have not captured: a hold may have it, once they were recalled. Those of batches are not.
 SELECT CAST(coalesce(sum(amount - captured), 0) AS BIGINT) FROM tabs
-WHERE account_id = :account_id AND ended_ms IS NULL;
+WHERE account_id = :account_id AND ended_ms IS NULL AND owner <> tab_id;
