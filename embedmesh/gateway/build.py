@@ -14,7 +14,7 @@ from embedmesh.fleet.addresses import Policy, system_lookup
 from embedmesh.fleet.canary import Canaries
 from embedmesh.fleet.choose import POLICIES
 from embedmesh.fleet.examiner import Examiner
-from embedmesh.fleet.leftover import Leftover, PatientFleet
+from embedmesh.fleet.leftover import Leftover
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
@@ -58,7 +58,7 @@ from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
 from embedmesh.http.paths import EMBEDDINGS_PATH
 from embedmesh.http.receive import BodyBudget
-from embedmesh.jobs.endpoints import Unlimited
+from embedmesh.jobs.endpoints import world_of_lines
 from embedmesh.jobs.files import FileBounds, FileStore
 from embedmesh.jobs.runner import Runner
 from embedmesh.jobs.validate import BatchTerms
@@ -270,10 +270,9 @@ def _jobs(
     terms = BatchTerms(settings.batch_lines_max, settings.batch_inputs_max, ratio_ppm)
     endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(fleet.clients, leases)}
     leftover = Leftover(fleet.scheduler, clock, asyncio.get_running_loop().call_later)
-    line_world = msgspec.structs.replace(world, fleet=PatientFleet(leftover), rate_limits=Unlimited())
     bounds = FileBounds(of_account=settings.files_bytes_max)
     files = FileStore(files_path(settings), store.files, store.batches, store.key_secret, clock, bounds)
-    runner = Runner(store.batches, files, line_world, endpoints, leftover, terms)
+    runner = Runner(store.batches, files, world_of_lines(world, leftover), endpoints, leftover, terms)
     bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
 
     def price_min(account_id: str) -> int:

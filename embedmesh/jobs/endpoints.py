@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from embedmesh.fleet.leftover import Leftover, PatientFleet
 from embedmesh.flow.operation import CanPay, Invocation, Operation
 from embedmesh.flow.paid import SOON_BYTES_MAX
 from embedmesh.flow.world import World
@@ -66,6 +67,11 @@ class Unlimited:
 
     def left(self, caller: Caller) -> tuple[RateLimit, ...]:
         return ()
+
+
+def world_of_lines(world: World, leftover: Leftover) -> World:
+    """The world as lines of batches see it: patient nodes, and nothing that limits a key."""
+    return msgspec.structs.replace(world, fleet=PatientFleet(leftover), rate_limits=Unlimited())
 
 
 class CountedLine(msgspec.Struct):

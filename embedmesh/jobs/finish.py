@@ -5,13 +5,14 @@ from typing import TypeVar
 
 from embedmesh.jobs.files import ContentsLost, FileStore, FileWriter
 from embedmesh.jobs.unit import undone_lines
-from embedmesh.rules.batches import Batch, BatchLease, FilePurpose, FileRow, Unit
-from embedmesh.storage.batches import Batches, DoneUnit
+from embedmesh.rules.batches import Batch, BatchLease, BatchUnit, FilePurpose, FileRow
+from embedmesh.storage.batch_rows import DoneUnit
+from embedmesh.storage.batches import Batches
 
 UNITS_A_LOOK = 256
 KEPT_BYTES_MAX = 2**62  # the room for outputs was kept when the batch began
 
-T = TypeVar("T", DoneUnit, Unit)
+T = TypeVar("T", DoneUnit, BatchUnit)
 
 
 async def write_outputs(

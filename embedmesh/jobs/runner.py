@@ -21,11 +21,12 @@ from embedmesh.jobs.files import ContentsLost, FileStore
 from embedmesh.jobs.finish import write_outputs
 from embedmesh.jobs.unit import Stopping, UnitWork, where
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
-from embedmesh.rules.batches import Batch, BatchLease, BatchState, LeaseLost, LineError, Unit, UnitEnd
+from embedmesh.rules.batches import Batch, BatchLease, BatchState, BatchUnit, LeaseLost, LineError, UnitEnd
 from embedmesh.rules.errors import Failure, InsufficientQuota, Retry
 from embedmesh.rules.file_failures import TooMuchKept
 from embedmesh.rules.ports import Caller
-from embedmesh.storage.batches import BATCH_LEASE_S, BATCH_RENEW_S, Batches, UnitResults
+from embedmesh.storage.batch_steps import UnitResults
+from embedmesh.storage.batches import BATCH_LEASE_S, BATCH_RENEW_S, Batches
 
 log = logging.getLogger("embedmesh.jobs")
 
@@ -209,7 +210,7 @@ class BatchWork:
         batch, lease = self._batch, self._lease
         await again(lambda: self._batches.clear_units(lease))
 
-        async def add(units: Sequence[Unit]) -> None:
+        async def add(units: Sequence[BatchUnit]) -> None:
             await again(lambda: self._batches.add_units(lease, units))
 
         terms = self._runner._terms
@@ -273,10 +274,10 @@ class BatchWork:
                 task.cancel()
             await asyncio.gather(*under_way.values(), return_exceptions=True)
 
-    async def _open_units(self, after: int) -> list[Unit]:
+    async def _open_units(self, after: int) -> list[BatchUnit]:
         return await again(lambda: self._batches.open_units(self._lease, after=after, limit=UNITS_A_LOOK))
 
-    async def _unit(self, work: UnitWork, unit: Unit) -> None:
+    async def _unit(self, work: UnitWork, unit: BatchUnit) -> None:
         """Work off one unit and settle it, once there is room and a node. One that has no node for long is given up."""
         await self._until_served()
         async with self._runner._units:
@@ -294,7 +295,7 @@ class BatchWork:
                 doing.cancel()
                 await asyncio.gather(doing, return_exceptions=True)
 
-    async def _do(self, work: UnitWork, unit: Unit) -> None:
+    async def _do(self, work: UnitWork, unit: BatchUnit) -> None:
         batch, stop = self._batch, unit.first_byte + unit.bytes
         try:
             results = await work.results(unit, self._files.read(batch.input_file_id, unit.first_byte, stop))

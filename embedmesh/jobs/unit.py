@@ -21,7 +21,7 @@ from embedmesh.flow.world import World
 from embedmesh.http.failures import envelope, status_and_type
 from embedmesh.jobs.endpoints import CountedLine, counted_line, used_tokens
 from embedmesh.jobs.lines import BadLine, BatchLine, LineFinder, read_line
-from embedmesh.rules.batches import Batch, Unit, UsedTokens, line_request_id
+from embedmesh.rules.batches import Batch, BatchUnit, UsedTokens, line_request_id
 from embedmesh.rules.errors import BadNodeResponse, Failure, InternalError, Overloaded, Retry
 from embedmesh.rules.exchange import Reply, RequestHead
 from embedmesh.rules.holds import Charge, Hold, HoldEnd
@@ -111,7 +111,7 @@ class UnitWork:
         self._leftover = leftover
         self._stopping = stopping
 
-    async def results(self, unit: Unit, pieces: AsyncIterator[bytes]) -> list[LineResult]:
+    async def results(self, unit: BatchUnit, pieces: AsyncIterator[bytes]) -> list[LineResult]:
         """The results of all lines of a unit, in their order; `pieces` are its bytes."""
         tasks: list[asyncio.Task[LineResult]] = []
         finder = LineFinder(unit.first_byte)
@@ -128,7 +128,7 @@ class UnitWork:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, unit: Unit, at: int, data: bytes | None) -> asyncio.Task[LineResult]:
+    def _begin(self, unit: BatchUnit, at: int, data: bytes | None) -> asyncio.Task[LineResult]:
         return asyncio.create_task(self._result(unit.first_line + at, data))
 
     async def _result(self, line_number: int, data: bytes | None) -> LineResult:
@@ -207,7 +207,7 @@ def undone_line(batch_id: str, line_number: int, custom_id: str, code: str) -> b
     return _encoded(_id_of(line_request_id(batch_id, line_number)), custom_id, None, error)
 
 
-async def undone_lines(batch: Batch, unit: Unit, pieces: AsyncIterator[bytes], code: str) -> list[bytes]:
+async def undone_lines(batch: Batch, unit: BatchUnit, pieces: AsyncIterator[bytes], code: str) -> list[bytes]:
     """The lines of the error file for a unit that was not done."""
     finder = LineFinder(unit.first_byte)
     undone: list[bytes] = []

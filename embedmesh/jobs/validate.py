@@ -14,7 +14,7 @@ from embedmesh.flow.world import World
 from embedmesh.jobs.endpoints import CountedLine, at_prices, counted_line, prices_now
 from embedmesh.jobs.lines import BadLine, BatchLine, FoundLine, LineFinder, model_named, read_line
 from embedmesh.jobs.seen_ids import SeenIds
-from embedmesh.rules.batches import PRICE_RATIO_PPM, BatchPlan, LineError, Unit
+from embedmesh.rules.batches import PRICE_RATIO_PPM, BatchPlan, BatchUnit, LineError
 from embedmesh.rules.errors import Failure, Overloaded
 from embedmesh.rules.limits import (
     BATCH_ERRORS_MAX,
@@ -32,7 +32,7 @@ UNITS_A_WRITE = 64  # so that little is kept here, and few writes are made
 FRAME_BYTES = 512  # of a line of the output besides the reply and the `custom_id`, which may take six bytes a character
 AGAIN_S = 0.5  # until a line is counted again that there was no room for
 
-AddUnits = Callable[[Sequence[Unit]], Awaitable[None]]
+AddUnits = Callable[[Sequence[BatchUnit]], Awaitable[None]]
 
 
 class BatchTerms(NamedTuple):
@@ -172,7 +172,7 @@ class UnitCutter:
     """Cuts the lines of a file into units. `ready` are those that are whole."""
 
     def __init__(self) -> None:
-        self.ready: list[Unit] = []
+        self.ready: list[BatchUnit] = []
         self._made = 0
         self._first_line = self._lines = 0
         self._first_byte = self._end = 0
@@ -198,7 +198,7 @@ class UnitCutter:
         if not self._lines:
             return
         size = self._end - self._first_byte
-        self.ready.append(Unit(self._made, self._first_byte, size, self._first_line, self._lines, self._tokens))
+        self.ready.append(BatchUnit(self._made, self._first_byte, size, self._first_line, self._lines, self._tokens))
         self._made += 1
         self._first_line += self._lines
         self._lines = self._tokens = self._reply_bytes = 0

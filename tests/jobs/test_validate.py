@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from embedmesh.jobs import validate
+from embedmesh.fleet.leftover import Leftover
+from embedmesh.flow.world import World
+from embedmesh.jobs import lines, validate
+from embedmesh.jobs.endpoints import world_of_lines
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
-from embedmesh.rules.batches import BatchPlan, Unit
+from embedmesh.rules.batches import BatchPlan, BatchUnit
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.rules.ports import Caller
-from tests.flow.world import EMBEDDINGS, MODEL, make_world
+from tests.flow.world import EMBEDDINGS, MODEL, call_later, make_world
 
 ENDPOINT = "/v1/embeddings"
 CALLER = Caller("acct", "key_1", frozenset({"embeddings"}))
@@ -24,18 +27,23 @@ def line(number: int, text: Any = "abc", **more: Any) -> bytes:
     return json.dumps(whole).encode() + b"\n"
 
 
+def line_world(nodes: int = 1) -> World:
+    world = make_world(nodes=nodes)
+    return world_of_lines(world, Leftover(world.fleet, world.clock, call_later))
+
+
 async def pieces_of(data: bytes, size: int = 100) -> AsyncIterator[bytes]:
     for at in range(0, len(data), size):
         yield data[at : at + size]
 
 
-async def plan_of(data: bytes, caller: Caller = CALLER, **terms: int) -> tuple[BatchPlan, list[Unit]]:
-    units: list[Unit] = []
+async def plan_of(data: bytes, caller: Caller = CALLER, **terms: int) -> tuple[BatchPlan, list[BatchUnit]]:
+    units: list[BatchUnit] = []
 
-    async def add(more: Sequence[Unit]) -> None:
+    async def add(more: Sequence[BatchUnit]) -> None:
         units.extend(more)
 
-    validation = Validation(make_world(nodes=0), EMBEDDINGS, ENDPOINT, caller, BatchTerms(**terms), add)
+    validation = Validation(line_world(nodes=0), EMBEDDINGS, ENDPOINT, caller, BatchTerms(**terms), add)
     return await validation.plan(pieces_of(data)), units
 
 
@@ -86,10 +94,10 @@ async def test_units_are_handed_over_many_at_a_time(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(validate, "UNITS_A_WRITE", 4)
     sizes: list[int] = []
 
-    async def add(units: Sequence[Unit]) -> None:
+    async def add(units: Sequence[BatchUnit]) -> None:
         sizes.append(len(units))
 
-    validation = Validation(make_world(), EMBEDDINGS, ENDPOINT, CALLER, BatchTerms(), add)
+    validation = Validation(line_world(), EMBEDDINGS, ENDPOINT, CALLER, BatchTerms(), add)
     await validation.plan(pieces_of(b"".join(line(number) for number in range(10))))
     assert sizes == [4, 4, 2]
 
@@ -143,8 +151,6 @@ async def test_a_key_for_other_models_may_not() -> None:
 
 
 async def test_a_line_that_is_too_long_is_told_and_the_rest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedmesh.jobs import lines
-
     monkeypatch.setattr(lines, "BATCH_LINE_BYTES_MAX", 500)
     assert await errors_of(line(1) + line(2, "a" * 5_000) + b"{\n") == [
         ("line_too_long", 2, None),
