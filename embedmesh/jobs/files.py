@@ -1,53 +1,119 @@
-"""What is in files and segments: on the disk, in chunks, encrypted under the store's key secret.
+"""Files: their rows in the store, and what is in them on the disk, written and read as streams of bounded memory.
 
-A file is written to a draft, synced and renamed; its row in the store comes last. So a row always has its contents, and
-contents without a row are of no use: `sweep` deletes them.
+The contents are durable under their own name before their row comes. So a row always has its contents, and contents
+without a row are of no use: `sweep` deletes them. The same goes for segments, the results of a batch's units.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from embedmesh.jobs.chunks import ContentsLost
+from embedmesh.jobs.folder import FileFolder, Written
 from embedmesh.rules.batches import FilePurpose, FileRow, Segment
+from embedmesh.rules.errors import BodyTooLarge, InvalidValue, StoreUnavailable
+from embedmesh.rules.file_failures import StorageFull
+from embedmesh.rules.ids import new_id
+from embedmesh.rules.limits import FILENAME_CHARS_MAX, FILES_OF_ACCOUNT_MAX, UPLOADS_MAX
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.shares import ACCOUNT_SHARE, Room
 from embedmesh.storage.batches import Batches
-from embedmesh.storage.files import FileRows
+from embedmesh.storage.files import FORGOTTEN_AT_ONCE, FileRows, KeptFiles, too_much
 
-CHUNK_BYTES = 64 * 1024  # of plain contents under one tag: what is held to read one byte
+WRITE_AT_ONCE_BYTES = 256 * 1024  # of one file, in memory until it goes to a thread: a millisecond of encryption
+SWEEP_EVERY_S = 60.0
+STRAYS_EVERY_S = 3_600.0  # contents without a row are rare: a process died between two steps
+
+T = TypeVar("T")
+
+log = logging.getLogger("embedmesh.jobs")
 
 
 class FileBounds(msgspec.Struct, frozen=True):
     """How much may be kept, in bytes. `disk_free_min` stays free whatever files want."""
 
-    of_account: int = 20 * 1024**3
-    disk_free_min: int = 1024**3
-
-
-class ContentsLost(Exception):
-    """A file's contents are not there, or were changed on the disk."""
+    of_account: int = 20 * 1024**3  # some ten batches of 50,000 long vectors as decimals
+    disk_free_min: int = 1024**3  # for the store beside it, and its log
 
 
 class FileWriter:
     """A file that is being written: `commit` or `abort` ends it. As a context manager it aborts what was not ended."""
 
-    file_id: str
+    def __init__(
+        self, store: "FileStore", row: FileRow, file_bytes_max: int, kept_bytes_max: int, kept: KeptFiles | None
+    ) -> None:
+        """Made by `FileStore.create`. `kept` is what its account keeps, if that is to bound it."""
+        self._store = store
+        self._row = row
+        self._file_bytes_max = file_bytes_max
+        self._kept_bytes_max = kept_bytes_max
+        self._kept = kept
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._bytes = 0
+        self._written: Written | None = None
+        self._running: asyncio.Future[object] | None = None
+        self._over = False
+
+    @property
+    def file_id(self) -> str:
+        """The id of the file."""
+        return self._row.file_id
 
     async def write(self, data: bytes) -> None:
-        """Append. Raises BodyTooLarge (over the bound that `create` was given), StorageFull; then it was aborted."""
-        raise NotImplementedError
+        """Append. Raises BodyTooLarge, TooMuchKept (over the bounds that `create` was given), StorageFull.
+
+        Then it was aborted, and nothing more may be written.
+        """
+        assert not self._over, "the file was ended"
+        self._bytes += len(data)
+        if self._bytes > self._file_bytes_max:
+            await self.abort()
+            raise BodyTooLarge(f"A file may have at most {self._file_bytes_max:,} bytes. Cut it into several.")
+        kept = self._kept
+        if kept is not None and kept.bytes + kept.reserved + self._bytes > self._kept_bytes_max:
+            await self.abort()
+            raise too_much(kept, self._bytes, self._kept_bytes_max)
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= WRITE_AT_ONCE_BYTES:
+            await self._flush()
 
     async def seal(self) -> FileRow:
-        """The contents are durable; the row, which somebody else has to keep, or the contents are swept."""
-        raise NotImplementedError
+        """The contents are durable; the row is to be kept by somebody else, or the contents are swept.
+
+        Raises StorageFull; then it was aborted.
+        """
+        await self._flush()
+        assert self._written is not None
+        await self._do(self._written.end)
+        self._end()
+        return msgspec.structs.replace(self._row, bytes=self._bytes)
 
     async def commit(self) -> FileRow:
         """Keep the file. Raises TooMuchKept, StorageFull, StoreUnavailable; then it was aborted."""
-        raise NotImplementedError
+        row = await self.seal()
+        try:
+            await self._store.rows.add(row, bytes_max=self._kept_bytes_max)
+        except BaseException:
+            await self._store.drop(row.file_id)
+            raise
+        return row
 
     async def abort(self) -> None:
-        """Leave nothing. Harmless after `commit`."""
-        raise NotImplementedError
+        """Leave nothing. Harmless after the end."""
+        if self._over:
+            return
+        self._end()
+        if self._running is not None and not self._running.done():
+            await asyncio.wait([self._running])
+        if self._written is not None:
+            await self._store.in_thread(self._written.abort)
 
     async def __aenter__(self) -> "FileWriter":
         return self
@@ -55,9 +121,28 @@ class FileWriter:
     async def __aexit__(self, *_: object) -> None:
         await self.abort()
 
+    async def _flush(self) -> None:
+        data, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if self._written is None:
+            self._written = self._store.folder.begin(self.file_id)
+        await self._do(partial(self._written.write, data))
+
+    async def _do(self, call: Callable[[], object]) -> None:
+        """In a thread; a caller that leaves does not stop it half-way. Aborts if it fails."""
+        self._running = asyncio.ensure_future(self._store.in_thread(call))
+        try:
+            await asyncio.shield(self._running)
+        except BaseException:
+            await self.abort()
+            raise
+
+    def _end(self) -> None:
+        self._over = True
+        self._store.ended(self._row)
+
 
 class FileStore:
-    """Contents of files and of segments in one folder, which gateways of one store share."""
+    """Files and segments of one store, in one folder, which all its gateways share."""
 
     def __init__(
         self,
@@ -68,23 +153,36 @@ class FileStore:
         clock: Clock,
         bounds: FileBounds | None = None,
     ) -> None:
-        raise NotImplementedError
+        self.rows = rows
+        self._batches = batches
+        self._clock = clock
+        self._bounds = bounds or FileBounds()
+        self.folder = FileFolder(folder, key_secret, self._bounds.disk_free_min)
+        self._uploads = Room(
+            UPLOADS_MAX,
+            f"At most {UPLOADS_MAX} files may be uploaded at one time, each account up to a share. Try again shortly.",
+        )
+        self._strays_s = clock.monotonic() - STRAYS_EVERY_S  # the first time at once
 
     async def open(self) -> None:
         """Make the folder where it is not there. Raises SetupError."""
-        raise NotImplementedError
+        await self.in_thread(self.folder.make)
 
     async def close(self) -> None:
         """Wait for what is being written."""
-        raise NotImplementedError
+        await asyncio.get_running_loop().run_in_executor(None, self.folder.threads.shutdown)
 
     async def bytes_allowed(self, account_id: str, can_pay_bytes: int | None = None) -> int:
         """How much an account may keep in all now: for `create` and `Batches.begin`.
 
         The least of its bound, of its share of the disk, and of `can_pay_bytes` (`rules.batches.bytes_paid_for`), which
-        is what it could have worked off with the money that it has. Raises StoreUnavailable.
+        is what it could have worked off with the money that it has. What it keeps already counts. Raises
+        StoreUnavailable.
         """
-        raise NotImplementedError
+        kept = await self.rows.kept(account_id)
+        free = await self.in_thread(self.folder.free_bytes)
+        allowed = min(self._bounds.of_account, ACCOUNT_SHARE * (kept.bytes + free) // (ACCOUNT_SHARE + 1))
+        return allowed if can_pay_bytes is None else min(allowed, can_pay_bytes)
 
     async def create(
         self,
@@ -96,42 +194,158 @@ class FileStore:
         file_bytes_max: int,
         kept_bytes_max: int,
     ) -> FileWriter:
-        """Begin a file. Raises TooMuchKept, Overloaded (too many are being written), StorageFull, StoreUnavailable.
+        """Begin a file. Raises TooMuchKept, Overloaded (too many are being uploaded), InvalidValue, StoreUnavailable.
 
-        `file_bytes_max` bounds this file, `kept_bytes_max` all of the account (`bytes_allowed`).
+        `file_bytes_max` bounds this file, `kept_bytes_max` all of the account (`bytes_allowed`); an account that has as
+        much already is refused at once.
         """
-        raise NotImplementedError
+        if len(filename) > FILENAME_CHARS_MAX:
+            raise InvalidValue(f"A file's name may have at most {FILENAME_CHARS_MAX} characters.", param="file")
+        now_ms = self._clock.unix_ms()
+        row = FileRow(
+            file_id=f"file-{new_id('file', self._clock).removeprefix('file_')}",
+            account_id=account_id,
+            filename=filename,
+            purpose=purpose,
+            bytes=0,
+            created_ms=now_ms,
+            expires_ms=now_ms + expires_s * 1000,
+        )
+        kept = None
+        if purpose is FilePurpose.BATCH:
+            kept = await self.rows.kept(account_id)
+            if kept.bytes + kept.reserved >= kept_bytes_max or kept.files >= FILES_OF_ACCOUNT_MAX:
+                raise too_much(kept, 1, kept_bytes_max)
+            self._uploads.take(account_id)
+        return FileWriter(self, row, file_bytes_max, kept_bytes_max, kept)
 
-    def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        """The contents from `start` until before `stop`, at most a MiB at a time. Raises ContentsLost.
+    async def read(self, file_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """The contents from `start` until before `stop`, at most WRITE_AT_ONCE_BYTES at a time. Raises ContentsLost.
 
-        Look for the row first (`FileRows.find`): this one does not ask whose it is.
+        Look for the row first (`FileRows.find`): this does not ask whose it is.
         """
-        raise NotImplementedError
+        async for part in self._parts(self.folder.path_of(file_id), file_id, start, stop):
+            yield part
 
     async def delete(self, account_id: str, file_id: str) -> bool:
         """Nobody sees the file any more; the contents go at once, or when no batch reads them any more.
 
         False: the account has no such file. Raises StoreUnavailable.
         """
-        raise NotImplementedError
+        if not await self.rows.delete(account_id, file_id):
+            return False
+        for forgotten in await self.rows.forget([file_id]):
+            await self.drop(forgotten)
+        return True
 
     async def write_segment(self, batch_id: str, output: Sequence[bytes], errors: Sequence[bytes]) -> Segment:
         """Durably write a unit's results under a new name. Raises StorageFull."""
-        raise NotImplementedError
+        name = new_id("seg", self._clock)
+        parts = [*output, *errors]
 
-    def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncIterator[bytes]:
+        def write() -> None:
+            written = self.folder.begin_segment(batch_id, name)
+            try:
+                written.write(parts)
+                written.end()
+            except BaseException:
+                written.abort()
+                raise
+
+        await self.in_thread(write)
+        return Segment(name, sum(map(len, output)), sum(map(len, errors)))
+
+    async def read_segment(self, batch_id: str, segment: Segment, *, errors: bool) -> AsyncIterator[bytes]:
         """The output lines or the error lines of a segment. Raises ContentsLost."""
-        raise NotImplementedError
+        middle = segment.output_bytes
+        span = (middle, middle + segment.error_bytes) if errors else (0, middle)
+        if span[0] == span[1]:
+            return
+        async for part in self._parts(self.folder.segment_path(batch_id, segment.name), segment.name, *span):
+            yield part
 
     async def drop_segments(self, batch_id: str) -> None:
         """A batch has ended: delete its segments."""
-        raise NotImplementedError
+        await self.in_thread(lambda: self.folder.drop_segments(batch_id))
 
     async def sweep(self) -> int:
-        """Delete what is of no use: expired files, contents without a row, segments of batches that ended; how many."""
-        raise NotImplementedError
+        """Delete what is of no use: expired files, contents without a row, what batches have left; how many.
+
+        Raises StoreUnavailable, StorageFull.
+        """
+        swept = 0
+        while forgotten := await self.rows.forget():
+            for file_id in forgotten:
+                await self.drop(file_id)
+            swept += len(forgotten)
+            if len(forgotten) < FORGOTTEN_AT_ONCE:
+                break
+        for batch_id in await self._batches.unswept():
+            await self.drop_segments(batch_id)
+            await self._batches.sweep(batch_id)
+            swept += 1
+        swept += await self._batches.forget()
+        if self._clock.monotonic() - self._strays_s >= STRAYS_EVERY_S:
+            self._strays_s = self._clock.monotonic()
+            swept += await self._sweep_strays()
+        return swept
 
     async def watch(self) -> None:
         """Sweep now and then, for ever; cancel it."""
-        raise NotImplementedError
+        while True:
+            try:
+                await self.sweep()
+            except (StoreUnavailable, StorageFull):
+                log.info("files cannot be swept now: they wait")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    # -- within
+
+    async def drop(self, file_id: str) -> None:
+        """Delete the contents of a file without a row; if that fails, they are swept later."""
+        await self.in_thread(lambda: self.folder.drop(file_id))
+
+    def ended(self, row: FileRow) -> None:
+        """A file is not being written any more."""
+        if row.purpose is FilePurpose.BATCH:
+            self._uploads.give_back(row.account_id)
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Run what waits for the disk, in threads that nothing else waits for."""
+        return await asyncio.get_running_loop().run_in_executor(self.folder.threads, call)
+
+    async def _parts(self, path: Path, name: str, start: int, stop: int | None) -> AsyncIterator[bytes]:
+        reader = await self.in_thread(lambda: self.folder.open(path, name))
+        try:
+            parts = reader.parts(start, stop)
+            while part := await self.in_thread(lambda: _some(parts)):
+                yield part
+        finally:
+            reader.close()
+
+    async def _sweep_strays(self) -> int:
+        swept = 0
+        for file_ids in await self.in_thread(self.folder.old_files):
+            for file_id in await self.rows.unknown(file_ids):
+                await self.drop(file_id)
+                swept += 1
+        for batch_ids in await self.in_thread(self.folder.old_segments):
+            for batch_id in await self._batches.ended(batch_ids):
+                await self.drop_segments(batch_id)
+                swept += 1
+        return swept
+
+
+def _some(parts: Iterable[bytes]) -> bytes:
+    """The next parts, at most WRITE_AT_ONCE_BYTES together; empty after the last."""
+    some: list[bytes] = []
+    size = 0
+    for part in parts:
+        some.append(part)
+        size += len(part)
+        if size >= WRITE_AT_ONCE_BYTES:
+            break
+    return b"".join(some)
+
+
+__all__ = ["ContentsLost", "FileBounds", "FileStore", "FileWriter"]

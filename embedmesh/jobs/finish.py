@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from embedmesh.jobs.files import ContentsLost, FileStore, FileWriter
+from embedmesh.jobs.chunks import ContentsLost
+from embedmesh.jobs.files import FileStore, FileWriter
 from embedmesh.jobs.unit import undone_lines
 from embedmesh.rules.batches import Batch, BatchLease, BatchUnit, FilePurpose, FileRow
 from embedmesh.storage.batch_rows import DoneUnit

@@ -16,8 +16,9 @@ from typing import Any, NoReturn, TypeVar
 
 from embedmesh.fleet.leftover import Leftover
 from embedmesh.flow.world import World
+from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.endpoints import Endpoints, at_prices, sum_of_used
-from embedmesh.jobs.files import ContentsLost, FileStore
+from embedmesh.jobs.files import FileStore
 from embedmesh.jobs.finish import write_outputs
 from embedmesh.jobs.unit import Stopping, UnitWork, where
 from embedmesh.jobs.validate import BadFile, BatchTerms, Validation

@@ -17,6 +17,7 @@ from embedmesh.storage.reads import Reads
 from embedmesh.storage.sql import FILES_SQL
 
 FORGOTTEN_AT_ONCE = 256  # rows: about two milliseconds
+EXPIRED_MS = 60_000  # after its expiry a file is forgotten: a batch that is made just before is seen by then
 LAST = "\x7f"  # sorts after every id
 
 
@@ -106,7 +107,7 @@ class FileRows:
 
         Of some files, all of one account, or of all, at most FORGOTTEN_AT_ONCE.
         """
-        now = {"now_ms": self._clock.unix_ms()}
+        now = {"now_ms": self._clock.unix_ms() - EXPIRED_MS}
         rows = as_rows([(file_id,) for file_id in file_ids or ()])
         if file_ids is None:
             found = await self._reads.ask(FILES_SQL["files_to_forget"], now | {"rows_max": FORGOTTEN_AT_ONCE})

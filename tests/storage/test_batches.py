@@ -1,11 +1,9 @@
 """A batch in the store: its money, its units, its leases, its end; on both kinds of stores."""
 
-import pytest
 
-from embedmesh.rules.batches import BatchState, LeaseLost, UnitEnd, line_request_id
-from embedmesh.rules.errors import InsufficientQuota
+from embedmesh.rules.batches import BatchState, line_request_id
 from embedmesh.storage.store import Store
-from tests.storage.batching import begun, completed, new_key, results_of, work_off
+from tests.storage.batching import begun, completed, new_key, work_off
 from tests.storage.shop import Shop
 
 

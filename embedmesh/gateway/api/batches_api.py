@@ -12,8 +12,9 @@ from embedmesh.gateway.api.files_api import FILES_SCOPE
 from embedmesh.gateway.api.replies import Count, doc
 from embedmesh.gateway.api.routes import Api, ApiCall, Route
 from embedmesh.http.receive import BodyBudget
+from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.endpoints import Endpoints
-from embedmesh.jobs.files import ContentsLost, FileStore
+from embedmesh.jobs.files import FileStore
 from embedmesh.jobs.lines import BadLine, LineFinder, model_named, read_line
 from embedmesh.jobs.runner import Runner
 from embedmesh.rules.batches import Batch, BatchState, NewBatch

@@ -18,7 +18,8 @@ from embedmesh.http.bodies import CALLER, json_reply
 from embedmesh.http.multipart import FORM_TYPE, FRAME_BYTES_MAX, FormPart, form_parts
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import REPLY_HEADERS
-from embedmesh.jobs.files import ContentsLost, FileStore, FileWriter
+from embedmesh.jobs.chunks import ContentsLost
+from embedmesh.jobs.files import FileStore, FileWriter
 from embedmesh.rules.batches import FilePurpose, FileRow, bytes_paid_for
 from embedmesh.rules.errors import (
     BodyTooLarge,
@@ -32,13 +33,13 @@ from embedmesh.rules.errors import (
 from embedmesh.rules.file_failures import StorageFull, TooMuchKept
 from embedmesh.rules.limits import (
     BATCH_FILE_BYTES_MAX,
+    FILE_CALLS_MAX,
     FILE_EXPIRES_S,
     FILE_EXPIRES_S_MAX,
     FILE_EXPIRES_S_MIN,
     FILENAME_CHARS_MAX,
     FILES_PAGE_ROWS_MAX,
     PAGE_ROWS_MAX,
-    UPLOADS_MAX,
     WRITE_REPLY_S,
 )
 from embedmesh.rules.ports import EMBED_SCOPE, Caller, Ledger
@@ -108,8 +109,8 @@ class FilesApi(Api):
         self._price_min = price_min
         self.bodies = bodies
         self._room = Room(
-            UPLOADS_MAX,
-            f"The gateway sends and takes {UPLOADS_MAX} files at a time, shared among accounts. Try again shortly.",
+            FILE_CALLS_MAX,
+            f"The gateway sends and takes {FILE_CALLS_MAX} files at a time, shared among accounts. Try again shortly.",
         )
 
     async def create_file(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -152,12 +153,16 @@ class FilesApi(Api):
             if writer is None:
                 raise MissingParameter("You must give the parameter `file`.", param="file")
             expires_s = _expires_s(fields)
-            row = await writer.seal()
-            row = replace(row, expires_ms=row.created_ms + expires_s * 1000)
-            await self._rows.add(row, bytes_max=allowed)
+            sealed = await writer.seal()
         except BaseException:
             if writer is not None:
                 await asyncio.shield(writer.abort())
+            raise
+        row = replace(sealed, expires_ms=sealed.created_ms + expires_s * 1000)
+        try:
+            await self._rows.add(row, bytes_max=allowed)
+        except BaseException:
+            await asyncio.shield(self._files.drop(row.file_id))
             raise
         return row
 
