@@ -21,7 +21,6 @@ from embedmesh.rules.forwarding import Asker, Part, Ticket
 from embedmesh.rules.models import Model
 from embedmesh.rules.ports import Clock
 
-POLITE_S = 30.0  # after an interactive request: people and programs pause for seconds, and come back
 SLICE_S = 0.004  # of a node's time, while others are there: about as long as a short request itself takes
 WINDOW_S = 0.1  # of a node's time, while nobody else is there: as the scheduler's own window for short requests
 PARTS_SHARE = 0.75  # of the parts that a node may have: the others are for whoever comes
@@ -64,17 +63,25 @@ class Leftover:
         self._waiting: OrderedDict[str, deque[Turn]] = OrderedDict()  # by account; bounded by who asks: jobs.runner
         self._taken: dict[str, _Taken] = {}  # by node; none that is empty
         self._own = RetryBudget(clock)  # counts requests of low priority as the scheduler's counts all
-        self._polite_until = 0.0
         self._last_turn = 0.0
         self._looks = False
         self._giving = False
 
-    def wait(self, account_id: str, model: Model, tokens: int, begin: Callable[[], None]) -> Turn:
-        """Ask for a turn for work of so many tokens. `begin` is called once it may begin, perhaps at once."""
+    def wait(
+        self, account_id: str, model: Model, tokens: int, begin: Callable[[], None], *, again: bool = False
+    ) -> Turn:
+        """Ask for a turn for work of so many tokens. `begin` is called once it may begin, perhaps at once.
+
+        Work that had its turn, and has failed, comes before the account's other work `again`.
+        """
         turn = Turn(self, account_id, model, tokens, begin)
         if not self._waiting:
             self._last_turn = self._clock.monotonic()
-        self._waiting.setdefault(account_id, deque()).append(turn)
+        turns = self._waiting.setdefault(account_id, deque())
+        if again:
+            turns.appendleft(turn)
+        else:
+            turns.append(turn)
         self._give()
         return turn
 
@@ -101,11 +108,9 @@ class Leftover:
 
     @property
     def polite(self) -> bool:
-        """Whether others have asked for something lately."""
+        """Whether others have asked for something lately: in the last RETRY_SPAN_S seconds."""
         now = self._clock.monotonic()
-        if self.scheduler.retries.budget.recent(now) > self._own.recent(now):
-            self._polite_until = now + POLITE_S
-        return now < self._polite_until
+        return self.scheduler.retries.budget.recent(now) > self._own.recent(now)
 
     def _give(self) -> None:
         """Give all turns that can be had now, and look again while some wait."""

@@ -110,18 +110,20 @@ class UnitWork:
         self._caller = caller
         self._leftover = leftover
         self._stopping = stopping
+        self._feeding = asyncio.Lock()
 
     async def results(self, unit: BatchUnit, pieces: AsyncIterator[bytes]) -> list[LineResult]:
         """The results of all lines of a unit, in their order; `pieces` are its bytes."""
         tasks: list[asyncio.Task[LineResult]] = []
         finder = LineFinder(unit.first_byte)
         try:
-            async for piece in pieces:
-                for found in finder.feed(piece):
+            async with self._feeding:  # lines wait for their turns in order, and the first unit is done first
+                async for piece in pieces:
+                    for found in finder.feed(piece):
+                        tasks.append(self._begin(unit, len(tasks), found.data))
+                        await asyncio.sleep(0)  # each line takes its moment of the loop by itself
+                for found in finder.end():
                     tasks.append(self._begin(unit, len(tasks), found.data))
-                    await asyncio.sleep(0)  # each line takes its moment of the loop by itself
-            for found in finder.end():
-                tasks.append(self._begin(unit, len(tasks), found.data))
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
@@ -154,11 +156,12 @@ class UnitWork:
 
     async def _tries(self, line: BatchLine, counted: CountedLine, request_id: str) -> LineResult:
         """Try until the line is answered, or is known to fail. Raises StoppedLine, or the Failure that it ends with."""
-        again_s, wrong_answers = AGAIN_FIRST_S, 0
+        again_s, wrong_answers, tries = AGAIN_FIRST_S, 0, 0
         bound = counted.call.bound(self._world, self._caller, claimed=True)
         while True:
             try:
-                return await self._try(line, counted, bound, request_id)
+                tries += 1
+                return await self._try(line, counted, bound, request_id, again=tries > 1)
             except Failure as failure:
                 wrong_answers += isinstance(failure, BadNodeResponse)
                 if failure.retry is not Retry.LATER or wrong_answers == WRONG_ANSWERS_MAX:
@@ -166,7 +169,9 @@ class UnitWork:
             await self._pause(again_s)
             again_s = min(2 * again_s, AGAIN_MAX_S)
 
-    async def _try(self, line: BatchLine, counted: CountedLine, bound: Bound, request_id: str) -> LineResult:
+    async def _try(
+        self, line: BatchLine, counted: CountedLine, bound: Bound, request_id: str, *, again: bool
+    ) -> LineResult:
         world, caller, call = self._world, self._caller, counted.call
         size = call.reply_bytes_max
         while not world.replies.take(caller.account_id, size):
@@ -174,7 +179,8 @@ class UnitWork:
         turn = None
         try:
             began = self._stopping.future()
-            turn = self._leftover.wait(caller.account_id, call.model, counted.tokens, partial(_tell, began))
+            begin = partial(_tell, began)
+            turn = self._leftover.wait(caller.account_id, call.model, counted.tokens, begin, again=again)
             await began
             if turn.node_id is None:
                 raise StoppedLine

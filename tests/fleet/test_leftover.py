@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from embedmesh.fleet.leftover import POLITE_S, STARVED_S, Leftover, Turn
+from embedmesh.fleet.leftover import STARVED_S, Leftover, Turn
 from embedmesh.fleet.registry import Node
+from embedmesh.fleet.retries import RETRY_SPAN_S
 from embedmesh.rules.forwarding import Part
 from tests.fleet.test_scheduler import FIXED_S, Request, World
 from tests.flow.world import MODEL
@@ -98,7 +99,7 @@ def test_who_asked_lately_is_remembered_and_then_forgotten() -> None:
     leftover = leftover_of(world)
     seen = [leftover.polite]
     world.ask(10)
-    for later_s in (0, POLITE_S - 1, 12):  # the last: until the scheduler, too, has forgotten it
+    for later_s in (0, RETRY_SPAN_S - 2, 3):
         world.now += later_s
         seen.append(leftover.polite)
     assert seen == [False, True, True, False]
@@ -159,6 +160,20 @@ def test_accounts_take_turns() -> None:
     many, few = Lines(world, leftover, "many", waiting=500), Lines(world, leftover, "few", waiting=50)
     world.run(world.now + 3)
     assert few.done > 0.7 * many.done, "as long as it has lines that wait"
+
+
+def test_what_has_failed_comes_first() -> None:
+    world = World()
+    leftover = leftover_of(world)
+    began: list[int] = []
+    turns = [
+        leftover.wait("a", MODEL, LINE, lambda number=number: began.append(number), again=number == 2)  # type: ignore[misc]
+        for number in (0, 1, 2)
+    ]
+    world.add(Node("late", ""), SPEED)
+    world.run(world.now + 1)
+    assert began == [2, 0, 1]
+    assert all(turn.node_id for turn in turns)
 
 
 def test_a_turn_that_is_not_wanted_any_more_is_given_to_nobody() -> None:
