@@ -28,27 +28,30 @@ TAB_ENDS = {
     "expired": "its deadline passed and nobody had closed it: what was not settled is not charged",
     "recovered": "its gateway had died: what was not settled is not charged",
 }
-TAB_ID = "tab_"
+TAB_ID, BATCH_ID = "tab_", "batch_"
+LINE_OF_BATCH = "batch_req_"  # as a batch's output file names its lines
 IMAGES_PRICED = 1_000_000  # prices are those of a million
 
 
 @click.command()
-@click.argument("request_id", metavar="REQUEST_ID|LOCK_ID|TAB_ID")
+@click.argument("request_id", metavar="REQUEST_ID|LOCK_ID|TAB_ID|BATCH_ID")
 @operator_command
 def explain(operator: Operator, request_id: str) -> CommandResult:
-    """Show what the ledger knows of a request, a lock, or a tab.
+    """Show what the ledger knows of a request, a lock, a tab, or a batch.
 
     When it was held and ended, what for, and every movement of money. The requests of a busy key share a tab: money
     that is set aside for several of them, and settled for several at once. A confidential request uses a lock: money
-    that was set aside for it before.
+    that was set aside for it before. A batch has a tab of its own, under which its lines are settled.
 
     \b
     Examples:
       embedmesh ledger explain req_019aa0b4c0de…
       embedmesh ledger explain 3177590311873215
       embedmesh ledger explain tab_019aa0b4c0de… --json
+      embedmesh ledger explain batch_019aa0b4c0de…
     """
-    if request_id.startswith(TAB_ID):
+    request_id = request_id.removeprefix(BATCH_ID) if request_id.startswith(LINE_OF_BATCH) else request_id
+    if request_id.startswith((TAB_ID, BATCH_ID)):
         return _explain_tab(operator, request_id)
     found = operator.get("requests", request_id)
     key = found["key_id"] or "a key that is not known"
@@ -85,7 +88,9 @@ def refund(operator: Operator, request_id: str, usd: int | None, reference: str)
 
 def _explain_tab(operator: Operator, tab_id: str) -> CommandResult:
     found = operator.get("tabs", tab_id)
-    opened = f"opened for {format_usd(found['amount_nanousd'])} by gateway {found['gateway']}"
+    batch = found["batch"]
+    whose = f"by gateway {found['gateway']}" if found["gateway"] != tab_id else "for all lines of the batch"
+    opened = f"opened for {format_usd(found['amount_nanousd'])} {whose}"
     spent = f"{found['requests']:,} requests settled for {format_usd(found['captured_nanousd'])}"
     story = [(found["opened_ms"], opened)]
     story += [(move["created_ms"], _movement(move)) for move in reversed(found["moves"])]
@@ -94,6 +99,9 @@ def _explain_tab(operator: Operator, tab_id: str) -> CommandResult:
     else:
         story.append((found["ended_ms"], f"{spent}; {TAB_ENDS[found['state']]}"))
     lines = [f"Tab {tab_id} of {found['account']}, with {found['key_id']}", *_lines(story)]
+    if batch is not None:
+        done = f"{batch['completed']:,} of {batch['lines']:,} lines completed, {batch['failed']:,} failed"
+        lines.append(f"  Batch of {batch['endpoint']} with {batch['model']}: {batch['state']}, {done}")
     times = {name: iso_time(found[f"{name}_ms"]) for name in ("opened", "deadline", "ended")}
     return CommandResult({**_ledger_names(found), **times}, "\n".join(lines))
 
@@ -106,6 +114,8 @@ def _story(found: Row) -> list[tuple[int, str]]:
     """What happened, in its order."""
     if found["tab_id"] is None:
         held = f"{format_usd(found['held_nanousd'])} held by gateway {found['gateway']}"
+    elif found["line"] is not None:
+        held = f"line {found['line']:,} of {found['tab_id']}, from whose money it was set aside: its batch was made"
     else:
         held = f"set aside by gateway {found['gateway']}, from tab {found['tab_id']}"
     story = [(found["created_ms"], held), *_of_lock(found["lock"], found["created_ms"])]

@@ -95,9 +95,14 @@ class FileWriter:
         self._end()
         return msgspec.structs.replace(self._row, bytes=self._bytes)
 
-    async def commit(self) -> FileRow:
-        """Keep the file. Raises TooMuchKept, StorageFull, StoreUnavailable; then it was aborted."""
+    async def commit(self, *, expires_s: int | None = None) -> FileRow:
+        """Keep the file. Raises TooMuchKept, StorageFull, StoreUnavailable; then it was aborted.
+
+        `expires_s` takes the place of what `create` was given: a form may say it after the file.
+        """
         row = await self.seal()
+        if expires_s is not None:
+            row = msgspec.structs.replace(row, expires_ms=row.created_ms + expires_s * 1000)
         try:
             await self._store.rows.add(row, bytes_max=self._kept_bytes_max)
         except BaseException:
@@ -173,16 +178,18 @@ class FileStore:
         await asyncio.get_running_loop().run_in_executor(None, self.folder.threads.shutdown)
 
     async def bytes_allowed(self, account_id: str, can_pay_bytes: int | None = None) -> int:
-        """How much an account may keep in all now: for `create` and `Batches.begin`.
+        """How much an account may keep in all now: for `create` and `Batches.begin`. Raises StoreUnavailable.
 
-        The least of its bound, of its share of the disk, and of `can_pay_bytes` (`rules.batches.bytes_paid_for`), which
-        is what it could have worked off with the money that it has. What it keeps already counts. Raises
-        StoreUnavailable.
+        The least of its bound, of its share of the disk, and of `can_pay_bytes`: what it could have worked off with the
+        money that it has (`FileRows.means_nanousd`, `rules.batches.bytes_paid_for`). That bounds what it sends; output
+        files are of work that was paid. What it keeps already counts.
         """
         kept = await self.rows.kept(account_id)
         free = await self.in_thread(self.folder.free_bytes)
         allowed = min(self._bounds.of_account, ACCOUNT_SHARE * (kept.bytes + free) // (ACCOUNT_SHARE + 1))
-        return allowed if can_pay_bytes is None else min(allowed, can_pay_bytes)
+        if can_pay_bytes is None:
+            return allowed
+        return min(allowed, can_pay_bytes + kept.bytes - kept.sent_bytes + kept.reserved)
 
     async def create(
         self,

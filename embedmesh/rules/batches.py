@@ -214,15 +214,16 @@ def batch_price(price: int, ratio_ppm: int) -> int:
     return cost_nanousd(price, ratio_ppm)
 
 
-def bytes_paid_for(available_nanousd: int, price: int) -> int | None:
-    """How many bytes of files an account may keep for the money that it has; None where the `price` is nothing.
+def bytes_paid_for(means_nanousd: int, price: int) -> int | None:
+    """How many bytes an account may keep of files that it sends, for its money; None where the `price` is nothing.
 
-    `price` is the least of a batch, in nano-USD per million tokens. Text has some four bytes a token; at
-    BYTES_A_TOKEN_MAX nobody who can pay for the work is refused the room for it.
+    `means_nanousd` is what it has and has spent lately (`FileRows.means_nanousd`); `price` is the least of a batch, in
+    nano-USD per million tokens. Text has some four bytes a token; at BYTES_A_TOKEN_MAX nobody who can pay for the work
+    is refused the room for it.
     """
     if not price:
         return None
-    tokens = max(0, available_nanousd) * TOKENS_PER_PRICE_UNIT // price
+    tokens = max(0, means_nanousd) * TOKENS_PER_PRICE_UNIT // price
     return FREE_BYTES_KEPT + tokens * BYTES_A_TOKEN_MAX
 
 
@@ -235,3 +236,13 @@ def line_request_id(batch_id: str, line: int) -> str:
     if OWN_ID.fullmatch(batch_id) is None or not 0 <= line < 16**LINE_DIGITS:
         raise ValueError("not a line of a batch")
     return f"req_{batch_id.partition('_')[2][:-LINE_DIGITS]}{line:0{LINE_DIGITS}x}"
+
+
+def line_of(batch_id: str, request_id: str) -> int | None:
+    """Which line of a batch, from 0 on, has that request id; None if none has."""
+    line = request_id[-LINE_DIGITS:]
+    try:
+        number = int(line, 16)
+        return number if line_request_id(batch_id, number) == request_id else None
+    except ValueError:
+        return None

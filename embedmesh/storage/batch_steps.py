@@ -156,22 +156,26 @@ class LeasedBatches:
         """End the batch: its files get their rows, what is left of its money goes back. Raises LeaseLost.
 
         It becomes what follows from its state: finalizing → completed, cancelling → cancelled, in_progress or
-        validating → expired. `failed` is how many lines are in the error file. The files' contents are durable already.
+        validating → expired. `failed` is how many lines are in the error file; it is counted as at least those that are
+        known to have failed, and at most all that were not completed. The files' contents are durable already.
         """
         files = [file for file in (output, errors) if file is not None]
         ids = (output.file_id if output else None), (errors.file_id if errors else None)
-        about = {"output_file_id": ids[0], "error_file_id": ids[1], "failed": failed}
-        values = {"batch_id": lease.batch_id, "epoch": lease.epoch} | about
+        values = {"batch_id": lease.batch_id, "epoch": lease.epoch, "output_file_id": ids[0], "error_file_id": ids[1]}
 
         def finish(db: Db, now_ms: int) -> Row | None:
             found = db.execute(BATCHES_SQL["batch_of_lease"], values).fetchone()
-            if found is None or (BatchState(found[0]).final and tuple(found[4:]) != ids):
+            if found is None:
                 return None
-            if not BatchState(found[0]).final:
+            state, output_id, error_id, completed, failed_now, total = found
+            if not BatchState(state).final:
                 end_tabs(db, now_ms, [lease.batch_id], TabState.CLOSED)()
                 for file in files:
                     db.execute(FILES_SQL["add_output_file"], values_of(file))
-                db.execute(BATCHES_SQL["finish_batch"], values | {"now_ms": now_ms})
+                counted = min(max(failed, failed_now), total - completed)
+                db.execute(BATCHES_SQL["finish_batch"], values | {"now_ms": now_ms, "failed": counted})
+            elif (output_id, error_id) != ids:
+                return None
             return read_batch(db, lease.account_id, lease.batch_id)
 
         return batch_of(held(await self._under(lease, finish)))

@@ -9,31 +9,41 @@ import msgspec
 from embedmesh.rules.batches import (
     Batch,
     BatchLease,
+    FilePurpose,
     NewBatch,
 )
 from embedmesh.rules.errors import NotFound, Overloaded, RateLimited, StoreUnavailable
-from embedmesh.rules.ids import new_id
+from embedmesh.rules.ids import first_id, new_id
 from embedmesh.rules.limits import (
     BATCH_KEPT_S,
-    BATCHES_KEPT_OF_ACCOUNT_MAX,
+    BATCHES_OF_ACCOUNT_A_DAY_MAX,
     BATCHES_OPEN_MAX,
     BATCHES_OPEN_OF_ACCOUNT_MAX,
     PAGE_ROWS_MAX,
     UNITS_A_WRITE_MAX,
 )
 from embedmesh.rules.ports import Clock
+from embedmesh.rules.shares import ACCOUNT_SHARE
 from embedmesh.storage.batch_rows import batch_of, values_of_new
 from embedmesh.storage.batch_steps import LeasedBatches, Outcome, Place, held, read_batch
 from embedmesh.storage.db import Db, Row
+from embedmesh.storage.files import file_of
 from embedmesh.storage.ledger.writes import KeptChange, SubmitWrite, WriteDurably, as_rows
 from embedmesh.storage.reads import Reads
-from embedmesh.storage.sql import BATCHES_SQL
+from embedmesh.storage.sql import BATCHES_SQL, FILES_SQL
+from embedmesh.storage.times import MS_PER_DAY
 
 BATCH_LEASE_S = 10.0  # a batch whose gateway has died goes on within this time and one look
 BATCH_RENEW_S = 3.0  # three tries within a lease
 CANDIDATES_MAX = 8  # batches that nobody has and that are tried, the best first: others may be faster
 LAST = "\x7f"  # sorts after every id
-LATER_S = 60.0  # when to try again while too many batches are not over
+LATER_S = 60.0  # when to try again while there are too many batches
+LIMITS = {
+    "of_account": BATCHES_OPEN_OF_ACCOUNT_MAX,
+    "of_all": BATCHES_OPEN_MAX,
+    "share": ACCOUNT_SHARE,
+    "a_day": BATCHES_OF_ACCOUNT_A_DAY_MAX,
+}
 
 T = TypeVar("T")
 
@@ -71,13 +81,9 @@ class Batches(LeasedBatches):
         If it cannot be known whether the batch was made, it is deleted.
         """
         batch_id, account = new_id("batch", self._clock), frozenset({new.account_id})
-        limits = {"of_account": BATCHES_OPEN_OF_ACCOUNT_MAX, "of_all": BATCHES_OPEN_MAX}
-        values = values_of_new(new) | limits | {"batch_id": batch_id}
+        values = values_of_new(new) | LIMITS | {"batch_id": batch_id, "since_id": self._a_day_ago()}
 
         def create(db: Db, now_ms: int) -> bool:
-            too_many = {"account_id": new.account_id, "rows_max": PAGE_ROWS_MAX, "kept": BATCHES_KEPT_OF_ACCOUNT_MAX}
-            old = db.execute(BATCHES_SQL["too_many_batches"], too_many).fetchall()
-            db.execute(BATCHES_SQL["forget_batches"], as_rows([(old_id,) for old_id, _ in old]))
             return bool(db.execute(BATCHES_SQL["create_batch"], values | {"now_ms": now_ms}).fetchall())
 
         try:
@@ -178,13 +184,25 @@ class Batches(LeasedBatches):
         return take
 
     async def _why_not(self, new: NewBatch) -> NotFound | RateLimited | Overloaded:
-        ((of_account, of_all),) = await self._reads.ask(BATCHES_SQL["count_open"], {"account_id": new.account_id})
-        if of_account >= BATCHES_OPEN_OF_ACCOUNT_MAX:
+        values = {"account_id": new.account_id, "since_id": self._a_day_ago()}
+        ((mine, today),) = await self._reads.ask(BATCHES_SQL["count_batches"], values)
+        if mine >= BATCHES_OPEN_OF_ACCOUNT_MAX:
             words = f"An account may have {BATCHES_OPEN_OF_ACCOUNT_MAX} batches that are not over. Wait, or cancel one."
             return RateLimited(words, retry_after_s=LATER_S)
-        if of_all >= BATCHES_OPEN_MAX:
-            return Overloaded(f"There are {of_all:,} batches that are not over, as many as may be. Try again later.")
+        if today >= BATCHES_OF_ACCOUNT_A_DAY_MAX:
+            words = f"An account may make {BATCHES_OF_ACCOUNT_A_DAY_MAX:,} batches in 24 hours. Put more lines in each."
+            return RateLimited(words, retry_after_s=LATER_S)
+        if await self._has_input(new):
+            return Overloaded("There are as many batches as there may be, of each account a share. Try again later.")
         return NotFound("There is no such file with the purpose batch.", param="input_file_id")
+
+    async def _has_input(self, new: NewBatch) -> bool:
+        values = {"account_id": new.account_id, "file_id": new.input_file_id, "now_ms": self._clock.unix_ms()}
+        rows = await self._reads.ask(FILES_SQL["find_file"], values)
+        return bool(rows) and file_of(rows[0]).purpose is FilePurpose.BATCH
+
+    def _a_day_ago(self) -> str:
+        return first_id("batch", self._clock.unix_ms() - MS_PER_DAY)
 
 
 def _until_ms(now_ms: int) -> int:

@@ -9,12 +9,13 @@ import msgspec
 from embedmesh.rules.batches import FilePurpose, FileRow
 from embedmesh.rules.errors import StoreUnavailable
 from embedmesh.rules.file_failures import TooMuchKept
-from embedmesh.rules.limits import FILES_OF_ACCOUNT_MAX, PAGE_ROWS_MAX
+from embedmesh.rules.limits import FILE_EXPIRES_S, FILES_OF_ACCOUNT_MAX, PAGE_ROWS_MAX
 from embedmesh.rules.ports import Clock
 from embedmesh.storage.db import Db, Row
 from embedmesh.storage.ledger.writes import KeptChange, SubmitWrite, WriteDurably, as_rows
 from embedmesh.storage.reads import Reads
 from embedmesh.storage.sql import FILES_SQL
+from embedmesh.storage.times import MS_PER_DAY
 
 FORGOTTEN_AT_ONCE = 256  # rows: about two milliseconds
 EXPIRED_MS = 60_000  # after its expiry a file is forgotten: a batch that is made just before is seen by then
@@ -29,10 +30,14 @@ class FilesPage(msgspec.Struct, frozen=True):
 
 
 class KeptFiles(msgspec.Struct, frozen=True):
-    """How much an account keeps. `reserved` are bytes for the output files of its batches that are not over."""
+    """How much an account keeps: files, their `bytes`, and of these the `sent_bytes` of files that it has sent itself.
+
+    `reserved` are bytes for the output files of its batches that are not over.
+    """
 
     files: int
     bytes: int
+    sent_bytes: int
     reserved: int
 
 
@@ -93,6 +98,15 @@ class FileRows:
         """How much an account keeps."""
         rows = await self._reads.ask(FILES_SQL["kept_of_account"], {"account_id": account_id})
         return KeptFiles(*rows[0])
+
+    async def means_nanousd(self, account_id: str) -> int:
+        """What an account has, its credit limit included, and what it has spent within the life of a file.
+
+        For `rules.batches.bytes_paid_for`: whoever has paid for work has not kept files for nothing.
+        """
+        since_day = (self._clock.unix_ms() - FILE_EXPIRES_S * 1000) // MS_PER_DAY
+        rows = await self._reads.ask(FILES_SQL["means_of_account"], {"account_id": account_id, "since_day": since_day})
+        return int(rows[0][0]) if rows else 0
 
     async def delete(self, account_id: str, file_id: str) -> bool:
         """Nobody sees the file any more. False: the account has no such file."""

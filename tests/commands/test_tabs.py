@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from embedmesh.provision.bootstrap import bootstrap
+from embedmesh.rules.batches import FilePurpose, FileRow, line_request_id
 from embedmesh.rules.clock import SystemClock
 from embedmesh.rules.holds import Charge, Hold, Payable
 from embedmesh.rules.tabs import Tab
@@ -20,6 +21,7 @@ from embedmesh.storage.secrets.secret import load_secret
 from embedmesh.storage.store import Store
 from tests.commands.conftest import run_offline
 from tests.commands.test_money import shown, told
+from tests.storage.batching import asks, plan_of, results_of, units_of
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MONTH = time.strftime("%Y-%m", time.gmtime())
@@ -86,4 +88,65 @@ def test_a_tab_and_the_requests_under_it_are_told_of(tmp_path: Path) -> None:
     (row,) = [row for row in rows if row["kind"] == "charge"]
     assert (row["amount_nanousd"], row["requests"], row["tab_id"], row["request_id"]) == ("-420", "3", "tab_closed", "")
     assert (row["key_id"], row["model"], row["tokens"]) == (key_id, MODEL, "21")
+    assert told(run("ledger", "check")).startswith("The money adds up: ")
+
+
+def work_off_a_batch(data_dir: Path, key_id: str) -> str:
+    """What gateways do: three lines are set aside for, two are done. The batch's id."""
+
+    async def all_of_it() -> str:
+        secret = partial(load_secret, secret_path(data_dir))
+        clock = SystemClock()
+        store = await Store.open(
+            store_path(data_dir), folder=data_dir, clock=clock, secret=secret, on_fatal=pytest.fail
+        )
+        row = FileRow(
+            file_id="file-1",
+            account_id="local",
+            filename="in.jsonl",
+            purpose=FilePurpose.BATCH,
+            bytes=30,
+            created_ms=clock.unix_ms(),
+            expires_ms=clock.unix_ms() + 10**9,
+        )
+        await store.files.add(row, bytes_max=10**9)
+        batch = await store.batches.create(asks(key_id, account_id="local"))
+        taken = await store.batches.lease()
+        assert taken is not None
+        units = units_of([2, 1])
+        await store.batches.add_units(taken[0], units)
+        await store.batches.begin(taken[0], plan_of(units), bytes_max=10**9)
+        await store.batches.finish_unit(taken[0], results_of(units[0], key_id, failing=1))
+        await store.close()
+        return batch.batch_id
+
+    return asyncio.run(all_of_it())
+
+
+def test_a_batch_and_its_lines_are_told_of(tmp_path: Path) -> None:
+    """By the batch's id, and by the id that a line has in the output file."""
+    data_dir = tmp_path / "data"
+    bootstrap(data_dir, "http://127.0.0.1:8080/v1")
+    run = run_offline(data_dir)
+    key_id = shown(run("keys", "create", "local", "--json"))["key_id"]
+    batch_id = work_off_a_batch(data_dir, key_id)
+    story = told(run("ledger", "explain", batch_id)).splitlines()
+    assert story[0] == f"Tab {batch_id} of local, with {key_id}"
+    assert [line[27:] for line in story[1:-1]] == [
+        "opened for $0.00000003 for all lines of the batch",
+        "charge: $0.00000001 from local to revenue",
+        "payable: $0.000000003 from revenue to node:n1",
+        "its deadline: 1 requests settled for $0.00000001 until now",
+    ]
+    assert story[-1] == "  Batch of /v1/embeddings with m: in_progress, 1 of 3 lines completed, 1 failed"
+    found = shown(run("ledger", "explain", batch_id, "--json"))
+    assert found["batch"] == {
+        "state": "in_progress", "endpoint": "/v1/embeddings", "model": "m", "lines": 3, "completed": 1, "failed": 1
+    }  # fmt: skip
+    request_id = line_request_id(batch_id, 1)
+    for asked in (request_id, f"batch_{request_id}"):
+        story = told(run("ledger", "explain", asked)).splitlines()
+        assert story[0] == f"Request {request_id} of local, with {key_id}"
+        assert story[1].endswith(f"line 2 of {batch_id}, from whose money it was set aside: its batch was made")
+    assert shown(run("ledger", "explain", request_id, "--json"))["line"] == 2
     assert told(run("ledger", "check")).startswith("The money adds up: ")

@@ -1,38 +1,15 @@
 """A folder of files beside a store of each kind."""
 
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
 from embedmesh.jobs.files import FileBounds, FileStore
 from embedmesh.storage.store import Store
+from tests.storage.conftest import shop, store, tmp_path
 from tests.storage.shop import SECRET, Shop
 
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """In memory where that can be."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="embedmesh-", dir=memory if memory.is_dir() else None) as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    """A store of each kind."""
-    url = request.getfixturevalue("database") if request.param == "postgres" else None
-    shop = Shop(tmp_path, url)
-    yield shop
-    shop.books.close()
-
-
-@pytest.fixture
-async def store(shop: Shop) -> AsyncIterator[Store]:
-    store = await shop.open()
-    yield store
-    await store.close()
+__all__ = ["shop", "store", "tmp_path"]
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 
 from embedmesh.jobs.chunks import ContentsLost
 from embedmesh.jobs.files import FileBounds, FileStore, FileWriter
-from embedmesh.rules.batches import BatchState, FilePurpose, FileRow
+from embedmesh.rules.batches import FREE_BYTES_KEPT, BatchState, FilePurpose, FileRow, bytes_paid_for
 from embedmesh.rules.errors import BodyTooLarge, InvalidValue, Overloaded, StoreUnavailable
 from embedmesh.rules.file_failures import StorageFull, TooMuchKept
 from embedmesh.rules.limits import BATCH_FILE_BYTES_MAX, UPLOADS_MAX
 from embedmesh.storage.store import Store
-from tests.storage.batching import asks, new_key
+from tests.storage.batching import asks, begun, completed, new_key, work_off
 from tests.storage.shop import SECRET, Shop
 
 HOUR_S = 3_600
@@ -56,6 +56,9 @@ async def test_a_file_is_kept_and_read_by_its_account_only(files: FileStore, sho
     data = os.urandom(1_000_000)
     row = await kept(files, data)
     assert (row.bytes, row.expires_ms - row.created_ms) == (len(data), HOUR_S * 1000)
+    async with await create(files) as writer:
+        later = await writer.commit(expires_s=7)
+    assert (later.bytes, later.expires_ms - later.created_ms) == (0, 7_000)
     assert await read(files, row.file_id) == data
     assert await read(files, row.file_id, 70_000, 200_000) == data[70_000:200_000]
     assert await files.rows.find("a", row.file_id) == row
@@ -154,6 +157,26 @@ async def test_an_account_fills_a_share_of_the_disk_only(files: FileStore) -> No
     allowed = await files.bytes_allowed("a")
     assert abs(allowed - min(FileBounds().of_account, (1_000_000 + free) * 4 // 5)) < 50_000_000
     assert await files.bytes_allowed("a", 123) == 123
+
+
+async def test_what_an_account_may_send_follows_from_its_money(files: FileStore, store: Store, shop: Shop) -> None:
+    """One without money may try; what was spent lately counts, and the output of paid work does not."""
+    price = 20_000_000  # $0.02 a million tokens
+    for credit, bytes_max in ((0, FREE_BYTES_KEPT), (2_000, FREE_BYTES_KEPT + 100 * 128)):
+        if credit:
+            shop.credit(credit)
+        assert bytes_paid_for(await files.rows.means_nanousd("a"), price) == bytes_max
+    assert bytes_paid_for(0, 0) is None
+    key_id = new_key(shop)
+    lease, units = await begun(store, shop, key_id, [100])
+    assert await files.rows.means_nanousd("a") == 2_000
+    await work_off(store, lease, units, key_id)
+    await completed(store, shop, lease)
+    assert (await files.rows.means_nanousd("a"), shop.money()) == (2_000, (1_000, 0))
+    assert await files.bytes_allowed("a", 500) == 500 + 10  # the output file has ten bytes
+    shop.clock.now_ms += 31 * DAY_MS
+    assert await files.rows.means_nanousd("a") == 1_000
+    assert await files.rows.means_nanousd("nobody") == 0
 
 
 async def test_a_full_disk_is_told_and_nothing_is_left(files: FileStore, shop: Shop) -> None:

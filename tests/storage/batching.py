@@ -137,3 +137,23 @@ async def completed(store: Store, shop: Shop, lease: BatchLease, *, failed: int 
     output = new_output(shop, f"file-out-{lease.batch_id}")
     errors = new_output(shop, f"file-err-{lease.batch_id}") if failed else None
     return await store.batches.finish(lease, output, errors, failed=failed)
+
+
+BREAKING_BATCHES = [
+    ("batches_have_their_money", "UPDATE tabs SET amount = amount + 1"),
+    ("batches_have_their_money", "UPDATE tabs SET owner = 'gw_1'"),
+    ("batches_have_their_money", "UPDATE tabs SET key_id = 'another'"),
+    ("batches_have_their_money", "UPDATE batches SET in_progress_ms = NULL"),
+    ("batches_have_their_money", "UPDATE batches SET state = 'completed', ended_ms = 1"),
+    ("batches_have_their_money", "DELETE FROM tabs"),
+    ("batches_are_charged_by_line", "UPDATE batches SET cost = cost - 1"),
+    ("batches_are_charged_by_line", "UPDATE batches SET charged = charged + 1"),
+    ("batches_are_charged_by_line", "UPDATE batches SET completed = 0"),
+    ("batches_are_their_units", "UPDATE batches SET completed = completed + 1"),
+    ("batches_are_their_units", "UPDATE batches SET failed = failed + 1"),
+    ("batches_are_their_units", "UPDATE batch_units SET cost = cost + 1 WHERE state = 'done'"),
+    ("batches_are_their_units", "DELETE FROM batch_units WHERE state = 'open'"),
+    ("batches_are_their_units", "UPDATE batches SET total = total + 1"),
+    ("lines_are_of_their_batch", "UPDATE usage SET hold_id = 'req_1' WHERE hold_id = (SELECT min(hold_id) FROM usage)"),
+]
+"""Promises of batches, and what breaks them once the schema's defences are down."""

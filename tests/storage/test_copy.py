@@ -1,15 +1,18 @@
 """`store copy`: from a file to a server, all of it or nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from embedmesh.rules.batches import UnitEnd
 from embedmesh.rules.caching import CachePolicy
 from embedmesh.rules.errors import InvalidValue, StoreUnavailable
 from embedmesh.rules.holds import Claim, Hold, StreamNote
 from embedmesh.rules.membership import Standing
 from embedmesh.rules.tabs import Tab
+from embedmesh.storage.batches import BATCH_LEASE_S
 from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.copy import copy
 from embedmesh.storage.engines import engine_of
@@ -18,6 +21,7 @@ from embedmesh.storage.ledger.settle_tab import SettleRequest
 from embedmesh.storage.nodes import NodeRecord
 from embedmesh.storage.postgres.database import PostgresEngine
 from embedmesh.storage.sqlite.database import SqliteEngine
+from tests.storage.batching import begun, completed, new_key, results_of, work_off
 from tests.storage.shop import LASTS_MS, Shop, charge
 from tests.storage.test_locks import new_lock, redeem
 
@@ -60,6 +64,8 @@ async def full(shop: Shop) -> str:
     record = NodeRecord(node_id="n1", standing=Standing.ADMITTED, public_key=bytes(32), inputs_max=1, secret=b"session")
     await store.nodes.save(record)
     await store.nodes.add_invite("i", b"verifier", "note", shop.clock.now_ms + 1)
+    lease, units = await begun(store, shop, key.key_id)
+    await work_off(store, lease, units[:1], key.key_id, failing=1)
     await store.extend_chain()
     await store.close()
     with shop.by_hand() as db:  # as if another gateway had died
@@ -149,3 +155,27 @@ async def test_a_store_that_is_not_right_is_not_copied(
     rows: Any = db.execute("SELECT count(*) FROM accounts WHERE kind = 'customer'").fetchall()
     assert rows == [(0,)]
     db.close()
+
+
+async def test_a_batch_goes_on_in_the_copy(file_shop: Shop, database: str, tmp_path: Path) -> None:
+    """With its units, its money and its file; once its lease in the old store would have passed."""
+    shop = file_shop
+    store = await shop.open()
+    shop.credit(1_000)
+    key_id = new_key(shop)
+    lease, units = await begun(store, shop, key_id)
+    await work_off(store, lease, units[:1], key_id)
+    await store.close()
+    await copy(SqliteEngine(shop.path), PostgresEngine(database), quiet)
+    moved = Shop(tmp_path / "moved", database, new=False)
+    moved.clock.now_ms += int(BATCH_LEASE_S * 1000) + 1
+    store = await moved.open()
+    taken = await store.batches.lease()
+    assert taken is not None
+    assert await store.batches.open_units(taken[0], limit=10) == units[1:]
+    assert await store.batches.finish_unit(taken[0], results_of(units[1], key_id)) is UnitEnd.DONE
+    assert (await completed(store, moved, taken[0])).completed == 5
+    assert moved.money() == (950, 0)
+    moved.assert_right()
+    await store.close()
+    moved.books.close()

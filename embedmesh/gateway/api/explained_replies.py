@@ -83,10 +83,25 @@ class ExplainedReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     tab_id: Annotated[str | None, doc("The tab under which it was settled.")]
     lock: Annotated[LockReply | None, doc("The lock that its money was set aside for, as long as locks are kept.")]
     note: Annotated[NoteReply | None, doc("What was last noted of a stream that runs.")]
+    line: Annotated[Count | None, doc("Of a line of a batch: its number, from 1 on. The batch is the tab's id.")]
+
+
+class BatchReply(msgspec.Struct, frozen=True):
+    """The batch whose money a tab has."""
+
+    state: str
+    endpoint: str
+    model: str | None
+    lines: Count
+    completed: Count
+    failed: Count
 
 
 class TabReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
-    """A tab: money that was set aside for several requests of a key. The latest moves come first."""
+    """A tab: money that was set aside for several requests of a key. The latest moves come first.
+
+    That of a batch has the batch's id, and no gateway: whichever works on the batch settles it.
+    """
 
     tab_id: str
     account_id: str
@@ -101,3 +116,4 @@ class TabReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     deadline_ms: Count
     ended_ms: Count | None
     moves: tuple[MoveReply, ...]
+    batch: Annotated[BatchReply | None, doc("The batch that it is for, as long as that is kept.")]

@@ -8,6 +8,7 @@ from msgspec import Meta
 from embedmesh.gateway.api.accounts_api import Reference
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.explained_replies import (
+    BatchReply,
     BoughtReply,
     ExplainedReply,
     LockReply,
@@ -70,9 +71,14 @@ class LedgerApi(Api):
         return reply_of(ExplainedReply, found, bought=bought, moves=moves, lock=lock, note=note)
 
     async def explain_tab(self, call: ApiCall[None, None]) -> TabReply:
-        """Explain a tab. What it was opened for, how it ended, and the latest money that was moved for it."""
+        """Explain a tab.
+
+        What it was opened for, how it ended, and the latest money that was moved for it. A batch has a tab of its own,
+        with its own id.
+        """
         found = await self._books.ask(lambda books: books.reports.explain_tab(call.parameter))
-        return reply_of(TabReply, found, moves=tuple(reply_of(MoveReply, move) for move in found.moves))
+        batch = None if found.batch is None else reply_of(BatchReply, found.batch)
+        return reply_of(TabReply, found, moves=tuple(reply_of(MoveReply, move) for move in found.moves), batch=batch)
 
     async def refund_request(self, call: ApiCall[RefundRequest, None]) -> Moved:
         """Refund a request.

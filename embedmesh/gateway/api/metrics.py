@@ -31,6 +31,7 @@ GATEWAY_COUNTERS = {
     "store_tabs_closed": "Tabs closed: what was not spent went back.",
     "store_tabs_expired": "Tabs ended because their deadline had passed.",
     "store_tabs_recovered": "Tabs found open at a start of their gateway, and ended.",
+    "store_units_finished": "Units of batches finished: results and charges of some lines, in one step.",
     "store_late_captures": "Replies delivered after their hold had ended, so not charged. Stays at 0 on a good clock.",
     "store_broken_writes": "Writes that the store's own rules refused: bugs of ours. Stays at 0.",
     "store_commits": "Transactions committed.",

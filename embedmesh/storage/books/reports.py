@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from embedmesh.rules.batches import line_of
 from embedmesh.rules.errors import NotFound
 from embedmesh.rules.holds import HoldEnd, HoldState, Metered
 from embedmesh.rules.ids import began_ms
@@ -129,11 +130,22 @@ class ExplainedNote(msgspec.Struct, frozen=True):
     noted_ms: int
 
 
+class ExplainedBatch(msgspec.Struct, frozen=True):
+    """The batch whose money a tab has: where it stands, and how many of its lines are done."""
+
+    state: str
+    endpoint: str
+    model: str | None
+    lines: int
+    completed: int
+    failed: int
+
+
 class Explained(msgspec.Struct, frozen=True):
     """A request, as the ledger knows it: its hold, what ended it, what it was for, and all money that was moved.
 
     What was set aside for a request under a tab is not written down: `held` is None. What was set aside for a `lock`
-    came before its request. A stream that runs has a `note`.
+    came before its request. A stream that runs has a `note`. A line of a batch has its number, from 1 on: `line`.
     """
 
     request_id: str
@@ -152,6 +164,7 @@ class Explained(msgspec.Struct, frozen=True):
     tab_id: str | None = None
     lock: ExplainedLock | None = None
     note: ExplainedNote | None = None
+    line: int | None = None
 
 
 class ExplainedTab(msgspec.Struct, frozen=True):
@@ -170,6 +183,7 @@ class ExplainedTab(msgspec.Struct, frozen=True):
     deadline_ms: int
     ended_ms: int | None
     moves: tuple[Move, ...]
+    batch: ExplainedBatch | None = None
 
 
 class Reports:
@@ -243,7 +257,9 @@ class Reports:
         noted = self._session.row(REPORTS_SQL["note_of_hold"], {"hold_id": request_id})
         known, lock = _bought(bought) if bought else None, ExplainedLock(*of_lock) if of_lock else None
         note = ExplainedNote(*noted) if noted else None
-        fields = (*found, known, tuple(Move(*move) for move in moves), of_tab["tab_id"], lock, note)
+        line = line_of(of_tab["tab_id"] or "", request_id)
+        number = None if line is None else line + 1
+        fields = (*found, known, tuple(Move(*move) for move in moves), of_tab["tab_id"], lock, note, number)
         return Explained(*fields)
 
     def explain_tab(self, tab_id: str) -> ExplainedTab:
@@ -252,7 +268,8 @@ class Reports:
         if tab is None:
             raise NotFound(f"The ledger knows no tab {tab_id[:64]}.")
         moves = self._session.rows(REPORTS_SQL["transfers_of_tab"], {"tab_id": tab_id, "rows_max": PAGE_ROWS_MAX})
-        fields = (*tab, tuple(Move(*move) for move in moves))
+        batch = self._session.row(REPORTS_SQL["batch_of_tab"], {"tab_id": tab_id})
+        fields = (*tab, tuple(Move(*move) for move in moves), ExplainedBatch(*batch) if batch else None)
         return ExplainedTab(*fields)
 
     def _hold_of_lock(self, lock_id: int) -> str:

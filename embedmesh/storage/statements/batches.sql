@@ -1,5 +1,6 @@
 -- name: create_batch
--- A new batch, if its account has the file, and may have one more that is not over.
+-- A new batch, if its account has the file, and may have one more: of those that are not over, of which it has a share, and
+-- of those that it makes a day.
 INSERT INTO batches (
     batch_id, account_id, key_id, endpoint, input_file_id, window_s, output_expires_s, metadata, created_ms, expires_ms
 )
@@ -7,18 +8,23 @@ SELECT
     CAST(:batch_id AS TEXT), files.account_id, CAST(:key_id AS TEXT), CAST(:endpoint AS TEXT), files.file_id,
     CAST(:window_s AS BIGINT), CAST(:output_expires_s AS BIGINT), CAST(:metadata AS TEXT), CAST(:now_ms AS BIGINT),
     CAST(:now_ms AS BIGINT) + CAST(:window_s AS BIGINT) * 1000
-FROM files
+FROM files CROSS JOIN (
+    SELECT
+        (SELECT count(*) FROM batches WHERE account_id = :account_id AND ended_ms IS NULL) AS mine,
+        (SELECT count(*) FROM batches WHERE ended_ms IS NULL) AS together,
+        (SELECT count(*) FROM batches WHERE account_id = :account_id AND batch_id > :since_id) AS today
+) AS counted
 WHERE file_id = :input_file_id AND account_id = :account_id AND purpose = 'batch' AND deleted_ms IS NULL
     AND expires_ms > CAST(:now_ms AS BIGINT)
-    AND (SELECT count(*) FROM batches WHERE account_id = :account_id AND ended_ms IS NULL) < CAST(:of_account AS BIGINT)
-    AND (SELECT count(*) FROM batches WHERE ended_ms IS NULL) < CAST(:of_all AS BIGINT)
+    AND mine < CAST(:of_account AS BIGINT) AND today < CAST(:a_day AS BIGINT)
+    AND mine < CAST(:share AS BIGINT) * (CAST(:of_all AS BIGINT) - together)
 RETURNING batch_id;
 
--- name: count_open
--- How many batches are not over: of an account, and of all.
+-- name: count_batches
+-- How many batches an account has that are not over, and has made since a day ago.
 SELECT
     (SELECT count(*) FROM batches WHERE account_id = :account_id AND ended_ms IS NULL),
-    (SELECT count(*) FROM batches WHERE ended_ms IS NULL);
+    (SELECT count(*) FROM batches WHERE account_id = :account_id AND batch_id > :since_id);
 
 -- name: drop_batch
 -- A batch of which its caller did not hear was never there, unless it is being worked on.
@@ -90,7 +96,7 @@ UPDATE batches SET lease_ms = 0 FROM jsonb_each(:rows) WHERE batch_id = value ->
 
 -- name: batch_of_lease
 -- A batch as whoever has it sees it.
-SELECT state, account_id, key_id, expires_ms, output_file_id, error_file_id FROM batches
+SELECT state, output_file_id, error_file_id, completed, failed, total FROM batches
 WHERE batch_id = :batch_id AND epoch = CAST(:epoch AS BIGINT);
 
 -- name: clear_units
@@ -229,11 +235,6 @@ UPDATE batches SET swept = 1 WHERE batch_id = :batch_id AND ended_ms IS NOT NULL
 -- Batches that ended long ago and were swept, at most as many as one batch should carry.
 SELECT batch_id, account_id FROM batches
 WHERE ended_ms IS NOT NULL AND ended_ms < CAST(:kept_from_ms AS BIGINT) AND swept = 1 ORDER BY ended_ms LIMIT :rows_max;
-
--- name: too_many_batches
--- Batches of an account that are over, those before the latest ones that are kept.
-SELECT batch_id, account_id FROM batches WHERE account_id = :account_id AND ended_ms IS NOT NULL AND swept = 1
-ORDER BY batch_id DESC LIMIT :rows_max OFFSET :kept;
 
 -- name: forget_batches
 -- Delete some batches that are over and swept.

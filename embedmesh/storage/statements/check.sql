@@ -244,3 +244,41 @@ WHERE NOT coalesce(
 -- name: holds_have_one_lock
 -- No two locks are for the same money.
 SELECT 'hold ' || hold_id, 'has ' || count(*) || ' locks' FROM locks GROUP BY hold_id HAVING count(*) > 1;
+
+-- name: batches_have_their_money
+-- A batch that was begun has a tab of its own over what its lines cost, which ends with it; another has none.
+SELECT 'batch ' || batches.batch_id, batches.state || ' over ' || batches.amount || ', tab '
+    || coalesce(tabs.state || ' of ' || tabs.amount, 'missing')
+FROM batches LEFT JOIN tabs ON tabs.tab_id = batches.batch_id
+WHERE NOT coalesce(
+    CASE WHEN in_progress_ms IS NULL THEN tabs.tab_id IS NULL
+        ELSE tabs.account_id = batches.account_id AND tabs.key_id = batches.key_id AND tabs.owner = tabs.tab_id
+            AND tabs.amount = batches.amount AND (batches.ended_ms IS NULL OR tabs.ended_ms IS NOT NULL)
+    END,
+    FALSE
+);
+
+-- name: batches_are_charged_by_line
+-- What was settled under a batch's tab is what its lines were charged, and no line was charged that was not completed.
+SELECT 'batch ' || batch_id, 'charged ' || cost || ' for ' || charged || ' of ' || completed || ' lines, tab '
+    || captured || ' for ' || requests
+FROM batches JOIN tabs ON tabs.tab_id = batch_id
+WHERE cost <> captured OR charged <> requests OR charged > completed;
+
+-- name: batches_are_their_units
+-- The counts of a batch that is being worked off are those of its units; once it is over these are deleted.
+SELECT 'batch ' || batches.batch_id, 'completed ' || batches.completed || ', units ' || coalesce(sum(batch_units.completed), 0)
+    || '; cost ' || batches.cost || ', units ' || coalesce(sum(batch_units.cost), 0)
+FROM batches LEFT JOIN batch_units ON batch_units.batch_id = batches.batch_id
+WHERE ended_ms IS NULL AND in_progress_ms IS NOT NULL
+GROUP BY
+    batches.batch_id, batches.completed, batches.failed, batches.charged, batches.cost, batches.units, batches.total
+HAVING batches.completed <> coalesce(sum(batch_units.completed), 0) OR batches.failed <> coalesce(sum(batch_units.failed), 0)
+    OR batches.charged <> coalesce(sum(batch_units.charged), 0) OR batches.cost <> coalesce(sum(batch_units.cost), 0)
+    OR batches.units <> count(unit) OR batches.total <> coalesce(sum(lines), 0);
+
+-- name: lines_are_of_their_batch
+-- What was charged under a batch's tab are lines of that batch: their ids begin as its own.
+SELECT 'request ' || hold_id, 'is no line of ' || tabs.tab_id
+FROM tabs JOIN usage ON usage.tab_id = tabs.tab_id
+WHERE tabs.owner = tabs.tab_id AND substr(hold_id, 5, 24) <> substr(tabs.tab_id, 7, 24);

@@ -24,12 +24,21 @@ VALUES (:file_id, :account_id, :filename, :purpose, :bytes, :created_ms, :expire
 DELETE FROM files WHERE file_id = :file_id;
 
 -- name: kept_of_account
--- How many files an account keeps, their bytes, and how much room its batches need for their output files.
+-- How many files an account keeps, their bytes, those of files that it has sent, and how much room its batches need for
+-- their output files.
 SELECT
     (SELECT count(*) FROM files WHERE account_id = :account_id),
     (SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM files WHERE account_id = :account_id),
+    (SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM files WHERE account_id = :account_id AND purpose = 'batch'),
     (SELECT CAST(coalesce(sum(output_bytes), 0) AS BIGINT) FROM batches
         WHERE account_id = :account_id AND ended_ms IS NULL);
+
+-- name: means_of_account
+-- What an account has, held or not, with its credit limit, and what it has spent since a day.
+SELECT balance + credit_limit + (
+    SELECT CAST(coalesce(sum(cost), 0) AS BIGINT) FROM usage_days
+    WHERE usage_days.account_id = :account_id AND day >= CAST(:since_day AS BIGINT)
+) FROM accounts WHERE account_id = :account_id;
 
 -- name: find_file
 -- One file of an account, unless it was deleted or has expired.

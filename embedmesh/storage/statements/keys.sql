@@ -86,10 +86,14 @@ UPDATE drawn SET key_id = :new_id WHERE key_id = :old_id;
 UPDATE drawn_days SET key_id = :new_id WHERE key_id = :old_id;
 
 -- name: add_held
--- ... with what it holds itself...
+-- ... with what it holds itself, in holds and in tabs...
 INSERT INTO drawn (key_id, holds, held)
-SELECT CAST(:new_id AS TEXT), count(*), CAST(coalesce(sum(amount), 0) AS BIGINT) FROM holds
-WHERE key_id = :old_id AND state = 'open'
+SELECT CAST(:new_id AS TEXT), CAST(sum(number) AS BIGINT), CAST(sum(amount) AS BIGINT) FROM (
+    SELECT count(*) AS number, coalesce(sum(amount), 0) AS amount FROM holds WHERE key_id = :old_id AND state = 'open'
+    UNION ALL SELECT 0, coalesce(sum(amount - captured), 0) FROM tabs
+    WHERE account_id = (SELECT account_id FROM keys WHERE key_id = :old_id) AND key_id = :old_id AND ended_ms IS NULL
+) AS held
+WHERE true
 ON CONFLICT (key_id) DO UPDATE SET holds = drawn.holds + excluded.holds, held = drawn.held + excluded.held;
 
 -- name: add_spent

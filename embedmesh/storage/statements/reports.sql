@@ -19,7 +19,10 @@ SELECT
     (SELECT count(*) FROM tabs WHERE state = 'recovered') AS tabs_recovered,
     (SELECT CAST(coalesce(sum(amount - captured), 0) AS BIGINT) FROM tabs
         WHERE state = 'recovered') AS tabs_recovered_nanousd,
-    (SELECT CAST(coalesce(sum(requests), 0) AS BIGINT) FROM tabs) AS requests_settled;
+    (SELECT CAST(coalesce(sum(requests), 0) AS BIGINT) FROM tabs) AS requests_settled,
+    (SELECT count(*) FROM batches WHERE ended_ms IS NULL) AS batches_open,
+    (SELECT count(*) FROM batches WHERE ended_ms IS NOT NULL) AS batches_ended,
+    (SELECT count(*) FROM files) AS files;
 
 -- name: notes
 -- Notes of streams with the amounts of their holds, from one on.
@@ -152,6 +155,10 @@ ORDER BY transfer_id;
 SELECT
     tab_id, account_id, key_id, amount, captured, requests, settlements, state, owner, opened_ms, deadline_ms, ended_ms
 FROM tabs WHERE tab_id = :tab_id;
+
+-- name: batch_of_tab
+-- The batch whose money a tab has, as long as that is kept.
+SELECT state, endpoint, model, total, completed, failed FROM batches WHERE batch_id = :tab_id;
 
 -- name: transfers_of_tab
 -- The latest money that was moved for a tab, the latest first.

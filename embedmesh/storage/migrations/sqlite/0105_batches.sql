@@ -15,7 +15,7 @@ CREATE TABLE files (
     deleted_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 -- With all that is added up, so that no row is looked at.
-CREATE INDEX files_of_account ON files (account_id, file_id, bytes);
+CREATE INDEX files_of_account ON files (account_id, file_id, bytes, purpose);
 CREATE INDEX files_by_end ON files (expires_ms);
 CREATE INDEX files_deleted ON files (deleted_ms) WHERE deleted_ms IS NOT NULL;
 
