@@ -23,14 +23,14 @@ from embedmesh.rules.ports import Clock
 
 SLICE_S = 0.004  # of a node's time, while others are there: about as long as a short request itself takes
 WINDOW_S = 0.1  # of a node's time, while nobody else is there: as the scheduler's own window for short requests
-PARTS_SHARE = 0.75  # of the parts that a node may have: the others are for whoever comes
+PARTS_SHARE = 0.75  # of the parts that a node may have: the others are for those who come
 STARVED_S = 1.0  # without any turn, after which one slice is had though others work: slow is not stuck
 NOBODY = "-"  # no account
-LOOK_S = 0.003  # between two looks for a gap: no event tells that a node's last request has ended
+GAP_LOOK_S = 0.003  # between two looks for a gap: no event tells that a node's last request has ended
 
 
 @dataclass(eq=False, slots=True)
-class Turn:
+class NodeTurn:
     """Some work's turn, which it waits for or has. Call `over` once it is not wanted any more, or the work is done."""
 
     leftover: "Leftover"
@@ -60,7 +60,9 @@ class Leftover:
         self.scheduler = scheduler
         self._clock = clock
         self._call_later = call_later
-        self._waiting: OrderedDict[str, deque[Turn]] = OrderedDict()  # by account; bounded by who asks: jobs.runner
+        self._waiting: OrderedDict[str, deque[NodeTurn]] = (
+            OrderedDict()
+        )  # by account; the lines of units
         self._taken: dict[str, _Taken] = {}  # by node; none that is empty
         self._own = RetryBudget(clock)  # counts requests of low priority as the scheduler's counts all
         self._last_turn = 0.0
@@ -69,12 +71,12 @@ class Leftover:
 
     def wait(
         self, account_id: str, model: Model, tokens: int, begin: Callable[[], None], *, again: bool = False
-    ) -> Turn:
-        """Ask for a turn for work of so many tokens. `begin` is called once it may begin, perhaps at once.
+    ) -> NodeTurn:
+        """Ask for a turn for work of that many tokens. `begin` is called once it may begin, perhaps at once.
 
         Work that had its turn, and has failed, comes before the account's other work `again`.
         """
-        turn = Turn(self, account_id, model, tokens, begin)
+        turn = NodeTurn(self, account_id, model, tokens, begin)
         if not self._waiting:
             self._last_turn = self._clock.monotonic()
         turns = self._waiting.setdefault(account_id, deque())
@@ -85,7 +87,7 @@ class Leftover:
         self._give()
         return turn
 
-    def over(self, turn: Turn) -> None:
+    def over(self, turn: NodeTurn) -> None:
         """A turn is over, or is not waited for any more."""
         if turn.node_id is None:
             turns = self._waiting.get(turn.account_id)
@@ -134,13 +136,13 @@ class Leftover:
             self._giving = False
         if self._waiting and not self._looks:
             self._looks = True
-            self._call_later(LOOK_S, self._look)
+            self._call_later(GAP_LOOK_S, self._look)
 
     def _look(self) -> None:
         self._looks = False
         self._give()
 
-    def _take(self, turn: Turn, node: Node) -> None:
+    def _take(self, turn: NodeTurn, node: Node) -> None:
         taken = self._taken.setdefault(node.node_id, _Taken())
         taken.turns += 1
         taken.tokens += turn.tokens
@@ -148,7 +150,7 @@ class Leftover:
         self._last_turn = self._clock.monotonic()
         turn.begin()
 
-    def _node_for(self, turn: Turn) -> Node | None:
+    def _node_for(self, turn: NodeTurn) -> Node | None:
         """A node that has time for it now."""
         scheduler, now = self.scheduler, self._clock.monotonic()
         nodes = scheduler.registry.ready(turn.model.id)

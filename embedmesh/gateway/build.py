@@ -279,7 +279,7 @@ def _jobs(
         return batch_price(EMBEDDINGS.price_min(world, account_id, None), ratio_ppm)
 
     apis: list[Api] = [
-        FilesApi(files, store.files, store, price_min, bodies),
+        FilesApi(files, store.files, price_min, bodies),
         BatchesApi(store.batches, files, store.files, runner, world, endpoints, bodies),
     ]
     return JobParts(files, runner, apis)

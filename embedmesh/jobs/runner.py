@@ -26,7 +26,7 @@ from embedmesh.storage.batches import BATCH_LEASE_S, BATCH_RENEW_S, Batches
 
 log = logging.getLogger("embedmesh.jobs")
 
-LOOK_S = 1.0  # between two looks for a batch that no gateway has
+LEASE_LOOK_S = 1.0  # between two looks for a batch that no gateway has
 BATCHES_OF_GATEWAY_MAX = 32  # each is renewed three times in ten seconds
 UNITS_OF_GATEWAY_MAX = 8  # at one time: each may have its results in memory
 LEASE_MARGIN_S = 2.0  # work stops that long before others may take the batch
@@ -77,7 +77,7 @@ class Runner:
                             continue
                     break
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
+                    async with asyncio.timeout(LEASE_LOOK_S):
                         await self._more.wait()
         finally:
             for task in self._work.values():

@@ -7,7 +7,7 @@ thirty million. Tables are small and many, so that none takes longer than some m
 import os
 from hashlib import blake2b
 
-HASH_BYTES = 8
+ID_HASH_BYTES = 8
 SHARDS = 256
 SHARD_SLOTS_FIRST = 32
 FILL_MAX = 0.6  # of a table: fuller ones are searched for long
@@ -23,7 +23,7 @@ class SeenIds:
 
     def add(self, custom_id: str) -> bool:
         """Whether the id is a new one."""
-        digest = blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES, key=self._key).digest()
+        digest = blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=ID_HASH_BYTES, key=self._key).digest()
         value, shard = int.from_bytes(digest, "little") or 1, digest[0]
         table = self._tables[shard]
         if not _put(table, value):
@@ -38,7 +38,7 @@ class SeenIds:
 
 
 def _table(slots: int) -> "memoryview[int]":
-    return memoryview(bytearray(HASH_BYTES * slots)).cast("Q")
+    return memoryview(bytearray(ID_HASH_BYTES * slots)).cast("Q")
 
 
 def _put(table: "memoryview[int]", value: int) -> bool:

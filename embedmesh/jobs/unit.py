@@ -88,7 +88,7 @@ class Stopping:
         return made
 
     async def pause(self, seconds: float) -> None:
-        """Wait so long, or until the batch is to stop."""
+        """Wait that long, or until the batch is to stop."""
         over = self.future()
         timer = asyncio.get_running_loop().call_later(seconds, _tell, over)
         try:

@@ -30,7 +30,7 @@ from embedmesh.rules.ports import Caller
 
 UNITS_A_WRITE = 64  # so that little is kept here, and few writes are made
 FRAME_BYTES = 512  # of a line of the output besides the reply and the `custom_id`, which may take six bytes a character
-AGAIN_S = 0.5  # until a line is counted again that there was no room for
+COUNT_AGAIN_S = 0.5  # until a line is counted again that there was no room for
 
 AddUnits = Callable[[Sequence[BatchUnit]], Awaitable[None]]
 
@@ -154,7 +154,7 @@ class Validation:
             try:
                 return await counted_line(self._world, self._operation, self._caller, line.body)
             except Overloaded:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(COUNT_AGAIN_S)
             except Failure:
                 return None
 

@@ -231,7 +231,7 @@ async def again(work: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _ended(tasks: "dict[int, asyncio.Task[None]]", left_max: int) -> None:
-    """Wait until at most so many run. Raises what one of them has raised."""
+    """Wait until no more than that run. Raises what one of them has raised."""
     while True:
         for unit in [unit for unit, task in tasks.items() if task.done()]:
             tasks.pop(unit).result()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from embedmesh.fleet.leftover import STARVED_S, Leftover, Turn
+from embedmesh.fleet.leftover import STARVED_S, Leftover, NodeTurn
 from embedmesh.fleet.registry import Node
 from embedmesh.fleet.retries import RETRY_SPAN_S
 from embedmesh.rules.forwarding import Part
@@ -23,14 +23,14 @@ class Lines:
         self.world, self.leftover, self.account = world, leftover, account
         self.done = 0
         self.left = left
-        self.turns: list[Turn] = []
+        self.turns: list[NodeTurn] = []
         for _ in range(waiting):
             self.next()
 
     def next(self) -> None:
         if self.left:
             self.left -= 1
-            turn: list[Turn] = []
+            turn: list[NodeTurn] = []
             later = self.world.call_later
             turn.append(self.leftover.wait(self.account, MODEL, LINE, lambda: later(0, lambda: begin())))
 

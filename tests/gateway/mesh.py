@@ -209,7 +209,7 @@ class Gateway:
         self.files = FileStore(files_folder, store.files, store.batches, SECRET, clock)
         self.runner = Runner(store.batches, self.files, world_of_lines(world, leftover), endpoints, leftover)
         batches = (
-            FilesApi(self.files, store.files, store, lambda account: 1, bodies),
+            FilesApi(self.files, store.files, lambda account: 1, bodies),
             BatchesApi(store.batches, self.files, store.files, self.runner, world, endpoints, bodies),
         )
         self.app = GatewayApp(

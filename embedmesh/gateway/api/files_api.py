@@ -8,7 +8,6 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 from msgspec import Meta
-from msgspec.structs import replace
 
 from embedmesh.flow.generate import GENERATE_SCOPE
 from embedmesh.gateway.api.queries import path_parameter
@@ -42,7 +41,7 @@ from embedmesh.rules.limits import (
     PAGE_ROWS_MAX,
     WRITE_REPLY_S,
 )
-from embedmesh.rules.ports import EMBED_SCOPE, Caller, Ledger
+from embedmesh.rules.ports import EMBED_SCOPE, Caller
 from embedmesh.rules.shares import Room
 from embedmesh.storage.files import FileRows
 
@@ -99,13 +98,10 @@ class FilesApi(Api):
 
     TAG = "Files"
 
-    def __init__(
-        self, files: FileStore, rows: FileRows, ledger: Ledger, price_min: Callable[[str], int], bodies: BodyBudget
-    ) -> None:
+    def __init__(self, files: FileStore, rows: FileRows, price_min: Callable[[str], int], bodies: BodyBudget) -> None:
         """`price_min` is the least price of a million tokens in a batch, for an account."""
         self._files = files
         self._rows = rows
-        self._ledger = ledger
         self._price_min = price_min
         self.bodies = bodies
         self._room = Room(
@@ -128,8 +124,8 @@ class FilesApi(Api):
 
     async def _take(self, request: web.BaseRequest, caller: Caller) -> FileRow:
         """Keep the form's file. Raises a Failure; then nothing is kept."""
-        available = await self._ledger.available_nanousd(caller.account_id, caller.key_id)
-        paid_for = bytes_paid_for(available, self._price_min(caller.account_id))
+        means = await self._rows.means_nanousd(caller.account_id)
+        paid_for = bytes_paid_for(means, self._price_min(caller.account_id))
         allowed = await self._files.bytes_allowed(caller.account_id, paid_for)
         fields: dict[str, str] = {}
         writer: FileWriter | None = None
@@ -152,19 +148,11 @@ class FilesApi(Api):
                     await writer.write(piece)
             if writer is None:
                 raise MissingParameter("You must give the parameter `file`.", param="file")
-            expires_s = _expires_s(fields)
-            sealed = await writer.seal()
+            return await writer.commit(expires_s=_expires_s(fields))
         except BaseException:
             if writer is not None:
                 await asyncio.shield(writer.abort())
             raise
-        row = replace(sealed, expires_ms=sealed.created_ms + expires_s * 1000)
-        try:
-            await self._rows.add(row, bytes_max=allowed)
-        except BaseException:
-            await asyncio.shield(self._files.drop(row.file_id))
-            raise
-        return row
 
     async def list_files(self, call: ApiCall[None, FileQuery]) -> FileList:
         """List your files. The newest first, unless `order` says otherwise."""
