@@ -12,7 +12,7 @@ TIMED   := tests/story/test_seconds.py  # it holds us to seconds: alone
 DECIDES := rules dialects flow fleet signing  # rooms whose tests need neither model, disk nor sockets
 BENCHES := streams spenders fault wedge starved hostile soak strain upstreams bench-engine bench-quality bench-gateway bench-cached bench-confidential bench-client
 VIRTUAL := lives sim mutate bench-generation  # these need no model
-BY_HAND := confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
+BY_HAND := batches confidential crash locks scale guard bench-store bench-fleet bench-two-models platforms
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test thorough fast check lock wheel clean $(BENCHES) $(VIRTUAL) $(BY_HAND)
@@ -50,6 +50,7 @@ check: $(VENV)/.dev
 
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
 #: crash             kill -9 gateways (in mid-stream), node, engine, PostgreSQL; the ledger adds up
+#: batches           the same under batches: every custom_id once, every line charged once
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
 #: locks, confidential   10,000 locks nobody uses; 10,000 attacks on sealed calls: none is answered
@@ -83,6 +84,10 @@ crash: $(VENV)/.setup $(VENV)/.dev
 	$(BIN)/python -m bench.crash --store postgres --receipts --kills 10 $(ARGS)
 	$(BIN)/python -m bench.crash_streams
 	$(BIN)/python -m bench.crash_streams --store postgres
+
+batches: $(VENV)/.setup $(VENV)/.dev
+	$(BIN)/python -m bench.batches $(ARGS)
+	$(BIN)/python -m bench.batches --store postgres $(ARGS)
 
 locks scale bench-store: $(VENV)/.dev
 	$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)

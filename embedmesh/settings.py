@@ -13,7 +13,13 @@ import platformdirs
 from msgspec import Meta
 
 from embedmesh.rules.errors import SetupError
-from embedmesh.rules.limits import NODE_PRICE_MAX, REQUEST_BODY_BYTES_MAX
+from embedmesh.rules.limits import (
+    BATCH_INPUTS_MAX,
+    BATCH_LINES_LIMIT,
+    BATCH_LINES_MAX,
+    NODE_PRICE_MAX,
+    REQUEST_BODY_BYTES_MAX,
+)
 
 ENV_PREFIX = "EMBEDMESH_"
 IN_USD = {"given_in": "usd"}  # marks a setting that is nano-USD here and USD where people write it
@@ -32,6 +38,11 @@ def default_data_dir() -> Path:
 def store_path(data_dir: Path) -> Path:
     """The embedded store's file."""
     return data_dir / "embedmesh.db"
+
+
+def files_path(settings: "GatewaySettings") -> Path:
+    """Where files and results of batches are kept."""
+    return settings.files_dir or settings.data_dir / "files"
 
 
 def store_dsn(settings: "GatewaySettings") -> str | Path:
@@ -127,6 +138,25 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(description="Bytes of cached vectors in a process, for accounts with `cache` on.", ge=0, le=2**40),
     ] = 64 * MIB
+    files_dir: Annotated[
+        Path | None,
+        Meta(
+            description="Folder for files and results of batches, encrypted; one for all gateways of a store. Default: "
+            "files in the data directory."
+        ),
+    ] = None
+    files_bytes_max: Annotated[
+        int, Meta(description="Bytes of files that one account may keep, results of batches included.", ge=MIB)
+    ] = 20 * 1024 * MIB
+    batch_lines_max: Annotated[int, Meta(description="Lines of one batch.", ge=1, le=BATCH_LINES_LIMIT)] = (
+        BATCH_LINES_MAX
+    )
+    batch_inputs_max: Annotated[
+        int, Meta(description="Inputs of all lines of one batch together.", ge=1, le=BATCH_LINES_LIMIT)
+    ] = BATCH_INPUTS_MAX
+    batch_price_percent: Annotated[
+        int, Meta(description="What a line of a batch costs, in percent of the ordinary price.", ge=0, le=100)
+    ] = 50
     unknown_members: Annotated[
         Literal["refuse", "ignore"],
         Meta(

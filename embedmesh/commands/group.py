@@ -15,6 +15,8 @@ COMMANDS = {
     "setup": "embedmesh.commands.setup:setup",
     "embed": "embedmesh.commands.embed:embed",
     "chat": "embedmesh.commands.chat:chat",
+    "batches": "embedmesh.commands.batches:batches",
+    "files": "embedmesh.commands.files:files",
     "doctor": "embedmesh.commands.doctor:doctor",
     "models": "embedmesh.commands.models:models",
     "nodes": "embedmesh.commands.nodes:nodes",

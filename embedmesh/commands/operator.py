@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
@@ -42,6 +42,10 @@ class Operator:
     Every method raises ApiRefusal, and SetupError where no gateway answers.
     """
 
+    AREA: ClassVar[tuple[str, ...]] = ("admin",)  # the path's first segments
+    PAGE_ROWS: ClassVar[int] = ADMIN_PAGE_ROWS
+    KEY_HINT: ClassVar[str] = " Give a key with the scope `admin`: --admin-key-file, or EMBEDMESH_ADMIN_KEY."
+
     def __init__(self, client: HttpClient, root: str = "", *, offline: bool, instead: str = "") -> None:
         """`root` is the gateway's address without `/v1`; `instead` is what to do where no gateway runs."""
         self.root = root
@@ -52,21 +56,21 @@ class Operator:
 
     def get(self, *path: str, **query: object) -> Any:
         """What is at a path."""
-        return self._send("GET", ("admin", *path), query)
+        return self._send("GET", (*self.AREA, *path), query)
 
     def post(self, *path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Make or change something."""
-        return self._send("POST", ("admin", *path), {}, body)
+        return self._send("POST", (*self.AREA, *path), {}, body)
 
     def delete(self, *path: str, **query: object) -> Any:
         """End something."""
-        return self._send("DELETE", ("admin", *path), query)
+        return self._send("DELETE", (*self.AREA, *path), query)
 
     def pages(self, *path: str, cursor: str, **query: object) -> Iterator[dict[str, Any]]:
         """The pages of a list; `cursor` names the field of a page's last row behind which the next page begins."""
         after: object = None
         while True:
-            page = self.get(*path, **query, limit=ADMIN_PAGE_ROWS, after=after)
+            page = self.get(*path, **query, limit=self.PAGE_ROWS, after=after)
             yield page
             if not page["has_more"]:
                 return
@@ -111,7 +115,7 @@ class Operator:
             return WrongUsage(f"{problem.message} `embedmesh models list` shows the models of a catalogue.")
         hint = ""
         if reply.status in (401, 403):
-            hint = " Give a key with the scope `admin`: --admin-key-file, or EMBEDMESH_ADMIN_KEY."
+            hint = self.KEY_HINT
             if reply.status == 401:
                 return ApiRefusal(f"{self._client.name} does not accept this key.{hint}", problem.code)
         elif reply.status in (404, 405) or problem.code == "unknown_parameter":

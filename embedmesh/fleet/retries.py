@@ -45,6 +45,11 @@ class RetryBudget:
         """A request came."""
         self._at(now).requests += 1
 
+    def recent(self, now: float) -> int:
+        """Requests of the last RETRY_SPAN_S seconds."""
+        self._at(now)
+        return sum(each.requests for each in self._seconds)
+
     def take(self, share: float = 1.0) -> bool:
         """Take one more attempt if the budget allows. Attempts that are not necessary may use only a `share` of it."""
         if not self.left(share):

@@ -14,7 +14,7 @@ from embedmesh.rules.ids import id_at
 from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
 from embedmesh.rules.lock_failures import LockUsed
 from embedmesh.rules.money import bill_nanousd
-from embedmesh.rules.ports import Caller, Clock, Ledger, Slots
+from embedmesh.rules.ports import Caller, Clock, HoldEnds, Ledger, Slots
 from embedmesh.rules.shares import Room
 
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
@@ -35,7 +35,7 @@ class Bill(msgspec.Struct, eq=False):
     What goes straight owes all that was set aside, which is said when its bill is made.
     """
 
-    ledger: Ledger
+    ledger: HoldEnds
     hold: Hold
     until: float  # when the work must be done, on the monotonic clock
     state: HoldState = HoldState.OPEN

@@ -14,6 +14,7 @@ from embedmesh.fleet.addresses import Policy, system_lookup
 from embedmesh.fleet.canary import Canaries
 from embedmesh.fleet.choose import POLICIES
 from embedmesh.fleet.examiner import Examiner
+from embedmesh.fleet.leftover import Leftover
 from embedmesh.fleet.load import Load
 from embedmesh.fleet.probe import Prober
 from embedmesh.fleet.registry import Node, Registry
@@ -22,14 +23,19 @@ from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.deliver import Done
 from embedmesh.flow.expire import expire
 from embedmesh.flow.leases import Leases
+from embedmesh.flow.operation import Operation
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.embeddings_api import EMBEDDINGS
+from embedmesh.gateway.api.files_api import FilesApi
 from embedmesh.gateway.api.fleet_api import FleetApi
+from embedmesh.gateway.api.generation_api import generations
 from embedmesh.gateway.api.invites_api import InvitesApi
 from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
@@ -50,16 +56,22 @@ from embedmesh.gateway.nodes.sealed_generation import Sidecars
 from embedmesh.http.bodies import SMALL_BODIES_BYTES_TOTAL_MAX
 from embedmesh.http.connections import Origins
 from embedmesh.http.cors import Cors
+from embedmesh.http.paths import EMBEDDINGS_PATH
 from embedmesh.http.receive import BodyBudget
+from embedmesh.jobs.endpoints import world_of_lines
+from embedmesh.jobs.files import FileBounds, FileStore
+from embedmesh.jobs.runner import Runner
+from embedmesh.jobs.validate import BatchTerms
 from embedmesh.provision.assets import find_cl100k
 from embedmesh.provision.bootstrap import open_books
+from embedmesh.rules.batches import batch_price
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.limits import LEDGER_CHECK_S, LEDGER_CHECKS_MAX
 from embedmesh.rules.nodes import NodeState
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.served import ParseTerms
 from embedmesh.rules.shares import Shares
-from embedmesh.settings import GatewaySettings, store_dsn
+from embedmesh.settings import GatewaySettings, files_path, store_dsn
 from embedmesh.signing.identity import Identity, fingerprint
 from embedmesh.signing.nonces import Nonces
 from embedmesh.storage.secrets.secret import claim_of, hash_user
@@ -94,6 +106,15 @@ class BooksThreads:
 
 
 @dataclass(frozen=True)
+class JobParts:
+    """Files, batches, and their APIs."""
+
+    files: FileStore
+    runner: Runner
+    apis: Sequence[Api]
+
+
+@dataclass(frozen=True)
 class Gateway:
     """All parts of a gateway."""
 
@@ -102,6 +123,7 @@ class Gateway:
     books: BooksThreads
     world: World
     app: GatewayApp
+    files: FileStore
     background: Sequence[Awaitable[Any]]  # run as long as the gateway does; none of them ends by itself
 
 
@@ -119,6 +141,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         checks=BooksThread(opening, answer_s=LEDGER_CHECK_S, waiting_max=LEDGER_CHECKS_MAX),
     )
     leases = Leases(store, clock)
+    jobs = _jobs(settings, store, fleet, world, leases, clock)
     sealing = SealingNodes(fleet.registry, fleet.clients, clock, random.Random())
     workers = WorkerMetrics(settings.metrics_file) if settings.metrics_file else None
     app = GatewayApp(
@@ -127,7 +150,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         in_flight_max=settings.in_flight_max,
         bodies=BodyBudget(settings.body_bytes_total_max),
         gauges=lambda: _gauges(store, fleet.scheduler, world),
-        more=_apis(settings, models, store, fleet, books, origins, clock),
+        more=[*_apis(settings, models, store, fleet, books, origins, clock), *jobs.apis],
         workers=workers,
         cors=parsed(Cors, settings.cors_origin, "--cors-origin") if settings.cors_origin else None,
         origins=origins,
@@ -136,10 +159,11 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         sidecars=(store.locks, Sidecars(sealing, fleet.clients), leases),
     )
     background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
+    background += [jobs.runner.run(), jobs.files.watch()]
     background += [prober.run() for prober in probers]
     if workers is not None:
         background.append(workers.keep(app.metrics.registry))
-    return Gateway(store, fleet, books, world, app, background)
+    return Gateway(store, fleet, books, world, app, jobs.files, background)
 
 
 def _fleet(settings: GatewaySettings, models: Models, store: Store, clock: Clock) -> FleetParts:
@@ -236,6 +260,29 @@ def _apis(
         PricesApi(books.operators, bodies, catalogue),
         LedgerApi(books.operators, books.checks, bodies),
     ]
+
+
+def _jobs(
+    settings: GatewaySettings, store: Store, fleet: FleetParts, world: World, leases: Leases, clock: Clock
+) -> JobParts:
+    """Files and batches. Lines of batches see a world of their own: patient nodes, and no limits of keys."""
+    ratio_ppm = settings.batch_price_percent * 10_000
+    terms = BatchTerms(settings.batch_lines_max, settings.batch_inputs_max, ratio_ppm)
+    endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(fleet.clients, leases)}
+    leftover = Leftover(fleet.scheduler, clock, asyncio.get_running_loop().call_later)
+    bounds = FileBounds(of_account=settings.files_bytes_max)
+    files = FileStore(files_path(settings), store.files, store.batches, store.key_secret, clock, bounds)
+    runner = Runner(store.batches, files, world_of_lines(world, leftover), endpoints, leftover, terms)
+    bodies = BodyBudget(SMALL_BODIES_BYTES_TOTAL_MAX)
+
+    def price_min(account_id: str) -> int:
+        return batch_price(EMBEDDINGS.price_min(world, account_id, None), ratio_ppm)
+
+    apis: list[Api] = [
+        FilesApi(files, store.files, price_min, bodies),
+        BatchesApi(store.batches, files, store.files, runner, world, endpoints, bodies),
+    ]
+    return JobParts(files, runner, apis)
 
 
 def _gauges(store: Store, scheduler: Scheduler, world: World) -> dict[str, float]:

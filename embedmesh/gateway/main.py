@@ -121,6 +121,7 @@ async def run(
     try:
         await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys))
         await gateway.fleet.roster.reload()
+        await gateway.files.open()
     except StoreUnavailable as error:
         raise StoreAway(error.message) from None
     if local_nodes:
@@ -155,6 +156,7 @@ async def stop(gateway: Gateway, tasks: list[asyncio.Future[Any]], *, drain_s: f
     await gateway.fleet.canaries.stop()
     await gateway.fleet.connected.stop()
     await gateway.fleet.roster.stop()
+    await gateway.files.close()
     books = gateway.books
     await asyncio.gather(books.operators.close(), books.accounts.close(), books.checks.close())
     await gateway.store.close()

@@ -44,7 +44,8 @@ def decoded(body: bytes, kind: type[T]) -> T:
             raise errors.InvalidValue(broken) from None
         message = str(error)
         found = PARAM_PATH.search(message) or PARAM_NAME.search(message)
-        param = re.sub(r"\[(\d+)\]", r".\1", found[1])[:PARAM_CHARS_MAX] if found else None  # `limits.models.3`
+        path = found[1].replace("[...]", "") if found else None  # of an object whose names are the caller's
+        param = re.sub(r"\[(\d+)\]", r".\1", path)[:PARAM_CHARS_MAX] if path else None  # `limits.models.3`
         raise errors.InvalidValue(f"The body is not what this path takes: {message}.", param=param) from None
 
 

@@ -23,19 +23,24 @@ import pytest
 
 from embedmesh.fleet.addresses import Lookup, Policy, system_lookup
 from embedmesh.fleet.examiner import Examiner
+from embedmesh.fleet.leftover import Leftover
 from embedmesh.fleet.registry import Node, Registry
 from embedmesh.fleet.scheduler import Scheduler
 from embedmesh.flow.cache import VectorCache
 from embedmesh.flow.deliver import Done
 from embedmesh.flow.leases import Leases
+from embedmesh.flow.operation import Operation
 from embedmesh.flow.retries import SingleFlight, Unread
 from embedmesh.flow.verify import verify
 from embedmesh.flow.world import World
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
 from embedmesh.gateway.api.app import GatewayApp
+from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.books_thread import BooksThread
+from embedmesh.gateway.api.files_api import FilesApi
 from embedmesh.gateway.api.fleet_api import FleetApi
+from embedmesh.gateway.api.generation_api import generations
 from embedmesh.gateway.api.invites_api import InvitesApi
 from embedmesh.gateway.api.keys_api import KeysApi
 from embedmesh.gateway.api.ledger_api import LedgerApi
@@ -49,8 +54,12 @@ from embedmesh.gateway.nodes.roster import Roster
 from embedmesh.gateway.nodes.sealed import SealingNodes
 from embedmesh.gateway.nodes.sealed_generation import Sidecars
 from embedmesh.http.connections import Origins
+from embedmesh.http.paths import EMBEDDINGS_PATH
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.server import HttpServer
+from embedmesh.jobs.endpoints import world_of_lines
+from embedmesh.jobs.files import FileStore
+from embedmesh.jobs.runner import Runner
 from embedmesh.node.app import CompactDone
 from embedmesh.node.member import MemberNode
 from embedmesh.node.signed_api import SignedApi
@@ -71,7 +80,7 @@ from embedmesh.signing.session import Ephemeral, Sessions, transcript
 from embedmesh.storage.books import Books
 from embedmesh.storage.secrets.secret import claim_of
 from embedmesh.storage.store import Store
-from tests.flow.world import CATALOGUE, MODEL, REPLY_BYTES, Bystander, LetterTokenizer, right_reply
+from tests.flow.world import CATALOGUE, EMBEDDINGS, MODEL, REPLY_BYTES, Bystander, LetterTokenizer, right_reply
 from tests.http.raw import Raw, request, send
 
 SECRET = bytes(range(32))
@@ -130,6 +139,7 @@ class Gateway:
     def __init__(
         self,
         store: Store,
+        files_folder: Path,
         books: Books,
         open_books: Callable[[], Books],
         clock: Clock,
@@ -171,6 +181,7 @@ class Gateway:
         )
         self.account_api = account_api = AccountApi(self.callers_thread, bodies, clock, CATALOGUE)
         call_later = asyncio.get_running_loop().call_later
+        scheduler = Scheduler(self.registry, clock, random.Random(7), call_later)
         replies = Shares(REPLY_BYTES)
         world = World(
             keys=store.keys,
@@ -181,7 +192,7 @@ class Gateway:
             tokenizers=tokenizers,
             cl100k=None,
             ledger=store,
-            fleet=Scheduler(self.registry, clock, random.Random(7), call_later),
+            fleet=scheduler,
             client=self.clients,
             observer=Bystander(),
             clock=clock,
@@ -193,13 +204,21 @@ class Gateway:
             claim_of=functools.partial(claim_of, SECRET),
         )
         sealing, leases = SealingNodes(self.registry, self.clients, clock, random.Random(7)), Leases(store, clock)
+        leftover = Leftover(scheduler, clock, call_later)
+        endpoints: dict[str, Operation] = {EMBEDDINGS_PATH: EMBEDDINGS, **generations(self.clients, leases)}
+        self.files = FileStore(files_folder, store.files, store.batches, SECRET, clock)
+        self.runner = Runner(store.batches, self.files, world_of_lines(world, leftover), endpoints, leftover)
+        batches = (
+            FilesApi(self.files, store.files, lambda account: 1, bodies),
+            BatchesApi(store.batches, self.files, store.files, self.runner, world, endpoints, bodies),
+        )
         self.app = GatewayApp(
             world,
             self.registry,
             in_flight_max=1_000,
             bodies=bodies,
             gauges=dict,
-            more=[nodes_api, account_api, *operators],
+            more=[nodes_api, account_api, *operators, *batches],
             origins=origins,
             confidential=(store.locks, sealing),
             generating=(self.clients, leases),
@@ -279,6 +298,7 @@ class Gateway:
         await self.app.server.drain(within_s)
         await self.connected.stop()
         await self.roster.stop()
+        await self.files.close()
         await asyncio.gather(*(one.close() for one in (self.books_thread, self.callers_thread, self.checks_thread)))
         await self.store.close()
         assert bugs == (0, False)
@@ -307,11 +327,13 @@ async def gateway(
             books.accounts.create("a")
             books.accounts.credit("a", 10**12, "test")
         store = await Store.open(path, folder=folder, clock=clock, secret=lambda engine: SECRET)
-        made = Gateway(store, books, open_books, clock, Policy(networks), lookup, beat_s, Origins(trusted))
+        policy, origins = Policy(networks), Origins(trusted)
+        made = Gateway(store, folder / "files", books, open_books, clock, policy, lookup, beat_s, origins)
         sock = socket.create_server(("127.0.0.1", port))
         sock.setblocking(False)
         made.port = sock.getsockname()[1]
         await made.roster.reload()
+        await made.files.open()
         watching = asyncio.ensure_future(store.changes.watch())
         await made.app.server.start(sock)
         try:

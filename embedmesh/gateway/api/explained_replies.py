@@ -86,7 +86,7 @@ class ExplainedReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     line: Annotated[Count | None, doc("Of a line of a batch: its number, from 1 on. The batch is the tab's id.")]
 
 
-class BatchReply(msgspec.Struct, frozen=True):
+class ExplainedBatchReply(msgspec.Struct, frozen=True):
     """The batch whose money a tab has."""
 
     state: str
@@ -116,4 +116,4 @@ class TabReply(msgspec.Struct, frozen=True, rename=JSON_NAMES):
     deadline_ms: Count
     ended_ms: Count | None
     moves: tuple[MoveReply, ...]
-    batch: Annotated[BatchReply | None, doc("The batch that it is for, as long as that is kept.")]
+    batch: Annotated[ExplainedBatchReply | None, doc("The batch that it is for, as long as that is kept.")]

@@ -26,6 +26,16 @@ STREAMED = (
 )
 
 
+CHAT_PATH, COMPLETIONS_PATH, IMAGES_PATH = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
+
+
+def generations(client: GeneratingClient, leases: Leases) -> dict[str, Generation]:
+    """What generates, by path."""
+    dialects: dict[str, GenerationDialect] = {CHAT_PATH: Chat(), COMPLETIONS_PATH: Completions(), IMAGES_PATH: Images()}
+    expected = ExpectedOutput()
+    return {path: Generation(dialect, client, leases, expected, envelope) for path, dialect in dialects.items()}
+
+
 class GenerationApi(Api):
     """What nodes of other makes generate."""
 
@@ -34,38 +44,33 @@ class GenerationApi(Api):
     def __init__(self, embeddings: EmbeddingsApi, client: GeneratingClient, leases: Leases) -> None:
         self._embeddings = embeddings
         self.bodies = embeddings.bodies
-        expected = ExpectedOutput()
-
-        def operation(dialect: GenerationDialect) -> Generation:
-            return Generation(dialect, client, leases, expected, envelope)
-
-        self._chat, self._completions, self._images = operation(Chat()), operation(Completions()), operation(Images())
+        self._operations = generations(client, leases)
 
     async def create_chat_completion(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create a chat completion.
 
         The next message of a conversation, whole or as a stream, by a node that runs the model.
         """
-        return await self._embeddings.exchange(request, self._chat)
+        return await self._embeddings.exchange(request, self._operations[CHAT_PATH])
 
     async def create_completion(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create a completion.
 
         How a text goes on, whole or as a stream, by a node that runs the model.
         """
-        return await self._embeddings.exchange(request, self._completions)
+        return await self._embeddings.exchange(request, self._operations[COMPLETIONS_PATH])
 
     async def create_image(self, request: web.BaseRequest) -> web.StreamResponse:
         """Create images.
 
         Images for a description. A `url` in the reply is a `data:` URL: nothing has to be fetched.
         """
-        return await self._embeddings.exchange(request, self._images)
+        return await self._embeddings.exchange(request, self._operations[IMAGES_PATH])
 
     ROUTES = (
         Route(
             "POST",
-            "/v1/chat/completions",
+            CHAT_PATH,
             (GENERATE_SCOPE,),
             create_chat_completion,
             failures=FAILURES,
@@ -79,7 +84,7 @@ class GenerationApi(Api):
         ),
         Route(
             "POST",
-            "/v1/completions",
+            COMPLETIONS_PATH,
             (GENERATE_SCOPE,),
             create_completion,
             failures=FAILURES,
@@ -93,7 +98,7 @@ class GenerationApi(Api):
         ),
         Route(
             "POST",
-            "/v1/images/generations",
+            IMAGES_PATH,
             (GENERATE_SCOPE,),
             create_image,
             failures=FAILURES,

@@ -8,8 +8,8 @@ from msgspec import Meta
 from embedmesh.gateway.api.accounts_api import Reference
 from embedmesh.gateway.api.books_thread import BooksThread
 from embedmesh.gateway.api.explained_replies import (
-    BatchReply,
     BoughtReply,
+    ExplainedBatchReply,
     ExplainedReply,
     LockReply,
     MeteredReply,
@@ -77,7 +77,7 @@ class LedgerApi(Api):
         with its own id.
         """
         found = await self._books.ask(lambda books: books.reports.explain_tab(call.parameter))
-        batch = None if found.batch is None else reply_of(BatchReply, found.batch)
+        batch = None if found.batch is None else reply_of(ExplainedBatchReply, found.batch)
         return reply_of(TabReply, found, moves=tuple(reply_of(MoveReply, move) for move in found.moves), batch=batch)
 
     async def refund_request(self, call: ApiCall[RefundRequest, None]) -> Moved:

@@ -2,9 +2,11 @@
 
 from embedmesh.gateway.api.account_api import AccountApi
 from embedmesh.gateway.api.accounts_api import AccountsApi
+from embedmesh.gateway.api.batches_api import BatchesApi
 from embedmesh.gateway.api.confidential_api import ConfidentialApi
 from embedmesh.gateway.api.confidential_generation_api import ConfidentialGenerationApi
 from embedmesh.gateway.api.embeddings_api import EmbeddingsApi
+from embedmesh.gateway.api.files_api import FilesApi
 from embedmesh.gateway.api.fleet_api import FleetApi
 from embedmesh.gateway.api.generation_api import GenerationApi
 from embedmesh.gateway.api.invites_api import InvitesApi
@@ -22,6 +24,8 @@ APIS: tuple[type[Api], ...] = (
     GenerationApi,
     ConfidentialApi,
     ConfidentialGenerationApi,
+    FilesApi,
+    BatchesApi,
     ModelsApi,
     AccountApi,
     OperationsApi,

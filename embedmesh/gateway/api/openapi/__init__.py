@@ -32,6 +32,8 @@ TAGS: list[Json] = [
         "name": "Confidential chat, completions, images",
         "description": "Sealed for a node beside a server of another make, whole or event by event.",
     },
+    {"name": "Files", "description": "Files of requests for batches, and their results."},
+    {"name": "Batches", "description": "Files of requests that are worked off within a day, for less."},
     {"name": "Models", "description": "What ready nodes serve now."},
     {"name": "Account", "description": "Your account: balance, usage and keys."},
     {"name": "Operations", "description": "For those who run this gateway."},

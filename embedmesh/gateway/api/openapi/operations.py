@@ -31,6 +31,8 @@ PATH_PARAMETERS = {
     "node_id": PathParameter("The node's id; operators may use its number.", "node_5d41402abc4b2a76b9719d911017c592"),
     "action": PathParameter("The decision.", "drain", {"enum": [*ACTIONS, "weight"]}),
     "invite_id": PathParameter("The invite's id.", "Gd0kZ5wQ1xYb"),
+    "file_id": PathParameter("The file's id.", "file-019aa0b4c0de7b62a1f0c3d4e5f60718"),
+    "batch_id": PathParameter("The batch's id.", "batch_019aa0b4c0de7b62a1f0c3d4e5f60718"),
     "account_id": PathParameter("The account's id.", "local"),
     "key_id": PathParameter("The key's id.", "key_019aa0b4c0de7b62a1f0c3d4e5f60718"),
     "entry_id": PathParameter("The entry's id.", "3"),

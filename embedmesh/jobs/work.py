@@ -1,0 +1,240 @@
+"""What is done with one batch while its lease lasts: validation, units, the end.
+
+Whatever the store or the disk cannot take now is tried again, until the lease is lost or the batch's own time is over.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from embedmesh.fleet.leftover import Leftover
+from embedmesh.flow.world import World
+from embedmesh.jobs.chunks import ContentsLost
+from embedmesh.jobs.endpoints import Endpoints, at_prices, sum_of_used
+from embedmesh.jobs.files import FileStore
+from embedmesh.jobs.finish import write_outputs
+from embedmesh.jobs.unit import Stopping, UnitWork
+from embedmesh.jobs.validate import BadFile, BatchTerms, Validation
+from embedmesh.rules.batches import Batch, BatchLease, BatchState, BatchUnit, LeaseLost, LineError, UnitEnd
+from embedmesh.rules.errors import Failure, InsufficientQuota, Retry
+from embedmesh.rules.file_failures import TooMuchKept
+from embedmesh.rules.ports import Caller
+from embedmesh.storage.batch_steps import UnitResults
+from embedmesh.storage.batches import Batches
+
+log = logging.getLogger("embedmesh.jobs")
+
+UNITS_OF_BATCH_MAX = 3  # while one is written and settled, nodes have the next
+UNITS_A_LOOK = 16
+AGAIN_FIRST_S, AGAIN_MAX_S = 0.25, 5.0  # between two tries of the store or the disk
+NODES_LOOK_S = 1.0  # at whether the model has a node again
+NO_NODE_S = 60.0  # without any, after which a unit gives its room to others
+
+T = TypeVar("T")
+
+
+class BatchTools(NamedTuple):
+    """What the work on any batch of one gateway needs. `world` is the one for lines, `units` the room for units."""
+
+    batches: Batches
+    files: FileStore
+    world: World
+    endpoints: Endpoints
+    leftover: Leftover
+    terms: BatchTerms
+    units: asyncio.Semaphore
+
+
+class BatchWork:
+    """The work on one batch."""
+
+    def __init__(self, tools: BatchTools, lease: BatchLease, batch: Batch, stopping: Stopping) -> None:
+        self._tools = tools
+        self._batches, self._files, self._world = tools.batches, tools.files, tools.world
+        self._lease = lease
+        self._batch = batch
+        self._stopping = stopping
+        self._operation = tools.endpoints[batch.endpoint]
+        self._caller = Caller(batch.account_id, batch.key_id, frozenset((self._operation.scope,)))
+
+    async def advance(self) -> None:
+        """Move the batch on until it has ended. Raises LeaseLost."""
+        while not self._batch.state.final:
+            if self._batch.state is BatchState.CANCELLING:
+                self._stopping.stop("batch_cancelled")
+            elif self._world.clock.unix_ms() >= self._batch.expires_ms:
+                self._stopping.stop("batch_expired")
+            try:
+                self._batch = await self._step()
+            except LeaseLost:  # or it was cancelled meanwhile
+                self._batch = await again(lambda: self._batches.renew(self._lease))
+                await asyncio.sleep(AGAIN_FIRST_S)
+        log.info("batch %s: %s", self._batch.batch_id, self._batch.state.value)
+        await self._files.drop_segments(self._batch.batch_id)
+
+    async def _step(self) -> Batch:
+        state = self._batch.state
+        if self._stopping.stops() and state is not BatchState.FINALIZING:
+            return await self._end()
+        if state is BatchState.VALIDATING:
+            return await self._validate()
+        if state is BatchState.IN_PROGRESS:
+            await self._work_units()
+            if self._stopping.stops():
+                return await self._end()
+            return await again(lambda: self._batches.finalize(self._lease))
+        return await self._end()
+
+    # -- validation
+
+    async def _validate(self) -> Batch:
+        batch, lease = self._batch, self._lease
+        await again(lambda: self._batches.clear_units(lease))
+
+        async def add(units: Sequence[BatchUnit]) -> None:
+            await again(lambda: self._batches.add_units(lease, units))
+
+        terms = self._tools.terms
+        validation = Validation(self._world, self._operation, batch.endpoint, self._caller, terms, add)
+        reading = asyncio.create_task(validation.plan(self._files.read(batch.input_file_id)))
+        stopped = self._stopping.future()
+        try:
+            either: list[asyncio.Future[Any]] = [reading, stopped]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                return await again(lambda: self._batches.renew(lease))
+            plan = reading.result()
+            bytes_max = await again(lambda: self._files.bytes_allowed(batch.account_id))
+            return await again(lambda: self._batches.begin(lease, plan, bytes_max=bytes_max))
+        except BadFile as bad:
+            return await self._fail(bad.errors, bad.total)
+        except ContentsLost:
+            return await self._fail((LineError("input_file_lost", "The input file cannot be read. Upload it again."),))
+        except (InsufficientQuota, TooMuchKept) as failure:
+            return await self._fail((LineError(failure.code, failure.message),))
+        finally:
+            stopped.cancel()
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _fail(self, errors: tuple[LineError, ...], total: int = 0) -> Batch:
+        return await again(lambda: self._batches.fail(self._lease, errors, total=total))
+
+    # -- work
+
+    async def _work_units(self) -> None:
+        """Work off all units that are open, or until the batch is to stop. Raises LeaseLost."""
+        work = UnitWork(
+            at_prices(self._world, self._batch.prices),
+            self._operation,
+            self._batch,
+            self._caller,
+            self._tools.leftover,
+            self._stopping,
+        )
+        under_way: dict[int, asyncio.Task[None]] = {}
+        try:
+            after = -1
+            while not self._stopping.stops():
+                units = await self._open_units(after)
+                if not units:
+                    if not under_way and after < 0:
+                        return  # none is open
+                    await _ended(under_way, 0)
+                    after = -1  # one that gave up its room is open still
+                    continue
+                for unit in units:
+                    await _ended(under_way, UNITS_OF_BATCH_MAX - 1)
+                    if self._stopping.stops():
+                        break
+                    under_way[unit.unit] = asyncio.create_task(self._unit(work, unit))
+                after = units[-1].unit
+            await _ended(under_way, 0)
+        finally:
+            for task in under_way.values():
+                task.cancel()
+            await asyncio.gather(*under_way.values(), return_exceptions=True)
+
+    async def _open_units(self, after: int) -> list[BatchUnit]:
+        return await again(lambda: self._batches.open_units(self._lease, after=after, limit=UNITS_A_LOOK))
+
+    async def _unit(self, work: UnitWork, unit: BatchUnit) -> None:
+        """Work off one unit and settle it, once there is room and a node. One that has no node for long is given up."""
+        await self._until_served()
+        async with self._tools.units:
+            if self._stopping.stops():
+                return
+            doing = asyncio.create_task(self._do(work, unit))
+            left_s = NO_NODE_S
+            try:
+                while not doing.done() and left_s > 0:
+                    await asyncio.wait([doing], timeout=NODES_LOOK_S)
+                    left_s = NO_NODE_S if self._served else left_s - NODES_LOOK_S
+                if doing.done():
+                    doing.result()
+            finally:
+                doing.cancel()
+                await asyncio.gather(doing, return_exceptions=True)
+
+    async def _do(self, work: UnitWork, unit: BatchUnit) -> None:
+        batch, stop = self._batch, unit.first_byte + unit.bytes
+        try:
+            results = await work.results(unit, self._files.read(batch.input_file_id, unit.first_byte, stop))
+        except ContentsLost:
+            log.critical("batch %s: its input file is lost; it is cancelled", batch.batch_id)
+            await again(lambda: self._batches.cancel(batch.account_id, batch.batch_id))
+            self._stopping.stop("batch_cancelled")
+            return
+        output = [each.output for each in results if each.output is not None]
+        errors = [each.error for each in results if each.error is not None]
+        segment = await again(lambda: self._files.write_segment(batch.batch_id, output, errors))
+        used = sum_of_used([each.used for each in results])
+        charges = [(unit.first_line + at, each.charge) for at, each in enumerate(results) if each.charge is not None]
+        whole = UnitResults(unit.unit, segment, charges, len(output), len(errors), used)
+        if await again(lambda: self._batches.finish_unit(self._lease, whole)) is UnitEnd.NO_MONEY:
+            self._stopping.stop("batch_expired")
+
+    @property
+    def _served(self) -> bool:
+        model = self._world.catalogue.find(self._batch.model or "")
+        return model is not None and self._tools.leftover.scheduler.serves(model)
+
+    async def _until_served(self) -> None:
+        while not self._served and not self._stopping.stops():
+            await self._stopping.pause(NODES_LOOK_S)
+
+    # -- the end
+
+    async def _end(self) -> Batch:
+        """Write the output files, and end the batch."""
+        code = self._stopping.code or "batch_cancelled"
+        outputs = await again(lambda: write_outputs(self._batches, self._files, self._lease, self._batch, code))
+        output, errors, failed = outputs
+        return await again(lambda: self._batches.finish(self._lease, output, errors, failed=failed))
+
+
+async def again(work: Callable[[], Awaitable[T]]) -> T:
+    """The result of some work; what cannot be done now is tried again. Raises any other Failure, and LeaseLost.
+
+    It ends by being cancelled at the latest, when the lease is lost.
+    """
+    pause_s = AGAIN_FIRST_S
+    while True:
+        try:
+            return await work()
+        except Failure as failure:
+            if failure.retry is not Retry.LATER:
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, AGAIN_MAX_S)
+
+
+async def _ended(tasks: "dict[int, asyncio.Task[None]]", left_max: int) -> None:
+    """Wait until no more than that run. Raises what one of them has raised."""
+    while True:
+        for unit in [unit for unit, task in tasks.items() if task.done()]:
+            tasks.pop(unit).result()
+        if len(tasks) <= left_max:
+            return
+        await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
