@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from math import inf
 from pathlib import Path as FilePath
 
@@ -20,7 +21,7 @@ from bench.gateway.measure import EndsReport, Measured
 from bench.rig.command import CannotRun
 from bench.rig.figures import Spread, Target, median_interval
 from bench.rig.http import Wire, http_request
-from bench.rig.processes import wait_for
+from bench.rig.processes import OtherWork, cpu_s, wait_for
 from bench.rig.tables import print_figures
 from bench.soak import growth_mb
 from embedmesh.rules.embeddings import COMPACT, VECTORS_HEAD, EmbedVectors, pack_ids
@@ -95,6 +96,26 @@ def test_rounds_go_on_until_the_ratio_is_settled() -> None:
     assert wild.is_done("512")
     wild.rows["512"].pop()
     assert not wild.is_done("512")
+
+
+def test_a_round_in_which_others_worked_is_not_taken() -> None:
+    """Whatever it found: what is dropped must not depend on who looks good in it."""
+    rounds = rounds_of("S", exact=[1.0], FastEmbed=[2.0])
+    rounds.add("S", {EXACT: 1.0, FASTEMBED: 9.0}, other_work=0.2)
+    rounds.add("S", {EXACT: 1.0, FASTEMBED: 3.0}, other_work=0.01)
+    assert rounds.taken("S", FASTEMBED) == [2.0, 3.0]
+    assert rounds.disturbed == 1
+
+
+def test_work_of_others_is_told_from_ours() -> None:
+    """A process that is busy for as long as it takes to see it; the same one named as ours adds nothing."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            mine, others = OtherWork([busy.pid]), OtherWork([])
+            assert wait_for(lambda: cpu_s([busy.pid]) > 1.0, 60.0)
+            assert others.share() > mine.share()
+        finally:
+            busy.kill()
 
 
 def test_rounds_are_added_to_those_of_the_same_machine_only(tmp_path: FilePath) -> None:

@@ -107,6 +107,7 @@ class Figures(msgspec.Struct, frozen=True):
     peaks: dict[str, Peak]
     rows: list[ContenderRow]
     ratios: list[Ratio]
+    disturbed_rounds: int  # of single rows, not taken
     node: NodeFigures | None
     differences: Differences | None
     large: LargeFigures | None

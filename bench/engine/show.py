@@ -42,6 +42,8 @@ def show(figures: Figures, console: Console) -> None:
             f"Peak of {figures.threads} threads, {name}: {peak.gflops:,.0f} GFLOP/s (one: {peak.one_gflops:,.0f}; "
             f"{peak.per_cycle:.2f} multiply-adds a cycle at {peak.clock_ghz:.2f} GHz)."
         )
+    if figures.disturbed_rounds:
+        console.print(f"{figures.disturbed_rounds} rounds of a row were not taken: other processes worked meanwhile.")
     console.print(f"{figures.machine}; kind: {figures.kind}.")
     for name, why in figures.left_out.items():
         console.print(f"Left out: {name}: {why}.", markup=False)
