@@ -1,39 +1,34 @@
 /* Vectors of post-norm encoders (BERT, RoBERTa, DistilBERT) in float32, for x86-64 with AVX2, FMA and F16C.
 
-   States are rows of `hidden` floats, one a token, the texts one behind the other: there is no padding, and a text's
-   vector is the same to the bit in any batch, on any number of threads, because every sum is taken in one order.
+   States are rows of `hidden` floats, one a token, the texts one behind the other: nothing is padded. Each sum is taken
+   in one order, so that a text's vector is the same to the bit in any batch and on any number of threads.
 
-   Weights are packed into panels of 16 outputs, [outputs / 16][inputs][16], and states for a product into panels of up
-   to 6 rows, [inputs][6]. A tile is 6 x 16 sums in 12 of the 16 registers; it reads one panel of each, so that 96
-   multiplications need 8 loads. Attention runs on keys x 16 queries, transposed: then a softmax over keys is vertical.
+   Weights are packed into panels of 16 outputs, [outputs / 16][inputs][16], states for a product into panels of up to
+   6 rows, [inputs][6]. A tile is 6 x 16 sums in 12 of the 16 registers: 8 loads for 12 multiplications of 8 floats.
+   Attention takes keys x 16 queries, transposed, because a softmax over keys is then vertical.
 
-   A run is a line of stages, each of some tasks that any thread may take. Nobody allocates here: the caller gives all
-   memory, has checked every size, and knows that ids are below the vocabulary. */
+   Nobody allocates here but for threads: the caller gives all memory and has checked all sizes and ids. */
 
-#define _GNU_SOURCE
 #include <immintrin.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
+#ifndef TUNED
+enum {
+    DEPTH = 384,      /* inputs that a tile sums at once: 24 KB of a panel of weights stay in a first-level cache */
+    BLOCK_ROWS = 96,  /* of a product that a task takes: packed they stay in a second-level cache */
+    PIECES = 3,       /* tasks a thread of a product with few rows: its columns are cut, too */
+};
+#endif
 enum {
     LANES = 8,        /* floats of a register */
-    ROWS = 6,         /* of a tile, and of a panel of states */
+    ROWS = 6,         /* of a tile */
     COLUMNS = 16,     /* of a tile, and of a panel of weights */
-#ifndef DEPTH
-    DEPTH = 384,      /* inputs that a tile sums at once: 24 KB of a panel of weights stay in a first-level cache */
-#endif
-#ifndef BLOCK_ROWS
-    BLOCK_ROWS = 96,  /* of states that a task takes through a layer: what they need stays in a second-level cache */
-#endif
-#ifndef GRID_ROWS
-    GRID_ROWS = 48,   /* with fewer rows a thread, threads share products by columns, too */
-#endif
-    PIECES = 3,       /* tasks a thread of a product that is shared by columns */
-    QUERIES = 256,    /* of a text that one task attends to; it packs the keys for itself */
+    NORM_ROWS = 8,    /* that a task normalises, in some microseconds */
+    QUERIES = 256,    /* of a text and head that a task attends to; it packs the keys for itself */
     SPINS = 2000,     /* looks at the ticket before a thread sleeps: some 50 us, as long as a wake-up takes */
     THREADS_MAX = 64,
 };
@@ -42,15 +37,10 @@ struct linear { const float *weight, *bias; };  /* packed; [outputs] */
 struct norm { const float *scale, *shift; };    /* [hidden] */
 struct layer { struct linear qkv, mixed, wide, narrow; struct norm mixed_norm, norm; };
 
-enum words_type { WORDS_F32, WORDS_F16, WORDS_BF16 };
-enum activation { NONE, GELU, GELU_TANH, RELU, SILU };
-enum pooling { MEAN, CLS };
-
-/* `width` is that of a head, with zeros up to a multiple of 16; `middle` that of a layer's wide middle, too. Weights and
-   biases of queries hold a factor log2(e) / sqrt(width), so that a softmax takes powers of 2. `padding`: the token whose
-   position is its own id, while others' count up from the next one; -1 where positions count from 0. */
+/* `width`: of a head, with zeros up to a multiple of 16. `middle`: of a layer's wide middle. `word_bytes` is negative for
+   bfloat16. The queries' weights hold a factor log2(e) / sqrt(head width), so that a softmax takes powers of 2. */
 struct model {
-    int32_t hidden, heads, width, middle, layers, words_type, activation, unused;
+    int32_t hidden, heads, width, middle, layers, word_bytes;
     double eps;
     const void *words;
     const float *positions;
@@ -60,23 +50,23 @@ struct model {
 
 struct run {
     const struct model *m;
-    const int32_t *ids, *places, *offsets;      /* [tokens] rows of the two tables; [texts + 1] where texts begin */
-    int texts, tokens, longest, pooling, threads;
-    int by_rows, block, blocks;                 /* whether a task takes rows through a whole layer; rows of a task */
-    float *x, *qkv, *context, *y, *wide, *own;  /* qkv [3][heads][tokens][width]; `own` has a part for each thread */
+    const int32_t *ids, *places, *offsets;      /* [tokens] rows of words and positions; [texts + 1] where texts begin */
+    int texts, tokens, longest, first_only;
+    int blocks, pieces;                         /* how products are cut into tasks, by rows and by columns */
+    float *x, *y, *qkv, *context, *wide, *own;  /* qkv [3][heads][tokens][width]; `own` has a part for each thread */
     long own_floats;
     float *out;
 };
 
-/* `ticket` is what there is to do: stage << 48 | next task << 24 | tasks of the stage. Of a stage that is over, or of no
-   run, the next task is the number of tasks. Whoever does a stage's last task opens the next stage. */
+/* `ticket` is what there is to do: stage << 48 | next task << 24 | tasks of the stage; 0 while there is no run. Who does
+   a stage's last task opens the next stage, so that nobody waits for a thread that has no CPU, unless it has a task. */
 struct pool {
     _Atomic uint64_t ticket;
     _Atomic int done, asleep, ended;
     int threads;
     pthread_mutex_t lock;
     pthread_cond_t moved;
-    pthread_t helper[THREADS_MAX];
+    struct helper { pthread_t id; struct pool *pool; int thread; } helpers[THREADS_MAX];
     struct run run;
 };
 
@@ -116,27 +106,6 @@ static inline __m256 gelu_8(__m256 x)
     __m256 t = _mm256_div_ps(ALL(1.0f), _mm256_fmadd_ps(a, ALL(0.29f), ALL(1.0f)));
     __m256 tail = _mm256_mul_ps(polynomial(c, 9, t), exp2_8(_mm256_mul_ps(_mm256_mul_ps(a, a), ALL(-0.72134752f))));
     return _mm256_fnmadd_ps(a, tail, _mm256_max_ps(_mm256_setzero_ps(), x));
-}
-
-/* x / (1 + e^-(y)) */
-static inline __m256 gated(__m256 x, __m256 y)
-{
-    __m256 power = exp2_8(_mm256_min_ps(ALL(126.0f), _mm256_mul_ps(y, ALL(-1.44269504f))));
-    return _mm256_div_ps(x, _mm256_add_ps(ALL(1.0f), power));
-}
-
-static inline __m256 activate(__m256 x, enum activation kind)
-{
-    switch (kind) {
-    case GELU: return gelu_8(x);
-    case GELU_TANH: { /* 2 sqrt(2 / pi) (x + 0.044715 x^3) */
-        __m256 square = _mm256_mul_ps(x, x);
-        return gated(x, _mm256_mul_ps(x, _mm256_fmadd_ps(square, ALL(0.071354816f), ALL(1.5957691f))));
-    }
-    case RELU: return _mm256_max_ps(_mm256_setzero_ps(), x);
-    case SILU: return gated(x, x);
-    default: return x;
-    }
 }
 
 static inline float sum_of(__m256 x)
@@ -225,40 +194,33 @@ tile_of(const int rows, int depth, const float *a, long a_step, const float *w, 
 
 static void tile(int rows, int depth, const float *a, long a_step, const float *w, const float *start, float *c, long step)
 {
-    switch (rows) {
-    case 1: tile_of(1, depth, a, a_step, w, start, c, step); break;
-    case 2: tile_of(2, depth, a, a_step, w, start, c, step); break;
-    case 3: tile_of(3, depth, a, a_step, w, start, c, step); break;
-    case 4: tile_of(4, depth, a, a_step, w, start, c, step); break;
-    case 5: tile_of(5, depth, a, a_step, w, start, c, step); break;
-    default: tile_of(6, depth, a, a_step, w, start, c, step); break;
-    }
+#define WITH_ROWS(n) case n: tile_of(n, depth, a, a_step, w, start, c, step); break;
+    switch (rows) { WITH_ROWS(1) WITH_ROWS(2) WITH_ROWS(3) WITH_ROWS(4) WITH_ROWS(5) WITH_ROWS(6) }
 }
 
-/* Where a product goes: rows `width` floats wide, and behind each `width` columns a plane. */
-struct place { float *at; long width, plane; };
+/* states · weightᵀ + bias; `to`: rows `width` wide, and a plane for each `width` columns. */
+struct product { const float *from; const struct linear *w; int inputs, outputs, gelu; float *to; long width, plane; };
 
-/* Panels first .. end of states · weightᵀ + bias, activated. */
-static void multiply(const float *states, int rows, const struct linear *w, int inputs, int first, int end,
-                     struct place to, enum activation kind)
+/* Its panels first .. end, for rows row .. row + rows. */
+static void multiply(const struct product *p, int row, int rows, int first, int end, float *packed)
 {
-    int runs = (inputs + DEPTH - 1) / DEPTH;
+    int runs = (p->inputs + DEPTH - 1) / DEPTH;
+    pack_states(p->from + (long)row * p->inputs, p->inputs, rows, p->inputs, packed);
     for (int j = first; j < end; j++) {
-        float *c = to.at + j * COLUMNS / to.width * to.plane + j * COLUMNS % to.width;
+        float *c = p->to + row * p->width + j * COLUMNS / p->width * p->plane + j * COLUMNS % p->width;
         for (int run = 0; run < runs; run++) {
-            int k = (int)((long)inputs * run / runs), depth = (int)((long)inputs * (run + 1) / runs) - k;
-            const float *panel = w->weight + ((long)j * inputs + k) * COLUMNS;
-            for (int p = 0; p < panels_of(rows); p++) {
-                int row = panel_start(rows, p);
-                tile(panel_start(rows, p + 1) - row, depth, states + ((long)p * inputs + k) * ROWS, ROWS, panel,
-                     run ? NULL : w->bias + j * COLUMNS, c + row * to.width, to.width);
+            long k = (long)p->inputs * run / runs, depth = (long)p->inputs * (run + 1) / runs - k;
+            const float *panel = p->w->weight + ((long)j * p->inputs + k) * COLUMNS;
+            for (int i = 0; i < panels_of(rows); i++) {
+                int at = panel_start(rows, i);
+                tile(panel_start(rows, i + 1) - at, depth, packed + ((long)i * p->inputs + k) * ROWS, ROWS, panel,
+                     run ? NULL : p->w->bias + j * COLUMNS, c + at * p->width, p->width);
             }
         }
-        for (int row = 0; kind != NONE && row < rows; row++)
-            for (int i = 0; i < COLUMNS; i += LANES) {
-                float *at = c + row * to.width + i;
-                _mm256_storeu_ps(at, activate(_mm256_loadu_ps(at), kind));
-            }
+        for (int i = 0; p->gelu && i < 2 * rows; i++) {
+            float *at = c + i / 2 * p->width + i % 2 * LANES;
+            _mm256_storeu_ps(at, gelu_8(_mm256_loadu_ps(at)));
+        }
     }
 }
 
@@ -291,16 +253,15 @@ static void add_and_norm(float *x, const float *y, int rows, int hidden, struct 
 /* Eight floats of the table of words, which is a file's and need not be aligned. */
 static inline __m256 words_8(const struct model *m, long at)
 {
-    const char *from = (const char *)m->words + at * (m->words_type == WORDS_F32 ? 4 : 2);
-    if (m->words_type == WORDS_F32)
+    const char *from = (const char *)m->words + at * abs(m->word_bytes);
+    if (m->word_bytes == 4)
         return _mm256_loadu_ps((const float *)from);
     __m128i half = _mm_loadu_si128((const __m128i *)from);
-    if (m->words_type == WORDS_F16)
-        return _mm256_cvtph_ps(half);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+    return m->word_bytes == 2 ? _mm256_cvtph_ps(half)
+                              : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-/* The states of tokens first .. end: words and positions, normed. */
+/* Words into x and positions into y, for tokens first .. end. */
 static void embed(const struct run *r, int first, int end)
 {
     const struct model *m = r->m;
@@ -310,8 +271,6 @@ static void embed(const struct run *r, int first, int end)
             const float *position = m->positions + (long)r->places[at] * m->hidden + i;
             _mm256_storeu_ps(r->y + (long)at * m->hidden + i, _mm256_loadu_ps(position));
         }
-    long at = (long)first * m->hidden;
-    add_and_norm(r->x + at, r->y + at, end - first, m->hidden, m->norm, m->eps);
 }
 
 /* scores [keys][16] to powers of 2; returns one over their sums in `over`. */
@@ -374,7 +333,7 @@ static void attend(const struct run *r, int text, int head, int first, int end, 
 
 static void pool_text(const struct run *r, int text)
 {
-    int hidden = r->m->hidden, first = r->offsets[text], end = r->pooling == CLS ? first + 1 : r->offsets[text + 1];
+    int hidden = r->m->hidden, first = r->offsets[text], end = r->first_only ? first + 1 : r->offsets[text + 1];
     for (int i = 0; i < hidden; i += LANES) {
         __m256 sum = _mm256_setzero_ps();
         for (int at = first; at < end; at++)
@@ -385,122 +344,64 @@ static void pool_text(const struct run *r, int text)
 
 /* ---- stages and tasks -------------------------------------------------------------------------------------------- */
 
-enum stage { EMBED, QKV, ATTEND, MIXED, MIXED_NORM, WIDE, NARROW, NORM, LAYER, POOL, END };
+enum stage { QKV, ATTEND, MIXED, MIXED_NORM, WIDE, NARROW, NORM, LAYER_STAGES };
 
-/* The layer's stages where products are shared by columns, and where a task takes its rows through all but attention. */
-static const enum stage GRID_STAGES[] = {QKV, ATTEND, MIXED, MIXED_NORM, WIDE, NARROW, NORM};
-static const enum stage ROW_STAGES[] = {ATTEND, LAYER};
-
-static enum stage stage_of(const struct run *r, int number, int *layer)
+/* The product of a layer's stage; without outputs where it is none. */
+static struct product product_of(const struct run *r, const struct layer *l, int stage)
 {
-    int each = r->by_rows ? 2 : 7;
-    *layer = (number - 1) / each;
-    if (number == 0)
-        return EMBED;
-    if (*layer < r->m->layers)
-        return (r->by_rows ? ROW_STAGES : GRID_STAGES)[(number - 1) % each];
-    return number == 1 + each * r->m->layers ? POOL : END;
-}
-
-/* Columns of a stage's product, in panels; 0 where it has none. */
-static int panels_in(const struct model *m, enum stage stage)
-{
-    int columns = stage == QKV ? 3 * m->heads * m->width : stage == WIDE ? m->middle : m->hidden;
-    return stage == QKV || stage == MIXED || stage == WIDE || stage == NARROW ? columns / COLUMNS : 0;
-}
-
-static int pieces_of(const struct run *r, enum stage stage)
-{
-    int panels = panels_in(r->m, stage), wanted = (PIECES * r->threads + r->blocks - 1) / r->blocks;
-    return panels < wanted ? panels : wanted;
-}
-
-static int tasks_of(const struct run *r, enum stage stage)
-{
+    const struct model *m = r->m;
+    int hidden = m->hidden, inner = m->heads * m->width, middle = m->middle;
     switch (stage) {
-    case ATTEND: return r->texts * r->m->heads * ((r->longest + QUERIES - 1) / QUERIES);
-    case POOL: return r->texts;
-    case END: return 0;
-    default: return panels_in(r->m, stage) ? r->blocks * pieces_of(r, stage) : r->blocks;
+    case QKV: return (struct product){r->x, &l->qkv, hidden, 3 * inner, 0, r->qkv, m->width, (long)r->tokens * m->width};
+    case MIXED: return (struct product){r->context, &l->mixed, inner, hidden, 0, r->y, hidden, 0};
+    case WIDE: return (struct product){r->x, &l->wide, hidden, middle, 1, r->wide, middle, 0};
+    case NARROW: return (struct product){r->wide, &l->narrow, middle, hidden, 0, r->y, hidden, 0};
+    default: return (struct product){0};
     }
 }
 
-static void project(const struct run *r, const struct layer *l, const float *states, int row, int rows, int first, int end)
+/* Stage 0 embeds words, then come the layers' stages, at last the pooling. Returns a task's stage in its layer. */
+static int stage_in(const struct run *r, int number, const struct layer **l)
 {
-    const struct model *m = r->m;
-    struct place to = {r->qkv + (long)row * m->width, m->width, (long)r->tokens * m->width};
-    multiply(states, rows, &l->qkv, m->hidden, first, end, to, NONE);
+    *l = r->m->layer + (number - 1) / LAYER_STAGES;
+    return number < 1 || number > r->m->layers * LAYER_STAGES ? -1 : (number - 1) % LAYER_STAGES;
 }
 
-/* All that follows attention in a layer, and the next layer's queries, keys and values, for rows row .. row + rows. */
-static void finish_layer(const struct run *r, int layer, int row, int rows, float *own)
+static int tasks_of(const struct run *r, int number)
 {
-    const struct model *m = r->m;
-    const struct layer *l = m->layer + layer;
-    int hidden = m->hidden, middle = m->middle, inner = m->heads * m->width;
-    float *x = r->x + (long)row * hidden, *wide = own, *y = wide + (long)rows * middle, *packed = y + (long)rows * hidden;
-    struct place to_y = {y, hidden, 0}, to_wide = {wide, middle, 0};
-    pack_states(r->context + (long)row * inner, inner, rows, inner, packed);
-    multiply(packed, rows, &l->mixed, inner, 0, hidden / COLUMNS, to_y, NONE);
-    add_and_norm(x, y, rows, hidden, l->mixed_norm, m->eps);
-    pack_states(x, hidden, rows, hidden, packed);
-    multiply(packed, rows, &l->wide, hidden, 0, middle / COLUMNS, to_wide, m->activation);
-    pack_states(wide, middle, rows, middle, packed);
-    multiply(packed, rows, &l->narrow, middle, 0, hidden / COLUMNS, to_y, NONE);
-    add_and_norm(x, y, rows, hidden, l->norm, m->eps);
-    if (layer + 1 < m->layers) {
-        pack_states(x, hidden, rows, hidden, packed);
-        project(r, l + 1, packed, row, rows, 0, panels_in(m, QKV));
-    }
+    const struct layer *l;
+    int stage = stage_in(r, number, &l);
+    if (number > r->m->layers * LAYER_STAGES)
+        return number == r->m->layers * LAYER_STAGES + 1 ? r->texts : 0;
+    if (stage == ATTEND)
+        return r->texts * r->m->heads * ((r->longest + QUERIES - 1) / QUERIES);
+    return stage < 0 || stage == MIXED_NORM || stage == NORM ? (r->tokens + NORM_ROWS - 1) / NORM_ROWS
+                                                                 : r->blocks * r->pieces;
 }
 
-/* One block of rows and some of the columns of a product. */
-static void share(const struct run *r, enum stage stage, const struct layer *l, int number, float *own)
+static void do_task(const struct run *r, int number, int task, int thread)
 {
+    const struct layer *l;
     const struct model *m = r->m;
-    int pieces = pieces_of(r, stage), panels = panels_in(m, stage), piece = number % pieces;
-    int row = number / pieces * r->block, rows = r->tokens - row < r->block ? r->tokens - row : r->block;
-    int first = panels * piece / pieces, end = panels * (piece + 1) / pieces;
-    int inputs = stage == MIXED ? m->heads * m->width : stage == NARROW ? m->middle : m->hidden;
-    const float *from = stage == MIXED ? r->context : stage == NARROW ? r->wide : r->x;
-    pack_states(from + (long)row * inputs, inputs, rows, inputs, own);
-    if (stage == QKV) {
-        project(r, l, own, row, rows, first, end);
-        return;
-    }
-    long columns = stage == WIDE ? m->middle : m->hidden;
-    struct place to = {(stage == WIDE ? r->wide : r->y) + row * columns, columns, 0};
-    const struct linear *w = stage == MIXED ? &l->mixed : stage == WIDE ? &l->wide : &l->narrow;
-    multiply(own, rows, w, inputs, first, end, to, stage == WIDE ? (enum activation)m->activation : NONE);
-}
-
-static void do_task(const struct run *r, int stage_number, int number, int thread)
-{
-    int layer, row = number * r->block, rows = r->tokens - row < r->block ? r->tokens - row : r->block;
-    enum stage stage = stage_of(r, stage_number, &layer);
-    const struct layer *l = r->m->layer + layer;
+    int stage = stage_in(r, number, &l);
     float *own = r->own + thread * r->own_floats;
-    long at = (long)row * r->m->hidden;
-    switch (stage) {
-    case EMBED:
-        embed(r, row, row + rows);
-        if (r->by_rows) {
-            pack_states(r->x + at, r->m->hidden, rows, r->m->hidden, own);
-            project(r, r->m->layer, own, row, rows, 0, panels_in(r->m, QKV));
-        }
-        break;
-    case ATTEND: {
-        int text = number % r->texts, head = number / r->texts % r->m->heads, length = r->offsets[text + 1] - r->offsets[text];
-        int first = number / r->texts / r->m->heads * QUERIES, end = first + QUERIES < length ? first + QUERIES : length;
-        if (first < end)
-            attend(r, text, head, first, end, own);
-        break;
-    }
-    case LAYER: finish_layer(r, layer, row, rows, own); break;
-    case MIXED_NORM: add_and_norm(r->x + at, r->y + at, rows, r->m->hidden, l->mixed_norm, r->m->eps); break;
-    case NORM: add_and_norm(r->x + at, r->y + at, rows, r->m->hidden, l->norm, r->m->eps); break;
-    case POOL: pool_text(r, number); break;
-    default: share(r, stage, l, number, own); break;
+    if (stage == ATTEND) {
+        int cuts = (r->longest + QUERIES - 1) / QUERIES, text = task / cuts / m->heads;
+        int first = task % cuts * QUERIES, length = r->offsets[text + 1] - r->offsets[text];
+        attend(r, text, task / cuts % m->heads, first, first + QUERIES < length ? first + QUERIES : length, own);
+    } else if (number > m->layers * LAYER_STAGES) {
+        pool_text(r, task);
+    } else if (stage < 0 || stage == MIXED_NORM || stage == NORM) {
+        int row = task * NORM_ROWS, rows = r->tokens - row < NORM_ROWS ? r->tokens - row : NORM_ROWS;
+        if (stage < 0)
+            embed(r, row, row + rows);
+        add_and_norm(r->x + (long)row * m->hidden, r->y + (long)row * m->hidden, rows, m->hidden,
+                     stage < 0 ? m->norm : stage == NORM ? l->norm : l->mixed_norm, m->eps);
+    } else {
+        struct product p = product_of(r, l, stage);
+        int panels = p.outputs / COLUMNS, piece = task / r->blocks, block = task % r->blocks;
+        int row = (int)((long)r->tokens * block / r->blocks), end = (int)((long)r->tokens * (block + 1) / r->blocks);
+        multiply(&p, row, end - row, panels * piece / r->pieces, panels * (piece + 1) / r->pieces, own);
     }
 }
 
@@ -512,8 +413,7 @@ static void do_task(const struct run *r, int stage_number, int number, int threa
 
 static void open_stage(struct pool *p, int number)
 {
-    int layer;
-    uint64_t tasks = (uint64_t)tasks_of(&p->run, stage_of(&p->run, number, &layer));
+    uint64_t tasks = (uint64_t)tasks_of(&p->run, number);
     atomic_store(&p->done, 0);
     atomic_store(&p->ticket, tasks ? (uint64_t)number << 48 | tasks : 0);
     if (atomic_load(&p->asleep)) {
@@ -556,13 +456,10 @@ static void work(struct pool *p, int thread)
     }
 }
 
-struct helper { struct pool *pool; int thread; };
-
-static void *help(void *given)
+static void *help(void *helper)
 {
-    struct helper h = *(struct helper *)given;
-    free(given);
-    work(h.pool, h.thread);
+    struct helper *h = helper;
+    work(h->pool, h->thread);
     return NULL;
 }
 
@@ -575,14 +472,11 @@ struct pool *embedmesh_start(int threads)
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->moved, NULL);
     for (p->threads = 1; p->threads < threads && p->threads < THREADS_MAX; p->threads++) {
-        struct helper *h = malloc(sizeof *h);
-        if (!h)
+        struct helper *h = &p->helpers[p->threads];
+        h->pool = p;
+        h->thread = p->threads;
+        if (pthread_create(&h->id, NULL, help, h))
             break;
-        *h = (struct helper){p, p->threads};
-        if (pthread_create(&p->helper[p->threads], NULL, help, h)) {
-            free(h);
-            break;
-        }
     }
     return p;
 }
@@ -594,41 +488,42 @@ void embedmesh_end(struct pool *p)
     pthread_cond_broadcast(&p->moved);
     pthread_mutex_unlock(&p->lock);
     for (int i = 1; i < p->threads; i++)
-        pthread_join(p->helper[i], NULL);
+        pthread_join(p->helpers[i].id, NULL);
     free(p);
 }
 
-/* Floats of `space` that a run needs. */
-long embedmesh_floats(const struct pool *p, const struct model *m, int tokens, int longest)
+/* Floats of a thread's own part, and of all the `space` that a run needs. */
+static long own_floats(const struct model *m, int longest)
 {
     long inner = (long)m->heads * m->width, most = inner > m->middle ? inner : m->middle;
-    most = most > m->hidden ? most : m->hidden;
-    long layer = BLOCK_ROWS * (m->middle + m->hidden + most + ROWS) + 16;
-    long head = (long)m->width * (longest + ROWS + 2 * COLUMNS) + (longest + 1) * COLUMNS + 16;
-    return (layer > head ? layer : head) * p->threads + (long)tokens * (2 * m->hidden + 4 * inner + m->middle) + 64;
+    long block = (BLOCK_ROWS + ROWS) * (most > m->hidden ? most : m->hidden) + LANES;
+    long head = m->width * (longest + ROWS + 2l * COLUMNS) + longest * (long)COLUMNS + LANES;
+    return block > head ? block : head;
 }
 
-/* out [texts][hidden]: the pooled states of each text. One run at a time in a pool. */
-void embedmesh_run(struct pool *p, const struct model *m, const int32_t *ids, const int32_t *places,
-                   const int32_t *offsets, int texts, int longest, int pooling, float *space, float *out)
+long embedmesh_floats(const struct pool *p, const struct model *m, int tokens, int longest)
 {
-    int tokens = offsets[texts], by_rows = tokens >= p->threads * GRID_ROWS;
-    long inner = (long)m->heads * m->width;
-    struct run r = {.m = m, .ids = ids, .places = places, .offsets = offsets, .texts = texts, .tokens = tokens,
-                    .longest = longest, .pooling = pooling, .threads = p->threads, .by_rows = by_rows, .out = out};
-    r.blocks = (tokens + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    if (by_rows)
-        r.blocks = (r.blocks + p->threads - 1) / p->threads * p->threads;
-    r.block = (tokens + r.blocks - 1) / r.blocks;
-    r.blocks = (tokens + r.block - 1) / r.block;
-    r.x = space;
-    r.y = r.x + tokens * (long)m->hidden;
-    r.qkv = r.y + tokens * (long)m->hidden;
-    r.context = r.qkv + tokens * inner * 3;
-    r.wide = r.context + tokens * inner;
-    r.own = r.wide + tokens * (long)m->middle;
-    r.own_floats = (embedmesh_floats(p, m, tokens, longest) - (r.own - space) - 64) / p->threads;
-    p->run = r;
+    long inner = (long)m->heads * m->width, middle = m->middle > 4 * inner ? m->middle : 4 * inner;
+    return tokens * (2 * m->hidden + middle) + own_floats(m, longest) * p->threads;
+}
+
+/* out [texts][hidden]: the mean of each text's states, or the first. One run at a time in a pool. */
+void embedmesh_run(struct pool *p, const struct model *m, const int32_t *ids, const int32_t *places,
+                   const int32_t *offsets, int texts, int longest, int first_only, float *space, float *out)
+{
+    long tokens = offsets[texts], inner = (long)m->heads * m->width, blocks = (tokens + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    struct run *r = &p->run;
+    *r = (struct run){.m = m, .ids = ids, .places = places, .offsets = offsets, .texts = texts, .tokens = (int)tokens,
+                      .longest = longest, .first_only = first_only, .out = out, .own_floats = own_floats(m, longest)};
+    r->pieces = (int)((PIECES * p->threads + blocks - 1) / blocks);
+    r->blocks = (int)blocks;
+    if (r->pieces == 1) /* as many blocks for each thread */
+        r->blocks = (int)((blocks + p->threads - 1) / p->threads * p->threads);
+    r->x = space;
+    r->y = r->x + tokens * m->hidden;
+    r->wide = r->qkv = r->y + tokens * m->hidden; /* which are not used at one time */
+    r->context = r->qkv + 3 * tokens * inner;
+    r->own = r->qkv + tokens * (m->middle > 4 * inner ? m->middle : 4 * inner);
     open_stage(p, 0);
     work(p, 0);
 }
