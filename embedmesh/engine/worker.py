@@ -1,4 +1,4 @@
-"""The child process that owns one compiled model: `python -m embedmesh.engine.worker FD`.
+"""The child process that owns one running model: `python -m embedmesh.engine.worker FD`.
 
 It may crash, hang or be killed at any moment, so it holds nothing that must survive. It ends when its socket closes,
 and the kernel kills it when its parent dies while it computes: it never outlives its node.
@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 
 from embedmesh.engine import frames
-from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import Folder, digest, read_folder
 from embedmesh.engine.frames import Failed, LoadModel, LoadRefused, Ready, RunBatch, Vectors
+from embedmesh.engine.runtime import RunningModel, make_model
 from embedmesh.rules.errors import SetupError
 
 PR_SET_PDEATHSIG = 1
@@ -46,7 +46,7 @@ def main(fd: int) -> None:
         sock.sendall(frames.encode(_answer(model, batch)))
 
 
-def _load(load: LoadModel) -> CompiledModel:
+def _load(load: LoadModel) -> RunningModel:
     path = Path(load.folder)
     if digest(path) != load.digest:
         raise SetupError(
@@ -55,7 +55,7 @@ def _load(load: LoadModel) -> CompiledModel:
         )
     folder = read_folder(path)
     _compare(load, folder)
-    return CompiledModel(folder, load.threads, load.tier)
+    return make_model(folder, load.threads, load.tier)
 
 
 def _compare(load: LoadModel, folder: Folder) -> None:
@@ -67,7 +67,7 @@ def _compare(load: LoadModel, folder: Folder) -> None:
         raise SetupError(f"The catalogue gives {name} {load.max_tokens} tokens; its folder allows {folder.max_tokens}.")
 
 
-def _answer(model: CompiledModel, batch: RunBatch) -> Vectors | Failed:
+def _answer(model: RunningModel, batch: RunBatch) -> Vectors | Failed:
     begun = time.process_time()
     try:
         vectors = model.run(batch.sequences, batch.rows, batch.length)

@@ -16,6 +16,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#ifdef EMBEDMESH_STAMP
+const char *const embedmesh_stamp = EMBEDMESH_STAMP; /* the hash of the source that this was built from */
+#endif
+
 #ifndef TUNED
 enum {
     DEPTH = 384,      /* inputs that a tile sums at once: 24 KB of a panel of weights stay in a first-level cache */
