@@ -86,10 +86,10 @@ class Weights:
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return np.require(raw, np.float32, ["ALIGNED"])
 
-    def stored(self, name: str, *shape: int) -> tuple[npt.NDArray[Any], str]:
-        """The tensor as the file has it, a view, and its type: F32, F16, or BF16 as uint16. Raises SetupError."""
+    def stored(self, name: str, *shape: int) -> npt.NDArray[Any]:
+        """The tensor as the file has it, a view: F32, F16, or BF16 as uint16. Raises SetupError as `get` does."""
         file, entry = self._find(name)
-        return file.read(self._root + name, entry, shape, FLOAT_DTYPES), entry.dtype
+        return file.read(self._root + name, entry, shape, FLOAT_DTYPES)
 
     def integers(self, name: str, *shape: int) -> npt.NDArray[np.int64]:
         """A tensor of integers, of just this shape. Raises SetupError otherwise."""

@@ -15,7 +15,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("encoder.c")
 LIBRARY = Path(__file__).with_name("encoder.so")
 COMPILERS = ("cc", "gcc", "clang")
-OPTIONS = ("-std=c11", "-O3", "-mavx2", "-mfma", "-mf16c", "-fPIC", "-shared", "-pthread", "-ffp-contract=off")
+OPTIONS = ("-std=c11", "-O3", "-mavx2", "-mfma", "-fPIC", "-shared", "-pthread", "-ffp-contract=off")
 BUILD_S = 120.0  # a second or two, on a machine that is not busy
 
 

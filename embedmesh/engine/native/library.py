@@ -9,7 +9,7 @@ from functools import cache
 from embedmesh.engine.cpu import cpu_flags
 from embedmesh.engine.native.build import LIBRARY, SOURCE, stamp
 
-FLAGS_NEEDED = ("avx2", "fma", "f16c")
+FLAGS_NEEDED = ("avx2", "fma")
 
 
 class Linear(ctypes.Structure):
@@ -37,10 +37,8 @@ class Encoder(ctypes.Structure):
     """`struct model` of the source, which says what each field is."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("hidden", "heads", "width", "middle", "layers", "word_bytes")),
-        ("eps", ctypes.c_double),
-        ("words", ctypes.c_void_p),
-        ("positions", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("hidden", "heads", "width", "middle", "layers")),
+        ("eps", ctypes.c_float),
         ("norm", Norm),
         ("layer", ctypes.POINTER(Layer)),
     ]
@@ -69,15 +67,10 @@ def load() -> ctypes.CDLL:
     if SOURCE.is_file() and ctypes.c_char_p.in_dll(library, "embedmesh_stamp").value != stamp().encode():
         raise ValueError("built from another source")
     pointer, number = ctypes.c_void_p, ctypes.c_int
-    library.embedmesh_pack.argtypes, library.embedmesh_pack.restype = [pointer, pointer, number, number], None
     library.embedmesh_start.argtypes, library.embedmesh_start.restype = [number], pointer
     library.embedmesh_end.argtypes, library.embedmesh_end.restype = [pointer], None
-    library.embedmesh_floats.argtypes, library.embedmesh_floats.restype = (
-        [pointer, pointer, number, number],
-        ctypes.c_long,
-    )
-    library.embedmesh_run.argtypes, library.embedmesh_run.restype = (
-        [pointer, pointer, pointer, pointer, pointer, number, number, number, pointer, pointer],
-        None,
-    )
+    library.embedmesh_floats.argtypes = [pointer, pointer, number, number]
+    library.embedmesh_floats.restype = ctypes.c_long
+    library.embedmesh_run.argtypes = [pointer, pointer, pointer, number, number, pointer]
+    library.embedmesh_run.restype = None
     return library

@@ -6,11 +6,11 @@ import mmap
 import numpy as np
 import numpy.typing as npt
 
-from embedmesh.engine.native.library import Linear, load
+from embedmesh.engine.native.library import Linear
 
 Array = npt.NDArray[np.float32]
 
-LINE = 16  # floats of a cache line
+LINE = 16  # floats of a cache line, and outputs of a panel
 FLOAT_BYTES = 4
 
 
@@ -41,12 +41,12 @@ class Packed:
         return self._address(at)
 
     def linear(self, kernels: list[Array], biases: list[Array]) -> Linear:
-        """A linear layer: kernels [outputs, inputs] one below the other, packed; sizes are multiples of 16."""
+        """A linear layer of kernels [outputs, inputs], one below the other, in panels of 16 outputs."""
         at = self._filled
         for kernel in kernels:
             outputs, inputs = kernel.shape
-            rows = np.ascontiguousarray(kernel)
-            load().embedmesh_pack(rows.ctypes.data, self._take(rows.size).ctypes.data, outputs, inputs)
+            panels = self._take(kernel.size).reshape(outputs // LINE, inputs, LINE)
+            panels[...] = kernel.reshape(outputs // LINE, LINE, inputs).transpose(0, 2, 1)
         return Linear(self._address(at), self.vector(*biases))
 
     def _take(self, size: int) -> Array:

@@ -20,8 +20,7 @@ from embedmesh.engine.native.memory import Array, Packed, floats
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
 
-WORDS = "embeddings.word_embeddings"
-WORD_BYTES = {"F32": 4, "F16": 2, "BF16": -2}  # as `encoder.c` tells them apart
+WORDS = "embeddings.word_embeddings.weight"
 SPACE_KEPT_FLOATS = (
     16 * 1024 * 1024
 )  # between runs: enough for a batch of large models, not for one of the longest texts
@@ -38,17 +37,18 @@ class NativeModel:
         if why := unsupported(folder):
             raise SetupError(f"The kernels cannot run {folder.path.name}: {why}.")
         self._library = load()
-        self._kind, config = KINDS[folder.model_type], read_kind(folder)
-        self._config = config
-        self._weights = Weights(folder.transformer).rooted(f"{WORDS}.weight")
+        self._config = config = read_kind(folder)
+        self._weights = Weights(folder.transformer).rooted(WORDS)
+        self._words = self._weights.stored(WORDS, config.vocab_size, config.hidden_size)
         self._dense = [_read_dense(layer) for layer in folder.dense]
         self._normalize = folder.normalize
-        self._first_only = int(folder.pooling == "cls")
+        self._first_only = folder.pooling == "cls"
         self._padding: int | None = getattr(config, "pad_token_id", None)
         self._tokens_max = config.max_position_embeddings - (0 if self._padding is None else self._padding + 1)
         try:
             self._packed = Packed(_count(config))
-            self._encoder, self._kept = _pack(self._packed, self._weights, config, self._kind)
+            self._encoder = _pack(self._packed, self._weights, config, KINDS[folder.model_type])
+            self._positions = _positions(self._weights, config, KINDS[folder.model_type])
         except MemoryError:
             raise SetupError(f"There is not enough memory for {folder.path.name}. Serve a smaller model.") from None
         pool = self._library.embedmesh_start(max(1, threads))
@@ -74,26 +74,35 @@ class NativeModel:
         ids = np.fromiter(chain.from_iterable(sequences), np.int32, tokens)
         if ids.min() < 0 or ids.max() >= self._config.vocab_size:
             raise ValueError(f"token ids are 0 to {self._config.vocab_size - 1}")
-        places = self._places(ids, lengths, offsets)
-        encoder = ctypes.byref(self._encoder)
+        encoder, size = ctypes.byref(self._encoder), tokens * self._config.hidden_size
         needed = self._library.embedmesh_floats(self._pool, encoder, tokens, longest)
         if needed > self._space.size:
             self._space = floats(0)  # first, so that both are never there at once
             self._space = floats(needed)
-        states = np.empty((len(lengths), self._config.hidden_size), np.float32)
-        arrays = [array.ctypes.data for array in (ids, places, offsets)]
-        self._library.embedmesh_run(
-            self._pool, encoder, *arrays, len(lengths), longest, self._first_only, self._space.ctypes.data,
-            states.ctypes.data,
-        )  # fmt: skip
+        states, beside = self._space[: 2 * size].reshape(2, tokens, self._config.hidden_size)
+        states[...] = self._embed(ids)
+        beside[...] = self._positions[self._places(ids, lengths, offsets)]
+        space = self._space.ctypes.data
+        self._library.embedmesh_run(self._pool, encoder, offsets.ctypes.data, len(lengths), longest, space)
+        if self._first_only:
+            vectors = states[offsets[:-1]]
+        else:
+            vectors = np.add.reduceat(states, offsets[:-1], axis=0)
+            vectors /= lengths[:, None]
+        del states, beside
         if self._space.size > SPACE_KEPT_FLOATS:
             self._space = floats(0)
         self._release_pages(tokens)
-        return self._finish(states)
+        return self._finish(vectors)
 
     def close(self) -> None:
         """End its threads. It cannot run any more."""
         self._end()
+
+    def _embed(self, ids: npt.NDArray[np.int32]) -> Array:
+        """The words' rows of the table, which are read from the file as they are there."""
+        rows = self._words[ids]
+        return (rows.astype(np.uint32) << 16).view(np.float32) if rows.dtype == np.uint16 else rows  # bfloat16
 
     def _places(
         self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32], offsets: npt.NDArray[np.int32]
@@ -140,30 +149,31 @@ def _count(config: EncoderConfig) -> int:
     """Floats of a model's packed weights."""
     hidden, (inner, middle) = config.hidden_size, _widths(config)
     kernels = hidden * (4 * inner + 2 * middle)
-    vectors = 3 * inner + middle + 6 * hidden
-    return config.num_hidden_layers * (kernels + vectors) + (config.max_position_embeddings + 2) * hidden
+    return config.num_hidden_layers * (kernels + 3 * inner + middle + 6 * hidden) + 2 * hidden
 
 
-def _pack(packed: Packed, weights: Weights, config: EncoderConfig, kind: Kind) -> tuple[Encoder, object]:
-    """The model as the kernels take it, and what must live as long. Raises SetupError for weights that do not fit."""
-    hidden, (inner, middle) = config.hidden_size, _widths(config)
-    words, dtype = weights.stored(f"{WORDS}.weight", config.vocab_size, hidden)
-    positions = weights.get("embeddings.position_embeddings.weight", config.max_position_embeddings, hidden)
-    if kind.typed:  # a lone text has no second segment: all its tokens are of type 0
-        types = weights.get("embeddings.token_type_embeddings.weight", getattr(config, "type_vocab_size", 0), hidden)
-        positions = positions + types[0]
-    norm = _norm(packed, weights, "embeddings.LayerNorm", hidden)
-    places = packed.vector(positions)
+def _positions(weights: Weights, config: EncoderConfig, kind: Kind) -> Array:
+    """What each position adds to a word: its row, and that of token type 0, which all tokens of a lone text have."""
+    positions = weights.get("embeddings.position_embeddings.weight", config.max_position_embeddings, config.hidden_size)
+    if not kind.typed:
+        return positions
+    rows = getattr(config, "type_vocab_size", 0)
+    types = weights.get("embeddings.token_type_embeddings.weight", rows, config.hidden_size)
+    added: Array = positions + types[0]
+    return added
+
+
+def _pack(packed: Packed, weights: Weights, config: EncoderConfig, kind: Kind) -> Encoder:
+    """The model as the kernels take it. Raises SetupError for weights that do not fit."""
+    inner, middle = _widths(config)
     layers = (Layer * config.num_hidden_layers)()
     for number in range(config.num_hidden_layers):
         layers[number] = _layer(packed, weights, config, kind, kind.names.layer.format(number))
         weights.release_pages()
+    norm = _norm(packed, weights, "embeddings.LayerNorm", config.hidden_size)
     heads = config.num_attention_heads
-    encoder = Encoder(
-        hidden, heads, inner // heads, middle, len(layers), WORD_BYTES[dtype], config.layer_norm_eps,
-        words.ctypes.data, places, norm, layers,
-    )  # fmt: skip
-    return encoder, (words, layers)
+    sizes = config.hidden_size, heads, inner // heads, middle, len(layers)
+    return Encoder(*sizes, config.layer_norm_eps, norm, layers)
 
 
 def _layer(packed: Packed, weights: Weights, config: EncoderConfig, kind: Kind, at: str) -> Layer:
