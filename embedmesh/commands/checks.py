@@ -18,6 +18,7 @@ import msgspec
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.key_limits import in_words
 from embedmesh.engine.folder import digest
+from embedmesh.engine.runtime import ENGINE_NAMES, choose_engine
 from embedmesh.process import beyond_loopback, is_profiled
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
@@ -67,6 +68,15 @@ def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> HealthCheck:
     if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
         return HealthCheck("cpu", "warn", found, "It works, slowly: without AVX2 expect a quarter of the usual speed.")
     return HealthCheck("cpu", "ok", found)
+
+
+def check_engine() -> HealthCheck:
+    """What runs models of BERT's kind in the tier exact here, and why."""
+    try:
+        engine, why = choose_engine()
+    except SetupError as error:
+        return HealthCheck("engine", "fail", str(error), "Correct it, or leave it unset.")
+    return HealthCheck("engine", "ok", f"{ENGINE_NAMES[engine]}: {why}")
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> HealthCheck:

@@ -18,6 +18,7 @@ from embedmesh.rules.models import Tier
 
 Engine = Literal["native", "openvino"]
 
+ENGINE_NAMES: dict[Engine, str] = {"native": "our own kernels", "openvino": "OpenVINO"}
 ENGINE_VARIABLE = "EMBEDMESH_ENGINE"
 WIDE_FLAG = "avx512f"  # OpenVINO uses it, and the kernels do not
 

@@ -138,7 +138,7 @@ def test_dense_layers_follow_the_pooling(tmp_path: Path, activation: str) -> Non
     config = {"in_features": 16, "out_features": 5, "bias": True, "activation_function": f"torch.nn.modules.{kind}"}
     dense = add_module(path, "Dense", config)
     dice = np.random.default_rng(3)
-    weights = {"linear.weight": dice.normal(size=(5, 16)), "linear.bias": dice.normal(size=5)}
+    weights = {"linear.weight": dice.normal(0, 0.1, (5, 16)), "linear.bias": dice.normal(0, 0.1, 5)}
     write_safetensors(dense / "model.safetensors", {name: each.astype(np.float32) for name, each in weights.items()})
     folder, texts = read_folder(path), [[2, 5, 6, 3], [2, 9, 3]]
     right = CompiledModel(folder, threads=1).run(texts, 2, 4)
@@ -356,3 +356,17 @@ def test_the_library_can_be_built_by_hand(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(CannotBuild, match=says):
             build(tmp_path / "other.so")
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.so"]
+
+
+@pytest.mark.skipif("avx2" not in cpu_flags(), reason="not x86-64 with AVX2")
+@pytest.mark.story
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_no_access_is_out_of_bounds_and_no_two_race(tmp_path: Path, sanitizer: str) -> None:
+    """As the compiler's sanitizers see it, for models of random sizes with no float to spare, on 1 to 4 threads."""
+    options = ["-std=c11", "-O1", "-mavx2", "-mfma", "-pthread", "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}"]
+    program = tmp_path / "driver"
+    command = ["cc", *options, str(Path(__file__).with_name("encoder_driver.c")), "-o", str(program), "-lm"]
+    if shutil.which("cc") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip(f"no compiler with -fsanitize={sanitizer}")
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=110)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
