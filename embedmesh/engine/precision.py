@@ -9,16 +9,13 @@
 So vectors of a tier differ between CPUs only by the order of sums in float32, never by a silent choice.
 """
 
-from functools import cache
-from pathlib import Path
-
 import openvino as ov
 
+from embedmesh.engine.cpu import cpu_flags
 from embedmesh.engine.threads import engine_threads
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import TIERS, Tier
 
-CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # Linux's names for hardware that multiplies bfloat16
 INT8_FLAGS = {"avx512_vnni", "amx_int8"}  # and 8-bit integers into 32-bit sums
 KERNELS_CACHED_MAX = 1_024  # of each kind; the planner's shapes are far fewer, so that no kernel is made twice
@@ -60,19 +57,9 @@ def compile_graph(graph: ov.Model, threads: int, tier: Tier) -> ov.CompiledModel
 
 def _missing(tier: Tier) -> str:
     """In words what this CPU lacks for a tier; nothing if it has all."""
-    flags = _cpu_flags()
+    flags = cpu_flags()
     if tier != "exact" and not flags & BF16_FLAGS:
         return "bfloat16 instructions (AVX512_BF16 or AMX)"
     if tier == "int8" and not flags & INT8_FLAGS:
         return "8-bit integer instructions (AVX512_VNNI or AMX)"
     return ""
-
-
-@cache
-def _cpu_flags() -> frozenset[str]:
-    """The CPU's flags as Linux lists them; none on other systems, where only exact is served."""
-    try:
-        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return next((frozenset(line.split()[2:]) for line in lines if line.startswith("flags")), frozenset())

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedmesh.engine import precision
+from embedmesh.engine import cpu, precision
 from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import read_folder
 from embedmesh.rules.errors import SetupError
@@ -24,8 +24,8 @@ CPUS = {
 
 def pretend(monkeypatch: pytest.MonkeyPatch, info: Path) -> None:
     """Have this file say what the CPU can do."""
-    monkeypatch.setattr(precision, "CPU_INFO", info)
-    monkeypatch.setattr(precision, "_cpu_flags", precision._cpu_flags.__wrapped__)
+    monkeypatch.setattr(cpu, "CPU_INFO", info)
+    monkeypatch.setattr(precision, "cpu_flags", cpu.cpu_flags.__wrapped__)
 
 
 @pytest.mark.parametrize("flags", CPUS)
