@@ -18,6 +18,7 @@ import msgspec
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.key_limits import in_words
 from embedmesh.engine.folder import digest
+from embedmesh.engine.precision import missing_here, tiers_here
 from embedmesh.process import beyond_loopback, is_profiled
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
 from embedmesh.rules.errors import SetupError
@@ -67,6 +68,12 @@ def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> HealthCheck:
     if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
         return HealthCheck("cpu", "warn", found, "It works, slowly: without AVX2 expect a quarter of the usual speed.")
     return HealthCheck("cpu", "ok", found)
+
+
+def check_tiers() -> HealthCheck:
+    """Which precisions can be served here, and what the CPU lacks for the others: no fault, exact is always there."""
+    lacking = [f"{tier} would need {missing}" for tier, missing in missing_here().items()]
+    return HealthCheck("tiers", "ok", "; ".join([" ".join(tiers_here()), *lacking]))
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> HealthCheck:

@@ -12,7 +12,7 @@ import openvino as ov
 from embedmesh.engine import int8
 from embedmesh.engine.folder import Folder
 from embedmesh.engine.models import build_graph
-from embedmesh.engine.precision import check_cpu, compile_graph
+from embedmesh.engine.precision import Rest, check_cpu, compile_graph
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.models import Tier
 
@@ -30,9 +30,12 @@ class CompiledModel:
         check_cpu(tier)
         self._weights = Weights(folder.transformer)
         graph = build_graph(folder, self._weights)
+        rest: Rest = "float32"
         if tier == "int8":
-            int8.insert(graph, int8.read(folder.path), folder.path.name)
-        self._request = compile_graph(graph, threads, tier).create_infer_request()
+            ranges = int8.read(folder.path)
+            int8.insert(graph, ranges, folder.path.name)
+            rest = ranges.rest
+        self._request = compile_graph(graph, threads, tier, rest).create_infer_request()
         self._bound: _Bound | None = None
         self._width = folder.width
         self._tokens_since_release = 0
