@@ -17,6 +17,7 @@ import msgspec
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.key_limits import in_words
 from embedmesh.engine.folder import digest
+from embedmesh.engine.precision import missing_here, tiers_here
 from embedmesh.engine.runtime import ENGINE_NAMES, choose_engine
 from embedmesh.engine.threads import engine_threads
 from embedmesh.process import beyond_loopback, is_profiled
@@ -81,6 +82,12 @@ def check_engine() -> HealthCheck:
     except SetupError as error:
         return HealthCheck("engine", "fail", str(error), "Correct it, or leave it unset.")
     return HealthCheck("engine", "ok", f"{ENGINE_NAMES[engine]}: {why}")
+
+
+def check_tiers() -> HealthCheck:
+    """Which precisions can be served here, and what the CPU lacks for the others: no fault, exact is always there."""
+    lacking = [f"{tier} would need {missing}" for tier, missing in missing_here().items()]
+    return HealthCheck("tiers", "ok", "; ".join([" ".join(tiers_here()), *lacking]))
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> HealthCheck:

@@ -14,7 +14,7 @@ from embedmesh.engine.folder import Folder
 from embedmesh.engine.frames import Step
 from embedmesh.engine.memory import file_pages_bytes, release_freed
 from embedmesh.engine.models import build_graph
-from embedmesh.engine.precision import check_cpu, compile_graph
+from embedmesh.engine.precision import Rest, check_cpu, compile_graph
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.models import Tier
 
@@ -43,10 +43,13 @@ class CompiledModel:
         with _releasing(self._weights):
             on_step("reads its weights")
             graph = build_graph(folder, self._weights)
+            rest: Rest = "float32"
             if tier == "int8":
-                int8.insert(graph, int8.read(folder.path), folder.path.name)
+                ranges = int8.read(folder.path)
+                int8.insert(graph, ranges, folder.path.name)
+                rest = ranges.rest
             on_step("compiles it")
-            self._request = compile_graph(graph, threads, tier).create_infer_request()
+            self._request = compile_graph(graph, threads, tier, rest).create_infer_request()
             del graph
             on_step("packs its weights")
             self.run([[0]], rows=1, length=4)
