@@ -33,7 +33,7 @@ class Layer(ctypes.Structure):
     ]
 
 
-class Encoder(ctypes.Structure):
+class NativeEncoder(ctypes.Structure):
     """`struct model` of the source, which says what each field is."""
 
     _fields_ = [

@@ -15,7 +15,7 @@ FLOAT_BYTES = 4
 
 
 def floats(count: int) -> Array:
-    """So many zeros, in memory of their own. Raises MemoryError."""
+    """`count` zeros, in memory of their own. Raises MemoryError."""
     try:
         memory = mmap.mmap(-1, max(1, count) * FLOAT_BYTES)
     except (OSError, OverflowError):

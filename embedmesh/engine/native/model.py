@@ -15,7 +15,7 @@ import numpy.typing as npt
 from embedmesh.engine.folder import Dense, Folder
 from embedmesh.engine.models.config import EncoderConfig
 from embedmesh.engine.native.family import KINDS, PANEL, Kind, read_kind, unsupported
-from embedmesh.engine.native.library import Encoder, Layer, Norm, load
+from embedmesh.engine.native.library import NativeEncoder, Layer, Norm, load
 from embedmesh.engine.native.memory import Array, Packed, floats
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
@@ -163,7 +163,7 @@ def _positions(weights: Weights, config: EncoderConfig, kind: Kind) -> Array:
     return added
 
 
-def _pack(packed: Packed, weights: Weights, config: EncoderConfig, kind: Kind) -> Encoder:
+def _pack(packed: Packed, weights: Weights, config: EncoderConfig, kind: Kind) -> NativeEncoder:
     """The model as the kernels take it. Raises SetupError for weights that do not fit."""
     inner, middle = _widths(config)
     layers = (Layer * config.num_hidden_layers)()
@@ -173,7 +173,7 @@ def _pack(packed: Packed, weights: Weights, config: EncoderConfig, kind: Kind) -
     norm = _norm(packed, weights, "embeddings.LayerNorm", config.hidden_size)
     heads = config.num_attention_heads
     sizes = config.hidden_size, heads, inner // heads, middle, len(layers)
-    return Encoder(*sizes, config.layer_norm_eps, norm, layers)
+    return NativeEncoder(*sizes, config.layer_norm_eps, norm, layers)
 
 
 def _layer(packed: Packed, weights: Weights, config: EncoderConfig, kind: Kind, at: str) -> Layer:
