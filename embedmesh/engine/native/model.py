@@ -15,7 +15,7 @@ import numpy.typing as npt
 from embedmesh.engine.folder import Dense, Folder
 from embedmesh.engine.models.config import EncoderConfig
 from embedmesh.engine.native.family import KINDS, PANEL, Kind, read_kind, unsupported
-from embedmesh.engine.native.library import NativeEncoder, Layer, Norm, load
+from embedmesh.engine.native.library import Layer, NativeEncoder, Norm, load
 from embedmesh.engine.native.memory import Array, Packed, floats
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
