@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.engine.figures import EXACT, FASTEMBED, NODE, ONNX, flops, is_settled
+from bench.engine.figures import EXACT, FASTEMBED, NODE, ONNX, Figures, flops, is_settled
 from bench.engine.peak import ACCUMULATORS, LOOPS, Peaks, start_state
 from bench.engine.rounds import ROUNDS_MAX, ROUNDS_MIN, Rounds, saved_rounds
 from bench.engine.targets import targets
@@ -69,6 +69,18 @@ def test_exact_is_compared_with_the_best_peer_of_the_row() -> None:
     target = found["L, 256 tokens: exact over onnxruntime (the best peer)"]
     assert (target.found, target.verdict) == (Spread(0.9, 0.9, 0.9), "missed")
     assert found["S: exact over its best peer"].verdict == "not measured"
+
+
+def test_what_was_not_measured_is_no_promise_kept() -> None:
+    """Nor is what was missed; where more rounds might say otherwise, the verdict says so."""
+    ratios = rounds_of("L", exact=[2.0, 2.0], FastEmbed=[1.0, 1.5]).ratios("L")
+    found = targets("AVX2", ratios, [], None, None, None)
+    figures = Figures("this", "AVX2", 2, {}, {}, [], ratios, 0, None, None, None, {}, found)
+    missed, unmeasured = figures.broken
+    assert missed == (
+        "L, 256 tokens: exact over FastEmbed (the best peer): 0.625x instead of 0.95 (too few rounds to say)"
+    )
+    assert unmeasured == f"{len(found) - 1} targets were not measured"
 
 
 @pytest.mark.parametrize(

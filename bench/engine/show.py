@@ -75,7 +75,7 @@ def plot(figures: Figures, ours: Sequence[str]) -> str:
     A thin line spans the smallest and largest of the rounds.
     """
     parts, y = [], TOP
-    longest = max(spread.high for row in figures.rows for spread in row.tokens_per_s.values())
+    longest = max((spread.high for row in figures.rows for spread in row.tokens_per_s.values()), default=1.0)
     for corpus in CORPORA:
         parts.append(svg.text(8, y + 12, IN_WORDS[corpus], bold=True))
         y += BAR + 4
