@@ -4,6 +4,7 @@ PYTHON ?= $(shell requirements/python.sh)
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+KERNELS := embedmesh/engine/native/encoder
 SHELL  := bash
 export PYTHONDONTWRITEBYTECODE :=  # each of some hundred processes would compile everything again
 .SHELLFLAGS := -o pipefail -ec
@@ -124,11 +125,12 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("embedmesh needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: requirements/install.lock pyproject.toml | $(VENV)/bin/pip
+$(VENV)/.installed: requirements/install.lock pyproject.toml hatch_build.py $(KERNELS).c | $(VENV)/bin/pip
 	@echo "embedmesh: installing pinned, hash-checked dependencies"
 	@$(BIN)/pip install --disable-pip-version-check --require-hashes --no-deps -r requirements/install.lock \
 		| sed -u -n -E 's/^(Collecting [^ ]+|Installing collected packages).*/  \1/p'
 	@$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@test -e $(KERNELS).so || echo "  without kernels of our own (they need cc, on Linux x86-64): models run on OpenVINO"
 	@touch $@
 
 $(VENV)/.setup: $(VENV)/.installed

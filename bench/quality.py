@@ -33,7 +33,7 @@ from embedmesh.engine.batch_queue import BatchQueue
 from embedmesh.engine.folder import digest, read_folder
 from embedmesh.engine.frames import LoadModel
 from embedmesh.engine.layout import INT8_FILE
-from embedmesh.engine.precision import tiers_here
+from embedmesh.engine.precision import Rest, tiers_here
 from embedmesh.engine.quantize import compare, quantize
 from embedmesh.engine.sample_text import library_text, package_text, spread
 from embedmesh.engine.supervise import Supervisor
@@ -248,7 +248,9 @@ def with_int8(folder: Path) -> Iterator[Path]:
             def show_step(done: int, steps: int) -> None:
                 bar.update(task, completed=done, total=steps)
 
-            int8.write(copy, quantize(model, calibration, judged, FOREIGN, threads=0, on_progress=show_step))
+            rest: Rest = "bfloat16" if "fast" in tiers_here() else "float32"
+            found = quantize(model, calibration, judged, FOREIGN, threads=0, rest=rest, on_progress=show_step)
+            int8.write(copy, found)
         yield copy
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from math import inf
 from pathlib import Path as FilePath
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.engine.figures import EXACT, FASTEMBED, NODE, ONNX, flops, is_settled
+from bench.engine.figures import EXACT, FASTEMBED, NODE, ONNX, Figures, flops, is_settled
 from bench.engine.peak import ACCUMULATORS, LOOPS, Peaks, start_state
 from bench.engine.rounds import ROUNDS_MAX, ROUNDS_MIN, Rounds, saved_rounds
 from bench.engine.targets import targets
@@ -20,7 +21,7 @@ from bench.gateway.measure import EndsReport, Measured
 from bench.rig.command import CannotRun
 from bench.rig.figures import Spread, Target, median_interval
 from bench.rig.http import Wire, http_request
-from bench.rig.processes import wait_for
+from bench.rig.processes import OtherWork, cpu_s, wait_for
 from bench.rig.tables import print_figures
 from bench.soak import growth_mb
 from embedmesh.rules.embeddings import COMPACT, VECTORS_HEAD, EmbedVectors, pack_ids
@@ -70,6 +71,18 @@ def test_exact_is_compared_with_the_best_peer_of_the_row() -> None:
     assert found["S: exact over its best peer"].verdict == "not measured"
 
 
+def test_what_was_not_measured_is_no_promise_kept() -> None:
+    """Nor is what was missed; where more rounds might say otherwise, the verdict says so."""
+    ratios = rounds_of("L", exact=[2.0, 2.0], FastEmbed=[1.0, 1.5]).ratios("L")
+    found = targets("AVX2", ratios, [], None, None, None)
+    figures = Figures("this", "AVX2", 2, {}, {}, [], ratios, 0, None, None, None, {}, found)
+    missed, unmeasured = figures.broken
+    assert missed == (
+        "L, 256 tokens: exact over FastEmbed (the best peer): 0.625x instead of 0.95 (too few rounds to say)"
+    )
+    assert unmeasured == f"{len(found) - 1} targets were not measured"
+
+
 @pytest.mark.parametrize(
     ("values", "interval"),
     [
@@ -95,6 +108,26 @@ def test_rounds_go_on_until_the_ratio_is_settled() -> None:
     assert wild.is_done("512")
     wild.rows["512"].pop()
     assert not wild.is_done("512")
+
+
+def test_a_round_in_which_others_worked_is_not_taken() -> None:
+    """Whatever it found: what is dropped must not depend on who looks good in it."""
+    rounds = rounds_of("S", exact=[1.0], FastEmbed=[2.0])
+    rounds.add("S", {EXACT: 1.0, FASTEMBED: 9.0}, other_work=0.2)
+    rounds.add("S", {EXACT: 1.0, FASTEMBED: 3.0}, other_work=0.01)
+    assert rounds.taken("S", FASTEMBED) == [2.0, 3.0]
+    assert rounds.disturbed == 1
+
+
+def test_work_of_others_is_told_from_ours() -> None:
+    """A process that is busy for as long as it takes to see it; the same one named as ours adds nothing."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            mine, others = OtherWork([busy.pid]), OtherWork([])
+            assert wait_for(lambda: cpu_s([busy.pid]) > 1.0, 60.0)
+            assert others.share() > mine.share()
+        finally:
+            busy.kill()
 
 
 def test_rounds_are_added_to_those_of_the_same_machine_only(tmp_path: FilePath) -> None:

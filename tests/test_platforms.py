@@ -32,17 +32,19 @@ PACKAGE = CHECKOUT / "embedmesh"
 
 PLACES = {
     r"ctypes": ("system.py", "engine/native/"),
-    r"prctl|malloc_trim|mallopt": ("engine/worker.py", "engine/compiled.py", "process.py"),  # through `system.call_c`
+    r"prctl|malloc_trim|mallopt": ("engine/worker.py", "engine/memory.py", "process.py"),  # through `system.call_c`
     r"/proc\b|/sys/": (
-        *("engine/kernel.py", "engine/threads.py", "engine/precision.py", "engine/worker.py", "engine/native/"),
-        *("process.py", "commands/checks.py"),
+        *("engine/cpu.py", "engine/estimate.py", "engine/kernel.py", "engine/memory.py", "engine/threads.py"),
+        *("engine/widened.py", "engine/worker.py", "process.py", "commands/checks.py"),
     ),
     r"sched_\w+|fdatasync|F_FULLFSYNC|TCP_KEEP\w+|RLIMIT_NOFILE": ("system.py", "http/connections.py"),
     r"TCP_NOTSENT_LOWAT": ("http/streaming.py",),
     r"ru_maxrss|getrusage|prlimit": (),  # bytes on macOS, kilobytes on Linux
     r"SO_REUSEPORT|SO_PEERCRED|SO_BINDTODEVICE|SCM_CREDENTIALS": (),
     r"epoll|kqueue|eventfd|memfd_create|signalfd|timerfd|inotify|pidfd|posix_fadvise|sync_file_range|splice": (),
-    r"/dev/shm|O_DIRECT|O_TMPFILE|renameat2|copy_file_range|MADV_(?!DONTNEED)\w+|setns|unshare": (),
+    r"/dev/shm|O_DIRECT|O_TMPFILE|renameat2|copy_file_range|MADV_(?!DONTNEED)\w+|setns|unshare": (
+        "engine/native/memory.py",
+    ),
     r"sqlite3|pysqlite3": ("storage/sqlite/driver.py",),
 }
 """Names that only some systems have, and the modules that may use them, since those do without as well."""

@@ -28,6 +28,7 @@ from bench.engine.targets import targets
 from bench.rig.command import RESULTS, bench, check_names, model_folder, progress, save
 from bench.rig.http import Vectors
 from bench.rig.install import NotInstalled
+from bench.rig.processes import OtherWork
 from embedmesh.engine.precision import tiers_here
 from embedmesh.engine.threads import threads_here
 from embedmesh.process import python_in_words
@@ -92,6 +93,7 @@ def measure(
         peaks=peaks.found if peaks else {},
         rows=rows,
         ratios=ratios,
+        disturbed_rounds=rounds.disturbed,
         node=at_node,
         differences=differ,
         large=at_large,
@@ -174,7 +176,8 @@ def _run_rounds(
             peaks.measure()
         for name in left:
             step(f"round {len(rounds.rows[name]) + 1} of {f.IN_WORDS[name]}")
-            rounds.add(name, one_round(name, contenders, job, len(rounds.rows[name])))
+            other = OtherWork(each.pid for each in contenders)
+            rounds.add(name, one_round(name, contenders, job, len(rounds.rows[name])), other.share())
         longest_s = max(longest_s, time.monotonic() - begun)
 
 

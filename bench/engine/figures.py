@@ -107,6 +107,7 @@ class Figures(msgspec.Struct, frozen=True):
     peaks: dict[str, Peak]
     rows: list[ContenderRow]
     ratios: list[Ratio]
+    disturbed_rounds: int  # of single rows, not taken
     node: NodeFigures | None
     differences: Differences | None
     large: LargeFigures | None
@@ -115,9 +116,11 @@ class Figures(msgspec.Struct, frozen=True):
 
     @property
     def broken(self) -> list[str]:
-        """What fails the run: each missed target, with what was found and whether its spread is small."""
+        """What fails the run: missed targets with what was found and its spread, and that some were not measured."""
         unsettled = {ratio.what: ratio.spread for ratio in self.ratios if not is_settled(ratio)}
-        return [_missed(target, unsettled) for target in self.targets if target.verdict == "missed"]
+        missed = [_missed(target, unsettled) for target in self.targets if target.verdict == "missed"]
+        unmeasured = sum(target.verdict == "not measured" for target in self.targets)
+        return [*missed, *([f"{unmeasured} targets were not measured"] if unmeasured else [])]
 
 
 SPREAD_MAX = 0.05

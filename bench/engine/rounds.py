@@ -2,7 +2,8 @@
 
 Ratios are taken round by round, so that what slows the machine down slows both. A row is done when all its ratios are
 settled (the median's 95 % interval is narrower than ±5 %) or after ROUNDS_MAX. Rounds of an earlier run may be added
-to: one that was interrupted, or whose machine is free only now and then.
+to: one that was interrupted, or whose machine is free only now and then. A round in which other processes worked is not
+taken, whatever it found, and counted.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from bench.rig.figures import median_interval
 
 ROUNDS_MIN = 6  # fewer have no interval of 95 %
 ROUNDS_MAX = 30  # what is not settled then is a machine that has other work: the run says so
+OTHER_WORK_MAX = 0.05  # of all cores: what an idle system's services take, and an idle node's probes
 
 
 class Rounds(msgspec.Struct):
@@ -29,11 +31,15 @@ class Rounds(msgspec.Struct):
     """
 
     made_by: dict[str, str]
+    disturbed: int = 0  # rounds of a row that were not taken: other processes had worked meanwhile
     rows: dict[str, list[dict[str, float]]] = msgspec.field(default_factory=lambda: {row: [] for row in ROWS})
 
-    def add(self, row: str, seconds: dict[str, float]) -> None:
-        """One more round of a row."""
-        self.rows[row].append(seconds)
+    def add(self, row: str, seconds: dict[str, float], other_work: float = 0.0) -> None:
+        """One more round of a row, unless other processes took more than OTHER_WORK_MAX of the cores meanwhile."""
+        if other_work > OTHER_WORK_MAX:
+            self.disturbed += 1
+        else:
+            self.rows[row].append(seconds)
 
     def taken(self, row: str, name: str) -> list[float]:
         """What a contender took."""

@@ -42,6 +42,8 @@ def show(figures: Figures, console: Console) -> None:
             f"Peak of {figures.threads} threads, {name}: {peak.gflops:,.0f} GFLOP/s (one: {peak.one_gflops:,.0f}; "
             f"{peak.per_cycle:.2f} multiply-adds a cycle at {peak.clock_ghz:.2f} GHz)."
         )
+    if figures.disturbed_rounds:
+        console.print(f"{figures.disturbed_rounds} rounds of a row were not taken: other processes worked meanwhile.")
     console.print(f"{figures.machine}; kind: {figures.kind}.")
     for name, why in figures.left_out.items():
         console.print(f"Left out: {name}: {why}.", markup=False)
@@ -73,7 +75,7 @@ def plot(figures: Figures, ours: Sequence[str]) -> str:
     A thin line spans the smallest and largest of the rounds.
     """
     parts, y = [], TOP
-    longest = max(spread.high for row in figures.rows for spread in row.tokens_per_s.values())
+    longest = max((spread.high for row in figures.rows for spread in row.tokens_per_s.values()), default=1.0)
     for corpus in CORPORA:
         parts.append(svg.text(8, y + 12, IN_WORDS[corpus], bold=True))
         y += BAR + 4

@@ -200,6 +200,29 @@ def cpu_s(pids: Iterable[int]) -> float:
     return sum(int(ticks) for pid in pids for ticks in _stat(pid)[11:13]) / TICKS
 
 
+class OtherWork:
+    """How much of the cores processes other than these took since it was made; of this whole machine."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        """`pids`: whose work is not other, with all their descendants, nor that of this process."""
+        self._pids = [os.getpid(), *pids]
+        self._begun, self._ours_s, self._all_s = time.perf_counter(), self._our_cpu_s(), _machine_cpu_s()
+
+    def share(self) -> float:
+        """Of all cores' time, 0 to 1: rounded to clock ticks, so that of a short time it says little."""
+        others_s = _machine_cpu_s() - self._all_s - (self._our_cpu_s() - self._ours_s)
+        return max(0.0, others_s) / ((time.perf_counter() - self._begun) * (os.cpu_count() or 1))
+
+    def _our_cpu_s(self) -> float:
+        return cpu_s(set(family_of(*self._pids)))
+
+
+def _machine_cpu_s() -> float:
+    """Processor seconds since the machine started that were not idle: user, nice, system, irq, softirq, steal."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / TICKS
+
+
 def rss_mb(pids: Iterable[int]) -> float:
     """Resident memory of processes together, in MB (1e6 bytes)."""
     return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * PAGE_BYTES / 1e6

@@ -17,6 +17,8 @@ import msgspec
 from embedmesh.catalogue import load_catalogue
 from embedmesh.commands.key_limits import in_words
 from embedmesh.engine.folder import digest
+from embedmesh.engine.precision import missing_here, tiers_here
+from embedmesh.engine.runtime import ENGINE_NAMES, choose_engine
 from embedmesh.engine.threads import engine_threads
 from embedmesh.process import beyond_loopback, is_profiled
 from embedmesh.provision.assets import ASSETS, assets_dir, wrong_files
@@ -71,6 +73,21 @@ def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> HealthCheck:
 def check_threads() -> HealthCheck:
     """How many threads an engine started here and now would have."""
     return HealthCheck("threads", "ok", str(engine_threads()))
+
+
+def check_engine() -> HealthCheck:
+    """What runs models of BERT's kind in the tier exact here, and why."""
+    try:
+        engine, why = choose_engine()
+    except SetupError as error:
+        return HealthCheck("engine", "fail", str(error), "Correct it, or leave it unset.")
+    return HealthCheck("engine", "ok", f"{ENGINE_NAMES[engine]}: {why}")
+
+
+def check_tiers() -> HealthCheck:
+    """Which precisions can be served here, and what the CPU lacks for the others: no fault, exact is always there."""
+    lacking = [f"{tier} would need {missing}" for tier, missing in missing_here().items()]
+    return HealthCheck("tiers", "ok", "; ".join([" ".join(tiers_here()), *lacking]))
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> HealthCheck:

@@ -38,9 +38,10 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def doctor(data_dir: Path, host: str | None, port: int | None, catalogue: Path | None) -> CommandResult:
     """Say what is wrong with this machine or set-up, and what to do.
 
-    Checks Python, CPU, memory, disk, SQLite, the fetched model, the data folder, the port and, if other machines reach
-    it, the limits of new keys. If a server has run before, its health is checked, and a real embedding is requested
-    (three tokens, paid by its account). The exit status is 0 if nothing failed; warnings are no failures.
+    Checks Python, CPU, threads, engine, precision tiers, memory, disk, SQLite, the fetched model, the data folder, the
+    port and, if other machines reach it, the limits of new keys. If a server has run before, its health is checked, and
+    a real embedding is requested (three tokens, paid by its account). The exit status is 0 if nothing failed; warnings
+    are no failures.
 
     \b
     Examples:
@@ -48,7 +49,8 @@ def doctor(data_dir: Path, host: str | None, port: int | None, catalogue: Path |
       embedmesh doctor --data-dir ./data --port 8099
       embedmesh doctor --json | jq '.checks[] | select(.state != "ok")'
     """
-    found = [checks.check_python(), checks.check_cpu(), checks.check_threads(), checks.check_memory()]
+    found = [checks.check_python(), checks.check_cpu(), checks.check_threads(), checks.check_engine()]
+    found += [checks.check_tiers(), checks.check_memory()]
     found += [
         checks.check_disk(data_dir),
         checks.check_sqlite(),

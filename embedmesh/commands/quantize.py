@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from rich.progress import Progress
@@ -17,12 +18,20 @@ from embedmesh.commands.catalogue_entry import catalogue_entry
 from embedmesh.commands.options import catalogue_option
 from embedmesh.commands.output import CommandResult, prints_result
 from embedmesh.commands.progress import ProgressBar
+from embedmesh.engine.precision import INT8_OVERLAP_MIN, Rest
 from embedmesh.provision.assets import assets_dir
 from embedmesh.rules.errors import SetupError
 
 CALIBRATION_TEXTS = 1_000
 JUDGED_TEXTS = 1_000
 TEXT_BYTES_MAX = 64 * 1024 * 1024  # far more than is read from it
+
+
+class Int8Kind(NamedTuple):
+    """What the person chose: what is not 8 bits, and how many percent of the nearest texts must be those of exact."""
+
+    rest: Rest
+    overlap_min: float
 
 
 def find_folder(name: str, catalogue: Path | None) -> tuple[Path, str]:
@@ -36,7 +45,7 @@ def find_folder(name: str, catalogue: Path | None) -> tuple[Path, str]:
     raise SetupError(f"{name} is neither a model of the catalogue nor a folder. `embedmesh models list` lists those.")
 
 
-def quantize_folder(source: Path, target: Path, text: Path | None, threads: int) -> str:
+def quantize_folder(source: Path, target: Path, text: Path | None, kind: Int8Kind, threads: int) -> str:
     """Make `target`, whole or not at all. What it measured, in one line. Raises SetupError."""
     with importing():
         from embedmesh.engine.no_openvino import no_openvino
@@ -70,14 +79,23 @@ def quantize_folder(source: Path, target: Path, text: Path | None, threads: int)
     with half_made(target) as staging, ProgressBar(*Progress.get_default_columns(), transient=True) as bar:
         link_files(source, staging)
         show = functools.partial(bar.show, "quantizing")
-        ranges = quantize(folder, sequences(calibration), sequences(judged), on, threads=threads, on_progress=show)
+        ranges = quantize(
+            folder,
+            sequences(calibration),
+            sequences(judged),
+            on,
+            threads=threads,
+            rest=kind.rest,
+            overlap_min=kind.overlap_min,
+            on_progress=show,
+        )
         int8.write(staging, ranges)
         staging.rename(target)
     found, kept = ranges.quality, sum(each is None for each in ranges.inputs)
     return (
         f"top-10 overlap {found.top10_overlap:.1f} %, cosine to exact {found.cosine_mean:.4f} in the mean and"
         f" {found.cosine_min:.4f} at worst, on {found.texts} texts ({found.on}); {len(ranges.inputs) - kept} of"
-        f" {len(ranges.inputs)} inputs of layers are 8 bits"
+        f" {len(ranges.inputs)} inputs of layers are 8 bits, the rest is {ranges.rest}"
     )
 
 
@@ -128,6 +146,20 @@ def _link_or_copy(source: str, target: str) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Text like yours, one a line: half of it calibrates, half judges. Default: text that is on this machine.",
 )
+@click.option(
+    "--rest",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="What is not 8 bits: bfloat16 is faster, float32 is served by CPUs without bfloat16, too.",
+)
+@click.option(
+    "--overlap-min",
+    type=click.FloatRange(0, 100),
+    default=INT8_OVERLAP_MIN,
+    show_default=True,
+    help="Percent of each text's 10 nearest that must be those of exact. Below, no folder is made.",
+)
 @catalogue_option()
 @click.option(
     "--threads",
@@ -136,20 +168,31 @@ def _link_or_copy(source: str, target: str) -> None:
     help="Threads to compute with; 0: one a core, within the quota.",
 )
 @prints_result
-def quantize(name: str, output: Path | None, text: Path | None, catalogue: Path | None, threads: int) -> CommandResult:
+def quantize(
+    name: str,
+    output: Path | None,
+    text: Path | None,
+    rest: Rest,
+    overlap_min: float,
+    catalogue: Path | None,
+    threads: int,
+) -> CommandResult:
     """Make a folder for the int8 tier; print its catalogue entry.
 
-    NAME is a model of the catalogue, or a folder. The large layers get 8-bit integers, the rest stays in bfloat16. How
-    far the vectors are from the exact ones is measured on text that was not used for calibration, printed, and kept in
-    the folder's int8.json. Takes a minute for a small model.
+    NAME is a model of the catalogue, or a folder, of any architecture that has linear layers. Most of these get 8-bit
+    integers; those that move the vectors most, and all else, stay in bfloat16 or float32. How far the vectors are from
+    the exact ones is measured on text that was not used for calibration, printed, and kept in the folder's int8.json.
+    If they find too few of the same nearest texts, no folder is made. Needs a CPU with AVX512_VNNI or AMX. Takes a
+    minute for a small model.
 
     \b
     Examples:
       embedmesh models quantize all-MiniLM-L6-v2 >> models.toml
+      embedmesh models quantize all-MiniLM-L6-v2 --rest float32
       embedmesh models quantize ~/models/bge-small-en --text ours.txt -o ~/models/bge-small-en-int8
     """
     folder, model_id = find_folder(name, catalogue)
     target = output.expanduser().absolute() if output else folder.with_name(folder.name + "-int8")
-    measured = quantize_folder(folder, target, text, threads)
+    measured = quantize_folder(folder, target, text, Int8Kind(rest, overlap_min), threads)
     click.echo(f"embedmesh: {measured}.", err=True)
     return catalogue_entry(target, model_id, "int8")

@@ -12,14 +12,15 @@ import openvino as ov
 from embedmesh.engine import int8
 from embedmesh.engine.folder import Folder
 from embedmesh.engine.frames import Step
-from embedmesh.engine.memory import release_freed
+from embedmesh.engine.memory import file_pages_bytes, release_freed
 from embedmesh.engine.models import build_graph
-from embedmesh.engine.precision import check_cpu, compile_graph
+from embedmesh.engine.precision import Rest, check_cpu, compile_graph
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.models import Tier
 
 RELEASE_EVERY_TOKENS = 2_048  # 0.1 to 0.3 s of work, and less than a millisecond to map its pages again
-RELEASE_EVERY_S = 0.005  # while loading: up to 100 MB are read meanwhile
+RELEASE_BYTES = 64 * 1024 * 1024  # of files' pages, while loading: so much of what was read may be in memory
+RELEASE_LOOK_S = 0.005  # between two looks at that: 20 microseconds each, and 50 MB are read meanwhile
 
 
 class CompiledModel:
@@ -42,10 +43,13 @@ class CompiledModel:
         with _releasing(self._weights):
             on_step("reads its weights")
             graph = build_graph(folder, self._weights)
+            rest: Rest = "float32"
             if tier == "int8":
-                int8.insert(graph, int8.read(folder.path), folder.path.name)
+                ranges = int8.read(folder.path)
+                int8.insert(graph, ranges, folder.path.name)
+                rest = ranges.rest
             on_step("compiles it")
-            self._request = compile_graph(graph, threads, tier).create_infer_request()
+            self._request = compile_graph(graph, threads, tier, rest).create_infer_request()
             del graph
             on_step("packs its weights")
             self.run([[0]], rows=1, length=4)
@@ -83,10 +87,12 @@ class CompiledModel:
 def _releasing(weights: Weights) -> Iterator[None]:
     """Give the pages of weights back while they are read once, or the whole file would be in memory beside its copy."""
     done = threading.Event()
+    before = file_pages_bytes()
 
     def release() -> None:
-        while not done.wait(RELEASE_EVERY_S):
-            weights.release_pages()
+        while not done.wait(RELEASE_LOOK_S):
+            if file_pages_bytes() - before > RELEASE_BYTES:
+                weights.release_pages()
 
     thread = threading.Thread(target=release, name="release pages", daemon=True)
     thread.start()

@@ -19,6 +19,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from embedmesh.engine.layout import INT8_FILE
+from embedmesh.engine.precision import Rest
 from embedmesh.rules.errors import SetupError
 
 INT8_FILE_BYTES_MAX = 64 * 1024 * 1024  # some 10 bytes a channel: 250 kB for 22 M parameters, 6 MB for 560 M
@@ -49,16 +50,18 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ranges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file. `inputs` has one entry an input of linear layers, in the graph's order; None stays in bfloat16.
+    """The file. `inputs` has one entry an input of linear layers, in the graph's order; None is not 8 bits but `rest`.
 
     `weights` is the digest of the layers' weights in that order: a file for another model, or from a version that
-    builds the graph in another order, is refused.
+    builds the graph in another order, is refused. `rest` is also what everything else is computed in, attention for
+    one; files from before there was a choice have bfloat16.
     """
 
     format: Literal[1]
     weights: str
     inputs: list[Range | None]
     quality: Quality
+    rest: Rest = "bfloat16"
 
 
 class Input(NamedTuple):

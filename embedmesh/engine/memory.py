@@ -6,13 +6,17 @@ refused only if what is left then is too little.
 
 import asyncio
 import gc
+import mmap
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from embedmesh.engine.kernel import available_bytes
 from embedmesh.rules.errors import SetupError
 from embedmesh.system import call_c
 
+STATM = Path("/proc/self/statm")
+SHARED_PAGES = 2  # its field
 INSIST = "--memory-check ignore"
 
 
@@ -49,6 +53,14 @@ class MemoryRoom:
         """What is left, where that is too little."""
         left = None if self._insist else self._left()
         return None if left is None or need_bytes <= left - self._loading_bytes else left
+
+
+def file_pages_bytes(statm: Path = STATM) -> int:
+    """Pages of files that this process has mapped and in memory; 0 where the system does not say."""
+    try:
+        return int(statm.read_bytes().split()[SHARED_PAGES]) * mmap.PAGESIZE
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def release_freed() -> None:

@@ -6,9 +6,10 @@ Three steps over token ids of ordinary text, without labels or training:
    largest value.
 2. Each input alone is made 8 bits, and the other half of the text tells how far the vectors move: one minus the mean
    cosine. Errors of that size add up.
-3. The inputs that move them most stay in bfloat16, so that the others together move them by LOSS_MAX at most.
+3. The inputs that move them most stay as they are, so that the others together move them by LOSS_MAX at most.
 
-The result is then measured as it will be served, on text of another kind.
+The result is then measured as it will be served, on text of another kind. If too few of the nearest texts are those of
+exact, the third step is done again with half of the loss; if that does not help either, there is no file.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +24,16 @@ from embedmesh.engine.folder import Folder
 from embedmesh.engine.int8 import Array, Input, Quality, Range, Ranges, find_inputs, quantize_inputs, weights_digest
 from embedmesh.engine.models import build_graph
 from embedmesh.engine.plan import BATCH_TOKENS_MAX, pad_length
-from embedmesh.engine.precision import check_cpu, compile_graph
+from embedmesh.engine.precision import INT8_OVERLAP_MIN, Rest, check_cpu, compile_graph
 from embedmesh.engine.safetensors import Weights
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Tier
 
 Sequences = Sequence[Sequence[int]]
 
-LOSS_MAX = 5e-4  # of the mean cosine; measured: the 10 nearest then agree to 97 %
+LOSS_MAX = 5e-4  # of the mean cosine; measured: the 10 nearest then agree to 97 % on all-MiniLM-L6-v2
+LOSS_TRIES = 4  # the last with an eighth of LOSS_MAX
+SHARE_MIN = 0.33  # of the products; with fewer in 8 bits, int8 is hardly faster than the rest alone
 SMOOTHING = 0.75  # how much of a channel's size moves into the weights; more fits the calibration text too closely
 ONE_SIDED = 8  # an input that reaches this many times further up than down (behind a GELU) is not shifted
 NEAREST = 10  # neighbours whose agreement is measured
@@ -48,14 +51,17 @@ def quantize(
     on: str,
     *,
     threads: int,
+    rest: Rest,
+    overlap_min: float = INT8_OVERLAP_MIN,
     on_progress: Callable[[int, int], None],
 ) -> Ranges:
     """Ranges from `sequences`, judged on `judged`: token ids, special tokens included, of two kinds of text.
 
     `on` describes the latter. `on_progress` is called with (steps done, steps in all). Raises SetupError where this CPU
-    cannot serve int8, for a model without linear layers, and for too little text.
+    cannot serve int8 with this `rest`, for a model without linear layers, for too little text, and where less than
+    `overlap_min` percent of the nearest texts would be those of exact.
     """
-    check_cpu("int8")
+    check_cpu("int8", rest)
     if min(len(sequences), len(judged)) < TEXTS_MIN:
         raise SetupError(f"There is too little text to measure with: each side needs {TEXTS_MIN} texts or more.")
     weights = Weights(folder.transformer)
@@ -68,7 +74,7 @@ def quantize(
         """Vectors of the graph with these ranges."""
         changed = build_graph(folder, weights)
         quantize_inputs(find_inputs(changed), ranges)
-        compiled = compile_graph(changed, threads, tier)
+        compiled = compile_graph(changed, threads, tier, rest)
         vectors = np.empty((len(sequences), folder.width), np.float32)
         for batch, _, outputs in _run(compiled, sequences):
             vectors[batch] = outputs[0]
@@ -85,12 +91,16 @@ def quantize(
         moved = embed([*none[:number], one, *none[number + 1 :]], "exact", probes)
         losses.append(1 - float(_cosines(exact, moved).mean()))
         on_progress(number + 2, steps)
-    kept = _worst(losses)
-    chosen = [None if number in kept else one for number, one in enumerate(ranges)]
     judged = judged[:JUDGED_TEXTS_MAX]
-    quality = compare(embed(none, "exact", judged), embed(chosen, "int8", judged), on)
-    on_progress(steps, steps)
-    return Ranges(format=1, weights=weights_digest(inputs), inputs=chosen, quality=quality)
+    exact, found = embed(none, "exact", judged), []
+    for kept in _choices(losses, [sum(kernel.size for kernel in each.kernels) for each in inputs]):
+        chosen = [None if number in kept else one for number, one in enumerate(ranges)]
+        quality = compare(exact, embed(chosen, "int8", judged), on)
+        if quality.top10_overlap >= overlap_min:
+            on_progress(steps, steps)
+            return Ranges(format=1, weights=weights_digest(inputs), inputs=chosen, quality=quality, rest=rest)
+        found.append(quality.top10_overlap)
+    raise _too_coarse(folder.path.name, found, overlap_min, on)
 
 
 def compare(exact: Array, other: Array, on: str) -> Quality:
@@ -145,11 +155,31 @@ def _range(low: Array, high: Array, kernel: Array) -> Range:
     )
 
 
-def _worst(losses: Sequence[float]) -> set[int]:
-    """The fewest, largest losses without which the others add up to at most LOSS_MAX."""
+def _too_coarse(name: str, found: Sequence[float], overlap_min: float, on: str) -> SetupError:
+    said = f"{max(found):.1f} % of each text's {NEAREST} nearest" if found else "too few"
+    return SetupError(
+        f"int8 of {name} finds at best {said} as exact does ({on}); the bound is {overlap_min:g} %. Serve it in the"
+        " tier 'fast' or 'exact', try --text with text like yours, or set another bound with --overlap-min."
+    )
+
+
+def _choices(losses: Sequence[float], sizes: Sequence[int]) -> Iterator[set[int]]:
+    """The inputs that stay as they are, at first few, then more, while SHARE_MIN of `sizes` is left to be 8 bits."""
+    before: set[int] | None = None
+    for number in range(LOSS_TRIES):
+        kept = _worst(losses, LOSS_MAX / 2**number)
+        if sum(sizes[each] for each in kept) > (1 - SHARE_MIN) * sum(sizes):
+            return
+        if kept != before:
+            yield kept
+        before = kept
+
+
+def _worst(losses: Sequence[float], most: float) -> set[int]:
+    """The fewest, largest losses without which the others add up to at most `most`."""
     order = sorted(range(len(losses)), key=lambda number: losses[number])
     sums = np.cumsum([max(losses[number], 0.0) for number in order])
-    return {number for number, total in zip(order, sums, strict=True) if total > LOSS_MAX}
+    return {number for number, total in zip(order, sums, strict=True) if total > most}
 
 
 def _run(compiled: ov.CompiledModel, sequences: Sequences) -> Iterator[tuple[list[int], Array, list[Array]]]:

@@ -112,6 +112,11 @@ class Weights:
             return self.get(name, *shape)
         return np.require(file.read(self._root + name, entry, shape, FLOAT_DTYPES), np.float16, ["ALIGNED"])
 
+    def stored(self, name: str, *shape: int) -> npt.NDArray[Any]:
+        """The tensor as the file has it, a view: F32, F16, or BF16 as uint16. Raises SetupError as `get` does."""
+        file, entry = self._find(name)
+        return file.read(self._root + name, entry, shape, FLOAT_DTYPES)
+
     def integers(self, name: str, *shape: int) -> npt.NDArray[np.int64]:
         """A tensor of integers, of just this shape. Raises SetupError otherwise."""
         file, entry = self._find(name)

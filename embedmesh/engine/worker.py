@@ -1,4 +1,4 @@
-"""The child process that owns one compiled model: `python -m embedmesh.engine.worker FD`.
+"""The child process that owns one running model: `python -m embedmesh.engine.worker FD`.
 
 It may crash, hang or be killed at any moment, so it holds nothing that must survive. It ends when its socket closes,
 and the kernel kills it when its parent dies while it computes: it never outlives its node.
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -20,14 +19,11 @@ import numpy as np
 from embedmesh.engine import frames
 from embedmesh.engine.folder import Folder, digest, read_folder
 from embedmesh.engine.frames import Failed, Loading, LoadModel, LoadRefused, Ready, RunBatch, Step, Vectors
-from embedmesh.engine.no_openvino import no_openvino
 from embedmesh.engine.progress import STEPS
+from embedmesh.engine.runtime import RunningModel, make_model
 from embedmesh.engine.threads import engine_threads
 from embedmesh.rules.errors import SetupError
 from embedmesh.system import call_c
-
-if TYPE_CHECKING:
-    from embedmesh.engine.compiled import CompiledModel
 
 PR_SET_PDEATHSIG = 1
 OOM_SCORE = 500  # short of memory, the kernel shall take the worker, which comes back in a second
@@ -53,7 +49,7 @@ def main(fd: int) -> None:
         sock.sendall(frames.encode(_answer(model, batch)))
 
 
-def _load(load: LoadModel, on_step: Callable[[Step], None]) -> "CompiledModel":
+def _load(load: LoadModel, on_step: Callable[[Step], None]) -> RunningModel:
     on_step("checks its files")
     path = Path(load.folder)
     if digest(path) != load.digest:
@@ -63,11 +59,7 @@ def _load(load: LoadModel, on_step: Callable[[Step], None]) -> "CompiledModel":
         )
     folder = read_folder(path)
     _compare(load, folder)
-    try:
-        from embedmesh.engine.compiled import CompiledModel
-    except ImportError as error:
-        raise SetupError(no_openvino(error)) from None
-    return CompiledModel(folder, engine_threads(load.threads).number, load.tier, on_step)
+    return make_model(folder, engine_threads(load.threads).number, load.tier, on_step)
 
 
 def _compare(load: LoadModel, folder: Folder) -> None:
@@ -79,7 +71,7 @@ def _compare(load: LoadModel, folder: Folder) -> None:
         raise SetupError(f"The catalogue gives {name} {load.max_tokens} tokens; its folder allows {folder.max_tokens}.")
 
 
-def _answer(model: "CompiledModel", batch: RunBatch) -> Vectors | Failed:
+def _answer(model: RunningModel, batch: RunBatch) -> Vectors | Failed:
     begun = time.process_time()
     try:
         vectors = model.run(batch.sequences, batch.rows, batch.length)

@@ -20,6 +20,7 @@ from embedmesh.storage.books.keys import Limits
 from embedmesh.storage.books.new_keys import LIMITS_EXAMPLE, NewKeys
 from tests.commands.edge import Edge, bootstrap, failure
 from tests.data import model_folder
+from tests.engine.test_precision import pretend
 
 Doctor = Callable[..., tuple[Result, dict[str, Any]]]
 
@@ -232,6 +233,18 @@ def test_cpu_and_python(tmp_path: Path) -> None:
     for profiled, words in ((True, "3.12.4 with PGO"), (False, "3.12.4 without PGO")):
         check = checks.check_python((3, 12, 4), profiled=profiled)
         assert (check.state, check.found.startswith(words)) == ("ok", True)
+
+
+def test_tiers_by_what_the_cpu_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are served, and what the others would need; a CPU that serves only exact is well."""
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags\t\t: avx2 avx512f avx512_vnni\n")
+    pretend(monkeypatch, info)
+    check = checks.check_tiers()
+    assert (check.state, check.found) == (
+        "ok",
+        "exact int8; fast would need bfloat16 instructions (AVX512_BF16 or AMX)",
+    )
 
 
 def hang_up_on_all(listening: socket.socket) -> None:

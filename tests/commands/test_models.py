@@ -39,11 +39,12 @@ def test_quantize_makes_a_folder_beside_the_model(tmp_path: Path) -> None:
     folder, text = make_folder(tmp_path / "tiny"), tmp_path / "ours.txt"
     text.write_text(TEXTS)
     before = digest(folder)
-    done = run("quantize", folder, "--text", text)
+    done = run("quantize", folder, "--text", text, "--rest", "float32", "--overlap-min", 80)
     assert done.exit_code == 0, done.output
     assert "top-10 overlap" in done.stderr
     made = tmp_path / "tiny-int8"
-    assert json.loads((made / "int8.json").read_text())["quality"]["texts"] == 60
+    said = json.loads((made / "int8.json").read_text())
+    assert (said["quality"]["texts"], said["rest"]) == (60, "float32")
     assert (digest(folder), (folder / "int8.json").exists()) == (before, False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.txt", "tiny", "tiny-int8"]
 

@@ -1,12 +1,13 @@
 """A model that will not fit is refused before it is loaded; one that waits for others is not."""
 
 import asyncio
+import mmap
 from pathlib import Path
 
 import pytest
 
 from embedmesh.engine.kernel import available_bytes
-from embedmesh.engine.memory import MemoryRoom
+from embedmesh.engine.memory import MemoryRoom, file_pages_bytes
 from embedmesh.rules.errors import SetupError
 
 GIB = 1024**3
@@ -59,6 +60,15 @@ def test_old_control_groups_say_it_too(tmp_path: Path) -> None:
 
 def test_a_system_that_says_nothing_is_not_judged(tmp_path: Path) -> None:
     assert available_bytes(tmp_path, tmp_path) is None
+
+
+def test_mapped_pages_of_files_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(32 * 1024 * 1024))
+    before = file_pages_bytes()
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert not any(mapped[:: mmap.PAGESIZE])
+        assert file_pages_bytes() - before > 24 * 1024 * 1024
+    assert file_pages_bytes(tmp_path / "absent") == 0
 
 
 async def test_what_does_not_fit_is_refused_with_what_to_do() -> None:

@@ -1,11 +1,13 @@
 """Tiers: what a CPU must have, and that each is computed as it is named."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from embedmesh.engine import precision
+from embedmesh.engine import cpu, precision
 from embedmesh.engine.compiled import CompiledModel
 from embedmesh.engine.folder import read_folder
 from embedmesh.rules.errors import SetupError
@@ -15,7 +17,8 @@ from tests.engine.tiny import make_folder
 CPUS = {
     "fpu sse2 avx2 fma": ("exact",),
     "fpu avx2 avx512f avx512bw": ("exact",),  # OpenVINO would imitate bfloat16 here
-    "fpu avx512f avx512_vnni": ("exact",),
+    "fpu avx512f avx512_vnni": ("exact", "int8"),
+    "fpu avx2 avx_vnni": ("exact",),  # nobody has measured it
     "fpu avx2 avx_vnni avx512f avx512_bf16": ("exact", "fast"),
     "fpu avx512f avx512_vnni avx512_bf16": ("exact", "fast", "int8"),
     "fpu avx512f amx_bf16 amx_tile amx_int8": ("exact", "fast", "int8"),
@@ -24,8 +27,8 @@ CPUS = {
 
 def pretend(monkeypatch: pytest.MonkeyPatch, info: Path) -> None:
     """Have this file say what the CPU can do."""
-    monkeypatch.setattr(precision, "CPU_INFO", info)
-    monkeypatch.setattr(precision, "_cpu_flags", precision._cpu_flags.__wrapped__)
+    monkeypatch.setattr(cpu, "CPU_INFO", info)
+    monkeypatch.setattr(precision, "cpu_flags", cpu.cpu_flags.__wrapped__)
 
 
 @pytest.mark.parametrize("flags", CPUS)
@@ -39,9 +42,39 @@ def test_tiers_by_what_the_cpu_has(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if tier in CPUS[flags]:
             precision.check_cpu(tier)
         else:
-            with pytest.raises(SetupError, match=f"'{tier}'.*Serve the tier 'exact' here") as refused:
+            with pytest.raises(SetupError, match=f"'{tier}'.*erve the tier 'exact' here") as refused:
                 precision.check_cpu(tier)
             assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "rest", "says"),
+    [
+        ("fpu avx2 fma", "float32", "8-bit integer instructions .*slower than float32"),
+        ("fpu avx2 fma", "bfloat16", "8-bit integer instructions .*slower than float32"),
+        ("fpu avx512f avx512_vnni", "bfloat16", "no bfloat16 .*--rest float32"),
+        ("fpu avx512f avx512_vnni", "float32", None),
+        ("fpu avx512f avx512_vnni avx512_bf16", "bfloat16", None),
+    ],
+)
+def test_int8_by_what_the_rest_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, rest: precision.Rest, says: str | None
+) -> None:
+    """A folder whose rest is float32 needs no bfloat16; who lacks what is told what to do."""
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"flags\t\t: {flags}\n")
+    pretend(monkeypatch, info)
+    if says is None:
+        precision.check_cpu("int8", rest)
+    else:
+        with pytest.raises(SetupError, match=f"{says}.*'exact' here"):
+            precision.check_cpu("int8", rest)
+
+
+def test_the_tiers_are_known_without_openvino() -> None:
+    """`doctor` names them, and may not take half a second and 100 MB for it."""
+    asked = "import sys, embedmesh.engine.precision as p; p.tiers_here(); print('openvino' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_an_unknown_cpu_serves_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
