@@ -27,6 +27,7 @@ STATUS_WORDS = {
     502: "All nodes that were tried failed.",
     503: "The gateway cannot do it right now. Try again shortly.",
     504: "The request took too long.",
+    507: "The disk for files has no room now. Try again later.",
 }
 
 COUNT_HEADERS = {
