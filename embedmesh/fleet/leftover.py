@@ -60,9 +60,7 @@ class Leftover:
         self.scheduler = scheduler
         self._clock = clock
         self._call_later = call_later
-        self._waiting: OrderedDict[str, deque[NodeTurn]] = (
-            OrderedDict()
-        )  # by account; the lines of units
+        self._waiting: OrderedDict[str, deque[NodeTurn]] = OrderedDict()  # by account; the lines of units
         self._taken: dict[str, _Taken] = {}  # by node; none that is empty
         self._own = RetryBudget(clock)  # counts requests of low priority as the scheduler's counts all
         self._last_turn = 0.0

@@ -28,7 +28,7 @@ class ContentsLost(Exception):
     """A file's contents are not there, or were changed on the disk."""
 
 
-class ChunkWriter:
+class SealedWriter:
     """Writes one file from its beginning to its end. Blocks. Raises OSError."""
 
     def __init__(self, file: IO[bytes], key_secret: bytes, name: str) -> None:
@@ -63,7 +63,7 @@ class ChunkWriter:
         self._chunks += 1
 
 
-class ChunkReader:
+class SealedReader:
     """Reads any part of one file. Blocks. Raises OSError, and ContentsLost for what is not as it was written."""
 
     def __init__(self, file: IO[bytes], key_secret: bytes, name: str) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from embedmesh.files import DRAFT_SUFFIX, sync
-from embedmesh.jobs.chunks import ChunkReader, ChunkWriter, ContentsLost
+from embedmesh.jobs.chunks import ContentsLost, SealedReader, SealedWriter
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.file_failures import StorageFull
 
@@ -42,7 +42,7 @@ class Written:
         self._name = name
         self._draft = path.with_name(path.name + DRAFT_SUFFIX)
         self._file: IO[bytes] | None = None
-        self._chunks: ChunkWriter | None = None
+        self._chunks: SealedWriter | None = None
 
     def write(self, parts: Iterable[bytes]) -> None:
         """Append. Raises StorageFull; then call `abort`."""
@@ -69,29 +69,29 @@ class Written:
             with suppress(OSError):
                 self._draft.unlink()
 
-    def _begun(self) -> ChunkWriter:
+    def _begun(self) -> SealedWriter:
         if self._chunks is None:
             self._folder.make_parent(self._path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._file = os.fdopen(os.open(self._draft, flags, 0o600), "wb")
-            self._chunks = ChunkWriter(self._file, self._folder.key_secret, self._name)
+            self._chunks = SealedWriter(self._file, self._folder.key_secret, self._name)
         return self._chunks
 
 
-class Reading:
+class OpenFile:
     """A file that is being read."""
 
     def __init__(self, path: Path, key_secret: bytes, name: str) -> None:
         """Raises ContentsLost, OSError."""
         self._file = path.open("rb")
         try:
-            self._chunks = ChunkReader(self._file, key_secret, name)
+            self._chunks = SealedReader(self._file, key_secret, name)
         except BaseException:
             self._file.close()
             raise
 
     def parts(self, start: int, stop: int | None) -> Iterator[bytes]:
-        """See ChunkReader."""
+        """See SealedReader."""
         return self._chunks.parts(start, stop)
 
     def close(self) -> None:
@@ -152,10 +152,10 @@ class FileFolder:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             sync(path.parent.parent)
 
-    def open(self, path: Path, name: str) -> Reading:
+    def open(self, path: Path, name: str) -> OpenFile:
         """Raises ContentsLost."""
         try:
-            return Reading(path, self.key_secret, name)
+            return OpenFile(path, self.key_secret, name)
         except OSError:
             raise ContentsLost("the file is not on the disk") from None
 

@@ -54,7 +54,7 @@ class UnitResults(msgspec.Struct, frozen=True):
     used: UsedTokens
 
 
-class Outcome(Protocol):
+class AwaitWrite(Protocol):
     """Writes, and waits until it is durable. Raises StoreUnavailable, or what the write says."""
 
     def __call__(self, write: WaitedWrite[T]) -> Awaitable[T]: ...
@@ -67,7 +67,7 @@ Place = Callable[[Callable[[], PlaceHold]], Awaitable[PriorRequest | None]]
 class LeasedBatches:
     """The steps of a batch under its lease. Methods raise StoreUnavailable, too."""
 
-    def __init__(self, reads: Reads, write: WriteDurably, outcome: Outcome, place: Place) -> None:
+    def __init__(self, reads: Reads, write: WriteDurably, outcome: AwaitWrite, place: Place) -> None:
         self._reads = reads
         self._write = write
         self._outcome = outcome

@@ -25,7 +25,7 @@ from embedmesh.rules.limits import (
 from embedmesh.rules.ports import Clock
 from embedmesh.rules.shares import ACCOUNT_SHARE
 from embedmesh.storage.batch_rows import batch_of, values_of_new
-from embedmesh.storage.batch_steps import LeasedBatches, Outcome, Place, held, read_batch
+from embedmesh.storage.batch_steps import AwaitWrite, LeasedBatches, Place, held, read_batch
 from embedmesh.storage.db import Db, Row
 from embedmesh.storage.files import file_of
 from embedmesh.storage.ledger.writes import KeptChange, SubmitWrite, WriteDurably, as_rows
@@ -63,7 +63,7 @@ class Batches(LeasedBatches):
         reads: Reads,
         write: WriteDurably,
         submit: SubmitWrite,
-        outcome: Outcome,
+        outcome: AwaitWrite,
         place: Place,
         owner: str,
         clock: Clock,

@@ -102,7 +102,7 @@ class FileRows:
     async def means_nanousd(self, account_id: str) -> int:
         """What an account has, its credit limit included, and what it has spent within the life of a file.
 
-        For `rules.batches.bytes_paid_for`: whoever has paid for work has not kept files for nothing.
+        For `rules.batches.bytes_paid_for`: files of work that was paid are paid for, too.
         """
         since_day = (self._clock.unix_ms() - FILE_EXPIRES_S * 1000) // MS_PER_DAY
         rows = await self._reads.ask(FILES_SQL["means_of_account"], {"account_id": account_id, "since_day": since_day})

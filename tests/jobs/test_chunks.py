@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmesh.jobs.chunks import CHUNK_BYTES, HEADER_BYTES, STORED_BYTES, ChunkReader, ChunkWriter, ContentsLost
+from embedmesh.jobs.chunks import CHUNK_BYTES, HEADER_BYTES, STORED_BYTES, ContentsLost, SealedReader, SealedWriter
 from tests.data import quick_or
 
 SECRET = bytes(range(32))
@@ -18,7 +18,7 @@ SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 3
 
 def written(path: Path, plain: bytes, name: str = "file-1", step: int = 10_000) -> Path:
     with path.open("wb") as file:
-        chunks = ChunkWriter(file, SECRET, name)
+        chunks = SealedWriter(file, SECRET, name)
         for at in range(0, len(plain), step):
             chunks.write(plain[at : at + step])
         chunks.end()
@@ -28,7 +28,7 @@ def written(path: Path, plain: bytes, name: str = "file-1", step: int = 10_000) 
 
 def read(path: Path, start: int = 0, stop: int | None = None, *, name: str = "file-1", secret: bytes = SECRET) -> bytes:
     with path.open("rb") as file:
-        return b"".join(ChunkReader(file, secret, name).parts(start, stop))
+        return b"".join(SealedReader(file, secret, name).parts(start, stop))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -39,7 +39,7 @@ def test_what_was_written_is_read(tmp_path: Path, size: int) -> None:
         path = written(tmp_path / "x", plain, step=step)
         assert read(path) == plain
         with path.open("rb") as file:
-            assert ChunkReader(file, SECRET, "file-1").bytes == size
+            assert SealedReader(file, SECRET, "file-1").bytes == size
 
 
 @given(size=st.integers(0, 3 * CHUNK_BYTES), spans=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3))
@@ -114,7 +114,7 @@ def test_a_file_that_is_shorter_than_was_said_is_noticed(tmp_path: Path) -> None
 def test_a_writer_keeps_no_more_than_two_chunks(tmp_path: Path) -> None:
     """What is whole goes to the disk."""
     out = io.BytesIO()
-    chunks = ChunkWriter(out, SECRET, "file-1")
+    chunks = SealedWriter(out, SECRET, "file-1")
     for _ in range(100):
         chunks.write(bytes(50_000))
         assert chunks.bytes - len(out.getvalue()) <= 2 * CHUNK_BYTES

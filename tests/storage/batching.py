@@ -55,7 +55,7 @@ def asks(key_id: str, *, account_id: str = "a", file_id: str = "file-1") -> NewB
         endpoint="/v1/embeddings",
         window_s=86_400,
         metadata={"for": "tests"},
-        output_expires_s=86_400,
+        output_expires_s=30 * 86_400,
     )
 
 
