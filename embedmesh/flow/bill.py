@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Protocol
 
 import msgspec
 
@@ -14,7 +15,7 @@ from embedmesh.rules.ids import id_at
 from embedmesh.rules.limits import HOLD_GRACE_S, IDEMPOTENCY_WAITERS_MAX, WRITE_REPLY_S
 from embedmesh.rules.lock_failures import LockUsed
 from embedmesh.rules.money import bill_nanousd
-from embedmesh.rules.ports import Caller, Clock, HoldEnds, Ledger, Slots
+from embedmesh.rules.ports import Caller, Clock, Ledger, Slots
 from embedmesh.rules.shares import Room
 
 LOOK_AGAIN_S = (0.02, 0.05, 0.1, 0.25)  # s, between two looks for the reply of the first request; the last repeats
@@ -25,6 +26,18 @@ IS_OPEN, CAPTURED = HoldState.OPEN, HoldState.CAPTURED
 
 Redeem = Callable[[bytes, int], Awaitable[Hold | PriorRequest]]
 """Use a lock for a request of that body hash until that deadline, in Unix milliseconds: see `Locks.redeem`."""
+
+
+class HoldEnds(Protocol):
+    """Ends holds: as much of a ledger as a bill needs."""
+
+    def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
+        """See `Ledger`."""
+        ...
+
+    def release(self, hold: Hold, why: HoldEnd) -> None:
+        """See `Ledger`."""
+        ...
 
 
 class Bill(msgspec.Struct, eq=False):

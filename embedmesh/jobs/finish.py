@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from embedmesh.jobs.chunks import ContentsLost
-from embedmesh.jobs.files import FileStore, FileWriter
+from embedmesh.jobs.file_writer import FileWriter
+from embedmesh.jobs.files import FileStore
 from embedmesh.jobs.unit import undone_lines
 from embedmesh.rules.batches import Batch, BatchLease, BatchUnit, FilePurpose, FileRow
 from embedmesh.storage.batch_rows import DoneUnit

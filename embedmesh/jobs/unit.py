@@ -50,7 +50,7 @@ class StoppedLine(Exception):
 
 
 class CollectedCharge:
-    """In place of the ledger for one line's bill, which is charged with the unit. Implements the port `HoldEnds`."""
+    """In place of the ledger for a line's bill, which is charged with the unit. Implements the protocol `HoldEnds`."""
 
     def __init__(self) -> None:
         self.charge: Charge | None = None

@@ -167,18 +167,6 @@ class Prices(Protocol):
         ...
 
 
-class HoldEnds(Protocol):
-    """Ends holds: as much of a ledger as a bill needs."""
-
-    def capture(self, hold: Hold, charge: Charge, reply: bytes | None = None) -> None:
-        """See `Ledger`."""
-        ...
-
-    def release(self, hold: Hold, why: HoldEnd) -> None:
-        """See `Ledger`."""
-        ...
-
-
 class Ledger(Protocol):
     """Holds and what becomes of them. Amounts are nano-USD."""
 

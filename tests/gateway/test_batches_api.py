@@ -16,6 +16,7 @@ from embedmesh.fleet.registry import Node
 from embedmesh.gateway.nodes.coalesce import CoalescingLink
 from embedmesh.gateway.nodes.own import OwnLink
 from embedmesh.jobs import validate
+from embedmesh.rules.file_failures import StorageFull
 from embedmesh.rules.money import cost_nanousd
 from embedmesh.storage.books.keys import Limits
 from embedmesh.upstream.pools import unix_pool
@@ -423,7 +424,7 @@ async def test_an_input_file_that_is_lost_on_the_disk_ends_the_batch(gw: Gateway
 
 
 async def test_pages(caller: Batcher) -> None:
-    ids = [await caller.upload(line(number)) for number in range(5)]
+    ids = sorted([await caller.upload(line(number)) for number in range(5)])  # by their time, to the millisecond
     page = await caller.ask("GET", "/v1/files?limit=2")
     assert ([file["id"] for file in page["data"]], page["has_more"]) == (ids[:2:-1], True)
     assert (page["first_id"], page["last_id"]) == (ids[4], ids[3])
@@ -470,3 +471,51 @@ async def test_a_key_for_other_models_makes_no_batch(gw: Gateway, caller: Batche
     narrow = Batcher(gw, gw.books.keys.create(account, ("embeddings",), limits=limits)[1])
     body = {"input_file_id": await caller.upload(line(1)), "endpoint": ENDPOINT, "completion_window": "24h"}
     assert (await narrow.refused("POST", "/v1/batches", body))["status"] == 403
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_full_disk_is_told_and_leaves_nothing(
+    gw: Gateway, caller: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is kept of an upload that the disk has no room for; reads go on, and so do uploads once there is room."""
+    kept = await caller.upload(line(1))
+    with monkeypatch.context() as full:
+        full.setattr(gw.files.folder, "_free_min", 2**62)
+        reply = await caller.send(form(b"x" * 1_000_000))
+    assert (reply.status, reply.error["code"]) in ((507, "storage_full"), (429, "storage_quota"))
+    assert [file["id"] for file in (await caller.ask("GET", "/v1/files"))["data"]] == [kept]
+    assert (await gw.ask("GET", f"/v1/files/{kept}/content", key=caller.key)).status == 200
+    assert await caller.upload(line(2))
+
+
+async def test_a_batch_waits_for_room_on_the_disk(
+    gw: Gateway, caller: Batcher, node: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its results are written once there is room: nothing is lost, and nothing is charged twice."""
+    failing = [True]
+    begin = gw.files.folder.begin_segment
+
+    def begin_segment(batch_id: str, name: str) -> Any:
+        if failing[0]:
+            failing[0] = False
+            raise StorageFull("The disk for files is full. Try again later.")
+        return begin(batch_id, name)
+
+    monkeypatch.setattr(gw.files.folder, "begin_segment", begin_segment)
+    before = await caller.balance()
+    async with running(gw):
+        ended = await caller.run(line(1) + line(2))
+    assert (ended["status"], ended["request_counts"]["completed"], failing) == ("completed", 2, [False])
+    assert (before[0] - 2 * cost_nanousd(5, PRICE), 0) == await caller.balance()
+
+
+@pytest.mark.usefixtures("runner")
+async def test_a_line_of_many_megabytes_is_not_kept_in_memory(caller: Batcher) -> None:
+    """It is passed over piece by piece, and named; the lines behind it are read."""
+    batch = await caller.run(line(1) + b'{"custom_id":"' + b"x" * 60_000_000 + b'"}\n' + b"{\n")
+    assert [(error["code"], error["line"]) for error in batch["errors"]["data"]] == [
+        ("line_too_long", 2),
+        ("invalid_json_line", 3),
+    ]

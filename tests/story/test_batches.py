@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openai
@@ -15,7 +15,7 @@ from tests.story.endpoint import MODEL, SAME, Endpoint
 from tests.story.npm import script
 
 TEXTS = ["hello world", "日本語の文", "Ein Satz auf Deutsch."]
-WINDOW = "24h"
+WINDOW: Literal["24h"] = "24h"
 ENDED = ("completed", "failed", "expired", "cancelled")
 WAIT_S = 90.0
 

@@ -18,7 +18,8 @@ from embedmesh.http.multipart import FORM_TYPE, FRAME_BYTES_MAX, FormPart, form_
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.rendering import REPLY_HEADERS
 from embedmesh.jobs.chunks import ContentsLost
-from embedmesh.jobs.files import FileStore, FileWriter
+from embedmesh.jobs.file_writer import FileWriter
+from embedmesh.jobs.files import FileStore
 from embedmesh.rules.batches import FilePurpose, FileRow, bytes_paid_for
 from embedmesh.rules.errors import (
     BodyTooLarge,

@@ -91,7 +91,7 @@ function drawRoute(api, path, method, operation) {
 /** The body of a request. The one for embeddings has a section of its own on this page. */
 function drawBody(api, path, operation) {
   if (!operation.requestBody) return [];
-  const { schema } = operation.requestBody.content["application/json"];
+  const [{ schema }] = Object.values(operation.requestBody.content);
   if (schema.$ref?.endsWith("/EmbeddingRequest"))
     return [el("p", {}, "Body: see ", el("a", { href: "#members" }, "Request"), ".")];
   return (schema.anyOf ?? [schema]).flatMap((form) => drawForm(api, path, form));
