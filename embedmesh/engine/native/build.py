@@ -30,7 +30,7 @@ def stamp() -> str:
 
 def build(library: Path = LIBRARY) -> Path:
     """Compile the source to `library`; it is there whole or not at all. Raises CannotBuild."""
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
         raise CannotBuild("the kernels are for Linux on x86-64")
     compiler = os.environ.get("CC") or next((name for name in COMPILERS if shutil.which(name)), None)
     if compiler is None:

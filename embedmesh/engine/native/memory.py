@@ -12,6 +12,7 @@ Array = npt.NDArray[np.float32]
 
 LINE = 16  # floats of a cache line, and outputs of a panel
 FLOAT_BYTES = 4
+HUGE_PAGES = "MADV_HUGEPAGE"  # Linux's own advice
 
 
 def floats(count: int) -> Array:
@@ -20,8 +21,8 @@ def floats(count: int) -> Array:
         memory = mmap.mmap(-1, max(1, count) * FLOAT_BYTES)
     except (OSError, OverflowError):
         raise MemoryError(f"there is no memory for {count * FLOAT_BYTES:,} bytes") from None
-    with contextlib.suppress(AttributeError, OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(AttributeError, OSError):  # a system without huge pages
+        memory.madvise(getattr(mmap, HUGE_PAGES))
     return np.frombuffer(memory, np.float32)
 
 
