@@ -18,7 +18,7 @@ Text = str | Sequence[int] | msgspec.Raw
 UNIT_TOKENS = 16_384  # the fixed cost of a request is a few hundred tokens' on the fastest nodes: a few per cent
 UNIT_REPLY_BYTES = 4 * 1024 * 1024  # wanted of a reply at most; several are in memory at one time
 VECTOR_BYTES = 8 * 1024  # of one in base64, until a first reply tells: 1,536 components
-FLOAT_BYTES = 16 / 3  # of a component in base64
+COMPONENT_BYTES_BASE64 = 16 / 3  # of a component in base64
 BYTES_A_TOKEN = 4.0  # of English; learned from replies
 BYTES_A_TOKEN_MIN = 0.5
 JSON_ID_BYTES = 8  # of an id in JSON, its comma included
@@ -62,7 +62,7 @@ class Packing:
 
     def units(self, texts: Iterable[Text], start: int = 0) -> Iterator[Unit]:
         """All of the texts. It looks at no more of them than make the next request."""
-        cut = UnitCutter(self, start)
+        cut = Packer(self, start)
         for text in texts:
             if (unit := cut.add(text)) is not None:
                 yield unit
@@ -82,7 +82,7 @@ class Packing:
 
     def replied(self, width: int, size: int, tokens: int) -> None:
         """What a reply to texts of `size` bytes tells of others."""
-        self._vector_bytes = max(width, 1) * FLOAT_BYTES
+        self._vector_bytes = max(width, 1) * COMPONENT_BYTES_BASE64
         if tokens:
             self._bytes_a_token += (max(size / tokens, BYTES_A_TOKEN_MIN) - self._bytes_a_token) / 8
 
@@ -95,7 +95,7 @@ class Packing:
         self._bytes_max = min(self._bytes_max, max(size // 2, 1))
 
 
-class UnitCutter:
+class Packer:
     """Takes texts one by one, wherever they come from."""
 
     def __init__(self, packing: Packing, start: int = 0) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from embedmesh.client.bulk.options import BulkCall, BulkProgress, Chunk
-from embedmesh.client.bulk.packing import Packing, Text, Unit, UnitCutter
+from embedmesh.client.bulk.packing import Packing, Text, Unit, Packer
 from embedmesh.client.bulk.posting import Post
 from embedmesh.client.bulk.replies import FLOAT32, Rows
 from embedmesh.client.bulk.requests import BulkRequests, EmbeddedUnit, MakeRows
@@ -135,7 +135,7 @@ async def embed_all(call: BulkCall, post: Post, texts: Sequence[Text]) -> Rows:
 async def embed_stream(call: BulkCall, post: Post, texts: Texts) -> AsyncGenerator[Chunk, None]:
     """Chunks in input order, as they are done. No more texts are taken than are in flight, and some more."""
     run = BulkRun(call, post, length_of(texts))
-    units = run.packing.units(texts) if isinstance(texts, Iterable) else _units(texts, UnitCutter(run.packing))
+    units = run.packing.units(texts) if isinstance(texts, Iterable) else _units(texts, Packer(run.packing))
     async with aclosing(in_order(units, run.embed, lambda: run.ahead)) as begun:
         async for unit, embedded in begun:
             yield run.take(unit, embedded)
@@ -173,7 +173,7 @@ async def _each(units: Iterable[Unit] | AsyncIterable[Unit]) -> AsyncIterator[Un
             yield unit
 
 
-async def _units(texts: AsyncIterable[Text], cut: UnitCutter) -> AsyncIterator[Unit]:
+async def _units(texts: AsyncIterable[Text], cut: Packer) -> AsyncIterator[Unit]:
     async for text in texts:
         if (unit := cut.add(text)) is not None:
             yield unit
