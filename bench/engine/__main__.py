@@ -176,7 +176,7 @@ def _run_rounds(
             peaks.measure()
         for name in left:
             step(f"round {len(rounds.rows[name]) + 1} of {f.IN_WORDS[name]}")
-            other = OtherWork(each.pid for each in contenders)
+            other = OtherWork()
             rounds.add(name, one_round(name, contenders, job, len(rounds.rows[name])), other.share())
         longest_s = max(longest_s, time.monotonic() - begun)
 
