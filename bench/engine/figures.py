@@ -68,6 +68,7 @@ class NodeFigures(msgspec.Struct, frozen=True):
 
     engine_p50_ms: float  # of the engine's process, asked without HTTP
     node_p50_ms: float  # of the node, asked in turns with it
+    added_ms: Spread  # the median of what the node took longer than the engine just before, with its 95 % interval
     node_p99_ms: float
     query_p95_ms: float
     batch_ms: float

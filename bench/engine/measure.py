@@ -27,7 +27,7 @@ from bench.engine.rounds import Rounds
 from bench.quality import parts_of
 from bench.rig.command import run_async
 from bench.rig.corpus import Name, corpus, token_counts
-from bench.rig.figures import Spread, percentile
+from bench.rig.figures import Spread, median_interval, percentile
 from bench.rig.http import Vectors, Wire
 from bench.rig.processes import meanwhile
 from embedmesh.engine.folder import read_folder
@@ -139,11 +139,14 @@ def node_figures(
     """What only a node has. `start_again` starts another and gives the seconds to its first vector."""
     share = 4 if quick else 1
     engine_ms, node_ms = run_async(_way(node, job, model, WAY_ROUNDS // share))
+    added_ms = [node - engine for engine, node in zip(engine_ms, node_ms, strict=True)]
+    low, high = median_interval(added_ms) or (min(added_ms), max(added_ms))
     batches = [exact.seconds(job.texts["L"][:BATCH_L_TEXTS]) for _ in range(BATCH_REPEATS)]
     query_ms = _query_beside_bulk(node, job, QUERIES // share)
     return NodeFigures(
         percentile(engine_ms, 50),
         percentile(node_ms, 50),
+        Spread(statistics.median(added_ms), low, high),
         percentile(node_ms, 99),
         query_ms,
         1000 * statistics.median(batches),
