@@ -139,7 +139,7 @@ def node_figures(
     """What only a node has. `start_again` starts another and gives the seconds to its first vector."""
     share = 4 if quick else 1
     engine_ms, node_ms = run_async(_way(node, job, model, WAY_ROUNDS // share))
-    added_ms = [node - engine for engine, node in zip(engine_ms, node_ms, strict=True)]
+    added_ms = [longer - shorter for shorter, longer in zip(engine_ms, node_ms, strict=True)]
     low, high = median_interval(added_ms) or (min(added_ms), max(added_ms))
     batches = [exact.seconds(job.texts["L"][:BATCH_L_TEXTS]) for _ in range(BATCH_REPEATS)]
     query_ms = _query_beside_bulk(node, job, QUERIES // share)
