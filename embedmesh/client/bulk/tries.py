@@ -1,10 +1,10 @@
 """One request of a run, tried once and again: in the clear, or sealed for a node whose identity is pinned.
 
 Whatever is tried again is the same request to the gateway, so that a reply that was lost on the way is not paid twice.
-It says how often it was sent before, as SDKs do, by which a gateway of ours finds the first for a minute (see
-embedmesh.flow.retries); or it has one `Idempotency-Key`, which any gateway of the store knows for a day; or it is the
-same sealed bytes for the same lock. Keys are for those who ask: a gateway keeps the reply to each, which costs it as
-much again as the request, and it keeps 256 MiB for an account.
+It says how often it was sent before, as SDKs do, by which a gateway of ours finds the first for a minute, unless its
+reply was handed over whole (see embedmesh.flow.retries); or it has one `Idempotency-Key`, which any gateway of the
+store knows for a day; or it is the same sealed bytes for the same lock. Keys are for those who ask: a gateway keeps the
+reply to each, which costs it as much again as the request, and it keeps 256 MiB for an account.
 """
 
 import secrets
