@@ -21,7 +21,7 @@ from bench.gateway.measure import EndsReport, Measured
 from bench.rig.command import CannotRun
 from bench.rig.figures import Spread, Target, median_interval
 from bench.rig.http import Wire, http_request
-from bench.rig.processes import OtherWork, cpu_s, wait_for
+from bench.rig.processes import OtherWork, cpu_s, kill, wait_for
 from bench.rig.tables import print_figures
 from bench.soak import growth_mb
 from embedmesh.rules.embeddings import COMPACT, VECTORS_HEAD, EmbedVectors, pack_ids
@@ -120,14 +120,22 @@ def test_a_round_in_which_others_worked_is_not_taken() -> None:
 
 
 def test_work_of_others_is_told_from_ours() -> None:
-    """A process that is busy for as long as it takes to see it; the same one named as ours adds nothing."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+    """A child is ours; a process whose parent has ended is another. However busy the machine is besides."""
+    loop = "while True: pass"
+    orphan = ["sh", "-c", f"'{sys.executable}' -c '{loop}' >/dev/null 2>&1 & echo $!"]
+    work = OtherWork()
+    other = int(subprocess.run(orphan, stdout=subprocess.PIPE, check=True).stdout)
+    with subprocess.Popen([sys.executable, "-c", loop]) as child:
         try:
-            mine, others = OtherWork([busy.pid]), OtherWork([])
-            assert wait_for(lambda: cpu_s([busy.pid]) > 1.0, 60.0)
-            assert others.share() > mine.share()
+            assert wait_for(lambda: min(cpu_s([child.pid]), cpu_s([other])) > 0.3, 60.0)
+            ours_s, others_s = work.seconds()
+            assert ours_s > 0.3
+            assert others_s > 0.25  # the kernel's two counts are a tick or two apart
+            idle = OtherWork()
+            assert wait_for(lambda: idle.seconds()[0] > 0.3, 60.0)  # what it does from now on
         finally:
-            busy.kill()
+            kill(other)
+            child.kill()
 
 
 def test_rounds_are_added_to_those_of_the_same_machine_only(tmp_path: FilePath) -> None:

@@ -43,7 +43,7 @@ Started = tuple[list[Contender], dict[str, dict[str, Vectors]], dict[str, tuple[
 
 def measure(
     quick: bool = False,
-    minutes: float = 10.0,
+    minutes: float = 20.0,
     add: bool = False,
     only: list[str] | None = None,
     large: Path | None = None,
@@ -168,17 +168,22 @@ def _run_rounds(
     peaks: Peaks | None,
     step: Callable[[str], None],
 ) -> None:
-    """Rounds of each row that is not done, until all are or the time is over; the longest round so far must fit."""
-    longest_s = 0.0
-    while (left := [name for name in f.ROWS if not rounds.is_done(name)]) and time.monotonic() + longest_s < until:
-        begun = time.monotonic()
-        if peaks is not None:
+    """Rounds of rows that are not done, those with the fewest first, until all are or the time is over.
+
+    A round begins only where the row's longest so far would end in time.
+    """
+    tried, longest_s = dict.fromkeys(f.ROWS, 0), dict.fromkeys(f.ROWS, 0.0)
+    while left := [row for row in f.ROWS if not rounds.is_done(row) and time.monotonic() + longest_s[row] < until]:
+        name = min(left, key=lambda row: len(rounds.rows[row]) + tried[row])
+        if peaks is not None and name == f.ROWS[0]:
             peaks.measure()
-        for name in left:
-            step(f"round {len(rounds.rows[name]) + 1} of {f.IN_WORDS[name]}")
-            other = OtherWork(each.pid for each in contenders)
-            rounds.add(name, one_round(name, contenders, job, len(rounds.rows[name])), other.share())
-        longest_s = max(longest_s, time.monotonic() - begun)
+        step(f"round {len(rounds.rows[name]) + 1} of {f.IN_WORDS[name]}")
+        begun, other = time.monotonic(), OtherWork()
+        rounds.add(name, one_round(name, contenders, job, len(rounds.rows[name])), other.share())
+        tried[name] += 1
+        longest_s[name] = max(longest_s[name], time.monotonic() - begun)
+    if peaks is not None:
+        peaks.measure()
 
 
 def _machine() -> str:
@@ -196,7 +201,7 @@ if __name__ == "__main__":
         show=show,
         file="engine.json",
         width=150,
-        quick="fewer rounds and texts: two minutes",
+        quick="fewer rounds and texts, to see that it runs: peers cannot sort so few, and look slow",
         minutes="of rounds, at most",
         add="to the rounds of the last run, which was of this machine and this engine",
         only="contenders by name, besides exact; the others' targets are then not measured",

@@ -20,10 +20,7 @@ PEERS = (ST, ST_FAST, FASTEMBED, ONNX, INFINITY)
 
 CORPORA: tuple[Name, ...] = ("S", "M", "L", "512", "X")
 ONE = "one text"
-IN_CALLS: dict[str, Name] = {f"{name}, in calls": name for name in ("S", "M", "L", "X")}
-"""Rows of the node and exact only: calls of 64 texts, some of them at once."""
-
-ROWS = (*CORPORA, ONE, *IN_CALLS)
+ROWS = (*CORPORA, ONE)
 IN_WORDS = {
     "S": "S, short texts",
     "M": "M, 135 tokens",
@@ -32,7 +29,6 @@ IN_WORDS = {
     "X": "X, mixed lengths",
     ONE: "one short text alone",
 }
-IN_WORDS |= {row: f"{IN_WORDS[name]}, 64 a call" for row, name in IN_CALLS.items()}
 
 
 class ContenderRow(msgspec.Struct, frozen=True):
@@ -72,6 +68,7 @@ class NodeFigures(msgspec.Struct, frozen=True):
 
     engine_p50_ms: float  # of the engine's process, asked without HTTP
     node_p50_ms: float  # of the node, asked in turns with it
+    added_ms: Spread  # the median of what the node took longer than the engine just before, with its 95 % interval
     node_p99_ms: float
     query_p95_ms: float
     batch_ms: float

@@ -16,9 +16,7 @@ from bench.engine.figures import (
     CORPORA,
     EXACT,
     FAST,
-    IN_CALLS,
     INT8,
-    NODE,
     ONE,
     ContenderRow,
     Differences,
@@ -29,14 +27,16 @@ from bench.engine.rounds import Rounds
 from bench.quality import parts_of
 from bench.rig.command import run_async
 from bench.rig.corpus import Name, corpus, token_counts
-from bench.rig.figures import Spread, percentile
+from bench.rig.figures import Spread, median_interval, percentile
 from bench.rig.http import Vectors, Wire
 from bench.rig.processes import meanwhile
 from embedmesh.engine.folder import read_folder
 from embedmesh.engine.plan import pad_length
 
-TEXTS: dict[Name, int] = {"S": 256, "M": 32, "L": 16, "512": 8, "X": 128}  # about a second of work, each
-TEXTS_IN_CALLS: dict[Name, int] = {"S": 512, "M": 128, "L": 64, "X": 256}  # calls enough to keep some in flight
+TEXTS: dict[Name, int] = {"S": 512, "M": 128, "L": 32, "512": 16, "X": 256}
+"""A second or two of work each. Of unequal lengths there are several batches of a peer (32 texts): fewer could not be
+sorted by length, and padding would make the peer look slow. They are several calls of a node, too."""
+
 TOKENS_MAX = {name: 512 if name == "512" else 256 for name in CORPORA}  # of a text
 SINGLES = 20  # short texts, one by one, in each round
 COSINE_MIN = 0.999  # below that a peer does not compute the same thing
@@ -58,20 +58,10 @@ class Job:
         self.texts = {name: corpus(name, round(count * scale)) for name, count in TEXTS.items()}
         self.counts = {name: token_counts(texts) for name, texts in self.texts.items()}
         self.singles = self.texts["S"][:SINGLES]
-        sizes = {name: max(CALL_TEXTS, round(count * scale)) for name, count in TEXTS_IN_CALLS.items()}
-        self.in_calls = {row: corpus(name, sizes[name]) for row, name in IN_CALLS.items()}
-        self.counts_in_calls = {row: token_counts(texts) for row, texts in self.in_calls.items()}
 
     def of(self, contender: Contender) -> list[Name]:
         """The corpora whose texts its model takes."""
         return [name for name in CORPORA if TOKENS_MAX[name] <= contender.takes_tokens]
-
-    def texts_for(self, contender: Contender, row: str) -> list[str] | None:
-        """What a contender embeds in a row that is not ONE; None where it takes no part."""
-        if row in self.in_calls:
-            return self.in_calls[row] if contender.name in {EXACT, NODE} else None
-        name = next((name for name in self.of(contender) if name == row), None)
-        return None if name is None or contender.name == NODE else self.texts[name]
 
 
 def warm_up(contender: Contender, job: Job) -> dict[str, Vectors]:
@@ -110,9 +100,9 @@ def one_round(row: str, contenders: Sequence[Contender], job: Job, number: int) 
         if row == ONE:
             time.sleep(REST_S)
             taken[contender.name] = statistics.median(contender.singles(job.singles))
-        elif (texts := job.texts_for(contender, row)) is not None:
+        elif (name := next((each for each in job.of(contender) if each == row), None)) is not None:
             time.sleep(REST_S)
-            taken[contender.name] = contender.seconds(texts)
+            taken[contender.name] = contender.seconds(job.texts[name])
     return taken
 
 
@@ -127,9 +117,6 @@ def row(
     """The figures of one contender, at the end of the run. `peaks` in GFLOP/s, by precision."""
     taken = {name: rounds.taken(name, contender.name) for name in CORPORA}
     tokens: dict[str, Spread] = {name: _rates(sum(job.counts[name]), taken[name]) for name in CORPORA if taken[name]}
-    for row_, name in IN_CALLS.items():
-        if contender.name == NODE and (seconds := rounds.taken(row_, NODE)):
-            tokens[name] = _rates(sum(job.counts_in_calls[row_]), seconds)
     singles = rounds.taken(ONE, contender.name)
     peak = peaks.get({EXACT: "f32", FAST: "bf16"}.get(contender.name, ""))
     config = read_folder(model).config
@@ -152,11 +139,14 @@ def node_figures(
     """What only a node has. `start_again` starts another and gives the seconds to its first vector."""
     share = 4 if quick else 1
     engine_ms, node_ms = run_async(_way(node, job, model, WAY_ROUNDS // share))
+    added_ms = [longer - shorter for shorter, longer in zip(engine_ms, node_ms, strict=True)]
+    low, high = median_interval(added_ms) or (min(added_ms), max(added_ms))
     batches = [exact.seconds(job.texts["L"][:BATCH_L_TEXTS]) for _ in range(BATCH_REPEATS)]
     query_ms = _query_beside_bulk(node, job, QUERIES // share)
     return NodeFigures(
         percentile(engine_ms, 50),
         percentile(node_ms, 50),
+        Spread(statistics.median(added_ms), low, high),
         percentile(node_ms, 99),
         query_ms,
         1000 * statistics.median(batches),

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from bench.engine.figures import (
     EXACT,
     FAST,
-    IN_CALLS,
     INT8,
     NODE,
     ONE,
@@ -49,11 +48,11 @@ OVER_BEST_PEER: dict[Kind, dict[str, Bound]] = {
 """Speed of exact over the best peer of the row, at least."""
 
 OVER_OURS: dict[tuple[str, str], dict[str, Bound]] = {
-    (NODE, EXACT): dict.fromkeys(IN_CALLS, Bound(0.95, 1.0)),
+    (NODE, EXACT): dict.fromkeys("SMX", Bound(0.95, 1.0)),
     (FAST, EXACT): {"S": Bound(1.6), "M": Bound(1.5), "X": Bound(1.6)},
     (INT8, FAST): dict.fromkeys("SMX", Bound(1.2)),
 }
-"""Speed of the first over the second, at least, where the CPU has both."""
+"""Speed of the first over the second, at least, where the CPU has both. The node gets 64 texts a call."""
 
 SHARES_OF_PEAK: dict[Kind, dict[str, Bound]] = {
     "AVX2": {},
@@ -108,10 +107,12 @@ def _over(ratio: Ratio | None, unmeasured: str, bound: Bound) -> Target:
 def _node_targets(node: NodeFigures | None) -> list[Target]:
     added = relative = query = start = None
     if node is not None:
-        added, relative = node.node_p50_ms - node.engine_p50_ms, node.node_p99_ms / node.node_p50_ms
+        added, relative = node.added_ms, node.node_p99_ms / node.node_p50_ms
         query, start = node.query_p95_ms / node.batch_ms, Spread.of(node.starts_s)
     return [
-        _at_most("node: p50 of one short text, above the engine's process", ADDED_MS, added, " ms"),
+        Target(
+            "node: one short text, above the engine's process", ADDED_MS.gate, False, added, " ms", aim=ADDED_MS.aim
+        ),
         _at_most("node: p99 over p50 of one short text", Bound(P99_OVER_P50_MAX), relative, "x"),
         _at_most("node: p95 of a query while a bulk job runs, in batch times", Bound(QUERY_BATCHES_MAX), query, "x"),
         Target("node: start of the process to first vector", START_S_MAX, False, start, " s"),

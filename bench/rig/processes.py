@@ -201,20 +201,26 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 class OtherWork:
-    """How much of the cores processes other than these took since it was made; of this whole machine."""
+    """What processes other than this one and its descendants have worked since it was made, on the whole machine."""
 
-    def __init__(self, pids: Iterable[int]) -> None:
-        """`pids`: whose work is not other, with all their descendants, nor that of this process."""
-        self._pids = [os.getpid(), *pids]
-        self._begun, self._ours_s, self._all_s = time.perf_counter(), self._our_cpu_s(), _machine_cpu_s()
+    def __init__(self) -> None:
+        self._begun, self._ours_s, self._all_s = time.perf_counter(), _our_cpu_s(), _machine_cpu_s()
+
+    def seconds(self) -> tuple[float, float]:
+        """Of processor time: ours, and others'. In clock ticks, so that of a short time it says little.
+
+        A descendant that has ended since counts as another.
+        """
+        ours_s = _our_cpu_s() - self._ours_s
+        return ours_s, max(0.0, _machine_cpu_s() - self._all_s - ours_s)
 
     def share(self) -> float:
-        """Of all cores' time, 0 to 1: rounded to clock ticks, so that of a short time it says little."""
-        others_s = _machine_cpu_s() - self._all_s - (self._our_cpu_s() - self._ours_s)
-        return max(0.0, others_s) / ((time.perf_counter() - self._begun) * (os.cpu_count() or 1))
+        """Others' share of all cores' time, 0 to 1."""
+        return self.seconds()[1] / ((time.perf_counter() - self._begun) * (os.cpu_count() or 1))
 
-    def _our_cpu_s(self) -> float:
-        return cpu_s(set(family_of(*self._pids)))
+
+def _our_cpu_s() -> float:
+    return cpu_s(set(family_of(os.getpid())))
 
 
 def _machine_cpu_s() -> float:
