@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from embedmesh.client.bulk.options import BulkCall, BulkProgress, Chunk
-from embedmesh.client.bulk.packing import Packing, Text, Unit, Packer
+from embedmesh.client.bulk.packing import Packer, Packing, Text, Unit
 from embedmesh.client.bulk.posting import Post
 from embedmesh.client.bulk.replies import FLOAT32, Rows
 from embedmesh.client.bulk.requests import BulkRequests, EmbeddedUnit, MakeRows
