@@ -31,9 +31,10 @@ def node(path: Path) -> Iterator[None]:
             return "unix"
 
         def do_GET(self) -> None:
-            step, percent = next(steps, ("packs its weights", 50))
-            if percent == max(STEPS.values()):
+            at = next(steps, None)
+            if at is None:  # the last one was told, and shown before this was asked
                 done.set()
+            step, percent = at or max(STEPS.items(), key=lambda item: item[1])
             self.reply({**LOADED, "loading": {"step": step, "percent": percent}})
 
         def do_POST(self) -> None:
