@@ -286,6 +286,9 @@ def run_batches(kills: int, lines: int, seed: int, workers: int, server: Postgre
             batch = killer.watch(api, api.json("POST", "/v1/batches", request)["id"])
             ended.append(read_end(api, batch, asked, known, time.monotonic() - began))
             bar.update(task, completed=sum(killer.killed.values()))
+            end = ended[-1]
+            words = f"{end.answered:,} answered, {end.refused:,} refused, {end.missing} missing, {end.twice} twice"
+            bar.console.print(f"{end.batch_id}: {end.state} in {end.seconds:.0f} s: {words}")
         wait_for(lambda: ledger.read(live.store, OPEN_HOLDS) == [[(0,)]], ON_S_MAX)
         live.stop()
         return join(live, ended, killer)
