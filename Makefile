@@ -50,8 +50,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 #: Promises (minutes each; the last line is the verdict; ARGS="--help" lists options):
-#: crash             kill -9 gateways (in mid-stream), node, engine, PostgreSQL; the ledger adds up
-#: batches           the same under batches: every custom_id once, every line charged once
+#: crash, batches    kill -9 gateways, node, engine, PostgreSQL; the ledger adds up; each line once
 #: spenders          64 callers with money for 10, 100, 1,000 over three gateways; exactly as many pay
 #: lives             10,000 requests' lives in virtual time, with gateways that die at any await
 #: locks, confidential   10,000 locks nobody uses; 10,000 attacks on sealed calls: none is answered
@@ -68,8 +67,7 @@ check: $(VENV)/.dev
 #: bench-engine, bench-quality   the engine beside its peers: speed, memory; its parity, and STS-B
 #: bench-gateway, bench-generation   beside nginx, routers, LiteLLM, Portkey; streams, a slow reader
 #: bench-fleet, bench-two-models   unequal nodes behind us and other routers; models on the same cores
-#: bench-cached, bench-store, bench-confidential   known texts; durable holds; sealed calls
-#: bench-client      our client beside openai's and baseten's: texts a second, CPU, memory
+#: bench-cached, bench-store, bench-confidential, bench-client   known texts; holds; sealed; clients
 
 $(BENCHES): $(VENV)/.setup $(VENV)/.dev
 $(VIRTUAL): $(VENV)/.dev

@@ -40,7 +40,7 @@ def list_(account: AccountClient) -> CommandResult:
 @click.argument("batch_id")
 @account_command
 def show(account: AccountClient, batch_id: str) -> CommandResult:
-    """Show a batch: its state, its lines, its files, what is wrong with it.
+    """Show a batch: its state, lines, files and errors.
 
     \b
     Example:

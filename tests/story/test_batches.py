@@ -54,11 +54,11 @@ def test_a_batch_as_the_documentation_shows_it(client: OpenAI, endpoint: Endpoin
     """Upload, create, wait, read the results by `custom_id`: the vectors and the tokens of the same requests alone."""
     file = client.files.create(file=("requests.jsonl", lines_of(TEXTS), "application/jsonl"), purpose="batch")
     assert client.files.wait_for_processing(file.id, max_wait_seconds=10).status == "processed"
+    before = endpoint.account().balance_nanousd
     batch = client.batches.create(
         input_file_id=file.id, endpoint="/v1/embeddings", completion_window=WINDOW, metadata={"job": "story"}
     )
     assert (batch.status, batch.request_counts.total if batch.request_counts else None) == ("validating", 0)
-    before = endpoint.account().balance_nanousd
     ended = wait_for(client, batch.id)
     assert ended.status == "completed"
     assert ended.request_counts is not None and ended.output_file_id is not None
