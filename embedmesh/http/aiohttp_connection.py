@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn, Protocol, cast
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, HttpProcessingError, LineTooLong
 
 from embedmesh.http.connections import Connections, Origins
 from embedmesh.http.failures import failure_response
@@ -22,6 +22,7 @@ from embedmesh.rules.exchange import Delivery
 
 AIOHTTP_IDLE_S = 7 * 86_400.0  # aiohttp's own idle timeout; ours, which knows the fast path, comes long before
 DRAIN_MIN_S = 0.001  # aiohttp takes a timeout of zero for "no timeout"
+BAD_HEAD = HttpProcessingError  # what a part's head raises that cannot be read
 READ_AHEAD_BYTES = 16 * 1024  # of a body. aiohttp reads up to twice that before we know whose body it is
 
 

@@ -9,10 +9,15 @@ import warnings
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, NoReturn
 
-from aiohttp import BodyPartReader, MultipartReader, web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.multipart import BadContentDispositionHeader, BadContentDispositionParam
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    MultipartReader,
+    web,
+)
 
+from embedmesh.http.aiohttp_connection import BAD_HEAD
 from embedmesh.rules import errors
 from embedmesh.rules.limits import REQUEST_BODY_S, UPLOAD_BYTES_A_SECOND_MIN
 
@@ -21,7 +26,7 @@ PIECE_BYTES = 64 * 1024  # of a part, as they are read
 FRAME_BYTES_MAX = 64 * 1024  # of a body besides its largest part: boundaries, heads, small fields
 PART_HEAD_BYTES_MAX = 8_190  # of one header of a part, as of a request
 PART_HEADERS_MAX = 16  # a client sends two or three
-UNREADABLE = (ValueError, RuntimeError, AssertionError, LookupError, HttpProcessingError)  # what the reader raises
+UNREADABLE = (ValueError, RuntimeError, AssertionError, LookupError, BAD_HEAD)  # what the reader raises
 
 for _told in (BadContentDispositionHeader, BadContentDispositionParam):  # on standard error, with what the caller sent
     warnings.filterwarnings("ignore", category=_told)

@@ -430,14 +430,16 @@ async def test_pages(caller: Batcher) -> None:
     assert (page["first_id"], page["last_id"]) == (ids[4], ids[3])
     page = await caller.ask("GET", f"/v1/files?order=asc&limit=10000&after={ids[1]}")
     assert ([file["id"] for file in page["data"]], page["has_more"]) == (ids[2:], False)
-    batches = [
-        (
-            await caller.ask(
-                "POST", "/v1/batches", {"input_file_id": each, "endpoint": ENDPOINT, "completion_window": "24h"}
-            )
-        )["id"]
-        for each in ids
-    ]
+    batches = sorted(
+        [
+            (
+                await caller.ask(
+                    "POST", "/v1/batches", {"input_file_id": each, "endpoint": ENDPOINT, "completion_window": "24h"}
+                )
+            )["id"]
+            for each in ids
+        ]
+    )  # by their time, to the millisecond
     page = await caller.ask("GET", "/v1/batches?limit=3")
     assert ([batch["id"] for batch in page["data"]], page["has_more"]) == (batches[:1:-1], True)
     page = await caller.ask("GET", f"/v1/batches?after={page['last_id']}")

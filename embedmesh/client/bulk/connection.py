@@ -31,7 +31,7 @@ class BulkConnection(asyncio.BufferedProtocol):
     def __init__(self) -> None:
         self.usable = True
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[Posted] | None = None
+        self._woken: asyncio.Future[Posted] | None = None
         self._bytes_max = 0
         self._head = bytearray(REPLY_HEAD_BYTES_MAX)
         self._begin()
@@ -49,15 +49,15 @@ class BulkConnection(asyncio.BufferedProtocol):
             raise Broke(heard=False)
         self._begin()
         self._bytes_max = bytes_max
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._woken = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         try:
-            return await self._waiter
+            return await self._woken
         except BaseException:
             self.close()
             raise
         finally:
-            self._waiter = None
+            self._woken = None
 
     def close(self) -> None:
         """At once."""
@@ -74,7 +74,7 @@ class BulkConnection(asyncio.BufferedProtocol):
         return self._body[self._come :] if self._body else memoryview(self._head)[self._come :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._waiter is None or self._waiter.done():
+        if self._woken is None or self._woken.done():
             self.close()  # nothing was asked
             return
         self._heard = True
@@ -148,7 +148,7 @@ class BulkConnection(asyncio.BufferedProtocol):
             self._done(reader.body)
 
     def _done(self, body: bytearray | memoryview) -> None:
-        waiter = self._waiter
+        waiter = self._woken
         self._body, self._reader = memoryview(b""), None
         if not self._stays:
             self.close()
@@ -157,8 +157,8 @@ class BulkConnection(asyncio.BufferedProtocol):
 
     def _break(self) -> None:
         self._body, self._reader = memoryview(b""), None
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(Broke(heard=self._heard))
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_exception(Broke(heard=self._heard))
         self.close()
 
 
