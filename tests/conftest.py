@@ -1,9 +1,11 @@
 """For every test: no setting of the person who runs them leaks in."""
 
+import ast
+import functools
 import gc
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +16,28 @@ KEPT = {"EMBEDMESH_ASSETS_DIR", "EMBEDMESH_TEST_DATA"}  # where files are, not h
 
 for name in [name for name in os.environ if name.startswith("EMBEDMESH_") and name not in KEPT]:
     del os.environ[name]
+
+
+_parse = ast.parse
+
+
+@functools.wraps(_parse)
+def _parse_uncollected(*given: Any, **named: Any) -> Any:
+    """`ast.parse`, without a collection of garbage meanwhile.
+
+    A finalizer that fails is told with a traceback, which parses, too, and CPython 3.11 counts both together:
+    "AST constructor recursion depth mismatch" (python/cpython issue 106905). pytest parses what it imports in a test.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return _parse(*given, **named)
+    finally:
+        if was_on:
+            gc.enable()
+
+
+ast.parse = _parse_uncollected
 
 
 @pytest.hookimpl(trylast=True)

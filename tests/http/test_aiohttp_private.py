@@ -5,7 +5,6 @@ If a test here fails after an update of aiohttp, read the named part of its `web
 
 import ast
 import asyncio
-import gc
 import inspect
 import re
 import tomllib
@@ -129,19 +128,6 @@ async def test_the_states_of_a_connection_show_in_them() -> None:
         writer.close()
 
 
-def _parse(text: str) -> ast.Module:
-    """The tree of a source, without a collection meanwhile.
-
-    A finalizer of an earlier test that fails is told with a traceback, which parses, too, and CPython 3.11 counts both
-    together: SystemError (python/cpython issue 106905).
-    """
-    gc.disable()
-    try:
-        return ast.parse(text)
-    finally:
-        gc.enable()
-
-
 def test_only_one_module_uses_them() -> None:
     """Elsewhere no module of aiohttp but its documented ones is imported, and no private name of a request is read."""
     documented = {"aiohttp", "aiohttp.web"}
@@ -149,7 +135,7 @@ def test_only_one_module_uses_them() -> None:
         if file == Path(aiohttp_connection.__file__):
             continue
         text = file.read_text()
-        for node in ast.walk(_parse(text)):
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("aiohttp"):
                 assert node.module in documented, f"{file} imports {node.module}"
         if "aiohttp" in text:
