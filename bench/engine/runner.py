@@ -87,20 +87,20 @@ def onnxruntime(folder: str, threads: int) -> Embed:
 
 
 def embedmesh(tier: Any) -> Load:
-    """The engine in this process: tokenizer, planner and compiled model, as node and worker use them."""
+    """The engine in this process: tokenizer, planner and the model that runs here, as node and worker use them."""
 
     def load(folder: str, threads: int) -> Embed:
         import numpy as np
 
-        from embedmesh.engine.compiled import CompiledModel
         from embedmesh.engine.folder import read_folder
         from embedmesh.engine.plan import CallRows, next_batch
+        from embedmesh.engine.runtime import make_model
         from embedmesh.engine.tokens import ModelTokenizer
 
         path = Path(folder)
         described = read_folder(path)
         tokenizer = ModelTokenizer(path, described.max_tokens)
-        model = CompiledModel(described, threads, tier)
+        model = make_model(described, threads, tier)
 
         def embed(texts: Sequence[str]) -> Any:
             sequences = [tokenizer.with_specials(ids) for ids in tokenizer.ids(texts)]
