@@ -106,6 +106,21 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     hedge: Annotated[bool, Meta(description="Ask an idle second node when the first is late with a short request.")] = (
         False
     )
+    tls_cert: Annotated[
+        Path | None,
+        Meta(
+            description="File with the port's certificate and those of its authorities (PEM): https, and nothing else. "
+            "Read again within seconds when it changes."
+        ),
+    ] = None
+    tls_key: Annotated[Path | None, Meta(description="With --tls-cert: file with its key (PEM), no passphrase.")] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Meta(
+            description="With --tls-cert: file with authorities (PEM). The admin API then wants a certificate of "
+            "theirs from callers, besides the key."
+        ),
+    ] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -22,12 +23,14 @@ from pathlib import Path
 
 from embedmesh.catalogue import load_catalogue
 from embedmesh.command_line import as_arguments
+from embedmesh.http.tls import Certificate
 from embedmesh.process import EXIT_OK, EXIT_SETUP, bind, keep_memory_off_disk, stop_event
 from embedmesh.provision.assets import assets_dir
 from embedmesh.provision.bootstrap import bootstrap, key_defaults
 from embedmesh.rules.errors import SetupError
 from embedmesh.rules.models import Model
 from embedmesh.settings import ENV_PREFIX, Credentials, GatewaySettings, NodeSettings, store_dsn
+from embedmesh.signing.certificates import names_of, unverified_context
 
 RESTART_FIRST_S = 0.05  # a crash is answered at once
 RESTART_MAX_S = 1.0  # a child that keeps dying should not heat the machine, nor keep callers waiting for 3 s
@@ -111,6 +114,7 @@ class Service:
         catalogue = load_catalogue(self.gateway.catalogue, assets=assets_dir())
         model = next((model for model in catalogue.written if not model.foreign), None)
         key_defaults(self.gateway)  # likewise
+        Certificate.given(self.gateway.tls_cert, self.gateway.tls_key, self.gateway.tls_client_ca)  # likewise
         stopping = stop_event(None)
         with _lifeline() as lifeline_fd, _metrics_folder(self.folder) as metrics:
             children = self.build(lifeline_fd, metrics, with_node=model is not None)
@@ -151,14 +155,16 @@ class Service:
         """Keep the children running until `stopping`, or until one cannot run. Returns the exit code."""
         host, port = self.sock.getsockname()[:2]
         await children[0].start()  # the slower one first; the store is opened while the model loads
-        credentials = bootstrap(self.gateway.data_dir, base_url(host, port), store_dsn(self.gateway))
+        url = base_url(host, port, self.gateway.tls_cert)
+        credentials = bootstrap(self.gateway.data_dir, url, store_dsn(self.gateway))
         await asyncio.gather(*(child.start() for child in children[1:]))
         ready = asyncio.Event()
 
         async def announce() -> None:
             workers = self.gateway.workers
             path = "/health" if model is None else "/readyz"  # a gateway alone is ready when it has a server
-            await _until_ready(host, port, path, 1 if workers == 1 else READY_REPLIES_A_WORKER * workers)
+            tls = unverified_context() if self.gateway.tls_cert is not None else None
+            await _until_ready(host, port, path, 1 if workers == 1 else READY_REPLIES_A_WORKER * workers, tls)
             ready.set()
             self.on_ready(credentials, model)
 
@@ -206,7 +212,7 @@ async def _keep(child: Child, say: Say, ready: asyncio.Event) -> int:
         await child.start()
 
 
-async def _until_ready(host: str, port: int, path: str, replies: int) -> None:
+async def _until_ready(host: str, port: int, path: str, replies: int, tls: ssl.SSLContext | None) -> None:
     """Wait until the path has said 200 that many times in a row: /readyz does once a worker has embedded something."""
     right = 0
     if host in ("0.0.0.0", "::"):  # noqa: S104 - not bound here, only recognised
@@ -214,7 +220,7 @@ async def _until_ready(host: str, port: int, path: str, replies: int) -> None:
     while right < replies:
         status = b""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, ssl=tls)
             writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             status = await reader.readline()
             writer.close()
@@ -223,10 +229,18 @@ async def _until_ready(host: str, port: int, path: str, replies: int) -> None:
             await asyncio.sleep(READY_POLL_S)
 
 
-def base_url(host: str, port: int) -> str:
-    """The base URL for a client on this machine."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{name}:{port}/v1"
+def base_url(host: str, port: int, certificate: Path | None = None) -> str:
+    """The base URL for a client on this machine: with a name that the port's certificate has, if there is one."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    if certificate is None:
+        return f"http://{_bracketed(address)}:{port}/v1"
+    names = names_of(certificate)
+    named = [name for name in (address, "localhost", *names) if name in names and "*" not in name]
+    return f"https://{_bracketed((*named, address)[0])}:{port}/v1"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@
 
 import http.client
 import json
+import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +17,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from embedmesh.rules.errors import SetupError
+
+CLIENT_CERTIFICATE = "EMBEDMESH_CLIENT_CERT"  # a file with certificate and key, for gateways with --tls-client-ca
 NOTICE_S = 2.0  # before the person at the terminal reads that a reply takes long
 
 Connect = Callable[[float], http.client.HTTPConnection]
@@ -101,16 +106,32 @@ class HttpClient:
 
 
 def to_url(base_url: str) -> Connect:
-    """Connections to the host and port of a URL."""
+    """Connections to the host and port of a URL. Raises SetupError for a client certificate that cannot be used."""
     parts = urlsplit(base_url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    host, port = parts.hostname or "", parts.port
+    tls = _client_context() if parts.scheme == "https" else None
 
     def connect(timeout_s: float) -> http.client.HTTPConnection:
-        connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
+        if tls is None:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        else:
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=tls)
         connection.connect()
         return connection
 
     return connect
+
+
+def _client_context() -> ssl.SSLContext:
+    """The system's authorities, or SSL_CERT_FILE's; and our own certificate, where the environment names one."""
+    context = ssl.create_default_context()
+    if file := os.environ.get(CLIENT_CERTIFICATE):
+        try:
+            context.load_cert_chain(file)
+        except OSError as error:  # an SSLError is one
+            why = getattr(error, "reason", None) or error.strerror
+            raise SetupError(f"{CLIENT_CERTIFICATE}: {file} is no certificate with its key, PEM ({why}).") from None
+    return context
 
 
 def to_unix(path: Path) -> Connect:

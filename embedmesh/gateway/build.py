@@ -157,6 +157,7 @@ def build(settings: GatewaySettings, models: Models, store: Store, clock: Clock)
         confidential=(store.locks, sealing),
         generating=(fleet.clients, leases),
         sidecars=(store.locks, Sidecars(sealing, fleet.clients), leases),
+        admin_certificate=settings.tls_client_ca is not None,
     )
     background = [expire(store, clock), leases.run(), *store.background(), fleet.canaries.run(), fleet.connected.broken]
     background += [jobs.runner.run(), jobs.files.watch()]

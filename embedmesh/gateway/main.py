@@ -14,6 +14,7 @@ from embedmesh.fleet.registry import Registry
 from embedmesh.gateway.build import Gateway, build
 from embedmesh.gateway.models import load_models
 from embedmesh.gateway.network import listening_socket
+from embedmesh.http.tls import Certificate
 from embedmesh.process import (
     EXIT_AGAIN,
     EXIT_OK,
@@ -80,12 +81,13 @@ async def _live(settings: GatewaySettings) -> int:
     ending = Ending(settings)
     listener = listening_socket(settings)
     new_keys = NewKeys(key_defaults(settings), beyond_loopback(listener.getsockname()[0]))
+    certificate = Certificate.given(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     models = load_models(settings.catalogue)
     store = await open_store(settings, clock, ending)
     if store is None:
         return EXIT_OK
     gateway = build(settings, models, store, clock)
-    tasks = await run(gateway, listener, new_keys, ending, local_nodes=bool(settings.nodes))
+    tasks = await run(gateway, listener, new_keys, ending, local_nodes=bool(settings.nodes), certificate=certificate)
     await stop(gateway, tasks, drain_s=GATEWAY_DRAIN_S if ending.exit_code == EXIT_OK else 0.0)
     return ending.exit_code
 
@@ -113,11 +115,19 @@ async def open_store(settings: GatewaySettings, clock: Clock, ending: Ending) ->
 
 
 async def run(
-    gateway: Gateway, listener: socket.socket, new_keys: NewKeys, ending: Ending, *, local_nodes: bool
+    gateway: Gateway,
+    listener: socket.socket,
+    new_keys: NewKeys,
+    ending: Ending,
+    *,
+    local_nodes: bool,
+    certificate: Certificate | None = None,
 ) -> list[asyncio.Future[Any]]:
     """Serve until told to stop, or until a background task ends. Returns all background tasks. Raises StoreAway."""
     stopped = asyncio.create_task(ending.stop_event.wait())
     background = [asyncio.ensure_future(each) for each in gateway.background]
+    if certificate is not None:
+        background.append(asyncio.ensure_future(certificate.watch()))
     try:
         await gateway.books.operators.ask(lambda books: books.new_keys.write(new_keys))
         await gateway.fleet.roster.reload()
@@ -126,7 +136,7 @@ async def run(
         raise StoreAway(error.message) from None
     if local_nodes:
         await until_ready(gateway.fleet.registry)
-    await gateway.app.server.start(listener)
+    await gateway.app.server.start(listener, certificate.context if certificate is not None else None)
     quieten_gc()
     log.info("gateway listens on port %d", listener.getsockname()[1])
     await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)

@@ -16,6 +16,7 @@ from embedmesh.http.cors import Cors
 from embedmesh.http.failures import failure_response
 from embedmesh.http.rendering import REPLY_HEADERS, REQUEST_ID, SERVER_HEADER, request_id_of
 from embedmesh.http.routing import PATH_REMAINDER, Routes, RouteTable
+from embedmesh.http.tls import TlsListener
 from embedmesh.rules import errors
 from embedmesh.rules.errors import Failure
 from embedmesh.rules.limits import REQUEST_HEAD_S, WRITE_REPLY_S
@@ -53,26 +54,29 @@ class HttpServer:
         self._head_s = head_s
         self._on_internal_error = on_internal_error
         self._aiohttp = web.Server(self._handle, handler_cancellation=True)
+        self._origins, self._connections = origins or Origins(), connections or Connections()
         self._connection = functools.partial(
             ServerConnection,
             self._aiohttp,
             head_s=head_s,
             explain=self._explain,
-            origins=origins or Origins(),
-            connections=connections or Connections(),
+            origins=self._origins,
+            connections=self._connections,
         )
         self._fast_path = fast_path
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Server | TlsListener] = []
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Serve on a bound socket, TCP or Unix, with TLS where a context is given. May be called for several."""
+        accept = functools.partial(self._connection, fast_path=self._fast_path)
+        if tls is not None:
+            sock.listen(LISTEN_BACKLOG)
+            shared = (self._origins, self._connections)
+            self._listeners.append(TlsListener(sock, tls, accept, self._head_s, *shared))
+            return
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        accept = functools.partial(self._connection, fast_path=self._fast_path)
-        handshake_s = self._head_s if tls is not None else None
-        self._listeners.append(
-            await create(accept, sock=sock, backlog=LISTEN_BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s)
-        )
+        self._listeners.append(await create(accept, sock=sock, backlog=LISTEN_BACKLOG))
 
     def adopt(self, transport: asyncio.Transport, data: bytes = b"") -> asyncio.Future[None]:
         """Serve on a connection that we opened ourselves and on which `data` has come. The future ends with it."""

@@ -84,6 +84,27 @@ def pinned_context(certificate_der: bytes) -> ssl.SSLContext:
     return context
 
 
+def unverified_context() -> ssl.SSLContext:
+    """For our own port, which may have a certificate for another name: nothing secret is sent or read."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def names_of(path_cert: Path) -> list[str]:
+    """The host names and addresses that a certificate (PEM, the first of its file) is for. Raises SetupError."""
+    try:
+        certificate = _load_certificate(path_cert)
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    except OSError as error:
+        raise SetupError(f"{path_cert} cannot be read ({error.strerror}).") from None
+    addresses = [str(each) for each in found.get_values_for_type(x509.IPAddress)]
+    return [*found.get_values_for_type(x509.DNSName), *addresses]
+
+
 def is_certificate(certificate_der: bytes) -> bool:
     """Whether this is a certificate that may be pinned: one that certifies no others (CA:FALSE)."""
     if len(certificate_der) > CERTIFICATE_BYTES_MAX:

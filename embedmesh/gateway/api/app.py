@@ -57,6 +57,7 @@ class GatewayApp:
         confidential: tuple[Locks, SealedNodes] | None = None,
         generating: tuple[GeneratingClient, Leases] | None = None,
         sidecars: tuple[Locks, GeneratingNodes, Leases] | None = None,
+        admin_certificate: bool = False,
     ) -> None:
         """`more` are the APIs for nodes, operators and accounts; `workers` share the port and a page of metrics.
 
@@ -64,6 +65,7 @@ class GatewayApp:
         """
         self._world = world
         self._registry = registry
+        self._admin_certificate = admin_certificate
         origins = origins or Origins()
         room = Room(in_flight_max, FULL.format(in_flight_max))
         self.metrics = Metrics(lambda: {"in_flight": room.taken, **gauges()}, workers)
@@ -102,4 +104,5 @@ class GatewayApp:
 
     def routes(self) -> Routes:
         """All paths and methods. Anything else is refused."""
-        return router(self._apis, self._world.keys, self._world.rate_limits)
+        keys, limits = self._world.keys, self._world.rate_limits
+        return router(self._apis, keys, limits, admin_certificate=self._admin_certificate)

@@ -20,7 +20,7 @@ from embedmesh.http.aiohttp_connection import write_out
 from embedmesh.http.bodies import CALLER, decoded, json_reply, small_body
 from embedmesh.http.receive import BodyBudget
 from embedmesh.http.routing import PATH_REMAINDER, Handler, Routes
-from embedmesh.rules.errors import Failure, StoreUnavailable
+from embedmesh.rules.errors import Failure, InsufficientScope, StoreUnavailable
 from embedmesh.rules.limits import WRITE_REPLY_S
 from embedmesh.rules.ports import Caller, Keys, RateLimits
 from embedmesh.rules.shares import Room
@@ -128,13 +128,20 @@ class Api:
         return handler
 
 
-def router(apis: Iterable[Api], keys: Keys, rate_limits: RateLimits | None) -> Routes:
-    """All routes of these APIs. Paths and methods without a row are refused. Without `rate_limits` none apply."""
+def router(
+    apis: Iterable[Api], keys: Keys, rate_limits: RateLimits | None, *, admin_certificate: bool = False
+) -> Routes:
+    """All routes of these APIs. Paths and methods without a row are refused. Without `rate_limits` none apply.
+
+    `admin_certificate`: what asks for the scope `admin` asks for a client certificate, too.
+    """
     routes: dict[str, dict[str, Handler]] = {}
     for api in apis:
         for route in api.ROUTES:
             handler = api.bounded(_adapted(route, api))
             if isinstance(route.scope, tuple) and not (route.raw and route.raw.key_checked_by_flow):
+                if admin_certificate and ADMIN_SCOPE in route.scope:
+                    handler = _with_certificate(handler)
                 handler = _with_key(handler, route.scope, keys, rate_limits)
             routes.setdefault(starred(route.path), {})[route.method] = handler
     return routes
@@ -197,6 +204,17 @@ def _with_key(handler: Handler, scopes: tuple[str, ...], keys: Keys, rate_limits
 
     async def checked(request: web.BaseRequest) -> web.StreamResponse:
         request[CALLER] = await admit(request.headers.get, scopes, keys, rate_limits)
+        return await handler(request)
+
+    return checked
+
+
+def _with_certificate(handler: Handler) -> Handler:
+    """The handler, for connections that proved themselves with a certificate; TLS has checked who issued it."""
+
+    async def checked(request: web.BaseRequest) -> web.StreamResponse:
+        if request.transport is None or not request.transport.get_extra_info("peercert"):
+            raise InsufficientScope("The admin API of this gateway wants a client certificate besides the key.")
         return await handler(request)
 
     return checked
