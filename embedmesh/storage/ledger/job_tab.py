@@ -1,7 +1,7 @@
 """The money of jobs: a tab of its own for each, its budget; a row for each key, first under way, then charged, once.
 
-A row that is under way is to a job what a hold is to an account: its amount is set aside of the budget until its attempt
-ends it, or its deadline passes. All writes about a job lock its account, so that they see each other.
+A row that is under way is to a job what a hold is to an account: its amount is set aside of the budget until its
+attempt ends it, or its deadline passes. All writes about a job lock its account, so that they see each other.
 """
 
 import logging
