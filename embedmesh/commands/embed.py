@@ -144,7 +144,9 @@ def embed(inputs: tuple[str, ...], output: str, **given: Any) -> None:
     of_job = {name: given.pop(name) for name in OF_JOB}
     asked = any(value is not None and value is not False for value in of_job.values())
     if asked or len(inputs) > 1 or job_output(output) is not None:
-        sys.exit(_embed_as_job(inputs, output, **of_job, **given))
+        from embedmesh.commands.embed_job import embed_as_job
+
+        sys.exit(EXITS[embed_as_job(inputs, output, of_job | given)])
     file, target = Path(*inputs or "-"), Path(output)
     if output != "-" and target.suffix not in OUTPUTS:
         raise click.BadParameter(
@@ -152,53 +154,6 @@ def embed(inputs: tuple[str, ...], output: str, **given: Any) -> None:
             param_hint="'-o' / '--output'",
         )
     _embed_file(file, None if output == "-" else target, **given)
-
-
-def _embed_as_job(
-    inputs: tuple[str, ...],
-    output: str,
-    *,
-    ids: str | None,
-    engine: str | None,
-    concurrency: int | None,
-    budget: int | None,
-    dry_run: bool,
-    manifest: Path | None,
-    field: str | None,
-    column: str | None,
-    kind: str | None,
-    batch: int,
-    confidential: bool,
-    pins: Path | None,
-    overwrite: bool,
-    url: str | None,
-    api_key_file: Path | None,
-    data_dir: Path,
-    as_json: bool,
-    **fields: Any,
-) -> int:
-    """Returns the exit code."""
-    from embedmesh.commands.embed_job import JobOptions, embed_job, estimate_job
-
-    if confidential or pins is not None:
-        raise WrongUsage("A job cannot be --confidential yet. Seal one input, with one file as its output.")
-    if not inputs:
-        raise WrongUsage("A job needs inputs that can be read again: name them.")
-    sink = job_output(output)
-    if sink is None and not dry_run:
-        raise WrongUsage("A job writes a folder of parts, or a database: give -o OUT/, or jsonl:OUT, or npy:OUT.")
-    options = JobOptions(
-        sink or "", kind, column or field, ids, engine or "local", concurrency, budget, manifest, overwrite, as_json
-    )
-    given = {name: value for name, value in fields.items() if value is not None}
-
-    def find() -> GatewayAccess:
-        return find_gateway(url, api_key_file, data_dir, "api")
-
-    if dry_run:
-        estimate_job(inputs, given, options, find).print(as_json)
-        return 0
-    return EXITS[embed_job(inputs, given, options, find)]
 
 
 def _embed_file(
