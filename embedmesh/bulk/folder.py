@@ -36,7 +36,7 @@ class PartFolder:
         self._encode = ENCODERS[self._kind]
         self._remote, self.folder = file_system(folder.rstrip("/")) if "://" in folder else (None, folder)
         if self._kind == "parquet":
-            _pyarrow()
+            pyarrow_here()
 
     def begin(self, *, resumed: bool, overwrite: bool) -> None:
         """Make the folder, and empty it of the parts of other jobs."""
@@ -103,7 +103,7 @@ class PartFolder:
 
 
 def _parquet(table: UnitTable) -> bytes:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow_here()
     columns: dict[str, Any] = {"index": arrow.array(_numbers(table), arrow.int64())}
     if table.arrow is not None:
         columns |= {name: table.arrow.column(name) for name in table.arrow.schema.names}
@@ -150,7 +150,8 @@ def _as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def pyarrow_here() -> tuple[Any, Any]:
+    """pyarrow, and its part for Parquet. Raises WrongUsage."""
     try:
         import pyarrow
         from pyarrow import parquet

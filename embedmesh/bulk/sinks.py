@@ -57,6 +57,7 @@ SINKS = {
     "parquet": "embedmesh.bulk.folder:PartFolder",
     "jsonl": "embedmesh.bulk.folder:PartFolder",
     "npy": "embedmesh.bulk.folder:PartFolder",
+    "file": "embedmesh.bulk.joined:JoinedFile",
     "pgvector": "embedmesh.bulk.to_pgvector:PgvectorSink",
     "qdrant": "embedmesh.bulk.to_qdrant:QdrantSink",
 }
@@ -80,7 +81,9 @@ def sink_for(output: str) -> Sink:
 
 
 def job_output(output: str) -> str | None:
-    """The sink that an output of the command line means, as `parquet:out` for `out/`; None for a single file."""
+    """The sink that an output of the command line means, as `parquet:out` for `out/`; None for a file that needs no job."""
     if sink_name(output) is not None:
         return output
+    if output.endswith(".lance"):
+        return f"file:{output}"
     return f"parquet:{output.rstrip('/') or '/'}" if output.endswith("/") else None

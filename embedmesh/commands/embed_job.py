@@ -13,6 +13,7 @@ import msgspec
 from embedmesh.bulk.engines import engine_for
 from embedmesh.bulk.estimate import JobEstimate, estimate
 from embedmesh.bulk.job import run_job
+from embedmesh.bulk.joined import JOINS
 from embedmesh.bulk.manifest import Manifest
 from embedmesh.bulk.sinks import job_output, sink_for
 from embedmesh.bulk.sources import batches_of, open_source
@@ -59,9 +60,9 @@ def embed_as_job(inputs: tuple[str, ...], output: str, given: dict[str, Any]) ->
         raise WrongUsage("A job cannot be --confidential yet. Seal one input, with one file as its output.")
     if not inputs:
         raise WrongUsage("A job needs inputs that can be read again: name them.")
-    sink = job_output(output)
+    sink = job_output(output) or (f"file:{output}" if Path(output).suffix in JOINS else None)
     if sink is None and not options.dry_run:
-        raise WrongUsage("A job writes a folder of parts, or a database: give -o OUT/, or jsonl:OUT, or npy:OUT.")
+        raise WrongUsage(f"A job writes OUT/, a database, or one file that ends in {', '.join(JOINS)}: give it as -o.")
     access = find_gateway(options.url, options.api_key_file, options.data_dir, "api")
     plan = JobPlan(
         base_url=access.base_url,
@@ -152,10 +153,12 @@ def _ended(report: JobReport, manifest: Manifest, run: Callable[[], None]) -> st
 
 
 def _opened(plan: JobPlan, options: JobOptions) -> Manifest:
-    """The manifest: in the folder of the output, else here, under a name that follows from the output."""
+    """The manifest: in the folder of the output or beside the file, else here, under a name that follows from the output."""
     kind, _, place = plan.output.partition(":")
     file = options.manifest
-    if file is None and kind in FOLDER_SINKS and "://" not in place:
+    if file is None and kind == "file":
+        file = Path(f"{place}.manifest.jsonl")
+    elif file is None and kind in FOLDER_SINKS and "://" not in place:
         file = Path(place) / MANIFEST_NAME
     elif file is None:
         file = Path(f"embedmesh-{kind}-{hashlib.sha256(plan.output.encode()).hexdigest()[:NAME_HEX]}.manifest.jsonl")

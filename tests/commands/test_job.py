@@ -152,7 +152,7 @@ def test_what_does_not_go_with_a_job_is_refused(
 @pytest.mark.parametrize(
     "given, says",
     [
-        (["a.jsonl", "b.jsonl"], "-o OUT/"),
+        (["a.jsonl", "b.jsonl"], "A job writes OUT/"),
         (["missing.jsonl", "-o", "out/"], "missing.jsonl cannot be read"),
         (["a.jsonl", "-o", "out/", "--id", "no"], "no column 'no'"),
         (["a.jsonl", "-o", "out/", "--confidential"], "cannot be --confidential"),
@@ -244,3 +244,37 @@ def test_the_input_alone_decides_what_a_unit_is(tmp_path: Path) -> None:
     jsonl(file, [*texts[:-1], "z"])
     assert [unit.key for unit in cut()[:-2]] == [unit.key for unit in units[:-2]]
     assert cut()[-1].key != units[-1].key
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".npy", ".lance"])
+def test_one_file_is_made_of_the_parts(edge: Edge, embed: Embed, tmp_path: Path, suffix: str) -> None:
+    """In the order of the input, with the columns of all inputs; the parts are gone then, and it is not made twice."""
+    if suffix == ".lance":
+        pytest.importorskip("lance")
+    first, second = jsonl(tmp_path / "a.jsonl", MANY), tmp_path / "b.txt"
+    second.write_text("more\n\nlast\n")
+    out = tmp_path / f"out{suffix}"
+    result = embed(first, second, "-o", out)
+    assert result.exit_code == 1, result.output
+    texts = [*MANY, "more", "", "last"]
+    if suffix == ".npy":
+        vectors = list(np.load(out))
+    elif suffix == ".jsonl":
+        vectors = [json.loads(line)["embedding"] for line in out.read_bytes().splitlines()]
+    else:
+        table = parquet.read_table(out) if suffix == ".parquet" else __import__("lance").dataset(str(out)).to_table()
+        assert table["index"].to_pylist() == list(range(len(texts)))
+        assert table["id"].to_pylist() == [f"r{at}" for at in range(len(MANY))] + [None] * 3
+        vectors = table["embedding"].to_pylist()
+    for text, vector in zip(texts, vectors, strict=True):
+        if text:
+            assert np.array_equal(np.array(vector, "<f4"), vector_of(text))
+        else:
+            assert vector is None or np.isnan(vector).all()
+    asked, made = len(edge.asked), out.stat().st_mtime_ns
+    again = embed(first, second, "-o", out)
+    assert again.exit_code == 1 and "already complete" in again.stderr
+    assert (len(edge.asked), out.stat().st_mtime_ns) == (asked, made)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".out", "out"))) == sorted(
+        [out.name, f"{out.name}.manifest.jsonl"]
+    )
