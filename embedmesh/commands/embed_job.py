@@ -87,7 +87,9 @@ def _run(inputs: tuple[str, ...], plan: JobPlan, options: JobOptions, access: Ga
         manifest.begin()
         with JobReport(manifest, plan.output, _size(inputs)) as report:
             if budget is not None and not manifest.is_finished:
-                plan = msgspec.structs.replace(plan, ledger_job=budget.open(options.budget or 0, count_rows(inputs, options.kind)))
+                plan = msgspec.structs.replace(
+                    plan, ledger_job=budget.open(options.budget or 0, count_rows(inputs, options.kind))
+                )
             units = units_of(batches_of(inputs, options.kind, plan.column), plan)
             go = functools.partial(
                 run_job, units, plan, manifest, sink, run_units, concurrency=options.concurrency, observer=report
@@ -153,7 +155,7 @@ def _ended(report: JobReport, manifest: Manifest, run: Callable[[], None]) -> st
 
 
 def _opened(plan: JobPlan, options: JobOptions) -> Manifest:
-    """The manifest: in the folder of the output or beside the file, else here, under a name that follows from the output."""
+    """The manifest: in the output's folder or beside its file, else here, under a name that follows from it."""
     kind, _, place = plan.output.partition(":")
     file = options.manifest
     if file is None and kind == "file":
