@@ -281,7 +281,9 @@ def test_one_file_is_made_of_the_parts(edge: Edge, embed: Embed, tmp_path: Path,
     )
 
 
-def test_inputs_and_outputs_at_addresses(edge: Edge, embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_and_outputs_at_addresses(
+    edge: Edge, embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By fsspec; the manifest is a local file. What has changed there is noticed."""
     fsspec = pytest.importorskip("fsspec")
     monkeypatch.chdir(tmp_path)

@@ -77,7 +77,11 @@ async def test_a_job_from_end_to_end(caller: Employer) -> None:
     assert (again.headers["x-embedmesh-cost-nanousd"], again.headers["idempotent-replayed"]) == ("0", "true")
     assert first.headers["x-embedmesh-request"] == again.headers["x-embedmesh-request"]
     other = await caller.embed(job_id, "unit-1", "another text")
-    assert (other.status, other.error["code"], other.headers["x-should-retry"]) == (409, "idempotency_conflict", "false")
+    assert (other.status, other.error["code"], other.headers["x-should-retry"]) == (
+        409,
+        "idempotency_conflict",
+        "false",
+    )
     alone = await caller.embed(None, "unit-1")
     assert (alone.status, alone.headers["x-embedmesh-cost-nanousd"]) == (200, str(cost)), "not a key of the job"
     job = await caller.ask("GET", f"/v1/jobs/{job_id}")
