@@ -70,9 +70,9 @@ lines are refused.
 --confidential seals every request, so that only a node of --node-identity can read its texts, and not the gateway. That
 file comes from the node's operator (node.identity.pub in its data directory), not from the gateway.
 
-With several inputs, an output that is a folder (OUT/) or a database, or --id, --engine or --budget, it runs a job: units of
-up to 2,048 texts, in any order, each with a part of its own. Stopped anywhere, the same command does the rest. With
---budget nothing is paid twice, even so. Inputs and folders may be at s3://, gs:// or hf://.
+With several inputs, an output that is a folder (OUT/) or a database, or --id, --engine or --budget, it runs a job:
+units of up to 2,048 texts, in any order, each with a part of its own. Stopped anywhere, the same command does the rest.
+With --budget nothing is paid twice, even so. Inputs and folders may be at s3://, gs:// or hf://.
 
 \b
 Examples:
