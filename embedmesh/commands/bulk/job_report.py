@@ -77,7 +77,9 @@ class JobReport(logging.Handler):
     def stopped(self, why: str) -> None:
         """Print why the job ends early, how to go on, and what is still set aside for it."""
         held = self._manifest.ledger_jobs[-1:]
-        hint = "".join(f" Or give its budget back: embedmesh jobs cancel {job['ledger_job']}" for job in held)
+        hint = "".join(
+            f" A larger --budget goes on, too; embedmesh jobs cancel {job['ledger_job']} ends it." for job in held
+        )
         self.bar.say(f"embedmesh: {why.rstrip('.')}. Run the same command again to continue.{hint}")
 
     def summary(self, ended: str, as_json: bool, charged_nanousd: int | None) -> None:
