@@ -27,9 +27,10 @@ def embedded(gateway: ScriptedGateway, texts: list[str | None], **options: Any) 
         f"Embedding[Float32;{options.get('dimensions') or WIDTH}]",
         f"Embedding(Float32,{options.get('dimensions') or WIDTH})",
     )
-    found = frame.to_pydict()
-    assert found["id"] == list(range(len(texts)))
-    return [None if row is None else np.asarray(row, "<f4") for row in found["embedding"]]
+    found = frame.to_pydict()  # batches come as they are done, as of all asynchronous functions of Daft
+    rows = dict(zip(found["id"], found["embedding"], strict=True))
+    assert sorted(rows) == list(range(len(texts)))
+    return [None if rows[at] is None else np.asarray(rows[at], "<f4") for at in range(len(texts))]
 
 
 def right(text: str, width: int = WIDTH) -> Any:
