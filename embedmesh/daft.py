@@ -69,9 +69,7 @@ class EmbedmeshProvider(Provider):  # type: ignore[misc]
 class DaftTextDescriptor(TextEmbedderDescriptor):  # type: ignore[misc]
     """What Daft carries to its workers: how to make an embedder there. Its form does not show the key."""
 
-    def __init__(
-        self, name: str, width: int, of_client: dict[str, Any], of_daft: dict[str, Any], nulls: bool
-    ) -> None:
+    def __init__(self, name: str, width: int, of_client: dict[str, Any], of_daft: dict[str, Any], nulls: bool) -> None:
         self._name, self._width, self._nulls = name, width, nulls
         self._of_client, self._of_daft = of_client, of_daft
 

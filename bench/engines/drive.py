@@ -58,7 +58,11 @@ def ray(job: Job, texts: list[str]) -> Any:
     from embedmesh.ray import Embedder
 
     data = ray.data.from_items([{"at": at, "text": text} for at, text in enumerate(texts)]).map_batches(
-        Embedder, fn_constructor_kwargs={**_access(job), "model": job["model"]}, batch_size=BATCH, concurrency=1, num_cpus=0.2
+        Embedder,
+        fn_constructor_kwargs={**_access(job), "model": job["model"]},
+        batch_size=BATCH,
+        concurrency=1,
+        num_cpus=0.2,
     )
     rows = sorted(data.take_all(), key=lambda row: row["at"])
     return np.stack([row["embedding"] for row in rows])

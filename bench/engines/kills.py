@@ -233,9 +233,7 @@ def judge(job: KilledJob, texts: Sequence[str], table: Any, killed: Counter[str]
 
     tokenizer = ModelTokenizer(model_folder(), max_tokens=256)
     ids = tokenizer.ids(list(texts))
-    right = {
-        f"id-{at}": (31 * one[0] + 7 * one[-1] + one[len(one) // 2]) % len(table) for at, one in enumerate(ids)
-    }
+    right = {f"id-{at}": (31 * one[0] + 7 * one[-1] + one[len(one) // 2]) % len(table) for at, one in enumerate(ids)}
     seen: Counter[str] = Counter()
     wrong_vectors = 0
     for file in sorted(job.out.glob("part-*")):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from embedmesh.bulk.stops import Stopped
+from embedmesh.bulk.stops import NothingListens, RequestRefused, Stopped
 from embedmesh.bulk.units import JobPlan
 from embedmesh.bulk.usage import WrongUsage
 from embedmesh.client.errors import EmbedmeshError
@@ -15,10 +15,11 @@ from embedmesh.client.errors import EmbedmeshError
 DAFT_WORKERS = 4  # each waits for the gateway most of the time
 WAVE_UNITS_A_WORKER = 16  # a wave ends with its last unit, while other workers wait: a few per cent; ten MB a worker
 FRUITLESS_TRIES_MAX = 3  # of a wave, in a row, that brought no unit: then it is not that a worker died
+RAISED = {kind.__name__: kind for kind in (Stopped, RequestRefused, NothingListens, WrongUsage)}
 
 
 class DaftUnitWorker:
-    """What each of Daft's workers has."""
+    """What each of Daft's workers has: a process."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         from embedmesh.bulk.work import UnitWorker
@@ -26,8 +27,17 @@ class DaftUnitWorker:
         self._work = UnitWorker(plan)
 
     def work(self, unit: bytes) -> bytes:
-        """Embed and write a unit; its row for the manifest. Both as MessagePack: a column has one type."""
-        return msgspec.msgpack.encode(self._work(msgspec.msgpack.decode(unit)))
+        """Embed and write a unit; its row for the manifest, or what was raised, of which Daft would keep the text alone.
+
+        Both as MessagePack: a column has one type.
+        """
+        try:
+            row = self._work(msgspec.msgpack.decode(unit))
+        except (Stopped, WrongUsage) as error:
+            row = {"raised": type(error).__name__, "message": str(error)}
+        except (EmbedmeshError, OSError) as error:
+            row = {"raised": Stopped.__name__, "message": str(error)}
+        return msgspec.msgpack.encode(row)
 
 
 def run_units(
@@ -40,8 +50,7 @@ def run_units(
     """
     daft = _import_daft()
     count = concurrency or DAFT_WORKERS
-    made = daft.cls(DaftUnitWorker, max_concurrency=count, use_process=True)
-    work = made(plan.as_dict()).work
+    work = daft.cls(DaftUnitWorker, max_concurrency=count, use_process=True)(plan.as_dict()).work
     while wave := {unit["key"]: msgspec.msgpack.encode(unit) for unit in islice(units, count * WAVE_UNITS_A_WORKER)}:
         fruitless = 0
         while wave:
@@ -50,21 +59,14 @@ def run_units(
                 frame = daft.from_pydict({"unit": list(wave.values())}).into_batches(1)
                 for found in frame.select(work(frame["unit"]).alias("row")).iter_rows():
                     row = msgspec.msgpack.decode(found["row"])
+                    if "raised" in row:
+                        raise RAISED[row["raised"]](row["message"])
                     del wave[row["key"]]
                     yield row
-            except Exception as error:
-                raise_ours(error)
+            except RuntimeError:  # of Daft: a worker died, and with it the query
                 fruitless = fruitless + 1 if len(wave) == left else 0
                 if fruitless == FRUITLESS_TRIES_MAX:
                     raise
-
-
-def raise_ours(error: BaseException | None) -> None:
-    """What a worker of ours raised, out of what an engine has wrapped it into; nothing if that was something else."""
-    while error is not None:
-        if isinstance(error, Stopped | WrongUsage | EmbedmeshError):
-            raise error from None
-        error = error.__cause__ or error.__context__
 
 
 def _import_daft() -> Any:

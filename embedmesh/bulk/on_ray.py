@@ -41,9 +41,9 @@ def run_units(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
     machines = sum(node["Alive"] for node in ray.nodes())
     count = concurrency or max(RAY_WORKERS_MIN, RAY_WORKERS_A_MACHINE * machines)
-    actor = ray.remote(
-        num_cpus=RAY_WORKER_CPUS, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
-    )(RayUnitWorker)
+    actor = ray.remote(num_cpus=RAY_WORKER_CPUS, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(
+        RayUnitWorker
+    )
     workers = [actor.remote(plan.as_dict()) for _ in range(count)]
     free = deque(workers * RAY_UNITS_AHEAD)
     under_way: dict[Any, Any] = {}

@@ -23,9 +23,9 @@ def served_width(access: Access, model: str) -> int:
 
     Raises CallNotAnswered; CallRefused where the key or the model is refused; WrongCall where the server does not say.
     """
-    connect = http.client.HTTPSConnection if access.tls else http.client.HTTPConnection
-    options = {"context": access.tls} if access.tls else {}
-    connection = connect(access.host, access.port, timeout=CONNECT_WITHIN_S, **options)
+    connection = http.client.HTTPConnection(access.host, access.port, timeout=CONNECT_WITHIN_S)
+    if access.tls is not None:
+        connection = http.client.HTTPSConnection(access.host, access.port, timeout=CONNECT_WITHIN_S, context=access.tls)
     try:
         connection.request("GET", f"{access.path}/models/{quote(model, safe='')}", headers=access.headers)
         reply = connection.getresponse()

@@ -1,5 +1,6 @@
 """Daft's `embed_text` with our provider and with its own: right vectors, nothing paid beside them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ pytestmark = needs("daft")
 TEXTS = [f"text {number} ünïcödé" for number in range(250)]
 
 
-def embedded(gateway: ScriptedGateway, texts: list[str | None], **options: Any) -> list[Any]:
+def embedded(gateway: ScriptedGateway, texts: Sequence[str | None], **options: Any) -> list[Any]:
     """The column of vectors, as lists, by our provider."""
     import daft
     from daft.functions import embed_text

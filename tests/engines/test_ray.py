@@ -1,6 +1,6 @@
 """Ray: `map_batches` with our Embedder, and nodes on a cluster's workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def embedded(gateway: ScriptedGateway, texts: list[str | None], **options: Any) -> list[dict[str, Any]]:
+def embedded(gateway: ScriptedGateway, texts: Sequence[str | None], **options: Any) -> list[dict[str, Any]]:
     """All rows, by their ids."""
     import ray
 

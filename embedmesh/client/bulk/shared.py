@@ -24,6 +24,7 @@ from embedmesh.client.bulk.wire import BulkWire
 from embedmesh.client.calls import TIMEOUT_S, Calls
 from embedmesh.client.errors import WrongCall
 from embedmesh.client.models import served_width
+from embedmesh.client.refusals import Problem
 
 
 class SharedClient:
@@ -81,7 +82,8 @@ class SharedClient:
 
     async def _embed(self, texts: Sequence[str | None]) -> EmbeddedUnit:
         places = [at for at, text in enumerate(texts) if text is not None]
-        table, refused = Table(len(places)), {}
+        table = Table(len(places))
+        refused: dict[int, Problem] = {}
         tokens = cost_nanousd = 0
         units = self._requests.packing.units(text for text in texts if text is not None)
 
